@@ -1,0 +1,270 @@
+"""The study file as pydantic models: one field, one type, one docstring.
+
+Unknown keys are refused. Checks that need more than one field are in `config.checks`, so that all
+errors can be reported together. Defaults name their source.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._+-]*$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=80)]
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class Section(BaseModel):
+    """Base of every part of a study file: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Training(Section):
+    """How a phase is trained. Every strategy and set can override single fields."""
+
+    learning_rate: float = Field(2.0e-5, gt=0, le=1)
+    """Peak learning rate of AdamW (default: common for full fine-tuning of 7B models; small models want more)."""
+    epochs: int = Field(1, ge=1, le=100)
+    """Passes over the phase's examples."""
+    tokens_per_batch: int = Field(4096, ge=16)
+    """Padded tokens per optimiser step: rows times the longest row of each of its micro-batches."""
+    accumulation: int = Field(1, ge=1, le=1024)
+    """Micro-batches per optimiser step; each holds tokens_per_batch / accumulation padded tokens."""
+    max_length: int = Field(1024, ge=8)
+    """Longest example in tokens; what is cut off is counted and shown."""
+    precision: Literal["bf16", "bf16_pure", "float32"] = "bf16"
+    """bf16: bf16 arithmetic on float32 weights; bf16_pure: bf16 weights with stochastic rounding; float32."""
+    warmup_share: float = Field(0.05, ge=0, le=1)
+    """Share of the steps in which the learning rate rises from 0."""
+    scheduler: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"
+    """Course of the learning rate after the warm-up."""
+    weight_decay: float = Field(0.0, ge=0, le=1)
+    """AdamW's decoupled weight decay (default: none, as in Alpaca's training)."""
+    max_gradient_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this norm."""
+    gradient_checkpointing: bool = False
+    """Trade time for memory: recompute activations in the backward pass."""
+    save_every: int = Field(0, ge=0)
+    """Optimiser steps between resumable checkpoints inside a phase; 0: none."""
+    report_to: tuple[str, ...] = ()
+    """Trackers of transformers.Trainer: tensorboard, wandb, mlflow, ..."""
+
+
+class TrainingOverrides(Section):
+    """Fields of Training that a phase or a strategy sets otherwise; what is absent is inherited."""
+
+    learning_rate: float | None = Field(None, gt=0, le=1)
+    """See Training."""
+    epochs: int | None = Field(None, ge=1, le=100)
+    """See Training."""
+    tokens_per_batch: int | None = Field(None, ge=16)
+    """See Training."""
+    accumulation: int | None = Field(None, ge=1, le=1024)
+    """See Training."""
+    max_length: int | None = Field(None, ge=8)
+    """See Training."""
+    precision: Literal["bf16", "bf16_pure", "float32"] | None = None
+    """See Training."""
+    warmup_share: float | None = Field(None, ge=0, le=1)
+    """See Training."""
+    scheduler: Literal["linear", "cosine", "constant_with_warmup"] | None = None
+    """See Training."""
+    weight_decay: float | None = Field(None, ge=0, le=1)
+    """See Training."""
+    max_gradient_norm: float | None = Field(None, gt=0)
+    """See Training."""
+    gradient_checkpointing: bool | None = None
+    """See Training."""
+    save_every: int | None = Field(None, ge=0)
+    """See Training."""
+    report_to: tuple[str, ...] | None = None
+    """See Training."""
+
+    def apply_to(self, training: Training) -> Training:
+        """Return `training` with the fields that are set here."""
+        return training.model_copy(update=self.model_dump(exclude_none=True))
+
+
+class DataSource(Section):
+    """One data set: where it lies, how it is read and how much of it is used."""
+
+    source: str
+    """`worldbook:FAMILY/LANGUAGES`, a hub id, or a local json, jsonl or parquet file."""
+    limit: int | None = Field(None, ge=1)
+    """Rows used of the whole set, taken from its languages equally; null: all."""
+    format: Literal["alpaca", "messages", "prompt_completion"] | None = None
+    """Format of the rows; null: detected from the first row."""
+    language: str | None = Field(None, pattern=r"^[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*$")
+    """BCP-47 tag of all rows; null: from the rows' `language` field, else und."""
+    config: str | None = None
+    """Configuration of a hub data set."""
+    revision: str | None = None
+    """Commit, tag or branch of a hub data set."""
+    split: str = "train"
+    """Split of a hub data set."""
+    max_broken_share: Share = 0.0
+    """The run fails when a larger share of the rows is broken; below it they are left out and counted."""
+
+
+class StrategySpec(Section):
+    """One strategy as the study file names it; its own options are checked by its class."""
+
+    kind: str
+    """Registered name of the strategy."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """The strategy's own options."""
+    training: TrainingOverrides = TrainingOverrides()
+    """Training options for cells with this strategy."""
+    name: Name | None = None
+    """Name in tables; needed where two cells would share one."""
+
+
+class StrategyChoice(Section):
+    """What the file lists under `strategies`: one strategy, or a composition applied in order.
+
+    Written `plain`, `{lora: {rank: 16}}`, or a list of these for a composition. The reserved options
+    `training` and `name` inside a strategy's options are lifted into the spec.
+    """
+
+    parts: tuple[StrategySpec, ...] = Field(min_length=1)
+    """The composed strategies, in order."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_file_form(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "parts" in value and len(value) == 1:
+            return value
+        entries = value if isinstance(value, (list, tuple)) else [value]
+        return {"parts": [_spec_from_file_form(entry) for entry in entries]}
+
+    @property
+    def label(self) -> str:
+        """The name in tables: the given one, else the strategies' names joined by `+`."""
+        given = [part.name for part in self.parts if part.name is not None]
+        return given[0] if given else "+".join(part.kind for part in self.parts)
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether this is the baseline of one phase over the union of all phases' data."""
+        return any(part.kind == MIXED for part in self.parts)
+
+
+MIXED = "mixed"
+PLAIN = "plain"
+
+
+def _spec_from_file_form(entry: Any) -> Any:
+    if isinstance(entry, str):
+        return {"kind": entry}
+    if isinstance(entry, dict) and len(entry) == 1:
+        ((kind, options),) = entry.items()
+        options = {} if options is None else options
+        if isinstance(kind, str) and isinstance(options, dict):
+            own = {key: option for key, option in options.items() if key not in ("training", "name")}
+            lifted = {key: options[key] for key in ("training", "name") if key in options}
+            return {"kind": kind, "options": own, **lifted}
+    raise ValueError(f"write a strategy as NAME or {{NAME: {{option: value}}}}, not {entry!r}")
+
+
+class PhaseData(DataSource):
+    """A data set of a phase: a column of the grid, with strategies of its own."""
+
+    english: str | None = None
+    """Source of this set's English parallel, from which english_replay draws by default."""
+    strategies: tuple[StrategyChoice, ...] = ()
+    """Strategies for this set only, added to the phase's."""
+
+
+class Phase(Section):
+    """One phase: either trained on each of its data sets, or given as a checkpoint."""
+
+    name: Name
+    """Name of the phase, as `paths` and records use it."""
+    data: dict[Name, PhaseData] = Field(default_factory=dict)
+    """The phase's data sets by name; each is a column of the grid."""
+    checkpoint: str | None = None
+    """A finished model that stands for this phase (first phase only): hub id, folder or embedded."""
+    instructions: str | None = None
+    """With a checkpoint: the data set that stands for its unknown instructions in DES; null: DES is null."""
+    strategies: tuple[StrategyChoice, ...] = ()
+    """Strategies applied on every data set of the phase; none given: plain, where no set has its own."""
+    training: TrainingOverrides = TrainingOverrides()
+    """Training options of this phase."""
+
+
+class EvaluationTask(Section):
+    """One task of the evaluation; written as its name alone where the rest is default."""
+
+    task: str
+    """`worldbook` (both families), `worldbook:lookup`, `worldbook:counting`, a harness task, or a YAML file."""
+    language: str | None = None
+    """BCP-47 tag; needed under language_ability for a task that is not worldbook's."""
+    metric: str | None = None
+    """The harness metric that is the task's score; null: its first one. Must lie in [0, 1]."""
+    limit: int | None = Field(None, ge=1)
+    """Items used, from the first on (worldbook: per family and language); null: all, worldbook: 100."""
+    max_new_tokens: int | None = Field(None, ge=1)
+    """Longest answer generated; null: the task's own (worldbook: 96)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_file_form(cls, value: Any) -> Any:
+        return {"task": value} if isinstance(value, str) else value
+
+
+class Evaluation(Section):
+    """What is evaluated after each phase."""
+
+    task_ability: tuple[EvaluationTask, ...] = (EvaluationTask(task="worldbook"),)
+    """English tasks; task ability is the mean over their scores."""
+    language_ability: tuple[EvaluationTask, ...] = (EvaluationTask(task="worldbook"),)
+    """Tasks in the study's languages; language ability is the mean over languages of the mean over tasks."""
+    batch_size: int = Field(32, ge=1)
+    """Items generated or scored together."""
+    apply_chat_template: bool = True
+    """Put harness prompts through the model's chat template."""
+
+
+class PathStep(Section):
+    """One phase of an explicitly listed path."""
+
+    phase: Name
+    """Name of the phase."""
+    data: Name
+    """Name of the phase's data set."""
+    strategy: StrategyChoice = StrategyChoice(parts=(StrategySpec(kind=PLAIN),))
+    """The strategy of this step."""
+
+
+Measure = Literal["des", "mpd", "mpd_pair"]
+
+
+class Study(Section):
+    """A grid of phases x strategies x seeds."""
+
+    name: Name
+    """Name of the run folder, and title of the report."""
+    model: str | None = None
+    """The base: `embedded:NAME`, a hub id (`ID@REVISION`) or a folder. Null: the first phase is a checkpoint."""
+    phases: tuple[Phase, ...] = Field(min_length=2)
+    """The phases in order."""
+    paths: tuple[tuple[PathStep, ...], ...] = ()
+    """Cells listed one by one in place of the full product."""
+    training: Training = Training()
+    """Training options of every phase."""
+    encoder: str = "embedded"
+    """Sentence encoder of DES."""
+    held_out: int = Field(100, ge=0)
+    """Groups per data set that are never trained on; their answers' loss is measured."""
+    measures: tuple[Measure, ...] = ("des", "mpd")
+    """Measures taken: des, mpd (from Phase 1), mpd_pair (the paper's MPD of a data pair)."""
+    evaluate: Evaluation = Evaluation()
+    """Tasks."""
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    """Every phase is trained once per seed."""
+    keep: Literal["all", "final", "none"] = "final"
+    """Checkpoints that stay on disk: all, the cells' last ones (and Phase 1), or none."""
+    trust_remote_code: bool = False
+    """Run code that a model brings along. Leave it off unless you have read that code."""

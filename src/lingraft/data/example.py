@@ -1,0 +1,59 @@
+"""The one form that every data set takes inside lingraft."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Role = Literal["system", "user", "assistant"]
+OriginKind = Literal["original", "english_replay", "generative_replay"]
+
+UNDETERMINED_LANGUAGE = "und"  # BCP-47's own tag for it
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where an example came from: `original` data, or replay and, if generated, by which model and settings."""
+
+    kind: OriginKind = "original"
+    model: str | None = None
+    settings: dict[str, str | int | float | bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One instruction with its answer.
+
+    Attributes:
+        id: Unique inside its source.
+        messages: The conversation; at least one user turn, and the last turn is the assistant's.
+        language: BCP-47 tag, or "und" where nothing said.
+        group: Equal for parallel examples (the same content in several languages).
+        source: The data set as the user named it.
+        origin: Original, or replayed.
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+    language: str
+    group: str
+    source: str
+    origin: Origin = field(default_factory=Origin)
+
+    @property
+    def instruction(self) -> str:
+        """The user's part (instruction and input), which DES encodes; turns joined by a line break."""
+        return "\n".join(message.content for message in self.messages if message.role == "user")
+
+    @property
+    def answer(self) -> str:
+        """The last assistant turn."""
+        return self.messages[-1].content

@@ -1,0 +1,57 @@
+"""The errors that lingraft raises for its users, and the exit code of each.
+
+Lowest layer: everything else may import this module, it imports nothing of lingraft.
+A message says what was wrong, the value, where it came from and what to do instead.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_DONE = 0
+EXIT_ANSWER_IS_NO = 1
+EXIT_WRONG_INPUT = 2
+EXIT_CANNOT_TELL = 3
+EXIT_INTERNAL = 4
+EXIT_INTERRUPTED = 130
+
+
+class LingraftError(Exception):
+    """Base of every error that lingraft raises on purpose; printed as one message, without a stack."""
+
+    exit_code = EXIT_WRONG_INPUT
+
+
+class ConfigError(LingraftError):
+    """A study file, an override or an option is wrong."""
+
+
+class DataError(LingraftError):
+    """A data set cannot be found, read, or holds too many broken rows."""
+
+
+class ModelError(LingraftError):
+    """A model cannot be found or loaded, or does not fit what is asked of it."""
+
+
+class StrategyError(LingraftError):
+    """A strategy cannot be applied: it trains nothing, or conflicts with another one."""
+
+
+class EvaluationError(LingraftError):
+    """A task cannot be evaluated."""
+
+
+class VerificationError(LingraftError):
+    """A promise that lingraft checks itself was broken, such as a frozen weight that changed."""
+
+    exit_code = EXIT_INTERNAL
+
+
+def did_you_mean(value: str, options: Iterable[str]) -> str:
+    """Return a hint: the closest of `options` to `value` if one is close, and the sorted list of all."""
+    known = sorted(options)
+    close = difflib.get_close_matches(value, known, n=1)
+    hint = f"Did you mean {close[0]!r}? " if close else ""
+    return f"{hint}Options: {', '.join(known)}."
