@@ -1,0 +1,126 @@
+"""Checks of a study that need more than one field, all made before anything is downloaded or trained."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from lingraft.config.schema import Phase, StrategyChoice, Study
+from lingraft.errors import did_you_mean
+
+
+def check_study(study: Study) -> list[str]:
+    """Return every cross-field problem of `study`, each as one line that names the place; empty: none."""
+    return [
+        *_check_names(study),
+        *_check_phases(study),
+        *_check_strategies(study),
+        *_check_paths(study),
+        *_check_measures(study),
+        *_check_evaluation(study),
+    ]
+
+
+def _check_names(study: Study) -> Iterator[str]:
+    for name, count in Counter(phase.name for phase in study.phases).items():
+        if count > 1:
+            yield f"phases: {count} phases are named {name!r}; give each its own name."
+    for seed, count in Counter(study.seeds).items():
+        if count > 1:
+            yield f"seeds: {seed} stands {count} times; each seed trains once."
+
+
+def _check_phases(study: Study) -> Iterator[str]:
+    for index, phase in enumerate(study.phases):
+        place = f"phases[{index}] ({phase.name})"
+        if phase.checkpoint is not None:
+            yield from _check_checkpoint_phase(place, index, phase)
+        elif not phase.data:
+            yield f"{place}: has neither data nor a checkpoint; give it data."
+        if phase.checkpoint is None and phase.instructions is not None:
+            yield f"{place}.instructions: only for a phase that is a checkpoint; a trained phase's data are known."
+    if study.model is None and study.phases[0].checkpoint is None:
+        yield "model: is missing; it may only be left out where the first phase is a checkpoint."
+
+
+def _check_checkpoint_phase(place: str, index: int, phase: Phase) -> Iterator[str]:
+    if index > 0:
+        yield f"{place}.checkpoint: only the first phase can be a checkpoint; later ones are trained."
+    if phase.data:
+        yield f"{place}: has a checkpoint and data; a checkpoint is not trained, so keep one of them."
+    if phase.strategies:
+        yield f"{place}.strategies: a checkpoint is not trained, so no strategy applies; remove them."
+    if phase.training.model_dump(exclude_none=True):
+        yield f"{place}.training: a checkpoint is not trained; remove it."
+
+
+def _choices(phase: Phase) -> Iterator[tuple[str, StrategyChoice]]:
+    for choice in phase.strategies:
+        yield "strategies", choice
+    for name, data in phase.data.items():
+        for choice in data.strategies:
+            yield f"data.{name}.strategies", choice
+
+
+def _check_strategies(study: Study) -> Iterator[str]:
+    for index, phase in enumerate(study.phases):
+        place = f"phases[{index}] ({phase.name})"
+        for name, data in phase.data.items():
+            labels = Counter(choice.label for choice in (*phase.strategies, *data.strategies))
+            for label, count in labels.items():
+                if count > 1:
+                    yield f"{place}.data.{name}: {count} strategies are named {label!r}; give them a `name:`."
+        for where, choice in _choices(phase):
+            if sum(part.name is not None for part in choice.parts) > 1:
+                yield f"{place}.{where}: {choice.label!r} is named more than once; name one part."
+            if choice.is_mixed:
+                yield from _check_mixed(study, f"{place}.{where}", index)
+
+
+def _check_mixed(study: Study, place: str, index: int) -> Iterator[str]:
+    if index != len(study.phases) - 1:
+        yield f"{place}: mixed belongs to the last phase: it trains on the union of all phases' data at once."
+    if study.model is None or study.phases[0].checkpoint is not None:
+        yield f"{place}: mixed needs `model` and Phase 1 data; where Phase 1 is a checkpoint its data are unknown."
+
+
+def _check_paths(study: Study) -> Iterator[str]:
+    trained = [phase for phase in study.phases if phase.checkpoint is None]
+    for number, path in enumerate(study.paths):
+        place = f"paths[{number}]"
+        names = [step.phase for step in path]
+        wanted = [phase.name for phase in trained]
+        if names != wanted:
+            yield f"{place}: goes through {names}; a path has one step per trained phase, in order: {wanted}."
+            continue
+        for step, phase in zip(path, trained, strict=True):
+            if step.data not in phase.data:
+                hint = did_you_mean(step.data, phase.data)
+                yield f"{place}: {step.data!r} is not a data set of phase {phase.name!r}. {hint}"
+            if step.strategy.is_mixed:
+                yield from _check_mixed(study, place, study.phases.index(phase))
+    for number, path in enumerate(study.paths):
+        if path in study.paths[:number]:
+            yield f"paths[{number}]: stands twice (first as paths[{study.paths.index(path)}]); keep one."
+
+
+def _check_measures(study: Study) -> Iterator[str]:
+    unknown = study.model is None or study.phases[0].checkpoint is not None
+    if "mpd_pair" in study.measures and unknown:
+        yield "measures: mpd_pair tunes the base on each set; it needs `model` and a trained first phase."
+
+
+def _check_evaluation(study: Study) -> Iterator[str]:
+    for ability in ("task_ability", "language_ability"):
+        tasks = study.evaluate.task_ability if ability == "task_ability" else study.evaluate.language_ability
+        if not tasks:
+            yield f"evaluate.{ability}: is empty; name at least one task."
+        for name, count in Counter((task.task, task.language) for task in tasks).items():
+            if count > 1:
+                yield f"evaluate.{ability}: the task {name[0]!r} stands {count} times; keep one."
+        for number, task in enumerate(tasks):
+            is_worldbook = task.task.partition(":")[0] == "worldbook"
+            if ability == "language_ability" and not is_worldbook and task.language is None:
+                yield f"evaluate.{ability}[{number}] ({task.task}): which language? Give it `language:`."
+            if is_worldbook and task.metric is not None:
+                yield f"evaluate.{ability}[{number}] ({task.task}): worldbook has one headline score; remove metric."

@@ -1,0 +1,250 @@
+"""Read a study file: YAML, then `key=value` overrides, then the schema, then the cross-field checks.
+
+All schema errors are reported together, and so are all cross-field errors; each with the file, the line, the
+place inside the file and the value.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from lingraft.config.checks import check_study
+from lingraft.config.schema import (
+    DataSource,
+    Evaluation,
+    EvaluationTask,
+    PathStep,
+    Phase,
+    PhaseData,
+    Section,
+    StrategyChoice,
+    StrategySpec,
+    Study,
+    Training,
+    TrainingOverrides,
+)
+from lingraft.errors import ConfigError, did_you_mean
+from lingraft.records import write_text_atomically
+
+_SECTIONS: tuple[type[Section], ...] = (
+    Study,
+    Phase,
+    PhaseData,
+    DataSource,
+    Training,
+    TrainingOverrides,
+    Evaluation,
+    EvaluationTask,
+    PathStep,
+    StrategyChoice,
+    StrategySpec,
+)
+
+Location = tuple[str | int, ...]
+
+
+def load_study(path: Path | str, overrides: Sequence[str] = ()) -> Study:
+    """Read, override and check a study file.
+
+    Args:
+        path: The YAML file.
+        overrides: `key=value` pairs; the key is a dotted place (`training.epochs`, `phases.two.data.similar.limit`,
+            a phase by name or number), the value is YAML.
+
+    Raises:
+        ConfigError: The file cannot be read, or anything in it is wrong; one message with every error.
+    """
+    path = Path(path)
+    root = _compose(path)
+    content = _construct(root, path)
+    places = {}
+    for override in overrides:
+        places[_apply_override(content, override)] = override
+    try:
+        study = Study.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(_render_errors(error, path, root, places)) from None
+    problems = check_study(study)
+    if problems:
+        raise ConfigError("\n".join(f"{path}: {problem}" for problem in problems))
+    return study
+
+
+def dump_study(study: Study) -> str:
+    """Return the resolved study as YAML; loading it again gives an equal study."""
+    return yaml.safe_dump(
+        study.model_dump(mode="json", exclude_defaults=False), sort_keys=False, allow_unicode=True
+    )
+
+
+def save_study(study: Study, path: Path) -> None:
+    """Write the resolved study atomically."""
+    write_text_atomically(path, dump_study(study))
+
+
+def _compose(path: Path) -> yaml.Node:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path}: no such file. `lingraft ls recipes` lists ready-made ones, `lingraft copy` copies one."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error}).") from None
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(root, yaml.MappingNode):
+        raise ConfigError(
+            f"{path}: a study file is a mapping (name:, model:, phases:, ...), this is not one."
+        )
+    return root
+
+
+def _construct(root: yaml.Node, path: Path) -> dict[str, Any]:
+    for node in _mapping_nodes(root):
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                line = key.start_mark.line + 1
+                raise ConfigError(
+                    f"{path}:{line}: the key {key.value!r} stands twice in one mapping; keep one."
+                )
+            seen.add(key.value)
+    loader = yaml.SafeLoader("")
+    try:
+        content: dict[str, Any] = loader.construct_document(root)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    return content
+
+
+def _mapping_nodes(node: yaml.Node) -> list[yaml.MappingNode]:
+    found: list[yaml.MappingNode] = []
+    pending = [node]
+    while pending:
+        current = pending.pop()
+        if isinstance(current, yaml.MappingNode):
+            found.append(current)
+            pending.extend(value for _, value in current.value)
+        elif isinstance(current, yaml.SequenceNode):
+            pending.extend(current.value)
+    return found
+
+
+def _apply_override(content: dict[str, Any], override: str) -> Location:
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"override {override!r}: write key=value, such as training.epochs=2.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"override {override!r}: {text!r} is not valid YAML.") from None
+    parts = key.strip().replace("[", ".").replace("]", "").split(".")
+    target: Any = content
+    location: list[str | int] = []
+    for depth, part in enumerate(parts):
+        last = depth == len(parts) - 1
+        step = _step_into(target, part, override)
+        location.append(step)
+        if last:
+            target[step] = value
+        else:
+            if isinstance(target, dict) and target.get(step) is None:
+                target[step] = {}
+            target = target[step]
+    return tuple(location)
+
+
+def _step_into(target: Any, part: str, override: str) -> str | int:
+    if isinstance(target, dict):
+        return part
+    if isinstance(target, list):
+        names = [entry.get("name") if isinstance(entry, dict) else None for entry in target]
+        if part in names:
+            return names.index(part)
+        if part.isdigit() and int(part) < len(target):
+            return int(part)
+        known = [str(name) for name in names if name is not None] or [str(i) for i in range(len(target))]
+        raise ConfigError(f"override {override!r}: there is no {part!r} here. {did_you_mean(part, known)}")
+    raise ConfigError(f"override {override!r}: {part!r} lies inside a value that has no parts ({target!r}).")
+
+
+def _render_errors(
+    error: ValidationError, path: Path, root: yaml.Node, overrides: dict[Location, str]
+) -> str:
+    details = error.errors(include_url=False)
+    deeper = [tuple(detail["loc"]) for detail in details if detail["type"] != "too_short"]
+    lines = []
+    for detail in details:
+        location = tuple(detail["loc"])
+        if detail["type"] == "too_short" and any(place[: len(location)] == location for place in deeper):
+            continue  # pydantic drops the broken elements, then finds too few: only the first is news
+        where = _where(location, path, root, overrides)
+        lines.append(f"{where}: {_place(location)} {_problem(location, detail)}")
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _where(location: Location, path: Path, root: yaml.Node, overrides: dict[Location, str]) -> str:
+    for place, override in overrides.items():
+        if location[: len(place)] == place:
+            return f"override {override!r}"
+    line = _line_of(root, location)
+    return f"{path}:{line}"
+
+
+def _line_of(node: yaml.Node, location: Location) -> int:
+    line = node.start_mark.line + 1
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            match = next(((key, value) for key, value in node.value if key.value == str(part)), None)
+            if match is None:
+                continue  # a part that the schema adds (`parts`, a union's branch) and the file does not have
+            line, node = match[0].start_mark.line + 1, match[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+    return line
+
+
+def _place(location: Location) -> str:
+    place = ""
+    for before, part in zip(("", *location), location, strict=False):
+        if part == "parts" or (before == "parts" and part == 0):
+            continue  # the schema's own wrapping of a strategy; the file does not have it
+        place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
+    return place or "the study"
+
+
+def _problem(location: Location, detail: Any) -> str:
+    if detail["type"] == "extra_forbidden":
+        fields = _fields_at(location[:-1])
+        return f"is not a field. {did_you_mean(str(location[-1]), fields)}"
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    if detail["type"] == "missing":
+        return "is missing: it must be given."
+    message = message[0].lower() + message[1:]
+    shown = repr(detail["input"])
+    shown = shown if len(shown) <= 80 else shown[:77] + "..."
+    return f"is {shown}: {message}."
+
+
+def _fields_at(location: Location) -> list[str]:
+    """Return the field names of the section at `location`, walking the schema's annotations."""
+    section: type[BaseModel] = Study
+    for part in location:
+        field = section.model_fields.get(part) if isinstance(part, str) else None
+        if field is None:
+            continue
+        named = re.findall(r"\w+", str(field.annotation))
+        candidates = [known for known in _SECTIONS if known.__name__ in named]
+        if candidates:
+            section = candidates[0]
+    return list(section.model_fields)
