@@ -1,0 +1,45 @@
+"""The study files that come with lingraft: where they lie, and which there are.
+
+`lingraft copy` and `lingraft ls recipes` stand on this module. An installed wheel carries the recipes
+inside the package; a checkout (also an editable install) has them in `recipes/` beside `src/`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lingraft.errors import ConfigError, did_you_mean
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def recipe_folder() -> Path:
+    """Return the folder of the recipes: the wheel's copy, else the one of the checkout.
+
+    Raises:
+        ConfigError: Neither exists, so the installation is incomplete.
+    """
+    candidates = (_PACKAGE / "recipes", _PACKAGE.parents[1] / "recipes")
+    for folder in candidates:
+        if folder.is_dir():
+            return folder
+    places = " nor ".join(str(folder) for folder in candidates)
+    raise ConfigError(f"lingraft's recipes are missing: neither {places} exists. Install lingraft again.")
+
+
+def recipes() -> dict[str, Path]:
+    """Return every recipe's study file by its name (the file's name without `.yaml`), sorted by name."""
+    return {path.stem: path for path in sorted(recipe_folder().glob("*.yaml"))}
+
+
+def recipe(name: str) -> Path:
+    """Return the study file of the recipe `name`; `quickstart` and `quickstart.yaml` both name it.
+
+    Raises:
+        ConfigError: There is no such recipe; the message names the closest one.
+    """
+    known = recipes()
+    stem = name.removesuffix(".yaml")
+    if stem not in known:
+        raise ConfigError(f"{name!r} is not a recipe of lingraft. {did_you_mean(stem, known)}")
+    return known[stem]
