@@ -17,7 +17,7 @@ def test_the_checkout_holds_the_quickstart_recipe() -> None:
 
 
 def test_a_misspelt_recipe_is_refused_with_the_closest_name() -> None:
-    with pytest.raises(ConfigError, match="'quikstart' is not a recipe.*Did you mean 'quickstart'"):
+    with pytest.raises(ConfigError, match=r"'quikstart' is not a recipe.*Did you mean 'quickstart'"):
         recipe("quikstart")
 
 
@@ -32,5 +32,5 @@ def test_an_installed_package_uses_its_own_copy(monkeypatch: pytest.MonkeyPatch,
 
 def test_an_incomplete_installation_is_named_as_such(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(module, "_PACKAGE", tmp_path / "lib" / "site-packages" / "lingraft")
-    with pytest.raises(ConfigError, match="recipes are missing.*Install lingraft again"):
+    with pytest.raises(ConfigError, match=r"recipes are missing.*Install lingraft again"):
         recipe_folder()
