@@ -21,7 +21,7 @@ $(INSTALLED): requirements.lock requirements-nodeps.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet -r requirements.lock
 	$(PIP) install --quiet --no-deps -r requirements-nodeps.lock
-	$(PIP) install --quiet --no-deps -e .
+	$(PIP) install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
 quickstart: $(INSTALLED)  ## run the study of the README: about 8 minutes on two cores after installation

@@ -1,0 +1,61 @@
+"""The command line answers at once: what is heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from time import perf_counter
+
+import pytest
+
+COMMANDS = ("run", "validate", "show", "schema", "copy", "ls")
+HELP = "import sys; sys.argv = ['lingraft', *{arguments!r}]; from lingraft.cli.main import main; main()"
+HEAVY = ("torch", "transformers", "datasets", "lm_eval", "altair", "numpy", "peft")
+LOADED = f"""
+import atexit, sys
+atexit.register(lambda: print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr))
+"""
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_help_answers_in_a_fraction_of_a_second() -> None:
+    # The aim is 0.3 s; the bound leaves room for a machine that is busy with something else.
+    seconds = []
+    for _ in range(5):
+        start = perf_counter()
+        assert run_python(HELP.format(arguments=["--help"])).returncode == 0
+        seconds.append(perf_counter() - start)
+    assert min(seconds) < 1.0
+
+
+def test_help_loads_no_heavy_library() -> None:
+    result = run_python(LOADED + HELP.format(arguments=["--help"]))
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.strip() == "[]"
+    assert "Usage" in result.stdout
+
+
+@pytest.mark.parametrize("arguments", [["ls", "strategies"], ["ls", "recipes"], ["schema"]], ids="-".join)
+def test_listing_loads_no_torch(arguments: list[str]) -> None:
+    result = run_python(LOADED + HELP.format(arguments=arguments))
+    assert result.returncode == 0, result.stderr
+    assert "'torch'" not in result.stderr
+    assert result.stdout.strip()
+
+
+def test_help_names_every_command_and_no_other() -> None:
+    from typer.main import get_command
+
+    from lingraft.cli.main import app
+
+    assert set(getattr(get_command(app), "commands", {})) == set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str) -> None:
+    result = run_python(HELP.format(arguments=[command, "--help"]))
+    assert result.returncode == 0, result.stderr
+    assert "Usage" in result.stdout
