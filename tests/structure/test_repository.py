@@ -18,7 +18,7 @@ from lingraft.config.recipes import recipes
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 MACHINE_PATH = re.compile(
-    r"(?<![\w.~>-])/(?:work|home|root|Users|opt|mnt|srv|scratch)/\w|file://|[A-Z]:\\Users"
+    r"(?<![\w.~>-])/(?:work|home|root|Users|opt|mnt|srv|scratch)/\w|file:/{2}|[A-Z]:\\Users"
 )
 
 
