@@ -1,1 +1,55 @@
-"""lingraft: teach a language model new languages and keep what it could do."""
+"""lingraft: teach a language model new languages and keep what it could do.
+
+The public names below are imported when first used, so that `import lingraft` loads neither torch nor
+transformers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lingraft.config.load import load_study
+    from lingraft.config.schema import Study
+    from lingraft.data.example import Example
+    from lingraft.data.sources import load_data
+    from lingraft.evaluate.harness import evaluate_model
+    from lingraft.similarity.embedding_similarity import dataset_embedding_similarity
+    from lingraft.study.run import run_study
+    from lingraft.train.phase import train_phase
+    from lingraft.weights.difference import parameter_difference
+
+__version__ = version("lingraft")
+
+_HOMES = {
+    "Example": "lingraft.data.example",
+    "Study": "lingraft.config.schema",
+    "dataset_embedding_similarity": "lingraft.similarity.embedding_similarity",
+    "evaluate_model": "lingraft.evaluate.harness",
+    "load_data": "lingraft.data.sources",
+    "load_study": "lingraft.config.load",
+    "parameter_difference": "lingraft.weights.difference",
+    "run_study": "lingraft.study.run",
+    "train_phase": "lingraft.train.phase",
+}
+
+__all__ = [
+    "Example",
+    "Study",
+    "__version__",
+    "dataset_embedding_similarity",
+    "evaluate_model",
+    "load_data",
+    "load_study",
+    "parameter_difference",
+    "run_study",
+    "train_phase",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lingraft' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -76,6 +76,19 @@ def load_study(path: Path | str, overrides: Sequence[str] = ()) -> Study:
     return study
 
 
+def data_source(source: str, **options: Any) -> DataSource:
+    """Return a data set's description from command-line options.
+
+    Raises:
+        ConfigError: An option is wrong; the message names it and its value.
+    """
+    try:
+        return DataSource(source=source, **options)
+    except ValidationError as error:
+        problems = [f"{_place(tuple(d['loc']))} {_problem(tuple(d['loc']), d)}" for d in error.errors()]
+        raise ConfigError("; ".join(problems)) from None
+
+
 def dump_study(study: Study) -> str:
     """Return the resolved study as YAML; loading it again gives an equal study."""
     return yaml.safe_dump(

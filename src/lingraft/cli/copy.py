@@ -1,0 +1,31 @@
+"""`lingraft copy`: take a ready-made study file to change it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lingraft.cli.output import print_result
+from lingraft.errors import ConfigError
+
+
+def copy(
+    name: Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe; `lingraft ls recipes` lists them.")],
+    destination: Annotated[Path | None, typer.Argument(help="File to write; default: NAME.yaml here.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Copy a recipe."""
+    from lingraft.config.recipes import recipe
+    from lingraft.records import write_text_atomically
+
+    source = recipe(name)
+    target = destination or Path(f"{name}.yaml")
+    target = target / f"{name}.yaml" if target.is_dir() else target
+    if target.exists() and not force:
+        raise ConfigError(f"{target}: is there already; give another name, or --force to replace it.")
+    if not target.parent.is_dir():
+        raise ConfigError(f"{target}: there is no folder {target.parent}; make it first.")
+    write_text_atomically(target, source.read_text(encoding="utf-8"))
+    print_result(str(target))

@@ -1,0 +1,61 @@
+"""`lingraft ls`: the names that a study file can use."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from lingraft.cli.output import print_json, print_result
+from lingraft.errors import ConfigError, did_you_mean
+
+KINDS = ("recipes", "strategies", "models", "tasks", "measures", "worldbook")
+
+
+def ls(
+    kind: Annotated[str | None, typer.Argument(help=f"One of: {', '.join(KINDS)}; default: all.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """List recipes, strategies, embedded models, tasks, measures and worldbook's parts."""
+    if kind is not None and kind not in KINDS:
+        raise ConfigError(f"{kind!r} cannot be listed. {did_you_mean(kind, KINDS)}")
+    listed = {name: _names(name) for name in ([kind] if kind else KINDS)}
+    if json:
+        print_json(listed)
+        return
+    for name, entries in listed.items():
+        print_result(f"{name}:")
+        for entry, meaning in entries.items():
+            print_result(f"  {entry:<24} {meaning}".rstrip())
+
+
+def _names(kind: str) -> dict[str, str]:
+    if kind == "recipes":
+        from lingraft.config.recipes import recipes
+
+        return {name: str(path) for name, path in recipes().items()}
+    if kind == "strategies":
+        from lingraft.strategies import REGISTRY
+
+        return {name: first_sentence(REGISTRY.get(name).__doc__) for name in REGISTRY}
+    if kind == "models":
+        from lingraft.models.embedded import EMBEDDED
+
+        return {f"embedded:{name}": "" for name in EMBEDDED}
+    if kind == "measures":
+        return {
+            "des": "similarity of the phases' instructions",
+            "mpd": "distance of the weights from Phase 1",
+            "mpd_pair": "the paper's MPD of a data pair: the base tuned on each set",
+        }
+    from lingraft.data.worldbook import FAMILIES, LANGUAGES
+
+    if kind == "tasks":
+        named = {"worldbook": "both families"} | {f"worldbook:{family}": "" for family in FAMILIES}
+        return named | {"NAME": "any lm-evaluation-harness task", "FILE.yaml": "a harness task of your own"}
+    return {f"worldbook:{family}/{language}": "" for family in FAMILIES for language in LANGUAGES}
+
+
+def first_sentence(text: str | None) -> str:
+    """Return the first line of a docstring."""
+    return (text or "").strip().split("\n", 1)[0]

@@ -1,0 +1,92 @@
+"""The `lingraft` command: its parts, its exit codes, and a stdout that carries nothing but the result."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from contextlib import nullcontext
+
+import typer
+
+from lingraft.cli import copy, ls, run, schema, show, validate
+from lingraft.cli.output import keep_stdout_clean, standard_error
+from lingraft.errors import EXIT_DONE, EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_WRONG_INPUT, LingraftError
+
+app = typer.Typer(
+    name="lingraft",
+    help="Teach a language model new languages; measure, limit and report what it forgets.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("run")(run.run)
+app.command("validate")(validate.validate)
+app.add_typer(show.app, name="show")
+app.command("schema")(schema.schema)
+app.command("copy")(copy.copy)
+app.command("ls")(ls.ls)
+
+
+@app.callback()
+def _options(
+    show_traceback: bool = typer.Option(False, "--traceback", help="Print the stack of an error."),
+) -> None:
+    """Take the options that come before the command; `main` reads them, for errors before they are parsed."""
+    del show_traceback
+
+
+def main() -> None:
+    """Run the command line and exit with the code that DESIGN promises.
+
+    0 done, 1 the answer is no, 2 wrong input, 3 cannot tell, 4 internal error, 130 interrupted.
+    """
+    sys.exit(_run(sys.argv[1:]))
+
+
+def _run(arguments: list[str]) -> int:
+    with_traceback = "--traceback" in arguments
+    # Accepted anywhere, so that it can be put at the end of the line that just failed.
+    arguments = [argument for argument in arguments if argument != "--traceback"]
+    asks_for_help = not arguments or "--help" in arguments  # help is the result then
+    try:
+        with nullcontext() if asks_for_help else keep_stdout_clean():
+            code = app(args=arguments, standalone_mode=False)
+        return int(code or EXIT_DONE)
+    except LingraftError as error:
+        return _report(f"{type(error).__name__}: {error}", error, with_traceback, error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        standard_error().print("Interrupted. The same command goes on where it stopped.", style="yellow")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        return EXIT_DONE
+    except typer.Exit as stop:
+        return int(stop.exit_code)
+    except Exception as error:  # noqa: BLE001 - the last resort: say so, with a code of its own
+        usage = _usage_message(error)
+        if usage is not None:
+            return _report(usage, error, with_traceback, EXIT_WRONG_INPUT)
+        return _report(
+            f"internal error: {type(error).__name__}: {error}\nThis is a bug in lingraft; --traceback shows where.",
+            error,
+            with_traceback,
+            EXIT_INTERNAL,
+        )
+
+
+def _usage_message(error: Exception) -> str | None:
+    """Return the message of the parser's own errors (a wrong option, a missing argument), else None."""
+    format_message = getattr(error, "format_message", None)
+    if format_message is None:
+        return None
+    context = getattr(error, "ctx", None)
+    hint = f"\nTry `{context.command_path} --help`." if context is not None else ""
+    return f"{format_message()}{hint}"
+
+
+def _report(message: str, error: Exception, with_traceback: bool, code: int) -> int:
+    console = standard_error()
+    if with_traceback:
+        console.print("".join(traceback.format_exception(error)), markup=False, highlight=False)
+    console.print(message, markup=False, highlight=False, style="red", soft_wrap=True)
+    return code

@@ -1,0 +1,91 @@
+"""Where output goes: the result to stdout, everything else to stderr, also what libraries print."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lingraft.report.tables import Table
+
+_WIDTH_WITHOUT_TERMINAL = 160
+_result_stream: IO[str] | None = None
+
+
+@contextmanager
+def keep_stdout_clean() -> Iterator[None]:
+    """Point file descriptor 1 at stderr, so that a library that prints cannot spoil the result.
+
+    The result goes to the stdout that was there before, through `print_result` and `result_console`.
+    """
+    global _result_stream
+    sys.stdout.flush()
+    saved = os.dup(1)
+    os.dup2(2, 1)
+    _result_stream = os.fdopen(saved, "w", encoding="utf-8")
+    try:
+        yield
+    finally:
+        try:
+            sys.stdout.flush()
+            _result_stream.flush()
+        finally:
+            os.dup2(_result_stream.fileno(), 1)
+            _result_stream = None
+
+
+def result_stream() -> IO[str]:
+    """Return the stream of the result: the real stdout."""
+    return _result_stream or sys.stdout
+
+
+def print_result(text: str) -> None:
+    """Print a result."""
+    print(text, file=result_stream(), flush=True)
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON object."""
+    print_result(json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False))
+
+
+@cache
+def standard_error() -> Console:
+    """Return the console of progress and messages."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def print_table(table: Table, title: str | None = None) -> None:
+    """Draw a table on stdout; in parts where the terminal is too narrow for all columns."""
+    from rich.console import Console
+
+    stream = result_stream()
+    console = Console(file=stream, width=None if stream.isatty() else _WIDTH_WITHOUT_TERMINAL)
+    whole = _rich_table(table, title)
+    if console.measure(whole).maximum <= console.width:
+        console.print(whole)
+        return
+    for group in table.groups:
+        console.print(_rich_table(table.part(group), f"{title}: {group}" if title else group))
+
+
+def _rich_table(table: Table, title: str | None) -> Any:
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    drawn = RichTable(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for index, column in enumerate(table.columns):
+        drawn.add_column(column.title, justify="left" if index < table.n_keys else "right", no_wrap=index >= table.n_keys)
+    for row in table.rows:
+        drawn.add_row(*(Text(cell) for cell in row))
+    return drawn

@@ -1,0 +1,118 @@
+"""The live progress of a study on stderr: stage, step, loss, tokens/s, time left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from lingraft.cli.output import standard_error
+from lingraft.study.events import StageProgress, Watcher
+
+if TYPE_CHECKING:
+    from lingraft.strategies.base import FreezePlanRow
+
+_SECONDS_BETWEEN_LINES = 15.0  # where stderr is no terminal, as in a log file
+
+
+class ProgressWatcher(Watcher):
+    """Draws a bar for the study and one for the stage at work; plain lines where stderr is no terminal."""
+
+    def __init__(self) -> None:
+        self._console = standard_error()
+        self._bars = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}", markup=False),
+            console=self._console,
+            transient=True,
+        )
+        self._study: TaskID | None = None
+        self._stage: TaskID | None = None
+        self._label = ""
+        self._last_line = 0.0
+
+    def __enter__(self) -> ProgressWatcher:
+        if self._console.is_terminal:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, stack: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def study_started(self, stages: int) -> None:
+        """Show how many stages there are."""
+        self._study = self._bars.add_task("study", total=stages, figures="stages")
+
+    def stage_started(self, label: str) -> None:
+        """Show the stage at work."""
+        self._label = label
+        self._last_line = time.monotonic()
+        self._stage = self._bars.add_task(label, total=None, figures="")
+        self._say(f"  {label} ...")
+
+    def stage_progressed(self, progress: StageProgress) -> None:
+        """Move the stage's bar."""
+        figures = _figures(progress)
+        if self._stage is not None:
+            self._bars.update(self._stage, completed=progress.done, total=progress.total, figures=figures)
+        if not self._console.is_terminal and time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            self._print(f"    {progress.done}/{progress.total}  {figures}")
+
+    def stage_finished(self, label: str, seconds: float, reused: bool) -> None:
+        """Move the study's bar on."""
+        if self._stage is not None:
+            self._bars.remove_task(self._stage)
+            self._stage = None
+        if self._study is not None:
+            self._bars.advance(self._study)
+        self._print(f"✓ {label}  " + ("(finished before)" if reused else f"{seconds:.0f} s"))
+
+    def freeze_plan(self, label: str, plan: Sequence[FreezePlanRow]) -> None:
+        """Draw the plan before training."""
+        drawn = Table(title=Text(f"What trains in {label}"), title_justify="left")
+        drawn.add_column("part")
+        for column in ("trained", "frozen"):
+            drawn.add_column(column, justify="right")
+        for row in plan:
+            drawn.add_row(Text(row.part), f"{row.trainable_parameters:,}", f"{row.frozen_parameters:,}")
+        self._bars.console.print(drawn)
+
+    def noted(self, message: str) -> None:
+        """Print what was dropped, truncated or fell short."""
+        self._print(f"! {message}", style="yellow")
+
+    def cell_failed(self, label: str, reason: str, error: Exception) -> None:
+        """Print a failed cell's reason."""
+        if self._stage is not None:
+            self._bars.remove_task(self._stage)
+            self._stage = None
+        self._print(f"✗ {label} failed: {reason}", style="red")
+
+    def _say(self, text: str) -> None:
+        if not self._console.is_terminal:
+            self._print(text)
+
+    def _print(self, text: str, style: str | None = None) -> None:
+        self._bars.console.print(text, markup=False, highlight=False, style=style, soft_wrap=True)
+
+
+def _figures(progress: StageProgress) -> str:
+    parts = []
+    if progress.loss is not None:
+        parts.append(f"loss {progress.loss:.3f}")
+    if progress.tokens_per_second is not None:
+        parts.append(f"{progress.tokens_per_second:.0f} tokens/s")
+    if progress.seconds_left is not None:
+        minutes, seconds = divmod(round(progress.seconds_left), 60)
+        parts.append(f"{minutes}:{seconds:02d} left")
+    return "  ".join(parts)

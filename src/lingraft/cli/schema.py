@@ -1,0 +1,12 @@
+"""`lingraft schema`: the study file's JSON schema, for editors."""
+
+from __future__ import annotations
+
+from lingraft.cli.output import print_json
+
+
+def schema() -> None:
+    """Print the JSON schema of the study file."""
+    from lingraft.config.schema import Study
+
+    print_json(Study.model_json_schema())

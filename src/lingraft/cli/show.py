@@ -1,0 +1,67 @@
+"""`lingraft show`: look at a study file or a data set before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lingraft.cli.output import print_json, print_result, print_table
+
+app = typer.Typer(help="Show a study or a data set.", no_args_is_help=True)
+
+
+@app.command("study")
+def show_study(
+    study: Annotated[Path, typer.Argument(help="The study file (YAML).")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Print a study with every default resolved, and the cells of its grid."""
+    from lingraft.config.load import dump_study, load_study
+    from lingraft.study.grid import cells_of
+
+    loaded = load_study(study, overrides or ())
+    cells = cells_of(loaded)
+    if json:
+        listed = [{"data": cell.data, "strategy": cell.strategy, "seed": cell.seed} for cell in cells]
+        print_json({"study": loaded.model_dump(mode="json"), "cells": listed})
+        return
+    print_result(dump_study(loaded))
+    print_result(f"# {len(cells)} cells:")
+    for cell in cells:
+        print_result(f"#   {cell.label}")
+
+
+@app.command("data")
+def show_data(
+    source: Annotated[str, typer.Argument(help="A file, a hub id, or worldbook:FAMILY/LANGUAGES.")],
+    model: Annotated[
+        str, typer.Option(help="Whose tokenizer and chat template to use.")
+    ] = "embedded:smollm2-135m",
+    data_format: Annotated[
+        str | None, typer.Option("--format", help="alpaca, messages or prompt_completion; default: detected.")
+    ] = None,
+    language: Annotated[str | None, typer.Option(help="BCP-47 tag of the rows, where they do not say.")] = None,
+    max_length: Annotated[int, typer.Option(help="Length in tokens from which examples count as truncated.")] = 1024,
+    max_broken_share: Annotated[
+        float, typer.Option(help="Show the data although this share of its rows is broken.")
+    ] = 0.99,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Print counts, languages, token lengths, tokens per word against English, and one example.
+
+    The example's supervised part, which the loss sees, is marked.
+    """
+    from lingraft.config.load import data_source
+    from lingraft.data.summary import summarise_data, summary_tables
+    from lingraft.models.loading import load_tokenizer
+
+    spec = data_source(source, format=data_format, language=language, max_broken_share=max_broken_share)
+    summary = summarise_data(spec, load_tokenizer(model), max_length=max_length)
+    if json:
+        print_json(summary.to_json())
+        return
+    for title, table in summary_tables(summary):
+        print_table(table, title)

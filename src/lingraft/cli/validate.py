@@ -1,0 +1,29 @@
+"""`lingraft validate`: check a study file without downloading or training anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lingraft.cli.output import print_json, print_result
+
+
+def validate(
+    study: Annotated[Path, typer.Argument(help="The study file (YAML).")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Check a study file: fields, cross-field rules, strategies. Exit code 0 it is right, 2 it is wrong."""
+    from lingraft.config.load import load_study
+    from lingraft.study.grid import cells_of
+    from lingraft.study.materials import check_strategies
+
+    loaded = load_study(study, overrides or ())
+    cells = cells_of(loaded)
+    check_strategies(loaded, cells)
+    if json:
+        print_json({"study": loaded.name, "phases": len(loaded.phases), "cells": len(cells), "valid": True})
+        return
+    print_result(f"{study}: valid. {len(loaded.phases)} phases, {len(cells)} cells, seeds {list(loaded.seeds)}.")

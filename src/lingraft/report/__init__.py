@@ -1,0 +1,1 @@
+"""Records in, files out: the table, the figures and the page of a study."""

@@ -1,0 +1,65 @@
+"""The report page of a study: one self-contained HTML file.
+
+What models and data sets say is untrusted: the template escapes everything but the figures' SVG, in which the
+renderer has escaped it.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from lingraft.config.load import dump_study
+from lingraft.config.schema import Study
+from lingraft.records import write_text_atomically
+from lingraft.report.figures import bits_per_character, to_svg, trade_off, training_loss
+from lingraft.report.tables import study_table
+
+_FIGURES = (
+    (
+        "What it cost and what it gained",
+        "Each point is a cell, with the 95 % intervals of its paired differences to Phase 1. Up is kept English, "
+        "right is more of the new languages.",
+        trade_off,
+    ),
+    (
+        "Loss of held-out answers",
+        "Bits per character of answers that no phase trained on; lower is better, and comparable between tokenizers.",
+        bits_per_character,
+    ),
+    ("Training loss", "Of each cell's last phase.", training_loss),
+)
+
+
+def write_page(result: dict[str, Any], study: Study) -> Path:
+    """Write `report/index.html` into the run folder of `result`, and return its path."""
+    folder = Path(result["run"]) / "report"
+    folder.mkdir(exist_ok=True)
+    path = folder / "index.html"
+    write_text_atomically(path, render_page(result, study))
+    return path
+
+
+def render_page(result: dict[str, Any], study: Study) -> str:
+    """Return the page's HTML."""
+    drawn = [(title, caption, figure(result)) for title, caption, figure in _FIGURES]
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string((files("lingraft.report") / "page.html").read_text(encoding="utf-8"))
+    done = [cell for cell in result["cells"] if cell["status"] == "done"]
+    return template.render(
+        study=study,
+        study_file=dump_study(study),
+        table=study_table(result),
+        figures=[(title, caption, Markup(to_svg(chart))) for title, caption, chart in drawn if chart is not None],
+        failed=[cell for cell in result["cells"] if cell["status"] == "failed"],
+        done=done,
+        phase_one=result["phase_one"],
+        encoder=next((cell["encoder"] for cell in done if cell["encoder"]), None),
+        embedded=any(
+            (name or "").startswith("embedded:") for name in (study.model, study.phases[0].checkpoint)
+        ),
+    )

@@ -1,0 +1,154 @@
+"""The table of a study: made once here, drawn in the terminal and on the page.
+
+Every row carries the interval; the arrow says whether task ability differs from Phase 1's on the same items:
+▲ or ▼ where the 95 % interval of the paired difference excludes 0, = where it does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+ABSENT = "–"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its title, a longer explanation, and the group it is shown with when space is short."""
+
+    title: str
+    meaning: str
+    group: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns and rows of text; the first `n_keys` columns name the row."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, ...], ...]
+    n_keys: int
+
+    def part(self, group: str) -> Table:
+        """Return the key columns and those of `group`, for narrow terminals."""
+        chosen = [i for i, c in enumerate(self.columns) if i < self.n_keys or c.group == group]
+        return Table(
+            tuple(self.columns[i] for i in chosen),
+            tuple(tuple(row[i] for i in chosen) for row in self.rows),
+            self.n_keys,
+        )
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups in order, without the keys'."""
+        return tuple(dict.fromkeys(column.group for column in self.columns[self.n_keys :]))
+
+
+def study_table(result: dict[str, Any]) -> Table:
+    """Return the table of a study's result (the object of `lingraft run --json`)."""
+    languages = _languages(result)
+    seeds = {cell["seed"] for cell in result["cells"]}
+    columns = _columns(languages, with_seed=len(seeds) > 1)
+    rows = []
+    for name, scores in (("base model", result["base"]), ("phase 1", result["phase_one"])):
+        if scores is not None:
+            rows.append(_row((name, ""), None, scores, None, languages))
+    rows.extend(_cell_row(cell, languages) for cell in result["cells"])
+    if len(seeds) > 1:
+        labels = ["", "", *(str(cell["seed"]) for cell in result["cells"])][-len(rows) :]
+        rows = [(*row[:2], label, *row[2:]) for row, label in zip(rows, labels, strict=True)]
+    return Table(columns, tuple(rows), 3 if len(seeds) > 1 else 2)
+
+
+def _languages(result: dict[str, Any]) -> tuple[str, ...]:
+    """Languages of the language ability; English has a loss but is no new language."""
+    everyone = [result["base"], result["phase_one"], *(cell.get("scores") for cell in result["cells"])]
+    found: dict[str, None] = {}
+    for scores in everyone:
+        for language, entry in ((scores or {}).get("per_language") or {}).items():
+            if entry.get("value") is not None and language != "en":
+                found[language] = None
+    return tuple(found)
+
+
+def _columns(languages: Sequence[str], *, with_seed: bool) -> tuple[Column, ...]:
+    keys = [("data", "data set of the last phase"), ("strategy", "how forgetting was held back")]
+    if with_seed:
+        keys.append(("seed", "seed of every phase of the cell"))
+    return (
+        *(Column(title, meaning, "key") for title, meaning in keys),
+        Column("DES", "similarity of the phases' instructions, -1 to 1", "task ability"),
+        Column("MPD", "mean L2 distance of the weight tensors from Phase 1", "task ability"),
+        Column("task ability", "mean score of the English tasks, 0 to 1, with its 95 % interval", "task ability"),
+        Column("change", "paired difference of task ability to Phase 1, with its 95 % interval", "task ability"),
+        Column("retention", "task ability after / before", "task ability"),
+        *(Column(tag, f"language ability in {tag}", "language ability") for tag in languages),
+        Column("language ability", "mean over languages of the mean over tasks, 0 to 1", "language ability"),
+        Column("gain", "language ability after - before, with its 95 % interval", "language ability"),
+        Column("wrong lang.", "share of answers in another language than asked", "language ability"),
+    )
+
+
+def _cell_row(cell: dict[str, Any], languages: Sequence[str]) -> tuple[str, ...]:
+    keys = (cell["data"], cell["strategy"])
+    if cell["status"] == "failed":
+        blanks = [ABSENT] * (len(_columns(languages, with_seed=False)) - 3)
+        return (*keys, f"failed: {first_line(cell['reason'])}", *blanks)
+    return _row(keys, cell, cell["scores"], cell["difference"], languages)
+
+
+def _row(
+    keys: tuple[str, str],
+    cell: dict[str, Any] | None,
+    scores: dict[str, Any],
+    difference: dict[str, Any] | None,
+    languages: Sequence[str],
+) -> tuple[str, ...]:
+    task, language = scores["task_ability"], scores["language_ability"]
+    change = difference["task_ability"] if difference else None
+    gain = difference["language_ability"] if difference else None
+    return (
+        *keys,
+        _number(cell["des"] if cell else None),
+        _number(cell["mpd"]["from_phase_one"] if cell else None),
+        f"{_with_interval(task)}{' ' + arrow(change) if change else ''}",
+        _signed_interval(change),
+        _percent(cell["retention"] if cell else None),
+        *(_number((scores["per_language"].get(tag) or {}).get("value")) for tag in languages),
+        _with_interval(language),
+        _signed_interval(gain),
+        _percent(scores["wrong_language"]),
+    )
+
+
+def arrow(difference: dict[str, Any]) -> str:
+    """Return ▲ or ▼ where the difference's interval excludes 0, else =."""
+    if difference["low"] > 0:
+        return "▲"
+    return "▼" if difference["high"] < 0 else "="
+
+
+def first_line(reason: str | None) -> str:
+    """Return the first line of a failure's reason, for the table."""
+    return (reason or "no reason was recorded").split("\n", 1)[0]
+
+
+def _number(value: float | None) -> str:
+    return ABSENT if value is None else f"{value:.3f}"
+
+
+def _percent(value: float | None) -> str:
+    return ABSENT if value is None else f"{100 * value:.1f} %"
+
+
+def _with_interval(score: dict[str, Any]) -> str:
+    if score.get("value") is None:
+        return ABSENT
+    return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
+
+
+def _signed_interval(difference: dict[str, Any] | None) -> str:
+    if difference is None:
+        return ABSENT
+    return f"{difference['value']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"

@@ -1,0 +1,89 @@
+"""The cells of a study: every path through the phases' data sets and strategies, once per seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+from lingraft.config.schema import PLAIN, PathStep, Phase, StrategyChoice, StrategySpec, Study
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One trained model of the grid.
+
+    Attributes:
+        steps: One step per trained phase. In a mixed cell they name the united sets; only the last step's
+            strategy counts.
+        seed: Seed of every phase of this cell.
+        data: Name of the cell's data in tables.
+        strategy: Name of the cell's strategy in tables.
+    """
+
+    steps: tuple[PathStep, ...]
+    seed: int
+    data: str
+    strategy: str
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether the cell is one phase over the union of all phases' data, trained from the base."""
+        return self.steps[-1].strategy.is_mixed
+
+    @property
+    def label(self) -> str:
+        """Name in progress lines and errors."""
+        return f"{self.data} / {self.strategy} / seed {self.seed}"
+
+
+def trained_phases(study: Study) -> tuple[Phase, ...]:
+    """Return the phases that are trained: all but a first one that is a checkpoint."""
+    return tuple(phase for phase in study.phases if phase.checkpoint is None)
+
+
+def cells_of(study: Study) -> tuple[Cell, ...]:
+    """Return the study's cells in the order of the file, seed by seed."""
+    paths = list(study.paths) if study.paths else list(_full_product(study))
+    return tuple(
+        Cell(steps=path, seed=seed, data=_data_label(study, path), strategy=_strategy_label(study, path))
+        for seed in study.seeds
+        for path in paths
+    )
+
+
+def _full_product(study: Study) -> Iterator[tuple[PathStep, ...]]:
+    united: set[tuple[str, ...]] = set()
+    for path in product(*(tuple(_steps_of(phase)) for phase in trained_phases(study))):
+        if path[-1].strategy.is_mixed:
+            sets = tuple(step.data for step in path)
+            if sets in united:
+                continue  # a mixed cell trains one phase: the earlier phases' strategies make no difference
+            united.add(sets)
+        yield path
+
+
+def _steps_of(phase: Phase) -> Iterator[PathStep]:
+    plain = StrategyChoice(parts=(StrategySpec(kind=PLAIN),))
+    for name, data in phase.data.items():
+        for choice in (*phase.strategies, *data.strategies) or (plain,):
+            yield PathStep(phase=phase.name, data=name, strategy=choice)
+
+
+def _data_label(study: Study, path: tuple[PathStep, ...]) -> str:
+    """Name the last phase's set, after those of earlier phases where these have several to choose from."""
+    phases = trained_phases(study)
+    earlier = [step.data for step, phase in zip(path[:-1], phases, strict=False) if len(phase.data) > 1]
+    return " > ".join([*earlier, path[-1].data])
+
+
+def _strategy_label(study: Study, path: tuple[PathStep, ...]) -> str:
+    phases = trained_phases(study)
+    if path[-1].strategy.is_mixed:
+        return path[-1].strategy.label
+    earlier = []
+    for step, phase in zip(path[:-1], phases, strict=False):
+        labels = {choice.label for data in phase.data.values() for choice in (*phase.strategies, *data.strategies)}
+        if len(labels) > 1 or step.strategy.label != PLAIN:
+            earlier.append(step.strategy.label)
+    return " > ".join([*earlier, path[-1].strategy.label])

@@ -1,0 +1,207 @@
+"""What a study needs before its first stage: data read and split, models found, strategies built.
+
+Everything here is cheap beside training, and all of it happens before training, so that what can be known
+to be wrong is known first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lingraft.config.schema import DataSource, StrategyChoice, Study
+from lingraft.data.example import UNDETERMINED_LANGUAGE, Example
+from lingraft.data.sources import DataSplit, LoadedData, load_data, split_data
+from lingraft.errors import ConfigError, LingraftError
+from lingraft.models.loading import model_content_hash, model_folder
+from lingraft.strategies.composition import Composition, build
+from lingraft.study.grid import Cell, cells_of, trained_phases
+
+ENGLISH = "en"
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """One named data set of a phase, read and split.
+
+    Attributes:
+        name: As the study file names it.
+        loaded: All rows, and what was broken.
+        held_out: Examples that are never trained on.
+        identity: What decides its content, for fingerprints.
+    """
+
+    name: str
+    source: DataSource
+    loaded: LoadedData
+    held_out: tuple[Example, ...]
+    held_out_groups: int
+
+    def split(self, seed: int) -> DataSplit:
+        """Return the training rows that `seed` draws, and the held-out ones (the same for every seed)."""
+        return split_data(
+            self.loaded, limit=self.source.limit, held_out_groups=self.held_out_groups, seed=seed
+        )
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that decides the set's rows, as JSON; the seed comes from the cell."""
+        return {
+            "content": self.loaded.content_hash,
+            "format": self.loaded.format,
+            "language": self.source.language,
+            "limit": self.source.limit,
+            "held_out": self.held_out_groups,
+        }
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """BCP-47 tags of its rows, sorted."""
+        return tuple(sorted({example.language for example in self.loaded.examples}))
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that is not trained here: the base, or a checkpoint that stands for Phase 1."""
+
+    name: str
+    folder: Path
+    identity: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Materials:
+    """All that the stages draw from.
+
+    Attributes:
+        data: By phase and set name.
+        english: The English parallel sets, by source.
+        instructions: The data set that stands for the instructions of a checkpoint Phase 1, if one is named.
+        base: The base model, if the study names one.
+        checkpoint: The model that stands for Phase 1, if it is not trained.
+        languages: The languages other than English that are trained, in the order of the file.
+        cells: The grid.
+        compositions: The built strategies of every choice, by its label and options.
+    """
+
+    data: dict[tuple[str, str], DataSet]
+    english: dict[str, DataSet]
+    instructions: DataSet | None
+    base: Model | None
+    checkpoint: Model | None
+    languages: tuple[str, ...]
+    cells: tuple[Cell, ...]
+
+    @property
+    def held_out(self) -> tuple[Example, ...]:
+        """The held-out examples of all sets, each once."""
+        sets = [*self.data.values(), *([self.instructions] if self.instructions else [])]
+        return tuple({(e.source, e.id): e for one in sets for e in one.held_out}.values())
+
+
+def gather(study: Study, base_folder: Path) -> Materials:
+    """Read, find and build all that `study` needs.
+
+    Raises:
+        ConfigError: A strategy lacks what it needs, or a language is unknown; all such problems together.
+        DataError, ModelError: A data set or model cannot be had.
+    """
+    cells = cells_of(study)
+    check_strategies(study, cells)
+    data = {
+        (phase.name, name): _read(name, source, study.held_out, base_folder)
+        for phase in trained_phases(study)
+        for name, source in phase.data.items()
+    }
+    english = {
+        source.english: _read(source.english, DataSource(source=source.english, language=ENGLISH), 0, base_folder)
+        for phase in trained_phases(study)
+        for source in phase.data.values()
+        if source.english is not None
+    }
+    first = study.phases[0]
+    instructions = None
+    if first.instructions is not None:
+        source = DataSource(source=first.instructions)
+        instructions = _read(first.name, source, study.held_out, base_folder)
+    return Materials(
+        data=data,
+        english=english,
+        instructions=instructions,
+        base=None if study.model is None else _find(study.model),
+        checkpoint=None if first.checkpoint is None else _find(first.checkpoint),
+        languages=_languages(study, data),
+        cells=cells,
+    )
+
+
+def check_strategies(study: Study, cells: tuple[Cell, ...]) -> None:
+    """Build every strategy of the grid and check that its cell has what it needs.
+
+    Raises:
+        ConfigError: With every problem found.
+    """
+    problems: dict[str, None] = {}
+    for cell in cells:
+        for index, step in enumerate(cell.steps):
+            place = f"phase {step.phase!r}, data {step.data!r}, strategy {step.strategy.label!r}"
+            try:
+                composition = build(step.strategy)
+            except LingraftError as error:
+                problems[f"{place}: {error}"] = None
+                continue
+            for problem in _missing(study, cell, index, composition):
+                problems[f"{place}: {problem}"] = None
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _missing(study: Study, cell: Cell, index: int, composition: Composition) -> list[str]:
+    step = cell.steps[index]
+    phase = next(phase for phase in study.phases if phase.name == step.phase)
+    has_phase_one = study.phases[0].checkpoint is not None or index > 0
+    known_phase_one = study.phases[0].checkpoint is None and index > 0
+    lacks = {
+        "base": study.model is None or not has_phase_one,
+        "previous": not has_phase_one,
+        "previous_data": not known_phase_one,
+        "english": phase.data[step.data].english is None,
+    }
+    advice = {
+        "base": "needs the base model and a phase before this one: give the study a `model`",
+        "previous": "needs a phase before this one",
+        "previous_data": "needs the data of a trained first phase, which this cell does not have",
+        "english": "needs the set's English parallel: give the data set `english: SOURCE`, or `from: phase_one`",
+    }
+    return [f"{advice[need]}." for need in sorted(composition.needs) if lacks[need]]
+
+
+def choice_identity(choice: StrategyChoice) -> list[dict[str, Any]]:
+    """Return what decides a choice's effect besides training options: kinds and options, in order."""
+    return [{"kind": part.kind, "options": part.options} for part in choice.parts]
+
+
+def _read(name: str, source: DataSource, held_out: int, base_folder: Path) -> DataSet:
+    loaded = load_data(source, base_folder=base_folder)
+    kept = split_data(loaded, limit=source.limit, held_out_groups=held_out, seed=0).held_out
+    return DataSet(name, source, loaded, kept, held_out)
+
+
+def _find(name: str) -> Model:
+    folder = model_folder(name)
+    return Model(name, folder, {"weights": model_content_hash(folder)})
+
+
+def _languages(study: Study, data: dict[tuple[str, str], DataSet]) -> tuple[str, ...]:
+    found: dict[str, None] = {}
+    for (phase, name), one in data.items():
+        if UNDETERMINED_LANGUAGE in one.languages:
+            raise ConfigError(
+                f"{study.name}: phase {phase!r}, data {name!r} ({one.source.source}): the rows do not say their "
+                "language; give the data set `language:` (a BCP-47 tag such as es)."
+            )
+        found.update(dict.fromkeys(language for language in one.languages if language != ENGLISH))
+    return tuple(found)
+
+

@@ -1,0 +1,318 @@
+"""The stages of a study: train, evaluate, similarity, difference.
+
+Each names all that its result depends on (the inputs of its fingerprint) and does its work in the folder that
+the store gives it. Times go beside the compared part of the record.
+"""
+
+from __future__ import annotations
+
+import gc
+import platform
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lingraft.config.schema import Evaluation, StrategyChoice, Training
+from lingraft.data.chat import encode_examples
+from lingraft.data.example import Example
+from lingraft.data.worldbook import VERSION as WORLDBOOK_VERSION
+from lingraft.evaluate.harness import evaluate_model, task_identities
+from lingraft.evaluate.held_out import bits_per_character
+from lingraft.evaluate.scores import score_summary, write_predictions
+from lingraft.models.checkpoints import save_checkpoint
+from lingraft.models.loading import load_model, load_tokenizer
+from lingraft.records import fingerprint_of
+from lingraft.similarity.embedding_similarity import dataset_embedding_similarity
+from lingraft.strategies.base import Context, check_plan, freeze_plan
+from lingraft.strategies.composition import build
+from lingraft.study.events import StageProgress, Watcher
+from lingraft.study.materials import choice_identity
+from lingraft.study.store import Stage, Store, Work
+from lingraft.train.phase import Progress, train_phase
+from lingraft.weights.difference import parameter_difference
+
+if TYPE_CHECKING:
+    from lingraft.similarity.encoders import Encoder
+
+CHECKPOINT = "checkpoint"
+PREDICTIONS = "predictions.parquet"
+EVALUATION_SPLIT = "report"
+
+# A result may change with these; a change of any of them makes a stage again.
+_TRAINING_LIBRARIES = ("lingraft", "torch", "transformers", "accelerate", "peft")
+_EVALUATION_LIBRARIES = ("lingraft", "torch", "transformers", "lm-eval", "sacrebleu", "py3langid")
+_UNCOMPARED_TRAINING_FIELDS = {"report_to", "save_every"}
+
+
+def libraries(names: Sequence[str]) -> dict[str, str]:
+    """Return the installed version of each library."""
+    return {name: version(name) for name in names}
+
+
+@dataclass(frozen=True)
+class ModelReference:
+    """A model that stages depend on: what identifies it, and how to have it on disk when work needs it.
+
+    Attributes:
+        identity: For fingerprints: the hash of its weights, or the training stage that makes it.
+        locate: Returns its folder; makes a discarded checkpoint again.
+    """
+
+    identity: dict[str, Any]
+    locate: Callable[[], Path]
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """One phase of one cell.
+
+    Attributes:
+        label: For progress lines.
+        parent: The model that training starts from.
+        base: The base model, if known.
+        examples: The phase's training rows, before any strategy mixes others in.
+        data: Identity of these rows.
+        previous_data: Phase 1's training rows, empty if unknown, with their identity.
+        english: The English parallel rows, empty if none, with their identity.
+        choice: The strategies.
+        training: Resolved training options.
+        seed: Seed of everything drawn.
+    """
+
+    label: str
+    parent: ModelReference
+    base: ModelReference | None
+    examples: tuple[Example, ...]
+    data: list[dict[str, Any]]
+    previous_data: tuple[Example, ...]
+    english: tuple[Example, ...]
+    replay_data: dict[str, Any]
+    choice: StrategyChoice
+    training: Training
+    seed: int
+
+
+class Stages:
+    """Makes each stage, or finds it finished, in one store."""
+
+    def __init__(self, store: Store, watcher: Watcher, base_folder: Path, *, trust_remote_code: bool) -> None:
+        self._store = store
+        self._watcher = watcher
+        self._base_folder = base_folder
+        self._trust = trust_remote_code
+        self._told: set[str] = set()
+
+    def train(self, job: TrainingJob) -> tuple[Stage, ModelReference]:
+        """Train one phase; return its stage and the model that it made."""
+        composition = build(job.choice)
+        inputs = {
+            "parent": job.parent.identity,
+            "base": job.base.identity if job.base is not None and "base" in composition.needs else None,
+            "data": job.data,
+            "replay_data": {need: job.replay_data[need] for need in sorted(composition.needs & set(job.replay_data))},
+            "strategy": choice_identity(job.choice),
+            "training": job.training.model_dump(mode="json", exclude=_UNCOMPARED_TRAINING_FIELDS),
+            "seed": job.seed,
+            "libraries": libraries(_TRAINING_LIBRARIES),
+        }
+
+        def make(*, with_artefacts: bool) -> Stage:
+            return self._run("train", job.label, inputs, lambda folder: self._train(job, folder), with_artefacts)
+
+        stage = make(with_artefacts=False)
+        return stage, ModelReference(
+            {"stage": stage.fingerprint}, lambda: make(with_artefacts=True).folder / CHECKPOINT
+        )
+
+    def evaluate(
+        self,
+        label: str,
+        model: ModelReference,
+        evaluation: Evaluation,
+        languages: Sequence[str],
+        held_out: Sequence[Example],
+    ) -> Stage:
+        """Score a model on the study's tasks and on the held-out answers."""
+        inputs = {
+            "model": model.identity,
+            "evaluation": evaluation.model_dump(mode="json"),
+            "tasks": task_identities(evaluation, self._base_folder),
+            "languages": list(languages),
+            "held_out": fingerprint_of([[e.source, e.id, [m.content for m in e.messages]] for e in held_out]),
+            "split": EVALUATION_SPLIT,
+            "worldbook": WORLDBOOK_VERSION,
+            "libraries": libraries(_EVALUATION_LIBRARIES),
+        }
+
+        def work(folder: Path) -> Work:
+            loaded = load_model(model.locate(), dtype=torch.bfloat16, trust_remote_code=self._trust)
+            tokenizer = load_tokenizer(model.locate(), trust_remote_code=self._trust)
+            evaluated = evaluate_model(
+                loaded,
+                tokenizer,
+                evaluation,
+                languages=languages,
+                split=EVALUATION_SPLIT,
+                base_folder=self._base_folder,
+                on_progress=lambda done, total: self._watcher.stage_progressed(StageProgress(done, total)),
+            )
+            bits = bits_per_character(loaded, tokenizer, held_out)
+            write_predictions(folder / PREDICTIONS, evaluated.predictions)
+            result = {
+                "scores": score_summary(evaluated.predictions, bits),
+                "left_out": list(evaluated.left_out),
+                "truncated": evaluated.truncated,
+                "tasks": evaluated.tasks,
+            }
+            return Work(result, _machine())
+
+        return self._run("evaluate", label, inputs, work)
+
+    def similarity(
+        self,
+        label: str,
+        first: tuple[Sequence[Example], dict[str, Any]],
+        second: tuple[Sequence[Example], dict[str, Any]],
+        encoder: Encoder,
+    ) -> Stage:
+        """Measure DES between the instructions of two data sets."""
+        inputs = {"first": first[1], "second": second[1], "encoder": encoder.name}
+
+        def work(_: Path) -> Work:
+            found = dataset_embedding_similarity(first[0], second[0], encoder)
+            return Work({"des": found.des, "n": list(found.n), "encoder": found.encoder}, _machine())
+
+        return self._run("similarity", label, inputs, work)
+
+    def difference(self, label: str, first: ModelReference, second: ModelReference) -> Stage:
+        """Measure the distance between two models' weights."""
+        inputs = {"first": first.identity, "second": second.identity}
+
+        def work(_: Path) -> Work:
+            found = parameter_difference(first.locate(), second.locate())
+            result = {
+                "mpd": found.mpd,
+                "relative": found.relative,
+                "n_tensors": len(found.tensors),
+                "missing": list(found.missing),
+                "tensors": [
+                    {"name": t.name, "layer": t.layer, "module": t.module, "l2": t.l2}
+                    | {"relative": t.relative, "cosine": t.cosine}
+                    for t in found.tensors
+                ],
+            }
+            return Work(result, _machine())
+
+        return self._run("difference", label, inputs, work)
+
+    def _run(
+        self,
+        kind: str,
+        label: str,
+        inputs: dict[str, Any],
+        work: Callable[[Path], Work],
+        with_artefacts: bool = False,
+    ) -> Stage:
+        name = f"{kind} {label}"
+
+        def watched(folder: Path) -> Work:
+            self._watcher.stage_started(name)
+            done = work(folder)
+            gc.collect()  # a model per stage: what cycles keep alive would add up
+            return done
+
+        stage = self._store.run(kind, inputs, watched, resumable=kind == "train", with_artefacts=with_artefacts)
+        if stage.fingerprint not in self._told:
+            self._told.add(stage.fingerprint)
+            self._watcher.stage_finished(name, stage.seconds, stage.reused)
+        return stage
+
+    def _train(self, job: TrainingJob, folder: Path) -> Work:
+        shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
+        parent = job.parent.locate()
+        composition = build(job.choice)
+        context = Context(
+            base=job.base.locate() if job.base is not None and "base" in composition.needs else None,
+            previous=parent,
+            previous_data=job.previous_data,
+            english=job.english,
+            seed=job.seed,
+            folder=folder,
+        )
+        mix = composition.mix(job.examples, context)
+        if mix.shortfall:
+            self._watcher.noted(
+                f"{job.label}: {mix.shortfall} replay examples fewer than asked for; "
+                f"the realised share is {mix.share:.3f}."
+            )
+        tokenizer = load_tokenizer(parent, trust_remote_code=self._trust)
+        encoded = encode_examples(mix.examples, tokenizer, job.training.max_length)
+        if encoded.truncated or encoded.dropped:
+            self._watcher.noted(
+                f"{job.label}: {encoded.truncated} examples truncated to {job.training.max_length} tokens, "
+                f"{len(encoded.dropped)} dropped because no answer was left."
+            )
+        model = composition.wrap(load_model(parent, trust_remote_code=self._trust), context)
+        trainable = composition.trainable(model, context)
+        check_plan(model, trainable)
+        plan = freeze_plan(model, trainable)
+        if any(row.frozen_parameters for row in plan):
+            self._watcher.freeze_plan(job.label, plan)
+        outcome = train_phase(
+            model,
+            tokenizer,
+            encoded.examples,
+            job.training,
+            trainable=trainable,
+            folder=folder,
+            seed=job.seed,
+            on_progress=self._tell_progress,
+        )
+        save_checkpoint(composition.finish(model), tokenizer, folder / CHECKPOINT)
+        result = {
+            "examples": outcome.examples,
+            "replayed": mix.replayed,
+            "replay_share": mix.share,
+            "replay_shortfall": mix.shortfall,
+            "truncated": encoded.truncated,
+            "dropped": len(encoded.dropped),
+            "steps": outcome.steps,
+            "tokens": outcome.tokens,
+            "padded_tokens": outcome.padded_tokens,
+            "supervised_tokens": outcome.supervised_tokens,
+            "trainable_parameters": outcome.trainable_parameters,
+            "frozen_parameters": outcome.frozen_parameters,
+            "plan": [
+                {"part": row.part, "trainable": row.trainable_parameters, "frozen": row.frozen_parameters}
+                for row in plan
+            ],
+            "losses": [[step, loss] for step, loss in outcome.losses],
+        }
+        timing = {
+            "training_seconds": outcome.seconds,
+            "tokens_per_second": outcome.tokens_per_second,
+            "peak_bytes": outcome.peak_bytes,
+            "resumed_from": outcome.resumed_from,
+        }
+        return Work(result, {**_machine(), **timing})
+
+    def _tell_progress(self, progress: Progress) -> None:
+        self._watcher.stage_progressed(
+            StageProgress(
+                progress.step, progress.steps, progress.loss, progress.tokens_per_second, progress.seconds_left
+            )
+        )
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "python": platform.python_version(),
+    }

@@ -1,0 +1,201 @@
+"""The run folder: stages with fingerprints, each complete exactly when its record and artefacts exist.
+
+    runs/<name>/study.yaml
+    runs/<name>/stages/<kind>-<fingerprint>/record.json     written last, atomically
+                                           /timing.json     times and machine; never compared
+                                           /...             artefacts, listed in the record with size and hash
+
+A folder without a record is unfinished work: it is continued where its stage can resume, else thrown away.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from lingraft.errors import LingraftError
+from lingraft.records import fingerprint_of, hash_file, read_json, write_json_atomically
+
+RECORD = "record.json"
+TIMING = "timing.json"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A finished stage.
+
+    Attributes:
+        kind: What it does: train, evaluate, similarity, difference.
+        fingerprint: Hash of all that its result depends on.
+        folder: Where its artefacts lie.
+        result: What it recorded.
+        timing: Seconds and machine figures of the run that made it.
+        reused: Whether it was finished before this run.
+    """
+
+    kind: str
+    fingerprint: str
+    folder: Path
+    result: dict[str, Any]
+    timing: dict[str, Any]
+    reused: bool
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that the stage took when it was made."""
+        return float(self.timing["seconds"])
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage's work returns: the compared result, and figures of time and machine beside it."""
+
+    result: dict[str, Any]
+    timing: dict[str, Any]
+
+
+class Store:
+    """The stages of one run folder; holds a lock on it while open."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.stages = folder / "stages"
+        self.stages.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(folder / ".lock")
+        self._done: dict[str, Stage] = {}
+        self._failed: dict[str, Exception] = {}
+
+    def __enter__(self) -> Store:
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise LingraftError(
+                f"{self.folder}: another lingraft is running this study; wait for it, or give this one another name."
+            ) from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def find(self, kind: str, inputs: dict[str, Any], *, with_artefacts: bool = False) -> Stage | None:
+        """Return the finished stage for `inputs`, or None.
+
+        Args:
+            kind: Kind of the stage.
+            inputs: All that its result depends on.
+            with_artefacts: Also ask for artefacts that `keep` may have discarded.
+        """
+        fingerprint = fingerprint_of({"kind": kind, **inputs})
+        stage = self._done.get(fingerprint)
+        if stage is None:
+            stage = _read_stage(kind, fingerprint, self._folder_of(kind, fingerprint))
+            if stage is None:
+                return None
+            self._done[fingerprint] = stage
+        if with_artefacts and any(entry["discarded"] for entry in _artefacts(stage.folder).values()):
+            return None
+        return stage
+
+    def run(
+        self,
+        kind: str,
+        inputs: dict[str, Any],
+        work: Callable[[Path], Work],
+        *,
+        resumable: bool = False,
+        with_artefacts: bool = False,
+    ) -> Stage:
+        """Return the finished stage for `inputs`, doing `work` in its folder if it is not finished yet.
+
+        A stage that failed once in this process fails again at once, with the same error.
+
+        Args:
+            kind: Kind of the stage.
+            inputs: All that its result depends on, as JSON values.
+            work: Writes artefacts into the folder that it is given and returns the result.
+            resumable: `work` continues from what an interrupted run left in the folder.
+            with_artefacts: Discarded artefacts are made again.
+        """
+        fingerprint = fingerprint_of({"kind": kind, **inputs})
+        if fingerprint in self._failed:
+            raise self._failed[fingerprint]
+        found = self.find(kind, inputs, with_artefacts=with_artefacts)
+        if found is not None:
+            return found
+        folder = self._folder_of(kind, fingerprint)
+        (folder / RECORD).unlink(missing_ok=True)
+        if folder.exists() and not resumable:
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            stage = self._finish(kind, fingerprint, folder, inputs, work)
+        except Exception as error:
+            self._failed[fingerprint] = error
+            raise
+        self._done[fingerprint] = stage
+        return stage
+
+    def discard(self, stage: Stage) -> None:
+        """Delete a stage's artefacts but keep its record, which says that they were discarded."""
+        record = read_json(stage.folder / RECORD)
+        for entry in record["artefacts"].values():
+            entry["discarded"] = True
+        write_json_atomically(stage.folder / RECORD, record)
+        for name in record["artefacts"]:
+            (stage.folder / name).unlink(missing_ok=True)
+
+    def _folder_of(self, kind: str, fingerprint: str) -> Path:
+        return self.stages / f"{kind}-{fingerprint}"
+
+    def _finish(
+        self, kind: str, fingerprint: str, folder: Path, inputs: dict[str, Any], work: Callable[[Path], Work]
+    ) -> Stage:
+        started = time.monotonic()
+        done = work(folder)
+        artefacts = {
+            str(path.relative_to(folder)): {
+                "bytes": path.stat().st_size,
+                "sha256": hash_file(path),
+                "discarded": False,
+            }
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.name not in (RECORD, TIMING)
+        }
+        timing = {"seconds": time.monotonic() - started, **done.timing}
+        write_json_atomically(folder / TIMING, timing)
+        record = {
+            "stage": kind,
+            "fingerprint": fingerprint,
+            "inputs": inputs,
+            "result": done.result,
+            "artefacts": artefacts,
+        }
+        write_json_atomically(folder / RECORD, record)
+        return Stage(kind, fingerprint, folder, done.result, timing, reused=False)
+
+
+def _artefacts(folder: Path) -> dict[str, dict[str, Any]]:
+    artefacts: dict[str, dict[str, Any]] = read_json(folder / RECORD)["artefacts"]
+    return artefacts
+
+
+def _read_stage(kind: str, fingerprint: str, folder: Path) -> Stage | None:
+    """Return the stage in `folder` if its record is there and every kept artefact has its size and hash."""
+    try:
+        record = read_json(folder / RECORD)
+        timing = read_json(folder / TIMING)
+    except (FileNotFoundError, ValueError):
+        return None
+    for name, entry in record["artefacts"].items():
+        if entry["discarded"]:
+            continue
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != entry["bytes"] or hash_file(path) != entry["sha256"]:
+            return None
+    return Stage(kind, fingerprint, folder, record["result"], timing, reused=True)
