@@ -1,0 +1,151 @@
+"""A study file is read with places, overrides and checks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from lingraft.config.load import dump_study, load_study
+from lingraft.errors import ConfigError
+
+GOOD = """
+name: small
+model: some/model
+phases:
+  - name: one
+    data: {english: {source: "worldbook:lookup/en", limit: 20}}
+  - name: two
+    data:
+      similar: {source: "worldbook:lookup/de", limit: 20}
+      other:
+        source: "worldbook:counting/de"
+        strategies: [{lora: {rank: 4, training: {learning_rate: 1.0e-3}}}, mixed]
+    strategies: [plain]
+training: {learning_rate: 2.0e-4}
+"""
+
+
+@pytest.fixture
+def study_file(tmp_path: Path) -> Path:
+    path = tmp_path / "study.yaml"
+    path.write_text(GOOD)
+    return path
+
+
+def rewritten(path: Path, old: str, new: str) -> Path:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    return path
+
+
+def test_a_resolved_study_loads_again_as_the_same_study(study_file: Path, tmp_path: Path) -> None:
+    study = load_study(study_file)
+    again = tmp_path / "resolved.yaml"
+    again.write_text(dump_study(study))
+    assert load_study(again) == study
+
+
+def test_a_strategy_takes_training_options_out_of_its_own(study_file: Path) -> None:
+    (lora, mixed) = load_study(study_file).phases[1].data["other"].strategies
+    assert lora.parts[0].options == {"rank": 4}
+    assert lora.parts[0].training.learning_rate == 1e-3
+    assert mixed.is_mixed
+
+
+def test_overrides_reach_into_phases_by_name_and_by_number(study_file: Path) -> None:
+    study = load_study(
+        study_file, ["training.epochs=3", "phases.two.data.similar.limit=7", "phases[0].name=first", "seeds=[1, 2]"]
+    )
+    assert study.training.epochs == 3
+    assert study.phases[1].data["similar"].limit == 7
+    assert study.phases[0].name == "first"
+    assert study.seeds == (1, 2)
+
+
+BAD = [
+    ("limit: 20}}", "limitt: 20}}", [":6:", "phases[0].data.english.limitt", "Did you mean 'limit'"]),
+    ("limit: 20}}", "limit: many}}", [":6:", "phases[0].data.english.limit", "'many'"]),
+    ("learning_rate: 2.0e-4", "learning_rate: -1", ["training.learning_rate", "-1"]),
+    ("training: {learn", "trainig: {learn", ["trainig", "Did you mean 'training'"]),
+    ("[plain]", "[[plain, 3]]", ["phases[1].strategies[0]", "3"]),
+    ("name: small", "name: ../small", ["name", "'../small'"]),
+    ("model: some/model\n", "", ["model: is missing"]),
+    ("name: two", "name: one", ["phases: 2 phases are named 'one'"]),
+    ("[plain]", "[plain, plain]", ["2 strategies are named 'plain'"]),
+    ("name: small", "name: small\nname: other", [":3:", "'name'", "twice"]),
+    ("phases:", "phases: [", ["not valid YAML"]),
+    ("name: small", "name: small\nmeasures: [mpd_pairs]", ["measures[0]", "mpd_pairs"]),
+    ("name: small", "name: small\nevaluate: {language_ability: [hellaswag]}", ["which language", "hellaswag"]),
+    ("name: small", "name: small\nevaluate: {task_ability: []}", ["evaluate.task_ability", "empty"]),
+    ("name: small", "name: small\nseeds: [1, 1]", ["seeds: 1 stands 2 times"]),
+    ("name: small", "name: small\npaths: [[{phase: two, data: similar}]]", ["paths[0]", "['one', 'two']"]),
+    (
+        "name: small",
+        "name: small\npaths: [[{phase: one, data: english}, {phase: two, data: simlar}]]",
+        ["paths[0]", "'simlar'", "Did you mean 'similar'"],
+    ),
+    ("  - name: two\n", "  - name: two\n    checkpoint: x\n", ["only the first phase can be a checkpoint"]),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "expected"), BAD)
+def test_a_wrong_file_is_refused_with_place_and_value(
+    study_file: Path, old: str, new: str, expected: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_study(rewritten(study_file, old, new))
+    for part in expected:
+        assert part in str(caught.value)
+
+
+def test_all_errors_come_together(study_file: Path) -> None:
+    rewritten(study_file, "limit: 20}}", "limitt: 20}}")
+    rewritten(study_file, "learning_rate: 2.0e-4", "epochs: 0")
+    with pytest.raises(ConfigError) as caught:
+        load_study(study_file, ["keep=some"])
+    assert "limitt" in str(caught.value)
+    assert "epochs" in str(caught.value)
+    assert "override 'keep=some'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("training.epochs", "key=value"),
+        ("training.epoch=2", "Did you mean 'epochs'"),
+        ("phases.three.name=x", "there is no 'three'"),
+        ("name.first=x", "has no parts"),
+        ("seeds=[1", "not valid YAML"),
+    ],
+)
+def test_a_wrong_override_is_named(study_file: Path, override: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match="override") as caught:
+        load_study(study_file, [override])
+    assert expected in str(caught.value)
+
+
+def test_mixed_is_refused_where_phase_one_is_a_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        dedent(
+            """
+            name: rescue
+            phases:
+              - {name: one, checkpoint: some/instruct}
+              - {name: two, data: {es: {source: es.jsonl}}, strategies: [mixed]}
+            measures: [mpd_pair]
+            """
+        )
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_study(path)
+    assert "mixed needs `model` and Phase 1 data" in str(caught.value)
+    assert "mpd_pair" in str(caught.value)
+
+
+def test_a_missing_file_says_where_recipes_are(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="lingraft ls recipes"):
+        load_study(tmp_path / "absent.yaml")

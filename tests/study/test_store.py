@@ -1,0 +1,126 @@
+"""A stage is complete exactly when its record and its artefacts exist."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lingraft.errors import DataError, LingraftError
+from lingraft.records import read_json
+from lingraft.study.store import Store, Work
+
+INPUTS = {"data": "abc", "seed": 0}
+
+
+class Counted:
+    """Work that writes one file and counts how often it was done."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def __call__(self, folder: Path) -> Work:
+        self.times += 1
+        (folder / "weights").mkdir(exist_ok=True)
+        (folder / "weights" / "a.bin").write_bytes(b"12345")
+        return Work({"answer": 42}, {"threads": 2})
+
+
+def test_a_finished_stage_is_not_done_again(tmp_path: Path) -> None:
+    work = Counted()
+    with Store(tmp_path) as store:
+        first = store.run("train", INPUTS, work)
+    with Store(tmp_path) as store:
+        second = store.run("train", INPUTS, work)
+    assert work.times == 1
+    assert (first.reused, second.reused) == (False, True)
+    assert second.result == {"answer": 42}
+
+
+def test_other_inputs_are_another_stage(tmp_path: Path) -> None:
+    work = Counted()
+    with Store(tmp_path) as store:
+        one = store.run("train", INPUTS, work)
+        two = store.run("train", {**INPUTS, "seed": 1}, work)
+    assert work.times == 2
+    assert one.fingerprint != two.fingerprint
+
+
+@pytest.mark.parametrize("damage", ["record", "artefact gone", "artefact changed", "artefact cut"])
+def test_a_damaged_stage_is_made_again(tmp_path: Path, damage: str) -> None:
+    work = Counted()
+    with Store(tmp_path) as store:
+        folder = store.run("train", INPUTS, work).folder
+    artefact = folder / "weights" / "a.bin"
+    if damage == "record":
+        (folder / "record.json").write_text("{")
+    elif damage == "artefact gone":
+        artefact.unlink()
+    else:
+        artefact.write_bytes(b"12346" if damage == "artefact changed" else b"123")
+    with Store(tmp_path) as store:
+        assert store.run("train", INPUTS, work).reused is False
+    assert work.times == 2
+    assert artefact.read_bytes() == b"12345"
+
+
+def test_unfinished_work_is_thrown_away_unless_it_can_resume(tmp_path: Path) -> None:
+    seen = []
+
+    def look(folder: Path) -> Work:
+        seen.append((folder / "left").exists())
+        (folder / "left").write_text("x")
+        if len(seen) in (1, 3):
+            raise KeyboardInterrupt
+        return Work({}, {})
+
+    for resumable in (False, True):
+        inputs = {**INPUTS, "resumable": resumable}
+        with Store(tmp_path) as store:
+            with pytest.raises(KeyboardInterrupt):
+                store.run("train", inputs, look, resumable=resumable)
+            store.run("train", inputs, look, resumable=resumable)
+    assert seen == [False, False, False, True]
+
+
+def test_a_stage_that_failed_is_not_tried_again_in_the_same_run(tmp_path: Path) -> None:
+    tries = []
+
+    def fail(_: Path) -> Work:
+        tries.append(1)
+        raise DataError("broken")
+
+    with Store(tmp_path) as store:
+        for _ in range(2):
+            with pytest.raises(DataError, match="broken"):
+                store.run("train", INPUTS, fail)
+    assert len(tries) == 1
+
+
+def test_discarded_artefacts_are_marked_and_made_again_on_demand(tmp_path: Path) -> None:
+    work = Counted()
+    with Store(tmp_path) as store:
+        stage = store.run("train", INPUTS, work)
+        store.discard(stage)
+        assert not (stage.folder / "weights" / "a.bin").exists()
+    with Store(tmp_path) as store:
+        assert store.run("train", INPUTS, work).reused
+        assert work.times == 1
+        again = store.run("train", INPUTS, work, with_artefacts=True)
+    assert work.times == 2
+    assert (again.folder / "weights" / "a.bin").read_bytes() == b"12345"
+    assert read_json(again.folder / "record.json")["artefacts"]["weights/a.bin"]["discarded"] is False
+
+
+def test_times_are_kept_outside_the_compared_record(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        stage = store.run("train", INPUTS, Counted())
+    record = read_json(stage.folder / "record.json")
+    assert set(record) == {"stage", "fingerprint", "inputs", "result", "artefacts"}
+    assert set(record["artefacts"]) == {"weights/a.bin"}
+    assert read_json(stage.folder / "timing.json")["threads"] == 2
+
+
+def test_two_runs_of_one_study_at_once_are_refused(tmp_path: Path) -> None:
+    with Store(tmp_path), pytest.raises(LingraftError, match="another lingraft"), Store(tmp_path):
+        pass
