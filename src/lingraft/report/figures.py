@@ -27,13 +27,13 @@ def trade_off(result: dict[str, Any]) -> alt.LayerChart | None:
     if not rows:
         return None
     base = alt.Chart(alt.Data(values=rows)).encode(color=alt.Color("cell:N", title="data / strategy"))
-    x = alt.X("gain:Q", title="gain in language ability")
-    y = alt.Y("change:Q", title="change of task ability")
+    gain, change = "gain in language ability", "change of task ability"
+    x, y = alt.X("gain:Q", title=gain), alt.Y("change:Q", title=change)
     zero = alt.Chart(alt.Data(values=[{"zero": 0}])).mark_rule(strokeDash=[4, 4], color="#888")
     return alt.layer(
         zero.encode(y="zero:Q"),
-        base.mark_rule().encode(x=alt.X("gain_low:Q", title=x.title), x2="gain_high", y=y),
-        base.mark_rule().encode(x=x, y=alt.Y("change_low:Q", title=y.title), y2="change_high"),
+        base.mark_rule().encode(x=alt.X("gain_low:Q", title=gain), x2="gain_high", y=y),
+        base.mark_rule().encode(x=x, y=alt.Y("change_low:Q", title=change), y2="change_high"),
         base.mark_point(filled=True, size=90).encode(x=x, y=y),
     ).properties(width=_WIDTH, height=340)
 
