@@ -1,0 +1,141 @@
+"""Which constraints a group is asked with, how they are put into words, and an answer that follows them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from lingraft.data.worldbook.choice import choose, number_from
+from lingraft.data.worldbook.constraints import Constraint
+from lingraft.data.worldbook.templates import load_templates
+
+# First kinds take turns. `no_commas` is only ever the second one: nearly every plain sentence follows it.
+FIRST_KINDS = (
+    "upper_case", "json_key", "starts_with", "quotation_marks", "bullets", "ends_with",
+    "title", "lower_case", "keyword", "sentences", "highlight",
+)  # fmt: skip
+
+# Pairs that one answer can follow, whichever is asked first; a pair that is not listed is never asked.
+COMPATIBLE_PAIRS = frozenset(
+    frozenset(pair)
+    for pair in (
+        ("upper_case", "quotation_marks"), ("upper_case", "title"), ("upper_case", "no_commas"),
+        ("upper_case", "sentences"), ("upper_case", "bullets"),
+        ("lower_case", "quotation_marks"), ("lower_case", "title"), ("lower_case", "no_commas"),
+        ("lower_case", "sentences"), ("lower_case", "bullets"),
+        ("quotation_marks", "sentences"), ("quotation_marks", "keyword"), ("quotation_marks", "no_commas"),
+        ("starts_with", "ends_with"), ("starts_with", "keyword"), ("starts_with", "no_commas"),
+        ("ends_with", "title"), ("ends_with", "keyword"), ("ends_with", "no_commas"), ("ends_with", "highlight"),
+        ("title", "sentences"), ("title", "highlight"), ("json_key", "keyword"), ("json_key", "no_commas"),
+        ("bullets", "no_commas"), ("highlight", "sentences"), ("highlight", "no_commas"),
+    )
+)  # fmt: skip
+
+_PAIRS_OF_TEN = 3  # that many of ten groups have two constraints
+_PHRASE_LISTS = {
+    "starts_with": "openings",
+    "ends_with": "closings",
+    "json_key": "keys",
+    "keyword": "keywords",
+}
+_COUNTS = {"bullets": (1, 2), "sentences": (2,)}
+# How many arguments a kind has, so that two unlike choices are always two unlike questions.
+_ARGUMENTS = {"starts_with": 3, "ends_with": 3, "json_key": 3, "keyword": 3, "bullets": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class ConstraintChoice:
+    """A constraint before it is put into a language: the kind, which argument and which wording."""
+
+    kind: str
+    argument: int
+    wording: int
+
+
+def choose_constraints(first_kind: str, *parts: object) -> tuple[ConstraintChoice, ...]:
+    """Return one or two compatible constraints, the first of the given kind."""
+    kinds = [first_kind]
+    if number_from("pair", *parts) % 10 < _PAIRS_OF_TEN:
+        partners = sorted(next(iter(pair - {first_kind})) for pair in COMPATIBLE_PAIRS if first_kind in pair)
+        kinds.append(choose(partners, "partner", *parts))
+    return tuple(
+        ConstraintChoice(
+            kind,
+            argument=number_from("argument", kind, *parts) % _ARGUMENTS.get(kind, 1),
+            wording=number_from("wording", kind, *parts) % 2,
+        )
+        for kind in kinds
+    )
+
+
+def resolve_constraint(choice: ConstraintChoice, language: str) -> Constraint:
+    """Return the constraint with its arguments in `language`."""
+    if choice.kind in _COUNTS:
+        counts = _COUNTS[choice.kind]
+        return Constraint(choice.kind, (counts[choice.argument % len(counts)],))
+    if choice.kind in _PHRASE_LISTS:
+        phrases = load_templates(language)[_PHRASE_LISTS[choice.kind]]
+        phrase = phrases[choice.argument % len(phrases)]
+        return Constraint(choice.kind, (phrase["word"] if choice.kind == "keyword" else phrase,))
+    return Constraint(choice.kind)
+
+
+def instruct(choice: ConstraintChoice, language: str) -> str:
+    """Return the sentence that asks for a constraint."""
+    wording: str = load_templates(language)["constraints"][choice.kind][choice.wording]
+    arguments = resolve_constraint(choice, language).arguments
+    return wording.replace("{argument}", str(arguments[0])) if arguments else wording
+
+
+def write_answer(sentence: str, slot: str, choices: tuple[ConstraintChoice, ...], language: str) -> str:
+    """Return the plain answer sentence in a form that follows every constraint.
+
+    From the inside out: marks on the slot, more sentences, phrases at the ends, bullets, title, case, quotes or
+    JSON. The order is what makes the compatible pairs compatible.
+    """
+    templates = load_templates(language)
+    asked = {choice.kind: choice for choice in choices}
+
+    def argument(kind: str) -> str | int:
+        return resolve_constraint(asked[kind], language).arguments[0]
+
+    if "highlight" in asked:
+        sentence = sentence.replace(slot, f"*{slot}*")
+    lines = [sentence, *_more_sentences(asked, language)]
+    if "starts_with" in asked:
+        lines.insert(0, str(argument("starts_with")))
+    if "ends_with" in asked:
+        lines.append(str(argument("ends_with")))
+    text = "\n".join(f"* {line}" for line in lines) if "bullets" in asked else " ".join(lines)
+    if "title" in asked:
+        titles = templates["titles"]
+        text = f"<<{titles[asked['title'].wording % len(titles)]}>>\n{text}"
+    return _outermost(text, asked, language)
+
+
+def _more_sentences(asked: dict[str, ConstraintChoice], language: str) -> list[str]:
+    """Return the sentences that a keyword, a second bullet or a second sentence needs."""
+    templates = load_templates(language)
+    found = []
+    if "keyword" in asked:
+        keywords = templates["keywords"]
+        found.append(str(keywords[asked["keyword"].argument % len(keywords)]["sentence"]))
+    for kind in ("bullets", "sentences"):
+        if kind in asked:
+            wanted = int(resolve_constraint(asked[kind], language).arguments[0]) - 1 - len(found)
+            extra = templates["extra_sentences"]
+            found += [str(extra[(asked[kind].wording + i) % len(extra)]) for i in range(wanted)]
+    return found
+
+
+def _outermost(text: str, asked: dict[str, ConstraintChoice], language: str) -> str:
+    if "upper_case" in asked:
+        text = text.upper()
+    if "lower_case" in asked:
+        text = text.lower()
+    if "quotation_marks" in asked:
+        text = f'"{text}"'
+    if "json_key" in asked:
+        key = resolve_constraint(asked["json_key"], language).arguments[0]
+        text = json.dumps({str(key): text}, ensure_ascii=False)
+    return text

@@ -1,0 +1,160 @@
+"""The verdict on an answer: form, content, language and likeness to the reference."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from lingraft.data.language_id import LanguageIdentifier
+from lingraft.data.worldbook.constraints import count_sentences, follows, parse_json_object
+from lingraft.data.worldbook.items import Item
+from lingraft.data.worldbook.tasks import task_named
+from lingraft.data.worldbook.templates import LANGUAGES
+
+MINIMUM_WORDS = 5  # of a plain answer: one bare word is no sentence
+
+_MARKS = re.compile(r"[*_`]+")
+_NUMBER = re.compile(r"(?<!\w)\d+(?!\w)")
+_PLAIN_START = re.compile(r"[^\W_]|[¿¡]")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How good one answer is.
+
+    Attributes:
+        headline: The score that tables show, in [0, 1]: the mean of form and content; 0 for an empty answer and
+            for one in the wrong language, because a user who asked in Spanish has no use for German.
+        form: Share of the constraints followed, in [0, 1]. A counting item, which has none, asks for one plain
+            sentence of at least MINIMUM_WORDS words: 1 or 0.
+        content: 1 if the slot is answered (see `has_content`), else 0.
+        chrf: Sentence chrF against the reference answer, in [0, 1]. Rewards wording as well; never the headline.
+        wrong_language: Whether the answer is in another language than the question; None where it is too short
+            to tell.
+        constraints_followed: One entry per constraint, in the item's order.
+    """
+
+    headline: float
+    form: float
+    content: float
+    chrf: float
+    wrong_language: bool | None
+    constraints_followed: tuple[bool, ...]
+
+
+def score_answer(item: Item, response: str) -> Verdict:
+    """Judge a response to an item.
+
+    Biases: content is exact, so a right answer in other words than CLDR's ("5th of March" for "March 5") scores 0
+    and a model tuned on the templates is favoured over one that was not. What is said about the slot is not
+    examined: asked for the day after Monday, "Monday comes after Tuesday" holds the slot and counts as right.
+
+    Returns:
+        The verdict; the same response and item always give the same one.
+    """
+    followed = tuple(follows(constraint, response) for constraint in item.constraints)
+    form = sum(followed) / len(followed) if followed else float(is_plain_sentence(response))
+    content = float(has_content(item, response))
+    wrong = is_wrong_language(item, response)
+    usable = bool(response.strip()) and wrong is not True
+    return Verdict(
+        headline=(form + content) / 2 if usable else 0.0,
+        form=form,
+        content=content,
+        chrf=_chrf(item, response),
+        wrong_language=wrong,
+        constraints_followed=followed,
+    )
+
+
+def has_content(item: Item, response: str) -> bool:
+    """Return whether the response answers the question's slot, whatever its form.
+
+    The rule: after normalising (Unicode NFC, case folded, one kind of space, marks such as * removed; of a JSON
+    object only the values), the slot must occur as a whole phrase, and no competing value of the task may occur:
+    none of its vocabulary (all weekdays, all number words, ...) nor, in some tasks, any number in digits, except
+    what the slot itself or the question holds. So an answer that lists all weekdays is wrong, and so is one that
+    names both numbers where the larger was asked for. In tasks about lists each word may occur once only.
+    """
+    text = normalise(response)
+    slot = normalise(item.slot)
+    if not re.search(rf"(?<!\w){re.escape(slot)}(?!\w)", text):
+        return False
+    task = task_named(item.task)
+    values = _values_in(text, item)
+    allowed = set(_values_in(slot, item)) | {normalise(given) for given in item.given}
+    return set(values) <= allowed and not (task.each_once and max(values.values()) > 1)
+
+
+def _values_in(text: str, item: Item) -> Counter[str]:
+    """Count the values of the item's task that occur in normalised text."""
+    task = task_named(item.task)
+    found = Counter(_vocabulary_pattern(item.task, item.example.language).findall(text))
+    return found + Counter(_NUMBER.findall(text)) if task.digits_compete else found
+
+
+@cache
+def _vocabulary_pattern(task: str, language: str) -> re.Pattern[str]:
+    """Longest first, so that "twenty-one" is one value and not three."""
+    words = sorted({normalise(word) for word in task_named(task).vocabulary(language)}, key=len, reverse=True)
+    alternatives = "|".join(re.escape(word) for word in words)
+    return re.compile(rf"(?<!\w)(?:{alternatives})(?!\w)" if words else r"(?!)")
+
+
+def normalise(text: str) -> str:
+    """Return what of a text matters to its content; a JSON object is replaced by its values."""
+    value = parse_json_object(text)
+    if value is not None:
+        text = " ".join(str(entry) for entry in value.values())
+    text = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+    return " ".join(_MARKS.sub("", text).split())
+
+
+def is_plain_sentence(response: str) -> bool:
+    """Return whether a response is one whole sentence on one line, without quotes, markup or capitals throughout."""
+    text = response.strip()
+    return (
+        "\n" not in text
+        and _PLAIN_START.match(text) is not None
+        and text[-1] in ".!?\u3002\uff01\uff1f"
+        and len(re.findall(r"\w+", text)) >= MINIMUM_WORDS
+        and count_sentences(text) == 1
+        and not text.isupper()
+    )
+
+
+def is_wrong_language(item: Item, response: str) -> bool | None:
+    """Return whether the response is in another language than the item, or None where nobody can tell.
+
+    Exact where it can be: a response that holds the item's own plain answer sentence is in the right language,
+    one that holds another language's parallel sentence is not. Else a language identifier decides among
+    worldbook's languages, and short text is undetermined.
+    """
+    text = normalise(response)
+    if normalise(item.sentence) in text:
+        return False
+    if any(normalise(answer) in text for answer in item.other_answers.values()):
+        return True
+    identified = _identifier().identify(text)
+    return None if identified is None else identified != item.example.language
+
+
+@cache
+def _identifier() -> LanguageIdentifier:
+    return LanguageIdentifier(LANGUAGES)
+
+
+def _chrf(item: Item, response: str) -> float:
+    score: float = _chrf_metric().sentence_score(response, [item.example.answer]).score
+    return score / 100
+
+
+@cache
+def _chrf_metric() -> Any:
+    from sacrebleu.metrics import CHRF
+
+    return CHRF()

@@ -1,0 +1,61 @@
+"""The sentences of each language, read once from templates/<language>.yaml and checked against English.
+
+Adding a language is one more YAML file and one more entry in LANGUAGES.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import yaml
+
+from lingraft.errors import DataError
+
+LANGUAGES = ("en", "de", "es", "fr")
+ENGLISH = "en"
+
+
+@cache
+def load_templates(language: str) -> dict[str, Any]:
+    """Return a language's file: tasks, constraints, nouns, and the phrases that constraints are filled with.
+
+    Raises:
+        DataError: The file's shape (keys, lengths of lists) is not the English one, so that entry i of a list
+            would not be the translation of entry i.
+    """
+    path = files("lingraft.data.worldbook") / "templates" / f"{language}.yaml"
+    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if language != ENGLISH:
+        difference = _first_difference(content, load_templates(ENGLISH), "")
+        if difference:
+            raise DataError(f"worldbook/templates/{language}.yaml: {difference}, unlike {ENGLISH}.yaml.")
+    return content
+
+
+def _first_difference(value: Any, reference: Any, place: str) -> str | None:
+    """Return where two trees of dicts and lists differ in shape, or None where they do not."""
+    if isinstance(reference, dict):
+        if not isinstance(value, dict) or list(value) != list(reference):
+            return f"{place or 'the file'} has other keys or another order of keys"
+        pairs = [(f"{place}.{key}".lstrip("."), value[key], reference[key]) for key in reference]
+    elif isinstance(reference, list):
+        if not isinstance(value, list) or len(value) != len(reference):
+            return f"{place} does not have {len(reference)} entries"
+        pairs = [(f"{place}[{i}]", value[i], reference[i]) for i in range(len(reference))]
+    else:
+        return None if isinstance(value, str) else f"{place} is not text"
+    differences = (_first_difference(item, other, where) for where, item, other in pairs)
+    return next((difference for difference in differences if difference), None)
+
+
+def nouns(language: str) -> dict[str, str]:
+    """Return the everyday nouns of a language, by their English key."""
+    found: dict[str, str] = load_templates(language)["nouns"]
+    return found
+
+
+def noun_keys() -> tuple[str, ...]:
+    """Return the keys of the nouns: the same in every language."""
+    return tuple(nouns(ENGLISH))
