@@ -74,10 +74,12 @@ def _groups_of_task(name: str) -> tuple[Group, ...]:
 
 
 def _new_group(task: Task, number: int, split: str, content: Content, seen: set[tuple[object, ...]]) -> Group:
+    tasks = tasks_of(task.family)
     for attempt in range(_ATTEMPTS):
         parts = (task.name, number, attempt)
         phrasing = number_from("phrasing", *parts) % PHRASINGS
-        kind = FIRST_KINDS[(number + tasks_of(task.family).index(task)) % len(FIRST_KINDS)]
+        turn = number * len(tasks) + tasks.index(task)  # so kinds take turns along the corpus, too
+        kind = FIRST_KINDS[turn % len(FIRST_KINDS)]
         constraints = choose_constraints(kind, *parts) if task.family == "lookup" else ()
         key = (content, phrasing, constraints)
         if key not in seen:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -51,7 +50,7 @@ def score_answer(item: Item, response: str) -> Verdict:
 
     Biases: content is exact, so a right answer in other words than CLDR's ("5th of March" for "March 5") scores 0
     and a model tuned on the templates is favoured over one that was not. What is said about the slot is not
-    examined: asked for the day after Monday, "Monday comes after Tuesday" holds the slot and counts as right.
+    examined beyond the rule in `has_content`.
 
     Returns:
         The verdict; the same response and item always give the same one.
@@ -78,7 +77,9 @@ def has_content(item: Item, response: str) -> bool:
     object only the values), the slot must occur as a whole phrase, and no competing value of the task may occur:
     none of its vocabulary (all weekdays, all number words, ...) nor, in some tasks, any number in digits, except
     what the slot itself or the question holds. So an answer that lists all weekdays is wrong, and so is one that
-    names both numbers where the larger was asked for. In tasks about lists each word may occur once only.
+    names both numbers where the larger was asked for. In tasks about lists each word may occur once only, and in
+    those about weekdays and months the question's own value may not come after the slot ("Tuesday follows Monday"
+    is refused for the sake of refusing "the day after Tuesday is Monday").
     """
     text = normalise(response)
     slot = normalise(item.slot)
@@ -86,15 +87,18 @@ def has_content(item: Item, response: str) -> bool:
         return False
     task = task_named(item.task)
     values = _values_in(text, item)
-    allowed = set(_values_in(slot, item)) | {normalise(given) for given in item.given}
-    return set(values) <= allowed and not (task.each_once and max(values.values()) > 1)
+    allowed = {*_values_in(slot, item), *(normalise(given) for given in item.given)}
+    return (
+        set(values) <= allowed
+        and not (task.each_once and len(set(values)) < len(values))
+        and not (task.given_first and values[-1] != slot)
+    )
 
 
-def _values_in(text: str, item: Item) -> Counter[str]:
-    """Count the values of the item's task that occur in normalised text."""
-    task = task_named(item.task)
-    found = Counter(_vocabulary_pattern(item.task, item.example.language).findall(text))
-    return found + Counter(_NUMBER.findall(text)) if task.digits_compete else found
+def _values_in(text: str, item: Item) -> list[str]:
+    """Return the values of the item's task in normalised text: words in their order, then numbers in theirs."""
+    words = _vocabulary_pattern(item.task, item.example.language).findall(text)
+    return words + _NUMBER.findall(text) if task_named(item.task).digits_compete else words
 
 
 @cache

@@ -54,6 +54,8 @@ class Task:
         digits_compete: Whether numbers written in digits compete, too.
         each_once: Whether a word of the vocabulary may occur only once (lists: else a model that says a list
             forwards and backwards would be right either way).
+        given_first: Whether the question's value may be repeated only before the slot: else "the day after Tuesday
+            is Monday" would be right about the day after Monday, as both answers hold the same two words.
         word_slot: Whether the slot is the language's own words, which must then differ from the English ones.
     """
 
@@ -65,6 +67,7 @@ class Task:
     vocabulary: Callable[[str], tuple[str, ...]]
     digits_compete: bool = False
     each_once: bool = False
+    given_first: bool = False
     word_slot: bool = True
 
 
@@ -99,6 +102,7 @@ def _calendar_task(
         slot_key=lambda content: str((int(content[0]) + offset) % length),
         render=render,
         vocabulary=names,
+        given_first=True,
     )
 
 
