@@ -1,0 +1,205 @@
+"""Raw rows with their places, from local files and from the Hugging Face hub.
+
+Json and jsonl are read here line by line, because a broken row must be named by file and line; parquet and
+the hub go through the `datasets` library, which is imported only then.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lingraft.config.schema import DataSource
+from lingraft.errors import DataError
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_WHITESPACE = re.compile(r"[ \t\r\n]*")
+
+
+@dataclass(frozen=True, slots=True)
+class RawRow:
+    """One row as it was found.
+
+    Attributes:
+        place: File and line, or data set and row number, both from 1: `data/es.jsonl:17`.
+        number: The line or row number alone.
+        value: Field names and values; empty where there is a problem.
+        problem: Why the row cannot be read, or None.
+    """
+
+    place: str
+    number: int
+    value: Mapping[str, Any]
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HubRows:
+    """Rows of a hub data set, and the commit they are from where the cache tells it."""
+
+    rows: Iterable[RawRow]
+    commit: str | None
+
+
+def read_file(path: Path, source: str) -> Iterator[RawRow]:
+    """Yield the rows of a json, jsonl or parquet file, named `source` in places.
+
+    Raises:
+        DataError: The file is missing, of another kind, or not readable as a whole.
+    """
+    reader = _FILE_READERS.get(path.suffix.lower())
+    if reader is None:
+        known = ", ".join(_FILE_READERS)
+        raise DataError(
+            f"{source}: a data file's name must end in {known}, not in {path.suffix or 'nothing'!r}."
+        )
+    if not path.is_file():
+        raise DataError(f"{source}: there is no such file (looked for {path.absolute()}).")
+    return reader(path, source)
+
+
+def is_file_name(source: str) -> bool:
+    """Return whether `source` means a local file rather than a hub id: by its ending or a leading path."""
+    return Path(source).suffix.lower() in _FILE_READERS or source.startswith(("/", "./", "../", "~"))
+
+
+def _read_json_lines(path: Path, source: str) -> Iterator[RawRow]:
+    with path.open("rb") as file:
+        # A binary file is split at \n only; text splitting would also cut at U+2028 inside a string.
+        for number, line in enumerate(file, start=1):
+            content = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
+            if content.strip():
+                yield _row_of_line(content, f"{source}:{number}", number)
+
+
+def _row_of_line(line: bytes, place: str, number: int) -> RawRow:
+    try:
+        return _row(json.loads(line.decode("utf-8")), place, number)
+    except UnicodeDecodeError as error:
+        return RawRow(place, number, {}, f"not UTF-8 at byte {error.start + 1} of the line")
+    except json.JSONDecodeError as error:
+        return RawRow(place, number, {}, f"not JSON: {error.msg} at character {error.colno}")
+    except (RecursionError, ValueError) as error:  # nested too deeply; a number of thousands of digits
+        return RawRow(place, number, {}, f"not usable JSON: {error}")
+
+
+def _row(value: Any, place: str, number: int) -> RawRow:
+    if isinstance(value, dict):
+        return RawRow(place, number, value)
+    return RawRow(place, number, {}, f"the row must be an object, not {type(value).__name__}")
+
+
+def _read_json(path: Path, source: str) -> Iterator[RawRow]:
+    """Yield the objects of a list; a .json file that does not start with a list is read as json lines."""
+    content = path.read_bytes().removeprefix(_BYTE_ORDER_MARK)
+    if not content.lstrip().startswith(b"["):
+        return _read_json_lines(path, source)
+    try:
+        return _rows_of_list(content.decode("utf-8"), source)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{source}:{line}: the file is not UTF-8 (byte {error.start + 1}).") from None
+
+
+def _rows_of_list(text: str, source: str) -> Iterator[RawRow]:
+    """Decode one element after the other, so that each is known by the line on which it starts."""
+    decoder = json.JSONDecoder()
+    position, line, counted = _skip_whitespace(text, text.index("[") + 1), 1, 0
+    while not text.startswith("]", position):
+        line, counted = line + text.count("\n", counted, position), position
+        try:
+            value, position = decoder.raw_decode(text, position)
+        except (RecursionError, ValueError) as error:
+            detail = (
+                f"{error.msg} (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else error
+            )
+            raise DataError(
+                f"{source}:{line}: the file is not valid JSON from this row on: {detail}."
+            ) from None
+        yield _row(value, f"{source}:{line}", line)
+        position = _skip_whitespace(text, position)
+        if text.startswith(",", position):
+            position = _skip_whitespace(text, position + 1)
+        elif not text.startswith("]", position):
+            raise DataError(
+                f"{source}:{line}: after this row, ',' or ']' is missing: the file is cut off or broken."
+            )
+
+
+def _skip_whitespace(text: str, position: int) -> int:
+    found = _WHITESPACE.match(text, position)
+    return position if found is None else found.end()
+
+
+def _read_parquet(path: Path, source: str) -> Iterator[RawRow]:
+    from datasets import load_dataset
+
+    with _reported(f"{source}: the parquet file cannot be read"):
+        rows = load_dataset("parquet", data_files=str(path), split="train", streaming=True)
+        for number, row in enumerate(rows, start=1):
+            yield _row(row, f"{source}:{number}", number)
+
+
+_FILE_READERS: dict[str, Callable[[Path, str], Iterator[RawRow]]] = {
+    ".json": _read_json,
+    ".jsonl": _read_json_lines,
+    ".parquet": _read_parquet,
+}
+
+
+def read_hub(spec: DataSource) -> HubRows:
+    """Read a data set of the Hugging Face hub, or its copy in the local cache when the hub is out of reach.
+
+    Code that a data set brings along is never run.
+
+    Raises:
+        DataError: The id is none, the hub cannot be reached, or what is cached is of another commit.
+    """
+    if not _HUB_ID.fullmatch(spec.source):
+        raise DataError(
+            f"{spec.source!r} is neither a worldbook set, a local .json, .jsonl or .parquet file, nor a hub id "
+            "(NAME or OWNER/NAME)."
+        )
+    if Path(spec.source).is_dir():  # the datasets library would take the folder in place of the hub
+        raise DataError(
+            f"{spec.source!r} is a folder here: name a file in it, or run elsewhere for the hub id."
+        )
+    from datasets import load_dataset
+
+    advice = (
+        f"{spec.source}: cannot be read from the Hugging Face hub (configuration {spec.config}, split {spec.split}, "
+        f"revision {spec.revision}). Check the id and the connection (HF_HUB_OFFLINE must not be set), or give a "
+        "local .json, .jsonl or .parquet file"
+    )
+    with _reported(advice):
+        data = load_dataset(spec.source, spec.config, split=spec.split, revision=spec.revision)
+    commit = _commit_of(data.cache_files)
+    wanted = spec.revision or ""
+    # Offline, the datasets library takes whatever it has cached, whatever revision was asked for.
+    if _COMMIT.fullmatch(wanted) and commit is not None and commit != wanted:
+        raise DataError(f"{spec.source}: revision {wanted} was asked for, but only {commit} is in the cache.")
+    rows = (_row(row, f"{spec.source}:{number}", number) for number, row in enumerate(data, start=1))
+    return HubRows(rows, commit)
+
+
+def _commit_of(cache_files: list[dict[str, Any]]) -> str | None:
+    """Return the commit in the path of the prepared files: .../CONFIGURATION/VERSION/COMMIT/FILE.arrow."""
+    folders = {Path(file["filename"]).parent.name for file in cache_files}
+    commits = [folder for folder in folders if _COMMIT.fullmatch(folder)]
+    return commits[0] if len(commits) == 1 else None
+
+
+@contextmanager
+def _reported(what: str) -> Iterator[None]:
+    """Turn whatever a library raises inside into a DataError that begins with `what`."""
+    try:
+        yield
+    except Exception as error:  # hub, http, pyarrow and datasets share no base class
+        raise DataError(f"{what}: {type(error).__name__}: {error}") from error

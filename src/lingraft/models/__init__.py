@@ -1,0 +1,1 @@
+"""Models: found and loaded, read tensor by tensor, saved, and their parameters by layer and kind."""

@@ -1,0 +1,147 @@
+"""Checkpoints on disk: read one tensor at a time, written as float32 safetensors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from lingraft.data.chat import chat_template
+from lingraft.errors import ModelError, did_you_mean
+from lingraft.records import read_json, write_json_atomically
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+class CheckpointReader:
+    """The tensors of a folder's safetensors files, each read only when asked for.
+
+    Memory: one tensor at a time, whatever the size of the model. Files stay mapped while the reader lives.
+
+    Args:
+        folder: Holds model.safetensors, or model.safetensors.index.json and the shards that it names.
+
+    Raises:
+        ModelError: Neither is there, a shard is missing, or a file is damaged.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._files: dict[str, Any] = {}
+        self._file_of = self._places()
+        self.names: tuple[str, ...] = tuple(sorted(self._file_of))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape from the file's header, without reading the tensor.
+
+        Raises:
+            ModelError: There is no tensor of that name.
+        """
+        return tuple(self._in_file(name).get_slice(name).get_shape())
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Return a tensor in the type it is stored in, on the CPU.
+
+        Raises:
+            ModelError: There is no tensor of that name.
+        """
+        tensor: torch.Tensor = self._in_file(name).get_tensor(name)
+        return tensor
+
+    def _places(self) -> dict[str, str]:
+        if (self.folder / INDEX_FILE).is_file():
+            return self._places_by_index()
+        if (self.folder / SINGLE_FILE).is_file():
+            return dict.fromkeys(self._open(SINGLE_FILE).keys(), SINGLE_FILE)
+        raise ModelError(missing_weights(self.folder))
+
+    def _places_by_index(self) -> dict[str, str]:
+        index = self.folder / INDEX_FILE
+        try:
+            places = {str(name): str(file) for name, file in read_json(index)["weight_map"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"{index}: not an index of shards ({type(error).__name__}: {error}).") from error
+        stored: dict[str, set[str]] = {
+            file: set(self._open(file).keys()) for file in sorted(set(places.values()))
+        }
+        for name, file in places.items():
+            if name not in stored[file]:
+                raise ModelError(
+                    f"{index}: {name} should be in {file}, but is not. Fetch the checkpoint again."
+                )
+        return places
+
+    def _open(self, file: str) -> Any:
+        if file not in self._files:
+            path = self.folder / file
+            if Path(file).name != file:
+                raise ModelError(f"{self.folder / INDEX_FILE}: the shard {file!r} is outside the folder.")
+            if not path.is_file():
+                raise ModelError(f"{self.folder}: the shard {file} is missing. Fetch the checkpoint again.")
+            try:
+                self._files[file] = safe_open(path, framework="pt", device="cpu")
+            except (SafetensorError, OSError) as error:
+                raise ModelError(f"{path}: damaged ({error}). Fetch the checkpoint again.") from error
+        return self._files[file]
+
+    def _in_file(self, name: str) -> Any:
+        if name not in self._file_of:
+            raise ModelError(f"{self.folder}: no tensor is called {name!r}. {did_you_mean(name, self.names)}")
+        return self._open(self._file_of[name])
+
+
+def missing_weights(folder: Path) -> str:
+    """Return the message for a folder without safetensors, saying so where it holds pickles instead."""
+    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    if pickles:
+        return (
+            f"{folder}: only pickled weights ({', '.join(pickles)}), which can run any code when read, so lingraft "
+            "does not. Convert them to safetensors (load and save_pretrained in an environment you trust)."
+        )
+    return f"{folder}: holds neither {SINGLE_FILE} nor {INDEX_FILE}, so there are no weights to read."
+
+
+def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a model as float32 safetensors, with its config, generation config, tokenizer and chat template.
+
+    float32, because the difference between two phases is smaller than what bf16 can hold (DESIGN.md). A
+    tokenizer without a template is saved with the fallback it was trained with.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(p.is_floating_point() and p.dtype != torch.float32 for p in model.state_dict().values()):
+        model.save_pretrained(folder, state_dict=_in_float32(model))
+        _state_float32(folder / "config.json")
+    else:
+        model.save_pretrained(folder)
+    own_template = tokenizer.chat_template
+    try:
+        if own_template is None:
+            tokenizer.chat_template = chat_template(tokenizer)[0]
+        tokenizer.save_pretrained(folder)
+    finally:
+        tokenizer.chat_template = own_template
+
+
+def _in_float32(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Return the state in float32; tensors that share storage still do, so that ties are saved once."""
+    converted: dict[tuple[int, int, tuple[int, ...]], torch.Tensor] = {}
+    state = {}
+    for name, tensor in model.state_dict().items():
+        key = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape))
+        if key not in converted:
+            converted[key] = tensor.float() if tensor.is_floating_point() else tensor
+        state[name] = converted[key]
+    return state
+
+
+def _state_float32(config_file: Path) -> None:
+    config = json.loads(config_file.read_text(encoding="utf-8"))
+    write_json_atomically(config_file, config | {"dtype": "float32"})

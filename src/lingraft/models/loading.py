@@ -1,0 +1,158 @@
+"""Find a model by name, load it without pickle, and tell by a hash whether it changed.
+
+A name is `embedded:NAME`, a local folder, or a hub id with an optional revision (`OWNER/NAME@REVISION`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from lingraft.data.chat import FALLBACK_TEMPLATE
+from lingraft.errors import ModelError
+from lingraft.models.checkpoints import INDEX_FILE, SINGLE_FILE, missing_weights
+from lingraft.models.embedded import embedded_folder
+from lingraft.records import hash_file
+
+EMBEDDED_PREFIX = "embedded:"
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_CONTENT_FILES = (  # what decides a model's answers; records and logs beside them do not
+    "*.safetensors",
+    INDEX_FILE,
+    "config.json",
+    "generation_config.json",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "chat_template*",
+    "*.py",
+)
+_HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab*")
+_HUB_LEFT_OUT = ("*/*", "consolidated*")  # other exports of the same weights
+
+
+def model_folder(name: str, *, trust_remote_code: bool = False) -> Path:
+    """Return the local folder of a model, downloading it from the hub or unpacking it where needed.
+
+    Only configuration, safetensors and tokenizer files are fetched, never a pickle; Python files only with
+    `trust_remote_code`.
+
+    Raises:
+        ModelError: The model cannot be found or reached, or has no safetensors.
+    """
+    if name.startswith(EMBEDDED_PREFIX):
+        return embedded_folder(name.removeprefix(EMBEDDED_PREFIX))
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        folder = _from_hub(name, trust_remote_code)
+    _check_folder(folder)
+    return folder
+
+
+def load_model(
+    name_or_folder: str | Path, *, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """Load a causal language model on the CPU, in evaluation mode.
+
+    Args:
+        name_or_folder: See `model_folder`.
+        dtype: Type of the weights in memory, whatever it is on disk.
+        trust_remote_code: Run Python code that the model brings along.
+
+    Raises:
+        ModelError: The model cannot be had, is of an unknown architecture, or its files lack weights (which
+            transformers would fill with random numbers).
+    """
+    folder = model_folder(str(name_or_folder), trust_remote_code=trust_remote_code)
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
+    except Exception as error:  # transformers raises whatever the architecture's code raises
+        raise ModelError(f"{name_or_folder}: cannot be loaded as a causal language model: {error}") from error
+    model, info = loaded
+    lacking = sorted(info["missing_keys"])
+    if lacking:
+        listed = ", ".join(lacking[:3])
+        raise ModelError(f"{name_or_folder}: {len(lacking)} weights are not in its files ({listed}, ...).")
+    checked: PreTrainedModel = model.eval()
+    return checked
+
+
+def load_tokenizer(name_or_folder: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer.
+
+    One without a chat template is given `data.chat.FALLBACK_TEMPLATE`, so that training, generation and the
+    harness see the same; one without a pad token pads with its end token (masks never look at ids).
+
+    Raises:
+        ModelError: The model cannot be had or has no usable tokenizer.
+    """
+    folder = model_folder(str(name_or_folder), trust_remote_code=trust_remote_code)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=trust_remote_code
+        )
+    except Exception as error:  # tokenizer files are parsed by several libraries, each with its own errors
+        raise ModelError(f"{name_or_folder}: its tokenizer cannot be loaded: {error}") from error
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = FALLBACK_TEMPLATE
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def model_content_hash(folder: Path) -> str:
+    """Return the SHA-256 over a model's weights, configuration and tokenizer: names and bytes, in sorted order.
+
+    Files are read in blocks. Other files in the folder (logs, records, a README) do not count.
+    """
+    digest = hashlib.sha256()
+    for path in sorted({path for pattern in _CONTENT_FILES for path in folder.glob(pattern)}):
+        digest.update(f"{path.name}\0{hash_file(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder}: holds no config.json, so it is not a model's folder.")
+    if not any((folder / file).is_file() for file in (SINGLE_FILE, INDEX_FILE)):
+        raise ModelError(missing_weights(folder))
+
+
+def _from_hub(name: str, trust_remote_code: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = name.partition("@")
+    if not _HUB_ID.fullmatch(repository):
+        raise ModelError(
+            f"{name!r}: there is no such folder, and it is not a hub id (OWNER/NAME or OWNER/NAME@REVISION) "
+            "or `embedded:NAME`."
+        )
+    try:
+        fetched = snapshot_download(
+            repository,
+            revision=revision or None,
+            allow_patterns=[*_HUB_FILES, *(["*.py"] if trust_remote_code else [])],
+            ignore_patterns=list(_HUB_LEFT_OUT),
+        )
+    except Exception as error:  # hub, http and cache errors share no base class
+        raise ModelError(
+            f"{name}: there is no such folder, and it cannot be had from the Hugging Face hub ({error}). Check the id "
+            "and the connection (HF_HUB_OFFLINE must not be set; gated models need a login), or give a local folder "
+            "with config.json and safetensors, or `embedded:smollm2-135m`."
+        ) from error
+    return Path(fetched)
