@@ -1,0 +1,1 @@
+"""Training one phase: the loss, the Trainer and the loop around it."""

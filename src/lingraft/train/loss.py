@@ -1,0 +1,157 @@
+"""The one place for masking, the loss and its token count: training and held-out evaluation both use it.
+
+The output head over a large vocabulary is a big share of a small model's cost, and prompts need no
+logits: a hook keeps only the positions whose next token is supervised, for any architecture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lingraft.errors import ModelError
+
+if TYPE_CHECKING:
+    from lingraft.data.chat import EncodedExample
+
+Batch = Mapping[str, Tensor]
+
+
+def collate(examples: Sequence[EncodedExample], pad_token_id: int = 0) -> dict[str, Tensor]:
+    """Pad examples on the right into one batch (B rows, L tokens of the longest).
+
+    Masks come from lengths, never from ids: a pad token may equal the end token.
+
+    Returns:
+        `input_ids` [B, L] int64; `attention_mask` [B, L] bool, true on real tokens; `supervised` [B, L]
+        bool, true where the token itself is to be learned.
+    """
+    longest = max(len(example.input_ids) for example in examples)
+    input_ids = torch.full((len(examples), longest), pad_token_id, dtype=torch.long)
+    attention_mask = torch.zeros((len(examples), longest), dtype=torch.bool)
+    supervised = torch.zeros((len(examples), longest), dtype=torch.bool)
+    for row, example in enumerate(examples):
+        length = len(example.input_ids)
+        input_ids[row, :length] = torch.tensor(example.input_ids)
+        attention_mask[row, :length] = True
+        supervised[row, :length] = torch.tensor(example.supervised)
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "supervised": supervised}
+
+
+def count_supervised(batch: Batch) -> int:
+    """Return how many tokens of a batch are predicted and learned; a row's first token never is."""
+    return int(batch["supervised"][:, 1:].sum())
+
+
+class SupervisedHead:
+    """Context manager: inside, the output head of `model` sees only the positions in `keep`.
+
+    A forward pre-hook on `model.get_output_embeddings()`: [B, L, width] becomes [S, width], so that
+    `outputs.logits` is [S, vocabulary], rows first, positions in order.
+
+    Args:
+        model: A causal language model, also one wrapped by PEFT.
+        keep: [B, L] bool; true where the *next* token is supervised (S of them; none is allowed: the
+            head still runs, as sharded training needs of every process).
+
+    Raises:
+        ModelError: the model has no output embedding.
+    """
+
+    def __init__(self, model: nn.Module, keep: Tensor) -> None:
+        head = model.get_output_embeddings()  # type: ignore[operator]
+        if not isinstance(head, nn.Module):
+            raise ModelError(
+                f"{type(model).__name__} has no output embedding: it is no causal language model, "
+                "which lingraft needs. Name a model that AutoModelForCausalLM can load."
+            )
+        self._head = head
+        self._keep = keep
+
+    def __enter__(self) -> SupervisedHead:
+        """Put the hook on."""
+        self._handle = self._head.register_forward_pre_hook(self._select)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Take the hook off, whatever happened inside."""
+        self._handle.remove()
+
+    def _select(self, _head: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden = inputs[0]  # [B, L, width]
+        return (hidden[self._keep.to(hidden.device)], *inputs[1:])
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLosses:
+    """The loss of every supervised token of a batch (S of them).
+
+    Attributes:
+        values: [S] float32, cross entropy in nats.
+        rows: [S] int64, the batch row that each belongs to.
+        auxiliary: A mixture of experts' load-balancing loss, already times its coefficient; None: none.
+    """
+
+    values: Tensor
+    rows: Tensor
+    auxiliary: Tensor | None
+
+
+def token_losses(model: nn.Module, batch: Batch) -> TokenLosses:
+    """Return the cross entropy of each supervised token, the head applied to those positions only.
+
+    The model gets no attention mask where it needs none: padding is on the right, so a causal model's real
+    tokens never see it, and without a mask attention takes its fast causal path. Only a router's
+    load-balancing loss, which averages over tokens, is told which are real.
+    """
+    unwrapped: Any = getattr(model, "module", model)  # DistributedDataParallel hides the model's methods
+    input_ids, supervised = batch["input_ids"], batch["supervised"]
+    keep = functional.pad(supervised[:, 1:], (0, 1), value=False)  # position t predicts token t + 1
+    routed = bool(getattr(unwrapped.config.get_text_config(), "output_router_logits", False))
+    mask = {"attention_mask": batch["attention_mask"]} if routed else {}
+    with SupervisedHead(unwrapped, keep):
+        outputs = model(input_ids=input_ids, use_cache=False, **mask)
+    targets = input_ids[:, 1:][supervised[:, 1:]]
+    values = functional.cross_entropy(outputs.logits.float(), targets, reduction="none")
+    return TokenLosses(values, keep.nonzero()[:, 0], _auxiliary_loss(unwrapped, outputs) if routed else None)
+
+
+def supervised_loss(model: nn.Module, batch: Batch, *, with_auxiliary: bool = False) -> tuple[Tensor, int]:
+    """Return the summed cross entropy of a batch's supervised tokens and their number.
+
+    Divide by the number of *all* tokens that the mean is taken over (of an optimiser step, of a data set):
+    a mean of batch means would weigh tokens by the company they keep.
+
+    Args:
+        model: A causal language model; its mode and gradients are the caller's.
+        batch: From `collate`.
+        with_auxiliary: Add a mixture of experts' load-balancing loss, times the batch's supervised tokens:
+            after the division it is the mean over micro-batches, weighted as the loss is. For training.
+
+    Returns:
+        The sum in nats, a float32 scalar, and the number of supervised tokens.
+    """
+    losses = token_losses(model, batch)
+    total = losses.values.sum()
+    if with_auxiliary and losses.auxiliary is not None:
+        total = total + losses.auxiliary.float() * losses.values.numel()
+    return total, losses.values.numel()
+
+
+def _auxiliary_loss(model: Any, outputs: Any) -> Tensor:
+    coefficient = getattr(model.config.get_text_config(), "router_aux_loss_coef", None)
+    auxiliary = getattr(outputs, "aux_loss", None)
+    if coefficient is None or not isinstance(auxiliary, Tensor):
+        raise ModelError(
+            f"{type(model).__name__} has output_router_logits set, but gives no aux_loss or its configuration no "
+            "router_aux_loss_coef: its load-balancing loss would be lost. Set output_router_logits to false."
+        )
+    return auxiliary * float(coefficient)

@@ -1,0 +1,365 @@
+"""One phase: prepare the model, train it, check what must not have changed, and leave it ready to evaluate."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import resource
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PrinterCallback, TrainerCallback
+
+from lingraft.config.schema import Training
+from lingraft.data.batching import padded_tokens
+from lingraft.errors import DataError, ModelError, StrategyError, VerificationError, did_you_mean
+from lingraft.records import fingerprint_of, read_json, write_json_atomically
+from lingraft.train.trainer import PhaseTrainer, plan_batches, training_arguments
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from lingraft.data.chat import EncodedExample
+
+_IDENTITY = "phase.json"
+_STATE = "trainer_state.json"  # the Trainer writes it last
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a phase stands after an optimiser step.
+
+    Attributes:
+        step: Steps done, from 1.
+        steps: Steps of the phase.
+        loss: Mean loss of this step in nats per supervised token.
+        tokens_per_second: Real tokens (no padding) per second since this process began or resumed.
+        seconds_left: Expected at that rate.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    tokens_per_second: float
+    seconds_left: float
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseOutcome:
+    """What a phase did.
+
+    Attributes:
+        steps: Optimiser steps.
+        examples: Examples; each was seen once per epoch.
+        tokens: Real tokens over all epochs.
+        padded_tokens: Tokens that the model computed over all epochs, padding included.
+        supervised_tokens: Tokens that the loss was taken over, over all epochs.
+        losses: (step, mean loss of that step in nats per supervised token), resumed steps included.
+        trainable_parameters: Numbers that were trained; tied ones count once.
+        frozen_parameters: Numbers that were not.
+        seconds: Wall time of training in this process; of a resumed run the rest only.
+        tokens_per_second: Real tokens per second in that time; 0 where nothing was left to do.
+        peak_bytes: Largest resident memory of the process so far.
+        resumed_from: Steps that an interrupted run had done; None: the phase ran in one go.
+    """
+
+    steps: int
+    examples: int
+    tokens: int
+    padded_tokens: int
+    supervised_tokens: int
+    losses: tuple[tuple[int, float], ...]
+    trainable_parameters: int
+    frozen_parameters: int
+    seconds: float
+    tokens_per_second: float
+    peak_bytes: int
+    resumed_from: int | None
+
+
+def train_phase(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: Sequence[EncodedExample],
+    training: Training,
+    *,
+    trainable: Collection[str],
+    folder: Path,
+    seed: int,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> PhaseOutcome:
+    """Train `model` in place on `encoded`, and leave it in eval mode with float32 weights.
+
+    The order of the data, and on the same machine every bit of the result, depends on the arguments and `seed`
+    alone, also when an interrupted run is continued.
+
+    Args:
+        model: float32 weights.
+        tokenizer: Gives the id that fills rows.
+        encoded: The examples; order does not matter to what is learned together, only to which row is which.
+        training: Every option is honoured.
+        trainable: Names from `model.named_parameters()`; all others are frozen, and verified to be bit for bit
+            the same afterwards. A tied head has no name of its own: it goes with the embedding.
+        folder: Where `folder/trainer` holds checkpoints while the phase runs (`training.save_every`). One that an
+            interrupted run of the same phase left is continued; nothing of it remains at the end. Files of
+            trackers are kept in `folder/trackers`.
+        seed: Of data order, dropout and stochastic rounding.
+        on_progress: Called after every optimiser step; what it raises ends the phase.
+
+    Returns:
+        Counts, losses and times.
+
+    Raises:
+        StrategyError: `trainable` is empty or holds an unknown name.
+        DataError: no examples, or an optimiser step without a supervised token.
+        ModelError: the loss is no longer a number.
+        VerificationError: a frozen parameter changed.
+    """
+    if not encoded:
+        raise DataError("a phase needs at least one example, but its data set is empty.")
+    names = _check_trainable(model, trainable)
+    lengths = [len(example.input_ids) for example in encoded]
+    batches = plan_batches(lengths, training, seed)
+    workplace = folder / "trainer"
+    resumed = _interrupted_run(workplace, _identity(encoded, training, names, seed))
+    with _prepared(model, names, training):
+        before = _frozen_hashes(model)
+        trainer = PhaseTrainer(
+            model,
+            training_arguments(training, folder=workplace, seed=seed),
+            encoded,
+            batches,
+            pad_token_id=_pad_token_id(tokenizer),
+            bf16_weights=training.precision == "bf16_pure",
+        )
+        clock = _Clock(_tokens_per_step(trainer, batches, lengths), on_progress)
+        trainer.add_callback(clock)
+        _train(trainer, resumed)
+        _verify_frozen(before, _frozen_hashes(model))
+        trainable_parameters, frozen_parameters = _count_parameters(model)
+    _clear(workplace)
+    return PhaseOutcome(
+        steps=trainer.state.global_step,
+        examples=len(encoded),
+        tokens=training.epochs * sum(lengths),
+        padded_tokens=padded_tokens(batches, lengths),
+        supervised_tokens=training.epochs * sum(sum(example.supervised[1:]) for example in encoded),
+        losses=tuple((int(e["step"]), e["loss"]) for e in trainer.state.log_history if "loss" in e),
+        trainable_parameters=trainable_parameters,
+        frozen_parameters=frozen_parameters,
+        seconds=clock.seconds,
+        tokens_per_second=clock.tokens_per_second,
+        peak_bytes=peak_bytes(),
+        resumed_from=int(resumed.name.rpartition("-")[2]) if resumed else None,
+    )
+
+
+def peak_bytes() -> int:
+    """Return the largest resident memory that this process has had, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would carry the peak of whatever started this process
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        if "VmHWM" in lines:
+            return int(lines["VmHWM"].split()[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _check_trainable(model: nn.Module, trainable: Collection[str]) -> list[str]:
+    """Return the sorted names, or say which of them the model does not have."""
+    names = {name for name, _ in model.named_parameters()}
+    if not trainable:
+        raise StrategyError(
+            f"nothing would be trained: all {len(names)} parameters are frozen. Leave at least one to train."
+        )
+    for unknown in sorted(set(trainable) - names):
+        tied = dict(model.named_parameters(remove_duplicate=False))
+        if unknown in tied:
+            partner = next(name for name in names if tied[name] is tied[unknown])
+            raise StrategyError(f"{unknown!r} is tied to {partner!r}: name that one, which trains both.")
+        hint = did_you_mean(unknown, names).partition("Options:")[0]
+        raise StrategyError(
+            f"{unknown!r} is no parameter of this model. {hint}Use names from model.named_parameters()."
+        )
+    return sorted(trainable)
+
+
+def _identity(
+    encoded: Sequence[EncodedExample], training: Training, names: Sequence[str], seed: int
+) -> dict[str, str]:
+    """What a checkpoint must agree on to be continued; the model is the caller's stage's concern."""
+    rows = hashlib.sha256()
+    for example in encoded:
+        rows.update(repr((example.input_ids, example.supervised)).encode())
+    parts = [training.model_dump(mode="json"), list(names), seed, rows.hexdigest()]
+    return {"fingerprint": fingerprint_of(parts)}
+
+
+def _interrupted_run(workplace: Path, identity: dict[str, str]) -> Path | None:
+    """Return the newest whole checkpoint of an interrupted run of this phase, and remove all else."""
+    try:
+        same = read_json(workplace / _IDENTITY) == identity
+    except (OSError, ValueError):
+        same = False
+    if not same:
+        shutil.rmtree(workplace, ignore_errors=True)
+        workplace.mkdir(parents=True)
+        write_json_atomically(workplace / _IDENTITY, identity)
+        return None
+    checkpoints = sorted(workplace.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    while checkpoints and not _is_whole(checkpoints[-1]):
+        shutil.rmtree(checkpoints.pop())
+    return checkpoints[-1] if checkpoints else None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        return isinstance(read_json(checkpoint / _STATE), dict)
+    except (OSError, ValueError):
+        return False
+
+
+def _clear(workplace: Path) -> None:
+    """Remove the checkpoints; what a tracker wrote there is moved beside them."""
+    if (workplace / "runs").is_dir():
+        shutil.copytree(workplace / "runs", workplace.parent / "trackers", dirs_exist_ok=True)
+    shutil.rmtree(workplace)
+
+
+@contextmanager
+def _prepared(model: Any, names: Sequence[str], training: Training) -> Iterator[None]:
+    """Set what trains, the weights' type and gradient checkpointing; undo all but the training at the end."""
+    chosen = set(names)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in chosen)
+    use_cache = getattr(model.config, "use_cache", None)
+    if training.gradient_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+        # Only the re-entrant kind needs gradients at the embeddings; they would cost the frozen layers' backward.
+        model.disable_input_require_grads()
+    try:
+        with _bf16_weights(model) if training.precision == "bf16_pure" else nullcontext():
+            yield
+    finally:
+        if training.gradient_checkpointing:
+            model.activation_checkpointing_disable()
+        model.config.use_cache = use_cache  # the Trainer switches it off, and generation would crawl
+        model.zero_grad(set_to_none=True)
+        model.eval()
+
+
+@contextmanager
+def _bf16_weights(model: nn.Module) -> Iterator[None]:
+    """Hold the parameters in bfloat16 inside; outside, frozen ones are the very float32 tensors they were."""
+    originals: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            originals[name] = parameter.data
+        parameter.data = parameter.data.to(torch.bfloat16)
+    try:
+        yield
+    finally:
+        for name, parameter in model.named_parameters():
+            kept = originals.get(name)
+            parameter.data = parameter.data.float() if kept is None else kept.to(parameter.device)
+
+
+def _train(trainer: PhaseTrainer, resumed: Path | None) -> None:
+    """Run the Trainer silently, and take off what it wraps around the model."""
+    trainer.remove_callback(PrinterCallback)
+    model = trainer.model
+    own = set(vars(model))
+    try:
+        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    finally:
+        for wrapper in set(vars(model)) - own:  # accelerate's autocasting forward and its marks
+            delattr(model, wrapper)
+        trainer.accelerator.free_memory()
+
+
+def _tokens_per_step(
+    trainer: PhaseTrainer, batches: Sequence[Sequence[int]], lengths: Sequence[int]
+) -> list[int]:
+    """Return the real tokens of each optimiser step, over all processes."""
+    tokens = [sum(lengths[row] for row in batch) for batch in batches]
+    size = trainer.args.gradient_accumulation_steps * trainer.accelerator.num_processes
+    return [sum(tokens[start : start + size]) for start in range(0, len(tokens), size)]
+
+
+class _Clock(TrainerCallback):
+    """Watches the steps: reports progress, stops at a loss that is no number, spares the last checkpoint."""
+
+    def __init__(
+        self, tokens_per_step: Sequence[int], on_progress: Callable[[Progress], None] | None
+    ) -> None:
+        self._tokens_after = [0, *accumulate(tokens_per_step)]  # by number of steps done
+        self._on_progress = on_progress
+        self._first_step = 0
+        self._begin = time.perf_counter()
+        self.seconds = 0.0
+        self.tokens_per_second = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Start the clock where an interrupted run stood."""
+        self._first_step = state.global_step
+        self._begin = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Leave out the checkpoint at the end: whoever called saves the model next."""
+        if state.global_step >= state.max_steps:
+            control.should_save = False
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Report the step that has just been logged."""
+        logs = kwargs["logs"]
+        if "loss" not in logs:  # the summary at the end
+            return
+        step, loss = state.global_step, logs["loss"]
+        if not (math.isfinite(loss) and math.isfinite(logs["grad_norm"])):
+            raise ModelError(
+                f"training diverged: at step {step} of {state.max_steps} the loss is {loss} and the gradient's "
+                f"norm {logs['grad_norm']}. Lower training.learning_rate ({args.learning_rate}) or raise warmup_share."
+            )
+        self.seconds = time.perf_counter() - self._begin
+        done = self._tokens_after[step] - self._tokens_after[self._first_step]
+        self.tokens_per_second = done / max(self.seconds, 1e-9)
+        left = (self._tokens_after[-1] - self._tokens_after[step]) / self.tokens_per_second
+        if self._on_progress is not None:
+            self._on_progress(Progress(step, state.max_steps, loss, self.tokens_per_second, left))
+
+
+def _frozen_hashes(model: nn.Module) -> dict[str, str]:
+    """Return the SHA-256 of the bytes of every parameter that is not trained."""
+    hashes = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            flat = parameter.detach().cpu().contiguous().view(-1).view(torch.uint8)
+            hashes[name] = hashlib.sha256(flat.numpy().data).hexdigest()
+    return hashes
+
+
+def _verify_frozen(before: dict[str, str], after: dict[str, str]) -> None:
+    changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    if changed:
+        raise VerificationError(
+            f"{len(changed)} frozen parameters changed in training, the first is {changed[0]!r}. This is a fault of "
+            "lingraft or of a callback; the model must not be used."
+        )
+
+
+def _count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Return how many numbers are trained and how many are not."""
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return trained, sum(parameter.numel() for parameter in model.parameters()) - trained
+
+
+def _pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    return int(tokenizer.pad_token_id) if tokenizer.pad_token_id is not None else 0

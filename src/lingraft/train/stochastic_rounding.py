@@ -1,0 +1,136 @@
+"""AdamW on bfloat16 weights whose updates are rounded at random, and so right on average.
+
+A bfloat16 keeps 8 significant bits: near 0.02 its neighbours are 1.2e-4 apart, and an update of 1e-5,
+rounded to the nearest, vanishes every time. Rounded up with the probability of the remainder it is made
+in 8 % of the steps, 1.2e-4 at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+_CHUNK = 1 << 20  # elements updated at a time: float32 temporaries stay in the cache and small
+
+
+def round_stochastically(values: Tensor, generator: torch.Generator) -> Tensor:
+    """Round float32 `values` to one of the two nearest bfloat16, right in expectation.
+
+    Adds 16 random bits below the last bit that stays, then cuts them off. Finite values only: the carry
+    would turn a NaN into a number.
+
+    Source: Zamirai et al. 2020, "Revisiting BFloat16 Training", arXiv 2010.06192, section 4.
+    """
+    count = values.numel()
+    words = torch.empty((count + 3) // 4, dtype=torch.int64, device=values.device)
+    words.random_(-(2**63), None, generator=generator)  # all 64 bits at random: four values from one draw
+    noise = words.view(torch.int16)[:count].view(values.shape)
+    bits = values.view(torch.int32) + noise
+    return (bits.add_(1 << 15) >> 16).to(torch.int16).view(torch.bfloat16)  # noise began at -2 ** 15
+
+
+class StochasticRoundingAdamW(torch.optim.Optimizer):
+    """AdamW that computes each update in float32 and rounds the new bfloat16 weight stochastically.
+
+    The moments stay float32: with beta2 = 0.999 a bfloat16 second moment would never decay. Memory per
+    weight: 2 bytes, 2 of gradient and 8 of moments, against 16 with float32 weights.
+
+    Args:
+        params: bfloat16 parameters or groups of them.
+        lr: Learning rate.
+        betas: Decay of the two moments.
+        eps: Added to the root of the second moment.
+        weight_decay: Decoupled weight decay.
+        seed: With the number of the step it decides all rounding, so a resumed run rounds the same.
+
+    Source: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2; rounding as in
+    `round_stochastically`.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        *,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        self._seed = seed
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Update every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        generator: torch.Generator | None = None
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter] or self._first_state(parameter)
+                state["step"] += 1
+                if generator is None:
+                    generator = torch.Generator(parameter.device)
+                    generator.manual_seed(((self._seed << 32) + state["step"]) % 2**63)
+                self._update(parameter, state, group, generator)
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load moments without the cast to the weights' type that torch would apply."""
+        super().load_state_dict(state_dict)
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+        for number, parameter in zip(numbers, parameters, strict=True):
+            for key, value in state_dict["state"].get(number, {}).items():
+                if isinstance(value, Tensor):
+                    self.state[parameter][key] = value.to(parameter.device, copy=True)
+
+    def _first_state(self, parameter: Tensor) -> dict[str, Any]:
+        state: dict[str, Any] = self.state[parameter]
+        state["step"] = 0
+        for moment in ("exp_avg", "exp_avg_sq"):
+            state[moment] = torch.zeros(parameter.shape, dtype=torch.float32, device=parameter.device)
+        return state
+
+    @staticmethod
+    def _update(
+        parameter: Tensor, state: dict[str, Any], group: dict[str, Any], generator: torch.Generator
+    ) -> None:
+        gradient = parameter.grad
+        assert gradient is not None
+        flat = [
+            tensor.view(-1).split(_CHUNK)
+            for tensor in (parameter.detach(), gradient.contiguous(), state["exp_avg"], state["exp_avg_sq"])
+        ]
+        for weights, gradients, first, second in zip(*flat, strict=True):
+            exact = weights.float()
+            adamw(
+                [exact],
+                [gradients.float()],
+                [first],
+                [second],
+                [],
+                [torch.tensor(float(state["step"] - 1), device=exact.device)],
+                fused=True,
+                amsgrad=False,
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                maximize=False,
+            )
+            weights.copy_(round_stochastically(exact, generator))

@@ -1,0 +1,212 @@
+"""transformers.Trainer with our loss, our batches and small checkpoints; nothing else.
+
+The Trainer's engines (distributed, trackers, resume, clipping, schedules) stay its own. One pass over the
+loader covers all epochs, since the Trainer reads the loader's length once and a resumed loader gets no
+set_epoch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import Trainer, TrainingArguments
+
+from lingraft.config.schema import Training
+from lingraft.data.batching import token_budget_batches
+from lingraft.errors import DataError
+from lingraft.train.loss import collate, count_supervised, supervised_loss
+from lingraft.train.stochastic_rounding import StochasticRoundingAdamW
+
+if TYPE_CHECKING:
+    from lingraft.data.chat import EncodedExample
+
+_LARGEST_SHARE = math.nextafter(1.0, 0.0)  # the Trainer reads a warm-up of 1 as one step
+TRAINED_WEIGHTS = "trained_weights.safetensors"
+
+
+def plan_batches(lengths: Sequence[int], training: Training, seed: int) -> list[list[int]]:
+    """Return the micro-batches of all epochs in order; `accumulation` of them make an optimiser step."""
+    budget = max(1, training.tokens_per_batch // training.accumulation)
+    epochs = (token_budget_batches(lengths, budget, seed, epoch) for epoch in range(training.epochs))
+    return list(chain.from_iterable(epochs))
+
+
+class PlannedBatches(Sampler[list[int]]):
+    """The planned batches as a batch sampler, padded to a multiple of the number of processes.
+
+    `batch_size` is None, so accelerate deals whole batches to the processes. Left to itself it would also
+    repeat some of them to make the number even; the silent batch put there instead teaches nothing.
+    """
+
+    batch_size = None
+    drop_last = False
+
+    def __init__(self, batches: Sequence[list[int]], processes: int, silent_row: int) -> None:
+        self._batches = [*batches, *([[silent_row]] * (-len(batches) % processes))]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self._batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+
+class ExampleRows(Dataset["EncodedExample"]):
+    """The examples by row number, and behind the last a silent one: the shortest, nothing supervised."""
+
+    def __init__(self, examples: Sequence[EncodedExample]) -> None:
+        shortest = min(examples, key=lambda example: len(example.input_ids))
+        silent = replace(shortest, supervised=(False,) * len(shortest.supervised))
+        self._rows = [*examples, silent]
+
+    def __getitem__(self, row: int) -> EncodedExample:
+        return self._rows[row]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+
+class PhaseTrainer(Trainer):
+    """Trainer whose loss is the mean over the supervised tokens of the whole optimiser step.
+
+    Args:
+        model: The model; parameters that require no gradient are neither trained nor checkpointed.
+        arguments: From `training_arguments`.
+        examples: Encoded examples.
+        batches: Rows of each micro-batch, of all epochs in order.
+        pad_token_id: Fills rows; never seen by the loss.
+        bf16_weights: The weights are bfloat16 and AdamW rounds stochastically.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        arguments: TrainingArguments,
+        examples: Sequence[EncodedExample],
+        batches: Sequence[list[int]],
+        *,
+        pad_token_id: int,
+        bf16_weights: bool,
+    ) -> None:
+        options = {
+            "lr": arguments.learning_rate,
+            "betas": (arguments.adam_beta1, arguments.adam_beta2),
+            "eps": arguments.adam_epsilon,
+            "seed": arguments.seed,
+        }
+        self._rows = ExampleRows(examples)
+        super().__init__(
+            model=model,
+            args=arguments,
+            train_dataset=self._rows,
+            data_collator=lambda rows: collate(rows, pad_token_id),
+            optimizer_cls_and_kwargs=(StochasticRoundingAdamW, options) if bf16_weights else None,
+        )
+        self._batches = batches
+        self._silent_row = len(examples)
+        self._parameters = dict(model.named_parameters())
+        self.loss_is_scaled_for_ga = True  # compute_loss divides by the tokens of the whole step
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return the planned batches, dealt to the processes."""
+        sampler = PlannedBatches(self._batches, self.accelerator.num_processes, self._silent_row)
+        loader = DataLoader(self._rows, batch_sampler=sampler, collate_fn=self.data_collator)
+        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        return prepared
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor]:
+        """Take one optimiser step's micro-batches and count their supervised tokens over all processes.
+
+        Raises:
+            DataError: there is none; such a step has trained on nothing with a normal loss curve elsewhere.
+        """
+        batches = list(islice(epoch_iterator, num_batches))
+        count = torch.tensor(sum(count_supervised(batch) for batch in batches), device=device)
+        count = self.accelerator.gather(count).sum()
+        if int(count) == 0:
+            raise DataError(
+                f"optimiser step {self.state.global_step + 1} has no supervised token: none of its examples has "
+                "an answer that survived the chat template and max_length. Raise training.max_length or leave them out."
+            )
+        return batches, count
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return the micro-batch's share of the step's mean loss, in nats per supervised token."""
+        if return_outputs or num_items_in_batch is None:
+            raise NotImplementedError("PhaseTrainer trains only; evaluate with lingraft.train.loss")
+        total, _ = supervised_loss(model, inputs, with_auxiliary=True)
+        # Processes' gradients are averaged, but each divides by the tokens of all.
+        return total * self.accelerator.num_processes / num_items_in_batch
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the trained parameters only: what is frozen the caller has, and need not be a saveable model."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super().save_model(output_dir, _internal_call)
+        elif self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir or "")
+            folder.mkdir(parents=True, exist_ok=True)
+            trained = {
+                name: parameter.detach().contiguous()
+                for name, parameter in self._parameters.items()
+                if parameter.requires_grad
+            }
+            save_file(trained, folder / TRAINED_WEIGHTS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Read what `save_model` wrote, bit for bit and in place."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        with torch.no_grad():
+            for name, saved in load_file(Path(resume_from_checkpoint) / TRAINED_WEIGHTS).items():
+                self._parameters[name].copy_(saved)
+
+
+def training_arguments(training: Training, *, folder: Path, seed: int) -> TrainingArguments:
+    """Translate our options to the Trainer's; everything that prints is off.
+
+    Gradient checkpointing is switched on by `train_phase`: the Trainer's own way sends gradients through
+    frozen embeddings.
+    """
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=1,  # the loader holds all epochs
+        gradient_accumulation_steps=training.accumulation,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type=training.scheduler,
+        warmup_steps=min(training.warmup_share, _LARGEST_SHARE),
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_gradient_norm,
+        optim="adamw_torch_fused",
+        bf16=training.precision == "bf16",
+        use_cpu=not torch.accelerator.is_available(),  # bf16 on a CPU must be asked for
+        save_strategy="steps" if training.save_every else "no",
+        save_steps=training.save_every or 500,
+        save_total_limit=2,  # a kill while the newest is written leaves the one before
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        report_to=list(training.report_to) or "none",
+        seed=seed,
+        data_seed=seed,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.accelerator.is_available(),
+    )

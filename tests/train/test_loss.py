@@ -1,0 +1,139 @@
+"""The loss against a slow, obvious computation in float64, one example at a time, with all logits."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaModel
+
+from lingraft.data.chat import EncodedExample
+from lingraft.errors import ModelError
+from lingraft.train.loss import SupervisedHead, collate, count_supervised, supervised_loss, token_losses
+
+Build = Callable[..., Any]
+
+
+def naive_loss(model: Any, examples: Sequence[EncodedExample]) -> tuple[torch.Tensor, int]:
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for example in examples:
+        logits = model(input_ids=torch.tensor([example.input_ids])).logits[0]
+        for position in range(1, len(example.input_ids)):
+            if example.supervised[position]:
+                total = total - logits[position - 1].log_softmax(-1)[example.input_ids[position]]
+                count += 1
+    return total, count
+
+
+def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.grad.double() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], relative: float) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.linalg.norm(found[name] - value) <= relative * torch.linalg.norm(value), name
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_loss_and_gradients_equal_the_naive_float64_computation(
+    tiny_llama: Build, examples: Build, tied: bool, attention: str
+) -> None:
+    rows = examples()
+    model = tiny_llama(tied=tied, attn_implementation=attention)
+    naive_model = copy.deepcopy(model).double()
+    expected, expected_count = naive_loss(naive_model, rows)
+    (expected / expected_count).backward()
+    total, count = supervised_loss(model, collate(rows))
+    (total / count).backward()
+    assert count == expected_count
+    assert total.dtype == torch.float32
+    assert total.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert_close(gradients(model), gradients(naive_model), 1e-5)
+
+
+def test_eight_accumulated_batches_of_unequal_length_equal_one(tiny_llama: Build, examples: Build) -> None:
+    rows = examples(20)
+    whole, parts = tiny_llama(), tiny_llama()
+    total, count = supervised_loss(whole, collate(rows))
+    (total / count).backward()
+    accumulated = 0.0
+    for number in range(8):
+        part, _ = supervised_loss(parts, collate(rows[number::8]))
+        (part / count).backward()
+        accumulated += part.item()
+    assert accumulated == pytest.approx(total.item(), rel=1e-5)
+    assert_close(gradients(parts), gradients(whole), 1e-5)
+
+
+def test_the_head_computes_logits_of_supervised_positions_only(tiny_llama: Build, examples: Build) -> None:
+    model, batch = tiny_llama(), collate(examples())
+    keep = torch.nn.functional.pad(batch["supervised"][:, 1:], (0, 1))
+    with SupervisedHead(model, keep):
+        inside = model(input_ids=batch["input_ids"]).logits
+    outside = model(input_ids=batch["input_ids"]).logits
+    assert inside.shape == (count_supervised(batch), model.config.vocab_size)
+    torch.testing.assert_close(inside, outside[keep])
+
+
+def test_the_hook_is_gone_after_an_error(tiny_llama: Build, examples: Build) -> None:
+    model, batch = tiny_llama(), collate(examples())
+    with pytest.raises(RuntimeError, match="stop"), SupervisedHead(model, batch["supervised"]):
+        raise RuntimeError("stop")
+    assert model(input_ids=batch["input_ids"]).logits.shape[:2] == batch["input_ids"].shape
+
+
+def test_padding_is_never_seen_whatever_id_fills_it(tiny_llama: Build, examples: Build) -> None:
+    model, rows = tiny_llama(), examples()
+    values = [supervised_loss(model, collate(rows, pad_token_id=pad))[0] for pad in (0, 17)]
+    assert torch.equal(values[0], values[1])
+
+
+def test_token_losses_name_the_row_of_each_value(tiny_llama: Build, examples: Build) -> None:
+    model, rows = tiny_llama(), examples()
+    losses = token_losses(model, collate(rows))
+    sums = torch.zeros(len(rows)).index_add(0, losses.rows, losses.values)
+    for row, example in enumerate(rows):
+        assert sums[row].item() == pytest.approx(naive_loss(model, [example])[0].item(), rel=1e-4)
+
+
+def test_a_batch_without_supervised_tokens_gives_zero_and_zero_gradients(tiny_llama: Build) -> None:
+    model = tiny_llama()
+    silent = EncodedExample("silent", "en", (1, 2, 3), (True, False, False), 0)  # nothing predicts the first
+    total, count = supervised_loss(model, collate([silent]))
+    total.backward()
+    assert (total.item(), count) == (0.0, 0)
+    assert all(not gradient.any() for gradient in gradients(model).values())
+
+
+def test_the_auxiliary_loss_of_a_mixture_of_experts_is_kept(tiny_mixtral: Build, examples: Build) -> None:
+    rows = examples(6)
+    batch = collate(rows)
+    model = tiny_mixtral()
+    labels = batch["input_ids"].masked_fill(~batch["supervised"], -100)
+    reference = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels)
+    total, count = supervised_loss(model, batch, with_auxiliary=True)
+    plain, _ = supervised_loss(model, batch)
+    assert (total / count).item() == pytest.approx(reference.loss.item(), rel=1e-5)
+    assert ((total - plain) / count).item() == pytest.approx(0.5 * reference.aux_loss.item(), rel=1e-4)
+    (total / count).backward()
+    assert model.model.layers[0].mlp.gate.weight.grad.abs().sum() > 0
+
+
+def test_a_dense_run_of_a_mixture_of_experts_has_no_auxiliary_loss(
+    tiny_mixtral: Build, examples: Build
+) -> None:
+    batch = collate(examples(6))
+    model = tiny_mixtral(output_router_logits=False)
+    assert token_losses(model, batch).auxiliary is None
+
+
+def test_a_model_without_head_is_refused(tiny_llama: Build) -> None:
+    headless = LlamaModel(tiny_llama().config)
+    with pytest.raises(ModelError, match="has no output embedding"):
+        SupervisedHead(headless, torch.ones((1, 1), dtype=torch.bool))

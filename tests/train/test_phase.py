@@ -1,0 +1,368 @@
+"""A phase: the right weights, the same every time, resumed to the last bit, and the model left as found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from lingraft.config.schema import Training
+from lingraft.data.chat import EncodedExample
+from lingraft.errors import DataError, ModelError, StrategyError, VerificationError
+from lingraft.train.loss import collate, supervised_loss
+from lingraft.train.phase import PhaseOutcome, Progress, train_phase
+from lingraft.train.trainer import PhaseTrainer
+
+Build = Callable[..., Any]
+TRAINING = Training(learning_rate=1e-2, epochs=2, tokens_per_batch=64, warmup_share=0.1, precision="float32")
+
+
+def names_of(model: nn.Module) -> list[str]:
+    return [name for name, _ in model.named_parameters()]
+
+
+def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def assert_same_weights(first: nn.Module, second: nn.Module) -> None:
+    expected = weights_of(second)
+    for name, value in weights_of(first).items():
+        assert torch.equal(value, expected[name]), name
+
+
+@pytest.fixture
+def run(tokenizer: Any, tmp_path: Path) -> Callable[..., PhaseOutcome]:
+    def train(
+        model: Any,
+        encoded: Sequence[EncodedExample],
+        training: Training = TRAINING,
+        *,
+        trainable: Sequence[str] | None = None,
+        folder: Path = tmp_path / "stage",
+        seed: int = 0,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> PhaseOutcome:
+        return train_phase(
+            model,
+            tokenizer,
+            encoded,
+            training,
+            trainable=names_of(model) if trainable is None else trainable,
+            folder=folder,
+            seed=seed,
+            on_progress=on_progress,
+        )
+
+    return train
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16", "bf16_pure"])
+def test_training_learns_and_counts(
+    tiny_llama: Build, examples: Build, run: Build, precision: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model, rows = tiny_llama(), examples()
+    steps: list[Progress] = []
+    training = TRAINING.model_copy(update={"epochs": 6, "precision": precision})
+    outcome = run(model, rows, training, on_progress=steps.append)
+    assert outcome.losses[-1][1] < 0.7 * outcome.losses[0][1]
+    assert outcome.steps == len(outcome.losses) == len(steps) == steps[0].steps
+    assert [step for step, _ in outcome.losses] == [step.step for step in steps]
+    assert outcome.tokens == 6 * sum(len(row.input_ids) for row in rows) <= outcome.padded_tokens
+    assert outcome.supervised_tokens == 6 * sum(sum(row.supervised) for row in rows)
+    assert (outcome.examples, outcome.resumed_from) == (12, None)
+    assert outcome.trainable_parameters == sum(p.numel() for p in model.parameters())
+    assert outcome.frozen_parameters == 0
+    assert outcome.seconds > 0
+    assert outcome.tokens_per_second > 0
+    assert outcome.peak_bytes > 1e8
+    assert steps[-1].seconds_left == 0
+    assert not model.training
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert capfd.readouterr().out == ""
+
+
+def test_accumulated_steps_are_one_batch_over_all_their_tokens(
+    tiny_llama: Build, examples: Build, run: Build
+) -> None:
+    rows = examples(16)
+    one = TRAINING.model_copy(update={"tokens_per_batch": 1, "epochs": 1, "accumulation": 16})
+    model = tiny_llama()
+    expected, count = supervised_loss(model, collate(rows))
+    outcome = run(model, rows, one)  # 16 micro-batches of one row each
+    assert outcome.steps == 1
+    assert outcome.losses[0][1] == pytest.approx(expected.item() / count, rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16", "bf16_pure"])
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(
+    tiny_llama: Build, examples: Build, run: Build, precision: str
+) -> None:
+    training = TRAINING.model_copy(update={"precision": precision})
+    models = [tiny_llama(), tiny_llama(), tiny_llama()]
+    outcomes = [
+        run(model, examples(), training, seed=seed) for model, seed in zip(models, (0, 0, 1), strict=True)
+    ]
+    assert outcomes[0].losses == outcomes[1].losses
+    assert_same_weights(models[0], models[1])
+    with pytest.raises(AssertionError):
+        assert_same_weights(models[0], models[2])
+
+
+class KilledError(Exception):
+    pass
+
+
+def killer(at: int) -> Callable[[Progress], None]:
+    def on_progress(progress: Progress) -> None:
+        if progress.step == at:
+            raise KilledError
+
+    return on_progress
+
+
+@pytest.mark.parametrize(("precision", "accumulation"), [("float32", 2), ("bf16", 1), ("bf16_pure", 2)])
+def test_killed_and_continued_it_ends_with_the_same_bits(
+    tiny_llama: Build, examples: Build, run: Build, tmp_path: Path, precision: str, accumulation: int
+) -> None:
+    training = TRAINING.model_copy(
+        update={"precision": precision, "accumulation": accumulation, "save_every": 2, "epochs": 3}
+    )
+    undisturbed, interrupted, continued = (tiny_llama(attention_dropout=0.1) for _ in range(3))
+    expected = run(undisturbed, examples(), training, folder=tmp_path / "one")
+    folder = tmp_path / "two"
+    with pytest.raises(KilledError):
+        run(interrupted, examples(), training, folder=folder, on_progress=killer(5))
+    found = run(continued, examples(), training, folder=folder)
+    assert found.resumed_from == 4
+    assert found.losses == expected.losses
+    assert_same_weights(continued, undisturbed)
+    assert not (folder / "trainer").exists()
+
+
+def test_a_half_written_checkpoint_is_skipped_for_the_one_before(
+    tiny_llama: Build, examples: Build, run: Build, tmp_path: Path
+) -> None:
+    training = TRAINING.model_copy(update={"save_every": 2})
+    undisturbed, continued = tiny_llama(), tiny_llama()
+    run(undisturbed, examples(), training, folder=tmp_path / "one")
+    folder = tmp_path / "two"
+    with pytest.raises(KilledError):
+        run(tiny_llama(), examples(), training, folder=folder, on_progress=killer(5))
+    state = folder / "trainer" / "checkpoint-4" / "trainer_state.json"
+    state.write_text(state.read_text()[:100])
+    assert run(continued, examples(), training, folder=folder).resumed_from == 2
+    assert_same_weights(continued, undisturbed)
+
+
+def test_a_checkpoint_of_other_data_is_not_continued(
+    tiny_llama: Build, examples: Build, run: Build, tmp_path: Path
+) -> None:
+    training = TRAINING.model_copy(update={"save_every": 2})
+    with pytest.raises(KilledError):
+        run(tiny_llama(), examples(), training, on_progress=killer(5))
+    assert run(tiny_llama(), examples(seed=9), training).resumed_from is None
+
+
+def test_checkpoints_are_read_without_unpickling_objects(
+    tiny_llama: Build, examples: Build, run: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = TRAINING.model_copy(update={"save_every": 2})
+    with pytest.raises(KilledError):
+        run(tiny_llama(), examples(), training, on_progress=killer(3))
+    load, calls = torch.load, []
+
+    def watched(*args: Any, **options: Any) -> Any:
+        calls.append(options.get("weights_only"))
+        return load(*args, **options)
+
+    monkeypatch.setattr(torch, "load", watched)
+    assert run(tiny_llama(), examples(), training).resumed_from == 2
+    assert calls
+    assert all(calls)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16", "bf16_pure"])
+def test_frozen_parameters_stay_bit_for_bit_and_the_others_move(
+    tiny_llama: Build, examples: Build, run: Build, precision: str
+) -> None:
+    model = tiny_llama(tied=True)
+    before = weights_of(model)
+    trainable = [name for name in names_of(model) if name.startswith("model.layers.1.")]
+    outcome = run(
+        model, examples(), TRAINING.model_copy(update={"precision": precision}), trainable=trainable
+    )
+    for name, value in weights_of(model).items():
+        assert torch.equal(value, before[name]) == (name not in trainable), name
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert outcome.trainable_parameters == sum(before[name].numel() for name in trainable)
+    assert (
+        outcome.frozen_parameters == sum(p.numel() for p in model.parameters()) - outcome.trainable_parameters
+    )
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_backward_stops_above_the_frozen_layers(
+    tiny_llama: Build, examples: Build, run: Build, checkpointing: bool
+) -> None:
+    model = tiny_llama(tied=True)
+    on_the_graph: dict[int, set[bool]] = {0: set(), 1: set()}
+    for number, layer in enumerate(model.model.layers):
+        layer.register_forward_hook(
+            lambda _layer, _inputs, output, number=number: on_the_graph[number].add(output.requires_grad)
+        )
+    trainable = [name for name in names_of(model) if name.startswith("model.layers.1.")]
+    training = TRAINING.model_copy(update={"gradient_checkpointing": checkpointing, "epochs": 1})
+    run(model, examples(), training, trainable=trainable)
+    assert on_the_graph == {0: {False}, 1: {True}}
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(
+    tiny_llama: Build, examples: Build, run: Build
+) -> None:
+    plain, checkpointed = tiny_llama(), tiny_llama()
+    recomputed: list[bool] = []
+    checkpointed.model.layers[0].register_forward_pre_hook(lambda *_: recomputed.append(True))
+    run(plain, examples(), TRAINING)
+    outcome = run(checkpointed, examples(), TRAINING.model_copy(update={"gradient_checkpointing": True}))
+    assert_same_weights(checkpointed, plain)
+    assert len(recomputed) > outcome.steps
+    assert not checkpointed.is_activation_checkpointing
+
+
+def test_a_frozen_parameter_that_changes_is_found(tiny_llama: Build, examples: Build, run: Build) -> None:
+    model = tiny_llama()
+
+    def meddle(progress: Progress) -> None:
+        if progress.step == 2:
+            with torch.no_grad():
+                model.model.embed_tokens.weight[0, 0].add_(1e-6)
+
+    trainable = [name for name in names_of(model) if "layers" in name]
+    with pytest.raises(VerificationError, match=r"1 frozen parameters changed.*embed_tokens"):
+        run(model, examples(), trainable=trainable, on_progress=meddle)
+
+
+def test_nothing_to_train_and_unknown_names_are_refused(
+    tiny_llama: Build, examples: Build, run: Build
+) -> None:
+    model = tiny_llama(tied=True)
+    with pytest.raises(StrategyError, match="nothing would be trained"):
+        run(model, examples(), trainable=[])
+    with pytest.raises(StrategyError, match=r"Did you mean 'model.norm.weight'\?"):
+        run(model, examples(), trainable=["model.norm.wieght"])
+    with pytest.raises(StrategyError, match=r"'lm_head.weight' is tied to 'model.embed_tokens.weight'"):
+        run(model, examples(), trainable=["lm_head.weight"])
+
+
+def test_no_examples_and_steps_without_supervised_tokens_are_refused(tiny_llama: Build, run: Build) -> None:
+    silent = EncodedExample("silent", "en", (1, 2, 3), (False, False, False), 0)
+    with pytest.raises(DataError, match="at least one example"):
+        run(tiny_llama(), [])
+    with pytest.raises(DataError, match="optimiser step 1 has no supervised token"):
+        run(tiny_llama(), [silent])
+
+
+def test_a_loss_that_is_no_number_stops_training(tiny_llama: Build, examples: Build, run: Build) -> None:
+    model = tiny_llama()
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("inf"))
+    with pytest.raises(ModelError, match="training diverged: at step 1"):
+        run(model, examples())
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16", "bf16_pure"])
+def test_the_model_is_left_as_it_was_but_for_its_weights(
+    tiny_llama: Build, examples: Build, run: Build, precision: str
+) -> None:
+    model, rows = tiny_llama(), examples()
+    attributes, config = set(vars(model)), model.config.to_dict()
+    run(model, rows, TRAINING.model_copy(update={"precision": precision}))
+    assert set(vars(model)) == attributes
+    assert model.config.to_dict() == config
+    assert model(torch.tensor([[1, 2, 3]])).logits.dtype == torch.float32
+    with pytest.raises(KilledError):
+        run(model, rows, TRAINING.model_copy(update={"precision": precision}), on_progress=killer(1))
+    assert set(vars(model)) == attributes
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft reads the old name
+@pytest.mark.parametrize("precision", ["float32", "bf16_pure"])
+def test_lora_trains_adapters_only_and_continues_to_the_same_bits(
+    tiny_llama: Build, examples: Build, run: Build, tmp_path: Path, precision: str
+) -> None:
+    def build() -> Any:
+        torch.manual_seed(1)
+        return get_peft_model(tiny_llama(), LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+
+    training = TRAINING.model_copy(update={"save_every": 2, "precision": precision})
+    models = build(), build(), build()
+    trainable = [name for name in names_of(models[0]) if "lora_" in name]
+    before = weights_of(models[0])
+    expected = run(models[0], examples(), training, trainable=trainable, folder=tmp_path / "one")
+    assert expected.losses[-1][1] < expected.losses[0][1]
+    for name, value in weights_of(models[0]).items():
+        assert torch.equal(value, before[name]) == (name not in trainable), name
+    with pytest.raises(KilledError):
+        run(
+            models[1],
+            examples(),
+            training,
+            trainable=trainable,
+            folder=tmp_path / "two",
+            on_progress=killer(3),
+        )
+    found = run(models[2], examples(), training, trainable=trainable, folder=tmp_path / "two")
+    assert (found.resumed_from, found.losses) == (2, expected.losses)
+    assert_same_weights(models[2], models[0])
+
+
+def test_weight_decay_is_for_matrices_only(tiny_llama: Build, examples: Build, run: Build) -> None:
+    groups: list[tuple[float, list[int]]] = []
+    model = tiny_llama()
+    create = PhaseTrainer.create_optimizer
+
+    def watched(self: PhaseTrainer, *args: Any) -> Any:
+        optimizer = create(self, *args)
+        groups.extend((g["weight_decay"], [p.ndim for p in g["params"]]) for g in optimizer.param_groups)
+        assert optimizer.param_groups[0]["fused"]
+        return optimizer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PhaseTrainer, "create_optimizer", watched)
+        run(model, examples(), TRAINING.model_copy(update={"weight_decay": 0.1, "epochs": 1}))
+    assert {(decay, ndim) for decay, dimensions in groups for ndim in dimensions} == {(0.1, 2), (0.0, 1)}
+
+
+def test_the_schedule_and_the_clipping_are_those_asked_for(
+    tiny_llama: Build, examples: Build, run: Build, tmp_path: Path
+) -> None:
+    training = TRAINING.model_copy(
+        update={
+            "warmup_share": 0.5,
+            "scheduler": "constant_with_warmup",
+            "save_every": 1,
+            "max_gradient_norm": 1e-3,
+        }
+    )
+    with pytest.raises(KilledError):
+        run(tiny_llama(), examples(), training, folder=tmp_path, on_progress=killer(6))
+    state = json.loads((tmp_path / "trainer" / "checkpoint-5" / "trainer_state.json").read_text())
+    rates = [entry["learning_rate"] for entry in state["log_history"]]
+    half = -(-state["max_steps"] // 2)
+    assert rates == pytest.approx([1e-2 * min(1, step / half) for step in range(len(rates))])
+
+
+def test_tiny_mixture_of_experts_trains(tiny_mixtral: Build, examples: Build, run: Build) -> None:
+    model = tiny_mixtral()
+    before = weights_of(model)
+    outcome = run(model, examples(), TRAINING)
+    assert outcome.losses[-1][1] < outcome.losses[0][1]
+    assert not torch.equal(model.model.layers[0].mlp.gate.weight, before["model.layers.0.mlp.gate.weight"])

@@ -1,0 +1,77 @@
+"""Stochastic rounding: right on average, exact where exact is possible, and the same when resumed."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from lingraft.train.stochastic_rounding import StochasticRoundingAdamW, round_stochastically
+
+
+def _one_step(weight: torch.Tensor, gradient: torch.Tensor, **options: float) -> torch.Tensor:
+    parameter = torch.nn.Parameter(weight.clone())
+    parameter.grad = gradient.to(weight.dtype)
+    StochasticRoundingAdamW([parameter], **options).step()  # type: ignore[arg-type]
+    return parameter.detach()
+
+
+def test_an_update_of_1e_5_on_a_weight_of_0_02_is_right_in_expectation() -> None:
+    weight = torch.full((1_500_000,), 0.02).bfloat16()
+    before = weight[0].item()
+    after = _one_step(weight, torch.ones(weight.shape), lr=1e-5)  # AdamW's first update is the learning rate
+    assert (before - after.double().mean().item()) == pytest.approx(1e-5, rel=0.02)
+    neighbours = after.unique()
+    assert len(neighbours) == 2
+    nearest = torch.full((), 0.02).bfloat16() - torch.tensor(1e-5)
+    assert nearest.bfloat16().item() == before  # rounding to the nearest would have lost it
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_both_neighbours_are_drawn_with_the_remainder_as_probability(sign: float) -> None:
+    low, high = 1.0, 1.0078125  # neighbours in bfloat16
+    values = torch.full((400_000,), sign * (low + 0.25 * (high - low)))
+    rounded = round_stochastically(values, torch.Generator().manual_seed(0)).float()
+    assert set(rounded.unique().tolist()) == {sign * low, sign * high}
+    assert (rounded == sign * high).double().mean().item() == pytest.approx(0.25, abs=0.004)
+
+
+def test_a_value_that_bfloat16_holds_stays_as_it_is() -> None:
+    values = torch.randn(1001, generator=torch.Generator().manual_seed(1)).bfloat16()
+    rounded = round_stochastically(values.float(), torch.Generator().manual_seed(0))
+    assert torch.equal(rounded, values)
+
+
+def test_one_step_is_torchs_adamw_up_to_rounding() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(3, 1000, generator=generator).bfloat16()
+    gradient = torch.randn(3, 1000, generator=generator).bfloat16()
+    reference = torch.nn.Parameter(weight.float())
+    reference.grad = gradient.float()
+    torch.optim.AdamW([reference], lr=1e-2, weight_decay=0.1).step()
+    found = _one_step(weight, gradient, lr=1e-2, weight_decay=0.1).float()
+    spacing = torch.exp2(torch.floor(torch.log2(reference.detach().abs())) - 7)
+    assert ((found - reference.detach()).abs() <= spacing).all()
+
+
+def test_saved_and_loaded_in_the_middle_it_rounds_the_same() -> None:
+    generator = torch.Generator().manual_seed(0)
+    parameter = torch.nn.Parameter(torch.randn(2000, generator=generator).bfloat16())
+    gradients = [torch.randn(2000, generator=generator).bfloat16() for _ in range(4)]
+    optimizer = StochasticRoundingAdamW([parameter], seed=5)
+    saved: tuple[torch.Tensor, dict[str, object]] | None = None
+    for step, gradient in enumerate(gradients):
+        if step == 2:
+            saved = parameter.detach().clone(), copy.deepcopy(optimizer.state_dict())
+        parameter.grad = gradient
+        optimizer.step()
+    assert saved is not None
+    resumed = torch.nn.Parameter(saved[0])
+    continued = StochasticRoundingAdamW([resumed], seed=5)
+    continued.load_state_dict(saved[1])
+    assert continued.state[resumed]["exp_avg_sq"].dtype == torch.float32
+    for gradient in gradients[2:]:
+        resumed.grad = gradient
+        continued.step()
+    assert torch.equal(resumed, parameter)
