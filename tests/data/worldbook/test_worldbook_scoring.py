@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from lingraft.data.language_id import MINIMUM_LETTERS, LanguageIdentifier
@@ -43,7 +45,7 @@ def test_a_plain_answer_without_the_form_scores_lower(language: str) -> None:
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_the_answer_to_another_content_has_no_content(family: str, language: str) -> None:
     items = sorted(load_items(family, language, "report"), key=lambda item: item.task)
-    for item, other in zip(items, items[1:], strict=False):
+    for item, other in itertools.pairwise(items):
         if item.task == other.task and item.slot != other.slot:
             verdict = score_answer(item, other.example.answer)
             assert verdict.content == 0.0, (item.sentence, other.sentence)
