@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any
 
@@ -119,7 +119,23 @@ def encode_example(example: Example, tokenizer: PreTrainedTokenizerBase, max_len
         DataError: The template refuses the conversation, or no supervised token is left.
         ModelError: The template or the tokenizer does not allow to tell the assistant's tokens.
     """
-    return _encode([_rendered(example, tokenizer)], tokenizer, max_length)[0]
+    encoded = truncate(_encode([_rendered(example, tokenizer)], tokenizer)[0], max_length)
+    if not any(encoded.supervised):
+        raise DataError(f"{_place(example)}: {_nothing_left(max_length)}")
+    return encoded
+
+
+def truncate(encoded: EncodedExample, max_length: int) -> EncodedExample:
+    """Return the first `max_length` tokens, adding what is cut off to `truncated_tokens`."""
+    cut_off = len(encoded.input_ids) - max_length
+    if cut_off <= 0:
+        return encoded
+    return replace(
+        encoded,
+        input_ids=encoded.input_ids[:max_length],
+        supervised=encoded.supervised[:max_length],
+        truncated_tokens=encoded.truncated_tokens + cut_off,
+    )
 
 
 def encode_examples(
@@ -141,7 +157,8 @@ def encode_examples(
     encoded: list[EncodedExample] = []
     waiting = iter(rendered)
     while batch := list(islice(waiting, _BATCH)):
-        for one, result in zip(batch, _encode_all(batch, tokenizer, max_length), strict=True):
+        for one, whole in zip(batch, _encode(batch, tokenizer), strict=True):
+            result = truncate(whole, max_length)
             if any(result.supervised):
                 encoded.append(result)
             else:
@@ -284,19 +301,7 @@ def _to_end_of_turn(text: str, spans: tuple[Span, ...], special: tuple[str, ...]
     return tuple(ended)
 
 
-def _encode(
-    rendered: list[_Rendered], tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> list[EncodedExample]:
-    encoded = _encode_all(rendered, tokenizer, max_length)
-    for one, result in zip(rendered, encoded, strict=True):
-        if not any(result.supervised):
-            raise DataError(f"{_place(one.example)}: {_nothing_left(max_length)}")
-    return encoded
-
-
-def _encode_all(
-    rendered: list[_Rendered], tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> list[EncodedExample]:
+def _encode(rendered: list[_Rendered], tokenizer: PreTrainedTokenizerBase) -> list[EncodedExample]:
     if not tokenizer.is_fast:
         raise ModelError(
             f"{type(tokenizer).__name__} gives no character offsets, so the assistant's tokens cannot be told; "
@@ -306,23 +311,18 @@ def _encode_all(
         [one.text for one in rendered], add_special_tokens=False, return_offsets_mapping=True, verbose=False
     )
     return [
-        _encoded(one, ids, offsets, max_length)
+        EncodedExample(
+            one.example.id,
+            one.example.language,
+            tuple(ids),
+            _supervised(offsets, one.spans),
+            truncated_tokens=0,
+        )
         for one, ids, offsets in zip(rendered, tokens["input_ids"], tokens["offset_mapping"], strict=True)
     ]
 
 
-def _encoded(one: _Rendered, ids: list[int], offsets: list[Span], max_length: int) -> EncodedExample:
-    supervised = _supervised(offsets, one.spans)
-    return EncodedExample(
-        example_id=one.example.id,
-        language=one.example.language,
-        input_ids=tuple(ids[:max_length]),
-        supervised=tuple(supervised[:max_length]),
-        truncated_tokens=max(0, len(ids) - max_length),
-    )
-
-
-def _supervised(offsets: list[Span], spans: tuple[Span, ...]) -> list[bool]:
+def _supervised(offsets: list[Span], spans: tuple[Span, ...]) -> tuple[bool, ...]:
     """Return for each token whether it holds a character of a span.
 
     Some tokenizers leave white space out of their offsets ("Ġword" is given as "word"). Such a gap belongs
@@ -332,7 +332,7 @@ def _supervised(offsets: list[Span], spans: tuple[Span, ...]) -> list[bool]:
     for token_start, token_end in offsets:
         start, covered = min(token_start, covered), max(covered, token_end)
         flags.append(any(start < end and token_end > first for first, end in spans))
-    return flags
+    return tuple(flags)
 
 
 def _nothing_left(max_length: int) -> str:

@@ -61,9 +61,9 @@ def example_from_row(
     row: Mapping[str, Any],
     format_name: str,
     *,
-    id: str,
+    id: str,  # noqa: A002 - named as in Example
     source: str,
-    language: str | None,  # noqa: A002 - as in Example
+    language: str | None,
 ) -> Example:
     """Return the Example that a row holds.
 
