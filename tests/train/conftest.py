@@ -35,7 +35,8 @@ def tiny_llama() -> Callable[..., LlamaForCausalLM]:
     def build(*, tied: bool = True, seed: int = 0, **options: Any) -> LlamaForCausalLM:
         torch.manual_seed(seed)
         config = LlamaConfig(**_SHAPE, tie_word_embeddings=tied, initializer_range=0.2, **options)
-        return LlamaForCausalLM(config).eval()
+        model: LlamaForCausalLM = LlamaForCausalLM(config).train(mode=False)
+        return model
 
     return build
 
@@ -52,7 +53,8 @@ def tiny_mixtral() -> Callable[..., MixtralForCausalLM]:
             output_router_logits=output_router_logits,
             initializer_range=0.2,
         )
-        return MixtralForCausalLM(config).eval()
+        model: MixtralForCausalLM = MixtralForCausalLM(config).train(mode=False)
+        return model
 
     return build
 

@@ -48,9 +48,9 @@ def test_loss_and_gradients_equal_the_naive_float64_computation(
     model = tiny_llama(tied=tied, attn_implementation=attention)
     naive_model = copy.deepcopy(model).double()
     expected, expected_count = naive_loss(naive_model, rows)
-    (expected / expected_count).backward()
+    torch.autograd.backward(expected / expected_count)
     total, count = supervised_loss(model, collate(rows))
-    (total / count).backward()
+    torch.autograd.backward(total / count)
     assert count == expected_count
     assert total.dtype == torch.float32
     assert total.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -61,11 +61,11 @@ def test_eight_accumulated_batches_of_unequal_length_equal_one(tiny_llama: Build
     rows = examples(20)
     whole, parts = tiny_llama(), tiny_llama()
     total, count = supervised_loss(whole, collate(rows))
-    (total / count).backward()
+    torch.autograd.backward(total / count)
     accumulated = 0.0
     for number in range(8):
         part, _ = supervised_loss(parts, collate(rows[number::8]))
-        (part / count).backward()
+        torch.autograd.backward(part / count)
         accumulated += part.item()
     assert accumulated == pytest.approx(total.item(), rel=1e-5)
     assert_close(gradients(parts), gradients(whole), 1e-5)
@@ -106,7 +106,7 @@ def test_a_batch_without_supervised_tokens_gives_zero_and_zero_gradients(tiny_ll
     model = tiny_llama()
     silent = EncodedExample("silent", "en", (1, 2, 3), (True, False, False), 0)  # nothing predicts the first
     total, count = supervised_loss(model, collate([silent]))
-    total.backward()
+    torch.autograd.backward(total)
     assert (total.item(), count) == (0.0, 0)
     assert all(not gradient.any() for gradient in gradients(model).values())
 
@@ -121,7 +121,7 @@ def test_the_auxiliary_loss_of_a_mixture_of_experts_is_kept(tiny_mixtral: Build,
     plain, _ = supervised_loss(model, batch)
     assert (total / count).item() == pytest.approx(reference.loss.item(), rel=1e-5)
     assert ((total - plain) / count).item() == pytest.approx(0.5 * reference.aux_loss.item(), rel=1e-4)
-    (total / count).backward()
+    torch.autograd.backward(total / count)
     assert model.model.layers[0].mlp.gate.weight.grad.abs().sum() > 0
 
 

@@ -228,7 +228,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory(
 ) -> None:
     plain, checkpointed = tiny_llama(), tiny_llama()
     recomputed: list[bool] = []
-    checkpointed.model.layers[0].register_forward_pre_hook(lambda *_: recomputed.append(True))
+    checkpointed.model.layers[0].mlp.register_forward_pre_hook(lambda *_: recomputed.append(True))
     run(plain, examples(), TRAINING)
     outcome = run(checkpointed, examples(), TRAINING.model_copy(update={"gradient_checkpointing": True}))
     assert_same_weights(checkpointed, plain)

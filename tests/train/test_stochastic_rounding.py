@@ -22,8 +22,7 @@ def test_an_update_of_1e_5_on_a_weight_of_0_02_is_right_in_expectation() -> None
     before = weight[0].item()
     after = _one_step(weight, torch.ones(weight.shape), lr=1e-5)  # AdamW's first update is the learning rate
     assert (before - after.double().mean().item()) == pytest.approx(1e-5, rel=0.02)
-    neighbours = after.unique()
-    assert len(neighbours) == 2
+    assert len(set(after.tolist())) == 2
     nearest = torch.full((), 0.02).bfloat16() - torch.tensor(1e-5)
     assert nearest.bfloat16().item() == before  # rounding to the nearest would have lost it
 
@@ -33,7 +32,7 @@ def test_both_neighbours_are_drawn_with_the_remainder_as_probability(sign: float
     low, high = 1.0, 1.0078125  # neighbours in bfloat16
     values = torch.full((400_000,), sign * (low + 0.25 * (high - low)))
     rounded = round_stochastically(values, torch.Generator().manual_seed(0)).float()
-    assert set(rounded.unique().tolist()) == {sign * low, sign * high}
+    assert set(rounded.tolist()) == {sign * low, sign * high}
     assert (rounded == sign * high).double().mean().item() == pytest.approx(0.25, abs=0.004)
 
 
