@@ -8,7 +8,8 @@ token, and a user may write the end token's name.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any
@@ -307,9 +308,13 @@ def _encode(rendered: list[_Rendered], tokenizer: PreTrainedTokenizerBase) -> li
             f"{type(tokenizer).__name__} gives no character offsets, so the assistant's tokens cannot be told; "
             "use a model with a tokenizer.json."
         )
-    tokens = tokenizer(
-        [one.text for one in rendered], add_special_tokens=False, return_offsets_mapping=True, verbose=False
-    )
+    with _whole_offsets(tokenizer):
+        tokens = tokenizer(
+            [one.text for one in rendered],
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
     return [
         EncodedExample(
             one.example.id,
@@ -322,17 +327,25 @@ def _encode(rendered: list[_Rendered], tokenizer: PreTrainedTokenizerBase) -> li
     ]
 
 
-def _supervised(offsets: list[Span], spans: tuple[Span, ...]) -> tuple[bool, ...]:
-    """Return for each token whether it holds a character of a span.
+@contextmanager
+def _whole_offsets(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """Let the offsets of a token cover its white space too, while inside.
 
-    Some tokenizers leave white space out of their offsets ("Ġword" is given as "word"). Such a gap belongs
-    to the token after it, so each token is taken to start no later than where those before it ended.
+    Llama 3 and others have a post-processor that trims it ("\\n " is given as "\\n"). Without special tokens to
+    add it does nothing else, so ids stay the same.
     """
-    flags, covered = [], 0
-    for token_start, token_end in offsets:
-        start, covered = min(token_start, covered), max(covered, token_end)
-        flags.append(any(start < end and token_end > first for first, end in spans))
-    return tuple(flags)
+    backend: Any = tokenizer.backend_tokenizer
+    trimming = backend.post_processor
+    backend.post_processor = None
+    try:
+        yield
+    finally:
+        backend.post_processor = trimming
+
+
+def _supervised(offsets: list[Span], spans: tuple[Span, ...]) -> tuple[bool, ...]:
+    """Return for each token whether it holds a character of a span."""
+    return tuple(any(start < last and end > first for first, last in spans) for start, end in offsets)
 
 
 def _nothing_left(max_length: int) -> str:

@@ -74,8 +74,8 @@ def _read_json_lines(path: Path, source: str) -> Iterator[RawRow]:
     with path.open("rb") as file:
         # A binary file is split at \n only; text splitting would also cut at U+2028 inside a string.
         for number, line in enumerate(file, start=1):
-            content = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
-            if content.strip():
+            content = line.removeprefix(_BYTE_ORDER_MARK).strip() if number == 1 else line.strip()
+            if content:
                 yield _row_of_line(content, f"{source}:{number}", number)
 
 
