@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from functools import cache
 from pathlib import Path
 
@@ -62,4 +63,6 @@ def test_every_field_of_the_study_file_is_in_its_documentation(section: type[Sec
     if section.__name__ in ("StrategySpec", "StrategyChoice", "TrainingOverrides"):
         return  # not written as such in the file; the page explains their short form
     page = (PACKAGE.parents[1] / "docs" / "study_file.md").read_text(encoding="utf-8")
-    assert f"| `{field}` |" in page
+    meaning = " ".join((section.model_fields[field].description or "").split()).replace("|", "\\|")
+    row = re.compile(rf"^\| `{field}` \| [^|]+ \| {re.escape(meaning)} \|$", re.MULTILINE)
+    assert row.search(page), f"docs/study_file.md lacks a row: | `{field}` | default | {meaning} |"
