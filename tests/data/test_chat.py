@@ -60,7 +60,7 @@ def build_tokenizer(
         vocab_size=480, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(CORPUS * 3, trainer)
-    wrapped = PreTrainedTokenizerFast(
+    wrapped = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, pad_token=eos, extra_special_tokens=SPECIAL
     )
     wrapped.name_or_path = "tiny"
@@ -329,9 +329,7 @@ def test_a_template_that_marks_nothing_is_an_error() -> None:
         encode_example(example_of([Message("user", "x"), Message("assistant", "y")]), tokenizer, NO_LIMIT)
 
 
-def test_a_template_that_prints_the_date_gives_the_same_text_every_day(
-    ,
-) -> None:
+def test_a_template_that_prints_the_date_gives_the_same_text_every_day() -> None:
     tokenizer = build_tokenizer()
     tokenizer.chat_template = (
         "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
@@ -376,13 +374,11 @@ PIECES = ["<unk>", "<s>", "</s>", "▁[INST]", "▁hi", "▁[/INST]", "▁good",
 
 def test_words_marked_by_a_leading_sign_are_supervised_from_the_first_on() -> None:
     """SentencePiece's way, as in Llama 2: the space before a word is part of its token."""
-    vocabulary = {
-        word: number for number, word in enumerate(PIECES)
-    }
+    vocabulary = {word: number for number, word in enumerate(PIECES)}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
     backend.decoder = decoders.Metaspace()
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
     tokenizer.chat_template = LLAMA_2
