@@ -19,6 +19,7 @@ from lingraft.errors import DataError
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_PINNED = re.compile(r"[0-9a-f]{7,40}")  # a commit in full or shortened, rather than a branch or tag
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _WHITESPACE = re.compile(r"[ \t\r\n]*")
 
@@ -183,7 +184,7 @@ def read_hub(spec: DataSource) -> HubRows:
     commit = _commit_of(data.cache_files)
     wanted = spec.revision or ""
     # Offline, the datasets library takes whatever it has cached, whatever revision was asked for.
-    if _COMMIT.fullmatch(wanted) and commit is not None and commit != wanted:
+    if _PINNED.fullmatch(wanted) and commit is not None and not commit.startswith(wanted):
         raise DataError(f"{spec.source}: revision {wanted} was asked for, but only {commit} is in the cache.")
     rows = (_row(row, f"{spec.source}:{number}", number) for number, row in enumerate(data, start=1))
     return HubRows(rows, commit)
