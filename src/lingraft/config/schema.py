@@ -201,6 +201,8 @@ class EvaluationTask(Section):
     """`worldbook` (both families), `worldbook:lookup`, `worldbook:counting`, a harness task, or a YAML file."""
     language: str | None = None
     """BCP-47 tag; needed under language_ability for a task that is not worldbook's."""
+    data: str | None = None
+    """Local json or jsonl file that stands for a harness task's data set; its rows have that set's fields."""
     metric: str | None = None
     """The harness metric that is the task's score; null: its first one. Must lie in [0, 1]."""
     limit: int | None = Field(None, ge=1)

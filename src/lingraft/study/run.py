@@ -14,7 +14,8 @@ from lingraft.config.load import save_study
 from lingraft.config.schema import PLAIN, PathStep, Phase, StrategyChoice, StrategySpec, Study, Training
 from lingraft.errors import LingraftError
 from lingraft.evaluate.harness import check_tasks
-from lingraft.evaluate.scores import differences, read_predictions
+from lingraft.evaluate.predictions import read_predictions
+from lingraft.evaluate.scores import differences
 from lingraft.records import write_json_atomically
 from lingraft.similarity.embedding_similarity import check_languages
 from lingraft.similarity.encoders import Encoder, load_encoder

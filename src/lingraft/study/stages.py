@@ -23,7 +23,8 @@ from lingraft.data.example import Example
 from lingraft.data.worldbook import VERSION as WORLDBOOK_VERSION
 from lingraft.evaluate.harness import evaluate_model, task_identities
 from lingraft.evaluate.held_out import bits_per_character
-from lingraft.evaluate.scores import score_summary, write_predictions
+from lingraft.evaluate.predictions import write_predictions
+from lingraft.evaluate.scores import score_summary
 from lingraft.models.checkpoints import save_checkpoint
 from lingraft.models.loading import load_model, load_tokenizer
 from lingraft.records import fingerprint_of

@@ -1,0 +1,1 @@
+"""Task ability and language ability, per item, with intervals; lm-evaluation-harness is the engine."""

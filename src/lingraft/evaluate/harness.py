@@ -1,0 +1,455 @@
+"""Evaluate a model in memory with lm-evaluation-harness: worldbook's tasks, harness tasks, a user's YAML tasks.
+
+The harness builds the requests, generates and scores; what comes back is one prediction per item. Intervals are
+ours (`statistics`). Nothing is printed: the harness's own progress and log lines are kept down, and progress is
+told through a callback.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lingraft.config.schema import Evaluation, EvaluationTask
+from lingraft.data.chat import chat_template
+from lingraft.data.worldbook import FAMILIES, LANGUAGES
+from lingraft.errors import ConfigError, EvaluationError, did_you_mean
+from lingraft.evaluate.predictions import Ability, Prediction
+from lingraft.records import fingerprint_of, hash_file
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import ConfigurableTask
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ENGLISH = "en"
+# IFEval's verifiers of these instructions tokenise with NLTK's Punkt model, which the harness would download.
+NEEDS_PUNKT = frozenset({"length_constraints:number_sentences", "change_case:capital_word_frequency"})
+
+OnProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What an evaluation found.
+
+    Attributes:
+        predictions: One per item.
+        left_out: Items that could not be scored, each with its reason; they count nowhere.
+        truncated: Answers that used all the tokens that they were allowed, by task.
+        tasks: By task: version, metric, items, and the hash of its prompts.
+    """
+
+    predictions: tuple[Prediction, ...]
+    left_out: tuple[str, ...]
+    truncated: dict[str, int]
+    tasks: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One harness task as it is run: for which ability and language, on which documents.
+
+    `key` names it uniquely: one task may count for two abilities or languages.
+    """
+
+    key: str
+    ability: Ability
+    name: str
+    language: str
+    task: ConfigurableTask
+    metric: str
+    documents: tuple[int, ...]
+    left_out: tuple[str, ...]
+
+
+def check_tasks(evaluation: Evaluation, base_folder: Path, *, languages: Sequence[str]) -> None:
+    """Check that every named task can be found, before anything is trained.
+
+    Raises:
+        ConfigError: With every problem: an unknown family, task or language, a missing file.
+    """
+    problems = []
+    for ability, entry in _entries(evaluation):
+        wanted = languages if ability == "language_ability" else (ENGLISH,)
+        problem = _problem(entry, base_folder, wanted)
+        if problem is not None:
+            problems.append(f"evaluate.{ability}: {entry.task}: {problem}")
+    if not languages:
+        problems.append("evaluate: the study trains no language other than English, so there is no language ability.")
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def task_identities(evaluation: Evaluation, base_folder: Path) -> dict[str, str]:
+    """Return the hash of every local file that a task is made of, for fingerprints."""
+    found = {}
+    for _, entry in _entries(evaluation):
+        paths = [base_folder / entry.data] if entry.data else []
+        if _is_file(entry.task):
+            paths += [base_folder / entry.task, *_data_files(base_folder / entry.task)]
+        found.update({str(path): hash_file(path) for path in paths if path.is_file()})
+    return found
+
+
+def evaluate_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    evaluation: Evaluation,
+    *,
+    languages: Sequence[str],
+    split: str = "report",
+    base_folder: Path = Path(),
+    on_progress: OnProgress | None = None,
+) -> Evaluated:
+    """Score a model on the tasks of a study.
+
+    Args:
+        model: In the precision that it is to be evaluated in; left as it is.
+        tokenizer: The model's own.
+        evaluation: The tasks; `worldbook` is English in task ability, and each of `languages` in language ability.
+        languages: BCP-47 tags of the study's languages besides English.
+        split: worldbook's split.
+        base_folder: What the paths of YAML tasks and data files are relative to.
+        on_progress: Called with the answers so far and in all.
+
+    Raises:
+        EvaluationError: A task cannot be loaded, has no such metric, or scores outside [0, 1].
+    """
+    runs = _build(evaluation, languages, split, base_folder)
+    if not runs:
+        raise EvaluationError("no task is left to evaluate.")
+    samples = _run_harness(model, tokenizer, evaluation, runs, on_progress)
+    predictions = [
+        prediction for run in runs for prediction in _predictions(run, samples[run.key])
+    ]
+    return Evaluated(
+        predictions=tuple(predictions),
+        left_out=tuple(reason for run in runs for reason in run.left_out),
+        truncated=_count_truncated(runs, predictions, tokenizer),
+        tasks={f"{run.name}/{run.language}": _describe(run, predictions) for run in runs},
+    )
+
+
+def _entries(evaluation: Evaluation) -> Iterator[tuple[Ability, EvaluationTask]]:
+    for entry in evaluation.task_ability:
+        yield "task_ability", entry
+    for entry in evaluation.language_ability:
+        yield "language_ability", entry
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith((".yaml", ".yml"))
+
+
+def _problem(entry: EvaluationTask, base_folder: Path, languages: Sequence[str]) -> str | None:
+    kind, _, family = entry.task.partition(":")
+    if kind == "worldbook":
+        if family and family not in FAMILIES:
+            return f"worldbook has no family {family!r}. {did_you_mean(family, FAMILIES)}"
+        unknown = [tag for tag in languages if tag not in LANGUAGES and entry.language is None]
+        return f"worldbook has no {', '.join(unknown)}; name other tasks for it, with `language:`." if unknown else None
+    if entry.data is not None and not (base_folder / entry.data).is_file():
+        return f"there is no file {entry.data}."
+    if _is_file(entry.task):
+        return None if (base_folder / entry.task).is_file() else "there is no such file."
+    known = _task_manager().task_index
+    return None if entry.task in known else f"is no harness task. {_close(entry.task, known)}"
+
+
+def _close(name: str, known: Any) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, list(known), n=3)
+    hint = f"Did you mean {', '.join(close)}? " if close else ""
+    return f"{hint}The harness knows {len(known)} names."
+
+
+@cache
+def _task_manager() -> Any:
+    """Return the harness's index of its tasks; built once, because that takes seconds."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
+
+
+@cache
+def _file_manager() -> Any:
+    """Return a task manager for files alone, which needs no index."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_defaults=False)
+
+
+def _data_files(path: Path) -> list[Path]:
+    """Return the local data files that a YAML task names."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Reads the file with the harness's own tags left out."""
+
+    Loader.add_multi_constructor("!", lambda *_: None)
+    content = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
+    files = ((content or {}).get("dataset_kwargs") or {}).get("data_files") or {}
+    named = files.values() if isinstance(files, dict) else files if isinstance(files, list) else [files]
+    return [Path(str(name)) for name in named]
+
+
+def _build(
+    evaluation: Evaluation, languages: Sequence[str], split: str, base_folder: Path
+) -> list[_Run]:
+    runs: list[_Run] = []
+    for ability, entry in _entries(evaluation):
+        if entry.task.partition(":")[0] == "worldbook":
+            wanted = languages if ability == "language_ability" else (ENGLISH,)
+            runs.extend(_build_worldbook(ability, entry, wanted, split))
+        else:
+            runs.extend(_build_harness(ability, entry, base_folder))
+    return runs
+
+
+def _build_worldbook(
+    ability: Ability, entry: EvaluationTask, languages: Sequence[str], split: str
+) -> Iterator[_Run]:
+    from lingraft.evaluate.worldbook_tasks import SCORE, worldbook_task
+
+    family = entry.task.partition(":")[2]
+    for name in (family,) if family else FAMILIES:
+        for language in (entry.language,) if entry.language else languages:
+            with _quiet():
+                task = worldbook_task(name, language, split, entry.limit, entry.max_new_tokens)
+            documents, label = tuple(range(len(task.eval_docs))), f"worldbook:{name}"
+            yield _Run(
+                _key(ability, label, language, task), ability, label, language, task, SCORE, documents, ()
+            )
+
+
+def _build_harness(ability: Ability, entry: EvaluationTask, base_folder: Path) -> Iterator[_Run]:
+    for task in _load(entry, base_folder):
+        if entry.max_new_tokens is not None and task.config.output_type == "generate_until":
+            task.set_config("generation_kwargs", {"max_gen_toks": entry.max_new_tokens}, update=True)
+        task.set_config("num_fewshot", task.config.num_fewshot or 0)
+        documents = range(len(task.eval_docs))[: entry.limit]
+        scorable, left_out = _without_punkt(entry.task, task, documents)
+        language = entry.language or ENGLISH
+        key = _key(ability, entry.task, language, task)
+        yield _Run(key, ability, entry.task, language, task, _metric(entry, task), scorable, left_out)
+
+
+def _load(entry: EvaluationTask, base_folder: Path) -> list[ConfigurableTask]:
+    try:
+        with _quiet():
+            if _is_file(entry.task):
+                found = _file_manager().load([str((base_folder / entry.task).resolve())])
+            elif entry.data is not None:
+                found = _task_manager().load([_over_local_file(entry, base_folder)])
+            else:
+                found = _task_manager().load([entry.task])
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise EvaluationError(
+            f"the task {entry.task} cannot be loaded: {type(error).__name__}: {reason} "
+            "(where its data set cannot be downloaded, give it `data:`, a local file of the same fields)."
+        ) from error
+    tasks: list[ConfigurableTask] = list(found["tasks"].values())
+    return tasks
+
+
+def _over_local_file(entry: EvaluationTask, base_folder: Path) -> dict[str, Any]:
+    """Return a harness task's configuration with its data set replaced by a local file, as every split it uses."""
+    from lm_eval.utils import load_yaml_config
+
+    known = _task_manager().task_index[entry.task]
+    config = load_yaml_config(known.yaml_path, resolve_func=False) if hasattr(known, "yaml_path") else {}
+    splits = [config.get(f"{kind}_split") for kind in ("test", "validation", "training", "fewshot")]
+    path = str(base_folder / (entry.data or ""))
+    return {
+        "task": entry.task,
+        "dataset_path": "json",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": {split: path for split in splits if split} or {"test": path}},
+    }
+
+
+def _metric(entry: EvaluationTask, task: ConfigurableTask) -> str:
+    metrics = [str(one["metric"]) for one in task.config.metric_list or [] if isinstance(one["metric"], str)]
+    metrics = metrics or list(task.aggregation())
+    if entry.metric is None:
+        return metrics[0]
+    if entry.metric not in metrics:
+        raise EvaluationError(
+            f"the task {entry.task} has no metric {entry.metric!r}. {did_you_mean(entry.metric, metrics)}"
+        )
+    return entry.metric
+
+
+def _without_punkt(
+    name: str, task: ConfigurableTask, documents: Sequence[int]
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Leave out IFEval's items that need NLTK's sentence data where these are absent; never score them 0."""
+    rows = task.eval_docs
+    if "instruction_id_list" not in rows.column_names or _has_punkt():
+        return tuple(documents), ()
+    needy = {i for i in documents if NEEDS_PUNKT & set(rows[i]["instruction_id_list"])}
+    reason = "needs NLTK's punkt_tab, which is not installed (python -m nltk.downloader punkt_tab)"
+    left_out = tuple(f"{name}: item {rows[i].get('key', i)}: {reason}" for i in sorted(needy))
+    return tuple(i for i in documents if i not in needy), left_out
+
+
+def _has_punkt() -> bool:
+    import nltk
+
+    try:
+        nltk.data.find("tokenizers/punkt_tab")
+    except LookupError:
+        return False
+    return True
+
+
+def _key(ability: Ability, name: str, language: str, task: ConfigurableTask) -> str:
+    return f"{ability}|{name}|{language}|{task.config.task}"
+
+
+def _run_harness(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    evaluation: Evaluation,
+    runs: Sequence[_Run],
+    on_progress: OnProgress | None,
+) -> dict[str, list[dict[str, Any]]]:
+    """Run all tasks in one call, so that the harness batches answers across tasks; return samples by task."""
+    from lm_eval.evaluator import simple_evaluate
+
+    from lingraft.evaluate.in_memory import InMemoryModel
+
+    template, is_fallback = chat_template(tokenizer)
+    given = tokenizer.chat_template
+    if is_fallback:
+        tokenizer.chat_template = template
+    for run in runs:
+        run.task.set_config("task", run.key)
+    total = sum(len(run.documents) for run in runs)
+    try:
+        with _quiet():
+            results = simple_evaluate(
+                model=InMemoryModel(model, tokenizer, evaluation.batch_size, total, on_progress),
+                tasks=[run.task for run in runs],
+                samples={run.key: list(run.documents) for run in runs},
+                apply_chat_template=evaluation.apply_chat_template,
+                bootstrap_iters=0,
+                log_samples=True,
+                task_manager=_file_manager(),
+            )
+    finally:
+        tokenizer.chat_template = given
+    samples: dict[str, list[dict[str, Any]]] = results["samples"]
+    return samples
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the harness's log lines and the bars of its request building down; errors still come through."""
+    import lm_eval.api.task as task_module
+
+    logger = logging.getLogger("lm_eval")
+    level, bar = logger.level, task_module.tqdm
+    logger.setLevel(logging.ERROR)
+    task_module.tqdm = lambda iterable, **_: iterable
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        task_module.tqdm = bar
+
+
+def _predictions(run: _Run, samples: Sequence[dict[str, Any]]) -> Iterator[Prediction]:
+    first_filter = samples[0]["filter"] if samples else None
+    for sample in samples:
+        if sample["filter"] != first_filter:
+            continue  # a task may score the same answers through several filters: the first is its own order
+        yield _prediction(run, sample)
+
+
+def _prediction(run: _Run, sample: dict[str, Any]) -> Prediction:
+    from lingraft.evaluate.worldbook_tasks import cluster_of, verdict
+
+    response = _text(sample["filtered_resps"])
+    common = {
+        "ability": run.ability,
+        "task": run.name,
+        "language": run.language,
+        "prompt": str(sample["arguments"]["gen_args_0"]["arg_0"])
+        if isinstance(sample["arguments"], dict)
+        else str(sample["arguments"][0][0]),
+        "response": response,
+        "reference": str(sample["target"]),
+        "score": _score(run, sample),
+    }
+    row = sample["doc"].get("item") if run.name.startswith("worldbook:") else None
+    if row is None:
+        inner = run.key.rpartition("|")[2]
+        item = f"{inner}/{sample['doc_id']}"
+        return Prediction(cluster=item, item=item, **common)
+    found, group = verdict(row, response), cluster_of(row)
+    return Prediction(
+        cluster=group,
+        item=group,
+        form=found.form,
+        content=found.content,
+        chrf=found.chrf,
+        wrong_language=found.wrong_language,
+        **common,
+    )
+
+
+def _text(responses: Any) -> str:
+    first = responses[0] if isinstance(responses, list) and responses else responses
+    return first if isinstance(first, str) else str(responses)
+
+
+def _score(run: _Run, sample: dict[str, Any]) -> float:
+    """Return the item's score; a list (IFEval's instructions of one prompt) counts by its mean."""
+    value = sample[run.metric]
+    score = sum(map(float, value)) / len(value) if isinstance(value, (list, tuple)) else float(value)
+    if not 0.0 <= score <= 1.0:
+        raise EvaluationError(
+            f"the task {run.name}: its metric {run.metric!r} is {score} for item {sample['doc_id']}; a score must lie "
+            "in [0, 1]. Name another one with `metric:`."
+        )
+    return score
+
+
+def _count_truncated(
+    runs: Sequence[_Run], predictions: Sequence[Prediction], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, int]:
+    """Count the answers as long as their task allows, which may have been cut off."""
+    counts = {}
+    for run in runs:
+        if run.task.config.output_type != "generate_until":
+            continue
+        allowed = (run.task.config.generation_kwargs or {}).get("max_gen_toks")
+        if allowed is None:
+            continue
+        own = [p for p in predictions if _belongs(p, run)]
+        lengths = [len(tokenizer(p.response, add_special_tokens=False)["input_ids"]) for p in own]
+        counts[f"{run.name}/{run.language}"] = sum(length >= allowed for length in lengths)
+    return counts
+
+
+def _belongs(prediction: Prediction, run: _Run) -> bool:
+    return (prediction.ability, prediction.task, prediction.language) == (run.ability, run.name, run.language)
+
+
+def _describe(run: _Run, predictions: Sequence[Prediction]) -> dict[str, Any]:
+    prompts = [p.prompt for p in predictions if _belongs(p, run)]
+    return {
+        "version": str(run.task.VERSION),
+        "metric": run.metric,
+        "items": len(prompts),
+        "prompts": fingerprint_of(sha256("\0".join(prompts).encode()).hexdigest()),
+    }

@@ -1,0 +1,77 @@
+"""One answer of one model to one item, and how such answers are kept on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+from lingraft.errors import EvaluationError
+
+Ability = Literal["task_ability", "language_ability"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One item's answer and score.
+
+    Attributes:
+        ability: What it counts towards: task ability (English) or language ability.
+        task: Task without its language, such as `worldbook:lookup`.
+        language: BCP-47 tag.
+        cluster: Items of one task that share content, such as parallel items: resampled together.
+        item: Unique inside task and language.
+        score: The task's score of this item, in [0, 1].
+        prompt: What the model read, its chat template included.
+        response: What it answered; for likelihood tasks the harness's numbers as text.
+        reference: The right answer as the task gives it.
+        form: worldbook: share of constraints followed.
+        content: worldbook: exact match of the slot.
+        chrf: worldbook: sentence chrF against the reference, in [0, 1].
+        wrong_language: worldbook: answered in another language; None: too short to tell, or not asked.
+    """
+
+    ability: Ability
+    task: str
+    language: str
+    cluster: str
+    item: str
+    score: float
+    prompt: str
+    response: str
+    reference: str
+    form: float | None = None
+    content: float | None = None
+    chrf: float | None = None
+    wrong_language: bool | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """What two models' predictions are matched by."""
+        return (self.ability, self.task, self.language, self.item)
+
+
+def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
+    """Write predictions as Parquet, one row per item."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    rows = [asdict(prediction) for prediction in predictions]
+    columns = {field.name: [row[field.name] for row in rows] for field in fields(Prediction)}
+    parquet.write_table(pa.table(columns), path, compression="zstd")
+
+
+def read_predictions(path: Path) -> tuple[Prediction, ...]:
+    """Read what `write_predictions` wrote.
+
+    Raises:
+        EvaluationError: The file is absent or no Parquet file of predictions.
+    """
+    from pyarrow import ArrowException, parquet
+
+    try:
+        rows = parquet.read_table(path).to_pylist()
+        return tuple(Prediction(**row) for row in rows)
+    except (OSError, ArrowException, TypeError) as error:
+        raise EvaluationError(f"{path}: cannot be read as predictions ({error}).") from None

@@ -1,0 +1,104 @@
+"""Predictions summed up: the scores of one model, and the paired differences of two."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from lingraft.evaluate.held_out import BitsPerCharacter
+from lingraft.evaluate.predictions import Prediction
+from lingraft.evaluate.statistics import macro_mean, paired_difference
+
+ABILITIES = ("task_ability", "language_ability")
+
+
+def score_summary(predictions: Sequence[Prediction], bits: Mapping[str, BitsPerCharacter]) -> dict[str, Any]:
+    """Return the scores of one model as JSON: per ability, per language and per task, each with n and interval.
+
+    `wrong_language` is the share of worldbook answers in another language than asked, among those long enough to
+    tell; null where there are none. English stands in `per_language` with its task ability.
+    """
+    abilities = {ability: [p for p in predictions if p.ability == ability] for ability in ABILITIES}
+    languages = sorted({p.language for p in predictions} | set(bits))
+    return {
+        **{ability: asdict(macro_mean(own)) for ability, own in abilities.items()},
+        "per_language": {tag: _language(tag, abilities, bits.get(tag)) for tag in languages},
+        **_wrong_language(predictions),
+        "tasks": {name: _task(own) for name, own in _by_task(predictions).items()},
+    }
+
+
+def differences(before: Sequence[Prediction], after: Sequence[Prediction]) -> dict[str, Any]:
+    """Return after - before on the same items, per ability and per task, with intervals.
+
+    Raises:
+        EvaluationError: The two do not hold the same items.
+    """
+    tasks_before, tasks_after = _by_task(before), _by_task(after)
+    found: dict[str, Any] = {
+        ability: asdict(
+            paired_difference(
+                [p for p in before if p.ability == ability], [p for p in after if p.ability == ability]
+            )
+        )
+        for ability in ABILITIES
+    }
+    found["tasks"] = {
+        name: asdict(paired_difference(own, tasks_after[name])) for name, own in tasks_before.items()
+    }
+    found["per_language"] = {
+        tag: asdict(
+            paired_difference(
+                [p for p in before if p.ability == "language_ability" and p.language == tag],
+                [p for p in after if p.ability == "language_ability" and p.language == tag],
+            )
+        )
+        for tag in sorted({p.language for p in before if p.ability == "language_ability"})
+    }
+    return found
+
+
+def _by_task(predictions: Sequence[Prediction]) -> dict[str, list[Prediction]]:
+    found: dict[str, list[Prediction]] = {}
+    for prediction in predictions:
+        found.setdefault(f"{prediction.task}/{prediction.language}", []).append(prediction)
+    return found
+
+
+def _language(
+    tag: str, abilities: Mapping[str, Sequence[Prediction]], bits: BitsPerCharacter | None
+) -> dict[str, Any]:
+    ability = "task_ability" if tag == "en" else "language_ability"
+    own = [p for p in abilities[ability] if p.language == tag]
+    scores: dict[str, Any] = asdict(macro_mean(own)) if own else {"value": None, "low": None, "high": None, "n": 0}
+    scores["bits_per_character"] = None if bits is None else bits.value
+    scores["held_out"] = None if bits is None else asdict(bits)
+    return scores | _wrong_language(own)
+
+
+def _wrong_language(predictions: Sequence[Prediction]) -> dict[str, Any]:
+    told = [p.wrong_language for p in predictions if p.wrong_language is not None]
+    asked = [p for p in predictions if p.content is not None]
+    return {
+        "wrong_language": sum(told) / len(told) if told else None,
+        "undetermined_language": len(asked) - len(told),
+    }
+
+
+def _task(predictions: Sequence[Prediction]) -> dict[str, Any]:
+    parts: dict[str, Callable[[Prediction], float | None]] = {
+        "form": lambda p: p.form,
+        "content": lambda p: p.content,
+        "chrf": lambda p: p.chrf,
+    }
+    means = {}
+    for name, part in parts.items():
+        values = [value for value in map(part, predictions) if value is not None]
+        means[name] = sum(values) / len(values) if values else None
+    return {
+        **asdict(macro_mean(predictions)),
+        **means,
+        **_wrong_language(predictions),
+        "ability": predictions[0].ability,
+    }
