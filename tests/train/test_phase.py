@@ -226,7 +226,7 @@ def test_backward_stops_above_the_frozen_layers(
 def test_gradient_checkpointing_changes_nothing_but_memory(
     tiny_llama: Build, examples: Build, run: Build
 ) -> None:
-    plain, checkpointed = tiny_llama(), tiny_llama()
+    plain, checkpointed = (tiny_llama(attn_implementation="eager") for _ in range(2))
     recomputed: list[bool] = []
     checkpointed.model.layers[0].mlp.register_forward_pre_hook(lambda *_: recomputed.append(True))
     run(plain, examples(), TRAINING)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-_CHUNK = 1 << 20  # elements updated at a time: float32 temporaries stay in the cache and small
+_CHUNK = 1 << 18  # elements updated at a time: float32 temporaries stay small, and in the cache
 
 
 def round_stochastically(values: Tensor, generator: torch.Generator) -> Tensor:
@@ -29,8 +29,9 @@ def round_stochastically(values: Tensor, generator: torch.Generator) -> Tensor:
     words = torch.empty((count + 3) // 4, dtype=torch.int64, device=values.device)
     words.random_(-(2**63), None, generator=generator)  # all 64 bits at random: four values from one draw
     noise = words.view(torch.int16)[:count].view(values.shape)
-    bits = values.view(torch.int32) + noise
-    return (bits.add_(1 << 15) >> 16).to(torch.int16).view(torch.bfloat16)  # noise began at -2 ** 15
+    bits = values.view(torch.int32) + (1 << 15)  # noise begins at -2 ** 15
+    bits += noise
+    return bits.bitwise_right_shift_(16).to(torch.int16).view(torch.bfloat16)
 
 
 class StochasticRoundingAdamW(torch.optim.Optimizer):
