@@ -57,7 +57,8 @@ def test_a_strategy_takes_training_options_out_of_its_own(study_file: Path) -> N
 
 def test_overrides_reach_into_phases_by_name_and_by_number(study_file: Path) -> None:
     study = load_study(
-        study_file, ["training.epochs=3", "phases.two.data.similar.limit=7", "phases[0].name=first", "seeds=[1, 2]"]
+        study_file,
+        ["training.epochs=3", "phases.two.data.similar.limit=7", "phases[0].name=first", "seeds=[1, 2]"],
     )
     assert study.training.epochs == 3
     assert study.phases[1].data["similar"].limit == 7
@@ -78,7 +79,11 @@ BAD = [
     ("name: small", "name: small\nname: other", [":3:", "'name'", "twice"]),
     ("phases:", "phases: [", ["not valid YAML"]),
     ("name: small", "name: small\nmeasures: [mpd_pairs]", ["measures[0]", "mpd_pairs"]),
-    ("name: small", "name: small\nevaluate: {language_ability: [hellaswag]}", ["which language", "hellaswag"]),
+    (
+        "name: small",
+        "name: small\nevaluate: {language_ability: [hellaswag]}",
+        ["which language", "hellaswag"],
+    ),
     ("name: small", "name: small\nevaluate: {task_ability: []}", ["evaluate.task_ability", "empty"]),
     ("name: small", "name: small\nseeds: [1, 1]", ["seeds: 1 stands 2 times"]),
     ("name: small", "name: small\npaths: [[{phase: two, data: similar}]]", ["paths[0]", "['one', 'two']"]),

@@ -77,13 +77,22 @@ STUDY = Study.model_validate(
     {
         "name": "tiny",
         "model": "embedded:smollm2-135m",
-        "phases": [{"name": "one", "data": {"e": {"source": "e"}}}, {"name": "two", "data": {"d": {"source": "d"}}}],
+        "phases": [
+            {"name": "one", "data": {"e": {"source": "e"}}},
+            {"name": "two", "data": {"d": {"source": "d"}}},
+        ],
     }
 )
 
 
 def test_the_table_has_base_phase_one_and_every_cell(tmp_path: Path) -> None:
-    failed = {"data": "other", "strategy": "lora", "seed": 0, "status": "failed", "reason": "no memory\nstack"}
+    failed = {
+        "data": "other",
+        "strategy": "lora",
+        "seed": 0,
+        "status": "failed",
+        "reason": "no memory\nstack",
+    }
     table = study_table(result(tmp_path, [done_cell("plain"), failed]))
     assert [row[:2] for row in table.rows] == [
         ("base model", ""),

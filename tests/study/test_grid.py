@@ -36,7 +36,12 @@ def test_a_set_has_the_phases_strategies_and_its_own() -> None:
     assert named(cells_of(study(seeds=[0, 3]))) == [
         (data, strategy, seed)
         for seed in (0, 3)
-        for data, strategy in [("similar", "plain"), ("other", "plain"), ("other", "lora"), ("other", "mixed")]
+        for data, strategy in [
+            ("similar", "plain"),
+            ("other", "plain"),
+            ("other", "lora"),
+            ("other", "mixed"),
+        ]
     ]
 
 

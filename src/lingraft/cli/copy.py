@@ -12,8 +12,12 @@ from lingraft.errors import ConfigError
 
 
 def copy(
-    name: Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe; `lingraft ls recipes` lists them.")],
-    destination: Annotated[Path | None, typer.Argument(help="File to write; default: NAME.yaml here.")] = None,
+    name: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="Name of a recipe; `lingraft ls recipes` lists them.")
+    ],
+    destination: Annotated[
+        Path | None, typer.Argument(help="File to write; default: NAME.yaml here.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
     """Copy a recipe."""

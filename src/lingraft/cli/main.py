@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-import traceback
 from contextlib import nullcontext
 
 import typer
 
 from lingraft.cli import copy, ls, run, schema, show, validate
-from lingraft.cli.output import keep_stdout_clean, standard_error
+from lingraft.cli.output import keep_stdout_clean, show_stacks, stack_of, standard_error
 from lingraft.errors import EXIT_DONE, EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_WRONG_INPUT, LingraftError
 
 app = typer.Typer(
@@ -45,7 +44,7 @@ def main() -> None:
 
 
 def _run(arguments: list[str]) -> int:
-    with_traceback = "--traceback" in arguments
+    show_stacks("--traceback" in arguments)
     # Accepted anywhere, so that it can be put at the end of the line that just failed.
     arguments = [argument for argument in arguments if argument != "--traceback"]
     asks_for_help = not arguments or "--help" in arguments  # help is the result then
@@ -54,7 +53,7 @@ def _run(arguments: list[str]) -> int:
             code = app(args=arguments, standalone_mode=False)
         return int(code or EXIT_DONE)
     except LingraftError as error:
-        return _report(f"{type(error).__name__}: {error}", error, with_traceback, error.exit_code)
+        return _report(f"{type(error).__name__}: {error}", error, error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         standard_error().print("Interrupted. The same command goes on where it stopped.", style="yellow")
         return EXIT_INTERRUPTED
@@ -62,14 +61,13 @@ def _run(arguments: list[str]) -> int:
         return EXIT_DONE
     except typer.Exit as stop:
         return int(stop.exit_code)
-    except Exception as error:  # noqa: BLE001 - the last resort: say so, with a code of its own
+    except Exception as error:
         usage = _usage_message(error)
         if usage is not None:
-            return _report(usage, error, with_traceback, EXIT_WRONG_INPUT)
+            return _report(usage, error, EXIT_WRONG_INPUT)
         return _report(
             f"internal error: {type(error).__name__}: {error}\nThis is a bug in lingraft; --traceback shows where.",
             error,
-            with_traceback,
             EXIT_INTERNAL,
         )
 
@@ -84,9 +82,10 @@ def _usage_message(error: Exception) -> str | None:
     return f"{format_message()}{hint}"
 
 
-def _report(message: str, error: Exception, with_traceback: bool, code: int) -> int:
+def _report(message: str, error: Exception, code: int) -> int:
     console = standard_error()
-    if with_traceback:
-        console.print("".join(traceback.format_exception(error)), markup=False, highlight=False)
+    stack = stack_of(error)
+    if stack is not None:
+        console.print(stack, markup=False, highlight=False)
     console.print(message, markup=False, highlight=False, style="red", soft_wrap=True)
     return code

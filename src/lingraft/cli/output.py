@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 _WIDTH_WITHOUT_TERMINAL = 160
 _result_stream: IO[str] | None = None
+_with_stacks = False
 
 
 @contextmanager
@@ -39,6 +41,17 @@ def keep_stdout_clean() -> Iterator[None]:
         finally:
             os.dup2(_result_stream.fileno(), 1)
             _result_stream = None
+
+
+def show_stacks(wanted: bool) -> None:
+    """Say whether errors are printed with their stack (`--traceback`)."""
+    global _with_stacks
+    _with_stacks = wanted
+
+
+def stack_of(error: BaseException) -> str | None:
+    """Return an error's stack as text, or None where the user did not ask for it."""
+    return "".join(traceback.format_exception(error)) if _with_stacks else None
 
 
 def result_stream() -> IO[str]:
@@ -85,7 +98,9 @@ def _rich_table(table: Table, title: str | None) -> Any:
 
     drawn = RichTable(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     for index, column in enumerate(table.columns):
-        drawn.add_column(column.title, justify="left" if index < table.n_keys else "right", no_wrap=index >= table.n_keys)
+        drawn.add_column(
+            column.title, justify="left" if index < table.n_keys else "right", no_wrap=index >= table.n_keys
+        )
     for row in table.rows:
         drawn.add_row(*(Text(cell) for cell in row))
     return drawn

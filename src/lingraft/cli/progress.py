@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-from lingraft.cli.output import standard_error
+from lingraft.cli.output import stack_of, standard_error
 from lingraft.study.events import StageProgress, Watcher
 
 if TYPE_CHECKING:
@@ -97,6 +97,9 @@ class ProgressWatcher(Watcher):
             self._bars.remove_task(self._stage)
             self._stage = None
         self._print(f"✗ {label} failed: {reason}", style="red")
+        stack = stack_of(error)
+        if stack is not None:
+            self._print(stack)
 
     def _say(self, text: str) -> None:
         if not self._console.is_terminal:

@@ -14,7 +14,8 @@ from lingraft.errors import EXIT_ANSWER_IS_NO
 def run(
     study: Annotated[Path, typer.Argument(help="The study file (YAML).")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as training.epochs=2.")
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as training.epochs=2."),
     ] = None,
     runs: Annotated[Path, typer.Option(help="Folder of all runs; this one's is RUNS/<name>.")] = Path("runs"),
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")] = False,

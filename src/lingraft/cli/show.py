@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lingraft.cli.output import print_json, print_result, print_table
+
+if TYPE_CHECKING:
+    from lingraft.data.summary import DataSummary
+
+_SHOWN_ROWS = 10  # of the broken ones; all of them are counted
 
 app = typer.Typer(help="Show a study or a data set.", no_args_is_help=True)
 
@@ -15,7 +20,9 @@ app = typer.Typer(help="Show a study or a data set.", no_args_is_help=True)
 @app.command("study")
 def show_study(
     study: Annotated[Path, typer.Argument(help="The study file (YAML).")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Print a study with every default resolved, and the cells of its grid."""
@@ -43,8 +50,12 @@ def show_data(
     data_format: Annotated[
         str | None, typer.Option("--format", help="alpaca, messages or prompt_completion; default: detected.")
     ] = None,
-    language: Annotated[str | None, typer.Option(help="BCP-47 tag of the rows, where they do not say.")] = None,
-    max_length: Annotated[int, typer.Option(help="Length in tokens from which examples count as truncated.")] = 1024,
+    language: Annotated[
+        str | None, typer.Option(help="BCP-47 tag of the rows, where they do not say.")
+    ] = None,
+    max_length: Annotated[
+        int, typer.Option(help="Length in tokens from which examples count as truncated.")
+    ] = 1024,
     max_broken_share: Annotated[
         float, typer.Option(help="Show the data although this share of its rows is broken.")
     ] = 0.99,
@@ -55,7 +66,7 @@ def show_data(
     The example's supervised part, which the loss sees, is marked.
     """
     from lingraft.config.load import data_source
-    from lingraft.data.summary import summarise_data, summary_tables
+    from lingraft.data.summary import summarise_data
     from lingraft.models.loading import load_tokenizer
 
     spec = data_source(source, format=data_format, language=language, max_broken_share=max_broken_share)
@@ -63,5 +74,27 @@ def show_data(
     if json:
         print_json(summary.to_json())
         return
-    for title, table in summary_tables(summary):
-        print_table(table, title)
+    _print_summary(summary)
+
+
+def _print_summary(summary: DataSummary) -> None:
+    from lingraft.report.tables import language_table
+
+    lengths = summary.lengths
+    print_result(
+        f"{summary.source}: {summary.rows} rows, format {summary.format}, {len(summary.broken)} broken"
+    )
+    for row in (*summary.broken[:_SHOWN_ROWS], *summary.refused[:_SHOWN_ROWS]):
+        print_result(f"  {row.place}: {row.problem}")
+    print_table(language_table(summary))
+    print_result(
+        f"Tokens per example: median {lengths.median:.0f}, 95 % up to {lengths.p95:.0f}, longest {lengths.longest}; "
+        f"{lengths.total} in all, {lengths.supervised} supervised."
+    )
+    print_result(
+        f"At {summary.max_length} tokens {summary.truncated} are truncated, {summary.unanswered} keep no answer, "
+        f"{len(summary.refused)} are refused by the chat template."
+    )
+    if summary.fallback_template:
+        print_result("The tokenizer has no chat template: lingraft's own is used.")
+    print_result(f"The first example, its supervised part between ⟦ and ⟧:\n{summary.example}")

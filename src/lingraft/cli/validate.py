@@ -12,7 +12,9 @@ from lingraft.cli.output import print_json, print_result
 
 def validate(
     study: Annotated[Path, typer.Argument(help="The study file (YAML).")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Check a study file: fields, cross-field rules, strategies. Exit code 0 it is right, 2 it is wrong."""
@@ -26,4 +28,6 @@ def validate(
     if json:
         print_json({"study": loaded.name, "phases": len(loaded.phases), "cells": len(cells), "valid": True})
         return
-    print_result(f"{study}: valid. {len(loaded.phases)} phases, {len(cells)} cells, seeds {list(loaded.seeds)}.")
+    print_result(
+        f"{study}: valid. {len(loaded.phases)} phases, {len(cells)} cells, seeds {list(loaded.seeds)}."
+    )

@@ -81,7 +81,9 @@ def check_tasks(evaluation: Evaluation, base_folder: Path, *, languages: Sequenc
         if problem is not None:
             problems.append(f"evaluate.{ability}: {entry.task}: {problem}")
     if not languages:
-        problems.append("evaluate: the study trains no language other than English, so there is no language ability.")
+        problems.append(
+            "evaluate: the study trains no language other than English, so there is no language ability."
+        )
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -125,9 +127,7 @@ def evaluate_model(
     if not runs:
         raise EvaluationError("no task is left to evaluate.")
     samples = _run_harness(model, tokenizer, evaluation, runs, on_progress)
-    predictions = [
-        prediction for run in runs for prediction in _predictions(run, samples[run.key])
-    ]
+    predictions = [prediction for run in runs for prediction in _predictions(run, samples[run.key])]
     return Evaluated(
         predictions=tuple(predictions),
         left_out=tuple(reason for run in runs for reason in run.left_out),
@@ -153,7 +153,11 @@ def _problem(entry: EvaluationTask, base_folder: Path, languages: Sequence[str])
         if family and family not in FAMILIES:
             return f"worldbook has no family {family!r}. {did_you_mean(family, FAMILIES)}"
         unknown = [tag for tag in languages if tag not in LANGUAGES and entry.language is None]
-        return f"worldbook has no {', '.join(unknown)}; name other tasks for it, with `language:`." if unknown else None
+        return (
+            f"worldbook has no {', '.join(unknown)}; name other tasks for it, with `language:`."
+            if unknown
+            else None
+        )
     if entry.data is not None and not (base_folder / entry.data).is_file():
         return f"there is no file {entry.data}."
     if _is_file(entry.task):
@@ -200,9 +204,7 @@ def _data_files(path: Path) -> list[Path]:
     return [Path(str(name)) for name in named]
 
 
-def _build(
-    evaluation: Evaluation, languages: Sequence[str], split: str, base_folder: Path
-) -> list[_Run]:
+def _build(evaluation: Evaluation, languages: Sequence[str], split: str, base_folder: Path) -> list[_Run]:
     runs: list[_Run] = []
     for ability, entry in _entries(evaluation):
         if entry.task.partition(":")[0] == "worldbook":
@@ -379,7 +381,7 @@ def _prediction(run: _Run, sample: dict[str, Any]) -> Prediction:
     from lingraft.evaluate.worldbook_tasks import cluster_of, verdict
 
     response = _text(sample["filtered_resps"])
-    common = {
+    common: dict[str, Any] = {
         "ability": run.ability,
         "task": run.name,
         "language": run.language,

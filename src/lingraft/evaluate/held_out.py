@@ -19,9 +19,10 @@ from lingraft.data.example import Example
 from lingraft.train.loss import collate, token_losses
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from lingraft.data.chat import EncodedExample
     from lingraft.evaluate.statistics import Floats
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _RESAMPLES = 2000
 
@@ -89,11 +90,13 @@ def _answer_characters(example: Example) -> int:
     return sum(len(message.content) for message in example.messages if message.role == "assistant")
 
 
-def _nats_per_example(model: PreTrainedModel, encoded: Sequence[EncodedExample], tokens_per_batch: int) -> Floats:
+def _nats_per_example(
+    model: PreTrainedModel, encoded: Sequence[EncodedExample], tokens_per_batch: int
+) -> Floats:
     nats = np.zeros(len(encoded))
     batches = token_budget_batches([len(one.input_ids) for one in encoded], tokens_per_batch, seed=0, epoch=0)
     was_training = model.training
-    model.eval()
+    model.train(False)
     with torch.inference_mode():
         for batch in batches:
             losses = token_losses(model, collate([encoded[i] for i in batch]))

@@ -71,7 +71,9 @@ def _language(
 ) -> dict[str, Any]:
     ability = "task_ability" if tag == "en" else "language_ability"
     own = [p for p in abilities[ability] if p.language == tag]
-    scores: dict[str, Any] = asdict(macro_mean(own)) if own else {"value": None, "low": None, "high": None, "n": 0}
+    scores: dict[str, Any] = (
+        asdict(macro_mean(own)) if own else {"value": None, "low": None, "high": None, "n": 0}
+    )
     scores["bits_per_character"] = None if bits is None else bits.value
     scores["held_out"] = None if bits is None else asdict(bits)
     return scores | _wrong_language(own)

@@ -18,7 +18,9 @@ from lingraft.errors import EvaluationError
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
-FEWEST_DIFFERING = 5  # below this many clusters that vary, a bootstrap sees too little: exact bounds take over
+FEWEST_DIFFERING = (
+    5  # below this many clusters that vary, a bootstrap sees too little: exact bounds take over
+)
 _POWER_FACTOR = float(stats.norm.ppf(1 - (1 - CONFIDENCE) / 2) + stats.norm.ppf(0.8))  # 2.80
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
@@ -156,7 +158,7 @@ def _tables(items: Sequence[Scored], values: Sequence[float]) -> dict[str, Float
     for index, item in enumerate(items):
         tasks.setdefault(item.task, []).append(index)
     languages = {language: i for i, language in enumerate(sorted({item.language for item in items}))}
-    tables = {}
+    tables: dict[str, Floats] = {}
     for task, indices in tasks.items():
         clusters = {name: i for i, name in enumerate(sorted({items[i].cluster for i in indices}))}
         table = np.zeros((2, len(clusters), len(languages)))
@@ -174,7 +176,9 @@ def _cluster_means(table: Floats) -> Floats:
 
 
 def _macro(tables: dict[str, Floats], counts: dict[str, Floats] | None) -> float:
-    return float(_replicate_means(tables, counts or {t: np.ones((1, v.shape[1])) for t, v in tables.items()})[0])
+    return float(
+        _replicate_means(tables, counts or {t: np.ones((1, v.shape[1])) for t, v in tables.items()})[0]
+    )
 
 
 def _replicate_means(tables: dict[str, Floats], counts: dict[str, Floats]) -> Floats:
@@ -192,7 +196,9 @@ def _resampled(tables: dict[str, Floats], seed: int) -> Floats:
     counts = {}
     for task in sorted(tables):
         clusters = tables[task].shape[1]
-        counts[task] = generator.multinomial(clusters, np.full(clusters, 1 / clusters), RESAMPLES).astype(float)
+        counts[task] = generator.multinomial(clusters, np.full(clusters, 1 / clusters), RESAMPLES).astype(
+            float
+        )
     return _replicate_means(tables, counts)
 
 

@@ -47,14 +47,18 @@ def write_page(result: dict[str, Any], study: Study) -> Path:
 def render_page(result: dict[str, Any], study: Study) -> str:
     """Return the page's HTML."""
     drawn = [(title, caption, figure(result)) for title, caption, figure in _FIGURES]
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     template = environment.from_string((files("lingraft.report") / "page.html").read_text(encoding="utf-8"))
     done = [cell for cell in result["cells"] if cell["status"] == "done"]
     return template.render(
         study=study,
         study_file=dump_study(study),
         table=study_table(result),
-        figures=[(title, caption, Markup(to_svg(chart))) for title, caption, chart in drawn if chart is not None],
+        figures=[
+            (title, caption, Markup(to_svg(chart))) for title, caption, chart in drawn if chart is not None
+        ],
         failed=[cell for cell in result["cells"] if cell["status"] == "failed"],
         done=done,
         phase_one=result["phase_one"],

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-ABSENT = "–"
+if TYPE_CHECKING:
+    from lingraft.data.summary import DataSummary
+
+ABSENT = "-"
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,12 @@ def _columns(languages: Sequence[str], *, with_seed: bool) -> tuple[Column, ...]
         *(Column(title, meaning, "key") for title, meaning in keys),
         Column("DES", "similarity of the phases' instructions, -1 to 1", "task ability"),
         Column("MPD", "mean L2 distance of the weight tensors from Phase 1", "task ability"),
-        Column("task ability", "mean score of the English tasks, 0 to 1, with its 95 % interval", "task ability"),
-        Column("change", "paired difference of task ability to Phase 1, with its 95 % interval", "task ability"),
+        Column(
+            "task ability", "mean score of the English tasks, 0 to 1, with its 95 % interval", "task ability"
+        ),
+        Column(
+            "change", "paired difference of task ability to Phase 1, with its 95 % interval", "task ability"
+        ),
         Column("retention", "task ability after / before", "task ability"),
         *(Column(tag, f"language ability in {tag}", "language ability") for tag in languages),
         Column("language ability", "mean over languages of the mean over tasks, 0 to 1", "language ability"),
@@ -120,6 +127,30 @@ def _row(
         _signed_interval(gain),
         _percent(scores["wrong_language"]),
     )
+
+
+def language_table(summary: DataSummary) -> Table:
+    """Return what each language of a data set costs in tokens, against English where that is in the data."""
+    columns = (
+        Column("language", "BCP-47 tag", "key"),
+        Column("rows", "examples", "cost"),
+        Column("tokens", "of their turns", "cost"),
+        Column("per word", "tokens per word", "cost"),
+        Column("against English", "tokens per word divided by English's", "cost"),
+        Column("per character", "tokens per character", "cost"),
+    )
+    rows = tuple(
+        (
+            tag,
+            str(cost.examples),
+            str(cost.tokens),
+            _number(cost.tokens_per_word),
+            _number(cost.words_against_english),
+            _number(cost.tokens_per_character),
+        )
+        for tag, cost in summary.languages.items()
+    )
+    return Table(columns, rows, 1)
 
 
 def arrow(difference: dict[str, Any]) -> str:

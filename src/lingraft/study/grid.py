@@ -83,7 +83,9 @@ def _strategy_label(study: Study, path: tuple[PathStep, ...]) -> str:
         return path[-1].strategy.label
     earlier = []
     for step, phase in zip(path[:-1], phases, strict=False):
-        labels = {choice.label for data in phase.data.values() for choice in (*phase.strategies, *data.strategies)}
+        labels = {
+            choice.label for data in phase.data.values() for choice in (*phase.strategies, *data.strategies)
+        }
         if len(labels) > 1 or step.strategy.label != PLAIN:
             earlier.append(step.strategy.label)
     return " > ".join([*earlier, path[-1].strategy.label])

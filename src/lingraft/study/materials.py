@@ -115,7 +115,9 @@ def gather(study: Study, base_folder: Path) -> Materials:
         for name, source in phase.data.items()
     }
     english = {
-        source.english: _read(source.english, DataSource(source=source.english, language=ENGLISH), 0, base_folder)
+        source.english: _read(
+            source.english, DataSource(source=source.english, language=ENGLISH), 0, base_folder
+        )
         for phase in trained_phases(study)
         for source in phase.data.values()
         if source.english is not None
@@ -203,5 +205,3 @@ def _languages(study: Study, data: dict[tuple[str, str], DataSet]) -> tuple[str,
             )
         found.update(dict.fromkeys(language for language in one.languages if language != ENGLISH))
     return tuple(found)
-
-

@@ -12,6 +12,7 @@ from typing import Any
 
 from lingraft.config.load import save_study
 from lingraft.config.schema import PLAIN, PathStep, Phase, StrategyChoice, StrategySpec, Study, Training
+from lingraft.data.example import Example
 from lingraft.errors import LingraftError
 from lingraft.evaluate.harness import check_tasks
 from lingraft.evaluate.predictions import read_predictions
@@ -124,7 +125,7 @@ class _Runner:
         }
         try:
             return entry | {"status": "done", "reason": None} | self._run_cell(cell)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the other cells go on and the reason is shown
+        except Exception as error:  # whatever it is, the other cells go on and the reason is shown
             reason = str(error) if isinstance(error, LingraftError) else f"{type(error).__name__}: {error}"
             self.watcher.cell_failed(cell.label, reason, error)
             return entry | {"status": "failed", "reason": reason}
@@ -160,9 +161,7 @@ class _Runner:
                 }
                 for one in trained
             ],
-            "checkpoint": None
-            if self.study.keep == "none"
-            else str(last.stage.folder / "checkpoint"),
+            "checkpoint": None if self.study.keep == "none" else str(last.stage.folder / "checkpoint"),
             "seconds": sum(stage.seconds for stage in own),
             "_phase_one": before,
         }
@@ -196,7 +195,8 @@ class _Runner:
         phase = self._phase(step.phase)
         data = self._data(step)
         english = self.materials.english.get(phase.data[step.data].english or "")
-        english_rows, english_identity = (), None
+        english_rows: tuple[Example, ...] = ()
+        english_identity = None
         if english is not None:
             held_out = {example.group for example in data.held_out}
             english_rows = tuple(e for e in english.loaded.examples if e.group not in held_out)
@@ -263,11 +263,9 @@ class _Runner:
         if first is None:
             return None
         last = self._data(cell.steps[-1])
-        stage = self.stages.similarity(
-            self._seeded(f"{first.name} and {last.name}", cell.seed),
-            *((one.split(cell.seed).train, {**one.identity, "seed": cell.seed}) for one in (first, last)),
-            encoder=self.encoder,
-        )
+        label = self._seeded(f"{first.name} and {last.name}", cell.seed)
+        one, other = ((s.split(cell.seed).train, {**s.identity, "seed": cell.seed}) for s in (first, last))
+        stage = self.stages.similarity(label, one, other, self.encoder)
         return float(stage.result["des"])
 
     def _mpd(
@@ -327,12 +325,16 @@ class _Runner:
             if cell.is_mixed:
                 paths.append(_key(cell.steps) + "mixed")
             wanted.update((kind, path, cell.seed) for path in paths for kind in ("train", "evaluate"))
-            if self.encoder is not None and (self.materials.checkpoint is None or self.materials.instructions):
+            if self.encoder is not None and (
+                self.materials.checkpoint is None or self.materials.instructions
+            ):
                 wanted.add(("similarity", cell.steps[0].data, cell.steps[-1].data, cell.seed))
             if "mpd" in self.study.measures:
                 wanted.add(("difference", _key(cell.steps), cell.seed))
             if "mpd_pair" in self.study.measures and not cell.is_mixed:
-                wanted.update((kind, "pair", cell.steps[-1].data, cell.seed) for kind in ("train", "difference"))
+                wanted.update(
+                    (kind, "pair", cell.steps[-1].data, cell.seed) for kind in ("train", "difference")
+                )
         return len(wanted)
 
 

@@ -115,7 +115,9 @@ class Stages:
             "parent": job.parent.identity,
             "base": job.base.identity if job.base is not None and "base" in composition.needs else None,
             "data": job.data,
-            "replay_data": {need: job.replay_data[need] for need in sorted(composition.needs & set(job.replay_data))},
+            "replay_data": {
+                need: job.replay_data[need] for need in sorted(composition.needs & set(job.replay_data))
+            },
             "strategy": choice_identity(job.choice),
             "training": job.training.model_dump(mode="json", exclude=_UNCOMPARED_TRAINING_FIELDS),
             "seed": job.seed,
@@ -123,7 +125,9 @@ class Stages:
         }
 
         def make(*, with_artefacts: bool) -> Stage:
-            return self._run("train", job.label, inputs, lambda folder: self._train(job, folder), with_artefacts)
+            return self._run(
+                "train", job.label, inputs, lambda folder: self._train(job, folder), with_artefacts
+            )
 
         stage = make(with_artefacts=False)
         return stage, ModelReference(
@@ -227,7 +231,9 @@ class Stages:
             gc.collect()  # a model per stage: what cycles keep alive would add up
             return done
 
-        stage = self._store.run(kind, inputs, watched, resumable=kind == "train", with_artefacts=with_artefacts)
+        stage = self._store.run(
+            kind, inputs, watched, resumable=kind == "train", with_artefacts=with_artefacts
+        )
         if stage.fingerprint not in self._told:
             self._told.add(stage.fingerprint)
             self._watcher.stage_finished(name, stage.seconds, stage.reused)
@@ -305,7 +311,11 @@ class Stages:
     def _tell_progress(self, progress: Progress) -> None:
         self._watcher.stage_progressed(
             StageProgress(
-                progress.step, progress.steps, progress.loss, progress.tokens_per_second, progress.seconds_left
+                progress.step,
+                progress.steps,
+                progress.loss,
+                progress.tokens_per_second,
+                progress.seconds_left,
             )
         )
 

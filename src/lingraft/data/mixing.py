@@ -1,0 +1,27 @@
+"""Mix replayed examples into new ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lingraft.data.example import Example
+
+
+def replay_count(n_new: int, share: float) -> int:
+    """Return how many replayed examples make up `share` of the final mix: share / (1 - share) * n_new.
+
+    A share is of the final mix, not of the new data; the paper leaves it open.
+
+    Args:
+        n_new: New examples.
+        share: In [0, 1).
+    """
+    return round(share / (1.0 - share) * n_new)
+
+
+def interleave(new: Sequence[Example], replayed: Sequence[Example], seed: int) -> tuple[Example, ...]:
+    """Return both in one seeded shuffled order; nothing is repeated or dropped."""
+    both = [*new, *replayed]
+    return tuple(both[i] for i in np.random.default_rng(seed).permutation(len(both)))

@@ -1,0 +1,125 @@
+"""Strategies by name, built from the study file and composed: trainable sets intersect, mixes chain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from lingraft.config.schema import MIXED, PLAIN, StrategyChoice, StrategySpec
+from lingraft.data.example import Example
+from lingraft.errors import ConfigError, StrategyError, did_you_mean
+from lingraft.registry import Registry
+from lingraft.strategies.base import Context, Mix, Need, Strategy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+REGISTRY = Registry(
+    "strategy",
+    {
+        PLAIN: "lingraft.strategies.plain:Plain",
+        MIXED: "lingraft.strategies.mixed:Mixed",
+        "freeze_random": "lingraft.strategies.freeze_random:FreezeRandom",
+        "freeze_changed": "lingraft.strategies.freeze_changed:FreezeChanged",
+        "english_replay": "lingraft.strategies.english_replay:EnglishReplay",
+        "lora": "lingraft.strategies.lora:Lora",
+    },
+)
+
+
+@dataclass(frozen=True)
+class Composition:
+    """Strategies applied in order as one."""
+
+    parts: tuple[Strategy, ...]
+    label: str
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What any of them needs of the context."""
+        return frozenset[Need]().union(*(part.needs for part in self.parts))
+
+    def mix(self, examples: tuple[Example, ...], context: Context) -> Mix:
+        """Chain the mixes; counts of replayed and missing examples add up."""
+        replayed = shortfall = 0
+        for part in self.parts:
+            mixed = part.mix(examples, context)
+            examples, replayed, shortfall = (
+                mixed.examples,
+                replayed + mixed.replayed,
+                shortfall + mixed.shortfall,
+            )
+        return Mix(examples, replayed, shortfall)
+
+    def wrap(self, model: PreTrainedModel, context: Context) -> PreTrainedModel:
+        """Wrap the model by each in order."""
+        for part in self.parts:
+            model = part.wrap(model, context)
+        return model
+
+    def trainable(self, model: PreTrainedModel, context: Context) -> frozenset[str]:
+        """Return the parameters that every strategy lets train; all, where none says anything."""
+        names = frozenset(name for name, _ in model.named_parameters())
+        for part in self.parts:
+            allowed = part.trainable(model, context)
+            names = names if allowed is None else names & allowed
+        return names
+
+    def finish(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Return the trained model as a plain one: adapters are merged into the weights they adapt."""
+        merge = getattr(model, "merge_and_unload", None)
+        return model if merge is None else merge()
+
+
+def build(choice: StrategyChoice) -> Composition:
+    """Build the strategies of a choice.
+
+    Raises:
+        ConfigError: A strategy or an option is unknown or has a wrong value.
+        StrategyError: They cannot be composed; with the reason.
+    """
+    parts = tuple(_build_one(spec) for spec in choice.parts)
+    _check_conflicts(parts)
+    return Composition(parts, choice.label)
+
+
+def _build_one(spec: StrategySpec) -> Strategy:
+    kind = REGISTRY.get(spec.kind)
+    try:
+        strategy: Strategy = kind.model_validate(spec.options)
+    except ValidationError as error:
+        problems = [_problem(spec.kind, kind, detail) for detail in error.errors(include_url=False)]
+        raise ConfigError(" ".join(problems)) from None
+    return strategy
+
+
+def _problem(name: str, kind: type[Strategy], detail: Any) -> str:
+    option = ".".join(str(part) for part in detail["loc"])
+    options = [field.alias or key for key, field in kind.model_fields.items()] or ["none"]
+    if detail["type"] == "extra_forbidden":
+        return f"{option!r} is not an option of {name!r}. {did_you_mean(option, options)}"
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    return f"the option {option!r} of {name!r} is {detail['input']!r}: {message[0].lower()}{message[1:]}."
+
+
+def _check_conflicts(parts: tuple[Strategy, ...]) -> None:
+    kinds = [part.kind for part in parts]
+    for alone in (PLAIN, MIXED):
+        if alone in kinds and len(parts) > 1:
+            others = ", ".join(kind for kind in kinds if kind != alone) or alone
+            reason = (
+                "it means no strategy at all"
+                if alone == PLAIN
+                else "it trains one phase with nothing to protect"
+            )
+            raise StrategyError(f"{alone!r} cannot be composed with {others}: {reason}.")
+    for part in parts:
+        if kinds.count(part.kind) > 1:
+            raise StrategyError(f"{part.kind!r} stands twice in one composition; keep one.")
+        for other in kinds:
+            if other in part.conflicts:
+                raise StrategyError(
+                    f"{part.kind!r} cannot be composed with {other!r}: {part.conflicts[other]}."
+                )

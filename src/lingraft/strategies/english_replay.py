@@ -1,0 +1,59 @@
+"""ER: mix real English examples into Phase 2."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from lingraft.data.example import Example, Origin
+from lingraft.data.mixing import interleave, replay_count
+from lingraft.strategies.base import Context, Mix, Need, Strategy
+
+
+class EnglishReplay(Strategy):
+    """Mix real English examples into the phase (the paper's ER_10).
+
+    n = share / (1 - share) * n_new examples are drawn without replacement, so that `share` is of the final mix;
+    whether the paper means that is open. `from: parallel`, the paper's way, draws from the set's `english`, rows
+    parallel to the phase's own first; `from: phase_one` draws from Phase 1's training rows.
+
+    Cost: training takes 1 / (1 - share) as long; no extra memory. Fewer rows than asked for are a shortfall, which
+    is told and recorded; nothing is repeated.
+
+    Source: arXiv 2410.16006. Relatives: mixed.
+    """
+
+    kind: ClassVar[str] = "english_replay"
+
+    share: float = Field(0.1, ge=0, lt=1)
+    """Share of the final mix."""
+    source: Literal["parallel", "phase_one"] = Field("parallel", alias="from")
+    """`parallel`: the set's `english`; `phase_one`: Phase 1's training rows."""
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """The English parallel, or Phase 1's data."""
+        return frozenset(("english",) if self.source == "parallel" else ("previous_data",))
+
+    def mix(self, phase_data: tuple[Example, ...], context: Context) -> Mix:
+        """Return the phase's examples with the replayed ones among them."""
+        wanted = replay_count(len(phase_data), self.share)
+        pool = context.english if self.source == "parallel" else context.previous_data
+        drawn = self._draw(pool, phase_data, wanted, context)
+        if not drawn:
+            return Mix(phase_data, shortfall=wanted)
+        replayed = [replace(example, origin=Origin(kind="english_replay")) for example in drawn]
+        order = context.seed_of(f"{self.kind} order")
+        return Mix(interleave(phase_data, replayed, order), len(replayed), wanted - len(replayed))
+
+    def _draw(
+        self, pool: Sequence[Example], phase_data: Sequence[Example], wanted: int, context: Context
+    ) -> list[Example]:
+        shuffled = [pool[i] for i in context.generator(self.kind).permutation(len(pool))]
+        if self.source == "parallel":
+            groups = {example.group for example in phase_data}
+            shuffled.sort(key=lambda example: example.group not in groups)  # stable: parallel rows first
+        return shuffled[:wanted]

@@ -1,0 +1,104 @@
+"""Model Parameter Difference (MPD): how far two models' weights lie apart, tensor by tensor.
+
+Source: arXiv 2410.16006, Definition 2. Whether the paper's index runs over tensors or elements is open; tensors
+are ours, because element by element it would be no L2 norm. One tensor of each model is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lingraft.errors import ModelError
+from lingraft.models.checkpoints import CheckpointReader
+from lingraft.models.layers import layer_of, module_type_of
+
+
+@dataclass(frozen=True, slots=True)
+class TensorDifference:
+    """One tensor's change.
+
+    Attributes:
+        name: Parameter name.
+        layer: Decoder layer; None outside the layers.
+        module: Module type, such as q_proj.
+        l2: ||w1 - w2||, >= 0.
+        relative: ||w1 - w2|| / ||w1||; None where w1 is all zeros.
+        cosine: Of w1 and w2, in [-1, 1]; None where either is all zeros.
+        norm: ||w1||.
+    """
+
+    name: str
+    layer: int | None
+    module: str
+    l2: float
+    relative: float | None
+    cosine: float | None
+    norm: float
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterDifference:
+    """Two models' distance.
+
+    Attributes:
+        mpd: Mean over the common tensors of their L2 distances, >= 0; 0: equal.
+        relative: L2 distance of all common weights over the L2 norm of the first model's; None where that is 0.
+        tensors: One entry per common tensor.
+        missing: Tensors that only one model has; they are in no figure.
+    """
+
+    mpd: float
+    relative: float | None
+    tensors: tuple[TensorDifference, ...]
+    missing: tuple[str, ...]
+
+
+def parameter_difference(first: Path, second: Path) -> ParameterDifference:
+    """Return MPD(T1, T2) = (1/n) sum_i ||w(T1, i) - w(T2, i)||_2 over the n tensors that both models have.
+
+    A tied output head is stored once, so it counts once. Norms are accumulated in float64.
+
+    Args:
+        first: Checkpoint folder of safetensors.
+        second: The other one.
+
+    Raises:
+        ModelError: A folder is no checkpoint, the two have no tensor in common, or shapes differ.
+    """
+    one, other = CheckpointReader(first), CheckpointReader(second)
+    common = [name for name in one.names if name in set(other.names)]
+    if not common:
+        raise ModelError(f"{first} and {second}: have no tensor in common; these are two architectures.")
+    for name in common:
+        if one.shape(name) != other.shape(name):
+            raise ModelError(
+                f"{first} and {second}: {name} is {one.shape(name)} in one and {other.shape(name)} in the other."
+            )
+    tensors = tuple(_tensor_difference(name, one.tensor(name), other.tensor(name)) for name in common)
+    norm = math.sqrt(sum(t.norm**2 for t in tensors))
+    distance = math.sqrt(sum(t.l2**2 for t in tensors))
+    return ParameterDifference(
+        mpd=sum(t.l2 for t in tensors) / len(tensors),
+        relative=distance / norm if norm > 0 else None,
+        tensors=tensors,
+        missing=tuple(sorted(set(one.names) ^ set(other.names))),
+    )
+
+
+def _tensor_difference(name: str, one: torch.Tensor, other: torch.Tensor) -> TensorDifference:
+    one, other = one.double().flatten(), other.double().flatten()
+    l2, norm, other_norm = (float(torch.linalg.vector_norm(v)) for v in (one - other, one, other))
+    cosine = float(one @ other) / (norm * other_norm) if norm > 0 and other_norm > 0 else None
+    return TensorDifference(
+        name=name,
+        layer=layer_of(name),
+        module=module_type_of(name),
+        l2=l2,
+        relative=l2 / norm if norm > 0 else None,
+        cosine=None if cosine is None else max(-1.0, min(1.0, cosine)),
+        norm=norm,
+    )

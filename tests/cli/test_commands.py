@@ -1,0 +1,108 @@
+"""Every command answers on stdout with its result alone, and with the exit code that is promised."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+LINGRAFT = [sys.executable, "-c", "from lingraft.cli.main import main; main()"]
+
+
+def lingraft(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*LINGRAFT, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+
+
+def test_help_is_the_result_when_it_is_asked_for() -> None:
+    done = lingraft("--help")
+    assert done.returncode == 0
+    for command in ("run", "validate", "show", "schema", "copy", "ls"):
+        assert f"  {command} " in done.stdout
+
+
+def test_a_recipe_is_copied_validated_and_shown(tmp_path: Path) -> None:
+    copied = lingraft("copy", "quickstart", cwd=tmp_path)
+    assert copied.stdout.strip() == "quickstart.yaml"
+    assert (tmp_path / "quickstart.yaml").is_file()
+    assert lingraft("copy", "quickstart", cwd=tmp_path).returncode == 2
+    validated = lingraft("validate", "quickstart.yaml", "--json", cwd=tmp_path)
+    assert json.loads(validated.stdout)["valid"] is True
+    shown = lingraft("show", "study", "quickstart.yaml", "seeds=[0, 1]", cwd=tmp_path)
+    assert yaml.safe_load(shown.stdout)["seeds"] == [0, 1]
+    assert "similar / plain / seed 1" in shown.stdout
+
+
+def test_the_schema_is_json_that_knows_every_section() -> None:
+    schema = json.loads(lingraft("schema").stdout)
+    assert {"PhaseData", "Training", "Evaluation"} <= set(schema["$defs"])
+    assert "description" in schema["properties"]["held_out"]
+
+
+def test_ls_lists_what_a_study_can_name() -> None:
+    listed = json.loads(lingraft("ls", "--json").stdout)
+    assert {"plain", "mixed", "freeze_random", "freeze_changed", "english_replay", "lora"} == set(
+        listed["strategies"]
+    )
+    assert all(listed["strategies"].values())
+    assert "worldbook:counting/fr" in listed["worldbook"]
+
+
+def test_show_data_prints_counts_and_marks_the_supervised_part(tmp_path: Path, tiny_model: Path) -> None:
+    rows = [{"instruction": f"Say {word}.", "output": f"Here is {word}."} for word in ("one", "two", "three")]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join([*(json.dumps(row) for row in rows), "{broken"]))
+    done = lingraft("show", "data", str(path), "--model", str(tiny_model), "--language", "en", "--json")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["languages"] == {"en": 3}
+    assert "rows.jsonl:4" in json.dumps(summary)
+    text = lingraft("show", "data", str(path), "--model", str(tiny_model), "--language", "en").stdout
+    assert "Here is" in text
+
+
+WRONG = [
+    (["rn"], "Did you mean 'run'"),
+    (["run"], "Missing argument"),
+    (["run", "absent.yaml"], "absent.yaml: no such file"),
+    (["run", "bad.yaml"], "bad.yaml:1: modle is not a field. Did you mean 'model'"),
+    (["validate", "good.yaml", "training.epoch=2"], "Did you mean 'epochs'"),
+    (["validate", "good.yaml", "phases.two.strategies=[lorra]"], "Did you mean 'lora'"),
+    (["validate", "good.yaml", "phases.two.strategies=[{lora: {rang: 4}}]"], "Did you mean 'rank'"),
+    (["validate", "good.yaml", "phases.two.strategies=[[lora, freeze_random]]"], "lora"),
+    (["validate", "good.yaml", "phases.one.strategies=[freeze_changed]"], "needs"),
+    (["run", "good.yaml"], "no-such-model"),
+    (["run", "good.yaml", "phases.two.data.d.source=worldbook:lokup/de"], "lookup"),
+    (["run", "good.yaml", "phases.two.data.d.source=worldbook:lookup/xx"], "xx"),
+    (["run", "good.yaml", "phases.two.data.d.source=absent.jsonl"], "absent.jsonl"),
+    (["copy", "quikstart"], "Did you mean 'quickstart'"),
+    (["ls", "strategy"], "Did you mean 'strategies'"),
+    (["show", "data", "absent.jsonl"], "absent.jsonl"),
+    (["show", "data", "good.yaml", "--format", "alpacca"], "alpacca"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "expected"), WRONG, ids=[" ".join(a) for a, _ in WRONG])
+def test_wrong_input_is_named_with_exit_code_two(tmp_path: Path, arguments: list[str], expected: str) -> None:
+    (tmp_path / "bad.yaml").write_text("modle: x\nname: bad\nphases: []\n")
+    (tmp_path / "good.yaml").write_text(
+        "name: good\nmodel: ./no-such-model\nphases:\n"
+        "  - {name: one, data: {e: {source: 'worldbook:lookup/en'}}}\n"
+        "  - {name: two, data: {d: {source: 'worldbook:lookup/de'}}, strategies: [plain]}\n"
+    )
+    done = lingraft(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert expected in " ".join(done.stderr.split())
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,201 @@
+"""A study from end to end through the command line, killed in the middle, and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lingraft.records import read_json
+
+LINGRAFT = [sys.executable, "-c", "from lingraft.cli.main import main; main()"]
+
+
+def study_file(folder: Path, model: Path, **changes: Any) -> Path:
+    content = {
+        "name": "tiny",
+        "model": str(model),
+        "phases": [
+            {"name": "one", "data": {"english": {"source": "worldbook:lookup/en", "limit": 24}}},
+            {
+                "name": "two",
+                "data": {
+                    "similar": {"source": "worldbook:lookup/de,es", "limit": 24},
+                    "dissimilar": {
+                        "source": "worldbook:counting/de,es",
+                        "limit": 24,
+                        "strategies": [
+                            {"freeze_random": {"share": 0.5}},
+                            {"english_replay": {"share": 0.2, "from": "phase_one"}},
+                            {"lora": {"rank": 2, "training": {"learning_rate": 1e-2}}},
+                            "mixed",
+                        ],
+                    },
+                },
+                "strategies": ["plain"],
+            },
+        ],
+        "training": {"learning_rate": 1e-3, "tokens_per_batch": 1024, "save_every": 2},
+        "held_out": 2,
+        "evaluate": {
+            "task_ability": [{"task": "worldbook", "limit": 3, "max_new_tokens": 4}],
+            "language_ability": [{"task": "worldbook", "limit": 3, "max_new_tokens": 4}],
+        },
+        **changes,
+    }
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def run(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*LINGRAFT, "run", str(path), "--json", "--runs", str(path.parent / "runs"), *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+
+
+def records(folder: Path) -> dict[str, Any]:
+    return {path.parent.name: read_json(path) for path in sorted(folder.glob("stages/*/record.json"))}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[Path, dict[str, Any]]:
+    """A study that ran undisturbed: its run folder and its result."""
+    folder = tmp_path_factory.mktemp("study")
+    done = run(study_file(folder, tiny_model))
+    assert done.returncode == 0, done.stderr
+    return folder / "runs" / "tiny", json.loads(done.stdout)
+
+
+def test_stdout_is_one_object_with_every_cell(finished: tuple[Path, dict[str, Any]]) -> None:
+    _, result = finished
+    assert [(cell["data"], cell["strategy"], cell["status"]) for cell in result["cells"]] == [
+        ("similar", "plain", "done"),
+        ("dissimilar", "plain", "done"),
+        ("dissimilar", "freeze_random", "done"),
+        ("dissimilar", "english_replay", "done"),
+        ("dissimilar", "lora", "done"),
+        ("dissimilar", "mixed", "done"),
+    ]
+    for scores in (result["base"], result["phase_one"], *(cell["scores"] for cell in result["cells"])):
+        assert 0 <= scores["task_ability"]["low"] <= scores["task_ability"]["value"] <= 1
+        assert set(scores["per_language"]) >= {"de", "es"}
+        assert scores["per_language"]["de"]["bits_per_character"] > 0
+    similar, dissimilar = result["cells"][:2]
+    assert similar["des"] > dissimilar["des"]
+    assert similar["mpd"]["from_phase_one"] > 0
+    assert similar["difference"]["task_ability"]["smallest_visible"] > 0
+
+
+def test_the_run_folder_holds_the_resolved_study_the_result_and_the_page(
+    finished: tuple[Path, dict[str, Any]],
+) -> None:
+    folder, result = finished
+    assert yaml.safe_load((folder / "study.yaml").read_text())["training"]["epochs"] == 1
+    assert read_json(folder / "result.json") == result
+    assert "<svg" in (folder / "report" / "index.html").read_text(encoding="utf-8")
+
+
+def test_shared_stages_run_once(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = finished
+    kinds = [name.partition("-")[0] for name in records(folder)]
+    assert kinds.count("train") == 7  # Phase 1 once, then six cells
+    assert kinds.count("evaluate") == 8  # and the base
+    assert kinds.count("similarity") == 2
+
+
+def test_what_a_strategy_promises_stands_in_its_record(finished: tuple[Path, dict[str, Any]]) -> None:
+    _, result = finished
+    by_strategy = {cell["strategy"]: cell["training"] for cell in result["cells"]}
+    assert by_strategy["english_replay"]["replayed"] == 6  # 0.2 / 0.8 * 24
+    assert by_strategy["english_replay"]["replay_share"] == 0.2
+    assert by_strategy["mixed"]["examples"] == 48
+    assert by_strategy["freeze_random"]["frozen_parameters"] > 0
+
+
+def test_a_finished_study_run_again_repeats_nothing(
+    finished: tuple[Path, dict[str, Any]],
+) -> None:
+    folder, result = finished
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("stages/*/*")}
+    again = run(folder.parent.parent / "study.yaml")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout) == result
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("stages/*/*")} == before
+
+
+def _killed_runs(tmp_path: Path, model: Path, moments: list[float]) -> Path:
+    path = study_file(tmp_path, model)
+    for moment in moments:
+        process = subprocess.Popen(
+            [*LINGRAFT, "run", str(path), "--runs", str(tmp_path / "runs")],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        time.sleep(moment)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    finished_before = set(records(tmp_path / "runs" / "tiny"))
+    times = {
+        name: (tmp_path / "runs" / "tiny" / "stages" / name / "timing.json").stat().st_mtime_ns
+        for name in finished_before
+    }
+    done = run(path)
+    assert done.returncode == 0, done.stderr
+    for name, when in times.items():
+        timing = tmp_path / "runs" / "tiny" / "stages" / name / "timing.json"
+        assert timing.stat().st_mtime_ns == when, f"{name} was finished and ran again"
+    return tmp_path / "runs" / "tiny"
+
+
+def test_a_killed_study_goes_on_and_ends_with_the_same_records(
+    tmp_path: Path, tiny_model: Path, finished: tuple[Path, dict[str, Any]]
+) -> None:
+    folder = _killed_runs(tmp_path, tiny_model, [11.0])
+    assert records(folder) == records(finished[0])
+
+
+@pytest.mark.slow
+def test_a_study_killed_at_five_random_moments_ends_with_the_same_records(
+    tmp_path: Path, tiny_model: Path, finished: tuple[Path, dict[str, Any]]
+) -> None:
+    moments = [random.uniform(6, 25) for _ in range(5)]
+    print("killed after", moments)
+    folder = _killed_runs(tmp_path, tiny_model, moments)
+    assert records(folder) == records(finished[0])
+
+
+def test_a_failed_cell_does_not_stop_the_others(tmp_path: Path, tiny_model: Path) -> None:
+    path = study_file(tmp_path, tiny_model)
+    content = yaml.safe_load(path.read_text())
+    content["phases"][1]["data"] = {
+        "similar": {
+            "source": "worldbook:lookup/de",
+            "limit": 8,
+            "strategies": ["plain", {"lora": {"target_modules": "no_such_module"}}],
+        }
+    }
+    content["phases"][1]["strategies"] = []
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    done = run(path, "measures=[mpd, mpd_pair]", "keep=none")
+    assert done.returncode == 1, done.stderr
+    plain, lora = json.loads(done.stdout)["cells"]
+    assert (plain["status"], lora["status"]) == ("done", "failed")
+    assert "no_such_module" in lora["reason"]
+    assert plain["mpd"]["pair"] > 0
+    assert plain["checkpoint"] is None
+    assert not list((tmp_path / "runs").rglob("*.safetensors"))
