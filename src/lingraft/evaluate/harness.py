@@ -7,9 +7,10 @@ told through a callback.
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -89,13 +90,18 @@ def check_tasks(evaluation: Evaluation, base_folder: Path, *, languages: Sequenc
 
 
 def task_identities(evaluation: Evaluation, base_folder: Path) -> dict[str, str]:
-    """Return the hash of every local file that a task is made of, for fingerprints."""
+    """Return the hash of every local file that a task is made of, for fingerprints.
+
+    These are its data, a YAML file of the user's with all that it includes, and the Python files beside them.
+    Keyed by task and place, not by path: a study that moves to another folder stays the same study.
+    """
     found = {}
     for _, entry in _entries(evaluation):
         paths = [base_folder / entry.data] if entry.data else []
         if _is_file(entry.task):
-            paths += [base_folder / entry.task, *_data_files(base_folder / entry.task)]
-        found.update({str(path): hash_file(path) for path in paths if path.is_file()})
+            paths += _task_files(base_folder / entry.task, base_folder)
+        present = [path for path in paths if path.is_file()]
+        found.update({f"{entry.task}[{i}] {path.name}": hash_file(path) for i, path in enumerate(present)})
     return found
 
 
@@ -190,18 +196,39 @@ def _file_manager() -> Any:
     return TaskManager(include_defaults=False)
 
 
-def _data_files(path: Path) -> list[Path]:
-    """Return the local data files that a YAML task names."""
-    import yaml
+def _task_files(path: Path, base_folder: Path) -> list[Path]:
+    """Return a YAML task, what it includes, the code beside each, and the local data files that it names."""
+    from lm_eval.tasks._yaml_loader import load_yaml
 
-    class Loader(yaml.SafeLoader):
-        """Reads the file with the harness's own tags left out."""
+    if not path.is_file():
+        return []
+    raw = load_yaml(path, resolve_func=False, recursive=False)
+    files = [path, *sorted(path.parent.glob("*.py"))]
+    for file in _local_data_files(raw, base_folder):
+        files += sorted(Path(file).parent.glob(Path(file).name))
+    included = raw.get("include") or []
+    for name in included if isinstance(included, list) else [included]:
+        files += _task_files(path.parent / name, base_folder)
+    return files
 
-    Loader.add_multi_constructor("!", lambda *_: None)
-    content = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
-    files = ((content or {}).get("dataset_kwargs") or {}).get("data_files") or {}
-    named = files.values() if isinstance(files, dict) else files if isinstance(files, list) else [files]
-    return [Path(str(name)) for name in named]
+
+def _local_data_files(config: dict[str, Any], base_folder: Path) -> list[str]:
+    """Return the local files among a task's data files, as full paths; a pattern stays a pattern."""
+    named = _resolved((config.get("dataset_kwargs") or {}).get("data_files"), base_folder)
+    groups = named.values() if isinstance(named, dict) else [named]
+    files = [file for group in groups for file in (group if isinstance(group, list) else [group]) if file]
+    return [file for file in files if "://" not in file]
+
+
+def _resolved(named: Any, base_folder: Path) -> Any:
+    """Return `data_files` (a name, a list, or either by split) with every local name made a full path."""
+    if isinstance(named, dict):
+        return {split: _resolved(files, base_folder) for split, files in named.items()}
+    if isinstance(named, list):
+        return [_resolved(file, base_folder) for file in named]
+    if not isinstance(named, str) or "://" in named:
+        return named
+    return str((base_folder / named).resolve())
 
 
 def _build(evaluation: Evaluation, languages: Sequence[str], split: str, base_folder: Path) -> list[_Run]:
@@ -238,6 +265,9 @@ def _build_harness(ability: Ability, entry: EvaluationTask, base_folder: Path) -
         task.set_config("num_fewshot", task.config.num_fewshot or 0)
         documents = range(len(task.eval_docs))[: entry.limit]
         scorable, left_out = _without_punkt(entry.task, task, documents)
+        if not scorable:
+            reason = left_out[0] if left_out else "its data set is empty."
+            raise EvaluationError(f"the task {entry.task}: no item can be scored: {reason}")
         language = entry.language or ENGLISH
         key = _key(ability, entry.task, language, task)
         yield _Run(key, ability, entry.task, language, task, _metric(entry, task), scorable, left_out)
@@ -246,12 +276,7 @@ def _build_harness(ability: Ability, entry: EvaluationTask, base_folder: Path) -
 def _load(entry: EvaluationTask, base_folder: Path) -> list[ConfigurableTask]:
     try:
         with _quiet():
-            if _is_file(entry.task):
-                found = _file_manager().load([str((base_folder / entry.task).resolve())])
-            elif entry.data is not None:
-                found = _task_manager().load([_over_local_file(entry, base_folder)])
-            else:
-                found = _task_manager().load([entry.task])
+            found = _load_spec(entry, base_folder)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise EvaluationError(
@@ -262,19 +287,40 @@ def _load(entry: EvaluationTask, base_folder: Path) -> list[ConfigurableTask]:
     return tasks
 
 
-def _over_local_file(entry: EvaluationTask, base_folder: Path) -> dict[str, Any]:
-    """Return a harness task's configuration with its data set replaced by a local file, as every split it uses."""
-    from lm_eval.utils import load_yaml_config
+def _load_spec(entry: EvaluationTask, base_folder: Path) -> Any:
+    from lm_eval.tasks._yaml_loader import load_yaml
 
-    known = _task_manager().task_index[entry.task]
-    config = load_yaml_config(known.yaml_path, resolve_func=False) if hasattr(known, "yaml_path") else {}
-    splits = [config.get(f"{kind}_split") for kind in ("test", "validation", "training", "fewshot")]
-    path = str(base_folder / (entry.data or ""))
+    if not _is_file(entry.task) and entry.data is None:
+        return _task_manager().load([entry.task])
+    own = _is_file(entry.task)
+    path = base_folder / entry.task if own else _task_manager().task_index[entry.task].yaml_path
+    config = load_yaml(path)
+    if not isinstance(config.get("task"), str):
+        raise ValueError("it is a group of tasks; name its tasks one by one")
+    config["dataset_kwargs"] = dict(config.get("dataset_kwargs") or {})
+    if "data_files" in config["dataset_kwargs"]:
+        files = config["dataset_kwargs"]["data_files"]
+        config["dataset_kwargs"]["data_files"] = _resolved(files, base_folder)
+    if entry.data is not None:
+        config.update(_over_local_file(config, base_folder / entry.data))
+    return _file_manager().load([config])
+
+
+def _over_local_file(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return the fields of a task's configuration that put a local file in the place of its data set.
+
+    Worked examples in the prompt, where a task has them, come from the same file: the harness then leaves out the
+    item that is asked.
+    """
+    split = config.get("test_split") or config.get("validation_split") or "test"
     return {
-        "task": entry.task,
         "dataset_path": "json",
         "dataset_name": None,
-        "dataset_kwargs": {"data_files": {split: path for split in splits if split} or {"test": path}},
+        "dataset_kwargs": {"data_files": {split: str(path.resolve())}},
+        "test_split": split,
+        "validation_split": None,
+        "training_split": None,
+        "fewshot_split": split,
     }
 
 
@@ -325,10 +371,13 @@ def _run_harness(
     on_progress: OnProgress | None,
 ) -> dict[str, list[dict[str, Any]]]:
     """Run all tasks in one call, so that the harness batches answers across tasks; return samples by task."""
+    from langdetect import DetectorFactory
     from lm_eval.evaluator import simple_evaluate
 
     from lingraft.evaluate.in_memory import InMemoryModel
 
+    # Seeded here, because the harness's IFEval identifies languages by sampling.
+    DetectorFactory.seed = 0
     template, is_fallback = chat_template(tokenizer)
     given = tokenizer.chat_template
     if is_fallback:
@@ -339,7 +388,14 @@ def _run_harness(
     try:
         with _quiet():
             results = simple_evaluate(
-                model=InMemoryModel(model, tokenizer, evaluation.batch_size, total, on_progress),
+                model=InMemoryModel(
+                    model,
+                    tokenizer,
+                    evaluation.batch_size,
+                    total,
+                    on_progress,
+                    chat=evaluation.apply_chat_template,
+                ),
                 tasks=[run.task for run in runs],
                 samples={run.key: list(run.documents) for run in runs},
                 apply_chat_template=evaluation.apply_chat_template,
@@ -355,18 +411,31 @@ def _run_harness(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the harness's log lines and the bars of its request building down; errors still come through."""
-    import lm_eval.api.task as task_module
+    """Keep down the harness's log lines, bars and prints, and keep its IFEval module from the network.
 
-    logger = logging.getLogger("lm_eval")
-    level, bar = logger.level, task_module.tqdm
-    logger.setLevel(logging.ERROR)
-    task_module.tqdm = lambda iterable, **_: iterable
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        task_module.tqdm = bar
+    That module downloads NLTK's sentence data when it is imported, and prints that it did where it could not; the
+    items that need them are found by `_without_punkt`. Errors still come through.
+    """
+    import datasets
+    import nltk
+
+    with redirect_stdout(io.StringIO()):
+        import lm_eval.api.task as task_module
+
+        logger = logging.getLogger("lm_eval")
+        level, bar, download = logger.level, task_module.tqdm, nltk.download
+        bars_off = datasets.utils.are_progress_bars_disabled()
+        logger.setLevel(logging.ERROR)
+        task_module.tqdm = lambda iterable, **_: iterable
+        nltk.download = lambda *_, **__: False
+        datasets.disable_progress_bars()
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+            task_module.tqdm, nltk.download = bar, download
+            if not bars_off:
+                datasets.enable_progress_bars()
 
 
 def _predictions(run: _Run, samples: Sequence[dict[str, Any]]) -> Iterator[Prediction]:
@@ -415,15 +484,18 @@ def _text(responses: Any) -> str:
 
 
 def _score(run: _Run, sample: dict[str, Any]) -> float:
-    """Return the item's score; a list (IFEval's instructions of one prompt) counts by its mean."""
-    value = sample[run.metric]
-    score = sum(map(float, value)) / len(value) if isinstance(value, (list, tuple)) else float(value)
-    if not 0.0 <= score <= 1.0:
+    """Return the item's score; a list of yes and no (IFEval's instructions of one prompt) counts by its mean."""
+    value = sample.get(run.metric)
+    if isinstance(value, list) and value and all(isinstance(one, bool) for one in value):
+        return sum(value) / len(value)
+    is_number = isinstance(value, (bool, int, float)) or getattr(value, "ndim", None) == 0
+    if not is_number or not 0.0 <= float(value) <= 1.0:  # type: ignore[arg-type]
         raise EvaluationError(
-            f"the task {run.name}: its metric {run.metric!r} is {score} for item {sample['doc_id']}; a score must lie "
-            "in [0, 1]. Name another one with `metric:`."
+            f"the task {run.name}: its metric {run.metric!r} is {value!r} for item {sample['doc_id']}; a score must be "
+            "one number per item in [0, 1] (one of a whole set, such as f1 or bleu, is none). Name another one "
+            "with `metric:`."
         )
-    return score
+    return float(value)  # type: ignore[arg-type]
 
 
 def _count_truncated(

@@ -18,9 +18,8 @@ from lingraft.errors import EvaluationError
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
-FEWEST_DIFFERING = (
-    5  # below this many clusters that vary, a bootstrap sees too little: exact bounds take over
-)
+# Where fewer clusters vary (differ from the most common value), a bootstrap sees too little: exact bounds take over.
+FEWEST_VARYING = 5
 _POWER_FACTOR = float(stats.norm.ppf(1 - (1 - CONFIDENCE) / 2) + stats.norm.ppf(0.8))  # 2.80
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
@@ -76,11 +75,12 @@ class Difference:
         low: Lower end.
         high: Upper end.
         smallest_visible: The smallest true difference that this evaluation would have found with 80 % power
-            (5 %, two-sided): 2.80 standard errors, the error taken as that of 5 clusters that differ by 1 where
-            fewer differ.
+            (5 %, two-sided): 2.80 standard errors, the error taken as at least that of 5 clusters that differ by 1
+            where fewer vary.
         n: Items.
         n_differing: Clusters whose score differs.
-        exact: Whether fewer than 5 clusters differ, so that the exact bounds were used.
+        exact: Whether the exact bounds were used: fewer than 5 clusters vary, that is, differ from 0 or, where most
+            changed by the same amount, from that amount.
     """
 
     value: float
@@ -95,9 +95,13 @@ class Difference:
 def macro_mean(items: Sequence[Scored], *, seed: int = 0) -> Interval:
     """Return the mean over languages of the mean over tasks of the mean over items, with a 95 % interval.
 
-    Percentile bootstrap over clusters, 2,000 resamples. Where fewer than 5 clusters differ from 0, or from 1,
-    the bootstrap would be too narrow: Clopper-Pearson bounds on the number of clusters take over (for scores
-    between 0 and 1 they are conservative: no bounded score varies more than a 0/1 one of the same mean).
+    Percentile bootstrap over clusters, 2,000 resamples. Where fewer than 5 clusters differ from the most common
+    score, the bootstrap would be too narrow (without width where all are alike): Clopper-Pearson bounds on the rises
+    above and the falls below that score take over. For graded scores they are conservative, because no bounded
+    score varies more than a two-valued one of the same mean.
+
+    Biases: the choice between the two is made over all tasks together, so a task on which all items score alike
+    adds no width beside one on which they vary.
 
     Raises:
         EvaluationError: There are no items.
@@ -105,8 +109,8 @@ def macro_mean(items: Sequence[Scored], *, seed: int = 0) -> Interval:
     tables = _tables(items, [item.score for item in items])
     value = _macro(tables, None)
     clusters = np.concatenate([_cluster_means(table) for table in tables.values()])
-    if min((clusters > 0).sum(), (clusters < 1).sum()) < FEWEST_DIFFERING:
-        low, high = _clopper_pearson(value * len(clusters), len(clusters), 1 - CONFIDENCE)
+    if _varying(clusters) < FEWEST_VARYING:
+        low, high = _exact_bounds(clusters, value, floor=0.0)
     else:
         low, high = _percentiles(_resampled(tables, seed))
     return Interval(value, min(low, value), max(high, value), len(items))
@@ -115,8 +119,9 @@ def macro_mean(items: Sequence[Scored], *, seed: int = 0) -> Interval:
 def paired_difference(before: Sequence[Scored], after: Sequence[Scored], *, seed: int = 0) -> Difference:
     """Return the difference of two models' macro means on the same items, with a 95 % interval.
 
-    Percentile bootstrap over clusters of paired differences. Where fewer than 5 clusters differ: exact bounds of
-    the gains and of the losses (Clopper-Pearson, 2.5 % each), subtracted; conservative.
+    Percentile bootstrap over clusters of paired differences. Where fewer than 5 clusters vary: exact bounds of the
+    gains and of the losses (Clopper-Pearson, 2.5 % each), subtracted; conservative. With fewer than 5 of equal sign
+    they never exclude 0, as a sign test would not: 4 of 4 in one direction has p = 0.125.
 
     Raises:
         EvaluationError: The two do not hold the same items.
@@ -132,17 +137,22 @@ def paired_difference(before: Sequence[Scored], after: Sequence[Scored], *, seed
     tables = _tables(before, [later[_key(item)] - item.score for item in before])
     value = _macro(tables, None)
     clusters = np.concatenate([_cluster_means(table) for table in tables.values()])
-    differing = int((clusters != 0).sum())
     replicates = _resampled(tables, seed)
     error = float(replicates.std(ddof=1))
-    exact = differing < FEWEST_DIFFERING
+    exact = _varying(clusters) < FEWEST_VARYING
     if exact:
-        low, high = _exact_difference(clusters)
-        error = max(error, float(np.sqrt(FEWEST_DIFFERING)) / len(clusters))
+        low, high = _exact_bounds(clusters, value, floor=-1.0)
+        error = max(error, float(np.sqrt(FEWEST_VARYING)) / len(clusters))
     else:
         low, high = _percentiles(replicates)
     return Difference(
-        value, min(low, value), max(high, value), _POWER_FACTOR * error, len(before), differing, exact
+        value=value,
+        low=min(low, value),
+        high=max(high, value),
+        smallest_visible=min(_POWER_FACTOR * error, 1.0),
+        n=len(before),
+        n_differing=int((clusters != 0).sum()),
+        exact=exact,
     )
 
 
@@ -182,12 +192,17 @@ def _macro(tables: dict[str, Floats], counts: dict[str, Floats] | None) -> float
 
 
 def _replicate_means(tables: dict[str, Floats], counts: dict[str, Floats]) -> Floats:
-    """Macro means [replicates] where cluster c of task t counts `counts[t][replicate, c]` times."""
-    per_task = []
+    """Macro means [replicates] where cluster c of task t counts `counts[t][replicate, c]` times.
+
+    A language that a replicate did not draw is left out of that replicate's mean.
+    """
+    shape = (next(iter(counts.values())).shape[0], next(iter(tables.values())).shape[2])
+    totals, drawn = np.zeros(shape), np.zeros(shape)  # [replicates, languages]; over tasks
     for task, table in tables.items():
-        sums, numbers = counts[task] @ table[0], counts[task] @ table[1]  # [replicates, languages]
-        per_task.append(np.divide(sums, numbers, out=np.full_like(sums, np.nan), where=numbers > 0))
-    means: Floats = np.nanmean(np.nanmean(np.stack(per_task), axis=0), axis=1)
+        sums, numbers = counts[task] @ table[0], counts[task] @ table[1]
+        totals += sums / np.maximum(numbers, 1)
+        drawn += numbers > 0
+    means: Floats = (totals / np.maximum(drawn, 1)).sum(axis=1) / (drawn > 0).sum(axis=1)
     return means
 
 
@@ -215,10 +230,33 @@ def _clopper_pearson(successes: float, n: int, alpha: float) -> tuple[float, flo
     return low, high
 
 
-def _exact_difference(clusters: Floats) -> tuple[float, float]:
-    """Bound the mean difference by the bounds of its gains and of its losses, each at half the error."""
-    gains, losses = clusters.clip(min=0).sum(), -clusters.clip(max=0).sum()
-    n, alpha = len(clusters), (1 - CONFIDENCE) / 2
-    low_gain, high_gain = _clopper_pearson(float(gains), n, alpha)
-    low_loss, high_loss = _clopper_pearson(float(losses), n, alpha)
-    return low_gain - high_loss, high_gain - low_loss
+def _most_common(clusters: Floats) -> float:
+    values, counts = np.unique(clusters, return_counts=True)
+    return float(values[counts.argmax()])
+
+
+def _varying(clusters: Floats) -> int:
+    return int((clusters != _most_common(clusters)).sum())
+
+
+def _exact_bounds(clusters: Floats, value: float, floor: float) -> tuple[float, float]:
+    """Bound the mean of clusters in [floor, 1] by the bounds of their rises and falls from the most common one.
+
+    Each gets half of the error, or all of it where the other cannot be. `value`, the macro mean, may weigh clusters
+    unequally: the bounds are centred on it.
+    """
+    usual = _most_common(clusters)
+    upward, downward = 1.0 - usual, usual - floor  # how far one cluster can rise, and fall
+    alpha = (1 - CONFIDENCE) / (2 if upward > 0 and downward > 0 else 1)
+    low_rise, high_rise = _bound_sum((clusters - usual).clip(min=0), upward, alpha)
+    low_fall, high_fall = _bound_sum((usual - clusters).clip(min=0), downward, alpha)
+    centre = usual + value - float(clusters.mean())
+    return max(floor, centre + low_rise - high_fall), min(1.0, centre + high_rise - low_fall)
+
+
+def _bound_sum(parts: Floats, most: float, alpha: float) -> tuple[float, float]:
+    """Bound the mean of `parts`, each in [0, most]."""
+    if most <= 0:
+        return 0.0, 0.0
+    low, high = _clopper_pearson(float(parts.sum()) / most, len(parts), alpha)
+    return most * low, most * high

@@ -1,0 +1,178 @@
+"""Macro means and paired differences: by hand, and their intervals by simulation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from lingraft.errors import EvaluationError
+from lingraft.evaluate.statistics import macro_mean, paired_difference
+
+
+@dataclass(frozen=True)
+class Item:
+    task: str
+    language: str
+    cluster: str
+    item: str
+    score: float
+
+
+def items(scores: Sequence[float], task: str = "task", language: str = "de") -> list[Item]:
+    return [Item(task, language, str(i), str(i), float(score)) for i, score in enumerate(scores)]
+
+
+def test_the_mean_is_over_languages_of_tasks_of_items() -> None:
+    scored = [
+        *items([1, 1, 0, 0], "lookup", "de"),  # 0.5
+        *items([1, 0], "counting", "de"),  # 0.5
+        *items([1, 1, 1, 1], "lookup", "es"),  # 1; es has no counting
+    ]
+    found = macro_mean(scored)
+    assert found.value == pytest.approx((0.5 + 1.0) / 2)
+    assert found.n == 10
+    assert found.low <= found.value <= found.high
+
+
+def test_an_empty_table_has_no_mean() -> None:
+    with pytest.raises(EvaluationError, match="no items"):
+        macro_mean([])
+
+
+def test_the_same_seed_gives_the_same_interval_whatever_the_order() -> None:
+    scored = items(np.random.default_rng(0).random(40).tolist())
+    assert macro_mean(scored, seed=3) == macro_mean(scored, seed=3)
+    reversed_ = macro_mean(scored[::-1], seed=3)
+    assert (reversed_.low, reversed_.high) == pytest.approx(
+        (macro_mean(scored, seed=3).low, macro_mean(scored, seed=3).high)
+    )
+
+
+def test_parallel_items_are_no_independent_evidence() -> None:
+    scores = (np.arange(60) % 2).tolist()
+    one = macro_mean(items(scores))
+    three = macro_mean([*items(scores), *items(scores, language="es"), *items(scores, language="fr")])
+    assert three.high - three.low == pytest.approx(one.high - one.low, abs=0.03)
+    apart = [
+        Item("task", tag, f"{tag}{i}", str(i), float(s))
+        for tag in ("de", "es", "fr")
+        for i, s in enumerate(scores)
+    ]
+    independent = macro_mean(apart)
+    assert (independent.high - independent.low) * np.sqrt(3) == pytest.approx(one.high - one.low, rel=0.15)
+
+
+def test_a_language_with_few_items_may_be_missing_from_a_resample() -> None:
+    scored = [*items([0, 1] * 5, language="de"), *items([1, 0], language="es")]
+    found = macro_mean(scored)
+    assert found.value == 0.5
+    assert 0 < found.low < 0.5 < found.high < 1
+
+
+@pytest.mark.parametrize(("score", "low", "high"), [(0.0, 0.0, 0.0362), (1.0, 0.9638, 1.0)])
+def test_scores_that_are_all_alike_at_an_end_get_the_exact_interval(
+    score: float, low: float, high: float
+) -> None:
+    found = macro_mean(items([score] * 100))
+    assert (found.value, found.low, found.high) == pytest.approx((score, low, high), abs=1e-4)
+
+
+def test_scores_that_are_all_alike_in_the_middle_are_not_known_exactly() -> None:
+    found = macro_mean(items([0.5] * 30))
+    assert found.value == 0.5
+    assert 0.35 < found.low < 0.48
+    assert 0.52 < found.high < 0.65
+
+
+def test_two_models_are_compared_on_the_same_items_only() -> None:
+    with pytest.raises(EvaluationError, match="same items"):
+        paired_difference(items([0, 1, 1]), items([0, 1]))
+    with pytest.raises(EvaluationError, match="same items"):
+        paired_difference(items([0, 1]), items([0, 1], language="es"))
+
+
+def test_the_order_of_items_does_not_matter() -> None:
+    before, after = items([0, 1] * 20), items([1, 1, 0, 1] * 10)
+    assert paired_difference(before, after) == paired_difference(before, after[::-1])
+
+
+def test_a_difference_by_hand() -> None:
+    found = paired_difference(items([0] * 20 + [1] * 20), items([0] * 10 + [1] * 30))
+    assert (found.value, found.n, found.n_differing, found.exact) == (0.25, 40, 10, False)
+    assert found.low == pytest.approx(0.125, abs=0.03)  # binomial 10 of 40: 0.25 -+ 1.96 * 0.068
+    assert found.high == pytest.approx(0.39, abs=0.03)
+
+
+@pytest.mark.parametrize("changed", range(5))
+def test_fewer_than_five_changes_never_exclude_zero(changed: int) -> None:
+    before = items([1] * 100)
+    found = paired_difference(before, items([0] * changed + [1] * (100 - changed)))
+    assert found.exact
+    assert found.n_differing == changed
+    assert found.value == -changed / 100
+    assert found.low < 0 < found.high
+
+
+def test_no_change_bounds_what_could_have_been_missed() -> None:
+    found = paired_difference(items([1] * 100), items([1] * 100))
+    assert (found.value, found.n_differing) == (0.0, 0)
+    assert found.low == pytest.approx(-(1 - 0.0125 ** (1 / 100)), abs=1e-6)  # Clopper-Pearson of 0 in 100
+    assert found.high == pytest.approx(-found.low)
+    assert found.smallest_visible == pytest.approx(2.80 * np.sqrt(5) / 100, abs=1e-3)
+
+
+def test_the_same_loss_of_every_item_is_seen_and_has_a_width() -> None:
+    found = paired_difference(items([1] * 30), items([0.5] * 30))
+    assert (found.value, found.n_differing, found.exact) == (-0.5, 30, True)
+    assert found.low < -0.5 < found.high < 0
+    assert found.smallest_visible > 0
+
+
+def test_the_smallest_visible_loss_follows_from_the_paired_error() -> None:
+    changes = [-1] * 6 + [1] * 6 + [0] * 108
+    found = paired_difference(
+        items([1 if c < 0 else 0 for c in changes]), items([1 if c > 0 else 0 for c in changes])
+    )
+    assert (found.high - found.low) / 2 == pytest.approx(0.056, abs=0.006)
+    assert found.smallest_visible == pytest.approx(2.80 * np.sqrt(0.1 / 120), rel=0.08)
+
+
+@pytest.mark.parametrize(("n", "rate"), [(100, 0.5), (100, 0.1), (100, 0.03), (30, 0.5), (30, 0.9)])
+def test_the_interval_of_a_mean_holds_the_truth_as_often_as_it_says(n: int, rate: float) -> None:
+    generator = np.random.default_rng(1)
+    held = 0
+    for seed in range(200):
+        found = macro_mean(items((generator.random(n) < rate).tolist()), seed=seed)
+        held += found.low <= rate <= found.high
+    assert held / 200 >= 0.90
+    if rate == 0.5:
+        assert held / 200 <= 0.99
+
+
+@pytest.mark.parametrize(("gained", "lost"), [(0.05, 0.05), (0.0, 0.05), (0.02, 0.02)])
+def test_the_interval_of_a_difference_holds_the_truth_as_often_as_it_says(gained: float, lost: float) -> None:
+    generator = np.random.default_rng(2)
+    held = 0
+    for seed in range(200):
+        draw = generator.random(120)
+        up, down = draw < gained, (draw >= gained) & (draw < gained + lost)
+        found = paired_difference(items(down.tolist()), items(up.tolist()), seed=seed)
+        held += found.low <= gained - lost <= found.high
+    assert held / 200 >= 0.90
+
+
+def test_a_loss_of_the_smallest_visible_size_is_found_four_times_in_five() -> None:
+    generator = np.random.default_rng(3)
+    stated, found_below_zero = [], 0
+    for seed in range(200):
+        draw = generator.random(200)
+        lost, gained = draw < 0.12, (draw >= 0.12) & (draw < 0.15)
+        found = paired_difference(items(lost.tolist()), items(gained.tolist()), seed=seed)
+        stated.append(found.smallest_visible)
+        found_below_zero += found.high < 0
+    # The true loss is 0.09; what was stated as visible with 80 % power lies below it, and it was seen as often.
+    assert float(np.mean(stated)) == pytest.approx(0.075, abs=0.008)
+    assert 0.80 <= found_below_zero / 200 <= 0.99
