@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import nullcontext
 
@@ -33,6 +34,11 @@ def _options(
 ) -> None:
     """Take the options that come before the command; `main` reads them, for errors before they are parsed."""
     del show_traceback
+
+
+# Threads that wait for each other by spinning stand still when another process has their core: on two shared cores
+# training ran at 0.4 of the speed (docs/lab_log.md). Set before torch loads OpenMP; a choice of the user stays.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def main() -> None:

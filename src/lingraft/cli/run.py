@@ -28,11 +28,14 @@ def run(
 
     loaded = load_study(study, overrides or ())  # wrong input is told before anything heavy is imported
 
+    from transformers.utils import logging as transformers_logging
+
     from lingraft.cli.progress import ProgressWatcher
     from lingraft.report.page import write_page
     from lingraft.report.tables import study_table
     from lingraft.study.run import run_study
 
+    transformers_logging.disable_progress_bar()  # the study's own bars say more
     with ProgressWatcher() as watcher:
         result = run_study(loaded, runs=runs, watcher=watcher)
         page = write_page(result, loaded)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -52,7 +53,9 @@ class Lora(Strategy):
         targets = self.target_modules if isinstance(self.target_modules, str) else list(self.target_modules)
         if isinstance(targets, str) and targets != "all-linear":
             targets = [targets]  # PEFT takes a single string for a regular expression
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            # PEFT reads a name that transformers 5 has renamed; it means nothing to a user of lingraft.
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
             torch.manual_seed(context.seed_of(self.kind))
             try:
                 wrapped: Any = get_peft_model(

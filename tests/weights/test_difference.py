@@ -1,0 +1,78 @@
+"""MPD is the mean over tensors of the L2 norms of their differences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lingraft.errors import ModelError
+from lingraft.weights.difference import parameter_difference
+
+
+def checkpoint(folder: Path, **tensors: Any) -> Path:
+    folder.mkdir()
+    save_file(
+        {name.replace("__", "."): torch.tensor(value) for name, value in tensors.items()},
+        folder / "model.safetensors",
+    )
+    return folder
+
+
+def test_mpd_by_hand(tmp_path: Path) -> None:
+    first = checkpoint(
+        tmp_path / "a", model__layers__3__mlp__up_proj__weight=[[3.0, 4.0]], lm_head__weight=[[1.0]]
+    )
+    second = checkpoint(
+        tmp_path / "b", model__layers__3__mlp__up_proj__weight=[[0.0, 0.0]], lm_head__weight=[[2.0]]
+    )
+    found = parameter_difference(first, second)
+    assert found.mpd == pytest.approx((5.0 + 1.0) / 2)
+    assert found.relative == pytest.approx((26 / 26) ** 0.5)
+    by_name = {tensor.name: tensor for tensor in found.tensors}
+    up = by_name["model.layers.3.mlp.up_proj.weight"]
+    assert (up.layer, up.module, up.l2, up.relative, up.cosine) == (3, "up_proj", 5.0, 1.0, None)
+    assert by_name["lm_head.weight"].cosine == pytest.approx(1.0)
+
+
+def test_a_model_against_itself_is_zero(tiny_model: Path) -> None:
+    found = parameter_difference(tiny_model, tiny_model)
+    assert found.mpd == 0.0
+    assert found.relative == 0.0
+    assert all(tensor.cosine == pytest.approx(1.0, abs=1e-12) for tensor in found.tensors)
+
+
+def test_mpd_equals_the_naive_value_and_counts_a_tied_head_once(tmp_path: Path, tiny_model: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.01)
+    model.save_pretrained(tmp_path / "moved")
+    naive = [
+        float((value.detach().double() - before[name].double()).norm()) for name, value in model.named_parameters()
+    ]
+    found = parameter_difference(tiny_model, tmp_path / "moved")
+    assert len(found.tensors) == len(naive)
+    assert found.mpd == pytest.approx(sum(naive) / len(naive), rel=1e-6)
+
+
+def test_what_only_one_model_has_is_listed(tmp_path: Path) -> None:
+    first = checkpoint(tmp_path / "a", both=[1.0], old=[1.0])
+    second = checkpoint(tmp_path / "b", both=[1.0], new=[1.0])
+    assert parameter_difference(first, second).missing == ("new", "old")
+
+
+def test_two_architectures_are_refused(tmp_path: Path) -> None:
+    first, second = checkpoint(tmp_path / "a", x=[1.0]), checkpoint(tmp_path / "b", y=[1.0])
+    with pytest.raises(ModelError, match="no tensor in common"):
+        parameter_difference(first, second)
+    third = checkpoint(tmp_path / "c", x=[1.0, 2.0])
+    with pytest.raises(ModelError, match=r"x is .*1.*2"):
+        parameter_difference(first, third)
