@@ -66,7 +66,7 @@ def test_show_data_prints_counts_and_marks_the_supervised_part(tmp_path: Path, t
     done = lingraft("show", "data", str(path), "--model", str(tiny_model), "--language", "en", "--json")
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
-    assert summary["languages"] == {"en": 3}
+    assert summary["languages"]["en"]["examples"] == 3
     assert "rows.jsonl:4" in json.dumps(summary)
     text = lingraft("show", "data", str(path), "--model", str(tiny_model), "--language", "en").stdout
     assert "Here is" in text
