@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from lingraft.report.tables import Table
 
-_WIDTH_WITHOUT_TERMINAL = 160
+_COLUMN_GAP = 3
 _result_stream: IO[str] | None = None
 _with_stacks = False
 
@@ -82,13 +82,30 @@ def print_table(table: Table, title: str | None = None) -> None:
     from rich.console import Console
 
     stream = result_stream()
-    console = Console(file=stream, width=None if stream.isatty() else _WIDTH_WITHOUT_TERMINAL)
-    whole = _rich_table(table, title)
-    if console.measure(whole).maximum <= console.width:
-        console.print(whole)
-        return
-    for group in table.groups:
-        console.print(_rich_table(table.part(group), f"{title}: {group}" if title else group))
+    needed = _width(table)
+    console = Console(file=stream, width=None if stream.isatty() else needed)
+    for part in _parts(table, console.width):
+        console.print(_rich_table(part, title))
+
+
+def _parts(table: Table, width: int) -> Iterator[Table]:
+    """Cut the table into parts that fit; each repeats the key columns, and has at least one other."""
+    keys = list(range(table.n_keys))
+    chosen = list(keys)
+    for index in range(table.n_keys, len(table.columns)):
+        if len(chosen) > len(keys) and _width(table.part([*chosen, index])) > width:
+            yield table.part(chosen)
+            chosen = list(keys)
+        chosen.append(index)
+    yield table.part(chosen)
+
+
+def _width(table: Table) -> int:
+    """Return the width of the table with no cell cut or wrapped."""
+    from rich.cells import cell_len
+
+    columns = [[column.title, *(row[i] for row in table.rows)] for i, column in enumerate(table.columns)]
+    return sum(max(cell_len(text) for text in column) + _COLUMN_GAP for column in columns)
 
 
 def _rich_table(table: Table, title: str | None) -> Any:
@@ -98,9 +115,7 @@ def _rich_table(table: Table, title: str | None) -> Any:
 
     drawn = RichTable(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     for index, column in enumerate(table.columns):
-        drawn.add_column(
-            column.title, justify="left" if index < table.n_keys else "right", no_wrap=index >= table.n_keys
-        )
+        drawn.add_column(column.title, justify="left" if index < table.n_keys else "right", no_wrap=True)
     for row in table.rows:
         drawn.add_row(*(Text(cell) for cell in row))
     return drawn

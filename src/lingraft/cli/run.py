@@ -35,7 +35,7 @@ def run(
     from lingraft.report.tables import study_table
     from lingraft.study.run import run_study
 
-    transformers_logging.disable_progress_bar()  # the study's own bars say more
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the study's own bars say more
     with ProgressWatcher() as watcher:
         result = run_study(loaded, runs=runs, watcher=watcher)
         page = write_page(result, loaded)
@@ -43,6 +43,11 @@ def run(
         print_json(result)
     else:
         print_table(study_table(result), loaded.name)
+        for cell in result["cells"]:
+            if cell["status"] == "failed":
+                print_result(
+                    f"failed: {cell['data']} / {cell['strategy']} / seed {cell['seed']}: {cell['reason']}"
+                )
         print_result(f"Report: {page}")
     if any(cell["status"] == "failed" for cell in result["cells"]):
         raise typer.Exit(EXIT_ANSWER_IS_NO)

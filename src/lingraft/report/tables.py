@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from lingraft.data.summary import DataSummary
 
 ABSENT = "-"
+FAILED = "failed"
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its title, a longer explanation, and the group it is shown with when space is short."""
+    """One column: its title, and a longer explanation."""
 
     title: str
     meaning: str
-    group: str
 
 
 @dataclass(frozen=True)
@@ -33,19 +33,13 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     n_keys: int
 
-    def part(self, group: str) -> Table:
-        """Return the key columns and those of `group`, for narrow terminals."""
-        chosen = [i for i, c in enumerate(self.columns) if i < self.n_keys or c.group == group]
+    def part(self, chosen: Sequence[int]) -> Table:
+        """Return the table of the chosen columns, for narrow terminals."""
         return Table(
             tuple(self.columns[i] for i in chosen),
             tuple(tuple(row[i] for i in chosen) for row in self.rows),
             self.n_keys,
         )
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        """The groups in order, without the keys'."""
-        return tuple(dict.fromkeys(column.group for column in self.columns[self.n_keys :]))
 
 
 def study_table(result: dict[str, Any]) -> Table:
@@ -80,20 +74,16 @@ def _columns(languages: Sequence[str], *, with_seed: bool) -> tuple[Column, ...]
     if with_seed:
         keys.append(("seed", "seed of every phase of the cell"))
     return (
-        *(Column(title, meaning, "key") for title, meaning in keys),
-        Column("DES", "similarity of the phases' instructions, -1 to 1", "task ability"),
-        Column("MPD", "mean L2 distance of the weight tensors from Phase 1", "task ability"),
-        Column(
-            "task ability", "mean score of the English tasks, 0 to 1, with its 95 % interval", "task ability"
-        ),
-        Column(
-            "change", "paired difference of task ability to Phase 1, with its 95 % interval", "task ability"
-        ),
-        Column("retention", "task ability after / before", "task ability"),
-        *(Column(tag, f"language ability in {tag}", "language ability") for tag in languages),
-        Column("language ability", "mean over languages of the mean over tasks, 0 to 1", "language ability"),
-        Column("gain", "language ability after - before, with its 95 % interval", "language ability"),
-        Column("wrong lang.", "share of answers in another language than asked", "language ability"),
+        *(Column(title, meaning) for title, meaning in keys),
+        Column("DES", "similarity of the phases' instructions, -1 to 1"),
+        Column("MPD", "mean L2 distance of the weight tensors from Phase 1"),
+        Column("task ability", "mean score of the English tasks, 0 to 1, with its 95 % interval"),
+        Column("change", "paired difference of task ability to Phase 1, with its 95 % interval"),
+        Column("retention", "task ability after / before"),
+        *(Column(tag, f"language ability in {tag}") for tag in languages),
+        Column("language ability", "mean over languages of the mean over tasks, 0 to 1"),
+        Column("gain", "language ability after - before, with its 95 % interval"),
+        Column("wrong lang.", "share of answers in another language than asked"),
     )
 
 
@@ -101,7 +91,7 @@ def _cell_row(cell: dict[str, Any], languages: Sequence[str]) -> tuple[str, ...]
     keys = (cell["data"], cell["strategy"])
     if cell["status"] == "failed":
         blanks = [ABSENT] * (len(_columns(languages, with_seed=False)) - 3)
-        return (*keys, f"failed: {first_line(cell['reason'])}", *blanks)
+        return (*keys, FAILED, *blanks)
     return _row(keys, cell, cell["scores"], cell["difference"], languages)
 
 
@@ -132,12 +122,12 @@ def _row(
 def language_table(summary: DataSummary) -> Table:
     """Return what each language of a data set costs in tokens, against English where that is in the data."""
     columns = (
-        Column("language", "BCP-47 tag", "key"),
-        Column("rows", "examples", "cost"),
-        Column("tokens", "of their turns", "cost"),
-        Column("per word", "tokens per word", "cost"),
-        Column("against English", "tokens per word divided by English's", "cost"),
-        Column("per character", "tokens per character", "cost"),
+        Column("language", "BCP-47 tag"),
+        Column("rows", "examples"),
+        Column("tokens", "of their turns"),
+        Column("per word", "tokens per word"),
+        Column("against English", "tokens per word divided by English's"),
+        Column("per character", "tokens per character"),
     )
     rows = tuple(
         (
@@ -160,11 +150,6 @@ def arrow(difference: dict[str, Any]) -> str:
     return "▼" if difference["high"] < 0 else "="
 
 
-def first_line(reason: str | None) -> str:
-    """Return the first line of a failure's reason, for the table."""
-    return (reason or "no reason was recorded").split("\n", 1)[0]
-
-
 def _number(value: float | None) -> str:
     return ABSENT if value is None else f"{value:.3f}"
 
@@ -176,10 +161,10 @@ def _percent(value: float | None) -> str:
 def _with_interval(score: dict[str, Any]) -> str:
     if score.get("value") is None:
         return ABSENT
-    return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
+    return f"{score['value']:.3f} [{score['low']:.2f}, {score['high']:.2f}]"
 
 
 def _signed_interval(difference: dict[str, Any] | None) -> str:
     if difference is None:
         return ABSENT
-    return f"{difference['value']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"
+    return f"{difference['value']:+.3f} [{difference['low']:+.2f}, {difference['high']:+.2f}]"
