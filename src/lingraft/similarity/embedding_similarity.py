@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lingraft.data.example import Example
+from lingraft.data.example import UNDETERMINED_LANGUAGE, Example
 from lingraft.errors import DataError
 from lingraft.similarity.encoders import Encoder
 
@@ -75,6 +75,12 @@ def check_languages(examples: Sequence[Example], encoder: Encoder) -> None:
     if encoder.languages is None:
         return
     for example in examples:
+        if example.language == UNDETERMINED_LANGUAGE:
+            raise DataError(
+                f"{example.source}: row {example.id!r} does not say its language, so whether the encoder "
+                f"{encoder.name} knows it cannot be told. Give the data set `language:`, or its rows a `language` "
+                "field (a BCP-47 tag such as es)."
+            )
         if example.language.partition("-")[0].lower() not in encoder.languages:
             raise DataError(
                 f"{example.source}: its rows are in {example.language!r}, which the encoder {encoder.name} does not "

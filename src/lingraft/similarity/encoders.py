@@ -93,7 +93,11 @@ class SentenceTransformer:
 
         try:
             return sentence_transformers.SentenceTransformer(self._id)
-        except OSError as error:
+        except (
+            OSError,
+            ValueError,
+            RuntimeError,
+        ) as error:  # hub errors are OSErrors; the rest: no such model
             reason = " ".join(str(error).split())[:200]
             raise ConfigError(
                 f"encoder {self._id!r}: cannot be loaded ({reason}). Name a folder that holds it, or `embedded`."

@@ -24,6 +24,20 @@ if TYPE_CHECKING:
 
 Need = Literal["base", "previous", "previous_data", "english"]
 
+# What Llama and most others, GPT-2, Bloom and Falcon, GPT-NeoX, InternLM, OPT and Mamba call theirs.
+_EMBEDDINGS = frozenset(
+    (
+        "embed_tokens",
+        "wte",
+        "wpe",
+        "word_embeddings",
+        "embed_in",
+        "tok_embeddings",
+        "embed_positions",
+        "embeddings",
+    )
+)
+
 
 @dataclass(frozen=True)
 class Context:
@@ -150,15 +164,10 @@ def _part(name: str, is_tied: bool) -> str:
     if layer is not None:
         return f"layer {layer}"
     if is_embedding(name):
-        return "embeddings (tied: the output head too)" if is_tied else "embeddings"
+        return "embeddings (tied head)" if is_tied else "embeddings"
     return "final norm and head"
 
 
 def is_embedding(name: str) -> bool:
     """Return whether a parameter is an input embedding."""
-    return layer_of(name) is None and module_type_of(name) in {
-        "embed_tokens",
-        "wte",
-        "wpe",
-        "word_embeddings",
-    }
+    return layer_of(name) is None and module_type_of(name) in _EMBEDDINGS

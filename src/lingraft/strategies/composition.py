@@ -90,13 +90,16 @@ def _build_one(spec: StrategySpec) -> Strategy:
     try:
         strategy: Strategy = kind.model_validate(spec.options)
     except ValidationError as error:
-        problems = [_problem(spec.kind, kind, detail) for detail in error.errors(include_url=False)]
-        raise ConfigError(" ".join(problems)) from None
+        # An option of several types fails once per type; the first failure says enough.
+        by_option: dict[Any, str] = {}
+        for detail in error.errors(include_url=False):
+            by_option.setdefault(detail["loc"][:1], _problem(spec.kind, kind, detail))
+        raise ConfigError(" ".join(by_option.values())) from None
     return strategy
 
 
 def _problem(name: str, kind: type[Strategy], detail: Any) -> str:
-    option = ".".join(str(part) for part in detail["loc"])
+    option = str(detail["loc"][0])
     options = [field.alias or key for key, field in kind.model_fields.items()] or ["none"]
     if detail["type"] == "extra_forbidden":
         return f"{option!r} is not an option of {name!r}. {did_you_mean(option, options)}"

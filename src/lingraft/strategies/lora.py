@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from lingraft.errors import StrategyError
+from lingraft.errors import StrategyError, did_you_mean
+from lingraft.models.layers import tied_parameters
 from lingraft.strategies.base import Context, Strategy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_ALL_LINEAR = "all-linear"
 _FREEZES_ALL = "LoRA already freezes every weight of the model, so freezing layers would change nothing"
 
 
@@ -38,21 +40,22 @@ class Lora(Strategy):
     """Scale; null: twice the rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on the adapters' input."""
-    target_modules: str | tuple[str, ...] = "all-linear"
+    target_modules: str | tuple[str, ...] = _ALL_LINEAR
     """Module names that get adapters; `all-linear`: every linear layer but the output head."""
 
     def wrap(self, model: PreTrainedModel, context: Context) -> PreTrainedModel:
         """Return the model with adapters.
 
         Raises:
-            StrategyError: No module has such a name.
+            StrategyError: No module has such a name, or it shares its weights with another one.
         """
         import torch
         from peft import LoraConfig, get_peft_model
 
-        targets = self.target_modules if isinstance(self.target_modules, str) else list(self.target_modules)
-        if isinstance(targets, str) and targets != "all-linear":
-            targets = [targets]  # PEFT takes a single string for a regular expression
+        # A list even of one name: PEFT takes a single string for a regular expression.
+        targets: str | list[str] = _ALL_LINEAR if self.target_modules == _ALL_LINEAR else self._named()
+        if isinstance(targets, list):
+            _check_targets(model, targets)
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             # PEFT reads a name that transformers 5 has renamed; it means nothing to a user of lingraft.
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
@@ -72,6 +75,29 @@ class Lora(Strategy):
                 raise StrategyError(f"'lora': target_modules {self.target_modules!r}: {error}") from None
         return wrapped  # type: ignore[no-any-return]
 
+    def _named(self) -> list[str]:
+        named = self.target_modules
+        return [named] if isinstance(named, str) else list(named)
+
     def trainable(self, model: PreTrainedModel, context: Context) -> frozenset[str]:  # noqa: ARG002
         """Return the adapters' parameters."""
         return frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+
+
+def _check_targets(model: PreTrainedModel, targets: list[str]) -> None:
+    """Refuse what PEFT would let pass: a name that fits nothing beside one that fits, and tied weights."""
+    modules = [name for name, _ in model.named_modules()]
+    tied = {name.rpartition(".")[0] for group in tied_parameters(model) for name in group}
+    for target in targets:
+        found = [name for name in modules if name == target or name.endswith(f".{target}")]
+        if not found:
+            from torch import nn
+
+            linear = {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+            hint = did_you_mean(target, {*linear, _ALL_LINEAR})
+            raise StrategyError(f"'lora': no module of the model is called {target!r}. {hint}")
+        if tied.intersection(found):
+            raise StrategyError(
+                f"'lora': {target!r} shares its weights with another module ({', '.join(sorted(tied))}), which "
+                "merging would change too. Leave it out of `target_modules`."
+            )

@@ -1,7 +1,8 @@
 """Model Parameter Difference (MPD): how far two models' weights lie apart, tensor by tensor.
 
 Source: arXiv 2410.16006, Definition 2. Whether the paper's index runs over tensors or elements is open; tensors
-are ours, because element by element it would be no L2 norm. One tensor of each model is in memory at a time.
+are ours, because element by element it would be no L2 norm. One tensor of each model is in memory at a time, and
+of it a small piece in float64.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import torch
 from lingraft.errors import ModelError
 from lingraft.models.checkpoints import CheckpointReader
 from lingraft.models.layers import layer_of, module_type_of
+
+_ELEMENTS_PER_PIECE = 2**22  # 32 MiB in float64; an embedding of a large model would take gigabytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +70,12 @@ def parameter_difference(first: Path, second: Path) -> ParameterDifference:
         second: The other one.
 
     Raises:
-        ModelError: A folder is no checkpoint, the two have no tensor in common, or shapes differ.
+        ModelError: A folder is no checkpoint, the two have no tensor in common, shapes differ, or weights are
+            not finite.
     """
     one, other = CheckpointReader(first), CheckpointReader(second)
-    common = [name for name in one.names if name in set(other.names)]
+    in_other = frozenset(other.names)
+    common = [name for name in one.names if name in in_other]
     if not common:
         raise ModelError(f"{first} and {second}: have no tensor in common; these are two architectures.")
     for name in common:
@@ -90,9 +95,13 @@ def parameter_difference(first: Path, second: Path) -> ParameterDifference:
 
 
 def _tensor_difference(name: str, one: torch.Tensor, other: torch.Tensor) -> TensorDifference:
-    one, other = one.double().flatten(), other.double().flatten()
-    l2, norm, other_norm = (float(torch.linalg.vector_norm(v)) for v in (one - other, one, other))
-    cosine = float(one @ other) / (norm * other_norm) if norm > 0 and other_norm > 0 else None
+    l2, norm, other_norm, product = _norms(one, other)
+    if not all(map(math.isfinite, (l2, norm, other_norm, product))):
+        raise ModelError(
+            f"{name}: holds weights that are not finite (NaN or infinity) in one of the two models, so training "
+            "diverged or the file is damaged. Train with a lower learning rate, or fetch it again."
+        )
+    cosine = product / (norm * other_norm) if norm > 0 and other_norm > 0 else None
     return TensorDifference(
         name=name,
         layer=layer_of(name),
@@ -102,3 +111,15 @@ def _tensor_difference(name: str, one: torch.Tensor, other: torch.Tensor) -> Ten
         cosine=None if cosine is None else max(-1.0, min(1.0, cosine)),
         norm=norm,
     )
+
+
+def _norms(one: torch.Tensor, other: torch.Tensor) -> tuple[float, float, float, float]:
+    """Return ||one - other||, ||one||, ||other|| and the inner product, summed in float64 piece by piece."""
+    sums = torch.zeros(4, dtype=torch.float64)
+    pieces = (torch.split(tensor.flatten(), _ELEMENTS_PER_PIECE) for tensor in (one, other))
+    for first, second in zip(*pieces, strict=True):
+        a, b = first.double(), second.double()
+        change = a - b
+        sums += torch.stack([change @ change, a @ a, b @ b, a @ b])
+    squared_distance, squared_norm, squared_other, product = sums.tolist()
+    return math.sqrt(squared_distance), math.sqrt(squared_norm), math.sqrt(squared_other), product
