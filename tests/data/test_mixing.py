@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lingraft.data.example import Example, Message
 from lingraft.data.mixing import interleave, replay_count
+from lingraft.errors import ConfigError
 
 
 @given(st.integers(0, 100_000), st.floats(0, 0.9))
@@ -34,3 +36,9 @@ def test_interleaving_keeps_every_row_once_in_an_order_that_the_seed_decides(
     mixed = interleave(new, replayed, seed)
     assert sorted(e.id for e in mixed) == sorted(e.id for e in (*new, *replayed))
     assert mixed == interleave(new, replayed, seed)
+
+
+@pytest.mark.parametrize("share", [1.0, 1.5, -0.1, float("nan")])
+def test_a_share_that_no_mix_has_is_refused(share: float) -> None:
+    with pytest.raises(ConfigError, match=r"in \[0, 1\)"):
+        replay_count(10, share)

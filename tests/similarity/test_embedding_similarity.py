@@ -100,3 +100,24 @@ def test_an_encoder_that_needs_more_says_what_to_install(monkeypatch: pytest.Mon
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     with pytest.raises(ConfigError, match=r"lingraft\[encoders\]"):
         load_encoder("labse")
+
+
+def test_an_encoder_that_cannot_be_had_is_refused_before_anything_is_encoded(tmp_path: Path) -> None:
+    pytest.importorskip("sentence_transformers", reason="needs the extra `encoders`")
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        load_encoder(str(tmp_path / "none"))
+
+
+@pytest.mark.filterwarnings("ignore")  # of libraries that the extra brings
+def test_a_folder_of_sentence_transformers_encodes(tiny_model: Path, tmp_path: Path) -> None:
+    models = pytest.importorskip("sentence_transformers.models", reason="needs the extra `encoders`")
+    from sentence_transformers import SentenceTransformer
+
+    words = models.Transformer(str(tiny_model))
+    words.tokenizer.pad_token = words.tokenizer.eos_token
+    SentenceTransformer(modules=[words, models.Pooling(32, pooling_mode="mean")]).save(str(tmp_path / "own"))
+    encoder = load_encoder(str(tmp_path / "own"))
+    assert encoder.languages is None
+    assert "sentence-transformers==" in encoder.name
+    found = encoder.encode(["one", "another text"])
+    assert (found.shape, found.dtype) == ((2, 32), np.float32)

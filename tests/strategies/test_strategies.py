@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ from lingraft.config.schema import StrategyChoice
 from lingraft.data.example import Example, Message
 from lingraft.errors import ConfigError, StrategyError
 from lingraft.models.layers import layer_of
-from lingraft.strategies.base import Context, check_plan, freeze_plan
+from lingraft.strategies.base import Context, Strategy, check_plan, freeze_plan
 from lingraft.strategies.composition import Composition, build
+from lingraft.strategies.freeze_random import FreezeRandom
+from lingraft.strategies.lora import merge
 
 
 def composed(written: Any) -> Composition:
@@ -289,6 +293,7 @@ REFUSED = [
     (["mixed", "lora"], StrategyError, "nothing to protect"),
     (["lora", "freeze_random"], StrategyError, "already freezes"),
     (["freeze_random", "freeze_random"], StrategyError, "twice"),
+    ({"lora": {"target_modules": []}}, ConfigError, "'target_modules'"),
 ]
 
 
@@ -301,3 +306,46 @@ def test_what_cannot_be_built_is_refused_with_the_reason(
     with pytest.raises(error) as caught:
         composed(written)
     assert reason in str(caught.value)
+
+
+def test_building_any_strategy_imports_no_heavy_library() -> None:
+    program = (
+        "import sys; from lingraft.config.schema import StrategyChoice as C;"
+        "from lingraft.strategies.composition import REGISTRY, build;"
+        "[build(C.model_validate(name)) for name in REGISTRY];"
+        "print(sorted({'torch', 'transformers', 'peft', 'datasets'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_replay_with_nothing_to_draw_from_is_refused(tmp_path: Path) -> None:
+    for origin in ("parallel", "phase_one"):
+        replay = composed({"english_replay": {"share": 0.5, "from": origin}})
+        with pytest.raises(StrategyError, match="4 rows are asked for"):
+            replay.mix(rows(4), context(tmp_path))
+
+
+def test_strategies_that_leave_nothing_are_named(tmp_path: Path) -> None:
+    class Nothing(Strategy):
+        kind = "nothing"
+
+        def trainable(self, model: Any, context: Context) -> frozenset[str]:
+            return frozenset()
+
+    both = Composition((FreezeRandom(), Nothing()), "freeze_random+nothing")
+    with pytest.raises(StrategyError, match=r"'freeze_random\+nothing' would freeze every parameter"):
+        both.trainable(model(), context(tmp_path))
+
+
+def test_the_plan_names_the_kinds_of_module_that_train() -> None:
+    network = model()
+    trainable = frozenset(name for name in names(network) if "layers.2.self_attn" in name)
+    modules = {row.part: row.modules for row in freeze_plan(network, trainable)}
+    assert modules.pop("layer 2") == ("q_proj", "k_proj", "v_proj", "o_proj")
+    assert set(modules.values()) == {()}
+
+
+def test_merging_leaves_a_plain_model_as_it_is() -> None:
+    network = model()
+    assert merge(network) is network

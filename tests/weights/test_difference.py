@@ -101,3 +101,22 @@ def test_two_architectures_are_refused(tmp_path: Path) -> None:
     third = checkpoint(tmp_path / "c", x=[1.0, 2.0])
     with pytest.raises(ModelError, match=r"x is .*1.*2"):
         parameter_difference(first, third)
+
+
+def test_a_tied_head_that_is_stored_in_full_counts_once(tmp_path: Path) -> None:
+    def stored(name: str, embedding: list[list[float]], **head: list[list[float]]) -> Path:
+        return checkpoint(
+            tmp_path / name, model__embed_tokens__weight=embedding, model__norm__weight=[1.0], **head
+        )
+
+    old, new = [[1.0, 2.0]], [[4.0, 6.0]]
+    once = parameter_difference(stored("a", old), stored("b", new))
+    twice = parameter_difference(stored("c", old, lm_head__weight=old), stored("d", new, lm_head__weight=new))
+    mixed = parameter_difference(stored("e", old, lm_head__weight=old), stored("f", new))
+    assert once.mpd == twice.mpd == mixed.mpd == 5.0 / 2
+    assert [t.name for t in twice.tensors] == ["model.embed_tokens.weight", "model.norm.weight"]
+    assert once.missing == twice.missing == mixed.missing == ()
+    untied = parameter_difference(
+        stored("g", old, lm_head__weight=old), stored("h", new, lm_head__weight=old)
+    )
+    assert untied.mpd == pytest.approx(5.0 / 3)

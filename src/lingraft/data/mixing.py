@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lingraft.data.example import Example
+from lingraft.errors import ConfigError
 
 
 def replay_count(n_new: int, share: float) -> int:
@@ -17,7 +18,14 @@ def replay_count(n_new: int, share: float) -> int:
     Args:
         n_new: New examples.
         share: In [0, 1).
+
+    Raises:
+        ConfigError: `share` is outside [0, 1).
     """
+    if not 0.0 <= share < 1.0:
+        raise ConfigError(
+            f"a replay share of {share} cannot be had: it is a share of the final mix, in [0, 1)."
+        )
     return round(share / (1.0 - share) * n_new)
 
 

@@ -71,33 +71,39 @@ class EmbeddedEncoder:
 
 
 class SentenceTransformer:
-    """Any model of sentence-transformers: a hub id or a folder."""
+    """Any model of sentence-transformers: a hub id or a folder.
+
+    It is loaded at once: a study that cannot have its encoder must say so before it trains.
+
+    Raises:
+        ConfigError: The model cannot be loaded, for instance because the hub cannot be reached.
+    """
 
     languages: frozenset[str] | None = None
 
     def __init__(self, model: str) -> None:
         self._id = model
+        self._model = self._load()
 
     @property
     def name(self) -> str:
-        """Name and library version, for records."""
-        return f"{self._id} (sentence-transformers=={version('sentence-transformers')})"
+        """Name, commit where it comes from the hub, and library version, for records."""
+        config = getattr(getattr(self._model[0], "auto_model", None), "config", None)
+        commit = getattr(config, "_commit_hash", None)
+        revision = f"@{commit}" if commit else ""
+        return f"{self._id}{revision} (sentence-transformers=={version('sentence-transformers')})"
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Return one vector per text, [n, d] float32."""
         return np.asarray(self._model.encode(list(texts), show_progress_bar=False), dtype=np.float32)
 
-    @cached_property
-    def _model(self) -> Any:
+    def _load(self) -> Any:
         import sentence_transformers
 
         try:
             return sentence_transformers.SentenceTransformer(self._id)
-        except (
-            OSError,
-            ValueError,
-            RuntimeError,
-        ) as error:  # hub errors are OSErrors; the rest: no such model
+        except (OSError, ValueError, RuntimeError) as error:
+            # The hub's errors are OSErrors; the others mean that there is no such model.
             reason = " ".join(str(error).split())[:200]
             raise ConfigError(
                 f"encoder {self._id!r}: cannot be loaded ({reason}). Name a folder that holds it, or `embedded`."
@@ -105,13 +111,13 @@ class SentenceTransformer:
 
 
 def load_encoder(name: str) -> Encoder:
-    """Return an encoder; its weights are read when it first encodes.
+    """Return an encoder; the embedded one's weights are read when it first encodes, others' at once.
 
     Args:
         name: `embedded`, `labse` (the paper's), or a sentence-transformers id or folder.
 
     Raises:
-        ConfigError: sentence-transformers is needed and not installed.
+        ConfigError: sentence-transformers is needed and not installed, or the model cannot be loaded.
     """
     if name == EMBEDDED:
         return EmbeddedEncoder()

@@ -6,7 +6,7 @@ each comes with the first strategy that needs it.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -126,11 +126,13 @@ class FreezePlanRow:
         part: `embeddings`, `layer 3`, `final norm and head`, ...
         trainable_parameters: Scalars that train.
         frozen_parameters: Scalars that do not.
+        modules: Kinds of module with a parameter that trains, such as q_proj, in the model's order.
     """
 
     part: str
     trainable_parameters: int
     frozen_parameters: int
+    modules: tuple[str, ...]
 
 
 def freeze_plan(model: PreTrainedModel, trainable: Collection[str]) -> tuple[FreezePlanRow, ...]:
@@ -139,22 +141,38 @@ def freeze_plan(model: PreTrainedModel, trainable: Collection[str]) -> tuple[Fre
     Freezing tied embeddings freezes the output head, and the reverse: their row says so.
     """
     tied = {name for group in tied_parameters(model) for name in group}
-    parts: dict[str, list[int]] = {}
+    parts: dict[str, dict[str, int]] = {}
     for name, parameter in model.named_parameters():
-        counts = parts.setdefault(_part(name, name in tied), [0, 0])
-        counts[0 if name in trainable else 1] += parameter.numel()
-    return tuple(FreezePlanRow(part, *counts) for part, counts in parts.items())
+        parts.setdefault(_part(name, name in tied), {})[name] = parameter.numel()
+    return tuple(_plan_row(part, sizes, trainable) for part, sizes in parts.items())
 
 
-def check_plan(model: PreTrainedModel, trainable: Collection[str]) -> None:
+def _plan_row(part: str, sizes: Mapping[str, int], trainable: Collection[str]) -> FreezePlanRow:
+    trained = {name: size for name, size in sizes.items() if name in trainable}
+    return FreezePlanRow(
+        part=part,
+        trainable_parameters=sum(trained.values()),
+        frozen_parameters=sum(sizes.values()) - sum(trained.values()),
+        modules=tuple(dict.fromkeys(module_type_of(name) for name in trained)),
+    )
+
+
+def check_plan(
+    model: PreTrainedModel, trainable: Collection[str], strategies: str = "the strategies together"
+) -> None:
     """Refuse a plan that trains nothing.
+
+    Args:
+        model: The model, wrapped.
+        trainable: Names of the parameters that train.
+        strategies: Whose plan it is, for the message.
 
     Raises:
         StrategyError: No parameter of the model is left to train.
     """
     if not any(name in trainable for name, _ in model.named_parameters()):
         raise StrategyError(
-            "nothing is left to train: the strategies together freeze every parameter. Lower a `share`, or leave a "
+            f"nothing is left to train: {strategies} would freeze every parameter. Lower a `share`, or leave a "
             "strategy out."
         )
 

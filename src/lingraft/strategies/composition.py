@@ -11,7 +11,8 @@ from lingraft.config.schema import MIXED, PLAIN, StrategyChoice, StrategySpec
 from lingraft.data.example import Example
 from lingraft.errors import ConfigError, StrategyError, did_you_mean
 from lingraft.registry import Registry
-from lingraft.strategies.base import Context, Mix, Need, Strategy
+from lingraft.strategies.base import Context, Mix, Need, Strategy, check_plan
+from lingraft.strategies.lora import merge
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -60,17 +61,21 @@ class Composition:
         return model
 
     def trainable(self, model: PreTrainedModel, context: Context) -> frozenset[str]:
-        """Return the parameters that every strategy lets train; all, where none says anything."""
+        """Return the parameters that every strategy lets train; all, where none says anything.
+
+        Raises:
+            StrategyError: They leave nothing to train.
+        """
         names = frozenset(name for name, _ in model.named_parameters())
         for part in self.parts:
             allowed = part.trainable(model, context)
             names = names if allowed is None else names & allowed
+        check_plan(model, names, repr(self.label))
         return names
 
     def finish(self, model: PreTrainedModel) -> PreTrainedModel:
         """Return the trained model as a plain one: adapters are merged into the weights they adapt."""
-        merge = getattr(model, "merge_and_unload", None)
-        return model if merge is None else merge()
+        return merge(model)
 
 
 def build(choice: StrategyChoice) -> Composition:

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from lingraft.data.example import Example, Origin
 from lingraft.data.mixing import interleave, replay_count
+from lingraft.errors import StrategyError
 from lingraft.strategies.base import Context, Mix, Need, Strategy
 
 
@@ -39,12 +40,21 @@ class EnglishReplay(Strategy):
         return frozenset(("english",) if self.source == "parallel" else ("previous_data",))
 
     def mix(self, phase_data: tuple[Example, ...], context: Context) -> Mix:
-        """Return the phase's examples with the replayed ones among them."""
+        """Return the phase's examples with the replayed ones among them.
+
+        Raises:
+            StrategyError: There is nothing to replay: the phase would be plain under another name.
+        """
         wanted = replay_count(len(phase_data), self.share)
         pool = context.english if self.source == "parallel" else context.previous_data
         drawn = self._draw(pool, phase_data, wanted, context)
+        if not wanted:
+            return Mix(phase_data)
         if not drawn:
-            return Mix(phase_data, shortfall=wanted)
+            source = "the set's `english`" if self.source == "parallel" else "Phase 1's data"
+            raise StrategyError(
+                f"'english_replay': {wanted} rows are asked for, and {source} have none. Leave it out."
+            )
         replayed = [replace(example, origin=Origin(kind="english_replay")) for example in drawn]
         order = context.seed_of(f"{self.kind} order")
         return Mix(interleave(phase_data, replayed, order), len(replayed), wanted - len(replayed))

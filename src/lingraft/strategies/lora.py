@@ -40,7 +40,7 @@ class Lora(Strategy):
     """Scale; null: twice the rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on the adapters' input."""
-    target_modules: str | tuple[str, ...] = _ALL_LINEAR
+    target_modules: str | tuple[str, ...] = Field(_ALL_LINEAR, min_length=1)
     """Module names that get adapters; `all-linear`: every linear layer but the output head."""
 
     def wrap(self, model: PreTrainedModel, context: Context) -> PreTrainedModel:
@@ -82,6 +82,12 @@ class Lora(Strategy):
     def trainable(self, model: PreTrainedModel, context: Context) -> frozenset[str]:  # noqa: ARG002
         """Return the adapters' parameters."""
         return frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+
+
+def merge(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a trained model as a plain one, its adapters added to the weights; a plain one as it is."""
+    merge_adapters = getattr(model, "merge_and_unload", None)
+    return model if merge_adapters is None else merge_adapters()
 
 
 def _check_targets(model: PreTrainedModel, targets: list[str]) -> None:

@@ -180,8 +180,8 @@ def _missing(study: Study, cell: Cell, index: int, composition: Composition) -> 
 
 
 def choice_identity(choice: StrategyChoice) -> list[dict[str, Any]]:
-    """Return what decides a choice's effect besides training options: kinds and options, in order."""
-    return [{"kind": part.kind, "options": part.options} for part in choice.parts]
+    """Return what decides a choice's effect besides training options: kinds and all options, defaults included."""
+    return [{"kind": part.kind, "options": part.model_dump(mode="json")} for part in build(choice).parts]
 
 
 def _read(name: str, source: DataSource, held_out: int, base_folder: Path) -> DataSet:

@@ -63,7 +63,7 @@ class ParameterDifference:
 def parameter_difference(first: Path, second: Path) -> ParameterDifference:
     """Return MPD(T1, T2) = (1/n) sum_i ||w(T1, i) - w(T2, i)||_2 over the n tensors that both models have.
 
-    A tied output head is stored once, so it counts once. Norms are accumulated in float64.
+    A tied output head counts once, also where a checkpoint stores it in full. Norms are accumulated in float64.
 
     Args:
         first: Checkpoint folder of safetensors.
@@ -74,8 +74,9 @@ def parameter_difference(first: Path, second: Path) -> ParameterDifference:
             not finite.
     """
     one, other = CheckpointReader(first), CheckpointReader(second)
-    in_other = frozenset(other.names)
-    common = [name for name in one.names if name in in_other]
+    repeated, other_repeated = _stored_twice(one), _stored_twice(other)
+    counted = frozenset(other.names) - (repeated & other_repeated)
+    common = [name for name in one.names if name in counted]
     if not common:
         raise ModelError(f"{first} and {second}: have no tensor in common; these are two architectures.")
     for name in common:
@@ -90,7 +91,20 @@ def parameter_difference(first: Path, second: Path) -> ParameterDifference:
         mpd=sum(t.l2 for t in tensors) / len(tensors),
         relative=distance / norm if norm > 0 else None,
         tensors=tensors,
-        missing=tuple(sorted(set(one.names) ^ set(other.names))),
+        missing=tuple(sorted((set(one.names) ^ set(other.names)) - repeated - other_repeated)),
+    )
+
+
+def _stored_twice(reader: CheckpointReader) -> frozenset[str]:
+    """Return the matrices outside the layers that repeat another one bit for bit: tied heads stored in full."""
+    outside = [name for name in reader.names if layer_of(name) is None and len(reader.shape(name)) == 2]
+    outside.sort(key=lambda name: "embed" not in name and "wte" not in name)  # the embedding is the original
+    return frozenset(
+        later
+        for position, later in enumerate(outside)
+        for earlier in outside[:position]
+        if reader.shape(earlier) == reader.shape(later)
+        and torch.equal(reader.tensor(earlier), reader.tensor(later))
     )
 
 
