@@ -330,7 +330,7 @@ def test_strategies_that_leave_nothing_are_named(tmp_path: Path) -> None:
     class Nothing(Strategy):
         kind = "nothing"
 
-        def trainable(self, model: Any, context: Context) -> frozenset[str]:
+        def trainable(self, model: Any, context: Context) -> frozenset[str]:  # noqa: ARG002
             return frozenset()
 
     both = Composition((FreezeRandom(), Nothing()), "freeze_random+nothing")
