@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart check test test-all docs lock clean
+.PHONY: help install quickstart check test test-all bench docs lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ test: check  ## check, then every test that takes less than a minute
 
 test-all: check  ## check, then every test
 	$(BIN)/python -m pytest
+
+bench: $(INSTALLED)  ## run the benchmarks; results go to benchmarks/results/
+	$(BIN)/python benchmarks/training.py
 
 docs: $(INSTALLED)  ## build the documentation into site/
 	$(BIN)/mkdocs build --strict

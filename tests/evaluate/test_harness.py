@@ -351,3 +351,21 @@ def test_one_ability_may_ask_for_one_task_in_two_languages(
 
 def replace_limit(task: EvaluationTask, limit: int) -> EvaluationTask:
     return task.model_copy(update={"limit": limit})
+
+
+@pytest.mark.parametrize(
+    ("task_ability", "language_ability"),
+    [
+        (["worldbook", "worldbook:lookup"], ["worldbook"]),
+        (["worldbook"], ["worldbook", {"task": "worldbook:counting", "language": "de"}]),
+        (["worldbook"], [{"task": "worldbook", "language": "en"}]),
+    ],
+)
+def test_a_task_that_would_count_twice_is_refused(
+    task_ability: list[Any], language_ability: list[Any], tmp_path: Path
+) -> None:
+    evaluation = Evaluation.model_validate(
+        {"task_ability": task_ability, "language_ability": language_ability}
+    )
+    with pytest.raises(ConfigError, match="already; keep one"):
+        check_tasks(evaluation, tmp_path, languages=["de", "es"])

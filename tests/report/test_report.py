@@ -25,6 +25,8 @@ def scores(task: float, german: float) -> dict[str, Any]:
             "en": {"value": None, "bits_per_character": 1.1},
         },
         "wrong_language": 0.25,
+        "left_out": ["ifeval: item 7: needs punkt"],
+        "truncated": {"worldbook:lookup/en": 2},
         "tasks": {"worldbook:lookup/en": score(task)},
     }
 
@@ -35,6 +37,7 @@ def difference(value: float, half_width: float) -> dict[str, Any]:
         "low": value - half_width,
         "high": value + half_width,
         "smallest_visible": 0.07,
+        "n": 40,
     }
 
 
@@ -132,6 +135,8 @@ def test_the_page_stands_alone_and_escapes_what_it_is_told(tmp_path: Path) -> No
     assert "<script" not in html
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
     assert html.count("<svg") == 3
+    assert "task ability 0.070 (40 items)" in html
+    assert "1 items are left out" in html
     assert "http://" not in html.replace("http://www.w3.org/", "")
     assert "https://" not in html
 

@@ -62,3 +62,12 @@ def test_earlier_sets_are_named_where_there_are_several() -> None:
 def test_paths_replace_the_product() -> None:
     path = [{"phase": "one", "data": "english"}, {"phase": "two", "data": "other", "strategy": ["lora"]}]
     assert named(cells_of(study(paths=[path]))) == [("other", "lora", 0)]
+
+
+def test_two_mixed_cells_with_names_of_their_own_both_stand() -> None:
+    phases = study().model_dump(mode="json")["phases"]
+    phases[1]["data"]["other"]["strategies"] = [
+        "mixed",
+        {"mixed": {"name": "slow", "training": {"epochs": 2}}},
+    ]
+    assert [cell.strategy for cell in cells_of(study(phases=phases)) if cell.is_mixed] == ["mixed", "slow"]

@@ -123,6 +123,8 @@ def test_what_a_strategy_promises_stands_in_its_record(finished: tuple[Path, dic
     assert by_strategy["english_replay"]["replayed"] == 6  # 0.2 / 0.8 * 24
     assert by_strategy["english_replay"]["replay_share"] == 0.2
     assert by_strategy["mixed"]["examples"] == 48
+    assert [counts["train"] for counts in by_strategy["mixed"]["data"]] == [24, 24]
+    assert {counts["broken"] for counts in by_strategy["mixed"]["data"]} == {0}
     assert by_strategy["freeze_random"]["frozen_parameters"] > 0
 
 
@@ -198,4 +200,9 @@ def test_a_failed_cell_does_not_stop_the_others(tmp_path: Path, tiny_model: Path
     assert "no_such_module" in lora["reason"]
     assert plain["mpd"]["pair"] > 0
     assert plain["checkpoint"] is None
-    assert not list((tmp_path / "runs").rglob("*.safetensors"))
+    assert list((tmp_path / "runs").rglob("*.safetensors")), (
+        "the failed cell's Phase 1 is there for the next run"
+    )
+    without = run(path, "measures=[mpd]", "keep=none", "phases.two.data.similar.strategies=[plain]")
+    assert without.returncode == 0, without.stderr
+    assert json.loads(without.stdout)["cells"][0]["status"] == "done"

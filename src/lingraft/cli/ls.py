@@ -41,7 +41,7 @@ def _names(kind: str) -> dict[str, str]:
     if kind == "models":
         from lingraft.models.embedded import EMBEDDED
 
-        return {f"embedded:{name}": "" for name in EMBEDDED}
+        return {f"embedded:{name}": model.meaning for name, model in EMBEDDED.items()}
     if kind == "measures":
         return {
             "des": "similarity of the phases' instructions",

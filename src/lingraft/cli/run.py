@@ -32,7 +32,7 @@ def run(
 
     from lingraft.cli.progress import ProgressWatcher
     from lingraft.report.page import write_page
-    from lingraft.report.tables import study_table
+    from lingraft.report.tables import smallest_visible, study_table
     from lingraft.study.run import run_study
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the study's own bars say more
@@ -48,6 +48,7 @@ def run(
                 print_result(
                     f"failed: {cell['data']} / {cell['strategy']} / seed {cell['seed']}: {cell['reason']}"
                 )
+        print_result(smallest_visible(result))
         print_result(f"Report: {page}")
     if any(cell["status"] == "failed" for cell in result["cells"]):
         raise typer.Exit(EXIT_ANSWER_IS_NO)

@@ -122,5 +122,9 @@ def _check_evaluation(study: Study) -> Iterator[str]:
             is_worldbook = task.task.partition(":")[0] == "worldbook"
             if ability == "language_ability" and not is_worldbook and task.language is None:
                 yield f"evaluate.{ability}[{number}] ({task.task}): which language? Give it `language:`."
+            if is_worldbook and task.data is not None:
+                yield f"evaluate.{ability}[{number}] ({task.task}): worldbook brings its own data; remove data."
+            if is_worldbook and ability == "task_ability" and task.language not in (None, "en"):
+                yield f"evaluate.{ability}[{number}] ({task.task}): task ability is English; remove language."
             if is_worldbook and task.metric is not None:
                 yield f"evaluate.{ability}[{number}] ({task.task}): worldbook has one headline score; remove metric."

@@ -76,17 +76,36 @@ def check_tasks(evaluation: Evaluation, base_folder: Path, *, languages: Sequenc
         ConfigError: With every problem: an unknown family, task or language, a missing file.
     """
     problems = []
+    seen: dict[tuple[str, str], str] = {}
     for ability, entry in _entries(evaluation):
         wanted = languages if ability == "language_ability" else (ENGLISH,)
         problem = _problem(entry, base_folder, wanted)
         if problem is not None:
             problems.append(f"evaluate.{ability}: {entry.task}: {problem}")
+        for name, language in _expanded(entry, wanted):
+            place = f"evaluate.{ability}: {entry.task}"
+            if (name, language) in seen:
+                problems.append(
+                    f"{place}: {name} in {language} is in {seen[name, language]} already; keep one."
+                )
+            seen.setdefault((name, language), place)
     if not languages:
         problems.append(
             "evaluate: the study trains no language other than English, so there is no language ability."
         )
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def _expanded(entry: EvaluationTask, languages: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Return the tasks and languages that an entry stands for; each may count once only."""
+    kind, _, family = entry.task.partition(":")
+    if kind != "worldbook":
+        yield entry.task, entry.language or ENGLISH
+        return
+    for name in (family,) if family else FAMILIES:
+        for language in (entry.language,) if entry.language else languages:
+            yield f"worldbook:{name}", language
 
 
 def task_identities(evaluation: Evaluation, base_folder: Path) -> dict[str, str]:

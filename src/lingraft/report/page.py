@@ -17,7 +17,7 @@ from lingraft.config.load import dump_study
 from lingraft.config.schema import Study
 from lingraft.records import write_text_atomically
 from lingraft.report.figures import bits_per_character, to_svg, trade_off, training_loss
-from lingraft.report.tables import study_table
+from lingraft.report.tables import smallest_visible, study_table
 
 _FIGURES = (
     (
@@ -52,6 +52,9 @@ def render_page(result: dict[str, Any], study: Study) -> str:
     )
     template = environment.from_string((files("lingraft.report") / "page.html").read_text(encoding="utf-8"))
     done = [cell for cell in result["cells"] if cell["status"] == "done"]
+    models = {"base model": result["base"], "phase 1": result["phase_one"]}
+    models |= {f"{cell['data']} / {cell['strategy']} / seed {cell['seed']}": cell["scores"] for cell in done}
+    models = {name: scores for name, scores in models.items() if scores is not None}
     return template.render(
         study=study,
         study_file=dump_study(study),
@@ -62,6 +65,9 @@ def render_page(result: dict[str, Any], study: Study) -> str:
         failed=[cell for cell in result["cells"] if cell["status"] == "failed"],
         done=done,
         phase_one=result["phase_one"],
+        visible=smallest_visible(result),
+        left_out={name: scores["left_out"] for name, scores in models.items() if scores["left_out"]},
+        truncated={name: sum(scores["truncated"].values()) for name, scores in models.items()},
         encoder=next((cell["encoder"] for cell in done if cell["encoder"]), None),
         embedded=any(
             (name or "").startswith("embedded:") for name in (study.model, study.phases[0].checkpoint)

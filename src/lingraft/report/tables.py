@@ -119,6 +119,19 @@ def _row(
     )
 
 
+def smallest_visible(result: dict[str, Any]) -> str:
+    """Say, in one sentence, how small a difference to Phase 1 the evaluation could have seen in its worst cell."""
+    done = [cell["difference"] for cell in result["cells"] if cell["status"] == "done"]
+    if not done:
+        return "No cell is done, so nothing was compared."
+    parts = []
+    for ability in ("task_ability", "language_ability"):
+        worst = max(difference[ability]["smallest_visible"] for difference in done)
+        items = done[0][ability]["n"]
+        parts.append(f"{ability.replace('_', ' ')} {worst:.3f} ({items} items)")
+    return f"Smallest difference to Phase 1 that could have been seen (80 % power): {', '.join(parts)}."
+
+
 def language_table(summary: DataSummary) -> Table:
     """Return what each language of a data set costs in tokens, against English where that is in the data."""
     columns = (

@@ -53,13 +53,13 @@ def cells_of(study: Study) -> tuple[Cell, ...]:
 
 
 def _full_product(study: Study) -> Iterator[tuple[PathStep, ...]]:
-    united: set[tuple[str, ...]] = set()
+    united: set[tuple[tuple[str, ...], str]] = set()
     for path in product(*(tuple(_steps_of(phase)) for phase in trained_phases(study))):
         if path[-1].strategy.is_mixed:
-            sets = tuple(step.data for step in path)
-            if sets in united:
+            union = (tuple(step.data for step in path), path[-1].strategy.label)
+            if union in united:
                 continue  # a mixed cell trains one phase: the earlier phases' strategies make no difference
-            united.add(sets)
+            united.add(union)
         yield path
 
 

@@ -19,6 +19,7 @@ from lingraft.strategies.composition import Composition, build
 from lingraft.study.grid import Cell, cells_of, trained_phases
 
 ENGLISH = "en"
+_SHOWN_BROKEN = 3  # places named in the record; all are counted
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,19 @@ class DataSet:
             "held_out": self.held_out_groups,
         }
 
+    def counts(self, seed: int) -> dict[str, Any]:
+        """Return what was read, dropped and fell short, for the record."""
+        split = self.split(seed)
+        return {
+            "source": self.source.source,
+            "rows": self.loaded.n_rows,
+            "broken": len(self.loaded.broken),
+            "first_broken": [f"{row.place}: {row.problem}" for row in self.loaded.broken[:_SHOWN_BROKEN]],
+            "held_out": len(split.held_out),
+            "train": len(split.train),
+            "shortfall": split.shortfall,
+        }
+
     @property
     def languages(self) -> tuple[str, ...]:
         """BCP-47 tags of its rows, sorted."""
@@ -80,7 +94,7 @@ class Materials:
         instructions: The data set that stands for the instructions of a checkpoint Phase 1, if one is named.
         base: The base model, if the study names one.
         checkpoint: The model that stands for Phase 1, if it is not trained.
-        languages: The languages other than English that are trained, in the order of the file.
+        languages: The languages other than English that are trained, sorted.
         cells: The grid.
         compositions: The built strategies of every choice, by its label and options.
     """
@@ -95,9 +109,9 @@ class Materials:
 
     @property
     def held_out(self) -> tuple[Example, ...]:
-        """The held-out examples of all sets, each once."""
-        sets = [*self.data.values(), *([self.instructions] if self.instructions else [])]
-        return tuple({(e.source, e.id): e for one in sets for e in one.held_out}.values())
+        """The held-out examples of all trained sets, each once, in an order that the file's does not change."""
+        found = {(e.source, e.id): e for one in self.data.values() for e in one.held_out}
+        return tuple(found[key] for key in sorted(found))
 
 
 def gather(study: Study, base_folder: Path) -> Materials:
@@ -125,14 +139,14 @@ def gather(study: Study, base_folder: Path) -> Materials:
     first = study.phases[0]
     instructions = None
     if first.instructions is not None:
-        source = DataSource(source=first.instructions)
-        instructions = _read(first.name, source, study.held_out, base_folder)
+        source = DataSource(source=first.instructions, language=ENGLISH)
+        instructions = _read(first.name, source, 0, base_folder)
     return Materials(
         data=data,
         english=english,
         instructions=instructions,
-        base=None if study.model is None else _find(study.model),
-        checkpoint=None if first.checkpoint is None else _find(first.checkpoint),
+        base=None if study.model is None else _find(study.model, study.trust_remote_code),
+        checkpoint=None if first.checkpoint is None else _find(first.checkpoint, study.trust_remote_code),
         languages=_languages(study, data),
         cells=cells,
     )
@@ -190,8 +204,8 @@ def _read(name: str, source: DataSource, held_out: int, base_folder: Path) -> Da
     return DataSet(name, source, loaded, kept, held_out)
 
 
-def _find(name: str) -> Model:
-    folder = model_folder(name)
+def _find(name: str, trust_remote_code: bool) -> Model:
+    folder = model_folder(name, trust_remote_code=trust_remote_code)
     return Model(name, folder, {"weights": model_content_hash(folder)})
 
 
@@ -204,4 +218,4 @@ def _languages(study: Study, data: dict[tuple[str, str], DataSet]) -> tuple[str,
                 "language; give the data set `language:` (a BCP-47 tag such as es)."
             )
         found.update(dict.fromkeys(language for language in one.languages if language != ENGLISH))
-    return tuple(found)
+    return tuple(sorted(found))

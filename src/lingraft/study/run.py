@@ -95,11 +95,12 @@ class _Runner:
     watcher: Watcher
     _train_stages: dict[str, Stage] = field(default_factory=dict)
     _kept: set[str] = field(default_factory=set)
+    _any_failed: bool = False
 
     def run(self, folder: Path) -> dict[str, Any]:
         self.watcher.study_started(self._count_stages())
         base = self.materials.base
-        base_scores = None if base is None else self._evaluate("base", _reference(base)).result["scores"]
+        base_scores = None if base is None else self._evaluate_base(base)
         phase_one: dict[str, Any] | None = None
         cells = []
         for cell in self.materials.cells:
@@ -109,9 +110,17 @@ class _Runner:
             cells.append(entry)
         return {"run": str(folder), "base": base_scores, "phase_one": phase_one, "cells": cells}
 
+    def _evaluate_base(self, base: Model) -> dict[str, Any] | None:
+        try:
+            scores: dict[str, Any] = self._evaluate("base", _reference(base)).result["scores"]
+        except Exception as error:  # as for a cell: the others go on
+            self.watcher.cell_failed("base", str(error), error)
+            return None
+        return scores
+
     def discardable(self) -> list[Stage]:
-        """Training stages whose checkpoints the study does not keep."""
-        if self.study.keep == "all":
+        """Training stages whose checkpoints the study does not keep; none while a cell may still need them."""
+        if self.study.keep == "all" or self._any_failed:
             return []
         kept = self._kept if self.study.keep == "final" else set()
         return [stage for fingerprint, stage in self._train_stages.items() if fingerprint not in kept]
@@ -128,6 +137,7 @@ class _Runner:
         except Exception as error:  # whatever it is, the other cells go on and the reason is shown
             reason = str(error) if isinstance(error, LingraftError) else f"{type(error).__name__}: {error}"
             self.watcher.cell_failed(cell.label, reason, error)
+            self._any_failed = True
             return entry | {"status": "failed", "reason": reason}
 
     def _run_cell(self, cell: Cell) -> dict[str, Any]:
@@ -210,6 +220,7 @@ class _Runner:
             base=None if base is None else _reference(base),
             examples=data.split(cell.seed).train,
             data=[data.identity],
+            counts=[data.counts(cell.seed)],
             previous_data=() if past is None else past.split(cell.seed).train,
             english=english_rows,
             replay_data={
@@ -233,6 +244,7 @@ class _Runner:
             base=None,
             examples=tuple(example for one in sets for example in one.split(cell.seed).train),
             data=[one.identity for one in sets],
+            counts=[one.counts(cell.seed) for one in sets],
             previous_data=(),
             english=(),
             replay_data={},
@@ -293,6 +305,7 @@ class _Runner:
             base=None,
             examples=data.split(cell.seed).train,
             data=[data.identity],
+            counts=[data.counts(cell.seed)],
             previous_data=(),
             english=(),
             replay_data={},

@@ -47,6 +47,7 @@ EVALUATION_SPLIT = "report"
 # A result may change with these; a change of any of them makes a stage again.
 _TRAINING_LIBRARIES = ("lingraft", "torch", "transformers", "accelerate", "peft")
 _EVALUATION_LIBRARIES = ("lingraft", "torch", "transformers", "lm-eval", "sacrebleu", "py3langid")
+_MEASURE_LIBRARIES = ("lingraft",)
 _UNCOMPARED_TRAINING_FIELDS = {"report_to", "save_every"}
 
 
@@ -78,6 +79,7 @@ class TrainingJob:
         base: The base model, if known.
         examples: The phase's training rows, before any strategy mixes others in.
         data: Identity of these rows.
+        counts: Of each set: rows read, broken, held out, asked for and had; for the record.
         previous_data: Phase 1's training rows, empty if unknown, with their identity.
         english: The English parallel rows, empty if none, with their identity.
         choice: The strategies.
@@ -90,6 +92,7 @@ class TrainingJob:
     base: ModelReference | None
     examples: tuple[Example, ...]
     data: list[dict[str, Any]]
+    counts: list[dict[str, Any]]
     previous_data: tuple[Example, ...]
     english: tuple[Example, ...]
     replay_data: dict[str, Any]
@@ -156,6 +159,7 @@ class Stages:
 
         def work(folder: Path) -> Work:
             loaded = load_model(model.locate(), dtype=torch.bfloat16, trust_remote_code=self._trust)
+            loaded.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
             tokenizer = load_tokenizer(model.locate(), trust_remote_code=self._trust)
             evaluated = evaluate_model(
                 loaded,
@@ -168,10 +172,13 @@ class Stages:
             )
             bits = bits_per_character(loaded, tokenizer, held_out)
             write_predictions(folder / PREDICTIONS, evaluated.predictions)
+            if evaluated.left_out:
+                self._watcher.noted(
+                    f"{label}: {len(evaluated.left_out)} items are left out, such as {evaluated.left_out[0]}."
+                )
+            lost = {"left_out": list(evaluated.left_out), "truncated": evaluated.truncated}
             result = {
-                "scores": score_summary(evaluated.predictions, bits),
-                "left_out": list(evaluated.left_out),
-                "truncated": evaluated.truncated,
+                "scores": {**score_summary(evaluated.predictions, bits), **lost},
                 "tasks": evaluated.tasks,
             }
             return Work(result, _machine())
@@ -186,7 +193,8 @@ class Stages:
         encoder: Encoder,
     ) -> Stage:
         """Measure DES between the instructions of two data sets."""
-        inputs = {"first": first[1], "second": second[1], "encoder": encoder.name}
+        inputs: dict[str, Any] = {"first": first[1], "second": second[1], "encoder": encoder.name}
+        inputs["libraries"] = libraries(_MEASURE_LIBRARIES)
 
         def work(_: Path) -> Work:
             found = dataset_embedding_similarity(first[0], second[0], encoder)
@@ -196,7 +204,8 @@ class Stages:
 
     def difference(self, label: str, first: ModelReference, second: ModelReference) -> Stage:
         """Measure the distance between two models' weights."""
-        inputs = {"first": first.identity, "second": second.identity}
+        inputs: dict[str, Any] = {"first": first.identity, "second": second.identity}
+        inputs["libraries"] = libraries(_MEASURE_LIBRARIES)
 
         def work(_: Path) -> Work:
             found = parameter_difference(first.locate(), second.locate())
@@ -251,6 +260,12 @@ class Stages:
             seed=job.seed,
             folder=folder,
         )
+        for counts in job.counts:
+            if counts["broken"] or counts["shortfall"]:
+                self._watcher.noted(
+                    f"{counts['source']}: {counts['broken']} of {counts['rows']} rows are broken and left out "
+                    f"({'; '.join(counts['first_broken']) or 'none'}); {counts['shortfall']} rows fewer than `limit`."
+                )
         mix = composition.mix(job.examples, context)
         if mix.shortfall:
             self._watcher.noted(
@@ -282,6 +297,7 @@ class Stages:
         )
         save_checkpoint(composition.finish(model), tokenizer, folder / CHECKPOINT)
         result = {
+            "data": job.counts,
             "examples": outcome.examples,
             "replayed": mix.replayed,
             "replay_share": mix.share,

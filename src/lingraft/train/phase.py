@@ -8,7 +8,7 @@ import resource
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -68,7 +68,8 @@ class PhaseOutcome:
         frozen_parameters: Numbers that were not.
         seconds: Wall time of training in this process; of a resumed run the rest only.
         tokens_per_second: Real tokens per second in that time; 0 where nothing was left to do.
-        peak_bytes: Largest resident memory of the process so far.
+        peak_bytes: Largest resident memory of the process since training began; since its start where the kernel
+            cannot forget an older peak.
         resumed_from: Steps that an interrupted run had done; None: the phase ran in one go.
     """
 
@@ -141,6 +142,7 @@ def train_phase(
             pad_token_id=_pad_token_id(tokenizer),
             bf16_weights=training.precision == "bf16_pure",
         )
+        forget_peak()
         clock = _Clock(_tokens_per_step(trainer, batches, lengths), on_progress)
         trainer.add_callback(clock)
         _train(trainer, resumed)
@@ -161,6 +163,12 @@ def train_phase(
         peak_bytes=peak_bytes(),
         resumed_from=int(resumed.name.rpartition("-")[2]) if resumed else None,
     )
+
+
+def forget_peak() -> None:
+    """Let the kernel measure the peak of resident memory afresh (Linux; elsewhere the old peak stays)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_bytes() -> int:
