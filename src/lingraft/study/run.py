@@ -6,7 +6,7 @@ A cell that fails does not stop the others. A study that was stopped goes on at 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -214,45 +214,39 @@ class _Runner:
         past = self._data(cell.steps[0]) if index > 0 and self.materials.checkpoint is None else None
         base = self.materials.base
         label = " > ".join(f"{s.phase}:{s.data}/{s.strategy.label}" for s in cell.steps[: index + 1])
-        job = TrainingJob(
-            label=self._seeded(label, cell.seed),
-            parent=parent,
+        job = replace(
+            self._job(label, step, [data], parent, cell.seed),
             base=None if base is None else _reference(base),
-            examples=data.split(cell.seed).train,
-            data=[data.identity],
-            counts=[data.counts(cell.seed)],
             previous_data=() if past is None else past.split(cell.seed).train,
             english=english_rows,
             replay_data={
                 "previous_data": None if past is None else past.identity,
                 "english": english_identity,
             },
-            choice=step.strategy,
-            training=_training(self.study, phase, step.strategy),
-            seed=cell.seed,
         )
         return self._train_and_evaluate(step, job)
 
     def _train_mixed(self, cell: Cell) -> _Trained:
         """Train one phase over the union of the path's sets, from the base."""
         step = cell.steps[-1]
+        label = "+".join(f"{one.phase}:{one.data}" for one in cell.steps) + f"/{step.strategy.label}"
         sets = [self._data(one) for one in cell.steps]
-        label = "+".join(f"{one.phase}:{one.data}" for one in cell.steps)
-        job = TrainingJob(
-            label=self._seeded(f"{label}/{step.strategy.label}", cell.seed),
-            parent=self._start(),
-            base=None,
-            examples=tuple(example for one in sets for example in one.split(cell.seed).train),
+        return self._train_and_evaluate(step, self._job(label, step, sets, self._start(), cell.seed))
+
+    def _job(
+        self, label: str, step: PathStep, sets: Sequence[DataSet], parent: ModelReference, seed: int
+    ) -> TrainingJob:
+        """Describe the training of one step on the union of `sets`, with nothing to replay."""
+        return TrainingJob(
+            label=self._seeded(label, seed),
+            parent=parent,
+            examples=tuple(example for one in sets for example in one.split(seed).train),
             data=[one.identity for one in sets],
-            counts=[one.counts(cell.seed) for one in sets],
-            previous_data=(),
-            english=(),
-            replay_data={},
+            counts=[one.counts(seed) for one in sets],
             choice=step.strategy,
             training=_training(self.study, self._phase(step.phase), step.strategy),
-            seed=cell.seed,
+            seed=seed,
         )
-        return self._train_and_evaluate(step, job)
 
     def _train_and_evaluate(self, step: PathStep, job: TrainingJob) -> _Trained:
         stage, model = self.stages.train(job)
@@ -298,21 +292,8 @@ class _Runner:
         step = cell.steps[-1].model_copy(
             update={"strategy": StrategyChoice(parts=(StrategySpec(kind=PLAIN),))}
         )
-        data = self._data(step)
-        job = TrainingJob(
-            label=self._seeded(f"base:{step.data}/{PLAIN}", cell.seed),
-            parent=self._start(),
-            base=None,
-            examples=data.split(cell.seed).train,
-            data=[data.identity],
-            counts=[data.counts(cell.seed)],
-            previous_data=(),
-            english=(),
-            replay_data={},
-            choice=step.strategy,
-            training=_training(self.study, self._phase(step.phase), step.strategy),
-            seed=cell.seed,
-        )
+        label = f"base:{step.data}/{PLAIN}"
+        job = self._job(label, step, [self._data(step)], self._start(), cell.seed)
         stage, model = self.stages.train(job)
         self._train_stages[stage.fingerprint] = stage
         return self.stages.difference(f"pair {cell.label}", phase_one, model)

@@ -10,7 +10,7 @@ import gc
 import platform
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,29 +76,30 @@ class TrainingJob:
     Attributes:
         label: For progress lines.
         parent: The model that training starts from.
-        base: The base model, if known.
         examples: The phase's training rows, before any strategy mixes others in.
-        data: Identity of these rows.
+        data: Identity of these rows, by set.
         counts: Of each set: rows read, broken, held out, asked for and had; for the record.
-        previous_data: Phase 1's training rows, empty if unknown, with their identity.
-        english: The English parallel rows, empty if none, with their identity.
         choice: The strategies.
         training: Resolved training options.
         seed: Seed of everything drawn.
+        base: The base model, if a strategy may want it.
+        previous_data: Phase 1's training rows, empty if unknown.
+        english: The English parallel rows, empty if there are none.
+        replay_data: Identity of what is replayed, by the need that it fills.
     """
 
     label: str
     parent: ModelReference
-    base: ModelReference | None
     examples: tuple[Example, ...]
     data: list[dict[str, Any]]
     counts: list[dict[str, Any]]
-    previous_data: tuple[Example, ...]
-    english: tuple[Example, ...]
-    replay_data: dict[str, Any]
     choice: StrategyChoice
     training: Training
     seed: int
+    base: ModelReference | None = None
+    previous_data: tuple[Example, ...] = ()
+    english: tuple[Example, ...] = ()
+    replay_data: dict[str, Any] = field(default_factory=dict)
 
 
 class Stages:
