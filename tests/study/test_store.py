@@ -23,6 +23,8 @@ class Counted:
         self.times += 1
         (folder / "weights").mkdir(exist_ok=True)
         (folder / "weights" / "a.bin").write_bytes(b"12345")
+        (folder / "trackers").mkdir(exist_ok=True)
+        (folder / "trackers" / "events").write_text(f"run {self.times}")
         return Work({"answer": 42}, {"threads": 2})
 
 

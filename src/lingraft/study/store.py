@@ -24,6 +24,7 @@ from lingraft.records import fingerprint_of, hash_file, read_json, write_json_at
 
 RECORD = "record.json"
 TIMING = "timing.json"
+_UNLISTED = (RECORD, TIMING, "trackers")  # trackers write times, which two equal runs do not share
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ class Store:
                 "discarded": False,
             }
             for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.name not in (RECORD, TIMING)
+            if path.is_file() and path.relative_to(folder).parts[0] not in _UNLISTED
         }
         timing = {"seconds": time.monotonic() - started, **done.timing}
         write_json_atomically(folder / TIMING, timing)
