@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -32,23 +32,29 @@ def run(
 
     from lingraft.cli.progress import ProgressWatcher
     from lingraft.report.page import write_page
-    from lingraft.report.tables import smallest_visible, study_table
     from lingraft.study.run import run_study
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the study's own bars say more
     with ProgressWatcher() as watcher:
         result = run_study(loaded, runs=runs, watcher=watcher)
-        page = write_page(result, loaded)
     if json:
         print_json(result)
     else:
-        print_table(study_table(result), loaded.name)
-        for cell in result["cells"]:
-            if cell["status"] == "failed":
-                print_result(
-                    f"failed: {cell['data']} / {cell['strategy']} / seed {cell['seed']}: {cell['reason']}"
-                )
-        print_result(smallest_visible(result))
+        _print(result, loaded.name)
+    page = write_page(result, loaded)  # after the result: what took hours is told first
+    if not json:
         print_result(f"Report: {page}")
     if any(cell["status"] == "failed" for cell in result["cells"]):
         raise typer.Exit(EXIT_ANSWER_IS_NO)
+
+
+def _print(result: dict[str, Any], name: str) -> None:
+    from lingraft.report.tables import smallest_visible, study_table
+
+    print_table(study_table(result), name)
+    for cell in result["cells"]:
+        if cell["status"] == "failed":
+            print_result(
+                f"failed: {cell['data']} / {cell['strategy']} / seed {cell['seed']}: {cell['reason']}"
+            )
+    print_result(smallest_visible(result))
