@@ -36,9 +36,13 @@ def _options(
     del show_traceback
 
 
-# Threads that wait for each other by spinning stand still when another process has their core: on two shared cores
-# training ran at 0.4 of the speed (docs/lab_log.md). Set before torch loads OpenMP; a choice of the user stays.
+# Read by libraries when torch is loaded; what the user has set stays. docs/performance.md has the measurements.
+# Threads that wait for each other by spinning stand still when another process has their core, and threads that
+# sleep at once are woken ten thousand times a step: they spin for some microseconds only.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+# Large tensors in large pages, where the system allows it: a sixth of the page faults.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def main() -> None:

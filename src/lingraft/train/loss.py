@@ -7,7 +7,6 @@ logits: a hook keeps only the positions whose next token is supervised, for any 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -15,14 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lingraft.errors import ModelError
 
 if TYPE_CHECKING:
     from lingraft.data.chat import EncodedExample
 
-_SHORT_ROW = 128  # tokens
 Batch = Mapping[str, Tensor]
 
 
@@ -120,7 +117,7 @@ def token_losses(model: nn.Module, batch: Batch) -> TokenLosses:
     keep = functional.pad(supervised[:, 1:], (0, 1), value=False)  # position t predicts token t + 1
     routed = bool(getattr(unwrapped.config.get_text_config(), "output_router_logits", False))
     mask = {"attention_mask": batch["attention_mask"]} if routed else {}
-    with SupervisedHead(unwrapped, keep), _attention(unwrapped, input_ids):
+    with SupervisedHead(unwrapped, keep):
         outputs = model(input_ids=input_ids, use_cache=False, **mask)
     targets = input_ids[:, 1:][supervised[:, 1:]]
     values = functional.cross_entropy(outputs.logits.float(), targets, reduction="none")
@@ -147,19 +144,6 @@ def supervised_loss(model: nn.Module, batch: Batch, *, with_auxiliary: bool = Fa
     if with_auxiliary and losses.auxiliary is not None:
         total = total + losses.auxiliary.float() * losses.values.numel()
     return total, losses.values.numel()
-
-
-def _attention(model: Any, input_ids: Tensor) -> AbstractContextManager[None]:
-    """Choose plain matrix products for short rows on a CPU.
-
-    There the backward pass of flash attention costs much the same however short the rows: a layer of
-    SmolLM2-135M takes 16 ms at 6 x 85 tokens against 8, 13 against 4 at 12 x 40, and 13 against 9 at 4 x 128;
-    from 256 on it is the faster. Not with recomputed activations, which must take the same way twice.
-    """
-    short = input_ids.device.type == "cpu" and input_ids.shape[1] <= _SHORT_ROW and torch.is_grad_enabled()
-    if short and not getattr(model, "is_activation_checkpointing", False):
-        return sdpa_kernel(SDPBackend.MATH)
-    return nullcontext()
 
 
 def _auxiliary_loss(model: Any, outputs: Any) -> Tensor:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-import resource
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -22,6 +21,8 @@ from lingraft.config.schema import Training
 from lingraft.data.batching import padded_tokens
 from lingraft.errors import DataError, ModelError, StrategyError, VerificationError, did_you_mean
 from lingraft.records import fingerprint_of, read_json, write_json_atomically
+from lingraft.train.attention import grouped_attention
+from lingraft.train.memory import forget_peak, peak_bytes
 from lingraft.train.trainer import PhaseTrainer, plan_batches, training_arguments
 
 if TYPE_CHECKING:
@@ -165,22 +166,6 @@ def train_phase(
     )
 
 
-def forget_peak() -> None:
-    """Let the kernel measure the peak of resident memory afresh (Linux; elsewhere the old peak stays)."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_bytes() -> int:
-    """Return the largest resident memory that this process has had, in bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():  # getrusage would carry the peak of whatever started this process
-        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        if "VmHWM" in lines:
-            return int(lines["VmHWM"].split()[0]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def _check_trainable(model: nn.Module, trainable: Collection[str]) -> list[str]:
     """Return the sorted names, or say which of them the model does not have."""
     names = {name for name, _ in model.named_parameters()}
@@ -254,7 +239,8 @@ def _prepared(model: Any, names: Sequence[str], training: Training) -> Iterator[
         # Only the re-entrant kind needs gradients at the embeddings; they would cost the frozen layers' backward.
         model.disable_input_require_grads()
     try:
-        with _bf16_weights(model) if training.precision == "bf16_pure" else nullcontext():
+        weights = _bf16_weights(model) if training.precision == "bf16_pure" else nullcontext()
+        with weights, grouped_attention(model):
             yield
     finally:
         if training.gradient_checkpointing:
