@@ -1,10 +1,12 @@
-"""How much faster is lingraft's training step than a plain loop over full logits, and is its loss the same?
+"""How much faster does lingraft train than TRL's SFTTrainer, at the same loss, and how near to the machine's peak?
 
-    python benchmarks/training.py [--rows 48] [--rounds 3]
+    python benchmarks/training.py [--data worldbook:lookup/de,es,fr] [--rows 96] [--rounds 3]
 
-Both train SmolLM2-135M in bf16 arithmetic on float32 weights with fused AdamW on the same worldbook rows and about
-the same padded tokens per step. The rounds alternate, so that a busy machine slows both; quote the ratio, never a
-single rate. Writes benchmarks/results/training.json.
+Every competitor trains SmolLM2-135M for one epoch on the same tokens with the same labels, learning rate and about
+the same number of optimiser steps, in a process of its own. Rounds alternate, so that a busy machine slows all of
+them, and the peak of a bf16 matrix product is measured in every round: quote ratios, never single rates. All run with
+the settings of the threads that the command line makes, which help TRL as well. Writes
+benchmarks/results/training-NAME.json; `benchmarks/tables.py` puts it into docs/performance.md.
 """
 
 from __future__ import annotations
@@ -14,95 +16,306 @@ import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
+THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "3000", "THP_MEM_ALLOC_ENABLE": "1"}
+RESULTS = Path(__file__).parent / "results"
+MODEL = "embedded:smollm2-135m"
+LEARNING_RATE = 2e-5
+ROWS_PER_STEP = 8  # TRL's default
+PACKED_LENGTH = 1024  # TRL's default max_length: one packed row holds about as many tokens as eight others
+MAX_LENGTH = 512
 
-import torch
-
-from lingraft.config.schema import Training
-from lingraft.data.chat import EncodedExample, encode_examples
-from lingraft.data.worldbook import load_examples
-from lingraft.models.loading import load_model, load_tokenizer, model_folder
-from lingraft.train.loss import collate
-from lingraft.train.phase import train_phase
-
-RESULTS = Path(__file__).parent / "results" / "training.json"
-TOKENS_PER_BATCH = 512
-ROWS_PER_BATCH = 6
-
-
-def plain_loop(folder: Path, rows: Sequence[EncodedExample]) -> tuple[float, float]:
-    """Train once over the rows in their order with full logits; return tokens per second and the first loss."""
-    model = load_model(folder)
-    model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    losses = []
-    started = time.monotonic()
-    for start in range(0, len(rows), ROWS_PER_BATCH):
-        batch = collate(rows[start : start + ROWS_PER_BATCH])
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"].long()).logits
-        kept = batch["supervised"][:, 1:]
-        loss = torch.nn.functional.cross_entropy(
-            logits[:, :-1][kept].float(), batch["input_ids"][:, 1:][kept]
-        )
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(float(loss.detach()))
-    return _tokens(rows) / (time.monotonic() - started), statistics.mean(losses)
+# What is set besides TRL's defaults. Gradient checkpointing is one of these defaults.
+TRL: dict[str, dict[str, Any]] = {
+    "trl, defaults": {},
+    "trl, no checkpointing": {"gradient_checkpointing": False},
+    "trl, grouped by length": {
+        "gradient_checkpointing": False,
+        "train_sampling_strategy": "group_by_length",
+    },
+    "trl, rebalanced": {"gradient_checkpointing": False, "train_sampling_strategy": "batch_rebalance"},
+    "trl, packed": {
+        "gradient_checkpointing": False,
+        "packing": True,
+        "per_device_train_batch_size": 1,
+        "max_length": PACKED_LENGTH,
+    },
+}
+OURS: dict[str, dict[str, Any]] = {
+    "lingraft": {"precision": "bf16"},
+    "lingraft, pure bf16": {"precision": "bf16_pure"},
+    "lingraft, lower two thirds frozen": {"precision": "bf16"},
+}
+FROZEN = "lingraft, lower two thirds frozen"
 
 
-def lingraft(folder: Path, rows: Sequence[EncodedExample]) -> tuple[float, float]:
-    """Train the same rows through train_phase; return tokens per second and the mean loss."""
-    model = load_model(folder)
-    names = {name for name, _ in model.named_parameters()}
-    training = Training.model_validate(
-        {"learning_rate": 1e-5, "tokens_per_batch": TOKENS_PER_BATCH, "scheduler": "constant_with_warmup"}
-        | {"warmup_share": 0.0}
+def encoded_rows(data: str, count: int) -> list[Any]:
+    """Return the first `count` rows of a data set that have at most MAX_LENGTH tokens."""
+    from lingraft.config.schema import DataSource
+    from lingraft.data.chat import encode_examples
+    from lingraft.data.sources import load_data
+    from lingraft.models.loading import load_tokenizer, model_folder
+
+    loaded = load_data(DataSource(source=data))
+    whole = encode_examples(loaded.examples[: 2 * count], load_tokenizer(model_folder(MODEL)), MAX_LENGTH)
+    rows = [row for row in whole.examples if row.truncated_tokens == 0][:count]
+    if len(rows) < count:
+        raise SystemExit(f"{data}: only {len(rows)} rows of at most {MAX_LENGTH} tokens; give --rows {len(rows)}")
+    return rows
+
+
+def train_with_trl(rows: Sequence[Any], options: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Train with SFTTrainer; tokens and labels are given, so that both learn exactly the same."""
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    from lingraft.models.loading import load_model, load_tokenizer, model_folder
+    from lingraft.train.memory import forget_peak, peak_bytes
+
+    counts: list[int] = []
+    clock: dict[str, float] = {}
+
+    class CountingTrainer(SFTTrainer):  # type: ignore[misc]
+        def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+            batches, count = super().get_batch_samples(*args, **kwargs)
+            counts.append(int(count))
+            return batches, count
+
+    class Clock(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            forget_peak()
+            clock["begin"] = time.perf_counter()
+
+        def on_train_end(self, *_: Any, **__: Any) -> None:
+            clock["end"] = time.perf_counter()
+
+    model = load_model(model_folder(MODEL))
+    settings = {"max_length": MAX_LENGTH, "per_device_train_batch_size": ROWS_PER_STEP, **options}
+    trainer = CountingTrainer(
+        model=model,
+        args=SFTConfig(
+            output_dir=str(folder),
+            num_train_epochs=1,
+            learning_rate=LEARNING_RATE,
+            lr_scheduler_type="constant",
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=True,
+            **settings,
+        ),
+        train_dataset=Dataset.from_list([_labelled(row) for row in rows]),
+        processing_class=load_tokenizer(model_folder(MODEL)),
+        callbacks=[Clock()],
     )
-    with tempfile.TemporaryDirectory() as where:
-        started = time.monotonic()
-        done = train_phase(
-            model, load_tokenizer(folder), rows, training, trainable=names, folder=Path(where), seed=0
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return {
+        "seconds": clock["end"] - clock["begin"],
+        "loss": sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts),
+        "steps": len(losses),
+        "peak_bytes": peak_bytes(),
+        "loss_after": loss_of(model, rows),
+    }
+
+
+def train_with_lingraft(rows: Sequence[Any], name: str, folder: Path) -> dict[str, Any]:
+    """Train with train_phase, its token budget chosen for about as many optimiser steps as TRL makes."""
+    from lingraft.config.schema import Training
+    from lingraft.models.layers import layer_of
+    from lingraft.models.loading import load_model, load_tokenizer, model_folder
+    from lingraft.train.phase import train_phase
+
+    model = load_model(model_folder(MODEL))
+    training = Training(
+        learning_rate=LEARNING_RATE,
+        tokens_per_batch=_token_budget([len(row.input_ids) for row in rows]),
+        scheduler="constant_with_warmup",
+        warmup_share=0.0,
+        **OURS[name],
+    )
+    names = [key for key, _ in model.named_parameters()]
+    if name == FROZEN:
+        first = model.config.num_hidden_layers * 2 // 3
+        names = [key for key in names if (layer_of(key) or 0) >= first]
+    tokenizer = load_tokenizer(model_folder(MODEL))
+    counts = _supervised_per_step(rows, training)
+    done = train_phase(model, tokenizer, rows, training, trainable=names, folder=folder, seed=0)
+    losses = [loss for _, loss in done.losses]
+    return {
+        "seconds": done.seconds,
+        "loss": sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts),
+        "steps": done.steps,
+        "peak_bytes": done.peak_bytes,
+        "loss_after": loss_of(model, rows),
+    }
+
+
+def _labelled(row: Any) -> dict[str, list[int]]:
+    labels = [token if taught else -100 for token, taught in zip(row.input_ids, row.supervised, strict=True)]
+    return {"input_ids": list(row.input_ids), "labels": labels}
+
+
+def _token_budget(lengths: Sequence[int]) -> int:
+    """Return the smallest budget that needs no more steps than ROWS_PER_STEP rows a step do."""
+    from lingraft.data.batching import token_budget_batches
+
+    steps = -(-len(lengths) // ROWS_PER_STEP)
+    budget = max(max(lengths), sum(lengths) // steps)
+    while len(token_budget_batches(lengths, budget, 0, 0)) > steps:
+        budget += 8
+    return budget
+
+
+def _supervised_per_step(rows: Sequence[Any], training: Any) -> list[int]:
+    from lingraft.train.trainer import plan_batches
+
+    batches = plan_batches([len(row.input_ids) for row in rows], training, 0)
+    return [sum(sum(rows[number].supervised[1:]) for number in batch) for batch in batches]
+
+
+def loss_of(model: Any, rows: Sequence[Any]) -> float:
+    """Return the mean loss over all supervised tokens of `rows` in float32, nats per token."""
+    import torch
+
+    from lingraft.train.loss import collate, supervised_loss
+
+    model.eval()
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for start in range(0, len(rows), ROWS_PER_STEP):
+            summed, tokens = supervised_loss(model, collate(rows[start : start + ROWS_PER_STEP]))
+            total, count = total + float(summed), count + tokens
+    return total / count
+
+
+def matrix_product_peak() -> float:
+    """Return the best rate of a bf16 matrix product in TFLOP/s, over two sizes and eight repetitions."""
+    import torch
+
+    best = 0.0
+    for size in (2048, 4096):
+        left = torch.randn(size, size).bfloat16()
+        for _ in range(8):
+            started = time.perf_counter()
+            torch.mm(left, left)
+            best = max(best, 2 * size**3 / (time.perf_counter() - started) / 1e12)
+    return best
+
+
+def flops_of(rows: Sequence[Any], frozen: bool) -> float:
+    """Return the floating-point operations that one epoch needs: 6 a weight and token, the head on its positions.
+
+    Real tokens only: padding counts for nothing. With the lower layers frozen these cost their forward pass only (2).
+    Attention's own products are left out, a few per cent here.
+    """
+    from lingraft.models.loading import load_model, model_folder
+
+    model = load_model(model_folder(MODEL))
+    head = model.get_output_embeddings().weight.numel()
+    body = sum(parameter.numel() for parameter in model.parameters()) - head
+    tokens = sum(len(row.input_ids) for row in rows)
+    supervised = sum(sum(row.supervised[1:]) for row in rows)
+    a_weight = 2 * (2 / 3) + 6 / 3 if frozen else 6  # forward alone in two thirds
+    return float(a_weight * body * tokens + (4 if frozen else 6) * head * supervised)
+
+
+def run_child(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Run one competitor in a process of its own."""
+    command = [sys.executable, __file__, "--competitor", name, "--data", options.data, "--rows", str(options.rows)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **THREADS})
+    if done.returncode:
+        raise SystemExit(f"{name}:\n{done.stderr[-3000:]}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def compete(name: str, options: argparse.Namespace) -> None:
+    """Train as one competitor and print what came of it as one line of JSON."""
+    rows = encoded_rows(options.data, options.rows)
+    with tempfile.TemporaryDirectory() as folder:
+        train: Callable[[], dict[str, Any]] = (
+            (lambda: train_with_trl(rows, TRL[name], Path(folder)))
+            if name in TRL
+            else (lambda: train_with_lingraft(rows, name, Path(folder)))
         )
-        seconds = time.monotonic() - started
-    return _tokens(rows) / seconds, statistics.mean(loss for _, loss in done.losses)
+        result = train()
+    print(json.dumps(result))
 
 
-def _tokens(rows: Sequence[EncodedExample]) -> int:
-    return sum(len(row.input_ids) for row in rows)
+def summarise(rounds: list[dict[str, dict[str, Any]]], peaks: list[float], rows: Sequence[Any]) -> dict[str, Any]:
+    """Return per competitor its rate against each of the others, and what it reached of the peak."""
+    tokens = sum(len(row.input_ids) for row in rows)
+    entries: dict[str, Any] = {}
+    for name in rounds[0]:
+        seconds = [one[name]["seconds"] for one in rounds]
+        share = [
+            flops_of(rows, name == FROZEN) / took / 1e12 / peak for took, peak in zip(seconds, peaks, strict=True)
+        ]
+        entries[name] = {
+            "times_as_fast_as_trl_defaults": _spread([one["trl, defaults"]["seconds"] / one[name]["seconds"] for one in rounds]),
+            "times_as_fast_as_trl_best": _spread([min(one[t]["seconds"] for t in TRL) / one[name]["seconds"] for one in rounds]),
+            "tokens_per_second": _spread([tokens / took for took in seconds]),
+            "share_of_peak": _spread(share),
+            "steps": rounds[0][name]["steps"],
+            "training_loss": rounds[0][name]["loss"],
+            "loss_after": rounds[0][name]["loss_after"],
+            "peak_gigabytes": max(one[name]["peak_bytes"] for one in rounds) / 1e9,
+        }
+    return entries
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "lowest": min(values), "highest": max(values)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=48)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="worldbook:lookup/de,es,fr")
+    parser.add_argument("--rows", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", default="", help="comma-separated parts of names: leave the others out")
+    parser.add_argument("--competitor", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    folder = model_folder("embedded:smollm2-135m")
-    examples = load_examples("worldbook:lookup/de,es,fr")[: options.rows]
-    rows = encode_examples(examples, load_tokenizer(folder), 1024).examples
-    plain_loop(folder, rows[:ROWS_PER_BATCH])  # warm up
-    rounds = [(plain_loop(folder, rows), lingraft(folder, rows)) for _ in range(options.rounds)]
-    ratios = [ours[0] / plain[0] for plain, ours in rounds]
+    if options.competitor:
+        compete(options.competitor, options)
+        return
+    os.environ.update(THREADS)
+    rows = encoded_rows(options.data, options.rows)
+    rounds, peaks = [], []
+    for number in range(options.rounds):
+        peaks.append(matrix_product_peak())
+        rounds.append({})
+        for name in (*TRL, *OURS):
+            rounds[-1][name] = run_child(name, options)
+            print(f"round {number + 1}, {name}: {rounds[-1][name]}", file=sys.stderr, flush=True)
+    label = Path(options.data).parent.name + "-" + Path(options.data).stem if "/" in options.data and Path(options.data).suffix else "worldbook"
     result = {
-        "question": "tokens per second of lingraft's training over a plain loop with full logits",
-        "ratio": {"median": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)},
-        "mean_loss": {"plain": rounds[0][0][1], "lingraft": rounds[0][1][1]},
+        "question": "how much faster does lingraft train than TRL's SFTTrainer, at the same loss",
+        "data": label,
         "rows": len(rows),
-        "tokens": _tokens(rows),
+        "tokens": sum(len(row.input_ids) for row in rows),
+        "supervised_tokens": sum(sum(row.supervised[1:]) for row in rows),
         "rounds": options.rounds,
-        "threads": torch.get_num_threads(),
+        "matrix_product_peak_tflops": _spread(peaks),
+        "competitors": summarise(rounds, peaks, rows),
+        "cores": os.cpu_count(),
         "machine": platform.machine(),
-        "versions": {name: version(name) for name in ("lingraft", "torch", "transformers")},
+        "versions": {name: version(name) for name in ("lingraft", "torch", "transformers", "accelerate", "trl")},
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"training-{label}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=1))
 
 
