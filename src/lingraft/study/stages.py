@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import platform
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -38,7 +38,10 @@ from lingraft.train.phase import Progress, train_phase
 from lingraft.weights.difference import parameter_difference
 
 if TYPE_CHECKING:
+    from lingraft.data.chat import EncodedData
     from lingraft.similarity.encoders import Encoder
+    from lingraft.strategies.base import FreezePlanRow, Mix
+    from lingraft.train.phase import PhaseOutcome
 
 CHECKPOINT = "checkpoint"
 PREDICTIONS = "predictions.parquet"
@@ -261,25 +264,11 @@ class Stages:
             seed=job.seed,
             folder=folder,
         )
-        for counts in job.counts:
-            if counts["broken"] or counts["shortfall"]:
-                self._watcher.noted(
-                    f"{counts['source']}: {counts['broken']} of {counts['rows']} rows are broken and left out "
-                    f"({'; '.join(counts['first_broken']) or 'none'}); {counts['shortfall']} rows fewer than `limit`."
-                )
         mix = composition.mix(job.examples, context)
-        if mix.shortfall:
-            self._watcher.noted(
-                f"{job.label}: {mix.shortfall} replay examples fewer than asked for; "
-                f"the realised share is {mix.share:.3f}."
-            )
         tokenizer = load_tokenizer(parent, trust_remote_code=self._trust)
         encoded = encode_examples(mix.examples, tokenizer, job.training.max_length)
-        if encoded.truncated or encoded.dropped:
-            self._watcher.noted(
-                f"{job.label}: {encoded.truncated} examples truncated to {job.training.max_length} tokens, "
-                f"{len(encoded.dropped)} dropped because no answer was left."
-            )
+        for note in _notes_on_data(job, mix, encoded):
+            self._watcher.noted(note)
         model = composition.wrap(load_model(parent, trust_remote_code=self._trust), context)
         trainable = composition.trainable(model, context)
         check_plan(model, trainable)
@@ -297,33 +286,9 @@ class Stages:
             on_progress=self._tell_progress,
         )
         save_checkpoint(composition.finish(model), tokenizer, folder / CHECKPOINT)
-        result = {
-            "data": job.counts,
-            "examples": outcome.examples,
-            "replayed": mix.replayed,
-            "replay_share": mix.share,
-            "replay_shortfall": mix.shortfall,
-            "truncated": encoded.truncated,
-            "dropped": len(encoded.dropped),
-            "steps": outcome.steps,
-            "tokens": outcome.tokens,
-            "padded_tokens": outcome.padded_tokens,
-            "supervised_tokens": outcome.supervised_tokens,
-            "trainable_parameters": outcome.trainable_parameters,
-            "frozen_parameters": outcome.frozen_parameters,
-            "plan": [
-                {"part": row.part, "trainable": row.trainable_parameters, "frozen": row.frozen_parameters}
-                for row in plan
-            ],
-            "losses": [[step, loss] for step, loss in outcome.losses],
-        }
-        timing = {
-            "training_seconds": outcome.seconds,
-            "tokens_per_second": outcome.tokens_per_second,
-            "peak_bytes": outcome.peak_bytes,
-            "resumed_from": outcome.resumed_from,
-        }
-        return Work(result, {**_machine(), **timing})
+        return Work(
+            _training_record(job, mix, encoded, plan, outcome), {**_machine(), **_training_times(outcome)}
+        )
 
     def _tell_progress(self, progress: Progress) -> None:
         self._watcher.stage_progressed(
@@ -335,6 +300,66 @@ class Stages:
                 progress.seconds_left,
             )
         )
+
+
+def _notes_on_data(job: TrainingJob, mix: Mix, encoded: EncodedData) -> Iterator[str]:
+    """Say what of a phase's data was broken, missing, truncated or dropped; the record counts it as well."""
+    for counts in job.counts:
+        if counts["broken"] or counts["shortfall"]:
+            yield (
+                f"{counts['source']}: {counts['broken']} of {counts['rows']} rows are broken and left out "
+                f"({'; '.join(counts['first_broken']) or 'none'}); {counts['shortfall']} rows fewer than `limit`."
+            )
+    if mix.shortfall:
+        yield (
+            f"{job.label}: {mix.shortfall} replay examples fewer than asked for; "
+            f"the realised share is {mix.share:.3f}."
+        )
+    if encoded.truncated or encoded.dropped:
+        yield (
+            f"{job.label}: {encoded.truncated} examples truncated to {job.training.max_length} tokens, "
+            f"{len(encoded.dropped)} dropped because no answer was left."
+        )
+
+
+def _training_record(
+    job: TrainingJob,
+    mix: Mix,
+    encoded: EncodedData,
+    plan: Sequence[FreezePlanRow],
+    outcome: PhaseOutcome,
+) -> dict[str, Any]:
+    """Return what a training stage records: the compared part, equal for equal runs."""
+    return {
+        "data": job.counts,
+        "examples": outcome.examples,
+        "replayed": mix.replayed,
+        "replay_share": mix.share,
+        "replay_shortfall": mix.shortfall,
+        "truncated": encoded.truncated,
+        "dropped": len(encoded.dropped),
+        "steps": outcome.steps,
+        "tokens": outcome.tokens,
+        "padded_tokens": outcome.padded_tokens,
+        "supervised_tokens": outcome.supervised_tokens,
+        "trainable_parameters": outcome.trainable_parameters,
+        "frozen_parameters": outcome.frozen_parameters,
+        "plan": [
+            {"part": row.part, "trainable": row.trainable_parameters, "frozen": row.frozen_parameters}
+            for row in plan
+        ],
+        "losses": [[step, loss] for step, loss in outcome.losses],
+    }
+
+
+def _training_times(outcome: PhaseOutcome) -> dict[str, Any]:
+    """Return a training's figures of time and machine, which two equal runs do not share."""
+    return {
+        "training_seconds": outcome.seconds,
+        "tokens_per_second": outcome.tokens_per_second,
+        "peak_bytes": outcome.peak_bytes,
+        "resumed_from": outcome.resumed_from,
+    }
 
 
 def _machine() -> dict[str, Any]:
