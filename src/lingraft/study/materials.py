@@ -14,6 +14,7 @@ from lingraft.config.schema import DataSource, StrategyChoice, Study
 from lingraft.data.example import UNDETERMINED_LANGUAGE, Example
 from lingraft.data.sources import DataSplit, LoadedData, load_data, split_data
 from lingraft.errors import ConfigError, LingraftError
+from lingraft.evaluate.held_out import item_of
 from lingraft.models.loading import model_content_hash, model_folder
 from lingraft.strategies.composition import Composition, build
 from lingraft.study.grid import Cell, cells_of, trained_phases
@@ -110,7 +111,7 @@ class Materials:
     @property
     def held_out(self) -> tuple[Example, ...]:
         """The held-out examples of all trained sets, each once, in an order that the file's does not change."""
-        found = {(e.source, e.id): e for one in self.data.values() for e in one.held_out}
+        found = {item_of(e): e for one in self.data.values() for e in one.held_out}
         return tuple(found[key] for key in sorted(found))
 
 

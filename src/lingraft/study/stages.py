@@ -22,7 +22,7 @@ from lingraft.data.chat import encode_examples
 from lingraft.data.example import Example
 from lingraft.data.worldbook import VERSION as WORLDBOOK_VERSION
 from lingraft.evaluate.harness import evaluate_model, task_identities
-from lingraft.evaluate.held_out import bits_per_character
+from lingraft.evaluate.held_out import bits_by_language, held_out_losses, item_of, write_losses
 from lingraft.evaluate.predictions import write_predictions
 from lingraft.evaluate.scores import score_summary
 from lingraft.models.checkpoints import save_checkpoint
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 CHECKPOINT = "checkpoint"
 PREDICTIONS = "predictions.parquet"
+HELD_OUT = "held_out.parquet"
 EVALUATION_SPLIT = "report"
 
 # A result may change with these; a change of any of them makes a stage again.
@@ -155,7 +156,7 @@ class Stages:
             "evaluation": evaluation.model_dump(mode="json"),
             "tasks": task_identities(evaluation, self._base_folder),
             "languages": list(languages),
-            "held_out": fingerprint_of([[e.source, e.id, [m.content for m in e.messages]] for e in held_out]),
+            "held_out": fingerprint_of([item_of(example) for example in held_out]),
             "split": EVALUATION_SPLIT,
             "worldbook": WORLDBOOK_VERSION,
             "libraries": libraries(_EVALUATION_LIBRARIES),
@@ -174,15 +175,19 @@ class Stages:
                 base_folder=self._base_folder,
                 on_progress=lambda done, total: self._watcher.stage_progressed(StageProgress(done, total)),
             )
-            bits = bits_per_character(loaded, tokenizer, held_out)
+            losses = held_out_losses(loaded, tokenizer, held_out)
             write_predictions(folder / PREDICTIONS, evaluated.predictions)
+            write_losses(folder / HELD_OUT, losses)
             if evaluated.left_out:
                 self._watcher.noted(
                     f"{label}: {len(evaluated.left_out)} items are left out, such as {evaluated.left_out[0]}."
                 )
             lost = {"left_out": list(evaluated.left_out), "truncated": evaluated.truncated}
             result = {
-                "scores": {**score_summary(evaluated.predictions, bits), **lost},
+                "scores": {
+                    **score_summary(evaluated.predictions, bits_by_language(losses, held_out)),
+                    **lost,
+                },
                 "tasks": evaluated.tasks,
             }
             return Work(result, _machine())
