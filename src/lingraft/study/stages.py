@@ -49,8 +49,16 @@ HELD_OUT = "held_out.parquet"
 EVALUATION_SPLIT = "report"
 
 # A result may change with these; a change of any of them makes a stage again.
-_TRAINING_LIBRARIES = ("lingraft", "torch", "transformers", "accelerate", "peft")
-_EVALUATION_LIBRARIES = ("lingraft", "torch", "transformers", "lm-eval", "sacrebleu", "py3langid")
+_TRAINING_LIBRARIES = ("lingraft", "torch", "transformers", "tokenizers", "accelerate", "peft")
+_EVALUATION_LIBRARIES = (
+    "lingraft",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "lm-eval",
+    "sacrebleu",
+    "py3langid",
+)
 _MEASURE_LIBRARIES = ("lingraft",)
 _UNCOMPARED_TRAINING_FIELDS = {"report_to", "save_every"}
 
@@ -310,6 +318,11 @@ class Stages:
 def _notes_on_data(job: TrainingJob, mix: Mix, encoded: EncodedData) -> Iterator[str]:
     """Say what of a phase's data was broken, missing, truncated or dropped; the record counts it as well."""
     for counts in job.counts:
+        if counts["withheld"]:
+            yield (
+                f"{counts['source']}: {counts['withheld']} rows are not trained on, because another set of the study "
+                "holds them out."
+            )
         if counts["broken"] or counts["shortfall"]:
             yield (
                 f"{counts['source']}: {counts['broken']} of {counts['rows']} rows are broken and left out "
