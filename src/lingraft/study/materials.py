@@ -7,6 +7,7 @@ to be wrong is known first.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -109,11 +110,15 @@ class Materials:
     languages: tuple[str, ...]
     cells: tuple[Cell, ...]
 
-    @property
+    @cached_property
     def held_out(self) -> tuple[Example, ...]:
         """The held-out examples of all trained sets, each once, in an order that the file's does not change."""
         found = {item_of(e): e for one in self.data.values() for e in one.held_out}
         return tuple(found[key] for key in sorted(found))
+
+    @cached_property
+    def _held_out_items(self) -> frozenset[str]:
+        return frozenset(item_of(example) for example in self.held_out)
 
     def withhold(self, examples: tuple[Example, ...]) -> tuple[tuple[Example, ...], tuple[str, ...]]:
         """Return the examples that may be trained on, and the items of those that another set holds out.
@@ -121,7 +126,7 @@ class Materials:
         A set leaves out its own held-out groups. Where two sets of a study share rows, one may hold out what the
         other would train on: such rows are withheld, so that what is measured was never trained on.
         """
-        held_out = {item_of(example) for example in self.held_out}
+        held_out = self._held_out_items
         items = [item_of(example) for example in examples]
         kept = tuple(example for example, item in zip(examples, items, strict=True) if item not in held_out)
         return kept, tuple(sorted(item for item in items if item in held_out))
