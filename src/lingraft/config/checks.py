@@ -99,6 +99,18 @@ def _check_paths(study: Study) -> Iterator[str]:
                 yield f"{place}: {step.data!r} is not a data set of phase {phase.name!r}. {hint}"
             if step.strategy.is_mixed:
                 yield from _check_mixed(study, place, study.phases.index(phase))
+    if study.paths:
+        yield from _check_unread(study)
+    yield from _check_path_names(study)
+
+
+def _check_unread(study: Study) -> Iterator[str]:
+    for index, phase in enumerate(study.phases):
+        for where in dict.fromkeys(where for where, _ in _choices(phase)):
+            yield f"phases[{index}] ({phase.name}).{where}: with `paths` each step names its strategy; remove these."
+
+
+def _check_path_names(study: Study) -> Iterator[str]:
     called = [_names_of(path) for path in study.paths]
     for number, path in enumerate(study.paths):
         first = called.index(called[number])

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 from lingraft.errors import EvaluationError
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
-    Row = TypeVar("Row", bound=DataclassInstance)
-else:
-    Row = TypeVar("Row")
+class _Dataclass(Protocol):
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
+
+Row = TypeVar("Row", bound=_Dataclass)
 Ability = Literal["task_ability", "language_ability"]
 
 

@@ -336,7 +336,7 @@ def _notes_on_data(job: TrainingJob, mix: Mix, encoded: EncodedData) -> Iterator
     if encoded.truncated or encoded.dropped:
         yield (
             f"{job.label}: {encoded.truncated} examples truncated to {job.training.max_length} tokens, "
-            f"{len(encoded.dropped)} dropped because no answer was left."
+            f"{len(encoded.dropped)} dropped because the chat template refuses them or no answer was left."
         )
 
 
