@@ -7,7 +7,7 @@ Every row carries the interval; the arrow says whether task ability differs from
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ class Table:
 def study_table(result: dict[str, Any]) -> Table:
     """Return the table of a study's result (the object of `lingraft run --json`): one row per data and strategy.
 
-    With several seeds a row holds the mean over them, with the lowest and the highest in parentheses; their number
-    stands beside it. `seed_table` has them one by one.
+    With several seeds a row holds the mean over them, in place of an interval with the lowest and the highest in
+    parentheses; their number stands beside it. `seed_table` has them one by one.
     """
     languages = _languages(result)
     several = len({cell["seed"] for cell in result["cells"]}) > 1
@@ -218,15 +218,17 @@ def _summed(models: Sequence[Sequence[_Figure]]) -> tuple[str, ...]:
 
 
 def over_seeds(figures: Sequence[_Figure]) -> str:
-    """Return mean (lowest to highest), and the arrow on which all seeds agree."""
+    """Return the mean, where one seed has an interval or a sign with (lowest to highest), and the arrow of all."""
     known = [figure.value for figure in figures if figure.value is not None]
     if not known:
         return ABSENT
     one = figures[0]
     marks = {figure.arrow for figure in figures}
     mark = marks.pop() if len(marks) == 1 else "="
-    spread = f"({one.number(min(known), 2)} to {one.number(max(known), 2)})"
-    return f"{one.number(sum(known) / len(known))} {spread}{mark and ' ' + mark}"
+    spread = ""
+    if one.low is not None or one.is_signed:
+        spread = f" ({one.number(min(known), 2)} to {one.number(max(known), 2)})"
+    return f"{one.number(sum(known) / len(known))}{spread}{mark and ' ' + mark}"
 
 
 def smallest_visible(result: dict[str, Any]) -> str:
@@ -296,7 +298,9 @@ def _matrix_rows(
             else [_Figure(None)]
             for p in phases
         ]
-        texts = [own[0].text() if len(own) == 1 else _mean_text(own) for own in entries]
+        texts = [
+            _combined([replace(one, low=None) for one in own] if len(own) > 1 else own) for own in entries
+        ]
         is_last = number == len(first["rows"]) - 1
         rows.append((row["after"], *texts, *(summary if is_last else [""] * len(summary))))
     return rows
@@ -314,11 +318,6 @@ def _entry(value: dict[str, Any] | float | None, *, bare: bool = False, is_signe
 
 def _combined(figures: Sequence[_Figure]) -> str:
     return figures[0].text() if len(figures) == 1 else over_seeds(figures)
-
-
-def _mean_text(figures: Sequence[_Figure]) -> str:
-    known = [figure.value for figure in figures if figure.value is not None]
-    return figures[0].number(sum(known) / len(known)) if known else ABSENT
 
 
 def language_table(summary: DataSummary) -> Table:
