@@ -360,6 +360,41 @@ def test_a_failed_base_evaluation_is_a_reason_and_exit_code_one(
     assert list((tmp_path / "runs").rglob("*.safetensors")), "nothing is discarded while something failed"
 
 
+class Recorded(Watcher):
+    """Keeps what began and what ended, in order."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str]] = []
+
+    def stage_started(self, label: str) -> None:
+        self.told.append(("began", label))
+
+    def stage_finished(self, label: str, seconds: float, reused: bool) -> None:  # noqa: ARG002
+        self.told.append(("reused" if reused else "ended", label))
+
+
+def test_a_cell_added_later_makes_the_discarded_middle_phase_again_and_one_stage_at_a_time(
+    tmp_path: Path, tiny_model: Path, tasks: dict[str, Path]
+) -> None:
+    phases = [
+        {"name": "one", "data": {"d": {"source": SOURCES["one"], "limit": 8}}},
+        {"name": "two", "data": {"d": {"source": SOURCES["two"], "limit": 8}}},
+        {"name": "three", "data": {"d": {"source": "worldbook:counting/de", "limit": 8}}},
+    ]
+    known = {tag: tasks[tag] for tag in ("en", "de")}
+    options = {"model": str(tiny_model), "phases": phases, "measures": [], "held_out": 2}
+    path = study_file(tmp_path, known, name="grown", **options)
+    first = run_study(load_study(path), runs=tmp_path / "runs")
+    watcher = Recorded()
+    more = ["phases.three.strategies=[plain, freeze_random]"]
+    second = run_study(load_study(path, more), runs=tmp_path / "runs", watcher=watcher)
+    assert second["cells"][0] == first["cells"][0]
+    worked = [entry for entry in watcher.told if entry[0] != "reused"]
+    assert worked[0::2] == [("began", label) for _, label in worked[1::2]], "one stage inside another"
+    assert [label.split()[0] for kind, label in worked if kind == "began"] == ["train", "train", "evaluate"]
+    assert "three:d/freeze_random" not in worked[0][1], "phase two first"
+
+
 def test_a_row_that_another_set_holds_out_is_not_trained_on_and_counted(
     tmp_path: Path, tiny_model: Path, tasks: dict[str, Path]
 ) -> None:

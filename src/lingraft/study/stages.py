@@ -142,7 +142,12 @@ class Stages:
 
         def make(*, with_artefacts: bool) -> Stage:
             return self._run(
-                "train", job.label, inputs, lambda folder: self._train(job, folder), with_artefacts
+                "train",
+                job.label,
+                inputs,
+                lambda folder: self._train(job, folder),
+                [job.parent, *([job.base] if job.base is not None and "base" in composition.needs else [])],
+                with_artefacts,
             )
 
         stage = make(with_artefacts=False)
@@ -200,7 +205,7 @@ class Stages:
             }
             return Work(result, _machine())
 
-        return self._run("evaluate", label, inputs, work)
+        return self._run("evaluate", label, inputs, work, [model])
 
     def similarity(
         self,
@@ -239,7 +244,7 @@ class Stages:
             }
             return Work(result, _machine())
 
-        return self._run("difference", label, inputs, work)
+        return self._run("difference", label, inputs, work, [first, second])
 
     def _run(
         self,
@@ -247,20 +252,28 @@ class Stages:
         label: str,
         inputs: dict[str, Any],
         work: Callable[[Path], Work],
+        models: Sequence[ModelReference] = (),
         with_artefacts: bool = False,
     ) -> Stage:
+        """Make the stage, or find it finished; `models` are what its work will read."""
         name = f"{kind} {label}"
+        worked = False
 
         def watched(folder: Path) -> Work:
+            nonlocal worked
+            worked = True
             self._watcher.stage_started(name)
             done = work(folder)
             gc.collect()  # a model per stage: what cycles keep alive would add up
             return done
 
+        if self._store.find(kind, inputs, with_artefacts=with_artefacts) is None:
+            for model in models:
+                model.locate()  # a discarded checkpoint is made again before this stage begins, not inside of it
         stage = self._store.run(
             kind, inputs, watched, resumable=kind == "train", with_artefacts=with_artefacts
         )
-        if stage.fingerprint not in self._told:
+        if worked or stage.fingerprint not in self._told:
             self._told.add(stage.fingerprint)
             self._watcher.stage_finished(name, stage.seconds, stage.reused)
         return stage

@@ -10,6 +10,7 @@ A folder without a record is unfinished work: it is continued where its stage ca
 
 from __future__ import annotations
 
+import gc
 import shutil
 import time
 import traceback
@@ -194,6 +195,7 @@ def _release(error: BaseException) -> None:
             seen.add(id(one))
             traceback.clear_frames(one.__traceback__)
             pending += [one.__cause__, one.__context__]
+    gc.collect()
 
 
 def _artefacts(folder: Path) -> dict[str, dict[str, Any]]:
