@@ -151,6 +151,83 @@ def test_mixed_is_refused_where_phase_one_is_a_checkpoint(tmp_path: Path) -> Non
     assert "mpd_pair" in str(caught.value)
 
 
+THREE = """
+name: chain
+model: some/model
+phases:
+  - {name: one, data: {english: {source: en.jsonl}}}
+  - {name: two, data: {german: {source: de.jsonl}}}
+  - {name: three, data: {spanish: {source: es.jsonl}}}
+paths:
+"""
+
+
+def path_of(second: str, third: str) -> str:
+    return (
+        f"  - [{{phase: one, data: english}}, {{phase: two, data: german, strategy: {second}}}, "
+        f"{{phase: three, data: spanish, strategy: {third}}}]\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("paths", "expected"),
+    [
+        ([("plain", "plain"), ("lora", "plain"), ("plain", "lora"), ("plain", "mixed")], None),
+        ([("{lora: {rank: 4}}", "plain"), ("{lora: {rank: 8}}", "plain")], "give a strategy of one of them"),
+        ([("{lora: {rank: 4}}", "plain"), ("{lora: {rank: 8, name: wide}}", "plain")], None),
+        ([("plain", "mixed"), ("lora", "mixed")], "paths[1]: stands twice (first as paths[0])"),
+        ([("mixed", "plain")], "mixed belongs to the last phase"),
+    ],
+)
+def test_paths_of_three_phases_are_checked(
+    tmp_path: Path, paths: list[tuple[str, str]], expected: str | None
+) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(THREE + "".join(path_of(*one) for one in paths))
+    if expected is None:
+        assert len(load_study(path).paths) == len(paths)
+    else:
+        with pytest.raises(ConfigError) as caught:
+            load_study(path)
+        assert expected in str(caught.value)
+
+
+def test_strategies_that_paths_leave_unread_are_refused(study_file: Path) -> None:
+    rewritten(
+        study_file,
+        "name: small",
+        "name: small\npaths: [[{phase: one, data: english}, {phase: two, data: other}]]",
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_study(study_file)
+    assert "phases[1] (two).strategies: with `paths`" in str(caught.value)
+    assert "phases[1] (two).data.other.strategies: with `paths`" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "language"),
+    [("tuned.jsonl", None), ("{source: tuned.jsonl, language: de, limit: 50}", "de")],
+)
+def test_instructions_of_a_checkpoint_are_a_source_or_a_data_set(
+    tmp_path: Path, written: str, language: str | None
+) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        f"name: rescue\nphases:\n  - {{name: one, checkpoint: some/instruct, instructions: {written}}}\n"
+        "  - {name: two, data: {es: {source: es.jsonl}}}\n"
+    )
+    study = load_study(path)
+    instructions = study.phases[0].instructions
+    assert instructions is not None
+    assert (instructions.source, instructions.language) == ("tuned.jsonl", language)
+    again = tmp_path / "resolved.yaml"
+    again.write_text(dump_study(study))
+    assert load_study(again) == study
+    rewritten(path, f"instructions: {written}", "instructions: {source: tuned.jsonl, langage: de}")
+    with pytest.raises(ConfigError, match=r"phases\[0\]\.instructions\.langage.*Did you mean 'language'"):
+        load_study(path)
+
+
 def test_a_missing_file_says_where_recipes_are(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="lingraft ls recipes"):
         load_study(tmp_path / "absent.yaml")

@@ -12,7 +12,14 @@ import torch
 from lingraft.data.chat import encode_example
 from lingraft.data.example import Example, Message
 from lingraft.data.worldbook import load_items
-from lingraft.evaluate.held_out import bits_per_character
+from lingraft.evaluate.held_out import (
+    bits_per_character,
+    held_out_losses,
+    item_of,
+    mean_bits,
+    read_losses,
+    write_losses,
+)
 from lingraft.models.loading import load_model, load_tokenizer
 
 
@@ -75,3 +82,27 @@ def test_the_model_keeps_its_mode(tiny: tuple[Any, Any]) -> None:
     assert model.training
     model.train(False)
     assert bits_per_character(model, tokenizer, []) == {}
+
+
+def test_losses_come_back_as_they_were_written_also_none_at_all(
+    tiny: tuple[Any, Any], tmp_path: Path
+) -> None:
+    for rows in (examples(), []):
+        losses = held_out_losses(*tiny, rows)
+        write_losses(tmp_path / "held_out.parquet", losses)
+        assert read_losses(tmp_path / "held_out.parquet") == losses
+        assert len(losses) == len(rows)
+
+
+def test_the_loss_of_each_example_equals_a_naive_computation(tiny: tuple[Any, Any]) -> None:
+    rows = examples()
+    for row, loss in zip(rows, held_out_losses(*tiny, rows, tokens_per_batch=512), strict=True):
+        assert (loss.item, loss.language, loss.group) == (item_of(row), row.language, row.group)
+        assert loss.bits / loss.characters == pytest.approx(naive(*tiny, [row]), rel=1e-5)
+
+
+def test_one_language_has_the_same_figure_in_the_scores_and_in_the_matrix(tiny: tuple[Any, Any]) -> None:
+    rows = [row for row in examples() if row.language == "de"]
+    assert mean_bits([held_out_losses(*tiny, rows)]).value == pytest.approx(
+        bits_per_character(*tiny, rows)["de"].value
+    )

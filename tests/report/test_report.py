@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from lingraft.config.schema import Study
-from lingraft.report.page import write_page
-from lingraft.report.tables import arrow, study_table
+from lingraft.report.page import render_page, write_page
+from lingraft.report.tables import arrow, failures, forgetting_table, seed_table, study_table
 
 
 def score(value: float) -> dict[str, Any]:
@@ -41,7 +41,36 @@ def difference(value: float, half_width: float) -> dict[str, Any]:
     }
 
 
-def done_cell(strategy: str, seed: int = 0) -> dict[str, Any]:
+TRAINED = {
+    "data": [{"withheld": 2}, {"withheld": 1}],
+    "examples": 190,
+    "replayed": 0,
+    "truncated": 1,
+    "dropped": 0,
+    "tokens": 10000,
+    "steps": 20,
+    "trainable_parameters": 10,
+    "frozen_parameters": 3,
+}
+
+
+def matrix(phases: tuple[str, ...], rows: dict[str, list[float]], backward: float | None) -> dict[str, Any]:
+    return {
+        "columns": [
+            {"phase": phase, "data": f"set {phase}", "measured_by": ["de"], "n": 40} for phase in phases
+        ],
+        "unmeasured": [],
+        "rows": [{"after": name, "scores": [score(value) for value in row]} for name, row in rows.items()],
+        "average": score(sum(list(rows.values())[-1]) / len(phases)),
+        "backward_transfer": None if backward is None else difference(backward, 0.05),
+        "forward_transfer": None,
+        "forgetting": None if backward is None else -backward,
+    }
+
+
+def done_cell(strategy: str, seed: int = 0, task: float = 0.4) -> dict[str, Any]:
+    change = round(task - 0.5, 3)
+    rows = {"base": [0.2, 0.1], "one": [0.5, 0.3], "two": [task, 0.6]}
     return {
         "data": "similar",
         "strategy": strategy,
@@ -54,26 +83,40 @@ def done_cell(strategy: str, seed: int = 0) -> dict[str, Any]:
         "mpd": {"from_phase_one": 0.31, "pair": None},
         "retention": 0.8,
         "gain": 0.3,
-        "difference": {"task_ability": difference(-0.1, 0.05), "language_ability": difference(0.3, 0.1)},
-        "scores": scores(0.4, 0.6),
-        "training": {
-            "examples": 190,
-            "replayed": 0,
-            "truncated": 1,
-            "dropped": 0,
-            "tokens": 10000,
-            "steps": 20,
-            "trainable_parameters": 10,
-            "frozen_parameters": 3,
-        },
-        "phases": [{"phase": "two", "data": "similar", "strategy": strategy, "losses": [[1, 2.0], [2, 1.5]]}],
+        "difference": {"task_ability": difference(change, 0.05), "language_ability": difference(0.3, 0.1)},
+        "scores": scores(task, 0.6),
+        "forgetting": {"ability": matrix(("one", "two"), rows, change), "bits_per_character": None},
+        "training": TRAINED,
+        "phases": [
+            {
+                "phase": "two",
+                "data": "similar",
+                "strategy": strategy,
+                "des": {"from_previous": 0.912, "from_phase_one": 0.912},
+                "mpd": {"from_previous": None, "from_phase_one": 0.31},
+                "training": TRAINED,
+                "losses": [[1, 2.0], [2, 1.5]],
+            }
+        ],
         "checkpoint": None,
         "seconds": 30.0,
     }
 
 
 def result(tmp_path: Path, cells: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"run": str(tmp_path), "base": scores(0.2, 0.1), "phase_one": scores(0.5, 0.3), "cells": cells}
+    seeds = list(dict.fromkeys(cell["seed"] for cell in cells))
+    phase_ones = [
+        {"data": "e", "strategy": "plain", "seed": seed, "scores": scores(0.5 + 0.1 * seed, 0.3)}
+        for seed in seeds
+    ]
+    return {
+        "run": str(tmp_path),
+        "base": scores(0.2, 0.1),
+        "base_reason": None,
+        "phase_one": phase_ones[0]["scores"],
+        "phase_ones": phase_ones,
+        "cells": cells,
+    }
 
 
 STUDY = Study.model_validate(
@@ -114,11 +157,99 @@ def test_the_table_has_base_phase_one_and_every_cell(tmp_path: Path) -> None:
     assert {len(row) for row in table.rows} == {len(titles)}
 
 
-def test_seeds_have_a_column_where_there_are_several(tmp_path: Path) -> None:
-    table = study_table(result(tmp_path, [done_cell("plain", 0), done_cell("plain", 1)]))
-    assert table.columns[2].title == "seed"
-    assert [row[2] for row in table.rows] == ["", "", "0", "1"]
+def test_several_seeds_are_summed_up_in_one_row_with_their_range(tmp_path: Path) -> None:
+    table = study_table(result(tmp_path, [done_cell("plain", 0, 0.4), done_cell("plain", 1, 0.3)]))
+    assert table.columns[2].title == "seeds"
+    titles = [column.title for column in table.columns]
+    base, phase_one, plain = (dict(zip(titles, row, strict=True)) for row in table.rows)
+    assert (base["seeds"], phase_one["seeds"], plain["seeds"]) == ("", "2", "2")
+    assert base["task ability"] == "0.200 [0.10, 0.30]"
+    assert phase_one["task ability"] == "0.550 (0.50 to 0.60)"
+    assert plain["task ability"] == "0.350 (0.30 to 0.40) ▼"
+    assert plain["change"] == "-0.150 (-0.20 to -0.10)"
     assert {len(row) for row in table.rows} == {len(table.columns)}
+
+
+def test_seeds_that_disagree_get_no_arrow(tmp_path: Path) -> None:
+    table = study_table(result(tmp_path, [done_cell("plain", 0, 0.4), done_cell("plain", 1, 0.7)]))
+    assert table.rows[2][5] == "0.550 (0.40 to 0.70) ="
+
+
+def test_a_seed_that_failed_is_counted_beside_those_that_are_done(tmp_path: Path) -> None:
+    failed = {"data": "similar", "strategy": "plain", "seed": 1, "status": "failed", "reason": "no memory"}
+    found = result(tmp_path, [done_cell("plain"), failed])
+    assert study_table(found).rows[-1][:3] == ("similar", "plain", "1 of 2")
+    by_seed = seed_table(found)
+    assert by_seed is not None
+    assert [row[:4] for row in by_seed.rows[-2:]] == [
+        ("similar", "plain", "0", "0.912"),
+        ("similar", "plain", "1", "failed"),
+    ]
+
+
+def test_one_seed_has_no_table_by_seed(tmp_path: Path) -> None:
+    assert seed_table(result(tmp_path, [done_cell("plain")])) is None
+
+
+def test_several_phase_ones_each_have_a_row(tmp_path: Path) -> None:
+    found = result(tmp_path, [done_cell("plain")])
+    found["phase_ones"].append({"data": "orca", "strategy": "plain", "seed": 0, "scores": scores(0.6, 0.2)})
+    assert [row[:2] for row in study_table(found).rows] == [
+        ("base model", ""),
+        ("phase 1: e", "plain"),
+        ("phase 1: orca", "plain"),
+        ("similar", "plain"),
+    ]
+
+
+def test_a_failed_base_is_told_with_its_reason(tmp_path: Path) -> None:
+    found = {**result(tmp_path, [done_cell("plain")]), "base": None, "base_reason": "no memory <b>"}
+    assert failures(found) == ["base model: no memory <b>"]
+    assert "base model: no memory &lt;b&gt;" in render_page(found, STUDY)
+    assert [row[0] for row in study_table(found).rows] == ["phase 1", "similar"]
+
+
+def test_the_forgetting_table_has_a_row_per_phase_and_the_summary_in_the_last(tmp_path: Path) -> None:
+    found = result(tmp_path, [done_cell("plain")])
+    table = forgetting_table(found, "ability", with_intervals=False)
+    assert table is not None
+    assert [column.title for column in table.columns[3:]] == [
+        *("one", "two", "average", "backward", "forward", "forgetting")
+    ]
+    assert table.rows == (
+        ("similar", "plain", "base", "0.200", "0.100", "", "", "", ""),
+        ("similar", "plain", "one", "0.500", "0.300", "", "", "", ""),
+        (
+            *("similar", "plain", "two", "0.400", "0.600"),
+            *("0.500 [0.40, 0.60]", "-0.100 [-0.15, -0.05]", "-", "+0.100"),
+        ),
+    )
+    assert forgetting_table(found, "bits_per_character", with_intervals=False) is None
+    with_intervals = forgetting_table(found, "ability", with_intervals=True)
+    assert with_intervals is not None
+    assert with_intervals.rows[0][3] == "0.200 [0.10, 0.30]"
+
+
+def test_the_forgetting_table_averages_seeds(tmp_path: Path) -> None:
+    found = result(tmp_path, [done_cell("plain", 0, 0.4), done_cell("plain", 1, 0.3)])
+    table = forgetting_table(found, "ability", with_intervals=True)
+    assert table is not None
+    assert table.rows[2][3:6] == ("0.350", "0.600", "0.475 (0.45 to 0.50)")
+    assert table.rows[2][6] == "-0.150 (-0.20 to -0.10)"
+
+
+def test_a_mixed_cell_stands_beside_chains_with_fewer_columns(tmp_path: Path) -> None:
+    mixed = done_cell("mixed")
+    mixed["forgetting"] = {
+        "ability": matrix(("two",), {"base": [0.1], "mixed": [0.7]}, None),
+        "bits_per_character": None,
+    }
+    table = forgetting_table(result(tmp_path, [done_cell("plain"), mixed]), "ability", with_intervals=False)
+    assert table is not None
+    assert table.rows[-1] == (
+        *("similar", "mixed", "mixed", "-", "0.700"),
+        *("0.700 [0.60, 0.80]", "-", "-", "-"),
+    )
 
 
 @pytest.mark.parametrize(("value", "expected"), [(0.2, "▲"), (-0.2, "▼"), (0.01, "=")])
@@ -134,7 +265,8 @@ def test_the_page_stands_alone_and_escapes_what_it_is_told(tmp_path: Path) -> No
     assert path == tmp_path / "report" / "index.html"
     assert "<script" not in html
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
-    assert html.count("<svg") == 3
+    assert html.count("<svg") == 4
+    assert "currentColor" in html  # drawn in the page's ink, light or dark
     assert "task ability 0.070 (40 items)" in html
     assert "1 items are left out" in html
     assert "http://" not in html.replace("http://www.w3.org/", "")
@@ -143,5 +275,6 @@ def test_the_page_stands_alone_and_escapes_what_it_is_told(tmp_path: Path) -> No
 
 def test_a_page_without_a_finished_cell_still_says_why(tmp_path: Path) -> None:
     failed = {"data": "x", "strategy": "lora", "seed": 0, "status": "failed", "reason": "no memory"}
-    html = write_page({**result(tmp_path, [failed]), "phase_one": None}, STUDY).read_text(encoding="utf-8")
+    nothing = {**result(tmp_path, [failed]), "phase_one": None, "phase_ones": []}
+    html = write_page(nothing, STUDY).read_text(encoding="utf-8")
     assert "no memory" in html

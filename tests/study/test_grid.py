@@ -71,3 +71,48 @@ def test_two_mixed_cells_with_names_of_their_own_both_stand() -> None:
         {"mixed": {"name": "slow", "training": {"epochs": 2}}},
     ]
     assert [cell.strategy for cell in cells_of(study(phases=phases)) if cell.is_mixed] == ["mixed", "slow"]
+
+
+def three_phases(**changes: Any) -> Study:
+    data = {
+        "one": {"english": {"source": "en.jsonl"}},
+        "two": {"german": {"source": "de.jsonl"}},
+        "three": {"romance": {"source": "es.jsonl"}, "nordic": {"source": "sv.jsonl"}},
+    }
+    phases = [{"name": name, "data": sets} for name, sets in data.items()]
+    phases[1]["strategies"] = ["plain", "lora"]
+    phases[2]["strategies"] = ["plain", "mixed"]
+    return study(phases=phases, **changes)
+
+
+def test_three_phases_multiply_and_name_the_middle_strategy() -> None:
+    assert named(cells_of(three_phases())) == [
+        ("romance", "plain > plain", 0),
+        ("romance", "mixed", 0),
+        ("nordic", "plain > plain", 0),
+        ("nordic", "mixed", 0),
+        ("romance", "lora > plain", 0),
+        ("nordic", "lora > plain", 0),
+    ]
+
+
+def test_every_cell_of_the_product_goes_through_all_phases() -> None:
+    cells = cells_of(three_phases())
+    assert {tuple(step.phase for step in cell.steps) for cell in cells} == {("one", "two", "three")}
+
+
+def test_paths_that_differ_in_an_earlier_phase_only_have_names_of_their_own() -> None:
+    def path(*strategies: str) -> list[dict[str, str]]:
+        steps = zip(("one", "two", "three"), ("english", "german", "romance"), strategies, strict=True)
+        return [{"phase": phase, "data": data, "strategy": strategy} for phase, data, strategy in steps]
+
+    paths = [
+        path("plain", "lora", "plain"),
+        path("lora", "plain", "plain"),
+        path("plain", "plain", "plain"),
+    ]
+    assert [cell.strategy for cell in cells_of(three_phases(paths=paths))] == [
+        "plain > lora > plain",
+        "lora > plain > plain",
+        "plain > plain > plain",
+    ]

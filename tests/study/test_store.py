@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import traceback
+import weakref
 from pathlib import Path
 
 import pytest
@@ -126,3 +129,34 @@ def test_times_are_kept_outside_the_compared_record(tmp_path: Path) -> None:
 def test_two_runs_of_one_study_at_once_are_refused(tmp_path: Path) -> None:
     with Store(tmp_path), pytest.raises(LingraftError, match="another lingraft"), Store(tmp_path):
         pass
+
+
+def test_a_failed_stage_lets_go_of_what_its_frames_held(tmp_path: Path) -> None:
+    class Weights:
+        """Stands for a model of many gigabytes."""
+
+    held: list[weakref.ref[Weights]] = []
+
+    def fail(_: Path) -> Work:
+        weights = Weights()
+        held.append(weakref.ref(weights))
+        try:
+            raise ValueError("inner")
+        except ValueError as error:
+            raise DataError("broken") from error
+
+    with Store(tmp_path) as store:
+        with pytest.raises(DataError) as raised:
+            store.run("train", INPUTS, fail)
+        gc.collect()
+        assert held[0]() is None
+        assert "in fail" in "".join(traceback.format_exception(raised.value))
+
+
+def test_discarding_again_leaves_the_record_alone(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        stage = store.run("train", INPUTS, Counted())
+        store.discard(stage)
+        before = (stage.folder / "record.json").stat().st_mtime_ns
+        store.discard(stage)
+        assert (stage.folder / "record.json").stat().st_mtime_ns == before

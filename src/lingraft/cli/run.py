@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lingraft.cli.output import print_json, print_result, print_table
 from lingraft.errors import EXIT_ANSWER_IS_NO
+
+if TYPE_CHECKING:
+    from lingraft.config.schema import Study
+
+_MANY_PHASES = 2  # with more, the forgetting matrix is printed as well; it always stands on the page
+_MATRICES = {
+    "ability": "Forgetting: ability in what each phase taught",
+    "bits_per_character": "Forgetting: bits per character of each phase's held-out answers (lower is better)",
+}
 
 
 def run(
@@ -22,7 +31,7 @@ def run(
 ) -> None:
     """Run a study and print its table; run again, it goes on where it was stopped.
 
-    Exit code: 0 all cells are done, 1 a cell failed, 2 the study is wrong.
+    Exit code: 0 all cells are done, 1 a cell or the base's evaluation failed, 2 the study is wrong.
     """
     from lingraft.config.load import load_study
 
@@ -32,6 +41,7 @@ def run(
 
     from lingraft.cli.progress import ProgressWatcher
     from lingraft.report.page import write_page
+    from lingraft.report.tables import failures
     from lingraft.study.run import run_study
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the study's own bars say more
@@ -40,21 +50,23 @@ def run(
     if json:
         print_json(result)
     else:
-        _print(result, loaded.name)
+        _print(result, loaded)
     page = write_page(result, loaded)  # after the result: what took hours is told first
     if not json:
         print_result(f"Report: {page}")
-    if any(cell["status"] == "failed" for cell in result["cells"]):
+    if failures(result):
         raise typer.Exit(EXIT_ANSWER_IS_NO)
 
 
-def _print(result: dict[str, Any], name: str) -> None:
-    from lingraft.report.tables import smallest_visible, study_table
+def _print(result: dict[str, Any], study: Study) -> None:
+    from lingraft.report.tables import failures, forgetting_table, smallest_visible, study_table
 
-    print_table(study_table(result), name)
-    for cell in result["cells"]:
-        if cell["status"] == "failed":
-            print_result(
-                f"failed: {cell['data']} / {cell['strategy']} / seed {cell['seed']}: {cell['reason']}"
-            )
+    print_table(study_table(result), study.name)
+    if len(study.phases) > _MANY_PHASES:
+        for kind, title in _MATRICES.items():
+            matrix = forgetting_table(result, kind, with_intervals=False)
+            if matrix is not None:
+                print_table(matrix, title)
+    for failure in failures(result):
+        print_result(f"failed: {failure}")
     print_result(smallest_visible(result))

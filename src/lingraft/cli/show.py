@@ -32,7 +32,15 @@ def show_study(
     loaded = load_study(study, overrides or ())
     cells = cells_of(loaded)
     if json:
-        listed = [{"data": cell.data, "strategy": cell.strategy, "seed": cell.seed} for cell in cells]
+        listed = [
+            {
+                "data": cell.data,
+                "strategy": cell.strategy,
+                "seed": cell.seed,
+                "steps": [[step.phase, step.data, step.strategy.label] for step in cell.steps],
+            }
+            for cell in cells
+        ]
         print_json({"study": loaded.model_dump(mode="json"), "cells": listed})
         return
     print_result(dump_study(loaded))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from lingraft.config.schema import Phase, StrategyChoice, Study
+from lingraft.config.schema import PathStep, Phase, StrategyChoice, Study
 from lingraft.errors import did_you_mean
 
 
@@ -99,9 +99,36 @@ def _check_paths(study: Study) -> Iterator[str]:
                 yield f"{place}: {step.data!r} is not a data set of phase {phase.name!r}. {hint}"
             if step.strategy.is_mixed:
                 yield from _check_mixed(study, place, study.phases.index(phase))
+    if study.paths:
+        yield from _check_unread(study)
+    yield from _check_path_names(study)
+
+
+def _check_unread(study: Study) -> Iterator[str]:
+    for index, phase in enumerate(study.phases):
+        for where in dict.fromkeys(where for where, _ in _choices(phase)):
+            yield f"phases[{index}] ({phase.name}).{where}: with `paths` each step names its strategy; remove these."
+
+
+def _check_path_names(study: Study) -> Iterator[str]:
+    called = [_names_of(path) for path in study.paths]
     for number, path in enumerate(study.paths):
-        if path in study.paths[:number]:
-            yield f"paths[{number}]: stands twice (first as paths[{study.paths.index(path)}]); keep one."
+        first = called.index(called[number])
+        if path in study.paths[:number] or (first < number and path[-1].strategy.is_mixed):
+            yield f"paths[{number}]: stands twice (first as paths[{first}]); keep one."
+        elif first < number:
+            yield (
+                f"paths[{number}]: goes by the same names as paths[{first}], with other options; "
+                "give a strategy of one of them a `name:`."
+            )
+
+
+def _names_of(path: tuple[PathStep, ...]) -> tuple[object, ...]:
+    """Return what a path's cell is called by; of a mixed one, earlier strategies make no difference."""
+    data = tuple(step.data for step in path)
+    if path and path[-1].strategy.is_mixed:
+        return (data, path[-1].strategy.label)
+    return (data, *(step.strategy.label for step in path))
 
 
 def _check_measures(study: Study) -> Iterator[str]:

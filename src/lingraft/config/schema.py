@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._+-]*$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=80)]
@@ -177,6 +177,10 @@ class PhaseData(DataSource):
     """Strategies for this set only, added to the phase's."""
 
 
+def _data_set(value: Any) -> Any:
+    return {"source": value} if isinstance(value, str) else value
+
+
 class Phase(Section):
     """One phase: either trained on each of its data sets, or given as a checkpoint."""
 
@@ -186,7 +190,9 @@ class Phase(Section):
     """The phase's data sets by name; each is a column of the grid."""
     checkpoint: str | None = None
     """A finished model that stands for this phase (first phase only): hub id, folder or embedded."""
-    instructions: str | None = None
+    instructions: Annotated[
+        DataSource | None, BeforeValidator(_data_set, json_schema_input_type=str | DataSource | None)
+    ] = None
     """With a checkpoint: the data set that stands for its unknown instructions in DES; null: DES is null."""
     strategies: tuple[StrategyChoice, ...] = ()
     """Strategies applied on every data set of the phase; none given: plain, where no set has its own."""

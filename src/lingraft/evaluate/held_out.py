@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,16 +18,93 @@ import torch
 from lingraft.data.batching import token_budget_batches
 from lingraft.data.chat import encode_example
 from lingraft.data.example import Example
-from lingraft.errors import DataError
+from lingraft.errors import DataError, EvaluationError
+from lingraft.evaluate.predictions import read_rows, write_rows
+from lingraft.evaluate.resampling import Resampling, Value, percentiles
+from lingraft.records import fingerprint_of
 from lingraft.train.loss import collate, token_losses
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lingraft.data.chat import EncodedExample
-    from lingraft.evaluate.statistics import Floats
+    from lingraft.evaluate.resampling import Floats
 
 _RESAMPLES = 2000
+_FEWEST_GROUPS = 5  # a bootstrap of fewer says nothing about its own width
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerLoss:
+    """The loss of one held-out example's answers under one model.
+
+    Attributes:
+        item: Identity of the example, by its content (`item_of`).
+        language: BCP-47 tag.
+        group: Equal for parallel examples of one data set.
+        bits: Cross entropy of the supervised tokens, summed.
+        characters: Characters (Unicode code points) of the assistant turns.
+    """
+
+    item: str
+    language: str
+    group: str
+    bits: float
+    characters: int
+
+
+def item_of(example: Example) -> str:
+    """Return what identifies a held-out example, however its data set is named."""
+    turns = [[message.role, message.content] for message in example.messages]
+    return fingerprint_of([example.language, example.group, turns])
+
+
+def write_losses(path: Path, losses: Sequence[AnswerLoss]) -> None:
+    """Write losses as Parquet, one row per example."""
+    write_rows(path, losses, AnswerLoss)
+
+
+def read_losses(path: Path) -> tuple[AnswerLoss, ...]:
+    """Read what `write_losses` wrote.
+
+    Raises:
+        EvaluationError: The file is absent or holds something else.
+    """
+    return read_rows(path, AnswerLoss)
+
+
+@dataclass(frozen=True, slots=True)
+class MeanBits:
+    """Loss in bits per character over one or more columns of held-out answers.
+
+    Attributes:
+        value: Bits per character; lower is better.
+        low: Lower end of the 95 % interval (bootstrap over groups); None: fewer than 5 groups.
+        high: Upper end.
+        n: Examples.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class BitsDifference:
+    """A paired difference of two models' losses, after - before, in bits per character.
+
+    Attributes:
+        value: Below 0: the loss fell.
+        low: Lower end of the 95 % interval (bootstrap over groups); None: fewer than 5 groups.
+        high: Upper end.
+        n: Examples.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +128,44 @@ class BitsPerCharacter:
     left_out: int = 0
 
 
+def held_out_losses(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    *,
+    tokens_per_batch: int = 2048,
+    max_length: int = 4096,
+) -> tuple[AnswerLoss, ...]:
+    """Return the loss of the assistant turns of each example, in the order of `examples`.
+
+    The cross entropy of every supervised token (a turn's end token included, so that knowing when to stop
+    counts) is summed in nats and divided by ln 2.
+
+    Args:
+        model: A causal language model, evaluated as it is.
+        tokenizer: The model's own.
+        examples: What was never trained on.
+        tokens_per_batch: Padded tokens per forward pass.
+        max_length: Longer examples are left out, and so are those that the chat template refuses: a cut answer
+            would have characters without a loss.
+    """
+    pairs = ((example, _encode_whole(example, tokenizer, max_length)) for example in examples)
+    encoded = [(example, one) for example, one in pairs if one is not None]
+    if not encoded:
+        return ()
+    nats = _nats_per_example(model, [one for _, one in encoded], tokens_per_batch)
+    return tuple(
+        AnswerLoss(
+            item_of(example),
+            example.language,
+            example.group,
+            float(loss) / math.log(2),
+            _answer_characters(example),
+        )
+        for (example, _), loss in zip(encoded, nats, strict=True)
+    )
+
+
 def bits_per_character(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -58,33 +174,78 @@ def bits_per_character(
     tokens_per_batch: int = 2048,
     max_length: int = 4096,
 ) -> dict[str, BitsPerCharacter]:
-    """Return the loss of the assistant turns by language.
+    """Return the loss of the assistant turns by language; `held_out_losses`, summed up by `bits_by_language`."""
+    losses = held_out_losses(
+        model, tokenizer, examples, tokens_per_batch=tokens_per_batch, max_length=max_length
+    )
+    return bits_by_language(losses, examples)
 
-    The cross entropy of every supervised token (a turn's end token included, so that knowing when to stop
-    counts) is summed in nats, divided by ln 2 and by the characters of the assistant turns.
+
+def bits_by_language(
+    losses: Sequence[AnswerLoss], examples: Sequence[Example]
+) -> dict[str, BitsPerCharacter]:
+    """Return the loss in bits per character by language: summed bits divided by summed characters.
 
     Args:
-        model: A causal language model, evaluated as it is.
-        tokenizer: The model's own.
-        examples: What was never trained on.
-        tokens_per_batch: Padded tokens per forward pass.
-        max_length: Longer examples are left out: a cut answer would have characters without a loss.
+        losses: From `held_out_losses`.
+        examples: What was asked for, to count what was left out.
 
     Returns:
         By BCP-47 tag; a language of which no example is left is absent.
     """
-    pairs = ((example, _encode_whole(example, tokenizer, max_length)) for example in examples)
-    encoded = [(example, one) for example, one in pairs if one is not None]
-    if not encoded:
-        return {}
-    nats = _nats_per_example(model, [one for _, one in encoded], tokens_per_batch)
     asked = Counter(example.language for example in examples)
     found = {}
-    for language in sorted({example.language for example, _ in encoded}):
-        rows = [i for i, (example, _) in enumerate(encoded) if example.language == language]
-        characters = np.array([_answer_characters(encoded[i][0]) for i in rows], dtype=float)
-        found[language] = _ratio(nats[rows] / math.log(2), characters, asked[language] - len(rows))
+    for language in sorted({one.language for one in losses}):
+        own = [one for one in losses if one.language == language]
+        bits = np.array([one.bits for one in own])
+        characters = np.array([one.characters for one in own], dtype=float)
+        found[language] = _ratio(bits, characters, asked[language] - len(own))
     return found
+
+
+def mean_bits(columns: Sequence[Sequence[AnswerLoss]]) -> MeanBits:
+    """Return the mean over columns of the mean over languages of summed bits over summed characters.
+
+    Percentile bootstrap over groups, 2,000 resamples, the same draw for all columns; it leans narrow for few groups.
+
+    Raises:
+        EvaluationError: A column has no examples.
+    """
+    resampling = Resampling([[_loss_value(one, one.bits) for one in losses] for losses in columns])
+    low, high = _bootstrap(resampling)
+    return MeanBits(resampling.value(), low, high, len({one.item for losses in columns for one in losses}))
+
+
+def bits_difference(pairs: Sequence[tuple[Sequence[AnswerLoss], Sequence[AnswerLoss]]]) -> BitsDifference:
+    """Return the mean over columns of after - before, both on the same examples; see `mean_bits`.
+
+    Raises:
+        EvaluationError: A column's two models were not measured on the same examples, or there are none.
+    """
+    resampling = Resampling([_paired(before, after) for before, after in pairs])
+    low, high = _bootstrap(resampling)
+    return BitsDifference(
+        resampling.value(), low, high, len({one.item for before, _ in pairs for one in before})
+    )
+
+
+def _paired(before: Sequence[AnswerLoss], after: Sequence[AnswerLoss]) -> list[Value]:
+    later = {one.item: one for one in after}
+    if {one.item for one in before} != later.keys():
+        raise EvaluationError(
+            f"two models can be compared on the same held-out examples only: {len(before)} and {len(after)}."
+        )
+    return [_loss_value(one, later[one.item].bits - one.bits) for one in before]
+
+
+def _loss_value(loss: AnswerLoss, bits: float) -> Value:
+    return Value("held out", loss.language, loss.group, bits, float(loss.characters))
+
+
+def _bootstrap(resampling: Resampling) -> tuple[float | None, float | None]:
+    if resampling.n_clusters < _FEWEST_GROUPS:
+        return None, None
+    return percentiles(resampling.replicates(seed=0))
 
 
 def _encode_whole(

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 from lingraft.errors import EvaluationError
 
+
+class _Dataclass(Protocol):
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+Row = TypeVar("Row", bound=_Dataclass)
 Ability = Literal["task_ability", "language_ability"]
 
 
@@ -54,12 +60,7 @@ class Prediction:
 
 def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
     """Write predictions as Parquet, one row per item."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    rows = [asdict(prediction) for prediction in predictions]
-    columns = {field.name: [row[field.name] for row in rows] for field in fields(Prediction)}
-    parquet.write_table(pa.table(columns), path, compression="zstd")
+    write_rows(path, predictions, Prediction)
 
 
 def read_predictions(path: Path) -> tuple[Prediction, ...]:
@@ -68,10 +69,28 @@ def read_predictions(path: Path) -> tuple[Prediction, ...]:
     Raises:
         EvaluationError: The file is absent or no Parquet file of predictions.
     """
+    return read_rows(path, Prediction)
+
+
+def write_rows(path: Path, rows: Sequence[Row], kind: type[Row]) -> None:
+    """Write the rows, all of the dataclass `kind`, as Parquet with a column per field."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    columns = {field.name: [getattr(row, field.name) for row in rows] for field in fields(kind)}
+    parquet.write_table(pa.table(columns), path, compression="zstd")
+
+
+def read_rows(path: Path, kind: type[Row]) -> tuple[Row, ...]:
+    """Read what `write_rows` wrote.
+
+    Raises:
+        EvaluationError: The file is absent, no Parquet file, or holds rows of another kind.
+    """
     from pyarrow import ArrowException, parquet
 
     try:
         rows = parquet.read_table(path).to_pylist()
-        return tuple(Prediction(**row) for row in rows)
+        return tuple(kind(**row) for row in rows)
     except (OSError, ArrowException, TypeError) as error:
-        raise EvaluationError(f"{path}: cannot be read as predictions ({error}).") from None
+        raise EvaluationError(f"{path}: cannot be read as rows of {kind.__name__} ({error}).") from None

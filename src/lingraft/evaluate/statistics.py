@@ -15,14 +15,11 @@ import numpy as np
 from scipy import stats
 
 from lingraft.errors import EvaluationError
+from lingraft.evaluate.resampling import CONFIDENCE, Floats, Resampling, Value, percentiles
 
-RESAMPLES = 2000
-CONFIDENCE = 0.95
 # Where fewer clusters vary (differ from the most common value), a bootstrap sees too little: exact bounds take over.
 FEWEST_VARYING = 5
 _POWER_FACTOR = float(stats.norm.ppf(1 - (1 - CONFIDENCE) / 2) + stats.norm.ppf(0.8))  # 2.80
-
-Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 
 class Scored(Protocol):
@@ -95,10 +92,18 @@ class Difference:
 def macro_mean(items: Sequence[Scored], *, seed: int = 0) -> Interval:
     """Return the mean over languages of the mean over tasks of the mean over items, with a 95 % interval.
 
-    Percentile bootstrap over clusters, 2,000 resamples. Where fewer than 5 clusters differ from the most common
-    score, the bootstrap would be too narrow (without width where all are alike): Clopper-Pearson bounds on the rises
-    above and the falls below that score take over. For graded scores they are conservative, because no bounded
-    score varies more than a two-valued one of the same mean.
+    See `mean_over_columns`, of which it is the case of one column.
+    """
+    return mean_over_columns([items], seed=seed)
+
+
+def mean_over_columns(columns: Sequence[Sequence[Scored]], *, seed: int = 0) -> Interval:
+    """Return the mean over columns of their macro means, with a 95 % interval.
+
+    Percentile bootstrap over clusters, 2,000 resamples, the same draw for all columns. Where fewer than 5 clusters
+    differ from the most common score, the bootstrap would be too narrow (without width where all are alike):
+    Clopper-Pearson bounds on the rises above and the falls below that score take over. For graded scores they are
+    conservative, because no bounded score varies more than a two-valued one of the same mean.
 
     Biases: the choice between the two is made over all tasks together, so a task on which all items score alike
     adds no width beside one on which they vary.
@@ -106,51 +111,52 @@ def macro_mean(items: Sequence[Scored], *, seed: int = 0) -> Interval:
     Raises:
         EvaluationError: There are no items.
     """
-    tables = _tables(items, [item.score for item in items])
-    value = _macro(tables, None)
-    clusters = np.concatenate([_cluster_means(table) for table in tables.values()])
+    resampling = Resampling([[_value(item, item.score) for item in items] for items in columns])
+    value, clusters = resampling.value(), resampling.cluster_means()
     if _varying(clusters) < FEWEST_VARYING:
         low, high = _exact_bounds(clusters, value, floor=0.0)
     else:
-        low, high = _percentiles(_resampled(tables, seed))
-    return Interval(value, min(low, value), max(high, value), len(items))
+        low, high = percentiles(resampling.replicates(seed))
+    return Interval(value, min(low, value), max(high, value), _count(columns))
 
 
 def paired_difference(before: Sequence[Scored], after: Sequence[Scored], *, seed: int = 0) -> Difference:
     """Return the difference of two models' macro means on the same items, with a 95 % interval.
 
-    Percentile bootstrap over clusters of paired differences. Where fewer than 5 clusters vary: exact bounds of the
+    See `difference_over_columns`, of which it is the case of one column.
+    """
+    return difference_over_columns([(before, after)], seed=seed)
+
+
+def difference_over_columns(
+    pairs: Sequence[tuple[Sequence[Scored], Sequence[Scored]]], *, seed: int = 0
+) -> Difference:
+    """Return the mean over columns of the difference of two models' macro means, with a 95 % interval.
+
+    Each column has its own two models, and both their scores on the same items. Percentile bootstrap over clusters
+    of paired differences, the same draw for all columns. Where fewer than 5 clusters vary: exact bounds of the
     gains and of the losses (Clopper-Pearson, 2.5 % each), subtracted; conservative. With fewer than 5 of equal sign
     they never exclude 0, as a sign test would not: 4 of 4 in one direction has p = 0.125.
 
     Raises:
-        EvaluationError: The two do not hold the same items.
+        EvaluationError: A column's two models do not hold the same items, or there are none.
     """
-    later = {_key(item): item.score for item in after}
-    earlier = {_key(item) for item in before}
-    if later.keys() != earlier or len(after) != len(before):
-        missing = sorted(earlier ^ later.keys())
-        raise EvaluationError(
-            f"two models can be compared on the same items only: {len(before)} and {len(after)} items, "
-            f"{len(missing)} in only one of them ({missing[:3]})."
-        )
-    tables = _tables(before, [later[_key(item)] - item.score for item in before])
-    value = _macro(tables, None)
-    clusters = np.concatenate([_cluster_means(table) for table in tables.values()])
-    replicates = _resampled(tables, seed)
+    resampling = Resampling([_paired(before, after) for before, after in pairs])
+    value, clusters = resampling.value(), resampling.cluster_means()
+    replicates = resampling.replicates(seed)
     error = float(replicates.std(ddof=1))
     exact = _varying(clusters) < FEWEST_VARYING
     if exact:
         low, high = _exact_bounds(clusters, value, floor=-1.0)
         error = max(error, float(np.sqrt(FEWEST_VARYING)) / len(clusters))
     else:
-        low, high = _percentiles(replicates)
+        low, high = percentiles(replicates)
     return Difference(
         value=value,
         low=min(low, value),
         high=max(high, value),
         smallest_visible=min(_POWER_FACTOR * error, 1.0),
-        n=len(before),
+        n=_count([before for before, _ in pairs]),
         n_differing=int((clusters != 0).sum()),
         exact=exact,
     )
@@ -160,67 +166,25 @@ def _key(item: Scored) -> tuple[str, str, str]:
     return (item.task, item.language, item.item)
 
 
-def _tables(items: Sequence[Scored], values: Sequence[float]) -> dict[str, Floats]:
-    """Return per task the sums and counts [2, clusters, languages] of its items."""
-    if not items:
-        raise EvaluationError("there are no items to take a mean of.")
-    tasks: dict[str, list[int]] = {}
-    for index, item in enumerate(items):
-        tasks.setdefault(item.task, []).append(index)
-    languages = {language: i for i, language in enumerate(sorted({item.language for item in items}))}
-    tables: dict[str, Floats] = {}
-    for task, indices in tasks.items():
-        clusters = {name: i for i, name in enumerate(sorted({items[i].cluster for i in indices}))}
-        table = np.zeros((2, len(clusters), len(languages)))
-        for index in indices:
-            place = (clusters[items[index].cluster], languages[items[index].language])
-            table[0][place] += values[index]
-            table[1][place] += 1
-        tables[task] = table
-    return tables
+def _value(item: Scored, total: float) -> Value:
+    return Value(item.task, item.language, item.cluster, total)
 
 
-def _cluster_means(table: Floats) -> Floats:
-    means: Floats = table[0].sum(axis=1) / table[1].sum(axis=1)
-    return means
+def _count(columns: Sequence[Sequence[Scored]]) -> int:
+    """Count the items, those that stand in several columns once."""
+    return len({_key(item) for items in columns for item in items})
 
 
-def _macro(tables: dict[str, Floats], counts: dict[str, Floats] | None) -> float:
-    return float(
-        _replicate_means(tables, counts or {t: np.ones((1, v.shape[1])) for t, v in tables.items()})[0]
-    )
-
-
-def _replicate_means(tables: dict[str, Floats], counts: dict[str, Floats]) -> Floats:
-    """Macro means [replicates] where cluster c of task t counts `counts[t][replicate, c]` times.
-
-    A language that a replicate did not draw is left out of that replicate's mean.
-    """
-    shape = (next(iter(counts.values())).shape[0], next(iter(tables.values())).shape[2])
-    totals, drawn = np.zeros(shape), np.zeros(shape)  # [replicates, languages]; over tasks
-    for task, table in tables.items():
-        sums, numbers = counts[task] @ table[0], counts[task] @ table[1]
-        totals += sums / np.maximum(numbers, 1)
-        drawn += numbers > 0
-    means: Floats = (totals / np.maximum(drawn, 1)).sum(axis=1) / (drawn > 0).sum(axis=1)
-    return means
-
-
-def _resampled(tables: dict[str, Floats], seed: int) -> Floats:
-    generator = np.random.default_rng(seed)
-    counts = {}
-    for task in sorted(tables):
-        clusters = tables[task].shape[1]
-        counts[task] = generator.multinomial(clusters, np.full(clusters, 1 / clusters), RESAMPLES).astype(
-            float
+def _paired(before: Sequence[Scored], after: Sequence[Scored]) -> list[Value]:
+    later = {_key(item): item.score for item in after}
+    earlier = {_key(item) for item in before}
+    if later.keys() != earlier or len(after) != len(before):
+        missing = sorted(earlier ^ later.keys())
+        raise EvaluationError(
+            f"two models can be compared on the same items only: {len(before)} and {len(after)} items, "
+            f"{len(missing)} in only one of them ({missing[:3]})."
         )
-    return _replicate_means(tables, counts)
-
-
-def _percentiles(replicates: Floats) -> tuple[float, float]:
-    tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.percentile(replicates, [tail, 100 - tail])
-    return float(low), float(high)
+    return [_value(item, later[_key(item)] - item.score) for item in before]
 
 
 def _clopper_pearson(successes: float, n: int, alpha: float) -> tuple[float, float]:

@@ -6,7 +6,19 @@ from typing import Any
 
 import altair as alt
 
+from lingraft.report.tables import BITS
+
 _WIDTH = 620
+_INK = "#010203"  # stands for the page's own text colour, light or dark; see `to_svg`
+_MOST_MATRICES = 12  # drawn; the table below the figure has all
+_LOOK = {
+    "background": "transparent",
+    "view": {"stroke": "transparent"},
+    "axis": dict.fromkeys(("labelColor", "titleColor", "tickColor", "domainColor"), _INK)
+    | {"gridColor": "#88888855"},
+    "legend": {"labelColor": _INK, "titleColor": _INK},
+    "header": {"labelColor": _INK, "titleColor": _INK},
+}
 
 
 def trade_off(result: dict[str, Any]) -> alt.LayerChart | None:
@@ -85,12 +97,80 @@ def training_loss(result: dict[str, Any]) -> alt.Chart | None:
     )
 
 
-def to_svg(chart: alt.Chart | alt.LayerChart) -> str:
-    """Return the figure as SVG; texts in it are escaped by the renderer."""
+def ability_matrix(result: dict[str, Any]) -> alt.FacetChart | None:
+    """Forgetting matrix of each cell: ability in what each phase taught, after each phase; darker is higher."""
+    entries = _matrix_entries(result, "ability")
+    return _heat_map([entry | {"shade": entry["value"]} for entry in entries])
+
+
+def loss_matrix(result: dict[str, Any]) -> alt.FacetChart | None:
+    """Forgetting matrix of each cell: bits per character of each phase's own held-out answers, after each phase.
+
+    Darker is lower, among all cells' entries for the same data set: losses of two languages are on no one scale.
+    """
+    entries = _matrix_entries(result, BITS)
+    values: dict[tuple[str, str], list[float]] = {}
+    for entry in entries:
+        values.setdefault((entry["taught"], entry["data"]), []).append(entry["value"])
+    shaded = []
+    for entry in entries:
+        own = values[entry["taught"], entry["data"]]
+        width = (max(own) - min(own)) or 1.0
+        shaded.append(entry | {"shade": (max(own) - entry["value"]) / width})
+    return _heat_map(shaded)
+
+
+def _matrix_entries(result: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+    """Return the entries of the cells' matrices, several seeds' averaged."""
+    found: dict[tuple[str, int, str], list[float]] = {}
+    places: dict[tuple[str, int, str], dict[str, Any]] = {}
+    for cell in result["cells"]:
+        matrix = (cell["forgetting"][kind] if cell["status"] == "done" else None) or {"rows": []}
+        name = f"{cell['data']} / {cell['strategy']}"
+        for number, row in enumerate(matrix["rows"]):
+            for column, entry in zip(matrix["columns"], row["scores"], strict=True):
+                key = (name, number, column["phase"])
+                found.setdefault(key, []).append(entry["value"])
+                places[key] = {"cell": name, "row": number, "after": row["after"]}
+                places[key] |= {"taught": column["phase"], "data": column["data"]}
+    return [places[key] | {"value": sum(values) / len(values)} for key, values in found.items()]
+
+
+def _heat_map(rows: list[dict[str, Any]]) -> alt.FacetChart | None:
+    """Draw one matrix per cell; `shade`, in [0, 1], colours an entry, its number stands in it."""
+    if not rows:
+        return None
+    cells = list(dict.fromkeys(row["cell"] for row in rows))[:_MOST_MATRICES]
+    phases = list(dict.fromkeys(row["taught"] for row in rows))
+    base = alt.Chart().encode(
+        x=alt.X("taught:N", sort=phases, title="taught by phase", axis=alt.Axis(labelAngle=0)),
+        y=alt.Y("after:N", sort=alt.EncodingSortField("row"), title="after phase"),
+    )
+    number = base.mark_text(fontSize=13).encode(
+        text=alt.Text("value:Q", format=".3f"),
+        color=alt.condition("datum.shade > 0.5", alt.value("white"), alt.value("#10202f")),
+    )
+    scale = alt.Scale(scheme="blues", domain=[0, 1])
+    tiles = base.mark_rect(stroke="#88888855").encode(color=alt.Color("shade:Q", scale=scale, legend=None))
+    return (
+        alt.layer(tiles, number)
+        .properties(width=72 * len(phases), height=alt.Step(30))
+        .facet(
+            facet=alt.Facet("cell:N", title=None, sort=cells),
+            columns=max(1, 10 // (len(phases) + 1)),
+            data=alt.Data(values=[row for row in rows if row["cell"] in cells]),
+        )
+        .resolve_scale(y="independent")
+    )
+
+
+def to_svg(chart: Any) -> str:
+    """Return the figure as SVG, drawn in the page's own ink; texts in it are escaped by the renderer."""
     import vl_convert
 
-    svg: str = vl_convert.vegalite_to_svg(chart.to_dict())
-    return svg
+    spec = chart.to_dict()
+    svg: str = vl_convert.vegalite_to_svg(spec | {"config": (spec.get("config") or {}) | _LOOK})
+    return svg.replace(_INK, "currentColor")
 
 
 def _spread(name: str, difference: dict[str, Any]) -> dict[str, float]:

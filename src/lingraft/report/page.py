@@ -16,8 +16,23 @@ from markupsafe import Markup
 from lingraft.config.load import dump_study
 from lingraft.config.schema import Study
 from lingraft.records import write_text_atomically
-from lingraft.report.figures import bits_per_character, to_svg, trade_off, training_loss
-from lingraft.report.tables import smallest_visible, study_table
+from lingraft.report.figures import (
+    ability_matrix,
+    bits_per_character,
+    loss_matrix,
+    to_svg,
+    trade_off,
+    training_loss,
+)
+from lingraft.report.tables import (
+    ABSENT,
+    BITS,
+    failures,
+    forgetting_table,
+    seed_table,
+    smallest_visible,
+    study_table,
+)
 
 _FIGURES = (
     (
@@ -33,6 +48,23 @@ _FIGURES = (
     ),
     ("Training loss", "Of each cell's last phase.", training_loss),
 )
+_MATRICES = (
+    (
+        "Forgetting: abilities",
+        "Rows: the model after each phase. Columns: what each phase taught, measured by the abilities of its data "
+        "set's languages (English: task ability), 0 to 1. A column that pales downwards is being forgotten.",
+        ability_matrix,
+        "ability",
+    ),
+    (
+        "Forgetting: loss of held-out answers",
+        "The same, measured by the bits per character of each phase's own held-out answers, which no phase trained "
+        "on. Lower is better; shades compare the entries for one data set, darker is lower. In the summary signs are "
+        "turned: backward transfer below 0 is forgotten.",
+        loss_matrix,
+        BITS,
+    ),
+)
 
 
 def write_page(result: dict[str, Any], study: Study) -> Path:
@@ -47,6 +79,11 @@ def write_page(result: dict[str, Any], study: Study) -> Path:
 def render_page(result: dict[str, Any], study: Study) -> str:
     """Return the page's HTML."""
     drawn = [(title, caption, figure(result)) for title, caption, figure in _FIGURES]
+    matrices = [
+        (title, caption, Markup(to_svg(chart)), forgetting_table(result, kind, with_intervals=True))
+        for title, caption, figure, kind in _MATRICES
+        if (chart := figure(result)) is not None
+    ]
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -59,10 +96,13 @@ def render_page(result: dict[str, Any], study: Study) -> str:
         study=study,
         study_file=dump_study(study),
         table=study_table(result),
+        seeds=seed_table(result),
+        matrices=matrices,
         figures=[
             (title, caption, Markup(to_svg(chart))) for title, caption, chart in drawn if chart is not None
         ],
-        failed=[cell for cell in result["cells"] if cell["status"] == "failed"],
+        failures=failures(result),
+        number=lambda value: ABSENT if value is None else f"{value:.3f}",
         done=done,
         phase_one=result["phase_one"],
         visible=smallest_visible(result),

@@ -7,7 +7,7 @@ Every row carries the interval; the arrow says whether task ability differs from
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 ABSENT = "-"
 FAILED = "failed"
+BITS = "bits_per_character"
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,9 @@ class Column:
 
     title: str
     meaning: str
+
+
+_KEYS = (Column("data", "data set of the last phase"), Column("strategy", "how forgetting was held back"))
 
 
 @dataclass(frozen=True)
@@ -43,19 +47,80 @@ class Table:
 
 
 def study_table(result: dict[str, Any]) -> Table:
-    """Return the table of a study's result (the object of `lingraft run --json`)."""
+    """Return the table of a study's result (the object of `lingraft run --json`): one row per data and strategy.
+
+    With several seeds a row holds the mean over them, in place of an interval with the lowest and the highest in
+    parentheses; their number stands beside it. `seed_table` has them one by one.
+    """
     languages = _languages(result)
-    seeds = {cell["seed"] for cell in result["cells"]}
-    columns = _columns(languages, with_seed=len(seeds) > 1)
-    rows = []
-    for name, scores in (("base model", result["base"]), ("phase 1", result["phase_one"])):
-        if scores is not None:
-            rows.append(_row((name, ""), None, scores, None, languages))
-    rows.extend(_cell_row(cell, languages) for cell in result["cells"])
-    if len(seeds) > 1:
-        labels = ["", "", *(str(cell["seed"]) for cell in result["cells"])][-len(rows) :]
-        rows = [(*row[:2], label, *row[2:]) for row, label in zip(rows, labels, strict=True)]
-    return Table(columns, tuple(rows), 3 if len(seeds) > 1 else 2)
+    several = len({cell["seed"] for cell in result["cells"]}) > 1
+    keys = (*_KEYS, Column("seeds", "seeds that are done")) if several else _KEYS
+    rows = (
+        []
+        if result["base"] is None
+        else [("base model", "", *([""] if several else []), *_alone(result, languages))]
+    )
+    for (data, strategy), entries in _grouped(_phase_ones(result)).items():
+        figures = [_figures(None, entry["scores"], languages) for entry in entries]
+        rows.append((data, strategy, *([str(len(entries))] if several else []), *_summed(figures)))
+    for (data, strategy), cells in _grouped(result["cells"]).items():
+        done = [cell for cell in cells if cell["status"] == "done"]
+        counted = str(len(cells)) if len(done) == len(cells) else f"{len(done)} of {len(cells)}"
+        figures = [_figures(cell, cell["scores"], languages) for cell in done]
+        rows.append((data, strategy, *([counted] if several else []), *_summed_or_failed(figures, languages)))
+    return Table((*keys, *_columns(languages)), tuple(rows), len(keys))
+
+
+def seed_table(result: dict[str, Any]) -> Table | None:
+    """Return the table with a row for every seed, or None where there is only one."""
+    if len({cell["seed"] for cell in result["cells"]}) < 2:
+        return None
+    languages = _languages(result)
+    rows: list[tuple[str, ...]] = []
+    for entry in _phase_ones(result):
+        seed = ABSENT if entry["seed"] is None else str(entry["seed"])
+        figures = _figures(None, entry["scores"], languages)
+        rows.append((entry["data"], entry["strategy"], seed, *_summed([figures])))
+    for cell in result["cells"]:
+        done = [_figures(cell, cell["scores"], languages)] if cell["status"] == "done" else []
+        key = (cell["data"], cell["strategy"], str(cell["seed"]))
+        rows.append((*key, *_summed_or_failed(done, languages)))
+    keys = (*_KEYS, Column("seed", "seed of every phase of the cell"))
+    return Table((*keys, *_columns(languages)), tuple(rows), len(keys))
+
+
+def failures(result: dict[str, Any]) -> list[str]:
+    """Return what failed, each with its reason: the base model's evaluation, then cells; empty: nothing."""
+    base = result["base_reason"]
+    return [
+        *([] if base is None else [f"base model: {base}"]),
+        *(
+            f"{cell['data']} / {cell['strategy']} / seed {cell['seed']}: {cell['reason']}"
+            for cell in result["cells"]
+            if cell["status"] == "failed"
+        ),
+    ]
+
+
+def _phase_ones(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return every Phase 1 model, named for the table; where there is one kind only, just as such."""
+    entries = result["phase_ones"]
+    several = len({(entry["data"], entry["strategy"]) for entry in entries}) > 1
+    return [
+        {
+            **entry,
+            "data": f"phase 1: {entry['data']}" if several else "phase 1",
+            "strategy": entry["strategy"] if several else "",
+        }
+        for entry in entries
+    ]
+
+
+def _grouped(entries: Sequence[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for entry in entries:
+        groups.setdefault((entry["data"], entry["strategy"]), []).append(entry)
+    return groups
 
 
 def _languages(result: dict[str, Any]) -> tuple[str, ...]:
@@ -69,13 +134,9 @@ def _languages(result: dict[str, Any]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _columns(languages: Sequence[str], *, with_seed: bool) -> tuple[Column, ...]:
-    keys = [("data", "data set of the last phase"), ("strategy", "how forgetting was held back")]
-    if with_seed:
-        keys.append(("seed", "seed of every phase of the cell"))
+def _columns(languages: Sequence[str]) -> tuple[Column, ...]:
     return (
-        *(Column(title, meaning) for title, meaning in keys),
-        Column("DES", "similarity of the phases' instructions, -1 to 1"),
+        Column("DES", "similarity of the instructions of Phase 1 and the last phase, -1 to 1"),
         Column("MPD", "mean L2 distance of the weight tensors from Phase 1"),
         Column("task ability", "mean score of the English tasks, 0 to 1, with its 95 % interval"),
         Column("change", "paired difference of task ability to Phase 1, with its 95 % interval"),
@@ -87,36 +148,87 @@ def _columns(languages: Sequence[str], *, with_seed: bool) -> tuple[Column, ...]
     )
 
 
-def _cell_row(cell: dict[str, Any], languages: Sequence[str]) -> tuple[str, ...]:
-    keys = (cell["data"], cell["strategy"])
-    if cell["status"] == "failed":
-        blanks = [ABSENT] * (len(_columns(languages, with_seed=False)) - 3)
-        return (*keys, FAILED, *blanks)
-    return _row(keys, cell, cell["scores"], cell["difference"], languages)
+@dataclass(frozen=True)
+class _Figure:
+    """One figure of one model: its value and how it is written; `arrow` where it is compared with Phase 1's."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    is_percent: bool = False
+    is_signed: bool = False
+    arrow: str = ""
+
+    def number(self, value: float, digits: int = 3) -> str:
+        if self.is_percent:
+            return f"{100 * value:.1f} %"
+        return f"{value:+.{digits}f}" if self.is_signed else f"{value:.{digits}f}"
+
+    def text(self) -> str:
+        if self.value is None:
+            return ABSENT
+        interval = ""
+        if self.low is not None and self.high is not None:
+            interval = f" [{self.number(self.low, 2)}, {self.number(self.high, 2)}]"
+        return f"{self.number(self.value)}{interval}{self.arrow and ' ' + self.arrow}"
 
 
-def _row(
-    keys: tuple[str, str],
-    cell: dict[str, Any] | None,
-    scores: dict[str, Any],
-    difference: dict[str, Any] | None,
-    languages: Sequence[str],
-) -> tuple[str, ...]:
-    task, language = scores["task_ability"], scores["language_ability"]
-    change = difference["task_ability"] if difference else None
-    gain = difference["language_ability"] if difference else None
-    return (
-        *keys,
-        _number(cell["des"] if cell else None),
-        _number(cell["mpd"]["from_phase_one"] if cell else None),
-        f"{_with_interval(task)}{' ' + arrow(change) if change else ''}",
-        _signed_interval(change),
-        _percent(cell["retention"] if cell else None),
-        *(_number((scores["per_language"].get(tag) or {}).get("value")) for tag in languages),
-        _with_interval(language),
-        _signed_interval(gain),
-        _percent(scores["wrong_language"]),
-    )
+def _figures(cell: dict[str, Any] | None, scores: dict[str, Any], languages: Sequence[str]) -> list[_Figure]:
+    """Return a model's figures, one per column; `cell` is None for the base model and Phase 1."""
+    difference = cell["difference"] if cell else {"task_ability": None, "language_ability": None}
+    change = difference["task_ability"]
+    return [
+        _Figure(cell["des"] if cell else None),
+        _Figure(cell["mpd"]["from_phase_one"] if cell else None),
+        _score(scores["task_ability"], arrow(change) if change else ""),
+        _change(change),
+        _Figure(cell["retention"] if cell else None, is_percent=True),
+        *(_Figure((scores["per_language"].get(tag) or {}).get("value")) for tag in languages),
+        _score(scores["language_ability"]),
+        _change(difference["language_ability"]),
+        _Figure(scores["wrong_language"], is_percent=True),
+    ]
+
+
+def _score(entry: dict[str, Any], mark: str = "") -> _Figure:
+    return _Figure(entry["value"], entry["low"], entry["high"], arrow=mark)
+
+
+def _change(difference: dict[str, Any] | None) -> _Figure:
+    if difference is None:
+        return _Figure(None)
+    return _Figure(difference["value"], difference["low"], difference["high"], is_signed=True)
+
+
+def _alone(result: dict[str, Any], languages: Sequence[str]) -> tuple[str, ...]:
+    return _summed([_figures(None, result["base"], languages)])
+
+
+def _summed_or_failed(figures: Sequence[Sequence[_Figure]], languages: Sequence[str]) -> tuple[str, ...]:
+    if figures:
+        return _summed(figures)
+    return (FAILED, *[ABSENT] * (len(_columns(languages)) - 1))
+
+
+def _summed(models: Sequence[Sequence[_Figure]]) -> tuple[str, ...]:
+    """Return the texts of the figures: of one model as they are, of several their means and ranges."""
+    if len(models) == 1:
+        return tuple(figure.text() for figure in models[0])
+    return tuple(over_seeds(figures) for figures in zip(*models, strict=True))
+
+
+def over_seeds(figures: Sequence[_Figure]) -> str:
+    """Return the mean, where one seed has an interval or a sign with (lowest to highest), and the arrow of all."""
+    known = [figure.value for figure in figures if figure.value is not None]
+    if not known:
+        return ABSENT
+    one = figures[0]
+    marks = {figure.arrow for figure in figures}
+    mark = marks.pop() if len(marks) == 1 else "="
+    spread = ""
+    if one.low is not None or one.is_signed:
+        spread = f" ({one.number(min(known), 2)} to {one.number(max(known), 2)})"
+    return f"{one.number(sum(known) / len(known))}{spread}{mark and ' ' + mark}"
 
 
 def smallest_visible(result: dict[str, Any]) -> str:
@@ -130,6 +242,82 @@ def smallest_visible(result: dict[str, Any]) -> str:
         items = done[0][ability]["n"]
         parts.append(f"{ability.replace('_', ' ')} {worst:.3f} ({items} items)")
     return f"Smallest difference to Phase 1 that could have been seen (80 % power): {', '.join(parts)}."
+
+
+MATRICES = ("ability", BITS)
+
+
+def forgetting_table(result: dict[str, Any], kind: str, *, with_intervals: bool) -> Table | None:
+    """Return the forgetting matrices of all cells, one under the other, or None where there are none.
+
+    A row is a cell's model after one phase, a column what one phase taught; a cell's summary stands in its last row.
+    With several seeds the entries are means over them.
+
+    Args:
+        result: The study's result.
+        kind: `ability`, or `bits_per_character` (lower is better).
+        with_intervals: Write each entry's 95 % interval, where one seed has it.
+    """
+    groups = {
+        key: matrices
+        for key, cells in _grouped([c for c in result["cells"] if c["status"] == "done"]).items()
+        if (matrices := [c["forgetting"][kind] for c in cells if c["forgetting"][kind] is not None])
+    }
+    if not groups:
+        return None
+    phases = tuple(dict.fromkeys(one["phase"] for own in groups.values() for one in own[0]["columns"]))
+    rows = [(*key, *row) for key, own in groups.items() for row in _matrix_rows(own, phases, with_intervals)]
+    unit = "score" if kind == "ability" else "bits per character"
+    columns = (
+        *_KEYS,
+        Column("after", "the model after this phase"),
+        *(Column(phase, f"{unit} on what phase {phase} taught") for phase in phases),
+        Column("average", "mean over the phases' columns after the last phase"),
+        Column("backward", "backward transfer: last - just learned, over earlier phases; below 0: forgotten"),
+        Column(
+            "forward", "forward transfer: just before learning - base model; above 0: earlier phases helped"
+        ),
+        Column("forgetting", "best of the phases before the last - last, over earlier phases"),
+    )
+    return Table(columns, tuple(rows), len(_KEYS) + 1)
+
+
+def _matrix_rows(
+    matrices: Sequence[dict[str, Any]], phases: Sequence[str], with_intervals: bool
+) -> list[tuple[str, ...]]:
+    first = matrices[0]
+    places = {one["phase"]: j for j, one in enumerate(first["columns"])}
+    summary = [
+        _combined([_entry(m[name], is_signed=name != "average") for m in matrices]) for name in _SUMMARY
+    ]
+    rows = []
+    for number, row in enumerate(first["rows"]):
+        entries = [
+            [_entry(m["rows"][number]["scores"][places[p]], bare=not with_intervals) for m in matrices]
+            if p in places
+            else [_Figure(None)]
+            for p in phases
+        ]
+        texts = [
+            _combined([replace(one, low=None) for one in own] if len(own) > 1 else own) for own in entries
+        ]
+        is_last = number == len(first["rows"]) - 1
+        rows.append((row["after"], *texts, *(summary if is_last else [""] * len(summary))))
+    return rows
+
+
+_SUMMARY = ("average", "backward_transfer", "forward_transfer", "forgetting")
+
+
+def _entry(value: dict[str, Any] | float | None, *, bare: bool = False, is_signed: bool = False) -> _Figure:
+    if not isinstance(value, dict):
+        return _Figure(value, is_signed=is_signed)
+    low, high = (None, None) if bare else (value["low"], value["high"])
+    return _Figure(value["value"], low, high, is_signed=is_signed)
+
+
+def _combined(figures: Sequence[_Figure]) -> str:
+    return figures[0].text() if len(figures) == 1 else over_seeds(figures)
 
 
 def language_table(summary: DataSummary) -> Table:
@@ -165,19 +353,3 @@ def arrow(difference: dict[str, Any]) -> str:
 
 def _number(value: float | None) -> str:
     return ABSENT if value is None else f"{value:.3f}"
-
-
-def _percent(value: float | None) -> str:
-    return ABSENT if value is None else f"{100 * value:.1f} %"
-
-
-def _with_interval(score: dict[str, Any]) -> str:
-    if score.get("value") is None:
-        return ABSENT
-    return f"{score['value']:.3f} [{score['low']:.2f}, {score['high']:.2f}]"
-
-
-def _signed_interval(difference: dict[str, Any] | None) -> str:
-    if difference is None:
-        return ABSENT
-    return f"{difference['value']:+.3f} [{difference['low']:+.2f}, {difference['high']:+.2f}]"

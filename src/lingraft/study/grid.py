@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -45,8 +45,9 @@ def trained_phases(study: Study) -> tuple[Phase, ...]:
 def cells_of(study: Study) -> tuple[Cell, ...]:
     """Return the study's cells in the order of the file, seed by seed."""
     paths = list(study.paths) if study.paths else list(_full_product(study))
+    named = _phases_to_name(paths)
     return tuple(
-        Cell(steps=path, seed=seed, data=_data_label(study, path), strategy=_strategy_label(study, path))
+        Cell(steps=path, seed=seed, data=_data_label(study, path), strategy=_strategy_label(path, named))
         for seed in study.seeds
         for path in paths
     )
@@ -77,15 +78,17 @@ def _data_label(study: Study, path: tuple[PathStep, ...]) -> str:
     return " > ".join([*earlier, path[-1].data])
 
 
-def _strategy_label(study: Study, path: tuple[PathStep, ...]) -> str:
-    phases = trained_phases(study)
-    if path[-1].strategy.is_mixed:
-        return path[-1].strategy.label
-    earlier = []
-    for step, phase in zip(path[:-1], phases, strict=False):
-        labels = {
-            choice.label for data in phase.data.values() for choice in (*phase.strategies, *data.strategies)
-        }
-        if len(labels) > 1 or step.strategy.label != PLAIN:
-            earlier.append(step.strategy.label)
-    return " > ".join([*earlier, path[-1].strategy.label])
+def _phases_to_name(paths: Sequence[tuple[PathStep, ...]]) -> set[int]:
+    """Return the phases before the last whose strategy is not plain throughout, and so belongs in names."""
+    chains = [path for path in paths if not path[-1].strategy.is_mixed]
+    labels = [(index, step.strategy.label) for path in chains for index, step in enumerate(path[:-1])]
+    return {index for index, label in labels if label != PLAIN}
+
+
+def _strategy_label(path: tuple[PathStep, ...], named: set[int]) -> str:
+    """Name the last phase's strategy, after those of earlier phases where these are told apart by them."""
+    last = path[-1].strategy
+    if last.is_mixed:
+        return last.label
+    earlier = [step.strategy.label for index, step in enumerate(path[:-1]) if index in named]
+    return " > ".join([*earlier, last.label])

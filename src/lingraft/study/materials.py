@@ -7,6 +7,7 @@ to be wrong is known first.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lingraft.config.schema import DataSource, StrategyChoice, Study
 from lingraft.data.example import UNDETERMINED_LANGUAGE, Example
 from lingraft.data.sources import DataSplit, LoadedData, load_data, split_data
 from lingraft.errors import ConfigError, LingraftError
+from lingraft.evaluate.held_out import item_of
 from lingraft.models.loading import model_content_hash, model_folder
 from lingraft.strategies.composition import Composition, build
 from lingraft.study.grid import Cell, cells_of, trained_phases
@@ -56,8 +58,8 @@ class DataSet:
             "held_out": self.held_out_groups,
         }
 
-    def counts(self, seed: int) -> dict[str, Any]:
-        """Return what was read, dropped and fell short, for the record."""
+    def counts(self, seed: int, withheld: int) -> dict[str, Any]:
+        """Return what was read, dropped, withheld (see `Materials.withhold`) and fell short, for the record."""
         split = self.split(seed)
         return {
             "source": self.source.source,
@@ -65,7 +67,8 @@ class DataSet:
             "broken": len(self.loaded.broken),
             "first_broken": [f"{row.place}: {row.problem}" for row in self.loaded.broken[:_SHOWN_BROKEN]],
             "held_out": len(split.held_out),
-            "train": len(split.train),
+            "withheld": withheld,
+            "train": len(split.train) - withheld,
             "shortfall": split.shortfall,
         }
 
@@ -107,11 +110,26 @@ class Materials:
     languages: tuple[str, ...]
     cells: tuple[Cell, ...]
 
-    @property
+    @cached_property
     def held_out(self) -> tuple[Example, ...]:
         """The held-out examples of all trained sets, each once, in an order that the file's does not change."""
-        found = {(e.source, e.id): e for one in self.data.values() for e in one.held_out}
+        found = {item_of(e): e for one in self.data.values() for e in one.held_out}
         return tuple(found[key] for key in sorted(found))
+
+    @cached_property
+    def _held_out_items(self) -> frozenset[str]:
+        return frozenset(item_of(example) for example in self.held_out)
+
+    def withhold(self, examples: tuple[Example, ...]) -> tuple[tuple[Example, ...], tuple[str, ...]]:
+        """Return the examples that may be trained on, and the items of those that another set holds out.
+
+        A set leaves out its own held-out groups. Where two sets of a study share rows, one may hold out what the
+        other would train on: such rows are withheld, so that what is measured was never trained on.
+        """
+        held_out = self._held_out_items
+        items = [item_of(example) for example in examples]
+        kept = tuple(example for example, item in zip(examples, items, strict=True) if item not in held_out)
+        return kept, tuple(sorted(item for item in items if item in held_out))
 
 
 def gather(study: Study, base_folder: Path) -> Materials:
@@ -123,24 +141,26 @@ def gather(study: Study, base_folder: Path) -> Materials:
     """
     cells = cells_of(study)
     check_strategies(study, cells)
+    used = {(step.phase, step.data) for cell in cells for step in cell.steps}
     data = {
         (phase.name, name): _read(name, source, study.held_out, base_folder)
         for phase in trained_phases(study)
         for name, source in phase.data.items()
+        if (phase.name, name) in used  # `paths` may leave sets out
     }
     english = {
         source.english: _read(
             source.english, DataSource(source=source.english, language=ENGLISH), 0, base_folder
         )
         for phase in trained_phases(study)
-        for source in phase.data.values()
-        if source.english is not None
+        for name, source in phase.data.items()
+        if source.english is not None and (phase.name, name) in used
     }
     first = study.phases[0]
     instructions = None
     if first.instructions is not None:
-        source = DataSource(source=first.instructions, language=ENGLISH)
-        instructions = _read(first.name, source, 0, base_folder)
+        instructions = _read(first.name, first.instructions, 0, base_folder)
+        _check_language(f"{study.name}: phase {first.name!r}, instructions", instructions)
     return Materials(
         data=data,
         english=english,
@@ -212,10 +232,14 @@ def _find(name: str, trust_remote_code: bool) -> Model:
 def _languages(study: Study, data: dict[tuple[str, str], DataSet]) -> tuple[str, ...]:
     found: dict[str, None] = {}
     for (phase, name), one in data.items():
-        if UNDETERMINED_LANGUAGE in one.languages:
-            raise ConfigError(
-                f"{study.name}: phase {phase!r}, data {name!r} ({one.source.source}): the rows do not say their "
-                "language; give the data set `language:` (a BCP-47 tag such as es)."
-            )
+        _check_language(f"{study.name}: phase {phase!r}, data {name!r}", one)
         found.update(dict.fromkeys(language for language in one.languages if language != ENGLISH))
     return tuple(sorted(found))
+
+
+def _check_language(place: str, one: DataSet) -> None:
+    if UNDETERMINED_LANGUAGE in one.languages:
+        raise ConfigError(
+            f"{place} ({one.source.source}): the rows do not say their language; give the data set `language:` "
+            "(a BCP-47 tag such as es)."
+        )

@@ -17,13 +17,16 @@ from lingraft.errors import LingraftError
 from lingraft.evaluate.harness import check_tasks
 from lingraft.evaluate.predictions import read_predictions
 from lingraft.evaluate.scores import differences
-from lingraft.records import write_json_atomically
+from lingraft.records import fingerprint_of, write_json_atomically
 from lingraft.similarity.embedding_similarity import check_languages
 from lingraft.similarity.encoders import Encoder, load_encoder
+from lingraft.study.counting import count_stages
 from lingraft.study.events import Watcher
+from lingraft.study.forgetting import PhaseEnd, forgetting_of
 from lingraft.study.grid import Cell
 from lingraft.study.materials import DataSet, Materials, Model, gather
-from lingraft.study.stages import PREDICTIONS, ModelReference, Stages, TrainingJob
+from lingraft.study.measures import Measures, Steps
+from lingraft.study.stages import CHECKPOINT, PREDICTIONS, ModelReference, Stages, TrainingJob
 from lingraft.study.store import Stage, Store
 
 RESULT = "result.json"
@@ -59,7 +62,8 @@ def run_study(
     with Store(folder) as store:
         save_study(study, folder / "study.yaml")
         stages = Stages(store, watcher, base_folder, trust_remote_code=study.trust_remote_code)
-        runner = _Runner(study, materials, stages, encoder, watcher)
+        measures = Measures(study, materials, stages, encoder)
+        runner = _Runner(study, materials, stages, measures, watcher)
         result = runner.run(folder)
         write_json_atomically(folder / RESULT, result)
         for stage in runner.discardable():
@@ -76,7 +80,7 @@ def _encoder(study: Study, materials: Materials) -> Encoder | None:
     return encoder
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Trained:
     """A trained phase of a cell."""
 
@@ -86,37 +90,57 @@ class _Trained:
     evaluation: Stage
 
 
+@dataclass(frozen=True)
+class _PhaseOne:
+    """Phase 1 of a cell: what its differences are taken from. `step` is None for a checkpoint."""
+
+    step: PathStep | None
+    model: ModelReference
+    evaluation: Stage
+
+
 @dataclass
 class _Runner:
     study: Study
     materials: Materials
     stages: Stages
-    encoder: Encoder | None
+    measures: Measures
     watcher: Watcher
     _train_stages: dict[str, Stage] = field(default_factory=dict)
     _kept: set[str] = field(default_factory=set)
+    _base: Stage | None = None
+    _base_reason: str | None = None
+    _phase_ones: dict[str, dict[str, Any]] = field(default_factory=dict)
     _any_failed: bool = False
 
     def run(self, folder: Path) -> dict[str, Any]:
-        self.watcher.study_started(self._count_stages())
-        base = self.materials.base
-        base_scores = None if base is None else self._evaluate_base(base)
-        phase_one: dict[str, Any] | None = None
-        cells = []
-        for cell in self.materials.cells:
-            entry = self._attempt(cell)
-            phase_one = phase_one or entry.pop("_phase_one", None)
-            entry.pop("_phase_one", None)
-            cells.append(entry)
-        return {"run": str(folder), "base": base_scores, "phase_one": phase_one, "cells": cells}
+        self.watcher.study_started(count_stages(self.study, self.materials))
+        self._evaluate_base()
+        cells = [self._attempt(cell) for cell in self.materials.cells]
+        phase_ones = list(self._phase_ones.values())
+        return {
+            "run": str(folder),
+            "base": None if self._base is None else self._base.result["scores"],
+            "base_reason": self._base_reason,
+            "phase_one": phase_ones[0]["scores"] if phase_ones else None,
+            "phase_ones": phase_ones,
+            "cells": cells,
+        }
 
-    def _evaluate_base(self, base: Model) -> dict[str, Any] | None:
+    def _evaluate_base(self) -> None:
+        if self.materials.base is None:
+            return
         try:
-            scores: dict[str, Any] = self._evaluate("base", _reference(base)).result["scores"]
+            self._base = self._evaluate("base", _reference(self.materials.base))
         except Exception as error:  # as for a cell: the others go on
-            self.watcher.cell_failed("base", str(error), error)
-            return None
-        return scores
+            self._base_reason = self._tell_failure("base", error)
+
+    def _tell_failure(self, label: str, error: Exception) -> str:
+        """Tell that something failed, and return the reason."""
+        reason = str(error) if isinstance(error, LingraftError) else f"{type(error).__name__}: {error}"
+        self.watcher.cell_failed(label, reason, error)
+        self._any_failed = True
+        return reason
 
     def discardable(self) -> list[Stage]:
         """Training stages whose checkpoints the study does not keep; none while a cell may still need them."""
@@ -135,64 +159,76 @@ class _Runner:
         try:
             return entry | {"status": "done", "reason": None} | self._run_cell(cell)
         except Exception as error:  # whatever it is, the other cells go on and the reason is shown
-            reason = str(error) if isinstance(error, LingraftError) else f"{type(error).__name__}: {error}"
-            self.watcher.cell_failed(cell.label, reason, error)
-            self._any_failed = True
-            return entry | {"status": "failed", "reason": reason}
+            return entry | {"status": "failed", "reason": self._tell_failure(cell.label, error)}
 
     def _run_cell(self, cell: Cell) -> dict[str, Any]:
-        phase_one_model, phase_one_evaluation, trained = self._train_cell(cell)
+        phase_one, trained = self._train_cell(cell)
         last = trained[-1]
-        before, after = phase_one_evaluation.result["scores"], last.evaluation.result["scores"]
-        mpd, mpd_stages = self._mpd(cell, phase_one_model, last)
-        own = [last.stage, last.evaluation, *mpd_stages]
         self._kept.add(last.stage.fingerprint)
+        before, after = phase_one.evaluation.result["scores"], last.evaluation.result["scores"]
+        similarities = self.measures.similarities(cell)
+        distances, own = self.measures.distances(cell, phase_one.model, [one.model for one in trained])
+        pair = self._pair(cell, phase_one.model)
+        own += [last.stage, last.evaluation, *([] if pair is None else [pair])]
         return {
-            "des": self._des(cell),
-            "encoder": self.encoder.name if self.encoder else None,
-            "mpd": mpd,
+            "des": similarities[-1].from_phase_one,
+            "encoder": self.measures.encoder_name,
+            "mpd": {
+                "from_phase_one": distances[-1].from_phase_one,
+                "pair": None if pair is None else pair.result["mpd"],
+            },
             "retention": _ratio(after["task_ability"]["value"], before["task_ability"]["value"]),
             "gain": after["language_ability"]["value"] - before["language_ability"]["value"],
             "difference": differences(
-                read_predictions(phase_one_evaluation.folder / PREDICTIONS),
+                read_predictions(phase_one.evaluation.folder / PREDICTIONS),
                 read_predictions(last.evaluation.folder / PREDICTIONS),
             ),
+            "forgetting": self._forgetting(cell, phase_one, trained),
             "scores": after,
-            "training": {
-                key: value for key, value in last.stage.result.items() if key not in ("losses", "plan")
-            },
+            "training": _training_counts(last.stage),
             "phases": [
-                {
-                    "phase": one.step.phase,
-                    "data": one.step.data,
-                    "strategy": one.step.strategy.label,
-                    "scores": one.evaluation.result["scores"],
-                    "losses": one.stage.result["losses"],
-                }
-                for one in trained
+                _phase_entry(one, des, mpd)
+                for one, des, mpd in zip(trained, similarities, distances, strict=True)
             ],
-            "checkpoint": None if self.study.keep == "none" else str(last.stage.folder / "checkpoint"),
+            "checkpoint": None if self.study.keep == "none" else str(last.stage.folder / CHECKPOINT),
             "seconds": sum(stage.seconds for stage in own),
-            "_phase_one": before,
         }
 
-    def _train_cell(self, cell: Cell) -> tuple[ModelReference, Stage, list[_Trained]]:
-        """Train a cell's phases; return Phase 1's model and evaluation, and the phases that are the cell's own."""
+    def _forgetting(self, cell: Cell, phase_one: _PhaseOne, trained: Sequence[_Trained]) -> dict[str, Any]:
+        ends = [PhaseEnd(one.step.phase, one.evaluation) for one in trained]
+        if cell.is_mixed:
+            ends = [PhaseEnd(cell.strategy, trained[-1].evaluation)]
+        elif phase_one.step is None:
+            ends.insert(0, PhaseEnd(self.study.phases[0].name, phase_one.evaluation))
+        return forgetting_of(self.study, self.materials, cell, ends, self._base)
+
+    def _train_cell(self, cell: Cell) -> tuple[_PhaseOne, list[_Trained]]:
+        """Train a cell's phases; return Phase 1, and the phases that are the cell's own."""
         parent, trained = self._start(), []
-        checkpoint = self.materials.checkpoint
-        if checkpoint is not None:
-            first = (_reference(checkpoint), self._evaluate(f"phase {self.study.phases[0].name}", parent))
-        steps = cell.steps[:1] if cell.is_mixed else cell.steps
-        for index in range(len(steps)):
+        phase_one: _PhaseOne | None = None
+        if self.materials.checkpoint is not None:
+            phase_one = _PhaseOne(None, parent, self._evaluate(f"phase {self.study.phases[0].name}", parent))
+        for index in range(1 if cell.is_mixed else len(cell.steps)):
             one = self._train_step(cell, index, parent)
             trained.append(one)
             parent = one.model
-            if index == 0 and checkpoint is None:
-                first = (one.model, one.evaluation)
+            if phase_one is None:
+                phase_one = _PhaseOne(one.step, one.model, one.evaluation)
                 self._kept.add(one.stage.fingerprint)
-        if cell.is_mixed:
-            trained = [self._train_mixed(cell)]
-        return (*first, trained)
+        assert phase_one is not None  # a cell has at least one step
+        self._remember(phase_one, cell.seed)
+        return phase_one, [self._train_mixed(cell)] if cell.is_mixed else trained
+
+    def _remember(self, phase_one: _PhaseOne, seed: int) -> None:
+        """Keep each different Phase 1 model's scores for the result, in the order of the cells."""
+        step = phase_one.step
+        entry = {
+            "data": None if step is None else step.data,
+            "strategy": None if step is None else step.strategy.label,
+            "seed": None if step is None else seed,
+            "scores": phase_one.evaluation.result["scores"],
+        }
+        self._phase_ones.setdefault(phase_one.evaluation.fingerprint, entry)
 
     def _start(self) -> ModelReference:
         start = self.materials.checkpoint or self.materials.base
@@ -202,29 +238,34 @@ class _Runner:
 
     def _train_step(self, cell: Cell, index: int, parent: ModelReference) -> _Trained:
         step = cell.steps[index]
-        phase = self._phase(step.phase)
         data = self._data(step)
-        english = self.materials.english.get(phase.data[step.data].english or "")
-        english_rows: tuple[Example, ...] = ()
-        english_identity = None
-        if english is not None:
-            held_out = {example.group for example in data.held_out}
-            english_rows = tuple(e for e in english.loaded.examples if e.group not in held_out)
-            english_identity = {"english": english.identity, "without": data.identity}
+        english, english_identity = self._english(step, data)
         past = self._data(cell.steps[0]) if index > 0 and self.materials.checkpoint is None else None
+        old, old_withheld = self.materials.withhold(() if past is None else past.split(cell.seed).train)
         base = self.materials.base
         label = " > ".join(f"{s.phase}:{s.data}/{s.strategy.label}" for s in cell.steps[: index + 1])
         job = replace(
             self._job(label, step, [data], parent, cell.seed),
             base=None if base is None else _reference(base),
-            previous_data=() if past is None else past.split(cell.seed).train,
-            english=english_rows,
+            previous_data=old,
+            english=english,
             replay_data={
-                "previous_data": None if past is None else past.identity,
+                "previous_data": None if past is None else _identity(past, old_withheld),
                 "english": english_identity,
             },
         )
         return self._train_and_evaluate(step, job)
+
+    def _english(self, step: PathStep, data: DataSet) -> tuple[tuple[Example, ...], dict[str, Any] | None]:
+        """Return the rows of a set's English parallel that may be replayed, and what decides them."""
+        english = self.materials.english.get(self._phase(step.phase).data[step.data].english or "")
+        if english is None:
+            return (), None
+        held_out = {example.group for example in data.held_out}
+        rows, withheld = self.materials.withhold(
+            tuple(example for example in english.loaded.examples if example.group not in held_out)
+        )
+        return rows, {"english": _identity(english, withheld), "without": data.identity}
 
     def _train_mixed(self, cell: Cell) -> _Trained:
         """Train one phase over the union of the path's sets, from the base."""
@@ -237,12 +278,13 @@ class _Runner:
         self, label: str, step: PathStep, sets: Sequence[DataSet], parent: ModelReference, seed: int
     ) -> TrainingJob:
         """Describe the training of one step on the union of `sets`, with nothing to replay."""
+        rows = [self.materials.withhold(one.split(seed).train) for one in sets]
         return TrainingJob(
             label=self._seeded(label, seed),
             parent=parent,
-            examples=tuple(example for one in sets for example in one.split(seed).train),
-            data=[one.identity for one in sets],
-            counts=[one.counts(seed) for one in sets],
+            examples=tuple(example for kept, _ in rows for example in kept),
+            data=[_identity(one, withheld) for one, (_, withheld) in zip(sets, rows, strict=True)],
+            counts=[one.counts(seed, len(withheld)) for one, (_, withheld) in zip(sets, rows, strict=True)],
             choice=step.strategy,
             training=_training(self.study, self._phase(step.phase), step.strategy),
             seed=seed,
@@ -258,42 +300,13 @@ class _Runner:
             label, model, self.study.evaluate, self.materials.languages, self.materials.held_out
         )
 
-    def _des(self, cell: Cell) -> float | None:
-        """DES between Phase 1's instructions and those of the cell's last set; None where Phase 1's are unknown."""
-        if self.encoder is None:
-            return None
-        if self.materials.checkpoint is None:
-            first: DataSet | None = self._data(cell.steps[0])
-        else:
-            first = self.materials.instructions
-        if first is None:
-            return None
-        last = self._data(cell.steps[-1])
-        label = self._seeded(f"{first.name} and {last.name}", cell.seed)
-        one, other = ((s.split(cell.seed).train, {**s.identity, "seed": cell.seed}) for s in (first, last))
-        stage = self.stages.similarity(label, one, other, self.encoder)
-        return float(stage.result["des"])
-
-    def _mpd(
-        self, cell: Cell, phase_one: ModelReference, last: _Trained
-    ) -> tuple[dict[str, float | None], list[Stage]]:
-        found: dict[str, float | None] = {"from_phase_one": None, "pair": None}
-        made = []
-        if "mpd" in self.study.measures:
-            made.append(self.stages.difference(f"from phase one to {cell.label}", phase_one, last.model))
-            found["from_phase_one"] = made[-1].result["mpd"]
-        if "mpd_pair" in self.study.measures and not cell.is_mixed:
-            made.append(self._pair(cell, phase_one))
-            found["pair"] = made[-1].result["mpd"]
-        return found, made
-
-    def _pair(self, cell: Cell, phase_one: ModelReference) -> Stage:
+    def _pair(self, cell: Cell, phase_one: ModelReference) -> Stage | None:
         """The paper's MPD of a data pair: the base tuned on Phase 1's set against the base tuned on the last set."""
-        step = cell.steps[-1].model_copy(
-            update={"strategy": StrategyChoice(parts=(StrategySpec(kind=PLAIN),))}
-        )
-        label = f"base:{step.data}/{PLAIN}"
-        job = self._job(label, step, [self._data(step)], self._start(), cell.seed)
+        if "mpd_pair" not in self.study.measures or cell.is_mixed:
+            return None
+        plain = StrategyChoice(parts=(StrategySpec(kind=PLAIN),))
+        step = cell.steps[-1].model_copy(update={"strategy": plain})
+        job = self._job(f"base:{step.data}/{PLAIN}", step, [self._data(step)], self._start(), cell.seed)
         stage, model = self.stages.train(job)
         self._train_stages[stage.fingerprint] = stage
         return self.stages.difference(f"pair {cell.label}", phase_one, model)
@@ -307,37 +320,32 @@ class _Runner:
     def _seeded(self, label: str, seed: int) -> str:
         return label if len(self.study.seeds) == 1 else f"{label} (seed {seed})"
 
-    def _count_stages(self) -> int:
-        """Count the different stages of the study, so that progress can say how far it is."""
-        wanted: set[tuple[object, ...]] = set()
-        for name, model in (("base", self.materials.base), ("checkpoint", self.materials.checkpoint)):
-            if model is not None:
-                wanted.add(("evaluate", name))
-        for cell in self.materials.cells:
-            depth = 1 if cell.is_mixed else len(cell.steps)
-            paths = [_key(cell.steps[: index + 1]) for index in range(depth)]
-            if cell.is_mixed:
-                paths.append(_key(cell.steps) + "mixed")
-            wanted.update((kind, path, cell.seed) for path in paths for kind in ("train", "evaluate"))
-            if self.encoder is not None and (
-                self.materials.checkpoint is None or self.materials.instructions
-            ):
-                wanted.add(("similarity", cell.steps[0].data, cell.steps[-1].data, cell.seed))
-            if "mpd" in self.study.measures:
-                wanted.add(("difference", _key(cell.steps), cell.seed))
-            if "mpd_pair" in self.study.measures and not cell.is_mixed:
-                wanted.update(
-                    (kind, "pair", cell.steps[-1].data, cell.seed) for kind in ("train", "difference")
-                )
-        return len(wanted)
+
+def _phase_entry(one: _Trained, des: Steps, mpd: Steps) -> dict[str, Any]:
+    """Return what the result tells of one trained phase of a cell."""
+    return {
+        "phase": one.step.phase,
+        "data": one.step.data,
+        "strategy": one.step.strategy.label,
+        "des": des.to_json(),
+        "mpd": mpd.to_json(),
+        "scores": one.evaluation.result["scores"],
+        "training": _training_counts(one.stage),
+        "losses": one.stage.result["losses"],
+    }
 
 
-def _key(steps: Sequence[PathStep]) -> str:
-    return repr(steps)
+def _training_counts(stage: Stage) -> dict[str, Any]:
+    return {key: value for key, value in stage.result.items() if key not in ("losses", "plan")}
 
 
 def _reference(model: Model) -> ModelReference:
     return ModelReference(model.identity, lambda: model.folder)
+
+
+def _identity(data: DataSet, withheld: tuple[str, ...]) -> dict[str, Any]:
+    """Return what decides a set's training rows besides the seed."""
+    return data.identity | ({"withheld": fingerprint_of(withheld)} if withheld else {})
 
 
 def _training(study: Study, phase: Phase, choice: StrategyChoice) -> Training:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import platform
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +22,7 @@ from lingraft.data.chat import encode_examples
 from lingraft.data.example import Example
 from lingraft.data.worldbook import VERSION as WORLDBOOK_VERSION
 from lingraft.evaluate.harness import evaluate_model, task_identities
-from lingraft.evaluate.held_out import bits_per_character
+from lingraft.evaluate.held_out import bits_by_language, held_out_losses, item_of, write_losses
 from lingraft.evaluate.predictions import write_predictions
 from lingraft.evaluate.scores import score_summary
 from lingraft.models.checkpoints import save_checkpoint
@@ -38,15 +38,27 @@ from lingraft.train.phase import Progress, train_phase
 from lingraft.weights.difference import parameter_difference
 
 if TYPE_CHECKING:
+    from lingraft.data.chat import EncodedData
     from lingraft.similarity.encoders import Encoder
+    from lingraft.strategies.base import FreezePlanRow, Mix
+    from lingraft.train.phase import PhaseOutcome
 
 CHECKPOINT = "checkpoint"
 PREDICTIONS = "predictions.parquet"
+HELD_OUT = "held_out.parquet"
 EVALUATION_SPLIT = "report"
 
 # A result may change with these; a change of any of them makes a stage again.
-_TRAINING_LIBRARIES = ("lingraft", "torch", "transformers", "accelerate", "peft")
-_EVALUATION_LIBRARIES = ("lingraft", "torch", "transformers", "lm-eval", "sacrebleu", "py3langid")
+_TRAINING_LIBRARIES = ("lingraft", "torch", "transformers", "tokenizers", "accelerate", "peft")
+_EVALUATION_LIBRARIES = (
+    "lingraft",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "lm-eval",
+    "sacrebleu",
+    "py3langid",
+)
 _MEASURE_LIBRARIES = ("lingraft",)
 _UNCOMPARED_TRAINING_FIELDS = {"report_to", "save_every"}
 
@@ -130,7 +142,12 @@ class Stages:
 
         def make(*, with_artefacts: bool) -> Stage:
             return self._run(
-                "train", job.label, inputs, lambda folder: self._train(job, folder), with_artefacts
+                "train",
+                job.label,
+                inputs,
+                lambda folder: self._train(job, folder),
+                [job.parent, *([job.base] if job.base is not None and "base" in composition.needs else [])],
+                with_artefacts,
             )
 
         stage = make(with_artefacts=False)
@@ -152,7 +169,7 @@ class Stages:
             "evaluation": evaluation.model_dump(mode="json"),
             "tasks": task_identities(evaluation, self._base_folder),
             "languages": list(languages),
-            "held_out": fingerprint_of([[e.source, e.id, [m.content for m in e.messages]] for e in held_out]),
+            "held_out": fingerprint_of([item_of(example) for example in held_out]),
             "split": EVALUATION_SPLIT,
             "worldbook": WORLDBOOK_VERSION,
             "libraries": libraries(_EVALUATION_LIBRARIES),
@@ -171,20 +188,24 @@ class Stages:
                 base_folder=self._base_folder,
                 on_progress=lambda done, total: self._watcher.stage_progressed(StageProgress(done, total)),
             )
-            bits = bits_per_character(loaded, tokenizer, held_out)
+            losses = held_out_losses(loaded, tokenizer, held_out)
             write_predictions(folder / PREDICTIONS, evaluated.predictions)
+            write_losses(folder / HELD_OUT, losses)
             if evaluated.left_out:
                 self._watcher.noted(
                     f"{label}: {len(evaluated.left_out)} items are left out, such as {evaluated.left_out[0]}."
                 )
             lost = {"left_out": list(evaluated.left_out), "truncated": evaluated.truncated}
             result = {
-                "scores": {**score_summary(evaluated.predictions, bits), **lost},
+                "scores": {
+                    **score_summary(evaluated.predictions, bits_by_language(losses, held_out)),
+                    **lost,
+                },
                 "tasks": evaluated.tasks,
             }
             return Work(result, _machine())
 
-        return self._run("evaluate", label, inputs, work)
+        return self._run("evaluate", label, inputs, work, [model])
 
     def similarity(
         self,
@@ -223,7 +244,7 @@ class Stages:
             }
             return Work(result, _machine())
 
-        return self._run("difference", label, inputs, work)
+        return self._run("difference", label, inputs, work, [first, second])
 
     def _run(
         self,
@@ -231,20 +252,28 @@ class Stages:
         label: str,
         inputs: dict[str, Any],
         work: Callable[[Path], Work],
+        models: Sequence[ModelReference] = (),
         with_artefacts: bool = False,
     ) -> Stage:
+        """Make the stage, or find it finished; `models` are what its work will read."""
         name = f"{kind} {label}"
+        worked = False
 
         def watched(folder: Path) -> Work:
+            nonlocal worked
+            worked = True
             self._watcher.stage_started(name)
             done = work(folder)
             gc.collect()  # a model per stage: what cycles keep alive would add up
             return done
 
+        if self._store.find(kind, inputs, with_artefacts=with_artefacts) is None:
+            for model in models:
+                model.locate()  # a discarded checkpoint is made again before this stage begins, not inside of it
         stage = self._store.run(
             kind, inputs, watched, resumable=kind == "train", with_artefacts=with_artefacts
         )
-        if stage.fingerprint not in self._told:
+        if worked or stage.fingerprint not in self._told:
             self._told.add(stage.fingerprint)
             self._watcher.stage_finished(name, stage.seconds, stage.reused)
         return stage
@@ -261,25 +290,11 @@ class Stages:
             seed=job.seed,
             folder=folder,
         )
-        for counts in job.counts:
-            if counts["broken"] or counts["shortfall"]:
-                self._watcher.noted(
-                    f"{counts['source']}: {counts['broken']} of {counts['rows']} rows are broken and left out "
-                    f"({'; '.join(counts['first_broken']) or 'none'}); {counts['shortfall']} rows fewer than `limit`."
-                )
         mix = composition.mix(job.examples, context)
-        if mix.shortfall:
-            self._watcher.noted(
-                f"{job.label}: {mix.shortfall} replay examples fewer than asked for; "
-                f"the realised share is {mix.share:.3f}."
-            )
         tokenizer = load_tokenizer(parent, trust_remote_code=self._trust)
         encoded = encode_examples(mix.examples, tokenizer, job.training.max_length)
-        if encoded.truncated or encoded.dropped:
-            self._watcher.noted(
-                f"{job.label}: {encoded.truncated} examples truncated to {job.training.max_length} tokens, "
-                f"{len(encoded.dropped)} dropped because no answer was left."
-            )
+        for note in _notes_on_data(job, mix, encoded):
+            self._watcher.noted(note)
         model = composition.wrap(load_model(parent, trust_remote_code=self._trust), context)
         trainable = composition.trainable(model, context)
         check_plan(model, trainable)
@@ -297,33 +312,9 @@ class Stages:
             on_progress=self._tell_progress,
         )
         save_checkpoint(composition.finish(model), tokenizer, folder / CHECKPOINT)
-        result = {
-            "data": job.counts,
-            "examples": outcome.examples,
-            "replayed": mix.replayed,
-            "replay_share": mix.share,
-            "replay_shortfall": mix.shortfall,
-            "truncated": encoded.truncated,
-            "dropped": len(encoded.dropped),
-            "steps": outcome.steps,
-            "tokens": outcome.tokens,
-            "padded_tokens": outcome.padded_tokens,
-            "supervised_tokens": outcome.supervised_tokens,
-            "trainable_parameters": outcome.trainable_parameters,
-            "frozen_parameters": outcome.frozen_parameters,
-            "plan": [
-                {"part": row.part, "trainable": row.trainable_parameters, "frozen": row.frozen_parameters}
-                for row in plan
-            ],
-            "losses": [[step, loss] for step, loss in outcome.losses],
-        }
-        timing = {
-            "training_seconds": outcome.seconds,
-            "tokens_per_second": outcome.tokens_per_second,
-            "peak_bytes": outcome.peak_bytes,
-            "resumed_from": outcome.resumed_from,
-        }
-        return Work(result, {**_machine(), **timing})
+        return Work(
+            _training_record(job, mix, encoded, plan, outcome), {**_machine(), **_training_times(outcome)}
+        )
 
     def _tell_progress(self, progress: Progress) -> None:
         self._watcher.stage_progressed(
@@ -335,6 +326,71 @@ class Stages:
                 progress.seconds_left,
             )
         )
+
+
+def _notes_on_data(job: TrainingJob, mix: Mix, encoded: EncodedData) -> Iterator[str]:
+    """Say what of a phase's data was broken, missing, truncated or dropped; the record counts it as well."""
+    for counts in job.counts:
+        if counts["withheld"]:
+            yield (
+                f"{counts['source']}: {counts['withheld']} rows are not trained on, because another set of the study "
+                "holds them out."
+            )
+        if counts["broken"] or counts["shortfall"]:
+            yield (
+                f"{counts['source']}: {counts['broken']} of {counts['rows']} rows are broken and left out "
+                f"({'; '.join(counts['first_broken']) or 'none'}); {counts['shortfall']} rows fewer than `limit`."
+            )
+    if mix.shortfall:
+        yield (
+            f"{job.label}: {mix.shortfall} replay examples fewer than asked for; "
+            f"the realised share is {mix.share:.3f}."
+        )
+    if encoded.truncated or encoded.dropped:
+        yield (
+            f"{job.label}: {encoded.truncated} examples truncated to {job.training.max_length} tokens, "
+            f"{len(encoded.dropped)} dropped because the chat template refuses them or no answer was left."
+        )
+
+
+def _training_record(
+    job: TrainingJob,
+    mix: Mix,
+    encoded: EncodedData,
+    plan: Sequence[FreezePlanRow],
+    outcome: PhaseOutcome,
+) -> dict[str, Any]:
+    """Return what a training stage records: the compared part, equal for equal runs."""
+    return {
+        "data": job.counts,
+        "examples": outcome.examples,
+        "replayed": mix.replayed,
+        "replay_share": mix.share,
+        "replay_shortfall": mix.shortfall,
+        "truncated": encoded.truncated,
+        "dropped": len(encoded.dropped),
+        "steps": outcome.steps,
+        "tokens": outcome.tokens,
+        "padded_tokens": outcome.padded_tokens,
+        "supervised_tokens": outcome.supervised_tokens,
+        "trainable_parameters": outcome.trainable_parameters,
+        "frozen_parameters": outcome.frozen_parameters,
+        "plan": [
+            {"part": row.part, "trainable": row.trainable_parameters, "frozen": row.frozen_parameters}
+            for row in plan
+        ],
+        "losses": [[step, loss] for step, loss in outcome.losses],
+    }
+
+
+def _training_times(outcome: PhaseOutcome) -> dict[str, Any]:
+    """Return a training's figures of time and machine, which two equal runs do not share."""
+    return {
+        "training_seconds": outcome.seconds,
+        "tokens_per_second": outcome.tokens_per_second,
+        "peak_bytes": outcome.peak_bytes,
+        "resumed_from": outcome.resumed_from,
+    }
 
 
 def _machine() -> dict[str, Any]:

@@ -10,8 +10,10 @@ A folder without a record is unfinished work: it is continued where its stage ca
 
 from __future__ import annotations
 
+import gc
 import shutil
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,6 +139,7 @@ class Store:
         try:
             stage = self._finish(kind, fingerprint, folder, inputs, work)
         except Exception as error:
+            _release(error)
             self._failed[fingerprint] = error
             raise
         self._done[fingerprint] = stage
@@ -145,9 +148,10 @@ class Store:
     def discard(self, stage: Stage) -> None:
         """Delete a stage's artefacts but keep its record, which says that they were discarded."""
         record = read_json(stage.folder / RECORD)
-        for entry in record["artefacts"].values():
-            entry["discarded"] = True
-        write_json_atomically(stage.folder / RECORD, record)
+        if not all(entry["discarded"] for entry in record["artefacts"].values()):
+            for entry in record["artefacts"].values():
+                entry["discarded"] = True
+            write_json_atomically(stage.folder / RECORD, record)
         for name in record["artefacts"]:
             (stage.folder / name).unlink(missing_ok=True)
 
@@ -179,6 +183,19 @@ class Store:
         }
         write_json_atomically(folder / RECORD, record)
         return Stage(kind, fingerprint, folder, done.result, timing, reused=False)
+
+
+def _release(error: BaseException) -> None:
+    """Let go of what a failed stage's frames hold, such as a model; the error is kept, and its stack readable."""
+    seen: set[int] = set()
+    pending: list[BaseException | None] = [error]
+    while pending:
+        one = pending.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            traceback.clear_frames(one.__traceback__)
+            pending += [one.__cause__, one.__context__]
+    gc.collect()
 
 
 def _artefacts(folder: Path) -> dict[str, dict[str, Any]]:

@@ -1,0 +1,59 @@
+"""How many stages a study has, so that progress can say how far it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lingraft.config.schema import PathStep, Study
+from lingraft.study.grid import Cell
+from lingraft.study.materials import Materials
+from lingraft.study.measures import measured_pairs
+
+_Key = tuple[object, ...]
+
+
+def count_stages(study: Study, materials: Materials) -> int:
+    """Count the different stages of the study; what is shared between cells counts once."""
+    wanted: set[_Key] = set()
+    for name, model in (("base", materials.base), ("checkpoint", materials.checkpoint)):
+        if model is not None:
+            wanted.add(("evaluate", name))
+    for cell in materials.cells:
+        wanted |= _trained(cell) | _measured(study, materials, cell)
+    return len(wanted)
+
+
+def _trained(cell: Cell) -> set[_Key]:
+    depth = 1 if cell.is_mixed else len(cell.steps)
+    paths = [_key(cell.steps[: index + 1]) for index in range(depth)]
+    if cell.is_mixed:
+        paths.append(_key(cell.steps) + "mixed")
+    return {(kind, path, cell.seed) for path in paths for kind in ("train", "evaluate")}
+
+
+def _measured(study: Study, materials: Materials, cell: Cell) -> set[_Key]:
+    has_checkpoint = materials.checkpoint is not None
+    pairs = set(measured_pairs(len(cell.steps), has_checkpoint=has_checkpoint))
+    if cell.is_mixed:
+        pairs = {(0, len(cell.steps) - 1)}
+    wanted: set[_Key] = set()
+    if "des" in study.measures:
+        known = [(i, j) for i, j in pairs if i >= 0 or materials.instructions is not None]
+        wanted |= {("similarity", _set(cell, i), _set(cell, j), cell.seed) for i, j in known}
+    if "mpd" in study.measures:
+        wanted |= {
+            ("difference", _key(cell.steps[: i + 1]), _key(cell.steps[: j + 1]), cell.is_mixed, cell.seed)
+            for i, j in pairs
+        }
+    if "mpd_pair" in study.measures and not cell.is_mixed:
+        last = cell.steps[-1].data
+        wanted |= {(kind, "pair", last, cell.seed) for kind in ("train", "difference")}
+    return wanted
+
+
+def _set(cell: Cell, index: int) -> tuple[str, str] | None:
+    return None if index < 0 else (cell.steps[index].phase, cell.steps[index].data)
+
+
+def _key(steps: Sequence[PathStep]) -> str:
+    return repr(steps)

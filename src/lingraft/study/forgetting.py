@@ -1,0 +1,66 @@
+"""The forgetting matrix of a cell, from what its evaluations left on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lingraft.config.schema import Study
+from lingraft.evaluate.forgetting import ENGLISH, Taught, ability_matrix, loss_matrix
+from lingraft.evaluate.held_out import item_of, read_losses
+from lingraft.evaluate.predictions import read_predictions
+from lingraft.study.grid import Cell
+from lingraft.study.materials import Materials
+from lingraft.study.stages import HELD_OUT, PREDICTIONS
+from lingraft.study.store import Stage
+
+
+@dataclass(frozen=True)
+class PhaseEnd:
+    """The evaluated model at the end of one phase of a cell.
+
+    Attributes:
+        name: The phase's; of a mixed cell its strategy's.
+        evaluation: The stage that evaluated the model.
+    """
+
+    name: str
+    evaluation: Stage
+
+
+def forgetting_of(
+    study: Study, materials: Materials, cell: Cell, ends: Sequence[PhaseEnd], base: Stage | None
+) -> dict[str, Any]:
+    """Return both matrices of a cell as JSON: `ability`, and `bits_per_character` of held-out answers.
+
+    Args:
+        study: The study.
+        materials: Its data.
+        cell: The cell.
+        ends: The model after each phase, Phase 1 first; of a mixed cell the one, which learned all sets at once.
+        base: The base model's evaluation, if there is one.
+    """
+    taught = _taught(study, materials, cell)
+    abilities = [(end.name, read_predictions(end.evaluation.folder / PREDICTIONS)) for end in ends]
+    losses = [(end.name, read_losses(end.evaluation.folder / HELD_OUT)) for end in ends]
+    base_abilities = None if base is None else read_predictions(base.folder / PREDICTIONS)
+    base_losses = None if base is None else read_losses(base.folder / HELD_OUT)
+    return {
+        "ability": ability_matrix(taught, abilities, base_abilities),
+        "bits_per_character": loss_matrix(taught, losses, base_losses),
+    }
+
+
+def _taught(study: Study, materials: Materials, cell: Cell) -> list[Taught]:
+    found = []
+    if materials.checkpoint is not None:
+        told = materials.instructions
+        languages = (ENGLISH,) if told is None else told.languages
+        found.append(Taught(study.phases[0].name, "", languages, frozenset(), 0))
+    for step in cell.steps:
+        data = materials.data[step.phase, step.data]
+        items = frozenset(item_of(example) for example in data.held_out)
+        row = 0 if cell.is_mixed else len(found)
+        found.append(Taught(step.phase, step.data, data.languages, items, row))
+    return found
