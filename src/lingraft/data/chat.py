@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any
 
-from lingraft.data.encoded import EncodedExample as EncodedExample
+from lingraft.data.encoded import EncodedExample as EncodedExample  # noqa: PLC0414 - others import it from here
 from lingraft.data.example import Example, Message
 from lingraft.data.sources import BrokenRow
 from lingraft.errors import DataError, ModelError
