@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any
 
+from lingraft.data.encoded import EncodedExample as EncodedExample  # noqa: PLC0414 - others import it from here
 from lingraft.data.example import Example, Message
 from lingraft.data.sources import BrokenRow
 from lingraft.errors import DataError, ModelError
@@ -47,25 +48,6 @@ _DATE = (
 )
 
 Span = tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedExample:
-    """One conversation as token ids.
-
-    Attributes:
-        example_id: Id of the example.
-        language: Its BCP-47 tag.
-        input_ids: [tokens], special tokens of the template included.
-        supervised: [tokens], True where a token holds text of an assistant turn or ends it.
-        truncated_tokens: Tokens cut off at the end.
-    """
-
-    example_id: str
-    language: str
-    input_ids: tuple[int, ...]
-    supervised: tuple[bool, ...]
-    truncated_tokens: int
 
 
 @dataclass(frozen=True)
