@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PrinterCallback, TrainerCallback
 
 from lingraft.config.schema import Training
 from lingraft.data.batching import padded_tokens
-from lingraft.errors import DataError, ModelError, StrategyError, VerificationError, did_you_mean
+from lingraft.errors import ConfigError, DataError, ModelError, StrategyError, VerificationError, did_you_mean
 from lingraft.records import fingerprint_of, read_json, write_json_atomically
 from lingraft.train.attention import grouped_attention
 from lingraft.train.memory import forget_peak, peak_bytes
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 _IDENTITY = "phase.json"
 _STATE = "trainer_state.json"  # the Trainer writes it last
+_SAMPLED = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +71,8 @@ class PhaseOutcome:
         frozen_parameters: Numbers that were not.
         seconds: Wall time of training in this process; of a resumed run the rest only.
         tokens_per_second: Real tokens per second in that time; 0 where nothing was left to do.
-        peak_bytes: Largest resident memory of the process since training began; since its start where the kernel
-            cannot forget an older peak.
+        peak_bytes: Largest resident memory of this process since training began (of several, the first); since its
+            start where the kernel cannot forget an older peak. Memory of an accelerator is not in it.
         resumed_from: Steps that an interrupted run had done; None: the phase ran in one go.
     """
 
@@ -98,11 +100,14 @@ def train_phase(
     folder: Path,
     seed: int,
     on_progress: Callable[[Progress], None] | None = None,
+    sharded: bool = False,
 ) -> PhaseOutcome:
     """Train `model` in place on `encoded`, and leave it in eval mode with float32 weights.
 
-    The order of the data, and on the same machine every bit of the result, depends on the arguments and `seed`
-    alone, also when an interrupted run is continued.
+    The order of the data depends on the arguments and `seed` alone, and so, on the CPU of one machine and with one
+    number of processes, does every bit of the result, also when an interrupted run is continued.
+
+    Started by torchrun (see `train.processes`), the processes share each batch's rows between them.
 
     Args:
         model: float32 weights.
@@ -115,12 +120,15 @@ def train_phase(
             interrupted run of the same phase left is continued; nothing of it remains at the end. Files of
             trackers are kept in `folder/trackers`.
         seed: Of data order, dropout and stochastic rounding.
-        on_progress: Called after every optimiser step; what it raises ends the phase.
+        on_progress: Called after every optimiser step, in the first process; what it raises ends the phase.
+        sharded: Divide parameters, gradients and optimiser states between the processes (FSDP2). The model is left
+            in pieces: `gathered_weights` puts them together.
 
     Returns:
         Counts, losses and times.
 
     Raises:
+        ConfigError: sharded training in pure bf16.
         StrategyError: `trainable` is empty or holds an unknown name.
         DataError: no examples, or an optimiser step without a supervised token.
         ModelError: the loss is no longer a number.
@@ -128,28 +136,43 @@ def train_phase(
     """
     if not encoded:
         raise DataError("a phase needs at least one example, but its data set is empty.")
+    if sharded and training.precision == "bf16_pure":
+        raise ConfigError(
+            "training.precision bf16_pure does not go with sharded training: its optimiser rounds whole tensors. "
+            "Use bf16, whose float32 weights are divided between the processes."
+        )
     names = _check_trainable(model, trainable)
     lengths = [len(example.input_ids) for example in encoded]
     batches = plan_batches(lengths, training, seed)
     workplace = folder / "trainer"
-    resumed = _interrupted_run(workplace, _identity(encoded, training, names, seed))
+    arguments = training_arguments(training, folder=workplace, seed=seed, sharded=sharded)
+    state = arguments.distributed_state
+    if state.is_main_process:
+        _clear_for(_identity(model, encoded, training, names, seed, state.num_processes), workplace)
+    state.wait_for_everyone()
+    resumed = _newest_checkpoint(workplace)
     with _prepared(model, names, training):
         before = _frozen_hashes(model)
         trainer = PhaseTrainer(
             model,
-            training_arguments(training, folder=workplace, seed=seed),
+            arguments,
             encoded,
             batches,
             pad_token_id=_pad_token_id(tokenizer),
             bf16_weights=training.precision == "bf16_pure",
         )
         forget_peak()
-        clock = _Clock(_tokens_per_step(trainer, batches, lengths), on_progress)
+        clock = _Clock(
+            _tokens_per_step(batches, lengths, training.accumulation),
+            on_progress if state.is_main_process else None,
+        )
         trainer.add_callback(clock)
         _train(trainer, resumed)
         _verify_frozen(before, _frozen_hashes(model))
         trainable_parameters, frozen_parameters = _count_parameters(model)
-    _clear(workplace)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        _clear(workplace)
     return PhaseOutcome(
         steps=trainer.state.global_step,
         examples=len(encoded),
@@ -164,6 +187,23 @@ def train_phase(
         peak_bytes=peak_bytes(),
         resumed_from=int(resumed.name.rpartition("-")[2]) if resumed else None,
     )
+
+
+def gathered_weights(model: nn.Module, names: Collection[str]) -> dict[str, Tensor]:
+    """Return the named parameters of a model that sharded training left in pieces, whole and on the CPU.
+
+    Every process must call it; each gets all of them.
+    """
+    chosen = set(names)
+    return {
+        name: _whole(parameter).cpu() for name, parameter in model.named_parameters() if name in chosen
+    }
+
+
+def _whole(parameter: Tensor) -> Tensor:
+    """Return a parameter's values; those of a divided one are gathered from all processes."""
+    full: Tensor = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+    return full.detach()
 
 
 def _check_trainable(model: nn.Module, trainable: Collection[str]) -> list[str]:
@@ -186,18 +226,34 @@ def _check_trainable(model: nn.Module, trainable: Collection[str]) -> list[str]:
 
 
 def _identity(
-    encoded: Sequence[EncodedExample], training: Training, names: Sequence[str], seed: int
+    model: nn.Module,
+    encoded: Sequence[EncodedExample],
+    training: Training,
+    names: Sequence[str],
+    seed: int,
+    processes: int,
 ) -> dict[str, str]:
-    """What a checkpoint must agree on to be continued; the model is the caller's stage's concern."""
+    """What a checkpoint must agree on to be continued."""
     rows = hashlib.sha256()
     for example in encoded:
         rows.update(repr((example.input_ids, example.supervised)).encode())
-    parts = [training.model_dump(mode="json"), list(names), seed, rows.hexdigest()]
+    options = training.model_dump(mode="json", exclude={"save_every", "report_to"})
+    parts = [_weights_identity(model), options, list(names), seed, rows.hexdigest(), processes]
     return {"fingerprint": fingerprint_of(parts)}
 
 
-def _interrupted_run(workplace: Path, identity: dict[str, str]) -> Path | None:
-    """Return the newest whole checkpoint of an interrupted run of this phase, and remove all else."""
+def _weights_identity(model: nn.Module) -> str:
+    """Hash up to _SAMPLED numbers of each parameter, evenly spaced: fine-tuning leaves hardly one as it was."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        flat = parameter.detach().view(-1)
+        sample = flat[:: max(1, flat.numel() // _SAMPLED)][:_SAMPLED]
+        digest.update(name.encode() + sample.float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _clear_for(identity: dict[str, str], workplace: Path) -> None:
+    """Leave the whole checkpoints of an interrupted run of this very phase in the workplace, and nothing else."""
     try:
         same = read_json(workplace / _IDENTITY) == identity
     except (OSError, ValueError):
@@ -206,11 +262,15 @@ def _interrupted_run(workplace: Path, identity: dict[str, str]) -> Path | None:
         shutil.rmtree(workplace, ignore_errors=True)
         workplace.mkdir(parents=True)
         write_json_atomically(workplace / _IDENTITY, identity)
-        return None
-    checkpoints = sorted(workplace.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    while checkpoints and not _is_whole(checkpoints[-1]):
-        shutil.rmtree(checkpoints.pop())
-    return checkpoints[-1] if checkpoints else None
+    for checkpoint in workplace.glob("checkpoint-*"):
+        if not _is_whole(checkpoint):
+            shutil.rmtree(checkpoint)
+
+
+def _newest_checkpoint(workplace: Path) -> Path | None:
+    return max(
+        workplace.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), default=None
+    )
 
 
 def _is_whole(checkpoint: Path) -> bool:
@@ -280,12 +340,11 @@ def _train(trainer: PhaseTrainer, resumed: Path | None) -> None:
 
 
 def _tokens_per_step(
-    trainer: PhaseTrainer, batches: Sequence[Sequence[int]], lengths: Sequence[int]
+    batches: Sequence[Sequence[int]], lengths: Sequence[int], accumulation: int
 ) -> list[int]:
     """Return the real tokens of each optimiser step, over all processes."""
     tokens = [sum(lengths[row] for row in batch) for batch in batches]
-    size = trainer.args.gradient_accumulation_steps * trainer.accelerator.num_processes
-    return [sum(tokens[start : start + size]) for start in range(0, len(tokens), size)]
+    return [sum(tokens[start : start + accumulation]) for start in range(0, len(tokens), accumulation)]
 
 
 class _Clock(TrainerCallback):
@@ -316,11 +375,11 @@ class _Clock(TrainerCallback):
         logs = kwargs["logs"]
         if "loss" not in logs:  # the summary at the end
             return
-        step, loss = state.global_step, logs["loss"]
-        if not (math.isfinite(loss) and math.isfinite(logs["grad_norm"])):
+        step, loss, norm = state.global_step, logs["loss"], logs.get("grad_norm", 0.0)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
             raise ModelError(
                 f"training diverged: at step {step} of {state.max_steps} the loss is {loss} and the gradient's "
-                f"norm {logs['grad_norm']}. Lower training.learning_rate ({args.learning_rate}) or raise warmup_share."
+                f"norm {norm}. Lower training.learning_rate ({args.learning_rate}) or raise warmup_share."
             )
         self.seconds = time.perf_counter() - self._begin
         done = self._tokens_after[step] - self._tokens_after[self._first_step]
@@ -335,7 +394,7 @@ def _frozen_hashes(model: nn.Module) -> dict[str, str]:
     hashes = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
-            flat = parameter.detach().cpu().contiguous().view(-1).view(torch.uint8)
+            flat = _whole(parameter).cpu().contiguous().view(-1).view(torch.uint8)
             hashes[name] = hashlib.sha256(flat.numpy().data).hexdigest()
     return hashes
 

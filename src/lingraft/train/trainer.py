@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -40,24 +41,36 @@ def plan_batches(lengths: Sequence[int], training: Training, seed: int) -> list[
     return list(chain.from_iterable(epochs))
 
 
-class PlannedBatches(Sampler[list[int]]):
-    """The planned batches as a batch sampler, padded to a multiple of the number of processes.
+def shares_of_processes(batches: Sequence[list[int]], processes: int, silent_row: int) -> list[list[int]]:
+    """Return each micro-batch cut into one part a process, the parts one after the other.
 
-    `batch_size` is None, so accelerate deals whole batches to the processes. Left to itself it would also
-    repeat some of them to make the number even; the silent batch put there instead teaches nothing.
+    An optimiser step thus learns the same examples however many processes there are. Every so many-th row goes to
+    a process: rows are ordered by length, so the parts are alike. A part without a row gets the silent one, which
+    teaches nothing.
+    """
+    return [
+        batch[process::processes] or [silent_row] for batch in batches for process in range(processes)
+    ]
+
+
+class PlannedBatches(Sampler[list[int]]):
+    """The processes' parts of the planned batches as a batch sampler.
+
+    `batch_size` is None, so accelerate deals whole parts to the processes in turn; their number is a multiple of
+    the number of processes, since it would fill up with repeated ones.
     """
 
     batch_size = None
     drop_last = False
 
-    def __init__(self, batches: Sequence[list[int]], processes: int, silent_row: int) -> None:
-        self._batches = [*batches, *([[silent_row]] * (-len(batches) % processes))]
+    def __init__(self, parts: Sequence[list[int]]) -> None:
+        self._parts = parts
 
     def __iter__(self) -> Iterator[list[int]]:
-        return iter(self._batches)
+        return iter(self._parts)
 
     def __len__(self) -> int:
-        return len(self._batches)
+        return len(self._parts)
 
 
 class ExampleRows(Dataset["EncodedExample"]):
@@ -111,15 +124,29 @@ class PhaseTrainer(Trainer):
             data_collator=lambda rows: collate(rows, pad_token_id),
             optimizer_cls_and_kwargs=(StochasticRoundingAdamW, options) if bf16_weights else None,
         )
-        self._batches = batches
-        self._silent_row = len(examples)
+        self._parts = shares_of_processes(batches, arguments.world_size, silent_row=len(examples))
         self._parameters = dict(model.named_parameters())
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the tokens of the whole step
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """Create the accelerator; a CPU shards as well, which accelerate offers to accelerators only.
+
+        Torch's FSDP2 runs over gloo; without this, accelerate would replicate the model and not say so.
+        """
+        super().create_accelerator_and_postprocess()
+        state = self.accelerator.state
+        if self.args.fsdp and state.distributed_type == DistributedType.MULTI_CPU:
+            state.distributed_type = DistributedType.FSDP
+            state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
+            if state.mixed_precision != "no":
+                state.fsdp_plugin.set_mixed_precision(state.mixed_precision)
+            self.is_fsdp_enabled = True
+
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return the planned batches, dealt to the processes."""
-        sampler = PlannedBatches(self._batches, self.accelerator.num_processes, self._silent_row)
-        loader = DataLoader(self._rows, batch_sampler=sampler, collate_fn=self.data_collator)
+        loader = DataLoader(
+            self._rows, batch_sampler=PlannedBatches(self._parts), collate_fn=self.data_collator
+        )
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
         return prepared
 
@@ -179,13 +206,15 @@ class PhaseTrainer(Trainer):
                 self._parameters[name].copy_(saved)
 
 
-def training_arguments(training: Training, *, folder: Path, seed: int) -> TrainingArguments:
+def training_arguments(
+    training: Training, *, folder: Path, seed: int, sharded: bool = False
+) -> TrainingArguments:
     """Translate our options to the Trainer's; everything that prints is off.
 
     Gradient checkpointing is switched on by `train_phase`: the Trainer's own way sends gradients through
     frozen embeddings.
     """
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=1,  # the loader holds all epochs
         gradient_accumulation_steps=training.accumulation,
@@ -209,4 +238,10 @@ def training_arguments(training: Training, *, folder: Path, seed: int) -> Traini
         data_seed=seed,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.accelerator.is_available(),
+        fsdp=sharded,
+        fsdp_config={"version": 2} if sharded else None,
+        ddp_find_unused_parameters=False,  # what is frozen is known, and all else takes part in every step
     )
+    # With several GPUs and one process the Trainer would replicate the model in threads, which hides its parts.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
