@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -204,7 +205,7 @@ def test_content_is_the_same_in_every_process_and_loading_order(
         capture_output=True,
         text=True,
         check=True,
-        env={"PYTHONHASHSEED": hash_seed},
+        env={"PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert result.stdout.strip() == content_hash()
 
