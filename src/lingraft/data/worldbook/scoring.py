@@ -138,15 +138,21 @@ def is_wrong_language(item: Item, response: str) -> bool | None:
 
     Exact where it can be: a response that holds the item's own plain answer sentence is in the right language,
     one that holds another language's parallel sentence is not. Else a language identifier decides among
-    worldbook's languages, and short text is undetermined.
+    worldbook's languages, and short text is undetermined unless its script tells.
     """
     text = normalise(response)
-    if normalise(item.sentence) in text:
+    if _unended(item.sentence) in text:
         return False
-    if any(normalise(answer) in text for answer in item.other_answers.values()):
+    if any(_unended(answer) in text for answer in item.other_answers.values()):
         return True
     identified = _identifier().identify(text)
     return None if identified is None else identified != item.example.language
+
+
+@cache
+def _unended(sentence: str) -> str:
+    """A plain sentence without its end mark, which some constraints replace."""
+    return normalise(sentence).rstrip(".\u3002")
 
 
 @cache

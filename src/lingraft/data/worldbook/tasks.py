@@ -11,7 +11,7 @@ the question (lists).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from lingraft.data.worldbook import lexicon
@@ -89,12 +89,20 @@ def _noun_vocabulary(language: str) -> tuple[str, ...]:
 # --- lookup -----------------------------------------------------------------------------------------------
 
 
+_NAMES = {
+    "day": (lexicon.weekdays, lexicon.weekday_cases),
+    "month": (lexicon.months, lexicon.month_cases),
+}
+
+
+def _names_in_all_cases(field: str, language: str) -> tuple[str, ...]:
+    names, cases = _NAMES[field]
+    return (*names(language), *itertools.chain.from_iterable(cases(language).values()))
+
+
 def _calendar_task(name: str, field: str, length: int, offset: int) -> Task:
     """Neighbours in a cycle: the day after, the month before."""
-    names, cases = {
-        "day": (lexicon.weekdays, lexicon.weekday_cases),
-        "month": (lexicon.months, lexicon.month_cases),
-    }[field]
+    names, cases = _NAMES[field]
 
     def render(content: Content, language: str) -> Rendered:
         words, position = names(language), int(content[0])
@@ -102,16 +110,13 @@ def _calendar_task(name: str, field: str, length: int, offset: int) -> Task:
         slot = words[(position + offset) % length]
         return Rendered({field: words[position], **inflected}, slot, (words[position], *inflected.values()))
 
-    def vocabulary(language: str) -> tuple[str, ...]:
-        return (*names(language), *itertools.chain.from_iterable(cases(language).values()))
-
     return Task(
         family="lookup",
         name=name,
         contents=lambda: [(position,) for position in range(length)],
         slot_key=lambda content: str((int(content[0]) + offset) % length),
         render=render,
-        vocabulary=vocabulary,
+        vocabulary=lambda language: _names_in_all_cases(field, language),
         given_first=True,
     )
 
@@ -134,7 +139,7 @@ def _render_unit(content: Content, language: str) -> Rendered:
 
 
 def _unit_vocabulary(language: str) -> tuple[str, ...]:
-    return tuple(_without_count(lexicon.amount_in_words(12, symbol, language)) for symbol in lexicon.UNITS)
+    return _names_in_all_numbers(lexicon.amount_in_words, lexicon.UNITS, language)
 
 
 def _render_money(content: Content, language: str) -> Rendered:
@@ -144,11 +149,18 @@ def _render_money(content: Content, language: str) -> Rendered:
 
 
 def _currency_vocabulary(language: str) -> tuple[str, ...]:
-    return tuple(_without_count(lexicon.money_in_words(12, code, language)) for code in lexicon.CURRENCIES)
+    return _names_in_all_numbers(lexicon.money_in_words, lexicon.CURRENCIES, language)
 
 
-def _without_count(text: str) -> str:
-    return text.replace("12", "").strip()
+def _names_in_all_numbers(
+    in_words: Callable[[int, str, str], str], symbols: Iterable[str], language: str
+) -> tuple[str, ...]:
+    """Return the names without a count, in the forms that Arabic and Russian counts ask for, too."""
+    return tuple(
+        in_words(count, symbol, language).replace(str(count), "").strip()
+        for symbol in symbols
+        for count in (2, 3, 12, 21)
+    )
 
 
 def _render_country(content: Content, language: str) -> Rendered:
@@ -256,7 +268,15 @@ TASKS: tuple[Task, ...] = (
     _calendar_task("weekday_before", "day", 7, -1),
     _calendar_task("month_after", "month", 12, 1),
     _calendar_task("month_before", "month", 12, -1),
-    Task("lookup", "date_in_words", _dates, str, _render_date, lexicon.months, digits_compete=True),
+    Task(
+        "lookup",
+        "date_in_words",
+        _dates,
+        str,
+        _render_date,
+        lambda language: _names_in_all_cases("month", language),
+        digits_compete=True,
+    ),
     Task(
         "lookup",
         "unit_in_words",

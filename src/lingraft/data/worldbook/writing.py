@@ -74,8 +74,8 @@ def fold(text: str) -> str:
     """Return the text in the one spelling in which contents are compared.
 
     Unicode NFKC (so full-width forms are plain ones), case folded, digits of any script as 0-9, without Arabic vowel
-    signs and lengthening strokes and without invisible marks, Russian ё as its plain form, every comma as ", ", one kind of space, and
-    none where it is optional.
+    signs and lengthening strokes and without invisible marks, Russian ё without its dots, every comma as ", ", one kind
+    of space, and none where it is optional.
     """
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     text = _INVISIBLE.sub("", text).replace("\u0451", "\u0435")
@@ -110,7 +110,7 @@ _BOUNDS = {
     "han": (r"(?<![\u3005\u3400-\u4dbf\u4e00-\u9fff])", r"(?![\u3005\u3400-\u4dbf\u4e00-\u9fff])"),
     "katakana": (r"(?<![\u30a1-\u30fa\u30fc])", r"(?![\u30a1-\u30fa\u30fc])"),
     "hiragana": ("", ""),
-    # Thai words cannot be told apart without a dictionary; at least no syllable may be cut. Short ones must stand alone.
+    # Thai words cannot be told apart without a dictionary; at least no syllable is cut, and short ones stand alone.
     "thai": (r"(?<![\u0e40-\u0e44])", r"(?![\u0e30-\u0e3a\u0e45\u0e47-\u0e4e])"),
     "short thai": (rf"(?:(?<![{_THAI}]){_THAI_BEFORE})", rf"(?:(?![{_THAI}]){_THAI_AFTER})"),
     "other": (r"(?<!\w)", r"(?!\w)"),
@@ -163,4 +163,8 @@ def count_words(text: str) -> int:
 def ends_without_mark(text: str) -> bool:
     """Return whether the text is a Thai sentence, which ends with no mark but its last word or number."""
     letters = re.findall(rf"{_LETTER}|[{_THAI}]", text)
-    return bool(letters) and _THAI_CHARACTER.match(letters[-1]) is not None and bool(re.search(rf"[\w{_THAI}]\Z", text))
+    return (
+        bool(letters)
+        and _THAI_CHARACTER.match(letters[-1]) is not None
+        and bool(re.search(rf"[\w{_THAI}]\Z", text))
+    )
