@@ -404,7 +404,9 @@ def test_a_language_built_in_a_process_of_its_own_is_the_same(language: str) -> 
         "rows = [item_to_row(item) for item in load_items('lookup', sys.argv[1], 'selection')]\n"
         "print(hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest())\n"
     )
-    result = subprocess.run([sys.executable, "-c", script, language], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", script, language], capture_output=True, text=True, check=True
+    )
     rows = [item_to_row(item) for item in load_items("lookup", language, "selection")]
     assert result.stdout.strip() == hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
