@@ -214,7 +214,7 @@ class EvaluationTask(Section):
     limit: int | None = Field(None, ge=1)
     """Items used, from the first on (worldbook: per family and language); null: all, worldbook: 100."""
     max_new_tokens: int | None = Field(None, ge=1)
-    """Longest answer generated; null: the task's own (worldbook: 96)."""
+    """Longest answer generated; null: the task's own (worldbook: enough for its longest answer)."""
 
     @model_validator(mode="before")
     @classmethod

@@ -1,6 +1,7 @@
 """worldbook: the embedded corpus. Verifiable instructions, parallel in several languages, with nothing to download.
 
-Flow: `lexicon` (words from CLDR and num2words) and `templates` (our sentences, YAML per language) feed `tasks`;
+Flow: `lexicon` (words from CLDR and num2words, with corrections.yaml) and `templates` (our sentences, YAML per
+language) feed `tasks`, `writing` knows scripts and punctuation;
 `groups` deals contents, phrasings and constraints (`forms`) out to splits; `items` puts a group into a language;
 `sources` names parts of the corpus in study files; `scoring` judges answers with `constraints`.
 """

@@ -1,7 +1,9 @@
 """Constraints on the form of an answer: which kinds there are, and whether a response follows one.
 
 The verifiers know no language: they look at case, marks, counts and given phrases, so that one function judges
-every language alike. The kinds are those that IFEval knows. `forms` writes answers that follow them.
+every language alike. The kinds are those that IFEval knows, and three that stand for others where a script has no
+case (`exclamations`, `ellipses`) or sentences have no end marks (`lines`): see `writing`. `forms` writes answers that
+follow them.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from lingraft.data.worldbook.writing import fold, phrase_pattern
+
 QUOTATION_MARKS = (
     ('"', '"'),
     ("“", "”"),
@@ -20,6 +24,7 @@ QUOTATION_MARKS = (
     ("«", "»"),
     ("»", "«"),
     ("「", "」"),
+    ("『", "』"),
     ("”", "”"),
 )
 
@@ -28,10 +33,20 @@ _BULLET = re.compile(r"^\s*(?:[*•]|-)\s+\S", re.MULTILINE)
 _TITLE = re.compile(r"\A<<[^<>\n]*\w[^<>\n]*>>\s*\S")
 _HIGHLIGHT = re.compile(r"(?<!\*)\*[^\s*](?:[^*\n]*[^\s*])?\*(?!\*)")
 _FENCE = re.compile(r"\A```(?:json)?\s*(.*?)\s*```\Z", re.DOTALL)
-# A stop ends a sentence at the end of the text or before a space, but not after a digit within the text: "5. März".
+_LEADING_TITLE = re.compile(r"\A<<[^<>\n]*>>")
+# A stop ends a sentence at the end of the text or before a space; before Japanese, which has no spaces, any mark does.
+_CLOSERS = r"[\"”“»«*')\]」』\uff09】]*"
 _SENTENCE_END = re.compile(
-    r"(?:(?<!\d)[.!?…][\"”“»*')\]]*(?=\s)|[.!?…][\"”“»*')\]\s]*\Z|[\u3002\uff01\uff1f])"
+    rf"(?:[.!?…\u061f]{_CLOSERS}(?=\s)|[.!?…\u061f]{_CLOSERS}\s*\Z"
+    rf"|[\u3002\uff01\uff1f]{_CLOSERS}|[!?…]{_CLOSERS}(?=[\u3041-\u30ff\u3400-\u9fff]))"
 )
+# The stop of a German ordinal ("der 5. März", "am 5. Tag") and of a numbered line ends none.
+_ORDINAL = re.compile(
+    r"(?:^\s*\d{1,2}|\b(?:der|die|das|dem|den|des|am|vom|zum|beim)\s+\d{1,2})\.(?=\s+\w)"
+    r"|\d{1,2}\.(?=\s+(?:Januar|Februar|März|April|Mai|Juni|Juli|August|September|Oktober|November|Dezember)\b)",
+    re.IGNORECASE | re.MULTILINE,
+)
+_ELLIPSIS = re.compile(r"\.{3,}|…+|・{3,}|。{3,}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +69,17 @@ def follows(constraint: Constraint, response: str) -> bool:
 
 
 def count_sentences(text: str) -> int:
-    """Count sentences: ends by . ! ? …, a German ordinal ("5. März") is no end; text without an end is one.
+    """Count sentences: ends by . ! ? … and their like; a German ordinal ("5. März") is none; text without is one.
 
     Text after the last end counts as one sentence more, as "Yes. No" is two.
     """
-    ends = list(_SENTENCE_END.finditer(text))
+    ends = _sentence_ends(text)
     rest = text[ends[-1].end() :] if ends else text
     return len(ends) + bool(re.search(r"\w", rest))
+
+
+def _sentence_ends(text: str) -> list[re.Match[str]]:
+    return list(_SENTENCE_END.finditer(_ORDINAL.sub(lambda match: f"{match[0][:-1]},", text)))
 
 
 def parse_json_object(response: str) -> dict[str, Any] | None:
@@ -90,16 +109,11 @@ def _is_quoted(text: str) -> bool:
 
 
 def _starts_with(text: str, phrase: str) -> bool:
-    return _plain(text).startswith(_plain(phrase))
+    return fold(text).startswith(fold(phrase))
 
 
 def _ends_with(text: str, phrase: str) -> bool:
-    return _plain(text).endswith(_plain(phrase))
-
-
-def _plain(text: str) -> str:
-    """Case and kinds of spaces do not matter to a given phrase."""
-    return " ".join(text.casefold().split())
+    return fold(text).endswith(fold(phrase))
 
 
 def _is_json_with_key(text: str, key: str) -> bool:
@@ -122,12 +136,34 @@ def _has_sentences(text: str, count: int) -> bool:
     return count_sentences(text) == count
 
 
+def _has_lines(text: str, count: int) -> bool:
+    """Exactly `count` lines that hold text, a title not counted."""
+    lines = _LEADING_TITLE.sub("", text).splitlines()
+    return sum(re.search(r"\w", line) is not None for line in lines) == count
+
+
+def _ends_all_with(marks: str) -> Callable[[str], bool]:
+    """Every sentence, and so every line but a title, ends with one of the marks, and none with another."""
+
+    def verify(text: str) -> bool:
+        body = _ELLIPSIS.sub("…", _LEADING_TITLE.sub("", text))
+        lines = [line.strip() for line in body.splitlines() if line.strip()]
+        return bool(lines) and all(_line_ends_with(line, marks) for line in lines)
+
+    return verify
+
+
+def _line_ends_with(line: str, marks: str) -> bool:
+    ends = _sentence_ends(line)
+    return bool(ends) and ends[-1].end() == len(line) and all(end[0][0] in marks for end in ends)
+
+
 def _has_no_comma(text: str) -> bool:
     return not _COMMAS.search(text)
 
 
 def _has_keyword(text: str, word: str) -> bool:
-    return re.search(rf"(?<!\w){re.escape(_plain(word))}(?!\w)", _plain(text)) is not None
+    return re.search(phrase_pattern(fold(word)), fold(text)) is not None
 
 
 def _has_title(text: str) -> bool:
@@ -147,6 +183,9 @@ VERIFIERS: dict[str, Callable[..., bool]] = {
     "json_key": _is_json_with_key,
     "bullets": _has_bullets,
     "sentences": _has_sentences,
+    "lines": _has_lines,
+    "exclamations": _ends_all_with("!\uff01"),
+    "ellipses": _ends_all_with("…"),
     "no_commas": _has_no_comma,
     "keyword": _has_keyword,
     "title": _has_title,

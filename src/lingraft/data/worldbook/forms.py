@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from lingraft.data.worldbook.choice import choose, number_from
 from lingraft.data.worldbook.constraints import Constraint
 from lingraft.data.worldbook.templates import load_templates
+from lingraft.data.worldbook.writing import Writing, writing_of
 
 # First kinds take turns. `no_commas` is only ever the second one: nearly every plain sentence follows it.
 FIRST_KINDS = (
@@ -69,48 +70,67 @@ def choose_constraints(first_kind: str, *parts: object) -> tuple[ConstraintChoic
 
 
 def resolve_constraint(choice: ConstraintChoice, language: str) -> Constraint:
-    """Return the constraint with its arguments in `language`."""
+    """Return the constraint with its arguments in `language`, of the kind that it is realised as there."""
+    kind = writing_of(language).realised.get(choice.kind, choice.kind)
     if choice.kind in _COUNTS:
         counts = _COUNTS[choice.kind]
-        return Constraint(choice.kind, (counts[choice.argument % len(counts)],))
+        return Constraint(kind, (counts[choice.argument % len(counts)],))
     if choice.kind in _PHRASE_LISTS:
         phrases = load_templates(language)[_PHRASE_LISTS[choice.kind]]
         phrase = phrases[choice.argument % len(phrases)]
         return Constraint(choice.kind, (phrase["word"] if choice.kind == "keyword" else phrase,))
-    return Constraint(choice.kind)
+    return Constraint(kind)
 
 
 def instruct(choice: ConstraintChoice, language: str) -> str:
     """Return the sentence that asks for a constraint."""
-    wording: str = load_templates(language)["constraints"][choice.kind][choice.wording]
-    arguments = resolve_constraint(choice, language).arguments
-    return wording.replace("{argument}", str(arguments[0])) if arguments else wording
+    constraint = resolve_constraint(choice, language)
+    wording: str = load_templates(language)["constraints"][constraint.kind][choice.wording]
+    return wording.replace("{argument}", str(constraint.arguments[0])) if constraint.arguments else wording
 
 
 def write_answer(sentence: str, slot: str, choices: tuple[ConstraintChoice, ...], language: str) -> str:
     """Return the plain answer sentence in a form that follows every constraint.
 
-    From the inside out: marks on the slot, more sentences, phrases at the ends, bullets, title, case, quotes or
-    JSON. The order is what makes the compatible pairs compatible.
+    From the inside out: marks on the slot, more sentences, phrases at the ends, the ends of sentences, bullets, title,
+    case, quotes or JSON. The order is what makes the compatible pairs compatible.
     """
-    templates = load_templates(language)
+    templates, writing = load_templates(language), writing_of(language)
     asked = {choice.kind: choice for choice in choices}
+    kinds = {resolve_constraint(choice, language).kind for choice in choices}
 
     def argument(kind: str) -> str | int:
         return resolve_constraint(asked[kind], language).arguments[0]
 
     if "highlight" in asked:
-        sentence = sentence.replace(slot, f"*{slot}*")
+        sentence = _highlighted(sentence, slot)
     lines = [sentence, *_more_sentences(asked, language)]
     if "starts_with" in asked:
         lines.insert(0, str(argument("starts_with")))
     if "ends_with" in asked:
         lines.append(str(argument("ends_with")))
-    text = "\n".join(f"* {line}" for line in lines) if "bullets" in asked else " ".join(lines)
+    lines = [_ended(line, kinds, writing) for line in lines]
+    text = "\n".join(f"* {line}" for line in lines) if "bullets" in asked else _joined(lines, kinds, writing)
     if "title" in asked:
         titles = templates["titles"]
         text = f"<<{titles[asked['title'].wording % len(titles)]}>>\n{text}"
-    return _outermost(text, asked, language)
+    return _outermost(text, asked, kinds, language)
+
+
+def _highlighted(sentence: str, slot: str) -> str:
+    """The slot stands last: an earlier match would be inside another word, as "tháng 1" in "tháng 12"."""
+    before, _, after = sentence.rpartition(slot)
+    return f"{before}*{slot}*{after}"
+
+
+def _ended(sentence: str, kinds: set[str], writing: Writing) -> str:
+    """Give a sentence the end mark that is asked of every sentence."""
+    mark = writing.exclamation if "exclamations" in kinds else "…" if "ellipses" in kinds else None
+    return sentence if mark is None else sentence.removesuffix(writing.full_stop) + mark
+
+
+def _joined(sentences: list[str], kinds: set[str], writing: Writing) -> str:
+    return ("\n" if "lines" in kinds else writing.between_sentences).join(sentences)
 
 
 def _more_sentences(asked: dict[str, ConstraintChoice], language: str) -> list[str]:
@@ -128,13 +148,14 @@ def _more_sentences(asked: dict[str, ConstraintChoice], language: str) -> list[s
     return found
 
 
-def _outermost(text: str, asked: dict[str, ConstraintChoice], language: str) -> str:
-    if "upper_case" in asked:
+def _outermost(text: str, asked: dict[str, ConstraintChoice], kinds: set[str], language: str) -> str:
+    if "upper_case" in kinds:
         text = text.upper()
-    if "lower_case" in asked:
+    if "lower_case" in kinds:
         text = text.lower()
     if "quotation_marks" in asked:
-        text = f'"{text}"'
+        left, right = writing_of(language).quotation_marks
+        text = f"{left}{text}{right}"
     if "json_key" in asked:
         key = resolve_constraint(asked["json_key"], language).arguments[0]
         text = json.dumps({str(key): text}, ensure_ascii=False)

@@ -1,12 +1,13 @@
 """The parallel groups of a family: contents, phrasings and constraints, dealt out to the splits.
 
-Nothing here is in a language, except that a content is left out where another language's slot equals the English
-one. Adding a language may therefore change the groups; VERSION is raised with it.
+Nothing here is in a language, except that a content is left out where another language's slot is or holds the
+English one. Adding a language may therefore change the groups; VERSION is raised with it.
 """
 
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import dataclass
 from functools import cache
 
@@ -14,6 +15,7 @@ from lingraft.data.worldbook.choice import number_from, shuffle
 from lingraft.data.worldbook.forms import FIRST_KINDS, ConstraintChoice, choose_constraints
 from lingraft.data.worldbook.tasks import Content, Task, tasks_of
 from lingraft.data.worldbook.templates import ENGLISH, LANGUAGES
+from lingraft.data.worldbook.writing import fold, phrase_pattern
 
 SPLITS = ("train", "selection", "report")
 GROUPS_PER_TASK = {"train": 120, "selection": 30, "report": 50}
@@ -113,9 +115,9 @@ def _contents_of_splits(task: Task) -> dict[str, list[Content]]:
 
 
 def _differs_from_english(task: Task, content: Content) -> bool:
-    """Whether the slot is unlike the English one in every language, so that an English answer cannot pass."""
+    """Whether no other language's slot is or holds the English one, so that an English answer cannot pass."""
     if not task.word_slot:
         return True
-    english = task.render(content, ENGLISH).slot.casefold()
+    english = re.compile(phrase_pattern(fold(task.render(content, ENGLISH).slot)))
     others = (language for language in LANGUAGES if language != ENGLISH)
-    return all(task.render(content, language).slot.casefold() != english for language in others)
+    return not any(english.search(fold(task.render(content, language).slot)) for language in others)

@@ -13,9 +13,10 @@ from lingraft.data.worldbook.constraints import Constraint
 from lingraft.data.worldbook.forms import instruct, resolve_constraint, write_answer
 from lingraft.data.worldbook.groups import SPLITS, Group, groups_of
 from lingraft.data.worldbook.templates import LANGUAGES, load_templates
+from lingraft.data.worldbook.writing import writing_of
 from lingraft.errors import DataError, did_you_mean
 
-VERSION = "1"  # raised whenever any question, answer or split changes; part of what a stage depends on
+VERSION = "2"  # raised whenever any question, answer or split changes; part of what a stage depends on
 FAMILIES = ("lookup", "counting")
 
 
@@ -77,7 +78,7 @@ def _build_item(group: Group, language: str) -> Item:
     rendered = group.task.render(group.content, language)
     template = load_templates(language)["tasks"][group.task.name]["questions"][group.phrasing]
     demands = [instruct(choice, language) for choice in group.constraints]
-    question = " ".join([template.format_map(rendered.fields), *demands])
+    question = writing_of(language).between_sentences.join([template.format_map(rendered.fields), *demands])
     sentence = plain_sentence(group, language)
     answer = write_answer(sentence, rendered.slot, group.constraints, language)
     return Item(
@@ -154,4 +155,4 @@ def item_from_row(row: Mapping[str, Any]) -> Item:
 
 def _argument(kind: str, text: str) -> str | int:
     """Arguments are text in a row, because one Arrow column holds one type."""
-    return int(text) if kind in ("bullets", "sentences") else text
+    return int(text) if kind in ("bullets", "sentences", "lines") else text

@@ -1,7 +1,8 @@
 """Words of one language from Unicode CLDR (babel) and num2words: what the tasks of worldbook are filled with.
 
-Only the `format` context of day and month names is read: stand-alone names of some languages change once
-Japanese or Korean have been loaded, and a corpus may not depend on what was loaded before it.
+What these lack, or have in a form that is wrong inside a sentence, stands in corrections.yaml. Only the `format`
+context of day and month names is read: stand-alone names of some languages change once Japanese or Korean have been
+loaded, and a corpus may not depend on what was loaded before it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ import datetime
 import re
 from collections.abc import Sequence
 from functools import cache
+from importlib.resources import files
+from typing import Any
 
+import yaml
 from babel import Locale
 from babel.dates import format_skeleton
 from babel.languages import get_official_languages
@@ -38,7 +42,7 @@ CURRENCIES = (
     "INR",
     "MXN",
     "SEK",
-    "PLN",
+    "CAD",
 )  # the euro has one name in three languages
 COUNTRIES = (
     "DE", "FR", "ES", "IT", "PT", "PL", "RU", "JP", "CN", "SE", "DK", "FI", "GR", "HU", "RO", "BG",
@@ -48,20 +52,48 @@ LARGEST_NUMBER = 99
 
 # CLDR lists German currency adjectives as titles ("Indische Rupien"); within a sentence they are lower case.
 _GERMAN_ADJECTIVE = re.compile(r"\b[A-ZÄÖÜ]\w*ische\b")
+# In these languages CLDR begins the name of a currency with a capital, which a sentence does not.
+_LOWER_CURRENCIES = ("id", "pt", "vi")
+_NUM2WORDS = {"pt": "pt_BR"}  # CLDR's `pt` is Brazilian, that of num2words is European ("dezasseis")
+
+
+@cache
+def _all_corrections() -> dict[str, dict[str, Any]]:
+    text = (files("lingraft.data.worldbook") / "corrections.yaml").read_text(encoding="utf-8")
+    found: dict[str, dict[str, Any]] = yaml.safe_load(text)
+    return found
+
+
+def _correction(language: str, *keys: str) -> Any:
+    """Return what corrections.yaml holds at the place, or None."""
+    value: Any = _all_corrections().get(language)
+    for key in keys:
+        value = None if value is None else value.get(key)
+    return value
 
 
 @cache
 def weekdays(language: str) -> tuple[str, ...]:
-    """Return the seven day names, Monday first."""
+    """Return the seven day names, Monday first, as the subject of a sentence."""
     names = Locale.parse(language).days["format"]["wide"]
-    return tuple(str(names[day]) for day in range(7))
+    return tuple(_correction(language, "weekdays") or (str(names[day]) for day in range(7)))
 
 
 @cache
 def months(language: str) -> tuple[str, ...]:
-    """Return the twelve month names, January first."""
+    """Return the twelve month names, January first, as the subject of a sentence."""
     names = Locale.parse(language).months["format"]["wide"]
-    return tuple(str(names[month]) for month in range(1, 13))
+    return tuple(_correction(language, "months") or (str(names[month]) for month in range(1, 13)))
+
+
+def weekday_cases(language: str) -> dict[str, tuple[str, ...]]:
+    """Return the day names in the further cases that the language's templates ask for, by the case's name."""
+    return {case: tuple(names) for case, names in (_correction(language, "weekday_cases") or {}).items()}
+
+
+def month_cases(language: str) -> dict[str, tuple[str, ...]]:
+    """Return the month names in the further cases that the language's templates ask for, by the case's name."""
+    return {case: tuple(names) for case, names in (_correction(language, "month_cases") or {}).items()}
 
 
 def date_in_words(month: int, day: int, language: str) -> str:
@@ -69,13 +101,21 @@ def date_in_words(month: int, day: int, language: str) -> str:
     return _plain_spaces(format_skeleton("MMMMd", datetime.date(2024, month, day), locale=language))
 
 
+@cache
 def amount_in_words(count: int, symbol: str, language: str) -> str:
     """Return `count` with the full name of a unit of UNITS, such as "12 kilometers"."""
-    return _plain_spaces(format_unit(count, UNITS[symbol], "long", locale=language))
+    corrected = _counted(count, _correction(language, "units", symbol), language)
+    return corrected or _closed_up(
+        _plain_spaces(format_unit(count, UNITS[symbol], "long", locale=language)), language
+    )
 
 
+@cache
 def money_in_words(count: int, currency: str, language: str) -> str:
     """Return `count` with the full name of a currency, such as "12 Japanese yen"."""
+    corrected = _counted(count, _correction(language, "currencies", currency), language)
+    if corrected:
+        return corrected
     text = _plain_spaces(
         format_currency(
             count,
@@ -86,7 +126,22 @@ def money_in_words(count: int, currency: str, language: str) -> str:
             decimal_quantization=False,
         )
     )
-    return _GERMAN_ADJECTIVE.sub(lambda match: match[0].lower(), text) if language == "de" else text
+    if language == "de":
+        return _GERMAN_ADJECTIVE.sub(lambda match: match[0].lower(), text)
+    if language in _LOWER_CURRENCIES:
+        number, _, name = text.partition(" ")
+        return f"{number} {name[0].lower()}{name[1:]}"
+    return _closed_up(text, language)
+
+
+def _counted(count: int, patterns: dict[str, str] | None, language: str) -> str | None:
+    """Return a corrected amount, by the plural category that CLDR gives to its count."""
+    return None if patterns is None else patterns[Locale.parse(language).plural_form(count)].format(count)
+
+
+def _closed_up(text: str, language: str) -> str:
+    """CLDR sets Japanese words apart by spaces, which running text does not have."""
+    return text.replace(" ", "") if language == "ja" else text
 
 
 def country_name(territory: str, language: str) -> str:
@@ -94,20 +149,33 @@ def country_name(territory: str, language: str) -> str:
     return str(Locale.parse(language).territories[territory])
 
 
+@cache
 def official_language(territory: str, language: str) -> str:
-    """Return the name, in `language`, of the first official language of a territory."""
-    return str(Locale.parse(language).languages[get_official_languages(territory)[0]])
+    """Return the name, in `language`, of the first official language of a territory.
+
+    Where the bare name is often the country's own, as in Indonesian and Thai, the word for "language" is part of it.
+    """
+    tag = get_official_languages(territory)[0]
+    name = _correction(language, "languages", territory) or str(Locale.parse(language).languages[tag])
+    if language == "vi":  # CLDR lists "Tiếng Đức" as a title
+        name = f"{name[0].lower()}{name[1:]}"
+    return (_correction(language, "language_pattern") or "{0}").format(name)
 
 
 @cache
 def number_words(language: str) -> tuple[str, ...]:
-    """Return the cardinals from 0 to LARGEST_NUMBER as words."""
-    return tuple(str(num2words(number, lang=language)) for number in range(LARGEST_NUMBER + 1))
+    """Return the cardinals from 0 to LARGEST_NUMBER as words: in Russian and Arabic as the subject of a sentence."""
+    words = (
+        num2words(number, lang=_NUM2WORDS.get(language, language)) for number in range(LARGEST_NUMBER + 1)
+    )
+    # num2words leaves a space after the Arabic "and", which is written onto the next word.
+    return tuple(str(word).replace(" و ", " و") for word in words)
 
 
 def join_words(words: Sequence[str], language: str) -> str:
     """Return the words as CLDR joins a list: "a, b, and c"."""
-    return _plain_spaces(format_list(list(words), locale=language))
+    joiner = _correction(language, "list_joiner")
+    return joiner.join(words) if joiner else _plain_spaces(format_list(list(words), locale=language))
 
 
 def _plain_spaces(text: str) -> str:

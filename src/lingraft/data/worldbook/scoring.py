@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -13,11 +12,12 @@ from lingraft.data.worldbook.constraints import count_sentences, follows, parse_
 from lingraft.data.worldbook.items import Item
 from lingraft.data.worldbook.tasks import task_named
 from lingraft.data.worldbook.templates import LANGUAGES
+from lingraft.data.worldbook.writing import count_words, ends_without_mark, fold, phrase_pattern
 
 MINIMUM_WORDS = 5  # of a plain answer: one bare word is no sentence
 
 _MARKS = re.compile(r"[*_`]+")
-_NUMBER = re.compile(r"(?<!\w)\d+(?!\w)")
+_NUMBER = re.compile(r"\d+")
 _PLAIN_START = re.compile(r"[^\W_]|[¿¡]")
 
 
@@ -73,8 +73,8 @@ def score_answer(item: Item, response: str) -> Verdict:
 def has_content(item: Item, response: str) -> bool:
     """Return whether the response answers the question's slot, whatever its form.
 
-    The rule: after normalising (Unicode NFC, case folded, one kind of space, marks such as * removed; of a JSON
-    object only the values), the slot must occur as a whole phrase, and no competing value of the task may occur:
+    The rule: after normalising (see `normalise`), the slot must occur as a whole phrase, which is judged by its script
+    (see `writing.phrase_pattern`), and no competing value of the task may occur:
     none of its vocabulary (all weekdays, all number words, ...) nor, in some tasks, any number in digits, except
     what the slot itself or the question holds. So an answer that lists all weekdays is wrong, and so is one that
     names both numbers where the larger was asked for. In tasks about lists each word may occur once only, and in
@@ -83,7 +83,7 @@ def has_content(item: Item, response: str) -> bool:
     """
     text = normalise(response)
     slot = normalise(item.slot)
-    if not re.search(rf"(?<!\w){re.escape(slot)}(?!\w)", text):
+    if not re.search(phrase_pattern(slot), text):
         return False
     task = task_named(item.task)
     values = _values_in(text, item)
@@ -97,7 +97,8 @@ def has_content(item: Item, response: str) -> bool:
 
 def _values_in(text: str, item: Item) -> list[str]:
     """Return the values of the item's task in normalised text: words in their order, then numbers in theirs."""
-    words = _vocabulary_pattern(item.task, item.example.language).findall(text)
+    matches = _vocabulary_pattern(item.task, item.example.language).finditer(text)
+    words = [match[match.lastindex or 0] for match in matches]
     return words + _NUMBER.findall(text) if task_named(item.task).digits_compete else words
 
 
@@ -105,27 +106,28 @@ def _values_in(text: str, item: Item) -> list[str]:
 def _vocabulary_pattern(task: str, language: str) -> re.Pattern[str]:
     """Longest first, so that "twenty-one" is one value and not three."""
     words = sorted({normalise(word) for word in task_named(task).vocabulary(language)}, key=len, reverse=True)
-    alternatives = "|".join(re.escape(word) for word in words)
-    return re.compile(rf"(?<!\w)(?:{alternatives})(?!\w)" if words else r"(?!)")
+    return re.compile("|".join(phrase_pattern(word) for word in words) or r"(?!)")
 
 
 def normalise(text: str) -> str:
-    """Return what of a text matters to its content; a JSON object is replaced by its values."""
+    """Return what of a text matters to its content: of a JSON object the values, without marks such as *, folded."""
     value = parse_json_object(text)
     if value is not None:
         text = " ".join(str(entry) for entry in value.values())
-    text = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
-    return " ".join(_MARKS.sub("", text).split())
+    return fold(_MARKS.sub("", text))
 
 
 def is_plain_sentence(response: str) -> bool:
-    """Return whether a response is one whole sentence on one line, without quotes, markup or capitals throughout."""
+    """Return whether a response is one whole sentence on one line, without quotes, markup or capitals throughout.
+
+    A Thai sentence needs no mark at its end. MINIMUM_WORDS are words, or ten Japanese or twenty Thai characters.
+    """
     text = response.strip()
     return (
         "\n" not in text
         and _PLAIN_START.match(text) is not None
-        and text[-1] in ".!?\u3002\uff01\uff1f"
-        and len(re.findall(r"\w+", text)) >= MINIMUM_WORDS
+        and (text[-1] in ".!?\u3002\uff01\uff1f" or ends_without_mark(text))
+        and count_words(text) >= MINIMUM_WORDS
         and count_sentences(text) == 1
         and not text.isupper()
     )
@@ -136,15 +138,21 @@ def is_wrong_language(item: Item, response: str) -> bool | None:
 
     Exact where it can be: a response that holds the item's own plain answer sentence is in the right language,
     one that holds another language's parallel sentence is not. Else a language identifier decides among
-    worldbook's languages, and short text is undetermined.
+    worldbook's languages, and short text is undetermined unless its script tells.
     """
     text = normalise(response)
-    if normalise(item.sentence) in text:
+    if _unended(item.sentence) in text:
         return False
-    if any(normalise(answer) in text for answer in item.other_answers.values()):
+    if any(_unended(answer) in text for answer in item.other_answers.values()):
         return True
     identified = _identifier().identify(text)
     return None if identified is None else identified != item.example.language
+
+
+@cache
+def _unended(sentence: str) -> str:
+    """A plain sentence without its end mark, which some constraints replace."""
+    return normalise(sentence).rstrip(".\u3002")
 
 
 @cache

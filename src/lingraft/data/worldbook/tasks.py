@@ -11,17 +11,20 @@ the question (lists).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from lingraft.data.worldbook import lexicon
 from lingraft.data.worldbook.choice import number_from, shuffle
 from lingraft.data.worldbook.templates import noun_keys, nouns
+from lingraft.data.worldbook.writing import writing_of
 
 Content = tuple[int | str, ...]
 
 _DRAWN_CONTENTS = 900  # of tasks whose contents are without number; four times what the splits need
-_SEPARATOR = ", "
+# Number words are asked for, and compete, from here on: smaller ones are ordinary words or syllables in several
+# languages ("um", Korean 이 "this", Vietnamese năm "year", Japanese 十 in 十分 "enough").
+_SMALLEST_ASKED = 11
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ def _no_vocabulary(language: str) -> tuple[str, ...]:  # noqa: ARG001
 
 
 def _number_vocabulary(language: str) -> tuple[str, ...]:
-    return lexicon.number_words(language)[2:]  # "un", "ein", "one" are ordinary words, too
+    return lexicon.number_words(language)[_SMALLEST_ASKED:]
 
 
 def _noun_vocabulary(language: str) -> tuple[str, ...]:
@@ -86,14 +89,26 @@ def _noun_vocabulary(language: str) -> tuple[str, ...]:
 # --- lookup -----------------------------------------------------------------------------------------------
 
 
-def _calendar_task(
-    name: str, field: str, names: Callable[[str], tuple[str, ...]], length: int, offset: int
-) -> Task:
+_NAMES = {
+    "day": (lexicon.weekdays, lexicon.weekday_cases),
+    "month": (lexicon.months, lexicon.month_cases),
+}
+
+
+def _names_in_all_cases(field: str, language: str) -> tuple[str, ...]:
+    names, cases = _NAMES[field]
+    return (*names(language), *itertools.chain.from_iterable(cases(language).values()))
+
+
+def _calendar_task(name: str, field: str, length: int, offset: int) -> Task:
     """Neighbours in a cycle: the day after, the month before."""
+    names, cases = _NAMES[field]
 
     def render(content: Content, language: str) -> Rendered:
         words, position = names(language), int(content[0])
-        return Rendered({field: words[position]}, words[(position + offset) % length], (words[position],))
+        inflected = {f"{field}_{case}": forms[position] for case, forms in cases(language).items()}
+        slot = words[(position + offset) % length]
+        return Rendered({field: words[position], **inflected}, slot, (words[position], *inflected.values()))
 
     return Task(
         family="lookup",
@@ -101,7 +116,7 @@ def _calendar_task(
         contents=lambda: [(position,) for position in range(length)],
         slot_key=lambda content: str((int(content[0]) + offset) % length),
         render=render,
-        vocabulary=names,
+        vocabulary=lambda language: _names_in_all_cases(field, language),
         given_first=True,
     )
 
@@ -124,7 +139,7 @@ def _render_unit(content: Content, language: str) -> Rendered:
 
 
 def _unit_vocabulary(language: str) -> tuple[str, ...]:
-    return tuple(_without_count(lexicon.amount_in_words(12, symbol, language)) for symbol in lexicon.UNITS)
+    return _names_in_all_numbers(lexicon.amount_in_words, lexicon.UNITS, language)
 
 
 def _render_money(content: Content, language: str) -> Rendered:
@@ -134,11 +149,18 @@ def _render_money(content: Content, language: str) -> Rendered:
 
 
 def _currency_vocabulary(language: str) -> tuple[str, ...]:
-    return tuple(_without_count(lexicon.money_in_words(12, code, language)) for code in lexicon.CURRENCIES)
+    return _names_in_all_numbers(lexicon.money_in_words, lexicon.CURRENCIES, language)
 
 
-def _without_count(text: str) -> str:
-    return text.replace("12", "").strip()
+def _names_in_all_numbers(
+    in_words: Callable[[int, str, str], str], symbols: Iterable[str], language: str
+) -> tuple[str, ...]:
+    """Return the names without a count, in the forms that Arabic and Russian counts ask for, too."""
+    return tuple(
+        in_words(count, symbol, language).replace(str(count), "").strip()
+        for symbol in symbols
+        for count in (2, 3, 12, 21)
+    )
 
 
 def _render_country(content: Content, language: str) -> Rendered:
@@ -171,18 +193,18 @@ def _sequences() -> list[Content]:
     return [(start, step) for start in range(1, 60) for step in (1, 2, 3, 5, 10)]
 
 
-def _render_sequence(content: Content, language: str) -> Rendered:  # noqa: ARG001
+def _render_sequence(content: Content, language: str) -> Rendered:
     start, step = int(content[0]), int(content[1])
     terms = tuple(str(start + step * position) for position in range(4))
-    return Rendered({"list": _SEPARATOR.join(terms)}, str(start + 4 * step), terms)
+    return Rendered({"list": _bare_list(terms, language)}, str(start + 4 * step), terms)
 
 
 def _number_pairs() -> list[Content]:
     """Pairs of unlike numbers, drawn per larger one so that every slot has equally many."""
     return [
         (larger, smaller) if number_from("order", larger, smaller) % 2 else (smaller, larger)
-        for larger in range(12, lexicon.LARGEST_NUMBER + 1)
-        for smaller in shuffle(range(2, larger), "smaller", larger)[:4]
+        for larger in range(_SMALLEST_ASKED + 2, lexicon.LARGEST_NUMBER + 1)
+        for smaller in shuffle(range(_SMALLEST_ASKED, larger), "smaller", larger)[:4]
     ]
 
 
@@ -202,6 +224,19 @@ def _drawn_lists(name: str, shortest: int, longest: int) -> list[Content]:
     ]
 
 
+def _sums() -> list[Content]:
+    """Two addends of at most twelve."""
+    return [
+        (first, second)
+        for first, second in itertools.product(range(2, 13), repeat=2)
+        if first + second >= _SMALLEST_ASKED
+    ]
+
+
+def _bare_list(words: Sequence[str], language: str) -> str:
+    return writing_of(language).list_separator.join(words)
+
+
 def _noun_list(content: Content, language: str) -> list[str]:
     return [nouns(language)[str(key)] for key in content]
 
@@ -211,7 +246,7 @@ def _list_task(name: str, slot_of: Callable[[list[str], str], str], shortest: in
 
     def render(content: Content, language: str) -> Rendered:
         words = _noun_list(content, language)
-        return Rendered({"list": _SEPARATOR.join(words)}, slot_of(words, language))
+        return Rendered({"list": _bare_list(words, language)}, slot_of(words, language))
 
     return Task(
         family="counting",
@@ -225,15 +260,23 @@ def _list_task(name: str, slot_of: Callable[[list[str], str], str], shortest: in
 
 
 def _render_count(content: Content, language: str) -> Rendered:
-    return Rendered({"list": _SEPARATOR.join(_noun_list(content, language))}, str(len(content)))
+    return Rendered({"list": _bare_list(_noun_list(content, language), language)}, str(len(content)))
 
 
 TASKS: tuple[Task, ...] = (
-    _calendar_task("weekday_after", "day", lexicon.weekdays, 7, 1),
-    _calendar_task("weekday_before", "day", lexicon.weekdays, 7, -1),
-    _calendar_task("month_after", "month", lexicon.months, 12, 1),
-    _calendar_task("month_before", "month", lexicon.months, 12, -1),
-    Task("lookup", "date_in_words", _dates, str, _render_date, lexicon.months, digits_compete=True),
+    _calendar_task("weekday_after", "day", 7, 1),
+    _calendar_task("weekday_before", "day", 7, -1),
+    _calendar_task("month_after", "month", 12, 1),
+    _calendar_task("month_before", "month", 12, -1),
+    Task(
+        "lookup",
+        "date_in_words",
+        _dates,
+        str,
+        _render_date,
+        lambda language: _names_in_all_cases("month", language),
+        digits_compete=True,
+    ),
     Task(
         "lookup",
         "unit_in_words",
@@ -263,7 +306,7 @@ TASKS: tuple[Task, ...] = (
     Task(
         "counting",
         "digits_to_words",
-        lambda: [(number,) for number in range(2, lexicon.LARGEST_NUMBER + 1)],
+        lambda: [(number,) for number in range(_SMALLEST_ASKED, lexicon.LARGEST_NUMBER + 1)],
         str,
         _render_digits,
         _number_vocabulary,
@@ -271,7 +314,7 @@ TASKS: tuple[Task, ...] = (
     Task(
         "counting",
         "sum_in_words",
-        lambda: list(itertools.product(range(2, 11), repeat=2)),
+        _sums,
         lambda content: str(int(content[0]) + int(content[1])),
         _render_sum,
         _number_vocabulary,
@@ -305,7 +348,7 @@ TASKS: tuple[Task, ...] = (
         word_slot=False,
     ),
     _list_task("join_list", lexicon.join_words, 3, 4),
-    _list_task("reverse_list", lambda words, _: _SEPARATOR.join(reversed(words)), 3, 4),
+    _list_task("reverse_list", lambda words, language: _bare_list(words[::-1], language), 3, 4),
     _list_task("last_of_list", lambda words, _: words[-1], 4, 5),
 )
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import yaml
 
+from lingraft.data.worldbook.writing import writing_of
 from lingraft.errors import DataError
 
-LANGUAGES = ("en", "de", "es", "fr")
+LANGUAGES = ("en", "ar", "de", "es", "fr", "id", "ja", "ko", "pt", "ru", "th", "vi")
 ENGLISH = "en"
 
 
@@ -28,10 +29,18 @@ def load_templates(language: str) -> dict[str, Any]:
     path = files("lingraft.data.worldbook") / "templates" / f"{language}.yaml"
     content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     if language != ENGLISH:
-        difference = _first_difference(content, load_templates(ENGLISH), "")
+        difference = _first_difference(content, _expected_shape(language), "")
         if difference:
             raise DataError(f"worldbook/templates/{language}.yaml: {difference}, unlike {ENGLISH}.yaml.")
     return content
+
+
+def _expected_shape(language: str) -> dict[str, Any]:
+    """Return the English file, its kinds of constraint named as they are realised in `language`."""
+    english = load_templates(ENGLISH)
+    realised = writing_of(language).realised
+    constraints = {realised.get(kind, kind): demands for kind, demands in english["constraints"].items()}
+    return {**english, "constraints": constraints}
 
 
 def _first_difference(value: Any, reference: Any, place: str) -> str | None:
