@@ -68,7 +68,9 @@ def encoded_rows(data: str, count: int) -> list[Any]:
     whole = encode_examples(loaded.examples[: 2 * count], load_tokenizer(model_folder(MODEL)), MAX_LENGTH)
     rows = [row for row in whole.examples if row.truncated_tokens == 0][:count]
     if len(rows) < count:
-        raise SystemExit(f"{data}: only {len(rows)} rows of at most {MAX_LENGTH} tokens; give --rows {len(rows)}")
+        raise SystemExit(
+            f"{data}: only {len(rows)} rows of at most {MAX_LENGTH} tokens; give --rows {len(rows)}"
+        )
     return rows
 
 
@@ -171,7 +173,7 @@ def _token_budget(lengths: Sequence[int]) -> int:
     from lingraft.data.batching import token_budget_batches
 
     steps = -(-len(lengths) // ROWS_PER_STEP)
-    budget = max(max(lengths), sum(lengths) // steps)
+    budget = max(*lengths, sum(lengths) // steps)
     while len(token_budget_batches(lengths, budget, 0, 0)) > steps:
         budget += 8
     return budget
@@ -222,7 +224,7 @@ def flops_of(rows: Sequence[Any], frozen: bool) -> float:
     from lingraft.models.loading import load_model, model_folder
 
     model = load_model(model_folder(MODEL))
-    head = model.get_output_embeddings().weight.numel()
+    head = model.get_output_embeddings().weight.numel()  # type: ignore[no-untyped-call]
     body = sum(parameter.numel() for parameter in model.parameters()) - head
     tokens = sum(len(row.input_ids) for row in rows)
     supervised = sum(sum(row.supervised[1:]) for row in rows)
@@ -232,7 +234,16 @@ def flops_of(rows: Sequence[Any], frozen: bool) -> float:
 
 def run_child(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Run one competitor in a process of its own."""
-    command = [sys.executable, __file__, "--competitor", name, "--data", options.data, "--rows", str(options.rows)]
+    command = [
+        sys.executable,
+        __file__,
+        "--competitor",
+        name,
+        "--data",
+        options.data,
+        "--rows",
+        str(options.rows),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **THREADS})
     if done.returncode:
         raise SystemExit(f"{name}:\n{done.stderr[-3000:]}")
@@ -253,20 +264,24 @@ def compete(name: str, options: argparse.Namespace) -> None:
     print(json.dumps(result))
 
 
-def summarise(rounds: list[dict[str, dict[str, Any]]], peaks: list[float], rows: Sequence[Any]) -> dict[str, Any]:
+def summarise(
+    rounds: list[dict[str, dict[str, Any]]], peaks: list[float], rows: Sequence[Any]
+) -> dict[str, Any]:
     """Return per competitor its rate against each of the others, and what it reached of the peak."""
     tokens = sum(len(row.input_ids) for row in rows)
     entries: dict[str, Any] = {}
     for name in rounds[0]:
         seconds = [one[name]["seconds"] for one in rounds]
-        share = [
-            flops_of(rows, name == FROZEN) / took / 1e12 / peak for took, peak in zip(seconds, peaks, strict=True)
-        ]
+        defaults = [one["trl, defaults"]["seconds"] for one in rounds]
+        best = [min(one[peer]["seconds"] for peer in TRL) for one in rounds]
+        needed = flops_of(rows, name == FROZEN) / 1e12
         entries[name] = {
-            "times_as_fast_as_trl_defaults": _spread([one["trl, defaults"]["seconds"] / one[name]["seconds"] for one in rounds]),
-            "times_as_fast_as_trl_best": _spread([min(one[t]["seconds"] for t in TRL) / one[name]["seconds"] for one in rounds]),
+            "times_as_fast_as_trl_defaults": _spread(_ratios(defaults, seconds)),
+            "times_as_fast_as_trl_best": _spread(_ratios(best, seconds)),
             "tokens_per_second": _spread([tokens / took for took in seconds]),
-            "share_of_peak": _spread(share),
+            "share_of_peak": _spread(
+                [needed / took / peak for took, peak in zip(seconds, peaks, strict=True)]
+            ),
             "steps": rounds[0][name]["steps"],
             "training_loss": rounds[0][name]["loss"],
             "loss_after": rounds[0][name]["loss_after"],
@@ -275,16 +290,26 @@ def summarise(rounds: list[dict[str, dict[str, Any]]], peaks: list[float], rows:
     return entries
 
 
+def _ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
+    return [one / other for one, other in zip(above, below, strict=True)]
+
+
+def _name_of(data: str) -> str:
+    """Return a file's folder and stem, or the prefix of a source such as worldbook:lookup/de."""
+    return f"{Path(data).parent.name}-{Path(data).stem}" if Path(data).suffix else data.partition(":")[0]
+
+
 def _spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "lowest": min(values), "highest": max(values)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", default="worldbook:lookup/de,es,fr")
     parser.add_argument("--rows", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", default="", help="comma-separated parts of names: leave the others out")
     parser.add_argument("--competitor", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.competitor:
@@ -292,14 +317,15 @@ def main() -> None:
         return
     os.environ.update(THREADS)
     rows = encoded_rows(options.data, options.rows)
-    rounds, peaks = [], []
+    rounds: list[dict[str, dict[str, Any]]] = []
+    peaks: list[float] = []
     for number in range(options.rounds):
         peaks.append(matrix_product_peak())
         rounds.append({})
         for name in (*TRL, *OURS):
             rounds[-1][name] = run_child(name, options)
             print(f"round {number + 1}, {name}: {rounds[-1][name]}", file=sys.stderr, flush=True)
-    label = Path(options.data).parent.name + "-" + Path(options.data).stem if "/" in options.data and Path(options.data).suffix else "worldbook"
+    label = _name_of(options.data)
     result = {
         "question": "how much faster does lingraft train than TRL's SFTTrainer, at the same loss",
         "data": label,
@@ -311,7 +337,9 @@ def main() -> None:
         "competitors": summarise(rounds, peaks, rows),
         "cores": os.cpu_count(),
         "machine": platform.machine(),
-        "versions": {name: version(name) for name in ("lingraft", "torch", "transformers", "accelerate", "trl")},
+        "versions": {
+            name: version(name) for name in ("lingraft", "torch", "transformers", "accelerate", "trl")
+        },
     }
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"training-{label}.json"

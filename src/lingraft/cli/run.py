@@ -27,6 +27,12 @@ def run(
         typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as training.epochs=2."),
     ] = None,
     runs: Annotated[Path, typer.Option(help="Folder of all runs; this one's is RUNS/<name>.")] = Path("runs"),
+    processes: Annotated[
+        int, typer.Option(help="Processes that train a phase together, on this machine.")
+    ] = 1,
+    sharded: Annotated[
+        bool, typer.Option("--sharded", help="Divide the model between the processes (FSDP2).")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")] = False,
 ) -> None:
     """Run a study and print its table; run again, it goes on where it was stopped.
@@ -43,10 +49,11 @@ def run(
     from lingraft.report.page import write_page
     from lingraft.report.tables import failures
     from lingraft.study.run import run_study
+    from lingraft.train.processes import Processes
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the study's own bars say more
     with ProgressWatcher() as watcher:
-        result = run_study(loaded, runs=runs, watcher=watcher)
+        result = run_study(loaded, runs=runs, watcher=watcher, processes=Processes(processes, sharded))
     if json:
         print_json(result)
     else:

@@ -28,6 +28,7 @@ from lingraft.study.materials import DataSet, Materials, Model, gather
 from lingraft.study.measures import Measures, Steps
 from lingraft.study.stages import CHECKPOINT, PREDICTIONS, ModelReference, Stages, TrainingJob
 from lingraft.study.store import Stage, Store
+from lingraft.train.processes import Processes
 
 RESULT = "result.json"
 
@@ -38,6 +39,7 @@ def run_study(
     runs: Path = Path("runs"),
     base_folder: Path = Path(),
     watcher: Watcher | None = None,
+    processes: Processes | None = None,
 ) -> dict[str, Any]:
     """Run (or go on with) a study and return its result.
 
@@ -46,6 +48,8 @@ def run_study(
         runs: Folder of all runs; this one's is `runs/<study.name>`.
         base_folder: What relative paths in the study are relative to.
         watcher: Is told what happens.
+        processes: How many processes train a phase; None: this one. Results differ by rounding, so records do not
+            depend on it, but an interrupted phase is only continued by as many as began it.
 
     Returns:
         The object that `lingraft run --json` prints (docs/report.md); also written to `result.json` in the
@@ -55,13 +59,17 @@ def run_study(
         ConfigError, DataError, ModelError: Something is wrong with the study as a whole, before any training.
     """
     watcher = watcher or Watcher()
+    processes = processes or Processes()
+    processes.check()
     materials = gather(study, base_folder)
     check_tasks(study.evaluate, base_folder, languages=materials.languages)
     encoder = _encoder(study, materials)
     folder = runs / study.name
     with Store(folder) as store:
         save_study(study, folder / "study.yaml")
-        stages = Stages(store, watcher, base_folder, trust_remote_code=study.trust_remote_code)
+        stages = Stages(
+            store, watcher, base_folder, trust_remote_code=study.trust_remote_code, processes=processes
+        )
         measures = Measures(study, materials, stages, encoder)
         runner = _Runner(study, materials, stages, measures, watcher)
         result = runner.run(folder)

@@ -7,9 +7,10 @@ the store gives it. Times go beside the compared part of the record.
 from __future__ import annotations
 
 import gc
+import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 
 from lingraft.config.schema import Evaluation, StrategyChoice, Training
 from lingraft.data.chat import encode_examples
+from lingraft.data.encoded import write_table
 from lingraft.data.example import Example
 from lingraft.data.worldbook import VERSION as WORLDBOOK_VERSION
 from lingraft.evaluate.harness import evaluate_model, task_identities
@@ -35,6 +37,7 @@ from lingraft.study.events import StageProgress, Watcher
 from lingraft.study.materials import choice_identity
 from lingraft.study.store import Stage, Store, Work
 from lingraft.train.phase import Progress, train_phase
+from lingraft.train.processes import PhaseTask, Processes, train_on_processes
 from lingraft.weights.difference import parameter_difference
 
 if TYPE_CHECKING:
@@ -117,11 +120,20 @@ class TrainingJob:
 class Stages:
     """Makes each stage, or finds it finished, in one store."""
 
-    def __init__(self, store: Store, watcher: Watcher, base_folder: Path, *, trust_remote_code: bool) -> None:
+    def __init__(
+        self,
+        store: Store,
+        watcher: Watcher,
+        base_folder: Path,
+        *,
+        trust_remote_code: bool,
+        processes: Processes,
+    ) -> None:
         self._store = store
         self._watcher = watcher
         self._base_folder = base_folder
         self._trust = trust_remote_code
+        self._processes = processes
         self._told: set[str] = set()
 
     def train(self, job: TrainingJob) -> tuple[Stage, ModelReference]:
@@ -301,20 +313,51 @@ class Stages:
         plan = freeze_plan(model, trainable)
         if any(row.frozen_parameters for row in plan):
             self._watcher.freeze_plan(job.label, plan)
-        outcome = train_phase(
-            model,
-            tokenizer,
-            encoded.examples,
-            job.training,
-            trainable=trainable,
-            folder=folder,
+        if self._processes.count == 1:
+            outcome = train_phase(
+                model,
+                tokenizer,
+                encoded.examples,
+                job.training,
+                trainable=trainable,
+                folder=folder,
+                seed=job.seed,
+                on_progress=self._tell_progress,
+            )
+            save_checkpoint(composition.finish(model), tokenizer, folder / CHECKPOINT)
+        else:
+            del model  # each process loads its own
+            outcome = self._train_on_processes(job, context, trainable, encoded, folder)
+        times = {**_machine(), **_training_times(outcome), "processes": self._processes.count}
+        return Work(_training_record(job, mix, encoded, plan, outcome), times)
+
+    def _train_on_processes(
+        self,
+        job: TrainingJob,
+        context: Context,
+        trainable: Collection[str],
+        encoded: EncodedData,
+        folder: Path,
+    ) -> PhaseOutcome:
+        table = folder / "encoded"
+        write_table(encoded.examples, table)
+        task = PhaseTask(
+            parent=context.previous.absolute(),
+            base=None if context.base is None else context.base.absolute(),
+            choice=job.choice,
+            trainable=tuple(sorted(trainable)),
+            training=job.training,
+            encoded=table.absolute(),
+            folder=folder.absolute(),
+            checkpoint=(folder / CHECKPOINT).absolute(),
             seed=job.seed,
-            on_progress=self._tell_progress,
+            sharded=self._processes.sharded,
+            trust_remote_code=self._trust,
+            launcher=os.getpid(),
         )
-        save_checkpoint(composition.finish(model), tokenizer, folder / CHECKPOINT)
-        return Work(
-            _training_record(job, mix, encoded, plan, outcome), {**_machine(), **_training_times(outcome)}
-        )
+        outcome = train_on_processes(task, self._processes.count, self._tell_progress)
+        shutil.rmtree(table)
+        return outcome
 
     def _tell_progress(self, progress: Progress) -> None:
         self._watcher.stage_progressed(

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transformers import PrinterCallback, TrainerCallback
 
 from lingraft.config.schema import Training
@@ -24,6 +23,7 @@ from lingraft.errors import ConfigError, DataError, ModelError, StrategyError, V
 from lingraft.records import fingerprint_of, read_json, write_json_atomically
 from lingraft.train.attention import grouped_attention
 from lingraft.train.memory import forget_peak, peak_bytes
+from lingraft.train.sharding import whole
 from lingraft.train.trainer import PhaseTrainer, plan_batches, training_arguments
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def train_phase(
         seed: Of data order, dropout and stochastic rounding.
         on_progress: Called after every optimiser step, in the first process; what it raises ends the phase.
         sharded: Divide parameters, gradients and optimiser states between the processes (FSDP2). The model is left
-            in pieces: `gathered_weights` puts them together.
+            in pieces: `sharding.whole_weights` puts them together.
 
     Returns:
         Counts, losses and times.
@@ -187,23 +187,6 @@ def train_phase(
         peak_bytes=peak_bytes(),
         resumed_from=int(resumed.name.rpartition("-")[2]) if resumed else None,
     )
-
-
-def gathered_weights(model: nn.Module, names: Collection[str]) -> dict[str, Tensor]:
-    """Return the named parameters of a model that sharded training left in pieces, whole and on the CPU.
-
-    Every process must call it; each gets all of them.
-    """
-    chosen = set(names)
-    return {
-        name: _whole(parameter).cpu() for name, parameter in model.named_parameters() if name in chosen
-    }
-
-
-def _whole(parameter: Tensor) -> Tensor:
-    """Return a parameter's values; those of a divided one are gathered from all processes."""
-    full: Tensor = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-    return full.detach()
 
 
 def _check_trainable(model: nn.Module, trainable: Collection[str]) -> list[str]:
@@ -394,7 +377,7 @@ def _frozen_hashes(model: nn.Module) -> dict[str, str]:
     hashes = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
-            flat = _whole(parameter).cpu().contiguous().view(-1).view(torch.uint8)
+            flat = whole(parameter).cpu().contiguous().view(-1).view(torch.uint8)
             hashes[name] = hashlib.sha256(flat.numpy().data).hexdigest()
     return hashes
 

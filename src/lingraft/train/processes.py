@@ -80,10 +80,14 @@ class Processes:
         if self.count < 1:
             raise ConfigError(f"--processes {self.count}: give at least 1.")
         if self.sharded and self.count == 1:
-            raise ConfigError("--sharded divides a model between processes; give --processes 2 or more with it.")
+            raise ConfigError(
+                "--sharded divides a model between processes; give --processes 2 or more with it."
+            )
         devices = torch.accelerator.device_count() if torch.accelerator.is_available() else None
         if devices is not None and self.count > devices:
-            raise ConfigError(f"--processes {self.count}: there are {devices} accelerators, and each trains one.")
+            raise ConfigError(
+                f"--processes {self.count}: there are {devices} accelerators, and each trains one."
+            )
 
 
 def train_on_processes(

@@ -25,6 +25,7 @@ from lingraft.config.schema import Training
 from lingraft.data.batching import token_budget_batches
 from lingraft.errors import DataError
 from lingraft.train.loss import collate, count_supervised, supervised_loss
+from lingraft.train.sharding import set_weights, whole_weights
 from lingraft.train.stochastic_rounding import StochasticRoundingAdamW
 
 if TYPE_CHECKING:
@@ -48,9 +49,7 @@ def shares_of_processes(batches: Sequence[list[int]], processes: int, silent_row
     a process: rows are ordered by length, so the parts are alike. A part without a row gets the silent one, which
     teaches nothing.
     """
-    return [
-        batch[process::processes] or [silent_row] for batch in batches for process in range(processes)
-    ]
+    return [batch[process::processes] or [silent_row] for batch in batches for process in range(processes)]
 
 
 class PlannedBatches(Sampler[list[int]]):
@@ -125,7 +124,6 @@ class PhaseTrainer(Trainer):
             optimizer_cls_and_kwargs=(StochasticRoundingAdamW, options) if bf16_weights else None,
         )
         self._parts = shares_of_processes(batches, arguments.world_size, silent_row=len(examples))
-        self._parameters = dict(model.named_parameters())
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the tokens of the whole step
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -184,26 +182,18 @@ class PhaseTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the trained parameters only: what is frozen the caller has, and need not be a saveable model."""
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super().save_model(output_dir, _internal_call)
-        elif self.args.should_save:
+        model: Any = self.model
+        trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        weights = whole_weights(model, trained)  # by every process, also by those that do not write
+        if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir or "")
             folder.mkdir(parents=True, exist_ok=True)
-            trained = {
-                name: parameter.detach().contiguous()
-                for name, parameter in self._parameters.items()
-                if parameter.requires_grad
-            }
-            save_file(trained, folder / TRAINED_WEIGHTS)
+            save_file(weights, folder / TRAINED_WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Read what `save_model` wrote, bit for bit and in place."""
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        with torch.no_grad():
-            for name, saved in load_file(Path(resume_from_checkpoint) / TRAINED_WEIGHTS).items():
-                self._parameters[name].copy_(saved)
+        own: Any = self.model if model is None else model
+        set_weights(own, load_file(Path(resume_from_checkpoint) / TRAINED_WEIGHTS))
 
 
 def training_arguments(
@@ -238,7 +228,7 @@ def training_arguments(
         data_seed=seed,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.accelerator.is_available(),
-        fsdp=sharded,
+        fsdp=sharded or None,  # type: ignore[arg-type]  # the type is older than what the field means now
         fsdp_config={"version": 2} if sharded else None,
         ddp_find_unused_parameters=False,  # what is frozen is known, and all else takes part in every step
     )

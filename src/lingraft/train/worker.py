@@ -20,8 +20,9 @@ from lingraft.models.loading import load_model, load_tokenizer
 from lingraft.records import read_json
 from lingraft.strategies.base import Context
 from lingraft.strategies.composition import build
-from lingraft.train.phase import Progress, gathered_weights, train_phase
+from lingraft.train.phase import Progress, train_phase
 from lingraft.train.processes import PROGRESS, PhaseTask, write_failure, write_outcome
+from lingraft.train.sharding import set_weights, whole_weights
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 
@@ -45,14 +46,12 @@ def train(task: PhaseTask) -> None:
         on_progress=_print,
         sharded=task.sharded,
     )
-    weights = gathered_weights(model, task.trainable) if task.sharded else None
+    weights = whole_weights(model, task.trainable) if task.sharded else None
     if int(os.environ["RANK"]) != 0:
         return
     if weights is not None:  # the sharded model is in pieces: its weights go into a whole one
         model = composition.wrap(load_model(task.parent, trust_remote_code=task.trust_remote_code), context)
-        own = dict(model.named_parameters())
-        for name, weight in weights.items():
-            own[name].data.copy_(weight)
+        set_weights(model, weights)
     save_checkpoint(composition.finish(model), tokenizer, task.checkpoint)
     write_outcome(task.folder, outcome)
 

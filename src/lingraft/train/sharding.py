@@ -1,0 +1,37 @@
+"""Parameters that FSDP2 has divided between processes, read and written as if they were whole.
+
+Every function works on undivided parameters too; with divided ones every process must call it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def whole(parameter: Tensor) -> Tensor:
+    """Return a parameter's values, without a gradient; those of a divided one come from all processes."""
+    full: Tensor = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+    return full.detach()
+
+
+def whole_weights(model: nn.Module, names: Collection[str]) -> dict[str, Tensor]:
+    """Return the named parameters of a model, whole and contiguous."""
+    chosen = set(names)
+    return {
+        name: whole(parameter).contiguous() for name, parameter in model.named_parameters() if name in chosen
+    }
+
+
+@torch.no_grad()
+def set_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy whole tensors into a model's parameters in place, bit for bit."""
+    parameters = dict(model.named_parameters())
+    for name, weight in weights.items():
+        parameter = parameters[name]
+        divided = isinstance(parameter, DTensor)
+        own = distribute_tensor(weight, parameter.device_mesh, parameter.placements) if divided else weight
+        parameter.copy_(own)
