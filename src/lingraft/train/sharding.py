@@ -32,6 +32,10 @@ def set_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     parameters = dict(model.named_parameters())
     for name, weight in weights.items():
         parameter = parameters[name]
-        divided = isinstance(parameter, DTensor)
-        own = distribute_tensor(weight, parameter.device_mesh, parameter.placements) if divided else weight
-        parameter.copy_(own)
+        parameter.copy_(_divided_like(parameter, weight))
+
+
+def _divided_like(parameter: Tensor, weight: Tensor) -> Tensor:
+    if not isinstance(parameter, DTensor):
+        return weight
+    return distribute_tensor(weight, parameter.device_mesh, parameter.placements)
