@@ -13,6 +13,7 @@ from typing import Any
 from lingraft.config.load import save_study
 from lingraft.config.schema import PLAIN, PathStep, Phase, StrategyChoice, StrategySpec, Study, Training
 from lingraft.data.example import Example
+from lingraft.data.example_table import joined
 from lingraft.errors import LingraftError
 from lingraft.evaluate.harness import check_tasks
 from lingraft.evaluate.predictions import read_predictions
@@ -22,7 +23,7 @@ from lingraft.similarity.embedding_similarity import check_languages
 from lingraft.similarity.encoders import Encoder, load_encoder
 from lingraft.study.events import Watcher
 from lingraft.study.grid import Cell
-from lingraft.study.materials import DataSet, Materials, Model, gather
+from lingraft.study.materials import DataSet, Materials, Model, gather, tell_costs
 from lingraft.study.stages import PREDICTIONS, ModelReference, Stages, TrainingJob
 from lingraft.study.store import Stage, Store
 
@@ -52,7 +53,8 @@ def run_study(
         ConfigError, DataError, ModelError: Something is wrong with the study as a whole, before any training.
     """
     watcher = watcher or Watcher()
-    materials = gather(study, base_folder)
+    materials = gather(study, base_folder, watcher)
+    costs = tell_costs(materials, watcher, trust_remote_code=study.trust_remote_code)
     check_tasks(study.evaluate, base_folder, languages=materials.languages)
     encoder = _encoder(study, materials)
     folder = runs / study.name
@@ -60,7 +62,7 @@ def run_study(
         save_study(study, folder / "study.yaml")
         stages = Stages(store, watcher, base_folder, trust_remote_code=study.trust_remote_code)
         runner = _Runner(study, materials, stages, encoder, watcher)
-        result = runner.run(folder)
+        result = runner.run(folder) | {"tokenizer_cost": costs}
         write_json_atomically(folder / RESULT, result)
         for stage in runner.discardable():
             store.discard(stage)
@@ -240,7 +242,7 @@ class _Runner:
         return TrainingJob(
             label=self._seeded(label, seed),
             parent=parent,
-            examples=tuple(example for one in sets for example in one.split(seed).train),
+            examples=joined([one.split(seed).train for one in sets]),
             data=[one.identity for one in sets],
             counts=[one.counts(seed) for one in sets],
             choice=step.strategy,

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from lingraft.similarity.encoders import Encoder
 
 CHECKPOINT = "checkpoint"
+ENCODED = "encoded"  # the phase's rows as token ids; only while it trains
 PREDICTIONS = "predictions.parquet"
 EVALUATION_SPLIT = "report"
 
@@ -90,15 +91,15 @@ class TrainingJob:
 
     label: str
     parent: ModelReference
-    examples: tuple[Example, ...]
+    examples: Sequence[Example]
     data: list[dict[str, Any]]
     counts: list[dict[str, Any]]
     choice: StrategyChoice
     training: Training
     seed: int
     base: ModelReference | None = None
-    previous_data: tuple[Example, ...] = ()
-    english: tuple[Example, ...] = ()
+    previous_data: Sequence[Example] = ()
+    english: Sequence[Example] = ()
     replay_data: dict[str, Any] = field(default_factory=dict)
 
 
@@ -250,7 +251,8 @@ class Stages:
         return stage
 
     def _train(self, job: TrainingJob, folder: Path) -> Work:
-        shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
+        for remains in (CHECKPOINT, ENCODED):
+            shutil.rmtree(folder / remains, ignore_errors=True)
         parent = job.parent.locate()
         composition = build(job.choice)
         context = Context(
@@ -274,7 +276,13 @@ class Stages:
                 f"the realised share is {mix.share:.3f}."
             )
         tokenizer = load_tokenizer(parent, trust_remote_code=self._trust)
-        encoded = encode_examples(mix.examples, tokenizer, job.training.max_length)
+        encoded = encode_examples(
+            mix.examples,
+            tokenizer,
+            job.training.max_length,
+            folder=folder / ENCODED,
+            on_progress=lambda done, total: self._watcher.stage_progressed(StageProgress(done, total)),
+        )
         if encoded.truncated or encoded.dropped:
             self._watcher.noted(
                 f"{job.label}: {encoded.truncated} examples truncated to {job.training.max_length} tokens, "
@@ -296,6 +304,7 @@ class Stages:
             seed=job.seed,
             on_progress=self._tell_progress,
         )
+        shutil.rmtree(folder / ENCODED)
         save_checkpoint(composition.finish(model), tokenizer, folder / CHECKPOINT)
         result = {
             "data": job.counts,
