@@ -309,6 +309,10 @@ def test_a_refused_conversation_does_not_take_its_neighbours_along(tokenizers: d
     assert [one.example_id for one in encoded.examples] == ["1", "1"]
     assert [row.place for row in encoded.dropped] == ["test, example 9"]
     assert "roles must alternate" in encoded.dropped[0].problem
+    with pytest.raises(
+        DataError, match=r"no example is left .* out of 1.* The first: test, example 9: the chat"
+    ):
+        encode_examples([bad], tokenizer, NO_LIMIT)
 
 
 def test_encoding_into_a_folder_leaves_a_table_there(tokenizers: dict[str, Any], tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ class Stages:
 
         def make(*, with_artefacts: bool) -> Stage:
             return self._run(
-                "train", job.label, inputs, lambda folder: self._train(job, folder), with_artefacts
+                "train", job.label, inputs, lambda folder: self._train_and_clear(job, folder), with_artefacts
             )
 
         stage = make(with_artefacts=False)
@@ -250,9 +250,14 @@ class Stages:
             self._watcher.stage_finished(name, stage.seconds, stage.reused)
         return stage
 
+    def _train_and_clear(self, job: TrainingJob, folder: Path) -> Work:
+        try:
+            return self._train(job, folder)
+        finally:  # the size of the data: not to be left behind by a training that fails either
+            shutil.rmtree(folder / ENCODED, ignore_errors=True)
+
     def _train(self, job: TrainingJob, folder: Path) -> Work:
-        for remains in (CHECKPOINT, ENCODED):
-            shutil.rmtree(folder / remains, ignore_errors=True)
+        shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
         parent = job.parent.locate()
         composition = build(job.choice)
         context = Context(
@@ -304,7 +309,6 @@ class Stages:
             seed=job.seed,
             on_progress=self._tell_progress,
         )
-        shutil.rmtree(folder / ENCODED)
         save_checkpoint(composition.finish(model), tokenizer, folder / CHECKPOINT)
         result = {
             "data": job.counts,
