@@ -180,10 +180,10 @@ def _token_budget(lengths: Sequence[int]) -> int:
 
 
 def _supervised_per_step(rows: Sequence[Any], training: Any) -> list[int]:
-    from lingraft.train.trainer import plan_batches
+    from lingraft.train.trainer import BatchPlan
 
-    batches = plan_batches([len(row.input_ids) for row in rows], training, 0)
-    return [sum(sum(rows[number].supervised[1:]) for number in batch) for batch in batches]
+    plan = BatchPlan([len(row.input_ids) for row in rows], training, 0)
+    return [sum(sum(rows[number].supervised[1:]) for number in batch) for batch in plan]
 
 
 def loss_of(model: Any, rows: Sequence[Any]) -> float:

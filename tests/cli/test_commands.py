@@ -72,6 +72,30 @@ def test_show_data_prints_counts_and_marks_the_supervised_part(tmp_path: Path, t
     assert "Here is" in text
 
 
+def test_show_data_tells_before_training_what_a_language_costs(tmp_path: Path, tiny_model: Path) -> None:
+    texts = {
+        "ar": "ما عاصمة مصر؟",
+        "th": "เมืองหลวงของไทยคือที่ไหน",
+        "ja": "日本の首都はどこですか",
+        "en": "Where is it?",
+    }
+    rows = [
+        {"instruction": text, "output": text, "language": tag, "group": f"g{n}"}
+        for n in range(25)
+        for tag, text in texts.items()
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    done = lingraft("show", "data", str(path), "--model", str(tiny_model))
+    assert done.returncode == 0, done.stderr
+    table = [line for line in done.stdout.splitlines() if line.startswith((" ar ", " th ", " ja ", " en "))]
+    assert len({len(line) for line in table}) == 1
+    assert all("25 groups" in line for line in table)
+    assert "Warning: th costs" in done.stdout
+    assert "for the same content (25 groups of the data)" in done.stdout
+    assert "Warning: en" not in done.stdout
+
+
 WRONG = [
     (["rn"], "Did you mean 'run'"),
     (["run"], "Missing argument"),

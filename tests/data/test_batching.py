@@ -75,3 +75,40 @@ def test_no_rows_give_no_batches() -> None:
 def test_an_empty_row_is_refused_by_number() -> None:
     with pytest.raises(DataError, match="row 1 has no tokens"):
         token_budget_batches([3, 0, 2], 100, seed=0, epoch=0)
+
+
+@given(LENGTHS, st.integers(1, 200), st.integers(0, 5), st.integers(0, 5))
+def test_the_batches_are_those_of_the_plain_way_over_lists(
+    lengths: list[int], budget: int, seed: int, epoch: int
+) -> None:
+    batches = token_budget_batches(lengths, budget, seed, epoch)
+    assert list(batches) == plain_batches(lengths, budget, seed, epoch)
+    assert batches == plain_batches(lengths, budget, seed, epoch)
+    assert padded_tokens(batches, lengths) == padded_tokens(list(batches), lengths)
+
+
+def plain_batches(lengths: list[int], budget: int, seed: int, epoch: int) -> list[list[int]]:
+    generator = random.Random(f"batches of seed {seed}, epoch {epoch}")
+    rows = list(range(len(lengths)))
+    generator.shuffle(rows)
+    rows.sort(key=lambda row: -lengths[row])
+    fewest = plain_cut(rows, lengths, budget)
+    if not fewest:
+        return []
+    first = 1 + (random.Random(seed).randrange(len(rows)) + epoch) % len(fewest[0])
+    batches = [rows[:first], *plain_cut(rows[first:], lengths, budget)]
+    while len(batches) < min(len(fewest) + 1, len(rows)):
+        largest = max(range(len(batches)), key=lambda number: len(batches[number]))
+        half = len(batches[largest]) // 2
+        batches[largest : largest + 1] = [batches[largest][:half], batches[largest][half:]]
+    generator.shuffle(batches)
+    return batches
+
+
+def plain_cut(rows: list[int], lengths: list[int], budget: int) -> list[list[int]]:
+    batches = []
+    while rows:
+        count = max(1, budget // lengths[rows[0]])
+        batches.append(rows[:count])
+        rows = rows[count:]
+    return batches

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AddedToken, PreTrainedTokenizerFast
 
 from lingraft.data.chat import (
     FALLBACK_TEMPLATE,
@@ -24,6 +25,7 @@ from lingraft.data.chat import (
     show_supervision,
     truncate,
 )
+from lingraft.data.encoded import EncodedExample, EncodedTable
 from lingraft.data.example import Example, Message
 from lingraft.errors import DataError, ModelError
 
@@ -275,14 +277,48 @@ def test_every_answer_begins_right_after_the_prompt_of_its_turn(
     assert joined.decode() == prompt
 
 
-def test_batches_encode_like_single_examples(tokenizers: dict[str, Any]) -> None:
-    tokenizer = tokenizers["chatml"]
+@pytest.mark.parametrize("name", STYLES)
+def test_batches_encode_like_single_examples(tokenizers: dict[str, Any], name: str) -> None:
+    tokenizer = tokenizers[name]
     examples = [
-        example_of([Message("user", "a" * n), Message("assistant", "b" * (n + 1))]) for n in range(1, 300)
+        example_of([Message("user", "a" * n), Message("assistant", "東京 " * (n % 7) + "b")] * (1 + n % 3))
+        for n in range(1, 1100)
     ]
-    encoded = encode_examples(examples, tokenizer, NO_LIMIT)
-    assert encoded.examples == tuple(encode_example(example, tokenizer, NO_LIMIT) for example in examples)
-    assert (encoded.truncated, encoded.dropped) == (0, ())
+    told: list[tuple[int, int]] = []
+    encoded = encode_examples(examples, tokenizer, 60, on_progress=lambda *done: told.append(done))
+    alone = [encode_or_none(example, tokenizer, 60) for example in examples]
+    assert list(encoded.examples) == [one for one in alone if one is not None]
+    assert len(encoded.dropped) == alone.count(None)
+    assert encoded.truncated == sum(one is not None and one.truncated_tokens > 0 for one in alone)
+    assert told == sorted(told)
+    assert told[-1] == (1099, 1099)
+
+
+def encode_or_none(example: Example, tokenizer: Any, max_length: int) -> EncodedExample | None:
+    try:
+        return encode_example(example, tokenizer, max_length)
+    except DataError:
+        return None
+
+
+def test_a_refused_conversation_does_not_take_its_neighbours_along(tokenizers: dict[str, Any]) -> None:
+    tokenizer = tokenizers["llama 2"]
+    good = example_of([Message("user", "x"), Message("assistant", "y")])
+    bad = Example("9", (Message("assistant", "x"), Message("assistant", "y")), "en", "g", "test")
+    encoded = encode_examples([good, bad, good], tokenizer, NO_LIMIT)
+    assert [one.example_id for one in encoded.examples] == ["1", "1"]
+    assert [row.place for row in encoded.dropped] == ["test, example 9"]
+    assert "roles must alternate" in encoded.dropped[0].problem
+    with pytest.raises(
+        DataError, match=r"no example is left .* out of 1.* The first: test, example 9: the chat"
+    ):
+        encode_examples([bad], tokenizer, NO_LIMIT)
+
+
+def test_encoding_into_a_folder_leaves_a_table_there(tokenizers: dict[str, Any], tmp_path: Path) -> None:
+    example = example_of([Message("user", "x"), Message("assistant", "y")])
+    encoded = encode_examples([example], tokenizers["chatml"], NO_LIMIT, folder=tmp_path / "encoded")
+    assert list(EncodedTable.open(tmp_path / "encoded")) == list(encoded.examples)
 
 
 def test_what_truncation_costs_is_counted(tokenizers: dict[str, Any]) -> None:
@@ -388,3 +424,15 @@ def test_words_marked_by_a_leading_sign_are_supervised_from_the_first_on() -> No
     supervised = [token for token, seen in pairs if seen]
     assert [token for token in supervised if token != "<unk>"] == ["▁good", "▁day", "</s>"]
     assert encoded.supervised[: len(encoded.supervised) - len(supervised)].count(True) == 0
+
+
+def test_a_token_that_swallows_the_space_beside_it_is_placed_by_its_offsets() -> None:
+    """Sizes of tokens do not tell where they lie then: the bytes of the row are more than those of its tokens."""
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = CHATML
+    tokenizer.add_tokens([AddedToken("<mark>", lstrip=True, rstrip=True)])
+    messages = [Message("user", "a <mark> b"), Message("assistant", "c <mark> d e")]
+    encoded = encode_examples([example_of(messages)], tokenizer, NO_LIMIT).examples[0]
+    assert encoded == encode_example(example_of(messages), tokenizer, NO_LIMIT)
+    shown = show_supervision(encoded, tokenizer)
+    assert shown.partition(SUPERVISED_START)[2].startswith("c")

@@ -167,6 +167,15 @@ def test_the_format_is_that_of_the_first_row_that_has_one(tmp_path: Path) -> Non
     assert [row.problem for row in loaded.broken] == ["field 'output' is missing"]
 
 
+def test_the_search_for_a_format_ends_before_it_fills_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lingraft.data.sources._ROWS_WITHOUT_FORMAT", 3)
+    spec = allowing(write(tmp_path, "x.jsonl", "\n".join(["no json"] * 4 + [GOOD])))
+    with pytest.raises(DataError, match=r"none of the first 3 rows .* The first: x.jsonl:1: not JSON"):
+        load_data(spec, base_folder=tmp_path)
+
+
 def test_a_repeated_id_is_broken(tmp_path: Path) -> None:
     row = '{"instruction": "a", "output": "b", "id": "q"}'
     loaded = load_data(allowing(write(tmp_path, "x.jsonl", f"{row}\n{row}")), base_folder=tmp_path)

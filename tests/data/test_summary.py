@@ -29,7 +29,8 @@ def test_counts_lengths_and_costs_are_those_of_the_rows(tmp_path: Path, tiny_mod
         return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     assert (summary.rows, summary.format) == (5, "prompt_completion")
-    assert [row.place for row in summary.broken] == ["x.jsonl:5"]
+    assert summary.broken == 1
+    assert [row.place for row in summary.first_broken] == ["x.jsonl:5"]
     assert {tag: cost.examples for tag, cost in summary.languages.items()} == {"en": 2, "es": 1, "ja": 1}
     english, spanish, japanese = (summary.languages[tag] for tag in ("en", "es", "ja"))
     assert spanish.tokens == tokens("uno dos") + tokens("tres")
@@ -48,11 +49,25 @@ def test_counts_lengths_and_costs_are_those_of_the_rows(tmp_path: Path, tiny_mod
     assert json.loads(json.dumps(summary.to_json()))["languages"]["es"]["tokens"] == spanish.tokens
 
 
-def test_without_english_there_is_no_comparison(tmp_path: Path, tiny_model: Path) -> None:
+def test_without_english_rows_worldbooks_english_is_compared_with(tmp_path: Path, tiny_model: Path) -> None:
     (tmp_path / "x.jsonl").write_text(
         '{"prompt": "uno", "completion": "dos", "language": "es"}', encoding="utf-8"
     )
     spec = DataSource(source="x.jsonl")
     cost = summarise_data(spec, load_tokenizer(tiny_model), base_folder=tmp_path).languages["es"]
-    assert cost.tokens_per_word is not None
-    assert (cost.words_against_english, cost.characters_against_english) == (None, None)
+    assert cost.tokens_per_word == cost.tokens / 2
+    assert cost.words_against_english is not None
+    assert (cost.basis, cost.content_against_english is not None) == ("worldbook", True)
+
+
+def test_progress_is_told_of_reading_and_of_tokenising(tmp_path: Path, tiny_model: Path) -> None:
+    lines = ['{"prompt": "uno", "completion": "dos", "language": "es"}'] * 30
+    (tmp_path / "x.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    told: list[tuple[str, int, int]] = []
+    summarise_data(
+        DataSource(source="x.jsonl"),
+        load_tokenizer(tiny_model),
+        base_folder=tmp_path,
+        on_progress=lambda *step: told.append(step),
+    )
+    assert [step for step in told if step[1] == step[2]] == [("read", 30, 30), ("tokenise", 30, 30)]

@@ -88,7 +88,7 @@ def test_des_on_real_data_keeps_the_papers_order(shared_data: Path) -> None:
 
     def rows(name: str, language: str) -> tuple[Example, ...]:
         source = DataSource(source=str(shared_data / name), language=language, max_broken_share=0.05)
-        return load_data(source).examples[:150]
+        return tuple(load_data(source).examples[:150])
 
     alpaca = rows("alpaca/en.jsonl", "en")
     multialpaca, gsm8k = rows("multialpaca/es.jsonl", "es"), rows("gsm8k_instruct/en.jsonl", "en")

@@ -24,7 +24,7 @@ from lingraft.strategies.base import Context
 from lingraft.strategies.composition import build
 from lingraft.train.phase import PhaseOutcome, Progress, train_phase
 from lingraft.train.processes import PhaseTask, Processes, train_on_processes
-from lingraft.train.trainer import shares_of_processes
+from lingraft.train.trainer import ProcessShares
 
 TRAINING = Training(
     learning_rate=1e-2, epochs=2, tokens_per_batch=96, accumulation=2, warmup_share=0.1, precision="float32"
@@ -166,8 +166,9 @@ def test_impossible_numbers_of_processes_are_refused(processes: Processes, messa
 @pytest.mark.parametrize("processes", [1, 2, 3, 5])
 def test_the_parts_of_the_processes_hold_every_row_once_and_are_alike(processes: int) -> None:
     batches = [[4, 2, 9], [1], [0, 3, 5, 6, 7, 8]]
-    parts = shares_of_processes(batches, processes, silent_row=-1)
-    assert len(parts) == len(batches) * processes
+    shares = ProcessShares(batches, processes, silent_row=-1)
+    parts = list(shares)
+    assert len(parts) == len(shares) == len(batches) * processes
     for number, batch in enumerate(batches):
         own = parts[number * processes : (number + 1) * processes]
         assert sorted(row for part in own for row in part if row != -1) == sorted(batch)

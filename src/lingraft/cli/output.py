@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import traceback
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -85,7 +86,7 @@ def print_table(table: Table, title: str | None = None) -> None:
     needed = _width(table)
     console = Console(file=stream, width=None if stream.isatty() else needed)
     for part in _parts(table, console.width):
-        console.print(_rich_table(part, title))
+        console.print(drawn_table(part, title))
 
 
 def _parts(table: Table, width: int) -> Iterator[Table]:
@@ -108,7 +109,17 @@ def _width(table: Table) -> int:
     return sum(max(cell_len(text) for text in column) + _COLUMN_GAP for column in columns)
 
 
-def _rich_table(table: Table, title: str | None) -> Any:
+def _isolated(cell: str) -> str:
+    """Keep a cell with right-to-left text from pulling the numbers beside it into its own direction.
+
+    First strong isolate and pop directional isolate (Unicode's UAX 9): invisible, of no width.
+    """
+    is_right_to_left = any(unicodedata.bidirectional(character) in ("R", "AL") for character in cell)
+    return f"\u2068{cell}\u2069" if is_right_to_left else cell
+
+
+def drawn_table(table: Table, title: str | None) -> Any:
+    """Return a table as rich draws it."""
     from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text
@@ -117,5 +128,5 @@ def _rich_table(table: Table, title: str | None) -> Any:
     for index, column in enumerate(table.columns):
         drawn.add_column(column.title, justify="left" if index < table.n_keys else "right", no_wrap=True)
     for row in table.rows:
-        drawn.add_row(*(Text(cell) for cell in row))
+        drawn.add_row(*(Text(_isolated(cell)) for cell in row))
     return drawn

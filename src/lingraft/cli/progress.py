@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -15,6 +15,7 @@ from lingraft.cli.output import stack_of, standard_error
 from lingraft.study.events import StageProgress, Watcher
 
 if TYPE_CHECKING:
+    from lingraft.data.tokenizer_cost import LanguageCost
     from lingraft.strategies.base import FreezePlanRow
 
 _SECONDS_BETWEEN_LINES = 15.0  # where stderr is no terminal, as in a log file
@@ -47,6 +48,25 @@ class ProgressWatcher(Watcher):
         self, kind: type[BaseException] | None, error: BaseException | None, stack: TracebackType | None
     ) -> None:
         self._bars.stop()
+
+    def preparing(self, step: str, done: int, total: int) -> None:
+        """Move the bar of a data set that is read."""
+        if self._stage is None or step != self._label:
+            self._label = step
+            self._last_line = time.monotonic()
+            self._stage = self._bars.add_task(step, total=None, figures="lines")
+            self._say(f"  {step} ...")
+        self.stage_progressed(StageProgress(done, total))
+        if done == total:
+            self._bars.remove_task(self._stage)
+            self._stage = None
+
+    def tokenizer_costs(self, data: str, costs: Mapping[str, LanguageCost]) -> None:
+        """Draw what each language of a data set costs in tokens."""
+        from lingraft.cli.output import drawn_table
+        from lingraft.report.tables import cost_table
+
+        self._bars.console.print(drawn_table(cost_table(costs), f"What the tokenizer makes of {data}"))
 
     def study_started(self, stages: int) -> None:
         """Show how many stages there are."""
@@ -119,3 +139,39 @@ def _figures(progress: StageProgress) -> str:
         minutes, seconds = divmod(round(progress.seconds_left), 60)
         parts.append(f"{minutes}:{seconds:02d} left")
     return "  ".join(parts)
+
+
+class StepBars:
+    """Bars for steps that are not a study's; plain lines where stderr is no terminal."""
+
+    def __init__(self) -> None:
+        self._console = standard_error()
+        self._bars = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._last_line = time.monotonic()
+
+    def __enter__(self) -> StepBars:
+        if self._console.is_terminal:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, stack: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def progressed(self, step: str, done: int, total: int) -> None:
+        """Move the bar of a step; a total of 0 is unknown."""
+        if step not in self._tasks:
+            self._tasks[step] = self._bars.add_task(step, total=None)
+        self._bars.update(self._tasks[step], completed=done, total=total or None)
+        if not self._console.is_terminal and time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            self._console.print(f"  {step} {done}/{total or '?'}", markup=False, highlight=False)

@@ -12,8 +12,6 @@ from lingraft.cli.output import print_json, print_result, print_table
 if TYPE_CHECKING:
     from lingraft.data.summary import DataSummary
 
-_SHOWN_ROWS = 10  # of the broken ones; all of them are counted
-
 app = typer.Typer(help="Show a study or a data set.", no_args_is_help=True)
 
 
@@ -69,16 +67,20 @@ def show_data(
     ] = 0.99,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Print counts, languages, token lengths, tokens per word against English, and one example.
+    """Print counts, languages, token lengths, each language's tokens against English, and one example.
 
     The example's supervised part, which the loss sees, is marked.
     """
+    from lingraft.cli.progress import StepBars
     from lingraft.config.load import data_source
     from lingraft.data.summary import summarise_data
     from lingraft.models.loading import load_tokenizer
 
     spec = data_source(source, format=data_format, language=language, max_broken_share=max_broken_share)
-    summary = summarise_data(spec, load_tokenizer(model), max_length=max_length)
+    with StepBars() as bars:
+        summary = summarise_data(
+            spec, load_tokenizer(model), max_length=max_length, on_progress=bars.progressed
+        )
     if json:
         print_json(summary.to_json())
         return
@@ -89,10 +91,8 @@ def _print_summary(summary: DataSummary) -> None:
     from lingraft.report.tables import language_table
 
     lengths = summary.lengths
-    print_result(
-        f"{summary.source}: {summary.rows} rows, format {summary.format}, {len(summary.broken)} broken"
-    )
-    for row in (*summary.broken[:_SHOWN_ROWS], *summary.refused[:_SHOWN_ROWS]):
+    print_result(f"{summary.source}: {summary.rows} rows, format {summary.format}, {summary.broken} broken")
+    for row in (*summary.first_broken, *summary.first_refused):
         print_result(f"  {row.place}: {row.problem}")
     print_table(language_table(summary))
     print_result(
@@ -101,8 +101,10 @@ def _print_summary(summary: DataSummary) -> None:
     )
     print_result(
         f"At {summary.max_length} tokens {summary.truncated} are truncated, {summary.unanswered} keep no answer, "
-        f"{len(summary.refused)} are refused by the chat template."
+        f"{summary.refused} are refused by the chat template."
     )
+    for warning in summary.warnings:
+        print_result(f"Warning: {warning}")
     if summary.fallback_template:
         print_result("The tokenizer has no chat template: lingraft's own is used.")
     print_result(f"The first example, its supervised part between ⟦ and ⟧:\n{summary.example}")

@@ -269,6 +269,11 @@ class EncodedTableWriter:
         self._predicted += supervised - int(batch.supervised[starts].sum())
         self._truncated += int((batch.truncated > 0).sum())
 
+    @property
+    def rows(self) -> int:
+        """Rows written so far."""
+        return self._rows
+
     def finish(self) -> EncodedTable:
         """Write the index and return the table."""
         last = np.packbits(self._pending).tobytes()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lingraft.data.example import Example
+from lingraft.data.example_table import joined, select
 from lingraft.errors import ConfigError
 
 
@@ -29,7 +30,7 @@ def replay_count(n_new: int, share: float) -> int:
     return round(share / (1.0 - share) * n_new)
 
 
-def interleave(new: Sequence[Example], replayed: Sequence[Example], seed: int) -> tuple[Example, ...]:
+def interleave(new: Sequence[Example], replayed: Sequence[Example], seed: int) -> Sequence[Example]:
     """Return both in one seeded shuffled order; nothing is repeated or dropped."""
-    both = [*new, *replayed]
-    return tuple(both[i] for i in np.random.default_rng(seed).permutation(len(both)))
+    both = joined([new, tuple(replayed)])
+    return select(both, np.random.default_rng(seed).permutation(len(both)))

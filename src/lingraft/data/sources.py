@@ -7,24 +7,41 @@ training rows from the rest.
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from heapq import merge
 from itertools import chain
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from lingraft.config.schema import DataSource
 from lingraft.data.example import Example
+from lingraft.data.example_table import (
+    Columns,
+    Duplicate,
+    ExampleCollector,
+    Rows,
+    columns_of,
+    select,
+    sorted_by_digest,
+)
 from lingraft.data.formats import RowError, detect_format, example_from_row
 from lingraft.data.readers import RawRow, is_file_name, read_file, read_hub
+from lingraft.data.spool import Spool
 from lingraft.errors import DataError
-from lingraft.records import canonical_json, hash_file
+from lingraft.records import canonical_json
 
 WORLDBOOK_PREFIX = "worldbook:"
 WORLDBOOK_FORMAT = "worldbook"
 
 _LISTED_PLACES = 5
-_HELD_OUT_SALT = "lingraft held-out groups 1"  # changing it changes which rows every study is measured on
+_ROWS_PER_REPORT = 10_000
+_ROWS_WITHOUT_FORMAT = 100_000  # rows kept in memory while none yet tells the format
+_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -34,13 +51,23 @@ class BrokenRow:
     place: str
     problem: str
 
+    def to_json(self) -> list[str]:
+        """Return it as JSON values."""
+        return [self.place, self.problem]
+
+    @classmethod
+    def from_json(cls, values: list[str]) -> BrokenRow:
+        """Return what `to_json` was called on."""
+        return cls(*values)
+
 
 @dataclass(frozen=True)
 class LoadedData:
     """A data set as it was read, before any limit.
 
     Attributes:
-        examples: Every row that could be used, in the order of the source.
+        examples: Every row that could be used, in the order of the source; a tuple where they are few (16 MB),
+            else a sequence that reads them from a nameless temporary file (see `data.spool`).
         format: One of `formats.FORMATS`, or "worldbook".
         n_rows: Rows read, broken ones included; blank lines are no rows.
         broken: The rows left out.
@@ -48,10 +75,10 @@ class LoadedData:
         revision: The commit of a hub data set, where known.
     """
 
-    examples: tuple[Example, ...]
+    examples: Sequence[Example]
     format: str
     n_rows: int
-    broken: tuple[BrokenRow, ...]
+    broken: Sequence[BrokenRow]
     content_hash: str
     revision: str | None = None
 
@@ -68,8 +95,8 @@ class DataSplit:
         requested: The limit, or None.
     """
 
-    train: tuple[Example, ...]
-    held_out: tuple[Example, ...]
+    train: Sequence[Example]
+    held_out: Sequence[Example]
     held_out_groups: int
     available: int
     requested: int | None
@@ -80,12 +107,20 @@ class DataSplit:
         return 0 if self.requested is None else max(0, self.requested - len(self.train))
 
 
-def load_data(spec: DataSource, *, base_folder: Path = Path()) -> LoadedData:
+def load_data(
+    spec: DataSource,
+    *,
+    base_folder: Path = Path(),
+    on_progress: Callable[[int, int], None] | None = None,
+) -> LoadedData:
     """Read all rows of a data set; `spec.limit` is not applied.
+
+    Memory does not grow with the rows but for some 50 bytes each.
 
     Args:
         spec: Where the data lie and how they are read.
         base_folder: Folder that relative file names start from.
+        on_progress: Called with the lines (of a table: rows) read so far and their number, 0 where it is unknown.
 
     Raises:
         DataError: The data cannot be had or read, their format is not known, or a larger share of the rows
@@ -96,9 +131,11 @@ def load_data(spec: DataSource, *, base_folder: Path = Path()) -> LoadedData:
     path = base_folder / Path(spec.source).expanduser()
     if is_file_name(spec.source) or path.is_file():
         _refuse_hub_options(spec)
-        return _collect(spec, read_file(path, spec.source), content_hash=hash_file(path))
+        rows = read_file(path, spec.source)  # which says what is wrong with the path
+        content_hash, lines = _hash_and_lines(path)
+        return _collect(spec, _watched(rows, lines, on_progress), content_hash=content_hash)
     hub = read_hub(spec)
-    return _collect(spec, hub.rows, revision=hub.commit)
+    return _collect(spec, _watched(hub.rows, 0, on_progress), revision=hub.commit)
 
 
 def split_data(loaded: LoadedData, *, limit: int | None, held_out_groups: int, seed: int) -> DataSplit:
@@ -118,22 +155,41 @@ def split_data(loaded: LoadedData, *, limit: int | None, held_out_groups: int, s
     Raises:
         DataError: Nothing is left to train on.
     """
-    groups = {example.group for example in loaded.examples}
-    if held_out_groups >= len(groups):
-        raise DataError(
-            f"{_name(loaded)}: {held_out_groups} groups are to be held out, but there are only {len(groups)}, so "
-            "nothing is left for training. Lower `held_out`, or give more data."
-        )
-    kept_out = set(sorted(groups, key=lambda group: _digest(_HELD_OUT_SALT, group))[:held_out_groups])
-    available = [example for example in loaded.examples if example.group not in kept_out]
-    drawn = _draw(available, len(available) if limit is None else limit, seed)
+    columns = columns_of(loaded.examples)
+    is_held_out = _is_held_out(loaded, columns, held_out_groups)
+    available: Rows = np.flatnonzero(~is_held_out)
+    drawn = available
+    if limit is not None and limit < len(available):
+        drawn = _draw(loaded.examples, columns, available, limit, seed)
+    order = sorted_by_digest(
+        select(loaded.examples, drawn), ("order", seed), lambda example: (example.language, example.id)
+    )
     return DataSplit(
-        train=tuple(sorted(drawn, key=lambda example: _digest("order", seed, example.language, example.id))),
-        held_out=tuple(example for example in loaded.examples if example.group in kept_out),
+        train=select(loaded.examples, drawn[order]),
+        held_out=select(loaded.examples, np.flatnonzero(is_held_out)),
         held_out_groups=held_out_groups,
         available=len(available),
         requested=limit,
     )
+
+
+def hold_out(loaded: LoadedData, held_out_groups: int) -> Sequence[Example]:
+    """Return the rows that `split_data` never trains on, without drawing the others.
+
+    Raises:
+        DataError: Nothing is left to train on.
+    """
+    is_held_out = _is_held_out(loaded, columns_of(loaded.examples), held_out_groups)
+    return select(loaded.examples, np.flatnonzero(is_held_out))
+
+
+def _is_held_out(loaded: LoadedData, columns: Columns, groups: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    if groups >= columns.groups:
+        raise DataError(
+            f"{_name(loaded)}: {groups} groups are to be held out, but there are only {columns.groups}, so "
+            "nothing is left for training. Lower `held_out`, or give more data."
+        )
+    return columns.group < groups
 
 
 def _load_worldbook(spec: DataSource) -> LoadedData:
@@ -168,30 +224,74 @@ def _collect(
 ) -> LoadedData:
     rows = iter(rows)
     format_name, seen = (spec.format, []) if spec.format is not None else _detected(rows)
-    examples: list[Example] = []
-    broken: list[BrokenRow] = []
-    place_of: dict[str, str] = {}
+    collector, left_out = ExampleCollector(), _LeftOut()
     for row in chain(seen, rows):
         try:
-            example = _example(row, format_name, spec)
-            if example.id in place_of:
-                raise RowError(
-                    "id", f"is {example.id!r}, as in {place_of[example.id]}; use 'group' for parallel rows"
-                )
+            collector.add(_example(row, format_name, spec), row.place)
         except DataError as error:
-            broken.append(BrokenRow(row.place, str(error)))
-            continue
-        place_of[example.id] = row.place
-        examples.append(example)
+            left_out.add(BrokenRow(row.place, str(error)), len(collector))
+    examples, duplicates = collector.finish()
+    broken = left_out.finish(duplicates)
     _check_broken(spec, broken, len(examples) + len(broken))
     return LoadedData(
-        examples=tuple(examples),
+        examples=examples,
         format=format_name,
         n_rows=len(examples) + len(broken),
-        broken=tuple(broken),
+        broken=broken,
         content_hash=content_hash or _content_hash(examples),
         revision=revision,
     )
+
+
+class _LeftOut:
+    """The rows that are left out, in the order of the source, although repeated ids are only known at the end."""
+
+    def __init__(self) -> None:
+        self._broken: Spool[BrokenRow] = Spool(BrokenRow.to_json, BrokenRow.from_json)
+        self._before = array("q")  # examples that had been collected when each of them was met
+
+    def add(self, row: BrokenRow, collected: int) -> None:
+        self._broken.append(row)
+        self._before.append(collected)
+
+    def finish(self, duplicates: Sequence[Duplicate]) -> Sequence[BrokenRow]:
+        broken = self._broken.finish()
+        if not duplicates:
+            return broken
+        repeated = ((one.row, 1, _repeated_id(one)) for one in duplicates)
+        met = ((before, 0, row) for before, row in zip(self._before, broken, strict=True))
+        both: Spool[BrokenRow] = Spool(BrokenRow.to_json, BrokenRow.from_json)
+        both.extend(row for _, _, row in merge(met, repeated, key=lambda one: one[:2]))
+        return both.finish()
+
+
+def _repeated_id(one: Duplicate) -> BrokenRow:
+    problem = f"is {one.id!r}, as in {one.first_place}; use 'group' for parallel rows"
+    return BrokenRow(one.place, str(RowError("id", problem)))
+
+
+def _watched(
+    rows: Iterable[RawRow], lines: int, on_progress: Callable[[int, int], None] | None
+) -> Iterator[RawRow]:
+    """Yield the rows, and tell how far the source is read."""
+    row = None
+    for count, row in enumerate(rows):
+        if on_progress is not None and count % _ROWS_PER_REPORT == 0:
+            on_progress(row.number, lines)
+        yield row
+    if on_progress is not None and row is not None:
+        on_progress(lines or row.number, lines or row.number)
+
+
+def _hash_and_lines(path: Path) -> tuple[str, int]:
+    """Return the SHA-256 of a file's bytes and, in the same reading, its lines; 0 for a format without any."""
+    digest, lines, last = hashlib.sha256(), 0, b"\n"
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+            lines += block.count(b"\n")
+            last = block[-1:]
+    return digest.hexdigest(), 0 if path.suffix.lower() == ".parquet" else lines + (last != b"\n")
 
 
 def _detected(rows: Iterator[RawRow]) -> tuple[str, list[RawRow]]:
@@ -205,6 +305,9 @@ def _detected(rows: Iterator[RawRow]) -> tuple[str, list[RawRow]]:
                 return detect_format(row.value), seen
         except DataError as error:
             first_problem = first_problem or f"{row.place}: {error}"
+        if len(seen) == _ROWS_WITHOUT_FORMAT:
+            first = first_problem or f"{seen[0].place}: {seen[0].problem}"
+            raise DataError(f"none of the first {len(seen)} rows has a known format. The first: {first}")
     if first_problem is not None:
         raise DataError(first_problem)
     return "unknown", seen  # no row could be read at all: they are all reported as broken
@@ -218,7 +321,7 @@ def _example(row: RawRow, format_name: str, spec: DataSource) -> Example:
     )
 
 
-def _check_broken(spec: DataSource, broken: list[BrokenRow], n_rows: int) -> None:
+def _check_broken(spec: DataSource, broken: Sequence[BrokenRow], n_rows: int) -> None:
     if n_rows == 0:
         raise DataError(f"{spec.source}: there are no rows in it.")
     if len(broken) <= spec.max_broken_share * n_rows:
@@ -232,26 +335,40 @@ def _check_broken(spec: DataSource, broken: list[BrokenRow], n_rows: int) -> Non
     )
 
 
-def _draw(examples: list[Example], limit: int, seed: int) -> list[Example]:
-    """Take up to `limit` examples, the languages in turn, each from a group that is not yet taken if it can."""
-    fresh: dict[str, deque[Example]] = {
-        language: deque() for language in sorted({e.language for e in examples})
-    }
-    for example in sorted(examples, key=lambda e: _digest("draw", seed, e.group, e.language, e.id)):
-        fresh[example.language].append(example)
-    passed_over: dict[str, deque[Example]] = {language: deque() for language in fresh}
-    taken_groups: set[str] = set()
-    drawn: list[Example] = []
-    while len(drawn) < min(limit, len(examples)):
-        for language, waiting in fresh.items():
-            while waiting and waiting[0].group in taken_groups:
-                passed_over[language].append(waiting.popleft())
-            queue = waiting or passed_over[language]
-            if queue and len(drawn) < limit:
-                example = queue.popleft()
-                taken_groups.add(example.group)
-                drawn.append(example)
-    return drawn
+def _draw(examples: Sequence[Example], columns: Columns, rows: Rows, limit: int, seed: int) -> Rows:
+    """Take `limit` of `rows`, the languages in turn, each from a group that is not yet taken if it can."""
+    order = rows[
+        sorted_by_digest(
+            select(examples, rows),
+            ("draw", seed),
+            lambda example: (example.group, example.language, example.id),
+        )
+    ]
+    waiting = [_Waiting(order[columns.language[order] == code]) for code in range(len(columns.languages))]
+    group_of, is_taken = array("i", columns.group.tobytes()), bytearray(columns.groups)
+    drawn: list[int] = []
+    while len(drawn) < limit:
+        for language in waiting:
+            row = language.next(group_of, is_taken) if len(drawn) < limit else None
+            if row is not None:
+                is_taken[group_of[row]] = True
+                drawn.append(row)
+    return np.array(drawn, np.int64)
+
+
+class _Waiting:
+    """The rows of one language that are not drawn yet: first those of groups that nobody took, then the others."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._fresh = iter(array("q", rows.tobytes()))
+        self._passed_over: deque[int] = deque()
+
+    def next(self, group_of: array[int], is_taken: bytearray) -> int | None:
+        for row in self._fresh:
+            if not is_taken[group_of[row]]:
+                return row
+            self._passed_over.append(row)
+        return self._passed_over.popleft() if self._passed_over else None
 
 
 def _content_hash(examples: Iterable[Example]) -> str:
@@ -259,10 +376,6 @@ def _content_hash(examples: Iterable[Example]) -> str:
     for example in examples:
         digest.update(canonical_json(asdict(example)).encode("utf-8") + b"\n")
     return digest.hexdigest()
-
-
-def _digest(*parts: object) -> bytes:
-    return hashlib.sha256("\x1f".join(str(part) for part in parts).encode("utf-8")).digest()
 
 
 def _name(loaded: LoadedData) -> str:

@@ -3,49 +3,35 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from array import array
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lingraft.config.schema import DataSource
-from lingraft.data.chat import chat_template, encode_examples, show_supervision, truncate
+from lingraft.data.chat import (
+    chat_template,
+    cut_batch,
+    encode_example,
+    encode_whole,
+    show_supervision,
+    truncate,
+)
+from lingraft.data.encoded import EncodedBatch, EncodedExample
 from lingraft.data.example import Example
 from lingraft.data.sources import BrokenRow, load_data
+from lingraft.data.spool import Spool
+from lingraft.data.tokenizer_cost import LanguageCost, cost_warnings, language_costs
+from lingraft.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ENGLISH = "en"
-
-_WITHOUT_SPACES = frozenset({"ja", "zh", "th", "lo", "km", "my", "yue"})  # words are not set apart by spaces
-_BATCH = 256
-_NO_LIMIT = sys.maxsize
-
-
-@dataclass(frozen=True)
-class LanguageCost:
-    """What the tokenizer makes of one language's text (the turns alone, without the chat template).
-
-    Attributes:
-        examples: Rows in this language.
-        tokens: Tokens of their turns.
-        tokens_per_word: Words are what white space separates; None for languages that write without it.
-        tokens_per_character: Characters are Unicode code points.
-        words_against_english: tokens_per_word divided by English's in the same data; None without English.
-        characters_against_english: The same per character. Above 1: the language costs more than English. Text
-            per character says less between scripts than between languages of one script.
-    """
-
-    examples: int
-    tokens: int
-    tokens_per_word: float | None
-    tokens_per_character: float
-    words_against_english: float | None
-    characters_against_english: float | None
+LISTED_ROWS = 10  # of those that are left out; all of them are counted
 
 
 @dataclass(frozen=True)
@@ -68,13 +54,16 @@ class DataSummary:
         format: Of its rows.
         fallback_template: Whether the tokenizer has no chat template of its own.
         rows: Read, broken ones included.
-        broken: Rows that cannot be used.
+        broken: How many of them cannot be used.
+        first_broken: The first ten of these.
         languages: By BCP-47 tag, the most frequent first.
+        warnings: A sentence for each language that costs more than four times English.
         lengths: In tokens; `supervised` counts what is left after truncation.
         max_length: Where examples are cut off.
         truncated: Examples that are, and keep some of their answer.
         unanswered: Examples of whose answer nothing is left then; training leaves them out.
         refused: Examples that the chat template refuses; training leaves them out.
+        first_refused: The first ten of these.
         example: The first example, its supervised part between ⟦ and ⟧.
     """
 
@@ -82,13 +71,16 @@ class DataSummary:
     format: str
     fallback_template: bool
     rows: int
-    broken: tuple[BrokenRow, ...]
+    broken: int
+    first_broken: tuple[BrokenRow, ...]
     languages: dict[str, LanguageCost]
+    warnings: tuple[str, ...]
     lengths: TokenLengths
     max_length: int
     truncated: int
     unanswered: int
-    refused: tuple[BrokenRow, ...]
+    refused: int
+    first_refused: tuple[BrokenRow, ...]
     example: str
 
     def to_json(self) -> dict[str, Any]:
@@ -103,80 +95,86 @@ def summarise_data(
     *,
     max_length: int = 1024,
     base_folder: Path = Path(),
+    on_progress: Callable[[str, int, int], None] | None = None,
 ) -> DataSummary:
-    """Read a whole data set and say what training would see of it.
+    """Read a whole data set and say what training would see of it; memory grows by some 50 bytes for each row.
 
     Args:
         spec: Where the data lie; its limit is not applied.
         tokenizer: Whose tokens are counted and whose template is used.
         max_length: Where examples are cut off, in tokens.
         base_folder: Folder that relative file names start from.
+        on_progress: Called with the step (read, tokenise), how far it is, and how far it goes (0: unknown).
 
     Raises:
         DataError: The data cannot be read (see `load_data`), or the template refuses every example.
         ModelError: The template does not allow to tell the assistant's tokens.
     """
-    loaded = load_data(spec, base_folder=base_folder)
-    whole = encode_examples(loaded.examples, tokenizer, _NO_LIMIT)
-    lengths = np.array([len(one.input_ids) for one in whole.examples])
-    cut = [truncate(one, max_length) for one in whole.examples]
-    unanswered = sum(not any(one.supervised) for one in cut)
+    reading, encoding = (partial(on_progress, step) if on_progress else None for step in ("read", "tokenise"))
+    loaded = load_data(spec, base_folder=base_folder, on_progress=reading)
+    lengths = _Lengths(max_length)
+    refused: Spool[BrokenRow] = Spool(BrokenRow.to_json, BrokenRow.from_json)
+    first: Example | None = None
+    for batch in encode_whole(loaded.examples, tokenizer, encoding):
+        lengths.add(batch.encoded)
+        refused.extend(batch.refused)
+        first = first or next(iter(batch.examples), None)
+    left_out = refused.finish()
+    if first is None:
+        why = f" The first: {left_out[0].place}: {left_out[0].problem}." if left_out else ""
+        raise DataError(f"{spec.source}: no example can be encoded out of {len(loaded.examples)}.{why}")
+    costs = language_costs(loaded.examples, tokenizer)
     return DataSummary(
         source=spec.source,
         format=loaded.format,
         fallback_template=chat_template(tokenizer)[1],
         rows=loaded.n_rows,
-        broken=loaded.broken,
-        languages=language_costs(loaded.examples, tokenizer),
-        lengths=TokenLengths(
-            median=float(np.median(lengths)),
-            p95=float(np.percentile(lengths, 95)),
-            longest=int(lengths.max()),
-            total=int(lengths.sum()),
-            supervised=sum(sum(one.supervised) for one in cut),
-        ),
+        broken=len(loaded.broken),
+        first_broken=tuple(loaded.broken[:LISTED_ROWS]),
+        languages=costs,
+        warnings=tuple(cost_warnings(costs)),
+        lengths=lengths.summary(),
         max_length=max_length,
-        truncated=int((lengths > max_length).sum()) - unanswered,
-        unanswered=unanswered,
-        refused=whole.dropped,
-        example=show_supervision(cut[0], tokenizer),
+        truncated=lengths.longer - lengths.unanswered,
+        unanswered=lengths.unanswered,
+        refused=len(left_out),
+        first_refused=tuple(left_out[:LISTED_ROWS]),
+        example=show_supervision(truncate(_encoded(first, tokenizer), max_length), tokenizer),
     )
 
 
-def language_costs(
-    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase
-) -> dict[str, LanguageCost]:
-    """Return per language how many tokens the tokenizer needs for its text, against English where there is some."""
-    rows = Counter(example.language for example in examples)
-    tokens, words, characters = Counter[str](), Counter[str](), Counter[str]()
-    turns = [(example.language, message.content) for example in examples for message in example.messages]
-    for start in range(0, len(turns), _BATCH):
-        batch = turns[start : start + _BATCH]
-        ids = tokenizer([text for _, text in batch], add_special_tokens=False, verbose=False)["input_ids"]
-        for (language, text), own in zip(batch, ids, strict=True):
-            tokens[language] += len(own)
-            words[language] += len(text.split())
-            characters[language] += len(text)
-    per_word = {
-        language: None if language.split("-")[0] in _WITHOUT_SPACES else tokens[language] / words[language]
-        for language in rows
-    }
-    per_character = {language: tokens[language] / characters[language] for language in rows}
-    return {
-        language: LanguageCost(
-            examples=count,
-            tokens=tokens[language],
-            tokens_per_word=per_word[language],
-            tokens_per_character=per_character[language],
-            words_against_english=_ratio(per_word[language], per_word.get(ENGLISH)),
-            characters_against_english=_ratio(per_character[language], per_character.get(ENGLISH)),
+def _encoded(example: Example, tokenizer: PreTrainedTokenizerBase) -> EncodedExample:
+    return encode_example(example, tokenizer, sys.maxsize)
+
+
+@dataclass
+class _Lengths:
+    """Collects lengths batch by batch: 4 bytes for each row."""
+
+    max_length: int
+    lengths: array[int] = field(default_factory=lambda: array("i"))
+    supervised: int = 0
+    unanswered: int = 0
+
+    def add(self, batch: EncodedBatch) -> None:
+        self.lengths.frombytes(batch.lengths.astype(np.int32).tobytes())
+        cut, unanswered = cut_batch(batch, self.max_length)
+        self.supervised += int(cut.supervised.sum())
+        self.unanswered += len(unanswered)
+
+    def summary(self) -> TokenLengths:
+        lengths = np.frombuffer(self.lengths, np.int32)
+        return TokenLengths(
+            median=float(np.median(lengths)),
+            p95=float(np.percentile(lengths, 95)),
+            longest=int(lengths.max()),
+            total=int(lengths.sum(dtype=np.int64)),
+            supervised=self.supervised,
         )
-        for language, count in rows.most_common()
-    }
 
-
-def _ratio(value: float | None, english: float | None) -> float | None:
-    return None if value is None or english is None else value / english
+    @property
+    def longer(self) -> int:
+        return int((np.frombuffer(self.lengths, np.int32) > self.max_length).sum())
 
 
 def _rounded(value: Any) -> Any:

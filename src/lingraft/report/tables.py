@@ -6,12 +6,13 @@ Every row carries the interval; the arrow says whether task ability differs from
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lingraft.data.summary import DataSummary
+    from lingraft.data.tokenizer_cost import LanguageCost
 
 ABSENT = "-"
 FAILED = "failed"
@@ -322,24 +323,35 @@ def _combined(figures: Sequence[_Figure]) -> str:
 
 def language_table(summary: DataSummary) -> Table:
     """Return what each language of a data set costs in tokens, against English where that is in the data."""
+    return cost_table(summary.languages)
+
+
+def cost_table(costs: Mapping[str, LanguageCost]) -> Table:
+    """Return what each language costs in tokens; `x en` stands for a multiple of English."""
     columns = (
         Column("language", "BCP-47 tag"),
         Column("rows", "examples"),
-        Column("tokens", "of their turns"),
         Column("per word", "tokens per word"),
-        Column("against English", "tokens per word divided by English's"),
+        Column("words x en", "tokens per word divided by English's"),
         Column("per character", "tokens per character"),
+        Column("characters x en", "tokens per character divided by English's"),
+        Column("same content x en", "tokens divided by those of the same content in English"),
+        Column("compared", "contents compared, of the data's groups or of worldbook"),
+        Column("partial", "share of tokens that are no whole characters"),
     )
     rows = tuple(
         (
             tag,
             str(cost.examples),
-            str(cost.tokens),
             _number(cost.tokens_per_word),
             _number(cost.words_against_english),
             _number(cost.tokens_per_character),
+            _number(cost.characters_against_english),
+            _number(cost.content_against_english),
+            "-" if cost.basis is None else f"{cost.parallel_groups} {cost.basis}",
+            f"{cost.partial_share:.1%}",
         )
-        for tag, cost in summary.languages.items()
+        for tag, cost in costs.items()
     )
     return Table(columns, rows, 1)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lingraft.data.example import UNDETERMINED_LANGUAGE, Example
+from lingraft.data.example_table import columns_of
 from lingraft.errors import DataError
 from lingraft.similarity.encoders import Encoder
 
@@ -74,7 +75,9 @@ def check_languages(examples: Sequence[Example], encoder: Encoder) -> None:
     """
     if encoder.languages is None:
         return
-    for example in examples:
+    columns = columns_of(examples)
+    for code in range(len(columns.languages)):
+        example = examples[int(np.argmax(columns.language == code))]
         if example.language == UNDETERMINED_LANGUAGE:
             raise DataError(
                 f"{example.source}: row {example.id!r} does not say its language, so whether the encoder "

@@ -6,7 +6,7 @@ each comes with the first strategy that needs it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -54,8 +54,8 @@ class Context:
 
     base: Path | None
     previous: Path
-    previous_data: tuple[Example, ...]
-    english: tuple[Example, ...]
+    previous_data: Sequence[Example]
+    english: Sequence[Example]
     seed: int
     folder: Path
 
@@ -78,7 +78,7 @@ class Mix:
         shortfall: How many fewer replayed ones there are than asked for.
     """
 
-    examples: tuple[Example, ...]
+    examples: Sequence[Example]
     replayed: int = 0
     shortfall: int = 0
 
@@ -105,7 +105,7 @@ class Strategy(BaseModel):
         """What of the context it needs."""
         return frozenset()
 
-    def mix(self, phase_data: tuple[Example, ...], context: Context) -> Mix:  # noqa: ARG002
+    def mix(self, phase_data: Sequence[Example], context: Context) -> Mix:  # noqa: ARG002
         """Return the phase's examples, others mixed in."""
         return Mix(phase_data)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,7 @@ class Composition:
         """What any of them needs of the context."""
         return frozenset[Need]().union(*(part.needs for part in self.parts))
 
-    def mix(self, examples: tuple[Example, ...], context: Context) -> Mix:
+    def mix(self, examples: Sequence[Example], context: Context) -> Mix:
         """Chain the mixes; counts of replayed and missing examples add up."""
         replayed = shortfall = 0
         for part in self.parts:

@@ -39,7 +39,7 @@ class EnglishReplay(Strategy):
         """The English parallel, or Phase 1's data."""
         return frozenset(("english",) if self.source == "parallel" else ("previous_data",))
 
-    def mix(self, phase_data: tuple[Example, ...], context: Context) -> Mix:
+    def mix(self, phase_data: Sequence[Example], context: Context) -> Mix:
         """Return the phase's examples with the replayed ones among them.
 
         Raises:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from lingraft.data.tokenizer_cost import LanguageCost
     from lingraft.strategies.base import FreezePlanRow
 
 
@@ -32,6 +33,12 @@ class StageProgress:
 
 class Watcher:
     """Receives what happens, in order; this one ignores all of it. Override what you want to see."""
+
+    def preparing(self, step: str, done: int, total: int) -> None:
+        """Before the first stage, a data set is read: `done` of `total` lines; a total of 0 is unknown."""
+
+    def tokenizer_costs(self, data: str, costs: Mapping[str, LanguageCost]) -> None:
+        """What the model's tokenizer makes of each language of a data set; told before training."""
 
     def study_started(self, stages: int) -> None:
         """`stages` stages will be visited, finished ones included."""

@@ -6,18 +6,24 @@ to be wrong is known first.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lingraft.config.schema import DataSource, StrategyChoice, Study
 from lingraft.data.example import UNDETERMINED_LANGUAGE, Example
-from lingraft.data.sources import DataSplit, LoadedData, load_data, split_data
+from lingraft.data.example_table import columns_of, select
+from lingraft.data.sources import DataSplit, LoadedData, hold_out, load_data, split_data
+from lingraft.data.tokenizer_cost import cost_warnings, language_costs
 from lingraft.errors import ConfigError, LingraftError
 from lingraft.evaluate.held_out import item_of
-from lingraft.models.loading import model_content_hash, model_folder
+from lingraft.models.loading import load_tokenizer, model_content_hash, model_folder
 from lingraft.strategies.composition import Composition, build
+from lingraft.study.events import Watcher
 from lingraft.study.grid import Cell, cells_of, trained_phases
 
 ENGLISH = "en"
@@ -38,14 +44,18 @@ class DataSet:
     name: str
     source: DataSource
     loaded: LoadedData
-    held_out: tuple[Example, ...]
+    held_out: Sequence[Example]
     held_out_groups: int
+    _last_split: dict[int, DataSplit] = field(default_factory=dict, repr=False, compare=False)
 
     def split(self, seed: int) -> DataSplit:
         """Return the training rows that `seed` draws, and the held-out ones (the same for every seed)."""
-        return split_data(
-            self.loaded, limit=self.source.limit, held_out_groups=self.held_out_groups, seed=seed
-        )
+        if seed not in self._last_split:  # millions of rows take a minute, and are asked for several times
+            self._last_split.clear()
+            self._last_split[seed] = split_data(
+                self.loaded, limit=self.source.limit, held_out_groups=self.held_out_groups, seed=seed
+            )
+        return self._last_split[seed]
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -75,7 +85,7 @@ class DataSet:
     @property
     def languages(self) -> tuple[str, ...]:
         """BCP-47 tags of its rows, sorted."""
-        return tuple(sorted({example.language for example in self.loaded.examples}))
+        return columns_of(self.loaded.examples).languages
 
 
 @dataclass(frozen=True)
@@ -120,20 +130,29 @@ class Materials:
     def _held_out_items(self) -> frozenset[str]:
         return frozenset(item_of(example) for example in self.held_out)
 
-    def withhold(self, examples: tuple[Example, ...]) -> tuple[tuple[Example, ...], tuple[str, ...]]:
+    @cached_property
+    def _held_out_groups(self) -> frozenset[str]:
+        return frozenset(example.group for example in self.held_out)
+
+    def withhold(self, examples: Sequence[Example]) -> tuple[Sequence[Example], tuple[str, ...]]:
         """Return the examples that may be trained on, and the items of those that another set holds out.
 
         A set leaves out its own held-out groups. Where two sets of a study share rows, one may hold out what the
         other would train on: such rows are withheld, so that what is measured was never trained on.
         """
-        held_out = self._held_out_items
-        items = [item_of(example) for example in examples]
-        kept = tuple(example for example, item in zip(examples, items, strict=True) if item not in held_out)
-        return kept, tuple(sorted(item for item in items if item in held_out))
+        withheld = {
+            row: item
+            for row, example in enumerate(examples)
+            if example.group in self._held_out_groups and (item := item_of(example)) in self._held_out_items
+        }
+        if not withheld:
+            return examples, ()
+        kept = np.delete(np.arange(len(examples)), list(withheld))
+        return select(examples, kept), tuple(sorted(withheld.values()))
 
 
-def gather(study: Study, base_folder: Path) -> Materials:
-    """Read, find and build all that `study` needs.
+def gather(study: Study, base_folder: Path, watcher: Watcher | None = None) -> Materials:
+    """Read, find and build all that `study` needs; `watcher` is told how far the data are read.
 
     Raises:
         ConfigError: A strategy lacks what it needs, or a language is unknown; all such problems together.
@@ -142,16 +161,15 @@ def gather(study: Study, base_folder: Path) -> Materials:
     cells = cells_of(study)
     check_strategies(study, cells)
     used = {(step.phase, step.data) for cell in cells for step in cell.steps}
+    read = partial(_read, base_folder=base_folder, watcher=watcher or Watcher())
     data = {
-        (phase.name, name): _read(name, source, study.held_out, base_folder)
+        (phase.name, name): read(name, source, study.held_out)
         for phase in trained_phases(study)
         for name, source in phase.data.items()
         if (phase.name, name) in used  # `paths` may leave sets out
     }
     english = {
-        source.english: _read(
-            source.english, DataSource(source=source.english, language=ENGLISH), 0, base_folder
-        )
+        source.english: read(source.english, DataSource(source=source.english, language=ENGLISH), 0)
         for phase in trained_phases(study)
         for name, source in phase.data.items()
         if source.english is not None and (phase.name, name) in used
@@ -159,7 +177,7 @@ def gather(study: Study, base_folder: Path) -> Materials:
     first = study.phases[0]
     instructions = None
     if first.instructions is not None:
-        instructions = _read(first.name, first.instructions, 0, base_folder)
+        instructions = read(first.name, first.instructions, 0)
         _check_language(f"{study.name}: phase {first.name!r}, instructions", instructions)
     return Materials(
         data=data,
@@ -170,6 +188,24 @@ def gather(study: Study, base_folder: Path) -> Materials:
         languages=_languages(study, data),
         cells=cells,
     )
+
+
+def tell_costs(materials: Materials, watcher: Watcher, *, trust_remote_code: bool) -> dict[str, Any]:
+    """Tell, before anything is trained, what each language costs in tokens; return it for the result, by data set."""
+    model = materials.checkpoint or materials.base
+    if model is None:
+        return {}
+    tokenizer = load_tokenizer(model.folder, trust_remote_code=trust_remote_code)
+    told: dict[str, Any] = {}
+    warnings: dict[str, None] = {}
+    for (phase, name), one in materials.data.items():
+        costs = language_costs(one.loaded.examples, tokenizer)
+        watcher.tokenizer_costs(f"{phase}: {name}", costs)
+        warnings.update(dict.fromkeys(cost_warnings(costs)))
+        told[f"{phase}/{name}"] = {tag: cost.to_json() for tag, cost in costs.items()}
+    for warning in warnings:
+        watcher.noted(warning)
+    return told
 
 
 def check_strategies(study: Study, cells: tuple[Cell, ...]) -> None:
@@ -218,10 +254,10 @@ def choice_identity(choice: StrategyChoice) -> list[dict[str, Any]]:
     return [{"kind": part.kind, "options": part.model_dump(mode="json")} for part in build(choice).parts]
 
 
-def _read(name: str, source: DataSource, held_out: int, base_folder: Path) -> DataSet:
-    loaded = load_data(source, base_folder=base_folder)
-    kept = split_data(loaded, limit=source.limit, held_out_groups=held_out, seed=0).held_out
-    return DataSet(name, source, loaded, kept, held_out)
+def _read(name: str, source: DataSource, held_out: int, base_folder: Path, watcher: Watcher) -> DataSet:
+    on_progress = partial(watcher.preparing, f"read {source.source}")
+    loaded = load_data(source, base_folder=base_folder, on_progress=on_progress)
+    return DataSet(name, source, loaded, hold_out(loaded, held_out), held_out)
 
 
 def _find(name: str, trust_remote_code: bool) -> Model:

@@ -13,6 +13,7 @@ from typing import Any
 from lingraft.config.load import save_study
 from lingraft.config.schema import PLAIN, PathStep, Phase, StrategyChoice, StrategySpec, Study, Training
 from lingraft.data.example import Example
+from lingraft.data.example_table import joined
 from lingraft.errors import LingraftError
 from lingraft.evaluate.harness import check_tasks
 from lingraft.evaluate.predictions import read_predictions
@@ -24,7 +25,7 @@ from lingraft.study.counting import count_stages
 from lingraft.study.events import Watcher
 from lingraft.study.forgetting import PhaseEnd, forgetting_of
 from lingraft.study.grid import Cell
-from lingraft.study.materials import DataSet, Materials, Model, gather
+from lingraft.study.materials import DataSet, Materials, Model, gather, tell_costs
 from lingraft.study.measures import Measures, Steps
 from lingraft.study.stages import CHECKPOINT, PREDICTIONS, ModelReference, Stages, TrainingJob
 from lingraft.study.store import Stage, Store
@@ -61,7 +62,8 @@ def run_study(
     watcher = watcher or Watcher()
     processes = processes or Processes()
     processes.check()
-    materials = gather(study, base_folder)
+    materials = gather(study, base_folder, watcher)
+    costs = tell_costs(materials, watcher, trust_remote_code=study.trust_remote_code)
     check_tasks(study.evaluate, base_folder, languages=materials.languages)
     encoder = _encoder(study, materials)
     folder = runs / study.name
@@ -72,7 +74,7 @@ def run_study(
         )
         measures = Measures(study, materials, stages, encoder)
         runner = _Runner(study, materials, stages, measures, watcher)
-        result = runner.run(folder)
+        result = runner.run(folder) | {"tokenizer_cost": costs}
         write_json_atomically(folder / RESULT, result)
         for stage in runner.discardable():
             store.discard(stage)
@@ -264,7 +266,7 @@ class _Runner:
         )
         return self._train_and_evaluate(step, job)
 
-    def _english(self, step: PathStep, data: DataSet) -> tuple[tuple[Example, ...], dict[str, Any] | None]:
+    def _english(self, step: PathStep, data: DataSet) -> tuple[Sequence[Example], dict[str, Any] | None]:
         """Return the rows of a set's English parallel that may be replayed, and what decides them."""
         english = self.materials.english.get(self._phase(step.phase).data[step.data].english or "")
         if english is None:
@@ -290,7 +292,7 @@ class _Runner:
         return TrainingJob(
             label=self._seeded(label, seed),
             parent=parent,
-            examples=tuple(example for kept, _ in rows for example in kept),
+            examples=joined([kept for kept, _ in rows]),
             data=[_identity(one, withheld) for one, (_, withheld) in zip(sets, rows, strict=True)],
             counts=[one.counts(seed, len(withheld)) for one, (_, withheld) in zip(sets, rows, strict=True)],
             choice=step.strategy,

@@ -20,7 +20,6 @@ import torch
 
 from lingraft.config.schema import Evaluation, StrategyChoice, Training
 from lingraft.data.chat import encode_examples
-from lingraft.data.encoded import write_table
 from lingraft.data.example import Example
 from lingraft.data.worldbook import VERSION as WORLDBOOK_VERSION
 from lingraft.evaluate.harness import evaluate_model, task_identities
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
     from lingraft.train.phase import PhaseOutcome
 
 CHECKPOINT = "checkpoint"
+ENCODED = "encoded"  # the phase's rows as token ids; only while it trains
 PREDICTIONS = "predictions.parquet"
 HELD_OUT = "held_out.parquet"
 EVALUATION_SPLIT = "report"
@@ -105,15 +105,15 @@ class TrainingJob:
 
     label: str
     parent: ModelReference
-    examples: tuple[Example, ...]
+    examples: Sequence[Example]
     data: list[dict[str, Any]]
     counts: list[dict[str, Any]]
     choice: StrategyChoice
     training: Training
     seed: int
     base: ModelReference | None = None
-    previous_data: tuple[Example, ...] = ()
-    english: tuple[Example, ...] = ()
+    previous_data: Sequence[Example] = ()
+    english: Sequence[Example] = ()
     replay_data: dict[str, Any] = field(default_factory=dict)
 
 
@@ -157,7 +157,7 @@ class Stages:
                 "train",
                 job.label,
                 inputs,
-                lambda folder: self._train(job, folder),
+                lambda folder: self._train_and_clear(job, folder),
                 [job.parent, *([job.base] if job.base is not None and "base" in composition.needs else [])],
                 with_artefacts,
             )
@@ -290,6 +290,12 @@ class Stages:
             self._watcher.stage_finished(name, stage.seconds, stage.reused)
         return stage
 
+    def _train_and_clear(self, job: TrainingJob, folder: Path) -> Work:
+        try:
+            return self._train(job, folder)
+        finally:  # the size of the data: not to be left behind by a training that fails either
+            shutil.rmtree(folder / ENCODED, ignore_errors=True)
+
     def _train(self, job: TrainingJob, folder: Path) -> Work:
         shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
         parent = job.parent.locate()
@@ -304,7 +310,13 @@ class Stages:
         )
         mix = composition.mix(job.examples, context)
         tokenizer = load_tokenizer(parent, trust_remote_code=self._trust)
-        encoded = encode_examples(mix.examples, tokenizer, job.training.max_length)
+        encoded = encode_examples(
+            mix.examples,
+            tokenizer,
+            job.training.max_length,
+            folder=folder / ENCODED,
+            on_progress=lambda done, total: self._watcher.stage_progressed(StageProgress(done, total)),
+        )
         for note in _notes_on_data(job, mix, encoded):
             self._watcher.noted(note)
         model = composition.wrap(load_model(parent, trust_remote_code=self._trust), context)
@@ -327,7 +339,7 @@ class Stages:
             save_checkpoint(composition.finish(model), tokenizer, folder / CHECKPOINT)
         else:
             del model  # each process loads its own
-            outcome = self._train_on_processes(job, context, trainable, encoded, folder)
+            outcome = self._train_on_processes(job, context, trainable, folder)
         times = {**_machine(), **_training_times(outcome), "processes": self._processes.count}
         return Work(_training_record(job, mix, encoded, plan, outcome), times)
 
@@ -336,18 +348,15 @@ class Stages:
         job: TrainingJob,
         context: Context,
         trainable: Collection[str],
-        encoded: EncodedData,
         folder: Path,
     ) -> PhaseOutcome:
-        table = folder / "encoded"
-        write_table(encoded.examples, table)
         task = PhaseTask(
             parent=context.previous.absolute(),
             base=None if context.base is None else context.base.absolute(),
             choice=job.choice,
             trainable=tuple(sorted(trainable)),
             training=job.training,
-            encoded=table.absolute(),
+            encoded=(folder / ENCODED).absolute(),
             folder=folder.absolute(),
             checkpoint=(folder / CHECKPOINT).absolute(),
             seed=job.seed,
@@ -355,9 +364,7 @@ class Stages:
             trust_remote_code=self._trust,
             launcher=os.getpid(),
         )
-        outcome = train_on_processes(task, self._processes.count, self._tell_progress)
-        shutil.rmtree(table)
-        return outcome
+        return train_on_processes(task, self._processes.count, self._tell_progress)
 
     def _tell_progress(self, progress: Progress) -> None:
         self._watcher.stage_progressed(

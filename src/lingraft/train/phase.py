@@ -13,18 +13,20 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PrinterCallback, TrainerCallback
 
 from lingraft.config.schema import Training
-from lingraft.data.batching import padded_tokens
+from lingraft.data.batching import Lengths
+from lingraft.data.encoded import EncodedTable
 from lingraft.errors import ConfigError, DataError, ModelError, StrategyError, VerificationError, did_you_mean
 from lingraft.records import fingerprint_of, read_json, write_json_atomically
 from lingraft.train.attention import grouped_attention
 from lingraft.train.memory import forget_peak, peak_bytes
 from lingraft.train.sharding import whole
-from lingraft.train.trainer import PhaseTrainer, plan_batches, training_arguments
+from lingraft.train.trainer import BatchPlan, PhaseTrainer, training_arguments
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -142,8 +144,8 @@ def train_phase(
             "Use bf16, whose float32 weights are divided between the processes."
         )
     names = _check_trainable(model, trainable)
-    lengths = [len(example.input_ids) for example in encoded]
-    batches = plan_batches(lengths, training, seed)
+    lengths = _lengths(encoded)
+    plan = BatchPlan(lengths, training, seed)
     workplace = folder / "trainer"
     arguments = training_arguments(training, folder=workplace, seed=seed, sharded=sharded)
     state = arguments.distributed_state
@@ -157,15 +159,13 @@ def train_phase(
             model,
             arguments,
             encoded,
-            batches,
+            lengths,
+            plan,
             pad_token_id=_pad_token_id(tokenizer),
             bf16_weights=training.precision == "bf16_pure",
         )
         forget_peak()
-        clock = _Clock(
-            _tokens_per_step(batches, lengths, training.accumulation),
-            on_progress if state.is_main_process else None,
-        )
+        clock = _Clock(plan.tokens_per_step(), on_progress if state.is_main_process else None)
         trainer.add_callback(clock)
         _train(trainer, resumed)
         _verify_frozen(before, _frozen_hashes(model))
@@ -176,9 +176,9 @@ def train_phase(
     return PhaseOutcome(
         steps=trainer.state.global_step,
         examples=len(encoded),
-        tokens=training.epochs * sum(lengths),
-        padded_tokens=padded_tokens(batches, lengths),
-        supervised_tokens=training.epochs * sum(sum(example.supervised[1:]) for example in encoded),
+        tokens=training.epochs * int(np.sum(lengths)),
+        padded_tokens=plan.padded_tokens,
+        supervised_tokens=training.epochs * _predicted_tokens(encoded),
         losses=tuple((int(e["step"]), e["loss"]) for e in trainer.state.log_history if "loss" in e),
         trainable_parameters=trainable_parameters,
         frozen_parameters=frozen_parameters,
@@ -217,12 +217,31 @@ def _identity(
     processes: int,
 ) -> dict[str, str]:
     """What a checkpoint must agree on to be continued."""
+    options = training.model_dump(mode="json", exclude={"save_every", "report_to"})
+    parts = [_weights_identity(model), options, list(names), seed, _content_of(encoded), processes]
+    return {"fingerprint": fingerprint_of(parts)}
+
+
+def _lengths(encoded: Sequence[EncodedExample]) -> Lengths:
+    if isinstance(encoded, EncodedTable):
+        return encoded.lengths
+    return [len(example.input_ids) for example in encoded]
+
+
+def _predicted_tokens(encoded: Sequence[EncodedExample]) -> int:
+    """Return the tokens that the loss is taken over: nothing predicts a row's first one."""
+    if isinstance(encoded, EncodedTable):
+        return encoded.predicted_tokens
+    return sum(sum(example.supervised[1:]) for example in encoded)
+
+
+def _content_of(encoded: Sequence[EncodedExample]) -> str:
+    if isinstance(encoded, EncodedTable):
+        return encoded.content_hash
     rows = hashlib.sha256()
     for example in encoded:
         rows.update(repr((example.input_ids, example.supervised)).encode())
-    options = training.model_dump(mode="json", exclude={"save_every", "report_to"})
-    parts = [_weights_identity(model), options, list(names), seed, rows.hexdigest(), processes]
-    return {"fingerprint": fingerprint_of(parts)}
+    return rows.hexdigest()
 
 
 def _weights_identity(model: nn.Module) -> str:
@@ -320,14 +339,6 @@ def _train(trainer: PhaseTrainer, resumed: Path | None) -> None:
         for wrapper in set(vars(model)) - own:  # accelerate's autocasting forward and its marks
             delattr(model, wrapper)
         trainer.accelerator.free_memory()
-
-
-def _tokens_per_step(
-    batches: Sequence[Sequence[int]], lengths: Sequence[int], accumulation: int
-) -> list[int]:
-    """Return the real tokens of each optimiser step, over all processes."""
-    tokens = [sum(lengths[row] for row in batch) for batch in batches]
-    return [sum(tokens[start : start + accumulation]) for start in range(0, len(tokens), accumulation)]
 
 
 class _Clock(TrainerCallback):

@@ -8,12 +8,13 @@ set_epoch.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from safetensors.torch import load_file, save_file
@@ -22,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Trainer, TrainingArguments
 
 from lingraft.config.schema import Training
-from lingraft.data.batching import token_budget_batches
+from lingraft.data.batching import Lengths, padded_tokens, token_budget_batches
 from lingraft.errors import DataError
 from lingraft.train.loss import collate, count_supervised, supervised_loss
 from lingraft.train.sharding import set_weights, whole_weights
@@ -35,25 +36,50 @@ _LARGEST_SHARE = math.nextafter(1.0, 0.0)  # the Trainer reads a warm-up of 1 as
 TRAINED_WEIGHTS = "trained_weights.safetensors"
 
 
-def plan_batches(lengths: Sequence[int], training: Training, seed: int) -> list[list[int]]:
-    """Return the micro-batches of all epochs in order; `accumulation` of them make an optimiser step."""
-    budget = max(1, training.tokens_per_batch // training.accumulation)
-    epochs = (token_budget_batches(lengths, budget, seed, epoch) for epoch in range(training.epochs))
-    return list(chain.from_iterable(epochs))
+class BatchPlan(Collection[list[int]]):
+    """The micro-batches of all epochs in order; `accumulation` of them make an optimiser step.
+
+    Args:
+        lengths: Tokens of each row.
+        training: Its tokens_per_batch, accumulation and epochs count.
+        seed: Decides the order.
+    """
+
+    def __init__(self, lengths: Lengths, training: Training, seed: int) -> None:
+        budget = max(1, training.tokens_per_batch // training.accumulation)
+        self._lengths = np.asarray(lengths, np.int64)
+        self._accumulation = training.accumulation
+        self._epochs = [
+            token_budget_batches(lengths, budget, seed, epoch) for epoch in range(training.epochs)
+        ]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return chain.from_iterable(self._epochs)
+
+    def __len__(self) -> int:
+        return sum(len(epoch) for epoch in self._epochs)
+
+    def __contains__(self, batch: object) -> bool:
+        return any(batch == own for own in self)
+
+    @property
+    def padded_tokens(self) -> int:
+        """Tokens that a model computes over all epochs, padding included."""
+        return sum(padded_tokens(epoch, self._lengths) for epoch in self._epochs)
+
+    def tokens_per_step(self) -> list[int]:
+        """Return the real tokens of each optimiser step, over all processes."""
+        tokens = [int(self._lengths[batch].sum()) for batch in self]
+        size = self._accumulation
+        return [sum(tokens[start : start + size]) for start in range(0, len(tokens), size)]
 
 
-def shares_of_processes(batches: Sequence[list[int]], processes: int, silent_row: int) -> list[list[int]]:
-    """Return each micro-batch cut into one part a process, the parts one after the other.
+class ProcessShares(Sampler[list[int]]):
+    """Each micro-batch cut into one part a process, the parts one after the other, as a batch sampler.
 
     An optimiser step thus learns the same examples however many processes there are. Every so many-th row goes to
     a process: rows are ordered by length, so the parts are alike. A part without a row gets the silent one, which
     teaches nothing.
-    """
-    return [batch[process::processes] or [silent_row] for batch in batches for process in range(processes)]
-
-
-class PlannedBatches(Sampler[list[int]]):
-    """The processes' parts of the planned batches as a batch sampler.
 
     `batch_size` is None, so accelerate deals whole parts to the processes in turn; their number is a multiple of
     the number of processes, since it would fill up with repeated ones.
@@ -62,29 +88,33 @@ class PlannedBatches(Sampler[list[int]]):
     batch_size = None
     drop_last = False
 
-    def __init__(self, parts: Sequence[list[int]]) -> None:
-        self._parts = parts
+    def __init__(self, batches: Collection[list[int]], processes: int, silent_row: int) -> None:
+        self._batches = batches
+        self._processes = processes
+        self._silent_row = silent_row
 
     def __iter__(self) -> Iterator[list[int]]:
-        return iter(self._parts)
+        for batch in self._batches:
+            for process in range(self._processes):
+                yield batch[process :: self._processes] or [self._silent_row]
 
     def __len__(self) -> int:
-        return len(self._parts)
+        return len(self._batches) * self._processes
 
 
 class ExampleRows(Dataset["EncodedExample"]):
     """The examples by row number, and behind the last a silent one: the shortest, nothing supervised."""
 
-    def __init__(self, examples: Sequence[EncodedExample]) -> None:
-        shortest = min(examples, key=lambda example: len(example.input_ids))
-        silent = replace(shortest, supervised=(False,) * len(shortest.supervised))
-        self._rows = [*examples, silent]
+    def __init__(self, examples: Sequence[EncodedExample], lengths: Lengths) -> None:
+        shortest = examples[int(np.argmin(lengths))]
+        self._silent = replace(shortest, supervised=(False,) * len(shortest.supervised))
+        self._examples = examples
 
     def __getitem__(self, row: int) -> EncodedExample:
-        return self._rows[row]
+        return self._silent if row == len(self._examples) else self._examples[row]
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._examples) + 1
 
 
 class PhaseTrainer(Trainer):
@@ -94,7 +124,8 @@ class PhaseTrainer(Trainer):
         model: The model; parameters that require no gradient are neither trained nor checkpointed.
         arguments: From `training_arguments`.
         examples: Encoded examples.
-        batches: Rows of each micro-batch, of all epochs in order.
+        lengths: Their tokens.
+        plan: Rows of each micro-batch.
         pad_token_id: Fills rows; never seen by the loss.
         bf16_weights: The weights are bfloat16 and AdamW rounds stochastically.
     """
@@ -104,7 +135,8 @@ class PhaseTrainer(Trainer):
         model: nn.Module,
         arguments: TrainingArguments,
         examples: Sequence[EncodedExample],
-        batches: Sequence[list[int]],
+        lengths: Lengths,
+        plan: BatchPlan,
         *,
         pad_token_id: int,
         bf16_weights: bool,
@@ -115,7 +147,7 @@ class PhaseTrainer(Trainer):
             "eps": arguments.adam_epsilon,
             "seed": arguments.seed,
         }
-        self._rows = ExampleRows(examples)
+        self._rows = ExampleRows(examples, lengths)
         super().__init__(
             model=model,
             args=arguments,
@@ -123,7 +155,7 @@ class PhaseTrainer(Trainer):
             data_collator=lambda rows: collate(rows, pad_token_id),
             optimizer_cls_and_kwargs=(StochasticRoundingAdamW, options) if bf16_weights else None,
         )
-        self._parts = shares_of_processes(batches, arguments.world_size, silent_row=len(examples))
+        self._parts = ProcessShares(plan, arguments.world_size, silent_row=len(examples))
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the tokens of the whole step
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -142,9 +174,7 @@ class PhaseTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return the planned batches, dealt to the processes."""
-        loader = DataLoader(
-            self._rows, batch_sampler=PlannedBatches(self._parts), collate_fn=self.data_collator
-        )
+        loader = DataLoader(self._rows, batch_sampler=self._parts, collate_fn=self.data_collator)
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
         return prepared
 

@@ -1,0 +1,35 @@
+"""Tables keep their columns whatever script their cells are in."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.cells import cell_len
+
+from lingraft.cli import output
+from lingraft.report.tables import Column, Table
+
+CELLS = ["العربية", "ภาษาไทย น้ำ", "日本語", "한국어", "हिन्दी", "English"]
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch, cells: list[str]) -> list[str]:
+    stream = io.StringIO()
+    monkeypatch.setattr(output, "_result_stream", stream)
+    columns = (Column("name", "a word"), Column("rows", "a number"))
+    output.print_table(Table(columns, tuple((cell, "123") for cell in cells), 1))
+    return [line for line in stream.getvalue().splitlines() if "123" in line]
+
+
+def test_numbers_stand_in_one_column_beside_wide_narrow_and_combining_letters(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines = drawn(monkeypatch, CELLS)
+    assert len(lines) == len(CELLS)
+    assert len({cell_len(line[: line.index("123")]) for line in lines}) == 1
+
+
+def test_a_right_to_left_cell_is_isolated_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    arabic, thai = drawn(monkeypatch, CELLS[:2])
+    assert f"\u2068{CELLS[0]}\u2069" in arabic
+    assert "\u2068" not in thai
