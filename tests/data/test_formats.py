@@ -85,9 +85,9 @@ def test_messages_keep_their_turns_and_an_empty_system_turn() -> None:
         ({"instruction": "a", "output": "b", "id": True}, "id", "must be text or a whole number"),
         ({"instruction": "a", "output": "b", "group": 1.5}, "group", "must be text or a whole number"),
         (
-            {"instruction": "a", "output": "b", "language": "Spanish"},
+            {"instruction": "a", "output": "b", "language": "Klingonese"},
             "language",
-            "'Spanish', not a BCP-47 tag",
+            "'Klingonese', neither a BCP-47 tag",
         ),
     ],
 )
@@ -110,8 +110,8 @@ USER, ASSISTANT = {"role": "user", "content": "a"}, {"role": "assistant", "conte
         ([ASSISTANT], "messages", "has no user turn"),
         ([USER], "messages", "has no assistant turn"),
         ([USER, ASSISTANT, USER], "messages", "must end with an assistant turn, not with 'user'"),
-        ([USER, "b"], "messages[1]", "must be an object with 'role' and 'content'"),
-        ([USER, {"role": "tool", "content": "b"}], "messages[1].role", "is 'tool'; known are system"),
+        ([USER, "b"], "messages[1]", "must be an object with {'role', 'content'}"),
+        ([USER, {"role": "judge", "content": "b"}], "messages[1].role", "is 'judge'; known are system"),
         ([USER, {"role": "assistant"}], "messages[1].content", "is missing"),
         ([USER, {"role": "assistant", "content": ""}], "messages[1].content", "is empty"),
         ([USER, {"content": "b"}], "messages[1].role", "is missing"),

@@ -87,17 +87,42 @@ class TrainingOverrides(Section):
         return training.model_copy(update=self.model_dump(exclude_none=True))
 
 
+RowFormat = Literal[
+    "alpaca",
+    "messages",
+    "prompt_completion",
+    "sharegpt",
+    "conversation",
+    "openorca",
+    "dolly",
+    "aya",
+    "flan",
+    "self_instruct",
+    "oasst",
+]
+RowField = Literal[
+    "instruction", "input", "output", "response", "context", "instances",
+    "prompt", "completion", "messages", "conversations", "conversation", "system", "tools",
+    "system_prompt", "question", "inputs", "targets",
+    "message_id", "parent_id", "message_tree_id", "role", "text", "rank",
+    "id", "group", "language",
+]  # fmt: skip
+
+
 class DataSource(Section):
     """One data set: where it lies, how it is read and how much of it is used."""
 
     source: str
-    """`worldbook:FAMILY/LANGUAGES`, a hub id, or a local json, jsonl or parquet file."""
+    """`worldbook:FAMILY/LANGUAGES`, a hub id, or local files: one (json, jsonl, csv, tsv, parquet, also .gz), a folder,
+    a pattern (`data/*.jsonl`, `{a,b}.jsonl`), or one for each language (`data/{language}.jsonl`)."""
     limit: int | None = Field(None, ge=1)
     """Rows used of the whole set, taken from its languages equally; null: all."""
-    format: Literal["alpaca", "messages", "prompt_completion"] | None = None
+    format: RowFormat | None = None
     """Format of the rows; null: detected from the first row."""
+    fields: dict[RowField, str] = Field(default_factory=dict)
+    """What a format reads -> where the rows have it: `{instruction: question, output: answers.0.text}`."""
     language: str | None = Field(None, pattern=r"^[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*$")
-    """BCP-47 tag of all rows; null: from the rows' `language` field, else und."""
+    """BCP-47 tag of all rows; null: from the file's name, else the rows' `language` field, else und."""
     config: str | None = None
     """Configuration of a hub data set."""
     revision: str | None = None

@@ -8,6 +8,7 @@ write the end token's name.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -304,13 +305,18 @@ def _render(
     *,
     add_generation_prompt: bool = False,
     with_spans: bool = False,
+    tools: str = "",
 ) -> list[_Text | DataError]:
     """Return each rendered text with the spans of its {% generation %} blocks if asked for, or why it is refused."""
     import jinja2
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    turns = [[{"role": one.role, "content": one.content} for one in messages] for messages in conversations]
-    options: dict[str, Any] = {**template.options, "add_generation_prompt": add_generation_prompt}
+    turns = [[one.to_template() for one in messages] for messages in conversations]
+    options: dict[str, Any] = {
+        **template.options,
+        "add_generation_prompt": add_generation_prompt,
+        "tools": json.loads(tools) if tools else None,
+    }
     try:
         rendered: Any = render_jinja_template(
             turns, chat_template=template.source, return_assistant_tokens_mask=with_spans, **options
@@ -319,7 +325,13 @@ def _render(
         if len(conversations) == 1:
             return [DataError(f"the chat template refuses the conversation: {error}")]
         return [  # which of them it refuses only shows one by one
-            _render([one], template, add_generation_prompt=add_generation_prompt, with_spans=with_spans)[0]
+            _render(
+                [one],
+                template,
+                add_generation_prompt=add_generation_prompt,
+                with_spans=with_spans,
+                tools=tools,
+            )[0]
             for one in conversations
         ]
     texts, spans = rendered
@@ -327,28 +339,51 @@ def _render(
 
 
 def _rendered(examples: Sequence[Example], template: _Template) -> list[_Rendered | DataError]:
-    """Return each example's text and the spans of its answers, or why the template refuses it."""
-    found = _render([example.messages for example in examples], template, with_spans=template.is_marked)
+    """Return each example's text and the spans of its answers, or why it cannot be rendered."""
+    results: list[_Rendered | DataError] = []
+    for tools, run in groupby(examples, key=lambda example: example.tools):  # one set of tools a rendering
+        results.extend(_rendered_with(tools, list(run), template))
+    return results
+
+
+def _rendered_with(
+    tools: str, examples: Sequence[Example], template: _Template
+) -> list[_Rendered | DataError]:
+    found = _render(
+        [example.messages for example in examples], template, with_spans=template.is_marked, tools=tools
+    )
     if not template.is_marked:
         found = _with_spans_by_prefix(examples, found, template)
     results: list[_Rendered | DataError] = []
     for example, one in zip(examples, found, strict=True):
-        if isinstance(one, DataError):
+        ignored = _ignored_part(example, template)
+        if ignored is not None:
+            results.append(DataError(f"the chat template has no place for {ignored}, which would be lost"))
+        elif isinstance(one, DataError):
             results.append(one)
-            continue
-        text, spans = one
-        if not spans:
+        elif not one[1]:
             raise ModelError(
                 f"{_place(example)}: the chat template marks no assistant text in this conversation."
             )
-        results.append(_Rendered(example, text, _to_end_of_turn(text, spans, template.special)))
+        else:
+            text, spans = one
+            results.append(_Rendered(example, text, _to_end_of_turn(text, spans, template.special)))
     return results
+
+
+def _ignored_part(example: Example, template: _Template) -> str | None:
+    """Return what of an example the template does not read: templates without tools leave them out in silence."""
+    if example.tools and "tools" not in template.source:
+        return "tools"
+    calls = any('"tool_calls"' in message.details for message in example.messages)
+    return "tool_calls" if calls and "tool_calls" not in template.source else None
 
 
 def _with_spans_by_prefix(
     examples: Sequence[Example], whole: Sequence[_Text | DataError], template: _Template
 ) -> list[_Text | DataError]:
     """Find each assistant turn between two renderings that stop before and after it."""
+    tools = examples[0].tools  # of all of them
     turns = [
         (row, turn)
         for row, example in enumerate(examples)
@@ -356,12 +391,19 @@ def _with_spans_by_prefix(
         if message.role == "assistant" and not isinstance(whole[row], DataError)
     ]
     before = _render(
-        [examples[row].messages[:turn] for row, turn in turns], template, add_generation_prompt=True
+        [examples[row].messages[:turn] for row, turn in turns],
+        template,
+        add_generation_prompt=True,
+        tools=tools,
     )
     # Up to its last turn a conversation is rendered already.
     inner = [(row, turn) for row, turn in turns if turn + 1 < len(examples[row].messages)]
     after = dict(
-        zip(inner, _render([examples[r].messages[: t + 1] for r, t in inner], template), strict=True)
+        zip(
+            inner,
+            _render([examples[r].messages[: t + 1] for r, t in inner], template, tools=tools),
+            strict=True,
+        )
     )
     found = list(whole)
     for (row, turn), start in zip(turns, before, strict=True):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 OriginKind = Literal["original", "english_replay", "generative_replay"]
 
 UNDETERMINED_LANGUAGE = "und"  # BCP-47's own tag for it
@@ -13,10 +14,22 @@ UNDETERMINED_LANGUAGE = "und"  # BCP-47's own tag for it
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    Attributes:
+        role: Who speaks; `tool` gives the result of a call.
+        content: What is said; may be empty where the turn calls tools.
+        details: JSON object of what chat templates read besides, such as `tool_calls` and `tool_call_id`; "": nothing.
+    """
 
     role: Role
     content: str
+    details: str = ""
+
+    def to_template(self) -> dict[str, Any]:
+        """Return the turn as chat templates take it."""
+        extra: dict[str, Any] = json.loads(self.details) if self.details else {}
+        return {"role": self.role, "content": self.content, **extra}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +52,7 @@ class Example:
         group: Equal for parallel examples (the same content in several languages).
         source: The data set as the user named it.
         origin: Original, or replayed.
+        tools: JSON list of the tools that the assistant may call, as chat templates take it; "": none.
     """
 
     id: str
@@ -47,6 +61,7 @@ class Example:
     group: str
     source: str
     origin: Origin = field(default_factory=Origin)
+    tools: str = ""
 
     @property
     def instruction(self) -> str:

@@ -284,11 +284,12 @@ def _to_json(placed: tuple[Example, str]) -> list[Any]:
     return [
         place,
         example.id,
-        [[message.role, message.content] for message in example.messages],
+        [[message.role, message.content, message.details] for message in example.messages],
         example.language,
         example.group,
         example.source,
         None if origin == _ORIGINAL else [origin.kind, origin.model, origin.settings],
+        example.tools,
     ]
 
 
@@ -297,6 +298,6 @@ def _from_json(row: list[Any]) -> tuple[Example, str]:
 
 
 def _example_from_json(row: list[Any]) -> Example:
-    _, name, messages, language, group, source, origin = row
-    turns = tuple(Message(role, content) for role, content in messages)
-    return Example(name, turns, language, group, source, Origin(*origin) if origin else _ORIGINAL)
+    _, name, messages, language, group, source, origin, tools = row
+    turns = tuple(Message(*message) for message in messages)
+    return Example(name, turns, language, group, source, Origin(*origin) if origin else _ORIGINAL, tools)

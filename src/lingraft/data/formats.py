@@ -1,4 +1,4 @@
-"""From one row of a data set to an Example: the formats alpaca, messages and prompt_completion.
+"""From one row of a data set to an Example, in the formats that public instruction sets come in.
 
 Pure functions over one row at a time; `data.sources` reads the rows and counts those that are refused here.
 """
@@ -6,59 +6,154 @@ Pure functions over one row at a time; `data.sources` reads the rows and counts 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from dataclasses import dataclass
 
-from lingraft.data.example import UNDETERMINED_LANGUAGE, Example, Message, Role
+from lingraft.data.conversations import from_conversation, from_messages, from_sharegpt, tools_of
+from lingraft.data.example import UNDETERMINED_LANGUAGE, Example, Message
+from lingraft.data.language_tags import language_tag
+from lingraft.data.row_fields import Row, RowError, identifier, kind, objects, optional_text, text
 from lingraft.errors import DataError
 
-FORMATS = ("alpaca", "messages", "prompt_completion")
+OASST_TREES = "oasst"  # rows are single messages; `data.trees` makes conversations of them
 
-_NEEDED_FIELDS = {
-    "alpaca": "'instruction' and 'output' (or 'response'), optionally 'input'",
-    "messages": "'messages', a list of {'role', 'content'}",
-    "prompt_completion": "'prompt' and 'completion'",
+
+def _from_alpaca(row: Row) -> tuple[Message, ...]:
+    answer_field = "response" if "response" in row and "output" not in row else "output"
+    return _turns(
+        _with_context(text(row, "instruction"), optional_text(row, "input")), text(row, answer_field)
+    )
+
+
+def _from_dolly(row: Row) -> tuple[Message, ...]:
+    question = _with_context(text(row, "instruction"), optional_text(row, "context"))
+    return _turns(question, text(row, "response"))
+
+
+def _from_self_instruct(row: Row) -> tuple[Message, ...]:
+    instances = objects(row, "instances", "'input' and 'output'")
+    if len(instances) != 1:
+        raise RowError("instances", f"holds {len(instances)} instances; give each one a row of its own")
+    question = _with_context(text(row, "instruction"), optional_text(instances[0], "input"))
+    return _turns(question, text(instances[0], "output", "instances[0]"))
+
+
+def _from_prompt_completion(row: Row) -> tuple[Message, ...]:
+    return _turns(text(row, "prompt"), text(row, "completion"))
+
+
+def _from_openorca(row: Row) -> tuple[Message, ...]:
+    turns = _turns(text(row, "question"), text(row, "response"))
+    system = optional_text(row, "system_prompt")
+    return (Message("system", system), *turns) if system.strip() else turns
+
+
+def _from_inputs_targets(row: Row) -> tuple[Message, ...]:
+    return _turns(text(row, "inputs"), text(row, "targets"))
+
+
+def _turns(question: str, answer: str) -> tuple[Message, ...]:
+    return Message("user", question), Message("assistant", answer)
+
+
+def _with_context(instruction: str, context: str) -> str:
+    return f"{instruction}\n\n{context}" if context.strip() else instruction
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A format: how its rows are read, and by which fields they are told.
+
+    Attributes:
+        read: From a row to its conversation.
+        has: Whether a row has the format's fields.
+        needs: What these are, for messages.
+    """
+
+    read: Callable[[Row], tuple[Message, ...]]
+    has: Callable[[Row], bool]
+    needs: str
+
+
+def _all_in(*fields: str) -> Callable[[Row], bool]:
+    return lambda row: all(field in row for field in fields)
+
+
+def _is_alpaca(row: Row) -> bool:
+    return "instruction" in row and ("output" in row or "response" in row) and not _is_dolly(row)
+
+
+_is_dolly = _all_in("instruction", "context", "response")
+
+
+def _is_aya(row: Row) -> bool:
+    return _all_in("inputs", "targets")(row) and ("language_code" in row or "language" in row)
+
+
+FORMATS: Mapping[str, Format] = {
+    "alpaca": Format(
+        _from_alpaca, _is_alpaca, "'instruction' and 'output' (or 'response'), optionally 'input'"
+    ),
+    "messages": Format(
+        from_messages, _all_in("messages"), "'messages', a list of {'role', 'content'}, optionally 'tools'"
+    ),
+    "prompt_completion": Format(
+        _from_prompt_completion, _all_in("prompt", "completion"), "'prompt' and 'completion'"
+    ),
+    "sharegpt": Format(
+        from_sharegpt, _all_in("conversations"), "'conversations', a list of {'from', 'value'}"
+    ),
+    "conversation": Format(
+        from_conversation, _all_in("conversation"), "'conversation', a list of {'role', 'content'}"
+    ),
+    "openorca": Format(
+        _from_openorca,
+        _all_in("system_prompt", "question", "response"),
+        "'question' and 'response', optionally 'system_prompt'",
+    ),
+    "dolly": Format(_from_dolly, _is_dolly, "'instruction', 'context' and 'response'"),
+    "aya": Format(_from_inputs_targets, _is_aya, "'inputs', 'targets' and 'language_code' or 'language'"),
+    "flan": Format(
+        _from_inputs_targets,
+        lambda row: _all_in("inputs", "targets")(row) and not _is_aya(row),
+        "'inputs' and 'targets'",
+    ),
+    "self_instruct": Format(
+        _from_self_instruct,
+        _all_in("instruction", "instances"),
+        "'instruction' and 'instances' with one {'input', 'output'}",
+    ),
+    OASST_TREES: Format(
+        from_messages,
+        _all_in("message_id", "parent_id", "role", "text"),
+        "'message_id', 'parent_id', 'role' and 'text', a message a row",
+    ),
 }
-_ROLES = ("system", "user", "assistant")
-_BCP47 = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
-_SHOWN_CHARACTERS = 60
 
 
-class RowError(DataError):
-    """One row cannot be used: which field, and what is wrong with it."""
-
-    def __init__(self, field: str, problem: str) -> None:
-        super().__init__(f"field {field!r} {problem}")
-        self.field = field
-        self.problem = problem
-
-
-def detect_format(row: Mapping[str, Any]) -> str:
+def detect_format(row: Row) -> str:
     """Return which of FORMATS a row has, by the names of its fields.
 
     Raises:
         DataError: No format fits, or more than one; the message names the row's fields and what each needs.
     """
-    fitting = {
-        "alpaca": "instruction" in row and ("output" in row or "response" in row),
-        "messages": "messages" in row,
-        "prompt_completion": "prompt" in row and "completion" in row,
-    }
-    found = [name for name, fits in fitting.items() if fits]
+    found = [name for name, one in FORMATS.items() if one.has(row)]
     if len(found) == 1:
         return found[0]
     fields = ", ".join(repr(field) for field in row) or "none"
-    needs = "; ".join(f"{name} needs {needed}" for name, needed in _NEEDED_FIELDS.items())
     if found:
         raise DataError(
             f"the row has the fields of {' and '.join(found)} (fields: {fields}). Say which: format: {found[0]}"
         )
-    raise DataError(f"the row has none of the known formats (fields: {fields}). {needs}.")
+    needs = "; ".join(f"{name} needs {one.needs}" for name, one in FORMATS.items())
+    raise DataError(
+        f"the row has none of the known formats (fields: {fields}). Name its fields with `fields:`, such as "
+        f"{{instruction: question, output: answer}}. {needs}."
+    )
 
 
 def example_from_row(
-    row: Mapping[str, Any],
+    row: Row,
     format_name: str,
     *,
     id: str,  # noqa: A002 - named as in Example
@@ -67,128 +162,47 @@ def example_from_row(
 ) -> Example:
     """Return the Example that a row holds.
 
-    An alpaca row's instruction and input are joined by a blank line. The optional fields `id`, `language`
-    and `group` are honoured; null counts as absent in optional fields. Without `group`, a row's group is a
-    hash of its conversation, so that copies of a row are never split between training and held-out data.
+    An instruction and its input or context are joined by a blank line. The optional fields `id`, `language` (or
+    `language_code`, `lang`) and `group` are honoured; null counts as absent in optional fields. Without `group`, a
+    row's group is a hash of its conversation, so that copies of a row are never split between training and
+    held-out data.
 
     Args:
         row: Field names and values.
         format_name: One of FORMATS.
         id: Used where the row has no field `id`.
         source: The data set as the user named it.
-        language: BCP-47 tag that overrides the row's own; None: the row's field `language`, else "und".
+        language: BCP-47 tag that overrides the row's own; None: the row's language, else "und".
 
     Raises:
         RowError: A field is missing, empty or of the wrong type, or the conversation has no answer.
     """
-    messages = _READERS[format_name](row)
+    messages = FORMATS[format_name].read(row)
+    tools = tools_of(row)
     return Example(
-        id=_identifier(row, "id") or id,
+        id=identifier(row, "id") or id,
         messages=messages,
         language=language or _language(row),
-        group=_identifier(row, "group") or _content_group(messages),
+        group=identifier(row, "group") or _content_group(messages, tools),
         source=source,
+        tools=tools,
     )
 
 
-def _from_alpaca(row: Mapping[str, Any]) -> tuple[Message, ...]:
-    answer_field = "response" if "response" in row and "output" not in row else "output"
-    instruction = _text(row, "instruction")
-    extra = "" if row.get("input") is None else _text(row, "input", may_be_empty=True)
-    question = f"{instruction}\n\n{extra}" if extra.strip() else instruction
-    return Message("user", question), Message("assistant", _text(row, answer_field))
+_LANGUAGE_FIELDS = ("language_code", "language", "lang")
 
 
-def _from_prompt_completion(row: Mapping[str, Any]) -> tuple[Message, ...]:
-    return Message("user", _text(row, "prompt")), Message("assistant", _text(row, "completion"))
+def _language(row: Row) -> str:
+    for field in _LANGUAGE_FIELDS:
+        if row.get(field) is not None:
+            return language_tag(text(row, field), field)
+    return UNDETERMINED_LANGUAGE
 
 
-def _from_messages(row: Mapping[str, Any]) -> tuple[Message, ...]:
-    turns = _present(row, "messages")
-    if not isinstance(turns, (list, tuple)):
-        raise RowError("messages", f"must be a list of {{'role', 'content'}}, not {_kind(turns)}")
-    messages = tuple(_message(turn, f"messages[{index}]") for index, turn in enumerate(turns))
-    roles = [message.role for message in messages]
-    for needed in ("user", "assistant"):
-        if needed not in roles:
-            raise RowError("messages", f"has no {needed} turn")
-    if roles[-1] != "assistant":
-        raise RowError("messages", f"must end with an assistant turn, not with {roles[-1]!r}")
-    return messages
-
-
-def _message(turn: Any, place: str) -> Message:
-    if not isinstance(turn, Mapping):
-        raise RowError(place, f"must be an object with 'role' and 'content', not {_kind(turn)}")
-    role = _text(turn, "role", place)
-    if role not in _ROLES:
-        raise RowError(f"{place}.role", f"is {_shown(role)}; known are {', '.join(_ROLES)}")
-    # An empty system turn means something: several templates put their own one where there is none.
-    content = _text(turn, "content", place, may_be_empty=role == "system")
-    return Message(cast(Role, role), content)
-
-
-_READERS: dict[str, Callable[[Mapping[str, Any]], tuple[Message, ...]]] = {
-    "alpaca": _from_alpaca,
-    "messages": _from_messages,
-    "prompt_completion": _from_prompt_completion,
-}
-
-
-def _present(row: Mapping[str, Any], field: str, place: str = "") -> Any:
-    name = f"{place}.{field}" if place else field
-    if field not in row:
-        raise RowError(name, "is missing")
-    if row[field] is None:
-        raise RowError(name, "is null")
-    return row[field]
-
-
-def _text(row: Mapping[str, Any], field: str, place: str = "", *, may_be_empty: bool = False) -> str:
-    name = f"{place}.{field}" if place else field
-    value = _present(row, field, place)
-    if not isinstance(value, str):
-        raise RowError(name, f"must be text, not {_kind(value)}")
-    if not may_be_empty and not value.strip():
-        raise RowError(name, "is empty")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:  # JSON's "\ud800" parses, but no tokenizer takes it
-        raise RowError(name, f"holds half a surrogate pair at character {error.start}") from None
-    return value
-
-
-def _identifier(row: Mapping[str, Any], field: str) -> str | None:
-    value = row.get(field)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise RowError(field, f"must be text or a whole number, not {_kind(value)}")
-    return _text({field: str(value)}, field)
-
-
-def _language(row: Mapping[str, Any]) -> str:
-    if row.get("language") is None:
-        return UNDETERMINED_LANGUAGE
-    tag = _text(row, "language")
-    if not _BCP47.fullmatch(tag):
-        raise RowError(
-            "language",
-            f"is {_shown(tag)}, not a BCP-47 tag such as es; `language:` in the study overrides it",
-        )
-    return tag
-
-
-def _content_group(messages: tuple[Message, ...]) -> str:
-    content = "\x1e".join(f"{message.role}\x1f{message.content}" for message in messages)
+def _content_group(messages: tuple[Message, ...], tools: str) -> str:
+    turns = [f"{message.role}\x1f{message.content}{message.details}" for message in messages]
+    content = "\x1e".join([*turns, tools] if tools else turns)
     return "row-" + hashlib.sha256(content.encode("utf-8")).hexdigest()[:16]
 
 
-def _kind(value: Any) -> str:
-    names: dict[type, str] = {dict: "an object", list: "a list", bool: "true or false", str: "text"}
-    return f"{names.get(type(value), type(value).__name__)} ({_shown(value)})"
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
+__all__ = ["FORMATS", "OASST_TREES", "Format", "RowError", "detect_format", "example_from_row", "kind"]

@@ -1,23 +1,32 @@
 """Raw rows with their places, from local files and from the Hugging Face hub.
 
-Json and jsonl are read here line by line, because a broken row must be named by file and line; parquet and
+Json, jsonl and csv are read here line by line, because a broken row must be named by file and line; parquet and
 the hub go through the `datasets` library, which is imported only then.
 """
 
 from __future__ import annotations
 
+import csv
+import gzip
+import io
 import json
 import re
+import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from lingraft.config.schema import DataSource
+from lingraft.data.files import COMPRESSED, SUFFIXES, data_suffix
 from lingraft.errors import DataError
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_LONGEST_FIELD = 1 << 30  # characters; the csv module's own limit is 131,072
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PINNED = re.compile(r"[0-9a-f]{7,40}")  # a commit in full or shortened, rather than a branch or tag
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -33,12 +42,16 @@ class RawRow:
         number: The line or row number alone.
         value: Field names and values; empty where there is a problem.
         problem: Why the row cannot be read, or None.
+        name: Id of the row where its number alone does not tell it from others; "": the number does.
+        language: BCP-47 tag that the file's name gives its rows; None: it gives none.
     """
 
     place: str
     number: int
     value: Mapping[str, Any]
     problem: str | None = None
+    name: str = ""
+    language: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,30 +62,40 @@ class HubRows:
     commit: str | None
 
 
-def read_file(path: Path, source: str) -> Iterator[RawRow]:
-    """Yield the rows of a json, jsonl or parquet file, named `source` in places.
+def read_file(path: Path, name: str) -> Iterator[RawRow]:
+    """Yield the rows of a file of `files.SUFFIXES`, gzip-compressed or not, named `name` in places.
 
     Raises:
-        DataError: The file is missing, of another kind, or not readable as a whole.
+        DataError: The file is not readable as a whole.
     """
-    reader = _FILE_READERS.get(path.suffix.lower())
-    if reader is None:
-        known = ", ".join(_FILE_READERS)
-        raise DataError(
-            f"{source}: a data file's name must end in {known}, not in {path.suffix or 'nothing'!r}."
-        )
-    if not path.is_file():
-        raise DataError(f"{source}: there is no such file (looked for {path.absolute()}).")
-    return reader(path, source)
+    return _watched(_FILE_READERS[data_suffix(path)](path, name), name)
 
 
-def is_file_name(source: str) -> bool:
-    """Return whether `source` means a local file rather than a hub id: by its ending or a leading path."""
-    return Path(source).suffix.lower() in _FILE_READERS or source.startswith(("/", "./", "../", "~"))
+def _watched(rows: Iterator[RawRow], name: str) -> Iterator[RawRow]:
+    try:
+        yield from rows
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{name}: the gzip file is broken or cut off: {error}.") from None
+
+
+def open_bytes(path: Path, name: str) -> BinaryIO:
+    """Open a text file for reading as bytes, decompressing it where its name ends in .gz.
+
+    Raises:
+        DataError: The file is UTF-16.
+    """
+    if path.suffix.lower() == COMPRESSED:
+        return cast(BinaryIO, gzip.open(path, "rb"))
+    with path.open("rb") as file:
+        if file.read(2) in _UTF16_MARKS:
+            raise DataError(
+                f"{name}:1: the file is UTF-16, not UTF-8: convert it (iconv -f UTF-16 -t UTF-8)."
+            )
+    return path.open("rb")
 
 
 def _read_json_lines(path: Path, source: str) -> Iterator[RawRow]:
-    with path.open("rb") as file:
+    with open_bytes(path, source) as file:
         # A binary file is split at \n only; text splitting would also cut at U+2028 inside a string.
         for number, line in enumerate(file, start=1):
             content = line.removeprefix(_BYTE_ORDER_MARK).strip() if number == 1 else line.strip()
@@ -99,7 +122,8 @@ def _row(value: Any, place: str, number: int) -> RawRow:
 
 def _read_json(path: Path, source: str) -> Iterator[RawRow]:
     """Yield the objects of a list; a .json file that does not start with a list is read as json lines."""
-    content = path.read_bytes().removeprefix(_BYTE_ORDER_MARK)
+    with open_bytes(path, source) as file:
+        content = file.read().removeprefix(_BYTE_ORDER_MARK)
     if not content.lstrip().startswith(b"["):
         return _read_json_lines(path, source)
     try:
@@ -139,6 +163,43 @@ def _skip_whitespace(text: str, position: int) -> int:
     return position if found is None else found.end()
 
 
+def _read_csv(path: Path, source: str, delimiter: str = ",") -> Iterator[RawRow]:
+    """Yield the rows below a header; a row is known by the line on which it starts."""
+    csv.field_size_limit(_LONGEST_FIELD)
+    with open_bytes(path, source) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
+        reader = csv.reader(text, delimiter=delimiter, strict=True)
+        try:
+            header = _header(next(reader, None), source)
+            line = reader.line_num + 1
+            for values in reader:
+                if values:
+                    yield _csv_row(header, values, f"{source}:{line}", line)
+                line = reader.line_num + 1
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{source}: the file is not UTF-8 after line {reader.line_num} ({error.reason})."
+            ) from None
+        except csv.Error as error:
+            raise DataError(f"{source}:{reader.line_num}: not valid CSV: {error}.") from None
+
+
+def _header(names: list[str] | None, source: str) -> list[str]:
+    if not names:
+        raise DataError(f"{source}:1: the file is empty; its first line must name the columns.")
+    for name, count in Counter(names).items():
+        if count > 1 or not name.strip():
+            problem = f"{count} columns are named {name!r}" if name.strip() else "a column has no name"
+            raise DataError(f"{source}:1: {problem}; give every column a name of its own.")
+    return names
+
+
+def _csv_row(header: list[str], values: list[str], place: str, line: int) -> RawRow:
+    if len(values) != len(header):
+        problem = f"has {len(values)} columns, the header names {len(header)}"
+        return RawRow(place, line, {}, f"the row {problem}: is a quotation mark missing?")
+    return RawRow(place, line, dict(zip(header, values, strict=True)))
+
+
 def _read_parquet(path: Path, source: str) -> Iterator[RawRow]:
     from datasets import load_dataset
 
@@ -151,6 +212,8 @@ def _read_parquet(path: Path, source: str) -> Iterator[RawRow]:
 _FILE_READERS: dict[str, Callable[[Path, str], Iterator[RawRow]]] = {
     ".json": _read_json,
     ".jsonl": _read_json_lines,
+    ".csv": _read_csv,
+    ".tsv": partial(_read_csv, delimiter="\t"),
     ".parquet": _read_parquet,
 }
 
@@ -165,19 +228,20 @@ def read_hub(spec: DataSource) -> HubRows:
     """
     if not _HUB_ID.fullmatch(spec.source):
         raise DataError(
-            f"{spec.source!r} is neither a worldbook set, a local .json, .jsonl or .parquet file, nor a hub id "
+            f"{spec.source!r} is neither a worldbook set, a local file ({', '.join(SUFFIXES)}) or folder, nor a hub id "
             "(NAME or OWNER/NAME)."
         )
     if Path(spec.source).is_dir():  # the datasets library would take the folder in place of the hub
         raise DataError(
-            f"{spec.source!r} is a folder here: name a file in it, or run elsewhere for the hub id."
+            f"{spec.source!r} is no folder beside the study file, but one here, where the hub id cannot be told from "
+            "it: run elsewhere for the hub, or write the folder's whole path."
         )
     from datasets import load_dataset
 
     advice = (
         f"{spec.source}: cannot be read from the Hugging Face hub (configuration {spec.config}, split {spec.split}, "
         f"revision {spec.revision}). Check the id and the connection (HF_HUB_OFFLINE must not be set), or give a "
-        "local .json, .jsonl or .parquet file"
+        "local file"
     )
     with _reported(advice):
         data = load_dataset(spec.source, spec.config, split=spec.split, revision=spec.revision)

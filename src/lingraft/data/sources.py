@@ -10,7 +10,7 @@ import hashlib
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from heapq import merge
 from itertools import chain
 from pathlib import Path
@@ -29,11 +29,14 @@ from lingraft.data.example_table import (
     select,
     sorted_by_digest,
 )
-from lingraft.data.formats import RowError, detect_format, example_from_row
-from lingraft.data.readers import RawRow, is_file_name, read_file, read_hub
+from lingraft.data.field_mapping import mapped_rows
+from lingraft.data.files import COMPRESSED, SourceFile, files_of, is_local
+from lingraft.data.formats import OASST_TREES, RowError, detect_format, example_from_row
+from lingraft.data.readers import RawRow, read_file, read_hub
 from lingraft.data.spool import Spool
+from lingraft.data.trees import conversations_of
 from lingraft.errors import DataError
-from lingraft.records import canonical_json
+from lingraft.records import canonical_json, fingerprint_of
 
 WORLDBOOK_PREFIX = "worldbook:"
 WORLDBOOK_FORMAT = "worldbook"
@@ -128,14 +131,30 @@ def load_data(
     """
     if spec.source.startswith(WORLDBOOK_PREFIX):
         return _load_worldbook(spec)
-    path = base_folder / Path(spec.source).expanduser()
-    if is_file_name(spec.source) or path.is_file():
+    if is_local(spec.source, base_folder):
         _refuse_hub_options(spec)
-        rows = read_file(path, spec.source)  # which says what is wrong with the path
-        content_hash, lines = _hash_and_lines(path)
-        return _collect(spec, _watched(rows, lines, on_progress), content_hash=content_hash)
+        return _load_files(spec, files_of(spec.source, base_folder), on_progress)
     hub = read_hub(spec)
     return _collect(spec, _watched(hub.rows, 0, on_progress), revision=hub.commit)
+
+
+def _load_files(
+    spec: DataSource, files: Sequence[SourceFile], on_progress: Callable[[int, int], None] | None
+) -> LoadedData:
+    """Read files one after the other; rows of several are known by file and line."""
+    hashed = [_hash_and_lines(file.path) for file in files]
+    hashes = [digest for digest, _ in hashed]
+    rows = chain.from_iterable(
+        (replace(row, language=file.language, name=row.place if len(files) > 1 else "") for row in found)
+        for file, found in ((file, read_file(file.path, file.name)) for file in files)
+    )
+    lines = 0 if any(count == 0 for _, count in hashed) else sum(count for _, count in hashed)
+    identity = [[file.language, digest] for file, digest in zip(files, hashes, strict=True)]
+    return _collect(
+        spec,
+        _watched(rows, lines, on_progress),
+        content_hash=hashes[0] if len(files) == 1 and files[0].language is None else fingerprint_of(identity),
+    )
 
 
 def split_data(loaded: LoadedData, *, limit: int | None, held_out_groups: int, seed: int) -> DataSplit:
@@ -223,7 +242,11 @@ def _collect(
     spec: DataSource, rows: Iterable[RawRow], *, content_hash: str | None = None, revision: str | None = None
 ) -> LoadedData:
     rows = iter(rows)
+    if spec.fields:
+        rows = mapped_rows(rows, spec.fields)
     format_name, seen = (spec.format, []) if spec.format is not None else _detected(rows)
+    if format_name == OASST_TREES:
+        rows, seen = conversations_of(chain(seen, rows)), []
     collector, left_out = ExampleCollector(), _LeftOut()
     for row in chain(seen, rows):
         try:
@@ -291,7 +314,8 @@ def _hash_and_lines(path: Path) -> tuple[str, int]:
             digest.update(block)
             lines += block.count(b"\n")
             last = block[-1:]
-    return digest.hexdigest(), 0 if path.suffix.lower() == ".parquet" else lines + (last != b"\n")
+    has_lines = path.suffix.lower() not in (".parquet", COMPRESSED)
+    return digest.hexdigest(), lines + (last != b"\n") if has_lines else 0
 
 
 def _detected(rows: Iterator[RawRow]) -> tuple[str, list[RawRow]]:
@@ -317,7 +341,11 @@ def _example(row: RawRow, format_name: str, spec: DataSource) -> Example:
     if row.problem is not None:
         raise DataError(row.problem)
     return example_from_row(
-        row.value, format_name, id=str(row.number), source=spec.source, language=spec.language
+        row.value,
+        format_name,
+        id=row.name or str(row.number),
+        source=spec.source,
+        language=spec.language or row.language,
     )
 
 

@@ -63,6 +63,7 @@ class DataSet:
         return {
             "content": self.loaded.content_hash,
             "format": self.loaded.format,
+            "fields": self.source.fields,
             "language": self.source.language,
             "limit": self.source.limit,
             "held_out": self.held_out_groups,

@@ -1,0 +1,80 @@
+"""OpenAssistant's message trees: a row is one message; the best-ranked path of each tree is a conversation.
+
+A tree is left out, with its reason, where its path has no answer. What lies off the path is not used: the ranks say
+that it is worse, and several answers to one prompt would count that prompt several times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lingraft.data.readers import RawRow
+
+_NO_RANK = 1 << 30  # unranked messages come after the ranked ones
+
+
+def conversations_of(rows: Iterator[RawRow]) -> Iterator[RawRow]:
+    """Yield a row in the format `messages` for each tree; the messages of a tree must follow one another.
+
+    A broken row stays one, and its tree goes on without it. A tree that comes a second time is a broken row.
+    """
+    tree: dict[str, RawRow] = {}
+    tree_name: str | None = None
+    seen: set[str] = set()
+    for row in rows:
+        if row.problem is not None:
+            yield row
+            continue
+        name = str(row.value.get("message_tree_id") or _root_name(row, tree))
+        if name != tree_name:
+            if tree:
+                yield _conversation(tree)
+            tree, tree_name = {}, name
+            if name in seen:
+                problem = f"tree {name!r} goes on here: sort the file by message_tree_id"
+                yield RawRow(row.place, row.number, {}, problem)
+                tree_name = None
+                continue
+            seen.add(name)
+        tree[str(row.value.get("message_id"))] = row
+    if tree:
+        yield _conversation(tree)
+
+
+def _root_name(row: RawRow, tree: Mapping[str, RawRow]) -> str:
+    """Return the root of the tree that a message hangs in, itself where it has no parent."""
+    parent = row.value.get("parent_id")
+    while parent is not None and str(parent) in tree:
+        row = tree[str(parent)]
+        parent = row.value.get("parent_id")
+    return str(row.value.get("message_id"))
+
+
+def _conversation(tree: Mapping[str, RawRow]) -> RawRow:
+    """Return a tree's best path as a row that stands where its root does."""
+    children: dict[str | None, list[RawRow]] = {}
+    for row in tree.values():
+        if not row.value.get("deleted"):
+            parent = row.value.get("parent_id")
+            children.setdefault(None if parent is None else str(parent), []).append(row)
+    first = next(iter(tree.values()))
+    path: list[RawRow] = []
+    waiting = children.get(None, [])
+    while waiting:
+        path.append(min(waiting, key=_rank))
+        waiting = children.get(str(path[-1].value.get("message_id")), [])
+    while path and path[-1].value.get("role") != "assistant":
+        path.pop()
+    if not path:
+        return RawRow(first.place, first.number, {}, "the tree's best path has no assistant message")
+    messages = [{"role": row.value.get("role"), "content": row.value.get("text")} for row in path]
+    value: dict[str, Any] = {"id": path[0].value.get("message_id"), "messages": messages}
+    if path[0].value.get("lang") is not None:
+        value["language"] = path[0].value["lang"]
+    return RawRow(path[0].place, path[0].number, value)
+
+
+def _rank(row: RawRow) -> tuple[float, int]:
+    rank = row.value.get("rank")
+    return (rank if isinstance(rank, (int, float)) else _NO_RANK), row.number
