@@ -206,3 +206,19 @@ def test_a_failed_cell_does_not_stop_the_others(tmp_path: Path, tiny_model: Path
     without = run(path, "measures=[mpd]", "keep=none", "phases.two.data.similar.strategies=[plain]")
     assert without.returncode == 0, without.stderr
     assert json.loads(without.stdout)["cells"][0]["status"] == "done"
+
+
+@pytest.mark.slow
+def test_a_study_on_two_processes_has_the_losses_of_one(
+    tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    losses = []
+    for arguments in ((), ("--processes", "2"), ("--processes", "2", "--sharded")):
+        folder = tmp_path_factory.mktemp("processes")
+        training = {"learning_rate": 1e-3, "tokens_per_batch": 1024, "precision": "float32"}
+        done = run(study_file(folder, tiny_model, training=training), *arguments)
+        assert done.returncode == 0, done.stderr
+        cells = json.loads(done.stdout)["cells"]
+        losses.append([loss for cell in cells for phase in cell["phases"] for _, loss in phase["losses"]])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert losses[2] == pytest.approx(losses[0], rel=1e-4)

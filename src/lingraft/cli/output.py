@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from lingraft.report.tables import Table
 
+_LOG_WIDTH = 160
 _COLUMN_GAP = 3
 _result_stream: IO[str] | None = None
 _with_stacks = False
@@ -41,6 +42,7 @@ def keep_stdout_clean() -> Iterator[None]:
             _result_stream.flush()
         finally:
             os.dup2(_result_stream.fileno(), 1)
+            _result_stream.close()
             _result_stream = None
 
 
@@ -75,7 +77,8 @@ def standard_error() -> Console:
     """Return the console of progress and messages."""
     from rich.console import Console
 
-    return Console(stderr=True)
+    # A log file is not narrow: tables are not cut there.
+    return Console(stderr=True, width=None if sys.stderr.isatty() else _LOG_WIDTH)
 
 
 def print_table(table: Table, title: str | None = None) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lingraft.cli.output import print_json, print_result, print_table
+from lingraft.errors import ConfigError
 
 if TYPE_CHECKING:
     from lingraft.data.summary import DataSummary
@@ -54,7 +55,11 @@ def show_data(
         str, typer.Option(help="Whose tokenizer and chat template to use.")
     ] = "embedded:smollm2-135m",
     data_format: Annotated[
-        str | None, typer.Option("--format", help="alpaca, messages or prompt_completion; default: detected.")
+        str | None, typer.Option("--format", help="Format of the rows, such as alpaca; default: detected.")
+    ] = None,
+    field: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=PATH", help="A field that a format reads, and where the rows have it."),
     ] = None,
     language: Annotated[
         str | None, typer.Option(help="BCP-47 tag of the rows, where they do not say.")
@@ -76,7 +81,13 @@ def show_data(
     from lingraft.data.summary import summarise_data
     from lingraft.models.loading import load_tokenizer
 
-    spec = data_source(source, format=data_format, language=language, max_broken_share=max_broken_share)
+    spec = data_source(
+        source,
+        format=data_format,
+        fields=_pairs(field or []),
+        language=language,
+        max_broken_share=max_broken_share,
+    )
     with StepBars() as bars:
         summary = summarise_data(
             spec, load_tokenizer(model), max_length=max_length, on_progress=bars.progressed
@@ -85,6 +96,13 @@ def show_data(
         print_json(summary.to_json())
         return
     _print_summary(summary)
+
+
+def _pairs(fields: list[str]) -> dict[str, str]:
+    for field in fields:
+        if "=" not in field:
+            raise ConfigError(f"--field {field!r}: write NAME=PATH, such as --field instruction=question.")
+    return dict(field.split("=", 1) for field in fields)
 
 
 def _print_summary(summary: DataSummary) -> None:

@@ -113,11 +113,11 @@ def _compose(path: Path) -> yaml.Node:
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise _not_yaml(path, error) from None
     if not isinstance(root, yaml.MappingNode):
-        raise ConfigError(
-            f"{path}: a study file is a mapping (name:, model:, phases:, ...), this is not one."
-        )
+        other = "this is a list" if isinstance(root, yaml.SequenceNode) else "this is one value"
+        found = "the file is empty" if root is None else other
+        raise ConfigError(f"{path}:1: a study file is a mapping (name:, model:, phases:, ...), but {found}.")
     return root
 
 
@@ -135,8 +135,16 @@ def _construct(root: yaml.Node, path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = loader.construct_document(root)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise _not_yaml(path, error) from None
     return content
+
+
+def _not_yaml(path: Path, error: yaml.YAMLError) -> ConfigError:
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}")
+    reason = getattr(error, "problem", None) or "it ends too early"
+    return ConfigError(f"{path}:{mark.line + 1}: not valid YAML: {reason} (column {mark.column + 1}).")
 
 
 def _mapping_nodes(node: yaml.Node) -> list[yaml.MappingNode]:

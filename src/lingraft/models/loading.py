@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from safetensors import safe_open
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from lingraft.data.chat import FALLBACK_TEMPLATE
 from lingraft.errors import ModelError
@@ -82,7 +89,9 @@ def load_model(
             output_loading_info=True,
         )
     except Exception as error:  # transformers raises whatever the architecture's code raises
-        raise ModelError(f"{name_or_folder}: cannot be loaded as a causal language model: {error}") from error
+        raise ModelError(
+            f"{name_or_folder}: cannot be loaded as a causal language model: {_first_line(error)}"
+        ) from error
     model, info = loaded
     lacking = sorted(info["missing_keys"])
     if lacking:
@@ -90,6 +99,39 @@ def load_model(
         raise ModelError(f"{name_or_folder}: {len(lacking)} weights are not in its files ({listed}, ...).")
     checked: PreTrainedModel = model.eval()
     return checked
+
+
+def check_model(name: str, folder: Path, *, trust_remote_code: bool = False) -> None:
+    """Refuse a model that could not be loaded, without loading it: for before anything is trained.
+
+    Raises:
+        ModelError: Its configuration cannot be read or is none of a causal language model, its tokenizer cannot be
+            loaded, or a file of weights is not whole; the message is one line.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise ModelError(f"{name}: its config.json cannot be used: {_first_line(error)}") from error
+    brings_code = trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if not brings_code and type(config) not in AutoModelForCausalLM._model_mapping:
+        raise ModelError(
+            f"{name}: model_type {config.model_type!r} is no causal language model that transformers knows; name a "
+            "model that AutoModelForCausalLM can load."
+        )
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except Exception as error:
+            raise ModelError(
+                f"{name}: {file.name} is broken or cut off ({_first_line(error)}); get it again."
+            ) from error
+    load_tokenizer(folder, trust_remote_code=trust_remote_code)
+
+
+def _first_line(error: Exception) -> str:
+    """Return what a library says in its first line; transformers adds paragraphs of advice."""
+    return str(error).strip().split("\n", 1)[0].strip()
 
 
 def load_tokenizer(name_or_folder: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -107,7 +149,7 @@ def load_tokenizer(name_or_folder: str | Path, *, trust_remote_code: bool = Fals
             folder, trust_remote_code=trust_remote_code
         )
     except Exception as error:  # tokenizer files are parsed by several libraries, each with its own errors
-        raise ModelError(f"{name_or_folder}: its tokenizer cannot be loaded: {error}") from error
+        raise ModelError(f"{name_or_folder}: its tokenizer cannot be loaded: {_first_line(error)}") from error
     if tokenizer.chat_template is None:
         tokenizer.chat_template = FALLBACK_TEMPLATE
     if tokenizer.pad_token is None:

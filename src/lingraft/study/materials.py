@@ -21,7 +21,7 @@ from lingraft.data.sources import DataSplit, LoadedData, hold_out, load_data, sp
 from lingraft.data.tokenizer_cost import cost_warnings, language_costs
 from lingraft.errors import ConfigError, LingraftError
 from lingraft.evaluate.held_out import item_of
-from lingraft.models.loading import load_tokenizer, model_content_hash, model_folder
+from lingraft.models.loading import check_model, load_tokenizer, model_content_hash, model_folder
 from lingraft.strategies.composition import Composition, build
 from lingraft.study.events import Watcher
 from lingraft.study.grid import Cell, cells_of, trained_phases
@@ -263,6 +263,7 @@ def _read(name: str, source: DataSource, held_out: int, base_folder: Path, watch
 
 def _find(name: str, trust_remote_code: bool) -> Model:
     folder = model_folder(name, trust_remote_code=trust_remote_code)
+    check_model(name, folder, trust_remote_code=trust_remote_code)
     return Model(name, folder, {"weights": model_content_hash(folder)})
 
 

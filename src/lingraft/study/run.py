@@ -63,9 +63,9 @@ def run_study(
     processes = processes or Processes()
     processes.check()
     materials = gather(study, base_folder, watcher)
-    costs = tell_costs(materials, watcher, trust_remote_code=study.trust_remote_code)
     check_tasks(study.evaluate, base_folder, languages=materials.languages)
     encoder = _encoder(study, materials)
+    costs = tell_costs(materials, watcher, trust_remote_code=study.trust_remote_code)
     folder = runs / study.name
     with Store(folder) as store:
         save_study(study, folder / "study.yaml")
