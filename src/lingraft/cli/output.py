@@ -41,6 +41,7 @@ def keep_stdout_clean() -> Iterator[None]:
             _result_stream.flush()
         finally:
             os.dup2(_result_stream.fileno(), 1)
+            _result_stream.close()
             _result_stream = None
 
 

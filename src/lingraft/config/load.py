@@ -29,7 +29,7 @@ from lingraft.config.schema import (
     Training,
     TrainingOverrides,
 )
-from lingraft.errors import ConfigError, did_you_mean
+from lingraft.errors import ConfigError, did_you_mean, in_one_line
 from lingraft.records import write_text_atomically
 
 _SECTIONS: tuple[type[Section], ...] = (
@@ -85,7 +85,10 @@ def data_source(source: str, **options: Any) -> DataSource:
     try:
         return DataSource(source=source, **options)
     except ValidationError as error:
-        problems = [f"{_place(tuple(d['loc']))} {_problem(tuple(d['loc']), d)}" for d in error.errors()]
+        problems = [
+            f"--{_place(tuple(d['loc'])).replace('_', '-')} {_problem(tuple(d['loc']), d)}"
+            for d in error.errors()
+        ]
         raise ConfigError("; ".join(problems)) from None
 
 
@@ -113,7 +116,7 @@ def _compose(path: Path) -> yaml.Node:
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{path}: not valid YAML: {in_one_line(error)}") from None
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError(
             f"{path}: a study file is a mapping (name:, model:, phases:, ...), this is not one."
@@ -135,7 +138,7 @@ def _construct(root: yaml.Node, path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = loader.construct_document(root)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{path}: not valid YAML: {in_one_line(error)}") from None
     return content
 
 

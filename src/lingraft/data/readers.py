@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from lingraft.config.schema import DataSource
-from lingraft.errors import DataError
+from lingraft.errors import DataError, in_one_line
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PINNED = re.compile(r"[0-9a-f]{7,40}")  # a commit in full or shortened, rather than a branch or tag
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -63,7 +66,16 @@ def read_file(path: Path, source: str) -> Iterator[RawRow]:
         )
     if not path.is_file():
         raise DataError(f"{source}: there is no such file (looked for {path.absolute()}).")
+    _refuse_utf16(path, source)
     return reader(path, source)
+
+
+def _refuse_utf16(path: Path, source: str) -> None:
+    with path.open("rb") as file:
+        if file.read(2) in _UTF16_MARKS:
+            raise DataError(
+                f"{source}:1: the file is UTF-16, not UTF-8: convert it (iconv -f UTF-16 -t UTF-8)."
+            )
 
 
 def is_file_name(source: str) -> bool:
@@ -81,8 +93,11 @@ def _read_json_lines(path: Path, source: str) -> Iterator[RawRow]:
 
 
 def _row_of_line(line: bytes, place: str, number: int) -> RawRow:
+    if line.startswith(_BYTE_ORDER_MARK):
+        problem = "a byte order mark (U+FEFF) amid the file, as where files were joined; remove it"
+        return RawRow(place, number, {}, problem)
     try:
-        return _row(json.loads(line.decode("utf-8")), place, number)
+        return _row(json.loads(line.decode("utf-8"), object_pairs_hook=_object), place, number)
     except UnicodeDecodeError as error:
         return RawRow(place, number, {}, f"not UTF-8 at byte {error.start + 1} of the line")
     except json.JSONDecodeError as error:
@@ -91,16 +106,27 @@ def _row_of_line(line: bytes, place: str, number: int) -> RawRow:
         return RawRow(place, number, {}, f"not usable JSON: {error}")
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object's fields; Python's own reader would take the last of two values and say nothing."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        repeated = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {repeated!r} stands twice in one object")
+    return found
+
+
 def _row(value: Any, place: str, number: int) -> RawRow:
     if isinstance(value, dict):
         return RawRow(place, number, value)
-    return RawRow(place, number, {}, f"the row must be an object, not {type(value).__name__}")
+    found = f"{type(value).__name__} ({reprlib.repr(value)})"
+    return RawRow(place, number, {}, f"the row must be an object, not {found}")
 
 
 def _read_json(path: Path, source: str) -> Iterator[RawRow]:
     """Yield the objects of a list; a .json file that does not start with a list is read as json lines."""
     content = path.read_bytes().removeprefix(_BYTE_ORDER_MARK)
     if not content.lstrip().startswith(b"["):
+        _refuse_one_object(content.strip(), source)
         return _read_json_lines(path, source)
     try:
         return _rows_of_list(content.decode("utf-8"), source)
@@ -109,9 +135,27 @@ def _read_json(path: Path, source: str) -> Iterator[RawRow]:
         raise DataError(f"{source}:{line}: the file is not UTF-8 (byte {error.start + 1}).") from None
 
 
+def _refuse_one_object(content: bytes, source: str) -> None:
+    """Refuse one object over several lines, each of which would else be told as a broken row."""
+    first = content.partition(b"\n")[0]
+    if len(first) < len(content) and not _is_json(first) and _is_json(content):
+        raise DataError(
+            f"{source}:1: the file is one object ({reprlib.repr(json.loads(content))}), not a list of rows: write "
+            "[...] around it, or one row a line."
+        )
+
+
+def _is_json(content: bytes) -> bool:
+    try:
+        json.loads(content)
+    except (RecursionError, ValueError):
+        return False
+    return True
+
+
 def _rows_of_list(text: str, source: str) -> Iterator[RawRow]:
     """Decode one element after the other, so that each is known by the line on which it starts."""
-    decoder = json.JSONDecoder()
+    decoder = json.JSONDecoder(object_pairs_hook=_object)
     position, line, counted = _skip_whitespace(text, text.index("[") + 1), 1, 0
     while not text.startswith("]", position):
         line, counted = line + text.count("\n", counted, position), position
@@ -203,4 +247,4 @@ def _reported(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # hub, http, pyarrow and datasets share no base class
-        raise DataError(f"{what}: {type(error).__name__}: {error}") from error
+        raise DataError(f"{what}: {type(error).__name__}: {in_one_line(error)}") from error

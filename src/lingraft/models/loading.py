@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lingraft.data.chat import FALLBACK_TEMPLATE
-from lingraft.errors import ModelError
+from lingraft.errors import ModelError, in_one_line
 from lingraft.models.checkpoints import INDEX_FILE, SINGLE_FILE, missing_weights
 from lingraft.models.embedded import embedded_folder
 from lingraft.records import hash_file
@@ -82,7 +82,9 @@ def load_model(
             output_loading_info=True,
         )
     except Exception as error:  # transformers raises whatever the architecture's code raises
-        raise ModelError(f"{name_or_folder}: cannot be loaded as a causal language model: {error}") from error
+        raise ModelError(
+            f"{name_or_folder}: cannot be loaded as a causal language model: {in_one_line(error)}"
+        ) from error
     model, info = loaded
     lacking = sorted(info["missing_keys"])
     if lacking:
@@ -107,7 +109,7 @@ def load_tokenizer(name_or_folder: str | Path, *, trust_remote_code: bool = Fals
             folder, trust_remote_code=trust_remote_code
         )
     except Exception as error:  # tokenizer files are parsed by several libraries, each with its own errors
-        raise ModelError(f"{name_or_folder}: its tokenizer cannot be loaded: {error}") from error
+        raise ModelError(f"{name_or_folder}: its tokenizer cannot be loaded: {in_one_line(error)}") from error
     if tokenizer.chat_template is None:
         tokenizer.chat_template = FALLBACK_TEMPLATE
     if tokenizer.pad_token is None:
@@ -151,7 +153,7 @@ def _from_hub(name: str, trust_remote_code: bool) -> Path:
         )
     except Exception as error:  # hub, http and cache errors share no base class
         raise ModelError(
-            f"{name}: there is no such folder, and it cannot be had from the Hugging Face hub ({error}). Check the id "
+            f"{name}: there is no such folder, and it cannot be had from the Hugging Face hub ({in_one_line(error)}). Check the id "
             "and the connection (HF_HUB_OFFLINE must not be set; gated models need a login), or give a local folder "
             "with config.json and safetensors, or `embedded:smollm2-135m`."
         ) from error
