@@ -55,3 +55,8 @@ def did_you_mean(value: str, options: Iterable[str]) -> str:
     close = difflib.get_close_matches(value, known, n=1)
     hint = f"Did you mean {close[0]!r}? " if close else ""
     return f"{hint}Options: {', '.join(known)}."
+
+
+def in_one_line(error: BaseException) -> str:
+    """Return a library's message without its line breaks: what lingraft prints of a problem is one line."""
+    return " ".join(str(error).split())

@@ -127,11 +127,16 @@ FILES = [
     ),
     rows("a UTF-16 file", "{}".encode("utf-16"), "x.jsonl:1", "UTF-16"),
     rows(
-        "a byte order mark within", '{"prompt": "a", "completion": "b"}\n\ufeff{}\n', "x.jsonl:2", "not JSON"
+        "a byte order mark within",
+        '{"prompt": "a", "completion": "b"}\n\ufeff{}\n',
+        "x.jsonl:2",
+        "byte order mark",
     ),
     rows("a line that is no JSON", '{"instruction": "Q",\n', "x.jsonl:1", "not JSON", "character"),
     rows("a JSON list that is cut off", json.dumps([GOOD, GOOD])[:-1], "x.json:1", "cut off", file="x.json"),
     rows("JSON without commas", '[{"prompt": "a", "completion": "b"} {}]', "x.json:1", "','", file="x.json"),
+    rows("one object in place of rows", '{\n"a": 1\n}', "x.json:1", "one object", file="x.json"),
+    rows("a key twice in a row", '{"a": 1, "a": 2}\n', "x.jsonl:1", "'a' stands twice"),
     rows("broken gzip", b"no", "x.jsonl.gz", "gzip", file="x.jsonl.gz"),
     rows(
         "gzip that is cut off",

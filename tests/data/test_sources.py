@@ -35,7 +35,7 @@ BROKEN_LINES: list[tuple[bytes, str]] = [
     (b'{"instruction": "a"}', "field 'output' is missing"),
     (b'{"instruction": "a", "output": ""}', "field 'output' is empty"),
     (b'{"instruction": "a", "output": 4}', "field 'output' must be text, not int (4)"),
-    (b'["a", "b"]', "the row must be an object, not list"),
+    (b'["a", "b"]', "the row must be an object, not list (['a', 'b'])"),
     (b"[" * 100_000, "not usable JSON: maximum recursion depth exceeded"),
     (b'{"n": ' + b"9" * 5000 + b"}", "not usable JSON: Exceeds the limit"),
     (
@@ -92,7 +92,7 @@ def test_a_json_list_is_read_and_its_rows_named_by_their_lines(tmp_path: Path) -
     assert (loaded.format, loaded.n_rows) == ("prompt_completion", 4)
     assert [(row.place, row.problem) for row in loaded.broken] == [
         ("x.json:6", "field 'completion' is missing"),
-        ("x.json:9", "the row must be an object, not int"),
+        ("x.json:9", "the row must be an object, not int (3)"),
     ]
     assert [example.id for example in loaded.examples] == ["2", "10"]
 

@@ -88,8 +88,8 @@ def _usage_message(error: Exception) -> str | None:
     if format_message is None:
         return None
     context = getattr(error, "ctx", None)
-    hint = f"\nTry `{context.command_path} --help`." if context is not None else ""
-    return f"{format_message()}{hint}"
+    hint = f" Try `{context.command_path} --help`." if context is not None else ""
+    return f"UsageError: {' '.join(format_message().split())}{hint}"
 
 
 def _report(message: str, error: Exception, code: int) -> int:

@@ -85,7 +85,10 @@ def data_source(source: str, **options: Any) -> DataSource:
     try:
         return DataSource(source=source, **options)
     except ValidationError as error:
-        problems = [f"{_place(tuple(d['loc']))} {_problem(tuple(d['loc']), d)}" for d in error.errors()]
+        problems = [
+            f"--{_place(tuple(d['loc'])).replace('_', '-')} {_problem(tuple(d['loc']), d)}"
+            for d in error.errors()
+        ]
         raise ConfigError("; ".join(problems)) from None
 
 

@@ -11,6 +11,7 @@ import gzip
 import io
 import json
 import re
+import reprlib
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,7 +23,7 @@ from typing import Any, BinaryIO, cast
 
 from lingraft.config.schema import DataSource
 from lingraft.data.files import COMPRESSED, SUFFIXES, data_suffix
-from lingraft.errors import DataError
+from lingraft.errors import DataError, in_one_line
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
@@ -104,8 +105,11 @@ def _read_json_lines(path: Path, source: str) -> Iterator[RawRow]:
 
 
 def _row_of_line(line: bytes, place: str, number: int) -> RawRow:
+    if line.startswith(_BYTE_ORDER_MARK):
+        problem = "a byte order mark (U+FEFF) amid the file, as where files were joined; remove it"
+        return RawRow(place, number, {}, problem)
     try:
-        return _row(json.loads(line.decode("utf-8")), place, number)
+        return _row(json.loads(line.decode("utf-8"), object_pairs_hook=_object), place, number)
     except UnicodeDecodeError as error:
         return RawRow(place, number, {}, f"not UTF-8 at byte {error.start + 1} of the line")
     except json.JSONDecodeError as error:
@@ -114,10 +118,20 @@ def _row_of_line(line: bytes, place: str, number: int) -> RawRow:
         return RawRow(place, number, {}, f"not usable JSON: {error}")
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object's fields; Python's own reader would take the last of two values and say nothing."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        repeated = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {repeated!r} stands twice in one object")
+    return found
+
+
 def _row(value: Any, place: str, number: int) -> RawRow:
     if isinstance(value, dict):
         return RawRow(place, number, value)
-    return RawRow(place, number, {}, f"the row must be an object, not {type(value).__name__}")
+    found = f"{type(value).__name__} ({reprlib.repr(value)})"
+    return RawRow(place, number, {}, f"the row must be an object, not {found}")
 
 
 def _read_json(path: Path, source: str) -> Iterator[RawRow]:
@@ -125,6 +139,7 @@ def _read_json(path: Path, source: str) -> Iterator[RawRow]:
     with open_bytes(path, source) as file:
         content = file.read().removeprefix(_BYTE_ORDER_MARK)
     if not content.lstrip().startswith(b"["):
+        _refuse_one_object(content.strip(), source)
         return _read_json_lines(path, source)
     try:
         return _rows_of_list(content.decode("utf-8"), source)
@@ -133,9 +148,27 @@ def _read_json(path: Path, source: str) -> Iterator[RawRow]:
         raise DataError(f"{source}:{line}: the file is not UTF-8 (byte {error.start + 1}).") from None
 
 
+def _refuse_one_object(content: bytes, source: str) -> None:
+    """Refuse one object over several lines, each of which would else be told as a broken row."""
+    first = content.partition(b"\n")[0]
+    if len(first) < len(content) and not _is_json(first) and _is_json(content):
+        raise DataError(
+            f"{source}:1: the file is one object ({reprlib.repr(json.loads(content))}), not a list of rows: write "
+            "[...] around it, or one row a line."
+        )
+
+
+def _is_json(content: bytes) -> bool:
+    try:
+        json.loads(content)
+    except (RecursionError, ValueError):
+        return False
+    return True
+
+
 def _rows_of_list(text: str, source: str) -> Iterator[RawRow]:
     """Decode one element after the other, so that each is known by the line on which it starts."""
-    decoder = json.JSONDecoder()
+    decoder = json.JSONDecoder(object_pairs_hook=_object)
     position, line, counted = _skip_whitespace(text, text.index("[") + 1), 1, 0
     while not text.startswith("]", position):
         line, counted = line + text.count("\n", counted, position), position
@@ -267,4 +300,4 @@ def _reported(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # hub, http, pyarrow and datasets share no base class
-        raise DataError(f"{what}: {type(error).__name__}: {error}") from error
+        raise DataError(f"{what}: {type(error).__name__}: {in_one_line(error)}") from error

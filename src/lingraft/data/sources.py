@@ -354,13 +354,17 @@ def _check_broken(spec: DataSource, broken: Sequence[BrokenRow], n_rows: int) ->
         raise DataError(f"{spec.source}: there are no rows in it.")
     if len(broken) <= spec.max_broken_share * n_rows:
         return
+    counted = (
+        f"{len(broken)} of {n_rows} rows ({len(broken) / n_rows:.2%}) are broken, more than max_broken_share allows "
+        f"({spec.max_broken_share:.2%})"
+    )
+    if len(broken) == 1:
+        advice = "Mend the row, or raise max_broken_share to leave it out."
+        raise DataError(f"{broken[0].place}: {broken[0].problem}; {counted}. {advice}")
     listed = "".join(f"\n  {row.place}: {row.problem}" for row in broken[:_LISTED_PLACES])
     more = f"\n  and {len(broken) - _LISTED_PLACES} more" if len(broken) > _LISTED_PLACES else ""
-    raise DataError(
-        f"{spec.source}: {len(broken)} of {n_rows} rows ({len(broken) / n_rows:.2%}) are broken, more than "
-        f"max_broken_share allows ({spec.max_broken_share:.2%}):{listed}{more}\n"
-        "Mend these rows, or raise max_broken_share to leave them out."
-    )
+    advice = "Mend these rows, or raise max_broken_share to leave them out:"
+    raise DataError(f"{spec.source}: {counted}. {advice}{listed}{more}")
 
 
 def _draw(examples: Sequence[Example], columns: Columns, rows: Rows, limit: int, seed: int) -> Rows:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from lingraft.config.schema import Evaluation, EvaluationTask
 from lingraft.data.chat import chat_template
 from lingraft.data.worldbook import FAMILIES, LANGUAGES
-from lingraft.errors import ConfigError, EvaluationError, did_you_mean
+from lingraft.errors import ConfigError, EvaluationError, did_you_mean, in_one_line
 from lingraft.evaluate.predictions import Ability, Prediction
 from lingraft.records import fingerprint_of, hash_file
 
@@ -297,7 +297,7 @@ def _load(entry: EvaluationTask, base_folder: Path) -> list[ConfigurableTask]:
         with _quiet():
             found = _load_spec(entry, base_folder)
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = in_one_line(error)[:300]
         raise EvaluationError(
             f"the task {entry.task} cannot be loaded: {type(error).__name__}: {reason} "
             "(where its data set cannot be downloaded, give it `data:`, a local file of the same fields)."

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from lingraft.data.chat import FALLBACK_TEMPLATE
-from lingraft.errors import ModelError
+from lingraft.errors import ModelError, in_one_line
 from lingraft.models.checkpoints import INDEX_FILE, SINGLE_FILE, missing_weights
 from lingraft.models.embedded import embedded_folder
 from lingraft.records import hash_file
@@ -193,8 +193,8 @@ def _from_hub(name: str, trust_remote_code: bool) -> Path:
         )
     except Exception as error:  # hub, http and cache errors share no base class
         raise ModelError(
-            f"{name}: there is no such folder, and it cannot be had from the Hugging Face hub ({error}). Check the id "
-            "and the connection (HF_HUB_OFFLINE must not be set; gated models need a login), or give a local folder "
+            f"{name}: there is no such folder, and it cannot be had from the Hugging Face hub "
+            f"({in_one_line(error)}). Check the id and the connection (HF_HUB_OFFLINE must not be set; gated models need a login), or give a local folder "
             "with config.json and safetensors, or `embedded:smollm2-135m`."
         ) from error
     return Path(fetched)

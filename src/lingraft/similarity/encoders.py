@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lingraft.errors import ConfigError
+from lingraft.errors import ConfigError, in_one_line
 
 Vectors = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
@@ -104,7 +104,7 @@ class SentenceTransformer:
             return sentence_transformers.SentenceTransformer(self._id)
         except (OSError, ValueError, RuntimeError) as error:
             # The hub's errors are OSErrors; the others mean that there is no such model.
-            reason = " ".join(str(error).split())[:200]
+            reason = in_one_line(error)[:200]
             raise ConfigError(
                 f"encoder {self._id!r}: cannot be loaded ({reason}). Name a folder that holds it, or `embedded`."
             ) from None
