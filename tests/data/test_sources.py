@@ -179,7 +179,9 @@ def test_the_search_for_a_format_ends_before_it_fills_the_memory(
 def test_a_repeated_id_is_broken(tmp_path: Path) -> None:
     row = '{"instruction": "a", "output": "b", "id": "q"}'
     loaded = load_data(allowing(write(tmp_path, "x.jsonl", f"{row}\n{row}")), base_folder=tmp_path)
-    assert loaded.broken[0].problem == "field 'id' is 'q', as in x.jsonl:1; use 'group' for parallel rows"
+    assert (
+        loaded.broken[0].problem == "field 'id' is 'q', as in x.jsonl:1; use `parallel: id` for parallel rows"
+    )
 
 
 def test_the_content_hash_follows_the_bytes(tmp_path: Path) -> None:

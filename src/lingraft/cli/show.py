@@ -64,6 +64,13 @@ def show_data(
     language: Annotated[
         str | None, typer.Option(help="BCP-47 tag of the rows, where they do not say.")
     ] = None,
+    near_duplicates: Annotated[
+        float | None, typer.Option(help="Leave out rows at least this like an earlier one, such as 0.8.")
+    ] = None,
+    language_filter: Annotated[
+        bool, typer.Option("--language-filter", help="Leave out rows in another language than they claim.")
+    ] = False,
+    parallel: Annotated[str | None, typer.Option(help="What makes rows one group: id or rows.")] = None,
     max_length: Annotated[
         int, typer.Option(help="Length in tokens from which examples count as truncated.")
     ] = 1024,
@@ -86,6 +93,8 @@ def show_data(
         format=data_format,
         fields=_pairs(field or []),
         language=language,
+        filters={"near_duplicates": near_duplicates, "language": language_filter},
+        parallel=parallel,
         max_broken_share=max_broken_share,
     )
     with StepBars() as bars:
@@ -112,6 +121,10 @@ def _print_summary(summary: DataSummary) -> None:
     print_result(f"{summary.source}: {summary.rows} rows, format {summary.format}, {summary.broken} broken")
     for row in (*summary.first_broken, *summary.first_refused):
         print_result(f"  {row.place}: {row.problem}")
+    if summary.filtered:
+        print_result("Filters: " + ", ".join(f"{name} {count}" for name, count in summary.filtered.items()))
+    if summary.incomplete_groups is not None:
+        print_result(f"Parallel groups that lack a language: {summary.incomplete_groups}")
     print_table(language_table(summary))
     print_result(
         f"Tokens per example: median {lengths.median:.0f}, 95 % up to {lengths.p95:.0f}, longest {lengths.longest}; "

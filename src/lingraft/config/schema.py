@@ -109,6 +109,15 @@ RowField = Literal[
 ]  # fmt: skip
 
 
+class Filters(Section):
+    """Which rows of a data set are left out although they can be read; all of them are counted."""
+
+    near_duplicates: float | None = Field(None, gt=0, le=1)
+    """Leave out rows at least this like an earlier one (Jaccard; 0.8 is usual, 1: equal text only); null: none."""
+    language: bool = False
+    """Leave out rows whose text is in another language than they claim."""
+
+
 class DataSource(Section):
     """One data set: where it lies, how it is read and how much of it is used."""
 
@@ -129,6 +138,10 @@ class DataSource(Section):
     """Commit, tag or branch of a hub data set."""
     split: str = "train"
     """Split of a hub data set."""
+    filters: Filters = Filters()
+    """Rows to leave out."""
+    parallel: Literal["id", "rows"] | None = None
+    """What makes rows of several languages one group: an equal `id`, or the same place in each language's order."""
     max_broken_share: Share = 0.0
     """The run fails when a larger share of the rows is broken; below it they are left out and counted."""
 

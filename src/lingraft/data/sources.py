@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from heapq import merge
 from itertools import chain
 from pathlib import Path
@@ -31,7 +31,9 @@ from lingraft.data.example_table import (
 )
 from lingraft.data.field_mapping import mapped_rows
 from lingraft.data.files import COMPRESSED, SourceFile, files_of, is_local
+from lingraft.data.filters import RowFilter
 from lingraft.data.formats import OASST_TREES, RowError, detect_format, example_from_row
+from lingraft.data.parallel import Grouper, incomplete_groups
 from lingraft.data.readers import RawRow, read_file, read_hub
 from lingraft.data.spool import Spool
 from lingraft.data.trees import conversations_of
@@ -76,6 +78,9 @@ class LoadedData:
         broken: The rows left out.
         content_hash: SHA-256 of a file's bytes, else of the examples.
         revision: The commit of a hub data set, where known.
+        filtered: Rows that `filters` left out, by reason, and those whose language could not be told.
+        incomplete_groups: Groups that lack one or more of the set's languages; None: the rows are not said to be
+            parallel.
     """
 
     examples: Sequence[Example]
@@ -84,6 +89,8 @@ class LoadedData:
     broken: Sequence[BrokenRow]
     content_hash: str
     revision: str | None = None
+    filtered: Mapping[str, int] = field(default_factory=dict)
+    incomplete_groups: int | None = None
 
 
 @dataclass(frozen=True)
@@ -248,19 +255,28 @@ def _collect(
     if format_name == OASST_TREES:
         rows, seen = conversations_of(chain(seen, rows)), []
     collector, left_out = ExampleCollector(), _LeftOut()
+    grouper, row_filter = Grouper(spec.parallel), RowFilter(spec.filters)
     for row in chain(seen, rows):
         try:
-            collector.add(_example(row, format_name, spec), row.place)
+            example = grouper.grouped(
+                _example(row, format_name, spec), has_id=row.value.get("id") is not None
+            )
+            if row_filter.reason(example) is None:
+                collector.add(example, row.place)
         except DataError as error:
             left_out.add(BrokenRow(row.place, str(error)), len(collector))
     examples, duplicates = collector.finish()
     broken = left_out.finish(duplicates)
-    _check_broken(spec, broken, len(examples) + len(broken))
+    n_rows = len(examples) + len(broken) + row_filter.left_out
+    _check_broken(spec, broken, n_rows)
+    grouper.check(spec.source, len(broken))
     return LoadedData(
         examples=examples,
         format=format_name,
-        n_rows=len(examples) + len(broken),
+        n_rows=n_rows,
         broken=broken,
+        filtered=dict(sorted(row_filter.counts.items())),
+        incomplete_groups=None if spec.parallel is None else incomplete_groups(examples),
         content_hash=content_hash or _content_hash(examples),
         revision=revision,
     )
@@ -289,7 +305,7 @@ class _LeftOut:
 
 
 def _repeated_id(one: Duplicate) -> BrokenRow:
-    problem = f"is {one.id!r}, as in {one.first_place}; use 'group' for parallel rows"
+    problem = f"is {one.id!r}, as in {one.first_place}; use `parallel: id` for parallel rows"
     return BrokenRow(one.place, str(RowError("id", problem)))
 
 

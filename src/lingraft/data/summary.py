@@ -56,6 +56,8 @@ class DataSummary:
         rows: Read, broken ones included.
         broken: How many of them cannot be used.
         first_broken: The first ten of these.
+        filtered: Rows that the filters left out, by reason, and those whose language could not be told.
+        incomplete_groups: Parallel groups that lack a language; None: the rows are not said to be parallel.
         languages: By BCP-47 tag, the most frequent first.
         warnings: A sentence for each language that costs more than four times English.
         lengths: In tokens; `supervised` counts what is left after truncation.
@@ -73,6 +75,8 @@ class DataSummary:
     rows: int
     broken: int
     first_broken: tuple[BrokenRow, ...]
+    filtered: dict[str, int]
+    incomplete_groups: int | None
     languages: dict[str, LanguageCost]
     warnings: tuple[str, ...]
     lengths: TokenLengths
@@ -131,6 +135,8 @@ def summarise_data(
         rows=loaded.n_rows,
         broken=len(loaded.broken),
         first_broken=tuple(loaded.broken[:LISTED_ROWS]),
+        filtered=dict(loaded.filtered),
+        incomplete_groups=loaded.incomplete_groups,
         languages=costs,
         warnings=tuple(cost_warnings(costs)),
         lengths=lengths.summary(),

@@ -194,7 +194,8 @@ def _from_hub(name: str, trust_remote_code: bool) -> Path:
     except Exception as error:  # hub, http and cache errors share no base class
         raise ModelError(
             f"{name}: there is no such folder, and it cannot be had from the Hugging Face hub "
-            f"({in_one_line(error)}). Check the id and the connection (HF_HUB_OFFLINE must not be set; gated models need a login), or give a local folder "
+            f"({in_one_line(error)}). Check the id and the connection (HF_HUB_OFFLINE must not be set; gated models "
+            "need a login), or give a local folder "
             "with config.json and safetensors, or `embedded:smollm2-135m`."
         ) from error
     return Path(fetched)

@@ -386,6 +386,14 @@ def _notes_on_data(job: TrainingJob, mix: Mix, encoded: EncodedData) -> Iterator
                 f"{counts['source']}: {counts['withheld']} rows are not trained on, because another set of the study "
                 "holds them out."
             )
+        if counts["filtered"] or counts["incomplete_groups"]:
+            filtered = (
+                ", ".join(f"{reason} {count}" for reason, count in counts["filtered"].items()) or "nothing"
+            )
+            yield (
+                f"{counts['source']}: filters left out or could not judge: {filtered}; "
+                f"{counts['incomplete_groups'] or 0} parallel groups lack a language."
+            )
         if counts["broken"] or counts["shortfall"]:
             yield (
                 f"{counts['source']}: {counts['broken']} of {counts['rows']} rows are broken and left out "

@@ -1,0 +1,147 @@
+"""Filters find what they say, count it, and keep the first of several alike; parallel rows become groups."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lingraft.config.schema import DataSource, Filters
+from lingraft.data.example import Example, Message
+from lingraft.data.filters import RowFilter
+from lingraft.data.sources import load_data
+from lingraft.errors import DataError
+
+
+def example(text: str, language: str = "en") -> Example:
+    return Example("1", (Message("user", text), Message("assistant", "ok")), language, "g", "s")
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def words(generator: random.Random, count: int) -> list[str]:
+    return ["".join(generator.choices("abcdefghijklmnop", k=6)) for _ in range(count)]
+
+
+def test_equal_text_is_left_out_whatever_its_case_and_spaces() -> None:
+    judge = RowFilter(Filters(near_duplicates=1.0))
+    assert judge.reason(example("The same  question")) is None
+    assert judge.reason(example("the same question ")) == "exact_duplicate"
+    assert judge.reason(example("the same question", language="de")) is None
+    assert (judge.counts, judge.left_out) == (Counter(exact_duplicate=1), 1)
+
+
+def test_near_duplicates_are_found_and_unrelated_rows_are_not() -> None:
+    generator = random.Random(0)
+    judge = RowFilter(Filters(near_duplicates=0.6))
+    originals = [words(generator, 120) for _ in range(60)]
+    assert [judge.reason(example(" ".join(text))) for text in originals] == [None] * 60
+    found = 0
+    for text in originals:
+        changed = list(text)
+        for place in generator.sample(
+            range(120), 3
+        ):  # 15 of 116 shingles change: a Jaccard similarity of about 0.77
+            changed[place] = "zzz"
+        found += judge.reason(example(" ".join(changed))) == "near_duplicate"
+    assert found >= 54
+
+
+def test_languages_without_spaces_are_compared_by_characters() -> None:
+    judge = RowFilter(Filters(near_duplicates=0.6))
+    text = (
+        "日本の首都は東京です。人口は約千四百万人で、世界でも大きな都市の一つとして知られています。江戸時代には江戸と呼ばれ、"
+        "明治時代に今の名前になりました。東京には国会や多くの大学、博物館、公園があり、毎年たくさんの人が訪れます。"
+    )
+    assert judge.reason(example(text, "ja")) is None
+    assert judge.reason(example(text.replace("訪れます", "来ます"), "ja")) == "near_duplicate"
+
+
+def test_a_row_in_another_language_is_left_out_and_short_ones_are_counted() -> None:
+    judge = RowFilter(Filters(language=True))
+    spanish = "¿Cuál es la capital de Francia y cuántos habitantes tiene la ciudad hoy en día?"
+    assert judge.reason(example(spanish, "es")) is None
+    assert judge.reason(example(spanish, "en")) == "other_language"
+    assert judge.reason(example("hm", "en")) is None
+    assert judge.counts == Counter(other_language=1, language_undetermined=1)
+
+
+def test_a_language_that_cannot_be_identified_is_an_error() -> None:
+    with pytest.raises(DataError, match="'tlh' is not known to the language identifier"):
+        RowFilter(Filters(language=True)).reason(example("x" * 30, "tlh"))
+
+
+def test_counts_stand_in_the_data_set(tmp_path: Path) -> None:
+    rows = [{"prompt": f"question {i % 3}", "completion": "yes"} for i in range(7)]
+    spec = {"source": write(tmp_path / "x.jsonl", rows), "filters": {"near_duplicates": 1.0}}
+    loaded = load_data(DataSource.model_validate(spec))
+    assert (len(loaded.examples), loaded.n_rows, loaded.filtered) == (3, 7, {"exact_duplicate": 4})
+
+
+@pytest.mark.parametrize(("claimed", "kept"), [("zh", 0.41), ("en", 0.59)])
+def test_a_half_translated_set_is_told_apart(shared_data: Path, claimed: str, kept: float) -> None:
+    path = shared_data / "alpaca_12345_mixed" / "zh_en_mixed.jsonl"
+    spec = {"source": str(path), "language": claimed, "filters": {"language": True}, "max_broken_share": 0.01}
+    loaded = load_data(DataSource.model_validate(spec))
+    texts = ["".join(turn.content for turn in one.messages) for one in loaded.examples]
+    chinese = [any("\u4e00" <= letter <= "\u9fff" for letter in text) for text in texts]
+    right = sum(chinese) if claimed == "zh" else len(chinese) - sum(chinese)
+    told = len(loaded.examples) - loaded.filtered["language_undetermined"]
+    print(claimed, dict(loaded.filtered), len(texts), right, told)
+    assert loaded.filtered["other_language"] > 0
+    assert right >= 0.95 * told
+    assert abs(len(texts) / loaded.n_rows - kept) < 0.05
+
+
+def test_rows_with_one_id_are_parallel(tmp_path: Path) -> None:
+    for language, names in {"en": "abc", "es": "abc", "fr": "ab"}.items():
+        rows = [{"id": name, "prompt": name + language, "completion": "x"} for name in names]
+        write(tmp_path / f"{language}.jsonl", rows)
+    loaded = load_data(DataSource(source=str(tmp_path / "{language}.jsonl"), parallel="id"))
+    assert len({one.group for one in loaded.examples}) == 3
+    assert {one.id for one in loaded.examples if one.group == "id-c"} == {"en/c", "es/c"}
+    assert loaded.incomplete_groups == 1
+
+
+def test_rows_in_one_order_are_parallel(tmp_path: Path) -> None:
+    for language in ("en", "es"):
+        write(tmp_path / f"{language}.jsonl", [{"prompt": language + n, "completion": n} for n in "abc"])
+    source = str(tmp_path / "{language}.jsonl")
+    loaded = load_data(DataSource(source=source, parallel="rows"))
+    groups = {one.messages[0].content: one.group for one in loaded.examples}
+    assert groups["enb"] == groups["esb"] != groups["ena"]
+    assert loaded.incomplete_groups == 0
+    write(tmp_path / "fr.jsonl", [{"prompt": "fr", "completion": "x"}])
+    with pytest.raises(DataError, match="as many rows of each language, not en 3, es 3, fr 1"):
+        load_data(DataSource(source=source, parallel="rows"))
+
+
+def test_parallel_ids_must_be_there(tmp_path: Path) -> None:
+    source = write(tmp_path / "x.jsonl", [{"prompt": "q", "completion": "a"}])
+    with pytest.raises(DataError, match="field 'id' is missing; `parallel: id` needs it"):
+        load_data(DataSource(source=source, parallel="id"))
+
+
+def test_broken_rows_and_parallel_order_do_not_go_together(tmp_path: Path) -> None:
+    rows = [{"prompt": "q", "completion": "a"}, {"prompt": "q"}]
+    source = write(tmp_path / "x.jsonl", rows)
+    with pytest.raises(DataError, match="1 rows are broken, so `parallel: rows` cannot tell"):
+        load_data(DataSource(source=source, parallel="rows", max_broken_share=0.9))
+
+
+def test_real_parallel_sets_become_groups(shared_data: Path) -> None:
+    seeds = DataSource(source=str(shared_data / "seed_tasks_175" / "{language}.jsonl"), parallel="id")
+    loaded = load_data(seeds)
+    assert (len({one.group for one in loaded.examples}), loaded.incomplete_groups) == (175, 0)
+    fields = {"instruction": "question", "output": "answer"}
+    mgsm = {"source": str(shared_data / "mgsm" / "{language}.jsonl"), "parallel": "rows", "fields": fields}
+    found = load_data(DataSource.model_validate(mgsm))
+    assert (len(found.examples), len({one.group for one in found.examples})) == (1000, 250)
+    assert len({one.messages[1].content for one in found.examples if one.group == "row-7"}) == 1
