@@ -1,518 +1,1001 @@
-"""What is wrong is told in one line that names place and value, and ends with exit code 2: a table of wrong inputs.
-
-Each case is a kind of its own. The commands run in this process, through the same function as the command line.
-"""
+"""Bad input of every kind is answered by one line that names place and value, and by exit code 2."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import re
+import shlex
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from lingraft.cli.main import _run
-from lingraft.errors import EXIT_WRONG_INPUT
+from lingraft.cli import main
 
-GOOD = {"instruction": "Q", "output": "A"}
-PHASES: list[dict[str, Any]] = [
-    {"name": "one", "data": {"english": {"source": "worldbook:lookup/en", "limit": 8}}},
-    {"name": "two", "data": {"new": {"source": "worldbook:lookup/es", "limit": 8}}},
-]
-Content = str | bytes | list[Any] | dict[str, Any]
+Content = str | bytes | Callable[[Path, Path], None]
+"""What a file holds, or a function that makes it, given its path and a good model's folder."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A wrong input.
+    """One kind of bad input.
 
     Attributes:
-        name: Its kind.
-        command: The command line; {model} stands for a tiny model's folder, {broken} for its spoilt copy.
-        told: What one line of the message must hold: place and value.
-        files: Content by name; lists become JSON lines, objects YAML.
-        spoil: Breaks a copy of the model.
+        name: What is wrong, in words.
+        files: Content by name, relative to the folder in which the command runs.
+        command: What the user typed after `lingraft`; `model` is a good model's folder.
+        says: Texts that the message must hold: the place and the value.
+        lines: Lines of the message: one for each separate problem.
     """
 
     name: str
     command: str
-    told: tuple[str, ...]
-    files: dict[str, Content]
-    spoil: Callable[[Path], object] | None = None
+    says: tuple[str, ...]
+    files: Mapping[str, Content] = field(default_factory=dict)
+    lines: int = 1
 
 
-def rows(name: str, content: Content, *told: str, file: str = "x.jsonl", more: str = "") -> Case:
-    command = f"show data {file} --model {{model}} --max-broken-share 0 {more}"
-    return Case(name, command, told, {file: content})
+ROW = {"instruction": "Say a.", "output": "a"}
+GOOD = json.dumps(ROW)
+SHOW = "show data {} --model model --max-broken-share 0"
 
 
-def study(kind: str, *told: str, command: str = "validate study.yaml", **changes: Any) -> Case:
-    content = {"name": "s", "model": "embedded:smollm2-135m", "phases": PHASES, **changes}
-    return Case(kind, command, told, {"study.yaml": content})
+def file(name: str, source: str, content: Content, *says: str, options: str = "", lines: int = 1) -> Case:
+    """A data file that is wrong as a whole."""
+    return Case(name, f"{SHOW.format(source)} {options}", says, {source: content}, lines)
 
 
-def second(**changes: Any) -> list[dict[str, Any]]:
-    return [PHASES[0], {**PHASES[1], **changes}]
+def rows(name: str, bad: str | bytes | Mapping[str, Any], *says: str) -> Case:
+    """A json lines file whose second row is bad."""
+    line = json.dumps(bad) if isinstance(bad, Mapping) else bad
+    content = GOOD.encode() + b"\n" + (line.encode() if isinstance(line, str) else line) + b"\n"
+    return Case(
+        name,
+        SHOW.format("rows.jsonl"),
+        ("DataError: rows.jsonl:2: ", "1 of 2 rows", *says),
+        {"rows.jsonl": content},
+    )
 
 
-def second_data(**changes: Any) -> list[dict[str, Any]]:
-    return second(data={"new": {**PHASES[1]["data"]["new"], **changes}})
+def chat(name: str, messages: Any, *says: str) -> Case:
+    """A json lines file whose second conversation is bad."""
+    good = [{"role": "user", "content": "Say a."}, {"role": "assistant", "content": "a"}]
+    content = "".join(json.dumps({"messages": turns}) + "\n" for turns in (good, messages))
+    return Case(
+        name, SHOW.format("chat.jsonl"), ("DataError: chat.jsonl:2: ", *says), {"chat.jsonl": content}
+    )
 
 
-def run(kind: str, *told: str, files: dict[str, Content] | None = None, **changes: Any) -> Case:
-    """Return a case of a study that runs on the tiny model and must stop before it trains."""
-    case = study(kind, *told, command="run study.yaml model={model} --runs runs", **changes)
-    return Case(case.name, case.command, case.told, {**case.files, **(files or {})})
+USER = {"role": "user", "content": "Say a."}
+ANSWER = {"role": "assistant", "content": "a"}
+
+FILES = [
+    Case(
+        "no such data file", SHOW.format("absent.jsonl"), ("DataError: absent.jsonl: there is no such file",)
+    ),
+    file("empty file", "rows.jsonl", "", "DataError: rows.jsonl: there are no rows in it"),
+    file("empty JSON list", "rows.json", "[ ]\n", "DataError: rows.json: there are no rows in it"),
+    file("wrong suffix", "./rows.xml", GOOD, "rows.xml: a data file's name must end in", "'.xml'"),
+    file("UTF-16 file", "rows.jsonl", GOOD.encode("utf-16"), "rows.jsonl:1: ", "UTF-16", "UTF-8"),
+    file(
+        "Latin-1 list", "rows.json", '[\n{"instruction": "é"}]'.encode("latin-1"), "rows.json:2: ", "byte 20"
+    ),
+    file("truncated JSON list", "rows.json", f"[{GOOD},\n{GOOD[:-4]}", "rows.json:2: ", "not valid JSON"),
+    file("JSON list without its end", "rows.json", f"[\n{GOOD}\n", "rows.json:2: ", "',' or ']' is missing"),
+    file("one JSON object that is no row", "rows.json", '{\n "data": []\n}', "rows.json", "{"),
+    file(
+        "broken parquet",
+        "rows.parquet",
+        b"PAR1 no table PAR1",
+        "rows.parquet: the parquet file cannot be read",
+    ),
+    file(
+        "too many broken rows",
+        "rows.jsonl",
+        f"{GOOD}\n{{}}\n[]\n",
+        "rows.jsonl: 2 of 3 rows (66.67%) are broken",
+        "max_broken_share allows (0.00%)",
+        "\n  rows.jsonl:2: field 'instruction' is missing",
+        "\n  rows.jsonl:3: the row must be an object",
+        lines=3,
+    ),
+    file(
+        "rows of two formats at once",
+        "rows.jsonl",
+        json.dumps(ROW | {"prompt": "a", "completion": "b"}),
+        "rows.jsonl:1: ",
+        "alpaca and prompt_completion",
+        "'prompt'",
+    ),
+    file("rows without a known format", "rows.jsonl", '{"text": "a"}', "rows.jsonl:1: ", "'text'"),
+    file(
+        "an unknown format", "rows.jsonl", GOOD, "--format", "'alpacca'", "alpaca", options="--format alpacca"
+    ),
+    file(
+        "the format of other rows",
+        "rows.jsonl",
+        GOOD,
+        "rows.jsonl:1: field 'messages' is missing",
+        options="--format messages",
+    ),
+    Case("a folder without data", SHOW.format("d/"), ("DataError: d/: ", "no data file"), {"d/a.txt": ""}),
+    Case(
+        "a pattern that fits nothing", SHOW.format("'d/*.csv'"), ("DataError: d/*.csv: ", "no file matches")
+    ),
+    Case(
+        "a file name that is no language",
+        SHOW.format("'x-{language}.jsonl'"),
+        ("x-nowhere.jsonl", "'nowhere'", "no language"),
+        {"x-nowhere.jsonl": GOOD},
+    ),
+    file("a file that is not gzip", "x.jsonl.gz", b"no", "x.jsonl.gz: the gzip file is broken"),
+    file(
+        "gzip that is cut off",
+        "x.jsonl.gz",
+        gzip.compress(GOOD.encode() * 999)[:-9],
+        "x.jsonl.gz: the gzip file is broken or cut off",
+    ),
+    file("csv without a header", "x.csv", "", "x.csv:1: ", "empty"),
+    file("csv with one name twice", "x.csv", "a,a\n1,2\n", "x.csv:1: 2 columns are named 'a'"),
+    file("csv with a column without name", "x.csv", "a,\n1,2\n", "x.csv:1: a column has no name"),
+    file(
+        "csv with too few columns",
+        "x.csv",
+        "instruction,output\nQ\n",
+        "x.csv:2: ",
+        "has 1 columns, the header names 2",
+    ),
+    file(
+        "csv with an open quotation mark", "x.csv", 'instruction,output\n"Q,A\n', "x.csv:2: ", "not valid CSV"
+    ),
+    file(
+        "a mapping that is no pair",
+        "x.jsonl",
+        GOOD,
+        "'instruction'",
+        "NAME=PATH",
+        options="--field instruction",
+    ),
+    file(
+        "a mapping to what no format reads",
+        "x.jsonl",
+        GOOD,
+        "'wisdom'",
+        "fields",
+        options="--field wisdom=output",
+    ),
+    file(
+        "a mapped field that is not there",
+        "x.jsonl",
+        '{"question": "Q"}',
+        "x.jsonl:1: ",
+        "'questoin'",
+        "Did you mean 'question'",
+        options="--field instruction=questoin",
+    ),
+]
+
+ROWS = [
+    rows(
+        "broken JSON line",
+        '{"instruction": "a", "output"',
+        "not JSON: Expecting ':' delimiter at character 30",
+    ),
+    rows("not UTF-8 in a row", b'{"instruction": "\xff", "output": "b"}', "not UTF-8 at byte 18 of the line"),
+    rows("byte order mark in the middle", "\ufeff" + GOOD, "byte order mark"),
+    rows("NaN as a row", "NaN", "must be an object, not float (nan)"),
+    rows("a list as a row", '["a", "b"]', "must be an object, not list (['a', 'b'])"),
+    rows("a number as a row", "17", "must be an object, not int (17)"),
+    rows("text as a row", '"abc"', "must be an object, not str ('abc')"),
+    rows("too deep JSON", "[" * 100_000, "not usable JSON: "),
+    rows("a number of 5000 digits", '{"n": ' + "9" * 5000 + "}", "not usable JSON: ", "4300"),
+    rows("missing field", {"instruction": "a"}, "field 'output' is missing"),
+    rows("null field", ROW | {"output": None}, "field 'output' is null"),
+    rows("empty field", ROW | {"instruction": " \n"}, "field 'instruction' is empty"),
+    rows("number field", ROW | {"output": 4}, "field 'output' must be text, not int (4)"),
+    rows("list field", ROW | {"input": ["b"]}, "field 'input' must be text, not a list (['b'])"),
+    rows("NaN field", '{"instruction": "a", "output": NaN}', "field 'output' must be text, not float (nan)"),
+    rows(
+        "half a surrogate pair",
+        '{"instruction": "a", "output": "x\\ud800"}',
+        "field 'output' holds half a surrogate pair at character 1",
+    ),
+    rows(
+        "a bad language tag in a row",
+        ROW | {"language": "Spanish (Latin)"},
+        "field 'language' is 'Spanish (Latin)'",
+        "BCP-47",
+    ),
+    rows(
+        "an id that is a list",
+        ROW | {"id": [1]},
+        "field 'id' must be text or a whole number, not a list ([1])",
+    ),
+    rows("an empty group", ROW | {"group": ""}, "field 'group' is empty"),
+    rows("the id of another row", ROW | {"id": "1"}, "field 'id' is '1', as in rows.jsonl:1"),
+    rows("a key twice in a row", '{"instruction": "a", "output": "b", "output": "c"}', "'output'", "twice"),
+    chat("messages that are text", "Hello", "field 'messages' must be a list", "'Hello'"),
+    chat("a turn that is text", ["Hello"], "field 'messages[0]' must be an object", "'Hello'"),
+    chat("a turn without role", [USER, {"content": "a"}], "field 'messages[1].role' is missing"),
+    chat("a turn without content", [{"role": "user"}, ANSWER], "field 'messages[0].content' is missing"),
+    chat("an unknown role", [USER, {"role": "judge", "content": "a"}], "field 'messages[1].role' is 'judge'"),
+    chat("no user turn", [ANSWER], "field 'messages' has no user turn"),
+    chat("no answer", [USER], "field 'messages' has no assistant turn"),
+    file(
+        "a ShareGPT conversation that ends with a question",
+        "x.jsonl",
+        '{"conversations": [{"from": "gpt", "value": "a"}, {"from": "human", "value": "b"}]}',
+        "x.jsonl:1: field 'conversations' must end with an assistant turn, not with 'user'",
+    ),
+    file(
+        "tools that are no JSON",
+        "x.jsonl",
+        json.dumps({"messages": [USER, ANSWER], "tools": "{"}),
+        "x.jsonl:1: field 'tools' is not JSON",
+    ),
+    file(
+        "several instances in a row",
+        "x.jsonl",
+        '{"instruction": "Q", "instances": [{}, {}]}',
+        "x.jsonl:1: ",
+        "2 instances",
+    ),
+    file(
+        "a tree without an answer",
+        "x.jsonl",
+        '{"message_id": "a", "parent_id": null, "role": "prompter", "text": "x", "message_tree_id": "a"}',
+        "x.jsonl:1: ",
+        "no assistant message",
+    ),
+    chat("a user turn at the end", [USER, ANSWER, USER], "must end with an assistant turn, not with 'user'"),
+]
+
+STUDY = """\
+name: small
+model: ./model
+phases:
+  - name: one
+    data:
+      english: {source: "worldbook:lookup/en", limit: 20}
+  - name: two
+    data:
+      german: {source: "worldbook:lookup/de", limit: 20}
+    strategies: [plain]
+held_out: 2
+"""
+ON_CHECKPOINT = STUDY.replace(
+    '    data:\n      english: {source: "worldbook:lookup/en", limit: 20}\n', "    checkpoint: ./model\n"
+)
+WITHOUT_STRATEGIES = STUDY.replace("    strategies: [plain]\n", "")
+VALIDATE = "validate study.yaml"
+RUN = "run study.yaml"
 
 
-def model(name: str, spoil: Callable[[Path], object], *told: str) -> Case:
-    content = {"name": "s", "model": "m", "phases": PHASES}
-    command = "run study.yaml model={broken} --runs runs"
-    return Case(name, command, told, {"study.yaml": content}, spoil)
+def study(
+    name: str,
+    old: str,
+    new: str,
+    *says: str,
+    command: str = VALIDATE,
+    lines: int = 1,
+    text: str = STUDY,
+    files: Mapping[str, Content] | None = None,
+) -> Case:
+    """A good study with one part replaced."""
+    assert old in text
+    return Case(name, command, says, {"study.yaml": text.replace(old, new, 1), **(files or {})}, lines)
 
 
-def edit_config(**changes: Any) -> Callable[[Path], object]:
-    def spoil(folder: Path) -> None:
-        path = folder / "config.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-    return spoil
+def whole(name: str, content: Content, *says: str) -> Case:
+    """A study file that is wrong as a whole."""
+    return Case(name, VALIDATE, ("ConfigError: study.yaml", *says), {"study.yaml": content})
 
 
-def only_pickle(folder: Path) -> None:
+def override(name: str, text: str, *says: str, command: str = VALIDATE) -> Case:
+    """The good study with an override that is wrong."""
+    return Case(name, f"{command} {shlex.quote(text)}", says, {"study.yaml": STUDY})
+
+
+STUDY_FILES = [
+    Case("no such study file", "validate absent.yaml", ("ConfigError: absent.yaml: no such file",)),
+    whole("empty study", "", "the file is empty"),
+    whole("a study that is a list", "- name: one\n", "the file is a list"),
+    whole("a study file that is not UTF-8", b"name: caf\xe9\n", "UTF-8", "0xe9"),
+    whole("a study file with a control character", "name: a\x00b\n", "#x0000"),
+    whole("a broken YAML mapping", "name: {a\nmodel: b\n", "study.yaml:2: not valid YAML"),
+    whole("a tab as indentation", "name: a\nphases:\n\t- name: one\n", "study.yaml:3: not valid YAML", "tab"),
+    whole("two documents in a file", STUDY + "---\n" + STUDY, "study.yaml:12: not valid YAML"),
+    whole(
+        "an alias to nothing", "name: *there\n", "not valid YAML", "study.yaml:1: not valid YAML", "'there'"
+    ),
+    whole(
+        "a tag that would run code",
+        "name: !!python/object:os.system {}\n",
+        "study.yaml:1: not valid YAML",
+        "python/object:os.system",
+    ),
+    whole("a folder as a study file", lambda path, _: path.mkdir(), "is a folder"),
+    study(
+        "a key twice",
+        "held_out: 2",
+        "held_out: 2\nheld_out: 3",
+        "study.yaml:12: the key 'held_out' stands twice",
+    ),
+    study("a key that is a number", "held_out: 2", "7: 2", "study.yaml:11: ", "7"),
+    study(
+        "an unknown key at the top",
+        "held_out",
+        "heldout",
+        "study.yaml:11: heldout is not a field",
+        "'held_out'",
+    ),
+    study(
+        "an unknown key of a phase",
+        "strategies",
+        "stratgies",
+        "study.yaml:10: phases[1].stratgies",
+        "'strategies'",
+    ),
+    study(
+        "an unknown key of a data set",
+        '/de", limit',
+        '/de", limits',
+        "study.yaml:9: phases[1].data.german.limits",
+        "'limit'",
+    ),
+    study(
+        "an unknown key of the training",
+        "held_out: 2",
+        "training: {lr: 0.1}",
+        "study.yaml:11: training.lr",
+        "learning_rate",
+    ),
+    study("a wrong type", "held_out: 2", "held_out: [2]", "study.yaml:11: held_out is [2]", "integer"),
+    study(
+        "limit 0",
+        "limit: 20",
+        "limit: 0",
+        "study.yaml:6: phases[0].data.english.limit is 0",
+        "greater than or equal to 1",
+    ),
+    study(
+        "a limit that is no number",
+        "limit: 20",
+        "limit: many",
+        "phases[0].data.english.limit is 'many'",
+        "integer",
+    ),
+    study(
+        "a share of broken rows of 1",
+        "limit: 20",
+        "max_broken_share: 1",
+        "english.max_broken_share is 1",
+        "less than 1",
+    ),
+    study(
+        "NaN as a learning rate",
+        "held_out: 2",
+        "training: {learning_rate: .nan}",
+        "study.yaml:11: training.learning_rate is nan",
+    ),
+    study(
+        "negative tokens_per_batch",
+        "held_out: 2",
+        "training: {tokens_per_batch: -5}",
+        "training.tokens_per_batch is -5",
+        "16",
+    ),
+    study(
+        "an unknown precision",
+        "held_out: 2",
+        "training: {precision: fp16}",
+        "training.precision is 'fp16'",
+        "'bf16'",
+    ),
+    study(
+        "a name with a slash", "name: small", "name: ../small", "study.yaml:1: name is '../small'", "letters"
+    ),
+    study(
+        "a bad language tag of a data set",
+        "limit: 20",
+        "language: es_MX!",
+        "english.language is 'es_MX!'",
+        "BCP-47",
+    ),
+    study(
+        "only one phase",
+        STUDY[STUDY.index("  - name: two") : STUDY.index("held")],
+        "",
+        "study.yaml:3: phases is",
+        "at least 2",
+    ),
+    study(
+        "a wrong type inside an override of the training",
+        "strategies: [plain]",
+        "training: {epochs: two}",
+        "phases[1].training.epochs is 'two'",
+    ),
+    study(
+        "several problems",
+        "held_out: 2",
+        "held_out: -1\nkeep: some",
+        "study.yaml:11: held_out is -1",
+        "study.yaml:12: keep is 'some'",
+        lines=2,
+    ),
+    override("an override without =", "training.epochs", "override 'training.epochs'", "key=value"),
+    override("an override of no field", "training.epoch=2", "override 'training.epoch=2'", "'epochs'"),
+    override("an override of a wrong type", "held_out=few", "override 'held_out=few'", "held_out is 'few'"),
+    override(
+        "an override of an unknown phase",
+        "phases.three.name=x",
+        "override 'phases.three.name=x'",
+        "'three'",
+        "two",
+    ),
+    override("an override inside a value", "name.first=x", "override 'name.first=x'", "'small'"),
+    override("an override that is no YAML", "seeds=[0", "override 'seeds=[0'", "'[0'"),
+]
+
+CHECKS = [
+    study("two phases of one name", "name: two", "name: one", "study.yaml: phases: 2 phases are named 'one'"),
+    study(
+        "a phase without data",
+        'limit: 20}\n  - name: two\n    data:\n      german: {source: "worldbook:lookup/de", limit: 20}',
+        "limit: 20}\n  - name: two",
+        "phases[1] (two)",
+        "neither data nor a checkpoint",
+    ),
+    study("neither model nor checkpoint", "model: ./model\n", "", "study.yaml: model: is missing"),
+    study(
+        "a checkpoint as the second phase",
+        "  - name: two\n",
+        "  - name: two\n    checkpoint: ./model\n",
+        "phases[1] (two).checkpoint",
+        "./model",
+        "only the first phase",
+        lines=3,
+    ),
+    study(
+        "a checkpoint with data",
+        "  - name: one\n",
+        "  - name: one\n    checkpoint: ./model\n",
+        "phases[0] (one)",
+        "a checkpoint and data",
+    ),
+    study(
+        "instructions of a phase that is trained",
+        "  - name: one\n",
+        "  - name: one\n    instructions: x.jsonl\n",
+        "phases[0] (one).instructions",
+        "x.jsonl",
+    ),
+    study("duplicate seeds", "held_out: 2", "seeds: [3, 3]", "study.yaml: seeds: 3 stands 2 times"),
+    study("no seed at all", "held_out: 2", "seeds: []", "study.yaml:11: seeds is []", "at least 1"),
+    study(
+        "an unknown measure",
+        "held_out: 2",
+        "measures: [mpd_pairs]",
+        "study.yaml:11: measures[0] is 'mpd_pairs'",
+        "'mpd_pair'",
+    ),
+    study(
+        "an unknown strategy", "[plain]", "[lorra]", "phase 'two', data 'german', strategy 'lorra'", "'lora'"
+    ),
+    study(
+        "an unknown option of a strategy",
+        "[plain]",
+        "[{lora: {rang: 4}}]",
+        "strategy 'lora'",
+        "'rang'",
+        "'rank'",
+    ),
+    study(
+        "an option out of range",
+        "[plain]",
+        "[{freeze_random: {share: 1.5}}]",
+        "strategy 'freeze_random'",
+        "'share'",
+        "1.5",
+        "less than or equal to 1",
+    ),
+    study(
+        "a replay share of 1",
+        "[plain]",
+        "[{english_replay: {share: 1, from: phase_one}}]",
+        "'share' of 'english_replay' is 1",
+        "less than 1",
+    ),
+    study(
+        "an option of a wrong type",
+        "[plain]",
+        "[{lora: {rank: many}}]",
+        "'rank' of 'lora' is 'many'",
+        "integer",
+    ),
+    study(
+        "a strategy that is a number",
+        "[plain]",
+        "[3]",
+        "study.yaml:10: phases[1].strategies[0] is 3",
+        "not 3",
+    ),
+    study(
+        "two strategies of one name",
+        "[plain]",
+        "[plain, plain]",
+        "phases[1] (two).data.german",
+        "2 strategies are named 'plain'",
+    ),
+    study(
+        "strategies in conflict",
+        "[plain]",
+        "[[lora, freeze_random]]",
+        "strategy 'lora+freeze_random'",
+        "'lora' cannot be composed with 'freeze_random'",
+    ),
+    study(
+        "one strategy twice in a composition",
+        "[plain]",
+        "[[lora, lora]]",
+        "strategy 'lora+lora'",
+        "'lora' stands twice",
+    ),
+    study(
+        "mixed in the first phase",
+        "limit: 20}",
+        "limit: 20, strategies: [mixed]}",
+        "phases[0] (one).data.english.strategies",
+        "mixed belongs to the last phase",
+    ),
+    study(
+        "mixed with a checkpoint",
+        "[plain]",
+        "[mixed]",
+        "phases[1] (two).strategies",
+        "mixed needs `model` and Phase 1 data",
+        text=ON_CHECKPOINT,
+    ),
+    study(
+        "english_replay without english",
+        "[plain]",
+        "[english_replay]",
+        "strategy 'english_replay'",
+        "english: SOURCE",
+    ),
+    study(
+        "freeze_changed in the first phase",
+        "limit: 20}",
+        "limit: 20, strategies: [freeze_changed]}",
+        "phase 'one', data 'english', strategy 'freeze_changed'",
+        "needs the base model and a phase before",
+    ),
+    study(
+        "freeze_changed without a base",
+        "model: ./model\n",
+        "",
+        "strategy 'freeze_changed'",
+        "give the study a `model`",
+        text=ON_CHECKPOINT.replace("plain", "freeze_changed"),
+    ),
+    study(
+        "replay of unknown data",
+        "[plain]",
+        "[{english_replay: {from: phase_one}}]",
+        "strategy 'english_replay'",
+        "needs the data of a trained first phase",
+        text=ON_CHECKPOINT,
+    ),
+    study(
+        "mpd_pair with a checkpoint",
+        "held_out: 2",
+        "measures: [mpd_pair]",
+        "study.yaml: measures: mpd_pair",
+        text=ON_CHECKPOINT,
+    ),
+    study(
+        "an unknown phase in a path",
+        "held_out: 2",
+        "paths: [[{phase: one, data: english}, {phase: too, data: german}]]",
+        "paths[0]",
+        "'too'",
+        "'two'",
+        text=WITHOUT_STRATEGIES,
+    ),
+    study(
+        "unknown data in a path",
+        "held_out: 2",
+        "paths: [[{phase: one, data: english}, {phase: two, data: germn}]]",
+        "paths[0]",
+        "'germn'",
+        "'german'",
+        text=WITHOUT_STRATEGIES,
+    ),
+    study(
+        "a path with a missing step",
+        "held_out: 2",
+        "paths: [[{phase: two, data: german}]]",
+        "paths[0]",
+        "['two']",
+        "['one', 'two']",
+        text=WITHOUT_STRATEGIES,
+    ),
+    study(
+        "paths beside strategies",
+        "held_out: 2",
+        "paths: [[{phase: one, data: english}, {phase: two, data: german}]]",
+        "phases[1] (two).strategies",
+        "with `paths`",
+    ),
+    study("no task at all", "held_out: 2", "evaluate: {task_ability: []}", "evaluate.task_ability: is empty"),
+    study(
+        "a language task without language",
+        "held_out: 2",
+        "evaluate: {language_ability: [hellaswag]}",
+        "evaluate.language_ability[0] (hellaswag)",
+        "language:",
+    ),
+    study(
+        "task ability in another language",
+        "held_out: 2",
+        "evaluate: {task_ability: [{task: worldbook, language: de}]}",
+        "evaluate.task_ability[0] (worldbook)",
+        "'de'",
+        "English",
+    ),
+]
+
+
+def source(name: str, written: str, *says: str, options: str = "") -> Case:
+    """The good study, run with another source of its first data set."""
+    return study(name, '"worldbook:lookup/en", limit: 20', f"{written}{options}", *says, command=RUN)
+
+
+def evaluation(
+    name: str, written: str, *says: str, command: str = RUN, files: Mapping[str, Content] | None = None
+) -> Case:
+    """The good study, run with other tasks."""
+    return study(name, "held_out: 2", f"evaluate: {written}", *says, command=command, files=files)
+
+
+HELLASWAG = {"ind": 1, "activity_label": "a", "ctx_a": "b", "ctx_b": "c", "endings": ["d", "e"], "label": "0"}
+
+
+def model(name: str, change: Callable[[Path], object], *says: str) -> Case:
+    """The good study over a copy of the good model, changed."""
+
+    def make(folder: Path, good: Path) -> None:
+        shutil.copytree(good, folder)
+        change(folder)
+
+    return study(name, "./model", "./mine", *says, command=RUN, files={"mine": make})
+
+
+def _pickled(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
-def without_config(folder: Path) -> None:
-    (folder / "config.json").unlink()
+def _cut_off(folder: Path) -> None:
+    with (folder / "model.safetensors").open("r+b") as weights:
+        weights.truncate(10_000)
 
 
-def without_tokenizer(folder: Path) -> None:
+def _without_tokenizer(folder: Path) -> None:
     for path in folder.glob("tokenizer*"):
         path.unlink()
 
 
-def cut_off(folder: Path) -> None:
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-1000])
+def _configured(**options: Any) -> Callable[[Path], object]:
+    def change(folder: Path) -> None:
+        config = folder / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | options))
+
+    return change
 
 
-FILES = [
-    Case(
-        "a file that is not there", "show data none.jsonl --model {model}", ("none.jsonl", "no such file"), {}
-    ),
-    rows("an empty file", "", "x.jsonl", "no rows"),
-    rows("a file of another kind", "", "x.txt", "'.txt'", ".jsonl", file="./x.txt"),
-    Case("a folder without data", "show data d/ --model {model}", ("d/", "no data file"), {"d/a.txt": ""}),
-    Case(
-        "a pattern that fits nothing", "show data d/*.csv --model {model}", ("d/*.csv", "no file matches"), {}
-    ),
-    Case(
-        "a file name that is no language",
-        "show data x-{{language}}.jsonl --model {model}",
-        ("'nowhere'", "no language"),
-        {"x-nowhere.jsonl": [GOOD]},
-    ),
-    rows(
-        "bytes that are not UTF-8",
-        b'{"instruction": "Q", "output": "\xff"}\n',
-        "x.jsonl:1",
-        "not UTF-8",
-        "byte 33",
-    ),
-    rows("a UTF-16 file", "{}".encode("utf-16"), "x.jsonl:1", "UTF-16"),
-    rows(
-        "a byte order mark within",
-        '{"prompt": "a", "completion": "b"}\n\ufeff{}\n',
-        "x.jsonl:2",
-        "byte order mark",
-    ),
-    rows("a line that is no JSON", '{"instruction": "Q",\n', "x.jsonl:1", "not JSON", "character"),
-    rows("a JSON list that is cut off", json.dumps([GOOD, GOOD])[:-1], "x.json:1", "cut off", file="x.json"),
-    rows("JSON without commas", '[{"prompt": "a", "completion": "b"} {}]', "x.json:1", "','", file="x.json"),
-    rows("one object in place of rows", '{\n"a": 1\n}', "x.json:1", "one object", file="x.json"),
-    rows("a key twice in a row", '{"a": 1, "a": 2}\n', "x.jsonl:1", "'a' stands twice"),
-    rows("broken gzip", b"no", "x.jsonl.gz", "gzip", file="x.jsonl.gz"),
-    rows(
-        "gzip that is cut off",
-        gzip.compress(b'{"prompt": "a", "completion": "b"}\n' * 999)[:-9],
-        "x.jsonl.gz",
-        "cut off",
-        file="x.jsonl.gz",
-    ),
-    rows("parquet that is none", b"PAR1 no", "x.parquet", "cannot be read", file="x.parquet"),
-    rows("csv without a header", b"", "x.csv:1", "empty", file="x.csv"),
-    rows("csv with one name twice", b"a,a\n1,2\n", "x.csv:1", "'a'", "2 columns", file="x.csv"),
-    rows(
-        "csv with too few columns",
-        b"instruction,output\nQ\n",
-        "x.csv:2",
-        "1 columns",
-        "names 2",
-        file="x.csv",
-    ),
-    rows(
-        "csv with an open quotation mark",
-        b'instruction,output\n"Q,A\n',
-        "x.csv:2",
-        "not valid CSV",
-        file="x.csv",
-    ),
-]
-ROWS = [
-    rows("a row that is a list", [GOOD, [1]], "x.jsonl:2", "list"),
-    rows("a row that is NaN", [GOOD, float("nan")], "x.jsonl:2", "float"),
-    rows("a row nested too deeply", b"[" * 100_000 + b"\n", "x.jsonl:1", "recursion"),
-    rows("rows of no known format", [{"text": "a"}], "x.jsonl:1", "'text'", "none of the known formats"),
-    rows("rows of two formats", [{**GOOD, "messages": []}], "x.jsonl:1", "alpaca and messages", "format:"),
-    rows("a field that is missing", [GOOD, {"instruction": "Q"}], "x.jsonl:2", "'output'", "missing"),
-    rows("a field that is null", [{**GOOD, "output": None}], "x.jsonl:1", "'output'", "null"),
-    rows("a field that is empty", [{**GOOD, "output": " "}], "x.jsonl:1", "'output'", "empty"),
-    rows("a field that is a number", [{**GOOD, "output": 3}], "x.jsonl:1", "'output'", "int (3)"),
-    rows(
-        "half a surrogate pair",
-        b'{"instruction": "Q", "output": "\\ud800"}\n',
-        "x.jsonl:1",
-        "'output'",
-        "surrogate",
-    ),
-    rows("an id twice", [{**GOOD, "id": "a"}, {**GOOD, "id": "a"}], "x.jsonl:2", "'a'", "x.jsonl:1"),
-    rows("an id that is a list", [{**GOOD, "id": ["a"]}], "x.jsonl:1", "'id'", "['a']"),
-    rows(
-        "a language that is none",
-        [{**GOOD, "language": "Klingonese"}],
-        "x.jsonl:1",
-        "'language'",
-        "'Klingonese'",
-    ),
-    rows("messages that are text", [{"messages": "hi"}], "x.jsonl:1", "'messages'", "text ('hi')"),
-    rows(
-        "a turn without content",
-        [{"messages": [{"role": "user"}]}],
-        "x.jsonl:1",
-        "messages[0].content",
-        "missing",
-    ),
-    rows(
-        "a role that is none",
-        [{"messages": [{"role": "judge", "content": "a"}]}],
-        "x.jsonl:1",
-        "messages[0].role",
-        "'judge'",
-    ),
-    rows(
-        "a conversation without an answer",
-        [{"messages": [{"role": "user", "content": "a"}]}],
-        "x.jsonl:1",
-        "no assistant",
-    ),
-    rows(
-        "a conversation that ends with a question",
-        [{"conversations": [{"from": "gpt", "value": "a"}, {"from": "human", "value": "b"}]}],
-        "x.jsonl:1",
-        "conversations",
-        "'user'",
-    ),
-    rows(
-        "tools that are no JSON",
-        [
-            {
-                "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
-                "tools": "{",
-            }
-        ],
-        "x.jsonl:1",
-        "'tools'",
-        "not JSON",
-    ),
-    rows(
-        "several instances in a row",
-        [{"instruction": "Q", "instances": [{}, {}]}],
-        "x.jsonl:1",
-        "2 instances",
-    ),
-    rows(
-        "a tree without an answer",
-        [{"message_id": "a", "parent_id": None, "role": "prompter", "text": "x", "message_tree_id": "a"}],
-        "x.jsonl:1",
-        "no assistant message",
-    ),
-    rows(
-        "a mapped field that is not there",
-        [{"question": "Q"}],
-        "x.jsonl:1",
-        "'questoin'",
-        "Did you mean 'question'",
-        more="--field instruction=questoin",
-    ),
-    rows(
-        "a mapping that is no pair", [GOOD], "--field 'instruction'", "NAME=PATH", more="--field instruction"
-    ),
-    rows("a mapping to what no format reads", [GOOD], "'wisdom'", "fields", more="--field wisdom=output"),
-    rows("a format that is none", [GOOD], "'alpacka'", "format", more="--format alpacka"),
-    rows("a declared language that is none", [GOOD], "'Klingon!'", "language", more="--language Klingon!"),
-]
-CONFIGS = [
-    Case("a study that is not there", "validate none.yaml", ("none.yaml", "no such file"), {}),
-    Case("an empty study", "validate study.yaml", ("study.yaml", "empty"), {"study.yaml": ""}),
-    Case("a study that is a list", "validate study.yaml", ("study.yaml:1", "list"), {"study.yaml": "- 1\n"}),
-    Case("broken YAML", "validate study.yaml", ("study.yaml:2",), {"study.yaml": "name: s\n  phases: [\n"}),
-    Case(
-        "a tab as indentation", "validate study.yaml", ("study.yaml:2", "\\t"), {"study.yaml": "a:\n\tb: 1\n"}
-    ),
-    Case(
-        "a key twice", "validate study.yaml", ("study.yaml:2", "'name'"), {"study.yaml": "name: s\nname: t\n"}
-    ),
-    study("an unknown key", "study.yaml", "trainig", "Did you mean 'training'", trainig={}),
-    study(
-        "an unknown key of a data set",
-        "phases[1].data.new.limmit",
-        "Did you mean 'limit'",
-        phases=second_data(limmit=3),
-    ),
-    study("a value of the wrong type", "training.epochs", "'many'", training={"epochs": "many"}),
-    study("a value out of range", "training.tokens_per_batch", "-5", training={"tokens_per_batch": -5}),
-    study("a choice that is none", "training.precision", "'fp8'", "bf16", training={"precision": "fp8"}),
-    study("a limit of nothing", "phases[1].data.new.limit", "0", phases=second_data(limit=0)),
-    study("a share of everything", "max_broken_share", "1", phases=second_data(max_broken_share=1)),
-    study("one phase", "phases", "1", phases=PHASES[:1]),
-    study("two phases of one name", "phases", "'one'", phases=[PHASES[0], {**PHASES[1], "name": "one"}]),
-    study(
-        "a phase without data",
-        "phases[1]",
-        "neither data nor a checkpoint",
-        phases=[PHASES[0], {"name": "two"}],
-    ),
-    study(
-        "a checkpoint that is not first",
-        "phases[1]",
-        "checkpoint",
-        phases=[PHASES[0], {"name": "two", "checkpoint": "x/y"}],
-    ),
-    study(
-        "instructions without a checkpoint",
-        "phases[1]",
-        "instructions",
-        phases=second(instructions="worldbook:lookup/en"),
-    ),
-    study("a name that is a path", "name", "'../up'", name="../up"),
-    study("a seed twice", "seeds", "1 stands 2 times", seeds=[1, 1]),
-    study(
-        "an unknown strategy",
-        "'freeze_chnged'",
-        "Did you mean 'freeze_changed'",
-        phases=second(strategies=["freeze_chnged"]),
-    ),
-    study(
-        "an unknown option of a strategy",
-        "'rnak'",
-        "Did you mean 'rank'",
-        phases=second(strategies=[{"lora": {"rnak": 3}}]),
-    ),
-    study(
-        "an option out of range",
-        "share",
-        "1.5",
-        phases=second(strategies=[{"freeze_random": {"share": 1.5}}]),
-    ),
-    study(
-        "strategies that do not go together",
-        "mixed+plain",
-        "cannot be composed",
-        phases=second(strategies=[["mixed", "plain"]]),
-    ),
-    study(
-        "mixed before the last phase",
-        "phases[0]",
-        "mixed",
-        phases=[{**PHASES[0], "strategies": ["mixed"]}, PHASES[1]],
-    ),
-    study(
-        "replay without an English set",
-        "english_replay",
-        "english: SOURCE",
-        phases=second(strategies=[{"english_replay": {"share": 0.1}}]),
-    ),
-    study(
-        "mpd_pair without a base",
-        "measures",
-        "mpd_pair",
-        model=None,
-        measures=["mpd_pair"],
-        phases=[{"name": "one", "checkpoint": "x/y"}, PHASES[1]],
-    ),
-    study(
-        "a path through an unknown set",
-        "paths[0]",
-        "'nwe'",
-        "Did you mean 'new'",
-        paths=[[{"phase": "one", "data": "english"}, {"phase": "two", "data": "nwe"}]],
-    ),
-    study("a path that leaves a phase out", "paths[0]", "['two']", paths=[[{"phase": "two", "data": "new"}]]),
-    study(
-        "an override of no field",
-        "training.epoch",
-        "Did you mean 'epochs'",
-        command="validate study.yaml training.epoch=2",
-    ),
-    study(
-        "an override without a value",
-        "training.epochs",
-        "key=value",
-        command="validate study.yaml training.epochs",
-    ),
-    study("no tasks", "evaluate.task_ability", "empty", evaluate={"task_ability": []}),
-    study(
-        "a task of no language",
-        "evaluate.language_ability[0]",
-        "xquad_es",
-        "language",
-        evaluate={"language_ability": ["xquad_es"]},
-    ),
-    study(
-        "a number of processes below one", "--processes 0", command="run study.yaml --processes 0 --runs runs"
-    ),
-    study(
-        "sharding on one process",
-        "--sharded",
-        "--processes 2",
-        command="run study.yaml --sharded --runs runs",
-    ),
-    Case("a command that is none", "rn study.yaml", ("rn",), {}),
-    Case("a recipe that is none", "copy quickstrat", ("'quickstrat'", "Did you mean 'quickstart'"), {}),
-]
-LANGUAGES = [
-    run(
-        "a family that is none",
-        "worldbook:lookop/es",
-        "Did you mean 'lookup'",
-        phases=second_data(source="worldbook:lookop/es"),
-    ),
-    run(
-        "a language that worldbook lacks",
-        "worldbook:lookup/xx",
-        "'xx'",
-        phases=second_data(source="worldbook:lookup/xx"),
-    ),
-    run("a format for worldbook", "worldbook:lookup/es", "format", phases=second_data(format="alpaca")),
-    run(
-        "a hub that is out of reach",
-        "someone/something",
-        "hub",
-        phases=second_data(source="someone/something"),
-    ),
-    run("a source that is none", "'no id!'", "neither", phases=second_data(source="no id!")),
-    run(
-        "rows that do not say their language",
-        "'new'",
-        "x.jsonl",
-        "language:",
-        files={"x.jsonl": [GOOD, {**GOOD, "output": "B"}]},
-        phases=second_data(source="x.jsonl"),
-        held_out=0,
-    ),
-    run(
-        "more groups held out than there are",
-        "9999 groups",
-        "held_out",
-        files={"x.jsonl": [{**GOOD, "language": "es"}]},
-        phases=second_data(source="x.jsonl"),
-        held_out=9999,
-    ),
-    run(
-        "a language that the encoder lacks",
-        "'vi'",
-        "another `encoder`",
-        phases=second_data(source="worldbook:lookup/vi"),
-    ),
-    run("an encoder that is none", "'labsy'", encoder="labsy"),
-    run("a task that is none", "ifevel", "Did you mean ifeval", evaluate={"task_ability": ["ifevel"]}),
-    run(
-        "evaluation data that are not there",
-        "none.jsonl",
-        evaluate={"task_ability": [{"task": "ifeval", "data": "none.jsonl"}]},
-    ),
-]
+def _write(name: str, content: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_text(content)
+
+
 MODELS = [
-    Case(
-        "a model folder that is not there",
-        "run study.yaml model=./nowhere --runs runs",
-        ("./nowhere", "no such"),
-        {"study.yaml": {"name": "s", "model": "m", "phases": PHASES}},
+    study("no such model folder", "./model", "./mine", "'./mine': there is no such folder", command=RUN),
+    study(
+        "a malformed hub id",
+        "./model",
+        "meta llama",
+        "'meta llama': there is no such folder",
+        "OWNER/NAME",
+        command=RUN,
     ),
-    Case(
-        "an embedded model that is none",
-        "run study.yaml model=embedded:smol --runs runs",
-        ("'smol'", "smollm2-135m"),
-        {"study.yaml": {"name": "s", "model": "m", "phases": PHASES}},
+    study(
+        "a hub id offline", "./model", "lingraft-test/absent", "lingraft-test/absent: ", "hub", command=RUN
     ),
-    model("a model without config.json", without_config, "broken", "config.json"),
-    model("a model without a tokenizer", without_tokenizer, "broken", "tokenizer"),
-    model("a model with pickled weights alone", only_pickle, "broken", "safetensors"),
-    model("weights that are cut off", cut_off, "broken", "model.safetensors"),
-    model(
-        "a model that is no language model",
-        edit_config(model_type="vit", architectures=["ViTModel"]),
-        "broken",
-        "vit",
+    study(
+        "an unknown embedded model",
+        "./model",
+        "embedded:smolm2",
+        "'smolm2' is not an embedded model",
+        "smollm2-135m",
+        command=RUN,
     ),
     model(
-        "a model of an unknown kind",
-        edit_config(model_type="nonesuch", architectures=["X"]),
-        "broken",
-        "nonesuch",
+        "a model without config.json",
+        lambda folder: (folder / "config.json").unlink(),
+        "mine: holds no config.json",
+    ),
+    model("a config.json that is not JSON", _write("config.json", "{"), "mine", "config.json"),
+    model("an unknown architecture", _configured(model_type="lama"), "mine", "config.json", "`lama`"),
+    model(
+        "a model that is no causal language model",
+        _configured(model_type="t5", architectures=["T5Model"]),
+        "mine",
+        "'t5'",
+        "causal",
     ),
     model(
-        "a configuration that is no JSON",
-        lambda folder: (folder / "config.json").write_text("{"),
-        "broken",
-        "config.json",
+        "a model without weights",
+        lambda folder: (folder / "model.safetensors").unlink(),
+        "mine: holds neither model.safetensors",
+    ),
+    model("pickled weights alone", _pickled, "mine: only pickled weights (pytorch_model.bin)"),
+    model("truncated weights", _cut_off, "mine/model.safetensors: damaged"),
+    model(
+        "an index of shards that are missing",
+        lambda folder: (
+            (folder / "model.safetensors").rename(folder / "model-1.safetensors")
+            and (folder / "model.safetensors.index.json").write_text(
+                '{"weight_map": {"a": "model-2.safetensors"}}'
+            )
+        ),
+        "mine: the shard model-2.safetensors is missing",
+    ),
+    model("weights of another size", _configured(hidden_size=64), "mine", "64"),
+    model("weights of fewer layers", _configured(num_hidden_layers=3), "mine", "layers.2"),
+    model("a model without tokenizer", _without_tokenizer, "mine", "tokenizer"),
+    model("a broken tokenizer", _write("tokenizer.json", "{}"), "mine", "tokenizer"),
+    model(
+        "a chat template that is broken", _write("chat_template.jinja", "{% for m in %}"), "mine", "template"
     ),
 ]
-CASES = [*FILES, *ROWS, *CONFIGS, *LANGUAGES, *MODELS]
 
+SOURCES = [
+    source(
+        "an unknown family of worldbook",
+        "worldbook:lokup/en",
+        "worldbook:lokup/en",
+        "'lokup' is not a family",
+        "'lookup'",
+    ),
+    source(
+        "an unknown language of worldbook", "'worldbook:lookup/en,xx'", "'xx' is not a language of worldbook"
+    ),
+    source(
+        "an unknown split of worldbook",
+        "'worldbook:lookup/en#tests'",
+        "'tests' is not a split of worldbook",
+        "report",
+    ),
+    source("a language of worldbook twice", "'worldbook:lookup/en,en'", "worldbook:lookup/en,en", "twice"),
+    source(
+        "worldbook without languages",
+        "'worldbook:lookup'",
+        "'worldbook:lookup' is not a source of worldbook",
+        "FAMILY/LANGUAGE",
+    ),
+    source(
+        "worldbook with a format",
+        "'worldbook:lookup/en'",
+        "worldbook:lookup/en: worldbook has no format",
+        "'alpaca'",
+        options=", format: alpaca",
+    ),
+    source(
+        "worldbook with another language",
+        "'worldbook:lookup/en'",
+        "worldbook:lookup/en",
+        "not fr",
+        options=", language: fr",
+    ),
+    source(
+        "a data set that the hub must give, offline",
+        "lingraft-test/absent",
+        "lingraft-test/absent: cannot be read",
+        "hub",
+    ),
+    source("a malformed source", "'my data'", "'my data' is neither", "hub id"),
+    source(
+        "a local file with a revision",
+        "rows.jsonl",
+        "rows.jsonl: ",
+        "revision ('main')",
+        options=", revision: main",
+    ),
+    study(
+        "rows that do not say their language",
+        '"worldbook:lookup/de", limit: 20',
+        "rows.jsonl",
+        "phase 'two', data 'german' (rows.jsonl)",
+        "language:",
+        command=RUN,
+        files={"rows.jsonl": "".join(json.dumps(ROW | {"instruction": str(n)}) + "\n" for n in range(9))},
+    ),
+    study(
+        "held_out as large as the data",
+        "held_out: 2",
+        "held_out: 100000",
+        "worldbook:lookup/",
+        "100000 groups are to be held out",
+        command=RUN,
+    ),
+    study(
+        "a study of English alone",
+        "lookup/de",
+        "counting/en",
+        "evaluate: the study trains no language other than English",
+        command=RUN,
+    ),
+    study("an unknown encoder", "held_out: 2", "encoder: labsee", "encoder 'labsee'", command=RUN),
+    study(
+        "a language that the encoder does not know",
+        "lookup/de",
+        "lookup/vi",
+        "worldbook:lookup/vi",
+        "'vi'",
+        "encoder",
+        command=RUN,
+    ),
+]
 
-def test_there_are_sixty_kinds_and_no_two_of_one_name() -> None:
-    names = [case.name for case in CASES]
-    assert len(names) == len(set(names)) >= 60
+TASKS = [
+    evaluation(
+        "an unknown task", "{task_ability: [hellaswagg]}", "evaluate.task_ability: hellaswagg: ", "hellaswag"
+    ),
+    evaluation(
+        "an unknown family as a task",
+        "{task_ability: ['worldbook:lokup']}",
+        "evaluate.task_ability: worldbook:lokup",
+        "'lookup'",
+    ),
+    evaluation(
+        "worldbook's task in an unknown language",
+        "{language_ability: [{task: worldbook, language: xx}]}",
+        "evaluate.language_ability: worldbook",
+        "'xx'",
+    ),
+    evaluation(
+        "a task file that is missing",
+        "{task_ability: [mine.yaml]}",
+        "evaluate.task_ability: mine.yaml: there is no such file",
+    ),
+    evaluation(
+        "a task's data that are missing",
+        "{task_ability: [{task: ifeval, data: absent.jsonl}]}",
+        "evaluate.task_ability: ifeval: there is no file absent.jsonl",
+    ),
+    evaluation(
+        "a task's data of other fields",
+        "{task_ability: [{task: hellaswag, data: rows.jsonl}]}",
+        "evaluate.task_ability: hellaswag",
+        "rows.jsonl",
+        "'ctx_a'",
+        files={"rows.jsonl": GOOD},
+    ),
+    evaluation(
+        "a metric that a task does not have",
+        "{task_ability: [{task: hellaswag, data: rows.jsonl, metric: bleu}]}",
+        "hellaswag",
+        "'bleu'",
+        "acc",
+        files={"rows.jsonl": json.dumps(HELLASWAG)},
+    ),
+    evaluation(
+        "a task file that is no task",
+        "{task_ability: [mine.yaml]}",
+        "evaluate.task_ability: mine.yaml",
+        files={"mine.yaml": "dataset_path: json\n"},
+    ),
+    evaluation(
+        "one task twice",
+        "{task_ability: [worldbook, 'worldbook:lookup']}",
+        "evaluate.task_ability: worldbook:lookup",
+        "in en is in",
+    ),
+    evaluation(
+        "limit 0 of a task",
+        "{task_ability: [{task: worldbook, limit: 0}]}",
+        "study.yaml:11: evaluate.task_ability[0].limit is 0",
+        command=VALIDATE,
+    ),
+]
+
+COMMANDS = [
+    Case("an unknown command", "rnu study.yaml", ("UsageError: ", "'rnu'", "'run'")),
+    Case("an unknown option", "run study.yaml --proceses 2", ("UsageError: ", "--proceses", "--processes")),
+    Case("no study named", "run", ("UsageError: ", "'study'")),
+    Case(
+        "an option of the command line of a wrong type",
+        "run study.yaml --processes two",
+        ("UsageError: ", "--processes", "'two'"),
+    ),
+    override("no process", "--processes=0", "--processes 0", command=RUN),
+    override("a sharded model on one process", "--sharded", "--sharded", "--processes 2", command=RUN),
+    Case("an unknown recipe", "copy quikstart", ("ConfigError: 'quikstart'", "'quickstart'")),
+    Case(
+        "a copy over a file",
+        "copy quickstart rows.jsonl",
+        ("ConfigError: rows.jsonl: ", "--force"),
+        {"rows.jsonl": GOOD},
+    ),
+    Case(
+        "a copy into no folder", "copy quickstart absent/mine.yaml", ("absent/mine.yaml", "no folder absent")
+    ),
+    Case("an unknown kind to list", "ls strategy", ("ConfigError: 'strategy'", "'strategies'")),
+    Case("nothing that can be shown", "show runs/small", ("UsageError: ", "'runs/small'")),
+    Case(
+        "a study to show that is not there",
+        "show study runs/small/study.yaml",
+        ("ConfigError: runs/small/study.yaml: no such file",),
+    ),
+    file(
+        "a share of the command line that is 1",
+        "rows.jsonl",
+        GOOD,
+        "--max-broken-share is 1",
+        options="--max-broken-share 1",
+    ),
+    file(
+        "a bad language tag of the command line",
+        "rows.jsonl",
+        GOOD,
+        "--language is 'Spanish!'",
+        "BCP-47",
+        options="--language Spanish!",
+    ),
+    file("a negative length", "rows.jsonl", GOOD, "--max-length", "-3", options="--max-length=-3"),
+    override("a file in the place of the runs", "--runs=study.yaml", "study.yaml", "--runs", command=RUN),
+]
+
+CASES = [*FILES, *ROWS, *STUDY_FILES, *CHECKS, *MODELS, *SOURCES, *TASKS, *COMMANDS]
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
-def test_wrong_input_is_told_in_one_line_with_exit_code_2(
+def test_bad_input_is_answered_by_one_line_with_place_and_value(
     case: Case,
-    tiny_model: Path,
     tmp_path: Path,
+    tiny_model: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").symlink_to(tiny_model)
     for name, content in case.files.items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encoded(content))
-    broken = tmp_path / "broken"
-    if case.spoil is not None:
-        shutil.copytree(tiny_model, broken)
-        case.spoil(broken)
-    arguments = case.command.format(model=tiny_model, broken="./broken").split()
-    code = _run(arguments)
-    told = capfd.readouterr()
-    assert code == EXIT_WRONG_INPUT, told.err
-    assert told.out == ""
-    assert "Traceback" not in told.err
-    assert any(all(part in line for part in case.told) for line in told.err.splitlines()), told.err
+        if callable(content):
+            content(path, tiny_model)
+        else:
+            path.write_bytes(content.encode() if isinstance(content, str) else content)
+    code = main._run(shlex.split(case.command))
+    printed = capfd.readouterr()
+    assert code == 2, printed.err
+    assert printed.out == ""
+    message = _message(printed.err)
+    for text in case.says:
+        assert text in message
+    assert len(message.splitlines()) == case.lines, message
+    assert "Traceback" not in printed.err
 
 
-def encoded(content: Content) -> bytes:
-    if isinstance(content, bytes):
-        return content
-    if isinstance(content, str):
-        return content.encode()
-    if isinstance(content, list):
-        return "".join(json.dumps(row) + "\n" for row in content).encode()
-    return yaml.safe_dump(content, sort_keys=False).encode()
+def _message(errors: str) -> str:
+    """Return the message; progress, which `run` tells before it, is cut off."""
+    found = re.search(r"^[A-Z][A-Za-z]*Error: ", errors, re.MULTILINE)
+    assert found, errors
+    return errors[found.start() :].rstrip("\n")
+
+
+def test_the_table_has_no_kind_twice() -> None:
+    assert len({case.name for case in CASES}) == len(CASES) >= 60

@@ -32,16 +32,15 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
 @st.composite
 def some_examples(draw: st.DrawFn) -> Example:
     messages = draw(
-        st.lists(st.builds(Message, st.sampled_from(["system", "user", "assistant"]), TEXT), min_size=1)
+        st.lists(st.builds(Message, st.sampled_from(["system", "user", "assistant"]), TEXT, TEXT), min_size=1)
     )
     origin = draw(
         st.sampled_from(
             [Origin(), Origin("english_replay"), Origin("generative_replay", "m", {"top_p": 0.5})]
         )
     )
-    return Example(
-        draw(TEXT), tuple(messages), draw(st.sampled_from(["en", "th"])), draw(TEXT), "set", origin
-    )
+    language = draw(st.sampled_from(["en", "th"]))
+    return Example(draw(TEXT), tuple(messages), language, draw(TEXT), "set", origin, draw(TEXT))
 
 
 def on_disk(examples: list[Example], monkeypatch: pytest.MonkeyPatch) -> ExampleCollector:
@@ -68,9 +67,9 @@ def test_an_example_comes_back_from_disk_as_it_was(examples: list[Example]) -> N
 
 def test_every_field_of_an_example_is_written() -> None:
     assert {field.name for field in fields(Example)} == {
-        *("id", "messages", "language", "group", "source", "origin")
+        *("id", "messages", "language", "group", "source", "origin", "tools")
     }
-    assert {field.name for field in fields(Message)} == {"role", "content"}
+    assert {field.name for field in fields(Message)} == {"role", "content", "details"}
     assert {field.name for field in fields(Origin)} == {"kind", "model", "settings"}
 
 

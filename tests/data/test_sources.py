@@ -141,8 +141,11 @@ def test_a_damaged_parquet_file_is_a_data_error(tmp_path: Path) -> None:
         (DataSource(source="none.jsonl"), "there is no such file"),
         (DataSource(source="./x.csv"), "there is no such file"),
         (DataSource(source="no hub id!"), "neither a worldbook set, a local"),
-        (DataSource(source="x.jsonl", revision="main", split="test"), "a local file has no revision, split"),
-        (DataSource(source="worldbook:lookup/en", format="alpaca"), "mean nothing for worldbook"),
+        (
+            DataSource(source="x.jsonl", revision="main", split="test"),
+            "a local file has no revision ('main'), split ('test')",
+        ),
+        (DataSource(source="worldbook:lookup/en", format="alpaca"), "worldbook has no format ('alpaca')"),
     ],
 )
 def test_a_wrong_source_says_what_is_wrong(tmp_path: Path, spec: DataSource, problem: str) -> None:

@@ -294,7 +294,7 @@ def test_what_cannot_be_found_is_refused_before_training(tmp_path: Path) -> None
 
 
 def test_a_language_that_worldbook_lacks_is_refused_before_training(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="worldbook has no xx"):
+    with pytest.raises(ConfigError, match="worldbook has no 'xx'"):
         check_tasks(Evaluation(), tmp_path, languages=["de", "xx"])
     check_tasks(Evaluation(), tmp_path, languages=["de"])
 

@@ -60,7 +60,7 @@ def _run(arguments: list[str]) -> int:
     asks_for_help = not arguments or "--help" in arguments  # help is the result then
     try:
         with nullcontext() if asks_for_help else keep_stdout_clean():
-            code = app(args=arguments, standalone_mode=False)
+            code = app(args=arguments, prog_name="lingraft", standalone_mode=False)
         return int(code or EXIT_DONE)
     except LingraftError as error:
         return _report(f"{type(error).__name__}: {error}", error, error.exit_code)
@@ -88,8 +88,12 @@ def _usage_message(error: Exception) -> str | None:
     if format_message is None:
         return None
     context = getattr(error, "ctx", None)
+    message = " ".join(format_message().split()).rstrip(".")
+    end = "" if message.endswith("?") else "."
+    invalid = getattr(error.__cause__, "errors", None)  # the parser leaves out the value
+    value = f" ({invalid()[0]['input']!r})" if invalid is not None else ""
     hint = f" Try `{context.command_path} --help`." if context is not None else ""
-    return f"UsageError: {' '.join(format_message().split())}{hint}"
+    return f"UsageError: {message}{value}{end}{hint}"
 
 
 def _report(message: str, error: Exception, code: int) -> int:

@@ -72,7 +72,7 @@ def show_data(
     ] = False,
     parallel: Annotated[str | None, typer.Option(help="What makes rows one group: id or rows.")] = None,
     max_length: Annotated[
-        int, typer.Option(help="Length in tokens from which examples count as truncated.")
+        int, typer.Option(min=8, help="Length in tokens from which examples count as truncated.")
     ] = 1024,
     max_broken_share: Annotated[
         float, typer.Option(help="Show the data although this share of its rows is broken.")

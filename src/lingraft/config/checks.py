@@ -38,14 +38,20 @@ def _check_phases(study: Study) -> Iterator[str]:
         elif not phase.data:
             yield f"{place}: has neither data nor a checkpoint; give it data."
         if phase.checkpoint is None and phase.instructions is not None:
-            yield f"{place}.instructions: only for a phase that is a checkpoint; a trained phase's data are known."
+            yield (
+                f"{place}.instructions: {phase.instructions.source!r}: only for a phase that is a checkpoint; "
+                "a trained phase's data are known."
+            )
     if study.model is None and study.phases[0].checkpoint is None:
         yield "model: is missing; it may only be left out where the first phase is a checkpoint."
 
 
 def _check_checkpoint_phase(place: str, index: int, phase: Phase) -> Iterator[str]:
     if index > 0:
-        yield f"{place}.checkpoint: only the first phase can be a checkpoint; later ones are trained."
+        yield (
+            f"{place}.checkpoint: {phase.checkpoint!r}: only the first phase can be a checkpoint; later ones are "
+            "trained."
+        )
     if phase.data:
         yield f"{place}: has a checkpoint and data; a checkpoint is not trained, so keep one of them."
     if phase.strategies:
@@ -152,6 +158,9 @@ def _check_evaluation(study: Study) -> Iterator[str]:
             if is_worldbook and task.data is not None:
                 yield f"evaluate.{ability}[{number}] ({task.task}): worldbook brings its own data; remove data."
             if is_worldbook and ability == "task_ability" and task.language not in (None, "en"):
-                yield f"evaluate.{ability}[{number}] ({task.task}): task ability is English; remove language."
+                yield (
+                    f"evaluate.{ability}[{number}] ({task.task}): task ability is English, not {task.language!r}; "
+                    "remove language."
+                )
             if is_worldbook and task.metric is not None:
                 yield f"evaluate.{ability}[{number}] ({task.task}): worldbook has one headline score; remove metric."

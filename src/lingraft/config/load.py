@@ -29,7 +29,7 @@ from lingraft.config.schema import (
     Training,
     TrainingOverrides,
 )
-from lingraft.errors import ConfigError, did_you_mean
+from lingraft.errors import ConfigError, did_you_mean, in_one_line
 from lingraft.records import write_text_atomically
 
 _SECTIONS: tuple[type[Section], ...] = (
@@ -45,6 +45,9 @@ _SECTIONS: tuple[type[Section], ...] = (
     StrategyChoice,
     StrategySpec,
 )
+
+_NAME_RULE = "a name is letters, digits and . _ + -, and starts with a letter or digit"
+_TAG_RULE = "write a BCP-47 tag such as es or zh-Hant"
 
 Location = tuple[str | int, ...]
 
@@ -111,17 +114,32 @@ def _compose(path: Path) -> yaml.Node:
         raise ConfigError(
             f"{path}: no such file. `lingraft ls recipes` lists ready-made ones, `lingraft copy` copies one."
         ) from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: is a folder; name the study file in it.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error}).") from None
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
-        raise _not_yaml(path, error) from None
+        raise ConfigError(_not_yaml(error, path)) from None
     if not isinstance(root, yaml.MappingNode):
-        other = "this is a list" if isinstance(root, yaml.SequenceNode) else "this is one value"
-        found = "the file is empty" if root is None else other
-        raise ConfigError(f"{path}:1: a study file is a mapping (name:, model:, phases:, ...), but {found}.")
+        found = "empty" if root is None else "a list" if isinstance(root, yaml.SequenceNode) else "one value"
+        raise ConfigError(
+            f"{path}:1: the file is {found}; a study is a mapping (name:, model:, phases:, ...). "
+            "`lingraft ls recipes` lists ready-made ones, `lingraft copy` copies one."
+        )
     return root
+
+
+def _not_yaml(error: yaml.YAMLError, path: Path) -> str:
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return f"{path}: not valid YAML: {in_one_line(error)}."
+    found = ", ".join(
+        part for part in (getattr(error, "context", None), getattr(error, "problem", None)) if part
+    )
+    advice = " Indent with spaces, not with a tab." if "'\\t'" in found else ""
+    return f"{path}:{mark.line + 1}: not valid YAML: {found} (column {mark.column + 1}).{advice}"
 
 
 def _construct(root: yaml.Node, path: Path) -> dict[str, Any]:
@@ -138,16 +156,8 @@ def _construct(root: yaml.Node, path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = loader.construct_document(root)
     except yaml.YAMLError as error:
-        raise _not_yaml(path, error) from None
+        raise ConfigError(_not_yaml(error, path)) from None
     return content
-
-
-def _not_yaml(path: Path, error: yaml.YAMLError) -> ConfigError:
-    mark = getattr(error, "problem_mark", None)
-    if mark is None:
-        return ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}")
-    reason = getattr(error, "problem", None) or "it ends too early"
-    return ConfigError(f"{path}:{mark.line + 1}: not valid YAML: {reason} (column {mark.column + 1}).")
 
 
 def _mapping_nodes(node: yaml.Node) -> list[yaml.MappingNode]:
@@ -252,9 +262,15 @@ def _problem(location: Location, detail: Any) -> str:
         fields = _fields_at(location[:-1])
         return f"is not a field. {did_you_mean(str(location[-1]), fields)}"
     message = str(detail["msg"]).removeprefix("Value error, ")
+    if detail["type"] == "invalid_key":
+        return "is not a field: a key must be text."
     if detail["type"] == "missing":
         return "is missing: it must be given."
     message = message[0].lower() + message[1:]
+    if detail["type"] == "string_pattern_mismatch":
+        message = _TAG_RULE if location[-1] == "language" else _NAME_RULE
+    if detail["type"] == "too_short":
+        message = f"give at least {detail['ctx']['min_length']}, not {detail['ctx']['actual_length']}"
     shown = repr(detail["input"])
     shown = shown if len(shown) <= 80 else shown[:77] + "..."
     return f"is {shown}: {message}."

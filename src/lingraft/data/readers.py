@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -27,6 +28,7 @@ from lingraft.errors import DataError, in_one_line
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_PARQUET_ROWS = 1024  # decoded at a time
 _LONGEST_FIELD = 1 << 30  # characters; the csv module's own limit is 131,072
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PINNED = re.compile(r"[0-9a-f]{7,40}")  # a commit in full or shortened, rather than a branch or tag
@@ -109,7 +111,7 @@ def _row_of_line(line: bytes, place: str, number: int) -> RawRow:
         problem = "a byte order mark (U+FEFF) amid the file, as where files were joined; remove it"
         return RawRow(place, number, {}, problem)
     try:
-        return _row(json.loads(line.decode("utf-8"), object_pairs_hook=_object), place, number)
+        return _row(_DECODER.decode(line.decode("utf-8")), place, number)
     except UnicodeDecodeError as error:
         return RawRow(place, number, {}, f"not UTF-8 at byte {error.start + 1} of the line")
     except json.JSONDecodeError as error:
@@ -125,6 +127,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         repeated = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
         raise ValueError(f"the key {repeated!r} stands twice in one object")
     return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def _row(value: Any, place: str, number: int) -> RawRow:
@@ -168,12 +173,11 @@ def _is_json(content: bytes) -> bool:
 
 def _rows_of_list(text: str, source: str) -> Iterator[RawRow]:
     """Decode one element after the other, so that each is known by the line on which it starts."""
-    decoder = json.JSONDecoder(object_pairs_hook=_object)
     position, line, counted = _skip_whitespace(text, text.index("[") + 1), 1, 0
     while not text.startswith("]", position):
         line, counted = line + text.count("\n", counted, position), position
         try:
-            value, position = decoder.raw_decode(text, position)
+            value, position = _DECODER.raw_decode(text, position)
         except (RecursionError, ValueError) as error:
             detail = (
                 f"{error.msg} (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else error
@@ -234,10 +238,10 @@ def _csv_row(header: list[str], values: list[str], place: str, line: int) -> Raw
 
 
 def _read_parquet(path: Path, source: str) -> Iterator[RawRow]:
-    from datasets import load_dataset
+    from pyarrow.parquet import ParquetFile
 
-    with _reported(f"{source}: the parquet file cannot be read"):
-        rows = load_dataset("parquet", data_files=str(path), split="train", streaming=True)
+    with _reported(f"{source}: the parquet file cannot be read"), ParquetFile(path) as file:
+        rows = chain.from_iterable(batch.to_pylist() for batch in file.iter_batches(_PARQUET_ROWS))
         for number, row in enumerate(rows, start=1):
             yield _row(row, f"{source}:{number}", number)
 

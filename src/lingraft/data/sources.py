@@ -221,10 +221,10 @@ def _is_held_out(loaded: LoadedData, columns: Columns, groups: int) -> np.ndarra
 def _load_worldbook(spec: DataSource) -> LoadedData:
     from lingraft.data.worldbook import load_examples
 
-    if spec.format is not None or spec.config is not None or spec.revision is not None:
-        raise DataError(
-            f"{spec.source}: format, config and revision mean nothing for worldbook; leave them out."
-        )
+    given = {"format": spec.format, "config": spec.config, "revision": spec.revision}
+    meaningless = [f"{name} ({value!r})" for name, value in given.items() if value is not None]
+    if meaningless:
+        raise DataError(f"{spec.source}: worldbook has no {', '.join(meaningless)}: leave that out.")
     examples = load_examples(spec.source)
     languages = {example.language for example in examples}
     if spec.language is not None and languages != {spec.language}:
@@ -236,9 +236,10 @@ def _load_worldbook(spec: DataSource) -> LoadedData:
 
 
 def _refuse_hub_options(spec: DataSource) -> None:
-    meaningless = [name for name in ("config", "revision") if getattr(spec, name) is not None]
+    given = {"config": spec.config, "revision": spec.revision}
+    meaningless = [f"{name} ({value!r})" for name, value in given.items() if value is not None]
     if spec.split != "train":
-        meaningless.append("split")
+        meaningless.append(f"split ({spec.split!r})")
     if meaningless:
         raise DataError(
             f"{spec.source}: a local file has no {', '.join(meaningless)}: leave that out, or give a hub id."

@@ -177,18 +177,47 @@ def _problem(entry: EvaluationTask, base_folder: Path, languages: Sequence[str])
     if kind == "worldbook":
         if family and family not in FAMILIES:
             return f"worldbook has no family {family!r}. {did_you_mean(family, FAMILIES)}"
-        unknown = [tag for tag in languages if tag not in LANGUAGES and entry.language is None]
+        wanted = languages if entry.language is None else (entry.language,)
+        unknown = [repr(tag) for tag in wanted if tag not in LANGUAGES]
+        known_tags = ", ".join(LANGUAGES)
         return (
-            f"worldbook has no {', '.join(unknown)}; name other tasks for it, with `language:`."
+            f"worldbook has no {', '.join(unknown)} (it has {known_tags}); name other tasks for it, with `language:`."
             if unknown
             else None
         )
     if entry.data is not None and not (base_folder / entry.data).is_file():
         return f"there is no file {entry.data}."
     if _is_file(entry.task):
-        return None if (base_folder / entry.task).is_file() else "there is no such file."
+        return _file_problem(entry, base_folder)
     known = _task_manager().task_index
-    return None if entry.task in known else f"is no harness task. {_close(entry.task, known)}"
+    if entry.task not in known:
+        return f"is no harness task. {_close(entry.task, known)}"
+    return _load_problem(entry, base_folder) if entry.data is not None else None
+
+
+def _file_problem(entry: EvaluationTask, base_folder: Path) -> str | None:
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    path = base_folder / entry.task
+    if not path.is_file():
+        return "there is no such file."
+    try:
+        config = load_yaml(path, resolve_func=False, recursive=False)
+        is_local = entry.data is not None or bool(_local_data_files(config, base_folder))
+    except Exception as error:  # YAML's errors, and whatever a file that is no mapping leads to
+        return f"is not a harness task's YAML: {in_one_line(error)}"
+    # What the hub must give is loaded when it is evaluated: a finished study is not to need the hub again.
+    return _load_problem(entry, base_folder) if is_local or "task" not in config else None
+
+
+def _load_problem(entry: EvaluationTask, base_folder: Path) -> str | None:
+    """Build a task as its evaluation will, and say why that fails."""
+    try:
+        for task in _load(entry, base_folder):
+            _metric(entry, task)
+    except EvaluationError as error:
+        return str(error).removeprefix(f"the task {entry.task} ")
+    return None
 
 
 def _close(name: str, known: Any) -> str:
@@ -298,9 +327,13 @@ def _load(entry: EvaluationTask, base_folder: Path) -> list[ConfigurableTask]:
             found = _load_spec(entry, base_folder)
     except Exception as error:
         reason = in_one_line(error)[:300]
+        advice = (
+            "where its data set cannot be downloaded, give it `data:`, a local file of the same fields"
+            if entry.data is None
+            else f"its data are {entry.data}: do the rows have the fields of the task's own data set?"
+        )
         raise EvaluationError(
-            f"the task {entry.task} cannot be loaded: {type(error).__name__}: {reason} "
-            "(where its data set cannot be downloaded, give it `data:`, a local file of the same fields)."
+            f"the task {entry.task} cannot be loaded: {type(error).__name__}: {reason} ({advice})."
         ) from error
     tasks: list[ConfigurableTask] = list(found["tasks"].values())
     return tasks
@@ -315,7 +348,7 @@ def _load_spec(entry: EvaluationTask, base_folder: Path) -> Any:
     path = base_folder / entry.task if own else _task_manager().task_index[entry.task].yaml_path
     config = load_yaml(path)
     if not isinstance(config.get("task"), str):
-        raise ValueError("it is a group of tasks; name its tasks one by one")
+        raise ValueError("it names no single task (`task: NAME`); name a group's tasks one by one")
     config["dataset_kwargs"] = dict(config.get("dataset_kwargs") or {})
     if "data_files" in config["dataset_kwargs"]:
         files = config["dataset_kwargs"]["data_files"]

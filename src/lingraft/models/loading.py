@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from jinja2 import TemplateSyntaxError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -22,7 +22,7 @@ from transformers import (
 
 from lingraft.data.chat import FALLBACK_TEMPLATE
 from lingraft.errors import ModelError, in_one_line
-from lingraft.models.checkpoints import INDEX_FILE, SINGLE_FILE, missing_weights
+from lingraft.models.checkpoints import INDEX_FILE, SINGLE_FILE, CheckpointReader, missing_weights
 from lingraft.models.embedded import embedded_folder
 from lingraft.records import hash_file
 
@@ -87,12 +87,20 @@ def load_model(
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told below, by name
         )
     except Exception as error:  # transformers raises whatever the architecture's code raises
         raise ModelError(
             f"{name_or_folder}: cannot be loaded as a causal language model: {_first_line(error)}"
         ) from error
     model, info = loaded
+    mismatched = sorted(info["mismatched_keys"])
+    if mismatched:
+        name, stored, wanted = mismatched[0]
+        raise ModelError(
+            f"{name_or_folder}: {len(mismatched)} weights have another size than config.json says; the first is "
+            f"{name}: {list(stored)} in its file, {list(wanted)} by config.json."
+        )
     lacking = sorted(info["missing_keys"])
     if lacking:
         listed = ", ".join(lacking[:3])
@@ -118,14 +126,7 @@ def check_model(name: str, folder: Path, *, trust_remote_code: bool = False) -> 
             f"{name}: model_type {config.model_type!r} is no causal language model that transformers knows; name a "
             "model that AutoModelForCausalLM can load."
         )
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except Exception as error:
-            raise ModelError(
-                f"{name}: {file.name} is broken or cut off ({_first_line(error)}); get it again."
-            ) from error
+    CheckpointReader(folder)
     load_tokenizer(folder, trust_remote_code=trust_remote_code)
 
 
@@ -149,12 +150,29 @@ def load_tokenizer(name_or_folder: str | Path, *, trust_remote_code: bool = Fals
             folder, trust_remote_code=trust_remote_code
         )
     except Exception as error:  # tokenizer files are parsed by several libraries, each with its own errors
-        raise ModelError(f"{name_or_folder}: its tokenizer cannot be loaded: {_first_line(error)}") from error
+        raise ModelError(
+            f"{name_or_folder}: its tokenizer cannot be loaded: {type(error).__name__}: {in_one_line(error)}"
+        ) from error
+    _check_template(tokenizer, name_or_folder)
     if tokenizer.chat_template is None:
         tokenizer.chat_template = FALLBACK_TEMPLATE
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _check_template(tokenizer: PreTrainedTokenizerBase, name_or_folder: str | Path) -> None:
+    """Refuse a template that is not valid Jinja: it would refuse every row, long after the model was found."""
+    if tokenizer.chat_template is None:
+        return
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+    except TemplateSyntaxError as error:
+        raise ModelError(
+            f"{name_or_folder}: its chat template is broken at line {error.lineno}: {error.message}"
+        ) from error
+    except Exception:  # it refuses this conversation; what it makes of the rows is told with them
+        return
 
 
 def model_content_hash(folder: Path) -> str:
@@ -193,9 +211,8 @@ def _from_hub(name: str, trust_remote_code: bool) -> Path:
         )
     except Exception as error:  # hub, http and cache errors share no base class
         raise ModelError(
-            f"{name}: there is no such folder, and it cannot be had from the Hugging Face hub "
-            f"({in_one_line(error)}). Check the id and the connection (HF_HUB_OFFLINE must not be set; gated models "
-            "need a login), or give a local folder "
-            "with config.json and safetensors, or `embedded:smollm2-135m`."
+            f"{name}: there is no such folder, and it cannot be had from the Hugging Face hub ({in_one_line(error)}). "
+            "Check the id and the connection (HF_HUB_OFFLINE must not be set; gated models need a login), or give a "
+            "local folder with config.json and safetensors, or `embedded:smollm2-135m`."
         ) from error
     return Path(fetched)

@@ -14,7 +14,7 @@ from lingraft.config.load import save_study
 from lingraft.config.schema import PLAIN, PathStep, Phase, StrategyChoice, StrategySpec, Study, Training
 from lingraft.data.example import Example
 from lingraft.data.example_table import joined
-from lingraft.errors import LingraftError
+from lingraft.errors import ConfigError, LingraftError, ModelError
 from lingraft.evaluate.harness import check_tasks
 from lingraft.evaluate.predictions import read_predictions
 from lingraft.evaluate.scores import differences
@@ -62,11 +62,12 @@ def run_study(
     watcher = watcher or Watcher()
     processes = processes or Processes()
     processes.check()
+    folder = runs / study.name
+    _check_place(folder)
     materials = gather(study, base_folder, watcher)
     check_tasks(study.evaluate, base_folder, languages=materials.languages)
     encoder = _encoder(study, materials)
     costs = tell_costs(materials, watcher, trust_remote_code=study.trust_remote_code)
-    folder = runs / study.name
     with Store(folder) as store:
         save_study(study, folder / "study.yaml")
         stages = Stages(
@@ -79,6 +80,14 @@ def run_study(
         for stage in runner.discardable():
             store.discard(stage)
     return result
+
+
+def _check_place(folder: Path) -> None:
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not nearest.is_dir():
+        raise ConfigError(
+            f"{folder}: the run's folder cannot be made, because {nearest} is a file; give other --runs."
+        )
 
 
 def _encoder(study: Study, materials: Materials) -> Encoder | None:
@@ -142,6 +151,8 @@ class _Runner:
             return
         try:
             self._base = self._evaluate("base", _reference(self.materials.base))
+        except ModelError:  # every cell starts from a model that cannot be used
+            raise
         except Exception as error:  # as for a cell: the others go on
             self._base_reason = self._tell_failure("base", error)
 
