@@ -6,7 +6,7 @@ Every competitor trains SmolLM2-135M for one epoch on the same tokens with the s
 the same number of optimiser steps, in a process of its own. Rounds alternate, so that a busy machine slows all of
 them, and the peak of a bf16 matrix product is measured in every round: quote ratios, never single rates. All run with
 the settings of the threads that the command line makes, which help TRL as well. Writes
-benchmarks/results/training-NAME.json; `benchmarks/tables.py` puts it into docs/performance.md.
+benchmarks/results/training-NAME.json and its table in docs/performance.md; `--table FILE` writes the table alone.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Any
 
 THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "3000", "THP_MEM_ALLOC_ENABLE": "1"}
 RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 MODEL = "embedded:smollm2-135m"
 LEARNING_RATE = 2e-5
 ROWS_PER_STEP = 8  # TRL's default
@@ -303,6 +304,47 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "lowest": min(values), "highest": max(values)}
 
 
+def write_table(result: dict[str, Any]) -> None:
+    """Put the result's table between its marks in docs/performance.md, at the end where these are not there yet."""
+    start, end = f"<!-- training {result['data']} -->", f"<!-- end of training {result['data']} -->"
+    text = PAGE.read_text(encoding="utf-8")
+    before, _, rest = text.partition(start)
+    after = rest.partition(end)[2]
+    block = f"{start}\n\n{markdown(result)}\n\n{end}"
+    PAGE.write_text(f"{before}{block}{after}" if start in text else f"{text}\n{block}\n", encoding="utf-8")
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Return the result as a Markdown table with a caption that says what was run where."""
+    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    peak = result["matrix_product_peak_tflops"]["median"]
+    lines = [
+        f"{result['data']}: {result['rows']} rows, {result['tokens']:,} tokens ({result['supervised_tokens']:,} "
+        f"learned), {result['rounds']} alternating rounds, {result['cores']} cores, bf16 matrix product {peak:.2f} "
+        f"TFLOP/s; {versions}.",
+        "",
+        "| | times TRL's defaults | times TRL's best | share of peak | memory (GB) | steps | training loss "
+        "| loss after |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, one in result["competitors"].items():
+        cells = [
+            _written(one["times_as_fast_as_trl_defaults"]),
+            _written(one["times_as_fast_as_trl_best"]),
+            _written(one["share_of_peak"]),
+            f"{one['peak_gigabytes']:.1f}",
+            str(one["steps"]),
+            f"{one['training_loss']:.3f}",
+            f"{one['loss_after']:.3f}",
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _written(spread: dict[str, float]) -> str:
+    return f"{spread['median']:.2f} ({spread['lowest']:.2f} to {spread['highest']:.2f})"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -310,10 +352,14 @@ def main() -> None:
     parser.add_argument("--data", default="worldbook:lookup/de,es,fr")
     parser.add_argument("--rows", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--table", type=Path, help="write the table of this result file, run nothing")
     parser.add_argument("--competitor", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.competitor:
         compete(options.competitor, options)
+        return
+    if options.table:
+        write_table(json.loads(options.table.read_text(encoding="utf-8")))
         return
     os.environ.update(THREADS)
     rows = encoded_rows(options.data, options.rows)
@@ -344,6 +390,7 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"training-{label}.json"
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_table(result)
     print(json.dumps(result, indent=1))
 
 
