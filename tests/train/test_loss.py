@@ -13,7 +13,14 @@ from transformers import LlamaModel
 
 from lingraft.data.chat import EncodedExample
 from lingraft.errors import ModelError
-from lingraft.train.loss import SupervisedHead, collate, count_supervised, supervised_loss, token_losses
+from lingraft.train.loss import (
+    SupervisedHead,
+    collate,
+    count_supervised,
+    cross_entropy,
+    supervised_loss,
+    token_losses,
+)
 
 Build = Callable[..., Any]
 
@@ -55,6 +62,24 @@ def test_loss_and_gradients_equal_the_naive_float64_computation(
     assert total.dtype == torch.float32
     assert total.item() == pytest.approx(expected.item(), rel=1e-5)
     assert_close(gradients(model), gradients(naive_model), 1e-5)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 64, 131])  # fewer and more than are computed at a time
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_cross_entropy_and_its_gradient_are_torchs_own_in_float32(rows: int, kind: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(rows, 500, generator=generator).mul(5).to(kind).requires_grad_()
+    targets = torch.randint(0, 500, (rows,), generator=generator)
+    weights = torch.rand(rows, generator=generator)
+    reference = logits.detach().float().requires_grad_()
+    found = cross_entropy(logits, targets)
+    expected = nn.functional.cross_entropy(reference, targets, reduction="none")
+    torch.testing.assert_close(found, expected)
+    torch.autograd.backward(found, weights)
+    torch.autograd.backward(expected, weights)
+    assert logits.grad is not None
+    assert reference.grad is not None
+    torch.testing.assert_close(logits.grad, reference.grad.to(kind))
 
 
 def test_eight_accumulated_batches_of_unequal_length_equal_one(tiny_llama: Build, examples: Build) -> None:

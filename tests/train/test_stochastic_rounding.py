@@ -7,7 +7,12 @@ import copy
 import pytest
 import torch
 
-from lingraft.train.stochastic_rounding import StochasticRoundingAdamW, round_stochastically
+from lingraft.train.stochastic_rounding import (
+    CHUNK,
+    RoundingNoise,
+    StochasticRoundingAdamW,
+    round_stochastically,
+)
 
 
 def _one_step(weight: torch.Tensor, gradient: torch.Tensor, **options: float) -> torch.Tensor:
@@ -15,6 +20,14 @@ def _one_step(weight: torch.Tensor, gradient: torch.Tensor, **options: float) ->
     parameter.grad = gradient.to(weight.dtype)
     StochasticRoundingAdamW([parameter], **options).step()  # type: ignore[arg-type]
     return parameter.detach()
+
+
+def _rounded(values: torch.Tensor) -> torch.Tensor:
+    noise = RoundingNoise(torch.Generator().manual_seed(0))
+    result = torch.empty(values.shape, dtype=torch.bfloat16)
+    for part, into in zip(torch.split(values.clone(), CHUNK), torch.split(result, CHUNK), strict=True):
+        round_stochastically(part, noise, out=into)
+    return result
 
 
 def test_an_update_of_1e_5_on_a_weight_of_0_02_is_right_in_expectation() -> None:
@@ -31,15 +44,26 @@ def test_an_update_of_1e_5_on_a_weight_of_0_02_is_right_in_expectation() -> None
 def test_both_neighbours_are_drawn_with_the_remainder_as_probability(sign: float) -> None:
     low, high = 1.0, 1.0078125  # neighbours in bfloat16
     values = torch.full((400_000,), sign * (low + 0.25 * (high - low)))
-    rounded = round_stochastically(values, torch.Generator().manual_seed(0)).float()
+    rounded = _rounded(values).float()
     assert set(rounded.tolist()) == {sign * low, sign * high}
     assert (rounded == sign * high).double().mean().item() == pytest.approx(0.25, abs=0.004)
 
 
 def test_a_value_that_bfloat16_holds_stays_as_it_is() -> None:
     values = torch.randn(1001, generator=torch.Generator().manual_seed(1)).bfloat16()
-    rounded = round_stochastically(values.float(), torch.Generator().manual_seed(0))
+    rounded = _rounded(values.float())
     assert torch.equal(rounded, values)
+
+
+def test_the_noise_is_uniform_and_that_of_two_chunks_independent() -> None:
+    noise = RoundingNoise(torch.Generator().manual_seed(0))
+    first, second = (noise.draw(CHUNK).double() / 65536 for _ in range(2))
+    for one in (first, second):
+        assert one.mean().item() == pytest.approx(0.5, abs=0.003)
+        assert one.var().item() == pytest.approx(1 / 12, rel=0.01)
+    masks = torch.stack([noise.draw(1)[0] for _ in range(4000)]).double() / 65536  # one weight, many chunks
+    assert masks.mean().item() == pytest.approx(0.5, abs=0.02)
+    assert abs(torch.corrcoef(torch.stack([masks[:-1], masks[1:]]))[0, 1].item()) < 0.06
 
 
 def test_one_step_is_torchs_adamw_up_to_rounding() -> None:

@@ -14,24 +14,45 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-_CHUNK = 1 << 18  # elements updated at a time: float32 temporaries stay small, and in the cache
+CHUNK = 1 << 18  # elements updated at a time: float32 temporaries stay small, and in the cache
 
 
-def round_stochastically(values: Tensor, generator: torch.Generator) -> Tensor:
-    """Round float32 `values` to one of the two nearest bfloat16, right in expectation.
+class RoundingNoise:
+    """The random bits of one optimiser step: 16 for each weight, uniform, any two weights' independent.
 
-    Adds 16 random bits below the last bit that stays, then cuts them off. Finite values only: the carry
-    would turn a NaN into a number.
+    Drawing bits is a third of an update's cost on a CPU. So one block of them is drawn in a step, and for each chunk of
+    weights it is combined (exclusive or) with 16 bits drawn for that chunk. Independence of pairs is all that the
+    variance of a sum of rounding errors asks for.
+
+    Args:
+        generator: Decides all bits; on the weights' device.
+    """
+
+    def __init__(self, generator: torch.Generator) -> None:
+        words = torch.empty(CHUNK // 4, dtype=torch.int64, device=generator.device)
+        words.random_(-(2**63), None, generator=generator)  # all 64 bits at random: four values from one draw
+        self._block = words.view(torch.int16).to(torch.int32) & 0xFFFF
+        self._generator = generator
+
+    def draw(self, count: int) -> Tensor:
+        """Return [count] int32 in 0..65535, for at most CHUNK weights."""
+        mask = torch.randint(
+            1 << 16, (), generator=self._generator, dtype=torch.int32, device=self._block.device
+        )
+        return self._block[:count] ^ mask
+
+
+def round_stochastically(values: Tensor, noise: RoundingNoise, out: Tensor) -> None:
+    """Round float32 `values` ([at most CHUNK], overwritten) into bfloat16 `out`, to one of the two nearest.
+
+    Right in expectation: adds 16 random bits below the last bit that stays, then cuts them off. Finite values only:
+    the carry would turn a NaN into a number.
 
     Source: Zamirai et al. 2020, "Revisiting BFloat16 Training", arXiv 2010.06192, section 4.
     """
-    count = values.numel()
-    words = torch.empty((count + 3) // 4, dtype=torch.int64, device=values.device)
-    words.random_(-(2**63), None, generator=generator)  # all 64 bits at random: four values from one draw
-    noise = words.view(torch.int16)[:count].view(values.shape)
-    bits = values.view(torch.int32) + (1 << 15)  # noise begins at -2 ** 15
-    bits += noise
-    return bits.bitwise_right_shift_(16).to(torch.int16).view(torch.bfloat16)
+    bits = values.view(torch.int32)
+    bits += noise.draw(len(values))
+    out.view(torch.int16).copy_(bits.bitwise_right_shift_(16))
 
 
 class StochasticRoundingAdamW(torch.optim.Optimizer):
@@ -76,17 +97,18 @@ class StochasticRoundingAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        generator: torch.Generator | None = None
+        noises: dict[torch.device, RoundingNoise] = {}
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
                 state = self.state[parameter] or self._first_state(parameter)
                 state["step"] += 1
-                if generator is None:
+                if parameter.device not in noises:
                     generator = torch.Generator(parameter.device)
                     generator.manual_seed(((self._seed << 32) + state["step"]) % 2**63)
-                self._update(parameter, state, group, generator)
+                    noises[parameter.device] = RoundingNoise(generator)
+                self._update(parameter, state, group, noises[parameter.device])
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -108,12 +130,12 @@ class StochasticRoundingAdamW(torch.optim.Optimizer):
 
     @staticmethod
     def _update(
-        parameter: Tensor, state: dict[str, Any], group: dict[str, Any], generator: torch.Generator
+        parameter: Tensor, state: dict[str, Any], group: dict[str, Any], noise: RoundingNoise
     ) -> None:
         gradient = parameter.grad
         assert gradient is not None
         flat = [
-            tensor.view(-1).split(_CHUNK)
+            tensor.view(-1).split(CHUNK)
             for tensor in (parameter.detach(), gradient.contiguous(), state["exp_avg"], state["exp_avg_sq"])
         ]
         for weights, gradients, first, second in zip(*flat, strict=True):
@@ -134,4 +156,4 @@ class StochasticRoundingAdamW(torch.optim.Optimizer):
                 eps=group["eps"],
                 maximize=False,
             )
-            weights.copy_(round_stochastically(exact, generator))
+            round_stochastically(exact, noise, out=weights)
