@@ -169,6 +169,31 @@ LOSS_TAUGHT = tuple(
 )
 
 
+def test_what_a_column_is_measured_by_and_what_is_missing_are_told() -> None:
+    phases, base = models()
+    without = [(name, [one for one in own if one.language != "fr"]) for name, own in phases]
+    found = ability_matrix(TAUGHT, without, [one for one in base if one.language != "fr"])
+    assert found is not None
+    assert [one["measured_by"] for one in found["columns"]] == [["task ability"], ["de"], ["es"]]
+    assert [one["not_measured"] for one in found["columns"]] == [[], [], ["fr"]]
+
+
+def test_answers_that_one_model_cannot_be_measured_on_are_left_out_of_every_row_and_counted() -> None:
+    level = {"en": 1.0, "de": 3.0, "es": 3.0, "fr": 5.0}
+    phases = [(one.phase, losses(level)) for one in TAUGHT]
+    base = [one for one in losses(level) if one.item not in ("a0", "c3", "c4")]
+    found = loss_matrix(LOSS_TAUGHT, phases, base)
+    assert found is not None
+    whole = loss_matrix(LOSS_TAUGHT, phases, losses(level))
+    assert whole is not None
+    lost = [one["left_out"] for one in found["columns"]]
+    assert sum(lost) > 0
+    assert [one["left_out"] for one in whole["columns"]] == [0, 0, 0]
+    sizes = [one["n"] for one in whole["columns"]]
+    for row in found["rows"]:
+        assert [entry["n"] for entry in row["scores"]] == [n - m for n, m in zip(sizes, lost, strict=True)]
+
+
 def test_losses_are_turned_so_that_worse_is_below_zero() -> None:
     levels = [
         {"en": 1.0, "de": 3.0, "es": 3.0, "fr": 5.0},

@@ -124,3 +124,18 @@ def test_the_interval_of_a_difference_in_bits_holds_the_truth_about_as_often_as_
         assert found.high is not None
         held += found.low <= 0.1 <= found.high
     assert held >= 0.88 * 120
+
+
+def test_a_column_of_few_groups_has_no_interval_in_bits_also_beside_a_large_one() -> None:
+    small = [AnswerLoss(f"a{i}", "en", f"a{i}", 10.0 + i, 10) for i in range(4)]
+    large = [AnswerLoss(f"b{i}", "de", f"b{i}", 30.0 + i % 3, 10) for i in range(100)]
+    assert mean_bits([large]).low is not None
+    assert mean_bits([small, large]).low is None
+
+
+def test_a_draw_without_a_column_counts_in_no_interval() -> None:
+    small = [Value("t", "en", f"a{i}", 1.0) for i in range(2)]
+    large = [Value("t", "de", f"b{i}", 3.0) for i in range(100)]
+    replicates = Resampling([small, large]).replicates(0)
+    assert 1000 < len(replicates) < 2000  # e ** -2 of the draws hold none of the two
+    assert np.allclose(replicates, 2.0)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from lingraft.errors import EvaluationError
-from lingraft.evaluate.statistics import macro_mean, paired_difference
+from lingraft.evaluate.resampling import Resampling, Value
+from lingraft.evaluate.statistics import macro_mean, mean_over_columns, paired_difference
 
 
 @dataclass(frozen=True)
@@ -176,3 +177,43 @@ def test_a_loss_of_the_smallest_visible_size_is_found_four_times_in_five() -> No
     # The true loss is 0.09; what was stated as visible with 80 % power lies below it, and it was seen as often.
     assert float(np.mean(stated)) == pytest.approx(0.075, abs=0.008)
     assert 0.80 <= found_below_zero / 200 <= 0.99
+
+
+def test_few_losses_in_a_small_task_exclude_nothing_beside_a_large_task_without_any() -> None:
+    small, large = items([1] * 20, "small"), items([1] * 1000, "large")
+    alone = paired_difference(small, items([0] * 4 + [1] * 16, "small"))
+    found = paired_difference([*small, *large], [*items([0] * 4 + [1] * 16, "small"), *large])
+    assert found.value == pytest.approx(-0.1)
+    assert found.low == pytest.approx(-0.1 - (alone.value - alone.low) / 2, abs=0.005)
+    assert found.high == pytest.approx(-0.1 + (alone.high - alone.value) / 2, abs=0.005)
+    assert found.smallest_visible == pytest.approx(alone.smallest_visible / 2, rel=0.05)
+
+
+@pytest.mark.parametrize(("small", "large"), [(20, 20), (40, 80), (20, 200), (20, 1000)])
+def test_where_only_the_small_task_varies_no_change_is_seldom_taken_for_one(small: int, large: int) -> None:
+    generator = np.random.default_rng(4)
+    wrong = 0
+    for seed in range(150):
+        change = generator.choice([-1, 0, 1], small, p=[0.05, 0.9, 0.05])
+        before = [*items((change < 0).tolist(), "small"), *items([1] * large, "large")]
+        after = [*items((change > 0).tolist(), "small"), *items([1] * large, "large")]
+        found = paired_difference(before, after, seed=seed)
+        wrong += not found.low <= 0 <= found.high
+    assert wrong / 150 <= 0.05
+
+
+def test_clusters_sum_up_to_the_macro_mean_by_their_shares() -> None:
+    generator = np.random.default_rng(5)
+    scored = [
+        *items(generator.random(30).tolist(), "lookup", "de"),
+        *items(generator.random(12).tolist(), "lookup", "es"),  # the first twelve are parallel
+        *items(generator.random(50).tolist(), "counting", "de"),
+    ]
+    columns = [scored, items(generator.random(7).tolist(), "other", "fr")]
+    resampling = Resampling(
+        [[Value(one.task, one.language, one.cluster, one.score) for one in column] for column in columns]
+    )
+    means, shares = resampling.clusters()
+    assert shares.sum() == pytest.approx(1.0)
+    assert float(means @ shares) == pytest.approx(resampling.value())
+    assert resampling.value() == pytest.approx(mean_over_columns(columns).value)

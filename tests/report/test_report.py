@@ -42,7 +42,12 @@ def difference(value: float, half_width: float) -> dict[str, Any]:
 
 
 TRAINED = {
-    "data": [{"withheld": 2}, {"withheld": 1}],
+    "data": [
+        {"broken": 3, "filtered": {"near-duplicate": 4}, "incomplete_groups": 5, "held_out": 6}
+        | {"withheld": 2, "shortfall": 7},
+        {"broken": 0, "filtered": {}, "incomplete_groups": None, "held_out": 6}
+        | {"withheld": 1, "shortfall": 0},
+    ],
     "examples": 190,
     "replayed": 0,
     "truncated": 1,

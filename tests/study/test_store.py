@@ -117,6 +117,34 @@ def test_discarded_artefacts_are_marked_and_made_again_on_demand(tmp_path: Path)
     assert read_json(again.folder / "record.json")["artefacts"]["weights/a.bin"]["discarded"] is False
 
 
+def test_a_discarded_stage_keeps_its_record_while_it_is_made_again(tmp_path: Path) -> None:
+    def stopped(_: Path) -> Work:
+        raise KeyboardInterrupt
+
+    with Store(tmp_path) as store:
+        stage = store.run("train", INPUTS, Counted())
+        store.discard(stage)
+    with Store(tmp_path) as store, pytest.raises(KeyboardInterrupt):
+        store.run("train", INPUTS, stopped, with_artefacts=True, resumable=True)
+    with Store(tmp_path) as store:
+        assert store.run("train", INPUTS, Counted()).reused
+
+
+def test_what_is_made_again_otherwise_than_it_was_is_told(tmp_path: Path) -> None:
+    def otherwise(folder: Path) -> Work:
+        (folder / "weights").mkdir(exist_ok=True)
+        (folder / "weights" / "a.bin").write_bytes(b"54321")
+        return Work({"loss": 0.5}, {})
+
+    with Store(tmp_path) as store:
+        store.discard(store.run("train", INPUTS, Counted()))
+        same = store.run("train", INPUTS, Counted(), with_artefacts=True)
+        assert "remade_otherwise" not in same.timing
+        store.discard(same)
+        other = store.run("train", INPUTS, otherwise, with_artefacts=True)
+    assert other.timing["remade_otherwise"] == ["weights/a.bin"]
+
+
 def test_times_are_kept_outside_the_compared_record(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         stage = store.run("train", INPUTS, Counted())

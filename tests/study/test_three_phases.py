@@ -402,12 +402,13 @@ def test_a_row_that_another_set_holds_out_is_not_trained_on_and_counted(
         {"id": str(i), "language": "de", "instruction": f"Was ist {i}?", "output": f"Es ist {i}."}
         for i in range(40)
     ]
-    for name, own in (("few", rows[:20]), ("many", rows)):
+    renamed = [row | {"id": f"x{row['id']}", "language": "de-AT"} for row in rows]  # the same conversations
+    for name, own in (("few", rows[:20]), ("many", renamed)):
         lines = (json.dumps(row) + "\n" for row in own)
         (tmp_path / f"{name}.jsonl").write_text("".join(lines))
     few, many = (str(tmp_path / f"{name}.jsonl") for name in ("few", "many"))
     phases = [{"name": n, "data": {"d": {"source": s}}} for n, s in (("one", few), ("two", many))]
-    known = {tag: tasks[tag] for tag in ("en", "de")}
+    known = {"en": tasks["en"], "de": tasks["de"], "de-AT": tasks["de"]}
     path = study_file(tmp_path, known, name="shared", model=str(tiny_model), phases=phases, measures=[])
     result = run_study(load_study(path), runs=tmp_path / "runs")
     assert result["cells"][0]["status"] == "done", result["cells"][0]["reason"]
@@ -418,3 +419,48 @@ def test_a_row_that_another_set_holds_out_is_not_trained_on_and_counted(
         assert (
             phase["examples"] == counts["train"] == counts["rows"] - counts["held_out"] - counts["withheld"]
         )
+
+
+def test_mixed_sees_each_set_as_often_as_its_own_phase_does(
+    tmp_path: Path, tiny_model: Path, tasks: dict[str, Path]
+) -> None:
+    phases = [
+        {
+            "name": "one",
+            "data": {"english": {"source": SOURCES["one"], "limit": 16}},
+            "training": {"epochs": 3},
+        },
+        {
+            "name": "two",
+            "data": {"german": {"source": SOURCES["two"], "limit": 16}},
+            "strategies": ["plain", "mixed"],
+        },
+    ]
+    known = {tag: tasks[tag] for tag in ("en", "de")}
+    path = study_file(tmp_path, known, name="epochs", model=str(tiny_model), phases=phases, measures=[])
+    result = run_study(load_study(path), runs=tmp_path / "runs")
+    plain, mixed = result["cells"]
+    assert mixed["status"] == "done", mixed["reason"]
+    trained = [read_json(p)["result"] for p in (tmp_path / "runs").glob("*/stages/train-*/record.json")]
+    assert mixed["training"]["examples"] == 3 * 16 + 16
+    assert mixed["training"]["tokens"] == sum(one["tokens"] for one in trained) - mixed["training"]["tokens"]
+    assert plain["training"]["examples"] == 16
+
+
+def test_a_phase_one_whose_cell_fails_stands_in_the_result(
+    tmp_path: Path, tiny_model: Path, tasks: dict[str, Path]
+) -> None:
+    phases = [
+        {"name": "one", "data": {"english": {"source": SOURCES["one"], "limit": 16}}},
+        {
+            "name": "two",
+            "data": {"german": {"source": SOURCES["two"], "limit": 16}},
+            "training": {"learning_rate": 1.0, "max_gradient_norm": 1e30, "weight_decay": 1.0, "epochs": 60},
+        },
+    ]
+    known = {tag: tasks[tag] for tag in ("en", "de")}
+    path = study_file(tmp_path, known, name="fails", model=str(tiny_model), phases=phases, measures=[])
+    result = run_study(load_study(path, ["phases.two.training.max_length=8"]), runs=tmp_path / "runs")
+    assert result["cells"][0]["status"] == "failed"
+    assert result["phase_one"] is not None
+    assert [entry["data"] for entry in result["phase_ones"]] == ["english"]

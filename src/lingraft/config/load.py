@@ -49,6 +49,8 @@ _SECTIONS: tuple[type[Section], ...] = (
 _NAME_RULE = "a name is letters, digits and . _ + -, and starts with a letter or digit"
 _TAG_RULE = "write a BCP-47 tag such as es or zh-Hant"
 
+_MOST_VALUES = 100_000
+
 Location = tuple[str | int, ...]
 
 
@@ -122,6 +124,8 @@ def _compose(path: Path) -> yaml.Node:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         raise ConfigError(_not_yaml(error, path)) from None
+    except RecursionError:
+        raise ConfigError(f"{path}: lists or mappings are nested too deeply for a study.") from None
     if not isinstance(root, yaml.MappingNode):
         found = "empty" if root is None else "a list" if isinstance(root, yaml.SequenceNode) else "one value"
         raise ConfigError(
@@ -143,15 +147,7 @@ def _not_yaml(error: yaml.YAMLError, path: Path) -> str:
 
 
 def _construct(root: yaml.Node, path: Path) -> dict[str, Any]:
-    for node in _mapping_nodes(root):
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                line = key.start_mark.line + 1
-                raise ConfigError(
-                    f"{path}:{line}: the key {key.value!r} stands twice in one mapping; keep one."
-                )
-            seen.add(key.value)
+    _check_nodes(root, path)
     loader = yaml.SafeLoader("")
     try:
         content: dict[str, Any] = loader.construct_document(root)
@@ -160,17 +156,45 @@ def _construct(root: yaml.Node, path: Path) -> dict[str, Any]:
     return content
 
 
-def _mapping_nodes(node: yaml.Node) -> list[yaml.MappingNode]:
-    found: list[yaml.MappingNode] = []
-    pending = [node]
-    while pending:
-        current = pending.pop()
-        if isinstance(current, yaml.MappingNode):
-            found.append(current)
-            pending.extend(value for _, value in current.value)
-        elif isinstance(current, yaml.SequenceNode):
-            pending.extend(current.value)
-    return found
+def _check_nodes(root: yaml.Node, path: Path) -> None:
+    """Refuse keys that stand twice or are no text, and aliases that make a file endless or far larger than it is."""
+    sizes: dict[int, int] = {}  # by node; 0 while its parts are counted
+
+    def size(node: yaml.Node) -> int:
+        known = sizes.get(id(node))
+        if known == 0:
+            raise ConfigError(f"{path}:{_line(node)}: an alias stands inside the very value that it names.")
+        if known is None:
+            sizes[id(node)] = 0
+            known = sizes[id(node)] = 1 + sum(size(part) for part in _parts(node, path))
+        return known
+
+    total = size(root)
+    if total > _MOST_VALUES:
+        raise ConfigError(
+            f"{path}: with its aliases written out the file has {total} values; a study has at most {_MOST_VALUES}."
+        )
+
+
+def _parts(node: yaml.Node, path: Path) -> list[yaml.Node]:
+    if isinstance(node, yaml.SequenceNode):
+        return list(node.value)
+    if not isinstance(node, yaml.MappingNode):
+        return []
+    seen: set[str] = set()
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise ConfigError(f"{path}:{_line(key)}: a list or mapping cannot be a key; a key must be text.")
+        if key.value in seen:
+            raise ConfigError(
+                f"{path}:{_line(key)}: the key {key.value!r} stands twice in one mapping; keep one."
+            )
+        seen.add(key.value)
+    return [value for _, value in node.value]
+
+
+def _line(node: yaml.Node) -> int:
+    return int(node.start_mark.line) + 1
 
 
 def _apply_override(content: dict[str, Any], override: str) -> Location:
@@ -204,7 +228,7 @@ def _step_into(target: Any, part: str, override: str) -> str | int:
         names = [entry.get("name") if isinstance(entry, dict) else None for entry in target]
         if part in names:
             return names.index(part)
-        if part.isdigit() and int(part) < len(target):
+        if part.isdecimal() and int(part) < len(target):
             return int(part)
         known = [str(name) for name in names if name is not None] or [str(i) for i in range(len(target))]
         raise ConfigError(f"override {override!r}: there is no {part!r} here. {did_you_mean(part, known)}")

@@ -8,17 +8,38 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._+-]*$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=80)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+Text = Annotated[str, Field(min_length=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
 
 
 class Section(BaseModel):
     """Base of every part of a study file: frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number_from_a_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads `yes` and `on` as true, which pydantic would take for 1."""
+        kind = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and kind in (int, float, int | None, float | None):
+            raise ValueError(
+                f"must be a number; YAML reads yes and on as true, no and off as false (here {value})"
+            )
+        return value
 
 
 class Training(Section):
@@ -121,7 +142,7 @@ class Filters(Section):
 class DataSource(Section):
     """One data set: where it lies, how it is read and how much of it is used."""
 
-    source: str
+    source: Text
     """`worldbook:FAMILY/LANGUAGES`, a hub id, or local files: one (json, jsonl, csv, tsv, parquet, also .gz), a folder,
     a pattern (`data/*.jsonl`, `{a,b}.jsonl`), or one for each language (`data/{language}.jsonl`)."""
     limit: int | None = Field(None, ge=1)
@@ -209,7 +230,7 @@ def _spec_from_file_form(entry: Any) -> Any:
 class PhaseData(DataSource):
     """A data set of a phase: a column of the grid, with strategies of its own."""
 
-    english: str | None = None
+    english: Text | None = None
     """Source of this set's English parallel, from which english_replay draws by default."""
     strategies: tuple[StrategyChoice, ...] = ()
     """Strategies for this set only, added to the phase's."""
@@ -226,7 +247,7 @@ class Phase(Section):
     """Name of the phase, as `paths` and records use it."""
     data: dict[Name, PhaseData] = Field(default_factory=dict)
     """The phase's data sets by name; each is a column of the grid."""
-    checkpoint: str | None = None
+    checkpoint: Text | None = None
     """A finished model that stands for this phase (first phase only): hub id, folder or embedded."""
     instructions: Annotated[
         DataSource | None, BeforeValidator(_data_set, json_schema_input_type=str | DataSource | None)
@@ -241,11 +262,11 @@ class Phase(Section):
 class EvaluationTask(Section):
     """One task of the evaluation; written as its name alone where the rest is default."""
 
-    task: str
+    task: Text
     """`worldbook` (both families), `worldbook:lookup`, `worldbook:counting`, a harness task, or a YAML file."""
     language: str | None = None
     """BCP-47 tag; needed under language_ability for a task that is not worldbook's."""
-    data: str | None = None
+    data: Text | None = None
     """Local json or jsonl file that stands for a harness task's data set; its rows have that set's fields."""
     metric: str | None = None
     """The harness metric that is the task's score; null: its first one. Must lie in [0, 1]."""
@@ -292,7 +313,7 @@ class Study(Section):
 
     name: Name
     """Name of the run folder, and title of the report."""
-    model: str | None = None
+    model: Text | None = None
     """The base: `embedded:NAME`, a hub id (`ID@REVISION`) or a folder. Null: the first phase is a checkpoint."""
     phases: tuple[Phase, ...] = Field(min_length=2)
     """The phases in order."""
@@ -300,7 +321,7 @@ class Study(Section):
     """Cells listed one by one in place of the full product."""
     training: Training = Training()
     """Training options of every phase."""
-    encoder: str = "embedded"
+    encoder: Text = "embedded"
     """Sentence encoder of DES."""
     held_out: int = Field(100, ge=0)
     """Groups per data set that are never trained on; their answers' loss is measured."""
@@ -308,8 +329,8 @@ class Study(Section):
     """Measures taken: des, mpd (from Phase 1), mpd_pair (the paper's MPD of a data pair)."""
     evaluate: Evaluation = Evaluation()
     """Tasks."""
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
-    """Every phase is trained once per seed."""
+    seeds: tuple[Seed, ...] = Field((0,), min_length=1)
+    """Every phase is trained once per seed, a whole number from 0 to 2 ** 32 - 1."""
     keep: Literal["all", "final", "none"] = "final"
     """Checkpoints that stay on disk: all, the cells' last ones (and Phase 1), or none."""
     trust_remote_code: bool = False

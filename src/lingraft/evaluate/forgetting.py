@@ -108,7 +108,8 @@ def ability_matrix(
     """
     kind = _Kind[Prediction](
         select=_abilities_of,
-        names=lambda one: [_ability_name(tag) for tag in one.languages],
+        name=lambda item: _ability_name(ENGLISH if item.ability == "task_ability" else item.language),
+        wanted=lambda one: [_ability_name(tag) for tag in one.languages],
         mean=lambda columns: asdict(mean_over_columns(columns)),
         gain=lambda pairs: asdict(difference_over_columns(pairs)),
         sign=1,
@@ -129,20 +130,32 @@ def loss_matrix(
 
     Args:
         taught: The columns.
-        phases: Name and held-out losses of the model after each phase, all of the same examples.
+        phases: Name and held-out losses of the model after each phase.
         base: Losses of the base model, if known.
 
-    Raises:
-        EvaluationError: The models were not measured on the same examples.
+    Only what all of these models could be measured on counts: templates and tokenizers may differ, and what one
+    refuses or cannot hold whole is left out of all rows. Each column counts that as `left_out`.
     """
+    common = frozenset.intersection(*(frozenset(loss.item for loss in own) for own in _all(phases, base)))
     kind = _Kind[AnswerLoss](
-        select=lambda losses, one: [loss for loss in losses if loss.item in one.items],
-        names=lambda one: list(one.languages),
+        select=lambda losses, one: [loss for loss in losses if loss.item in one.items & common],
+        name=lambda loss: loss.language,
+        wanted=lambda one: list(one.languages),
         mean=lambda columns: asdict(mean_bits(columns)),
         gain=lambda pairs: asdict(bits_difference([(after, before) for before, after in pairs])),
         sign=-1,
     )
-    return _matrix(kind, taught, phases, base)
+    matrix = _matrix(kind, taught, phases, base)
+    sizes = {(one.phase, one.data): len(one.items) for one in taught}
+    for column in [] if matrix is None else matrix["columns"]:
+        column["left_out"] = sizes[column["phase"], column["data"]] - column["n"]
+    return matrix
+
+
+def _all(
+    phases: Sequence[tuple[str, Sequence[_Item]]], base: Sequence[_Item] | None
+) -> list[Sequence[_Item]]:
+    return [*([] if base is None else [base]), *(items for _, items in phases)]
 
 
 @dataclass(frozen=True)
@@ -150,7 +163,8 @@ class _Kind(Generic[_Item]):
     """How one kind of matrix takes its columns, means and gains (always above 0 where things got better)."""
 
     select: Callable[[Sequence[_Item], Taught], list[_Item]]
-    names: Callable[[Taught], list[str]]
+    name: Callable[[_Item], str]  # what an item measures
+    wanted: Callable[[Taught], list[str]]  # what there is to measure
     mean: Callable[[_Columns[_Item]], dict[str, Any]]
     gain: Callable[[_Pairs[_Item]], dict[str, Any]]
     sign: int
@@ -179,7 +193,7 @@ def _matrix(
             {
                 "phase": one.phase,
                 "data": one.data,
-                "measured_by": kind.names(one),
+                **_names(kind, one, table[-1][j]),
                 "n": len(table[-1][j]),
                 "backward_transfer": kind.gain([backward[j]]) if j in backward else None,
                 "forward_transfer": kind.gain([forward[j]]) if j in forward else None,
@@ -193,6 +207,15 @@ def _matrix(
         "backward_transfer": kind.gain(list(backward.values())) if backward else None,
         "forward_transfer": kind.gain(list(forward.values())) if forward else None,
         "forgetting": transfer(after, [one.row for one in columns]).forgetting,
+    }
+
+
+def _names(kind: _Kind[_Item], taught: Taught, items: Sequence[_Item]) -> dict[str, list[str]]:
+    found = {kind.name(item) for item in items}
+    wanted = kind.wanted(taught)
+    return {
+        "measured_by": [name for name in wanted if name in found],
+        "not_measured": [name for name in wanted if name not in found],
     }
 
 

@@ -16,6 +16,7 @@ from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from lingraft.config.schema import Evaluation, EvaluationTask
 from lingraft.data.chat import chat_template
@@ -424,7 +425,7 @@ def _run_harness(
 ) -> dict[str, list[dict[str, Any]]]:
     """Run all tasks in one call, so that the harness batches answers across tasks; return samples by task."""
     from langdetect import DetectorFactory
-    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.evaluator import simple_evaluate  # it asks git for the commit of whatever folder we are in
 
     from lingraft.evaluate.in_memory import InMemoryModel
 
@@ -438,7 +439,7 @@ def _run_harness(
         run.task.set_config("task", run.key)
     total = sum(len(run.documents) for run in runs)
     try:
-        with _quiet():
+        with _quiet(), patch("lm_eval.evaluator.get_git_commit_hash", return_value=None):
             results = simple_evaluate(
                 model=InMemoryModel(
                     model,

@@ -79,7 +79,8 @@ class MeanBits:
 
     Attributes:
         value: Bits per character; lower is better.
-        low: Lower end of the 95 % interval (bootstrap over groups); None: fewer than 5 groups.
+        low: Lower end of the 95 % interval (bootstrap over groups); None: fewer than 5 groups of some language of a
+            column.
         high: Upper end.
         n: Examples.
     """
@@ -96,7 +97,8 @@ class BitsDifference:
 
     Attributes:
         value: Below 0: the loss fell.
-        low: Lower end of the 95 % interval (bootstrap over groups); None: fewer than 5 groups.
+        low: Lower end of the 95 % interval (bootstrap over groups); None: fewer than 5 groups of some language of a
+            column.
         high: Upper end.
         n: Examples.
     """
@@ -243,7 +245,7 @@ def _loss_value(loss: AnswerLoss, bits: float) -> Value:
 
 
 def _bootstrap(resampling: Resampling) -> tuple[float | None, float | None]:
-    if resampling.n_clusters < _FEWEST_GROUPS:
+    if resampling.fewest_clusters() < _FEWEST_GROUPS:
         return None, None
     return percentiles(resampling.replicates(seed=0))
 

@@ -16,6 +16,7 @@ from lingraft.errors import EvaluationError
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
+_COUNTS_AT_A_TIME = 1 << 21  # 16 MB
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
@@ -73,16 +74,28 @@ class Resampling:
             table[1][place] += one.weight
         return table
 
-    @property
-    def n_clusters(self) -> int:
-        """Clusters of all tasks."""
-        return sum(table.shape[1] for table in self._tables.values())
+    def fewest_clusters(self) -> int:
+        """Return how many clusters the smallest slot has: one column's items in one language."""
+        filled = sum((table[1] > 0).sum(axis=0) for table in self._tables.values())  # [slots]
+        return int(np.min(filled))
 
-    def cluster_means(self) -> Floats:
-        """Return the mean of each cluster, over all of its items; [clusters of all tasks]."""
-        return np.concatenate(
-            [table[0].sum(axis=1) / table[1].sum(axis=1) for table in self._tables.values()]
-        )
+    def clusters(self) -> tuple[Floats, Floats]:
+        """Return each cluster's mean and its share in the macro mean; both [clusters of all tasks], shares sum to 1.
+
+        The macro mean is the sum of their products: a cluster counts more where its task, language or column has
+        fewer of them.
+        """
+        languages = self._columns.sum(axis=0)  # [columns]
+        weight = (self._columns @ (1 / languages)) / len(languages)  # [slots]
+        tasks = sum((table[1].sum(axis=0) > 0).astype(float) for table in self._tables.values())  # [slots]
+        totals, shares = [], []
+        for table in self._tables.values():
+            whole = table[1].sum(axis=0)  # [slots]
+            factor = np.divide(weight / tasks, whole, out=np.zeros(len(whole)), where=whole > 0)
+            totals.append(table[0] @ factor)
+            shares.append(table[1] @ factor)
+        share = np.concatenate(shares)
+        return np.concatenate(totals) / share, share
 
     def value(self) -> float:
         """Return the macro mean of the items as they are."""
@@ -90,20 +103,26 @@ class Resampling:
         return float(self._means(once)[0])
 
     def replicates(self, seed: int) -> Floats:
-        """Return the macro means of `RESAMPLES` draws of as many clusters, with replacement."""
+        """Return the macro means of `RESAMPLES` draws of as many clusters, with replacement.
+
+        Draws without any cluster of some column are left out: their mean would be one of other columns. A language
+        that a draw lacks is left out of that draw's mean alone.
+        """
         generator = np.random.default_rng(seed)
-        counts = {}
-        for task in sorted(self._tables):
-            clusters = self._tables[task].shape[1]
-            shares = np.full(clusters, 1 / clusters)
-            counts[task] = generator.multinomial(clusters, shares, RESAMPLES).astype(float)
-        return self._means(counts)
+        most = max(table.shape[1] for table in self._tables.values())
+        rows = max(1, _COUNTS_AT_A_TIME // most)
+        parts = []
+        for start in range(0, RESAMPLES, rows):
+            counts = {
+                task: draw_counts(generator, min(rows, RESAMPLES - start), self._tables[task].shape[1])
+                for task in sorted(self._tables)
+            }
+            parts.append(self._means(counts))
+        means = np.concatenate(parts)
+        return means[~np.isnan(means)]
 
     def _means(self, counts: Mapping[str, Floats]) -> Floats:
-        """Macro means [replicates] where cluster c of task t counts `counts[t][replicate, c]` times.
-
-        A language that a replicate did not draw is left out of that replicate's mean, and so is a column.
-        """
+        """Macro means [replicates] where cluster c of task t counts `counts[t][replicate, c]` times; NaN: no column."""
         shape = (next(iter(counts.values())).shape[0], len(self._slots))
         totals, drawn = np.zeros(shape), np.zeros(shape)  # [replicates, slots]; over tasks
         for task, table in self._tables.items():
@@ -113,8 +132,14 @@ class Resampling:
         slots = totals / np.maximum(drawn, 1)
         languages = (drawn > 0) @ self._columns  # [replicates, columns]: languages drawn
         columns = (slots @ self._columns) / np.maximum(languages, 1)
-        means: Floats = columns.sum(axis=1) / (languages > 0).sum(axis=1)
+        means: Floats = np.where((languages > 0).all(axis=1), columns.mean(axis=1), np.nan)
         return means
+
+
+def draw_counts(generator: np.random.Generator, draws: int, clusters: int) -> Floats:
+    """Return how often each cluster stands in each draw of as many, with replacement; [draws, clusters]."""
+    drawn = generator.integers(clusters, size=(draws, clusters)) + np.arange(draws)[:, None] * clusters
+    return np.bincount(drawn.ravel(), minlength=draws * clusters).reshape(draws, clusters).astype(float)
 
 
 def percentiles(replicates: Floats) -> tuple[float, float]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import altair as alt
 
-from lingraft.report.tables import BITS
+from lingraft.report.tables import BITS, model_title, phase_one_models
 
 _WIDTH = 620
 _INK = "#010203"  # stands for the page's own text colour, light or dark; see `to_svg`
@@ -52,8 +52,9 @@ def trade_off(result: dict[str, Any]) -> alt.LayerChart | None:
 
 def bits_per_character(result: dict[str, Any]) -> alt.Chart | None:
     """Loss of the held-out answers in bits per character, per language and model; lower is better."""
-    models = [("base model", result["base"]), ("phase 1", result["phase_one"])]
-    models += [(f"{c['data']} / {c['strategy']}", c.get("scores")) for c in result["cells"]]
+    entries = [*phase_one_models(result), *result["cells"]]  # several seeds are drawn as their mean
+    models = [("base model", result["base"])]
+    models += [(model_title(one, with_seed=False), one.get("scores")) for one in entries]
     order = list(dict.fromkeys(name for name, _ in models))
     rows = [
         {"model": name, "language": language, "bits": entry["bits_per_character"]}

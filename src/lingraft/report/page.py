@@ -25,13 +25,16 @@ from lingraft.report.figures import (
     training_loss,
 )
 from lingraft.report.tables import (
-    ABSENT,
     BITS,
     failures,
     forgetting_table,
+    model_title,
+    phase_one_models,
     seed_table,
     smallest_visible,
     study_table,
+    task_table,
+    training_table,
 )
 
 _FIGURES = (
@@ -89,9 +92,8 @@ def render_page(result: dict[str, Any], study: Study) -> str:
     )
     template = environment.from_string((files("lingraft.report") / "page.html").read_text(encoding="utf-8"))
     done = [cell for cell in result["cells"] if cell["status"] == "done"]
-    models = {"base model": result["base"], "phase 1": result["phase_one"]}
-    models |= {f"{cell['data']} / {cell['strategy']} / seed {cell['seed']}": cell["scores"] for cell in done}
-    models = {name: scores for name, scores in models.items() if scores is not None}
+    models = {} if result["base"] is None else {"base model": result["base"]}
+    models |= {model_title(one, with_seed=True): one["scores"] for one in [*phase_one_models(result), *done]}
     return template.render(
         study=study,
         study_file=dump_study(study),
@@ -102,9 +104,8 @@ def render_page(result: dict[str, Any], study: Study) -> str:
             (title, caption, Markup(to_svg(chart))) for title, caption, chart in drawn if chart is not None
         ],
         failures=failures(result),
-        number=lambda value: ABSENT if value is None else f"{value:.3f}",
-        done=done,
-        phase_one=result["phase_one"],
+        tasks=task_table(result),
+        training=training_table(result),
         visible=smallest_visible(result),
         left_out={name: scores["left_out"] for name, scores in models.items() if scores["left_out"]},
         truncated={name: sum(scores["truncated"].values()) for name, scores in models.items()},

@@ -61,9 +61,12 @@ def study_table(result: dict[str, Any]) -> Table:
         if result["base"] is None
         else [("base model", "", *([""] if several else []), *_alone(result, languages))]
     )
-    for (data, strategy), entries in _grouped(_phase_ones(result)).items():
+    for (data, strategy), entries in _grouped(phase_one_models(result)).items():
         figures = [_figures(None, entry["scores"], languages) for entry in entries]
-        rows.append((data, strategy, *([str(len(entries))] if several else []), *_summed(figures)))
+        counted = (
+            ABSENT if entries[0]["seed"] is None else str(len(entries))
+        )  # a checkpoint has no seed of ours
+        rows.append((data, strategy, *([counted] if several else []), *_summed(figures)))
     for (data, strategy), cells in _grouped(result["cells"]).items():
         done = [cell for cell in cells if cell["status"] == "done"]
         counted = str(len(cells)) if len(done) == len(cells) else f"{len(done)} of {len(cells)}"
@@ -78,7 +81,7 @@ def seed_table(result: dict[str, Any]) -> Table | None:
         return None
     languages = _languages(result)
     rows: list[tuple[str, ...]] = []
-    for entry in _phase_ones(result):
+    for entry in phase_one_models(result):
         seed = ABSENT if entry["seed"] is None else str(entry["seed"])
         figures = _figures(None, entry["scores"], languages)
         rows.append((entry["data"], entry["strategy"], seed, *_summed([figures])))
@@ -88,6 +91,85 @@ def seed_table(result: dict[str, Any]) -> Table | None:
         rows.append((*key, *_summed_or_failed(done, languages)))
     keys = (*_KEYS, Column("seed", "seed of every phase of the cell"))
     return Table((*keys, *_columns(languages)), tuple(rows), len(keys))
+
+
+def task_table(result: dict[str, Any]) -> Table | None:
+    """Return the score of every task under every Phase 1 model and every finished cell, or None without cells."""
+    seeds = len({cell["seed"] for cell in result["cells"]}) > 1
+    models = [*phase_one_models(result), *(cell for cell in result["cells"] if cell["status"] == "done")]
+    if not any(cell["status"] == "done" for cell in result["cells"]):
+        return None
+    tasks: dict[str, int] = {
+        name: task["n"] for one in models for name, task in one["scores"]["tasks"].items()
+    }
+    rows = [
+        (name, str(n), *(f"{one['scores']['tasks'][name]['value']:.3f}" for one in models))
+        for name, n in tasks.items()
+    ]
+    titles = [model_title(one, with_seed=seeds) for one in models]
+    keys = (Column("task", "task and language"), Column("n", "items"))
+    return Table((*keys, *(Column(title, "score, 0 to 1") for title in titles)), tuple(rows), 1)
+
+
+def model_title(entry: dict[str, Any], *, with_seed: bool) -> str:
+    """Return the name of a cell's or a Phase 1 model in figures and headings."""
+    seed = f"seed {entry['seed']}" if with_seed and entry["seed"] is not None else ""
+    return " / ".join(part for part in (entry["data"], entry["strategy"], seed) if part)
+
+
+def training_table(result: dict[str, Any]) -> Table | None:
+    """Return what each phase of each finished cell was trained on, and what of its data was not; None: no cell."""
+    rows = [
+        (
+            model_title(cell, with_seed=True),
+            f"{one['phase']}: {one['data']} / {one['strategy']}",
+            *_trained(one),
+        )
+        for cell in result["cells"]
+        if cell["status"] == "done"
+        for one in cell["phases"]
+    ]
+    columns = (
+        Column("cell", "data, strategy and seed"),
+        Column("phase", "phase, data set and strategy"),
+        Column("DES to previous", "similarity of the instructions to the phase before"),
+        Column("MPD from previous", "mean L2 distance of the weight tensors from the phase before"),
+        Column("broken", "rows that could not be read"),
+        Column("filtered", "rows that filters left out or could not judge"),
+        Column("incomplete groups", "parallel groups that lack a language"),
+        Column("held out", "rows kept for the held-out loss"),
+        Column("withheld", "rows that another set of the study holds out"),
+        Column("short of limit", "rows fewer than `limit` asked for"),
+        Column("examples", "examples trained on, replay included"),
+        Column("replayed", "of these from replay"),
+        Column("truncated", "examples cut to max_length"),
+        Column("dropped", "examples that the chat template refuses or whose answer was cut off"),
+        Column("tokens", "tokens of all epochs, without padding"),
+        Column("steps", "optimiser steps"),
+        Column("tokens per step", "their mean"),
+        Column("trained parameters", "numbers that training could change"),
+        Column("frozen", "numbers that it could not"),
+    )
+    return Table(columns, tuple(rows), 2) if rows else None
+
+
+def _trained(one: dict[str, Any]) -> tuple[str, ...]:
+    counts, sets = one["training"], one["training"]["data"]
+    numbers = (
+        sum(data["broken"] for data in sets),
+        sum(sum(data["filtered"].values()) for data in sets),
+        sum(data["incomplete_groups"] or 0 for data in sets),
+        *(sum(data[key] for data in sets) for key in ("held_out", "withheld", "shortfall")),
+        *(counts[key] for key in ("examples", "replayed", "truncated", "dropped", "tokens", "steps")),
+        round(counts["tokens"] / counts["steps"]),
+        counts["trainable_parameters"],
+        counts["frozen_parameters"],
+    )
+    return (
+        _number(one["des"]["from_previous"]),
+        _number(one["mpd"]["from_previous"]),
+        *(f"{number:,}" for number in numbers),
+    )
 
 
 def failures(result: dict[str, Any]) -> list[str]:
@@ -103,8 +185,8 @@ def failures(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def _phase_ones(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return every Phase 1 model, named for the table; where there is one kind only, just as such."""
+def phase_one_models(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return every Phase 1 model of a result, named for tables; where there is one kind only, just as such."""
     entries = result["phase_ones"]
     several = len({(entry["data"], entry["strategy"]) for entry in entries}) > 1
     return [
@@ -223,7 +305,7 @@ def over_seeds(figures: Sequence[_Figure]) -> str:
     known = [figure.value for figure in figures if figure.value is not None]
     if not known:
         return ABSENT
-    one = figures[0]
+    one = next((figure for figure in figures if figure.low is not None), figures[0])
     marks = {figure.arrow for figure in figures}
     mark = marks.pop() if len(marks) == 1 else "="
     spread = ""

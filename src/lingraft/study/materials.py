@@ -22,6 +22,7 @@ from lingraft.data.tokenizer_cost import cost_warnings, language_costs
 from lingraft.errors import ConfigError, LingraftError
 from lingraft.evaluate.held_out import item_of
 from lingraft.models.loading import check_model, load_tokenizer, model_content_hash, model_folder
+from lingraft.records import fingerprint_of
 from lingraft.strategies.composition import Composition, build
 from lingraft.study.events import Watcher
 from lingraft.study.grid import Cell, cells_of, trained_phases
@@ -114,7 +115,6 @@ class Materials:
         checkpoint: The model that stands for Phase 1, if it is not trained.
         languages: The languages other than English that are trained, sorted.
         cells: The grid.
-        compositions: The built strategies of every choice, by its label and options.
     """
 
     data: dict[tuple[str, str], DataSet]
@@ -132,28 +132,47 @@ class Materials:
         return tuple(found[key] for key in sorted(found))
 
     @cached_property
-    def _held_out_items(self) -> frozenset[str]:
-        return frozenset(item_of(example) for example in self.held_out)
+    def _held_out_turns(self) -> frozenset[str]:
+        return frozenset(_turns(example) for example in self.held_out)
 
     @cached_property
-    def _held_out_groups(self) -> frozenset[str]:
-        return frozenset(example.group for example in self.held_out)
+    def _collisions(self) -> dict[int, frozenset[str]]:
+        return {}
 
-    def withhold(self, examples: Sequence[Example]) -> tuple[Sequence[Example], tuple[str, ...]]:
-        """Return the examples that may be trained on, and the items of those that another set holds out.
+    def _colliding(self, data: DataSet) -> frozenset[str]:
+        """Return the ids of a set's rows that it does not hold out itself, but another set (or row) holds out.
 
-        A set leaves out its own held-out groups. Where two sets of a study share rows, one may hold out what the
-        other would train on: such rows are withheld, so that what is measured was never trained on.
+        Reads the whole set, which of millions of rows takes a minute: once a study.
         """
-        withheld = {
-            row: item
-            for row, example in enumerate(examples)
-            if example.group in self._held_out_groups and (item := item_of(example)) in self._held_out_items
-        }
-        if not withheld:
+        if id(data) not in self._collisions:
+            own = {example.id for example in data.held_out}
+            self._collisions[id(data)] = frozenset(
+                example.id
+                for example in data.loaded.examples
+                if example.id not in own and _turns(example) in self._held_out_turns
+            )
+        return self._collisions[id(data)]
+
+    def withhold(
+        self, data: DataSet, examples: Sequence[Example]
+    ) -> tuple[Sequence[Example], tuple[str, ...]]:
+        """Return those of a set's `examples` that may be trained on, and the items of those that are held out.
+
+        A set leaves out its own held-out groups. Where two sets of a study share conversations, one may hold out
+        what the other would train on, under whatever id, group or language: such rows are withheld, so that what
+        is measured was never trained on.
+        """
+        colliding = self._colliding(data)
+        if not colliding:
             return examples, ()
+        withheld = {row: item_of(one) for row, one in enumerate(examples) if one.id in colliding}
         kept = np.delete(np.arange(len(examples)), list(withheld))
         return select(examples, kept), tuple(sorted(withheld.values()))
+
+
+def _turns(example: Example) -> str:
+    """Return a short text that is equal where the conversations are."""
+    return fingerprint_of([[message.role, message.content] for message in example.messages])
 
 
 def gather(study: Study, base_folder: Path, watcher: Watcher | None = None) -> Materials:

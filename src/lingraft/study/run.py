@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from lingraft.config.load import save_study
 from lingraft.config.schema import PLAIN, PathStep, Phase, StrategyChoice, StrategySpec, Study, Training
 from lingraft.data.example import Example
 from lingraft.data.example_table import joined
-from lingraft.errors import ConfigError, LingraftError, ModelError
+from lingraft.errors import ConfigError, LingraftError, ModelError, did_you_mean
 from lingraft.evaluate.harness import check_tasks
 from lingraft.evaluate.predictions import read_predictions
 from lingraft.evaluate.scores import differences
@@ -64,6 +65,7 @@ def run_study(
     processes.check()
     folder = runs / study.name
     _check_place(folder)
+    _check_trackers(study)
     materials = gather(study, base_folder, watcher)
     check_tasks(study.evaluate, base_folder, languages=materials.languages)
     encoder = _encoder(study, materials)
@@ -83,10 +85,22 @@ def run_study(
 
 
 def _check_place(folder: Path) -> None:
-    nearest = next(path for path in (folder, *folder.parents) if path.exists())
-    if not nearest.is_dir():
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
         raise ConfigError(
-            f"{folder}: the run's folder cannot be made, because {nearest} is a file; give other --runs."
+            f"{folder}: the run's folder cannot be made ({error.strerror}: {error.filename}); give other --runs."
+        ) from None
+
+
+def _check_trackers(study: Study) -> None:
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    overrides = [phase.training.report_to or () for phase in study.phases]
+    unknown = sorted({*study.training.report_to, *chain(*overrides)} - set(INTEGRATION_TO_CALLBACK))
+    if unknown:
+        raise ConfigError(
+            f"training.report_to: {unknown[0]!r}: {did_you_mean(unknown[0], INTEGRATION_TO_CALLBACK)}"
         )
 
 
@@ -229,6 +243,7 @@ class _Runner:
         phase_one: _PhaseOne | None = None
         if self.materials.checkpoint is not None:
             phase_one = _PhaseOne(None, parent, self._evaluate(f"phase {self.study.phases[0].name}", parent))
+            self._remember(phase_one, cell.seed)
         for index in range(1 if cell.is_mixed else len(cell.steps)):
             one = self._train_step(cell, index, parent)
             trained.append(one)
@@ -236,8 +251,8 @@ class _Runner:
             if phase_one is None:
                 phase_one = _PhaseOne(one.step, one.model, one.evaluation)
                 self._kept.add(one.stage.fingerprint)
+                self._remember(phase_one, cell.seed)
         assert phase_one is not None  # a cell has at least one step
-        self._remember(phase_one, cell.seed)
         return phase_one, [self._train_mixed(cell)] if cell.is_mixed else trained
 
     def _remember(self, phase_one: _PhaseOne, seed: int) -> None:
@@ -262,7 +277,9 @@ class _Runner:
         data = self._data(step)
         english, english_identity = self._english(step, data)
         past = self._data(cell.steps[0]) if index > 0 and self.materials.checkpoint is None else None
-        old, old_withheld = self.materials.withhold(() if past is None else past.split(cell.seed).train)
+        old, old_withheld = (
+            ((), ()) if past is None else self.materials.withhold(past, past.split(cell.seed).train)
+        )
         base = self.materials.base
         label = " > ".join(f"{s.phase}:{s.data}/{s.strategy.label}" for s in cell.steps[: index + 1])
         job = replace(
@@ -284,22 +301,43 @@ class _Runner:
             return (), None
         held_out = {example.group for example in data.held_out}
         rows, withheld = self.materials.withhold(
-            tuple(example for example in english.loaded.examples if example.group not in held_out)
+            english,
+            tuple(example for example in english.loaded.examples if example.group not in held_out),
         )
         return rows, {"english": _identity(english, withheld), "without": data.identity}
 
     def _train_mixed(self, cell: Cell) -> _Trained:
-        """Train one phase over the union of the path's sets, from the base."""
+        """Train one phase over the union of the path's sets, from the base.
+
+        It sees each set as often as that set's own phase does: where their epochs differ, in one pass over the
+        sets repeated that many times. `mixed: {training: {epochs: N}}` asks for N passes over all of them.
+        """
         step = cell.steps[-1]
         label = "+".join(f"{one.phase}:{one.data}" for one in cell.steps) + f"/{step.strategy.label}"
         sets = [self._data(one) for one in cell.steps]
-        return self._train_and_evaluate(step, self._job(label, step, sets, self._start(), cell.seed))
+        job = self._job(label, step, sets, self._start(), cell.seed)
+        epochs = [self._phase(one.phase).training.apply_to(self.study.training).epochs for one in cell.steps]
+        asked = any(part.training.epochs is not None for part in step.strategy.parts)
+        if len(set(epochs)) > 1 and not asked:
+            job = self._repeated(job, sets, epochs)
+        return self._train_and_evaluate(step, job)
+
+    def _repeated(self, job: TrainingJob, sets: Sequence[DataSet], epochs: Sequence[int]) -> TrainingJob:
+        told = ", ".join(f"{one.name} {times} times" for one, times in zip(sets, epochs, strict=True))
+        self.watcher.noted(f"{job.label}: one pass over {told}, as often as in their own phases.")
+        rows = [self.materials.withhold(one, one.split(job.seed).train)[0] for one in sets]
+        return replace(
+            job,
+            examples=joined([kept for kept, times in zip(rows, epochs, strict=True) for _ in range(times)]),
+            data=[one for one, times in zip(job.data, epochs, strict=True) for _ in range(times)],
+            training=job.training.model_copy(update={"epochs": 1}),
+        )
 
     def _job(
         self, label: str, step: PathStep, sets: Sequence[DataSet], parent: ModelReference, seed: int
     ) -> TrainingJob:
         """Describe the training of one step on the union of `sets`, with nothing to replay."""
-        rows = [self.materials.withhold(one.split(seed).train) for one in sets]
+        rows = [self.materials.withhold(one, one.split(seed).train) for one in sets]
         return TrainingJob(
             label=self._seeded(label, seed),
             parent=parent,
@@ -348,6 +386,7 @@ def _phase_entry(one: _Trained, des: Steps, mpd: Steps) -> dict[str, Any]:
         "phase": one.step.phase,
         "data": one.step.data,
         "strategy": one.step.strategy.label,
+        "options": _options(one.step.strategy),
         "des": des.to_json(),
         "mpd": mpd.to_json(),
         "scores": one.evaluation.result["scores"],

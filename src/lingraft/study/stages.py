@@ -288,6 +288,12 @@ class Stages:
         if worked or stage.fingerprint not in self._told:
             self._told.add(stage.fingerprint)
             self._watcher.stage_finished(name, stage.seconds, stage.reused)
+        if worked and "remade_otherwise" in stage.timing:
+            self._watcher.noted(
+                f"{name}: made again because `keep` had discarded it, and not equal bit for bit to what was measured "
+                f"then ({', '.join(stage.timing['remade_otherwise'])}): other threads, device or processes. For exact "
+                "figures run the study anew in another folder, or with `keep: all`."
+            )
         return stage
 
     def _train_and_clear(self, job: TrainingJob, folder: Path) -> Work:

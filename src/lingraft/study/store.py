@@ -132,12 +132,15 @@ class Store:
         if found is not None:
             return found
         folder = self._folder_of(kind, fingerprint)
-        (folder / RECORD).unlink(missing_ok=True)
+        discarded = self.find(kind, inputs)  # its record stays until the artefacts are whole again
+        before = {} if discarded is None else _artefacts(folder)
+        if discarded is None:
+            (folder / RECORD).unlink(missing_ok=True)
         if folder.exists() and not resumable:
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            stage = self._finish(kind, fingerprint, folder, inputs, work)
+            stage = self._finish(kind, fingerprint, folder, inputs, work, before)
         except Exception as error:
             _release(error)
             self._failed[fingerprint] = error
@@ -159,8 +162,15 @@ class Store:
         return self.stages / f"{kind}-{fingerprint}"
 
     def _finish(
-        self, kind: str, fingerprint: str, folder: Path, inputs: dict[str, Any], work: Callable[[Path], Work]
+        self,
+        kind: str,
+        fingerprint: str,
+        folder: Path,
+        inputs: dict[str, Any],
+        work: Callable[[Path], Work],
+        before: dict[str, dict[str, Any]],
     ) -> Stage:
+        """Do the work and write the record; `before` are the artefacts of the discarded one that is made again."""
         started = time.monotonic()
         done = work(folder)
         artefacts = {
@@ -173,6 +183,13 @@ class Store:
             if path.is_file() and path.relative_to(folder).parts[0] not in _UNLISTED
         }
         timing = {"seconds": time.monotonic() - started, **done.timing}
+        changed = [
+            name
+            for name in before
+            if name not in artefacts or artefacts[name]["sha256"] != before[name]["sha256"]
+        ]
+        if changed:  # on other threads, another device or another number of processes
+            timing["remade_otherwise"] = changed
         write_json_atomically(folder / TIMING, timing)
         record = {
             "stage": kind,
