@@ -6,6 +6,7 @@ import io
 
 import pytest
 from rich.cells import cell_len
+from rich.console import Console
 
 from lingraft.cli import output
 from lingraft.report.tables import Column, Table
@@ -27,6 +28,20 @@ def test_numbers_stand_in_one_column_beside_wide_narrow_and_combining_letters(
     lines = drawn(monkeypatch, CELLS)
     assert len(lines) == len(CELLS)
     assert len({cell_len(line[: line.index("123")]) for line in lines}) == 1
+
+
+def test_each_right_to_left_stretch_between_marks_is_isolated() -> None:
+    shown = output.readable("<|im_start|>user\nأي شهر؟<|im_end|>\n⟦ديسمبر.<|im_end|>⟧ 日本")
+    assert shown == ("<|im_start|>user\n\u2068أي شهر؟\u2069<|im_end|>\n⟦\u2068ديسمبر.\u2069<|im_end|>⟧ 日本")
+
+
+def test_a_table_on_a_narrow_console_is_cut_into_parts_and_no_cell_is_lost() -> None:
+    stream = io.StringIO()
+    columns = tuple(Column(name, name) for name in ("key", "first column", "second column", "third column"))
+    row = ("language", "11111111111", "22222222222", "33333333333")
+    output.print_table(Table(columns, (row,), 1), None, Console(file=stream, width=32))
+    for cell in (*row[1:], *(column.title for column in columns)):
+        assert cell in stream.getvalue()
 
 
 def test_a_right_to_left_cell_is_isolated_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:

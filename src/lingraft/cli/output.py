@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import traceback
 import unicodedata
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 _LOG_WIDTH = 160
 _COLUMN_GAP = 3
+_MARK = re.compile(
+    r"(⟦|⟧|<[^<>\s]*>|\[/?[A-Z_]+\]|\n)"
+)  # what chat templates put around turns, and our brackets
 _result_stream: IO[str] | None = None
 _with_stacks = False
 
@@ -81,15 +85,15 @@ def standard_error() -> Console:
     return Console(stderr=True, width=None if sys.stderr.isatty() else _LOG_WIDTH)
 
 
-def print_table(table: Table, title: str | None = None) -> None:
-    """Draw a table on stdout; in parts where the terminal is too narrow for all columns."""
-    from rich.console import Console
+def print_table(table: Table, title: str | None = None, console: Console | None = None) -> None:
+    """Draw a table on stdout, or on `console`; in parts where the terminal is too narrow for all columns."""
+    if console is None:
+        from rich.console import Console
 
-    stream = result_stream()
-    needed = _width(table)
-    console = Console(file=stream, width=None if stream.isatty() else needed)
+        stream = result_stream()
+        console = Console(file=stream, width=None if stream.isatty() else _width(table))
     for part in _parts(table, console.width):
-        console.print(drawn_table(part, title))
+        console.print(_drawn_table(part, title))
 
 
 def _parts(table: Table, width: int) -> Iterator[Table]:
@@ -121,7 +125,12 @@ def _isolated(cell: str) -> str:
     return f"\u2068{cell}\u2069" if is_right_to_left else cell
 
 
-def drawn_table(table: Table, title: str | None) -> Any:
+def readable(text: str) -> str:
+    """Keep each right-to-left stretch between a chat template's marks from pulling the marks into its direction."""
+    return "".join(part if _MARK.fullmatch(part) else _isolated(part) for part in _MARK.split(text))
+
+
+def _drawn_table(table: Table, title: str | None) -> Any:
     """Return a table as rich draws it."""
     from rich import box
     from rich.table import Table as RichTable

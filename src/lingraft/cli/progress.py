@@ -63,10 +63,10 @@ class ProgressWatcher(Watcher):
 
     def tokenizer_costs(self, data: str, costs: Mapping[str, LanguageCost]) -> None:
         """Draw what each language of a data set costs in tokens."""
-        from lingraft.cli.output import drawn_table
+        from lingraft.cli.output import print_table
         from lingraft.report.tables import cost_table
 
-        self._bars.console.print(drawn_table(cost_table(costs), f"What the tokenizer makes of {data}"))
+        print_table(cost_table(costs), f"What the tokenizer makes of {data}", self._bars.console)
 
     def study_started(self, stages: int) -> None:
         """Show how many stages there are."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lingraft.cli.output import print_json, print_result, print_table
+from lingraft.cli.output import print_json, print_result, print_table, readable
 from lingraft.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -138,4 +138,4 @@ def _print_summary(summary: DataSummary) -> None:
         print_result(f"Warning: {warning}")
     if summary.fallback_template:
         print_result("The tokenizer has no chat template: lingraft's own is used.")
-    print_result(f"The first example, its supervised part between ⟦ and ⟧:\n{summary.example}")
+    print_result(f"The first example, its supervised part between ⟦ and ⟧:\n{readable(summary.example)}")
