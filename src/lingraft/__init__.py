@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lingraft.data.example import Example
     from lingraft.data.sources import load_data
     from lingraft.evaluate.harness import evaluate_model
+    from lingraft.similarity.comparison import compare_sets
     from lingraft.similarity.embedding_similarity import dataset_embedding_similarity
     from lingraft.study.run import run_study
     from lingraft.train.phase import train_phase
@@ -26,6 +27,7 @@ __version__ = version("lingraft")
 _HOMES = {
     "Example": "lingraft.data.example",
     "Study": "lingraft.config.schema",
+    "compare_sets": "lingraft.similarity.comparison",
     "dataset_embedding_similarity": "lingraft.similarity.embedding_similarity",
     "evaluate_model": "lingraft.evaluate.harness",
     "load_data": "lingraft.data.sources",
@@ -39,6 +41,7 @@ __all__ = [
     "Example",
     "Study",
     "__version__",
+    "compare_sets",
     "dataset_embedding_similarity",
     "evaluate_model",
     "load_data",

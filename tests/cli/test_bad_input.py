@@ -912,6 +912,65 @@ TASKS = [
     ),
 ]
 
+SIMILARITY = [
+    Case(
+        "one data set to compare",
+        "similarity rows.jsonl",
+        ("ConfigError: rows.jsonl: is alone",),
+        {"rows.jsonl": GOOD},
+    ),
+    Case(
+        "a data set to compare that is not there",
+        "similarity rows.jsonl absent.jsonl --language en",
+        ("DataError: absent.jsonl: there is no such file",),
+        {"rows.jsonl": GOOD},
+    ),
+    Case(
+        "a data set compared with itself",
+        "similarity rows.jsonl rows.jsonl",
+        ("ConfigError: rows.jsonl: stands 2 times",),
+        {"rows.jsonl": GOOD},
+    ),
+    Case(
+        "rows to compare that do not say their language",
+        "similarity rows.jsonl worldbook:lookup/en",
+        ("DataError: rows.jsonl: row '1' does not say its language",),
+        {"rows.jsonl": GOOD},
+    ),
+    Case(
+        "a language to compare that the encoder does not know",
+        "similarity rows.jsonl worldbook:lookup/en --language rows.jsonl=vi",
+        ("DataError: rows.jsonl: its rows are in 'vi'",),
+        {"rows.jsonl": GOOD},
+    ),
+    Case(
+        "a language of another source",
+        "similarity rows.jsonl worldbook:lookup/en --language x.jsonl=vi",
+        ("ConfigError: --language 'x.jsonl=vi'", "rows.jsonl"),
+        {"rows.jsonl": GOOD},
+    ),
+    Case(
+        "a precision of nothing",
+        "similarity worldbook:lookup/en worldbook:lookup/de --precision 0",
+        ("ConfigError: --precision is 0.0", "--all"),
+    ),
+    Case(
+        "a closeness that is no cosine",
+        "similarity worldbook:lookup/en worldbook:lookup/de --closeness 2",
+        ("ConfigError: --closeness is 2.0",),
+    ),
+    Case(
+        "a figure of an unknown kind",
+        "similarity worldbook:lookup/en worldbook:lookup/de --figure a.pdf",
+        ("ConfigError: a.pdf: ", ".svg, .png, .html"),
+    ),
+    Case(
+        "an encoder to compare with that is none",
+        "similarity worldbook:lookup/en worldbook:lookup/de --encoder labsee",
+        ("ConfigError: encoder 'labsee'",),
+    ),
+]
+
 COMMANDS = [
     Case("an unknown command", "rnu study.yaml", ("UsageError: ", "'rnu'", "'run'")),
     Case("an unknown option", "run study.yaml --proceses 2", ("UsageError: ", "--proceses", "--processes")),
@@ -959,7 +1018,7 @@ COMMANDS = [
     override("a file in the place of the runs", "--runs=study.yaml", "study.yaml", "--runs", command=RUN),
 ]
 
-CASES = [*FILES, *ROWS, *STUDY_FILES, *CHECKS, *MODELS, *SOURCES, *TASKS, *COMMANDS]
+CASES = [*FILES, *ROWS, *STUDY_FILES, *CHECKS, *MODELS, *SOURCES, *TASKS, *SIMILARITY, *COMMANDS]
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])

@@ -18,6 +18,7 @@ PUBLIC = [
     "run_study",
     "Example",
     "load_data",
+    "compare_sets",
     "dataset_embedding_similarity",
     "parameter_difference",
     "evaluate_model",

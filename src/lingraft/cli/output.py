@@ -11,7 +11,10 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
+
+from lingraft.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,6 +77,18 @@ def print_result(text: str) -> None:
 def print_json(value: Any) -> None:
     """Print one JSON object."""
     print_result(json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False))
+
+
+def write_record(path: Path, measure: str, inputs: dict[str, Any], result: dict[str, Any]) -> None:
+    """Write what a measure found, and of what, as one JSON file."""
+    from importlib.metadata import version
+
+    from lingraft.records import write_json_atomically
+
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path}: there is no folder {path.parent}; make it first.")
+    content = {"measure": measure, "lingraft": version("lingraft"), "inputs": inputs, "result": result}
+    write_json_atomically(path, content)
 
 
 @cache

