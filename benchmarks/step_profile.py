@@ -112,8 +112,8 @@ def write_table(result: dict[str, Any]) -> None:
     before, _, rest = text.partition(start)
     names = list(result["precisions"])
     lines = [
-        f"One batch of {result['rows']} rows, {result['tokens']} tokens ({result['learned']} learned), {REPEATS} steps; "
-        "median (lowest to highest).",
+        f"One batch of {result['rows']} rows, {result['tokens']} tokens ({result['learned']} learned), {REPEATS} "
+        "steps; median (lowest to highest).",
         "",
         "| | " + " | ".join(names) + " |",
         "| --- |" + " ---: |" * len(names),
