@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterator
+from io import RawIOBase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,10 +24,41 @@ INDEX_FILE = "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
+_TYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+class WeightReader(Protocol):
+    """A model's tensors, read piece by piece."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the tensors, sorted."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+
+    def pieces(self, name: str, elements: int, rows: int | None = None) -> Iterator[torch.Tensor]:
+        """Whole rows of a tensor, in order; see `CheckpointReader.pieces`."""
+
+
 class CheckpointReader:
     """The tensors of a folder's safetensors files, each read only when asked for.
 
-    Memory: one tensor at a time, whatever the size of the model. Files stay mapped while the reader lives.
+    Memory: one tensor or piece at a time, whatever the size of the model. Files stay mapped while the reader lives, but
+    `pieces` reads beside the map, so that what was read does not count as this process's memory.
 
     Args:
         folder: Holds model.safetensors, or model.safetensors.index.json and the shards that it names.
@@ -36,6 +70,7 @@ class CheckpointReader:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self._files: dict[str, Any] = {}
+        self._headers: dict[Path, tuple[int, dict[str, Any]]] = {}
         self._file_of = self._places()
         self.names: tuple[str, ...] = tuple(sorted(self._file_of))
 
@@ -55,6 +90,51 @@ class CheckpointReader:
         """
         tensor: torch.Tensor = self._in_file(name).get_tensor(name)
         return tensor
+
+    def pieces(self, name: str, elements: int, rows: int | None = None) -> Iterator[torch.Tensor]:
+        """Yield a tensor row by row (along its first axis) in pieces, flat and in the type it is stored in.
+
+        Args:
+            name: The tensor.
+            elements: About as many numbers a piece; at least one row.
+            rows: Stop after so many rows; None: all.
+
+        Yields:
+            [numbers of some whole rows], valid until the next piece is asked for: the memory is used again.
+
+        Raises:
+            ModelError: There is no tensor of that name, its type is unknown, or the file is cut off.
+        """
+        path, entry, start = self._entry(name)
+        if entry["dtype"] not in _TYPES:
+            raise ModelError(f"{path}: {name} is of type {entry['dtype']}, which cannot be read.")
+        kind = _TYPES[entry["dtype"]]
+        shape = entry["shape"]
+        count = shape[0] if shape else 1
+        width = math.prod(shape[1:])  # numbers in a row
+        left = (count if rows is None else min(rows, count)) * width
+        size = max(1, elements // max(1, width)) * width
+        buffer = bytearray(min(size, left) * kind.itemsize)
+        with path.open("rb", buffering=0) as file:
+            file.seek(start)
+            while left > 0:
+                numbers = min(size, left)
+                view = memoryview(buffer)[: numbers * kind.itemsize]
+                if _read_into(file, view) < len(view):
+                    raise ModelError(f"{path}: {name} is cut off. Fetch the checkpoint again.")
+                yield torch.frombuffer(view, dtype=kind)
+                left -= numbers
+
+    def _entry(self, name: str) -> tuple[Path, dict[str, Any], int]:
+        """Return a tensor's file, its entry in the header, and where its bytes begin; safe_open has checked them."""
+        self._in_file(name)
+        path = self.folder / self._file_of[name]
+        if path not in self._headers:
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                self._headers[path] = (8 + length, json.loads(file.read(length)))
+        begin, header = self._headers[path]
+        return path, header[name], begin + int(header[name]["data_offsets"][0])
 
     def _places(self) -> dict[str, str]:
         if (self.folder / INDEX_FILE).is_file():
@@ -96,6 +176,17 @@ class CheckpointReader:
         if name not in self._file_of:
             raise ModelError(f"{self.folder}: no tensor is called {name!r}. {did_you_mean(name, self.names)}")
         return self._open(self._file_of[name])
+
+
+def _read_into(file: RawIOBase, view: memoryview) -> int:
+    """Fill `view`; a single read may stop short of 2 GiB."""
+    done = 0
+    while done < len(view):
+        count = file.readinto(view[done:])
+        if not count:
+            break
+        done += count
+    return done
 
 
 def missing_weights(folder: Path) -> str:

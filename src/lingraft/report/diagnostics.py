@@ -11,8 +11,11 @@ from lingraft.errors import ConfigError
 from lingraft.report.tables import ABSENT, Column, Table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lingraft.similarity.comparison import Comparison
     from lingraft.similarity.embedding_similarity import EmbeddingSimilarity
+    from lingraft.weights.difference import GroupDifference, ParameterDifference
 
 FIGURE_SUFFIXES = (".svg", ".png", ".html")
 
@@ -104,6 +107,68 @@ def similarity_figure(found: Comparison) -> alt.LayerChart:
     return alt.layer(tiles, numbers).properties(
         width=alt.Step(90), height=alt.Step(40), title=f"encoder: {found.encoder}"
     )
+
+
+def difference_table(groups: Sequence[GroupDifference], name: str, *, with_updates: bool) -> Table:
+    """Return the change of groups of tensors: layers, or module types."""
+    columns: tuple[Column, ...] = (
+        Column(name, "what the tensors are grouped by"),
+        Column("tensors", "how many"),
+        Column("MPD", "mean of the tensors' L2 distances"),
+        Column("L2", "L2 distance of all of their numbers"),
+        Column("relative", "L2 distance over the first model's norm"),
+        Column("1 - cosine", "1 minus the cosine of the two models' numbers"),
+    )
+    if with_updates:
+        columns += (
+            Column("update cosine", "cosine of the two updates from the base; below 0 they undo each other"),
+            Column(
+                "same sign", "share of the numbers that both move, which they move one way; 50 % is chance"
+            ),
+        )
+    return Table(columns, tuple(_difference_row(one, with_updates) for one in groups), 1)
+
+
+def _difference_row(one: GroupDifference, with_updates: bool) -> tuple[str, ...]:
+    row = (
+        one.name,
+        str(one.tensors),
+        f"{one.mpd:.4f}",
+        f"{one.l2:.4f}",
+        _written(one.relative, ".5f"),
+        _written(None if one.cosine is None else 1 - one.cosine, ".2e"),
+    )
+    return (
+        (*row, _written(one.update_cosine, ".3f"), _written(one.sign_agreement, ".1%"))
+        if with_updates
+        else row
+    )
+
+
+def difference_figure(found: ParameterDifference) -> alt.LayerChart:
+    """Draw each tensor's relative change: module types across, layers down; darker moved further."""
+    rows = [
+        {
+            "module": one.module,
+            "layer": "outside" if one.layer is None else str(one.layer),
+            "relative": one.relative,
+        }
+        for one in found.tensors
+        if one.relative is not None
+    ]
+    numbers = sorted({-1 if one.layer is None else one.layer for one in found.tensors})
+    layers = ["outside" if number < 0 else str(number) for number in numbers]
+    base = alt.Chart(alt.Data(values=rows)).encode(
+        x=alt.X("module:N", title=None), y=alt.Y("layer:N", sort=layers, title="layer")
+    )
+    colour = alt.Color("mean(relative):Q", scale=alt.Scale(scheme="blues"), title="relative change")
+    return alt.layer(base.mark_rect().encode(color=colour)).properties(
+        width=alt.Step(40), height=alt.Step(14)
+    )
+
+
+def _written(value: float | None, form: str) -> str:
+    return ABSENT if value is None else format(value, form)
 
 
 def _estimates(one: EmbeddingSimilarity) -> tuple[str, str, str]:

@@ -1,23 +1,50 @@
 """Model Parameter Difference (MPD): how far two models' weights lie apart, tensor by tensor.
 
 Source: arXiv 2410.16006, Definition 2. Whether the paper's index runs over tensors or elements is open; tensors
-are ours, because element by element it would be no L2 norm. One tensor of each model is in memory at a time, and
-of it a small piece in float64.
+are ours, because element by element it would be no L2 norm. A piece of each model is in memory at a time, however
+large the models and their tensors.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
 from lingraft.errors import ModelError
-from lingraft.models.checkpoints import CheckpointReader
+from lingraft.models.checkpoints import CheckpointReader, WeightReader
 from lingraft.models.layers import layer_of, module_type_of
 
-_ELEMENTS_PER_PIECE = 2**22  # 32 MiB in float64; an embedding of a large model would take gigabytes
+_ELEMENTS_PER_PIECE = 2**17  # 1 MiB in float64: what is computed with stays in the cache
+_Key = TypeVar("_Key")
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateComparison:
+    """How two models' changes of one tensor, from a common base, point.
+
+    Attributes:
+        cosine: Of the two updates, in [-1, 1]; below 0 they undo each other; None where either is all zeros.
+        sign_agreement: Of the numbers that both change, the share that both change in one direction, in [0, 1]; 0.5 is
+            chance; None: there are none.
+        first_norm: ||w1 - w0||.
+        second_norm: ||w2 - w0||.
+        product: <w1 - w0, w2 - w0>.
+        agreeing: Numbers that both change in one direction.
+        changed: Numbers that both change.
+    """
+
+    cosine: float | None
+    sign_agreement: float | None
+    first_norm: float
+    second_norm: float
+    product: float
+    agreeing: int
+    changed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +59,9 @@ class TensorDifference:
         relative: ||w1 - w2|| / ||w1||; None where w1 is all zeros.
         cosine: Of w1 and w2, in [-1, 1]; None where either is all zeros.
         norm: ||w1||.
+        other_norm: ||w2||.
+        rows: Rows compared, where the two have different numbers of them (a resized vocabulary); None: all.
+        update: The two updates from the base; None: no base was given, or it lacks the tensor.
     """
 
     name: str
@@ -41,6 +71,34 @@ class TensorDifference:
     relative: float | None
     cosine: float | None
     norm: float
+    other_norm: float
+    rows: int | None
+    update: UpdateComparison | None
+
+
+@dataclass(frozen=True, slots=True)
+class GroupDifference:
+    """The change of several tensors together, as if they were one long vector.
+
+    Attributes:
+        name: Layer number, module type, or `outside the layers`.
+        tensors: How many.
+        mpd: Mean of their L2 distances.
+        l2: L2 distance of all of their numbers.
+        relative: `l2` over the first model's norm; None where that is 0.
+        cosine: Of the two models' numbers; None where either is all zeros.
+        update_cosine: Of the two updates from the base; None: no base, or no update.
+        sign_agreement: See UpdateComparison.
+    """
+
+    name: str
+    tensors: int
+    mpd: float
+    l2: float
+    relative: float | None
+    cosine: float | None
+    update_cosine: float | None
+    sign_agreement: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,50 +110,116 @@ class ParameterDifference:
         relative: L2 distance of all common weights over the L2 norm of the first model's; None where that is 0.
         tensors: One entry per common tensor.
         missing: Tensors that only one model has; they are in no figure.
+        resized: Matrices outside the layers of which only the rows that both have are compared.
+        without_base: Tensors that the base lacks or has in another shape, and whose updates are not compared.
     """
 
     mpd: float
     relative: float | None
     tensors: tuple[TensorDifference, ...]
     missing: tuple[str, ...]
+    resized: tuple[str, ...] = ()
+    without_base: tuple[str, ...] = ()
+
+    def by_layer(self) -> tuple[GroupDifference, ...]:
+        """Return the change of each decoder layer, and of what lies outside of them."""
+        groups = _grouped(self.tensors, lambda one: -1 if one.layer is None else one.layer)
+        return tuple(
+            _group("outside the layers" if layer < 0 else str(layer), groups[layer])
+            for layer in sorted(groups)
+        )
+
+    def by_module(self) -> tuple[GroupDifference, ...]:
+        """Return the change of each module type, the largest relative change first."""
+        groups = _grouped(self.tensors, lambda one: one.module)
+        found = [_group(name, own) for name, own in groups.items()]
+        return tuple(sorted(found, key=lambda one: -(one.relative or 0.0)))
+
+    def whole(self) -> GroupDifference:
+        """Return the change of all common tensors."""
+        return _group("all", self.tensors)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures as JSON values."""
+        return {
+            "mpd": self.mpd,
+            "n_tensors": len(self.tensors),
+            "relative": self.relative,
+            "tensors": [_tensor_to_json(one) for one in self.tensors],
+            "missing": list(self.missing),
+            "resized": list(self.resized),
+            "without_base": list(self.without_base),
+        }
 
 
-def parameter_difference(first: Path, second: Path) -> ParameterDifference:
+def parameter_difference(
+    first: Path | WeightReader, second: Path | WeightReader, base: Path | WeightReader | None = None
+) -> ParameterDifference:
     """Return MPD(T1, T2) = (1/n) sum_i ||w(T1, i) - w(T2, i)||_2 over the n tensors that both models have.
 
-    A tied output head counts once, also where a checkpoint stores it in full. Norms are accumulated in float64.
+    A tied output head counts once, also where a checkpoint stores it in full. Types may differ: everything is
+    computed in float64. Of embeddings and heads with different numbers of rows (a resized vocabulary) the common
+    rows are compared.
 
     Args:
-        first: Checkpoint folder of safetensors.
+        first: Checkpoint folder of safetensors, or its reader (`models.adapters.open_weights` reads adapters, too).
         second: The other one.
+        base: The model that both come from: compares the two updates as well.
 
     Raises:
         ModelError: A folder is no checkpoint, the two have no tensor in common, shapes differ, or weights are
             not finite.
     """
-    one, other = CheckpointReader(first), CheckpointReader(second)
+    one, other = _reader(first), _reader(second)
+    origin = None if base is None else _reader(base)
     repeated, other_repeated = _stored_twice(one), _stored_twice(other)
     counted = frozenset(other.names) - (repeated & other_repeated)
     common = [name for name in one.names if name in counted]
     if not common:
         raise ModelError(f"{first} and {second}: have no tensor in common; these are two architectures.")
-    for name in common:
-        if one.shape(name) != other.shape(name):
-            raise ModelError(
-                f"{first} and {second}: {name} is {one.shape(name)} in one and {other.shape(name)} in the other."
-            )
-    tensors = tuple(_tensor_difference(name, one.tensor(name), other.tensor(name)) for name in common)
-    norm = math.sqrt(sum(t.norm**2 for t in tensors))
-    distance = math.sqrt(sum(t.l2**2 for t in tensors))
+    rows = {name: _common_rows(name, one.shape(name), other.shape(name), (first, second)) for name in common}
+    based = (
+        set()
+        if origin is None
+        else {name for name in common if _fits(origin, name, one.shape(name), rows[name])}
+    )
+    tensors = tuple(
+        _tensor_difference(name, rows[name], one, other, origin if name in based else None) for name in common
+    )
+    whole = _group("all", tensors)
     return ParameterDifference(
-        mpd=sum(t.l2 for t in tensors) / len(tensors),
-        relative=distance / norm if norm > 0 else None,
+        mpd=whole.mpd,
+        relative=whole.relative,
         tensors=tensors,
         missing=tuple(sorted((set(one.names) ^ set(other.names)) - repeated - other_repeated)),
+        resized=tuple(name for name in common if rows[name] is not None),
+        without_base=() if origin is None else tuple(name for name in common if name not in based),
     )
 
 
-def _stored_twice(reader: CheckpointReader) -> frozenset[str]:
+def _reader(model: Path | WeightReader) -> WeightReader:
+    return CheckpointReader(model) if isinstance(model, (str, Path)) else model
+
+
+def _common_rows(
+    name: str, shape: tuple[int, ...], other: tuple[int, ...], models: tuple[object, object]
+) -> int | None:
+    """Return how many rows both have where only the vocabulary differs, None where the shapes are equal."""
+    if shape == other:
+        return None
+    if layer_of(name) is None and len(shape) == len(other) == 2 and shape[1] == other[1]:
+        return min(shape[0], other[0])
+    raise ModelError(f"{models[0]} and {models[1]}: {name} is {shape} in one and {other} in the other.")
+
+
+def _fits(base: WeightReader, name: str, shape: tuple[int, ...], rows: int | None) -> bool:
+    if name not in base.names:
+        return False
+    own = base.shape(name)
+    return own[1:] == shape[1:] and own[:1] >= ((rows,) if rows is not None else shape[:1])
+
+
+def _stored_twice(reader: WeightReader) -> frozenset[str]:
     """Return the matrices outside the layers that repeat another one bit for bit: tied heads stored in full."""
     outside = [name for name in reader.names if layer_of(name) is None and len(reader.shape(name)) == 2]
     outside.sort(key=lambda name: "embed" not in name and "wte" not in name)  # the embedding is the original
@@ -103,37 +227,129 @@ def _stored_twice(reader: CheckpointReader) -> frozenset[str]:
         later
         for position, later in enumerate(outside)
         for earlier in outside[:position]
-        if reader.shape(earlier) == reader.shape(later)
-        and torch.equal(reader.tensor(earlier), reader.tensor(later))
+        if reader.shape(earlier) == reader.shape(later) and _equal(reader, earlier, later)
     )
 
 
-def _tensor_difference(name: str, one: torch.Tensor, other: torch.Tensor) -> TensorDifference:
-    l2, norm, other_norm, product = _norms(one, other)
-    if not all(map(math.isfinite, (l2, norm, other_norm, product))):
+def _equal(reader: WeightReader, one: str, other: str) -> bool:
+    pairs = zip(_pieces(reader, one, None), _pieces(reader, other, None), strict=True)
+    return all(first.dtype == second.dtype and torch.equal(first, second) for first, second in pairs)
+
+
+def _pieces(reader: WeightReader, name: str, rows: int | None) -> Iterator[torch.Tensor]:
+    return reader.pieces(name, _ELEMENTS_PER_PIECE, rows)
+
+
+def _tensor_difference(
+    name: str, rows: int | None, one: WeightReader, other: WeightReader, base: WeightReader | None
+) -> TensorDifference:
+    rows_read = rows if rows is not None else (one.shape(name) or (1,))[0]
+    readers = [one, other, *([] if base is None else [base])]
+    sums = _sums(zip(*(_pieces(reader, name, rows_read) for reader in readers), strict=True))
+    if not all(map(math.isfinite, sums)):
         raise ModelError(
-            f"{name}: holds weights that are not finite (NaN or infinity) in one of the two models, so training "
+            f"{name}: holds weights that are not finite (NaN or infinity) in one of the models, so training "
             "diverged or the file is damaged. Train with a lower learning rate, or fetch it again."
         )
-    cosine = product / (norm * other_norm) if norm > 0 and other_norm > 0 else None
+    distance, norm, other_norm, product, *updates = sums
+    l2, norm, other_norm = math.sqrt(distance), math.sqrt(norm), math.sqrt(other_norm)
     return TensorDifference(
         name=name,
         layer=layer_of(name),
         module=module_type_of(name),
         l2=l2,
         relative=l2 / norm if norm > 0 else None,
-        cosine=None if cosine is None else max(-1.0, min(1.0, cosine)),
+        cosine=_cosine(product, norm, other_norm),
         norm=norm,
+        other_norm=other_norm,
+        rows=rows,
+        update=_update(*updates) if base is not None else None,
     )
 
 
-def _norms(one: torch.Tensor, other: torch.Tensor) -> tuple[float, float, float, float]:
-    """Return ||one - other||, ||one||, ||other|| and the inner product, summed in float64 piece by piece."""
-    sums = torch.zeros(4, dtype=torch.float64)
-    pieces = (torch.split(tensor.flatten(), _ELEMENTS_PER_PIECE) for tensor in (one, other))
-    for first, second in zip(*pieces, strict=True):
-        a, b = first.double(), second.double()
+def _sums(pieces: Iterable[tuple[torch.Tensor, ...]]) -> list[float]:
+    """Return |a - b|^2, |a|^2, |b|^2 and <a, b>.
+
+    With a base c also |a - c|^2, |b - c|^2, <a - c, b - c>, and how many numbers both change, in one direction and
+    at all.
+    """
+    total: torch.Tensor | None = None
+    for stored in pieces:
+        a, b, *origin = (piece.double() for piece in stored)
         change = a - b
-        sums += torch.stack([change @ change, a @ a, b @ b, a @ b])
-    squared_distance, squared_norm, squared_other, product = sums.tolist()
-    return math.sqrt(squared_distance), math.sqrt(squared_norm), math.sqrt(squared_other), product
+        parts = [change @ change, a @ a, b @ b, a @ b]
+        for c in origin:
+            u, v = a - c, b - c
+            signs = torch.sign(u) * torch.sign(v)
+            parts += [u @ u, v @ v, u @ v, (signs > 0).sum(), (signs != 0).sum()]
+        found = torch.stack([part.double() for part in parts])
+        total = found if total is None else total + found
+    return [0.0] * 4 if total is None else total.tolist()
+
+
+def _update(first: float, second: float, product: float, agreeing: float, changed: float) -> UpdateComparison:
+    norms = math.sqrt(first), math.sqrt(second)
+    return UpdateComparison(
+        cosine=_cosine(product, *norms),
+        sign_agreement=agreeing / changed if changed else None,
+        first_norm=norms[0],
+        second_norm=norms[1],
+        product=product,
+        agreeing=int(agreeing),
+        changed=int(changed),
+    )
+
+
+def _cosine(product: float, norm: float, other_norm: float) -> float | None:
+    if norm <= 0 or other_norm <= 0:
+        return None
+    return max(-1.0, min(1.0, product / (norm * other_norm)))
+
+
+def _grouped(
+    tensors: Sequence[TensorDifference], key: Callable[[TensorDifference], _Key]
+) -> dict[_Key, list[TensorDifference]]:
+    groups: dict[_Key, list[TensorDifference]] = {}
+    for one in tensors:
+        groups.setdefault(key(one), []).append(one)
+    return groups
+
+
+def _group(name: str, tensors: Sequence[TensorDifference]) -> GroupDifference:
+    norm = math.sqrt(sum(one.norm**2 for one in tensors))
+    other = math.sqrt(sum(one.other_norm**2 for one in tensors))
+    l2 = math.sqrt(sum(one.l2**2 for one in tensors))
+    product = sum((one.cosine or 0.0) * one.norm * one.other_norm for one in tensors)
+    updates = [one.update for one in tensors if one.update is not None]
+    lengths = (
+        math.sqrt(sum(u.first_norm**2 for u in updates)),
+        math.sqrt(sum(u.second_norm**2 for u in updates)),
+    )
+    changed = sum(u.changed for u in updates)
+    return GroupDifference(
+        name=name,
+        tensors=len(tensors),
+        mpd=sum(one.l2 for one in tensors) / len(tensors),
+        l2=l2,
+        relative=l2 / norm if norm > 0 else None,
+        cosine=_cosine(product, norm, other),
+        update_cosine=_cosine(sum(u.product for u in updates), *lengths),
+        sign_agreement=sum(u.agreeing for u in updates) / changed if changed else None,
+    )
+
+
+def _tensor_to_json(one: TensorDifference) -> dict[str, Any]:
+    own: dict[str, Any] = {
+        "name": one.name,
+        "layer": one.layer,
+        "module": one.module,
+        "l2": one.l2,
+        "relative": one.relative,
+        "cosine": one.cosine,
+    }
+    if one.rows is not None:
+        own["rows"] = one.rows
+    if one.update is not None:
+        own["update_cosine"] = one.update.cosine
+        own["sign_agreement"] = one.update.sign_agreement
+    return own

@@ -1,0 +1,79 @@
+"""`lingraft difference`: how far two models' weights lie apart, and where."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lingraft.cli.output import print_json, print_result, print_table, write_record
+
+if TYPE_CHECKING:
+    from lingraft.weights.difference import ParameterDifference
+
+_LISTED = 5  # tensors named in a line; all are in the object
+
+
+def difference(
+    first: Annotated[
+        str, typer.Argument(metavar="M1", help="Folder, hub id, embedded:NAME or LoRA adapter.")
+    ],
+    second: Annotated[str, typer.Argument(metavar="M2", help="The other one.")],
+    base: Annotated[
+        str | None, typer.Option(help="The model that both come from: compares their updates as well.")
+    ] = None,
+    adapter_base: Annotated[
+        str | None, typer.Option(help="Base of a LoRA adapter, where it does not name one that can be had.")
+    ] = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="Write a map of the layers as .svg, .png or .html.")
+    ] = None,
+    record: Annotated[Path | None, typer.Option(help="Write the result and what it is of as JSON.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Print the model parameter difference (MPD) of two models, by layer and by module type.
+
+    With --base also whether the two updates agree: their cosine, and the share of numbers that both move one way.
+    """
+    import time
+
+    from lingraft.models.adapters import open_weights
+    from lingraft.report.diagnostics import check_figure, difference_figure, write_figure
+    from lingraft.train.memory import peak_bytes
+    from lingraft.weights.difference import parameter_difference
+
+    if figure is not None:
+        check_figure(figure)
+    started = time.perf_counter()
+    models = [open_weights(name, adapter_base) for name in (first, second, *([] if base is None else [base]))]
+    found = parameter_difference(*models)
+    result = found.to_json() | {"seconds": time.perf_counter() - started, "peak_bytes": peak_bytes()}
+    if figure is not None:
+        write_figure(difference_figure(found), figure)
+    if record is not None:
+        write_record(record, "difference", {"first": first, "second": second, "base": base}, result)
+    if json:
+        print_json(result)
+        return
+    _print(found)
+
+
+def _print(found: ParameterDifference) -> None:
+    from lingraft.report.diagnostics import difference_table
+
+    with_base = any(one.update is not None for one in found.tensors)
+    print_table(difference_table(found.by_layer(), "layer", with_updates=with_base), "By layer")
+    print_table(difference_table(found.by_module(), "module", with_updates=with_base), "By module type")
+    relative = "-" if found.relative is None else f"{found.relative:.6f}"
+    print_result(
+        f"MPD {found.mpd:.6f} over {len(found.tensors)} tensors; relative change of all weights {relative}"
+    )
+    for told, names in (
+        ("Only one model has", found.missing),
+        ("Compared in the rows that both have", found.resized),
+        ("Not in the base, so their updates are not compared", found.without_base),
+    ):
+        if names:
+            more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+            print_result(f"{told}: {', '.join(names[:_LISTED])}{more}")

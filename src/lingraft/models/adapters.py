@@ -1,0 +1,182 @@
+"""LoRA adapters on disk: the weights that they make of their base model, piece by piece and without merging it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lingraft.errors import ModelError
+from lingraft.models.checkpoints import CheckpointReader, WeightReader
+from lingraft.models.loading import model_folder
+from lingraft.records import read_json
+
+ADAPTER_CONFIG = "adapter_config.json"
+_PREFIX = "base_model.model."
+_FACTORS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
+# What makes the effective weight something else than W + scale * B A.
+_REFUSED = (
+    "use_dora",
+    "lora_bias",
+    "use_qalora",
+    "layer_replication",
+    "trainable_token_indices",
+    "target_parameters",
+)
+
+
+def open_weights(name: str, adapter_base: str | None = None) -> WeightReader:
+    """Return the tensors of a model: a folder, hub id, `embedded:NAME`, or the folder of a LoRA adapter.
+
+    Args:
+        name: The model or adapter.
+        adapter_base: The model that an adapter belongs to; None: the one that it names.
+
+    Raises:
+        ModelError: The model cannot be had or is no checkpoint, or the adapter is not plain LoRA.
+    """
+    folder = Path(name).expanduser()
+    if (folder / ADAPTER_CONFIG).is_file():
+        return AdaptedReader(folder, adapter_base)
+    return CheckpointReader(model_folder(name))
+
+
+class AdaptedReader:
+    """The effective weights of a model with a LoRA adapter: W + scale * B A, computed when they are asked for.
+
+    Memory: the adapter's factors, and one piece of the base at a time.
+
+    Args:
+        folder: Holds adapter_config.json and adapter_model.safetensors, as PEFT saves them.
+        base: The base model; None: the one that adapter_config.json names.
+
+    Raises:
+        ModelError: The adapter is of another kind, does not fit its base, or one of them cannot be had.
+    """
+
+    def __init__(self, folder: Path, base: str | None = None) -> None:
+        self.folder = folder
+        self._config = _read_config(folder)
+        named = base or self._config.get("base_model_name_or_path")
+        if not named:
+            raise ModelError(
+                f"{folder}: its {ADAPTER_CONFIG} names no base model; give it with --adapter-base."
+            )
+        self._base = CheckpointReader(model_folder(str(named)))
+        self._stored = _Stored(folder)
+        self._check_fit()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the base's tensors."""
+        return self._base.names
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape."""
+        return tuple(self._stored.whole[name].shape) if name in self._stored.whole else self._base.shape(name)
+
+    def pieces(self, name: str, elements: int, rows: int | None = None) -> Iterator[torch.Tensor]:
+        """Yield a tensor's rows as `CheckpointReader.pieces` does; an adapted one in float32."""
+        factors = self._stored.factors.get(name.removesuffix(".weight"))
+        if factors is None:
+            yield from self._without_factors(name, elements, rows)
+            return
+        left, right = factors  # [out, r] and [r, in], scaled
+        left = left * self._scale(name.removesuffix(".weight"), left.shape[1])
+        row = 0
+        for piece in self._without_factors(name, elements, rows):
+            own = piece.view(-1, right.shape[1]).float()
+            yield (own + left[row : row + len(own)] @ right).view(-1)
+            row += len(own)
+
+    def _without_factors(self, name: str, elements: int, rows: int | None) -> Iterator[torch.Tensor]:
+        stored = self._stored.whole.get(name)
+        if stored is None:
+            yield from self._base.pieces(name, elements, rows)
+            return
+        width = stored[0].numel()
+        flat = stored.reshape(-1)[: None if rows is None else rows * width]
+        yield from torch.split(flat, max(1, elements // width) * width)
+
+    def _scale(self, module: str, rank: int) -> float:
+        from peft.utils.other import get_pattern_key
+
+        patterns: dict[str, Any] = self._config.get("alpha_pattern") or {}
+        alpha = patterns.get(get_pattern_key(patterns.keys(), module), self._config["lora_alpha"])
+        return float(alpha) / (rank**0.5 if self._config.get("use_rslora") else rank)
+
+    def _check_fit(self) -> None:
+        turned = bool(self._config.get("fan_in_fan_out"))
+        for module, (stored_left, stored_right) in list(self._stored.factors.items()):
+            left, right = stored_left, stored_right
+            name = f"{module}.weight"
+            if name not in self._base.names:
+                raise ModelError(f"{self.folder}: adapts {name}, which {self._base.folder} does not have.")
+            if turned or module in self._stored.embeddings:
+                left, right = right.T, left.T  # the weight is stored as [in, out]
+                self._stored.factors[module] = (left, right)
+            if self.shape(name) != (left.shape[0], right.shape[1]):
+                raise ModelError(
+                    f"{self.folder}: its update of {name} is {[left.shape[0], right.shape[1]]}, the weight in "
+                    f"{self._base.folder} is {list(self.shape(name))}."
+                )
+        for name in self._stored.whole:
+            if name not in self._base.names:
+                raise ModelError(f"{self.folder}: holds {name}, which {self._base.folder} does not have.")
+
+
+class _Stored:
+    """An adapter's tensors: factors by module, [out, r] and [r, in] in float32, and tensors that are saved whole."""
+
+    def __init__(self, folder: Path) -> None:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        path = folder / "adapter_model.safetensors"
+        if not path.is_file():
+            raise ModelError(f"{folder}: holds no adapter_model.safetensors; pickled adapters are not read.")
+        try:
+            tensors = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{path}: damaged ({error}). Fetch the adapter again.") from error
+        self.whole: dict[str, torch.Tensor] = {}
+        self.embeddings: set[str] = set()
+        found: dict[str, dict[str, torch.Tensor]] = {}
+        for key, tensor in tensors.items():
+            name = key.removeprefix(_PREFIX).replace(
+                ".base_layer.", "."
+            )  # PEFT saves adapted embeddings whole as well
+            factor = next((part for part in name.split(".") if part in _FACTORS), None)
+            if factor is None:
+                self.whole[name] = tensor
+                continue
+            module = name[: name.index(f".{factor}")]
+            found.setdefault(module, {})[factor[-1]] = tensor.float()
+            if "embedding" in factor:
+                self.embeddings.add(module)
+        lacking = sorted(module for module, pair in found.items() if len(pair) != 2)
+        if lacking:
+            raise ModelError(f"{path}: {lacking[0]} has only one of its two factors.")
+        self.factors = {module: (pair["B"], pair["A"]) for module, pair in found.items()}
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = read_json(folder / ADAPTER_CONFIG)
+        kind = config["peft_type"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{folder}: its {ADAPTER_CONFIG} cannot be used: {type(error).__name__}: {error}"
+        ) from error
+    if kind != "LORA":
+        raise ModelError(
+            f"{folder}: is an adapter of type {kind!r}; only LORA is read. Merge it into its base first."
+        )
+    refused = [name for name in _REFUSED if config.get(name)]
+    if refused:
+        raise ModelError(
+            f"{folder}: uses {refused[0]}, so it is no plain LoRA. Merge it into its base first."
+        )
+    return dict(config)
