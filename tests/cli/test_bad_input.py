@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from lingraft.cli import main
 
@@ -971,6 +973,87 @@ SIMILARITY = [
     ),
 ]
 
+
+def compared(name: str, change: Callable[[Path], object], *says: str, options: str = "") -> Case:
+    """The good model against a copy of it, changed."""
+
+    def make(folder: Path, good: Path) -> None:
+        shutil.copytree(good, folder)
+        change(folder)
+
+    return Case(name, f"difference model mine {options}", says, {"mine": make})
+
+
+def _corrupt(folder: Path) -> None:
+    with (folder / "model.safetensors").open("r+b") as weights:
+        weights.write(b"\xff" * 64)
+
+
+def _of_another_width(folder: Path) -> None:
+    tensors = {"model.norm.weight": torch.ones(7), "lm_head.weight": torch.ones(3, 7)}
+    save_file(tensors, folder / "model.safetensors")
+
+
+def _of_another_architecture(folder: Path) -> None:
+    save_file({"wte": torch.ones(7, 3)}, folder / "model.safetensors")
+
+
+def _not_finite(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][0] = float("nan")
+    save_file(tensors, folder / "model.safetensors")
+
+
+def _as_adapter(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text(
+        '{"peft_type": "LORA", "base_model_name_or_path": "./absent"}'
+    )
+
+
+DIFFERENCES = [
+    Case(
+        "a model to compare that is not there",
+        "difference model ./mine",
+        ("'./mine': there is no such folder",),
+    ),
+    compared(
+        "a model to compare without weights",
+        lambda path: (path / "model.safetensors").unlink(),
+        "mine: holds neither",
+    ),
+    compared("a model to compare with pickled weights", _pickled, "mine: only pickled weights"),
+    compared("a corrupt shard to compare", _corrupt, "mine/model.safetensors: damaged"),
+    compared("a truncated shard to compare", _cut_off, "mine/model.safetensors: damaged"),
+    compared(
+        "two hidden sizes to compare",
+        _of_another_width,
+        "model and mine",
+        "model.norm.weight is (32,)",
+        "(7,)",
+    ),
+    compared(
+        "two architectures to compare", _of_another_architecture, "model and mine", "no tensor in common"
+    ),
+    compared(
+        "weights to compare that are not finite",
+        _not_finite,
+        "model.norm.weight: holds weights that are not finite",
+    ),
+    compared("an adapter whose base is not there", _as_adapter, "'./absent': there is no such folder"),
+    compared(
+        "an adapter without its weights",
+        _as_adapter,
+        "mine: holds no adapter_model.safetensors",
+        options="--adapter-base model",
+    ),
+    Case("a base to compare from that is not there", "difference model model --base ./mine", ("'./mine'",)),
+    Case(
+        "a record in no folder",
+        "difference model model --record absent/a.json",
+        ("absent/a.json", "no folder absent"),
+    ),
+]
+
 COMMANDS = [
     Case("an unknown command", "rnu study.yaml", ("UsageError: ", "'rnu'", "'run'")),
     Case("an unknown option", "run study.yaml --proceses 2", ("UsageError: ", "--proceses", "--processes")),
@@ -1018,7 +1101,18 @@ COMMANDS = [
     override("a file in the place of the runs", "--runs=study.yaml", "study.yaml", "--runs", command=RUN),
 ]
 
-CASES = [*FILES, *ROWS, *STUDY_FILES, *CHECKS, *MODELS, *SOURCES, *TASKS, *SIMILARITY, *COMMANDS]
+CASES = [
+    *FILES,
+    *ROWS,
+    *STUDY_FILES,
+    *CHECKS,
+    *MODELS,
+    *SOURCES,
+    *TASKS,
+    *SIMILARITY,
+    *DIFFERENCES,
+    *COMMANDS,
+]
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])

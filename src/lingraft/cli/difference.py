@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lingraft.cli.output import print_json, print_result, print_table, write_record
+from lingraft.cli.output import check_folder, print_json, print_result, print_table, write_record
 
 if TYPE_CHECKING:
     from lingraft.weights.difference import ParameterDifference
@@ -43,8 +43,8 @@ def difference(
     from lingraft.train.memory import peak_bytes
     from lingraft.weights.difference import parameter_difference
 
-    if figure is not None:
-        check_figure(figure)
+    check_figure(figure)
+    check_folder(record)
     started = time.perf_counter()
     models = [open_weights(name, adapter_base) for name in (first, second, *([] if base is None else [base]))]
     found = parameter_difference(*models)

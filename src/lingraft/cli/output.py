@@ -79,14 +79,18 @@ def print_json(value: Any) -> None:
     print_result(json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False))
 
 
+def check_folder(path: Path | None) -> None:
+    """Refuse a file that could not be written, before anything is computed; None: none is to be."""
+    if path is not None and not path.parent.is_dir():
+        raise ConfigError(f"{path}: there is no folder {path.parent}; make it first.")
+
+
 def write_record(path: Path, measure: str, inputs: dict[str, Any], result: dict[str, Any]) -> None:
     """Write what a measure found, and of what, as one JSON file."""
     from importlib.metadata import version
 
     from lingraft.records import write_json_atomically
 
-    if not path.parent.is_dir():
-        raise ConfigError(f"{path}: there is no folder {path.parent}; make it first.")
     content = {"measure": measure, "lingraft": version("lingraft"), "inputs": inputs, "result": result}
     write_json_atomically(path, content)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lingraft.cli.output import print_json, print_result, print_table, write_record
+from lingraft.cli.output import check_folder, print_json, print_result, print_table, write_record
 from lingraft.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ def similarity(
     from lingraft.similarity.encoders import load_encoder
 
     _check(sources, precision, closeness)
-    if figure is not None:
-        check_figure(figure)
+    check_figure(figure)
+    check_folder(record)
     chosen = load_encoder(encoder)
     with StepBars() as bars:
         sets = _load(sources, _languages(language or [], sources), max_broken_share, bars.progressed)

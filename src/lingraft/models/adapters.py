@@ -57,7 +57,7 @@ class AdaptedReader:
     """
 
     def __init__(self, folder: Path, base: str | None = None) -> None:
-        self.folder = folder
+        self._folder = folder
         self._config = _read_config(folder)
         named = base or self._config.get("base_model_name_or_path")
         if not named:
@@ -67,6 +67,11 @@ class AdaptedReader:
         self._base = CheckpointReader(model_folder(str(named)))
         self._stored = _Stored(folder)
         self._check_fit()
+
+    @property
+    def folder(self) -> Path:
+        """Where the adapter lies."""
+        return self._folder
 
     @property
     def names(self) -> tuple[str, ...]:

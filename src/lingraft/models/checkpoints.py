@@ -44,6 +44,10 @@ class WeightReader(Protocol):
     """A model's tensors, read piece by piece."""
 
     @property
+    def folder(self) -> Path:
+        """Where they lie."""
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Names of the tensors, sorted."""
 
@@ -68,11 +72,16 @@ class CheckpointReader:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self._folder = Path(folder)
         self._files: dict[str, Any] = {}
         self._headers: dict[Path, tuple[int, dict[str, Any]]] = {}
         self._file_of = self._places()
         self.names: tuple[str, ...] = tuple(sorted(self._file_of))
+
+    @property
+    def folder(self) -> Path:
+        """Where the files lie."""
+        return self._folder
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape from the file's header, without reading the tensor.

@@ -25,12 +25,14 @@ _ESTIMATES = (
 )
 
 
-def check_figure(path: Path) -> None:
-    """Refuse a figure that could not be written, before anything is computed.
+def check_figure(path: Path | None) -> None:
+    """Refuse a figure that could not be written, before anything is computed; None: none is to be.
 
     Raises:
         ConfigError: Its suffix is unknown, or its folder is not there.
     """
+    if path is None:
+        return
     if path.suffix.lower() not in FIGURE_SUFFIXES:
         raise ConfigError(
             f"{path}: a figure's name must end in {', '.join(FIGURE_SUFFIXES)}, not {path.suffix!r}."

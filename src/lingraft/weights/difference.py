@@ -176,8 +176,13 @@ def parameter_difference(
     counted = frozenset(other.names) - (repeated & other_repeated)
     common = [name for name in one.names if name in counted]
     if not common:
-        raise ModelError(f"{first} and {second}: have no tensor in common; these are two architectures.")
-    rows = {name: _common_rows(name, one.shape(name), other.shape(name), (first, second)) for name in common}
+        raise ModelError(
+            f"{one.folder} and {other.folder}: have no tensor in common; these are two architectures."
+        )
+    rows = {
+        name: _common_rows(name, one.shape(name), other.shape(name), (one.folder, other.folder))
+        for name in common
+    }
     based = (
         set()
         if origin is None
@@ -202,14 +207,14 @@ def _reader(model: Path | WeightReader) -> WeightReader:
 
 
 def _common_rows(
-    name: str, shape: tuple[int, ...], other: tuple[int, ...], models: tuple[object, object]
+    name: str, shape: tuple[int, ...], other: tuple[int, ...], folders: tuple[Path, Path]
 ) -> int | None:
     """Return how many rows both have where only the vocabulary differs, None where the shapes are equal."""
     if shape == other:
         return None
     if layer_of(name) is None and len(shape) == len(other) == 2 and shape[1] == other[1]:
         return min(shape[0], other[0])
-    raise ModelError(f"{models[0]} and {models[1]}: {name} is {shape} in one and {other} in the other.")
+    raise ModelError(f"{folders[0]} and {folders[1]}: {name} is {shape} in one and {other} in the other.")
 
 
 def _fits(base: WeightReader, name: str, shape: tuple[int, ...], rows: int | None) -> bool:
