@@ -1046,6 +1046,14 @@ DIFFERENCES = [
         "mine: holds no adapter_model.safetensors",
         options="--adapter-base model",
     ),
+    Case(
+        "an unknown estimator",
+        "snr model --estimator mean",
+        ("ConfigError: --estimator 'mean'", "median and reference"),
+    ),
+    Case("a share to select above 1", "snr model --share 1.5", ("ConfigError: --share is 1.5",)),
+    Case("a model to scan that is not there", "snr ./mine", ("'./mine': there is no such folder",)),
+    Case("a plan in no folder", "snr model --plan absent/a.yaml", ("absent/a.yaml", "no folder absent")),
     Case("a base to compare from that is not there", "difference model model --base ./mine", ("'./mine'",)),
     Case(
         "a record in no folder",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lingraft.similarity.comparison import Comparison
     from lingraft.similarity.embedding_similarity import EmbeddingSimilarity
     from lingraft.weights.difference import GroupDifference, ParameterDifference
+    from lingraft.weights.signal_to_noise import SignalScan
 
 FIGURE_SUFFIXES = (".svg", ".png", ".html")
 
@@ -108,6 +109,49 @@ def similarity_figure(found: Comparison) -> alt.LayerChart:
     )
     return alt.layer(tiles, numbers).properties(
         width=alt.Step(90), height=alt.Step(40), title=f"encoder: {found.encoder}"
+    )
+
+
+def signal_table(scan: SignalScan) -> Table:
+    """Return, of each module type, which layers hold the most signal."""
+    columns = (
+        Column("type", "module type"),
+        Column("modules", "matrices of it"),
+        Column("selected", "how many are to be trained"),
+        Column("highest", "highest signal-to-noise ratio"),
+        Column("median", "median of the ratios"),
+        Column("signal", "share of all singular values that are signal"),
+        Column("selected layers", "the highest ratio first"),
+    )
+    rows = []
+    for name, own in scan.by_type().items():
+        scores = sorted(one.snr for one in own)
+        chosen = [str(one.layer) for one in own if one.selected]
+        signal = sum(one.above for one in own) / sum(one.of for one in own)
+        numbers = (f"{scores[-1]:.4g}", f"{scores[len(scores) // 2]:.4g}", f"{signal:.1%}")
+        rows.append((name, str(len(own)), str(len(chosen)), *numbers, " ".join(chosen)))
+    return Table(columns, tuple(rows), 1)
+
+
+def signal_figure(scan: SignalScan) -> alt.LayerChart:
+    """Draw each module's rank within its type: layers down, types across; darker is higher, a dot is selected."""
+    rows = [
+        {
+            "type": one.type,
+            "layer": one.layer,
+            "place": 1 - (one.rank - 1) / max(1, len(own) - 1),
+            "selected": one.selected,
+        }
+        for own in scan.by_type().values()
+        for one in own
+    ]
+    base = alt.Chart(alt.Data(values=rows)).encode(
+        x=alt.X("type:N", title=None), y=alt.Y("layer:O", title="layer")
+    )
+    colour = alt.Color("place:Q", scale=alt.Scale(scheme="blues"), title="place in its type (1: highest)")
+    dots = base.transform_filter("datum.selected").mark_point(filled=True, color="#e45756", size=18)
+    return alt.layer(base.mark_rect().encode(color=colour), dots).properties(
+        width=alt.Step(44), height=alt.Step(14), title=f"signal-to-noise ratio, {scan.estimator}"
     )
 
 

@@ -1,0 +1,75 @@
+"""`lingraft snr`: which weight matrices hold structure, and which look like noise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lingraft.cli.output import check_folder, print_json, print_result, print_table, write_record
+from lingraft.errors import ConfigError
+
+
+def snr(
+    model: Annotated[str, typer.Argument(metavar="M", help="Folder, hub id or embedded:NAME.")],
+    estimator: Annotated[
+        str, typer.Option(help="median (sound), or reference (as the public Spectrum scanner).")
+    ] = "median",
+    share: Annotated[float, typer.Option(help="Share of each module type to select.")] = 0.5,
+    plan: Annotated[
+        Path | None, typer.Option(help="Write the parameters to train as YAML, as axolotl takes them.")
+    ] = None,
+    outside: Annotated[
+        bool, typer.Option("--outside/--no-outside", help="Train embeddings and head in the plan.")
+    ] = True,
+    figure: Annotated[
+        Path | None, typer.Option(help="Write a map of the layers as .svg, .png or .html.")
+    ] = None,
+    record: Annotated[Path | None, typer.Option(help="Write the result and what it is of as JSON.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Rank a model's weight matrices by signal-to-noise ratio within each module type (Spectrum)."""
+    from lingraft.cli.progress import StepBars
+    from lingraft.models.adapters import open_weights
+    from lingraft.report.diagnostics import check_figure, signal_figure, signal_table, write_figure
+    from lingraft.weights.signal_to_noise import ESTIMATORS, signal_to_noise
+
+    chosen = next((known for known in ESTIMATORS if known == estimator), None)
+    if chosen is None:
+        raise ConfigError(f"--estimator {estimator!r}: there are {' and '.join(ESTIMATORS)}.")
+    if not 0 <= share <= 1:
+        raise ConfigError(f"--share is {share}: it must lie between 0 and 1.")
+    check_figure(figure)
+    for path in (record, plan):
+        check_folder(path)
+    with StepBars() as bars:
+        scan = signal_to_noise(
+            open_weights(model),
+            estimator=chosen,
+            share=share,
+            on_progress=lambda done, total: bars.progressed("scan", done, total),
+        )
+    if figure is not None:
+        write_figure(signal_figure(scan), figure)
+    if record is not None:
+        write_record(record, "snr", {"model": model, "estimator": estimator, "share": share}, scan.to_json())
+    if plan is not None:
+        _write_plan(plan, model, estimator, share, scan.unfrozen_parameters(with_outside=outside))
+    if json:
+        print_json(scan.to_json())
+        return
+    print_table(signal_table(scan))
+    if scan.skipped:
+        print_result(
+            f"{len(scan.skipped)} tensors of the layers are no matrices and have no ratio, such as {scan.skipped[0]}"
+        )
+
+
+def _write_plan(path: Path, model: str, estimator: str, share: float, patterns: list[str]) -> None:
+    import yaml
+
+    from lingraft.records import write_text_atomically
+
+    content = {"model": model, "estimator": estimator, "share": share, "unfrozen_parameters": patterns}
+    write_text_atomically(path, yaml.safe_dump(content, sort_keys=False))
