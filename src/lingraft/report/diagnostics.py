@@ -13,6 +13,7 @@ from lingraft.report.tables import ABSENT, Column, Table
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from lingraft.representation.drift import Drift, LayerDrift
     from lingraft.similarity.comparison import Comparison
     from lingraft.similarity.embedding_similarity import EmbeddingSimilarity
     from lingraft.weights.difference import GroupDifference, ParameterDifference
@@ -109,6 +110,72 @@ def similarity_figure(found: Comparison) -> alt.LayerChart:
     )
     return alt.layer(tiles, numbers).properties(
         width=alt.Step(90), height=alt.Step(40), title=f"encoder: {found.encoder}"
+    )
+
+
+def drift_table(drift: Drift) -> Table:
+    """Return a model's drift from the first one, layer by layer."""
+    columns = (
+        Column("layer", "decoder layer"),
+        Column("mean cosine", "cosine of the mean states; 1: same direction"),
+        Column("CKA", "linear CKA of the states of the same tokens; 1: the same up to rotation and scale"),
+        Column("covariance", "change of the covariance, Frobenius norm over the first model's"),
+        Column("trace", "change of the whole variance; above 0 the states vary more"),
+        Column("variance", "sum of the changes of the variances over their sum"),
+    )
+    rows = [(str(one.layer), *_drift_figures(one)) for one in drift.layers]
+    return Table(columns, tuple(rows), 1)
+
+
+def language_drift_table(drift: Drift) -> Table:
+    """Return a model's drift by language of the prompts, as means over the layers."""
+    columns = (
+        Column("language", "BCP-47 tag of the prompts"),
+        Column("mean cosine", "cosine of the mean states"),
+        Column("covariance", "change of the covariance"),
+        Column("trace", "change of the whole variance"),
+        Column("variance", "change of the variances"),
+    )
+    rows = []
+    for tag, layers in drift.by_language.items():
+        figures = [
+            [one.mean_cosine, one.covariance_change, one.trace_change, one.variance_change] for one in layers
+        ]
+        means = [
+            _mean([value for value in column if value is not None]) for column in zip(*figures, strict=True)
+        ]
+        rows.append((tag, *(_written(value, ".4f") for value in means)))
+    return Table(columns, tuple(rows), 1)
+
+
+def _drift_figures(one: LayerDrift) -> tuple[str, ...]:
+    figures = (one.mean_cosine, one.cka, one.covariance_change, one.trace_change, one.variance_change)
+    return tuple(_written(value, ".4f") for value in figures)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def drift_figure(found: Sequence[Drift]) -> alt.VConcatChart:
+    """Draw the paper's Figures 1 and 2: the cosine of mean states, and the covariance's change, over the layers."""
+    rows = [
+        {
+            "model": drift.model,
+            "layer": one.layer,
+            "cosine": one.mean_cosine,
+            "covariance": one.covariance_change,
+        }
+        for drift in found
+        for one in drift.layers
+    ]
+    base = alt.Chart(alt.Data(values=rows)).mark_line(point=True).properties(width=520, height=220)
+    layer = alt.X("layer:Q", title="decoder layer")
+    colour = alt.Color("model:N", title="model")
+    cosine = alt.Y("cosine:Q", title="cosine of mean states", scale=alt.Scale(zero=False))
+    change = alt.Y("covariance:Q", title="change of the covariance")
+    return alt.vconcat(
+        base.encode(x=layer, y=cosine, color=colour), base.encode(x=layer, y=change, color=colour)
     )
 
 

@@ -1,0 +1,1 @@
+"""What fine-tuning changed in a model's hidden states."""

@@ -1,0 +1,87 @@
+"""Prompts to look at a model's states with: text files, MT-Bench files, and whatever data sets lingraft reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lingraft.config.schema import DataSource
+from lingraft.data.example import UNDETERMINED_LANGUAGE, Message
+from lingraft.data.readers import RawRow, read_file
+from lingraft.data.sources import load_data
+from lingraft.errors import DataError
+
+_SUFFIXES = (".jsonl", ".json")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What is said to the model before it answers.
+
+    Attributes:
+        messages: The turns; the last is the user's.
+        language: BCP-47 tag, or und.
+    """
+
+    messages: tuple[Message, ...]
+    language: str
+
+
+def read_prompts(source: str, *, language: str | None = None, limit: int | None = None) -> tuple[Prompt, ...]:
+    """Read prompts.
+
+    Args:
+        source: A .txt file of one prompt a line; a .json or .jsonl file whose rows have `prompt` alone, or `turns` as
+            MT-Bench has them, of which the first counts; or any data source, of which the turns before the last answer
+            count.
+        language: BCP-47 tag of all; None: as the rows say.
+        limit: The first so many; None: all.
+
+    Raises:
+        DataError: There is no such file, a row has no prompt, or there are none.
+    """
+    path = Path(source)
+    if path.suffix == ".txt":
+        prompts = _from_lines(path, language)
+    elif path.suffix in _SUFFIXES and path.is_file() and _holds_prompts(path):
+        prompts = [_from_row(row, language) for row in read_file(path, source)]
+    else:
+        examples = load_data(DataSource(source=source, language=language)).examples
+        prompts = [Prompt(example.messages[:-1], example.language) for example in examples]
+    if not prompts:
+        raise DataError(f"{source}: there are no prompts in it.")
+    return tuple(prompts[:limit])
+
+
+def _from_lines(path: Path, language: str | None) -> list[Prompt]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such file.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as UTF-8 text ({error}).") from None
+    lines = [line.strip() for line in text.split("\n")]
+    return [_said(line, language) for line in lines if line]
+
+
+def _holds_prompts(path: Path) -> bool:
+    first = next(read_file(path, str(path)), None)
+    fields: set[str] = set() if first is None else set(first.value)
+    return "turns" in fields or ("prompt" in fields and not fields & {"completion", "messages", "output"})
+
+
+def _from_row(row: RawRow, language: str | None) -> Prompt:
+    if row.problem is not None:
+        raise DataError(f"{row.place}: {row.problem}.")
+    value: Any = row.value.get("turns", row.value.get("prompt"))
+    first = value[0] if isinstance(value, Sequence) and not isinstance(value, str) and value else value
+    if not isinstance(first, str) or not first.strip():
+        raise DataError(f"{row.place}: has no text in 'turns' or 'prompt', but {first!r}.")
+    own = row.value.get("language")
+    return _said(first, language or (own if isinstance(own, str) else None))
+
+
+def _said(text: str, language: str | None) -> Prompt:
+    return Prompt((Message("user", text),), language or UNDETERMINED_LANGUAGE)
