@@ -1062,6 +1062,63 @@ DIFFERENCES = [
     ),
 ]
 
+
+def drifted(name: str, change: Callable[[Path], object], *says: str) -> Case:
+    """The good model's states against those of a copy of it, changed."""
+
+    def make(folder: Path, good: Path) -> None:
+        shutil.copytree(good, folder)
+        change(folder)
+
+    return Case(name, "drift model mine --prompts p.txt", says, {"mine": make, "p.txt": "Say a.\n"})
+
+
+def _with_another_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}!{% endfor %}")
+
+
+DRIFTS = [
+    Case(
+        "prompts that are not there",
+        "drift model model --prompts absent.txt",
+        ("DataError: absent.txt: there is no such file",),
+    ),
+    Case(
+        "prompts without any",
+        "drift model model --prompts p.txt",
+        ("DataError: p.txt: there are no prompts",),
+        {"p.txt": "\n\n"},
+    ),
+    Case(
+        "a prompt that is no text",
+        "drift model model --prompts p.jsonl",
+        ("DataError: p.jsonl:2: ", "'turns' or 'prompt'", "3"),
+        {"p.jsonl": '{"prompt": "a"}\n{"prompt": 3}\n'},
+    ),
+    Case("one model alone", "drift model --prompts p.txt", ("ConfigError: model: is alone",), {"p.txt": "a"}),
+    Case(
+        "unknown tokens",
+        "drift model model --prompts p.txt --tokens all",
+        ("ConfigError: --tokens 'all'",),
+        {"p.txt": "a"},
+    ),
+    drifted(
+        "a model whose states cannot be had",
+        lambda path: (path / "config.json").unlink(),
+        "mine: holds no config.json",
+    ),
+    drifted("a corrupt shard to look into", _corrupt, "mine"),
+    drifted("pickled weights to look into", _pickled, "mine: only pickled weights"),
+    drifted(
+        "a model of fewer layers to look into", _configured(num_hidden_layers=1), "mine", "1 decoder layers"
+    ),
+    drifted(
+        "another chat template to look through",
+        _with_another_template,
+        "mine: its tokenizer or chat template makes other",
+    ),
+]
+
 COMMANDS = [
     Case("an unknown command", "rnu study.yaml", ("UsageError: ", "'rnu'", "'run'")),
     Case("an unknown option", "run study.yaml --proceses 2", ("UsageError: ", "--proceses", "--processes")),
@@ -1119,6 +1176,7 @@ CASES = [
     *TASKS,
     *SIMILARITY,
     *DIFFERENCES,
+    *DRIFTS,
     *COMMANDS,
 ]
 

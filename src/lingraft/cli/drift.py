@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lingraft.cli.output import check_folder, print_json, print_result, print_table, write_record
+from lingraft.cli.output import (
+    check_folder,
+    print_json,
+    print_result,
+    print_table,
+    quieten_loading,
+    write_record,
+)
 from lingraft.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
@@ -51,6 +58,7 @@ def drift(
     from lingraft.representation.prompts import read_prompts
     from lingraft.representation.states import POSITIONS
 
+    quieten_loading()
     chosen = next((known for known in POSITIONS if known == positions), None)
     if chosen is None:
         raise ConfigError(f"--tokens {positions!r}: there are {' and '.join(POSITIONS)}.")

@@ -85,6 +85,13 @@ def check_folder(path: Path | None) -> None:
         raise ConfigError(f"{path}: there is no folder {path.parent}; make it first.")
 
 
+def quieten_loading() -> None:
+    """Keep transformers from drawing a bar for every model that is loaded: our own bars say more."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
 def write_record(path: Path, measure: str, inputs: dict[str, Any], result: dict[str, Any]) -> None:
     """Write what a measure found, and of what, as one JSON file."""
     from importlib.metadata import version

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lingraft.cli.output import print_json, print_result, print_table
+from lingraft.cli.output import print_json, print_result, print_table, quieten_loading
 from lingraft.errors import EXIT_ANSWER_IS_NO
 
 if TYPE_CHECKING:
@@ -43,15 +43,13 @@ def run(
 
     loaded = load_study(study, overrides or ())  # wrong input is told before anything heavy is imported
 
-    from transformers.utils import logging as transformers_logging
-
     from lingraft.cli.progress import ProgressWatcher
     from lingraft.report.page import write_page
     from lingraft.report.tables import failures
     from lingraft.study.run import run_study
     from lingraft.train.processes import Processes
 
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the study's own bars say more
+    quieten_loading()
     with ProgressWatcher() as watcher:
         result = run_study(loaded, runs=runs, watcher=watcher, processes=Processes(processes, sharded))
     if json:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +20,8 @@ from lingraft.errors import ModelError
 from lingraft.models.checkpoints import CheckpointReader, WeightReader
 from lingraft.models.layers import layer_of, module_type_of
 
-_ELEMENTS_PER_PIECE = 2**17  # 1 MiB in float64: what is computed with stays in the cache
+_ELEMENTS_PER_PIECE = 2**20  # read at a time
+_ELEMENTS_IN_CACHE = 2**17  # computed with at a time: 1 MiB in float64
 _Key = TypeVar("_Key")
 
 
@@ -256,8 +258,9 @@ def _tensor_difference(
             f"{name}: holds weights that are not finite (NaN or infinity) in one of the models, so training "
             "diverged or the file is damaged. Train with a lower learning rate, or fetch it again."
         )
-    distance, norm, other_norm, product, *updates = sums
-    l2, norm, other_norm = math.sqrt(distance), math.sqrt(norm), math.sqrt(other_norm)
+    distance, square, other_square, *updates = sums
+    l2, norm, other_norm = math.sqrt(distance), math.sqrt(square), math.sqrt(other_square)
+    product = (square + other_square - distance) / 2  # in float64 as good as summing it, and a pass less
     return TensorDifference(
         name=name,
         layer=layer_of(name),
@@ -273,23 +276,27 @@ def _tensor_difference(
 
 
 def _sums(pieces: Iterable[tuple[torch.Tensor, ...]]) -> list[float]:
-    """Return |a - b|^2, |a|^2, |b|^2 and <a, b>.
+    """Return |a - b|^2, |a|^2 and |b|^2.
 
     With a base c also |a - c|^2, |b - c|^2, <a - c, b - c>, and how many numbers both change, in one direction and
     at all.
     """
     total: torch.Tensor | None = None
-    for stored in pieces:
+    for stored in chain.from_iterable(map(_in_cache, pieces)):
         a, b, *origin = (piece.double() for piece in stored)
         change = a - b
-        parts = [change @ change, a @ a, b @ b, a @ b]
+        parts = [change @ change, a @ a, b @ b]
         for c in origin:
             u, v = a - c, b - c
             signs = torch.sign(u) * torch.sign(v)
             parts += [u @ u, v @ v, u @ v, (signs > 0).sum(), (signs != 0).sum()]
         found = torch.stack([part.double() for part in parts])
         total = found if total is None else total + found
-    return [0.0] * 4 if total is None else total.tolist()
+    return [0.0] * 3 if total is None else total.tolist()
+
+
+def _in_cache(pieces: Sequence[torch.Tensor]) -> Iterator[tuple[torch.Tensor, ...]]:
+    return zip(*(torch.split(piece, _ELEMENTS_IN_CACHE) for piece in pieces), strict=True)
 
 
 def _update(first: float, second: float, product: float, agreeing: float, changed: float) -> UpdateComparison:

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from scipy.integrate import quad
+from scipy.linalg import blas, eigvalsh
 from scipy.optimize import brentq
 
 from lingraft.errors import ConfigError, ModelError
@@ -29,6 +30,7 @@ from lingraft.models.layers import layer_of, module_type_of
 
 Estimator = Literal["reference", "median"]
 ESTIMATORS: tuple[Estimator, ...] = ("median", "reference")
+_RESOLVED = 1e-3  # of the largest singular value
 _IQR_OF_A_NORMAL = 1.349
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
@@ -199,15 +201,27 @@ def signal_of(matrix: torch.Tensor, estimator: Estimator) -> Signal:
 
 
 def singular_values(matrix: torch.Tensor) -> Floats:
-    """Return a matrix's singular values, the largest first, from the eigenvalues of its smaller Gram matrix in float64.
+    """Return a matrix's singular values, the largest first, from the eigenvalues of its smaller Gram matrix.
 
-    A fraction of the cost of a decomposition. Values below about 1e-8 of the largest are not resolved.
+    A third of the cost of a decomposition. Computed in float32, in which squaring leaves values below 2.4e-4 of the
+    largest unresolved; where the median is below a thousandth of the largest, in float64.
     """
-    wide = matrix.double()
-    gram = wide @ wide.T if wide.shape[0] <= wide.shape[1] else wide.T @ wide
-    squares = torch.linalg.eigvalsh(gram).clamp_(min=0)
-    values: Floats = squares.sqrt_().flip(0).numpy()
-    return values
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    scale = float(wide.abs().max())
+    if scale == 0:
+        return np.zeros(len(wide))
+    values = _roots(wide, torch.float32, scale)
+    return values if np.median(values) > _RESOLVED * values[0] else _roots(wide, torch.float64, scale)
+
+
+def _roots(wide: torch.Tensor, kind: torch.dtype, scale: float) -> Floats:
+    """Return the square roots of the eigenvalues of W W', W = wide / scale, times scale; wide is [n, m], n <= m."""
+    rows = (wide.to(kind) / scale).contiguous().numpy()
+    multiply = blas.ssyrk if kind == torch.float32 else blas.dsyrk  # half the work of a general product
+    gram = multiply(1.0, rows.T, trans=1)  # the transpose of C order is what BLAS takes without a copy
+    squares = eigvalsh(gram, lower=False, check_finite=False, overwrite_a=True, driver="evd")
+    roots: Floats = np.sqrt(squares.astype(np.float64).clip(min=0))[::-1] * scale
+    return roots
 
 
 def noise_edge(values: Floats, n: int, m: int) -> float:

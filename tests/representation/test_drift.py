@@ -1,0 +1,189 @@
+"""Drift against naive computations with all states in memory, by hand, and by its invariances."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lingraft.data.example import Message
+from lingraft.errors import DataError, ModelError
+from lingraft.models.loading import load_model
+from lingraft.representation.covariance import Moments, covariance_change, trace_change, variance_change
+from lingraft.representation.drift import drift_between
+from lingraft.representation.prompts import Prompt, read_prompts
+from lingraft.representation.similarity import linear_cka, mean_cosine
+from lingraft.representation.states import (
+    EncodedPrompts,
+    LayerStates,
+    Positions,
+    encode_prompts,
+    layer_states,
+)
+
+TEXTS = ["one", "a longer prompt about kings and bread", "two words", "Montag und März", "yes or no or maybe"]
+
+
+def states_of(n: int, d: int, seed: int = 0) -> torch.Tensor:
+    return (
+        torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) * 3 + 1000
+    )  # a mean that cancels badly
+
+
+def moved(model: Any, seed: int = 1) -> Any:
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model
+
+
+@pytest.fixture(scope="module")
+def prompts(tiny_model: Path) -> EncodedPrompts:
+    said = [
+        Prompt((Message("user", text),), tag)
+        for text, tag in zip(TEXTS, ("en", "en", "en", "de", "en"), strict=True)
+    ]
+    return encode_prompts(said, AutoTokenizer.from_pretrained(tiny_model))
+
+
+def naive_states(model: Any, prompts: EncodedPrompts, positions: Positions) -> list[torch.Tensor]:
+    """All states of each layer, prompt by prompt; the last layer's through a copy of what enters the final norm."""
+    found: list[list[torch.Tensor]] = [[] for _ in model.model.layers]
+    entering: list[torch.Tensor] = []
+    handle = model.model.norm.register_forward_pre_hook(lambda _m, inputs: entering.append(inputs[0]))
+    with torch.no_grad():
+        for ids in prompts.ids:
+            entering.clear()
+            hidden = model(torch.tensor([ids]), output_hidden_states=True).hidden_states
+            for layer, states in enumerate([*hidden[1:-1], entering[0]]):
+                found[layer].append(states[0] if positions == "prompt" else states[0, -1:])
+    handle.remove()
+    return [torch.cat(own).double() for own in found]
+
+
+@pytest.mark.parametrize("positions", ["prompt", "last"])
+def test_drift_equals_a_naive_computation(
+    tiny_model: Path, prompts: EncodedPrompts, positions: Positions
+) -> None:
+    before = load_model(tiny_model)
+    after = moved(AutoModelForCausalLM.from_pretrained(tiny_model)).eval()
+    found = drift_between("after", *(layer_states(m, prompts, positions=positions) for m in (before, after)))
+    naive = [naive_states(model, prompts, positions) for model in (before, after)]
+    for layer, (x, y) in enumerate(zip(*naive, strict=True)):
+        one = found.layers[layer]
+        c1, c2 = np.cov(x.numpy().T), np.cov(y.numpy().T)
+        assert one.mean_cosine == pytest.approx(
+            torch.cosine_similarity(x.mean(0), y.mean(0), dim=0).item(), abs=1e-5
+        )
+        assert one.covariance_change == pytest.approx(np.linalg.norm(c2 - c1) / np.linalg.norm(c1), rel=1e-5)
+        assert one.trace_change == pytest.approx(
+            (np.trace(c2) - np.trace(c1)) / np.trace(c1), rel=1e-4, abs=1e-6
+        )
+        v1, v2 = x.var(0), y.var(0)
+        assert one.variance_change == pytest.approx(float((v2 - v1).abs().sum() / v1.sum()), rel=1e-5)
+        xc, yc = x - x.mean(0), y - y.mean(0)
+        hsic = [(a @ a.T * (b @ b.T)).sum() for a, b in ((xc, yc), (xc, xc), (yc, yc))]
+        assert one.cka == pytest.approx(float(hsic[0] / (hsic[1] * hsic[2]).sqrt()), abs=1e-5)
+
+
+def test_a_model_against_itself_did_not_move(tiny_model: Path, prompts: EncodedPrompts) -> None:
+    model = load_model(tiny_model)
+    found = drift_between("itself", layer_states(model, prompts), layer_states(model, prompts))
+    assert list(found.by_language) == ["de", "en"]
+    for one in (*found.layers, *found.by_language["de"]):
+        assert one.mean_cosine == pytest.approx(1.0, abs=1e-12)
+        assert (one.covariance_change, one.trace_change, one.variance_change) == pytest.approx(
+            (0, 0, 0), abs=1e-12
+        )
+    assert all(one.cka == pytest.approx(1.0, abs=1e-12) for one in found.layers)
+
+
+@pytest.mark.parametrize("sizes", [[1, 2, 300, 5], [64], [0, 7]])
+def test_moments_in_parts_are_those_of_the_whole(sizes: list[int]) -> None:
+    whole = states_of(sum(sizes), 6)
+    parts = [Moments.of(part) for part in torch.split(whole, sizes)]
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    assert total.n == len(whole)
+    np.testing.assert_allclose(total.mean.numpy(), whole.double().mean(0).numpy(), rtol=1e-13)
+    np.testing.assert_allclose(
+        total.covariance.numpy(), np.cov(whole.double().numpy().T), rtol=1e-9, atol=1e-9
+    )
+
+
+def test_changes_by_hand() -> None:
+    before = Moments.of(
+        torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    )  # variances 2/3, 2/3
+    after = Moments.of(torch.tensor([[2.0, 0.0], [-2.0, 0.0], [0.0, 1.0], [0.0, -1.0]]))  # 8/3, 2/3
+    assert covariance_change(before, after) == pytest.approx(2 / (2 * (2 / 3) ** 2) ** 0.5)
+    assert trace_change(before, after) == pytest.approx(2 / (4 / 3))
+    assert trace_change(after, before) == pytest.approx(-2 / (10 / 3))
+    assert variance_change(before, after) == pytest.approx(2 / (4 / 3))
+    still = Moments.of(torch.ones(3, 2))
+    assert (
+        covariance_change(still, before),
+        trace_change(still, before),
+        variance_change(still, before),
+    ) == (None,) * 3
+    assert mean_cosine(torch.zeros(2), torch.ones(2)) is None
+
+
+@pytest.mark.parametrize("n", [5, 80])  # fewer and more states than the width
+def test_cka_knows_no_rotation_and_no_scale_and_sees_what_is_unrelated(n: int) -> None:
+    x = states_of(n, 20).double()
+    turn = torch.linalg.qr(torch.randn(20, 20, generator=torch.Generator().manual_seed(2)).double())[0]
+    assert linear_cka(x, 3 * x @ turn + 5) == pytest.approx(1.0, abs=1e-9)
+    other = states_of(n, 20, seed=9).double()
+    assert linear_cka(x, other) == pytest.approx(linear_cka(other, x))
+    assert (linear_cka(states_of(4000, 5), states_of(4000, 5, seed=9)) or 0) < 0.01
+    assert linear_cka(x, torch.ones(n, 3)) is None
+
+
+def layers(count: int, change: Callable[[int], float]) -> list[LayerStates]:
+    base = states_of(50, 4) - 1000
+    return [LayerStates({"en": Moments.of(base * (1 + change(i)))}, base) for i in range(count)]
+
+
+def test_where_it_happens_is_told() -> None:
+    found = drift_between(
+        "x", layers(9, lambda _: 0.0), layers(9, lambda i: 0.4 if i >= 6 else 0.1 + i / 1000)
+    )
+    assert set(found.most_changed) == {6, 7, 8}
+    assert found.upper_to_lower == pytest.approx((1.4**2 - 1) / (1.101**2 - 1), rel=0.01)
+
+
+def test_other_shapes_are_refused() -> None:
+    with pytest.raises(ModelError, match="x: has 3 decoder layers, the first model has 2"):
+        drift_between("x", layers(2, float), layers(3, float))
+    wide = [LayerStates({"en": Moments.of(states_of(5, 6))}, states_of(5, 6))] * 2
+    with pytest.raises(ModelError, match="x: its states are 6 wide"):
+        drift_between("x", layers(2, float), wide)
+
+
+def test_prompts_are_read_from_text_from_mt_bench_and_from_data_sets(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("first\n\n second \n")
+    assert [one.messages[0].content for one in read_prompts(str(tmp_path / "a.txt"))] == ["first", "second"]
+    rows = [{"question_id": 1, "turns": ["Say a.", "Say b."]}, {"turns": ["Say c."]}]
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read_prompts(str(tmp_path / "b.jsonl"), language="en", limit=1)
+    assert [(one.messages[0].content, one.language) for one in found] == [("Say a.", "en")]
+    found = read_prompts("worldbook:lookup/de", limit=3)
+    assert [(one.messages[-1].role, one.language) for one in found] == [("user", "de")] * 3
+    for name, content, told in (
+        ("e.txt", "\n", "no prompts"),
+        ("f.jsonl", '{"turns": ["a"]}\n{"turns": []}\n', "f.jsonl:2: has no text"),
+        ("none.txt", None, "no such file"),
+    ):
+        if content is not None:
+            (tmp_path / name).write_text(content)
+        with pytest.raises(DataError, match=told):
+            read_prompts(str(tmp_path / name))
