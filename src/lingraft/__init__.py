@@ -16,11 +16,14 @@ if TYPE_CHECKING:
     from lingraft.data.example import Example
     from lingraft.data.sources import load_data
     from lingraft.evaluate.harness import evaluate_model
+    from lingraft.representation.drift import drift_between
+    from lingraft.representation.states import layer_states
     from lingraft.similarity.comparison import compare_sets
     from lingraft.similarity.embedding_similarity import dataset_embedding_similarity
     from lingraft.study.run import run_study
     from lingraft.train.phase import train_phase
     from lingraft.weights.difference import parameter_difference
+    from lingraft.weights.signal_to_noise import signal_to_noise
 
 __version__ = version("lingraft")
 
@@ -29,11 +32,14 @@ _HOMES = {
     "Study": "lingraft.config.schema",
     "compare_sets": "lingraft.similarity.comparison",
     "dataset_embedding_similarity": "lingraft.similarity.embedding_similarity",
+    "drift_between": "lingraft.representation.drift",
     "evaluate_model": "lingraft.evaluate.harness",
+    "layer_states": "lingraft.representation.states",
     "load_data": "lingraft.data.sources",
     "load_study": "lingraft.config.load",
     "parameter_difference": "lingraft.weights.difference",
     "run_study": "lingraft.study.run",
+    "signal_to_noise": "lingraft.weights.signal_to_noise",
     "train_phase": "lingraft.train.phase",
 }
 
@@ -43,11 +49,14 @@ __all__ = [
     "__version__",
     "compare_sets",
     "dataset_embedding_similarity",
+    "drift_between",
     "evaluate_model",
+    "layer_states",
     "load_data",
     "load_study",
     "parameter_difference",
     "run_study",
+    "signal_to_noise",
     "train_phase",
 ]
 
