@@ -2,7 +2,7 @@
 
 A matrix of independent noise has singular values up to an edge that its shape and the noise's size decide
 (Marchenko and Pastur). What lies above is signal. Two estimators: `reference` gives the numbers of the public Spectrum
-scanner, `median` is sound. One matrix is in memory at a time.
+scanner, `median` is sound. Two matrices are in memory at a time.
 
 Sources: Hartford et al. 2024, "Spectrum: Targeted Training on Signal to Noise Ratio", arXiv 2406.06623; Marchenko and
 Pastur 1967; Gavish and Donoho 2014, "The Optimal Hard Threshold for Singular Values is 4/sqrt(3)" (noise from the
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -30,6 +31,7 @@ from lingraft.models.layers import layer_of, module_type_of
 
 Estimator = Literal["reference", "median"]
 ESTIMATORS: tuple[Estimator, ...] = ("median", "reference")
+_AT_A_TIME = 2  # matrices in memory
 _RESOLVED = 1e-3  # of the largest singular value
 _IQR_OF_A_NORMAL = 1.349
 
@@ -151,10 +153,12 @@ def signal_to_noise(
     if not matrices:
         raise ModelError(f"{reader.folder}: no decoder layer holds a weight matrix.")
     found = []
-    for done, name in enumerate(matrices, start=1):
-        found.append(signal_of(_matrix(reader, name), estimator))
-        if on_progress is not None:
-            on_progress(done, len(matrices))
+    with ThreadPoolExecutor(_AT_A_TIME) as pool:  # one is read while the other is decomposed
+        signals = pool.map(lambda name: _signal_in(reader, name, estimator), matrices)
+        for done, signal in enumerate(signals, start=1):
+            found.append(signal)
+            if on_progress is not None:
+                on_progress(done, len(matrices))
     return SignalScan(
         modules=_ranked(matrices, found, share),
         estimator=estimator,
@@ -207,7 +211,7 @@ def singular_values(matrix: torch.Tensor) -> Floats:
     largest unresolved; where the median is below a thousandth of the largest, in float64.
     """
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    scale = float(wide.abs().max())
+    scale = _largest(matrix)
     if scale == 0:
         return np.zeros(len(wide))
     values = _roots(wide, torch.float32, scale)
@@ -250,12 +254,18 @@ def _reference_threshold(values: Floats, n: int, m: int) -> float:
     return float(high - low) / _IQR_OF_A_NORMAL * (1 + math.sqrt(min(n, m) / max(n, m)))
 
 
-def _matrix(reader: WeightReader, name: str) -> torch.Tensor:
+def _signal_in(reader: WeightReader, name: str, estimator: Estimator) -> Signal:
     shape = reader.shape(name)
     whole = next(iter(reader.pieces(name, math.prod(shape)))).view(shape)
-    if not bool(torch.isfinite(whole).all()):
+    if not math.isfinite(_largest(whole)):
         raise ModelError(f"{reader.folder}: {name} holds weights that are not finite (NaN or infinity).")
-    return whole
+    return signal_of(whole, estimator)
+
+
+def _largest(matrix: torch.Tensor) -> float:
+    """Return the largest absolute value; NaN where there is one."""
+    low, high = torch.aminmax(matrix)
+    return float(torch.maximum(low.abs(), high.abs()))
 
 
 def _ranked(names: Sequence[str], found: Sequence[Signal], share: float) -> tuple[ModuleSignal, ...]:
