@@ -1077,7 +1077,19 @@ def _with_another_template(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}!{% endfor %}")
 
 
+def _not_finite_inside(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][0] = float("nan")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
 DRIFTS = [
+    drifted("states that are not finite", _not_finite_inside, "mine", "the states of layer 1 are not finite"),
+    drifted(
+        "two architectures to look into",
+        _configured(model_type="mistral", architectures=["MistralForCausalLM"]),
+        "mine: is a mistral, model a llama",
+    ),
     Case(
         "prompts that are not there",
         "drift model model --prompts absent.txt",

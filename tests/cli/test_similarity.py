@@ -43,6 +43,20 @@ def test_three_sets_give_a_table_a_matrix_a_figure_and_a_record(
     assert matrix[0][1] == matrix[1][0] > matrix[0][2] + 0.1
 
 
+def test_a_name_cannot_end_the_script_of_a_html_figure(tmp_path: Path) -> None:
+    from lingraft.report.diagnostics import similarity_figure, write_figure
+    from lingraft.similarity.comparison import Comparison
+    from lingraft.similarity.embedding_similarity import EmbeddingSimilarity
+
+    one = EmbeddingSimilarity(0.5, 0.5, 0.4, 0.6, (3, 3), "e")
+    names = ("</script><script>alert(1)</script>", "b")
+    found = Comparison(names, (3, 3), (3, 3), {(0, 1): one}, (), (), 0.8, None, "e")
+    write_figure(similarity_figure(found), tmp_path / "a.html")
+    page = (tmp_path / "a.html").read_text()
+    assert "alert(1)" in page
+    assert "</script><script>alert" not in page
+
+
 @pytest.mark.parametrize("suffix", [".png", ".html"])
 def test_a_figure_is_written_by_its_suffix(
     tmp_path: Path, suffix: str, capfd: pytest.CaptureFixture[str]

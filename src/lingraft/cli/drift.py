@@ -118,9 +118,15 @@ def _states(
                 f"{name}: its tokenizer or chat template makes other tokens of the prompts than {models[0]}'s, so "
                 "states cannot be compared token by token."
             )
-    states = []
+    states: list[list[LayerStates]] = []
+    architecture = None
     for name in models:
         model = load_model(name, dtype=torch.bfloat16 if bf16 else torch.float32)
+        architecture = architecture or model.config.model_type
+        if model.config.model_type != architecture:
+            raise ModelError(
+                f"{name}: is a {model.config.model_type}, {models[0]} a {architecture}; two architectures."
+            )
         model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
         states.append(
             layer_states(model, encoded[0], positions=positions, on_progress=partial(on_progress, name))

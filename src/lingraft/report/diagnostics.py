@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import altair as alt
 
 from lingraft.errors import ConfigError
+from lingraft.records import write_text_atomically
 from lingraft.report.tables import ABSENT, Column, Table
 
 if TYPE_CHECKING:
@@ -25,6 +27,13 @@ _ESTIMATES = (
     Column("des", "the paper's value: cosine of the mean embeddings"),
     Column("corrected", "without the bias of small sets, with its 95 % interval"),
 )
+
+
+class _ForScript(json.JSONEncoder):
+    """JSON inside a page's script: names of models and data are untrusted, and `</script>` would end it."""
+
+    def encode(self, o: Any) -> str:
+        return super().encode(o).replace("<", "\\u003c")
 
 
 def check_figure(path: Path | None) -> None:
@@ -47,7 +56,8 @@ def write_figure(chart: Any, path: Path) -> None:
     """Write a figure as SVG, PNG (at twice its size) or HTML that needs no network, by the name's suffix."""
     check_figure(path)
     if path.suffix.lower() == ".html":
-        chart.save(str(path), format="html", inline=True)
+        html = chart.to_html(inline=True, json_kwds={"cls": _ForScript})
+        write_text_atomically(path, html)
     else:
         chart.save(str(path), format=path.suffix.lower()[1:], scale_factor=2)
 

@@ -99,7 +99,7 @@ def layer_states(
 
     Raises:
         DataError: There are no prompts.
-        ModelError: The model has no decoder layers that can be told from their names.
+        ModelError: The model has no decoder layers that can be told from their names, or its states are not finite.
     """
     if not prompts.ids:
         raise DataError("there are no prompts to look at the model's states with.")
@@ -121,7 +121,14 @@ def layer_states(
         done += len(rows)
         if on_progress is not None:
             on_progress(done, len(prompts.ids))
-    return [collector.finish() for collector in collectors]
+    found = [collector.finish() for collector in collectors]
+    for number, one in enumerate(found):
+        if not bool(torch.isfinite(one.whole.scatter).all()):
+            raise ModelError(
+                f"{model.config._name_or_path}: the states of layer {number} are not finite (NaN or infinity), so "
+                "training diverged or a file is damaged. Train with a lower learning rate, or fetch it again."
+            )
+    return found
 
 
 @dataclass
