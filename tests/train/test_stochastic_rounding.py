@@ -78,6 +78,13 @@ def test_one_step_is_torchs_adamw_up_to_rounding() -> None:
     assert ((found - reference.detach()).abs() <= spacing).all()
 
 
+def test_another_seed_rounds_otherwise_and_the_same_one_the_same() -> None:
+    weight, gradient = torch.full((5000,), 0.02).bfloat16(), torch.ones(5000)
+    one, again, other = (_one_step(weight, gradient, lr=1e-5, seed=seed) for seed in (0, 0, 7))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+
+
 def test_saved_and_loaded_in_the_middle_it_rounds_the_same() -> None:
     generator = torch.Generator().manual_seed(0)
     parameter = torch.nn.Parameter(torch.randn(2000, generator=generator).bfloat16())

@@ -59,7 +59,8 @@ def grouped(
     """Attend causally (B rows, H query heads in groups that share one of K key heads, L tokens, D wide).
 
     The scores are rounded to the type of the query before the softmax, as in transformers' eager attention; what
-    this function does not cover (a mask, dropout, long rows) goes to scaled_dot_product_attention.
+    this function does not cover (a mask, dropout, long rows, another device, as the Trainer may move the model later)
+    goes to scaled_dot_product_attention.
 
     Args:
         module: The attention layer.
@@ -78,7 +79,13 @@ def grouped(
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     length = query.shape[2]
     plain = attention_mask is None and causal and dropout == 0.0 and options.get("position_bias") is None
-    if not plain or length > _LONGEST or length != key.shape[2] or options.get("softcap") is not None:
+    if (
+        query.device.type != "cpu"
+        or not plain
+        or length > _LONGEST
+        or length != key.shape[2]
+        or options.get("softcap") is not None
+    ):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, **options
         )

@@ -150,7 +150,8 @@ def train_phase(
     arguments = training_arguments(training, folder=workplace, seed=seed, sharded=sharded)
     state = arguments.distributed_state
     if state.is_main_process:
-        _clear_for(_identity(model, encoded, training, names, seed, state.num_processes), workplace)
+        division = [state.num_processes, sharded]  # the two kinds of checkpoint differ
+        _clear_for(_identity(model, encoded, training, names, seed, division), workplace)
     state.wait_for_everyone()
     resumed = _newest_checkpoint(workplace)
     with _prepared(model, names, training):
@@ -214,11 +215,11 @@ def _identity(
     training: Training,
     names: Sequence[str],
     seed: int,
-    processes: int,
+    division: list[int | bool],
 ) -> dict[str, str]:
     """What a checkpoint must agree on to be continued."""
     options = training.model_dump(mode="json", exclude={"save_every", "report_to"})
-    parts = [_weights_identity(model), options, list(names), seed, _content_of(encoded), processes]
+    parts = [_weights_identity(model), options, list(names), seed, _content_of(encoded), division]
     return {"fingerprint": fingerprint_of(parts)}
 
 
@@ -249,7 +250,7 @@ def _weights_identity(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         flat = parameter.detach().view(-1)
-        sample = flat[:: max(1, flat.numel() // _SAMPLED)][:_SAMPLED]
+        sample = flat[:: max(1, -(-flat.numel() // _SAMPLED))]
         digest.update(name.encode() + sample.float().cpu().numpy().tobytes())
     return digest.hexdigest()
 

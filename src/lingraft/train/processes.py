@@ -126,18 +126,35 @@ def write_outcome(folder: Path, outcome: PhaseOutcome) -> None:
     write_json_atomically(folder / OUTCOME, asdict(outcome))
 
 
-def write_failure(folder: Path, error: LingraftError) -> None:
-    """Tell the launcher why a worker gave up."""
-    write_json_atomically(folder / FAILURE, {"kind": type(error).__name__, "message": str(error)})
+def write_failure(folder: Path, error: Exception) -> None:
+    """Tell the launcher why a worker gave up; the first one knows, the others lost their connection to it."""
+    if (folder / FAILURE).exists():
+        return
+    is_ours = isinstance(error, LingraftError)
+    message = str(error) if is_ours else f"a training process failed with {type(error).__name__}: {error}"
+    write_json_atomically(folder / FAILURE, {"kind": type(error).__name__, "message": message})
 
 
 @contextmanager
 def _torchrun(task: PhaseTask, processes: int, log: Any) -> Iterator[Iterator[str]]:
     """Run the workers and yield the lines that they print; whatever happens inside, they end with the block."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    # Safe paths: a file of the user's folder must not stand in for a library, nor be run.
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={processes}",
+    ]
     command += ["-m", "lingraft.train.worker", str(task.folder / TASK)]
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, torch.get_num_threads() // processes))
-    environment = {**os.environ, "OMP_NUM_THREADS": threads, "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": threads,
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "PYTHONSAFEPATH": "1",
+    }
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
     assert running.stdout is not None
     try:

@@ -7,6 +7,7 @@ in 8 % of the steps, 1.2e-4 at once.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable
 from typing import Any, overload
 
@@ -15,6 +16,11 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 CHUNK = 1 << 18  # elements updated at a time: float32 temporaries stay small, and in the cache
+
+
+def _seed_of(seed: int, step: int) -> int:
+    """Return 32 bits of both: torch's generator of a CPU drops all others."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {step}".encode()).digest()[:4], "big")
 
 
 class RoundingNoise:
@@ -106,7 +112,7 @@ class StochasticRoundingAdamW(torch.optim.Optimizer):
                 state["step"] += 1
                 if parameter.device not in noises:
                     generator = torch.Generator(parameter.device)
-                    generator.manual_seed(((self._seed << 32) + state["step"]) % 2**63)
+                    generator.manual_seed(_seed_of(self._seed, state["step"]))
                     noises[parameter.device] = RoundingNoise(generator)
                 self._update(parameter, state, group, noises[parameter.device])
         return loss

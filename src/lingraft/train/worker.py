@@ -76,6 +76,9 @@ def main() -> None:
     except LingraftError as error:
         write_failure(task.folder, error)
         sys.exit(1)
+    except Exception as error:  # its stack goes into the log
+        write_failure(task.folder, error)
+        raise
 
 
 if __name__ == "__main__":
