@@ -600,6 +600,21 @@ CHECKS = [
         text=ON_CHECKPOINT,
     ),
     study(
+        "drift without prompts",
+        "held_out: 2",
+        "held_out: 0\nmeasures: [drift]",
+        "measures: drift needs prompts",
+    ),
+    study(
+        "prompts without drift", "held_out: 2", "prompts: [a.txt]", "prompts: only drift is measured on them"
+    ),
+    study(
+        "prompts that are not there",
+        "held_out: 2",
+        "held_out: 2\nmeasures: [drift]\nprompts: [nowhere.txt]",
+        "nowhere.txt: there is no such file",
+    ),
+    study(
         "an unknown phase in a path",
         "held_out: 2",
         "paths: [[{phase: one, data: english}, {phase: too, data: german}]]",

@@ -84,6 +84,8 @@ def done_cell(strategy: str, seed: int = 0, task: float = 0.4) -> dict[str, Any]
         "status": "done",
         "reason": None,
         "des": 0.912,
+        "des_corrected": {"value": 0.934, "low": 0.921, "high": 0.947, "n": [190, 190]},
+        "drift": None,
         "encoder": "some-encoder==1",
         "mpd": {"from_phase_one": 0.31, "pair": None},
         "retention": 0.8,
@@ -177,7 +179,25 @@ def test_several_seeds_are_summed_up_in_one_row_with_their_range(tmp_path: Path)
 
 def test_seeds_that_disagree_get_no_arrow(tmp_path: Path) -> None:
     table = study_table(result(tmp_path, [done_cell("plain", 0, 0.4), done_cell("plain", 1, 0.7)]))
-    assert table.rows[2][5] == "0.550 (0.40 to 0.70) ="
+    row = dict(zip([column.title for column in table.columns], table.rows[2], strict=True))
+    assert row["task ability"] == "0.550 (0.40 to 0.70) ="
+    assert row["corrected"] == "0.934 (0.93 to 0.93)"
+
+
+def test_drift_has_a_column_and_a_figure_where_it_was_measured(tmp_path: Path) -> None:
+    layers = [
+        {"layer": layer, "mean_cosine": 0.9, "covariance_change": change}
+        for layer, change in enumerate((0.1, 0.3))
+    ]
+    unmeasured, measured = done_cell("plain"), done_cell("lora") | {"drift": {"layers": layers}}
+    assert "drift" not in [column.title for column in study_table(result(tmp_path, [unmeasured])).columns]
+    found = result(tmp_path, [unmeasured, measured])
+    table = study_table(found)
+    place = [column.title for column in table.columns].index("drift")
+    assert [row[place] for row in table.rows[-2:]] == ["-", "0.200"]
+    html = write_page(found, STUDY).read_text(encoding="utf-8")
+    assert html.count("<svg") == 5
+    assert "Drift of the hidden states" in html
 
 
 def test_a_seed_that_failed_is_counted_beside_those_that_are_done(tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ def study_file(folder: Path, model: Path, **changes: Any) -> Path:
         ],
         "training": {"learning_rate": 1e-3, "tokens_per_batch": 1024, "save_every": 2},
         "held_out": 2,
+        "measures": ["des", "mpd", "drift"],
         "evaluate": {
             "task_ability": [{"task": "worldbook", "limit": 3, "max_new_tokens": 4}],
             "language_ability": [{"task": "worldbook", "limit": 3, "max_new_tokens": 4}],
@@ -97,6 +98,11 @@ def test_stdout_is_one_object_with_every_cell(finished: tuple[Path, dict[str, An
     similar, dissimilar = result["cells"][:2]
     assert similar["des"] > dissimilar["des"]
     assert similar["mpd"]["from_phase_one"] > 0
+    assert similar["des_corrected"]["value"] > similar["des"]  # the sets are small
+    for cell in result["cells"]:
+        assert [one["layer"] for one in cell["drift"]["layers"]] == [0, 1]
+        assert all(one["covariance_change"] > 0 for one in cell["drift"]["layers"])
+        assert sorted(cell["drift"]["by_language"]) == ["de", "en", "es"]
     assert similar["difference"]["task_ability"]["smallest_visible"] > 0
 
 
@@ -115,6 +121,7 @@ def test_shared_stages_run_once(finished: tuple[Path, dict[str, Any]]) -> None:
     assert kinds.count("train") == 7  # Phase 1 once, then six cells
     assert kinds.count("evaluate") == 8  # and the base
     assert kinds.count("similarity") == 2
+    assert kinds.count("drift") == 6
 
 
 def test_what_a_strategy_promises_stands_in_its_record(finished: tuple[Path, dict[str, Any]]) -> None:

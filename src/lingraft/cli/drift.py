@@ -15,7 +15,7 @@ from lingraft.cli.output import (
     quieten_loading,
     write_record,
 )
-from lingraft.errors import ConfigError, ModelError
+from lingraft.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -107,32 +107,21 @@ def _states(
 
     import torch
 
-    from lingraft.models.loading import load_model, load_tokenizer
-    from lingraft.representation.states import encode_prompts, layer_states
+    from lingraft.representation.states import ModelStates, encode_alike, model_states
 
-    tokenizers = [load_tokenizer(name) for name in models]
-    encoded = [encode_prompts(prompts, tokenizer, max_length=max_length) for tokenizer in tokenizers]
-    for name, own in zip(models, encoded, strict=True):
-        if own.ids != encoded[0].ids:
-            raise ModelError(
-                f"{name}: its tokenizer or chat template makes other tokens of the prompts than {models[0]}'s, so "
-                "states cannot be compared token by token."
-            )
-    states: list[list[LayerStates]] = []
-    architecture = None
+    encoded = encode_alike(models, prompts, max_length=max_length)
+    states: list[ModelStates] = []
     for name in models:
-        model = load_model(name, dtype=torch.bfloat16 if bf16 else torch.float32)
-        architecture = architecture or model.config.model_type
-        if model.config.model_type != architecture:
-            raise ModelError(
-                f"{name}: is a {model.config.model_type}, {models[0]} a {architecture}; two architectures."
-            )
-        model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
-        states.append(
-            layer_states(model, encoded[0], positions=positions, on_progress=partial(on_progress, name))
+        one = model_states(
+            name,
+            encoded,
+            like=states[0].architecture if states else None,
+            positions=positions,
+            dtype=torch.bfloat16 if bf16 else torch.float32,
+            on_progress=partial(on_progress, name),
         )
-        del model
-    return encoded[0], states
+        states.append(one)
+    return encoded, [one.layers for one in states]
 
 
 def _result(found: list[Drift], encoded: EncodedPrompts, positions: str) -> dict[str, Any]:

@@ -47,6 +47,7 @@ def _names(kind: str) -> dict[str, str]:
             "des": "similarity of the phases' instructions",
             "mpd": "distance of the weights from Phase 1",
             "mpd_pair": "the paper's MPD of a data pair: the base tuned on each set",
+            "drift": "how far the hidden states moved from Phase 1's, layer by layer",
         }
     from lingraft.data.worldbook import FAMILIES, LANGUAGES
 

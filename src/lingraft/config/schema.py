@@ -305,7 +305,23 @@ class PathStep(Section):
     """The strategy of this step."""
 
 
-Measure = Literal["des", "mpd", "mpd_pair"]
+class PromptSource(Section):
+    """Prompts that drift is measured on; written as the source alone where the rest is default."""
+
+    source: Text
+    """A .txt file of one prompt a line, an MT-Bench file, rows with `prompt` alone, or any data source."""
+    language: str | None = Field(None, pattern=r"^[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*$")
+    """BCP-47 tag of all; null: as the rows say."""
+    limit: int | None = Field(None, ge=1)
+    """The first so many; null: all."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_file_form(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
+
+
+Measure = Literal["des", "mpd", "mpd_pair", "drift"]
 
 
 class Study(Section):
@@ -326,7 +342,9 @@ class Study(Section):
     held_out: int = Field(100, ge=0)
     """Groups per data set that are never trained on; their answers' loss is measured."""
     measures: tuple[Measure, ...] = ("des", "mpd")
-    """Measures taken: des, mpd (from Phase 1), mpd_pair (the paper's MPD of a data pair)."""
+    """Measures taken: des, mpd (from Phase 1), mpd_pair (the paper's MPD of a data pair), drift (of hidden states)."""
+    prompts: tuple[PromptSource, ...] = ()
+    """Prompts that drift is measured on; none: the instructions of the held-out rows."""
     evaluate: Evaluation = Evaluation()
     """Tasks."""
     seeds: tuple[Seed, ...] = Field((0,), min_length=1)

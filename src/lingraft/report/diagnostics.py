@@ -10,7 +10,8 @@ import altair as alt
 
 from lingraft.errors import ConfigError
 from lingraft.records import write_text_atomically
-from lingraft.report.tables import ABSENT, Column, Table
+from lingraft.report.figures import layer_curves
+from lingraft.report.tables import ABSENT, Column, Table, mean_of_known
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -151,9 +152,7 @@ def language_drift_table(drift: Drift) -> Table:
         figures = [
             [one.mean_cosine, one.covariance_change, one.trace_change, one.variance_change] for one in layers
         ]
-        means = [
-            _mean([value for value in column if value is not None]) for column in zip(*figures, strict=True)
-        ]
+        means = [mean_of_known(column) for column in zip(*figures, strict=True)]
         rows.append((tag, *(_written(value, ".4f") for value in means)))
     return Table(columns, tuple(rows), 1)
 
@@ -161,10 +160,6 @@ def language_drift_table(drift: Drift) -> Table:
 def _drift_figures(one: LayerDrift) -> tuple[str, ...]:
     figures = (one.mean_cosine, one.cka, one.covariance_change, one.trace_change, one.variance_change)
     return tuple(_written(value, ".4f") for value in figures)
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
 
 
 def drift_figure(found: Sequence[Drift]) -> alt.VConcatChart:
@@ -179,14 +174,7 @@ def drift_figure(found: Sequence[Drift]) -> alt.VConcatChart:
         for drift in found
         for one in drift.layers
     ]
-    base = alt.Chart(alt.Data(values=rows)).mark_line(point=True).properties(width=520, height=220)
-    layer = alt.X("layer:Q", title="decoder layer")
-    colour = alt.Color("model:N", title="model")
-    cosine = alt.Y("cosine:Q", title="cosine of mean states", scale=alt.Scale(zero=False))
-    change = alt.Y("covariance:Q", title="change of the covariance")
-    return alt.vconcat(
-        base.encode(x=layer, y=cosine, color=colour), base.encode(x=layer, y=change, color=colour)
-    )
+    return layer_curves(rows)
 
 
 def signal_table(scan: SignalScan) -> Table:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
 
-from lingraft.report.tables import BITS, model_title, phase_one_models
+from lingraft.report.tables import BITS, mean_of_known, model_title, phase_one_models
 
 _WIDTH = 620
 _INK = "#010203"  # stands for the page's own text colour, light or dark; see `to_svg`
@@ -95,6 +96,39 @@ def training_loss(result: dict[str, Any]) -> alt.Chart | None:
             color=alt.Color("cell:N", title="cell"),
         )
         .properties(width=_WIDTH, height=260)
+    )
+
+
+def hidden_states(result: dict[str, Any]) -> alt.VConcatChart | None:
+    """Draw the paper's Figures 1 and 2 for the cells: drift of the hidden states from Phase 1, layer by layer.
+
+    Several seeds are drawn as their mean.
+    """
+    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for cell in result["cells"]:
+        for one in (cell["drift"] or {"layers": []})["layers"] if cell["status"] == "done" else ():
+            found.setdefault((f"{cell['data']} / {cell['strategy']}", one["layer"]), []).append(one)
+    rows = [
+        {
+            "model": name,
+            "layer": layer,
+            "cosine": mean_of_known([one["mean_cosine"] for one in seeds]),
+            "covariance": mean_of_known([one["covariance_change"] for one in seeds]),
+        }
+        for (name, layer), seeds in found.items()
+    ]
+    return layer_curves(rows) if rows else None
+
+
+def layer_curves(rows: Sequence[dict[str, Any]]) -> alt.VConcatChart:
+    """Draw `cosine` (of mean states) and `covariance` (its change) of each `model` over the layers."""
+    base = alt.Chart(alt.Data(values=rows)).mark_line(point=True).properties(width=520, height=220)
+    layer = alt.X("layer:Q", title="decoder layer")
+    colour = alt.Color("model:N", title="model")
+    cosine = alt.Y("cosine:Q", title="cosine of mean states", scale=alt.Scale(zero=False))
+    change = alt.Y("covariance:Q", title="change of the covariance")
+    return alt.vconcat(
+        base.encode(x=layer, y=cosine, color=colour), base.encode(x=layer, y=change, color=colour)
     )
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 ABSENT = "-"
 FAILED = "failed"
+_DRIFT = "drift"
 BITS = "bits_per_character"
 
 
@@ -72,7 +73,7 @@ def study_table(result: dict[str, Any]) -> Table:
         counted = str(len(cells)) if len(done) == len(cells) else f"{len(done)} of {len(cells)}"
         figures = [_figures(cell, cell["scores"], languages) for cell in done]
         rows.append((data, strategy, *([counted] if several else []), *_summed_or_failed(figures, languages)))
-    return Table((*keys, *_columns(languages)), tuple(rows), len(keys))
+    return _without_unmeasured(Table((*keys, *_columns(languages)), tuple(rows), len(keys)))
 
 
 def seed_table(result: dict[str, Any]) -> Table | None:
@@ -90,7 +91,15 @@ def seed_table(result: dict[str, Any]) -> Table | None:
         key = (cell["data"], cell["strategy"], str(cell["seed"]))
         rows.append((*key, *_summed_or_failed(done, languages)))
     keys = (*_KEYS, Column("seed", "seed of every phase of the cell"))
-    return Table((*keys, *_columns(languages)), tuple(rows), len(keys))
+    return _without_unmeasured(Table((*keys, *_columns(languages)), tuple(rows), len(keys)))
+
+
+def _without_unmeasured(table: Table) -> Table:
+    """Leave out the drift's column where no cell has one: it is an optional measure."""
+    absent = [all(row[i] == ABSENT for row in table.rows) for i in range(len(table.columns))]
+    return table.part(
+        [i for i, column in enumerate(table.columns) if not (column.title == _DRIFT and absent[i])]
+    )
 
 
 def task_table(result: dict[str, Any]) -> Table | None:
@@ -220,7 +229,9 @@ def _languages(result: dict[str, Any]) -> tuple[str, ...]:
 def _columns(languages: Sequence[str]) -> tuple[Column, ...]:
     return (
         Column("DES", "similarity of the instructions of Phase 1 and the last phase, -1 to 1"),
+        Column("corrected", "DES without the bias of small sets, with its 95 % interval"),
         Column("MPD", "mean L2 distance of the weight tensors from Phase 1"),
+        Column(_DRIFT, "relative change of the hidden states' covariance from Phase 1, mean over the layers"),
         Column("task ability", "mean score of the English tasks, 0 to 1, with its 95 % interval"),
         Column("change", "paired difference of task ability to Phase 1, with its 95 % interval"),
         Column("retention", "task ability after / before"),
@@ -262,7 +273,9 @@ def _figures(cell: dict[str, Any] | None, scores: dict[str, Any], languages: Seq
     change = difference["task_ability"]
     return [
         _Figure(cell["des"] if cell else None),
+        _corrected(cell),
         _Figure(cell["mpd"]["from_phase_one"] if cell else None),
+        _Figure(mean_drift(cell)),
         _score(scores["task_ability"], arrow(change) if change else ""),
         _change(change),
         _Figure(cell["retention"] if cell else None, is_percent=True),
@@ -281,6 +294,23 @@ def _change(difference: dict[str, Any] | None) -> _Figure:
     if difference is None:
         return _Figure(None)
     return _Figure(difference["value"], difference["low"], difference["high"], is_signed=True)
+
+
+def _corrected(cell: dict[str, Any] | None) -> _Figure:
+    found = (cell and cell["des_corrected"]) or {"value": None, "low": None, "high": None}
+    return _Figure(found["value"], found["low"], found["high"])
+
+
+def mean_drift(cell: dict[str, Any] | None) -> float | None:
+    """Return the mean over the layers of a cell's covariance change; None: drift was not measured."""
+    layers = ((cell and cell["drift"]) or {"layers": []})["layers"]
+    return mean_of_known([one["covariance_change"] for one in layers])
+
+
+def mean_of_known(values: Sequence[float | None]) -> float | None:
+    """Return the mean of those that are known; None: none is."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _alone(result: dict[str, Any], languages: Sequence[str]) -> tuple[str, ...]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lingraft.config.schema import DataSource
-from lingraft.data.example import UNDETERMINED_LANGUAGE, Message
+from lingraft.data.example import UNDETERMINED_LANGUAGE, Example, Message
 from lingraft.data.readers import RawRow, read_file
 from lingraft.data.sources import load_data
 from lingraft.errors import DataError
@@ -29,7 +29,9 @@ class Prompt:
     language: str
 
 
-def read_prompts(source: str, *, language: str | None = None, limit: int | None = None) -> tuple[Prompt, ...]:
+def read_prompts(
+    source: str, *, language: str | None = None, limit: int | None = None, base_folder: Path = Path()
+) -> tuple[Prompt, ...]:
     """Read prompts.
 
     Args:
@@ -38,21 +40,27 @@ def read_prompts(source: str, *, language: str | None = None, limit: int | None 
             count.
         language: BCP-47 tag of all; None: as the rows say.
         limit: The first so many; None: all.
+        base_folder: Folder that relative file names start from.
 
     Raises:
         DataError: There is no such file, a row has no prompt, or there are none.
     """
-    path = Path(source)
+    path = base_folder / source
     if path.suffix == ".txt":
         prompts = _from_lines(path, language)
     elif path.suffix in _SUFFIXES and path.is_file() and _holds_prompts(path):
         prompts = [_from_row(row, language) for row in read_file(path, source)]
     else:
-        examples = load_data(DataSource(source=source, language=language)).examples
-        prompts = [Prompt(example.messages[:-1], example.language) for example in examples]
+        examples = load_data(DataSource(source=source, language=language), base_folder=base_folder).examples
+        prompts = prompts_of(examples)
     if not prompts:
         raise DataError(f"{source}: there are no prompts in it.")
     return tuple(prompts[:limit])
+
+
+def prompts_of(examples: Iterable[Example]) -> list[Prompt]:
+    """Return what is said before the last answer of each example."""
+    return [Prompt(example.messages[:-1], example.language) for example in examples]
 
 
 def _from_lines(path: Path, language: str | None) -> list[Prompt]:

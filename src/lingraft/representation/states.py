@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -14,6 +15,7 @@ from lingraft.data.batching import token_budget_batches
 from lingraft.data.chat import encode_prompt
 from lingraft.errors import DataError, ModelError
 from lingraft.models.layers import layer_of
+from lingraft.models.loading import load_model, load_tokenizer
 from lingraft.representation.covariance import Moments
 from lingraft.representation.prompts import Prompt
 
@@ -76,6 +78,77 @@ def encode_prompts(
         ids=tuple(tuple(ids[-max_length:]) for ids in whole),
         languages=tuple(prompt.language for prompt in prompts),
         truncated=sum(len(ids) > max_length for ids in whole),
+    )
+
+
+@dataclass(frozen=True)
+class ModelStates:
+    """A model's states of some prompts.
+
+    Attributes:
+        architecture: As its configuration names it, such as llama.
+        layers: Of its decoder layers, in order.
+    """
+
+    architecture: str
+    layers: list[LayerStates]
+
+
+def encode_alike(
+    models: Sequence[str],
+    prompts: Sequence[Prompt],
+    *,
+    max_length: int = 1024,
+    trust_remote_code: bool = False,
+) -> EncodedPrompts:
+    """Return the prompts as tokens, the same for all models.
+
+    Raises:
+        ModelError: A model makes other tokens of them than the first.
+        DataError: A chat template refuses a prompt.
+    """
+    tokenizers = [load_tokenizer(name, trust_remote_code=trust_remote_code) for name in models]
+    encoded = [encode_prompts(prompts, tokenizer, max_length=max_length) for tokenizer in tokenizers]
+    for name, own in zip(models, encoded, strict=True):
+        if own.ids != encoded[0].ids:
+            raise ModelError(
+                f"{name}: its tokenizer or chat template makes other tokens of the prompts than {models[0]}'s, so "
+                "states cannot be compared token by token."
+            )
+    return encoded[0]
+
+
+def model_states(
+    name: str | Path,
+    prompts: EncodedPrompts,
+    *,
+    like: str | None = None,
+    positions: Positions = "prompt",
+    dtype: torch.dtype = torch.float32,
+    trust_remote_code: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> ModelStates:
+    """Load a model, run it over the prompts and let it go; see `layer_states`.
+
+    Args:
+        name: Folder, hub id or embedded:NAME.
+        prompts: From `encode_prompts`.
+        like: The architecture that it must have; None: any.
+        positions: See `layer_states`.
+        dtype: Type that the weights are held in.
+        trust_remote_code: Run code that the model brings along.
+        on_progress: Called with the prompts done and all of them.
+
+    Raises:
+        ModelError: It is of another architecture, or see `layer_states`.
+    """
+    model = load_model(name, dtype=dtype, trust_remote_code=trust_remote_code)
+    architecture: str = model.config.model_type
+    if like is not None and architecture != like:
+        raise ModelError(f"{name}: is a {architecture}, the first model a {like}; two architectures.")
+    model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+    return ModelStates(
+        architecture, layer_states(model, prompts, positions=positions, on_progress=on_progress)
     )
 
 

@@ -45,6 +45,8 @@ def _measured(study: Study, materials: Materials, cell: Cell) -> set[_Key]:
             ("difference", _key(cell.steps[: i + 1]), _key(cell.steps[: j + 1]), cell.is_mixed, cell.seed)
             for i, j in pairs
         }
+    if "drift" in study.measures:
+        wanted.add(("drift", _key(cell.steps), cell.is_mixed, cell.seed))
     if "mpd_pair" in study.measures and not cell.is_mixed:
         last = cell.steps[-1].data
         wanted |= {(kind, "pair", last, cell.seed) for kind in ("train", "difference")}

@@ -23,6 +23,7 @@ from lingraft.errors import ConfigError, LingraftError
 from lingraft.evaluate.held_out import item_of
 from lingraft.models.loading import check_model, load_tokenizer, model_content_hash, model_folder
 from lingraft.records import fingerprint_of
+from lingraft.representation.prompts import Prompt, prompts_of, read_prompts
 from lingraft.strategies.composition import Composition, build
 from lingraft.study.events import Watcher
 from lingraft.study.grid import Cell, cells_of, trained_phases
@@ -115,6 +116,7 @@ class Materials:
         checkpoint: The model that stands for Phase 1, if it is not trained.
         languages: The languages other than English that are trained, sorted.
         cells: The grid.
+        given_prompts: The prompts that the study names for drift; empty: it names none.
     """
 
     data: dict[tuple[str, str], DataSet]
@@ -124,6 +126,12 @@ class Materials:
     checkpoint: Model | None
     languages: tuple[str, ...]
     cells: tuple[Cell, ...]
+    given_prompts: tuple[Prompt, ...] = ()
+
+    @cached_property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """What drift is measured on: the prompts that the study names, else those of the held-out examples."""
+        return self.given_prompts or tuple(prompts_of(self.held_out))
 
     @cached_property
     def held_out(self) -> tuple[Example, ...]:
@@ -211,6 +219,13 @@ def gather(study: Study, base_folder: Path, watcher: Watcher | None = None) -> M
         checkpoint=None if first.checkpoint is None else _find(first.checkpoint, study.trust_remote_code),
         languages=_languages(study, data),
         cells=cells,
+        given_prompts=tuple(
+            prompt
+            for one in study.prompts
+            for prompt in read_prompts(
+                one.source, language=one.language, limit=one.limit, base_folder=base_folder
+            )
+        ),
     )
 
 

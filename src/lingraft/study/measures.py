@@ -1,7 +1,7 @@
-"""DES and MPD of a cell: between which of its data sets and models they are taken.
+"""DES, MPD and drift of a cell: between which of its data sets and models they are taken.
 
 With more than two phases both are taken step by step (the phase before and this one) and from Phase 1 on (Phase 1
-and this one); of the last phase, the second is the cell's own figure.
+and this one); of the last phase, the second is the cell's own figure. Drift is taken of the last phase alone.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ class Steps:
         from_phase_one: Between Phase 1 and this one; None likewise.
     """
 
-    from_previous: float | None
-    from_phase_one: float | None
+    from_previous: Stage | None
+    from_phase_one: Stage | None
 
-    def to_json(self) -> dict[str, float | None]:
-        """Return the two figures by name."""
-        return {"from_previous": self.from_previous, "from_phase_one": self.from_phase_one}
+    def figures(self, key: str) -> dict[str, float | None]:
+        """Return one figure of the two stages, by name."""
+        stages = {"from_previous": self.from_previous, "from_phase_one": self.from_phase_one}
+        return {name: None if stage is None else stage.result[key] for name, stage in stages.items()}
 
 
 NOT_TAKEN = Steps(None, None)
@@ -67,8 +68,8 @@ class Measures:
 
     def distances(
         self, cell: Cell, phase_one: ModelReference, models: Sequence[ModelReference]
-    ) -> tuple[list[Steps], list[Stage]]:
-        """Return MPD of each trained phase of a cell, and the stages that the last one's distance took.
+    ) -> list[Steps]:
+        """Return MPD of each trained phase of a cell.
 
         Args:
             cell: The cell.
@@ -76,32 +77,37 @@ class Measures:
             models: The models after the cell's trained phases; of a mixed cell the one.
         """
         if "mpd" not in self._study.measures:
-            return [NOT_TAKEN for _ in models], []
+            return [NOT_TAKEN for _ in models]
         found: list[Steps] = []
-        last: Stage | None = None
         previous = None if self._materials.checkpoint is None or cell.is_mixed else phase_one
         for number, model in enumerate(models):
             place = f"{cell.label}, phase {number + 1} of {len(models)}" if len(models) > 2 else cell.label
             step = None if previous is None else self._distance(f"step to {place}", previous, model)
-            last = None
+            last: Stage | None = None
             if not (number == 0 and self._materials.checkpoint is None and not cell.is_mixed):
                 last = self._distance(f"from phase one to {place}", phase_one, model)
-            found.append(Steps(_mpd(step), _mpd(last)))
+            found.append(Steps(step, last))
             previous = model
-        return found, [] if last is None else [last]
+        return found
+
+    def drift(self, cell: Cell, phase_one: ModelReference, last: ModelReference) -> Stage | None:
+        """Return the drift of the hidden states from Phase 1 to the cell's last model; None: it is not measured."""
+        if "drift" not in self._study.measures:
+            return None
+        return self._stages.drift(f"to {cell.label}", phase_one, last, self._materials.prompts)
 
     def _sets(self, cell: Cell) -> tuple[DataSet | None, list[DataSet]]:
         """Return the set of Phase 1's instructions, if known, and those of the trained phases."""
         sets = [self._materials.data[step.phase, step.data] for step in cell.steps]
         return (sets[0] if self._materials.checkpoint is None else self._materials.instructions), sets
 
-    def _similarity(self, first: DataSet | None, second: DataSet, seed: int) -> float | None:
+    def _similarity(self, first: DataSet | None, second: DataSet, seed: int) -> Stage | None:
         if self._encoder is None or first is None:
             return None
         one, other = ((s.split(seed).train, {**s.identity, "seed": seed}) for s in (first, second))
         label = f"{first.name} and {second.name}"
         label = label if len(self._study.seeds) == 1 else f"{label} (seed {seed})"
-        return float(self._stages.similarity(label, one, other, self._encoder).result["des"])
+        return self._stages.similarity(label, one, other, self._encoder)
 
     def _distance(self, label: str, first: ModelReference, second: ModelReference) -> Stage:
         return self._stages.difference(label, first, second)
@@ -111,7 +117,3 @@ def measured_pairs(steps: int, *, has_checkpoint: bool) -> Iterator[tuple[int, i
     """Yield the different pairs of phases that are measured: (i, j) with i before j; -1 is the checkpoint."""
     first = -1 if has_checkpoint else 0
     yield from sorted({(i, j) for j in range(first + 1, steps) for i in (first, j - 1)})
-
-
-def _mpd(stage: Stage | None) -> float | None:
-    return None if stage is None else float(stage.result["mpd"])

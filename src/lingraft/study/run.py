@@ -202,16 +202,19 @@ class _Runner:
         self._kept.add(last.stage.fingerprint)
         before, after = phase_one.evaluation.result["scores"], last.evaluation.result["scores"]
         similarities = self.measures.similarities(cell)
-        distances, own = self.measures.distances(cell, phase_one.model, [one.model for one in trained])
+        distances = self.measures.distances(cell, phase_one.model, [one.model for one in trained])
+        drift = self.measures.drift(cell, phase_one.model, last.model)
         pair = self._pair(cell, phase_one.model)
-        own += [last.stage, last.evaluation, *([] if pair is None else [pair])]
+        own = [last.stage, last.evaluation, distances[-1].from_phase_one, drift, pair]
         return {
-            "des": similarities[-1].from_phase_one,
+            "des": similarities[-1].figures("des")["from_phase_one"],
+            "des_corrected": _corrected(similarities[-1].from_phase_one),
             "encoder": self.measures.encoder_name,
             "mpd": {
-                "from_phase_one": distances[-1].from_phase_one,
+                "from_phase_one": distances[-1].figures("mpd")["from_phase_one"],
                 "pair": None if pair is None else pair.result["mpd"],
             },
+            "drift": None if drift is None else drift.result,
             "retention": _ratio(after["task_ability"]["value"], before["task_ability"]["value"]),
             "gain": after["language_ability"]["value"] - before["language_ability"]["value"],
             "difference": differences(
@@ -226,7 +229,7 @@ class _Runner:
                 for one, des, mpd in zip(trained, similarities, distances, strict=True)
             ],
             "checkpoint": None if self.study.keep == "none" else str(last.stage.folder / CHECKPOINT),
-            "seconds": sum(stage.seconds for stage in own),
+            "seconds": sum(stage.seconds for stage in own if stage is not None),
         }
 
     def _forgetting(self, cell: Cell, phase_one: _PhaseOne, trained: Sequence[_Trained]) -> dict[str, Any]:
@@ -387,12 +390,20 @@ def _phase_entry(one: _Trained, des: Steps, mpd: Steps) -> dict[str, Any]:
         "data": one.step.data,
         "strategy": one.step.strategy.label,
         "options": _options(one.step.strategy),
-        "des": des.to_json(),
-        "mpd": mpd.to_json(),
+        "des": des.figures("des"),
+        "mpd": mpd.figures("mpd"),
         "scores": one.evaluation.result["scores"],
         "training": _training_counts(one.stage),
         "losses": one.stage.result["losses"],
     }
+
+
+def _corrected(similarity: Stage | None) -> dict[str, Any] | None:
+    """Return DES without the bias of small sets, and its interval; None: DES is not known."""
+    if similarity is None:
+        return None
+    found = similarity.result
+    return {"value": found["corrected"], "low": found["low"], "high": found["high"], "n": found["n"]}
 
 
 def _training_counts(stage: Stage) -> dict[str, Any]:

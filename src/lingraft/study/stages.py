@@ -1,4 +1,4 @@
-"""The stages of a study: train, evaluate, similarity, difference.
+"""The stages of a study: train, evaluate, similarity, difference, drift.
 
 Each names all that its result depends on (the inputs of its fingerprint) and does its work in the folder that
 the store gives it. Times go beside the compared part of the record.
@@ -11,7 +11,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,8 @@ from lingraft.evaluate.scores import score_summary
 from lingraft.models.checkpoints import save_checkpoint
 from lingraft.models.loading import load_model, load_tokenizer
 from lingraft.records import fingerprint_of
+from lingraft.representation.drift import drift_between
+from lingraft.representation.states import encode_alike, model_states
 from lingraft.similarity.embedding_similarity import dataset_embedding_similarity
 from lingraft.strategies.base import Context, check_plan, freeze_plan
 from lingraft.strategies.composition import build
@@ -41,6 +43,8 @@ from lingraft.weights.difference import parameter_difference
 
 if TYPE_CHECKING:
     from lingraft.data.chat import EncodedData
+    from lingraft.representation.prompts import Prompt
+    from lingraft.representation.states import EncodedPrompts, LayerStates
     from lingraft.similarity.encoders import Encoder
     from lingraft.strategies.base import FreezePlanRow, Mix
     from lingraft.train.phase import PhaseOutcome
@@ -63,6 +67,7 @@ _EVALUATION_LIBRARIES = (
     "py3langid",
 )
 _MEASURE_LIBRARIES = ("lingraft",)
+_STATES_LIBRARIES = ("lingraft", "torch", "transformers", "tokenizers")
 _UNCOMPARED_TRAINING_FIELDS = {"report_to", "save_every"}
 
 
@@ -135,6 +140,7 @@ class Stages:
         self._trust = trust_remote_code
         self._processes = processes
         self._told: set[str] = set()
+        self._last_states: tuple[str, list[LayerStates], EncodedPrompts] | None = None
 
     def train(self, job: TrainingJob) -> tuple[Stage, ModelReference]:
         """Train one phase; return its stage and the model that it made."""
@@ -198,7 +204,7 @@ class Stages:
                 languages=languages,
                 split=EVALUATION_SPLIT,
                 base_folder=self._base_folder,
-                on_progress=lambda done, total: self._watcher.stage_progressed(StageProgress(done, total)),
+                on_progress=self._tell_count,
             )
             losses = held_out_losses(loaded, tokenizer, held_out)
             write_predictions(folder / PREDICTIONS, evaluated.predictions)
@@ -257,6 +263,44 @@ class Stages:
             return Work(result, _machine())
 
         return self._run("difference", label, inputs, work, [first, second])
+
+    def drift(
+        self, label: str, first: ModelReference, second: ModelReference, prompts: Sequence[Prompt]
+    ) -> Stage:
+        """Measure how far the second model's hidden states moved from the first's, over every token of the prompts."""
+        said = fingerprint_of([asdict(prompt) for prompt in prompts])
+        inputs: dict[str, Any] = {"first": first.identity, "second": second.identity, "prompts": said}
+        inputs["libraries"] = libraries(_STATES_LIBRARIES)
+
+        def work(_: Path) -> Work:
+            before, encoded = self._states_before(first, prompts, said)
+            after = model_states(
+                second.locate(), encoded, trust_remote_code=self._trust, on_progress=self._tell_count
+            )
+            found = drift_between(label, before, after.layers).to_json()
+            del found["model"]  # a label, which is not what a record is compared by
+            counts = {"prompts": len(encoded.ids), "tokens": sum(map(len, encoded.ids))}
+            return Work(found | counts | {"truncated": encoded.truncated}, _machine())
+
+        return self._run("drift", label, inputs, work, [first, second])
+
+    def _states_before(
+        self, model: ModelReference, prompts: Sequence[Prompt], said: str
+    ) -> tuple[list[LayerStates], EncodedPrompts]:
+        """Return a model's states of the prompts: those of the last one asked for are kept, as cells share Phase 1."""
+        key = fingerprint_of([model.identity, said])
+        if self._last_states is None or self._last_states[0] != key:
+            self._last_states = None  # let go before others are made
+            folder = model.locate()
+            encoded = encode_alike([str(folder)], prompts, trust_remote_code=self._trust)
+            states = model_states(
+                folder, encoded, trust_remote_code=self._trust, on_progress=self._tell_count
+            )
+            self._last_states = (key, states.layers, encoded)
+        return self._last_states[1:]
+
+    def _tell_count(self, done: int, total: int) -> None:
+        self._watcher.stage_progressed(StageProgress(done, total))
 
     def _run(
         self,
@@ -321,7 +365,7 @@ class Stages:
             tokenizer,
             job.training.max_length,
             folder=folder / ENCODED,
-            on_progress=lambda done, total: self._watcher.stage_progressed(StageProgress(done, total)),
+            on_progress=self._tell_count,
         )
         for note in _notes_on_data(job, mix, encoded):
             self._watcher.noted(note)
