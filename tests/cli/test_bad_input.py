@@ -613,6 +613,7 @@ CHECKS = [
         "held_out: 2",
         "held_out: 2\nmeasures: [drift]\nprompts: [nowhere.txt]",
         "nowhere.txt: there is no such file",
+        command=RUN,
     ),
     study(
         "an unknown phase in a path",
