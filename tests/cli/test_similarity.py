@@ -50,7 +50,7 @@ def test_a_name_cannot_end_the_script_of_a_html_figure(tmp_path: Path) -> None:
 
     one = EmbeddingSimilarity(0.5, 0.5, 0.4, 0.6, (3, 3), "e")
     names = ("</script><script>alert(1)</script>", "b")
-    found = Comparison(names, (3, 3), (3, 3), {(0, 1): one}, (), (), 0.8, None, "e")
+    found = Comparison(names, (3, 3), (3, 3), {(0, 1): one}, (), (), (), (), 0.8, None, "e")
     write_figure(similarity_figure(found), tmp_path / "a.html")
     page = (tmp_path / "a.html").read_text()
     assert "alert(1)" in page

@@ -40,7 +40,7 @@ def some_examples(draw: st.DrawFn) -> Example:
         )
     )
     language = draw(st.sampled_from(["en", "th"]))
-    return Example(draw(TEXT), tuple(messages), language, draw(TEXT), "set", origin, draw(TEXT))
+    return Example(draw(TEXT), tuple(messages), language, draw(TEXT), "set", origin, draw(TEXT), draw(TEXT))
 
 
 def on_disk(examples: list[Example], monkeypatch: pytest.MonkeyPatch) -> ExampleCollector:
@@ -67,7 +67,7 @@ def test_an_example_comes_back_from_disk_as_it_was(examples: list[Example]) -> N
 
 def test_every_field_of_an_example_is_written() -> None:
     assert {field.name for field in fields(Example)} == {
-        *("id", "messages", "language", "group", "source", "origin", "tools")
+        *("id", "messages", "language", "group", "source", "origin", "tools", "task_type")
     }
     assert {field.name for field in fields(Message)} == {"role", "content", "details"}
     assert {field.name for field in fields(Origin)} == {"kind", "model", "settings"}

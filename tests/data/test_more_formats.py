@@ -72,6 +72,25 @@ def test_a_row_of_each_format_is_detected_and_says_the_same(name: str) -> None:
     assert example(ROWS[name]).messages == (Message("user", "Q\n\nC"), Message("assistant", "A"))
 
 
+@pytest.mark.parametrize(
+    ("fields", "task_type"),
+    [
+        ({}, ""),
+        ({"category": "qa"}, "qa"),
+        ({"task": "sum", "category": None}, "sum"),
+        ({"task": 7}, ""),
+        ({"task_type": "own", "category": "qa"}, "own"),
+    ],
+)
+def test_a_row_may_say_its_task_type(fields: dict[str, Any], task_type: str) -> None:
+    assert example({"prompt": "Q", "completion": "A", **fields}).task_type == task_type
+
+
+def test_a_task_type_that_is_no_text_is_refused() -> None:
+    with pytest.raises(RowError, match="task_type"):
+        example({"prompt": "Q", "completion": "A", "task_type": 7})
+
+
 @pytest.mark.parametrize(("file", "name", "rows"), REAL, ids=[file for file, _, _ in REAL])
 def test_real_rows_are_read_without_loss(shared_data: Path, file: str, name: str, rows: int) -> None:
     path = shared_data / f"{file}.jsonl"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from lingraft.config.schema import DataSource
 from lingraft.data.example import Example, Message
 from lingraft.data.sources import load_data
 from lingraft.errors import DataError
-from lingraft.similarity.block_sums import BLOCKS, BlockSums, block_of, encode_rows
+from lingraft.similarity.block_sums import BLOCKS, MOST_TASK_TYPES, BlockSums, block_of, encode_rows
 from lingraft.similarity.comparison import FIRST_SAMPLE, compare_sets
 from lingraft.similarity.embedding_similarity import dataset_embedding_similarity, similarity_of_sums
 from lingraft.similarity.encoders import Vectors, load_encoder
@@ -146,6 +147,26 @@ def test_languages_are_compared_by_themselves_and_sum_up_to_the_whole() -> None:
     assert german.des > 0.95
     assert spanish.des == pytest.approx(0.5, abs=0.1)
     assert found.pairs[0, 1].n == (60, 80)
+
+
+def test_task_types_are_compared_with_the_whole_of_the_other_set() -> None:
+    encoder = Noisy(0.6, 0.0)
+    two = [replace(row, task_type="one") for row in rows_of("a", range(30))]
+    two += [replace(row, task_type="two") for row in rows_of("b", range(40))]
+    few = [replace(row, task_type="few") for row in rows_of("b", range(40, 45))]  # too few to be compared
+    found = compare_sets({"x": (*two, *few), "y": rows_of("b", range(100, 160))}, encoder, precision=None)
+    one, other = found.by_task_type
+    assert (one.first, one.task_type, one.second, one.similarity.n) == ("x", "one", "y", (30, 60))
+    assert (other.first, other.task_type, other.second, other.similarity.n) == ("x", "two", "y", (40, 60))
+    assert (one.similarity.des, other.similarity.des) == pytest.approx((0.6, 1.0), abs=1e-6)
+    assert found.to_json()["by_task_type"][0]["task_type"] == "one"
+
+
+def test_too_many_task_types_are_told_and_not_compared() -> None:
+    rows = [replace(row, task_type=row.id) for row in rows_of("a", range(MOST_TASK_TYPES + 1))]
+    found = compare_sets({"x": tuple(rows), "y": rows_of("b", range(30))}, Noisy(0.6, 0.0), precision=None)
+    assert found.too_many_task_types == ("x",)
+    assert not found.by_task_type
 
 
 def test_close_neighbours_are_counted_in_each_direction() -> None:

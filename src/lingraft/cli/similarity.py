@@ -129,11 +129,19 @@ def _load(
 
 
 def _print(found: Comparison) -> None:
-    from lingraft.report.diagnostics import language_similarity_table, similarity_table
+    from lingraft.report.diagnostics import (
+        language_similarity_table,
+        similarity_table,
+        task_type_similarity_table,
+    )
 
     print_table(similarity_table(found))
     if found.by_language:
         print_table(language_similarity_table(found), "By language")
+    if found.by_task_type:
+        print_table(task_type_similarity_table(found), "By task type")
+    for name in found.too_many_task_types:
+        print_result(f"{name}: has too many task types to compare them one by one.")
     for name, rows, encoded in zip(found.names, found.rows, found.encoded, strict=True):
         print_result(f"{name}: {encoded} of {rows} instructions encoded")
     print_result(f"Encoder: {found.encoder}; values of two encoders are not comparable.")

@@ -126,7 +126,7 @@ RowField = Literal[
     "prompt", "completion", "messages", "conversations", "conversation", "system", "tools",
     "system_prompt", "question", "inputs", "targets",
     "message_id", "parent_id", "message_tree_id", "role", "text", "rank",
-    "id", "group", "language",
+    "id", "group", "language", "task_type",
 ]  # fmt: skip
 
 

@@ -53,6 +53,7 @@ class Example:
         source: The data set as the user named it.
         origin: Original, or replayed.
         tools: JSON list of the tools that the assistant may call, as chat templates take it; "": none.
+        task_type: What kind of task it is, such as `closed_qa`, where the row says so; "": it does not.
     """
 
     id: str
@@ -62,6 +63,7 @@ class Example:
     source: str
     origin: Origin = field(default_factory=Origin)
     tools: str = ""
+    task_type: str = ""
 
     @property
     def instruction(self) -> str:

@@ -290,6 +290,7 @@ def _to_json(placed: tuple[Example, str]) -> list[Any]:
         example.source,
         None if origin == _ORIGINAL else [origin.kind, origin.model, origin.settings],
         example.tools,
+        example.task_type,
     ]
 
 
@@ -298,6 +299,7 @@ def _from_json(row: list[Any]) -> tuple[Example, str]:
 
 
 def _example_from_json(row: list[Any]) -> Example:
-    _, name, messages, language, group, source, origin, tools = row
+    _, name, messages, language, group, source, origin, tools, task_type = row
     turns = tuple(Message(*message) for message in messages)
-    return Example(name, turns, language, group, source, Origin(*origin) if origin else _ORIGINAL, tools)
+    came_from = Origin(*origin) if origin else _ORIGINAL
+    return Example(name, turns, language, group, source, came_from, tools, task_type)

@@ -163,9 +163,9 @@ def example_from_row(
     """Return the Example that a row holds.
 
     An instruction and its input or context are joined by a blank line. The optional fields `id`, `language` (or
-    `language_code`, `lang`) and `group` are honoured; null counts as absent in optional fields. Without `group`, a
-    row's group is a hash of its conversation, so that copies of a row are never split between training and
-    held-out data.
+    `language_code`, `lang`), `group` and `task_type` (or a `category` or `task` that is text) are honoured; null
+    counts as absent in optional fields. Without `group`, a row's group is a hash of its conversation, so that copies
+    of a row are never split between training and held-out data.
 
     Args:
         row: Field names and values.
@@ -186,6 +186,7 @@ def example_from_row(
         group=identifier(row, "group") or _content_group(messages, tools),
         source=source,
         tools=tools,
+        task_type=_task_type(row),
     )
 
 
@@ -197,6 +198,14 @@ def _language(row: Row) -> str:
         if row.get(field) is not None:
             return language_tag(text(row, field), field)
     return UNDETERMINED_LANGUAGE
+
+
+def _task_type(row: Row) -> str:
+    """Return the row's task type: `task_type`, which must be text, else a `category` or `task` that is."""
+    if row.get("task_type") is not None:
+        return text(row, "task_type")
+    found = (row.get(field) for field in ("category", "task"))
+    return next((value for value in found if isinstance(value, str)), "")
 
 
 def _content_group(messages: tuple[Message, ...], tools: str) -> str:

@@ -82,6 +82,19 @@ def similarity_table(found: Comparison) -> Table:
     return Table(columns, tuple(rows), 2)
 
 
+def task_type_similarity_table(found: Comparison) -> Table:
+    """Return DES of every task type of one set with the whole of another."""
+    columns = (
+        Column("first", "a data set"),
+        Column("task type", "as its rows say"),
+        Column("second", "another data set, whole"),
+        *_ESTIMATES,
+        Column("n", "instructions encoded of each"),
+    )
+    rows = [(one.first, one.task_type, one.second, *_estimates(one.similarity)) for one in found.by_task_type]
+    return Table(columns, tuple(rows), 3)
+
+
 def language_similarity_table(found: Comparison) -> Table:
     """Return DES of every language of one set with every language of another."""
     columns = (

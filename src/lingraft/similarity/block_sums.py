@@ -7,7 +7,7 @@ independent. The block of a group is the same in every data set.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from lingraft.errors import DataError
 from lingraft.similarity.encoders import Encoder, Vectors
 
 BLOCKS = 200
+MOST_TASK_TYPES = 100  # of a set; each takes BLOCKS x d numbers
 _ROWS_AT_A_TIME = 1024
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
@@ -50,18 +51,21 @@ class EncodedRows:
 
     Attributes:
         by_language: Sums of each language's rows, by BCP-47 tag.
+        by_task_type: Sums of each task type's rows, where rows say theirs; None: more than MOST_TASK_TYPES of them.
         kept: [at most as many as asked for, d] float32, the first rows' embeddings.
     """
 
     by_language: dict[str, BlockSums]
+    by_task_type: dict[str, BlockSums] | None
     kept: Vectors
 
     def __add__(self, other: EncodedRows) -> EncodedRows:
         """Return what is kept of both sets of rows together."""
-        merged = dict(self.by_language)
-        for language, own in other.by_language.items():
-            merged[language] = merged[language] + own if language in merged else own
-        return EncodedRows(merged, np.concatenate([self.kept, other.kept]))
+        task_types = None
+        if self.by_task_type is not None and other.by_task_type is not None:
+            task_types = _few(_merged(self.by_task_type, other.by_task_type))
+        kept = np.concatenate([self.kept, other.kept])
+        return EncodedRows(_merged(self.by_language, other.by_language), task_types, kept)
 
     @property
     def whole(self) -> BlockSums:
@@ -99,7 +103,11 @@ def encode_rows(
             raise DataError(
                 f"the encoder {encoder.name} returns numbers that are not finite for {rows[0].source}."
             )
-        part = EncodedRows(_by_language(rows, vectors), vectors[: max(0, keep - done)])
+        part = EncodedRows(
+            _sums_by([row.language for row in rows], rows, vectors),
+            _few(_sums_by([row.task_type for row in rows], rows, vectors)),
+            vectors[: max(0, keep - done)],
+        )
         found = part if found is None else found + part
         done += len(rows)
         if on_progress is not None:
@@ -109,11 +117,23 @@ def encode_rows(
     return found
 
 
-def _by_language(rows: Sequence[Example], vectors: Vectors) -> dict[str, BlockSums]:
+def _sums_by(keys: Sequence[str], rows: Sequence[Example], vectors: Vectors) -> dict[str, BlockSums]:
+    """Return the sums of the rows of each key; "" is none."""
     places: dict[str, list[int]] = {}
-    for place, row in enumerate(rows):
-        places.setdefault(row.language, []).append(place)
-    return {language: _summed([rows[i] for i in own], vectors[own]) for language, own in places.items()}
+    for place, key in enumerate(keys):
+        places.setdefault(key, []).append(place)
+    return {key: _summed([rows[i] for i in own], vectors[own]) for key, own in places.items() if key}
+
+
+def _merged(one: Mapping[str, BlockSums], other: Mapping[str, BlockSums]) -> dict[str, BlockSums]:
+    merged = dict(one)
+    for key, own in other.items():
+        merged[key] = merged[key] + own if key in merged else own
+    return merged
+
+
+def _few(sums: dict[str, BlockSums]) -> dict[str, BlockSums] | None:
+    return sums if len(sums) <= MOST_TASK_TYPES else None
 
 
 def _chunks(examples: Sequence[Example]) -> Iterator[list[Example]]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, permutations
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from lingraft.similarity.encoders import Encoder, Vectors
 
 FIRST_SAMPLE = 500  # rows of each set; doubled until the intervals are narrow enough
 NEIGHBOURS_AMONG = 2000  # rows of each set
-FEWEST_ROWS = 20  # of a language, to be compared by itself
+FEWEST_ROWS = 20  # of a language or task type, to be compared by itself
 
 OnProgress = Callable[[str, int, int], None]
 
@@ -35,6 +35,16 @@ class LanguageSimilarity:
     first_language: str
     second: str
     second_language: str
+    similarity: EmbeddingSimilarity
+
+
+@dataclass(frozen=True, slots=True)
+class TaskTypeSimilarity:
+    """DES of one task type of one set and the whole of another."""
+
+    first: str
+    task_type: str
+    second: str
     similarity: EmbeddingSimilarity
 
 
@@ -66,6 +76,8 @@ class Comparison:
         encoded: Rows of each set that were encoded.
         pairs: DES by the positions (i, j) of two sets, i < j.
         by_language: DES of the languages of two sets where one of them has several.
+        by_task_type: DES of each task type of a set, where its rows say theirs, and another whole set.
+        too_many_task_types: The sets whose task types are too many to be compared one by one.
         overlaps: Nearest neighbours of every ordered pair.
         closeness: Cosine from which a neighbour is close.
         precision: Half-width that was asked for; None: every row was encoded.
@@ -77,6 +89,8 @@ class Comparison:
     encoded: tuple[int, ...]
     pairs: Mapping[tuple[int, int], EmbeddingSimilarity]
     by_language: tuple[LanguageSimilarity, ...]
+    by_task_type: tuple[TaskTypeSimilarity, ...]
+    too_many_task_types: tuple[str, ...]
     overlaps: tuple[Overlap, ...]
     closeness: float
     precision: float | None
@@ -101,6 +115,16 @@ class Comparison:
                 }
                 for one in self.by_language
             ],
+            "by_task_type": [
+                {
+                    "first": one.first,
+                    "task_type": one.task_type,
+                    "second": one.second,
+                    **one.similarity.to_json(),
+                }
+                for one in self.by_task_type
+            ],
+            "too_many_task_types": list(self.too_many_task_types),
             "overlaps": [
                 {"first": one.first, "second": one.second, "share": one.share, "n": list(one.n)}
                 for one in self.overlaps
@@ -164,6 +188,8 @@ def compare_sets(
         encoded=tuple(sample.done for sample in samples),
         pairs=pairs,
         by_language=tuple(_by_language(samples, encoder)),
+        by_task_type=tuple(_by_task_type(samples, encoder)),
+        too_many_task_types=tuple(one.name for one in samples if one.encoded.by_task_type is None),
         overlaps=tuple(
             _overlap(one, other, closeness) for one in samples for other in samples if one is not other
         ),
@@ -219,7 +245,7 @@ class _Sample:
 def _by_language(samples: Sequence[_Sample], encoder: Encoder) -> list[LanguageSimilarity]:
     found = []
     for one, other in combinations(samples, 2):
-        parts = [_large(sample) for sample in (one, other)]
+        parts = [_large(sample.encoded.by_language) for sample in (one, other)]
         if max(map(len, parts)) < 2:
             continue
         found += [
@@ -230,8 +256,15 @@ def _by_language(samples: Sequence[_Sample], encoder: Encoder) -> list[LanguageS
     return found
 
 
-def _large(sample: _Sample) -> dict[str, BlockSums]:
-    return {tag: own for tag, own in sample.encoded.by_language.items() if own.n >= FEWEST_ROWS}
+def _by_task_type(samples: Sequence[_Sample], encoder: Encoder) -> Iterator[TaskTypeSimilarity]:
+    for one, other in permutations(samples, 2):
+        for task_type, own in sorted(_large(one.encoded.by_task_type or {}).items()):
+            found = similarity_of_sums(own, other.encoded.whole, encoder.name)
+            yield TaskTypeSimilarity(one.name, task_type, other.name, found)
+
+
+def _large(sums: Mapping[str, BlockSums]) -> dict[str, BlockSums]:
+    return {key: own for key, own in sums.items() if own.n >= FEWEST_ROWS}
 
 
 def _overlap(first: _Sample, second: _Sample, closeness: float) -> Overlap:
