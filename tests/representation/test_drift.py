@@ -176,11 +176,14 @@ def test_prompts_are_read_from_text_from_mt_bench_and_from_data_sets(tmp_path: P
     (tmp_path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = read_prompts(str(tmp_path / "b.jsonl"), language="en", limit=1)
     assert [(one.messages[0].content, one.language) for one in found] == [("Say a.", "en")]
+    (tmp_path / "c.jsonl").write_text('{"turns": ["Sag a."], "lang": "German"}\n')
+    assert [one.language for one in read_prompts(str(tmp_path / "c.jsonl"))] == ["de"]
     found = read_prompts("worldbook:lookup/de", limit=3)
     assert [(one.messages[-1].role, one.language) for one in found] == [("user", "de")] * 3
     for name, content, told in (
         ("e.txt", "\n", "no prompts"),
         ("f.jsonl", '{"turns": ["a"]}\n{"turns": []}\n', "f.jsonl:2: has no text"),
+        ("g.jsonl", '{"turns": ["a"], "lang": "Klingonisch"}\n', "g.jsonl:1: field 'lang'"),
         ("none.txt", None, "no such file"),
     ):
         if content is not None:

@@ -182,7 +182,7 @@ def example_from_row(
     return Example(
         id=identifier(row, "id") or id,
         messages=messages,
-        language=language or _language(row),
+        language=language or row_language(row),
         group=identifier(row, "group") or _content_group(messages, tools),
         source=source,
         tools=tools,
@@ -193,7 +193,12 @@ def example_from_row(
 _LANGUAGE_FIELDS = ("language_code", "language", "lang")
 
 
-def _language(row: Row) -> str:
+def row_language(row: Row) -> str:
+    """Return a row's language as a BCP-47 tag; "und": it says none.
+
+    Raises:
+        RowError: It is no language.
+    """
     for field in _LANGUAGE_FIELDS:
         if row.get(field) is not None:
             return language_tag(text(row, field), field)

@@ -9,7 +9,9 @@ from typing import Any
 
 from lingraft.config.schema import DataSource
 from lingraft.data.example import UNDETERMINED_LANGUAGE, Example, Message
+from lingraft.data.formats import row_language
 from lingraft.data.readers import RawRow, read_file
+from lingraft.data.row_fields import RowError
 from lingraft.data.sources import load_data
 from lingraft.errors import DataError
 
@@ -87,8 +89,10 @@ def _from_row(row: RawRow, language: str | None) -> Prompt:
     first = value[0] if isinstance(value, Sequence) and not isinstance(value, str) and value else value
     if not isinstance(first, str) or not first.strip():
         raise DataError(f"{row.place}: has no text in 'turns' or 'prompt', but {first!r}.")
-    own = row.value.get("language")
-    return _said(first, language or (own if isinstance(own, str) else None))
+    try:
+        return _said(first, language or row_language(row.value))
+    except RowError as error:
+        raise DataError(f"{row.place}: {error}.") from None
 
 
 def _said(text: str, language: str | None) -> Prompt:
