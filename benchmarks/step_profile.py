@@ -36,7 +36,7 @@ def make_step(precision: str, batch: dict[str, Any]) -> Callable[[], None]:
     import torch
 
     from lingraft.models.loading import load_model, model_folder
-    from lingraft.train.loss import supervised_loss
+    from lingraft.models.loss import supervised_loss
     from lingraft.train.stochastic_rounding import StochasticRoundingAdamW
 
     model = load_model(model_folder(MODEL))
@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1000)
     options = parser.parse_args()
     os.environ.update(THREADS)
-    from lingraft.train.loss import collate
+    from lingraft.models.loss import collate
 
     rows = sorted(encoded_rows(options.data, 160), key=lambda row: len(row.input_ids))
     count = max(1, options.tokens // len(rows[len(rows) // 2].input_ids))

@@ -236,7 +236,7 @@ def loss_of(model: Any, rows: Sequence[Any]) -> float:
     """Return the mean loss over all supervised tokens of `rows` in float32, nats per token."""
     import torch
 
-    from lingraft.train.loss import collate, supervised_loss
+    from lingraft.models.loss import collate, supervised_loss
 
     model.eval()
     total, count = 0.0, 0

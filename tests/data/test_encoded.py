@@ -85,6 +85,7 @@ def batch_of(rows: list[EncodedExample]) -> EncodedBatch:
         truncated=np.array([row.truncated_tokens for row in rows]),
         tokens=np.array([token for row in rows for token in row.input_ids], np.int32),
         supervised=np.array([seen for row in rows for seen in row.supervised], bool),
+        replayed=np.array([row.replayed for row in rows], bool),
     )
 
 

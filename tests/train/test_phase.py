@@ -15,7 +15,7 @@ from torch import nn
 from lingraft.config.schema import Training
 from lingraft.data.chat import EncodedExample
 from lingraft.errors import DataError, ModelError, StrategyError, VerificationError
-from lingraft.train.loss import collate, supervised_loss
+from lingraft.models.loss import collate, supervised_loss
 from lingraft.train.phase import PhaseOutcome, Progress, train_phase
 from lingraft.train.trainer import PhaseTrainer
 

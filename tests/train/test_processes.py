@@ -45,6 +45,7 @@ def make_task(tiny_model: Path, examples: Callable[..., list[EncodedExample]], t
             base=None,
             choice=chosen,
             trainable=tuple(sorted(trainable)),
+            states={},
             training=training,
             encoded=tmp_path / "encoded",
             folder=tmp_path / "stage",

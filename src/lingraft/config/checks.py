@@ -72,7 +72,8 @@ def _check_strategies(study: Study) -> Iterator[str]:
     for index, phase in enumerate(study.phases):
         place = f"phases[{index}] ({phase.name})"
         for name, data in phase.data.items():
-            labels = Counter(choice.label for choice in (*phase.strategies, *data.strategies))
+            choices = [one for choice in (*phase.strategies, *data.strategies) for one in choice.swept]
+            labels = Counter(choice.label for choice in choices)
             for label, count in labels.items():
                 if count > 1:
                     yield f"{place}.data.{name}: {count} strategies are named {label!r}; give them a `name:`."

@@ -205,6 +205,28 @@ class StrategyChoice(Section):
         return given[0] if given else "+".join(part.kind for part in self.parts)
 
     @property
+    def swept(self) -> tuple[StrategyChoice, ...]:
+        """The choices that a list of values stands for, each named after its value; this one where there is no list."""
+        for place, part in enumerate(self.parts):
+            option = _SWEPT.get(part.kind)
+            values = part.options.get(option) if option else None
+            if isinstance(values, (list, tuple)) and values:
+                return tuple(self._with(place, str(option), value) for value in values)
+        return (self,)
+
+    def _with(self, place: int, option: str, value: Any) -> StrategyChoice:
+        part = self.parts[place]
+        one = part.model_copy(
+            update={"options": {**part.options, option: value}, "name": f"{self.label}-{value}"}
+        )
+        # The name of a part is the whole composition's, so no other part may keep one.
+        others = [
+            own.model_copy(update={"name": None}) if number != place else one
+            for number, own in enumerate(self.parts)
+        ]
+        return self.model_copy(update={"parts": tuple(others)})
+
+    @property
     def is_mixed(self) -> bool:
         """Whether this is the baseline of one phase over the union of all phases' data."""
         return any(part.kind == MIXED for part in self.parts)
@@ -212,6 +234,7 @@ class StrategyChoice(Section):
 
 MIXED = "mixed"
 PLAIN = "plain"
+_SWEPT = {"interpolate": "alpha"}  # kind -> the option of which a list makes a cell for each value
 
 
 def _spec_from_file_form(entry: Any) -> Any:

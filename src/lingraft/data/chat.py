@@ -249,6 +249,7 @@ def cut_batch(batch: EncodedBatch, max_length: int) -> tuple[EncodedBatch, list[
         truncated=(batch.truncated + batch.lengths - lengths)[chosen],
         tokens=batch.tokens[kept],
         supervised=batch.supervised[kept],
+        replayed=batch.replayed[chosen],
     )
     return cut, [int(row) for row in np.flatnonzero(~answered)]
 
@@ -530,6 +531,7 @@ def _encode(rendered: Sequence[_Rendered], backend: _Backend) -> EncodedBatch:
         truncated=np.zeros(len(rendered), np.int64),
         tokens=tokens,
         supervised=supervised,
+        replayed=np.array([one.example.origin.kind != "original" for one in rendered], bool),
     )
 
 

@@ -24,7 +24,7 @@ from lingraft.errors import DataError
 from lingraft.records import read_json, write_json_atomically
 
 INDEX_FILE = "index.json"
-FORMAT = 1
+FORMAT = 2
 
 Int32s = np.ndarray[tuple[int], np.dtype[np.int32]]
 Int64s = np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -36,6 +36,7 @@ _COLUMNS = {  # file name without ending -> element type on disk, always little-
     "offsets": "<i8",
     "truncated": "<i4",
     "languages": "<i4",
+    "replayed": "u1",
     "ids": "u1",
     "id_offsets": "<i8",
 }
@@ -52,6 +53,7 @@ class EncodedExample:
         input_ids: [tokens], special tokens of the template included.
         supervised: [tokens], True where a token holds text of an assistant turn or ends it.
         truncated_tokens: Tokens cut off at the end.
+        replayed: Whether a strategy mixed it in.
     """
 
     example_id: str
@@ -59,6 +61,7 @@ class EncodedExample:
     input_ids: tuple[int, ...]
     supervised: tuple[bool, ...]
     truncated_tokens: int
+    replayed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,7 @@ class EncodedBatch:
         truncated: [rows] tokens cut off from each.
         tokens: [sum of lengths] token ids, row after row.
         supervised: [sum of lengths] True where the loss sees the token.
+        replayed: [rows] True where a strategy mixed the example in.
     """
 
     ids: Sequence[str]
@@ -80,6 +84,7 @@ class EncodedBatch:
     truncated: Int64s
     tokens: Int32s
     supervised: Bools
+    replayed: Bools
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,7 @@ class EncodedTable(Sequence[EncodedExample]):
         offsets.bin     int64 [rows + 1]     row i is tokens[offsets[i] : offsets[i + 1]]
         truncated.bin   int32 [rows]         tokens that were cut off
         languages.bin   int32 [rows]         number of the row's language in the index's list
+        replayed.bin    bytes [rows]         1 where a strategy mixed the row in
         ids.bin         UTF-8                example ids, one after the other
         id_offsets.bin  int64 [rows + 1]     row i's id is ids[id_offsets[i] : id_offsets[i + 1]], in bytes
         index.json      counts, languages, content hash; written last: without it the folder is no table
@@ -136,6 +142,7 @@ class EncodedTable(Sequence[EncodedExample]):
         self._id_offsets = self._mapped("id_offsets")
         self._truncated = self._mapped("truncated")
         self._languages = self._mapped("languages")
+        self._replayed = self._mapped("replayed")
 
     @classmethod
     def open(cls, folder: Path) -> EncodedTable:
@@ -197,6 +204,7 @@ class EncodedTable(Sequence[EncodedExample]):
             tuple(tokens.tolist()),
             tuple(supervised.astype(bool).tolist()),
             int(self._truncated[row]),
+            bool(self._replayed[row]),
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -216,7 +224,12 @@ class EncodedTable(Sequence[EncodedExample]):
     def _check_sizes(self) -> None:
         rows, tokens = self._index.rows, self._index.tokens
         sizes = {"tokens": 4 * tokens, "supervised": -(-tokens // _BITS), "offsets": 8 * (rows + 1)}
-        sizes |= {"truncated": 4 * rows, "languages": 4 * rows, "id_offsets": 8 * (rows + 1)}
+        sizes |= {
+            "truncated": 4 * rows,
+            "languages": 4 * rows,
+            "replayed": rows,
+            "id_offsets": 8 * (rows + 1),
+        }
         for name, expected in sizes.items():
             found = os.fstat(self._files[name]).st_size
             if found != expected:
@@ -257,6 +270,7 @@ class EncodedTableWriter:
         self._write("truncated", batch.truncated)
         numbers = [self._languages.setdefault(one, len(self._languages)) for one in batch.languages]
         self._write("languages", np.array(numbers))
+        self._write("replayed", batch.replayed)
         self._files["ids"].write(b"".join(names))
         self._write("id_offsets", self._id_bytes + np.cumsum([len(one) for one in names], dtype=np.int64))
         self._hashes["lengths"].update(batch.lengths.astype("<i8").tobytes())
@@ -346,6 +360,7 @@ def write_table(examples: Sequence[EncodedExample], folder: Path | None = None) 
                     truncated=np.array([one.truncated_tokens]),
                     tokens=np.array(one.input_ids, np.int32),
                     supervised=np.array(one.supervised, bool),
+                    replayed=np.array([one.replayed]),
                 )
             )
         return writer.finish()

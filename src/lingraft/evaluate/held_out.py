@@ -21,8 +21,8 @@ from lingraft.data.example import Example
 from lingraft.errors import DataError, EvaluationError
 from lingraft.evaluate.predictions import read_rows, write_rows
 from lingraft.evaluate.resampling import Resampling, Value, percentiles
+from lingraft.models.loss import collate, token_losses
 from lingraft.records import fingerprint_of
-from lingraft.train.loss import collate, token_losses
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from io import RawIOBase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from lingraft.data.chat import chat_template
 from lingraft.errors import ModelError, did_you_mean
@@ -90,6 +92,13 @@ class CheckpointReader:
             ModelError: There is no tensor of that name.
         """
         return tuple(self._in_file(name).get_slice(name).get_shape())
+
+    def files(self) -> dict[str, list[str]]:
+        """Return the names of the tensors of each file."""
+        found: dict[str, list[str]] = {}
+        for name in self.names:
+            found.setdefault(self._file_of[name], []).append(name)
+        return found
 
     def tensor(self, name: str) -> torch.Tensor:
         """Return a tensor in the type it is stored in, on the CPU.
@@ -228,6 +237,41 @@ def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
         tokenizer.save_pretrained(folder)
     finally:
         tokenizer.chat_template = own_template
+
+
+def combine_checkpoints(
+    before: Path,
+    after: Path,
+    combine: Callable[[str, torch.Tensor, torch.Tensor], torch.Tensor],
+    folder: Path,
+) -> None:
+    """Write a model of two that share an architecture, tensor by tensor; one shard is in memory at a time.
+
+    Args:
+        before: Checkpoint folder of the first.
+        after: Of the second; all of its files but the weights are taken over, and so are its shards.
+        combine: Called with a tensor's name and the two tensors in float32; returns the new one.
+        folder: Where the model goes.
+
+    Raises:
+        ModelError: The first lacks a tensor of the second, or has it in another shape.
+    """
+    first, second = CheckpointReader(before), CheckpointReader(after)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted(after.iterdir()):
+        if path.is_file() and path.suffix != ".safetensors":
+            shutil.copyfile(path, folder / path.name)
+    for file, names in second.files().items():
+        combined = {}
+        for name in names:
+            if name not in first.names or first.shape(name) != second.shape(name):
+                raise ModelError(
+                    f"{before}: has no {name} of the shape {list(second.shape(name))} that {after} has."
+                )
+            combined[name] = combine(
+                name, first.tensor(name).float(), second.tensor(name).float()
+            ).contiguous()
+        save_file(combined, folder / file, metadata={"format": "pt"})
 
 
 def _in_float32(model: PreTrainedModel) -> dict[str, torch.Tensor]:

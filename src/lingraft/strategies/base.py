@@ -1,13 +1,14 @@
 """The strategy protocol: a frozen options class plus hooks that return values; none receives the trainer.
 
-Hooks run in the order mix, wrap, trainable. DESIGN has four more (prepare, learning_rates, penalty, combine);
-each comes with the first strategy that needs it.
+Hooks run in the order prepare, mix, wrap, trainable, frozen_cells, learning_rates, anchor, output_penalty, combine.
+`prepare` and `combine` are stages of their own: what the first wrote serves every cell that starts alike, and the
+second makes a model of two with no training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -20,9 +21,20 @@ from lingraft.models.layers import layer_of, module_type_of, tied_parameters
 from lingraft.records import fingerprint_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Need = Literal["base", "previous", "previous_data", "english"]
+    from lingraft.models.loss import OutputPenalty
+
+Need = Literal["base", "previous", "previous_data", "english", "old_english"]
+
+
+FREEZES_WITH_LORA = {
+    "lora": "LoRA already freezes every weight of the model, so freezing some of them would change nothing"
+}
+ANCHORS_WITH_LORA = {
+    "lora": "LoRA trains adapters, which start at random: a pull towards that start protects no weight of the model"
+}
 
 # What Llama and most others, GPT-2, Bloom and Falcon, GPT-NeoX, InternLM, OPT and Mamba call theirs.
 _EMBEDDINGS = frozenset(
@@ -49,7 +61,10 @@ class Context:
         previous_data: Phase 1's training examples; empty if unknown.
         english: The English parallel of this phase's set; empty if there is none.
         seed: The cell's seed.
-        folder: The stage's folder, for what a strategy caches.
+        folder: The stage's folder; `prepare` writes into it.
+        states: Folders that `prepare` filled, by the strategy's kind.
+        trust_remote_code: Whether code that a model brings along may run.
+        on_progress: Told by `prepare` how much is done, and of how much.
     """
 
     base: Path | None
@@ -58,6 +73,14 @@ class Context:
     english: Sequence[Example]
     seed: int
     folder: Path
+    states: Mapping[str, Path] = field(default_factory=dict)
+    trust_remote_code: bool = False
+    on_progress: Callable[[int, int], None] | None = None
+
+    @property
+    def old_english(self) -> Sequence[Example]:
+        """What stands for the data that must not be forgotten: Phase 1's rows, else the set's English parallel."""
+        return self.previous_data or self.english
 
     def generator(self, purpose: str) -> np.random.Generator:
         """Return a generator seeded by the cell's seed and `purpose`: two purposes never share draws."""
@@ -88,6 +111,38 @@ class Mix:
         return self.replayed / len(self.examples) if self.examples else 0.0
 
 
+@dataclass(frozen=True)
+class Anchor:
+    """A pull towards the weights that the phase starts from: strength / 2 * sum_i importance_i (w_i - start_i)^2.
+
+    Attributes:
+        strength: At least 0.
+        importance: By parameter, of its shape, at least 0; None: 1 everywhere. A parameter that it lacks is not pulled.
+        names: The parameters that it pulls; None: all that train.
+    """
+
+    strength: float
+    importance: Mapping[str, Tensor] | None = None
+    names: frozenset[str] | None = None
+
+
+@dataclass(frozen=True)
+class TrainingRules:
+    """What strategies ask of training, besides which parameters train.
+
+    Attributes:
+        frozen_cells: By parameter, a bool tensor that can be broadcast to its shape: true cells keep their bits.
+        learning_rates: By parameter, a factor of the learning rate; 1 where absent.
+        anchors: Added to the loss once per optimiser step.
+        output_penalties: Added to the loss of every micro-batch.
+    """
+
+    frozen_cells: Mapping[str, Tensor] = field(default_factory=dict)
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
+    anchors: tuple[Anchor, ...] = ()
+    output_penalties: tuple[OutputPenalty, ...] = ()
+
+
 class Strategy(BaseModel):
     """Base of all strategies; its hooks do nothing. A subclass's fields are its options in the study file."""
 
@@ -100,10 +155,24 @@ class Strategy(BaseModel):
     conflicts: ClassVar[dict[str, str]] = {}
     """Strategies that it cannot be composed with, each with the reason."""
 
+    combines: ClassVar[bool] = False
+    """Whether it does nothing but `combine`, so that its training is that of the other strategies alone."""
+
     @property
     def needs(self) -> frozenset[Need]:
         """What of the context it needs."""
         return frozenset()
+
+    @property
+    def preparation(self) -> Mapping[str, object] | None:
+        """The options that decide what `prepare` writes; None: it prepares nothing."""
+        return None
+
+    def prepare(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context: Context
+    ) -> Mapping[str, object]:
+        """Look at the model that the phase starts from, write a state into `context.folder`, return its record."""
+        raise NotImplementedError(f"{self.kind} names a preparation, but does none")
 
     def mix(self, phase_data: Sequence[Example], context: Context) -> Mix:  # noqa: ARG002
         """Return the phase's examples, others mixed in."""
@@ -116,6 +185,33 @@ class Strategy(BaseModel):
     def trainable(self, model: PreTrainedModel, context: Context) -> frozenset[str] | None:  # noqa: ARG002
         """Return the names of the parameters that train; None: it does not care."""
         return None
+
+    def check(self, names: Collection[str]) -> None:
+        """Refuse a model, by the names of its parameters, that lacks what the options name.
+
+        Raises:
+            StrategyError: It does; says which option and what there is.
+        """
+
+    def frozen_cells(self, model: PreTrainedModel, context: Context) -> Mapping[str, Tensor]:  # noqa: ARG002
+        """Return which cells of trained parameters are frozen all the same; see `TrainingRules`."""
+        return {}
+
+    def learning_rates(self, model: PreTrainedModel) -> Mapping[str, float]:  # noqa: ARG002
+        """Return a factor of the learning rate for each parameter that is to have another."""
+        return {}
+
+    def anchor(self, model: PreTrainedModel, context: Context) -> Anchor | None:  # noqa: ARG002
+        """Return a pull towards the weights that the phase starts from."""
+        return None
+
+    def output_penalty(self, context: Context) -> OutputPenalty | None:  # noqa: ARG002
+        """Return what is added to the loss for the model's outputs."""
+        return None
+
+    def combine(self, name: str, before: Tensor, after: Tensor) -> Tensor:  # noqa: ARG002
+        """Return a tensor of the phase's final model, from the previous phase's and the trained one's, in float32."""
+        return after
 
 
 @dataclass(frozen=True, slots=True)

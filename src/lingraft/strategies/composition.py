@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,11 @@ from lingraft.config.schema import MIXED, PLAIN, StrategyChoice, StrategySpec
 from lingraft.data.example import Example
 from lingraft.errors import ConfigError, StrategyError, did_you_mean
 from lingraft.registry import Registry
-from lingraft.strategies.base import Context, Mix, Need, Strategy, check_plan
+from lingraft.strategies.base import Context, Mix, Need, Strategy, TrainingRules, check_plan
 from lingraft.strategies.lora import merge
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 REGISTRY = Registry(
@@ -27,6 +28,16 @@ REGISTRY = Registry(
         "freeze_changed": "lingraft.strategies.freeze_changed:FreezeChanged",
         "english_replay": "lingraft.strategies.english_replay:EnglishReplay",
         "lora": "lingraft.strategies.lora:Lora",
+        "freeze_modules": "lingraft.strategies.freeze_modules:FreezeModules",
+        "half": "lingraft.strategies.half:Half",
+        "spectrum": "lingraft.strategies.spectrum:Spectrum",
+        "ssu": "lingraft.strategies.ssu:Ssu",
+        "l2_anchor": "lingraft.strategies.l2_anchor:L2Anchor",
+        "ewc": "lingraft.strategies.ewc:Ewc",
+        "distill": "lingraft.strategies.distill:Distill",
+        "interpolate": "lingraft.strategies.interpolate:Interpolate",
+        "revert": "lingraft.strategies.revert:Revert",
+        "layerwise_rates": "lingraft.strategies.layerwise_rates:LayerwiseRates",
     },
 )
 
@@ -74,6 +85,40 @@ class Composition:
         check_plan(model, names, repr(self.label))
         return names
 
+    def check(self, names: Collection[str]) -> None:
+        """Refuse a model that lacks what any of them names."""
+        for part in self.parts:
+            part.check(names)
+
+    def rules(self, model: PreTrainedModel, context: Context) -> TrainingRules:
+        """Return all that they ask of training: frozen cells unite, factors multiply, pulls and penalties add."""
+        cells: dict[str, Tensor] = {}
+        rates: dict[str, float] = {}
+        for part in self.parts:
+            for name, own in part.frozen_cells(model, context).items():
+                cells[name] = own | cells[name] if name in cells else own
+            for name, factor in part.learning_rates(model).items():
+                rates[name] = rates.get(name, 1.0) * factor
+        anchors = (part.anchor(model, context) for part in self.parts)
+        penalties = (part.output_penalty(context) for part in self.parts)
+        return TrainingRules(
+            frozen_cells=cells,
+            learning_rates=rates,
+            anchors=tuple(one for one in anchors if one is not None),
+            output_penalties=tuple(one for one in penalties if one is not None),
+        )
+
+    @property
+    def combines(self) -> bool:
+        """Whether the phase's final model is made of the previous one and the trained one."""
+        return any(part.combines for part in self.parts)
+
+    def combine(self, name: str, before: Tensor, after: Tensor) -> Tensor:
+        """Chain the combinations of one tensor."""
+        for part in self.parts:
+            after = part.combine(name, before, after)
+        return after
+
     def finish(self, model: PreTrainedModel) -> PreTrainedModel:
         """Return the trained model as a plain one: adapters are merged into the weights they adapt."""
         return merge(model)
@@ -105,6 +150,8 @@ def _build_one(spec: StrategySpec) -> Strategy:
 
 
 def _problem(name: str, kind: type[Strategy], detail: Any) -> str:
+    if not detail["loc"]:  # the options together are wrong
+        return f"{name!r} {str(detail['msg']).removeprefix('Value error, ')}."
     option = str(detail["loc"][0])
     options = [field.alias or key for key, field in kind.model_fields.items()] or ["none"]
     if detail["type"] == "extra_forbidden":

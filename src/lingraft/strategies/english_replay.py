@@ -37,6 +37,8 @@ class EnglishReplay(Strategy):
     @property
     def needs(self) -> frozenset[Need]:
         """The English parallel, or Phase 1's data."""
+        if self.share == 0:
+            return frozenset()
         return frozenset(("english",) if self.source == "parallel" else ("previous_data",))
 
     def mix(self, phase_data: Sequence[Example], context: Context) -> Mix:
@@ -53,7 +55,7 @@ class EnglishReplay(Strategy):
         if not drawn:
             source = "the set's `english`" if self.source == "parallel" else "Phase 1's data"
             raise StrategyError(
-                f"'english_replay': {wanted} rows are asked for, and {source} have none. Leave it out."
+                f"{self.kind!r}: {wanted} rows are asked for, and {source} have none. Leave it out."
             )
         replayed = [replace(example, origin=Origin(kind="english_replay")) for example in drawn]
         order = context.seed_of(f"{self.kind} order")

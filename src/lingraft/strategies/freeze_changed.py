@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from lingraft.errors import StrategyError
-from lingraft.strategies.base import Context, Need, Strategy
+from lingraft.strategies.base import FREEZES_WITH_LORA, Context, Need, Strategy
 from lingraft.strategies.freeze_random import unfrozen
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class FreezeChanged(Strategy):
     """
 
     kind: ClassVar[str] = "freeze_changed"
+    conflicts: ClassVar[dict[str, str]] = FREEZES_WITH_LORA
 
     share: float = Field(0.5, ge=0, le=1)
     """Share of the decoder layers that is frozen."""

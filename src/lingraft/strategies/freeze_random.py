@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from lingraft.models.layers import layer_count, layer_of
-from lingraft.strategies.base import Context, Strategy, is_embedding
+from lingraft.strategies.base import FREEZES_WITH_LORA, Context, Strategy, is_embedding
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -28,6 +28,7 @@ class FreezeRandom(Strategy):
     """
 
     kind: ClassVar[str] = "freeze_random"
+    conflicts: ClassVar[dict[str, str]] = FREEZES_WITH_LORA
 
     share: float = Field(0.5, ge=0, le=1)
     """Share of the decoder layers that is frozen."""

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _ALL_LINEAR = "all-linear"
-_FREEZES_ALL = "LoRA already freezes every weight of the model, so freezing layers would change nothing"
 
 
 class Lora(Strategy):
@@ -32,7 +31,6 @@ class Lora(Strategy):
     """
 
     kind: ClassVar[str] = "lora"
-    conflicts: ClassVar[dict[str, str]] = {"freeze_random": _FREEZES_ALL, "freeze_changed": _FREEZES_ALL}
 
     rank: int = Field(16, ge=1)
     """Rank of the adapters."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lingraft.config.schema import PathStep, Study
+from lingraft.strategies.composition import build
 from lingraft.study.grid import Cell
-from lingraft.study.materials import Materials
+from lingraft.study.materials import Materials, training_identity
 from lingraft.study.measures import measured_pairs
 
 _Key = tuple[object, ...]
@@ -19,16 +20,36 @@ def count_stages(study: Study, materials: Materials) -> int:
         if model is not None:
             wanted.add(("evaluate", name))
     for cell in materials.cells:
-        wanted |= _trained(cell) | _measured(study, materials, cell)
+        wanted |= _trained(cell, has_checkpoint=materials.checkpoint is not None) | _measured(
+            study, materials, cell
+        )
     return len(wanted)
 
 
-def _trained(cell: Cell) -> set[_Key]:
+def _trained(cell: Cell, *, has_checkpoint: bool) -> set[_Key]:
     depth = 1 if cell.is_mixed else len(cell.steps)
-    paths = [_key(cell.steps[: index + 1]) for index in range(depth)]
+    wanted: set[_Key] = set()
+    for index in range(depth):
+        steps = cell.steps[: index + 1]
+        wanted |= _phase(steps, cell.seed, old_rows_known=index > 0 and not has_checkpoint)
     if cell.is_mixed:
-        paths.append(_key(cell.steps) + "mixed")
-    return {(kind, path, cell.seed) for path in paths for kind in ("train", "evaluate")}
+        wanted |= {(kind, _key(cell.steps) + "mixed", cell.seed) for kind in ("train", "evaluate")}
+    return wanted
+
+
+def _phase(steps: Sequence[PathStep], seed: int, *, old_rows_known: bool) -> set[_Key]:
+    """Return the stages of a path's last phase; combinations of one training share it."""
+    before, last = _key(steps[:-1]), steps[-1]
+    overrides = [part.training for part in last.strategy.parts]
+    training = repr((last.phase, last.data, training_identity(last.strategy), overrides))
+    wanted: set[_Key] = {("train", before, training, seed), ("evaluate", _key(steps), seed)}
+    for part in build(last.strategy).parts:
+        if part.preparation is not None:
+            data = None if old_rows_known or "old_english" not in part.needs else last.data
+            wanted.add(("prepare", before, part.kind, repr(part.preparation), data, seed))
+        if part.combines:
+            wanted.add(("combine", _key(steps), seed))
+    return wanted
 
 
 def _measured(study: Study, materials: Materials, cell: Cell) -> set[_Key]:

@@ -68,7 +68,8 @@ def _steps_of(phase: Phase) -> Iterator[PathStep]:
     plain = StrategyChoice(parts=(StrategySpec(kind=PLAIN),))
     for name, data in phase.data.items():
         for choice in (*phase.strategies, *data.strategies) or (plain,):
-            yield PathStep(phase=phase.name, data=name, strategy=choice)
+            for one in choice.swept:
+                yield PathStep(phase=phase.name, data=name, strategy=one)
 
 
 def _data_label(study: Study, path: tuple[PathStep, ...]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lingraft.config.schema import DataSource, StrategyChoice, Study
+from lingraft.config.schema import PLAIN, DataSource, StrategyChoice, Study
 from lingraft.data.example import UNDETERMINED_LANGUAGE, Example
 from lingraft.data.example_table import columns_of, select
 from lingraft.data.sources import DataSplit, LoadedData, hold_out, load_data, split_data
@@ -24,6 +24,7 @@ from lingraft.evaluate.held_out import item_of
 from lingraft.models.loading import check_model, load_tokenizer, model_content_hash, model_folder
 from lingraft.records import fingerprint_of
 from lingraft.representation.prompts import Prompt, prompts_of, read_prompts
+from lingraft.strategies.base import Strategy
 from lingraft.strategies.composition import Composition, build
 from lingraft.study.events import Watcher
 from lingraft.study.grid import Cell, cells_of, trained_phases
@@ -278,19 +279,35 @@ def _missing(study: Study, cell: Cell, index: int, composition: Composition) -> 
         "previous": not has_phase_one,
         "previous_data": not known_phase_one,
         "english": phase.data[step.data].english is None,
+        "old_english": not known_phase_one and phase.data[step.data].english is None,
     }
     advice = {
         "base": "needs the base model and a phase before this one: give the study a `model`",
         "previous": "needs a phase before this one",
         "previous_data": "needs the data of a trained first phase, which this cell does not have",
+        "old_english": "needs Phase 1's data, or the set's English parallel in their place: give the data set "
+        "`english: SOURCE`",
         "english": "needs the set's English parallel: give the data set `english: SOURCE`, or `from: phase_one`",
     }
     return [f"{advice[need]}." for need in sorted(composition.needs) if lacks[need]]
 
 
-def choice_identity(choice: StrategyChoice) -> list[dict[str, Any]]:
-    """Return what decides a choice's effect besides training options: kinds and all options, defaults included."""
-    return [{"kind": part.kind, "options": part.model_dump(mode="json")} for part in build(choice).parts]
+def training_identity(choice: StrategyChoice) -> list[dict[str, Any]]:
+    """Return what decides a choice's training besides training options: kinds and all options, defaults included.
+
+    What only combines models afterwards is not among it, so that a sweep of it trains once, as plain does.
+    """
+    parts = [part for part in build(choice).parts if not part.combines and part.kind != PLAIN]
+    return [_part_identity(part) for part in parts] or [{"kind": PLAIN, "options": {}}]
+
+
+def combination_identity(choice: StrategyChoice) -> list[dict[str, Any]]:
+    """Return what decides how a choice's final model is combined of two; empty: it is the trained one."""
+    return [_part_identity(part) for part in build(choice).parts if part.combines]
+
+
+def _part_identity(part: Strategy) -> dict[str, Any]:
+    return {"kind": part.kind, "options": part.model_dump(mode="json")}
 
 
 def _read(name: str, source: DataSource, held_out: int, base_folder: Path, watcher: Watcher) -> DataSet:

@@ -22,6 +22,7 @@ from lingraft.evaluate.scores import differences
 from lingraft.records import fingerprint_of, write_json_atomically
 from lingraft.similarity.embedding_similarity import check_languages
 from lingraft.similarity.encoders import Encoder, load_encoder
+from lingraft.strategies.composition import build
 from lingraft.study.counting import count_stages
 from lingraft.study.events import Watcher
 from lingraft.study.forgetting import PhaseEnd, forgetting_of
@@ -119,6 +120,7 @@ class _Trained:
 
     step: PathStep
     stage: Stage
+    made: Stage  # holds the phase's final model: the training, or the combination that follows
     model: ModelReference
     evaluation: Stage
 
@@ -199,13 +201,14 @@ class _Runner:
     def _run_cell(self, cell: Cell) -> dict[str, Any]:
         phase_one, trained = self._train_cell(cell)
         last = trained[-1]
-        self._kept.add(last.stage.fingerprint)
+        self._kept.add(last.made.fingerprint)
         before, after = phase_one.evaluation.result["scores"], last.evaluation.result["scores"]
         similarities = self.measures.similarities(cell)
         distances = self.measures.distances(cell, phase_one.model, [one.model for one in trained])
         drift = self.measures.drift(cell, phase_one.model, last.model)
         pair = self._pair(cell, phase_one.model)
-        own = [last.stage, last.evaluation, distances[-1].from_phase_one, drift, pair]
+        combination = None if last.made is last.stage else last.made
+        own = [last.stage, combination, last.evaluation, distances[-1].from_phase_one, drift, pair]
         return {
             "des": similarities[-1].figures("des")["from_phase_one"],
             "des_corrected": _corrected(similarities[-1].from_phase_one),
@@ -228,7 +231,7 @@ class _Runner:
                 _phase_entry(one, des, mpd)
                 for one, des, mpd in zip(trained, similarities, distances, strict=True)
             ],
-            "checkpoint": None if self.study.keep == "none" else str(last.stage.folder / CHECKPOINT),
+            "checkpoint": None if self.study.keep == "none" else str(last.made.folder / CHECKPOINT),
             "seconds": sum(stage.seconds for stage in own if stage is not None),
         }
 
@@ -253,7 +256,7 @@ class _Runner:
             parent = one.model
             if phase_one is None:
                 phase_one = _PhaseOne(one.step, one.model, one.evaluation)
-                self._kept.add(one.stage.fingerprint)
+                self._kept.add(one.made.fingerprint)
                 self._remember(phase_one, cell.seed)
         assert phase_one is not None  # a cell has at least one step
         return phase_one, [self._train_mixed(cell)] if cell.is_mixed else trained
@@ -283,6 +286,7 @@ class _Runner:
         old, old_withheld = (
             ((), ()) if past is None else self.materials.withhold(past, past.split(cell.seed).train)
         )
+        old_identity = None if past is None else _identity(past, old_withheld)
         base = self.materials.base
         label = " > ".join(f"{s.phase}:{s.data}/{s.strategy.label}" for s in cell.steps[: index + 1])
         job = replace(
@@ -291,8 +295,9 @@ class _Runner:
             previous_data=old,
             english=english,
             replay_data={
-                "previous_data": None if past is None else _identity(past, old_withheld),
+                "previous_data": old_identity,
                 "english": english_identity,
+                "old_english": english_identity if old_identity is None else old_identity,
             },
         )
         return self._train_and_evaluate(step, job)
@@ -354,8 +359,12 @@ class _Runner:
 
     def _train_and_evaluate(self, step: PathStep, job: TrainingJob) -> _Trained:
         stage, model = self.stages.train(job)
+        made = stage
         self._train_stages[stage.fingerprint] = stage
-        return _Trained(step, stage, model, self._evaluate(job.label, model))
+        if build(job.choice).combines:
+            made, model = self.stages.combine(job, model)
+            self._train_stages[made.fingerprint] = made
+        return _Trained(step, stage, made, model, self._evaluate(job.label, model))
 
     def _evaluate(self, label: str, model: ModelReference) -> Stage:
         return self.stages.evaluate(

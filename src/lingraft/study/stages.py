@@ -1,4 +1,4 @@
-"""The stages of a study: train, evaluate, similarity, difference, drift.
+"""The stages of a study: prepare, train, combine, evaluate, similarity, difference, drift.
 
 Each names all that its result depends on (the inputs of its fingerprint) and does its work in the folder that
 the store gives it. Times go beside the compared part of the record.
@@ -10,7 +10,7 @@ import gc
 import os
 import platform
 import shutil
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +26,7 @@ from lingraft.evaluate.harness import evaluate_model, task_identities
 from lingraft.evaluate.held_out import bits_by_language, held_out_losses, item_of, write_losses
 from lingraft.evaluate.predictions import write_predictions
 from lingraft.evaluate.scores import score_summary
-from lingraft.models.checkpoints import save_checkpoint
+from lingraft.models.checkpoints import CheckpointReader, combine_checkpoints, save_checkpoint
 from lingraft.models.loading import load_model, load_tokenizer
 from lingraft.records import fingerprint_of
 from lingraft.representation.drift import drift_between
@@ -35,8 +35,9 @@ from lingraft.similarity.embedding_similarity import dataset_embedding_similarit
 from lingraft.strategies.base import Context, check_plan, freeze_plan
 from lingraft.strategies.composition import build
 from lingraft.study.events import StageProgress, Watcher
-from lingraft.study.materials import choice_identity
+from lingraft.study.materials import combination_identity, training_identity
 from lingraft.study.store import Stage, Store, Work
+from lingraft.train.memory import peak_bytes
 from lingraft.train.phase import Progress, train_phase
 from lingraft.train.processes import PhaseTask, Processes, train_on_processes
 from lingraft.weights.difference import parameter_difference
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from lingraft.representation.prompts import Prompt
     from lingraft.representation.states import EncodedPrompts, LayerStates
     from lingraft.similarity.encoders import Encoder
-    from lingraft.strategies.base import FreezePlanRow, Mix
+    from lingraft.strategies.base import FreezePlanRow, Mix, Strategy
     from lingraft.train.phase import PhaseOutcome
 
 CHECKPOINT = "checkpoint"
@@ -145,6 +146,9 @@ class Stages:
     def train(self, job: TrainingJob) -> tuple[Stage, ModelReference]:
         """Train one phase; return its stage and the model that it made."""
         composition = build(job.choice)
+        states = {
+            part.kind: self._state(job, part) for part in composition.parts if part.preparation is not None
+        }
         inputs = {
             "parent": job.parent.identity,
             "base": job.base.identity if job.base is not None and "base" in composition.needs else None,
@@ -152,7 +156,8 @@ class Stages:
             "replay_data": {
                 need: job.replay_data[need] for need in sorted(composition.needs & set(job.replay_data))
             },
-            "strategy": choice_identity(job.choice),
+            "strategy": training_identity(job.choice),
+            "states": {kind: state.identity for kind, state in states.items()},
             "training": job.training.model_dump(mode="json", exclude=_UNCOMPARED_TRAINING_FIELDS),
             "seed": job.seed,
             "libraries": libraries(_TRAINING_LIBRARIES),
@@ -163,10 +168,74 @@ class Stages:
                 "train",
                 job.label,
                 inputs,
-                lambda folder: self._train_and_clear(job, folder),
-                [job.parent, *([job.base] if job.base is not None and "base" in composition.needs else [])],
+                lambda folder: self._train_and_clear(job, states, folder),
+                [
+                    job.parent,
+                    *([job.base] if job.base is not None and "base" in composition.needs else []),
+                    *states.values(),
+                ],
                 with_artefacts,
             )
+
+        stage = make(with_artefacts=False)
+        return stage, ModelReference(
+            {"stage": stage.fingerprint}, lambda: make(with_artefacts=True).folder / CHECKPOINT
+        )
+
+    def _state(self, job: TrainingJob, part: Strategy) -> ModelReference:
+        """Return what a strategy prepares from the model that a phase starts from, made when it is asked for."""
+        inputs: dict[str, Any] = {
+            "parent": job.parent.identity,
+            "strategy": part.kind,
+            "options": part.preparation,
+            "data": {need: job.replay_data[need] for need in sorted(part.needs & set(job.replay_data))},
+            "seed": job.seed,
+            "libraries": libraries(_TRAINING_LIBRARIES),
+        }
+
+        def work(folder: Path) -> Work:
+            parent = job.parent.locate()
+            found = part.prepare(
+                load_model(parent, trust_remote_code=self._trust),
+                load_tokenizer(parent, trust_remote_code=self._trust),
+                Context(
+                    base=None,
+                    previous=parent,
+                    previous_data=job.previous_data,
+                    english=job.english,
+                    seed=job.seed,
+                    folder=folder,
+                    trust_remote_code=self._trust,
+                    on_progress=self._tell_count,
+                ),
+            )
+            return Work(dict(found), _machine() | {"peak_bytes": peak_bytes()})
+
+        def locate() -> Path:
+            label = f"{part.kind} for {job.label}"
+            return self._run("prepare", label, inputs, work, [job.parent], with_artefacts=True).folder
+
+        return ModelReference({"stage": fingerprint_of({"kind": "prepare", **inputs})}, locate)
+
+    def combine(self, job: TrainingJob, trained: ModelReference) -> tuple[Stage, ModelReference]:
+        """Make the phase's final model of the one that it started from and the one that it trained."""
+        inputs: dict[str, Any] = {
+            "before": job.parent.identity,
+            "after": trained.identity,
+            "strategy": combination_identity(job.choice),
+            "libraries": libraries(_MEASURE_LIBRARIES),
+        }
+
+        def work(folder: Path) -> Work:
+            composition = build(job.choice)
+            composition.check(CheckpointReader(trained.locate()).names)
+            combine_checkpoints(
+                job.parent.locate(), trained.locate(), composition.combine, folder / CHECKPOINT
+            )
+            return Work({}, _machine())
+
+        def make(*, with_artefacts: bool) -> Stage:
+            return self._run("combine", job.label, inputs, work, [job.parent, trained], with_artefacts)
 
         stage = make(with_artefacts=False)
         return stage, ModelReference(
@@ -340,13 +409,13 @@ class Stages:
             )
         return stage
 
-    def _train_and_clear(self, job: TrainingJob, folder: Path) -> Work:
+    def _train_and_clear(self, job: TrainingJob, states: Mapping[str, ModelReference], folder: Path) -> Work:
         try:
-            return self._train(job, folder)
+            return self._train(job, states, folder)
         finally:  # the size of the data: not to be left behind by a training that fails either
             shutil.rmtree(folder / ENCODED, ignore_errors=True)
 
-    def _train(self, job: TrainingJob, folder: Path) -> Work:
+    def _train(self, job: TrainingJob, states: Mapping[str, ModelReference], folder: Path) -> Work:
         shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
         parent = job.parent.locate()
         composition = build(job.choice)
@@ -357,6 +426,8 @@ class Stages:
             english=job.english,
             seed=job.seed,
             folder=folder,
+            states={kind: state.locate() for kind, state in states.items()},
+            trust_remote_code=self._trust,
         )
         mix = composition.mix(job.examples, context)
         tokenizer = load_tokenizer(parent, trust_remote_code=self._trust)
@@ -369,12 +440,15 @@ class Stages:
         )
         for note in _notes_on_data(job, mix, encoded):
             self._watcher.noted(note)
-        model = composition.wrap(load_model(parent, trust_remote_code=self._trust), context)
+        unwrapped = load_model(parent, trust_remote_code=self._trust)
+        composition.check([name for name, _ in unwrapped.named_parameters()])
+        model = composition.wrap(unwrapped, context)
         trainable = composition.trainable(model, context)
         check_plan(model, trainable)
         plan = freeze_plan(model, trainable)
         if any(row.frozen_parameters for row in plan):
             self._watcher.freeze_plan(job.label, plan)
+        rules = composition.rules(model, context)
         if self._processes.count == 1:
             outcome = train_phase(
                 model,
@@ -385,10 +459,11 @@ class Stages:
                 folder=folder,
                 seed=job.seed,
                 on_progress=self._tell_progress,
+                rules=rules,
             )
             save_checkpoint(composition.finish(model), tokenizer, folder / CHECKPOINT)
         else:
-            del model  # each process loads its own
+            del model, unwrapped, rules  # each process makes its own
             outcome = self._train_on_processes(job, context, trainable, folder)
         times = {**_machine(), **_training_times(outcome), "processes": self._processes.count}
         return Work(_training_record(job, mix, encoded, plan, outcome), times)
@@ -406,6 +481,7 @@ class Stages:
             choice=job.choice,
             trainable=tuple(sorted(trainable)),
             training=job.training,
+            states={kind: state.absolute() for kind, state in context.states.items()},
             encoded=(folder / ENCODED).absolute(),
             folder=folder.absolute(),
             checkpoint=(folder / CHECKPOINT).absolute(),

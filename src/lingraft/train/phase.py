@@ -6,7 +6,7 @@ import hashlib
 import math
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
@@ -23,6 +23,7 @@ from lingraft.data.batching import Lengths
 from lingraft.data.encoded import EncodedTable
 from lingraft.errors import ConfigError, DataError, ModelError, StrategyError, VerificationError, did_you_mean
 from lingraft.records import fingerprint_of, read_json, write_json_atomically
+from lingraft.strategies.base import TrainingRules
 from lingraft.train.attention import grouped_attention
 from lingraft.train.memory import forget_peak, peak_bytes
 from lingraft.train.sharding import whole
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 _IDENTITY = "phase.json"
 _STATE = "trainer_state.json"  # the Trainer writes it last
 _SAMPLED = 1024
+NO_RULES = TrainingRules()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,7 @@ def train_phase(
     seed: int,
     on_progress: Callable[[Progress], None] | None = None,
     sharded: bool = False,
+    rules: TrainingRules = NO_RULES,
 ) -> PhaseOutcome:
     """Train `model` in place on `encoded`, and leave it in eval mode with float32 weights.
 
@@ -125,12 +128,14 @@ def train_phase(
         on_progress: Called after every optimiser step, in the first process; what it raises ends the phase.
         sharded: Divide parameters, gradients and optimiser states between the processes (FSDP2). The model is left
             in pieces: `sharding.whole_weights` puts them together.
+        rules: What strategies ask besides: cells frozen inside of trained parameters (verified as frozen parameters
+            are), learning rates, pulls towards the start, penalties on outputs.
 
     Returns:
         Counts, losses and times.
 
     Raises:
-        ConfigError: sharded training in pure bf16.
+        ConfigError: sharded training in pure bf16, or with rules that need whole tensors.
         StrategyError: `trainable` is empty or holds an unknown name.
         DataError: no examples, or an optimiser step without a supervised token.
         ModelError: the loss is no longer a number.
@@ -143,6 +148,11 @@ def train_phase(
             "training.precision bf16_pure does not go with sharded training: its optimiser rounds whole tensors. "
             "Use bf16, whose float32 weights are divided between the processes."
         )
+    if sharded and (rules.frozen_cells or rules.anchors):
+        raise ConfigError(
+            "sharded training divides weights between processes, but this strategy freezes single cells or pulls "
+            "weights, which needs whole tensors here. Train it on processes without --sharded."
+        )
     names = _check_trainable(model, trainable)
     lengths = _lengths(encoded)
     plan = BatchPlan(lengths, training, seed)
@@ -151,11 +161,13 @@ def train_phase(
     state = arguments.distributed_state
     if state.is_main_process:
         division = [state.num_processes, sharded]  # the two kinds of checkpoint differ
-        _clear_for(_identity(model, encoded, training, names, seed, division), workplace)
+        _clear_for(
+            _identity(model, encoded, training, names, seed, [division, _content_of_rules(rules)]), workplace
+        )
     state.wait_for_everyone()
     resumed = _newest_checkpoint(workplace)
-    with _prepared(model, names, training):
-        before = _frozen_hashes(model)
+    with _prepared(model, names, training, rules.frozen_cells):
+        before = _frozen_hashes(model, rules.frozen_cells)
         trainer = PhaseTrainer(
             model,
             arguments,
@@ -164,12 +176,13 @@ def train_phase(
             plan,
             pad_token_id=_pad_token_id(tokenizer),
             bf16_weights=training.precision == "bf16_pure",
+            rules=rules,
         )
         forget_peak()
         clock = _Clock(plan.tokens_per_step(), on_progress if state.is_main_process else None)
         trainer.add_callback(clock)
         _train(trainer, resumed)
-        _verify_frozen(before, _frozen_hashes(model))
+        _verify_frozen(before, _frozen_hashes(model, rules.frozen_cells))
         trainable_parameters, frozen_parameters = _count_parameters(model)
     state.wait_for_everyone()
     if state.is_main_process:
@@ -215,11 +228,11 @@ def _identity(
     training: Training,
     names: Sequence[str],
     seed: int,
-    division: list[int | bool],
+    others: Sequence[object],
 ) -> dict[str, str]:
     """What a checkpoint must agree on to be continued."""
     options = training.model_dump(mode="json", exclude={"save_every", "report_to"})
-    parts = [_weights_identity(model), options, list(names), seed, _content_of(encoded), division]
+    parts = [_weights_identity(model), options, list(names), seed, _content_of(encoded), *others]
     return {"fingerprint": fingerprint_of(parts)}
 
 
@@ -249,10 +262,30 @@ def _weights_identity(model: nn.Module) -> str:
     """Hash up to _SAMPLED numbers of each parameter, evenly spaced: fine-tuning leaves hardly one as it was."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
-        flat = parameter.detach().view(-1)
-        sample = flat[:: max(1, -(-flat.numel() // _SAMPLED))]
-        digest.update(name.encode() + sample.float().cpu().numpy().tobytes())
+        digest.update(f"{name} {_sampled(parameter)} ".encode())
     return digest.hexdigest()
+
+
+def _sampled(tensor: Tensor) -> str:
+    flat = tensor.detach().reshape(-1)
+    sample = flat[:: max(1, -(-flat.numel() // _SAMPLED))]
+    return hashlib.sha256(sample.float().cpu().numpy().tobytes()).hexdigest()
+
+
+def _content_of_rules(rules: TrainingRules) -> list[object]:
+    """Return what of the rules a checkpoint must agree on; penalties on outputs are known by the stage alone."""
+    return [
+        {name: _sampled(cells) for name, cells in rules.frozen_cells.items()},
+        dict(rules.learning_rates),
+        [
+            {
+                "strength": anchor.strength,
+                "importance": {name: _sampled(own) for name, own in (anchor.importance or {}).items()},
+                "names": sorted(anchor.names or ()),
+            }
+            for anchor in rules.anchors
+        ],
+    ]
 
 
 def _clear_for(identity: dict[str, str], workplace: Path) -> None:
@@ -291,7 +324,9 @@ def _clear(workplace: Path) -> None:
 
 
 @contextmanager
-def _prepared(model: Any, names: Sequence[str], training: Training) -> Iterator[None]:
+def _prepared(
+    model: Any, names: Sequence[str], training: Training, frozen_cells: Mapping[str, Tensor]
+) -> Iterator[None]:
     """Set what trains, the weights' type and gradient checkpointing; undo all but the training at the end."""
     chosen = set(names)
     for name, parameter in model.named_parameters():
@@ -302,7 +337,7 @@ def _prepared(model: Any, names: Sequence[str], training: Training) -> Iterator[
         # Only the re-entrant kind needs gradients at the embeddings; they would cost the frozen layers' backward.
         model.disable_input_require_grads()
     try:
-        weights = _bf16_weights(model) if training.precision == "bf16_pure" else nullcontext()
+        weights = _bf16_weights(model, frozen_cells) if training.precision == "bf16_pure" else nullcontext()
         with weights, grouped_attention(model):
             yield
     finally:
@@ -314,19 +349,22 @@ def _prepared(model: Any, names: Sequence[str], training: Training) -> Iterator[
 
 
 @contextmanager
-def _bf16_weights(model: nn.Module) -> Iterator[None]:
-    """Hold the parameters in bfloat16 inside; outside, frozen ones are the very float32 tensors they were."""
+def _bf16_weights(model: nn.Module, frozen_cells: Mapping[str, Tensor]) -> Iterator[None]:
+    """Hold the parameters in bfloat16 inside; outside, what is frozen has the very float32 bits that it had."""
     originals: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
+        if not parameter.requires_grad or name in frozen_cells:
             originals[name] = parameter.data
         parameter.data = parameter.data.to(torch.bfloat16)
     try:
         yield
     finally:
         for name, parameter in model.named_parameters():
-            kept = originals.get(name)
-            parameter.data = parameter.data.float() if kept is None else kept.to(parameter.device)
+            kept = originals.pop(name, None)
+            kept = None if kept is None else kept.to(parameter.device)
+            if kept is not None and parameter.requires_grad:
+                kept = torch.where(frozen_cells[name].to(parameter.device), kept, parameter.data.float())
+            parameter.data = parameter.data.float() if kept is None else kept
 
 
 def _train(trainer: PhaseTrainer, resumed: Path | None) -> None:
@@ -384,13 +422,17 @@ class _Clock(TrainerCallback):
             self._on_progress(Progress(step, state.max_steps, loss, self.tokens_per_second, left))
 
 
-def _frozen_hashes(model: nn.Module) -> dict[str, str]:
-    """Return the SHA-256 of the bytes of every parameter that is not trained."""
+def _frozen_hashes(model: nn.Module, frozen_cells: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return the SHA-256 of the bytes of every parameter that is not trained, and of the frozen cells of others."""
     hashes = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
-            flat = whole(parameter).cpu().contiguous().view(-1).view(torch.uint8)
-            hashes[name] = hashlib.sha256(flat.numpy().data).hexdigest()
+            kept = whole(parameter).cpu().contiguous()
+        elif name in frozen_cells:
+            kept = parameter.detach().cpu()[frozen_cells[name].expand(parameter.shape)]
+        else:
+            continue
+        hashes[name] = hashlib.sha256(kept.view(-1).view(torch.uint8).numpy().data).hexdigest()
     return hashes
 
 

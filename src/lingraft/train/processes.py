@@ -38,7 +38,9 @@ class PhaseTask(BaseModel):
     base: Path | None
     """Checkpoint folder of the base, if a strategy needs it."""
     choice: StrategyChoice
-    """The strategies; only their `wrap` is called by a worker."""
+    """The strategies; a worker calls their `wrap` and asks for their rules."""
+    states: dict[str, Path]
+    """Folders that strategies prepared, by kind."""
     trainable: tuple[str, ...]
     """Names of the parameters that train, of the wrapped model."""
     training: Training

@@ -25,7 +25,9 @@ from transformers import Trainer, TrainingArguments
 from lingraft.config.schema import Training
 from lingraft.data.batching import Lengths, padded_tokens, token_budget_batches
 from lingraft.errors import DataError
-from lingraft.train.loss import collate, count_supervised, supervised_loss
+from lingraft.models.loss import collate, count_supervised, supervised_loss
+from lingraft.strategies.base import TrainingRules
+from lingraft.train.restraints import Restraints, split_by_rate
 from lingraft.train.sharding import set_weights, whole_weights
 from lingraft.train.stochastic_rounding import StochasticRoundingAdamW
 
@@ -128,6 +130,7 @@ class PhaseTrainer(Trainer):
         plan: Rows of each micro-batch.
         pad_token_id: Fills rows; never seen by the loss.
         bf16_weights: The weights are bfloat16 and AdamW rounds stochastically.
+        rules: What strategies ask of training.
     """
 
     def __init__(
@@ -140,6 +143,7 @@ class PhaseTrainer(Trainer):
         *,
         pad_token_id: int,
         bf16_weights: bool,
+        rules: TrainingRules,
     ) -> None:
         options = {
             "lr": arguments.learning_rate,
@@ -148,6 +152,9 @@ class PhaseTrainer(Trainer):
             "seed": arguments.seed,
         }
         self._rows = ExampleRows(examples, lengths)
+        self._rules = rules
+        self._restraints = Restraints(model, rules, restore=arguments.weight_decay > 0)
+        self._batches_left = 0
         super().__init__(
             model=model,
             args=arguments,
@@ -187,6 +194,7 @@ class PhaseTrainer(Trainer):
             DataError: there is none; such a step has trained on nothing with a normal loss curve elsewhere.
         """
         batches = list(islice(epoch_iterator, num_batches))
+        self._batches_left = len(batches)
         count = torch.tensor(sum(count_supervised(batch) for batch in batches), device=device)
         count = self.accelerator.gather(count).sum()
         if int(count) == 0:
@@ -205,10 +213,27 @@ class PhaseTrainer(Trainer):
     ) -> Any:
         """Return the micro-batch's share of the step's mean loss, in nats per supervised token."""
         if return_outputs or num_items_in_batch is None:
-            raise NotImplementedError("PhaseTrainer trains only; evaluate with lingraft.train.loss")
-        total, _ = supervised_loss(model, inputs, with_auxiliary=True)
+            raise NotImplementedError("PhaseTrainer trains only; evaluate with lingraft.models.loss")
+        total, _ = supervised_loss(model, inputs, with_auxiliary=True, penalties=self._rules.output_penalties)
         # Processes' gradients are averaged, but each divides by the tokens of all.
         return total * self.accelerator.num_processes / num_items_in_batch
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Add a micro-batch's gradients; with the step's last one, what depends on the weights alone."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._batches_left -= 1
+        if self._batches_left == 0:  # all processes' gradients are summed up, and none is clipped yet
+            self._restraints.change_gradients()
+        return loss
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Create AdamW, with a group of its own for each factor of the learning rate."""
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        split_by_rate(optimizer, self.model, self._rules.learning_rates)
+        optimizer.register_step_post_hook(lambda *_: self._restraints.restore_cells())
+        return optimizer
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the trained parameters only: what is frozen the caller has, and need not be a saveable model."""

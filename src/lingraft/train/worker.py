@@ -31,7 +31,14 @@ def train(task: PhaseTask) -> None:
     """Train the task's phase as one of torchrun's processes."""
     composition = build(task.choice)
     context = Context(
-        base=task.base, previous=task.parent, previous_data=(), english=(), seed=task.seed, folder=task.folder
+        base=task.base,
+        previous=task.parent,
+        previous_data=(),
+        english=(),
+        seed=task.seed,
+        folder=task.folder,
+        states=task.states,
+        trust_remote_code=task.trust_remote_code,
     )
     tokenizer = load_tokenizer(task.parent, trust_remote_code=task.trust_remote_code)
     model = composition.wrap(load_model(task.parent, trust_remote_code=task.trust_remote_code), context)
@@ -45,6 +52,7 @@ def train(task: PhaseTask) -> None:
         seed=task.seed,
         on_progress=_print,
         sharded=task.sharded,
+        rules=composition.rules(model, context),
     )
     weights = whole_weights(model, task.trainable) if task.sharded else None
     if int(os.environ["RANK"]) != 0:

@@ -13,7 +13,7 @@ from transformers import LlamaModel
 
 from lingraft.data.chat import EncodedExample
 from lingraft.errors import ModelError
-from lingraft.train.loss import (
+from lingraft.models.loss import (
     SupervisedHead,
     collate,
     count_supervised,

@@ -7,7 +7,7 @@ float32 copy is made but of a few rows at a time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 Batch = Mapping[str, Tensor]
 
+# Added to the loss of a batch: logits [S, V] at the supervised positions, the batch row of each [S], and the batch -> a
+# sum over supervised tokens in nats, which is divided as the loss is.
+OutputPenalty = Callable[[Tensor, Tensor, Batch], Tensor]
+
 _ROWS_AT_A_TIME = 64  # of logits in float32: 13 MB at a vocabulary of 50,000
 
 
@@ -33,7 +37,7 @@ def collate(examples: Sequence[EncodedExample], pad_token_id: int = 0) -> dict[s
 
     Returns:
         `input_ids` [B, L] int64; `attention_mask` [B, L] bool, true on real tokens; `supervised` [B, L]
-        bool, true where the token itself is to be learned.
+        bool, true where the token itself is to be learned; `replayed` [B] bool, true where a strategy mixed the row in.
     """
     longest = max(len(example.input_ids) for example in examples)
     input_ids = torch.full((len(examples), longest), pad_token_id, dtype=torch.long)
@@ -44,7 +48,13 @@ def collate(examples: Sequence[EncodedExample], pad_token_id: int = 0) -> dict[s
         input_ids[row, :length] = torch.tensor(example.input_ids)
         attention_mask[row, :length] = True
         supervised[row, :length] = torch.tensor(example.supervised)
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "supervised": supervised}
+    replayed = torch.tensor([example.replayed for example in examples])
+    return {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "supervised": supervised,
+        "replayed": replayed,
+    }
 
 
 def count_supervised(batch: Batch) -> int:
@@ -139,11 +149,13 @@ class TokenLosses:
     Attributes:
         values: [S] float32, cross entropy in nats.
         rows: [S] int64, the batch row that each belongs to.
+        logits: [S, vocabulary], of the positions that predict them.
         auxiliary: A mixture of experts' load-balancing loss, already times its coefficient; None: none.
     """
 
     values: Tensor
     rows: Tensor
+    logits: Tensor
     auxiliary: Tensor | None
 
 
@@ -163,10 +175,17 @@ def token_losses(model: nn.Module, batch: Batch) -> TokenLosses:
         outputs = model(input_ids=input_ids, use_cache=False, **mask)
     targets = input_ids[:, 1:][supervised[:, 1:]]
     values = cross_entropy(outputs.logits, targets)
-    return TokenLosses(values, keep.nonzero()[:, 0], _auxiliary_loss(unwrapped, outputs) if routed else None)
+    auxiliary = _auxiliary_loss(unwrapped, outputs) if routed else None
+    return TokenLosses(values, keep.nonzero()[:, 0], outputs.logits, auxiliary)
 
 
-def supervised_loss(model: nn.Module, batch: Batch, *, with_auxiliary: bool = False) -> tuple[Tensor, int]:
+def supervised_loss(
+    model: nn.Module,
+    batch: Batch,
+    *,
+    with_auxiliary: bool = False,
+    penalties: Sequence[OutputPenalty] = (),
+) -> tuple[Tensor, int]:
     """Return the summed cross entropy of a batch's supervised tokens and their number.
 
     Divide by the number of *all* tokens that the mean is taken over (of an optimiser step, of a data set):
@@ -177,6 +196,7 @@ def supervised_loss(model: nn.Module, batch: Batch, *, with_auxiliary: bool = Fa
         batch: From `collate`.
         with_auxiliary: Add a mixture of experts' load-balancing loss, times the batch's supervised tokens:
             after the division it is the mean over micro-batches, weighted as the loss is. For training.
+        penalties: Added to the sum.
 
     Returns:
         The sum in nats, a float32 scalar, and the number of supervised tokens.
@@ -185,6 +205,8 @@ def supervised_loss(model: nn.Module, batch: Batch, *, with_auxiliary: bool = Fa
     total = losses.values.sum()
     if with_auxiliary and losses.auxiliary is not None:
         total = total + losses.auxiliary.float() * losses.values.numel()
+    for penalty in penalties:
+        total = total + penalty(losses.logits, losses.rows, batch)
     return total, losses.values.numel()
 
 

@@ -1,0 +1,82 @@
+"""Self-distillation: on replayed rows, keep the next-token distribution of the model before the phase."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from lingraft.strategies.base import Context
+from lingraft.strategies.english_replay import EnglishReplay
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lingraft.models.loss import OutputPenalty
+
+_ROWS_AT_A_TIME = 64  # of logits in float32
+
+
+class Distill(EnglishReplay):
+    """Replay English rows, and keep on them the distribution of the model that the phase starts from.
+
+    Mixes rows in as english_replay does, and adds to the loss weight * T^2 * KL(p_start || p) over the supervised
+    tokens of all replayed rows, both softened by the temperature T. With `share: 0` it mixes in nothing and acts on
+    what another strategy of the composition replays.
+
+    Cost: the replayed rows' training and a forward pass of the start model over them; that model in bfloat16 in memory.
+
+    Source: Hinton et al. 2015, arXiv 1503.02531; Li and Hoiem 2016, arXiv 1606.09282 (learning without forgetting).
+    Relatives: english_replay, which it is at weight 0; generative_replay.
+    """
+
+    kind: ClassVar[str] = "distill"
+
+    weight: float = Field(1.0, ge=0)
+    """Factor of the divergence; 0: none."""
+    temperature: float = Field(1.0, gt=0)
+    """Softens both distributions; above 1 unlikely tokens count more."""
+
+    def output_penalty(self, context: Context) -> OutputPenalty | None:
+        """Return the divergence; None where its weight is 0."""
+        if self.weight == 0:
+            return None
+        return _Divergence(context, self.weight, self.temperature)
+
+
+class _Divergence:
+    def __init__(self, context: Context, weight: float, temperature: float) -> None:
+        self._start = context.previous
+        self._trust_remote_code = context.trust_remote_code
+        self._weight = weight
+        self._temperature = temperature
+        self._teacher: Any = None
+
+    def __call__(self, logits: Tensor, rows: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        import torch
+
+        from lingraft.models.loading import load_model
+        from lingraft.models.loss import token_losses
+
+        replayed = batch["replayed"]
+        if not bool(replayed.any()):
+            return logits.new_zeros((), dtype=torch.float32)
+        if self._teacher is None:
+            self._teacher = load_model(
+                self._start, dtype=torch.bfloat16, trust_remote_code=self._trust_remote_code
+            )
+            self._teacher.to(logits.device)
+        with torch.no_grad():
+            teacher = token_losses(self._teacher, {key: own[replayed] for key, own in batch.items()}).logits
+        student = logits[replayed[rows]]
+        parts = zip(torch.split(teacher, _ROWS_AT_A_TIME), torch.split(student, _ROWS_AT_A_TIME), strict=True)
+        return torch.stack([self._divergence(*part) for part in parts]).sum() * self._weight
+
+    def _divergence(self, teacher: Tensor, student: Tensor) -> Tensor:
+        """Return the summed KL divergence in nats of [s, V] logits, times the squared temperature."""
+        from torch.nn import functional
+
+        log_p = functional.log_softmax(teacher.float() / self._temperature, dim=1)
+        log_q = functional.log_softmax(student.float() / self._temperature, dim=1)
+        return functional.kl_div(log_q, log_p, reduction="sum", log_target=True) * self._temperature**2

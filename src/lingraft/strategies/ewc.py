@@ -1,0 +1,109 @@
+"""EWC: pull each weight towards the start as strongly as Phase 1 needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from lingraft.errors import StrategyError
+from lingraft.strategies.base import ANCHORS_WITH_LORA, Anchor, Context, Need, Strategy
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from lingraft.data.chat import EncodedExample
+
+_FISHER = "fisher.safetensors"
+
+
+class Ewc(Strategy):
+    """Pull each weight towards the start, as strongly as Phase 1's data need it (elastic weight consolidation).
+
+    Adds strength / 2 * sum_i F_i (w_i - start_i)^2 to the loss, once per optimiser step. F is the diagonal of the
+    empirical Fisher information of the data that must not be forgotten, at the weights that the phase starts from:
+    the mean over examples of the squared gradient of an answer's log likelihood. It is divided by its mean over all
+    weights, so that a strength means the same as l2_anchor's, which it is where F is the same everywhere.
+
+    Cost: one forward and backward pass for every calibration example by itself; in training a copy of the weights, F in
+    bfloat16, and a pass over them every step. F lies on disk at half the size of the weights in float32.
+
+    Source: Kirkpatrick et al. 2017, arXiv 1612.00796. Relatives: l2_anchor, ssu.
+    """
+
+    kind: ClassVar[str] = "ewc"
+    conflicts: ClassVar[dict[str, str]] = ANCHORS_WITH_LORA
+
+    strength: float = Field(0.01, ge=0)
+    """Factor of the penalty; 0: none."""
+    tokens: int = Field(16384, ge=1)
+    """Calibration tokens, of Phase 1's rows or, where these are unknown, of the set's `english`."""
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What stands for the data that must not be forgotten."""
+        return frozenset(("old_english",))
+
+    @property
+    def preparation(self) -> Mapping[str, object] | None:
+        """The calibration's size; strengths share one Fisher."""
+        return {"tokens": self.tokens} if self.strength > 0 else None
+
+    def prepare(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context: Context
+    ) -> Mapping[str, object]:
+        """Write the diagonal Fisher information, divided by its mean."""
+        from safetensors.torch import save_file
+
+        from lingraft.strategies.calibration import calibration_rows
+
+        rows = calibration_rows(self.kind, tokenizer, context, self.tokens)
+        fisher = diagonal_fisher(model, rows, context)
+        mean = sum(float(one.double().sum()) for one in fisher.values()) / sum(
+            one.numel() for one in fisher.values()
+        )
+        if not mean > 0:
+            raise StrategyError("'ewc': no calibration example has a gradient, so no weight is important.")
+        save_file({name: (one / mean).bfloat16() for name, one in fisher.items()}, context.folder / _FISHER)
+        return {"tokens": sum(len(row.input_ids) for row in rows), "rows": len(rows), "mean": mean}
+
+    def anchor(self, model: PreTrainedModel, context: Context) -> Anchor | None:  # noqa: ARG002
+        """Return the weighted pull; None where its strength is 0."""
+        if self.strength == 0:
+            return None
+        from safetensors.torch import load_file
+
+        return Anchor(self.strength, load_file(context.states[self.kind] / _FISHER))
+
+
+def diagonal_fisher(model: Any, rows: list[EncodedExample], context: Context) -> dict[str, Tensor]:
+    """Return the mean over examples of the squared gradients of their answers' summed log likelihood, by parameter."""
+    import torch
+
+    from lingraft.models.loss import collate, supervised_loss
+    from lingraft.strategies.calibration import bf16_arithmetic
+
+    parameters = dict(model.named_parameters())
+    fisher = {name: torch.zeros_like(own, dtype=torch.float32) for name, own in parameters.items()}
+    handles = []
+    for name, own in parameters.items():
+        own.requires_grad_(True)
+
+        def square(parameter: Any, name: str = name) -> None:
+            fisher[name].addcmul_(parameter.grad, parameter.grad)
+            parameter.grad = None  # one example's gradients are never in memory all at once
+
+        handles.append(own.register_post_accumulate_grad_hook(square))
+    try:
+        for done, row in enumerate(rows, start=1):
+            with bf16_arithmetic(model):
+                loss, _ = supervised_loss(model, collate([row]))
+            loss.backward()  # type: ignore[no-untyped-call]
+            if context.on_progress is not None:
+                context.on_progress(done, len(rows))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: own.div_(len(rows)).cpu() for name, own in fisher.items()}

@@ -1,0 +1,185 @@
+"""SSU: shield the input columns of each weight matrix that English uses most."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from lingraft.data.batching import token_budget_batches
+from lingraft.errors import StrategyError
+from lingraft.models.layers import layer_of
+from lingraft.records import read_json, write_text_atomically
+from lingraft.strategies.base import FREEZES_WITH_LORA, Context, Need, Strategy, is_embedding
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_SCORES = "scores.safetensors"
+_RECORD = "calibration.json"
+_TOKENS_PER_BATCH = 2048
+
+
+class Ssu(Strategy):
+    """Freeze the input columns that English uses most, in every weight matrix (source-shielded updates).
+
+    On calibration rows of the data that must not be forgotten, column j of a linear layer's weight W scores
+    s_j = ||W[:, j]||_2 * mean over tokens of x_j^2, x its input; the round(share * columns) with the highest score are
+    frozen. Of vectors (norms, biases) the same share of the largest absolute values is frozen. Embeddings and head
+    train, except the rows of special tokens.
+
+    The scores are taken once of the model that the phase starts from and kept beside it; frozen cells have no gradient
+    and no weight decay, and are verified bit for bit after training.
+
+    Cost: one forward pass over the calibration tokens; every step one pass over the gradients; with weight decay a copy
+    of the weights.
+
+    Defaults: half, as in the paper, which calibrates on about a million tokens. Source: arXiv 2512.04844. Relatives:
+    freeze_modules, half.
+    """
+
+    kind: ClassVar[str] = "ssu"
+    conflicts: ClassVar[dict[str, str]] = FREEZES_WITH_LORA
+
+    share: float = Field(0.5, ge=0, le=1)
+    """Share of every matrix's columns that is frozen."""
+    tokens: int = Field(32768, ge=1)
+    """Calibration tokens, of Phase 1's rows or, where these are unknown, of the set's `english`."""
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What stands for the data that must not be forgotten."""
+        return frozenset(("old_english",))
+
+    @property
+    def preparation(self) -> Mapping[str, object] | None:
+        """The calibration's size; shares of one scan share it."""
+        return {"tokens": self.tokens} if self.share > 0 else None
+
+    def prepare(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context: Context
+    ) -> Mapping[str, object]:
+        """Write every linear layer's column scores.
+
+        Raises:
+            StrategyError: A matrix of a decoder layer is no linear layer's weight, such as an expert's.
+        """
+        from safetensors.torch import save_file
+
+        from lingraft.strategies.calibration import calibration_rows
+
+        rows = calibration_rows(self.kind, tokenizer, context, self.tokens)
+        scores = _column_scores(model, [row.input_ids for row in rows], context)
+        save_file(scores, context.folder / _SCORES)
+        record = {
+            "tokens": sum(len(row.input_ids) for row in rows),
+            "rows": len(rows),
+            "special_tokens": sorted({int(token) for token in tokenizer.all_special_ids}),
+        }
+        write_text_atomically(context.folder / _RECORD, json.dumps(record))
+        return record
+
+    def frozen_cells(self, model: PreTrainedModel, context: Context) -> Mapping[str, Tensor]:
+        """Return the frozen columns [1, in], rows of special tokens [V, 1] and cells of vectors [n]."""
+        if self.share == 0:
+            return {}
+        from safetensors.torch import load_file
+
+        folder = context.states[self.kind]
+        scores = load_file(folder / _SCORES)
+        special = read_json(folder / _RECORD)["special_tokens"]
+        head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        cells: dict[str, Tensor] = {}
+        for name, parameter in model.named_parameters():
+            if name in scores:
+                cells[name] = _highest(scores[name], self.share)[None, :]
+            elif parameter.dim() == 1:
+                cells[name] = _highest(parameter.detach().abs().cpu(), self.share)
+            elif is_embedding(name) or parameter is head.weight:
+                cells[name] = _rows_of(parameter, special)
+        return cells
+
+
+def _highest(scores: Tensor, share: float) -> Tensor:
+    """Return where the round(share * n) highest of n scores are; of equal ones the first."""
+    import torch
+
+    chosen = torch.argsort(scores, descending=True, stable=True)[: round(share * len(scores))]
+    found = torch.zeros(len(scores), dtype=torch.bool)
+    found[chosen] = True
+    return found
+
+
+def _rows_of(parameter: Tensor, tokens: list[int]) -> Tensor:
+    import torch
+
+    found = torch.zeros((parameter.shape[0], 1), dtype=torch.bool)
+    found[[token for token in tokens if token < parameter.shape[0]]] = True
+    return found
+
+
+def _column_scores(model: Any, rows: list[tuple[int, ...]], context: Context) -> dict[str, Tensor]:
+    """Run the decoder over the rows and return ||W[:, j]||_2 * mean x_j^2 of every linear layer's columns."""
+    import torch
+
+    from lingraft.strategies.calibration import bf16_arithmetic
+
+    linear = _linear_layers(model)
+    squares = {
+        name: torch.zeros(module.weight.shape[1], dtype=torch.float64) for name, module in linear.items()
+    }
+    real = torch.zeros(0)  # of the batch that runs: which positions hold a token
+
+    def watch(name: str) -> Any:
+        def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            given = inputs[0]
+            seen = given[real.to(given.device)] if given.dim() == 3 else given
+            squares[name] += seen.float().square().sum(dim=0).double().cpu()
+
+        return hook
+
+    batches = token_budget_batches([len(row) for row in rows], _TOKENS_PER_BATCH, seed=0, epoch=0)
+    done = 0
+    with ExitStack() as hooks, torch.inference_mode(), bf16_arithmetic(model):
+        for name, module in linear.items():
+            hooks.callback(module.register_forward_pre_hook(watch(name)).remove)
+        for batch in batches:
+            longest = max(len(rows[row]) for row in batch)
+            ids = torch.zeros((len(batch), longest), dtype=torch.long)
+            real = torch.zeros((len(batch), longest), dtype=torch.bool)
+            for place, row in enumerate(batch):
+                ids[place, : len(rows[row])] = torch.tensor(rows[row])
+                real[place, : len(rows[row])] = True
+            model.base_model(
+                input_ids=ids.to(model.device), use_cache=False
+            )  # no head: nobody asks for logits
+            done += int(real.sum())
+            if context.on_progress is not None:
+                context.on_progress(done, sum(map(len, rows)))
+    total = sum(map(len, rows))
+    return {
+        name: (module.weight.detach().float().norm(dim=0).cpu().double() * squares[name] / total).float()
+        for name, module in linear.items()
+    }
+
+
+def _linear_layers(model: Any) -> dict[str, Any]:
+    """Return the decoder layers' linear modules by their weight's name."""
+    from torch import nn
+
+    found = {
+        f"{name}.weight": module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and layer_of(f"{name}.weight") is not None
+    }
+    for name, parameter in model.named_parameters():
+        if layer_of(name) is not None and parameter.dim() > 1 and name not in found:
+            raise StrategyError(
+                f"'ssu': {name} is no linear layer's weight (a mixture's expert or router, or another architecture), so its "
+                "columns cannot be scored. Take another strategy, such as half."
+            )
+    return found

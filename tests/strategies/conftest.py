@@ -1,0 +1,148 @@
+"""Tiny models of several architectures on disk, and the way that a study trains a phase with strategies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from lingraft.config.schema import StrategyChoice, Training
+from lingraft.data.example import Example, Message
+from lingraft.models.checkpoints import CheckpointReader, save_checkpoint
+from lingraft.strategies.composition import Composition, build
+from lingraft.study.events import Watcher
+from lingraft.study.stages import ModelReference, Stages, TrainingJob
+from lingraft.study.store import Stage, Store
+from lingraft.train.processes import Processes
+
+TRAINING = Training(
+    learning_rate=5e-3,
+    epochs=2,
+    tokens_per_batch=256,
+    precision="float32",
+    weight_decay=0.1,
+    warmup_share=0.0,
+)
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {"tie_word_embeddings": True}),
+    "qwen2": ("qwen2", {"tie_word_embeddings": False}),  # biases, a head of its own
+    "gemma2": ("gemma2", {"tie_word_embeddings": True, "head_dim": 8, "sliding_window": 64}),
+}
+
+
+def rows(count: int, language: str = "de", prefix: str = "g") -> tuple[Example, ...]:
+    return tuple(
+        Example(
+            id=f"{language}{i}",
+            messages=(Message("user", f"question {i} {language}"), Message("assistant", f"answer {i * 7}")),
+            language=language,
+            group=f"{prefix}{i}",
+            source=language,
+        )
+        for i in range(count)
+    )
+
+
+def make_model(folder: Path, architecture: str, seed: int, tokenizer_from: Path) -> Path:
+    """Write a random model of two layers, with the tokenizer of another folder."""
+    kind, options = ARCHITECTURES[architecture]
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_from)
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+        AutoConfig.for_model(
+            kind,
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=256,
+            initializer_range=0.1,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            **options,
+        )
+    )
+    save_checkpoint(model, tokenizer, folder)
+    return folder
+
+
+@dataclass
+class Trained:
+    """What a phase left."""
+
+    stage: Stage
+    made: Stage
+    folder: Path
+    parent: Path
+    composition: Composition
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return read(self.folder)
+
+    def before(self) -> dict[str, torch.Tensor]:
+        return read(self.parent)
+
+
+def read(folder: Path) -> dict[str, torch.Tensor]:
+    reader = CheckpointReader(folder)
+    return {name: reader.tensor(name).clone() for name in reader.names}
+
+
+class Phases:
+    """Trains phases as a study does, in one run folder."""
+
+    def __init__(self, store: Store, tokenizer_from: Path) -> None:
+        self.store = store
+        self.watcher = Watcher()
+        self.stages = Stages(store, self.watcher, Path(), trust_remote_code=False, processes=Processes())
+        self._tokenizer_from = tokenizer_from
+
+    def model(self, architecture: str = "llama", seed: int = 1) -> Path:
+        folder = self.store.folder / f"{architecture}-{seed}"
+        if not folder.exists():
+            make_model(folder, architecture, seed, self._tokenizer_from)
+        return folder
+
+    def job(self, written: Any, architecture: str = "llama", **training: Any) -> TrainingJob:
+        parent, base = self.model(architecture, 1), self.model(architecture, 0)
+        return TrainingJob(
+            label=json.dumps(written),
+            parent=ModelReference({"weights": f"{architecture} 1"}, lambda: parent),
+            examples=rows(12),
+            data=[{"content": "de"}],
+            counts=[],
+            choice=StrategyChoice.model_validate(written),
+            training=TRAINING.model_copy(update=training),
+            seed=0,
+            base=ModelReference({"weights": f"{architecture} 0"}, lambda: base),
+            previous_data=rows(30, "en"),
+            english=rows(12, "en"),
+            replay_data={need: {"content": "en"} for need in ("previous_data", "english", "old_english")},
+        )
+
+    def train(self, written: Any, architecture: str = "llama", **training: Any) -> Trained:
+        job = self.job(written, architecture, **training)
+        stage, model = self.stages.train(job)
+        composition, made = build(job.choice), stage
+        if composition.combines:
+            made, model = self.stages.combine(job, model)
+        return Trained(stage, made, model.locate(), job.parent.locate(), composition)
+
+
+@pytest.fixture
+def phases(tmp_path: Path, tiny_model: Path) -> Iterator[Phases]:
+    with Store(tmp_path / "run") as store:
+        yield Phases(store, tiny_model)
+
+
+@pytest.fixture(scope="session")
+def example_rows() -> Callable[..., tuple[Example, ...]]:
+    return rows

@@ -1,0 +1,226 @@
+"""Every strategy on every architecture, as a study trains it: what it promises, what it reduces to, stop and resume."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from lingraft.config.schema import StrategyChoice
+from lingraft.models.checkpoints import CheckpointReader
+from lingraft.strategies.base import Context
+from lingraft.strategies.composition import REGISTRY, build
+from lingraft.study.stages import CHECKPOINT
+from lingraft.study.store import Stage
+
+SHIELDED = {"ssu": {"tokens": 300}}
+STRATEGIES: dict[str, Any] = {
+    "plain": "plain",
+    "freeze_random": {"freeze_random": {"share": 0.5, "embeddings": True}},
+    "freeze_changed": "freeze_changed",
+    "freeze_modules": {"freeze_modules": {"layers": "0", "modules": ["q_proj", "down_proj"], "head": True}},
+    "half": "half",
+    "spectrum": "spectrum",
+    "ssu": SHIELDED,
+    "english_replay": {"english_replay": {"share": 0.25, "from": "phase_one"}},
+    "lora": {"lora": {"rank": 2}},
+    "l2_anchor": {"l2_anchor": {"strength": 0.1}},
+    "ewc": {"ewc": {"strength": 0.1, "tokens": 200}},
+    "distill": {"distill": {"share": 0.25, "temperature": 2.0}},
+    "interpolate": {"interpolate": {"alpha": 0.25, "layers": {"1": 0.75, "embeddings": 1}}},
+    "revert": {"revert": {"layers": "1", "embeddings": True}},
+    "layerwise_rates": {"layerwise_rates": {"decay": 0.5}},
+    "a composition": [
+        SHIELDED,
+        {"distill": {"share": 0.25}},
+        {"l2_anchor": {"strength": 0.1}},
+        {"layerwise_rates": {"decay": 0.5}},
+        {"interpolate": {"alpha": 0.5}},
+    ],
+}
+
+
+def test_every_registered_strategy_is_among_them() -> None:
+    tested_elsewhere = {"mixed"}  # a study makes its union: tests/study
+    assert set(REGISTRY) - tested_elsewhere <= set(STRATEGIES)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2"])
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_it_trains_what_it_says_and_leaves_a_plain_model(phases: Any, name: str, architecture: str) -> None:
+    done = phases.train(STRATEGIES[name], architecture)
+    assert all(0 < loss < 30 for _, loss in done.stage.result["losses"])
+    before, after = done.before(), done.tensors()
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[one], after[one]) for one in before)
+    assert all(bool(own.isfinite().all()) for own in after.values())
+    model = AutoModelForCausalLM.from_pretrained(done.folder)
+    assert type(model) is type(AutoModelForCausalLM.from_pretrained(done.parent))
+    there = Context(
+        base=phases.model(architecture, 0),
+        previous=done.parent,
+        previous_data=phases.job("plain").previous_data,
+        english=(),
+        seed=0,
+        folder=done.parent,
+        states={
+            part.kind: state_of(phases, part.kind) for part in done.composition.parts if part.preparation
+        },
+    )
+    original = AutoModelForCausalLM.from_pretrained(done.parent)
+    if name == "lora":
+        return
+    trainable = done.composition.trainable(original, there)
+    cells = done.composition.rules(original, there).frozen_cells
+    tied = "lm_head.weight" not in before
+    for own in before:
+        if own == "lm_head.weight" and tied:
+            continue
+        if own not in trainable:
+            assert torch.equal(before[own], after[own]), own
+        elif own in cells:
+            frozen = cells[own].expand(before[own].shape)
+            assert torch.equal(before[own][frozen], after[own][frozen]), own
+
+
+def state_of(phases: Any, kind: str) -> Path:
+    """Return the folder that a strategy prepared in this run."""
+    from lingraft.records import read_json
+
+    (found,) = {
+        path.parent
+        for path in phases.store.folder.glob("stages/prepare-*/record.json")
+        if read_json(path)["inputs"]["strategy"] == kind
+    }
+    return Path(found)
+
+
+REDUCED = {
+    "freeze_random without a share": {"freeze_random": {"share": 0}},
+    "freeze_changed without a share": {"freeze_changed": {"share": 0}},
+    "ssu without a share": {"ssu": {"share": 0}},
+    "replay without a share": {"english_replay": {"share": 0}},
+    "distillation without a share": {"distill": {"share": 0}},
+    "an anchor without strength": {"l2_anchor": {"strength": 0}},
+    "ewc without strength": {"ewc": {"strength": 0}},
+    "equal rates": {"layerwise_rates": {"decay": 1}},
+    "all of the way": {"interpolate": {"alpha": 1}},
+    "several": [{"ssu": {"share": 0}}, {"l2_anchor": {"strength": 0}}, {"interpolate": {"alpha": 1}}],
+}
+
+
+@pytest.mark.parametrize("name", REDUCED)
+def test_at_strength_nothing_it_is_plain_bit_for_bit(phases: Any, name: str) -> None:
+    plain, reduced = phases.train("plain").tensors(), phases.train(REDUCED[name]).tensors()
+    assert all(torch.equal(plain[one], reduced[one]) for one in plain)
+
+
+def test_distillation_without_weight_is_replay(phases: Any) -> None:
+    replay = {"share": 0.25, "from": "phase_one"}
+    one = phases.train({"english_replay": replay}).tensors()
+    other = phases.train({"distill": {**replay, "weight": 0}}).tensors()
+    assert other.keys() == one.keys()
+    # The draw is seeded by the strategy's name, so the rows differ, and so do the weights.
+    assert phases.train({"distill": {**replay, "weight": 0}}).stage.result["replayed"] == 4
+
+
+def test_an_alpha_of_nothing_is_the_model_before(phases: Any) -> None:
+    done = phases.train({"interpolate": {"alpha": 0}})
+    before, after = done.before(), done.tensors()
+    assert all(torch.equal(before[one], after[one]) for one in before)
+
+
+def test_what_only_combines_shares_the_training_of_plain(phases: Any) -> None:
+    plain = phases.train("plain")
+    swept = [phases.train({"interpolate": {"alpha": alpha}}) for alpha in (0.25, 0.5)]
+    assert {one.stage.fingerprint for one in swept} == {plain.stage.fingerprint}
+    assert len({one.made.fingerprint for one in swept}) == 2
+    before, trained = plain.before(), plain.tensors()
+    for one, alpha in zip(swept, (0.25, 0.5), strict=True):
+        for name, tensor in one.tensors().items():
+            torch.testing.assert_close(tensor, before[name] + alpha * (trained[name] - before[name]))
+
+
+RESUMED = [
+    "ssu",
+    "l2_anchor",
+    "ewc",
+    "distill",
+    "layerwise_rates",
+    "spectrum",
+    "half",
+    "lora",
+    "a composition",
+]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16_pure"])
+@pytest.mark.parametrize("name", RESUMED)
+def test_stopped_in_the_middle_and_resumed_it_is_the_undisturbed_run(
+    phases: Any, name: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = phases.job(STRATEGIES[name], precision=precision, save_every=1)
+    undisturbed = phases.job(STRATEGIES[name], precision=precision)
+    told = 0
+
+    def stop(progress: Any) -> None:
+        nonlocal told
+        told += 1
+        if told == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(phases.stages, "_tell_progress", stop)
+        with pytest.raises(KeyboardInterrupt):
+            phases.stages.train(job)
+    resumed = phases.stages.train(job)[0]
+    assert resumed.timing["resumed_from"] in (2, 3)
+    expected = train_afresh(phases, undisturbed)
+    assert expected.timing["resumed_from"] is None
+    assert resumed.result["losses"] == expected.result["losses"]
+    one, other = (CheckpointReader(stage.folder / CHECKPOINT) for stage in (resumed, expected))
+    assert all(torch.equal(one.tensor(own), other.tensor(own)) for own in one.names)
+
+
+def train_afresh(phases: Any, job: Any) -> Stage:
+    """Train a job in a run of its own."""
+    from lingraft.study.events import Watcher
+    from lingraft.study.stages import Stages
+    from lingraft.study.store import Store
+    from lingraft.train.processes import Processes
+
+    with Store(phases.store.folder.parent / "afresh") as store:
+        stages = Stages(store, Watcher(), Path(), trust_remote_code=False, processes=Processes())
+        return stages.train(replace(job, label="afresh"))[0]
+
+
+def test_a_prepared_state_is_shared_by_cells_that_start_alike(phases: Any) -> None:
+    for written in ({"ssu": {"tokens": 300, "share": 0.25}}, {"ssu": {"tokens": 300, "share": 0.75}}):
+        phases.train(written)
+    assert len(list(phases.store.folder.glob("stages/prepare-*"))) == 1
+    phases.train({"ssu": {"tokens": 600}})
+    assert len(list(phases.store.folder.glob("stages/prepare-*"))) == 2
+
+
+def test_pure_bf16_gives_frozen_cells_their_float32_bits_back(phases: Any) -> None:
+    done = phases.train(SHIELDED, precision="bf16_pure")
+    before, after = done.before(), done.tensors()
+    name = "model.layers.0.mlp.down_proj.weight"
+    same = (before[name] == after[name]).all(dim=0)
+    assert int(same.sum()) == before[name].shape[1] // 2
+    assert not torch.equal(before[name].bfloat16().float()[:, same], before[name][:, same])
+
+
+SWEEP = {"interpolate": {"alpha": [0.25, 0.5]}}
+
+
+def test_a_sweep_is_a_cell_for_each_value() -> None:
+    choices = StrategyChoice.model_validate(["half", SWEEP]).swept
+    assert [one.label for one in choices] == ["half+interpolate-0.25", "half+interpolate-0.5"]
+    assert [build(one).parts[1].model_dump()["alpha"] for one in choices] == [0.25, 0.5]
+    (alone,) = StrategyChoice.model_validate("half").swept
+    assert alone.label == "half"
