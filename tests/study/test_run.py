@@ -229,3 +229,35 @@ def test_a_study_on_two_processes_has_the_losses_of_one(
         losses.append([loss for cell in cells for phase in cell["phases"] for _, loss in phase["losses"]])
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert losses[2] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_strategies_that_prepare_and_combine_share_their_stages(tmp_path: Path, tiny_model: Path) -> None:
+    path = study_file(tmp_path, tiny_model, measures=["mpd"], seeds=[0])
+    content = yaml.safe_load(path.read_text())
+    two = content["phases"][1]
+    two["data"] = {"similar": two["data"]["similar"]}
+    two["strategies"] = [
+        "plain",
+        {"interpolate": {"alpha": [0.25, 0.75]}},
+        {"revert": {"layers": "1"}},
+        {"ssu": {"tokens": 200}},
+        [{"ssu": {"tokens": 200, "share": 0.25}}, {"interpolate": {"alpha": 0.5}}],
+        {"ewc": {"tokens": 200}},
+    ]
+    path.write_text(yaml.safe_dump(content))
+    done = run(path, "keep=none")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert [cell["strategy"] for cell in result["cells"]] == [
+        *("plain", "interpolate-0.25", "interpolate-0.75", "revert", "ssu", "ssu+interpolate", "ewc")
+    ]
+    folder = tmp_path / "runs" / "tiny"
+    kinds = [name.partition("-")[0] for name in records(folder)]
+    # Phase 1, plain (which the sweep and the reversion share), ssu twice, ewc
+    assert (kinds.count("train"), kinds.count("combine"), kinds.count("prepare")) == (5, 4, 2)
+    assert "stage 1 of" not in done.stderr or f"of {len(kinds)}" in done.stderr
+    far, near = (result["cells"][place]["mpd"]["from_phase_one"] for place in (0, 1))
+    assert near == pytest.approx(0.25 * far, rel=1e-4)
+    assert not list(folder.glob("stages/*/checkpoint/*.safetensors"))
+    again = run(path, "keep=none")
+    assert json.loads(again.stdout)["cells"] == result["cells"]

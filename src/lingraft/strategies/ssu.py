@@ -179,7 +179,7 @@ def _linear_layers(model: Any) -> dict[str, Any]:
     for name, parameter in model.named_parameters():
         if layer_of(name) is not None and parameter.dim() > 1 and name not in found:
             raise StrategyError(
-                f"'ssu': {name} is no linear layer's weight (a mixture's expert or router, or another architecture), so its "
-                "columns cannot be scored. Take another strategy, such as half."
+                f"'ssu': {name} is no linear layer's weight (a mixture's expert or router, for example), so "
+                "its columns cannot be scored. Take another strategy, such as half."
             )
     return found

@@ -10,12 +10,12 @@ from lingraft.study.grid import Cell
 from lingraft.study.materials import Materials, training_identity
 from lingraft.study.measures import measured_pairs
 
-_Key = tuple[object, ...]
+Key = tuple[object, ...]
 
 
 def count_stages(study: Study, materials: Materials) -> int:
     """Count the different stages of the study; what is shared between cells counts once."""
-    wanted: set[_Key] = set()
+    wanted: set[Key] = set()
     for name, model in (("base", materials.base), ("checkpoint", materials.checkpoint)):
         if model is not None:
             wanted.add(("evaluate", name))
@@ -26,23 +26,41 @@ def count_stages(study: Study, materials: Materials) -> int:
     return len(wanted)
 
 
-def _trained(cell: Cell, *, has_checkpoint: bool) -> set[_Key]:
+def _trained(cell: Cell, *, has_checkpoint: bool) -> set[Key]:
     depth = 1 if cell.is_mixed else len(cell.steps)
-    wanted: set[_Key] = set()
+    wanted: set[Key] = set()
     for index in range(depth):
         steps = cell.steps[: index + 1]
         wanted |= _phase(steps, cell.seed, old_rows_known=index > 0 and not has_checkpoint)
     if cell.is_mixed:
-        wanted |= {(kind, _key(cell.steps) + "mixed", cell.seed) for kind in ("train", "evaluate")}
+        wanted |= {mixed_key(cell), ("evaluate", _key(cell.steps) + "mixed", cell.seed)}
     return wanted
 
 
-def _phase(steps: Sequence[PathStep], seed: int, *, old_rows_known: bool) -> set[_Key]:
-    """Return the stages of a path's last phase; combinations of one training share it."""
+def train_keys(cell: Cell) -> set[Key]:
+    """Return a key of each training that a cell's stages begin with or measure; equal for shared ones."""
+    if cell.is_mixed:
+        return {train_key(cell.steps[:1], cell.seed), mixed_key(cell)}
+    return {train_key(cell.steps[: index + 1], cell.seed) for index in range(len(cell.steps))}
+
+
+def train_key(steps: Sequence[PathStep], seed: int) -> Key:
+    """Return the key of the training of a path's last phase; combinations of one training share it."""
     before, last = _key(steps[:-1]), steps[-1]
-    overrides = [part.training for part in last.strategy.parts]
-    training = repr((last.phase, last.data, training_identity(last.strategy), overrides))
-    wanted: set[_Key] = {("train", before, training, seed), ("evaluate", _key(steps), seed)}
+    overrides = [part.training.model_dump(exclude_none=True) for part in last.strategy.parts]
+    training = (last.phase, last.data, training_identity(last.strategy), [one for one in overrides if one])
+    return "train", before, repr(training), seed
+
+
+def mixed_key(cell: Cell) -> Key:
+    """Return the key of the training of a mixed cell's one phase."""
+    return "train", _key(cell.steps) + "mixed", cell.seed
+
+
+def _phase(steps: Sequence[PathStep], seed: int, *, old_rows_known: bool) -> set[Key]:
+    """Return the stages of a path's last phase."""
+    before, last = _key(steps[:-1]), steps[-1]
+    wanted: set[Key] = {train_key(steps, seed), ("evaluate", _key(steps), seed)}
     for part in build(last.strategy).parts:
         if part.preparation is not None:
             data = None if old_rows_known or "old_english" not in part.needs else last.data
@@ -52,12 +70,12 @@ def _phase(steps: Sequence[PathStep], seed: int, *, old_rows_known: bool) -> set
     return wanted
 
 
-def _measured(study: Study, materials: Materials, cell: Cell) -> set[_Key]:
+def _measured(study: Study, materials: Materials, cell: Cell) -> set[Key]:
     has_checkpoint = materials.checkpoint is not None
     pairs = set(measured_pairs(len(cell.steps), has_checkpoint=has_checkpoint))
     if cell.is_mixed:
         pairs = {(0, len(cell.steps) - 1)}
-    wanted: set[_Key] = set()
+    wanted: set[Key] = set()
     if "des" in study.measures:
         known = [(i, j) for i, j in pairs if i >= 0 or materials.instructions is not None]
         wanted |= {("similarity", _set(cell, i), _set(cell, j), cell.seed) for i, j in known}

@@ -23,7 +23,7 @@ from lingraft.records import fingerprint_of, write_json_atomically
 from lingraft.similarity.embedding_similarity import check_languages
 from lingraft.similarity.encoders import Encoder, load_encoder
 from lingraft.strategies.composition import build
-from lingraft.study.counting import count_stages
+from lingraft.study.counting import Key, count_stages, mixed_key, train_key, train_keys
 from lingraft.study.events import Watcher
 from lingraft.study.forgetting import PhaseEnd, forgetting_of
 from lingraft.study.grid import Cell
@@ -80,8 +80,6 @@ def run_study(
         runner = _Runner(study, materials, stages, measures, watcher)
         result = runner.run(folder) | {"tokenizer_cost": costs}
         write_json_atomically(folder / RESULT, result)
-        for stage in runner.discardable():
-            store.discard(stage)
     return result
 
 
@@ -141,17 +139,22 @@ class _Runner:
     stages: Stages
     measures: Measures
     watcher: Watcher
-    _train_stages: dict[str, Stage] = field(default_factory=dict)
+    _made: dict[Key, list[Stage]] = field(default_factory=dict)
     _kept: set[str] = field(default_factory=set)
     _base: Stage | None = None
     _base_reason: str | None = None
     _phase_ones: dict[str, dict[str, Any]] = field(default_factory=dict)
-    _any_failed: bool = False
 
     def run(self, folder: Path) -> dict[str, Any]:
         self.watcher.study_started(count_stages(self.study, self.materials))
         self._evaluate_base()
-        cells = [self._attempt(cell) for cell in self.materials.cells]
+        cells = []
+        failed: list[Cell] = []
+        for number, cell in enumerate(self.materials.cells, start=1):
+            cells.append(self._attempt(cell))
+            if cells[-1]["status"] == "failed":
+                failed.append(cell)
+            self._discard_but_for([*failed, *self.materials.cells[number:]])
         phase_ones = list(self._phase_ones.values())
         return {
             "run": str(folder),
@@ -176,15 +179,18 @@ class _Runner:
         """Tell that something failed, and return the reason."""
         reason = str(error) if isinstance(error, LingraftError) else f"{type(error).__name__}: {error}"
         self.watcher.cell_failed(label, reason, error)
-        self._any_failed = True
         return reason
 
-    def discardable(self) -> list[Stage]:
-        """Training stages whose checkpoints the study does not keep; none while a cell may still need them."""
-        if self.study.keep == "all" or self._any_failed:
-            return []
+    def _discard_but_for(self, pending: Sequence[Cell]) -> None:
+        """Discard the checkpoints that the study does not keep and no pending cell needs: all at once fill a disk."""
+        if self.study.keep == "all":
+            return
         kept = self._kept if self.study.keep == "final" else set()
-        return [stage for fingerprint, stage in self._train_stages.items() if fingerprint not in kept]
+        needed = {key for cell in pending for key in (*train_keys(cell), _pair_key(cell))}
+        for key in self._made.keys() - needed:
+            for stage in self._made.pop(key):
+                if stage.fingerprint not in kept:
+                    self.stages.discard(stage)
 
     def _attempt(self, cell: Cell) -> dict[str, Any]:
         entry: dict[str, Any] = {
@@ -300,7 +306,7 @@ class _Runner:
                 "old_english": english_identity if old_identity is None else old_identity,
             },
         )
-        return self._train_and_evaluate(step, job)
+        return self._train_and_evaluate(step, job, train_key(cell.steps[: index + 1], cell.seed))
 
     def _english(self, step: PathStep, data: DataSet) -> tuple[Sequence[Example], dict[str, Any] | None]:
         """Return the rows of a set's English parallel that may be replayed, and what decides them."""
@@ -328,7 +334,7 @@ class _Runner:
         asked = any(part.training.epochs is not None for part in step.strategy.parts)
         if len(set(epochs)) > 1 and not asked:
             job = self._repeated(job, sets, epochs)
-        return self._train_and_evaluate(step, job)
+        return self._train_and_evaluate(step, job, mixed_key(cell))
 
     def _repeated(self, job: TrainingJob, sets: Sequence[DataSet], epochs: Sequence[int]) -> TrainingJob:
         told = ", ".join(f"{one.name} {times} times" for one, times in zip(sets, epochs, strict=True))
@@ -357,14 +363,19 @@ class _Runner:
             seed=seed,
         )
 
-    def _train_and_evaluate(self, step: PathStep, job: TrainingJob) -> _Trained:
+    def _train_and_evaluate(self, step: PathStep, job: TrainingJob, key: Key) -> _Trained:
         stage, model = self.stages.train(job)
         made = stage
-        self._train_stages[stage.fingerprint] = stage
+        self._remember_made(key, stage)
         if build(job.choice).combines:
             made, model = self.stages.combine(job, model)
-            self._train_stages[made.fingerprint] = made
+            self._remember_made(key, made)
         return _Trained(step, stage, made, model, self._evaluate(job.label, model))
+
+    def _remember_made(self, key: Key, stage: Stage) -> None:
+        stages = self._made.setdefault(key, [])
+        if stage.fingerprint not in {one.fingerprint for one in stages}:
+            stages.append(stage)
 
     def _evaluate(self, label: str, model: ModelReference) -> Stage:
         return self.stages.evaluate(
@@ -379,7 +390,7 @@ class _Runner:
         step = cell.steps[-1].model_copy(update={"strategy": plain})
         job = self._job(f"base:{step.data}/{PLAIN}", step, [self._data(step)], self._start(), cell.seed)
         stage, model = self.stages.train(job)
-        self._train_stages[stage.fingerprint] = stage
+        self._remember_made(_pair_key(cell), stage)
         return self.stages.difference(f"pair {cell.label}", phase_one, model)
 
     def _phase(self, name: str) -> Phase:
@@ -390,6 +401,11 @@ class _Runner:
 
     def _seeded(self, label: str, seed: int) -> str:
         return label if len(self.study.seeds) == 1 else f"{label} (seed {seed})"
+
+
+def _pair_key(cell: Cell) -> Key:
+    """Return the key of the base tuned on a cell's last set, for the paper's MPD of a data pair."""
+    return "pair", cell.steps[-1].phase, cell.steps[-1].data, cell.seed
 
 
 def _phase_entry(one: _Trained, des: Steps, mpd: Steps) -> dict[str, Any]:

@@ -182,6 +182,10 @@ class Stages:
             {"stage": stage.fingerprint}, lambda: make(with_artefacts=True).folder / CHECKPOINT
         )
 
+    def discard(self, stage: Stage) -> None:
+        """Delete a stage's artefacts; a stage that needs them has them made again."""
+        self._store.discard(stage)
+
     def _state(self, job: TrainingJob, part: Strategy) -> ModelReference:
         """Return what a strategy prepares from the model that a phase starts from, made when it is asked for."""
         inputs: dict[str, Any] = {
