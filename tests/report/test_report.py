@@ -9,7 +9,14 @@ import pytest
 
 from lingraft.config.schema import Study
 from lingraft.report.page import render_page, write_page
-from lingraft.report.tables import arrow, failures, forgetting_table, seed_table, study_table
+from lingraft.report.tables import (
+    arrow,
+    failures,
+    forgetting_table,
+    seed_table,
+    strategy_cost_table,
+    study_table,
+)
 
 
 def score(value: float) -> dict[str, Any]:
@@ -94,6 +101,13 @@ def done_cell(strategy: str, seed: int = 0, task: float = 0.4) -> dict[str, Any]
         "scores": scores(task, 0.6),
         "forgetting": {"ability": matrix(("one", "two"), rows, change), "bits_per_character": None},
         "training": TRAINED,
+        "cost": {
+            "prepare_seconds": 3.0 if strategy == "ssu" else 0.0,
+            "training_seconds": 20.0 if strategy == "plain" else 22.0,
+            "resumed_from": None,
+            "combine_seconds": 0.0,
+            "peak_bytes": 4e9,
+        },
         "phases": [
             {
                 "phase": "two",
@@ -182,6 +196,22 @@ def test_seeds_that_disagree_get_no_arrow(tmp_path: Path) -> None:
     row = dict(zip([column.title for column in table.columns], table.rows[2], strict=True))
     assert row["task ability"] == "0.550 (0.40 to 0.70) ="
     assert row["corrected"] == "0.934 (0.93 to 0.93)"
+
+
+def test_costs_are_ratios_to_plain_of_the_same_data_and_seed(tmp_path: Path) -> None:
+    table = strategy_cost_table(result(tmp_path, [done_cell("plain"), done_cell("ssu")]))
+    assert table is not None
+    assert table.rows == (("ssu", "1", "1.10", "0.15", "1.00"),)
+    several = [done_cell(name, seed) for seed in (0, 1) for name in ("plain", "ssu")]
+    several[3]["cost"]["training_seconds"] = 30.0
+    both = strategy_cost_table(result(tmp_path, several))
+    assert both is not None
+    assert both.rows[0][:3] == ("ssu", "2", "1.30 (1.10 to 1.50)")
+    several[3]["cost"]["resumed_from"] = 4  # its seconds are of the rest only
+    rest = strategy_cost_table(result(tmp_path, several))
+    assert rest is not None
+    assert rest.rows[0][:3] == ("ssu", "1", "1.10")
+    assert strategy_cost_table(result(tmp_path, [done_cell("ssu")])) is None
 
 
 def test_drift_has_a_column_and_a_figure_where_it_was_measured(tmp_path: Path) -> None:

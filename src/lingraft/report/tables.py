@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -160,6 +161,44 @@ def training_table(result: dict[str, Any]) -> Table | None:
         Column("frozen", "numbers that it could not"),
     )
     return Table(columns, tuple(rows), 2) if rows else None
+
+
+def strategy_cost_table(result: dict[str, Any]) -> Table | None:
+    """Return what each strategy cost, as a ratio to plain of the same data and seed, or None where plain is lacking.
+
+    Several data sets and seeds are summed up by the median, with the lowest and the highest in parentheses.
+    """
+    done = [
+        cell for cell in result["cells"] if cell["status"] == "done" and cell["cost"]["resumed_from"] is None
+    ]
+    plain = {(cell["data"], cell["seed"]): cell["cost"] for cell in done if cell["strategy"] == "plain"}
+    ratios: dict[str, list[tuple[float, float, float]]] = {}
+    for cell in done:
+        base, own = plain.get((cell["data"], cell["seed"])), cell["cost"]
+        if base is None or not base["training_seconds"] or cell["strategy"] in ("plain", "mixed"):
+            continue
+        seconds = base["training_seconds"]
+        ratios.setdefault(cell["strategy"], []).append(
+            (
+                own["training_seconds"] / seconds,
+                (own["prepare_seconds"] + own["combine_seconds"]) / seconds,
+                own["peak_bytes"] / base["peak_bytes"],
+            )
+        )
+    columns = (
+        Column("strategy", "of the last phase"),
+        Column("cells", "data sets and seeds that it was measured on"),
+        Column("training", "seconds of training over plain's"),
+        Column("before and after", "seconds of preparing and combining over those of plain's training"),
+        Column("peak memory", "largest resident memory over plain's; an accelerator's is not in it"),
+    )
+    rows = [(name, str(len(own)), *map(_spread, zip(*own, strict=True))) for name, own in ratios.items()]
+    return Table(columns, tuple(rows), 1) if rows else None
+
+
+def _spread(values: Sequence[float]) -> str:
+    middle = f"{median(values):.2f}"
+    return middle if len(values) == 1 else f"{middle} ({min(values):.2f} to {max(values):.2f})"
 
 
 def _trained(one: dict[str, Any]) -> tuple[str, ...]:

@@ -119,6 +119,7 @@ class _Trained:
     step: PathStep
     stage: Stage
     made: Stage  # holds the phase's final model: the training, or the combination that follows
+    prepared: list[Stage]
     model: ModelReference
     evaluation: Stage
 
@@ -233,6 +234,7 @@ class _Runner:
             "forgetting": self._forgetting(cell, phase_one, trained),
             "scores": after,
             "training": _training_counts(last.stage),
+            "cost": _cost(last),
             "phases": [
                 _phase_entry(one, des, mpd)
                 for one, des, mpd in zip(trained, similarities, distances, strict=True)
@@ -370,7 +372,8 @@ class _Runner:
         if build(job.choice).combines:
             made, model = self.stages.combine(job, model)
             self._remember_made(key, made)
-        return _Trained(step, stage, made, model, self._evaluate(job.label, model))
+        prepared = self.stages.preparations(job)
+        return _Trained(step, stage, made, prepared, model, self._evaluate(job.label, model))
 
     def _remember_made(self, key: Key, stage: Stage) -> None:
         stages = self._made.setdefault(key, [])
@@ -433,6 +436,18 @@ def _corrected(similarity: Stage | None) -> dict[str, Any] | None:
 
 def _training_counts(stage: Stage) -> dict[str, Any]:
     return {key: value for key, value in stage.result.items() if key not in ("losses", "plan")}
+
+
+def _cost(one: _Trained) -> dict[str, Any]:
+    """Return what a phase's strategy took: of the machine's state, unlike all else in a result."""
+    timing = one.stage.timing
+    return {
+        "prepare_seconds": sum(stage.seconds for stage in one.prepared),
+        "training_seconds": timing["training_seconds"],
+        "resumed_from": timing["resumed_from"],
+        "combine_seconds": 0.0 if one.made is one.stage else one.made.seconds,
+        "peak_bytes": max([timing["peak_bytes"], *(stage.timing["peak_bytes"] for stage in one.prepared)]),
+    }
 
 
 def _reference(model: Model) -> ModelReference:

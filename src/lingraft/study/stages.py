@@ -188,14 +188,7 @@ class Stages:
 
     def _state(self, job: TrainingJob, part: Strategy) -> ModelReference:
         """Return what a strategy prepares from the model that a phase starts from, made when it is asked for."""
-        inputs: dict[str, Any] = {
-            "parent": job.parent.identity,
-            "strategy": part.kind,
-            "options": part.preparation,
-            "data": {need: job.replay_data[need] for need in sorted(part.needs & set(job.replay_data))},
-            "seed": job.seed,
-            "libraries": libraries(_TRAINING_LIBRARIES),
-        }
+        inputs = _preparation_inputs(job, part)
 
         def work(folder: Path) -> Work:
             parent = job.parent.locate()
@@ -220,6 +213,15 @@ class Stages:
             return self._run("prepare", label, inputs, work, [job.parent], with_artefacts=True).folder
 
         return ModelReference({"stage": fingerprint_of({"kind": "prepare", **inputs})}, locate)
+
+    def preparations(self, job: TrainingJob) -> list[Stage]:
+        """Return the finished stages in which the job's strategies prepared themselves."""
+        found = [
+            self._store.find("prepare", _preparation_inputs(job, part))
+            for part in build(job.choice).parts
+            if part.preparation is not None
+        ]
+        return [stage for stage in found if stage is not None]
 
     def combine(self, job: TrainingJob, trained: ModelReference) -> tuple[Stage, ModelReference]:
         """Make the phase's final model of the one that it started from and the one that it trained."""
@@ -506,6 +508,17 @@ class Stages:
                 progress.seconds_left,
             )
         )
+
+
+def _preparation_inputs(job: TrainingJob, part: Strategy) -> dict[str, Any]:
+    return {
+        "parent": job.parent.identity,
+        "strategy": part.kind,
+        "options": part.preparation,
+        "data": {need: job.replay_data[need] for need in sorted(part.needs & set(job.replay_data))},
+        "seed": job.seed,
+        "libraries": libraries(_TRAINING_LIBRARIES),
+    }
 
 
 def _notes_on_data(job: TrainingJob, mix: Mix, encoded: EncodedData) -> Iterator[str]:
