@@ -9,6 +9,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -1147,6 +1148,127 @@ DRIFTS = [
     ),
 ]
 
+
+def _without_a_place_for_the_user(folder: Path, good: Path) -> None:
+    shutil.copytree(good, folder)
+    (folder / "chat_template.jinja").write_text("{{ 'Hello' }}")
+
+
+REPLAYS = [
+    Case(
+        "a model to replay that is not there",
+        "replay ./mine --n 2 --output a.jsonl",
+        ("'./mine'", "no such folder"),
+    ),
+    Case("no rows to replay", "replay model --n 0 --output a.jsonl", ("UsageError: ", "--n", "0")),
+    Case("replay without a file", "replay model --n 2", ("UsageError: ", "--output")),
+    Case(
+        "replay into no folder",
+        "replay model --n 2 --output absent/a.jsonl",
+        ("absent/a.jsonl", "no folder absent"),
+    ),
+    Case("replay into a wrong suffix", "replay model --n 2 --output a.csv", ("--output a.csv", ".jsonl")),
+    Case(
+        "replay over another file",
+        "replay model --n 2 --output a.jsonl",
+        ("--output a.jsonl: exists already", "another file"),
+        {"a.jsonl": GOOD},
+    ),
+    Case(
+        "replay over rows that were made otherwise",
+        "replay model --n 2 --output a.jsonl",
+        ("--output a.jsonl: was made with", "seed 4, not 0"),
+        {"a.jsonl": GOOD, "a.record.json": '{"inputs": {"seed": 4}}'},
+    ),
+    Case(
+        "prompts to answer that are not there",
+        "replay model --prompts absent.txt --n 2 --output a.jsonl",
+        ("DataError: absent.txt: there is no such file",),
+    ),
+    Case(
+        "a temperature below 0",
+        "replay model --n 2 --output a.jsonl --temperature=-1",
+        ("UsageError: ", "--temperature", "-1"),
+    ),
+    Case(
+        "a temperature that is no number",
+        "replay model --n 2 --output a.jsonl --temperature=inf",
+        ("ConfigError: --temperature is inf",),
+    ),
+    Case(
+        "a top_p above 1", "replay model --n 2 --output a.jsonl --top-p 1.5", ("ConfigError: --top-p is 1.5",)
+    ),
+    Case(
+        "an unknown engine",
+        "replay model --n 2 --output a.jsonl --backend tgi",
+        ("ConfigError: --backend 'tgi'", "transformers and vllm"),
+    ),
+    Case(
+        "a model without an empty user turn",
+        "replay mine --n 2 --output a.jsonl",
+        ("mine: its chat template does not show", "give prompts"),
+        {"mine": _without_a_place_for_the_user},
+    ),
+    Case(
+        "answers of which none can be trained on",
+        "replay model --prompts p.txt --n 2 --output a.jsonl --max-new-tokens 2",
+        ("DataError: p.txt: none of the answers of model", " 1)", "--max-new-tokens"),
+        {"p.txt": "Say a.\n"},
+    ),
+    study(
+        "generative replay in the first phase",
+        "limit: 20}",
+        "limit: 20, strategies: [generative_replay]}",
+        "phase 'one', data 'english', strategy 'generative_replay'",
+        "needs a phase before this one",
+    ),
+    study(
+        "generative replay of parallels that are not there",
+        "[plain]",
+        "[{generative_replay: {prompts: parallel}}]",
+        "strategy 'generative_replay'",
+        "english: SOURCE",
+    ),
+    study(
+        "generative replay of unknown prompts",
+        "[plain]",
+        "[{generative_replay: {prompts: phase_one}}]",
+        "strategy 'generative_replay'",
+        "needs the data of a trained first phase",
+        text=ON_CHECKPOINT,
+    ),
+    study(
+        "an unknown source of prompts",
+        "[plain]",
+        "[{generative_replay: {prompts: myself}}]",
+        "'prompts' of 'generative_replay' is 'myself'",
+        "'self'",
+    ),
+    study(
+        "a top_p of 0",
+        "[plain]",
+        "[{generative_replay: {top_p: 0}}]",
+        "'top_p' of 'generative_replay' is 0",
+        "greater than 0",
+    ),
+]
+
+if find_spec("vllm") is None:
+    REPLAYS += [
+        Case(
+            "an engine that is not installed",
+            "replay model --n 2 --output a.jsonl --backend vllm",
+            ("ConfigError: backend 'vllm'", "lingraft[vllm]"),
+        ),
+        study(
+            "a study with an engine that is not installed",
+            "[plain]",
+            "[{generative_replay: {backend: vllm}}]",
+            "strategy 'generative_replay'",
+            "lingraft[vllm]",
+        ),
+    ]
+
 COMMANDS = [
     Case("an unknown command", "rnu study.yaml", ("UsageError: ", "'rnu'", "'run'")),
     Case("an unknown option", "run study.yaml --proceses 2", ("UsageError: ", "--proceses", "--processes")),
@@ -1205,6 +1327,7 @@ CASES = [
     *SIMILARITY,
     *DIFFERENCES,
     *DRIFTS,
+    *REPLAYS,
     *COMMANDS,
 ]
 

@@ -48,6 +48,7 @@ def context(folder: Path, **changes: Any) -> Context:
         "english": (),
         "seed": 0,
         "folder": folder,
+        "cache": folder / "cache",
     }
     return Context(**(defaults | changes))
 

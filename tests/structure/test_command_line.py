@@ -8,7 +8,19 @@ from time import perf_counter
 
 import pytest
 
-COMMANDS = ("run", "similarity", "difference", "snr", "drift", "validate", "show", "schema", "copy", "ls")
+COMMANDS = (
+    "run",
+    "similarity",
+    "difference",
+    "snr",
+    "drift",
+    "replay",
+    "validate",
+    "show",
+    "schema",
+    "copy",
+    "ls",
+)
 HELP = "import sys; sys.argv = ['lingraft', *{arguments!r}]; from lingraft.cli.main import main; main()"
 HEAVY = ("torch", "transformers", "datasets", "lm_eval", "altair", "numpy", "peft")
 LOADED = f"""

@@ -23,7 +23,19 @@ BLOCK = re.compile(
     r"^(?P<indent> *)```(?P<language>\w+)[^\n]*\n(?P<body>.*?)^ *```\s*$", re.MULTILINE | re.DOTALL
 )
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)")
-COMMANDS = ("run", "similarity", "difference", "snr", "drift", "validate", "show", "schema", "copy", "ls")
+COMMANDS = (
+    "run",
+    "similarity",
+    "difference",
+    "snr",
+    "drift",
+    "replay",
+    "validate",
+    "show",
+    "schema",
+    "copy",
+    "ls",
+)
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,9 @@ def make_task(tiny_model: Path, examples: Callable[..., list[EncodedExample]], t
 
 
 def wrapped(parent: Path, choice: StrategyChoice, folder: Path) -> tuple[Any, Context]:
-    context = Context(base=None, previous=parent, previous_data=(), english=(), seed=0, folder=folder)
+    context = Context(
+        base=None, previous=parent, previous_data=(), english=(), seed=0, folder=folder, cache=folder
+    )
     return build(choice).wrap(load_model(parent), context), context
 
 

@@ -254,7 +254,7 @@ class PhaseData(DataSource):
     """A data set of a phase: a column of the grid, with strategies of its own."""
 
     english: Text | None = None
-    """Source of this set's English parallel, from which english_replay draws by default."""
+    """Source of this set's English parallel, from which english_replay and generative_replay draw by default."""
     strategies: tuple[StrategyChoice, ...] = ()
     """Strategies for this set only, added to the phase's."""
 

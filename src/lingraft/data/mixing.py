@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lingraft.data.example import Example
-from lingraft.data.example_table import joined, select
+from lingraft.data.example_table import Rows, joined, select
 from lingraft.errors import ConfigError
 
 
@@ -34,3 +34,21 @@ def interleave(new: Sequence[Example], replayed: Sequence[Example], seed: int) -
     """Return both in one seeded shuffled order; nothing is repeated or dropped."""
     both = joined([new, tuple(replayed)])
     return select(both, np.random.default_rng(seed).permutation(len(both)))
+
+
+def replay_order(
+    pool: Sequence[Example], generator: np.random.Generator, parallel_to: Sequence[Example] = ()
+) -> Rows:
+    """Return the places of all rows of `pool` in the order in which they are replayed.
+
+    Args:
+        pool: What may be replayed.
+        generator: Shuffles them.
+        parallel_to: Rows of the same group as one of these come first.
+    """
+    order: Rows = generator.permutation(len(pool))
+    if not len(parallel_to):
+        return order
+    groups = {example.group for example in parallel_to}
+    is_other = np.fromiter((example.group not in groups for example in pool), bool, len(pool))
+    return order[np.argsort(is_other[order], kind="stable")]

@@ -25,10 +25,12 @@ class Prompt:
     Attributes:
         messages: The turns; the last is the user's.
         language: BCP-47 tag, or und.
+        group: Of the row that it is of, equal for parallel rows; "": it is of no row of a data set.
     """
 
     messages: tuple[Message, ...]
     language: str
+    group: str = ""
 
 
 def read_prompts(
@@ -62,7 +64,7 @@ def read_prompts(
 
 def prompts_of(examples: Iterable[Example]) -> list[Prompt]:
     """Return what is said before the last answer of each example."""
-    return [Prompt(example.messages[:-1], example.language) for example in examples]
+    return [Prompt(example.messages[:-1], example.language, example.group) for example in examples]
 
 
 def _from_lines(path: Path, language: str | None) -> list[Prompt]:

@@ -7,6 +7,7 @@ second makes a model of two with no training.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from lingraft.data.example import Example
+from lingraft.data.example import Example, Origin
 from lingraft.errors import StrategyError
 from lingraft.models.layers import layer_of, module_type_of, tied_parameters
 from lingraft.records import fingerprint_of
@@ -62,9 +63,11 @@ class Context:
         english: The English parallel of this phase's set; empty if there is none.
         seed: The cell's seed.
         folder: The stage's folder; `prepare` writes into it.
+        cache: Folder that all cells of a run share, for what they would make twice; a strategy names what it puts
+            there by a fingerprint of all that decides it.
         states: Folders that `prepare` filled, by the strategy's kind.
-        trust_remote_code: Whether code that a model brings along may run.
-        on_progress: Told by `prepare` how much is done, and of how much.
+        trust_remote_code: Whether Python code that a model brings along may be run.
+        on_progress: Told how far a long hook is: done and in all.
     """
 
     base: Path | None
@@ -73,6 +76,7 @@ class Context:
     english: Sequence[Example]
     seed: int
     folder: Path
+    cache: Path
     states: Mapping[str, Path] = field(default_factory=dict)
     trust_remote_code: bool = False
     on_progress: Callable[[int, int], None] | None = None
@@ -99,11 +103,25 @@ class Mix:
         examples: All of them, in order.
         replayed: How many are replayed.
         shortfall: How many fewer replayed ones there are than asked for.
+        dropped: Generated ones that were not taken, by reason.
+        origins: Where the replayed ones came from, and how many did.
     """
 
     examples: Sequence[Example]
     replayed: int = 0
     shortfall: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    origins: tuple[tuple[Origin, int], ...] = ()
+
+    def after(self, earlier: Mix) -> Mix:
+        """Return this mix, which was made of `earlier`'s examples, with the counts of both."""
+        return Mix(
+            self.examples,
+            earlier.replayed + self.replayed,
+            earlier.shortfall + self.shortfall,
+            dict(Counter(earlier.dropped) + Counter(self.dropped)),
+            earlier.origins + self.origins,
+        )
 
     @property
     def share(self) -> float:
@@ -173,6 +191,11 @@ class Strategy(BaseModel):
     ) -> Mapping[str, object]:
         """Look at the model that the phase starts from, write a state into `context.folder`, return its record."""
         raise NotImplementedError(f"{self.kind} names a preparation, but does none")
+
+    @property
+    def uses(self) -> frozenset[Need]:
+        """What of the context decides its effect: what it needs, and what it takes where it is there."""
+        return self.needs
 
     def mix(self, phase_data: Sequence[Example], context: Context) -> Mix:  # noqa: ARG002
         """Return the phase's examples, others mixed in."""

@@ -27,6 +27,7 @@ REGISTRY = Registry(
         "freeze_random": "lingraft.strategies.freeze_random:FreezeRandom",
         "freeze_changed": "lingraft.strategies.freeze_changed:FreezeChanged",
         "english_replay": "lingraft.strategies.english_replay:EnglishReplay",
+        "generative_replay": "lingraft.strategies.generative_replay:GenerativeReplay",
         "lora": "lingraft.strategies.lora:Lora",
         "freeze_modules": "lingraft.strategies.freeze_modules:FreezeModules",
         "half": "lingraft.strategies.half:Half",
@@ -54,17 +55,17 @@ class Composition:
         """What any of them needs of the context."""
         return frozenset[Need]().union(*(part.needs for part in self.parts))
 
+    @property
+    def uses(self) -> frozenset[Need]:
+        """What of the context decides the effect of any of them."""
+        return frozenset[Need]().union(*(part.uses for part in self.parts))
+
     def mix(self, examples: Sequence[Example], context: Context) -> Mix:
         """Chain the mixes; counts of replayed and missing examples add up."""
-        replayed = shortfall = 0
+        whole = Mix(examples)
         for part in self.parts:
-            mixed = part.mix(examples, context)
-            examples, replayed, shortfall = (
-                mixed.examples,
-                replayed + mixed.replayed,
-                shortfall + mixed.shortfall,
-            )
-        return Mix(examples, replayed, shortfall)
+            whole = part.mix(whole.examples, context).after(whole)
+        return whole
 
     def wrap(self, model: PreTrainedModel, context: Context) -> PreTrainedModel:
         """Wrap the model by each in order."""

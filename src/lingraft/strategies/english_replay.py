@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from lingraft.data.example import Example, Origin
-from lingraft.data.mixing import interleave, replay_count
+from lingraft.data.mixing import interleave, replay_count, replay_order
 from lingraft.errors import StrategyError
 from lingraft.strategies.base import Context, Mix, Need, Strategy
 
@@ -49,23 +49,16 @@ class EnglishReplay(Strategy):
         """
         wanted = replay_count(len(phase_data), self.share)
         pool = context.english if self.source == "parallel" else context.previous_data
-        drawn = self._draw(pool, phase_data, wanted, context)
         if not wanted:
             return Mix(phase_data)
-        if not drawn:
+        if not pool:
             source = "the set's `english`" if self.source == "parallel" else "Phase 1's data"
             raise StrategyError(
                 f"{self.kind!r}: {wanted} rows are asked for, and {source} have none. Leave it out."
             )
-        replayed = [replace(example, origin=Origin(kind="english_replay")) for example in drawn]
-        order = context.seed_of(f"{self.kind} order")
-        return Mix(interleave(phase_data, replayed, order), len(replayed), wanted - len(replayed))
-
-    def _draw(
-        self, pool: Sequence[Example], phase_data: Sequence[Example], wanted: int, context: Context
-    ) -> list[Example]:
-        shuffled = [pool[i] for i in context.generator(self.kind).permutation(len(pool))]
-        if self.source == "parallel":
-            groups = {example.group for example in phase_data}
-            shuffled.sort(key=lambda example: example.group not in groups)  # stable: parallel rows first
-        return shuffled[:wanted]
+        parallel_to = phase_data if self.source == "parallel" else ()
+        drawn = replay_order(pool, context.generator(self.kind), parallel_to)[:wanted]
+        origin = Origin(kind="english_replay", settings={"from": self.source})
+        replayed = [replace(pool[int(row)], origin=origin) for row in drawn]
+        mixed = interleave(phase_data, replayed, context.seed_of(f"{self.kind} order"))
+        return Mix(mixed, len(replayed), wanted - len(replayed), origins=((origin, len(replayed)),))

@@ -287,7 +287,8 @@ def _missing(study: Study, cell: Cell, index: int, composition: Composition) -> 
         "previous_data": "needs the data of a trained first phase, which this cell does not have",
         "old_english": "needs Phase 1's data, or the set's English parallel in their place: give the data set "
         "`english: SOURCE`",
-        "english": "needs the set's English parallel: give the data set `english: SOURCE`, or `from: phase_one`",
+        "english": "needs the set's English parallel: give the data set `english: SOURCE`, or replay what else there "
+        "is (english_replay: `from: phase_one`; generative_replay: `prompts: phase_one` or `self`)",
     }
     return [f"{advice[need]}." for need in sorted(composition.needs) if lacks[need]]
 

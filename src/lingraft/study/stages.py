@@ -154,7 +154,7 @@ class Stages:
             "base": job.base.identity if job.base is not None and "base" in composition.needs else None,
             "data": job.data,
             "replay_data": {
-                need: job.replay_data[need] for need in sorted(composition.needs & set(job.replay_data))
+                need: job.replay_data[need] for need in sorted(composition.uses & set(job.replay_data))
             },
             "strategy": training_identity(job.choice),
             "states": {kind: state.identity for kind, state in states.items()},
@@ -343,7 +343,12 @@ class Stages:
         self, label: str, first: ModelReference, second: ModelReference, prompts: Sequence[Prompt]
     ) -> Stage:
         """Measure how far the second model's hidden states moved from the first's, over every token of the prompts."""
-        said = fingerprint_of([asdict(prompt) for prompt in prompts])
+        said = fingerprint_of(  # a prompt's group changes no state
+            [
+                {"messages": [asdict(one) for one in prompt.messages], "language": prompt.language}
+                for prompt in prompts
+            ]
+        )
         inputs: dict[str, Any] = {"first": first.identity, "second": second.identity, "prompts": said}
         inputs["libraries"] = libraries(_STATES_LIBRARIES)
 
@@ -432,8 +437,10 @@ class Stages:
             english=job.english,
             seed=job.seed,
             folder=folder,
+            cache=self._store.cache,
             states={kind: state.locate() for kind, state in states.items()},
             trust_remote_code=self._trust,
+            on_progress=lambda done, total: self._watcher.stage_progressed(StageProgress(done, total)),
         )
         mix = composition.mix(job.examples, context)
         tokenizer = load_tokenizer(parent, trust_remote_code=self._trust)
@@ -547,6 +554,9 @@ def _notes_on_data(job: TrainingJob, mix: Mix, encoded: EncodedData) -> Iterator
             f"{job.label}: {mix.shortfall} replay examples fewer than asked for; "
             f"the realised share is {mix.share:.3f}."
         )
+    if mix.dropped:
+        dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(mix.dropped.items()))
+        yield f"{job.label}: replay examples that were dropped: {dropped}."
     if encoded.truncated or encoded.dropped:
         yield (
             f"{job.label}: {encoded.truncated} examples truncated to {job.training.max_length} tokens, "
@@ -568,6 +578,11 @@ def _training_record(
         "replayed": mix.replayed,
         "replay_share": mix.share,
         "replay_shortfall": mix.shortfall,
+        "replay_dropped": dict(mix.dropped),
+        "replay_origins": [
+            {"kind": origin.kind, "model": origin.model, "settings": origin.settings, "rows": rows}
+            for origin, rows in mix.origins
+        ],
         "truncated": encoded.truncated,
         "dropped": len(encoded.dropped),
         "steps": outcome.steps,

@@ -4,6 +4,7 @@
     runs/<name>/stages/<kind>-<fingerprint>/record.json     written last, atomically
                                            /timing.json     times and machine; never compared
                                            /...             artefacts, listed in the record with size and hash
+    runs/<name>/cache/                                      what several stages share; may be thrown away
 
 A folder without a record is unfinished work: it is continued where its stage can resume, else thrown away.
 """
@@ -69,6 +70,7 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.stages = folder / "stages"
+        self.cache = folder / "cache"
         self.stages.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(folder / ".lock")
         self._done: dict[str, Stage] = {}

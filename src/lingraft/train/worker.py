@@ -37,6 +37,7 @@ def train(task: PhaseTask) -> None:
         english=(),
         seed=task.seed,
         folder=task.folder,
+        cache=task.folder,
         states=task.states,
         trust_remote_code=task.trust_remote_code,
     )

@@ -1,0 +1,371 @@
+"""Rows for generative replay: prompts are drawn or sampled, a model answers them, what is degenerate is dropped.
+
+Rows are made in chunks whose borders depend on nothing but the row numbers, and every row draws by its own seed. So
+fewer rows are the first of more, an interrupted run ends with the rows of an undisturbed one, and cells that replay
+different shares share the answers. They are kept in `<cache>/replay-<fingerprint>/`.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from lingraft.data.chat import encode_prompt
+from lingraft.data.degeneration import degeneration
+from lingraft.data.example import UNDETERMINED_LANGUAGE, Example, Message, Origin
+from lingraft.errors import DataError
+from lingraft.models.empty_turn import empty_user_turn
+from lingraft.models.generation import (
+    BATCH_SIZE,
+    Ending,
+    Generator,
+    Sampling,
+    TokenPrompt,
+    TransformersGenerator,
+    answer_ending,
+    context_length,
+    generate,
+)
+from lingraft.models.generation_log import GenerationLog, locked
+from lingraft.models.loading import load_model, load_tokenizer, model_content_hash
+from lingraft.models.vllm import VllmGenerator
+from lingraft.records import canonical_json, fingerprint_of, write_json_atomically
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SELF = "self"
+PROMPT_SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_new_tokens=256)
+"""How prompts are sampled from an empty user turn: from the model's own distribution, as Magpie does."""
+
+_LIBRARIES = ("lingraft", "torch", "transformers", "tokenizers")
+_LARGEST_CHUNK = 256
+_TRIES_PER_ROW, _TRIES_AT_LEAST = (
+    4,
+    64,
+)  # a model that never ends an answer must not go through a million prompts
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaySettings:
+    """How rows are generated.
+
+    Attributes:
+        sampling: Of the answers.
+        seed: Of all draws.
+        backend: What generates.
+        batch_size: Rows generated together by transformers; vLLM chooses its own.
+        trust_remote_code: Run Python code that the model brings along.
+    """
+
+    sampling: Sampling
+    seed: int
+    backend: Literal["transformers", "vllm"] = "transformers"
+    batch_size: int = BATCH_SIZE
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayRows:
+    """Generated rows, in the order in which they were made.
+
+    Attributes:
+        examples: The prompts with the model's answers; `origin` says of which model and with which settings.
+        dropped: Prompts and answers before the last row that were not taken, by reason.
+        origin: The origin of every row.
+    """
+
+    examples: tuple[Example, ...]
+    dropped: dict[str, int]
+    origin: Origin
+
+
+def make_replay(
+    folder: Path,
+    wanted: int,
+    settings: ReplaySettings,
+    cache: Path,
+    *,
+    source: str = SELF,
+    pool: Sequence[Example] | None = None,
+    name: str | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> ReplayRows:
+    """Let a model answer prompts until there are `wanted` rows, or go on with what an earlier call left in `cache`.
+
+    Reasons for dropping are `empty`, `looping` and `truncated` (see `data.degeneration`) of answers, the same with
+    `prompt_` of sampled prompts, `repeated` (a prompt that was there before), `refused` (by the chat template),
+    `too_long` (prompt and answer may exceed the model's context) and `tools` (calls are not generated). There are
+    fewer rows than wanted where the pool is at its end, or after 4 * wanted + 64 prompts.
+
+    Args:
+        folder: Of the model that answers, in bfloat16.
+        wanted: Rows.
+        settings: See there.
+        cache: Where the answers are kept.
+        source: What the prompts are, for the provenance.
+        pool: Rows whose last answer is made anew, in this order; None: prompts are sampled from the model itself,
+            from an empty user turn.
+        name: The model's name for the provenance; None: the hash of its weights.
+        on_progress: Told the rows that are done and wanted.
+
+    Raises:
+        ModelError: The model cannot be loaded, or its chat template has no user turn to sample prompts from.
+    """
+    weights = model_content_hash(folder)
+    origin = Origin("generative_replay", name or f"sha256:{weights[:16]}", _provenance(settings, source))
+    decides = {
+        "weights": weights,
+        "settings": origin.settings,
+        "batch_size": settings.batch_size,
+        "pool": None if pool is None else _hash_of(pool),
+        "libraries": {library: version(library) for library in _LIBRARIES},
+    }
+    work = cache / f"replay-{fingerprint_of(decides)}"
+    with locked(work):
+        write_json_atomically(work / "settings.json", decides)
+        model = _Model(folder, settings)
+        prompts = _Sampled(model, work) if pool is None else _Given(pool)
+        made = _take(wanted, prompts, _Answers(model, work), origin, on_progress)
+    del model, prompts
+    gc.collect()  # the model: training is about to load another
+    return made
+
+
+def _provenance(settings: ReplaySettings, source: str) -> dict[str, str | int | float | bool]:
+    found: dict[str, str | int | float | bool] = {
+        "prompts": source,
+        "temperature": settings.sampling.temperature,
+        "top_p": settings.sampling.top_p,
+        "max_new_tokens": settings.sampling.max_new_tokens,
+        "seed": settings.seed,
+        "backend": settings.backend,
+        "precision": "bf16",
+    }
+    if source == SELF:
+        found |= {
+            "prompt_temperature": PROMPT_SAMPLING.temperature,
+            "prompt_top_p": PROMPT_SAMPLING.top_p,
+            "prompt_max_new_tokens": PROMPT_SAMPLING.max_new_tokens,
+        }
+    return found
+
+
+def _take(
+    wanted: int,
+    prompts: _Given | _Sampled,
+    answers: _Answers,
+    origin: Origin,
+    on_progress: Callable[[int, int], None] | None,
+) -> ReplayRows:
+    """Take the first `wanted` rows that are fit to train on; what comes after the last one is not counted."""
+    taken: list[Example] = []
+    dropped: Counter[str] = Counter()
+    seen: set[bytes] = set()
+    tell = on_progress or (lambda *_: None)
+    for start, end in _chunks(prompts.total, answers.unit):
+        if len(taken) == wanted or start >= _TRIES_PER_ROW * wanted + _TRIES_AT_LEAST:
+            break
+        asked = {
+            number: _first_time(prompt, seen)
+            for number, prompt in zip(range(start, end), prompts.between(start, end), strict=True)
+        }
+        missing = (wanted - len(taken)) / (end - start + 1)  # as if all that is missing came from this chunk
+        replies = answers.to(asked, partial(_tell_part, tell, len(taken), missing, wanted))
+        for number in range(start, end):
+            if len(taken) == wanted:
+                break
+            prompt, reply = asked[number], replies[number]
+            if isinstance(prompt, str) or reply.reason is not None:
+                dropped[prompt if isinstance(prompt, str) else str(reply.reason)] += 1
+            else:
+                turns = (*prompt.messages[:-1], Message("assistant", reply.text))
+                taken.append(replace(prompt, messages=turns, origin=origin))
+        tell(len(taken), wanted)
+    return ReplayRows(tuple(taken), dict(dropped), origin)
+
+
+def _tell_part(
+    tell: Callable[[int, int], None], before: int, per_answer: float, wanted: int, answered: int
+) -> None:
+    tell(before + int(per_answer * answered), wanted)
+
+
+def _chunks(total: int | None, unit: int) -> Iterator[tuple[int, int]]:
+    """Yield the borders of chunks of rows: a quarter of what is before, but at least `unit`, at most 256 rows.
+
+    Large ones are answered sooner, because rows of like lengths stand together; small ones are less beyond what is
+    wanted.
+    """
+    start = 0
+    while total is None or start < total:
+        size = max(unit, min(start // 4, _LARGEST_CHUNK) // unit * unit)
+        end = start + size if total is None else min(start + size, total)
+        yield start, end
+        start = end
+
+
+def _first_time(prompt: Example | str, seen: set[bytes]) -> Example | str:
+    if isinstance(prompt, str):
+        return prompt
+    key = hashlib.sha256(_turns(prompt).encode()).digest()
+    if key in seen:
+        return "repeated"
+    seen.add(key)
+    return prompt
+
+
+def _turns(example: Example) -> str:
+    """Return what is said before the answer, as text that differs where the turns differ."""
+    turns = [[one.role, one.content, one.details] for one in example.messages[:-1]]
+    return canonical_json([turns, example.tools])
+
+
+def _hash_of(pool: Sequence[Example]) -> str:
+    digest = hashlib.sha256()
+    for example in pool:
+        digest.update(f"{_turns(example)}\n".encode())
+    return digest.hexdigest()
+
+
+def _seed(settings: ReplaySettings, purpose: str, number: int) -> int:
+    """Return the seed of a row's draws, below 2**60."""
+    return int(fingerprint_of([settings.seed, purpose, number])[:15], 16)
+
+
+class _Model:
+    """The model that answers; loaded when there is something to generate."""
+
+    def __init__(self, folder: Path, settings: ReplaySettings) -> None:
+        self.settings = settings
+        self._folder, self._trust = folder, settings.trust_remote_code
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(folder, trust_remote_code=self._trust)
+        self.ending = answer_ending(folder, self.tokenizer)
+        self.context_length = context_length(folder, trust_remote_code=self._trust)
+
+    @cached_property
+    def generator(self) -> Generator:
+        if self.settings.backend == "vllm":
+            return VllmGenerator(self._folder, self.tokenizer, trust_remote_code=self._trust)
+        model = load_model(self._folder, dtype=torch.bfloat16, trust_remote_code=self._trust)
+        model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+        return TransformersGenerator(model, self.tokenizer, self.settings.batch_size)
+
+    def continue_into(
+        self,
+        log: GenerationLog,
+        prompts: Mapping[int, TokenPrompt],
+        sampling: Sampling,
+        ending: Ending,
+        on_batch: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        """Continue the prompts whose numbers the log lacks; tell how many of them it has."""
+        numbers = list(prompts)
+        if all(number in log for number in numbers):
+            return
+        batches = generate(
+            self.generator, list(prompts.values()), sampling, ending, lambda place: numbers[place] in log
+        )
+        for batch in batches:
+            log.append({numbers[place]: one for place, one in batch.items()})
+            on_batch(sum(number in log for number in numbers))
+
+
+class _Given:
+    """Prompts that are there already."""
+
+    def __init__(self, pool: Sequence[Example]) -> None:
+        self._pool = pool
+        self.total: int | None = len(pool)
+
+    def between(self, start: int, end: int) -> Iterator[Example]:
+        """Return the rows of a chunk, whose answers do not count."""
+        return (self._pool[number] for number in range(start, end))
+
+
+class _Sampled:
+    """Prompts that the model writes itself, from an empty user turn."""
+
+    def __init__(self, model: _Model, work: Path) -> None:
+        self._model, self._log = model, GenerationLog(work / "prompts.jsonl")
+        self.total: int | None = None
+        self._opening, self._ending = empty_user_turn(model.tokenizer, model.ending)
+
+    def between(self, start: int, end: int) -> Iterator[Example | str]:
+        """Return the prompts of a chunk, or why one is none."""
+        asked = {
+            number: TokenPrompt(self._opening, _seed(self._model.settings, "prompt", number))
+            for number in range(start, end)
+        }
+        self._model.continue_into(self._log, asked, PROMPT_SAMPLING, self._ending)
+        for number in asked:
+            found = self._log[number]
+            reason = degeneration(found.text, ended=found.ended)
+            if reason is None:
+                turns = (Message("user", found.text), Message("assistant", ""))
+                yield Example(f"self-{number}", turns, UNDETERMINED_LANGUAGE, f"self-{number}", SELF)
+            else:
+                yield f"prompt_{reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Reply:
+    """An answer, or why there is none to train on."""
+
+    text: str = ""
+    reason: str | None = None
+
+
+class _Answers:
+    """The model's answers, kept in a log."""
+
+    def __init__(self, model: _Model, work: Path) -> None:
+        self._model, self._log = model, GenerationLog(work / "answers.jsonl")
+
+    @property
+    def unit(self) -> int:
+        """Rows of the smallest chunk."""
+        return (
+            VllmGenerator.batch_size
+            if self._model.settings.backend == "vllm"
+            else self._model.settings.batch_size
+        )
+
+    def to(self, prompts: Mapping[int, Example | str], on_batch: Callable[[int], None]) -> dict[int, _Reply]:
+        """Return the reply to each prompt."""
+        encoded = {
+            number: self._encode(prompt, number)
+            for number, prompt in prompts.items()
+            if isinstance(prompt, Example)
+        }
+        asked = {number: one for number, one in encoded.items() if isinstance(one, TokenPrompt)}
+        sampling = self._model.settings.sampling
+        self._model.continue_into(self._log, asked, sampling, self._model.ending, on_batch)
+        return {number: self._reply(number, encoded.get(number)) for number in prompts}
+
+    def _encode(self, prompt: Example, number: int) -> TokenPrompt | str:
+        if prompt.tools:
+            return "tools"
+        try:
+            ids = encode_prompt(prompt.messages[:-1], self._model.tokenizer)
+        except DataError:
+            return "refused"
+        longest = self._model.context_length
+        if longest is not None and len(ids) + self._model.settings.sampling.max_new_tokens > longest:
+            return "too_long"
+        return TokenPrompt(tuple(ids), _seed(self._model.settings, "answer", number))
+
+    def _reply(self, number: int, asked: TokenPrompt | str | None) -> _Reply:
+        if not isinstance(asked, TokenPrompt):
+            return _Reply(reason=asked)
+        found = self._log[number]
+        return _Reply(found.text, degeneration(found.text, ended=found.ended))

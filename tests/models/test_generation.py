@@ -1,0 +1,299 @@
+"""Generation: against a plain loop over tokens, whatever stands beside a row, and stopped where it must."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from lingraft.data.chat import FALLBACK_TEMPLATE, encode_prompt
+from lingraft.data.example import Message
+from lingraft.errors import ConfigError, LingraftError, ModelError
+from lingraft.models.empty_turn import empty_user_turn
+from lingraft.models.generation import (
+    Ending,
+    Generated,
+    Sampling,
+    TokenPrompt,
+    TransformersGenerator,
+    _processors,
+    answer_ending,
+    finished,
+    generate,
+)
+from lingraft.models.generation_log import GenerationLog, locked
+from lingraft.models.loading import load_model, load_tokenizer
+from lingraft.models.vllm import VllmGenerator, check_vllm
+
+QUESTIONS = [
+    "Say a.",
+    "What is the weekday after Monday, and what comes before it?",
+    "Why?",
+    "Ja?",
+    "Two plus two",
+]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> Any:
+    loaded: Any = load_model(tiny_model)
+    with torch.no_grad():  # so that answers differ and some of them end
+        torch.manual_seed(1)
+        for parameter in loaded.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model: Path) -> Any:
+    return load_tokenizer(tiny_model)
+
+
+def asked(tokenizer: Any, questions: Sequence[str] = QUESTIONS) -> list[TokenPrompt]:
+    return [
+        TokenPrompt(tuple(encode_prompt([Message("user", text)], tokenizer)), seed)
+        for seed, text in enumerate(questions)
+    ]
+
+
+def answers(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[TokenPrompt],
+    sampling: Sampling,
+    ending: Ending,
+    batch: int = 16,
+) -> list[Generated]:
+    found: dict[int, Generated] = {}
+    for one in generate(TransformersGenerator(model, tokenizer, batch), prompts, sampling, ending):
+        found |= one
+    return [found[row] for row in range(len(prompts))]
+
+
+def test_greedy_answers_are_those_of_a_plain_loop(tiny_model: Path, model: Any, tokenizer: Any) -> None:
+    ending = answer_ending(tiny_model, tokenizer)
+    for prompt, found in zip(
+        asked(tokenizer),
+        answers(model, tokenizer, asked(tokenizer), Sampling(max_new_tokens=12), ending),
+        strict=True,
+    ):
+        ids = list(prompt.ids)
+        with torch.inference_mode():
+            while len(ids) < len(prompt.ids) + 12 and (
+                len(ids) == len(prompt.ids) or ids[-1] not in ending.tokens
+            ):
+                ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        assert found == finished(ids[len(prompt.ids) :], ending, tokenizer)
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(max_new_tokens=20), Sampling(1.0, 0.9, 20)], ids=["greedy", "drawn"]
+)
+def test_an_answer_does_not_depend_on_its_neighbours(
+    tiny_model: Path, model: Any, tokenizer: Any, sampling: Sampling
+) -> None:
+    ending, prompts = answer_ending(tiny_model, tokenizer), asked(tokenizer)
+    together = answers(model, tokenizer, prompts, sampling, ending)
+    assert answers(model, tokenizer, prompts, sampling, ending, batch=2) == together
+    assert [answers(model, tokenizer, [one], sampling, ending)[0] for one in prompts] == together
+    assert answers(model, tokenizer, prompts[::-1], sampling, ending)[::-1] == together
+    assert len({one.text for one in together}) > 1
+
+
+def test_draws_follow_the_models_probabilities(tiny_model: Path, model: Any, tokenizer: Any) -> None:
+    prompt = asked(tokenizer)[0].ids
+    with torch.inference_mode():
+        scores = model(torch.tensor([prompt])).logits[0, -1]
+    wanted = torch.softmax(scores / 0.5, 0)
+    kept = int((wanted.sort(descending=True).values.cumsum(0) < 0.6).sum()) + 1
+    top = wanted.topk(kept)
+    n = 2000
+    drawn: Counter[int] = Counter()
+    one_token = Ending(frozenset(range(len(tokenizer))))  # whatever comes ends it
+    texts = {
+        int(token): finished([int(token)], Ending(frozenset({-1})), tokenizer).text for token in top.indices
+    }
+    sampling = Sampling(temperature=0.5, top_p=0.6, max_new_tokens=1)
+    prompts = [TokenPrompt(prompt, seed) for seed in range(n)]
+    with torch.inference_mode():
+        for start in range(0, n, 500):
+            batch: Any = torch.tensor([prompt] * 500)
+            found = _processors(sampling, [one.seed for one in prompts[start : start + 500]], model.device)(
+                batch, scores.expand(500, -1)
+            )
+            drawn.update(found.argmax(-1).tolist())
+    assert set(drawn) <= set(texts)
+    for token, probability in zip(
+        top.indices.tolist(), (top.values / top.values.sum()).tolist(), strict=True
+    ):
+        assert drawn[token] / n == pytest.approx(probability, abs=4 * (probability / n) ** 0.5 + 1e-3)
+    assert answers(model, tokenizer, prompts[:1], sampling, one_token)[0].ended
+
+
+def test_global_generators_and_the_models_own_defaults_are_left_alone(
+    tiny_model: Path, model: Any, tokenizer: Any
+) -> None:
+    ending, prompts = answer_ending(tiny_model, tokenizer), asked(tokenizer)
+    plain = answers(model, tokenizer, prompts, Sampling(max_new_tokens=20), ending)
+    own = model.generation_config
+    model.generation_config = type(own)(repetition_penalty=5.0, do_sample=True, temperature=0.3, max_length=3)
+    try:
+        torch.manual_seed(5)
+        state = torch.get_rng_state()
+        assert answers(model, tokenizer, prompts, Sampling(max_new_tokens=20), ending) == plain
+        answers(model, tokenizer, prompts, Sampling(1.0, 1.0, 4), ending)
+        assert torch.equal(torch.get_rng_state(), state)
+        assert model.generation_config.repetition_penalty == 5.0
+    finally:
+        model.generation_config = own
+
+
+def test_a_continuation_ends_at_a_token_at_a_text_or_nowhere(tokenizer: Any) -> None:
+    ids = list(tokenizer("Say a.\n\n### Response: b", add_special_tokens=False)["input_ids"])
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert finished([*ids, end, end], Ending(frozenset({end})), tokenizer) == Generated(
+        "Say a.\n\n### Response: b", len(ids) + 1, ended=True
+    )
+    assert not finished(ids, Ending(frozenset({end})), tokenizer).ended
+    cut = finished(ids, Ending(frozenset({end}), "### Response:"), tokenizer)
+    assert (cut.text, cut.ended) == ("Say a.", True)
+
+
+def test_a_row_stops_at_a_text_and_the_others_go_on(tiny_model: Path, model: Any, tokenizer: Any) -> None:
+    prompts, sampling = asked(tokenizer), Sampling(max_new_tokens=20)
+    never = answer_ending(tiny_model, tokenizer).tokens
+    free = answers(model, tokenizer, prompts, sampling, Ending(never))
+    stop = free[0].text[2:4]
+    stopped = answers(model, tokenizer, prompts, sampling, Ending(never, stop))
+    assert stopped[0].text == free[0].text[: free[0].text.index(stop)].strip()
+    assert stopped[0].ended
+    assert stopped[0].tokens < free[0].tokens
+    for before, after in zip(free, stopped, strict=True):
+        assert stop in before.text or before == after
+
+
+def test_what_ends_an_answer_is_what_training_teaches(tiny_model: Path, tokenizer: Any) -> None:
+    named = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert answer_ending(tiny_model, tokenizer).tokens == {named}
+    other = load_tokenizer(tiny_model)
+    other.eos_token = "<|endoftext|>"
+    assert answer_ending(tiny_model, other).tokens == {named, other.convert_tokens_to_ids("<|endoftext|>")}
+
+
+def test_a_folder_that_names_no_end_is_refused(tmp_path: Path, tiny_model: Path) -> None:
+    other = load_tokenizer(tiny_model)
+    other.chat_template = "{% for m in messages %}{{ '[' + m['content'] + ']' }}{% endfor %}"
+    other.eos_token = None
+    with pytest.raises(ModelError, match="no end token"):
+        answer_ending(tmp_path, other)
+
+
+def test_an_empty_user_turn_ends_before_the_users_words(tiny_model: Path, tokenizer: Any) -> None:
+    answer = answer_ending(tiny_model, tokenizer)
+    opening, ending = empty_user_turn(tokenizer, answer)
+    assert tokenizer.decode(list(opening)) == "<|im_start|>user\n"
+    assert ending == Ending(answer.tokens)
+    fallback = load_tokenizer(tiny_model)
+    fallback.chat_template = FALLBACK_TEMPLATE
+    opening, ending = empty_user_turn(fallback, answer)
+    assert fallback.decode(list(opening)) == "<|im_start|>### Instruction:\n"
+    assert ending == Ending(answer.tokens, "### Response:")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ 'always the same' }}",
+        "{% for m in messages %}{{ '<|im_start|>' + m['content'] + m['content'] }}{% endfor %}",
+        "{% for m in messages %}{{ m['content'] }}{% endfor %}",
+    ],
+)
+def test_a_template_without_an_empty_turn_is_refused(tiny_model: Path, tokenizer: Any, template: str) -> None:
+    other = load_tokenizer(tiny_model)
+    other.chat_template = template
+    with pytest.raises(ModelError, match="give prompts"):
+        empty_user_turn(other, answer_ending(tiny_model, tokenizer))
+
+
+def test_batches_of_which_all_is_done_are_left_out_and_others_made_whole() -> None:
+    class Echo:
+        batch_size = 2
+        asked: list[list[int]]
+
+        def __init__(self) -> None:
+            self.asked = []
+
+        def continue_batch(self, prompts: Any, *_: Any) -> list[Generated]:
+            self.asked.append([len(one.ids) for one in prompts])
+            return [Generated(str(len(one.ids)), 1, ended=True) for one in prompts]
+
+    prompts = [TokenPrompt((1,) * length) for length in (2, 9, 4, 7, 5)]
+    echo = Echo()
+    found = list(generate(echo, prompts, Sampling(), Ending(frozenset({0})), {1, 3, 2}.__contains__))
+    assert echo.asked == [[5, 4], [2]]  # longest first; 9 and 7 are done, of 5 and 4 one is
+    assert [sorted(one) for one in found] == [[2, 4], [0]]
+
+
+def test_a_log_is_read_up_to_a_torn_line(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    one, two, other = (Generated(text, 3, ended=True) for text in ("a\u2028b", "ü", "other"))
+    GenerationLog(path).append({4: two, 1: one})
+    whole = path.read_bytes()
+    GenerationLog(path).append({1: other})  # what is there stays
+    assert path.read_bytes() == whole
+    for torn in (b'{"number": 7, "text": "c', b'{"number": 7}\n', b"\0\0\n", b"[1]\n"):
+        path.write_bytes(whole + torn)
+        log = GenerationLog(path)
+        assert (log[1], log[4], 7 in log) == (one, two, False)
+        assert path.read_bytes() == whole
+    log.append({7: two})
+    assert GenerationLog(path)[7] == two
+
+
+def test_two_processes_do_not_write_one_log(tmp_path: Path) -> None:
+    with (
+        locked(tmp_path / "work"),
+        pytest.raises(LingraftError, match="another lingraft"),
+        locked(tmp_path / "work"),
+    ):
+        pass
+
+
+def test_vllm_is_named_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lingraft.models.vllm.find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match=r"lingraft\[vllm\]"):
+        check_vllm()
+
+
+def test_vllm_is_asked_row_by_row(monkeypatch: pytest.MonkeyPatch, tiny_model: Path, tokenizer: Any) -> None:
+    told: dict[str, Any] = {}
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+    class Fake:
+        def __init__(self, **options: Any) -> None:
+            told["model"] = options
+
+        def generate(self, prompts: Any, params: Any, *, use_tqdm: bool) -> list[Any]:
+            told["params"], told["bars"] = params, use_tqdm
+            rows = [(*one["prompt_token_ids"][:2], end) for one in prompts]
+            return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=row)]) for row in rows]
+
+    module = SimpleNamespace(LLM=Fake, SamplingParams=lambda **options: options)
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    monkeypatch.setattr("lingraft.models.vllm.find_spec", lambda _: module)
+    generator = VllmGenerator(tiny_model, tokenizer, trust_remote_code=False)
+    ids = tuple(tokenizer("Say a", add_special_tokens=False)["input_ids"])
+    found = generator.continue_batch([TokenPrompt(ids, 7)], Sampling(0.5, 0.9, 5), Ending(frozenset({end})))
+    assert found[0].ended
+    assert found[0].tokens == 3
+    assert told["model"]["dtype"] == "bfloat16"
+    assert told["bars"] is False
+    assert told["params"] == [
+        {"seed": 7, "temperature": 0.5, "top_p": 0.9, "max_tokens": 5, "stop_token_ids": [end], "stop": None}
+    ]
