@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import os
+import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, MixtralForCausalLM
+
+    from lingraft.data.chat import EncodedExample
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -99,3 +107,78 @@ def talkative_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) 
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+_VOCABULARY = 48
+_SHAPE: dict[str, Any] = {
+    "vocab_size": _VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+
+
+@pytest.fixture
+def tiny_llama() -> Callable[..., LlamaForCausalLM]:
+    """A function that makes a random Llama of 2 layers and width 32, to be used without a tokenizer."""
+
+    def build(*, tied: bool = True, seed: int = 0, **options: Any) -> LlamaForCausalLM:
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(LlamaConfig(**_SHAPE, tie_word_embeddings=tied, **options))
+        model.train(mode=False)
+        return model
+
+    return build
+
+
+@pytest.fixture
+def tiny_mixtral() -> Callable[..., MixtralForCausalLM]:
+    """A function that makes a random mixture of four experts."""
+
+    def build(*, output_router_logits: bool = True) -> MixtralForCausalLM:
+        import torch
+        from transformers import MixtralConfig, MixtralForCausalLM
+
+        torch.manual_seed(0)
+        config = MixtralConfig(
+            **_SHAPE,
+            num_local_experts=4,
+            num_experts_per_tok=2,
+            router_aux_loss_coef=0.5,
+            output_router_logits=output_router_logits,
+        )
+        model = MixtralForCausalLM(config)
+        model.train(mode=False)
+        return model
+
+    return build
+
+
+@pytest.fixture
+def examples() -> Callable[..., list[EncodedExample]]:
+    """A function that makes random prompts with random answers, 4 to 24 tokens long."""
+
+    def build(count: int = 12, seed: int = 0, longest: int = 24) -> list[EncodedExample]:
+        from lingraft.data.chat import EncodedExample
+
+        generator = random.Random(seed)
+        encoded = []
+        for number in range(count):
+            length = generator.randint(4, longest)
+            prompt = generator.randint(1, length - 1)
+            ids = tuple(generator.randrange(_VOCABULARY) for _ in range(length))
+            supervised = (False,) * prompt + (True,) * (length - prompt)
+            encoded.append(EncodedExample(f"example-{number}", "en", ids, supervised, 0))
+        return encoded
+
+    return build

@@ -539,7 +539,7 @@ CHECKS = [
         "[plain]",
         "[[lora, freeze_random]]",
         "strategy 'lora+freeze_random'",
-        "'lora' cannot be composed with 'freeze_random'",
+        "'freeze_random' cannot be composed with 'lora'",
     ),
     study(
         "one strategy twice in a composition",
@@ -610,7 +610,7 @@ CHECKS = [
         "prompts without drift", "held_out: 2", "prompts: [a.txt]", "prompts: only drift is measured on them"
     ),
     study(
-        "prompts that are not there",
+        "prompts of a study that are not there",
         "held_out: 2",
         "held_out: 2\nmeasures: [drift]\nprompts: [nowhere.txt]",
         "nowhere.txt: there is no such file",
@@ -1105,7 +1105,7 @@ DRIFTS = [
     drifted(
         "two architectures to look into",
         _configured(model_type="mistral", architectures=["MistralForCausalLM"]),
-        "mine: is a mistral, model a llama",
+        "mine: is a mistral, the first model a llama",
     ),
     Case(
         "prompts that are not there",

@@ -45,7 +45,8 @@ def model(layers: int = 4, *, tied: bool = True, seed: int = 0) -> Any:
 
 def context(folder: Path, **changes: Any) -> Context:
     defaults: dict[str, Any] = {
-        "base": None, "previous": folder, "previous_data": (), "english": (), "seed": 0, "folder": folder
+        "base": None, "previous": folder, "previous_data": (), "english": (), "seed": 0, "folder": folder,
+        "cache": folder / "cache"
     }  # fmt: skip
     return Context(**(defaults | changes))
 

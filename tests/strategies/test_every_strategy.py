@@ -67,6 +67,7 @@ def test_it_trains_what_it_says_and_leaves_a_plain_model(phases: Any, name: str,
         english=(),
         seed=0,
         folder=done.parent,
+        cache=done.parent,
         states={
             part.kind: state_of(phases, part.kind) for part in done.composition.parts if part.preparation
         },

@@ -202,6 +202,7 @@ class Stages:
                     english=job.english,
                     seed=job.seed,
                     folder=folder,
+                    cache=self._store.cache,
                     trust_remote_code=self._trust,
                     on_progress=self._tell_count,
                 ),
@@ -440,7 +441,7 @@ class Stages:
             cache=self._store.cache,
             states={kind: state.locate() for kind, state in states.items()},
             trust_remote_code=self._trust,
-            on_progress=lambda done, total: self._watcher.stage_progressed(StageProgress(done, total)),
+            on_progress=self._tell_count,
         )
         mix = composition.mix(job.examples, context)
         tokenizer = load_tokenizer(parent, trust_remote_code=self._trust)
