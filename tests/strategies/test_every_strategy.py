@@ -27,6 +27,14 @@ STRATEGIES: dict[str, Any] = {
     "spectrum": "spectrum",
     "ssu": SHIELDED,
     "english_replay": {"english_replay": {"share": 0.25, "from": "phase_one"}},
+    "generative_replay": {
+        "generative_replay": {
+            "share": 0.25,
+            "prompts": "phase_one",
+            "temperature": 1.0,
+            "max_new_tokens": 96,
+        }
+    },
     "lora": {"lora": {"rank": 2}},
     "l2_anchor": {"l2_anchor": {"strength": 0.1}},
     "ewc": {"ewc": {"strength": 0.1, "tokens": 200}},
@@ -105,6 +113,7 @@ REDUCED = {
     "freeze_changed without a share": {"freeze_changed": {"share": 0}},
     "ssu without a share": {"ssu": {"share": 0}},
     "replay without a share": {"english_replay": {"share": 0}},
+    "generated replay without a share": {"generative_replay": {"share": 0}},
     "distillation without a share": {"distill": {"share": 0}},
     "an anchor without strength": {"l2_anchor": {"strength": 0}},
     "ewc without strength": {"ewc": {"strength": 0}},
@@ -151,6 +160,7 @@ RESUMED = [
     "l2_anchor",
     "ewc",
     "distill",
+    "generative_replay",
     "layerwise_rates",
     "spectrum",
     "half",
