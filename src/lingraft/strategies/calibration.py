@@ -1,9 +1,14 @@
-"""Rows of the data that must not be forgotten, up to a budget of tokens: what SSU and EWC look at."""
+"""Rows of the data that must not be forgotten, up to a budget of tokens: what SSU and EWC look at.
+
+Where neither Phase 1's rows nor the set's English are known, the model that the phase starts from writes them itself:
+prompts from an empty user turn, and its answers (see `replay_rows`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,39 +21,94 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from lingraft.data.chat import EncodedExample
+    from lingraft.data.example import Example
     from lingraft.strategies.base import Context
 
 _ROWS_AT_A_TIME = 64
 _MAX_LENGTH = 1024
+_OWN_ANSWER = 256  # tokens at most
 
 
-def calibration_rows(
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What a strategy looks at before training.
+
+    Attributes:
+        rows: Encoded rows, whole ones: together at least the tokens asked for, where there are as many.
+        source: `phase_one`, `english` (of the set) or `self` (written by the model that the phase starts from).
+    """
+
+    rows: tuple[EncodedExample, ...]
+    source: str
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all rows."""
+        return sum(len(row.input_ids) for row in self.rows)
+
+    def to_json(self) -> dict[str, object]:
+        """Return the counts for the record."""
+        return {"source": self.source, "rows": len(self.rows), "tokens": self.tokens}
+
+
+def calibration_of(
     kind: str, tokenizer: PreTrainedTokenizerBase, context: Context, tokens: int
-) -> list[EncodedExample]:
+) -> Calibration:
     """Return rows of the old English, drawn by the seed, until they hold `tokens` tokens or there are no more.
 
     Raises:
-        StrategyError: There is none, or none that has an answer left.
+        StrategyError: No row has an answer left, or the model writes none that is fit.
+        ModelError: There is no old English, and the model's chat template has no user turn to write prompts from.
     """
-    rows = context.old_english
-    order = context.generator(f"{kind} calibration").permutation(len(rows))
+    source = "phase_one" if context.previous_data else "english" if context.english else "self"
+    if source == "self":
+        found = _own_rows(tokenizer, context, tokens)
+    else:
+        rows = context.old_english
+        order = context.generator(f"{kind} calibration").permutation(len(rows))
+        found = _up_to(tokens, select(tuple(rows) if isinstance(rows, list) else rows, order), tokenizer)
+    if not found:
+        raise StrategyError(
+            f"{kind!r}: no row ({source}) can be looked at: none has an answer that survives the chat template. Give "
+            "the data set `english: SOURCE`, or leave the strategy out."
+        )
+    return Calibration(tuple(found), source)
+
+
+def _up_to(tokens: int, rows: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[EncodedExample]:
+    """Return the first rows that together hold `tokens` tokens."""
     found: list[EncodedExample] = []
     held = 0
-    for start in range(0, len(order), _ROWS_AT_A_TIME):
-        chosen = select(
-            tuple(rows) if isinstance(rows, list) else rows, order[start : start + _ROWS_AT_A_TIME]
-        )
-        for one in encode_examples(chosen, tokenizer, _MAX_LENGTH).examples:
+    for start in range(0, len(rows), _ROWS_AT_A_TIME):
+        for one in encode_examples(rows[start : start + _ROWS_AT_A_TIME], tokenizer, _MAX_LENGTH).examples:
             if held < tokens:
                 found.append(one)
                 held += len(one.input_ids)
         if held >= tokens:
             break
-    if not found:
-        raise StrategyError(
-            f"{kind!r}: no row of Phase 1's data (or of the set's `english`) can be looked at; leave the strategy out."
-        )
     return found
+
+
+def _own_rows(tokenizer: PreTrainedTokenizerBase, context: Context, tokens: int) -> list[EncodedExample]:
+    """Let the model write rows until they hold `tokens` tokens; every strategy of a run takes the same ones.
+
+    Answers are drawn at temperature 1: Fisher information is an expectation over the model's own distribution.
+    """
+    from lingraft.models.generation import Sampling
+    from lingraft.strategies.replay_rows import ReplaySettings, make_replay
+
+    settings = ReplaySettings(
+        Sampling(temperature=1.0, max_new_tokens=_OWN_ANSWER),
+        context.seed_of("calibration"),
+        trust_remote_code=context.trust_remote_code,
+    )
+    wanted = max(1, tokens // _OWN_ANSWER)
+    while True:
+        made = make_replay(context.previous, wanted, settings, context.cache, on_progress=context.on_progress)
+        found = _up_to(tokens, made.examples, tokenizer)
+        if sum(len(one.input_ids) for one in found) >= tokens or len(made.examples) < wanted:
+            return found
+        wanted *= 2  # those that there are already are read, not made again
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -39,11 +39,11 @@ class Ewc(Strategy):
     strength: float = Field(0.01, ge=0)
     """Factor of the penalty; 0: none."""
     tokens: int = Field(16384, ge=1)
-    """Calibration tokens, of Phase 1's rows or, where these are unknown, of the set's `english`."""
+    """Calibration tokens: of Phase 1's rows; where unknown of the set's `english`; else of the model's own making."""
 
     @property
-    def needs(self) -> frozenset[Need]:
-        """What stands for the data that must not be forgotten."""
+    def uses(self) -> frozenset[Need]:
+        """What stands for the data that must not be forgotten, where it is known."""
         return frozenset(("old_english",))
 
     @property
@@ -57,17 +57,17 @@ class Ewc(Strategy):
         """Write the diagonal Fisher information, divided by its mean."""
         from safetensors.torch import save_file
 
-        from lingraft.strategies.calibration import calibration_rows
+        from lingraft.strategies.calibration import calibration_of
 
-        rows = calibration_rows(self.kind, tokenizer, context, self.tokens)
-        fisher = diagonal_fisher(model, rows, context)
+        calibration = calibration_of(self.kind, tokenizer, context, self.tokens)
+        fisher = diagonal_fisher(model, calibration.rows, context)
         mean = sum(float(one.double().sum()) for one in fisher.values()) / sum(
             one.numel() for one in fisher.values()
         )
         if not mean > 0:
             raise StrategyError("'ewc': no calibration example has a gradient, so no weight is important.")
         save_file({name: (one / mean).bfloat16() for name, one in fisher.items()}, context.folder / _FISHER)
-        return {"tokens": sum(len(row.input_ids) for row in rows), "rows": len(rows), "mean": mean}
+        return calibration.to_json() | {"mean": mean}
 
     def anchor(self, model: PreTrainedModel, context: Context) -> Anchor | None:  # noqa: ARG002
         """Return the weighted pull; None where its strength is 0."""
@@ -78,7 +78,7 @@ class Ewc(Strategy):
         return Anchor(self.strength, load_file(context.states[self.kind] / _FISHER))
 
 
-def diagonal_fisher(model: Any, rows: list[EncodedExample], context: Context) -> dict[str, Tensor]:
+def diagonal_fisher(model: Any, rows: Sequence[EncodedExample], context: Context) -> dict[str, Tensor]:
     """Return the mean over examples of the squared gradients of their answers' summed log likelihood, by parameter."""
     import torch
 

@@ -48,11 +48,11 @@ class Ssu(Strategy):
     share: float = Field(0.5, ge=0, le=1)
     """Share of every matrix's columns that is frozen."""
     tokens: int = Field(32768, ge=1)
-    """Calibration tokens, of Phase 1's rows or, where these are unknown, of the set's `english`."""
+    """Calibration tokens: of Phase 1's rows; where unknown of the set's `english`; else of the model's own making."""
 
     @property
-    def needs(self) -> frozenset[Need]:
-        """What stands for the data that must not be forgotten."""
+    def uses(self) -> frozenset[Need]:
+        """What stands for the data that must not be forgotten, where it is known."""
         return frozenset(("old_english",))
 
     @property
@@ -70,14 +70,12 @@ class Ssu(Strategy):
         """
         from safetensors.torch import save_file
 
-        from lingraft.strategies.calibration import calibration_rows
+        from lingraft.strategies.calibration import calibration_of
 
-        rows = calibration_rows(self.kind, tokenizer, context, self.tokens)
-        scores = _column_scores(model, [row.input_ids for row in rows], context)
+        calibration = calibration_of(self.kind, tokenizer, context, self.tokens)
+        scores = _column_scores(model, [row.input_ids for row in calibration.rows], context)
         save_file(scores, context.folder / _SCORES)
-        record = {
-            "tokens": sum(len(row.input_ids) for row in rows),
-            "rows": len(rows),
+        record = calibration.to_json() | {
             "special_tokens": sorted({int(token) for token in tokenizer.all_special_ids}),
         }
         write_text_atomically(context.folder / _RECORD, json.dumps(record))

@@ -63,7 +63,7 @@ def _phase(steps: Sequence[PathStep], seed: int, *, old_rows_known: bool) -> set
     wanted: set[Key] = {train_key(steps, seed), ("evaluate", _key(steps), seed)}
     for part in build(last.strategy).parts:
         if part.preparation is not None:
-            data = None if old_rows_known or "old_english" not in part.needs else last.data
+            data = None if old_rows_known or "old_english" not in part.uses else last.data
             wanted.add(("prepare", before, part.kind, repr(part.preparation), data, seed))
         if part.combines:
             wanted.add(("combine", _key(steps), seed))

@@ -279,14 +279,11 @@ def _missing(study: Study, cell: Cell, index: int, composition: Composition) -> 
         "previous": not has_phase_one,
         "previous_data": not known_phase_one,
         "english": phase.data[step.data].english is None,
-        "old_english": not known_phase_one and phase.data[step.data].english is None,
     }
     advice = {
         "base": "needs the base model and a phase before this one: give the study a `model`",
         "previous": "needs a phase before this one",
         "previous_data": "needs the data of a trained first phase, which this cell does not have",
-        "old_english": "needs Phase 1's data, or the set's English parallel in their place: give the data set "
-        "`english: SOURCE`",
         "english": "needs the set's English parallel: give the data set `english: SOURCE`, or replay what else there "
         "is (english_replay: `from: phase_one`; generative_replay: `prompts: phase_one` or `self`)",
     }

@@ -523,7 +523,7 @@ def _preparation_inputs(job: TrainingJob, part: Strategy) -> dict[str, Any]:
         "parent": job.parent.identity,
         "strategy": part.kind,
         "options": part.preparation,
-        "data": {need: job.replay_data[need] for need in sorted(part.needs & set(job.replay_data))},
+        "data": {need: job.replay_data[need] for need in sorted(part.uses & set(job.replay_data))},
         "seed": job.seed,
         "libraries": libraries(_TRAINING_LIBRARIES),
     }
