@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _SCORES = "scores.safetensors"
 _RECORD = "calibration.json"
-_TOKENS_PER_BATCH = 2048
+TOKENS_PER_BATCH = 2048
 
 
 class Ssu(Strategy):
@@ -130,17 +130,22 @@ def _column_scores(model: Any, rows: list[tuple[int, ...]], context: Context) ->
     squares = {
         name: torch.zeros(module.weight.shape[1], dtype=torch.float64) for name, module in linear.items()
     }
-    real = torch.zeros(0)  # of the batch that runs: which positions hold a token
+    real = torch.zeros(0)  # of the batch that runs: 1 where a token is, 0 where a row was filled up
+    last: list[
+        Tensor
+    ] = []  # an input and its squares' sums: q, k and v read the same one, gate and up as well
 
     def watch(name: str) -> Any:
         def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
             given = inputs[0]
-            seen = given[real.to(given.device)] if given.dim() == 3 else given
-            squares[name] += seen.float().square().sum(dim=0).double().cpu()
+            if not last or last[0] is not given:
+                tokens = given.reshape(-1, given.shape[-1]).float().square()
+                last[:] = [given, (real.to(given.device).flatten() @ tokens).double().cpu()]
+            squares[name] += last[1]
 
         return hook
 
-    batches = token_budget_batches([len(row) for row in rows], _TOKENS_PER_BATCH, seed=0, epoch=0)
+    batches = token_budget_batches([len(row) for row in rows], TOKENS_PER_BATCH, seed=0, epoch=0)
     done = 0
     with ExitStack() as hooks, torch.inference_mode(), bf16_arithmetic(model):
         for name, module in linear.items():
@@ -148,10 +153,10 @@ def _column_scores(model: Any, rows: list[tuple[int, ...]], context: Context) ->
         for batch in batches:
             longest = max(len(rows[row]) for row in batch)
             ids = torch.zeros((len(batch), longest), dtype=torch.long)
-            real = torch.zeros((len(batch), longest), dtype=torch.bool)
+            real = torch.zeros((len(batch), longest))
             for place, row in enumerate(batch):
                 ids[place, : len(rows[row])] = torch.tensor(rows[row])
-                real[place, : len(rows[row])] = True
+                real[place, : len(rows[row])] = 1.0
             model.base_model(
                 input_ids=ids.to(model.device), use_cache=False
             )  # no head: nobody asks for logits
