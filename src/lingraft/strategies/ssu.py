@@ -140,7 +140,8 @@ def _column_scores(model: Any, rows: list[tuple[int, ...]], context: Context) ->
             given = inputs[0]
             if not last or last[0] is not given:
                 tokens = given.reshape(-1, given.shape[-1]).float().square()
-                last[:] = [given, (real.to(given.device).flatten() @ tokens).double().cpu()]
+                tokens *= real.to(given.device).reshape(-1, 1)  # no matrix product: autocast would round it
+                last[:] = [given, tokens.sum(dim=0).double().cpu()]
             squares[name] += last[1]
 
         return hook
