@@ -353,4 +353,5 @@ def test_the_trade_off_has_a_point_for_each_strategy_and_seeds_make_one(tmp_path
     assert (points["plain"]["change"], points["plain"]["change_low"]) == (-0.2, pytest.approx(-0.24))
     assert points["lora"]["change"] == pytest.approx(-0.1)
     assert "lora" in to_svg(chart)
-    assert trade_off(result(tmp_path, [])) is None
+    failed = done_cell("lora") | {"status": "failed", "reason": "it broke"}
+    assert trade_off(result(tmp_path, [failed])) is None
