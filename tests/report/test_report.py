@@ -12,6 +12,7 @@ from lingraft.report.figures import to_svg, trade_off
 from lingraft.report.page import render_page, write_page
 from lingraft.report.tables import (
     arrow,
+    change_table,
     failures,
     forgetting_table,
     seed_table,
@@ -353,5 +354,20 @@ def test_the_trade_off_has_a_point_for_each_strategy_and_seeds_make_one(tmp_path
     assert (points["plain"]["change"], points["plain"]["change_low"]) == (-0.2, pytest.approx(-0.24))
     assert points["lora"]["change"] == pytest.approx(-0.1)
     assert "lora" in to_svg(chart)
+    table = change_table(result(tmp_path, cells) | {"over_seeds": [pooled]})
+    assert table is not None
+    assert table.rows == (
+        (
+            "similar",
+            "plain",
+            "2",
+            "-0.200 [-0.24, -0.16] ▼",
+            "-0.30 to -0.10",
+            "+0.300 [+0.25, +0.35]",
+            "0.070",
+        ),
+    )
+    assert "Changes over seeds" in render_page(result(tmp_path, cells) | {"over_seeds": [pooled]}, STUDY)
+    assert change_table(result(tmp_path, cells)) is None
     failed = done_cell("lora") | {"status": "failed", "reason": "it broke"}
     assert trade_off(result(tmp_path, [failed])) is None
