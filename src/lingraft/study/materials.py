@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lingraft.config.schema import PLAIN, DataSource, StrategyChoice, Study
+from lingraft.config.schema import PLAIN, DataSource, PhaseData, StrategyChoice, Study
 from lingraft.data.example import UNDETERMINED_LANGUAGE, Example
 from lingraft.data.example_table import columns_of, select
 from lingraft.data.sources import DataSplit, LoadedData, hold_out, load_data, split_data
@@ -111,7 +111,7 @@ class Materials:
 
     Attributes:
         data: By phase and set name.
-        english: The English parallel sets, by source.
+        english: The English parallel sets, by source and by what makes rows parallel.
         instructions: The data set that stands for the instructions of a checkpoint Phase 1, if one is named.
         base: The base model, if the study names one.
         checkpoint: The model that stands for Phase 1, if it is not trained.
@@ -121,7 +121,7 @@ class Materials:
     """
 
     data: dict[tuple[str, str], DataSet]
-    english: dict[str, DataSet]
+    english: dict[tuple[str, str | None], DataSet]
     instructions: DataSet | None
     base: Model | None
     checkpoint: Model | None
@@ -139,6 +139,10 @@ class Materials:
         """The held-out examples of all trained sets, each once, in an order that the file's does not change."""
         found = {item_of(e): e for one in self.data.values() for e in one.held_out}
         return tuple(found[key] for key in sorted(found))
+
+    def english_of(self, source: PhaseData) -> DataSet | None:
+        """Return the English parallel of a set, or None where it names none."""
+        return None if source.english is None else self.english[source.english, source.parallel]
 
     @cached_property
     def _held_out_turns(self) -> frozenset[str]:
@@ -202,7 +206,12 @@ def gather(study: Study, base_folder: Path, watcher: Watcher | None = None) -> M
         if (phase.name, name) in used  # `paths` may leave sets out
     }
     english = {
-        source.english: read(source.english, DataSource(source=source.english, language=ENGLISH), 0)
+        # Grouped as the set itself is: else no row would be known for the parallel of another, held out or not.
+        (source.english, source.parallel): read(
+            source.english,
+            DataSource(source=source.english, language=ENGLISH, parallel=source.parallel),
+            0,
+        )
         for phase in trained_phases(study)
         for name, source in phase.data.items()
         if source.english is not None and (phase.name, name) in used

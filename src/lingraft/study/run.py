@@ -312,7 +312,7 @@ class _Runner:
 
     def _english(self, step: PathStep, data: DataSet) -> tuple[Sequence[Example], dict[str, Any] | None]:
         """Return the rows of a set's English parallel that may be replayed, and what decides them."""
-        english = self.materials.english.get(self._phase(step.phase).data[step.data].english or "")
+        english = self.materials.english_of(self._phase(step.phase).data[step.data])
         if english is None:
             return (), None
         held_out = {example.group for example in data.held_out}
