@@ -1,4 +1,4 @@
-"""The recipes of the paper's grids: its models, data pairs, mitigations and languages, and tasks that the harness has."""
+"""The recipes of the paper's grids: its data pairs, mitigations and languages, and tasks that the harness has."""
 
 from __future__ import annotations
 

@@ -186,10 +186,18 @@ class Strategy(BaseModel):
         """The options that decide what `prepare` writes; None: it prepares nothing."""
         return None
 
+    @property
+    def identity(self) -> Mapping[str, object]:
+        """The options as fingerprints know them: of a file what it holds, not where it lies."""
+        return self.model_dump(mode="json")
+
     def prepare(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context: Context
+        self, load: Callable[[], PreTrainedModel], tokenizer: PreTrainedTokenizerBase, context: Context
     ) -> Mapping[str, object]:
-        """Look at the model that the phase starts from, write a state into `context.folder`, return its record."""
+        """Look at the model that the phase starts from, write a state into `context.folder`, return its record.
+
+        `load` reads the model in float32, which who needs its files alone does not ask for.
+        """
         raise NotImplementedError(f"{self.kind} names a preparation, but does none")
 
     @property

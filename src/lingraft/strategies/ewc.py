@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -52,7 +52,7 @@ class Ewc(Strategy):
         return {"tokens": self.tokens} if self.strength > 0 else None
 
     def prepare(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context: Context
+        self, load: Callable[[], PreTrainedModel], tokenizer: PreTrainedTokenizerBase, context: Context
     ) -> Mapping[str, object]:
         """Write the diagonal Fisher information, divided by its mean."""
         from safetensors.torch import save_file
@@ -60,7 +60,7 @@ class Ewc(Strategy):
         from lingraft.strategies.calibration import calibration_of
 
         calibration = calibration_of(self.kind, tokenizer, context, self.tokens)
-        fisher = diagonal_fisher(model, calibration.rows, context)
+        fisher = diagonal_fisher(load(), calibration.rows, context)
         mean = sum(float(one.double().sum()) for one in fisher.values()) / sum(
             one.numel() for one in fisher.values()
         )

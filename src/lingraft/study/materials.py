@@ -314,7 +314,7 @@ def combination_identity(choice: StrategyChoice) -> list[dict[str, Any]]:
 
 
 def _part_identity(part: Strategy) -> dict[str, Any]:
-    return {"kind": part.kind, "options": part.model_dump(mode="json")}
+    return {"kind": part.kind, "options": dict(part.identity)}
 
 
 def _read(name: str, source: DataSource, held_out: int, base_folder: Path, watcher: Watcher) -> DataSet:

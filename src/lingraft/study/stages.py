@@ -12,6 +12,7 @@ import platform
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -193,7 +194,7 @@ class Stages:
         def work(folder: Path) -> Work:
             parent = job.parent.locate()
             found = part.prepare(
-                load_model(parent, trust_remote_code=self._trust),
+                partial(load_model, parent, trust_remote_code=self._trust),
                 load_tokenizer(parent, trust_remote_code=self._trust),
                 Context(
                     base=None,
