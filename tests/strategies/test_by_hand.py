@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lingraft.config.schema import StrategyChoice
 from lingraft.errors import ConfigError, StrategyError
 from lingraft.models.layers import layer_of
-from lingraft.strategies.base import Anchor, Context, TrainingRules
+from lingraft.strategies.base import Anchor, Context, TrainingRules, count_frozen_cells
 from lingraft.strategies.composition import Composition, build
 from lingraft.strategies.distill import _Divergence
 from lingraft.strategies.ewc import diagonal_fisher
@@ -91,6 +91,13 @@ def test_a_frozen_cell_has_no_gradient_and_keeps_its_bits_under_decay() -> None:
         restraints.restore_cells()
     assert pair.b[:, 0].tolist() == [1.0, 1.0]
     assert bool((pair.b[:, 1] < 1).all())
+
+
+def test_frozen_cells_count_where_the_parameter_trains() -> None:
+    pair: Any = Pair()
+    cells = {"a": torch.tensor([True, False]), "b": torch.tensor([[True, False]])}
+    assert count_frozen_cells(pair, {"a", "b"}, cells) == 1 + 2
+    assert count_frozen_cells(pair, {"b"}, cells) == 2
 
 
 def test_rates_split_the_optimizers_groups() -> None:

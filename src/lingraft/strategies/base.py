@@ -173,6 +173,8 @@ class Strategy(BaseModel):
     conflicts: ClassVar[dict[str, str]] = {}
     """Strategies that it cannot be composed with, each with the reason."""
 
+    whole_tensors: ClassVar[bool] = False
+    """Whether it freezes single cells or pulls weights, which a model divided between processes does not allow."""
     combines: ClassVar[bool] = False
     """Whether it does nothing but `combine`, so that its training is that of the other strategies alone."""
 
@@ -302,6 +304,17 @@ def check_plan(
             f"nothing is left to train: {strategies} would freeze every parameter. Lower a `share`, or leave a "
             "strategy out."
         )
+
+
+def count_frozen_cells(
+    model: PreTrainedModel, trainable: Collection[str], cells: Mapping[str, Tensor]
+) -> int:
+    """Return how many numbers of parameters that train are frozen all the same."""
+    return sum(
+        int(cells[name].expand(parameter.shape).sum())
+        for name, parameter in model.named_parameters()
+        if name in trainable and name in cells
+    )
 
 
 def _part(name: str, is_tied: bool) -> str:
