@@ -14,7 +14,6 @@ import torch
 from lingraft.config.schema import StrategyChoice, Training
 from lingraft.data.chat import EncodedExample
 from lingraft.data.encoded import write_table
-from lingraft.errors import ConfigError
 from lingraft.models.loading import load_model, load_tokenizer
 from lingraft.strategies.base import Context
 from lingraft.strategies.composition import build
@@ -24,14 +23,15 @@ from lingraft.train.processes import PhaseTask, train_on_processes
 TRAINING = Training(
     learning_rate=1e-2, epochs=2, tokens_per_batch=96, accumulation=2, warmup_share=0.1, precision="float32"
 )
-PULL = {"l2_anchor": {"strength": 0.5}}
-LEAVES_WEIGHTS_DIVIDED = [{"distill": {"share": 0, "weight": 3}}, {"layerwise_rates": {"decay": 0.5}}]
+CHOICE = [
+    {"distill": {"share": 0, "weight": 3}},
+    {"layerwise_rates": {"decay": 0.5}},
+    {"l2_anchor": {"strength": 0.5}},
+]
 Examples = Callable[..., list[EncodedExample]]
 
 
-def task_of(
-    choice: Any, parent: Path, rows: list[EncodedExample], folder: Path, *, sharded: bool
-) -> PhaseTask:
+def task_of(choice: Any, parent: Path, rows: list[EncodedExample], folder: Path) -> PhaseTask:
     write_table(rows, folder / "encoded")
     return PhaseTask(
         parent=parent,
@@ -44,7 +44,7 @@ def task_of(
         folder=folder / "stage",
         checkpoint=folder / "stage" / "checkpoint",
         seed=0,
-        sharded=sharded,
+        sharded=False,
         trust_remote_code=False,
         launcher=os.getpid(),
     )
@@ -55,16 +55,11 @@ def replayed_every_third(rows: list[EncodedExample]) -> list[EncodedExample]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("choice", "sharded"),
-    [([*LEAVES_WEIGHTS_DIVIDED, PULL], False), (LEAVES_WEIGHTS_DIVIDED, True)],
-    ids=["replicated", "sharded"],
-)
 def test_penalties_pulls_and_rates_are_those_of_one_process(
-    tiny_model: Path, examples: Examples, tmp_path: Path, choice: Any, sharded: bool
+    tiny_model: Path, examples: Examples, tmp_path: Path
 ) -> None:
     rows = replayed_every_third(examples(count=22))
-    task = task_of(choice, tiny_model, rows, tmp_path, sharded=sharded)
+    task = task_of(CHOICE, tiny_model, rows, tmp_path)
     context = Context(None, tiny_model, (), (), 0, tmp_path, tmp_path)
     model, composition = load_model(tiny_model), build(task.choice)
     expected = train_phase(
@@ -84,12 +79,3 @@ def test_penalties_pulls_and_rates_are_those_of_one_process(
     trained = dict(load_model(task.checkpoint).named_parameters())
     for name, weight in model.named_parameters():
         torch.testing.assert_close(trained[name], weight, rtol=2e-3, atol=5e-4)
-
-
-@pytest.mark.slow
-def test_a_pull_on_weights_that_are_divided_is_refused(
-    tiny_model: Path, examples: Examples, tmp_path: Path
-) -> None:
-    task = task_of(PULL, tiny_model, examples(count=22), tmp_path, sharded=True)
-    with pytest.raises(ConfigError, match="needs whole tensors here"):
-        train_on_processes(task, 2)

@@ -138,7 +138,9 @@ def parameter_names(folder: Path, *, trust_remote_code: bool = False) -> tuple[s
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                config, trust_remote_code=trust_remote_code
+            )
     except Exception:  # whatever its code raises; loading it for training will tell
         return ()
     return tuple(name for name, _ in model.named_parameters())

@@ -17,6 +17,7 @@ import numpy as np
 from lingraft.config.schema import PLAIN, DataSource, PathStep, PhaseData, StrategyChoice, Study
 from lingraft.data.example import UNDETERMINED_LANGUAGE, Example
 from lingraft.data.example_table import columns_of, select
+from lingraft.data.parallel import Parallel
 from lingraft.data.sources import DataSplit, LoadedData, hold_out, load_data, split_data
 from lingraft.data.tokenizer_cost import cost_warnings, language_costs
 from lingraft.errors import ConfigError, LingraftError, StrategyError
@@ -127,7 +128,7 @@ class Materials:
     """
 
     data: dict[tuple[str, str], DataSet]
-    english: dict[tuple[str, str | None], DataSet]
+    english: dict[tuple[str, Parallel | None], DataSet]
     instructions: DataSet | None
     base: Model | None
     checkpoint: Model | None
