@@ -173,6 +173,8 @@ class Strategy(BaseModel):
     conflicts: ClassVar[dict[str, str]] = {}
     """Strategies that it cannot be composed with, each with the reason."""
 
+    whole_tensors: ClassVar[bool] = False
+    """Whether it freezes single cells or pulls weights, which a model divided between processes does not allow."""
     combines: ClassVar[bool] = False
     """Whether it does nothing but `combine`, so that its training is that of the other strategies alone."""
 
@@ -186,10 +188,18 @@ class Strategy(BaseModel):
         """The options that decide what `prepare` writes; None: it prepares nothing."""
         return None
 
+    @property
+    def identity(self) -> Mapping[str, object]:
+        """The options as fingerprints know them: of a file what it holds, not where it lies."""
+        return self.model_dump(mode="json")
+
     def prepare(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context: Context
+        self, load: Callable[[], PreTrainedModel], tokenizer: PreTrainedTokenizerBase, context: Context
     ) -> Mapping[str, object]:
-        """Look at the model that the phase starts from, write a state into `context.folder`, return its record."""
+        """Look at the model that the phase starts from, write a state into `context.folder`, return its record.
+
+        `load` reads the model in float32, which who needs its files alone does not ask for.
+        """
         raise NotImplementedError(f"{self.kind} names a preparation, but does none")
 
     @property
@@ -294,6 +304,17 @@ def check_plan(
             f"nothing is left to train: {strategies} would freeze every parameter. Lower a `share`, or leave a "
             "strategy out."
         )
+
+
+def count_frozen_cells(
+    model: PreTrainedModel, trainable: Collection[str], cells: Mapping[str, Tensor]
+) -> int:
+    """Return how many numbers of parameters that train are frozen all the same."""
+    return sum(
+        int(cells[name].expand(parameter.shape).sum())
+        for name, parameter in model.named_parameters()
+        if name in trainable and name in cells
+    )
 
 
 def _part(name: str, is_tied: bool) -> str:

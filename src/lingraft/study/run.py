@@ -68,6 +68,7 @@ def run_study(
     _check_place(folder)
     _check_trackers(study)
     materials = gather(study, base_folder, watcher)
+    _check_sharding(materials.cells, processes)
     check_tasks(study.evaluate, base_folder, languages=materials.languages)
     encoder = _encoder(study, materials)
     costs = tell_costs(materials, watcher, trust_remote_code=study.trust_remote_code)
@@ -90,6 +91,19 @@ def _check_place(folder: Path) -> None:
         raise ConfigError(
             f"{folder}: the run's folder cannot be made ({error.strerror}: {error.filename}); give other --runs."
         ) from None
+
+
+def _check_sharding(cells: Sequence[Cell], processes: Processes) -> None:
+    """Refuse, before anything is prepared, what training on a divided model would refuse."""
+    if not processes.sharded:
+        return
+    choices = {step.strategy.label: step.strategy for cell in cells for step in cell.steps}
+    whole = [label for label, one in choices.items() if any(part.whole_tensors for part in build(one).parts)]
+    if whole:
+        raise ConfigError(
+            f"--sharded divides weights between processes, but whole ones are needed by {', '.join(map(repr, whole))}, "
+            "which freeze single cells or pull weights. Train on processes without --sharded, or leave these out."
+        )
 
 
 def _check_trackers(study: Study) -> None:
@@ -324,7 +338,7 @@ class _Runner:
 
     def _english(self, step: PathStep, data: DataSet) -> tuple[Sequence[Example], dict[str, Any] | None]:
         """Return the rows of a set's English parallel that may be replayed, and what decides them."""
-        english = self.materials.english.get(self._phase(step.phase).data[step.data].english or "")
+        english = self.materials.english_of(self._phase(step.phase).data[step.data])
         if english is None:
             return (), None
         held_out = {example.group for example in data.held_out}
