@@ -55,3 +55,36 @@ def test_rows_parallel_by_id_or_place_find_their_english(
     train = data.split(0).train
     first = replay_order(kept, context.generator("replay"), train)[: len(train)]
     assert {kept[int(row)].group for row in first} == {example.group for example in train}
+
+
+def test_english_may_stand_in_a_field_of_the_same_rows(tmp_path: Path, tiny_model: Path) -> None:
+    rows = [
+        {"instruction": f"Frage {i}", "output": f"Antwort {i}", "english": {"question": f"Question {i}"}}
+        for i in range(8)
+    ]
+    path = tmp_path / "de.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    german = {
+        "source": str(path),
+        "language": "de",
+        "parallel": "rows",
+        "english": {"source": str(path), "fields": {"instruction": "english.question"}},
+        "strategies": [{"generative_replay": {"prompts": "parallel"}}],
+    }
+    content: dict[str, Any] = {
+        "name": "field",
+        "phases": [
+            {"name": "one", "checkpoint": str(tiny_model)},
+            {"name": "two", "data": {"german": german}},
+        ],
+        "measures": [],
+        "held_out": 2,
+    }
+    study = Study.model_validate(content)
+    materials = gather(study, Path())
+    english = materials.english_of(study.phases[1].data["german"])
+    assert english is not None
+    assert english.languages == ("en",)
+    by_group = {one.group: one.instruction for one in english.loaded.examples}
+    for one in materials.data["two", "german"].loaded.examples:
+        assert by_group[one.group] == one.instruction.replace("Frage", "Question")

@@ -17,7 +17,6 @@ import numpy as np
 from lingraft.config.schema import PLAIN, DataSource, PathStep, PhaseData, StrategyChoice, Study
 from lingraft.data.example import UNDETERMINED_LANGUAGE, Example
 from lingraft.data.example_table import columns_of, select
-from lingraft.data.parallel import Parallel
 from lingraft.data.sources import DataSplit, LoadedData, hold_out, load_data, split_data
 from lingraft.data.tokenizer_cost import cost_warnings, language_costs
 from lingraft.errors import ConfigError, LingraftError, StrategyError
@@ -118,7 +117,7 @@ class Materials:
 
     Attributes:
         data: By phase and set name.
-        english: The English parallel sets, by source and by what makes rows parallel.
+        english: The English parallel sets, by how they are read; two sets may share one.
         instructions: The data set that stands for the instructions of a checkpoint Phase 1, if one is named.
         base: The base model, if the study names one.
         checkpoint: The model that stands for Phase 1, if it is not trained.
@@ -128,7 +127,7 @@ class Materials:
     """
 
     data: dict[tuple[str, str], DataSet]
-    english: dict[tuple[str, Parallel | None], DataSet]
+    english: dict[str, DataSet]
     instructions: DataSet | None
     base: Model | None
     checkpoint: Model | None
@@ -149,7 +148,8 @@ class Materials:
 
     def english_of(self, source: PhaseData) -> DataSet | None:
         """Return the English parallel of a set, or None where it names none."""
-        return None if source.english is None else self.english[source.english, source.parallel]
+        english = _english_source(source)
+        return None if english is None else self.english[english.model_dump_json()]
 
     @cached_property
     def _held_out_turns(self) -> frozenset[str]:
@@ -213,17 +213,13 @@ def gather(study: Study, base_folder: Path, watcher: Watcher | None = None) -> M
         for name, source in phase.data.items()
         if (phase.name, name) in used  # `paths` may leave sets out
     }
-    english = {
-        # Grouped as the set itself is: else no row would be known for the parallel of another, held out or not.
-        (source.english, source.parallel): read(
-            source.english,
-            DataSource(source=source.english, language=ENGLISH, parallel=source.parallel),
-            0,
-        )
+    english_sources = {
+        english.model_dump_json(): english
         for phase in trained_phases(study)
         for name, source in phase.data.items()
-        if source.english is not None and (phase.name, name) in used
+        if (english := _english_source(source)) is not None and (phase.name, name) in used
     }
+    english = {key: read(one.source, one, 0) for key, one in english_sources.items()}
     first = study.phases[0]
     instructions = None
     if first.instructions is not None:
@@ -247,6 +243,19 @@ def gather(study: Study, base_folder: Path, watcher: Watcher | None = None) -> M
                 one.source, language=one.language, limit=one.limit, base_folder=base_folder
             )
         ),
+    )
+
+
+def _english_source(source: PhaseData) -> DataSource | None:
+    """Return how a set's English parallel is read, or None where it names none.
+
+    It is grouped as the set itself is: else no row would be known for the parallel of another, held out or not.
+    """
+    if source.english is None:
+        return None
+    own = source.english
+    return own.model_copy(
+        update={"language": own.language or ENGLISH, "parallel": own.parallel or source.parallel}
     )
 
 
