@@ -1,8 +1,8 @@
 """The strategy protocol: a frozen options class plus hooks that return values; none receives the trainer.
 
-Hooks run in the order prepare, mix, wrap, trainable, frozen_cells, learning_rates, anchor, output_penalty, combine.
-`prepare` and `combine` are stages of their own: what the first wrote serves every cell that starts alike, and the
-second makes a model of two with no training.
+Hooks run in the order prepare, mix, wrap, trainable, frozen_cells, learning_rates, anchor, output_penalty, keep,
+combine. `prepare` and `combine` are stages of their own: what the first wrote serves every cell that starts alike,
+and the second makes a model of two with no training.
 """
 
 from __future__ import annotations
@@ -241,6 +241,9 @@ class Strategy(BaseModel):
     def output_penalty(self, context: Context) -> OutputPenalty | None:  # noqa: ARG002
         """Return what is added to the loss for the model's outputs."""
         return None
+
+    def keep(self, model: PreTrainedModel, folder: Path) -> None:
+        """Write what is kept of the trained, still wrapped model beside its checkpoint, into the stage's folder."""
 
     def combine(self, name: str, before: Tensor, after: Tensor) -> Tensor:  # noqa: ARG002
         """Return a tensor of the phase's final model, from the previous phase's and the trained one's, in float32."""

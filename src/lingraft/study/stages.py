@@ -479,7 +479,7 @@ class Stages:
                 on_progress=self._tell_progress,
                 rules=rules,
             )
-            save_checkpoint(composition.finish(model), tokenizer, folder / CHECKPOINT)
+            save_checkpoint(composition.finish(model, folder), tokenizer, folder / CHECKPOINT)
         else:
             del model, unwrapped, rules  # each process makes its own
             outcome = self._train_on_processes(job, context, trainable, folder)
