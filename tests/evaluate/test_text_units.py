@@ -30,7 +30,7 @@ LANGUAGES = ("ar", "de", "hi", "ja", "ko", "ru", "th", "tr", "vi")
         ("ja", "ＮＨＫ１０", "nhk10"),
         ("ja", "か\u3099", "が"),  # the voicing mark on its own
         ("ko", unicodedata.normalize("NFD", "한국어"), "한국어"),
-        ("hi", "क़", "क\u093c"),  # with its dot as one character or two
+        ("hi", "\u0958", "क\u093c"),  # with its dot as one character or two
         ("hi", "१९४७", "1947"),
         ("hi", "क्\u200dष", "क्ष"),  # an invisible joiner
         ("ru", "Ёлка", "елка"),
