@@ -6,6 +6,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Callable
+from dataclasses import astuple
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -60,12 +61,12 @@ ARABIC: list[Case] = [
     ("ar", "الــقاهرة", "القاهرة", "1", 1),
 ]
 THAI: list[Case] = [
-    ("th", "กรุงเทพมหานคร", "กรุงเทพ", "12/18", 0),  # ก รุ ง เ ท พ and ม ห า น ค ร
+    ("th", "กรุงเทพมหานคร", "กรุงเทพ", "10/15", 0),  # ก รุ ง เท พ and ม หา น ค ร
     ("th", "ใน ประเทศไทย", "ในประเทศไทย", "1", 1),
     ("th", "๓๐๘", "308", "1", 1),
     ("th", "นํ้า", "น้ำ", "1", 1),
     ("th", "“ใช่”", "ใช่", "1", 1),
-    ("th", "สีแดง", "สีดำ", "2/6", 0),  # สี แ ด ง, สี ดำ
+    ("th", "สีแดง", "สีดำ", "2/5", 0),  # สี แด ง, สี ดำ
     ("th", "฿100", "100", "1", 1),
 ]
 JAPANESE: list[Case] = [
@@ -138,9 +139,9 @@ CASES = [case for script in SCRIPTS for case in script]
 def test_an_answer_scores_what_it_does_by_hand(
     language: str, expected: str, answer: str, f1: str, exact: int
 ) -> None:
-    by_hand = AnswerScores(f1=pytest.approx(float(Fraction(f1))), exact_match=float(exact))
-    assert answer_scores(answer, [expected], language) == by_hand
-    assert answer_scores(expected, [answer], language) == by_hand
+    by_hand = pytest.approx([float(Fraction(f1)), float(exact)])
+    assert [*astuple(answer_scores(answer, [expected], language))] == by_hand
+    assert [*astuple(answer_scores(expected, [answer], language))] == by_hand
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -153,7 +154,7 @@ def test_every_script_has_a_table_of_at_least_six_cases(script: list[Case]) -> N
     [
         ("ar", "المدرسة", "مدرسة", "1", "0"),
         ("ar", "نعم؟", "نعم", "1", "0"),
-        ("th", "กรุงเทพมหานคร", "กรุงเทพ", "12/18", "0"),
+        ("th", "กรุงเทพมหานคร", "กรุงเทพ", "10/15", "0"),
         ("th", "ใน ประเทศไทย", "ในประเทศไทย", "1", "0"),
         ("ja", "東京都", "東京", "4/5", "0"),
         ("ja", "「雪国」", "雪国", "1", "0"),
@@ -257,7 +258,7 @@ def test_an_answer_of_nothing_but_articles_and_signs_is_compared_as_it_stands() 
 
 def test_the_best_of_several_expected_answers_counts() -> None:
     expected = ["308", "308 points allowed"]
-    assert answer_scores("308 points", expected, "en") == AnswerScores(pytest.approx(4 / 5), 0.0)
+    assert answer_scores("308 points", expected, "en") == AnswerScores(4 / 5, 0.0)
     assert answer_scores("308", expected, "en") == AnswerScores(1.0, 1.0)
 
 

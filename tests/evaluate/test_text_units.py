@@ -81,7 +81,10 @@ def test_what_differs_for_a_reader_stays_different(language: str, one: str, othe
         ("ja", "ラーメンを2杯、NHKで", "ラ ー メ ン を 2 杯 nhk で"),
         ("zh", "纽约时报(NYT)报道", "纽 约 时 报 nyt 报 道"),
         ("th", "น้ำที่นี่ดี", "น้ำ ที่ นี่ ดี"),
-        ("th", "ทีม NFL ชนะ", "ที ม nfl ช น ะ"),
+        ("th", "ทีม NFL ชนะ", "ที ม nfl ช นะ"),
+        ("th", "ประเทศไทย", "ป ระ เท ศ ไท ย"),
+        ("th", "ๆ เ ะ", "ๆ เ ะ"),  # pieces of writing that are no syllable
+        ("lo", "ປະເທດລາວ", "ປະ ເທ ດ ລາ ວ"),
         ("lo", "ນ້ຳດີ", "ນ້ຳ ດີ"),
         ("my", "မြန်မာ", "မြ န် မ ာ"),
         ("km", "ភាសា", "ភា សា"),
