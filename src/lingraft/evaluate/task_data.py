@@ -1,0 +1,142 @@
+"""What the tasks of our own share: their rows from a local file or the hub, a fixed sample, the room for an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from lingraft.config.schema import DataSource
+from lingraft.data.readers import RawRow, read_file, read_hub
+from lingraft.errors import EvaluationError
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import ConfigurableTask
+
+# The hub's own conversion of data sets whose loading script the datasets library no longer runs.
+CONVERTED = "refs/convert/parquet"
+
+_Item = TypeVar("_Item", bound=Mapping[str, Any])
+
+
+@dataclass(frozen=True)
+class HubSplit:
+    """One split of one configuration of a hub data set."""
+
+    source: str
+    config: str
+    split: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class TaskRows:
+    """Rows as they were read.
+
+    Attributes:
+        rows: In the order of the source.
+        source: The file's name, or the hub id and configuration.
+        revision: The hub's commit; None for a file, or where the cache does not tell it.
+    """
+
+    rows: tuple[RawRow, ...]
+    source: str
+    revision: str | None
+
+
+def read_rows(data: Path | None, hub: HubSplit | None, *, absent: str) -> TaskRows:
+    """Read all rows of a task: from a local file (json, jsonl, csv, tsv, parquet) where one is given, else the hub.
+
+    Args:
+        data: The local file.
+        hub: What the hub has for the task's language; None: nothing.
+        absent: What to tell where there is neither.
+
+    Raises:
+        EvaluationError: There is neither, or a row of the file cannot be read.
+        DataError: The file or the hub's data set cannot be read as a whole.
+    """
+    if data is not None:
+        return TaskRows(tuple(_sound(read_file(data, data.name))), data.name, None)
+    if hub is None:
+        raise EvaluationError(absent)
+    found = read_hub(DataSource(source=hub.source, config=hub.config, split=hub.split, revision=hub.revision))
+    return TaskRows(tuple(found.rows), f"{hub.source}:{hub.config}", found.commit)
+
+
+def _sound(rows: Iterable[RawRow]) -> Iterable[RawRow]:
+    for row in rows:
+        if row.problem is not None:
+            raise EvaluationError(f"{row.place}: {row.problem}. An evaluation leaves no row out: mend it.")
+        yield row
+
+
+def fixed_sample(items: Sequence[_Item], limit: int | None) -> list[_Item]:
+    """Return `limit` items, those whose ids hash lowest, in the order of the source; all where there are no more.
+
+    Spread over the whole set, where its first rows would be one article; the same items in every language whose ids
+    are parallel; a smaller sample is part of a larger one.
+    """
+    if limit is None or limit >= len(items):
+        return list(items)
+    by_hash = sorted(range(len(items)), key=lambda place: sha256(items[place]["id"].encode()).digest())
+    return [items[place] for place in sorted(by_hash[:limit])]
+
+
+def room_for(references: Iterable[str], fewest: int) -> int:
+    """Return a number of tokens that every reference fits in: its bytes, which no byte-level tokenizer exceeds.
+
+    At least `fewest`; the end token is counted. A limit that is fair to English cuts Thai off: of 100 reference
+    summaries each, the longest has 635 tokens of SmolLM2 in Thai and 94 in Indonesian.
+    """
+    return max([fewest, *(len(reference.encode()) + 1 for reference in references)])
+
+
+def generating_task(
+    name: str,
+    items: Sequence[Mapping[str, Any]],
+    found: TaskRows,
+    *,
+    version: int,
+    metrics: Sequence[str],
+    until: Sequence[str],
+    max_new_tokens: int,
+    **config: Any,
+) -> ConfigurableTask:
+    """Return a harness task of greedy answers to `items`, which are its documents.
+
+    Args:
+        name: The task's.
+        items: One mapping per document, all with the same fields.
+        found: Where they are from, for the task's metadata.
+        version: Of prompt and scoring.
+        metrics: Names of what `process_results` returns, the headline first; the task's score is the mean over items.
+        until: What ends an answer besides the end token.
+        max_new_tokens: Longest answer.
+        config: Further fields of the harness's task configuration.
+
+    Raises:
+        EvaluationError: There are no items.
+    """
+    import datasets
+    from lm_eval.api.task import ConfigurableTask
+
+    if not items:
+        raise EvaluationError(f"{name}: there are no rows in {found.source}.")
+    rows = [dict(item) for item in items]
+    return ConfigurableTask(
+        config={
+            "task": name,
+            "custom_dataset": lambda **_: {"test": datasets.Dataset.from_list(rows)},
+            "test_split": "test",
+            "output_type": "generate_until",
+            "generation_kwargs": {"until": list(until), "do_sample": False, "max_gen_toks": max_new_tokens},
+            "metric_list": [
+                {"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in metrics
+            ],
+            "metadata": {"version": version, "source": found.source, "revision": found.revision},
+            **config,
+        }
+    )
