@@ -147,7 +147,9 @@ def drift_table(drift: Drift) -> Table:
         Column("trace", "change of the whole variance; above 0 the states vary more"),
         Column("variance", "sum of the changes of the variances over their sum"),
     )
-    rows = [(str(one.layer), *_drift_figures(one)) for one in drift.layers]
+    rows = [
+        (str(one.layer), *(_written(value, ".4f") for value in _drift_figures(one))) for one in drift.layers
+    ]
     return Table(columns, tuple(rows), 1)
 
 
@@ -156,23 +158,20 @@ def language_drift_table(drift: Drift) -> Table:
     columns = (
         Column("language", "BCP-47 tag of the prompts"),
         Column("mean cosine", "cosine of the mean states"),
+        Column("CKA", "linear CKA of the states of the same tokens"),
         Column("covariance", "change of the covariance"),
         Column("trace", "change of the whole variance"),
         Column("variance", "change of the variances"),
     )
     rows = []
     for tag, layers in drift.by_language.items():
-        figures = [
-            [one.mean_cosine, one.covariance_change, one.trace_change, one.variance_change] for one in layers
-        ]
-        means = [mean_of_known(column) for column in zip(*figures, strict=True)]
+        means = [mean_of_known(column) for column in zip(*map(_drift_figures, layers), strict=True)]
         rows.append((tag, *(_written(value, ".4f") for value in means)))
     return Table(columns, tuple(rows), 1)
 
 
-def _drift_figures(one: LayerDrift) -> tuple[str, ...]:
-    figures = (one.mean_cosine, one.cka, one.covariance_change, one.trace_change, one.variance_change)
-    return tuple(_written(value, ".4f") for value in figures)
+def _drift_figures(one: LayerDrift) -> tuple[float | None, ...]:
+    return (one.mean_cosine, one.cka, one.covariance_change, one.trace_change, one.variance_change)
 
 
 def drift_figure(found: Sequence[Drift]) -> alt.VConcatChart:
