@@ -1016,6 +1016,18 @@ def _corrupt(folder: Path) -> None:
         weights.write(b"\xff" * 64)
 
 
+def _with_a_truncated_shard(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    places = {name: names[place % 2] for place, name in enumerate(sorted(tensors))}
+    for file in names:
+        own = {name: tensor for name, tensor in tensors.items() if places[name] == file}
+        save_file(own, folder / file, {"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    (folder / "model.safetensors").unlink()
+    (folder / names[1]).write_bytes((folder / names[1]).read_bytes()[:-100])
+
+
 def _of_another_width(folder: Path) -> None:
     tensors = {"model.norm.weight": torch.ones(7), "lm_head.weight": torch.ones(3, 7)}
     save_file(tensors, folder / "model.safetensors")
@@ -1068,6 +1080,23 @@ DIFFERENCES = [
         "two architectures to compare", _of_another_architecture, "model and mine", "no tensor in common"
     ),
     compared(
+        "two architectures to compare by their configurations",
+        _configured(model_type="mistral"),
+        "model is a llama, ",
+        "mine a mistral: weights of two architectures",
+    ),
+    compared(
+        "a truncated shard of several to compare",
+        _with_a_truncated_shard,
+        "mine/model-00002-of-00002.safetensors",
+    ),
+    Case(
+        "a file in place of a model's folder",
+        "difference model a.safetensors",
+        ("ModelError: a.safetensors: is a file",),
+        {"a.safetensors": "x"},
+    ),
+    compared(
         "weights to compare that are not finite",
         _not_finite,
         "model.norm.weight: holds weights that are not finite",
@@ -1092,6 +1121,11 @@ DIFFERENCES = [
     ),
     scanned("pickled weights to scan", _pickled, "mine: only pickled weights"),
     scanned("a corrupt shard to scan", _corrupt, "mine/model.safetensors: damaged"),
+    scanned(
+        "a truncated shard of several to scan",
+        _with_a_truncated_shard,
+        "mine/model-00002-of-00002.safetensors",
+    ),
     scanned("a truncated shard to scan", _cut_off, "mine/model.safetensors: damaged"),
     scanned(
         "weights to scan that are not finite", _not_finite_inside, "mine: model.layers.1.mlp.up_proj.weight"
@@ -1158,6 +1192,11 @@ DRIFTS = [
         "mine: holds no config.json",
     ),
     drifted("a corrupt shard to look into", _corrupt, "mine/model.safetensors: damaged"),
+    drifted(
+        "a truncated shard of several to look into",
+        _with_a_truncated_shard,
+        "mine/model-00002-of-00002.safetensors",
+    ),
     drifted("a truncated shard to look into", _cut_off, "mine/model.safetensors: damaged"),
     drifted(
         "weights of another width to look into", _configured(hidden_size=48), "mine: its states are 48 wide"
