@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from lingraft.errors import EvaluationError
 from lingraft.evaluate.held_out import BitsPerCharacter
 from lingraft.evaluate.predictions import Ability, Prediction, read_predictions, write_predictions
-from lingraft.evaluate.scores import differences, score_summary
+from lingraft.evaluate.scores import differences, differences_over_seeds, score_summary
 
 
 def prediction(
@@ -86,3 +87,14 @@ def test_a_file_that_holds_no_predictions_is_named(tmp_path: Path) -> None:
     (tmp_path / "text.parquet").write_text("no table")
     with pytest.raises(EvaluationError, match=r"text\.parquet"):
         read_predictions(tmp_path / "text.parquet")
+
+
+def test_seeds_are_averaged_and_share_the_draw_of_items() -> None:
+    half = [replace(p, score=p.score * (int(p.item.split("/")[1]) % 2)) for p in model()]
+    one = differences(model(), half)["task_ability"]
+    twice = differences_over_seeds([(model(), half), (model(), half)])["task_ability"]
+    assert (twice["value"], twice["n"]) == (one["value"], one["n"]) == (-0.5, 20)
+    assert (twice["low"], twice["high"]) == pytest.approx((one["low"], one["high"]))  # nothing new was seen
+    mixed = differences_over_seeds([(model(), half), (model(), model())])
+    assert mixed["task_ability"]["value"] == -0.25
+    assert mixed["language_ability"]["n"] == 60

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from lingraft.data.chat import FALLBACK_TEMPLATE
 from lingraft.errors import ModelError
-from lingraft.models.checkpoints import CheckpointReader, save_checkpoint
+from lingraft.models.checkpoints import CheckpointReader, combine_checkpoints, save_checkpoint
 from lingraft.models.loading import load_model, load_tokenizer
 
 
@@ -112,3 +113,20 @@ def test_the_fallback_template_travels_with_the_checkpoint(tiny_model: Path, tmp
     save_checkpoint(load_model(tiny_model), tokenizer, tmp_path)
     assert tokenizer.chat_template is None
     assert load_tokenizer(tmp_path).chat_template == FALLBACK_TEMPLATE
+
+
+def test_two_checkpoints_make_a_third_and_what_is_no_weight_is_the_seconds(tmp_path: Path) -> None:
+    before, after, made = (tmp_path / name for name in ("before", "after", "made"))
+    for folder, value, dtype in ((before, 1.0, torch.bfloat16), (after, 3.0, torch.float32)):
+        folder.mkdir()
+        tensors = {"weight": torch.full((2, 3), value, dtype=dtype), "seen": torch.tensor([int(value)])}
+        save_file(tensors, folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps({"of": folder.name}))
+    combine_checkpoints(before, after, lambda _, old, new: (old + new) / 2, made)
+    reader = CheckpointReader(made)
+    assert torch.equal(reader.tensor("weight"), torch.full((2, 3), 2.0))
+    assert torch.equal(reader.tensor("seen"), torch.tensor([3]))
+    assert json.loads((made / "config.json").read_text()) == {"of": "after"}
+    save_file({"seen": torch.tensor([1])}, before / "model.safetensors")
+    with pytest.raises(ModelError, match=r"has no weight of the shape \[2, 3\]"):
+        combine_checkpoints(before, after, lambda _, old, __: old, tmp_path / "none")

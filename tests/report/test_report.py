@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from lingraft.config.schema import Study
+from lingraft.report.figures import to_svg, trade_off
 from lingraft.report.page import render_page, write_page
 from lingraft.report.tables import (
     arrow,
+    change_table,
     failures,
     forgetting_table,
     seed_table,
@@ -137,6 +139,7 @@ def result(tmp_path: Path, cells: list[dict[str, Any]]) -> dict[str, Any]:
         "phase_one": phase_ones[0]["scores"],
         "phase_ones": phase_ones,
         "cells": cells,
+        "over_seeds": [],
     }
 
 
@@ -333,3 +336,38 @@ def test_a_page_without_a_finished_cell_still_says_why(tmp_path: Path) -> None:
     nothing = {**result(tmp_path, [failed]), "phase_one": None, "phase_ones": []}
     html = write_page(nothing, STUDY).read_text(encoding="utf-8")
     assert "no memory" in html
+
+
+def test_the_trade_off_has_a_point_for_each_strategy_and_seeds_make_one(tmp_path: Path) -> None:
+    cells = [done_cell("plain", seed, task) for seed, task in ((0, 0.4), (1, 0.2))] + [done_cell("lora")]
+    pooled = {
+        "data": "similar",
+        "strategy": "plain",
+        "seeds": 2,
+        "task_ability": difference(-0.2, 0.04),
+        "language_ability": difference(0.3, 0.05),
+    }
+    chart = trade_off(result(tmp_path, cells) | {"over_seeds": [pooled]})
+    assert chart is not None
+    points = {row["strategy"]: row for row in chart.to_dict()["data"]["values"]}
+    assert points.keys() == {"plain", "lora"}
+    assert (points["plain"]["change"], points["plain"]["change_low"]) == (-0.2, pytest.approx(-0.24))
+    assert points["lora"]["change"] == pytest.approx(-0.1)
+    assert "lora" in to_svg(chart)
+    table = change_table(result(tmp_path, cells) | {"over_seeds": [pooled]})
+    assert table is not None
+    assert table.rows == (
+        (
+            "similar",
+            "plain",
+            "2",
+            "-0.200 [-0.24, -0.16] ▼",
+            "-0.30 to -0.10",
+            "+0.300 [+0.25, +0.35]",
+            "0.070",
+        ),
+    )
+    assert "Changes over seeds" in render_page(result(tmp_path, cells) | {"over_seeds": [pooled]}, STUDY)
+    assert change_table(result(tmp_path, cells)) is None
+    failed = done_cell("lora") | {"status": "failed", "reason": "it broke"}
+    assert trade_off(result(tmp_path, [failed])) is None

@@ -16,11 +16,12 @@ from lingraft.cli.main import _run
 from lingraft.config.schema import StrategyChoice
 from lingraft.errors import ConfigError, StrategyError
 from lingraft.models.layers import layer_of
-from lingraft.strategies.base import Anchor, Context, TrainingRules
+from lingraft.strategies.base import Anchor, Context, TrainingRules, count_frozen_cells
 from lingraft.strategies.composition import Composition, build
 from lingraft.strategies.distill import _Divergence
 from lingraft.strategies.ewc import diagonal_fisher
 from lingraft.strategies.ssu import _column_scores, _highest
+from lingraft.study.materials import training_identity
 from lingraft.train.restraints import Restraints, split_by_rate
 
 
@@ -91,6 +92,13 @@ def test_a_frozen_cell_has_no_gradient_and_keeps_its_bits_under_decay() -> None:
         restraints.restore_cells()
     assert pair.b[:, 0].tolist() == [1.0, 1.0]
     assert bool((pair.b[:, 1] < 1).all())
+
+
+def test_frozen_cells_count_where_the_parameter_trains() -> None:
+    pair: Any = Pair()
+    cells = {"a": torch.tensor([True, False]), "b": torch.tensor([[True, False]])}
+    assert count_frozen_cells(pair, {"a", "b"}, cells) == 1 + 2
+    assert count_frozen_cells(pair, {"b"}, cells) == 2
 
 
 def test_rates_split_the_optimizers_groups() -> None:
@@ -164,7 +172,7 @@ def test_spectrum_trains_the_matrices_that_hold_structure(tmp_path: Path) -> Non
     network.save_pretrained(tmp_path / "one")
     strategy = composed({"spectrum": {"share": 0.5, "estimator": "median"}})
     there = context(tmp_path, previous=tmp_path / "one", states={"spectrum": tmp_path})
-    strategy.parts[0].prepare(network, None, there)  # type: ignore[arg-type]
+    strategy.parts[0].prepare(lambda: network, None, there)  # type: ignore[arg-type]
     trainable = strategy.trainable(network, there)
     assert {name for name in trainable if "up_proj" in name} == set(strong)
     assert "model.embed_tokens.weight" in trainable
@@ -179,10 +187,10 @@ def test_a_plan_of_everything_is_plain_and_a_plan_of_another_model_is_refused(tm
     plan.write_text(json.dumps({"unfrozen_parameters": ["^model[.].*$", "^lm_head.weight$"]}))
     strategy = composed({"spectrum": {"plan": str(plan)}})
     there = context(tmp_path, states={"spectrum": tmp_path})
-    strategy.parts[0].prepare(network, None, there)  # type: ignore[arg-type]
+    strategy.parts[0].prepare(lambda: network, None, there)  # type: ignore[arg-type]
     assert strategy.trainable(network, there) == names(network)
     plan.write_text(json.dumps({"unfrozen_parameters": ["^transformer[.]h[.]0.*$"]}))
-    strategy.parts[0].prepare(network, None, there)  # type: ignore[arg-type]
+    strategy.parts[0].prepare(lambda: network, None, there)  # type: ignore[arg-type]
     with pytest.raises(StrategyError, match="fits no parameter of this model"):
         strategy.trainable(network, there)
 
@@ -383,9 +391,85 @@ def test_what_cannot_be_is_refused_with_the_reason(written: Any, error: type[Exc
         ({"l2_anchor": {"layers": "4"}}, "there is no layer 4"),
         ({"interpolate": {"layers": {"2-7": 1}}}, "there is no layer 4"),
         ({"revert": {"layers": "7"}}, "there is no layer 7"),
+        ({"revert": {"head": True}}, "has no output head of its own"),
+        ({"interpolate": {"layers": {"head": 0.5}}}, "has no output head of its own"),
+        ({"interpolate": {"layers": {"head": 0.5, "embeddings": 1}}}, "has no output head of its own"),
     ],
 )
 def test_a_model_that_lacks_what_is_named_is_refused(written: Any, reason: str) -> None:
     with pytest.raises(StrategyError) as caught:
         composed(written).check(names(model()))
     assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"revert": {"head": True, "embeddings": True}},
+        {"interpolate": {"layers": {"head": 0.5, "embeddings": 0.5}}},
+        {"freeze_modules": {"head": True}},
+    ],
+)
+def test_both_ends_may_be_named_of_a_model_that_ties_them(written: Any) -> None:
+    composed(written).check(names(model()))
+    composed(written).check(names(model(tied=False)))
+
+
+@pytest.mark.parametrize("kind", ["freeze_modules", "revert"])
+def test_embeddings_under_a_name_that_is_not_known_are_refused(kind: str) -> None:
+    with pytest.raises(
+        StrategyError, match="none of the model's 1 parameters is known for its input embeddings"
+    ):
+        composed({kind: {"embeddings": True}}).check(["model.layers.0.mlp.up_proj.weight"])
+
+
+def test_a_single_layer_may_be_written_as_a_number() -> None:
+    for kind in ("freeze_modules", "revert", "l2_anchor"):
+        composed({kind: {"layers": 3}}).check(names(model()))
+    halved = composed({"interpolate": {"alpha": 1, "layers": {3: 0.5}}})
+    before, after = torch.tensor([0.0]), torch.tensor([4.0])
+    assert halved.combine("model.layers.3.mlp.up_proj.weight", before, after).tolist() == [2.0]
+
+
+def never() -> Any:
+    raise AssertionError("the model was loaded, but its files are enough")
+
+
+def test_a_plan_counts_by_what_it_holds_and_a_scan_by_its_options(tmp_path: Path) -> None:
+    def identity(**options: Any) -> Any:
+        return training_identity(StrategyChoice.model_validate({"spectrum": options}))
+
+    plans = [tmp_path / name for name in ("one.yaml", "same.yaml", "other.yaml")]
+    for plan, pattern in zip(plans, ("^model.*$", "^model.*$", "^lm_head.*$"), strict=True):
+        plan.write_text(json.dumps({"unfrozen_parameters": [pattern]}))
+    first, same, other = (identity(plan=str(plan)) for plan in plans)
+    assert first == same != other
+    assert first == identity(plan=str(plans[0]), share=0.1)  # a plan's other options do not count
+    assert identity(share=0.1) != identity(share=0.2)
+
+
+def test_spectrum_refuses_a_ranking_of_matrices_that_the_model_does_not_have(tmp_path: Path) -> None:
+    model(4).save_pretrained(tmp_path / "one")
+    strategy = composed({"spectrum": {"share": 0.5}})
+    there = context(tmp_path, previous=tmp_path / "one", states={"spectrum": tmp_path})
+    strategy.parts[0].prepare(never, None, there)  # type: ignore[arg-type]
+    with pytest.raises(StrategyError, match=r"hold model\.layers\.3\..*no parameter of the loaded model"):
+        strategy.trainable(model(3), there)
+
+
+def test_ssu_freezes_rows_of_special_tokens_and_no_positions(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+    from transformers import OPTConfig, OPTForCausalLM
+
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "ffn_dim": 24,
+        "num_attention_heads": 2,
+        "word_embed_proj_dim": 16,
+    }
+    network = OPTForCausalLM(OPTConfig(vocab_size=40, num_hidden_layers=1, **sizes))
+    save_file(_column_scores(network, [(1, 2, 3)], context(tmp_path)), tmp_path / "scores.safetensors")
+    (tmp_path / "calibration.json").write_text(json.dumps({"special_tokens": [1, 2]}))
+    cells = composed("ssu").rules(network, context(tmp_path, states={"ssu": tmp_path})).frozen_cells
+    assert cells["model.decoder.embed_tokens.weight"].nonzero()[:, 0].tolist() == [1, 2]
+    assert not any("embed_positions" in name for name in cells)

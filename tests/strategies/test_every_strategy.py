@@ -235,3 +235,21 @@ def test_a_sweep_is_a_cell_for_each_value() -> None:
     assert [build(one).parts[1].model_dump()["alpha"] for one in choices] == [0.25, 0.5]
     (alone,) = StrategyChoice.model_validate("half").swept
     assert alone.label == "half"
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT reads a renamed name
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2"])
+def test_adapters_that_are_kept_unmerged_make_the_merged_model(phases: Any, architecture: str) -> None:
+    from peft import PeftModel
+
+    done = phases.train({"lora": {"rank": 2, "keep_adapter": True}}, architecture)
+    ids = torch.tensor([[5, 9, 31, 44]])
+    start = AutoModelForCausalLM.from_pretrained(done.parent)
+    before = start(input_ids=ids).logits
+    adapted = PeftModel.from_pretrained(start, str(done.stage.folder / "adapter"))
+    merged = AutoModelForCausalLM.from_pretrained(done.folder)
+    with torch.no_grad():
+        torch.testing.assert_close(adapted(input_ids=ids).logits, merged(input_ids=ids).logits)
+        assert not torch.allclose(adapted(input_ids=ids).logits, before)
+    again = phases.train({"lora": {"rank": 2}}, architecture)
+    assert not (again.stage.folder / "adapter").exists()

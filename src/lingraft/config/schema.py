@@ -250,17 +250,24 @@ def _spec_from_file_form(entry: Any) -> Any:
     raise ValueError(f"write a strategy as NAME or {{NAME: {{option: value}}}}, not {entry!r}")
 
 
+def _data_set(value: Any) -> Any:
+    return {"source": value} if isinstance(value, str) else value
+
+
+# A data set that is written as its source alone where the rest is default.
+_OptionalSource = Annotated[
+    DataSource | None, BeforeValidator(_data_set, json_schema_input_type=str | DataSource | None)
+]
+
+
 class PhaseData(DataSource):
     """A data set of a phase: a column of the grid, with strategies of its own."""
 
-    english: Text | None = None
-    """Source of this set's English parallel, from which english_replay and generative_replay draw by default."""
+    english: _OptionalSource = None
+    """This set's English parallel, from which english_replay and generative_replay draw by default: a source, or a
+    data set of its own, such as the same file with the `fields` that hold English."""
     strategies: tuple[StrategyChoice, ...] = ()
     """Strategies for this set only, added to the phase's."""
-
-
-def _data_set(value: Any) -> Any:
-    return {"source": value} if isinstance(value, str) else value
 
 
 class Phase(Section):
@@ -272,9 +279,7 @@ class Phase(Section):
     """The phase's data sets by name; each is a column of the grid."""
     checkpoint: Text | None = None
     """A finished model that stands for this phase (first phase only): hub id, folder or embedded."""
-    instructions: Annotated[
-        DataSource | None, BeforeValidator(_data_set, json_schema_input_type=str | DataSource | None)
-    ] = None
+    instructions: _OptionalSource = None
     """With a checkpoint: the data set that stands for its unknown instructions in DES; null: DES is null."""
     strategies: tuple[StrategyChoice, ...] = ()
     """Strategies applied on every data set of the phase; none given: plain, where no set has its own."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from lingraft.evaluate.held_out import BitsPerCharacter
 from lingraft.evaluate.predictions import Prediction
-from lingraft.evaluate.statistics import macro_mean, paired_difference
+from lingraft.evaluate.statistics import difference_over_columns, macro_mean, paired_difference
 
 ABILITIES = ("task_ability", "language_ability")
 
@@ -56,6 +56,27 @@ def differences(before: Sequence[Prediction], after: Sequence[Prediction]) -> di
         )
         for tag in sorted({p.language for p in before if p.ability == "language_ability"})
     }
+    return found
+
+
+def differences_over_seeds(
+    pairs: Sequence[tuple[Sequence[Prediction], Sequence[Prediction]]],
+) -> dict[str, Any]:
+    """Return the mean over seeds of after - before, per ability, with intervals.
+
+    Every seed has its own two models; all are asked the same items, which are drawn alike for all seeds. The interval
+    covers the choice of items at these seeds, not the choice of seeds.
+
+    Raises:
+        EvaluationError: The models of a seed do not hold the same items.
+    """
+    found = {}
+    for ability in ABILITIES:
+        columns = [
+            ([p for p in before if p.ability == ability], [p for p in after if p.ability == ability])
+            for before, after in pairs
+        ]
+        found[ability] = asdict(difference_over_columns(columns))
     return found
 
 

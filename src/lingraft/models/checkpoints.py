@@ -267,6 +267,8 @@ def combine_checkpoints(
 ) -> None:
     """Write a model of two that share an architecture, tensor by tensor; one shard is in memory at a time.
 
+    Tensors of whole numbers or marks are the second's.
+
     Args:
         before: Checkpoint folder of the first.
         after: Of the second; all of its files but the weights are taken over, and so are its shards.
@@ -288,9 +290,10 @@ def combine_checkpoints(
                 raise ModelError(
                     f"{before}: has no {name} of the shape {list(second.shape(name))} that {after} has."
                 )
-            combined[name] = combine(
-                name, first.tensor(name).float(), second.tensor(name).float()
-            ).contiguous()
+            tensor = second.tensor(name)
+            if tensor.is_floating_point():  # else it counts or marks something, and is no weight
+                tensor = combine(name, first.tensor(name).float(), tensor.float()).contiguous()
+            combined[name] = tensor
         save_file(combined, folder / file, metadata={"format": "pt"})
 
 

@@ -140,6 +140,22 @@ def check_model(name: str, folder: Path, *, trust_remote_code: bool = False) -> 
     load_tokenizer(folder, trust_remote_code=trust_remote_code)
 
 
+def parameter_names(folder: Path, *, trust_remote_code: bool = False) -> tuple[str, ...]:
+    """Return the names of a model's parameters in its order, without reading its weights; tied ones stand once.
+
+    Empty where a model's own code cannot be run without memory for its weights.
+    """
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    try:
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                config, trust_remote_code=trust_remote_code
+            )
+    except Exception:  # whatever its code raises; loading it for training will tell
+        return ()
+    return tuple(name for name, _ in model.named_parameters())
+
+
 def _first_line(error: Exception) -> str:
     """Return what a library says in its first line; transformers adds paragraphs of advice."""
     return str(error).strip().split("\n", 1)[0].strip()

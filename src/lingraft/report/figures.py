@@ -10,6 +10,7 @@ import altair as alt
 from lingraft.report.tables import BITS, mean_of_known, model_title, phase_one_models
 
 _WIDTH = 620
+_POINT = "#2a6fdb"
 _INK = "#010203"  # stands for the page's own text colour, light or dark; see `to_svg`
 _MOST_MATRICES = 12  # drawn; the table below the figure has all
 _LOOK = {
@@ -22,33 +23,52 @@ _LOOK = {
 }
 
 
-def trade_off(result: dict[str, Any]) -> alt.LayerChart | None:
-    """Change of task ability against gain in language ability, a point with both 95 % intervals per cell.
+def trade_off(result: dict[str, Any]) -> alt.FacetChart | None:
+    """Change of task ability against gain in language ability: a point with both 95 % intervals for each strategy.
 
-    None where no cell is done.
+    One picture per data set. Several seeds make one point, their mean; None where no cell is done.
     """
     rows = [
         {
-            "cell": f"{cell['data']} / {cell['strategy']}",
-            "seed": cell["seed"],
-            **_spread("gain", cell["difference"]["language_ability"]),
-            **_spread("change", cell["difference"]["task_ability"]),
+            "data": one["data"],
+            "strategy": one["strategy"],
+            **_spread("gain", one["language_ability"]),
+            **_spread("change", one["task_ability"]),
         }
-        for cell in result["cells"]
-        if cell["status"] == "done"
+        for one in _changes(result)
     ]
     if not rows:
         return None
-    base = alt.Chart(alt.Data(values=rows)).encode(color=alt.Color("cell:N", title="data / strategy"))
+    base = alt.Chart()
     gain, change = "gain in language ability", "change of task ability"
     x, y = alt.X("gain:Q", title=gain), alt.Y("change:Q", title=change)
-    zero = alt.Chart(alt.Data(values=[{"zero": 0}])).mark_rule(strokeDash=[4, 4], color="#888")
-    return alt.layer(
-        zero.encode(y="zero:Q"),
-        base.mark_rule().encode(x=alt.X("gain_low:Q", title=gain), x2="gain_high", y=y),
-        base.mark_rule().encode(x=x, y=alt.Y("change_low:Q", title=change), y2="change_high"),
-        base.mark_point(filled=True, size=90).encode(x=x, y=y),
-    ).properties(width=_WIDTH, height=340)
+    zero = base.transform_calculate(zero="0").mark_rule(strokeDash=[4, 4], color="#888")
+    interval = {"opacity": 0.35, "color": _POINT}
+    label = {"align": "left", "dx": 7, "dy": -5, "fontSize": 10, "color": _INK}
+    return (
+        alt.layer(
+            zero.encode(y="zero:Q"),
+            base.mark_rule(**interval).encode(x=alt.X("gain_low:Q", title=gain), x2="gain_high", y=y),
+            base.mark_rule(**interval).encode(x=x, y=alt.Y("change_low:Q", title=change), y2="change_high"),
+            base.mark_point(filled=True, size=60, opacity=1, color=_POINT).encode(x=x, y=y),
+            base.mark_text(**label).encode(x=x, y=y, text="strategy:N"),
+            data=alt.Data(values=rows),
+        )
+        .properties(width=_WIDTH, height=380)
+        .facet(row=alt.Row("data:N", title=None))
+    )
+
+
+def _changes(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return each strategy's paired differences to Phase 1: over seeds, where several are done of it."""
+    pooled = {(one["data"], one["strategy"]): one for one in result["over_seeds"]}
+    single = {
+        (cell["data"], cell["strategy"]): {"data": cell["data"], "strategy": cell["strategy"]}
+        | cell["difference"]
+        for cell in result["cells"]
+        if cell["status"] == "done"
+    }
+    return list((single | pooled).values())
 
 
 def bits_per_character(result: dict[str, Any]) -> alt.Chart | None:

@@ -27,6 +27,7 @@ from lingraft.report.figures import (
 )
 from lingraft.report.tables import (
     BITS,
+    change_table,
     failures,
     forgetting_table,
     model_title,
@@ -108,6 +109,7 @@ def render_page(result: dict[str, Any], study: Study) -> str:
         study_file=dump_study(study),
         table=study_table(result),
         seeds=seed_table(result),
+        changes=change_table(result),
         matrices=matrices,
         figures=[
             (title, caption, Markup(to_svg(chart))) for title, caption, chart in drawn if chart is not None

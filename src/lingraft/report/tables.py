@@ -95,6 +95,45 @@ def seed_table(result: dict[str, Any]) -> Table | None:
     return _without_unmeasured(Table((*keys, *_columns(languages)), tuple(rows), len(keys)))
 
 
+def change_table(result: dict[str, Any]) -> Table | None:
+    """Return each strategy's mean change over its seeds, with 95 % intervals, or None where no strategy has several.
+
+    Intervals cover the choice of items at these seeds, not the choice of seeds.
+    """
+    columns = (
+        *_KEYS,
+        Column("seeds", "seeds that are done"),
+        Column("change", "of task ability against Phase 1, mean over seeds"),
+        Column("by seed", "the same, lowest to highest"),
+        Column("gain", "of language ability against Phase 1, mean over seeds"),
+        Column(
+            "smallest visible", "the smallest change of task ability that would have been found (80 % power)"
+        ),
+    )
+    rows = []
+    for one in result["over_seeds"]:
+        task = one["task_ability"]
+        own = [_change(cell["difference"]["task_ability"]) for cell in _cells_of(result, one)]
+        single = sorted(figure.value for figure in own if figure.value is not None)
+        changed = replace(_change(task), arrow=arrow(task))
+        rows.append(
+            (
+                *(one["data"], one["strategy"], str(one["seeds"])),
+                changed.text(),
+                " to ".join(own[0].number(value, 2) for value in (single[0], single[-1])),
+                _change(one["language_ability"]).text(),
+                _number(task["smallest_visible"]),
+            )
+        )
+    return Table(columns, tuple(rows), len(_KEYS)) if rows else None
+
+
+def _cells_of(result: dict[str, Any], one: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the finished cells of a strategy on a data set."""
+    wanted = (one["data"], one["strategy"], "done")
+    return [cell for cell in result["cells"] if (cell["data"], cell["strategy"], cell["status"]) == wanted]
+
+
 def _without_unmeasured(table: Table) -> Table:
     """Leave out the drift's column where no cell has one: it is an optional measure."""
     absent = [all(row[i] == ABSENT for row in table.rows) for i in range(len(table.columns))]

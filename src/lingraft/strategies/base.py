@@ -1,8 +1,8 @@
 """The strategy protocol: a frozen options class plus hooks that return values; none receives the trainer.
 
-Hooks run in the order prepare, mix, wrap, trainable, frozen_cells, learning_rates, anchor, output_penalty, combine.
-`prepare` and `combine` are stages of their own: what the first wrote serves every cell that starts alike, and the
-second makes a model of two with no training.
+Hooks run in the order prepare, mix, wrap, trainable, frozen_cells, learning_rates, anchor, output_penalty, keep,
+combine. `prepare` and `combine` are stages of their own: what the first wrote serves every cell that starts alike,
+and the second makes a model of two with no training.
 """
 
 from __future__ import annotations
@@ -173,6 +173,8 @@ class Strategy(BaseModel):
     conflicts: ClassVar[dict[str, str]] = {}
     """Strategies that it cannot be composed with, each with the reason."""
 
+    whole_tensors: ClassVar[bool] = False
+    """Whether it freezes single cells or pulls weights, which a model divided between processes does not allow."""
     combines: ClassVar[bool] = False
     """Whether it does nothing but `combine`, so that its training is that of the other strategies alone."""
 
@@ -186,10 +188,18 @@ class Strategy(BaseModel):
         """The options that decide what `prepare` writes; None: it prepares nothing."""
         return None
 
+    @property
+    def identity(self) -> Mapping[str, object]:
+        """The options as fingerprints know them: of a file what it holds, not where it lies."""
+        return self.model_dump(mode="json")
+
     def prepare(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context: Context
+        self, load: Callable[[], PreTrainedModel], tokenizer: PreTrainedTokenizerBase, context: Context
     ) -> Mapping[str, object]:
-        """Look at the model that the phase starts from, write a state into `context.folder`, return its record."""
+        """Look at the model that the phase starts from, write a state into `context.folder`, return its record.
+
+        `load` reads the model in float32, which who needs its files alone does not ask for.
+        """
         raise NotImplementedError(f"{self.kind} names a preparation, but does none")
 
     @property
@@ -231,6 +241,9 @@ class Strategy(BaseModel):
     def output_penalty(self, context: Context) -> OutputPenalty | None:  # noqa: ARG002
         """Return what is added to the loss for the model's outputs."""
         return None
+
+    def keep(self, model: PreTrainedModel, folder: Path) -> None:
+        """Write what is kept of the trained, still wrapped model beside its checkpoint, into the stage's folder."""
 
     def combine(self, name: str, before: Tensor, after: Tensor) -> Tensor:  # noqa: ARG002
         """Return a tensor of the phase's final model, from the previous phase's and the trained one's, in float32."""
@@ -294,6 +307,17 @@ def check_plan(
             f"nothing is left to train: {strategies} would freeze every parameter. Lower a `share`, or leave a "
             "strategy out."
         )
+
+
+def count_frozen_cells(
+    model: PreTrainedModel, trainable: Collection[str], cells: Mapping[str, Tensor]
+) -> int:
+    """Return how many numbers of parameters that train are frozen all the same."""
+    return sum(
+        int(cells[name].expand(parameter.shape).sum())
+        for name, parameter in model.named_parameters()
+        if name in trainable and name in cells
+    )
 
 
 def _part(name: str, is_tied: bool) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -120,8 +121,13 @@ class Composition:
             after = part.combine(name, before, after)
         return after
 
-    def finish(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Return the trained model as a plain one: adapters are merged into the weights they adapt."""
+    def finish(self, model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+        """Return the trained model as a plain one: adapters are merged into the weights that they adapt.
+
+        `folder` is the stage's, for what a strategy keeps beside the checkpoint.
+        """
+        for part in self.parts:
+            part.keep(model, folder)
         return merge(model)
 
 

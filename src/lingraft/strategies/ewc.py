@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -35,6 +35,7 @@ class Ewc(Strategy):
 
     kind: ClassVar[str] = "ewc"
     conflicts: ClassVar[dict[str, str]] = ANCHORS_WITH_LORA
+    whole_tensors: ClassVar[bool] = True
 
     strength: float = Field(0.01, ge=0)
     """Factor of the penalty; 0: none."""
@@ -52,7 +53,7 @@ class Ewc(Strategy):
         return {"tokens": self.tokens} if self.strength > 0 else None
 
     def prepare(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context: Context
+        self, load: Callable[[], PreTrainedModel], tokenizer: PreTrainedTokenizerBase, context: Context
     ) -> Mapping[str, object]:
         """Write the diagonal Fisher information, divided by its mean."""
         from safetensors.torch import save_file
@@ -60,7 +61,7 @@ class Ewc(Strategy):
         from lingraft.strategies.calibration import calibration_of
 
         calibration = calibration_of(self.kind, tokenizer, context, self.tokens)
-        fisher = diagonal_fisher(model, calibration.rows, context)
+        fisher = diagonal_fisher(load(), calibration.rows, context)
         mean = sum(float(one.double().sum()) for one in fisher.values()) / sum(
             one.numel() for one in fisher.values()
         )

@@ -11,7 +11,14 @@ from pydantic import field_validator, model_validator
 from lingraft.errors import StrategyError
 from lingraft.models.layers import tied_parameters
 from lingraft.strategies.base import FREEZES_WITH_LORA, Context, Strategy
-from lingraft.strategies.selection import LayerRanges, check_layers, check_modules, is_named
+from lingraft.strategies.selection import (
+    LayerRanges,
+    check_ends,
+    check_layers,
+    check_modules,
+    is_head,
+    is_named,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -59,10 +66,13 @@ class FreezeModules(Strategy):
         return self
 
     def check(self, names: Collection[str]) -> None:
-        """Refuse layers, modules and patterns that fit nothing."""
+        """Refuse layers, modules, ends and patterns that fit nothing."""
         if self.layers is not None:
             check_layers(self.kind, self.layers, names)
         check_modules(self.kind, self.modules, names)
+        # Without a head of its own a model's embeddings are the head.
+        head_is_embeddings = self.head and not any(is_head(name) for name in names)
+        check_ends(self.kind, names, embeddings=self.embeddings or head_is_embeddings, head=False)
         for pattern in self.patterns:
             if not any(re.fullmatch(pattern, name) for name in names):
                 example = next(iter(names), "")

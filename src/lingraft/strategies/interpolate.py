@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 
 from lingraft.models.layers import layer_of
 from lingraft.strategies.base import Strategy, is_embedding
-from lingraft.strategies.selection import check_layers, check_ranges, is_head, layers_in
+from lingraft.strategies.selection import PartName, check_ends, check_layers, check_ranges, is_head, layers_in
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +33,7 @@ class Interpolate(Strategy):
 
     alpha: float = Field(0.5, ge=0, le=1)
     """Share of the way from the start to the trained weights; under `strategies` also a list, for a cell each."""
-    layers: dict[str, float] = Field(default_factory=dict)
+    layers: dict[PartName, float] = Field(default_factory=dict)
     """Other alphas by part: `{0-9: 0.2, embeddings: 1, head: 1}`; all else takes `alpha`."""
 
     @field_validator("layers")
@@ -52,10 +52,17 @@ class Interpolate(Strategy):
         return layers
 
     def check(self, names: Collection[str]) -> None:
-        """Refuse layers that the model does not have."""
+        """Refuse layers and ends that the model does not have."""
         for part in self.layers:
             if part not in (_EMBEDDINGS, _HEAD):
                 check_layers(self.kind, part, names)
+        embeddings, head = self.layers.get(_EMBEDDINGS), self.layers.get(_HEAD)
+        check_ends(
+            self.kind,
+            names,
+            embeddings=embeddings is not None,
+            head=head is not None and head != embeddings,  # alike they hold for tied ones as well
+        )
 
     def combine(self, name: str, before: Tensor, after: Tensor) -> Tensor:
         """Return the tensor at its part's alpha; at 1 and 0 bit for bit the one or the other."""

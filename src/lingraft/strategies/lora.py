@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _ALL_LINEAR = "all-linear"
+_ADAPTER, _WEIGHTS = "adapter", "adapter_model.safetensors"
 
 
 class Lora(Strategy):
@@ -40,6 +43,9 @@ class Lora(Strategy):
     """Dropout on the adapters' input."""
     target_modules: str | tuple[str, ...] = Field(_ALL_LINEAR, min_length=1)
     """Module names that get adapters; `all-linear`: every linear layer but the output head."""
+
+    keep_adapter: bool = False
+    """Keep the adapters beside the merged model too, unmerged, in PEFT's format (`adapter/` in the stage's folder)."""
 
     def wrap(self, model: PreTrainedModel, context: Context) -> PreTrainedModel:
         """Return the model with adapters.
@@ -80,6 +86,20 @@ class Lora(Strategy):
     def trainable(self, model: PreTrainedModel, context: Context) -> frozenset[str]:  # noqa: ARG002
         """Return the adapters' parameters."""
         return frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+
+    def keep(self, model: PreTrainedModel, folder: Path) -> None:
+        """Write the adapters, to be put on the model that the phase started from."""
+        if not self.keep_adapter:
+            return
+        from peft import get_peft_model_state_dict
+        from safetensors.torch import save_file
+
+        wrapped: Any = model
+        weights = get_peft_model_state_dict(wrapped)
+        # The path of the model that it belongs to is this machine's, and would make equal runs differ.
+        config = replace(wrapped.peft_config["default"], base_model_name_or_path=None, inference_mode=True)
+        config.save_pretrained(folder / _ADAPTER)
+        save_file({name: own.contiguous() for name, own in weights.items()}, folder / _ADAPTER / _WEIGHTS)
 
 
 def merge(model: PreTrainedModel) -> PreTrainedModel:

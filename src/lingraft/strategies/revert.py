@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import model_validator
 
 from lingraft.strategies.base import Strategy
-from lingraft.strategies.selection import LayerRanges, check_layers, check_modules, is_named
+from lingraft.strategies.selection import LayerRanges, check_ends, check_layers, check_modules, is_named
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,10 +42,12 @@ class Revert(Strategy):
         return self
 
     def check(self, names: Collection[str]) -> None:
-        """Refuse layers and modules that the model does not have."""
+        """Refuse layers, modules and ends that the model does not have."""
         if self.layers is not None:
             check_layers(self.kind, self.layers, names)
         check_modules(self.kind, self.modules, names)
+        # Both named means both ends, tied or not.
+        check_ends(self.kind, names, embeddings=self.embeddings, head=self.head and not self.embeddings)
 
     def combine(self, name: str, before: Tensor, after: Tensor) -> Tensor:
         """Return the tensor of the one model or the other, bit for bit."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BeforeValidator
 
 from lingraft.errors import StrategyError, did_you_mean
 from lingraft.models.layers import layer_count, layer_of, module_type_of
 from lingraft.strategies.base import is_embedding
 
-_RANGES = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
+_RANGES = re.compile(r"\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*")
 _HEADS = frozenset(("lm_head", "embed_out", "output", "output_layer"))
 
 
@@ -27,7 +27,13 @@ def check_ranges(text: str) -> str:
     return text
 
 
-LayerRanges = Annotated[str, AfterValidator(check_ranges)]
+def _as_text(value: Any) -> Any:
+    """YAML reads a single layer as a number."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+PartName = Annotated[str, BeforeValidator(_as_text)]
+LayerRanges = Annotated[PartName, AfterValidator(check_ranges)]
 
 
 def layers_in(ranges: str) -> frozenset[int]:
@@ -63,6 +69,24 @@ def check_modules(kind: str, modules: Collection[str], names: Collection[str]) -
     for module in modules:
         if module not in known:
             raise StrategyError(f"{kind!r}: no layer has a module {module!r}. {did_you_mean(module, known)}")
+
+
+def check_ends(kind: str, names: Collection[str], *, embeddings: bool, head: bool) -> None:
+    """Refuse embeddings, or a head of its own, that a model does not have.
+
+    Raises:
+        StrategyError: With the strategy; a tied head goes by the embeddings' name.
+    """
+    if embeddings and not any(is_embedding(name) for name in names):
+        raise StrategyError(
+            f"{kind!r}: embeddings: none of the model's {len(names)} parameters is known for its input embeddings. "
+            "Leave that option out."
+        )
+    if head and not any(is_head(name) for name in names):
+        raise StrategyError(
+            f"{kind!r}: head: the model has no output head of its own; one that is tied to the embeddings goes by "
+            "`embeddings`."
+        )
 
 
 def is_head(name: str) -> bool:

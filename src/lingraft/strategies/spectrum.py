@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -64,13 +64,18 @@ class Spectrum(Strategy):
             return {"plan": fingerprint_of(_patterns(self.plan))}
         return {"estimator": self.estimator}
 
+    @property
+    def identity(self) -> Mapping[str, object]:
+        """With a plan its content, since no other option counts then."""
+        return super().identity if self.plan is None else dict(self.preparation or {})
+
     def prepare(
         self,
-        model: PreTrainedModel,  # noqa: ARG002
+        load: Callable[[], PreTrainedModel],  # noqa: ARG002
         tokenizer: PreTrainedTokenizerBase,  # noqa: ARG002
         context: Context,
     ) -> Mapping[str, object]:
-        """Write the scan, or the plan."""
+        """Write the scan of the model's files, or the plan."""
         from lingraft.weights.signal_to_noise import signal_to_noise
 
         state: dict[str, Any]
@@ -87,12 +92,18 @@ class Spectrum(Strategy):
         """Return the selected matrices, and what stands outside of the layers where that trains too.
 
         Raises:
-            StrategyError: An expression of the plan fits no parameter.
+            StrategyError: An expression of the plan fits no parameter, or a matrix of the files is none of the model.
         """
         state = read_json(context.states[self.kind] / _STATE)
         names = [name for name, _ in model.named_parameters()]
         if "plan" in state:
             return _planned(state["plan"], names)
+        unknown = sorted({name for name, _, _ in state["modules"]} - set(names))
+        if unknown:  # it would be frozen under another name, and nobody would know
+            raise StrategyError(
+                f"'spectrum': the model's files hold {unknown[0]}, and no parameter of the loaded model is called so "
+                "(files may keep a mixture's experts apart), so the ranking cannot be applied. Take half."
+            )
         of_type = Counter(kind for _, kind, _ in state["modules"])
         chosen = {name for name, kind, rank in state["modules"] if rank <= int(of_type[kind] * self.share)}
         if self.outside:

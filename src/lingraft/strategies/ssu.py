@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,7 +13,7 @@ from lingraft.data.batching import token_budget_batches
 from lingraft.errors import StrategyError
 from lingraft.models.layers import layer_of
 from lingraft.records import read_json, write_text_atomically
-from lingraft.strategies.base import FREEZES_WITH_LORA, Context, Need, Strategy, is_embedding
+from lingraft.strategies.base import FREEZES_WITH_LORA, Context, Need, Strategy
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _SCORES = "scores.safetensors"
 _RECORD = "calibration.json"
-_TOKENS_PER_BATCH = 2048
+TOKENS_PER_BATCH = 2048
 
 
 class Ssu(Strategy):
@@ -44,6 +44,7 @@ class Ssu(Strategy):
 
     kind: ClassVar[str] = "ssu"
     conflicts: ClassVar[dict[str, str]] = FREEZES_WITH_LORA
+    whole_tensors: ClassVar[bool] = True
 
     share: float = Field(0.5, ge=0, le=1)
     """Share of every matrix's columns that is frozen."""
@@ -61,7 +62,7 @@ class Ssu(Strategy):
         return {"tokens": self.tokens} if self.share > 0 else None
 
     def prepare(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context: Context
+        self, load: Callable[[], PreTrainedModel], tokenizer: PreTrainedTokenizerBase, context: Context
     ) -> Mapping[str, object]:
         """Write every linear layer's column scores.
 
@@ -73,7 +74,7 @@ class Ssu(Strategy):
         from lingraft.strategies.calibration import calibration_of
 
         calibration = calibration_of(self.kind, tokenizer, context, self.tokens)
-        scores = _column_scores(model, [row.input_ids for row in calibration.rows], context)
+        scores = _column_scores(load(), [row.input_ids for row in calibration.rows], context)
         save_file(scores, context.folder / _SCORES)
         record = calibration.to_json() | {
             "special_tokens": sorted({int(token) for token in tokenizer.all_special_ids}),
@@ -90,14 +91,14 @@ class Ssu(Strategy):
         folder = context.states[self.kind]
         scores = load_file(folder / _SCORES)
         special = read_json(folder / _RECORD)["special_tokens"]
-        head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        ends: tuple[Any, ...] = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[no-untyped-call]
         cells: dict[str, Tensor] = {}
         for name, parameter in model.named_parameters():
             if name in scores:
                 cells[name] = _highest(scores[name], self.share)[None, :]
             elif parameter.dim() == 1:
                 cells[name] = _highest(parameter.detach().abs().cpu(), self.share)
-            elif is_embedding(name) or parameter is head.weight:
+            elif any(parameter is end.weight for end in ends):  # not a table of positions
                 cells[name] = _rows_of(parameter, special)
         return cells
 
@@ -130,17 +131,23 @@ def _column_scores(model: Any, rows: list[tuple[int, ...]], context: Context) ->
     squares = {
         name: torch.zeros(module.weight.shape[1], dtype=torch.float64) for name, module in linear.items()
     }
-    real = torch.zeros(0)  # of the batch that runs: which positions hold a token
+    real = torch.zeros(0)  # of the batch that runs: 1 where a token is, 0 where a row was filled up
+    last: list[
+        Tensor
+    ] = []  # an input and its squares' sums: q, k and v read the same one, gate and up as well
 
     def watch(name: str) -> Any:
         def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
             given = inputs[0]
-            seen = given[real.to(given.device)] if given.dim() == 3 else given
-            squares[name] += seen.float().square().sum(dim=0).double().cpu()
+            if not last or last[0] is not given:
+                tokens = given.reshape(-1, given.shape[-1]).float().square()
+                tokens *= real.to(given.device).reshape(-1, 1)  # no matrix product: autocast would round it
+                last[:] = [given, tokens.sum(dim=0).double().cpu()]
+            squares[name] += last[1]
 
         return hook
 
-    batches = token_budget_batches([len(row) for row in rows], _TOKENS_PER_BATCH, seed=0, epoch=0)
+    batches = token_budget_batches([len(row) for row in rows], TOKENS_PER_BATCH, seed=0, epoch=0)
     done = 0
     with ExitStack() as hooks, torch.inference_mode(), bf16_arithmetic(model):
         for name, module in linear.items():
@@ -148,10 +155,10 @@ def _column_scores(model: Any, rows: list[tuple[int, ...]], context: Context) ->
         for batch in batches:
             longest = max(len(rows[row]) for row in batch)
             ids = torch.zeros((len(batch), longest), dtype=torch.long)
-            real = torch.zeros((len(batch), longest), dtype=torch.bool)
+            real = torch.zeros((len(batch), longest))
             for place, row in enumerate(batch):
                 ids[place, : len(rows[row])] = torch.tensor(rows[row])
-                real[place, : len(rows[row])] = True
+                real[place, : len(rows[row])] = 1.0
             model.base_model(
                 input_ids=ids.to(model.device), use_cache=False
             )  # no head: nobody asks for logits

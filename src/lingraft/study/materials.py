@@ -14,14 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from lingraft.config.schema import PLAIN, DataSource, StrategyChoice, Study
+from lingraft.config.schema import PLAIN, DataSource, PathStep, PhaseData, StrategyChoice, Study
 from lingraft.data.example import UNDETERMINED_LANGUAGE, Example
 from lingraft.data.example_table import columns_of, select
 from lingraft.data.sources import DataSplit, LoadedData, hold_out, load_data, split_data
 from lingraft.data.tokenizer_cost import cost_warnings, language_costs
-from lingraft.errors import ConfigError, LingraftError
+from lingraft.errors import ConfigError, LingraftError, StrategyError
 from lingraft.evaluate.held_out import item_of
-from lingraft.models.loading import check_model, load_tokenizer, model_content_hash, model_folder
+from lingraft.models.loading import (
+    check_model,
+    load_tokenizer,
+    model_content_hash,
+    model_folder,
+    parameter_names,
+)
 from lingraft.records import fingerprint_of
 from lingraft.representation.prompts import Prompt, prompts_of, read_prompts
 from lingraft.strategies.base import Strategy
@@ -111,7 +117,7 @@ class Materials:
 
     Attributes:
         data: By phase and set name.
-        english: The English parallel sets, by source.
+        english: The English parallel sets, by how they are read; two sets may share one.
         instructions: The data set that stands for the instructions of a checkpoint Phase 1, if one is named.
         base: The base model, if the study names one.
         checkpoint: The model that stands for Phase 1, if it is not trained.
@@ -139,6 +145,11 @@ class Materials:
         """The held-out examples of all trained sets, each once, in an order that the file's does not change."""
         found = {item_of(e): e for one in self.data.values() for e in one.held_out}
         return tuple(found[key] for key in sorted(found))
+
+    def english_of(self, source: PhaseData) -> DataSet | None:
+        """Return the English parallel of a set, or None where it names none."""
+        english = _english_source(source)
+        return None if english is None else self.english[english.model_dump_json()]
 
     @cached_property
     def _held_out_turns(self) -> frozenset[str]:
@@ -188,7 +199,8 @@ def gather(study: Study, base_folder: Path, watcher: Watcher | None = None) -> M
     """Read, find and build all that `study` needs; `watcher` is told how far the data are read.
 
     Raises:
-        ConfigError: A strategy lacks what it needs, or a language is unknown; all such problems together.
+        ConfigError: A strategy lacks what it needs or names parts that the model does not have, or a language is
+            unknown; all such problems together.
         DataError, ModelError: A data set or model cannot be had.
     """
     cells = cells_of(study)
@@ -201,23 +213,27 @@ def gather(study: Study, base_folder: Path, watcher: Watcher | None = None) -> M
         for name, source in phase.data.items()
         if (phase.name, name) in used  # `paths` may leave sets out
     }
-    english = {
-        source.english: read(source.english, DataSource(source=source.english, language=ENGLISH), 0)
+    english_sources = {
+        english.model_dump_json(): english
         for phase in trained_phases(study)
         for name, source in phase.data.items()
-        if source.english is not None and (phase.name, name) in used
+        if (english := _english_source(source)) is not None and (phase.name, name) in used
     }
+    english = {key: read(one.source, one, 0) for key, one in english_sources.items()}
     first = study.phases[0]
     instructions = None
     if first.instructions is not None:
         instructions = read(first.name, first.instructions, 0)
         _check_language(f"{study.name}: phase {first.name!r}, instructions", instructions)
+    base = None if study.model is None else _find(study.model, study.trust_remote_code)
+    checkpoint = None if first.checkpoint is None else _find(first.checkpoint, study.trust_remote_code)
+    check_named_parts(cells, checkpoint or base, trust_remote_code=study.trust_remote_code)
     return Materials(
         data=data,
         english=english,
         instructions=instructions,
-        base=None if study.model is None else _find(study.model, study.trust_remote_code),
-        checkpoint=None if first.checkpoint is None else _find(first.checkpoint, study.trust_remote_code),
+        base=base,
+        checkpoint=checkpoint,
         languages=_languages(study, data),
         cells=cells,
         given_prompts=tuple(
@@ -227,6 +243,19 @@ def gather(study: Study, base_folder: Path, watcher: Watcher | None = None) -> M
                 one.source, language=one.language, limit=one.limit, base_folder=base_folder
             )
         ),
+    )
+
+
+def _english_source(source: PhaseData) -> DataSource | None:
+    """Return how a set's English parallel is read, or None where it names none.
+
+    It is grouped as the set itself is: else no row would be known for the parallel of another, held out or not.
+    """
+    if source.english is None:
+        return None
+    own = source.english
+    return own.model_copy(
+        update={"language": own.language or ENGLISH, "parallel": own.parallel or source.parallel}
     )
 
 
@@ -257,16 +286,36 @@ def check_strategies(study: Study, cells: tuple[Cell, ...]) -> None:
     problems: dict[str, None] = {}
     for cell in cells:
         for index, step in enumerate(cell.steps):
-            place = f"phase {step.phase!r}, data {step.data!r}, strategy {step.strategy.label!r}"
             try:
                 composition = build(step.strategy)
             except LingraftError as error:
-                problems[f"{place}: {error}"] = None
+                problems[f"{_place(step)}: {error}"] = None
                 continue
             for problem in _missing(study, cell, index, composition):
-                problems[f"{place}: {problem}"] = None
+                problems[f"{_place(step)}: {problem}"] = None
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def check_named_parts(cells: tuple[Cell, ...], start: Model | None, *, trust_remote_code: bool) -> None:
+    """Check that the model that all phases train has the layers, modules and ends that strategies name.
+
+    Raises:
+        ConfigError: With every problem found.
+    """
+    names = () if start is None else parameter_names(start.folder, trust_remote_code=trust_remote_code)
+    problems: dict[str, None] = {}
+    for step in (step for cell in cells for step in cell.steps if names):
+        try:
+            build(step.strategy).check(names)
+        except StrategyError as error:
+            problems[f"{_place(step)}: {error}"] = None
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _place(step: PathStep) -> str:
+    return f"phase {step.phase!r}, data {step.data!r}, strategy {step.strategy.label!r}"
 
 
 def _missing(study: Study, cell: Cell, index: int, composition: Composition) -> list[str]:
@@ -305,7 +354,7 @@ def combination_identity(choice: StrategyChoice) -> list[dict[str, Any]]:
 
 
 def _part_identity(part: Strategy) -> dict[str, Any]:
-    return {"kind": part.kind, "options": part.model_dump(mode="json")}
+    return {"kind": part.kind, "options": dict(part.identity)}
 
 
 def _read(name: str, source: DataSource, held_out: int, base_folder: Path, watcher: Watcher) -> DataSet:

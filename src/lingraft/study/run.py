@@ -18,7 +18,7 @@ from lingraft.data.example_table import joined
 from lingraft.errors import ConfigError, LingraftError, ModelError, did_you_mean
 from lingraft.evaluate.harness import check_tasks
 from lingraft.evaluate.predictions import read_predictions
-from lingraft.evaluate.scores import differences
+from lingraft.evaluate.scores import differences, differences_over_seeds
 from lingraft.records import fingerprint_of, write_json_atomically
 from lingraft.similarity.embedding_similarity import check_languages
 from lingraft.similarity.encoders import Encoder, load_encoder
@@ -68,6 +68,7 @@ def run_study(
     _check_place(folder)
     _check_trackers(study)
     materials = gather(study, base_folder, watcher)
+    _check_sharding(materials.cells, processes)
     check_tasks(study.evaluate, base_folder, languages=materials.languages)
     encoder = _encoder(study, materials)
     costs = tell_costs(materials, watcher, trust_remote_code=study.trust_remote_code)
@@ -90,6 +91,19 @@ def _check_place(folder: Path) -> None:
         raise ConfigError(
             f"{folder}: the run's folder cannot be made ({error.strerror}: {error.filename}); give other --runs."
         ) from None
+
+
+def _check_sharding(cells: Sequence[Cell], processes: Processes) -> None:
+    """Refuse, before anything is prepared, what training on a divided model would refuse."""
+    if not processes.sharded:
+        return
+    choices = {step.strategy.label: step.strategy for cell in cells for step in cell.steps}
+    whole = [label for label, one in choices.items() if any(part.whole_tensors for part in build(one).parts)]
+    if whole:
+        raise ConfigError(
+            f"--sharded divides weights between processes, but whole ones are needed by {', '.join(map(repr, whole))}, "
+            "which freeze single cells or pull weights. Train on processes without --sharded, or leave these out."
+        )
 
 
 def _check_trackers(study: Study) -> None:
@@ -145,6 +159,7 @@ class _Runner:
     _base: Stage | None = None
     _base_reason: str | None = None
     _phase_ones: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _compared: dict[tuple[str, str], list[tuple[Path, Path]]] = field(default_factory=dict)
 
     def run(self, folder: Path) -> dict[str, Any]:
         self.watcher.study_started(count_stages(self.study, self.materials))
@@ -164,7 +179,19 @@ class _Runner:
             "phase_one": phase_ones[0]["scores"] if phase_ones else None,
             "phase_ones": phase_ones,
             "cells": cells,
+            "over_seeds": self._over_seeds(),
         }
+
+    def _over_seeds(self) -> list[dict[str, Any]]:
+        """Return the mean changes of each data and strategy that several seeds are done of, with intervals."""
+        return [
+            {"data": data, "strategy": strategy, "seeds": len(files)}
+            | differences_over_seeds(
+                [(read_predictions(before), read_predictions(after)) for before, after in files]
+            )
+            for (data, strategy), files in self._compared.items()
+            if len(files) > 1
+        ]
 
     def _evaluate_base(self) -> None:
         if self.materials.base is None:
@@ -216,6 +243,8 @@ class _Runner:
         pair = self._pair(cell, phase_one.model)
         combination = None if last.made is last.stage else last.made
         own = [last.stage, combination, last.evaluation, distances[-1].from_phase_one, drift, pair]
+        predicted = [one.evaluation.folder / PREDICTIONS for one in (phase_one, last)]
+        self._compared.setdefault((cell.data, cell.strategy), []).append((predicted[0], predicted[1]))
         return {
             "des": similarities[-1].figures("des")["from_phase_one"],
             "des_corrected": _corrected(similarities[-1].from_phase_one),
@@ -227,10 +256,7 @@ class _Runner:
             "drift": None if drift is None else drift.result,
             "retention": _ratio(after["task_ability"]["value"], before["task_ability"]["value"]),
             "gain": after["language_ability"]["value"] - before["language_ability"]["value"],
-            "difference": differences(
-                read_predictions(phase_one.evaluation.folder / PREDICTIONS),
-                read_predictions(last.evaluation.folder / PREDICTIONS),
-            ),
+            "difference": differences(*map(read_predictions, predicted)),
             "forgetting": self._forgetting(cell, phase_one, trained),
             "scores": after,
             "training": _training_counts(last.stage),
@@ -312,7 +338,7 @@ class _Runner:
 
     def _english(self, step: PathStep, data: DataSet) -> tuple[Sequence[Example], dict[str, Any] | None]:
         """Return the rows of a set's English parallel that may be replayed, and what decides them."""
-        english = self.materials.english.get(self._phase(step.phase).data[step.data].english or "")
+        english = self.materials.english_of(self._phase(step.phase).data[step.data])
         if english is None:
             return (), None
         held_out = {example.group for example in data.held_out}

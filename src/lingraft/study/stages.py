@@ -12,6 +12,7 @@ import platform
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,7 @@ from lingraft.records import fingerprint_of
 from lingraft.representation.drift import drift_between
 from lingraft.representation.states import encode_alike, model_states
 from lingraft.similarity.embedding_similarity import dataset_embedding_similarity
-from lingraft.strategies.base import Context, check_plan, freeze_plan
+from lingraft.strategies.base import Context, check_plan, count_frozen_cells, freeze_plan
 from lingraft.strategies.composition import build
 from lingraft.study.events import StageProgress, Watcher
 from lingraft.study.materials import combination_identity, training_identity
@@ -193,7 +194,7 @@ class Stages:
         def work(folder: Path) -> Work:
             parent = job.parent.locate()
             found = part.prepare(
-                load_model(parent, trust_remote_code=self._trust),
+                partial(load_model, parent, trust_remote_code=self._trust),
                 load_tokenizer(parent, trust_remote_code=self._trust),
                 Context(
                     base=None,
@@ -463,6 +464,9 @@ class Stages:
         if any(row.frozen_parameters for row in plan):
             self._watcher.freeze_plan(job.label, plan)
         rules = composition.rules(model, context)
+        frozen_cells = count_frozen_cells(model, trainable, rules.frozen_cells)
+        if frozen_cells:
+            self._watcher.noted(f"{job.label}: {frozen_cells:,} numbers inside of what trains are frozen.")
         if self._processes.count == 1:
             outcome = train_phase(
                 model,
@@ -475,12 +479,13 @@ class Stages:
                 on_progress=self._tell_progress,
                 rules=rules,
             )
-            save_checkpoint(composition.finish(model), tokenizer, folder / CHECKPOINT)
+            save_checkpoint(composition.finish(model, folder), tokenizer, folder / CHECKPOINT)
         else:
             del model, unwrapped, rules  # each process makes its own
             outcome = self._train_on_processes(job, context, trainable, folder)
         times = {**_machine(), **_training_times(outcome), "processes": self._processes.count}
-        return Work(_training_record(job, mix, encoded, plan, outcome), times)
+        record = _training_record(job, mix, encoded, plan, outcome) | {"frozen_cells": frozen_cells}
+        return Work(record, times)
 
     def _train_on_processes(
         self,

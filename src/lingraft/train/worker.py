@@ -61,7 +61,7 @@ def train(task: PhaseTask) -> None:
     if weights is not None:  # the sharded model is in pieces: its weights go into a whole one
         model = composition.wrap(load_model(task.parent, trust_remote_code=task.trust_remote_code), context)
         set_weights(model, weights)
-    save_checkpoint(composition.finish(model), tokenizer, task.checkpoint)
+    save_checkpoint(composition.finish(model, task.folder), tokenizer, task.checkpoint)
     write_outcome(task.folder, outcome)
 
 

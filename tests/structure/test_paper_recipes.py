@@ -1,0 +1,40 @@
+"""The recipes of the paper's grids: its data pairs, mitigations and languages, and tasks that the harness has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lingraft.config.load import load_study
+from lingraft.config.recipes import recipes
+from lingraft.evaluate.harness import check_tasks
+from lingraft.study.grid import cells_of
+from lingraft.study.materials import check_strategies
+
+LANGUAGES = ("ar", "de", "es", "fr", "id", "ja", "ko", "pt", "ru", "th", "vi")
+MITIGATIONS = {"plain", "GR_5", "GR_10", "ER_10", "LF_H1", "LF_H2", "Spectrum", "LoRA"}
+TRAINED = ("paper_mistral_7b", "paper_llama_3_8b")
+INSTRUCT = ("paper_mistral_7b_instruct", "paper_llama_3_8b_instruct")
+
+
+@pytest.mark.parametrize("name", [*TRAINED, *INSTRUCT])
+def test_a_recipe_of_the_paper_has_its_mitigations_and_nothing_that_its_phase_one_refuses(name: str) -> None:
+    study = load_study(recipes()[name])
+    cells = cells_of(study)
+    check_strategies(study, cells)
+    assert {cell.strategy for cell in cells} == MITIGATIONS | ({"mixed"} if name in TRAINED else set())
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_papers_data_pairs_are_among_the_cells(name: str) -> None:
+    pairs = {cell.data for cell in cells_of(load_study(recipes()[name]))}
+    assert {"alpaca > multialpaca", "alpaca > mopenorca", "openorca > mopenorca"} <= pairs
+
+
+@pytest.mark.slow  # the harness takes seconds to list its tasks
+def test_the_tasks_are_the_harnesss_and_cover_every_language_of_the_paper() -> None:
+    evaluations = [load_study(recipes()[name]).evaluate for name in (*TRAINED, *INSTRUCT)]
+    assert all(evaluation == evaluations[0] for evaluation in evaluations)
+    check_tasks(evaluations[0], Path(), languages=LANGUAGES)
+    assert {task.language for task in evaluations[0].language_ability} == set(LANGUAGES)
