@@ -212,7 +212,7 @@ def test_the_plan_that_snr_writes_trains_what_the_scan_selected(tmp_path: Path) 
     assert _run(command) == 0
     strategy = composed({"spectrum": {"plan": str(plan)}})
     there = context(tmp_path, states={"spectrum": tmp_path})
-    strategy.parts[0].prepare(network, None, there)  # type: ignore[arg-type]
+    strategy.parts[0].prepare(lambda: network, None, there)  # type: ignore[arg-type]
     modules = json.loads(record.read_text())["result"]["modules"]
     selected = {one["name"] for one in modules if one["selected"]}
     assert len(selected) == 7
