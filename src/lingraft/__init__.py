@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lingraft.data.example import Example
     from lingraft.data.sources import load_data
     from lingraft.evaluate.harness import evaluate_model
-    from lingraft.representation.drift import drift_between
+    from lingraft.representation.drift import drift_between, drift_of_models
     from lingraft.representation.states import layer_states
     from lingraft.similarity.comparison import compare_sets
     from lingraft.similarity.embedding_similarity import dataset_embedding_similarity
@@ -33,6 +33,7 @@ _HOMES = {
     "compare_sets": "lingraft.similarity.comparison",
     "dataset_embedding_similarity": "lingraft.similarity.embedding_similarity",
     "drift_between": "lingraft.representation.drift",
+    "drift_of_models": "lingraft.representation.drift",
     "evaluate_model": "lingraft.evaluate.harness",
     "layer_states": "lingraft.representation.states",
     "load_data": "lingraft.data.sources",
@@ -50,6 +51,7 @@ __all__ = [
     "compare_sets",
     "dataset_embedding_similarity",
     "drift_between",
+    "drift_of_models",
     "evaluate_model",
     "layer_states",
     "load_data",

@@ -1001,9 +1001,31 @@ def compared(name: str, change: Callable[[Path], object], *says: str, options: s
     return Case(name, f"difference model mine {options}", says, {"mine": make})
 
 
+def scanned(name: str, change: Callable[[Path], object], *says: str) -> Case:
+    """A copy of the good model, changed."""
+
+    def make(folder: Path, good: Path) -> None:
+        shutil.copytree(good, folder)
+        change(folder)
+
+    return Case(name, "snr mine", says, {"mine": make})
+
+
 def _corrupt(folder: Path) -> None:
     with (folder / "model.safetensors").open("r+b") as weights:
         weights.write(b"\xff" * 64)
+
+
+def _with_a_truncated_shard(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    places = {name: names[place % 2] for place, name in enumerate(sorted(tensors))}
+    for file in names:
+        own = {name: tensor for name, tensor in tensors.items() if places[name] == file}
+        save_file(own, folder / file, {"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    (folder / "model.safetensors").unlink()
+    (folder / names[1]).write_bytes((folder / names[1]).read_bytes()[:-100])
 
 
 def _of_another_width(folder: Path) -> None:
@@ -1019,6 +1041,12 @@ def _not_finite(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     tensors["model.norm.weight"][0] = float("nan")
     save_file(tensors, folder / "model.safetensors")
+
+
+def _not_finite_inside(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][0] = float("nan")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
 def _as_adapter(folder: Path) -> None:
@@ -1052,6 +1080,23 @@ DIFFERENCES = [
         "two architectures to compare", _of_another_architecture, "model and mine", "no tensor in common"
     ),
     compared(
+        "two architectures to compare by their configurations",
+        _configured(model_type="mistral"),
+        "model is a llama, ",
+        "mine a mistral: weights of two architectures",
+    ),
+    compared(
+        "a truncated shard of several to compare",
+        _with_a_truncated_shard,
+        "mine/model-00002-of-00002.safetensors",
+    ),
+    Case(
+        "a file in place of a model's folder",
+        "difference model a.safetensors",
+        ("ModelError: a.safetensors: is a file",),
+        {"a.safetensors": "x"},
+    ),
+    compared(
         "weights to compare that are not finite",
         _not_finite,
         "model.norm.weight: holds weights that are not finite",
@@ -1069,6 +1114,22 @@ DIFFERENCES = [
         ("ConfigError: --estimator 'mean'", "median and reference"),
     ),
     Case("a share to select above 1", "snr model --share 1.5", ("ConfigError: --share is 1.5",)),
+    scanned(
+        "a folder to scan that is no model",
+        lambda path: (path / "config.json").unlink(),
+        "mine: holds no config",
+    ),
+    scanned("pickled weights to scan", _pickled, "mine: only pickled weights"),
+    scanned("a corrupt shard to scan", _corrupt, "mine/model.safetensors: damaged"),
+    scanned(
+        "a truncated shard of several to scan",
+        _with_a_truncated_shard,
+        "mine/model-00002-of-00002.safetensors",
+    ),
+    scanned("a truncated shard to scan", _cut_off, "mine/model.safetensors: damaged"),
+    scanned(
+        "weights to scan that are not finite", _not_finite_inside, "mine: model.layers.1.mlp.up_proj.weight"
+    ),
     Case("a model to scan that is not there", "snr ./mine", ("'./mine': there is no such folder",)),
     Case("a plan in no folder", "snr model --plan absent/a.yaml", ("absent/a.yaml", "no folder absent")),
     Case("a base to compare from that is not there", "difference model model --base ./mine", ("'./mine'",)),
@@ -1092,12 +1153,6 @@ def drifted(name: str, change: Callable[[Path], object], *says: str) -> Case:
 
 def _with_another_template(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}!{% endfor %}")
-
-
-def _not_finite_inside(folder: Path) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    tensors["model.layers.1.mlp.up_proj.weight"][0] = float("nan")
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
 DRIFTS = [
@@ -1136,7 +1191,16 @@ DRIFTS = [
         lambda path: (path / "config.json").unlink(),
         "mine: holds no config.json",
     ),
-    drifted("a corrupt shard to look into", _corrupt, "mine"),
+    drifted("a corrupt shard to look into", _corrupt, "mine/model.safetensors: damaged"),
+    drifted(
+        "a truncated shard of several to look into",
+        _with_a_truncated_shard,
+        "mine/model-00002-of-00002.safetensors",
+    ),
+    drifted("a truncated shard to look into", _cut_off, "mine/model.safetensors: damaged"),
+    drifted(
+        "weights of another width to look into", _configured(hidden_size=48), "mine: its states are 48 wide"
+    ),
     drifted("pickled weights to look into", _pickled, "mine: only pickled weights"),
     drifted(
         "a model of fewer layers to look into", _configured(num_hidden_layers=1), "mine", "1 decoder layers"

@@ -39,6 +39,9 @@ def test_one_object_with_every_tensor(
     assert found["seconds"] > 0
     assert found["peak_bytes"] > 0
     assert {"name", "layer", "module", "l2", "relative", "cosine"} == set(found["tensors"][0])
+    assert [one["name"] for one in found["layers"]] == ["outside the layers", "0", "1"]
+    assert {"name", "tensors", "mpd", "l2", "relative", "cosine"} == set(found["modules"][0])
+    assert "update_cosine" not in found
 
 
 def test_with_a_base_tables_tell_whether_the_updates_agree(
@@ -51,9 +54,17 @@ def test_with_a_base_tables_tell_whether_the_updates_agree(
     assert "update cosine" in printed
     assert "outside the layers" in printed
     assert "MPD" in printed
+    assert "The two updates from the base: cosine" in printed
     assert (tmp_path / "map.svg").read_text().startswith("<svg")
     record = json.loads((tmp_path / "record.json").read_text())
-    assert record["inputs"] == {"first": str(moved[0]), "second": str(moved[1]), "base": str(tiny_model)}
+    assert record["inputs"] == {
+        "first": str(moved[0]),
+        "second": str(moved[1]),
+        "base": str(tiny_model),
+        "adapter_base": None,
+    }
+    for one in (record["result"], *record["result"]["layers"], *record["result"]["modules"]):
+        assert abs(one["update_cosine"]) < 0.2
     for one in record["result"]["tensors"]:
         if one["module"] not in ("norm", "input_layernorm", "post_attention_layernorm"):
             assert abs(one["update_cosine"]) < 0.2  # independent noise

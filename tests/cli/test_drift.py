@@ -61,9 +61,12 @@ def test_several_models_and_languages_give_tables_a_figure_and_a_record(
     assert _run(["drift", str(tiny_model), str(tiny_model), str(other_model), *sources, *files]) == 0
     printed = capfd.readouterr().out
     assert "By language" in printed
-    assert "8 prompts, the last token of each prompt" in printed
+    assert "8 prompts, the last token of each, 8 in all (8 for CKA)" in printed
+    assert "The covariance changed in no layer." in printed
     assert (tmp_path / "a.svg").read_text().startswith("<svg")
     same, moved = json.loads((tmp_path / "a.json").read_text())["result"]["models"]
     assert all(one["covariance_change"] == pytest.approx(0, abs=1e-12) for one in same["layers"])
     assert all(one["covariance_change"] > 0 for one in moved["layers"])
     assert set(moved["by_language"]) == {"en", "de"}
+    assert all(0 < one["cka"] < 1 for own in moved["by_language"].values() for one in own)
+    assert moved["cka_tokens"] == 8

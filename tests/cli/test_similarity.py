@@ -25,6 +25,36 @@ def test_two_sets_give_one_object_with_the_papers_value_and_the_corrected_one(
     assert [one["second_language"] for one in found["by_language"]] == ["de", "es"]
 
 
+def test_broken_rows_are_counted_and_do_not_spoil_the_object(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"instruction": f"Say {n}.", "output": "" if n == 3 else "a", "language": "en"} for n in range(9)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["similarity", str(path), "worldbook:lookup/en", *QUICK, "--max-broken-share", "0.2"]
+    assert _run([*command, "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert (found["sets"][0]["rows"], found["sets"][0]["broken"]) == (8, 1)
+    assert _run(command) == 0
+    assert "8 of 8 instructions encoded; 1 of 9 rows are broken and left out" in capfd.readouterr().out
+
+
+def test_names_are_shown_without_the_folders_that_they_share() -> None:
+    from lingraft.report.diagnostics import similarity_table
+    from lingraft.similarity.comparison import Comparison, Overlap
+    from lingraft.similarity.embedding_similarity import EmbeddingSimilarity
+
+    def shown(*names: str) -> tuple[str, ...]:
+        one = EmbeddingSimilarity(0.5, None, None, None, (3, 3), "e")
+        both = tuple(Overlap(a, b, 0.0, (3, 3)) for a, b in (names, names[::-1]))
+        found = Comparison(names, (3, 3), (3, 3), {(0, 1): one}, (), (), (), both, 0.8, None, "e")
+        return similarity_table(found).rows[0][:2]
+
+    assert shown("/a/b/x.jsonl", "/a/c/x.jsonl") == ("b/x.jsonl", "c/x.jsonl")
+    assert shown("a/x.jsonl", "a/x.jsonl/y") == ("x.jsonl", "x.jsonl/y")
+    assert shown("worldbook:lookup/en", "a/x.jsonl") == ("worldbook:lookup/en", "a/x.jsonl")
+
+
 def test_three_sets_give_a_table_a_matrix_a_figure_and_a_record(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

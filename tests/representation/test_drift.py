@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from lingraft.data.example import Message
 from lingraft.errors import DataError, ModelError
 from lingraft.models.loading import load_model
 from lingraft.representation.covariance import Moments, covariance_change, trace_change, variance_change
-from lingraft.representation.drift import drift_between
+from lingraft.representation.drift import drift_between, drift_of_models
 from lingraft.representation.prompts import Prompt, read_prompts
 from lingraft.representation.similarity import linear_cka, mean_cosine
 from lingraft.representation.states import (
@@ -98,11 +100,59 @@ def test_a_model_against_itself_did_not_move(tiny_model: Path, prompts: EncodedP
     found = drift_between("itself", layer_states(model, prompts), layer_states(model, prompts))
     assert list(found.by_language) == ["de", "en"]
     for one in (*found.layers, *found.by_language["de"]):
+        assert one.cka == pytest.approx(1.0, abs=1e-12)
         assert one.mean_cosine == pytest.approx(1.0, abs=1e-12)
         assert (one.covariance_change, one.trace_change, one.variance_change) == pytest.approx(
             (0, 0, 0), abs=1e-12
         )
-    assert all(one.cka == pytest.approx(1.0, abs=1e-12) for one in found.layers)
+    assert found.most_changed == ()
+
+
+def test_each_languages_drift_is_that_of_its_prompts_alone(tiny_model: Path, prompts: EncodedPrompts) -> None:
+    models = load_model(tiny_model), moved(AutoModelForCausalLM.from_pretrained(tiny_model)).eval()
+    together = drift_between("after", *(layer_states(model, prompts) for model in models))
+    english = [i for i, tag in enumerate(prompts.languages) if tag == "en"]
+    alone = EncodedPrompts(tuple(prompts.ids[i] for i in english), ("en",) * len(english), 0)
+    found = drift_between("after", *(layer_states(model, alone) for model in models))
+    assert found.by_language == {}
+    for one, other in zip(together.by_language["en"], found.layers, strict=True):
+        figures, expected = asdict(one), asdict(other)
+        assert figures == pytest.approx(expected, rel=1e-4)
+
+
+def test_cka_is_of_every_token_or_of_evenly_spaced_ones_where_memory_is_short(
+    tiny_model: Path, prompts: EncodedPrompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_model(tiny_model)
+    total = sum(map(len, prompts.ids))
+    assert drift_between("x", layer_states(model, prompts), layer_states(model, prompts)).cka_tokens == total
+    monkeypatch.setattr("lingraft.representation.states.KEPT_BYTES", 4 * 2 * 32 * 20)
+    monkeypatch.setattr("lingraft.representation.states.FEWEST_KEPT", 7)
+    states = layer_states(model, prompts)
+    found = drift_between("x", states, states)
+    assert found.cka_tokens == 20 < total
+    monkeypatch.setattr("lingraft.representation.states.KEPT_BYTES", 0)
+    assert len(layer_states(model, prompts)[0].kept["en"]) < 7  # of 7 in all
+
+
+def test_models_are_checked_before_any_is_loaded(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = [Prompt((Message("user", "a"),), "en")]
+    with pytest.raises(ModelError, match="1 model has nothing to drift from"):
+        drift_of_models([str(tiny_model)], said)
+    monkeypatch.setattr("lingraft.representation.states.load_model", pytest.fail)
+    for change, told in (
+        ({"model_type": "mistral"}, "two architectures"),
+        ({"num_hidden_layers": 3}, "has 3 decoder layers, the first model has 2"),
+        ({"hidden_size": 48}, "its states are 48 wide, the first model's 32"),
+    ):
+        other = tmp_path / next(iter(change))
+        shutil.copytree(tiny_model, other)
+        config = json.loads((other / "config.json").read_text())
+        (other / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(ModelError, match=told):
+            drift_of_models([str(tiny_model), str(tiny_model), str(other)], said)
 
 
 @pytest.mark.parametrize("sizes", [[1, 2, 300, 5], [64], [0, 7]])
@@ -146,11 +196,12 @@ def test_cka_knows_no_rotation_and_no_scale_and_sees_what_is_unrelated(n: int) -
     assert linear_cka(x, other) == pytest.approx(linear_cka(other, x))
     assert (linear_cka(states_of(4000, 5), states_of(4000, 5, seed=9)) or 0) < 0.01
     assert linear_cka(x, torch.ones(n, 3)) is None
+    assert linear_cka(x[:0], other[:0]) is None
 
 
 def layers(count: int, change: Callable[[int], float]) -> list[LayerStates]:
     base = states_of(50, 4) - 1000
-    return [LayerStates({"en": Moments.of(base * (1 + change(i)))}, base) for i in range(count)]
+    return [LayerStates({"en": Moments.of(base * (1 + change(i)))}, {"en": base}) for i in range(count)]
 
 
 def test_where_it_happens_is_told() -> None:
@@ -164,7 +215,7 @@ def test_where_it_happens_is_told() -> None:
 def test_other_shapes_are_refused() -> None:
     with pytest.raises(ModelError, match="x: has 3 decoder layers, the first model has 2"):
         drift_between("x", layers(2, float), layers(3, float))
-    wide = [LayerStates({"en": Moments.of(states_of(5, 6))}, states_of(5, 6))] * 2
+    wide = [LayerStates({"en": Moments.of(states_of(5, 6))}, {"en": states_of(5, 6)})] * 2
     with pytest.raises(ModelError, match="x: its states are 6 wide"):
         drift_between("x", layers(2, float), wide)
 

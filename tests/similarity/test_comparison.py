@@ -193,7 +193,7 @@ def test_a_group_is_in_the_same_block_of_every_set() -> None:
 def test_on_real_data_the_papers_order_holds_and_halves_of_alpaca_are_one(shared_data: Path) -> None:
     encoder = load_encoder("embedded")
 
-    def rows(name: str, language: str, count: int) -> tuple[Example, ...]:
+    def rows(name: str, language: str, count: int = 300) -> tuple[Example, ...]:
         source = DataSource(source=str(shared_data / name), language=language, max_broken_share=0.05)
         return tuple(load_data(source).examples[:count])
 
@@ -201,10 +201,21 @@ def test_on_real_data_the_papers_order_holds_and_halves_of_alpaca_are_one(shared
     halves = dataset_embedding_similarity(alpaca[::2], alpaca[1::2], encoder)
     assert halves.des == pytest.approx(0.97, abs=0.015)
     assert halves.corrected == pytest.approx(1.0, abs=0.01)
-    others = [
-        rows("multialpaca/ja.jsonl", "ja", 300),
-        rows("gpteacher_roleplay/en.jsonl", "en", 300),
-        rows("gsm8k_instruct/en.jsonl", "en", 300),
+    first = alpaca[:300]
+    spanish, japanese, roleplay, mathematics = others = [
+        rows("multialpaca/es.jsonl", "es"),
+        rows("multialpaca/ja.jsonl", "ja"),
+        rows("gpteacher_roleplay/en.jsonl", "en"),
+        rows("gsm8k_instruct/en.jsonl", "en"),
     ]
-    found = [dataset_embedding_similarity(alpaca[:300], other, encoder).corrected for other in others]
-    assert found == sorted(found, key=lambda value: -(value or 0.0))
+    found = {id(other): dataset_embedding_similarity(first, other, encoder) for other in others}
+    for key in ("des", "corrected"):
+        values = {place: getattr(one, key) for place, one in found.items()}
+        near = min(values[id(spanish)], values[id(japanese)])
+        assert near > values[id(roleplay)] + 0.05 > values[id(mathematics)] + 0.1
+    means = [
+        encoder.encode([row.instruction for row in own]).astype(np.float64).mean(axis=0)
+        for own in (first, japanese)
+    ]
+    direct = float(means[0] @ means[1] / np.linalg.norm(means[0]) / np.linalg.norm(means[1]))
+    assert found[id(japanese)].des == pytest.approx(direct, abs=1e-6)

@@ -8,9 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lingraft.config.schema import DataSource
 from lingraft.data.example import Example, Message
-from lingraft.data.sources import load_data
 from lingraft.data.worldbook import load_examples
 from lingraft.errors import ConfigError, DataError
 from lingraft.similarity.embedding_similarity import dataset_embedding_similarity
@@ -81,19 +79,6 @@ def test_the_embedded_encoder_equals_numpy_and_tells_families_apart() -> None:
     found = [dataset_embedding_similarity(sets[0], rows, encoder).des for rows in sets[1:]]
     assert found == pytest.approx(direct, abs=1e-6)
     assert found[0] > found[1] + 0.1
-
-
-def test_des_on_real_data_keeps_the_papers_order(shared_data: Path) -> None:
-    encoder = load_encoder("embedded")
-
-    def rows(name: str, language: str) -> tuple[Example, ...]:
-        source = DataSource(source=str(shared_data / name), language=language, max_broken_share=0.05)
-        return tuple(load_data(source).examples[:150])
-
-    alpaca = rows("alpaca/en.jsonl", "en")
-    multialpaca, gsm8k = rows("multialpaca/es.jsonl", "es"), rows("gsm8k_instruct/en.jsonl", "en")
-    near, far = (dataset_embedding_similarity(alpaca, other, encoder).des for other in (multialpaca, gsm8k))
-    assert near > far + 0.1
 
 
 def test_an_encoder_that_needs_more_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

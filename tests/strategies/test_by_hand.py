@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from lingraft.cli.main import _run
 from lingraft.config.schema import StrategyChoice
 from lingraft.errors import ConfigError, StrategyError
 from lingraft.models.layers import layer_of
@@ -192,6 +193,30 @@ def test_a_plan_of_everything_is_plain_and_a_plan_of_another_model_is_refused(tm
     strategy.parts[0].prepare(lambda: network, None, there)  # type: ignore[arg-type]
     with pytest.raises(StrategyError, match="fits no parameter of this model"):
         strategy.trainable(network, there)
+
+
+def test_the_plan_that_snr_writes_trains_what_the_scan_selected(tmp_path: Path) -> None:
+    network = model()
+    network.save_pretrained(tmp_path / "model")
+    plan, record = tmp_path / "plan.yaml", tmp_path / "record.json"
+    command = [
+        "snr",
+        str(tmp_path / "model"),
+        "--share",
+        "0.25",
+        "--plan",
+        str(plan),
+        "--record",
+        str(record),
+    ]
+    assert _run(command) == 0
+    strategy = composed({"spectrum": {"plan": str(plan)}})
+    there = context(tmp_path, states={"spectrum": tmp_path})
+    strategy.parts[0].prepare(lambda: network, None, there)  # type: ignore[arg-type]
+    modules = json.loads(record.read_text())["result"]["modules"]
+    selected = {one["name"] for one in modules if one["selected"]}
+    assert len(selected) == 7
+    assert strategy.trainable(network, there) == selected | {"model.embed_tokens.weight"}
 
 
 def test_ssu_scores_columns_by_their_norm_and_their_inputs(tmp_path: Path) -> None:

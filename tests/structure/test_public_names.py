@@ -24,6 +24,7 @@ PUBLIC = [
     "signal_to_noise",
     "layer_states",
     "drift_between",
+    "drift_of_models",
     "evaluate_model",
     "train_phase",
     "__version__",

@@ -103,6 +103,20 @@ def test_two_architectures_are_refused(tmp_path: Path) -> None:
         parameter_difference(first, third)
 
 
+def test_architectures_are_those_that_the_configurations_name(tmp_path: Path) -> None:
+    models = [checkpoint(tmp_path / name, x=[1.0]) for name in "abc"]
+    for folder, kind in zip(models[:2], ("llama", "mistral"), strict=True):
+        (folder / "config.json").write_text(f'{{"model_type": "{kind}"}}')
+    with pytest.raises(ModelError, match=r"a is a llama, .*b a mistral"):
+        parameter_difference(models[0], models[1])
+    with pytest.raises(ModelError, match=r"a is a llama, .*b a mistral"):
+        parameter_difference(models[0], models[0], models[1])
+    assert parameter_difference(models[0], models[2]).mpd == 0.0  # the third says nothing
+    (models[2] / "config.json").write_text("{")
+    with pytest.raises(ModelError, match=r"config\.json: is not valid JSON"):
+        parameter_difference(models[0], models[2])
+
+
 def test_a_tied_head_that_is_stored_in_full_counts_once(tmp_path: Path) -> None:
     def stored(name: str, embedding: list[list[float]], **head: list[list[float]]) -> Path:
         return checkpoint(

@@ -56,6 +56,28 @@ def test_types_may_differ(tmp_path: Path) -> None:
     assert parameter_difference(one, other).tensors[0].l2 == pytest.approx(expected, rel=1e-12)
 
 
+def test_shards_of_several_types_give_the_naive_value(tmp_path: Path, tiny_model: Path) -> None:
+    folders = []
+    for seed, (kind, size) in enumerate([(torch.bfloat16, "30KB"), (torch.float16, "50KB")]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_pretrained(tiny_model)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.01)
+        folders.append(tmp_path / str(seed))
+        model.to(kind).save_pretrained(folders[-1], max_shard_size=size)  # type: ignore[arg-type]
+        assert len(list(folders[-1].glob("*.safetensors"))) > 1
+    one, other = (
+        dict(AutoModelForCausalLM.from_pretrained(folder, dtype="auto").named_parameters())
+        for folder in folders
+    )
+    assert {p.dtype for p in one.values()} == {torch.bfloat16}
+    naive = [(one[name].double() - other[name].double()).norm().item() for name in one]
+    found = parameter_difference(*folders)
+    assert found.mpd == pytest.approx(sum(naive) / len(naive), rel=1e-6)
+    assert len(found.tensors) == len(naive)
+
+
 def test_of_a_resized_vocabulary_the_common_rows_are_compared_and_named(tmp_path: Path) -> None:
     old, new = torch.ones(4, 3), torch.cat([torch.full((4, 3), 2.0), torch.full((2, 3), 9.0)])
     one = checkpoint(tmp_path / "a", {"model.embed_tokens.weight": old, "model.norm.weight": torch.ones(3)})
@@ -150,6 +172,18 @@ def test_an_adapters_effective_weights_are_those_of_the_merged_model(
     from_base, expected = (parameter_difference(untied, other) for other in (adapter, merged))
     assert from_base.mpd == pytest.approx(expected.mpd, rel=1e-5)
     assert from_base.mpd > 0
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # a name that peft still uses
+def test_an_adapter_may_lie_on_the_hub(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = LoraConfig(r=2, target_modules=["q_proj"])
+    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), config).save_pretrained(tmp_path / "a")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda _id, **_options: str(tmp_path / "a"))
+    reader = open_weights("someone/adapter", str(tiny_model))
+    assert reader.folder == tmp_path / "a"
+    assert reader.architecture == "llama"
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # a name that peft still uses

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +11,7 @@ import typer
 from lingraft.cli.output import check_folder, print_json, print_result, print_table, write_record
 
 if TYPE_CHECKING:
-    from lingraft.weights.difference import ParameterDifference
+    from lingraft.weights.difference import GroupDifference, ParameterDifference
 
 _LISTED = 5  # tensors named in a line; all are in the object
 
@@ -52,7 +53,8 @@ def difference(
     if figure is not None:
         write_figure(difference_figure(found), figure)
     if record is not None:
-        write_record(record, "difference", {"first": first, "second": second, "base": base}, result)
+        inputs = {"first": first, "second": second, "base": base, "adapter_base": adapter_base}
+        write_record(record, "difference", inputs, result)
     if json:
         print_json(result)
         return
@@ -62,13 +64,15 @@ def difference(
 def _print(found: ParameterDifference) -> None:
     from lingraft.report.diagnostics import difference_table
 
-    with_base = any(one.update is not None for one in found.tensors)
-    print_table(difference_table(found.by_layer(), "layer", with_updates=with_base), "By layer")
-    print_table(difference_table(found.by_module(), "module", with_updates=with_base), "By module type")
+    updates = found.has_updates
+    print_table(difference_table(found.by_layer(), "layer", with_updates=updates), "By layer")
+    print_table(difference_table(found.by_module(), "module", with_updates=updates), "By module type")
     relative = "-" if found.relative is None else f"{found.relative:.6f}"
     print_result(
         f"MPD {found.mpd:.6f} over {len(found.tensors)} tensors; relative change of all weights {relative}"
     )
+    if updates:
+        print_result(_interference(found.whole()))
     for told, names in (
         ("Only one model has", found.missing),
         ("Compared in the rows that both have", found.resized),
@@ -77,3 +81,14 @@ def _print(found: ParameterDifference) -> None:
         if names:
             more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
             print_result(f"{told}: {', '.join(names[:_LISTED])}{more}")
+
+
+def _interference(whole: GroupDifference) -> str:
+    if whole.update_cosine is None:
+        return "One of the models does not differ from the base."
+    angle = math.degrees(math.acos(whole.update_cosine))
+    agreement = "-" if whole.sign_agreement is None else f"{whole.sign_agreement:.1%}"
+    return (
+        f"The two updates from the base: cosine {whole.update_cosine:.4f} (an angle of {angle:.1f} degrees); of the "
+        f"numbers that both move, {agreement} move one way"
+    )

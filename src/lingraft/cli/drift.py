@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,11 +18,8 @@ from lingraft.cli.output import (
 from lingraft.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from lingraft.representation.drift import Drift
+    from lingraft.representation.drift import Drift, DriftOfModels
     from lingraft.representation.prompts import Prompt
-    from lingraft.representation.states import EncodedPrompts, LayerStates, Positions
 
 
 def drift(
@@ -52,9 +49,11 @@ def drift(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Print, layer by layer, how far models' hidden states moved from those of M1 for the same prompts."""
+    import torch
+
     from lingraft.cli.progress import StepBars
     from lingraft.report.diagnostics import check_figure, drift_figure, write_figure
-    from lingraft.representation.drift import drift_between
+    from lingraft.representation.drift import drift_of_models
     from lingraft.representation.prompts import read_prompts
     from lingraft.representation.states import POSITIONS
 
@@ -71,17 +70,29 @@ def drift(
         tag, source = _source(one)
         said += read_prompts(source, language=tag, limit=limit)
     with StepBars() as bars:
-        encoded, states = _states(models, said, chosen, max_length, bf16=bf16, on_progress=bars.progressed)
-    found = [drift_between(name, states[0], own) for name, own in zip(models[1:], states[1:], strict=True)]
-    result = _result(found, encoded, positions)
+        found = drift_of_models(
+            models,
+            said,
+            positions=chosen,
+            max_length=max_length,
+            dtype=torch.bfloat16 if bf16 else torch.float32,
+            on_progress=bars.progressed,
+        )
     if figure is not None:
-        write_figure(drift_figure(found), figure)
+        write_figure(drift_figure(found.drifts), figure)
     if record is not None:
-        write_record(record, "drift", {"models": models, "prompts": prompts}, result)
+        inputs = {
+            "models": models,
+            "prompts": prompts,
+            "limit": limit,
+            "max_length": max_length,
+            "bf16": bf16,
+        }
+        write_record(record, "drift", inputs, found.to_json())
     if json:
-        print_json(result)
+        print_json(found.to_json())
         return
-    _print(found, encoded, positions)
+    _print(found)
 
 
 def _source(given: str) -> tuple[str | None, str]:
@@ -93,59 +104,24 @@ def _source(given: str) -> tuple[str | None, str]:
     return (tag, source) if is_tag else (None, given)
 
 
-def _states(
-    models: list[str],
-    prompts: list[Prompt],
-    positions: Positions,
-    max_length: int,
-    *,
-    bf16: bool,
-    on_progress: Callable[[str, int, int], None],
-) -> tuple[EncodedPrompts, list[list[LayerStates]]]:
-    """Run the models one after the other; one is in memory at a time."""
-    from functools import partial
-
-    import torch
-
-    from lingraft.representation.states import ModelStates, encode_alike, model_states
-
-    encoded = encode_alike(models, prompts, max_length=max_length)
-    states: list[ModelStates] = []
-    for name in models:
-        one = model_states(
-            name,
-            encoded,
-            like=states[0].architecture if states else None,
-            positions=positions,
-            dtype=torch.bfloat16 if bf16 else torch.float32,
-            on_progress=partial(on_progress, name),
-        )
-        states.append(one)
-    return encoded, [one.layers for one in states]
-
-
-def _result(found: list[Drift], encoded: EncodedPrompts, positions: str) -> dict[str, Any]:
-    return {
-        "layers": found[0].to_json()["layers"],  # of the second model; all are in `models`
-        "models": [one.to_json() for one in found],
-        "prompts": len(encoded.ids),
-        "tokens": sum(map(len, encoded.ids)) if positions == "prompt" else len(encoded.ids),
-        "positions": positions,
-        "truncated": encoded.truncated,
-    }
-
-
-def _print(found: list[Drift], encoded: EncodedPrompts, positions: str) -> None:
+def _print(found: DriftOfModels) -> None:
     from lingraft.report.diagnostics import drift_table, language_drift_table
 
-    for one in found:
+    for one in found.drifts:
         print_table(drift_table(one), one.model)
         if one.by_language:
             print_table(language_drift_table(one), "By language: mean over the layers")
-        ratio = "-" if one.upper_to_lower is None else f"{one.upper_to_lower:.2f}"
-        listed = ", ".join(map(str, one.most_changed))
-        print_result(
-            f"Covariance changed most in layers {listed}; upper third over lower third of the layers: {ratio}"
-        )
-    whole = "every token of the prompts" if positions == "prompt" else "the last token of each prompt"
-    print_result(f"{len(encoded.ids)} prompts, {whole}, {encoded.truncated} prompts cut at their beginning.")
+        print_result(_where(one))
+    whole = "every token" if found.positions == "prompt" else "the last token"
+    print_result(
+        f"{found.prompts} prompts, {whole} of each, {found.tokens} in all ({found.drifts[0].cka_tokens} for CKA); "
+        f"{found.truncated} prompts cut at their beginning."
+    )
+
+
+def _where(drift: Drift) -> str:
+    if not drift.most_changed:
+        return "The covariance changed in no layer."
+    ratio = "-" if drift.upper_to_lower is None else f"{drift.upper_to_lower:.2f}"
+    listed = ", ".join(map(str, drift.most_changed))
+    return f"Covariance changed most in layers {listed}; upper third over lower third of the layers: {ratio}"

@@ -11,9 +11,9 @@ from lingraft.cli.output import check_folder, print_json, print_result, print_ta
 from lingraft.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping
 
-    from lingraft.data.example import Example
+    from lingraft.data.sources import LoadedData
     from lingraft.similarity.comparison import Comparison
 
 
@@ -60,9 +60,9 @@ def similarity(
     check_folder(record)
     chosen = load_encoder(encoder)
     with StepBars() as bars:
-        sets = _load(sources, _languages(language or [], sources), max_broken_share, bars.progressed)
+        loaded = _load(sources, _languages(language or [], sources), max_broken_share, bars.progressed)
         found = compare_sets(
-            sets,
+            {source: own.examples for source, own in loaded.items()},
             chosen,
             precision=None if encode_all else precision,
             closeness=closeness,
@@ -71,14 +71,16 @@ def similarity(
         )
     if figure is not None:
         write_figure(similarity_figure(found), figure)
+    result = found.to_json()
+    for one in result["sets"]:
+        one["broken"] = len(loaded[one["name"]].broken)
     if record is not None:
-        write_record(
-            record, "similarity", {"sources": sources, "encoder": encoder, "seed": seed}, found.to_json()
-        )
+        inputs = {"sources": sources, "encoder": encoder, "language": language, "seed": seed}
+        write_record(record, "similarity", inputs, result)
     if json:
-        print_json(found.to_json())
+        print_json(result)
         return
-    _print(found)
+    _print(found, loaded)
 
 
 def _check(sources: list[str], precision: float, closeness: float) -> None:
@@ -112,23 +114,20 @@ def _load(
     languages: dict[str, str],
     max_broken_share: float,
     on_progress: Callable[[str, int, int], None],
-) -> dict[str, Sequence[Example]]:
+) -> dict[str, LoadedData]:
     from functools import partial
 
     from lingraft.config.load import data_source
     from lingraft.data.sources import load_data
 
-    sets: dict[str, Sequence[Example]] = {}
+    sets: dict[str, LoadedData] = {}
     for source in sources:
         spec = data_source(source, language=languages.get(source), max_broken_share=max_broken_share)
-        loaded = load_data(spec, on_progress=partial(on_progress, f"read {source}"))
-        if loaded.broken:
-            print_result(f"{source}: {len(loaded.broken)} of {loaded.n_rows} rows are broken and left out.")
-        sets[source] = loaded.examples
+        sets[source] = load_data(spec, on_progress=partial(on_progress, f"read {source}"))
     return sets
 
 
-def _print(found: Comparison) -> None:
+def _print(found: Comparison, loaded: Mapping[str, LoadedData]) -> None:
     from lingraft.report.diagnostics import (
         language_similarity_table,
         similarity_table,
@@ -143,5 +142,7 @@ def _print(found: Comparison) -> None:
     for name in found.too_many_task_types:
         print_result(f"{name}: has too many task types to compare them one by one.")
     for name, rows, encoded in zip(found.names, found.rows, found.encoded, strict=True):
-        print_result(f"{name}: {encoded} of {rows} instructions encoded")
+        broken = len(loaded[name].broken)
+        told = f"; {broken} of {loaded[name].n_rows} rows are broken and left out" if broken else ""
+        print_result(f"{name}: {encoded} of {rows} instructions encoded{told}")
     print_result(f"Encoder: {found.encoder}; values of two encoders are not comparable.")

@@ -10,7 +10,7 @@ import torch
 
 from lingraft.errors import ModelError
 from lingraft.models.checkpoints import CheckpointReader, WeightReader
-from lingraft.models.loading import model_folder
+from lingraft.models.loading import EMBEDDED_PREFIX, local_folder, model_folder
 from lingraft.records import read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -28,7 +28,7 @@ _REFUSED = (
 
 
 def open_weights(name: str, adapter_base: str | None = None) -> WeightReader:
-    """Return the tensors of a model: a folder, hub id, `embedded:NAME`, or the folder of a LoRA adapter.
+    """Return the tensors of a model or LoRA adapter: a folder, hub id, or `embedded:NAME`.
 
     Args:
         name: The model or adapter.
@@ -37,9 +37,10 @@ def open_weights(name: str, adapter_base: str | None = None) -> WeightReader:
     Raises:
         ModelError: The model cannot be had or is no checkpoint, or the adapter is not plain LoRA.
     """
-    folder = Path(name).expanduser()
-    if (folder / ADAPTER_CONFIG).is_file():
-        return AdaptedReader(folder, adapter_base)
+    if not name.startswith(EMBEDDED_PREFIX):
+        folder = local_folder(name)
+        if (folder / ADAPTER_CONFIG).is_file():
+            return AdaptedReader(folder, adapter_base)
     return CheckpointReader(model_folder(name))
 
 
@@ -77,6 +78,11 @@ class AdaptedReader:
     def names(self) -> tuple[str, ...]:
         """Names of the base's tensors."""
         return self._base.names
+
+    @property
+    def architecture(self) -> str | None:
+        """The base's."""
+        return self._base.architecture
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape."""

@@ -53,6 +53,10 @@ class WeightReader(Protocol):
     def names(self) -> tuple[str, ...]:
         """Names of the tensors, sorted."""
 
+    @property
+    def architecture(self) -> str | None:
+        """As the configuration names it, such as llama; None: there is no configuration."""
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor."""
 
@@ -84,6 +88,22 @@ class CheckpointReader:
     def folder(self) -> Path:
         """Where the files lie."""
         return self._folder
+
+    @property
+    def architecture(self) -> str | None:
+        """`model_type` of config.json, such as llama; None: it is not there, or does not say.
+
+        Raises:
+            ModelError: config.json is not valid JSON.
+        """
+        path = self._folder / "config.json"
+        if not path.is_file():
+            return None
+        try:
+            found = read_json(path)
+        except ValueError as error:
+            raise ModelError(f"{path}: is not valid JSON ({error}). Fetch the checkpoint again.") from error
+        return found.get("model_type") if isinstance(found, dict) else None
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape from the file's header, without reading the tensor.

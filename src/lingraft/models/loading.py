@@ -58,11 +58,21 @@ def model_folder(name: str, *, trust_remote_code: bool = False) -> Path:
     """
     if name.startswith(EMBEDDED_PREFIX):
         return embedded_folder(name.removeprefix(EMBEDDED_PREFIX))
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        folder = _from_hub(name, trust_remote_code)
+    folder = local_folder(name, trust_remote_code=trust_remote_code)
     _check_folder(folder)
     return folder
+
+
+def local_folder(name: str, *, trust_remote_code: bool = False) -> Path:
+    """Return the folder of a model or adapter, downloading it from the hub where needed; what it holds is not checked.
+
+    Raises:
+        ModelError: It is a file, or cannot be found or reached.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_file():
+        raise ModelError(f"{name}: is a file. Name the folder that holds config.json and safetensors.")
+    return folder if folder.is_dir() else _from_hub(name, trust_remote_code)
 
 
 def load_model(

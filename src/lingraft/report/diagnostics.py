@@ -66,6 +66,7 @@ def write_figure(chart: Any, path: Path) -> None:
 def similarity_table(found: Comparison) -> Table:
     """Return DES of every pair of sets, and the nearest neighbours in both directions."""
     overlaps = {(one.first, one.second): one.share for one in found.overlaps}
+    short = _without_shared_folders(found.names)
     columns = (
         Column("first", "a data set"),
         Column("second", "another one"),
@@ -78,7 +79,7 @@ def similarity_table(found: Comparison) -> Table:
     for (i, j), one in found.pairs.items():
         first, second = found.names[i], found.names[j]
         shares = (overlaps[first, second], overlaps[second, first])
-        rows.append((first, second, *_estimates(one), *(f"{share:.1%}" for share in shares)))
+        rows.append((short[first], short[second], *_estimates(one), *(f"{share:.1%}" for share in shares)))
     return Table(columns, tuple(rows), 2)
 
 
@@ -91,7 +92,11 @@ def task_type_similarity_table(found: Comparison) -> Table:
         *_ESTIMATES,
         Column("n", "instructions encoded of each"),
     )
-    rows = [(one.first, one.task_type, one.second, *_estimates(one.similarity)) for one in found.by_task_type]
+    short = _without_shared_folders(found.names)
+    rows = [
+        (short[one.first], one.task_type, short[one.second], *_estimates(one.similarity))
+        for one in found.by_task_type
+    ]
     return Table(columns, tuple(rows), 3)
 
 
@@ -103,10 +108,11 @@ def language_similarity_table(found: Comparison) -> Table:
         *_ESTIMATES,
         Column("n", "instructions encoded of each"),
     )
+    short = _without_shared_folders(found.names)
     rows = [
         (
-            f"{one.first} ({one.first_language})",
-            f"{one.second} ({one.second_language})",
+            f"{short[one.first]} ({one.first_language})",
+            f"{short[one.second]} ({one.second_language})",
             *_estimates(one.similarity),
         )
         for one in found.by_language
@@ -116,15 +122,17 @@ def language_similarity_table(found: Comparison) -> Table:
 
 def similarity_figure(found: Comparison) -> alt.LayerChart:
     """Draw the matrix of corrected similarities; where there is none, the paper's value."""
+    order = list(_without_shared_folders(found.names).values())
     rows = []
-    for i, first in enumerate(found.names):
-        for j, second in enumerate(found.names):
+    for i, first in enumerate(order):
+        for j, second in enumerate(order):
             one = None if i == j else found.pairs[min(i, j), max(i, j)]
             value = 1.0 if one is None else one.des if one.corrected is None else one.corrected
             rows.append({"first": first, "second": second, "similarity": value})
-    order = list(found.names)
+    whole = alt.Axis(labelLimit=0)
     base = alt.Chart(alt.Data(values=rows)).encode(
-        x=alt.X("second:N", sort=order, title=None), y=alt.Y("first:N", sort=order, title=None)
+        x=alt.X("second:N", sort=order, title=None, axis=whole),
+        y=alt.Y("first:N", sort=order, title=None, axis=whole),
     )
     scale = alt.Scale(scheme="blues", domain=[0, 1], clamp=True)
     tiles = base.mark_rect().encode(color=alt.Color("similarity:Q", scale=scale, title="DES (corrected)"))
@@ -147,7 +155,9 @@ def drift_table(drift: Drift) -> Table:
         Column("trace", "change of the whole variance; above 0 the states vary more"),
         Column("variance", "sum of the changes of the variances over their sum"),
     )
-    rows = [(str(one.layer), *_drift_figures(one)) for one in drift.layers]
+    rows = [
+        (str(one.layer), *(_written(value, ".4f") for value in _drift_figures(one))) for one in drift.layers
+    ]
     return Table(columns, tuple(rows), 1)
 
 
@@ -156,23 +166,20 @@ def language_drift_table(drift: Drift) -> Table:
     columns = (
         Column("language", "BCP-47 tag of the prompts"),
         Column("mean cosine", "cosine of the mean states"),
+        Column("CKA", "linear CKA of the states of the same tokens"),
         Column("covariance", "change of the covariance"),
         Column("trace", "change of the whole variance"),
         Column("variance", "change of the variances"),
     )
     rows = []
     for tag, layers in drift.by_language.items():
-        figures = [
-            [one.mean_cosine, one.covariance_change, one.trace_change, one.variance_change] for one in layers
-        ]
-        means = [mean_of_known(column) for column in zip(*figures, strict=True)]
+        means = [mean_of_known(column) for column in zip(*map(_drift_figures, layers), strict=True)]
         rows.append((tag, *(_written(value, ".4f") for value in means)))
     return Table(columns, tuple(rows), 1)
 
 
-def _drift_figures(one: LayerDrift) -> tuple[str, ...]:
-    figures = (one.mean_cosine, one.cka, one.covariance_change, one.trace_change, one.variance_change)
-    return tuple(_written(value, ".4f") for value in figures)
+def _drift_figures(one: LayerDrift) -> tuple[float | None, ...]:
+    return (one.mean_cosine, one.cka, one.covariance_change, one.trace_change, one.variance_change)
 
 
 def drift_figure(found: Sequence[Drift]) -> alt.VConcatChart:
@@ -289,6 +296,15 @@ def difference_figure(found: ParameterDifference) -> alt.LayerChart:
     return alt.layer(base.mark_rect().encode(color=colour)).properties(
         width=alt.Step(40), height=alt.Step(14)
     )
+
+
+def _without_shared_folders(names: Sequence[str]) -> dict[str, str]:
+    """Return names to be read, by name: paths without the folders that all of them share."""
+    parts = [name.split("/") for name in names]
+    shared = 0
+    while all(len(own) > shared + 1 for own in parts) and len({own[shared] for own in parts}) == 1:
+        shared += 1
+    return {name: "/".join(own[shared:]) for name, own in zip(names, parts, strict=True)}
 
 
 def _written(value: float | None, form: str) -> str:

@@ -143,7 +143,7 @@ def hidden_states(result: dict[str, Any]) -> alt.VConcatChart | None:
 def layer_curves(rows: Sequence[dict[str, Any]]) -> alt.VConcatChart:
     """Draw `cosine` (of mean states) and `covariance` (its change) of each `model` over the layers."""
     base = alt.Chart(alt.Data(values=rows)).mark_line(point=True).properties(width=520, height=220)
-    layer = alt.X("layer:Q", title="decoder layer")
+    layer = alt.X("layer:Q", title="decoder layer", axis=alt.Axis(tickMinStep=1, format="d"))
     colour = alt.Color("model:N", title="model")
     cosine = alt.Y("cosine:Q", title="cosine of mean states", scale=alt.Scale(zero=False))
     change = alt.Y("covariance:Q", title="change of the covariance")

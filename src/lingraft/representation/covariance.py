@@ -42,6 +42,10 @@ class Moments:
         scatter = self.scatter + other.scatter + torch.outer(shift, shift) * (self.n * other.n / n)
         return Moments(n, self.mean + shift * (other.n / n), scatter)
 
+    def cpu(self) -> Moments:
+        """Return the same in ordinary memory, which lets a GPU's go."""
+        return Moments(self.n, self.mean.cpu(), self.scatter.cpu())
+
     @property
     def covariance(self) -> torch.Tensor:
         """The covariance [d, d], divided by n - 1; by 1 where there is one state."""

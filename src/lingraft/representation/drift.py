@@ -7,14 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
-from lingraft.errors import ModelError
-from lingraft.representation.covariance import Moments, covariance_change, trace_change, variance_change
-from lingraft.representation.similarity import linear_cka, mean_cosine
-from lingraft.representation.states import LayerStates
+import torch
 
-ALL = "all"
+from lingraft.errors import ModelError
+from lingraft.representation.covariance import covariance_change, trace_change, variance_change
+from lingraft.representation.prompts import Prompt
+from lingraft.representation.similarity import linear_cka, mean_cosine
+from lingraft.representation.states import (
+    LayerStates,
+    Positions,
+    check_alike,
+    encode_alike,
+    model_states,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +32,8 @@ class LayerDrift:
     Attributes:
         layer: From 0.
         mean_cosine: Cosine of the mean states, in [-1, 1]; 1: same direction.
-        cka: Linear CKA of the states of the same tokens, in [0, 1]; 1: the same up to rotation and scale; None for one
-            language of several, and where the states do not vary.
+        cka: Linear CKA of the states of the same tokens, in [0, 1]; 1: the same up to rotation and scale; None where
+            the states do not vary. Leans upwards where there are fewer states than dimensions.
         covariance_change: ||C2 - C1||_F / ||C1||_F of the states' covariances, >= 0.
         trace_change: (tr C2 - tr C1) / tr C1: above 0 the states vary more.
         variance_change: Sum of the changes of the d variances over their sum, >= 0.
@@ -47,16 +55,20 @@ class Drift:
         model: Its name.
         layers: Over all prompts.
         by_language: Layers by BCP-47 tag, where the prompts are of several.
+        cka_tokens: States of each layer that CKA is of: all of them, or evenly spaced ones where all would take too
+            much memory (see `states.KEPT_BYTES`).
     """
 
     model: str
     layers: tuple[LayerDrift, ...]
     by_language: dict[str, tuple[LayerDrift, ...]]
+    cka_tokens: int
 
     @property
     def most_changed(self) -> tuple[int, ...]:
-        """The three layers whose covariance changed most, the most changed first."""
-        order = sorted(self.layers, key=lambda one: -(one.covariance_change or 0.0))
+        """The three layers whose covariance changed most, the most changed first; without those that did not."""
+        changed = [one for one in self.layers if one.covariance_change]
+        order = sorted(changed, key=lambda one: -(one.covariance_change or 0.0))
         return tuple(one.layer for one in order[:3])
 
     @property
@@ -78,7 +90,92 @@ class Drift:
             "by_language": {tag: [asdict(one) for one in own] for tag, own in self.by_language.items()},
             "most_changed": list(self.most_changed),
             "upper_to_lower": self.upper_to_lower,
+            "cka_tokens": self.cka_tokens,
         }
+
+
+@dataclass(frozen=True)
+class DriftOfModels:
+    """Several models' drift from the first.
+
+    Attributes:
+        drifts: Of every model but the first, in their order.
+        prompts: How many.
+        tokens: States of each layer that the figures are of: the prompts' tokens, or one of each.
+        positions: `prompt`: every token of the prompts; `last`: the one after which the answer begins.
+        truncated: Prompts that lost their beginning, because they are longer than asked for.
+    """
+
+    drifts: tuple[Drift, ...]
+    prompts: int
+    tokens: int
+    positions: Positions
+    truncated: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures as JSON values; `layers` are those of the second model."""
+        models = [one.to_json() for one in self.drifts]
+        return {
+            "layers": models[0]["layers"],
+            "models": models,
+            "prompts": self.prompts,
+            "tokens": self.tokens,
+            "positions": self.positions,
+            "truncated": self.truncated,
+        }
+
+
+def drift_of_models(
+    models: Sequence[str],
+    prompts: Sequence[Prompt],
+    *,
+    positions: Positions = "prompt",
+    max_length: int = 1024,
+    dtype: torch.dtype = torch.float32,
+    trust_remote_code: bool = False,
+    on_progress: Callable[[str, int, int], None] | None = None,
+) -> DriftOfModels:
+    """Run models over the same prompts and compare the states of every decoder layer with the first model's.
+
+    One model is in memory at a time, beside what is kept of the first one's states and its own (`layer_states`).
+
+    Args:
+        models: Two or more: folders, hub ids or embedded:NAME.
+        prompts: From `read_prompts` or `prompts_of`; at least one.
+        positions: `prompt`: every token of the prompts; `last`: the one after which the answer begins.
+        max_length: Tokens of a prompt; longer ones lose their beginning, and are counted.
+        dtype: Type that the weights are held in.
+        trust_remote_code: Run code that a model brings along.
+        on_progress: Called with the model's name, its prompts done and all of them.
+
+    Raises:
+        ModelError: Fewer than two models, one that cannot be had or is damaged, or models whose states cannot be
+            compared: another architecture, width, number of layers, or other tokens of the prompts.
+        DataError: There are no prompts, or a chat template refuses one.
+    """
+    if len(models) < 2:
+        raise ModelError(f"{len(models)} model has nothing to drift from; name two or more.")
+    check_alike(models, trust_remote_code=trust_remote_code)
+    encoded = encode_alike(models, prompts, max_length=max_length, trust_remote_code=trust_remote_code)
+
+    def states_of(name: str) -> list[LayerStates]:
+        return model_states(
+            name,
+            encoded,
+            positions=positions,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            on_progress=None if on_progress is None else partial(on_progress, name),
+        )
+
+    first = states_of(models[0])
+    return DriftOfModels(
+        drifts=tuple(drift_between(name, first, states_of(name)) for name in models[1:]),
+        prompts=len(encoded.ids),
+        tokens=sum(map(len, encoded.ids)) if positions == "prompt" else len(encoded.ids),
+        positions=positions,
+        truncated=encoded.truncated,
+    )
 
 
 def drift_between(name: str, before: Sequence[LayerStates], after: Sequence[LayerStates]) -> Drift:
@@ -101,32 +198,36 @@ def drift_between(name: str, before: Sequence[LayerStates], after: Sequence[Laye
     languages = list(before[0].moments)
     return Drift(
         model=name,
-        layers=_layers(before, after, lambda one: one.whole, with_cka=True),
-        by_language={
-            tag: _layers(before, after, lambda one, tag=tag: one.moments[tag], with_cka=False)  # type: ignore[misc]
-            for tag in (languages if len(languages) > 1 else ())
-        },
+        layers=_layers(before, after, None),
+        by_language={tag: _layers(before, after, tag) for tag in (languages if len(languages) > 1 else ())},
+        cka_tokens=sum(map(len, before[0].kept.values())),
     )
 
 
 def _layers(
-    before: Sequence[LayerStates],
-    after: Sequence[LayerStates],
-    moments: Callable[[LayerStates], Moments],
-    *,
-    with_cka: bool,
+    before: Sequence[LayerStates], after: Sequence[LayerStates], language: str | None
 ) -> tuple[LayerDrift, ...]:
+    """Compare the states of one language, or of all (None)."""
     found = []
     for number, (one, other) in enumerate(zip(before, after, strict=True)):
-        old, new = moments(one), moments(other)
+        old, new = (own.whole if language is None else own.moments[language] for own in (one, other))
+        kept, kept_after = (_kept(own, language) for own in (one, other))
         found.append(
             LayerDrift(
                 layer=number,
                 mean_cosine=mean_cosine(old.mean, new.mean),
-                cka=linear_cka(one.sample, other.sample) if with_cka else None,
+                cka=linear_cka(kept, kept_after),
                 covariance_change=covariance_change(old, new),
                 trace_change=trace_change(old, new),
                 variance_change=variance_change(old, new),
             )
         )
     return tuple(found)
+
+
+def _kept(states: LayerStates, language: str | None) -> torch.Tensor:
+    """Return the kept states of a language or of all, [n, d]; of a language of few tokens n may be 0."""
+    if language is None:
+        return torch.cat(list(states.kept.values()))
+    width = next(iter(states.kept.values())).shape[1]
+    return states.kept.get(language, torch.empty(0, width))

@@ -22,10 +22,12 @@ def linear_cka(one: torch.Tensor, other: torch.Tensor) -> float | None:
         other: [n, d2].
 
     Returns:
-        None where the states of either do not vary.
+        None where there are no states, or those of either do not vary.
 
     Source: Kornblith et al. 2019, "Similarity of Neural Network Representations Revisited", arXiv 1905.00414.
     """
+    if not len(one):
+        return None
     x, y = (states.double() - states.double().mean(dim=0) for states in (one, other))
     scale = _norm(x) * _norm(y)
     # Through whichever side is smaller: tokens by tokens, or width by width.

@@ -15,7 +15,7 @@ from lingraft.data.batching import token_budget_batches
 from lingraft.data.chat import encode_prompt
 from lingraft.errors import DataError, ModelError
 from lingraft.models.layers import layer_of
-from lingraft.models.loading import load_model, load_tokenizer
+from lingraft.models.loading import check_model, load_model, load_tokenizer, model_folder
 from lingraft.representation.covariance import Moments
 from lingraft.representation.prompts import Prompt
 
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 Positions = Literal["prompt", "last"]
 POSITIONS: tuple[Positions, ...] = ("prompt", "last")
-SAMPLED = 2000  # states of each layer kept as they are, for CKA
+KEPT_BYTES = 2**30  # of the states that are kept for CKA, of all layers of a model
+FEWEST_KEPT = 2000  # of each layer, where a gigabyte holds fewer
 _TOKENS_PER_BATCH = 2048
 
 
@@ -49,11 +50,12 @@ class LayerStates:
 
     Attributes:
         moments: By language.
-        sample: [at most SAMPLED, d] float32: states at the same places for every model.
+        kept: By language, [n, d] float32, the states themselves, at the same places for every model: all where those of
+            all layers take less than KEPT_BYTES, else evenly spaced ones.
     """
 
     moments: dict[str, Moments]
-    sample: Tensor
+    kept: dict[str, Tensor]
 
     @property
     def whole(self) -> Moments:
@@ -81,17 +83,43 @@ def encode_prompts(
     )
 
 
-@dataclass(frozen=True)
-class ModelStates:
-    """A model's states of some prompts.
+def check_alike(models: Sequence[str], *, trust_remote_code: bool = False) -> None:
+    """Refuse models whose states cannot be compared, by their configurations: before any is loaded.
 
-    Attributes:
-        architecture: As its configuration names it, such as llama.
-        layers: Of its decoder layers, in order.
+    Raises:
+        ModelError: One cannot be had or its files are not whole; or it is of another architecture than the first, or
+            its decoder has another number of layers or another width.
     """
+    shapes = [_shape(name, trust_remote_code=trust_remote_code) for name in models]
+    first = shapes[0]
+    for name, own in zip(models, shapes, strict=True):
+        if own.architecture != first.architecture:
+            raise ModelError(
+                f"{name}: is a {own.architecture}, the first model a {first.architecture}; two architectures."
+            )
+        if own.layers != first.layers:
+            raise ModelError(f"{name}: has {own.layers} decoder layers, the first model has {first.layers}.")
+        if own.width != first.width:
+            raise ModelError(f"{name}: its states are {own.width} wide, the first model's {first.width}.")
 
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
     architecture: str
-    layers: list[LayerStates]
+    layers: int | None  # None: the configuration does not say
+    width: int | None
+
+
+def _shape(name: str, *, trust_remote_code: bool) -> _Shape:
+    from transformers import AutoConfig
+
+    folder = model_folder(name, trust_remote_code=trust_remote_code)
+    check_model(name, folder, trust_remote_code=trust_remote_code)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    decoder = config.get_text_config()
+    return _Shape(
+        config.model_type, getattr(decoder, "num_hidden_layers", None), getattr(decoder, "hidden_size", None)
+    )
 
 
 def encode_alike(
@@ -122,34 +150,28 @@ def model_states(
     name: str | Path,
     prompts: EncodedPrompts,
     *,
-    like: str | None = None,
     positions: Positions = "prompt",
     dtype: torch.dtype = torch.float32,
     trust_remote_code: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
-) -> ModelStates:
+) -> list[LayerStates]:
     """Load a model, run it over the prompts and let it go; see `layer_states`.
 
     Args:
         name: Folder, hub id or embedded:NAME.
         prompts: From `encode_prompts`.
-        like: The architecture that it must have; None: any.
         positions: See `layer_states`.
         dtype: Type that the weights are held in.
         trust_remote_code: Run code that the model brings along.
         on_progress: Called with the prompts done and all of them.
 
     Raises:
-        ModelError: It is of another architecture, or see `layer_states`.
+        DataError: See `layer_states`.
+        ModelError: The model cannot be loaded, or see `layer_states`.
     """
     model = load_model(name, dtype=dtype, trust_remote_code=trust_remote_code)
-    architecture: str = model.config.model_type
-    if like is not None and architecture != like:
-        raise ModelError(f"{name}: is a {architecture}, the first model a {like}; two architectures.")
     model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
-    return ModelStates(
-        architecture, layer_states(model, prompts, positions=positions, on_progress=on_progress)
-    )
+    return layer_states(model, prompts, positions=positions, on_progress=on_progress)
 
 
 def layer_states(
@@ -161,8 +183,9 @@ def layer_states(
 ) -> list[LayerStates]:
     """Return, layer by layer, what the decoder layers give for the prompts.
 
-    A layer's states are what it adds to and passes on, before the final norm. Memory: d x d numbers in float64 and
-    SAMPLED x d in float32 for each layer, besides the model.
+    A layer's states are what it adds to and passes on, before the final norm. Memory beside the model: for each layer
+    and language d x d numbers in float64 (4.3 GB a language for 32 layers of width 4096), and KEPT_BYTES of states, or
+    FEWEST_KEPT of each layer where that is more.
 
     Args:
         model: A causal language model, in evaluation mode.
@@ -177,7 +200,8 @@ def layer_states(
     if not prompts.ids:
         raise DataError("there are no prompts to look at the model's states with.")
     layers = _decoder_layers(model)
-    collectors = [_Collector(_sampled_places(prompts, positions)) for _ in layers]
+    places = _kept_places(prompts, positions, _most_kept(model, len(layers)))
+    collectors = [_Collector(places, prompts.languages) for _ in layers]
     done = 0
     for batch in token_budget_batches([len(ids) for ids in prompts.ids], _TOKENS_PER_BATCH, seed=0, epoch=0):
         rows = sorted(batch)
@@ -190,7 +214,7 @@ def layer_states(
                 ]
                 for place, row in enumerate(rows)
             }
-            collector.add(chosen, prompts.languages)
+            collector.add(chosen)
         done += len(rows)
         if on_progress is not None:
             on_progress(done, len(prompts.ids))
@@ -206,31 +230,43 @@ def layer_states(
 
 @dataclass
 class _Collector:
-    places: Mapping[int, Tensor]  # by prompt, the positions of the sample among its chosen ones
+    places: Mapping[int, Tensor]  # by prompt, which of its chosen states are kept
+    languages: Sequence[str]  # of each prompt
     _moments: dict[str, Moments] = field(default_factory=dict)
     _kept: dict[int, Tensor] = field(default_factory=dict)
 
-    def add(self, states: Mapping[int, Tensor], languages: Sequence[str]) -> None:
+    def add(self, states: Mapping[int, Tensor]) -> None:
         """Take the chosen states of a batch's prompts, [n, d] each."""
-        for language in sorted({languages[prompt] for prompt in states}):
+        for language in sorted({self.languages[prompt] for prompt in states}):
             own = Moments.of(
-                torch.cat([one for prompt, one in states.items() if languages[prompt] == language])
+                torch.cat([one for prompt, one in states.items() if self.languages[prompt] == language])
             )
             self._moments[language] = self._moments[language] + own if language in self._moments else own
         for prompt in states.keys() & self.places.keys():
             self._kept[prompt] = states[prompt][self.places[prompt]].float().cpu()
 
     def finish(self) -> LayerStates:
-        """Return what was kept, the sample in the order of the prompts."""
-        moments = {language: self._moments[language] for language in sorted(self._moments)}
-        return LayerStates(moments, torch.cat([self._kept[prompt] for prompt in sorted(self._kept)]))
+        """Return what was kept, in the order of the prompts, in ordinary memory."""
+        kept: dict[str, list[Tensor]] = {}
+        for prompt in sorted(self._kept):
+            kept.setdefault(self.languages[prompt], []).append(self._kept.pop(prompt))
+        return LayerStates(
+            {language: self._moments[language].cpu() for language in sorted(self._moments)},
+            {language: torch.cat(own) for language, own in sorted(kept.items())},
+        )
 
 
-def _sampled_places(prompts: EncodedPrompts, positions: Positions) -> dict[int, Tensor]:
-    """Return evenly spaced places among all chosen tokens: by prompt, their positions in it."""
+def _most_kept(model: PreTrainedModel, layers: int) -> int:
+    """Return how many states of each layer are kept."""
+    bytes_per_place = 4 * layers * int(model.config.get_text_config().hidden_size)
+    return max(FEWEST_KEPT, KEPT_BYTES // bytes_per_place)
+
+
+def _kept_places(prompts: EncodedPrompts, positions: Positions, most: int) -> dict[int, Tensor]:
+    """Return evenly spaced places among all chosen tokens, or all of them: by prompt, their positions in it."""
     lengths = [1 if positions == "last" else len(ids) for ids in prompts.ids]
     total = sum(lengths)
-    chosen = torch.linspace(0, total - 1, min(SAMPLED, total), dtype=torch.float64).round().long()
+    chosen = torch.linspace(0, total - 1, min(most, total), dtype=torch.float64).round().long()
     found: dict[int, Tensor] = {}
     start = 0
     for prompt, length in enumerate(lengths):

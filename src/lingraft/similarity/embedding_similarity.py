@@ -175,12 +175,12 @@ def check_languages(examples: Sequence[Example], encoder: Encoder) -> None:
         if example.language == UNDETERMINED_LANGUAGE:
             raise DataError(
                 f"{example.source}: row {example.id!r} does not say its language, so whether the encoder "
-                f"{encoder.name} knows it cannot be told. Give the data set `language:`, or its rows a `language` "
-                "field (a BCP-47 tag such as es)."
+                f"{encoder.name} knows it cannot be told. Give its rows a `language` field (a BCP-47 tag such as "
+                "es), or say it for all: `--language SOURCE=TAG`, in a study file `language:`."
             )
         if example.language.partition("-")[0].lower() not in encoder.languages:
             raise DataError(
                 f"{example.source}: its rows are in {example.language!r}, which the encoder {encoder.name} does not "
-                f"know (it knows {', '.join(sorted(encoder.languages))}). Take another `encoder`, such as labse, "
-                "or leave des out of `measures`."
+                f"know (it knows {', '.join(sorted(encoder.languages))}). Take another encoder, such as labse, "
+                "or leave these rows out (in a study, or leave des out of `measures`)."
             )

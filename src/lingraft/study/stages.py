@@ -359,7 +359,7 @@ class Stages:
             after = model_states(
                 second.locate(), encoded, trust_remote_code=self._trust, on_progress=self._tell_count
             )
-            found = drift_between(label, before, after.layers).to_json()
+            found = drift_between(label, before, after).to_json()
             del found["model"]  # a label, which is not what a record is compared by
             counts = {"prompts": len(encoded.ids), "tokens": sum(map(len, encoded.ids))}
             return Work(found | counts | {"truncated": encoded.truncated}, _machine())
@@ -378,7 +378,7 @@ class Stages:
             states = model_states(
                 folder, encoded, trust_remote_code=self._trust, on_progress=self._tell_count
             )
-            self._last_states = (key, states.layers, encoded)
+            self._last_states = (key, states, encoded)
         return self._last_states[1:]
 
     def _tell_count(self, done: int, total: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from lingraft.models.layers import layer_of, module_type_of
 
 _ELEMENTS_PER_PIECE = 2**20  # read at a time
 _ELEMENTS_IN_CACHE = 2**17  # computed with at a time: 1 MiB in float64
+_OF_UPDATES = ("update_cosine", "sign_agreement")
 _Key = TypeVar("_Key")
 
 
@@ -141,12 +142,22 @@ class ParameterDifference:
         """Return the change of all common tensors."""
         return _group("all", self.tensors)
 
+    @property
+    def has_updates(self) -> bool:
+        """Whether the two updates from a base were compared."""
+        return any(one.update is not None for one in self.tensors)
+
     def to_json(self) -> dict[str, Any]:
-        """Return the figures as JSON values."""
+        """Return the figures as JSON values; those of the updates only where there was a base."""
+        whole = self.whole()
+        update = {"update_cosine": whole.update_cosine, "sign_agreement": whole.sign_agreement}
         return {
             "mpd": self.mpd,
             "n_tensors": len(self.tensors),
             "relative": self.relative,
+            **(update if self.has_updates else {}),
+            "layers": [_group_to_json(one, self.has_updates) for one in self.by_layer()],
+            "modules": [_group_to_json(one, self.has_updates) for one in self.by_module()],
             "tensors": [_tensor_to_json(one) for one in self.tensors],
             "missing": list(self.missing),
             "resized": list(self.resized),
@@ -169,11 +180,13 @@ def parameter_difference(
         base: The model that both come from: compares the two updates as well.
 
     Raises:
-        ModelError: A folder is no checkpoint, the two have no tensor in common, shapes differ, or weights are
-            not finite.
+        ModelError: A folder is no checkpoint, the models are of two architectures (their configurations say so, or
+            they have no tensor in common), shapes differ, or weights are not finite.
     """
     one, other = _reader(first), _reader(second)
     origin = None if base is None else _reader(base)
+    for model in (other, *([] if origin is None else [origin])):
+        _check_architecture(one, model)
     repeated, other_repeated = _stored_twice(one), _stored_twice(other)
     counted = frozenset(other.names) - (repeated & other_repeated)
     common = [name for name in one.names if name in counted]
@@ -206,6 +219,14 @@ def parameter_difference(
 
 def _reader(model: Path | WeightReader) -> WeightReader:
     return CheckpointReader(model) if isinstance(model, (str, Path)) else model
+
+
+def _check_architecture(first: WeightReader, other: WeightReader) -> None:
+    kinds = first.architecture, other.architecture
+    if None not in kinds and kinds[0] != kinds[1]:
+        raise ModelError(
+            f"{first.folder} is a {kinds[0]}, {other.folder} a {kinds[1]}: weights of two architectures do not compare."
+        )
 
 
 def _common_rows(
@@ -348,6 +369,11 @@ def _group(name: str, tensors: Sequence[TensorDifference]) -> GroupDifference:
         update_cosine=_cosine(sum(u.product for u in updates), *lengths),
         sign_agreement=sum(u.agreeing for u in updates) / changed if changed else None,
     )
+
+
+def _group_to_json(one: GroupDifference, with_updates: bool) -> dict[str, Any]:
+    own = asdict(one)
+    return own if with_updates else {key: own[key] for key in own if key not in _OF_UPDATES}
 
 
 def _tensor_to_json(one: TensorDifference) -> dict[str, Any]:
