@@ -164,7 +164,7 @@ def gradient_passes(part: Any, model: Any, tokenizer: Any, context: Any) -> None
     for row in calibration_of(part.kind, tokenizer, context, part.tokens).rows:
         with bf16_arithmetic(model):
             loss, _ = supervised_loss(model, collate([row]))
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         model.zero_grad()
 
 

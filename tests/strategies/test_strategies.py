@@ -189,7 +189,7 @@ def test_lora_starts_at_the_model_and_merges_to_a_plain_one(tmp_path: Path) -> N
             if name in trainable:
                 parameter.add_(0.05)
     adapted = wrapped(input_ids=ids).logits.detach().clone()
-    merged = lora.finish(wrapped)
+    merged = lora.finish(wrapped, tmp_path)
     assert isinstance(merged, LlamaForCausalLM)
     assert not torch.allclose(adapted, before)
     torch.testing.assert_close(merged(input_ids=ids).logits, adapted, rtol=1e-4, atol=1e-5)

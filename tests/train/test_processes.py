@@ -77,7 +77,7 @@ def on_one_process(task: PhaseTask, folder: Path, examples: Any) -> tuple[PhaseO
         folder=folder / "one",
         seed=task.seed,
     )
-    return outcome, build(task.choice).finish(model)
+    return outcome, build(task.choice).finish(model, folder)
 
 
 def assert_same_curve(found: PhaseOutcome, expected: PhaseOutcome) -> None:

@@ -213,13 +213,14 @@ def gather(study: Study, base_folder: Path, watcher: Watcher | None = None) -> M
         for name, source in phase.data.items()
         if (phase.name, name) in used  # `paths` may leave sets out
     }
-    english_sources = {
-        english.model_dump_json(): english
+    parallels = [
+        _english_source(source)
         for phase in trained_phases(study)
         for name, source in phase.data.items()
-        if (english := _english_source(source)) is not None and (phase.name, name) in used
-    }
-    english = {key: read(one.source, one, 0) for key, one in english_sources.items()}
+        if (phase.name, name) in used
+    ]
+    sources = {one.model_dump_json(): one for one in parallels if one is not None}
+    english = {key: read(one.source, one, 0) for key, one in sources.items()}
     first = study.phases[0]
     instructions = None
     if first.instructions is not None:
