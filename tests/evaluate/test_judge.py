@@ -473,7 +473,7 @@ def test_a_connection_that_is_lost_after_there_was_one_is_made_again(
     [
         ("logprobs", "logprobs", "top_logprobs"),
         ("temperature", "temperature", "temperature"),
-        ("'max_tokens' is not supported, use 'max_completion_tokens'", "max_tokens", "max_tokens"),
+        ("'max_tokens' is not supported. Use 'max_completion_tokens' instead.", "max_tokens", "max_tokens"),
     ],
 )
 def test_what_an_endpoint_does_not_take_is_left_out_and_told(
@@ -486,7 +486,7 @@ def test_what_an_endpoint_does_not_take_is_left_out_and_told(
     assert found.win_rate.n == 4
     assert len(judge_server.asked) == 1 + 8
     assert without not in judge_server.asked[-1].body
-    assert found.judge["not_taken"] != []
+    assert found.judge["not_taken"] == [refuses]
     if refuses == "max_tokens":
         assert judge_server.asked[-1].body["max_completion_tokens"] == 8
 

@@ -12,6 +12,8 @@ from lingraft.cli.output import check_folder, print_json, print_result, write_re
 from lingraft.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lingraft.evaluate.judge import Judged, Output
     from lingraft.evaluate.judging.length_control import LengthControlled
     from lingraft.evaluate.judging.spending import Prices
@@ -86,7 +88,7 @@ def judge(
         judged = judge_answers(
             own, other, chosen, cache=kept, on_progress=partial(bars.progressed, "verdicts")
         )
-    controlled = _length_controlled(judged, data)
+        controlled = _length_controlled(judged, data, partial(bars.progressed, "length control"))
     result = _result(judged, controlled)
     if items is not None:
         write_rows(items, judged.preferences, Preference)
@@ -129,10 +131,12 @@ def _length_data(reference: tuple[Output, ...], data: Path | None) -> Path:
     return gamed_data(data)
 
 
-def _length_controlled(judged: Judged, data: Path | None) -> LengthControlled | None:
+def _length_controlled(
+    judged: Judged, data: Path | None, on_progress: Callable[[int, int], None]
+) -> LengthControlled | None:
     from lingraft.evaluate.judging.length_control import length_controlled
 
-    return None if data is None else length_controlled(judged.preferences, data)
+    return None if data is None else length_controlled(judged.preferences, data, on_progress=on_progress)
 
 
 def _inputs(answers: Path, reference: Path | None) -> dict[str, Any]:

@@ -89,15 +89,25 @@ class _Again:
     wait_seconds: float | None = None
 
 
-# What an endpoint's refusal names, and what we do about it: some models take no logprobs, some no temperature, and some
-# want another name for the length of the answer.
-_ADAPTATIONS: tuple[tuple[str, Callable[[dict[str, Any]], dict[str, Any]]], ...] = (
-    (
-        "max_completion_tokens",
+@dataclass(frozen=True, slots=True)
+class _Adaptation:
+    """What some models do not take: how their refusal names it, and the request without it."""
+
+    field: str
+    refusal: str
+    change: Callable[[dict[str, Any]], dict[str, Any]]
+
+
+_ADAPTATIONS = (
+    _Adaptation(
+        "max_tokens",
+        "Use 'max_completion_tokens'",
         lambda body: {("max_completion_tokens" if k == "max_tokens" else k): v for k, v in body.items()},
     ),
-    ("logprobs", lambda body: {k: v for k, v in body.items() if "logprobs" not in k}),
-    ("temperature", lambda body: {k: v for k, v in body.items() if k != "temperature"}),
+    _Adaptation("logprobs", "logprobs", lambda body: {k: v for k, v in body.items() if "logprobs" not in k}),
+    _Adaptation(
+        "temperature", "temperature", lambda body: {k: v for k, v in body.items() if k != "temperature"}
+    ),
 )
 
 
@@ -208,18 +218,18 @@ class ChatClient:
     def _adapted(self, body: dict[str, Any], most: Tokens) -> Reply | _Again:
         """Send a question in the form that the endpoint takes, which its refusals tell."""
         while True:
-            applied = set(self._adaptations)
             sent = body
-            for name, change in _ADAPTATIONS:
-                sent = change(sent) if name in applied else sent
+            for known in _ADAPTATIONS:
+                sent = known.change(sent) if known.field in self._adaptations else sent
             try:
                 return self._attempt(sent, most)
             except QuestionRefusedError as refusal:
-                told = str(refusal)
-                new = next((n for n, _ in _ADAPTATIONS if n not in applied and n in told), None)
-                if new is None or (new == "logprobs" and "logprobs" not in sent):
+                named = [
+                    one.field for one in _ADAPTATIONS if one.field in sent and one.refusal in str(refusal)
+                ]
+                if not named:
                     raise
-                self._adaptations.add(new)
+                self._adaptations.add(named[0])
 
     def _attempt(self, body: dict[str, Any], most: Tokens) -> Reply | _Again:
         import requests

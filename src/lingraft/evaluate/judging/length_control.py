@@ -24,6 +24,7 @@ import numpy as np
 
 from lingraft.errors import DataError, EvaluationError, in_one_line
 from lingraft.evaluate.judge import Output, Preference
+from lingraft.evaluate.judging.asking import OnProgress
 from lingraft.evaluate.resampling import percentiles
 from lingraft.records import fingerprint_of, hash_file
 
@@ -117,7 +118,9 @@ def _from_hub() -> Path:
         ) from None
 
 
-def length_controlled(preferences: Sequence[Preference], data: Path, *, seed: int = 0) -> LengthControlled:
+def length_controlled(
+    preferences: Sequence[Preference], data: Path, *, seed: int = 0, on_progress: OnProgress | None = None
+) -> LengthControlled:
     """Return the length-controlled win rate, by alpaca-eval's regression `length_controlled_v1`.
 
     Its own standard error is that of the predictions, which hardly vary; the interval here is a bootstrap.
@@ -126,6 +129,7 @@ def length_controlled(preferences: Sequence[Preference], data: Path, *, seed: in
         preferences: At least 100, on a reference that `check_reference` takes.
         data: See `gamed_data`.
         seed: Of the bootstrap.
+        on_progress: Called with the regressions so far and in all.
 
     Raises:
         EvaluationError: Too few items, or all answers differ from the reference's by the same length.
@@ -139,12 +143,15 @@ def length_controlled(preferences: Sequence[Preference], data: Path, *, seed: in
             f"reference's by different amounts; there are {len(preferences)}, with {len(differences)} amounts."
         )
     generator = np.random.default_rng(seed)
+    replicates = np.empty(RESAMPLES)
     with _package(data) as fit:
-        found = fit(preferences)
-        draws = generator.integers(len(preferences), size=(RESAMPLES, len(preferences)))
-        replicates = np.array([fit([preferences[i] for i in draw])[0] for draw in draws])
+        value, is_extreme = fit(preferences)
+        for number in range(RESAMPLES):
+            drawn = generator.integers(len(preferences), size=len(preferences))
+            replicates[number], _ = fit([preferences[index] for index in drawn])
+            if on_progress is not None:
+                on_progress(number + 1, RESAMPLES)
     low, high = percentiles(replicates)
-    value, is_extreme = found
     return LengthControlled(
         value,
         min(low, value),
