@@ -66,7 +66,7 @@ Behaviour = Callable[[Asked], Answer]
 
 
 def verdict(
-    letter: str, *, logprobs: Mapping[str, float] | None = None, usage: bool = True, **more: Any
+    letter: str | None, *, logprobs: Mapping[str, float] | None = None, usage: bool = True, **more: Any
 ) -> Answer:
     """Return a completion of one letter, with the log probabilities of the tokens in its place."""
     choice: dict[str, Any] = {"index": 0, "message": {"role": "assistant", "content": letter}}
@@ -126,7 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content.encode())
 
-    def log_message(self, *_: Any) -> None:
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
         """Write no log."""
 
 
@@ -270,7 +270,7 @@ def test_log_probabilities_of_the_letters_weigh_the_preference(
 def test_an_answer_names_an_output_by_its_letter_alone(
     judged: Callable[..., Judged], judge_server: JudgeServer, text: str | None, names: float | None
 ) -> None:
-    judge_server.behaviour = lambda asked: verdict(text if asked.output("A") == "mine" else "A")  # type: ignore[arg-type]
+    judge_server.behaviour = lambda asked: verdict(text if asked.output("A") == "mine" else "A")
     answers = [*outputs("mine"), Output("row 1", "Say 1.", "other")]
     found = judged(answers, outputs("theirs", "theirs"))
     assert found.asking.unparseable == (names is None)

@@ -96,18 +96,23 @@ def reference_outputs(language: str = "en", data: Path | None = None) -> tuple[O
             f"{ALPACA_EVAL}: its instructions are English; for {language!r} give `data`, a file with instruction "
             "and output in each row."
         )
-    return read_outputs(_from_hub())
+    return read_outputs(hub_file(HUB_FILE, "give a local file with instruction and output in each row"))
 
 
-def _from_hub() -> Path:
+def hub_file(name: str, instead: str) -> Path:
+    """Return a file of AlpacaEval's data set on the hub; `instead` says what to give where that cannot be reached.
+
+    Raises:
+        DataError: It cannot be had.
+    """
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(HUB_ID, HUB_FILE, repo_type="dataset"))
+        return Path(hf_hub_download(HUB_ID, name, repo_type="dataset"))
     except Exception as error:  # the hub's, http's and the cache's errors share no base class
         raise DataError(
-            f"{HUB_ID}: {HUB_FILE} cannot be read from the Hugging Face hub ({type(error).__name__}: "
-            f"{in_one_line(error)[:200]}); give a local file with instruction and output in each row."
+            f"{HUB_ID}: {name} cannot be read from the Hugging Face hub ({type(error).__name__}: "
+            f"{in_one_line(error)[:200]}); {instead}."
         ) from None
 
 

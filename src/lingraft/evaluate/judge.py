@@ -189,8 +189,8 @@ class _Pair:
         return self.answer.output == self.reference.output
 
     def question(self, *, answer_first: bool) -> Question:
-        outputs = (self.answer.output, self.reference.output)
-        first, second = outputs if answer_first else reversed(outputs)
+        own, other = self.answer.output, self.reference.output
+        first, second = (own, other) if answer_first else (other, own)
         return Question(self.answer.instruction, first, second)
 
     def questions(self, *, both_orders: bool) -> dict[bool, Question]:

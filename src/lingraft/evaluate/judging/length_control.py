@@ -23,12 +23,12 @@ from unittest.mock import patch
 import numpy as np
 
 from lingraft.errors import DataError, EvaluationError, in_one_line
+from lingraft.evaluate.alpaca_eval_task import hub_file
 from lingraft.evaluate.judge import Output, Preference
 from lingraft.evaluate.judging.asking import OnProgress
 from lingraft.evaluate.resampling import percentiles
 from lingraft.records import fingerprint_of, hash_file
 
-HUB_ID = "tatsu-lab/alpaca_eval"
 HUB_FILE = "df_gamed.csv"
 COLUMNS = ("model", "preference", "index", "std_delta_len", "instruction_difficulty", "not_gamed_baseline")
 INSTRUCTIONS = "d02007bfbcc8fcf6"  # fingerprint of AlpacaEval's 805 instructions in their order
@@ -95,7 +95,7 @@ def gamed_data(path: Path | None = None) -> Path:
         DataError: It is absent, another file, or cannot be had from the hub.
     """
     if path is None:
-        return _from_hub()
+        return hub_file(HUB_FILE, "name a local copy with --length-data")
     try:
         header = path.read_text(encoding="utf-8").partition("\n")[0]
     except (OSError, UnicodeDecodeError) as error:
@@ -104,18 +104,6 @@ def gamed_data(path: Path | None = None) -> Path:
     if missing:
         raise DataError(f"{path}: is not AlpacaEval's {HUB_FILE}: it has no column {missing[0]!r}.")
     return path
-
-
-def _from_hub() -> Path:
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(HUB_ID, HUB_FILE, repo_type="dataset"))
-    except Exception as error:  # the hub's, http's and the cache's errors share no base class
-        raise DataError(
-            f"{HUB_ID}: {HUB_FILE} cannot be read from the Hugging Face hub ({type(error).__name__}: "
-            f"{in_one_line(error)[:200]}); name a local copy with --length-data."
-        ) from None
 
 
 def length_controlled(
