@@ -1333,6 +1333,98 @@ if find_spec("vllm") is None:
         ),
     ]
 
+PAIR = json.dumps({"instruction": "Say a.", "output": "a"})
+JUDGE = "judge a.jsonl --reference r.jsonl --judge-url http://127.0.0.1:9/v1 --judge-model m"
+
+
+def judges(
+    name: str,
+    options: str,
+    *says: str,
+    answers: str = PAIR,
+    reference: str = PAIR.replace('"a"', '"b"'),
+    **files: str,
+) -> Case:
+    """Answers and a reference that belong together, but for what is wrong."""
+    given = {"a.jsonl": answers, "r.jsonl": reference}
+    return Case(
+        name, f"{JUDGE} {options}", says, given | {f"{file}.jsonl": text for file, text in files.items()}
+    )
+
+
+JUDGES = [
+    judges(
+        "a judge that is not there",
+        "",
+        "EvaluationError: the judge at http://127.0.0.1:9/v1",
+        "cannot be reached",
+    ),
+    judges(
+        "a judge's address without http",
+        "--judge-url localhost:8000",
+        "ConfigError",
+        "'localhost:8000'",
+        "http://",
+    ),
+    judges(
+        "a judge's address with a secret",
+        "--judge-url https://a:b@c.org",
+        "neither a user",
+        "LINGRAFT_JUDGE_KEY",
+    ),
+    Case(
+        "no judge named", "judge a.jsonl --judge-url http://127.0.0.1:9/v1", ("UsageError: ", "--judge-model")
+    ),
+    Case("no judge's address", "judge a.jsonl --judge-model m", ("UsageError: ", "--judge-url")),
+    Case(
+        "a reference that is not there",
+        JUDGE,
+        ("DataError: r.jsonl: there is no such file",),
+        {"a.jsonl": PAIR},
+    ),
+    Case("answers that are not there", JUDGE, ("DataError: a.jsonl: there is no such",), {"r.jsonl": PAIR}),
+    judges("no answers to judge", "", "DataError: a.jsonl: there are no rows", answers=""),
+    judges(
+        "an answer without output",
+        "",
+        "DataError: a.jsonl:1: field 'output' is missing",
+        answers='{"instruction": "a"}',
+    ),
+    judges("an answer that is no JSON", "", "DataError: a.jsonl:1: not JSON", answers="{"),
+    judges(
+        "an answer to another question",
+        "",
+        "EvaluationError: the answers: a.jsonl:1: the reference has no output for its instruction 'Say b.'",
+        answers=PAIR.replace("Say a.", "Say b."),
+    ),
+    judges(
+        "one answer twice",
+        "",
+        "the answers: a.jsonl:2: has the instruction of a.jsonl:1",
+        answers=f"{PAIR}\n{PAIR}",
+    ),
+    judges("a budget without prices", "--budget 5", "ConfigError: --budget needs --price-in and --price-out"),
+    judges("one price alone", "--price-in 5", "ConfigError: --price-in and --price-out belong together"),
+    judges("a price below 0", "--price-in=-1 --price-out 1", "ConfigError: --price-in is -1.0"),
+    judges("a judge's timeout of 0", "--timeout 0", "ConfigError: --timeout is 0.0"),
+    judges("no question at once", "--at-once 0", "UsageError: ", "--at-once", "0"),
+    judges(
+        "a budget too small for one question",
+        "--price-in 10 --price-out 10 --budget 0",
+        "the budget of 0 could be exceeded",
+    ),
+    judges("a cache that is another file", "--cache b.jsonl", "b.jsonl:1: is no verdict", "--cache", b=PAIR),
+    judges("a cache in no folder", "--cache absent/b.jsonl", "EvaluationError: absent/b.jsonl: ", "--cache"),
+    judges(
+        "a length control without its instructions",
+        "--length-data b.csv",
+        "EvaluationError: the length-controlled win",
+    ),
+    judges(
+        "a judge's record in no folder", "--record absent/a.json", "absent/a.json: there is no folder absent"
+    ),
+]
+
 COMMANDS = [
     Case("an unknown command", "rnu study.yaml", ("UsageError: ", "'rnu'", "'run'")),
     Case("an unknown option", "run study.yaml --proceses 2", ("UsageError: ", "--proceses", "--processes")),
@@ -1392,6 +1484,7 @@ CASES = [
     *DIFFERENCES,
     *DRIFTS,
     *REPLAYS,
+    *JUDGES,
     *COMMANDS,
 ]
 

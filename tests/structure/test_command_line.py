@@ -15,6 +15,7 @@ COMMANDS = (
     "snr",
     "drift",
     "replay",
+    "judge",
     "validate",
     "show",
     "schema",

@@ -30,6 +30,7 @@ COMMANDS = (
     "snr",
     "drift",
     "replay",
+    "judge",
     "validate",
     "show",
     "schema",

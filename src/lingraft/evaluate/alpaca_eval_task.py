@@ -1,0 +1,205 @@
+"""AlpacaEval as a task of lm-evaluation-harness: answers to its 805 instructions, which a judge compares afterwards.
+
+The task generates only; what it scores is whether there is an answer at all. `judge_predictions` puts the judge's
+preferences in the place of that score.
+
+Source: Li et al. 2023, AlpacaEval; its data set tatsu-lab/alpaca_eval holds the outputs of text_davinci_003, the
+reference of its first version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lingraft.data.files import SUFFIXES, data_suffix
+from lingraft.data.readers import RawRow, read_file
+from lingraft.data.row_fields import RowError, text
+from lingraft.errors import DataError, EvaluationError, in_one_line
+from lingraft.evaluate.judge import ALPACA_EVAL, Judge, Judged, Output, judge_answers
+from lingraft.evaluate.judging.asking import OnProgress
+from lingraft.evaluate.predictions import Prediction
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import ConfigurableTask
+
+HUB_ID = "tatsu-lab/alpaca_eval"
+HUB_FILE = "alpaca_eval.json"
+ANSWERED = "answered"
+LONGEST_ANSWER = 2048  # tokens; the most common limit of the models on AlpacaEval's public leaderboard
+VERSION = 1.0
+
+
+def alpaca_eval_task(
+    language: str = "en",
+    *,
+    data: Path | None = None,
+    limit: int | None = None,
+    max_new_tokens: int | None = None,
+) -> ConfigurableTask:
+    """Return the harness task that has AlpacaEval's instructions answered, greedily.
+
+    Its only metric, `answered`, is 1 where there is any answer; it says nothing about quality.
+
+    Args:
+        language: BCP-47 tag of the instructions; other than English needs `data`.
+        data: Local file of instructions and the reference's outputs; None: from the hub.
+        limit: Items, from the first on; None: all.
+        max_new_tokens: Longest answer; None: 2048.
+
+    Raises:
+        DataError: The file cannot be read, or the hub cannot be reached.
+        EvaluationError: No data are known for the language.
+    """
+    import datasets
+    from lm_eval.api.task import ConfigurableTask
+
+    outputs = reference_outputs(language, data)[:limit]
+    rows = [{"instruction": one.instruction, "output": one.output} for one in outputs]
+    return ConfigurableTask(
+        config={
+            "task": f"{ALPACA_EVAL}/{language}",
+            "custom_dataset": lambda **_: {"test": datasets.Dataset.from_list(rows)},
+            "test_split": "test",
+            "output_type": "generate_until",
+            "doc_to_text": "instruction",
+            "doc_to_target": "output",
+            "process_results": _is_answered,
+            "generation_kwargs": {
+                "until": [],
+                "do_sample": False,
+                "max_gen_toks": max_new_tokens or LONGEST_ANSWER,
+            },
+            "metric_list": [{"metric": ANSWERED, "aggregation": "mean", "higher_is_better": True}],
+            "metadata": {"version": VERSION},
+        }
+    )
+
+
+def _is_answered(_: dict[str, Any], results: list[str]) -> dict[str, float]:
+    return {ANSWERED: float(bool(results[0].strip()))}
+
+
+def reference_outputs(language: str = "en", data: Path | None = None) -> tuple[Output, ...]:
+    """Return the instructions with the reference's outputs, in their order.
+
+    Raises:
+        DataError: The file cannot be read, or the hub cannot be reached.
+        EvaluationError: No data are known for the language.
+    """
+    if data is not None:
+        return read_outputs(data)
+    if language != "en":
+        raise EvaluationError(
+            f"{ALPACA_EVAL}: its instructions are English; for {language!r} give `data`, a file with instruction "
+            "and output in each row."
+        )
+    return read_outputs(hub_file(HUB_FILE, "give a local file with instruction and output in each row"))
+
+
+def hub_file(name: str, instead: str) -> Path:
+    """Return a file of AlpacaEval's data set on the hub; `instead` says what to give where that cannot be reached.
+
+    Raises:
+        DataError: It cannot be had.
+    """
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(HUB_ID, name, repo_type="dataset"))
+    except Exception as error:  # the hub's, http's and the cache's errors share no base class
+        raise DataError(
+            f"{HUB_ID}: {name} cannot be read from the Hugging Face hub ({type(error).__name__}: "
+            f"{in_one_line(error)[:200]}); {instead}."
+        ) from None
+
+
+def read_outputs(path: Path, reference: Sequence[Output] = ()) -> tuple[Output, ...]:
+    """Read what a model wrote for instructions.
+
+    Args:
+        path: Rows with `instruction` and `output`, in any format that data sets come in; or predictions as an
+            evaluation writes them (`predictions.parquet`), of which those of the task alpaca_eval count.
+        reference: Of the same task, for predictions, which do not hold the bare instruction.
+
+    Raises:
+        DataError: The file cannot be read, is empty, or a row lacks a field.
+        EvaluationError: The predictions are of other tasks, or of another reference.
+    """
+    if data_suffix(path) not in SUFFIXES:
+        raise DataError(f"{path}: a data file's name must end in {', '.join(SUFFIXES)}.")
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file.")
+    rows = list(read_file(path, str(path)))
+    if not rows:
+        raise DataError(f"{path}: there are no rows in it.")
+    if {"task", "item", "response"} <= rows[0].value.keys():
+        return _of_prediction_rows(path, rows, reference)
+    return tuple(_output(row) for row in rows)
+
+
+def _output(row: RawRow) -> Output:
+    if row.problem is not None:
+        raise DataError(f"{row.place}: {row.problem}.")
+    try:
+        return Output(row.place, text(row.value, "instruction"), text(row.value, "output", may_be_empty=True))
+    except RowError as error:
+        raise DataError(f"{row.place}: {error}.") from None
+
+
+def _of_prediction_rows(
+    path: Path, rows: Sequence[RawRow], reference: Sequence[Output]
+) -> tuple[Output, ...]:
+    own = [row for row in rows if row.value["task"] == ALPACA_EVAL]
+    if not own:
+        tasks = ", ".join(sorted({str(row.value["task"]) for row in rows}))
+        raise EvaluationError(f"{path}: holds no predictions of {ALPACA_EVAL}, only of {tasks}.")
+    return tuple(
+        _answer(str(row.value["item"]), str(row.value["response"]), str(row.value["reference"]), reference)
+        for row in own
+    )
+
+
+def _answer(item: str, response: str, expected: str, reference: Sequence[Output]) -> Output:
+    """Return a prediction as an answer: its item ends in its row of the reference, which must be the same."""
+    _, _, number = item.rpartition("/")
+    row = int(number) if number.isdecimal() else len(reference)
+    if row >= len(reference) or reference[row].output != expected:
+        raise EvaluationError(
+            f"{ALPACA_EVAL}: the prediction {item} was not made with this reference: row {number} of it is another one."
+        )
+    return Output(item, reference[row].instruction, response)
+
+
+def judge_predictions(
+    predictions: Sequence[Prediction],
+    reference: Sequence[Output],
+    judge: Judge,
+    *,
+    cache: Path,
+    on_progress: OnProgress | None = None,
+) -> tuple[tuple[Prediction, ...], Judged]:
+    """Let a judge score the predictions of `alpaca_eval_task`.
+
+    Args:
+        predictions: Of that task alone, in one language.
+        reference: What the task was made of (`reference_outputs`).
+        judge: Who judges, and how.
+        cache: File that verdicts are kept in.
+        on_progress: Called with the verdicts so far and in all.
+
+    Returns:
+        The predictions with the judge's preference as their score, without those that have no verdict; and all that
+        is to be told about the judging.
+
+    Raises:
+        EvaluationError: As `judge_answers`; or the predictions are of another reference.
+    """
+    answers = [_answer(one.item, one.response, one.reference, reference) for one in predictions]
+    language = predictions[0].language if predictions else "en"
+    judged = judge_answers(answers, reference, judge, cache=cache, language=language, on_progress=on_progress)
+    scores = {one.item: one.score for one in judged.preferences}
+    scored = tuple(replace(one, score=scores[one.item]) for one in predictions if one.item in scores)
+    return scored, judged

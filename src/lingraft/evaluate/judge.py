@@ -1,0 +1,364 @@
+"""Win rate of a model's answers over a reference's, by a judge behind any OpenAI-compatible endpoint.
+
+AlpacaEval's way: for each instruction a judge sees both outputs and names the better one. The order in which they
+are shown moves judges, so each pair is shown both ways and the preferences are averaged; what the order does is
+reported. Answers are made before (`alpaca_eval_task`), verdicts are kept (`judging.verdict_cache`), and a stopped run
+goes on with the question that it stopped at.
+
+Source: Li et al. 2023, AlpacaEval; Zheng et al. 2023, arXiv 2306.05685 (position bias, and both orders against it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from lingraft.errors import EvaluationError
+from lingraft.evaluate.judging.asking import Asked, Manner, OnProgress, ask_all
+from lingraft.evaluate.judging.chat_endpoint import ChatClient, Endpoint, Key, key_from_environment
+from lingraft.evaluate.judging.prompt import PROMPT_VERSION, Question, prompt_hash
+from lingraft.evaluate.judging.spending import Ledger, Prices, Tokens
+from lingraft.evaluate.judging.verdict_cache import Verdict, open_cache
+from lingraft.evaluate.statistics import Difference, Interval, macro_mean, paired_difference
+from lingraft.records import fingerprint_of
+
+ALPACA_EVAL = "alpaca_eval"
+_SHOWN_CHARACTERS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a model wrote for an instruction.
+
+    Attributes:
+        item: Unique in its file.
+        instruction: What was asked.
+        output: The answer; may be empty.
+    """
+
+    item: str
+    instruction: str
+    output: str
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """Who judges, how, and for how much.
+
+    Attributes:
+        endpoint: Where and which model.
+        both_orders: Show each pair both ways, and average; else one way, drawn by the instruction.
+        manner: How each question is put.
+        prices: Of a million tokens; None: cost is not told.
+        budget: What all verdicts of this comparison may cost, those of earlier runs included; None: no limit.
+    """
+
+    endpoint: Endpoint
+    both_orders: bool = True
+    manner: Manner = field(default_factory=Manner)
+    prices: Prices | None = None
+    budget: float | None = None
+
+    def key_of(self, question: Question) -> str:
+        """Return what a verdict is kept by: all that it depends on, but not where the model stands."""
+        texts = [question.instruction, question.first, question.second]
+        manner = [self.manner.max_tokens, self.manner.logprobs]
+        return fingerprint_of([self.endpoint.model, PROMPT_VERSION, *manner, *texts])
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """The judge's preference on one item.
+
+    Attributes:
+        task: As `statistics.Scored` asks for it.
+        language: BCP-47 tag of the instruction.
+        cluster: The item: instructions are independent.
+        item: Of the answer.
+        row: Place of the instruction in the reference, from 0.
+        score: Preference for the answer over the reference's output, in [0, 1]; 0.5 is a tie.
+        when_first: The preference where the answer was shown first; None: it was not.
+        when_second: The preference where the answer was shown second; None: it was not.
+        characters: Length of the answer.
+        reference_characters: Length of the reference's output.
+    """
+
+    task: str
+    language: str
+    cluster: str
+    item: str
+    row: int
+    score: float
+    when_first: float | None
+    when_second: float | None
+    characters: int
+    reference_characters: int
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """What the verdicts took.
+
+    Attributes:
+        verdicts: Verdicts that the items rest on.
+        new: Those asked for in this run; the others were kept from before.
+        unparseable: Those that named no output; their items are left out.
+        weighted: Those from the letters' probabilities; the others are from the letter alone.
+        tokens: Of all these verdicts, and of requests of this run that were lost.
+        cost: Of these tokens, in the currency of the prices; None: no prices were given.
+        uncounted: Verdicts whose tokens the endpoint did not count: the most that they can be was taken.
+    """
+
+    verdicts: int
+    new: int
+    unparseable: int
+    weighted: int
+    tokens: Tokens
+    cost: float | None
+    uncounted: int
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A model's answers against a reference's.
+
+    Attributes:
+        win_rate: Mean preference for the answers, in [0, 1], with a 95 % interval over items; 0.5: as good as the
+            reference. Its n counts the items that were judged.
+        preferences: One per item.
+        left_out: Items without a verdict, each with its reason; they count nowhere.
+        identical: Items whose two outputs are the same text: ties, which nobody is asked about.
+        order_effect: Preference for an answer when it is shown first minus when it is shown second, in [-1, 1]; 0: the
+            order does not matter, 1: what is shown first always wins. None where each pair was shown one way only.
+        contradictory: Items on which the two orders name different outputs; None as above.
+        reference_items: Instructions of the reference; those without an answer were not judged.
+        asking: What the verdicts took.
+        judge: Model, endpoint, prompt and settings, for the record; no key.
+    """
+
+    win_rate: Interval
+    preferences: tuple[Preference, ...]
+    left_out: tuple[str, ...]
+    identical: int
+    order_effect: Difference | None
+    contradictory: int | None
+    reference_items: int
+    asking: Asking
+    judge: dict[str, Any]
+
+    @property
+    def wins(self) -> int:
+        """Items on which the answer is preferred."""
+        return sum(one.score > 0.5 for one in self.preferences)
+
+    @property
+    def losses(self) -> int:
+        """Items on which the reference's output is preferred."""
+        return sum(one.score < 0.5 for one in self.preferences)
+
+    @property
+    def mean_characters(self) -> tuple[float, float]:
+        """Mean length of the answers and of the reference's outputs on the judged items."""
+        return (
+            fmean(one.characters for one in self.preferences),
+            fmean(one.reference_characters for one in self.preferences),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all but the single preferences as one JSON object."""
+        found = asdict(replace(self, preferences=()))
+        del found["preferences"]
+        own, reference = self.mean_characters
+        lengths = {"answers": own, "reference": reference}
+        ties = len(self.preferences) - self.wins - self.losses
+        counts = {"wins": self.wins, "losses": self.losses, "ties": ties}
+        return {**found, **counts, "mean_characters": lengths}
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    answer: Output
+    reference: Output
+    row: int
+
+    @property
+    def is_identical(self) -> bool:
+        return self.answer.output == self.reference.output
+
+    def question(self, *, answer_first: bool) -> Question:
+        own, other = self.answer.output, self.reference.output
+        first, second = (own, other) if answer_first else (other, own)
+        return Question(self.answer.instruction, first, second)
+
+    def questions(self, *, both_orders: bool) -> dict[bool, Question]:
+        """Return the questions of the pair by whether the answer is shown first; none where there is no choice."""
+        if self.is_identical:
+            return {}
+        drawn = int(fingerprint_of(self.answer.instruction), 16) % 2 == 0
+        return {
+            order: self.question(answer_first=order)
+            for order in (True, False)
+            if both_orders or order == drawn
+        }
+
+
+def judge_answers(
+    answers: Sequence[Output],
+    reference: Sequence[Output],
+    judge: Judge,
+    *,
+    cache: Path,
+    language: str = "en",
+    key: Key | None = None,
+    sleep: Callable[[float], object] | None = None,
+    on_progress: OnProgress | None = None,
+) -> Judged:
+    """Let a judge compare a model's answers with a reference's outputs to the same instructions.
+
+    Args:
+        answers: The model's; matched with the reference by the text of the instruction.
+        reference: The reference's; may hold more instructions than were answered.
+        judge: Who judges, and how.
+        cache: File that verdicts are kept in, made where it is absent.
+        language: BCP-47 tag of the instructions.
+        key: For the endpoint; None: from the environment.
+        sleep: Waits between attempts; None: real time.
+        on_progress: Called with the verdicts so far and in all.
+
+    Raises:
+        EvaluationError: An answer has no counterpart, the endpoint cannot be used, the budget is reached, or not one
+            item has a verdict.
+    """
+    pairs = _paired(answers, reference)
+    shown = [pair.questions(both_orders=judge.both_orders) for pair in pairs]
+    questions = {judge.key_of(question): question for both in shown for question in both.values()}
+    key = key_from_environment() if key is None else key
+    ledger = Ledger(judge.prices, judge.budget)
+    client = ChatClient(judge.endpoint, key, ledger, connections=judge.manner.at_once, sleep=sleep)
+    with open_cache(cache) as kept, client:
+        asked = ask_all(questions, client, kept, ledger, judge.manner, on_progress)
+        verdicts = {one: kept[one] for one in questions if one in kept}
+    judged = [
+        _preference(
+            pair, {order: judge.key_of(one) for order, one in both.items()}, verdicts, asked, language
+        )
+        for pair, both in zip(pairs, shown, strict=True)
+    ]
+    preferences = tuple(one for one in judged if isinstance(one, Preference))
+    left_out = tuple(one for one in judged if isinstance(one, str))
+    if not preferences:
+        raise EvaluationError(f"not one of {len(pairs)} items has a verdict: {left_out[0]}.")
+    effect, contradictory = _order_effect(preferences)
+    return Judged(
+        win_rate=macro_mean(preferences),
+        preferences=preferences,
+        left_out=left_out,
+        identical=sum(pair.is_identical for pair in pairs),
+        order_effect=effect,
+        contradictory=contradictory,
+        reference_items=len(reference),
+        asking=_asking(asked, verdicts, ledger),
+        judge=_described(judge, key, client, verdicts),
+    )
+
+
+def _paired(answers: Sequence[Output], reference: Sequence[Output]) -> list[_Pair]:
+    rows = _by_instruction(reference, "the reference")
+    _by_instruction(answers, "the answers")
+    pairs = []
+    for answer in answers:
+        row = rows.get(answer.instruction)
+        if row is None:
+            raise EvaluationError(
+                f"the answers: {answer.item}: the reference has no output for its instruction "
+                f"{_shortened(answer.instruction)}; is it the reference that was answered?"
+            )
+        pairs.append(_Pair(answer, reference[row], row))
+    if not pairs:
+        raise EvaluationError("there are no answers to judge.")
+    return pairs
+
+
+def _by_instruction(outputs: Sequence[Output], whose: str) -> dict[str, int]:
+    rows: dict[str, int] = {}
+    for row, one in enumerate(outputs):
+        if one.instruction in rows:
+            earlier = outputs[rows[one.instruction]].item
+            raise EvaluationError(
+                f"{whose}: {one.item}: has the instruction of {earlier}, {_shortened(one.instruction)}; keep one."
+            )
+        rows[one.instruction] = row
+    return rows
+
+
+def _shortened(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…")
+
+
+def _preference(
+    pair: _Pair, keys: Mapping[bool, str], verdicts: Mapping[str, Verdict], asked: Asked, language: str
+) -> Preference | str:
+    """Return the preference on a pair, or why there is none: with one order alone the order would count."""
+    found: dict[bool, float] = {}
+    for answer_first, key in keys.items():
+        if key in asked.refused:
+            return f"{pair.answer.item}: {asked.refused[key].rstrip('.')}"
+        first = verdicts[key].first
+        if first is None:
+            return f"{pair.answer.item}: the verdict {_shortened(verdicts[key].text)} names neither A nor B"
+        found[answer_first] = first if answer_first else 1 - first
+    return Preference(
+        task=ALPACA_EVAL,
+        language=language,
+        cluster=pair.answer.item,
+        item=pair.answer.item,
+        row=pair.row,
+        score=fmean(found.values()) if found else 0.5,
+        when_first=found.get(True),
+        when_second=found.get(False),
+        characters=len(pair.answer.output),
+        reference_characters=len(pair.reference.output),
+    )
+
+
+def _order_effect(preferences: Sequence[Preference]) -> tuple[Difference | None, int | None]:
+    """Return what the order does, and on how many items it decides, over the items that were shown both ways."""
+    shown = [
+        (replace(one, score=one.when_first), replace(one, score=one.when_second))
+        for one in preferences
+        if one.when_first is not None and one.when_second is not None
+    ]
+    if not shown:
+        return None, None
+    effect = paired_difference([second for _, second in shown], [first for first, _ in shown])
+    return effect, sum((first.score - 0.5) * (second.score - 0.5) < 0 for first, second in shown)
+
+
+def _asking(asked: Asked, verdicts: Mapping[str, Verdict], ledger: Ledger) -> Asking:
+    return Asking(
+        verdicts=len(verdicts),
+        new=asked.new,
+        unparseable=sum(one.first is None for one in verdicts.values()),
+        weighted=sum(one.weighted for one in verdicts.values()),
+        tokens=ledger.used,
+        cost=ledger.cost_of(ledger.used),
+        uncounted=sum(one.tokens is None for one in verdicts.values()),
+    )
+
+
+def _described(judge: Judge, key: Key, client: ChatClient, verdicts: Mapping[str, Verdict]) -> dict[str, Any]:
+    return {
+        "url": judge.endpoint.url,
+        "model": judge.endpoint.model,
+        "answered_as": sorted({one.model for one in verdicts.values()}),
+        "key_from": key.variable or None,
+        "prompt_version": PROMPT_VERSION,
+        "prompt": prompt_hash(),
+        "both_orders": judge.both_orders,
+        "logprobs": judge.manner.logprobs,
+        "max_tokens": judge.manner.max_tokens,
+        "not_taken": list(client.adaptations),
+    }
