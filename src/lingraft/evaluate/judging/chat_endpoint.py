@@ -193,14 +193,16 @@ class ChatClient:
         if alternatives:
             body |= {"logprobs": True, "top_logprobs": alternatives}
         most = most_tokens(messages, max_tokens)
+        last = ""
         for attempt in range(1, self._endpoint.attempts + 1):
             found = self._adapted(body, most)
             if isinstance(found, Reply):
                 return found
+            last = found.reason
             if attempt < self._endpoint.attempts:
                 self._wait(attempt, found)
         raise EvaluationError(
-            f"the judge at {self._url} failed {self._endpoint.attempts} times in a row, last: {found.reason}. What "
+            f"the judge at {self._url} failed {self._endpoint.attempts} times in a row, last: {last}. What "
             "it answered is kept: the same command goes on from there."
         )
 
