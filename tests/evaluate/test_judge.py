@@ -194,7 +194,7 @@ def test_the_win_rate_is_the_share_of_items_on_which_the_answer_is_preferred(
     assert [one.score for one in found.preferences] == [1, 0, 1, 0]
     assert (found.wins, found.losses) == (2, 2)
     assert not found.left_out
-    assert found.mean_characters == ((11 + 5 + 14 + 1) / 4, 6)
+    assert list(found.mean_characters) == [(11 + 5 + 14 + 1) / 4, 6.0]
     assert len(judge_server.asked) == 8
     assert {one.path for one in judge_server.asked} == {"/v1/chat/completions"}
     assert found.judge["answered_as"] == ["judge-2026"]
