@@ -99,7 +99,12 @@ def done_cell(strategy: str, seed: int = 0, task: float = 0.4) -> dict[str, Any]
         "mpd": {"from_phase_one": 0.31, "pair": None},
         "retention": 0.8,
         "gain": 0.3,
-        "difference": {"task_ability": difference(change, 0.05), "language_ability": difference(0.3, 0.1)},
+        "difference": {
+            "task_ability": difference(change, 0.05),
+            "language_ability": difference(0.3, 0.1),
+            "tasks": {"worldbook:lookup/en": difference(change, 0.05) | {"p": 0.004, "p_adjusted": 0.012}},
+            "correction": "holm",
+        },
         "scores": scores(task, 0.6),
         "forgetting": {"ability": matrix(("one", "two"), rows, change), "bits_per_character": None},
         "training": TRAINED,
@@ -371,3 +376,11 @@ def test_the_trade_off_has_a_point_for_each_strategy_and_seeds_make_one(tmp_path
     assert change_table(result(tmp_path, cells)) is None
     failed = done_cell("lora") | {"status": "failed", "reason": "it broke"}
     assert trade_off(result(tmp_path, [failed])) is None
+
+
+def test_the_task_table_has_the_corrected_p_value_of_each_cell_and_names_the_correction(
+    tmp_path: Path,
+) -> None:
+    page = render_page(result(tmp_path, [done_cell("plain")]), STUDY)
+    assert "(p 0.012)" in page
+    assert "corrected for the number of tasks of a cell by Holm" in page

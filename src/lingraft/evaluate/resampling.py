@@ -1,4 +1,4 @@
-"""Bootstrap over clusters of a macro mean: over columns, of the mean over languages, of the mean over tasks.
+"""Macro means of clusters and the bootstrap over these: over columns, of the mean over languages, of that over tasks.
 
 A column is a group of items that is averaged by itself: an ability, or what one phase of a study taught. Items of
 one cluster (one content in several languages, or in several columns) are drawn together, so that what is parallel
@@ -40,6 +40,44 @@ class Value:
     weight: float = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Clusters:
+    """What the clusters of all tasks add to a macro mean; every attribute is an array [clusters].
+
+    Attributes:
+        shares: How much each weighs; they sum to 1.
+        gains: What each adds by values above 0; the macro mean is the sum of gains less that of losses.
+        losses: What each takes away by values below 0, as a number above 0.
+        gain_errors: How far each moves the sum of gains from what its slots' means make expect: its linearised
+            influence. They sum to 0 in every task.
+        loss_errors: The same of losses.
+        leverages: The largest part that each is of one of its slots (a column's items in one language), in (0, 1].
+        kinds: Numbers; clusters of one task that stand in the same slots have the same one.
+    """
+
+    shares: Floats
+    gains: Floats
+    losses: Floats
+    gain_errors: Floats
+    loss_errors: Floats
+    leverages: Floats
+    kinds: Floats
+
+    @property
+    def means(self) -> Floats:
+        """Each cluster's own mean."""
+        found: Floats = (self.gains - self.losses) / self.shares
+        return found
+
+    def part(self, chosen: Floats) -> Clusters:
+        """Return the clusters where `chosen` is true, by themselves: their shares sum to 1."""
+        whole = self.shares[chosen].sum()
+        scaled = (self.shares, self.gains, self.losses, self.gain_errors, self.loss_errors)
+        return Clusters(
+            *(array[chosen] / whole for array in scaled), self.leverages[chosen], self.kinds[chosen]
+        )
+
+
 class Resampling:
     """The values of one or more columns, arranged for resampling.
 
@@ -79,23 +117,17 @@ class Resampling:
         filled = sum((table[1] > 0).sum(axis=0) for table in self._tables.values())  # [slots]
         return int(np.min(filled))
 
-    def clusters(self) -> tuple[Floats, Floats]:
-        """Return each cluster's mean and its share in the macro mean; both [clusters of all tasks], shares sum to 1.
-
-        The macro mean is the sum of their products: a cluster counts more where its task, language or column has
-        fewer of them.
-        """
+    def clusters(self) -> Clusters:
+        """Return what each cluster adds to the macro mean: more where its task, language or column has fewer."""
         languages = self._columns.sum(axis=0)  # [columns]
         weight = (self._columns @ (1 / languages)) / len(languages)  # [slots]
         tasks = sum((table[1].sum(axis=0) > 0).astype(float) for table in self._tables.values())  # [slots]
-        totals, shares = [], []
-        for table in self._tables.values():
-            whole = table[1].sum(axis=0)  # [slots]
-            factor = np.divide(weight / tasks, whole, out=np.zeros(len(whole)), where=whole > 0)
-            totals.append(table[0] @ factor)
-            shares.append(table[1] @ factor)
-        share = np.concatenate(shares)
-        return np.concatenate(totals) / share, share
+        kinds: dict[tuple[int, ...], int] = {}
+        found = [
+            _task_clusters(table, weight / tasks, number, kinds)
+            for number, table in enumerate(self._tables.values())
+        ]
+        return Clusters(*(np.concatenate(arrays) for arrays in zip(*found, strict=True)))
 
     def value(self) -> float:
         """Return the macro mean of the items as they are."""
@@ -134,6 +166,24 @@ class Resampling:
         columns = (slots @ self._columns) / np.maximum(languages, 1)
         means: Floats = np.where((languages > 0).all(axis=1), columns.mean(axis=1), np.nan)
         return means
+
+
+def _task_clusters(
+    table: Floats, weight: Floats, task: int, kinds: dict[tuple[int, ...], int]
+) -> tuple[Floats, ...]:
+    """Return the arrays of `Clusters` for one task; `weight` is that of a slot in it, `kinds` numbers the kinds."""
+    totals, weights = table
+    whole = weights.sum(axis=0)  # [slots]
+    parts = np.divide(weights, whole, out=np.zeros_like(weights), where=whole > 0)
+    factor = np.divide(weight, whole, out=np.zeros(len(whole)), where=whole > 0)
+    added: list[Floats] = []
+    for signed in (totals.clip(min=0), (-totals).clip(min=0)):
+        values = signed * factor
+        added += [values.sum(axis=1), (values - parts * values.sum(axis=0)).sum(axis=1)]
+    gains, gain_errors, losses, loss_errors = added
+    own = [(task, *map(int, np.flatnonzero(row))) for row in weights]
+    numbers = np.array([kinds.setdefault(kind, len(kinds)) for kind in own], dtype=float)
+    return weights @ factor, gains, losses, gain_errors, loss_errors, parts.max(axis=1), numbers
 
 
 def draw_counts(generator: np.random.Generator, draws: int, clusters: int) -> Floats:

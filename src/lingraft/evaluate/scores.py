@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from lingraft.evaluate.comparisons import Correction, compare_many
 from lingraft.evaluate.held_out import BitsPerCharacter
 from lingraft.evaluate.predictions import Prediction
 from lingraft.evaluate.statistics import difference_over_columns, macro_mean, paired_difference
 
+CORRECTION: Correction = "holm"
 ABILITIES = ("task_ability", "language_ability")
 
 
@@ -32,6 +34,8 @@ def score_summary(predictions: Sequence[Prediction], bits: Mapping[str, BitsPerC
 def differences(before: Sequence[Prediction], after: Sequence[Prediction]) -> dict[str, Any]:
     """Return after - before on the same items, per ability and per task, with intervals.
 
+    Each task has beside it `p`, and `p_adjusted` for the number of tasks by `correction`.
+
     Raises:
         EvaluationError: The two do not hold the same items.
     """
@@ -44,9 +48,12 @@ def differences(before: Sequence[Prediction], after: Sequence[Prediction]) -> di
         )
         for ability in ABILITIES
     }
+    pairs = {name: (own, tasks_after.get(name, [])) for name, own in tasks_before.items()}
+    compared = compare_many(pairs, CORRECTION)
     found["tasks"] = {
-        name: asdict(paired_difference(own, tasks_after[name])) for name, own in tasks_before.items()
+        name: asdict(paired_difference(*pair)) | asdict(compared[name]) for name, pair in pairs.items()
     }
+    found["correction"] = CORRECTION
     found["per_language"] = {
         tag: asdict(
             paired_difference(

@@ -116,6 +116,7 @@ def render_page(result: dict[str, Any], study: Study) -> str:
         ],
         failures=failures(result),
         tasks=task_table(result),
+        correction=next((cell["difference"]["correction"].replace("_", " ").title() for cell in done), ""),
         training=training_table(result),
         costs=strategy_cost_table(result),
         visible=smallest_visible(result),

@@ -151,13 +151,20 @@ def task_table(result: dict[str, Any]) -> Table | None:
     tasks: dict[str, int] = {
         name: task["n"] for one in models for name, task in one["scores"]["tasks"].items()
     }
-    rows = [
-        (name, str(n), *(f"{one['scores']['tasks'][name]['value']:.3f}" for one in models))
-        for name, n in tasks.items()
-    ]
+    rows = [(name, str(n), *(_task_score(one, name) for one in models)) for name, n in tasks.items()]
     titles = [model_title(one, with_seed=seeds) for one in models]
     keys = (Column("task", "task and language"), Column("n", "items"))
-    return Table((*keys, *(Column(title, "score, 0 to 1") for title in titles)), tuple(rows), 1)
+    meaning = "score, 0 to 1; p: of its change from Phase 1, corrected for the number of tasks"
+    return Table((*keys, *(Column(title, meaning) for title in titles)), tuple(rows), 1)
+
+
+def _task_score(model: dict[str, Any], task: str) -> str:
+    """Return a task's score; of a cell with the corrected p-value of its change."""
+    score = f"{model['scores']['tasks'][task]['value']:.3f}"
+    if "difference" not in model:
+        return score
+    p = model["difference"]["tasks"][task]["p_adjusted"]
+    return f"{score} (p {p:.2g})"
 
 
 def model_title(entry: dict[str, Any], *, with_seed: bool) -> str:
