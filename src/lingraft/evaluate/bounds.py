@@ -2,8 +2,8 @@
 
 A mean is bounded as if it were a rate among as many independent trials as would leave the same standard error (the
 effective number), by Jeffreys' interval: it leans away from 0 and 1 as the error of a rate does, which a bootstrap of a
-hundred items sees too little of. The standard error is the linearised one of clusters, each squared influence divided by
-1 - leverage; the number is cut down as Student's t with (effective clusters - 1) degrees of freedom asks for. A
+hundred items sees too little of. The standard error is the linearised one of clusters, each squared influence divided
+by 1 - leverage; the number is cut down as Student's t with (effective clusters - 1) degrees of freedom asks for. A
 difference is gains less losses: each is bounded like that, and the two intervals are joined with the correlation of
 their errors. Where few clusters vary, exact bounds take over.
 

@@ -280,6 +280,15 @@ def _resolved(named: Any, base_folder: Path) -> Any:
     return str((base_folder / named).resolve())
 
 
+def runs_of(evaluation: Evaluation, languages: Sequence[str], split: str, base_folder: Path) -> list[_Run]:
+    """Return the tasks of an evaluation as they will be run, with their documents; see `evaluate_model`.
+
+    Raises:
+        EvaluationError: A task cannot be loaded, or has no such metric.
+    """
+    return _build(evaluation, languages, split, base_folder)
+
+
 def _build(evaluation: Evaluation, languages: Sequence[str], split: str, base_folder: Path) -> list[_Run]:
     runs: list[_Run] = []
     for ability, entry in _entries(evaluation):

@@ -1,0 +1,305 @@
+"""Contamination: how much of the evaluation stands in the training data already.
+
+Two measures. *Coverage* of an item is the share of its n-grams (13 words; 50 characters of languages that are written
+without spaces) that stand somewhere in the training rows; an item is *contaminated* where at least 0.8 of them do, or
+where its whole prompt is a turn of a training row. An item that is merely *touched* shares an n-gram: a template, a
+quotation or a stock phrase does that, so it is told but no reason for a warning.
+
+Text is compared after NFKC, case folding and the removal of punctuation. Prompt and reference of an item, and the turns
+of a row, are taken apart, so no n-gram crosses from one to the other. Prompts and references of fewer than n words
+have no n-gram: of these only whole prompts of at least 5 words (20 characters) are looked for.
+
+Sources: Brown et al. 2020, "Language Models are Few-Shot Learners", arXiv 2005.14165, appendix C (13-grams of words,
+lower-cased, without punctuation); OpenAI 2023, "GPT-4 Technical Report", arXiv 2303.08774, appendix C (50 characters);
+Touvron et al. 2023, "Llama 2", arXiv 2307.09288, section A.6 (dirty above 0.8). Where we depart: their n-grams
+that occur often in the training data are not ignored, and paraphrases or translations are found by neither.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from lingraft.data.example import Example
+from lingraft.errors import ConfigError
+
+WORDS = 13
+CHARACTERS = 50
+CONTAMINATED = 0.8
+_WITHOUT_SPACES = frozenset({"ja", "zh", "th", "lo", "km", "my", "yue"})
+_SHORTEST_WORDS = 5  # of a whole prompt: shorter ones, such as "Thank you", are everybody's
+_SHORTEST_CHARACTERS = 20
+_WORST = 3
+_SHOWN = 200  # characters
+
+_Hashes = np.ndarray[tuple[int], np.dtype[np.int64]]
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationText:
+    """What a model is asked in one item, and what it should answer.
+
+    Attributes:
+        task: Task and language, as in results: `worldbook:lookup/de`.
+        language: BCP-47 tag; decides between words and characters.
+        item: What names it inside its task.
+        prompt: Without worked examples and chat template.
+        reference: The right answer.
+    """
+
+    task: str
+    language: str
+    item: str
+    prompt: str
+    reference: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorstItem:
+    """One of the items of which most stands in the training data.
+
+    Attributes:
+        item: Its name.
+        coverage: Share of its n-grams, in [0, 1].
+        duplicate: Whether its whole prompt is a turn of a training row.
+        text: The beginning of its prompt.
+        row: The training row that holds the most of it: source and id.
+    """
+
+    item: str
+    coverage: float
+    duplicate: bool
+    text: str
+    row: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOverlap:
+    """How much of one task stands in the training data.
+
+    Attributes:
+        items: Items looked at.
+        unjudged: Of these, too short for an n-gram and for a whole prompt; they count as clean.
+        touched: Share of the items that share an n-gram or their whole prompt, in [0, 1].
+        contaminated: Share of the items of which at least 0.8 of the n-grams stand there, or the whole prompt.
+        duplicates: Share of the items whose whole prompt does.
+        coverage: Share of all the task's n-grams; None: it has none.
+        worst: Up to 3 contaminated or touched items, the most covered first.
+    """
+
+    items: int
+    unjudged: int
+    touched: float
+    contaminated: float
+    duplicates: float
+    coverage: float | None
+    worst: tuple[WorstItem, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return asdict(self)
+
+
+def overlap(
+    texts: Sequence[EvaluationText],
+    rows: Iterable[Example],
+    *,
+    words: int = WORDS,
+    characters: int = CHARACTERS,
+) -> dict[str, TaskOverlap]:
+    """Return, by task, how much of an evaluation stands in training rows.
+
+    The rows are read once, one after the other, and may be of any number; memory holds 20 bytes for each different
+    n-gram of the evaluation. N-grams are compared by 64-bit hashes.
+
+    Args:
+        texts: All items of all tasks.
+        rows: The training data.
+        words: Length of an n-gram in words.
+        characters: Length of an n-gram in characters, in Japanese, Chinese, Thai, Lao, Khmer and Burmese.
+
+    Raises:
+        ConfigError: A length is below 1.
+    """
+    for name, length in (("words", words), ("characters", characters)):
+        if length < 1:
+            raise ConfigError(f"{name}: an n-gram has at least one of them (here {length}).")
+    cutter = _Cutter(words, characters, _letters(texts))
+    index = _Index([cutter.item(text) for text in texts])
+    for row in rows:
+        grams, wholes = cutter.row(row)
+        index.note(row, grams, wholes)
+    found: dict[str, list[tuple[EvaluationText, _Judged]]] = {}
+    for text, judged in zip(texts, index.judged(), strict=True):
+        found.setdefault(text.task, []).append((text, judged))
+    return {task: _summed_up(judged, index.rows) for task, judged in found.items()}
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """One item: its n-grams, how many of them stand in the training data, and which row holds the most of it."""
+
+    grams: int
+    covered: int
+    is_long_enough: bool
+    duplicate: bool
+    row: int  # -1: none
+
+    @property
+    def coverage(self) -> float:
+        return self.covered / self.grams if self.grams else 0.0
+
+    @property
+    def is_contaminated(self) -> bool:
+        return self.duplicate or (self.grams > 0 and self.coverage >= CONTAMINATED)
+
+
+@dataclass(frozen=True)
+class _Cutter:
+    """Cuts texts into n-grams.
+
+    Attributes:
+        words: Length of an n-gram in words.
+        characters: Length of one in characters.
+        letters: Those of the evaluation's languages without spaces; a row without any is not cut into characters.
+    """
+
+    words: int
+    characters: int
+    letters: frozenset[str]
+
+    def item(self, text: EvaluationText) -> tuple[_Hashes, int | None]:
+        """Return an item's different n-grams, and its whole prompt where that is long enough; as hashes."""
+        parts = [normalised(text.prompt), normalised(text.reference)]
+        if _is_without_spaces(text.language):
+            grams = [gram for part in parts for gram in _character_grams(part, self.characters)]
+            is_long = len(_joined(parts[0])) >= _SHORTEST_CHARACTERS
+        else:
+            grams = [gram for part in parts for gram in _word_grams(part, self.words)]
+            is_long = len(parts[0].split()) >= _SHORTEST_WORDS
+        return np.unique(_hashes(grams)), hash(_joined(parts[0])) if is_long else None
+
+    def row(self, example: Example) -> tuple[_Hashes, _Hashes]:
+        """Return the n-grams of a training row, and its whole turns; as hashes."""
+        turns = [normalised(message.content) for message in example.messages]
+        grams = [gram for turn in turns for gram in _word_grams(turn, self.words)]
+        for turn in turns:
+            if not self.letters.isdisjoint(turn):
+                grams += _character_grams(turn, self.characters)
+        return _hashes(grams), _hashes([hash(_joined(turn)) for turn in turns])
+
+
+class _Index:
+    """The evaluation's n-grams and whole prompts, sorted, and the first training row that holds each; -1: none.
+
+    `items` holds for each item its n-grams and its whole prompt (None: too short to be looked for).
+    """
+
+    def __init__(self, items: Sequence[tuple[_Hashes, int | None]]) -> None:
+        self._items = items
+        self._grams = np.unique(np.concatenate([_hashes([]), *(grams for grams, _ in items)]))
+        self._wholes = np.unique(_hashes([whole for _, whole in items if whole is not None]))
+        self._first = np.full(len(self._grams), -1, dtype=np.int64)
+        self._first_whole = np.full(len(self._wholes), -1, dtype=np.int64)
+        self.rows: list[str] = []  # those that hold something, by source and id
+
+    def note(self, example: Example, grams: _Hashes, wholes: _Hashes) -> None:
+        """Note what of the evaluation a training row holds."""
+        new = [
+            (first, own[first[own] < 0])
+            for first, own in (
+                (self._first, _places(self._grams, grams)),
+                (self._first_whole, _places(self._wholes, wholes)),
+            )
+        ]
+        if any(len(own) for _, own in new):
+            for first, own in new:
+                first[own] = len(self.rows)
+            self.rows.append(f"{example.source}: {example.id}")
+
+    def judged(self) -> Iterator[_Judged]:
+        """Return what was found of each item, in their order."""
+        for grams, whole in self._items:
+            first = self._first[np.searchsorted(self._grams, grams)]
+            seen = first[first >= 0]
+            copy = -1 if whole is None else int(self._first_whole[np.searchsorted(self._wholes, whole)])
+            most = Counter(seen.tolist()).most_common(1)
+            row = copy if copy >= 0 or not most else most[0][0]
+            yield _Judged(len(grams), len(seen), len(grams) > 0 or whole is not None, copy >= 0, row)
+
+
+class _Spaces(dict[int, int]):
+    """A translation table: letters, digits and marks stay, all else becomes a space; filled as it is used."""
+
+    def __missing__(self, code: int) -> int:
+        kept = unicodedata.category(chr(code))[0] in "LMN"
+        self[code] = code if kept else ord(" ")
+        return self[code]
+
+
+_SPACES = _Spaces()
+
+
+def normalised(text: str) -> str:
+    """Return a text as it is compared: NFKC, case folded, runs of anything but letters, marks and digits one space."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().translate(_SPACES).split())
+
+
+def _joined(text: str) -> str:
+    return text.replace(" ", "")
+
+
+def _word_grams(text: str, length: int) -> list[int]:
+    words = text.split(" ")
+    return [hash(" ".join(words[i : i + length])) for i in range(len(words) - length + 1)]
+
+
+def _character_grams(text: str, length: int) -> list[int]:
+    joined = _joined(text)
+    return [hash(joined[i : i + length]) for i in range(len(joined) - length + 1)]
+
+
+def _is_without_spaces(language: str) -> bool:
+    return language.split("-", maxsplit=1)[0] in _WITHOUT_SPACES
+
+
+def _letters(texts: Iterable[EvaluationText]) -> frozenset[str]:
+    """Return the letters beyond ASCII of the texts in languages that are written without spaces."""
+    own = (text for text in texts if _is_without_spaces(text.language))
+    return frozenset(c for text in own for c in normalised(text.prompt + text.reference) if not c.isascii())
+
+
+def _hashes(values: Sequence[int]) -> _Hashes:
+    return np.array(values, dtype=np.int64)
+
+
+def _places(keys: _Hashes, wanted: _Hashes) -> _Hashes:
+    """Return where in the sorted `keys` those of `wanted` stand that are among them."""
+    if not len(keys) or not len(wanted):
+        return _hashes([])
+    places = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
+    return np.unique(places[keys[places] == wanted])
+
+
+def _summed_up(items: Sequence[tuple[EvaluationText, _Judged]], rows: Sequence[str]) -> TaskOverlap:
+    judged = [one for _, one in items]
+    n, grams = len(judged), sum(one.grams for one in judged)
+    hit = [(text, one) for text, one in items if one.row >= 0]
+    worst = sorted(hit, key=lambda pair: (pair[1].is_contaminated, pair[1].coverage), reverse=True)[:_WORST]
+    return TaskOverlap(
+        items=n,
+        unjudged=sum(not one.is_long_enough for one in judged),
+        touched=len(hit) / n,
+        contaminated=sum(one.is_contaminated for one in judged) / n,
+        duplicates=sum(one.duplicate for one in judged) / n,
+        coverage=sum(one.covered for one in judged) / grams if grams else None,
+        worst=tuple(
+            WorstItem(text.item, one.coverage, one.duplicate, text.prompt[:_SHOWN], rows[one.row])
+            for text, one in worst
+        ),
+    )

@@ -1,0 +1,90 @@
+"""What an evaluation will ask, before any model is asked: for the contamination measure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lingraft.config.schema import Evaluation
+from lingraft.data.contamination import EvaluationText
+from lingraft.errors import EvaluationError, in_one_line
+from lingraft.evaluate.harness import runs_of
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import ConfigurableTask
+
+
+@dataclass(frozen=True)
+class EvaluationTexts:
+    """The items of an evaluation.
+
+    Attributes:
+        texts: Of all tasks that could be loaded.
+        unread: The tasks that could not, each with its reason.
+    """
+
+    texts: tuple[EvaluationText, ...]
+    unread: tuple[str, ...]
+
+
+def evaluation_texts(
+    evaluation: Evaluation, *, languages: Sequence[str], split: str = "report", base_folder: Path = Path()
+) -> EvaluationTexts:
+    """Return the prompt and the reference of every item that an evaluation will ask.
+
+    A prompt is the item's own: without worked examples and chat template. An item that counts for two abilities stands
+    there once. A task that cannot be loaded is named and left out: its evaluation will fail, or find it by then.
+
+    Args:
+        evaluation: The tasks.
+        languages: BCP-47 tags of the study's languages besides English.
+        split: worldbook's split.
+        base_folder: What the paths of YAML tasks and data files are relative to.
+    """
+    texts: dict[EvaluationText, None] = {}
+    unread = []
+    for one in _entry_by_entry(evaluation):
+        try:
+            runs = runs_of(one, languages, split, base_folder)
+            texts.update(dict.fromkeys(text for run in runs for text in _texts_of(run)))
+        except EvaluationError as error:
+            unread.append(str(error))
+    return EvaluationTexts(tuple(texts), tuple(unread))
+
+
+def _entry_by_entry(evaluation: Evaluation) -> Iterator[Evaluation]:
+    """Return an evaluation for each task, so that one which cannot be loaded does not hide the others."""
+    for entry in evaluation.task_ability:
+        yield evaluation.model_copy(update={"task_ability": (entry,), "language_ability": ()})
+    for entry in evaluation.language_ability:
+        yield evaluation.model_copy(update={"task_ability": (), "language_ability": (entry,)})
+
+
+def _texts_of(run: Any) -> Iterator[EvaluationText]:
+    task: ConfigurableTask = run.task
+    rows = task.eval_docs
+    try:
+        for number in run.documents:
+            prompt, reference = _asked(task, rows[number]), _expected(task, rows[number])
+            yield EvaluationText(
+                f"{run.name}/{run.language}", run.language, f"{task.config.task}/{number}", prompt, reference
+            )
+    except Exception as error:  # a task's own templates and functions
+        raise EvaluationError(
+            f"the task {run.name}: its items cannot be read: {type(error).__name__}: {in_one_line(error)}"
+        ) from error
+
+
+def _asked(task: ConfigurableTask, row: Any) -> str:
+    """Return an item's prompt; of a task whose prompts differ by choice (Winogrande), all of them."""
+    prompt = task.doc_to_text(row)
+    return prompt if isinstance(prompt, str) else "\n".join(map(str, task.doc_to_choice(row)))
+
+
+def _expected(task: ConfigurableTask, row: Any) -> str:
+    target = task.doc_to_target(row)
+    if isinstance(target, int) and task.config.doc_to_choice is not None:
+        return str(task.doc_to_choice(row)[target])
+    return "\n".join(map(str, target)) if isinstance(target, list) else str(target)
