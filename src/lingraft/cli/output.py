@@ -8,7 +8,7 @@ import re
 import sys
 import traceback
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -26,6 +26,8 @@ _COLUMN_GAP = 3
 _MARK = re.compile(
     r"(⟦|⟧|<[^<>\s]*>|\[/?[A-Z_]+\]|\n)"
 )  # what chat templates put around turns, and our brackets
+# Bidirectional classes of the characters that turn what follows them: embeddings, overrides, isolates.
+_TURNS = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
 _result_stream: IO[str] | None = None
 _with_stacks = False
 
@@ -149,6 +151,41 @@ def _isolated(cell: str) -> str:
     """
     is_right_to_left = any(unicodedata.bidirectional(character) in ("R", "AL") for character in cell)
     return f"\u2068{cell}\u2069" if is_right_to_left else cell
+
+
+def harmless(text: str) -> str:
+    """Return a model's or a data set's text with what steers a terminal made visible: \\x1b in place of the escape.
+
+    These are control characters but for line breaks and tabs, line and paragraph separators, marks that turn the
+    direction of text, and halves of surrogate pairs. Joiners stay: scripts need them.
+    """
+    return "".join(
+        character if character in "\n\t" or not _steers(character) else ascii(character)[1:-1]
+        for character in text
+    )
+
+
+def _steers(character: str) -> bool:
+    return (
+        unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+        or unicodedata.bidirectional(character) in _TURNS
+    )
+
+
+def print_side_by_side(columns: Sequence[tuple[str, str]]) -> None:
+    """Print texts beside each other, each under its title and wrapped; titles and texts are taken literally."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    stream = result_stream()
+    console = Console(file=stream, width=None if stream.isatty() else _LOG_WIDTH)
+    drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
+    for title, _ in columns:
+        drawn.add_column(Text(title), overflow="fold", ratio=1)
+    drawn.add_row(*(Text(readable(text)) for _, text in columns))
+    console.print(drawn)
 
 
 def readable(text: str) -> str:

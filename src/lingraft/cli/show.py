@@ -1,4 +1,4 @@
-"""`lingraft show`: look at a study file or a data set before anything runs."""
+"""`lingraft show`: look at a study file or a data set before anything runs, and at what models answered after it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lingraft.cli.output import print_json, print_result, print_table, readable
+from lingraft.cli.output import harmless, print_json, print_result, print_side_by_side, print_table, readable
 from lingraft.errors import ConfigError
 
 if TYPE_CHECKING:
     from lingraft.data.summary import DataSummary
+    from lingraft.report.answers import Answered, Answers
 
-app = typer.Typer(help="Show a study or a data set.", no_args_is_help=True)
+app = typer.Typer(help="Show a study, a data set or what models answered.", no_args_is_help=True)
 
 
 @app.command("study")
@@ -105,6 +106,50 @@ def show_data(
         print_json(summary.to_json())
         return
     _print_summary(summary)
+
+
+@app.command("predictions")
+def show_predictions(
+    run: Annotated[Path, typer.Argument(help="A run's folder, or that of one evaluation.")],
+    language: Annotated[str | None, typer.Option(help="BCP-47 tag; default: all.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Such as worldbook:lookup or worldbook:lookup/de; default: all.")
+    ] = None,
+    cell: Annotated[
+        str | None, typer.Option(help="The model, as tables name it; default: the first cell that is done.")
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="The model that it is compared with; default: its Phase 1.")
+    ] = None,
+    worst: Annotated[int, typer.Option(min=1, help="Items at most.")] = 10,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Print the answers whose score fell most, beside those of the model before; of one model, the worst.
+
+    Models are named like `similar / plain`, `phase 1` or `base model`.
+    """
+    from lingraft.report.answers import read_answers, worst_answers
+
+    after, before = read_answers(run, cell, against)
+    found = worst_answers(after, before, language=language, task=task, count=worst)
+    if json:
+        labels = {"model": after.label, "before": None if before is None else before.label}
+        print_json({"run": str(run), **labels, "items": [one.to_json() for one in found]})
+        return
+    for one in found:
+        _print_answered(one, after, before)
+
+
+def _print_answered(one: Answered, after: Answers, before: Answers | None) -> None:
+    item = one.after
+    print_result(f"{harmless(f'{item.task}/{item.language}')}  {harmless(item.item)}")
+    print_result(f"{readable(harmless(item.prompt))}\n=> {readable(harmless(item.reference))}")
+    columns = (
+        [(after, item)] if one.before is None or before is None else [(before, one.before), (after, item)]
+    )
+    print_side_by_side(
+        [(f"{model.label}: {own.score:.2f}", harmless(own.response) or "(empty)") for model, own in columns]
+    )
 
 
 def _pairs(fields: list[str]) -> dict[str, str]:

@@ -375,6 +375,8 @@ class Study(Section):
     """Prompts that drift is measured on; none: the instructions of the held-out rows."""
     evaluate: Evaluation = Evaluation()
     """Tasks."""
+    contamination: float | None = Field(0.05, ge=0, le=1)
+    """Tasks of which a larger share of the items stands in the training rows are warned of; null: not looked for."""
     seeds: tuple[Seed, ...] = Field((0,), min_length=1)
     """Every phase is trained once per seed, a whole number from 0 to 2 ** 32 - 1."""
     keep: Literal["all", "final", "none"] = "final"

@@ -28,6 +28,7 @@ from lingraft.report.figures import (
 from lingraft.report.tables import (
     BITS,
     change_table,
+    contamination_table,
     failures,
     forgetting_table,
     model_title,
@@ -116,6 +117,7 @@ def render_page(result: dict[str, Any], study: Study) -> str:
         ],
         failures=failures(result),
         tasks=task_table(result),
+        contamination=contamination_table(result),
         correction=next((cell["difference"]["correction"].replace("_", " ").title() for cell in done), ""),
         training=training_table(result),
         costs=strategy_cost_table(result),

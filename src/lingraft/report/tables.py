@@ -167,6 +167,34 @@ def _task_score(model: dict[str, Any], task: str) -> str:
     return f"{score} (p {p:.2g})"
 
 
+def contamination_table(result: dict[str, Any]) -> Table | None:
+    """Return how much of each task stands in the training rows, or None where it was not looked for."""
+    found = result.get("contamination")  # results of earlier versions have none
+    if not found or not found["tasks"]:
+        return None
+    columns = (
+        Column("task", "task and language"),
+        Column("items", "items looked at"),
+        Column(
+            "contaminated",
+            "share of the items of which 80 % of the n-grams, or the whole prompt, stand there",
+        ),
+        Column("touched", "share of the items that share an n-gram or more with a row: templates do"),
+        Column("n-grams", "share of all the task's n-grams"),
+    )
+    rows = tuple(
+        (
+            task,
+            str(one["items"]),
+            f"{one['contaminated']:.1%}",
+            f"{one['touched']:.1%}",
+            ABSENT if one["coverage"] is None else f"{one['coverage']:.1%}",
+        )
+        for task, one in found["tasks"].items()
+    )
+    return Table(columns, rows, 1)
+
+
 def model_title(entry: dict[str, Any], *, with_seed: bool) -> str:
     """Return the name of a cell's or a Phase 1 model in figures and headings."""
     seed = f"seed {entry['seed']}" if with_seed and entry["seed"] is not None else ""

@@ -23,6 +23,7 @@ from lingraft.records import fingerprint_of, write_json_atomically
 from lingraft.similarity.embedding_similarity import check_languages
 from lingraft.similarity.encoders import Encoder, load_encoder
 from lingraft.strategies.composition import build
+from lingraft.study.contamination import tell_contamination
 from lingraft.study.counting import Key, count_stages, mixed_key, train_key, train_keys
 from lingraft.study.events import Watcher
 from lingraft.study.forgetting import PhaseEnd, forgetting_of
@@ -78,8 +79,9 @@ def run_study(
             store, watcher, base_folder, trust_remote_code=study.trust_remote_code, processes=processes
         )
         measures = Measures(study, materials, stages, encoder)
+        contamination = tell_contamination(study, materials, store, base_folder, watcher)
         runner = _Runner(study, materials, stages, measures, watcher)
-        result = runner.run(folder) | {"tokenizer_cost": costs}
+        result = runner.run(folder) | {"tokenizer_cost": costs, "contamination": contamination}
         write_json_atomically(folder / RESULT, result)
     return result
 
@@ -176,6 +178,7 @@ class _Runner:
             "run": str(folder),
             "base": None if self._base is None else self._base.result["scores"],
             "base_reason": self._base_reason,
+            "base_predictions": None if self._base is None else _predictions_of(self._base),
             "phase_one": phase_ones[0]["scores"] if phase_ones else None,
             "phase_ones": phase_ones,
             "cells": cells,
@@ -259,6 +262,8 @@ class _Runner:
             "difference": differences(*map(read_predictions, predicted)),
             "forgetting": self._forgetting(cell, phase_one, trained),
             "scores": after,
+            "predictions": _predictions_of(last.evaluation),
+            "phase_one_predictions": _predictions_of(phase_one.evaluation),
             "training": _training_counts(last.stage),
             "cost": _cost(last),
             "phases": [
@@ -303,6 +308,7 @@ class _Runner:
             "strategy": None if step is None else step.strategy.label,
             "seed": None if step is None else seed,
             "scores": phase_one.evaluation.result["scores"],
+            "predictions": _predictions_of(phase_one.evaluation),
         }
         self._phase_ones.setdefault(phase_one.evaluation.fingerprint, entry)
 
@@ -430,6 +436,11 @@ class _Runner:
 
     def _seeded(self, label: str, seed: int) -> str:
         return label if len(self.study.seeds) == 1 else f"{label} (seed {seed})"
+
+
+def _predictions_of(evaluation: Stage) -> str:
+    """Return where an evaluation's answers lie in the run folder, which may be moved."""
+    return f"{evaluation.folder.parent.name}/{evaluation.folder.name}/{PREDICTIONS}"
 
 
 def _pair_key(cell: Cell) -> Key:

@@ -1,0 +1,171 @@
+"""What models answered: the worst answers of one model, or those of which another model's were better.
+
+Reads a run folder, whose result says where each model's answers lie, or the folder of one evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lingraft.errors import ConfigError, did_you_mean
+from lingraft.evaluate.predictions import Prediction, read_predictions
+from lingraft.records import read_json
+from lingraft.report.tables import model_title, phase_one_models
+
+RESULT = "result.json"
+PREDICTIONS = "predictions.parquet"
+BASE = "base model"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One model's answers.
+
+    Attributes:
+        label: The model's name in tables.
+        predictions: One per item.
+    """
+
+    label: str
+    predictions: tuple[Prediction, ...]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One item as one or two models answered it.
+
+    Attributes:
+        after: The model that is looked at.
+        before: The one that it is compared with; None: it is looked at alone.
+    """
+
+    after: Prediction
+    before: Prediction | None
+
+    @property
+    def change(self) -> float:
+        """Score after - before, in [-1, 1]; alone: the score."""
+        return self.after.score - (0.0 if self.before is None else self.before.score)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        one, other = self.after, self.before
+        return {
+            **{
+                name: getattr(one, name)
+                for name in ("ability", "task", "language", "item", "prompt", "reference")
+            },
+            "score": one.score,
+            "response": one.response,
+            "before": None if other is None else {"score": other.score, "response": other.response},
+        }
+
+
+def read_answers(folder: Path, cell: str | None, against: str | None) -> tuple[Answers, Answers | None]:
+    """Return the answers of the model that is looked at, and those of the one that it is compared with.
+
+    Args:
+        folder: A run folder, or one that holds the answers of a single model.
+        cell: Label of the model in a run; None: the first cell that is done.
+        against: Label of the other one; None: the cell's own Phase 1 model (of a Phase 1 or base model: none).
+
+    Raises:
+        ConfigError: There are no answers there, or no model of that name.
+        EvaluationError: A file of answers cannot be read.
+    """
+    if (folder / PREDICTIONS).is_file():
+        for option, given in (("--cell", cell), ("--against", against)):
+            if given is not None:
+                raise ConfigError(f"{option} {given!r}: {folder} holds the answers of one model only.")
+        return Answers(folder.name, read_predictions(folder / PREDICTIONS)), None
+    if not (folder / RESULT).is_file():
+        raise ConfigError(
+            f"{folder}: there is neither {RESULT} of a study that ran to its end nor {PREDICTIONS} of an evaluation."
+        )
+    models = _models(folder)
+    label = next((name for name, own in models.items() if own.phase_one), None) if cell is None else cell
+    if label is None:
+        raise ConfigError(f"{folder}: no cell is done; name a model with --cell: {', '.join(models)}.")
+    own = _chosen(models, label, "--cell")
+    other = own.phase_one if against is None else _chosen(models, against, "--against").path
+    if other is None:
+        return Answers(label, read_predictions(folder / own.path)), None
+    title = against or next((name for name, one in models.items() if one.path == other), "phase 1")
+    return Answers(label, read_predictions(folder / own.path)), Answers(
+        title, read_predictions(folder / other)
+    )
+
+
+@dataclass(frozen=True)
+class _Model:
+    """Where a model's answers lie in the run folder, and those of its Phase 1 (a cell's alone)."""
+
+    path: str
+    phase_one: str | None = None
+
+
+def _models(folder: Path) -> dict[str, _Model]:
+    """Return the models of a run by label, in the order of its tables."""
+    try:
+        result = read_json(folder / RESULT)
+        with_seed = len({one["seed"] for one in result["cells"]}) > 1
+        found = {} if result["base_predictions"] is None else {BASE: _Model(result["base_predictions"])}
+        for one in phase_one_models(result):
+            found[model_title(one, with_seed=with_seed)] = _Model(one["predictions"])
+        for one in result["cells"]:
+            if one["status"] == "done":
+                title = model_title(one, with_seed=with_seed)
+                found[title] = _Model(one["predictions"], one["phase_one_predictions"])
+        return found
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{folder / RESULT}: is not a result that says where answers lie ({type(error).__name__}: {error}); run "
+            "the study again: finished stages are not repeated."
+        ) from None
+
+
+def _chosen(models: dict[str, _Model], label: str, option: str) -> _Model:
+    if label not in models:
+        raise ConfigError(f"{option} {label!r} is no model of this run. {did_you_mean(label, models)}")
+    return models[label]
+
+
+def worst_answers(
+    after: Answers, before: Answers | None, *, language: str | None, task: str | None, count: int
+) -> list[Answered]:
+    """Return the items with the lowest scores; of two models those whose score fell most, the largest fall first.
+
+    Args:
+        after: The model that is looked at.
+        before: The model that it is compared with; items that it was not asked are left out.
+        language: BCP-47 tag; None: all.
+        task: Task, with or without its language; None: all.
+        count: Items at most.
+
+    Raises:
+        ConfigError: No item is of that language or task.
+    """
+    chosen = _matching(_matching(after.predictions, "--language", language), "--task", task)
+    others = None if before is None else {one.key: one for one in before.predictions}
+    answered = [
+        Answered(one, None if others is None else others[one.key])
+        for one in chosen
+        if others is None or one.key in others
+    ]
+    return sorted(answered, key=lambda one: (one.change, one.after.key))[:count]
+
+
+def _matching(predictions: Sequence[Prediction], option: str, wanted: str | None) -> list[Prediction]:
+    if wanted is None:
+        return list(predictions)
+    names = {one.language for one in predictions} if option == "--language" else _task_names(predictions)
+    if wanted not in names:
+        raise ConfigError(f"{option} {wanted!r}: no answer is of it. {did_you_mean(wanted, names)}")
+    return [one for one in predictions if wanted in (one.language, one.task, f"{one.task}/{one.language}")]
+
+
+def _task_names(predictions: Sequence[Prediction]) -> set[str]:
+    return {name for one in predictions for name in (one.task, f"{one.task}/{one.language}")}

@@ -1,0 +1,100 @@
+"""How much of a study's evaluation stands in its training rows, told before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lingraft.config.schema import Study
+from lingraft.data.contamination import CHARACTERS, WORDS, TaskOverlap, overlap
+from lingraft.data.example import Example
+from lingraft.data.worldbook import VERSION as WORLDBOOK_VERSION
+from lingraft.evaluate.harness import task_identities
+from lingraft.evaluate.items import evaluation_texts
+from lingraft.records import fingerprint_of, read_json, write_json_atomically
+from lingraft.study.events import Watcher
+from lingraft.study.materials import Materials
+from lingraft.study.stages import EVALUATION_SPLIT, libraries
+from lingraft.study.store import Store
+
+_TOLD_EVERY = 1000  # rows
+
+
+def tell_contamination(
+    study: Study, materials: Materials, store: Store, base_folder: Path, watcher: Watcher
+) -> dict[str, Any] | None:
+    """Measure the overlap of all evaluation tasks with all training rows, and warn; return it for the result.
+
+    It is kept in the run's cache, so that a finished study needs neither its tasks' data nor its rows again, unless a
+    task could not be read. None: the study does not ask for it.
+    """
+    if study.contamination is None:
+        return None
+    path = store.cache / f"contamination-{_fingerprint(study, materials, base_folder)}.json"
+    if path.is_file():
+        found: dict[str, Any] = read_json(path)
+    else:
+        found = _measured(study, materials, base_folder, watcher)
+        if not found["unread"]:
+            path.parent.mkdir(exist_ok=True)
+            write_json_atomically(path, found)
+    for task, share in found["tasks"].items():
+        if share["contaminated"] > study.contamination:
+            watcher.noted(_warning(task, share))
+    for reason in found["unread"]:
+        watcher.noted(f"contamination: {reason}")
+    return found
+
+
+def training_rows(study: Study, materials: Materials) -> Iterator[Example]:
+    """Return every row that some cell may train on, replayed English included; some twice."""
+    for data in materials.data.values():
+        # Without a limit every seed draws the same rows. The first seed comes last, and its split is kept for training.
+        for seed in study.seeds[:1] if data.source.limit is None else reversed(study.seeds):
+            yield from materials.withhold(data, data.split(seed).train)[0]
+    for data in materials.english.values():
+        yield from data.loaded.examples
+
+
+def _measured(study: Study, materials: Materials, base_folder: Path, watcher: Watcher) -> dict[str, Any]:
+    asked = evaluation_texts(
+        study.evaluate, languages=materials.languages, split=EVALUATION_SPLIT, base_folder=base_folder
+    )
+    rows = _told(training_rows(study, materials), watcher)
+    found: dict[str, TaskOverlap] = overlap(asked.texts, rows)
+    return {
+        "words": WORDS,
+        "characters": CHARACTERS,
+        "tasks": {task: one.to_json() for task, one in found.items()},
+        "unread": list(asked.unread),
+    }
+
+
+def _told(rows: Iterator[Example], watcher: Watcher) -> Iterator[Example]:
+    for number, row in enumerate(rows):
+        if number % _TOLD_EVERY == 0:
+            watcher.preparing("contamination", number, 0)
+        yield row
+
+
+def _fingerprint(study: Study, materials: Materials, base_folder: Path) -> str:
+    return fingerprint_of(
+        {
+            "evaluation": study.evaluate.model_dump(mode="json"),
+            "tasks": task_identities(study.evaluate, base_folder),
+            "languages": list(materials.languages),
+            "worldbook": WORLDBOOK_VERSION,
+            "data": [one.identity for one in (*materials.data.values(), *materials.english.values())],
+            "seeds": list(study.seeds),
+            "libraries": libraries(("lingraft", "lm-eval")),
+        }
+    )
+
+
+def _warning(task: str, found: dict[str, Any]) -> str:
+    worst = found["worst"][0]
+    return (
+        f"{task}: {found['contaminated']:.1%} of its {found['items']} items stand in the training rows, such as "
+        f"{worst['item']} in {worst['row']}: its score tells what was seen, not what was learned."
+    )

@@ -1,0 +1,116 @@
+"""`lingraft show predictions`: the worst answers of a run, beside those of the model before, on the terminal."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lingraft.cli import main
+from lingraft.cli.output import harmless
+from lingraft.evaluate.predictions import Prediction, write_predictions
+
+SCORES = {"de": (1.0, 0.5, 0.0), "th": (1.0, 1.0, 0.25)}  # after: by language, of three items
+
+
+def answers(scores: dict[str, tuple[float, ...]], said: str) -> list[Prediction]:
+    return [
+        Prediction(
+            "language_ability",
+            "worldbook:lookup",
+            tag,
+            f"g{i}",
+            f"g{i}",
+            score,
+            f"Q{i} {tag}?",
+            f"{said}{i}",
+            f"R{i}",
+        )
+        for tag, own in scores.items()
+        for i, score in enumerate(own)
+    ]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run folder of one cell, with the answers of three models and what `show` reads of the result."""
+    monkeypatch.chdir(tmp_path)
+    told = {
+        "evaluate-base": answers({"de": (0.0,) * 3, "th": (0.0,) * 3}, "base "),
+        "evaluate-one": answers({"de": (1.0,) * 3, "th": (0.5,) * 3}, "before "),
+        "evaluate-two": answers(SCORES, "after "),
+    }
+    for name, predictions in told.items():
+        folder = tmp_path / "run" / "stages" / name
+        folder.mkdir(parents=True)
+        write_predictions(folder / "predictions.parquet", predictions)
+    places = {name: f"stages/{name}/predictions.parquet" for name in told}
+    cell: dict[str, Any] = {"data": "similar", "strategy": "plain", "seed": 0, "status": "done"}
+    cell |= {"predictions": places["evaluate-two"], "phase_one_predictions": places["evaluate-one"]}
+    failed = {"data": "similar", "strategy": "lora", "seed": 0, "status": "failed"}
+    one = {"data": "english", "strategy": "plain", "seed": 0, "predictions": places["evaluate-one"]}
+    result = {"base_predictions": places["evaluate-base"], "phase_ones": [one], "cells": [failed, cell]}
+    (tmp_path / "run" / "result.json").write_text(json.dumps(result))
+    return tmp_path / "run"
+
+
+def shown(capfd: pytest.CaptureFixture[str], options: str, folder: str = "run") -> str:
+    code = main._run(["show", "predictions", folder, *shlex.split(options)])
+    printed = capfd.readouterr()
+    assert code == 0, printed.err
+    return printed.out
+
+
+def test_the_items_that_fell_most_stand_first_beside_the_phase_one_model(
+    run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    found = json.loads(shown(capfd, "--json --worst 3"))
+    assert (found["model"], found["before"]) == ("similar / plain", "phase 1")
+    assert [(one["language"], one["item"]) for one in found["items"]] == [
+        ("de", "g2"),
+        ("de", "g1"),
+        ("th", "g2"),
+    ]
+    assert found["items"][0]["before"] == {"score": 1.0, "response": "before 2"}
+    text = shown(capfd, "--worst 1")
+    for part in ("worldbook:lookup/de  g2", "Q2 de?", "=> R2", "phase 1: 1.00", "similar / plain: 0.00"):
+        assert part in text
+    line = next(line for line in text.splitlines() if "after 2" in line)
+    assert line.index("before 2") < line.index("after 2")
+
+
+def test_a_language_a_task_and_other_models_can_be_chosen(
+    run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    found = json.loads(shown(capfd, "--json --language th --against 'base model' --task worldbook:lookup/th"))
+    assert found["before"] == "base model"
+    assert [one["item"] for one in found["items"]] == ["g2", "g0", "g1"]
+    base = json.loads(shown(capfd, "--json --cell 'base model' --worst 2"))
+    assert (base["before"], base["items"][0]["before"], len(base["items"])) == (None, None, 2)
+
+
+def test_the_answers_of_one_evaluation_are_shown_alone(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    found = json.loads(shown(capfd, "--json --worst 1", folder="run/stages/evaluate-two"))
+    assert (found["model"], found["items"][0]["score"]) == ("evaluate-two", 0.0)
+    assert "after 2" in shown(capfd, "--worst 1", folder="run/stages/evaluate-two")
+
+
+def test_what_models_say_cannot_steer_the_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    said = "[bold red]x[/] \x1b[31m\x1b]0;title\x07 \u202eabc\u2028 \ud800 \r\nعربي"
+    one = Prediction(
+        "language_ability", "t\x1b[2J", "ar", "g", "g\x9b", 0.0, "\x1b[1m?", said.replace("\ud800", ""), "r"
+    )
+    write_predictions(tmp_path / "predictions.parquet", [one])
+    text = shown(capfd, "", folder=str(tmp_path))
+    assert not {"\x1b", "\x07", "\x9b", "\r", "\u202e", "\u2028"} & set(text)
+    assert "[bold red]x[/] \\x1b[31m" in text
+    assert "\\u202eabc" in text
+    assert "\u2068عربي\u2069" in text
+
+
+def test_joiners_line_breaks_and_tabs_are_no_danger() -> None:
+    assert harmless("न\u200dम\n\tmi\u200cr") == "न\u200dम\n\tmi\u200cr"
+    assert harmless("a\u2066b\x00\x7f\ud800") == "a\\u2066b\\x00\\x7f\\ud800"
