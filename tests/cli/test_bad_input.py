@@ -1423,6 +1423,75 @@ JUDGES = [
     judges(
         "a judge's record in no folder", "--record absent/a.json", "absent/a.json: there is no folder absent"
     ),
+
+
+def _answers(*scores: float) -> Callable[[Path, Path], None]:
+    """Write the answers of one model to as many items."""
+
+    def write(path: Path, _: Path) -> None:
+        from lingraft.evaluate.predictions import Prediction, write_predictions
+
+        own = [
+            Prediction("task_ability", "towns", "en", str(i), str(i), score, "?", ".", ".")
+            for i, score in enumerate(scores)
+        ]
+        write_predictions(path, own)
+
+    return write
+
+
+ANSWERS = "stages/evaluate-1/predictions.parquet"
+CELL = {"data": "similar", "strategy": "plain", "seed": 0, "status": "done", "predictions": ANSWERS}
+RESULT = {
+    "base_predictions": ANSWERS,
+    "phase_ones": [{"data": "e", "strategy": "plain", "seed": 0, "predictions": ANSWERS}],
+    "cells": [CELL | {"phase_one_predictions": ANSWERS}],
+}
+
+
+def shown(name: str, options: str, *says: str, result: Any = RESULT) -> Case:
+    """A run of one cell, of which something is asked that is not there."""
+    files = {"run/result.json": json.dumps(result), f"run/{ANSWERS}": _answers(1.0, 0.0)}
+    return Case(name, f"show predictions run {options}", says, files)
+
+
+PREDICTIONS = [
+    Case(
+        "no such run",
+        "show predictions runs/absent",
+        ("ConfigError: runs/absent: there is neither result.json", "predictions.parquet"),
+    ),
+    shown(
+        "a cell that the run has not",
+        "--cell 'similar / plian'",
+        "--cell 'similar / plian'",
+        "'similar / plain'",
+    ),
+    shown("a model to compare with that is not there", "--against base", "--against 'base'", "'base model'"),
+    shown("a language that was not asked", "--language ne", "--language 'ne'", "Did you mean 'en'?"),
+    shown("a task that was not asked", "--task town", "--task 'town'", "Did you mean 'towns'?"),
+    shown("no item to show", "--worst 0", "--worst", "0"),
+    shown("a result that names no answers", "", "run/result.json", "KeyError", "run", result={"cells": []}),
+    shown("a result that is no object", "", "run/result.json", "TypeError", result=[]),
+    shown(
+        "no cell that is done",
+        "",
+        "run: no cell is done; name a model with --cell: base model, phase 1",
+        result=RESULT | {"cells": [CELL | {"status": "failed"}]},
+    ),
+    Case(
+        "broken answers",
+        "show predictions run",
+        ("EvaluationError: run/predictions.parquet: cannot be read",),
+        {"run/predictions.parquet": b"PAR1 no table PAR1"},
+    ),
+    Case(
+        "a cell of a single evaluation",
+        "show predictions run --cell plain",
+        ("--cell 'plain': run holds the answers of one model only",),
+        {"run/predictions.parquet": _answers(1.0)},
+    ),
+    override("a share of contamination above 1", "contamination=5", "contamination", "5"),
 ]
 
 COMMANDS = [
@@ -1485,6 +1554,8 @@ CASES = [
     *DRIFTS,
     *REPLAYS,
     *JUDGES,
+
+    *PREDICTIONS,
     *COMMANDS,
 ]
 
