@@ -102,7 +102,7 @@ class TaskOverlap:
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
-        return asdict(self)
+        return asdict(self) | {"worst": [asdict(one) for one in self.worst]}
 
 
 def overlap(

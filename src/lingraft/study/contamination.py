@@ -66,7 +66,7 @@ def _measured(study: Study, materials: Materials, base_folder: Path, watcher: Wa
     return {
         "words": WORDS,
         "characters": CHARACTERS,
-        "tasks": {task: one.to_json() for task, one in found.items()},
+        "tasks": {task: one.to_json() for task, one in sorted(found.items())},
         "unread": list(asked.unread),
     }
 
