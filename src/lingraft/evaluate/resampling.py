@@ -19,6 +19,7 @@ CONFIDENCE = 0.95
 _COUNTS_AT_A_TIME = 1 << 21  # 16 MB
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+Chosen = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +70,17 @@ class Clusters:
         found: Floats = (self.gains - self.losses) / self.shares
         return found
 
-    def part(self, chosen: Floats) -> Clusters:
+    def part(self, chosen: Chosen) -> Clusters:
         """Return the clusters where `chosen` is true, by themselves: their shares sum to 1."""
         whole = self.shares[chosen].sum()
-        scaled = (self.shares, self.gains, self.losses, self.gain_errors, self.loss_errors)
         return Clusters(
-            *(array[chosen] / whole for array in scaled), self.leverages[chosen], self.kinds[chosen]
+            shares=self.shares[chosen] / whole,
+            gains=self.gains[chosen] / whole,
+            losses=self.losses[chosen] / whole,
+            gain_errors=self.gain_errors[chosen] / whole,
+            loss_errors=self.loss_errors[chosen] / whole,
+            leverages=self.leverages[chosen],
+            kinds=self.kinds[chosen],
         )
 
 
