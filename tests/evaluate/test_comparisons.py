@@ -77,7 +77,9 @@ def test_of_many_tasks_that_did_not_change_hardly_one_in_twenty_tables_has_a_fal
     draw = np.random.default_rng(0)
     single, corrected = 0, 0
     for _ in range(100):
-        pairs = {str(i): (answers(draw.random(12)), answers(draw.random(12))) for i in range(8)}
+        pairs = {
+            str(i): (answers(draw.random(12).tolist()), answers(draw.random(12).tolist())) for i in range(8)
+        }
         found = compare_many(pairs).values()
         single += any(one.p < 0.05 for one in found)
         corrected += any(one.p_adjusted < 0.05 for one in found)
