@@ -1423,6 +1423,7 @@ JUDGES = [
     judges(
         "a judge's record in no folder", "--record absent/a.json", "absent/a.json: there is no folder absent"
     ),
+]
 
 
 def _answers(*scores: float) -> Callable[[Path, Path], None]:
@@ -1559,7 +1560,6 @@ CASES = [
     *DRIFTS,
     *REPLAYS,
     *JUDGES,
-
     *PREDICTIONS,
     *COMMANDS,
 ]
