@@ -1452,7 +1452,7 @@ RESULT = {
 
 def shown(name: str, options: str, *says: str, result: Any = RESULT) -> Case:
     """A run of one cell, of which something is asked that is not there."""
-    files = {"run/result.json": json.dumps(result), f"run/{ANSWERS}": _answers(1.0, 0.0)}
+    files: dict[str, Any] = {"run/result.json": json.dumps(result), f"run/{ANSWERS}": _answers(1.0, 0.0)}
     return Case(name, f"show predictions run {options}", says, files)
 
 

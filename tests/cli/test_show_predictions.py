@@ -13,7 +13,10 @@ from lingraft.cli import main
 from lingraft.cli.output import harmless
 from lingraft.evaluate.predictions import Prediction, write_predictions
 
-SCORES = {"de": (1.0, 0.5, 0.0), "th": (1.0, 1.0, 0.25)}  # after: by language, of three items
+SCORES: dict[str, tuple[float, ...]] = {
+    "de": (1.0, 0.5, 0.0),
+    "th": (1.0, 1.0, 0.25),
+}  # after: by language, of three items
 
 
 def answers(scores: dict[str, tuple[float, ...]], said: str) -> list[Prediction]:
