@@ -1,12 +1,12 @@
 """How hard are the 300 instruction prompts for a model, and how much of its score would come unasked?
 
-    python benchmarks/instructions.py [--model embedded:smollm2-135m] [--limit 60]
+    python benchmarks/instructions.py [--model embedded:smollm2-135m] [--limit 60] [--answers FILE] [--save]
 
 Greedy answers in bf16 through the chat template, scored by the harness's verifiers. "Unasked" scores, against each
 prompt's instructions, the answers that the same model gave to prompts with none of these instruction types: what
 plain text follows by chance. "Taken for English": the share of the 300 prompts, themselves English text,
 that the verifiers of letter case accept once they are in that case; what is missing to 1 is their error, not a
-model's. With all prompts, writes benchmarks/results/instructions.json.
+model's. --save writes benchmarks/results/instructions.json.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def summary(rows: Sequence[Row], answers: Sequence[str]) -> dict[str, Any]:
     single = [i for i, row in enumerate(rows) if len(row["instruction_id_list"]) == 1]
     all_followed = [one for row in followed for one in row]
     return {
-        "prompts": len(rows),
+        "prompts": f"the first {len(rows)} of {len(read_instructions())}",
         SCORE: prompt_level(rows, [float(one[SCORE]) for one in scores]),
         "of_prompts_with_one_instruction": prompt_level(
             [rows[i] for i in single], [float(scores[i][SCORE]) for i in single]
@@ -171,7 +171,7 @@ def summary(rows: Sequence[Row], answers: Sequence[str]) -> dict[str, Any]:
         BY_INSTRUCTION: sum(all_followed) / len(all_followed),
         "prompt_level_unasked": sum(one for one, _ in chance) / len(chance),
         "by_type": by_type(rows, followed, [each for _, each in chance]),
-        "taken_for_english": taken_for_english(rows),
+        "taken_for_english": taken_for_english(read_instructions()),
     }
 
 
@@ -185,6 +185,7 @@ def main() -> None:
     parser.add_argument(
         "--answers", type=Path, help="JSON Lines file: answers there are kept, new ones added"
     )
+    parser.add_argument("--save", action="store_true")
     options = parser.parse_args()
     rows = read_instructions()[: options.limit]
     with tempfile.TemporaryDirectory() as folder:
@@ -207,7 +208,7 @@ def main() -> None:
         },
         "python": platform.python_version(),
     }
-    if options.limit is None:
+    if options.save:
         RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=1))
 

@@ -31,8 +31,8 @@ ROWS = read_instructions()
 BY_HAND: dict[str, tuple[dict[str, Any], str, str]] = {
     "change_case:english_capital": (
         {},
-        "THE KITCHEN IS CLOSED ON SUNDAYS AND ON MONDAYS.",
-        "The kitchen is CLOSED on Sundays.",
+        "WASH YOUR HANDS WITH SOAP AND WATER BEFORE YOU EAT, AND TELL YOUR BROTHER TO DO THE SAME THING.",
+        "Wash your HANDS with soap and water before you eat, and tell your brother to do the same thing.",
     ),
     "change_case:english_lowercase": (
         {},
@@ -237,9 +237,11 @@ def test_a_prompt_scores_only_where_both_instructions_are_followed() -> None:
 
 
 def test_the_language_of_an_answer_is_told_alike_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unseeded, langdetect takes these capitals for English or for German."""
     monkeypatch.setattr(DetectorFactory, "seed", None)
-    lower = row("change_case:english_lowercase", {})
-    assert len({score_response(lower, "no se me in a son de")[SCORE] for _ in range(12)}) == 1
+    capitals = row("change_case:english_capital", {})
+    answer = "THE KITCHEN IS CLOSED ON SUNDAYS AND ON MONDAYS."
+    assert len({score_response(capitals, answer)[SCORE] for _ in range(12)}) == 1
     assert DetectorFactory.seed is None
 
 
@@ -305,6 +307,7 @@ def test_a_file_of_the_same_format_takes_the_place_of_our_prompts(tmp_path: Path
             r"letter: not a value that it takes",
         ),
         (json.dumps(row("punctuation:no_comma", {}) | {"kwargs": []}), r"1 instructions and 0 kwargs"),
+        (json.dumps(row("punctuation:no_comma", {}) | {"kwargs": [None]}), r"kwargs a list of objects"),
     ],
 )
 def test_a_row_that_cannot_be_scored_alike_every_time_is_refused(

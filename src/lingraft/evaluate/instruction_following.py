@@ -154,6 +154,8 @@ def row_problem(row: Row) -> str | None:
     """
     known = verifiers().instructions_registry.INSTRUCTION_DICT
     names, arguments = row["instruction_id_list"], row["kwargs"]
+    if not _are_all(names, str) or not _are_all(arguments, dict) or not isinstance(row["prompt"], str):
+        return "prompt must be a text, instruction_id_list a list of names, kwargs a list of objects."
     if not names or len(names) != len(arguments):
         return f"has {len(names)} instructions and {len(arguments)} kwargs; each instruction needs its own."
     for name, given in zip(names, arguments, strict=True):
@@ -165,9 +167,13 @@ def row_problem(row: Row) -> str | None:
     return None
 
 
+def _are_all(values: Any, kind: type) -> bool:
+    return isinstance(values, list) and all(isinstance(value, kind) for value in values)
+
+
 def _argument_problem(verifier: Any, given: dict[str, Any]) -> str | None:
     present = {name: value for name, value in given.items() if value}  # as the harness's scoring reads them
-    needed = _argument_names(verifier)
+    needed = set(verifier.get_instruction_args_keys())
     if present.keys() != needed:
         return f"needs the arguments {sorted(needed)}, and has {sorted(present)}."
     try:
@@ -177,10 +183,6 @@ def _argument_problem(verifier: Any, given: dict[str, Any]) -> str | None:
     kept = verifier.get_instruction_args() or {}
     replaced = [name for name, value in present.items() if _plain(kept[name]) != _plain(value)]
     return f"{', '.join(replaced)}: not a value that it takes." if replaced else None
-
-
-def _argument_names(verifier: Any) -> set[str]:
-    return set(verifier.get_instruction_args_keys())
 
 
 def _plain(value: Any) -> Any:
