@@ -415,7 +415,7 @@ def _has_punkt() -> bool:
     import nltk
 
     try:
-        nltk.data.find("tokenizers/punkt_tab")
+        nltk.data.find("tokenizers/punkt_tab/english/")
     except LookupError:
         return False
     return True
