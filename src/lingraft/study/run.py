@@ -16,7 +16,7 @@ from lingraft.config.schema import PLAIN, PathStep, Phase, StrategyChoice, Strat
 from lingraft.data.example import Example
 from lingraft.data.example_table import joined
 from lingraft.errors import ConfigError, LingraftError, ModelError, did_you_mean
-from lingraft.evaluate.harness import check_tasks
+from lingraft.evaluate.tasks import check_tasks
 from lingraft.evaluate.predictions import read_predictions
 from lingraft.evaluate.scores import differences
 from lingraft.records import fingerprint_of, write_json_atomically

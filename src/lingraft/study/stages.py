@@ -22,10 +22,11 @@ from lingraft.config.schema import Evaluation, StrategyChoice, Training
 from lingraft.data.chat import encode_examples
 from lingraft.data.example import Example
 from lingraft.data.worldbook import VERSION as WORLDBOOK_VERSION
-from lingraft.evaluate.harness import evaluate_model, task_identities
+from lingraft.evaluate.harness import evaluate_model
 from lingraft.evaluate.held_out import bits_by_language, held_out_losses, item_of, write_losses
 from lingraft.evaluate.predictions import write_predictions
 from lingraft.evaluate.scores import score_summary
+from lingraft.evaluate.tasks import task_identities
 from lingraft.models.checkpoints import CheckpointReader, combine_checkpoints, save_checkpoint
 from lingraft.models.loading import load_model, load_tokenizer
 from lingraft.records import fingerprint_of
