@@ -15,6 +15,7 @@ COMMANDS = (
     "snr",
     "drift",
     "replay",
+    "evaluate",
     "validate",
     "show",
     "schema",

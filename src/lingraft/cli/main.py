@@ -8,7 +8,20 @@ from contextlib import nullcontext
 
 import typer
 
-from lingraft.cli import copy, difference, drift, ls, replay, run, schema, show, similarity, snr, validate
+from lingraft.cli import (
+    copy,
+    difference,
+    drift,
+    evaluate,
+    ls,
+    replay,
+    run,
+    schema,
+    show,
+    similarity,
+    snr,
+    validate,
+)
 from lingraft.cli.output import keep_stdout_clean, show_stacks, stack_of, standard_error
 from lingraft.errors import EXIT_DONE, EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_WRONG_INPUT, LingraftError
 
@@ -28,6 +41,7 @@ app.command("difference")(difference.difference)
 app.command("snr")(snr.snr)
 app.command("drift")(drift.drift)
 app.command("replay")(replay.replay)
+app.command("evaluate")(evaluate.evaluate)
 app.command("schema")(schema.schema)
 app.command("copy")(copy.copy)
 app.command("ls")(ls.ls)

@@ -113,16 +113,16 @@ def evaluate_model(
         languages: BCP-47 tags of the study's languages besides English.
         split: worldbook's split.
         base_folder: What the paths of YAML tasks and data files are relative to.
-        skip_missing: Run what can be run where a task's data (or a service that it needs) cannot be had here.
+        skip_missing: Leave out tasks whose data (or a service that they need) cannot be had here, perhaps all.
         on_progress: Called with the answers so far and in all.
 
     Raises:
-        EvaluationError: A task cannot be loaded, has no such metric, or scores outside [0, 1]; or none can be run.
+        EvaluationError: A task cannot be loaded, has no such metric, or scores outside [0, 1].
     """
     runs, not_run = _build(evaluation, languages, split, base_folder, skip_missing=skip_missing)
-    if not runs:
-        raise EvaluationError("\n".join(["no task is left to evaluate.", *not_run.values()]))
-    samples = _run_harness(model, tokenizer, evaluation, runs, on_progress)
+    if not runs and not skip_missing:
+        raise EvaluationError("no task is left to evaluate.")
+    samples = _run_harness(model, tokenizer, evaluation, runs, on_progress) if runs else {}
     predictions = [prediction for run in runs for prediction in _predictions(run, samples[run.key])]
     return Evaluated(
         predictions=tuple(predictions),
@@ -148,7 +148,7 @@ def _build(
         except NotRunnableError as error:
             if not skip_missing:
                 raise
-            not_run[f"{label_of(entry)}/{entry.language or ENGLISH}"] = str(error)
+            not_run[f"{label_of(entry)}/{entry.language or ENGLISH}"] = error.reason
     return runs, not_run
 
 
@@ -301,7 +301,9 @@ def _predictions(run: _Run, samples: Sequence[dict[str, Any]]) -> Iterator[Predi
 def _prediction(run: _Run, sample: dict[str, Any]) -> Prediction:
     from lingraft.evaluate.worldbook_tasks import cluster_of, verdict
 
-    response = _text(sample["filtered_resps"])
+    is_generated = run.task.config.output_type == "generate_until"
+    # As it was said: a filter may leave a number of it, or nothing.
+    response = _text(sample["resps"][0] if is_generated else sample["filtered_resps"])
     common: dict[str, Any] = {
         "ability": run.ability,
         "task": run.name,

@@ -25,7 +25,24 @@ def score_summary(predictions: Sequence[Prediction], bits: Mapping[str, BitsPerC
         **{ability: asdict(macro_mean(own)) for ability, own in abilities.items()},
         "per_language": {tag: _language(tag, abilities, bits.get(tag)) for tag in languages},
         **_wrong_language(predictions),
-        "tasks": {name: _task(own) for name, own in _by_task(predictions).items()},
+        "tasks": task_scores(predictions),
+    }
+
+
+def task_scores(predictions: Sequence[Prediction]) -> dict[str, dict[str, Any]]:
+    """Return the score of every task and language as JSON, with n, interval, and wrong languages."""
+    return {name: _task(own) for name, own in _by_task(predictions).items()}
+
+
+def task_differences(before: Sequence[Prediction], after: Sequence[Prediction]) -> dict[str, dict[str, Any]]:
+    """Return after - before on the same items, for every task and language, with intervals.
+
+    Raises:
+        EvaluationError: The two do not hold the same items.
+    """
+    later = _by_task(after)
+    return {
+        name: asdict(paired_difference(own, later.get(name, []))) for name, own in _by_task(before).items()
     }
 
 
@@ -35,7 +52,6 @@ def differences(before: Sequence[Prediction], after: Sequence[Prediction]) -> di
     Raises:
         EvaluationError: The two do not hold the same items.
     """
-    tasks_before, tasks_after = _by_task(before), _by_task(after)
     found: dict[str, Any] = {
         ability: asdict(
             paired_difference(
@@ -44,9 +60,7 @@ def differences(before: Sequence[Prediction], after: Sequence[Prediction]) -> di
         )
         for ability in ABILITIES
     }
-    found["tasks"] = {
-        name: asdict(paired_difference(own, tasks_after[name])) for name, own in tasks_before.items()
-    }
+    found["tasks"] = task_differences(before, after)
     found["per_language"] = {
         tag: asdict(
             paired_difference(

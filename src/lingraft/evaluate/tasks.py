@@ -30,7 +30,16 @@ WORLDBOOK = "worldbook"
 
 
 class NotRunnableError(EvaluationError):
-    """A task lacks here what it needs (its data, a service); other tasks can run without it."""
+    """A task lacks here what it needs (its data, a service); other tasks can run without it.
+
+    Args:
+        message: The error as a whole.
+        reason: Why, without what is to be done: what a library or a task of our own said.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 def check_tasks(evaluation: Evaluation, base_folder: Path, *, languages: Sequence[str]) -> None:
@@ -139,15 +148,43 @@ def _is_file(name: str) -> bool:
 
 
 def _problem(entry: EvaluationTask, base_folder: Path, languages: Sequence[str]) -> str | None:
+    problem = name_problem(entry, base_folder, languages)
+    if problem is not None or is_worldbook(entry):
+        return problem
+    # What the hub must give is loaded when it is evaluated: a finished study is not to need the hub again.
+    return _load_problem(entry, base_folder) if _is_local(entry, base_folder) else None
+
+
+def name_problem(entry: EvaluationTask, base_folder: Path, languages: Sequence[str]) -> str | None:
+    """Return why there is no such task or file, None where there is; nothing is loaded.
+
+    Args:
+        entry: The task.
+        base_folder: What its paths are relative to.
+        languages: In which worldbook is asked for where the entry names none.
+    """
     if is_worldbook(entry):
         return _worldbook_problem(entry, languages)
     if entry.data is not None and not (base_folder / entry.data).is_file():
         return f"there is no file {entry.data}."
     if _is_file(entry.task):
-        return _file_problem(entry, base_folder)
+        return None if (base_folder / entry.task).is_file() else "there is no such file."
     if entry.task not in OWN_TASKS and entry.task not in _task_manager().task_index:
         return f"is no task of lingraft's own and no harness task. {_close(entry.task)}"
-    return _load_problem(entry, base_folder) if entry.data is not None else None
+    return None
+
+
+def _is_local(entry: EvaluationTask, base_folder: Path) -> bool:
+    """Return whether a task can be built without the hub; of a YAML file that cannot be read it says so, too."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    if entry.data is not None or not _is_file(entry.task):
+        return entry.data is not None
+    try:
+        config = load_yaml(base_folder / entry.task, resolve_func=False, recursive=False)
+        return "task" not in config or bool(_local_data_files(config, base_folder))
+    except Exception:  # YAML's errors, and whatever a file that is no mapping leads to; loading it says which
+        return True
 
 
 def _worldbook_problem(entry: EvaluationTask, languages: Sequence[str]) -> str | None:
@@ -162,21 +199,6 @@ def _worldbook_problem(entry: EvaluationTask, languages: Sequence[str]) -> str |
         if unknown
         else None
     )
-
-
-def _file_problem(entry: EvaluationTask, base_folder: Path) -> str | None:
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    path = base_folder / entry.task
-    if not path.is_file():
-        return "there is no such file."
-    try:
-        config = load_yaml(path, resolve_func=False, recursive=False)
-        is_local = entry.data is not None or bool(_local_data_files(config, base_folder))
-    except Exception as error:  # YAML's errors, and whatever a file that is no mapping leads to
-        return f"is not a harness task's YAML: {in_one_line(error)}"
-    # What the hub must give is loaded when it is evaluated: a finished study is not to need the hub again.
-    return _load_problem(entry, base_folder) if is_local or "task" not in config else None
 
 
 def _load_problem(entry: EvaluationTask, base_folder: Path) -> str | None:
@@ -267,7 +289,8 @@ def load_tasks(entry: EvaluationTask, base_folder: Path) -> list[ConfigurableTas
         if isinstance(error, ConfigError) or (entry.data is None and not _is_file(entry.task)):
             raise NotRunnableError(
                 f"the task {entry.task} cannot be loaded: {told} (where its data set cannot be downloaded, give it "
-                "`data:`, a local file)."
+                "`data:`, a local file).",
+                told,
             ) from error
         advice = f"its data are {entry.data}: do the rows have the fields of the task's own data set?"
         raise EvaluationError(

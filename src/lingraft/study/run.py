@@ -16,9 +16,10 @@ from lingraft.config.schema import PLAIN, PathStep, Phase, StrategyChoice, Strat
 from lingraft.data.example import Example
 from lingraft.data.example_table import joined
 from lingraft.errors import ConfigError, LingraftError, ModelError, did_you_mean
-from lingraft.evaluate.tasks import check_tasks
 from lingraft.evaluate.predictions import read_predictions
 from lingraft.evaluate.scores import differences
+from lingraft.evaluate.suites import resolve_suites
+from lingraft.evaluate.tasks import check_tasks
 from lingraft.records import fingerprint_of, write_json_atomically
 from lingraft.similarity.embedding_similarity import check_languages
 from lingraft.similarity.encoders import Encoder, load_encoder
@@ -68,7 +69,9 @@ def run_study(
     _check_place(folder)
     _check_trackers(study)
     materials = gather(study, base_folder, watcher)
-    check_tasks(study.evaluate, base_folder, languages=materials.languages)
+    evaluation = resolve_suites(study.evaluate, base_folder, languages=materials.languages)
+    check_tasks(evaluation, base_folder, languages=materials.languages)
+    study = study.model_copy(update={"evaluate": evaluation})
     encoder = _encoder(study, materials)
     costs = tell_costs(materials, watcher, trust_remote_code=study.trust_remote_code)
     with Store(folder) as store:
