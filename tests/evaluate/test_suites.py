@@ -139,6 +139,7 @@ def test_a_suite_of_a_study_becomes_its_tasks_in_the_studys_languages(copies: Ca
     assert placed["xcopa", "th"].data == str(Path("data") / "xcopa" / "th.jsonl")
     assert placed["mgsm", "th"].data is None
     assert {(one.limit, one.sample) for one in found.language_ability} == {(7, 3)}
+    assert found.data_dir is None
 
 
 @pytest.mark.parametrize(
@@ -228,7 +229,7 @@ def test_global_mmlu_rows_go_to_the_task_of_their_subject(copies: Callable[..., 
         "astronomy": 2,
         "virology": 1,
     }
-    assert documents(entry)[0] == ("Q\nA. a\nB. b\nC. c\nD. d\nAnswer:", 2, ["A", "B", "C", "D"])
+    assert documents(entry)[0] == ("Q\nA. a\nB. b\nC. c\nD. d\nAnswer:", "C", ["A", "B", "C", "D"])
 
 
 def test_mgsm_answers_become_numbers_and_xcopa_leaves_out_its_validation_rows(
@@ -321,7 +322,12 @@ def test_a_group_over_a_local_file_must_say_whose_rows_are_whose(copies: Callabl
 )
 def test_options_that_would_be_read_by_nothing_are_refused(entry: dict[str, Any], told: str) -> None:
     phases = [{"name": name, "data": {"d": {"source": "worldbook:lookup/en"}}} for name in "ab"]
-    study = {"name": "s", "model": "m", "phases": phases, "evaluate": {"task_ability": [entry]}}
+    study = {
+        "name": "s",
+        "model": "m",
+        "phases": phases,
+        "evaluate": {"task_ability": [entry], "data_dir": "copies"},
+    }
     problems = check_study(Study.model_validate(study))
     assert any(told in problem for problem in problems), problems
 
@@ -330,3 +336,31 @@ def test_quick_needs_no_data_and_has_every_language_of_worldbook() -> None:
     found = choose_tasks("quick", [], languages=LANGUAGES, data_dir=None, limit=None)
     assert found.lacking == ()
     assert {one.language for one in found.evaluation.language_ability} == {*LANGUAGES} - {"en"}
+
+
+def test_a_hub_out_of_reach_is_asked_once_only(monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> None:
+    import datasets
+
+    asked = []
+
+    def unreachable(path: str, **_: Any) -> None:
+        asked.append((path, datasets.config.HF_HUB_OFFLINE))
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    found = choose_tasks("reading", ["mgsm", "th=xcopa"], languages=[], data_dir=None, limit=1)
+    evaluated = evaluate_model(
+        load_model(tiny_model),
+        load_tokenizer(tiny_model),
+        found.evaluation,
+        languages=["th"],
+        skip_missing=True,
+    )
+    assert asked == [("juletxara/mgsm", False), ("cambridgeltl/xcopa", True)]
+    assert evaluated.predictions == ()
+    assert evaluated.not_run == {
+        "mgsm/en": "ConnectionError: no network",
+        "xcopa/th": "ConnectionError: no network",
+    }
+    assert datasets.config.HF_HUB_OFFLINE is False

@@ -86,13 +86,13 @@ def evaluate(
     folder = output or Path("runs") / "evaluate" / f"{'+'.join(names)}-{suite}"
     folders = [folder] if len(models) == 1 else [folder / name for name in names]
     for model, own in zip(models, folders, strict=True):
-        _check_folder(own, {"model": model, **asked})
+        _prepare(own, {"model": model, **asked})
     if len(models) == 2:
-        _check_folder(folder, {"models": models, **asked})
+        _prepare(folder, {"models": models, **asked})
     evaluation = chosen.evaluation.model_copy(update={"batch_size": batch_size, "apply_chat_template": chat})
     results, predictions = [], []
     for model, own in zip(models, folders, strict=True):
-        result, found = _evaluate(model, evaluation, chosen, {"model": model, **asked}, own)
+        result, found = _evaluate(model, evaluation, {"model": model, **asked}, own, tell=own == folders[0])
         results.append(result)
         predictions.append(found)
     _finish(models, results, predictions, asked, folder, as_json=json)
@@ -101,6 +101,8 @@ def evaluate(
 def _check(models: list[str], precision: str) -> None:
     if len(models) > 2:
         raise ConfigError(f"{len(models)} models: name one, or two to compare.")
+    if len(set(models)) < len(models):
+        raise ConfigError(f"{models[0]}: stands twice; name another model to compare it with.")
     if precision not in _PRECISIONS:
         raise ConfigError(f"--precision {precision!r}: there are {' and '.join(_PRECISIONS)}.")
 
@@ -134,16 +136,25 @@ def _tags(languages: str) -> list[str]:
 
 def _names(models: list[str]) -> list[str]:
     """Return what the models' folders are called: the last part of each name, numbered where two are alike."""
-    names = [
-        re.sub(r"[^\w.+-]+", "-", Path(model.partition("embedded:")[2] or model).name) for model in models
-    ]
+    names = [re.sub(r"[^\w.+-]+", "-", _last_part(model)) for model in models]
     return names if len(set(names)) == len(names) else [f"{name}-{i}" for i, name in enumerate(names, 1)]
 
 
-def _check_folder(folder: Path, asked: dict[str, Any]) -> None:
-    """Refuse to write over results of something else."""
+def _last_part(model: str) -> str:
+    folder = Path(model).expanduser()
+    return folder.resolve().name if folder.is_dir() else model.removeprefix("embedded:").rpartition("/")[2]
+
+
+def _prepare(folder: Path, asked: dict[str, Any]) -> None:
+    """Make the folder of results; refuse to write over those of something else."""
     from lingraft.records import read_json
 
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"--output {folder}: cannot be made ({error.strerror}: {error.filename})."
+        ) from None
     if not (folder / RECORD).exists():
         return
     try:
@@ -159,7 +170,7 @@ def _check_folder(folder: Path, asked: dict[str, Any]) -> None:
 
 
 def _evaluate(
-    model: str, evaluation: Evaluation, chosen: Chosen, asked: dict[str, Any], folder: Path
+    model: str, evaluation: Evaluation, asked: dict[str, Any], folder: Path, *, tell: bool
 ) -> tuple[dict[str, Any], tuple[Prediction, ...]]:
     """Evaluate one model and write what was found; the record last."""
     import torch
@@ -181,9 +192,11 @@ def _evaluate(
             skip_missing=True,
             on_progress=lambda done, total: bars.progressed(model, done, total),
         )
-    _tell_not_run(found, asked["data_dir"])
-    result = _result(found, chosen)
-    folder.mkdir(parents=True, exist_ok=True)
+    if tell:
+        _tell_not_run(found, asked["data_dir"])
+    if not found.predictions:
+        raise EvaluationError("none of the tasks can be run here.")
+    result = _result(found)
     (folder / RECORD).unlink(missing_ok=True)  # of an earlier run of the same
     write_predictions(folder / PREDICTIONS, found.predictions)
     inputs = {**asked, "model_hash": merged_content_hash(model), "libraries": _libraries()}
@@ -199,11 +212,9 @@ def _tell_not_run(found: Evaluated, data_dir: str | None) -> None:
         task, _, language = one.rpartition("/")
         sought = where_data_is_sought(task, language, data_dir)
         _say(f"{one}: not run: {reason.rstrip('.')}. Its data: {sought}.")
-    if not found.predictions:
-        raise EvaluationError("none of the tasks can be run here.")
 
 
-def _result(found: Evaluated, chosen: Chosen) -> dict[str, Any]:
+def _result(found: Evaluated) -> dict[str, Any]:
     from lingraft.evaluate.harness import SEEDS
     from lingraft.evaluate.scores import task_scores
 
@@ -213,7 +224,6 @@ def _result(found: Evaluated, chosen: Chosen) -> dict[str, Any]:
         "left_out": list(found.left_out),
         "truncated": found.truncated,
         "not_run": found.not_run,
-        "lacking": list(chosen.lacking),
         "seeds": SEEDS | {"bootstrap": 0},
     }
 

@@ -18,6 +18,7 @@ def check_study(study: Study) -> list[str]:
         *_check_paths(study),
         *_check_measures(study),
         *_check_evaluation(study),
+        *_check_data_dir(study),
     ]
 
 
@@ -164,6 +165,15 @@ def _check_evaluation(study: Study) -> Iterator[str]:
         for number, task in enumerate(tasks):
             place = f"evaluate.{ability}[{number}] ({task.task})"
             yield from (f"{place}: {problem}" for problem in _task_problems(task, ability))
+
+
+def _check_data_dir(study: Study) -> Iterator[str]:
+    tasks = (*study.evaluate.task_ability, *study.evaluate.language_ability)
+    if study.evaluate.data_dir is not None and not any(task.task.startswith("suite:") for task in tasks):
+        yield (
+            f"evaluate.data_dir: {study.evaluate.data_dir!r}: only the data of suites are looked for there; name a suite, "
+            "or give tasks their `data`."
+        )
 
 
 def _task_problems(task: EvaluationTask, ability: str) -> Iterator[str]:

@@ -138,16 +138,20 @@ def _build(
 ) -> tuple[list[_Run], dict[str, str]]:
     runs: list[_Run] = []
     not_run: dict[str, str] = {}
+    hub_out_of_reach = False
     for ability, entry in entries(evaluation):
         if is_worldbook(entry):
             wanted = languages if ability == "language_ability" else (ENGLISH,)
             runs.extend(_build_worldbook(ability, entry, wanted, split))
             continue
         try:
-            runs.extend(_build_harness(ability, entry, base_folder))
+            tasks = load_tasks(entry, base_folder, hub_out_of_reach=hub_out_of_reach)
+            with quiet():
+                runs.extend(_build_harness(ability, entry, tasks, base_folder))
         except NotRunnableError as error:
             if not skip_missing:
                 raise
+            hub_out_of_reach = hub_out_of_reach or error.is_hub_out_of_reach
             not_run[f"{label_of(entry)}/{entry.language or ENGLISH}"] = error.reason
     return runs, not_run
 
@@ -180,10 +184,12 @@ def _build_worldbook(
             )
 
 
-def _build_harness(ability: Ability, entry: EvaluationTask, base_folder: Path) -> Iterator[_Run]:
+def _build_harness(
+    ability: Ability, entry: EvaluationTask, tasks: Sequence[ConfigurableTask], base_folder: Path
+) -> Iterator[_Run]:
     label, language = label_of(entry), entry.language or ENGLISH
     cluster = None if entry.cluster is None else Expression(entry.cluster, f"the task {entry.task}: cluster")
-    for task in load_tasks(entry, base_folder):
+    for task in tasks:
         if entry.max_new_tokens is not None and task.config.output_type == "generate_until":
             task.set_config("generation_kwargs", {"max_gen_toks": entry.max_new_tokens}, update=True)
         task.set_config("num_fewshot", task.config.num_fewshot or 0)

@@ -95,7 +95,9 @@ def suite(name: str) -> Suite:
 
 
 def resolve_suites(evaluation: Evaluation, base_folder: Path, *, languages: Sequence[str]) -> Evaluation:
-    """Return an evaluation with the tasks of its suites in their place; what its suites lack in a language is left out.
+    """Return an evaluation with the tasks of its suites in their place, and their local copies in that of a folder.
+
+    What a suite lacks in a language is left out.
 
     Args:
         evaluation: As the study file has it.
@@ -119,7 +121,8 @@ def resolve_suites(evaluation: Evaluation, base_folder: Path, *, languages: Sequ
             base_folder,
         )
         found[ability] += own
-    return evaluation.model_copy(update={ability: tuple(tasks) for ability, tasks in found.items()})
+    resolved = {ability: tuple(tasks) for ability, tasks in found.items()}
+    return evaluation.model_copy(update={**resolved, "data_dir": None})
 
 
 def suite_tasks(

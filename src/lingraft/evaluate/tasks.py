@@ -8,10 +8,11 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from lingraft.config.schema import Evaluation, EvaluationTask
 from lingraft.data.readers import commit_of
@@ -35,11 +36,13 @@ class NotRunnableError(EvaluationError):
     Args:
         message: The error as a whole.
         reason: Why, without what is to be done: what a library or a task of our own said.
+        is_hub_out_of_reach: Whether the hub could not be reached, as it will not be for the next task.
     """
 
-    def __init__(self, message: str, reason: str) -> None:
+    def __init__(self, message: str, reason: str, *, is_hub_out_of_reach: bool) -> None:
         super().__init__(message)
         self.reason = reason
+        self.is_hub_out_of_reach = is_hub_out_of_reach
 
 
 def check_tasks(evaluation: Evaluation, base_folder: Path, *, languages: Sequence[str]) -> None:
@@ -129,12 +132,15 @@ def data_revision(entry: EvaluationTask, task: ConfigurableTask, base_folder: Pa
     """Return which data a task was run on: the hashes of its local files, or the hub data set with its commit.
 
     `fingerprint` is the datasets library's own, which changes with the rows; `commit` is null where its cache does not
-    tell it.
+    tell it. A task of our own says `source` and `revision` in its metadata.
     """
     files = _file_hashes(entry, base_folder)
     if files:
         return {"files": {place.partition(" ")[2]: digest for place, digest in files.items()}}
     rows = task.dataset[task.config.test_split or task.config.validation_split]
+    if entry.task in OWN_TASKS:
+        said = task.config.metadata or {}
+        return {"hub": said.get("source"), "commit": said.get("revision"), "fingerprint": rows._fingerprint}
     return {
         "hub": task.config.dataset_path,
         "config": task.config.dataset_name,
@@ -272,30 +278,52 @@ def _resolved(named: Any, base_folder: Path) -> Any:
     return str((base_folder / named).resolve())
 
 
-def load_tasks(entry: EvaluationTask, base_folder: Path) -> list[ConfigurableTask]:
+def load_tasks(
+    entry: EvaluationTask, base_folder: Path, *, hub_out_of_reach: bool = False
+) -> list[ConfigurableTask]:
     """Return the harness tasks that an entry stands for: one, or the tasks of a group.
+
+    Args:
+        entry: The task.
+        base_folder: What its paths are relative to.
+        hub_out_of_reach: Take from the hub only what is in its cache: without a network, its attempts take half a
+            minute.
 
     Raises:
         NotRunnableError: What must come from the hub or another service cannot be had here.
         EvaluationError: The task or its local data cannot be used.
     """
     try:
-        with quiet():
+        with quiet(), _cache_alone() if hub_out_of_reach else nullcontext():
             return _own(entry, base_folder) if entry.task in OWN_TASKS else _of_harness(entry, base_folder)
-    except NotRunnableError:
-        raise
-    except Exception as error:
-        told = in_one_line(error) if isinstance(error, LingraftError) else _library_error(error)
-        if isinstance(error, ConfigError) or (entry.data is None and not _is_file(entry.task)):
-            raise NotRunnableError(
-                f"the task {entry.task} cannot be loaded: {told} (where its data set cannot be downloaded, give it "
-                "`data:`, a local file).",
-                told,
-            ) from error
-        advice = f"its data are {entry.data}: do the rows have the fields of the task's own data set?"
-        raise EvaluationError(
-            f"the task {entry.task} cannot be loaded: {told}" + (f" ({advice})." if entry.data else ".")
-        ) from error
+    except Exception as error:  # the hub's, YAML's and the tasks' own errors share no base class
+        raise _refusal(entry, error) from error
+
+
+@contextmanager
+def _cache_alone() -> Iterator[None]:
+    """Do as HF_HUB_OFFLINE=1 does, which is read only once, when the libraries are imported."""
+    with (
+        patch("datasets.config.HF_HUB_OFFLINE", True),
+        patch("huggingface_hub.constants.HF_HUB_OFFLINE", True),
+    ):
+        yield
+
+
+def _refusal(entry: EvaluationTask, error: Exception) -> EvaluationError:
+    told = in_one_line(error) if isinstance(error, LingraftError) else _library_error(error)
+    if isinstance(error, ConfigError) or (entry.data is None and not _is_file(entry.task)):
+        return NotRunnableError(
+            f"the task {entry.task} cannot be loaded: {told} (where its data set cannot be downloaded, give it "
+            "`data:`, a local file).",
+            told,
+            is_hub_out_of_reach=isinstance(error, ConnectionError)
+            or isinstance(error.__cause__, ConnectionError),
+        )
+    advice = f"its data are {entry.data}: do the rows have the fields of the task's own data set?"
+    return EvaluationError(
+        f"the task {entry.task} cannot be loaded: {told}" + (f" ({advice})." if entry.data else ".")
+    )
 
 
 def _library_error(error: Exception) -> str:
