@@ -171,8 +171,8 @@ def _check_data_dir(study: Study) -> Iterator[str]:
     tasks = (*study.evaluate.task_ability, *study.evaluate.language_ability)
     if study.evaluate.data_dir is not None and not any(task.task.startswith("suite:") for task in tasks):
         yield (
-            f"evaluate.data_dir: {study.evaluate.data_dir!r}: only the data of suites are looked for there; name a suite, "
-            "or give tasks their `data`."
+            f"evaluate.data_dir: {study.evaluate.data_dir!r}: only the data of suites are looked for there; name a "
+            "suite, or give tasks their `data`."
         )
 
 
