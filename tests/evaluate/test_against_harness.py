@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import lm_eval
 import pytest
 import torch
 import yaml
@@ -50,6 +51,11 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     ],
 }
 METRICS = {"hellaswag": "acc_norm", "xcopa_id": "acc", "mgsm_direct_de": "exact_match"}
+FILES = {
+    "hellaswag": "hellaswag/hellaswag.yaml",
+    "xcopa_id": "xcopa/default_id.yaml",
+    "mgsm_direct_de": "mgsm/direct/mgsm_direct_de.yaml",
+}
 NEW_TOKENS = 12
 
 
@@ -80,13 +86,11 @@ def ours(model: Path, files: dict[str, Path], *, chat: bool) -> Evaluated:
 
 def theirs(model: Path, files: dict[str, Path], folder: Path, *, chat: bool) -> tuple[Any, dict[str, Any]]:
     """Run the harness's command line; return its results, and its samples by task."""
-    from lm_eval.tasks import TaskManager
-
-    index = TaskManager().task_index
+    tasks = Path(lm_eval.__file__).parent / "tasks"
     for name, path in files.items():
         split = "validation" if name == "hellaswag" else "test"
         changes = {
-            "include": str(index[name].yaml_path),
+            "include": str(tasks / FILES[name]),
             "task": f"local_{name}",
             "tag": None,
             "dataset_path": "json",
