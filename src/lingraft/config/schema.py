@@ -327,8 +327,14 @@ class Evaluation(Section):
     """Tasks in the study's languages; language ability is the mean over languages of the mean over tasks."""
     data_dir: Text | None = None
     """Folder of local files that stand for the data sets of suites; what it lacks comes from the hub."""
-    batch_size: int = Field(32, ge=1)
-    """Items generated or scored together."""
+    batch_size: int | None = Field(None, ge=1)
+    """Most answers generated together; null: as many as `tokens_per_batch` allows."""
+    tokens_per_batch: int = Field(32768, ge=1)
+    """Tokens of a batch, padding and the longest allowed answers included: its keys and values fill the memory."""
+    repeats: int = Field(1, ge=1)
+    """Times that generating tasks run, each in other batches (or by other draws): the noise floor of their scores."""
+    backend: Literal["transformers", "vllm"] = "transformers"
+    """What generates answers; vllm needs the extra `vllm`. Likelihood tasks always run in transformers."""
     apply_chat_template: bool = True
     """Put harness prompts through the model's chat template."""
 

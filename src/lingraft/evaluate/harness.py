@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -21,7 +21,10 @@ from lingraft.config.schema import Evaluation, EvaluationTask
 from lingraft.data.chat import chat_template
 from lingraft.data.worldbook import FAMILIES
 from lingraft.errors import EvaluationError
+from lingraft.evaluate.answers import AnswerLog, ItemCount, request_key
+from lingraft.evaluate.judge import AnswerJudge
 from lingraft.evaluate.local_rows import Expression
+from lingraft.evaluate.noise import noise_floor
 from lingraft.evaluate.own_tasks import OWN_TASKS
 from lingraft.evaluate.predictions import Ability, Prediction
 from lingraft.evaluate.tasks import (
@@ -43,6 +46,8 @@ if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from lingraft.evaluate.in_memory import InMemoryModel, MakeGenerator
+
 # IFEval's verifiers of these instructions tokenise with NLTK's Punkt model, which the harness would download.
 NEEDS_PUNKT = frozenset({"length_constraints:number_sentences", "change_case:capital_word_frequency"})
 
@@ -59,10 +64,11 @@ class Evaluated:
     Attributes:
         predictions: One per item.
         left_out: Items that could not be scored, each with its reason; they count nowhere.
-        truncated: Answers that used all the tokens that they were allowed, by task.
+        truncated: Answers that used all the tokens that they were allowed, by task that generates.
         tasks: By task: version, metric, filter, items, revision of its data, seed of its sample, and the hashes of its
             prompts and of their template.
         not_run: By task and language, why it could not be run here; empty unless such tasks were to be skipped.
+        noise: What repeating the generating tasks changed (see `noise`); None: they ran once.
     """
 
     predictions: tuple[Prediction, ...]
@@ -70,6 +76,7 @@ class Evaluated:
     truncated: dict[str, int]
     tasks: dict[str, dict[str, Any]]
     not_run: dict[str, str]
+    noise: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +109,8 @@ def evaluate_model(
     split: str = "report",
     base_folder: Path = Path(),
     skip_missing: bool = False,
+    log: Path | None = None,
+    make_generator: MakeGenerator | None = None,
     on_progress: OnProgress | None = None,
 ) -> Evaluated:
     """Score a model on the tasks of a study.
@@ -114,22 +123,45 @@ def evaluate_model(
         split: worldbook's split.
         base_folder: What the paths of YAML tasks and data files are relative to.
         skip_missing: Leave out tasks whose data (or a service that they need) cannot be had here, perhaps all.
-        on_progress: Called with the answers so far and in all.
+        log: A file that answers of this model are kept in as they come, so that the same evaluation goes on from
+            them after an interruption; None: they are not kept.
+        make_generator: Makes another engine for generation, such as vLLM, when it is needed; None: the model itself.
+        on_progress: Called with the items so far and in all.
 
     Raises:
         EvaluationError: A task cannot be loaded, has no such metric, or scores outside [0, 1].
     """
+    from lingraft.evaluate.in_memory import Batching, InMemoryModel
+
     runs, not_run = _build(evaluation, languages, split, base_folder, skip_missing=skip_missing)
     if not runs and not skip_missing:
         raise EvaluationError("no task is left to evaluate.")
-    samples = _run_harness(model, tokenizer, evaluation, runs, on_progress) if runs else {}
-    predictions = [prediction for run in runs for prediction in _predictions(run, samples[run.key])]
+    generating = [run for run in runs if run.task.config.output_type == "generate_until"]
+    repeated = [runs, *[generating] * (evaluation.repeats - 1)] if generating else [runs]
+    answers = AnswerLog(log)
+    count = ItemCount(sum(len(run.documents) for own in repeated for run in own), on_progress)
+    judge = AnswerJudge([ENGLISH, *languages, *(run.language for run in runs)])
+    rounds = []
+    for repeat, own in enumerate(repeated):
+        lm = InMemoryModel(
+            model,
+            tokenizer,
+            Batching(evaluation.batch_size, evaluation.tokens_per_batch, repeat),
+            answers,
+            count,
+            chat=evaluation.apply_chat_template,
+            make_generator=make_generator,
+        )
+        samples = _run_harness(lm, tokenizer, evaluation, own) if own else {}
+        rounds.append([one for run in own for one in _predictions(run, samples[run.key], judge, lm.ended)])
+    predictions = rounds[0]
     return Evaluated(
         predictions=tuple(predictions),
         left_out=tuple(reason for run in runs for reason in run.left_out),
-        truncated=_count_truncated(runs, predictions, tokenizer),
+        truncated=_count_truncated(generating, predictions),
         tasks=_describe(runs, predictions),
         not_run=not_run,
+        noise=noise_floor(rounds) if len(rounds) > 1 else None,
     )
 
 
@@ -249,17 +281,11 @@ def _key(ability: Ability, name: str, language: str, task: ConfigurableTask) -> 
 
 
 def _run_harness(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    evaluation: Evaluation,
-    runs: Sequence[_Run],
-    on_progress: OnProgress | None,
+    lm: InMemoryModel, tokenizer: PreTrainedTokenizerBase, evaluation: Evaluation, runs: Sequence[_Run]
 ) -> dict[str, list[dict[str, Any]]]:
     """Run all tasks in one call, so that the harness batches answers across tasks; return samples by task."""
     from langdetect import DetectorFactory
     from lm_eval.evaluator import simple_evaluate  # it asks git for the commit of whatever folder we are in
-
-    from lingraft.evaluate.in_memory import InMemoryModel
 
     # Seeded here, because the harness's IFEval identifies languages by sampling.
     DetectorFactory.seed = SEEDS["langdetect"]
@@ -269,18 +295,10 @@ def _run_harness(
         tokenizer.chat_template = template
     for run in runs:
         run.task.set_config("task", run.key)
-    total = sum(len(run.documents) for run in runs)
     try:
         with quiet(), patch("lm_eval.evaluator.get_git_commit_hash", return_value=None):
             results = simple_evaluate(
-                model=InMemoryModel(
-                    model,
-                    tokenizer,
-                    evaluation.batch_size,
-                    total,
-                    on_progress,
-                    chat=evaluation.apply_chat_template,
-                ),
+                model=lm,
                 tasks=[run.task for run in runs],
                 samples={run.key: list(run.documents) for run in runs},
                 apply_chat_template=evaluation.apply_chat_template,
@@ -298,10 +316,24 @@ def _run_harness(
     return samples
 
 
-def _predictions(run: _Run, samples: Sequence[dict[str, Any]]) -> Iterator[Prediction]:
+def _predictions(
+    run: _Run, samples: Sequence[dict[str, Any]], judge: AnswerJudge, ended: Mapping[str, bool]
+) -> Iterator[Prediction]:
     for sample in samples:
         if sample["filter"] == run.filter:  # a task may score the same answers through several filters
-            yield _prediction(run, sample)
+            prediction = _prediction(run, sample)
+            if run.task.config.output_type == "generate_until":
+                has_ended = ended[request_key(_arguments(sample))]
+                prediction = judge.judged(prediction, sample["doc"], ended=has_ended)
+            yield prediction
+
+
+def _arguments(sample: dict[str, Any]) -> list[Any]:
+    """Return a sample's prompt and settings; the harness names them in what it gives out."""
+    first = (
+        sample["arguments"]["gen_args_0"] if isinstance(sample["arguments"], dict) else sample["arguments"][0]
+    )
+    return list(first.values()) if isinstance(first, dict) else list(first)
 
 
 def _prediction(run: _Run, sample: dict[str, Any]) -> Prediction:
@@ -314,9 +346,7 @@ def _prediction(run: _Run, sample: dict[str, Any]) -> Prediction:
         "ability": run.ability,
         "task": run.name,
         "language": run.language,
-        "prompt": str(sample["arguments"]["gen_args_0"]["arg_0"])
-        if isinstance(sample["arguments"], dict)
-        else str(sample["arguments"][0][0]),
+        "prompt": str(_arguments(sample)[0]),
         "response": response,
         "reference": str(sample["target"]),
         "score": _score(run, sample),
@@ -333,6 +363,7 @@ def _prediction(run: _Run, sample: dict[str, Any]) -> Prediction:
         content=found.content,
         chrf=found.chrf,
         wrong_language=found.wrong_language,
+        language_judged=True,
         **common,
     )
 
@@ -368,21 +399,11 @@ def _score(run: _Run, sample: dict[str, Any]) -> float:
     return float(value)  # type: ignore[arg-type]
 
 
-def _count_truncated(
-    runs: Sequence[_Run], predictions: Sequence[Prediction], tokenizer: PreTrainedTokenizerBase
-) -> dict[str, int]:
-    """Count the answers as long as their task allows, which may have been cut off."""
-    counts = {}
-    for run in runs:
-        if run.task.config.output_type != "generate_until":
-            continue
-        allowed = (run.task.config.generation_kwargs or {}).get("max_gen_toks")
-        if allowed is None:
-            continue
-        own = [p for p in predictions if _belongs(p, run)]
-        lengths = [len(tokenizer(p.response, add_special_tokens=False)["input_ids"]) for p in own]
-        counts[f"{run.name}/{run.language}"] = sum(length >= allowed for length in lengths)
-    return counts
+def _count_truncated(runs: Sequence[_Run], predictions: Sequence[Prediction]) -> dict[str, int]:
+    return {
+        f"{run.name}/{run.language}": sum(bool(p.truncated) for p in predictions if _belongs(p, run))
+        for run in runs
+    }
 
 
 def _belongs(prediction: Prediction, run: _Run) -> bool:

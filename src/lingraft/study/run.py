@@ -20,6 +20,7 @@ from lingraft.evaluate.predictions import read_predictions
 from lingraft.evaluate.scores import differences
 from lingraft.evaluate.suites import resolve_suites
 from lingraft.evaluate.tasks import check_tasks
+from lingraft.models.vllm import check_vllm
 from lingraft.records import fingerprint_of, write_json_atomically
 from lingraft.similarity.embedding_similarity import check_languages
 from lingraft.similarity.encoders import Encoder, load_encoder
@@ -71,6 +72,8 @@ def run_study(
     materials = gather(study, base_folder, watcher)
     evaluation = resolve_suites(study.evaluate, base_folder, languages=materials.languages)
     check_tasks(evaluation, base_folder, languages=materials.languages)
+    if evaluation.backend == "vllm":
+        check_vllm()
     study = study.model_copy(update={"evaluate": evaluation})
     encoder = _encoder(study, materials)
     costs = tell_costs(materials, watcher, trust_remote_code=study.trust_remote_code)
