@@ -54,7 +54,12 @@ def evaluate(
         typer.Option(help="Folder of local copies of the data sets; what it lacks comes from the hub."),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Items of each task.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Items generated or scored together.")] = 32,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Most answers generated together; default: as many as fit.")
+    ] = None,
+    repeat: Annotated[
+        int, typer.Option(min=1, help="Generate so many times, in other batches: the noise floor.")
+    ] = 1,
     precision: Annotated[str, typer.Option(help="bf16 or float32.")] = "bf16",
     chat: Annotated[
         bool, typer.Option("--chat/--no-chat", help="Put prompts through the chat template.")
@@ -79,6 +84,7 @@ def evaluate(
         "data_dir": data_dir,
         "limit": limit,
         "batch_size": batch_size,
+        "repeat": repeat,
         "precision": precision,
         "chat": chat,
     }
@@ -89,7 +95,9 @@ def evaluate(
         _prepare(own, {"model": model, **asked})
     if len(models) == 2:
         _prepare(folder, {"models": models, **asked})
-    evaluation = chosen.evaluation.model_copy(update={"batch_size": batch_size, "apply_chat_template": chat})
+    evaluation = chosen.evaluation.model_copy(
+        update={"batch_size": batch_size, "repeats": repeat, "apply_chat_template": chat}
+    )
     results, predictions = [], []
     for model, own in zip(models, folders, strict=True):
         result, found = _evaluate(model, evaluation, {"model": model, **asked}, own, tell=own == folders[0])
@@ -172,14 +180,17 @@ def _prepare(folder: Path, asked: dict[str, Any]) -> None:
 def _evaluate(
     model: str, evaluation: Evaluation, asked: dict[str, Any], folder: Path, *, tell: bool
 ) -> tuple[dict[str, Any], tuple[Prediction, ...]]:
-    """Evaluate one model and write what was found; the record last."""
+    """Evaluate one model, or go on where this was interrupted, and write what was found; the record last."""
     import torch
 
     from lingraft.cli.progress import StepBars
     from lingraft.evaluate.harness import evaluate_model
     from lingraft.evaluate.predictions import write_predictions
     from lingraft.models.adapters import load_merged, merged_content_hash
+    from lingraft.records import fingerprint_of
 
+    inputs = {**asked, "model_hash": merged_content_hash(model), "libraries": _libraries()}
+    log = folder / f"answers-{fingerprint_of(inputs)}.jsonl"  # of this very model and evaluation
     dtype = torch.bfloat16 if asked["precision"] == "bf16" else torch.float32
     loaded, tokenizer = load_merged(model, dtype=dtype)
     loaded.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
@@ -190,6 +201,7 @@ def _evaluate(
             evaluation,
             languages=[tag for tag in asked["languages"] if tag != "en"],
             skip_missing=True,
+            log=log,
             on_progress=lambda done, total: bars.progressed(model, done, total),
         )
     if tell:
@@ -199,8 +211,8 @@ def _evaluate(
     result = _result(found)
     (folder / RECORD).unlink(missing_ok=True)  # of an earlier run of the same
     write_predictions(folder / PREDICTIONS, found.predictions)
-    inputs = {**asked, "model_hash": merged_content_hash(model), "libraries": _libraries()}
     write_record(folder / RECORD, "evaluate", inputs, result)
+    log.unlink(missing_ok=True)
     return result, found.predictions
 
 
@@ -224,6 +236,7 @@ def _result(found: Evaluated) -> dict[str, Any]:
         "left_out": list(found.left_out),
         "truncated": found.truncated,
         "not_run": found.not_run,
+        "noise": found.noise,
         "seeds": SEEDS | {"bootstrap": 0},
     }
 
@@ -246,6 +259,7 @@ def _finish(
     """Print what was found; of two models also the differences, which get a record of their own."""
     from lingraft.evaluate.scores import task_differences
     from lingraft.report.evaluation import score_table, task_difference_table
+    from lingraft.report.tables import noise_sentence
 
     whole: dict[str, Any] = {"models": dict(zip(models, results, strict=True)), "folder": str(folder)}
     if len(models) == 2:
@@ -258,6 +272,8 @@ def _finish(
         return
     for model, result in zip(models, results, strict=True):
         print_table(score_table(result["scores"]), model)
+        if result["noise"] is not None:
+            print_result(noise_sentence([result["noise"]]))
         for line in result["left_out"][:1]:
             print_result(f"{len(result['left_out'])} items are left out, such as {line}.")
     if len(models) == 2:

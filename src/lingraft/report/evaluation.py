@@ -21,9 +21,17 @@ def score_table(scores: Mapping[str, Mapping[str, Any]]) -> Table:
             "wrong language",
             "share of answers in another language than asked, among those that could be told",
         ),
+        Column("empty, looping, cut off", "generated answers that are so; one may be several of them"),
     )
     rows = [
-        (*_key(name), str(one["n"]), f"{one['value']:.3f}", _interval(one, "{:.3f}"), _share(one))
+        (
+            *_key(name),
+            str(one["n"]),
+            f"{one['value']:.3f}",
+            _interval(one, "{:.3f}"),
+            _share(one),
+            _faults(one),
+        )
         for name, one in scores.items()
     ]
     return Table(columns, tuple(rows), len(_KEYS))
@@ -66,3 +74,12 @@ def _interval(one: Mapping[str, Any], form: str) -> str:
 
 def _share(one: Mapping[str, Any]) -> str:
     return ABSENT if one["wrong_language"] is None else f"{one['wrong_language']:.1%}"
+
+
+def _faults(one: Mapping[str, Any]) -> str:
+    answers = one["answers"]
+    return (
+        ABSENT
+        if answers is None
+        else ", ".join(str(answers[key]) for key in ("empty", "looping", "truncated"))
+    )

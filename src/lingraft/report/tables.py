@@ -400,8 +400,11 @@ def noise_note(result: dict[str, Any]) -> str | None:
     """Say how far scores moved when their answers were generated again, by the model that moved most; None: once."""
     entries = [result["base"], *(one.get("scores") for one in (*result["phase_ones"], *result["cells"]))]
     found = [noise for one in entries if one is not None and (noise := one.get("noise")) is not None]
-    if not found:
-        return None
+    return noise_sentence(found) if found else None
+
+
+def noise_sentence(found: Sequence[Mapping[str, Any]]) -> str:
+    """Say how far the scores of one or more models moved (`noise.noise_floor`), by the one that moved most."""
     parts = []
     for ability in ("task_ability", "language_ability"):
         known = [one[ability] for one in found if one[ability] is not None]
