@@ -57,6 +57,8 @@ def test_ls_lists_what_a_study_can_name() -> None:
     )
     assert all(listed["strategies"].values())
     assert "worldbook:counting/fr" in listed["worldbook"]
+    assert set(listed["suites"]) == {"paper", "paper-lite", "quick", "reading"}
+    assert listed["suites"]["quick"].endswith("(worldbook, instructions)")
 
 
 def test_show_data_prints_counts_and_marks_the_supervised_part(tmp_path: Path, tiny_model: Path) -> None:

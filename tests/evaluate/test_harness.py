@@ -17,8 +17,9 @@ from lingraft.config.schema import Evaluation, EvaluationTask
 from lingraft.data.chat import FALLBACK_TEMPLATE, render_prompt
 from lingraft.data.worldbook import load_items, score_answer
 from lingraft.errors import ConfigError, EvaluationError
-from lingraft.evaluate.harness import Evaluated, check_tasks, evaluate_model, task_identities
+from lingraft.evaluate.harness import Evaluated, evaluate_model
 from lingraft.evaluate.scores import differences, score_summary
+from lingraft.evaluate.tasks import check_tasks, task_identities
 from lingraft.models.loading import load_model, load_tokenizer
 
 PUNKT = "length_constraints:number_sentences"

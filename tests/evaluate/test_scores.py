@@ -17,8 +17,9 @@ def prediction(
     ability: Ability, task: str, language: str, number: int, score: float, wrong: bool | None = False
 ) -> Prediction:
     name = f"{task}/{number}"
+    texts = ("Frage?", "Antwort.\n", "Antwort.")
     return Prediction(
-        ability, task, language, name, name, score, "Frage?", "Antwort.\n", "Antwort.", 1.0, 0.5, 0.25, wrong
+        ability, task, language, name, name, score, *texts, 1.0, 0.5, 0.25, wrong, language_judged=True
     )
 
 

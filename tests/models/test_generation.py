@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import MistralConfig, MistralForCausalLM
 
 from lingraft.data.chat import FALLBACK_TEMPLATE, encode_prompt
 from lingraft.data.example import Message
@@ -24,8 +25,10 @@ from lingraft.models.generation import (
     TransformersGenerator,
     _processors,
     answer_ending,
+    empty_cache,
     finished,
     generate,
+    keeps_all,
 )
 from lingraft.models.generation_log import GenerationLog, locked
 from lingraft.models.loading import load_model, load_tokenizer
@@ -106,6 +109,52 @@ def test_an_answer_does_not_depend_on_its_neighbours(
     assert len({one.text for one in together}) > 1
 
 
+def test_a_shared_beginning_limits_and_leaving_rows_change_no_answer(
+    tiny_model: Path, model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape: dict[str, Any] = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48}
+    shape |= {
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "initializer_range": 0.2,
+    }
+    torch.manual_seed(0)
+    windowed: Any = MistralForCausalLM(MistralConfig(**shape, sliding_window=16))
+    windowed.train(mode=False)
+    ending = answer_ending(tiny_model, tokenizer)
+    beginning = tuple(range(5, 45))
+    prompts = [
+        TokenPrompt((*beginning, *one.ids), one.seed, limit)
+        for one, limit in zip(asked(tokenizer), (3, 20, 7, 12, 1), strict=True)
+    ]
+    for one, is_plain in ((model, True), (windowed, False)):
+        cache = empty_cache(one)
+        assert cache is not None
+        assert keeps_all(cache) is is_plain  # a window would count the padding after a shared beginning
+        for sampling in (Sampling(), Sampling(1.0, 0.9)):
+            alone = [answers(one, tokenizer, [prompt], sampling, ending)[0] for prompt in prompts]
+            with monkeypatch.context() as patched:
+                rows = rows_of_each_call(one, patched)
+                assert answers(one, tokenizer, prompts, sampling, ending) == alone
+            assert rows[0] == 5
+            assert rows == sorted(rows, reverse=True)
+            assert rows[-1] < 5
+
+
+def rows_of_each_call(model: Any, patched: pytest.MonkeyPatch) -> list[int]:
+    """Watch how many rows transformers' generate is given."""
+    rows: list[int] = []
+    inner = model.generate
+
+    def watched(ids: Any, **options: Any) -> Any:
+        rows.append(len(ids))
+        return inner(ids, **options)
+
+    patched.setattr(model, "generate", watched)
+    return rows
+
+
 def test_draws_follow_the_models_probabilities(tiny_model: Path, model: Any, tokenizer: Any) -> None:
     prompt = asked(tokenizer)[0].ids
     with torch.inference_mode():
@@ -124,9 +173,8 @@ def test_draws_follow_the_models_probabilities(tiny_model: Path, model: Any, tok
     with torch.inference_mode():
         for start in range(0, n, 500):
             batch: Any = torch.tensor([prompt] * 500)
-            found = _processors(sampling, [one.seed for one in prompts[start : start + 500]], model.device)(
-                batch, scores.expand(500, -1)
-            )
+            draws = [torch.Generator().manual_seed(one.seed) for one in prompts[start : start + 500]]
+            found = _processors(sampling, draws)(batch, scores.expand(500, -1))
             drawn.update(found.argmax(-1).tolist())
     assert set(drawn) <= set(texts)
     for token, probability in zip(
@@ -161,8 +209,8 @@ def test_a_continuation_ends_at_a_token_at_a_text_or_nowhere(tokenizer: Any) -> 
         "Say a.\n\n### Response: b", len(ids) + 1, ended=True
     )
     assert not finished(ids, Ending(frozenset({end})), tokenizer).ended
-    cut = finished(ids, Ending(frozenset({end}), "### Response:"), tokenizer)
-    assert (cut.text, cut.ended) == ("Say a.", True)
+    cut = finished(ids, Ending(frozenset({end}), ("### Response:",)), tokenizer)
+    assert (cut.text, cut.ended) == ("Say a.\n\n", True)
 
 
 def test_a_row_stops_at_a_text_and_the_others_go_on(tiny_model: Path, model: Any, tokenizer: Any) -> None:
@@ -170,8 +218,8 @@ def test_a_row_stops_at_a_text_and_the_others_go_on(tiny_model: Path, model: Any
     never = answer_ending(tiny_model, tokenizer).tokens
     free = answers(model, tokenizer, prompts, sampling, Ending(never))
     stop = free[0].text[2:4]
-    stopped = answers(model, tokenizer, prompts, sampling, Ending(never, stop))
-    assert stopped[0].text == free[0].text[: free[0].text.index(stop)].strip()
+    stopped = answers(model, tokenizer, prompts, sampling, Ending(never, (stop,)))
+    assert stopped[0].text == free[0].text[: free[0].text.index(stop)]
     assert stopped[0].ended
     assert stopped[0].tokens < free[0].tokens
     for before, after in zip(free, stopped, strict=True):
@@ -203,7 +251,7 @@ def test_an_empty_user_turn_ends_before_the_users_words(tiny_model: Path, tokeni
     fallback.chat_template = FALLBACK_TEMPLATE
     opening, ending = empty_user_turn(fallback, answer)
     assert fallback.decode(list(opening)) == "<|im_start|>### Instruction:\n"
-    assert ending == Ending(answer.tokens, "### Response:")
+    assert ending == Ending(answer.tokens, ("### Response:",))
 
 
 @pytest.mark.parametrize(
@@ -221,23 +269,41 @@ def test_a_template_without_an_empty_turn_is_refused(tiny_model: Path, tokenizer
         empty_user_turn(other, answer_ending(tiny_model, tokenizer))
 
 
+class Echo:
+    """Says how long each prompt is, and keeps what it was asked."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self.asked: list[list[int]] = []
+
+    def continue_batch(self, prompts: Any, *_: Any) -> list[Generated]:
+        self.asked.append([len(one.ids) for one in prompts])
+        return [Generated(str(len(one.ids)), 1, ended=True) for one in prompts]
+
+
 def test_batches_of_which_all_is_done_are_left_out_and_others_made_whole() -> None:
-    class Echo:
-        batch_size = 2
-        asked: list[list[int]]
-
-        def __init__(self) -> None:
-            self.asked = []
-
-        def continue_batch(self, prompts: Any, *_: Any) -> list[Generated]:
-            self.asked.append([len(one.ids) for one in prompts])
-            return [Generated(str(len(one.ids)), 1, ended=True) for one in prompts]
-
     prompts = [TokenPrompt((1,) * length) for length in (2, 9, 4, 7, 5)]
-    echo = Echo()
+    echo = Echo(2)
     found = list(generate(echo, prompts, Sampling(), Ending(frozenset({0})), {1, 3, 2}.__contains__))
     assert echo.asked == [[5, 4], [2]]  # longest first; 9 and 7 are done, of 5 and 4 one is
     assert [sorted(one) for one in found] == [[2, 4], [0]]
+
+
+def test_a_batch_holds_as_many_rows_as_its_tokens_allow_or_comes_in_another_order() -> None:
+    prompts = [
+        TokenPrompt((1,) * length, 0, limit) for length, limit in ((2, 3), (9, 1), (4, 3), (7, 3), (5, 3))
+    ]
+    echo, ending = Echo(10), Ending(frozenset({0}))
+    list(generate(echo, prompts, Sampling(), ending, tokens_per_batch=24))
+    assert echo.asked == [[9, 7], [5, 4, 2]]  # 2 x (9 + 3), 3 x (5 + 3)
+    list(generate(echo, prompts, Sampling(), ending, tokens_per_batch=3))
+    assert echo.asked[2:] == [[9], [7], [5], [4], [2]]
+    for shuffle in (1, 1, 2):
+        list(generate(echo, prompts, Sampling(), ending, shuffle=shuffle))
+    assert sorted(echo.asked[-1]) == [2, 4, 5, 7, 9]
+    assert echo.asked[-3] == echo.asked[-2]
+    assert [9, 7, 5, 4, 2] not in echo.asked[-2:]
+    assert echo.asked[-2] != echo.asked[-1]
 
 
 def test_a_log_is_read_up_to_a_torn_line(tmp_path: Path) -> None:

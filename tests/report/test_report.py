@@ -11,10 +11,12 @@ from lingraft.config.schema import Study
 from lingraft.report.figures import to_svg, trade_off
 from lingraft.report.page import render_page, write_page
 from lingraft.report.tables import (
+    answer_table,
     arrow,
     change_table,
     failures,
     forgetting_table,
+    noise_note,
     seed_table,
     strategy_cost_table,
     study_table,
@@ -384,3 +386,30 @@ def test_the_task_table_has_the_corrected_p_value_of_each_cell_and_names_the_cor
     page = render_page(result(tmp_path, [done_cell("plain")]), STUDY)
     assert "(p 0.012)" in page
     assert "corrected for the number of tasks of a cell by Holm" in page
+
+
+def test_what_answers_were_like_and_the_noise_floor_are_told_where_they_were_measured(tmp_path: Path) -> None:
+    cell = done_cell("plain")
+    found = result(tmp_path, [cell])
+    assert answer_table(found) is None
+    assert noise_note(found) is None
+    assert "What the answers were like" not in render_page(found, STUDY)
+    counts = {"n": 80, "empty": 1, "looping": 2, "truncated": 3}
+    quiet, loud = ({"low": 0.5, "high": 0.5 + width, "deviation": width / 2} for width in (0.01, 0.04))
+    found["base"] |= {"answers": counts, "undetermined_language": 4, "wrong_language": None}
+    found["base"]["noise"] = {"repeats": 3, "task_ability": quiet, "language_ability": None}
+    cell["scores"] |= {"answers": counts, "undetermined_language": 5}
+    cell["scores"]["noise"] = {"repeats": 3, "task_ability": loud, "language_ability": quiet}
+    table = answer_table(found)
+    assert table is not None
+    assert table.rows == (
+        ("base model", "80", "1", "2", "3", "-", "4"),
+        ("similar / plain / seed 0", "80", "1", "2", "3", "25.0%", "5"),
+    )
+    assert noise_note(found) == (
+        "Noise floor: generated 3 times, each in other batches, scores moved: task ability by up to 0.040 (standard "
+        "deviation 0.020), language ability by up to 0.010 (standard deviation 0.005)."
+    )
+    page = render_page(found, STUDY)
+    assert "What the answers were like" in page
+    assert "Noise floor" in page

@@ -15,6 +15,7 @@ COMMANDS = (
     "snr",
     "drift",
     "replay",
+    "evaluate",
     "judge",
     "validate",
     "show",

@@ -30,6 +30,7 @@ COMMANDS = (
     "snr",
     "drift",
     "replay",
+    "evaluate",
     "judge",
     "validate",
     "show",

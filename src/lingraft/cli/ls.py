@@ -9,14 +9,14 @@ import typer
 from lingraft.cli.output import print_json, print_result
 from lingraft.errors import ConfigError, did_you_mean
 
-KINDS = ("recipes", "strategies", "models", "tasks", "measures", "worldbook")
+KINDS = ("recipes", "strategies", "models", "suites", "tasks", "measures", "worldbook")
 
 
 def ls(
     kind: Annotated[str | None, typer.Argument(help=f"One of: {', '.join(KINDS)}; default: all.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """List recipes, strategies, embedded models, tasks, measures and worldbook's parts."""
+    """List recipes, strategies, embedded models, suites, tasks, measures and worldbook's parts."""
     if kind is not None and kind not in KINDS:
         raise ConfigError(f"{kind!r} cannot be listed. {did_you_mean(kind, KINDS)}")
     listed = {name: _names(name) for name in ([kind] if kind else KINDS)}
@@ -49,10 +49,18 @@ def _names(kind: str) -> dict[str, str]:
             "mpd_pair": "the paper's MPD of a data pair: the base tuned on each set",
             "drift": "how far the hidden states moved from Phase 1's, layer by layer",
         }
+    if kind == "suites":
+        from lingraft.evaluate.suites import suites, tasks_in
+
+        return {name: f"{suite.meaning} ({', '.join(tasks_in(suite))})" for name, suite in suites().items()}
     from lingraft.data.worldbook import FAMILIES, LANGUAGES
 
     if kind == "tasks":
+        from lingraft.evaluate.own_tasks import OWN_TASKS
+        from lingraft.evaluate.suites import catalogue
+
         named = {"worldbook": "both families"} | {f"worldbook:{family}": "" for family in FAMILIES}
+        named |= {name: catalogue()[name].meaning for name in OWN_TASKS}
         return named | {"NAME": "any lm-evaluation-harness task", "FILE.yaml": "a harness task of your own"}
     return {f"worldbook:{family}/{language}": "" for family in FAMILIES for language in LANGUAGES}
 

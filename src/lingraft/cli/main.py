@@ -12,6 +12,7 @@ from lingraft.cli import (
     copy,
     difference,
     drift,
+    evaluate,
     judge,
     ls,
     replay,
@@ -41,6 +42,7 @@ app.command("difference")(difference.difference)
 app.command("snr")(snr.snr)
 app.command("drift")(drift.drift)
 app.command("replay")(replay.replay)
+app.command("evaluate")(evaluate.evaluate)
 app.command("judge")(judge.judge)
 app.command("schema")(schema.schema)
 app.command("copy")(copy.copy)

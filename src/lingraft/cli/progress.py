@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,23 @@ if TYPE_CHECKING:
     from lingraft.strategies.base import FreezePlanRow
 
 _SECONDS_BETWEEN_LINES = 15.0  # where stderr is no terminal, as in a log file
+
+
+class _Pace:
+    """Estimates the time to the end of a count from what passed since it began; what was done before costs nothing."""
+
+    def __init__(self) -> None:
+        self._done, self._since = 0, 0.0
+        self._step: tuple[str, int] | None = None
+
+    def seconds_left(self, step: str, done: int, total: int) -> float | None:
+        """Return the seconds left; None: nothing has been done yet, or the total is unknown."""
+        now = time.monotonic()
+        if self._step != (step, total) or done < self._done:
+            self._step, self._done, self._since = (step, total), done, now
+        if not total or done == self._done:
+            return None
+        return (now - self._since) / (done - self._done) * (total - done)
 
 
 class ProgressWatcher(Watcher):
@@ -38,6 +56,7 @@ class ProgressWatcher(Watcher):
         self._stage: TaskID | None = None
         self._label = ""
         self._last_line = 0.0
+        self._pace = _Pace()
 
     def __enter__(self) -> ProgressWatcher:
         if self._console.is_terminal:
@@ -81,6 +100,9 @@ class ProgressWatcher(Watcher):
 
     def stage_progressed(self, progress: StageProgress) -> None:
         """Move the stage's bar."""
+        if progress.seconds_left is None:
+            left = self._pace.seconds_left(self._label, progress.done, progress.total)
+            progress = replace(progress, seconds_left=left)
         figures = _figures(progress)
         if self._stage is not None:
             self._bars.update(self._stage, completed=progress.done, total=progress.total, figures=figures)
@@ -136,9 +158,13 @@ def _figures(progress: StageProgress) -> str:
     if progress.tokens_per_second is not None:
         parts.append(f"{progress.tokens_per_second:.0f} tokens/s")
     if progress.seconds_left is not None:
-        minutes, seconds = divmod(round(progress.seconds_left), 60)
-        parts.append(f"{minutes}:{seconds:02d} left")
+        parts.append(_left(progress.seconds_left))
     return "  ".join(parts)
+
+
+def _left(seconds_left: float) -> str:
+    minutes, seconds = divmod(round(seconds_left), 60)
+    return f"{minutes}:{seconds:02d} left"
 
 
 class StepBars:
@@ -156,6 +182,7 @@ class StepBars:
         )
         self._tasks: dict[str, TaskID] = {}
         self._last_line = time.monotonic()
+        self._pace = _Pace()
 
     def __enter__(self) -> StepBars:
         if self._console.is_terminal:
@@ -172,6 +199,8 @@ class StepBars:
         if step not in self._tasks:
             self._tasks[step] = self._bars.add_task(step, total=None)
         self._bars.update(self._tasks[step], completed=done, total=total or None)
+        left = self._pace.seconds_left(step, done, total)
         if not self._console.is_terminal and time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            self._console.print(f"  {step} {done}/{total or '?'}", markup=False, highlight=False)
+            told = "" if left is None else f"  {_left(left)}"
+            self._console.print(f"  {step} {done}/{total or '?'}{told}", markup=False, highlight=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from lingraft.config.schema import PathStep, Phase, StrategyChoice, Study
+from lingraft.config.schema import EvaluationTask, PathStep, Phase, StrategyChoice, Study
 from lingraft.errors import did_you_mean
 
 
@@ -18,6 +18,7 @@ def check_study(study: Study) -> list[str]:
         *_check_paths(study),
         *_check_measures(study),
         *_check_evaluation(study),
+        *_check_data_dir(study),
     ]
 
 
@@ -148,24 +149,45 @@ def _check_measures(study: Study) -> Iterator[str]:
         yield "prompts: only drift is measured on them; add drift to `measures`, or remove them."
 
 
+# What an entry may not say whose tasks bring it along; `suite:` may limit what it has.
+_OWN_TO_A_SUITE = ("name", "data", "fields", "rows", "cluster", "metric", "filter")
+_OWN_TO_WORLDBOOK = (*_OWN_TO_A_SUITE, "sample")
+
+
 def _check_evaluation(study: Study) -> Iterator[str]:
     for ability in ("task_ability", "language_ability"):
         tasks = study.evaluate.task_ability if ability == "task_ability" else study.evaluate.language_ability
         if not tasks:
             yield f"evaluate.{ability}: is empty; name at least one task."
-        for name, count in Counter((task.task, task.language) for task in tasks).items():
+        for name, count in Counter((task.name or task.task, task.language) for task in tasks).items():
             if count > 1:
                 yield f"evaluate.{ability}: the task {name[0]!r} stands {count} times; keep one."
         for number, task in enumerate(tasks):
-            is_worldbook = task.task.partition(":")[0] == "worldbook"
-            if ability == "language_ability" and not is_worldbook and task.language is None:
-                yield f"evaluate.{ability}[{number}] ({task.task}): which language? Give it `language:`."
-            if is_worldbook and task.data is not None:
-                yield f"evaluate.{ability}[{number}] ({task.task}): worldbook brings its own data; remove data."
-            if is_worldbook and ability == "task_ability" and task.language not in (None, "en"):
-                yield (
-                    f"evaluate.{ability}[{number}] ({task.task}): task ability is English, not {task.language!r}; "
-                    "remove language."
-                )
-            if is_worldbook and task.metric is not None:
-                yield f"evaluate.{ability}[{number}] ({task.task}): worldbook has one headline score; remove metric."
+            place = f"evaluate.{ability}[{number}] ({task.task})"
+            yield from (f"{place}: {problem}" for problem in _task_problems(task, ability))
+
+
+def _check_data_dir(study: Study) -> Iterator[str]:
+    tasks = (*study.evaluate.task_ability, *study.evaluate.language_ability)
+    if study.evaluate.data_dir is not None and not any(task.task.startswith("suite:") for task in tasks):
+        yield (
+            f"evaluate.data_dir: {study.evaluate.data_dir!r}: only the data of suites are looked for there; name a "
+            "suite, or give tasks their `data`."
+        )
+
+
+def _task_problems(task: EvaluationTask, ability: str) -> Iterator[str]:
+    kind = task.task.partition(":")[0]
+    own = {"worldbook": _OWN_TO_WORLDBOOK, "suite": _OWN_TO_A_SUITE}.get(kind, ())
+    for field in own:
+        if getattr(task, field) not in (None, {}):
+            yield f"{field}: {kind} brings its own; remove {field}."
+    if not own and ability == "language_ability" and task.language is None:
+        yield "which language? Give it `language:`."
+    if own and ability == "task_ability" and task.language not in (None, "en"):
+        yield f"task ability is English, not {task.language!r}; remove language."
+    for field in ("fields", "rows"):
+        if not own and getattr(task, field) and task.data is None:
+            yield f"{field}: says what a local file's rows are; give the file as `data`, or remove {field}."
+    if task.sample is not None and task.limit is None:
+        yield f"sample: {task.sample} is the seed by which `limit` items are drawn; give limit, or remove sample."

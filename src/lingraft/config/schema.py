@@ -291,15 +291,29 @@ class EvaluationTask(Section):
     """One task of the evaluation; written as its name alone where the rest is default."""
 
     task: Text
-    """`worldbook` (both families), `worldbook:lookup`, `worldbook:counting`, a harness task, or a YAML file."""
+    """`worldbook` (both families), `worldbook:lookup`, `worldbook:counting`, `suite:NAME` (what a suite has for this
+    ability), a task of lingraft's own, a harness task, or a YAML file."""
+    name: Name | None = None
+    """Name in tables and records; null: the task's own."""
     language: str | None = None
-    """BCP-47 tag; needed under language_ability for a task that is not worldbook's."""
+    """BCP-47 tag; needed under language_ability for a task that is not worldbook's or a suite's."""
     data: Text | None = None
-    """Local json or jsonl file that stands for a harness task's data set; its rows have that set's fields."""
+    """Local json or jsonl file that stands for a task's data set; its rows have that set's fields, or `fields` makes
+    them."""
+    fields: dict[str, Text] = Field(default_factory=dict)
+    """Field of the task's data set -> Jinja expression over a row of `data`: `{number: (label + 1) | string}`."""
+    rows: Text | None = None
+    """Jinja expression over a row of `data` and `task`, the harness task's name: whether it is used; null: all are."""
+    cluster: Text | None = None
+    """Jinja expression over an item's fields, equal for items that share content; null: as the task says, or alone."""
     metric: str | None = None
     """The harness metric that is the task's score; null: its first one. Must lie in [0, 1]."""
+    filter: Text | None = None
+    """The harness filter that answers go through; null: the task's first one."""
     limit: int | None = Field(None, ge=1)
-    """Items used, from the first on (worldbook: per family and language); null: all, worldbook: 100."""
+    """Items used (worldbook: per family and language; a group: per task of it); null: all, worldbook: 100."""
+    sample: int | None = Field(None, ge=0)
+    """Seed by which `limit` items are drawn, the same in sets of equal length; null: the first ones are used."""
     max_new_tokens: int | None = Field(None, ge=1)
     """Longest answer generated; null: the task's own (worldbook: enough for its longest answer)."""
 
@@ -316,8 +330,16 @@ class Evaluation(Section):
     """English tasks; task ability is the mean over their scores."""
     language_ability: tuple[EvaluationTask, ...] = (EvaluationTask(task="worldbook"),)
     """Tasks in the study's languages; language ability is the mean over languages of the mean over tasks."""
-    batch_size: int = Field(32, ge=1)
-    """Items generated or scored together."""
+    data_dir: Text | None = None
+    """Folder of local files that stand for the data sets of suites; what it lacks comes from the hub."""
+    batch_size: int | None = Field(None, ge=1)
+    """Most answers generated together; null: as many as `tokens_per_batch` allows."""
+    tokens_per_batch: int = Field(32768, ge=1)
+    """Tokens of a batch, padding and the longest allowed answers included: its keys and values fill the memory."""
+    repeats: int = Field(1, ge=1)
+    """Times that generating tasks run, each in other batches (or by other draws): the noise floor of their scores."""
+    backend: Literal["transformers", "vllm"] = "transformers"
+    """What generates answers; vllm needs the extra `vllm`. Likelihood tasks always run in transformers."""
     apply_chat_template: bool = True
     """Put harness prompts through the model's chat template."""
 

@@ -26,6 +26,19 @@ _WRITTEN_IN = {
 }
 
 
+def known_tags(tags: Sequence[str]) -> list[str]:
+    """Return those of `tags` (BCP-47) whose language the identifier knows."""
+    known = set(_all_languages().labels)
+    return [tag for tag in tags if tag.split("-")[0].lower() in known]
+
+
+def _all_languages() -> Any:
+    from py3langid.langid import MODEL_FILE
+    from py3langid.langid import LanguageIdentifier as Identifier
+
+    return Identifier.from_model_file(MODEL_FILE)
+
+
 class LanguageIdentifier:
     """Names the language of a text among a few known ones, or says that it cannot tell.
 
@@ -49,15 +62,12 @@ class LanguageIdentifier:
         Raises:
             DataError: `languages` is empty, or the model does not know one of them.
         """
-        from py3langid.langid import MODEL_FILE
-        from py3langid.langid import LanguageIdentifier as Identifier
-
         if not languages:
             raise DataError(
                 "language identification needs at least one language to choose from; none was given."
             )
         self._tag_of = {tag.split("-")[0].lower(): tag for tag in languages}
-        self._identifier: Any = Identifier.from_model_file(MODEL_FILE)
+        self._identifier: Any = _all_languages()
         known = set(self._identifier.labels)
         for primary, tag in self._tag_of.items():
             if primary not in known:

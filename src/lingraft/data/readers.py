@@ -282,7 +282,7 @@ def read_hub(spec: DataSource) -> HubRows:
     )
     with _reported(advice):
         data = load_dataset(spec.source, spec.config, split=spec.split, revision=spec.revision)
-    commit = _commit_of(data.cache_files)
+    commit = commit_of(data.cache_files)
     wanted = spec.revision or ""
     # Offline, the datasets library takes whatever it has cached, whatever revision was asked for.
     if _PINNED.fullmatch(wanted) and commit is not None and not commit.startswith(wanted):
@@ -291,7 +291,7 @@ def read_hub(spec: DataSource) -> HubRows:
     return HubRows(rows, commit)
 
 
-def _commit_of(cache_files: list[dict[str, Any]]) -> str | None:
+def commit_of(cache_files: list[dict[str, Any]]) -> str | None:
     """Return the commit in the path of the prepared files: .../CONFIGURATION/VERSION/COMMIT/FILE.arrow."""
     folders = {Path(file["filename"]).parent.name for file in cache_files}
     commits = [folder for folder in folders if _COMMIT.fullmatch(folder)]

@@ -7,12 +7,11 @@ told through a callback.
 
 from __future__ import annotations
 
-import io
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+import inspect
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,18 +19,40 @@ from unittest.mock import patch
 
 from lingraft.config.schema import Evaluation, EvaluationTask
 from lingraft.data.chat import chat_template
-from lingraft.data.worldbook import FAMILIES, LANGUAGES
-from lingraft.errors import ConfigError, EvaluationError, did_you_mean, in_one_line
+from lingraft.data.worldbook import FAMILIES
+from lingraft.errors import EvaluationError
+from lingraft.evaluate.answer_faults import AnswerJudge
+from lingraft.evaluate.answers import AnswerLog, ItemCount, request_key
+from lingraft.evaluate.local_rows import Expression
+from lingraft.evaluate.noise import noise_floor
+from lingraft.evaluate.own_tasks import OWN_TASKS
 from lingraft.evaluate.predictions import Ability, Prediction
-from lingraft.records import fingerprint_of, hash_file
+from lingraft.evaluate.tasks import (
+    ENGLISH,
+    NotRunnableError,
+    data_revision,
+    entries,
+    file_manager,
+    filter_of,
+    is_worldbook,
+    label_of,
+    load_tasks,
+    metric_of,
+    quiet,
+)
+from lingraft.records import fingerprint_of
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-ENGLISH = "en"
+    from lingraft.evaluate.in_memory import InMemoryModel, MakeGenerator
+
 # IFEval's verifiers of these instructions tokenise with NLTK's Punkt model, which the harness would download.
 NEEDS_PUNKT = frozenset({"length_constraints:number_sentences", "change_case:capital_word_frequency"})
+
+# What the harness seeds before it builds prompts and answers, by its own defaults; and langdetect, which IFEval asks.
+SEEDS = {"python": 0, "numpy": 1234, "torch": 1234, "worked_examples": 1234, "langdetect": 0}
 
 OnProgress = Callable[[int, int], None]
 
@@ -43,14 +64,19 @@ class Evaluated:
     Attributes:
         predictions: One per item.
         left_out: Items that could not be scored, each with its reason; they count nowhere.
-        truncated: Answers that used all the tokens that they were allowed, by task.
-        tasks: By task: version, metric, items, and the hash of its prompts.
+        truncated: Answers that used all the tokens that they were allowed, by task that generates.
+        tasks: By task: version, metric, filter, items, revision of its data, seed of its sample, and the hashes of its
+            prompts and of their template.
+        not_run: By task and language, why it could not be run here; empty unless such tasks were to be skipped.
+        noise: What repeating the generating tasks changed (see `noise`); None: they ran once.
     """
 
     predictions: tuple[Prediction, ...]
     left_out: tuple[str, ...]
     truncated: dict[str, int]
     tasks: dict[str, dict[str, Any]]
+    not_run: dict[str, str]
+    noise: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,63 +92,12 @@ class _Run:
     language: str
     task: ConfigurableTask
     metric: str
+    filter: str
     documents: tuple[int, ...]
     left_out: tuple[str, ...]
-
-
-def check_tasks(evaluation: Evaluation, base_folder: Path, *, languages: Sequence[str]) -> None:
-    """Check that every named task can be found, before anything is trained.
-
-    Raises:
-        ConfigError: With every problem: an unknown family, task or language, a missing file.
-    """
-    problems = []
-    seen: dict[tuple[str, str], str] = {}
-    for ability, entry in _entries(evaluation):
-        wanted = languages if ability == "language_ability" else (ENGLISH,)
-        problem = _problem(entry, base_folder, wanted)
-        if problem is not None:
-            problems.append(f"evaluate.{ability}: {entry.task}: {problem}")
-        for name, language in _expanded(entry, wanted):
-            place = f"evaluate.{ability}: {entry.task}"
-            if (name, language) in seen:
-                problems.append(
-                    f"{place}: {name} in {language} is in {seen[name, language]} already; keep one."
-                )
-            seen.setdefault((name, language), place)
-    if not languages:
-        problems.append(
-            "evaluate: the study trains no language other than English, so there is no language ability."
-        )
-    if problems:
-        raise ConfigError("\n".join(problems))
-
-
-def _expanded(entry: EvaluationTask, languages: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Return the tasks and languages that an entry stands for; each may count once only."""
-    kind, _, family = entry.task.partition(":")
-    if kind != "worldbook":
-        yield entry.task, entry.language or ENGLISH
-        return
-    for name in (family,) if family else FAMILIES:
-        for language in (entry.language,) if entry.language else languages:
-            yield f"worldbook:{name}", language
-
-
-def task_identities(evaluation: Evaluation, base_folder: Path) -> dict[str, str]:
-    """Return the hash of every local file that a task is made of, for fingerprints.
-
-    These are its data, a YAML file of the user's with all that it includes, and the Python files beside them.
-    Keyed by task and place, not by path: a study that moves to another folder stays the same study.
-    """
-    found = {}
-    for _, entry in _entries(evaluation):
-        paths = [base_folder / entry.data] if entry.data else []
-        if _is_file(entry.task):
-            paths += _task_files(base_folder / entry.task, base_folder)
-        present = [path for path in paths if path.is_file()]
-        found.update({f"{entry.task}[{i}] {path.name}": hash_file(path) for i, path in enumerate(present)})
-    return found
+    cluster: Expression | None
+    is_own: bool
+    revision: dict[str, Any]
 
 
 def evaluate_model(
@@ -133,6 +108,9 @@ def evaluate_model(
     languages: Sequence[str],
     split: str = "report",
     base_folder: Path = Path(),
+    skip_missing: bool = False,
+    log: Path | None = None,
+    make_generator: MakeGenerator | None = None,
     on_progress: OnProgress | None = None,
 ) -> Evaluated:
     """Score a model on the tasks of a study.
@@ -144,140 +122,47 @@ def evaluate_model(
         languages: BCP-47 tags of the study's languages besides English.
         split: worldbook's split.
         base_folder: What the paths of YAML tasks and data files are relative to.
-        on_progress: Called with the answers so far and in all.
+        skip_missing: Leave out tasks whose data (or a service that they need) cannot be had here, perhaps all.
+        log: A file that answers of this model are kept in as they come, so that the same evaluation goes on from
+            them after an interruption; None: they are not kept.
+        make_generator: Makes another engine for generation, such as vLLM, when it is needed; None: the model itself.
+        on_progress: Called with the items so far and in all.
 
     Raises:
         EvaluationError: A task cannot be loaded, has no such metric, or scores outside [0, 1].
     """
-    runs = _build(evaluation, languages, split, base_folder)
-    if not runs:
+    from lingraft.evaluate.in_memory import Batching, InMemoryModel
+
+    runs, not_run = _build(evaluation, languages, split, base_folder, skip_missing=skip_missing)
+    if not runs and not skip_missing:
         raise EvaluationError("no task is left to evaluate.")
-    samples = _run_harness(model, tokenizer, evaluation, runs, on_progress)
-    predictions = [prediction for run in runs for prediction in _predictions(run, samples[run.key])]
+    generating = [run for run in runs if run.task.config.output_type == "generate_until"]
+    repeated = [runs, *[generating] * (evaluation.repeats - 1)] if generating else [runs]
+    answers = AnswerLog(log)
+    count = ItemCount(sum(len(run.documents) for own in repeated for run in own), on_progress)
+    judge = AnswerJudge([ENGLISH, *languages, *(run.language for run in runs)])
+    rounds = []
+    for repeat, own in enumerate(repeated):
+        lm = InMemoryModel(
+            model,
+            tokenizer,
+            Batching(evaluation.batch_size, evaluation.tokens_per_batch, repeat),
+            answers,
+            count,
+            chat=evaluation.apply_chat_template,
+            make_generator=make_generator,
+        )
+        samples = _run_harness(lm, tokenizer, evaluation, own) if own else {}
+        rounds.append([one for run in own for one in _predictions(run, samples[run.key], judge, lm.ended)])
+    predictions = rounds[0]
     return Evaluated(
         predictions=tuple(predictions),
         left_out=tuple(reason for run in runs for reason in run.left_out),
-        truncated=_count_truncated(runs, predictions, tokenizer),
-        tasks={f"{run.name}/{run.language}": _describe(run, predictions) for run in runs},
+        truncated=_count_truncated(generating, predictions),
+        tasks=_describe(runs, predictions),
+        not_run=not_run,
+        noise=noise_floor(rounds) if len(rounds) > 1 else None,
     )
-
-
-def _entries(evaluation: Evaluation) -> Iterator[tuple[Ability, EvaluationTask]]:
-    for entry in evaluation.task_ability:
-        yield "task_ability", entry
-    for entry in evaluation.language_ability:
-        yield "language_ability", entry
-
-
-def _is_file(name: str) -> bool:
-    return name.endswith((".yaml", ".yml"))
-
-
-def _problem(entry: EvaluationTask, base_folder: Path, languages: Sequence[str]) -> str | None:
-    kind, _, family = entry.task.partition(":")
-    if kind == "worldbook":
-        if family and family not in FAMILIES:
-            return f"worldbook has no family {family!r}. {did_you_mean(family, FAMILIES)}"
-        wanted = languages if entry.language is None else (entry.language,)
-        unknown = [repr(tag) for tag in wanted if tag not in LANGUAGES]
-        known_tags = ", ".join(LANGUAGES)
-        return (
-            f"worldbook has no {', '.join(unknown)} (it has {known_tags}); name other tasks for it, with `language:`."
-            if unknown
-            else None
-        )
-    if entry.data is not None and not (base_folder / entry.data).is_file():
-        return f"there is no file {entry.data}."
-    if _is_file(entry.task):
-        return _file_problem(entry, base_folder)
-    known = _task_manager().task_index
-    if entry.task not in known:
-        return f"is no harness task. {_close(entry.task, known)}"
-    return _load_problem(entry, base_folder) if entry.data is not None else None
-
-
-def _file_problem(entry: EvaluationTask, base_folder: Path) -> str | None:
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    path = base_folder / entry.task
-    if not path.is_file():
-        return "there is no such file."
-    try:
-        config = load_yaml(path, resolve_func=False, recursive=False)
-        is_local = entry.data is not None or bool(_local_data_files(config, base_folder))
-    except Exception as error:  # YAML's errors, and whatever a file that is no mapping leads to
-        return f"is not a harness task's YAML: {in_one_line(error)}"
-    # What the hub must give is loaded when it is evaluated: a finished study is not to need the hub again.
-    return _load_problem(entry, base_folder) if is_local or "task" not in config else None
-
-
-def _load_problem(entry: EvaluationTask, base_folder: Path) -> str | None:
-    """Build a task as its evaluation will, and say why that fails."""
-    try:
-        for task in _load(entry, base_folder):
-            _metric(entry, task)
-    except EvaluationError as error:
-        return str(error).removeprefix(f"the task {entry.task} ")
-    return None
-
-
-def _close(name: str, known: Any) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(name, list(known), n=3)
-    hint = f"Did you mean {', '.join(close)}? " if close else ""
-    return f"{hint}The harness knows {len(known)} names."
-
-
-@cache
-def _task_manager() -> Any:
-    """Return the harness's index of its tasks; built once, because that takes seconds."""
-    from lm_eval.tasks import TaskManager
-
-    return TaskManager()
-
-
-@cache
-def _file_manager() -> Any:
-    """Return a task manager for files alone, which needs no index."""
-    from lm_eval.tasks import TaskManager
-
-    return TaskManager(include_defaults=False)
-
-
-def _task_files(path: Path, base_folder: Path) -> list[Path]:
-    """Return a YAML task, what it includes, the code beside each, and the local data files that it names."""
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    if not path.is_file():
-        return []
-    raw = load_yaml(path, resolve_func=False, recursive=False)
-    files = [path, *sorted(path.parent.glob("*.py"))]
-    for file in _local_data_files(raw, base_folder):
-        files += sorted(Path(file).parent.glob(Path(file).name))
-    included = raw.get("include") or []
-    for name in included if isinstance(included, list) else [included]:
-        files += _task_files(path.parent / name, base_folder)
-    return files
-
-
-def _local_data_files(config: dict[str, Any], base_folder: Path) -> list[str]:
-    """Return the local files among a task's data files, as full paths; a pattern stays a pattern."""
-    named = _resolved((config.get("dataset_kwargs") or {}).get("data_files"), base_folder)
-    groups = named.values() if isinstance(named, dict) else [named]
-    files = [file for group in groups for file in (group if isinstance(group, list) else [group]) if file]
-    return [file for file in files if "://" not in file]
-
-
-def _resolved(named: Any, base_folder: Path) -> Any:
-    """Return `data_files` (a name, a list, or either by split) with every local name made a full path."""
-    if isinstance(named, dict):
-        return {split: _resolved(files, base_folder) for split, files in named.items()}
-    if isinstance(named, list):
-        return [_resolved(file, base_folder) for file in named]
-    if not isinstance(named, str) or "://" in named:
-        return named
-    return str((base_folder / named).resolve())
 
 
 def runs_of(evaluation: Evaluation, languages: Sequence[str], split: str, base_folder: Path) -> list[_Run]:
@@ -286,116 +171,95 @@ def runs_of(evaluation: Evaluation, languages: Sequence[str], split: str, base_f
     Raises:
         EvaluationError: A task cannot be loaded, or has no such metric.
     """
-    return _build(evaluation, languages, split, base_folder)
+    return _build(evaluation, languages, split, base_folder, skip_missing=False)[0]
 
 
-def _build(evaluation: Evaluation, languages: Sequence[str], split: str, base_folder: Path) -> list[_Run]:
+def _build(
+    evaluation: Evaluation, languages: Sequence[str], split: str, base_folder: Path, *, skip_missing: bool
+) -> tuple[list[_Run], dict[str, str]]:
     runs: list[_Run] = []
-    for ability, entry in _entries(evaluation):
-        if entry.task.partition(":")[0] == "worldbook":
+    not_run: dict[str, str] = {}
+    hub_out_of_reach = False
+    for ability, entry in entries(evaluation):
+        if is_worldbook(entry):
             wanted = languages if ability == "language_ability" else (ENGLISH,)
             runs.extend(_build_worldbook(ability, entry, wanted, split))
-        else:
-            runs.extend(_build_harness(ability, entry, base_folder))
-    return runs
+            continue
+        try:
+            tasks = load_tasks(entry, base_folder, hub_out_of_reach=hub_out_of_reach)
+            with quiet():
+                runs.extend(_build_harness(ability, entry, tasks, base_folder))
+        except NotRunnableError as error:
+            if not skip_missing:
+                raise
+            hub_out_of_reach = hub_out_of_reach or error.is_hub_out_of_reach
+            not_run[f"{label_of(entry)}/{entry.language or ENGLISH}"] = error.reason
+    return runs, not_run
 
 
 def _build_worldbook(
     ability: Ability, entry: EvaluationTask, languages: Sequence[str], split: str
 ) -> Iterator[_Run]:
+    from lingraft.data.worldbook import VERSION
     from lingraft.evaluate.worldbook_tasks import SCORE, worldbook_task
 
     family = entry.task.partition(":")[2]
     for name in (family,) if family else FAMILIES:
         for language in (entry.language,) if entry.language else languages:
-            with _quiet():
+            with quiet():
                 task = worldbook_task(name, language, split, entry.limit, entry.max_new_tokens)
-            documents, label = tuple(range(len(task.eval_docs))), f"worldbook:{name}"
+            label = f"worldbook:{name}"
             yield _Run(
-                _key(ability, label, language, task), ability, label, language, task, SCORE, documents, ()
+                key=_key(ability, label, language, task),
+                ability=ability,
+                name=label,
+                language=language,
+                task=task,
+                metric=SCORE,
+                filter=filter_of(entry, task),
+                documents=tuple(range(len(task.eval_docs))),
+                left_out=(),
+                cluster=None,
+                is_own=False,
+                revision={"data": {"worldbook": VERSION, "split": split}, "sample": None},
             )
 
 
-def _build_harness(ability: Ability, entry: EvaluationTask, base_folder: Path) -> Iterator[_Run]:
-    for task in _load(entry, base_folder):
+def _build_harness(
+    ability: Ability, entry: EvaluationTask, tasks: Sequence[ConfigurableTask], base_folder: Path
+) -> Iterator[_Run]:
+    label, language = label_of(entry), entry.language or ENGLISH
+    cluster = None if entry.cluster is None else Expression(entry.cluster, f"the task {entry.task}: cluster")
+    for task in tasks:
         if entry.max_new_tokens is not None and task.config.output_type == "generate_until":
             task.set_config("generation_kwargs", {"max_gen_toks": entry.max_new_tokens}, update=True)
         task.set_config("num_fewshot", task.config.num_fewshot or 0)
-        documents = range(len(task.eval_docs))[: entry.limit]
-        scorable, left_out = _without_punkt(entry.task, task, documents)
+        documents = _chosen(len(task.eval_docs), entry.limit, entry.sample)
+        scorable, left_out = _without_punkt(label, task, documents)
         if not scorable:
             reason = left_out[0] if left_out else "its data set is empty."
             raise EvaluationError(f"the task {entry.task}: no item can be scored: {reason}")
-        language = entry.language or ENGLISH
-        key = _key(ability, entry.task, language, task)
-        yield _Run(key, ability, entry.task, language, task, _metric(entry, task), scorable, left_out)
-
-
-def _load(entry: EvaluationTask, base_folder: Path) -> list[ConfigurableTask]:
-    try:
-        with _quiet():
-            found = _load_spec(entry, base_folder)
-    except Exception as error:
-        reason = in_one_line(error)[:300]
-        advice = (
-            "where its data set cannot be downloaded, give it `data:`, a local file of the same fields"
-            if entry.data is None
-            else f"its data are {entry.data}: do the rows have the fields of the task's own data set?"
+        yield _Run(
+            key=_key(ability, label, language, task),
+            ability=ability,
+            name=label,
+            language=language,
+            task=task,
+            metric=metric_of(entry, task),
+            filter=filter_of(entry, task),
+            documents=scorable,
+            left_out=left_out,
+            cluster=cluster,
+            is_own=entry.task in OWN_TASKS,
+            revision={"data": data_revision(entry, task, base_folder), "sample": entry.sample},
         )
-        raise EvaluationError(
-            f"the task {entry.task} cannot be loaded: {type(error).__name__}: {reason} ({advice})."
-        ) from error
-    tasks: list[ConfigurableTask] = list(found["tasks"].values())
-    return tasks
 
 
-def _load_spec(entry: EvaluationTask, base_folder: Path) -> Any:
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    if not _is_file(entry.task) and entry.data is None:
-        return _task_manager().load([entry.task])
-    own = _is_file(entry.task)
-    path = base_folder / entry.task if own else _task_manager().task_index[entry.task].yaml_path
-    config = load_yaml(path)
-    if not isinstance(config.get("task"), str):
-        raise ValueError("it names no single task (`task: NAME`); name a group's tasks one by one")
-    config["dataset_kwargs"] = dict(config.get("dataset_kwargs") or {})
-    if "data_files" in config["dataset_kwargs"]:
-        files = config["dataset_kwargs"]["data_files"]
-        config["dataset_kwargs"]["data_files"] = _resolved(files, base_folder)
-    if entry.data is not None:
-        config.update(_over_local_file(config, base_folder / entry.data))
-    return _file_manager().load([config])
-
-
-def _over_local_file(config: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Return the fields of a task's configuration that put a local file in the place of its data set.
-
-    Worked examples in the prompt, where a task has them, come from the same file: the harness then leaves out the
-    item that is asked.
-    """
-    split = config.get("test_split") or config.get("validation_split") or "test"
-    return {
-        "dataset_path": "json",
-        "dataset_name": None,
-        "dataset_kwargs": {"data_files": {split: str(path.resolve())}},
-        "test_split": split,
-        "validation_split": None,
-        "training_split": None,
-        "fewshot_split": split,
-    }
-
-
-def _metric(entry: EvaluationTask, task: ConfigurableTask) -> str:
-    metrics = [str(one["metric"]) for one in task.config.metric_list or [] if isinstance(one["metric"], str)]
-    metrics = metrics or list(task.aggregation())
-    if entry.metric is None:
-        return metrics[0]
-    if entry.metric not in metrics:
-        raise EvaluationError(
-            f"the task {entry.task} has no metric {entry.metric!r}. {did_you_mean(entry.metric, metrics)}"
-        )
-    return entry.metric
+def _chosen(count: int, limit: int | None, seed: int | None) -> tuple[int, ...]:
+    """Return the numbers of the documents that are used, in order; parallel sets of one length give the same ones."""
+    if limit is None or limit >= count:
+        return tuple(range(count))
+    return tuple(range(limit) if seed is None else sorted(random.Random(seed).sample(range(count), limit)))
 
 
 def _without_punkt(
@@ -426,44 +290,34 @@ def _key(ability: Ability, name: str, language: str, task: ConfigurableTask) -> 
 
 
 def _run_harness(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    evaluation: Evaluation,
-    runs: Sequence[_Run],
-    on_progress: OnProgress | None,
+    lm: InMemoryModel, tokenizer: PreTrainedTokenizerBase, evaluation: Evaluation, runs: Sequence[_Run]
 ) -> dict[str, list[dict[str, Any]]]:
     """Run all tasks in one call, so that the harness batches answers across tasks; return samples by task."""
     from langdetect import DetectorFactory
     from lm_eval.evaluator import simple_evaluate  # it asks git for the commit of whatever folder we are in
 
-    from lingraft.evaluate.in_memory import InMemoryModel
-
     # Seeded here, because the harness's IFEval identifies languages by sampling.
-    DetectorFactory.seed = 0
+    DetectorFactory.seed = SEEDS["langdetect"]
     template, is_fallback = chat_template(tokenizer)
     given = tokenizer.chat_template
     if is_fallback:
         tokenizer.chat_template = template
     for run in runs:
         run.task.set_config("task", run.key)
-    total = sum(len(run.documents) for run in runs)
     try:
-        with _quiet(), patch("lm_eval.evaluator.get_git_commit_hash", return_value=None):
+        with quiet(), patch("lm_eval.evaluator.get_git_commit_hash", return_value=None):
             results = simple_evaluate(
-                model=InMemoryModel(
-                    model,
-                    tokenizer,
-                    evaluation.batch_size,
-                    total,
-                    on_progress,
-                    chat=evaluation.apply_chat_template,
-                ),
+                model=lm,
                 tasks=[run.task for run in runs],
                 samples={run.key: list(run.documents) for run in runs},
                 apply_chat_template=evaluation.apply_chat_template,
                 bootstrap_iters=0,
                 log_samples=True,
-                task_manager=_file_manager(),
+                task_manager=file_manager(),
+                random_seed=SEEDS["python"],
+                numpy_random_seed=SEEDS["numpy"],
+                torch_random_seed=SEEDS["torch"],
+                fewshot_random_seed=SEEDS["worked_examples"],
             )
     finally:
         tokenizer.chat_template = given
@@ -471,63 +325,45 @@ def _run_harness(
     return samples
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep down the harness's log lines, bars and prints, and keep its IFEval module from the network.
-
-    That module downloads NLTK's sentence data when it is imported, and prints that it did where it could not; the
-    items that need them are found by `_without_punkt`. Errors still come through.
-    """
-    import datasets
-    import nltk
-
-    with redirect_stdout(io.StringIO()):
-        import lm_eval.api.task as task_module
-
-        logger = logging.getLogger("lm_eval")
-        level, bar, download = logger.level, task_module.tqdm, nltk.download
-        bars_off = datasets.utils.are_progress_bars_disabled()
-        logger.setLevel(logging.ERROR)
-        task_module.tqdm = lambda iterable, **_: iterable
-        nltk.download = lambda *_, **__: False
-        datasets.disable_progress_bars()
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
-            task_module.tqdm, nltk.download = bar, download
-            if not bars_off:
-                datasets.enable_progress_bars()
-
-
-def _predictions(run: _Run, samples: Sequence[dict[str, Any]]) -> Iterator[Prediction]:
-    first_filter = samples[0]["filter"] if samples else None
+def _predictions(
+    run: _Run, samples: Sequence[dict[str, Any]], judge: AnswerJudge, ended: Mapping[str, bool]
+) -> Iterator[Prediction]:
     for sample in samples:
-        if sample["filter"] != first_filter:
-            continue  # a task may score the same answers through several filters: the first is its own order
-        yield _prediction(run, sample)
+        if sample["filter"] == run.filter:  # a task may score the same answers through several filters
+            prediction = _prediction(run, sample)
+            if run.task.config.output_type == "generate_until":
+                has_ended = ended[request_key(_arguments(sample))]
+                prediction = judge.judged(prediction, sample["doc"], ended=has_ended)
+            yield prediction
+
+
+def _arguments(sample: dict[str, Any]) -> list[Any]:
+    """Return a sample's prompt and settings; the harness names them in what it gives out."""
+    first = (
+        sample["arguments"]["gen_args_0"] if isinstance(sample["arguments"], dict) else sample["arguments"][0]
+    )
+    return list(first.values()) if isinstance(first, dict) else list(first)
 
 
 def _prediction(run: _Run, sample: dict[str, Any]) -> Prediction:
     from lingraft.evaluate.worldbook_tasks import cluster_of, verdict
 
-    response = _text(sample["filtered_resps"])
+    is_generated = run.task.config.output_type == "generate_until"
+    # As it was said: a filter may leave a number of it, or nothing.
+    response = _text(sample["resps"][0] if is_generated else sample["filtered_resps"])
     common: dict[str, Any] = {
         "ability": run.ability,
         "task": run.name,
         "language": run.language,
-        "prompt": str(sample["arguments"]["gen_args_0"]["arg_0"])
-        if isinstance(sample["arguments"], dict)
-        else str(sample["arguments"][0][0]),
+        "prompt": str(_arguments(sample)[0]),
         "response": response,
         "reference": str(sample["target"]),
         "score": _score(run, sample),
     }
     row = sample["doc"].get("item") if run.name.startswith("worldbook:") else None
     if row is None:
-        inner = run.key.rpartition("|")[2]
-        item = f"{inner}/{sample['doc_id']}"
-        return Prediction(cluster=item, item=item, **common)
+        item = _item(run, sample["doc_id"])
+        return Prediction(cluster=_cluster(run, sample, item), item=item, **common)
     found, group = verdict(row, response), cluster_of(row)
     return Prediction(
         cluster=group,
@@ -536,8 +372,20 @@ def _prediction(run: _Run, sample: dict[str, Any]) -> Prediction:
         content=found.content,
         chrf=found.chrf,
         wrong_language=found.wrong_language,
+        language_judged=True,
         **common,
     )
+
+
+def _item(run: _Run, number: int) -> str:
+    return f"{run.key.rpartition('|')[2]}/{number}"
+
+
+def _cluster(run: _Run, sample: dict[str, Any], item: str) -> str:
+    """Return what items that share content have in common: by the entry, else by our own task, else the item alone."""
+    if run.cluster is not None:
+        return str(run.cluster(sample["doc"], sample["doc_id"]))
+    return str(sample["doc"].get("cluster", item)) if run.is_own else item
 
 
 def _text(responses: Any) -> str:
@@ -560,32 +408,56 @@ def _score(run: _Run, sample: dict[str, Any]) -> float:
     return float(value)  # type: ignore[arg-type]
 
 
-def _count_truncated(
-    runs: Sequence[_Run], predictions: Sequence[Prediction], tokenizer: PreTrainedTokenizerBase
-) -> dict[str, int]:
-    """Count the answers as long as their task allows, which may have been cut off."""
-    counts = {}
-    for run in runs:
-        if run.task.config.output_type != "generate_until":
-            continue
-        allowed = (run.task.config.generation_kwargs or {}).get("max_gen_toks")
-        if allowed is None:
-            continue
-        own = [p for p in predictions if _belongs(p, run)]
-        lengths = [len(tokenizer(p.response, add_special_tokens=False)["input_ids"]) for p in own]
-        counts[f"{run.name}/{run.language}"] = sum(length >= allowed for length in lengths)
-    return counts
+def _count_truncated(runs: Sequence[_Run], predictions: Sequence[Prediction]) -> dict[str, int]:
+    return {
+        f"{run.name}/{run.language}": sum(bool(p.truncated) for p in predictions if _belongs(p, run))
+        for run in runs
+    }
 
 
 def _belongs(prediction: Prediction, run: _Run) -> bool:
     return (prediction.ability, prediction.task, prediction.language) == (run.ability, run.name, run.language)
 
 
-def _describe(run: _Run, predictions: Sequence[Prediction]) -> dict[str, Any]:
-    prompts = [p.prompt for p in predictions if _belongs(p, run)]
+def _describe(runs: Sequence[_Run], predictions: Sequence[Prediction]) -> dict[str, dict[str, Any]]:
+    """Return what each task is, by name and language; the tasks of a group are pooled."""
+    pooled: dict[str, list[_Run]] = {}
+    for run in runs:
+        pooled.setdefault(f"{run.name}/{run.language}", []).append(run)
+    described = {}
+    for name, parts in pooled.items():
+        prompts = [p.prompt for p in predictions if _belongs(p, parts[0])]
+        data = [part.revision["data"] for part in parts]
+        described[name] = {
+            "version": str(parts[0].task.VERSION),
+            "metric": parts[0].metric,
+            "filter": parts[0].filter,
+            "items": len(prompts),
+            "prompts": fingerprint_of(sha256("\0".join(prompts).encode()).hexdigest()),
+            "template": fingerprint_of([_template(part.task) for part in parts]),
+            "data": data[0] if all(one == data[0] for one in data) else data,
+            "sample": parts[0].revision["sample"],
+        }
+    return described
+
+
+def _template(task: ConfigurableTask) -> dict[str, Any]:
+    """Return what makes a task's prompts and answers of its documents; code stands for itself."""
+    config = task.config
     return {
-        "version": str(run.task.VERSION),
-        "metric": run.metric,
-        "items": len(prompts),
-        "prompts": fingerprint_of(sha256("\0".join(prompts).encode()).hexdigest()),
+        "text": _source(config.doc_to_text),
+        "choice": _source(config.doc_to_choice),
+        "target": _source(config.doc_to_target),
+        "description": _source(config.description),
+        "delimiters": [config.target_delimiter, config.fewshot_delimiter],
+        "worked_examples": config.num_fewshot,
+        "generation": config.generation_kwargs,
     }
+
+
+def _source(part: Any) -> Any:
+    if isinstance(part, partial):
+        return [_source(part.func), list(part.args), part.keywords]
+    if not callable(part):
+        return part
+    return inspect.getsource(part if inspect.isroutine(part) else type(part))

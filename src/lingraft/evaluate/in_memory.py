@@ -1,55 +1,105 @@
-"""The harness's model interface over a model that is already in memory."""
+"""The harness's model interface over a model that is already in memory, with batches of our own.
+
+The harness's class pads a fixed number of requests of one task to a batch and computes for all of them until the
+longest answer is done. Here requests of all tasks share batches of a token budget, rows leave when they have ended
+(`models.generation`), contexts are read once (`likelihood`), and answers are kept as they come (`answers`). Settings
+beyond greedy search and plain sampling, such as beams, go the harness's own way.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
 
 from lingraft.data.chat import render_prompt
 from lingraft.data.example import Message
+from lingraft.errors import EvaluationError, ModelError
+from lingraft.evaluate.answers import AnswerLog, ItemCount, request_key, request_keys
+from lingraft.evaluate.likelihood import Pair, Score, continuation_scores
+from lingraft.models.generation import (
+    Ending,
+    Generated,
+    Generator,
+    Sampling,
+    TokenPrompt,
+    TransformersGenerator,
+    generate,
+    special_tokens,
+)
 
 if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lingraft.data.example import Role
 
+_OWN_SETTINGS = {"do_sample", "temperature", "top_p", "until", "max_gen_toks"}
+_MOST_ROWS = 1024
+
+MakeGenerator = Callable[[], Generator]
+
+
+@dataclass(frozen=True, slots=True)
+class Batching:
+    """How requests are put together.
+
+    Attributes:
+        most_rows: Answers generated together; None: as many as the tokens allow.
+        tokens: Of a batch, padding and what may be generated included.
+        repeat: Number of the run of the same requests: each gives other neighbours and, where answers are drawn,
+            other draws. 0: sorted by length.
+    """
+
+    most_rows: int | None
+    tokens: int
+    repeat: int = 0
+
 
 class InMemoryModel(HFLM):  # type: ignore[misc]
-    """The harness's own Hugging Face model, with its bars off and each answer told to a callback.
+    """The harness's own Hugging Face model, with its bars off, and batches, progress and a log of our own.
 
     Args:
         model: Evaluated as it is.
         tokenizer: The model's own.
-        batch_size: Requests generated or scored together; the harness sorts them by length.
-        total: Answers in all, for the callback.
-        on_progress: Called with the answers so far and in all.
+        batching: See there.
+        answers: Where answers are kept; what is in it is not asked again.
+        count: Told of every answer.
         chat: Whether prompts go through the chat template, which then writes all special tokens: the tokenizer
             adds none, as in training.
+        make_generator: Makes another engine for generation, which must fit beside nothing else on the accelerator;
+            None: the model itself.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        batch_size: int,
-        total: int,
-        on_progress: Callable[[int, int], None] | None,
+        batching: Batching,
+        answers: AnswerLog,
+        count: ItemCount,
         *,
         chat: bool,
+        make_generator: MakeGenerator | None = None,
     ) -> None:
         super().__init__(
             pretrained=model,
             tokenizer=tokenizer,
-            batch_size=batch_size,
+            batch_size=batching.most_rows or 8,  # for what goes the harness's own way
             backend="causal",
             add_bos_token=False if chat else None,
         )
-        self.cache_hook = _Counter(total, on_progress)
+        self._batching, self._answers, self._count = batching, answers, count
+        self._make_generator = make_generator
+        self.ended: dict[str, bool] = {}
+        """Whether each answer was ended by the model itself or a stop text, by `request_key`; else it was cut off.
 
-    def set_cache_hook(self, cache_hook: Any) -> None:
-        """Keep the counter: the harness's answer cache is not used."""
+        Of several answers to the same request, the first."""
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
@@ -60,24 +110,157 @@ class InMemoryModel(HFLM):  # type: ignore[misc]
         turns = [Message(cast("Role", turn["role"]), turn["content"]) for turn in chat_history]
         return render_prompt(turns, self.tokenizer)
 
-    def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:  # noqa: ARG002
         """Answer; see HFLM."""
-        answers: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
-        return answers
+        keys = request_keys(requests, self._batching.repeat)
+        groups = self._grouped(requests, keys)
+        self._begin(requests, keys)
+        missing = {place for place, key in enumerate(keys) if key not in self._answers}
+        if missing & {place for _, prompts in groups for place in prompts}:
+            self._generate(requests, keys, groups)
+        others = [place for place in sorted(missing) if keys[place] not in self._answers]
+        if others:
+            self._generate_as_harness(requests, keys, others)
+        for request, key in zip(requests, keys, strict=True):
+            self.ended.setdefault(request_key(request.args), self._answers[key]["ended"])
+        return [self._answers[key]["text"] for key in keys]
 
-    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[Score]:  # noqa: ARG002
         """Score; see HFLM."""
-        scores: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
-        return scores
+        keys = request_keys(requests, 0)
+        self._begin(requests, keys)
+        pairs = [self._pair(*request.args) for request in requests]
+        for scores in self._scored(pairs, lambda place: keys[place] in self._answers):
+            self._keep(requests, keys, {place: list(score) for place, score in scores.items()})
+        return [tuple(self._answers[key]) for key in keys]
+
+    def _loglikelihood_tokens(
+        self,
+        requests: list[tuple[Any, list[int], list[int]]],
+        disable_tqdm: bool = False,  # noqa: ARG002
+        override_bs: int | None = None,  # noqa: ARG002
+    ) -> list[Score]:
+        """Score windows of a text, for HFLM's perplexities."""
+        pairs = [Pair(tuple(context), tuple(continuation)) for _, context, continuation in requests]
+        found = {place: one for scores in self._scored(pairs) for place, one in scores.items()}
+        return [found[place] for place in range(len(pairs))]
+
+    def _scored(self, pairs: Sequence[Pair], is_done: Callable[[int], bool] = lambda _: False) -> Any:
+        return continuation_scores(
+            self.model,
+            pairs,
+            max_length=self.max_length,
+            tokens_per_batch=self._batching.tokens,
+            is_done=is_done,
+        )
+
+    def _pair(self, context: str, continuation: str) -> Pair:
+        if context:
+            return Pair(*map(tuple, self._encode_pair(context, continuation)))
+        ids = self.tok_encode(continuation, add_special_tokens=False)
+        if ids[0] == self.prefix_token_id:
+            return Pair(tuple(ids[:1]), tuple(ids[1:]))
+        return Pair((self.prefix_token_id,), tuple(ids))
+
+    def _begin(self, requests: Sequence[Instance], keys: Sequence[str]) -> None:
+        self._count.expect(requests)
+        for request, key in zip(requests, keys, strict=True):
+            if key in self._answers:
+                self._count.answered(request)
+
+    def _keep(self, requests: Sequence[Instance], keys: Sequence[str], found: Mapping[int, Any]) -> None:
+        new = [place for place in sorted(found) if keys[place] not in self._answers]
+        self._answers.append({keys[place]: found[place] for place in new})
+        for place in new:
+            self._count.answered(requests[place])
+
+    def _grouped(
+        self, requests: Sequence[Instance], keys: Sequence[str]
+    ) -> list[tuple[tuple[Sampling, Ending], dict[int, TokenPrompt]]]:
+        """Return what can share batches, by place; requests with settings that are not ours are in no group."""
+        groups: dict[tuple[Sampling, Ending], dict[int, TokenPrompt]] = {}
+        for place, request in enumerate(requests):
+            text, settings = request.args
+            wanted = normalize_gen_kwargs(settings, self.max_gen_toks)
+            sampling = _sampling(wanted)
+            if sampling is not None:
+                limit = self._checked_limit(request, wanted["max_gen_toks"])
+                ids = tuple(self.tok_encode(text, left_truncate_len=self.max_length - limit))
+                prompt = TokenPrompt(ids, int(keys[place][:15], 16), limit)
+                groups.setdefault((sampling, self._ending(wanted["until"])), {})[place] = prompt
+        return list(groups.items())
+
+    def _checked_limit(self, request: Instance, limit: int) -> int:
+        if limit >= self.max_length:
+            raise EvaluationError(
+                f"the task {request.task_name}: its answers may have {limit} tokens, but prompt and answer together "
+                f"have room for {self.max_length} in this model. Set `max_new_tokens` of the task."
+            )
+        return limit
+
+    def _ending(self, until: Sequence[str]) -> Ending:
+        """Return what ends an answer: the model's and the tokenizer's end tokens, and the task's texts."""
+        special = {self.tokenizer.convert_ids_to_tokens(one): one for one in special_tokens(self.tokenizer)}
+        named = self.model.generation_config.eos_token_id
+        found = {*(named if isinstance(named, list) else [named]), self.eot_token_id}
+        found |= {special[text] for text in until if text in special}
+        tokens = frozenset(int(token) for token in found if token is not None)
+        if not tokens:
+            raise ModelError("the model names no end token; set `eos_token` in its tokenizer_config.json.")
+        return Ending(tokens, tuple(sorted({text for text in until if text and text not in special})))
+
+    def _generate(
+        self,
+        requests: Sequence[Instance],
+        keys: Sequence[str],
+        groups: Sequence[tuple[tuple[Sampling, Ending], dict[int, TokenPrompt]]],
+    ) -> None:
+        device = self.model.device
+        if self._make_generator is None:
+            most = self._batching.most_rows or _MOST_ROWS
+            generator: Generator = TransformersGenerator(self.model, self.tokenizer, most, own_defaults=True)
+        else:
+            self.model.to("cpu")  # the other engine takes the accelerator's memory
+            generator = self._make_generator()
+        for (sampling, ending), prompts in groups:
+            places = list(prompts)
+            batches = generate(
+                generator,
+                list(prompts.values()),
+                sampling,
+                ending,
+                lambda row, places=places: keys[places[row]] in self._answers,  # type: ignore[misc]
+                tokens_per_batch=None if self._make_generator else self._batching.tokens,
+                shuffle=self._batching.repeat or None,
+            )
+            for batch in batches:
+                self._keep(requests, keys, {places[row]: asdict(one) for row, one in batch.items()})
+        if self._make_generator is not None:
+            del generator
+            gc.collect()
+            torch.cuda.empty_cache()
+            self.model.to(device)
+
+    def _generate_as_harness(
+        self, requests: Sequence[Instance], keys: Sequence[str], places: Sequence[int]
+    ) -> None:
+        if self._make_generator is not None:
+            raise EvaluationError(
+                f"the task {requests[places[0]].task_name}: its generation settings "
+                f"{requests[places[0]].args[1]} need the backend 'transformers'."
+            )
+        answers = super().generate_until([requests[place] for place in places], disable_tqdm=True)
+        for place, text in zip(places, answers, strict=True):
+            tokens = len(self.tok_encode(text, add_special_tokens=False))
+            limit = normalize_gen_kwargs(requests[place].args[1], self.max_gen_toks)["max_gen_toks"]
+            self._keep(requests, keys, {place: asdict(Generated(text, tokens, ended=tokens < limit))})
 
 
-class _Counter:
-    """Stands where the harness keeps its cache, which is told of every answer."""
-
-    def __init__(self, total: int, on_progress: Callable[[int, int], None] | None) -> None:
-        self._total, self._on_progress, self._done = total, on_progress, 0
-
-    def add_partial(self, *_: Any) -> None:
-        self._done += 1
-        if self._on_progress is not None:
-            self._on_progress(min(self._done, self._total), self._total)
+def _sampling(wanted: Mapping[str, Any]) -> Sampling | None:
+    """Return how tokens are chosen, or None where the task asks for more than that says; its limit stands elsewhere."""
+    if not set(wanted) <= _OWN_SETTINGS:
+        return None
+    if not wanted["do_sample"]:
+        return Sampling()
+    temperature = float(wanted.get("temperature", 1.0))
+    return Sampling(temperature, float(wanted.get("top_p", 1.0))) if temperature > 0 else None

@@ -35,7 +35,12 @@ class Prediction:
         form: worldbook: share of constraints followed.
         content: worldbook: exact match of the slot.
         chrf: worldbook: sentence chrF against the reference, in [0, 1].
-        wrong_language: worldbook: answered in another language; None: too short to tell, or not asked.
+        wrong_language: Answered in another language than `language`; None: too short to tell, or not looked at.
+        language_judged: Whether that was looked at: of generated answers, where the language is known and the task
+            asks for no code, no number and no language of its own.
+        empty: Generated: nothing but white space; None: the task generates nothing.
+        looping: Generated: says the same again and again (`data.degeneration`).
+        truncated: Generated: used all the tokens that it was allowed, and was cut off there.
     """
 
     ability: Ability
@@ -51,6 +56,10 @@ class Prediction:
     content: float | None = None
     chrf: float | None = None
     wrong_language: bool | None = None
+    language_judged: bool = False
+    empty: bool | None = None
+    looping: bool | None = None
+    truncated: bool | None = None
 
     @property
     def key(self) -> tuple[str, str, str, str]:

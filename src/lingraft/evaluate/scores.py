@@ -18,8 +18,9 @@ ABILITIES = ("task_ability", "language_ability")
 def score_summary(predictions: Sequence[Prediction], bits: Mapping[str, BitsPerCharacter]) -> dict[str, Any]:
     """Return the scores of one model as JSON: per ability, per language and per task, each with n and interval.
 
-    `wrong_language` is the share of worldbook answers in another language than asked, among those long enough to
-    tell; null where there are none. English stands in `per_language` with its task ability.
+    `wrong_language` is the share of answers in another language than asked, among those that could be told; null
+    where there are none. `answers` counts the generated ones (`n`) and what is wrong with them, one answer perhaps in
+    several ways; null where nothing is generated. English stands in `per_language` with its task ability.
     """
     abilities = {ability: [p for p in predictions if p.ability == ability] for ability in ABILITIES}
     languages = sorted({p.language for p in predictions} | set(bits))
@@ -27,8 +28,28 @@ def score_summary(predictions: Sequence[Prediction], bits: Mapping[str, BitsPerC
         **{ability: asdict(macro_mean(own)) for ability, own in abilities.items()},
         "per_language": {tag: _language(tag, abilities, bits.get(tag)) for tag in languages},
         **_wrong_language(predictions),
-        "tasks": {name: _task(own) for name, own in _by_task(predictions).items()},
+        "answers": _answers(predictions),
+        "tasks": task_scores(predictions),
     }
+
+
+def task_scores(predictions: Sequence[Prediction]) -> dict[str, dict[str, Any]]:
+    """Return the score of every task and language as JSON, with n, interval, and wrong languages."""
+    return {name: _task(own) for name, own in _by_task(predictions).items()}
+
+
+def task_differences(before: Sequence[Prediction], after: Sequence[Prediction]) -> dict[str, dict[str, Any]]:
+    """Return after - before on the same items, for every task and language, with intervals and p-values.
+
+    `p_adjusted` is corrected for the number of tasks (`CORRECTION`).
+
+    Raises:
+        EvaluationError: The two do not hold the same items.
+    """
+    later = _by_task(after)
+    pairs = {name: (own, later.get(name, [])) for name, own in _by_task(before).items()}
+    compared = compare_many(pairs, CORRECTION)
+    return {name: asdict(paired_difference(*pair)) | asdict(compared[name]) for name, pair in pairs.items()}
 
 
 def differences(before: Sequence[Prediction], after: Sequence[Prediction]) -> dict[str, Any]:
@@ -39,7 +60,6 @@ def differences(before: Sequence[Prediction], after: Sequence[Prediction]) -> di
     Raises:
         EvaluationError: The two do not hold the same items.
     """
-    tasks_before, tasks_after = _by_task(before), _by_task(after)
     found: dict[str, Any] = {
         ability: asdict(
             paired_difference(
@@ -48,11 +68,7 @@ def differences(before: Sequence[Prediction], after: Sequence[Prediction]) -> di
         )
         for ability in ABILITIES
     }
-    pairs = {name: (own, tasks_after.get(name, [])) for name, own in tasks_before.items()}
-    compared = compare_many(pairs, CORRECTION)
-    found["tasks"] = {
-        name: asdict(paired_difference(*pair)) | asdict(compared[name]) for name, pair in pairs.items()
-    }
+    found["tasks"] = task_differences(before, after)
     found["correction"] = CORRECTION
     found["per_language"] = {
         tag: asdict(
@@ -104,15 +120,27 @@ def _language(
     )
     scores["bits_per_character"] = None if bits is None else bits.value
     scores["held_out"] = None if bits is None else asdict(bits)
-    return scores | _wrong_language(own)
+    return scores | _wrong_language(own) | {"answers": _answers(own)}
 
 
 def _wrong_language(predictions: Sequence[Prediction]) -> dict[str, Any]:
     told = [p.wrong_language for p in predictions if p.wrong_language is not None]
-    asked = [p for p in predictions if p.content is not None]
+    asked = [p for p in predictions if p.language_judged]
     return {
         "wrong_language": sum(told) / len(told) if told else None,
         "undetermined_language": len(asked) - len(told),
+    }
+
+
+def _answers(predictions: Sequence[Prediction]) -> dict[str, int] | None:
+    generated = [p for p in predictions if p.truncated is not None]
+    if not generated:
+        return None
+    return {
+        "n": len(generated),
+        "empty": sum(bool(p.empty) for p in generated),
+        "looping": sum(bool(p.looping) for p in generated),
+        "truncated": sum(bool(p.truncated) for p in generated),
     }
 
 
@@ -130,5 +158,6 @@ def _task(predictions: Sequence[Prediction]) -> dict[str, Any]:
         **asdict(macro_mean(predictions)),
         **means,
         **_wrong_language(predictions),
+        "answers": _answers(predictions),
         "ability": predictions[0].ability,
     }

@@ -1,19 +1,30 @@
-"""LoRA adapters on disk: the weights that they make of their base model, piece by piece and without merging it."""
+"""LoRA adapters on disk: the weights that they make of their base model, piece by piece or merged into it."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lingraft.errors import ModelError
+from lingraft.errors import ModelError, in_one_line
 from lingraft.models.checkpoints import CheckpointReader, WeightReader
-from lingraft.models.loading import EMBEDDED_PREFIX, local_folder, model_folder
-from lingraft.records import read_json
+from lingraft.models.loading import (
+    EMBEDDED_PREFIX,
+    load_model,
+    load_tokenizer,
+    local_folder,
+    model_content_hash,
+    model_folder,
+    tokenizer_in,
+)
+from lingraft.records import fingerprint_of, hash_file, read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _FACTORS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
 # What makes the effective weight something else than W + scale * B A.
@@ -42,6 +53,48 @@ def open_weights(name: str, adapter_base: str | None = None) -> WeightReader:
         if (folder / ADAPTER_CONFIG).is_file():
             return AdaptedReader(folder, adapter_base)
     return CheckpointReader(model_folder(name))
+
+
+def load_merged(
+    name: str, *, dtype: torch.dtype = torch.float32
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model to run it, with its tokenizer: a folder, hub id, `embedded:NAME`, or the folder of a LoRA adapter.
+
+    An adapter is merged into its base in float32. Its tokenizer is the one beside it, else the base's.
+
+    Raises:
+        ModelError: The model or the adapter's base cannot be had, or the adapter is not plain LoRA or does not fit.
+    """
+    folder = Path(name).expanduser()
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return load_model(name, dtype=dtype), load_tokenizer(name)
+    base = AdaptedReader(folder).base_folder  # refuses what does not fit
+    model = _merge(load_model(base), folder).to(dtype)
+    has_tokenizer = (folder / "tokenizer_config.json").is_file()
+    return model, tokenizer_in(folder, folder) if has_tokenizer else load_tokenizer(base)
+
+
+def _merge(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        # PEFT reads a name that transformers 5 has renamed; it means nothing to a user of lingraft.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+        try:
+            merged: PreTrainedModel = PeftModel.from_pretrained(base, folder).merge_and_unload()
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise ModelError(f"{folder}: cannot be merged into its base: {in_one_line(error)}") from error
+    return merged.eval()
+
+
+def merged_content_hash(name: str) -> str:
+    """Return what tells whether a model changed: `model_content_hash`, with an adapter also its files'."""
+    folder = Path(name).expanduser()
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return model_content_hash(model_folder(name))
+    base = AdaptedReader(folder).base_folder
+    files = [hash_file(folder / file) for file in (ADAPTER_CONFIG, _ADAPTER_WEIGHTS)]
+    return fingerprint_of([model_content_hash(base), *files])
 
 
 class AdaptedReader:
@@ -73,6 +126,11 @@ class AdaptedReader:
     def folder(self) -> Path:
         """Where the adapter lies."""
         return self._folder
+
+    @property
+    def base_folder(self) -> Path:
+        """Where the base model lies."""
+        return self._base.folder
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -145,9 +203,9 @@ class _Stored:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        path = folder / "adapter_model.safetensors"
+        path = folder / _ADAPTER_WEIGHTS
         if not path.is_file():
-            raise ModelError(f"{folder}: holds no adapter_model.safetensors; pickled adapters are not read.")
+            raise ModelError(f"{folder}: holds no {_ADAPTER_WEIGHTS}; pickled adapters are not read.")
         try:
             tensors = load_file(path)
         except (SafetensorError, OSError) as error:

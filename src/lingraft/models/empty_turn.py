@@ -44,7 +44,7 @@ def empty_user_turn(tokenizer: PreTrainedTokenizerBase, answer: Ending) -> tuple
         )
     if set(closing_ids[:1]) & special_tokens(tokenizer):
         return opening, Ending(answer.tokens | set(closing_ids[:1]))
-    return opening, Ending(answer.tokens, closing.split("\n", 1)[0])
+    return opening, Ending(answer.tokens, (closing.split("\n", 1)[0],))
 
 
 def _ids(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -1,15 +1,19 @@
 """Let a model continue prompts: many at once, each with draws of its own, so that batches and restarts change nothing.
 
-The loop over tokens is transformers' `generate` (or vLLM's); evaluation uses the same one through the harness, which
-brings its own batches and stop rules. Sampling is greedy search over perturbed scores: of the tokens that temperature
-and top_p leave, the one with the largest log p + Gumbel noise is a draw from p, and the noise comes from the row's own
-generator. So a row draws the same whatever stands beside it, and the global generators stay as they are.
+The loop over tokens is transformers' `generate` (or vLLM's), for replay and for evaluation. It is left whenever an
+eighth of the rows has ended, and entered again with the others and their keys and values: a batch otherwise computes
+for ended rows until its longest answer is done. Tokens that all prompts begin with are read once.
+
+Sampling is greedy search over perturbed scores: of the tokens that temperature and top_p leave, the one with the
+largest log p + Gumbel noise is a draw from p, and the noise comes from the row's own generator. So a row draws the same
+whatever stands beside it, and the global generators stay as they are.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -18,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from transformers import (
     AutoConfig,
+    DynamicCache,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -26,16 +31,21 @@ from transformers import (
     TemperatureLogitsWarper,
     TopPLogitsWarper,
 )
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from lingraft.data.chat import encode_example
 from lingraft.data.example import Example, Message
 from lingraft.errors import DataError, ModelError
+from lingraft.models.loss import SupervisedHead
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BATCH_SIZE = 16
 _STOP_LOOKS_BACK = 16  # tokens at the end of a row among which a stop text must begin
+_LEAVING = 8  # rows leave a batch when one in so many has ended
+_ROOM = 32  # tokens
+_SHORTEST_SHARED = 8  # tokens of a common beginning that are worth a forward pass of their own
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,19 +69,27 @@ class Ending:
 
     Attributes:
         tokens: Any of these ids.
-        text: This text, where no token ends the turn; "": none. It is cut off.
+        texts: Any of these texts, such as where no token ends the turn; none is empty. They are cut off.
     """
 
     tokens: frozenset[int]
-    text: str = ""
+    texts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class TokenPrompt:
-    """A prompt as token ids, special tokens included, and the seed of its own draws, below 2**63."""
+    """A prompt as token ids, special tokens included, and the seed of its own draws, below 2**63.
+
+    `max_new_tokens` cuts its own continuation off, in place of the sampling's limit.
+    """
 
     ids: tuple[int, ...]
     seed: int = 0
+    max_new_tokens: int | None = None
+
+    def limit(self, sampling: Sampling) -> int:
+        """Return where its continuation is cut off, in tokens."""
+        return sampling.max_new_tokens if self.max_new_tokens is None else self.max_new_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +97,7 @@ class Generated:
     """A continuation.
 
     Attributes:
-        text: Without special tokens and without white space around it.
+        text: Without special tokens.
         tokens: How many were generated, the end token included.
         ended: Whether the model ended it by itself; else it was cut off.
     """
@@ -106,6 +124,9 @@ def generate(
     sampling: Sampling,
     ending: Ending,
     is_done: Callable[[int], bool] = lambda _: False,
+    *,
+    tokens_per_batch: int | None = None,
+    shuffle: int | None = None,
 ) -> Iterator[dict[int, Generated]]:
     """Continue prompts, the longest first, and yield each batch when it is finished, by place in `prompts`.
 
@@ -118,53 +139,233 @@ def generate(
         sampling: For all.
         ending: For all.
         is_done: Whether a prompt's continuation is not needed; a batch of such is left out.
+        tokens_per_batch: Most tokens of a batch, were each row as long as its longest prompt and its longest allowed
+            continuation together; None: no such limit, only the generator's `batch_size`.
+        shuffle: Seed of another order, so that rows get other neighbours; None: the longest first.
     """
-    longest_first = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row].ids), row))
-    for start in range(0, len(prompts), generator.batch_size):
-        rows = longest_first[start : start + generator.batch_size]
+    order = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row].ids), row))
+    if shuffle is not None:
+        random.Random(f"order {shuffle}").shuffle(order)
+    sizes = [(len(one.ids), one.limit(sampling)) for one in prompts]
+    for rows in batches_within(order, sizes, generator.batch_size, tokens_per_batch):
         if not all(is_done(row) for row in rows):
             found = generator.continue_batch([prompts[row] for row in rows], sampling, ending)
             yield dict(zip(rows, found, strict=True))
+
+
+def batches_within(
+    order: Sequence[int], sizes: Sequence[tuple[int, int]], most: int, tokens_per_batch: int | None
+) -> Iterator[list[int]]:
+    """Cut rows, in order, into batches; a row that is larger than a batch may be gets its own.
+
+    Args:
+        order: Row numbers.
+        sizes: Of every row, the tokens of its prompt and of what follows.
+        most: Rows in a batch.
+        tokens_per_batch: Rows times the longest prompt and the longest rest together, at most; None: no limit.
+    """
+    batch: list[int] = []
+    prompt = rest = 0  # the longest of the batch
+    for row in order:
+        prompt, rest = max(prompt, sizes[row][0]), max(rest, sizes[row][1])
+        tokens = (len(batch) + 1) * (prompt + rest)
+        if batch and (len(batch) == most or (tokens_per_batch is not None and tokens > tokens_per_batch)):
+            yield batch
+            batch = []
+            prompt, rest = sizes[row]
+        batch.append(row)
+    if batch:
+        yield batch
 
 
 class TransformersGenerator:
     """Generation by a model in memory, in its own precision and on its own device.
 
     In float32 a row's tokens are those that it gets alone, up to ties in the last bit.
+
+    Args:
+        model: The model; left as it is.
+        tokenizer: Its own.
+        batch_size: Most rows at a time.
+        own_defaults: Keep what its generation_config.json adds to greedy search, such as a repetition penalty.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = BATCH_SIZE
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        batch_size: int = BATCH_SIZE,
+        *,
+        own_defaults: bool = False,
     ) -> None:
         self.batch_size = batch_size
-        self._model, self._tokenizer = model, tokenizer
+        self._model, self._tokenizer, self._own_defaults = model, tokenizer, own_defaults
 
     def continue_batch(
         self, prompts: Sequence[TokenPrompt], sampling: Sampling, ending: Ending
     ) -> list[Generated]:
-        """Return one continuation per prompt; shorter ones are padded at their beginning."""
+        """Return one continuation per prompt; shorter ones are padded before what they do not share."""
+        found: dict[int, Generated] = {}
+        with torch.inference_mode(), nullcontext() if self._own_defaults else _own_defaults_off(self._model):
+            rows = self._begin(prompts, sampling, pad=min(ending.tokens))  # any id: the mask covers it
+            width = rows.ids.shape[1]
+            while rows.places:
+                ids, has_ended = self._go_on(rows, width, sampling, ending)
+                for row in (row for row, one in enumerate(has_ended) if one):
+                    said = ids[row, width : width + rows.limits[row]].tolist()
+                    found[rows.places[row]] = finished(said, ending, self._tokenizer)
+                rows = rows.without(has_ended, ids)
+        return [found[place] for place in range(len(prompts))]
+
+    def _begin(self, prompts: Sequence[TokenPrompt], sampling: Sampling, pad: int) -> _Rows:
+        """Return the rows of a batch, the keys and values of their common beginning computed."""
+        device = self._model.device
+        cache = empty_cache(self._model)
+        shared = _shared(prompts) if cache is not None and keeps_all(cache) else 0
         width = max(len(prompt.ids) for prompt in prompts)
-        pad = min(ending.tokens)  # any id: the mask covers it
-        ids = torch.tensor([[pad] * (width - len(one.ids)) + list(one.ids) for one in prompts])
-        mask = torch.tensor([[0] * (width - len(one.ids)) + [1] * len(one.ids) for one in prompts])
-        model: Any = self._model
-        device = model.device
+        gaps = [width - len(one.ids) for one in prompts]
+        padded = [
+            [*one.ids[:shared], *[pad] * gap, *one.ids[shared:]]
+            for one, gap in zip(prompts, gaps, strict=True)
+        ]
+        mask = [[1] * shared + [0] * gap + [1] * (width - gap - shared) for gap in gaps]
+        if shared and cache is not None:
+            beginning = torch.tensor([prompts[0].ids[:shared]], device=device)
+            with SupervisedHead(self._model, torch.zeros((1, shared), dtype=torch.bool)):
+                self._model(input_ids=beginning, past_key_values=cache, use_cache=True)
+            cache.batch_repeat_interleave(len(prompts))
+        return _Rows(
+            places=list(range(len(prompts))),
+            ids=torch.tensor(padded, device=device),
+            mask=torch.tensor(mask, device=device),
+            cache=cache,
+            limits=[one.limit(sampling) for one in prompts],
+            draws=[torch.Generator(device).manual_seed(one.seed) for one in prompts],
+        )
+
+    def _go_on(
+        self, rows: _Rows, width: int, sampling: Sampling, ending: Ending
+    ) -> tuple[torch.Tensor, list[bool]]:
+        """Generate until enough of the rows have ended; return all their tokens, and which have."""
         config = GenerationConfig(  # type: ignore[no-untyped-call]
             do_sample=False,
-            max_new_tokens=sampling.max_new_tokens,
+            max_new_tokens=max(rows.limits) - (rows.ids.shape[1] - width),
             eos_token_id=sorted(ending.tokens),
-            pad_token_id=pad,
+            pad_token_id=min(ending.tokens),
         )
-        stops = [_StopText(self._tokenizer, ending.text, width)] if ending.text else []
-        with torch.inference_mode(), _own_defaults_off(self._model):
-            found = model.generate(
-                ids.to(device),
-                attention_mask=mask.to(device),
-                generation_config=config,
-                logits_processor=_processors(sampling, [one.seed for one in prompts], device),
-                stopping_criteria=StoppingCriteriaList(stops),
-            )
-        return [finished(row, ending, self._tokenizer) for row in found[:, width:].tolist()]
+        ends = _Ends(self._tokenizer, ending, width, rows)
+        model: Any = self._model
+        ids = model.generate(
+            rows.ids,
+            attention_mask=rows.mask,
+            generation_config=config,
+            logits_processor=_processors(sampling, rows.draws),
+            stopping_criteria=StoppingCriteriaList([ends]),
+            **({} if rows.cache is None else {"past_key_values": rows.cache}),
+        )
+        return ids, ends.has_ended.tolist()
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """The rows of a batch that are still at work: B rows of T tokens, padding among them.
+
+    Attributes:
+        places: [B] where each stands in what was asked for.
+        ids: [B, T].
+        mask: [B, T], 0 on padding.
+        cache: Keys and values of all tokens that were computed; None: the model has none that rows can leave.
+        limits: [B] most tokens that each may generate.
+        draws: [B] what each draws by.
+    """
+
+    places: list[int]
+    ids: torch.Tensor
+    mask: torch.Tensor
+    cache: DynamicCache | None
+    limits: list[int]
+    draws: list[torch.Generator]
+
+    def without(self, has_ended: Sequence[bool], ids: torch.Tensor) -> _Rows:
+        """Return the rows that go on, with their tokens so far, taken out of `ids` of all."""
+        kept = [row for row, one in enumerate(has_ended) if not one]
+        chosen = torch.tensor(kept, dtype=torch.long, device=ids.device)
+        if self.cache is not None and kept:
+            self.cache.batch_select_indices(chosen)
+        new = torch.ones((len(kept), ids.shape[1] - self.mask.shape[1]), dtype=torch.long, device=ids.device)
+        return _Rows(
+            places=[self.places[row] for row in kept],
+            ids=ids[chosen],
+            mask=torch.cat([self.mask[chosen], new], dim=1),
+            cache=self.cache,
+            limits=[self.limits[row] for row in kept],
+            draws=[self.draws[row] for row in kept],
+        )
+
+
+def empty_cache(model: PreTrainedModel) -> DynamicCache | None:
+    """Return an empty cache that rows can leave, or None where the architecture keeps its states otherwise."""
+    untyped: Any = model
+    if not untyped._supports_default_dynamic_cache():
+        return None
+    cache = DynamicCache(config=model.config)
+    if not {type(layer) for layer in cache.layers} <= {DynamicLayer, DynamicSlidingWindowLayer}:
+        return None
+    cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+def keeps_all(cache: DynamicCache) -> bool:
+    """Return whether every layer keeps all tokens: a window counts padding that stands between tokens."""
+    return all(isinstance(layer, RoomyLayer) for layer in cache.layers)
+
+
+class RoomyLayer(DynamicLayer):
+    """Keeps keys and values with room for the next ones; transformers' own layer copies all of them at every token."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._rooms: list[torch.Tensor] = []  # of the keys and of the values, [B, heads, tokens, width]
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add the states of new tokens; return those of all."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)  # type: ignore[no-untyped-call]
+        held = self.get_seq_length()
+        end = held + key_states.shape[-2]
+        if not self._rooms or self._rooms[0].shape[-2] < end:
+            self._rooms = [
+                new.new_empty((*new.shape[:2], end + _ROOM, new.shape[3]))
+                for new in (key_states, value_states)
+            ]
+            before: Any = (self.keys, self.values)
+            for room, old in zip(self._rooms, before, strict=True):
+                if held:
+                    room[:, :, :held] = old
+        for room, new in zip(self._rooms, (key_states, value_states), strict=True):
+            room[:, :, held:end] = new
+        self.keys, self.values = (room[:, :, :end] for room in self._rooms)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep these rows."""
+        super().batch_select_indices(indices)
+        self._rooms = []
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row."""
+        super().batch_repeat_interleave(repeats)
+        self._rooms = []
+
+
+def _shared(prompts: Sequence[TokenPrompt]) -> int:
+    """Return how many tokens all prompts begin with and none is without more; 0 where they are not worth it."""
+    first, last = min(one.ids for one in prompts), max(one.ids for one in prompts)
+    alike = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))))
+    shared = min(alike, min(len(one.ids) for one in prompts) - 1)
+    return shared if len(prompts) > 1 and shared >= _SHORTEST_SHARED else 0
 
 
 def finished(row: Sequence[int], ending: Ending, tokenizer: PreTrainedTokenizerBase) -> Generated:
@@ -172,9 +373,10 @@ def finished(row: Sequence[int], ending: Ending, tokenizer: PreTrainedTokenizerB
     said = list(takewhile(lambda token: token not in ending.tokens, row))
     ended = len(said) < len(row)
     text = str(tokenizer.decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-    if ending.text and ending.text in text:
-        text, ended = text[: text.index(ending.text)], True
-    return Generated(text.strip(), len(said) + (len(said) < len(row)), ended)
+    stops = [text.index(stop) for stop in ending.texts if stop in text]
+    if stops:
+        text, ended = text[: min(stops)], True
+    return Generated(text, len(said) + (len(said) < len(row)), ended)
 
 
 def answer_ending(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Ending:
@@ -220,20 +422,20 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     return frozenset(tokenizer.all_special_ids) | {token for token, one in added.items() if one.special}
 
 
-def _processors(sampling: Sampling, seeds: Sequence[int], device: torch.device) -> LogitsProcessorList:
+def _processors(sampling: Sampling, draws: Sequence[torch.Generator]) -> LogitsProcessorList:
     if sampling.temperature == 0:
         return LogitsProcessorList()
     chosen: list[LogitsProcessor] = [TemperatureLogitsWarper(sampling.temperature)]
     if sampling.top_p < 1:
         chosen.append(TopPLogitsWarper(sampling.top_p))
-    return LogitsProcessorList([*chosen, _RowNoise(seeds, device)])
+    return LogitsProcessorList([*chosen, _RowNoise(draws)])
 
 
 class _RowNoise(LogitsProcessor):
     """Adds each row's own Gumbel noise, so that the largest score is a draw from the scores' softmax."""
 
-    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
-        self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+    def __init__(self, draws: Sequence[torch.Generator]) -> None:
+        self._generators = draws
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
         # -log of an exponential variable is a Gumbel one. scores: [rows, vocabulary], float32
@@ -241,17 +443,35 @@ class _RowNoise(LogitsProcessor):
         return scores - torch.stack(noise).log()
 
 
-class _StopText(StoppingCriteria):
-    """Ends a row at a text that is no token of its own, such as the next heading of a template."""
+class _Ends(StoppingCriteria):
+    """Notes which rows have ended: at a token, at a text that is no token of its own, or at their limit.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, text: str, prompt_width: int) -> None:
-        self._tokenizer, self._text, self._width = tokenizer, text, prompt_width
-        self._back = _STOP_LOOKS_BACK + len(text.encode("utf-8"))
+    All are stopped when enough of them have, so that those can leave.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, ending: Ending, prompt_width: int, rows: _Rows
+    ) -> None:
+        device = rows.ids.device
+        self._tokenizer, self._texts, self._width = tokenizer, ending.texts, prompt_width
+        self._back = _STOP_LOOKS_BACK + max((len(text.encode("utf-8")) for text in ending.texts), default=0)
+        self._tokens = torch.tensor(sorted(ending.tokens), device=device)
+        self._limits = torch.tensor(rows.limits, device=device)
+        self._enough = len(rows.places) if rows.cache is None else max(1, len(rows.places) // _LEAVING)
+        self.has_ended = torch.zeros(len(rows.places), dtype=torch.bool, device=device)
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:  # noqa: ARG002
+        self.has_ended |= torch.isin(input_ids[:, -1], self._tokens)
+        self.has_ended |= self._limits <= input_ids.shape[1] - self._width
+        if self._texts:
+            self.has_ended |= self._at_a_text(input_ids)
+        return self.has_ended | (self.has_ended.sum() >= self._enough)
+
+    def _at_a_text(self, input_ids: torch.Tensor) -> torch.Tensor:
         start = max(self._width, input_ids.shape[1] - self._back)
         ends = self._tokenizer.batch_decode(input_ids[:, start:], skip_special_tokens=True)
-        return torch.tensor([self._text in end for end in ends], device=input_ids.device)
+        found = [any(text in end for text in self._texts) for end in ends]
+        return torch.tensor(found, device=input_ids.device)
 
 
 @contextmanager

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from lingraft.errors import LingraftError
 from lingraft.models.generation import Generated
+from lingraft.records import append_lines, read_lines
 
 
 class GenerationLog:
@@ -26,7 +26,7 @@ class GenerationLog:
         self._path = path
         self._found: dict[int, Generated] = {}
         if path.exists():
-            self._read()
+            self._found = dict(read_lines(path, _parsed))
 
     def __contains__(self, number: int) -> bool:
         return number in self._found
@@ -37,29 +37,12 @@ class GenerationLog:
     def append(self, rows: Mapping[int, Generated]) -> None:
         """Write those of `rows` that are not there yet; they are on disk when this returns."""
         new = {number: rows[number] for number in sorted(rows) if number not in self._found}
-        lines = [
-            json.dumps({"number": number, **asdict(one)}, ensure_ascii=False) for number, one in new.items()
-        ]
-        with self._path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write("".join(f"{line}\n" for line in lines))
-            file.flush()
-            os.fsync(file.fileno())
+        append_lines(self._path, ({"number": number, **asdict(one)} for number, one in new.items()))
         self._found.update(new)
 
-    def _read(self) -> None:
-        whole = 0  # bytes that can be read
-        with self._path.open("rb") as file:
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                try:
-                    row = json.loads(line)
-                    number = int(row.pop("number"))
-                    self._found[number] = Generated(**row)
-                except (ValueError, AttributeError, KeyError, TypeError):
-                    break
-                whole += len(line)
-        os.truncate(self._path, whole)
+
+def _parsed(row: Any) -> tuple[int, Generated]:
+    return int(row.pop("number")), Generated(**row)
 
 
 @contextmanager

@@ -171,6 +171,22 @@ def load_tokenizer(name_or_folder: str | Path, *, trust_remote_code: bool = Fals
         ModelError: The model cannot be had or has no usable tokenizer.
     """
     folder = model_folder(str(name_or_folder), trust_remote_code=trust_remote_code)
+    return tokenizer_in(folder, name_or_folder, trust_remote_code=trust_remote_code)
+
+
+def tokenizer_in(
+    folder: Path, name_or_folder: str | Path, *, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that lies in a folder, whether or not a whole model does; see `load_tokenizer`.
+
+    Args:
+        folder: Where it lies.
+        name_or_folder: What the user calls it, for errors.
+        trust_remote_code: Run Python code that it brings along.
+
+    Raises:
+        ModelError: There is no usable tokenizer.
+    """
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=trust_remote_code

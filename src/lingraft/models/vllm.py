@@ -55,13 +55,12 @@ class VllmGenerator:
         common: dict[str, Any] = {
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
-            "max_tokens": sampling.max_new_tokens,
             "stop_token_ids": sorted(ending.tokens),
-            "stop": [ending.text] if ending.text else None,
+            "stop": list(ending.texts) or None,
         }
         outputs = self._model.generate(
             [{"prompt_token_ids": list(one.ids)} for one in prompts],
-            [SamplingParams(seed=one.seed, **common) for one in prompts],
+            [SamplingParams(seed=one.seed, max_tokens=one.limit(sampling), **common) for one in prompts],
             use_tqdm=False,
         )
         return [finished(list(one.outputs[0].token_ids), ending, self._tokenizer) for one in outputs]

@@ -27,11 +27,13 @@ from lingraft.report.figures import (
 )
 from lingraft.report.tables import (
     BITS,
+    answer_table,
     change_table,
     contamination_table,
     failures,
     forgetting_table,
     model_title,
+    noise_note,
     phase_one_models,
     seed_table,
     smallest_visible,
@@ -122,6 +124,8 @@ def render_page(result: dict[str, Any], study: Study) -> str:
         training=training_table(result),
         costs=strategy_cost_table(result),
         visible=smallest_visible(result),
+        noise=noise_note(result),
+        answers=answer_table(result),
         left_out={name: scores["left_out"] for name, scores in models.items() if scores["left_out"]},
         truncated={name: sum(scores["truncated"].values()) for name, scores in models.items()},
         encoder=next((cell["encoder"] for cell in done if cell["encoder"]), None),

@@ -470,6 +470,57 @@ def smallest_visible(result: dict[str, Any]) -> str:
     return f"Smallest difference to Phase 1 that could have been seen (80 % power): {', '.join(parts)}."
 
 
+def noise_note(result: dict[str, Any]) -> str | None:
+    """Say how far scores moved when their answers were generated again, by the model that moved most; None: once."""
+    entries = [result["base"], *(one.get("scores") for one in (*result["phase_ones"], *result["cells"]))]
+    found = [noise for one in entries if one is not None and (noise := one.get("noise")) is not None]
+    return noise_sentence(found) if found else None
+
+
+def noise_sentence(found: Sequence[Mapping[str, Any]]) -> str:
+    """Say how far the scores of one or more models moved (`noise.noise_floor`), by the one that moved most."""
+    parts = []
+    for ability in ("task_ability", "language_ability"):
+        known = [one[ability] for one in found if one[ability] is not None]
+        if known:
+            widest = max(known, key=lambda one: one["high"] - one["low"])
+            parts.append(
+                f"{ability.replace('_', ' ')} by up to {widest['high'] - widest['low']:.3f} "
+                f"(standard deviation {widest['deviation']:.3f})"
+            )
+    times = found[0]["repeats"]
+    return f"Noise floor: generated {times} times, each in other batches, scores moved: {', '.join(parts)}."
+
+
+def answer_table(result: dict[str, Any]) -> Table | None:
+    """Return what was wrong with the generated answers of every model, in counts, or None where nothing is counted."""
+    done = [cell for cell in result["cells"] if cell["status"] == "done"]
+    models = [(model_title(one, with_seed=True), one["scores"]) for one in [*phase_one_models(result), *done]]
+    base = [] if result["base"] is None else [("base model", result["base"])]
+    rows = [
+        (
+            name,
+            *(str(answers[key]) for key in ("n", "empty", "looping", "truncated")),
+            ABSENT if scores["wrong_language"] is None else f"{scores['wrong_language']:.1%}",
+            str(scores["undetermined_language"]),
+        )
+        for name, scores in base + models
+        if (answers := scores.get("answers")) is not None
+    ]
+    columns = (
+        Column("model", "data, strategy and seed"),
+        Column("answers", "generated answers, of all tasks"),
+        Column("empty", "answers of white space alone"),
+        Column("looping", "answers that say the same again and again"),
+        Column("truncated", "answers that used all the tokens that they were allowed"),
+        Column(
+            "wrong lang.", "share of answers in another language than asked, among those that could be told"
+        ),
+        Column("undetermined", "answers whose language could not be told, mostly for being short"),
+    )
+    return Table(columns, tuple(rows), 1) if rows else None
+
+
 MATRICES = ("ability", BITS)
 
 

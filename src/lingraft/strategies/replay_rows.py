@@ -311,7 +311,7 @@ class _Sampled:
             found = self._log[number]
             reason = degeneration(found.text, ended=found.ended)
             if reason is None:
-                turns = (Message("user", found.text), Message("assistant", ""))
+                turns = (Message("user", found.text.strip()), Message("assistant", ""))
                 yield Example(f"self-{number}", turns, UNDETERMINED_LANGUAGE, f"self-{number}", SELF)
             else:
                 yield f"prompt_{reason}"
@@ -368,4 +368,4 @@ class _Answers:
         if not isinstance(asked, TokenPrompt):
             return _Reply(reason=asked)
         found = self._log[number]
-        return _Reply(found.text, degeneration(found.text, ended=found.ended))
+        return _Reply(found.text.strip(), degeneration(found.text, ended=found.ended))

@@ -10,8 +10,8 @@ from lingraft.config.schema import Study
 from lingraft.data.contamination import CHARACTERS, WORDS, TaskOverlap, overlap
 from lingraft.data.example import Example
 from lingraft.data.worldbook import VERSION as WORLDBOOK_VERSION
-from lingraft.evaluate.harness import task_identities
 from lingraft.evaluate.items import evaluation_texts
+from lingraft.evaluate.tasks import task_identities
 from lingraft.records import fingerprint_of, read_json, write_json_atomically
 from lingraft.study.events import Watcher
 from lingraft.study.materials import Materials

@@ -16,9 +16,11 @@ from lingraft.config.schema import PLAIN, PathStep, Phase, StrategyChoice, Strat
 from lingraft.data.example import Example
 from lingraft.data.example_table import joined
 from lingraft.errors import ConfigError, LingraftError, ModelError, did_you_mean
-from lingraft.evaluate.harness import check_tasks
 from lingraft.evaluate.predictions import read_predictions
 from lingraft.evaluate.scores import differences, differences_over_seeds
+from lingraft.evaluate.suites import resolve_suites
+from lingraft.evaluate.tasks import check_tasks
+from lingraft.models.vllm import check_vllm
 from lingraft.records import fingerprint_of, write_json_atomically
 from lingraft.similarity.embedding_similarity import check_languages
 from lingraft.similarity.encoders import Encoder, load_encoder
@@ -70,7 +72,11 @@ def run_study(
     _check_trackers(study)
     materials = gather(study, base_folder, watcher)
     _check_sharding(materials.cells, processes)
-    check_tasks(study.evaluate, base_folder, languages=materials.languages)
+    evaluation = resolve_suites(study.evaluate, base_folder, languages=materials.languages)
+    check_tasks(evaluation, base_folder, languages=materials.languages)
+    if evaluation.backend == "vllm":
+        check_vllm()
+    study = study.model_copy(update={"evaluate": evaluation})
     encoder = _encoder(study, materials)
     costs = tell_costs(materials, watcher, trust_remote_code=study.trust_remote_code)
     with Store(folder) as store:

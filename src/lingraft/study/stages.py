@@ -23,12 +23,14 @@ from lingraft.config.schema import Evaluation, StrategyChoice, Training
 from lingraft.data.chat import encode_examples
 from lingraft.data.example import Example
 from lingraft.data.worldbook import VERSION as WORLDBOOK_VERSION
-from lingraft.evaluate.harness import evaluate_model, task_identities
+from lingraft.evaluate.harness import evaluate_model
 from lingraft.evaluate.held_out import bits_by_language, held_out_losses, item_of, write_losses
 from lingraft.evaluate.predictions import write_predictions
 from lingraft.evaluate.scores import score_summary
+from lingraft.evaluate.tasks import task_identities
 from lingraft.models.checkpoints import CheckpointReader, combine_checkpoints, save_checkpoint
 from lingraft.models.loading import load_model, load_tokenizer
+from lingraft.models.vllm import VllmGenerator
 from lingraft.records import fingerprint_of
 from lingraft.representation.drift import drift_between
 from lingraft.representation.states import encode_alike, model_states
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
 CHECKPOINT = "checkpoint"
 ENCODED = "encoded"  # the phase's rows as token ids; only while it trains
 PREDICTIONS = "predictions.parquet"
+ANSWERS = "answers.jsonl"  # what the model has answered so far; only while it is evaluated
 HELD_OUT = "held_out.parquet"
 EVALUATION_SPLIT = "report"
 
@@ -70,6 +73,7 @@ _EVALUATION_LIBRARIES = (
 )
 _MEASURE_LIBRARIES = ("lingraft",)
 _STATES_LIBRARIES = ("lingraft", "torch", "transformers", "tokenizers")
+_RESUMABLE = {"train", "evaluate"}
 _UNCOMPARED_TRAINING_FIELDS = {"report_to", "save_every"}
 
 
@@ -274,6 +278,10 @@ class Stages:
             loaded = load_model(model.locate(), dtype=torch.bfloat16, trust_remote_code=self._trust)
             loaded.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
             tokenizer = load_tokenizer(model.locate(), trust_remote_code=self._trust)
+
+            def vllm() -> VllmGenerator:
+                return VllmGenerator(model.locate(), tokenizer, trust_remote_code=self._trust)
+
             evaluated = evaluate_model(
                 loaded,
                 tokenizer,
@@ -281,16 +289,23 @@ class Stages:
                 languages=languages,
                 split=EVALUATION_SPLIT,
                 base_folder=self._base_folder,
+                log=folder / ANSWERS,
+                make_generator=vllm if evaluation.backend == "vllm" else None,
                 on_progress=self._tell_count,
             )
             losses = held_out_losses(loaded, tokenizer, held_out)
             write_predictions(folder / PREDICTIONS, evaluated.predictions)
             write_losses(folder / HELD_OUT, losses)
+            (folder / ANSWERS).unlink(missing_ok=True)
             if evaluated.left_out:
                 self._watcher.noted(
                     f"{label}: {len(evaluated.left_out)} items are left out, such as {evaluated.left_out[0]}."
                 )
-            lost = {"left_out": list(evaluated.left_out), "truncated": evaluated.truncated}
+            lost = {
+                "left_out": list(evaluated.left_out),
+                "truncated": evaluated.truncated,
+                "noise": evaluated.noise,
+            }
             result = {
                 "scores": {
                     **score_summary(evaluated.predictions, bits_by_language(losses, held_out)),
@@ -409,7 +424,7 @@ class Stages:
             for model in models:
                 model.locate()  # a discarded checkpoint is made again before this stage begins, not inside of it
         stage = self._store.run(
-            kind, inputs, watched, resumable=kind == "train", with_artefacts=with_artefacts
+            kind, inputs, watched, resumable=kind in _RESUMABLE, with_artefacts=with_artefacts
         )
         if worked or stage.fingerprint not in self._told:
             self._told.add(stage.fingerprint)

@@ -1,0 +1,285 @@
+"""`lingraft evaluate`: score models on a suite, or on single tasks."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lingraft.cli.output import (
+    print_json,
+    print_result,
+    print_table,
+    quieten_loading,
+    standard_error,
+    write_record,
+)
+from lingraft.errors import ConfigError, EvaluationError
+
+if TYPE_CHECKING:
+    from lingraft.config.schema import Evaluation
+    from lingraft.evaluate.harness import Evaluated
+    from lingraft.evaluate.predictions import Prediction
+    from lingraft.evaluate.suites import Chosen
+
+RECORD = "record.json"
+PREDICTIONS = "predictions.parquet"
+_PRECISIONS = ("bf16", "float32")
+_TAG = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
+
+
+def evaluate(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="M1 [M2]",
+            help="Folders, hub ids, embedded:NAME, or folders of LoRA adapters; M2 against M1.",
+        ),
+    ],
+    suite: Annotated[str, typer.Option(help="Which tasks: see `lingraft ls suites`.")] = "quick",
+    languages: Annotated[
+        str, typer.Option(metavar="TAG,...", help="Languages beside English, such as de,th.")
+    ] = "",
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[TAG=]NAME",
+            help="Only this one; of the suite, any harness task, or a YAML file. Repeatable.",
+        ),
+    ] = None,
+    data_dir: Annotated[
+        str | None,
+        typer.Option(help="Folder of local copies of the data sets; what it lacks comes from the hub."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Items of each task.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Most answers generated together; default: as many as fit.")
+    ] = None,
+    repeat: Annotated[
+        int, typer.Option(min=1, help="Generate so many times, in other batches: the noise floor.")
+    ] = 1,
+    precision: Annotated[str, typer.Option(help="bf16 or float32.")] = "bf16",
+    chat: Annotated[
+        bool, typer.Option("--chat/--no-chat", help="Put prompts through the chat template.")
+    ] = True,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of results; default: runs/evaluate/MODEL-SUITE.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Score one model, or two on the same items, and print every task's score with n and interval.
+
+    Writes predictions.parquet and record.json. A task whose data cannot be had is named with where they were looked
+    for, and the others run; exit code 2 where none can.
+    """
+    quieten_loading()
+    _check(models, precision)
+    chosen = _choose(suite, task or [], languages, data_dir, limit)
+    asked = {
+        "suite": suite,
+        "tasks": sorted(task or []),
+        "languages": _tags(languages),
+        "data_dir": data_dir,
+        "limit": limit,
+        "batch_size": batch_size,
+        "repeat": repeat,
+        "precision": precision,
+        "chat": chat,
+    }
+    names = _names(models)
+    folder = output or Path("runs") / "evaluate" / f"{'+'.join(names)}-{suite}"
+    folders = [folder] if len(models) == 1 else [folder / name for name in names]
+    for model, own in zip(models, folders, strict=True):
+        _prepare(own, {"model": model, **asked})
+    if len(models) == 2:
+        _prepare(folder, {"models": models, **asked})
+    evaluation = chosen.evaluation.model_copy(
+        update={"batch_size": batch_size, "repeats": repeat, "apply_chat_template": chat}
+    )
+    results, predictions = [], []
+    for model, own in zip(models, folders, strict=True):
+        result, found = _evaluate(model, evaluation, {"model": model, **asked}, own, tell=own == folders[0])
+        results.append(result)
+        predictions.append(found)
+    _finish(models, results, predictions, asked, folder, as_json=json)
+
+
+def _check(models: list[str], precision: str) -> None:
+    if len(models) > 2:
+        raise ConfigError(f"{len(models)} models: name one, or two to compare.")
+    if len(set(models)) < len(models):
+        raise ConfigError(f"{models[0]}: stands twice; name another model to compare it with.")
+    if precision not in _PRECISIONS:
+        raise ConfigError(f"--precision {precision!r}: there are {' and '.join(_PRECISIONS)}.")
+
+
+def _choose(suite: str, only: list[str], languages: str, data_dir: str | None, limit: int | None) -> Chosen:
+    from lingraft.evaluate.suites import choose_tasks
+    from lingraft.evaluate.tasks import entries, name_problem
+
+    chosen = choose_tasks(suite, only, languages=_tags(languages), data_dir=data_dir, limit=limit)
+    own = [entry for _, entry in entries(chosen.evaluation) if entry.name is None]  # not of the catalogue
+    problems = [
+        f"{entry.task}: {problem}"
+        for entry in own
+        if (problem := name_problem(entry, Path(), ())) is not None
+    ]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    for one in chosen.lacking:
+        task, _, language = one.rpartition("/")
+        _say(f"{one}: {task} has no {language}; it is left out.")
+    return chosen
+
+
+def _tags(languages: str) -> list[str]:
+    tags = [tag.strip() for tag in languages.split(",") if tag.strip()]
+    wrong = [tag for tag in tags if not _TAG.fullmatch(tag)]
+    if wrong:
+        raise ConfigError(f"--languages {languages!r}: {wrong[0]!r} is no BCP-47 tag such as de or zh-Hant.")
+    return list(dict.fromkeys(tags))
+
+
+def _names(models: list[str]) -> list[str]:
+    """Return what the models' folders are called: the last part of each name, numbered where two are alike."""
+    names = [re.sub(r"[^\w.+-]+", "-", _last_part(model)) for model in models]
+    return names if len(set(names)) == len(names) else [f"{name}-{i}" for i, name in enumerate(names, 1)]
+
+
+def _last_part(model: str) -> str:
+    folder = Path(model).expanduser()
+    return folder.resolve().name if folder.is_dir() else model.removeprefix("embedded:").rpartition("/")[2]
+
+
+def _prepare(folder: Path, asked: dict[str, Any]) -> None:
+    """Make the folder of results; refuse to write over those of something else."""
+    from lingraft.records import read_json
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"--output {folder}: cannot be made ({error.strerror}: {error.filename})."
+        ) from None
+    if not (folder / RECORD).exists():
+        return
+    try:
+        before = read_json(folder / RECORD)["inputs"]
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(
+            f"--output {folder}: its {RECORD} is none of `lingraft evaluate`; name another."
+        ) from None
+    changed = [key for key, value in asked.items() if before.get(key) != value]
+    if changed:
+        told = ", ".join(f"{key} {before.get(key)!r}, not {asked[key]!r}" for key in changed)
+        raise ConfigError(f"--output {folder}: was made with {told}; name another folder, or delete it.")
+
+
+def _evaluate(
+    model: str, evaluation: Evaluation, asked: dict[str, Any], folder: Path, *, tell: bool
+) -> tuple[dict[str, Any], tuple[Prediction, ...]]:
+    """Evaluate one model, or go on where this was interrupted, and write what was found; the record last."""
+    import torch
+
+    from lingraft.cli.progress import StepBars
+    from lingraft.evaluate.harness import evaluate_model
+    from lingraft.evaluate.predictions import write_predictions
+    from lingraft.models.adapters import load_merged, merged_content_hash
+    from lingraft.records import fingerprint_of
+
+    inputs = {**asked, "model_hash": merged_content_hash(model), "libraries": _libraries()}
+    log = folder / f"answers-{fingerprint_of(inputs)}.jsonl"  # of this very model and evaluation
+    dtype = torch.bfloat16 if asked["precision"] == "bf16" else torch.float32
+    loaded, tokenizer = load_merged(model, dtype=dtype)
+    loaded.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+    with StepBars() as bars:
+        found = evaluate_model(
+            loaded,
+            tokenizer,
+            evaluation,
+            languages=[tag for tag in asked["languages"] if tag != "en"],
+            skip_missing=True,
+            log=log,
+            on_progress=lambda done, total: bars.progressed(model, done, total),
+        )
+    if tell:
+        _tell_not_run(found, asked["data_dir"])
+    if not found.predictions:
+        raise EvaluationError("none of the tasks can be run here.")
+    result = _result(found)
+    (folder / RECORD).unlink(missing_ok=True)  # of an earlier run of the same
+    write_predictions(folder / PREDICTIONS, found.predictions)
+    write_record(folder / RECORD, "evaluate", inputs, result)
+    log.unlink(missing_ok=True)
+    return result, found.predictions
+
+
+def _tell_not_run(found: Evaluated, data_dir: str | None) -> None:
+    """Say of each task that could not be run why, and where its data were looked for."""
+    from lingraft.evaluate.suites import where_data_is_sought
+
+    for one, reason in found.not_run.items():
+        task, _, language = one.rpartition("/")
+        sought = where_data_is_sought(task, language, data_dir)
+        _say(f"{one}: not run: {reason.rstrip('.')}. Its data: {sought}.")
+
+
+def _result(found: Evaluated) -> dict[str, Any]:
+    from lingraft.evaluate.harness import SEEDS
+    from lingraft.evaluate.scores import task_scores
+
+    return {
+        "scores": task_scores(found.predictions),
+        "tasks": found.tasks,
+        "left_out": list(found.left_out),
+        "truncated": found.truncated,
+        "not_run": found.not_run,
+        "noise": found.noise,
+        "seeds": SEEDS | {"bootstrap": 0},
+    }
+
+
+def _libraries() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("lm_eval", "torch", "transformers")}
+
+
+def _finish(
+    models: list[str],
+    results: list[dict[str, Any]],
+    predictions: list[tuple[Prediction, ...]],
+    asked: dict[str, Any],
+    folder: Path,
+    *,
+    as_json: bool,
+) -> None:
+    """Print what was found; of two models also the differences, which get a record of their own."""
+    from lingraft.evaluate.scores import task_differences
+    from lingraft.report.evaluation import score_table, task_difference_table
+    from lingraft.report.tables import noise_sentence
+
+    whole: dict[str, Any] = {"models": dict(zip(models, results, strict=True)), "folder": str(folder)}
+    if len(models) == 2:
+        whole["differences"] = task_differences(*predictions)
+        write_record(
+            folder / RECORD, "evaluate", {"models": models, **asked}, {"differences": whole["differences"]}
+        )
+    if as_json:
+        print_json(whole)
+        return
+    for model, result in zip(models, results, strict=True):
+        print_table(score_table(result["scores"]), model)
+        if result["noise"] is not None:
+            print_result(noise_sentence([result["noise"]]))
+        for line in result["left_out"][:1]:
+            print_result(f"{len(result['left_out'])} items are left out, such as {line}.")
+    if len(models) == 2:
+        print_table(task_difference_table(whole["differences"]), f"{models[1]} - {models[0]}, paired")
+    print_result(f"Predictions and {RECORD} are in {folder}.")
+
+
+def _say(message: str) -> None:
+    standard_error().print(f"! {message}", markup=False, highlight=False, style="yellow", soft_wrap=True)

@@ -1,0 +1,67 @@
+"""What is wrong with generated answers, whatever their task: empty, looping, cut off, in another language."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+from lingraft.data.degeneration import is_looping
+from lingraft.data.language_id import LanguageIdentifier, known_tags
+from lingraft.evaluate.predictions import Prediction
+
+_CODE = ("humaneval", "mbpp", "ds1000", "code_", "codexglue", "bigcodebench")  # how such tasks' names begin
+_OTHER_LANGUAGE = "language:response_language"  # IFEval's instruction to answer in a named language
+
+
+class AnswerJudge:
+    """Judges answers of one evaluation; a language is told among its languages only.
+
+    Args:
+        languages: BCP-47 tags; those that the identifier does not know are not judged.
+    """
+
+    def __init__(self, languages: Sequence[str]) -> None:
+        self._languages = list(dict.fromkeys(languages))
+
+    def judged(self, prediction: Prediction, document: Mapping[str, Any], *, ended: bool) -> Prediction:
+        """Return the prediction with what its answer is like; worldbook has judged its language by itself.
+
+        Args:
+            prediction: Of a generating task.
+            document: The task's item.
+            ended: Whether the answer came to an end by itself or at a stop text.
+        """
+        text = prediction.response
+        found = replace(prediction, empty=not text.strip(), looping=is_looping(text), truncated=not ended)
+        if found.language_judged or not self._asks_for_language(prediction, document):
+            return found
+        told = self._identifier.identify(text)
+        wrong = None if told is None else told != self._tag_of[prediction.language]
+        return replace(found, language_judged=True, wrong_language=wrong)
+
+    def _asks_for_language(self, prediction: Prediction, document: Mapping[str, Any]) -> bool:
+        name = prediction.item.lower()  # a harness task's own name stands in it
+        instructions = document.get("instruction_id_list")  # IFEval, whose reference is a mere 0
+        return (
+            prediction.language in self._tag_of
+            and len(set(self._tag_of.values())) > 1
+            and not name.startswith(_CODE)
+            and (instructions is not None or not _is_number(prediction.reference))
+            and _OTHER_LANGUAGE not in (instructions or ())
+        )
+
+    @cached_property
+    def _tag_of(self) -> dict[str, str]:
+        """The tag that the identifier gives each of the languages: regions of one language are not told apart."""
+        first: dict[str, str] = {}
+        return {tag: first.setdefault(tag.split("-")[0].lower(), tag) for tag in known_tags(self._languages)}
+
+    @cached_property
+    def _identifier(self) -> LanguageIdentifier:
+        return LanguageIdentifier(list(dict.fromkeys(self._tag_of.values())))
+
+
+def _is_number(reference: str) -> bool:
+    return any(one.isdigit() for one in reference) and not any(one.isalpha() for one in reference)

@@ -1,0 +1,202 @@
+"""`lingraft evaluate` end to end on tiny models: tables, files, what is missing, two models, an adapter."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lingraft.cli.main import _run
+from lingraft.evaluate.own_tasks import OWN_TASKS
+from lingraft.evaluate.predictions import read_predictions
+
+FIELDS = {"value", "low", "high", "n", "wrong_language"}
+
+
+@pytest.fixture
+def evaluate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command in a folder of its own; returns the exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        capfd.readouterr()
+        code = _run(["evaluate", *arguments])
+        told = capfd.readouterr()
+        return code, told.out, told.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a LoRA adapter of the tiny model, which changes its answers."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("adapter") / "lora"
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+        wrapped = get_peft_model(
+            AutoModelForCausalLM.from_pretrained(tiny_model),
+            LoraConfig(r=2, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM"),
+        )
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.5)
+    wrapped.save_pretrained(folder)
+    return folder
+
+
+WORLDBOOK = ("--task", "worldbook:lookup", "--languages", "de", "--limit", "3")
+
+
+def test_one_model_gives_a_table_a_record_and_its_predictions(
+    evaluate: Callable[..., tuple[int, str, str]], tiny_model: Path
+) -> None:
+    code, out, _ = evaluate(str(tiny_model), *WORLDBOOK)
+    assert code == 0
+    assert "95 % interval" in out
+    lines = [line.split() for line in out.splitlines() if "worldbook:lookup" in line]
+    assert [line[:3] for line in lines] == [["worldbook:lookup", "en", "3"], ["worldbook:lookup", "de", "3"]]
+    folder = Path("runs/evaluate/tiny-quick")
+    record = json.loads((folder / "record.json").read_text())
+    assert record["inputs"]["model"] == str(tiny_model)
+    assert len(record["inputs"]["model_hash"]) == 64
+    for name in ("worldbook:lookup/en", "worldbook:lookup/de"):
+        assert set(record["result"]["scores"][name]) >= FIELDS
+        assert {"template", "prompts", "data", "version"} <= set(record["result"]["tasks"][name])
+    assert record["result"]["seeds"]["bootstrap"] == 0
+    assert len(read_predictions(folder / "predictions.parquet")) == 6
+
+
+def test_results_of_something_else_are_not_written_over(
+    evaluate: Callable[..., tuple[int, str, str]], tiny_model: Path
+) -> None:
+    assert evaluate(str(tiny_model), *WORLDBOOK, "--output", "here")[0] == 0
+    before = Path("here/record.json").read_bytes()
+    code, _, error = evaluate(str(tiny_model), *WORLDBOOK, "--no-chat", "--output", "here")
+    assert code == 2
+    assert "here: was made with chat True, not False" in error
+    assert evaluate(str(tiny_model), *WORLDBOOK, "--output", "here")[0] == 0
+    assert Path("here/record.json").read_bytes() == before
+
+
+def test_two_models_are_compared_on_the_same_items_and_an_adapter_is_one(
+    evaluate: Callable[..., tuple[int, str, str]], tiny_model: Path, adapter: Path
+) -> None:
+    code, out, error = evaluate(str(tiny_model), str(adapter), *WORLDBOOK, "--output", "both", "--json")
+    assert code == 0, error
+    found = json.loads(out)
+    for name, difference in found["differences"].items():
+        before, after = (found["models"][str(one)]["scores"][name]["value"] for one in (tiny_model, adapter))
+        assert difference["value"] == pytest.approx(after - before)
+        assert difference["n"] == 3
+    plain, adapted = (
+        read_predictions(Path("both") / one / "predictions.parquet") for one in ("tiny", "lora")
+    )
+    assert [one.prompt for one in plain] == [one.prompt for one in adapted]
+    assert [one.response for one in plain] != [one.response for one in adapted]
+    record = json.loads(Path("both/record.json").read_text())
+    assert record["result"]["differences"] == found["differences"]
+
+
+def test_a_merged_adapter_computes_what_peft_computes(tiny_model: Path, adapter: Path) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from lingraft.models.adapters import load_merged
+
+    merged: Any = load_merged(str(adapter))[0]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+        wrapped = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), adapter).eval()
+    ids = torch.arange(10, 30)[None]
+    with torch.no_grad():
+        assert torch.allclose(merged(ids).logits, wrapped(ids).logits, atol=1e-5)
+        assert not torch.allclose(merged(ids).logits, wrapped.unload()(ids).logits, atol=1e-2)
+
+
+def test_a_task_without_data_is_named_with_where_they_were_looked_for_and_the_rest_runs(
+    evaluate: Callable[..., tuple[int, str, str]], tiny_model: Path
+) -> None:
+    Path("data").mkdir()
+    only = ("--task", "worldbook:lookup", "--task", "th=belebele", "--task", "de=xcopa")
+    code, out, error = evaluate(str(tiny_model), *only, "--data-dir", "data", "--limit", "1", "--json")
+    assert code == 0
+    result = json.loads(out)["models"][str(tiny_model)]
+    assert list(result["scores"]) == ["worldbook:lookup/en"]
+    assert list(result["not_run"]) == ["belebele/th"]
+    (line,) = [one for one in error.splitlines() if "not run" in one]
+    copy = Path("data/belebele/th.jsonl")
+    assert line.startswith("! belebele/th: not run: ")
+    assert line.endswith(f"Its data: {copy}, or facebook/belebele on the hub.")
+    assert "xcopa/de: xcopa has no de" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--suite", "papr"), "'papr' is not a suite. Did you mean 'paper'"),
+        (("--task", "ifevl"), "ifevl: is no task of lingraft's own and no harness task. Did you mean ifeval"),
+        (("--task", "absent.yaml"), "absent.yaml: there is no such file"),
+        (("--languages", "de,german!"), "'german!' is no BCP-47 tag"),
+        (("--data-dir", "absent"), "--data-dir absent: there is no such folder"),
+        (("--precision", "int4"), "--precision 'int4'"),
+        (("--task", "th=belebele"), "none of the tasks can be run here"),
+    ],
+)
+def test_wrong_input_has_exit_code_two(
+    evaluate: Callable[..., tuple[int, str, str]], tiny_model: Path, arguments: tuple[str, ...], told: str
+) -> None:
+    code, out, error = evaluate(str(tiny_model), *arguments)
+    assert (code, out) == (2, "")
+    assert told in " ".join(error.split())
+
+
+@pytest.mark.parametrize(
+    ("suite", "languages", "expected"),
+    [
+        (
+            "reading",
+            "en,th,vi,id,de,es,fr",
+            "belebele/en belebele/th belebele/vi mgsm/en mgsm/de mgsm/es mgsm/fr xcopa/th xcopa/id",
+        ),
+        ("paper", "vi,de,es", "ifeval/en hellaswag/en global_mmlu/vi xquad/de xquad/es xlsum/vi"),
+        pytest.param(
+            "paper",
+            "en,id,th",
+            "global_mmlu/en global_mmlu/id xquad/en xlsum/id xlsum/th",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_what_lies_in_the_data_folder_runs(
+    suite: str,
+    languages: str,
+    expected: str,
+    evaluate: Callable[..., tuple[int, str, str]],
+    tiny_model: Path,
+    shared_data: Path,
+) -> None:
+    absent = {one for one in ("xquad", "xlsum") if one not in OWN_TASKS}
+    wanted = {one for one in expected.split() if one.partition("/")[0] not in absent}
+    tasks = {one.partition("/")[0] for one in wanted}
+    only = [argument for task in sorted(tasks) for argument in ("--task", task)]
+    code, out, error = evaluate(
+        str(tiny_model), "--suite", suite, "--languages", languages, *only, "--data-dir", str(shared_data),
+        "--limit", "1", "--json",
+    )  # fmt: skip
+    assert code == 0, error
+    scores = json.loads(out)["models"][str(tiny_model)]["scores"]
+    assert wanted <= set(scores)
+    assert all(0 <= scores[name]["low"] <= scores[name]["high"] <= 1 for name in wanted)

@@ -1,0 +1,230 @@
+"""The evaluation's engine against the harness's own class, interrupted and resumed, in other batches, by others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+
+from lingraft.config.schema import Evaluation, EvaluationTask
+from lingraft.errors import EvaluationError
+from lingraft.evaluate.answers import AnswerLog, ItemCount
+from lingraft.evaluate.harness import evaluate_model
+from lingraft.evaluate.in_memory import Batching, InMemoryModel
+from lingraft.models.generation import Generated, TransformersGenerator
+from lingraft.models.loading import load_model, load_tokenizer
+
+QUESTIONS = [
+    "Say a.",
+    "What is the weekday after Monday, and what comes before it?",
+    "Why?",
+    "Ja?",
+    "Two",
+    "Say b.",
+]
+CHOICES = [" Monday", " the day after", " x"]
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_model: Path) -> tuple[Any, Any]:
+    """The tiny model in float32, moved so that answers differ and some of them end, and its tokenizer."""
+    loaded: Any = load_model(tiny_model)
+    with torch.no_grad():
+        torch.manual_seed(1)
+        for parameter in loaded.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return loaded, load_tokenizer(tiny_model)
+
+
+def instances(kind: str, arguments: Sequence[tuple[Any, ...]]) -> list[Instance]:
+    """Return requests of a task, each of an item of its own."""
+    return [Instance(kind, {}, one, 0, metadata=("task", number, 1)) for number, one in enumerate(arguments)]
+
+
+def to_generate(*settings: dict[str, Any]) -> list[Instance]:
+    prompts = [f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n" for text in QUESTIONS]
+    return instances("generate_until", [(text, dict(one)) for one in settings for text in prompts])
+
+
+def to_score() -> list[Instance]:
+    """Choices that share contexts, some of several tokens; a lone one, an empty context, one that is too long."""
+    shared = [(text, choice) for text in QUESTIONS for choice in CHOICES]
+    return instances(
+        "loglikelihood", [*shared, ("Alone", " and so on"), ("", "Say a."), ("Say a. " * 700, " Why?")]
+    )
+
+
+@pytest.fixture
+def engine(tiny: tuple[Any, Any]) -> Callable[..., InMemoryModel]:
+    def make(
+        batching: Batching | None = None, answers: AnswerLog | None = None, **options: Any
+    ) -> InMemoryModel:
+        count = ItemCount(options.pop("total", 100), options.pop("on_progress", None))
+        return InMemoryModel(
+            *tiny, batching or Batching(None, 400), answers or AnswerLog(), count, chat=True, **options
+        )
+
+    return make
+
+
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The lengths of the prompts of every batch that is generated."""
+    seen: list[list[int]] = []
+    inner = TransformersGenerator.continue_batch
+
+    def watched(self: TransformersGenerator, prompts: Any, *others: Any) -> list[Generated]:
+        seen.append([len(one.ids) for one in prompts])
+        return inner(self, prompts, *others)
+
+    monkeypatch.setattr(TransformersGenerator, "continue_batch", watched)
+    return seen
+
+
+def test_answers_and_likelihoods_are_those_of_the_harness(
+    tiny: tuple[Any, Any], engine: Callable[..., InMemoryModel]
+) -> None:
+    free = {"until": [], "do_sample": False, "max_gen_toks": 24}
+    theirs = HFLM(pretrained=tiny[0], tokenizer=tiny[1], batch_size=1, backend="causal", add_bos_token=False)
+    answers = theirs.generate_until(to_generate(free), disable_tqdm=True)
+    assert len(set(answers)) > 2
+    stop = next(text[3:5] for text in answers if len(text) > 6)
+    settings = [free, {**free, "max_gen_toks": 9}, {**free, "until": [stop, "<|endoftext|>"]}]
+    wanted = theirs.generate_until(to_generate(*settings), disable_tqdm=True)
+    assert wanted != answers * 3
+    lm = engine()
+    assert lm.generate_until(to_generate(*settings)) == wanted
+    assert set(lm.ended.values()) == {True, False}
+    scores = theirs.loglikelihood(to_score(), disable_tqdm=True)
+    for batching in (Batching(None, 400), Batching(None, 10**6)):
+        for own, (value, is_greedy) in zip(engine(batching).loglikelihood(to_score()), scores, strict=True):
+            assert own[0] == pytest.approx(value, abs=1e-4)
+            assert own[1] == is_greedy
+    rolling = instances("loglikelihood_rolling", [("Say a. " * 3,), ("Why?",)])
+    assert engine().loglikelihood_rolling(rolling, disable_tqdm=True) == pytest.approx(
+        theirs.loglikelihood_rolling(rolling, disable_tqdm=True), abs=1e-4
+    )
+
+
+def test_beams_go_the_harnesss_own_way(tiny: tuple[Any, Any], engine: Callable[..., InMemoryModel]) -> None:
+    beams = {"until": [], "max_gen_toks": 6, "num_beams": 2}
+    theirs = HFLM(pretrained=tiny[0], tokenizer=tiny[1], batch_size=8, backend="causal", add_bos_token=False)
+    assert engine().generate_until(to_generate(beams)) == theirs.generate_until(to_generate(beams))
+
+
+def test_batches_hold_to_their_tokens_and_tasks_share_them(
+    engine: Callable[..., InMemoryModel], batches: list[list[int]]
+) -> None:
+    settings: list[dict[str, Any]] = [{"until": [], "max_gen_toks": limit} for limit in (4, 8)]
+    engine().generate_until(to_generate(*settings))
+    assert all(len(own) * (max(own) + 8) <= 400 for own in batches)
+    assert sum(map(len, batches)) == 12
+    assert max(map(len, batches)) > 6  # of both tasks
+    batches.clear()
+    engine(Batching(5, 10**6)).generate_until(to_generate(*settings))
+    assert [len(own) for own in batches] == [5, 5, 2]
+
+
+def test_an_interrupted_evaluation_goes_on_from_its_finished_batches(
+    engine: Callable[..., InMemoryModel], batches: list[list[int]], tmp_path: Path
+) -> None:
+    requests = to_generate({"until": [], "max_gen_toks": 8})
+    whole = engine(Batching(2, 10**6)).generate_until(requests)
+    expected = list(batches)
+    batches.clear()
+
+    def stop(done: int, _: int) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    path = tmp_path / "answers.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        engine(Batching(2, 10**6), AnswerLog(path), on_progress=stop).generate_until(requests)
+    assert batches == expected[:2]
+    with path.open("a") as file:
+        file.write('{"asked": "torn')
+    told: list[int] = []
+    again = engine(
+        Batching(2, 10**6), AnswerLog(path), total=6, on_progress=lambda done, _: told.append(done)
+    )
+    assert again.generate_until(requests) == whole
+    assert batches == expected
+    assert told == [1, 2, 3, 4, 5, 6]
+    assert engine(Batching(2, 10**6), AnswerLog(path)).generate_until(requests) == whole
+    assert batches == expected
+    scored = engine(answers=AnswerLog(path)).loglikelihood(to_score())
+    assert engine(answers=AnswerLog(path)).loglikelihood(to_score()) == scored
+
+
+def test_a_repeat_has_other_neighbours_and_other_draws(
+    engine: Callable[..., InMemoryModel], batches: list[list[int]]
+) -> None:
+    greedy, drawn = (
+        {"until": [], "max_gen_toks": 8},
+        {"until": [], "max_gen_toks": 8, "do_sample": True, "temperature": 1.0},
+    )
+    first = engine(Batching(3, 10**6)).generate_until(to_generate(greedy))
+    assert engine(Batching(3, 10**6, repeat=1)).generate_until(to_generate(greedy)) == first  # in float32
+    assert batches[:2] != batches[2:]
+    said = [engine(Batching(3, 10**6, repeat)).generate_until(to_generate(drawn)) for repeat in (0, 0, 1)]
+    assert said[0] == said[1] != said[2]
+    twice = engine().generate_until([*to_generate(drawn), *to_generate(drawn)])
+    assert twice[:6] == said[0] != twice[6:]
+
+
+def test_another_engine_generates_and_is_asked_only_for_what_is_missing(
+    engine: Callable[..., InMemoryModel], tmp_path: Path
+) -> None:
+    made: list[int] = []
+
+    class Parrot:
+        batch_size = 4
+
+        def continue_batch(self, prompts: Any, *_: Any) -> list[Generated]:
+            made.append(len(prompts))
+            return [Generated(f"{len(one.ids)} {one.max_new_tokens}", 2, ended=True) for one in prompts]
+
+    requests = to_generate({"until": [], "max_gen_toks": 8})
+    log = tmp_path / "answers.jsonl"
+    answers = engine(answers=AnswerLog(log), make_generator=Parrot).generate_until(requests)
+    assert made == [4, 2]
+    assert all(answer.endswith(" 8") for answer in answers)
+    assert engine(answers=AnswerLog(log), make_generator=Parrot).generate_until(requests) == answers
+    assert made == [4, 2]
+    with pytest.raises(EvaluationError, match="need the backend 'transformers'"):
+        engine(make_generator=Parrot).generate_until(to_generate({"until": [], "num_beams": 2}))
+
+
+def test_an_answer_that_cannot_fit_is_refused(engine: Callable[..., InMemoryModel]) -> None:
+    with pytest.raises(EvaluationError, match=r"2048 tokens.*`max_new_tokens`"):
+        engine().generate_until(to_generate({"until": [], "max_gen_toks": 2048}))
+
+
+def test_an_evaluation_repeats_resumes_and_counts(tiny: tuple[Any, Any], tmp_path: Path) -> None:
+    tasks = (EvaluationTask(task="worldbook:lookup", limit=2, max_new_tokens=3),)
+    evaluation = Evaluation(task_ability=tasks, language_ability=tasks, repeats=3)
+    told: list[tuple[int, int]] = []
+    log = tmp_path / "answers.jsonl"
+    found = evaluate_model(
+        *tiny,
+        evaluation,
+        languages=["de"],
+        log=log,
+        on_progress=lambda done, total: told.append((done, total)),
+    )
+    assert told == [(done, 12) for done in range(1, 13)]
+    assert found.noise is not None
+    assert found.noise["repeats"] == 3
+    assert len(found.noise["tasks"]["worldbook:lookup/de"]["scores"]) == 3
+    assert all(one.truncated is not None and one.language_judged for one in found.predictions)
+    assert found.truncated["worldbook:lookup/de"] == sum(
+        bool(one.truncated) for one in found.predictions if one.language == "de"
+    )
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(lines[:5]))
+    assert evaluate_model(*tiny, evaluation, languages=["de"], log=log) == found
