@@ -121,8 +121,8 @@ def resolve_suites(evaluation: Evaluation, base_folder: Path, *, languages: Sequ
             base_folder,
         )
         found[ability] += own
-    resolved = {ability: tuple(tasks) for ability, tasks in found.items()}
-    return evaluation.model_copy(update={**resolved, "data_dir": None})
+    resolved: dict[str, Any] = {ability: tuple(tasks) for ability, tasks in found.items()}
+    return evaluation.model_copy(update=resolved | {"data_dir": None})
 
 
 def suite_tasks(

@@ -69,22 +69,23 @@ def load_merged(
     if not (folder / ADAPTER_CONFIG).is_file():
         return load_model(name, dtype=dtype), load_tokenizer(name)
     base = AdaptedReader(folder).base_folder  # refuses what does not fit
-    model = _merge(load_model(base), folder).to(dtype)
+    model = _merge(load_model(base), folder, dtype)
     has_tokenizer = (folder / "tokenizer_config.json").is_file()
     return model, tokenizer_in(folder, folder) if has_tokenizer else load_tokenizer(base)
 
 
-def _merge(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
+def _merge(base: PreTrainedModel, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     from peft import PeftModel
 
     with warnings.catch_warnings():
         # PEFT reads a name that transformers 5 has renamed; it means nothing to a user of lingraft.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
         try:
-            merged: PreTrainedModel = PeftModel.from_pretrained(base, folder).merge_and_unload()
+            merged: Any = PeftModel.from_pretrained(base, folder).merge_and_unload()
         except (RuntimeError, ValueError, KeyError) as error:
             raise ModelError(f"{folder}: cannot be merged into its base: {in_one_line(error)}") from error
-    return merged.eval()
+    checked: PreTrainedModel = merged.to(dtype).eval()
+    return checked
 
 
 def merged_content_hash(name: str) -> str:
