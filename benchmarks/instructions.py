@@ -38,6 +38,7 @@ RESULTS = Path(__file__).parent / "results" / "instructions.json"
 BY_INSTRUCTION = "inst_level_strict_acc"
 
 Row = dict[str, Any]
+TOKENS_PER_BATCH = 32768
 
 
 def answers_of(model_name: str, rows: Sequence[Row], kept: Path, batch_size: int) -> dict[str, str]:
@@ -70,11 +71,15 @@ def _ask(model: Any, tokenizer: Any, indices: list[int], batch_size: int) -> lis
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    from lingraft.evaluate.in_memory import InMemoryModel
+    from lingraft.evaluate.answers import AnswerLog, ItemCount
+    from lingraft.evaluate.in_memory import Batching, InMemoryModel
 
     task = instructions_task("en")
+    batching = Batching(batch_size, TOKENS_PER_BATCH)
     results = simple_evaluate(
-        model=InMemoryModel(model, tokenizer, batch_size, len(indices), None, chat=True),
+        model=InMemoryModel(
+            model, tokenizer, batching, AnswerLog(), ItemCount(len(indices), None), chat=True
+        ),
         tasks=[task],
         samples={task.config.task: indices},
         apply_chat_template=True,

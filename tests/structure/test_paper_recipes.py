@@ -8,7 +8,7 @@ import pytest
 
 from lingraft.config.load import load_study
 from lingraft.config.recipes import recipes
-from lingraft.evaluate.harness import check_tasks
+from lingraft.evaluate.tasks import check_tasks
 from lingraft.study.grid import cells_of
 from lingraft.study.materials import check_strategies
 

@@ -16,4 +16,13 @@ from __future__ import annotations
 
 from lingraft.registry import Registry
 
-OWN_TASKS = Registry("task of lingraft's own", {})
+OWN_TASKS = Registry(
+    "task of lingraft's own",
+    {
+        "xlsum": "lingraft.evaluate.summarisation:xlsum_task",
+        "xquad": "lingraft.evaluate.question_answering:xquad_task",
+        "mlqa": "lingraft.evaluate.question_answering:mlqa_task",
+        "alpaca_eval": "lingraft.evaluate.alpaca_eval_task:refuse_without_judge",
+        "instructions": "lingraft.evaluate.instruction_following:instructions_task",
+    },
+)

@@ -332,7 +332,7 @@ class RoomyLayer(DynamicLayer):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Add the states of new tokens; return those of all."""
         if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)  # type: ignore[no-untyped-call]
+            self.lazy_initialization(key_states, value_states)
         held = self.get_seq_length()
         end = held + key_states.shape[-2]
         if not self._rooms or self._rooms[0].shape[-2] < end:
