@@ -85,8 +85,8 @@ def refuse_without_judge(language: str, **_: Any) -> ConfigurableTask:
         ConfigError: Always.
     """
     raise ConfigError(
-        f"AlpacaEval ({language}) is scored by a judge, not by itself: have its instructions answered, then compare the "
-        "answers by `lingraft judge`."
+        f"AlpacaEval ({language}) is scored by a judge, not by itself: have its instructions answered, then compare "
+        "the answers by `lingraft judge`."
     )
 
 
