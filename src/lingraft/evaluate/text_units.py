@@ -58,8 +58,14 @@ def fold(text: str, language: str) -> str:
     for letter, taken_for in _OWN_LETTERS.get(primary_language(language), ()):
         text = text.replace(letter, taken_for)
     text = _AM_IN_PIECES.sub("\\1\\2\u0e33", text).replace(_AE_IN_PIECES, "\u0e41")
-    text = _FOREIGN_DIGIT.sub(lambda found: str(unicodedata.decimal(found[0])), text)
+    text = _FOREIGN_DIGIT.sub(lambda found: _ascii_digit(found[0]), text)
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", text).casefold())
+
+
+def _ascii_digit(character: str) -> str:
+    """Return a digit as 0-9; one that is newer than Python's own tables stays as it is."""
+    value = unicodedata.decimal(character, None)
+    return character if value is None else str(value)
 
 
 def units(folded: str) -> list[str]:

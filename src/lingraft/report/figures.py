@@ -41,7 +41,7 @@ def trade_off(result: dict[str, Any]) -> alt.FacetChart | None:
         return None
     base = alt.Chart()
     gain, change = "gain in language ability", "change of task ability"
-    x, y = alt.X("gain:Q", title=gain), alt.Y("change:Q", title=change)
+    x, y = alt.X("gain:Q", title=gain).scale(zero=False), alt.Y("change:Q", title=change)
     zero = base.transform_calculate(zero="0").mark_rule(strokeDash=[4, 4], color="#888")
     interval = {"opacity": 0.35, "color": _POINT}
     label = {"align": "left", "dx": 7, "dy": -5, "fontSize": 10, "color": _INK}
@@ -56,6 +56,7 @@ def trade_off(result: dict[str, Any]) -> alt.FacetChart | None:
         )
         .properties(width=_WIDTH, height=380)
         .facet(row=alt.Row("data:N", title=None))
+        .resolve_scale(x="independent")
     )
 
 
