@@ -58,7 +58,7 @@ def test_a_study_replays_what_its_record_says_and_goes_on_where_it_was_stopped(
         assert (origin["kind"], origin["rows"]) == ("generative_replay", wanted)
         assert origin["settings"]["prompts"] == taken
         assert origin["settings"]["temperature"] == 1.0
-    folders = list((tmp_path / "whole" / "small" / "cache").iterdir())
+    folders = list((tmp_path / "whole" / "small" / "cache").glob("replay-*"))
     assert len(folders) == 1
     settings = json.loads((folders[0] / "settings.json").read_text())["settings"]
     assert settings == result["cells"][0]["training"]["replay_origins"][0]["settings"]
