@@ -281,7 +281,7 @@ def test_prompts_from_an_empty_turn_are_the_models_own_words(chatty: Path, tmp_p
     texts = {one["number"]: one["text"] for one in log}
     assert len(made.examples) == 6
     for one in made.examples:
-        assert one.instruction == texts[int(one.id.removeprefix("self-"))]
+        assert one.instruction == texts[int(one.id.removeprefix("self-"))].strip()
         assert one.answer
         assert "<|im" not in one.instruction + one.answer
         assert one.origin.settings["prompt_temperature"] == 1.0
