@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from lingraft.config.schema import Evaluation, EvaluationTask
+from lingraft.config.schema import Evaluation, EvaluationTask, JudgeChoice
 from lingraft.data.chat import FALLBACK_TEMPLATE, render_prompt
 from lingraft.data.worldbook import load_items, score_answer
 from lingraft.errors import ConfigError, EvaluationError
@@ -292,6 +292,17 @@ def test_what_cannot_be_found_is_refused_before_training(tmp_path: Path) -> None
     assert "Did you mean ifeval" in lines[1]
     assert "no such file" in lines[2]
     assert "absent.jsonl" in lines[3]
+
+
+def test_alpaca_eval_without_a_judge_is_refused_before_training(tmp_path: Path) -> None:
+    entry = EvaluationTask(task="alpaca_eval")
+    with pytest.raises(ConfigError, match=r"alpaca_eval: a judge scores its answers: give its `url`"):
+        check_tasks(Evaluation(task_ability=(entry,)), tmp_path, languages=["de"])
+    judge = JudgeChoice(url="http://localhost/v1", model="judge")
+    check_tasks(Evaluation(task_ability=(entry,), judge=judge), tmp_path, languages=["de"])
+    secret = judge.model_copy(update={"url": "http://me:secret@localhost/v1"})
+    with pytest.raises(ConfigError, match="must hold neither a user nor a query"):
+        check_tasks(Evaluation(task_ability=(entry,), judge=secret), tmp_path, languages=["de"])
 
 
 def test_a_language_that_worldbook_lacks_is_refused_before_training(tmp_path: Path) -> None:

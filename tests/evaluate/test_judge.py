@@ -30,7 +30,7 @@ from lingraft.evaluate.judging.asking import Manner
 from lingraft.evaluate.judging.chat_endpoint import Endpoint, key_from_environment
 from lingraft.evaluate.judging.prompt import Question
 from lingraft.evaluate.judging.spending import BudgetReachedError, Prices
-from lingraft.evaluate.predictions import Prediction, read_rows, write_predictions
+from lingraft.evaluate.predictions import Prediction, read_predictions, read_rows, write_predictions
 
 OUTPUT = r"<output {letter} (?P<mark>\w+)>\n(?P<text>.*?)\n</output {letter} (?P=mark)>"
 
@@ -835,3 +835,62 @@ def test_the_local_copy_of_alpaca_eval_is_read_and_judged(
     ]
     assert [one.score for one in found.preferences] == expected
     assert found.reference_items == 805
+
+
+# Inside of an evaluation
+
+
+@pytest.fixture
+def evaluation_command(judge_server: JudgeServer, tiny_model: Path, tmp_path: Path) -> list[str]:
+    """`lingraft evaluate` of AlpacaEval on four rows of a local copy, beside a worldbook task."""
+    (tmp_path / "data" / "alpaca_eval").mkdir(parents=True)
+    write_rows_to(tmp_path / "data" / "alpaca_eval" / "en.jsonl", REFERENCE)
+    only = ["--suite", "paper", "--task", "alpaca_eval", "--task", "worldbook:lookup", "--limit", "3"]
+    where = ["--data-dir", str(tmp_path / "data"), "--output", str(tmp_path / "out")]
+    return ["evaluate", str(tiny_model), *only, *where]
+
+
+def test_an_evaluation_has_alpaca_eval_judged(
+    evaluation_command: list[str],
+    judge_server: JudgeServer,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr("lingraft.evaluate.alpaca_eval_task.LONGEST_ANSWER", 8)
+    judge_server.behaviour = lambda asked: (
+        verdict("?") if "Say 1" in asked.question else prefers_longer(asked)
+    )
+    judge = ["--judge-url", judge_server.url, "--judge-model", "judge", "--price-in", "1", "--price-out", "1"]
+    assert _run([*evaluation_command, *judge, "--repeat", "2"]) == 0
+    printed = capfd.readouterr().out
+    assert "alpaca_eval/en: judged by judge-2026; shown first, an answer gains +0.000" in printed
+    assert "6 verdicts, 6 of them new, cost 0.0006." in printed
+    result = json.loads((tmp_path / "out" / "record.json").read_text())["result"]
+    assert result["tasks"]["alpaca_eval/en"]["metric"] == "win_rate"
+    assert result["tasks"]["alpaca_eval/en"]["judged"]["reference_items"] == 3
+    assert result["left_out"] == ["alpaca_eval: alpaca_eval/en/1: the verdict '?' names neither A nor B"]
+    assert (result["scores"]["alpaca_eval/en"]["n"], result["scores"]["worldbook:lookup/en"]["n"]) == (2, 3)
+    assert list(result["noise"]["tasks"]) == ["worldbook:lookup/en"]
+    said = {
+        one.item: one
+        for one in read_predictions(tmp_path / "out" / "predictions.parquet")
+        if "alpaca" in one.item
+    }
+    for row in (0, 2):
+        one = said[f"alpaca_eval/en/{row}"]
+        assert one.score == (len(one.response) > len("middle"))
+    assert _run([*evaluation_command, *judge, "--repeat", "2"]) == 0  # the verdicts were kept
+    assert len(judge_server.asked) == 6
+
+
+def test_an_evaluation_without_a_judge_says_so_and_runs_the_rest(
+    evaluation_command: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(evaluation_command) == 0
+    told = capfd.readouterr()
+    assert "! alpaca_eval/en: not run: a judge scores its answers: give its `url` and `model`" in told.err
+    assert "worldbook:lookup" in told.out
+    for half in (["--judge-url", "http://localhost/v1"], ["--judge-model", "j"], ["--budget", "1"]):
+        assert _run([*evaluation_command, *half]) == 2
+        assert "--judge-url and --judge-model belong together" in capfd.readouterr().err

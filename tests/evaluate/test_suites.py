@@ -148,11 +148,21 @@ def test_a_suite_of_a_study_becomes_its_tasks_in_the_studys_languages(copies: Ca
         ({"language_ability": ["suite:quik"]}, "Did you mean 'quick'"),
         ({"language_ability": ["suite:quick"]}, "suite:quick has no task in sw: worldbook lack it"),
         ({"language_ability": ["suite:reading"], "data_dir": "absent"}, "there is no folder absent"),
+        (
+            {"task_ability": [{"task": "suite:paper", "without": ["alpaca"]}]},
+            "without 'alpaca', which it has not. Did you mean 'alpaca_eval'",
+        ),
     ],
 )
 def test_what_a_suite_cannot_give_is_refused(entry: dict[str, Any], told: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=told):
         resolve_suites(Evaluation.model_validate(entry), tmp_path, languages=["sw"])
+
+
+def test_a_suite_can_be_had_without_some_of_its_tasks() -> None:
+    entry = {"task": "suite:paper", "without": ["alpaca_eval", "mmlu"]}
+    found = resolve_suites(Evaluation.model_validate({"task_ability": [entry]}), Path(), languages=["de"])
+    assert [one.name for one in found.task_ability] == ["ifeval", "hellaswag", "xlsum"]
 
 
 def test_a_command_takes_english_and_the_languages_that_each_task_has() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from lingraft.config.load import load_study
 from lingraft.config.recipes import recipes
+from lingraft.evaluate.suites import resolve_suites
 from lingraft.evaluate.tasks import check_tasks
 from lingraft.study.grid import cells_of
 from lingraft.study.materials import check_strategies
@@ -36,5 +37,6 @@ def test_the_papers_data_pairs_are_among_the_cells(name: str) -> None:
 def test_the_tasks_are_the_harnesss_and_cover_every_language_of_the_paper() -> None:
     evaluations = [load_study(recipes()[name]).evaluate for name in (*TRAINED, *INSTRUCT)]
     assert all(evaluation == evaluations[0] for evaluation in evaluations)
-    check_tasks(evaluations[0], Path(), languages=LANGUAGES)
-    assert {task.language for task in evaluations[0].language_ability} == set(LANGUAGES)
+    evaluation = resolve_suites(evaluations[0], Path(), languages=LANGUAGES)
+    check_tasks(evaluation, Path(), languages=LANGUAGES)
+    assert {task.language for task in evaluation.language_ability} == set(LANGUAGES)

@@ -19,14 +19,16 @@ from lingraft.cli.output import (
 from lingraft.errors import ConfigError, EvaluationError
 
 if TYPE_CHECKING:
-    from lingraft.config.schema import Evaluation
+    from lingraft.config.schema import Evaluation, JudgeChoice
     from lingraft.evaluate.harness import Evaluated
     from lingraft.evaluate.predictions import Prediction
     from lingraft.evaluate.suites import Chosen
 
 RECORD = "record.json"
 PREDICTIONS = "predictions.parquet"
+VERDICTS = "verdicts.jsonl"  # stays: it was paid for
 _PRECISIONS = ("bf16", "float32")
+_NO_JUDGE = {"both_orders": True, "price_in": None, "price_out": None, "budget": None}
 _TAG = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 
 
@@ -61,6 +63,25 @@ def evaluate(
         int, typer.Option(min=1, help="Generate so many times, in other batches: the noise floor.")
     ] = 1,
     precision: Annotated[str, typer.Option(help="bf16 or float32.")] = "bf16",
+    judge_url: Annotated[
+        str | None,
+        typer.Option(help="For AlpacaEval: what stands before /chat/completions; see `lingraft judge`."),
+    ] = None,
+    judge_model: Annotated[
+        str | None, typer.Option(help="For AlpacaEval: the judge, as the endpoint names it.")
+    ] = None,
+    one_order: Annotated[
+        bool, typer.Option("--one-order", help="Judge each pair one way only, for half the cost.")
+    ] = False,
+    price_in: Annotated[
+        float | None, typer.Option(help="Price of a million tokens that the judge reads.")
+    ] = None,
+    price_out: Annotated[
+        float | None, typer.Option(help="Price of a million tokens that the judge writes.")
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Stop before the verdicts on one model cost more.")
+    ] = None,
     chat: Annotated[
         bool, typer.Option("--chat/--no-chat", help="Put prompts through the chat template.")
     ] = True,
@@ -72,10 +93,19 @@ def evaluate(
     """Score one model, or two on the same items, and print every task's score with n and interval.
 
     Writes predictions.parquet and record.json. A task whose data cannot be had is named with where they were looked
-    for, and the others run; exit code 2 where none can.
+    for, and the others run; exit code 2 where none can. The judge's key is read from LINGRAFT_JUDGE_KEY, else from
+    OPENAI_API_KEY.
     """
     quieten_loading()
     _check(models, precision)
+    judge = _judge(
+        judge_url,
+        judge_model,
+        both_orders=not one_order,
+        price_in=price_in,
+        price_out=price_out,
+        budget=budget,
+    )
     chosen = _choose(suite, task or [], languages, data_dir, limit)
     asked = {
         "suite": suite,
@@ -87,6 +117,7 @@ def evaluate(
         "repeat": repeat,
         "precision": precision,
         "chat": chat,
+        "judge": None if judge is None else judge.model_dump(include={"url", "model", "both_orders"}),
     }
     names = _names(models)
     folder = output or Path("runs") / "evaluate" / f"{'+'.join(names)}-{suite}"
@@ -96,7 +127,7 @@ def evaluate(
     if len(models) == 2:
         _prepare(folder, {"models": models, **asked})
     evaluation = chosen.evaluation.model_copy(
-        update={"batch_size": batch_size, "repeats": repeat, "apply_chat_template": chat}
+        update={"batch_size": batch_size, "repeats": repeat, "apply_chat_template": chat, "judge": judge}
     )
     results, predictions = [], []
     for model, own in zip(models, folders, strict=True):
@@ -113,6 +144,24 @@ def _check(models: list[str], precision: str) -> None:
         raise ConfigError(f"{models[0]}: stands twice; name another model to compare it with.")
     if precision not in _PRECISIONS:
         raise ConfigError(f"--precision {precision!r}: there are {' and '.join(_PRECISIONS)}.")
+
+
+def _judge(url: str | None, model: str | None, **options: Any) -> JudgeChoice | None:
+    """Return the judge that was named; its address and key are looked at before anything is answered."""
+    from lingraft.config.load import judge_choice
+    from lingraft.evaluate.judge import Judge
+    from lingraft.evaluate.judging.chat_endpoint import key_from_environment
+
+    if url is None and model is None and options == _NO_JUDGE:
+        return None
+    if url is None or model is None:
+        raise ConfigError(
+            "--judge-url and --judge-model belong together, and other options of the judge need them."
+        )
+    choice = judge_choice(url, model, **options)
+    Judge.of(choice)
+    key_from_environment()
+    return choice
 
 
 def _choose(suite: str, only: list[str], languages: str, data_dir: str | None, limit: int | None) -> Chosen:
@@ -202,6 +251,7 @@ def _evaluate(
             languages=[tag for tag in asked["languages"] if tag != "en"],
             skip_missing=True,
             log=log,
+            verdicts=folder / VERDICTS,
             on_progress=lambda done, total: bars.progressed(model, done, total),
         )
     if tell:
@@ -274,11 +324,29 @@ def _finish(
         print_table(score_table(result["scores"]), model)
         if result["noise"] is not None:
             print_result(noise_sentence([result["noise"]]))
+        for name, told in result["tasks"].items():
+            if "judged" in told:
+                print_result(_judged_sentence(name, told["judged"]))
         for line in result["left_out"][:1]:
             print_result(f"{len(result['left_out'])} items are left out, such as {line}.")
     if len(models) == 2:
         print_table(task_difference_table(whole["differences"]), f"{models[1]} - {models[0]}, paired")
     print_result(f"Predictions and {RECORD} are in {folder}.")
+
+
+def _judged_sentence(name: str, judged: dict[str, Any]) -> str:
+    """Return who judged a task, what the order of the outputs did, and what it took."""
+    effect, asking = judged["order_effect"], judged["asking"]
+    order = (
+        "each pair was shown one way only"
+        if effect is None
+        else f"shown first, an answer gains {effect['value']:+.3f} ({effect['low']:+.3f} to {effect['high']:+.3f})"
+    )
+    cost = "" if asking["cost"] is None else f", cost {asking['cost']:.4f}"
+    return (
+        f"{name}: judged by {', '.join(judged['judge']['answered_as'])}; {order}; {asking['verdicts']} verdicts, "
+        f"{asking['new']} of them new{cost}."
+    )
 
 
 def _say(message: str) -> None:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lingraft.cli.output import check_folder, print_json, print_result, write_record
-from lingraft.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from lingraft.evaluate.judge import Judged, Output
     from lingraft.evaluate.judging.length_control import LengthControlled
-    from lingraft.evaluate.judging.spending import Prices
 
 
 def judge(
@@ -65,21 +62,26 @@ def judge(
     from functools import partial
 
     from lingraft.cli.progress import StepBars
+    from lingraft.config.load import judge_choice
     from lingraft.evaluate.judge import Judge, Preference, judge_answers
-    from lingraft.evaluate.judging.asking import Manner
-    from lingraft.evaluate.judging.chat_endpoint import Endpoint
     from lingraft.evaluate.predictions import write_rows
 
     for path in (items, record):
         check_folder(path)
-    if not 0 < timeout < math.inf:
-        raise ConfigError(f"--timeout is {timeout}: it must be more than 0 seconds.")
-    chosen = Judge(
-        Endpoint(judge_url, judge_model, timeout, attempts),
-        both_orders=not one_order,
-        manner=Manner(max_tokens, logprobs, at_once),
-        prices=_prices(price_in, price_out, budget),
-        budget=budget,
+    chosen = Judge.of(
+        judge_choice(
+            judge_url,
+            judge_model,
+            both_orders=not one_order,
+            logprobs=logprobs,
+            max_tokens=max_tokens,
+            price_in=price_in,
+            price_out=price_out,
+            budget=budget,
+            at_once=at_once,
+            timeout=timeout,
+            attempts=attempts,
+        )
     )
     own, other = _read(answers, reference, limit)
     data = _length_data(other, length_data) if length_controlled or length_data else None
@@ -98,19 +100,6 @@ def judge(
         print_json(result)
         return
     _print(judged, controlled, kept)
-
-
-def _prices(price_in: float | None, price_out: float | None, budget: float | None) -> Prices | None:
-    from lingraft.evaluate.judging.spending import Prices
-
-    for name, value in (("--price-in", price_in), ("--price-out", price_out), ("--budget", budget)):
-        if value is not None and not (0 <= value < math.inf):
-            raise ConfigError(f"{name} is {value}: it must be 0 or more.")
-    if (price_in is None) != (price_out is None):
-        raise ConfigError("--price-in and --price-out belong together: give both.")
-    if budget is not None and price_in is None:
-        raise ConfigError("--budget needs --price-in and --price-out, the prices of a million tokens.")
-    return None if price_in is None or price_out is None else Prices(price_in, price_out)
 
 
 def _read(

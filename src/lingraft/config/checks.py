@@ -189,5 +189,7 @@ def _task_problems(task: EvaluationTask, ability: str) -> Iterator[str]:
     for field in ("fields", "rows"):
         if not own and getattr(task, field) and task.data is None:
             yield f"{field}: says what a local file's rows are; give the file as `data`, or remove {field}."
+    if task.without and kind != "suite":
+        yield "without: only a suite has tasks that can be left out; remove without."
     if task.sample is not None and task.limit is None:
         yield f"sample: {task.sample} is the seed by which `limit` items are drawn; give limit, or remove sample."

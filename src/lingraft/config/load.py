@@ -19,6 +19,7 @@ from lingraft.config.schema import (
     DataSource,
     Evaluation,
     EvaluationTask,
+    JudgeChoice,
     PathStep,
     Phase,
     PhaseData,
@@ -41,6 +42,7 @@ _SECTIONS: tuple[type[Section], ...] = (
     TrainingOverrides,
     Evaluation,
     EvaluationTask,
+    JudgeChoice,
     PathStep,
     StrategyChoice,
     StrategySpec,
@@ -90,11 +92,30 @@ def data_source(source: str, **options: Any) -> DataSource:
     try:
         return DataSource(source=source, **options)
     except ValidationError as error:
-        problems = [
-            f"--{_place(tuple(d['loc'])).replace('_', '-')} {_problem(tuple(d['loc']), d)}"
-            for d in error.errors()
-        ]
-        raise ConfigError("; ".join(problems)) from None
+        raise ConfigError(_render_option_errors(error)) from None
+
+
+def judge_choice(url: str, model: str, **options: Any) -> JudgeChoice:
+    """Return a judge from command-line options.
+
+    Raises:
+        ConfigError: An option is wrong; the message names it and its value.
+    """
+    try:
+        return JudgeChoice(url=url, model=model, **options)
+    except ValidationError as error:
+        raise ConfigError(_render_option_errors(error)) from None
+
+
+def _render_option_errors(error: ValidationError) -> str:
+    problems = []
+    for detail in error.errors():
+        location = tuple(detail["loc"])
+        if location:
+            problems.append(f"--{_place(location).replace('_', '-')} {_problem(location, detail)}")
+        else:  # of several options, which the message names as the study file does
+            problems.append(f"{detail['msg'].removeprefix('Value error, ').replace('_', '-')}.")
+    return "; ".join(problems)
 
 
 def dump_study(study: Study) -> str:

@@ -312,6 +312,8 @@ class EvaluationTask(Section):
     """The harness filter that answers go through; null: the task's first one."""
     limit: int | None = Field(None, ge=1)
     """Items used (worldbook: per family and language; a group: per task of it); null: all, worldbook: 100."""
+    without: tuple[Name, ...] = ()
+    """Of `suite:NAME`: tasks of the suite that are left out."""
     sample: int | None = Field(None, ge=0)
     """Seed by which `limit` items are drawn, the same in sets of equal length; null: the first ones are used."""
     max_new_tokens: int | None = Field(None, ge=1)
@@ -321,6 +323,44 @@ class EvaluationTask(Section):
     @classmethod
     def _from_file_form(cls, value: Any) -> Any:
         return {"task": value} if isinstance(value, str) else value
+
+
+class JudgeChoice(Section):
+    """The model that scores AlpacaEval's answers, behind an OpenAI-compatible endpoint.
+
+    Its key is read from LINGRAFT_JUDGE_KEY, else from OPENAI_API_KEY.
+    """
+
+    url: Text
+    """What stands before /chat/completions, such as https://api.openai.com/v1."""
+    model: Text
+    """The judge, as the endpoint names it."""
+    both_orders: bool = True
+    """Show each pair of outputs both ways; false: one way only, for half the cost."""
+    logprobs: bool = True
+    """Weigh verdicts by the probabilities of their letters, where the endpoint tells them."""
+    max_tokens: int = Field(8, ge=1)
+    """Tokens that the judge may write."""
+    price_in: float | None = Field(None, ge=0, allow_inf_nan=False)
+    """Price of a million tokens read; with `price_out`."""
+    price_out: float | None = Field(None, ge=0, allow_inf_nan=False)
+    """Price of a million tokens written; with `price_in`."""
+    budget: float | None = Field(None, ge=0, allow_inf_nan=False)
+    """What the verdicts on one model may cost; needs the prices."""
+    at_once: int = Field(4, ge=1)
+    """Questions under way at a time."""
+    timeout: float = Field(60.0, gt=0, allow_inf_nan=False)
+    """Seconds of silence after which a question is lost."""
+    attempts: int = Field(6, ge=1)
+    """How often one question is sent at most."""
+
+    @model_validator(mode="after")
+    def _prices_go_together(self) -> JudgeChoice:
+        if (self.price_in is None) != (self.price_out is None):
+            raise ValueError("price_in and price_out belong together: give both")
+        if self.budget is not None and self.price_in is None:
+            raise ValueError("budget needs price_in and price_out, the prices of a million tokens")
+        return self
 
 
 class Evaluation(Section):
@@ -342,6 +382,8 @@ class Evaluation(Section):
     """What generates answers; vllm needs the extra `vllm`. Likelihood tasks always run in transformers."""
     apply_chat_template: bool = True
     """Put harness prompts through the model's chat template."""
+    judge: JudgeChoice | None = None
+    """Who scores the answers of `alpaca_eval`; null: that task is refused."""
 
 
 class PathStep(Section):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lingraft.data.files import SUFFIXES, data_suffix
 from lingraft.data.readers import RawRow, read_file
 from lingraft.data.row_fields import RowError, text
-from lingraft.errors import ConfigError, DataError, EvaluationError, in_one_line
+from lingraft.errors import DataError, EvaluationError, in_one_line
 from lingraft.evaluate.judge import ALPACA_EVAL, Judge, Judged, Output, judge_answers
 from lingraft.evaluate.judging.asking import OnProgress
 from lingraft.evaluate.predictions import Prediction
@@ -41,7 +41,8 @@ def alpaca_eval_task(
 ) -> ConfigurableTask:
     """Return the harness task that has AlpacaEval's instructions answered, greedily.
 
-    Its only metric, `answered`, is 1 where there is any answer; it says nothing about quality.
+    Its only metric, `answered`, is 1 where there is any answer; it says nothing about quality. An evaluation puts the
+    judge's preference in its place.
 
     Args:
         language: BCP-47 tag of the instructions; other than English needs `data`.
@@ -75,18 +76,6 @@ def alpaca_eval_task(
             "metric_list": [{"metric": ANSWERED, "aggregation": "mean", "higher_is_better": True}],
             "metadata": {"version": VERSION},
         }
-    )
-
-
-def refuse_without_judge(language: str, **_: Any) -> ConfigurableTask:
-    """Refuse AlpacaEval among tasks that score themselves: its score is a judge's.
-
-    Raises:
-        ConfigError: Always.
-    """
-    raise ConfigError(
-        f"AlpacaEval ({language}) is scored by a judge, not by itself: have its instructions answered, then compare "
-        "the answers by `lingraft judge`."
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import random
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,8 +22,10 @@ from lingraft.config.schema import Evaluation, EvaluationTask
 from lingraft.data.chat import chat_template
 from lingraft.data.worldbook import FAMILIES
 from lingraft.errors import EvaluationError
+from lingraft.evaluate.alpaca_eval_task import judge_predictions
 from lingraft.evaluate.answer_faults import AnswerJudge
 from lingraft.evaluate.answers import AnswerLog, ItemCount, request_key
+from lingraft.evaluate.judge import ALPACA_EVAL, Judge, Judged, Output
 from lingraft.evaluate.local_rows import Expression
 from lingraft.evaluate.noise import noise_floor
 from lingraft.evaluate.own_tasks import OWN_TASKS
@@ -35,6 +38,7 @@ from lingraft.evaluate.tasks import (
     file_manager,
     filter_of,
     is_worldbook,
+    judge_problem,
     label_of,
     load_tasks,
     metric_of,
@@ -54,6 +58,8 @@ NEEDS_PUNKT = frozenset({"length_constraints:number_sentences", "change_case:cap
 # What the harness seeds before it builds prompts and answers, by its own defaults; and langdetect, which IFEval asks.
 SEEDS = {"python": 0, "numpy": 1234, "torch": 1234, "worked_examples": 1234, "langdetect": 0}
 
+WIN_RATE = "win_rate"
+
 OnProgress = Callable[[int, int], None]
 
 
@@ -65,8 +71,8 @@ class Evaluated:
         predictions: One per item.
         left_out: Items that could not be scored, each with its reason; they count nowhere.
         truncated: Answers that used all the tokens that they were allowed, by task that generates.
-        tasks: By task: version, metric, filter, items, revision of its data, seed of its sample, and the hashes of its
-            prompts and of their template.
+        tasks: By task: version, metric, filter, items, revision of its data, seed of its sample, the hashes of its
+            prompts and of their template, and of a judged one what is to be told about the judging.
         not_run: By task and language, why it could not be run here; empty unless such tasks were to be skipped.
         noise: What repeating the generating tasks changed (see `noise`); None: they ran once.
     """
@@ -97,6 +103,7 @@ class _Run:
     left_out: tuple[str, ...]
     cluster: Expression | None
     is_own: bool
+    is_judged: bool
     revision: dict[str, Any]
 
 
@@ -110,6 +117,7 @@ def evaluate_model(
     base_folder: Path = Path(),
     skip_missing: bool = False,
     log: Path | None = None,
+    verdicts: Path | None = None,
     make_generator: MakeGenerator | None = None,
     on_progress: OnProgress | None = None,
 ) -> Evaluated:
@@ -125,11 +133,13 @@ def evaluate_model(
         skip_missing: Leave out tasks whose data (or a service that they need) cannot be had here, perhaps all.
         log: A file that answers of this model are kept in as they come, so that the same evaluation goes on from
             them after an interruption; None: they are not kept.
+        verdicts: A file that a judge's verdicts are kept in, for any number of models; None: they are not kept.
         make_generator: Makes another engine for generation, such as vLLM, when it is needed; None: the model itself.
         on_progress: Called with the items so far and in all.
 
     Raises:
-        EvaluationError: A task cannot be loaded, has no such metric, or scores outside [0, 1].
+        EvaluationError: A task cannot be loaded, has no such metric, or scores outside [0, 1]; or the judge gives no
+            verdicts.
     """
     from lingraft.evaluate.in_memory import Batching, InMemoryModel
 
@@ -137,7 +147,8 @@ def evaluate_model(
     if not runs and not skip_missing:
         raise EvaluationError("no task is left to evaluate.")
     generating = [run for run in runs if run.task.config.output_type == "generate_until"]
-    repeated = [runs, *[generating] * (evaluation.repeats - 1)] if generating else [runs]
+    again = [run for run in generating if not run.is_judged]
+    repeated = [runs, *[again] * (evaluation.repeats - 1)] if again else [runs]
     answers = AnswerLog(log)
     count = ItemCount(sum(len(run.documents) for own in repeated for run in own), on_progress)
     judge = AnswerJudge([ENGLISH, *languages, *(run.language for run in runs)])
@@ -154,12 +165,20 @@ def evaluate_model(
         )
         samples = _run_harness(lm, tokenizer, evaluation, own) if own else {}
         rounds.append([one for run in own for one in _predictions(run, samples[run.key], judge, lm.ended)])
+    truncated = _count_truncated(generating, rounds[0])
+    judged: dict[str, Judged] = {}
+    for run in runs:
+        if run.is_judged:
+            rounds[0], judged[run.name] = _judge(run, rounds[0], evaluation, verdicts, on_progress)
     predictions = rounds[0]
     return Evaluated(
         predictions=tuple(predictions),
-        left_out=tuple(reason for run in runs for reason in run.left_out),
-        truncated=_count_truncated(generating, predictions),
-        tasks=_describe(runs, predictions),
+        left_out=(
+            *(reason for run in runs for reason in run.left_out),
+            *(f"{name}: {reason}" for name, one in judged.items() for reason in one.left_out),
+        ),
+        truncated=truncated,
+        tasks=_describe(runs, predictions, judged),
         not_run=not_run,
         noise=noise_floor(rounds) if len(rounds) > 1 else None,
     )
@@ -186,6 +205,11 @@ def _build(
             runs.extend(_build_worldbook(ability, entry, wanted, split))
             continue
         try:
+            problem = judge_problem(entry, evaluation)
+            if problem is not None:
+                raise NotRunnableError(
+                    f"the task {entry.task} cannot be run: {problem}", problem, is_hub_out_of_reach=False
+                )
             tasks = load_tasks(entry, base_folder, hub_out_of_reach=hub_out_of_reach)
             with quiet():
                 runs.extend(_build_harness(ability, entry, tasks, base_folder))
@@ -221,6 +245,7 @@ def _build_worldbook(
                 left_out=(),
                 cluster=None,
                 is_own=False,
+                is_judged=False,
                 revision={"data": {"worldbook": VERSION, "split": split}, "sample": None},
             )
 
@@ -251,6 +276,7 @@ def _build_harness(
             left_out=left_out,
             cluster=cluster,
             is_own=entry.task in OWN_TASKS,
+            is_judged=entry.task == ALPACA_EVAL,
             revision={"data": data_revision(entry, task, base_folder), "sample": entry.sample},
         )
 
@@ -408,6 +434,32 @@ def _score(run: _Run, sample: dict[str, Any]) -> float:
     return float(value)  # type: ignore[arg-type]
 
 
+def _judge(
+    run: _Run,
+    predictions: Sequence[Prediction],
+    evaluation: Evaluation,
+    verdicts: Path | None,
+    on_progress: OnProgress | None,
+) -> tuple[list[Prediction], Judged]:
+    """Put a judge's preferences in the place of a task's scores; items without a verdict are left out."""
+    assert evaluation.judge is not None  # else the task would not have been built
+    reference = [
+        Output(_item(run, row), document["instruction"], document["output"])
+        for row, document in enumerate(run.task.eval_docs)
+    ]
+    own = [one for one in predictions if _belongs(one, run)]
+    with tempfile.TemporaryDirectory() as folder:
+        scored, judged = judge_predictions(
+            own,
+            reference,
+            Judge.of(evaluation.judge),
+            cache=verdicts or Path(folder) / "verdicts.jsonl",
+            on_progress=on_progress,
+        )
+    others = [one for one in predictions if not _belongs(one, run)]
+    return [*others, *scored], judged
+
+
 def _count_truncated(runs: Sequence[_Run], predictions: Sequence[Prediction]) -> dict[str, int]:
     return {
         f"{run.name}/{run.language}": sum(bool(p.truncated) for p in predictions if _belongs(p, run))
@@ -419,7 +471,9 @@ def _belongs(prediction: Prediction, run: _Run) -> bool:
     return (prediction.ability, prediction.task, prediction.language) == (run.ability, run.name, run.language)
 
 
-def _describe(runs: Sequence[_Run], predictions: Sequence[Prediction]) -> dict[str, dict[str, Any]]:
+def _describe(
+    runs: Sequence[_Run], predictions: Sequence[Prediction], judged: Mapping[str, Judged]
+) -> dict[str, dict[str, Any]]:
     """Return what each task is, by name and language; the tasks of a group are pooled."""
     pooled: dict[str, list[_Run]] = {}
     for run in runs:
@@ -430,7 +484,7 @@ def _describe(runs: Sequence[_Run], predictions: Sequence[Prediction]) -> dict[s
         data = [part.revision["data"] for part in parts]
         described[name] = {
             "version": str(parts[0].task.VERSION),
-            "metric": parts[0].metric,
+            "metric": WIN_RATE if parts[0].is_judged else parts[0].metric,
             "filter": parts[0].filter,
             "items": len(prompts),
             "prompts": fingerprint_of(sha256("\0".join(prompts).encode()).hexdigest()),
@@ -438,6 +492,8 @@ def _describe(runs: Sequence[_Run], predictions: Sequence[Prediction]) -> dict[s
             "data": data[0] if all(one == data[0] for one in data) else data,
             "sample": parts[0].revision["sample"],
         }
+        if parts[0].is_judged:
+            described[name]["judged"] = judged[parts[0].name].to_json()
     return described
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from lingraft.config.schema import JudgeChoice
 from lingraft.errors import EvaluationError
 from lingraft.evaluate.judging.asking import Asked, Manner, OnProgress, ask_all
 from lingraft.evaluate.judging.chat_endpoint import ChatClient, Endpoint, Key, key_from_environment
@@ -61,6 +62,23 @@ class Judge:
     manner: Manner = field(default_factory=Manner)
     prices: Prices | None = None
     budget: float | None = None
+
+    @classmethod
+    def of(cls, choice: JudgeChoice) -> Judge:
+        """Return the judge that a study file or a command chose.
+
+        Raises:
+            ConfigError: Its URL is none, or holds secrets.
+        """
+        return cls(
+            Endpoint(choice.url, choice.model, choice.timeout, choice.attempts),
+            both_orders=choice.both_orders,
+            manner=Manner(choice.max_tokens, choice.logprobs, choice.at_once),
+            prices=None
+            if choice.price_in is None or choice.price_out is None
+            else Prices(choice.price_in, choice.price_out),
+            budget=choice.budget,
+        )
 
     def key_of(self, question: Question) -> str:
         """Return what a verdict is kept by: all that it depends on, but not where the model stands."""

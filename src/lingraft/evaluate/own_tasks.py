@@ -22,7 +22,7 @@ OWN_TASKS = Registry(
         "xlsum": "lingraft.evaluate.summarisation:xlsum_task",
         "xquad": "lingraft.evaluate.question_answering:xquad_task",
         "mlqa": "lingraft.evaluate.question_answering:mlqa_task",
-        "alpaca_eval": "lingraft.evaluate.alpaca_eval_task:refuse_without_judge",
+        "alpaca_eval": "lingraft.evaluate.alpaca_eval_task:alpaca_eval_task",
         "instructions": "lingraft.evaluate.instruction_following:instructions_task",
     },
 )

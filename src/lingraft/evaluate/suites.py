@@ -131,19 +131,28 @@ def suite_tasks(
     """Return what a suite has for an ability, in each of the languages that its tasks have.
 
     Args:
-        entry: `suite:NAME`; its limit, sample and longest answer go before the suite's.
+        entry: `suite:NAME`; its limit, sample and longest answer go before the suite's, and what it is to be without
+            is left out.
         ability: Which list of the suite.
         languages: BCP-47 tags.
         data_dir: Folder of local copies, as it was written; None: none.
         base_folder: What `data_dir` is relative to.
 
     Raises:
-        ConfigError: There is no such suite or data folder, or it has nothing in one of the languages.
+        ConfigError: There is no such suite or data folder, it has nothing in one of the languages, or not the task
+            that it is to be without.
     """
     if data_dir is not None and not (base_folder / data_dir).is_dir():
         raise ConfigError(f"data_dir: there is no folder {data_dir}; it holds local copies of data sets.")
     chosen = suite(entry.task.removeprefix(PREFIX))
     listed = chosen.task_ability if ability == "task_ability" else chosen.language_ability
+    names = [one.task for one in listed]
+    for name in entry.without:
+        if name not in names:
+            raise ConfigError(
+                f"{entry.task}: without {name!r}, which it has not. {did_you_mean(name, names)}"
+            )
+    listed = tuple(one for one in listed if one.task not in entry.without)
     own = {
         key: value
         for key in ("limit", "sample", "max_new_tokens")
@@ -156,8 +165,10 @@ def suite_tasks(
     ]
     lacking = [tag for tag in languages if not any(task.language == tag for task in tasks)]
     if lacking:
-        names = ", ".join(one.task for one in listed)
-        raise ConfigError(f"{entry.task} has no task in {', '.join(lacking)}: {names} lack it; name others.")
+        raise ConfigError(
+            f"{entry.task} has no task in {', '.join(lacking)}: {', '.join(one.task for one in listed)} lack it; name "
+            "others."
+        )
     return tasks
 
 

@@ -18,6 +18,8 @@ from lingraft.config.schema import Evaluation, EvaluationTask
 from lingraft.data.readers import commit_of
 from lingraft.data.worldbook import FAMILIES, LANGUAGES
 from lingraft.errors import ConfigError, EvaluationError, LingraftError, did_you_mean, in_one_line
+from lingraft.evaluate.judge import ALPACA_EVAL, Judge
+from lingraft.evaluate.judging.chat_endpoint import key_from_environment
 from lingraft.evaluate.local_rows import Expression, mapped_rows, read_rows
 from lingraft.evaluate.own_tasks import OWN_TASKS
 from lingraft.evaluate.predictions import Ability
@@ -54,13 +56,17 @@ def check_tasks(evaluation: Evaluation, base_folder: Path, *, languages: Sequenc
         languages: BCP-47 tags of the study's languages besides English.
 
     Raises:
-        ConfigError: With every problem: an unknown family, task or language, a missing file.
+        ConfigError: With every problem: an unknown family, task or language, a missing file, no judge where one is
+            needed; or the judge's address or key is none.
     """
     problems = []
+    if evaluation.judge is not None:
+        Judge.of(evaluation.judge)
+        key_from_environment()
     seen: dict[tuple[str, str], str] = {}
     for ability, entry in entries(evaluation):
         wanted = languages if ability == "language_ability" else (ENGLISH,)
-        problem = _problem(entry, base_folder, wanted)
+        problem = _problem(entry, base_folder, wanted) or judge_problem(entry, evaluation)
         if problem is not None:
             problems.append(f"evaluate.{ability}: {entry.task}: {problem}")
         for name, language in _expanded(entry, wanted):
@@ -178,6 +184,16 @@ def name_problem(entry: EvaluationTask, base_folder: Path, languages: Sequence[s
     if entry.task not in OWN_TASKS and entry.task not in _task_manager().task_index:
         return f"is no task of lingraft's own and no harness task. {_close(entry.task)}"
     return None
+
+
+def judge_problem(entry: EvaluationTask, evaluation: Evaluation) -> str | None:
+    """Return why a task whose answers a judge scores cannot be had, None where it can."""
+    if entry.task != ALPACA_EVAL or evaluation.judge is not None:
+        return None
+    return (
+        "a judge scores its answers: give its `url` and `model` as `judge` (--judge-url and --judge-model), or leave "
+        f"it out (`without: [{ALPACA_EVAL}]` beside the name of a suite)."
+    )
 
 
 def _is_local(entry: EvaluationTask, base_folder: Path) -> bool:

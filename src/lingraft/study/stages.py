@@ -57,6 +57,7 @@ CHECKPOINT = "checkpoint"
 ENCODED = "encoded"  # the phase's rows as token ids; only while it trains
 PREDICTIONS = "predictions.parquet"
 ANSWERS = "answers.jsonl"  # what the model has answered so far; only while it is evaluated
+VERDICTS = "verdicts.jsonl"  # in the cache: they are paid for, and serve every cell
 HELD_OUT = "held_out.parquet"
 EVALUATION_SPLIT = "report"
 
@@ -74,6 +75,7 @@ _EVALUATION_LIBRARIES = (
 _MEASURE_LIBRARIES = ("lingraft",)
 _STATES_LIBRARIES = ("lingraft", "torch", "transformers", "tokenizers")
 _RESUMABLE = {"train", "evaluate"}
+_UNCOMPARED_JUDGE_FIELDS = {"price_in", "price_out", "budget", "at_once", "timeout", "attempts"}
 _UNCOMPARED_TRAINING_FIELDS = {"report_to", "save_every"}
 
 
@@ -265,7 +267,7 @@ class Stages:
         """Score a model on the study's tasks and on the held-out answers."""
         inputs = {
             "model": model.identity,
-            "evaluation": evaluation.model_dump(mode="json"),
+            "evaluation": evaluation.model_dump(mode="json", exclude={"judge": _UNCOMPARED_JUDGE_FIELDS}),
             "tasks": task_identities(evaluation, self._base_folder),
             "languages": list(languages),
             "held_out": fingerprint_of([item_of(example) for example in held_out]),
@@ -290,6 +292,7 @@ class Stages:
                 split=EVALUATION_SPLIT,
                 base_folder=self._base_folder,
                 log=folder / ANSWERS,
+                verdicts=self._store.cache / VERDICTS,
                 make_generator=vllm if evaluation.backend == "vllm" else None,
                 on_progress=self._tell_count,
             )
