@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from lm_eval.models.huggingface import HFLM
 
 from lingraft.config.schema import Evaluation, EvaluationTask
 from lingraft.errors import EvaluationError
-from lingraft.evaluate.answers import AnswerLog, ItemCount
+from lingraft.evaluate.answers import AnswerLog, ItemCount, request_key
 from lingraft.evaluate.harness import evaluate_model
 from lingraft.evaluate.in_memory import Batching, InMemoryModel
 from lingraft.models.generation import Generated, TransformersGenerator
@@ -228,3 +229,33 @@ def test_an_evaluation_repeats_resumes_and_counts(tiny: tuple[Any, Any], tmp_pat
     lines = log.read_bytes().splitlines(keepends=True)
     log.write_bytes(b"".join(lines[:5]))
     assert evaluate_model(*tiny, evaluation, languages=["de"], log=log) == found
+
+
+def test_prompts_that_do_not_fit_are_noted(engine: Callable[..., InMemoryModel]) -> None:
+    scoring = engine()
+    scored = to_score()
+    scoring.loglikelihood(scored)
+    assert scoring.shortened == {request_key(scored[-1].args)}
+    room = scoring.max_length - 4
+    unit = "Say a."
+    tokens = len(scoring.tok_encode(unit * 50)) // 50
+    fits, too_long = (unit * (room // tokens + more) for more in (0, 1))
+    asked = instances(
+        "generate_until", [(text, {"until": [], "max_gen_toks": 4}) for text in (fits, too_long)]
+    )
+    generating = engine()
+    generating.generate_until(asked)
+    assert generating.shortened == {request_key(asked[1].args)}
+
+
+def test_an_evaluation_counts_the_items_whose_prompts_were_shortened(
+    tiny: tuple[Any, Any], tmp_path: Path
+) -> None:
+    row = {"premise": "a.", "choice1": "b", "choice2": "c", "question": "cause", "label": 0, "idx": 0}
+    rows = [row, row | {"premise": "Say a. " * 900}]
+    (tmp_path / "xcopa.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in rows))
+    entry = EvaluationTask(task="xcopa_th", name="xcopa", language="th", data="xcopa.jsonl")
+    found = evaluate_model(
+        *tiny, Evaluation(task_ability=(), language_ability=(entry,)), languages=["th"], base_folder=tmp_path
+    )
+    assert found.shortened == {"xcopa/th": 1}

@@ -38,6 +38,7 @@ def scores(task: float, german: float) -> dict[str, Any]:
         "wrong_language": 0.25,
         "left_out": ["ifeval: item 7: needs punkt"],
         "truncated": {"worldbook:lookup/en": 2},
+        "shortened": {"worldbook:counting/de": 3},
         "tasks": {"worldbook:lookup/en": score(task)},
     }
 

@@ -233,7 +233,7 @@ def _evaluate(
     import torch
 
     from lingraft.cli.progress import StepBars
-    from lingraft.evaluate.harness import evaluate_model
+    from lingraft.evaluate.harness import evaluate_model, shortened_sentence
     from lingraft.evaluate.predictions import write_predictions
     from lingraft.models.adapters import load_merged, merged_content_hash
     from lingraft.records import fingerprint_of
@@ -256,6 +256,8 @@ def _evaluate(
         )
     if tell:
         _tell_not_run(found, asked["data_dir"])
+        for task, count in found.shortened.items():
+            _say(shortened_sentence(task, count))
     if not found.predictions:
         raise EvaluationError("none of the tasks can be run here.")
     result = _result(found)
@@ -285,6 +287,7 @@ def _result(found: Evaluated) -> dict[str, Any]:
         "tasks": found.tasks,
         "left_out": list(found.left_out),
         "truncated": found.truncated,
+        "shortened": found.shortened,
         "not_run": found.not_run,
         "noise": found.noise,
         "seeds": SEEDS | {"bootstrap": 0},

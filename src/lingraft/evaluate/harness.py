@@ -10,7 +10,8 @@ from __future__ import annotations
 import inspect
 import random
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -71,6 +72,7 @@ class Evaluated:
         predictions: One per item.
         left_out: Items that could not be scored, each with its reason; they count nowhere.
         truncated: Answers that used all the tokens that they were allowed, by task that generates.
+        shortened: Items whose prompts did not fit into the model and lost their beginning, by task that has any.
         tasks: By task: version, metric, filter, items, revision of its data, seed of its sample, the hashes of its
             prompts and of their template, and of a judged one what is to be told about the judging.
         not_run: By task and language, why it could not be run here; empty unless such tasks were to be skipped.
@@ -80,6 +82,7 @@ class Evaluated:
     predictions: tuple[Prediction, ...]
     left_out: tuple[str, ...]
     truncated: dict[str, int]
+    shortened: dict[str, int]
     tasks: dict[str, dict[str, Any]]
     not_run: dict[str, str]
     noise: dict[str, Any] | None = None
@@ -153,6 +156,7 @@ def evaluate_model(
     count = ItemCount(sum(len(run.documents) for own in repeated for run in own), on_progress)
     judge = AnswerJudge([ENGLISH, *languages, *(run.language for run in runs)])
     rounds = []
+    shortened: dict[str, int] = {}
     for repeat, own in enumerate(repeated):
         lm = InMemoryModel(
             model,
@@ -164,6 +168,7 @@ def evaluate_model(
             make_generator=make_generator,
         )
         samples = _run_harness(lm, tokenizer, evaluation, own) if own else {}
+        shortened = shortened or _count_shortened(own, samples, lm.shortened)
         rounds.append([one for run in own for one in _predictions(run, samples[run.key], judge, lm.ended)])
     truncated = _count_truncated(generating, rounds[0])
     judged: dict[str, Judged] = {}
@@ -178,6 +183,7 @@ def evaluate_model(
             *(f"{name}: {reason}" for name, one in judged.items() for reason in one.left_out),
         ),
         truncated=truncated,
+        shortened=shortened,
         tasks=_describe(runs, predictions, judged),
         not_run=not_run,
         noise=noise_floor(rounds) if len(rounds) > 1 else None,
@@ -358,17 +364,38 @@ def _predictions(
         if sample["filter"] == run.filter:  # a task may score the same answers through several filters
             prediction = _prediction(run, sample)
             if run.task.config.output_type == "generate_until":
-                has_ended = ended[request_key(_arguments(sample))]
+                has_ended = ended[request_key(_arguments(sample)[0])]
                 prediction = judge.judged(prediction, sample["doc"], ended=has_ended)
             yield prediction
 
 
-def _arguments(sample: dict[str, Any]) -> list[Any]:
-    """Return a sample's prompt and settings; the harness names them in what it gives out."""
-    first = (
-        sample["arguments"]["gen_args_0"] if isinstance(sample["arguments"], dict) else sample["arguments"][0]
-    )
-    return list(first.values()) if isinstance(first, dict) else list(first)
+def _arguments(sample: dict[str, Any]) -> list[list[Any]]:
+    """Return the prompt and settings (or the context and continuation) of each of a sample's requests.
+
+    The harness names them in what it gives out.
+    """
+    given = sample["arguments"]
+    requests = given.values() if isinstance(given, dict) else given
+    return [list(one.values()) if isinstance(one, dict) else list(one) for one in requests]
+
+
+def shortened_sentence(task: str, count: int) -> str:
+    """Return what is to be told of a task, by its name and language, some of whose prompts did not fit."""
+    return f"{task}: {count} prompts are longer than the model can read; they lost their beginning."
+
+
+def _count_shortened(
+    runs: Sequence[_Run], samples: Mapping[str, Sequence[dict[str, Any]]], shortened: Set[str]
+) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for run in runs:
+        own = {
+            sample["doc_id"]
+            for sample in samples[run.key]
+            if any(request_key(one) in shortened for one in _arguments(sample))
+        }
+        counts[f"{run.name}/{run.language}"] += len(own)
+    return dict(+counts)
 
 
 def _prediction(run: _Run, sample: dict[str, Any]) -> Prediction:
@@ -381,7 +408,7 @@ def _prediction(run: _Run, sample: dict[str, Any]) -> Prediction:
         "ability": run.ability,
         "task": run.name,
         "language": run.language,
-        "prompt": str(_arguments(sample)[0]),
+        "prompt": str(_arguments(sample)[0][0]),
         "response": response,
         "reference": str(sample["target"]),
         "score": _score(run, sample),

@@ -100,6 +100,8 @@ class InMemoryModel(HFLM):  # type: ignore[misc]
         """Whether each answer was ended by the model itself or a stop text, by `request_key`; else it was cut off.
 
         Of several answers to the same request, the first."""
+        self.shortened: set[str] = set()
+        """Requests, by `request_key`, whose prompts did not fit into the model and lost their beginning."""
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
@@ -130,6 +132,11 @@ class InMemoryModel(HFLM):  # type: ignore[misc]
         keys = request_keys(requests, 0)
         self._begin(requests, keys)
         pairs = [self._pair(*request.args) for request in requests]
+        self.shortened |= {
+            request_key(request.args)
+            for request, pair in zip(requests, pairs, strict=True)
+            if len(pair.context) + len(pair.continuation) - 1 > self.max_length  # the last token is not read
+        }
         for scores in self._scored(pairs, lambda place: keys[place] in self._answers):
             self._keep(requests, keys, {place: list(score) for place, score in scores.items()})
         return [tuple(self._answers[key]) for key in keys]
@@ -185,8 +192,10 @@ class InMemoryModel(HFLM):  # type: ignore[misc]
             sampling = _sampling(wanted)
             if sampling is not None:
                 limit = self._checked_limit(request, wanted["max_gen_toks"])
-                ids = tuple(self.tok_encode(text, left_truncate_len=self.max_length - limit))
-                prompt = TokenPrompt(ids, int(keys[place][:15], 16), limit)
+                ids, room = tuple(self.tok_encode(text)), self.max_length - limit
+                if len(ids) > room:
+                    self.shortened.add(request_key(request.args))
+                prompt = TokenPrompt(ids[-room:], int(keys[place][:15], 16), limit)
                 groups.setdefault((sampling, self._ending(wanted["until"])), {})[place] = prompt
         return list(groups.items())
 

@@ -128,6 +128,7 @@ def render_page(result: dict[str, Any], study: Study) -> str:
         answers=answer_table(result),
         left_out={name: scores["left_out"] for name, scores in models.items() if scores["left_out"]},
         truncated={name: sum(scores["truncated"].values()) for name, scores in models.items()},
+        shortened={name: scores["shortened"] for name, scores in models.items() if scores["shortened"]},
         encoder=next((cell["encoder"] for cell in done if cell["encoder"]), None),
         embedded=any(
             (name or "").startswith("embedded:") for name in (study.model, study.phases[0].checkpoint)

@@ -23,7 +23,7 @@ from lingraft.config.schema import Evaluation, StrategyChoice, Training
 from lingraft.data.chat import encode_examples
 from lingraft.data.example import Example
 from lingraft.data.worldbook import VERSION as WORLDBOOK_VERSION
-from lingraft.evaluate.harness import evaluate_model
+from lingraft.evaluate.harness import evaluate_model, shortened_sentence
 from lingraft.evaluate.held_out import bits_by_language, held_out_losses, item_of, write_losses
 from lingraft.evaluate.predictions import write_predictions
 from lingraft.evaluate.scores import score_summary
@@ -304,9 +304,12 @@ class Stages:
                 self._watcher.noted(
                     f"{label}: {len(evaluated.left_out)} items are left out, such as {evaluated.left_out[0]}."
                 )
+            for task, count in evaluated.shortened.items():
+                self._watcher.noted(f"{label}: {shortened_sentence(task, count)}")
             lost = {
                 "left_out": list(evaluated.left_out),
                 "truncated": evaluated.truncated,
+                "shortened": evaluated.shortened,
                 "noise": evaluated.noise,
             }
             result = {
