@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import StrictUndefined, TemplateError, Undefined
 from jinja2.sandbox import SandboxedEnvironment
 
-from lingraft.data.readers import read_file
+from lingraft.data.readers import RawRow, read_file
 from lingraft.errors import EvaluationError, in_one_line
 
 _ENVIRONMENT = SandboxedEnvironment(undefined=StrictUndefined)
@@ -76,10 +76,16 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         EvaluationError: A row cannot be read.
         DataError: The file cannot be read.
     """
+    for row in sound_rows(path):
+        yield dict(row.value)
+
+
+def sound_rows(path: Path) -> Iterator[RawRow]:
+    """Yield the rows of a local file with their places; see `read_rows`."""
     for row in read_file(path, path.name):
         if row.problem is not None:
-            raise EvaluationError(f"{row.place}: {row.problem}.")
-        yield dict(row.value)
+            raise EvaluationError(f"{row.place}: {row.problem}. An evaluation leaves no row out: mend it.")
+        yield row
 
 
 def mapped_rows(

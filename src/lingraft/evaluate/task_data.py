@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lingraft.config.schema import DataSource
-from lingraft.data.readers import RawRow, read_file, read_hub
+from lingraft.data.readers import RawRow, read_hub
 from lingraft.errors import EvaluationError
+from lingraft.evaluate.local_rows import sound_rows
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -59,18 +60,11 @@ def read_rows(data: Path | None, hub: HubSplit | None, *, absent: str) -> TaskRo
         DataError: The file or the hub's data set cannot be read as a whole.
     """
     if data is not None:
-        return TaskRows(tuple(_sound(read_file(data, data.name))), data.name, None)
+        return TaskRows(tuple(sound_rows(data)), data.name, None)
     if hub is None:
         raise EvaluationError(absent)
     found = read_hub(DataSource(source=hub.source, config=hub.config, split=hub.split, revision=hub.revision))
     return TaskRows(tuple(found.rows), f"{hub.source}:{hub.config}", found.commit)
-
-
-def _sound(rows: Iterable[RawRow]) -> Iterable[RawRow]:
-    for row in rows:
-        if row.problem is not None:
-            raise EvaluationError(f"{row.place}: {row.problem}. An evaluation leaves no row out: mend it.")
-        yield row
 
 
 def fixed_sample(items: Sequence[_Item], limit: int | None) -> list[_Item]:
