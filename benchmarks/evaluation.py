@@ -5,7 +5,8 @@
 The embedded model on a suite's tasks, in one process: lingraft's engine, and the harness's own Hugging Face class with
 each fixed batch size. Everything else, the harness's loop over tasks, prompts and scores included, is shared, so this
 leaves out what the harness's command line spends on starting. Rounds alternate, the order turned around in every second
-one; quote ratios, never single times. In float32 the predictions must be equal, up to answers that tip between two
+one; quote ratios, never single times. Times are CPU seconds, by default of one thread, so that other work on the machine
+disturbs them little. In float32 the predictions must be equal, up to answers that tip between two
 tokens of equal score, which are counted. Writes benchmarks/results/evaluation.json.
 """
 
@@ -42,12 +43,12 @@ def engine(name: str, model: Any, tokenizer: Any, evaluation: Any) -> Any:
 
 
 def answers(lm: Any, tokenizer: Any, evaluation: Any, runs: Sequence[Any]) -> tuple[float, dict[str, str]]:
-    """Return the seconds of an evaluation, and every answer; likelihoods are rounded."""
+    """Return the CPU seconds of an evaluation, and every answer; likelihoods are rounded."""
     from lingraft.evaluate import harness
 
-    started = time.perf_counter()
+    started = time.process_time()
     samples = harness._run_harness(lm, tokenizer, evaluation, runs)
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     said = {}
     for task, own in samples.items():
         for sample in own:
@@ -117,10 +118,12 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch-sizes", default=",".join(map(str, BATCH_SIZES)))
     options = parser.parse_args()
     import torch
 
+    torch.set_num_threads(options.threads)
     names = [OURS, *(f"harness, batch size {size}" for size in options.batch_sizes.split(","))]
     figures, said = measured(options, names)
     best = min(names[1:], key=lambda name: statistics.median(figures[name]["seconds"]))

@@ -335,7 +335,9 @@ def test_the_page_stands_alone_and_escapes_what_it_is_told(tmp_path: Path) -> No
     assert "currentColor" in html  # drawn in the page's ink, light or dark
     assert "task ability 0.070 (40 items)" in html
     assert "1 items are left out" in html
-    assert "prompts longer than the model can read, which lost their beginning: worldbook:counting/de 3." in html
+    assert (
+        "prompts longer than the model can read, which lost their beginning: worldbook:counting/de 3." in html
+    )
     assert "http://" not in html.replace("http://www.w3.org/", "")
     assert "https://" not in html
 

@@ -23,21 +23,6 @@ BLOCK = re.compile(
     r"^(?P<indent> *)```(?P<language>\w+)[^\n]*\n(?P<body>.*?)^ *```\s*$", re.MULTILINE | re.DOTALL
 )
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)")
-COMMANDS = (
-    "run",
-    "similarity",
-    "difference",
-    "snr",
-    "drift",
-    "replay",
-    "evaluate",
-    "judge",
-    "validate",
-    "show",
-    "schema",
-    "copy",
-    "ls",
-)
 
 
 @dataclass(frozen=True)
@@ -119,7 +104,6 @@ def check_lingraft(words: list[str]) -> None:
     if words[0].startswith("-"):
         assert words[0] in help_of()
         return
-    assert words[0] in COMMANDS
     shown = help_of(words[0], words[1]) if words[0] == "show" else help_of(words[0])
     for word in words[1:]:
         if word.startswith("--"):
