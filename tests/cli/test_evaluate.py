@@ -110,11 +110,12 @@ def test_a_killed_evaluation_goes_on_from_its_answers(
 
     batches = []
     inner = TransformersGenerator.continue_batch
-    monkeypatch.setattr(
-        TransformersGenerator,
-        "continue_batch",
-        lambda self, prompts, *rest: batches.append(len(prompts)) or inner(self, prompts, *rest),
-    )
+
+    def counted(self: TransformersGenerator, prompts: Any, *settings: Any) -> Any:
+        batches.append(len(prompts))
+        return inner(self, prompts, *settings)
+
+    monkeypatch.setattr(TransformersGenerator, "continue_batch", counted)
     assert evaluate(*asked, "--output", "killed")[0] == 0
     assert 0 < sum(batches) <= 60 - 8
     assert not list(Path("killed").glob("answers-*.jsonl"))
