@@ -32,11 +32,14 @@ check: $(INSTALLED)  ## lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Two tests at a time, each on one thread: most of what they compute is too small for two.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
 test: check  ## check, then every test that takes less than a minute
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: check  ## check, then every test
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 bench: $(INSTALLED)  ## run the benchmarks; results go to benchmarks/results/
 	$(BIN)/python benchmarks/training.py
