@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -287,6 +288,25 @@ def test_the_fisher_is_the_mean_of_squared_gradients_of_each_example(tmp_path: P
         torch.testing.assert_close(found[name], own, rtol=5e-2, atol=5e-2 * float(own.max()))
     # Not the square of the mean gradient, which a batch would give.
     assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_the_fisher_takes_its_rows_to_where_the_model_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lingraft.data.chat import EncodedExample
+
+    devices: set[str] = set()
+
+    def loss(_model: Any, batch: dict[str, torch.Tensor]) -> Any:
+        devices.update(own.device.type for own in batch.values())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lingraft.models.loss.supervised_loss", loss)
+    monkeypatch.setattr("lingraft.strategies.calibration.bf16_arithmetic", nullcontext)  # meta has none
+    rows = [EncodedExample("a", "en", (1, 2, 3), (False, True, True), 0)]
+    with pytest.raises(KeyboardInterrupt):
+        diagonal_fisher(model(1).to("meta"), rows, context(tmp_path))
+    assert devices == {"meta"}  # the one other device that every machine has
 
 
 def test_the_divergence_is_kullback_and_leiblers(tmp_path: Path) -> None:

@@ -198,7 +198,8 @@ class Strategy(BaseModel):
     ) -> Mapping[str, object]:
         """Look at the model that the phase starts from, write a state into `context.folder`, return its record.
 
-        `load` reads the model in float32, which who needs its files alone does not ask for.
+        `load` reads the model in float32 onto the device that training uses; who needs its files alone does not ask
+        for it.
         """
         raise NotImplementedError(f"{self.kind} names a preparation, but does none")
 

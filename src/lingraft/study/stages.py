@@ -12,7 +12,6 @@ import platform
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,9 +42,12 @@ from lingraft.study.store import Stage, Store, Work
 from lingraft.train.memory import peak_bytes
 from lingraft.train.phase import Progress, train_phase
 from lingraft.train.processes import PhaseTask, Processes, train_on_processes
+from lingraft.train.trainer import training_device
 from lingraft.weights.difference import parameter_difference
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from lingraft.data.chat import EncodedData
     from lingraft.representation.prompts import Prompt
     from lingraft.representation.states import EncodedPrompts, LayerStates
@@ -197,8 +199,14 @@ class Stages:
 
         def work(folder: Path) -> Work:
             parent = job.parent.locate()
+
+            def load() -> PreTrainedModel:
+                model = load_model(parent, trust_remote_code=self._trust)
+                model.to(training_device())  # type: ignore[arg-type]
+                return model
+
             found = part.prepare(
-                partial(load_model, parent, trust_remote_code=self._trust),
+                load,
                 load_tokenizer(parent, trust_remote_code=self._trust),
                 Context(
                     base=None,
@@ -418,6 +426,7 @@ class Stages:
             self._watcher.stage_started(name)
             done = work(folder)
             gc.collect()  # a model per stage: what cycles keep alive would add up
+            torch.cuda.empty_cache()  # the next stage may be other processes' work on the same accelerator
             return done
 
         if self._store.find(kind, inputs, with_artefacts=with_artefacts) is None:
