@@ -20,18 +20,15 @@ def count_stages(study: Study, materials: Materials) -> int:
         if model is not None:
             wanted.add(("evaluate", name))
     for cell in materials.cells:
-        wanted |= _trained(cell, has_checkpoint=materials.checkpoint is not None) | _measured(
-            study, materials, cell
-        )
+        wanted |= _trained(study, cell) | _measured(study, materials, cell)
     return len(wanted)
 
 
-def _trained(cell: Cell, *, has_checkpoint: bool) -> set[Key]:
+def _trained(study: Study, cell: Cell) -> set[Key]:
     depth = 1 if cell.is_mixed else len(cell.steps)
     wanted: set[Key] = set()
     for index in range(depth):
-        steps = cell.steps[: index + 1]
-        wanted |= _phase(steps, cell.seed, old_rows_known=index > 0 and not has_checkpoint)
+        wanted |= _phase(study, cell.steps[: index + 1], cell.seed)
     if cell.is_mixed:
         wanted |= {mixed_key(cell), ("evaluate", _key(cell.steps) + "mixed", cell.seed)}
     return wanted
@@ -57,17 +54,26 @@ def mixed_key(cell: Cell) -> Key:
     return "train", _key(cell.steps) + "mixed", cell.seed
 
 
-def _phase(steps: Sequence[PathStep], seed: int, *, old_rows_known: bool) -> set[Key]:
-    """Return the stages of a path's last phase."""
+def prepare_keys(study: Study, steps: Sequence[PathStep], seed: int) -> set[Key]:
+    """Return a key of each state that the strategies of a path's last phase prepare; equal for shared ones."""
     before, last = _key(steps[:-1]), steps[-1]
-    wanted: set[Key] = {train_key(steps, seed), ("evaluate", _key(steps), seed)}
+    phase = next(phase for phase in study.phases if phase.name == last.phase)
+    old_rows_known = len(steps) > 1 and study.phases[0].checkpoint is None
+    english = None if old_rows_known or phase.data[last.data].english is None else last.data
+    keys: set[Key] = set()
     for part in build(last.strategy).parts:
         if part.preparation is not None:
-            data = None if old_rows_known or "old_english" not in part.uses else last.data
-            wanted.add(("prepare", before, part.kind, repr(part.preparation), data, seed))
-        if part.combines:
-            wanted.add(("combine", _key(steps), seed))
-    return wanted
+            rows = english if "old_english" in part.uses else None
+            keys.add(("prepare", before, part.kind, repr(part.preparation), rows, seed))
+    return keys
+
+
+def _phase(study: Study, steps: Sequence[PathStep], seed: int) -> set[Key]:
+    """Return the stages of a path's last phase."""
+    wanted: set[Key] = {train_key(steps, seed), ("evaluate", _key(steps), seed)}
+    if build(steps[-1].strategy).combines:
+        wanted.add(("combine", _key(steps), seed))
+    return wanted | prepare_keys(study, steps, seed)
 
 
 def _measured(study: Study, materials: Materials, cell: Cell) -> set[Key]:
