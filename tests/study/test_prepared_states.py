@@ -53,7 +53,7 @@ class Counted(Watcher):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, talkative_model: Path) -> Counted:
     watcher = Counted()
-    wanted = study(talkative_model, [{"ewc": {"tokens": 100}}], seeds=[0, 1])
+    wanted = study(talkative_model, [{"ewc": {"tokens": 100}}, "spectrum"], seeds=[0, 1])
     result = run_study(wanted, runs=tmp_path_factory.mktemp("runs"), watcher=watcher)
     assert {cell["reason"] for cell in result["cells"]} == {None}
     return watcher
@@ -62,3 +62,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, talkative_model: Path) ->
 def test_sets_without_english_share_a_state_and_it_is_counted_once(finished: Counted) -> None:
     assert finished.prepared("ewc") == 2  # a seed each: the model writes the rows
     assert finished.announced == len(finished.finished)
+
+
+def test_seeds_and_sets_share_a_scan_of_the_weights(finished: Counted) -> None:
+    assert finished.prepared("spectrum") == 1

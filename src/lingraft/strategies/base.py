@@ -177,6 +177,8 @@ class Strategy(BaseModel):
     """Whether it freezes single cells or pulls weights, which a model divided between processes does not allow."""
     combines: ClassVar[bool] = False
     """Whether it does nothing but `combine`, so that its training is that of the other strategies alone."""
+    prepares_by_seed: ClassVar[bool] = True
+    """Whether the cell's seed decides what `prepare` writes, such as by drawing rows; else seeds share one state."""
 
     @property
     def needs(self) -> frozenset[Need]:

@@ -40,6 +40,7 @@ class Spectrum(Strategy):
 
     kind: ClassVar[str] = "spectrum"
     conflicts: ClassVar[dict[str, str]] = FREEZES_WITH_LORA
+    prepares_by_seed: ClassVar[bool] = False
 
     share: float = Field(0.5, ge=0, le=1)
     """Share of each type's matrices that trains."""

@@ -64,7 +64,9 @@ def prepare_keys(study: Study, steps: Sequence[PathStep], seed: int) -> set[Key]
     for part in build(last.strategy).parts:
         if part.preparation is not None:
             rows = english if "old_english" in part.uses else None
-            keys.add(("prepare", before, part.kind, repr(part.preparation), rows, seed))
+            # A phase before was trained by the seed, which so decides the model that is looked at.
+            own_seed = seed if part.prepares_by_seed or len(steps) > 1 else None
+            keys.add(("prepare", before, part.kind, repr(part.preparation), rows, own_seed))
     return keys
 
 

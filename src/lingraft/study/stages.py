@@ -553,7 +553,7 @@ def _preparation_inputs(job: TrainingJob, part: Strategy) -> dict[str, Any]:
         "strategy": part.kind,
         "options": part.preparation,
         "data": {need: job.replay_data[need] for need in sorted(part.uses & set(job.replay_data))},
-        "seed": job.seed,
+        "seed": job.seed if part.prepares_by_seed else None,
         "libraries": libraries(_TRAINING_LIBRARIES),
     }
 
