@@ -67,7 +67,7 @@ def test_a_study_without_old_rows_trains_all_the_same(
         parent=ModelReference({"weights": "talkative"}, lambda: talkative_model),
     )
     phases.stages.train(job)
-    (prepared,) = phases.stages.preparations(job)
+    prepared = phases.stages.preparations(job)[next(iter(written))]
     assert prepared.result["source"] == "self"
     assert prepared.result["tokens"] >= 100
 

@@ -25,20 +25,26 @@ def count_stages(study: Study, materials: Materials) -> int:
 
 
 def _trained(study: Study, cell: Cell) -> set[Key]:
-    depth = 1 if cell.is_mixed else len(cell.steps)
     wanted: set[Key] = set()
-    for index in range(depth):
+    for index in range(_depth(cell)):
         wanted |= _phase(study, cell.steps[: index + 1], cell.seed)
     if cell.is_mixed:
         wanted |= {mixed_key(cell), ("evaluate", _key(cell.steps) + "mixed", cell.seed)}
     return wanted
 
 
-def train_keys(cell: Cell) -> set[Key]:
-    """Return a key of each training that a cell's stages begin with or measure; equal for shared ones."""
-    if cell.is_mixed:
-        return {train_key(cell.steps[:1], cell.seed), mixed_key(cell)}
-    return {train_key(cell.steps[: index + 1], cell.seed) for index in range(len(cell.steps))}
+def _depth(cell: Cell) -> int:
+    """Return how many phases a cell trains one by one."""
+    return 1 if cell.is_mixed else len(cell.steps)
+
+
+def needed_keys(study: Study, cell: Cell) -> set[Key]:
+    """Return a key of each training and state that a cell's stages begin with or measure; equal for shared ones."""
+    needed: set[Key] = {mixed_key(cell)} if cell.is_mixed else set()
+    for index in range(_depth(cell)):
+        steps = cell.steps[: index + 1]
+        needed |= {train_key(steps, cell.seed), *prepare_keys(study, steps, cell.seed).values()}
+    return needed
 
 
 def train_key(steps: Sequence[PathStep], seed: int) -> Key:
@@ -54,19 +60,19 @@ def mixed_key(cell: Cell) -> Key:
     return "train", _key(cell.steps) + "mixed", cell.seed
 
 
-def prepare_keys(study: Study, steps: Sequence[PathStep], seed: int) -> set[Key]:
-    """Return a key of each state that the strategies of a path's last phase prepare; equal for shared ones."""
+def prepare_keys(study: Study, steps: Sequence[PathStep], seed: int) -> dict[str, Key]:
+    """Return, by kind of strategy, a key of each state that a path's last phase prepares; equal for shared ones."""
     before, last = _key(steps[:-1]), steps[-1]
     phase = next(phase for phase in study.phases if phase.name == last.phase)
     old_rows_known = len(steps) > 1 and study.phases[0].checkpoint is None
     english = None if old_rows_known or phase.data[last.data].english is None else last.data
-    keys: set[Key] = set()
+    keys: dict[str, Key] = {}
     for part in build(last.strategy).parts:
         if part.preparation is not None:
             rows = english if "old_english" in part.uses else None
             # A phase before was trained by the seed, which so decides the model that is looked at.
             own_seed = seed if part.prepares_by_seed or len(steps) > 1 else None
-            keys.add(("prepare", before, part.kind, repr(part.preparation), rows, own_seed))
+            keys[part.kind] = ("prepare", before, part.kind, repr(part.preparation), rows, own_seed)
     return keys
 
 
@@ -75,7 +81,7 @@ def _phase(study: Study, steps: Sequence[PathStep], seed: int) -> set[Key]:
     wanted: set[Key] = {train_key(steps, seed), ("evaluate", _key(steps), seed)}
     if build(steps[-1].strategy).combines:
         wanted.add(("combine", _key(steps), seed))
-    return wanted | prepare_keys(study, steps, seed)
+    return wanted | set(prepare_keys(study, steps, seed).values())
 
 
 def _measured(study: Study, materials: Materials, cell: Cell) -> set[Key]:

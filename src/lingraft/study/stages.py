@@ -228,14 +228,14 @@ class Stages:
 
         return ModelReference({"stage": fingerprint_of({"kind": "prepare", **inputs})}, locate)
 
-    def preparations(self, job: TrainingJob) -> list[Stage]:
-        """Return the finished stages in which the job's strategies prepared themselves."""
-        found = [
-            self._store.find("prepare", _preparation_inputs(job, part))
+    def preparations(self, job: TrainingJob) -> dict[str, Stage]:
+        """Return the finished stages in which the job's strategies prepared themselves, by kind of strategy."""
+        found = {
+            part.kind: self._store.find("prepare", _preparation_inputs(job, part))
             for part in build(job.choice).parts
             if part.preparation is not None
-        ]
-        return [stage for stage in found if stage is not None]
+        }
+        return {kind: stage for kind, stage in found.items() if stage is not None}
 
     def combine(self, job: TrainingJob, trained: ModelReference) -> tuple[Stage, ModelReference]:
         """Make the phase's final model of the one that it started from and the one that it trained."""
