@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from lingraft.config.schema import StrategyChoice
@@ -153,6 +154,23 @@ def test_what_only_combines_shares_the_training_of_plain(phases: Any) -> None:
     for one, alpha in zip(swept, (0.25, 0.5), strict=True):
         for name, tensor in one.tensors().items():
             torch.testing.assert_close(tensor, before[name] + alpha * (trained[name] - before[name]))
+
+
+def test_a_start_whose_files_name_tensors_otherwise_is_combined_all_the_same(phases: Any) -> None:
+    usual = phases.train({"interpolate": {"alpha": 0.25}}).tensors()
+    file = phases.model() / "model.safetensors"
+    named = {
+        name.removeprefix("model."): own for name, own in load_file(file).items()
+    }  # as the inner model's
+    save_file(named, file, metadata={"format": "pt"})
+    job = replace(phases.job({"interpolate": {"alpha": 0.25}}), label="otherwise named")
+    job.parent.identity["weights"] = "the same ones in other files"
+    _, trained = phases.stages.train(job)
+    made, _ = phases.stages.combine(job, trained)
+    reader = CheckpointReader(made.folder / CHECKPOINT)
+    assert set(reader.names) == set(usual)
+    assert all(torch.equal(reader.tensor(name), own) for name, own in usual.items())
+    assert sorted(path.name for path in made.folder.iterdir()) == [CHECKPOINT, "record.json", "timing.json"]
 
 
 RESUMED = [

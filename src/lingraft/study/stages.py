@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -248,10 +249,11 @@ class Stages:
 
         def work(folder: Path) -> Work:
             composition = build(job.choice)
-            composition.check(CheckpointReader(trained.locate()).names)
-            combine_checkpoints(
-                job.parent.locate(), trained.locate(), composition.combine, folder / CHECKPOINT
-            )
+            after = CheckpointReader(trained.locate())
+            composition.check(after.names)
+            with TemporaryDirectory(dir=folder) as spare:
+                before = self._named_alike(job.parent.locate(), after, Path(spare))
+                combine_checkpoints(before, after.folder, composition.combine, folder / CHECKPOINT)
             return Work({}, _machine())
 
         def make(*, with_artefacts: bool) -> Stage:
@@ -261,6 +263,20 @@ class Stages:
         return stage, ModelReference(
             {"stage": stage.fingerprint}, lambda: make(with_artefacts=True).folder / CHECKPOINT
         )
+
+    def _named_alike(self, folder: Path, trained: CheckpointReader, spare: Path) -> Path:
+        """Return a folder of a model's weights under the names and in the shapes of the checkpoint trained from it.
+
+        Files from the hub may name or divide tensors otherwise than transformers saves them; then the model is loaded
+        and saved into `spare`, as the trained one was.
+        """
+        stored = CheckpointReader(folder)
+        names = set(stored.names)
+        if all(name in names and stored.shape(name) == trained.shape(name) for name in trained.names):
+            return folder
+        model = load_model(folder, trust_remote_code=self._trust)
+        save_checkpoint(model, load_tokenizer(folder, trust_remote_code=self._trust), spare)
+        return spare
 
     def evaluate(
         self,
