@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from lingraft.config.schema import StrategyChoice
+from lingraft.data.example import Message
 from lingraft.models.checkpoints import CheckpointReader
 from lingraft.strategies.base import Context
 from lingraft.strategies.composition import REGISTRY, build
@@ -128,6 +129,23 @@ REDUCED = {
 def test_at_strength_nothing_it_is_plain_bit_for_bit(phases: Any, name: str) -> None:
     plain, reduced = phases.train("plain").tensors(), phases.train(REDUCED[name]).tensors()
     assert all(torch.equal(plain[one], reduced[one]) for one in plain)
+
+
+def test_the_recorded_share_is_of_the_rows_that_are_trained_on(phases: Any) -> None:
+    job = phases.job({"english_replay": {"share": 0.5, "from": "phase_one"}}, max_length=48)
+    endless = (Message("user", "on and on " * 48), Message("assistant", "cut off"))
+    old = [
+        replace(one, messages=endless) if place % 3 == 0 else one
+        for place, one in enumerate(job.previous_data)
+    ]
+    notes: list[str] = []
+    phases.watcher.noted = notes.append
+    result = phases.stages.train(replace(job, previous_data=old))[0].result
+    assert 0 < result["replayed"] < 12
+    assert result["replayed"] == 12 - result["dropped"]  # twelve were drawn
+    assert result["examples"] == 12 + result["replayed"]
+    assert result["replay_share"] == result["replayed"] / result["examples"]
+    assert f"{result['dropped']} of the dropped examples were replayed" in notes[-1]
 
 
 def test_distillation_without_weight_is_replay(phases: Any) -> None:

@@ -101,7 +101,7 @@ class Mix:
 
     Attributes:
         examples: All of them, in order.
-        replayed: How many are replayed.
+        replayed: How many are replayed, before the chat template refuses any.
         shortfall: How many fewer replayed ones there are than asked for.
         dropped: Generated ones that were not taken, by reason.
         origins: Where the replayed ones came from, and how many did.
@@ -122,11 +122,6 @@ class Mix:
             dict(Counter(earlier.dropped) + Counter(self.dropped)),
             earlier.origins + self.origins,
         )
-
-    @property
-    def share(self) -> float:
-        """Realised share of replayed examples in the final mix, in [0, 1]."""
-        return self.replayed / len(self.examples) if self.examples else 0.0
 
 
 @dataclass(frozen=True)

@@ -598,7 +598,7 @@ def _notes_on_data(job: TrainingJob, mix: Mix, encoded: EncodedData) -> Iterator
     if mix.shortfall:
         yield (
             f"{job.label}: {mix.shortfall} replay examples fewer than asked for; "
-            f"the realised share is {mix.share:.3f}."
+            f"the realised share is {_replay_share(encoded):.3f}."
         )
     if mix.dropped:
         dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(mix.dropped.items()))
@@ -608,6 +608,17 @@ def _notes_on_data(job: TrainingJob, mix: Mix, encoded: EncodedData) -> Iterator
             f"{job.label}: {encoded.truncated} examples truncated to {job.training.max_length} tokens, "
             f"{len(encoded.dropped)} dropped because the chat template refuses them or no answer was left."
         )
+    lost = mix.replayed - encoded.examples.replayed_rows
+    if lost:
+        yield (
+            f"{job.label}: {lost} of the dropped examples were replayed; the realised share is "
+            f"{_replay_share(encoded):.3f}."
+        )
+
+
+def _replay_share(encoded: EncodedData) -> float:
+    """Return the realised share of replayed rows, in [0, 1], of those that are trained on."""
+    return encoded.examples.replayed_rows / len(encoded.examples)
 
 
 def _training_record(
@@ -621,8 +632,8 @@ def _training_record(
     return {
         "data": job.counts,
         "examples": outcome.examples,
-        "replayed": mix.replayed,
-        "replay_share": mix.share,
+        "replayed": encoded.examples.replayed_rows,
+        "replay_share": _replay_share(encoded),
         "replay_shortfall": mix.shortfall,
         "replay_dropped": dict(mix.dropped),
         "replay_origins": [
