@@ -148,6 +148,22 @@ def test_the_recorded_share_is_of_the_rows_that_are_trained_on(phases: Any) -> N
     assert f"{result['dropped']} of the dropped examples were replayed" in notes[-1]
 
 
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ({"distill": {"share": 0}}, True),
+        ({"distill": {"share": 0, "weight": 0}}, False),
+        ([{"english_replay": {"share": 0.25}}, {"distill": {"share": 0}}], False),
+        ("plain", False),
+    ],
+)
+def test_distillation_that_finds_nothing_to_hold_is_told(phases: Any, written: Any, told: bool) -> None:
+    notes: list[str] = []
+    phases.watcher.noted = notes.append
+    phases.train(written)
+    assert any("'distill' acts on replayed rows, and there are none" in note for note in notes) is told
+
+
 def test_distillation_without_weight_is_replay(phases: Any) -> None:
     replay = {"share": 0.25, "from": "phase_one"}
     one = phases.train({"english_replay": replay}).tensors()

@@ -205,6 +205,11 @@ class Strategy(BaseModel):
         """What of the context decides its effect: what it needs, and what it takes where it is there."""
         return self.needs
 
+    @property
+    def holds_replayed(self) -> bool:
+        """Whether it acts on replayed rows, whoever mixed them in: without any the phase is trained without it."""
+        return False
+
     def mix(self, phase_data: Sequence[Example], context: Context) -> Mix:  # noqa: ARG002
         """Return the phase's examples, others mixed in."""
         return Mix(phase_data)

@@ -600,6 +600,12 @@ def _notes_on_data(job: TrainingJob, mix: Mix, encoded: EncodedData) -> Iterator
             f"{job.label}: {mix.shortfall} replay examples fewer than asked for; "
             f"the realised share is {_replay_share(encoded):.3f}."
         )
+    idle = [part.kind for part in build(job.choice).parts if part.holds_replayed]
+    if idle and not encoded.examples.replayed_rows:
+        yield (
+            f"{job.label}: {idle[0]!r} acts on replayed rows, and there are none: the phase is trained without it. "
+            "Give it a `share`, or compose it with a strategy that replays."
+        )
     if mix.dropped:
         dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(mix.dropped.items()))
         yield f"{job.label}: replay examples that were dropped: {dropped}."
