@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,22 @@ def test_a_plan_of_everything_is_plain_and_a_plan_of_another_model_is_refused(tm
     strategy.parts[0].prepare(lambda: network, None, there)  # type: ignore[arg-type]
     with pytest.raises(StrategyError, match="fits no parameter of this model"):
         strategy.trainable(network, there)
+
+
+def test_a_plan_lies_where_lingraft_runs_or_under_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    plan = tmp_path / "here" / "plan.yaml"
+    plan.write_text(json.dumps({"unfrozen_parameters": ["^model[.].*$"]}))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path / "here")
+    identities = [training_identity(StrategyChoice.model_validate({"spectrum": {"plan": one}}))
+                  for one in (str(plan), "plan.yaml", "~/here/plan.yaml")]  # fmt: skip
+    assert identities[0] == identities[1] == identities[2]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"where you run lingraft: {re.escape(str(tmp_path))}"):
+        composed({"spectrum": {"plan": "plan.yaml"}})
 
 
 def test_the_plan_that_snr_writes_trains_what_the_scan_selected(tmp_path: Path) -> None:

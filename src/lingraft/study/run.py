@@ -52,7 +52,8 @@ def run_study(
     Args:
         study: The study, checked.
         runs: Folder of all runs; this one's is `runs/<study.name>`.
-        base_folder: What relative paths in the study are relative to.
+        base_folder: What relative paths of data, prompts and tasks are relative to; those of models and of strategies'
+            files are relative to the working directory. On the command line both are the same folder.
         watcher: Is told what happens.
         processes: How many processes train a phase; None: this one. Results differ by rounding, so records do not
             depend on it, but an interrupted phase is only continued by as many as began it.
