@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +197,22 @@ def test_a_plan_of_everything_is_plain_and_a_plan_of_another_model_is_refused(tm
         strategy.trainable(network, there)
 
 
+def test_a_plan_lies_where_lingraft_runs_or_under_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    plan = tmp_path / "here" / "plan.yaml"
+    plan.write_text(json.dumps({"unfrozen_parameters": ["^model[.].*$"]}))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path / "here")
+    identities = [training_identity(StrategyChoice.model_validate({"spectrum": {"plan": one}}))
+                  for one in (str(plan), "plan.yaml", "~/here/plan.yaml")]  # fmt: skip
+    assert identities[0] == identities[1] == identities[2]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"where you run lingraft: {re.escape(str(tmp_path))}"):
+        composed({"spectrum": {"plan": "plan.yaml"}})
+
+
 def test_the_plan_that_snr_writes_trains_what_the_scan_selected(tmp_path: Path) -> None:
     network = model()
     network.save_pretrained(tmp_path / "model")
@@ -287,6 +305,25 @@ def test_the_fisher_is_the_mean_of_squared_gradients_of_each_example(tmp_path: P
         torch.testing.assert_close(found[name], own, rtol=5e-2, atol=5e-2 * float(own.max()))
     # Not the square of the mean gradient, which a batch would give.
     assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_the_fisher_takes_its_rows_to_where_the_model_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lingraft.data.chat import EncodedExample
+
+    devices: set[str] = set()
+
+    def loss(_model: Any, batch: dict[str, torch.Tensor]) -> Any:
+        devices.update(own.device.type for own in batch.values())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lingraft.models.loss.supervised_loss", loss)
+    monkeypatch.setattr("lingraft.strategies.calibration.bf16_arithmetic", nullcontext)  # meta has none
+    rows = [EncodedExample("a", "en", (1, 2, 3), (False, True, True), 0)]
+    with pytest.raises(KeyboardInterrupt):
+        diagonal_fisher(model(1).to("meta"), rows, context(tmp_path))
+    assert devices == {"meta"}  # the one other device that every machine has
 
 
 def test_the_divergence_is_kullback_and_leiblers(tmp_path: Path) -> None:

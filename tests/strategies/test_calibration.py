@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 from lingraft.data.example import Example
 from lingraft.strategies.base import Context
 from lingraft.strategies.calibration import calibration_of
+from lingraft.strategies.composition import build
+from lingraft.strategies.ewc import Ewc
 from lingraft.study.stages import ModelReference
+from lingraft.train.trainer import training_device
 
 Rows = Callable[..., tuple[Example, ...]]
 
@@ -63,6 +67,30 @@ def test_a_study_without_old_rows_trains_all_the_same(
         parent=ModelReference({"weights": "talkative"}, lambda: talkative_model),
     )
     phases.stages.train(job)
-    (prepared,) = phases.stages.preparations(job)
+    prepared = phases.stages.preparations(job)[next(iter(written))]
     assert prepared.result["source"] == "self"
     assert prepared.result["tokens"] >= 100
+
+
+def test_a_preparation_gets_the_model_on_the_device_that_training_uses(
+    phases: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices = []
+
+    def prepare(_self: Ewc, load: Callable[[], Any], *_: Any) -> dict[str, Any]:
+        devices.append(load().device.type)
+        return {}
+
+    monkeypatch.setattr(Ewc, "prepare", prepare)
+    monkeypatch.setattr("lingraft.study.stages.training_device", lambda: torch.device("meta"))
+    job = phases.job("ewc")
+    (part,) = build(job.choice).parts
+    phases.stages._state(job, part).locate()
+    assert devices == ["meta"]
+
+
+def test_without_an_accelerator_training_uses_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: None)
+    assert training_device() == torch.device("cpu")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("xpu"))
+    assert training_device() == torch.device("xpu")

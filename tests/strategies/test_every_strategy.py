@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from lingraft.config.schema import StrategyChoice
+from lingraft.data.example import Message
 from lingraft.models.checkpoints import CheckpointReader
 from lingraft.strategies.base import Context
 from lingraft.strategies.composition import REGISTRY, build
@@ -129,6 +131,39 @@ def test_at_strength_nothing_it_is_plain_bit_for_bit(phases: Any, name: str) -> 
     assert all(torch.equal(plain[one], reduced[one]) for one in plain)
 
 
+def test_the_recorded_share_is_of_the_rows_that_are_trained_on(phases: Any) -> None:
+    job = phases.job({"english_replay": {"share": 0.5, "from": "phase_one"}}, max_length=48)
+    endless = (Message("user", "on and on " * 48), Message("assistant", "cut off"))
+    old = [
+        replace(one, messages=endless) if place % 3 == 0 else one
+        for place, one in enumerate(job.previous_data)
+    ]
+    notes: list[str] = []
+    phases.watcher.noted = notes.append
+    result = phases.stages.train(replace(job, previous_data=old))[0].result
+    assert 0 < result["replayed"] < 12
+    assert result["replayed"] == 12 - result["dropped"]  # twelve were drawn
+    assert result["examples"] == 12 + result["replayed"]
+    assert result["replay_share"] == result["replayed"] / result["examples"]
+    assert f"{result['dropped']} of the dropped examples were replayed" in notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ({"distill": {"share": 0}}, True),
+        ({"distill": {"share": 0, "weight": 0}}, False),
+        ([{"english_replay": {"share": 0.25}}, {"distill": {"share": 0}}], False),
+        ("plain", False),
+    ],
+)
+def test_distillation_that_finds_nothing_to_hold_is_told(phases: Any, written: Any, told: bool) -> None:
+    notes: list[str] = []
+    phases.watcher.noted = notes.append
+    phases.train(written)
+    assert any("'distill' acts on replayed rows, and there are none" in note for note in notes) is told
+
+
 def test_distillation_without_weight_is_replay(phases: Any) -> None:
     replay = {"share": 0.25, "from": "phase_one"}
     one = phases.train({"english_replay": replay}).tensors()
@@ -153,6 +188,23 @@ def test_what_only_combines_shares_the_training_of_plain(phases: Any) -> None:
     for one, alpha in zip(swept, (0.25, 0.5), strict=True):
         for name, tensor in one.tensors().items():
             torch.testing.assert_close(tensor, before[name] + alpha * (trained[name] - before[name]))
+
+
+def test_a_start_whose_files_name_tensors_otherwise_is_combined_all_the_same(phases: Any) -> None:
+    usual = phases.train({"interpolate": {"alpha": 0.25}}).tensors()
+    file = phases.model() / "model.safetensors"
+    named = {
+        name.removeprefix("model."): own for name, own in load_file(file).items()
+    }  # as the inner model's
+    save_file(named, file, metadata={"format": "pt"})
+    job = replace(phases.job({"interpolate": {"alpha": 0.25}}), label="otherwise named")
+    job.parent.identity["weights"] = "the same ones in other files"
+    _, trained = phases.stages.train(job)
+    made, _ = phases.stages.combine(job, trained)
+    reader = CheckpointReader(made.folder / CHECKPOINT)
+    assert set(reader.names) == set(usual)
+    assert all(torch.equal(reader.tensor(name), own) for name, own in usual.items())
+    assert sorted(path.name for path in made.folder.iterdir()) == [CHECKPOINT, "record.json", "timing.json"]
 
 
 RESUMED = [

@@ -104,7 +104,7 @@ def test_the_rows_are_the_models_answers(chatty: Path, tmp_path: Path) -> None:
 def test_a_share_is_of_the_final_mix_and_told_in_full(chatty: Path, tmp_path: Path) -> None:
     found = mixed({"share": 0.2}, 24, context(chatty, tmp_path, english=rows(40)))
     own = replayed(found)
-    assert (found.replayed, found.shortfall, found.share) == (6, 0, 0.2)
+    assert (found.replayed, found.shortfall, len(found.examples)) == (6, 0, 30)
     assert len({one.id for one in own}) == len(own) == 6
     assert {one.language for one in own} == {"en"}
     assert all(one.answer and not one.answer.startswith("answer ") for one in own)

@@ -444,6 +444,6 @@ class Study(Section):
     seeds: tuple[Seed, ...] = Field((0,), min_length=1)
     """Every phase is trained once per seed, a whole number from 0 to 2 ** 32 - 1."""
     keep: Literal["all", "final", "none"] = "final"
-    """Checkpoints that stay on disk: all, the cells' last ones (and Phase 1), or none."""
+    """Checkpoints that stay on disk, with the states behind them: all, the cells' last ones (and Phase 1), or none."""
     trust_remote_code: bool = False
     """Run code that a model brings along. Leave it off unless you have read that code."""

@@ -174,6 +174,11 @@ class EncodedTable(Sequence[EncodedExample]):
         lengths: Int32s = np.diff(self._offsets).astype(np.int32)
         return lengths
 
+    @cached_property
+    def replayed_rows(self) -> int:
+        """Rows that a strategy mixed in."""
+        return int(np.count_nonzero(self._replayed))
+
     @property
     def whole_lengths(self) -> Int64s:
         """Tokens that each row had before truncation, [rows]."""

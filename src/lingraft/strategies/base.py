@@ -101,7 +101,7 @@ class Mix:
 
     Attributes:
         examples: All of them, in order.
-        replayed: How many are replayed.
+        replayed: How many are replayed, before the chat template refuses any.
         shortfall: How many fewer replayed ones there are than asked for.
         dropped: Generated ones that were not taken, by reason.
         origins: Where the replayed ones came from, and how many did.
@@ -122,11 +122,6 @@ class Mix:
             dict(Counter(earlier.dropped) + Counter(self.dropped)),
             earlier.origins + self.origins,
         )
-
-    @property
-    def share(self) -> float:
-        """Realised share of replayed examples in the final mix, in [0, 1]."""
-        return self.replayed / len(self.examples) if self.examples else 0.0
 
 
 @dataclass(frozen=True)
@@ -177,6 +172,8 @@ class Strategy(BaseModel):
     """Whether it freezes single cells or pulls weights, which a model divided between processes does not allow."""
     combines: ClassVar[bool] = False
     """Whether it does nothing but `combine`, so that its training is that of the other strategies alone."""
+    prepares_by_seed: ClassVar[bool] = True
+    """Whether the cell's seed decides what `prepare` writes, such as by drawing rows; else seeds share one state."""
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -198,7 +195,8 @@ class Strategy(BaseModel):
     ) -> Mapping[str, object]:
         """Look at the model that the phase starts from, write a state into `context.folder`, return its record.
 
-        `load` reads the model in float32, which who needs its files alone does not ask for.
+        `load` reads the model in float32 onto the device that training uses; who needs its files alone does not ask
+        for it.
         """
         raise NotImplementedError(f"{self.kind} names a preparation, but does none")
 
@@ -206,6 +204,11 @@ class Strategy(BaseModel):
     def uses(self) -> frozenset[Need]:
         """What of the context decides its effect: what it needs, and what it takes where it is there."""
         return self.needs
+
+    @property
+    def holds_replayed(self) -> bool:
+        """Whether it acts on replayed rows, whoever mixed them in: without any the phase is trained without it."""
+        return False
 
     def mix(self, phase_data: Sequence[Example], context: Context) -> Mix:  # noqa: ARG002
         """Return the phase's examples, others mixed in."""

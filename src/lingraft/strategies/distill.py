@@ -23,7 +23,7 @@ class Distill(EnglishReplay):
 
     Mixes rows in as english_replay does, and adds to the loss weight * T^2 * KL(p_start || p) over the supervised
     tokens of all replayed rows, both softened by the temperature T. With `share: 0` it mixes in nothing and acts on
-    what another strategy of the composition replays.
+    what another strategy of the composition replays; where none does, it is plain training, which is told.
 
     Cost: the replayed rows' training and a forward pass of the start model over them; that model in bfloat16 in memory.
 
@@ -37,6 +37,11 @@ class Distill(EnglishReplay):
     """Factor of the divergence; 0: none."""
     temperature: float = Field(1.0, gt=0)
     """Softens both distributions; above 1 unlikely tokens count more."""
+
+    @property
+    def holds_replayed(self) -> bool:
+        """Unless its weight is 0, where it is english_replay."""
+        return self.weight > 0
 
     def output_penalty(self, context: Context) -> OutputPenalty | None:
         """Return the divergence; None where its weight is 0."""

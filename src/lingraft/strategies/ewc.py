@@ -100,7 +100,8 @@ def diagonal_fisher(model: Any, rows: Sequence[EncodedExample], context: Context
     try:
         for done, row in enumerate(rows, start=1):
             with bf16_arithmetic(model):
-                loss, _ = supervised_loss(model, collate([row]))
+                batch = {name: own.to(model.device) for name, own in collate([row]).items()}
+                loss, _ = supervised_loss(model, batch)
             loss.backward()  # type: ignore[no-untyped-call]
             if context.on_progress is not None:
                 context.on_progress(done, len(rows))

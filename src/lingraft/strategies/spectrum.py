@@ -40,6 +40,7 @@ class Spectrum(Strategy):
 
     kind: ClassVar[str] = "spectrum"
     conflicts: ClassVar[dict[str, str]] = FREEZES_WITH_LORA
+    prepares_by_seed: ClassVar[bool] = False
 
     share: float = Field(0.5, ge=0, le=1)
     """Share of each type's matrices that trains."""
@@ -48,7 +49,8 @@ class Spectrum(Strategy):
     outside: bool = True
     """Train embeddings and output head too."""
     plan: str | None = None
-    """A plan that `lingraft snr --plan` wrote, in place of a scan: what it lists trains; other options do not count."""
+    """A plan that `lingraft snr --plan` wrote, in place of a scan: what it lists trains; other options do not count. As
+    every path of a study, relative to the folder in which you run lingraft."""
 
     @field_validator("plan")
     @classmethod
@@ -118,12 +120,14 @@ def _patterns(plan: str) -> list[str]:
     import yaml
 
     try:
-        listed = yaml.safe_load(Path(plan).read_text(encoding="utf-8"))["unfrozen_parameters"]
+        listed = yaml.safe_load(Path(plan).expanduser().read_text(encoding="utf-8"))["unfrozen_parameters"]
         patterns = [str(one) for one in listed]
         for pattern in patterns:
             re.compile(pattern)
     except OSError as error:
-        raise ValueError(f"cannot be read ({error.strerror})") from None
+        raise ValueError(
+            f"cannot be read ({error.strerror}). A relative path starts where you run lingraft: {Path.cwd()}"
+        ) from None
     except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError, re.error) as error:
         raise ValueError(
             f"is no plan with `unfrozen_parameters`, a list of regular expressions ({type(error).__name__})"

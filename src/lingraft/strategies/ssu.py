@@ -142,7 +142,7 @@ def _column_scores(model: Any, rows: list[tuple[int, ...]], context: Context) ->
             if not last or last[0] is not given:
                 tokens = given.reshape(-1, given.shape[-1]).float().square()
                 tokens *= real.to(given.device).reshape(-1, 1)  # no matrix product: autocast would round it
-                last[:] = [given, tokens.sum(dim=0).double().cpu()]
+                last[:] = [given, tokens.sum(dim=0).cpu().double()]
             squares[name] += last[1]
 
         return hook

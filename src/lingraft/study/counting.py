@@ -20,28 +20,31 @@ def count_stages(study: Study, materials: Materials) -> int:
         if model is not None:
             wanted.add(("evaluate", name))
     for cell in materials.cells:
-        wanted |= _trained(cell, has_checkpoint=materials.checkpoint is not None) | _measured(
-            study, materials, cell
-        )
+        wanted |= _trained(study, cell) | _measured(study, materials, cell)
     return len(wanted)
 
 
-def _trained(cell: Cell, *, has_checkpoint: bool) -> set[Key]:
-    depth = 1 if cell.is_mixed else len(cell.steps)
+def _trained(study: Study, cell: Cell) -> set[Key]:
     wanted: set[Key] = set()
-    for index in range(depth):
-        steps = cell.steps[: index + 1]
-        wanted |= _phase(steps, cell.seed, old_rows_known=index > 0 and not has_checkpoint)
+    for index in range(_depth(cell)):
+        wanted |= _phase(study, cell.steps[: index + 1], cell.seed)
     if cell.is_mixed:
         wanted |= {mixed_key(cell), ("evaluate", _key(cell.steps) + "mixed", cell.seed)}
     return wanted
 
 
-def train_keys(cell: Cell) -> set[Key]:
-    """Return a key of each training that a cell's stages begin with or measure; equal for shared ones."""
-    if cell.is_mixed:
-        return {train_key(cell.steps[:1], cell.seed), mixed_key(cell)}
-    return {train_key(cell.steps[: index + 1], cell.seed) for index in range(len(cell.steps))}
+def _depth(cell: Cell) -> int:
+    """Return how many phases a cell trains one by one."""
+    return 1 if cell.is_mixed else len(cell.steps)
+
+
+def needed_keys(study: Study, cell: Cell) -> set[Key]:
+    """Return a key of each training and state that a cell's stages begin with or measure; equal for shared ones."""
+    needed: set[Key] = {mixed_key(cell)} if cell.is_mixed else set()
+    for index in range(_depth(cell)):
+        steps = cell.steps[: index + 1]
+        needed |= {train_key(steps, cell.seed), *prepare_keys(study, steps, cell.seed).values()}
+    return needed
 
 
 def train_key(steps: Sequence[PathStep], seed: int) -> Key:
@@ -57,17 +60,28 @@ def mixed_key(cell: Cell) -> Key:
     return "train", _key(cell.steps) + "mixed", cell.seed
 
 
-def _phase(steps: Sequence[PathStep], seed: int, *, old_rows_known: bool) -> set[Key]:
-    """Return the stages of a path's last phase."""
+def prepare_keys(study: Study, steps: Sequence[PathStep], seed: int) -> dict[str, Key]:
+    """Return, by kind of strategy, a key of each state that a path's last phase prepares; equal for shared ones."""
     before, last = _key(steps[:-1]), steps[-1]
-    wanted: set[Key] = {train_key(steps, seed), ("evaluate", _key(steps), seed)}
+    phase = next(phase for phase in study.phases if phase.name == last.phase)
+    old_rows_known = len(steps) > 1 and study.phases[0].checkpoint is None
+    english = None if old_rows_known or phase.data[last.data].english is None else last.data
+    keys: dict[str, Key] = {}
     for part in build(last.strategy).parts:
         if part.preparation is not None:
-            data = None if old_rows_known or "old_english" not in part.uses else last.data
-            wanted.add(("prepare", before, part.kind, repr(part.preparation), data, seed))
-        if part.combines:
-            wanted.add(("combine", _key(steps), seed))
-    return wanted
+            rows = english if "old_english" in part.uses else None
+            # A phase before was trained by the seed, which so decides the model that is looked at.
+            own_seed = seed if part.prepares_by_seed or len(steps) > 1 else None
+            keys[part.kind] = ("prepare", before, part.kind, repr(part.preparation), rows, own_seed)
+    return keys
+
+
+def _phase(study: Study, steps: Sequence[PathStep], seed: int) -> set[Key]:
+    """Return the stages of a path's last phase."""
+    wanted: set[Key] = {train_key(steps, seed), ("evaluate", _key(steps), seed)}
+    if build(steps[-1].strategy).combines:
+        wanted.add(("combine", _key(steps), seed))
+    return wanted | set(prepare_keys(study, steps, seed).values())
 
 
 def _measured(study: Study, materials: Materials, cell: Cell) -> set[Key]:

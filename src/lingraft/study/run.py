@@ -5,7 +5,7 @@ A cell that fails does not stop the others. A study that was stopped goes on at 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -26,7 +26,7 @@ from lingraft.similarity.embedding_similarity import check_languages
 from lingraft.similarity.encoders import Encoder, load_encoder
 from lingraft.strategies.composition import build
 from lingraft.study.contamination import tell_contamination
-from lingraft.study.counting import Key, count_stages, mixed_key, train_key, train_keys
+from lingraft.study.counting import Key, count_stages, mixed_key, needed_keys, prepare_keys, train_key
 from lingraft.study.events import Watcher
 from lingraft.study.forgetting import PhaseEnd, forgetting_of
 from lingraft.study.grid import Cell
@@ -52,7 +52,8 @@ def run_study(
     Args:
         study: The study, checked.
         runs: Folder of all runs; this one's is `runs/<study.name>`.
-        base_folder: What relative paths in the study are relative to.
+        base_folder: What relative paths of data, prompts and tasks are relative to; those of models and of strategies'
+            files are relative to the working directory. On the command line both are the same folder.
         watcher: Is told what happens.
         processes: How many processes train a phase; None: this one. Results differ by rounding, so records do not
             depend on it, but an interrupted phase is only continued by as many as began it.
@@ -141,7 +142,7 @@ class _Trained:
     step: PathStep
     stage: Stage
     made: Stage  # holds the phase's final model: the training, or the combination that follows
-    prepared: list[Stage]
+    prepared: tuple[Stage, ...]
     model: ModelReference
     evaluation: Stage
 
@@ -219,11 +220,11 @@ class _Runner:
         return reason
 
     def _discard_but_for(self, pending: Sequence[Cell]) -> None:
-        """Discard the checkpoints that the study does not keep and no pending cell needs: all at once fill a disk."""
+        """Discard the checkpoints and states that are not kept and no pending cell needs: all at once fill a disk."""
         if self.study.keep == "all":
             return
         kept = self._kept if self.study.keep == "final" else set()
-        needed = {key for cell in pending for key in (*train_keys(cell), _pair_key(cell))}
+        needed = {key for cell in pending for key in (*needed_keys(self.study, cell), _pair_key(cell))}
         for key in self._made.keys() - needed:
             for stage in self._made.pop(key):
                 if stage.fingerprint not in kept:
@@ -244,7 +245,7 @@ class _Runner:
     def _run_cell(self, cell: Cell) -> dict[str, Any]:
         phase_one, trained = self._train_cell(cell)
         last = trained[-1]
-        self._kept.add(last.made.fingerprint)
+        self._keep(last)
         before, after = phase_one.evaluation.result["scores"], last.evaluation.result["scores"]
         similarities = self.measures.similarities(cell)
         distances = self.measures.distances(cell, phase_one.model, [one.model for one in trained])
@@ -301,7 +302,7 @@ class _Runner:
             parent = one.model
             if phase_one is None:
                 phase_one = _PhaseOne(one.step, one.model, one.evaluation)
-                self._kept.add(one.made.fingerprint)
+                self._keep(one)
                 self._remember(phase_one, cell.seed)
         assert phase_one is not None  # a cell has at least one step
         return phase_one, [self._train_mixed(cell)] if cell.is_mixed else trained
@@ -346,7 +347,9 @@ class _Runner:
                 "old_english": english_identity if old_identity is None else old_identity,
             },
         )
-        return self._train_and_evaluate(step, job, train_key(cell.steps[: index + 1], cell.seed))
+        steps = cell.steps[: index + 1]
+        states = prepare_keys(self.study, steps, cell.seed)
+        return self._train_and_evaluate(step, job, train_key(steps, cell.seed), states)
 
     def _english(self, step: PathStep, data: DataSet) -> tuple[Sequence[Example], dict[str, Any] | None]:
         """Return the rows of a set's English parallel that may be replayed, and what decides them."""
@@ -374,7 +377,7 @@ class _Runner:
         asked = any(part.training.epochs is not None for part in step.strategy.parts)
         if len(set(epochs)) > 1 and not asked:
             job = self._repeated(job, sets, epochs)
-        return self._train_and_evaluate(step, job, mixed_key(cell))
+        return self._train_and_evaluate(step, job, mixed_key(cell), {})
 
     def _repeated(self, job: TrainingJob, sets: Sequence[DataSet], epochs: Sequence[int]) -> TrainingJob:
         told = ", ".join(f"{one.name} {times} times" for one, times in zip(sets, epochs, strict=True))
@@ -403,7 +406,10 @@ class _Runner:
             seed=seed,
         )
 
-    def _train_and_evaluate(self, step: PathStep, job: TrainingJob, key: Key) -> _Trained:
+    def _train_and_evaluate(
+        self, step: PathStep, job: TrainingJob, key: Key, states: Mapping[str, Key]
+    ) -> _Trained:
+        """Train, combine and evaluate; `key` is the training's, `states` those of what its strategies prepare."""
         stage, model = self.stages.train(job)
         made = stage
         self._remember_made(key, stage)
@@ -411,7 +417,14 @@ class _Runner:
             made, model = self.stages.combine(job, model)
             self._remember_made(key, made)
         prepared = self.stages.preparations(job)
-        return _Trained(step, stage, made, prepared, model, self._evaluate(job.label, model))
+        for kind, state in prepared.items():
+            self._remember_made(states[kind], state)
+        evaluation = self._evaluate(job.label, model)
+        return _Trained(step, stage, made, tuple(prepared.values()), model, evaluation)
+
+    def _keep(self, one: _Trained) -> None:
+        """Note what stays under `keep: final`: a phase's final model, and the states that its strategies prepared."""
+        self._kept.update(stage.fingerprint for stage in (one.made, *one.prepared))
 
     def _remember_made(self, key: Key, stage: Stage) -> None:
         stages = self._made.setdefault(key, [])

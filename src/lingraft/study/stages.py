@@ -12,9 +12,9 @@ import platform
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,9 +43,12 @@ from lingraft.study.store import Stage, Store, Work
 from lingraft.train.memory import peak_bytes
 from lingraft.train.phase import Progress, train_phase
 from lingraft.train.processes import PhaseTask, Processes, train_on_processes
+from lingraft.train.trainer import training_device
 from lingraft.weights.difference import parameter_difference
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from lingraft.data.chat import EncodedData
     from lingraft.representation.prompts import Prompt
     from lingraft.representation.states import EncodedPrompts, LayerStates
@@ -199,8 +202,14 @@ class Stages:
 
         def work(folder: Path) -> Work:
             parent = job.parent.locate()
+
+            def load() -> PreTrainedModel:
+                model = load_model(parent, trust_remote_code=self._trust)
+                model.to(training_device())  # type: ignore[arg-type]
+                return model
+
             found = part.prepare(
-                partial(load_model, parent, trust_remote_code=self._trust),
+                load,
                 load_tokenizer(parent, trust_remote_code=self._trust),
                 Context(
                     base=None,
@@ -222,14 +231,14 @@ class Stages:
 
         return ModelReference({"stage": fingerprint_of({"kind": "prepare", **inputs})}, locate)
 
-    def preparations(self, job: TrainingJob) -> list[Stage]:
-        """Return the finished stages in which the job's strategies prepared themselves."""
-        found = [
-            self._store.find("prepare", _preparation_inputs(job, part))
+    def preparations(self, job: TrainingJob) -> dict[str, Stage]:
+        """Return the finished stages in which the job's strategies prepared themselves, by kind of strategy."""
+        found = {
+            part.kind: self._store.find("prepare", _preparation_inputs(job, part))
             for part in build(job.choice).parts
             if part.preparation is not None
-        ]
-        return [stage for stage in found if stage is not None]
+        }
+        return {kind: stage for kind, stage in found.items() if stage is not None}
 
     def combine(self, job: TrainingJob, trained: ModelReference) -> tuple[Stage, ModelReference]:
         """Make the phase's final model of the one that it started from and the one that it trained."""
@@ -242,10 +251,11 @@ class Stages:
 
         def work(folder: Path) -> Work:
             composition = build(job.choice)
-            composition.check(CheckpointReader(trained.locate()).names)
-            combine_checkpoints(
-                job.parent.locate(), trained.locate(), composition.combine, folder / CHECKPOINT
-            )
+            after = CheckpointReader(trained.locate())
+            composition.check(after.names)
+            with TemporaryDirectory(dir=folder) as spare:
+                before = self._named_alike(job.parent.locate(), after, Path(spare))
+                combine_checkpoints(before, after.folder, composition.combine, folder / CHECKPOINT)
             return Work({}, _machine())
 
         def make(*, with_artefacts: bool) -> Stage:
@@ -255,6 +265,20 @@ class Stages:
         return stage, ModelReference(
             {"stage": stage.fingerprint}, lambda: make(with_artefacts=True).folder / CHECKPOINT
         )
+
+    def _named_alike(self, folder: Path, trained: CheckpointReader, spare: Path) -> Path:
+        """Return a folder of a model's weights under the names and in the shapes of the checkpoint trained from it.
+
+        Files from the hub may name or divide tensors otherwise than transformers saves them; then the model is loaded
+        and saved into `spare`, as the trained one was.
+        """
+        stored = CheckpointReader(folder)
+        names = set(stored.names)
+        if all(name in names and stored.shape(name) == trained.shape(name) for name in trained.names):
+            return folder
+        model = load_model(folder, trust_remote_code=self._trust)
+        save_checkpoint(model, load_tokenizer(folder, trust_remote_code=self._trust), spare)
+        return spare
 
     def evaluate(
         self,
@@ -424,6 +448,7 @@ class Stages:
             self._watcher.stage_started(name)
             done = work(folder)
             gc.collect()  # a model per stage: what cycles keep alive would add up
+            torch.cuda.empty_cache()  # the next stage may be other processes' work on the same accelerator
             return done
 
         if self._store.find(kind, inputs, with_artefacts=with_artefacts) is None:
@@ -550,7 +575,7 @@ def _preparation_inputs(job: TrainingJob, part: Strategy) -> dict[str, Any]:
         "strategy": part.kind,
         "options": part.preparation,
         "data": {need: job.replay_data[need] for need in sorted(part.uses & set(job.replay_data))},
-        "seed": job.seed,
+        "seed": job.seed if part.prepares_by_seed else None,
         "libraries": libraries(_TRAINING_LIBRARIES),
     }
 
@@ -579,7 +604,13 @@ def _notes_on_data(job: TrainingJob, mix: Mix, encoded: EncodedData) -> Iterator
     if mix.shortfall:
         yield (
             f"{job.label}: {mix.shortfall} replay examples fewer than asked for; "
-            f"the realised share is {mix.share:.3f}."
+            f"the realised share is {_replay_share(encoded):.3f}."
+        )
+    idle = [part.kind for part in build(job.choice).parts if part.holds_replayed]
+    if idle and not encoded.examples.replayed_rows:
+        yield (
+            f"{job.label}: {idle[0]!r} acts on replayed rows, and there are none: the phase is trained without it. "
+            "Give it a `share`, or compose it with a strategy that replays."
         )
     if mix.dropped:
         dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(mix.dropped.items()))
@@ -589,6 +620,17 @@ def _notes_on_data(job: TrainingJob, mix: Mix, encoded: EncodedData) -> Iterator
             f"{job.label}: {encoded.truncated} examples truncated to {job.training.max_length} tokens, "
             f"{len(encoded.dropped)} dropped because the chat template refuses them or no answer was left."
         )
+    lost = mix.replayed - encoded.examples.replayed_rows
+    if lost:
+        yield (
+            f"{job.label}: {lost} of the dropped examples were replayed; the realised share is "
+            f"{_replay_share(encoded):.3f}."
+        )
+
+
+def _replay_share(encoded: EncodedData) -> float:
+    """Return the realised share of replayed rows, in [0, 1], of those that are trained on."""
+    return encoded.examples.replayed_rows / len(encoded.examples)
 
 
 def _training_record(
@@ -602,8 +644,8 @@ def _training_record(
     return {
         "data": job.counts,
         "examples": outcome.examples,
-        "replayed": mix.replayed,
-        "replay_share": mix.share,
+        "replayed": encoded.examples.replayed_rows,
+        "replay_share": _replay_share(encoded),
         "replay_shortfall": mix.shortfall,
         "replay_dropped": dict(mix.dropped),
         "replay_origins": [

@@ -251,6 +251,11 @@ class PhaseTrainer(Trainer):
         set_weights(own, load_file(Path(resume_from_checkpoint) / TRAINED_WEIGHTS))
 
 
+def training_device() -> torch.device:
+    """Return what a process by itself trains on: this machine's accelerator where there is one, else its processor."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
 def training_arguments(
     training: Training, *, folder: Path, seed: int, sharded: bool = False
 ) -> TrainingArguments:
@@ -270,7 +275,7 @@ def training_arguments(
         max_grad_norm=training.max_gradient_norm,
         optim="adamw_torch_fused",
         bf16=training.precision == "bf16",
-        use_cpu=not torch.accelerator.is_available(),  # bf16 on a CPU must be asked for
+        use_cpu=training_device().type == "cpu",  # bf16 on a CPU must be asked for
         save_strategy="steps" if training.save_every else "no",
         save_steps=training.save_every or 500,
         save_total_limit=2,  # a kill while the newest is written leaves the one before
