@@ -5,9 +5,9 @@
 The embedded model on a suite's tasks, in one process: lingraft's engine, and the harness's own Hugging Face class with
 each fixed batch size. Everything else, the harness's loop over tasks, prompts and scores included, is shared, so this
 leaves out what the harness's command line spends on starting. Rounds alternate, the order turned around in every second
-one; quote ratios, never single times. Times are CPU seconds, by default of one thread, so that other work on the machine
-disturbs them little. In float32 the predictions must be equal, up to answers that tip between two
-tokens of equal score, which are counted. Writes benchmarks/results/evaluation.json.
+one; quote ratios, never single times. Times are CPU seconds, by default of one thread, so that other work on the
+machine disturbs them little. In float32 the predictions must be equal, up to answers that tip between two tokens of
+equal score, which are counted. Writes benchmarks/results/evaluation.json.
 """
 
 from __future__ import annotations

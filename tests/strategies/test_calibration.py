@@ -12,12 +12,12 @@ import torch
 from transformers import AutoTokenizer
 
 from lingraft.data.example import Example
+from lingraft.models.loading import compute_device
 from lingraft.strategies.base import Context
 from lingraft.strategies.calibration import calibration_of
 from lingraft.strategies.composition import build
 from lingraft.strategies.ewc import Ewc
 from lingraft.study.stages import ModelReference
-from lingraft.train.trainer import training_device
 
 Rows = Callable[..., tuple[Example, ...]]
 
@@ -82,7 +82,7 @@ def test_a_preparation_gets_the_model_on_the_device_that_training_uses(
         return {}
 
     monkeypatch.setattr(Ewc, "prepare", prepare)
-    monkeypatch.setattr("lingraft.study.stages.training_device", lambda: torch.device("meta"))
+    monkeypatch.setattr("lingraft.study.stages.compute_device", lambda: torch.device("meta"))
     job = phases.job("ewc")
     (part,) = build(job.choice).parts
     phases.stages._state(job, part).locate()
@@ -91,6 +91,6 @@ def test_a_preparation_gets_the_model_on_the_device_that_training_uses(
 
 def test_without_an_accelerator_training_uses_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: None)
-    assert training_device() == torch.device("cpu")
+    assert compute_device() == torch.device("cpu")
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("xpu"))
-    assert training_device() == torch.device("xpu")
+    assert compute_device() == torch.device("xpu")

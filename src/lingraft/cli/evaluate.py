@@ -236,13 +236,14 @@ def _evaluate(
     from lingraft.evaluate.harness import evaluate_model, shortened_sentence
     from lingraft.evaluate.predictions import write_predictions
     from lingraft.models.adapters import load_merged, merged_content_hash
+    from lingraft.models.loading import compute_device
     from lingraft.records import fingerprint_of
 
     inputs = {**asked, "model_hash": merged_content_hash(model), "libraries": _libraries()}
     log = folder / f"answers-{fingerprint_of(inputs)}.jsonl"  # of this very model and evaluation
     dtype = torch.bfloat16 if asked["precision"] == "bf16" else torch.float32
     loaded, tokenizer = load_merged(model, dtype=dtype)
-    loaded.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+    loaded.to(compute_device())  # type: ignore[arg-type]
     with StepBars() as bars:
         found = evaluate_model(
             loaded,

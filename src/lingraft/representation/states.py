@@ -15,7 +15,7 @@ from lingraft.data.batching import token_budget_batches
 from lingraft.data.chat import encode_prompt
 from lingraft.errors import DataError, ModelError
 from lingraft.models.layers import layer_of
-from lingraft.models.loading import check_model, load_model, load_tokenizer, model_folder
+from lingraft.models.loading import check_model, compute_device, load_model, load_tokenizer, model_folder
 from lingraft.representation.covariance import Moments
 from lingraft.representation.prompts import Prompt
 
@@ -170,7 +170,7 @@ def model_states(
         ModelError: The model cannot be loaded, or see `layer_states`.
     """
     model = load_model(name, dtype=dtype, trust_remote_code=trust_remote_code)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+    model.to(compute_device())  # type: ignore[arg-type]
     return layer_states(model, prompts, positions=positions, on_progress=on_progress)
 
 

@@ -36,7 +36,7 @@ from lingraft.models.generation import (
     generate,
 )
 from lingraft.models.generation_log import GenerationLog, locked
-from lingraft.models.loading import load_model, load_tokenizer, model_content_hash
+from lingraft.models.loading import compute_device, load_model, load_tokenizer, model_content_hash
 from lingraft.models.vllm import VllmGenerator
 from lingraft.records import canonical_json, fingerprint_of, write_json_atomically
 
@@ -257,7 +257,7 @@ class _Model:
         if self.settings.backend == "vllm":
             return VllmGenerator(self._folder, self.tokenizer, trust_remote_code=self._trust)
         model = load_model(self._folder, dtype=torch.bfloat16, trust_remote_code=self._trust)
-        model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+        model.to(compute_device())  # type: ignore[arg-type]
         return TransformersGenerator(model, self.tokenizer, self.settings.batch_size)
 
     def continue_into(

@@ -29,7 +29,7 @@ from lingraft.evaluate.predictions import write_predictions
 from lingraft.evaluate.scores import score_summary
 from lingraft.evaluate.tasks import task_identities
 from lingraft.models.checkpoints import CheckpointReader, combine_checkpoints, save_checkpoint
-from lingraft.models.loading import load_model, load_tokenizer
+from lingraft.models.loading import compute_device, load_model, load_tokenizer
 from lingraft.models.vllm import VllmGenerator
 from lingraft.records import fingerprint_of
 from lingraft.representation.drift import drift_between
@@ -43,7 +43,6 @@ from lingraft.study.store import Stage, Store, Work
 from lingraft.train.memory import peak_bytes
 from lingraft.train.phase import Progress, train_phase
 from lingraft.train.processes import PhaseTask, Processes, train_on_processes
-from lingraft.train.trainer import training_device
 from lingraft.weights.difference import parameter_difference
 
 if TYPE_CHECKING:
@@ -205,7 +204,7 @@ class Stages:
 
             def load() -> PreTrainedModel:
                 model = load_model(parent, trust_remote_code=self._trust)
-                model.to(training_device())  # type: ignore[arg-type]
+                model.to(compute_device())  # type: ignore[arg-type]
                 return model
 
             found = part.prepare(
@@ -302,7 +301,7 @@ class Stages:
 
         def work(folder: Path) -> Work:
             loaded = load_model(model.locate(), dtype=torch.bfloat16, trust_remote_code=self._trust)
-            loaded.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+            loaded.to(compute_device())  # type: ignore[arg-type]
             tokenizer = load_tokenizer(model.locate(), trust_remote_code=self._trust)
 
             def vllm() -> VllmGenerator:

@@ -25,6 +25,7 @@ from transformers import Trainer, TrainingArguments
 from lingraft.config.schema import Training
 from lingraft.data.batching import Lengths, padded_tokens, token_budget_batches
 from lingraft.errors import DataError
+from lingraft.models.loading import compute_device
 from lingraft.models.loss import collate, count_supervised, supervised_loss
 from lingraft.strategies.base import TrainingRules
 from lingraft.train.restraints import Restraints, split_by_rate
@@ -251,11 +252,6 @@ class PhaseTrainer(Trainer):
         set_weights(own, load_file(Path(resume_from_checkpoint) / TRAINED_WEIGHTS))
 
 
-def training_device() -> torch.device:
-    """Return what a process by itself trains on: this machine's accelerator where there is one, else its processor."""
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-
-
 def training_arguments(
     training: Training, *, folder: Path, seed: int, sharded: bool = False
 ) -> TrainingArguments:
@@ -275,7 +271,7 @@ def training_arguments(
         max_grad_norm=training.max_gradient_norm,
         optim="adamw_torch_fused",
         bf16=training.precision == "bf16",
-        use_cpu=training_device().type == "cpu",  # bf16 on a CPU must be asked for
+        use_cpu=compute_device().type == "cpu",  # bf16 on a CPU must be asked for
         save_strategy="steps" if training.save_every else "no",
         save_steps=training.save_every or 500,
         save_total_limit=2,  # a kill while the newest is written leaves the one before
