@@ -135,7 +135,6 @@ def theirs(model: Path, files: dict[str, Path], folder: Path, *, chat: bool) -> 
     return json.loads(results.read_text())["results"], samples
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("chat", [True, False])
 def test_scores_and_answers_are_those_of_the_harness_command_line(
     chat: bool, varied_model: Path, files: dict[str, Path], tmp_path: Path
