@@ -63,10 +63,11 @@ WORLDBOOK = ("--task", "worldbook:lookup", "--languages", "de", "--limit", "3")
 
 
 def test_one_model_gives_a_table_a_record_and_its_predictions(
-    evaluate: Callable[..., tuple[int, str, str]], tiny_model: Path
+    evaluate: Callable[..., tuple[int, str, str]], tiny_model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     code, out, _ = evaluate(str(tiny_model), *WORLDBOOK)
     assert code == 0
+    assert "already-initialized model" not in caplog.text  # what the harness says of our way to use it
     assert "95 % interval" in out
     lines = [line.split() for line in out.splitlines() if "worldbook:lookup" in line]
     assert [line[:3] for line in lines] == [["worldbook:lookup", "en", "3"], ["worldbook:lookup", "de", "3"]]

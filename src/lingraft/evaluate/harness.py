@@ -158,15 +158,16 @@ def evaluate_model(
     rounds = []
     shortened: dict[str, int] = {}
     for repeat, own in enumerate(repeated):
-        lm = InMemoryModel(
-            model,
-            tokenizer,
-            Batching(evaluation.batch_size, evaluation.tokens_per_batch, repeat),
-            answers,
-            count,
-            chat=evaluation.apply_chat_template,
-            make_generator=make_generator,
-        )
+        with quiet():
+            lm = InMemoryModel(
+                model,
+                tokenizer,
+                Batching(evaluation.batch_size, evaluation.tokens_per_batch, repeat),
+                answers,
+                count,
+                chat=evaluation.apply_chat_template,
+                make_generator=make_generator,
+            )
         samples = _run_harness(lm, tokenizer, evaluation, own) if own else {}
         shortened = shortened or _count_shortened(own, samples, lm.shortened)
         rounds.append([one for run in own for one in _predictions(run, samples[run.key], judge, lm.ended)])

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 ENGLISH = "en"
 WORLDBOOK = "worldbook"
+_LOGGERS = ("lm_eval", "huggingface_hub", "transformers.tokenization_utils_base")
 
 
 class NotRunnableError(EvaluationError):
@@ -493,7 +494,8 @@ def quiet() -> Iterator[None]:
     """Keep down the harness's log lines, bars and prints, and keep its IFEval module from the network.
 
     That module downloads NLTK's sentence data when it is imported, and prints that it did where it could not; the
-    items that need them are left out by `harness`. Errors still come through.
+    items that need them are left out by `harness`. What the hub's client says of its attempts, and tokenizers of long
+    prompts, is told by us in the end. Errors still come through.
     """
     import datasets
     import nltk
@@ -501,17 +503,19 @@ def quiet() -> Iterator[None]:
     with redirect_stdout(io.StringIO()):
         import lm_eval.api.task as task_module
 
-        logger = logging.getLogger("lm_eval")
-        level, bar, download = logger.level, task_module.tqdm, nltk.download
+        levels = {name: logging.getLogger(name).level for name in _LOGGERS}
+        bar, download = task_module.tqdm, nltk.download
         bars_off = datasets.utils.are_progress_bars_disabled()
-        logger.setLevel(logging.ERROR)
+        for name in _LOGGERS:
+            logging.getLogger(name).setLevel(logging.ERROR)
         task_module.tqdm = lambda iterable, **_: iterable
         nltk.download = lambda *_, **__: False
         datasets.disable_progress_bars()
         try:
             yield
         finally:
-            logger.setLevel(level)
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
             task_module.tqdm, nltk.download = bar, download
             if not bars_off:
                 datasets.enable_progress_bars()
