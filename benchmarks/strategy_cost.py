@@ -73,7 +73,8 @@ def measured(name: str, threads: int) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for part in composition.parts:
             if part.preparation is not None:
-                seconds = cpu_seconds(part.prepare, load_model(folder), tokenizer, context)
+                loaded = load_model(folder)
+                seconds = cpu_seconds(part.prepare, lambda loaded=loaded: loaded, tokenizer, context)
                 context = replace(context, states={part.kind: Path(place)})
                 found["preparation"] = seconds
                 if part.kind in BARE_PASSES:
