@@ -109,6 +109,19 @@ def test_an_answer_does_not_depend_on_its_neighbours(
     assert len({one.text for one in together}) > 1
 
 
+@pytest.mark.parametrize("beginning", [(), tuple(range(5, 25))])
+def test_prompts_that_are_read_in_portions_get_the_same_answers(
+    tiny_model: Path, model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, beginning: tuple[int, ...]
+) -> None:
+    ending = answer_ending(tiny_model, tokenizer)
+    prompts = [TokenPrompt((*beginning, *one.ids), one.seed) for one in asked(tokenizer)]
+    prompts.append(TokenPrompt((*beginning, 7)))
+    alone = [answers(model, tokenizer, [one], Sampling(), ending)[0] for one in prompts]
+    for tokens in (1, 40):
+        monkeypatch.setattr("lingraft.models.generation._READ_TOKENS", tokens)
+        assert answers(model, tokenizer, prompts, Sampling(), ending) == alone
+
+
 def test_a_shared_beginning_limits_and_leaving_rows_change_no_answer(
     tiny_model: Path, model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

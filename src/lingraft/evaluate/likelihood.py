@@ -6,14 +6,13 @@ positions that predict a continuation and no others.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lingraft.models.generation import batches_within, empty_cache, keeps_all
+from lingraft.models.generation import batches_within, empty_cache, keeps_all, takes_positions
 from lingraft.models.loss import SupervisedHead, cross_entropy
 
 if TYPE_CHECKING:
@@ -86,11 +85,7 @@ def continuation_scores(
 def _can_share(model: PreTrainedModel) -> bool:
     """Return whether tokens after a context can be told where they stand, whatever padding is in between."""
     cache = empty_cache(model)
-    return (
-        cache is not None
-        and keeps_all(cache)
-        and "position_ids" in inspect.signature(model.forward).parameters
-    )
+    return cache is not None and keeps_all(cache) and takes_positions(model)
 
 
 def _rows(pairs: Sequence[Pair], max_length: int, *, can_share: bool) -> list[_Row]:

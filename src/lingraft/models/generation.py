@@ -2,7 +2,8 @@
 
 The loop over tokens is transformers' `generate` (or vLLM's), for replay and for evaluation. It is left whenever an
 eighth of the rows has ended, and entered again with the others and their keys and values: a batch otherwise computes
-for ended rows until its longest answer is done. Tokens that all prompts begin with are read once.
+for ended rows until its longest answer is done. Prompts are read before it, in portions of about one length, so that
+short ones are not padded to the longest of the batch; tokens that all of them begin with are read once.
 
 Sampling is greedy search over perturbed scores: of the tokens that temperature and top_p leave, the one with the
 largest log p + Gumbel noise is a draw from p, and the noise comes from the row's own generator. So a row draws the same
@@ -11,6 +12,8 @@ whatever stands beside it, and the global generators stay as they are.
 
 from __future__ import annotations
 
+import copy
+import inspect
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -46,6 +49,7 @@ _STOP_LOOKS_BACK = 16  # tokens at the end of a row among which a stop text must
 _LEAVING = 8  # rows leave a batch when one in so many has ended
 _ROOM = 32  # tokens
 _SHORTEST_SHARED = 8  # tokens of a common beginning that are worth a forward pass of their own
+_READ_TOKENS = 2048  # of a portion of prompts that is read at once, padding included
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,23 +222,22 @@ class TransformersGenerator:
         return [found[place] for place in range(len(prompts))]
 
     def _begin(self, prompts: Sequence[TokenPrompt], sampling: Sampling, pad: int) -> _Rows:
-        """Return the rows of a batch, the keys and values of their common beginning computed."""
+        """Return the rows of a batch, with the keys and values of their prompts but for the last tokens."""
         device = self._model.device
         cache = empty_cache(self._model)
-        shared = _shared(prompts) if cache is not None and keeps_all(cache) else 0
-        width = max(len(prompt.ids) for prompt in prompts)
-        gaps = [width - len(one.ids) for one in prompts]
+        reads_ahead = cache is not None and keeps_all(cache) and takes_positions(self._model)
+        shared = _shared(prompts) if reads_ahead else 0
+        lengths = [len(prompt.ids) for prompt in prompts]
+        gaps = [max(lengths) - length for length in lengths]
         padded = [
             [*one.ids[:shared], *[pad] * gap, *one.ids[shared:]]
             for one, gap in zip(prompts, gaps, strict=True)
         ]
-        mask = [[1] * shared + [0] * gap + [1] * (width - gap - shared) for gap in gaps]
-        if shared and cache is not None:
-            beginning = torch.tensor([prompts[0].ids[:shared]], device=device)
-            with SupervisedHead(self._model, torch.zeros((1, shared), dtype=torch.bool)):
-                self._model(input_ids=beginning, past_key_values=cache, use_cache=True)
-            cache.batch_repeat_interleave(len(prompts))
-        return _Rows(
+        mask = [
+            [1] * shared + [0] * gap + [1] * (length - shared)
+            for gap, length in zip(gaps, lengths, strict=True)
+        ]
+        rows = _Rows(
             places=list(range(len(prompts))),
             ids=torch.tensor(padded, device=device),
             mask=torch.tensor(mask, device=device),
@@ -242,6 +245,42 @@ class TransformersGenerator:
             limits=[one.limit(sampling) for one in prompts],
             draws=[torch.Generator(device).manual_seed(one.seed) for one in prompts],
         )
+        if reads_ahead and max(lengths) > 1:
+            self._read(rows, shared, lengths)
+        return rows
+
+    def _read(self, rows: _Rows, shared: int, lengths: Sequence[int]) -> None:
+        """Fill the cache with the keys and values of all tokens of the prompts but the last, which generation reads."""
+        width = rows.ids.shape[1]
+        beginning: Any = empty_cache(self._model)
+        if shared:
+            self._forward(rows.ids[:1, :shared], rows.mask[:1, :shared], beginning)
+        longest_first = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+        sizes = [(length - shared, 0) for length in lengths]
+        for portion in batches_within(longest_first, sizes, len(lengths), _READ_TOKENS):
+            own = torch.tensor(portion, device=rows.ids.device)
+            start = min(width - lengths[portion[0]] + shared, width - 1 if shared else width - 2)
+            columns = torch.tensor([*range(shared), *range(start, width - 1)], device=own.device)
+            cache = copy.deepcopy(beginning)
+            if shared:
+                cache.batch_repeat_interleave(len(portion))
+            if start < width - 1:
+                self._forward(rows.ids[own, start : width - 1], rows.mask[own][:, columns], cache)
+            untyped: Any = rows.cache
+            for layer, part in zip(untyped.layers, cache.layers, strict=True):
+                layer.put(own, columns, part, width, len(lengths))
+
+    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache) -> None:
+        """Add the keys and values of `ids` to a cache; `mask` covers what is in it as well. No logits are made."""
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        with SupervisedHead(self._model, torch.zeros(ids.shape, dtype=torch.bool)):
+            self._model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+            )
 
     def _go_on(
         self, rows: _Rows, width: int, sampling: Sampling, ending: Ending
@@ -315,6 +354,11 @@ def empty_cache(model: PreTrainedModel) -> DynamicCache | None:
     return cache
 
 
+def takes_positions(model: PreTrainedModel) -> bool:
+    """Return whether tokens can be told where they stand, whatever padding is before them."""
+    return "position_ids" in inspect.signature(model.forward).parameters
+
+
 def keeps_all(cache: DynamicCache) -> bool:
     """Return whether every layer keeps all tokens: a window counts padding that stands between tokens."""
     return all(isinstance(layer, RoomyLayer) for layer in cache.layers)
@@ -348,6 +392,26 @@ class RoomyLayer(DynamicLayer):
             room[:, :, held:end] = new
         self.keys, self.values = (room[:, :, :end] for room in self._rooms)
         return self.keys, self.values
+
+    def put(
+        self, rows: torch.Tensor, columns: torch.Tensor, part: DynamicLayer, width: int, count: int
+    ) -> None:
+        """Take the keys and values of some rows of a batch over from a layer that held these alone.
+
+        Args:
+            rows: [R] where they belong.
+            columns: [C] where each of the C tokens in `part` belongs; what a row lacks is 0, for a mask to cover.
+            part: Keys and values [R, heads, C, size].
+            width: Tokens of the batch, of which the last is left to be computed.
+            count: Rows of the batch.
+        """
+        held: Any = (part.keys, part.values)
+        if not self.is_initialized:
+            self.lazy_initialization(*held)
+            self._rooms = [one.new_zeros((count, one.shape[1], width + _ROOM, one.shape[3])) for one in held]
+            self.keys, self.values = (room[:, :, : width - 1] for room in self._rooms)
+        for room, one in zip(self._rooms, held, strict=True):
+            room[rows[:, None], :, columns] = one.transpose(1, 2)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep these rows."""
