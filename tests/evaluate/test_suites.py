@@ -193,6 +193,19 @@ def test_a_command_may_name_single_tasks() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("only", "told"),
+    [
+        (["xcopa", "th=xcopa"], "xcopa in th"),
+        (["worldbook", "worldbook:lookup"], "worldbook:lookup in en"),
+        (["ifeval", "ifeval"], "ifeval in en"),
+    ],
+)
+def test_a_command_asks_no_task_twice_in_a_language(only: list[str], told: str) -> None:
+    with pytest.raises(ConfigError, match=f"{told} is in .* already; keep one"):
+        choose_tasks("paper", only, languages=["th"], data_dir=None, limit=1)
+
+
 def test_it_is_told_where_data_are_looked_for() -> None:
     assert where_data_is_sought("hellaswag", "en", "d") == (
         f"{Path('d/hellaswag/en.jsonl')} or {Path('d/hellaswag_500/en.jsonl')}, or Rowan/hellaswag on the hub"
