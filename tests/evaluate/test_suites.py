@@ -387,3 +387,25 @@ def test_a_hub_out_of_reach_is_asked_once_only(monkeypatch: pytest.MonkeyPatch, 
         "xcopa/th": "ConnectionError: no network",
     }
     assert datasets.config.HF_HUB_OFFLINE is False
+
+
+def test_a_yaml_task_whose_data_the_hub_does_not_give_is_named_and_the_rest_runs(
+    monkeypatch: pytest.MonkeyPatch, tiny_model: Path, tmp_path: Path
+) -> None:
+    import datasets
+
+    def unreachable(path: str, **_: Any) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        "task: own\ndataset_path: somebody/set\ntest_split: test\noutput_type: generate_until\n"
+        "doc_to_text: '{{q}}'\ndoc_to_target: '{{a}}'\nmetric_list: [{metric: exact_match}]\n"
+    )
+    found = choose_tasks("quick", [str(own), "worldbook:lookup"], languages=[], data_dir=None, limit=1)
+    evaluated = evaluate_model(
+        load_model(tiny_model), load_tokenizer(tiny_model), found.evaluation, languages=[], skip_missing=True
+    )
+    assert evaluated.not_run == {f"{own}/en": "ConnectionError: no network"}
+    assert [one.task for one in evaluated.predictions] == ["worldbook:lookup"]

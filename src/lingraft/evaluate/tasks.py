@@ -340,13 +340,15 @@ def _cache_alone() -> Iterator[None]:
 
 def _refusal(entry: EvaluationTask, error: Exception) -> EvaluationError:
     told = in_one_line(error) if isinstance(error, LingraftError) else _library_error(error)
-    if isinstance(error, ConfigError) or (entry.data is None and not _is_file(entry.task)):
+    is_out_of_reach = isinstance(error, ConnectionError) or isinstance(error.__cause__, ConnectionError)
+    lacks_its_data = is_out_of_reach or isinstance(error, FileNotFoundError)
+    is_of_hub = entry.data is None and (not _is_file(entry.task) or lacks_its_data)
+    if isinstance(error, ConfigError) or is_of_hub:
         return NotRunnableError(
             f"the task {entry.task} cannot be loaded: {told} (where its data set cannot be downloaded, give it "
             "`data:`, a local file).",
             told,
-            is_hub_out_of_reach=isinstance(error, ConnectionError)
-            or isinstance(error.__cause__, ConnectionError),
+            is_hub_out_of_reach=is_out_of_reach,
         )
     advice = f"its data are {entry.data}: do the rows have the fields of the task's own data set?"
     return EvaluationError(
