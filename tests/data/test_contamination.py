@@ -95,6 +95,34 @@ def test_a_prompt_of_a_few_words_is_not_judged_and_counted() -> None:
     assert (found.unjudged, found.contaminated) == (1, 0.0)
 
 
+def test_an_items_own_texts_are_found_where_its_template_and_options_hide_them() -> None:
+    question = "Which of these four towns lies by the old river?"
+    options = " ".join(f"{one}. A town by the name of {one * 5} in the far north." for one in "ABCD")
+    rows = [row(question, "A town by the name of AAAAA in the far north.")]
+    plain = EvaluationText("task", "en", "a", f"Q: {question} {options} Answer:", "A")
+    own = EvaluationText(*(plain.task, "en", "b", plain.prompt, "A"), readings=((question,),))
+    found = overlap([plain, own], rows)["task"]
+    assert (found.contaminated, found.duplicates) == (0.5, 0.5)
+    assert found.worst[0].item == "b"
+
+
+def test_texts_of_an_item_are_found_apart_and_in_one() -> None:
+    first, second = " ".join(LETTERS[:20]), " ".join(LETTERS[20:])
+    item = EvaluationText(
+        "task", "en", "a", f"Say what follows these: {WORDS}. And?", "no", ((first, second),)
+    )
+    for rows in ([row(WORDS)], [row(f"{first} Now:"), row(second, "One. Two.")]):
+        assert overlap([item], rows)["task"].coverage == 1.0
+
+
+def test_a_short_prompt_and_its_answer_count_in_one_turn_or_two() -> None:
+    item = asked("Who is it?", "The old king.")
+    for rows in ([row("Who is it?", "The old king.")], [row("Who is it? The old king!")]):
+        found = overlap([item], rows)["task"]
+        assert (found.duplicates, found.unjudged) == (1.0, 0)
+    assert overlap([item], [row("Who is it?", "The young king.")])["task"].touched == 0.0
+
+
 def test_references_are_looked_for_as_well() -> None:
     found = overlap([asked("Say the alphabet, please, as a list of words.", WORDS)], [row("Hm?", WORDS)])[
         "task"

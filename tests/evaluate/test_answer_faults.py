@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -52,6 +54,31 @@ def test_the_language_of_an_answer_is_told_where_it_is_asked_for(judge: AnswerJu
         PLAIN, language="pt", response="O cachorro corre pelo jardim atrás da casa todas as manhãs."
     )
     assert language(portuguese) == (True, False)  # regions of one language are one
+
+
+def test_an_answer_in_another_language_is_told_where_english_is_the_only_one() -> None:
+    judge = AnswerJudge(["en"])
+    summary = replace(PLAIN, language="en", reference=ENGLISH)
+    assert judge.judged(summary, {}, ended=True).wrong_language is True  # its answer is German
+    assert judge.judged(replace(summary, response=ENGLISH), {}, ended=True).wrong_language is False
+
+
+def test_an_item_that_asks_for_another_language_is_not_judged(judge: AnswerJudge) -> None:
+    asked = replace(PLAIN, language="en", prompt="Translate into German: ...", reference=GERMAN)
+    for text in (GERMAN, ENGLISH):
+        found = judge.judged(replace(asked, response=text), {}, ended=True)
+        assert (found.language_judged, found.wrong_language) == (False, None)
+
+
+@pytest.mark.parametrize("language", ["en", "de", "fr", "pt", "id"])
+def test_texts_in_their_own_language_are_not_called_wrong(language: str, shared_data: Path) -> None:
+    judge = AnswerJudge(["en", language])
+    lines = (shared_data / "udhr" / f"{language}.jsonl").read_text(encoding="utf-8").split("\n")
+    texts = [text for line in lines if line for text in json.loads(line)["text"]]
+    plain = replace(PLAIN, language=language, reference="-")
+    found = [judge.judged(replace(plain, response=text), {}, ended=True).wrong_language for text in texts]
+    assert found.count(False) >= 0.95 * len(texts)
+    assert found.count(True) == 0
 
 
 def test_faults_are_counted_and_likelihood_tasks_have_none(judge: AnswerJudge) -> None:

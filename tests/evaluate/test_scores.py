@@ -10,7 +10,7 @@ import pytest
 from lingraft.errors import EvaluationError
 from lingraft.evaluate.held_out import BitsPerCharacter
 from lingraft.evaluate.predictions import Ability, Prediction, read_predictions, write_predictions
-from lingraft.evaluate.scores import differences, differences_over_seeds, score_summary
+from lingraft.evaluate.scores import differences, differences_over_seeds, score_summary, task_differences
 
 
 def prediction(
@@ -73,6 +73,13 @@ def test_differences_are_paired_per_ability_language_and_task() -> None:
 def test_models_that_were_asked_other_items_are_not_compared() -> None:
     with pytest.raises(EvaluationError, match="same items"):
         differences(model(), model()[:-1])
+
+
+def test_a_task_that_one_model_alone_has_is_told() -> None:
+    shorter = [one for one in model() if one.language != "es"]
+    for before, after, told in ((model(), shorter, "before alone"), (shorter, model(), "after alone")):
+        with pytest.raises(EvaluationError, match=f"worldbook:lookup/es {told}"):
+            task_differences(before, after)
 
 
 def test_predictions_come_back_as_they_were_written(tmp_path: Path) -> None:

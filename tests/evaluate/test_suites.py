@@ -193,6 +193,19 @@ def test_a_command_may_name_single_tasks() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("only", "told"),
+    [
+        (["xcopa", "th=xcopa"], "xcopa in th"),
+        (["worldbook", "worldbook:lookup"], "worldbook:lookup in en"),
+        (["ifeval", "ifeval"], "ifeval in en"),
+    ],
+)
+def test_a_command_asks_no_task_twice_in_a_language(only: list[str], told: str) -> None:
+    with pytest.raises(ConfigError, match=f"{told} is in .* already; keep one"):
+        choose_tasks("paper", only, languages=["th"], data_dir=None, limit=1)
+
+
 def test_it_is_told_where_data_are_looked_for() -> None:
     assert where_data_is_sought("hellaswag", "en", "d") == (
         f"{Path('d/hellaswag/en.jsonl')} or {Path('d/hellaswag_500/en.jsonl')}, or Rowan/hellaswag on the hub"
@@ -374,3 +387,25 @@ def test_a_hub_out_of_reach_is_asked_once_only(monkeypatch: pytest.MonkeyPatch, 
         "xcopa/th": "ConnectionError: no network",
     }
     assert datasets.config.HF_HUB_OFFLINE is False
+
+
+def test_a_yaml_task_whose_data_the_hub_does_not_give_is_named_and_the_rest_runs(
+    monkeypatch: pytest.MonkeyPatch, tiny_model: Path, tmp_path: Path
+) -> None:
+    import datasets
+
+    def unreachable(path: str, **_: Any) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        "task: own\ndataset_path: somebody/set\ntest_split: test\noutput_type: generate_until\n"
+        "doc_to_text: '{{q}}'\ndoc_to_target: '{{a}}'\nmetric_list: [{metric: exact_match}]\n"
+    )
+    found = choose_tasks("quick", [str(own), "worldbook:lookup"], languages=[], data_dir=None, limit=1)
+    evaluated = evaluate_model(
+        load_model(tiny_model), load_tokenizer(tiny_model), found.evaluation, languages=[], skip_missing=True
+    )
+    assert evaluated.not_run == {f"{own}/en": "ConnectionError: no network"}
+    assert [one.task for one in evaluated.predictions] == ["worldbook:lookup"]

@@ -21,6 +21,8 @@ LANGUAGES = ("ar", "de", "hi", "ja", "ko", "ru", "th", "tr", "vi")
         ("ar", "\ufefb", "لا"),  # a ligature, as in text taken from PDF files
         ("ar", "٣٠٨", "308"),
         ("fa", "۳۰۸", "308"),  # Persian has digits of its own
+        ("fa", "\u0643تاب", "\u06a9تاب"),  # kaf as an Arabic keyboard writes it
+        ("ur", "\u064aہ", "\u06ccہ"),  # and yeh
         ("th", "๓๐๘", "308"),
         ("th", "นํ้า", "น้ำ"),  # am typed as ring, tone, aa
         ("th", "น้ํา", "น้ำ"),  # as tone, ring, aa

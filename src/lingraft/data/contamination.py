@@ -2,12 +2,14 @@
 
 Two measures. *Coverage* of an item is the share of its n-grams (13 words; 50 characters of languages that are written
 without spaces) that stand somewhere in the training rows; an item is *contaminated* where at least 0.8 of them do, or
-where its whole prompt is a turn of a training row. An item that is merely *touched* shares an n-gram: a template, a
-quotation or a stock phrase does that, so it is told but no reason for a warning.
+where the whole item is a turn of a training row, alone or with its answer in the same or the next turn. A task's
+template and wrong options would hide that, so an item has several forms: its prompt, and its own texts without these
+(made by `evaluate.item_texts`); the form counts of which most is found. An item that is merely *touched* shares an
+n-gram: a template, a quotation or a stock phrase does that, so it is told but no reason for a warning.
 
 Text is compared after NFKC, case folding and the removal of punctuation. Prompt and reference of an item, and the turns
 of a row, are taken apart, so no n-gram crosses from one to the other. Prompts and references of fewer than n words
-have no n-gram: of these only whole prompts of at least 5 words (20 characters) are looked for.
+have no n-gram: of these only whole items of at least 5 words (20 characters) are looked for, answer included.
 
 Sources: Brown et al. 2020, "Language Models are Few-Shot Learners", arXiv 2005.14165, appendix C (13-grams of words,
 lower-cased, without punctuation); OpenAI 2023, "GPT-4 Technical Report", arXiv 2303.08774, appendix C (50 characters);
@@ -21,6 +23,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -32,7 +35,7 @@ WORDS = 13
 CHARACTERS = 50
 CONTAMINATED = 0.8
 _WITHOUT_SPACES = frozenset({"ja", "zh", "th", "lo", "km", "my", "yue"})
-_SHORTEST_WORDS = 5  # of a whole prompt: shorter ones, such as "Thank you", are everybody's
+_SHORTEST_WORDS = 5  # of a whole item: shorter ones, such as "Thank you", are everybody's
 _SHORTEST_CHARACTERS = 20
 _WORST = 3
 _SHOWN = 200  # characters
@@ -50,6 +53,8 @@ class EvaluationText:
         item: What names it inside its task.
         prompt: Without worked examples and chat template.
         reference: The right answer.
+        readings: The same item without its task's template and wrong options: each is a list of texts which together
+            are what is asked.
     """
 
     task: str
@@ -57,6 +62,7 @@ class EvaluationText:
     item: str
     prompt: str
     reference: str
+    readings: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +72,7 @@ class WorstItem:
     Attributes:
         item: Its name.
         coverage: Share of its n-grams, in [0, 1].
-        duplicate: Whether its whole prompt is a turn of a training row.
+        duplicate: Whether the whole item is a turn of a training row, alone or with its answer.
         text: The beginning of its prompt.
         row: The training row that holds the most of it: source and id.
     """
@@ -84,11 +90,11 @@ class TaskOverlap:
 
     Attributes:
         items: Items looked at.
-        unjudged: Of these, too short for an n-gram and for a whole prompt; they count as clean.
-        touched: Share of the items that share an n-gram or their whole prompt, in [0, 1].
-        contaminated: Share of the items of which at least 0.8 of the n-grams stand there, or the whole prompt.
-        duplicates: Share of the items whose whole prompt does.
-        coverage: Share of all the task's n-grams; None: it has none.
+        unjudged: Of these, too short for an n-gram and to be looked for as a whole; they count as clean.
+        touched: Share of the items that share an n-gram, or stand there as a whole, in [0, 1].
+        contaminated: Share of the items of which at least 0.8 of the n-grams stand there, or the whole item.
+        duplicates: Share of the items that do as a whole.
+        coverage: Share of all the task's n-grams, of each item those of one form; None: it has none.
         worst: Up to 3 contaminated or touched items, the most covered first.
     """
 
@@ -114,8 +120,8 @@ def overlap(
 ) -> dict[str, TaskOverlap]:
     """Return, by task, how much of an evaluation stands in training rows.
 
-    The rows are read once, one after the other, and may be of any number; memory holds 20 bytes for each different
-    n-gram of the evaluation. N-grams are compared by 64-bit hashes.
+    The rows are read once, one after the other, and may be of any number; memory holds about 40 bytes for each
+    different n-gram of the evaluation. N-grams are compared by 64-bit hashes.
 
     Args:
         texts: All items of all tasks.
@@ -173,37 +179,61 @@ class _Cutter:
     characters: int
     letters: frozenset[str]
 
-    def item(self, text: EvaluationText) -> tuple[_Hashes, int | None]:
-        """Return an item's different n-grams, and its whole prompt where that is long enough; as hashes."""
-        parts = [normalised(text.prompt), normalised(text.reference)]
-        if _is_without_spaces(text.language):
-            grams = [gram for part in parts for gram in _character_grams(part, self.characters)]
-            is_long = len(_joined(parts[0])) >= _SHORTEST_CHARACTERS
-        else:
-            grams = [gram for part in parts for gram in _word_grams(part, self.words)]
-            is_long = len(parts[0].split()) >= _SHORTEST_WORDS
-        return np.unique(_hashes(grams)), hash(_joined(parts[0])) if is_long else None
+    def item(self, text: EvaluationText) -> _Cut:
+        """Return an item's different n-grams in each of its forms, and what of them is looked for as a whole."""
+        without_spaces = _is_without_spaces(text.language)
+        reference = normalised(text.reference)
+        forms = [tuple(map(normalised, form)) for form in _forms(text)]
+        asked = [" ".join(form) for form in forms]
+        wholes = [
+            one
+            for one in (*asked, *(f"{whole} {reference}" for whole in asked))
+            if _is_long(one, without_spaces)
+        ]
+        return _Cut(
+            tuple(np.unique(self._grams((*form, reference), without_spaces)) for form in forms),
+            np.unique(_hashes([hash(_joined(whole)) for whole in wholes])),
+        )
+
+    def _grams(self, parts: Sequence[str], without_spaces: bool) -> _Hashes:
+        if without_spaces:
+            return _hashes([gram for part in parts for gram in _character_grams(part, self.characters)])
+        return _hashes([gram for part in parts for gram in _word_grams(part, self.words)])
 
     def row(self, example: Example) -> tuple[_Hashes, _Hashes]:
-        """Return the n-grams of a training row, and its whole turns; as hashes."""
+        """Return the n-grams of a training row, and its whole turns, each by itself and with the next; as hashes."""
         turns = [normalised(message.content) for message in example.messages]
         grams = [gram for turn in turns for gram in _word_grams(turn, self.words)]
         for turn in turns:
             if not self.letters.isdisjoint(turn):
                 grams += _character_grams(turn, self.characters)
-        return _hashes(grams), _hashes([hash(_joined(turn)) for turn in turns])
+        joined = [_joined(turn) for turn in turns]
+        pairs = [turn + reply for turn, reply in pairwise(joined)]
+        return _hashes(grams), _hashes([hash(one) for one in (*joined, *pairs)])
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """One item as it is looked for.
+
+    Attributes:
+        forms: The different n-grams of each of its forms, its answer's included.
+        wholes: All of each form, and all of it with the answer, where that is long enough.
+    """
+
+    forms: tuple[_Hashes, ...]
+    wholes: _Hashes
 
 
 class _Index:
-    """The evaluation's n-grams and whole prompts, sorted, and the first training row that holds each; -1: none.
+    """The evaluation's n-grams and whole items, sorted, and the first training row that holds each; -1: none."""
 
-    `items` holds for each item its n-grams and its whole prompt (None: too short to be looked for).
-    """
-
-    def __init__(self, items: Sequence[tuple[_Hashes, int | None]]) -> None:
+    def __init__(self, items: Sequence[_Cut]) -> None:
         self._items = items
-        self._grams = np.unique(np.concatenate([_hashes([]), *(grams for grams, _ in items)]))
-        self._wholes = np.unique(_hashes([whole for _, whole in items if whole is not None]))
+        self._grams = np.unique(
+            np.concatenate([_hashes([]), *(form for item in items for form in item.forms)])
+        )
+        self._wholes = np.unique(np.concatenate([_hashes([]), *(item.wholes for item in items)]))
         self._first = np.full(len(self._grams), -1, dtype=np.int64)
         self._first_whole = np.full(len(self._wholes), -1, dtype=np.int64)
         self.rows: list[str] = []  # those that hold something, by source and id
@@ -224,13 +254,16 @@ class _Index:
 
     def judged(self) -> Iterator[_Judged]:
         """Return what was found of each item, in their order."""
-        for grams, whole in self._items:
-            first = self._first[np.searchsorted(self._grams, grams)]
+        for item in self._items:
+            found = [self._first[np.searchsorted(self._grams, form)] for form in item.forms]
+            first = max(found, key=_share_seen)
             seen = first[first >= 0]
-            copy = -1 if whole is None else int(self._first_whole[np.searchsorted(self._wholes, whole)])
+            copies = self._first_whole[np.searchsorted(self._wholes, item.wholes)]
+            copies = copies[copies >= 0]
             most = Counter(seen.tolist()).most_common(1)
-            row = copy if copy >= 0 or not most else most[0][0]
-            yield _Judged(len(grams), len(seen), len(grams) > 0 or whole is not None, copy >= 0, row)
+            row = int(copies[0]) if len(copies) else most[0][0] if most else -1
+            is_long_enough = len(item.wholes) > 0 or any(len(form) for form in item.forms)
+            yield _Judged(len(first), len(seen), is_long_enough, len(copies) > 0, row)
 
 
 class _Spaces(dict[int, int]):
@@ -248,6 +281,22 @@ _SPACES = _Spaces()
 def normalised(text: str) -> str:
     """Return a text as it is compared: NFKC, case folded, runs of anything but letters, marks and digits one space."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().translate(_SPACES).split())
+
+
+def _forms(text: EvaluationText) -> list[tuple[str, ...]]:
+    """Return in which forms an item is looked for: its prompt; its own texts, each by itself and in one."""
+    joined = [("\n".join(reading),) for reading in text.readings]
+    return list(dict.fromkeys([(text.prompt,), *text.readings, *joined]))
+
+
+def _is_long(whole: str, without_spaces: bool) -> bool:
+    if without_spaces:
+        return len(_joined(whole)) >= _SHORTEST_CHARACTERS
+    return len(whole.split()) >= _SHORTEST_WORDS
+
+
+def _share_seen(first: _Hashes) -> float:
+    return float((first >= 0).mean()) if len(first) else 0.0
 
 
 def _joined(text: str) -> str:

@@ -12,11 +12,14 @@ from lingraft.data.language_id import LanguageIdentifier, known_tags
 from lingraft.evaluate.predictions import Prediction
 
 _CODE = ("humaneval", "mbpp", "ds1000", "code_", "codexglue", "bigcodebench")  # how such tasks' names begin
+# What a model falls into that leaves its task's language. Always to choose from: in an evaluation of English alone
+# every answer would be English. Not more of them: each one draws a few short answers, of names mostly, to itself.
+_COMMON = ("en", "de", "es", "fr", "ru", "zh")
 _OTHER_LANGUAGE = "language:response_language"  # IFEval's instruction to answer in a named language
 
 
 class AnswerJudge:
-    """Judges answers of one evaluation; a language is told among its languages only.
+    """Judges answers of one evaluation; a language is told among its own languages and six common ones.
 
     Args:
         languages: BCP-47 tags; those that the identifier does not know are not judged.
@@ -37,8 +40,11 @@ class AnswerJudge:
         found = replace(prediction, empty=not text.strip(), looping=is_looping(text), truncated=not ended)
         if found.language_judged or not self._asks_for_language(prediction, document):
             return found
+        own = self._tag_of[prediction.language]
+        if self._identifier.identify(prediction.reference) not in (None, own):
+            return found  # "Translate into Spanish": the item itself asks for another language
         told = self._identifier.identify(text)
-        wrong = None if told is None else told != self._tag_of[prediction.language]
+        wrong = None if told is None else told != own
         return replace(found, language_judged=True, wrong_language=wrong)
 
     def _asks_for_language(self, prediction: Prediction, document: Mapping[str, Any]) -> bool:
@@ -46,7 +52,6 @@ class AnswerJudge:
         instructions = document.get("instruction_id_list")  # IFEval, whose reference is a mere 0
         return (
             prediction.language in self._tag_of
-            and len(set(self._tag_of.values())) > 1
             and not name.startswith(_CODE)
             and (instructions is not None or not _is_number(prediction.reference))
             and _OTHER_LANGUAGE not in (instructions or ())
@@ -60,7 +65,8 @@ class AnswerJudge:
 
     @cached_property
     def _identifier(self) -> LanguageIdentifier:
-        return LanguageIdentifier(list(dict.fromkeys(self._tag_of.values())))
+        own = {tag.split("-")[0].lower(): tag for tag in self._tag_of.values()}
+        return LanguageIdentifier([*own.values(), *(tag for tag in _COMMON if tag not in own)])
 
 
 def _is_number(reference: str) -> bool:

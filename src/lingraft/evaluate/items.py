@@ -11,6 +11,8 @@ from lingraft.config.schema import Evaluation
 from lingraft.data.contamination import EvaluationText
 from lingraft.errors import EvaluationError, in_one_line
 from lingraft.evaluate.harness import runs_of
+from lingraft.evaluate.item_texts import item_texts
+from lingraft.evaluate.tasks import quiet
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -32,7 +34,7 @@ class EvaluationTexts:
 def evaluation_texts(
     evaluation: Evaluation, *, languages: Sequence[str], split: str = "report", base_folder: Path = Path()
 ) -> EvaluationTexts:
-    """Return the prompt and the reference of every item that an evaluation will ask.
+    """Return the prompt and the reference of every item that an evaluation will ask, and its texts without template.
 
     A prompt is the item's own: without worked examples and chat template. An item that counts for two abilities stands
     there once. A task that cannot be loaded is named and left out: its evaluation will fail, or find it by then.
@@ -48,7 +50,8 @@ def evaluation_texts(
     for one in _entry_by_entry(evaluation):
         try:
             runs = runs_of(one, languages, split, base_folder)
-            texts.update(dict.fromkeys(text for run in runs for text in _texts_of(run)))
+            with quiet():  # some tasks (Global-MMLU) filter their documents only now, with a bar
+                texts.update(dict.fromkeys(text for run in runs for text in _texts_of(run)))
         except EvaluationError as error:
             unread.append(str(error))
     return EvaluationTexts(tuple(texts), tuple(unread))
@@ -67,14 +70,25 @@ def _texts_of(run: Any) -> Iterator[EvaluationText]:
     rows = task.eval_docs
     try:
         for number in run.documents:
-            prompt, reference = _asked(task, rows[number]), _expected(task, rows[number])
+            row = rows[number]
+            prompt = _asked(task, row)
+            own = item_texts(row, prompt, _expected(task, row), _choices(task, row))
             yield EvaluationText(
-                f"{run.name}/{run.language}", run.language, f"{task.config.task}/{number}", prompt, reference
+                f"{run.name}/{run.language}",
+                run.language,
+                f"{task.config.task}/{number}",
+                prompt,
+                own.reference,
+                own.readings,
             )
     except Exception as error:  # a task's own templates and functions
         raise EvaluationError(
             f"the task {run.name}: its items cannot be read: {type(error).__name__}: {in_one_line(error)}"
         ) from error
+
+
+def _choices(task: ConfigurableTask, row: Any) -> list[str]:
+    return [] if task.config.doc_to_choice is None else list(map(str, task.doc_to_choice(row)))
 
 
 def _asked(task: ConfigurableTask, row: Any) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from lingraft.errors import EvaluationError
 from lingraft.evaluate.comparisons import Correction, compare_many
 from lingraft.evaluate.held_out import BitsPerCharacter
 from lingraft.evaluate.predictions import Prediction
@@ -44,10 +45,19 @@ def task_differences(before: Sequence[Prediction], after: Sequence[Prediction]) 
     `p_adjusted` is corrected for the number of tasks (`CORRECTION`).
 
     Raises:
-        EvaluationError: The two do not hold the same items.
+        EvaluationError: A task stands on one side only, or the two do not hold the same items of one.
     """
-    later = _by_task(after)
-    pairs = {name: (own, later.get(name, [])) for name, own in _by_task(before).items()}
+    earlier, later = _by_task(before), _by_task(after)
+    lacking = [
+        f"{', '.join(sorted(set(those) - set(own)))} {where}"
+        for own, those, where in ((later, earlier, "before alone"), (earlier, later, "after alone"))
+        if set(those) - set(own)
+    ]
+    if lacking:
+        raise EvaluationError(
+            f"the two models were not asked the same tasks: {'; '.join(lacking)}. Evaluate both on the same tasks."
+        )
+    pairs = {name: (own, later[name]) for name, own in earlier.items()}
     compared = compare_many(pairs, CORRECTION)
     return {name: asdict(paired_difference(*pair)) | asdict(compared[name]) for name, pair in pairs.items()}
 

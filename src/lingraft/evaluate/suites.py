@@ -20,7 +20,7 @@ from lingraft.data.worldbook import LANGUAGES
 from lingraft.errors import ConfigError, did_you_mean
 from lingraft.evaluate.local_rows import read_rows
 from lingraft.evaluate.predictions import Ability
-from lingraft.evaluate.tasks import ENGLISH, WORLDBOOK, entries, is_worldbook
+from lingraft.evaluate.tasks import ENGLISH, WORLDBOOK, entries, is_worldbook, repeated_tasks
 
 PREFIX = "suite:"
 _HERE = Path(__file__).resolve().parent
@@ -254,7 +254,7 @@ def choose_tasks(
         limit: Items of each task; None: the suite's.
 
     Raises:
-        ConfigError: There is no such suite or data folder.
+        ConfigError: There is no such suite or data folder, or a task is named twice in a language.
     """
     if data_dir is not None and not Path(data_dir).is_dir():
         raise ConfigError(f"--data-dir {data_dir}: there is no such folder.")
@@ -274,6 +274,9 @@ def choose_tasks(
     evaluation = Evaluation(
         task_ability=tuple(found["task_ability"]), language_ability=tuple(found["language_ability"])
     )
+    repeated = repeated_tasks(evaluation, [tag for tag in languages if tag != ENGLISH])
+    if repeated:
+        raise ConfigError("\n".join(f"--task: {problem}" for problem in repeated))
     return Chosen(evaluation, tuple(lacking))
 
 

@@ -64,25 +64,36 @@ def check_tasks(evaluation: Evaluation, base_folder: Path, *, languages: Sequenc
     if evaluation.judge is not None:
         Judge.of(evaluation.judge)
         key_from_environment()
-    seen: dict[tuple[str, str], str] = {}
     for ability, entry in entries(evaluation):
         wanted = languages if ability == "language_ability" else (ENGLISH,)
         problem = _problem(entry, base_folder, wanted) or judge_problem(entry, evaluation)
         if problem is not None:
             problems.append(f"evaluate.{ability}: {entry.task}: {problem}")
-        for name, language in _expanded(entry, wanted):
-            place = f"evaluate.{ability}: {entry.task}"
-            if (name, language) in seen:
-                problems.append(
-                    f"{place}: {name} in {language} is in {seen[name, language]} already; keep one."
-                )
-            seen.setdefault((name, language), place)
+    problems += [f"evaluate.{problem}" for problem in repeated_tasks(evaluation, languages)]
     if not languages:
         problems.append(
             "evaluate: the study trains no language other than English, so there is no language ability."
         )
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def repeated_tasks(evaluation: Evaluation, languages: Sequence[str]) -> list[str]:
+    """Return a line for each task that is asked twice in a language: its items would be scored twice.
+
+    Args:
+        evaluation: Its tasks; suites are already resolved.
+        languages: In which worldbook is asked for under language ability where the entry names none.
+    """
+    seen: dict[tuple[str, str], str] = {}
+    problems = []
+    for ability, entry in entries(evaluation):
+        place = f"{ability}: {entry.task}"
+        for one in _expanded(entry, languages if ability == "language_ability" else (ENGLISH,)):
+            if one in seen:
+                problems.append(f"{place}: {one[0]} in {one[1]} is in {seen[one]} already; keep one.")
+            seen.setdefault(one, place)
+    return problems
 
 
 def entries(evaluation: Evaluation) -> Iterator[tuple[Ability, EvaluationTask]]:
@@ -329,13 +340,15 @@ def _cache_alone() -> Iterator[None]:
 
 def _refusal(entry: EvaluationTask, error: Exception) -> EvaluationError:
     told = in_one_line(error) if isinstance(error, LingraftError) else _library_error(error)
-    if isinstance(error, ConfigError) or (entry.data is None and not _is_file(entry.task)):
+    is_out_of_reach = isinstance(error, ConnectionError) or isinstance(error.__cause__, ConnectionError)
+    lacks_its_data = is_out_of_reach or isinstance(error, FileNotFoundError)
+    is_of_hub = entry.data is None and (not _is_file(entry.task) or lacks_its_data)
+    if isinstance(error, ConfigError) or is_of_hub:
         return NotRunnableError(
             f"the task {entry.task} cannot be loaded: {told} (where its data set cannot be downloaded, give it "
             "`data:`, a local file).",
             told,
-            is_hub_out_of_reach=isinstance(error, ConnectionError)
-            or isinstance(error.__cause__, ConnectionError),
+            is_hub_out_of_reach=is_out_of_reach,
         )
     advice = f"its data are {entry.data}: do the rows have the fields of the task's own data set?"
     return EvaluationError(

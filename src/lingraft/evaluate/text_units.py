@@ -15,7 +15,15 @@ UNSPACED_SCRIPTS = ("Han", "Hiragana", "Katakana", "Bopomofo", "Thai", "Lao", "K
 
 # The capital of i has a dot where there is a dotless letter too.
 _DOTTED_I = (("İ", "i"), ("I", "\u0131"))
-_OWN_LETTERS = {"tr": _DOTTED_I, "az": _DOTTED_I, "ru": (("ё", "е"), ("Ё", "е"))}  # noqa: RUF001
+# Arabic keyboards write the Arabic kaf and yeh in Persian and Urdu; hazm's normaliser of Persian maps them, too.
+_KAF_AND_YEH = (("\u0643", "\u06a9"), ("\u064a", "\u06cc"))
+_OWN_LETTERS = {
+    "fa": _KAF_AND_YEH,
+    "ur": _KAF_AND_YEH,
+    "tr": _DOTTED_I,
+    "az": _DOTTED_I,
+    "ru": (("ё", "е"), ("Ё", "е")),  # noqa: RUF001
+}
 _NEXT_TO_KANA = "\u30fc\u3006"  # ー and 〆, which Unicode counts to no script
 _UNSPACED = (
     "[[" + "".join(rf"\p{{sc={one}}}" for one in UNSPACED_SCRIPTS) + _NEXT_TO_KANA + r"]&&[\p{L}\p{M}\p{N}]]"
@@ -43,13 +51,14 @@ def fold(text: str, language: str) -> str:
     """Return a text in the one spelling that stands for all that a reader takes for the same.
 
     Canonically composed (NFC); presentation forms and widths as plain letters; case folded, in Turkish and Azerbaijani
-    by their own rule; decimal digits of every script as 0-9; Arabic without vowel signs and lengthening dash; Russian
-    without the dots of ё; Thai vowels in one piece; apostrophes that count as letters as apostrophes; without
-    characters that are not seen (a zero-width space becomes a space). Folding twice changes nothing more.
+    by their own rule; decimal digits of every script as 0-9; Arabic without vowel signs and lengthening dash; Persian
+    and Urdu with their own kaf and yeh; Russian without the dots of ё; Thai vowels in one piece; apostrophes that count
+    as letters as apostrophes; without characters that are not seen (a zero-width space becomes a space). Folding twice
+    changes nothing more.
 
     Args:
         text: As a model or a data set wrote it.
-        language: BCP-47 tag; it decides on Turkish and Azerbaijani case and on ё.
+        language: BCP-47 tag; it decides on Turkish and Azerbaijani case, on ё, and on Persian and Urdu letters.
     """
     text = _PRESENTATION_FORMS.sub(lambda found: unicodedata.normalize("NFKC", found[0]), text)
     text = _INVISIBLE.sub("", text.replace(_ZERO_WIDTH_SPACE, " "))
