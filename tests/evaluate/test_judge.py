@@ -135,7 +135,7 @@ def judge_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[JudgeServer]:
     """A judge that prefers the longer output; no key is set, and no proxy stands between."""
     for name in ("LINGRAFT_JUDGE_KEY", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     server = JudgeServer()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
@@ -661,6 +661,16 @@ def test_another_judge_manner_or_output_is_asked_anew(
     assert len(judge_server.asked) == 24
     judged([*ANSWERS[:3], Output("row 3", "Say 3.", "another")])
     assert len(judge_server.asked) == 26
+
+
+def test_two_servers_do_not_share_verdicts_although_their_models_have_the_same_name(
+    judged: Callable[..., Judged], judge_server: JudgeServer
+) -> None:
+    assert judged().win_rate.value == 0.5
+    judge_server.behaviour = lambda asked: verdict("A" if "middle" in asked.output("B") else "B")
+    other = judge_server.url.replace("127.0.0.1", "localhost")
+    assert judged(url=other).win_rate.value == 1.0
+    assert judged(url=f"{other}/").asking.new == 0  # the same address
 
 
 def test_a_torn_last_line_is_cut_off_and_asked_again(

@@ -81,10 +81,14 @@ class Judge:
         )
 
     def key_of(self, question: Question) -> str:
-        """Return what a verdict is kept by: all that it depends on, but not where the model stands."""
+        """Return what a verdict is kept by: all that it depends on.
+
+        The address is part of it: servers of one's own give different models the same name.
+        """
         texts = [question.instruction, question.first, question.second]
         manner = [self.manner.max_tokens, self.manner.logprobs]
-        return fingerprint_of([self.endpoint.model, PROMPT_VERSION, *manner, *texts])
+        served = [self.endpoint.url.rstrip("/"), self.endpoint.model]
+        return fingerprint_of([*served, PROMPT_VERSION, *manner, *texts])
 
 
 @dataclass(frozen=True, slots=True)
