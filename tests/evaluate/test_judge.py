@@ -663,6 +663,23 @@ def test_another_judge_manner_or_output_is_asked_anew(
     assert len(judge_server.asked) == 26
 
 
+def test_an_answer_that_names_no_output_is_asked_again_in_the_next_run_and_both_are_counted(
+    judged: Callable[..., Judged], judge_server: JudgeServer
+) -> None:
+    judge_server.behaviour = lambda asked: (
+        verdict("Hmm") if asked.output("B") == "short" else prefers_longer(asked)
+    )
+    assert judged().win_rate.n == 3
+    judge_server.asked.clear()
+    judge_server.behaviour = prefers_longer
+    found = judged()
+    assert [one.output("B") for one in judge_server.asked] == ["short"]
+    assert (found.win_rate.n, found.left_out, found.asking.unparseable) == (4, (), 0)
+    assert (found.asking.verdicts, found.asking.new, found.asking.tokens.read) == (8, 1, 900)
+    assert judged().asking.tokens.read == 900
+    assert len(judge_server.asked) == 1
+
+
 def test_two_servers_do_not_share_verdicts_although_their_models_have_the_same_name(
     judged: Callable[..., Judged], judge_server: JudgeServer
 ) -> None:
@@ -890,8 +907,8 @@ def test_an_evaluation_has_alpaca_eval_judged(
     for row in (0, 2):
         one = said[f"alpaca_eval/en/{row}"]
         assert one.score == (len(one.response) > len("middle"))
-    assert _run([*evaluation_command, *judge, "--repeat", "2"]) == 0  # the verdicts were kept
-    assert len(judge_server.asked) == 6
+    assert _run([*evaluation_command, *judge, "--repeat", "2"]) == 0  # the verdicts were kept, but for two
+    assert len(judge_server.asked) == 6 + 2
 
 
 def test_an_evaluation_without_a_judge_says_so_and_runs_the_rest(

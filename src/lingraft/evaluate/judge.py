@@ -129,7 +129,8 @@ class Asking:
         new: Those asked for in this run; the others were kept from before.
         unparseable: Those that named no output; their items are left out.
         weighted: Those from the letters' probabilities; the others are from the letter alone.
-        tokens: Of all these verdicts, and of requests of this run that were lost.
+        tokens: Of all these verdicts, of earlier answers to their questions that named no output, and of requests of
+            this run that were lost.
         cost: Of these tokens, in the currency of the prices; None: no prices were given.
         uncounted: Verdicts whose tokens the endpoint did not count: the most that they can be was taken.
     """
