@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -909,6 +910,70 @@ def test_an_evaluation_has_alpaca_eval_judged(
         assert one.score == (len(one.response) > len("middle"))
     assert _run([*evaluation_command, *judge, "--repeat", "2"]) == 0  # the verdicts were kept, but for two
     assert len(judge_server.asked) == 6 + 2
+
+
+def names_nothing_at_first(text: str, times: int) -> Behaviour:
+    """Return a behaviour that so often answers a question with this text with no letter."""
+    left = [verdict("?")] * times
+    return lambda asked: left.pop() if left and text in asked.question else prefers_longer(asked)
+
+
+def test_a_verdict_that_one_of_two_models_lacks_leaves_its_item_out_of_the_comparison(
+    evaluation_command: list[str],
+    judge_server: JudgeServer,
+    tiny_model: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr("lingraft.evaluate.alpaca_eval_task.LONGEST_ANSWER", 8)
+    shutil.copytree(tiny_model, tmp_path / "other")
+    judge_server.behaviour = names_nothing_at_first("Say 1", 2)
+    command = [*evaluation_command[:2], str(tmp_path / "other"), *evaluation_command[2:]]
+    assert _run([*command, "--judge-url", judge_server.url, "--judge-model", "judge"]) == 0
+    assert "alpaca_eval/en: 1 items have a verdict for some of the models only" in capfd.readouterr().out
+    result = json.loads((tmp_path / "out" / "record.json").read_text())["result"]
+    assert result["unpaired"] == {"alpaca_eval/en": 1}
+    assert result["differences"]["alpaca_eval/en"]["n"] == 2
+    assert result["differences"]["worldbook:lookup/en"]["n"] == 3
+    for model, n in ((tiny_model.name, 2), ("other", 3)):
+        own = json.loads((tmp_path / "out" / model / "record.json").read_text())["result"]
+        assert own["scores"]["alpaca_eval/en"]["n"] == n
+
+
+def test_a_verdict_that_one_model_of_a_study_lacks_fails_no_cell(
+    judge_server: JudgeServer, tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_rows_to(tmp_path / "reference.jsonl", REFERENCE)
+    asked = {"task": "alpaca_eval", "data": str(tmp_path / "reference.jsonl"), "max_new_tokens": 8}
+    worldbook = {"task": "worldbook:lookup", "limit": 2, "max_new_tokens": 4}
+
+    def phase(name: str, languages: str) -> dict[str, Any]:
+        return {"name": name, "data": {name: {"source": f"worldbook:lookup/{languages}", "limit": 8}}}
+
+    study = {
+        "name": "judged",
+        "model": str(tiny_model),
+        "phases": [phase("one", "en"), phase("two", "de") | {"strategies": ["plain"]}],
+        "held_out": 2,
+        "measures": [],
+        "evaluate": {
+            "task_ability": [asked, worldbook],
+            "language_ability": [worldbook],
+            "judge": {"url": judge_server.url, "model": "judge"},
+        },
+    }
+    (tmp_path / "study.yaml").write_text(json.dumps(study))
+    judge_server.behaviour = names_nothing_at_first("Say 1", 4)  # for the base model and for phase 1
+    code = _run(["run", str(tmp_path / "study.yaml"), "--runs", str(tmp_path / "runs"), "--json"])
+    told = capfd.readouterr()
+    assert code == 0, told.err
+    (cell,) = json.loads(told.out)["cells"]
+    assert (cell["status"], cell["unpaired"]) == ("done", {"alpaca_eval/en": 1})
+    assert cell["difference"]["tasks"]["alpaca_eval/en"]["n"] == 3
+    assert cell["scores"]["tasks"]["alpaca_eval/en"]["n"] == 4
+    assert cell["forgetting"]["unpaired"] == {"alpaca_eval/en": 1}
+    assert "alpaca_eval/en: 1 items have a verdict for some of the models only" in told.err
 
 
 def test_an_evaluation_without_a_judge_says_so_and_runs_the_rest(

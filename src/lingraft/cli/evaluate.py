@@ -311,16 +311,17 @@ def _finish(
     as_json: bool,
 ) -> None:
     """Print what was found; of two models also the differences, which get a record of their own."""
+    from lingraft.evaluate.common_items import common_items, unpaired_sentence
     from lingraft.evaluate.scores import task_differences
     from lingraft.report.evaluation import score_table, task_difference_table
     from lingraft.report.tables import noise_sentence
 
     whole: dict[str, Any] = {"models": dict(zip(models, results, strict=True)), "folder": str(folder)}
     if len(models) == 2:
-        whole["differences"] = task_differences(*predictions)
-        write_record(
-            folder / RECORD, "evaluate", {"models": models, **asked}, {"differences": whole["differences"]}
-        )
+        common = common_items(predictions, [result["tasks"] for result in results])
+        compared = {"differences": task_differences(*common.models), "unpaired": common.unpaired}
+        whole |= compared
+        write_record(folder / RECORD, "evaluate", {"models": models, **asked}, compared)
     if as_json:
         print_json(whole)
         return
@@ -335,6 +336,8 @@ def _finish(
             print_result(f"{len(result['left_out'])} items are left out, such as {line}.")
     if len(models) == 2:
         print_table(task_difference_table(whole["differences"]), f"{models[1]} - {models[0]}, paired")
+        for task, count in whole["unpaired"].items():
+            print_result(unpaired_sentence(task, count))
     print_result(f"Predictions and {RECORD} are in {folder}.")
 
 

@@ -47,7 +47,8 @@ class VerdictCache:
     """Verdicts by fingerprint of their question.
 
     Answers of an earlier run that name no output are no verdicts: their questions are asked again, since another try
-    may name one, and what they took is remembered. A last line without its end was torn when a run was killed; it is cut off when the file is opened.
+    may name one, and what they took is remembered. A last line without its end was torn when a run was killed; it is
+    cut off when the file is opened.
     """
 
     def __init__(self, path: Path) -> None:
