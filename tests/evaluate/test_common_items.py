@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from lingraft.errors import EvaluationError
@@ -9,7 +11,7 @@ from lingraft.evaluate.common_items import common_items
 from lingraft.evaluate.predictions import Prediction
 from lingraft.evaluate.scores import task_differences
 
-TASKS = {"judged/en": {"judged": {}}, "judged/de": {"judged": {}}, "plain/en": {}}
+TASKS: dict[str, dict[str, Any]] = {"judged/en": {"judged": {}}, "judged/de": {"judged": {}}, "plain/en": {}}
 
 
 def model(**items: str) -> list[Prediction]:

@@ -24,14 +24,17 @@ from typing import Any
 import pytest
 
 from lingraft.cli.main import _run
+from lingraft.config.schema import Evaluation, EvaluationTask, JudgeChoice
 from lingraft.errors import ConfigError, EvaluationError
 from lingraft.evaluate.alpaca_eval_task import judge_predictions, read_outputs
+from lingraft.evaluate.harness import evaluate_model
 from lingraft.evaluate.judge import Judge, Judged, Output, Preference, judge_answers
 from lingraft.evaluate.judging.asking import Manner
 from lingraft.evaluate.judging.chat_endpoint import Endpoint, key_from_environment
 from lingraft.evaluate.judging.prompt import Question
 from lingraft.evaluate.judging.spending import BudgetReachedError, Prices
 from lingraft.evaluate.predictions import Prediction, read_predictions, read_rows, write_predictions
+from lingraft.models.loading import load_model, load_tokenizer
 
 OUTPUT = r"<output {letter} (?P<mark>\w+)>\n(?P<text>.*?)\n</output {letter} (?P=mark)>"
 
@@ -897,7 +900,9 @@ def test_an_evaluation_has_alpaca_eval_judged(
     result = json.loads((tmp_path / "out" / "record.json").read_text())["result"]
     assert result["tasks"]["alpaca_eval/en"]["metric"] == "win_rate"
     assert result["tasks"]["alpaca_eval/en"]["judged"]["reference_items"] == 3
-    assert result["left_out"] == ["alpaca_eval: alpaca_eval/en/1: the verdict '?' names neither A nor B"]
+    assert result["left_out"] == ["alpaca_eval/en: alpaca_eval/en/1: the verdict '?' names neither A nor B"]
+    (told,) = [one["answers"] for name, one in result["scores"].items() if name == "alpaca_eval/en"]
+    assert (told["n"], told["truncated"]) == (2, result["truncated"]["alpaca_eval/en"])
     assert (result["scores"]["alpaca_eval/en"]["n"], result["scores"]["worldbook:lookup/en"]["n"]) == (2, 3)
     assert list(result["noise"]["tasks"]) == ["worldbook:lookup/en"]
     said = {
@@ -910,6 +915,24 @@ def test_an_evaluation_has_alpaca_eval_judged(
         assert one.score == (len(one.response) > len("middle"))
     assert _run([*evaluation_command, *judge, "--repeat", "2"]) == 0  # the verdicts were kept, but for two
     assert len(judge_server.asked) == 6 + 2
+
+
+def test_two_languages_are_judged_each_by_itself(
+    judge_server: JudgeServer, tiny_model: Path, tmp_path: Path
+) -> None:
+    entries = []
+    for language, texts in (("en", ["middle"] * 2), ("de", ["ein Satz"] * 3)):
+        file = write_rows_to(tmp_path / f"{language}.jsonl", outputs(*texts))
+        entries.append(
+            EvaluationTask(task="alpaca_eval", language=language, data=str(file), max_new_tokens=8)
+        )
+    judge = JudgeChoice(url=judge_server.url, model="judge")
+    evaluation = Evaluation(task_ability=entries[:1], language_ability=entries[1:], judge=judge)
+    model: Any = load_model(tiny_model)
+    found = evaluate_model(model, load_tokenizer(tiny_model), evaluation, languages=["de"])
+    rows = {name: told["judged"]["reference_items"] for name, told in found.tasks.items()}
+    assert rows == {"alpaca_eval/en": 2, "alpaca_eval/de": 3}
+    assert [one.language for one in found.predictions] == ["en"] * 2 + ["de"] * 3
 
 
 def names_nothing_at_first(text: str, times: int) -> Behaviour:

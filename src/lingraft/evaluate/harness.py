@@ -71,7 +71,8 @@ class Evaluated:
     Attributes:
         predictions: One per item.
         left_out: Items that could not be scored, each with its reason; they count nowhere.
-        truncated: Answers that used all the tokens that they were allowed, by task that generates.
+        truncated: Answers that used all the tokens that they were allowed, by task that generates; of those in
+            `predictions`.
         shortened: Items whose prompts did not fit into the model and lost their beginning, by task that has any.
         tasks: By task: version, metric, filter, items, revision of its data, seed of its sample, the hashes of its
             prompts and of their template, and of a judged one what is to be told about the judging.
@@ -108,6 +109,11 @@ class _Run:
     is_own: bool
     is_judged: bool
     revision: dict[str, Any]
+
+    @property
+    def label(self) -> str:
+        """Name and language, as the record has them; the tasks of a group share it."""
+        return f"{self.name}/{self.language}"
 
 
 def evaluate_model(
@@ -171,19 +177,18 @@ def evaluate_model(
         samples = _run_harness(lm, tokenizer, evaluation, own) if own else {}
         shortened = shortened or _count_shortened(own, samples, lm.shortened)
         rounds.append([one for run in own for one in _predictions(run, samples[run.key], judge, lm.ended)])
-    truncated = _count_truncated(generating, rounds[0])
     judged: dict[str, Judged] = {}
     for run in runs:
         if run.is_judged:
-            rounds[0], judged[run.name] = _judge(run, rounds[0], evaluation, verdicts, on_progress)
+            rounds[0], judged[run.label] = _judge(run, rounds[0], evaluation, verdicts, on_progress)
     predictions = rounds[0]
     return Evaluated(
         predictions=tuple(predictions),
         left_out=(
             *(reason for run in runs for reason in run.left_out),
-            *(f"{name}: {reason}" for name, one in judged.items() for reason in one.left_out),
+            *(f"{label}: {reason}" for label, one in judged.items() for reason in one.left_out),
         ),
-        truncated=truncated,
+        truncated=_count_truncated(generating, predictions),
         shortened=shortened,
         tasks=_describe(runs, predictions, judged),
         not_run=not_run,
@@ -395,7 +400,7 @@ def _count_shortened(
             for sample in samples[run.key]
             if any(request_key(one) in shortened for one in _arguments(sample))
         }
-        counts[f"{run.name}/{run.language}"] += len(own)
+        counts[run.label] += len(own)
     return dict(+counts)
 
 
@@ -489,10 +494,7 @@ def _judge(
 
 
 def _count_truncated(runs: Sequence[_Run], predictions: Sequence[Prediction]) -> dict[str, int]:
-    return {
-        f"{run.name}/{run.language}": sum(bool(p.truncated) for p in predictions if _belongs(p, run))
-        for run in runs
-    }
+    return {run.label: sum(bool(p.truncated) for p in predictions if _belongs(p, run)) for run in runs}
 
 
 def _belongs(prediction: Prediction, run: _Run) -> bool:
@@ -505,7 +507,7 @@ def _describe(
     """Return what each task is, by name and language; the tasks of a group are pooled."""
     pooled: dict[str, list[_Run]] = {}
     for run in runs:
-        pooled.setdefault(f"{run.name}/{run.language}", []).append(run)
+        pooled.setdefault(run.label, []).append(run)
     described = {}
     for name, parts in pooled.items():
         prompts = [p.prompt for p in predictions if _belongs(p, parts[0])]
@@ -521,7 +523,7 @@ def _describe(
             "sample": parts[0].revision["sample"],
         }
         if parts[0].is_judged:
-            described[name]["judged"] = judged[parts[0].name].to_json()
+            described[name]["judged"] = judged[name].to_json()
     return described
 
 
