@@ -273,6 +273,8 @@ def _tell_not_run(found: Evaluated, data_dir: str | None) -> None:
     """Say of each task that could not be run why, and where its data were looked for."""
     from lingraft.evaluate.suites import where_data_is_sought
 
+    for one, reason in found.no_room.items():
+        _say(f"{one}: not run: {reason}")
     for one, reason in found.not_run.items():
         task, _, language = one.rpartition("/")
         sought = where_data_is_sought(task, language, data_dir)
@@ -289,7 +291,7 @@ def _result(found: Evaluated) -> dict[str, Any]:
         "left_out": list(found.left_out),
         "truncated": found.truncated,
         "shortened": found.shortened,
-        "not_run": found.not_run,
+        "not_run": found.not_run | found.no_room,
         "noise": found.noise,
         "seeds": SEEDS | {"bootstrap": 0},
     }

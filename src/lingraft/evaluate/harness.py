@@ -76,7 +76,9 @@ class Evaluated:
         shortened: Items whose prompts did not fit into the model and lost their beginning, by task that has any.
         tasks: By task: version, metric, filter, items, revision of its data, seed of its sample, the hashes of its
             prompts and of their template, and of a judged one what is to be told about the judging.
-        not_run: By task and language, why it could not be run here; empty unless such tasks were to be skipped.
+        not_run: By task and language, why its data (or its judge) could not be had here; empty unless such tasks were
+            to be skipped.
+        no_room: By task and language, why its answers do not fit into this model; empty as `not_run` is.
         noise: What repeating the generating tasks changed (see `noise`); None: they ran once.
     """
 
@@ -86,6 +88,7 @@ class Evaluated:
     shortened: dict[str, int]
     tasks: dict[str, dict[str, Any]]
     not_run: dict[str, str]
+    no_room: dict[str, str]
     noise: dict[str, Any] | None = None
 
 
@@ -139,7 +142,8 @@ def evaluate_model(
         languages: BCP-47 tags of the study's languages besides English.
         split: worldbook's split.
         base_folder: What the paths of YAML tasks and data files are relative to.
-        skip_missing: Leave out tasks whose data (or a service that they need) cannot be had here, perhaps all.
+        skip_missing: Leave out tasks whose data (or a service that they need) cannot be had here, and those whose
+            answers do not fit into the model, perhaps all.
         log: A file that answers of this model are kept in as they come, so that the same evaluation goes on from
             them after an interruption; None: they are not kept.
         verdicts: A file that a judge's verdicts are kept in, for any number of models; None: they are not kept.
@@ -147,12 +151,14 @@ def evaluate_model(
         on_progress: Called with the items so far and in all.
 
     Raises:
-        EvaluationError: A task cannot be loaded, has no such metric, or scores outside [0, 1]; or the judge gives no
-            verdicts.
+        EvaluationError: A task cannot be loaded, has no such metric, has answers that do not fit into the model, or
+            scores outside [0, 1]; or the judge gives no verdicts.
     """
     from lingraft.evaluate.in_memory import Batching, InMemoryModel
 
     runs, not_run = _build(evaluation, languages, split, base_folder, skip_missing=skip_missing)
+    no_room = _no_room(runs, model, tokenizer, skip_missing=skip_missing)
+    runs = [run for run in runs if run.label not in no_room]
     if not runs and not skip_missing:
         raise EvaluationError("no task is left to evaluate.")
     generating = [run for run in runs if run.task.config.output_type == "generate_until"]
@@ -192,6 +198,7 @@ def evaluate_model(
         shortened=shortened,
         tasks=_describe(runs, predictions, judged),
         not_run=not_run,
+        no_room=no_room,
         noise=noise_floor(rounds) if len(rounds) > 1 else None,
     )
 
@@ -231,6 +238,28 @@ def _build(
             hub_out_of_reach = hub_out_of_reach or error.is_hub_out_of_reach
             not_run[f"{label_of(entry)}/{entry.language or ENGLISH}"] = error.reason
     return runs, not_run
+
+
+def _no_room(
+    runs: Sequence[_Run],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    skip_missing: bool,
+) -> dict[str, str]:
+    """Return the tasks whose answers do not fit into the model, before any other is generated for in vain."""
+    from lingraft.evaluate.in_memory import room_problem
+
+    found = {}
+    for run in runs:
+        if run.task.config.output_type == "generate_until":
+            problem = room_problem(run.task.config.generation_kwargs or {}, model, tokenizer)
+            if problem is not None:
+                found[run.label] = problem
+    if found and not skip_missing:
+        label, problem = next(iter(found.items()))
+        raise EvaluationError(f"the task {label}: {problem}")
+    return found
 
 
 def _build_worldbook(
