@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -178,6 +179,33 @@ def test_a_task_without_data_is_named_with_where_they_were_looked_for_and_the_re
     assert line.startswith("! belebele/th: not run: ")
     assert line.endswith(f"Its data: {copy}, or facebook/belebele on the hub.")
     assert "xcopa/de: xcopa has no de" in error
+
+
+def test_what_does_not_fit_into_one_of_two_models_is_told_by_its_name_and_not_compared(
+    evaluate: Callable[..., tuple[int, str, str]], tiny_model: Path, tmp_path: Path
+) -> None:
+    small = tmp_path / "small"
+    shutil.copytree(tiny_model, small)
+    config = json.loads((small / "config.json").read_text())
+    (small / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 60}))
+    row = {"premise": "a.", "choice1": "b", "choice2": "c", "question": "cause", "label": 0, "idx": 0}
+    Path("data/xcopa").mkdir(parents=True)
+    Path("data/xcopa/th.jsonl").write_text(json.dumps(row | {"premise": "Say a. " * 90}) + "\n")
+    only = ("--suite", "reading", "--task", "th=xcopa", "--task", "worldbook:lookup", "--data-dir", "data")
+    code, out, error = evaluate(
+        str(tiny_model), str(small), *only, "--limit", "2", "--max-new-tokens", "60", "--output", "both"
+    )
+    assert code == 0, error
+    (line,) = [one for one in error.splitlines() if "not run" in one]
+    assert line.startswith(f"! {small}: worldbook:lookup/en: not run: its answers may have 60 tokens")
+    assert f"! {small}: xcopa/th: 1 prompts are longer than the model can read" in error
+    assert "worldbook:lookup/en: was asked of one of the two models only, and is not compared." in out
+    result = json.loads(Path("both/record.json").read_text())["result"]
+    assert list(result["differences"]) == ["xcopa/th"]
+    assert list(json.loads(Path("both/tiny/record.json").read_text())["result"]["scores"]) == [
+        "worldbook:lookup/en",
+        "xcopa/th",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,10 @@ def evaluate(
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Most answers generated together; default: as many as fit.")
     ] = None,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Longest answer of every task that generates; default: each task's own."),
+    ] = None,
     repeat: Annotated[
         int, typer.Option(min=1, help="Generate so many times, in other batches: the noise floor.")
     ] = 1,
@@ -114,6 +118,7 @@ def evaluate(
         "data_dir": data_dir,
         "limit": limit,
         "batch_size": batch_size,
+        "max_new_tokens": max_new_tokens,
         "repeat": repeat,
         "precision": precision,
         "chat": chat,
@@ -126,12 +131,13 @@ def evaluate(
         _prepare(own, {"model": model, **asked})
     if len(models) == 2:
         _prepare(folder, {"models": models, **asked})
-    evaluation = chosen.evaluation.model_copy(
+    evaluation = _answering_up_to(max_new_tokens, chosen.evaluation).model_copy(
         update={"batch_size": batch_size, "repeats": repeat, "apply_chat_template": chat, "judge": judge}
     )
     results, predictions = [], []
+    told: set[str] = set()
     for model, own in zip(models, folders, strict=True):
-        result, found = _evaluate(model, evaluation, {"model": model, **asked}, own, tell=own == folders[0])
+        result, found = _evaluate(model, evaluation, {"model": model, **asked}, own, told)
         results.append(result)
         predictions.append(found)
     _finish(models, results, predictions, asked, folder, as_json=json)
@@ -183,6 +189,20 @@ def _choose(suite: str, only: list[str], languages: str, data_dir: str | None, l
     return chosen
 
 
+def _answering_up_to(max_new_tokens: int | None, evaluation: Evaluation) -> Evaluation:
+    """Set the longest answer of all tasks; None: each keeps its own."""
+    if max_new_tokens is None:
+        return evaluation
+    abilities = {
+        ability: tuple(one.model_copy(update={"max_new_tokens": max_new_tokens}) for one in own)
+        for ability, own in (
+            ("task_ability", evaluation.task_ability),
+            ("language_ability", evaluation.language_ability),
+        )
+    }
+    return evaluation.model_copy(update=abilities)
+
+
 def _tags(languages: str) -> list[str]:
     tags = [tag.strip() for tag in languages.split(",") if tag.strip()]
     wrong = [tag for tag in tags if not _TAG.fullmatch(tag)]
@@ -227,7 +247,7 @@ def _prepare(folder: Path, asked: dict[str, Any]) -> None:
 
 
 def _evaluate(
-    model: str, evaluation: Evaluation, asked: dict[str, Any], folder: Path, *, tell: bool
+    model: str, evaluation: Evaluation, asked: dict[str, Any], folder: Path, told: set[str]
 ) -> tuple[dict[str, Any], tuple[Prediction, ...]]:
     """Evaluate one model, or go on where this was interrupted, and write what was found; the record last."""
     import torch
@@ -255,10 +275,9 @@ def _evaluate(
             verdicts=folder / VERDICTS,
             on_progress=lambda done, total: bars.progressed(model, done, total),
         )
-    if tell:
-        _tell_not_run(found, asked["data_dir"])
-        for task, count in found.shortened.items():
-            _say(shortened_sentence(task, count))
+    _tell_not_run(model, found, asked["data_dir"], told)
+    for task, count in found.shortened.items():
+        _say(f"{model}: {shortened_sentence(task, count)}")
     if not found.predictions:
         raise EvaluationError("none of the tasks can be run here.")
     result = _result(found)
@@ -269,16 +288,19 @@ def _evaluate(
     return result, found.predictions
 
 
-def _tell_not_run(found: Evaluated, data_dir: str | None) -> None:
-    """Say of each task that could not be run why, and where its data were looked for."""
+def _tell_not_run(model: str, found: Evaluated, data_dir: str | None, told: set[str]) -> None:
+    """Say of each task that could not be run why, and where its data were looked for; what is in `told` was said."""
     from lingraft.evaluate.suites import where_data_is_sought
 
     for one, reason in found.no_room.items():
-        _say(f"{one}: not run: {reason}")
+        _say(f"{model}: {one}: not run: {reason}")
     for one, reason in found.not_run.items():
         task, _, language = one.rpartition("/")
         sought = where_data_is_sought(task, language, data_dir)
-        _say(f"{one}: not run: {reason.rstrip('.')}. Its data: {sought}.")
+        line = f"{one}: not run: {reason.rstrip('.')}. Its data: {sought}."
+        if line not in told:
+            _say(line)
+        told.add(line)
 
 
 def _result(found: Evaluated) -> dict[str, Any]:
@@ -313,34 +335,62 @@ def _finish(
     as_json: bool,
 ) -> None:
     """Print what was found; of two models also the differences, which get a record of their own."""
-    from lingraft.evaluate.common_items import common_items, unpaired_sentence
-    from lingraft.evaluate.scores import task_differences
-    from lingraft.report.evaluation import score_table, task_difference_table
-    from lingraft.report.tables import noise_sentence
 
     whole: dict[str, Any] = {"models": dict(zip(models, results, strict=True)), "folder": str(folder)}
     if len(models) == 2:
-        common = common_items(predictions, [result["tasks"] for result in results])
-        compared = {"differences": task_differences(*common.models), "unpaired": common.unpaired}
+        compared = _compared(results, predictions)
         whole |= compared
         write_record(folder / RECORD, "evaluate", {"models": models, **asked}, compared)
     if as_json:
         print_json(whole)
         return
     for model, result in zip(models, results, strict=True):
-        print_table(score_table(result["scores"]), model)
-        if result["noise"] is not None:
-            print_result(noise_sentence([result["noise"]]))
-        for name, told in result["tasks"].items():
-            if "judged" in told:
-                print_result(_judged_sentence(name, told["judged"]))
-        for line in result["left_out"][:1]:
-            print_result(f"{len(result['left_out'])} items are left out, such as {line}.")
+        _print_scores(model, result)
     if len(models) == 2:
-        print_table(task_difference_table(whole["differences"]), f"{models[1]} - {models[0]}, paired")
-        for task, count in whole["unpaired"].items():
-            print_result(unpaired_sentence(task, count))
+        _print_differences(models, results, compared)
     print_result(f"Predictions and {RECORD} are in {folder}.")
+
+
+def _compared(
+    results: list[dict[str, Any]], predictions: list[tuple[Prediction, ...]]
+) -> dict[str, dict[str, Any]]:
+    """Compare two models on the tasks that both were asked, and of judged ones on the items that both have."""
+    from lingraft.evaluate.common_items import common_items
+    from lingraft.evaluate.scores import task_differences
+
+    both = set(results[0]["tasks"]) & set(results[1]["tasks"])
+    common = common_items(
+        [[one for one in own if f"{one.task}/{one.language}" in both] for own in predictions],
+        [result["tasks"] for result in results],
+    )
+    return {"differences": task_differences(*common.models), "unpaired": common.unpaired}
+
+
+def _print_scores(model: str, result: dict[str, Any]) -> None:
+    from lingraft.report.evaluation import score_table
+    from lingraft.report.tables import noise_sentence
+
+    print_table(score_table(result["scores"]), model)
+    if result["noise"] is not None:
+        print_result(noise_sentence([result["noise"]]))
+    for name, told in result["tasks"].items():
+        if "judged" in told:
+            print_result(_judged_sentence(name, told["judged"]))
+    for line in result["left_out"][:1]:
+        print_result(f"{len(result['left_out'])} items are left out, such as {line}.")
+
+
+def _print_differences(
+    models: list[str], results: list[dict[str, Any]], compared: dict[str, dict[str, Any]]
+) -> None:
+    from lingraft.evaluate.common_items import unpaired_sentence
+    from lingraft.report.evaluation import task_difference_table
+
+    print_table(task_difference_table(compared["differences"]), f"{models[1]} - {models[0]}, paired")
+    for task in sorted(set(results[0]["tasks"]) ^ set(results[1]["tasks"])):
+        print_result(f"{task}: was asked of one of the two models only, and is not compared.")
+    for task, count in compared["unpaired"].items():
+        print_result(unpaired_sentence(task, count))
 
 
 def _judged_sentence(name: str, judged: dict[str, Any]) -> str:
