@@ -128,6 +128,34 @@ def test_a_killed_evaluation_goes_on_from_its_answers(
     assert killed == undisturbed
 
 
+def test_a_model_that_was_finished_before_the_interruption_answers_nothing_again(
+    evaluate: Callable[..., tuple[int, str, str]],
+    tiny_model: Path,
+    adapter: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = (str(tiny_model), str(adapter), *WORLDBOOK, "--output", "both")
+    answered = []
+    inner = TransformersGenerator.continue_batch
+
+    def counted(self: TransformersGenerator, prompts: Any, *settings: Any) -> Any:
+        answered.append(len(prompts))
+        if sum(answered) > 6 and stops:
+            raise KeyboardInterrupt
+        return inner(self, prompts, *settings)
+
+    monkeypatch.setattr(TransformersGenerator, "continue_batch", counted)
+    stops = True
+    assert evaluate(*asked)[0] == 130
+    assert Path("both/tiny/record.json").exists()
+    Path("both/lora/answers-stale.jsonl").touch()
+    answered.clear()
+    stops = False
+    assert evaluate(*asked)[0] == 0
+    assert sum(answered) == 6  # the second model's
+    assert not list(Path("both").rglob("answers-*.jsonl"))
+
+
 def test_two_models_are_compared_on_the_same_items_and_an_adapter_is_one(
     evaluate: Callable[..., tuple[int, str, str]], tiny_model: Path, adapter: Path
 ) -> None:

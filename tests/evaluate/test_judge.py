@@ -34,6 +34,7 @@ from lingraft.evaluate.judging.chat_endpoint import Endpoint, key_from_environme
 from lingraft.evaluate.judging.prompt import Question
 from lingraft.evaluate.judging.spending import BudgetReachedError, Prices
 from lingraft.evaluate.predictions import Prediction, read_predictions, read_rows, write_predictions
+from lingraft.models.generation import TransformersGenerator
 from lingraft.models.loading import load_model, load_tokenizer
 
 OUTPUT = r"<output {letter} (?P<mark>\w+)>\n(?P<text>.*?)\n</output {letter} (?P=mark)>"
@@ -915,6 +916,34 @@ def test_an_evaluation_has_alpaca_eval_judged(
         assert one.score == (len(one.response) > len("middle"))
     assert _run([*evaluation_command, *judge, "--repeat", "2"]) == 0  # the verdicts were kept, but for two
     assert len(judge_server.asked) == 6 + 2
+
+
+def test_another_judge_or_another_try_generates_nothing_anew(
+    evaluation_command: list[str],
+    judge_server: JudgeServer,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr("lingraft.evaluate.alpaca_eval_task.LONGEST_ANSWER", 8)
+    answered: list[int] = []
+    inner = TransformersGenerator.continue_batch
+
+    def counted(self: TransformersGenerator, prompts: Any, *others: Any) -> Any:
+        answered.append(len(prompts))
+        return inner(self, prompts, *others)
+
+    monkeypatch.setattr(TransformersGenerator, "continue_batch", counted)
+    command = [*evaluation_command, "--judge-model", "judge", "--judge-url"]
+    assert _run([*command, "http://127.0.0.1:9/v1"]) == 2  # nobody is there
+    assert sum(answered) == 6
+    judge_server.behaviour = names_nothing_at_first("Say 1", 2)
+    assert _run([*command, judge_server.url]) == 0
+    assert list((tmp_path / "out").glob("answers-*.jsonl"))  # a verdict is missing: it is asked for again
+    assert _run([*command, judge_server.url]) == 0
+    assert sum(answered) == 6
+    result = json.loads((tmp_path / "out" / "record.json").read_text())["result"]
+    assert (result["scores"]["alpaca_eval/en"]["n"], result["left_out"]) == (3, [])
+    assert not list((tmp_path / "out").glob("answers-*.jsonl"))
 
 
 def test_two_languages_are_judged_each_by_itself(

@@ -134,12 +134,15 @@ def evaluate(
     evaluation = _answering_up_to(max_new_tokens, chosen.evaluation).model_copy(
         update={"batch_size": batch_size, "repeats": repeat, "apply_chat_template": chat, "judge": judge}
     )
-    results, predictions = [], []
+    results, predictions, logs = [], [], []
     told: set[str] = set()
     for model, own in zip(models, folders, strict=True):
-        result, found = _evaluate(model, evaluation, {"model": model, **asked}, own, told)
+        result, found, log = _evaluate(model, evaluation, {"model": model, **asked}, own, told)
         results.append(result)
         predictions.append(found)
+        logs.append(log)
+    for result, log in zip(results, logs, strict=True):
+        _delete_answers(log, keep=_lacks_verdicts(result))
     _finish(models, results, predictions, asked, folder, as_json=json)
 
 
@@ -248,8 +251,13 @@ def _prepare(folder: Path, asked: dict[str, Any]) -> None:
 
 def _evaluate(
     model: str, evaluation: Evaluation, asked: dict[str, Any], folder: Path, told: set[str]
-) -> tuple[dict[str, Any], tuple[Prediction, ...]]:
-    """Evaluate one model, or go on where this was interrupted, and write what was found; the record last."""
+) -> tuple[dict[str, Any], tuple[Prediction, ...], Path]:
+    """Evaluate one model, or go on where this was interrupted, and write what was found; the record last.
+
+    Returns:
+        The result, the predictions, and where the answers are kept. They stay until all models are done: the same
+        command then answers nothing again, of a model that was finished before an interruption either.
+    """
     import torch
 
     from lingraft.cli.progress import StepBars
@@ -260,7 +268,10 @@ def _evaluate(
     from lingraft.records import fingerprint_of
 
     inputs = {**asked, "model_hash": merged_content_hash(model), "libraries": _libraries()}
-    log = folder / f"answers-{fingerprint_of(inputs)}.jsonl"  # of this very model and evaluation
+    answered = {
+        key: value for key, value in inputs.items() if key != "judge"
+    }  # it does not change any answer
+    log = folder / f"answers-{fingerprint_of(answered)}.jsonl"  # of this very model and evaluation
     dtype = torch.bfloat16 if asked["precision"] == "bf16" else torch.float32
     loaded, tokenizer = load_merged(model, dtype=dtype)
     loaded.to(compute_device())  # type: ignore[arg-type]
@@ -284,8 +295,21 @@ def _evaluate(
     (folder / RECORD).unlink(missing_ok=True)  # of an earlier run of the same
     write_predictions(folder / PREDICTIONS, found.predictions)
     write_record(folder / RECORD, "evaluate", inputs, result)
-    log.unlink(missing_ok=True)
-    return result, found.predictions
+    return result, found.predictions, log
+
+
+def _lacks_verdicts(result: dict[str, Any]) -> bool:
+    """Return whether a judge named no output on some item, which the next run asks again."""
+    return any(
+        told["judged"]["asking"]["unparseable"] for told in result["tasks"].values() if "judged" in told
+    )
+
+
+def _delete_answers(log: Path, *, keep: bool) -> None:
+    """Delete what answers were kept in, of earlier options or weights, too; `keep`: but not this log itself."""
+    for path in log.parent.glob("answers-*.jsonl"):
+        if not (keep and path == log):
+            path.unlink()
 
 
 def _tell_not_run(model: str, found: Evaluated, data_dir: str | None, told: set[str]) -> None:
