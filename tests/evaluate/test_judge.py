@@ -539,6 +539,23 @@ def test_the_key_comes_from_the_environment(environment: dict[str, str], variabl
     assert not value or value not in repr(key)
 
 
+STEERS = "evil\x1b[2J\u202e\x07"
+
+
+def test_what_a_server_says_cannot_steer_the_terminal(
+    command: list[str], judge_server: JudgeServer, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    judge_server.behaviour = lambda _: verdict("A", model=STEERS)
+    assert _run(command) == 0
+    assert r"Judge evil\x1b[2J\u202e\x07: 8 verdicts" in capfd.readouterr().out
+    for failing in (failure(401, STEERS), failure(307, "", Location="http://other/?\x1b[2J"), Answer(STEERS)):
+        judge_server.behaviour = lambda _, failing=failing: failing  # type: ignore[misc]
+        assert _run([*command, "--cache", str(tmp_path / "other.jsonl")]) == 2
+        told = capfd.readouterr().err
+        assert r"\x1b[2J" in told
+        assert not {"\x1b", "\x07", "\u202e"} & set(told)
+
+
 def test_a_key_that_no_header_can_hold_is_refused_without_being_shown() -> None:
     with pytest.raises(ConfigError, match="LINGRAFT_JUDGE_KEY") as error:
         key_from_environment({"LINGRAFT_JUDGE_KEY": "secret\nX-Other: 1"})

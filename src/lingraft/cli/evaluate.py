@@ -16,7 +16,7 @@ from lingraft.cli.output import (
     standard_error,
     write_record,
 )
-from lingraft.errors import ConfigError, EvaluationError
+from lingraft.errors import ConfigError, EvaluationError, harmless
 
 if TYPE_CHECKING:
     from lingraft.config.schema import Evaluation, JudgeChoice
@@ -433,4 +433,6 @@ def _judged_sentence(name: str, judged: dict[str, Any]) -> str:
 
 
 def _say(message: str) -> None:
-    standard_error().print(f"! {message}", markup=False, highlight=False, style="yellow", soft_wrap=True)
+    standard_error().print(
+        harmless(f"! {message}"), markup=False, highlight=False, style="yellow", soft_wrap=True
+    )

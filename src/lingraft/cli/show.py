@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lingraft.cli.output import harmless, print_json, print_result, print_side_by_side, print_table, readable
-from lingraft.errors import ConfigError
+from lingraft.cli.output import print_json, print_result, print_side_by_side, print_table, readable
+from lingraft.errors import ConfigError, harmless
 
 if TYPE_CHECKING:
     from lingraft.data.summary import DataSummary
