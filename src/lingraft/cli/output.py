@@ -178,7 +178,9 @@ def _drawn_table(table: Table, title: str | None) -> Any:
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    drawn = RichTable(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    # As text, not markup: a model's path may hold brackets.
+    shown = None if title is None else Text(title, "table.title")
+    drawn = RichTable(title=shown, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     for index, column in enumerate(table.columns):
         drawn.add_column(column.title, justify="left" if index < table.n_keys else "right", no_wrap=True)
     for row in table.rows:
