@@ -157,7 +157,10 @@ def test_a_model_that_was_finished_before_the_interruption_answers_nothing_again
 
 
 def test_two_models_are_compared_on_the_same_items_and_an_adapter_is_one(
-    evaluate: Callable[..., tuple[int, str, str]], tiny_model: Path, adapter: Path
+    evaluate: Callable[..., tuple[int, str, str]],
+    tiny_model: Path,
+    adapter: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     code, out, error = evaluate(str(tiny_model), str(adapter), *WORLDBOOK, "--output", "both", "--json")
     assert code == 0, error
@@ -173,6 +176,18 @@ def test_two_models_are_compared_on_the_same_items_and_an_adapter_is_one(
     assert [one.response for one in plain] != [one.response for one in adapted]
     record = json.loads(Path("both/record.json").read_text())
     assert record["result"]["differences"] == found["differences"]
+    capfd.readouterr()
+    assert _run(["show", "predictions", "both", "--json", "--worst", "6"]) == 0
+    shown = json.loads(capfd.readouterr().out)
+    assert (shown["model"], shown["before"]) == (str(adapter), str(tiny_model))
+    said = {(one.language, one.item): one.response for one in adapted}
+    assert {(one["language"], one["item"]): one["response"] for one in shown["items"]} == said
+    falls = [one["score"] - one["before"]["score"] for one in shown["items"]]
+    assert falls == sorted(falls)
+    turned = ["--cell", str(tiny_model), "--worst", "1", "--json"]
+    assert _run(["show", "predictions", "both", *turned]) == 0
+    shown = json.loads(capfd.readouterr().out)
+    assert (shown["model"], shown["before"]) == (str(tiny_model), str(adapter))
 
 
 def test_a_merged_adapter_computes_what_peft_computes(tiny_model: Path, adapter: Path) -> None:

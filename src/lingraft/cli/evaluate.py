@@ -143,7 +143,8 @@ def evaluate(
         logs.append(log)
     for result, log in zip(results, logs, strict=True):
         _delete_answers(log, keep=_lacks_verdicts(result))
-    _finish(models, results, predictions, asked, folder, as_json=json)
+    places = {model: f"{name}/{PREDICTIONS}" for model, name in zip(models, names, strict=True)}
+    _finish(models, results, predictions, {"models": models, **asked}, places, folder, as_json=json)
 
 
 def _check(models: list[str], precision: str) -> None:
@@ -353,7 +354,8 @@ def _finish(
     models: list[str],
     results: list[dict[str, Any]],
     predictions: list[tuple[Prediction, ...]],
-    asked: dict[str, Any],
+    inputs: dict[str, Any],
+    places: dict[str, str],
     folder: Path,
     *,
     as_json: bool,
@@ -364,7 +366,7 @@ def _finish(
     if len(models) == 2:
         compared = _compared(results, predictions)
         whole |= compared
-        write_record(folder / RECORD, "evaluate", {"models": models, **asked}, compared)
+        write_record(folder / RECORD, "evaluate", inputs, compared | {"predictions": places})
     if as_json:
         print_json(whole)
         return
@@ -372,7 +374,7 @@ def _finish(
         _print_scores(model, result)
     if len(models) == 2:
         _print_differences(models, results, compared)
-    print_result(f"Predictions and {RECORD} are in {folder}.")
+    print_result(f"Predictions and {RECORD} are in {folder}: see `lingraft show predictions`.")
 
 
 def _compared(

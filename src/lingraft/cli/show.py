@@ -110,7 +110,7 @@ def show_data(
 
 @app.command("predictions")
 def show_predictions(
-    run: Annotated[Path, typer.Argument(help="A run's folder, or that of one evaluation.")],
+    run: Annotated[Path, typer.Argument(help="A run's folder, or that of an evaluation.")],
     language: Annotated[str | None, typer.Option(help="BCP-47 tag; default: all.")] = None,
     task: Annotated[
         str | None, typer.Option(help="Such as worldbook:lookup or worldbook:lookup/de; default: all.")
