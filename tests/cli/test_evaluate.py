@@ -16,7 +16,7 @@ import pytest
 
 from lingraft.cli.main import _run
 from lingraft.evaluate.predictions import read_predictions
-from lingraft.models.generation import TransformersGenerator
+from lingraft.models.generation import Generated, TransformersGenerator
 
 FIELDS = {"value", "low", "high", "n", "wrong_language"}
 
@@ -260,6 +260,8 @@ def test_what_does_not_fit_into_one_of_two_models_is_told_by_its_name_and_not_co
         (("--languages", "de,german!"), "'german!' is no BCP-47 tag"),
         (("--data-dir", "absent"), "--data-dir absent: there is no such folder"),
         (("--precision", "int4"), "--precision 'int4'"),
+        (("--backend", "tgi"), "--backend 'tgi': there are transformers and vllm"),
+        (("--backend", "vllm", "--precision", "float32"), "--backend vllm generates in bf16, not in float32"),
         (("--task", "th=belebele"), "none of the tasks can be run here"),
     ],
 )
@@ -269,6 +271,33 @@ def test_wrong_input_has_exit_code_two(
     code, out, error = evaluate(str(tiny_model), *arguments)
     assert (code, out) == (2, "")
     assert told in " ".join(error.split())
+
+
+def test_vllm_generates_where_it_is_asked_for_and_takes_no_adapter(
+    evaluate: Callable[..., tuple[int, str, str]],
+    tiny_model: Path,
+    adapter: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    code, _, error = evaluate(str(adapter), *WORLDBOOK, "--backend", "vllm")
+    assert (code, "lora is an adapter, and vLLM reads whole models" in " ".join(error.split())) == (2, True)
+    made = []
+
+    class Parrot:
+        batch_size = 4
+
+        def __init__(self, folder: Path, *_: Any, trust_remote_code: bool) -> None:
+            made.append((folder, trust_remote_code))
+
+        def continue_batch(self, prompts: Any, *_: Any) -> list[Generated]:
+            return [Generated("Parrot", 1, ended=True) for _ in prompts]
+
+    monkeypatch.setattr("lingraft.models.vllm.check_vllm", lambda: None)
+    monkeypatch.setattr("lingraft.models.vllm.VllmGenerator", Parrot)
+    code, _, error = evaluate(str(tiny_model), *WORLDBOOK, "--backend", "vllm", "--output", "here")
+    assert code == 0, error
+    assert made == [(tiny_model, False)]
+    assert {one.response for one in read_predictions(Path("here/predictions.parquet"))} == {"Parrot"}
 
 
 @pytest.mark.parametrize(

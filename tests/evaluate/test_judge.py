@@ -950,7 +950,7 @@ def test_another_judge_or_another_try_generates_nothing_anew(
         return inner(self, prompts, *others)
 
     monkeypatch.setattr(TransformersGenerator, "continue_batch", counted)
-    command = [*evaluation_command, "--judge-model", "judge", "--judge-url"]
+    command = [*evaluation_command, "--judge-model", "judge", "--judge-max-tokens", "99", "--judge-url"]
     assert _run([*command, "http://127.0.0.1:9/v1"]) == 2  # nobody is there
     assert sum(answered) == 6
     judge_server.behaviour = names_nothing_at_first("Say 1", 2)
@@ -958,6 +958,7 @@ def test_another_judge_or_another_try_generates_nothing_anew(
     assert list((tmp_path / "out").glob("answers-*.jsonl"))  # a verdict is missing: it is asked for again
     assert _run([*command, judge_server.url]) == 0
     assert sum(answered) == 6
+    assert {one.body["max_tokens"] for one in judge_server.asked} == {99}
     result = json.loads((tmp_path / "out" / "record.json").read_text())["result"]
     assert (result["scores"]["alpaca_eval/en"]["n"], result["left_out"]) == (3, [])
     assert not list((tmp_path / "out").glob("answers-*.jsonl"))

@@ -28,7 +28,9 @@ RECORD = "record.json"
 PREDICTIONS = "predictions.parquet"
 VERDICTS = "verdicts.jsonl"  # stays: it was paid for
 _PRECISIONS = ("bf16", "float32")
-_NO_JUDGE = {"both_orders": True, "price_in": None, "price_out": None, "budget": None}
+_BACKENDS = ("transformers", "vllm")
+_NO_JUDGE = {"max_tokens": None, "both_orders": True, "price_in": None, "price_out": None, "budget": None}
+_COMPARED_JUDGE_FIELDS = {"url", "model", "max_tokens", "both_orders"}
 _TAG = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 
 
@@ -67,12 +69,21 @@ def evaluate(
         int, typer.Option(min=1, help="Generate so many times, in other batches: the noise floor.")
     ] = 1,
     precision: Annotated[str, typer.Option(help="bf16 or float32.")] = "bf16",
+    backend: Annotated[
+        str, typer.Option(help="What generates: transformers, or vllm (the extra of this name).")
+    ] = "transformers",
     judge_url: Annotated[
         str | None,
         typer.Option(help="For AlpacaEval: what stands before /chat/completions; see `lingraft judge`."),
     ] = None,
     judge_model: Annotated[
         str | None, typer.Option(help="For AlpacaEval: the judge, as the endpoint names it.")
+    ] = None,
+    judge_max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Tokens that the judge may write; default: 8. One that reasons first needs more."
+        ),
     ] = None,
     one_order: Annotated[
         bool, typer.Option("--one-order", help="Judge each pair one way only, for half the cost.")
@@ -101,10 +112,11 @@ def evaluate(
     OPENAI_API_KEY.
     """
     quieten_loading()
-    _check(models, precision)
+    _check(models, precision, backend)
     judge = _judge(
         judge_url,
         judge_model,
+        max_tokens=judge_max_tokens,
         both_orders=not one_order,
         price_in=price_in,
         price_out=price_out,
@@ -121,8 +133,9 @@ def evaluate(
         "max_new_tokens": max_new_tokens,
         "repeat": repeat,
         "precision": precision,
+        "backend": backend,
         "chat": chat,
-        "judge": None if judge is None else judge.model_dump(include={"url", "model", "both_orders"}),
+        "judge": None if judge is None else judge.model_dump(include=_COMPARED_JUDGE_FIELDS),
     }
     names = _names(models)
     folder = output or Path("runs") / "evaluate" / f"{'+'.join(names)}-{suite}"
@@ -132,7 +145,13 @@ def evaluate(
     if len(models) == 2:
         _prepare(folder, {"models": models, **asked})
     evaluation = _answering_up_to(max_new_tokens, chosen.evaluation).model_copy(
-        update={"batch_size": batch_size, "repeats": repeat, "apply_chat_template": chat, "judge": judge}
+        update={
+            "batch_size": batch_size,
+            "repeats": repeat,
+            "backend": backend,
+            "apply_chat_template": chat,
+            "judge": judge,
+        }
     )
     results, predictions, logs = [], [], []
     told: set[str] = set()
@@ -147,13 +166,33 @@ def evaluate(
     _finish(models, results, predictions, {"models": models, **asked}, places, folder, as_json=json)
 
 
-def _check(models: list[str], precision: str) -> None:
+def _check(models: list[str], precision: str, backend: str) -> None:
     if len(models) > 2:
         raise ConfigError(f"{len(models)} models: name one, or two to compare.")
     if len(set(models)) < len(models):
         raise ConfigError(f"{models[0]}: stands twice; name another model to compare it with.")
     if precision not in _PRECISIONS:
         raise ConfigError(f"--precision {precision!r}: there are {' and '.join(_PRECISIONS)}.")
+    if backend not in _BACKENDS:
+        raise ConfigError(f"--backend {backend!r}: there are {' and '.join(_BACKENDS)}.")
+    if backend == "vllm":
+        _check_vllm(models, precision)
+
+
+def _check_vllm(models: list[str], precision: str) -> None:
+    """Refuse, before anything is loaded, what vLLM does not generate with."""
+    from lingraft.models.adapters import ADAPTER_CONFIG
+    from lingraft.models.vllm import check_vllm
+
+    adapters = [one for one in models if (Path(one).expanduser() / ADAPTER_CONFIG).is_file()]
+    if adapters:
+        raise ConfigError(
+            f"--backend vllm: {adapters[0]} is an adapter, and vLLM reads whole models; merge it into its base and "
+            "save that, or take --backend transformers."
+        )
+    if precision != "bf16":
+        raise ConfigError(f"--backend vllm generates in bf16, not in {precision}; leave --precision out.")
+    check_vllm()
 
 
 def _judge(url: str | None, model: str | None, **options: Any) -> JudgeChoice | None:
@@ -164,6 +203,8 @@ def _judge(url: str | None, model: str | None, **options: Any) -> JudgeChoice | 
 
     if url is None and model is None and options == _NO_JUDGE:
         return None
+    if options["max_tokens"] is None:
+        del options["max_tokens"]  # the study file's default
     if url is None or model is None:
         raise ConfigError(
             "--judge-url and --judge-model belong together, and other options of the judge need them."
@@ -265,7 +306,8 @@ def _evaluate(
     from lingraft.evaluate.harness import evaluate_model, shortened_sentence
     from lingraft.evaluate.predictions import write_predictions
     from lingraft.models.adapters import load_merged, merged_content_hash
-    from lingraft.models.loading import compute_device
+    from lingraft.models.loading import compute_device, model_folder
+    from lingraft.models.vllm import VllmGenerator
     from lingraft.records import fingerprint_of
 
     inputs = {**asked, "model_hash": merged_content_hash(model), "libraries": _libraries()}
@@ -276,6 +318,10 @@ def _evaluate(
     dtype = torch.bfloat16 if asked["precision"] == "bf16" else torch.float32
     loaded, tokenizer = load_merged(model, dtype=dtype)
     loaded.to(compute_device())  # type: ignore[arg-type]
+
+    def vllm() -> VllmGenerator:
+        return VllmGenerator(model_folder(model), tokenizer, trust_remote_code=False)
+
     with StepBars() as bars:
         found = evaluate_model(
             loaded,
@@ -285,6 +331,7 @@ def _evaluate(
             skip_missing=True,
             log=log,
             verdicts=folder / VERDICTS,
+            make_generator=vllm if evaluation.backend == "vllm" else None,
             on_progress=lambda done, total: bars.progressed(model, done, total),
         )
     _tell_not_run(model, found, asked["data_dir"], told)
