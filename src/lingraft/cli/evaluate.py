@@ -333,6 +333,7 @@ def _evaluate(
             verdicts=folder / VERDICTS,
             make_generator=vllm if evaluation.backend == "vllm" else None,
             on_progress=lambda done, total: bars.progressed(model, done, total),
+            on_judged=lambda done, total: bars.progressed(f"{model}, verdicts", done, total),
         )
     _tell_not_run(model, found, asked["data_dir"], told)
     for task, count in found.shortened.items():

@@ -153,7 +153,7 @@ class ProgressWatcher(Watcher):
 
 
 def _figures(progress: StageProgress) -> str:
-    parts = []
+    parts = [] if progress.unit is None else [progress.unit]
     if progress.loss is not None:
         parts.append(f"loss {progress.loss:.3f}")
     if progress.tokens_per_second is not None:

@@ -132,6 +132,7 @@ def evaluate_model(
     verdicts: Path | None = None,
     make_generator: MakeGenerator | None = None,
     on_progress: OnProgress | None = None,
+    on_judged: OnProgress | None = None,
 ) -> Evaluated:
     """Score a model on the tasks of a study.
 
@@ -149,6 +150,8 @@ def evaluate_model(
         verdicts: A file that a judge's verdicts are kept in, for any number of models; None: they are not kept.
         make_generator: Makes another engine for generation, such as vLLM, when it is needed; None: the model itself.
         on_progress: Called with the items so far and in all.
+        on_judged: Called with a judge's verdicts so far and in all, of one judged task after the other; the items are
+            done then.
 
     Raises:
         EvaluationError: A task cannot be loaded, has no such metric, has answers that do not fit into the model, or
@@ -186,7 +189,7 @@ def evaluate_model(
     judged: dict[str, Judged] = {}
     for run in runs:
         if run.is_judged:
-            rounds[0], judged[run.label] = _judge(run, rounds[0], evaluation, verdicts, on_progress)
+            rounds[0], judged[run.label] = _judge(run, rounds[0], evaluation, verdicts, on_judged)
     predictions = rounds[0]
     return Evaluated(
         predictions=tuple(predictions),
@@ -501,7 +504,7 @@ def _judge(
     predictions: Sequence[Prediction],
     evaluation: Evaluation,
     verdicts: Path | None,
-    on_progress: OnProgress | None,
+    on_judged: OnProgress | None,
 ) -> tuple[list[Prediction], Judged]:
     """Put a judge's preferences in the place of a task's scores; items without a verdict are left out."""
     assert evaluation.judge is not None  # else the task would not have been built
@@ -516,7 +519,7 @@ def _judge(
             reference,
             Judge.of(evaluation.judge),
             cache=verdicts or Path(folder) / "verdicts.jsonl",
-            on_progress=on_progress,
+            on_progress=on_judged,
         )
     others = [one for one in predictions if not _belongs(one, run)]
     return [*others, *scored], judged
