@@ -635,7 +635,7 @@ def test_the_budget_is_never_exceeded_and_a_larger_one_goes_on(
     judge_server.behaviour = expensive
     prices = Prices(1000.0, 2000.0)
     with pytest.raises(
-        BudgetReachedError, match=r"budget of 20 .* \d+ of 40 verdicts are there and kept: raise --budget"
+        BudgetReachedError, match=r"budget of 20 .* \d+ of 40 verdicts are there and kept: raise the budget"
     ):
         judged(answers, reference, prices=prices, budget=20.0, at_once=at_once)
     assert 15 < (counts["read"] * 1000 + counts["written"] * 2000) / 1e6 <= 20
@@ -976,7 +976,20 @@ def test_two_languages_are_judged_each_by_itself(
     judge = JudgeChoice(url=judge_server.url, model="judge")
     evaluation = Evaluation(task_ability=entries[:1], language_ability=entries[1:], judge=judge)
     model: Any = load_model(tiny_model)
-    found = evaluate_model(model, load_tokenizer(tiny_model), evaluation, languages=["de"])
+    items: list[tuple[int, int]] = []
+    verdicts: list[tuple[int, int]] = []
+    found = evaluate_model(
+        model,
+        load_tokenizer(tiny_model),
+        evaluation,
+        languages=["de"],
+        on_progress=lambda *told: items.append(told),
+        on_judged=lambda *told: verdicts.append(told),
+    )
+    assert items == [(done, 5) for done in range(1, 6)]
+    assert sorted(set(verdicts)) == [
+        (done, total) for done in range(1, 7) for total in (4, 6) if done <= total
+    ]
     rows = {name: told["judged"]["reference_items"] for name, told in found.tasks.items()}
     assert rows == {"alpaca_eval/en": 2, "alpaca_eval/de": 3}
     assert [one.language for one in found.predictions] == ["en"] * 2 + ["de"] * 3

@@ -77,8 +77,8 @@ def ask_all(
                         on_progress(_done(questions, cache) + len(refused), len(questions))
         except BudgetReachedError as error:
             raise BudgetReachedError(
-                f"{error} {_done(questions, cache)} of {len(questions)} verdicts are there and kept: raise --budget, "
-                "and the same command goes on."
+                f"{error} {_done(questions, cache)} of {len(questions)} verdicts are there and kept: raise the "
+                "budget (--budget, or the judge's `budget` in a study file), and the same command goes on."
             ) from None
         finally:
             client.stop()

@@ -256,7 +256,7 @@ class ChatClient:
             used = Tokens()
             return self._lost(f"no connection within {_CONNECT_SECONDS:.0f} s", passing=self._reached)
         except requests.Timeout:
-            return _Again(f"no answer within {self._endpoint.timeout_seconds:g} s (--timeout)")
+            return _Again(f"no answer within {self._endpoint.timeout_seconds:g} s (its `timeout`)")
         except requests.RequestException as error:
             breaks_off = self._reached or "timed out" in str(error)  # in the middle of an answer
             used = most if breaks_off else Tokens()

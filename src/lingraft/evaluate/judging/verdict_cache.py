@@ -103,7 +103,10 @@ class VerdictCache:
             self._found[key] = verdict
 
     def _no_verdict(self, number: int, problem: str) -> str:
-        return f"{self._path}:{number}: is no verdict ({problem}); name another file with --cache, or repair this one."
+        return (
+            f"{self._path}:{number}: is no verdict ({problem}); repair the file, move it away, or name another one "
+            "(`lingraft judge --cache`)."
+        )
 
 
 @contextmanager
@@ -115,7 +118,7 @@ def open_cache(path: Path) -> Iterator[VerdictCache]:
     """
     if not path.parent.is_dir() or path.is_dir():
         raise EvaluationError(
-            f"{path}: verdicts are kept in a file, in a folder that exists; name one with --cache."
+            f"{path}: verdicts are kept in a file, in a folder that exists (`lingraft judge` takes one with --cache)."
         )
     lock = FileLock(path.with_name(f"{path.name}.lock"))
     try:
@@ -124,7 +127,7 @@ def open_cache(path: Path) -> Iterator[VerdictCache]:
         raise EvaluationError(f"{path}: another lingraft is judging into it; wait for it.") from None
     except OSError as error:
         raise EvaluationError(
-            f"{path}: cannot be written ({error.strerror}); name another file with --cache."
+            f"{path}: cannot be written ({error.strerror}); see to its permissions, or have the results elsewhere."
         ) from None
     try:
         yield VerdictCache(path)
