@@ -914,7 +914,7 @@ def test_an_evaluation_has_alpaca_eval_judged(
     assert _run([*evaluation_command, *judge, "--repeat", "2"]) == 0
     printed = capfd.readouterr().out
     assert "alpaca_eval/en: judged by judge-2026; shown first, an answer gains +0.000" in printed
-    assert "6 verdicts, 6 of them new, cost 0.0006." in printed
+    assert "6 verdicts, 6 of them new, 0 weighted; 600 tokens read, 6 written, cost 0.0006." in printed
     result = json.loads((tmp_path / "out" / "record.json").read_text())["result"]
     assert result["tasks"]["alpaca_eval/en"]["metric"] == "win_rate"
     assert result["tasks"]["alpaca_eval/en"]["judged"]["reference_items"] == 3

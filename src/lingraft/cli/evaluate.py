@@ -442,6 +442,7 @@ def _compared(
 
 def _print_scores(model: str, result: dict[str, Any]) -> None:
     from lingraft.report.evaluation import score_table
+    from lingraft.report.judging import asking_clause, order_clause
     from lingraft.report.tables import noise_sentence
 
     print_table(score_table(result["scores"]), model)
@@ -449,7 +450,9 @@ def _print_scores(model: str, result: dict[str, Any]) -> None:
         print_result(noise_sentence([result["noise"]]))
     for name, told in result["tasks"].items():
         if "judged" in told:
-            print_result(_judged_sentence(name, told["judged"]))
+            judged = told["judged"]
+            who = ", ".join(judged["judge"]["answered_as"])
+            print_result(f"{name}: judged by {who}; {order_clause(judged)}; {asking_clause(judged)}.")
     for line in result["left_out"][:1]:
         print_result(f"{len(result['left_out'])} items are left out, such as {line}.")
 
@@ -465,21 +468,6 @@ def _print_differences(
         print_result(f"{task}: was asked of one of the two models only, and is not compared.")
     for task, count in compared["unpaired"].items():
         print_result(unpaired_sentence(task, count))
-
-
-def _judged_sentence(name: str, judged: dict[str, Any]) -> str:
-    """Return who judged a task, what the order of the outputs did, and what it took."""
-    effect, asking = judged["order_effect"], judged["asking"]
-    order = (
-        "each pair was shown one way only"
-        if effect is None
-        else f"shown first, an answer gains {effect['value']:+.3f} ({effect['low']:+.3f} to {effect['high']:+.3f})"
-    )
-    cost = "" if asking["cost"] is None else f", cost {asking['cost']:.4f}"
-    return (
-        f"{name}: judged by {', '.join(judged['judge']['answered_as'])}; {order}; {asking['verdicts']} verdicts, "
-        f"{asking['new']} of them new{cost}."
-    )
 
 
 def _say(message: str) -> None:
