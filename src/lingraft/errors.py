@@ -7,7 +7,11 @@ A message says what was wrong, the value, where it came from and what to do inst
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
+
+# Bidirectional classes of the characters that turn what follows them: embeddings, overrides, isolates.
+_TURNS = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
 
 EXIT_DONE = 0
 EXIT_ANSWER_IS_NO = 1
@@ -60,3 +64,23 @@ def did_you_mean(value: str, options: Iterable[str]) -> str:
 def in_one_line(error: BaseException) -> str:
     """Return a library's message without its line breaks: what lingraft prints of a problem is one line."""
     return " ".join(str(error).split())
+
+
+def harmless(text: str) -> str:
+    """Return a text that is not ours with what steers a terminal made visible: \\x1b in place of the escape.
+
+    Such texts are a model's, a data set's or a server's; what steers are control characters but for line breaks and
+    tabs, line and paragraph separators, marks that turn the direction of text, and halves of surrogate pairs. Joiners
+    stay: scripts need them.
+    """
+    return "".join(
+        character if character in "\n\t" or not _steers(character) else ascii(character)[1:-1]
+        for character in text
+    )
+
+
+def _steers(character: str) -> bool:
+    return (
+        unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+        or unicodedata.bidirectional(character) in _TURNS
+    )

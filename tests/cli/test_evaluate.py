@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import pytest
 
 from lingraft.cli.main import _run
 from lingraft.evaluate.predictions import read_predictions
-from lingraft.models.generation import TransformersGenerator
+from lingraft.models.generation import Generated, TransformersGenerator
 
 FIELDS = {"value", "low", "high", "n", "wrong_language"}
 
@@ -127,8 +128,39 @@ def test_a_killed_evaluation_goes_on_from_its_answers(
     assert killed == undisturbed
 
 
+def test_a_model_that_was_finished_before_the_interruption_answers_nothing_again(
+    evaluate: Callable[..., tuple[int, str, str]],
+    tiny_model: Path,
+    adapter: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = (str(tiny_model), str(adapter), *WORLDBOOK, "--output", "both")
+    answered = []
+    inner = TransformersGenerator.continue_batch
+
+    def counted(self: TransformersGenerator, prompts: Any, *settings: Any) -> Any:
+        answered.append(len(prompts))
+        if sum(answered) > 6 and stops:
+            raise KeyboardInterrupt
+        return inner(self, prompts, *settings)
+
+    monkeypatch.setattr(TransformersGenerator, "continue_batch", counted)
+    stops = True
+    assert evaluate(*asked)[0] == 130
+    assert Path("both/tiny/record.json").exists()
+    Path("both/lora/answers-stale.jsonl").touch()
+    answered.clear()
+    stops = False
+    assert evaluate(*asked)[0] == 0
+    assert sum(answered) == 6  # the second model's
+    assert not list(Path("both").rglob("answers-*.jsonl"))
+
+
 def test_two_models_are_compared_on_the_same_items_and_an_adapter_is_one(
-    evaluate: Callable[..., tuple[int, str, str]], tiny_model: Path, adapter: Path
+    evaluate: Callable[..., tuple[int, str, str]],
+    tiny_model: Path,
+    adapter: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     code, out, error = evaluate(str(tiny_model), str(adapter), *WORLDBOOK, "--output", "both", "--json")
     assert code == 0, error
@@ -144,6 +176,18 @@ def test_two_models_are_compared_on_the_same_items_and_an_adapter_is_one(
     assert [one.response for one in plain] != [one.response for one in adapted]
     record = json.loads(Path("both/record.json").read_text())
     assert record["result"]["differences"] == found["differences"]
+    capfd.readouterr()
+    assert _run(["show", "predictions", "both", "--json", "--worst", "6"]) == 0
+    shown = json.loads(capfd.readouterr().out)
+    assert (shown["model"], shown["before"]) == (str(adapter), str(tiny_model))
+    said = {(one.language, one.item): one.response for one in adapted}
+    assert {(one["language"], one["item"]): one["response"] for one in shown["items"]} == said
+    falls = [one["score"] - one["before"]["score"] for one in shown["items"]]
+    assert falls == sorted(falls)
+    turned = ["--cell", str(tiny_model), "--worst", "1", "--json"]
+    assert _run(["show", "predictions", "both", *turned]) == 0
+    shown = json.loads(capfd.readouterr().out)
+    assert (shown["model"], shown["before"]) == (str(tiny_model), str(adapter))
 
 
 def test_a_merged_adapter_computes_what_peft_computes(tiny_model: Path, adapter: Path) -> None:
@@ -180,6 +224,33 @@ def test_a_task_without_data_is_named_with_where_they_were_looked_for_and_the_re
     assert "xcopa/de: xcopa has no de" in error
 
 
+def test_what_does_not_fit_into_one_of_two_models_is_told_by_its_name_and_not_compared(
+    evaluate: Callable[..., tuple[int, str, str]], tiny_model: Path, tmp_path: Path
+) -> None:
+    small = tmp_path / "small"
+    shutil.copytree(tiny_model, small)
+    config = json.loads((small / "config.json").read_text())
+    (small / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 60}))
+    row = {"premise": "a.", "choice1": "b", "choice2": "c", "question": "cause", "label": 0, "idx": 0}
+    Path("data/xcopa").mkdir(parents=True)
+    Path("data/xcopa/th.jsonl").write_text(json.dumps(row | {"premise": "Say a. " * 90}) + "\n")
+    only = ("--suite", "reading", "--task", "th=xcopa", "--task", "worldbook:lookup", "--data-dir", "data")
+    code, out, error = evaluate(
+        str(tiny_model), str(small), *only, "--limit", "2", "--max-new-tokens", "60", "--output", "both"
+    )
+    assert code == 0, error
+    (line,) = [one for one in error.splitlines() if "not run" in one]
+    assert line.startswith(f"! {small}: worldbook:lookup/en: not run: its answers may have 60 tokens")
+    assert f"! {small}: xcopa/th: 1 prompts are longer than the model can read" in error
+    assert "worldbook:lookup/en: was asked of one of the two models only, and is not compared." in out
+    result = json.loads(Path("both/record.json").read_text())["result"]
+    assert list(result["differences"]) == ["xcopa/th"]
+    assert list(json.loads(Path("both/tiny/record.json").read_text())["result"]["scores"]) == [
+        "worldbook:lookup/en",
+        "xcopa/th",
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -189,6 +260,8 @@ def test_a_task_without_data_is_named_with_where_they_were_looked_for_and_the_re
         (("--languages", "de,german!"), "'german!' is no BCP-47 tag"),
         (("--data-dir", "absent"), "--data-dir absent: there is no such folder"),
         (("--precision", "int4"), "--precision 'int4'"),
+        (("--backend", "tgi"), "--backend 'tgi': there are transformers and vllm"),
+        (("--backend", "vllm", "--precision", "float32"), "--backend vllm generates in bf16, not in float32"),
         (("--task", "th=belebele"), "none of the tasks can be run here"),
     ],
 )
@@ -198,6 +271,33 @@ def test_wrong_input_has_exit_code_two(
     code, out, error = evaluate(str(tiny_model), *arguments)
     assert (code, out) == (2, "")
     assert told in " ".join(error.split())
+
+
+def test_vllm_generates_where_it_is_asked_for_and_takes_no_adapter(
+    evaluate: Callable[..., tuple[int, str, str]],
+    tiny_model: Path,
+    adapter: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    code, _, error = evaluate(str(adapter), *WORLDBOOK, "--backend", "vllm")
+    assert (code, "lora is an adapter, and vLLM reads whole models" in " ".join(error.split())) == (2, True)
+    made = []
+
+    class Parrot:
+        batch_size = 4
+
+        def __init__(self, folder: Path, *_: Any, trust_remote_code: bool) -> None:
+            made.append((folder, trust_remote_code))
+
+        def continue_batch(self, prompts: Any, *_: Any) -> list[Generated]:
+            return [Generated("Parrot", 1, ended=True) for _ in prompts]
+
+    monkeypatch.setattr("lingraft.models.vllm.check_vllm", lambda: None)
+    monkeypatch.setattr("lingraft.models.vllm.VllmGenerator", Parrot)
+    code, _, error = evaluate(str(tiny_model), *WORLDBOOK, "--backend", "vllm", "--output", "here")
+    assert code == 0, error
+    assert made == [(tiny_model, False)]
+    assert {one.response for one in read_predictions(Path("here/predictions.parquet"))} == {"Parrot"}
 
 
 @pytest.mark.parametrize(

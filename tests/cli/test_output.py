@@ -44,6 +44,14 @@ def test_a_table_on_a_narrow_console_is_cut_into_parts_and_no_cell_is_lost() -> 
         assert cell in stream.getvalue()
 
 
+def test_a_title_is_taken_literally(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(output, "_result_stream", stream)
+    for title in ("models/[/tuned]", "models/[bold]tuned"):
+        output.print_table(Table((Column("name", "a word"),), (("a" * 40,),), 1), title)
+        assert title in stream.getvalue()
+
+
 def test_a_right_to_left_cell_is_isolated_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     arabic, thai = drawn(monkeypatch, CELLS[:2])
     assert f"\u2068{CELLS[0]}\u2069" in arabic

@@ -54,13 +54,13 @@ def test_what_only_counts_has_a_time_left_too(monkeypatch: pytest.MonkeyPatch) -
         watcher.stage_progressed(StageProgress(40, 100))  # answered before an interruption
         now[0] += 30
         watcher.stage_progressed(StageProgress(50, 100))
-        watcher.stage_progressed(StageProgress(1, 10))  # another count of the stage
+        watcher.stage_progressed(StageProgress(1, 10, unit="verdicts"))  # another count of the stage
         now[0] += 1
         watcher.stage_progressed(StageProgress(2, 10, seconds_left=61.0))
     assert [line.strip() for line in stream.getvalue().splitlines() if " left" in line or "/" in line] == [
         "40/100",
         "50/100  2:30 left",
-        "1/10",
+        "1/10  verdicts",
         "2/10  1:01 left",
     ]
     with StepBars() as bars:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lingraft.cli import main
-from lingraft.cli.output import harmless
+from lingraft.errors import harmless
 from lingraft.evaluate.predictions import Prediction, write_predictions
 
 SCORES: dict[str, tuple[float, ...]] = {

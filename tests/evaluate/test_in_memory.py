@@ -201,9 +201,21 @@ def test_another_engine_generates_and_is_asked_only_for_what_is_missing(
         engine(make_generator=Parrot).generate_until(to_generate({"until": [], "num_beams": 2}))
 
 
-def test_an_answer_that_cannot_fit_is_refused(engine: Callable[..., InMemoryModel]) -> None:
-    with pytest.raises(EvaluationError, match=r"2048 tokens.*`max_new_tokens`"):
-        engine().generate_until(to_generate({"until": [], "max_gen_toks": 2048}))
+def test_a_task_whose_answers_do_not_fit_is_refused_or_left_out_before_any_is_generated(
+    tiny: tuple[Any, Any], batches: list[list[int]]
+) -> None:
+    fits = EvaluationTask(task="worldbook:lookup", limit=1, max_new_tokens=4)
+    too_long = EvaluationTask(task="worldbook:counting", limit=1, max_new_tokens=2048)
+    evaluation = Evaluation(task_ability=(fits, too_long), language_ability=())
+    with pytest.raises(
+        EvaluationError, match=r"the task worldbook:counting/en: .* 2048 tokens, .* room for 2048"
+    ):
+        evaluate_model(*tiny, evaluation, languages=[])
+    assert batches == []
+    found = evaluate_model(*tiny, evaluation, languages=[], skip_missing=True)
+    assert list(found.no_room) == ["worldbook:counting/en"]
+    assert "`max_new_tokens` (--max-new-tokens)" in found.no_room["worldbook:counting/en"]
+    assert list(found.tasks) == ["worldbook:lookup/en"]
 
 
 def test_an_evaluation_repeats_resumes_and_counts(tiny: tuple[Any, Any], tmp_path: Path) -> None:
@@ -243,6 +255,16 @@ def test_prompts_that_do_not_fit_are_noted(engine: Callable[..., InMemoryModel])
     asked = instances(
         "generate_until", [(text, {"until": [], "max_gen_toks": 4}) for text in (fits, too_long)]
     )
+    generating = engine()
+    generating.generate_until(asked)
+    assert generating.shortened == {request_key(asked[1].args)}
+
+
+def test_shortened_prompts_that_go_the_harnesss_own_way_are_noted_as_well(
+    engine: Callable[..., InMemoryModel],
+) -> None:
+    beams = {"until": [], "max_gen_toks": 4, "num_beams": 2}
+    asked = instances("generate_until", [(text, beams) for text in ("Say a.", "Say a. " * 900)])
     generating = engine()
     generating.generate_until(asked)
     assert generating.shortened == {request_key(asked[1].args)}

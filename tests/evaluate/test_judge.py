@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,14 +24,18 @@ from typing import Any
 import pytest
 
 from lingraft.cli.main import _run
+from lingraft.config.schema import Evaluation, EvaluationTask, JudgeChoice
 from lingraft.errors import ConfigError, EvaluationError
 from lingraft.evaluate.alpaca_eval_task import judge_predictions, read_outputs
+from lingraft.evaluate.harness import evaluate_model
 from lingraft.evaluate.judge import Judge, Judged, Output, Preference, judge_answers
 from lingraft.evaluate.judging.asking import Manner
 from lingraft.evaluate.judging.chat_endpoint import Endpoint, key_from_environment
 from lingraft.evaluate.judging.prompt import Question
 from lingraft.evaluate.judging.spending import BudgetReachedError, Prices
 from lingraft.evaluate.predictions import Prediction, read_predictions, read_rows, write_predictions
+from lingraft.models.generation import TransformersGenerator
+from lingraft.models.loading import load_model, load_tokenizer
 
 OUTPUT = r"<output {letter} (?P<mark>\w+)>\n(?P<text>.*?)\n</output {letter} (?P=mark)>"
 
@@ -135,7 +140,7 @@ def judge_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[JudgeServer]:
     """A judge that prefers the longer output; no key is set, and no proxy stands between."""
     for name in ("LINGRAFT_JUDGE_KEY", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     server = JudgeServer()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
@@ -534,6 +539,23 @@ def test_the_key_comes_from_the_environment(environment: dict[str, str], variabl
     assert not value or value not in repr(key)
 
 
+STEERS = "evil\x1b[2J\u202e\x07"
+
+
+def test_what_a_server_says_cannot_steer_the_terminal(
+    command: list[str], judge_server: JudgeServer, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    judge_server.behaviour = lambda _: verdict("A", model=STEERS)
+    assert _run(command) == 0
+    assert r"Judge evil\x1b[2J\u202e\x07: 8 verdicts" in capfd.readouterr().out
+    for failing in (failure(401, STEERS), failure(307, "", Location="http://other/?\x1b[2J"), Answer(STEERS)):
+        judge_server.behaviour = lambda _, failing=failing: failing  # type: ignore[misc]
+        assert _run([*command, "--cache", str(tmp_path / "other.jsonl")]) == 2
+        told = capfd.readouterr().err
+        assert r"\x1b[2J" in told
+        assert not {"\x1b", "\x07", "\u202e"} & set(told)
+
+
 def test_a_key_that_no_header_can_hold_is_refused_without_being_shown() -> None:
     with pytest.raises(ConfigError, match="LINGRAFT_JUDGE_KEY") as error:
         key_from_environment({"LINGRAFT_JUDGE_KEY": "secret\nX-Other: 1"})
@@ -613,7 +635,7 @@ def test_the_budget_is_never_exceeded_and_a_larger_one_goes_on(
     judge_server.behaviour = expensive
     prices = Prices(1000.0, 2000.0)
     with pytest.raises(
-        BudgetReachedError, match=r"budget of 20 .* \d+ of 40 verdicts are there and kept: raise --budget"
+        BudgetReachedError, match=r"budget of 20 .* \d+ of 40 verdicts are there and kept: raise the budget"
     ):
         judged(answers, reference, prices=prices, budget=20.0, at_once=at_once)
     assert 15 < (counts["read"] * 1000 + counts["written"] * 2000) / 1e6 <= 20
@@ -661,6 +683,33 @@ def test_another_judge_manner_or_output_is_asked_anew(
     assert len(judge_server.asked) == 24
     judged([*ANSWERS[:3], Output("row 3", "Say 3.", "another")])
     assert len(judge_server.asked) == 26
+
+
+def test_an_answer_that_names_no_output_is_asked_again_in_the_next_run_and_both_are_counted(
+    judged: Callable[..., Judged], judge_server: JudgeServer
+) -> None:
+    judge_server.behaviour = lambda asked: (
+        verdict("Hmm") if asked.output("B") == "short" else prefers_longer(asked)
+    )
+    assert judged().win_rate.n == 3
+    judge_server.asked.clear()
+    judge_server.behaviour = prefers_longer
+    found = judged()
+    assert [one.output("B") for one in judge_server.asked] == ["short"]
+    assert (found.win_rate.n, found.left_out, found.asking.unparseable) == (4, (), 0)
+    assert (found.asking.verdicts, found.asking.new, found.asking.tokens.read) == (8, 1, 900)
+    assert judged().asking.tokens.read == 900
+    assert len(judge_server.asked) == 1
+
+
+def test_two_servers_do_not_share_verdicts_although_their_models_have_the_same_name(
+    judged: Callable[..., Judged], judge_server: JudgeServer
+) -> None:
+    assert judged().win_rate.value == 0.5
+    judge_server.behaviour = lambda asked: verdict("A" if "middle" in asked.output("B") else "B")
+    other = judge_server.url.replace("127.0.0.1", "localhost")
+    assert judged(url=other).win_rate.value == 1.0
+    assert judged(url=f"{other}/").asking.new == 0  # the same address
 
 
 def test_a_torn_last_line_is_cut_off_and_asked_again(
@@ -865,11 +914,13 @@ def test_an_evaluation_has_alpaca_eval_judged(
     assert _run([*evaluation_command, *judge, "--repeat", "2"]) == 0
     printed = capfd.readouterr().out
     assert "alpaca_eval/en: judged by judge-2026; shown first, an answer gains +0.000" in printed
-    assert "6 verdicts, 6 of them new, cost 0.0006." in printed
+    assert "6 verdicts, 6 of them new, 0 weighted; 600 tokens read, 6 written, cost 0.0006." in printed
     result = json.loads((tmp_path / "out" / "record.json").read_text())["result"]
     assert result["tasks"]["alpaca_eval/en"]["metric"] == "win_rate"
     assert result["tasks"]["alpaca_eval/en"]["judged"]["reference_items"] == 3
-    assert result["left_out"] == ["alpaca_eval: alpaca_eval/en/1: the verdict '?' names neither A nor B"]
+    assert result["left_out"] == ["alpaca_eval/en: alpaca_eval/en/1: the verdict '?' names neither A nor B"]
+    (told,) = [one["answers"] for name, one in result["scores"].items() if name == "alpaca_eval/en"]
+    assert (told["n"], told["truncated"]) == (2, result["truncated"]["alpaca_eval/en"])
     assert (result["scores"]["alpaca_eval/en"]["n"], result["scores"]["worldbook:lookup/en"]["n"]) == (2, 3)
     assert list(result["noise"]["tasks"]) == ["worldbook:lookup/en"]
     said = {
@@ -880,8 +931,132 @@ def test_an_evaluation_has_alpaca_eval_judged(
     for row in (0, 2):
         one = said[f"alpaca_eval/en/{row}"]
         assert one.score == (len(one.response) > len("middle"))
-    assert _run([*evaluation_command, *judge, "--repeat", "2"]) == 0  # the verdicts were kept
-    assert len(judge_server.asked) == 6
+    assert _run([*evaluation_command, *judge, "--repeat", "2"]) == 0  # the verdicts were kept, but for two
+    assert len(judge_server.asked) == 6 + 2
+
+
+def test_another_judge_or_another_try_generates_nothing_anew(
+    evaluation_command: list[str],
+    judge_server: JudgeServer,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr("lingraft.evaluate.alpaca_eval_task.LONGEST_ANSWER", 8)
+    answered: list[int] = []
+    inner = TransformersGenerator.continue_batch
+
+    def counted(self: TransformersGenerator, prompts: Any, *others: Any) -> Any:
+        answered.append(len(prompts))
+        return inner(self, prompts, *others)
+
+    monkeypatch.setattr(TransformersGenerator, "continue_batch", counted)
+    command = [*evaluation_command, "--judge-model", "judge", "--judge-max-tokens", "99", "--judge-url"]
+    assert _run([*command, "http://127.0.0.1:9/v1"]) == 2  # nobody is there
+    assert sum(answered) == 6
+    judge_server.behaviour = names_nothing_at_first("Say 1", 2)
+    assert _run([*command, judge_server.url]) == 0
+    assert list((tmp_path / "out").glob("answers-*.jsonl"))  # a verdict is missing: it is asked for again
+    assert _run([*command, judge_server.url]) == 0
+    assert sum(answered) == 6
+    assert {one.body["max_tokens"] for one in judge_server.asked} == {99}
+    result = json.loads((tmp_path / "out" / "record.json").read_text())["result"]
+    assert (result["scores"]["alpaca_eval/en"]["n"], result["left_out"]) == (3, [])
+    assert not list((tmp_path / "out").glob("answers-*.jsonl"))
+
+
+def test_two_languages_are_judged_each_by_itself(
+    judge_server: JudgeServer, tiny_model: Path, tmp_path: Path
+) -> None:
+    entries = []
+    for language, texts in (("en", ["middle"] * 2), ("de", ["ein Satz"] * 3)):
+        file = write_rows_to(tmp_path / f"{language}.jsonl", outputs(*texts))
+        entries.append(
+            EvaluationTask(task="alpaca_eval", language=language, data=str(file), max_new_tokens=8)
+        )
+    judge = JudgeChoice(url=judge_server.url, model="judge")
+    evaluation = Evaluation(task_ability=entries[:1], language_ability=entries[1:], judge=judge)
+    model: Any = load_model(tiny_model)
+    items: list[tuple[int, int]] = []
+    verdicts: list[tuple[int, int]] = []
+    found = evaluate_model(
+        model,
+        load_tokenizer(tiny_model),
+        evaluation,
+        languages=["de"],
+        on_progress=lambda *told: items.append(told),
+        on_judged=lambda *told: verdicts.append(told),
+    )
+    assert items == [(done, 5) for done in range(1, 6)]
+    assert sorted(set(verdicts)) == [
+        (done, total) for done in range(1, 7) for total in (4, 6) if done <= total
+    ]
+    rows = {name: told["judged"]["reference_items"] for name, told in found.tasks.items()}
+    assert rows == {"alpaca_eval/en": 2, "alpaca_eval/de": 3}
+    assert [one.language for one in found.predictions] == ["en"] * 2 + ["de"] * 3
+
+
+def names_nothing_at_first(text: str, times: int) -> Behaviour:
+    """Return a behaviour that so often answers a question with this text with no letter."""
+    left = [verdict("?")] * times
+    return lambda asked: left.pop() if left and text in asked.question else prefers_longer(asked)
+
+
+def test_a_verdict_that_one_of_two_models_lacks_leaves_its_item_out_of_the_comparison(
+    evaluation_command: list[str],
+    judge_server: JudgeServer,
+    tiny_model: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr("lingraft.evaluate.alpaca_eval_task.LONGEST_ANSWER", 8)
+    shutil.copytree(tiny_model, tmp_path / "other")
+    judge_server.behaviour = names_nothing_at_first("Say 1", 2)
+    command = [*evaluation_command[:2], str(tmp_path / "other"), *evaluation_command[2:]]
+    assert _run([*command, "--judge-url", judge_server.url, "--judge-model", "judge"]) == 0
+    assert "alpaca_eval/en: 1 items have a verdict for some of the models only" in capfd.readouterr().out
+    result = json.loads((tmp_path / "out" / "record.json").read_text())["result"]
+    assert result["unpaired"] == {"alpaca_eval/en": 1}
+    assert result["differences"]["alpaca_eval/en"]["n"] == 2
+    assert result["differences"]["worldbook:lookup/en"]["n"] == 3
+    for model, n in ((tiny_model.name, 2), ("other", 3)):
+        own = json.loads((tmp_path / "out" / model / "record.json").read_text())["result"]
+        assert own["scores"]["alpaca_eval/en"]["n"] == n
+
+
+def test_a_verdict_that_one_model_of_a_study_lacks_fails_no_cell(
+    judge_server: JudgeServer, tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_rows_to(tmp_path / "reference.jsonl", REFERENCE)
+    asked = {"task": "alpaca_eval", "data": str(tmp_path / "reference.jsonl"), "max_new_tokens": 8}
+    worldbook = {"task": "worldbook:lookup", "limit": 2, "max_new_tokens": 4}
+
+    def phase(name: str, languages: str) -> dict[str, Any]:
+        return {"name": name, "data": {name: {"source": f"worldbook:lookup/{languages}", "limit": 8}}}
+
+    study = {
+        "name": "judged",
+        "model": str(tiny_model),
+        "phases": [phase("one", "en"), phase("two", "de") | {"strategies": ["plain"]}],
+        "held_out": 2,
+        "measures": [],
+        "evaluate": {
+            "task_ability": [asked, worldbook],
+            "language_ability": [worldbook],
+            "judge": {"url": judge_server.url, "model": "judge"},
+        },
+    }
+    (tmp_path / "study.yaml").write_text(json.dumps(study))
+    judge_server.behaviour = names_nothing_at_first("Say 1", 4)  # for the base model and for phase 1
+    code = _run(["run", str(tmp_path / "study.yaml"), "--runs", str(tmp_path / "runs"), "--json"])
+    told = capfd.readouterr()
+    assert code == 0, told.err
+    (cell,) = json.loads(told.out)["cells"]
+    assert (cell["status"], cell["unpaired"]) == ("done", {"alpaca_eval/en": 1})
+    assert cell["difference"]["tasks"]["alpaca_eval/en"]["n"] == 3
+    assert cell["scores"]["tasks"]["alpaca_eval/en"]["n"] == 4
+    assert cell["forgetting"]["unpaired"] == {"alpaca_eval/en": 1}
+    assert "alpaca_eval/en: 1 items have a verdict for some of the models only" in told.err
 
 
 def test_an_evaluation_without_a_judge_says_so_and_runs_the_rest(

@@ -16,7 +16,7 @@ from lingraft.cli.output import (
     standard_error,
     write_record,
 )
-from lingraft.errors import ConfigError, EvaluationError
+from lingraft.errors import ConfigError, EvaluationError, harmless
 
 if TYPE_CHECKING:
     from lingraft.config.schema import Evaluation, JudgeChoice
@@ -28,7 +28,9 @@ RECORD = "record.json"
 PREDICTIONS = "predictions.parquet"
 VERDICTS = "verdicts.jsonl"  # stays: it was paid for
 _PRECISIONS = ("bf16", "float32")
-_NO_JUDGE = {"both_orders": True, "price_in": None, "price_out": None, "budget": None}
+_BACKENDS = ("transformers", "vllm")
+_NO_JUDGE = {"max_tokens": None, "both_orders": True, "price_in": None, "price_out": None, "budget": None}
+_COMPARED_JUDGE_FIELDS = {"url", "model", "max_tokens", "both_orders"}
 _TAG = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 
 
@@ -59,16 +61,29 @@ def evaluate(
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Most answers generated together; default: as many as fit.")
     ] = None,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Longest answer of every task that generates; default: each task's own."),
+    ] = None,
     repeat: Annotated[
         int, typer.Option(min=1, help="Generate so many times, in other batches: the noise floor.")
     ] = 1,
     precision: Annotated[str, typer.Option(help="bf16 or float32.")] = "bf16",
+    backend: Annotated[
+        str, typer.Option(help="What generates: transformers, or vllm (the extra of this name).")
+    ] = "transformers",
     judge_url: Annotated[
         str | None,
         typer.Option(help="For AlpacaEval: what stands before /chat/completions; see `lingraft judge`."),
     ] = None,
     judge_model: Annotated[
         str | None, typer.Option(help="For AlpacaEval: the judge, as the endpoint names it.")
+    ] = None,
+    judge_max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Tokens that the judge may write; default: 8. One that reasons first needs more."
+        ),
     ] = None,
     one_order: Annotated[
         bool, typer.Option("--one-order", help="Judge each pair one way only, for half the cost.")
@@ -97,10 +112,11 @@ def evaluate(
     OPENAI_API_KEY.
     """
     quieten_loading()
-    _check(models, precision)
+    _check(models, precision, backend)
     judge = _judge(
         judge_url,
         judge_model,
+        max_tokens=judge_max_tokens,
         both_orders=not one_order,
         price_in=price_in,
         price_out=price_out,
@@ -114,10 +130,12 @@ def evaluate(
         "data_dir": data_dir,
         "limit": limit,
         "batch_size": batch_size,
+        "max_new_tokens": max_new_tokens,
         "repeat": repeat,
         "precision": precision,
+        "backend": backend,
         "chat": chat,
-        "judge": None if judge is None else judge.model_dump(include={"url", "model", "both_orders"}),
+        "judge": None if judge is None else judge.model_dump(include=_COMPARED_JUDGE_FIELDS),
     }
     names = _names(models)
     folder = output or Path("runs") / "evaluate" / f"{'+'.join(names)}-{suite}"
@@ -126,24 +144,55 @@ def evaluate(
         _prepare(own, {"model": model, **asked})
     if len(models) == 2:
         _prepare(folder, {"models": models, **asked})
-    evaluation = chosen.evaluation.model_copy(
-        update={"batch_size": batch_size, "repeats": repeat, "apply_chat_template": chat, "judge": judge}
+    evaluation = _answering_up_to(max_new_tokens, chosen.evaluation).model_copy(
+        update={
+            "batch_size": batch_size,
+            "repeats": repeat,
+            "backend": backend,
+            "apply_chat_template": chat,
+            "judge": judge,
+        }
     )
-    results, predictions = [], []
+    results, predictions, logs = [], [], []
+    told: set[str] = set()
     for model, own in zip(models, folders, strict=True):
-        result, found = _evaluate(model, evaluation, {"model": model, **asked}, own, tell=own == folders[0])
+        result, found, log = _evaluate(model, evaluation, {"model": model, **asked}, own, told)
         results.append(result)
         predictions.append(found)
-    _finish(models, results, predictions, asked, folder, as_json=json)
+        logs.append(log)
+    for result, log in zip(results, logs, strict=True):
+        _delete_answers(log, keep=_lacks_verdicts(result))
+    places = {model: f"{name}/{PREDICTIONS}" for model, name in zip(models, names, strict=True)}
+    _finish(models, results, predictions, {"models": models, **asked}, places, folder, as_json=json)
 
 
-def _check(models: list[str], precision: str) -> None:
+def _check(models: list[str], precision: str, backend: str) -> None:
     if len(models) > 2:
         raise ConfigError(f"{len(models)} models: name one, or two to compare.")
     if len(set(models)) < len(models):
         raise ConfigError(f"{models[0]}: stands twice; name another model to compare it with.")
     if precision not in _PRECISIONS:
         raise ConfigError(f"--precision {precision!r}: there are {' and '.join(_PRECISIONS)}.")
+    if backend not in _BACKENDS:
+        raise ConfigError(f"--backend {backend!r}: there are {' and '.join(_BACKENDS)}.")
+    if backend == "vllm":
+        _check_vllm(models, precision)
+
+
+def _check_vllm(models: list[str], precision: str) -> None:
+    """Refuse, before anything is loaded, what vLLM does not generate with."""
+    from lingraft.models.adapters import ADAPTER_CONFIG
+    from lingraft.models.vllm import check_vllm
+
+    adapters = [one for one in models if (Path(one).expanduser() / ADAPTER_CONFIG).is_file()]
+    if adapters:
+        raise ConfigError(
+            f"--backend vllm: {adapters[0]} is an adapter, and vLLM reads whole models; merge it into its base and "
+            "save that, or take --backend transformers."
+        )
+    if precision != "bf16":
+        raise ConfigError(f"--backend vllm generates in bf16, not in {precision}; leave --precision out.")
+    check_vllm()
 
 
 def _judge(url: str | None, model: str | None, **options: Any) -> JudgeChoice | None:
@@ -154,6 +203,8 @@ def _judge(url: str | None, model: str | None, **options: Any) -> JudgeChoice | 
 
     if url is None and model is None and options == _NO_JUDGE:
         return None
+    if options["max_tokens"] is None:
+        del options["max_tokens"]  # the study file's default
     if url is None or model is None:
         raise ConfigError(
             "--judge-url and --judge-model belong together, and other options of the judge need them."
@@ -181,6 +232,20 @@ def _choose(suite: str, only: list[str], languages: str, data_dir: str | None, l
         task, _, language = one.rpartition("/")
         _say(f"{one}: {task} has no {language}; it is left out.")
     return chosen
+
+
+def _answering_up_to(max_new_tokens: int | None, evaluation: Evaluation) -> Evaluation:
+    """Set the longest answer of all tasks; None: each keeps its own."""
+    if max_new_tokens is None:
+        return evaluation
+    abilities = {
+        ability: tuple(one.model_copy(update={"max_new_tokens": max_new_tokens}) for one in own)
+        for ability, own in (
+            ("task_ability", evaluation.task_ability),
+            ("language_ability", evaluation.language_ability),
+        )
+    }
+    return evaluation.model_copy(update=abilities)
 
 
 def _tags(languages: str) -> list[str]:
@@ -227,23 +292,36 @@ def _prepare(folder: Path, asked: dict[str, Any]) -> None:
 
 
 def _evaluate(
-    model: str, evaluation: Evaluation, asked: dict[str, Any], folder: Path, *, tell: bool
-) -> tuple[dict[str, Any], tuple[Prediction, ...]]:
-    """Evaluate one model, or go on where this was interrupted, and write what was found; the record last."""
+    model: str, evaluation: Evaluation, asked: dict[str, Any], folder: Path, told: set[str]
+) -> tuple[dict[str, Any], tuple[Prediction, ...], Path]:
+    """Evaluate one model, or go on where this was interrupted, and write what was found; the record last.
+
+    Returns:
+        The result, the predictions, and where the answers are kept. They stay until all models are done: the same
+        command then answers nothing again, of a model that was finished before an interruption either.
+    """
     import torch
 
     from lingraft.cli.progress import StepBars
     from lingraft.evaluate.harness import evaluate_model, shortened_sentence
     from lingraft.evaluate.predictions import write_predictions
     from lingraft.models.adapters import load_merged, merged_content_hash
-    from lingraft.models.loading import compute_device
+    from lingraft.models.loading import compute_device, model_folder
+    from lingraft.models.vllm import VllmGenerator
     from lingraft.records import fingerprint_of
 
     inputs = {**asked, "model_hash": merged_content_hash(model), "libraries": _libraries()}
-    log = folder / f"answers-{fingerprint_of(inputs)}.jsonl"  # of this very model and evaluation
+    answered = {
+        key: value for key, value in inputs.items() if key != "judge"
+    }  # it does not change any answer
+    log = folder / f"answers-{fingerprint_of(answered)}.jsonl"  # of this very model and evaluation
     dtype = torch.bfloat16 if asked["precision"] == "bf16" else torch.float32
     loaded, tokenizer = load_merged(model, dtype=dtype)
     loaded.to(compute_device())  # type: ignore[arg-type]
+
+    def vllm() -> VllmGenerator:
+        return VllmGenerator(model_folder(model), tokenizer, trust_remote_code=False)
+
     with StepBars() as bars:
         found = evaluate_model(
             loaded,
@@ -253,30 +331,49 @@ def _evaluate(
             skip_missing=True,
             log=log,
             verdicts=folder / VERDICTS,
+            make_generator=vllm if evaluation.backend == "vllm" else None,
             on_progress=lambda done, total: bars.progressed(model, done, total),
+            on_judged=lambda done, total: bars.progressed(f"{model}, verdicts", done, total),
         )
-    if tell:
-        _tell_not_run(found, asked["data_dir"])
-        for task, count in found.shortened.items():
-            _say(shortened_sentence(task, count))
+    _tell_not_run(model, found, asked["data_dir"], told)
+    for task, count in found.shortened.items():
+        _say(f"{model}: {shortened_sentence(task, count)}")
     if not found.predictions:
         raise EvaluationError("none of the tasks can be run here.")
     result = _result(found)
     (folder / RECORD).unlink(missing_ok=True)  # of an earlier run of the same
     write_predictions(folder / PREDICTIONS, found.predictions)
     write_record(folder / RECORD, "evaluate", inputs, result)
-    log.unlink(missing_ok=True)
-    return result, found.predictions
+    return result, found.predictions, log
 
 
-def _tell_not_run(found: Evaluated, data_dir: str | None) -> None:
-    """Say of each task that could not be run why, and where its data were looked for."""
+def _lacks_verdicts(result: dict[str, Any]) -> bool:
+    """Return whether a judge named no output on some item, which the next run asks again."""
+    return any(
+        told["judged"]["asking"]["unparseable"] for told in result["tasks"].values() if "judged" in told
+    )
+
+
+def _delete_answers(log: Path, *, keep: bool) -> None:
+    """Delete what answers were kept in, of earlier options or weights, too; `keep`: but not this log itself."""
+    for path in log.parent.glob("answers-*.jsonl"):
+        if not (keep and path == log):
+            path.unlink()
+
+
+def _tell_not_run(model: str, found: Evaluated, data_dir: str | None, told: set[str]) -> None:
+    """Say of each task that could not be run why, and where its data were looked for; what is in `told` was said."""
     from lingraft.evaluate.suites import where_data_is_sought
 
+    for one, reason in found.no_room.items():
+        _say(f"{model}: {one}: not run: {reason}")
     for one, reason in found.not_run.items():
         task, _, language = one.rpartition("/")
         sought = where_data_is_sought(task, language, data_dir)
-        _say(f"{one}: not run: {reason.rstrip('.')}. Its data: {sought}.")
+        line = f"{one}: not run: {reason.rstrip('.')}. Its data: {sought}."
+        if line not in told:
+            _say(line)
+        told.add(line)
 
 
 def _result(found: Evaluated) -> dict[str, Any]:
@@ -289,7 +386,7 @@ def _result(found: Evaluated) -> dict[str, Any]:
         "left_out": list(found.left_out),
         "truncated": found.truncated,
         "shortened": found.shortened,
-        "not_run": found.not_run,
+        "not_run": found.not_run | found.no_room,
         "noise": found.noise,
         "seeds": SEEDS | {"bootstrap": 0},
     }
@@ -305,53 +402,75 @@ def _finish(
     models: list[str],
     results: list[dict[str, Any]],
     predictions: list[tuple[Prediction, ...]],
-    asked: dict[str, Any],
+    inputs: dict[str, Any],
+    places: dict[str, str],
     folder: Path,
     *,
     as_json: bool,
 ) -> None:
     """Print what was found; of two models also the differences, which get a record of their own."""
-    from lingraft.evaluate.scores import task_differences
-    from lingraft.report.evaluation import score_table, task_difference_table
-    from lingraft.report.tables import noise_sentence
 
     whole: dict[str, Any] = {"models": dict(zip(models, results, strict=True)), "folder": str(folder)}
     if len(models) == 2:
-        whole["differences"] = task_differences(*predictions)
-        write_record(
-            folder / RECORD, "evaluate", {"models": models, **asked}, {"differences": whole["differences"]}
-        )
+        compared = _compared(results, predictions)
+        whole |= compared
+        write_record(folder / RECORD, "evaluate", inputs, compared | {"predictions": places})
     if as_json:
         print_json(whole)
         return
     for model, result in zip(models, results, strict=True):
-        print_table(score_table(result["scores"]), model)
-        if result["noise"] is not None:
-            print_result(noise_sentence([result["noise"]]))
-        for name, told in result["tasks"].items():
-            if "judged" in told:
-                print_result(_judged_sentence(name, told["judged"]))
-        for line in result["left_out"][:1]:
-            print_result(f"{len(result['left_out'])} items are left out, such as {line}.")
+        _print_scores(model, result)
     if len(models) == 2:
-        print_table(task_difference_table(whole["differences"]), f"{models[1]} - {models[0]}, paired")
-    print_result(f"Predictions and {RECORD} are in {folder}.")
+        _print_differences(models, results, compared)
+    print_result(f"Predictions and {RECORD} are in {folder}: see `lingraft show predictions`.")
 
 
-def _judged_sentence(name: str, judged: dict[str, Any]) -> str:
-    """Return who judged a task, what the order of the outputs did, and what it took."""
-    effect, asking = judged["order_effect"], judged["asking"]
-    order = (
-        "each pair was shown one way only"
-        if effect is None
-        else f"shown first, an answer gains {effect['value']:+.3f} ({effect['low']:+.3f} to {effect['high']:+.3f})"
+def _compared(
+    results: list[dict[str, Any]], predictions: list[tuple[Prediction, ...]]
+) -> dict[str, dict[str, Any]]:
+    """Compare two models on the tasks that both were asked, and of judged ones on the items that both have."""
+    from lingraft.evaluate.common_items import common_items
+    from lingraft.evaluate.scores import task_differences
+
+    both = set(results[0]["tasks"]) & set(results[1]["tasks"])
+    common = common_items(
+        [[one for one in own if f"{one.task}/{one.language}" in both] for own in predictions],
+        [result["tasks"] for result in results],
     )
-    cost = "" if asking["cost"] is None else f", cost {asking['cost']:.4f}"
-    return (
-        f"{name}: judged by {', '.join(judged['judge']['answered_as'])}; {order}; {asking['verdicts']} verdicts, "
-        f"{asking['new']} of them new{cost}."
-    )
+    return {"differences": task_differences(*common.models), "unpaired": common.unpaired}
+
+
+def _print_scores(model: str, result: dict[str, Any]) -> None:
+    from lingraft.report.evaluation import score_table
+    from lingraft.report.judging import asking_clause, order_clause
+    from lingraft.report.tables import noise_sentence
+
+    print_table(score_table(result["scores"]), model)
+    if result["noise"] is not None:
+        print_result(noise_sentence([result["noise"]]))
+    for name, told in result["tasks"].items():
+        if "judged" in told:
+            judged = told["judged"]
+            who = ", ".join(judged["judge"]["answered_as"])
+            print_result(f"{name}: judged by {who}; {order_clause(judged)}; {asking_clause(judged)}.")
+    for line in result["left_out"][:1]:
+        print_result(f"{len(result['left_out'])} items are left out, such as {line}.")
+
+
+def _print_differences(
+    models: list[str], results: list[dict[str, Any]], compared: dict[str, dict[str, Any]]
+) -> None:
+    from lingraft.evaluate.common_items import unpaired_sentence
+    from lingraft.report.evaluation import task_difference_table
+
+    print_table(task_difference_table(compared["differences"]), f"{models[1]} - {models[0]}, paired")
+    for task in sorted(set(results[0]["tasks"]) ^ set(results[1]["tasks"])):
+        print_result(f"{task}: was asked of one of the two models only, and is not compared.")
+    for task, count in compared["unpaired"].items():
+        print_result(unpaired_sentence(task, count))
 
 
 def _say(message: str) -> None:
-    standard_error().print(f"! {message}", markup=False, highlight=False, style="yellow", soft_wrap=True)
+    standard_error().print(
+        harmless(f"! {message}"), markup=False, highlight=False, style="yellow", soft_wrap=True
+    )

@@ -152,6 +152,8 @@ def _print(judged: Judged, controlled: LengthControlled | None, cache: Path) -> 
 
 
 def _scores(judged: Judged, controlled: LengthControlled | None) -> list[str]:
+    from lingraft.report.judging import order_clause
+
     rate, (own, other) = judged.win_rate, judged.mean_characters
     ties = len(judged.preferences) - judged.wins - judged.losses
     lines = [
@@ -165,24 +167,16 @@ def _scores(judged: Judged, controlled: LengthControlled | None) -> list[str]:
             + (", far from the plain one: doubtful" if controlled.is_extreme else "")
         )
     lines.append(f"Mean length {own:.0f} characters, the reference's {other:.0f}")
-    if judged.order_effect is not None:
-        effect = judged.order_effect
-        lines.append(
-            f"Shown first, an answer gains {effect.value:+.3f} ({effect.low:+.3f} to {effect.high:+.3f}); on "
-            f"{judged.contradictory} items the order decides"
-        )
-    else:
-        lines.append("Each pair was shown one way only: what the order does is not known")
+    order = order_clause(judged.to_json())
+    lines.append(order[0].upper() + order[1:])
     return lines
 
 
 def _asking(judged: Judged) -> list[str]:
+    from lingraft.report.judging import asking_clause
+
     asking = judged.asking
-    cost = "" if asking.cost is None else f", cost {asking.cost:.4f}"
-    lines = [
-        f"Judge {', '.join(judged.judge['answered_as'])}: {asking.verdicts} verdicts, {asking.new} of them new, "
-        f"{asking.weighted} weighted; {asking.tokens.read} tokens read, {asking.tokens.written} written{cost}"
-    ]
+    lines = [f"Judge {', '.join(judged.judge['answered_as'])}: {asking_clause(judged.to_json())}"]
     if asking.uncounted:
         lines.append(
             f"{asking.uncounted} verdicts came without a count of tokens: the most that they can be was taken"

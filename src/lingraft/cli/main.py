@@ -24,7 +24,14 @@ from lingraft.cli import (
     validate,
 )
 from lingraft.cli.output import keep_stdout_clean, show_stacks, stack_of, standard_error
-from lingraft.errors import EXIT_DONE, EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_WRONG_INPUT, LingraftError
+from lingraft.errors import (
+    EXIT_DONE,
+    EXIT_INTERNAL,
+    EXIT_INTERRUPTED,
+    EXIT_WRONG_INPUT,
+    LingraftError,
+    harmless,
+)
 
 app = typer.Typer(
     name="lingraft",
@@ -121,6 +128,6 @@ def _report(message: str, error: Exception, code: int) -> int:
     console = standard_error()
     stack = stack_of(error)
     if stack is not None:
-        console.print(stack, markup=False, highlight=False)
-    console.print(message, markup=False, highlight=False, style="red", soft_wrap=True)
+        console.print(harmless(stack), markup=False, highlight=False)
+    console.print(harmless(message), markup=False, highlight=False, style="red", soft_wrap=True)
     return code

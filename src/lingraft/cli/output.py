@@ -26,8 +26,6 @@ _COLUMN_GAP = 3
 _MARK = re.compile(
     r"(⟦|⟧|<[^<>\s]*>|\[/?[A-Z_]+\]|\n)"
 )  # what chat templates put around turns, and our brackets
-# Bidirectional classes of the characters that turn what follows them: embeddings, overrides, isolates.
-_TURNS = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
 _result_stream: IO[str] | None = None
 _with_stacks = False
 
@@ -153,25 +151,6 @@ def _isolated(cell: str) -> str:
     return f"\u2068{cell}\u2069" if is_right_to_left else cell
 
 
-def harmless(text: str) -> str:
-    """Return a model's or a data set's text with what steers a terminal made visible: \\x1b in place of the escape.
-
-    These are control characters but for line breaks and tabs, line and paragraph separators, marks that turn the
-    direction of text, and halves of surrogate pairs. Joiners stay: scripts need them.
-    """
-    return "".join(
-        character if character in "\n\t" or not _steers(character) else ascii(character)[1:-1]
-        for character in text
-    )
-
-
-def _steers(character: str) -> bool:
-    return (
-        unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
-        or unicodedata.bidirectional(character) in _TURNS
-    )
-
-
 def print_side_by_side(columns: Sequence[tuple[str, str]]) -> None:
     """Print texts beside each other, each under its title and wrapped; titles and texts are taken literally."""
     from rich import box
@@ -199,7 +178,9 @@ def _drawn_table(table: Table, title: str | None) -> Any:
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    drawn = RichTable(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    # As text, not markup: a model's path may hold brackets.
+    shown = None if title is None else Text(title, "table.title")
+    drawn = RichTable(title=shown, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     for index, column in enumerate(table.columns):
         drawn.add_column(column.title, justify="left" if index < table.n_keys else "right", no_wrap=True)
     for row in table.rows:

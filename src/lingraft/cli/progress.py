@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lingraft.cli.output import stack_of, standard_error
+from lingraft.errors import harmless
 from lingraft.study.events import StageProgress, Watcher
 
 if TYPE_CHECKING:
@@ -148,11 +149,11 @@ class ProgressWatcher(Watcher):
             self._print(text)
 
     def _print(self, text: str, style: str | None = None) -> None:
-        self._bars.console.print(text, markup=False, highlight=False, style=style, soft_wrap=True)
+        self._bars.console.print(harmless(text), markup=False, highlight=False, style=style, soft_wrap=True)
 
 
 def _figures(progress: StageProgress) -> str:
-    parts = []
+    parts = [] if progress.unit is None else [progress.unit]
     if progress.loss is not None:
         parts.append(f"loss {progress.loss:.3f}")
     if progress.tokens_per_second is not None:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lingraft.cli.output import harmless, print_json, print_result, print_side_by_side, print_table, readable
-from lingraft.errors import ConfigError
+from lingraft.cli.output import print_json, print_result, print_side_by_side, print_table, readable
+from lingraft.errors import ConfigError, harmless
 
 if TYPE_CHECKING:
     from lingraft.data.summary import DataSummary
@@ -110,7 +110,7 @@ def show_data(
 
 @app.command("predictions")
 def show_predictions(
-    run: Annotated[Path, typer.Argument(help="A run's folder, or that of one evaluation.")],
+    run: Annotated[Path, typer.Argument(help="A run's folder, or that of an evaluation.")],
     language: Annotated[str | None, typer.Option(help="BCP-47 tag; default: all.")] = None,
     task: Annotated[
         str | None, typer.Option(help="Such as worldbook:lookup or worldbook:lookup/de; default: all.")

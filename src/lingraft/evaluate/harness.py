@@ -71,11 +71,14 @@ class Evaluated:
     Attributes:
         predictions: One per item.
         left_out: Items that could not be scored, each with its reason; they count nowhere.
-        truncated: Answers that used all the tokens that they were allowed, by task that generates.
+        truncated: Answers that used all the tokens that they were allowed, by task that generates; of those in
+            `predictions`.
         shortened: Items whose prompts did not fit into the model and lost their beginning, by task that has any.
         tasks: By task: version, metric, filter, items, revision of its data, seed of its sample, the hashes of its
             prompts and of their template, and of a judged one what is to be told about the judging.
-        not_run: By task and language, why it could not be run here; empty unless such tasks were to be skipped.
+        not_run: By task and language, why its data (or its judge) could not be had here; empty unless such tasks were
+            to be skipped.
+        no_room: By task and language, why its answers do not fit into this model; empty as `not_run` is.
         noise: What repeating the generating tasks changed (see `noise`); None: they ran once.
     """
 
@@ -85,6 +88,7 @@ class Evaluated:
     shortened: dict[str, int]
     tasks: dict[str, dict[str, Any]]
     not_run: dict[str, str]
+    no_room: dict[str, str]
     noise: dict[str, Any] | None = None
 
 
@@ -109,6 +113,11 @@ class _Run:
     is_judged: bool
     revision: dict[str, Any]
 
+    @property
+    def label(self) -> str:
+        """Name and language, as the record has them; the tasks of a group share it."""
+        return f"{self.name}/{self.language}"
+
 
 def evaluate_model(
     model: PreTrainedModel,
@@ -123,6 +132,7 @@ def evaluate_model(
     verdicts: Path | None = None,
     make_generator: MakeGenerator | None = None,
     on_progress: OnProgress | None = None,
+    on_judged: OnProgress | None = None,
 ) -> Evaluated:
     """Score a model on the tasks of a study.
 
@@ -133,20 +143,25 @@ def evaluate_model(
         languages: BCP-47 tags of the study's languages besides English.
         split: worldbook's split.
         base_folder: What the paths of YAML tasks and data files are relative to.
-        skip_missing: Leave out tasks whose data (or a service that they need) cannot be had here, perhaps all.
+        skip_missing: Leave out tasks whose data (or a service that they need) cannot be had here, and those whose
+            answers do not fit into the model, perhaps all.
         log: A file that answers of this model are kept in as they come, so that the same evaluation goes on from
             them after an interruption; None: they are not kept.
         verdicts: A file that a judge's verdicts are kept in, for any number of models; None: they are not kept.
         make_generator: Makes another engine for generation, such as vLLM, when it is needed; None: the model itself.
         on_progress: Called with the items so far and in all.
+        on_judged: Called with a judge's verdicts so far and in all, of one judged task after the other; the items are
+            done then.
 
     Raises:
-        EvaluationError: A task cannot be loaded, has no such metric, or scores outside [0, 1]; or the judge gives no
-            verdicts.
+        EvaluationError: A task cannot be loaded, has no such metric, has answers that do not fit into the model, or
+            scores outside [0, 1]; or the judge gives no verdicts.
     """
     from lingraft.evaluate.in_memory import Batching, InMemoryModel
 
     runs, not_run = _build(evaluation, languages, split, base_folder, skip_missing=skip_missing)
+    no_room = _no_room(runs, model, tokenizer, skip_missing=skip_missing)
+    runs = [run for run in runs if run.label not in no_room]
     if not runs and not skip_missing:
         raise EvaluationError("no task is left to evaluate.")
     generating = [run for run in runs if run.task.config.output_type == "generate_until"]
@@ -171,22 +186,22 @@ def evaluate_model(
         samples = _run_harness(lm, tokenizer, evaluation, own) if own else {}
         shortened = shortened or _count_shortened(own, samples, lm.shortened)
         rounds.append([one for run in own for one in _predictions(run, samples[run.key], judge, lm.ended)])
-    truncated = _count_truncated(generating, rounds[0])
     judged: dict[str, Judged] = {}
     for run in runs:
         if run.is_judged:
-            rounds[0], judged[run.name] = _judge(run, rounds[0], evaluation, verdicts, on_progress)
+            rounds[0], judged[run.label] = _judge(run, rounds[0], evaluation, verdicts, on_judged)
     predictions = rounds[0]
     return Evaluated(
         predictions=tuple(predictions),
         left_out=(
             *(reason for run in runs for reason in run.left_out),
-            *(f"{name}: {reason}" for name, one in judged.items() for reason in one.left_out),
+            *(f"{label}: {reason}" for label, one in judged.items() for reason in one.left_out),
         ),
-        truncated=truncated,
+        truncated=_count_truncated(generating, predictions),
         shortened=shortened,
         tasks=_describe(runs, predictions, judged),
         not_run=not_run,
+        no_room=no_room,
         noise=noise_floor(rounds) if len(rounds) > 1 else None,
     )
 
@@ -226,6 +241,28 @@ def _build(
             hub_out_of_reach = hub_out_of_reach or error.is_hub_out_of_reach
             not_run[f"{label_of(entry)}/{entry.language or ENGLISH}"] = error.reason
     return runs, not_run
+
+
+def _no_room(
+    runs: Sequence[_Run],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    skip_missing: bool,
+) -> dict[str, str]:
+    """Return the tasks whose answers do not fit into the model, before any other is generated for in vain."""
+    from lingraft.evaluate.in_memory import room_problem
+
+    found = {}
+    for run in runs:
+        if run.task.config.output_type == "generate_until":
+            problem = room_problem(run.task.config.generation_kwargs or {}, model, tokenizer)
+            if problem is not None:
+                found[run.label] = problem
+    if found and not skip_missing:
+        label, problem = next(iter(found.items()))
+        raise EvaluationError(f"the task {label}: {problem}")
+    return found
 
 
 def _build_worldbook(
@@ -395,7 +432,7 @@ def _count_shortened(
             for sample in samples[run.key]
             if any(request_key(one) in shortened for one in _arguments(sample))
         }
-        counts[f"{run.name}/{run.language}"] += len(own)
+        counts[run.label] += len(own)
     return dict(+counts)
 
 
@@ -467,7 +504,7 @@ def _judge(
     predictions: Sequence[Prediction],
     evaluation: Evaluation,
     verdicts: Path | None,
-    on_progress: OnProgress | None,
+    on_judged: OnProgress | None,
 ) -> tuple[list[Prediction], Judged]:
     """Put a judge's preferences in the place of a task's scores; items without a verdict are left out."""
     assert evaluation.judge is not None  # else the task would not have been built
@@ -482,17 +519,14 @@ def _judge(
             reference,
             Judge.of(evaluation.judge),
             cache=verdicts or Path(folder) / "verdicts.jsonl",
-            on_progress=on_progress,
+            on_progress=on_judged,
         )
     others = [one for one in predictions if not _belongs(one, run)]
     return [*others, *scored], judged
 
 
 def _count_truncated(runs: Sequence[_Run], predictions: Sequence[Prediction]) -> dict[str, int]:
-    return {
-        f"{run.name}/{run.language}": sum(bool(p.truncated) for p in predictions if _belongs(p, run))
-        for run in runs
-    }
+    return {run.label: sum(bool(p.truncated) for p in predictions if _belongs(p, run)) for run in runs}
 
 
 def _belongs(prediction: Prediction, run: _Run) -> bool:
@@ -505,7 +539,7 @@ def _describe(
     """Return what each task is, by name and language; the tasks of a group are pooled."""
     pooled: dict[str, list[_Run]] = {}
     for run in runs:
-        pooled.setdefault(f"{run.name}/{run.language}", []).append(run)
+        pooled.setdefault(run.label, []).append(run)
     described = {}
     for name, parts in pooled.items():
         prompts = [p.prompt for p in predictions if _belongs(p, parts[0])]
@@ -521,7 +555,7 @@ def _describe(
             "sample": parts[0].revision["sample"],
         }
         if parts[0].is_judged:
-            described[name]["judged"] = judged[parts[0].name].to_json()
+            described[name]["judged"] = judged[name].to_json()
     return described
 
 

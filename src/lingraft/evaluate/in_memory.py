@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from lm_eval.models.huggingface import HFLM
+from lm_eval.models.huggingface import HFLM, resolve_max_length
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from lingraft.data.chat import render_prompt
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 _OWN_SETTINGS = {"do_sample", "temperature", "top_p", "until", "max_gen_toks"}
 _MOST_ROWS = 1024
+_LONGEST_ANSWER = 256  # the harness's, where a task's settings say nothing
 
 MakeGenerator = Callable[[], Generator]
 
@@ -59,6 +60,20 @@ class Batching:
     most_rows: int | None
     tokens: int
     repeat: int = 0
+
+
+def room_problem(
+    settings: Mapping[str, Any], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> str | None:
+    """Return why answers by these settings do not fit into the model beside a prompt, None where they do."""
+    limit = normalize_gen_kwargs(settings, _LONGEST_ANSWER)["max_gen_toks"]
+    room = resolve_max_length(model.config, tokenizer, default=HFLM._DEFAULT_MAX_LENGTH)
+    if limit < room:
+        return None
+    return (
+        f"its answers may have {limit} tokens, but prompt and answer together have room for {room} in this model; set "
+        "its `max_new_tokens` (--max-new-tokens)."
+    )
 
 
 class InMemoryModel(HFLM):  # type: ignore[misc]
@@ -184,28 +199,23 @@ class InMemoryModel(HFLM):  # type: ignore[misc]
     def _grouped(
         self, requests: Sequence[Instance], keys: Sequence[str]
     ) -> list[tuple[tuple[Sampling, Ending], dict[int, TokenPrompt]]]:
-        """Return what can share batches, by place; requests with settings that are not ours are in no group."""
+        """Return what can share batches, by place; requests with settings that are not ours are in no group.
+
+        Prompts that lose their beginning are noted, also those that go the harness's own way, which cuts alike.
+        """
         groups: dict[tuple[Sampling, Ending], dict[int, TokenPrompt]] = {}
         for place, request in enumerate(requests):
             text, settings = request.args
             wanted = normalize_gen_kwargs(settings, self.max_gen_toks)
+            limit = wanted["max_gen_toks"]
+            ids, room = tuple(self.tok_encode(text)), self.max_length - limit
+            if len(ids) > room:
+                self.shortened.add(request_key(request.args))
             sampling = _sampling(wanted)
             if sampling is not None:
-                limit = self._checked_limit(request, wanted["max_gen_toks"])
-                ids, room = tuple(self.tok_encode(text)), self.max_length - limit
-                if len(ids) > room:
-                    self.shortened.add(request_key(request.args))
                 prompt = TokenPrompt(ids[-room:], int(keys[place][:15], 16), limit)
                 groups.setdefault((sampling, self._ending(wanted["until"])), {})[place] = prompt
         return list(groups.items())
-
-    def _checked_limit(self, request: Instance, limit: int) -> int:
-        if limit >= self.max_length:
-            raise EvaluationError(
-                f"the task {request.task_name}: its answers may have {limit} tokens, but prompt and answer together "
-                f"have room for {self.max_length} in this model. Set `max_new_tokens` of the task."
-            )
-        return limit
 
     def _ending(self, until: Sequence[str]) -> Ending:
         """Return what ends an answer: the model's and the tokenizer's end tokens, and the task's texts."""

@@ -81,10 +81,14 @@ class Judge:
         )
 
     def key_of(self, question: Question) -> str:
-        """Return what a verdict is kept by: all that it depends on, but not where the model stands."""
+        """Return what a verdict is kept by: all that it depends on.
+
+        The address is part of it: servers of one's own give different models the same name.
+        """
         texts = [question.instruction, question.first, question.second]
         manner = [self.manner.max_tokens, self.manner.logprobs]
-        return fingerprint_of([self.endpoint.model, PROMPT_VERSION, *manner, *texts])
+        served = [self.endpoint.url.rstrip("/"), self.endpoint.model]
+        return fingerprint_of([*served, PROMPT_VERSION, *manner, *texts])
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +129,8 @@ class Asking:
         new: Those asked for in this run; the others were kept from before.
         unparseable: Those that named no output; their items are left out.
         weighted: Those from the letters' probabilities; the others are from the letter alone.
-        tokens: Of all these verdicts, and of requests of this run that were lost.
+        tokens: Of all these verdicts, of earlier answers to their questions that named no output, and of requests of
+            this run that were lost.
         cost: Of these tokens, in the currency of the prices; None: no prices were given.
         uncounted: Verdicts whose tokens the endpoint did not count: the most that they can be was taken.
     """

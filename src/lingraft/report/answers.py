@@ -1,6 +1,7 @@
 """What models answered: the worst answers of one model, or those of which another model's were better.
 
-Reads a run folder, whose result says where each model's answers lie, or the folder of one evaluation.
+Reads a run folder, whose result says where each model's answers lie, or the folder of an evaluation of one or two
+models.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from lingraft.report.tables import model_title, phase_one_models
 
 RESULT = "result.json"
 PREDICTIONS = "predictions.parquet"
+RECORD = "record.json"  # of an evaluation
 BASE = "base model"
 
 
@@ -68,9 +70,11 @@ def read_answers(folder: Path, cell: str | None, against: str | None) -> tuple[A
     """Return the answers of the model that is looked at, and those of the one that it is compared with.
 
     Args:
-        folder: A run folder, or one that holds the answers of a single model.
-        cell: Label of the model in a run; None: the first cell that is done.
-        against: Label of the other one; None: the cell's own Phase 1 model (of a Phase 1 or base model: none).
+        folder: A run folder, or that of an evaluation of one or two models.
+        cell: Label of the model in a run; None: the first cell that is done. In an evaluation of two, a model as it was
+            named there; None: the second.
+        against: Label of the other one; None: the cell's own Phase 1 model (of a Phase 1 or base model: none), or the
+            other model of the evaluation.
 
     Raises:
         ConfigError: There are no answers there, or no model of that name.
@@ -81,16 +85,20 @@ def read_answers(folder: Path, cell: str | None, against: str | None) -> tuple[A
             if given is not None:
                 raise ConfigError(f"{option} {given!r}: {folder} holds the answers of one model only.")
         return Answers(folder.name, read_predictions(folder / PREDICTIONS)), None
-    if not (folder / RESULT).is_file():
+    if (folder / RESULT).is_file():
+        models = _models(folder)
+    elif (folder / RECORD).is_file():
+        models = _two_models(folder)
+    else:
         raise ConfigError(
-            f"{folder}: there is neither {RESULT} of a study that ran to its end nor {PREDICTIONS} of an evaluation."
+            f"{folder}: there is neither {RESULT} of a study that ran to its end nor {PREDICTIONS} or {RECORD} of an "
+            "evaluation."
         )
-    models = _models(folder)
-    label = next((name for name, own in models.items() if own.phase_one), None) if cell is None else cell
+    label = next((name for name, own in models.items() if own.before), None) if cell is None else cell
     if label is None:
         raise ConfigError(f"{folder}: no cell is done; name a model with --cell: {', '.join(models)}.")
     own = _chosen(models, label, "--cell")
-    other = own.phase_one if against is None else _chosen(models, against, "--against").path
+    other = own.before if against is None else _chosen(models, against, "--against").path
     if other is None:
         return Answers(label, read_predictions(folder / own.path)), None
     title = against or next((name for name, one in models.items() if one.path == other), "phase 1")
@@ -101,10 +109,30 @@ def read_answers(folder: Path, cell: str | None, against: str | None) -> tuple[A
 
 @dataclass(frozen=True)
 class _Model:
-    """Where a model's answers lie in the run folder, and those of its Phase 1 (a cell's alone)."""
+    """Where a model's answers lie in the folder, and those that they are compared with unless another is named.
+
+    These are of a cell those of its Phase 1; a base or Phase 1 model has none.
+    """
 
     path: str
-    phase_one: str | None = None
+    before: str | None = None
+
+
+def _two_models(folder: Path) -> dict[str, _Model]:
+    """Return the models of an evaluation of two by name, the second first: it is compared with the first."""
+    try:
+        record = read_json(folder / RECORD)
+        first, second = record["inputs"]["models"]
+        places = record["result"]["predictions"]
+        return {
+            second: _Model(places[second], before=places[first]),
+            first: _Model(places[first], before=places[second]),
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ConfigError(
+            f"{folder / RECORD}: is not of an evaluation of two models that says where their answers lie; name the "
+            "folder of one model inside it, or run `lingraft evaluate` again."
+        ) from None
 
 
 def _models(folder: Path) -> dict[str, _Model]:

@@ -22,6 +22,7 @@ class StageProgress:
         loss: Training loss in nats per supervised token, where the stage trains.
         tokens_per_second: Training speed, where the stage trains.
         seconds_left: Estimated time to the stage's end, if known.
+        unit: What is counted, where it is neither steps nor items.
     """
 
     done: int
@@ -29,6 +30,7 @@ class StageProgress:
     loss: float | None = None
     tokens_per_second: float | None = None
     seconds_left: float | None = None
+    unit: str | None = None
 
 
 class Watcher:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lingraft.config.schema import Study
+from lingraft.evaluate.common_items import common_items
 from lingraft.evaluate.forgetting import ENGLISH, Taught, ability_matrix, loss_matrix
 from lingraft.evaluate.held_out import item_of, read_losses
 from lingraft.evaluate.predictions import read_predictions
@@ -34,6 +35,9 @@ def forgetting_of(
 ) -> dict[str, Any]:
     """Return both matrices of a cell as JSON: `ability`, and `bits_per_character` of held-out answers.
 
+    Items of judged tasks that not all of these models have a verdict on are left out of the first, and counted by
+    task as `unpaired`.
+
     Args:
         study: The study.
         materials: Its data.
@@ -42,13 +46,20 @@ def forgetting_of(
         base: The base model's evaluation, if there is one.
     """
     taught = _taught(study, materials, cell)
-    abilities = [(end.name, read_predictions(end.evaluation.folder / PREDICTIONS)) for end in ends]
+    evaluations = [*([] if base is None else [base]), *(end.evaluation for end in ends)]
+    common = common_items(
+        [read_predictions(one.folder / PREDICTIONS) for one in evaluations],
+        [one.result["tasks"] for one in evaluations],
+    )
+    base_abilities = None if base is None else common.models[0]
+    names = [end.name for end in ends]
+    abilities = list(zip(names, common.models[-len(ends) :], strict=True))
     losses = [(end.name, read_losses(end.evaluation.folder / HELD_OUT)) for end in ends]
-    base_abilities = None if base is None else read_predictions(base.folder / PREDICTIONS)
     base_losses = None if base is None else read_losses(base.folder / HELD_OUT)
     return {
         "ability": ability_matrix(taught, abilities, base_abilities),
         "bits_per_character": loss_matrix(taught, losses, base_losses),
+        "unpaired": common.unpaired,
     }
 
 

@@ -16,6 +16,7 @@ from lingraft.config.schema import PLAIN, PathStep, Phase, StrategyChoice, Strat
 from lingraft.data.example import Example
 from lingraft.data.example_table import joined
 from lingraft.errors import ConfigError, LingraftError, ModelError, did_you_mean
+from lingraft.evaluate.common_items import CommonItems, common_items, unpaired_sentence
 from lingraft.evaluate.predictions import read_predictions
 from lingraft.evaluate.scores import differences, differences_over_seeds
 from lingraft.evaluate.suites import resolve_suites
@@ -168,7 +169,7 @@ class _Runner:
     _base: Stage | None = None
     _base_reason: str | None = None
     _phase_ones: dict[str, dict[str, Any]] = field(default_factory=dict)
-    _compared: dict[tuple[str, str], list[tuple[Path, Path]]] = field(default_factory=dict)
+    _compared: dict[tuple[str, str], list[tuple[Stage, Stage]]] = field(default_factory=dict)
 
     def run(self, folder: Path) -> dict[str, Any]:
         self.watcher.study_started(count_stages(self.study, self.materials))
@@ -195,12 +196,12 @@ class _Runner:
     def _over_seeds(self) -> list[dict[str, Any]]:
         """Return the mean changes of each data and strategy that several seeds are done of, with intervals."""
         return [
-            {"data": data, "strategy": strategy, "seeds": len(files)}
+            {"data": data, "strategy": strategy, "seeds": len(pairs)}
             | differences_over_seeds(
-                [(read_predictions(before), read_predictions(after)) for before, after in files]
+                [(before, after) for before, after in (_common(pair).models for pair in pairs)]
             )
-            for (data, strategy), files in self._compared.items()
-            if len(files) > 1
+            for (data, strategy), pairs in self._compared.items()
+            if len(pairs) > 1
         ]
 
     def _evaluate_base(self) -> None:
@@ -253,8 +254,11 @@ class _Runner:
         pair = self._pair(cell, phase_one.model)
         combination = None if last.made is last.stage else last.made
         own = [last.stage, combination, last.evaluation, distances[-1].from_phase_one, drift, pair]
-        predicted = [one.evaluation.folder / PREDICTIONS for one in (phase_one, last)]
-        self._compared.setdefault((cell.data, cell.strategy), []).append((predicted[0], predicted[1]))
+        compared = (phase_one.evaluation, last.evaluation)
+        common = _common(compared)
+        for task, count in common.unpaired.items():
+            self.watcher.noted(f"{cell.label}: {unpaired_sentence(task, count)}")
+        self._compared.setdefault((cell.data, cell.strategy), []).append(compared)
         return {
             "des": similarities[-1].figures("des")["from_phase_one"],
             "des_corrected": _corrected(similarities[-1].from_phase_one),
@@ -266,7 +270,8 @@ class _Runner:
             "drift": None if drift is None else drift.result,
             "retention": _ratio(after["task_ability"]["value"], before["task_ability"]["value"]),
             "gain": after["language_ability"]["value"] - before["language_ability"]["value"],
-            "difference": differences(*map(read_predictions, predicted)),
+            "difference": differences(*common.models),
+            "unpaired": common.unpaired,
             "forgetting": self._forgetting(cell, phase_one, trained),
             "scores": after,
             "predictions": _predictions_of(last.evaluation),
@@ -455,6 +460,12 @@ class _Runner:
 
     def _seeded(self, label: str, seed: int) -> str:
         return label if len(self.study.seeds) == 1 else f"{label} (seed {seed})"
+
+
+def _common(evaluations: Sequence[Stage]) -> CommonItems:
+    """Read the models' predictions, on the items that all of them have a score of."""
+    read = [read_predictions(one.folder / PREDICTIONS) for one in evaluations]
+    return common_items(read, [one.result["tasks"] for one in evaluations])
 
 
 def _predictions_of(evaluation: Stage) -> str:

@@ -12,6 +12,7 @@ import platform
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -318,6 +319,7 @@ class Stages:
                 verdicts=self._store.cache / VERDICTS,
                 make_generator=vllm if evaluation.backend == "vllm" else None,
                 on_progress=self._tell_count,
+                on_judged=partial(self._tell_count, unit="verdicts"),
             )
             losses = held_out_losses(loaded, tokenizer, held_out)
             write_predictions(folder / PREDICTIONS, evaluated.predictions)
@@ -425,8 +427,8 @@ class Stages:
             self._last_states = (key, states, encoded)
         return self._last_states[1:]
 
-    def _tell_count(self, done: int, total: int) -> None:
-        self._watcher.stage_progressed(StageProgress(done, total))
+    def _tell_count(self, done: int, total: int, unit: str | None = None) -> None:
+        self._watcher.stage_progressed(StageProgress(done, total, unit=unit))
 
     def _run(
         self,

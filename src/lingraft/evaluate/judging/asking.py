@@ -54,7 +54,7 @@ def ask_all(
     manner: Manner,
     on_progress: OnProgress | None = None,
 ) -> Asked:
-    """Put those questions that the cache has no verdict for, which it has afterwards.
+    """Put those questions that the cache has no verdict for.
 
     However this ends, the answers that were under way are waited for and kept.
 
@@ -77,8 +77,8 @@ def ask_all(
                         on_progress(_done(questions, cache) + len(refused), len(questions))
         except BudgetReachedError as error:
             raise BudgetReachedError(
-                f"{error} {_done(questions, cache)} of {len(questions)} verdicts are there and kept: raise --budget, "
-                "and the same command goes on."
+                f"{error} {_done(questions, cache)} of {len(questions)} verdicts are there and kept: raise the "
+                "budget (--budget, or the judge's `budget` in a study file), and the same command goes on."
             ) from None
         finally:
             client.stop()
@@ -95,10 +95,10 @@ def _done(questions: Mapping[str, Question], cache: VerdictCache) -> int:
 def _count_kept(
     questions: Mapping[str, Question], cache: VerdictCache, ledger: Ledger, manner: Manner
 ) -> None:
-    """Count what verdicts of earlier runs took."""
+    """Count what answers of earlier runs took."""
     for key, question in questions.items():
-        if key in cache:
-            ledger.count(cache[key].tokens or most_tokens(question.messages(), manner.max_tokens))
+        for verdict in cache.paid_before(key):
+            ledger.count(verdict.tokens or most_tokens(question.messages(), manner.max_tokens))
 
 
 def _fill(

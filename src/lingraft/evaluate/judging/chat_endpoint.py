@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit
 
-from lingraft.errors import ConfigError, EvaluationError
+from lingraft.errors import ConfigError, EvaluationError, harmless
 from lingraft.evaluate.judging.chat_reply import Reply, retry_after, tokens_of, told_reason, written_tokens
 from lingraft.evaluate.judging.spending import Ledger, Tokens
 
@@ -256,7 +256,7 @@ class ChatClient:
             used = Tokens()
             return self._lost(f"no connection within {_CONNECT_SECONDS:.0f} s", passing=self._reached)
         except requests.Timeout:
-            return _Again(f"no answer within {self._endpoint.timeout_seconds:g} s (--timeout)")
+            return _Again(f"no answer within {self._endpoint.timeout_seconds:g} s (its `timeout`)")
         except requests.RequestException as error:
             breaks_off = self._reached or "timed out" in str(error)  # in the middle of an answer
             used = most if breaks_off else Tokens()
@@ -324,14 +324,14 @@ class ChatClient:
         served = content.get("model")
         return Reply(
             text=text if isinstance(text, str) else "",  # null where a reasoning model used all its tokens
-            model=served if isinstance(served, str) else self._endpoint.model,
+            model=self._clean(served) if isinstance(served, str) else self._endpoint.model,
             written=written_tokens(choice.get("logprobs")),
             tokens=tokens_of(content.get("usage")),
         )
 
     def _clean(self, text: str) -> str:
-        """Return a server's words in one line, shortened and without the key."""
-        line = " ".join(text.split())
+        """Return a server's words in one line, shortened, without the key and unable to steer a terminal."""
+        line = harmless(" ".join(text.split()))
         if self._key.value:
             line = line.replace(self._key.value, "***")
         return (line if len(line) <= _SHOWN_CHARACTERS else f"{line[:_SHOWN_CHARACTERS]}…").rstrip(".")

@@ -1,10 +1,10 @@
-"""Verdicts that were paid for, in a JSONL file that only grows: no question is asked twice."""
+"""Verdicts that were paid for, in a JSONL file that only grows: no question that has a verdict is asked again."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,12 +46,15 @@ class Verdict:
 class VerdictCache:
     """Verdicts by fingerprint of their question.
 
-    A last line without its end was torn when a run was killed; it is cut off when the file is opened.
+    Answers of an earlier run that name no output are no verdicts: their questions are asked again, since another try
+    may name one, and what they took is remembered. A last line without its end was torn when a run was killed; it is
+    cut off when the file is opened.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._found: dict[str, Verdict] = {}
+        self._paid: dict[str, list[Verdict]] = {}
         if path.exists():
             self._read()
 
@@ -60,6 +63,10 @@ class VerdictCache:
 
     def __getitem__(self, key: str) -> Verdict:
         return self._found[key]
+
+    def paid_before(self, key: str) -> Sequence[Verdict]:
+        """Return all answers of earlier runs to a question, also those that named no output."""
+        return self._paid.get(key, ())
 
     def append(self, key: str, verdict: Verdict) -> None:
         """Keep a verdict; it is on disk when this returns."""
@@ -91,10 +98,15 @@ class VerdictCache:
                 raise ValueError(f"first is {verdict.first!r}")
         except (ValueError, TypeError) as error:
             raise EvaluationError(self._no_verdict(number, f"{type(error).__name__}: {error}")) from None
-        self._found[key] = verdict
+        self._paid.setdefault(key, []).append(verdict)
+        if verdict.first is not None:
+            self._found[key] = verdict
 
     def _no_verdict(self, number: int, problem: str) -> str:
-        return f"{self._path}:{number}: is no verdict ({problem}); name another file with --cache, or repair this one."
+        return (
+            f"{self._path}:{number}: is no verdict ({problem}); repair the file, move it away, or name another one "
+            "(`lingraft judge --cache`)."
+        )
 
 
 @contextmanager
@@ -106,7 +118,7 @@ def open_cache(path: Path) -> Iterator[VerdictCache]:
     """
     if not path.parent.is_dir() or path.is_dir():
         raise EvaluationError(
-            f"{path}: verdicts are kept in a file, in a folder that exists; name one with --cache."
+            f"{path}: verdicts are kept in a file, in a folder that exists (`lingraft judge` takes one with --cache)."
         )
     lock = FileLock(path.with_name(f"{path.name}.lock"))
     try:
@@ -115,7 +127,7 @@ def open_cache(path: Path) -> Iterator[VerdictCache]:
         raise EvaluationError(f"{path}: another lingraft is judging into it; wait for it.") from None
     except OSError as error:
         raise EvaluationError(
-            f"{path}: cannot be written ({error.strerror}); name another file with --cache."
+            f"{path}: cannot be written ({error.strerror}); see to its permissions, or have the results elsewhere."
         ) from None
     try:
         yield VerdictCache(path)
