@@ -1055,7 +1055,7 @@ def test_a_verdict_that_one_model_of_a_study_lacks_fails_no_cell(
     assert (cell["status"], cell["unpaired"]) == ("done", {"alpaca_eval/en": 1})
     assert cell["difference"]["tasks"]["alpaca_eval/en"]["n"] == 3
     assert cell["scores"]["tasks"]["alpaca_eval/en"]["n"] == 4
-    assert cell["forgetting"]["unpaired"] == {"alpaca_eval/en": 1}
+    assert cell["forgetting"]["ability"]["unpaired"] == {"alpaca_eval/en": 1}
     assert "alpaca_eval/en: 1 items have a verdict for some of the models only" in told.err
 
 

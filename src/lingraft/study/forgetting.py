@@ -56,10 +56,10 @@ def forgetting_of(
     abilities = list(zip(names, common.models[-len(ends) :], strict=True))
     losses = [(end.name, read_losses(end.evaluation.folder / HELD_OUT)) for end in ends]
     base_losses = None if base is None else read_losses(base.folder / HELD_OUT)
+    ability = ability_matrix(taught, abilities, base_abilities)
     return {
-        "ability": ability_matrix(taught, abilities, base_abilities),
+        "ability": None if ability is None else ability | {"unpaired": common.unpaired},
         "bits_per_character": loss_matrix(taught, losses, base_losses),
-        "unpaired": common.unpaired,
     }
 
 
