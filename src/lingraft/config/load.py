@@ -112,10 +112,15 @@ def _render_option_errors(error: ValidationError) -> str:
     for detail in error.errors():
         location = tuple(detail["loc"])
         if location:
-            problems.append(f"--{_place(location).replace('_', '-')} {_problem(location, detail)}")
+            problems.append(f"{_option(_place(location))} {_problem(location, detail)}")
         else:  # of several options, which the message names as the study file does
-            problems.append(f"{detail['msg'].removeprefix('Value error, ').replace('_', '-')}.")
+            message = detail["msg"].removeprefix("Value error, ")
+            problems.append(f"{re.sub(r'[a-z]+(_[a-z]+)+', lambda name: _option(name[0]), message)}.")
     return "; ".join(problems)
+
+
+def _option(field: str) -> str:
+    return f"--{field.replace('_', '-')}"
 
 
 def dump_study(study: Study) -> str:
