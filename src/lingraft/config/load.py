@@ -115,7 +115,7 @@ def _render_option_errors(error: ValidationError) -> str:
             problems.append(f"{_option(_place(location))} {_problem(location, detail)}")
         else:  # of several options, which the message names as the study file does
             message = detail["msg"].removeprefix("Value error, ")
-            problems.append(f"{re.sub(r'[a-z]+(_[a-z]+)+', lambda name: _option(name[0]), message)}.")
+            problems.append(f"{re.sub('`([a-z_]+)`', lambda name: _option(name[1]), message)}.")
     return "; ".join(problems)
 
 

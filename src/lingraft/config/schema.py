@@ -357,9 +357,9 @@ class JudgeChoice(Section):
     @model_validator(mode="after")
     def _prices_go_together(self) -> JudgeChoice:
         if (self.price_in is None) != (self.price_out is None):
-            raise ValueError("price_in and price_out belong together: give both")
+            raise ValueError("`price_in` and `price_out` belong together: give both")
         if self.budget is not None and self.price_in is None:
-            raise ValueError("budget needs price_in and price_out, the prices of a million tokens")
+            raise ValueError("`budget` needs `price_in` and `price_out`, the prices of a million tokens")
         return self
 
 
