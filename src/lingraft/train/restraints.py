@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from lingraft.strategies.base import TrainingRules
 
+_PIECE = 1 << 18  # numbers that are pulled at once
+
 
 class Restraints:
     """Pulls and frozen cells of one training.
@@ -52,10 +54,11 @@ class Restraints:
                 parameter = self._parameters[name]
                 if parameter.grad is None:
                     continue
-                way = parameter.float() - self._placed(name, -1, self._start[name]).float()
-                if anchor.importance is not None:
-                    way.mul_(self._placed(name, number, anchor.importance[name]))
-                parameter.grad.add_(way.to(parameter.grad.dtype), alpha=anchor.strength)
+                importance = (
+                    None if anchor.importance is None else self._placed(name, number, anchor.importance[name])
+                )
+                start = self._placed(name, -1, self._start[name])
+                _pull(parameter, start, importance, parameter.grad, anchor.strength)
         for name, cells in self._cells.items():
             gradient = self._parameters[name].grad
             if gradient is not None:
@@ -79,6 +82,20 @@ class Restraints:
         if (name, kind) not in self._here:
             self._here[name, kind] = tensor.to(device)
         return self._here[name, kind]
+
+
+def _pull(
+    parameter: Tensor, start: Tensor, importance: Tensor | None, gradient: Tensor, strength: float
+) -> None:
+    """Add a pull's gradient to `gradient`, a piece at a time: a temporary copy of an embedding costs twice the time."""
+    used = [one for one in (parameter, start, gradient, importance) if one is not None]
+    used = [one[None] if one.ndim == 0 else one for one in used]
+    rows = max(1, _PIECE * len(used[0]) // parameter.numel())
+    for here, there, own, *weights in zip(*(torch.split(one, rows) for one in used), strict=True):
+        way = here.float() - there.float()
+        for weight in weights:
+            way.mul_(weight)
+        own.add_(way.to(own.dtype), alpha=strength)
 
 
 def split_by_rate(optimizer: torch.optim.Optimizer, model: Any, factors: Mapping[str, float]) -> None:
