@@ -287,7 +287,7 @@ def test_tsv_and_gzip_hold_the_same_rows(tmp_path: Path) -> None:
         ("x.jsonl.gz", b"nothing", "x.jsonl.gz: the gzip file is broken"),
         (
             "x.jsonl.gz",
-            gzip.compress(b'{"prompt": "a", "completion": "b"}\n' * 99)[:-9],
+            gzip.compress(b'{"prompt": "a", "completion": "b"}\n' * 99, mtime=0)[:-9],
             "is broken or cut off",
         ),
         ("x.txt", b"", "must end in .json, .jsonl, .csv, .tsv, .parquet"),
