@@ -1065,6 +1065,7 @@ def test_an_evaluation_without_a_judge_says_so_and_runs_the_rest(
     assert _run(evaluation_command) == 0
     told = capfd.readouterr()
     assert "! alpaca_eval/en: not run: a judge scores its answers: give its `url` and `model`" in told.err
+    assert "Its data" not in told.err
     assert "worldbook:lookup" in told.out
     for half in (["--judge-url", "http://localhost/v1"], ["--judge-model", "j"], ["--budget", "1"]):
         assert _run([*evaluation_command, *half]) == 2

@@ -335,7 +335,7 @@ def _evaluate(
             on_progress=lambda done, total: bars.progressed(model, done, total),
             on_judged=lambda done, total: bars.progressed(f"{model}, verdicts", done, total),
         )
-    _tell_not_run(model, found, asked["data_dir"], told)
+    _tell_not_run(model, found, asked, told)
     for task, count in found.shortened.items():
         _say(f"{model}: {shortened_sentence(task, count)}")
     if not found.predictions:
@@ -361,16 +361,18 @@ def _delete_answers(log: Path, *, keep: bool) -> None:
             path.unlink()
 
 
-def _tell_not_run(model: str, found: Evaluated, data_dir: str | None, told: set[str]) -> None:
+def _tell_not_run(model: str, found: Evaluated, asked: dict[str, Any], told: set[str]) -> None:
     """Say of each task that could not be run why, and where its data were looked for; what is in `told` was said."""
+    from lingraft.evaluate.judge import ALPACA_EVAL
     from lingraft.evaluate.suites import where_data_is_sought
 
     for one, reason in found.no_room.items():
         _say(f"{model}: {one}: not run: {reason}")
     for one, reason in found.not_run.items():
         task, _, language = one.rpartition("/")
-        sought = where_data_is_sought(task, language, data_dir)
-        line = f"{one}: not run: {reason.rstrip('.')}. Its data: {sought}."
+        line = f"{one}: not run: {reason.rstrip('.')}."
+        if task != ALPACA_EVAL or asked["judge"] is not None:  # else it lacks a judge, not its data
+            line += f" Its data: {where_data_is_sought(task, language, asked['data_dir'])}."
         if line not in told:
             _say(line)
         told.add(line)
