@@ -109,6 +109,7 @@ def test_a_killed_evaluation_goes_on_from_its_answers(
     process.kill()
     process.wait()
     assert not Path("killed/record.json").exists()
+    Path("killed/answers-of-mine.jsonl").write_text("")  # a file of the user's, which stays
 
     batches = []
     inner = TransformersGenerator.continue_batch
@@ -120,7 +121,7 @@ def test_a_killed_evaluation_goes_on_from_its_answers(
     monkeypatch.setattr(TransformersGenerator, "continue_batch", counted)
     assert evaluate(*asked, "--output", "killed")[0] == 0
     assert 0 < sum(batches) <= 60 - 8
-    assert not list(Path("killed").glob("answers-*.jsonl"))
+    assert [path.name for path in Path("killed").glob("answers-*.jsonl")] == ["answers-of-mine.jsonl"]
     assert evaluate(*asked, "--output", "undisturbed")[0] == 0
     killed, undisturbed = (
         read_predictions(Path(one) / "predictions.parquet") for one in ("killed", "undisturbed")
@@ -148,7 +149,7 @@ def test_a_model_that_was_finished_before_the_interruption_answers_nothing_again
     stops = True
     assert evaluate(*asked)[0] == 130
     assert Path("both/tiny/record.json").exists()
-    Path("both/lora/answers-stale.jsonl").touch()
+    Path("both/lora/answers-0123456789abcdef.jsonl").touch()
     answered.clear()
     stops = False
     assert evaluate(*asked)[0] == 0

@@ -30,7 +30,7 @@ VERDICTS = "verdicts.jsonl"  # stays: it was paid for
 _PRECISIONS = ("bf16", "float32")
 _BACKENDS = ("transformers", "vllm")
 _NO_JUDGE = {"max_tokens": None, "both_orders": True, "price_in": None, "price_out": None, "budget": None}
-_COMPARED_JUDGE_FIELDS = {"url", "model", "max_tokens", "both_orders"}
+_LOG = re.compile(r"answers-[0-9a-f]{16}\.jsonl")
 _TAG = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 
 
@@ -111,6 +111,8 @@ def evaluate(
     for, and the others run; exit code 2 where none can. The judge's key is read from LINGRAFT_JUDGE_KEY, else from
     OPENAI_API_KEY.
     """
+    from lingraft.config.schema import UNCOMPARED_JUDGE_FIELDS
+
     quieten_loading()
     _check(models, precision, backend)
     judge = _judge(
@@ -135,7 +137,7 @@ def evaluate(
         "precision": precision,
         "backend": backend,
         "chat": chat,
-        "judge": None if judge is None else judge.model_dump(include=_COMPARED_JUDGE_FIELDS),
+        "judge": None if judge is None else judge.model_dump(exclude=UNCOMPARED_JUDGE_FIELDS),
     }
     names = _names(models)
     folder = output or Path("runs") / "evaluate" / f"{'+'.join(names)}-{suite}"
@@ -357,7 +359,8 @@ def _lacks_verdicts(result: dict[str, Any]) -> bool:
 def _delete_answers(log: Path, *, keep: bool) -> None:
     """Delete what answers were kept in, of earlier options or weights, too; `keep`: but not this log itself."""
     for path in log.parent.glob("answers-*.jsonl"):
-        if not (keep and path == log):
+        is_ours = _LOG.fullmatch(path.name) is not None  # the folder may hold the user's own files
+        if is_ours and not (keep and path == log):
             path.unlink()
 
 
@@ -411,7 +414,6 @@ def _finish(
     as_json: bool,
 ) -> None:
     """Print what was found; of two models also the differences, which get a record of their own."""
-
     whole: dict[str, Any] = {"models": dict(zip(models, results, strict=True)), "folder": str(folder)}
     if len(models) == 2:
         compared = _compared(results, predictions)

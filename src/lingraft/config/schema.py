@@ -363,6 +363,10 @@ class JudgeChoice(Section):
         return self
 
 
+# What of a judge does not change its verdicts.
+UNCOMPARED_JUDGE_FIELDS = {"price_in", "price_out", "budget", "at_once", "timeout", "attempts"}
+
+
 class Evaluation(Section):
     """What is evaluated after each phase."""
 

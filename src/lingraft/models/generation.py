@@ -259,6 +259,7 @@ class TransformersGenerator:
         sizes = [(length - shared, 0) for length in lengths]
         for portion in batches_within(longest_first, sizes, len(lengths), _READ_TOKENS):
             own = torch.tensor(portion, device=rows.ids.device)
+            # Not before the last token: a portion may have none between it and the common beginning.
             start = min(width - lengths[portion[0]] + shared, width - 1 if shared else width - 2)
             columns = torch.tensor([*range(shared), *range(start, width - 1)], device=own.device)
             cache = copy.deepcopy(beginning)

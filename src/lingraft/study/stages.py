@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lingraft.config.schema import Evaluation, StrategyChoice, Training
+from lingraft.config.schema import UNCOMPARED_JUDGE_FIELDS, Evaluation, StrategyChoice, Training
 from lingraft.data.chat import encode_examples
 from lingraft.data.example import Example
 from lingraft.data.worldbook import VERSION as WORLDBOOK_VERSION
@@ -78,7 +78,6 @@ _EVALUATION_LIBRARIES = (
 _MEASURE_LIBRARIES = ("lingraft",)
 _STATES_LIBRARIES = ("lingraft", "torch", "transformers", "tokenizers")
 _RESUMABLE = {"train", "evaluate"}
-_UNCOMPARED_JUDGE_FIELDS = {"price_in", "price_out", "budget", "at_once", "timeout", "attempts"}
 _UNCOMPARED_TRAINING_FIELDS = {"report_to", "save_every"}
 
 
@@ -291,7 +290,7 @@ class Stages:
         """Score a model on the study's tasks and on the held-out answers."""
         inputs = {
             "model": model.identity,
-            "evaluation": evaluation.model_dump(mode="json", exclude={"judge": _UNCOMPARED_JUDGE_FIELDS}),
+            "evaluation": evaluation.model_dump(mode="json", exclude={"judge": UNCOMPARED_JUDGE_FIELDS}),
             "tasks": task_identities(evaluation, self._base_folder),
             "languages": list(languages),
             "held_out": fingerprint_of([item_of(example) for example in held_out]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
@@ -56,10 +57,8 @@ def retry_after(value: str | None) -> float | None:
     """Return the seconds that a Retry-After header asks for, given as a number or as a date."""
     if value is None:
         return None
-    try:
+    with suppress(ValueError):  # then it is a date
         return max(0.0, float(value))
-    except ValueError:
-        pass
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
     except ValueError:
