@@ -11,7 +11,6 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lingraft.errors import ModelError, in_one_line
-from lingraft.models.checkpoints import CheckpointReader, WeightReader
 from lingraft.models.loading import (
     EMBEDDED_PREFIX,
     load_model,
@@ -21,6 +20,8 @@ from lingraft.models.loading import (
     model_folder,
     tokenizer_in,
 )
+from lingraft.models.tensor_files import WeightReader
+from lingraft.models.weights import ModelWeights
 from lingraft.records import fingerprint_of, hash_file, read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -52,7 +53,7 @@ def open_weights(name: str, adapter_base: str | None = None) -> WeightReader:
         folder = local_folder(name)
         if (folder / ADAPTER_CONFIG).is_file():
             return AdaptedReader(folder, adapter_base)
-    return CheckpointReader(model_folder(name))
+    return ModelWeights(model_folder(name))
 
 
 def load_merged(
@@ -119,7 +120,7 @@ class AdaptedReader:
             raise ModelError(
                 f"{folder}: its {ADAPTER_CONFIG} names no base model; give it with --adapter-base."
             )
-        self._base = CheckpointReader(model_folder(str(named)))
+        self._base = ModelWeights(model_folder(str(named)))
         self._stored = _Stored(folder)
         self._check_fit()
 

@@ -22,7 +22,8 @@ from transformers import (
 
 from lingraft.data.chat import FALLBACK_TEMPLATE
 from lingraft.errors import ModelError, in_one_line
-from lingraft.models.checkpoints import INDEX_FILE, SINGLE_FILE, CheckpointReader, missing_weights
+from lingraft.models.tensor_files import INDEX_FILE, SINGLE_FILE, CheckpointReader, missing_weights
+from lingraft.models.weights import empty_model
 from lingraft.models.embedded import embedded_folder
 from lingraft.records import hash_file
 
@@ -150,15 +151,8 @@ def parameter_names(folder: Path, *, trust_remote_code: bool = False) -> tuple[s
 
     Empty where a model's own code cannot be run without memory for its weights.
     """
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    try:
-        with torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                config, trust_remote_code=trust_remote_code
-            )
-    except Exception:  # whatever its code raises; loading it for training will tell
-        return ()
-    return tuple(name for name, _ in model.named_parameters())
+    model = empty_model(folder, trust_remote_code=trust_remote_code)
+    return () if model is None else tuple(name for name, _ in model.named_parameters())
 
 
 def _first_line(error: Exception) -> str:

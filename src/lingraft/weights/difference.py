@@ -17,8 +17,9 @@ from typing import Any, TypeVar
 import torch
 
 from lingraft.errors import ModelError
-from lingraft.models.checkpoints import CheckpointReader, WeightReader
 from lingraft.models.layers import layer_of, module_type_of
+from lingraft.models.tensor_files import WeightReader
+from lingraft.models.weights import ModelWeights
 
 _ELEMENTS_PER_PIECE = 2**20  # read at a time
 _ELEMENTS_IN_CACHE = 2**17  # computed with at a time: 1 MiB in float64
@@ -170,7 +171,7 @@ def parameter_difference(
 ) -> ParameterDifference:
     """Return MPD(T1, T2) = (1/n) sum_i ||w(T1, i) - w(T2, i)||_2 over the n tensors that both models have.
 
-    A tied output head counts once, also where a checkpoint stores it in full. Types may differ: everything is
+    Tensors go by the names of the models' parameters, whatever the files call them. A tied output head counts once, also where a checkpoint stores it in full. Types may differ: everything is
     computed in float64. Of embeddings and heads with different numbers of rows (a resized vocabulary) the common
     rows are compared.
 
@@ -218,7 +219,7 @@ def parameter_difference(
 
 
 def _reader(model: Path | WeightReader) -> WeightReader:
-    return CheckpointReader(model) if isinstance(model, (str, Path)) else model
+    return ModelWeights(model) if isinstance(model, (str, Path)) else model
 
 
 def _check_architecture(first: WeightReader, other: WeightReader) -> None:

@@ -27,8 +27,9 @@ from scipy.optimize import brentq
 from threadpoolctl import threadpool_limits
 
 from lingraft.errors import ConfigError, ModelError
-from lingraft.models.checkpoints import CheckpointReader, WeightReader
 from lingraft.models.layers import layer_of, module_type_of
+from lingraft.models.tensor_files import WeightReader
+from lingraft.models.weights import ModelWeights
 
 Estimator = Literal["reference", "median"]
 ESTIMATORS: tuple[Estimator, ...] = ("median", "reference")
@@ -149,7 +150,7 @@ def signal_to_noise(
         raise ConfigError(f"estimator {estimator!r}: there are {' and '.join(ESTIMATORS)}.")
     if not 0 <= share <= 1:
         raise ConfigError(f"share {share}: must lie between 0 and 1.")
-    reader = CheckpointReader(model) if isinstance(model, (str, Path)) else model
+    reader = ModelWeights(model) if isinstance(model, (str, Path)) else model
     inside = [name for name in reader.names if layer_of(name) is not None]
     matrices = [name for name in inside if len(reader.shape(name)) == 2 and min(reader.shape(name)) > 1]
     if not matrices:
