@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lingraft.config.schema import StrategyChoice, Training
 from lingraft.data.example import Example, Message
@@ -29,58 +29,6 @@ TRAINING = Training(
     weight_decay=0.1,
     warmup_share=0.0,
 )
-_EXPERTS = {"num_experts_per_tok": 2, "tie_word_embeddings": False}
-_TOWER = {  # an image encoder of one layer and four patches
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "image_size": 16,
-    "patch_size": 8,
-}
-# By name: model_type and what else its configuration says.
-ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("llama", {"tie_word_embeddings": True}),
-    "mistral": ("mistral", {"sliding_window": 16, "tie_word_embeddings": False}),
-    "qwen2": ("qwen2", {"tie_word_embeddings": False}),  # biases, a head of its own
-    "qwen3": ("qwen3", {"tie_word_embeddings": True, "head_dim": 8}),
-    "gemma2": ("gemma2", {"tie_word_embeddings": True, "head_dim": 8, "sliding_window": 64}),
-    "gemma3": ("gemma3", {"head_dim": 8, "sliding_window": 16}),  # with a tower that text does not reach
-    "phi3": ("phi3", {"tie_word_embeddings": False}),  # q, k and v in one matrix
-    "gpt2": ("gpt2", {}),  # matrices stored as [in, out], learned positions
-    "bloom": ("bloom", {}),  # no positions
-    "gpt_neox": ("gpt_neox", {"tie_word_embeddings": False}),
-    "olmo2": ("olmo2", {"tie_word_embeddings": False}),
-    "mixtral": ("mixtral", {**_EXPERTS, "num_local_experts": 4}),
-}
-OTHER_ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
-    "qwen3_moe": ("qwen3_moe", {**_EXPERTS, "num_experts": 4, "moe_intermediate_size": 24, "head_dim": 8}),
-}
-
-
-def configuration(architecture: str, vocabulary: int, **more: Any) -> Any:
-    """Return the configuration of a model of two layers and width 32."""
-    kind, options = (ARCHITECTURES | OTHER_ARCHITECTURES)[architecture]
-    written = {
-        "vocab_size": vocabulary,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 256,
-        "initializer_range": 0.1,
-        "pad_token_id": None,
-        **more,
-        **options,
-    }
-    if kind in ("gpt2", "bloom", "gpt_neox"):
-        del written["num_key_value_heads"]
-    if kind == "gpt2":
-        written["n_inner"] = written.pop("intermediate_size")
-    if kind != "gemma3":
-        return AutoConfig.for_model(kind, **written)
-    return AutoConfig.for_model(kind, text_config=written, vision_config=_TOWER, mm_tokens_per_image=1)
 
 
 def rows(count: int, language: str = "de", prefix: str = "g") -> tuple[Example, ...]:
@@ -96,7 +44,9 @@ def rows(count: int, language: str = "de", prefix: str = "g") -> tuple[Example, 
     )
 
 
-def make_model(folder: Path, architecture: str, seed: int, tokenizer_from: Path) -> Path:
+def make_model(
+    folder: Path, architecture: str, seed: int, tokenizer_from: Path, configuration: Callable[..., Any]
+) -> Path:
     """Write a random model of two layers, with the tokenizer of another folder."""
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_from)
     torch.manual_seed(seed)
@@ -133,16 +83,16 @@ def read(folder: Path) -> dict[str, torch.Tensor]:
 class Phases:
     """Trains phases as a study does, in one run folder."""
 
-    def __init__(self, store: Store, tokenizer_from: Path) -> None:
+    def __init__(self, store: Store, tokenizer_from: Path, configuration: Callable[..., Any]) -> None:
         self.store = store
         self.watcher = Watcher()
         self.stages = Stages(store, self.watcher, Path(), trust_remote_code=False, processes=Processes())
-        self._tokenizer_from = tokenizer_from
+        self._tokenizer_from, self._configuration = tokenizer_from, configuration
 
     def model(self, architecture: str = "llama", seed: int = 1) -> Path:
         folder = self.store.folder / f"{architecture}-{seed}"
         if not folder.exists():
-            make_model(folder, architecture, seed, self._tokenizer_from)
+            make_model(folder, architecture, seed, self._tokenizer_from, self._configuration)
         return folder
 
     def job(self, written: Any, architecture: str = "llama", **training: Any) -> TrainingJob:
@@ -172,9 +122,9 @@ class Phases:
 
 
 @pytest.fixture
-def phases(tmp_path: Path, tiny_model: Path) -> Iterator[Phases]:
+def phases(tmp_path: Path, tiny_model: Path, tiny_configuration: Callable[..., Any]) -> Iterator[Phases]:
     with Store(tmp_path / "run") as store:
-        yield Phases(store, tiny_model)
+        yield Phases(store, tiny_model, tiny_configuration)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Twelve architectures: train with each strategy, save, reload in plain transformers, evaluate, measure the difference."""
+"""Twelve architectures, each strategy: train, save, reload in plain transformers, evaluate, measure the difference."""
 
 from __future__ import annotations
 

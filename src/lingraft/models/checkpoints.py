@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from lingraft.data.chat import chat_template
 from lingraft.errors import ModelError
 from lingraft.models.tensor_files import INDEX_FILE
-from lingraft.models.tensor_files import CheckpointReader as CheckpointReader  # where others look for it
+from lingraft.models.tensor_files import CheckpointReader as CheckpointReader  # noqa: PLC0414 - its old place
 from lingraft.models.weights import ModelWeights
 from lingraft.records import write_json_atomically
 
@@ -76,29 +76,34 @@ def combine_checkpoints(
     pending: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
     places: dict[str, str] = {}
     for part in second.parts():
-        made = {}
-        for name in part.parameters:
-            if name not in first or first.shape(name) != second.shape(name):
-                raise ModelError(
-                    f"{before}: has no {name} of the shape {list(second.shape(name))} that {after} has."
-                )
-            tensor = second.tensor(name)
-            if tensor.is_floating_point():  # else it counts or marks something, and is no weight
-                tensor = combine(name, first.tensor(name).float(), tensor.float())
-            made[name] = tensor
-        stored = second.as_stored(part, made)
-        for name in part.stored:
-            left[second.files.file_of(name)].discard(name)
-        file = second.files.file_of(part.stored[0])
-        for name, tensor in stored.items():
-            own = second.files.file_of(name) if name in second.files.names else file
-            pending[own][name] = tensor.contiguous()
-            places[name] = own
-        for whole in [file for file in pending if not left[file]]:
-            save_file(pending.pop(whole), folder / whole, metadata={"format": "pt"})
+        made = {name: _combined(name, first, second, combine) for name in part.parameters}
+        files = {name: second.files.file_of(name) for name in part.stored}
+        for name, tensor in second.as_stored(part, made).items():
+            places[name] = files.get(name, files[part.stored[0]])
+            pending[places[name]][name] = tensor.contiguous()
+        for name, file in files.items():
+            left[file].discard(name)
+        for file in [file for file in pending if not left[file]]:
+            save_file(pending.pop(file), folder / file, metadata={"format": "pt"})
     if (after / INDEX_FILE).is_file():
         index = json.loads((after / INDEX_FILE).read_text(encoding="utf-8"))
         write_json_atomically(folder / INDEX_FILE, {**index, "weight_map": dict(sorted(places.items()))})
+
+
+def _combined(
+    name: str,
+    first: ModelWeights,
+    second: ModelWeights,
+    combine: Callable[[str, torch.Tensor, torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    if name not in first or first.shape(name) != second.shape(name):
+        raise ModelError(
+            f"{first.folder}: has no {name} of the shape {list(second.shape(name))} that {second.folder} has."
+        )
+    tensor = second.tensor(name)
+    if not tensor.is_floating_point():  # it counts or marks something, and is no weight
+        return tensor
+    return combine(name, first.tensor(name).float(), tensor.float())
 
 
 def _in_float32(model: PreTrainedModel) -> dict[str, torch.Tensor]:

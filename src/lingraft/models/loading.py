@@ -22,9 +22,9 @@ from transformers import (
 
 from lingraft.data.chat import FALLBACK_TEMPLATE
 from lingraft.errors import ModelError, in_one_line
+from lingraft.models.embedded import embedded_folder
 from lingraft.models.tensor_files import INDEX_FILE, SINGLE_FILE, CheckpointReader, missing_weights
 from lingraft.models.weights import empty_model
-from lingraft.models.embedded import embedded_folder
 from lingraft.records import hash_file
 
 EMBEDDED_PREFIX = "embedded:"

@@ -20,6 +20,7 @@ from lingraft.records import read_json
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+_ELEMENTS_COMPARED = 2**20
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -59,6 +60,14 @@ class WeightReader(Protocol):
 
     def pieces(self, name: str, elements: int, rows: int | None = None) -> Iterator[torch.Tensor]:
         """Whole rows of a tensor, in order; see `CheckpointReader.pieces`."""
+
+
+def repeats(reader: WeightReader, one: str, other: str) -> bool:
+    """Whether two tensors of a model are the same bit for bit, in type and shape too."""
+    if reader.shape(one) != reader.shape(other):
+        return False
+    pairs = zip(reader.pieces(one, _ELEMENTS_COMPARED), reader.pieces(other, _ELEMENTS_COMPARED), strict=True)
+    return all(first.dtype == second.dtype and torch.equal(first, second) for first, second in pairs)
 
 
 class CheckpointReader:

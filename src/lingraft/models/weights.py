@@ -20,9 +20,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lingraft.errors import ModelError, did_you_mean, in_one_line
-from lingraft.models.tensor_files import CheckpointReader
-
-_ELEMENTS_COMPARED = 2**20
+from lingraft.models.tensor_files import CheckpointReader, repeats
 
 
 def empty_model(folder: Path, *, trust_remote_code: bool = False) -> Any | None:
@@ -80,7 +78,8 @@ class ModelWeights:
         self.files = CheckpointReader(folder)
         self._parts: dict[str, Part] = {}  # by parameter
         self._shapes: dict[str, tuple[int, ...]] = {}  # of what is converted
-        self._same: dict[str, str] = {}  # names that mean another parameter
+        self.tied: dict[str, str] = {}
+        """Names of parameters that are tied to another one, and the name that this one goes by."""
         self.repeated: tuple[str, ...] = ()
         """Tensors of the files that repeat what they are tied to."""
         architecture = self.files.architecture  # refuses a configuration that is damaged
@@ -106,7 +105,7 @@ class ModelWeights:
         return self.files.architecture
 
     def __contains__(self, name: str) -> bool:
-        return self._same.get(name, name) in self._parts
+        return self.tied.get(name, name) in self._parts
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a parameter's shape, without reading it.
@@ -154,7 +153,9 @@ class ModelWeights:
         read = {name for stored in once for name in stored} | set(self.repeated)
         others = [Part((name,), ()) for name in self.files.names if name not in read]
         return tuple(
-            sorted([*once.values(), *others], key=lambda part: (self.files.file_of(part.stored[0]), part.stored))
+            sorted(
+                [*once.values(), *others], key=lambda part: (self.files.file_of(part.stored[0]), part.stored)
+            )
         )
 
     def as_stored(self, part: Part, made: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -186,7 +187,7 @@ class ModelWeights:
         return isinstance(modules.get(name.rpartition(".")[0]), Conv1D)
 
     def _part(self, name: str) -> Part:
-        own = self._same.get(name, name)
+        own = self.tied.get(name, name)
         if own not in self._parts:
             raise ModelError(
                 f"{self.folder}: no parameter is called {name!r}. {did_you_mean(name, self.names)}"
@@ -231,18 +232,10 @@ class ModelWeights:
                 part = self._parts.pop(name)
                 self._parts[own] = Part(part.stored, (own,))
             elif name in self._parts:
-                if not self._equal(own, name):
+                if not repeats(self, own, name):
                     continue
                 self.repeated += self._parts.pop(name).stored
-            self._same[name] = own
-
-    def _equal(self, one: str, other: str) -> bool:
-        if self.shape(one) != self.shape(other):
-            return False
-        pairs = zip(
-            self.pieces(one, _ELEMENTS_COMPARED), self.pieces(other, _ELEMENTS_COMPARED), strict=True
-        )
-        return all(torch.equal(first, second) for first, second in pairs)
+            self.tied[name] = own
 
     def _converted(
         self, conversion: _Conversion, sources: Mapping[str, Sequence[str]], *, meta: bool = False
@@ -253,7 +246,9 @@ class ModelWeights:
             for name in stored:
                 own.add_tensor(conversion.first, name, pattern, self._reading(name, meta))
         try:
-            made = own.convert(conversion.first, model=self._model, config=getattr(self._model, "config", None))
+            made = own.convert(
+                conversion.first, model=self._model, config=getattr(self._model, "config", None)
+            )
         except Exception as error:  # the library's operations raise what torch does
             raise ModelError(
                 f"{self.folder}: {conversion.first} cannot be made of {next(iter(sources.values()))[0]} and others: "

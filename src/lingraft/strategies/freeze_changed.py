@@ -50,9 +50,7 @@ class FreezeChanged(Strategy):
         """
         if context.base is None:
             raise StrategyError("'freeze_changed' needs the base model: give the study a `model`.")
-        changes = layer_changes(
-            context.base, context.previous, trust_remote_code=context.trust_remote_code
-        )
+        changes = layer_changes(context.base, context.previous, trust_remote_code=context.trust_remote_code)
         if not any(changes.values()):
             raise StrategyError(
                 f"'freeze_changed': no layer differs between {context.base.name} and the previous phase's model; "

@@ -30,8 +30,8 @@ from lingraft.evaluate.scores import score_summary
 from lingraft.evaluate.tasks import task_identities
 from lingraft.models.checkpoints import combine_checkpoints, save_checkpoint
 from lingraft.models.loading import compute_device, load_model, load_tokenizer
-from lingraft.models.weights import ModelWeights
 from lingraft.models.vllm import VllmGenerator
+from lingraft.models.weights import ModelWeights
 from lingraft.records import fingerprint_of
 from lingraft.representation.drift import drift_between
 from lingraft.representation.states import encode_alike, model_states

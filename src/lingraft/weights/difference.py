@@ -18,7 +18,7 @@ import torch
 
 from lingraft.errors import ModelError
 from lingraft.models.layers import layer_of, module_type_of
-from lingraft.models.tensor_files import WeightReader
+from lingraft.models.tensor_files import WeightReader, repeats
 from lingraft.models.weights import ModelWeights
 
 _ELEMENTS_PER_PIECE = 2**20  # read at a time
@@ -171,9 +171,9 @@ def parameter_difference(
 ) -> ParameterDifference:
     """Return MPD(T1, T2) = (1/n) sum_i ||w(T1, i) - w(T2, i)||_2 over the n tensors that both models have.
 
-    Tensors go by the names of the models' parameters, whatever the files call them. A tied output head counts once, also where a checkpoint stores it in full. Types may differ: everything is
-    computed in float64. Of embeddings and heads with different numbers of rows (a resized vocabulary) the common
-    rows are compared.
+    Tensors go by the names of the models' parameters, whatever the files call them. A tied output head counts once,
+    also where a checkpoint stores it in full. Types may differ: everything is computed in float64. Of embeddings and
+    heads with different numbers of rows (a resized vocabulary) the common rows are compared.
 
     Args:
         first: Checkpoint folder of safetensors, or its reader (`models.adapters.open_weights` reads adapters, too).
@@ -256,13 +256,8 @@ def _stored_twice(reader: WeightReader) -> frozenset[str]:
         later
         for position, later in enumerate(outside)
         for earlier in outside[:position]
-        if reader.shape(earlier) == reader.shape(later) and _equal(reader, earlier, later)
+        if repeats(reader, earlier, later)
     )
-
-
-def _equal(reader: WeightReader, one: str, other: str) -> bool:
-    pairs = zip(_pieces(reader, one, None), _pieces(reader, other, None), strict=True)
-    return all(first.dtype == second.dtype and torch.equal(first, second) for first, second in pairs)
 
 
 def _pieces(reader: WeightReader, name: str, rows: int | None) -> Iterator[torch.Tensor]:
