@@ -42,7 +42,7 @@ def trained(tmp_path: Path, tiny_model: Path, tied: bool, options: dict[str, Any
     base = AutoModelForCausalLM.from_pretrained(tiny_model, tie_word_embeddings=tied)
     base.save_pretrained(tmp_path / "base")
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "base")
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     more = options.pop("rows", 0)
     if more:
         model.resize_token_embeddings(model.config.vocab_size + more, mean_resizing=False)
@@ -68,7 +68,7 @@ def test_merged_saved_and_reloaded_in_plain_transformers_it_gives_the_logits_of_
     adapter, expected = trained(tmp_path, tiny_model, tied, dict(CASES[case]))
     merged, _ = load_merged(str(adapter))
     merged.save_pretrained(tmp_path / "merged")
-    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    reloaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     with torch.no_grad():
         torch.testing.assert_close(merged(input_ids=IDS).logits, expected)
         torch.testing.assert_close(reloaded(input_ids=IDS).logits, expected)

@@ -269,7 +269,7 @@ def test_ssu_scores_each_experts_columns_by_the_tokens_that_it_was_sent(tmp_path
     from transformers import MixtralConfig, MixtralForCausalLM
 
     torch.manual_seed(0)
-    network = MixtralForCausalLM(
+    network: Any = MixtralForCausalLM(
         MixtralConfig(
             vocab_size=40,
             hidden_size=16,
@@ -303,7 +303,7 @@ def test_ssu_scores_the_rows_of_a_matrix_that_is_stored_the_other_way(tmp_path: 
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    network = GPT2LMHeadModel(
+    network: Any = GPT2LMHeadModel(
         GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=16)
     ).eval()
     rows = [(1, 2, 3, 4, 5), (6, 7)]

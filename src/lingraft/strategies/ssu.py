@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from lingraft.data.batching import token_budget_batches
+from lingraft.data.special_tokens import special_tokens
 from lingraft.models.layers import layer_of
 from lingraft.records import read_json, write_text_atomically
 from lingraft.strategies.base import FREEZES_WITH_LORA, Context, Need, Strategy
@@ -73,10 +74,12 @@ class Ssu(Strategy):
         from lingraft.strategies.calibration import calibration_of
 
         calibration = calibration_of(self.kind, tokenizer, context, self.tokens)
-        scores = _column_scores(load(), [row.input_ids for row in calibration.rows], context)
+        model = load()
+        calibration.check(model, tokenizer)
+        scores = _column_scores(model, [row.input_ids for row in calibration.rows], context)
         save_file(scores, context.folder / _SCORES)
         record = calibration.to_json() | {
-            "special_tokens": sorted({int(token) for token in tokenizer.all_special_ids}),
+            "special_tokens": sorted(special_tokens(tokenizer)),
         }
         write_text_atomically(context.folder / _RECORD, json.dumps(record))
         return record
