@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from lingraft.models.checkpoints import combine_checkpoints
+from lingraft.models.tensor_files import CheckpointReader
 from lingraft.models.weights import ModelWeights
 from lingraft.weights.difference import parameter_difference
 from lingraft.weights.signal_to_noise import signal_to_noise
@@ -112,6 +113,25 @@ def test_a_stack_of_experts_may_be_stored_as_one_tensor_or_expert_by_expert(make
     assert "block_sparse_moe.experts.0.w1" in "".join(load_file(folder / "model.safetensors"))
     found = parameter_difference(folder, whole)
     assert (found.mpd, found.missing) == (0.0, ())
+
+
+def test_of_a_stack_only_the_experts_of_a_piece_are_read_at_a_time(
+    make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = make("mixtral")
+    read: list[str] = []
+    inner = CheckpointReader.copy_of
+
+    def watched(self: CheckpointReader, name: str) -> torch.Tensor:
+        read.append(name)
+        return inner(self, name)
+
+    monkeypatch.setattr(CheckpointReader, "copy_of", watched)
+    pieces = ModelWeights(folder).pieces("model.layers.0.mlp.experts.gate_up_proj", 1)
+    for expert, _piece in enumerate(pieces):
+        assert [name.split(".")[-3:-1] for name in read] == [[str(expert), "w1"], [str(expert), "w3"]]
+        read.clear()
+    assert expert == 3
 
 
 def test_what_truly_has_no_counterpart_is_missing(make: Callable[..., Any]) -> None:

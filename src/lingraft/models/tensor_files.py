@@ -150,6 +150,12 @@ class CheckpointReader:
         tensor: torch.Tensor = self._in_file(name).get_tensor(name)
         return tensor
 
+    def copy_of(self, name: str) -> torch.Tensor:
+        """Return a tensor as `tensor` does, but read beside the file map as `pieces` are."""
+        shape = self.shape(name)
+        (whole,) = self.pieces(name, max(1, math.prod(shape))) if math.prod(shape) else (self.tensor(name),)
+        return whole.view(shape)
+
     def pieces(self, name: str, elements: int, rows: int | None = None) -> Iterator[torch.Tensor]:
         """Yield a tensor row by row (along its first axis) in pieces, flat and in the type it is stored in.
 

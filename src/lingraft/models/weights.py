@@ -259,7 +259,7 @@ class ModelWeights:
     def _reading(self, name: str, meta: bool) -> Any:
         if meta:
             return lambda: torch.empty(self.files.shape(name), dtype=self.files.kind(name), device="meta")
-        return lambda: self.files.tensor(name)
+        return lambda: self.files.copy_of(name)
 
 
 @dataclass(frozen=True, slots=True)
