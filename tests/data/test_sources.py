@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 import pytest
 
-from lingraft.config.schema import DataSource
+from lingraft.config.schema import DataSource, Filters
 from lingraft.data.example import Example, Message
 from lingraft.data.sources import LoadedData, load_data, split_data
 from lingraft.errors import DataError
@@ -146,6 +146,8 @@ def test_a_damaged_parquet_file_is_a_data_error(tmp_path: Path) -> None:
             "a local file has no revision ('main'), split ('test')",
         ),
         (DataSource(source="worldbook:lookup/en", format="alpaca"), "worldbook has no format ('alpaca')"),
+        (DataSource(source="worldbook:lookup/en", split="test"), "worldbook has no split ('test')"),
+        (DataSource(source="worldbook:lookup/en", fields={"output": "a"}), "worldbook has no fields"),
     ],
 )
 def test_a_wrong_source_says_what_is_wrong(tmp_path: Path, spec: DataSource, problem: str) -> None:
@@ -234,6 +236,15 @@ def test_a_hub_set_is_read_with_its_options_and_its_commit_kept(monkeypatch: pyt
         DataError, match=f"revision {'b' * 40} was asked for, but only {'a' * 40} is in the cache"
     ):
         load_data(spec.model_copy(update={"revision": "b" * 40}))
+
+
+def test_filters_leave_out_rows_of_worldbook_as_of_any_data_set() -> None:
+    plain = load_data(DataSource(source="worldbook:lookup/en"))
+    found = load_data(DataSource(source="worldbook:lookup/en", filters=Filters(near_duplicates=0.5)))
+    left_out = sum(found.filtered.values())
+    assert left_out > 0
+    assert len(found.examples) == found.n_rows - left_out == plain.n_rows - left_out
+    assert set(found.examples) < set(plain.examples)
 
 
 def test_worldbook_is_read_with_its_languages() -> None:

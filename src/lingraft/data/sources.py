@@ -184,9 +184,7 @@ def split_data(loaded: LoadedData, *, limit: int | None, held_out_groups: int, s
     columns = columns_of(loaded.examples)
     is_held_out = _is_held_out(loaded, columns, held_out_groups)
     available: Rows = np.flatnonzero(~is_held_out)
-    drawn = available
-    if limit is not None and limit < len(available):
-        drawn = _draw(loaded.examples, columns, available, limit, seed)
+    drawn = draw_rows(loaded.examples, available, limit, seed)
     order = sorted_by_digest(
         select(loaded.examples, drawn), ("order", seed), lambda example: (example.language, example.id)
     )
@@ -197,6 +195,16 @@ def split_data(loaded: LoadedData, *, limit: int | None, held_out_groups: int, s
         available=len(available),
         requested=limit,
     )
+
+
+def draw_rows(examples: Sequence[Example], available: Rows, limit: int | None, seed: int) -> Rows:
+    """Return the places of at most `limit` of the rows at `available`, in the order of the source.
+
+    They are drawn as `split_data` draws training rows; without a limit none is read.
+    """
+    if limit is None or limit >= len(available):
+        return available
+    return np.sort(_draw(examples, columns_of(examples), available, limit, seed))
 
 
 def hold_out(loaded: LoadedData, held_out_groups: int) -> Sequence[Example]:
@@ -221,7 +229,13 @@ def _is_held_out(loaded: LoadedData, columns: Columns, groups: int) -> np.ndarra
 def _load_worldbook(spec: DataSource) -> LoadedData:
     from lingraft.data.worldbook import load_examples
 
-    given = {"format": spec.format, "config": spec.config, "revision": spec.revision}
+    given = {
+        "format": spec.format,
+        "config": spec.config,
+        "revision": spec.revision,
+        "fields": spec.fields or None,
+        "split": None if spec.split == DataSource.model_fields["split"].default else spec.split,
+    }
     meaningless = [f"{name} ({value!r})" for name, value in given.items() if value is not None]
     if meaningless:
         raise DataError(f"{spec.source}: worldbook has no {', '.join(meaningless)}: leave that out.")
@@ -232,7 +246,15 @@ def _load_worldbook(spec: DataSource) -> LoadedData:
             f"{spec.source}: its languages are {', '.join(sorted(languages))}, not {spec.language}; "
             "leave `language` out, worldbook knows them."
         )
-    return LoadedData(examples, WORLDBOOK_FORMAT, len(examples), (), _content_hash(examples))
+    row_filter = RowFilter(spec.filters)
+    return LoadedData(
+        examples=tuple(example for example in examples if row_filter.reason(example) is None),
+        format=WORLDBOOK_FORMAT,
+        n_rows=len(examples),
+        broken=(),
+        content_hash=_content_hash(examples),
+        filtered=dict(sorted(row_filter.counts.items())),
+    )
 
 
 def _refuse_hub_options(spec: DataSource) -> None:

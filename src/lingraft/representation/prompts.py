@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def read_prompts(
         prompts = [_from_row(row, language) for row in read_file(path, source)]
     else:
         examples = load_data(DataSource(source=source, language=language), base_folder=base_folder).examples
-        prompts = prompts_of(examples)
+        prompts = prompts_of(islice(examples, limit))
     if not prompts:
         raise DataError(f"{source}: there are no prompts in it.")
     return tuple(prompts[:limit])

@@ -26,22 +26,17 @@ def count_stages(study: Study, materials: Materials) -> int:
 
 def _trained(study: Study, cell: Cell) -> set[Key]:
     wanted: set[Key] = set()
-    for index in range(_depth(cell)):
+    for index in range(len(cell.phases_one_by_one)):
         wanted |= _phase(study, cell.steps[: index + 1], cell.seed)
     if cell.is_mixed:
         wanted |= {mixed_key(cell), ("evaluate", _key(cell.steps) + "mixed", cell.seed)}
     return wanted
 
 
-def _depth(cell: Cell) -> int:
-    """Return how many phases a cell trains one by one."""
-    return 1 if cell.is_mixed else len(cell.steps)
-
-
 def needed_keys(study: Study, cell: Cell) -> set[Key]:
     """Return a key of each training and state that a cell's stages begin with or measure; equal for shared ones."""
     needed: set[Key] = {mixed_key(cell)} if cell.is_mixed else set()
-    for index in range(_depth(cell)):
+    for index in range(len(cell.phases_one_by_one)):
         steps = cell.steps[: index + 1]
         needed |= {train_key(steps, cell.seed), *prepare_keys(study, steps, cell.seed).values()}
     return needed

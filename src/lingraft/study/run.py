@@ -13,7 +13,6 @@ from typing import Any
 
 from lingraft.config.load import save_study
 from lingraft.config.schema import PLAIN, PathStep, Phase, StrategyChoice, StrategySpec, Study, Training
-from lingraft.data.example import Example
 from lingraft.data.example_table import joined
 from lingraft.errors import ConfigError, LingraftError, ModelError, did_you_mean
 from lingraft.evaluate.common_items import CommonItems, common_items, unpaired_sentence
@@ -22,7 +21,7 @@ from lingraft.evaluate.scores import differences, differences_over_seeds
 from lingraft.evaluate.suites import resolve_suites
 from lingraft.evaluate.tasks import check_tasks
 from lingraft.models.vllm import check_vllm
-from lingraft.records import fingerprint_of, write_json_atomically
+from lingraft.records import write_json_atomically
 from lingraft.similarity.embedding_similarity import check_languages
 from lingraft.similarity.encoders import Encoder, load_encoder
 from lingraft.strategies.composition import build
@@ -31,7 +30,7 @@ from lingraft.study.counting import Key, count_stages, mixed_key, needed_keys, p
 from lingraft.study.events import Watcher
 from lingraft.study.forgetting import PhaseEnd, forgetting_of
 from lingraft.study.grid import Cell
-from lingraft.study.materials import DataSet, Materials, Model, gather, tell_costs
+from lingraft.study.materials import DataSet, Materials, Model, gather, past_rows, tell_costs
 from lingraft.study.measures import Measures, Steps
 from lingraft.study.stages import CHECKPOINT, PREDICTIONS, ModelReference, Stages, TrainingJob
 from lingraft.study.store import Stage, Store
@@ -333,19 +332,24 @@ class _Runner:
     def _train_step(self, cell: Cell, index: int, parent: ModelReference) -> _Trained:
         step = cell.steps[index]
         data = self._data(step)
-        english, english_identity = self._english(step, data)
-        past = self._data(cell.steps[0]) if index > 0 and self.materials.checkpoint is None else None
-        old, old_withheld = (
-            ((), ()) if past is None else self.materials.withhold(past, past.split(cell.seed).train)
-        )
-        old_identity = None if past is None else _identity(past, old_withheld)
+        taken = past_rows(self.study, index, step)
+        english = old = None
+        if "english" in taken:
+            source = self._phase(step.phase).data[step.data]
+            english = self.materials.drawn_english(source, data, cell.seed)
+        if "previous_data" in taken:
+            old = self.materials.drawn(self._data(cell.steps[0]), cell.seed)
+        english_identity = None if english is None else english.identity
+        old_identity = None if old is None else old.identity
         base = self.materials.base
         label = " > ".join(f"{s.phase}:{s.data}/{s.strategy.label}" for s in cell.steps[: index + 1])
+        job = self._job(label, step, [data], parent, cell.seed)
         job = replace(
-            self._job(label, step, [data], parent, cell.seed),
+            job,
+            counts=[*job.counts, *([] if english is None else [english.counts])],
             base=None if base is None else _reference(base),
-            previous_data=old,
-            english=english,
+            previous_data=() if old is None else old.rows,
+            english=() if english is None else english.rows,
             replay_data={
                 "previous_data": old_identity,
                 "english": english_identity,
@@ -355,18 +359,6 @@ class _Runner:
         steps = cell.steps[: index + 1]
         states = prepare_keys(self.study, steps, cell.seed)
         return self._train_and_evaluate(step, job, train_key(steps, cell.seed), states)
-
-    def _english(self, step: PathStep, data: DataSet) -> tuple[Sequence[Example], dict[str, Any] | None]:
-        """Return the rows of a set's English parallel that may be replayed, and what decides them."""
-        english = self.materials.english_of(self._phase(step.phase).data[step.data])
-        if english is None:
-            return (), None
-        held_out = {example.group for example in data.held_out}
-        rows, withheld = self.materials.withhold(
-            english,
-            tuple(example for example in english.loaded.examples if example.group not in held_out),
-        )
-        return rows, {"english": _identity(english, withheld), "without": data.identity}
 
     def _train_mixed(self, cell: Cell) -> _Trained:
         """Train one phase over the union of the path's sets, from the base.
@@ -387,7 +379,7 @@ class _Runner:
     def _repeated(self, job: TrainingJob, sets: Sequence[DataSet], epochs: Sequence[int]) -> TrainingJob:
         told = ", ".join(f"{one.name} {times} times" for one, times in zip(sets, epochs, strict=True))
         self.watcher.noted(f"{job.label}: one pass over {told}, as often as in their own phases.")
-        rows = [self.materials.withhold(one, one.split(job.seed).train)[0] for one in sets]
+        rows = [self.materials.drawn(one, job.seed).rows for one in sets]
         return replace(
             job,
             examples=joined([kept for kept, times in zip(rows, epochs, strict=True) for _ in range(times)]),
@@ -399,13 +391,13 @@ class _Runner:
         self, label: str, step: PathStep, sets: Sequence[DataSet], parent: ModelReference, seed: int
     ) -> TrainingJob:
         """Describe the training of one step on the union of `sets`, with nothing to replay."""
-        rows = [self.materials.withhold(one, one.split(seed).train) for one in sets]
+        drawn = [self.materials.drawn(one, seed) for one in sets]
         return TrainingJob(
             label=self._seeded(label, seed),
             parent=parent,
-            examples=joined([kept for kept, _ in rows]),
-            data=[_identity(one, withheld) for one, (_, withheld) in zip(sets, rows, strict=True)],
-            counts=[one.counts(seed, len(withheld)) for one, (_, withheld) in zip(sets, rows, strict=True)],
+            examples=joined([own.rows for own in drawn]),
+            data=[own.identity for own in drawn],
+            counts=[own.counts for own in drawn],
             choice=step.strategy,
             training=_training(self.study, self._phase(step.phase), step.strategy),
             seed=seed,
@@ -519,11 +511,6 @@ def _cost(one: _Trained) -> dict[str, Any]:
 
 def _reference(model: Model) -> ModelReference:
     return ModelReference(model.identity, lambda: model.folder)
-
-
-def _identity(data: DataSet, withheld: tuple[str, ...]) -> dict[str, Any]:
-    """Return what decides a set's training rows besides the seed."""
-    return data.identity | ({"withheld": fingerprint_of(withheld)} if withheld else {})
 
 
 def _training(study: Study, phase: Phase, choice: StrategyChoice) -> Training:
