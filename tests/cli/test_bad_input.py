@@ -858,15 +858,6 @@ SOURCES = [
         command=RUN,
     ),
     study("an unknown encoder", "held_out: 2", "encoder: labsee", "encoder 'labsee'", command=RUN),
-    study(
-        "a language that the encoder does not know",
-        "lookup/de",
-        "lookup/vi",
-        "worldbook:lookup/vi",
-        "'vi'",
-        "encoder",
-        command=RUN,
-    ),
 ]
 
 TASKS = [

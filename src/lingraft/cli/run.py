@@ -64,7 +64,14 @@ def run(
 
 
 def _print(result: dict[str, Any], study: Study) -> None:
-    from lingraft.report.tables import failures, forgetting_table, noise_note, smallest_visible, study_table
+    from lingraft.report.tables import (
+        des_note,
+        failures,
+        forgetting_table,
+        noise_note,
+        smallest_visible,
+        study_table,
+    )
 
     print_table(study_table(result), study.name)
     if len(study.phases) > _MANY_PHASES:
@@ -75,6 +82,6 @@ def _print(result: dict[str, Any], study: Study) -> None:
     for failure in failures(result):
         print_result(f"failed: {failure}")
     print_result(smallest_visible(result))
-    noise = noise_note(result)
-    if noise is not None:
-        print_result(noise)
+    for note in (des_note(result), noise_note(result)):
+        if note is not None:
+            print_result(note)

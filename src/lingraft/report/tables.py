@@ -477,6 +477,13 @@ def noise_note(result: dict[str, Any]) -> str | None:
     return noise_sentence(found) if found else None
 
 
+def des_note(result: dict[str, Any]) -> str | None:
+    """Say why cells have no DES; None: all that were asked for it do."""
+    phases = [one for cell in result["cells"] for one in cell.get("phases", ())]
+    reasons = dict.fromkeys(reason for one in phases if (reason := one.get("des_reason")) is not None)
+    return f"DES is missing where {'; and where '.join(reasons)}." if reasons else None
+
+
 def noise_sentence(found: Sequence[Mapping[str, Any]]) -> str:
     """Say how far the scores of one or more models moved (`noise.noise_floor`), by the one that moved most."""
     parts = []

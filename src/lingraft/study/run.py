@@ -22,8 +22,6 @@ from lingraft.evaluate.suites import resolve_suites
 from lingraft.evaluate.tasks import check_tasks
 from lingraft.models.vllm import check_vllm
 from lingraft.records import write_json_atomically
-from lingraft.similarity.embedding_similarity import check_languages
-from lingraft.similarity.encoders import Encoder, load_encoder
 from lingraft.strategies.composition import build
 from lingraft.study.contamination import tell_contamination
 from lingraft.study.counting import Key, count_stages, mixed_key, needed_keys, prepare_keys, train_key
@@ -31,7 +29,7 @@ from lingraft.study.events import Watcher
 from lingraft.study.forgetting import PhaseEnd, forgetting_of
 from lingraft.study.grid import Cell
 from lingraft.study.materials import DataSet, Materials, Model, gather, past_rows, tell_costs
-from lingraft.study.measures import Measures, Steps
+from lingraft.study.measures import Measures, Steps, des_encoder
 from lingraft.study.stages import CHECKPOINT, PREDICTIONS, ModelReference, Stages, TrainingJob
 from lingraft.study.store import Stage, Store
 from lingraft.train.processes import Processes
@@ -78,7 +76,7 @@ def run_study(
     if evaluation.backend == "vllm":
         check_vllm()
     study = study.model_copy(update={"evaluate": evaluation})
-    encoder = _encoder(study, materials)
+    encoder = des_encoder(study, materials, watcher)
     costs = tell_costs(materials, watcher, trust_remote_code=study.trust_remote_code)
     with Store(folder) as store:
         save_study(study, folder / "study.yaml")
@@ -88,6 +86,7 @@ def run_study(
         measures = Measures(study, materials, stages, encoder)
         contamination = tell_contamination(study, materials, store, base_folder, watcher)
         runner = _Runner(study, materials, stages, measures, watcher)
+        watcher.study_started(count_stages(study, materials, encoder))
         result = runner.run(folder) | {"tokenizer_cost": costs, "contamination": contamination}
         write_json_atomically(folder / RESULT, result)
     return result
@@ -126,15 +125,6 @@ def _check_trackers(study: Study) -> None:
         )
 
 
-def _encoder(study: Study, materials: Materials) -> Encoder | None:
-    if "des" not in study.measures:
-        return None
-    encoder = load_encoder(study.encoder)
-    for one in [*materials.data.values(), *([materials.instructions] if materials.instructions else [])]:
-        check_languages(one.loaded.examples, encoder)
-    return encoder
-
-
 @dataclass(frozen=True)
 class _Trained:
     """A trained phase of a cell."""
@@ -171,7 +161,6 @@ class _Runner:
     _compared: dict[tuple[str, str], list[tuple[Stage, Stage]]] = field(default_factory=dict)
 
     def run(self, folder: Path) -> dict[str, Any]:
-        self.watcher.study_started(count_stages(self.study, self.materials))
         self._evaluate_base()
         cells = []
         failed: list[Cell] = []
@@ -261,6 +250,7 @@ class _Runner:
         return {
             "des": similarities[-1].figures("des")["from_phase_one"],
             "des_corrected": _corrected(similarities[-1].from_phase_one),
+            "des_reason": similarities[-1].reason,
             "encoder": self.measures.encoder_name,
             "mpd": {
                 "from_phase_one": distances[-1].figures("mpd")["from_phase_one"],
@@ -478,6 +468,7 @@ def _phase_entry(one: _Trained, des: Steps, mpd: Steps) -> dict[str, Any]:
         "strategy": one.step.strategy.label,
         "options": _options(one.step.strategy),
         "des": des.figures("des"),
+        "des_reason": des.reason,
         "mpd": mpd.figures("mpd"),
         "scores": one.evaluation.result["scores"],
         "training": _training_counts(one.stage),

@@ -359,7 +359,9 @@ class Stages:
         inputs["libraries"] = libraries(_MEASURE_LIBRARIES)
 
         def work(_: Path) -> Work:
-            found = dataset_embedding_similarity(first[0], second[0], encoder)
+            found = dataset_embedding_similarity(
+                first[0], second[0], encoder, on_progress=partial(self._tell_count, unit="instructions")
+            )
             return Work(found.to_json(), _machine())
 
         return self._run("similarity", label, inputs, work)
