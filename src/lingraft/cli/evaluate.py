@@ -304,6 +304,7 @@ def _evaluate(
     """
     import torch
 
+    from lingraft.cli.log_lines import log_lines
     from lingraft.cli.progress import StepBars
     from lingraft.evaluate.harness import evaluate_model, shortened_sentence
     from lingraft.evaluate.predictions import write_predictions
@@ -317,6 +318,7 @@ def _evaluate(
         key: value for key, value in inputs.items() if key != "judge"
     }  # it does not change any answer
     log = folder / f"answers-{fingerprint_of(answered)}.jsonl"  # of this very model and evaluation
+    log_lines().at(f"{model} is loaded")
     dtype = torch.bfloat16 if asked["precision"] == "bf16" else torch.float32
     loaded, tokenizer = load_merged(model, dtype=dtype)
     loaded.to(compute_device())  # type: ignore[arg-type]

@@ -107,8 +107,10 @@ def standard_error() -> Console:
     """Return the console of progress and messages."""
     from rich.console import Console
 
-    # A log file is not narrow: tables are not cut there.
-    return Console(stderr=True, width=None if sys.stderr.isatty() else _LOG_WIDTH)
+    if sys.stderr.isatty():
+        return Console(stderr=True)
+    # A log file is not narrow: tables are not cut there. It gets no control characters, whatever FORCE_COLOR says.
+    return Console(stderr=True, width=_LOG_WIDTH, force_terminal=False)
 
 
 def print_table(table: Table, title: str | None = None, console: Console | None = None) -> None:

@@ -43,6 +43,7 @@ def run(
 
     loaded = load_study(study, overrides or ())  # wrong input is told before anything heavy is imported
 
+    from lingraft.cli.log_lines import log_lines
     from lingraft.cli.progress import ProgressWatcher
     from lingraft.report.page import write_page
     from lingraft.report.tables import failures
@@ -50,12 +51,13 @@ def run(
     from lingraft.train.processes import Processes
 
     quieten_loading()
-    with ProgressWatcher() as watcher:
+    with ProgressWatcher(loaded.name) as watcher:
         result = run_study(loaded, runs=runs, watcher=watcher, processes=Processes(processes, sharded))
     if json:
         print_json(result)
     else:
         _print(result, loaded)
+    log_lines().at("the report's page")
     page = write_page(result, loaded)  # after the result: what took hours is told first
     if not json:
         print_result(f"Report: {page}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -137,6 +137,7 @@ def held_out_losses(
     *,
     tokens_per_batch: int = 2048,
     max_length: int = 4096,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[AnswerLoss, ...]:
     """Return the loss of the assistant turns of each example, in the order of `examples`.
 
@@ -150,12 +151,13 @@ def held_out_losses(
         tokens_per_batch: Padded tokens per forward pass.
         max_length: Longer examples are left out, and so are those that the chat template refuses: a cut answer
             would have characters without a loss.
+        on_progress: Called with the examples done and their number.
     """
     pairs = ((example, _encode_whole(example, tokenizer, max_length)) for example in examples)
     encoded = [(example, one) for example, one in pairs if one is not None]
     if not encoded:
         return ()
-    nats = _nats_per_example(model, [one for _, one in encoded], tokens_per_batch)
+    nats = _nats_per_example(model, [one for _, one in encoded], tokens_per_batch, on_progress)
     return tuple(
         AnswerLoss(
             item_of(example),
@@ -266,11 +268,15 @@ def _answer_characters(example: Example) -> int:
 
 
 def _nats_per_example(
-    model: PreTrainedModel, encoded: Sequence[EncodedExample], tokens_per_batch: int
+    model: PreTrainedModel,
+    encoded: Sequence[EncodedExample],
+    tokens_per_batch: int,
+    on_progress: Callable[[int, int], None] | None,
 ) -> Floats:
     nats = np.zeros(len(encoded))
     batches = token_budget_batches([len(one.input_ids) for one in encoded], tokens_per_batch, seed=0, epoch=0)
     was_training = model.training
+    done = 0
     model.train(False)
     try:
         with torch.inference_mode():
@@ -280,6 +286,9 @@ def _nats_per_example(
                 sums = torch.zeros(len(batch), dtype=torch.float64)
                 sums.index_add_(0, losses.rows.cpu(), losses.values.double().cpu())
                 nats[batch] = sums.numpy()
+                done += len(batch)
+                if on_progress is not None:
+                    on_progress(done, len(encoded))
     finally:
         model.train(was_training)
     return nats

@@ -320,7 +320,9 @@ class Stages:
                 on_progress=self._tell_count,
                 on_judged=partial(self._tell_count, unit="verdicts"),
             )
-            losses = held_out_losses(loaded, tokenizer, held_out)
+            losses = held_out_losses(
+                loaded, tokenizer, held_out, on_progress=partial(self._tell_count, unit="held-out answers")
+            )
             write_predictions(folder / PREDICTIONS, evaluated.predictions)
             write_losses(folder / HELD_OUT, losses)
             (folder / ANSWERS).unlink(missing_ok=True)
@@ -372,7 +374,9 @@ class Stages:
         inputs["libraries"] = libraries(_MEASURE_LIBRARIES)
 
         def work(_: Path) -> Work:
-            found = parameter_difference(first.locate(), second.locate())
+            found = parameter_difference(
+                first.locate(), second.locate(), on_progress=partial(self._tell_count, unit="tensors")
+            )
             result = {
                 "mpd": found.mpd,
                 "relative": found.relative,
