@@ -317,7 +317,7 @@ class Stages:
                 log=folder / ANSWERS,
                 verdicts=self._store.cache / VERDICTS,
                 make_generator=vllm if evaluation.backend == "vllm" else None,
-                on_progress=self._tell_count,
+                on_progress=partial(self._tell_count, unit="items"),
                 on_judged=partial(self._tell_count, unit="verdicts"),
             )
             losses = held_out_losses(
@@ -503,7 +503,7 @@ class Stages:
             tokenizer,
             job.training.max_length,
             folder=folder / ENCODED,
-            on_progress=self._tell_count,
+            on_progress=partial(self._tell_count, unit="rows are encoded"),
         )
         for note in _notes_on_data(job, mix, encoded):
             self._watcher.noted(note)
