@@ -38,6 +38,19 @@ class SourceFile:
     name: str
     language: str | None = None
 
+    @property
+    def likely_language(self) -> str | None:
+        """BCP-47 tag where the whole name is a language with a two-letter code, as in es.jsonl; None: it is not.
+
+        It counts where the rows say none. Longer codes are left to `{language}`: all, new and val are languages too.
+        """
+        name = self.path.with_suffix("") if self.path.suffix.lower() == COMPRESSED else self.path
+        try:
+            tag = language_tag(name.stem)
+        except RowError:
+            return None
+        return tag if len(tag.partition("-")[0]) == 2 else None
+
 
 def is_local(source: str, base_folder: Path) -> bool:
     """Return whether a source means local files rather than a hub id: by its ending, a leading path or a pattern."""
