@@ -169,6 +169,9 @@ def test_the_first_rows_of_each_file_can_be_read_alone(tmp_path: Path) -> None:
         ("spa.jsonl", "es"),
         ("x.jsonl", "und"),
         ("new.jsonl", "und"),
+        ("qa.jsonl", "und"),
+        ("en-train.jsonl", "und"),
+        ("iw.jsonl", "he"),
         ("rows.jsonl", "und"),
     ],
 )
@@ -179,6 +182,25 @@ def test_a_file_that_is_named_by_a_language_is_in_it_where_rows_do_not_say(
     found = loaded(tmp_path / name, rows)
     assert [one.language for one in found.examples] == [language, "fr"]
     assert {one.language for one in loaded(tmp_path / name, rows, language="de").examples} == {"de"}
+
+
+@pytest.mark.parametrize(
+    ("written", "tag"),
+    [("Standard Arabic", "ar"), ("iw", "he"), ("in", "id"), ("ji", "yi"), ("por", "pt"), ("PT_br", "pt-BR")],
+)
+def test_a_language_is_read_as_it_is_written_in_rows_options_and_names(
+    tmp_path: Path, written: str, tag: str
+) -> None:
+    row = {"inputs": "Q", "targets": "A", "language": written}
+    assert loaded(tmp_path / "x.jsonl", [row]).examples[0].language == tag
+    assert (
+        loaded(tmp_path / "x.jsonl", [row | {"language": "fr"}], language=written).examples[0].language == tag
+    )
+    (tmp_path / "by-language").mkdir()
+    named = tmp_path / "by-language" / f"{written}.jsonl"
+    assert loaded(named, [row | {"language": None}]).examples[0].language == tag
+    found = load_data(DataSource(source=str(named.with_name("{language}.jsonl"))))
+    assert [one.language for one in found.examples] == [tag]
 
 
 def test_the_language_in_a_files_name_is_part_of_what_the_data_are(tmp_path: Path) -> None:

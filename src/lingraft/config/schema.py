@@ -18,6 +18,8 @@ from pydantic import (
     model_validator,
 )
 
+from lingraft.language_tags import canonical_tag
+
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._+-]*$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=80)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -40,6 +42,18 @@ class Section(BaseModel):
                 f"must be a number; YAML reads yes and on as true, no and off as false (here {value})"
             )
         return value
+
+
+def _canonical(value: Any) -> Any:
+    return (canonical_tag(value) or value) if isinstance(value, str) else value
+
+
+# A language as people write it (es, spa, iw, Standard Arabic), held as its canonical BCP-47 tag.
+LanguageTag = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*$"),
+    BeforeValidator(_canonical, json_schema_input_type=str),
+]
 
 
 class Training(Section):
@@ -155,8 +169,9 @@ class DataSource(Section):
     """Format of the rows; null: detected from the first row."""
     fields: dict[RowField, str] = Field(default_factory=dict)
     """What a format reads -> where the rows have it: `{instruction: question, output: answers.0.text}`."""
-    language: str | None = Field(None, pattern=r"^[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*$")
-    """BCP-47 tag of all rows; null: from the file's name, else the rows' `language` field, else und."""
+    language: LanguageTag | None = None
+    """Language of all rows, as a tag, a code or an English name; null: from `{language}` in the file's name, else the
+    rows' `language` field, else a name that is a language (es.jsonl), else und."""
     config: str | None = None
     """Configuration of a hub data set."""
     revision: str | None = None
@@ -411,8 +426,8 @@ class PromptSource(Section):
 
     source: Text
     """A .txt file of one prompt a line, an MT-Bench file, rows with `prompt` alone, or any data source."""
-    language: str | None = Field(None, pattern=r"^[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*$")
-    """BCP-47 tag of all; null: as the rows say."""
+    language: LanguageTag | None = None
+    """Language of all, as a tag, a code or an English name; null: as the rows say."""
     limit: int | None = Field(None, ge=1)
     """The first so many; null: all."""
 

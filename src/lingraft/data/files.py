@@ -17,6 +17,7 @@ from pathlib import Path
 from lingraft.data.language_tags import language_tag
 from lingraft.data.row_fields import RowError
 from lingraft.errors import DataError
+from lingraft.language_tags import canonical_tag
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 COMPRESSED = ".gz"
@@ -45,11 +46,8 @@ class SourceFile:
         It counts where the rows say none. Longer codes are left to `{language}`: all, new and val are languages too.
         """
         name = self.path.with_suffix("") if self.path.suffix.lower() == COMPRESSED else self.path
-        try:
-            tag = language_tag(name.stem)
-        except RowError:
-            return None
-        return tag if len(tag.partition("-")[0]) == 2 else None
+        tag = canonical_tag(name.stem)
+        return tag if tag is not None and len(tag.partition("-")[0]) == 2 else None
 
 
 def is_local(source: str, base_folder: Path) -> bool:
@@ -111,7 +109,7 @@ def _matching(pattern: str, source: str, base_folder: Path) -> list[SourceFile]:
 
 def _by_language(pattern: str, source: str, path: Path) -> list[SourceFile]:
     """Return the files of a pattern with {language}, each with the language that its name holds there."""
-    named = re.compile(re.escape(str(path)).replace(re.escape(_LANGUAGE), r"(?P<language>[A-Za-z0-9_-]+)", 1))
+    named = re.compile(re.escape(str(path)).replace(re.escape(_LANGUAGE), r"(?P<language>[^/.]+)", 1))
     files = []
     for one in _found(Path(str(path).replace(_LANGUAGE, "*")), source):
         match = named.fullmatch(str(one))
