@@ -56,7 +56,8 @@ def read_prompts(
     elif path.suffix in _SUFFIXES and path.is_file() and _holds_prompts(path):
         prompts = [_from_row(row, language) for row in read_file(path, source)]
     else:
-        examples = load_data(DataSource(source=source, language=language), base_folder=base_folder).examples
+        spec = DataSource(source=source, language=language)
+        examples = load_data(spec, base_folder=base_folder, answered=False).examples
         prompts = prompts_of(islice(examples, limit))
     if not prompts:
         raise DataError(f"{source}: there are no prompts in it.")
@@ -64,8 +65,12 @@ def read_prompts(
 
 
 def prompts_of(examples: Iterable[Example]) -> list[Prompt]:
-    """Return what is said before the last answer of each example."""
-    return [Prompt(example.messages[:-1], example.language, example.group) for example in examples]
+    """Return what is said before the last answer of each example, all of it where the last turn is no answer."""
+    return [Prompt(_asked(example.messages), example.language, example.group) for example in examples]
+
+
+def _asked(turns: tuple[Message, ...]) -> tuple[Message, ...]:
+    return turns[:-1] if turns[-1].role == "assistant" else turns
 
 
 def _from_lines(path: Path, language: str | None) -> list[Prompt]:

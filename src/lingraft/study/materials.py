@@ -286,7 +286,7 @@ def gather(study: Study, base_folder: Path, watcher: Watcher | None = None) -> M
     first = study.phases[0]
     instructions = None
     if first.instructions is not None:
-        instructions = read(first.name, first.instructions, 0)
+        instructions = read(first.name, first.instructions, 0, answered=False)
         _check_language(f"{study.name}: phase {first.name!r}, instructions", instructions)
     base = None if study.model is None else _find(study.model, study.trust_remote_code)
     checkpoint = None if first.checkpoint is None else _find(first.checkpoint, study.trust_remote_code)
@@ -433,9 +433,16 @@ def _part_identity(part: Strategy) -> dict[str, Any]:
     return {"kind": part.kind, "options": dict(part.identity)}
 
 
-def _read(name: str, source: DataSource, held_out: int, base_folder: Path, watcher: Watcher) -> DataSet:
+def _read(
+    name: str,
+    source: DataSource,
+    held_out: int,
+    base_folder: Path,
+    watcher: Watcher,
+    answered: bool = True,
+) -> DataSet:
     on_progress = partial(watcher.preparing, f"read {source.source}")
-    loaded = load_data(source, base_folder=base_folder, on_progress=on_progress)
+    loaded = load_data(source, base_folder=base_folder, on_progress=on_progress, answered=answered)
     return DataSet(name, source, loaded, hold_out(loaded, held_out), held_out)
 
 
