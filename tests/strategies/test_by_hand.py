@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -264,10 +265,11 @@ def test_the_highest_scores_are_frozen_and_of_equal_ones_the_first() -> None:
     assert _highest(torch.tensor([1.0, 2.0]), 0.0).tolist() == [False, False]
 
 
-def test_ssu_refuses_a_mixture_of_experts(tmp_path: Path) -> None:
+def test_ssu_scores_each_experts_columns_by_the_tokens_that_it_was_sent(tmp_path: Path) -> None:
     from transformers import MixtralConfig, MixtralForCausalLM
 
-    network = MixtralForCausalLM(
+    torch.manual_seed(0)
+    network: Any = MixtralForCausalLM(
         MixtralConfig(
             vocab_size=40,
             hidden_size=16,
@@ -275,10 +277,63 @@ def test_ssu_refuses_a_mixture_of_experts(tmp_path: Path) -> None:
             num_hidden_layers=1,
             num_attention_heads=2,
             num_key_value_heads=2,
-            num_local_experts=2,
+            num_local_experts=3,
+            num_experts_per_tok=1,
         )
-    )
-    with pytest.raises(StrategyError, match=r"mixture.s expert.*cannot be scored"):
+    ).eval()
+    rows = [(1, 2, 3, 4, 5, 9, 12), (6, 7, 30)]
+    experts = network.model.layers[0].mlp.experts
+    sent: list[Any] = []
+    with torch.no_grad(), experts.register_forward_pre_hook(lambda _, given: sent.append(given)):
+        for row in rows:
+            network(input_ids=torch.tensor([row]))
+    tokens, chosen = torch.cat([one[0] for one in sent]), torch.cat([one[1] for one in sent])[:, 0]
+    scores = _column_scores(network, rows, context(tmp_path))
+    found = scores["model.layers.0.mlp.experts.gate_up_proj"]
+    assert found.shape == (3, 1, 16)
+    assert scores["model.layers.0.mlp.experts.down_proj"].shape == (3, 1, 24)
+    assert scores["model.layers.0.mlp.gate.weight"].shape == (16,)
+    for expert in range(3):
+        own = tokens[chosen == expert].square().sum(dim=0) / 10
+        expected = experts.gate_up_proj[expert].detach().norm(dim=0) * own
+        torch.testing.assert_close(found[expert, 0], expected, rtol=3e-2, atol=1e-4)
+
+
+def test_ssu_scores_the_rows_of_a_matrix_that_is_stored_the_other_way(tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    network: Any = GPT2LMHeadModel(
+        GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=16)
+    ).eval()
+    rows = [(1, 2, 3, 4, 5), (6, 7)]
+    scores = _column_scores(network, rows, context(tmp_path))
+    block = network.transformer.h[0]
+    with torch.no_grad():
+        inputs = [
+            block.ln_1(
+                network.transformer.wte(torch.tensor(row)) + network.transformer.wpe(torch.arange(len(row)))
+            )
+            for row in rows
+        ]
+        expected = block.attn.c_attn.weight.norm(dim=1) * torch.cat(inputs).square().mean(dim=0)
+    found = scores["transformer.h.0.attn.c_attn.weight"]
+    torch.testing.assert_close(found, expected[:, None], rtol=2e-2, atol=1e-5)
+    save_file(scores, tmp_path / "scores.safetensors")
+    (tmp_path / "calibration.json").write_text(json.dumps({"special_tokens": []}))
+    cells = composed("ssu").rules(network, context(tmp_path, states={"ssu": tmp_path})).frozen_cells
+    frozen = cells["transformer.h.0.attn.c_attn.weight"]
+    assert frozen.shape == (16, 1)
+    assert sorted(frozen[:, 0].nonzero()[:, 0].tolist()) == sorted(expected.topk(8).indices.tolist())
+
+
+def test_ssu_refuses_a_matrix_that_no_token_meets_as_a_linear_layers(tmp_path: Path) -> None:
+    network = model(1)
+    layer = network.model.layers[0]
+    layer.extra = torch.nn.Parameter(torch.ones(2, 2))
+    with pytest.raises(
+        StrategyError, match=r"layers\.0\.extra is multiplied with no token.*cannot be scored"
+    ):
         _column_scores(network, [(1, 2)], context(tmp_path))
 
 
@@ -495,7 +550,6 @@ def test_spectrum_refuses_a_ranking_of_matrices_that_the_model_does_not_have(tmp
 
 
 def test_ssu_freezes_rows_of_special_tokens_and_no_positions(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
     from transformers import OPTConfig, OPTForCausalLM
 
     sizes: dict[str, Any] = {

@@ -25,6 +25,7 @@ from lingraft.data.encoded import Bools, EncodedBatch, EncodedTable, EncodedTabl
 from lingraft.data.encoded import EncodedExample as EncodedExample  # noqa: PLC0414 - others import it from here
 from lingraft.data.example import Example, Message
 from lingraft.data.sources import BrokenRow
+from lingraft.data.special_tokens import special_tokens
 from lingraft.data.spool import Spool
 from lingraft.errors import DataError, ModelError
 
@@ -442,10 +443,8 @@ def _common_length(one: str, other: str) -> int:
 
 def _special_texts(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     """Return the texts of the special tokens, among which are those that end a turn; the longest first."""
-    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-    return tuple(
-        sorted(added | {str(token) for token in tokenizer.all_special_tokens}, key=len, reverse=True)
-    )
+    texts = tokenizer.convert_ids_to_tokens(sorted(special_tokens(tokenizer)))
+    return tuple(sorted(map(str, texts), key=len, reverse=True))
 
 
 def _to_end_of_turn(text: str, spans: tuple[Span, ...], special: tuple[str, ...]) -> tuple[Span, ...]:

@@ -22,6 +22,7 @@ from lingraft.errors import DataError, EvaluationError
 from lingraft.evaluate.predictions import read_rows, write_rows
 from lingraft.evaluate.resampling import Resampling, Value, percentiles
 from lingraft.models.loss import collate, token_losses
+from lingraft.models.token_ids import check_token_ids, embedding_rows
 from lingraft.records import fingerprint_of
 
 if TYPE_CHECKING:
@@ -152,11 +153,16 @@ def held_out_losses(
         max_length: Longer examples are left out, and so are those that the chat template refuses: a cut answer
             would have characters without a loss.
         on_progress: Called with the examples done and their number.
+
+    Raises:
+        ModelError: An example has a token that the model has no embedding for.
     """
     pairs = ((example, _encode_whole(example, tokenizer, max_length)) for example in examples)
     encoded = [(example, one) for example, one in pairs if one is not None]
     if not encoded:
         return ()
+    for example, one in encoded:
+        check_token_ids(one.input_ids, embedding_rows(model), tokenizer, f"the held-out row {example.id}")
     nats = _nats_per_example(model, [one for _, one in encoded], tokens_per_batch, on_progress)
     return tuple(
         AnswerLoss(

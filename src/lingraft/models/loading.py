@@ -22,8 +22,10 @@ from transformers import (
 
 from lingraft.data.chat import FALLBACK_TEMPLATE
 from lingraft.errors import ModelError, in_one_line
-from lingraft.models.checkpoints import INDEX_FILE, SINGLE_FILE, CheckpointReader, missing_weights
 from lingraft.models.embedded import embedded_folder
+from lingraft.models.tensor_files import INDEX_FILE, SINGLE_FILE, CheckpointReader, missing_weights
+from lingraft.models.token_ids import check_token_ids
+from lingraft.models.weights import empty_model
 from lingraft.records import hash_file
 
 EMBEDDED_PREFIX = "embedded:"
@@ -129,7 +131,8 @@ def check_model(name: str, folder: Path, *, trust_remote_code: bool = False) -> 
 
     Raises:
         ModelError: Its configuration cannot be read or is none of a causal language model, its tokenizer cannot be
-            loaded, or a file of weights is not whole; the message is one line.
+            loaded, a file of weights is not whole, or the chat template writes a token that the model has no embedding
+            for; the message is one line.
     """
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -142,7 +145,20 @@ def check_model(name: str, folder: Path, *, trust_remote_code: bool = False) -> 
             "model that AutoModelForCausalLM can load."
         )
     CheckpointReader(folder)
-    load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    if rows is not None:  # loading compares it with the embedding's size
+        check_token_ids(_template_ids(tokenizer), rows, tokenizer, f"{name}: its chat template")
+
+
+def _template_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the tokens of a conversation through the chat template; none where the template refuses it."""
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    try:
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except Exception:  # what it makes of the rows is told with them
+        return []
+    return [int(token) for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
 
 
 def parameter_names(folder: Path, *, trust_remote_code: bool = False) -> tuple[str, ...]:
@@ -150,15 +166,8 @@ def parameter_names(folder: Path, *, trust_remote_code: bool = False) -> tuple[s
 
     Empty where a model's own code cannot be run without memory for its weights.
     """
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    try:
-        with torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                config, trust_remote_code=trust_remote_code
-            )
-    except Exception:  # whatever its code raises; loading it for training will tell
-        return ()
-    return tuple(name for name, _ in model.named_parameters())
+    model = empty_model(folder, trust_remote_code=trust_remote_code)
+    return () if model is None else tuple(name for name, _ in model.named_parameters())
 
 
 def _first_line(error: Exception) -> str:

@@ -16,6 +16,7 @@ from lingraft.data.chat import encode_prompt
 from lingraft.errors import DataError, ModelError
 from lingraft.models.layers import layer_of
 from lingraft.models.loading import check_model, compute_device, load_model, load_tokenizer, model_folder
+from lingraft.models.token_ids import check_token_ids, embedding_rows
 from lingraft.representation.covariance import Moments
 from lingraft.representation.prompts import Prompt
 
@@ -195,10 +196,13 @@ def layer_states(
 
     Raises:
         DataError: There are no prompts.
-        ModelError: The model has no decoder layers that can be told from their names, or its states are not finite.
+        ModelError: The model lacks an embedding of a token, has no decoder layers that can be told from their names,
+            or its states are not finite.
     """
     if not prompts.ids:
         raise DataError("there are no prompts to look at the model's states with.")
+    tokens = (token for ids in prompts.ids for token in ids)
+    check_token_ids(tokens, embedding_rows(model), None, "the prompts")
     layers = _decoder_layers(model)
     places = _kept_places(prompts, positions, _most_kept(model, len(layers)))
     collectors = [_Collector(places, prompts.languages) for _ in layers]

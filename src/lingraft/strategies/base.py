@@ -258,7 +258,7 @@ class FreezePlanRow:
     """One part of a model in the plan that is shown before training.
 
     Attributes:
-        part: `embeddings`, `layer 3`, `final norm and head`, ...
+        part: `embeddings`, `layer 3`, `final norm and head`, `parts that text does not reach`, ...
         trainable_parameters: Scalars that train.
         frozen_parameters: Scalars that do not.
         modules: Kinds of module with a parameter that trains, such as q_proj, in the model's order.
@@ -273,12 +273,17 @@ class FreezePlanRow:
 def freeze_plan(model: PreTrainedModel, trainable: Collection[str]) -> tuple[FreezePlanRow, ...]:
     """Return what trains and what is frozen, part by part in the model's order.
 
-    Freezing tied embeddings freezes the output head, and the reverse: their row says so.
+    Freezing tied embeddings freezes the output head, and the reverse: their row says so. What text does not reach, such
+    as an image encoder, is a part by itself.
     """
+    from lingraft.models.text_parts import reached_by_text
+
+    reached = reached_by_text(model)
     tied = {name for group in tied_parameters(model) for name in group}
     parts: dict[str, dict[str, int]] = {}
     for name, parameter in model.named_parameters():
-        parts.setdefault(_part(name, name in tied), {})[name] = parameter.numel()
+        part = _part(name, name in tied) if name in reached else "parts that text does not reach"
+        parts.setdefault(part, {})[name] = parameter.numel()
     return tuple(_plan_row(part, sizes, trainable) for part, sizes in parts.items())
 
 

@@ -16,9 +16,10 @@ import torch
 from lingraft.data.chat import encode_examples
 from lingraft.data.example_table import select
 from lingraft.errors import StrategyError
+from lingraft.models.token_ids import check_token_ids, embedding_rows
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lingraft.data.chat import EncodedExample
     from lingraft.data.example import Example
@@ -45,6 +46,15 @@ class Calibration:
     def tokens(self) -> int:
         """Tokens of all rows."""
         return sum(len(row.input_ids) for row in self.rows)
+
+    def check(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Refuse tokens that the model has no embedding for.
+
+        Raises:
+            ModelError: There is one.
+        """
+        tokens = (token for row in self.rows for token in row.input_ids)
+        check_token_ids(tokens, embedding_rows(model), tokenizer, f"the calibration rows ({self.source})")
 
     def to_json(self) -> dict[str, object]:
         """Return the counts for the record."""

@@ -61,7 +61,9 @@ class Ewc(Strategy):
         from lingraft.strategies.calibration import calibration_of
 
         calibration = calibration_of(self.kind, tokenizer, context, self.tokens)
-        fisher = diagonal_fisher(load(), calibration.rows, context)
+        model = load()
+        calibration.check(model, tokenizer)
+        fisher = diagonal_fisher(model, calibration.rows, context)
         mean = sum(float(one.double().sum()) for one in fisher.values()) / sum(
             one.numel() for one in fisher.values()
         )

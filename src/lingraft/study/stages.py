@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,9 +28,10 @@ from lingraft.evaluate.held_out import bits_by_language, held_out_losses, item_o
 from lingraft.evaluate.predictions import write_predictions
 from lingraft.evaluate.scores import score_summary
 from lingraft.evaluate.tasks import task_identities
-from lingraft.models.checkpoints import CheckpointReader, combine_checkpoints, save_checkpoint
+from lingraft.models.checkpoints import combine_checkpoints, save_checkpoint
 from lingraft.models.loading import compute_device, load_model, load_tokenizer
 from lingraft.models.vllm import VllmGenerator
+from lingraft.models.weights import ModelWeights
 from lingraft.records import fingerprint_of
 from lingraft.representation.drift import drift_between
 from lingraft.representation.states import encode_alike, model_states
@@ -250,11 +250,11 @@ class Stages:
 
         def work(folder: Path) -> Work:
             composition = build(job.choice)
-            after = CheckpointReader(trained.locate())
-            composition.check(after.names)
-            with TemporaryDirectory(dir=folder) as spare:
-                before = self._named_alike(job.parent.locate(), after, Path(spare))
-                combine_checkpoints(before, after.folder, composition.combine, folder / CHECKPOINT)
+            before, after = job.parent.locate(), trained.locate()
+            composition.check(ModelWeights(after, trust_remote_code=self._trust).names)
+            combine_checkpoints(
+                before, after, composition.combine, folder / CHECKPOINT, trust_remote_code=self._trust
+            )
             return Work({}, _machine())
 
         def make(*, with_artefacts: bool) -> Stage:
@@ -264,20 +264,6 @@ class Stages:
         return stage, ModelReference(
             {"stage": stage.fingerprint}, lambda: make(with_artefacts=True).folder / CHECKPOINT
         )
-
-    def _named_alike(self, folder: Path, trained: CheckpointReader, spare: Path) -> Path:
-        """Return a folder of a model's weights under the names and in the shapes of the checkpoint trained from it.
-
-        Files from the hub may name or divide tensors otherwise than transformers saves them; then the model is loaded
-        and saved into `spare`, as the trained one was.
-        """
-        stored = CheckpointReader(folder)
-        names = set(stored.names)
-        if all(name in names and stored.shape(name) == trained.shape(name) for name in trained.names):
-            return folder
-        model = load_model(folder, trust_remote_code=self._trust)
-        save_checkpoint(model, load_tokenizer(folder, trust_remote_code=self._trust), spare)
-        return spare
 
     def evaluate(
         self,
@@ -375,7 +361,8 @@ class Stages:
 
         def work(_: Path) -> Work:
             found = parameter_difference(
-                first.locate(), second.locate(), on_progress=partial(self._tell_count, unit="tensors")
+                *(ModelWeights(one.locate(), trust_remote_code=self._trust) for one in (first, second)),
+                on_progress=partial(self._tell_count, unit=\"tensors\"),
             )
             result = {
                 "mpd": found.mpd,

@@ -22,6 +22,7 @@ from lingraft.config.schema import Training
 from lingraft.data.batching import Lengths
 from lingraft.data.encoded import EncodedTable
 from lingraft.errors import ConfigError, DataError, ModelError, StrategyError, VerificationError, did_you_mean
+from lingraft.models.token_ids import check_token_ids, embedding_rows, padding_id
 from lingraft.records import fingerprint_of, read_json, write_json_atomically
 from lingraft.strategies.base import TrainingRules
 from lingraft.train.attention import grouped_attention
@@ -138,7 +139,7 @@ def train_phase(
         ConfigError: sharded training in pure bf16, or with rules that need whole tensors.
         StrategyError: `trainable` is empty or holds an unknown name.
         DataError: no examples, or an optimiser step without a supervised token.
-        ModelError: the loss is no longer a number.
+        ModelError: the data hold a token that the model has no embedding for, or the loss is no longer a number.
         VerificationError: a frozen parameter changed.
     """
     if not encoded:
@@ -154,6 +155,8 @@ def train_phase(
             "weights, which needs whole tensors here. Train it on processes without --sharded."
         )
     names = _check_trainable(model, trainable)
+    rows = embedding_rows(model)
+    check_token_ids(_token_ids(encoded), rows, tokenizer, "the training data")
     lengths = _lengths(encoded)
     plan = BatchPlan(lengths, training, seed)
     workplace = folder / "trainer"
@@ -174,7 +177,7 @@ def train_phase(
             encoded,
             lengths,
             plan,
-            pad_token_id=_pad_token_id(tokenizer),
+            pad_token_id=padding_id(tokenizer, rows),
             bf16_weights=training.precision == "bf16_pure",
             rules=rules,
         )
@@ -240,6 +243,12 @@ def _lengths(encoded: Sequence[EncodedExample]) -> Lengths:
     if isinstance(encoded, EncodedTable):
         return encoded.lengths
     return [len(example.input_ids) for example in encoded]
+
+
+def _token_ids(encoded: Sequence[EncodedExample]) -> Iterator[int]:
+    if isinstance(encoded, EncodedTable):
+        return iter((encoded.highest_token,))
+    return (token for example in encoded for token in example.input_ids)
 
 
 def _predicted_tokens(encoded: Sequence[EncodedExample]) -> int:
@@ -449,7 +458,3 @@ def _count_parameters(model: nn.Module) -> tuple[int, int]:
     """Return how many numbers are trained and how many are not."""
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return trained, sum(parameter.numel() for parameter in model.parameters()) - trained
-
-
-def _pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    return int(tokenizer.pad_token_id) if tokenizer.pad_token_id is not None else 0
