@@ -262,7 +262,6 @@ def test_what_does_not_fit_into_one_of_two_models_is_told_by_its_name_and_not_co
         (("--data-dir", "absent"), "--data-dir absent: there is no such folder"),
         (("--precision", "int4"), "--precision 'int4'"),
         (("--backend", "tgi"), "--backend 'tgi': there are transformers and vllm"),
-        (("--backend", "vllm", "--precision", "float32"), "--backend vllm generates in bf16, not in float32"),
         (("--task", "th=belebele"), "none of the tasks can be run here"),
     ],
 )
@@ -287,17 +286,19 @@ def test_vllm_generates_where_it_is_asked_for_and_takes_no_adapter(
     class Parrot:
         batch_size = 4
 
-        def __init__(self, folder: Path, *_: Any, trust_remote_code: bool) -> None:
-            made.append((folder, trust_remote_code))
+        def __init__(self, folder: Path, *_: Any, dtype: torch.dtype, trust_remote_code: bool) -> None:
+            made.append((folder, dtype, trust_remote_code))
 
         def continue_batch(self, prompts: Any, *_: Any) -> list[Generated]:
             return [Generated("Parrot", 1, ended=True) for _ in prompts]
 
     monkeypatch.setattr("lingraft.models.vllm.check_vllm", lambda: None)
     monkeypatch.setattr("lingraft.models.vllm.VllmGenerator", Parrot)
-    code, _, error = evaluate(str(tiny_model), *WORLDBOOK, "--backend", "vllm", "--output", "here")
+    code, _, error = evaluate(
+        str(tiny_model), *WORLDBOOK, "--backend", "vllm", "--precision", "float32", "--output", "here"
+    )
     assert code == 0, error
-    assert made == [(tiny_model, False)]
+    assert made == [(tiny_model, torch.float32, False)]
     assert {one.response for one in read_predictions(Path("here/predictions.parquet"))} == {"Parrot"}
 
 

@@ -64,7 +64,14 @@ def run(
 
 
 def _print(result: dict[str, Any], study: Study) -> None:
-    from lingraft.report.tables import failures, forgetting_table, noise_note, smallest_visible, study_table
+    from lingraft.report.tables import (
+        failures,
+        forgetting_table,
+        noise_note,
+        precision_note,
+        smallest_visible,
+        study_table,
+    )
 
     print_table(study_table(result), study.name)
     if len(study.phases) > _MANY_PHASES:
@@ -75,6 +82,7 @@ def _print(result: dict[str, Any], study: Study) -> None:
     for failure in failures(result):
         print_result(f"failed: {failure}")
     print_result(smallest_visible(result))
+    print_result(precision_note(result))
     noise = noise_note(result)
     if noise is not None:
         print_result(noise)

@@ -125,11 +125,13 @@ def _column_scores(model: Any, rows: list[tuple[int, ...]], context: Context) ->
     """Run the decoder over the rows and return ||W[:, j]||_2 * mean x_j^2 of every linear layer's columns."""
     import torch
 
-    from lingraft.strategies.calibration import bf16_arithmetic
+    from lingraft.models.compute import accumulated
 
+    compute = context.compute
     linear = _linear_layers(model)
     squares = {
-        name: torch.zeros(module.weight.shape[1], dtype=torch.float64) for name, module in linear.items()
+        name: torch.zeros(module.weight.shape[1], dtype=compute.sums, device=compute.sums_device)
+        for name, module in linear.items()
     }
     real = torch.zeros(0)  # of the batch that runs: 1 where a token is, 0 where a row was filled up
     last: list[
@@ -142,14 +144,14 @@ def _column_scores(model: Any, rows: list[tuple[int, ...]], context: Context) ->
             if not last or last[0] is not given:
                 tokens = given.reshape(-1, given.shape[-1]).float().square()
                 tokens *= real.to(given.device).reshape(-1, 1)  # no matrix product: autocast would round it
-                last[:] = [given, tokens.sum(dim=0).cpu().double()]
+                last[:] = [given, accumulated(tokens.sum(dim=0))]
             squares[name] += last[1]
 
         return hook
 
     batches = token_budget_batches([len(row) for row in rows], TOKENS_PER_BATCH, seed=0, epoch=0)
     done = 0
-    with ExitStack() as hooks, torch.inference_mode(), bf16_arithmetic(model):
+    with ExitStack() as hooks, torch.inference_mode(), compute.autocast():
         for name, module in linear.items():
             hooks.callback(module.register_forward_pre_hook(watch(name)).remove)
         for batch in batches:
@@ -167,7 +169,7 @@ def _column_scores(model: Any, rows: list[tuple[int, ...]], context: Context) ->
                 context.on_progress(done, sum(map(len, rows)))
     total = sum(map(len, rows))
     return {
-        name: (module.weight.detach().float().norm(dim=0).cpu().double() * squares[name] / total).float()
+        name: (accumulated(module.weight.detach().float().norm(dim=0)) * squares[name] / total).float().cpu()
         for name, module in linear.items()
     }
 
