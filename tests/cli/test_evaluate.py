@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lingraft.cli.main import _run
 from lingraft.evaluate.predictions import read_predictions
@@ -40,7 +41,6 @@ def evaluate(
 @pytest.fixture(scope="module")
 def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a LoRA adapter of the tiny model, which changes its answers."""
-    import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -192,7 +192,6 @@ def test_two_models_are_compared_on_the_same_items_and_an_adapter_is_one(
 
 
 def test_a_merged_adapter_computes_what_peft_computes(tiny_model: Path, adapter: Path) -> None:
-    import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 

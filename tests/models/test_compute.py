@@ -6,7 +6,6 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +121,9 @@ def test_an_older_torch_reads_the_instructions_of_linux(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     listed = tmp_path / "cpuinfo"
-    listed.write_text("processor\t: 0\nFeatures\t: fp asimd bf16\n\nprocessor\t: 1\nflags\t\t: fpu avx512_bf16\n")
+    listed.write_text(
+        "processor\t: 0\nFeatures\t: fp asimd bf16\n\nprocessor\t: 1\nflags\t\t: fpu avx512_bf16\n"
+    )
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     monkeypatch.setattr(compute, "Path", lambda _: listed)
     assert processor_features() == {"fp", "asimd", "bf16", "fpu", "avx512_bf16"}
@@ -196,8 +197,8 @@ def apple(values: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.fixture
-def values() -> Iterator[torch.Tensor]:
-    yield torch.randn(7, 4, generator=torch.Generator().manual_seed(0))
+def values() -> torch.Tensor:
+    return torch.randn(7, 4, generator=torch.Generator().manual_seed(0))
 
 
 def test_accumulators_are_never_float64_on_a_device_without_it(values: torch.Tensor) -> None:
@@ -214,4 +215,6 @@ def test_moments_and_similarity_of_states_on_such_a_device_equal_those_of_the_pr
     one, other = Moments.of(apple(values)), Moments.of(values)
     assert torch.equal(one.scatter, other.scatter)
     assert torch.equal(one.mean, other.mean)
-    assert linear_cka(apple(values), apple(values + values.sin())) == linear_cka(values, values + values.sin())
+    assert linear_cka(apple(values), apple(values + values.sin())) == linear_cka(
+        values, values + values.sin()
+    )

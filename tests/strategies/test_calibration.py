@@ -12,7 +12,7 @@ import torch
 from transformers import AutoTokenizer
 
 from lingraft.data.example import Example
-from lingraft.models.compute import Compute, compute_device, compute_for
+from lingraft.models.compute import compute_device
 from lingraft.strategies.base import Context
 from lingraft.strategies.calibration import calibration_of
 from lingraft.strategies.composition import build

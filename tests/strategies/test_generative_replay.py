@@ -16,8 +16,8 @@ from lingraft.config.schema import StrategyChoice
 from lingraft.data.chat import encode_prompt
 from lingraft.data.example import Example, Message
 from lingraft.errors import ConfigError, StrategyError
-from lingraft.models.generation import Sampling, TokenPrompt, TransformersGenerator, answer_ending, generate
 from lingraft.models.compute import compute_for
+from lingraft.models.generation import Sampling, TokenPrompt, TransformersGenerator, answer_ending, generate
 from lingraft.models.loading import load_model, load_tokenizer, model_folder
 from lingraft.strategies.base import Context, Mix
 from lingraft.strategies.composition import Composition, build
