@@ -83,6 +83,26 @@ def test_one_model_gives_a_table_a_record_and_its_predictions(
     assert len(read_predictions(folder / "predictions.parquet")) == 6
 
 
+@pytest.mark.parametrize(("has_bf16", "expected"), [(True, "bf16"), (False, "float32")])
+def test_the_record_and_the_object_say_what_auto_was_resolved_to(
+    evaluate: Callable[..., tuple[int, str, str]],
+    tiny_model: Path,
+    processor: Callable[[bool], None],
+    has_bf16: bool,
+    expected: str,
+) -> None:
+    processor(has_bf16)
+    code, out, error = evaluate(str(tiny_model), *WORLDBOOK, "--output", "here", "--json")
+    assert code == 0, error
+    record = json.loads(Path("here/record.json").read_text())
+    assert json.loads(out)["precision"] == record["inputs"]["precision"] == expected
+    assert f"Computed in {expected}." in evaluate(str(tiny_model), *WORLDBOOK, "--output", "here")[1]
+    assert evaluate(str(tiny_model), *WORLDBOOK, "--output", "here", "--precision", expected)[0] == 0
+    processor(not has_bf16)  # on another machine it is another evaluation
+    code, _, error = evaluate(str(tiny_model), *WORLDBOOK, "--output", "here")
+    assert (code, f"was made with precision '{expected}'" in " ".join(error.split())) == (2, True)
+
+
 def test_results_of_something_else_are_not_written_over(
     evaluate: Callable[..., tuple[int, str, str]], tiny_model: Path
 ) -> None:

@@ -6,6 +6,8 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 import torch
 
 from lingraft.errors import ConfigError
+from lingraft.evaluate import held_out
 from lingraft.models import compute
 from lingraft.models.compute import (
     CLEARLY_FASTER,
@@ -24,6 +27,7 @@ from lingraft.models.compute import (
     measured_speed_up,
     processor_features,
 )
+from lingraft.models.loss import TokenLosses, token_losses
 from lingraft.representation.covariance import Moments
 from lingraft.representation.similarity import linear_cka
 
@@ -218,3 +222,17 @@ def test_moments_and_similarity_of_states_on_such_a_device_equal_those_of_the_pr
     assert linear_cka(apple(values), apple(values + values.sin())) == linear_cka(
         values, values + values.sin()
     )
+
+
+def test_held_out_losses_of_a_model_on_such_a_device_are_summed_on_the_processor(
+    monkeypatch: pytest.MonkeyPatch, tiny_llama: Callable[..., Any], examples: Callable[..., Any]
+) -> None:
+    model, rows = tiny_llama(), examples(3)
+    expected = held_out._nats_per_example(model, rows, 4096)
+
+    def on_apple(*given: Any) -> TokenLosses:
+        found = token_losses(*given)
+        return replace(found, values=apple(found.values))
+
+    monkeypatch.setattr(held_out, "token_losses", on_apple)
+    assert held_out._nats_per_example(model, rows, 4096).tolist() == expected.tolist()

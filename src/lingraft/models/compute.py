@@ -152,7 +152,7 @@ def _has_bf16(device: torch.device) -> bool:
         return (
             False  # emulated in float32 before the M3, refused before macOS 14: float32 works on all of them
         )
-    supported = getattr(torch.get_device_module(device), "is_bf16_supported", None)
+    supported = getattr(getattr(torch, device.type, None), "is_bf16_supported", None)
     if supported is None:
         return False
     return bool(supported(including_emulation=False) if device.type in ("cuda", "xpu") else supported())

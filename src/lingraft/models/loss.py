@@ -1,8 +1,8 @@
 """The one place for masking, the loss and its token count: training and held-out evaluation both use it.
 
 The output head over a large vocabulary is a big share of a small model's cost, and prompts need no
-logits: a hook keeps only the positions whose next token is supervised, for any architecture. Of these logits no
-float32 copy is made but of a few rows at a time.
+logits: a hook keeps only the positions whose next token is supervised, for any architecture. Of these logits, which
+are of the type that the model computes in, no float32 copy is made but of a few rows at a time.
 """
 
 from __future__ import annotations

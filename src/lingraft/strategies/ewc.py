@@ -68,6 +68,7 @@ class Ewc(Strategy):
         )
         if not mean > 0:
             raise StrategyError("'ewc': no calibration example has a gradient, so no weight is important.")
+        # On disk and in training 8 significant bits of a weight of a pull are enough, whatever is computed in.
         save_file({name: (one / mean).bfloat16() for name, one in fisher.items()}, context.folder / _FISHER)
         return calibration.to_json() | {"mean": mean}
 

@@ -22,7 +22,7 @@ from lingraft.config.schema import Training
 from lingraft.data.batching import Lengths
 from lingraft.data.encoded import EncodedTable
 from lingraft.errors import ConfigError, DataError, ModelError, StrategyError, VerificationError, did_you_mean
-from lingraft.models.compute import compute_for
+from lingraft.models.compute import Compute, compute_for
 from lingraft.records import fingerprint_of, read_json, write_json_atomically
 from lingraft.strategies.base import TrainingRules
 from lingraft.train.attention import grouped_attention
@@ -169,7 +169,7 @@ def train_phase(
         )
     state.wait_for_everyone()
     resumed = _newest_checkpoint(workplace)
-    with _prepared(model, names, training, rules.frozen_cells):
+    with _prepared(model, names, training, compute, rules.frozen_cells):
         before = _frozen_hashes(model, rules.frozen_cells)
         trainer = PhaseTrainer(
             model,
@@ -333,7 +333,11 @@ def _clear(workplace: Path) -> None:
 
 @contextmanager
 def _prepared(
-    model: Any, names: Sequence[str], training: Training, frozen_cells: Mapping[str, Tensor]
+    model: Any,
+    names: Sequence[str],
+    training: Training,
+    compute: Compute,
+    frozen_cells: Mapping[str, Tensor],
 ) -> Iterator[None]:
     """Set what trains, the weights' type and gradient checkpointing; undo all but the training at the end."""
     chosen = set(names)
@@ -345,7 +349,8 @@ def _prepared(
         # Only the re-entrant kind needs gradients at the embeddings; they would cost the frozen layers' backward.
         model.disable_input_require_grads()
     try:
-        weights = _bf16_weights(model, frozen_cells) if training.precision == "bf16_pure" else nullcontext()
+        pure = compute.precision == "bf16_pure"
+        weights = _weights_held_in(compute.held, model, frozen_cells) if pure else nullcontext()
         with weights, grouped_attention(model):
             yield
     finally:
@@ -357,13 +362,15 @@ def _prepared(
 
 
 @contextmanager
-def _bf16_weights(model: nn.Module, frozen_cells: Mapping[str, Tensor]) -> Iterator[None]:
-    """Hold the parameters in bfloat16 inside; outside, what is frozen has the very float32 bits that it had."""
+def _weights_held_in(
+    dtype: torch.dtype, model: nn.Module, frozen_cells: Mapping[str, Tensor]
+) -> Iterator[None]:
+    """Hold the parameters in a narrower type inside; outside, what is frozen has the very float32 bits that it had."""
     originals: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad or name in frozen_cells:
             originals[name] = parameter.data
-        parameter.data = parameter.data.to(torch.bfloat16)
+        parameter.data = parameter.data.to(dtype)
     try:
         yield
     finally:
