@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lingraft.cli.output import (
+    checked_precision,
     print_json,
     print_result,
     print_table,
@@ -23,11 +24,11 @@ if TYPE_CHECKING:
     from lingraft.evaluate.harness import Evaluated
     from lingraft.evaluate.predictions import Prediction
     from lingraft.evaluate.suites import Chosen
+    from lingraft.models.compute import Compute
 
 RECORD = "record.json"
 PREDICTIONS = "predictions.parquet"
 VERDICTS = "verdicts.jsonl"  # stays: it was paid for
-_PRECISIONS = ("bf16", "float32")
 _BACKENDS = ("transformers", "vllm")
 _NO_JUDGE = {"max_tokens": None, "both_orders": True, "price_in": None, "price_out": None, "budget": None}
 _LOG = re.compile(r"answers-[0-9a-f]{16}\.jsonl")
@@ -68,7 +69,9 @@ def evaluate(
     repeat: Annotated[
         int, typer.Option(min=1, help="Generate so many times, in other batches: the noise floor.")
     ] = 1,
-    precision: Annotated[str, typer.Option(help="bf16 or float32.")] = "bf16",
+    precision: Annotated[
+        str, typer.Option(help="auto, bf16 or float32; auto: bf16 where it is clearly faster here.")
+    ] = "auto",
     backend: Annotated[
         str, typer.Option(help="What generates: transformers, or vllm (the extra of this name).")
     ] = "transformers",
@@ -112,9 +115,11 @@ def evaluate(
     OPENAI_API_KEY.
     """
     from lingraft.config.schema import UNCOMPARED_JUDGE_FIELDS
+    from lingraft.models.compute import compute_for
 
     quieten_loading()
-    _check(models, precision, backend)
+    asked_precision = checked_precision(precision)
+    _check(models, backend)
     judge = _judge(
         judge_url,
         judge_model,
@@ -124,6 +129,7 @@ def evaluate(
         price_out=price_out,
         budget=budget,
     )
+    compute = compute_for(asked_precision)
     chosen = _choose(suite, task or [], languages, data_dir, limit)
     asked = {
         "suite": suite,
@@ -134,7 +140,7 @@ def evaluate(
         "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
         "repeat": repeat,
-        "precision": precision,
+        "precision": compute.precision,
         "backend": backend,
         "chat": chat,
         "judge": None if judge is None else judge.model_dump(exclude=UNCOMPARED_JUDGE_FIELDS),
@@ -151,6 +157,7 @@ def evaluate(
             "batch_size": batch_size,
             "repeats": repeat,
             "backend": backend,
+            "precision": compute.precision,
             "apply_chat_template": chat,
             "judge": judge,
         }
@@ -158,7 +165,7 @@ def evaluate(
     results, predictions, logs = [], [], []
     told: set[str] = set()
     for model, own in zip(models, folders, strict=True):
-        result, found, log = _evaluate(model, evaluation, {"model": model, **asked}, own, told)
+        result, found, log = _evaluate(model, evaluation, compute, {"model": model, **asked}, own, told)
         results.append(result)
         predictions.append(found)
         logs.append(log)
@@ -168,20 +175,18 @@ def evaluate(
     _finish(models, results, predictions, {"models": models, **asked}, places, folder, as_json=json)
 
 
-def _check(models: list[str], precision: str, backend: str) -> None:
+def _check(models: list[str], backend: str) -> None:
     if len(models) > 2:
         raise ConfigError(f"{len(models)} models: name one, or two to compare.")
     if len(set(models)) < len(models):
         raise ConfigError(f"{models[0]}: stands twice; name another model to compare it with.")
-    if precision not in _PRECISIONS:
-        raise ConfigError(f"--precision {precision!r}: there are {' and '.join(_PRECISIONS)}.")
     if backend not in _BACKENDS:
         raise ConfigError(f"--backend {backend!r}: there are {' and '.join(_BACKENDS)}.")
     if backend == "vllm":
-        _check_vllm(models, precision)
+        _check_vllm(models)
 
 
-def _check_vllm(models: list[str], precision: str) -> None:
+def _check_vllm(models: list[str]) -> None:
     """Refuse, before anything is loaded, what vLLM does not generate with."""
     from lingraft.models.adapters import ADAPTER_CONFIG
     from lingraft.models.vllm import check_vllm
@@ -192,8 +197,6 @@ def _check_vllm(models: list[str], precision: str) -> None:
             f"--backend vllm: {adapters[0]} is an adapter, and vLLM reads whole models; merge it into its base and "
             "save that, or take --backend transformers."
         )
-    if precision != "bf16":
-        raise ConfigError(f"--backend vllm generates in bf16, not in {precision}; leave --precision out.")
     check_vllm()
 
 
@@ -294,7 +297,12 @@ def _prepare(folder: Path, asked: dict[str, Any]) -> None:
 
 
 def _evaluate(
-    model: str, evaluation: Evaluation, asked: dict[str, Any], folder: Path, told: set[str]
+    model: str,
+    evaluation: Evaluation,
+    compute: Compute,
+    asked: dict[str, Any],
+    folder: Path,
+    told: set[str],
 ) -> tuple[dict[str, Any], tuple[Prediction, ...], Path]:
     """Evaluate one model, or go on where this was interrupted, and write what was found; the record last.
 
@@ -302,14 +310,12 @@ def _evaluate(
         The result, the predictions, and where the answers are kept. They stay until all models are done: the same
         command then answers nothing again, of a model that was finished before an interruption either.
     """
-    import torch
-
     from lingraft.cli.log_lines import log_lines
     from lingraft.cli.progress import StepBars
     from lingraft.evaluate.harness import evaluate_model, shortened_sentence
     from lingraft.evaluate.predictions import write_predictions
     from lingraft.models.adapters import load_merged, merged_content_hash
-    from lingraft.models.loading import compute_device, model_folder
+    from lingraft.models.loading import model_folder
     from lingraft.models.vllm import VllmGenerator
     from lingraft.records import fingerprint_of
 
@@ -319,12 +325,11 @@ def _evaluate(
     }  # it does not change any answer
     log = folder / f"answers-{fingerprint_of(answered)}.jsonl"  # of this very model and evaluation
     log_lines().at(f"{model} is loaded")
-    dtype = torch.bfloat16 if asked["precision"] == "bf16" else torch.float32
-    loaded, tokenizer = load_merged(model, dtype=dtype)
-    loaded.to(compute_device())  # type: ignore[arg-type]
+    loaded, tokenizer = load_merged(model, dtype=compute.held)
+    loaded.to(compute.device)  # type: ignore[arg-type]
 
     def vllm() -> VllmGenerator:
-        return VllmGenerator(model_folder(model), tokenizer, trust_remote_code=False)
+        return VllmGenerator(model_folder(model), tokenizer, dtype=compute.held, trust_remote_code=False)
 
     with StepBars() as bars:
         found = evaluate_model(
@@ -416,7 +421,11 @@ def _finish(
     as_json: bool,
 ) -> None:
     """Print what was found; of two models also the differences, which get a record of their own."""
-    whole: dict[str, Any] = {"models": dict(zip(models, results, strict=True)), "folder": str(folder)}
+    whole: dict[str, Any] = {
+        "models": dict(zip(models, results, strict=True)),
+        "folder": str(folder),
+        "precision": inputs["precision"],
+    }
     if len(models) == 2:
         compared = _compared(results, predictions)
         whole |= compared
@@ -428,6 +437,7 @@ def _finish(
         _print_scores(model, result)
     if len(models) == 2:
         _print_differences(models, results, compared)
+    print_result(f"Computed in {inputs['precision']}.")
     print_result(f"Predictions and {RECORD} are in {folder}: see `lingraft show predictions`.")
 
 

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
-from lingraft.errors import ConfigError
+from lingraft.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _LOG_WIDTH = 160
 _COLUMN_GAP = 3
+_PRECISIONS: tuple[Literal["auto", "bf16", "float32"], ...] = ("auto", "bf16", "float32")
 _MARK = re.compile(
     r"(⟦|⟧|<[^<>\s]*>|\[/?[A-Z_]+\]|\n)"
 )  # what chat templates put around turns, and our brackets
@@ -83,6 +84,18 @@ def check_folder(path: Path | None) -> None:
     """Refuse a file that could not be written, before anything is computed; None: none is to be."""
     if path is not None and not path.parent.is_dir():
         raise ConfigError(f"{path}: there is no folder {path.parent}; make it first.")
+
+
+def checked_precision(asked: str) -> Literal["auto", "bf16", "float32"]:
+    """Return what `--precision` names, before anything heavy is imported.
+
+    Raises:
+        ConfigError: It names nothing that a model is held in.
+    """
+    known = next((one for one in _PRECISIONS if one == asked), None)
+    if known is None:
+        raise ConfigError(f"--precision {asked!r}: {did_you_mean(asked, _PRECISIONS)}")
+    return known
 
 
 def quieten_loading() -> None:

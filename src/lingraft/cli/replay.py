@@ -10,6 +10,7 @@ import typer
 
 from lingraft.cli.output import (
     check_folder,
+    checked_precision,
     print_json,
     print_result,
     quieten_loading,
@@ -20,6 +21,7 @@ from lingraft.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from lingraft.data.example import Example
+    from lingraft.models.compute import Compute
     from lingraft.strategies.replay_rows import ReplayRows
 
 _BACKENDS = ("transformers", "vllm")
@@ -46,6 +48,9 @@ def replay(
     backend: Annotated[
         str, typer.Option(help="transformers, or vllm (the extra of this name).")
     ] = "transformers",
+    precision: Annotated[
+        str, typer.Option(help="auto, bf16 or float32; auto: bf16 where it is clearly faster here.")
+    ] = "auto",
     show: Annotated[int, typer.Option(min=0, help="Rows to print.")] = 3,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -55,6 +60,10 @@ def replay(
     """
     quieten_loading()
     _check(output, temperature, top_p, backend)
+    asked_precision = checked_precision(precision)
+    from lingraft.models.compute import compute_for
+
+    compute = compute_for(asked_precision)
     pool = None if prompts == "self" else _pool(prompts)
     asked = {
         "model": model,
@@ -66,9 +75,10 @@ def replay(
         "seed": seed,
         "batch_size": batch_size,
         "backend": backend,
+        "precision": compute.precision,
     }
     _check_existing(output, asked)
-    made = _make(asked, pool, output)
+    made = _make(asked, compute, pool, output)
     result = _result(made, n, output)
     _write(output, made, asked, result)
     if json:
@@ -128,7 +138,9 @@ def _pool(source: str) -> tuple[Example, ...]:
     )
 
 
-def _make(asked: dict[str, Any], pool: tuple[Example, ...] | None, output: Path) -> ReplayRows:
+def _make(
+    asked: dict[str, Any], compute: Compute, pool: tuple[Example, ...] | None, output: Path
+) -> ReplayRows:
     from functools import partial
 
     from lingraft.cli.progress import StepBars
@@ -143,7 +155,7 @@ def _make(asked: dict[str, Any], pool: tuple[Example, ...] | None, output: Path)
         made = make_replay(
             folder,
             asked["n"],
-            ReplaySettings(sampling, asked["seed"], asked["backend"], asked["batch_size"]),
+            ReplaySettings(sampling, asked["seed"], compute, asked["backend"], asked["batch_size"]),
             _work(output),
             source=asked["prompts"],
             pool=pool,
@@ -212,6 +224,7 @@ def _print(made: ReplayRows, result: dict[str, Any], show: int) -> None:
         print_result("")
     print_result(f"{result['rows']} rows in {result['output']}, {result['shortfall']} fewer than asked for.")
     print_result(f"Dropped: {_listed(made)}.")
+    print_result(f"Answered in {made.origin.settings['precision']}.")
 
 
 def _listed(made: ReplayRows) -> str:

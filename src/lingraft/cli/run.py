@@ -71,6 +71,7 @@ def _print(result: dict[str, Any], study: Study) -> None:
         failures,
         forgetting_table,
         noise_note,
+        precision_note,
         smallest_visible,
         study_table,
     )
@@ -84,6 +85,6 @@ def _print(result: dict[str, Any], study: Study) -> None:
     for failure in failures(result):
         print_result(f"failed: {failure}")
     print_result(smallest_visible(result))
-    for note in (des_note(result), noise_note(result)):
+    for note in (des_note(result), precision_note(result), noise_note(result)):
         if note is not None:
             print_result(note)

@@ -69,8 +69,9 @@ class Training(Section):
     """Micro-batches per optimiser step; each holds tokens_per_batch / accumulation padded tokens."""
     max_length: int = Field(1024, ge=8)
     """Longest example in tokens; what is cut off is counted and shown."""
-    precision: Literal["bf16", "bf16_pure", "float32"] = "bf16"
-    """bf16: bf16 arithmetic on float32 weights; bf16_pure: bf16 weights with stochastic rounding; float32."""
+    precision: Literal["auto", "bf16", "bf16_pure", "float32"] = "auto"
+    """bf16: bf16 arithmetic on float32 weights; bf16_pure: bf16 weights with stochastic rounding; float32; auto: bf16
+    where this machine computes it clearly faster, else float32."""
     warmup_share: float = Field(0.05, ge=0, le=1)
     """Share of the steps in which the learning rate rises from 0."""
     scheduler: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"
@@ -100,7 +101,7 @@ class TrainingOverrides(Section):
     """See Training."""
     max_length: int | None = Field(None, ge=8)
     """See Training."""
-    precision: Literal["bf16", "bf16_pure", "float32"] | None = None
+    precision: Literal["auto", "bf16", "bf16_pure", "float32"] | None = None
     """See Training."""
     warmup_share: float | None = Field(None, ge=0, le=1)
     """See Training."""
@@ -404,6 +405,8 @@ class Evaluation(Section):
     """Times that generating tasks run, each in other batches (or by other draws): the noise floor of their scores."""
     backend: Literal["transformers", "vllm"] = "transformers"
     """What generates answers; vllm needs the extra `vllm`. Likelihood tasks always run in transformers."""
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    """Weights and arithmetic of a model that is evaluated; auto: as in Training."""
     apply_chat_template: bool = True
     """Put harness prompts through the model's chat template."""
     judge: JudgeChoice | None = None

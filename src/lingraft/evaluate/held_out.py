@@ -289,8 +289,8 @@ def _nats_per_example(
             for batch in batches:
                 tensors = collate([encoded[i] for i in batch])
                 losses = token_losses(model, {name: one.to(model.device) for name, one in tensors.items()})
-                sums = torch.zeros(len(batch), dtype=torch.float64)
-                sums.index_add_(0, losses.rows.cpu(), losses.values.double().cpu())
+                sums = torch.zeros(len(batch), dtype=torch.float64)  # on the processor, which has it
+                sums.index_add_(0, losses.rows.cpu(), losses.values.cpu().double())
                 nats[batch] = sums.numpy()
                 done += len(batch)
                 if on_progress is not None:

@@ -77,11 +77,6 @@ def local_folder(name: str, *, trust_remote_code: bool = False) -> Path:
     return folder if folder.is_dir() else _from_hub(name, trust_remote_code)
 
 
-def compute_device() -> torch.device:
-    """Return what a process by itself computes on: this machine's accelerator, else its processor."""
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-
-
 def load_model(
     name_or_folder: str | Path, *, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False
 ) -> PreTrainedModel:

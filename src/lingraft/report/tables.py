@@ -470,6 +470,13 @@ def smallest_visible(result: dict[str, Any]) -> str:
     return f"Smallest difference to Phase 1 that could have been seen (80 % power): {', '.join(parts)}."
 
 
+def precision_note(result: dict[str, Any]) -> str:
+    """Say in which types, and on what, models were trained and evaluated."""
+    used = result["precision"]
+    trained = f"Trained in {' and '.join(used['training'])}, evaluated" if used["training"] else "Evaluated"
+    return f"{trained} in {used['evaluation']} on {used['device']}."
+
+
 def noise_note(result: dict[str, Any]) -> str | None:
     """Say how far scores moved when their answers were generated again, by the model that moved most; None: once."""
     entries = [result["base"], *(one.get("scores") for one in (*result["phase_ones"], *result["cells"]))]

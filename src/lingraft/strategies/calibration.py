@@ -6,12 +6,9 @@ prompts from an empty user turn, and its answers (see `replay_rows`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import TYPE_CHECKING
 
 from lingraft.data.chat import encode_examples
 from lingraft.data.example_table import select
@@ -110,6 +107,7 @@ def _own_rows(tokenizer: PreTrainedTokenizerBase, context: Context, tokens: int)
     settings = ReplaySettings(
         Sampling(temperature=1.0, max_new_tokens=_OWN_ANSWER),
         context.seed_of("calibration"),
+        context.compute,
         trust_remote_code=context.trust_remote_code,
     )
     wanted = max(1, tokens // _OWN_ANSWER)
@@ -119,10 +117,3 @@ def _own_rows(tokenizer: PreTrainedTokenizerBase, context: Context, tokens: int)
         if sum(len(one.input_ids) for one in found) >= tokens or len(made.examples) < wanted:
             return found
         wanted *= 2  # those that there are already are read, not made again
-
-
-@contextmanager
-def bf16_arithmetic(model: Any) -> Iterator[None]:
-    """Compute in bfloat16 on float32 weights, as training does by default."""
-    with torch.autocast(model.device.type, dtype=torch.bfloat16):
-        yield

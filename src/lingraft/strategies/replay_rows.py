@@ -17,8 +17,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import torch
-
 from lingraft.data.chat import encode_prompt
 from lingraft.data.degeneration import degeneration
 from lingraft.data.example import UNDETERMINED_LANGUAGE, Example, Message, Origin
@@ -36,12 +34,14 @@ from lingraft.models.generation import (
     generate,
 )
 from lingraft.models.generation_log import GenerationLog, locked
-from lingraft.models.loading import compute_device, load_model, load_tokenizer, model_content_hash
+from lingraft.models.loading import load_model, load_tokenizer, model_content_hash
 from lingraft.models.vllm import VllmGenerator
 from lingraft.records import canonical_json, fingerprint_of, write_json_atomically
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from lingraft.models.compute import Compute
 
 SELF = "self"
 PROMPT_SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_new_tokens=256)
@@ -62,6 +62,7 @@ class ReplaySettings:
     Attributes:
         sampling: Of the answers.
         seed: Of all draws.
+        compute: What the model answers on, and in which type its weights are held.
         backend: What generates.
         batch_size: Rows generated together by transformers; vLLM chooses its own.
         trust_remote_code: Run Python code that the model brings along.
@@ -69,6 +70,7 @@ class ReplaySettings:
 
     sampling: Sampling
     seed: int
+    compute: Compute
     backend: Literal["transformers", "vllm"] = "transformers"
     batch_size: int = BATCH_SIZE
     trust_remote_code: bool = False
@@ -108,7 +110,7 @@ def make_replay(
     fewer rows than wanted where the pool is at its end, or after 4 * wanted + 64 prompts.
 
     Args:
-        folder: Of the model that answers, in bfloat16.
+        folder: Of the model that answers.
         wanted: Rows.
         settings: See there.
         cache: Where the answers are kept.
@@ -149,7 +151,7 @@ def _provenance(settings: ReplaySettings, source: str) -> dict[str, str | int | 
         "max_new_tokens": settings.sampling.max_new_tokens,
         "seed": settings.seed,
         "backend": settings.backend,
-        "precision": "bf16",
+        "precision": settings.compute.inference_precision,
     }
     if source == SELF:
         found |= {
@@ -254,10 +256,13 @@ class _Model:
 
     @cached_property
     def generator(self) -> Generator:
+        compute = self.settings.compute
         if self.settings.backend == "vllm":
-            return VllmGenerator(self._folder, self.tokenizer, trust_remote_code=self._trust)
-        model = load_model(self._folder, dtype=torch.bfloat16, trust_remote_code=self._trust)
-        model.to(compute_device())  # type: ignore[arg-type]
+            return VllmGenerator(
+                self._folder, self.tokenizer, dtype=compute.held, trust_remote_code=self._trust
+            )
+        model = load_model(self._folder, dtype=compute.held, trust_remote_code=self._trust)
+        model.to(compute.device)  # type: ignore[arg-type]
         return TransformersGenerator(model, self.tokenizer, self.settings.batch_size)
 
     def continue_into(

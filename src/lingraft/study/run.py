@@ -20,6 +20,7 @@ from lingraft.evaluate.predictions import read_predictions
 from lingraft.evaluate.scores import differences, differences_over_seeds
 from lingraft.evaluate.suites import resolve_suites
 from lingraft.evaluate.tasks import check_tasks
+from lingraft.models.compute import compute_for, device_name
 from lingraft.models.vllm import check_vllm
 from lingraft.records import write_json_atomically
 from lingraft.strategies.composition import build
@@ -179,6 +180,17 @@ class _Runner:
             "phase_ones": phase_ones,
             "cells": cells,
             "over_seeds": self._over_seeds(),
+            "precision": self._precision(cells),
+        }
+
+    def _precision(self, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Return what was computed in: what `auto` stands for on this machine, of all cells that are done."""
+        phases = [one for cell in cells if cell["status"] == "done" for one in cell["phases"]]
+        evaluated = compute_for(self.study.evaluate.precision)
+        return {
+            "training": sorted({one["training"]["precision"] for one in phases}),
+            "evaluation": evaluated.precision,
+            "device": device_name(evaluated.device),
         }
 
     def _over_seeds(self) -> list[dict[str, Any]]:

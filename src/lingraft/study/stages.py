@@ -11,7 +11,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +29,8 @@ from lingraft.evaluate.predictions import write_predictions
 from lingraft.evaluate.scores import score_summary
 from lingraft.evaluate.tasks import task_identities
 from lingraft.models.checkpoints import combine_checkpoints, save_checkpoint
-from lingraft.models.loading import compute_device, load_model, load_tokenizer
+from lingraft.models.compute import Compute, compute_for, device_name
+from lingraft.models.loading import load_model, load_tokenizer
 from lingraft.models.vllm import VllmGenerator
 from lingraft.models.weights import ModelWeights
 from lingraft.records import fingerprint_of
@@ -42,7 +43,7 @@ from lingraft.study.events import StageProgress, Watcher
 from lingraft.study.materials import combination_identity, training_identity
 from lingraft.study.store import Stage, Store, Work
 from lingraft.train.memory import peak_bytes
-from lingraft.train.phase import Progress, train_phase
+from lingraft.train.phase import Progress, train_phase, with_resolved_precision
 from lingraft.train.processes import PhaseTask, Processes, train_on_processes
 from lingraft.weights.difference import parameter_difference
 
@@ -110,7 +111,7 @@ class TrainingJob:
         data: Identity of these rows, by set.
         counts: Of each set: rows read, broken, held out, asked for and had; for the record.
         choice: The strategies.
-        training: Resolved training options.
+        training: Resolved training options; a precision of `auto` is resolved when the phase is trained.
         seed: Seed of everything drawn.
         base: The base model, if a strategy may want it.
         previous_data: Phase 1's training rows, empty if unknown.
@@ -154,6 +155,7 @@ class Stages:
 
     def train(self, job: TrainingJob) -> tuple[Stage, ModelReference]:
         """Train one phase; return its stage and the model that it made."""
+        job = replace(job, training=with_resolved_precision(job.training))
         composition = build(job.choice)
         states = {
             part.kind: self._state(job, part) for part in composition.parts if part.preparation is not None
@@ -201,10 +203,11 @@ class Stages:
 
         def work(folder: Path) -> Work:
             parent = job.parent.locate()
+            compute = compute_for(job.training.precision)
 
             def load() -> PreTrainedModel:
                 model = load_model(parent, trust_remote_code=self._trust)
-                model.to(compute_device())  # type: ignore[arg-type]
+                model.to(compute.device)  # type: ignore[arg-type]
                 return model
 
             found = part.prepare(
@@ -220,9 +223,10 @@ class Stages:
                     cache=self._store.cache,
                     trust_remote_code=self._trust,
                     on_progress=self._tell_count,
+                    compute=compute,
                 ),
             )
-            return Work(dict(found), _machine() | {"peak_bytes": peak_bytes()})
+            return Work(dict(found), _machine(compute) | {"peak_bytes": peak_bytes()})
 
         def locate() -> Path:
             label = f"{part.kind} for {job.label}"
@@ -274,9 +278,13 @@ class Stages:
         held_out: Sequence[Example],
     ) -> Stage:
         """Score a model on the study's tasks and on the held-out answers."""
+        compute = compute_for(evaluation.precision)
         inputs = {
             "model": model.identity,
-            "evaluation": evaluation.model_dump(mode="json", exclude={"judge": UNCOMPARED_JUDGE_FIELDS}),
+            "evaluation": evaluation.model_dump(
+                mode="json", exclude={"judge": UNCOMPARED_JUDGE_FIELDS, "precision": True}
+            ),
+            "precision": compute.precision,
             "tasks": task_identities(evaluation, self._base_folder),
             "languages": list(languages),
             "held_out": fingerprint_of([item_of(example) for example in held_out]),
@@ -286,12 +294,14 @@ class Stages:
         }
 
         def work(folder: Path) -> Work:
-            loaded = load_model(model.locate(), dtype=torch.bfloat16, trust_remote_code=self._trust)
-            loaded.to(compute_device())  # type: ignore[arg-type]
+            loaded = load_model(model.locate(), dtype=compute.held, trust_remote_code=self._trust)
+            loaded.to(compute.device)  # type: ignore[arg-type]
             tokenizer = load_tokenizer(model.locate(), trust_remote_code=self._trust)
 
             def vllm() -> VllmGenerator:
-                return VllmGenerator(model.locate(), tokenizer, trust_remote_code=self._trust)
+                return VllmGenerator(
+                    model.locate(), tokenizer, dtype=compute.held, trust_remote_code=self._trust
+                )
 
             evaluated = evaluate_model(
                 loaded,
@@ -330,8 +340,9 @@ class Stages:
                     **lost,
                 },
                 "tasks": evaluated.tasks,
+                "precision": compute.precision,
             }
-            return Work(result, _machine())
+            return Work(result, _machine(compute))
 
         return self._run("evaluate", label, inputs, work, [model])
 
@@ -362,7 +373,7 @@ class Stages:
         def work(_: Path) -> Work:
             found = parameter_difference(
                 *(ModelWeights(one.locate(), trust_remote_code=self._trust) for one in (first, second)),
-                on_progress=partial(self._tell_count, unit=\"tensors\"),
+                on_progress=partial(self._tell_count, unit="tensors"),
             )
             result = {
                 "mpd": found.mpd,
@@ -390,22 +401,28 @@ class Stages:
             ]
         )
         inputs: dict[str, Any] = {"first": first.identity, "second": second.identity, "prompts": said}
+        compute = compute_for("float32")  # the shift of one phase is small beside what bf16 rounds
+        inputs["precision"] = compute.precision
         inputs["libraries"] = libraries(_STATES_LIBRARIES)
 
         def work(_: Path) -> Work:
-            before, encoded = self._states_before(first, prompts, said)
+            before, encoded = self._states_before(first, prompts, said, compute)
             after = model_states(
-                second.locate(), encoded, trust_remote_code=self._trust, on_progress=self._tell_count
+                second.locate(),
+                encoded,
+                compute=compute,
+                trust_remote_code=self._trust,
+                on_progress=self._tell_count,
             )
             found = drift_between(label, before, after).to_json()
             del found["model"]  # a label, which is not what a record is compared by
             counts = {"prompts": len(encoded.ids), "tokens": sum(map(len, encoded.ids))}
-            return Work(found | counts | {"truncated": encoded.truncated}, _machine())
+            return Work(found | counts | {"truncated": encoded.truncated}, _machine(compute))
 
         return self._run("drift", label, inputs, work, [first, second])
 
     def _states_before(
-        self, model: ModelReference, prompts: Sequence[Prompt], said: str
+        self, model: ModelReference, prompts: Sequence[Prompt], said: str, compute: Compute
     ) -> tuple[list[LayerStates], EncodedPrompts]:
         """Return a model's states of the prompts: those of the last one asked for are kept, as cells share Phase 1."""
         key = fingerprint_of([model.identity, said])
@@ -414,7 +431,11 @@ class Stages:
             folder = model.locate()
             encoded = encode_alike([str(folder)], prompts, trust_remote_code=self._trust)
             states = model_states(
-                folder, encoded, trust_remote_code=self._trust, on_progress=self._tell_count
+                folder,
+                encoded,
+                compute=compute,
+                trust_remote_code=self._trust,
+                on_progress=self._tell_count,
             )
             self._last_states = (key, states, encoded)
         return self._last_states[1:]
@@ -470,6 +491,7 @@ class Stages:
     def _train(self, job: TrainingJob, states: Mapping[str, ModelReference], folder: Path) -> Work:
         shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
         parent = job.parent.locate()
+        compute = compute_for(job.training.precision)
         composition = build(job.choice)
         context = Context(
             base=job.base.locate() if job.base is not None and "base" in composition.needs else None,
@@ -482,6 +504,7 @@ class Stages:
             states={kind: state.locate() for kind, state in states.items()},
             trust_remote_code=self._trust,
             on_progress=self._tell_count,
+            compute=compute,
         )
         mix = composition.mix(job.examples, context)
         tokenizer = load_tokenizer(parent, trust_remote_code=self._trust)
@@ -522,7 +545,7 @@ class Stages:
         else:
             del model, unwrapped, rules  # each process makes its own
             outcome = self._train_on_processes(job, context, trainable, folder)
-        times = {**_machine(), **_training_times(outcome), "processes": self._processes.count}
+        times = {**_machine(compute), **_training_times(outcome), "processes": self._processes.count}
         record = _training_record(job, mix, encoded, plan, outcome) | {"frozen_cells": frozen_cells}
         return Work(record, times)
 
@@ -569,6 +592,7 @@ def _preparation_inputs(job: TrainingJob, part: Strategy) -> dict[str, Any]:
         "options": part.preparation,
         "data": {need: job.replay_data[need] for need in sorted(part.uses & set(job.replay_data))},
         "seed": job.seed if part.prepares_by_seed else None,
+        "precision": compute_for(job.training.precision).inference_precision,
         "libraries": libraries(_TRAINING_LIBRARIES),
     }
 
@@ -636,6 +660,7 @@ def _training_record(
     """Return what a training stage records: the compared part, equal for equal runs."""
     return {
         "data": job.counts,
+        "precision": job.training.precision,
         "examples": outcome.examples,
         "replayed": encoded.examples.replayed_rows,
         "replay_share": _replay_share(encoded),
@@ -671,10 +696,12 @@ def _training_times(outcome: PhaseOutcome) -> dict[str, Any]:
     }
 
 
-def _machine() -> dict[str, Any]:
+def _machine(compute: Compute | None = None) -> dict[str, Any]:
+    """Return what a stage ran on; `compute` is None where it computes on the processor in types of its own."""
     return {
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": "cpu" if compute is None else device_name(compute.device),
+        "precision": None if compute is None else compute.precision,
         "python": platform.python_version(),
     }
