@@ -318,7 +318,7 @@ def _evaluate(
         key: value for key, value in inputs.items() if key != "judge"
     }  # it does not change any answer
     log = folder / f"answers-{fingerprint_of(answered)}.jsonl"  # of this very model and evaluation
-    log_lines().at(f"{model} is loaded")
+    log_lines().at(f"loading {model}")
     dtype = torch.bfloat16 if asked["precision"] == "bf16" else torch.float32
     loaded, tokenizer = load_merged(model, dtype=dtype)
     loaded.to(compute_device())  # type: ignore[arg-type]
