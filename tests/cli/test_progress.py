@@ -40,15 +40,22 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
+class Log(io.StringIO):
+    """A file, and what prints lines of progress into it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.console = Console(file=self, force_terminal=False, width=160)
+        self.lines = LogLines(self.console)
+
+
 @pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     """What stands on stderr, which is a file."""
-    stream = io.StringIO()
-    console = Console(file=stream, force_terminal=False, width=160)
-    monkeypatch.setattr(progress, "standard_error", lambda: console)
-    monkeypatch.setattr(progress, "log_lines", lambda: lines)
-    lines = LogLines(console)
-    return stream
+    log = Log()
+    monkeypatch.setattr(progress, "standard_error", lambda: log.console)
+    monkeypatch.setattr(progress, "_lines_of", lambda _: log.lines)
+    return log
 
 
 def passing(clock: Clock, seconds: int, *lines: LogLines) -> None:
@@ -59,7 +66,7 @@ def passing(clock: Clock, seconds: int, *lines: LogLines) -> None:
             one.print_if_due()
 
 
-def progress_lines(log: io.StringIO) -> list[str]:
+def progress_lines(log: Log) -> list[str]:
     return [line for line in log.getvalue().splitlines() if re.search(r"(left|so far)$", line)]
 
 
@@ -70,7 +77,6 @@ def test_steps_are_bars_in_a_terminal_and_lines_elsewhere(
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=terminal, width=100)
     monkeypatch.setattr(progress, "standard_error", lambda: console)
-    monkeypatch.setattr(progress, "log_lines", lambda: LogLines(console))
     monkeypatch.setattr(log_lines, "SECONDS_BETWEEN_LINES", -1.0)
     monkeypatch.setenv("TERM", "xterm")
     with StepBars() as bars:
@@ -93,7 +99,7 @@ def test_a_terminal_that_draws_nothing_gets_lines(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_data_of_a_study_are_a_step_that_ends_when_they_are_read(
-    monkeypatch: pytest.MonkeyPatch, log: io.StringIO
+    monkeypatch: pytest.MonkeyPatch, log: Log
 ) -> None:
     monkeypatch.setattr(log_lines, "SECONDS_BETWEEN_LINES", -1.0)
     monkeypatch.setattr(LogLines, "_watch", lambda _: None)
@@ -107,9 +113,9 @@ def test_the_data_of_a_study_are_a_step_that_ends_when_they_are_read(
     assert "read b.jsonl ..." in log.getvalue()
 
 
-def test_a_study_says_its_stage_its_step_and_the_time_left(clock: Clock, log: io.StringIO) -> None:
+def test_a_study_says_its_stage_its_step_and_the_time_left(clock: Clock, log: Log) -> None:
     with ProgressWatcher("quickstart") as watcher:
-        lines = progress.log_lines()
+        lines = log.lines
         passing(clock, 25, lines)  # libraries are imported, models found
         watcher.preparing("read a.jsonl", 0, 0)
         passing(clock, 20, lines)
@@ -134,10 +140,10 @@ def test_a_study_says_its_stage_its_step_and_the_time_left(clock: Clock, log: io
     assert len(told) == 8
 
 
-def test_the_log_is_never_silent_for_thirty_seconds_and_never_long(clock: Clock, log: io.StringIO) -> None:
+def test_the_log_is_never_silent_for_thirty_seconds_and_never_long(clock: Clock, log: Log) -> None:
     times: list[float] = []
     with ProgressWatcher("x") as watcher:
-        lines = progress.log_lines()
+        lines = log.lines
         begun = clock.now
         watcher.study_started(1)
         watcher.stage_started("evaluate base")
@@ -153,7 +159,7 @@ def test_the_log_is_never_silent_for_thirty_seconds_and_never_long(clock: Clock,
 
 
 def test_time_left_is_of_the_measured_rate_and_absent_where_there_is_none(
-    clock: Clock, log: io.StringIO, monkeypatch: pytest.MonkeyPatch
+    clock: Clock, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log_lines, "SECONDS_BETWEEN_LINES", -1.0)
     with ProgressWatcher("x") as watcher:
@@ -164,9 +170,9 @@ def test_time_left_is_of_the_measured_rate_and_absent_where_there_is_none(
         clock.now += 30
         watcher.stage_progressed(StageProgress(50, 100))
         clock.now += 100
-        progress.log_lines().print_if_due()
+        log.lines.print_if_due()
         clock.now += 60  # overdue: nothing is known any more
-        progress.log_lines().print_if_due()
+        log.lines.print_if_due()
         watcher.stage_progressed(StageProgress(1, 10, unit="verdicts"))  # another count of the stage
         watcher.stage_progressed(StageProgress(2, 10, seconds_left=float("inf")))
         watcher.stage_progressed(StageProgress(10, 10, seconds_left=0.0))
@@ -181,11 +187,11 @@ def test_time_left_is_of_the_measured_rate_and_absent_where_there_is_none(
     ]
 
 
-def test_other_commands_say_their_name_their_step_and_the_time_left(clock: Clock, log: io.StringIO) -> None:
-    lines = progress.log_lines()
+def test_other_commands_say_their_name_their_step_and_the_time_left(clock: Clock, log: Log) -> None:
+    lines = log.lines
     with lines.running("evaluate"):
         passing(clock, 21, lines)
-        lines.at("model is loaded")
+        lines.at("loading model")
         passing(clock, 19, lines)
         with StepBars() as bars:
             bars.progressed("model", 1, 5)
@@ -194,7 +200,7 @@ def test_other_commands_say_their_name_their_step_and_the_time_left(clock: Clock
             passing(clock, 20, lines)
     assert progress_lines(log) == [
         "evaluate: 20 s so far",
-        "evaluate: model is loaded: 19 s so far",
+        "evaluate: loading model: 19 s so far",
         "evaluate: model: 2 of 5, 1 min 0 s left",
         "evaluate: model: 2 of 5, 40 s left",
     ]
@@ -202,11 +208,9 @@ def test_other_commands_say_their_name_their_step_and_the_time_left(clock: Clock
     assert len(progress_lines(log)) == 4
 
 
-def test_a_name_with_control_characters_does_no_harm(
-    log: io.StringIO, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_name_with_control_characters_does_no_harm(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_lines, "SECONDS_BETWEEN_LINES", -1.0)
-    progress.log_lines().progressed("a\x1b[2J\rb[bold]", StageProgress(1, 2))
+    log.lines.progressed("a\x1b[2J\rb[bold]", StageProgress(1, 2))
     assert not re.search(r"[\x00-\x09\x0b-\x1f]", log.getvalue())
     assert "[bold]" in log.getvalue()
 
@@ -226,11 +230,9 @@ def test_times_are_written_as_one_says_them(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_the_thread_speaks_while_the_command_is_busy(
-    monkeypatch: pytest.MonkeyPatch, log: io.StringIO
-) -> None:
+def test_the_thread_speaks_while_the_command_is_busy(monkeypatch: pytest.MonkeyPatch, log: Log) -> None:
     monkeypatch.setattr(log_lines, "SECONDS_BETWEEN_LINES", 0.05)
-    lines = progress.log_lines()
+    lines = log.lines
     with lines.running("busy"):
         until = time.monotonic() + 20
         while not progress_lines(log) and time.monotonic() < until:

@@ -17,6 +17,7 @@ from lingraft.strategies.base import Context
 from lingraft.study import materials as module
 from lingraft.study.contamination import training_rows
 from lingraft.study.materials import Drawn, Materials, gather
+from lingraft.study.run import run_study
 
 ROWS = 60
 
@@ -236,3 +237,24 @@ def test_what_a_limit_leaves_out_is_not_looked_at_for_collisions(
     study = study_of(tmp_path, tiny_model, {"source": source, "limit": 5}, ["english_replay"])
     drawn(study, gather(study, tmp_path))
     assert looked.count("en") == 5
+
+
+def test_a_study_replays_no_more_rows_than_the_limit_of_english(tmp_path: Path, tiny_model: Path) -> None:
+    english = {"source": write(tmp_path / "en.jsonl", english_rows()), "limit": 3}
+    tasks = [{"task": "worldbook:lookup", "limit": 2, "max_new_tokens": 2}]
+    study = study_of(
+        tmp_path,
+        tiny_model,
+        english,
+        [{"english_replay": {"share": 0.5}}],
+        contamination=None,
+        evaluate={"task_ability": tasks, "language_ability": tasks},
+    )
+    result = run_study(study, runs=tmp_path / "runs", base_folder=tmp_path)
+    (cell,) = result["cells"]
+    assert cell["status"] == "done", cell["reason"]
+    training = cell["training"]
+    assert (training["replayed"], training["replay_shortfall"]) == (3, 8 - 3)
+    own, parallel = training["data"]
+    assert (own["train"], own["held_out"]) == (8, 2)
+    assert (parallel["source"], parallel["train"]) == (english["source"], 3)

@@ -324,7 +324,7 @@ def _evaluate(
         key: value for key, value in inputs.items() if key != "judge"
     }  # it does not change any answer
     log = folder / f"answers-{fingerprint_of(answered)}.jsonl"  # of this very model and evaluation
-    log_lines().at(f"{model} is loaded")
+    log_lines().at(f"loading {model}")
     loaded, tokenizer = load_merged(model, dtype=compute.held)
     loaded.to(compute.device)  # type: ignore[arg-type]
 

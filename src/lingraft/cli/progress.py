@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from lingraft.cli import output
 from lingraft.cli.log_lines import LogLines, duration, figures, log_lines
 from lingraft.cli.output import stack_of, standard_error
 from lingraft.errors import harmless
@@ -49,7 +50,7 @@ class _Pace:
 
 def _lines_of(console: Console) -> LogLines:
     """Return what prints plain lines on a console; on stderr the command's own."""
-    return log_lines() if console is standard_error() else LogLines(console)
+    return log_lines() if console is output.standard_error() else LogLines(console)
 
 
 class ProgressWatcher(Watcher):

@@ -20,6 +20,8 @@ from lingraft.cli.output import (
 from lingraft.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lingraft.data.example import Example
     from lingraft.models.compute import Compute
     from lingraft.strategies.replay_rows import ReplayRows
@@ -121,25 +123,22 @@ def _check_existing(output: Path, asked: dict[str, Any]) -> None:
         raise ConfigError(f"--output {output}: was made with {told}; name another file, or delete it.")
 
 
-def _pool(source: str) -> tuple[Example, ...]:
-    """Return the prompts of a source as rows whose answers are to be made."""
+def _pool(source: str) -> Sequence[Example]:
+    """Return the prompts of a source as rows whose answers are to be made; of a large source they stay on disk."""
     from lingraft.data.example import Example, Message
-    from lingraft.representation.prompts import read_prompts
+    from lingraft.data.spool import MadeWhenAsked
+    from lingraft.representation.prompts import Prompt, read_prompts
 
-    return tuple(
-        Example(
-            str(number),
-            (*prompt.messages, Message("assistant", "")),
-            prompt.language,
-            prompt.group or f"prompt-{number}",
-            source,
-        )
-        for number, prompt in enumerate(read_prompts(source), 1)
-    )
+    def row(place: int, prompt: Prompt) -> Example:
+        number = place + 1
+        messages = (*prompt.messages, Message("assistant", ""))
+        return Example(str(number), messages, prompt.language, prompt.group or f"prompt-{number}", source)
+
+    return MadeWhenAsked(read_prompts(source), row)
 
 
 def _make(
-    asked: dict[str, Any], compute: Compute, pool: tuple[Example, ...] | None, output: Path
+    asked: dict[str, Any], compute: Compute, pool: Sequence[Example] | None, output: Path
 ) -> ReplayRows:
     from functools import partial
 

@@ -57,7 +57,7 @@ def run(
         print_json(result)
     else:
         _print(result, loaded)
-    log_lines().at("the report's page")
+    log_lines().at("writing the report")
     page = write_page(result, loaded)  # after the result: what took hours is told first
     if not json:
         print_result(f"Report: {page}")

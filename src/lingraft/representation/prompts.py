@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lingraft.config.schema import DataSource
 from lingraft.data.example import UNDETERMINED_LANGUAGE, Example, Message
+from lingraft.data.example_table import select
 from lingraft.data.formats import row_language
 from lingraft.data.readers import RawRow, read_file
 from lingraft.data.row_fields import RowError
 from lingraft.data.sources import load_data
+from lingraft.data.spool import MadeWhenAsked
 from lingraft.errors import DataError
 
 _SUFFIXES = (".jsonl", ".json")
@@ -36,8 +39,8 @@ class Prompt:
 
 def read_prompts(
     source: str, *, language: str | None = None, limit: int | None = None, base_folder: Path = Path()
-) -> tuple[Prompt, ...]:
-    """Read prompts.
+) -> Sequence[Prompt]:
+    """Read prompts; those of a large data set stay on disk.
 
     Args:
         source: A .txt file of one prompt a line; a .json or .jsonl file whose rows have `prompt` alone, or `turns` as
@@ -51,6 +54,7 @@ def read_prompts(
         DataError: There is no such file, a row has no prompt, or there are none.
     """
     path = base_folder / source
+    prompts: Sequence[Prompt]
     if path.suffix == ".txt":
         prompts = _from_lines(path, language)
     elif path.suffix in _SUFFIXES and path.is_file() and _holds_prompts(path):
@@ -58,19 +62,22 @@ def read_prompts(
     else:
         spec = DataSource(source=source, language=language)
         examples = load_data(spec, base_folder=base_folder, answered=False).examples
-        prompts = prompts_of(islice(examples, limit))
+        used = examples if limit is None else select(examples, np.arange(min(limit, len(examples))))
+        prompts = MadeWhenAsked(used, lambda _, example: _prompt_of(example))
     if not prompts:
         raise DataError(f"{source}: there are no prompts in it.")
-    return tuple(prompts[:limit])
+    return prompts if limit is None or limit >= len(prompts) else prompts[:limit]
 
 
 def prompts_of(examples: Iterable[Example]) -> list[Prompt]:
     """Return what is said before the last answer of each example, all of it where the last turn is no answer."""
-    return [Prompt(_asked(example.messages), example.language, example.group) for example in examples]
+    return [_prompt_of(example) for example in examples]
 
 
-def _asked(turns: tuple[Message, ...]) -> tuple[Message, ...]:
-    return turns[:-1] if turns[-1].role == "assistant" else turns
+def _prompt_of(example: Example) -> Prompt:
+    turns = example.messages
+    asked = turns[:-1] if turns[-1].role == "assistant" else turns
+    return Prompt(asked, example.language, example.group)
 
 
 def _from_lines(path: Path, language: str | None) -> list[Prompt]:

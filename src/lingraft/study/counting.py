@@ -86,9 +86,9 @@ def _phase(study: Study, steps: Sequence[PathStep], seed: int) -> set[Key]:
 def _measured(study: Study, materials: Materials, cell: Cell, encoder: Encoder | None) -> set[Key]:
     pairs = cell_pairs(cell, has_checkpoint=materials.checkpoint is not None)
     wanted: set[Key] = set()
-    for i, j in pairs if encoder is not None else ():
+    for i, j in pairs:
         sets = [one for place in (i, j) if (one := set_of(materials, cell, place)) is not None]
-        if len(sets) == 2 and unknown_to(encoder, sets) is None:
+        if encoder is not None and len(sets) == 2 and unknown_to(encoder, sets) is None:
             wanted.add(("similarity", _set(cell, i), _set(cell, j), cell.seed))
     if "mpd" in study.measures:
         wanted |= {

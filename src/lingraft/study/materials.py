@@ -232,6 +232,8 @@ class Materials:
 
     def _withhold(self, examples: Sequence[Example]) -> tuple[Sequence[Example], tuple[str, ...]]:
         """Return the examples that no set of the study holds out, and the items of the others."""
+        if not self._held_out_turns:
+            return examples, ()
         withheld = {
             row: item_of(one) for row, one in enumerate(examples) if _turns(one) in self._held_out_turns
         }
@@ -301,7 +303,7 @@ def gather(study: Study, base_folder: Path, watcher: Watcher | None = None) -> M
         cells=cells,
         given_prompts=tuple(
             prompt
-            for one in (study.prompts if "drift" in study.measures else ())
+            for one in study.prompts
             for prompt in read_prompts(
                 one.source, language=one.language, limit=one.limit, base_folder=base_folder
             )
