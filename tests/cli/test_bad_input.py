@@ -209,8 +209,8 @@ ROWS = [
     ),
     rows(
         "a bad language tag in a row",
-        ROW | {"language": "Spanish (Latin)"},
-        "field 'language' is 'Spanish (Latin)'",
+        ROW | {"language": "Klingonese (Latin)"},
+        "field 'language' is 'Klingonese (Latin)'",
         "BCP-47",
     ),
     rows(

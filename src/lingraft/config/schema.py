@@ -155,7 +155,8 @@ class Filters(Section):
     no_answer: bool = False
     """Leave out rows without an answer, which otherwise count as broken."""
     special_tokens: Literal["strip", "drop"] | None = None
-    """Take special tokens that answers spell (<|endoftext|>, </s>, [INST], ...) out of them, or leave the rows out."""
+    """`strip`: take special tokens that answers spell as text (`</s>`, `[INST]`, ...) out of them; `drop`: leave the
+    rows out; null: keep both."""
 
 
 class DataSource(Section):
@@ -172,7 +173,7 @@ class DataSource(Section):
     """What a format reads -> where the rows have it: `{instruction: question, output: answers.0.text}`."""
     language: LanguageTag | None = None
     """Language of all rows, as a tag, a code or an English name; null: from `{language}` in the file's name, else the
-    rows' `language` field, else a name that is a language (es.jsonl), else und."""
+    rows' `language` field, else a name that is a language (`es.jsonl`), else und."""
     config: str | None = None
     """Configuration of a hub data set."""
     revision: str | None = None
@@ -180,12 +181,12 @@ class DataSource(Section):
     split: str = "train"
     """Split of a hub data set."""
     filters: Filters = Filters()
-    """Rows to leave out."""
+    """Rows to leave out or to clean."""
     parallel: Literal["id", "rows"] | None = None
     """What makes rows of several languages one group: an equal `id`, or the same place in each language's order."""
+    # Public sets hold a few such rows (Alpaca 4 empty answers in its first 3,000); a wrong field breaks nearly all.
     max_broken_share: Share = 0.01
-    """The run fails when a larger share of the rows is broken; up to it they are left out, counted and shown. 1 %:
-    public sets hold a few such rows (Alpaca 4 empty answers in its first 3,000), a wrong field breaks most of them."""
+    """The run fails when a larger share of the rows is broken; up to it they are left out, counted and shown."""
 
 
 class StrategySpec(Section):

@@ -109,7 +109,7 @@ class RowFilter:
         Raises:
             AnswerError: Nothing is left of an answer.
         """
-        if self._options.special_tokens != "strip" or not spells_special_tokens(example):
+        if self._options.special_tokens != "strip" or not special_tokens_in(example):
             return example
         turns = tuple(
             replace(turn, content=_without_special_tokens(turn.content)) if turn.role == "assistant" else turn
@@ -129,7 +129,7 @@ class RowFilter:
         turns = [turn.content for turn in example.messages if turn.role != "system"]
         text = _SPACES.sub(" ", unicodedata.normalize("NFC", "\n".join(turns))).strip()
         reason = None
-        if self._options.special_tokens == "drop" and spells_special_tokens(example):
+        if self._options.special_tokens == "drop" and special_tokens_in(example):
             reason = SPECIAL_TOKENS
         if reason is None and self._options.language:
             reason = self._in_other_language(text, example.language)
@@ -176,13 +176,10 @@ class RowFilter:
         return None
 
 
-def spells_special_tokens(example: Example) -> bool:
-    """Return whether an answer of the example spells a special token, such as <|endoftext|>, as text."""
-    return any(
-        _SPECIAL_TOKEN.search(turn.content) is not None
-        for turn in example.messages
-        if turn.role == "assistant"
-    )
+def special_tokens_in(example: Example) -> list[str]:
+    """Return the special tokens that the answers of an example spell as text, such as <|endoftext|>."""
+    answers = (turn.content for turn in example.messages if turn.role == "assistant")
+    return [found.strip() for answer in answers for found in _SPECIAL_TOKEN.findall(answer)]
 
 
 def _without_special_tokens(text: str) -> str:

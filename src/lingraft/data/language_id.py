@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lingraft.errors import DataError, did_you_mean
@@ -30,6 +30,17 @@ def known_tags(tags: Sequence[str]) -> list[str]:
     """Return those of `tags` (BCP-47) whose language the identifier knows."""
     known = set(_all_languages().labels)
     return [tag for tag in tags if tag.split("-")[0].lower() in known]
+
+
+def shares_of_languages(texts: Iterable[str]) -> dict[str, float]:
+    """Return in which languages texts are, among all that the identifier knows: tag -> share, the largest first.
+
+    Of the texts that are long enough to tell; empty where none is. A single short text is often misjudged among so many
+    languages: trust what most of a hundred say.
+    """
+    identifier = LanguageIdentifier(_all_languages().labels)
+    told = Counter(tag for text in texts if (tag := identifier.identify(text)) is not None)
+    return {tag: count / told.total() for tag, count in told.most_common()}
 
 
 def _all_languages() -> Any:

@@ -145,8 +145,8 @@ def _read_json(path: Path, source: str) -> Iterator[RawRow]:
     with open_bytes(path, source) as file:
         content = file.read().removeprefix(_BYTE_ORDER_MARK)
     if not content.lstrip().startswith(b"["):
-        _refuse_one_object(content.strip(), source)
-        return _read_json_lines(path, source)
+        whole = _one_object(content.strip(), source)
+        return _read_json_lines(path, source) if whole is None else iter([_row(whole, f"{source}:1", 1)])
     try:
         return _rows_of_list(content.decode("utf-8"), source)
     except UnicodeDecodeError as error:
@@ -154,14 +154,28 @@ def _read_json(path: Path, source: str) -> Iterator[RawRow]:
         raise DataError(f"{source}:{line}: the file is not UTF-8 (byte {error.start + 1}).") from None
 
 
-def _refuse_one_object(content: bytes, source: str) -> None:
-    """Refuse one object over several lines, each of which would else be told as a broken row."""
+def _one_object(content: bytes, source: str) -> Any:
+    """Return one object over several lines where it has SQuAD's layout, which is one row; None: the file is lines.
+
+    Raises:
+        DataError: It is another object, each line of which would else be told as a broken row.
+    """
     first = content.partition(b"\n")[0]
-    if len(first) < len(content) and not _is_json(first) and _is_json(content):
-        raise DataError(
-            f"{source}:1: the file is one object ({reprlib.repr(json.loads(content))}), not a list of rows: write "
-            "[...] around it, or one row a line."
-        )
+    if len(first) == len(content) or _is_json(first) or not _is_json(content):
+        return None
+    whole = json.loads(content)
+    articles = whole.get("data") if isinstance(whole, dict) else None
+    if (
+        isinstance(articles, list)
+        and articles
+        and isinstance(articles[0], dict)
+        and "paragraphs" in articles[0]
+    ):
+        return whole
+    raise DataError(
+        f"{source}:1: the file is one object ({reprlib.repr(whole)}), not a list of rows: write [...] around it, or "
+        "one row a line."
+    )
 
 
 def _is_json(content: bytes) -> bool:

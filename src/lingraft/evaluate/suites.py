@@ -39,6 +39,8 @@ class CatalogueTask(Section):
     """BCP-47 tag -> what the task's name has for it."""
     copies: tuple[Text, ...] = ()
     """Local copies inside the data folder, the first one that exists is used."""
+    recognised: Text | None = None
+    """Jinja expression over a row: whether it has one of the forms that a copy may have; null: it cannot be told."""
     metric: Text | None = None
     """See EvaluationTask."""
     filter: Text | None = None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from lingraft.config.schema import Evaluation, EvaluationTask
+from lingraft.data.files import data_suffix
 from lingraft.data.readers import commit_of
 from lingraft.data.worldbook import FAMILIES, LANGUAGES
 from lingraft.errors import ConfigError, EvaluationError, LingraftError, did_you_mean, in_one_line
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 ENGLISH = "en"
 WORLDBOOK = "worldbook"
+_JSON = (".json", ".jsonl")  # what the datasets library reads as it is
 _LOGGERS = ("lm_eval", "huggingface_hub", "transformers.tokenization_utils_base")
 
 
@@ -418,7 +420,7 @@ def _over_local_file(
     Worked examples in the prompt, where a task has them, come from the same file: the harness then leaves out the
     item that is asked.
     """
-    if not entry.fields and entry.rows is None and len(configs) == 1:
+    if not entry.fields and entry.rows is None and len(configs) == 1 and data_suffix(path) in _JSON:
         return [configs[0] | _placed(configs[0], dataset_kwargs={"data_files": _split_of(configs[0], path)})]
     if entry.rows is None and len(configs) > 1:
         raise ValueError(

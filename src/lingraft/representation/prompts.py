@@ -14,7 +14,7 @@ from lingraft.data.example import UNDETERMINED_LANGUAGE, Example, Message
 from lingraft.data.example_table import select
 from lingraft.data.formats import row_language
 from lingraft.data.readers import RawRow, read_file
-from lingraft.data.row_fields import RowError
+from lingraft.data.row_fields import Row, RowError
 from lingraft.data.sources import load_data
 from lingraft.data.spool import MadeWhenAsked
 from lingraft.errors import DataError
@@ -91,10 +91,14 @@ def _from_lines(path: Path, language: str | None) -> list[Prompt]:
     return [_said(line, language) for line in lines if line]
 
 
+def holds_prompts(row: Row) -> bool:
+    """Return whether a row has prompts as MT-Bench's has its `turns`, or `prompt` alone, and no answer."""
+    return "turns" in row or ("prompt" in row and not row.keys() & {"completion", "messages", "output"})
+
+
 def _holds_prompts(path: Path) -> bool:
     first = next(read_file(path, str(path)), None)
-    fields: set[str] = set() if first is None else set(first.value)
-    return "turns" in fields or ("prompt" in fields and not fields & {"completion", "messages", "output"})
+    return first is not None and holds_prompts(first.value)
 
 
 def _from_row(row: RawRow, language: str | None) -> Prompt:
