@@ -68,7 +68,8 @@ def test_merged_saved_and_reloaded_in_plain_transformers_it_gives_the_logits_of_
     adapter, expected = trained(tmp_path, tiny_model, tied, dict(CASES[case]))
     merged, _ = load_merged(str(adapter))
     merged.save_pretrained(tmp_path / "merged")
-    reloaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    reloaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    reloaded.eval()
     with torch.no_grad():
         torch.testing.assert_close(merged(input_ids=IDS).logits, expected)
         torch.testing.assert_close(reloaded(input_ids=IDS).logits, expected)

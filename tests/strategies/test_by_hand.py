@@ -298,7 +298,8 @@ def test_ssu_scores_each_experts_columns_by_the_tokens_that_it_was_sent(tmp_path
             num_local_experts=3,
             num_experts_per_tok=1,
         )
-    ).eval()
+    )
+    network.eval()
     rows = [(1, 2, 3, 4, 5, 9, 12), (6, 7, 30)]
     experts = network.model.layers[0].mlp.experts
     sent: list[Any] = []
@@ -321,9 +322,8 @@ def test_ssu_scores_the_rows_of_a_matrix_that_is_stored_the_other_way(tmp_path: 
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    network: Any = GPT2LMHeadModel(
-        GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=16)
-    ).eval()
+    network: Any = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=16))
+    network.eval()
     rows = [(1, 2, 3, 4, 5), (6, 7)]
     scores = _column_scores(network, rows, context(tmp_path))
     block = network.transformer.h[0]

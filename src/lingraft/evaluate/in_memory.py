@@ -112,9 +112,11 @@ class InMemoryModel(HFLM):  # type: ignore[misc]
             add_bos_token=False if chat else None,
         )
         self._rows = embedding_rows(model)
-        if self.tokenizer.pad_token_id is None or self.tokenizer.pad_token_id >= self._rows:
-            self.tokenizer = copy.deepcopy(self.tokenizer)  # what goes the harness's own way pads by it
-            self.tokenizer.pad_token = self.tokenizer.convert_ids_to_tokens(padding_id(tokenizer, self._rows))
+        pad = padding_id(tokenizer, self._rows)
+        if pad != tokenizer.pad_token_id:
+            own: Any = copy.deepcopy(tokenizer)  # what goes the harness's own way pads by it
+            own.pad_token = own.convert_ids_to_tokens(pad)
+            self.tokenizer = own
         self._batching, self._answers, self._count = batching, answers, count
         self._make_generator = make_generator
         self.ended: dict[str, bool] = {}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lingraft.models.layers import layer_of
+from lingraft.models.token_ids import embedding_rows
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -36,7 +37,8 @@ def reached_by_text(model: nn.Module) -> frozenset[str]:
                 parameter.requires_grad_(True)
         with torch.enable_grad():
             any_model: Any = model
-            logits = any_model(input_ids=torch.arange(_TOKENS, device=device)[None], use_cache=False).logits
+            ids = torch.arange(_TOKENS, device=device) % embedding_rows(model)
+            logits = any_model(input_ids=ids[None], use_cache=False).logits
         found = {id(leaf) for leaf in _leaves(logits)}
     finally:
         model.train(was_training)
