@@ -129,8 +129,8 @@ def evaluate(
         price_out=price_out,
         budget=budget,
     )
-    compute = compute_for(asked_precision)
     chosen = _choose(suite, task or [], languages, data_dir, limit)
+    compute = compute_for(asked_precision)
     asked = {
         "suite": suite,
         "tasks": sorted(task or []),

@@ -60,12 +60,11 @@ def replay(
 
     Stopped and run again, it goes on where it was; with a larger --n it adds to the rows that are there.
     """
-    quieten_loading()
-    _check(output, temperature, top_p, backend)
-    asked_precision = checked_precision(precision)
     from lingraft.models.compute import compute_for
 
-    compute = compute_for(asked_precision)
+    quieten_loading()
+    _check(output, temperature, top_p, backend)
+    compute = compute_for(checked_precision(precision))
     pool = None if prompts == "self" else _pool(prompts)
     asked = {
         "model": model,
