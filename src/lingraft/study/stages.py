@@ -30,6 +30,7 @@ from lingraft.evaluate.predictions import write_predictions
 from lingraft.evaluate.scores import score_summary
 from lingraft.evaluate.tasks import task_identities
 from lingraft.models.checkpoints import CheckpointReader, combine_checkpoints, save_checkpoint
+from lingraft.models.context_length import at_most, context_length
 from lingraft.models.loading import compute_device, load_model, load_tokenizer
 from lingraft.models.vllm import VllmGenerator
 from lingraft.records import fingerprint_of
@@ -321,6 +322,11 @@ class Stages:
                 on_judged=partial(self._tell_count, unit="verdicts"),
             )
             losses = held_out_losses(loaded, tokenizer, held_out)
+            if len(losses) < len(held_out):
+                self._watcher.noted(
+                    f"{label}: {len(held_out) - len(losses)} of {len(held_out)} held-out rows are left out of the "
+                    "loss, as longer than the model reads at once or refused by its chat template."
+                )
             write_predictions(folder / PREDICTIONS, evaluated.predictions)
             write_losses(folder / HELD_OUT, losses)
             (folder / ANSWERS).unlink(missing_ok=True)
@@ -492,14 +498,21 @@ class Stages:
         )
         mix = composition.mix(job.examples, context)
         tokenizer = load_tokenizer(parent, trust_remote_code=self._trust)
+        context_tokens = context_length(parent, trust_remote_code=self._trust)
+        max_length = at_most(job.training.max_length, context_tokens)
+        if max_length < job.training.max_length:
+            self._watcher.noted(
+                f"{job.label}: the model reads {max_length} tokens at once, so examples are truncated there and not at "
+                f"`max_length` {job.training.max_length}."
+            )
         encoded = encode_examples(
             mix.examples,
             tokenizer,
-            job.training.max_length,
+            max_length,
             folder=folder / ENCODED,
             on_progress=self._tell_count,
         )
-        for note in _notes_on_data(job, mix, encoded):
+        for note in _notes_on_data(job, mix, encoded, max_length):
             self._watcher.noted(note)
         unwrapped = load_model(parent, trust_remote_code=self._trust)
         composition.check([name for name, _ in unwrapped.named_parameters()])
@@ -580,7 +593,7 @@ def _preparation_inputs(job: TrainingJob, part: Strategy) -> dict[str, Any]:
     }
 
 
-def _notes_on_data(job: TrainingJob, mix: Mix, encoded: EncodedData) -> Iterator[str]:
+def _notes_on_data(job: TrainingJob, mix: Mix, encoded: EncodedData, max_length: int) -> Iterator[str]:
     """Say what of a phase's data was broken, missing, truncated or dropped; the record counts it as well."""
     for counts in job.counts:
         if counts["withheld"]:
@@ -617,7 +630,7 @@ def _notes_on_data(job: TrainingJob, mix: Mix, encoded: EncodedData) -> Iterator
         yield f"{job.label}: replay examples that were dropped: {dropped}."
     if encoded.truncated or encoded.dropped:
         yield (
-            f"{job.label}: {encoded.truncated} examples truncated to {job.training.max_length} tokens, "
+            f"{job.label}: {encoded.truncated} examples truncated to {max_length} tokens, "
             f"{len(encoded.dropped)} dropped because the chat template refuses them or no answer was left."
         )
     lost = mix.replayed - encoded.examples.replayed_rows
