@@ -224,9 +224,7 @@ def _choose(suite: str, only: list[str], languages: str, data_dir: str | None, l
     chosen = choose_tasks(suite, only, languages=_tags(languages), data_dir=data_dir, limit=limit)
     own = [entry for _, entry in entries(chosen.evaluation) if entry.name is None]  # not of the catalogue
     problems = [
-        f"{entry.task}: {problem}"
-        for entry in own
-        if (problem := name_problem(entry, Path(), ())) is not None
+        f"{entry.task}: {problem}" for entry in own if (problem := name_problem(entry, Path())) is not None
     ]
     if problems:
         raise ConfigError("\n".join(problems))
@@ -329,7 +327,7 @@ def _evaluate(
             loaded,
             tokenizer,
             evaluation,
-            languages=[tag for tag in asked["languages"] if tag != "en"],
+            languages=sorted({entry.language or "en" for entry in evaluation.language_ability}),
             skip_missing=True,
             log=log,
             verdicts=folder / VERDICTS,

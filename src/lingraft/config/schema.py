@@ -18,6 +18,19 @@ from pydantic import (
     model_validator,
 )
 
+from lingraft.language_tags import canonical_tag
+
+_TAG_PATTERN = r"^[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*$"
+
+
+def _canonical_language(value: Any) -> Any:
+    """Return the tag that a language is known by (PT, por, Portuguese: pt); what is unknown stays as it is."""
+    return (canonical_tag(value) or value) if isinstance(value, str) else value
+
+
+LanguageTag = Annotated[
+    str, BeforeValidator(_canonical_language, json_schema_input_type=str), Field(pattern=_TAG_PATTERN)
+]
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._+-]*$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=80)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -151,7 +164,7 @@ class DataSource(Section):
     """Format of the rows; null: detected from the first row."""
     fields: dict[RowField, str] = Field(default_factory=dict)
     """What a format reads -> where the rows have it: `{instruction: question, output: answers.0.text}`."""
-    language: str | None = Field(None, pattern=r"^[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*$")
+    language: LanguageTag | None = None
     """BCP-47 tag of all rows; null: from the file's name, else the rows' `language` field, else und."""
     config: str | None = None
     """Configuration of a hub data set."""
@@ -295,7 +308,7 @@ class EvaluationTask(Section):
     ability), a task of lingraft's own, a harness task, or a YAML file."""
     name: Name | None = None
     """Name in tables and records; null: the task's own."""
-    language: str | None = None
+    language: LanguageTag | None = None
     """BCP-47 tag; needed under language_ability for a task that is not worldbook's or a suite's."""
     data: Text | None = None
     """Local json or jsonl file that stands for a task's data set; its rows have that set's fields, or `fields` makes
@@ -373,7 +386,9 @@ class Evaluation(Section):
     task_ability: tuple[EvaluationTask, ...] = (EvaluationTask(task="worldbook"),)
     """English tasks; task ability is the mean over their scores."""
     language_ability: tuple[EvaluationTask, ...] = (EvaluationTask(task="worldbook"),)
-    """Tasks in the study's languages; language ability is the mean over languages of the mean over tasks."""
+    """Tasks in the study's languages; language ability is the mean over trained languages of the mean over tasks."""
+    languages: tuple[LanguageTag, ...] = ()
+    """BCP-47 tags that are evaluated besides those trained; each has a column, and they have a mean of their own."""
     data_dir: Text | None = None
     """Folder of local files that stand for the data sets of suites; what it lacks comes from the hub."""
     batch_size: int | None = Field(None, ge=1)
@@ -406,7 +421,7 @@ class PromptSource(Section):
 
     source: Text
     """A .txt file of one prompt a line, an MT-Bench file, rows with `prompt` alone, or any data source."""
-    language: str | None = Field(None, pattern=r"^[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*$")
+    language: LanguageTag | None = None
     """BCP-47 tag of all; null: as the rows say."""
     limit: int | None = Field(None, ge=1)
     """The first so many; null: all."""

@@ -12,7 +12,7 @@ import random
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -34,6 +34,7 @@ from lingraft.evaluate.predictions import Ability, Prediction
 from lingraft.evaluate.tasks import (
     ENGLISH,
     NotRunnableError,
+    ability_of,
     data_revision,
     entries,
     file_manager,
@@ -44,6 +45,8 @@ from lingraft.evaluate.tasks import (
     load_tasks,
     metric_of,
     quiet,
+    wanted_languages,
+    worldbook_language,
 )
 from lingraft.records import fingerprint_of
 
@@ -139,8 +142,10 @@ def evaluate_model(
     Args:
         model: In the precision that it is to be evaluated in; left as it is.
         tokenizer: The model's own.
-        evaluation: The tasks; `worldbook` is English in task ability, and each of `languages` in language ability.
-        languages: BCP-47 tags of the study's languages besides English.
+        evaluation: The tasks; `worldbook` is English in task ability, and in language ability each of `languages` and
+            of the evaluation's own.
+        languages: BCP-47 tags of the languages besides English that are trained: language ability is the mean over
+            them; any other language counts as a further one.
         split: worldbook's split.
         base_folder: What the paths of YAML tasks and data files are relative to.
         skip_missing: Leave out tasks whose data (or a service that they need) cannot be had here, and those whose
@@ -223,8 +228,9 @@ def _build(
     hub_out_of_reach = False
     for ability, entry in entries(evaluation):
         if is_worldbook(entry):
-            wanted = languages if ability == "language_ability" else (ENGLISH,)
-            runs.extend(_build_worldbook(ability, entry, wanted, split))
+            wanted = wanted_languages(ability, evaluation, languages)
+            for one in _build_worldbook(ability, entry, wanted, split):
+                runs.append(replace(one, ability=ability_of(ability, one.language, languages)))
             continue
         try:
             problem = judge_problem(entry, evaluation)
@@ -234,7 +240,8 @@ def _build(
                 )
             tasks = load_tasks(entry, base_folder, hub_out_of_reach=hub_out_of_reach)
             with quiet():
-                runs.extend(_build_harness(ability, entry, tasks, base_folder))
+                counted = ability_of(ability, entry.language or ENGLISH, languages)
+                runs.extend(_build_harness(counted, entry, tasks, base_folder))
         except NotRunnableError as error:
             if not skip_missing:
                 raise
@@ -274,8 +281,11 @@ def _build_worldbook(
     family = entry.task.partition(":")[2]
     for name in (family,) if family else FAMILIES:
         for language in (entry.language,) if entry.language else languages:
+            own = worldbook_language(language)
+            if own is None:  # another task covers it, else it would have been refused
+                continue
             with quiet():
-                task = worldbook_task(name, language, split, entry.limit, entry.max_new_tokens)
+                task = worldbook_task(name, own, split, entry.limit, entry.max_new_tokens)
             label = f"worldbook:{name}"
             yield _Run(
                 key=_key(ability, label, language, task),

@@ -15,7 +15,7 @@ class _Dataclass(Protocol):
 
 
 Row = TypeVar("Row", bound=_Dataclass)
-Ability = Literal["task_ability", "language_ability"]
+Ability = Literal["task_ability", "language_ability", "further_languages"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,8 @@ class Prediction:
     """One item's answer and score.
 
     Attributes:
-        ability: What it counts towards: task ability (English) or language ability.
+        ability: What it counts towards: task ability (English), language ability (the languages that the study
+            trains), or further languages (those that are only evaluated).
         task: Task without its language, such as `worldbook:lookup`.
         language: BCP-47 tag.
         cluster: Items of one task that share content, such as parallel items: resampled together.

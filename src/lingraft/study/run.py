@@ -20,7 +20,7 @@ from lingraft.evaluate.common_items import CommonItems, common_items, unpaired_s
 from lingraft.evaluate.predictions import read_predictions
 from lingraft.evaluate.scores import differences, differences_over_seeds
 from lingraft.evaluate.suites import resolve_suites
-from lingraft.evaluate.tasks import check_tasks
+from lingraft.evaluate.tasks import check_tasks, language_notes
 from lingraft.models.vllm import check_vllm
 from lingraft.records import fingerprint_of, write_json_atomically
 from lingraft.similarity.embedding_similarity import check_languages
@@ -76,6 +76,8 @@ def run_study(
     _check_sharding(materials.cells, processes)
     evaluation = resolve_suites(study.evaluate, base_folder, languages=materials.languages)
     check_tasks(evaluation, base_folder, languages=materials.languages)
+    for note in language_notes(study.evaluate, evaluation, materials.languages):
+        watcher.noted(note)
     if evaluation.backend == "vllm":
         check_vllm()
     study = study.model_copy(update={"evaluate": evaluation})
