@@ -30,6 +30,7 @@ class Prediction:
         cluster: Items of one task that share content, such as parallel items: resampled together.
         item: Unique inside task and language.
         score: The task's score of this item, in [0, 1].
+        asked: Fingerprint of what was asked and how (`manifest`): only where it is equal are two scores paired.
         prompt: What the model read, its chat template included.
         response: What it answered; for likelihood tasks the harness's numbers as text.
         reference: The right answer as the task gives it.
@@ -61,6 +62,7 @@ class Prediction:
     empty: bool | None = None
     looping: bool | None = None
     truncated: bool | None = None
+    asked: str = ""
 
     @property
     def key(self) -> tuple[str, str, str, str]:

@@ -260,6 +260,8 @@ class _Runner:
         common = _common(compared)
         for task, count in common.unpaired.items():
             self.watcher.noted(f"{cell.label}: {unpaired_sentence(task, count)}")
+        for problem in common.refused.values():
+            self.watcher.noted(f"{cell.label}: {problem}")
         self._compared.setdefault((cell.data, cell.strategy), []).append(compared)
         return {
             "des": similarities[-1].figures("des")["from_phase_one"],
@@ -274,6 +276,7 @@ class _Runner:
             "gain": after["language_ability"]["value"] - before["language_ability"]["value"],
             "difference": differences(*common.models),
             "unpaired": common.unpaired,
+            "not_paired": common.refused,
             "forgetting": self._forgetting(cell, phase_one, trained),
             "scores": after,
             "predictions": _predictions_of(last.evaluation),

@@ -23,17 +23,18 @@ import torch
 from lingraft.config.schema import UNCOMPARED_JUDGE_FIELDS, Evaluation, StrategyChoice, Training
 from lingraft.data.chat import encode_examples
 from lingraft.data.example import Example
-from lingraft.data.worldbook import VERSION as WORLDBOOK_VERSION
 from lingraft.evaluate.harness import evaluate_model, shortened_sentence
 from lingraft.evaluate.held_out import bits_by_language, held_out_losses, item_of, write_losses
+from lingraft.evaluate.manifest import HAS_TEMPLATE, NO_TEMPLATE, manifest_of, outside_of_the_file
 from lingraft.evaluate.predictions import write_predictions
 from lingraft.evaluate.scores import score_summary
-from lingraft.evaluate.tasks import task_identities
+from lingraft.evaluate.task_runs import runs_of
+from lingraft.evaluate.tasks import NotRunnableError, task_identities
 from lingraft.models.checkpoints import CheckpointReader, combine_checkpoints, save_checkpoint
 from lingraft.models.context_length import at_most, context_length
 from lingraft.models.loading import compute_device, load_model, load_tokenizer
 from lingraft.models.vllm import VllmGenerator
-from lingraft.records import fingerprint_of
+from lingraft.records import fingerprint_of, read_json, write_json_atomically
 from lingraft.representation.drift import drift_between
 from lingraft.representation.states import encode_alike, model_states
 from lingraft.similarity.embedding_similarity import dataset_embedding_similarity
@@ -64,18 +65,11 @@ ANSWERS = "answers.jsonl"  # what the model has answered so far; only while it i
 VERDICTS = "verdicts.jsonl"  # in the cache: they are paid for, and serve every cell
 HELD_OUT = "held_out.parquet"
 EVALUATION_SPLIT = "report"
+EVALUATION_PRECISION = "bf16"
+MANIFEST = "manifest.json"  # what was asked and how
 
 # A result may change with these; a change of any of them makes a stage again.
 _TRAINING_LIBRARIES = ("lingraft", "torch", "transformers", "tokenizers", "accelerate", "peft")
-_EVALUATION_LIBRARIES = (
-    "lingraft",
-    "torch",
-    "transformers",
-    "tokenizers",
-    "lm-eval",
-    "sacrebleu",
-    "py3langid",
-)
 _MEASURE_LIBRARIES = ("lingraft",)
 _STATES_LIBRARIES = ("lingraft", "torch", "transformers", "tokenizers")
 _RESUMABLE = {"train", "evaluate"}
@@ -151,6 +145,7 @@ class Stages:
         self._trust = trust_remote_code
         self._processes = processes
         self._told: set[str] = set()
+        self._manifests: dict[str, dict[str, Any]] = {}
         self._last_states: tuple[str, list[LayerStates], EncodedPrompts] | None = None
 
     def train(self, job: TrainingJob) -> tuple[Stage, ModelReference]:
@@ -289,16 +284,8 @@ class Stages:
         held_out: Sequence[Example],
     ) -> Stage:
         """Score a model on the study's tasks and on the held-out answers."""
-        inputs = {
-            "model": model.identity,
-            "evaluation": evaluation.model_dump(mode="json", exclude={"judge": UNCOMPARED_JUDGE_FIELDS}),
-            "tasks": task_identities(evaluation, self._base_folder),
-            "languages": list(languages),
-            "held_out": fingerprint_of([item_of(example) for example in held_out]),
-            "split": EVALUATION_SPLIT,
-            "worldbook": WORLDBOOK_VERSION,
-            "libraries": libraries(_EVALUATION_LIBRARIES),
-        }
+        items = [item_of(example) for example in held_out]
+        inputs = {"model": model.identity, "manifest": self._manifest(evaluation, languages, items)}
 
         def work(folder: Path) -> Work:
             loaded = load_model(model.locate(), dtype=torch.bfloat16, trust_remote_code=self._trust)
@@ -315,6 +302,7 @@ class Stages:
                 languages=languages,
                 split=EVALUATION_SPLIT,
                 base_folder=self._base_folder,
+                precision=EVALUATION_PRECISION,
                 log=folder / ANSWERS,
                 verdicts=self._store.cache / VERDICTS,
                 make_generator=vllm if evaluation.backend == "vllm" else None,
@@ -329,6 +317,7 @@ class Stages:
                 )
             write_predictions(folder / PREDICTIONS, evaluated.predictions)
             write_losses(folder / HELD_OUT, losses)
+            write_json_atomically(folder / MANIFEST, evaluated.manifest.to_json())
             (folder / ANSWERS).unlink(missing_ok=True)
             if evaluated.left_out:
                 self._watcher.noted(
@@ -352,6 +341,44 @@ class Stages:
             return Work(result, _machine())
 
         return self._run("evaluate", label, inputs, work, [model])
+
+    def _manifest(
+        self, evaluation: Evaluation, languages: Sequence[str], held_out: Sequence[str]
+    ) -> dict[str, Any]:
+        """Return what an evaluation asks and how, resolved once a run; the chat template is the model's own.
+
+        It is kept in the run's cache, so that a finished study does not need the hub again.
+        """
+        written = fingerprint_of(
+            {
+                "evaluation": evaluation.model_dump(mode="json", exclude={"judge": UNCOMPARED_JUDGE_FIELDS}),
+                "files": task_identities(evaluation, self._base_folder),
+                "languages": list(languages),
+                "held_out": list(held_out),
+                "outside": outside_of_the_file(),
+            }
+        )
+        if written not in self._manifests:
+            path = self._store.cache / f"manifest-{written}.json"
+            try:
+                runs = runs_of(evaluation, languages, EVALUATION_SPLIT, self._base_folder)
+            except NotRunnableError:
+                if not path.is_file():
+                    raise
+                self._manifests[written] = read_json(path)
+                return self._manifests[written]
+            chat = HAS_TEMPLATE if evaluation.apply_chat_template else NO_TEMPLATE
+            self._manifests[written] = manifest_of(
+                runs,
+                evaluation,
+                precision=EVALUATION_PRECISION,
+                chat=chat,
+                split=EVALUATION_SPLIT,
+                held_out=held_out,
+            ).identity
+            path.parent.mkdir(exist_ok=True)
+            write_json_atomically(path, self._manifests[written])
+        return self._manifests[written]
 
     def similarity(
         self,
