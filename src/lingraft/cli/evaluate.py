@@ -497,7 +497,7 @@ def _print_differences(
     for task in sorted(set(results[0]["tasks"]) ^ set(results[1]["tasks"])):
         print_result(f"{task}: was asked of one of the two models only, and is not compared.")
     for task, count in compared["unpaired"].items():
-        print_result(unpaired_sentence(task, count))
+        print_result(unpaired_sentence(task, count, judged="judged" in results[0]["tasks"][task]))
     for problem in compared["not_paired"].values():
         print_result(problem)
 

@@ -45,20 +45,25 @@ def common_items(
 ) -> CommonItems:
     """Leave out what not every model was asked, and asked alike: it must neither be compared nor cost the whole.
 
+    Predictions of earlier versions do not say what was asked: their tasks are left as they are, and are compared only
+    where all models hold the same items. Of judged ones, what some have no verdict on is left out all the same.
+
     Args:
         models: Predictions of each model.
         tasks: What each model's evaluation recorded of its tasks, by task and language (`Evaluated.tasks`).
     """
-    by_key = [_by_key(own) for own in models]
+    unknown = _not_said(models) - {name for own in tasks for name, one in own.items() if "judged" in one}
+    keyed = [_keyed([one for one in own if _name(one) not in unknown]) for own in models]
+    by_key = [{key: one for one, key in own.items()} for own in keyed]
     shared = set(by_key[0]).intersection(*by_key[1:])
     first = by_key[0]
     kept = tuple(
         tuple(
-            replace(own[key], item=one.item, cluster=one.cluster)
-            for key, one in first.items()
-            if key in shared
+            replace(one, item=first[own[one]].item, cluster=first[own[one]].cluster) if one in own else one
+            for one in whole
+            if _name(one) in unknown or own[one] in shared
         )
-        for own in by_key
+        for whole, own in zip(models, keyed, strict=True)
     )
     names = sorted({_name(one) for own in models for one in own})
     refused = {name: problem for name in names if (problem := _difference(name, tasks)) is not None}
@@ -67,10 +72,14 @@ def common_items(
     return CommonItems(kept, dict(sorted(counts.items())), refused)
 
 
-def _by_key(predictions: Sequence[Prediction]) -> dict[_Key, Prediction]:
-    """Return predictions by what was asked; of items that ask the same, by their number among these."""
+def _not_said(models: Sequence[Sequence[Prediction]]) -> set[str]:
+    return {_name(one) for own in models for one in own if not one.asked}
+
+
+def _keyed(predictions: Sequence[Prediction]) -> dict[Prediction, _Key]:
+    """Return the key of each prediction: what was asked; of items that ask the same, with their number among these."""
     seen: Counter[tuple[str, str, str, str]] = Counter()
-    found: dict[_Key, Prediction] = {}
+    found: dict[Prediction, _Key] = {}
     for one in predictions:
         key = (
             one.ability,
@@ -78,7 +87,7 @@ def _by_key(predictions: Sequence[Prediction]) -> dict[_Key, Prediction]:
             one.language,
             one.asked or one.item,
         )  # files of earlier versions do not say
-        found[*key, seen[key]] = one
+        found[one] = (*key, seen[key])
         seen[key] += 1
     return found
 
@@ -105,12 +114,10 @@ def _unequal(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
     return [key for key in first if first[key] != second.get(key)]
 
 
-def unpaired_sentence(task: str, count: int) -> str:
+def unpaired_sentence(task: str, count: int, *, judged: bool) -> str:
     """Return what is to be said of a task, by its name and language, of which not all models have the same items."""
-    return (
-        f"{task}: {count} items have a score for some of the models only, because their data or limits differ or a "
-        "judge gave no verdict; the comparison leaves them out."
-    )
+    what = "have a verdict for" if judged else "were asked alike of"
+    return f"{task}: {count} items {what} some of the models only; the comparison leaves them out."
 
 
 def _name(prediction: Prediction) -> str:

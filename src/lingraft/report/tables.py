@@ -477,6 +477,16 @@ def smallest_visible(result: dict[str, Any]) -> str:
     return f"Smallest difference to Phase 1 that could have been seen (80 % power): {', '.join(parts)}."
 
 
+def unpaired_lines(cell: dict[str, Any]) -> list[str]:
+    """Return what a finished cell's comparisons leave out, and why; results of earlier versions count less."""
+    matrix = cell["forgetting"]["ability"] or {}
+    return [
+        *(f"{task}: {count} items" for task, count in (cell.get("unpaired") or {}).items()),
+        *(cell.get("not_paired") or {}).values(),
+        *(f"Base model: {problem}" for problem in (matrix.get("not_paired") or {}).values()),
+    ]
+
+
 def noise_note(result: dict[str, Any]) -> str | None:
     """Say how far scores moved when their answers were generated again, by the model that moved most; None: once."""
     entries = [result["base"], *(one.get("scores") for one in (*result["phase_ones"], *result["cells"]))]

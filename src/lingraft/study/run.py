@@ -259,7 +259,8 @@ class _Runner:
         compared = (phase_one.evaluation, last.evaluation)
         common = _common(compared)
         for task, count in common.unpaired.items():
-            self.watcher.noted(f"{cell.label}: {unpaired_sentence(task, count)}")
+            judged = "judged" in last.evaluation.result["tasks"][task]
+            self.watcher.noted(f"{cell.label}: {unpaired_sentence(task, count, judged=judged)}")
         for problem in common.refused.values():
             self.watcher.noted(f"{cell.label}: {problem}")
         self._compared.setdefault((cell.data, cell.strategy), []).append(compared)
@@ -297,7 +298,10 @@ class _Runner:
             ends = [PhaseEnd(cell.strategy, trained[-1].evaluation)]
         elif phase_one.step is None:
             ends.insert(0, PhaseEnd(self.study.phases[0].name, phase_one.evaluation))
-        return forgetting_of(self.study, self.materials, cell, ends, self._base)
+        found = forgetting_of(self.study, self.materials, cell, ends, self._base)
+        for problem in (found["ability"] or {"not_paired": {}})["not_paired"].values():
+            self.watcher.noted(f"{cell.label}: the base model stands in no matrix of abilities: {problem}")
+        return found
 
     def _train_cell(self, cell: Cell) -> tuple[_PhaseOne, list[_Trained]]:
         """Train a cell's phases; return Phase 1, and the phases that are the cell's own."""
