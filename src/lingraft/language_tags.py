@@ -69,14 +69,14 @@ def _with_likely_parts(tag: str) -> str:
     """Return a tag with the script and region that CLDR finds most likely for it: zh is zh-Hans-CN."""
     from langcodes import Language
 
-    return Language.get(tag).maximize().to_tag()
+    return str(Language.get(tag).maximize().to_tag())
 
 
 def _is_alike(first: str, second: str) -> bool:
     """Return whether CLDR takes two tags for one language under two codes: no and nb."""
     from langcodes import tag_distance
 
-    return tag_distance(first, second) <= 1
+    return bool(tag_distance(first, second) <= 1)
 
 
 def english_name(tag: str) -> str:

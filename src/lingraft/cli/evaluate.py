@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 RECORD = "record.json"
 PREDICTIONS = "predictions.parquet"
+MANIFEST = "manifest.json"
 VERDICTS = "verdicts.jsonl"  # stays: it was paid for
 _BACKENDS = ("transformers", "vllm")
 _NO_JUDGE = {"max_tokens": None, "both_orders": True, "price_in": None, "price_out": None, "budget": None}
@@ -148,10 +149,6 @@ def evaluate(
     names = _names(models)
     folder = output or Path("runs") / "evaluate" / f"{'+'.join(names)}-{suite}"
     folders = [folder] if len(models) == 1 else [folder / name for name in names]
-    for model, own in zip(models, folders, strict=True):
-        _prepare(own, {"model": model, **asked})
-    if len(models) == 2:
-        _prepare(folder, {"models": models, **asked})
     evaluation = _answering_up_to(max_new_tokens, chosen.evaluation).model_copy(
         update={
             "batch_size": batch_size,
@@ -162,6 +159,12 @@ def evaluate(
             "judge": judge,
         }
     )
+    manifest = _manifest(evaluation, compute.precision)
+    for model, own in zip(models, folders, strict=True):
+        _prepare(own, {"model": model, **asked}, manifest)
+    if len(models) == 2:
+        _prepare(folder, {"models": models, **asked}, manifest)
+    asked["manifest"] = manifest
     results, predictions, logs = [], [], []
     told: set[str] = set()
     for model, own in zip(models, folders, strict=True):
@@ -227,9 +230,7 @@ def _choose(suite: str, only: list[str], languages: str, data_dir: str | None, l
     chosen = choose_tasks(suite, only, languages=_tags(languages), data_dir=data_dir, limit=limit)
     own = [entry for _, entry in entries(chosen.evaluation) if entry.name is None]  # not of the catalogue
     problems = [
-        f"{entry.task}: {problem}"
-        for entry in own
-        if (problem := name_problem(entry, Path(), ())) is not None
+        f"{entry.task}: {problem}" for entry in own if (problem := name_problem(entry, Path())) is not None
     ]
     if problems:
         raise ConfigError("\n".join(problems))
@@ -272,8 +273,27 @@ def _last_part(model: str) -> str:
     return folder.resolve().name if folder.is_dir() else model.removeprefix("embedded:").rpartition("/")[2]
 
 
-def _prepare(folder: Path, asked: dict[str, Any]) -> None:
-    """Make the folder of results; refuse to write over those of something else."""
+def _manifest(evaluation: Evaluation, precision: str) -> str:
+    """Return the fingerprint of what is asked and how, but for the models' own chat templates."""
+    from lingraft.evaluate.manifest import HAS_TEMPLATE, NO_TEMPLATE, manifest_of
+    from lingraft.evaluate.task_runs import build_runs
+
+    runs, _ = build_runs(evaluation, _languages(evaluation), "report", Path(), skip_missing=True)
+    chat = HAS_TEMPLATE if evaluation.apply_chat_template else NO_TEMPLATE
+    return manifest_of(runs, evaluation, precision=precision, chat=chat, split="report").fingerprint
+
+
+def _languages(evaluation: Evaluation) -> list[str]:
+    """Return the languages besides English: a command trains none, so that each counts as one of its own."""
+    return sorted({entry.language or "en" for entry in evaluation.language_ability})
+
+
+def _prepare(folder: Path, asked: dict[str, Any], manifest: str) -> None:
+    """Make the folder of results; refuse to write over those of something else.
+
+    Of the same options, what is asked may have changed (sentence data were installed), and of the same manifest how the
+    options were written.
+    """
     from lingraft.records import read_json
 
     try:
@@ -291,7 +311,8 @@ def _prepare(folder: Path, asked: dict[str, Any]) -> None:
             f"--output {folder}: its {RECORD} is none of `lingraft evaluate`; name another."
         ) from None
     changed = [key for key, value in asked.items() if before.get(key) != value]
-    if changed:
+    is_same = before.get("manifest") == manifest and not {"model", "models"} & set(changed)
+    if changed and not is_same:
         told = ", ".join(f"{key} {before.get(key)!r}, not {asked[key]!r}" for key in changed)
         raise ConfigError(f"--output {folder}: was made with {told}; name another folder, or delete it.")
 
@@ -317,13 +338,12 @@ def _evaluate(
     from lingraft.models.adapters import load_merged, merged_content_hash
     from lingraft.models.loading import model_folder
     from lingraft.models.vllm import VllmGenerator
-    from lingraft.records import fingerprint_of
+    from lingraft.records import fingerprint_of, write_json_atomically
 
     inputs = {**asked, "model_hash": merged_content_hash(model), "libraries": _libraries()}
-    answered = {
-        key: value for key, value in inputs.items() if key != "judge"
-    }  # it does not change any answer
-    log = folder / f"answers-{fingerprint_of(answered)}.jsonl"  # of this very model and evaluation
+    # An answer is kept by prompt and settings; what else decides it is the model and how it is asked.
+    decides = {key: inputs[key] for key in ("model_hash", "precision", "backend", "libraries")}
+    log = folder / f"answers-{fingerprint_of(decides)}.jsonl"
     log_lines().at(f"loading {model}")
     loaded, tokenizer = load_merged(model, dtype=compute.held)
     loaded.to(compute.device)  # type: ignore[arg-type]
@@ -336,7 +356,8 @@ def _evaluate(
             loaded,
             tokenizer,
             evaluation,
-            languages=[tag for tag in asked["languages"] if tag != "en"],
+            languages=_languages(evaluation),
+            precision=asked["precision"],
             skip_missing=True,
             log=log,
             verdicts=folder / VERDICTS,
@@ -352,6 +373,7 @@ def _evaluate(
     result = _result(found)
     (folder / RECORD).unlink(missing_ok=True)  # of an earlier run of the same
     write_predictions(folder / PREDICTIONS, found.predictions)
+    write_json_atomically(folder / MANIFEST, found.manifest.to_json())
     write_record(folder / RECORD, "evaluate", inputs, result)
     return result, found.predictions, log
 
@@ -389,8 +411,8 @@ def _tell_not_run(model: str, found: Evaluated, asked: dict[str, Any], told: set
 
 
 def _result(found: Evaluated) -> dict[str, Any]:
-    from lingraft.evaluate.harness import SEEDS
     from lingraft.evaluate.scores import task_scores
+    from lingraft.evaluate.task_runs import SEEDS
 
     return {
         "scores": task_scores(found.predictions),
@@ -444,7 +466,7 @@ def _finish(
 def _compared(
     results: list[dict[str, Any]], predictions: list[tuple[Prediction, ...]]
 ) -> dict[str, dict[str, Any]]:
-    """Compare two models on the tasks that both were asked, and of judged ones on the items that both have."""
+    """Compare two models on the items that both were asked alike."""
     from lingraft.evaluate.common_items import common_items
     from lingraft.evaluate.scores import task_differences
 
@@ -453,7 +475,11 @@ def _compared(
         [[one for one in own if f"{one.task}/{one.language}" in both] for own in predictions],
         [result["tasks"] for result in results],
     )
-    return {"differences": task_differences(*common.models), "unpaired": common.unpaired}
+    return {
+        "differences": task_differences(*common.models),
+        "unpaired": common.unpaired,
+        "not_paired": common.refused,
+    }
 
 
 def _print_scores(model: str, result: dict[str, Any]) -> None:
@@ -483,7 +509,9 @@ def _print_differences(
     for task in sorted(set(results[0]["tasks"]) ^ set(results[1]["tasks"])):
         print_result(f"{task}: was asked of one of the two models only, and is not compared.")
     for task, count in compared["unpaired"].items():
-        print_result(unpaired_sentence(task, count))
+        print_result(unpaired_sentence(task, count, judged="judged" in results[0]["tasks"][task]))
+    for problem in compared["not_paired"].values():
+        print_result(problem)
 
 
 def _say(message: str) -> None:

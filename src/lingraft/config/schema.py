@@ -317,7 +317,7 @@ class EvaluationTask(Section):
     ability), a task of lingraft's own, a harness task, or a YAML file."""
     name: Name | None = None
     """Name in tables and records; null: the task's own."""
-    language: str | None = None
+    language: LanguageTag | None = None
     """BCP-47 tag; needed under language_ability for a task that is not worldbook's or a suite's."""
     data: Text | None = None
     """Local json or jsonl file that stands for a task's data set; its rows have that set's fields, or `fields` makes
@@ -395,7 +395,9 @@ class Evaluation(Section):
     task_ability: tuple[EvaluationTask, ...] = (EvaluationTask(task="worldbook"),)
     """English tasks; task ability is the mean over their scores."""
     language_ability: tuple[EvaluationTask, ...] = (EvaluationTask(task="worldbook"),)
-    """Tasks in the study's languages; language ability is the mean over languages of the mean over tasks."""
+    """Tasks in the study's languages; language ability is the mean over trained languages of the mean over tasks."""
+    languages: tuple[LanguageTag, ...] = ()
+    """BCP-47 tags that are evaluated besides those trained; each has a column, and they have a mean of their own."""
     data_dir: Text | None = None
     """Folder of local files that stand for the data sets of suites; what it lacks comes from the hub."""
     batch_size: int | None = Field(None, ge=1)

@@ -21,6 +21,7 @@ from lingraft.data.example import Example
 from lingraft.errors import DataError, EvaluationError
 from lingraft.evaluate.predictions import read_rows, write_rows
 from lingraft.evaluate.resampling import Resampling, Value, percentiles
+from lingraft.models.context_length import context_length_of
 from lingraft.models.loss import collate, token_losses
 from lingraft.models.token_ids import check_token_ids, embedding_rows
 from lingraft.records import fingerprint_of
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from lingraft.evaluate.resampling import Floats
 
 _RESAMPLES = 2000
+_UNLIMITED = 4096  # tokens of an example, where the model could read any number: for memory's sake
 _FEWEST_GROUPS = 5  # a bootstrap of fewer says nothing about its own width
 
 
@@ -137,7 +139,7 @@ def held_out_losses(
     examples: Sequence[Example],
     *,
     tokens_per_batch: int = 2048,
-    max_length: int = 4096,
+    max_length: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[AnswerLoss, ...]:
     """Return the loss of the assistant turns of each example, in the order of `examples`.
@@ -151,12 +153,15 @@ def held_out_losses(
         examples: What was never trained on.
         tokens_per_batch: Padded tokens per forward pass.
         max_length: Longer examples are left out, and so are those that the chat template refuses: a cut answer
-            would have characters without a loss.
+            would have characters without a loss. None: what the model reads at once (`context_length_of`), 4,096
+            tokens where it names no limit.
         on_progress: Called with the examples done and their number.
 
     Raises:
         ModelError: An example has a token that the model has no embedding for.
     """
+    if max_length is None:
+        max_length = context_length_of(model.config) or _UNLIMITED
     pairs = ((example, _encode_whole(example, tokenizer, max_length)) for example in examples)
     encoded = [(example, one) for example, one in pairs if one is not None]
     if not encoded:
@@ -182,7 +187,7 @@ def bits_per_character(
     examples: Sequence[Example],
     *,
     tokens_per_batch: int = 2048,
-    max_length: int = 4096,
+    max_length: int | None = None,
 ) -> dict[str, BitsPerCharacter]:
     """Return the loss of the assistant turns by language; `held_out_losses`, summed up by `bits_by_language`."""
     losses = held_out_losses(

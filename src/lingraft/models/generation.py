@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from transformers import (
-    AutoConfig,
     DynamicCache,
     GenerationConfig,
     LogitsProcessor,
@@ -471,13 +470,6 @@ def answer_ending(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Ending:
     if not tokens:
         raise ModelError(f"{folder}: names no end token; set `eos_token` in its tokenizer_config.json.")
     return Ending(tokens)
-
-
-def context_length(folder: Path, *, trust_remote_code: bool = False) -> int | None:
-    """Return how many tokens of prompt and continuation a model takes; None: its configuration does not say."""
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code).get_text_config()
-    length: int | None = getattr(config, "max_position_embeddings", None)
-    return length
 
 
 def _closing(tokenizer: PreTrainedTokenizerBase) -> int | None:

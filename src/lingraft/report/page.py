@@ -43,6 +43,7 @@ from lingraft.report.tables import (
     study_table,
     task_table,
     training_table,
+    unpaired_lines,
 )
 
 _FIGURES = (
@@ -130,6 +131,9 @@ def render_page(result: dict[str, Any], study: Study) -> str:
         des=des_note(result),
         precision=precision_note(result),
         answers=answer_table(result),
+        unpaired={
+            model_title(one, with_seed=True): unpaired_lines(one) for one in done if unpaired_lines(one)
+        },
         left_out={name: scores["left_out"] for name, scores in models.items() if scores["left_out"]},
         truncated={name: sum(scores["truncated"].values()) for name, scores in models.items()},
         shortened={name: scores["shortened"] for name, scores in models.items() if scores["shortened"]},

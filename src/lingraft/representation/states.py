@@ -15,6 +15,7 @@ from lingraft.data.batching import token_budget_batches
 from lingraft.data.chat import encode_prompt
 from lingraft.errors import DataError, ModelError
 from lingraft.models.compute import compute_for
+from lingraft.models.context_length import at_most, context_length
 from lingraft.models.layers import layer_of
 from lingraft.models.loading import check_model, load_model, load_tokenizer, model_folder
 from lingraft.models.token_ids import check_token_ids, embedding_rows
@@ -139,6 +140,9 @@ def encode_alike(
         ModelError: A model makes other tokens of them than the first.
         DataError: A chat template refuses a prompt.
     """
+    for name in models:
+        folder = model_folder(name, trust_remote_code=trust_remote_code)
+        max_length = at_most(max_length, context_length(folder, trust_remote_code=trust_remote_code))
     tokenizers = [load_tokenizer(name, trust_remote_code=trust_remote_code) for name in models]
     encoded = [encode_prompts(prompts, tokenizer, max_length=max_length) for tokenizer in tokenizers]
     for name, own in zip(models, encoded, strict=True):

@@ -21,6 +21,7 @@ from lingraft.data.chat import encode_prompt
 from lingraft.data.degeneration import degeneration
 from lingraft.data.example import UNDETERMINED_LANGUAGE, Example, Message, Origin
 from lingraft.errors import DataError
+from lingraft.models.context_length import at_most, context_length
 from lingraft.models.empty_turn import empty_user_turn
 from lingraft.models.generation import (
     BATCH_SIZE,
@@ -30,7 +31,6 @@ from lingraft.models.generation import (
     TokenPrompt,
     TransformersGenerator,
     answer_ending,
-    context_length,
     generate,
 )
 from lingraft.models.generation_log import GenerationLog, locked
@@ -307,8 +307,11 @@ class _Sampled:
 
     def between(self, start: int, end: int) -> Iterator[Example | str]:
         """Return the prompts of a chunk, or why one is none."""
+        length = self._model.context_length
+        room = None if length is None else length - len(self._opening)
+        longest = at_most(PROMPT_SAMPLING.max_new_tokens, room)
         asked = {
-            number: TokenPrompt(self._opening, _seed(self._model.settings, "prompt", number))
+            number: TokenPrompt(self._opening, _seed(self._model.settings, "prompt", number), longest)
             for number in range(start, end)
         }
         self._model.continue_into(self._log, asked, PROMPT_SAMPLING, self._ending)

@@ -19,7 +19,7 @@ from lingraft.evaluate.common_items import CommonItems, common_items, unpaired_s
 from lingraft.evaluate.predictions import read_predictions
 from lingraft.evaluate.scores import differences, differences_over_seeds
 from lingraft.evaluate.suites import resolve_suites
-from lingraft.evaluate.tasks import check_tasks
+from lingraft.evaluate.tasks import check_tasks, language_notes
 from lingraft.models.compute import compute_for, device_name
 from lingraft.models.vllm import check_vllm
 from lingraft.records import write_json_atomically
@@ -74,6 +74,8 @@ def run_study(
     _check_sharding(materials.cells, processes)
     evaluation = resolve_suites(study.evaluate, base_folder, languages=materials.languages)
     check_tasks(evaluation, base_folder, languages=materials.languages)
+    for note in language_notes(study.evaluate, evaluation, materials.languages):
+        watcher.noted(note)
     if evaluation.backend == "vllm":
         check_vllm()
     study = study.model_copy(update={"evaluate": evaluation})
@@ -257,7 +259,10 @@ class _Runner:
         compared = (phase_one.evaluation, last.evaluation)
         common = _common(compared)
         for task, count in common.unpaired.items():
-            self.watcher.noted(f"{cell.label}: {unpaired_sentence(task, count)}")
+            judged = "judged" in last.evaluation.result["tasks"][task]
+            self.watcher.noted(f"{cell.label}: {unpaired_sentence(task, count, judged=judged)}")
+        for problem in common.refused.values():
+            self.watcher.noted(f"{cell.label}: {problem}")
         self._compared.setdefault((cell.data, cell.strategy), []).append(compared)
         return {
             "des": similarities[-1].figures("des")["from_phase_one"],
@@ -273,6 +278,7 @@ class _Runner:
             "gain": after["language_ability"]["value"] - before["language_ability"]["value"],
             "difference": differences(*common.models),
             "unpaired": common.unpaired,
+            "not_paired": common.refused,
             "forgetting": self._forgetting(cell, phase_one, trained),
             "scores": after,
             "predictions": _predictions_of(last.evaluation),
@@ -293,7 +299,10 @@ class _Runner:
             ends = [PhaseEnd(cell.strategy, trained[-1].evaluation)]
         elif phase_one.step is None:
             ends.insert(0, PhaseEnd(self.study.phases[0].name, phase_one.evaluation))
-        return forgetting_of(self.study, self.materials, cell, ends, self._base)
+        found = forgetting_of(self.study, self.materials, cell, ends, self._base)
+        for problem in (found["ability"] or {"not_paired": {}})["not_paired"].values():
+            self.watcher.noted(f"{cell.label}: the base model stands in no matrix of abilities: {problem}")
+        return found
 
     def _train_cell(self, cell: Cell) -> tuple[_PhaseOne, list[_Trained]]:
         """Train a cell's phases; return Phase 1, and the phases that are the cell's own."""

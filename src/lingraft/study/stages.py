@@ -22,18 +22,20 @@ import torch
 from lingraft.config.schema import UNCOMPARED_JUDGE_FIELDS, Evaluation, StrategyChoice, Training
 from lingraft.data.chat import encode_examples
 from lingraft.data.example import Example
-from lingraft.data.worldbook import VERSION as WORLDBOOK_VERSION
 from lingraft.evaluate.harness import evaluate_model, shortened_sentence
 from lingraft.evaluate.held_out import bits_by_language, held_out_losses, item_of, write_losses
+from lingraft.evaluate.manifest import HAS_TEMPLATE, NO_TEMPLATE, manifest_of, outside_of_the_file
 from lingraft.evaluate.predictions import write_predictions
 from lingraft.evaluate.scores import score_summary
-from lingraft.evaluate.tasks import task_identities
+from lingraft.evaluate.task_runs import runs_of
+from lingraft.evaluate.tasks import NotRunnableError, task_identities
 from lingraft.models.checkpoints import combine_checkpoints, save_checkpoint
 from lingraft.models.compute import Compute, compute_for, device_name
+from lingraft.models.context_length import at_most, context_length
 from lingraft.models.loading import load_model, load_tokenizer
 from lingraft.models.vllm import VllmGenerator
 from lingraft.models.weights import ModelWeights
-from lingraft.records import fingerprint_of
+from lingraft.records import fingerprint_of, read_json, write_json_atomically
 from lingraft.representation.drift import drift_between
 from lingraft.representation.states import encode_alike, model_states
 from lingraft.similarity.embedding_similarity import dataset_embedding_similarity
@@ -64,18 +66,10 @@ ANSWERS = "answers.jsonl"  # what the model has answered so far; only while it i
 VERDICTS = "verdicts.jsonl"  # in the cache: they are paid for, and serve every cell
 HELD_OUT = "held_out.parquet"
 EVALUATION_SPLIT = "report"
+MANIFEST = "manifest.json"  # what was asked and how
 
 # A result may change with these; a change of any of them makes a stage again.
 _TRAINING_LIBRARIES = ("lingraft", "torch", "transformers", "tokenizers", "accelerate", "peft")
-_EVALUATION_LIBRARIES = (
-    "lingraft",
-    "torch",
-    "transformers",
-    "tokenizers",
-    "lm-eval",
-    "sacrebleu",
-    "py3langid",
-)
 _MEASURE_LIBRARIES = ("lingraft",)
 _STATES_LIBRARIES = ("lingraft", "torch", "transformers", "tokenizers")
 _RESUMABLE = {"train", "evaluate"}
@@ -151,6 +145,7 @@ class Stages:
         self._trust = trust_remote_code
         self._processes = processes
         self._told: set[str] = set()
+        self._manifests: dict[str, dict[str, Any]] = {}
         self._last_states: tuple[str, list[LayerStates], EncodedPrompts] | None = None
 
     def train(self, job: TrainingJob) -> tuple[Stage, ModelReference]:
@@ -279,18 +274,10 @@ class Stages:
     ) -> Stage:
         """Score a model on the study's tasks and on the held-out answers."""
         compute = compute_for(evaluation.precision)
+        items = [item_of(example) for example in held_out]
         inputs = {
             "model": model.identity,
-            "evaluation": evaluation.model_dump(
-                mode="json", exclude={"judge": UNCOMPARED_JUDGE_FIELDS, "precision": True}
-            ),
-            "precision": compute.precision,
-            "tasks": task_identities(evaluation, self._base_folder),
-            "languages": list(languages),
-            "held_out": fingerprint_of([item_of(example) for example in held_out]),
-            "split": EVALUATION_SPLIT,
-            "worldbook": WORLDBOOK_VERSION,
-            "libraries": libraries(_EVALUATION_LIBRARIES),
+            "manifest": self._manifest(evaluation, compute.precision, languages, items),
         }
 
         def work(folder: Path) -> Work:
@@ -310,6 +297,7 @@ class Stages:
                 languages=languages,
                 split=EVALUATION_SPLIT,
                 base_folder=self._base_folder,
+                precision=compute.precision,
                 log=folder / ANSWERS,
                 verdicts=self._store.cache / VERDICTS,
                 make_generator=vllm if evaluation.backend == "vllm" else None,
@@ -319,8 +307,14 @@ class Stages:
             losses = held_out_losses(
                 loaded, tokenizer, held_out, on_progress=partial(self._tell_count, unit="held-out answers")
             )
+            if len(losses) < len(held_out):
+                self._watcher.noted(
+                    f"{label}: {len(held_out) - len(losses)} of {len(held_out)} held-out rows are left out of the "
+                    "loss, as longer than the model reads at once or refused by its chat template."
+                )
             write_predictions(folder / PREDICTIONS, evaluated.predictions)
             write_losses(folder / HELD_OUT, losses)
+            write_json_atomically(folder / MANIFEST, evaluated.manifest.to_json())
             (folder / ANSWERS).unlink(missing_ok=True)
             if evaluated.left_out:
                 self._watcher.noted(
@@ -345,6 +339,47 @@ class Stages:
             return Work(result, _machine(compute))
 
         return self._run("evaluate", label, inputs, work, [model])
+
+    def _manifest(
+        self, evaluation: Evaluation, precision: str, languages: Sequence[str], held_out: Sequence[str]
+    ) -> dict[str, Any]:
+        """Return what an evaluation asks and how, resolved once a run; the chat template is the model's own.
+
+        It is kept in the run's cache, so that a finished study does not need the hub again.
+        """
+        written = fingerprint_of(
+            {
+                "evaluation": evaluation.model_dump(
+                    mode="json", exclude={"judge": UNCOMPARED_JUDGE_FIELDS, "precision": True}
+                ),
+                "precision": precision,
+                "files": task_identities(evaluation, self._base_folder),
+                "languages": list(languages),
+                "held_out": list(held_out),
+                "outside": outside_of_the_file(),
+            }
+        )
+        if written not in self._manifests:
+            path = self._store.cache / f"manifest-{written}.json"
+            try:
+                runs = runs_of(evaluation, languages, EVALUATION_SPLIT, self._base_folder)
+            except NotRunnableError:
+                if not path.is_file():
+                    raise
+                self._manifests[written] = read_json(path)
+                return self._manifests[written]
+            chat = HAS_TEMPLATE if evaluation.apply_chat_template else NO_TEMPLATE
+            self._manifests[written] = manifest_of(
+                runs,
+                evaluation,
+                precision=precision,
+                chat=chat,
+                split=EVALUATION_SPLIT,
+                held_out=held_out,
+            ).identity
+            path.parent.mkdir(exist_ok=True)
+            write_json_atomically(path, self._manifests[written])
+        return self._manifests[written]
 
     def similarity(
         self,
@@ -508,14 +543,21 @@ class Stages:
         )
         mix = composition.mix(job.examples, context)
         tokenizer = load_tokenizer(parent, trust_remote_code=self._trust)
+        context_tokens = context_length(parent, trust_remote_code=self._trust)
+        max_length = at_most(job.training.max_length, context_tokens)
+        if max_length < job.training.max_length:
+            self._watcher.noted(
+                f"{job.label}: the model reads {max_length} tokens at once, so examples are truncated there and not at "
+                f"`max_length` {job.training.max_length}."
+            )
         encoded = encode_examples(
             mix.examples,
             tokenizer,
-            job.training.max_length,
+            max_length,
             folder=folder / ENCODED,
             on_progress=partial(self._tell_count, unit="rows are encoded"),
         )
-        for note in _notes_on_data(job, mix, encoded):
+        for note in _notes_on_data(job, mix, encoded, max_length):
             self._watcher.noted(note)
         unwrapped = load_model(parent, trust_remote_code=self._trust)
         composition.check([name for name, _ in unwrapped.named_parameters()])
@@ -597,7 +639,7 @@ def _preparation_inputs(job: TrainingJob, part: Strategy) -> dict[str, Any]:
     }
 
 
-def _notes_on_data(job: TrainingJob, mix: Mix, encoded: EncodedData) -> Iterator[str]:
+def _notes_on_data(job: TrainingJob, mix: Mix, encoded: EncodedData, max_length: int) -> Iterator[str]:
     """Say what of a phase's data was broken, missing, truncated or dropped; the record counts it as well."""
     for counts in job.counts:
         if counts["withheld"]:
@@ -634,7 +676,7 @@ def _notes_on_data(job: TrainingJob, mix: Mix, encoded: EncodedData) -> Iterator
         yield f"{job.label}: replay examples that were dropped: {dropped}."
     if encoded.truncated or encoded.dropped:
         yield (
-            f"{job.label}: {encoded.truncated} examples truncated to {job.training.max_length} tokens, "
+            f"{job.label}: {encoded.truncated} examples truncated to {max_length} tokens, "
             f"{len(encoded.dropped)} dropped because the chat template refuses them or no answer was left."
         )
     lost = mix.replayed - encoded.examples.replayed_rows
