@@ -72,6 +72,9 @@ def show_data(
         bool, typer.Option("--language-filter", help="Leave out rows in another language than they claim.")
     ] = False,
     parallel: Annotated[str | None, typer.Option(help="What makes rows one group: id or rows.")] = None,
+    system: Annotated[
+        str, typer.Option(help="A system prompt that the chat template has no place for: refuse or fold.")
+    ] = "refuse",
     max_length: Annotated[
         int, typer.Option(min=8, help="Length in tokens from which examples count as truncated.")
     ] = 1024,
@@ -96,6 +99,7 @@ def show_data(
         language=language,
         filters={"near_duplicates": near_duplicates, "language": language_filter},
         parallel=parallel,
+        system=system,
         max_broken_share=max_broken_share,
     )
     with StepBars() as bars:
@@ -160,6 +164,7 @@ def _pairs(fields: list[str]) -> dict[str, str]:
 
 
 def _print_summary(summary: DataSummary) -> None:
+    from lingraft.data.chat import handled_sentences
     from lingraft.report.tables import language_table
 
     lengths = summary.lengths
@@ -179,6 +184,11 @@ def _print_summary(summary: DataSummary) -> None:
         f"At {summary.max_length} tokens {summary.truncated} are truncated, {summary.unanswered} keep no answer, "
         f"{summary.refused} are refused by the chat template."
     )
+    for number, what in handled_sentences(summary.handled):
+        print_result(f"{number} {what}.")
+    if summary.unknown_keys:
+        keys = ", ".join(f"{key!r} ({rows} rows)" for key, rows in summary.unknown_keys.items())
+        print_result(f"Messages have keys that nothing reads: {keys}.")
     for warning in summary.warnings:
         print_result(f"Warning: {warning}")
     if summary.fallback_template:

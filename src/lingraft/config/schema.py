@@ -163,6 +163,9 @@ class DataSource(Section):
     """Rows to leave out."""
     parallel: Literal["id", "rows"] | None = None
     """What makes rows of several languages one group: an equal `id`, or the same place in each language's order."""
+    system: Literal["refuse", "fold"] = "refuse"
+    """Where the model's chat template has no place for a system prompt: leave the row out, or put the prompt before the
+    user's text."""
     max_broken_share: Share = 0.0
     """The run fails when a larger share of the rows is broken; below it they are left out and counted."""
 

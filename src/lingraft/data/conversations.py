@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from lingraft.data.example import Message, Role
@@ -19,6 +20,12 @@ _ROLES: dict[str, Role] = {
     **dict.fromkeys(("tool", "function", "ipython", "observation", "function_response"), "tool"),
 }
 _DETAILS = ("tool_calls", "tool_call_id", "name", "reasoning_content")
+_SUPERVISED = (
+    "weight",
+    "train",
+    "loss",
+)  # OpenAI's, axolotl's and others' word for it: 0 or false masks an answer
+_READ = {*_DETAILS, *_SUPERVISED, "from", "role", "value", "content", "text"}
 
 
 def from_messages(row: Row) -> tuple[Message, ...]:
@@ -58,6 +65,19 @@ def tools_of(row: Row) -> str:
     return json.dumps(_without_nulls(tools), ensure_ascii=False, sort_keys=True)
 
 
+def unknown_keys(row: Row) -> set[str]:
+    """Return the keys of a row's messages that nothing reads; what is null counts as absent."""
+    fields = (row.get(field) for field in ("messages", "conversations", "conversation"))
+    turns = (turn for turns in fields if isinstance(turns, (list, tuple)) for turn in turns)
+    return {
+        str(key)
+        for turn in turns
+        if isinstance(turn, Mapping)
+        for key in turn
+        if key not in _READ and turn[key] is not None
+    }
+
+
 def _conversation(
     row: Row, field: str, roles: tuple[str, ...], contents: tuple[str, ...]
 ) -> tuple[Message, ...]:
@@ -91,7 +111,15 @@ def _message(turn: Row, place: str, role_field: str, content_field: str) -> Mess
     else:
         content = text(turn, content_field, place, may_be_empty=may_be_empty)
     written_details = json.dumps(_without_nulls(details), ensure_ascii=False, sort_keys=True)
-    return Message(role, content, written_details if details else "")
+    return Message(role, content, written_details if details else "", _is_supervised(turn, place))
+
+
+def _is_supervised(turn: Row, place: str) -> bool:
+    """Return whether the loss sees a message, as it says itself."""
+    for key in _SUPERVISED:
+        if turn.get(key) is not None and turn[key] not in (0, 1):
+            raise RowError(f"{place}.{key}", f"must be 0 or 1 (or false, true), not {kind(turn[key])}")
+    return all(turn.get(key) is None or turn[key] == 1 for key in _SUPERVISED)
 
 
 def _call(call: Any, place: str) -> dict[str, Any]:

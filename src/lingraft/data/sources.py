@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from heapq import merge
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from lingraft.config.schema import DataSource
+from lingraft.data.conversations import unknown_keys
 from lingraft.data.example import Example
 from lingraft.data.example_table import (
     Columns,
@@ -81,6 +82,7 @@ class LoadedData:
         filtered: Rows that `filters` left out, by reason, and those whose language could not be told.
         incomplete_groups: Groups that lack one or more of the set's languages; None: the rows are not said to be
             parallel.
+        unknown_keys: Of keys in messages that nothing reads, the rows that have them.
     """
 
     examples: Sequence[Example]
@@ -91,6 +93,7 @@ class LoadedData:
     revision: str | None = None
     filtered: Mapping[str, int] = field(default_factory=dict)
     incomplete_groups: int | None = None
+    unknown_keys: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -257,7 +260,9 @@ def _collect(
         rows, seen = conversations_of(chain(seen, rows)), []
     collector, left_out = ExampleCollector(), _LeftOut()
     grouper, row_filter = Grouper(spec.parallel), RowFilter(spec.filters)
+    unknown: Counter[str] = Counter()
     for row in chain(seen, rows):
+        unknown.update(unknown_keys(row.value))
         try:
             example = grouper.grouped(
                 _example(row, format_name, spec), has_id=row.value.get("id") is not None
@@ -278,6 +283,7 @@ def _collect(
         broken=broken,
         filtered=dict(sorted(row_filter.counts.items())),
         incomplete_groups=None if spec.parallel is None else incomplete_groups(examples),
+        unknown_keys=dict(sorted(unknown.items())),
         content_hash=content_hash or _content_hash(examples),
         revision=revision,
     )
@@ -357,13 +363,14 @@ def _detected(rows: Iterator[RawRow]) -> tuple[str, list[RawRow]]:
 def _example(row: RawRow, format_name: str, spec: DataSource) -> Example:
     if row.problem is not None:
         raise DataError(row.problem)
-    return example_from_row(
+    example = example_from_row(
         row.value,
         format_name,
         id=row.name or str(row.number),
         source=spec.source,
         language=spec.language or row.language,
     )
+    return replace(example, fold_system=True) if spec.system == "fold" else example
 
 
 def _check_broken(spec: DataSource, broken: Sequence[BrokenRow], n_rows: int) -> None:
