@@ -150,7 +150,11 @@ def spaced_parts(messages: Sequence[Message]) -> list[Part]:
     parts: list[Part] = []
     for one in messages:
         is_answer = one.role == "assistant"  # whose end token is put in: nothing else would end it
-        parts += [(f"{one.role.upper()}: ", False), (one.content + "</s>" * is_answer, is_answer), (" ", False)]
+        parts += [
+            (f"{one.role.upper()}: ", False),
+            (one.content + "</s>" * is_answer, is_answer),
+            (" ", False),
+        ]
     return parts
 
 

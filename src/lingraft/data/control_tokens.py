@@ -32,6 +32,7 @@ _ESCAPED = 0x2800  # to U+2804
 _PLACE = (
     f"\ufdd5{token_hex(4)}-{{}}\ufdd5"  # stands for a control token of the template; no text can spell it
 )
+_BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 _TEXT_MARK = re.compile(f"{_ESCAPE}(.)|[{TEXT_START}{TEXT_END}]")
 _PROTECTED = re.compile(
     f"{TEXT_START}([^{TEXT_START}{TEXT_END}]*){TEXT_END}"
@@ -80,7 +81,8 @@ class ControlTokens:
 
     def protected(self, text: str) -> str:
         """Return a text with marks around every control token that it spells."""
-        text = _RESERVED.sub(lambda one: f"{_ESCAPE}{chr(ord(one[0]) - 0xFDD0 + _ESCAPED)}", text)
+        if not text.isascii():
+            text = _RESERVED.sub(lambda one: f"{_ESCAPE}{chr(ord(one[0]) - 0xFDD0 + _ESCAPED)}", text)
         return self.pattern.sub(f"{TEXT_START}\\g<0>{TEXT_END}", text)
 
     def protected_value(self, value: Any) -> Any:
@@ -91,9 +93,14 @@ class ControlTokens:
             return {key: self.protected_value(one) for key, one in value.items()}
         return [self.protected_value(one) for one in value] if isinstance(value, (list, tuple)) else value
 
+    @staticmethod
+    def has_marks(text: str) -> bool:
+        """Return whether anything in a text is marked."""
+        return TEXT_START in text or _ESCAPE in text
+
     def encode(self, marked: str) -> list[int]:
         """Return the token ids of a text in which what is marked is text; no special tokens are added."""
-        if not _TEXT_MARK.search(marked):
+        if not self.has_marks(marked) and TEXT_END not in marked:
             self._core.no_truncation()
             self._core.no_padding()
             return [int(one) for one in self._core.encode(marked, add_special_tokens=False).ids]
@@ -180,7 +187,10 @@ class ControlTokens:
             model["merges"] = [pair for pair in pairs if self.ids.keys().isdisjoint((*pair, "".join(pair)))]
 
     def _new_name(self, piece: str) -> str:
-        return self._stand_in(piece) if piece in self.ids else piece
+        is_control = piece in self.ids and not _BYTE.fullmatch(
+            piece
+        )  # the model itself looks single bytes up by name
+        return self._stand_in(piece) if is_control else piece
 
 
 def without_marks(marked: str, spans: Sequence[Span] = ()) -> tuple[SpelledText, tuple[Span, ...]]:
