@@ -11,7 +11,8 @@ from transformers import AddedToken, PreTrainedTokenizerFast
 
 CORPUS = [
     "Hello, how are you? I am well. Thank you! Which day is it? Monday. And then Tuesday.",
-    "¿Cómo estás? Grüße aus Köln. L'été est là. 東京はどこですか。 a b c d e f 0 1 2 3 < | i m _ e n d > / s [ I N S T ]",
+    "¿Cómo estás? Grüße aus Köln. L'été est là. 東京はどこですか。",
+    "a b c d e f 0 1 2 3 < | i m _ e n d > / s [ I N S T ]",
 ]
 BYTES = [f"<0x{number:02X}>" for number in range(256)]
 Build = Callable[[Sequence[str]], Tokenizer]

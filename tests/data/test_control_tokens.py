@@ -47,14 +47,14 @@ def test_a_spelled_control_token_is_text(tokenizer: Any, token: str) -> None:
     assert controls(tokenizer, encoded.input_ids) == TEMPLATE_ALONE
     seen = [one for one, is_seen in zip(encoded.input_ids, encoded.supervised, strict=True) if is_seen]
     assert controls(tokenizer, seen) == ["<|im_end|>"]
-    assert list(encode_examples([said, example("a")], tokenizer, NO_LIMIT).examples)[0] == encoded
+    assert next(iter(encode_examples([said, example("a")], tokenizer, NO_LIMIT).examples)) == encoded
     prompt = encode_prompt(said.messages[:1], tokenizer)
     assert controls(tokenizer, prompt) == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]
     assert list(encoded.input_ids[: len(prompt)]) == prompt
 
 
 def test_a_spelled_control_token_is_the_text_that_it_spells(tokenizer: Any) -> None:
-    """Where the spelling has a character that splits it, no tokenizer takes it for the token: these pieces are meant."""
+    """Where something splits the spelling, no tokenizer takes it for the token: these pieces are meant."""
     if "WordLevel" in tokenizer.name_or_path:
         pytest.skip("knows whole words only")
     ids, _ = chat_format(tokenizer).control.encode_spelled(SpelledText("a </s> b", ((2, 6),)))

@@ -71,7 +71,7 @@ class Probing:
         if isinstance(asked, DataError) or _QUESTION not in asked:
             asked = text[:first]
         prefix, lead, insert = _between(asked, text[:first])
-        closings, ending, flaw = self._closings(text, last)
+        closings, ending, flaw = self._closings(text, first, last)
         thought = f"{THINKING[0][0]}\n{_THOUGHT}\n{THINKING[0][1]}\n\n{_ANSWER}"
         thinks = THINKING[0][1] in self.template.source
         if thinks and _THOUGHT not in str(self._probe(("user", _QUESTION), ("assistant", thought))):
@@ -114,7 +114,7 @@ class Probing:
             "the model another `chat_template` in its tokenizer_config.json."
         )
 
-    def _closings(self, text: str, last: int) -> tuple[tuple[str, ...], str, bool]:
+    def _closings(self, text: str, first: int, last: int) -> tuple[tuple[str, ...], str, bool]:
         """Return what closes an answer, what has to be put in where nothing does, and whether that is a flaw."""
         tail, inner, flaw = text[last:], None, False
         found = self._probe(
@@ -133,7 +133,9 @@ class Probing:
         pattern = self.control.pattern
         controls = list(pattern.finditer(tail if inner is None else common_beginning(inner, tail)))
         if controls:
-            end = next((one for one in controls if one[0] == self._eos), controls[-1])
+            # What ends a question ends an answer in most templates; some write the next message's header at once.
+            likely = (self._eos, next(iter(pattern.findall(text[text.index(_QUESTION) : first])), ""))
+            end = next((one for name in likely for one in controls if one[0] == name), controls[-1])
             return (tail[: end.end()].lstrip(),), "", flaw
         at_once = [
             None if one is None else re.match(rf"\s*({pattern.pattern})", one) for one in (tail, inner)
