@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from lingraft.config.schema import Evaluation
-from lingraft.data.chat import chat_template
+from lingraft.data.chat_template import chat_template
+from lingraft.data.control_tokens import without_marks
 from lingraft.errors import EvaluationError
 from lingraft.evaluate.alpaca_eval_task import judge_predictions
 from lingraft.evaluate.answer_faults import AnswerJudge
@@ -296,7 +297,7 @@ def _prediction(run: Run, sample: dict[str, Any], asked: Mapping[str, Mapping[st
         "ability": run.ability,
         "task": run.name,
         "language": run.language,
-        "prompt": str(_arguments(sample)[0][0]),
+        "prompt": without_marks(str(_arguments(sample)[0][0]))[0].text,
         "response": response,
         "reference": str(sample["target"]),
         "score": _score(run, sample),

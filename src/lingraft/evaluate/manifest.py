@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lingraft.config.schema import UNCOMPARED_JUDGE_FIELDS, Evaluation
-from lingraft.data.chat import chat_template
+from lingraft.data.chat_format import CHAT_IDENTITY
+from lingraft.data.chat_template import chat_template
 from lingraft.data.worldbook import VERSION as WORLDBOOK_VERSION
 from lingraft.errors import EvaluationError, in_one_line
 from lingraft.evaluate.task_runs import (
@@ -270,7 +271,9 @@ def manifest_of(
 
 def chat_identity(tokenizer: PreTrainedTokenizerBase, evaluation: Evaluation) -> str:
     """Return the fingerprint of the chat template that prompts go through; NO_TEMPLATE: they go through none."""
-    return fingerprint_of(chat_template(tokenizer)[0]) if evaluation.apply_chat_template else NO_TEMPLATE
+    if not evaluation.apply_chat_template:
+        return NO_TEMPLATE
+    return fingerprint_of({"template": chat_template(tokenizer)[0], **CHAT_IDENTITY})
 
 
 def installed(library: str) -> str | None:
