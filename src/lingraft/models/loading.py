@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from lingraft.data.chat_format import chat_format
-from lingraft.data.example import Message
 from lingraft.data.chat_template import FALLBACK_TEMPLATE
+from lingraft.data.example import Message
 from lingraft.errors import ModelError, in_one_line
 from lingraft.models.embedded import embedded_folder
 from lingraft.models.tensor_files import INDEX_FILE, SINGLE_FILE, CheckpointReader, missing_weights
