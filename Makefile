@@ -51,7 +51,7 @@ docs: $(INSTALLED)  ## build the documentation into site/
 lock:  ## renew requirements.lock
 	rm -rf build/lock
 	$(PYTHON) -m venv build/lock
-	build/lock/bin/python -m pip install --quiet "$$(grep '^torch==' requirements.lock)" '.[dev,docs,bench]'
+	build/lock/bin/python -m pip install --quiet "$$(grep '^torch==' requirements.lock)" '.[dev,docs]'
 	grep '^#' requirements.lock > build/requirements.lock
 	build/lock/bin/python -m pip freeze | sed -e '/^lingraft /d' -e 's/^\(torch==[0-9.]*\)+.*/\1/' >> build/requirements.lock
 	mv build/requirements.lock requirements.lock

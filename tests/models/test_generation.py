@@ -278,7 +278,7 @@ def test_an_empty_user_turn_ends_before_the_users_words(tiny_model: Path, tokeni
 def test_a_template_without_an_empty_turn_is_refused(tiny_model: Path, tokenizer: Any, template: str) -> None:
     other = load_tokenizer(tiny_model)
     other.chat_template = template
-    with pytest.raises(ModelError, match="give prompts"):
+    with pytest.raises(ModelError, match=r"its chat template (shows no|does not show)"):
         empty_user_turn(other, answer_ending(tiny_model, tokenizer))
 
 

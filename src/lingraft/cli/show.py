@@ -83,6 +83,9 @@ def show_data(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Look at the first so many rows of each file alone.")
     ] = None,
+    system: Annotated[
+        str, typer.Option(help="A system prompt that the chat template has no place for: refuse or fold.")
+    ] = "refuse",
     max_length: Annotated[
         int, typer.Option(min=8, help="Length in tokens from which examples count as truncated.")
     ] = 1024,
@@ -114,6 +117,7 @@ def show_data(
             "special_tokens": special_tokens,
         },
         parallel=parallel,
+        system=system,
         max_broken_share=max_broken_share,
     )
     try:
@@ -225,6 +229,7 @@ def _pairs(fields: list[str]) -> dict[str, str]:
 
 
 def _print_summary(summary: DataSummary) -> None:
+    from lingraft.data.chat import handled_sentences
     from lingraft.report.tables import language_table
 
     lengths = summary.lengths
@@ -247,6 +252,11 @@ def _print_summary(summary: DataSummary) -> None:
         f"At {summary.max_length} tokens {summary.truncated} are truncated, {summary.unanswered} keep no answer, "
         f"{summary.refused} are refused by the chat template."
     )
+    for number, what in handled_sentences(summary.handled):
+        print_result(f"{number} {what}.")
+    if summary.unknown_keys:
+        keys = ", ".join(f"{key!r} ({rows} rows)" for key, rows in summary.unknown_keys.items())
+        print_result(f"Messages have keys that nothing reads: {keys}.")
     for warning in summary.warnings:
         print_result(f"Warning: {warning}")
     if summary.fallback_template:

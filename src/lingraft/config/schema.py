@@ -183,6 +183,9 @@ class DataSource(Section):
     """Rows to leave out or to clean."""
     parallel: Literal["id", "rows"] | None = None
     """What makes rows of several languages one group: an equal `id`, or the same place in each language's order."""
+    system: Literal["refuse", "fold"] = "refuse"
+    """Where the model's chat template has no place for a system prompt: leave the row out, or put the prompt before the
+    user's text."""
     # Public sets hold a few such rows (Alpaca 4 empty answers in its first 3,000); a wrong field breaks nearly all.
     max_broken_share: Share = 0.01
     """The run fails when a larger share of the rows is broken; up to it they are left out, counted and shown."""

@@ -33,6 +33,9 @@ _ROLES: dict[str, Role] = {
 }
 _TEXT_PARTS = ("text", "input_text", "output_text")  # of OpenAI's two interfaces
 _DETAILS = ("tool_calls", "tool_call_id", "name", "reasoning_content")
+# OpenAI's, axolotl's and others' word for it: 0 or false masks an answer
+_SUPERVISED = ("weight", "train", "loss")
+_READ = {*_DETAILS, *_SUPERVISED, "from", "role", "value", "content", "text"}
 
 
 def from_messages(row: Row, *, answered: bool = True) -> tuple[Message, ...]:
@@ -91,6 +94,20 @@ def tools_of(row: Row) -> str:
     if not isinstance(tools, (list, tuple)):
         raise RowError("tools", f"must be a list of tools, not {kind(tools)}")
     return json.dumps(_without_nulls(tools), ensure_ascii=False, sort_keys=True)
+
+
+def unknown_keys(row: Row) -> set[str]:
+    """Return the keys of a row's messages that nothing reads; what is null counts as absent."""
+    names = ("messages", "conversations", "conversation", "prompt", "completion")
+    fields = (row.get(name) for name in names)
+    turns = (turn for turns in fields if isinstance(turns, (list, tuple)) for turn in turns)
+    return {
+        str(key)
+        for turn in turns
+        if isinstance(turn, Mapping)
+        for key in turn
+        if key not in _READ and not is_nothing(turn[key])
+    }
 
 
 _Turn = tuple[str, Row]  # where it stands in the row, and its fields
@@ -153,7 +170,15 @@ def _message(turn: Row, place: str, role_field: str, content_field: str) -> Mess
     else:
         content = _content(turn, content_field, place, role, may_be_empty=may_be_empty)
     written_details = json.dumps(_without_nulls(details), ensure_ascii=False, sort_keys=True)
-    return Message(role, content, written_details if details else "")
+    return Message(role, content, written_details if details else "", _is_supervised(turn, place))
+
+
+def _is_supervised(turn: Row, place: str) -> bool:
+    """Return whether the loss sees a message, as it says itself."""
+    for key in _SUPERVISED:
+        if not is_nothing(turn.get(key)) and turn[key] not in (0, 1):
+            raise RowError(f"{place}.{key}", f"must be 0 or 1 (or false, true), not {kind(turn[key])}")
+    return all(is_nothing(turn.get(key)) or turn[key] == 1 for key in _SUPERVISED)
 
 
 def _content(turn: Row, field: str, place: str, role: Role, *, may_be_empty: bool) -> str:

@@ -20,11 +20,13 @@ class Message:
         role: Who speaks; `tool` gives the result of a call.
         content: What is said; may be empty where the turn calls tools.
         details: JSON object of what chat templates read besides, such as `tool_calls` and `tool_call_id`; "": nothing.
+        supervised: Whether the loss sees it, if it is the assistant's.
     """
 
     role: Role
     content: str
     details: str = ""
+    supervised: bool = True
 
     def to_template(self) -> dict[str, Any]:
         """Return the turn as chat templates take it."""
@@ -55,6 +57,7 @@ class Example:
         origin: Original, or replayed.
         tools: JSON list of the tools that the assistant may call, as chat templates take it; "": none.
         task_type: What kind of task it is, such as `closed_qa`, where the row says so; "": it does not.
+        fold_system: Whether a system prompt goes before the user's text where the chat template has no place for it.
     """
 
     id: str
@@ -65,6 +68,7 @@ class Example:
     origin: Origin = field(default_factory=Origin)
     tools: str = ""
     task_type: str = ""
+    fold_system: bool = False
 
     @property
     def instruction(self) -> str:

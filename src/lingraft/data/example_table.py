@@ -284,13 +284,14 @@ def _to_json(placed: tuple[Example, str]) -> list[Any]:
     return [
         place,
         example.id,
-        [[message.role, message.content, message.details] for message in example.messages],
+        [[one.role, one.content, one.details, one.supervised] for one in example.messages],
         example.language,
         example.group,
         example.source,
         None if origin == _ORIGINAL else [origin.kind, origin.model, origin.settings],
         example.tools,
         example.task_type,
+        example.fold_system,
     ]
 
 
@@ -299,7 +300,7 @@ def _from_json(row: list[Any]) -> tuple[Example, str]:
 
 
 def _example_from_json(row: list[Any]) -> Example:
-    _, name, messages, language, group, source, origin, tools, task_type = row
+    _, name, messages, language, group, source, origin, tools, task_type, fold_system = row
     turns = tuple(Message(*message) for message in messages)
     came_from = Origin(*origin) if origin else _ORIGINAL
-    return Example(name, turns, language, group, source, came_from, tools, task_type)
+    return Example(name, turns, language, group, source, came_from, tools, task_type, fold_system)

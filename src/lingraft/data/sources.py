@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from array import array
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from heapq import merge
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from lingraft.config.schema import DataSource
+from lingraft.data.conversations import unknown_keys
 from lingraft.data.example import UNDETERMINED_LANGUAGE, Example
 from lingraft.data.example_table import (
     Columns,
@@ -85,6 +86,7 @@ class LoadedData:
         without_answer: How many of the broken rows have no answer and no other fault.
         incomplete_groups: Groups that lack one or more of the set's languages; None: the rows are not said to be
             parallel.
+        unknown_keys: Of keys in messages that nothing reads, the rows that have them.
     """
 
     examples: Sequence[Example]
@@ -96,6 +98,7 @@ class LoadedData:
     filtered: Mapping[str, int] = field(default_factory=dict)
     without_answer: int = 0
     incomplete_groups: int | None = None
+    unknown_keys: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -293,7 +296,9 @@ def _collect(
     collector, left_out = ExampleCollector(), _LeftOut()
     grouper, row_filter = Grouper(spec.parallel), RowFilter(spec.filters)
     without_answer = 0
+    unknown: Counter[str] = Counter()
     for row in chain(seen, rows):
+        unknown.update(unknown_keys(row.value))
         try:
             example = grouper.grouped(
                 _example(row, format_name, spec, answered), has_id=not is_nothing(row.value.get("id"))
@@ -320,6 +325,7 @@ def _collect(
         filtered=dict(sorted(row_filter.counts.items())),
         without_answer=without_answer,
         incomplete_groups=None if spec.parallel is None else incomplete_groups(examples),
+        unknown_keys=dict(sorted(unknown.items())),
         content_hash=content_hash or _content_hash(examples),
         revision=revision,
     )
@@ -408,8 +414,8 @@ def _example(row: RawRow, format_name: str, spec: DataSource, answered: bool) ->
         answered=answered,
     )
     if example.language == UNDETERMINED_LANGUAGE and row.likely_language is not None:
-        return replace(example, language=row.likely_language)
-    return example
+        example = replace(example, language=row.likely_language)
+    return replace(example, fold_system=True) if spec.system == "fold" else example
 
 
 def _check_broken(spec: DataSource, broken: Sequence[BrokenRow], n_rows: int) -> None:

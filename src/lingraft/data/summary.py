@@ -84,6 +84,8 @@ class DataSummary:
         refused: Examples that the chat template refuses; training leaves them out.
         first_refused: The first ten of these.
         example: The first example, its supervised part between ⟦ and ⟧.
+        handled: What was done to examples; see `data.chat.WholeBatch`.
+        unknown_keys: Of keys in messages that nothing reads, the rows that have them.
     """
 
     source: str
@@ -108,6 +110,8 @@ class DataSummary:
     refused: int
     first_refused: tuple[BrokenRow, ...]
     example: str
+    handled: dict[str, int]
+    unknown_keys: dict[str, int]
 
     def to_json(self) -> dict[str, Any]:
         """Return the summary as plain JSON values; ratios are rounded to 4 digits after the point."""
@@ -142,12 +146,14 @@ def summarise_data(
     loaded = load_data(spec, base_folder=base_folder, on_progress=reading, first=first_rows)
     lengths, contents = _Lengths(max_length), _Contents()
     refused: Spool[BrokenRow] = Spool(BrokenRow.to_json, BrokenRow.from_json)
+    handled: Counter[str] = Counter()
     first: Example | None = None
     for batch in encode_whole(loaded.examples, tokenizer, encoding):
         lengths.add(batch.encoded)
         for example in batch.examples:
             contents.add(example)
         refused.extend(batch.refused)
+        handled += batch.handled
         first = first or next(iter(batch.examples), None)
     left_out = refused.finish()
     if first is None:
@@ -183,6 +189,8 @@ def summarise_data(
         refused=len(left_out),
         first_refused=tuple(left_out[:LISTED_ROWS]),
         example=show_supervision(truncate(_encoded(first, tokenizer), max_length), tokenizer),
+        handled=dict(sorted(handled.items())),
+        unknown_keys=dict(loaded.unknown_keys),
     )
 
 

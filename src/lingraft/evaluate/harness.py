@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from lingraft.config.schema import Evaluation, EvaluationTask
-from lingraft.data.chat import chat_template
+from lingraft.data.chat_template import chat_template
+from lingraft.data.control_tokens import without_marks
 from lingraft.data.worldbook import FAMILIES
 from lingraft.errors import EvaluationError
 from lingraft.evaluate.alpaca_eval_task import judge_predictions
@@ -446,7 +447,7 @@ def _prediction(run: _Run, sample: dict[str, Any]) -> Prediction:
         "ability": run.ability,
         "task": run.name,
         "language": run.language,
-        "prompt": str(_arguments(sample)[0][0]),
+        "prompt": without_marks(str(_arguments(sample)[0][0]))[0].text,
         "response": response,
         "reference": str(sample["target"]),
         "score": _score(run, sample),

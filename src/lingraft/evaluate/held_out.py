@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from lingraft.data.batching import token_budget_batches
-from lingraft.data.chat import encode_example
+from lingraft.data.chat import encode_answers
 from lingraft.data.example import Example
 from lingraft.errors import DataError, EvaluationError
 from lingraft.evaluate.predictions import read_rows, write_rows
@@ -152,19 +152,19 @@ def held_out_losses(
             would have characters without a loss.
     """
     pairs = ((example, _encode_whole(example, tokenizer, max_length)) for example in examples)
-    encoded = [(example, one) for example, one in pairs if one is not None]
+    encoded = [(example, *one) for example, one in pairs if one is not None]
     if not encoded:
         return ()
-    nats = _nats_per_example(model, [one for _, one in encoded], tokens_per_batch)
+    nats = _nats_per_example(model, [one for _, one, _ in encoded], tokens_per_batch)
     return tuple(
         AnswerLoss(
             item_of(example),
             example.language,
             example.group,
             float(loss) / math.log(2),
-            _answer_characters(example),
+            characters,
         )
-        for (example, _), loss in zip(encoded, nats, strict=True)
+        for (example, _, characters), loss in zip(encoded, nats, strict=True)
     )
 
 
@@ -252,17 +252,13 @@ def _bootstrap(resampling: Resampling) -> tuple[float | None, float | None]:
 
 def _encode_whole(
     example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> EncodedExample | None:
-    """Return the encoded example, or None where it cannot be measured as a whole."""
+) -> tuple[EncodedExample, int] | None:
+    """Return the encoded example and its answers' characters, or None where it cannot be measured as a whole."""
     try:
-        encoded = encode_example(example, tokenizer, max_length)
+        encoded, characters = encode_answers(example, tokenizer, max_length)
     except DataError:
         return None
-    return encoded if encoded.truncated_tokens == 0 else None
-
-
-def _answer_characters(example: Example) -> int:
-    return sum(len(message.content) for message in example.messages if message.role == "assistant")
+    return (encoded, characters) if encoded.truncated_tokens == 0 else None
 
 
 def _nats_per_example(

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from lingraft.data.chat import chat_template
+from lingraft.data.chat_template import chat_template
 from lingraft.errors import ModelError, did_you_mean
 from lingraft.records import read_json, write_json_atomically
 

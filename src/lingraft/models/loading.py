@@ -20,7 +20,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lingraft.data.chat import FALLBACK_TEMPLATE
+from lingraft.data.chat_format import chat_format
+from lingraft.data.chat_template import FALLBACK_TEMPLATE
 from lingraft.errors import ModelError, in_one_line
 from lingraft.models.checkpoints import INDEX_FILE, SINGLE_FILE, CheckpointReader, missing_weights
 from lingraft.models.embedded import embedded_folder
@@ -129,7 +130,7 @@ def check_model(name: str, folder: Path, *, trust_remote_code: bool = False) -> 
 
     Raises:
         ModelError: Its configuration cannot be read or is none of a causal language model, its tokenizer cannot be
-            loaded, or a file of weights is not whole; the message is one line.
+            loaded, its chat format fails its test, or a file of weights is not whole; the message is one line.
     """
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -142,7 +143,7 @@ def check_model(name: str, folder: Path, *, trust_remote_code: bool = False) -> 
             "model that AutoModelForCausalLM can load."
         )
     CheckpointReader(folder)
-    load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    chat_format(tokenizer_in(folder, name, trust_remote_code=trust_remote_code))
 
 
 def parameter_names(folder: Path, *, trust_remote_code: bool = False) -> tuple[str, ...]:
@@ -169,7 +170,7 @@ def _first_line(error: Exception) -> str:
 def load_tokenizer(name_or_folder: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer.
 
-    One without a chat template is given `data.chat.FALLBACK_TEMPLATE`, so that training, generation and the
+    One without a chat template is given `FALLBACK_TEMPLATE`, so that training, generation and the
     harness see the same; one without a pad token pads with its end token (masks never look at ids).
 
     Raises:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lingraft.data.batching import token_budget_batches
-from lingraft.data.chat import encode_prompt
+from lingraft.data.chat_format import chat_format
 from lingraft.errors import DataError, ModelError
 from lingraft.models.layers import layer_of
 from lingraft.models.loading import check_model, compute_device, load_model, load_tokenizer, model_folder
@@ -75,7 +75,8 @@ def encode_prompts(
     Raises:
         DataError: The template refuses a prompt.
     """
-    whole = [encode_prompt(prompt.messages, tokenizer) for prompt in prompts]
+    chat = chat_format(tokenizer)
+    whole = [chat.prompt_ids(prompt.messages) for prompt in prompts]
     return EncodedPrompts(
         ids=tuple(tuple(ids[-max_length:]) for ids in whole),
         languages=tuple(prompt.language for prompt in prompts),

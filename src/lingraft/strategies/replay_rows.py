@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from lingraft.data.chat import encode_prompt
+from lingraft.data.chat_format import CHAT_IDENTITY, chat_format
 from lingraft.data.degeneration import degeneration
 from lingraft.data.example import UNDETERMINED_LANGUAGE, Example, Message, Origin
 from lingraft.errors import DataError
@@ -128,6 +128,7 @@ def make_replay(
         "settings": origin.settings,
         "batch_size": settings.batch_size,
         "pool": None if pool is None else _hash_of(pool),
+        "chat": CHAT_IDENTITY,
         "libraries": {library: version(library) for library in _LIBRARIES},
     }
     work = cache / f"replay-{fingerprint_of(decides)}"
@@ -227,7 +228,7 @@ def _first_time(prompt: Example | str, seen: set[bytes]) -> Example | str:
 def _turns(example: Example) -> str:
     """Return what is said before the answer, as text that differs where the turns differ."""
     turns = [[one.role, one.content, one.details] for one in example.messages[:-1]]
-    return canonical_json([turns, example.tools])
+    return canonical_json([turns, example.tools, *([example.fold_system] if example.fold_system else [])])
 
 
 def _hash_of(pool: Sequence[Example]) -> str:
@@ -356,7 +357,8 @@ class _Answers:
         if prompt.tools:
             return "tools"
         try:
-            ids = encode_prompt(prompt.messages[:-1], self._model.tokenizer)
+            chat = chat_format(self._model.tokenizer)
+            ids = chat.prompt_ids(prompt.messages[:-1], fold_system=prompt.fold_system)
         except DataError:
             return "refused"
         longest = self._model.context_length
@@ -368,4 +370,5 @@ class _Answers:
         if not isinstance(asked, TokenPrompt):
             return _Reply(reason=asked)
         found = self._log[number]
-        return _Reply(found.text.strip(), degeneration(found.text, ended=found.ended))
+        said = chat_format(self._model.tokenizer).answer_in(found.text)
+        return _Reply(said.strip(), degeneration(said, ended=found.ended))

@@ -22,6 +22,7 @@ import torch
 
 from lingraft.config.schema import UNCOMPARED_JUDGE_FIELDS, Evaluation, StrategyChoice, Training
 from lingraft.data.chat import encode_examples
+from lingraft.data.chat_format import CHAT_IDENTITY
 from lingraft.data.example import Example
 from lingraft.data.worldbook import VERSION as WORLDBOOK_VERSION
 from lingraft.evaluate.harness import evaluate_model, shortened_sentence
@@ -79,6 +80,7 @@ _MEASURE_LIBRARIES = ("lingraft",)
 _STATES_LIBRARIES = ("lingraft", "torch", "transformers", "tokenizers")
 _RESUMABLE = {"train", "evaluate"}
 _UNCOMPARED_TRAINING_FIELDS = {"report_to", "save_every"}
+_SHOWN_DROPPED = 3  # places named in the record; all are counted
 
 
 def libraries(names: Sequence[str]) -> dict[str, str]:
@@ -168,6 +170,7 @@ class Stages:
             "strategy": training_identity(job.choice),
             "states": {kind: state.identity for kind, state in states.items()},
             "training": job.training.model_dump(mode="json", exclude=_UNCOMPARED_TRAINING_FIELDS),
+            "chat": CHAT_IDENTITY,
             "seed": job.seed,
             "libraries": libraries(_TRAINING_LIBRARIES),
         }
@@ -295,6 +298,7 @@ class Stages:
             "languages": list(languages),
             "held_out": fingerprint_of([item_of(example) for example in held_out]),
             "split": EVALUATION_SPLIT,
+            "chat": CHAT_IDENTITY,
             "worldbook": WORLDBOOK_VERSION,
             "libraries": libraries(_EVALUATION_LIBRARIES),
         }
@@ -497,6 +501,7 @@ class Stages:
             tokenizer,
             job.training.max_length,
             folder=folder / ENCODED,
+            max_refused_share=max((counts["max_broken_share"] for counts in job.counts), default=1.0),
             on_progress=self._tell_count,
         )
         for note in _notes_on_data(job, mix, encoded):
@@ -583,24 +588,7 @@ def _preparation_inputs(job: TrainingJob, part: Strategy) -> dict[str, Any]:
 def _notes_on_data(job: TrainingJob, mix: Mix, encoded: EncodedData) -> Iterator[str]:
     """Say what of a phase's data was broken, missing, truncated or dropped; the record counts it as well."""
     for counts in job.counts:
-        if counts["withheld"]:
-            yield (
-                f"{counts['source']}: {counts['withheld']} rows are not trained on, because another set of the study "
-                "holds them out."
-            )
-        if counts["filtered"] or counts["incomplete_groups"]:
-            filtered = (
-                ", ".join(f"{reason} {count}" for reason, count in counts["filtered"].items()) or "nothing"
-            )
-            yield (
-                f"{counts['source']}: filters left out or could not judge: {filtered}; "
-                f"{counts['incomplete_groups'] or 0} parallel groups lack a language."
-            )
-        if counts["broken"] or counts["shortfall"]:
-            yield (
-                f"{counts['source']}: {counts['broken']} of {counts['rows']} rows are broken and left out "
-                f"({'; '.join(counts['first_broken']) or 'none'}); {counts['shortfall']} rows fewer than `limit`."
-            )
+        yield from _notes_on_set(counts)
     if mix.shortfall:
         yield (
             f"{job.label}: {mix.shortfall} replay examples fewer than asked for; "
@@ -620,11 +608,36 @@ def _notes_on_data(job: TrainingJob, mix: Mix, encoded: EncodedData) -> Iterator
             f"{job.label}: {encoded.truncated} examples truncated to {job.training.max_length} tokens, "
             f"{len(encoded.dropped)} dropped because the chat template refuses them or no answer was left."
         )
+    for number, what in encoded.handled_sentences():
+        yield f"{job.label}: {number} {what}."
     lost = mix.replayed - encoded.examples.replayed_rows
     if lost:
         yield (
             f"{job.label}: {lost} of the dropped examples were replayed; the realised share is "
             f"{_replay_share(encoded):.3f}."
+        )
+
+
+def _notes_on_set(counts: Mapping[str, Any]) -> Iterator[str]:
+    """Say what of one data set was broken, missing or left out."""
+    if counts["withheld"]:
+        yield (
+            f"{counts['source']}: {counts['withheld']} rows are not trained on, because another set of the study "
+            "holds them out."
+        )
+    if counts["filtered"] or counts["incomplete_groups"]:
+        filtered = ", ".join(f"{reason} {count}" for reason, count in counts["filtered"].items()) or "nothing"
+        yield (
+            f"{counts['source']}: filters left out or could not judge: {filtered}; "
+            f"{counts['incomplete_groups'] or 0} parallel groups lack a language."
+        )
+    if counts["unknown_keys"]:
+        keys = ", ".join(f"{key!r} ({rows} rows)" for key, rows in counts["unknown_keys"].items())
+        yield f"{counts['source']}: messages have keys that nothing reads: {keys}."
+    if counts["broken"] or counts["shortfall"]:
+        yield (
+            f"{counts['source']}: {counts['broken']} of {counts['rows']} rows are broken and left out "
+            f"({'; '.join(counts['first_broken']) or 'none'}); {counts['shortfall']} rows fewer than `limit`."
         )
 
 
@@ -654,6 +667,8 @@ def _training_record(
         ],
         "truncated": encoded.truncated,
         "dropped": len(encoded.dropped),
+        "first_dropped": [f"{row.place}: {row.problem}" for row in encoded.dropped[:_SHOWN_DROPPED]],
+        "handled": dict(sorted(encoded.handled.items())),
         "steps": outcome.steps,
         "tokens": outcome.tokens,
         "padded_tokens": outcome.padded_tokens,
