@@ -39,6 +39,13 @@ def test_a_prompt_of_several_turns_goes_before_the_completion() -> None:
     system = {"role": "system", "content": "S"}
     found = messages({"prompt": [system, ASKED, ANSWERED, ASKED], "completion": [ANSWERED]})
     assert [turn.role for turn in found] == ["system", "user", "assistant", "user", "assistant"]
+    learned = [turn.supervised for turn in found if turn.role == "assistant"]
+    assert learned == [False, True]  # as in TRL, which learns the completion alone
+
+
+def test_keys_that_nothing_reads_are_counted_in_prompts_and_completions_too(tmp_path: Path) -> None:
+    rows = [{"prompt": [ASKED | {"mood": "glad"}], "completion": [ANSWERED | {"weight": None}]}]
+    assert loaded(tmp_path / "x.jsonl", rows).unknown_keys == {"mood": 1}
 
 
 @pytest.mark.parametrize(

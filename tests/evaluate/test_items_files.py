@@ -1,4 +1,4 @@
-"""Files of test items are told from training data by the catalogue, and are read from where they are said to go."""
+"""Files of test items are known by the catalogue, and are read from where they are said to go."""
 
 from __future__ import annotations
 

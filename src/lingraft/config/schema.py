@@ -20,6 +20,17 @@ from pydantic import (
 
 from lingraft.language_tags import canonical_tag
 
+_TAG_PATTERN = r"^[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*$"
+
+
+def _canonical_language(value: Any) -> Any:
+    """Return the tag that a language is known by (PT, por, Portuguese: pt); what is unknown stays as it is."""
+    return (canonical_tag(value) or value) if isinstance(value, str) else value
+
+
+LanguageTag = Annotated[
+    str, BeforeValidator(_canonical_language, json_schema_input_type=str), Field(pattern=_TAG_PATTERN)
+]
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._+-]*$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=80)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -42,18 +53,6 @@ class Section(BaseModel):
                 f"must be a number; YAML reads yes and on as true, no and off as false (here {value})"
             )
         return value
-
-
-def _canonical(value: Any) -> Any:
-    return (canonical_tag(value) or value) if isinstance(value, str) else value
-
-
-# A language as people write it (es, spa, iw, Standard Arabic), held as its canonical BCP-47 tag.
-LanguageTag = Annotated[
-    str,
-    Field(pattern=r"^[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*$"),
-    BeforeValidator(_canonical, json_schema_input_type=str),
-]
 
 
 class Training(Section):

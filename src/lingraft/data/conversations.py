@@ -33,11 +33,8 @@ _ROLES: dict[str, Role] = {
 }
 _TEXT_PARTS = ("text", "input_text", "output_text")  # of OpenAI's two interfaces
 _DETAILS = ("tool_calls", "tool_call_id", "name", "reasoning_content")
-_SUPERVISED = (
-    "weight",
-    "train",
-    "loss",
-)  # OpenAI's, axolotl's and others' word for it: 0 or false masks an answer
+# OpenAI's, axolotl's and others' word for it: 0 or false masks an answer
+_SUPERVISED = ("weight", "train", "loss")
 _READ = {*_DETAILS, *_SUPERVISED, "from", "role", "value", "content", "text"}
 
 
@@ -101,16 +98,15 @@ def tools_of(row: Row) -> str:
 
 def unknown_keys(row: Row) -> set[str]:
     """Return the keys of a row's messages that nothing reads; what is null counts as absent."""
-    fields = (
-        row.get(field) for field in ("messages", "conversations", "conversation", "prompt", "completion")
-    )
+    names = ("messages", "conversations", "conversation", "prompt", "completion")
+    fields = (row.get(name) for name in names)
     turns = (turn for turns in fields if isinstance(turns, (list, tuple)) for turn in turns)
     return {
         str(key)
         for turn in turns
         if isinstance(turn, Mapping)
         for key in turn
-        if key not in _READ and turn[key] is not None
+        if key not in _READ and not is_nothing(turn[key])
     }
 
 
@@ -180,9 +176,9 @@ def _message(turn: Row, place: str, role_field: str, content_field: str) -> Mess
 def _is_supervised(turn: Row, place: str) -> bool:
     """Return whether the loss sees a message, as it says itself."""
     for key in _SUPERVISED:
-        if turn.get(key) is not None and turn[key] not in (0, 1):
+        if not is_nothing(turn.get(key)) and turn[key] not in (0, 1):
             raise RowError(f"{place}.{key}", f"must be 0 or 1 (or false, true), not {kind(turn[key])}")
-    return all(turn.get(key) is None or turn[key] == 1 for key in _SUPERVISED)
+    return all(is_nothing(turn.get(key)) or turn[key] == 1 for key in _SUPERVISED)
 
 
 def _content(turn: Row, field: str, place: str, role: Role, *, may_be_empty: bool) -> str:

@@ -40,8 +40,8 @@ def shares_of_languages(texts: Iterable[str]) -> dict[str, float]:
     languages: trust what most of a hundred say.
     """
     identifier = LanguageIdentifier(_all_languages().labels)
-    told = Counter(tag for text in texts if (tag := identifier.identify(text)) is not None)
-    return {tag: count / told.total() for tag, count in told.most_common()}
+    found = Counter(tag for text in texts if (tag := identifier.identify(text)) is not None)
+    return {tag: count / found.total() for tag, count in found.most_common()}
 
 
 def _all_languages() -> Any:

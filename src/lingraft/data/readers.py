@@ -158,7 +158,7 @@ def _one_object(content: bytes, source: str) -> Any:
     """Return one object over several lines where it has SQuAD's layout, which is one row; None: the file is lines.
 
     Raises:
-        DataError: It is another object, each line of which would else be told as a broken row.
+        DataError: It is another object, each line of which would else be a broken row.
     """
     first = content.partition(b"\n")[0]
     if len(first) == len(content) or _is_json(first) or not _is_json(content):

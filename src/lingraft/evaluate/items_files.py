@@ -1,6 +1,6 @@
 """Files that hold test items or prompts rather than rows to train on: of which task, and where they go.
 
-Told by the catalogue that suites use (`recognised`, `copies`), for `lingraft show data`.
+Known by the catalogue that suites use (`recognised`, `copies`), for `lingraft show data`.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class CatalogueTask(Section):
     copies: tuple[Text, ...] = ()
     """Local copies inside the data folder, the first one that exists is used."""
     recognised: Text | None = None
-    """Jinja expression over a row: whether it has one of the forms that a copy may have; null: it cannot be told."""
+    """Jinja expression over a row: whether it has one of the forms that a copy may have; null: they do not say."""
     metric: Text | None = None
     """See EvaluationTask."""
     filter: Text | None = None
