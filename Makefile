@@ -24,7 +24,7 @@ $(INSTALLED): requirements.lock requirements-nodeps.lock pyproject.toml
 	$(PIP) install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
-quickstart: $(INSTALLED)  ## run the study of the README: about 8 minutes on two cores after installation
+quickstart: $(INSTALLED)  ## run the study of the README: 5 to 10 minutes on two cores after installation
 	$(BIN)/lingraft run recipes/quickstart.yaml
 
 check: $(INSTALLED)  ## lint, format and types
@@ -51,7 +51,7 @@ docs: $(INSTALLED)  ## build the documentation into site/
 lock:  ## renew requirements.lock
 	rm -rf build/lock
 	$(PYTHON) -m venv build/lock
-	build/lock/bin/python -m pip install --quiet "$$(grep '^torch==' requirements.lock)" '.[dev,docs,bench]'
+	build/lock/bin/python -m pip install --quiet "$$(grep '^torch==' requirements.lock)" '.[dev,docs]'
 	grep '^#' requirements.lock > build/requirements.lock
 	build/lock/bin/python -m pip freeze | sed -e '/^lingraft /d' -e 's/^\(torch==[0-9.]*\)+.*/\1/' >> build/requirements.lock
 	mv build/requirements.lock requirements.lock

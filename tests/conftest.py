@@ -245,3 +245,14 @@ def _configuration(architecture: str, vocabulary: int, **more: Any) -> Any:
 def tiny_configuration() -> Callable[..., Any]:
     """A function of an architecture's name and the size of a vocabulary: the configuration of a tiny model."""
     return _configuration
+
+
+@pytest.fixture
+def processor(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Lets `precision: auto` find a processor that computes bf16 faster, or one that does not."""
+
+    def be(has_bf16: bool) -> None:
+        monkeypatch.setattr("lingraft.models.compute._has_bf16", lambda _: has_bf16)
+        monkeypatch.setattr("lingraft.models.compute.bf16_speed_up", lambda: 9.0)
+
+    return be

@@ -149,7 +149,12 @@ def llama_3_parts(messages: Sequence[Message]) -> list[Part]:
 def spaced_parts(messages: Sequence[Message]) -> list[Part]:
     parts: list[Part] = []
     for one in messages:
-        parts += [(f"{one.role.upper()}: ", False), (f"{one.content} ", one.role == "assistant")]
+        is_answer = one.role == "assistant"  # whose end token is put in: nothing else would end it
+        parts += [
+            (f"{one.role.upper()}: ", False),
+            (one.content + "</s>" * is_answer, is_answer),
+            (" ", False),
+        ]
     return parts
 
 
@@ -345,23 +350,12 @@ def test_a_conversation_that_the_template_refuses_is_dropped_and_named(tokenizer
     assert encoded.dropped[0].problem == "the chat template refuses the conversation: roles must alternate"
 
 
-def test_a_template_that_rewrites_earlier_turns_is_an_error() -> None:
-    tokenizer = build_tokenizer()
-    tokenizer.chat_template = (
-        "{% for message in messages %}{% if loop.last %}{{ '<think></think>' }}{% endif %}"
-        "{{ message['role'] + message['content'] }}{% endfor %}"
-    )
-    messages = [Message("user", "x"), Message("assistant", "y")]
-    with pytest.raises(ModelError, match="chat template of tiny renders turn 1 differently"):
-        encode_examples([example_of(messages)], tokenizer, NO_LIMIT)
-
-
 def test_a_template_that_marks_nothing_is_an_error() -> None:
     tokenizer = build_tokenizer()
     tokenizer.chat_template = (
         "{{ messages[0]['content'] }}{% if false %}{% generation %}x{% endgeneration %}{% endif %}"
     )
-    with pytest.raises(ModelError, match="marks no assistant text"):
+    with pytest.raises(ModelError, match="tiny: its chat template shows no answer"):
         encode_example(example_of([Message("user", "x"), Message("assistant", "y")]), tokenizer, NO_LIMIT)
 
 
@@ -370,8 +364,9 @@ def test_a_template_that_prints_the_date_gives_the_same_text_every_day() -> None
     tokenizer.chat_template = (
         "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
         + "{{ date_string }}"
+        + CHATML
     )
-    assert render_prompt([Message("user", "x")], tokenizer) == "26 Jul 2024"
+    assert render_prompt([Message("user", "x")], tokenizer).startswith("26 Jul 2024<|im_start|>")
 
 
 def test_fallback_is_named_and_needs_an_end_token() -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lingraft.cli.main import _run
 from lingraft.config.schema import StrategyChoice
 from lingraft.errors import ConfigError, StrategyError
+from lingraft.models.compute import compute_for
 from lingraft.models.layers import layer_of
 from lingraft.strategies.base import Anchor, Context, TrainingRules, count_frozen_cells
 from lingraft.strategies.composition import Composition, build
@@ -259,6 +259,24 @@ def test_ssu_scores_columns_by_their_norm_and_their_inputs(tmp_path: Path) -> No
         torch.testing.assert_close(own, together, rtol=2e-2, atol=1e-5)  # bfloat16 arithmetic in between
 
 
+@pytest.mark.parametrize(("precision", "expected"), [("bf16", torch.bfloat16), ("float32", torch.float32)])
+def test_calibration_computes_as_the_phase_does(
+    tmp_path: Path, precision: Literal["bf16", "float32"], expected: torch.dtype
+) -> None:
+    from lingraft.data.chat import EncodedExample
+
+    seen: set[torch.dtype] = set()
+    network = model(2)
+    for layer in network.model.layers:
+        layer.mlp.down_proj.register_forward_hook(lambda _module, _given, out: seen.add(out.dtype))
+    given = context(tmp_path, compute=compute_for(precision))
+    _column_scores(network, [(1, 2, 3)], given)
+    assert seen == {expected}
+    seen.clear()
+    diagonal_fisher(network, [EncodedExample("a", "en", (1, 2, 3), (False, True, True), 0)], given)
+    assert seen == {expected}
+
+
 def test_the_highest_scores_are_frozen_and_of_equal_ones_the_first() -> None:
     assert _highest(torch.tensor([1.0, 3.0, 2.0, 3.0]), 0.5).tolist() == [False, True, False, True]
     assert _highest(torch.tensor([1.0, 1.0, 1.0]), 0.34).tolist() == [True, False, False]
@@ -345,7 +363,7 @@ def test_the_fisher_is_the_mean_of_squared_gradients_of_each_example(tmp_path: P
         EncodedExample("a", "en", (1, 2, 3, 4), (False, False, True, True), 0),
         EncodedExample("b", "en", (5, 6, 7), (False, True, True), 0),
     ]
-    found = diagonal_fisher(network, rows, context(tmp_path))
+    found = diagonal_fisher(network, rows, context(tmp_path, compute=compute_for("bf16")))
     expected = {name: torch.zeros_like(own) for name, own in network.named_parameters()}
     for row in rows:
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -369,12 +387,11 @@ def test_the_fisher_takes_its_rows_to_where_the_model_is(
 
     devices: set[str] = set()
 
-    def loss(_model: Any, batch: dict[str, torch.Tensor]) -> Any:
+    def loss(_model: Any, batch: dict[str, torch.Tensor], **_: Any) -> Any:
         devices.update(own.device.type for own in batch.values())
         raise KeyboardInterrupt
 
     monkeypatch.setattr("lingraft.models.loss.supervised_loss", loss)
-    monkeypatch.setattr("lingraft.strategies.calibration.bf16_arithmetic", nullcontext)  # meta has none
     rows = [EncodedExample("a", "en", (1, 2, 3), (False, True, True), 0)]
     with pytest.raises(KeyboardInterrupt):
         diagonal_fisher(model(1).to("meta"), rows, context(tmp_path))
@@ -393,7 +410,10 @@ def test_the_divergence_is_kullback_and_leiblers(tmp_path: Path) -> None:
     )
 
 
-def test_the_divergence_is_of_replayed_rows_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 3e-2), ("float32", 1e-5)])
+def test_the_divergence_is_of_replayed_rows_alone(
+    tmp_path: Path, precision: Literal["bf16", "float32"], tolerance: float
+) -> None:
     from lingraft.data.chat import EncodedExample
     from lingraft.models.loss import collate, token_losses
 
@@ -406,7 +426,7 @@ def test_the_divergence_is_of_replayed_rows_alone(tmp_path: Path) -> None:
     penalty = (
         composed({"distill": {"weight": 3.0}})
         .parts[0]
-        .output_penalty(context(tmp_path, previous=tmp_path / "start"))
+        .output_penalty(context(tmp_path, previous=tmp_path / "start", compute=compute_for(precision)))
     )
     assert penalty is not None
     losses = token_losses(now, collate(rows))
@@ -415,7 +435,8 @@ def test_the_divergence_is_of_replayed_rows_alone(tmp_path: Path) -> None:
         ids = torch.tensor([rows[1].input_ids])
         log_p, log_q = (one(input_ids=ids).logits[0, :2].float().log_softmax(1) for one in (start, now))
     expected = 3 * float((log_p.exp() * (log_p - log_q)).sum())
-    assert float(found.detach()) == pytest.approx(expected, rel=3e-2)  # the start model is held in bfloat16
+    assert float(found.detach()) == pytest.approx(expected, rel=tolerance)  # the start model is held in it
+    assert next(penalty._teacher.parameters()).dtype == compute_for(precision).held  # type: ignore[attr-defined]
     nothing = penalty(losses.logits, losses.rows, collate([rows[0], rows[0]]))
     assert float(nothing.detach()) == 0.0
 

@@ -20,11 +20,13 @@ class Message:
         role: Who speaks; `tool` gives the result of a call.
         content: What is said; may be empty where the turn calls tools.
         details: JSON object of what chat templates read besides, such as `tool_calls` and `tool_call_id`; "": nothing.
+        supervised: Whether the loss sees it, if it is the assistant's.
     """
 
     role: Role
     content: str
     details: str = ""
+    supervised: bool = True
 
     def to_template(self) -> dict[str, Any]:
         """Return the turn as chat templates take it."""
@@ -47,13 +49,15 @@ class Example:
 
     Attributes:
         id: Unique inside its source.
-        messages: The conversation; at least one user turn, and the last turn is the assistant's.
+        messages: The conversation; at least one user turn, and the last turn is the assistant's, but where a source was
+            read for its instructions alone.
         language: BCP-47 tag, or "und" where nothing said.
         group: Equal for parallel examples (the same content in several languages).
         source: The data set as the user named it.
         origin: Original, or replayed.
         tools: JSON list of the tools that the assistant may call, as chat templates take it; "": none.
         task_type: What kind of task it is, such as `closed_qa`, where the row says so; "": it does not.
+        fold_system: Whether a system prompt goes before the user's text where the chat template has no place for it.
     """
 
     id: str
@@ -64,6 +68,7 @@ class Example:
     origin: Origin = field(default_factory=Origin)
     tools: str = ""
     task_type: str = ""
+    fold_system: bool = False
 
     @property
     def instruction(self) -> str:

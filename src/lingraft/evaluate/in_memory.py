@@ -18,7 +18,7 @@ import torch
 from lm_eval.models.huggingface import HFLM, resolve_max_length
 from lm_eval.models.utils import normalize_gen_kwargs
 
-from lingraft.data.chat import render_prompt
+from lingraft.data.chat_format import chat_format
 from lingraft.data.example import Message
 from lingraft.data.special_tokens import special_tokens
 from lingraft.errors import EvaluationError, ModelError
@@ -31,6 +31,7 @@ from lingraft.models.generation import (
     Sampling,
     TokenPrompt,
     TransformersGenerator,
+    chat_ending,
     generate,
 )
 from lingraft.models.token_ids import check_token_ids, embedding_rows, padding_id
@@ -119,6 +120,7 @@ class InMemoryModel(HFLM):  # type: ignore[misc]
             self.tokenizer = own
         self._batching, self._answers, self._count = batching, answers, count
         self._make_generator = make_generator
+        self._chat = chat_format(tokenizer) if chat else None
         self.ended: dict[str, bool] = {}
         """Whether each answer was ended by the model itself or a stop text, by `request_key`; else it was cut off.
 
@@ -129,11 +131,25 @@ class InMemoryModel(HFLM):  # type: ignore[misc]
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """Return the prompt exactly as training renders it, which a template that writes the date otherwise is not."""
-        if not add_generation_prompt:  # an answer that the task has begun: training has no such prompts
-            return str(super().apply_chat_template(chat_history, add_generation_prompt=False))
+        """Return the prompt exactly as training renders it, with marks that `tok_encode` reads; see `ChatFormat`."""
+        chat = self._chat or chat_format(self.tokenizer)
         turns = [Message(cast("Role", turn["role"]), turn["content"]) for turn in chat_history]
-        return render_prompt(turns, self.tokenizer)
+        if add_generation_prompt:
+            return chat.prompt(turns)
+        return chat.begun(turns[:-1], turns[-1].content)  # an answer whose first words the task gives
+
+    def tok_encode(
+        self,
+        string: str,
+        add_special_tokens: bool | None = None,
+        left_truncate_len: int | None = None,
+        **_: Any,
+    ) -> list[int]:
+        """Return the token ids of a text; see HFLM. In a conversation, what users say is never a control token."""
+        if self._chat is None:
+            return list(super().tok_encode(string, add_special_tokens, left_truncate_len))
+        ids = self._chat.encode(string)
+        return ids[-left_truncate_len:] if left_truncate_len else ids
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:  # noqa: ARG002
         """Answer; see HFLM."""
@@ -148,7 +164,8 @@ class InMemoryModel(HFLM):  # type: ignore[misc]
             self._generate_as_harness(requests, keys, others)
         for request, key in zip(requests, keys, strict=True):
             self.ended.setdefault(request_key(request.args), self._answers[key]["ended"])
-        return [self._answers[key]["text"] for key in keys]
+        said = [str(self._answers[key]["text"]) for key in keys]
+        return said if self._chat is None else [self._chat.answer_in(one) for one in said]
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[Score]:  # noqa: ARG002
         """Score; see HFLM."""
@@ -187,6 +204,8 @@ class InMemoryModel(HFLM):  # type: ignore[misc]
         )
 
     def _pair(self, context: str, continuation: str) -> Pair:
+        if self._chat is not None:
+            continuation = self._chat.as_text(continuation)
         if context:
             return Pair(*map(tuple, self._encode_pair(context, continuation)))
         ids = self.tok_encode(continuation, add_special_tokens=False)
@@ -234,15 +253,20 @@ class InMemoryModel(HFLM):  # type: ignore[misc]
         return list(groups.items())
 
     def _ending(self, until: Sequence[str]) -> Ending:
-        """Return what ends an answer: the model's and the tokenizer's end tokens, and the task's texts."""
+        """Return what ends an answer: the tokens that end any of the model's, and the task's texts."""
         special = {self.tokenizer.convert_ids_to_tokens(one): one for one in special_tokens(self.tokenizer)}
         named = self.model.generation_config.eos_token_id
-        found = {*(named if isinstance(named, list) else [named]), self.eot_token_id}
-        found |= {special[text] for text in until if text in special}
+        own = (
+            chat_ending(named, self.tokenizer)
+            if self._chat is not None
+            else Ending(frozenset(named if isinstance(named, list) else [] if named is None else [named]))
+        )
+        found = {*own.tokens, self.eot_token_id, *(special[text] for text in until if text in special)}
         tokens = frozenset(int(token) for token in found if token is not None)
         if not tokens:
             raise ModelError("the model names no end token; set `eos_token` in its tokenizer_config.json.")
-        return Ending(tokens, tuple(sorted({text for text in until if text and text not in special})))
+        texts = tuple(sorted({text for text in until if text and text not in special}))
+        return Ending(tokens, texts, own.thoughts)
 
     def _generate(
         self,

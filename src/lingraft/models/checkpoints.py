@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import save_file
 
-from lingraft.data.chat import chat_template
+from lingraft.data.chat_template import chat_template
 from lingraft.errors import ModelError
 from lingraft.models.tensor_files import INDEX_FILE
 from lingraft.models.tensor_files import CheckpointReader as CheckpointReader  # noqa: PLC0414 - its old place

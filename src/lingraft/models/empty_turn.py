@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lingraft.data.chat import render_prompt
+from lingraft.data.chat_format import chat_format
 from lingraft.data.example import Message
 from lingraft.data.special_tokens import special_tokens
 from lingraft.errors import ModelError
@@ -34,7 +34,7 @@ def empty_user_turn(tokenizer: PreTrainedTokenizerBase, answer: Ending) -> tuple
         ModelError: The template refuses a single user turn, does not show the user's words once and unchanged, or puts
             nothing before them.
     """
-    rendered = render_prompt([Message("user", _MARK)], tokenizer)
+    rendered = chat_format(tokenizer).prompt([Message("user", _MARK)])
     before, found, after = rendered.partition(_MARK)
     closing = after.strip()
     opening, closing_ids = _ids(before, tokenizer), _ids(closing, tokenizer)

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from transformers import (
-    AutoConfig,
     DynamicCache,
     GenerationConfig,
     LogitsProcessor,
@@ -36,10 +35,7 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from lingraft.data.chat import encode_example
-from lingraft.data.example import Example, Message
-from lingraft.data.special_tokens import special_tokens
-from lingraft.errors import DataError, ModelError
+from lingraft.data.chat_format import chat_format
 from lingraft.models.loss import SupervisedHead
 from lingraft.models.token_ids import check_token_ids, embedding_rows
 
@@ -76,10 +72,12 @@ class Ending:
     Attributes:
         tokens: Any of these ids.
         texts: Any of these texts, such as where no token ends the turn; none is empty. They are cut off.
+        thoughts: Tokens between which a model thinks before it answers; what it thought is taken out of the text.
     """
 
     tokens: frozenset[int]
     texts: tuple[str, ...] = ()
+    thoughts: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -447,48 +445,43 @@ def finished(row: Sequence[int], ending: Ending, tokenizer: PreTrainedTokenizerB
     """Return what a row of new tokens says, up to what ends it."""
     said = list(takewhile(lambda token: token not in ending.tokens, row))
     ended = len(said) < len(row)
+    tokens = len(said) + ended
+    if ending.thoughts is not None:
+        said = _without_thoughts(said, *ending.thoughts)
     text = str(tokenizer.decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=False))
     stops = [text.index(stop) for stop in ending.texts if stop in text]
     if stops:
         text, ended = text[: min(stops)], True
-    return Generated(text, len(said) + (len(said) < len(row)), ended)
+    return Generated(text, tokens, ended)
+
+
+def _without_thoughts(said: list[int], begin: int, end: int) -> list[int]:
+    """Return what follows the last end of thoughts; nothing where thoughts begin an answer and have no end."""
+    if end in said:
+        return said[len(said) - said[::-1].index(end) :]
+    return [] if begin in said[:2] else said  # white space may come first
 
 
 def answer_ending(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Ending:
     """Return the tokens that end a model's answer.
 
-    They are those that its generation_config.json names, the tokenizer's end token, and the token with which its chat
-    template closes an answer, which training teaches it to end with.
+    They are those that its generation_config.json names and those of its `ChatFormat`, which training teaches it to end
+    with.
 
     Raises:
-        ModelError: There are none.
+        ModelError: See `chat_format`.
     """
     named: Any = None
     with suppress(OSError):  # the file is optional
         named = GenerationConfig.from_pretrained(folder).eos_token_id
-    found = {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id, _closing(tokenizer)}
-    tokens = frozenset(int(token) for token in found if token is not None)
-    if not tokens:
-        raise ModelError(f"{folder}: names no end token; set `eos_token` in its tokenizer_config.json.")
-    return Ending(tokens)
+    return chat_ending(named, tokenizer)
 
 
-def context_length(folder: Path, *, trust_remote_code: bool = False) -> int | None:
-    """Return how many tokens of prompt and continuation a model takes; None: its configuration does not say."""
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code).get_text_config()
-    length: int | None = getattr(config, "max_position_embeddings", None)
-    return length
-
-
-def _closing(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the special token that training puts after an answer, if the template has one."""
-    sample = Example("", (Message("user", "a"), Message("assistant", "b")), "und", "", "the chat template")
-    try:
-        encoded = encode_example(sample, tokenizer, 1 << 20)
-    except DataError:  # the template wants other turns; the named tokens are left
-        return None
-    last = [token for token, seen in zip(encoded.input_ids, encoded.supervised, strict=True) if seen][-1]
-    return last if last in special_tokens(tokenizer) else None
+def chat_ending(named: int | list[int] | None, tokenizer: PreTrainedTokenizerBase) -> Ending:
+    """Return what ends an answer in a conversation: the tokens named by a generation_config, and the chat format's."""
+    own = named if isinstance(named, list) else [] if named is None else [named]
+    chat = chat_format(tokenizer)
+    return Ending(chat.endings.union(map(int, own)), thoughts=chat.thoughts)
 
 
 def _processors(sampling: Sampling, draws: Sequence[torch.Generator]) -> LogitsProcessorList:

@@ -20,7 +20,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lingraft.data.chat import FALLBACK_TEMPLATE
+from lingraft.data.chat_format import chat_format
+from lingraft.data.chat_template import FALLBACK_TEMPLATE
+from lingraft.data.example import Message
 from lingraft.errors import ModelError, in_one_line
 from lingraft.models.embedded import embedded_folder
 from lingraft.models.tensor_files import INDEX_FILE, SINGLE_FILE, CheckpointReader, missing_weights
@@ -77,11 +79,6 @@ def local_folder(name: str, *, trust_remote_code: bool = False) -> Path:
     return folder if folder.is_dir() else _from_hub(name, trust_remote_code)
 
 
-def compute_device() -> torch.device:
-    """Return what a process by itself computes on: this machine's accelerator, else its processor."""
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-
-
 def load_model(
     name_or_folder: str | Path, *, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False
 ) -> PreTrainedModel:
@@ -131,8 +128,8 @@ def check_model(name: str, folder: Path, *, trust_remote_code: bool = False) -> 
 
     Raises:
         ModelError: Its configuration cannot be read or is none of a causal language model, its tokenizer cannot be
-            loaded, a file of weights is not whole, or the chat template writes a token that the model has no embedding
-            for; the message is one line.
+            loaded, its chat format fails its test, a file of weights is not whole, or the chat template writes a token
+            that the model has no embedding for; the message is one line.
     """
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -145,20 +142,12 @@ def check_model(name: str, folder: Path, *, trust_remote_code: bool = False) -> 
             "model that AutoModelForCausalLM can load."
         )
     CheckpointReader(folder)
-    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    tokenizer = tokenizer_in(folder, name, trust_remote_code=trust_remote_code)
+    chat = chat_format(tokenizer)
     rows = getattr(config.get_text_config(), "vocab_size", None)
     if rows is not None:  # loading compares it with the embedding's size
-        check_token_ids(_template_ids(tokenizer), rows, tokenizer, f"{name}: its chat template")
-
-
-def _template_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the tokens of a conversation through the chat template; none where the template refuses it."""
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    try:
-        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    except Exception:  # what it makes of the rows is told with them
-        return []
-    return [int(token) for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
+        written = [*chat.prompt_ids([Message("user", "a")]), *chat.endings]
+        check_token_ids(written, rows, tokenizer, f"{name}: its chat template")
 
 
 def parameter_names(folder: Path, *, trust_remote_code: bool = False) -> tuple[str, ...]:
@@ -178,7 +167,7 @@ def _first_line(error: Exception) -> str:
 def load_tokenizer(name_or_folder: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer.
 
-    One without a chat template is given `data.chat.FALLBACK_TEMPLATE`, so that training, generation and the
+    One without a chat template is given `FALLBACK_TEMPLATE`, so that training, generation and the
     harness see the same; one without a pad token pads with its end token (masks never look at ids).
 
     Raises:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from lingraft.models.compute import Compute
     from lingraft.models.loss import OutputPenalty
 
 Need = Literal["base", "previous", "previous_data", "english", "old_english"]
@@ -52,6 +53,12 @@ _EMBEDDINGS = frozenset(
 )
 
 
+def _automatic() -> Compute:
+    from lingraft.models.compute import compute_for
+
+    return compute_for()
+
+
 @dataclass(frozen=True)
 class Context:
     """What the past left.
@@ -68,6 +75,7 @@ class Context:
         states: Folders that `prepare` filled, by the strategy's kind.
         trust_remote_code: Whether Python code that a model brings along may be run.
         on_progress: Told how far a long hook is: done and in all.
+        compute: What computes where a hook does, and in which types: that of the phase; else as `auto` resolves here.
     """
 
     base: Path | None
@@ -80,6 +88,7 @@ class Context:
     states: Mapping[str, Path] = field(default_factory=dict)
     trust_remote_code: bool = False
     on_progress: Callable[[int, int], None] | None = None
+    compute: Compute = field(default_factory=_automatic)
 
     @property
     def old_english(self) -> Sequence[Example]:

@@ -149,7 +149,6 @@ def _column_scores(model: Any, rows: list[tuple[int, ...]], context: Context) ->
     """
     import torch
 
-    from lingraft.strategies.calibration import bf16_arithmetic
     from lingraft.strategies.watched_inputs import WatchedInputs
 
     watched = WatchedInputs(
@@ -167,7 +166,7 @@ def _column_scores(model: Any, rows: list[tuple[int, ...]], context: Context) ->
         else token_budget_batches([len(row) for row in rows], TOKENS_PER_BATCH, seed=0, epoch=0)
     )
     done = 0
-    with _experts_one_by_one(model), torch.inference_mode(), bf16_arithmetic(model), watched:
+    with _experts_one_by_one(model), torch.inference_mode(), context.compute.autocast(), watched:
         for batch in batches:
             longest = max(len(rows[row]) for row in batch)
             ids = torch.zeros((len(batch), longest), dtype=torch.long)

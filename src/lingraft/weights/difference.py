@@ -167,7 +167,11 @@ class ParameterDifference:
 
 
 def parameter_difference(
-    first: Path | WeightReader, second: Path | WeightReader, base: Path | WeightReader | None = None
+    first: Path | WeightReader,
+    second: Path | WeightReader,
+    base: Path | WeightReader | None = None,
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> ParameterDifference:
     """Return MPD(T1, T2) = (1/n) sum_i ||w(T1, i) - w(T2, i)||_2 over the n tensors that both models have.
 
@@ -179,6 +183,7 @@ def parameter_difference(
         first: Checkpoint folder of safetensors, or its reader (`models.adapters.open_weights` reads adapters, too).
         second: The other one.
         base: The model that both come from: compares the two updates as well.
+        on_progress: Called with the tensors done and all of them.
 
     Raises:
         ModelError: A folder is no checkpoint, the models are of two architectures (their configurations say so, or
@@ -204,9 +209,12 @@ def parameter_difference(
         if origin is None
         else {name for name in common if _fits(origin, name, one.shape(name), rows[name])}
     )
-    tensors = tuple(
-        _tensor_difference(name, rows[name], one, other, origin if name in based else None) for name in common
-    )
+    compared = []
+    for name in common:
+        compared.append(_tensor_difference(name, rows[name], one, other, origin if name in based else None))
+        if on_progress is not None:
+            on_progress(len(compared), len(common))
+    tensors = tuple(compared)
     whole = _group("all", tensors)
     return ParameterDifference(
         mpd=whole.mpd,

@@ -1,0 +1,461 @@
+"""The one owner of what a turn is: prompts, supervised spans, endings, and what stands before an answer.
+
+A chat template says how conversations are written, not where an answer begins and ends. `ChatFormat` learns that from a
+template by rendering questions and answers of its own, and tests itself with the tokenizer: a row, cut at its ending,
+gives the answer back. Training, evaluation, replay, held-out losses and drift all ask it, so they cannot disagree.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, takewhile
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from lingraft.data.chat_layout import Layout, Probing
+from lingraft.data.chat_template import CLOCK, FALLBACK_TEMPLATE, ChatTemplate, Turn, template_of, tools_value
+from lingraft.data.chat_turns import (
+    TAGS,
+    THINKING,
+    calls,
+    common_beginning,
+    marked_turns,
+    thinks,
+    without_answer_marks,
+    without_marks_of_answers,
+)
+from lingraft.data.control_tokens import ControlTokens, Span, SpelledText, without_marks
+from lingraft.data.example import Example, Message
+from lingraft.data.text_encoding import encode_by_offsets, plain_core
+from lingraft.errors import DataError, ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CHAT_IDENTITY = {"chat": 2, "clock": CLOCK.date().isoformat()}
+"""What of this module decides token ids and endings, for fingerprints: raise the number with every change."""
+
+_QUESTION, _ANSWER = "Which day is it", "Monday"
+_SECOND_QUESTION, _SECOND_ANSWER = "And then", "Tuesday"
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A conversation as the template writes it.
+
+    Attributes:
+        example: Of which it is.
+        text: What is tokenised.
+        spans: Where the loss sees it: each answer with what ends it.
+        characters: Of the answers in `spans`, as the row has them.
+        masked: Answers that no span holds, because the row says so or the template writes them otherwise.
+        is_folded: Whether the system prompt stands in front of the user's text.
+    """
+
+    example: Example
+    text: SpelledText
+    spans: tuple[Span, ...]
+    characters: int
+    masked: int
+    is_folded: bool
+
+
+class ChatFormat:
+    """How a model's conversations are written and read.
+
+    Use `chat_format`. Construction renders and encodes a few short conversations: milliseconds.
+
+    Attributes:
+        template: Of the model, or TRL's training variant of it where the model's own writes a turn otherwise once
+            others follow, or lets reasoning or the end of a turn vanish.
+        control: Which tokens steer the model.
+        endings: Ids at which generation stops: the tokenizer's end token, and what closes an answer.
+        prefix: Control text between header and answer, such as an empty think block: masked in training, given in
+            evaluation; "": none.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        own = template_of(tokenizer)
+        self._eos = "" if tokenizer.eos_token is None else str(tokenizer.eos_token)
+        self.is_fallback = own.source == FALLBACK_TEMPLATE
+        layout = self._learn(tokenizer, own)
+        self._layout: Layout = layout
+        self.prefix = layout.insert or layout.prefix
+        closing = re.compile(r"\s*(?:" + "|".join(map(re.escape, layout.closings)) + ")")
+        self._closing = closing if layout.closings else re.compile("(?!)")
+        names = [self._last_control(one) for one in (*layout.closings, layout.ending) if one]
+        own_end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+        self.endings = frozenset([*own_end, *(self.control.ids[name] for name in names)])
+        self._test(tokenizer)
+
+    def _learn(self, tokenizer: PreTrainedTokenizerBase, own: ChatTemplate) -> Layout:
+        """Choose the template, and return what it puts around an answer."""
+        variant = own.training_variant()
+        self._use(tokenizer, own)
+        try:
+            layout, has_flaw = Probing(own, self.control, self._eos).learn()
+        except ModelError:
+            if variant is None:
+                raise
+            has_flaw = True
+        if variant is None or not has_flaw:
+            return layout
+        self._use(tokenizer, variant)
+        return Probing(variant, self.control, self._eos).learn()[0]
+
+    def _use(self, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> None:
+        self.template = template
+        self.control = ControlTokens(tokenizer, template.source)
+        self._is_marked = re.search(r"\{%-?\s*generation\s*-?%\}", template.source) is not None
+
+    @property
+    def takes_system(self) -> bool:
+        """Whether the template has a place for a system prompt."""
+        return self._layout.takes_system
+
+    # Rendering
+
+    def render(self, examples: Sequence[Example]) -> list[Rendered | DataError]:
+        """Return each example's text and the spans of its answers, or why it cannot be trained on."""
+        results: list[Rendered | DataError] = []
+        for tools, run in groupby(
+            examples, key=lambda example: example.tools
+        ):  # one set of tools a rendering
+            results.extend(self._render_with(tools, list(run)))
+        return results
+
+    def prompt(self, messages: Sequence[Message], *, tools: str = "", fold_system: bool = False) -> str:
+        """Return the text after which the model answers, just as training has it before that answer.
+
+        It ends with the header of an answer and with `prefix`. Control tokens that the messages spell are marked: only
+        `encode` may read it. `without_marks` makes it readable.
+
+        Raises:
+            DataError: The template refuses the conversation.
+        """
+        said = (*messages, Message("assistant", _ANSWER))
+        example = Example("", said, "", "", "", tools=tools, fold_system=fold_system)
+        messages, _ = self._folded(example)
+        (marked,) = self.template.render([self._turns(messages)], tools=self._tools(tools))
+        if isinstance(marked, DataError):
+            raise marked
+        if not calls(messages):
+            text, spans = self._laid_out(messages, marked)
+            if spans[-1] is None:
+                raise DataError("the chat template writes the answer otherwise than after a single question")
+            return text[: spans[-1][0]]
+        text, answers = without_answer_marks(marked)
+        self._check_whole(messages, text, answers)
+        start, insert = self._start(text, messages[-1], answers[-1][0])
+        return text[:start] + insert
+
+    def prompt_ids(
+        self, messages: Sequence[Message], *, tools: str = "", fold_system: bool = False
+    ) -> list[int]:
+        """Return the token ids of `prompt`; the template writes special tokens, none are added.
+
+        Raises:
+            DataError: The template refuses the conversation.
+        """
+        return self.encode(self.prompt(messages, tools=tools, fold_system=fold_system))
+
+    def encode(self, marked: str) -> list[int]:
+        """Return the token ids of a text with marks, as `prompt` and `as_text` return it."""
+        return self.control.encode(marked)
+
+    def as_text(self, text: str) -> str:
+        """Return a text with marks, so that `encode` takes what it spells for text."""
+        return self.control.protected(text)
+
+    def begun(self, messages: Sequence[Message], beginning: str) -> str:
+        """Return the prompt for an answer whose first words are given, with marks."""
+        return self.prompt(messages) + self._layout.lead + self.as_text(beginning.lstrip())
+
+    def answer_in(self, said: str) -> str:
+        """Return what a model answered without what it thought before; "" where its thoughts have no end."""
+        pair = next((one for one in THINKING if one[1] in self.template.source), None)
+        if pair is None:
+            return said
+        _, closed, answer = said.rpartition(pair[1])
+        if closed:
+            return answer.lstrip()
+        return "" if answer.lstrip().startswith(pair[0]) else said
+
+    @property
+    def thoughts(self) -> tuple[int, int] | None:
+        """The tokens that begin and end a model's thoughts, where the template knows such, one token each."""
+        for pair in THINKING:
+            if pair[1] in self.template.source and self.control.ids.keys() >= set(pair):
+                return self.control.ids[pair[0]], self.control.ids[pair[1]]
+        return None
+
+    def _render_with(self, tools: str, examples: Sequence[Example]) -> Iterator[Rendered | DataError]:
+        folded = [self._folded(example) for example in examples]
+        turns = [self._turns(messages) for messages, _ in folded]
+        found = self.template.render(turns, tools=self._tools(tools))
+        for row, (example, (messages, is_folded), marked) in enumerate(
+            zip(examples, folded, found, strict=True)
+        ):
+            one = self._problem(example) or marked
+            if isinstance(one, DataError):
+                yield one
+                continue
+            try:
+                if calls(messages):
+                    marked_text, found_spans = self._with_calls(messages, turns[row], self._tools(tools))
+                else:
+                    marked_text, found_spans = self._laid_out(messages, one)
+            except DataError as error:
+                yield error
+                continue
+            said = [one for one in messages if one.role == "assistant"]
+            seen = [
+                (span, one) for span, one in zip(found_spans, said, strict=True) if span and one.supervised
+            ]
+            text, spans = without_marks(marked_text, [span for span, _ in seen])
+            if spans:
+                characters = sum(len(one.content) for _, one in seen)
+                yield Rendered(example, text, spans, characters, len(said) - len(spans), is_folded)
+            else:
+                yield DataError("every answer of it is masked (weight 0)")
+
+    def _turns(self, messages: Sequence[Message]) -> list[Turn]:
+        return marked_turns(messages, self.control, as_parts=self._layout.as_parts)
+
+    def _folded(self, example: Example) -> tuple[tuple[Message, ...], bool]:
+        """Return the messages, the system prompt before the user's text where the row wishes so and it has no place."""
+        messages = example.messages
+        if not example.fold_system or self.takes_system or messages[0].role != "system":
+            return messages, False
+        first = next((place for place, one in enumerate(messages) if one.role == "user"), None)
+        if first is None:
+            return messages, False
+        both = "\n\n".join(one for one in (messages[0].content, messages[first].content) if one.strip())
+        return (*messages[1:first], replace(messages[first], content=both), *messages[first + 1 :]), True
+
+    def _tools(self, tools: str) -> Any:
+        return self.control.protected_value(tools_value(tools))
+
+    def _problem(self, example: Example) -> DataError | None:
+        """Return what of an example cannot be written: templates without tools leave them out in silence."""
+        source = self.template.source
+        if example.tools and "tools" not in source:
+            return DataError("the chat template has no place for tools, which would be lost")
+        if "tool_calls" not in source and any('"tool_calls"' in one.details for one in example.messages):
+            return DataError("the chat template has no place for tool_calls, which would be lost")
+        return None
+
+    def _check_whole(self, messages: Sequence[Message], text: str, answers: Sequence[Span]) -> None:
+        """Refuse a rendering in which something that was said is not to be found.
+
+        Raises:
+            DataError: With what is lost.
+        """
+        asked = sum(one.role == "assistant" and bool(one.content.strip()) for one in messages)
+        if len(answers) != asked:
+            raise DataError(f"the chat template writes {len(answers)} of its {asked} answers")
+        as_written = self.control.protected if self.control.has_marks(text) else str
+        for message in messages:
+            details = json.loads(message.details) if message.details else {}
+            thought = str(details.get("reasoning_content") or "")
+            # Tools' results are rewritten by some templates, and tags of thoughts by most.
+            said = () if message.role == "tool" else TAGS.split(message.content)
+            for one in (*said, thought):
+                if as_written(one).strip() not in text:
+                    part = "reasoning" if one is thought else f"{message.role} message"
+                    raise DataError(f"the chat template leaves out the {part}, which would be lost")
+
+    def _laid_out(self, messages: Sequence[Message], marked: str) -> tuple[str, list[Span | None]]:
+        """Return the text, with what it lacks put in, and of each answer the span.
+
+        None: the template writes it otherwise than an answer that is asked for, so the loss must not see it.
+        """
+        text, answers = without_answer_marks(marked)
+        self._check_whole(messages, text, answers)
+        pieces: list[str] = []
+        spans: list[Span | None] = []
+        at = length = 0
+        said = (one for one in messages if one.role == "assistant")
+        for message, (first, last) in zip(said, answers, strict=True):
+            start, insert = self._start(text, message, first)
+            end, ending = self._end(text, message, last)
+            pieces += [text[at:start], insert, text[start:end], ending]
+            begin = length + start - at + len(insert)
+            length = begin + end - start + len(ending)
+            at = end
+            is_usual = thinks(message) or text.endswith(self._layout.prefix, 0, start)
+            spans.append((begin, length) if is_usual else None)
+        return "".join([*pieces, text[at:]]), spans
+
+    def _start(self, text: str, message: Message, first: int) -> tuple[int, str]:
+        """Return where what the model is to write begins, and what is put in before it.
+
+        Args:
+            text: Without marks of answers.
+            message: The answer.
+            first: Where its first word begins.
+        """
+        layout = self._layout
+        if thinks(message):
+            at = text.rfind(layout.header, 0, first)
+            if not layout.header or at < 0:
+                raise DataError("the chat template does not show where the reasoning before an answer begins")
+            return at + len(layout.header), ""
+        space = first - len(text[:first].rstrip())
+        own = len(message.content) - len(message.content.lstrip())
+        start = first - min(max(space - layout.space, 0), own)  # white space that the template did not trim
+        if layout.lead and text.endswith(layout.lead, 0, start):
+            start -= len(layout.lead)
+        return start, layout.insert
+
+    def _end(self, text: str, message: Message, last: int) -> tuple[int, str]:
+        """Return where what ends an answer ends, and what is put in there; `last` is where its last word ends."""
+        found = self._closing.match(text, last)
+        if found:
+            return found.end(), ""
+        if not self._layout.ending:
+            raise DataError("the chat template ends an answer otherwise than it does elsewhere")
+        own = message.content[len(message.content.rstrip()) :]
+        return last + (len(own) if text.startswith(own, last) else 0), self._layout.ending
+
+    def _with_calls(
+        self, messages: Sequence[Message], turns: Sequence[Turn], tools: Any
+    ) -> tuple[str, Sequence[Span | None]]:
+        """Return the text of a conversation in which tools are called, and the spans of the assistant's messages.
+
+        A call has no words that could be marked. So a span is what the template marks, or what it adds from the prompt
+        of a message to the message.
+        """
+        spans = (
+            self._marked_spans(turns, tools) if self._is_marked else self._added_spans(messages, turns, tools)
+        )
+        text, spans = spans
+        said = [one for one in messages if one.role == "assistant"]
+        if len(spans) != len(said):
+            raise DataError(f"the chat template shows {len(spans)} of its {len(said)} answers and calls")
+        ended = _to_end_of_turn(text, spans, self.control)
+        return text, [span for span, one in zip(ended, said, strict=True) if one.supervised]
+
+    def _marked_spans(self, turns: Sequence[Turn], tools: Any) -> tuple[str, list[Span]]:
+        (found,) = self.template.render_with_blocks([turns], tools=tools)
+        if isinstance(found, DataError):
+            raise found
+        text, blocks = without_marks_of_answers(*found)
+        spans: list[Span] = []
+        before = self._layout.header + self._layout.prefix
+        for start, end in blocks:
+            if spans and not text[spans[-1][1] : start].strip():
+                spans[-1] = (spans[-1][0], end)  # one message in several blocks
+            else:
+                spans.append((start, end))
+        return text, [(start + _overlap(before, text[start:end]), end) for start, end in spans]
+
+    def _added_spans(
+        self, messages: Sequence[Message], turns: Sequence[Turn], tools: Any
+    ) -> tuple[str, list[Span]]:
+        places = [place for place, one in enumerate(messages) if one.role == "assistant"]
+        prompts = self.template.render([turns[:place] for place in places], open_answer=True, tools=tools)
+        afters = self.template.render([turns[: place + 1] for place in places], tools=tools)
+        (whole,) = self.template.render([turns], tools=tools)
+        if isinstance(whole, DataError):
+            raise whole
+        text, _ = without_answer_marks(whole)
+        spans = []
+        for prompt, after in zip(prompts, afters, strict=True):
+            if isinstance(prompt, DataError) or isinstance(after, DataError):
+                raise prompt if isinstance(prompt, DataError) else after  # type: ignore[misc]
+            before, upto = without_answer_marks(prompt)[0], without_answer_marks(after)[0]
+            end = len(common_beginning(upto, text))
+            if not text.startswith(before) or upto[end:].strip() or end < len(before):
+                raise DataError("the chat template writes a message otherwise once others follow it")
+            skipped = self._layout.prefix if text.startswith(self._layout.prefix, len(before)) else ""
+            spans.append((len(before) + len(skipped), end))
+        return text, spans
+
+    def _last_control(self, closing: str) -> str:
+        return list(self.control.pattern.finditer(closing))[-1][0]
+
+    def _test(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Encode conversations, cut each answer at its ending, and compare.
+
+        Raises:
+            ModelError: The answer does not come back, or its last token is none at which generation stops.
+        """
+        if not tokenizer.is_fast:
+            return
+        one = (Message("user", _QUESTION), Message("assistant", _ANSWER))
+        two = (*one, Message("user", _SECOND_QUESTION), Message("assistant", _SECOND_ANSWER))
+        for messages in (one, two):
+            (rendered,) = self.render([Example("", messages, "", "", "")])
+            if isinstance(rendered, DataError):
+                if messages == one:
+                    raise ModelError(f"{self.template.model}: {rendered}")
+                return  # single questions alone: rows with more are refused, and counted
+            answers = [_ANSWER, _SECOND_ANSWER][: len(messages) // 2][-len(rendered.spans) :]
+            for answer, span in zip(answers, rendered.spans, strict=True):
+                self._test_answer(tokenizer, rendered.text.text, span, answer)
+
+    def _test_answer(self, tokenizer: PreTrainedTokenizerBase, text: str, span: Span, answer: str) -> None:
+        def decoded(ids: Sequence[int]) -> str:
+            words = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            return str(words).strip()
+
+        _, tokens, seen = encode_by_offsets([text], [(span,)], plain_core(tokenizer))
+        trained = [int(token) for token in tokens[seen]]
+        said = decoded(list(takewhile(lambda token: token not in self.endings, trained)))
+        expected = decoded(self.encode(answer))
+        begins_before = (
+            not tokenizer.decode(trained[:1]).strip().startswith(answer[0])
+        )  # a token of header and answer
+        if trained and trained[-1] not in self.endings:
+            problem = f"ends in {tokenizer.decode(trained[-1:])!r}, at which generation does not stop"
+        elif said == expected or (begins_before and said.endswith(expected)):
+            return
+        else:
+            problem = f"is {said!r} when it is cut off at its end"
+        raise ModelError(
+            f"{self.template.model}: with its chat template and tokenizer the answer {answer!r} {problem}, so it "
+            "cannot be trained and evaluated alike; give the model another `chat_template` or `eos_token` in its "
+            "tokenizer_config.json."
+        )
+
+
+_formats: WeakKeyDictionary[Any, tuple[Any, ChatFormat]] = WeakKeyDictionary()
+
+
+def chat_format(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
+    """Return how a tokenizer's conversations are written; made once for each tokenizer and template.
+
+    Raises:
+        ModelError: The tokenizer has neither a template nor an end token, or conversations could not be trained on and
+            evaluated alike (see `ChatFormat`).
+    """
+    key = (str(tokenizer.chat_template), tokenizer.eos_token, len(tokenizer), str(tokenizer.name_or_path))
+    known = _formats.get(tokenizer)
+    if known is None or known[0] != key:
+        known = key, ChatFormat(tokenizer)
+        _formats[tokenizer] = known
+    return known[1]
+
+
+def _overlap(before: str, text: str) -> int:
+    """Return how many characters at the start of a text are the end of another one."""
+    return next((size for size in range(len(before), 0, -1) if text.startswith(before[-size:])), 0)
+
+
+def _to_end_of_turn(text: str, spans: Sequence[Span], control: ControlTokens) -> list[Span]:
+    """Let each span end with the token that ends its message.
+
+    White space after it is the template's: it goes. Some templates close the {% generation %} block before that
+    token: it joins.
+    """
+    ended = []
+    for start, end in spans:
+        content = text[start:end].rstrip()
+        last = next((one for one in control.of_template.finditer(content) if one.end() == len(content)), None)
+        joining = None if last else control.of_template.match(text, end)
+        ended.append((start, joining.end() if joining else start + len(content)))
+    return ended

@@ -1,0 +1,170 @@
+"""Chat templates: which one a model is trained with, and how it renders conversations on a day that never changes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lingraft.errors import DataError, ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FALLBACK_TEMPLATE = (
+    "{{ bos_token if bos_token is defined and bos_token else '' }}"
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ message['content'] + '\n\n' }}"
+    "{% elif message['role'] == 'user' %}{{ '### Instruction:\n' + message['content'] + '\n\n' }}"
+    "{% else %}{{ '### Response:\n' }}"
+    "{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}{{ '\n\n' }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '### Response:\n' }}{% endif %}"
+)
+"""Used where a tokenizer has no chat template: Alpaca's headings, an end token after every answer.
+
+    BOS? [SYSTEM, blank line] "### Instruction:" USER, blank line, "### Response:" ANSWER EOS, blank line, ...
+
+Headings and answers are on lines of their own. Only what tokenizers of base models have is needed: an end token.
+"""
+
+CLOCK = datetime(2024, 7, 26)
+"""The day that every template is shown, in training and evaluation: what Llama 3 writes where it has no clock. Today's
+date would change data and prompts overnight."""
+
+_DIRECTIVES = [f"%{flag}{letter}" for letter in "aAbBcdDeFGgHIjklmMnpPrRStTuUVwWxXyYzZ" for flag in ("-", "")]
+_TRAINING_VARIANT = "_training.jinja"
+
+Turn = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTemplate:
+    """What rendering needs of a tokenizer, worked out once instead of for every row.
+
+    Attributes:
+        source: Jinja.
+        options: What templates read besides the messages.
+        model: Its name, for errors.
+        is_variant: Whether `source` is TRL's training variant of the tokenizer's own template.
+    """
+
+    source: str
+    options: dict[str, Any]
+    model: str
+    is_variant: bool = False
+
+    def training_variant(self) -> ChatTemplate | None:
+        """Return TRL's variant for training, which renders a turn alike whatever follows it; None: it has none."""
+        found = _training_variants().get(self.source.strip())
+        return None if found is None else replace(self, source=found, is_variant=True)
+
+    def render(
+        self, conversations: Sequence[Sequence[Turn]], *, open_answer: bool = False, tools: Any = None
+    ) -> list[str | DataError]:
+        """Return each rendered text, or why it is refused; with `open_answer` the header of an answer ends it."""
+        found = self.render_with_blocks(conversations, open_answer=open_answer, tools=tools, blocks=False)
+        return [one if isinstance(one, DataError) else one[0] for one in found]
+
+    def render_with_blocks(
+        self,
+        conversations: Sequence[Sequence[Turn]],
+        *,
+        open_answer: bool = False,
+        tools: Any = None,
+        blocks: bool = True,
+    ) -> list[tuple[str, list[tuple[int, int]]] | DataError]:
+        """Return each rendered text with the places of its {% generation %} blocks, or why it is refused."""
+        import jinja2
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        if not conversations:
+            return []
+        try:
+            rendered: Any = render_jinja_template(
+                [list(one) for one in conversations],
+                chat_template=_with_clock(self.source),
+                return_assistant_tokens_mask=blocks,
+                add_generation_prompt=open_answer,
+                tools=tools,
+                **self.options,
+            )
+        # A template is a program: what it does not foresee ends in Python's own errors.
+        except (jinja2.TemplateError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
+            if len(conversations) == 1:
+                return [DataError(f"the chat template refuses the conversation: {error}")]
+            return [  # which of them it refuses only shows one by one
+                self.render_with_blocks([one], open_answer=open_answer, tools=tools, blocks=blocks)[0]
+                for one in conversations
+            ]
+        texts, places = rendered
+        return list(zip(texts, places if blocks else [[] for _ in texts], strict=True))
+
+
+def chat_template(tokenizer: PreTrainedTokenizerBase) -> tuple[str, bool]:
+    """Return the tokenizer's chat template and False, or FALLBACK_TEMPLATE and True where it has none.
+
+    Raises:
+        ModelError: It has neither a template nor an end token, so it could not learn where to stop.
+    """
+    try:
+        template = None if tokenizer.chat_template is None else str(tokenizer.get_chat_template())
+    except ValueError as error:  # several named templates and no default one
+        raise ModelError(f"{tokenizer.name_or_path}: {error}") from error
+    if template is not None and template != FALLBACK_TEMPLATE:
+        return template, False
+    if tokenizer.eos_token is None:
+        raise ModelError(
+            f"the tokenizer of {tokenizer.name_or_path or 'the model'} has neither a chat template nor an end token; "
+            "set `eos_token` or `chat_template` in its tokenizer_config.json."
+        )
+    return FALLBACK_TEMPLATE, True
+
+
+def template_of(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
+    """Return a tokenizer's template with what it may read: special tokens, and a clock that stands still.
+
+    Raises:
+        ModelError: See `chat_template`.
+    """
+    options = {**tokenizer.special_tokens_map, "date_string": CLOCK.strftime("%d %b %Y")}
+    return ChatTemplate(chat_template(tokenizer)[0], options, str(tokenizer.name_or_path or "the model"))
+
+
+def tools_value(tools: str) -> Any:
+    """Return an example's tools as templates take them; None: it has none."""
+    return json.loads(tools) if tools else None
+
+
+def _with_clock(source: str) -> str:
+    """Return a template whose `strftime_now`, which is transformers' clock, tells CLOCK.
+
+    A macro of that name hides the function: transformers hands templates no functions of ours.
+    """
+    if "strftime_now" not in source:
+        return source
+    written = "".join(
+        f" | replace({directive!r}, {CLOCK.strftime(directive)!r})" for directive in (*_DIRECTIVES, "%%")
+    )
+    # Of the line break after a block Jinja takes one away: that must not be the template's own.
+    return f"{{% macro strftime_now(layout) %}}{{{{ layout{written} }}}}{{% endmacro %}}\n{source}"
+
+
+@cache
+def _training_variants() -> dict[str, str]:
+    """Return TRL's training templates by the text of the templates that they are for, read without importing TRL."""
+    package = find_spec("trl")
+    if package is None or package.origin is None:
+        return {}
+    folder = Path(package.origin).parent / "chat_templates"
+    texts = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.jinja")}
+    return {
+        texts[f"{name.removesuffix(_TRAINING_VARIANT)}.jinja"].strip(): text
+        for name, text in texts.items()
+        if name.endswith(_TRAINING_VARIANT) and f"{name.removesuffix(_TRAINING_VARIANT)}.jinja" in texts
+    }

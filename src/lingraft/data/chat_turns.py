@@ -1,0 +1,89 @@
+"""Messages as a chat template takes them, with marks by which they are found again in what it writes."""
+
+from __future__ import annotations
+
+import json
+import re
+from bisect import bisect_left
+from collections.abc import Sequence
+
+from lingraft.data.chat_template import Turn
+from lingraft.data.control_tokens import ANSWER_END, ANSWER_START, ControlTokens, Span
+from lingraft.data.example import Message
+
+THINKING = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>"))
+"""What models write before and after their thoughts."""
+
+TAGS = re.compile("|".join(re.escape(tag) for pair in THINKING for tag in pair))
+_CLOSERS = re.compile("|".join(re.escape(close) for _, close in THINKING))
+_ANSWER_PAIR = re.compile(f"{ANSWER_START}([^{ANSWER_START}{ANSWER_END}]*){ANSWER_END}")
+_ANSWER_MARK = re.compile(f"[{ANSWER_START}{ANSWER_END}]")
+
+
+def marked_turns(messages: Sequence[Message], control: ControlTokens, *, as_parts: bool) -> list[Turn]:
+    """Return messages as the template takes them, with marks around answers and around spelled control tokens.
+
+    Args:
+        messages: The conversation.
+        control: Which tokens steer the model.
+        as_parts: Whether content is a list of parts.
+    """
+    return [_marked_turn(message, control, as_parts=as_parts) for message in messages]
+
+
+def _marked_turn(message: Message, control: ControlTokens, *, as_parts: bool) -> Turn:
+    content = message.content
+    if message.role == "assistant" and content.strip():
+        # What the template trims stays outside of the marks, and so do thoughts, which it may take out.
+        last = max((one.end() for one in _CLOSERS.finditer(content)), default=0)
+        core = content[last:].strip()
+        start = content.index(core, last)
+        thoughts = re.split(f"({TAGS.pattern})", content[:last])
+        content = "".join(
+            (
+                *(one if TAGS.fullmatch(one) else control.protected(one) for one in thoughts),
+                content[last:start],
+                ANSWER_START,
+                control.protected(core),
+                ANSWER_END,
+                content[start + len(core) :],
+            )
+        )
+    else:
+        content = control.protected(content)
+    details = json.loads(message.details) if message.details else {}
+    return {
+        "role": message.role,
+        "content": [{"type": "text", "text": content}] if as_parts else content,
+        **control.protected_value(details),
+    }
+
+
+def without_answer_marks(marked: str) -> tuple[str, list[Span]]:
+    """Return a text without the marks of answers, and the places between them; a mark without its fellow is none."""
+    answers = [one.span(1) for one in _ANSWER_PAIR.finditer(marked)]
+    text, places = without_marks_of_answers(marked, answers)
+    return text, places
+
+
+def without_marks_of_answers(marked: str, spans: Sequence[Span]) -> tuple[str, list[Span]]:
+    """Return a text without the marks of answers, and places in it from places in the marked one."""
+    marks = [one.start() for one in _ANSWER_MARK.finditer(marked)]
+    moved = [(start - bisect_left(marks, start), end - bisect_left(marks, end)) for start, end in spans]
+    return _ANSWER_MARK.sub("", marked), moved
+
+
+def common_beginning(one: str, other: str) -> str:
+    """Return what two texts begin with alike."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return one[: next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))]
+
+
+def calls(messages: Sequence[Message]) -> bool:
+    """Return whether tools are called."""
+    return any('"tool_calls"' in message.details for message in messages)
+
+
+def thinks(message: Message) -> bool:
+    """Return whether an answer comes with the thoughts before it."""
+    return '"reasoning_content"' in message.details or _CLOSERS.search(message.content) is not None

@@ -1,0 +1,223 @@
+"""Keep the text of a data set from turning into control tokens.
+
+A tokenizer takes the spelling of an end token for the token itself, wherever it stands. So what users and models say
+is marked before a chat template renders it, with characters that Unicode sets aside for such use inside of a program
+(noncharacters): a spelling between marks is text, the others are the template's. `ControlTokens.encode` honours them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Span = tuple[int, int]
+
+TEXT_START, TEXT_END = "\ufdd0", "\ufdd1"  # around a control token's spelling that is text
+ANSWER_START, ANSWER_END = "\ufdd2", "\ufdd3"  # around an answer, white space at its ends left outside
+_ESCAPE = "\ufdd4"  # before what stands for one of these characters itself
+_RESERVED = re.compile("[\ufdd0-\ufdd4]")
+_ESCAPED = 0x2800  # to U+2804
+_PLACE = (
+    f"\ufdd5{token_hex(4)}-{{}}\ufdd5"  # stands for a control token of the template; no text can spell it
+)
+_BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
+_TEXT_MARK = re.compile(f"{_ESCAPE}(.)|[{TEXT_START}{TEXT_END}]")
+_PROTECTED = re.compile(
+    f"{TEXT_START}([^{TEXT_START}{TEXT_END}]*){TEXT_END}"
+)  # a template may cut a pair in two
+
+
+@dataclass(frozen=True, slots=True)
+class SpelledText:
+    """A text without marks, and where in it control tokens are spelled that are none.
+
+    Attributes:
+        text: As it reads.
+        protected: Places of these spellings, in order.
+    """
+
+    text: str
+    protected: tuple[Span, ...] = ()
+
+
+class ControlTokens:
+    """The tokens of a tokenizer that steer a model, and how to write about them.
+
+    These are its special tokens, also those that only its file marks as special, and other added tokens that the chat
+    template writes out, such as `<tool_call>`. Added tokens that stand for ordinary text, such as runs of spaces or
+    HTML tags, are none: what they stand for is theirs wherever it is.
+
+    Args:
+        tokenizer: Of the model.
+        template: Source of its chat template.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
+        added = tokenizer.added_tokens_decoder.items()
+        self.ids: dict[str, int] = {
+            str(one.content): number
+            for number, one in added
+            if one.special or (one.content.strip() and one.content in template)
+        }
+        named = {str(one) for one in tokenizer.all_special_tokens if str(one)}
+        self.ids |= {one: int(tokenizer.convert_tokens_to_ids(one)) for one in named}
+        longest_first = sorted(self.ids, key=len, reverse=True)
+        alternatives = "|".join(map(re.escape, longest_first)) or "(?!)"
+        self.pattern = re.compile(alternatives)
+        self.of_template = re.compile(f"(?<!{TEXT_START})(?:{alternatives})")
+        self._core: Any = tokenizer.backend_tokenizer if tokenizer.is_fast else None
+
+    def protected(self, text: str) -> str:
+        """Return a text with marks around every control token that it spells."""
+        if not text.isascii():
+            text = _RESERVED.sub(lambda one: f"{_ESCAPE}{chr(ord(one[0]) - 0xFDD0 + _ESCAPED)}", text)
+        return self.pattern.sub(f"{TEXT_START}\\g<0>{TEXT_END}", text)
+
+    def protected_value(self, value: Any) -> Any:
+        """Return a JSON value, such as a tool's description or arguments, with its texts marked; keys are left."""
+        if isinstance(value, str):
+            return self.protected(value)
+        if isinstance(value, dict):
+            return {key: self.protected_value(one) for key, one in value.items()}
+        return [self.protected_value(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+    @staticmethod
+    def has_marks(text: str) -> bool:
+        """Return whether anything in a text is marked."""
+        return TEXT_START in text or _ESCAPE in text
+
+    def encode(self, marked: str) -> list[int]:
+        """Return the token ids of a text in which what is marked is text; no special tokens are added."""
+        if not self.has_marks(marked) and TEXT_END not in marked:
+            self._core.no_truncation()
+            self._core.no_padding()
+            return [int(one) for one in self._core.encode(marked, add_special_tokens=False).ids]
+        spelled, _ = without_marks(marked)
+        return self.encode_spelled(spelled)[0]
+
+    def encode_spelled(self, spelled: SpelledText) -> tuple[list[int], list[Span]]:
+        """Return the token ids of a text and the characters of it that each is of.
+
+        The ids are those of the tokenizer, but that protected spellings are encoded as any other text is: the
+        template's control tokens are replaced by stand-ins, and a copy of the tokenizer is asked that knows these
+        alone.
+        """
+        core, numbers = self._copy
+        text, old_places, new_places = self._with_stand_ins(spelled)
+        found = core.encode(text, add_special_tokens=False)
+        ids = [int(numbers[one]) for one in found.ids]
+        return ids, [
+            (_moved(start, new_places, old_places), _moved(end, new_places, old_places))
+            for start, end in found.offsets
+        ]
+
+    def _with_stand_ins(self, spelled: SpelledText) -> tuple[str, list[int], list[int]]:
+        """Return the text that the copy is given, and the ends of its pieces before and after the replacement."""
+        pieces: list[tuple[str, str]] = []
+        at = 0
+        for start, end in (*spelled.protected, (len(spelled.text), len(spelled.text))):
+            while at < start:
+                match = self.pattern.search(spelled.text, at, start)
+                plain_end = match.start() if match else start
+                if at < plain_end:
+                    pieces.append((spelled.text[at:plain_end],) * 2)
+                if match:
+                    pieces.append((match[0], self._stand_in(match[0])))
+                at = match.end() if match else start
+            if start < end:
+                pieces.append((spelled.text[start:end],) * 2)
+            at = end
+        old = [0, *accumulate(len(one) for one, _ in pieces)]
+        new = [0, *accumulate(len(one) for _, one in pieces)]
+        return "".join(one for _, one in pieces), old, new
+
+    def _stand_in(self, token: str) -> str:
+        return _PLACE.format(self.ids[token])
+
+    @cached_property
+    def _copy(self) -> tuple[Any, np.ndarray[tuple[int], np.dtype[np.int64]]]:
+        """The tokenizer with every control token under its stand-in's name, and the true id of each of its ids.
+
+        The model's own vocabulary is renamed as well: pieces such as `</s>` would be found in plain text otherwise, as
+        Unigram models do.
+        """
+        from tokenizers import Tokenizer
+
+        core = self._core
+        written: dict[str, Any] = json.loads(core.to_str())
+        written["post_processor"] = written["truncation"] = written["padding"] = None
+        for one in written["added_tokens"]:
+            if one["content"] in self.ids:
+                one.update(content=self._stand_in(one["content"]), normalized=False)
+        self._rename_pieces(written["model"])
+        copy = Tokenizer.from_str(json.dumps(written, ensure_ascii=False))
+        copy.add_special_tokens(  # those that were in the vocabulary alone
+            [one for one in map(self._stand_in, self.ids) if one not in _contents(copy)]
+        )
+        of_stand_in = {self._stand_in(text): number for text, number in self.ids.items()}
+        names = copy.get_vocab(with_added_tokens=True)
+        originals = core.get_vocab(with_added_tokens=True)
+        numbers = np.arange(1 + max(names.values()))
+        for name, number in names.items():
+            numbers[number] = of_stand_in.get(name, originals.get(name, number))
+        return copy, numbers
+
+    def _rename_pieces(self, model: dict[str, Any]) -> None:
+        vocabulary = model["vocab"]
+        if isinstance(vocabulary, list):  # Unigram: [piece, log probability]
+            model["vocab"] = [[self._new_name(piece), score] for piece, score in vocabulary]
+            return
+        model["vocab"] = {self._new_name(piece): number for piece, number in vocabulary.items()}
+        if model.get("unk_token"):
+            model["unk_token"] = self._new_name(model["unk_token"])
+        if "merges" in model:
+            pairs = (one if isinstance(one, list) else one.split(" ", 1) for one in model["merges"])
+            model["merges"] = [pair for pair in pairs if self.ids.keys().isdisjoint((*pair, "".join(pair)))]
+
+    def _new_name(self, piece: str) -> str:
+        is_control = piece in self.ids and not _BYTE.fullmatch(
+            piece
+        )  # the model itself looks single bytes up by name
+        return self._stand_in(piece) if is_control else piece
+
+
+def without_marks(marked: str, spans: Sequence[Span] = ()) -> tuple[SpelledText, tuple[Span, ...]]:
+    """Return a text without the marks of spellings, and spans of the marked text as spans of that one."""
+    if not _TEXT_MARK.search(marked):
+        return SpelledText(marked), tuple(spans)
+    marks = [one.start() for one in _TEXT_MARK.finditer(marked)]
+
+    def place(at: int) -> int:
+        return at - bisect_right(marks, at - 1)
+
+    protected = [one.span(1) for one in _PROTECTED.finditer(marked)]
+    spelled = SpelledText(
+        _TEXT_MARK.sub(_meant, marked), tuple((place(start), place(end)) for start, end in protected)
+    )
+    return spelled, tuple((place(start), place(end)) for start, end in spans)
+
+
+def _meant(mark: re.Match[str]) -> str:
+    return chr(ord(mark[1]) - _ESCAPED + 0xFDD0) if mark[1] else ""
+
+
+def _contents(core: Any) -> set[str]:
+    return {one.content for one in core.get_added_tokens_decoder().values()}
+
+
+def _moved(place: int, ends: Sequence[int], others: Sequence[int]) -> int:
+    """Return a place in a text as a place in another one, whose pieces end where `others` says."""
+    piece = bisect_right(ends, place) - 1
+    return min(others[piece] + place - ends[piece], others[min(piece + 1, len(others) - 1)])

@@ -1,0 +1,353 @@
+"""What a turn is: the layouts that chat templates have, and what is told where one cannot be trained on."""
+
+from __future__ import annotations
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lingraft.data.chat import (
+    encode_answers,
+    encode_example,
+    encode_examples,
+    encode_prompt,
+    render_prompt,
+    show_supervision,
+)
+from lingraft.data.chat_format import CHAT_IDENTITY, ChatFormat, chat_format
+from lingraft.data.example import Example, Message
+from lingraft.errors import DataError, ModelError
+from lingraft.models.generation import Ending, chat_ending, finished
+
+NO_LIMIT = 10**9
+TRL = Path(str(find_spec("trl").origin)).parent / "chat_templates"  # type: ignore[union-attr]
+CONTROL = re.compile(r"<\|?[a-zA-Z_]+\|?>|</[a-z]+>|<｜[^｜]+｜>|\[/?[A-Z_]{3,}\]|\[gMASK\]")
+
+CHATML = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n'}}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# A layout in which a turn ends with the next one's header, as ChatGLM's and GLM-4's do.
+NEXT_HEADER = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+NO_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    + CHATML
+)
+# An empty think block before the last answer alone: what came before is written without, as Qwen3 does.
+THINK_LAST = CHATML.replace(
+    "message['role'] + '\n'",
+    "message['role'] + '\n' + ('<think>\n\n</think>\n\n' if loop.last and message['role'] == 'assistant' else '')",
+)
+
+
+def example(*said: str, roles: str = "ua", **options: Any) -> Example:
+    names = {"s": "system", "u": "user", "a": "assistant"}
+    messages = tuple(
+        Message(names[role], words)  # type: ignore[arg-type]
+        for role, words in zip(roles * (len(said) // len(roles)), said, strict=True)
+    )
+    return Example("1", messages, "en", "1", "test", **options)
+
+
+def shown(said: Example, tokenizer: Any) -> str:
+    return show_supervision(encode_example(said, tokenizer, NO_LIMIT), tokenizer)
+
+
+@pytest.fixture(scope="module")
+def of_trl(build_tokenizer: Any) -> Any:
+    """Makes a tokenizer for one of the templates that TRL ships, with the control tokens that it writes."""
+
+    def make(name: str, eos: str = "</s>") -> Any:
+        template = (TRL / f"{name}.jinja").read_text(encoding="utf-8")
+        found = {one for one in CONTROL.findall(template) if "think" not in one} | {"<s>", "</s>", eos}
+        built = build_tokenizer(
+            template, sorted(found), eos=eos, bos_token="<s>", ordinary=["<think>", "</think>"]
+        )
+        built.name_or_path = name
+        return built
+
+    return make
+
+
+# Endings
+
+
+def test_generation_stops_where_training_ends_an_answer(build_tokenizer: Any) -> None:
+    """Qwen's base models: the end token is <|endoftext|>, and the template closes with <|im_end|>."""
+    tokenizer = build_tokenizer(CHATML, ["<|im_start|>", "<|im_end|>", "<|endoftext|>"], eos="<|endoftext|>")
+    encoded = encode_example(example("a", "b"), tokenizer, NO_LIMIT)
+    trained = [one for one, seen in zip(encoded.input_ids, encoded.supervised, strict=True) if seen]
+    ids = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
+    assert chat_format(tokenizer).endings == {*ids}
+    for named in (None, ids[0], [ids[0]]):
+        ending = chat_ending(named, tokenizer)
+        assert trained[-1] in ending.tokens
+        assert finished([*trained, *trained], ending, tokenizer).text == "b"
+
+
+def test_an_answer_that_the_next_header_ends_is_taught_to_end(build_tokenizer: Any) -> None:
+    special = ["<|system|>", "<|user|>", "<|assistant|>", "<|endoftext|>"]
+    tokenizer = build_tokenizer(NEXT_HEADER, special, eos="<|endoftext|>")
+    assert shown(example("a", "b"), tokenizer) == "<|user|>\na<|assistant|>\n⟦b<|user|>⟧"
+    two = shown(example("a", "b", "c", "d"), tokenizer)
+    assert two == "<|user|>\na<|assistant|>\n⟦b<|user|>⟧\nc<|assistant|>\n⟦d<|user|>⟧"
+    assert tokenizer.convert_tokens_to_ids("<|user|>") in chat_ending(None, tokenizer).tokens
+    assert render_prompt(example("a", "b", "c", "d").messages[:3], tokenizer) == (
+        "<|user|>\na<|assistant|>\nb<|user|>\nc<|assistant|>\n"
+    )
+
+
+def test_an_answer_that_nothing_ends_gets_the_end_token_or_is_refused(build_tokenizer: Any) -> None:
+    template = "{% for m in messages %}{{ m['role'] + ':\n' + m['content'] + '\n' }}{% endfor %}"
+    tokenizer = build_tokenizer(template, ["</s>"], eos="</s>")
+    assert shown(example("a", "b", "c", "d"), tokenizer) == (
+        "user:\na\nassistant:\n⟦b</s>⟧\nuser:\nc\nassistant:\n⟦d</s>⟧\n"
+    )
+    with pytest.raises(ModelError, match=r"tiny .*nothing at which generation could stop.*set `eos_token`"):
+        encode_example(example("a", "b"), build_tokenizer(template, [], eos=None), NO_LIMIT)
+
+
+def test_the_end_is_the_first_of_what_the_template_writes_after_every_answer(of_trl: Any) -> None:
+    """Phi-3 writes its end token after the last turn only: it is no part of an answer."""
+    tokenizer = of_trl("phi3", eos="<|endoftext|>")
+    assert shown(example("a", "b", "c", "d"), tokenizer) == (
+        "<|user|>\na<|end|>\n<|assistant|>\n⟦b<|end|>⟧\n<|user|>\nc<|end|>\n<|assistant|>\n⟦d<|end|>⟧\n<|endoftext|>"
+    )
+
+
+# What stands before an answer
+
+
+@pytest.mark.parametrize(
+    ("name", "block"),
+    [
+        ("qwen3", "<think>\n\n</think>\n\n"),
+        ("qwen3_5_think", "<think>\n\n</think>\n\n"),
+        ("qwen3_5_nothink", "<think>\n\n</think>\n\n"),
+        ("deepseek_r1_distill", "<think>\n\n</think>\n\n"),
+        ("nemotron_3_nano", "<think></think>"),
+        ("glm4moe", "<think></think>\n"),
+        ("gptoss", "<|channel|>final<|message|>"),
+    ],
+)
+def test_what_stands_before_an_answer_is_masked_and_given(of_trl: Any, name: str, block: str) -> None:
+    tokenizer = of_trl(name)
+    form = chat_format(tokenizer)
+    assert form.prefix == block
+    for said in (example("a", "Yes"), example("a", "Yes", "b", "Maybe")):
+        text = shown(said, tokenizer)
+        assert text.count(f"{block}⟦") == len(said.messages) // 2
+        encoded, characters = encode_answers(said, tokenizer, NO_LIMIT)
+        prompt = encode_prompt(said.messages[:-1], tokenizer)
+        assert list(encoded.input_ids[: len(prompt)]) == prompt
+        answer = encoded.input_ids[len(prompt) :]
+        assert all(encoded.supervised[len(prompt) : len(prompt) + 2])
+        assert finished(answer, Ending(form.endings), tokenizer).text == said.answer
+        assert characters == len("Yes") + len("Maybe") * (len(said.messages) == 4)
+
+
+def test_thoughts_that_a_model_writes_are_no_answer(of_trl: Any) -> None:
+    tokenizer = of_trl("qwen3")
+    form = chat_format(tokenizer)
+    assert form.answer_in("<think>\nHm, 7?\n</think>\n\n8") == "8"
+    assert form.answer_in("Hm, 7?</think>8") == "8"
+    assert form.answer_in("<think>\nHm, 7? I am cut") == ""
+    assert form.answer_in("8") == "8"
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<think>", "</think>"]})
+    ending = chat_ending(None, tokenizer)
+    assert ending.thoughts is not None
+    for said, answer in (
+        ("<think>7</think>8<|im_end|>", "8"),
+        ("<think>7<|im_end|>", ""),
+        ("8<|im_end|>", "8"),
+    ):
+        assert finished(tokenizer.encode(said, add_special_tokens=False), ending, tokenizer).text == answer
+
+
+def test_templates_without_thoughts_keep_what_looks_like_them(of_trl: Any) -> None:
+    assert chat_format(of_trl("llama3")).answer_in("<think>a</think>b") == "<think>a</think>b"
+
+
+def test_reasoning_that_a_row_has_is_trained(of_trl: Any) -> None:
+    tokenizer = of_trl("qwen3")
+    assert shown(example("a", "<think>\nHm\n</think>\n\nYes"), tokenizer).endswith(
+        "<|im_start|>assistant\n⟦<think>\nHm\n</think>\n\nYes<|im_end|>⟧\n"
+    )
+
+
+# Templates that write a turn otherwise once others follow
+
+
+def test_only_the_answer_that_is_written_as_it_is_asked_for_is_trained(build_tokenizer: Any) -> None:
+    special = ["<|im_start|>", "<|im_end|>"]
+    tokenizer = build_tokenizer(THINK_LAST, special, eos="<|im_end|>", ordinary=["<think>", "</think>"])
+    text = shown(example("a", "b", "c", "d"), tokenizer)
+    assert "assistant\nb<|im_end|>" in text
+    assert text.endswith("assistant\n<think>\n\n</think>\n\n⟦d<|im_end|>⟧\n")
+    rows = [example("a", "b"), example("a", "b", "c", "d")]
+    encoded = encode_examples(rows, tokenizer, NO_LIMIT)
+    assert (len(encoded.examples), encoded.dropped, encoded.handled) == (2, (), {"masked_answers": 1})
+    assert [number for number, _ in encoded.handled_sentences()] == [1]
+
+
+def test_a_row_that_cannot_be_told_does_not_stop_the_others(build_tokenizer: Any) -> None:
+    """A template that leaves earlier answers out shows no more than the last one."""
+    template = CHATML.replace(
+        "message['content'] +",
+        "(message['content'] if loop.last or message['role'] == 'user' else '…') +",
+    )
+    tokenizer = build_tokenizer(template, ["<|im_start|>", "<|im_end|>"], eos="<|im_end|>")
+    rows = [example("a", "b")] * 99 + [example("a", "b", "c", "d")]
+    encoded = encode_examples(rows, tokenizer, NO_LIMIT, max_refused_share=0.01)
+    assert len(encoded.examples) == 99
+    assert "writes 1 of its 2 answers" in encoded.dropped[0].problem
+    with pytest.raises(
+        DataError, match=r"1 of 50 examples cannot be trained on .*max_broken_share allows \(1.00%\)"
+    ):
+        encode_examples(rows[50:], tokenizer, NO_LIMIT, max_refused_share=0.01)
+
+
+# Content as a list of parts
+
+
+@pytest.mark.parametrize("name", ["smolvlm", "idefics3", "llava_next"])
+def test_templates_that_take_parts_get_them(of_trl: Any, name: str) -> None:
+    tokenizer = of_trl(name)
+    text = shown(example("What is it?", "A cat", "Sure?", "Yes"), tokenizer)
+    assert re.findall("⟦(.*?)⟧", text) == [
+        f" {one}{end}" for one in ("A cat", "Yes") for end in re.findall(r"⟦ A cat(.*?)⟧", text)
+    ]
+    assert "What is it?" in text
+    assert "Sure?" in text
+
+
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        ("{{ 'always the same' }}", "shows no question"),
+        ("{{ messages[0]['content'] }}", "shows no answer"),
+        ("{{ raise_exception('no talk today') }}", "refuses a question with its answer .*no talk today"),
+        (CHATML.replace("message['content']", "(message['content'] | upper)"), "shows no question"),
+        (
+            CHATML.replace("message['content']", "message['content'].replace('Mon', 'Sun')"),
+            "the chat template leaves out the assistant message",
+        ),
+    ],
+)
+def test_a_template_in_which_words_vanish_is_refused(
+    build_tokenizer: Any, template: str, problem: str
+) -> None:
+    tokenizer = build_tokenizer(template, ["<|im_start|>", "<|im_end|>"], eos="<|im_end|>")
+    with pytest.raises(ModelError, match=f"^tiny byte-level BPE: .*{problem}"):
+        encode_examples([example("a", "b")], tokenizer, NO_LIMIT)
+
+
+def test_an_answer_that_does_not_come_back_is_refused(build_tokenizer: Any) -> None:
+    """Words that the template adds would be trained, and scored as the answer's."""
+    template = CHATML.replace("message['content'] +", "message['content'] + ' Over.' +")
+    tokenizer = build_tokenizer(template, ["<|im_start|>", "<|im_end|>"], eos="<|im_end|>")
+    with pytest.raises(ModelError, match=r"'Monday' is 'Monday Over.' when it is cut off at its end"):
+        chat_format(tokenizer)
+
+
+# The clock
+
+
+@pytest.mark.parametrize("name", ["gptoss", "muse_glimmer", "llama3_2"])
+def test_templates_are_shown_a_day_that_stands_still(of_trl: Any, name: str) -> None:
+    text = render_prompt([Message("user", "x")], of_trl(name))
+    assert "2024-07-26" in text or "26 Jul 2024" in text
+    assert CHAT_IDENTITY["clock"] == "2024-07-26"
+
+
+def test_every_directive_of_the_clock_is_fixed(build_tokenizer: Any) -> None:
+    asked = "{% set f = '%A, %B' %}{{ strftime_now(f + ' %-d %Y, %H:%M %j %y/%m/%d 100%%') }}\n"
+    tokenizer = build_tokenizer(asked + CHATML, ["<|im_start|>", "<|im_end|>"], eos="<|im_end|>")
+    text = render_prompt([Message("user", "x")], tokenizer)
+    assert text.startswith("Friday, July 26 2024, 00:00 208 24/07/26 100%\n<|im_start|>user")
+
+
+# Masked answers and system prompts
+
+
+def test_a_masked_answer_is_not_trained(build_tokenizer: Any) -> None:
+    tokenizer = build_tokenizer(CHATML, ["<|im_start|>", "<|im_end|>"], eos="<|im_end|>")
+    messages = (
+        Message("user", "a"),
+        Message("assistant", "b", supervised=False),
+        Message("user", "c"),
+        Message("assistant", "d"),
+    )
+    said = Example("1", messages, "en", "1", "test")
+    assert "assistant\nb<|im_end|>" in shown(said, tokenizer)
+    assert re.findall("⟦(.*?)⟧", shown(said, tokenizer)) == ["d<|im_end|>"]
+    assert encode_answers(said, tokenizer, NO_LIMIT)[1] == 1
+    alone = Example("2", messages[:2], "en", "1", "test")
+    encoded = encode_examples([said, alone], tokenizer, NO_LIMIT)
+    assert encoded.handled == {"masked_answers": 1}
+    assert [row.problem for row in encoded.dropped] == ["every answer of it is masked (weight 0)"]
+
+
+@pytest.mark.parametrize(
+    "template", [NO_SYSTEM, CHATML.replace("{% for", "{% for", 1)], ids=["refused", "taken"]
+)
+def test_a_system_prompt_without_a_place_is_refused_or_folded(build_tokenizer: Any, template: str) -> None:
+    tokenizer = build_tokenizer(template, ["<|im_start|>", "<|im_end|>"], eos="<|im_end|>")
+    folded = example("Be kind", "a", "b", roles="sua", fold_system=True)
+    text = shown(folded, tokenizer)
+    encoded = encode_examples([folded, example("a", "b")], tokenizer, NO_LIMIT)
+    if template == NO_SYSTEM:
+        assert text.startswith("<|im_start|>user\nBe kind\n\na<|im_end|>")
+        assert encoded.handled == {"folded_systems": 1}
+        with pytest.raises(DataError, match="System role not supported"):
+            encode_example(example("Be kind", "a", "b", roles="sua"), tokenizer, NO_LIMIT)
+        prompt = chat_format(tokenizer).prompt(folded.messages[:-1], fold_system=True)
+        assert prompt.startswith("<|im_start|>user\nBe kind\n\na<|im_end|>")
+    else:
+        assert text.startswith("<|im_start|>system\nBe kind<|im_end|>")
+        assert encoded.handled == {}
+
+
+def test_a_system_prompt_that_vanishes_is_refused(build_tokenizer: Any) -> None:
+    template = "{% set messages = messages | rejectattr('role', 'equalto', 'system') | list %}" + CHATML
+    tokenizer = build_tokenizer(template, ["<|im_start|>", "<|im_end|>"], eos="<|im_end|>")
+    with pytest.raises(DataError, match="leaves out the system message"):
+        encode_example(example("Be kind", "a", "b", roles="sua"), tokenizer, NO_LIMIT)
+    assert "Be kind\n\na" in shown(example("Be kind", "a", "b", roles="sua", fold_system=True), tokenizer)
+
+
+# All templates
+
+
+NAMES = sorted(path.stem for path in TRL.glob("*.jinja") if not path.stem.endswith("_training"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_training_and_evaluation_agree_with_every_template(of_trl: Any, name: str) -> None:
+    """A row, cut at its ending after the prompt, gives the answer back; and the prompt is the template's own."""
+    tokenizer = of_trl(name)
+    form = chat_format(tokenizer)
+    assert isinstance(form, ChatFormat)
+    for said in (example("What?", "A day"), example("What?", "A day", "Sure?", "Yes, </s> sure")):
+        encoded = encode_example(said, tokenizer, NO_LIMIT)
+        prompt = encode_prompt(said.messages[:-1], tokenizer)
+        assert list(encoded.input_ids[: len(prompt)]) == prompt
+        answer = finished(encoded.input_ids[len(prompt) :], chat_ending(None, tokenizer), tokenizer)
+        assert answer.text.strip() == said.answer
+        assert answer.ended
+    if not form.prefix:
+        given = said.messages[:1]
+        parts = (
+            [{"type": "text", "text": "What?"}] if name in ("smolvlm", "idefics3", "llava_next") else "What?"
+        )
+        clock = {"date_string": "26 Jul 2024"}
+        own = tokenizer.apply_chat_template(
+            [{"role": "user", "content": parts}], tokenize=False, add_generation_prompt=True, **clock
+        )
+        assert render_prompt(given, tokenizer) == own
