@@ -113,6 +113,7 @@ def evaluate(
     OPENAI_API_KEY.
     """
     from lingraft.config.schema import UNCOMPARED_JUDGE_FIELDS
+    from lingraft.evaluate.suites import language_notes
 
     quieten_loading()
     _check(models, precision, backend)
@@ -126,6 +127,9 @@ def evaluate(
         budget=budget,
     )
     chosen = _choose(suite, task or [], languages, data_dir, limit)
+    notes = language_notes(chosen.evaluation, chosen.evaluation, _languages(chosen.evaluation))
+    for note in notes:
+        _say(note)
     asked = {
         "suite": suite,
         "tasks": sorted(task or []),
@@ -157,7 +161,7 @@ def evaluate(
         _prepare(own, {"model": model, **asked}, manifest)
     if len(models) == 2:
         _prepare(folder, {"models": models, **asked}, manifest)
-    asked["manifest"] = manifest
+    asked |= {"manifest": manifest, "language_notes": notes}
     results, predictions, logs = [], [], []
     told: set[str] = set()
     for model, own in zip(models, folders, strict=True):
@@ -252,7 +256,10 @@ def _answering_up_to(max_new_tokens: int | None, evaluation: Evaluation) -> Eval
 
 
 def _tags(languages: str) -> list[str]:
-    tags = [tag.strip() for tag in languages.split(",") if tag.strip()]
+    from lingraft.language_tags import canonical_tag
+
+    given = [tag.strip() for tag in languages.split(",") if tag.strip()]
+    tags = [canonical_tag(tag) or tag for tag in given]
     wrong = [tag for tag in tags if not _TAG.fullmatch(tag)]
     if wrong:
         raise ConfigError(f"--languages {languages!r}: {wrong[0]!r} is no BCP-47 tag such as de or zh-Hant.")

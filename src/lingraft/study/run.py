@@ -19,8 +19,8 @@ from lingraft.errors import ConfigError, LingraftError, ModelError, did_you_mean
 from lingraft.evaluate.common_items import CommonItems, common_items, unpaired_sentence
 from lingraft.evaluate.predictions import read_predictions
 from lingraft.evaluate.scores import differences, differences_over_seeds
-from lingraft.evaluate.suites import resolve_suites
-from lingraft.evaluate.tasks import check_tasks, language_notes
+from lingraft.evaluate.suites import language_notes, resolve_suites
+from lingraft.evaluate.tasks import check_tasks
 from lingraft.models.vllm import check_vllm
 from lingraft.records import fingerprint_of, write_json_atomically
 from lingraft.similarity.embedding_similarity import check_languages
@@ -76,7 +76,8 @@ def run_study(
     _check_sharding(materials.cells, processes)
     evaluation = resolve_suites(study.evaluate, base_folder, languages=materials.languages)
     check_tasks(evaluation, base_folder, languages=materials.languages)
-    for note in language_notes(study.evaluate, evaluation, materials.languages):
+    notes = language_notes(study.evaluate, evaluation, materials.languages)
+    for note in notes:
         watcher.noted(note)
     if evaluation.backend == "vllm":
         check_vllm()
@@ -91,7 +92,11 @@ def run_study(
         measures = Measures(study, materials, stages, encoder)
         contamination = tell_contamination(study, materials, store, base_folder, watcher)
         runner = _Runner(study, materials, stages, measures, watcher)
-        result = runner.run(folder) | {"tokenizer_cost": costs, "contamination": contamination}
+        result = runner.run(folder) | {
+            "tokenizer_cost": costs,
+            "contamination": contamination,
+            "language_notes": notes,
+        }
         write_json_atomically(folder / RESULT, result)
     return result
 
