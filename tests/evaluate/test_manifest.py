@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +83,40 @@ def resolve(written: Evaluation, folder: Path = Path(), **changes: Any) -> Manif
     return manifest_of(runs_of(found, ["de"], "report", folder), found, **options)
 
 
+LOCAL = {"task": "mine.yaml"}
+
+
+def write_task(folder: Path, **changes: Any) -> None:
+    """Write a YAML task of the user's over three rows."""
+    write_rows(folder / "rows.jsonl", *({"q": f"what is {i}", "a": str(i)} for i in range(3)))
+    content = {
+        "task": "mine",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": "rows.jsonl"}},
+        "test_split": "test",
+        "output_type": "generate_until",
+        "doc_to_text": "{{q}}",
+        "doc_to_target": "{{a}}",
+        "metric_list": [{"metric": "exact_match"}],
+        **changes,
+    }
+    (folder / "mine.yaml").write_text(yaml.safe_dump(content))
+
+
+def test_few_shot_examples_and_prompts_are_part_of_it(tmp_path: Path) -> None:
+    found = []
+    for changes in (
+        {},
+        {"num_fewshot": 1},
+        {"num_fewshot": 2},
+        {"doc_to_text": "{{q}}?"},
+        {"description": "Hear:"},
+    ):
+        write_task(tmp_path, fewshot_split="test", **changes)
+        found.append(resolve(evaluation(LOCAL), tmp_path).fingerprint)
+    assert len(set(found)) == len(found)
+
+
 @pytest.fixture
 def ifeval(tmp_path: Path) -> Evaluation:
     write_rows(tmp_path / "ifeval.jsonl", NEEDY, FREE, LOWER)
@@ -149,15 +182,22 @@ def test_another_langdetect_changes_the_items_that_ask_it(
         (["suite:quick"], ["worldbook", "instructions"]),
         (["instructions"], [{"task": "instructions", "limit": 300, "max_new_tokens": 160}]),
         (["instructions"], [{"task": "instructions", "language": "eng"}]),
+        ([LOCAL], [{**LOCAL, "max_new_tokens": 256}]),  # the harness's limit where a task names none
         (["instructions"], [{"task": "instructions", "metric": "prompt_level_strict_acc"}]),
     ],
 )
-def test_how_an_evaluation_is_written_does_not_change_it(written: list[Any], same: list[Any]) -> None:
+def test_how_an_evaluation_is_written_does_not_change_it(
+    written: list[Any], same: list[Any], tmp_path: Path
+) -> None:
+    write_task(tmp_path, doc_to_text="{{q}}")
     if written == ["suite:quick"]:
-        names = resolve_suites(evaluation(*written), Path(), languages=["de"]).task_ability
+        names = resolve_suites(evaluation(*written), tmp_path, languages=["de"]).task_ability
         same = [{"task": one.task, "limit": one.limit, "sample": one.sample} for one in names]
         same.reverse()
-    assert resolve(evaluation(*written)).fingerprint == resolve(evaluation(*same)).fingerprint
+    assert (
+        resolve(evaluation(*written), tmp_path).fingerprint
+        == resolve(evaluation(*same), tmp_path).fingerprint
+    )
 
 
 def test_what_changes_no_score_changes_no_fingerprint() -> None:
@@ -232,19 +272,8 @@ def test_a_chat_template_is_known_by_its_text(tiny_model: Path) -> None:
 
 
 def test_a_users_scoring_code_is_part_of_it(tmp_path: Path) -> None:
-    write_rows(tmp_path / "rows.jsonl", *({"q": f"what is {i}", "a": str(i)} for i in range(3)))
-    content = {
-        "task": "mine",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": "rows.jsonl"}},
-        "test_split": "test",
-        "output_type": "generate_until",
-        "doc_to_text": "{{q}}",
-        "doc_to_target": "{{a}}",
-        "process_results": "SCORE",
-        "metric_list": [{"metric": "acc"}],
-    }
-    text = yaml.safe_dump(content).replace("SCORE", "!function code.score")
+    write_task(tmp_path, process_results="SCORE")
+    text = (tmp_path / "mine.yaml").read_text().replace("SCORE", "!function code.score")
     (tmp_path / "mine.yaml").write_text(text)
     found = []
     for threshold in (1, 1, 2):
@@ -326,11 +355,7 @@ def command(
 def test_models_with_other_chat_templates_are_scored_and_not_compared(
     command: Callable[..., tuple[int, str, str]], tiny_model: Path, tmp_path: Path
 ) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(tiny_model, other)
-    tokenizer = AutoTokenizer.from_pretrained(other)
-    tokenizer.chat_template = tokenizer.chat_template.replace("assistant", "model")
-    tokenizer.save_pretrained(other)
+    other = with_another_template(tiny_model, tmp_path / "other")
     asked = ("evaluate", str(tiny_model), str(other), "--task", "worldbook:lookup", "--limit", "2")
     options = ("--max-new-tokens", "4", "--output")
     code, out, err = command(*asked, *options, "chat")
@@ -412,11 +437,47 @@ def test_a_study_goes_on_after_sentence_data_were_installed(
     assert [cell["unpaired"] for cell in second["cells"]] == [{}, {}]
 
 
-def test_a_base_of_another_chat_template_stands_in_no_matrix_of_abilities(tiny_model: Path) -> None:
-    def model(asked: str) -> list[Prediction]:
-        return [replace(prediction(f"t/{i}", f"{asked}{i}"), item=f"t/{i}") for i in range(3)]
+OTHER_BASE = """
+name: base
+model: {base}
+phases:
+  - name: one
+    checkpoint: {checkpoint}
+  - name: two
+    data: {{german: {{source: "worldbook:lookup/de", limit: 8}}}}
+held_out: 2
+measures: []
+contamination: null
+training: {{precision: float32, tokens_per_batch: 512}}
+evaluate:
+  task_ability: [{{task: "worldbook:lookup", limit: 3, max_new_tokens: 4}}]
+  language_ability: [{{task: "worldbook:lookup", limit: 3, max_new_tokens: 4}}]
+"""
 
-    base, one = asked_by(HOW | {"chat_template": "y"}), asked_by(HOW)
-    found = common_items([model("b"), model("a"), model("a")], [base, one, one])
-    assert set(found.refused) == {"t/en"}
-    assert [len(own) for own in common_items([model("a"), model("a")], [one, one]).models] == [3, 3]
+
+def with_another_template(model: Path, folder: Path) -> Path:
+    shutil.copytree(model, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = tokenizer.chat_template.replace("\\n", "\\t")
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_base_of_another_chat_template_stands_in_no_matrix_of_abilities(
+    command: Callable[..., tuple[int, str, str]], tiny_model: Path, tmp_path: Path
+) -> None:
+    base = with_another_template(tiny_model, tmp_path / "other")
+    text = OTHER_BASE.format(base=base, checkpoint=tiny_model)
+    (tmp_path / "study.yaml").write_text(text, encoding="utf-8")
+    code, out, err = command("run", "study.yaml", "--runs", str(tmp_path / "runs"), "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    (cell,) = result["cells"]
+    matrix = cell["forgetting"]["ability"]
+    assert [row["after"] for row in matrix["rows"]] == ["one", "two"]
+    assert "chat template" in matrix["not_paired"]["worldbook:lookup/en"]
+    assert (cell["unpaired"], cell["not_paired"]) == ({}, {})
+    assert result["base"]["task_ability"]["n"] == 3
+    assert "the base model stands in no matrix of abilities" in err
+    page = next((tmp_path / "runs").rglob("index.html")).read_text(encoding="utf-8")
+    assert "Base model: worldbook:lookup/de: not compared" in page

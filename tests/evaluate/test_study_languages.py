@@ -12,9 +12,10 @@ from lingraft.config.schema import DataSource, Evaluation, EvaluationTask
 from lingraft.errors import ConfigError
 from lingraft.evaluate.question_answering import normalised_units
 from lingraft.evaluate.scores import score_summary
-from lingraft.evaluate.suites import code_of, copies_of, resolve_suites
-from lingraft.evaluate.tasks import ability_of, check_tasks, language_notes
+from lingraft.evaluate.suites import choose_tasks, code_of, copies_of, language_notes, resolve_suites
+from lingraft.evaluate.tasks import ability_of, check_tasks
 from lingraft.evaluate.text_units import fold
+from lingraft.report.page import render_page
 from lingraft.report.tables import study_table
 from lingraft.study.events import Watcher
 from lingraft.study.run import run_study
@@ -45,7 +46,10 @@ def test_a_task_in_a_language_stands_for_its_regions_and_this_is_said() -> None:
     written = evaluation({"task": "xquad", "language": "zh"}, {"task": "mlqa", "language": "de"})
     found = resolved(written, "zh-Hant", "de")
     assert [one.language for one in found.language_ability] == ["zh-Hant", "de"]
-    assert language_notes(written, found, ["zh-Hant", "de"]) == ["xquad in zh stands for zh-Hant."]
+    assert language_notes(written, found, ["zh-Hant", "de"]) == [
+        "xquad in zh stands for zh-Hant.",
+        "xquad's zh stands for zh-Hant.",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -80,6 +84,14 @@ def test_a_language_that_is_not_trained_counts_towards_no_language_ability() -> 
     assert ability_of("language_ability", "fr", ["fr"]) == "language_ability"
     assert ability_of("language_ability", "pt", ["fr"]) == "further_languages"
     assert ability_of("task_ability", "en", ["fr"]) == "task_ability"
+
+
+def test_a_suites_tasks_say_which_language_stands_for_another() -> None:
+    chosen = choose_tasks("reading", ["mgsm", "xcopa"], languages=["zh-Hant", "th"], data_dir=None, limit=2)
+    assert language_notes(chosen.evaluation, chosen.evaluation, ["zh-Hant", "th"]) == [
+        "mgsm's zh stands for zh-Hant.",
+        "xcopa's zh stands for zh-Hant.",
+    ]
 
 
 def test_scorers_know_a_language_by_any_tag() -> None:
@@ -147,6 +159,8 @@ def test_a_study_has_a_column_for_each_language_and_a_mean_for_those_only_evalua
     watcher = Noting()
     result = run_study(load_study(file), runs=tmp_path / "runs", base_folder=tmp_path, watcher=watcher)
     assert "worldbook's pt stands for pt-BR." in watcher.notes
+    assert result["language_notes"] == ["worldbook's pt stands for pt-BR."]
+    assert "worldbook&#39;s pt stands for pt-BR." in render_page(result, load_study(file))
     (cell,) = result["cells"]
     assert cell["reason"] is None
     scores = cell["scores"]

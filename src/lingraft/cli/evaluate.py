@@ -116,6 +116,7 @@ def evaluate(
     OPENAI_API_KEY.
     """
     from lingraft.config.schema import UNCOMPARED_JUDGE_FIELDS
+    from lingraft.evaluate.suites import language_notes
     from lingraft.models.compute import compute_for
 
     quieten_loading()
@@ -131,6 +132,9 @@ def evaluate(
         budget=budget,
     )
     chosen = _choose(suite, task or [], languages, data_dir, limit)
+    notes = language_notes(chosen.evaluation, chosen.evaluation, _languages(chosen.evaluation))
+    for note in notes:
+        _say(note)
     compute = compute_for(asked_precision)
     asked = {
         "suite": suite,
@@ -164,7 +168,7 @@ def evaluate(
         _prepare(own, {"model": model, **asked}, manifest)
     if len(models) == 2:
         _prepare(folder, {"models": models, **asked}, manifest)
-    asked["manifest"] = manifest
+    asked |= {"manifest": manifest, "language_notes": notes}
     results, predictions, logs = [], [], []
     told: set[str] = set()
     for model, own in zip(models, folders, strict=True):
@@ -255,7 +259,10 @@ def _answering_up_to(max_new_tokens: int | None, evaluation: Evaluation) -> Eval
 
 
 def _tags(languages: str) -> list[str]:
-    tags = [tag.strip() for tag in languages.split(",") if tag.strip()]
+    from lingraft.language_tags import canonical_tag
+
+    given = [tag.strip() for tag in languages.split(",") if tag.strip()]
+    tags = [canonical_tag(tag) or tag for tag in given]
     wrong = [tag for tag in tags if not _TAG.fullmatch(tag)]
     if wrong:
         raise ConfigError(f"--languages {languages!r}: {wrong[0]!r} is no BCP-47 tag such as de or zh-Hant.")

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 _OWN_SETTINGS = {"do_sample", "temperature", "top_p", "until", "max_gen_toks"}
 _MOST_ROWS = 1024
-_LONGEST_ANSWER = 256  # the harness's, where a task's settings say nothing
+LONGEST_ANSWER = 256  # the harness's, where a task's settings say nothing
 
 MakeGenerator = Callable[[], Generator]
 
@@ -69,7 +69,7 @@ def room_problem(
     settings: Mapping[str, Any], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> str | None:
     """Return why answers by these settings do not fit into the model beside a prompt, None where they do."""
-    limit = normalize_gen_kwargs(settings, _LONGEST_ANSWER)["max_gen_toks"]
+    limit = normalize_gen_kwargs(settings, LONGEST_ANSWER)["max_gen_toks"]
     room = resolve_max_length(model.config, tokenizer, default=HFLM._DEFAULT_MAX_LENGTH)
     if limit < room:
         return None

@@ -315,8 +315,7 @@ def _hash_of_folder(folder: Path) -> str:
 def _task(run: Run, judge: str) -> TaskManifest:
     task = run.task
     template = template_of(task)
-    generation = template.pop("generation") if task.config.output_type == "generate_until" else None
-    template.pop("generation", None)
+    del template["generation"]  # resolved below: a default written out is the same
     try:
         with quiet():  # some tasks (Global-MMLU) filter their documents only now, with a bar
             items = tuple(_items(run))
@@ -333,12 +332,24 @@ def _task(run: Run, judge: str) -> TaskManifest:
         filter=run.filter,
         kind=str(task.config.output_type),
         template=fingerprint_of(_plain(template)),
-        generation="" if generation is None else fingerprint_of(_plain(generation)),
+        generation=_generation(run),
         few_shot=few_shot,
         code=fingerprint_of(_plain(code_of(run))),
         judge=judge if run.is_judged else "",
     )
     return TaskManifest(run.key, run.label, settings, run.revision, items, len(run.left_out))
+
+
+def _generation(run: Run) -> str:
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    from lingraft.evaluate.in_memory import LONGEST_ANSWER
+
+    if run.task.config.output_type != "generate_until":
+        return ""
+    with quiet():
+        settings = normalize_gen_kwargs(run.task.config.generation_kwargs or {}, LONGEST_ANSWER)
+    return fingerprint_of(_plain(dict(settings)))
 
 
 def _items(run: Run) -> Iterator[ManifestItem]:
@@ -350,11 +361,15 @@ def _items(run: Run) -> Iterator[ManifestItem]:
 
 
 def _content(run: Run, row: Mapping[str, Any]) -> str:
-    task = run.task
-    text = asked_text(task, row)
-    parts: list[Any] = [text, expected_text(task, row), choices_of(task, row)]
+    task, document = run.task, _plain(dict(row))
+    try:
+        parts: list[Any] = [asked_text(task, row), expected_text(task, row), choices_of(task, row)]
+    except (
+        Exception
+    ):  # a kind of task that has no such parts; the document and the template's source decide all
+        parts = [document]
     if reads_whole_documents(run):
-        parts.append(_plain(dict(row)))
+        parts.append(document)
     instructions = set(row.get("instruction_id_list") or ())
     if instructions & NEEDS_PUNKT:
         parts.append(["punkt", punkt_hash()])

@@ -22,10 +22,12 @@ from lingraft.evaluate.predictions import Ability
 from lingraft.evaluate.tasks import (
     ENGLISH,
     WORLDBOOK,
+    asked_in,
     covered_languages,
     entries,
     in_study_languages,
     is_worldbook,
+    label_of,
     repeated_tasks,
     wanted_languages,
     worldbook_language,
@@ -141,6 +143,39 @@ def resolve_suites(evaluation: Evaluation, base_folder: Path, *, languages: Sequ
     if problems:
         raise ConfigError("\n".join(problems))
     return result
+
+
+def language_notes(written: Evaluation, resolved: Evaluation, languages: Sequence[str]) -> list[str]:
+    """Return what to say of languages for which a task's nearest one stands, each once.
+
+    Args:
+        written: As the study file has it.
+        resolved: The same, from `resolve_suites`.
+        languages: BCP-47 tags of the languages besides English that are trained.
+    """
+    named = in_study_languages(written, languages).language_ability
+    notes = {
+        f"{label_of(before)} in {before.language} stands for {after.language}.": None
+        for before, after in zip(written.language_ability, named, strict=True)
+        if before.language != after.language
+    }
+    wanted = wanted_languages("language_ability", resolved, languages)
+    for entry in resolved.language_ability:
+        for name, language in asked_in(entry, wanted):
+            own = _own_language(entry, language)
+            if own is not None and own != language:
+                notes[f"{name.partition(':')[0]}'s {own} stands for {language}."] = None
+    return list(notes)
+
+
+def _own_language(entry: EvaluationTask, language: str) -> str | None:
+    """Return what a task itself has a language under, where it is known which ones it has."""
+    if is_worldbook(entry):
+        return worldbook_language(language)
+    known = catalogue().get(label_of(entry))
+    if known is None or (entry.data is not None and Path(entry.data).stem == language):
+        return None
+    return nearest_language(language, tuple(known.languages))
 
 
 def suite_tasks(

@@ -104,7 +104,7 @@ def _uncovered(evaluation: Evaluation, languages: Sequence[str]) -> list[str]:
 def covered_languages(evaluation: Evaluation, languages: Sequence[str]) -> set[str]:
     """Return the languages in which an evaluation has a task under language ability; its suites are resolved."""
     wanted = wanted_languages("language_ability", evaluation, languages)
-    return {tag for entry in evaluation.language_ability for _, tag in _expanded(entry, wanted)}
+    return {tag for entry in evaluation.language_ability for _, tag in asked_in(entry, wanted)}
 
 
 def wanted_languages(ability: Ability, evaluation: Evaluation, languages: Sequence[str]) -> tuple[str, ...]:
@@ -150,29 +150,6 @@ def in_study_languages(evaluation: Evaluation, languages: Sequence[str]) -> Eval
     )
 
 
-def language_notes(written: Evaluation, resolved: Evaluation, languages: Sequence[str]) -> list[str]:
-    """Return what to say of languages for which a task's nearest one stands, each once.
-
-    Args:
-        written: As the study file has it.
-        resolved: The same, from `in_study_languages` and `suites.resolve_suites`.
-        languages: BCP-47 tags of the languages besides English that are trained.
-    """
-    notes: dict[str, None] = {}
-    for before, after in zip(
-        written.language_ability, in_study_languages(written, languages).language_ability, strict=True
-    ):
-        if before.language != after.language:
-            notes[f"{label_of(before)} in {before.language} stands for {after.language}."] = None
-    wanted = wanted_languages("language_ability", resolved, languages)
-    for entry in resolved.language_ability:
-        for name, language in _expanded(entry, wanted):
-            own = worldbook_language(language) if is_worldbook(entry) else language
-            if own is not None and own != language:
-                notes[f"{name.partition(':')[0]}'s {own} stands for {language}."] = None
-    return list(notes)
-
-
 def repeated_tasks(evaluation: Evaluation, languages: Sequence[str]) -> list[str]:
     """Return a line for each task that is asked twice in a language: its items would be scored twice.
 
@@ -184,7 +161,7 @@ def repeated_tasks(evaluation: Evaluation, languages: Sequence[str]) -> list[str
     problems = []
     for ability, entry in entries(evaluation):
         place = f"{ability}: {entry.task}"
-        for one in _expanded(entry, wanted_languages(ability, evaluation, languages)):
+        for one in asked_in(entry, wanted_languages(ability, evaluation, languages)):
             if one in seen:
                 problems.append(f"{place}: {one[0]} in {one[1]} is in {seen[one]} already; keep one.")
             seen.setdefault(one, place)
@@ -209,8 +186,8 @@ def label_of(entry: EvaluationTask) -> str:
     return entry.name or entry.task
 
 
-def _expanded(entry: EvaluationTask, languages: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Return the tasks and languages that an entry stands for; each may count once only."""
+def asked_in(entry: EvaluationTask, languages: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield the tasks and languages that an entry stands for; each may count once only."""
     if not is_worldbook(entry):
         yield label_of(entry), entry.language or ENGLISH
         return

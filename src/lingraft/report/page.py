@@ -134,6 +134,7 @@ def render_page(result: dict[str, Any], study: Study) -> str:
         unpaired={
             model_title(one, with_seed=True): unpaired_lines(one) for one in done if unpaired_lines(one)
         },
+        language_notes=result.get("language_notes") or [],  # results of earlier versions have none
         left_out={name: scores["left_out"] for name, scores in models.items() if scores["left_out"]},
         truncated={name: sum(scores["truncated"].values()) for name, scores in models.items()},
         shortened={name: scores["shortened"] for name, scores in models.items() if scores["shortened"]},

@@ -18,8 +18,8 @@ from lingraft.errors import ConfigError, LingraftError, ModelError, did_you_mean
 from lingraft.evaluate.common_items import CommonItems, common_items, unpaired_sentence
 from lingraft.evaluate.predictions import read_predictions
 from lingraft.evaluate.scores import differences, differences_over_seeds
-from lingraft.evaluate.suites import resolve_suites
-from lingraft.evaluate.tasks import check_tasks, language_notes
+from lingraft.evaluate.suites import language_notes, resolve_suites
+from lingraft.evaluate.tasks import check_tasks
 from lingraft.models.compute import compute_for, device_name
 from lingraft.models.vllm import check_vllm
 from lingraft.records import write_json_atomically
@@ -74,7 +74,8 @@ def run_study(
     _check_sharding(materials.cells, processes)
     evaluation = resolve_suites(study.evaluate, base_folder, languages=materials.languages)
     check_tasks(evaluation, base_folder, languages=materials.languages)
-    for note in language_notes(study.evaluate, evaluation, materials.languages):
+    notes = language_notes(study.evaluate, evaluation, materials.languages)
+    for note in notes:
         watcher.noted(note)
     if evaluation.backend == "vllm":
         check_vllm()
@@ -90,7 +91,11 @@ def run_study(
         contamination = tell_contamination(study, materials, store, base_folder, watcher)
         runner = _Runner(study, materials, stages, measures, watcher)
         watcher.study_started(count_stages(study, materials, encoder))
-        result = runner.run(folder) | {"tokenizer_cost": costs, "contamination": contamination}
+        result = runner.run(folder) | {
+            "tokenizer_cost": costs,
+            "contamination": contamination,
+            "language_notes": notes,
+        }
         write_json_atomically(folder / RESULT, result)
     return result
 
