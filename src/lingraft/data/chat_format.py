@@ -329,15 +329,13 @@ class ChatFormat:
         A call has no words that could be marked. So a span is what the template marks, or what it adds from the prompt
         of a message to the message.
         """
-        spans = (
+        text, spans = (
             self._marked_spans(turns, tools) if self._is_marked else self._added_spans(messages, turns, tools)
         )
-        text, spans = spans
-        said = [one for one in messages if one.role == "assistant"]
-        if len(spans) != len(said):
-            raise DataError(f"the chat template shows {len(spans)} of its {len(said)} answers and calls")
-        ended = _to_end_of_turn(text, spans, self.control)
-        return text, [span for span, one in zip(ended, said, strict=True) if one.supervised]
+        said = sum(one.role == "assistant" for one in messages)
+        if len(spans) != said:
+            raise DataError(f"the chat template shows {len(spans)} of its {said} answers and calls")
+        return text, _to_end_of_turn(text, spans, self.control)
 
     def _marked_spans(self, turns: Sequence[Turn], tools: Any) -> tuple[str, list[Span]]:
         (found,) = self.template.render_with_blocks([turns], tools=tools)
@@ -399,7 +397,7 @@ class ChatFormat:
                 self._test_answer(tokenizer, rendered.text.text, span, answer)
 
     def _test_answer(self, tokenizer: PreTrainedTokenizerBase, text: str, span: Span, answer: str) -> None:
-        def decoded(ids: Sequence[int]) -> str:
+        def decoded(ids: list[int]) -> str:
             words = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
             return str(words).strip()
 
@@ -407,12 +405,12 @@ class ChatFormat:
         trained = [int(token) for token in tokens[seen]]
         said = decoded(list(takewhile(lambda token: token not in self.endings, trained)))
         expected = decoded(self.encode(answer))
-        begins_before = (
-            not tokenizer.decode(trained[:1]).strip().startswith(answer[0])
-        )  # a token of header and answer
-        if trained and trained[-1] not in self.endings:
+        shared = not decoded(trained[:1]).startswith(
+            answer[0]
+        )  # whether its first token is the header's as well
+        if not trained or trained[-1] not in self.endings:
             problem = f"ends in {tokenizer.decode(trained[-1:])!r}, at which generation does not stop"
-        elif said == expected or (begins_before and said.endswith(expected)):
+        elif said == expected or (shared and said.endswith(expected)):
             return
         else:
             problem = f"is {said!r} when it is cut off at its end"
