@@ -366,11 +366,14 @@ class ChatFormat:
             if isinstance(prompt, DataError) or isinstance(after, DataError):
                 raise prompt if isinstance(prompt, DataError) else after  # type: ignore[misc]
             before, upto = without_answer_marks(prompt)[0], without_answer_marks(after)[0]
-            end = len(common_beginning(upto, text))
-            if not text.startswith(before) or upto[end:].strip() or end < len(before):
+            start, end = len(common_beginning(before, text)), len(common_beginning(upto, text))
+            # White space at the end may differ: behind the last message, and behind thoughts that a prompt opens.
+            if before[start:].strip() or upto[end:].strip() or end < start:
                 raise DataError("the chat template writes a message otherwise once others follow it")
-            skipped = self._layout.prefix if text.startswith(self._layout.prefix, len(before)) else ""
-            spans.append((len(before) + len(skipped), end))
+            prefix = self._layout.prefix
+            opened = (size for size in range(len(prefix), -1, -1) if text.endswith(prefix[:size], 0, start))
+            block = next((start - size for size in opened if text.startswith(prefix, start - size)), None)
+            spans.append((start if block is None else block + len(prefix), end))
         return text, spans
 
     def _last_control(self, closing: str) -> str:
