@@ -144,7 +144,7 @@ def test_the_shortest_of_interleaved_repetitions_are_compared() -> None:
         return next(others)
 
     assert measured_speed_up(seconds) == pytest.approx(0.01 / 0.005)
-    assert asked == [torch.float32, torch.bfloat16] * 4  # it ends when it has taken long enough
+    assert asked == [torch.float32, torch.bfloat16] * 3  # it ends when it has taken long enough
 
 
 def test_a_quick_processor_is_measured_often_and_a_slow_one_for_a_moment() -> None:
@@ -163,6 +163,24 @@ def test_the_measurement_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found > 0
     monkeypatch.setattr(compute, "measured_speed_up", lambda _: pytest.fail("measured twice"))
     assert compute.bf16_speed_up() == found
+
+
+def test_it_is_measured_on_one_thread_which_a_busy_machine_does_not_stall(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before, during = torch.get_num_threads(), []
+
+    def watched(seconds: Callable[[torch.dtype], float]) -> float:
+        assert 0 < seconds(torch.float32) < 1
+        during.append(torch.get_num_threads())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compute, "measured_speed_up", watched)
+    compute.bf16_speed_up.cache_clear()
+    with pytest.raises(KeyboardInterrupt):
+        compute.bf16_speed_up()
+    assert during == [1]
+    assert torch.get_num_threads() == before
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the variables are of x86-64")
