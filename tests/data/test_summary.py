@@ -10,7 +10,6 @@ import pytest
 
 from lingraft.config.schema import DataSource
 from lingraft.data.summary import DataSummary, summarise_data
-from lingraft.data.summary import summarise_data
 from lingraft.errors import DataError
 from lingraft.models.loading import load_tokenizer
 

@@ -208,7 +208,7 @@ class Apple(torch.Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.cpu:
             return args[0].as_subclass(torch.Tensor)
-        found = super().__torch_function__(func, types, args, kwargs or {})
+        found = super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
         if isinstance(found, Apple) and found.dtype == torch.float64:
             raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
         return found
@@ -246,11 +246,11 @@ def test_held_out_losses_of_a_model_on_such_a_device_are_summed_on_the_processor
     monkeypatch: pytest.MonkeyPatch, tiny_llama: Callable[..., Any], examples: Callable[..., Any]
 ) -> None:
     model, rows = tiny_llama(), examples(3)
-    expected = held_out._nats_per_example(model, rows, 4096)
+    expected = held_out._nats_per_example(model, rows, 4096, None)
 
     def on_apple(*given: Any) -> TokenLosses:
         found = token_losses(*given)
         return replace(found, values=apple(found.values))
 
     monkeypatch.setattr(held_out, "token_losses", on_apple)
-    assert held_out._nats_per_example(model, rows, 4096).tolist() == expected.tolist()
+    assert held_out._nats_per_example(model, rows, 4096, None).tolist() == expected.tolist()
