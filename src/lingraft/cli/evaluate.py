@@ -340,6 +340,7 @@ def _evaluate(
     """
     from lingraft.cli.log_lines import log_lines
     from lingraft.cli.progress import StepBars
+    from lingraft.data.chat_format import CHAT_IDENTITY
     from lingraft.evaluate.harness import evaluate_model, shortened_sentence
     from lingraft.evaluate.predictions import write_predictions
     from lingraft.models.adapters import load_merged, merged_content_hash
@@ -347,9 +348,14 @@ def _evaluate(
     from lingraft.models.vllm import VllmGenerator
     from lingraft.records import fingerprint_of, write_json_atomically
 
-    inputs = {**asked, "model_hash": merged_content_hash(model), "libraries": _libraries()}
+    inputs = {
+        **asked,
+        "chat": CHAT_IDENTITY,
+        "model_hash": merged_content_hash(model),
+        "libraries": _libraries(),
+    }
     # An answer is kept by prompt and settings; what else decides it is the model and how it is asked.
-    decides = {key: inputs[key] for key in ("model_hash", "precision", "backend", "libraries")}
+    decides = {key: inputs[key] for key in ("model_hash", "chat", "precision", "backend", "libraries")}
     log = folder / f"answers-{fingerprint_of(decides)}.jsonl"
     log_lines().at(f"loading {model}")
     loaded, tokenizer = load_merged(model, dtype=compute.held)

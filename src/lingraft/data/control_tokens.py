@@ -199,12 +199,13 @@ class ControlTokens:
             model["unk_token"] = self._new_name(model["unk_token"])
         if "merges" in model:
             pairs = (one if isinstance(one, list) else one.split(" ", 1) for one in model["merges"])
-            model["merges"] = [pair for pair in pairs if self.ids.keys().isdisjoint((*pair, "".join(pair)))]
+            model["merges"] = [
+                pair for pair in pairs if all(self._new_name(one) == one for one in (*pair, "".join(pair)))
+            ]
 
     def _new_name(self, piece: str) -> str:
-        is_control = piece in self.ids and not _BYTE.fullmatch(
-            piece
-        )  # the model itself looks single bytes up by name
+        # The model itself looks up single bytes and letters by these names.
+        is_control = piece in self.ids and len(piece) > 1 and not _BYTE.fullmatch(piece)
         return self._stand_in(piece) if is_control else piece
 
 

@@ -30,11 +30,13 @@ class Prompt:
         messages: The turns; the last is the user's.
         language: BCP-47 tag, or und.
         group: Of the row that it is of, equal for parallel rows; "": it is of no row of a data set.
+        fold_system: See `Example`.
     """
 
     messages: tuple[Message, ...]
     language: str
     group: str = ""
+    fold_system: bool = False
 
 
 def read_prompts(
@@ -77,7 +79,7 @@ def prompts_of(examples: Iterable[Example]) -> list[Prompt]:
 def _prompt_of(example: Example) -> Prompt:
     turns = example.messages
     asked = turns[:-1] if turns[-1].role == "assistant" else turns
-    return Prompt(asked, example.language, example.group)
+    return Prompt(asked, example.language, example.group, example.fold_system)
 
 
 def _from_lines(path: Path, language: str | None) -> list[Prompt]:
