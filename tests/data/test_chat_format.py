@@ -24,7 +24,7 @@ from lingraft.models.generation import Ending, chat_ending, finished
 
 NO_LIMIT = 10**9
 TRL = Path(str(find_spec("trl").origin)).parent / "chat_templates"  # type: ignore[union-attr]
-CONTROL = re.compile(r"<\|?[a-zA-Z_]+\|?>|</[a-z]+>|<｜[^｜]+｜>|\[/?[A-Z_]{3,}\]|\[gMASK\]")
+CONTROL = re.compile(r"<\|?[a-zA-Z_]+\|?>|</[a-z]+>|<\uff5c[^\uff5c]+\uff5c>|\[/?[A-Z_]{3,}\]|\[gMASK\]")
 
 CHATML = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n'}}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -131,3 +132,7 @@ def test_what_tools_say_and_are_called_with_is_text(build_tokenizer: Any) -> Non
     seen = [one for one, is_seen in zip(encoded.input_ids, encoded.supervised, strict=True) if is_seen]
     text = tokenizer.decode(seen)
     assert text == '{"name": "f", "arguments": {"a": "<|im_end|>"}}<|im_end|>y<|im_end|>'
+    masked = replace(said, messages=(messages[0], replace(messages[1], supervised=False), *messages[2:]))
+    encoded = encode_example(masked, tokenizer, NO_LIMIT)
+    seen = [one for one, is_seen in zip(encoded.input_ids, encoded.supervised, strict=True) if is_seen]
+    assert tokenizer.decode(seen) == "y<|im_end|>"

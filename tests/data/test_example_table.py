@@ -29,18 +29,22 @@ from lingraft.data.spool import Spool, SpooledRows
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
 
 
+ROLES = st.sampled_from(["system", "user", "assistant"])
+
+
 @st.composite
 def some_examples(draw: st.DrawFn) -> Example:
-    messages = draw(
-        st.lists(st.builds(Message, st.sampled_from(["system", "user", "assistant"]), TEXT, TEXT), min_size=1)
-    )
+    messages = draw(st.lists(st.builds(Message, ROLES, TEXT, TEXT, st.booleans()), min_size=1))
     origin = draw(
         st.sampled_from(
             [Origin(), Origin("english_replay"), Origin("generative_replay", "m", {"top_p": 0.5})]
         )
     )
     language = draw(st.sampled_from(["en", "th"]))
-    return Example(draw(TEXT), tuple(messages), language, draw(TEXT), "set", origin, draw(TEXT), draw(TEXT))
+    texts = [draw(TEXT) for _ in range(4)]
+    return Example(
+        texts[0], tuple(messages), language, texts[1], "set", origin, texts[2], texts[3], draw(st.booleans())
+    )
 
 
 def on_disk(examples: list[Example], monkeypatch: pytest.MonkeyPatch) -> ExampleCollector:
@@ -67,9 +71,9 @@ def test_an_example_comes_back_from_disk_as_it_was(examples: list[Example]) -> N
 
 def test_every_field_of_an_example_is_written() -> None:
     assert {field.name for field in fields(Example)} == {
-        *("id", "messages", "language", "group", "source", "origin", "tools", "task_type")
+        *("id", "messages", "language", "group", "source", "origin", "tools", "task_type", "fold_system")
     }
-    assert {field.name for field in fields(Message)} == {"role", "content", "details"}
+    assert {field.name for field in fields(Message)} == {"role", "content", "details", "supervised"}
     assert {field.name for field in fields(Origin)} == {"kind", "model", "settings"}
 
 

@@ -343,3 +343,53 @@ def test_a_shortfall_is_visible() -> None:
 def test_holding_out_everything_is_refused() -> None:
     with pytest.raises(DataError, match="set: 10 groups are to be held out, but there are only 10"):
         split_data(parallel(10, "de es"), limit=None, held_out_groups=10, seed=0)
+
+
+def messages_row(**second: Any) -> str:
+    turns = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b", **second},
+        {"role": "user", "content": "c", "weight": 0},
+        {"role": "assistant", "content": "d"},
+    ]
+    return json.dumps({"messages": turns})
+
+
+@pytest.mark.parametrize("mask", [{"weight": 0}, {"train": False}, {"loss": False}, {"loss": 0}])
+def test_an_answer_may_say_that_it_is_not_trained(tmp_path: Path, mask: dict[str, Any]) -> None:
+    rows = [messages_row(**mask), messages_row(**dict.fromkeys(mask, 1)), messages_row(**dict.fromkeys(mask))]
+    (example, *others) = load_data(write(tmp_path, "x.jsonl", "\n".join(rows)), base_folder=tmp_path).examples
+    assert [one.supervised for one in example.messages if one.role == "assistant"] == [False, True]
+    for other in others:
+        assert all(one.supervised for one in other.messages if one.role == "assistant")
+
+
+def test_a_weight_between_is_broken(tmp_path: Path) -> None:
+    spec = write(tmp_path, "x.jsonl", messages_row(weight=0.5))
+    with pytest.raises(DataError, match=r"messages\[1\].weight' must be 0 or 1 .*0\.5"):
+        load_data(spec, base_folder=tmp_path)
+
+
+def test_masks_of_sharegpt_and_masks_on_disk_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b", "weight": 0}] * 2
+    rows = "\n".join(json.dumps({"conversations": turns, "system": "s"}) for _ in range(3))
+    spec = write(tmp_path, "x.jsonl", rows).model_copy(update={"system": "fold"})
+    in_memory = load_data(spec, base_folder=tmp_path).examples
+    monkeypatch.setattr("lingraft.data.spool.BYTES_IN_MEMORY", 0)
+    assert list(load_data(spec, base_folder=tmp_path).examples) == list(in_memory)
+    assert [one.supervised for one in in_memory[0].messages] == [True, True, False, True, False]
+    assert in_memory[0].fold_system
+
+
+def test_keys_of_messages_that_nothing_reads_are_counted(tmp_path: Path) -> None:
+    rows = [
+        messages_row(timestamp=3),
+        messages_row(timestamp=4, wieght=0),
+        messages_row(timestamp=None),
+        GOOD,
+    ]
+    spec = write(tmp_path, "x.jsonl", "\n".join(rows[:3]))
+    assert load_data(spec, base_folder=tmp_path).unknown_keys == {"timestamp": 2, "wieght": 1}
+    assert load_data(write(tmp_path, "y.jsonl", rows[3]), base_folder=tmp_path).unknown_keys == {}

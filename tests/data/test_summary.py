@@ -10,6 +10,7 @@ import pytest
 
 from lingraft.config.schema import DataSource
 from lingraft.data.summary import DataSummary, summarise_data
+from lingraft.errors import DataError
 from lingraft.models.loading import load_tokenizer
 
 
@@ -119,3 +120,36 @@ def test_a_language_that_rows_do_not_say_is_guessed_with_what_to_write(
     assert summary_of(tmp_path, tiny_model, rows, language="es").guessed_languages == {}
     short = summary_of(tmp_path, tiny_model, [{"prompt": "a", "completion": "b"}])
     assert (short.guessed_languages, [*short.languages]) == ({}, ["und"])
+
+
+def test_what_is_done_to_rows_is_said(tmp_path: Path, tiny_model: Path) -> None:
+    """Masked answers, spelled control tokens, keys that nothing reads."""
+    answers = [
+        {"role": "assistant", "content": "b", "weight": 0, "time": 3},
+        {"role": "assistant", "content": "c"},
+    ]
+    turns = [turn for one in answers for turn in ({"role": "user", "content": "a <|im_end|>"}, one)]
+    (tmp_path / "x.jsonl").write_text(json.dumps({"messages": turns}), encoding="utf-8")
+    summary = summarise_data(
+        DataSource(source="x.jsonl"), load_tokenizer(tiny_model), base_folder=tmp_path
+    ).to_json()
+    assert summary["handled"] == {"masked_answers": 1, "spelled_tokens": 1}
+    assert summary["unknown_keys"] == {"time": 1}
+    assert summary["example"].count("⟦") == 1
+
+
+def test_a_folded_system_prompt_is_counted(tmp_path: Path, tiny_model: Path) -> None:
+    tokenizer = load_tokenizer(tiny_model)
+    tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        + str(tokenizer.chat_template)
+    )
+    row = {"system_prompt": "Be kind.", "question": "a", "response": "b"}
+    (tmp_path / "x.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    refusing = DataSource(source="x.jsonl")
+    with pytest.raises(DataError, match="no system"):
+        summarise_data(refusing, tokenizer, base_folder=tmp_path)
+    folding = refusing.model_copy(update={"system": "fold"})
+    summary = summarise_data(folding, tokenizer, base_folder=tmp_path)
+    assert summary.handled == {"folded_systems": 1}
+    assert summary.example.startswith("<|im_start|>user\nBe kind.\n\na<|im_end|>")

@@ -156,3 +156,10 @@ def test_the_declaration_of_human_rights_costs_what_smollm2_is_known_to_need(sha
     assert costs["ja"].characters_against_english > 2 * ratios["ja"]
     assert {w.split()[0] for w in cost_warnings(costs)} == {"ru", "ko", "vi", "hi", "th"}
     assert costs["th"].partial_share > 0.8 > 0.01 > costs["en"].partial_share
+
+
+def test_a_spelled_control_token_costs_its_characters(tiny_model: Path) -> None:
+    tokenizer = load_tokenizer(tiny_model)
+    costs = language_costs([example(0, "en", "a", "<|im_end|>")], tokenizer)
+    pieces = tokenizer("<|im_end", add_special_tokens=False)["input_ids"]
+    assert costs["en"].tokens > 1 + len(pieces)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,9 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from lingraft.config.schema import Evaluation, EvaluationTask
+from lingraft.data.chat import encode_prompt
+from lingraft.data.chat_format import chat_format
+from lingraft.data.example import Message
 from lingraft.errors import EvaluationError
 from lingraft.evaluate.answers import AnswerLog, ItemCount, request_key
 from lingraft.evaluate.harness import evaluate_model
@@ -281,3 +285,47 @@ def test_an_evaluation_counts_the_items_whose_prompts_were_shortened(
         *tiny, Evaluation(task_ability=(), language_ability=(entry,)), languages=["th"], base_folder=tmp_path
     )
     assert found.shortened == {"xcopa/th": 1}
+
+
+def test_what_a_prompt_spells_is_text_when_it_is_asked_and_scored(
+    engine: Callable[..., InMemoryModel],
+) -> None:
+    lm = engine()
+    tokenizer = lm.tokenizer
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    said = "What is <|im_end|>?"
+    prompt = lm.apply_chat_template([{"role": "user", "content": said}])
+    assert lm.tok_encode(prompt) == encode_prompt([Message("user", said)], tokenizer)
+    assert lm.tok_encode(prompt).count(end) == 1
+    assert lm.tok_encode(prompt, left_truncate_len=3) == lm.tok_encode(prompt)[-3:]
+    pair = lm._pair(prompt, " It is <|im_end|>.")
+    assert end not in pair.continuation
+    assert list(pair.context) + list(pair.continuation) == lm.tok_encode(
+        prompt + chat_format(tokenizer).as_text(" It is <|im_end|>.")
+    )
+    begun = lm.apply_chat_template(
+        [{"role": "user", "content": said}, {"role": "assistant", "content": "It <|im_end|>"}],
+        add_generation_prompt=False,
+    )
+    assert lm.tok_encode(begun)[: len(lm.tok_encode(prompt))] == lm.tok_encode(prompt)
+    assert tokenizer.decode(lm.tok_encode(begun)).endswith("assistant\nIt <|im_end|>")
+    assert lm.tok_encode(begun).count(end) == 1
+
+
+def test_answers_end_where_training_ends_them_and_are_scored_without_thoughts(
+    tiny: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with Qwen's base models: neither the model nor the tokenizer names the token that closes an answer."""
+    model = tiny[0]
+    tokenizer = copy.deepcopy(tiny[1])
+    tokenizer.eos_token = "<|endoftext|>"
+    tokenizer.chat_template += "{# <think> </think> #}"
+    monkeypatch.setattr(model.generation_config, "eos_token_id", tokenizer.eos_token_id)
+    lm = InMemoryModel(model, tokenizer, Batching(None, 400), AnswerLog(), ItemCount(9, None), chat=True)
+    ids = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
+    assert lm._ending([]).tokens == {*ids}
+    said = Generated("<think>Hm, 7?</think>8", 9, ended=True)
+    monkeypatch.setattr(
+        TransformersGenerator, "continue_batch", lambda _, prompts, *__: [said] * len(prompts)
+    )
+    assert lm.generate_until(to_generate({"until": [], "max_gen_toks": 9})) == ["8"] * len(QUESTIONS)

@@ -305,6 +305,7 @@ def _evaluate(
     import torch
 
     from lingraft.cli.progress import StepBars
+    from lingraft.data.chat_format import CHAT_IDENTITY
     from lingraft.evaluate.harness import evaluate_model, shortened_sentence
     from lingraft.evaluate.predictions import write_predictions
     from lingraft.models.adapters import load_merged, merged_content_hash
@@ -312,7 +313,12 @@ def _evaluate(
     from lingraft.models.vllm import VllmGenerator
     from lingraft.records import fingerprint_of
 
-    inputs = {**asked, "model_hash": merged_content_hash(model), "libraries": _libraries()}
+    inputs = {
+        **asked,
+        "chat": CHAT_IDENTITY,
+        "model_hash": merged_content_hash(model),
+        "libraries": _libraries(),
+    }
     answered = {
         key: value for key, value in inputs.items() if key != "judge"
     }  # it does not change any answer

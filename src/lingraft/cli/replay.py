@@ -177,7 +177,9 @@ def _row(example: Example) -> dict[str, Any]:
     language = {} if example.language == UNDETERMINED_LANGUAGE else {"language": example.language}
     return {
         "id": example.id,
-        "messages": [message.to_template() for message in example.messages],
+        "messages": [
+            one.to_template() | ({} if one.supervised else {"weight": 0}) for one in example.messages
+        ],
         **language,
         "group": example.group,
         "origin": {

@@ -329,15 +329,13 @@ class ChatFormat:
         A call has no words that could be marked. So a span is what the template marks, or what it adds from the prompt
         of a message to the message.
         """
-        spans = (
+        text, spans = (
             self._marked_spans(turns, tools) if self._is_marked else self._added_spans(messages, turns, tools)
         )
-        text, spans = spans
-        said = [one for one in messages if one.role == "assistant"]
-        if len(spans) != len(said):
-            raise DataError(f"the chat template shows {len(spans)} of its {len(said)} answers and calls")
-        ended = _to_end_of_turn(text, spans, self.control)
-        return text, [span for span, one in zip(ended, said, strict=True) if one.supervised]
+        said = sum(one.role == "assistant" for one in messages)
+        if len(spans) != said:
+            raise DataError(f"the chat template shows {len(spans)} of its {said} answers and calls")
+        return text, _to_end_of_turn(text, spans, self.control)
 
     def _marked_spans(self, turns: Sequence[Turn], tools: Any) -> tuple[str, list[Span]]:
         (found,) = self.template.render_with_blocks([turns], tools=tools)
@@ -368,11 +366,14 @@ class ChatFormat:
             if isinstance(prompt, DataError) or isinstance(after, DataError):
                 raise prompt if isinstance(prompt, DataError) else after  # type: ignore[misc]
             before, upto = without_answer_marks(prompt)[0], without_answer_marks(after)[0]
-            end = len(common_beginning(upto, text))
-            if not text.startswith(before) or upto[end:].strip() or end < len(before):
+            start, end = len(common_beginning(before, text)), len(common_beginning(upto, text))
+            # White space at the end may differ: behind the last message, and behind thoughts that a prompt opens.
+            if before[start:].strip() or upto[end:].strip() or end < start:
                 raise DataError("the chat template writes a message otherwise once others follow it")
-            skipped = self._layout.prefix if text.startswith(self._layout.prefix, len(before)) else ""
-            spans.append((len(before) + len(skipped), end))
+            prefix = self._layout.prefix
+            opened = (size for size in range(len(prefix), -1, -1) if text.endswith(prefix[:size], 0, start))
+            block = next((start - size for size in opened if text.startswith(prefix, start - size)), None)
+            spans.append((start if block is None else block + len(prefix), end))
         return text, spans
 
     def _last_control(self, closing: str) -> str:
@@ -399,7 +400,7 @@ class ChatFormat:
                 self._test_answer(tokenizer, rendered.text.text, span, answer)
 
     def _test_answer(self, tokenizer: PreTrainedTokenizerBase, text: str, span: Span, answer: str) -> None:
-        def decoded(ids: Sequence[int]) -> str:
+        def decoded(ids: list[int]) -> str:
             words = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
             return str(words).strip()
 
@@ -407,12 +408,12 @@ class ChatFormat:
         trained = [int(token) for token in tokens[seen]]
         said = decoded(list(takewhile(lambda token: token not in self.endings, trained)))
         expected = decoded(self.encode(answer))
-        begins_before = (
-            not tokenizer.decode(trained[:1]).strip().startswith(answer[0])
-        )  # a token of header and answer
-        if trained and trained[-1] not in self.endings:
+        shared = not decoded(trained[:1]).startswith(
+            answer[0]
+        )  # whether its first token is the header's as well
+        if not trained or trained[-1] not in self.endings:
             problem = f"ends in {tokenizer.decode(trained[-1:])!r}, at which generation does not stop"
-        elif said == expected or (begins_before and said.endswith(expected)):
+        elif said == expected or (shared and said.endswith(expected)):
             return
         else:
             problem = f"is {said!r} when it is cut off at its end"

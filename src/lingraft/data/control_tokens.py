@@ -72,12 +72,14 @@ class ControlTokens:
             if one.special or (one.content.strip() and one.content in template)
         }
         named = {str(one) for one in tokenizer.all_special_tokens if str(one)}
-        self.ids |= {one: int(tokenizer.convert_tokens_to_ids(one)) for one in named}
+        numbers: Any = tokenizer.convert_tokens_to_ids(sorted(named))
+        self.ids |= dict(zip(sorted(named), numbers, strict=True))
         longest_first = sorted(self.ids, key=len, reverse=True)
         alternatives = "|".join(map(re.escape, longest_first)) or "(?!)"
         self.pattern = re.compile(alternatives)
         self.of_template = re.compile(f"(?<!{TEXT_START})(?:{alternatives})")
         self._core: Any = tokenizer.backend_tokenizer if tokenizer.is_fast else None
+        self._slow: Any = None if tokenizer.is_fast else tokenizer
 
     def protected(self, text: str) -> str:
         """Return a text with marks around every control token that it spells."""
@@ -100,6 +102,8 @@ class ControlTokens:
 
     def encode(self, marked: str) -> list[int]:
         """Return the token ids of a text in which what is marked is text; no special tokens are added."""
+        if self._core is None:
+            return self._encode_slowly(without_marks(marked)[0])
         if not self.has_marks(marked) and TEXT_END not in marked:
             self._core.no_truncation()
             self._core.no_padding()
@@ -122,6 +126,17 @@ class ControlTokens:
             (_moved(start, new_places, old_places), _moved(end, new_places, old_places))
             for start, end in found.offsets
         ]
+
+    def _encode_slowly(self, spelled: SpelledText) -> list[int]:
+        """Return the ids that a tokenizer written in Python gives, which knows text from special tokens by itself."""
+        ids: list[int] = []
+        at = 0
+        for start, end in (*spelled.protected, (len(spelled.text),) * 2):
+            for part, is_text in ((spelled.text[at:start], False), (spelled.text[start:end], True)):
+                if part:
+                    ids += self._slow.encode(part, add_special_tokens=False, split_special_tokens=is_text)
+            at = end
+        return ids
 
     def _with_stand_ins(self, spelled: SpelledText) -> tuple[str, list[int], list[int]]:
         """Return the text that the copy is given, and the ends of its pieces before and after the replacement."""
@@ -184,12 +199,13 @@ class ControlTokens:
             model["unk_token"] = self._new_name(model["unk_token"])
         if "merges" in model:
             pairs = (one if isinstance(one, list) else one.split(" ", 1) for one in model["merges"])
-            model["merges"] = [pair for pair in pairs if self.ids.keys().isdisjoint((*pair, "".join(pair)))]
+            model["merges"] = [
+                pair for pair in pairs if all(self._new_name(one) == one for one in (*pair, "".join(pair)))
+            ]
 
     def _new_name(self, piece: str) -> str:
-        is_control = piece in self.ids and not _BYTE.fullmatch(
-            piece
-        )  # the model itself looks single bytes up by name
+        # The model itself looks up single bytes and letters by these names.
+        is_control = piece in self.ids and len(piece) > 1 and not _BYTE.fullmatch(piece)
         return self._stand_in(piece) if is_control else piece
 
 

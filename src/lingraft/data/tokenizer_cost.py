@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from lingraft.data.control_tokens import ControlTokens
 from lingraft.data.example import Example
 from lingraft.data.example_table import Columns, Rows, columns_of, select
 from lingraft.data.worldbook import LANGUAGES, load_items
@@ -149,6 +150,7 @@ class _Meter:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
+        self._control = ControlTokens(tokenizer, str(tokenizer.chat_template or ""))
         self._is_partial = partial_tokens(tokenizer)
         self._worldbook: dict[str, _Count] = {}
 
@@ -164,9 +166,14 @@ class _Meter:
         tokens = partial = 0
         for start in range(0, len(texts), _BATCH):
             batch = texts[start : start + _BATCH]
-            for ids in self._tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]:
-                tokens += len(ids)
-                partial += int(self._is_partial[ids].sum())
+            found = self._tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]
+            for text, ids in zip(batch, found, strict=True):
+                marked = self._control.protected(text)
+                own = (
+                    self._control.encode(marked) if self._control.has_marks(marked) else ids
+                )  # as in training
+                tokens += len(own)
+                partial += int(self._is_partial[own].sum())
         words = sum(len(text.split()) for text in texts)
         return _Count(len(examples), tokens, partial, words, sum(map(len, texts)))
 

@@ -26,11 +26,13 @@ class Prompt:
         messages: The turns; the last is the user's.
         language: BCP-47 tag, or und.
         group: Of the row that it is of, equal for parallel rows; "": it is of no row of a data set.
+        fold_system: See `Example`.
     """
 
     messages: tuple[Message, ...]
     language: str
     group: str = ""
+    fold_system: bool = False
 
 
 def read_prompts(
@@ -64,7 +66,7 @@ def read_prompts(
 
 def prompts_of(examples: Iterable[Example]) -> list[Prompt]:
     """Return what is said before the last answer of each example, all of it where the last turn is no answer."""
-    return [Prompt(_asked(example.messages), example.language, example.group) for example in examples]
+    return [Prompt(_asked(one.messages), one.language, one.group, one.fold_system) for one in examples]
 
 
 def _asked(turns: tuple[Message, ...]) -> tuple[Message, ...]:

@@ -76,7 +76,7 @@ def encode_prompts(
         DataError: The template refuses a prompt.
     """
     chat = chat_format(tokenizer)
-    whole = [chat.prompt_ids(prompt.messages) for prompt in prompts]
+    whole = [chat.prompt_ids(prompt.messages, fold_system=prompt.fold_system) for prompt in prompts]
     return EncodedPrompts(
         ids=tuple(tuple(ids[-max_length:]) for ids in whole),
         languages=tuple(prompt.language for prompt in prompts),

@@ -396,12 +396,16 @@ class Stages:
         """Measure how far the second model's hidden states moved from the first's, over every token of the prompts."""
         said = fingerprint_of(  # a prompt's group changes no state
             [
-                {"messages": [asdict(one) for one in prompt.messages], "language": prompt.language}
+                {
+                    "messages": [asdict(one) for one in prompt.messages],
+                    "language": prompt.language,
+                    "fold_system": prompt.fold_system,
+                }
                 for prompt in prompts
             ]
         )
         inputs: dict[str, Any] = {"first": first.identity, "second": second.identity, "prompts": said}
-        inputs["libraries"] = libraries(_STATES_LIBRARIES)
+        inputs |= {"chat": CHAT_IDENTITY, "libraries": libraries(_STATES_LIBRARIES)}
 
         def work(_: Path) -> Work:
             before, encoded = self._states_before(first, prompts, said)
