@@ -82,7 +82,7 @@ def test_the_precision_is_float32_unless_another_is_asked_for_and_always_recorde
 ) -> None:
     record = tmp_path / "a.json"
     command = ["drift", str(tiny_model), str(other_model), "--prompts", "worldbook:lookup/en", "--limit", "3"]
-    changes = {}
+    changes: dict[str, set[float]] = {}
     for asked, expected, has_bf16 in (
         (None, "float32", True),
         ("bf16", "bf16", False),

@@ -12,7 +12,9 @@ import pytest
 from lingraft.config.schema import Evaluation, EvaluationTask, StrategyChoice, Training
 from lingraft.data.example import Example, Message
 from lingraft.evaluate.predictions import read_predictions
+from lingraft.models.loading import load_model
 from lingraft.records import read_json
+from lingraft.strategies.composition import build
 from lingraft.study import stages as module
 from lingraft.study.events import Watcher
 from lingraft.study.stages import PREDICTIONS, ModelReference, Stages, TrainingJob
@@ -42,7 +44,7 @@ def job(model: Path, written: Any = "plain", precision: str = "auto") -> Trainin
         data=[],
         counts=[],
         choice=StrategyChoice.model_validate(written),
-        training=Training(learning_rate=1e-3, tokens_per_batch=256, precision=precision),  # type: ignore[arg-type]
+        training=Training(learning_rate=1e-3, tokens_per_batch=256, precision=precision),
         seed=0,
         previous_data=ROWS,
         replay_data={"old_english": {"content": "rows"}},
@@ -72,7 +74,7 @@ def test_a_training_is_known_by_the_precision_that_auto_stood_for(
 
 
 def evaluated(stages: Stages, model: Path, precision: str = "auto") -> Stage:
-    evaluation = Evaluation(task_ability=(TASK,), language_ability=(TASK,), precision=precision)  # type: ignore[arg-type]
+    evaluation = Evaluation(task_ability=(TASK,), language_ability=(TASK,), precision=precision)
     return stages.evaluate("model", ModelReference({"stage": "x"}, lambda: model), evaluation, ["de"], ())
 
 
@@ -80,7 +82,7 @@ def test_an_evaluation_on_another_kind_of_processor_is_another_one(
     tiny_model: Path, tmp_path: Path, processor: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = []
-    load = module.load_model
+    load = load_model
 
     def watched(*args: Any, **options: Any) -> Any:
         held.append(options["dtype"])
@@ -114,7 +116,7 @@ def test_what_strategies_prepare_is_known_by_its_arithmetic(
         for precision in ("auto", "bf16", "bf16_pure", "float32"):
             processor(True)
             one = job(tiny_model, asked, precision)
-            (part,) = module.build(one.choice).parts
+            (part,) = build(one.choice).parts
             stages._state(one, part).locate()
             (state,) = stages.preparations(one).values()
             found.append(state)

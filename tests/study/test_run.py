@@ -83,7 +83,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tupl
 
 def test_the_result_says_what_precision_was_resolved_to(finished: tuple[Path, dict[str, Any]]) -> None:
     folder, result = finished
-    used = {"train": set(), "evaluate": set()}
+    used: dict[str, set[str]] = {"train": set(), "evaluate": set()}
     for name, record in records(folder).items():
         kind = name.partition("-")[0]
         if kind in used:
