@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -83,7 +82,7 @@ def test_the_precision_is_float32_unless_another_is_asked_for_and_always_recorde
 ) -> None:
     record = tmp_path / "a.json"
     command = ["drift", str(tiny_model), str(other_model), "--prompts", "worldbook:lookup/en", "--limit", "3"]
-    changes: dict[Any, Any] = {}
+    changes: dict[str, set[float]] = {}
     for asked, expected, has_bf16 in (
         (None, "float32", True),
         ("bf16", "bf16", False),
