@@ -36,7 +36,7 @@ TRAINING = Training(learning_rate=1e-3, epochs=1, tokens_per_batch=128, precisio
 def wider(tiny_model: Path) -> Any:
     """The tiny model's tokenizer with a token more than the model knows."""
     tokenizer: Any = load_tokenizer(tiny_model)
-    tokenizer.add_tokens(["<new>"], special_tokens=True)
+    tokenizer.add_tokens(["<new>"])
     assert len(tokenizer) == 601
     return tokenizer
 
