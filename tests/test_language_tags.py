@@ -58,7 +58,7 @@ def test_a_tag_in_any_writing_becomes_the_canonical_one(written: str, tag: str) 
         ("Modern Greek", "el"),
         ("Swahili (individual language)", "sw"),
         ("Spanish; Castilian", "es"),
-        ("Serbian (Latin)", "sr-Latn"),
+        ("Spanish (Latin America)", "es-419"),
         ("Portuguese (Brazil)", "pt-BR"),
         ("Brazilian Portuguese", "pt-BR"),
         ("Norwegian Bokmål", "nb"),
@@ -68,7 +68,9 @@ def test_an_english_name_becomes_its_tag(written: str, tag: str) -> None:
     assert canonical_tag(written) == tag
 
 
-@pytest.mark.parametrize("written", ["", "xx", "xx-YY", "Gibberish", "english text", "p", "pt-", "1", "😀"])
+@pytest.mark.parametrize(
+    "written", ["", "xx", "xx-YY", "Spanish (Latin)", "Gibberish", "english text", "p", "pt-", "1", "😀"]
+)
 def test_what_is_no_language_is_unknown(written: str) -> None:
     assert canonical_tag(written) is None
 

@@ -21,7 +21,7 @@ def canonical_tag(text: str) -> str | None:
     where there is one (por: pt), old tags the new one (iw: he), and the code of the variety that a language is mostly
     written in that language's (arb, Standard Arabic: ar). A script that goes without saying is dropped (deu_Latn: de);
     other scripts and regions stay. What is no tag is an English name of CLDR or of ISO 639-3 in any case (Iranian
-    Persian: fa), with a script or territory in parentheses (Serbian (Latin): sr-Latn).
+    Persian: fa), with a territory in parentheses (Portuguese (Brazil): pt-BR).
 
     Args:
         text: A tag or a name; where it could be both (Mon), it is a tag.
@@ -97,7 +97,7 @@ def _aliases() -> dict[str, str]:
 
 
 def _of_name(name: str) -> str | None:
-    """Return the tag of an English name in lower case, also with a script or territory in parentheses."""
+    """Return the tag of an English name in lower case, also with a territory in parentheses."""
     known = _names()
     first = name.partition(";")[0].strip()  # ISO 639-2 writes "Spanish; Castilian"
     if first in known:
@@ -108,8 +108,8 @@ def _of_name(name: str) -> str | None:
     language, part = divided.groups()
     if f"{part} {language}" in known:  # Chinese (Simplified)
         return known[f"{part} {language}"]
-    subtag = _parts().get(part)
-    return _of_tag(f"{known[language]}-{subtag}") if language in known and subtag else known.get(language)
+    territory = _territories().get(part)
+    return _of_tag(f"{known[language]}-{territory}") if language in known and territory else None
 
 
 @cache
@@ -126,17 +126,14 @@ def _names() -> dict[str, str]:
         tag = _of_tag(str(code).replace("_", "-"))
         if tag is not None:
             plain = _IN_PARENTHESES.sub(r"\1", str(name)).casefold()
+            found[str(name).casefold()] = tag
             found[plain] = tag if str(name).casefold() == plain or plain not in found else found[plain]
     return found
 
 
 @cache
-def _parts() -> dict[str, str]:
-    """Return the subtags of English names of scripts and territories in lower case."""
+def _territories() -> dict[str, str]:
+    """Return the subtags of English names of territories in lower case."""
     from babel import Locale
 
-    english = Locale.parse("en")
-    return {
-        str(name).casefold(): str(code)
-        for code, name in [*english.territories.items(), *english.scripts.items()]
-    }
+    return {str(name).casefold(): str(code) for code, name in Locale.parse("en").territories.items()}

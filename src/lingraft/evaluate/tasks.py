@@ -72,7 +72,8 @@ def check_tasks(evaluation: Evaluation, base_folder: Path, *, languages: Sequenc
         if problem is not None:
             problems.append(f"evaluate.{ability}: {entry.task}: {problem}")
     problems += [f"evaluate.{problem}" for problem in repeated_tasks(evaluation, languages)]
-    problems += _uncovered(evaluation, languages)
+    if not any(problem.startswith("evaluate.language_ability") for problem in problems):
+        problems += _uncovered(evaluation, languages)  # else it may be missing because its task is wrong
     if not languages:
         problems.append(
             "evaluate: the study trains no language other than English, so there is no language ability."
