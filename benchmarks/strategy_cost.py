@@ -142,11 +142,11 @@ def forward_passes(part: Any, model: Any, tokenizer: Any, context: Any) -> None:
     import torch
 
     from lingraft.data.batching import token_budget_batches
-    from lingraft.strategies.calibration import bf16_arithmetic, calibration_of
+    from lingraft.strategies.calibration import calibration_of
     from lingraft.strategies.ssu import TOKENS_PER_BATCH
 
     rows = [row.input_ids for row in calibration_of(part.kind, tokenizer, context, part.tokens).rows]
-    with torch.inference_mode(), bf16_arithmetic(model):
+    with torch.inference_mode(), context.compute.autocast():
         for batch in token_budget_batches([len(row) for row in rows], TOKENS_PER_BATCH, seed=0, epoch=0):
             longest = max(len(rows[row]) for row in batch)
             ids = torch.zeros((len(batch), longest), dtype=torch.long)
@@ -158,13 +158,12 @@ def forward_passes(part: Any, model: Any, tokenizer: Any, context: Any) -> None:
 def gradient_passes(part: Any, model: Any, tokenizer: Any, context: Any) -> None:
     """Run forward and backward once for each row that `part` calibrates on."""
     from lingraft.models.loss import collate, supervised_loss
-    from lingraft.strategies.calibration import bf16_arithmetic, calibration_of
+    from lingraft.strategies.calibration import calibration_of
 
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     for row in calibration_of(part.kind, tokenizer, context, part.tokens).rows:
-        with bf16_arithmetic(model):
-            loss, _ = supervised_loss(model, collate([row]))
+        loss, _ = supervised_loss(model, collate([row]), arithmetic=context.compute.autocast())
         loss.backward()  # type: ignore[no-untyped-call]
         model.zero_grad()
 

@@ -182,3 +182,77 @@ def examples() -> Callable[..., list[EncodedExample]]:
         return encoded
 
     return build
+
+
+_EXPERTS = {"num_experts_per_tok": 2, "tie_word_embeddings": False}
+_TOWER = {  # an image encoder of one layer and four patches
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 8,
+}
+# By name: model_type and what else its configuration says.
+_ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {"tie_word_embeddings": True}),
+    "mistral": ("mistral", {"sliding_window": 16, "tie_word_embeddings": False}),
+    "qwen2": ("qwen2", {"tie_word_embeddings": False}),  # biases, a head of its own
+    "qwen3": ("qwen3", {"tie_word_embeddings": True, "head_dim": 8}),
+    "gemma2": ("gemma2", {"tie_word_embeddings": True, "head_dim": 8, "sliding_window": 64}),
+    "gemma3": ("gemma3", {"head_dim": 8, "sliding_window": 16}),  # with a tower that text does not reach
+    "phi3": ("phi3", {"tie_word_embeddings": False}),  # q, k and v in one matrix
+    "gpt2": ("gpt2", {}),  # matrices stored as [in, out], learned positions
+    "bloom": ("bloom", {}),  # no positions
+    "gpt_neox": ("gpt_neox", {"tie_word_embeddings": False}),
+    "olmo2": ("olmo2", {"tie_word_embeddings": False}),
+    "qwen3_moe": (
+        "qwen3_moe",
+        {**_EXPERTS, "num_experts": 4, "moe_intermediate_size": 24, "head_dim": 8},
+    ),
+    "mixtral": ("mixtral", {**_EXPERTS, "num_local_experts": 4}),
+}
+
+
+def _configuration(architecture: str, vocabulary: int, **more: Any) -> Any:
+    """Return the configuration of a model of two layers and width 32."""
+    from transformers import AutoConfig
+
+    kind, options = _ARCHITECTURES[architecture]
+    written = {
+        "vocab_size": vocabulary,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "initializer_range": 0.1,
+        "pad_token_id": None,
+        **more,
+        **options,
+    }
+    if kind in ("gpt2", "bloom", "gpt_neox"):
+        del written["num_key_value_heads"]
+    if kind == "gpt2":
+        written["n_inner"] = written.pop("intermediate_size")
+    if kind != "gemma3":
+        return AutoConfig.for_model(kind, **written)
+    return AutoConfig.for_model(kind, text_config=written, vision_config=_TOWER, mm_tokens_per_image=1)
+
+
+@pytest.fixture(scope="session")
+def tiny_configuration() -> Callable[..., Any]:
+    """A function of an architecture's name and the size of a vocabulary: the configuration of a tiny model."""
+    return _configuration
+
+
+@pytest.fixture
+def processor(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Lets `precision: auto` find a processor that computes bf16 faster, or one that does not."""
+
+    def be(has_bf16: bool) -> None:
+        monkeypatch.setattr("lingraft.models.compute._has_bf16", lambda _: has_bf16)
+        monkeypatch.setattr("lingraft.models.compute.bf16_speed_up", lambda: 9.0)
+
+    return be

@@ -98,6 +98,32 @@ def test_show_data_tells_before_training_what_a_language_costs(tmp_path: Path, t
     assert "Warning: en" not in done.stdout
 
 
+def test_show_data_says_where_test_items_go_and_takes_a_limit(tmp_path: Path, tiny_model: Path) -> None:
+    items = tmp_path / "mgsm_de.tsv"
+    items.write_text('"Wie viel?" fragt sie.\t18\n')
+    done = lingraft("show", "data", str(items), "--model", str(tiny_model))
+    assert done.returncode == 0, done.stderr
+    assert (
+        "test items of mgsm, no training data. Put it as DIR/mgsm/de.tsv, then: lingraft evaluate"
+        in done.stdout
+    )
+    found = json.loads(lingraft("show", "data", str(items), "--model", str(tiny_model), "--json").stdout)
+    assert found["test_items"][0]["places"] == {"mgsm": "mgsm/de.tsv"}
+    rows = [{"instruction": f"Say {n}.", "output": "" if n == 1 else f"{n}</s>"} for n in range(9)]
+    (tmp_path / "es.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ("--limit", "3", "--no-answer-filter", "--special-tokens", "strip", "--json")
+    done = lingraft("show", "data", "es.jsonl", "--model", str(tiny_model), *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["rows"], found["first_rows"], found["broken"], list(found["languages"])) == (
+        3,
+        3,
+        0,
+        ["es"],
+    )
+    assert found["filtered"] == {"no_answer": 1, "special_tokens_stripped": 2}
+
+
 WRONG = [
     (["rn"], "Did you mean 'run'"),
     (["run"], "Missing argument"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -70,3 +72,31 @@ def test_several_models_and_languages_give_tables_a_figure_and_a_record(
     assert set(moved["by_language"]) == {"en", "de"}
     assert all(0 < one["cka"] < 1 for own in moved["by_language"].values() for one in own)
     assert moved["cka_tokens"] == 8
+
+
+def test_the_precision_is_float32_unless_another_is_asked_for_and_always_recorded(
+    tiny_model: Path,
+    other_model: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    processor: Callable[[bool], None],
+) -> None:
+    record = tmp_path / "a.json"
+    command = ["drift", str(tiny_model), str(other_model), "--prompts", "worldbook:lookup/en", "--limit", "3"]
+    changes: dict[Any, Any] = {}
+    for asked, expected, has_bf16 in (
+        (None, "float32", True),
+        ("bf16", "bf16", False),
+        ("auto", "bf16", True),
+        ("auto", "float32", False),
+    ):
+        processor(has_bf16)
+        options = [] if asked is None else ["--precision", asked]
+        assert _run([*command, "--json", "--record", str(record), *options]) == 0
+        found = json.loads(capfd.readouterr().out)
+        assert found["precision"] == json.loads(record.read_text())["inputs"]["precision"] == expected
+        changes.setdefault(expected, set()).add(found["layers"][0]["covariance_change"])
+    assert {kind: len(values) for kind, values in changes.items()} == {"float32": 1, "bf16": 1}
+    assert changes["bf16"] != changes["float32"]  # the weights were held in it
+    assert _run([*command, "--precision", "fp16"]) == 2
+    assert "--precision 'fp16'" in capfd.readouterr().err

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lingraft.cli.main import _run
 from lingraft.evaluate.predictions import read_predictions
@@ -40,7 +41,6 @@ def evaluate(
 @pytest.fixture(scope="module")
 def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a LoRA adapter of the tiny model, which changes its answers."""
-    import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -81,6 +81,26 @@ def test_one_model_gives_a_table_a_record_and_its_predictions(
         assert {"template", "prompts", "data", "version"} <= set(record["result"]["tasks"][name])
     assert record["result"]["seeds"]["bootstrap"] == 0
     assert len(read_predictions(folder / "predictions.parquet")) == 6
+
+
+@pytest.mark.parametrize(("has_bf16", "expected"), [(True, "bf16"), (False, "float32")])
+def test_the_record_and_the_object_say_what_auto_was_resolved_to(
+    evaluate: Callable[..., tuple[int, str, str]],
+    tiny_model: Path,
+    processor: Callable[[bool], None],
+    has_bf16: bool,
+    expected: str,
+) -> None:
+    processor(has_bf16)
+    code, out, error = evaluate(str(tiny_model), *WORLDBOOK, "--output", "here", "--json")
+    assert code == 0, error
+    record = json.loads(Path("here/record.json").read_text())
+    assert json.loads(out)["precision"] == record["inputs"]["precision"] == expected
+    assert f"Computed in {expected}." in evaluate(str(tiny_model), *WORLDBOOK, "--output", "here")[1]
+    assert evaluate(str(tiny_model), *WORLDBOOK, "--output", "here", "--precision", expected)[0] == 0
+    processor(not has_bf16)  # on another machine it is another evaluation
+    code, _, error = evaluate(str(tiny_model), *WORLDBOOK, "--output", "here")
+    assert (code, f"was made with precision '{expected}'" in " ".join(error.split())) == (2, True)
 
 
 def test_results_of_something_else_are_not_written_over(
@@ -192,7 +212,6 @@ def test_two_models_are_compared_on_the_same_items_and_an_adapter_is_one(
 
 
 def test_a_merged_adapter_computes_what_peft_computes(tiny_model: Path, adapter: Path) -> None:
-    import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -262,7 +281,6 @@ def test_what_does_not_fit_into_one_of_two_models_is_told_by_its_name_and_not_co
         (("--data-dir", "absent"), "--data-dir absent: there is no such folder"),
         (("--precision", "int4"), "--precision 'int4'"),
         (("--backend", "tgi"), "--backend 'tgi': there are transformers and vllm"),
-        (("--backend", "vllm", "--precision", "float32"), "--backend vllm generates in bf16, not in float32"),
         (("--task", "th=belebele"), "none of the tasks can be run here"),
     ],
 )
@@ -287,17 +305,19 @@ def test_vllm_generates_where_it_is_asked_for_and_takes_no_adapter(
     class Parrot:
         batch_size = 4
 
-        def __init__(self, folder: Path, *_: Any, trust_remote_code: bool) -> None:
-            made.append((folder, trust_remote_code))
+        def __init__(self, folder: Path, *_: Any, dtype: torch.dtype, trust_remote_code: bool) -> None:
+            made.append((folder, dtype, trust_remote_code))
 
         def continue_batch(self, prompts: Any, *_: Any) -> list[Generated]:
             return [Generated("Parrot", 1, ended=True) for _ in prompts]
 
     monkeypatch.setattr("lingraft.models.vllm.check_vllm", lambda: None)
     monkeypatch.setattr("lingraft.models.vllm.VllmGenerator", Parrot)
-    code, _, error = evaluate(str(tiny_model), *WORLDBOOK, "--backend", "vllm", "--output", "here")
+    code, _, error = evaluate(
+        str(tiny_model), *WORLDBOOK, "--backend", "vllm", "--precision", "float32", "--output", "here"
+    )
     assert code == 0, error
-    assert made == [(tiny_model, False)]
+    assert made == [(tiny_model, torch.float32, False)]
     assert {one.response for one in read_predictions(Path("here/predictions.parquet"))} == {"Parrot"}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +108,26 @@ def test_stopped_and_run_again_it_goes_on(folder: Path, capfd: pytest.CaptureFix
     assert (folder / "a.jsonl").read_bytes() == (folder / "whole.jsonl").read_bytes()
     assert _run(made("--seed", "1")) == 2
     assert "seed 0, not 1" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("asked", "has_bf16", "expected"),
+    [((), True, "bf16"), ((), False, "float32"), (("--precision", "float32"), True, "float32")],
+)
+def test_every_row_says_in_which_precision_it_was_answered(
+    folder: Path,
+    capfd: pytest.CaptureFixture[str],
+    processor: Callable[[bool], None],
+    asked: tuple[str, ...],
+    has_bf16: bool,
+    expected: str,
+) -> None:
+    processor(has_bf16)
+    assert _run(made("--json", *asked, n=2)) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["origin"]["settings"]["precision"] == expected
+    assert {row["origin"]["settings"]["precision"] for row in rows_of(folder / "a.jsonl")} == {expected}
+    assert json.loads((folder / "a.record.json").read_text())["inputs"]["precision"] == expected
+    processor(not has_bf16)  # the same rows, asked for on another machine
+    assert _run(made(*asked, n=2)) == (0 if asked else 2)
+    assert _run(made("--precision", "int8", n=2)) == 2

@@ -28,7 +28,7 @@ def test_two_sets_give_one_object_with_the_papers_value_and_the_corrected_one(
 def test_broken_rows_are_counted_and_do_not_spoil_the_object(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    rows = [{"instruction": f"Say {n}.", "output": "" if n == 3 else "a", "language": "en"} for n in range(9)]
+    rows = [{"instruction": f"Say {n}." * (n != 3), "output": "a", "language": "en"} for n in range(9)]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = ["similarity", str(path), "worldbook:lookup/en", *QUICK, "--max-broken-share", "0.2"]
@@ -37,6 +37,18 @@ def test_broken_rows_are_counted_and_do_not_spoil_the_object(
     assert (found["sets"][0]["rows"], found["sets"][0]["broken"]) == (8, 1)
     assert _run(command) == 0
     assert "8 of 8 instructions encoded; 1 of 9 rows are broken and left out" in capfd.readouterr().out
+
+
+def test_rows_without_an_answer_are_compared_by_their_instruction(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"instruction": f"Say {n}.", "output": "" if n % 2 else "a"} for n in range(9)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"prompt": f"Say {n}!"}) + "\n" for n in range(9)))
+    sources = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
+    assert _run(["similarity", *sources, "--language", "English", *QUICK, "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert [(one["rows"], one["broken"]) for one in found["sets"]] == [(9, 0), (9, 0)]
 
 
 def test_names_are_shown_without_the_folders_that_they_share() -> None:

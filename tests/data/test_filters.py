@@ -145,3 +145,65 @@ def test_real_parallel_sets_become_groups(shared_data: Path) -> None:
     found = load_data(DataSource.model_validate(mgsm))
     assert (len(found.examples), len({one.group for one in found.examples})) == (1000, 250)
     assert len({one.messages[1].content for one in found.examples if one.group == "row-7"}) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "left"),
+    [
+        ("3 stars<|endoftext|>", "3 stars"),
+        ("Yes.\n<|im_end|>\n", "Yes."),
+        ("Yes.<|eot_id|><|end_of_text|>", "Yes."),
+        ("<s> Yes.</s></s>", "Yes."),
+        ("Yes.<end_of_turn>", "Yes."),
+        ("[INST] Q [/INST]Yes.", " Q Yes."),
+        ("Yes.<\uff5cend\u2581of\u2581sentence\uff5c>", "Yes."),
+        ("Yes.<eos>", "Yes."),
+        ("  indented<|endoftext|>", "  indented"),
+    ],
+)
+def test_special_tokens_that_answers_spell_are_taken_out_or_the_rows_are(answer: str, left: str) -> None:
+    spelt = Example("1", (Message("user", "<|im_end|>?"), Message("assistant", answer)), "en", "g", "s")
+    strip, drop = RowFilter(Filters(special_tokens="strip")), RowFilter(Filters(special_tokens="drop"))
+    assert [turn.content for turn in strip.cleaned(spelt).messages] == ["<|im_end|>?", left]
+    assert (strip.counts, strip.left_out) == (Counter(special_tokens_stripped=1), 0)
+    assert drop.cleaned(spelt) is spelt
+    assert drop.reason(spelt) == "special_tokens"
+    assert (drop.counts, drop.left_out) == (Counter(special_tokens=1), 1)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["a < b | c > d", "price: <s>old</s>new", "x[0] <|> y", "<mask id='m'/>", "<b>bold</b>", "[INSTALL]"],
+)
+def test_other_text_is_no_special_token(answer: str) -> None:
+    plain = Example("1", (Message("user", "Q"), Message("assistant", answer)), "en", "g", "s")
+    assert RowFilter(Filters(special_tokens="drop")).reason(plain) is None
+
+
+def test_an_answer_of_special_tokens_alone_is_none(tmp_path: Path) -> None:
+    rows = [{"prompt": "Q", "completion": "<|endoftext|>"}, {"prompt": "Q", "completion": "A</s>"}]
+    source = write(tmp_path / "x.jsonl", rows)
+    spec = {"source": source, "filters": {"special_tokens": "strip"}, "max_broken_share": 0.5}
+    loaded = load_data(DataSource.model_validate(spec))
+    assert [one.answer for one in loaded.examples] == ["A"]
+    assert (len(loaded.broken), loaded.without_answer) == (1, 1)
+    assert loaded.filtered == {"special_tokens_stripped": 1}
+
+
+def test_rows_without_an_answer_are_left_out_by_a_filter_and_then_are_not_broken(tmp_path: Path) -> None:
+    answers = ["A", "", None, "B", 7]
+    rows = [{"prompt": f"Q{n}", "completion": answer} for n, answer in enumerate(answers)]
+    spec = {"source": write(tmp_path / "x.jsonl", rows), "filters": {"no_answer": True}}
+    loaded = load_data(DataSource.model_validate(spec))
+    assert [one.answer for one in loaded.examples] == ["A", "B", "7"]
+    assert (loaded.n_rows, loaded.filtered, len(loaded.broken)) == (5, {"no_answer": 2}, 0)
+
+
+def test_the_end_tokens_of_a_real_set_are_all_taken_out(shared_data: Path) -> None:
+    source = str(shared_data / "t0_p3" / "en.jsonl")
+    strip = {"source": source, "filters": {"special_tokens": "strip", "no_answer": True}}
+    loaded = load_data(DataSource.model_validate(strip))
+    assert loaded.filtered == {"special_tokens_stripped": 2748, "no_answer": 70}  # 70 hold nothing else
+    assert not any("<|" in one.answer for one in loaded.examples)
+    drop = {"source": source, "filters": {"special_tokens": "drop"}}
+    assert load_data(DataSource.model_validate(drop)).filtered == {"special_tokens": 2818}

@@ -215,7 +215,7 @@ def test_the_best_path_of_a_tree_is_a_conversation(tmp_path: Path) -> None:
     assert (loaded.examples[0].id, loaded.examples[0].language) == ("a", "es")
     assert [turn.content for turn in loaded.examples[1].messages] == ["Adiós", "Hasta luego"]
     assert [(row.place.rpartition(":")[2], row.problem) for row in loaded.broken] == [
-        ("7", "the tree's best path has no assistant message")
+        ("7", "field 'messages' has no assistant turn")
     ]
 
 

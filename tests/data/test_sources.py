@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 import pytest
 
-from lingraft.config.schema import DataSource
+from lingraft.config.schema import DataSource, Filters
 from lingraft.data.example import Example, Message
 from lingraft.data.sources import LoadedData, load_data, split_data
 from lingraft.errors import DataError
@@ -34,7 +34,8 @@ BROKEN_LINES: list[tuple[bytes, str]] = [
     (b'{"instruction": "\xff", "output": "b"}', "not UTF-8 at byte 18 of the line"),
     (b'{"instruction": "a"}', "field 'output' is missing"),
     (b'{"instruction": "a", "output": ""}', "field 'output' is empty"),
-    (b'{"instruction": "a", "output": 4}', "field 'output' must be text, not int (4)"),
+    (b'{"instruction": "a", "output": [4]}', "field 'output' must be text, not a list ([4])"),
+    (b'{"instruction": "a", "output": NaN}', "field 'output' is NaN"),
     (b'["a", "b"]', "the row must be an object, not list (['a', 'b'])"),
     (b"[" * 100_000, "not usable JSON: maximum recursion depth exceeded"),
     (b'{"n": ' + b"9" * 5000 + b"}", "not usable JSON: Exceeds the limit"),
@@ -146,6 +147,8 @@ def test_a_damaged_parquet_file_is_a_data_error(tmp_path: Path) -> None:
             "a local file has no revision ('main'), split ('test')",
         ),
         (DataSource(source="worldbook:lookup/en", format="alpaca"), "worldbook has no format ('alpaca')"),
+        (DataSource(source="worldbook:lookup/en", split="test"), "worldbook has no split ('test')"),
+        (DataSource(source="worldbook:lookup/en", fields={"output": "a"}), "worldbook has no fields"),
     ],
 )
 def test_a_wrong_source_says_what_is_wrong(tmp_path: Path, spec: DataSource, problem: str) -> None:
@@ -234,6 +237,15 @@ def test_a_hub_set_is_read_with_its_options_and_its_commit_kept(monkeypatch: pyt
         DataError, match=f"revision {'b' * 40} was asked for, but only {'a' * 40} is in the cache"
     ):
         load_data(spec.model_copy(update={"revision": "b" * 40}))
+
+
+def test_filters_leave_out_rows_of_worldbook_as_of_any_data_set() -> None:
+    plain = load_data(DataSource(source="worldbook:lookup/en"))
+    found = load_data(DataSource(source="worldbook:lookup/en", filters=Filters(near_duplicates=0.5)))
+    left_out = sum(found.filtered.values())
+    assert left_out > 0
+    assert len(found.examples) == found.n_rows - left_out == plain.n_rows - left_out
+    assert {one.id for one in found.examples} < {one.id for one in plain.examples}
 
 
 def test_worldbook_is_read_with_its_languages() -> None:

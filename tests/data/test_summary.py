@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lingraft.config.schema import DataSource
-from lingraft.data.summary import summarise_data
+from lingraft.data.summary import DataSummary, summarise_data
 from lingraft.errors import DataError
 from lingraft.models.loading import load_tokenizer
 
@@ -72,6 +73,53 @@ def test_progress_is_told_of_reading_and_of_tokenising(tmp_path: Path, tiny_mode
         on_progress=lambda *step: told.append(step),
     )
     assert [step for step in told if step[1] == step[2]] == [("read", 30, 30), ("tokenise", 30, 30)]
+
+
+SPANISH = "¿Cuál es la capital de Francia y cuántos habitantes tiene hoy en día la ciudad?"
+GERMAN = "Wie heißt die Hauptstadt von Frankreich, und wie viele Menschen leben heute dort?"
+
+
+def summary_of(folder: Path, tiny_model: Path, rows: list[dict[str, str]], **options: Any) -> DataSummary:
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    spec = DataSource.model_validate({"source": "rows.jsonl", "max_broken_share": 0.9, **options})
+    return summarise_data(spec, load_tokenizer(tiny_model), base_folder=folder)
+
+
+def test_what_a_filter_would_mend_is_counted_and_warned_of_with_the_filter(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    answers = ["one<|endoftext|>", "two</s>", "two</s>", "three", "", "four"]
+    rows = [{"prompt": f"{answer} please", "completion": answer, "language": "en"} for answer in answers]
+    found = summary_of(tmp_path, tiny_model, rows)
+    assert (found.rows, found.without_answer, found.duplicates) == (6, 1, 1)
+    assert found.special_tokens == {"</s>": 2, "<|endoftext|>": 1}
+    text = "\n".join(found.warnings)
+    assert "3 rows spell special tokens in their answers ('</s>', '<|endoftext|>')" in text
+    assert "`filters: {special_tokens: strip}` (--special-tokens strip)" in text
+    assert "1 rows have no answer and count as broken: `filters: {no_answer: true}`" in text
+    assert "1 rows say what an earlier one says: `filters: {near_duplicates: 1}`" in text
+    filters = {"special_tokens": "strip", "no_answer": True, "near_duplicates": 1}
+    mended = summary_of(tmp_path, tiny_model, rows, filters=filters)
+    assert mended.filtered == {"exact_duplicate": 1, "no_answer": 1, "special_tokens_stripped": 3}
+    assert (mended.broken, mended.duplicates, mended.special_tokens, mended.warnings) == (0, 0, {}, ())
+
+
+def test_a_language_that_rows_do_not_say_is_guessed_with_what_to_write(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    rows = [{"prompt": SPANISH, "completion": f"{SPANISH} {n}"} for n in range(9)]
+    found = summary_of(tmp_path, tiny_model, rows)
+    assert found.guessed_languages == {"es": 1.0}
+    assert any(
+        "100% es. If that is right, write `language: es` (--language es)" in one for one in found.warnings
+    )
+    mixed = [*rows, *({"prompt": GERMAN, "completion": f"{GERMAN} {n}"} for n in range(7))]
+    found = summary_of(tmp_path, tiny_model, mixed)
+    assert list(found.guessed_languages) == ["es", "de"]
+    assert any("`language: es` with `filters: {language: true}` keeps one" in one for one in found.warnings)
+    assert summary_of(tmp_path, tiny_model, rows, language="es").guessed_languages == {}
+    short = summary_of(tmp_path, tiny_model, [{"prompt": "a", "completion": "b"}])
+    assert (short.guessed_languages, [*short.languages]) == ({}, ["und"])
 
 
 def test_what_is_done_to_rows_is_said(tmp_path: Path, tiny_model: Path) -> None:

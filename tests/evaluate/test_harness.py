@@ -306,8 +306,11 @@ def test_alpaca_eval_without_a_judge_is_refused_before_training(tmp_path: Path) 
 
 
 def test_a_language_that_worldbook_lacks_is_refused_before_training(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="worldbook has no 'xx'"):
+    with pytest.raises(ConfigError, match=r"no task covers 'xx' \(worldbook has en, ar, de"):
         check_tasks(Evaluation(), tmp_path, languages=["de", "xx"])
+    tasks = (EvaluationTask(task="worldbook"), EvaluationTask(task="worldbook:lookup", language="tr"))
+    with pytest.raises(ConfigError, match="worldbook has no 'tr'"):
+        check_tasks(Evaluation(language_ability=tasks), tmp_path, languages=["de"])
     check_tasks(Evaluation(), tmp_path, languages=["de"])
 
 

@@ -14,8 +14,9 @@ from nltk.tokenize.punkt import PunktTrainer, save_punkt_params
 
 from lingraft.config.schema import Evaluation, EvaluationTask
 from lingraft.data.worldbook import load_items
-from lingraft.evaluate.harness import NEEDS_PUNKT, Evaluated, evaluate_model
+from lingraft.evaluate.harness import Evaluated, evaluate_model
 from lingraft.evaluate.instruction_following import score_response, verifiers
+from lingraft.evaluate.task_runs import NEEDS_PUNKT
 from lingraft.models.loading import load_model, load_tokenizer
 
 SENTENCES = "length_constraints:number_sentences"

@@ -15,7 +15,6 @@ import pytest
 from langdetect import DetectorFactory
 
 from lingraft.errors import EvaluationError
-from lingraft.evaluate.harness import NEEDS_PUNKT
 from lingraft.evaluate.instruction_following import (
     NEW_TOKENS,
     SCORE,
@@ -25,6 +24,7 @@ from lingraft.evaluate.instruction_following import (
     score_response,
     verifiers,
 )
+from lingraft.evaluate.task_runs import NEEDS_PUNKT
 
 ROWS = read_instructions()
 # By type: arguments, an answer that follows, and one that does not.

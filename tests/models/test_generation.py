@@ -366,12 +366,12 @@ def test_vllm_is_asked_row_by_row(monkeypatch: pytest.MonkeyPatch, tiny_model: P
     module = SimpleNamespace(LLM=Fake, SamplingParams=lambda **options: options)
     monkeypatch.setitem(sys.modules, "vllm", module)
     monkeypatch.setattr("lingraft.models.vllm.find_spec", lambda _: module)
-    generator = VllmGenerator(tiny_model, tokenizer, trust_remote_code=False)
+    generator = VllmGenerator(tiny_model, tokenizer, dtype=torch.float16, trust_remote_code=False)
     ids = tuple(tokenizer("Say a", add_special_tokens=False)["input_ids"])
     found = generator.continue_batch([TokenPrompt(ids, 7)], Sampling(0.5, 0.9, 5), Ending(frozenset({end})))
     assert found[0].ended
     assert found[0].tokens == 3
-    assert told["model"]["dtype"] == "bfloat16"
+    assert told["model"]["dtype"] == torch.float16  # what it was given, and no type of its own
     assert told["bars"] is False
     assert told["params"] == [
         {"seed": 7, "temperature": 0.5, "top_p": 0.9, "max_tokens": 5, "stop_token_ids": [end], "stop": None}

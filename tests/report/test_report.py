@@ -17,6 +17,7 @@ from lingraft.report.tables import (
     failures,
     forgetting_table,
     noise_note,
+    precision_note,
     seed_table,
     strategy_cost_table,
     study_table,
@@ -148,6 +149,7 @@ def result(tmp_path: Path, cells: list[dict[str, Any]]) -> dict[str, Any]:
         "phase_ones": phase_ones,
         "cells": cells,
         "over_seeds": [],
+        "precision": {"training": ["float32"], "evaluation": "float32", "device": "cpu"},
     }
 
 
@@ -417,3 +419,13 @@ def test_what_answers_were_like_and_the_noise_floor_are_told_where_they_were_mea
     page = render_page(found, STUDY)
     assert "What the answers were like" in page
     assert "Noise floor" in page
+
+
+def test_table_and_page_say_in_which_precision_models_were_trained_and_evaluated(tmp_path: Path) -> None:
+    used = {"training": ["bf16", "bf16_pure"], "evaluation": "bf16", "device": "NVIDIA H100"}
+    found = result(tmp_path, [done_cell("plain")]) | {"precision": used}
+    said = "Trained in bf16 and bf16_pure, evaluated in bf16 on NVIDIA H100."
+    assert precision_note(found) == said
+    assert said in render_page(found, STUDY)
+    nothing = {"precision": used | {"training": []}}
+    assert precision_note(nothing) == "Evaluated in bf16 on NVIDIA H100."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lingraft.data.example import Message
+from lingraft.config.schema import DataSource
+from lingraft.data.example import Example, Message
+from lingraft.data.sources import LoadedData, load_data
 from lingraft.errors import DataError, ModelError
 from lingraft.models.loading import load_model
 from lingraft.representation.covariance import Moments, covariance_change, trace_change, variance_change
@@ -218,6 +220,32 @@ def test_other_shapes_are_refused() -> None:
     wide = [LayerStates({"en": Moments.of(states_of(5, 6))}, {"en": states_of(5, 6)})] * 2
     with pytest.raises(ModelError, match="x: its states are 6 wide"):
         drift_between("x", layers(2, float), wide)
+
+
+def test_prompts_of_a_large_data_set_are_read_when_they_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    few = read_prompts("worldbook:lookup/de", limit=3)
+    examples = load_data(DataSource(source="worldbook:lookup/de")).examples
+    asked: list[int] = []
+
+    class Rows(Sequence[Example]):
+        def __len__(self) -> int:
+            return len(examples)
+
+        def __getitem__(self, row: Any) -> Any:
+            asked.append(row)
+            return examples[row]
+
+    loaded = LoadedData(Rows(), "messages", len(examples), (), "")
+    monkeypatch.setattr("lingraft.representation.prompts.load_data", lambda *_, **__: loaded)
+    found = read_prompts("large")
+    assert (len(found), asked) == (len(examples), [])
+    assert [*found[:2], found[-1]] == [*few[:2], read_prompts("large")[len(examples) - 1]]
+    assert len(asked) == 4
+    asked.clear()
+    assert list(read_prompts("large", limit=3)) == list(few)
+    assert asked == [0, 1, 2]
 
 
 def test_prompts_are_read_from_text_from_mt_bench_and_from_data_sets(tmp_path: Path) -> None:

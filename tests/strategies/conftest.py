@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lingraft.config.schema import StrategyChoice, Training
 from lingraft.data.example import Example, Message
@@ -29,11 +29,6 @@ TRAINING = Training(
     weight_decay=0.1,
     warmup_share=0.0,
 )
-ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("llama", {"tie_word_embeddings": True}),
-    "qwen2": ("qwen2", {"tie_word_embeddings": False}),  # biases, a head of its own
-    "gemma2": ("gemma2", {"tie_word_embeddings": True, "head_dim": 8, "sliding_window": 64}),
-}
 
 
 def rows(count: int, language: str = "de", prefix: str = "g") -> tuple[Example, ...]:
@@ -49,26 +44,15 @@ def rows(count: int, language: str = "de", prefix: str = "g") -> tuple[Example, 
     )
 
 
-def make_model(folder: Path, architecture: str, seed: int, tokenizer_from: Path) -> Path:
+def make_model(
+    folder: Path, architecture: str, seed: int, tokenizer_from: Path, configuration: Callable[..., Any]
+) -> Path:
     """Write a random model of two layers, with the tokenizer of another folder."""
-    kind, options = ARCHITECTURES[architecture]
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_from)
     torch.manual_seed(seed)
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-        AutoConfig.for_model(
-            kind,
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=256,
-            initializer_range=0.1,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            **options,
-        )
+        configuration(architecture, len(tokenizer), **ends)
     )
     save_checkpoint(model, tokenizer, folder)
     return folder
@@ -99,16 +83,16 @@ def read(folder: Path) -> dict[str, torch.Tensor]:
 class Phases:
     """Trains phases as a study does, in one run folder."""
 
-    def __init__(self, store: Store, tokenizer_from: Path) -> None:
+    def __init__(self, store: Store, tokenizer_from: Path, configuration: Callable[..., Any]) -> None:
         self.store = store
         self.watcher = Watcher()
         self.stages = Stages(store, self.watcher, Path(), trust_remote_code=False, processes=Processes())
-        self._tokenizer_from = tokenizer_from
+        self._tokenizer_from, self._configuration = tokenizer_from, configuration
 
     def model(self, architecture: str = "llama", seed: int = 1) -> Path:
         folder = self.store.folder / f"{architecture}-{seed}"
         if not folder.exists():
-            make_model(folder, architecture, seed, self._tokenizer_from)
+            make_model(folder, architecture, seed, self._tokenizer_from, self._configuration)
         return folder
 
     def job(self, written: Any, architecture: str = "llama", **training: Any) -> TrainingJob:
@@ -138,9 +122,9 @@ class Phases:
 
 
 @pytest.fixture
-def phases(tmp_path: Path, tiny_model: Path) -> Iterator[Phases]:
+def phases(tmp_path: Path, tiny_model: Path, tiny_configuration: Callable[..., Any]) -> Iterator[Phases]:
     with Store(tmp_path / "run") as store:
-        yield Phases(store, tiny_model)
+        yield Phases(store, tiny_model, tiny_configuration)
 
 
 @pytest.fixture(scope="session")

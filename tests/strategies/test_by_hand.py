@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lingraft.cli.main import _run
 from lingraft.config.schema import StrategyChoice
 from lingraft.errors import ConfigError, StrategyError
+from lingraft.models.compute import compute_for
 from lingraft.models.layers import layer_of
 from lingraft.strategies.base import Anchor, Context, TrainingRules, count_frozen_cells
 from lingraft.strategies.composition import Composition, build
@@ -258,16 +259,35 @@ def test_ssu_scores_columns_by_their_norm_and_their_inputs(tmp_path: Path) -> No
         torch.testing.assert_close(own, together, rtol=2e-2, atol=1e-5)  # bfloat16 arithmetic in between
 
 
+@pytest.mark.parametrize(("precision", "expected"), [("bf16", torch.bfloat16), ("float32", torch.float32)])
+def test_calibration_computes_as_the_phase_does(
+    tmp_path: Path, precision: Literal["bf16", "float32"], expected: torch.dtype
+) -> None:
+    from lingraft.data.chat import EncodedExample
+
+    seen: set[torch.dtype] = set()
+    network = model(2)
+    for layer in network.model.layers:
+        layer.mlp.down_proj.register_forward_hook(lambda _module, _given, out: seen.add(out.dtype))
+    given = context(tmp_path, compute=compute_for(precision))
+    _column_scores(network, [(1, 2, 3)], given)
+    assert seen == {expected}
+    seen.clear()
+    diagonal_fisher(network, [EncodedExample("a", "en", (1, 2, 3), (False, True, True), 0)], given)
+    assert seen == {expected}
+
+
 def test_the_highest_scores_are_frozen_and_of_equal_ones_the_first() -> None:
     assert _highest(torch.tensor([1.0, 3.0, 2.0, 3.0]), 0.5).tolist() == [False, True, False, True]
     assert _highest(torch.tensor([1.0, 1.0, 1.0]), 0.34).tolist() == [True, False, False]
     assert _highest(torch.tensor([1.0, 2.0]), 0.0).tolist() == [False, False]
 
 
-def test_ssu_refuses_a_mixture_of_experts(tmp_path: Path) -> None:
+def test_ssu_scores_each_experts_columns_by_the_tokens_that_it_was_sent(tmp_path: Path) -> None:
     from transformers import MixtralConfig, MixtralForCausalLM
 
-    network = MixtralForCausalLM(
+    torch.manual_seed(0)
+    network: Any = MixtralForCausalLM(
         MixtralConfig(
             vocab_size=40,
             hidden_size=16,
@@ -275,10 +295,63 @@ def test_ssu_refuses_a_mixture_of_experts(tmp_path: Path) -> None:
             num_hidden_layers=1,
             num_attention_heads=2,
             num_key_value_heads=2,
-            num_local_experts=2,
+            num_local_experts=3,
+            num_experts_per_tok=1,
         )
     )
-    with pytest.raises(StrategyError, match=r"mixture.s expert.*cannot be scored"):
+    network.eval()
+    rows = [(1, 2, 3, 4, 5, 9, 12), (6, 7, 30)]
+    experts = network.model.layers[0].mlp.experts
+    sent: list[Any] = []
+    with torch.no_grad(), experts.register_forward_pre_hook(lambda _, given: sent.append(given)):
+        for row in rows:
+            network(input_ids=torch.tensor([row]))
+    tokens, chosen = torch.cat([one[0] for one in sent]), torch.cat([one[1] for one in sent])[:, 0]
+    scores = _column_scores(network, rows, context(tmp_path))
+    found = scores["model.layers.0.mlp.experts.gate_up_proj"]
+    assert found.shape == (3, 1, 16)
+    assert scores["model.layers.0.mlp.experts.down_proj"].shape == (3, 1, 24)
+    assert scores["model.layers.0.mlp.gate.weight"].shape == (16,)
+    for expert in range(3):
+        own = tokens[chosen == expert].square().sum(dim=0) / 10
+        expected = experts.gate_up_proj[expert].detach().norm(dim=0) * own
+        torch.testing.assert_close(found[expert, 0], expected, rtol=3e-2, atol=1e-4)
+
+
+def test_ssu_scores_the_rows_of_a_matrix_that_is_stored_the_other_way(tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    network: Any = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=16))
+    network.eval()
+    rows = [(1, 2, 3, 4, 5), (6, 7)]
+    scores = _column_scores(network, rows, context(tmp_path))
+    block = network.transformer.h[0]
+    with torch.no_grad():
+        inputs = [
+            block.ln_1(
+                network.transformer.wte(torch.tensor(row)) + network.transformer.wpe(torch.arange(len(row)))
+            )
+            for row in rows
+        ]
+        expected = block.attn.c_attn.weight.norm(dim=1) * torch.cat(inputs).square().mean(dim=0)
+    found = scores["transformer.h.0.attn.c_attn.weight"]
+    torch.testing.assert_close(found, expected[:, None], rtol=2e-2, atol=1e-5)
+    save_file(scores, tmp_path / "scores.safetensors")
+    (tmp_path / "calibration.json").write_text(json.dumps({"special_tokens": []}))
+    cells = composed("ssu").rules(network, context(tmp_path, states={"ssu": tmp_path})).frozen_cells
+    frozen = cells["transformer.h.0.attn.c_attn.weight"]
+    assert frozen.shape == (16, 1)
+    assert sorted(frozen[:, 0].nonzero()[:, 0].tolist()) == sorted(expected.topk(8).indices.tolist())
+
+
+def test_ssu_refuses_a_matrix_that_no_token_meets_as_a_linear_layers(tmp_path: Path) -> None:
+    network = model(1)
+    layer = network.model.layers[0]
+    layer.extra = torch.nn.Parameter(torch.ones(2, 2))
+    with pytest.raises(
+        StrategyError, match=r"layers\.0\.extra is multiplied with no token.*cannot be scored"
+    ):
         _column_scores(network, [(1, 2)], context(tmp_path))
 
 
@@ -290,7 +363,7 @@ def test_the_fisher_is_the_mean_of_squared_gradients_of_each_example(tmp_path: P
         EncodedExample("a", "en", (1, 2, 3, 4), (False, False, True, True), 0),
         EncodedExample("b", "en", (5, 6, 7), (False, True, True), 0),
     ]
-    found = diagonal_fisher(network, rows, context(tmp_path))
+    found = diagonal_fisher(network, rows, context(tmp_path, compute=compute_for("bf16")))
     expected = {name: torch.zeros_like(own) for name, own in network.named_parameters()}
     for row in rows:
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -314,12 +387,11 @@ def test_the_fisher_takes_its_rows_to_where_the_model_is(
 
     devices: set[str] = set()
 
-    def loss(_model: Any, batch: dict[str, torch.Tensor]) -> Any:
+    def loss(_model: Any, batch: dict[str, torch.Tensor], **_: Any) -> Any:
         devices.update(own.device.type for own in batch.values())
         raise KeyboardInterrupt
 
     monkeypatch.setattr("lingraft.models.loss.supervised_loss", loss)
-    monkeypatch.setattr("lingraft.strategies.calibration.bf16_arithmetic", nullcontext)  # meta has none
     rows = [EncodedExample("a", "en", (1, 2, 3), (False, True, True), 0)]
     with pytest.raises(KeyboardInterrupt):
         diagonal_fisher(model(1).to("meta"), rows, context(tmp_path))
@@ -338,7 +410,10 @@ def test_the_divergence_is_kullback_and_leiblers(tmp_path: Path) -> None:
     )
 
 
-def test_the_divergence_is_of_replayed_rows_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 3e-2), ("float32", 1e-5)])
+def test_the_divergence_is_of_replayed_rows_alone(
+    tmp_path: Path, precision: Literal["bf16", "float32"], tolerance: float
+) -> None:
     from lingraft.data.chat import EncodedExample
     from lingraft.models.loss import collate, token_losses
 
@@ -351,7 +426,7 @@ def test_the_divergence_is_of_replayed_rows_alone(tmp_path: Path) -> None:
     penalty = (
         composed({"distill": {"weight": 3.0}})
         .parts[0]
-        .output_penalty(context(tmp_path, previous=tmp_path / "start"))
+        .output_penalty(context(tmp_path, previous=tmp_path / "start", compute=compute_for(precision)))
     )
     assert penalty is not None
     losses = token_losses(now, collate(rows))
@@ -360,7 +435,8 @@ def test_the_divergence_is_of_replayed_rows_alone(tmp_path: Path) -> None:
         ids = torch.tensor([rows[1].input_ids])
         log_p, log_q = (one(input_ids=ids).logits[0, :2].float().log_softmax(1) for one in (start, now))
     expected = 3 * float((log_p.exp() * (log_p - log_q)).sum())
-    assert float(found.detach()) == pytest.approx(expected, rel=3e-2)  # the start model is held in bfloat16
+    assert float(found.detach()) == pytest.approx(expected, rel=tolerance)  # the start model is held in it
+    assert next(penalty._teacher.parameters()).dtype == compute_for(precision).held  # type: ignore[attr-defined]
     nothing = penalty(losses.logits, losses.rows, collate([rows[0], rows[0]]))
     assert float(nothing.detach()) == 0.0
 
@@ -495,7 +571,6 @@ def test_spectrum_refuses_a_ranking_of_matrices_that_the_model_does_not_have(tmp
 
 
 def test_ssu_freezes_rows_of_special_tokens_and_no_positions(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
     from transformers import OPTConfig, OPTForCausalLM
 
     sizes: dict[str, Any] = {

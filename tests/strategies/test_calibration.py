@@ -12,7 +12,7 @@ import torch
 from transformers import AutoTokenizer
 
 from lingraft.data.example import Example
-from lingraft.models.loading import compute_device
+from lingraft.models.compute import compute_device
 from lingraft.strategies.base import Context
 from lingraft.strategies.calibration import calibration_of
 from lingraft.strategies.composition import build
@@ -82,7 +82,7 @@ def test_a_preparation_gets_the_model_on_the_device_that_training_uses(
         return {}
 
     monkeypatch.setattr(Ewc, "prepare", prepare)
-    monkeypatch.setattr("lingraft.study.stages.compute_device", lambda: torch.device("meta"))
+    monkeypatch.setattr("lingraft.models.compute.compute_device", lambda: torch.device("meta"))
     job = phases.job("ewc")
     (part,) = build(job.choice).parts
     phases.stages._state(job, part).locate()

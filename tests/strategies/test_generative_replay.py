@@ -16,6 +16,7 @@ from lingraft.config.schema import StrategyChoice
 from lingraft.data.chat import encode_prompt
 from lingraft.data.example import Example, Message
 from lingraft.errors import ConfigError, StrategyError
+from lingraft.models.compute import compute_for
 from lingraft.models.generation import Sampling, TokenPrompt, TransformersGenerator, answer_ending, generate
 from lingraft.models.loading import load_model, load_tokenizer, model_folder
 from lingraft.strategies.base import Context, Mix
@@ -23,7 +24,7 @@ from lingraft.strategies.composition import Composition, build
 from lingraft.strategies.replay_rows import ReplayRows, ReplaySettings, _chunks, _seed, make_replay
 
 DRAWN: dict[str, Any] = {"temperature": 1.0, "max_new_tokens": 16, "batch_size": 4}
-SETTINGS = ReplaySettings(Sampling(1.0, 1.0, 16), seed=3, batch_size=4)
+SETTINGS = ReplaySettings(Sampling(1.0, 1.0, 16), seed=3, compute=compute_for("bf16"), batch_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -341,7 +342,7 @@ def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
 
 def test_the_embedded_model_answers_prompts_of_its_own_and_of_others(tmp_path: Path) -> None:
     folder = model_folder("embedded:smollm2-135m")
-    settings = ReplaySettings(Sampling(max_new_tokens=12), seed=0, batch_size=4)
+    settings = ReplaySettings(Sampling(max_new_tokens=12), seed=0, compute=compute_for(), batch_size=4)
     question = Message("user", "What is the capital of France? Answer with one word.")
     pool = (Example("1", (question, Message("assistant", "")), "en", "1", "mine"),)
     made = make_replay(folder, 1, settings, tmp_path, source="parallel", pool=pool)

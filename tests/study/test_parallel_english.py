@@ -32,6 +32,7 @@ def test_rows_parallel_by_id_or_place_find_their_english(
         "language": "de",
         "parallel": parallel,
         "english": write(tmp_path / "en.jsonl", "en", range(30)),
+        "strategies": ["english_replay"],
     }
     content: dict[str, Any] = {
         "name": "parallel",
@@ -45,11 +46,12 @@ def test_rows_parallel_by_id_or_place_find_their_english(
     study = Study.model_validate(content)
     materials = gather(study, Path())
     data = materials.data["two", "german"]
-    english = materials.english_of(study.phases[1].data["german"])
+    english = materials.drawn_english(study.phases[1].data["german"], data, 0)
     assert english is not None
+    kept = english.rows
     held_out = {example.group for example in data.held_out}
-    kept = [example for example in english.loaded.examples if example.group not in held_out]
     assert len(held_out) == 2
+    assert not held_out & {example.group for example in kept}
     assert len(kept) == 28  # the English of what is held out is not replayed
     context = Context(None, tiny_model, (), kept, 0, tmp_path, tmp_path)
     train = data.split(0).train

@@ -81,6 +81,18 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tupl
     return folder / "runs" / "tiny", json.loads(done.stdout)
 
 
+def test_the_result_says_what_precision_was_resolved_to(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, result = finished
+    used: dict[str, set[str]] = {"train": set(), "evaluate": set()}
+    for name, record in records(folder).items():
+        kind = name.partition("-")[0]
+        if kind in used:
+            used[kind].add(record["result"]["precision"])
+    assert [*used["evaluate"]] == [result["precision"]["evaluation"]]
+    assert sorted(used["train"]) == result["precision"]["training"]
+    assert used["train"] | used["evaluate"] <= {"bf16", "float32"}
+
+
 def test_stdout_is_one_object_with_every_cell(finished: tuple[Path, dict[str, Any]]) -> None:
     _, result = finished
     assert [(cell["data"], cell["strategy"], cell["status"]) for cell in result["cells"]] == [

@@ -110,6 +110,21 @@ def test_two_processes_follow_the_loss_curve_of_one(
 
 
 @pytest.mark.parametrize(
+    "sharded", [pytest.param(False, marks=pytest.mark.slow), True], ids=["replicated", "sharded"]
+)
+def test_two_processes_in_bf16_follow_the_loss_curve_of_one_but_for_rounding(
+    make_task: Make, examples: Any, tmp_path: Path, sharded: bool
+) -> None:
+    task = make_task(training=TRAINING.model_copy(update={"precision": "bf16"}), sharded=sharded)
+    expected, _ = on_one_process(task, tmp_path, examples)
+    found = train_on_processes(task, 2)
+    assert [loss for _, loss in found.losses] == pytest.approx(
+        [loss for _, loss in expected.losses], rel=0.03
+    )
+    assert {one.dtype for one in load_model(task.checkpoint).state_dict().values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
     "sharded", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["replicated", "sharded"]
 )
 def test_two_processes_go_on_where_they_were_stopped(

@@ -167,3 +167,15 @@ def test_wrong_input_is_refused(tmp_path: Path) -> None:
     save_file({"lm_head.weight": torch.ones(3, 3)}, tmp_path / "o" / "model.safetensors")
     with pytest.raises(ModelError, match="no decoder layer"):
         signal_to_noise(tmp_path / "o")
+
+
+def test_a_stack_of_experts_is_the_mean_of_its_matrices(tmp_path: Path) -> None:
+    stack = torch.stack([noise((40, 60), seed) for seed in range(3)])
+    stack[1] += torch.outer(torch.ones(40), torch.ones(60))
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    save_file({name: stack}, tmp_path / "model.safetensors")
+    (found,) = signal_to_noise(tmp_path).modules
+    apart = [signal_of(matrix, "median") for matrix in stack]
+    assert found.name == name
+    assert found.snr == pytest.approx(sum(one.snr for one in apart) / 3)
+    assert (found.above, found.of) == (sum(one.above for one in apart), 120)

@@ -38,7 +38,9 @@ def difference(
     With --base also whether the two updates agree: their cosine, and the share of numbers that both move one way.
     """
     import time
+    from functools import partial
 
+    from lingraft.cli.progress import StepBars
     from lingraft.models.adapters import open_weights
     from lingraft.report.diagnostics import check_figure, difference_figure, write_figure
     from lingraft.train.memory import peak_bytes
@@ -48,7 +50,8 @@ def difference(
     check_folder(record)
     started = time.perf_counter()
     models = [open_weights(name, adapter_base) for name in (first, second, *([] if base is None else [base]))]
-    found = parameter_difference(*models)
+    with StepBars() as bars:
+        found = parameter_difference(*models, on_progress=partial(bars.progressed, "tensors"))
     result = found.to_json() | {"seconds": time.perf_counter() - started, "peak_bytes": peak_bytes()}
     if figure is not None:
         write_figure(difference_figure(found), figure)

@@ -9,6 +9,7 @@ import typer
 
 from lingraft.cli.output import (
     check_folder,
+    checked_precision,
     print_json,
     print_result,
     print_table,
@@ -41,17 +42,19 @@ def drift(
     max_length: Annotated[
         int, typer.Option(min=2, help="Tokens of a prompt; longer ones lose their beginning.")
     ] = 1024,
-    bf16: Annotated[
-        bool, typer.Option("--bf16", help="Hold the models in bfloat16 instead of float32.")
-    ] = False,
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="auto, bf16 or float32; float32, the default, shows shifts that bf16 would round away."
+        ),
+    ] = "float32",
     figure: Annotated[Path | None, typer.Option(help="Write the curves as .svg, .png or .html.")] = None,
     record: Annotated[Path | None, typer.Option(help="Write the result and what it is of as JSON.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Print, layer by layer, how far models' hidden states moved from those of M1 for the same prompts."""
-    import torch
-
     from lingraft.cli.progress import StepBars
+    from lingraft.models.compute import compute_for
     from lingraft.report.diagnostics import check_figure, drift_figure, write_figure
     from lingraft.representation.drift import drift_of_models
     from lingraft.representation.prompts import read_prompts
@@ -61,6 +64,7 @@ def drift(
     chosen = next((known for known in POSITIONS if known == positions), None)
     if chosen is None:
         raise ConfigError(f"--tokens {positions!r}: there are {' and '.join(POSITIONS)}.")
+    asked = checked_precision(precision)
     if len(models) < 2:
         raise ConfigError(f"{models[0]}: is alone; name two or more models to compare.")
     check_figure(figure)
@@ -69,13 +73,14 @@ def drift(
     for one in prompts:
         tag, source = _source(one)
         said += read_prompts(source, language=tag, limit=limit)
+    compute = compute_for(asked)
     with StepBars() as bars:
         found = drift_of_models(
             models,
             said,
             positions=chosen,
             max_length=max_length,
-            dtype=torch.bfloat16 if bf16 else torch.float32,
+            compute=compute,
             on_progress=bars.progressed,
         )
     if figure is not None:
@@ -86,13 +91,14 @@ def drift(
             "prompts": prompts,
             "limit": limit,
             "max_length": max_length,
-            "bf16": bf16,
+            "precision": compute.precision,
         }
         write_record(record, "drift", inputs, found.to_json())
     if json:
-        print_json(found.to_json())
+        print_json(found.to_json() | {"precision": compute.precision})
         return
     _print(found)
+    print_result(f"Computed in {compute.precision}.")
 
 
 def _source(given: str) -> tuple[str | None, str]:

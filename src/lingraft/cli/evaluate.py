@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lingraft.cli.output import (
+    checked_precision,
     print_json,
     print_result,
     print_table,
@@ -23,11 +24,12 @@ if TYPE_CHECKING:
     from lingraft.evaluate.harness import Evaluated
     from lingraft.evaluate.predictions import Prediction
     from lingraft.evaluate.suites import Chosen
+    from lingraft.models.compute import Compute
 
 RECORD = "record.json"
 PREDICTIONS = "predictions.parquet"
+MANIFEST = "manifest.json"
 VERDICTS = "verdicts.jsonl"  # stays: it was paid for
-_PRECISIONS = ("bf16", "float32")
 _BACKENDS = ("transformers", "vllm")
 _NO_JUDGE = {"max_tokens": None, "both_orders": True, "price_in": None, "price_out": None, "budget": None}
 _LOG = re.compile(r"answers-[0-9a-f]{16}\.jsonl")
@@ -68,7 +70,9 @@ def evaluate(
     repeat: Annotated[
         int, typer.Option(min=1, help="Generate so many times, in other batches: the noise floor.")
     ] = 1,
-    precision: Annotated[str, typer.Option(help="bf16 or float32.")] = "bf16",
+    precision: Annotated[
+        str, typer.Option(help="auto, bf16 or float32; auto: bf16 where it is clearly faster here.")
+    ] = "auto",
     backend: Annotated[
         str, typer.Option(help="What generates: transformers, or vllm (the extra of this name).")
     ] = "transformers",
@@ -112,9 +116,12 @@ def evaluate(
     OPENAI_API_KEY.
     """
     from lingraft.config.schema import UNCOMPARED_JUDGE_FIELDS
+    from lingraft.evaluate.suites import language_notes
+    from lingraft.models.compute import compute_for
 
     quieten_loading()
-    _check(models, precision, backend)
+    asked_precision = checked_precision(precision)
+    _check(models, backend)
     judge = _judge(
         judge_url,
         judge_model,
@@ -125,6 +132,10 @@ def evaluate(
         budget=budget,
     )
     chosen = _choose(suite, task or [], languages, data_dir, limit)
+    notes = language_notes(chosen.evaluation, chosen.evaluation, _languages(chosen.evaluation))
+    for note in notes:
+        _say(note)
+    compute = compute_for(asked_precision)
     asked = {
         "suite": suite,
         "tasks": sorted(task or []),
@@ -134,7 +145,7 @@ def evaluate(
         "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
         "repeat": repeat,
-        "precision": precision,
+        "precision": compute.precision,
         "backend": backend,
         "chat": chat,
         "judge": None if judge is None else judge.model_dump(exclude=UNCOMPARED_JUDGE_FIELDS),
@@ -142,23 +153,26 @@ def evaluate(
     names = _names(models)
     folder = output or Path("runs") / "evaluate" / f"{'+'.join(names)}-{suite}"
     folders = [folder] if len(models) == 1 else [folder / name for name in names]
-    for model, own in zip(models, folders, strict=True):
-        _prepare(own, {"model": model, **asked})
-    if len(models) == 2:
-        _prepare(folder, {"models": models, **asked})
     evaluation = _answering_up_to(max_new_tokens, chosen.evaluation).model_copy(
         update={
             "batch_size": batch_size,
             "repeats": repeat,
             "backend": backend,
+            "precision": compute.precision,
             "apply_chat_template": chat,
             "judge": judge,
         }
     )
+    manifest = _manifest(evaluation, compute.precision)
+    for model, own in zip(models, folders, strict=True):
+        _prepare(own, {"model": model, **asked}, manifest)
+    if len(models) == 2:
+        _prepare(folder, {"models": models, **asked}, manifest)
+    asked |= {"manifest": manifest, "language_notes": notes}
     results, predictions, logs = [], [], []
     told: set[str] = set()
     for model, own in zip(models, folders, strict=True):
-        result, found, log = _evaluate(model, evaluation, {"model": model, **asked}, own, told)
+        result, found, log = _evaluate(model, evaluation, compute, {"model": model, **asked}, own, told)
         results.append(result)
         predictions.append(found)
         logs.append(log)
@@ -168,20 +182,18 @@ def evaluate(
     _finish(models, results, predictions, {"models": models, **asked}, places, folder, as_json=json)
 
 
-def _check(models: list[str], precision: str, backend: str) -> None:
+def _check(models: list[str], backend: str) -> None:
     if len(models) > 2:
         raise ConfigError(f"{len(models)} models: name one, or two to compare.")
     if len(set(models)) < len(models):
         raise ConfigError(f"{models[0]}: stands twice; name another model to compare it with.")
-    if precision not in _PRECISIONS:
-        raise ConfigError(f"--precision {precision!r}: there are {' and '.join(_PRECISIONS)}.")
     if backend not in _BACKENDS:
         raise ConfigError(f"--backend {backend!r}: there are {' and '.join(_BACKENDS)}.")
     if backend == "vllm":
-        _check_vllm(models, precision)
+        _check_vllm(models)
 
 
-def _check_vllm(models: list[str], precision: str) -> None:
+def _check_vllm(models: list[str]) -> None:
     """Refuse, before anything is loaded, what vLLM does not generate with."""
     from lingraft.models.adapters import ADAPTER_CONFIG
     from lingraft.models.vllm import check_vllm
@@ -192,8 +204,6 @@ def _check_vllm(models: list[str], precision: str) -> None:
             f"--backend vllm: {adapters[0]} is an adapter, and vLLM reads whole models; merge it into its base and "
             "save that, or take --backend transformers."
         )
-    if precision != "bf16":
-        raise ConfigError(f"--backend vllm generates in bf16, not in {precision}; leave --precision out.")
     check_vllm()
 
 
@@ -224,9 +234,7 @@ def _choose(suite: str, only: list[str], languages: str, data_dir: str | None, l
     chosen = choose_tasks(suite, only, languages=_tags(languages), data_dir=data_dir, limit=limit)
     own = [entry for _, entry in entries(chosen.evaluation) if entry.name is None]  # not of the catalogue
     problems = [
-        f"{entry.task}: {problem}"
-        for entry in own
-        if (problem := name_problem(entry, Path(), ())) is not None
+        f"{entry.task}: {problem}" for entry in own if (problem := name_problem(entry, Path())) is not None
     ]
     if problems:
         raise ConfigError("\n".join(problems))
@@ -251,7 +259,10 @@ def _answering_up_to(max_new_tokens: int | None, evaluation: Evaluation) -> Eval
 
 
 def _tags(languages: str) -> list[str]:
-    tags = [tag.strip() for tag in languages.split(",") if tag.strip()]
+    from lingraft.language_tags import canonical_tag
+
+    given = [tag.strip() for tag in languages.split(",") if tag.strip()]
+    tags = [canonical_tag(tag) or tag for tag in given]
     wrong = [tag for tag in tags if not _TAG.fullmatch(tag)]
     if wrong:
         raise ConfigError(f"--languages {languages!r}: {wrong[0]!r} is no BCP-47 tag such as de or zh-Hant.")
@@ -269,8 +280,27 @@ def _last_part(model: str) -> str:
     return folder.resolve().name if folder.is_dir() else model.removeprefix("embedded:").rpartition("/")[2]
 
 
-def _prepare(folder: Path, asked: dict[str, Any]) -> None:
-    """Make the folder of results; refuse to write over those of something else."""
+def _manifest(evaluation: Evaluation, precision: str) -> str:
+    """Return the fingerprint of what is asked and how, but for the models' own chat templates."""
+    from lingraft.evaluate.manifest import HAS_TEMPLATE, NO_TEMPLATE, manifest_of
+    from lingraft.evaluate.task_runs import build_runs
+
+    runs, _ = build_runs(evaluation, _languages(evaluation), "report", Path(), skip_missing=True)
+    chat = HAS_TEMPLATE if evaluation.apply_chat_template else NO_TEMPLATE
+    return manifest_of(runs, evaluation, precision=precision, chat=chat, split="report").fingerprint
+
+
+def _languages(evaluation: Evaluation) -> list[str]:
+    """Return the languages besides English: a command trains none, so that each counts as one of its own."""
+    return sorted({entry.language or "en" for entry in evaluation.language_ability})
+
+
+def _prepare(folder: Path, asked: dict[str, Any], manifest: str) -> None:
+    """Make the folder of results; refuse to write over those of something else.
+
+    Of the same options, what is asked may have changed (sentence data were installed), and of the same manifest how the
+    options were written.
+    """
     from lingraft.records import read_json
 
     try:
@@ -288,13 +318,19 @@ def _prepare(folder: Path, asked: dict[str, Any]) -> None:
             f"--output {folder}: its {RECORD} is none of `lingraft evaluate`; name another."
         ) from None
     changed = [key for key, value in asked.items() if before.get(key) != value]
-    if changed:
+    is_same = before.get("manifest") == manifest and not {"model", "models"} & set(changed)
+    if changed and not is_same:
         told = ", ".join(f"{key} {before.get(key)!r}, not {asked[key]!r}" for key in changed)
         raise ConfigError(f"--output {folder}: was made with {told}; name another folder, or delete it.")
 
 
 def _evaluate(
-    model: str, evaluation: Evaluation, asked: dict[str, Any], folder: Path, told: set[str]
+    model: str,
+    evaluation: Evaluation,
+    compute: Compute,
+    asked: dict[str, Any],
+    folder: Path,
+    told: set[str],
 ) -> tuple[dict[str, Any], tuple[Prediction, ...], Path]:
     """Evaluate one model, or go on where this was interrupted, and write what was found; the record last.
 
@@ -302,40 +338,39 @@ def _evaluate(
         The result, the predictions, and where the answers are kept. They stay until all models are done: the same
         command then answers nothing again, of a model that was finished before an interruption either.
     """
-    import torch
-
+    from lingraft.cli.log_lines import log_lines
     from lingraft.cli.progress import StepBars
     from lingraft.data.chat_format import CHAT_IDENTITY
     from lingraft.evaluate.harness import evaluate_model, shortened_sentence
     from lingraft.evaluate.predictions import write_predictions
     from lingraft.models.adapters import load_merged, merged_content_hash
-    from lingraft.models.loading import compute_device, model_folder
+    from lingraft.models.loading import model_folder
     from lingraft.models.vllm import VllmGenerator
-    from lingraft.records import fingerprint_of
+    from lingraft.records import fingerprint_of, write_json_atomically
 
     inputs = {
         **asked,
-        "chat": CHAT_IDENTITY,
+        "chat_format": CHAT_IDENTITY,
         "model_hash": merged_content_hash(model),
         "libraries": _libraries(),
     }
-    answered = {
-        key: value for key, value in inputs.items() if key != "judge"
-    }  # it does not change any answer
-    log = folder / f"answers-{fingerprint_of(answered)}.jsonl"  # of this very model and evaluation
-    dtype = torch.bfloat16 if asked["precision"] == "bf16" else torch.float32
-    loaded, tokenizer = load_merged(model, dtype=dtype)
-    loaded.to(compute_device())  # type: ignore[arg-type]
+    # An answer is kept by prompt and settings; what else decides it is the model and how it is asked.
+    decides = {key: inputs[key] for key in ("model_hash", "chat_format", "precision", "backend", "libraries")}
+    log = folder / f"answers-{fingerprint_of(decides)}.jsonl"
+    log_lines().at(f"loading {model}")
+    loaded, tokenizer = load_merged(model, dtype=compute.held)
+    loaded.to(compute.device)  # type: ignore[arg-type]
 
     def vllm() -> VllmGenerator:
-        return VllmGenerator(model_folder(model), tokenizer, trust_remote_code=False)
+        return VllmGenerator(model_folder(model), tokenizer, dtype=compute.held, trust_remote_code=False)
 
     with StepBars() as bars:
         found = evaluate_model(
             loaded,
             tokenizer,
             evaluation,
-            languages=[tag for tag in asked["languages"] if tag != "en"],
+            languages=_languages(evaluation),
+            precision=asked["precision"],
             skip_missing=True,
             log=log,
             verdicts=folder / VERDICTS,
@@ -351,6 +386,7 @@ def _evaluate(
     result = _result(found)
     (folder / RECORD).unlink(missing_ok=True)  # of an earlier run of the same
     write_predictions(folder / PREDICTIONS, found.predictions)
+    write_json_atomically(folder / MANIFEST, found.manifest.to_json())
     write_record(folder / RECORD, "evaluate", inputs, result)
     return result, found.predictions, log
 
@@ -388,8 +424,8 @@ def _tell_not_run(model: str, found: Evaluated, asked: dict[str, Any], told: set
 
 
 def _result(found: Evaluated) -> dict[str, Any]:
-    from lingraft.evaluate.harness import SEEDS
     from lingraft.evaluate.scores import task_scores
+    from lingraft.evaluate.task_runs import SEEDS
 
     return {
         "scores": task_scores(found.predictions),
@@ -420,7 +456,11 @@ def _finish(
     as_json: bool,
 ) -> None:
     """Print what was found; of two models also the differences, which get a record of their own."""
-    whole: dict[str, Any] = {"models": dict(zip(models, results, strict=True)), "folder": str(folder)}
+    whole: dict[str, Any] = {
+        "models": dict(zip(models, results, strict=True)),
+        "folder": str(folder),
+        "precision": inputs["precision"],
+    }
     if len(models) == 2:
         compared = _compared(results, predictions)
         whole |= compared
@@ -432,13 +472,14 @@ def _finish(
         _print_scores(model, result)
     if len(models) == 2:
         _print_differences(models, results, compared)
+    print_result(f"Computed in {inputs['precision']}.")
     print_result(f"Predictions and {RECORD} are in {folder}: see `lingraft show predictions`.")
 
 
 def _compared(
     results: list[dict[str, Any]], predictions: list[tuple[Prediction, ...]]
 ) -> dict[str, dict[str, Any]]:
-    """Compare two models on the tasks that both were asked, and of judged ones on the items that both have."""
+    """Compare two models on the items that both were asked alike."""
     from lingraft.evaluate.common_items import common_items
     from lingraft.evaluate.scores import task_differences
 
@@ -447,7 +488,11 @@ def _compared(
         [[one for one in own if f"{one.task}/{one.language}" in both] for own in predictions],
         [result["tasks"] for result in results],
     )
-    return {"differences": task_differences(*common.models), "unpaired": common.unpaired}
+    return {
+        "differences": task_differences(*common.models),
+        "unpaired": common.unpaired,
+        "not_paired": common.refused,
+    }
 
 
 def _print_scores(model: str, result: dict[str, Any]) -> None:
@@ -477,7 +522,9 @@ def _print_differences(
     for task in sorted(set(results[0]["tasks"]) ^ set(results[1]["tasks"])):
         print_result(f"{task}: was asked of one of the two models only, and is not compared.")
     for task, count in compared["unpaired"].items():
-        print_result(unpaired_sentence(task, count))
+        print_result(unpaired_sentence(task, count, judged="judged" in results[0]["tasks"][task]))
+    for problem in compared["not_paired"].values():
+        print_result(problem)
 
 
 def _say(message: str) -> None:

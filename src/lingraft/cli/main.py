@@ -23,6 +23,7 @@ from lingraft.cli import (
     snr,
     validate,
 )
+from lingraft.cli.log_lines import log_lines
 from lingraft.cli.output import keep_stdout_clean, show_stacks, stack_of, standard_error
 from lingraft.errors import (
     EXIT_DONE,
@@ -87,7 +88,8 @@ def _run(arguments: list[str]) -> int:
     arguments = [argument for argument in arguments if argument != "--traceback"]
     asks_for_help = not arguments or "--help" in arguments  # help is the result then
     try:
-        with nullcontext() if asks_for_help else keep_stdout_clean():
+        quiet = nullcontext() if asks_for_help else log_lines().running(arguments[0])
+        with quiet, nullcontext() if asks_for_help else keep_stdout_clean():
             code = app(args=arguments, prog_name="lingraft", standalone_mode=False)
         return int(code or EXIT_DONE)
     except LingraftError as error:

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
-from lingraft.errors import ConfigError
+from lingraft.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _LOG_WIDTH = 160
 _COLUMN_GAP = 3
+_PRECISIONS: tuple[Literal["auto", "bf16", "float32"], ...] = ("auto", "bf16", "float32")
 _MARK = re.compile(
     r"(⟦|⟧|<[^<>\s]*>|\[/?[A-Z_]+\]|\n)"
 )  # what chat templates put around turns, and our brackets
@@ -85,6 +86,18 @@ def check_folder(path: Path | None) -> None:
         raise ConfigError(f"{path}: there is no folder {path.parent}; make it first.")
 
 
+def checked_precision(asked: str) -> Literal["auto", "bf16", "float32"]:
+    """Return what `--precision` names, before anything heavy is imported.
+
+    Raises:
+        ConfigError: It names nothing that a model is held in.
+    """
+    known = next((one for one in _PRECISIONS if one == asked), None)
+    if known is None:
+        raise ConfigError(f"--precision {asked!r}: {did_you_mean(asked, _PRECISIONS)}")
+    return known
+
+
 def quieten_loading() -> None:
     """Keep transformers from drawing a bar for every model that is loaded: our own bars say more."""
     from transformers.utils import logging
@@ -107,8 +120,10 @@ def standard_error() -> Console:
     """Return the console of progress and messages."""
     from rich.console import Console
 
-    # A log file is not narrow: tables are not cut there.
-    return Console(stderr=True, width=None if sys.stderr.isatty() else _LOG_WIDTH)
+    if sys.stderr.isatty():
+        return Console(stderr=True)
+    # A log file is not narrow: tables are not cut there. It gets no control characters, whatever FORCE_COLOR says.
+    return Console(stderr=True, width=_LOG_WIDTH, force_terminal=False)
 
 
 def print_table(table: Table, title: str | None = None, console: Console | None = None) -> None:

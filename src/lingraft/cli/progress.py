@@ -1,9 +1,11 @@
-"""The live progress of a study on stderr: stage, step, loss, tokens/s, time left."""
+"""Live progress on stderr: bars in a terminal, elsewhere now and then a line."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -12,15 +14,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from lingraft.cli import output
+from lingraft.cli.log_lines import LogLines, duration, figures, log_lines
 from lingraft.cli.output import stack_of, standard_error
 from lingraft.errors import harmless
 from lingraft.study.events import StageProgress, Watcher
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from lingraft.data.tokenizer_cost import LanguageCost
     from lingraft.strategies.base import FreezePlanRow
-
-_SECONDS_BETWEEN_LINES = 15.0  # where stderr is no terminal, as in a log file
 
 
 class _Pace:
@@ -28,23 +32,37 @@ class _Pace:
 
     def __init__(self) -> None:
         self._done, self._since = 0, 0.0
-        self._step: tuple[str, int] | None = None
+        self._step: tuple[str, str | None, int] | None = None
 
-    def seconds_left(self, step: str, done: int, total: int) -> float | None:
-        """Return the seconds left; None: nothing has been done yet, or the total is unknown."""
+    def estimated(self, step: str, progress: StageProgress) -> StageProgress:
+        """Return the progress with the seconds left; without, where nothing was done yet or the total is unknown."""
+        if progress.seconds_left is not None:
+            return progress if math.isfinite(progress.seconds_left) else replace(progress, seconds_left=None)
         now = time.monotonic()
-        if self._step != (step, total) or done < self._done:
-            self._step, self._done, self._since = (step, total), done, now
-        if not total or done == self._done:
-            return None
-        return (now - self._since) / (done - self._done) * (total - done)
+        key = (step, progress.unit, progress.total)
+        if self._step != key or progress.done < self._done:
+            self._step, self._done, self._since = key, progress.done, now
+        done, left = progress.done - self._done, progress.total - progress.done
+        if not progress.total or done == 0:
+            return progress
+        return replace(progress, seconds_left=(now - self._since) / done * left)
+
+
+def _lines_of(console: Console) -> LogLines:
+    """Return what prints plain lines on a console; on stderr the command's own."""
+    return log_lines() if console is output.standard_error() else LogLines(console)
 
 
 class ProgressWatcher(Watcher):
-    """Draws a bar for the study and one for the stage at work; plain lines where stderr is no terminal."""
+    """Draws a bar for the study and one for the stage at work; plain lines where stderr is no terminal.
 
-    def __init__(self) -> None:
+    `name` is the study's.
+    """
+
+    def __init__(self, name: str = "study") -> None:
+        self._name = name
         self._console = standard_error()
+        self._lines = _lines_of(self._console)
         self._bars = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
@@ -56,10 +74,13 @@ class ProgressWatcher(Watcher):
         self._study: TaskID | None = None
         self._stage: TaskID | None = None
         self._label = ""
-        self._last_line = 0.0
+        self._finished, self._stages = 0, 0
         self._pace = _Pace()
+        self._open = ExitStack()
 
     def __enter__(self) -> ProgressWatcher:
+        self._open.enter_context(self._lines.running(self._name))
+        self._lines.at("preparing")
         if self._console.is_terminal:
             self._bars.start()
         return self
@@ -68,18 +89,19 @@ class ProgressWatcher(Watcher):
         self, kind: type[BaseException] | None, error: BaseException | None, stack: TracebackType | None
     ) -> None:
         self._bars.stop()
+        self._open.close()
 
     def preparing(self, step: str, done: int, total: int) -> None:
         """Move the bar of a data set that is read."""
         if self._stage is None or step != self._label:
             self._label = step
-            self._last_line = time.monotonic()
             self._stage = self._bars.add_task(step, total=None, figures="lines")
             self._say(f"  {step} ...")
         self.stage_progressed(StageProgress(done, total))
-        if done == total:
+        if total and done == total:
             self._bars.remove_task(self._stage)
             self._stage = None
+            self._lines.at("preparing")
 
     def tokenizer_costs(self, data: str, costs: Mapping[str, LanguageCost]) -> None:
         """Draw what each language of a data set costs in tokens."""
@@ -91,25 +113,24 @@ class ProgressWatcher(Watcher):
     def study_started(self, stages: int) -> None:
         """Show how many stages there are."""
         self._study = self._bars.add_task("study", total=stages, figures="stages")
+        self._stages = stages
+        self._between_stages()
 
     def stage_started(self, label: str) -> None:
         """Show the stage at work."""
         self._label = label
-        self._last_line = time.monotonic()
         self._stage = self._bars.add_task(label, total=None, figures="")
+        self._lines.at(self._place)
         self._say(f"  {label} ...")
 
     def stage_progressed(self, progress: StageProgress) -> None:
         """Move the stage's bar."""
-        if progress.seconds_left is None:
-            left = self._pace.seconds_left(self._label, progress.done, progress.total)
-            progress = replace(progress, seconds_left=left)
-        figures = _figures(progress)
+        progress = self._pace.estimated(self._label, progress)
         if self._stage is not None:
-            self._bars.update(self._stage, completed=progress.done, total=progress.total, figures=figures)
-        if not self._console.is_terminal and time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
-            self._last_line = time.monotonic()
-            self._print(f"    {progress.done}/{progress.total}  {figures}")
+            self._bars.update(
+                self._stage, completed=progress.done, total=progress.total, figures=_beside_the_bar(progress)
+            )
+        self._lines.progressed(self._place, progress)
 
     def stage_finished(self, label: str, seconds: float, reused: bool) -> None:
         """Move the study's bar on."""
@@ -118,6 +139,8 @@ class ProgressWatcher(Watcher):
             self._stage = None
         if self._study is not None:
             self._bars.advance(self._study)
+        self._finished += 1
+        self._between_stages()
         self._print(f"✓ {label}  " + ("(finished before)" if reused else f"{seconds:.0f} s"))
 
     def freeze_plan(self, label: str, plan: Sequence[FreezePlanRow]) -> None:
@@ -139,10 +162,19 @@ class ProgressWatcher(Watcher):
         if self._stage is not None:
             self._bars.remove_task(self._stage)
             self._stage = None
+        self._between_stages()
         self._print(f"✗ {label} failed: {reason}", style="red")
         stack = stack_of(error)
         if stack is not None:
             self._print(stack)
+
+    @property
+    def _place(self) -> str:
+        """The stage at work and its number; before the first one, what is read."""
+        return f"stage {self._finished + 1} of {self._stages}, {self._label}" if self._stages else self._label
+
+    def _between_stages(self) -> None:
+        self._lines.at(f"{self._finished} of {self._stages} stages are done")
 
     def _say(self, text: str) -> None:
         if not self._console.is_terminal:
@@ -152,20 +184,10 @@ class ProgressWatcher(Watcher):
         self._bars.console.print(harmless(text), markup=False, highlight=False, style=style, soft_wrap=True)
 
 
-def _figures(progress: StageProgress) -> str:
-    parts = [] if progress.unit is None else [progress.unit]
-    if progress.loss is not None:
-        parts.append(f"loss {progress.loss:.3f}")
-    if progress.tokens_per_second is not None:
-        parts.append(f"{progress.tokens_per_second:.0f} tokens/s")
-    if progress.seconds_left is not None:
-        parts.append(_left(progress.seconds_left))
-    return "  ".join(parts)
-
-
-def _left(seconds_left: float) -> str:
-    minutes, seconds = divmod(round(seconds_left), 60)
-    return f"{minutes}:{seconds:02d} left"
+def _beside_the_bar(progress: StageProgress) -> str:
+    unit = [] if progress.unit is None else [progress.unit]
+    left = [] if progress.seconds_left is None else [f"{duration(progress.seconds_left)} left"]
+    return "  ".join([*unit, *figures(progress), *left])
 
 
 class StepBars:
@@ -182,10 +204,12 @@ class StepBars:
             transient=True,
         )
         self._tasks: dict[str, TaskID] = {}
-        self._last_line = time.monotonic()
+        self._lines = _lines_of(self._console)
         self._pace = _Pace()
+        self._open = ExitStack()
 
     def __enter__(self) -> StepBars:
+        self._open.enter_context(self._lines.running())
         if self._console.is_terminal:
             self._bars.start()
         return self
@@ -194,14 +218,11 @@ class StepBars:
         self, kind: type[BaseException] | None, error: BaseException | None, stack: TracebackType | None
     ) -> None:
         self._bars.stop()
+        self._open.close()
 
     def progressed(self, step: str, done: int, total: int) -> None:
         """Move the bar of a step; a total of 0 is unknown."""
         if step not in self._tasks:
             self._tasks[step] = self._bars.add_task(step, total=None)
         self._bars.update(self._tasks[step], completed=done, total=total or None)
-        left = self._pace.seconds_left(step, done, total)
-        if not self._console.is_terminal and time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
-            self._last_line = time.monotonic()
-            told = "" if left is None else f"  {_left(left)}"
-            self._console.print(f"  {step} {done}/{total or '?'}{told}", markup=False, highlight=False)
+        self._lines.progressed(step, self._pace.estimated(step, StageProgress(done, total)))

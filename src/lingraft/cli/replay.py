@@ -10,6 +10,7 @@ import typer
 
 from lingraft.cli.output import (
     check_folder,
+    checked_precision,
     print_json,
     print_result,
     quieten_loading,
@@ -19,7 +20,10 @@ from lingraft.cli.output import (
 from lingraft.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lingraft.data.example import Example
+    from lingraft.models.compute import Compute
     from lingraft.strategies.replay_rows import ReplayRows
 
 _BACKENDS = ("transformers", "vllm")
@@ -46,6 +50,9 @@ def replay(
     backend: Annotated[
         str, typer.Option(help="transformers, or vllm (the extra of this name).")
     ] = "transformers",
+    precision: Annotated[
+        str, typer.Option(help="auto, bf16 or float32; auto: bf16 where it is clearly faster here.")
+    ] = "auto",
     show: Annotated[int, typer.Option(min=0, help="Rows to print.")] = 3,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -53,8 +60,11 @@ def replay(
 
     Stopped and run again, it goes on where it was; with a larger --n it adds to the rows that are there.
     """
+    from lingraft.models.compute import compute_for
+
     quieten_loading()
     _check(output, temperature, top_p, backend)
+    compute = compute_for(checked_precision(precision))
     pool = None if prompts == "self" else _pool(prompts)
     asked = {
         "model": model,
@@ -66,9 +76,10 @@ def replay(
         "seed": seed,
         "batch_size": batch_size,
         "backend": backend,
+        "precision": compute.precision,
     }
     _check_existing(output, asked)
-    made = _make(asked, pool, output)
+    made = _make(asked, compute, pool, output)
     result = _result(made, n, output)
     _write(output, made, asked, result)
     if json:
@@ -111,24 +122,23 @@ def _check_existing(output: Path, asked: dict[str, Any]) -> None:
         raise ConfigError(f"--output {output}: was made with {told}; name another file, or delete it.")
 
 
-def _pool(source: str) -> tuple[Example, ...]:
-    """Return the prompts of a source as rows whose answers are to be made."""
+def _pool(source: str) -> Sequence[Example]:
+    """Return the prompts of a source as rows whose answers are to be made; of a large source they stay on disk."""
     from lingraft.data.example import Example, Message
-    from lingraft.representation.prompts import read_prompts
+    from lingraft.data.spool import MadeWhenAsked
+    from lingraft.representation.prompts import Prompt, read_prompts
 
-    return tuple(
-        Example(
-            str(number),
-            (*prompt.messages, Message("assistant", "")),
-            prompt.language,
-            prompt.group or f"prompt-{number}",
-            source,
-        )
-        for number, prompt in enumerate(read_prompts(source), 1)
-    )
+    def row(place: int, prompt: Prompt) -> Example:
+        number = place + 1
+        messages = (*prompt.messages, Message("assistant", ""))
+        return Example(str(number), messages, prompt.language, prompt.group or f"prompt-{number}", source)
+
+    return MadeWhenAsked(read_prompts(source), row)
 
 
-def _make(asked: dict[str, Any], pool: tuple[Example, ...] | None, output: Path) -> ReplayRows:
+def _make(
+    asked: dict[str, Any], compute: Compute, pool: Sequence[Example] | None, output: Path
+) -> ReplayRows:
     from functools import partial
 
     from lingraft.cli.progress import StepBars
@@ -143,7 +153,7 @@ def _make(asked: dict[str, Any], pool: tuple[Example, ...] | None, output: Path)
         made = make_replay(
             folder,
             asked["n"],
-            ReplaySettings(sampling, asked["seed"], asked["backend"], asked["batch_size"]),
+            ReplaySettings(sampling, asked["seed"], compute, asked["backend"], asked["batch_size"]),
             _work(output),
             source=asked["prompts"],
             pool=pool,
@@ -214,6 +224,7 @@ def _print(made: ReplayRows, result: dict[str, Any], show: int) -> None:
         print_result("")
     print_result(f"{result['rows']} rows in {result['output']}, {result['shortfall']} fewer than asked for.")
     print_result(f"Dropped: {_listed(made)}.")
+    print_result(f"Answered in {made.origin.settings['precision']}.")
 
 
 def _listed(made: ReplayRows) -> str:

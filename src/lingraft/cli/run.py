@@ -43,6 +43,7 @@ def run(
 
     loaded = load_study(study, overrides or ())  # wrong input is told before anything heavy is imported
 
+    from lingraft.cli.log_lines import log_lines
     from lingraft.cli.progress import ProgressWatcher
     from lingraft.report.page import write_page
     from lingraft.report.tables import failures
@@ -50,12 +51,13 @@ def run(
     from lingraft.train.processes import Processes
 
     quieten_loading()
-    with ProgressWatcher() as watcher:
+    with ProgressWatcher(loaded.name) as watcher:
         result = run_study(loaded, runs=runs, watcher=watcher, processes=Processes(processes, sharded))
     if json:
         print_json(result)
     else:
         _print(result, loaded)
+    log_lines().at("writing the report")
     page = write_page(result, loaded)  # after the result: what took hours is told first
     if not json:
         print_result(f"Report: {page}")
@@ -64,7 +66,15 @@ def run(
 
 
 def _print(result: dict[str, Any], study: Study) -> None:
-    from lingraft.report.tables import failures, forgetting_table, noise_note, smallest_visible, study_table
+    from lingraft.report.tables import (
+        des_note,
+        failures,
+        forgetting_table,
+        noise_note,
+        precision_note,
+        smallest_visible,
+        study_table,
+    )
 
     print_table(study_table(result), study.name)
     if len(study.phases) > _MANY_PHASES:
@@ -75,6 +85,6 @@ def _print(result: dict[str, Any], study: Study) -> None:
     for failure in failures(result):
         print_result(f"failed: {failure}")
     print_result(smallest_visible(result))
-    noise = noise_note(result)
-    if noise is not None:
-        print_result(noise)
+    for note in (des_note(result), precision_note(result), noise_note(result)):
+        if note is not None:
+            print_result(note)

@@ -12,6 +12,7 @@ from lingraft.errors import ConfigError, harmless
 
 if TYPE_CHECKING:
     from lingraft.data.summary import DataSummary
+    from lingraft.evaluate.items_files import ItemsFile
     from lingraft.report.answers import Answered, Answers
 
 app = typer.Typer(help="Show a study, a data set or what models answered.", no_args_is_help=True)
@@ -71,7 +72,17 @@ def show_data(
     language_filter: Annotated[
         bool, typer.Option("--language-filter", help="Leave out rows in another language than they claim.")
     ] = False,
+    no_answer_filter: Annotated[
+        bool, typer.Option("--no-answer-filter", help="Leave out rows without an answer.")
+    ] = False,
+    special_tokens: Annotated[
+        str | None,
+        typer.Option(help="strip: take special tokens out of answers that spell them; drop: leave them out."),
+    ] = None,
     parallel: Annotated[str | None, typer.Option(help="What makes rows one group: id or rows.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Look at the first so many rows of each file alone.")
+    ] = None,
     system: Annotated[
         str, typer.Option(help="A system prompt that the chat template has no place for: refuse or fold.")
     ] = "refuse",
@@ -85,10 +96,12 @@ def show_data(
 ) -> None:
     """Print counts, languages, token lengths, each language's tokens against English, and one example.
 
-    The example's supervised part, which the loss sees, is marked.
+    The example's supervised part, which the loss sees, is marked. Of files that hold test items or prompts, what they
+    are and where they go.
     """
     from lingraft.cli.progress import StepBars
     from lingraft.config.load import data_source
+    from lingraft.data.formats import UnknownFormatError
     from lingraft.data.summary import summarise_data
     from lingraft.models.loading import load_tokenizer
 
@@ -97,19 +110,71 @@ def show_data(
         format=data_format,
         fields=_pairs(field or []),
         language=language,
-        filters={"near_duplicates": near_duplicates, "language": language_filter},
+        filters={
+            "near_duplicates": near_duplicates,
+            "language": language_filter,
+            "no_answer": no_answer_filter,
+            "special_tokens": special_tokens,
+        },
         parallel=parallel,
         system=system,
         max_broken_share=max_broken_share,
     )
-    with StepBars() as bars:
-        summary = summarise_data(
-            spec, load_tokenizer(model), max_length=max_length, on_progress=bars.progressed
-        )
+    try:
+        with StepBars() as bars:
+            summary = summarise_data(
+                spec,
+                load_tokenizer(model),
+                max_length=max_length,
+                on_progress=bars.progressed,
+                first_rows=limit,
+            )
+    except UnknownFormatError:
+        if not _show_items(source, json):
+            raise
+        return
     if json:
         print_json(summary.to_json())
         return
     _print_summary(summary)
+
+
+def _show_items(source: str, json: bool) -> bool:
+    """Say what a source of test items or prompts is and where it goes; False: it is none."""
+    from dataclasses import asdict
+
+    from lingraft.evaluate.items_files import hub_tasks, items_files
+
+    files, tasks = items_files(source), hub_tasks(source)
+    if json and (files or tasks):
+        print_json({"source": source, "hub_tasks": tasks, "test_items": [asdict(one) for one in files]})
+        return True
+    for one in files:
+        print_result(_items_line(one))
+    for task in tasks:
+        print_result(
+            f"{source}: what {task} takes its test items from, no training data. Use: lingraft evaluate MODEL --task "
+            f"{task} --languages TAG"
+        )
+    return bool(files or tasks)
+
+
+def _items_line(one: ItemsFile) -> str:
+    count = f"{one.rows} row{'s' if one.rows != 1 else ''}"
+    what = f"{harmless(one.name)}: {count} ({harmless(', '.join(one.fields))})"
+    if one.are_prompts:
+        tag = f"{one.language}=" if one.language else ""
+        return (
+            f"{what}: prompts, no training data. Use: lingraft drift M1 M2 --prompts {tag}{harmless(one.name)}, or "
+            "`prompts:` in a study."
+        )
+    places = " or ".join(f"DIR/{place}" for place in one.places.values())
+    command = (
+        f"lingraft evaluate MODEL --data-dir {harmless(one.data_dir or 'DIR')} --task {next(iter(one.places))} "
+        f"--languages {one.language or 'TAG'}"
+    )
+    go = f"Put it as {places}, then: " if one.data_dir is None else "It lies where suites look: "
+    return f"{what}: test items of {' or '.join(one.places)}, no training data. {go}{command}"
 
 
 @app.command("predictions")
@@ -168,7 +233,10 @@ def _print_summary(summary: DataSummary) -> None:
     from lingraft.report.tables import language_table
 
     lengths = summary.lengths
-    print_result(f"{summary.source}: {summary.rows} rows, format {summary.format}, {summary.broken} broken")
+    looked_at = f" (the first {summary.first_rows} of each file)" if summary.first_rows is not None else ""
+    print_result(
+        f"{summary.source}: {summary.rows} rows{looked_at}, format {summary.format}, {summary.broken} broken"
+    )
     for row in (*summary.first_broken, *summary.first_refused):
         print_result(f"  {row.place}: {row.problem}")
     if summary.filtered:

@@ -39,8 +39,9 @@ def similarity(
         typer.Option(metavar="[SOURCE=]TAG", help="Language of a source's rows, where they do not say."),
     ] = None,
     max_broken_share: Annotated[
-        float, typer.Option(help="Compare although this share of a source's rows is broken.")
-    ] = 0.0,
+        float | None,
+        typer.Option(help="Compare although this share of a source's rows is broken; default: 0.01."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the draw of rows.")] = 0,
     figure: Annotated[Path | None, typer.Option(help="Write the matrix as .svg, .png or .html.")] = None,
     record: Annotated[Path | None, typer.Option(help="Write the result and what it is of as JSON.")] = None,
@@ -112,7 +113,7 @@ def _languages(given: list[str], sources: list[str]) -> dict[str, str]:
 def _load(
     sources: list[str],
     languages: dict[str, str],
-    max_broken_share: float,
+    max_broken_share: float | None,
     on_progress: Callable[[str, int, int], None],
 ) -> dict[str, LoadedData]:
     from functools import partial
@@ -120,10 +121,11 @@ def _load(
     from lingraft.config.load import data_source
     from lingraft.data.sources import load_data
 
+    given = {} if max_broken_share is None else {"max_broken_share": max_broken_share}
     sets: dict[str, LoadedData] = {}
     for source in sources:
-        spec = data_source(source, language=languages.get(source), max_broken_share=max_broken_share)
-        sets[source] = load_data(spec, on_progress=partial(on_progress, f"read {source}"))
+        spec = data_source(source, language=languages.get(source), **given)
+        sets[source] = load_data(spec, on_progress=partial(on_progress, f"read {source}"), answered=False)
     return sets
 
 

@@ -165,6 +165,11 @@ def _check_evaluation(study: Study) -> Iterator[str]:
         for number, task in enumerate(tasks):
             place = f"evaluate.{ability}[{number}] ({task.task})"
             yield from (f"{place}: {problem}" for problem in _task_problems(task, ability))
+    for tag, count in Counter(study.evaluate.languages).items():
+        if count > 1:
+            yield f"evaluate.languages: {tag} stands {count} times; keep one."
+        if tag.partition("-")[0] == "en":
+            yield f"evaluate.languages: {tag} is English, which task ability measures; remove it."
 
 
 def _check_data_dir(study: Study) -> Iterator[str]:

@@ -7,7 +7,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from lingraft.data.example import Message, Role
-from lingraft.data.row_fields import Row, RowError, kind, objects, present, shown, text
+from lingraft.data.row_fields import (
+    AnswerError,
+    Row,
+    RowError,
+    answer,
+    is_nothing,
+    kind,
+    objects,
+    optional_text,
+    present,
+    shown,
+    text,
+)
 
 # As written in public sets, in lower case. UTILISATEUR is Vigogne's; observation and function_call are Agent sets'.
 _ROLES: dict[str, Role] = {
@@ -19,31 +31,48 @@ _ROLES: dict[str, Role] = {
     ),
     **dict.fromkeys(("tool", "function", "ipython", "observation", "function_response"), "tool"),
 }
+_TEXT_PARTS = ("text", "input_text", "output_text")  # of OpenAI's two interfaces
 _DETAILS = ("tool_calls", "tool_call_id", "name", "reasoning_content")
-_SUPERVISED = (
-    "weight",
-    "train",
-    "loss",
-)  # OpenAI's, axolotl's and others' word for it: 0 or false masks an answer
+# OpenAI's, axolotl's and others' word for it: 0 or false masks an answer
+_SUPERVISED = ("weight", "train", "loss")
 _READ = {*_DETAILS, *_SUPERVISED, "from", "role", "value", "content", "text"}
 
 
-def from_messages(row: Row) -> tuple[Message, ...]:
+def from_messages(row: Row, *, answered: bool = True) -> tuple[Message, ...]:
     """Read `messages`, a list of {role, content}; assistant turns may hold `tool_calls`."""
-    return _conversation(row, "messages", ("role",), ("content",))
+    return _conversation(_turns(row, "messages"), "messages", answered)
 
 
-def from_sharegpt(row: Row) -> tuple[Message, ...]:
+def from_sharegpt(row: Row, *, answered: bool = True) -> tuple[Message, ...]:
     """Read `conversations`, a list of {from, value} or {role, content}; `system` on the row comes first."""
-    turns = _conversation(row, "conversations", ("from", "role"), ("value", "content"))
-    if row.get("system") and turns[0].role != "system":
-        return Message("system", text(row, "system")), *turns
-    return turns
+    names = (("from", "role"), ("value", "content"))
+    turns = _conversation(_turns(row, "conversations", *names), "conversations", answered, *names)
+    system = optional_text(row, "system")
+    return (Message("system", system), *turns) if system.strip() and turns[0].role != "system" else turns
 
 
-def from_conversation(row: Row) -> tuple[Message, ...]:
+def from_conversation(row: Row, *, answered: bool = True) -> tuple[Message, ...]:
     """Read `conversation`, a list of {role, content}, as OpenAssistant sets are passed on."""
-    return _conversation(row, "conversation", ("role", "from"), ("content", "value", "text"))
+    names = (("role", "from"), ("content", "value", "text"))
+    return _conversation(_turns(row, "conversation", *names), "conversation", answered, *names)
+
+
+def from_prompt_and_completion(row: Row, *, answered: bool = True) -> tuple[Message, ...]:
+    """Read `prompt` and `completion` where one or both are lists of {role, content}, as TRL has them.
+
+    As in TRL, the completion alone is learned: answers inside the prompt get the weight 0.
+    """
+    asked = [
+        (place, {"weight": 0, **turn} if turn.get("role") == "assistant" else turn)
+        for place, turn in _turns_or_text(row, "prompt", "user")
+    ]
+    said = []
+    try:
+        said = _turns_or_text(row, "completion", "assistant")
+    except AnswerError:
+        if answered:
+            raise
+    return _conversation([*asked, *said], "completion", answered)
 
 
 def tools_of(row: Row) -> str:
@@ -53,6 +82,8 @@ def tools_of(row: Row) -> str:
         RowError: They are neither.
     """
     tools = row.get("tools")
+    if is_nothing(tools):
+        return ""
     if isinstance(tools, str) and tools.strip():
         try:
             tools = json.loads(tools)
@@ -67,33 +98,61 @@ def tools_of(row: Row) -> str:
 
 def unknown_keys(row: Row) -> set[str]:
     """Return the keys of a row's messages that nothing reads; what is null counts as absent."""
-    fields = (row.get(field) for field in ("messages", "conversations", "conversation"))
+    names = ("messages", "conversations", "conversation", "prompt", "completion")
+    fields = (row.get(name) for name in names)
     turns = (turn for turns in fields if isinstance(turns, (list, tuple)) for turn in turns)
     return {
         str(key)
         for turn in turns
         if isinstance(turn, Mapping)
         for key in turn
-        if key not in _READ and turn[key] is not None
+        if key not in _READ and not is_nothing(turn[key])
     }
 
 
-def _conversation(
-    row: Row, field: str, roles: tuple[str, ...], contents: tuple[str, ...]
-) -> tuple[Message, ...]:
+_Turn = tuple[str, Row]  # where it stands in the row, and its fields
+
+
+def _turns(
+    row: Row, field: str, roles: tuple[str, ...] = ("role",), contents: tuple[str, ...] = ("content",)
+) -> list[_Turn]:
     needs = f"{{{roles[0]!r}, {contents[0]!r}}}"
-    turns = objects(row, field, needs)
-    messages = tuple(
-        _message(turn, f"{field}[{index}]", _first(turn, roles), _first(turn, contents))
-        for index, turn in enumerate(turns)
-    )
+    return [(f"{field}[{index}]", turn) for index, turn in enumerate(objects(row, field, needs))]
+
+
+def _turns_or_text(row: Row, field: str, role: Role) -> list[_Turn]:
+    if isinstance(row.get(field), (list, tuple)):
+        return _turns(row, field)
+    read = answer if role == "assistant" else text
+    return [(field, {"role": role, "content": read(row, field)})]
+
+
+def _conversation(
+    turns: list[_Turn],
+    field: str,
+    answered: bool,
+    roles: tuple[str, ...] = ("role",),
+    contents: tuple[str, ...] = ("content",),
+) -> tuple[Message, ...]:
+    """Return the turns as messages; where they need not be `answered`, empty answers are left out."""
+    messages = []
+    for number, (place, turn) in enumerate(turns, start=1):
+        try:
+            messages.append(_message(turn, place, _first(turn, roles), _first(turn, contents)))
+        except AnswerError as error:
+            if not answered:
+                continue
+            if number < len(turns):  # a row that has an answer, but a broken turn before it
+                raise RowError(error.field, error.problem) from None
+            raise
     spoken = [message.role for message in messages]
-    for needed in ("user", "assistant"):
-        if needed not in spoken:
-            raise RowError(field, f"has no {needed} turn")
-    if spoken[-1] != "assistant":
-        raise RowError(field, f"must end with an assistant turn, not with {spoken[-1]!r}")
-    return messages
+    if "user" not in spoken:
+        raise RowError(field, "has no user turn")
+    if answered and "assistant" not in spoken:
+        raise AnswerError(field, "has no assistant turn")
+    if answered and spoken[-1] != "assistant":
+        raise AnswerError(field, f"must end with an assistant turn, not with {spoken[-1]!r}")
+    return tuple(messages)
 
 
 def _message(turn: Row, place: str, role_field: str, content_field: str) -> Message:
@@ -101,7 +160,7 @@ def _message(turn: Row, place: str, role_field: str, content_field: str) -> Mess
     role = _ROLES.get(written.strip().lower())
     if role is None:
         raise RowError(f"{place}.{role_field}", f"is {shown(written)}; known are {', '.join(_ROLES)}")
-    details = {name: turn[name] for name in _DETAILS if turn.get(name)}
+    details = {name: turn[name] for name in _DETAILS if turn.get(name) and not is_nothing(turn[name])}
     if "tool_calls" in details:
         details["tool_calls"] = [_call(call, f"{place}.tool_calls") for call in details["tool_calls"]]
     # An empty system turn means something: several templates put their own one where there is none.
@@ -109,7 +168,7 @@ def _message(turn: Row, place: str, role_field: str, content_field: str) -> Mess
     if "tool_calls" in details and turn.get(content_field) is None:
         content = ""
     else:
-        content = text(turn, content_field, place, may_be_empty=may_be_empty)
+        content = _content(turn, content_field, place, role, may_be_empty=may_be_empty)
     written_details = json.dumps(_without_nulls(details), ensure_ascii=False, sort_keys=True)
     return Message(role, content, written_details if details else "", _is_supervised(turn, place))
 
@@ -117,9 +176,30 @@ def _message(turn: Row, place: str, role_field: str, content_field: str) -> Mess
 def _is_supervised(turn: Row, place: str) -> bool:
     """Return whether the loss sees a message, as it says itself."""
     for key in _SUPERVISED:
-        if turn.get(key) is not None and turn[key] not in (0, 1):
+        if not is_nothing(turn.get(key)) and turn[key] not in (0, 1):
             raise RowError(f"{place}.{key}", f"must be 0 or 1 (or false, true), not {kind(turn[key])}")
-    return all(turn.get(key) is None or turn[key] == 1 for key in _SUPERVISED)
+    return all(is_nothing(turn.get(key)) or turn[key] == 1 for key in _SUPERVISED)
+
+
+def _content(turn: Row, field: str, place: str, role: Role, *, may_be_empty: bool) -> str:
+    """Return what a turn says: text, or a list of parts of text, which are joined by line breaks."""
+    value = turn.get(field)
+    if isinstance(value, (list, tuple)):
+        parts = [_part(part, f"{place}.{field}[{index}]") for index, part in enumerate(value)]
+        turn = {**turn, field: "\n".join(parts)}
+    if role == "assistant" and not may_be_empty:
+        return answer(turn, field, place)
+    return text(turn, field, place, may_be_empty=may_be_empty)
+
+
+def _part(part: Any, place: str) -> str:
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, Mapping):
+        raise RowError(place, f"must be a part with 'type' and 'text', not {kind(part)}")
+    if (part.get("type") or "text") not in _TEXT_PARTS:
+        raise RowError(place, f"is of type {shown(part['type'])}; only text can be trained on")
+    return text(part, "text", place, may_be_empty=True)
 
 
 def _call(call: Any, place: str) -> dict[str, Any]:

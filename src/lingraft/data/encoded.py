@@ -40,6 +40,7 @@ _COLUMNS = {  # file name without ending -> element type on disk, always little-
     "ids": "u1",
     "id_offsets": "<i8",
 }
+_BLOCK = 2**20  # token ids read at a time
 _BITS = 8
 
 
@@ -178,6 +179,15 @@ class EncodedTable(Sequence[EncodedExample]):
     def replayed_rows(self) -> int:
         """Rows that a strategy mixed in."""
         return int(np.count_nonzero(self._replayed))
+
+    @cached_property
+    def highest_token(self) -> int:
+        """The highest token id of all rows; 0 where there are none."""
+        blocks = (
+            np.frombuffer(self._read("tokens", 4 * start, 4 * min(start + _BLOCK, self.tokens)), "<i4")
+            for start in range(0, self.tokens, _BLOCK)
+        )
+        return max((int(block.max()) for block in blocks), default=0)
 
     @property
     def whole_lengths(self) -> Int64s:

@@ -49,7 +49,8 @@ class Example:
 
     Attributes:
         id: Unique inside its source.
-        messages: The conversation; at least one user turn, and the last turn is the assistant's.
+        messages: The conversation; at least one user turn, and the last turn is the assistant's, but where a source was
+            read for its instructions alone.
         language: BCP-47 tag, or "und" where nothing said.
         group: Equal for parallel examples (the same content in several languages).
         source: The data set as the user named it.

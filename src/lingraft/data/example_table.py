@@ -23,7 +23,7 @@ _ORIGINAL = Origin()
 
 Rows = np.ndarray[tuple[int], np.dtype[np.int64]]
 Codes = np.ndarray[tuple[int], np.dtype[np.int32]]
-_Hashes = np.ndarray[tuple[int], np.dtype[np.uint64]]
+_Hashes = np.ndarray[tuple[int, ...], np.dtype[np.uint64]]
 
 
 @dataclass(frozen=True)
@@ -36,20 +36,26 @@ class Columns:
         group: [rows] rank of the example's group when the groups are sorted by a salted SHA-256 of their names;
             equal for equal groups. Of the SHA-256 128 bits count: among 10 million groups two have the same ones
             with a probability of 2e-25.
-        groups: How many groups there are.
+        digests: [groups, 2] the first 128 bits of each group's SHA-256, by rank: what tells groups of two data sets
+            apart without reading either.
     """
 
     languages: tuple[str, ...]
     language: Codes
     group: Codes
-    groups: int
+    digests: _Hashes
+
+    @property
+    def groups(self) -> int:
+        """How many groups there are."""
+        return len(self.digests)
 
     def of(self, rows: Rows) -> Columns:
         """Return the columns of some rows; languages and groups of the others are no longer counted."""
         tags, language = np.unique(self.language[rows], return_inverse=True)
         present, group = np.unique(self.group[rows], return_inverse=True)
         names = tuple(self.languages[tag] for tag in tags)
-        return Columns(names, language.astype(np.int32), group.astype(np.int32), len(present))
+        return Columns(names, language.astype(np.int32), group.astype(np.int32), self.digests[present])
 
 
 class ExampleTable(SpooledRows[Example]):
@@ -179,9 +185,9 @@ class ExampleCollector:
         tags = sorted(self._languages)
         codes = np.array([tags.index(tag) for tag in self._languages], np.int32)
         language = codes[np.frombuffer(self._language, np.int32)]
-        halves = _halves(self._group_digests)
+        digests = _halves(self._group_digests)
         self._group_digests = bytearray()  # sorting takes as much again
-        return Columns(tuple(tags), language, *_ranks(*halves))
+        return Columns(tuple(tags), language, *_ranks(digests))
 
     def _duplicates(self) -> list[Duplicate]:
         """Compare the ids of those rows alone whose hashes are equal: equal hashes do not make equal ids."""
@@ -209,7 +215,19 @@ def columns_of(examples: Sequence[Example]) -> Columns:
     number = {tag: code for code, tag in enumerate(tags)}
     language = np.fromiter((number[example.language] for example in examples), np.int32, len(examples))
     digests = bytearray().join(_group_digest(example.group) for example in examples)
-    return Columns(tuple(tags), language, *_ranks(*_halves(digests)))
+    return Columns(tuple(tags), language, *_ranks(_halves(digests)))
+
+
+def share_a_group(
+    examples: Sequence[Example], others: Sequence[Example]
+) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Return of each of `examples` whether one of `others` has its group; large data sets are not read for it."""
+    own, other = columns_of(examples), columns_of(others)
+    ranks, different = _ranks(np.concatenate([own.digests, other.digests]))
+    is_shared = np.zeros(len(different), bool)
+    is_shared[ranks[own.groups :]] = True
+    found: np.ndarray[tuple[int], np.dtype[np.bool_]] = is_shared[ranks[: own.groups]][own.group]
+    return found
 
 
 def select(examples: Sequence[Example], rows: Rows) -> Sequence[Example]:
@@ -240,27 +258,27 @@ def sorted_by_digest(
         digests += digest.digest()[:_DIGEST_BYTES]
     halves = _halves(digests)
     del digests  # sorting takes as much again
-    return _order(*halves)
+    return _order(halves)
 
 
-def _halves(digests: bytearray) -> tuple[_Hashes, _Hashes]:
-    halves = np.frombuffer(digests, ">u8").reshape(-1, 2)
-    return halves[:, 0].astype(np.uint64), halves[:, 1].astype(np.uint64)
+def _halves(digests: bytearray) -> _Hashes:
+    """Return [n, 2] the high and the low half of each digest."""
+    return np.frombuffer(digests, ">u8").reshape(-1, 2).astype(np.uint64)
 
 
-def _order(high: _Hashes, low: _Hashes) -> Rows:
-    order: Rows = np.lexsort((low, high))
+def _order(digests: _Hashes) -> Rows:
+    order: Rows = np.lexsort((digests[:, 1], digests[:, 0]))
     return order
 
 
-def _ranks(high: _Hashes, low: _Hashes) -> tuple[Codes, int]:
-    """Return each digest's rank among the different ones, and their number."""
-    order = _order(high, low)
+def _ranks(digests: _Hashes) -> tuple[Codes, _Hashes]:
+    """Return each digest's rank among the different ones, and these by rank."""
+    order = _order(digests)
     is_new = np.ones(len(order), bool)
-    is_new[1:] = (high[order[1:]] != high[order[:-1]]) | (low[order[1:]] != low[order[:-1]])
+    is_new[1:] = (digests[order[1:]] != digests[order[:-1]]).any(axis=1)
     ranks: Codes = np.empty(len(order), np.int32)
     ranks[order] = np.cumsum(is_new, dtype=np.int32) - 1
-    return ranks, int(is_new.sum())
+    return ranks, digests[order[is_new]]
 
 
 def _repeated(hashes: Rows) -> Rows:

@@ -17,6 +17,7 @@ from pathlib import Path
 from lingraft.data.language_tags import language_tag
 from lingraft.data.row_fields import RowError
 from lingraft.errors import DataError
+from lingraft.language_tags import canonical_tag
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 COMPRESSED = ".gz"
@@ -37,6 +38,16 @@ class SourceFile:
     path: Path
     name: str
     language: str | None = None
+
+    @property
+    def likely_language(self) -> str | None:
+        """BCP-47 tag where the whole name is a language with a two-letter code, as in es.jsonl; None: it is not.
+
+        It counts where the rows say none. Longer codes are left to `{language}`: all, new and val are languages too.
+        """
+        name = self.path.with_suffix("") if self.path.suffix.lower() == COMPRESSED else self.path
+        tag = canonical_tag(name.stem)
+        return tag if tag is not None and len(tag.partition("-")[0]) == 2 else None
 
 
 def is_local(source: str, base_folder: Path) -> bool:
@@ -98,7 +109,7 @@ def _matching(pattern: str, source: str, base_folder: Path) -> list[SourceFile]:
 
 def _by_language(pattern: str, source: str, path: Path) -> list[SourceFile]:
     """Return the files of a pattern with {language}, each with the language that its name holds there."""
-    named = re.compile(re.escape(str(path)).replace(re.escape(_LANGUAGE), r"(?P<language>[A-Za-z0-9_-]+)", 1))
+    named = re.compile(re.escape(str(path)).replace(re.escape(_LANGUAGE), r"(?P<language>[^/.]+)", 1))
     files = []
     for one in _found(Path(str(path).replace(_LANGUAGE, "*")), source):
         match = named.fullmatch(str(one))

@@ -1,4 +1,5 @@
-"""Leave out rows that say what an earlier row said, and rows in another language than they claim; count both."""
+"""Leave out rows that say what an earlier row said, that are in another language than they claim or have no answer,
+and take spelt special tokens out of answers; all of it is counted."""
 
 from __future__ import annotations
 
@@ -6,16 +7,21 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 from lingraft.config.schema import Filters
 from lingraft.data.example import UNDETERMINED_LANGUAGE, Example
 from lingraft.data.language_id import LanguageIdentifier
+from lingraft.data.row_fields import AnswerError
 
 EXACT_DUPLICATE = "exact_duplicate"
 NEAR_DUPLICATE = "near_duplicate"
 OTHER_LANGUAGE = "other_language"
 UNDETERMINED = "language_undetermined"
+NO_ANSWER = "no_answer"
+SPECIAL_TOKENS = "special_tokens"
+STRIPPED = "special_tokens_stripped"
 
 _PERMUTATIONS = (
     128  # datasketch's default; the error of an estimated similarity is about 1 / sqrt(128) = 0.09
@@ -46,6 +52,16 @@ _OTHERS = (
     "zh",
 )
 _SPACES = re.compile(r"\s+")
+# What chat templates and pretraining sets put around texts, in the families that people tune. Not the special tokens of
+# the model's tokenizer: a data set's rows are the same for every model. HTML has <s> too, so <s> and </s> count only
+# where a text begins or ends with them.
+_SPECIAL_TOKEN = re.compile(
+    r"<\|[^<>|\s][^<>|\n]{0,60}\|>"  # <|endoftext|>, <|im_end|>, <|eot_id|>, <|END_OF_TURN_TOKEN|>
+    r"|<\uff5c[^<>\uff5c\n]{1,60}\uff5c>"  # DeepSeek's, with wide bars
+    r"|</?(?:start_of_turn|end_of_turn)>|<(?:bos|eos|pad|unk)>|<extra_id_\d+>"
+    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]|<</?SYS>>"
+    r"|\A\s*<s>\s*|</s>\s*\Z"
+)
 
 
 class RowFilter:
@@ -60,6 +76,9 @@ class RowFilter:
     Language: py3langid among 18 languages and the claimed one. Rows whose text is too short to tell, and rows that
     claim none, stay and are counted as undetermined. Text that is mostly code, numbers or names is misjudged more
     often.
+
+    Special tokens: spelt in an answer as text. Taken out (`strip`) together with white space that then ends the answer;
+    an answer of which nothing is left is none.
     """
 
     def __init__(self, options: Filters) -> None:
@@ -73,7 +92,33 @@ class RowFilter:
     @property
     def left_out(self) -> int:
         """Rows left out so far."""
-        return self.counts[EXACT_DUPLICATE] + self.counts[NEAR_DUPLICATE] + self.counts[OTHER_LANGUAGE]
+        return sum(
+            self.counts[reason]
+            for reason in (EXACT_DUPLICATE, NEAR_DUPLICATE, OTHER_LANGUAGE, NO_ANSWER, SPECIAL_TOKENS)
+        )
+
+    def leaves_out_unanswered(self) -> bool:
+        """Return whether a row without an answer is left out, which then is counted; else it is broken."""
+        if self._options.no_answer:
+            self.counts[NO_ANSWER] += 1
+        return self._options.no_answer
+
+    def cleaned(self, example: Example) -> Example:
+        """Return the example without the special tokens that its answers spell, where the filter says so.
+
+        Raises:
+            AnswerError: Nothing is left of an answer.
+        """
+        if self._options.special_tokens != "strip" or not special_tokens_in(example):
+            return example
+        turns = tuple(
+            replace(turn, content=_without_special_tokens(turn.content)) if turn.role == "assistant" else turn
+            for turn in example.messages
+        )
+        if any(not turn.content and had.content for turn, had in zip(turns, example.messages, strict=True)):
+            raise AnswerError("answer", "is nothing but special tokens")
+        self.counts[STRIPPED] += 1
+        return replace(example, messages=turns)
 
     def reason(self, example: Example) -> str | None:
         """Return why a row is left out, or None; it is counted either way.
@@ -84,7 +129,9 @@ class RowFilter:
         turns = [turn.content for turn in example.messages if turn.role != "system"]
         text = _SPACES.sub(" ", unicodedata.normalize("NFC", "\n".join(turns))).strip()
         reason = None
-        if self._options.language:
+        if self._options.special_tokens == "drop" and special_tokens_in(example):
+            reason = SPECIAL_TOKENS
+        if reason is None and self._options.language:
             reason = self._in_other_language(text, example.language)
         if reason is None and self._options.near_duplicates is not None:
             reason = self._repeated(text.casefold(), example.language, self._options.near_duplicates)
@@ -127,6 +174,18 @@ class RowFilter:
         index.insert(len(signatures), own)
         signatures.append(own)
         return None
+
+
+def special_tokens_in(example: Example) -> list[str]:
+    """Return the special tokens that the answers of an example spell as text, such as <|endoftext|>."""
+    answers = (turn.content for turn in example.messages if turn.role == "assistant")
+    return [found.strip() for answer in answers for found in _SPECIAL_TOKEN.findall(answer)]
+
+
+def _without_special_tokens(text: str) -> str:
+    while (stripped := _SPECIAL_TOKEN.sub("", text)) != text:  # once more: </s></s> ends a text twice
+        text = stripped
+    return text.rstrip()
 
 
 def _shingles(text: str, language: str) -> list[bytes]:

@@ -8,56 +8,93 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
-from lingraft.data.conversations import from_conversation, from_messages, from_sharegpt, tools_of
+from lingraft.data.conversations import (
+    from_conversation,
+    from_messages,
+    from_prompt_and_completion,
+    from_sharegpt,
+    tools_of,
+)
 from lingraft.data.example import UNDETERMINED_LANGUAGE, Example, Message
 from lingraft.data.language_tags import language_tag
-from lingraft.data.row_fields import Row, RowError, identifier, kind, objects, optional_text, text
+from lingraft.data.row_fields import (
+    AnswerError,
+    Row,
+    RowError,
+    answer,
+    identifier,
+    is_nothing,
+    kind,
+    objects,
+    optional_text,
+    shown,
+    text,
+)
 from lingraft.errors import DataError
 
+_SHOWN_FIELDS = 12
+_SHOWN_NEAR = 2  # formats that the row has a field of
 OASST_TREES = "oasst"  # rows are single messages; `data.trees` makes conversations of them
 
 
-def _from_alpaca(row: Row) -> tuple[Message, ...]:
+def _from_alpaca(row: Row, *, answered: bool = True) -> tuple[Message, ...]:
     answer_field = "response" if "response" in row and "output" not in row else "output"
-    return _turns(
-        _with_context(text(row, "instruction"), optional_text(row, "input")), text(row, answer_field)
-    )
+    question = _with_context(text(row, "instruction"), optional_text(row, "input"))
+    return _turns(question, row, answer_field, answered)
 
 
-def _from_dolly(row: Row) -> tuple[Message, ...]:
+def _from_dolly(row: Row, *, answered: bool = True) -> tuple[Message, ...]:
     question = _with_context(text(row, "instruction"), optional_text(row, "context"))
-    return _turns(question, text(row, "response"))
+    return _turns(question, row, "response", answered)
 
 
-def _from_self_instruct(row: Row) -> tuple[Message, ...]:
+def _from_self_instruct(row: Row, *, answered: bool = True) -> tuple[Message, ...]:
     instances = objects(row, "instances", "'input' and 'output'")
     if len(instances) != 1:
         raise RowError("instances", f"holds {len(instances)} instances; give each one a row of its own")
     question = _with_context(text(row, "instruction"), optional_text(instances[0], "input"))
-    return _turns(question, text(instances[0], "output", "instances[0]"))
+    return _turns(question, instances[0], "output", answered, "instances[0]")
 
 
-def _from_prompt_completion(row: Row) -> tuple[Message, ...]:
-    return _turns(text(row, "prompt"), text(row, "completion"))
+def _from_prompt_completion(row: Row, *, answered: bool = True) -> tuple[Message, ...]:
+    if any(isinstance(row.get(field), (list, tuple)) for field in ("prompt", "completion")):
+        return from_prompt_and_completion(row, answered=answered)
+    return _turns(text(row, "prompt"), row, "completion", answered)
 
 
-def _from_openorca(row: Row) -> tuple[Message, ...]:
-    turns = _turns(text(row, "question"), text(row, "response"))
+def _from_openorca(row: Row, *, answered: bool = True) -> tuple[Message, ...]:
+    turns = _turns(text(row, "question"), row, "response", answered)
     system = optional_text(row, "system_prompt")
     return (Message("system", system), *turns) if system.strip() else turns
 
 
-def _from_inputs_targets(row: Row) -> tuple[Message, ...]:
-    return _turns(text(row, "inputs"), text(row, "targets"))
+def _from_inputs_targets(row: Row, *, answered: bool = True) -> tuple[Message, ...]:
+    return _turns(text(row, "inputs"), row, "targets", answered)
 
 
-def _turns(question: str, answer: str) -> tuple[Message, ...]:
-    return Message("user", question), Message("assistant", answer)
+def _turns(
+    question: str, row: Row, answer_field: str, answered: bool, place: str = ""
+) -> tuple[Message, ...]:
+    asked = Message("user", question)
+    try:
+        return asked, Message("assistant", answer(row, answer_field, place))
+    except AnswerError:
+        if answered:
+            raise
+        return (asked,)
 
 
 def _with_context(instruction: str, context: str) -> str:
     return f"{instruction}\n\n{context}" if context.strip() else instruction
+
+
+class Reader(Protocol):
+    """Reads a row's conversation; unless it must be `answered`, one without an answer is no error."""
+
+    def __call__(self, row: Row, *, answered: bool = True) -> tuple[Message, ...]:
+        """Return the turns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +107,7 @@ class Format:
         needs: What these are, for messages.
     """
 
-    read: Callable[[Row], tuple[Message, ...]]
+    read: Reader
     has: Callable[[Row], bool]
     needs: str
 
@@ -98,7 +135,9 @@ FORMATS: Mapping[str, Format] = {
         from_messages, _all_in("messages"), "'messages', a list of {'role', 'content'}, optionally 'tools'"
     ),
     "prompt_completion": Format(
-        _from_prompt_completion, _all_in("prompt", "completion"), "'prompt' and 'completion'"
+        _from_prompt_completion,
+        _all_in("prompt", "completion"),
+        "'prompt' and 'completion', text or lists of {'role', 'content'}",
     ),
     "sharegpt": Format(
         from_sharegpt, _all_in("conversations"), "'conversations', a list of {'from', 'value'}"
@@ -131,25 +170,51 @@ FORMATS: Mapping[str, Format] = {
 }
 
 
-def detect_format(row: Row) -> str:
-    """Return which of FORMATS a row has, by the names of its fields.
+# By which field rows that have only their instruction are read, where answers are not needed.
+_ASKED_BY = {
+    "instruction": "alpaca",
+    "prompt": "prompt_completion",
+    "inputs": "flan",
+    "question": "openorca",
+}
+
+
+class UnknownFormatError(DataError):
+    """A row has the fields of none of FORMATS."""
+
+
+def detect_format(row: Row, *, answered: bool = True) -> str:
+    """Return which of FORMATS a row has, by the names of its fields; unless `answered`, one of the question is enough.
 
     Raises:
-        DataError: No format fits, or more than one; the message names the row's fields and what each needs.
+        DataError: More than one format fits; the message names the row's fields.
+        UnknownFormatError: No format fits.
     """
     found = [name for name, one in FORMATS.items() if one.has(row)]
+    if not found and not answered:
+        found = [name for field, name in _ASKED_BY.items() if field in row][:1]
     if len(found) == 1:
         return found[0]
-    fields = ", ".join(repr(field) for field in row) or "none"
+    fields = _listed(row)
     if found:
         raise DataError(
             f"the row has the fields of {' and '.join(found)} (fields: {fields}). Say which: format: {found[0]}"
         )
-    needs = "; ".join(f"{name} needs {one.needs}" for name, one in FORMATS.items())
-    raise DataError(
-        f"the row has none of the known formats (fields: {fields}). Name its fields with `fields:`, such as "
-        f"{{instruction: question, output: answer}}. {needs}."
+    near = [name for name, one in FORMATS.items() if any(f"{field!r}" in one.needs for field in row)]
+    needs = [
+        f"; {name} needs {FORMATS[name].needs}" for name in dict.fromkeys(["alpaca", *near[:_SHOWN_NEAR]])
+    ]
+    raise UnknownFormatError(
+        f"the row has none of the known formats (fields: {fields}). Say where its question and answer stand, such as "
+        f"fields: {{instruction: question, output: answer}}{''.join(needs)}. docs/data.md shows a row of "
+        "each format"
     )
+
+
+def _listed(row: Row) -> str:
+    names = [shown(field) for field in row]
+    more = [f"and {len(names) - _SHOWN_FIELDS} more"] if len(names) > _SHOWN_FIELDS else []
+    return ", ".join(names[:_SHOWN_FIELDS] + more) or "none"
 
 
 def example_from_row(
@@ -159,6 +224,7 @@ def example_from_row(
     id: str,  # noqa: A002 - named as in Example
     source: str,
     language: str | None,
+    answered: bool = True,
 ) -> Example:
     """Return the Example that a row holds.
 
@@ -173,11 +239,13 @@ def example_from_row(
         id: Used where the row has no field `id`.
         source: The data set as the user named it.
         language: BCP-47 tag that overrides the row's own; None: the row's language, else "und".
+        answered: Whether the row must have an answer; DES reads instructions alone.
 
     Raises:
-        RowError: A field is missing, empty or of the wrong type, or the conversation has no answer.
+        AnswerError: The row has no answer.
+        RowError: A field is missing, empty or of the wrong type.
     """
-    messages = FORMATS[format_name].read(row)
+    messages = FORMATS[format_name].read(row, answered=answered)
     tools = tools_of(row)
     return Example(
         id=identifier(row, "id") or id,
@@ -200,14 +268,17 @@ def row_language(row: Row) -> str:
         RowError: It is no language.
     """
     for field in _LANGUAGE_FIELDS:
-        if row.get(field) is not None:
+        if not is_nothing(row.get(field)):
             return language_tag(text(row, field), field)
     return UNDETERMINED_LANGUAGE
 
 
 def _task_type(row: Row) -> str:
     """Return the row's task type: `task_type`, which must be text, else a `category` or `task` that is."""
-    if row.get("task_type") is not None:
+    own = row.get("task_type")
+    if not is_nothing(own):
+        if not isinstance(own, str):
+            raise RowError("task_type", f"must be text, not {kind(own)}")
         return text(row, "task_type")
     found = (row.get(field) for field in ("category", "task"))
     return next((value for value in found if isinstance(value, str)), "")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lingraft.errors import DataError, did_you_mean
+from lingraft.language_tags import nearest_language
 
 MINIMUM_LETTERS = 20
 MINIMUM_SCRIPT_LETTERS = 5  # where the script alone tells the language
@@ -28,8 +29,19 @@ _WRITTEN_IN = {
 
 def known_tags(tags: Sequence[str]) -> list[str]:
     """Return those of `tags` (BCP-47) whose language the identifier knows."""
-    known = set(_all_languages().labels)
-    return [tag for tag in tags if tag.split("-")[0].lower() in known]
+    known = tuple(_all_languages().labels)
+    return [tag for tag in tags if nearest_language(tag, known) is not None]
+
+
+def shares_of_languages(texts: Iterable[str]) -> dict[str, float]:
+    """Return in which languages texts are, among all that the identifier knows: tag -> share, the largest first.
+
+    Of the texts that are long enough to tell; empty where none is. A single short text is often misjudged among so many
+    languages: trust what most of a hundred say.
+    """
+    identifier = LanguageIdentifier(_all_languages().labels)
+    found = Counter(tag for text in texts if (tag := identifier.identify(text)) is not None)
+    return {tag: count / found.total() for tag, count in found.most_common()}
 
 
 def _all_languages() -> Any:
@@ -57,7 +69,7 @@ class LanguageIdentifier:
         """Load the model.
 
         Args:
-            languages: BCP-47 tags; only the primary subtag counts ("pt-BR" is "pt").
+            languages: BCP-47 tags; the identifier's nearest counts ("pt-BR" is "pt", see `nearest_language`).
 
         Raises:
             DataError: `languages` is empty, or the model does not know one of them.
@@ -66,14 +78,16 @@ class LanguageIdentifier:
             raise DataError(
                 "language identification needs at least one language to choose from; none was given."
             )
-        self._tag_of = {tag.split("-")[0].lower(): tag for tag in languages}
         self._identifier: Any = _all_languages()
-        known = set(self._identifier.labels)
-        for primary, tag in self._tag_of.items():
-            if primary not in known:
+        known = tuple(self._identifier.labels)
+        self._tag_of: dict[str, str] = {}
+        for tag in languages:
+            own = nearest_language(tag, known)
+            if own is None:
                 raise DataError(
-                    f"{tag!r} is not known to the language identifier. {did_you_mean(primary, known)}"
+                    f"{tag!r} is not known to the language identifier. {did_you_mean(tag, known)}"
                 )
+            self._tag_of[own] = tag
         self._identifier.set_languages(list(self._tag_of))
         self._only_tag_of = {
             script: self._tag_of[found[0]]

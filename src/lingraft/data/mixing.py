@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lingraft.data.example import Example
-from lingraft.data.example_table import Rows, joined, select
+from lingraft.data.example_table import Rows, joined, select, share_a_group
 from lingraft.errors import ConfigError
 
 
@@ -49,6 +49,5 @@ def replay_order(
     order: Rows = generator.permutation(len(pool))
     if not len(parallel_to):
         return order
-    groups = {example.group for example in parallel_to}
-    is_other = np.fromiter((example.group not in groups for example in pool), bool, len(pool))
+    is_other = ~share_a_group(pool, parallel_to)
     return order[np.argsort(is_other[order], kind="stable")]

@@ -1,12 +1,12 @@
 """Raw rows with their places, from local files and from the Hugging Face hub.
 
-Json, jsonl and csv are read here line by line, because a broken row must be named by file and line; parquet and
-the hub go through the `datasets` library, which is imported only then.
+Json and jsonl are read here line by line, because a broken row must be named by file and line, and delimited text by
+`data.tables` for the same reason; parquet goes through pyarrow and the hub through the `datasets` library, which are
+imported only then.
 """
 
 from __future__ import annotations
 
-import csv
 import gzip
 import io
 import json
@@ -17,19 +17,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from lingraft.config.schema import DataSource
 from lingraft.data.files import COMPRESSED, SUFFIXES, data_suffix
+from lingraft.data.tables import SEPARATORS, read_table
 from lingraft.errors import DataError, in_one_line
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _PARQUET_ROWS = 1024  # decoded at a time
-_LONGEST_FIELD = 1 << 30  # characters; the csv module's own limit is 131,072
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PINNED = re.compile(r"[0-9a-f]{7,40}")  # a commit in full or shortened, rather than a branch or tag
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -47,6 +46,7 @@ class RawRow:
         problem: Why the row cannot be read, or None.
         name: Id of the row where its number alone does not tell it from others; "": the number does.
         language: BCP-47 tag that the file's name gives its rows; None: it gives none.
+        likely_language: BCP-47 tag of a row that does not say its language, by its file's name; None: unknown.
     """
 
     place: str
@@ -55,6 +55,7 @@ class RawRow:
     problem: str | None = None
     name: str = ""
     language: str | None = None
+    likely_language: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +145,8 @@ def _read_json(path: Path, source: str) -> Iterator[RawRow]:
     with open_bytes(path, source) as file:
         content = file.read().removeprefix(_BYTE_ORDER_MARK)
     if not content.lstrip().startswith(b"["):
-        _refuse_one_object(content.strip(), source)
-        return _read_json_lines(path, source)
+        whole = _one_object(content.strip(), source)
+        return _read_json_lines(path, source) if whole is None else iter([_row(whole, f"{source}:1", 1)])
     try:
         return _rows_of_list(content.decode("utf-8"), source)
     except UnicodeDecodeError as error:
@@ -153,14 +154,28 @@ def _read_json(path: Path, source: str) -> Iterator[RawRow]:
         raise DataError(f"{source}:{line}: the file is not UTF-8 (byte {error.start + 1}).") from None
 
 
-def _refuse_one_object(content: bytes, source: str) -> None:
-    """Refuse one object over several lines, each of which would else be told as a broken row."""
+def _one_object(content: bytes, source: str) -> Any:
+    """Return one object over several lines where it has SQuAD's layout, which is one row; None: the file is lines.
+
+    Raises:
+        DataError: It is another object, each line of which would else be a broken row.
+    """
     first = content.partition(b"\n")[0]
-    if len(first) < len(content) and not _is_json(first) and _is_json(content):
-        raise DataError(
-            f"{source}:1: the file is one object ({reprlib.repr(json.loads(content))}), not a list of rows: write "
-            "[...] around it, or one row a line."
-        )
+    if len(first) == len(content) or _is_json(first) or not _is_json(content):
+        return None
+    whole = json.loads(content)
+    articles = whole.get("data") if isinstance(whole, dict) else None
+    if (
+        isinstance(articles, list)
+        and articles
+        and isinstance(articles[0], dict)
+        and "paragraphs" in articles[0]
+    ):
+        return whole
+    raise DataError(
+        f"{source}:1: the file is one object ({reprlib.repr(whole)}), not a list of rows: write [...] around it, or "
+        "one row a line."
+    )
 
 
 def _is_json(content: bytes) -> bool:
@@ -200,41 +215,14 @@ def _skip_whitespace(text: str, position: int) -> int:
     return position if found is None else found.end()
 
 
-def _read_csv(path: Path, source: str, delimiter: str = ",") -> Iterator[RawRow]:
-    """Yield the rows below a header; a row is known by the line on which it starts."""
-    csv.field_size_limit(_LONGEST_FIELD)
-    with open_bytes(path, source) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
-        reader = csv.reader(text, delimiter=delimiter, strict=True)
-        try:
-            header = _header(next(reader, None), source)
-            line = reader.line_num + 1
-            for values in reader:
-                if values:
-                    yield _csv_row(header, values, f"{source}:{line}", line)
-                line = reader.line_num + 1
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{source}: the file is not UTF-8 after line {reader.line_num} ({error.reason})."
-            ) from None
-        except csv.Error as error:
-            raise DataError(f"{source}:{reader.line_num}: not valid CSV: {error}.") from None
+def _read_table(path: Path, source: str) -> Iterator[RawRow]:
+    """Yield the rows of delimited text; a row is known by the line on which it starts."""
 
+    def opened() -> io.TextIOWrapper:
+        return io.TextIOWrapper(open_bytes(path, source), "utf-8-sig", newline="")
 
-def _header(names: list[str] | None, source: str) -> list[str]:
-    if not names:
-        raise DataError(f"{source}:1: the file is empty; its first line must name the columns.")
-    for name, count in Counter(names).items():
-        if count > 1 or not name.strip():
-            problem = f"{count} columns are named {name!r}" if name.strip() else "a column has no name"
-            raise DataError(f"{source}:1: {problem}; give every column a name of its own.")
-    return names
-
-
-def _csv_row(header: list[str], values: list[str], place: str, line: int) -> RawRow:
-    if len(values) != len(header):
-        problem = f"has {len(values)} columns, the header names {len(header)}"
-        return RawRow(place, line, {}, f"the row {problem}: is a quotation mark missing?")
-    return RawRow(place, line, dict(zip(header, values, strict=True)))
+    for row in read_table(opened, source, SEPARATORS[data_suffix(path)]):
+        yield RawRow(f"{source}:{row.line}", row.line, row.cells, row.problem)
 
 
 def _read_parquet(path: Path, source: str) -> Iterator[RawRow]:
@@ -249,8 +237,8 @@ def _read_parquet(path: Path, source: str) -> Iterator[RawRow]:
 _FILE_READERS: dict[str, Callable[[Path, str], Iterator[RawRow]]] = {
     ".json": _read_json,
     ".jsonl": _read_json_lines,
-    ".csv": _read_csv,
-    ".tsv": partial(_read_csv, delimiter="\t"),
+    ".csv": _read_table,
+    ".tsv": _read_table,
     ".parquet": _read_parquet,
 }
 

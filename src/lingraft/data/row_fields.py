@@ -1,13 +1,19 @@
-"""Take one field of a row, or say which field is wrong, with its value; used by every format."""
+"""Take one field of a row, or say which field is wrong, with its value; used by every format.
+
+Nothing is null or NaN, which is what pandas writes for a value that is missing. A number stands for its text.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 from lingraft.errors import DataError
 
 _SHOWN_CHARACTERS = 60
+_LARGEST_WHOLE_FLOAT = 2**53  # beyond it not every whole number is a float
 
 Row = Mapping[str, Any]
 
@@ -21,20 +27,31 @@ class RowError(DataError):
         self.problem = problem
 
 
+class AnswerError(RowError):
+    """A row has no answer, or an empty one."""
+
+
+def is_nothing(value: Any) -> bool:
+    """Return whether a value is null or NaN."""
+    return value is None or (isinstance(value, (float, Decimal)) and math.isnan(value))
+
+
 def present(row: Row, field: str, place: str = "") -> Any:
-    """Return a field's value, which may be anything but null."""
+    """Return a field's value, which may be anything but null and NaN."""
     name = f"{place}.{field}" if place else field
     if field not in row:
         raise RowError(name, "is missing")
-    if row[field] is None:
-        raise RowError(name, "is null")
+    if is_nothing(row[field]):
+        raise RowError(name, "is null" if row[field] is None else "is NaN")
     return row[field]
 
 
 def text(row: Row, field: str, place: str = "", *, may_be_empty: bool = False) -> str:
-    """Return a field that must be text."""
+    """Return a field that must be text, or a number, which becomes text: 42, and 42.0 as well, becomes "42"."""
     name = f"{place}.{field}" if place else field
     value = present(row, field, place)
+    if _is_number(value):
+        return _number_as_text(value)
     if not isinstance(value, str):
         raise RowError(name, f"must be text, not {kind(value)}")
     if not may_be_empty and not value.strip():
@@ -46,9 +63,25 @@ def text(row: Row, field: str, place: str = "", *, may_be_empty: bool = False) -
     return value
 
 
+def answer(row: Row, field: str, place: str = "") -> str:
+    """Return the field that holds a row's answer.
+
+    Raises:
+        AnswerError: It is missing, null, NaN or empty.
+        RowError: It is neither text nor a number.
+    """
+    try:
+        return text(row, field, place)
+    except RowError as error:
+        value = row.get(field)
+        if is_nothing(value) or (isinstance(value, str) and not value.strip()):
+            raise AnswerError(error.field, error.problem) from None
+        raise
+
+
 def optional_text(row: Row, field: str) -> str:
-    """Return a field that must be text where it is there; null, empty and absent are the same: ""."""
-    return "" if row.get(field) is None else text(row, field, may_be_empty=True)
+    """Return a field that must be text where it is there; null, NaN, empty and absent are the same: ""."""
+    return "" if is_nothing(row.get(field)) else text(row, field, may_be_empty=True)
 
 
 def objects(row: Row, field: str, needs: str) -> list[Row]:
@@ -63,13 +96,25 @@ def objects(row: Row, field: str, needs: str) -> list[Row]:
 
 
 def identifier(row: Row, field: str) -> str | None:
-    """Return a field that is text or a whole number as text; None where it is null or absent."""
+    """Return a field that is text or a number as text; None where it is null, NaN or absent."""
     value = row.get(field)
-    if value is None:
+    if is_nothing(value):
         return None
-    if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise RowError(field, f"must be text or a whole number, not {kind(value)}")
-    return text({field: str(value)}, field)
+    if not isinstance(value, str) and not _is_number(value):
+        raise RowError(field, f"must be text or a number, not {kind(value)}")
+    return text(row, field)
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, (float, Decimal)):
+        return math.isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number_as_text(value: int | float | Decimal) -> str:
+    """Return 7 for 7.0 too: pandas makes such numbers of whole ones where one of the column is missing."""
+    is_whole = -_LARGEST_WHOLE_FLOAT < value < _LARGEST_WHOLE_FLOAT and value == int(value)
+    return str(int(value) if is_whole else value)
 
 
 def kind(value: Any) -> str:

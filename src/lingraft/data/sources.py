@@ -7,12 +7,13 @@ training rows from the rest.
 from __future__ import annotations
 
 import hashlib
+import math
 from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from heapq import merge
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 
 from lingraft.config.schema import DataSource
 from lingraft.data.conversations import unknown_keys
-from lingraft.data.example import Example
+from lingraft.data.example import UNDETERMINED_LANGUAGE, Example
 from lingraft.data.example_table import (
     Columns,
     Duplicate,
@@ -31,12 +32,14 @@ from lingraft.data.example_table import (
     sorted_by_digest,
 )
 from lingraft.data.field_mapping import mapped_rows
-from lingraft.data.files import COMPRESSED, SourceFile, files_of, is_local
+from lingraft.data.files import COMPRESSED, SourceFile, data_suffix, files_of, is_local
 from lingraft.data.filters import RowFilter
 from lingraft.data.formats import OASST_TREES, RowError, detect_format, example_from_row
 from lingraft.data.parallel import Grouper, incomplete_groups
 from lingraft.data.readers import RawRow, read_file, read_hub
+from lingraft.data.row_fields import AnswerError, is_nothing
 from lingraft.data.spool import Spool
+from lingraft.data.tables import SEPARATORS, without_nothing
 from lingraft.data.trees import conversations_of
 from lingraft.errors import DataError
 from lingraft.records import canonical_json, fingerprint_of
@@ -79,7 +82,8 @@ class LoadedData:
         broken: The rows left out.
         content_hash: SHA-256 of a file's bytes, else of the examples.
         revision: The commit of a hub data set, where known.
-        filtered: Rows that `filters` left out, by reason, and those whose language could not be told.
+        filtered: Rows that `filters` left out or changed, by reason, and those whose language could not be told.
+        without_answer: How many of the broken rows have no answer and no other fault.
         incomplete_groups: Groups that lack one or more of the set's languages; None: the rows are not said to be
             parallel.
         unknown_keys: Of keys in messages that nothing reads, the rows that have them.
@@ -92,6 +96,7 @@ class LoadedData:
     content_hash: str
     revision: str | None = None
     filtered: Mapping[str, int] = field(default_factory=dict)
+    without_answer: int = 0
     incomplete_groups: int | None = None
     unknown_keys: Mapping[str, int] = field(default_factory=dict)
 
@@ -125,6 +130,8 @@ def load_data(
     *,
     base_folder: Path = Path(),
     on_progress: Callable[[int, int], None] | None = None,
+    answered: bool = True,
+    first: int | None = None,
 ) -> LoadedData:
     """Read all rows of a data set; `spec.limit` is not applied.
 
@@ -134,37 +141,60 @@ def load_data(
         spec: Where the data lie and how they are read.
         base_folder: Folder that relative file names start from.
         on_progress: Called with the lines (of a table: rows) read so far and their number, 0 where it is unknown.
+        answered: Whether rows need an answer. Where instructions alone are read, as for DES, a row without one is
+            sound, and its conversation ends with the user's turn.
+        first: Read only the first so many rows of each file, or of the hub's or worldbook's set; None: all.
 
     Raises:
         DataError: The data cannot be had or read, their format is not known, or a larger share of the rows
             than `spec.max_broken_share` is broken; then the first places are listed.
     """
     if spec.source.startswith(WORLDBOOK_PREFIX):
-        return _load_worldbook(spec)
+        return _load_worldbook(spec, first)
     if is_local(spec.source, base_folder):
         _refuse_hub_options(spec)
-        return _load_files(spec, files_of(spec.source, base_folder), on_progress)
+        return _load_files(spec, files_of(spec.source, base_folder), on_progress, answered, first)
     hub = read_hub(spec)
-    return _collect(spec, _watched(hub.rows, 0, on_progress), revision=hub.commit)
+    rows = _watched(islice(hub.rows, first), 0, on_progress)
+    return _collect(spec, rows, answered=answered, revision=hub.commit)
 
 
 def _load_files(
-    spec: DataSource, files: Sequence[SourceFile], on_progress: Callable[[int, int], None] | None
+    spec: DataSource,
+    files: Sequence[SourceFile],
+    on_progress: Callable[[int, int], None] | None,
+    answered: bool,
+    first: int | None,
 ) -> LoadedData:
     """Read files one after the other; rows of several are known by file and line."""
     hashed = [_hash_and_lines(file.path) for file in files]
     hashes = [digest for digest, _ in hashed]
-    rows = chain.from_iterable(
-        (replace(row, language=file.language, name=row.place if len(files) > 1 else "") for row in found)
-        for file, found in ((file, read_file(file.path, file.name)) for file in files)
-    )
-    lines = 0 if any(count == 0 for _, count in hashed) else sum(count for _, count in hashed)
-    identity = [[file.language, digest] for file, digest in zip(files, hashes, strict=True)]
+    rows = chain.from_iterable(_rows_of(file, len(files) > 1, first) for file in files)
+    lines = 0 if first or any(count == 0 for _, count in hashed) else sum(count for _, count in hashed)
+    identity = [[_named_language(file), digest] for file, digest in zip(files, hashes, strict=True)]
+    is_plain = len(files) == 1 and _named_language(files[0]) is None
     return _collect(
         spec,
         _watched(rows, lines, on_progress),
-        content_hash=hashes[0] if len(files) == 1 and files[0].language is None else fingerprint_of(identity),
+        answered=answered,
+        content_hash=hashes[0] if is_plain else fingerprint_of(identity),
     )
+
+
+def _named_language(file: SourceFile) -> str | None:
+    return file.language or file.likely_language
+
+
+def _rows_of(file: SourceFile, is_one_of_several: bool, first: int | None) -> Iterator[RawRow]:
+    is_table = data_suffix(file.path) in SEPARATORS
+    for row in islice(read_file(file.path, file.name), first):
+        yield replace(
+            row,
+            value=without_nothing(row.value) if is_table else row.value,
+            language=file.language,
+            likely_language=file.likely_language,
+            name=row.place if is_one_of_several else "",
+        )
 
 
 def split_data(loaded: LoadedData, *, limit: int | None, held_out_groups: int, seed: int) -> DataSplit:
@@ -187,9 +217,7 @@ def split_data(loaded: LoadedData, *, limit: int | None, held_out_groups: int, s
     columns = columns_of(loaded.examples)
     is_held_out = _is_held_out(loaded, columns, held_out_groups)
     available: Rows = np.flatnonzero(~is_held_out)
-    drawn = available
-    if limit is not None and limit < len(available):
-        drawn = _draw(loaded.examples, columns, available, limit, seed)
+    drawn = draw_rows(loaded.examples, available, limit, seed)
     order = sorted_by_digest(
         select(loaded.examples, drawn), ("order", seed), lambda example: (example.language, example.id)
     )
@@ -200,6 +228,16 @@ def split_data(loaded: LoadedData, *, limit: int | None, held_out_groups: int, s
         available=len(available),
         requested=limit,
     )
+
+
+def draw_rows(examples: Sequence[Example], available: Rows, limit: int | None, seed: int) -> Rows:
+    """Return the places of at most `limit` of the rows at `available`, in the order of the source.
+
+    They are drawn as `split_data` draws training rows; without a limit none is read.
+    """
+    if limit is None or limit >= len(available):
+        return available
+    return np.sort(_draw(examples, columns_of(examples), available, limit, seed))
 
 
 def hold_out(loaded: LoadedData, held_out_groups: int) -> Sequence[Example]:
@@ -221,21 +259,35 @@ def _is_held_out(loaded: LoadedData, columns: Columns, groups: int) -> np.ndarra
     return columns.group < groups
 
 
-def _load_worldbook(spec: DataSource) -> LoadedData:
+def _load_worldbook(spec: DataSource, first: int | None) -> LoadedData:
     from lingraft.data.worldbook import load_examples
 
-    given = {"format": spec.format, "config": spec.config, "revision": spec.revision}
+    given = {
+        "format": spec.format,
+        "config": spec.config,
+        "revision": spec.revision,
+        "fields": spec.fields or None,
+        "split": None if spec.split == DataSource.model_fields["split"].default else spec.split,
+    }
     meaningless = [f"{name} ({value!r})" for name, value in given.items() if value is not None]
     if meaningless:
         raise DataError(f"{spec.source}: worldbook has no {', '.join(meaningless)}: leave that out.")
-    examples = load_examples(spec.source)
+    examples = load_examples(spec.source)[:first]
     languages = {example.language for example in examples}
     if spec.language is not None and languages != {spec.language}:
         raise DataError(
             f"{spec.source}: its languages are {', '.join(sorted(languages))}, not {spec.language}; "
             "leave `language` out, worldbook knows them."
         )
-    return LoadedData(examples, WORLDBOOK_FORMAT, len(examples), (), _content_hash(examples))
+    row_filter = RowFilter(spec.filters)
+    return LoadedData(
+        examples=tuple(example for example in examples if row_filter.reason(example) is None),
+        format=WORLDBOOK_FORMAT,
+        n_rows=len(examples),
+        broken=(),
+        content_hash=_content_hash(examples),
+        filtered=dict(sorted(row_filter.counts.items())),
+    )
 
 
 def _refuse_hub_options(spec: DataSource) -> None:
@@ -250,25 +302,36 @@ def _refuse_hub_options(spec: DataSource) -> None:
 
 
 def _collect(
-    spec: DataSource, rows: Iterable[RawRow], *, content_hash: str | None = None, revision: str | None = None
+    spec: DataSource,
+    rows: Iterable[RawRow],
+    *,
+    answered: bool,
+    content_hash: str | None = None,
+    revision: str | None = None,
 ) -> LoadedData:
     rows = iter(rows)
     if spec.fields:
         rows = mapped_rows(rows, spec.fields)
-    format_name, seen = (spec.format, []) if spec.format is not None else _detected(rows)
+    format_name, seen = (spec.format, []) if spec.format is not None else _detected(rows, answered)
     if format_name == OASST_TREES:
         rows, seen = conversations_of(chain(seen, rows)), []
     collector, left_out = ExampleCollector(), _LeftOut()
     grouper, row_filter = Grouper(spec.parallel), RowFilter(spec.filters)
+    without_answer = 0
     unknown: Counter[str] = Counter()
     for row in chain(seen, rows):
         unknown.update(unknown_keys(row.value))
         try:
             example = grouper.grouped(
-                _example(row, format_name, spec), has_id=row.value.get("id") is not None
+                _example(row, format_name, spec, answered), has_id=not is_nothing(row.value.get("id"))
             )
+            example = row_filter.cleaned(example)
             if row_filter.reason(example) is None:
                 collector.add(example, row.place)
+        except AnswerError as error:
+            if not row_filter.leaves_out_unanswered():
+                without_answer += 1
+                left_out.add(BrokenRow(row.place, str(error)), len(collector))
         except DataError as error:
             left_out.add(BrokenRow(row.place, str(error)), len(collector))
     examples, duplicates = collector.finish()
@@ -282,6 +345,7 @@ def _collect(
         n_rows=n_rows,
         broken=broken,
         filtered=dict(sorted(row_filter.counts.items())),
+        without_answer=without_answer,
         incomplete_groups=None if spec.parallel is None else incomplete_groups(examples),
         unknown_keys=dict(sorted(unknown.items())),
         content_hash=content_hash or _content_hash(examples),
@@ -341,26 +405,26 @@ def _hash_and_lines(path: Path) -> tuple[str, int]:
     return digest.hexdigest(), lines + (last != b"\n") if has_lines else 0
 
 
-def _detected(rows: Iterator[RawRow]) -> tuple[str, list[RawRow]]:
+def _detected(rows: Iterator[RawRow], answered: bool) -> tuple[str, list[RawRow]]:
     """Return the format of the first row that has one, and the rows read so far."""
     seen: list[RawRow] = []
-    first_problem: str | None = None
+    first_problem: DataError | None = None
     for row in rows:
         seen.append(row)
         try:
             if row.problem is None:
-                return detect_format(row.value), seen
+                return detect_format(row.value, answered=answered), seen
         except DataError as error:
-            first_problem = first_problem or f"{row.place}: {error}"
+            first_problem = first_problem or type(error)(f"{row.place}: {error}")
         if len(seen) == _ROWS_WITHOUT_FORMAT:
             first = first_problem or f"{seen[0].place}: {seen[0].problem}"
             raise DataError(f"none of the first {len(seen)} rows has a known format. The first: {first}")
     if first_problem is not None:
-        raise DataError(first_problem)
+        raise first_problem
     return "unknown", seen  # no row could be read at all: they are all reported as broken
 
 
-def _example(row: RawRow, format_name: str, spec: DataSource) -> Example:
+def _example(row: RawRow, format_name: str, spec: DataSource, answered: bool) -> Example:
     if row.problem is not None:
         raise DataError(row.problem)
     example = example_from_row(
@@ -369,7 +433,10 @@ def _example(row: RawRow, format_name: str, spec: DataSource) -> Example:
         id=row.name or str(row.number),
         source=spec.source,
         language=spec.language or row.language,
+        answered=answered,
     )
+    if example.language == UNDETERMINED_LANGUAGE and row.likely_language is not None:
+        example = replace(example, language=row.likely_language)
     return replace(example, fold_system=True) if spec.system == "fold" else example
 
 
@@ -378,17 +445,21 @@ def _check_broken(spec: DataSource, broken: Sequence[BrokenRow], n_rows: int) ->
         raise DataError(f"{spec.source}: there are no rows in it.")
     if len(broken) <= spec.max_broken_share * n_rows:
         return
+    share = len(broken) / n_rows
     counted = (
-        f"{len(broken)} of {n_rows} rows ({len(broken) / n_rows:.2%}) are broken, more than max_broken_share allows "
+        f"{len(broken)} of {n_rows} rows ({share:.2%}) are broken, more than max_broken_share allows "
         f"({spec.max_broken_share:.2%})"
     )
+    which, them = ("the row", "it") if len(broken) == 1 else ("these rows", "them")
+    advice = f"Mend {which}"
+    allowing = math.ceil(round(share * 100, 6)) / 100  # the next whole percent
+    if allowing < 1:
+        advice += f", or write `max_broken_share: {allowing}` beside the source to leave {them} out"
     if len(broken) == 1:
-        advice = "Mend the row, or raise max_broken_share to leave it out."
-        raise DataError(f"{broken[0].place}: {broken[0].problem}; {counted}. {advice}")
+        raise DataError(f"{broken[0].place}: {broken[0].problem}; {counted}. {advice}.")
     listed = "".join(f"\n  {row.place}: {row.problem}" for row in broken[:_LISTED_PLACES])
     more = f"\n  and {len(broken) - _LISTED_PLACES} more" if len(broken) > _LISTED_PLACES else ""
-    advice = "Mend these rows, or raise max_broken_share to leave them out:"
-    raise DataError(f"{spec.source}: {counted}. {advice}{listed}{more}")
+    raise DataError(f"{spec.source}: {counted}. {advice}:{listed}{more}")
 
 
 def _draw(examples: Sequence[Example], columns: Columns, rows: Rows, limit: int, seed: int) -> Rows:

@@ -21,6 +21,7 @@ _BLOCK_BYTES = 1 << 20
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -88,6 +89,34 @@ class SpooledRows(Sequence[T], Generic[T]):
             content = self._file.read(offsets[0], offsets[-1])
             for start, stop in pairwise(offsets):
                 yield json.loads(content[start - offsets[0] : stop - offsets[0]])
+
+
+class MadeWhenAsked(Sequence[T], Generic[S, T]):
+    """What is made of each row of a sequence, when it is asked for; memory holds none of it.
+
+    Args:
+        rows: The rows.
+        make: Makes it of a row's number, from 0, and the row.
+    """
+
+    def __init__(self, rows: Sequence[S], make: Callable[[int, S], T]) -> None:
+        self._rows = rows
+        self._make = make
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, row: int) -> T: ...
+    @overload
+    def __getitem__(self, row: slice) -> tuple[T, ...]: ...
+    def __getitem__(self, row: int | slice) -> T | tuple[T, ...]:
+        if isinstance(row, slice):
+            return tuple(self[i] for i in range(*row.indices(len(self))))
+        return self._make(row % len(self) if row < 0 else row, self._rows[row])
+
+    def __iter__(self) -> Iterator[T]:
+        return (self._make(number, row) for number, row in enumerate(self._rows))
 
 
 class Spool(Generic[T]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lingraft.config.schema import DataSource
+from lingraft.config.schema import DataSource, Filters
 from lingraft.data.chat import (
     chat_template,
     cut_batch,
@@ -23,7 +23,10 @@ from lingraft.data.chat import (
     truncate,
 )
 from lingraft.data.encoded import EncodedBatch, EncodedExample
-from lingraft.data.example import Example
+from lingraft.data.example import UNDETERMINED_LANGUAGE, Example
+from lingraft.data.example_table import columns_of, select
+from lingraft.data.filters import EXACT_DUPLICATE, RowFilter, special_tokens_in
+from lingraft.data.language_id import shares_of_languages
 from lingraft.data.sources import BrokenRow, load_data
 from lingraft.data.spool import Spool
 from lingraft.data.tokenizer_cost import LanguageCost, cost_warnings, language_costs
@@ -33,6 +36,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LISTED_ROWS = 10  # of those that are left out; all of them are counted
+_LISTED_TOKENS = 5
+_LISTED_LANGUAGES = 3
+_LISTED_SHARE = 0.01
+_GUESSED_ROWS = 500
+_GUESSED_CHARACTERS = 1000
+_CLEAR_SHARE = 0.8  # from which one language is advised; a translated set holds some English
 
 
 @dataclass(frozen=True)
@@ -55,12 +64,19 @@ class DataSummary:
         format: Of its rows.
         fallback_template: Whether the tokenizer has no chat template of its own.
         rows: Read, broken ones included.
+        first_rows: Only so many rows of each file were read; None: all.
         broken: How many of them cannot be used.
         first_broken: The first ten of these.
+        without_answer: How many of the broken ones have no answer and no other fault.
+        duplicates: Rows whose text an earlier row of their language has, of those that can be used.
+        special_tokens: Special tokens that answers spell as text -> rows that do, the most frequent first.
+        guessed_languages: Of the rows that do not say their language, by the identifier -> share of those that are long
+            enough to tell (a sample of 500), the most frequent first.
         filtered: Rows that the filters left out, by reason, and those whose language could not be told.
         incomplete_groups: Parallel groups that lack a language; None: the rows are not said to be parallel.
         languages: By BCP-47 tag, the most frequent first.
-        warnings: A sentence for each language that costs more than four times English.
+        warnings: A sentence for each language that costs more than four times English, and for what a filter or an
+            option would mend.
         lengths: In tokens; `supervised` counts what is left after truncation.
         max_length: Where examples are cut off.
         truncated: Examples that are, and keep some of their answer.
@@ -76,8 +92,13 @@ class DataSummary:
     format: str
     fallback_template: bool
     rows: int
+    first_rows: int | None
     broken: int
     first_broken: tuple[BrokenRow, ...]
+    without_answer: int
+    duplicates: int
+    special_tokens: dict[str, int]
+    guessed_languages: dict[str, float]
     filtered: dict[str, int]
     incomplete_groups: int | None
     languages: dict[str, LanguageCost]
@@ -105,6 +126,7 @@ def summarise_data(
     max_length: int = 1024,
     base_folder: Path = Path(),
     on_progress: Callable[[str, int, int], None] | None = None,
+    first_rows: int | None = None,
 ) -> DataSummary:
     """Read a whole data set and say what training would see of it; memory grows by some 50 bytes for each row.
 
@@ -114,19 +136,22 @@ def summarise_data(
         max_length: Where examples are cut off, in tokens.
         base_folder: Folder that relative file names start from.
         on_progress: Called with the step (read, tokenise), how far it is, and how far it goes (0: unknown).
+        first_rows: Look at the first so many rows of each file alone; None: at all.
 
     Raises:
         DataError: The data cannot be read (see `load_data`), or the template refuses every example.
         ModelError: The template does not allow to tell the assistant's tokens.
     """
     reading, encoding = (partial(on_progress, step) if on_progress else None for step in ("read", "tokenise"))
-    loaded = load_data(spec, base_folder=base_folder, on_progress=reading)
-    lengths = _Lengths(max_length)
+    loaded = load_data(spec, base_folder=base_folder, on_progress=reading, first=first_rows)
+    lengths, contents = _Lengths(max_length), _Contents()
     refused: Spool[BrokenRow] = Spool(BrokenRow.to_json, BrokenRow.from_json)
     handled: Counter[str] = Counter()
     first: Example | None = None
     for batch in encode_whole(loaded.examples, tokenizer, encoding):
         lengths.add(batch.encoded)
+        for example in batch.examples:
+            contents.add(example)
         refused.extend(batch.refused)
         handled += batch.handled
         first = first or next(iter(batch.examples), None)
@@ -135,17 +160,28 @@ def summarise_data(
         why = f" The first: {left_out[0].place}: {left_out[0].problem}." if left_out else ""
         raise DataError(f"{spec.source}: no example can be encoded out of {len(loaded.examples)}.{why}")
     costs = language_costs(loaded.examples, tokenizer)
+    guessed = _guessed_languages(loaded.examples)
+    warnings = [
+        *cost_warnings(costs),
+        *_language_warnings(guessed),
+        *_content_warnings(contents, loaded.without_answer),
+    ]
     return DataSummary(
         source=spec.source,
         format=loaded.format,
         fallback_template=chat_template(tokenizer)[1],
         rows=loaded.n_rows,
+        first_rows=first_rows,
         broken=len(loaded.broken),
         first_broken=tuple(loaded.broken[:LISTED_ROWS]),
+        without_answer=loaded.without_answer,
+        duplicates=contents.duplicates,
+        special_tokens=dict(contents.special_tokens.most_common()),
+        guessed_languages=guessed,
         filtered=dict(loaded.filtered),
         incomplete_groups=loaded.incomplete_groups,
         languages=costs,
-        warnings=tuple(cost_warnings(costs)),
+        warnings=tuple(warnings),
         lengths=lengths.summary(),
         max_length=max_length,
         truncated=lengths.longer - lengths.unanswered,
@@ -190,6 +226,73 @@ class _Lengths:
     @property
     def longer(self) -> int:
         return int((np.frombuffer(self.lengths, np.int32) > self.max_length).sum())
+
+
+@dataclass
+class _Contents:
+    """Counts row by row what filters would leave out or take out; some 100 bytes for each row."""
+
+    special_tokens: Counter[str] = field(default_factory=Counter)
+    with_special_tokens: int = 0
+    _repeated: RowFilter = field(default_factory=lambda: RowFilter(Filters(near_duplicates=1.0)))
+
+    def add(self, example: Example) -> None:
+        self._repeated.reason(example)
+        found = set(special_tokens_in(example))
+        self.special_tokens.update(found)
+        self.with_special_tokens += bool(found)
+
+    @property
+    def duplicates(self) -> int:
+        return self._repeated.counts[EXACT_DUPLICATE]
+
+
+def _content_warnings(contents: _Contents, without_answer: int) -> Iterator[str]:
+    if contents.special_tokens:
+        listed = ", ".join(repr(token) for token, _ in contents.special_tokens.most_common(_LISTED_TOKENS))
+        yield (
+            f"{contents.with_special_tokens} rows spell special tokens in their answers ({listed}), which a model "
+            "would learn to write: `filters: {special_tokens: strip}` (--special-tokens strip) takes them out, `drop` "
+            "leaves the rows out."
+        )
+    if without_answer:
+        yield (
+            f"{without_answer} rows have no answer and count as broken: `filters: {{no_answer: true}}` "
+            "(--no-answer-filter) leaves them out instead."
+        )
+    if contents.duplicates:
+        yield (
+            f"{contents.duplicates} rows say what an earlier one says: `filters: {{near_duplicates: 1}}` "
+            "(--near-duplicates 1) leaves them out, 0.8 also what is nearly the same."
+        )
+
+
+def _guessed_languages(examples: Sequence[Example]) -> dict[str, float]:
+    columns = columns_of(examples)
+    if UNDETERMINED_LANGUAGE not in columns.languages:
+        return {}
+    unknown = np.flatnonzero(columns.language == columns.languages.index(UNDETERMINED_LANGUAGE))
+    chosen = unknown[np.unique(np.linspace(0, len(unknown) - 1, _GUESSED_ROWS).astype(np.int64))]
+    texts = (" ".join(turn.content for turn in one.messages) for one in select(examples, chosen))
+    return shares_of_languages(text[:_GUESSED_CHARACTERS] for text in texts)
+
+
+def _language_warnings(guessed: dict[str, float]) -> Iterator[str]:
+    if not guessed:
+        return
+    (tag, share), *_ = guessed.items()
+    listed = ", ".join(
+        f"{share:.0%} {tag}"
+        for tag, share in list(guessed.items())[:_LISTED_LANGUAGES]
+        if share >= _LISTED_SHARE
+    )
+    advice = (
+        f"write `language: {tag}` (--language {tag})"
+        if share >= _CLEAR_SHARE
+        else "give each language a file of its own ({language}.jsonl) or the rows a field `language`; `language: "
+        f"{tag}` with `filters: {{language: true}}` keeps one of them"
+    )
+    yield f"Rows do not say their language; by the identifier it is: {listed}. If that is right, {advice}."
 
 
 def _rounded(value: Any) -> Any:

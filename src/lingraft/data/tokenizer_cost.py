@@ -17,6 +17,7 @@ from lingraft.data.control_tokens import ControlTokens
 from lingraft.data.example import Example
 from lingraft.data.example_table import Columns, Rows, columns_of, select
 from lingraft.data.worldbook import LANGUAGES, load_items
+from lingraft.language_tags import nearest_language
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -225,9 +226,7 @@ def _parallel(
     if len(pairs) >= _FEWEST_GROUPS:
         own, english = (meter.count(select(examples, rows)) for rows in pairs.T)
         return own.tokens / english.tokens, "groups", len(pairs)
-    known = next(
-        (one for one in LANGUAGES if one == tag or one == tag.split("-", maxsplit=1)[0].lower()), None
-    )
+    known = nearest_language(tag, LANGUAGES)
     if known is None:
         return None
     own, english = meter.worldbook(known), meter.worldbook(ENGLISH)

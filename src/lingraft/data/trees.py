@@ -1,6 +1,6 @@
 """OpenAssistant's message trees: a row is one message; the best-ranked path of each tree is a conversation.
 
-A tree is left out, with its reason, where its path has no answer. What lies off the path is not used: the ranks say
+A tree whose path has no answer is a row without one. What lies off the path is not used: the ranks say
 that it is worse, and several answers to one prompt would count that prompt several times.
 """
 
@@ -64,10 +64,10 @@ def _conversation(tree: Mapping[str, RawRow]) -> RawRow:
     while waiting:
         path.append(min(waiting, key=_rank))
         waiting = children.get(str(path[-1].value.get("message_id")), [])
-    while path and path[-1].value.get("role") != "assistant":
-        path.pop()
     if not path:
-        return RawRow(first.place, first.number, {}, "the tree's best path has no assistant message")
+        return RawRow(first.place, first.number, {}, "every message of the tree is deleted")
+    answers = [number for number, row in enumerate(path, start=1) if row.value.get("role") == "assistant"]
+    path = path[: answers[-1]] if answers else path  # without any it is a row without an answer
     messages = [{"role": row.value.get("role"), "content": row.value.get("text")} for row in path]
     value: dict[str, Any] = {"id": path[0].value.get("message_id"), "messages": messages}
     if path[0].value.get("lang") is not None:

@@ -10,6 +10,7 @@ from typing import Any
 from lingraft.data.degeneration import is_looping
 from lingraft.data.language_id import LanguageIdentifier, known_tags
 from lingraft.evaluate.predictions import Prediction
+from lingraft.evaluate.text_units import primary_language
 
 _CODE = ("humaneval", "mbpp", "ds1000", "code_", "codexglue", "bigcodebench")  # how such tasks' names begin
 # What a model falls into that leaves its task's language. Always to choose from: in an evaluation of English alone
@@ -61,11 +62,11 @@ class AnswerJudge:
     def _tag_of(self) -> dict[str, str]:
         """The tag that the identifier gives each of the languages: regions of one language are not told apart."""
         first: dict[str, str] = {}
-        return {tag: first.setdefault(tag.split("-")[0].lower(), tag) for tag in known_tags(self._languages)}
+        return {tag: first.setdefault(primary_language(tag), tag) for tag in known_tags(self._languages)}
 
     @cached_property
     def _identifier(self) -> LanguageIdentifier:
-        own = {tag.split("-")[0].lower(): tag for tag in self._tag_of.values()}
+        own = {primary_language(tag): tag for tag in self._tag_of.values()}
         return LanguageIdentifier([*own.values(), *(tag for tag in _COMMON if tag not in own)])
 
 

@@ -1,13 +1,26 @@
-"""The items on which models can be compared: of a judged task those that the judge gave every model a verdict on."""
+"""The items on which models can be compared: those that all of them were asked alike, and that all have a score of.
+
+Two scores are paired only where the same was asked in the same way (`manifest`): prompt, expected answer, settings,
+harness, precision. Items are found again by that, not by their place: a limit or a data set may have changed between.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lingraft.evaluate.predictions import Prediction
+
+_Key = tuple[str, str, str, str, int]
+_ADVICE = {
+    "chat_template": "ask both without one (`--no-chat`), or give both models the same",
+    "precision": "give both the same `precision`",
+    "engine": "let the same engine answer for both",
+    "harness": "evaluate both with the same version of lm_eval",
+    "judge": "let the same judge score both",
+}
 
 
 @dataclass(frozen=True)
@@ -15,39 +28,96 @@ class CommonItems:
     """Predictions of several models on the same items.
 
     Attributes:
-        models: Each model's, in the order that they were given in.
-        unpaired: Items that some of the models have a verdict on and others have not, by task and language; they are
-            in none of `models`.
+        models: Each model's, in the order that they were given in; items are called as in the first.
+        unpaired: Items that some of the models have a score of and others have not, by task and language; they are in
+            none of `models`.
+        refused: By task and language that the models were asked in different ways, what differs and what to do; none of
+            its items is in `models`.
     """
 
     models: tuple[tuple[Prediction, ...], ...]
     unpaired: dict[str, int]
+    refused: dict[str, str]
 
 
 def common_items(
     models: Sequence[Sequence[Prediction]], tasks: Sequence[Mapping[str, Mapping[str, Any]]]
 ) -> CommonItems:
-    """Leave out of judged tasks what not every model has: a lost verdict must not cost the whole comparison.
+    """Leave out what not every model was asked, and asked alike: it must neither be compared nor cost the whole.
 
-    Other tasks are left as they are: there, a missing item means that the models were asked different things.
+    Predictions of earlier versions do not say what was asked: their tasks are left as they are, and are compared only
+    where all models hold the same items. Of judged ones, what some have no verdict on is left out all the same.
 
     Args:
         models: Predictions of each model.
         tasks: What each model's evaluation recorded of its tasks, by task and language (`Evaluated.tasks`).
     """
-    judged = {name for described in tasks for name, told in described.items() if "judged" in told}
-    held = Counter(one.key for own in models for one in own if _name(one) in judged)
-    lost = {key for key, count in held.items() if count < len(models)}
-    kept = tuple(tuple(one for one in own if one.key not in lost) for own in models)
-    names = {one.key: _name(one) for own in models for one in own if one.key in lost}
-    return CommonItems(kept, dict(sorted(Counter(names.values()).items())))
-
-
-def unpaired_sentence(task: str, count: int) -> str:
-    """Return what is to be told of a judged task, by its name and language, whose models lack other verdicts."""
-    return (
-        f"{task}: {count} items have a verdict for some of the models only; the comparison leaves them out."
+    unknown = _not_said(models) - {name for own in tasks for name, one in own.items() if "judged" in one}
+    keyed = [_keyed([one for one in own if _name(one) not in unknown]) for own in models]
+    by_key = [{key: one for one, key in own.items()} for own in keyed]
+    shared = set(by_key[0]).intersection(*by_key[1:])
+    first = by_key[0]
+    kept = tuple(
+        tuple(
+            replace(one, item=first[own[one]].item, cluster=first[own[one]].cluster) if one in own else one
+            for one in whole
+            if _name(one) in unknown or own[one] in shared
+        )
+        for whole, own in zip(models, keyed, strict=True)
     )
+    names = sorted({_name(one) for own in models for one in own})
+    refused = {name: problem for name in names if (problem := _difference(name, tasks)) is not None}
+    lost = {key: _name(one) for own in by_key for key, one in own.items() if key not in shared}
+    counts = Counter(name for name in lost.values() if name not in refused)
+    return CommonItems(kept, dict(sorted(counts.items())), refused)
+
+
+def _not_said(models: Sequence[Sequence[Prediction]]) -> set[str]:
+    return {_name(one) for own in models for one in own if not one.asked}
+
+
+def _keyed(predictions: Sequence[Prediction]) -> dict[Prediction, _Key]:
+    """Return the key of each prediction: what was asked; of items that ask the same, with their number among these."""
+    seen: Counter[tuple[str, str, str, str]] = Counter()
+    found: dict[Prediction, _Key] = {}
+    for one in predictions:
+        key = (
+            one.ability,
+            one.task,
+            one.language,
+            one.asked or one.item,
+        )  # files of earlier versions do not say
+        found[one] = (*key, seen[key])
+        seen[key] += 1
+    return found
+
+
+def _difference(name: str, tasks: Sequence[Mapping[str, Mapping[str, Any]]]) -> str | None:
+    """Return what differs in how models were asked a task, and what to do; None: nothing, or it is not recorded."""
+    asked = [own[name]["asked"] for own in tasks if "asked" in own.get(name, {})]
+    differing: dict[str, None] = {}
+    for other in asked[1:]:
+        differing |= dict.fromkeys(_unequal(asked[0]["how"], other["how"]))
+        for part in asked[0]["parts"].keys() & other["parts"].keys():
+            differing |= dict.fromkeys(_unequal(asked[0]["parts"][part], other["parts"][part]))
+    if not differing:
+        return None
+    advice = [_ADVICE[key] for key in differing if key in _ADVICE]
+    told = ", ".join(key.replace("_", " ") for key in differing)
+    return (
+        f"{name}: not compared, because the models were not asked alike (other {told}); "
+        f"{'; '.join(advice) or 'evaluate both again with the same options'}."
+    )
+
+
+def _unequal(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    return [key for key in first if first[key] != second.get(key)]
+
+
+def unpaired_sentence(task: str, count: int, *, judged: bool) -> str:
+    """Return what is to be said of a task, by its name and language, of which not all models have the same items."""
+    what = "have a verdict for" if judged else "were asked alike of"
+    return f"{task}: {count} items {what} some of the models only; the comparison leaves them out."
 
 
 def _name(prediction: Prediction) -> str:

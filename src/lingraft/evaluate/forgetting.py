@@ -237,7 +237,7 @@ def _abilities_of(predictions: Sequence[Prediction], taught: Taught) -> list[Pre
         p
         for p in predictions
         if (p.ability == "task_ability" and ENGLISH in taught.languages)
-        or (p.ability == "language_ability" and p.language in others)
+        or (p.ability != "task_ability" and p.language in others)
     ]
 
 

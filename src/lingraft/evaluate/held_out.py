@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +21,9 @@ from lingraft.data.example import Example
 from lingraft.errors import DataError, EvaluationError
 from lingraft.evaluate.predictions import read_rows, write_rows
 from lingraft.evaluate.resampling import Resampling, Value, percentiles
+from lingraft.models.context_length import context_length_of
 from lingraft.models.loss import collate, token_losses
+from lingraft.models.token_ids import check_token_ids, embedding_rows
 from lingraft.records import fingerprint_of
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from lingraft.evaluate.resampling import Floats
 
 _RESAMPLES = 2000
+_UNLIMITED = 4096  # tokens of an example, where the model could read any number: for memory's sake
 _FEWEST_GROUPS = 5  # a bootstrap of fewer says nothing about its own width
 
 
@@ -136,7 +139,8 @@ def held_out_losses(
     examples: Sequence[Example],
     *,
     tokens_per_batch: int = 2048,
-    max_length: int = 4096,
+    max_length: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[AnswerLoss, ...]:
     """Return the loss of the assistant turns of each example, in the order of `examples`.
 
@@ -149,13 +153,22 @@ def held_out_losses(
         examples: What was never trained on.
         tokens_per_batch: Padded tokens per forward pass.
         max_length: Longer examples are left out, and so are those that the chat template refuses: a cut answer
-            would have characters without a loss.
+            would have characters without a loss. None: what the model reads at once (`context_length_of`), 4,096
+            tokens where it names no limit.
+        on_progress: Called with the examples done and their number.
+
+    Raises:
+        ModelError: An example has a token that the model has no embedding for.
     """
+    if max_length is None:
+        max_length = context_length_of(model.config) or _UNLIMITED
     pairs = ((example, _encode_whole(example, tokenizer, max_length)) for example in examples)
     encoded = [(example, *one) for example, one in pairs if one is not None]
     if not encoded:
         return ()
-    nats = _nats_per_example(model, [one for _, one, _ in encoded], tokens_per_batch)
+    for example, one, _ in encoded:
+        check_token_ids(one.input_ids, embedding_rows(model), tokenizer, f"the held-out row {example.id}")
+    nats = _nats_per_example(model, [one for _, one, _ in encoded], tokens_per_batch, on_progress)
     return tuple(
         AnswerLoss(
             item_of(example),
@@ -174,7 +187,7 @@ def bits_per_character(
     examples: Sequence[Example],
     *,
     tokens_per_batch: int = 2048,
-    max_length: int = 4096,
+    max_length: int | None = None,
 ) -> dict[str, BitsPerCharacter]:
     """Return the loss of the assistant turns by language; `held_out_losses`, summed up by `bits_by_language`."""
     losses = held_out_losses(
@@ -262,20 +275,27 @@ def _encode_whole(
 
 
 def _nats_per_example(
-    model: PreTrainedModel, encoded: Sequence[EncodedExample], tokens_per_batch: int
+    model: PreTrainedModel,
+    encoded: Sequence[EncodedExample],
+    tokens_per_batch: int,
+    on_progress: Callable[[int, int], None] | None,
 ) -> Floats:
     nats = np.zeros(len(encoded))
     batches = token_budget_batches([len(one.input_ids) for one in encoded], tokens_per_batch, seed=0, epoch=0)
     was_training = model.training
+    done = 0
     model.train(False)
     try:
         with torch.inference_mode():
             for batch in batches:
                 tensors = collate([encoded[i] for i in batch])
                 losses = token_losses(model, {name: one.to(model.device) for name, one in tensors.items()})
-                sums = torch.zeros(len(batch), dtype=torch.float64)
-                sums.index_add_(0, losses.rows.cpu(), losses.values.double().cpu())
+                sums = torch.zeros(len(batch), dtype=torch.float64)  # on the processor, which has it
+                sums.index_add_(0, losses.rows.cpu(), losses.values.cpu().double())
                 nats[batch] = sums.numpy()
+                done += len(batch)
+                if on_progress is not None:
+                    on_progress(done, len(encoded))
     finally:
         model.train(was_training)
     return nats

@@ -8,6 +8,7 @@ beyond greedy search and plain sampling, such as beams, go the harness's own way
 
 from __future__ import annotations
 
+import copy
 import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 
 from lingraft.data.chat_format import chat_format
 from lingraft.data.example import Message
+from lingraft.data.special_tokens import special_tokens
 from lingraft.errors import EvaluationError, ModelError
 from lingraft.evaluate.answers import AnswerLog, ItemCount, request_key, request_keys
 from lingraft.evaluate.likelihood import Pair, Score, continuation_scores
@@ -31,8 +33,8 @@ from lingraft.models.generation import (
     TransformersGenerator,
     chat_ending,
     generate,
-    special_tokens,
 )
+from lingraft.models.token_ids import check_token_ids, embedding_rows, padding_id
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 
 _OWN_SETTINGS = {"do_sample", "temperature", "top_p", "until", "max_gen_toks"}
 _MOST_ROWS = 1024
-_LONGEST_ANSWER = 256  # the harness's, where a task's settings say nothing
+LONGEST_ANSWER = 256  # the harness's, where a task's settings say nothing
 
 MakeGenerator = Callable[[], Generator]
 
@@ -67,7 +69,7 @@ def room_problem(
     settings: Mapping[str, Any], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> str | None:
     """Return why answers by these settings do not fit into the model beside a prompt, None where they do."""
-    limit = normalize_gen_kwargs(settings, _LONGEST_ANSWER)["max_gen_toks"]
+    limit = normalize_gen_kwargs(settings, LONGEST_ANSWER)["max_gen_toks"]
     room = resolve_max_length(model.config, tokenizer, default=HFLM._DEFAULT_MAX_LENGTH)
     if limit < room:
         return None
@@ -110,6 +112,12 @@ class InMemoryModel(HFLM):  # type: ignore[misc]
             backend="causal",
             add_bos_token=False if chat else None,
         )
+        self._rows = embedding_rows(model)
+        pad = padding_id(tokenizer, self._rows)
+        if pad != tokenizer.pad_token_id:
+            own: Any = copy.deepcopy(tokenizer)  # what goes the harness's own way pads by it
+            own.pad_token = own.convert_ids_to_tokens(pad)
+            self.tokenizer = own
         self._batching, self._answers, self._count = batching, answers, count
         self._make_generator = make_generator
         self._chat = chat_format(tokenizer) if chat else None
@@ -164,6 +172,8 @@ class InMemoryModel(HFLM):  # type: ignore[misc]
         keys = request_keys(requests, 0)
         self._begin(requests, keys)
         pairs = [self._pair(*request.args) for request in requests]
+        for request, pair in zip(requests, pairs, strict=True):
+            self._check((*pair.context, *pair.continuation), request)
         self.shortened |= {
             request_key(request.args)
             for request, pair in zip(requests, pairs, strict=True)
@@ -203,6 +213,11 @@ class InMemoryModel(HFLM):  # type: ignore[misc]
             return Pair(tuple(ids[:1]), tuple(ids[1:]))
         return Pair((self.prefix_token_id,), tuple(ids))
 
+    def _check(self, ids: Sequence[int], request: Instance) -> None:
+        """Refuse tokens that the model does not know, before anything is answered."""
+        where = f"a prompt of the task {request.task_name}" if request.task_name else "a prompt"
+        check_token_ids(ids, self._rows, self.tokenizer, where)
+
     def _begin(self, requests: Sequence[Instance], keys: Sequence[str]) -> None:
         self._count.expect(requests)
         for request, key in zip(requests, keys, strict=True):
@@ -228,6 +243,7 @@ class InMemoryModel(HFLM):  # type: ignore[misc]
             wanted = normalize_gen_kwargs(settings, self.max_gen_toks)
             limit = wanted["max_gen_toks"]
             ids, room = tuple(self.tok_encode(text)), self.max_length - limit
+            self._check(ids, request)
             if len(ids) > room:
                 self.shortened.add(request_key(request.args))
             sampling = _sampling(wanted)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from lingraft.config.schema import Evaluation
 from lingraft.data.contamination import EvaluationText
 from lingraft.errors import EvaluationError, in_one_line
-from lingraft.evaluate.harness import runs_of
 from lingraft.evaluate.item_texts import item_texts
+from lingraft.evaluate.task_runs import asked_text, choices_of, expected_text, runs_of
 from lingraft.evaluate.tasks import quiet
 
 if TYPE_CHECKING:
@@ -71,8 +71,8 @@ def _texts_of(run: Any) -> Iterator[EvaluationText]:
     try:
         for number in run.documents:
             row = rows[number]
-            prompt = _asked(task, row)
-            own = item_texts(row, prompt, _expected(task, row), _choices(task, row))
+            prompt = asked_text(task, row)
+            own = item_texts(row, prompt, expected_text(task, row), choices_of(task, row))
             yield EvaluationText(
                 f"{run.name}/{run.language}",
                 run.language,
@@ -85,20 +85,3 @@ def _texts_of(run: Any) -> Iterator[EvaluationText]:
         raise EvaluationError(
             f"the task {run.name}: its items cannot be read: {type(error).__name__}: {in_one_line(error)}"
         ) from error
-
-
-def _choices(task: ConfigurableTask, row: Any) -> list[str]:
-    return [] if task.config.doc_to_choice is None else list(map(str, task.doc_to_choice(row)))
-
-
-def _asked(task: ConfigurableTask, row: Any) -> str:
-    """Return an item's prompt; of a task whose prompts differ by choice (Winogrande), all of them."""
-    prompt = task.doc_to_text(row)
-    return prompt if isinstance(prompt, str) else "\n".join(map(str, task.doc_to_choice(row)))
-
-
-def _expected(task: ConfigurableTask, row: Any) -> str:
-    target = task.doc_to_target(row)
-    if isinstance(target, int) and task.config.doc_to_choice is not None:
-        return str(task.doc_to_choice(row)[target])
-    return "\n".join(map(str, target)) if isinstance(target, list) else str(target)

@@ -22,7 +22,8 @@ def noise_floor(rounds: Sequence[Sequence[Prediction]]) -> dict[str, Any]:
             in the first stays as it is.
 
     Returns:
-        `repeats`, and for `task_ability`, `language_ability` (null where the ability has no item) and each of `tasks`
+        `repeats`, and for `task_ability`, `language_ability`, `further_languages` (null where the ability has no item)
+        and each of `tasks`
         that generate: the `scores` of the rounds, their `low` and `high`, their standard `deviation` (over rounds, n -
         1), and `changed`, the number of items whose score was not the same in all rounds.
     """
@@ -32,7 +33,7 @@ def noise_floor(rounds: Sequence[Sequence[Prediction]]) -> dict[str, Any]:
         "repeats": len(rounds),
         **{
             ability: _spread([[one for one in own if one.ability == ability] for own in whole])
-            for ability in ("task_ability", "language_ability")
+            for ability in ("task_ability", "language_ability", "further_languages")
         },
         "tasks": {
             name: _spread([[one for one in own if _name(one) == name] for own in rounds]) for name in tasks

@@ -15,7 +15,7 @@ class _Dataclass(Protocol):
 
 
 Row = TypeVar("Row", bound=_Dataclass)
-Ability = Literal["task_ability", "language_ability"]
+Ability = Literal["task_ability", "language_ability", "further_languages"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +23,14 @@ class Prediction:
     """One item's answer and score.
 
     Attributes:
-        ability: What it counts towards: task ability (English) or language ability.
+        ability: What it counts towards: task ability (English), language ability (the languages that the study
+            trains), or further languages (those that are only evaluated).
         task: Task without its language, such as `worldbook:lookup`.
         language: BCP-47 tag.
         cluster: Items of one task that share content, such as parallel items: resampled together.
         item: Unique inside task and language.
         score: The task's score of this item, in [0, 1].
+        asked: Fingerprint of what was asked and how (`manifest`): only where it is equal are two scores paired.
         prompt: What the model read, its chat template included.
         response: What it answered; for likelihood tasks the harness's numbers as text.
         reference: The right answer as the task gives it.
@@ -60,6 +62,7 @@ class Prediction:
     empty: bool | None = None
     looping: bool | None = None
     truncated: bool | None = None
+    asked: str = ""
 
     @property
     def key(self) -> tuple[str, str, str, str]:

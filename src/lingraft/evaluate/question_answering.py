@@ -28,6 +28,7 @@ from lingraft.evaluate.task_data import (
     room_for,
 )
 from lingraft.evaluate.text_units import fold, primary_language, units
+from lingraft.language_tags import nearest_language
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -128,7 +129,8 @@ def xquad_task(
         EvaluationError: XQuAD lacks the language, or a row of the file is broken.
         DataError: The data cannot be read.
     """
-    hub = HubSplit("google/xquad", f"xquad.{primary_language(language)}", "validation")
+    own = nearest_language(language, XQUAD_LANGUAGES)
+    hub = None if own is None else HubSplit("google/xquad", f"xquad.{own}", "validation")
     found = _rows("xquad", language, XQUAD_LANGUAGES, data, hub)
     return _passage_task(f"xquad:{language}", language, found, limit, max_new_tokens)
 
@@ -145,8 +147,8 @@ def mlqa_task(
         EvaluationError: MLQA lacks the language, or a row of the file is broken.
         DataError: The data cannot be read.
     """
-    primary = primary_language(language)
-    hub = HubSplit("facebook/mlqa", f"mlqa.{primary}.{primary}", "test", CONVERTED)
+    own = nearest_language(language, MLQA_LANGUAGES)
+    hub = None if own is None else HubSplit("facebook/mlqa", f"mlqa.{own}.{own}", "test", CONVERTED)
     found = _rows("mlqa", language, MLQA_LANGUAGES, data, hub)
     return _passage_task(f"mlqa:{language}", language, found, limit, max_new_tokens)
 
@@ -159,12 +161,14 @@ def answer_prompt(context: str, question: str) -> str:
     )
 
 
-def _rows(name: str, language: str, languages: Sequence[str], data: Path | None, hub: HubSplit) -> TaskRows:
+def _rows(
+    name: str, language: str, languages: Sequence[str], data: Path | None, hub: HubSplit | None
+) -> TaskRows:
     absent = (
         f"{name}: there are no questions in {language!r}, only in {', '.join(languages)}; give it `data:`, a local "
         "file in SQuAD's layout, or take another language."
     )
-    return read_rows(data, hub if primary_language(language) in languages else None, absent=absent)
+    return read_rows(data, hub, absent=absent)
 
 
 def _passage_task(

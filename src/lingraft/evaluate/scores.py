@@ -14,6 +14,7 @@ from lingraft.evaluate.statistics import difference_over_columns, macro_mean, pa
 
 CORRECTION: Correction = "holm"
 ABILITIES = ("task_ability", "language_ability")
+FURTHER = "further_languages"  # evaluated besides those trained; null where there are none
 
 
 def score_summary(predictions: Sequence[Prediction], bits: Mapping[str, BitsPerCharacter]) -> dict[str, Any]:
@@ -24,10 +25,12 @@ def score_summary(predictions: Sequence[Prediction], bits: Mapping[str, BitsPerC
     several ways; null where nothing is generated. English stands in `per_language` with its task ability.
     """
     abilities = {ability: [p for p in predictions if p.ability == ability] for ability in ABILITIES}
+    further = [p for p in predictions if p.ability == FURTHER]
     languages = sorted({p.language for p in predictions} | set(bits))
     return {
         **{ability: asdict(macro_mean(own)) for ability, own in abilities.items()},
-        "per_language": {tag: _language(tag, abilities, bits.get(tag)) for tag in languages},
+        FURTHER: asdict(macro_mean(further)) if further else None,
+        "per_language": {tag: _language(tag, predictions, bits.get(tag)) for tag in languages},
         **_wrong_language(predictions),
         "answers": _answers(predictions),
         "tasks": task_scores(predictions),
@@ -78,16 +81,18 @@ def differences(before: Sequence[Prediction], after: Sequence[Prediction]) -> di
         )
         for ability in ABILITIES
     }
+    further = [[p for p in own if p.ability == FURTHER] for own in (before, after)]
+    found[FURTHER] = asdict(paired_difference(*further)) if any(further) else None
     found["tasks"] = task_differences(before, after)
     found["correction"] = CORRECTION
     found["per_language"] = {
         tag: asdict(
             paired_difference(
-                [p for p in before if p.ability == "language_ability" and p.language == tag],
-                [p for p in after if p.ability == "language_ability" and p.language == tag],
+                [p for p in before if p.ability != "task_ability" and p.language == tag],
+                [p for p in after if p.ability != "task_ability" and p.language == tag],
             )
         )
-        for tag in sorted({p.language for p in before if p.ability == "language_ability"})
+        for tag in sorted({p.language for p in before if p.ability != "task_ability"})
     }
     return found
 
@@ -120,11 +125,8 @@ def _by_task(predictions: Sequence[Prediction]) -> dict[str, list[Prediction]]:
     return found
 
 
-def _language(
-    tag: str, abilities: Mapping[str, Sequence[Prediction]], bits: BitsPerCharacter | None
-) -> dict[str, Any]:
-    ability = "task_ability" if tag == "en" else "language_ability"
-    own = [p for p in abilities[ability] if p.language == tag]
+def _language(tag: str, predictions: Sequence[Prediction], bits: BitsPerCharacter | None) -> dict[str, Any]:
+    own = [p for p in predictions if p.language == tag and (p.ability == "task_ability") == (tag == "en")]
     scores: dict[str, Any] = (
         asdict(macro_mean(own)) if own else {"value": None, "low": None, "high": None, "n": 0}
     )

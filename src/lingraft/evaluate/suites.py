@@ -16,11 +16,23 @@ import yaml
 from pydantic import Field
 
 from lingraft.config.schema import Evaluation, EvaluationTask, Section, Text
-from lingraft.data.worldbook import LANGUAGES
 from lingraft.errors import ConfigError, did_you_mean
 from lingraft.evaluate.local_rows import read_rows
 from lingraft.evaluate.predictions import Ability
-from lingraft.evaluate.tasks import ENGLISH, WORLDBOOK, entries, is_worldbook, repeated_tasks
+from lingraft.evaluate.tasks import (
+    ENGLISH,
+    WORLDBOOK,
+    asked_in,
+    covered_languages,
+    entries,
+    in_study_languages,
+    is_worldbook,
+    label_of,
+    repeated_tasks,
+    wanted_languages,
+    worldbook_language,
+)
+from lingraft.language_tags import nearest_language
 
 PREFIX = "suite:"
 _HERE = Path(__file__).resolve().parent
@@ -39,6 +51,8 @@ class CatalogueTask(Section):
     """BCP-47 tag -> what the task's name has for it."""
     copies: tuple[Text, ...] = ()
     """Local copies inside the data folder, the first one that exists is used."""
+    recognised: Text | None = None
+    """Jinja expression over a row: whether it has one of the forms that a copy may have; null: they do not say."""
     metric: Text | None = None
     """See EvaluationTask."""
     filter: Text | None = None
@@ -97,32 +111,71 @@ def suite(name: str) -> Suite:
 def resolve_suites(evaluation: Evaluation, base_folder: Path, *, languages: Sequence[str]) -> Evaluation:
     """Return an evaluation with the tasks of its suites in their place, and their local copies in that of a folder.
 
-    What a suite lacks in a language is left out.
+    What a suite lacks in a language is left out, where another task covers it.
 
     Args:
         evaluation: As the study file has it.
         base_folder: What its data folder is relative to.
-        languages: BCP-47 tags of the study's languages besides English.
+        languages: BCP-47 tags of the languages besides English that are trained.
 
     Raises:
-        ConfigError: There is no such suite or data folder, or a suite has nothing in one of the languages.
+        ConfigError: There is no such suite or data folder, or a suite has nothing in a language that no other task
+            covers.
     """
+    evaluation = in_study_languages(evaluation, languages)
+    lacking: dict[str, str] = {}
     found: dict[Ability, list[EvaluationTask]] = {"task_ability": [], "language_ability": []}
     for ability, entry in entries(evaluation):
         if not entry.task.startswith(PREFIX):
             found[ability].append(entry)
             continue
-        wanted = (ENGLISH,) if ability == "task_ability" else languages
-        own = suite_tasks(
-            entry,
-            ability,
-            wanted if entry.language is None else (entry.language,),
-            evaluation.data_dir,
-            base_folder,
-        )
+        every = wanted_languages(ability, evaluation, languages)
+        wanted = every if entry.language is None else (entry.language,)
+        own = suite_tasks(entry, ability, wanted, evaluation.data_dir, base_folder)
         found[ability] += own
+        names = ", ".join(one.task for one in listed_tasks(entry, ability))
+        for tag in set(wanted) - {task.language for task in own}:
+            lacking[tag] = f"{entry.task} has no task in {tag}: {names} lack it; name others."
     resolved: dict[str, Any] = {ability: tuple(tasks) for ability, tasks in found.items()}
-    return evaluation.model_copy(update=resolved | {"data_dir": None})
+    result = evaluation.model_copy(update=resolved | {"data_dir": None})
+    covered = covered_languages(result, languages)
+    problems = [problem for tag, problem in sorted(lacking.items()) if tag not in covered]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return result
+
+
+def language_notes(written: Evaluation, resolved: Evaluation, languages: Sequence[str]) -> list[str]:
+    """Return what to say of languages for which a task's nearest one stands, each once.
+
+    Args:
+        written: As the study file has it.
+        resolved: The same, from `resolve_suites`.
+        languages: BCP-47 tags of the languages besides English that are trained.
+    """
+    named = in_study_languages(written, languages).language_ability
+    notes = {
+        f"{label_of(before)} in {before.language} stands for {after.language}.": None
+        for before, after in zip(written.language_ability, named, strict=True)
+        if before.language != after.language
+    }
+    wanted = wanted_languages("language_ability", resolved, languages)
+    for entry in resolved.language_ability:
+        for name, language in asked_in(entry, wanted):
+            own = _own_language(entry, language)
+            if own is not None and own != language:
+                notes[f"{name.partition(':')[0]}'s {own} stands for {language}."] = None
+    return list(notes)
+
+
+def _own_language(entry: EvaluationTask, language: str) -> str | None:
+    """Return what a task itself has a language under, where it is known which ones it has."""
+    if is_worldbook(entry):
+        return worldbook_language(language)
+    known = catalogue().get(label_of(entry))
+    if known is None or (entry.data is not None and Path(entry.data).stem == language):
+        return None
+    return nearest_language(language, tuple(known.languages))
 
 
 def suite_tasks(
@@ -139,11 +192,28 @@ def suite_tasks(
         base_folder: What `data_dir` is relative to.
 
     Raises:
-        ConfigError: There is no such suite or data folder, it has nothing in one of the languages, or not the task
-            that it is to be without.
+        ConfigError: There is no such suite or data folder, or not the task that it is to be without.
     """
     if data_dir is not None and not (base_folder / data_dir).is_dir():
         raise ConfigError(f"data_dir: there is no folder {data_dir}; it holds local copies of data sets.")
+    own = {
+        key: value
+        for key in ("limit", "sample", "max_new_tokens")
+        if (value := getattr(entry, key)) is not None
+    }
+    return [
+        task
+        for one in listed_tasks(entry, ability)
+        for task in expanded(one.model_copy(update=own), languages, data_dir, base_folder)
+    ]
+
+
+def listed_tasks(entry: EvaluationTask, ability: Ability) -> list[EvaluationTask]:
+    """Return what the suite of an entry lists for an ability, but for what it is to be without.
+
+    Raises:
+        ConfigError: There is no such suite, or it has not what it is to be without.
+    """
     chosen = suite(entry.task.removeprefix(PREFIX))
     listed = chosen.task_ability if ability == "task_ability" else chosen.language_ability
     names = [one.task for one in listed]
@@ -152,24 +222,7 @@ def suite_tasks(
             raise ConfigError(
                 f"{entry.task}: without {name!r}, which it has not. {did_you_mean(name, names)}"
             )
-    listed = tuple(one for one in listed if one.task not in entry.without)
-    own = {
-        key: value
-        for key in ("limit", "sample", "max_new_tokens")
-        if (value := getattr(entry, key)) is not None
-    }
-    tasks = [
-        task
-        for one in listed
-        for task in expanded(one.model_copy(update=own), languages, data_dir, base_folder)
-    ]
-    lacking = [tag for tag in languages if not any(task.language == tag for task in tasks)]
-    if lacking:
-        raise ConfigError(
-            f"{entry.task} has no task in {', '.join(lacking)}: {', '.join(one.task for one in listed)} lack it; name "
-            "others."
-        )
-    return tasks
+    return [one for one in listed if one.task not in entry.without]
 
 
 def expanded(
@@ -178,16 +231,17 @@ def expanded(
     """Yield an entry of a suite once for every language that it has, pointed at its local copy where there is one."""
     for language in languages:
         if is_worldbook(entry):
-            if language in LANGUAGES:
+            if worldbook_language(language) is not None:
                 yield entry.model_copy(update={"language": language})
         elif code_of(entry.task, language) is not None:
             yield _placed(entry, language, data_dir, base_folder)
 
 
 def code_of(name: str, language: str) -> str | None:
-    """Return what a task of the catalogue calls a language: by its whole tag, else its first part; None: has it not."""
+    """Return what a task of the catalogue calls a language, or its nearest one; None: it has neither."""
     languages = catalogue()[name].languages
-    return languages.get(language) or languages.get(language.partition("-")[0])
+    own = nearest_language(language, tuple(languages))
+    return None if own is None else languages[own]
 
 
 def _placed(entry: EvaluationTask, language: str, data_dir: str | None, base_folder: Path) -> EvaluationTask:
@@ -214,7 +268,8 @@ def copies_of(name: str, language: str, data_dir: str | None) -> list[str]:
     """Return where local copies of a task's data are looked for, in this order."""
     if data_dir is None:
         return []
-    tags = dict.fromkeys((language, language.partition("-")[0]))
+    own = nearest_language(language, tuple(catalogue()[name].languages))
+    tags = dict.fromkeys((language, language.partition("-")[0], *([] if own is None else [own])))
     patterns = catalogue()[name].copies
     return [str(Path(data_dir) / _filled(pattern, tag, tag)) for pattern in patterns for tag in tags]
 

@@ -25,6 +25,7 @@ from lingraft.evaluate.task_data import (
     room_for,
 )
 from lingraft.evaluate.text_units import fold, primary_language, units
+from lingraft.language_tags import english_name, nearest_language
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -165,20 +166,13 @@ def summary_prompt(article: str, language: str) -> str:
     """Return the prompt of version 1, the same for every language but for its name."""
     return (
         f"Article:\n{article.strip()}\n\nSummarise this article in one or two sentences, in "
-        f"{_english_name(language)}.\n\nSummary:"
+        f"{english_name(language)}.\n\nSummary:"
     )
 
 
-def _english_name(language: str) -> str:
-    from babel import Locale
-
-    names = Locale.parse("en").languages
-    return str(names.get(language.replace("-", "_")) or names.get(primary_language(language)) or language)
-
-
 def _xlsum_split(language: str) -> HubSplit | None:
-    config = XLSUM_CONFIGS.get(language) or XLSUM_CONFIGS.get(primary_language(language))
-    return None if config is None else HubSplit("csebuetnlp/xlsum", config, "test", CONVERTED)
+    own = nearest_language(language, tuple(XLSUM_CONFIGS))
+    return None if own is None else HubSplit("csebuetnlp/xlsum", XLSUM_CONFIGS[own], "test", CONVERTED)
 
 
 def _no_such_language(language: str) -> str:

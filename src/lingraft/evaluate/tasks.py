@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from lingraft.config.schema import Evaluation, EvaluationTask
+from lingraft.data.files import data_suffix
 from lingraft.data.readers import commit_of
 from lingraft.data.worldbook import FAMILIES, LANGUAGES
 from lingraft.errors import ConfigError, EvaluationError, LingraftError, did_you_mean, in_one_line
@@ -23,6 +24,7 @@ from lingraft.evaluate.judging.chat_endpoint import key_from_environment
 from lingraft.evaluate.local_rows import Expression, mapped_rows, read_rows
 from lingraft.evaluate.own_tasks import OWN_TASKS
 from lingraft.evaluate.predictions import Ability
+from lingraft.language_tags import nearest_language
 from lingraft.records import hash_file
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 ENGLISH = "en"
 WORLDBOOK = "worldbook"
+_JSON = (".json", ".jsonl")  # what the datasets library reads as it is
 _LOGGERS = ("lm_eval", "huggingface_hub", "transformers.tokenization_utils_base")
 
 
@@ -57,25 +60,94 @@ def check_tasks(evaluation: Evaluation, base_folder: Path, *, languages: Sequenc
         languages: BCP-47 tags of the study's languages besides English.
 
     Raises:
-        ConfigError: With every problem: an unknown family, task or language, a missing file, no judge where one is
-            needed; or the judge's address or key is none.
+        ConfigError: With every problem: an unknown family, task or language, a language that no task covers, a missing
+            file, no judge where one is needed; or the judge's address or key is none.
     """
     problems = []
     if evaluation.judge is not None:
         Judge.of(evaluation.judge)
         key_from_environment()
     for ability, entry in entries(evaluation):
-        wanted = languages if ability == "language_ability" else (ENGLISH,)
-        problem = _problem(entry, base_folder, wanted) or judge_problem(entry, evaluation)
+        problem = _problem(entry, base_folder) or judge_problem(entry, evaluation)
         if problem is not None:
             problems.append(f"evaluate.{ability}: {entry.task}: {problem}")
     problems += [f"evaluate.{problem}" for problem in repeated_tasks(evaluation, languages)]
+    problems += _uncovered(evaluation, languages)
     if not languages:
         problems.append(
             "evaluate: the study trains no language other than English, so there is no language ability."
         )
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def _uncovered(evaluation: Evaluation, languages: Sequence[str]) -> list[str]:
+    """Return a line for each language of the study that no task covers: another one's score must not stand for it."""
+    wanted = wanted_languages("language_ability", evaluation, languages)
+    own = evaluation.language_ability
+    covered = covered_languages(evaluation, languages)
+    has = "; ".join(
+        dict.fromkeys(
+            f"{WORLDBOOK} has {', '.join(LANGUAGES)}"
+            if is_worldbook(entry) and entry.language is None
+            else f"{label_of(entry)} is in {entry.language or ENGLISH}"
+            for entry in own
+        )
+    )
+    return [
+        f"evaluate.language_ability: no task covers {tag!r} ({has}); name one with `language: {tag}`."
+        for tag in wanted
+        if tag not in covered
+    ]
+
+
+def covered_languages(evaluation: Evaluation, languages: Sequence[str]) -> set[str]:
+    """Return the languages in which an evaluation has a task under language ability; its suites are resolved."""
+    wanted = wanted_languages("language_ability", evaluation, languages)
+    return {tag for entry in evaluation.language_ability for _, tag in asked_in(entry, wanted)}
+
+
+def wanted_languages(ability: Ability, evaluation: Evaluation, languages: Sequence[str]) -> tuple[str, ...]:
+    """Return the languages in which a list of tasks is asked for, where an entry names none.
+
+    Args:
+        ability: Which list; task ability is English.
+        evaluation: Its `languages` are evaluated besides those trained.
+        languages: BCP-47 tags of the languages besides English that are trained.
+    """
+    return (
+        (ENGLISH,) if ability == "task_ability" else tuple(dict.fromkeys((*languages, *evaluation.languages)))
+    )
+
+
+def ability_of(ability: Ability, language: str, languages: Sequence[str]) -> Ability:
+    """Return what a task of one of the lists counts towards: a language that is not trained is a further one."""
+    return "further_languages" if ability != "task_ability" and language not in languages else ability
+
+
+def worldbook_language(language: str) -> str | None:
+    """Return worldbook's own tag of a language (pt of pt-BR); None: it has none."""
+    return nearest_language(language, LANGUAGES)
+
+
+def in_study_languages(evaluation: Evaluation, languages: Sequence[str]) -> Evaluation:
+    """Return an evaluation whose entries name their languages as the study does: a task in pt covers pt-BR.
+
+    Args:
+        evaluation: As the study file has it.
+        languages: BCP-47 tags of the languages besides English that are trained.
+    """
+    wanted = wanted_languages("language_ability", evaluation, languages)
+
+    def named(entry: EvaluationTask) -> EvaluationTask:
+        if entry.language is None or entry.language in wanted:
+            return entry
+        own = next((tag for tag in wanted if nearest_language(tag, (entry.language,))), entry.language)
+        return entry.model_copy(update={"language": own})
+
+    return evaluation.model_copy(
+        update={"language_ability": tuple(named(entry) for entry in evaluation.language_ability)}
+    )
 
 
 def repeated_tasks(evaluation: Evaluation, languages: Sequence[str]) -> list[str]:
@@ -89,7 +161,7 @@ def repeated_tasks(evaluation: Evaluation, languages: Sequence[str]) -> list[str
     problems = []
     for ability, entry in entries(evaluation):
         place = f"{ability}: {entry.task}"
-        for one in _expanded(entry, languages if ability == "language_ability" else (ENGLISH,)):
+        for one in asked_in(entry, wanted_languages(ability, evaluation, languages)):
             if one in seen:
                 problems.append(f"{place}: {one[0]} in {one[1]} is in {seen[one]} already; keep one.")
             seen.setdefault(one, place)
@@ -114,15 +186,16 @@ def label_of(entry: EvaluationTask) -> str:
     return entry.name or entry.task
 
 
-def _expanded(entry: EvaluationTask, languages: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Return the tasks and languages that an entry stands for; each may count once only."""
+def asked_in(entry: EvaluationTask, languages: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield the tasks and languages that an entry stands for; each may count once only."""
     if not is_worldbook(entry):
         yield label_of(entry), entry.language or ENGLISH
         return
     family = entry.task.partition(":")[2]
     for name in (family,) if family else FAMILIES:
         for language in (entry.language,) if entry.language else languages:
-            yield f"{WORLDBOOK}:{name}", language
+            if worldbook_language(language) is not None:
+                yield f"{WORLDBOOK}:{name}", language
 
 
 def task_identities(evaluation: Evaluation, base_folder: Path) -> dict[str, str]:
@@ -171,24 +244,23 @@ def _is_file(name: str) -> bool:
     return name.endswith((".yaml", ".yml"))
 
 
-def _problem(entry: EvaluationTask, base_folder: Path, languages: Sequence[str]) -> str | None:
-    problem = name_problem(entry, base_folder, languages)
+def _problem(entry: EvaluationTask, base_folder: Path) -> str | None:
+    problem = name_problem(entry, base_folder)
     if problem is not None or is_worldbook(entry):
         return problem
     # What the hub must give is loaded when it is evaluated: a finished study is not to need the hub again.
     return _load_problem(entry, base_folder) if _is_local(entry, base_folder) else None
 
 
-def name_problem(entry: EvaluationTask, base_folder: Path, languages: Sequence[str]) -> str | None:
+def name_problem(entry: EvaluationTask, base_folder: Path) -> str | None:
     """Return why there is no such task or file, None where there is; nothing is loaded.
 
     Args:
         entry: The task.
         base_folder: What its paths are relative to.
-        languages: In which worldbook is asked for where the entry names none.
     """
     if is_worldbook(entry):
-        return _worldbook_problem(entry, languages)
+        return _worldbook_problem(entry)
     if entry.data is not None and not (base_folder / entry.data).is_file():
         return f"there is no file {entry.data}."
     if _is_file(entry.task):
@@ -221,17 +293,15 @@ def _is_local(entry: EvaluationTask, base_folder: Path) -> bool:
         return True
 
 
-def _worldbook_problem(entry: EvaluationTask, languages: Sequence[str]) -> str | None:
+def _worldbook_problem(entry: EvaluationTask) -> str | None:
     family = entry.task.partition(":")[2]
     if family and family not in FAMILIES:
         return f"worldbook has no family {family!r}. {did_you_mean(family, FAMILIES)}"
-    wanted = languages if entry.language is None else (entry.language,)
-    unknown = [repr(tag) for tag in wanted if tag not in LANGUAGES]
-    known_tags = ", ".join(LANGUAGES)
+    if entry.language is None or worldbook_language(entry.language) is not None:
+        return None
     return (
-        f"worldbook has no {', '.join(unknown)} (it has {known_tags}); name other tasks for it, with `language:`."
-        if unknown
-        else None
+        f"worldbook has no {entry.language!r} (it has {', '.join(LANGUAGES)}); name other tasks for it, with "
+        "`language:`."
     )
 
 
@@ -418,7 +488,7 @@ def _over_local_file(
     Worked examples in the prompt, where a task has them, come from the same file: the harness then leaves out the
     item that is asked.
     """
-    if not entry.fields and entry.rows is None and len(configs) == 1:
+    if not entry.fields and entry.rows is None and len(configs) == 1 and data_suffix(path) in _JSON:
         return [configs[0] | _placed(configs[0], dataset_kwargs={"data_files": _split_of(configs[0], path)})]
     if entry.rows is None and len(configs) > 1:
         raise ValueError(

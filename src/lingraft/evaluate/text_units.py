@@ -10,6 +10,8 @@ import unicodedata
 
 import regex
 
+from lingraft.language_tags import canonical_tag
+
 # They write no spaces between words; segmenting them needs a dictionary, and a score would depend on its version.
 UNSPACED_SCRIPTS = ("Han", "Hiragana", "Katakana", "Bopomofo", "Thai", "Lao", "Khmer", "Myanmar")
 
@@ -90,5 +92,5 @@ def units(folded: str) -> list[str]:
 
 
 def primary_language(language: str) -> str:
-    """Return the first part of a BCP-47 tag: pt of pt-BR."""
-    return language.partition("-")[0].lower()
+    """Return the first part of a language's canonical tag: pt of pt-BR, por and Portuguese."""
+    return (canonical_tag(language) or language).partition("-")[0].lower()

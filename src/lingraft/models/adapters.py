@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lingraft.errors import ModelError, in_one_line
-from lingraft.models.checkpoints import CheckpointReader, WeightReader
+from lingraft.models.layers import layer_of
 from lingraft.models.loading import (
     EMBEDDED_PREFIX,
     load_model,
@@ -21,6 +21,8 @@ from lingraft.models.loading import (
     model_folder,
     tokenizer_in,
 )
+from lingraft.models.tensor_files import WeightReader, repeats
+from lingraft.models.weights import ModelWeights
 from lingraft.records import fingerprint_of, hash_file, read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -52,7 +54,7 @@ def open_weights(name: str, adapter_base: str | None = None) -> WeightReader:
         folder = local_folder(name)
         if (folder / ADAPTER_CONFIG).is_file():
             return AdaptedReader(folder, adapter_base)
-    return CheckpointReader(model_folder(name))
+    return ModelWeights(model_folder(name))
 
 
 def load_merged(
@@ -68,24 +70,57 @@ def load_merged(
     folder = Path(name).expanduser()
     if not (folder / ADAPTER_CONFIG).is_file():
         return load_model(name, dtype=dtype), load_tokenizer(name)
-    base = AdaptedReader(folder).base_folder  # refuses what does not fit
-    model = _merge(load_model(base), folder, dtype)
+    adapted = AdaptedReader(folder)  # refuses what does not fit
+    base = adapted.base_folder
+    model = _merge(load_model(base), adapted, dtype)
     has_tokenizer = (folder / "tokenizer_config.json").is_file()
     return model, tokenizer_in(folder, folder) if has_tokenizer else load_tokenizer(base)
 
 
-def _merge(base: PreTrainedModel, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+def _merge(base: PreTrainedModel, adapter: AdaptedReader, dtype: torch.dtype) -> PreTrainedModel:
     from peft import PeftModel
 
+    folder = adapter.folder
+    if adapter.vocabulary is not None:  # all rows are the adapter's own
+        base.resize_token_embeddings(adapter.vocabulary, mean_resizing=False)
     with warnings.catch_warnings():
         # PEFT reads a name that transformers 5 has renamed; it means nothing to a user of lingraft.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+        # Which the adapter means, and the configuration says.
+        warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
+        warnings.filterwarnings("ignore", message="Model with `tie_word_embeddings=True`")
         try:
-            merged: Any = PeftModel.from_pretrained(base, folder).merge_and_unload()
+            wrapped: Any = PeftModel.from_pretrained(base, folder)
+            _untie(wrapped)
+            merged: Any = wrapped.merge_and_unload()
         except (RuntimeError, ValueError, KeyError) as error:
             raise ModelError(f"{folder}: cannot be merged into its base: {in_one_line(error)}") from error
+    _state_ties(merged)
     checked: PreTrainedModel = merged.to(dtype).eval()
     return checked
+
+
+def _untie(wrapped: Any) -> None:
+    """Give an adapted embedding and the head that it is tied to weights of their own: the update is of one of them."""
+    ends = [wrapped.get_input_embeddings(), wrapped.get_output_embeddings()]
+    if any(hasattr(end, "base_layer") for end in ends):
+        for end in ends[1:]:
+            layer = getattr(end, "base_layer", end)
+            layer.weight = torch.nn.Parameter(layer.weight.detach().clone())
+
+
+def _state_ties(merged: Any) -> None:
+    """Tie the embedding and the head where they are equal and the model had them tied, else say that they are not."""
+    first, last = merged.get_input_embeddings(), merged.get_output_embeddings()
+    config = merged.config.get_text_config()
+    if first.weight is last.weight or not hasattr(config, "tie_word_embeddings"):
+        return
+    if config.tie_word_embeddings and torch.equal(first.weight, last.weight):
+        last.weight = first.weight
+        return
+    for one in (config, merged.config):
+        one.tie_word_embeddings = False
+    merged.all_tied_weights_keys = {}
 
 
 def merged_content_hash(name: str) -> str:
@@ -119,9 +154,14 @@ class AdaptedReader:
             raise ModelError(
                 f"{folder}: its {ADAPTER_CONFIG} names no base model; give it with --adapter-base."
             )
-        self._base = CheckpointReader(model_folder(str(named)))
+        self._base = ModelWeights(model_folder(str(named)))
         self._stored = _Stored(folder)
         self._check_fit()
+        self.vocabulary = self._resized()
+        """Rows of the embeddings where the adapter has resized them; None: as many as the base."""
+        changed = {*self._stored.whole, *(f"{module}.weight" for module in self._stored.factors)}
+        self.names: tuple[str, ...] = tuple(sorted({*self._base.names, *self._apart(changed)}))
+        """Names of the parameters, of the base's tied ones both where the adapter changes one of them alone."""
 
     @property
     def folder(self) -> Path:
@@ -132,11 +172,6 @@ class AdaptedReader:
     def base_folder(self) -> Path:
         """Where the base model lies."""
         return self._base.folder
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the base's tensors."""
-        return self._base.names
 
     @property
     def architecture(self) -> str | None:
@@ -178,13 +213,12 @@ class AdaptedReader:
         return float(alpha) / (rank**0.5 if self._config.get("use_rslora") else rank)
 
     def _check_fit(self) -> None:
-        turned = bool(self._config.get("fan_in_fan_out"))
         for module, (stored_left, stored_right) in list(self._stored.factors.items()):
             left, right = stored_left, stored_right
             name = f"{module}.weight"
-            if name not in self._base.names:
+            if name not in self._base:
                 raise ModelError(f"{self.folder}: adapts {name}, which {self._base.folder} does not have.")
-            if turned or module in self._stored.embeddings:
+            if self._base.is_turned(name) or module in self._stored.embeddings:
                 left, right = right.T, left.T  # the weight is stored as [in, out]
                 self._stored.factors[module] = (left, right)
             if self.shape(name) != (left.shape[0], right.shape[1]):
@@ -192,9 +226,54 @@ class AdaptedReader:
                     f"{self.folder}: its update of {name} is {[left.shape[0], right.shape[1]]}, the weight in "
                     f"{self._base.folder} is {list(self.shape(name))}."
                 )
-        for name in self._stored.whole:
-            if name not in self._base.names:
+        for name, tensor in self._stored.whole.items():
+            if name not in self._base:
                 raise ModelError(f"{self.folder}: holds {name}, which {self._base.folder} does not have.")
+            if tuple(tensor.shape) != self._base.shape(name) and not self._is_resized(name):
+                raise ModelError(
+                    f"{self.folder}: its {name} is {list(tensor.shape)}, that of {self._base.folder} is "
+                    f"{list(self._base.shape(name))}: it belongs to another base. Give it with --adapter-base."
+                )
+
+    def _is_resized(self, name: str) -> bool:
+        """Whether a tensor that is saved whole differs from the base's in its number of rows alone: a vocabulary."""
+        own, base = tuple(self._stored.whole[name].shape), self._base.shape(name)
+        return (
+            layer_of(name) is None
+            and len(own) == len(base) == 2
+            and own[0] != base[0]
+            and own[1:] == base[1:]
+        )
+
+    def _resized(self) -> int | None:
+        resized = {name: len(tensor) for name, tensor in self._stored.whole.items() if self._is_resized(name)}
+        if not resized:
+            return None
+        # What else has a row for each token, and is no tied name of what the adapter brings along.
+        rows = self._base.shape(next(iter(resized)))[0]
+        brought = {self._base.tied.get(name, name) for name in resized}
+        left = [
+            name
+            for name in self._base.names
+            if layer_of(name) is None and len(self._base.shape(name)) == 2
+            if self._base.shape(name)[0] == rows and name not in brought
+        ]
+        if left or len(set(resized.values())) > 1:
+            said = ", ".join(f"{name} with {count} rows" for name, count in sorted(resized.items()))
+            raise ModelError(
+                f"{self.folder}: was trained on a resized vocabulary ({said}; {self._base.folder} has {rows}), but "
+                f"does not hold {left[0] if left else 'one number of rows'}, so the whole model cannot be made. Save "
+                "the adapter with save_embedding_layers=True, or merge it where it was trained."
+            )
+        return next(iter(resized.values()))
+
+    def _apart(self, changed: set[str]) -> list[str]:
+        """Return the names that are tied in the base, and of which the adapter makes two different tensors."""
+        return [
+            name
+            for name, own in self._base.tied.items()
+            if changed & {name, own} and not repeats(self, name, own)
+        ]
 
 
 class _Stored:
@@ -215,9 +294,11 @@ class _Stored:
         self.embeddings: set[str] = set()
         found: dict[str, dict[str, torch.Tensor]] = {}
         for key, tensor in tensors.items():
-            name = key.removeprefix(_PREFIX).replace(
-                ".base_layer.", "."
-            )  # PEFT saves adapted embeddings whole as well
+            name = key.removeprefix(_PREFIX)
+            if ".original_module." in name:  # what a module saved whole was before
+                continue
+            # PEFT saves adapted and resized embeddings whole as well.
+            name = name.replace(".base_layer.", ".").replace(".modules_to_save.", ".")
             factor = next((part for part in name.split(".") if part in _FACTORS), None)
             if factor is None:
                 self.whole[name] = tensor

@@ -1,241 +1,26 @@
-"""Checkpoints on disk: read one tensor at a time, written as float32 safetensors."""
+"""Checkpoints on disk: written as float32 safetensors, and made of two others tensor by tensor."""
 
 from __future__ import annotations
 
 import json
-import math
 import shutil
-from collections.abc import Callable, Iterator
-from io import RawIOBase
+from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from lingraft.data.chat_template import chat_template
-from lingraft.errors import ModelError, did_you_mean
-from lingraft.records import read_json, write_json_atomically
+from lingraft.errors import ModelError
+from lingraft.models.tensor_files import INDEX_FILE
+from lingraft.models.tensor_files import CheckpointReader as CheckpointReader  # noqa: PLC0414 - its old place
+from lingraft.models.weights import ModelWeights
+from lingraft.records import write_json_atomically
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-
-
-_TYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-
-
-class WeightReader(Protocol):
-    """A model's tensors, read piece by piece."""
-
-    @property
-    def folder(self) -> Path:
-        """Where they lie."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the tensors, sorted."""
-
-    @property
-    def architecture(self) -> str | None:
-        """As the configuration names it, such as llama; None: there is no configuration."""
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor."""
-
-    def pieces(self, name: str, elements: int, rows: int | None = None) -> Iterator[torch.Tensor]:
-        """Whole rows of a tensor, in order; see `CheckpointReader.pieces`."""
-
-
-class CheckpointReader:
-    """The tensors of a folder's safetensors files, each read only when asked for.
-
-    Memory: one tensor or piece at a time, whatever the size of the model. Files stay mapped while the reader lives, but
-    `pieces` reads beside the map, so that what was read does not count as this process's memory.
-
-    Args:
-        folder: Holds model.safetensors, or model.safetensors.index.json and the shards that it names.
-
-    Raises:
-        ModelError: Neither is there, a shard is missing, or a file is damaged.
-    """
-
-    def __init__(self, folder: str | Path) -> None:
-        self._folder = Path(folder)
-        self._files: dict[str, Any] = {}
-        self._headers: dict[Path, tuple[int, dict[str, Any]]] = {}
-        self._file_of = self._places()
-        self.names: tuple[str, ...] = tuple(sorted(self._file_of))
-
-    @property
-    def folder(self) -> Path:
-        """Where the files lie."""
-        return self._folder
-
-    @property
-    def architecture(self) -> str | None:
-        """`model_type` of config.json, such as llama; None: it is not there, or does not say.
-
-        Raises:
-            ModelError: config.json is not valid JSON.
-        """
-        path = self._folder / "config.json"
-        if not path.is_file():
-            return None
-        try:
-            found = read_json(path)
-        except ValueError as error:
-            raise ModelError(f"{path}: is not valid JSON ({error}). Fetch the checkpoint again.") from error
-        return found.get("model_type") if isinstance(found, dict) else None
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Return a tensor's shape from the file's header, without reading the tensor.
-
-        Raises:
-            ModelError: There is no tensor of that name.
-        """
-        return tuple(self._in_file(name).get_slice(name).get_shape())
-
-    def files(self) -> dict[str, list[str]]:
-        """Return the names of the tensors of each file."""
-        found: dict[str, list[str]] = {}
-        for name in self.names:
-            found.setdefault(self._file_of[name], []).append(name)
-        return found
-
-    def tensor(self, name: str) -> torch.Tensor:
-        """Return a tensor in the type it is stored in, on the CPU.
-
-        Raises:
-            ModelError: There is no tensor of that name.
-        """
-        tensor: torch.Tensor = self._in_file(name).get_tensor(name)
-        return tensor
-
-    def pieces(self, name: str, elements: int, rows: int | None = None) -> Iterator[torch.Tensor]:
-        """Yield a tensor row by row (along its first axis) in pieces, flat and in the type it is stored in.
-
-        Args:
-            name: The tensor.
-            elements: About as many numbers a piece; at least one row.
-            rows: Stop after so many rows; None: all.
-
-        Yields:
-            [numbers of some whole rows], valid until the next piece is asked for: the memory is used again.
-
-        Raises:
-            ModelError: There is no tensor of that name, its type is unknown, or the file is cut off.
-        """
-        path, entry, start = self._entry(name)
-        if entry["dtype"] not in _TYPES:
-            raise ModelError(f"{path}: {name} is of type {entry['dtype']}, which cannot be read.")
-        kind = _TYPES[entry["dtype"]]
-        shape = entry["shape"]
-        count = shape[0] if shape else 1
-        width = math.prod(shape[1:])  # numbers in a row
-        left = (count if rows is None else min(rows, count)) * width
-        size = max(1, elements // max(1, width)) * width
-        buffer = bytearray(min(size, left) * kind.itemsize)
-        with path.open("rb", buffering=0) as file:
-            file.seek(start)
-            while left > 0:
-                numbers = min(size, left)
-                view = memoryview(buffer)[: numbers * kind.itemsize]
-                if _read_into(file, view) < len(view):
-                    raise ModelError(f"{path}: {name} is cut off. Fetch the checkpoint again.")
-                yield torch.frombuffer(view, dtype=kind)
-                left -= numbers
-
-    def _entry(self, name: str) -> tuple[Path, dict[str, Any], int]:
-        """Return a tensor's file, its entry in the header, and where its bytes begin; safe_open has checked them."""
-        self._in_file(name)
-        path = self.folder / self._file_of[name]
-        if path not in self._headers:
-            with path.open("rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                self._headers[path] = (8 + length, json.loads(file.read(length)))
-        begin, header = self._headers[path]
-        return path, header[name], begin + int(header[name]["data_offsets"][0])
-
-    def _places(self) -> dict[str, str]:
-        if (self.folder / INDEX_FILE).is_file():
-            return self._places_by_index()
-        if (self.folder / SINGLE_FILE).is_file():
-            return dict.fromkeys(self._open(SINGLE_FILE).keys(), SINGLE_FILE)
-        raise ModelError(missing_weights(self.folder))
-
-    def _places_by_index(self) -> dict[str, str]:
-        index = self.folder / INDEX_FILE
-        try:
-            places = {str(name): str(file) for name, file in read_json(index)["weight_map"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(f"{index}: not an index of shards ({type(error).__name__}: {error}).") from error
-        stored: dict[str, set[str]] = {
-            file: set(self._open(file).keys()) for file in sorted(set(places.values()))
-        }
-        for name, file in places.items():
-            if name not in stored[file]:
-                raise ModelError(
-                    f"{index}: {name} should be in {file}, but is not. Fetch the checkpoint again."
-                )
-        return places
-
-    def _open(self, file: str) -> Any:
-        if file not in self._files:
-            path = self.folder / file
-            if Path(file).name != file:
-                raise ModelError(f"{self.folder / INDEX_FILE}: the shard {file!r} is outside the folder.")
-            if not path.is_file():
-                raise ModelError(f"{self.folder}: the shard {file} is missing. Fetch the checkpoint again.")
-            try:
-                self._files[file] = safe_open(path, framework="pt", device="cpu")
-            except (SafetensorError, OSError) as error:
-                raise ModelError(f"{path}: damaged ({error}). Fetch the checkpoint again.") from error
-        return self._files[file]
-
-    def _in_file(self, name: str) -> Any:
-        if name not in self._file_of:
-            raise ModelError(f"{self.folder}: no tensor is called {name!r}. {did_you_mean(name, self.names)}")
-        return self._open(self._file_of[name])
-
-
-def _read_into(file: RawIOBase, view: memoryview) -> int:
-    """Fill `view`; a single read may stop short of 2 GiB."""
-    done = 0
-    while done < len(view):
-        count = file.readinto(view[done:])
-        if not count:
-            break
-        done += count
-    return done
-
-
-def missing_weights(folder: Path) -> str:
-    """Return the message for a folder without safetensors, saying so where it holds pickles instead."""
-    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
-    if pickles:
-        return (
-            f"{folder}: only pickled weights ({', '.join(pickles)}), which can run any code when read, so lingraft "
-            "does not. Convert them to safetensors (load and save_pretrained in an environment you trust)."
-        )
-    return f"{folder}: holds neither {SINGLE_FILE} nor {INDEX_FILE}, so there are no weights to read."
 
 
 def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -264,37 +49,61 @@ def combine_checkpoints(
     after: Path,
     combine: Callable[[str, torch.Tensor, torch.Tensor], torch.Tensor],
     folder: Path,
+    *,
+    trust_remote_code: bool = False,
 ) -> None:
-    """Write a model of two that share an architecture, tensor by tensor; one shard is in memory at a time.
+    """Write a model of two that share an architecture, parameter by parameter; about a shard is in memory at a time.
 
-    Tensors of whole numbers or marks are the second's.
+    What is no parameter, and tensors of whole numbers or marks, are the second's.
 
     Args:
-        before: Checkpoint folder of the first.
+        before: Checkpoint folder of the first, whose files may name tensors otherwise.
         after: Of the second; all of its files but the weights are taken over, and so are its shards.
-        combine: Called with a tensor's name and the two tensors in float32; returns the new one.
+        combine: Called with a parameter's name and the two tensors in float32; returns the new one.
         folder: Where the model goes.
+        trust_remote_code: Run Python code that the models bring along, which tells the parameters' names.
 
     Raises:
-        ModelError: The first lacks a tensor of the second, or has it in another shape.
+        ModelError: The first lacks a parameter of the second, or has it in another shape.
     """
-    first, second = CheckpointReader(before), CheckpointReader(after)
+    first = ModelWeights(before, trust_remote_code=trust_remote_code)
+    second = ModelWeights(after, trust_remote_code=trust_remote_code)
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(after.iterdir()):
         if path.is_file() and path.suffix != ".safetensors":
             shutil.copyfile(path, folder / path.name)
-    for file, names in second.files().items():
-        combined = {}
-        for name in names:
-            if name not in first.names or first.shape(name) != second.shape(name):
-                raise ModelError(
-                    f"{before}: has no {name} of the shape {list(second.shape(name))} that {after} has."
-                )
-            tensor = second.tensor(name)
-            if tensor.is_floating_point():  # else it counts or marks something, and is no weight
-                tensor = combine(name, first.tensor(name).float(), tensor.float()).contiguous()
-            combined[name] = tensor
-        save_file(combined, folder / file, metadata={"format": "pt"})
+    left = {file: set(names) - set(second.repeated) for file, names in second.files.files().items()}
+    pending: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+    places: dict[str, str] = {}
+    for part in second.parts():
+        made = {name: _combined(name, first, second, combine) for name in part.parameters}
+        files = {name: second.files.file_of(name) for name in part.stored}
+        for name, tensor in second.as_stored(part, made).items():
+            places[name] = files.get(name, files[part.stored[0]])
+            pending[places[name]][name] = tensor.contiguous()
+        for name, file in files.items():
+            left[file].discard(name)
+        for file in [file for file in pending if not left[file]]:
+            save_file(pending.pop(file), folder / file, metadata={"format": "pt"})
+    if (after / INDEX_FILE).is_file():
+        index = json.loads((after / INDEX_FILE).read_text(encoding="utf-8"))
+        write_json_atomically(folder / INDEX_FILE, {**index, "weight_map": dict(sorted(places.items()))})
+
+
+def _combined(
+    name: str,
+    first: ModelWeights,
+    second: ModelWeights,
+    combine: Callable[[str, torch.Tensor, torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    if name not in first or first.shape(name) != second.shape(name):
+        raise ModelError(
+            f"{first.folder}: has no {name} of the shape {list(second.shape(name))} that {second.folder} has."
+        )
+    tensor = second.tensor(name)
+    if not tensor.is_floating_point():  # it counts or marks something, and is no weight
+        return tensor
+    return combine(name, first.tensor(name).float(), tensor.float())
 
 
 def _in_float32(model: PreTrainedModel) -> dict[str, torch.Tensor]:

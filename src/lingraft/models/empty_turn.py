@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from lingraft.data.chat_format import chat_format
 from lingraft.data.example import Message
+from lingraft.data.special_tokens import special_tokens
 from lingraft.errors import ModelError
-from lingraft.models.generation import Ending, special_tokens
+from lingraft.models.generation import Ending
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

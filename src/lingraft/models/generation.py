@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from transformers import (
-    AutoConfig,
     DynamicCache,
     GenerationConfig,
     LogitsProcessor,
@@ -38,6 +37,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from lingraft.data.chat_format import chat_format
 from lingraft.models.loss import SupervisedHead
+from lingraft.models.token_ids import check_token_ids, embedding_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -204,14 +204,18 @@ class TransformersGenerator:
     ) -> None:
         self.batch_size = batch_size
         self._model, self._tokenizer, self._own_defaults = model, tokenizer, own_defaults
+        self._rows = embedding_rows(model)
 
     def continue_batch(
         self, prompts: Sequence[TokenPrompt], sampling: Sampling, ending: Ending
     ) -> list[Generated]:
         """Return one continuation per prompt; shorter ones are padded before what they do not share."""
+        check_token_ids(
+            (token for one in prompts for token in one.ids), self._rows, self._tokenizer, "a prompt"
+        )
         found: dict[int, Generated] = {}
         with torch.inference_mode(), nullcontext() if self._own_defaults else _own_defaults_off(self._model):
-            rows = self._begin(prompts, sampling, pad=min(ending.tokens))  # any id: the mask covers it
+            rows = self._begin(prompts, sampling, self._pad(ending))
             width = rows.ids.shape[1]
             while rows.places:
                 ids, has_ended = self._go_on(rows, width, sampling, ending)
@@ -220,6 +224,10 @@ class TransformersGenerator:
                     found[rows.places[row]] = finished(said, ending, self._tokenizer)
                 rows = rows.without(has_ended, ids)
         return [found[place] for place in range(len(prompts))]
+
+    def _pad(self, ending: Ending) -> int:
+        """Return what fills rows: any id that the model knows, since the mask covers it."""
+        return min(*ending.tokens, self._rows - 1)
 
     def _begin(self, prompts: Sequence[TokenPrompt], sampling: Sampling, pad: int) -> _Rows:
         """Return the rows of a batch, with the keys and values of their prompts but for the last tokens."""
@@ -291,7 +299,7 @@ class TransformersGenerator:
             do_sample=False,
             max_new_tokens=max(rows.limits) - (rows.ids.shape[1] - width),
             eos_token_id=sorted(ending.tokens),
-            pad_token_id=min(ending.tokens),
+            pad_token_id=self._pad(ending),
         )
         ends = _Ends(self._tokenizer, ending, width, rows)
         model: Any = self._model
@@ -474,19 +482,6 @@ def chat_ending(named: int | list[int] | None, tokenizer: PreTrainedTokenizerBas
     own = named if isinstance(named, list) else [] if named is None else [named]
     chat = chat_format(tokenizer)
     return Ending(chat.endings.union(map(int, own)), thoughts=chat.thoughts)
-
-
-def context_length(folder: Path, *, trust_remote_code: bool = False) -> int | None:
-    """Return how many tokens of prompt and continuation a model takes; None: its configuration does not say."""
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code).get_text_config()
-    length: int | None = getattr(config, "max_position_embeddings", None)
-    return length
-
-
-def special_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Return the ids of the special tokens, those included that only the tokenizer's file marks as special."""
-    added = tokenizer.added_tokens_decoder
-    return frozenset(tokenizer.all_special_ids) | {token for token, one in added.items() if one.special}
 
 
 def _processors(sampling: Sampling, draws: Sequence[torch.Generator]) -> LogitsProcessorList:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -10,7 +11,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 _LAYER_LISTS = frozenset({"layers", "layer", "h", "blocks", "block"})
-_OTHER_TOWERS = frozenset({"vision_tower", "vision_model", "visual", "audio_tower", "encoder"})
+# Parts of a model that sees or hears; their layers are no decoder layers.
+_OTHER_TOWERS = re.compile(
+    r"^vit|vision|visual|image|img|audio|speech|encoder|perceiver|resampler|qformer|projector"
+)
 _ADAPTER_PARTS = frozenset({"base_layer", "modules_to_save", "original_module"})
 _TENSOR_KINDS = frozenset({"weight", "bias"})
 
@@ -24,7 +28,7 @@ def layer_of(parameter: str) -> int | None:
     """
     components = parameter.split(".")
     for position, component in enumerate(components[:-1]):
-        if component in _OTHER_TOWERS:
+        if _OTHER_TOWERS.search(component):
             return None
         following = components[position + 1]
         if component in _LAYER_LISTS and following.isdecimal():

@@ -22,9 +22,12 @@ from transformers import (
 
 from lingraft.data.chat_format import chat_format
 from lingraft.data.chat_template import FALLBACK_TEMPLATE
+from lingraft.data.example import Message
 from lingraft.errors import ModelError, in_one_line
-from lingraft.models.checkpoints import INDEX_FILE, SINGLE_FILE, CheckpointReader, missing_weights
 from lingraft.models.embedded import embedded_folder
+from lingraft.models.tensor_files import INDEX_FILE, SINGLE_FILE, CheckpointReader, missing_weights
+from lingraft.models.token_ids import check_token_ids
+from lingraft.models.weights import empty_model
 from lingraft.records import hash_file
 
 EMBEDDED_PREFIX = "embedded:"
@@ -76,11 +79,6 @@ def local_folder(name: str, *, trust_remote_code: bool = False) -> Path:
     return folder if folder.is_dir() else _from_hub(name, trust_remote_code)
 
 
-def compute_device() -> torch.device:
-    """Return what a process by itself computes on: this machine's accelerator, else its processor."""
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-
-
 def load_model(
     name_or_folder: str | Path, *, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False
 ) -> PreTrainedModel:
@@ -130,7 +128,8 @@ def check_model(name: str, folder: Path, *, trust_remote_code: bool = False) -> 
 
     Raises:
         ModelError: Its configuration cannot be read or is none of a causal language model, its tokenizer cannot be
-            loaded, its chat format fails its test, or a file of weights is not whole; the message is one line.
+            loaded, its chat format fails its test, a file of weights is not whole, or the chat template writes a token
+            that the model has no embedding for; the message is one line.
     """
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -143,7 +142,12 @@ def check_model(name: str, folder: Path, *, trust_remote_code: bool = False) -> 
             "model that AutoModelForCausalLM can load."
         )
     CheckpointReader(folder)
-    chat_format(tokenizer_in(folder, name, trust_remote_code=trust_remote_code))
+    tokenizer = tokenizer_in(folder, name, trust_remote_code=trust_remote_code)
+    chat = chat_format(tokenizer)
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    if rows is not None:  # loading compares it with the embedding's size
+        written = [*chat.prompt_ids([Message("user", "a")]), *chat.endings]
+        check_token_ids(written, rows, tokenizer, f"{name}: its chat template")
 
 
 def parameter_names(folder: Path, *, trust_remote_code: bool = False) -> tuple[str, ...]:
@@ -151,15 +155,8 @@ def parameter_names(folder: Path, *, trust_remote_code: bool = False) -> tuple[s
 
     Empty where a model's own code cannot be run without memory for its weights.
     """
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    try:
-        with torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                config, trust_remote_code=trust_remote_code
-            )
-    except Exception:  # whatever its code raises; loading it for training will tell
-        return ()
-    return tuple(name for name, _ in model.named_parameters())
+    model = empty_model(folder, trust_remote_code=trust_remote_code)
+    return () if model is None else tuple(name for name, _ in model.named_parameters())
 
 
 def _first_line(error: Exception) -> str:

@@ -1,13 +1,14 @@
 """The one place for masking, the loss and its token count: training and held-out evaluation both use it.
 
 The output head over a large vocabulary is a big share of a small model's cost, and prompts need no
-logits: a hook keeps only the positions whose next token is supervised, for any architecture. Of these logits no
-float32 copy is made but of a few rows at a time.
+logits: a hook keeps only the positions whose next token is supervised, for any architecture. Of these logits, which
+are of the type that the model computes in, no float32 copy is made but of a few rows at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -159,19 +160,26 @@ class TokenLosses:
     auxiliary: Tensor | None
 
 
-def token_losses(model: nn.Module, batch: Batch) -> TokenLosses:
+def token_losses(
+    model: nn.Module, batch: Batch, *, arithmetic: AbstractContextManager[object] | None = None
+) -> TokenLosses:
     """Return the cross entropy of each supervised token, the head applied to those positions only.
 
     The model gets no attention mask where it needs none: padding is on the right, so a causal model's real
     tokens never see it, and without a mask attention takes its fast causal path. Only a router's
     load-balancing loss, which averages over tokens, is told which are real.
+
+    Args:
+        model: A causal language model.
+        batch: From `collate`.
+        arithmetic: What the model runs in, such as `Compute.autocast()`; the loss is taken outside of it.
     """
     unwrapped: Any = getattr(model, "module", model)  # DistributedDataParallel hides the model's methods
     input_ids, supervised = batch["input_ids"], batch["supervised"]
     keep = functional.pad(supervised[:, 1:], (0, 1), value=False)  # position t predicts token t + 1
     routed = bool(getattr(unwrapped.config.get_text_config(), "output_router_logits", False))
     mask = {"attention_mask": batch["attention_mask"]} if routed else {}
-    with SupervisedHead(unwrapped, keep):
+    with SupervisedHead(unwrapped, keep), arithmetic or nullcontext():
         outputs = model(input_ids=input_ids, use_cache=False, **mask)
     targets = input_ids[:, 1:][supervised[:, 1:]]
     values = cross_entropy(outputs.logits, targets)
@@ -184,6 +192,7 @@ def supervised_loss(
     batch: Batch,
     *,
     with_auxiliary: bool = False,
+    arithmetic: AbstractContextManager[object] | None = None,
     penalties: Sequence[OutputPenalty] = (),
 ) -> tuple[Tensor, int]:
     """Return the summed cross entropy of a batch's supervised tokens and their number.
@@ -196,12 +205,13 @@ def supervised_loss(
         batch: From `collate`.
         with_auxiliary: Add a mixture of experts' load-balancing loss, times the batch's supervised tokens:
             after the division it is the mean over micro-batches, weighted as the loss is. For training.
+        arithmetic: See `token_losses`.
         penalties: Added to the sum.
 
     Returns:
         The sum in nats, a float32 scalar, and the number of supervised tokens.
     """
-    losses = token_losses(model, batch)
+    losses = token_losses(model, batch, arithmetic=arithmetic)
     total = losses.values.sum()
     if with_auxiliary and losses.auxiliary is not None:
         total = total + losses.auxiliary.float() * losses.values.numel()

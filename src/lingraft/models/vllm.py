@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lingraft.errors import ConfigError
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedTokenizerBase
 
     from lingraft.models.generation import Ending, Generated, Sampling, TokenPrompt
@@ -29,7 +30,7 @@ def check_vllm() -> None:
 
 
 class VllmGenerator:
-    """Generation by vLLM in bfloat16; it batches by itself, a batch here is what is saved at once.
+    """Generation by vLLM; it batches by itself, a batch here is what is saved at once.
 
     Its seeds are per row too, but its kernels add up in an order that depends on the load: two runs may differ in
     rounding. It keeps its share of the GPU's memory until it is deleted.
@@ -37,11 +38,18 @@ class VllmGenerator:
 
     batch_size = 256
 
-    def __init__(self, folder: Path, tokenizer: PreTrainedTokenizerBase, *, trust_remote_code: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        dtype: torch.dtype,
+        trust_remote_code: bool,
+    ) -> None:
         check_vllm()
         from vllm import LLM
 
-        self._model: Any = LLM(model=str(folder), dtype="bfloat16", trust_remote_code=trust_remote_code)
+        self._model: Any = LLM(model=str(folder), dtype=dtype, trust_remote_code=trust_remote_code)
         self._tokenizer = tokenizer
 
     def continue_batch(

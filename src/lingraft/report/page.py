@@ -30,17 +30,20 @@ from lingraft.report.tables import (
     answer_table,
     change_table,
     contamination_table,
+    des_note,
     failures,
     forgetting_table,
     model_title,
     noise_note,
     phase_one_models,
+    precision_note,
     seed_table,
     smallest_visible,
     strategy_cost_table,
     study_table,
     task_table,
     training_table,
+    unpaired_lines,
 )
 
 _FIGURES = (
@@ -125,7 +128,13 @@ def render_page(result: dict[str, Any], study: Study) -> str:
         costs=strategy_cost_table(result),
         visible=smallest_visible(result),
         noise=noise_note(result),
+        des=des_note(result),
+        precision=precision_note(result),
         answers=answer_table(result),
+        unpaired={
+            model_title(one, with_seed=True): unpaired_lines(one) for one in done if unpaired_lines(one)
+        },
+        language_notes=result.get("language_notes") or [],  # results of earlier versions have none
         left_out={name: scores["left_out"] for name, scores in models.items() if scores["left_out"]},
         truncated={name: sum(scores["truncated"].values()) for name, scores in models.items()},
         shortened={name: scores["shortened"] for name, scores in models.items() if scores["shortened"]},

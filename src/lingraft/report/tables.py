@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 ABSENT = "-"
 FAILED = "failed"
 _DRIFT = "drift"
+_FURTHER = "further languages"
 BITS = "bits_per_character"
 
 
@@ -135,10 +136,14 @@ def _cells_of(result: dict[str, Any], one: dict[str, Any]) -> list[dict[str, Any
 
 
 def _without_unmeasured(table: Table) -> Table:
-    """Leave out the drift's column where no cell has one: it is an optional measure."""
+    """Leave out the columns of what is optional, drift and further languages, where no row has any."""
     absent = [all(row[i] == ABSENT for row in table.rows) for i in range(len(table.columns))]
     return table.part(
-        [i for i, column in enumerate(table.columns) if not (column.title == _DRIFT and absent[i])]
+        [
+            i
+            for i, column in enumerate(table.columns)
+            if not (column.title in (_DRIFT, _FURTHER) and absent[i])
+        ]
     )
 
 
@@ -349,8 +354,9 @@ def _columns(languages: Sequence[str]) -> tuple[Column, ...]:
         Column("change", "paired difference of task ability to Phase 1, with its 95 % interval"),
         Column("retention", "task ability after / before"),
         *(Column(tag, f"language ability in {tag}") for tag in languages),
-        Column("language ability", "mean over languages of the mean over tasks, 0 to 1"),
+        Column("language ability", "mean over the trained languages of the mean over tasks, 0 to 1"),
         Column("gain", "language ability after - before, with its 95 % interval"),
+        Column(_FURTHER, "the same mean over the languages that are evaluated and not trained"),
         Column("wrong lang.", "share of answers in another language than asked"),
     )
 
@@ -395,6 +401,7 @@ def _figures(cell: dict[str, Any] | None, scores: dict[str, Any], languages: Seq
         *(_Figure((scores["per_language"].get(tag) or {}).get("value")) for tag in languages),
         _score(scores["language_ability"]),
         _change(difference["language_ability"]),
+        _score(scores.get("further_languages") or {"value": None, "low": None, "high": None}),
         _Figure(scores["wrong_language"], is_percent=True),
     ]
 
@@ -470,11 +477,35 @@ def smallest_visible(result: dict[str, Any]) -> str:
     return f"Smallest difference to Phase 1 that could have been seen (80 % power): {', '.join(parts)}."
 
 
+def precision_note(result: dict[str, Any]) -> str:
+    """Say in which types, and on what, models were trained and evaluated."""
+    used = result["precision"]
+    trained = f"Trained in {' and '.join(used['training'])}, evaluated" if used["training"] else "Evaluated"
+    return f"{trained} in {used['evaluation']} on {used['device']}."
+
+
+def unpaired_lines(cell: dict[str, Any]) -> list[str]:
+    """Return what a finished cell's comparisons leave out, and why; results of earlier versions count less."""
+    matrix = cell["forgetting"]["ability"] or {}
+    return [
+        *(f"{task}: {count} items" for task, count in (cell.get("unpaired") or {}).items()),
+        *(cell.get("not_paired") or {}).values(),
+        *(f"Base model: {problem}" for problem in (matrix.get("not_paired") or {}).values()),
+    ]
+
+
 def noise_note(result: dict[str, Any]) -> str | None:
     """Say how far scores moved when their answers were generated again, by the model that moved most; None: once."""
     entries = [result["base"], *(one.get("scores") for one in (*result["phase_ones"], *result["cells"]))]
     found = [noise for one in entries if one is not None and (noise := one.get("noise")) is not None]
     return noise_sentence(found) if found else None
+
+
+def des_note(result: dict[str, Any]) -> str | None:
+    """Say why cells have no DES; None: all that were asked for it do."""
+    phases = [one for cell in result["cells"] for one in cell.get("phases", ())]
+    reasons = dict.fromkeys(reason for one in phases if (reason := one.get("des_reason")) is not None)
+    return f"DES is missing where {'; and where '.join(reasons)}." if reasons else None
 
 
 def noise_sentence(found: Sequence[Mapping[str, Any]]) -> str:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from lingraft.models.compute import accumulated
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -23,8 +25,8 @@ class Moments:
 
     @classmethod
     def of(cls, states: torch.Tensor) -> Moments:
-        """Return the moments of [n, d] states; n may be 0."""
-        wide = states.double()
+        """Return the moments of [n, d] states; n may be 0. They are where the states are, if that has float64."""
+        wide = accumulated(states)
         mean = wide.mean(dim=0) if len(wide) else wide.new_zeros(wide.shape[1])
         centred = wide - mean
         return cls(len(wide), mean, centred.T @ centred)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -23,6 +23,9 @@ from lingraft.representation.states import (
     encode_alike,
     model_states,
 )
+
+if TYPE_CHECKING:
+    from lingraft.models.compute import Compute
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +134,7 @@ def drift_of_models(
     *,
     positions: Positions = "prompt",
     max_length: int = 1024,
-    dtype: torch.dtype = torch.float32,
+    compute: Compute | None = None,
     trust_remote_code: bool = False,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> DriftOfModels:
@@ -144,7 +147,7 @@ def drift_of_models(
         prompts: From `read_prompts` or `prompts_of`; at least one.
         positions: `prompt`: every token of the prompts; `last`: the one after which the answer begins.
         max_length: Tokens of a prompt; longer ones lose their beginning, and are counted.
-        dtype: Type that the weights are held in.
+        compute: What runs the models, and the type that their weights are held in; None: float32.
         trust_remote_code: Run code that a model brings along.
         on_progress: Called with the model's name, its prompts done and all of them.
 
@@ -163,7 +166,7 @@ def drift_of_models(
             name,
             encoded,
             positions=positions,
-            dtype=dtype,
+            compute=compute,
             trust_remote_code=trust_remote_code,
             on_progress=None if on_progress is None else partial(on_progress, name),
         )

@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lingraft.config.schema import DataSource
 from lingraft.data.example import UNDETERMINED_LANGUAGE, Example, Message
+from lingraft.data.example_table import select
 from lingraft.data.formats import row_language
 from lingraft.data.readers import RawRow, read_file
-from lingraft.data.row_fields import RowError
+from lingraft.data.row_fields import Row, RowError
 from lingraft.data.sources import load_data
+from lingraft.data.spool import MadeWhenAsked
 from lingraft.errors import DataError
 
 _SUFFIXES = (".jsonl", ".json")
@@ -37,8 +41,8 @@ class Prompt:
 
 def read_prompts(
     source: str, *, language: str | None = None, limit: int | None = None, base_folder: Path = Path()
-) -> tuple[Prompt, ...]:
-    """Read prompts.
+) -> Sequence[Prompt]:
+    """Read prompts; those of a large data set stay on disk.
 
     Args:
         source: A .txt file of one prompt a line; a .json or .jsonl file whose rows have `prompt` alone, or `turns` as
@@ -52,21 +56,30 @@ def read_prompts(
         DataError: There is no such file, a row has no prompt, or there are none.
     """
     path = base_folder / source
+    prompts: Sequence[Prompt]
     if path.suffix == ".txt":
         prompts = _from_lines(path, language)
     elif path.suffix in _SUFFIXES and path.is_file() and _holds_prompts(path):
         prompts = [_from_row(row, language) for row in read_file(path, source)]
     else:
-        examples = load_data(DataSource(source=source, language=language), base_folder=base_folder).examples
-        prompts = prompts_of(examples)
+        spec = DataSource(source=source, language=language)
+        examples = load_data(spec, base_folder=base_folder, answered=False).examples
+        used = examples if limit is None else select(examples, np.arange(min(limit, len(examples))))
+        prompts = MadeWhenAsked(used, lambda _, example: _prompt_of(example))
     if not prompts:
         raise DataError(f"{source}: there are no prompts in it.")
-    return tuple(prompts[:limit])
+    return prompts if limit is None or limit >= len(prompts) else prompts[:limit]
 
 
 def prompts_of(examples: Iterable[Example]) -> list[Prompt]:
-    """Return what is said before the last answer of each example."""
-    return [Prompt(one.messages[:-1], one.language, one.group, one.fold_system) for one in examples]
+    """Return what is said before the last answer of each example, all of it where the last turn is no answer."""
+    return [_prompt_of(example) for example in examples]
+
+
+def _prompt_of(example: Example) -> Prompt:
+    turns = example.messages
+    asked = turns[:-1] if turns[-1].role == "assistant" else turns
+    return Prompt(asked, example.language, example.group, example.fold_system)
 
 
 def _from_lines(path: Path, language: str | None) -> list[Prompt]:
@@ -80,10 +93,14 @@ def _from_lines(path: Path, language: str | None) -> list[Prompt]:
     return [_said(line, language) for line in lines if line]
 
 
+def holds_prompts(row: Row) -> bool:
+    """Return whether a row has prompts as MT-Bench's has its `turns`, or `prompt` alone, and no answer."""
+    return "turns" in row or ("prompt" in row and not row.keys() & {"completion", "messages", "output"})
+
+
 def _holds_prompts(path: Path) -> bool:
     first = next(read_file(path, str(path)), None)
-    fields: set[str] = set() if first is None else set(first.value)
-    return "turns" in fields or ("prompt" in fields and not fields & {"completion", "messages", "output"})
+    return first is not None and holds_prompts(first.value)
 
 
 def _from_row(row: RawRow, language: str | None) -> Prompt:

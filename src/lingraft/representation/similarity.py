@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from lingraft.models.compute import accumulated
+
 
 def mean_cosine(one: torch.Tensor, other: torch.Tensor) -> float | None:
     """Return the cosine of two mean states [d], in [-1, 1]; None where either is zero."""
@@ -28,7 +30,7 @@ def linear_cka(one: torch.Tensor, other: torch.Tensor) -> float | None:
     """
     if not len(one):
         return None
-    x, y = (states.double() - states.double().mean(dim=0) for states in (one, other))
+    x, y = (wide - wide.mean(dim=0) for wide in (accumulated(one), accumulated(other)))
     scale = _norm(x) * _norm(y)
     # Through whichever side is smaller: tokens by tokens, or width by width.
     if len(x) <= min(x.shape[1], y.shape[1]):

@@ -14,13 +14,18 @@ from torch import Tensor
 from lingraft.data.batching import token_budget_batches
 from lingraft.data.chat_format import chat_format
 from lingraft.errors import DataError, ModelError
+from lingraft.models.compute import compute_for
+from lingraft.models.context_length import at_most, context_length
 from lingraft.models.layers import layer_of
-from lingraft.models.loading import check_model, compute_device, load_model, load_tokenizer, model_folder
+from lingraft.models.loading import check_model, load_model, load_tokenizer, model_folder
+from lingraft.models.token_ids import check_token_ids, embedding_rows
 from lingraft.representation.covariance import Moments
 from lingraft.representation.prompts import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from lingraft.models.compute import Compute
 
 Positions = Literal["prompt", "last"]
 POSITIONS: tuple[Positions, ...] = ("prompt", "last")
@@ -136,6 +141,9 @@ def encode_alike(
         ModelError: A model makes other tokens of them than the first.
         DataError: A chat template refuses a prompt.
     """
+    for name in models:
+        folder = model_folder(name, trust_remote_code=trust_remote_code)
+        max_length = at_most(max_length, context_length(folder, trust_remote_code=trust_remote_code))
     tokenizers = [load_tokenizer(name, trust_remote_code=trust_remote_code) for name in models]
     encoded = [encode_prompts(prompts, tokenizer, max_length=max_length) for tokenizer in tokenizers]
     for name, own in zip(models, encoded, strict=True):
@@ -152,7 +160,7 @@ def model_states(
     prompts: EncodedPrompts,
     *,
     positions: Positions = "prompt",
-    dtype: torch.dtype = torch.float32,
+    compute: Compute | None = None,
     trust_remote_code: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[LayerStates]:
@@ -162,7 +170,8 @@ def model_states(
         name: Folder, hub id or embedded:NAME.
         prompts: From `encode_prompts`.
         positions: See `layer_states`.
-        dtype: Type that the weights are held in.
+        compute: What runs the model, and the type that its weights are held in; None: float32, which shows what
+            bf16 would round away.
         trust_remote_code: Run code that the model brings along.
         on_progress: Called with the prompts done and all of them.
 
@@ -170,8 +179,9 @@ def model_states(
         DataError: See `layer_states`.
         ModelError: The model cannot be loaded, or see `layer_states`.
     """
-    model = load_model(name, dtype=dtype, trust_remote_code=trust_remote_code)
-    model.to(compute_device())  # type: ignore[arg-type]
+    compute = compute or compute_for("float32")
+    model = load_model(name, dtype=compute.held, trust_remote_code=trust_remote_code)
+    model.to(compute.device)  # type: ignore[arg-type]
     return layer_states(model, prompts, positions=positions, on_progress=on_progress)
 
 
@@ -196,10 +206,13 @@ def layer_states(
 
     Raises:
         DataError: There are no prompts.
-        ModelError: The model has no decoder layers that can be told from their names, or its states are not finite.
+        ModelError: The model lacks an embedding of a token, has no decoder layers that can be told from their names,
+            or its states are not finite.
     """
     if not prompts.ids:
         raise DataError("there are no prompts to look at the model's states with.")
+    tokens = (token for ids in prompts.ids for token in ids)
+    check_token_ids(tokens, embedding_rows(model), None, "the prompts")
     layers = _decoder_layers(model)
     places = _kept_places(prompts, positions, _most_kept(model, len(layers)))
     collectors = [_Collector(places, prompts.languages) for _ in layers]

@@ -6,7 +6,7 @@ the paper's value stands one that is corrected for the size of the sets, with an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -56,19 +56,27 @@ class EmbeddingSimilarity:
 
 
 def dataset_embedding_similarity(
-    first: Sequence[Example], second: Sequence[Example], encoder: Encoder
+    first: Sequence[Example],
+    second: Sequence[Example],
+    encoder: Encoder,
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> EmbeddingSimilarity:
     """Return DES(D1, D2) = <e(D1), e(D2)> over the instructions (the user's turns, never the answers).
 
     e(D) is the mean embedding divided by its L2 norm. Every row is read and encoded once; memory does not grow with
-    the sets. See `similarity_of_sums` for the correction and the interval.
+    the sets. See `similarity_of_sums` for the correction and the interval. `on_progress` is called with the
+    instructions encoded so far and their number.
 
     Raises:
         DataError: A set is empty, or in a language that the encoder does not know, or its embeddings cancel to zero.
     """
     for examples in (first, second):
         check_languages(examples, encoder)
-    one, other = (encode_rows(examples, encoder).whole for examples in (first, second))
+    total = len(first) + len(second)
+    tell = on_progress or (lambda *_: None)
+    one = encode_rows(first, encoder, on_progress=lambda done: tell(done, total)).whole
+    other = encode_rows(second, encoder, on_progress=lambda done: tell(len(first) + done, total)).whole
     return similarity_of_sums(one, other, encoder.name)
 
 
@@ -161,6 +169,14 @@ class _Products:
 _PAIRS = ((0, 1), (0, 0), (1, 1))
 
 
+def unknown_languages(languages: Iterable[str], encoder: Encoder) -> tuple[str, ...]:
+    """Return those of some BCP-47 tags that the encoder does not know; none, where it does not say what it knows."""
+    known = encoder.languages
+    if known is None:
+        return ()
+    return tuple(tag for tag in languages if tag.partition("-")[0].lower() not in known)
+
+
 def check_languages(examples: Sequence[Example], encoder: Encoder) -> None:
     """Refuse examples in a language that the encoder does not know: it would return numbers all the same.
 
@@ -178,7 +194,7 @@ def check_languages(examples: Sequence[Example], encoder: Encoder) -> None:
                 f"{encoder.name} knows it cannot be told. Give its rows a `language` field (a BCP-47 tag such as "
                 "es), or say it for all: `--language SOURCE=TAG`, in a study file `language:`."
             )
-        if example.language.partition("-")[0].lower() not in encoder.languages:
+        if unknown_languages((example.language,), encoder):
             raise DataError(
                 f"{example.source}: its rows are in {example.language!r}, which the encoder {encoder.name} does not "
                 f"know (it knows {', '.join(sorted(encoder.languages))}). Take another encoder, such as labse, "

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from lingraft.models.compute import Compute
     from lingraft.models.loss import OutputPenalty
 
 Need = Literal["base", "previous", "previous_data", "english", "old_english"]
@@ -52,6 +53,12 @@ _EMBEDDINGS = frozenset(
 )
 
 
+def _automatic() -> Compute:
+    from lingraft.models.compute import compute_for
+
+    return compute_for()
+
+
 @dataclass(frozen=True)
 class Context:
     """What the past left.
@@ -68,6 +75,7 @@ class Context:
         states: Folders that `prepare` filled, by the strategy's kind.
         trust_remote_code: Whether Python code that a model brings along may be run.
         on_progress: Told how far a long hook is: done and in all.
+        compute: What computes where a hook does, and in which types: that of the phase; else as `auto` resolves here.
     """
 
     base: Path | None
@@ -80,6 +88,7 @@ class Context:
     states: Mapping[str, Path] = field(default_factory=dict)
     trust_remote_code: bool = False
     on_progress: Callable[[int, int], None] | None = None
+    compute: Compute = field(default_factory=_automatic)
 
     @property
     def old_english(self) -> Sequence[Example]:
@@ -258,7 +267,7 @@ class FreezePlanRow:
     """One part of a model in the plan that is shown before training.
 
     Attributes:
-        part: `embeddings`, `layer 3`, `final norm and head`, ...
+        part: `embeddings`, `layer 3`, `final norm and head`, `parts that text does not reach`, ...
         trainable_parameters: Scalars that train.
         frozen_parameters: Scalars that do not.
         modules: Kinds of module with a parameter that trains, such as q_proj, in the model's order.
@@ -273,12 +282,17 @@ class FreezePlanRow:
 def freeze_plan(model: PreTrainedModel, trainable: Collection[str]) -> tuple[FreezePlanRow, ...]:
     """Return what trains and what is frozen, part by part in the model's order.
 
-    Freezing tied embeddings freezes the output head, and the reverse: their row says so.
+    Freezing tied embeddings freezes the output head, and the reverse: their row says so. What text does not reach, such
+    as an image encoder, is a part by itself.
     """
+    from lingraft.models.text_parts import reached_by_text
+
+    reached = reached_by_text(model)
     tied = {name for group in tied_parameters(model) for name in group}
     parts: dict[str, dict[str, int]] = {}
     for name, parameter in model.named_parameters():
-        parts.setdefault(_part(name, name in tied), {})[name] = parameter.numel()
+        part = _part(name, name in tied) if name in reached else "parts that text does not reach"
+        parts.setdefault(part, {})[name] = parameter.numel()
     return tuple(_plan_row(part, sizes, trainable) for part, sizes in parts.items())
 
 

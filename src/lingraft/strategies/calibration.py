@@ -6,19 +6,18 @@ prompts from an empty user turn, and its answers (see `replay_rows`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import TYPE_CHECKING
 
 from lingraft.data.chat import encode_examples
 from lingraft.data.example_table import select
 from lingraft.errors import StrategyError
+from lingraft.models.context_length import at_most, context_length
+from lingraft.models.token_ids import check_token_ids, embedding_rows
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lingraft.data.chat import EncodedExample
     from lingraft.data.example import Example
@@ -46,6 +45,15 @@ class Calibration:
         """Tokens of all rows."""
         return sum(len(row.input_ids) for row in self.rows)
 
+    def check(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Refuse tokens that the model has no embedding for.
+
+        Raises:
+            ModelError: There is one.
+        """
+        tokens = (token for row in self.rows for token in row.input_ids)
+        check_token_ids(tokens, embedding_rows(model), tokenizer, f"the calibration rows ({self.source})")
+
     def to_json(self) -> dict[str, object]:
         """Return the counts for the record."""
         return {"source": self.source, "rows": len(self.rows), "tokens": self.tokens}
@@ -66,7 +74,8 @@ def calibration_of(
     else:
         rows = context.old_english
         order = context.generator(f"{kind} calibration").permutation(len(rows))
-        found = _up_to(tokens, select(tuple(rows) if isinstance(rows, list) else rows, order), tokenizer)
+        chosen = select(tuple(rows) if isinstance(rows, list) else rows, order)
+        found = _up_to(tokens, chosen, tokenizer, _max_length(context))
     if not found:
         raise StrategyError(
             f"{kind!r}: no row ({source}) can be looked at: none has an answer that survives the chat template. Give "
@@ -75,12 +84,18 @@ def calibration_of(
     return Calibration(tuple(found), source)
 
 
-def _up_to(tokens: int, rows: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[EncodedExample]:
-    """Return the first rows that together hold `tokens` tokens."""
+def _max_length(context: Context) -> int:
+    return at_most(_MAX_LENGTH, context_length(context.previous, trust_remote_code=context.trust_remote_code))
+
+
+def _up_to(
+    tokens: int, rows: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> list[EncodedExample]:
+    """Return the first rows that together hold `tokens` tokens, cut off at `max_length` tokens."""
     found: list[EncodedExample] = []
     held = 0
     for start in range(0, len(rows), _ROWS_AT_A_TIME):
-        for one in encode_examples(rows[start : start + _ROWS_AT_A_TIME], tokenizer, _MAX_LENGTH).examples:
+        for one in encode_examples(rows[start : start + _ROWS_AT_A_TIME], tokenizer, max_length).examples:
             if held < tokens:
                 found.append(one)
                 held += len(one.input_ids)
@@ -100,19 +115,13 @@ def _own_rows(tokenizer: PreTrainedTokenizerBase, context: Context, tokens: int)
     settings = ReplaySettings(
         Sampling(temperature=1.0, max_new_tokens=_OWN_ANSWER),
         context.seed_of("calibration"),
+        context.compute,
         trust_remote_code=context.trust_remote_code,
     )
     wanted = max(1, tokens // _OWN_ANSWER)
     while True:
         made = make_replay(context.previous, wanted, settings, context.cache, on_progress=context.on_progress)
-        found = _up_to(tokens, made.examples, tokenizer)
+        found = _up_to(tokens, made.examples, tokenizer, _max_length(context))
         if sum(len(one.input_ids) for one in found) >= tokens or len(made.examples) < wanted:
             return found
         wanted *= 2  # those that there are already are read, not made again
-
-
-@contextmanager
-def bf16_arithmetic(model: Any) -> Iterator[None]:
-    """Compute in bfloat16 on float32 weights, as training does by default."""
-    with torch.autocast(model.device.type, dtype=torch.bfloat16):
-        yield

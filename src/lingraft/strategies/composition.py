@@ -75,12 +75,16 @@ class Composition:
         return model
 
     def trainable(self, model: PreTrainedModel, context: Context) -> frozenset[str]:
-        """Return the parameters that every strategy lets train; all, where none says anything.
+        """Return the parameters that every strategy lets train; all that text reaches, where none says anything.
+
+        What text does not reach, such as an image encoder, is frozen: it would never have a gradient.
 
         Raises:
             StrategyError: They leave nothing to train.
         """
-        names = frozenset(name for name, _ in model.named_parameters())
+        from lingraft.models.text_parts import reached_by_text
+
+        names = reached_by_text(model)
         for part in self.parts:
             allowed = part.trainable(model, context)
             names = names if allowed is None else names & allowed

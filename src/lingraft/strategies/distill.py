@@ -25,7 +25,8 @@ class Distill(EnglishReplay):
     tokens of all replayed rows, both softened by the temperature T. With `share: 0` it mixes in nothing and acts on
     what another strategy of the composition replays; where none does, it is plain training, which is told.
 
-    Cost: the replayed rows' training and a forward pass of the start model over them; that model in bfloat16 in memory.
+    Cost: the replayed rows' training and a forward pass of the start model over them; that model in memory, 2 bytes per
+    parameter where the phase computes in bf16.
 
     Source: Hinton et al. 2015, arXiv 1503.02531; Li and Hoiem 2016, arXiv 1606.09282 (learning without forgetting).
     Relatives: english_replay, which it is at weight 0; generative_replay.
@@ -54,6 +55,7 @@ class _Divergence:
     def __init__(self, context: Context, weight: float, temperature: float) -> None:
         self._start = context.previous
         self._trust_remote_code = context.trust_remote_code
+        self._compute = context.compute
         self._weight = weight
         self._temperature = temperature
         self._teacher: Any = None
@@ -69,7 +71,7 @@ class _Divergence:
             return logits.new_zeros((), dtype=torch.float32)
         if self._teacher is None:
             self._teacher = load_model(
-                self._start, dtype=torch.bfloat16, trust_remote_code=self._trust_remote_code
+                self._start, dtype=self._compute.held, trust_remote_code=self._trust_remote_code
             )
             self._teacher.to(logits.device)
         with torch.no_grad():

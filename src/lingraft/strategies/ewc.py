@@ -28,7 +28,7 @@ class Ewc(Strategy):
     weights, so that a strength means the same as l2_anchor's, which it is where F is the same everywhere.
 
     Cost: one forward and backward pass for every calibration example by itself; in training a copy of the weights, F in
-    bfloat16, and a pass over them every step. F lies on disk at half the size of the weights in float32.
+    bf16, and a pass over them every step. F lies on disk at half the size of the weights in float32.
 
     Source: Kirkpatrick et al. 2017, arXiv 1612.00796. Relatives: l2_anchor, ssu.
     """
@@ -58,15 +58,19 @@ class Ewc(Strategy):
         """Write the diagonal Fisher information, divided by its mean."""
         from safetensors.torch import save_file
 
+        from lingraft.models.compute import accumulated
         from lingraft.strategies.calibration import calibration_of
 
         calibration = calibration_of(self.kind, tokenizer, context, self.tokens)
-        fisher = diagonal_fisher(load(), calibration.rows, context)
-        mean = sum(float(one.double().sum()) for one in fisher.values()) / sum(
+        model = load()
+        calibration.check(model, tokenizer)
+        fisher = diagonal_fisher(model, calibration.rows, context)
+        mean = sum(float(accumulated(one).sum()) for one in fisher.values()) / sum(
             one.numel() for one in fisher.values()
         )
         if not mean > 0:
             raise StrategyError("'ewc': no calibration example has a gradient, so no weight is important.")
+        # On disk and in training 8 significant bits of a weight of a pull are enough, whatever is computed in.
         save_file({name: (one / mean).bfloat16() for name, one in fisher.items()}, context.folder / _FISHER)
         return calibration.to_json() | {"mean": mean}
 
@@ -84,7 +88,6 @@ def diagonal_fisher(model: Any, rows: Sequence[EncodedExample], context: Context
     import torch
 
     from lingraft.models.loss import collate, supervised_loss
-    from lingraft.strategies.calibration import bf16_arithmetic
 
     parameters = dict(model.named_parameters())
     fisher = {name: torch.zeros_like(own, dtype=torch.float32) for name, own in parameters.items()}
@@ -99,9 +102,8 @@ def diagonal_fisher(model: Any, rows: Sequence[EncodedExample], context: Context
         handles.append(own.register_post_accumulate_grad_hook(square))
     try:
         for done, row in enumerate(rows, start=1):
-            with bf16_arithmetic(model):
-                batch = {name: own.to(model.device) for name, own in collate([row]).items()}
-                loss, _ = supervised_loss(model, batch)
+            batch = {name: own.to(model.device) for name, own in collate([row]).items()}
+            loss, _ = supervised_loss(model, batch, arithmetic=context.compute.autocast())
             loss.backward()  # type: ignore[no-untyped-call]
             if context.on_progress is not None:
                 context.on_progress(done, len(rows))

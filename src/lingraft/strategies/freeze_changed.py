@@ -50,7 +50,7 @@ class FreezeChanged(Strategy):
         """
         if context.base is None:
             raise StrategyError("'freeze_changed' needs the base model: give the study a `model`.")
-        changes = layer_changes(context.base, context.previous)
+        changes = layer_changes(context.base, context.previous, trust_remote_code=context.trust_remote_code)
         if not any(changes.values()):
             raise StrategyError(
                 f"'freeze_changed': no layer differs between {context.base.name} and the previous phase's model; "
@@ -61,12 +61,14 @@ class FreezeChanged(Strategy):
         return unfrozen([name for name, _ in model.named_parameters()], frozen, embeddings=self.embeddings)
 
 
-def layer_changes(base: Path, phase_one: Path) -> dict[int, float]:
+def layer_changes(base: Path, phase_one: Path, *, trust_remote_code: bool = False) -> dict[int, float]:
     """Return per layer ||w_1 - w_0|| / ||w_0|| over its weights together."""
+    from lingraft.models.weights import ModelWeights
     from lingraft.weights.difference import parameter_difference
 
+    models = [ModelWeights(folder, trust_remote_code=trust_remote_code) for folder in (base, phase_one)]
     squares: dict[int, list[float]] = {}
-    for tensor in parameter_difference(base, phase_one).tensors:
+    for tensor in parameter_difference(*models).tensors:
         if tensor.layer is not None:
             sums = squares.setdefault(tensor.layer, [0.0, 0.0])
             sums[0] += tensor.l2**2

@@ -32,7 +32,7 @@ class GenerativeReplay(Strategy):
     share their answers: those of a smaller share are the first of a larger one.
 
     Cost: one generation of about n answers, then training takes 1 / (1 - share) as long; while it generates, the
-    previous model in bfloat16 and its key-value cache are in memory, before the model that is trained.
+    previous model (2 bytes per parameter in bf16) and its key-value cache are in memory, before the one that trains.
 
     Source: arXiv 2410.16006; prompts from an empty user turn: arXiv 2406.08464. Relatives: english_replay.
     """
@@ -92,6 +92,7 @@ class GenerativeReplay(Strategy):
             ReplaySettings(
                 Sampling(self.temperature, self.top_p, self.max_new_tokens),
                 context.seed_of(self.kind),
+                context.compute,
                 self.backend,
                 self.batch_size,
                 context.trust_remote_code,

@@ -42,7 +42,7 @@ class Lora(Strategy):
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on the adapters' input."""
     target_modules: str | tuple[str, ...] = Field(_ALL_LINEAR, min_length=1)
-    """Module names that get adapters; `all-linear`: every linear layer but the output head."""
+    """Module names that get adapters; `all-linear`: every linear layer that text reaches but the head."""
 
     keep_adapter: bool = False
     """Keep the adapters beside the merged model too, unmerged, in PEFT's format (`adapter/` in the stage's folder)."""
@@ -58,11 +58,16 @@ class Lora(Strategy):
 
         # A list even of one name: PEFT takes a single string for a regular expression.
         targets: str | list[str] = _ALL_LINEAR if self.target_modules == _ALL_LINEAR else self._named()
+        silent = _silent_modules(model)
         if isinstance(targets, list):
-            _check_targets(model, targets)
+            _check_targets(model, targets, silent)
+            silent = [name for name in silent if any(_is_called(name, target) for target in targets)]
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             # PEFT reads a name that transformers 5 has renamed; it means nothing to a user of lingraft.
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+            # It sees by itself how a weight is stored, and of a mixture's experts adapts the stacks that they are in.
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+            warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match")
             torch.manual_seed(context.seed_of(self.kind))
             try:
                 wrapped: Any = get_peft_model(
@@ -72,6 +77,7 @@ class Lora(Strategy):
                         lora_alpha=2 * self.rank if self.alpha is None else self.alpha,
                         lora_dropout=self.dropout,
                         target_modules=targets,
+                        exclude_modules=silent or None,
                         task_type="CAUSAL_LM",
                     ),
                 )
@@ -108,18 +114,39 @@ def merge(model: PreTrainedModel) -> PreTrainedModel:
     return model if merge_adapters is None else merge_adapters()
 
 
-def _check_targets(model: PreTrainedModel, targets: list[str]) -> None:
+def _silent_modules(model: PreTrainedModel) -> list[str]:
+    """Return the modules with weights of which text reaches none: their adapters would never have a gradient."""
+    from lingraft.models.text_parts import reached_by_text
+
+    reached = reached_by_text(model)
+    heard: dict[str, bool] = {}
+    for name, _ in model.named_parameters():
+        module = name.rpartition(".")[0]
+        heard[module] = heard.get(module, False) or name in reached
+    return [module for module, is_heard in heard.items() if not is_heard]
+
+
+def _is_called(module: str, target: str) -> bool:
+    return module == target or module.endswith(f".{target}")
+
+
+def _check_targets(model: PreTrainedModel, targets: list[str], silent: list[str]) -> None:
     """Refuse what PEFT would let pass: a name that fits nothing beside one that fits, and tied weights."""
     modules = [name for name, _ in model.named_modules()]
     tied = {name.rpartition(".")[0] for group in tied_parameters(model) for name in group}
     for target in targets:
-        found = [name for name in modules if name == target or name.endswith(f".{target}")]
+        found = [name for name in modules if _is_called(name, target)]
         if not found:
             from torch import nn
 
             linear = {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear)}
             hint = did_you_mean(target, {*linear, _ALL_LINEAR})
             raise StrategyError(f"'lora': no module of the model is called {target!r}. {hint}")
+        if set(found) <= set(silent):
+            raise StrategyError(
+                f"'lora': {target!r} names only modules that text does not reach ({found[0]}), which cannot learn from "
+                "it. Leave it out of `target_modules`."
+            )
         if tied.intersection(found):
             raise StrategyError(
                 f"'lora': {target!r} shares its weights with another module ({', '.join(sorted(tied))}), which "

@@ -17,12 +17,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import torch
-
 from lingraft.data.chat_format import CHAT_IDENTITY, chat_format
 from lingraft.data.degeneration import degeneration
 from lingraft.data.example import UNDETERMINED_LANGUAGE, Example, Message, Origin
 from lingraft.errors import DataError
+from lingraft.models.context_length import at_most, context_length
 from lingraft.models.empty_turn import empty_user_turn
 from lingraft.models.generation import (
     BATCH_SIZE,
@@ -32,16 +31,17 @@ from lingraft.models.generation import (
     TokenPrompt,
     TransformersGenerator,
     answer_ending,
-    context_length,
     generate,
 )
 from lingraft.models.generation_log import GenerationLog, locked
-from lingraft.models.loading import compute_device, load_model, load_tokenizer, model_content_hash
+from lingraft.models.loading import load_model, load_tokenizer, model_content_hash
 from lingraft.models.vllm import VllmGenerator
 from lingraft.records import canonical_json, fingerprint_of, write_json_atomically
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from lingraft.models.compute import Compute
 
 SELF = "self"
 PROMPT_SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_new_tokens=256)
@@ -62,6 +62,7 @@ class ReplaySettings:
     Attributes:
         sampling: Of the answers.
         seed: Of all draws.
+        compute: What the model answers on, and in which type its weights are held.
         backend: What generates.
         batch_size: Rows generated together by transformers; vLLM chooses its own.
         trust_remote_code: Run Python code that the model brings along.
@@ -69,6 +70,7 @@ class ReplaySettings:
 
     sampling: Sampling
     seed: int
+    compute: Compute
     backend: Literal["transformers", "vllm"] = "transformers"
     batch_size: int = BATCH_SIZE
     trust_remote_code: bool = False
@@ -108,7 +110,7 @@ def make_replay(
     fewer rows than wanted where the pool is at its end, or after 4 * wanted + 64 prompts.
 
     Args:
-        folder: Of the model that answers, in bfloat16.
+        folder: Of the model that answers.
         wanted: Rows.
         settings: See there.
         cache: Where the answers are kept.
@@ -150,7 +152,7 @@ def _provenance(settings: ReplaySettings, source: str) -> dict[str, str | int | 
         "max_new_tokens": settings.sampling.max_new_tokens,
         "seed": settings.seed,
         "backend": settings.backend,
-        "precision": "bf16",
+        "precision": settings.compute.inference_precision,
     }
     if source == SELF:
         found |= {
@@ -255,10 +257,13 @@ class _Model:
 
     @cached_property
     def generator(self) -> Generator:
+        compute = self.settings.compute
         if self.settings.backend == "vllm":
-            return VllmGenerator(self._folder, self.tokenizer, trust_remote_code=self._trust)
-        model = load_model(self._folder, dtype=torch.bfloat16, trust_remote_code=self._trust)
-        model.to(compute_device())  # type: ignore[arg-type]
+            return VllmGenerator(
+                self._folder, self.tokenizer, dtype=compute.held, trust_remote_code=self._trust
+            )
+        model = load_model(self._folder, dtype=compute.held, trust_remote_code=self._trust)
+        model.to(compute.device)  # type: ignore[arg-type]
         return TransformersGenerator(model, self.tokenizer, self.settings.batch_size)
 
     def continue_into(
@@ -303,8 +308,11 @@ class _Sampled:
 
     def between(self, start: int, end: int) -> Iterator[Example | str]:
         """Return the prompts of a chunk, or why one is none."""
+        length = self._model.context_length
+        room = None if length is None else length - len(self._opening)
+        longest = at_most(PROMPT_SAMPLING.max_new_tokens, room)
         asked = {
-            number: TokenPrompt(self._opening, _seed(self._model.settings, "prompt", number))
+            number: TokenPrompt(self._opening, _seed(self._model.settings, "prompt", number), longest)
             for number in range(start, end)
         }
         self._model.continue_into(self._log, asked, PROMPT_SAMPLING, self._ending)

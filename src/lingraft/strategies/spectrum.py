@@ -78,6 +78,7 @@ class Spectrum(Strategy):
         context: Context,
     ) -> Mapping[str, object]:
         """Write the scan of the model's files, or the plan."""
+        from lingraft.models.weights import ModelWeights
         from lingraft.weights.signal_to_noise import signal_to_noise
 
         state: dict[str, Any]
@@ -85,7 +86,8 @@ class Spectrum(Strategy):
             state = {"plan": _patterns(self.plan)}
         else:
             estimator: Estimator = "reference" if self.estimator == "reference" else "median"
-            scan = signal_to_noise(context.previous, estimator=estimator, on_progress=context.on_progress)
+            weights = ModelWeights(context.previous, trust_remote_code=context.trust_remote_code)
+            scan = signal_to_noise(weights, estimator=estimator, on_progress=context.on_progress)
             state = {"modules": [[one.name, one.type, one.rank] for one in scan.modules]}
         write_text_atomically(context.folder / _STATE, json.dumps(state))
         return {key: len(own) for key, own in state.items()}

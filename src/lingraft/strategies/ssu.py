@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
 from lingraft.data.batching import token_budget_batches
-from lingraft.errors import StrategyError
+from lingraft.data.special_tokens import special_tokens
 from lingraft.models.layers import layer_of
 from lingraft.records import read_json, write_text_atomically
 from lingraft.strategies.base import FREEZES_WITH_LORA, Context, Need, Strategy
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _SCORES = "scores.safetensors"
@@ -64,26 +64,31 @@ class Ssu(Strategy):
     def prepare(
         self, load: Callable[[], PreTrainedModel], tokenizer: PreTrainedTokenizerBase, context: Context
     ) -> Mapping[str, object]:
-        """Write every linear layer's column scores.
+        """Write the column scores of every matrix of the decoder layers.
 
         Raises:
-            StrategyError: A matrix of a decoder layer is no linear layer's weight, such as an expert's.
+            StrategyError: One of them is no linear layer's, nor an expert's; see `_column_scores`.
         """
         from safetensors.torch import save_file
 
         from lingraft.strategies.calibration import calibration_of
 
         calibration = calibration_of(self.kind, tokenizer, context, self.tokens)
-        scores = _column_scores(load(), [row.input_ids for row in calibration.rows], context)
+        model = load()
+        calibration.check(model, tokenizer)
+        scores = _column_scores(model, [row.input_ids for row in calibration.rows], context)
         save_file(scores, context.folder / _SCORES)
         record = calibration.to_json() | {
-            "special_tokens": sorted({int(token) for token in tokenizer.all_special_ids}),
+            "special_tokens": sorted(special_tokens(tokenizer)),
         }
         write_text_atomically(context.folder / _RECORD, json.dumps(record))
         return record
 
     def frozen_cells(self, model: PreTrainedModel, context: Context) -> Mapping[str, Tensor]:
-        """Return the frozen columns [1, in], rows of special tokens [V, 1] and cells of vectors [n]."""
+        """Return the frozen columns [1, in], rows of special tokens [V, 1] and cells of vectors [n].
+
+        Columns are [in, 1] where a weight is stored so, and [E, 1, in] of a stack of experts.
+        """
         if self.share == 0:
             return {}
         from safetensors.torch import load_file
@@ -95,7 +100,7 @@ class Ssu(Strategy):
         cells: dict[str, Tensor] = {}
         for name, parameter in model.named_parameters():
             if name in scores:
-                cells[name] = _highest(scores[name], self.share)[None, :]
+                cells[name] = _highest_columns(scores[name], self.share)
             elif parameter.dim() == 1:
                 cells[name] = _highest(parameter.detach().abs().cpu(), self.share)
             elif any(parameter is end.weight for end in ends):  # not a table of positions
@@ -113,6 +118,17 @@ def _highest(scores: Tensor, share: float) -> Tensor:
     return found
 
 
+def _highest_columns(scores: Tensor, share: float) -> Tensor:
+    """Return where the highest scores of a matrix are, of a stack [E, 1, in] those of each, as cells of its shape."""
+    import torch
+
+    if scores.dim() == 1:
+        return _highest(scores, share)[None, :]
+    if scores.dim() == 2:
+        return _highest(scores[:, 0], share)[:, None]
+    return torch.stack([_highest(own[0], share)[None, :] for own in scores])
+
+
 def _rows_of(parameter: Tensor, tokens: list[int]) -> Tensor:
     import torch
 
@@ -122,69 +138,62 @@ def _rows_of(parameter: Tensor, tokens: list[int]) -> Tensor:
 
 
 def _column_scores(model: Any, rows: list[tuple[int, ...]], context: Context) -> dict[str, Tensor]:
-    """Run the decoder over the rows and return ||W[:, j]||_2 * mean x_j^2 of every linear layer's columns."""
+    """Run the decoder over the rows and return ||W[:, j]||_2 * mean x_j^2 of the columns of every matrix in its layers.
+
+    Returns:
+        By parameter: [in] of a linear layer's weight [out, in]; [in, 1] of one that is stored as [in, out]; [E, 1, in]
+        of a stack of E experts' weights [E, out, in], the tokens of each being those that it was sent.
+
+    Raises:
+        StrategyError: A matrix of a decoder layer meets tokens in another way, so that it has no such columns.
+    """
     import torch
 
-    from lingraft.strategies.calibration import bf16_arithmetic
+    from lingraft.strategies.watched_inputs import WatchedInputs
 
-    linear = _linear_layers(model)
-    squares = {
-        name: torch.zeros(module.weight.shape[1], dtype=torch.float64) for name, module in linear.items()
-    }
-    real = torch.zeros(0)  # of the batch that runs: 1 where a token is, 0 where a row was filled up
-    last: list[
-        Tensor
-    ] = []  # an input and its squares' sums: q, k and v read the same one, gate and up as well
-
-    def watch(name: str) -> Any:
-        def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            given = inputs[0]
-            if not last or last[0] is not given:
-                tokens = given.reshape(-1, given.shape[-1]).float().square()
-                tokens *= real.to(given.device).reshape(-1, 1)  # no matrix product: autocast would round it
-                last[:] = [given, tokens.sum(dim=0).cpu().double()]
-            squares[name] += last[1]
-
-        return hook
-
-    batches = token_budget_batches([len(row) for row in rows], TOKENS_PER_BATCH, seed=0, epoch=0)
+    watched = WatchedInputs(
+        {
+            name: parameter
+            for name, parameter in model.named_parameters()
+            if layer_of(name) is not None and parameter.dim() > 1
+        }
+    )
+    # An expert is sent some tokens of a batch, and which of them fill up a row is no longer known there.
+    alone = any("experts" in name for name, _ in model.named_parameters())
+    batches = (
+        [[row] for row in range(len(rows))]
+        if alone
+        else token_budget_batches([len(row) for row in rows], TOKENS_PER_BATCH, seed=0, epoch=0)
+    )
     done = 0
-    with ExitStack() as hooks, torch.inference_mode(), bf16_arithmetic(model):
-        for name, module in linear.items():
-            hooks.callback(module.register_forward_pre_hook(watch(name)).remove)
+    with _experts_one_by_one(model), torch.inference_mode(), context.compute.autocast(), watched:
         for batch in batches:
             longest = max(len(rows[row]) for row in batch)
             ids = torch.zeros((len(batch), longest), dtype=torch.long)
-            real = torch.zeros((len(batch), longest))
+            watched.real = torch.zeros((len(batch), longest))
             for place, row in enumerate(batch):
                 ids[place, : len(rows[row])] = torch.tensor(rows[row])
-                real[place, : len(rows[row])] = 1.0
+                watched.real[place, : len(rows[row])] = 1.0
             model.base_model(
                 input_ids=ids.to(model.device), use_cache=False
             )  # no head: nobody asks for logits
-            done += int(real.sum())
+            watched.check()
+            done += int(watched.real.sum())
             if context.on_progress is not None:
                 context.on_progress(done, sum(map(len, rows)))
     total = sum(map(len, rows))
-    return {
-        name: (module.weight.detach().float().norm(dim=0).cpu().double() * squares[name] / total).float()
-        for name, module in linear.items()
-    }
+    return {name: own.float() for name, own in watched.scores(total).items()}
 
 
-def _linear_layers(model: Any) -> dict[str, Any]:
-    """Return the decoder layers' linear modules by their weight's name."""
-    from torch import nn
-
-    found = {
-        f"{name}.weight": module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and layer_of(f"{name}.weight") is not None
-    }
-    for name, parameter in model.named_parameters():
-        if layer_of(name) is not None and parameter.dim() > 1 and name not in found:
-            raise StrategyError(
-                f"'ssu': {name} is no linear layer's weight (a mixture's expert or router, for example), so "
-                "its columns cannot be scored. Take another strategy, such as half."
-            )
-    return found
+@contextmanager
+def _experts_one_by_one(model: Any) -> Iterator[None]:
+    """Let a mixture multiply each expert's tokens by that expert's own weights, not all of them in one product."""
+    before = getattr(model.config, "_experts_implementation", None)
+    if before is None or not model._can_set_experts_implementation():
+        yield
+        return
+    model.set_experts_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_experts_implementation(before)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lingraft.config.schema import Study
+from lingraft.config.schema import PhaseData, Study
 from lingraft.data.contamination import CHARACTERS, WORDS, TaskOverlap, overlap
 from lingraft.data.example import Example
 from lingraft.data.worldbook import VERSION as WORLDBOOK_VERSION
@@ -14,7 +14,7 @@ from lingraft.evaluate.items import evaluation_texts
 from lingraft.evaluate.tasks import task_identities
 from lingraft.records import fingerprint_of, read_json, write_json_atomically
 from lingraft.study.events import Watcher
-from lingraft.study.materials import Materials
+from lingraft.study.materials import DataSet, Materials
 from lingraft.study.stages import EVALUATION_SPLIT, libraries
 from lingraft.study.store import Store
 
@@ -52,9 +52,20 @@ def training_rows(study: Study, materials: Materials) -> Iterator[Example]:
     for data in materials.data.values():
         # Without a limit every seed draws the same rows. The first seed comes last, and its split is kept for training.
         for seed in study.seeds[:1] if data.source.limit is None else reversed(study.seeds):
-            yield from materials.withhold(data, data.split(seed).train)[0]
-    for data in materials.english.values():
-        yield from data.loaded.examples
+            yield from materials.drawn(data, seed).rows
+    for source, data, english in _with_english(study, materials):
+        for seed in study.seeds[:1] if english.source.limit is None else study.seeds:
+            drawn = materials.drawn_english(source, data, seed)
+            yield from () if drawn is None else drawn.rows
+
+
+def _with_english(study: Study, materials: Materials) -> Iterator[tuple[PhaseData, DataSet, DataSet]]:
+    """Yield the sets whose English parallel some cell takes rows of: as the file names them, read, and the parallel."""
+    for phase in study.phases:
+        for name, source in phase.data.items():
+            english, data = materials.english_of(source), materials.data.get((phase.name, name))
+            if english is not None and data is not None:
+                yield source, data, english
 
 
 def _measured(study: Study, materials: Materials, base_folder: Path, watcher: Watcher) -> dict[str, Any]:
@@ -79,16 +90,18 @@ def _told(rows: Iterator[Example], watcher: Watcher) -> Iterator[Example]:
 
 
 def _fingerprint(study: Study, materials: Materials, base_folder: Path) -> str:
+    english = [[data.identity, own.identity] for _, data, own in _with_english(study, materials)]
     return fingerprint_of(
         {
             "evaluation": study.evaluate.model_dump(mode="json"),
             "tasks": task_identities(study.evaluate, base_folder),
             "languages": list(materials.languages),
             "worldbook": WORLDBOOK_VERSION,
-            "data": [one.identity for one in (*materials.data.values(), *materials.english.values())],
+            "data": [one.identity for one in materials.data.values()],
             "seeds": list(study.seeds),
             "libraries": libraries(("lingraft", "lm-eval")),
         }
+        | ({"english": english} if english else {})
     )
 
 

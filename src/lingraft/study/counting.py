@@ -5,43 +5,42 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lingraft.config.schema import PathStep, Study
+from lingraft.similarity.encoders import Encoder
 from lingraft.strategies.composition import build
 from lingraft.study.grid import Cell
 from lingraft.study.materials import Materials, training_identity
-from lingraft.study.measures import measured_pairs
+from lingraft.study.measures import cell_pairs, set_of, unknown_to
 
 Key = tuple[object, ...]
 
 
-def count_stages(study: Study, materials: Materials) -> int:
-    """Count the different stages of the study; what is shared between cells counts once."""
+def count_stages(study: Study, materials: Materials, encoder: Encoder | None) -> int:
+    """Count the different stages of the study; what is shared between cells counts once.
+
+    `encoder` is DES's, which decides what can be compared.
+    """
     wanted: set[Key] = set()
     for name, model in (("base", materials.base), ("checkpoint", materials.checkpoint)):
         if model is not None:
             wanted.add(("evaluate", name))
     for cell in materials.cells:
-        wanted |= _trained(study, cell) | _measured(study, materials, cell)
+        wanted |= _trained(study, cell) | _measured(study, materials, cell, encoder)
     return len(wanted)
 
 
 def _trained(study: Study, cell: Cell) -> set[Key]:
     wanted: set[Key] = set()
-    for index in range(_depth(cell)):
+    for index in range(len(cell.phases_one_by_one)):
         wanted |= _phase(study, cell.steps[: index + 1], cell.seed)
     if cell.is_mixed:
         wanted |= {mixed_key(cell), ("evaluate", _key(cell.steps) + "mixed", cell.seed)}
     return wanted
 
 
-def _depth(cell: Cell) -> int:
-    """Return how many phases a cell trains one by one."""
-    return 1 if cell.is_mixed else len(cell.steps)
-
-
 def needed_keys(study: Study, cell: Cell) -> set[Key]:
     """Return a key of each training and state that a cell's stages begin with or measure; equal for shared ones."""
     needed: set[Key] = {mixed_key(cell)} if cell.is_mixed else set()
-    for index in range(_depth(cell)):
+    for index in range(len(cell.phases_one_by_one)):
         steps = cell.steps[: index + 1]
         needed |= {train_key(steps, cell.seed), *prepare_keys(study, steps, cell.seed).values()}
     return needed
@@ -84,15 +83,13 @@ def _phase(study: Study, steps: Sequence[PathStep], seed: int) -> set[Key]:
     return wanted | set(prepare_keys(study, steps, seed).values())
 
 
-def _measured(study: Study, materials: Materials, cell: Cell) -> set[Key]:
-    has_checkpoint = materials.checkpoint is not None
-    pairs = set(measured_pairs(len(cell.steps), has_checkpoint=has_checkpoint))
-    if cell.is_mixed:
-        pairs = {(0, len(cell.steps) - 1)}
+def _measured(study: Study, materials: Materials, cell: Cell, encoder: Encoder | None) -> set[Key]:
+    pairs = cell_pairs(cell, has_checkpoint=materials.checkpoint is not None)
     wanted: set[Key] = set()
-    if "des" in study.measures:
-        known = [(i, j) for i, j in pairs if i >= 0 or materials.instructions is not None]
-        wanted |= {("similarity", _set(cell, i), _set(cell, j), cell.seed) for i, j in known}
+    for i, j in pairs:
+        sets = [one for place in (i, j) if (one := set_of(materials, cell, place)) is not None]
+        if encoder is not None and len(sets) == 2 and unknown_to(encoder, sets) is None:
+            wanted.add(("similarity", _set(cell, i), _set(cell, j), cell.seed))
     if "mpd" in study.measures:
         wanted |= {
             ("difference", _key(cell.steps[: i + 1]), _key(cell.steps[: j + 1]), cell.is_mixed, cell.seed)

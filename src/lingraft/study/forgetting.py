@@ -35,8 +35,8 @@ def forgetting_of(
 ) -> dict[str, Any]:
     """Return both matrices of a cell as JSON: `ability`, and `bits_per_character` of held-out answers.
 
-    Items of judged tasks that not all of these models have a verdict on are left out of the first, and counted by
-    task as `unpaired`.
+    Items that not all of these models have a score of are left out of the first, and counted by task as `unpaired`; a
+    base model that was asked otherwise is left out of it, with the reasons under `not_paired`.
 
     Args:
         study: The study.
@@ -47,18 +47,24 @@ def forgetting_of(
     """
     taught = _taught(study, materials, cell)
     evaluations = [*([] if base is None else [base]), *(end.evaluation for end in ends)]
-    common = common_items(
-        [read_predictions(one.folder / PREDICTIONS) for one in evaluations],
-        [one.result["tasks"] for one in evaluations],
-    )
-    base_abilities = None if base is None else common.models[0]
+    read = [read_predictions(one.folder / PREDICTIONS) for one in evaluations]
+    common = common_items(read, [one.result["tasks"] for one in evaluations])
+    refused = common.refused
+    if (
+        refused and base is not None
+    ):  # such as of a base with another chat template: the phases compare without it
+        evaluations = evaluations[1:]
+        common = common_items(read[1:], [one.result["tasks"] for one in evaluations])
+    base_abilities = common.models[0] if len(evaluations) > len(ends) else None
     names = [end.name for end in ends]
     abilities = list(zip(names, common.models[-len(ends) :], strict=True))
     losses = [(end.name, read_losses(end.evaluation.folder / HELD_OUT)) for end in ends]
     base_losses = None if base is None else read_losses(base.folder / HELD_OUT)
     ability = ability_matrix(taught, abilities, base_abilities)
     return {
-        "ability": None if ability is None else ability | {"unpaired": common.unpaired},
+        "ability": None
+        if ability is None
+        else ability | {"unpaired": common.unpaired, "not_paired": refused},
         "bits_per_character": loss_matrix(taught, losses, base_losses),
     }
 

@@ -32,6 +32,11 @@ class Cell:
         return self.steps[-1].strategy.is_mixed
 
     @property
+    def phases_one_by_one(self) -> tuple[PathStep, ...]:
+        """The steps that are trained one by one: of a mixed cell Phase 1's alone."""
+        return self.steps[:1] if self.is_mixed else self.steps
+
+    @property
     def label(self) -> str:
         """Name in progress lines and errors."""
         return f"{self.data} / {self.strategy} / seed {self.seed}"

@@ -16,8 +16,8 @@ import numpy as np
 
 from lingraft.config.schema import PLAIN, DataSource, PathStep, PhaseData, StrategyChoice, Study
 from lingraft.data.example import UNDETERMINED_LANGUAGE, Example
-from lingraft.data.example_table import columns_of, select
-from lingraft.data.sources import DataSplit, LoadedData, hold_out, load_data, split_data
+from lingraft.data.example_table import columns_of, select, share_a_group
+from lingraft.data.sources import DataSplit, LoadedData, draw_rows, hold_out, load_data, split_data
 from lingraft.data.tokenizer_cost import cost_warnings, language_costs
 from lingraft.errors import ConfigError, LingraftError, StrategyError
 from lingraft.evaluate.held_out import item_of
@@ -30,7 +30,7 @@ from lingraft.models.loading import (
 )
 from lingraft.records import fingerprint_of
 from lingraft.representation.prompts import Prompt, prompts_of, read_prompts
-from lingraft.strategies.base import Strategy
+from lingraft.strategies.base import Need, Strategy
 from lingraft.strategies.composition import Composition, build
 from lingraft.study.events import Watcher
 from lingraft.study.grid import Cell, cells_of, trained_phases
@@ -81,9 +81,9 @@ class DataSet:
             "held_out": self.held_out_groups,
         }
 
-    def counts(self, seed: int, withheld: int) -> dict[str, Any]:
-        """Return what was read, dropped, withheld (see `Materials.withhold`) and fell short, for the record."""
-        split = self.split(seed)
+    def counts(self, *, held_out: int, withheld: int, drawn: int, available: int) -> dict[str, Any]:
+        """Return what was read, dropped, withheld (see `Materials.drawn`) and fell short, for the record."""
+        limit = self.source.limit or 0
         return {
             "source": self.source.source,
             "rows": self.loaded.n_rows,
@@ -93,16 +93,33 @@ class DataSet:
             "incomplete_groups": self.loaded.incomplete_groups,
             "unknown_keys": dict(self.loaded.unknown_keys),
             "max_broken_share": self.source.max_broken_share,
-            "held_out": len(split.held_out),
+            "held_out": held_out,
             "withheld": withheld,
-            "train": len(split.train) - withheld,
-            "shortfall": split.shortfall,
+            "train": drawn - withheld,
+            "shortfall": max(0, limit - available),
         }
 
     @property
     def languages(self) -> tuple[str, ...]:
         """BCP-47 tags of its rows, sorted."""
         return columns_of(self.loaded.examples).languages
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The rows of a data set that a phase may train on.
+
+    Attributes:
+        rows: What the set's limit and seed draw, without the withheld ones.
+        withheld: The items of those that another set (or row) of the study holds out.
+        identity: What decides them, for fingerprints.
+        counts: What of the set was read, dropped, withheld and fell short, for the record.
+    """
+
+    rows: Sequence[Example]
+    withheld: tuple[str, ...]
+    identity: dict[str, Any]
+    counts: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -120,7 +137,7 @@ class Materials:
 
     Attributes:
         data: By phase and set name.
-        english: The English parallel sets, by how they are read; two sets may share one.
+        english: The English parallel sets that some cell takes rows of, by how they are read; two sets may share one.
         instructions: The data set that stands for the instructions of a checkpoint Phase 1, if one is named.
         base: The base model, if the study names one.
         checkpoint: The model that stands for Phase 1, if it is not trained.
@@ -150,47 +167,88 @@ class Materials:
         return tuple(found[key] for key in sorted(found))
 
     def english_of(self, source: PhaseData) -> DataSet | None:
-        """Return the English parallel of a set, or None where it names none."""
+        """Return the English parallel of a set, or None where it names none or no cell takes rows of it."""
         english = _english_source(source)
-        return None if english is None else self.english[english.model_dump_json()]
+        return None if english is None else self.english.get(english.model_dump_json())
 
     @cached_property
     def _held_out_turns(self) -> frozenset[str]:
         return frozenset(_turns(example) for example in self.held_out)
 
     @cached_property
-    def _collisions(self) -> dict[int, frozenset[str]]:
+    def _drawn(self) -> dict[int, tuple[int, Drawn]]:
         return {}
 
-    def _colliding(self, data: DataSet) -> frozenset[str]:
-        """Return the ids of a set's rows that it does not hold out itself, but another set (or row) holds out.
-
-        Reads the whole set, which of millions of rows takes a minute: once a study.
-        """
-        if id(data) not in self._collisions:
-            own = {example.id for example in data.held_out}
-            self._collisions[id(data)] = frozenset(
-                example.id
-                for example in data.loaded.examples
-                if example.id not in own and _turns(example) in self._held_out_turns
-            )
-        return self._collisions[id(data)]
-
-    def withhold(
-        self, data: DataSet, examples: Sequence[Example]
-    ) -> tuple[Sequence[Example], tuple[str, ...]]:
-        """Return those of a set's `examples` that may be trained on, and the items of those that are held out.
+    def drawn(self, data: DataSet, seed: int) -> Drawn:
+        """Return the rows of a set that `seed` draws and that may be trained on; the last seed's are kept.
 
         A set leaves out its own held-out groups. Where two sets of a study share conversations, one may hold out
         what the other would train on, under whatever id, group or language: such rows are withheld, so that what
         is measured was never trained on.
         """
-        colliding = self._colliding(data)
-        if not colliding:
+        known = self._drawn.get(id(data))
+        if known is None or known[0] != seed:
+            split = data.split(seed)
+            rows, withheld = self._withhold(split.train)
+            counts = data.counts(
+                held_out=len(split.held_out),
+                withheld=len(withheld),
+                drawn=len(split.train),
+                available=split.available,
+            )
+            self._drawn[id(data)] = seed, Drawn(rows, withheld, _identity(data, withheld), counts)
+        return self._drawn[id(data)][1]
+
+    @cached_property
+    def _drawn_english(self) -> dict[tuple[int, int, int | None], Drawn]:
+        return {}
+
+    def drawn_english(self, source: PhaseData, data: DataSet, seed: int) -> Drawn | None:
+        """Return the rows of a set's English parallel that may be replayed; None: no cell takes any.
+
+        They are the ones of groups that the set does not hold out, of these as many as the parallel's own `limit`
+        allows, and of these the ones that no set holds out. Large ones stay on disk, and are gone through once a study
+        (with a limit, once a seed).
+
+        Args:
+            source: The set, as the study file names it.
+            data: The set, read.
+            seed: Draws the rows where there is a limit.
+        """
+        english = self.english_of(source)
+        if english is None:
+            return None
+        limit = english.source.limit
+        key = (id(english), id(data), None if limit is None else seed)
+        if key not in self._drawn_english:
+            examples = english.loaded.examples
+            available = np.flatnonzero(~share_a_group(examples, data.held_out))
+            drawn = draw_rows(examples, available, limit, seed)
+            rows, withheld = self._withhold(select(examples, drawn))
+            identity: dict[str, Any] = {"english": _identity(english, withheld), "without": data.identity}
+            identity |= {} if limit is None else {"seed": seed}
+            counts = english.counts(
+                held_out=0, withheld=len(withheld), drawn=len(drawn), available=len(available)
+            )
+            self._drawn_english[key] = Drawn(rows, withheld, identity, counts)
+        return self._drawn_english[key]
+
+    def _withhold(self, examples: Sequence[Example]) -> tuple[Sequence[Example], tuple[str, ...]]:
+        """Return the examples that no set of the study holds out, and the items of the others."""
+        if not self._held_out_turns:
             return examples, ()
-        withheld = {row: item_of(one) for row, one in enumerate(examples) if one.id in colliding}
+        withheld = {
+            row: item_of(one) for row, one in enumerate(examples) if _turns(one) in self._held_out_turns
+        }
+        if not withheld:
+            return examples, ()
         kept = np.delete(np.arange(len(examples)), list(withheld))
         return select(examples, kept), tuple(sorted(withheld.values()))
+
+
+def _identity(data: DataSet, withheld: tuple[str, ...]) -> dict[str, Any]:
+    """Return what decides a set's training rows besides the seed."""
+    return data.identity | ({"withheld": fingerprint_of(withheld)} if withheld else {})
 
 
 def _turns(example: Example) -> str:
@@ -216,18 +274,24 @@ def gather(study: Study, base_folder: Path, watcher: Watcher | None = None) -> M
         for name, source in phase.data.items()
         if (phase.name, name) in used  # `paths` may leave sets out
     }
+    replayed = {
+        (step.phase, step.data)
+        for cell in cells
+        for index, step in enumerate(cell.phases_one_by_one)
+        if "english" in past_rows(study, index, step)
+    }
     parallels = [
         _english_source(source)
         for phase in trained_phases(study)
         for name, source in phase.data.items()
-        if (phase.name, name) in used
+        if (phase.name, name) in replayed
     ]
     sources = {one.model_dump_json(): one for one in parallels if one is not None}
     english = {key: read(one.source, one, 0) for key, one in sources.items()}
     first = study.phases[0]
     instructions = None
     if first.instructions is not None:
-        instructions = read(first.name, first.instructions, 0)
+        instructions = read(first.name, first.instructions, 0, answered=False)
         _check_language(f"{study.name}: phase {first.name!r}, instructions", instructions)
     base = None if study.model is None else _find(study.model, study.trust_remote_code)
     checkpoint = None if first.checkpoint is None else _find(first.checkpoint, study.trust_remote_code)
@@ -248,6 +312,19 @@ def gather(study: Study, base_folder: Path, watcher: Watcher | None = None) -> M
             )
         ),
     )
+
+
+def past_rows(study: Study, index: int, step: PathStep) -> frozenset[Need]:
+    """Return which rows of the past the strategies of a path's `index`-th trained phase take.
+
+    `previous_data`, where Phase 1's rows are known, and `english`; what stands for the old English is one of them.
+    """
+    uses = build(step.strategy).uses
+    known = study.phases[0].checkpoint is None and index > 0
+    taken = set(uses)
+    if "old_english" in uses:
+        taken.add("previous_data" if known else "english")
+    return frozenset(taken & ({"english", "previous_data"} if known else {"english"}))
 
 
 def _english_source(source: PhaseData) -> DataSource | None:
@@ -361,9 +438,16 @@ def _part_identity(part: Strategy) -> dict[str, Any]:
     return {"kind": part.kind, "options": dict(part.identity)}
 
 
-def _read(name: str, source: DataSource, held_out: int, base_folder: Path, watcher: Watcher) -> DataSet:
+def _read(
+    name: str,
+    source: DataSource,
+    held_out: int,
+    base_folder: Path,
+    watcher: Watcher,
+    answered: bool = True,
+) -> DataSet:
     on_progress = partial(watcher.preparing, f"read {source.source}")
-    loaded = load_data(source, base_folder=base_folder, on_progress=on_progress)
+    loaded = load_data(source, base_folder=base_folder, on_progress=on_progress, answered=answered)
     return DataSet(name, source, loaded, hold_out(loaded, held_out), held_out)
 
 

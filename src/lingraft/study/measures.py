@@ -10,7 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lingraft.config.schema import Study
-from lingraft.similarity.encoders import Encoder
+from lingraft.similarity.embedding_similarity import unknown_languages
+from lingraft.similarity.encoders import Encoder, load_encoder
+from lingraft.study.events import Watcher
 from lingraft.study.grid import Cell
 from lingraft.study.materials import DataSet, Materials
 from lingraft.study.stages import ModelReference, Stages
@@ -22,12 +24,14 @@ class Steps:
     """A measure of one phase of a cell.
 
     Attributes:
-        from_previous: Between the phase before and this one; None: there is none, or its data are unknown.
+        from_previous: Between the phase before and this one; None: there is none, or it cannot be taken.
         from_phase_one: Between Phase 1 and this one; None likewise.
+        reason: Why `from_phase_one` cannot be taken; None: it is, or there is nothing to take.
     """
 
     from_previous: Stage | None
     from_phase_one: Stage | None
+    reason: str | None = None
 
     def figures(self, key: str) -> dict[str, float | None]:
         """Return one figure of the two stages, by name."""
@@ -56,13 +60,16 @@ class Measures:
         """Return DES of each trained phase of a cell; of a mixed cell, of its one phase."""
         first, sets = self._sets(cell)
         if cell.is_mixed:
-            return [Steps(None, self._similarity(first, sets[-1], cell.seed))]
+            return [Steps(None, self._similarity(first, sets[-1], cell.seed), self._reason(first, sets[-1]))]
         found = []
         previous = None if self._materials.checkpoint is None else first
         for number, own in enumerate(sets):
-            is_phase_one = number == 0 and self._materials.checkpoint is None
-            since_one = None if is_phase_one else self._similarity(first, own, cell.seed)
-            found.append(Steps(self._similarity(previous, own, cell.seed), since_one))
+            if number == 0 and self._materials.checkpoint is None:
+                found.append(NOT_TAKEN)
+            else:
+                step = self._similarity(previous, own, cell.seed)
+                since_one = self._similarity(first, own, cell.seed)
+                found.append(Steps(step, since_one, self._reason(first, own)))
             previous = own
         return found
 
@@ -101,8 +108,19 @@ class Measures:
         sets = [self._materials.data[step.phase, step.data] for step in cell.steps]
         return (sets[0] if self._materials.checkpoint is None else self._materials.instructions), sets
 
+    def _reason(self, first: DataSet | None, second: DataSet) -> str | None:
+        """Return why DES of two sets cannot be taken; None: it can, or is not asked for."""
+        if "des" not in self._study.measures:
+            return None
+        if first is None:
+            return (
+                f"the instructions of {self._study.phases[0].name!r}, a checkpoint, are unknown; name a data set that "
+                "stands for them (`instructions: SOURCE`)"
+            )
+        return None if self._encoder is None else unknown_to(self._encoder, (first, second))
+
     def _similarity(self, first: DataSet | None, second: DataSet, seed: int) -> Stage | None:
-        if self._encoder is None or first is None:
+        if first is None or self._encoder is None or self._reason(first, second) is not None:
             return None
         one, other = ((s.split(seed).train, {**s.identity, "seed": seed}) for s in (first, second))
         label = f"{first.name} and {second.name}"
@@ -111,6 +129,62 @@ class Measures:
 
     def _distance(self, label: str, first: ModelReference, second: ModelReference) -> Stage:
         return self._stages.difference(label, first, second)
+
+
+def compared_sets(study: Study, materials: Materials) -> list[tuple[DataSet, DataSet]]:
+    """Return the different pairs of data sets whose instructions DES is asked to compare."""
+    if "des" not in study.measures:
+        return []
+    pairs: dict[tuple[int, int], tuple[DataSet, DataSet]] = {}
+    for cell in materials.cells:
+        for i, j in cell_pairs(cell, has_checkpoint=materials.checkpoint is not None):
+            first, second = (set_of(materials, cell, place) for place in (i, j))
+            if first is not None and second is not None:
+                pairs[id(first), id(second)] = first, second
+    return list(pairs.values())
+
+
+def des_encoder(study: Study, materials: Materials, watcher: Watcher) -> Encoder | None:
+    """Return the encoder of DES, and warn once of languages that it does not know; None: there is nothing to compare.
+
+    Raises:
+        ConfigError: The encoder is needed and cannot be had.
+    """
+    pairs = compared_sets(study, materials)
+    if not pairs:
+        return None
+    encoder = load_encoder(study.encoder)
+    reasons = dict.fromkeys(reason for pair in pairs if (reason := unknown_to(encoder, pair)) is not None)
+    if reasons:
+        watcher.noted(f"DES is null where {'; and where '.join(reasons)}. Everything else is measured.")
+    return encoder
+
+
+def unknown_to(encoder: Encoder, sets: Sequence[DataSet]) -> str | None:
+    """Return why the encoder cannot compare the sets' instructions, and what to write; None: it can."""
+    found = {one.name: unknown for one in sets if (unknown := unknown_languages(one.languages, encoder))}
+    if not found:
+        return None
+    where = " and ".join(f"{name!r} is in {', '.join(map(repr, tags))}" for name, tags in found.items())
+    return (
+        f"{where}, which the encoder {encoder.name} does not know; write another one, such as `encoder: labse` "
+        "(pip install 'lingraft[encoders]')"
+    )
+
+
+def set_of(materials: Materials, cell: Cell, index: int) -> DataSet | None:
+    """Return the set of a cell's trained phase, or of index -1 the one that stands for a checkpoint's instructions."""
+    if index < 0:
+        return materials.instructions
+    step = cell.steps[index]
+    return materials.data[step.phase, step.data]
+
+
+def cell_pairs(cell: Cell, *, has_checkpoint: bool) -> list[tuple[int, int]]:
+    """Return the different pairs of phases of a cell that are measured; see `measured_pairs`."""
+    if cell.is_mixed:
+        return [(-1 if has_checkpoint else 0, len(cell.steps) - 1)]
+    return list(measured_pairs(len(cell.steps), has_checkpoint=has_checkpoint))
 
 
 def measured_pairs(steps: int, *, has_checkpoint: bool) -> Iterator[tuple[int, int]]:

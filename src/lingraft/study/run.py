@@ -13,26 +13,24 @@ from typing import Any
 
 from lingraft.config.load import save_study
 from lingraft.config.schema import PLAIN, PathStep, Phase, StrategyChoice, StrategySpec, Study, Training
-from lingraft.data.example import Example
 from lingraft.data.example_table import joined
 from lingraft.errors import ConfigError, LingraftError, ModelError, did_you_mean
 from lingraft.evaluate.common_items import CommonItems, common_items, unpaired_sentence
 from lingraft.evaluate.predictions import read_predictions
 from lingraft.evaluate.scores import differences, differences_over_seeds
-from lingraft.evaluate.suites import resolve_suites
+from lingraft.evaluate.suites import language_notes, resolve_suites
 from lingraft.evaluate.tasks import check_tasks
+from lingraft.models.compute import compute_for, device_name
 from lingraft.models.vllm import check_vllm
-from lingraft.records import fingerprint_of, write_json_atomically
-from lingraft.similarity.embedding_similarity import check_languages
-from lingraft.similarity.encoders import Encoder, load_encoder
+from lingraft.records import write_json_atomically
 from lingraft.strategies.composition import build
 from lingraft.study.contamination import tell_contamination
 from lingraft.study.counting import Key, count_stages, mixed_key, needed_keys, prepare_keys, train_key
 from lingraft.study.events import Watcher
 from lingraft.study.forgetting import PhaseEnd, forgetting_of
 from lingraft.study.grid import Cell
-from lingraft.study.materials import DataSet, Materials, Model, gather, tell_costs
-from lingraft.study.measures import Measures, Steps
+from lingraft.study.materials import DataSet, Materials, Model, gather, past_rows, tell_costs
+from lingraft.study.measures import Measures, Steps, des_encoder
 from lingraft.study.stages import CHECKPOINT, PREDICTIONS, ModelReference, Stages, TrainingJob
 from lingraft.study.store import Stage, Store
 from lingraft.train.processes import Processes
@@ -76,10 +74,13 @@ def run_study(
     _check_sharding(materials.cells, processes)
     evaluation = resolve_suites(study.evaluate, base_folder, languages=materials.languages)
     check_tasks(evaluation, base_folder, languages=materials.languages)
+    notes = language_notes(study.evaluate, evaluation, materials.languages)
+    for note in notes:
+        watcher.noted(note)
     if evaluation.backend == "vllm":
         check_vllm()
     study = study.model_copy(update={"evaluate": evaluation})
-    encoder = _encoder(study, materials)
+    encoder = des_encoder(study, materials, watcher)
     costs = tell_costs(materials, watcher, trust_remote_code=study.trust_remote_code)
     with Store(folder) as store:
         save_study(study, folder / "study.yaml")
@@ -89,7 +90,12 @@ def run_study(
         measures = Measures(study, materials, stages, encoder)
         contamination = tell_contamination(study, materials, store, base_folder, watcher)
         runner = _Runner(study, materials, stages, measures, watcher)
-        result = runner.run(folder) | {"tokenizer_cost": costs, "contamination": contamination}
+        watcher.study_started(count_stages(study, materials, encoder))
+        result = runner.run(folder) | {
+            "tokenizer_cost": costs,
+            "contamination": contamination,
+            "language_notes": notes,
+        }
         write_json_atomically(folder / RESULT, result)
     return result
 
@@ -125,15 +131,6 @@ def _check_trackers(study: Study) -> None:
         raise ConfigError(
             f"training.report_to: {unknown[0]!r}: {did_you_mean(unknown[0], INTEGRATION_TO_CALLBACK)}"
         )
-
-
-def _encoder(study: Study, materials: Materials) -> Encoder | None:
-    if "des" not in study.measures:
-        return None
-    encoder = load_encoder(study.encoder)
-    for one in [*materials.data.values(), *([materials.instructions] if materials.instructions else [])]:
-        check_languages(one.loaded.examples, encoder)
-    return encoder
 
 
 @dataclass(frozen=True)
@@ -172,7 +169,6 @@ class _Runner:
     _compared: dict[tuple[str, str], list[tuple[Stage, Stage]]] = field(default_factory=dict)
 
     def run(self, folder: Path) -> dict[str, Any]:
-        self.watcher.study_started(count_stages(self.study, self.materials))
         self._evaluate_base()
         cells = []
         failed: list[Cell] = []
@@ -191,6 +187,17 @@ class _Runner:
             "phase_ones": phase_ones,
             "cells": cells,
             "over_seeds": self._over_seeds(),
+            "precision": self._precision(cells),
+        }
+
+    def _precision(self, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Return what was computed in: what `auto` stands for on this machine, of all cells that are done."""
+        phases = [one for cell in cells if cell["status"] == "done" for one in cell["phases"]]
+        evaluated = compute_for(self.study.evaluate.precision)
+        return {
+            "training": sorted({one["training"]["precision"] for one in phases}),
+            "evaluation": evaluated.precision,
+            "device": device_name(evaluated.device),
         }
 
     def _over_seeds(self) -> list[dict[str, Any]]:
@@ -257,11 +264,15 @@ class _Runner:
         compared = (phase_one.evaluation, last.evaluation)
         common = _common(compared)
         for task, count in common.unpaired.items():
-            self.watcher.noted(f"{cell.label}: {unpaired_sentence(task, count)}")
+            judged = "judged" in last.evaluation.result["tasks"][task]
+            self.watcher.noted(f"{cell.label}: {unpaired_sentence(task, count, judged=judged)}")
+        for problem in common.refused.values():
+            self.watcher.noted(f"{cell.label}: {problem}")
         self._compared.setdefault((cell.data, cell.strategy), []).append(compared)
         return {
             "des": similarities[-1].figures("des")["from_phase_one"],
             "des_corrected": _corrected(similarities[-1].from_phase_one),
+            "des_reason": similarities[-1].reason,
             "encoder": self.measures.encoder_name,
             "mpd": {
                 "from_phase_one": distances[-1].figures("mpd")["from_phase_one"],
@@ -272,6 +283,7 @@ class _Runner:
             "gain": after["language_ability"]["value"] - before["language_ability"]["value"],
             "difference": differences(*common.models),
             "unpaired": common.unpaired,
+            "not_paired": common.refused,
             "forgetting": self._forgetting(cell, phase_one, trained),
             "scores": after,
             "predictions": _predictions_of(last.evaluation),
@@ -292,7 +304,10 @@ class _Runner:
             ends = [PhaseEnd(cell.strategy, trained[-1].evaluation)]
         elif phase_one.step is None:
             ends.insert(0, PhaseEnd(self.study.phases[0].name, phase_one.evaluation))
-        return forgetting_of(self.study, self.materials, cell, ends, self._base)
+        found = forgetting_of(self.study, self.materials, cell, ends, self._base)
+        for problem in (found["ability"] or {"not_paired": {}})["not_paired"].values():
+            self.watcher.noted(f"{cell.label}: the base model stands in no matrix of abilities: {problem}")
+        return found
 
     def _train_cell(self, cell: Cell) -> tuple[_PhaseOne, list[_Trained]]:
         """Train a cell's phases; return Phase 1, and the phases that are the cell's own."""
@@ -333,19 +348,24 @@ class _Runner:
     def _train_step(self, cell: Cell, index: int, parent: ModelReference) -> _Trained:
         step = cell.steps[index]
         data = self._data(step)
-        english, english_identity = self._english(step, data)
-        past = self._data(cell.steps[0]) if index > 0 and self.materials.checkpoint is None else None
-        old, old_withheld = (
-            ((), ()) if past is None else self.materials.withhold(past, past.split(cell.seed).train)
-        )
-        old_identity = None if past is None else _identity(past, old_withheld)
+        taken = past_rows(self.study, index, step)
+        english = old = None
+        if "english" in taken:
+            source = self._phase(step.phase).data[step.data]
+            english = self.materials.drawn_english(source, data, cell.seed)
+        if "previous_data" in taken:
+            old = self.materials.drawn(self._data(cell.steps[0]), cell.seed)
+        english_identity = None if english is None else english.identity
+        old_identity = None if old is None else old.identity
         base = self.materials.base
         label = " > ".join(f"{s.phase}:{s.data}/{s.strategy.label}" for s in cell.steps[: index + 1])
+        job = self._job(label, step, [data], parent, cell.seed)
         job = replace(
-            self._job(label, step, [data], parent, cell.seed),
+            job,
+            counts=[*job.counts, *([] if english is None else [english.counts])],
             base=None if base is None else _reference(base),
-            previous_data=old,
-            english=english,
+            previous_data=() if old is None else old.rows,
+            english=() if english is None else english.rows,
             replay_data={
                 "previous_data": old_identity,
                 "english": english_identity,
@@ -355,18 +375,6 @@ class _Runner:
         steps = cell.steps[: index + 1]
         states = prepare_keys(self.study, steps, cell.seed)
         return self._train_and_evaluate(step, job, train_key(steps, cell.seed), states)
-
-    def _english(self, step: PathStep, data: DataSet) -> tuple[Sequence[Example], dict[str, Any] | None]:
-        """Return the rows of a set's English parallel that may be replayed, and what decides them."""
-        english = self.materials.english_of(self._phase(step.phase).data[step.data])
-        if english is None:
-            return (), None
-        held_out = {example.group for example in data.held_out}
-        rows, withheld = self.materials.withhold(
-            english,
-            tuple(example for example in english.loaded.examples if example.group not in held_out),
-        )
-        return rows, {"english": _identity(english, withheld), "without": data.identity}
 
     def _train_mixed(self, cell: Cell) -> _Trained:
         """Train one phase over the union of the path's sets, from the base.
@@ -387,7 +395,7 @@ class _Runner:
     def _repeated(self, job: TrainingJob, sets: Sequence[DataSet], epochs: Sequence[int]) -> TrainingJob:
         told = ", ".join(f"{one.name} {times} times" for one, times in zip(sets, epochs, strict=True))
         self.watcher.noted(f"{job.label}: one pass over {told}, as often as in their own phases.")
-        rows = [self.materials.withhold(one, one.split(job.seed).train)[0] for one in sets]
+        rows = [self.materials.drawn(one, job.seed).rows for one in sets]
         return replace(
             job,
             examples=joined([kept for kept, times in zip(rows, epochs, strict=True) for _ in range(times)]),
@@ -399,13 +407,13 @@ class _Runner:
         self, label: str, step: PathStep, sets: Sequence[DataSet], parent: ModelReference, seed: int
     ) -> TrainingJob:
         """Describe the training of one step on the union of `sets`, with nothing to replay."""
-        rows = [self.materials.withhold(one, one.split(seed).train) for one in sets]
+        drawn = [self.materials.drawn(one, seed) for one in sets]
         return TrainingJob(
             label=self._seeded(label, seed),
             parent=parent,
-            examples=joined([kept for kept, _ in rows]),
-            data=[_identity(one, withheld) for one, (_, withheld) in zip(sets, rows, strict=True)],
-            counts=[one.counts(seed, len(withheld)) for one, (_, withheld) in zip(sets, rows, strict=True)],
+            examples=joined([own.rows for own in drawn]),
+            data=[own.identity for own in drawn],
+            counts=[own.counts for own in drawn],
             choice=step.strategy,
             training=_training(self.study, self._phase(step.phase), step.strategy),
             seed=seed,
@@ -486,6 +494,7 @@ def _phase_entry(one: _Trained, des: Steps, mpd: Steps) -> dict[str, Any]:
         "strategy": one.step.strategy.label,
         "options": _options(one.step.strategy),
         "des": des.figures("des"),
+        "des_reason": des.reason,
         "mpd": mpd.figures("mpd"),
         "scores": one.evaluation.result["scores"],
         "training": _training_counts(one.stage),
@@ -519,11 +528,6 @@ def _cost(one: _Trained) -> dict[str, Any]:
 
 def _reference(model: Model) -> ModelReference:
     return ModelReference(model.identity, lambda: model.folder)
-
-
-def _identity(data: DataSet, withheld: tuple[str, ...]) -> dict[str, Any]:
-    """Return what decides a set's training rows besides the seed."""
-    return data.identity | ({"withheld": fingerprint_of(withheld)} if withheld else {})
 
 
 def _training(study: Study, phase: Phase, choice: StrategyChoice) -> Training:

@@ -11,11 +11,10 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,16 +23,20 @@ from lingraft.config.schema import UNCOMPARED_JUDGE_FIELDS, Evaluation, Strategy
 from lingraft.data.chat import encode_examples
 from lingraft.data.chat_format import CHAT_IDENTITY
 from lingraft.data.example import Example
-from lingraft.data.worldbook import VERSION as WORLDBOOK_VERSION
 from lingraft.evaluate.harness import evaluate_model, shortened_sentence
 from lingraft.evaluate.held_out import bits_by_language, held_out_losses, item_of, write_losses
+from lingraft.evaluate.manifest import HAS_TEMPLATE, NO_TEMPLATE, manifest_of, outside_of_the_file
 from lingraft.evaluate.predictions import write_predictions
 from lingraft.evaluate.scores import score_summary
-from lingraft.evaluate.tasks import task_identities
-from lingraft.models.checkpoints import CheckpointReader, combine_checkpoints, save_checkpoint
-from lingraft.models.loading import compute_device, load_model, load_tokenizer
+from lingraft.evaluate.task_runs import runs_of
+from lingraft.evaluate.tasks import NotRunnableError, task_identities
+from lingraft.models.checkpoints import combine_checkpoints, save_checkpoint
+from lingraft.models.compute import Compute, compute_for, device_name
+from lingraft.models.context_length import at_most, context_length
+from lingraft.models.loading import load_model, load_tokenizer
 from lingraft.models.vllm import VllmGenerator
-from lingraft.records import fingerprint_of
+from lingraft.models.weights import ModelWeights
+from lingraft.records import fingerprint_of, read_json, write_json_atomically
 from lingraft.representation.drift import drift_between
 from lingraft.representation.states import encode_alike, model_states
 from lingraft.similarity.embedding_similarity import dataset_embedding_similarity
@@ -43,7 +46,7 @@ from lingraft.study.events import StageProgress, Watcher
 from lingraft.study.materials import combination_identity, training_identity
 from lingraft.study.store import Stage, Store, Work
 from lingraft.train.memory import peak_bytes
-from lingraft.train.phase import Progress, train_phase
+from lingraft.train.phase import Progress, train_phase, with_resolved_precision
 from lingraft.train.processes import PhaseTask, Processes, train_on_processes
 from lingraft.weights.difference import parameter_difference
 
@@ -64,18 +67,10 @@ ANSWERS = "answers.jsonl"  # what the model has answered so far; only while it i
 VERDICTS = "verdicts.jsonl"  # in the cache: they are paid for, and serve every cell
 HELD_OUT = "held_out.parquet"
 EVALUATION_SPLIT = "report"
+MANIFEST = "manifest.json"  # what was asked and how
 
 # A result may change with these; a change of any of them makes a stage again.
 _TRAINING_LIBRARIES = ("lingraft", "torch", "transformers", "tokenizers", "accelerate", "peft")
-_EVALUATION_LIBRARIES = (
-    "lingraft",
-    "torch",
-    "transformers",
-    "tokenizers",
-    "lm-eval",
-    "sacrebleu",
-    "py3langid",
-)
 _MEASURE_LIBRARIES = ("lingraft",)
 _STATES_LIBRARIES = ("lingraft", "torch", "transformers", "tokenizers")
 _RESUMABLE = {"train", "evaluate"}
@@ -112,7 +107,7 @@ class TrainingJob:
         data: Identity of these rows, by set.
         counts: Of each set: rows read, broken, held out, asked for and had; for the record.
         choice: The strategies.
-        training: Resolved training options.
+        training: Resolved training options; a precision of `auto` is resolved when the phase is trained.
         seed: Seed of everything drawn.
         base: The base model, if a strategy may want it.
         previous_data: Phase 1's training rows, empty if unknown.
@@ -152,10 +147,12 @@ class Stages:
         self._trust = trust_remote_code
         self._processes = processes
         self._told: set[str] = set()
+        self._manifests: dict[str, dict[str, Any]] = {}
         self._last_states: tuple[str, list[LayerStates], EncodedPrompts] | None = None
 
     def train(self, job: TrainingJob) -> tuple[Stage, ModelReference]:
         """Train one phase; return its stage and the model that it made."""
+        job = replace(job, training=with_resolved_precision(job.training))
         composition = build(job.choice)
         states = {
             part.kind: self._state(job, part) for part in composition.parts if part.preparation is not None
@@ -204,10 +201,11 @@ class Stages:
 
         def work(folder: Path) -> Work:
             parent = job.parent.locate()
+            compute = compute_for(job.training.precision)
 
             def load() -> PreTrainedModel:
                 model = load_model(parent, trust_remote_code=self._trust)
-                model.to(compute_device())  # type: ignore[arg-type]
+                model.to(compute.device)  # type: ignore[arg-type]
                 return model
 
             found = part.prepare(
@@ -223,9 +221,10 @@ class Stages:
                     cache=self._store.cache,
                     trust_remote_code=self._trust,
                     on_progress=self._tell_count,
+                    compute=compute,
                 ),
             )
-            return Work(dict(found), _machine() | {"peak_bytes": peak_bytes()})
+            return Work(dict(found), _machine(compute) | {"peak_bytes": peak_bytes()})
 
         def locate() -> Path:
             label = f"{part.kind} for {job.label}"
@@ -253,11 +252,11 @@ class Stages:
 
         def work(folder: Path) -> Work:
             composition = build(job.choice)
-            after = CheckpointReader(trained.locate())
-            composition.check(after.names)
-            with TemporaryDirectory(dir=folder) as spare:
-                before = self._named_alike(job.parent.locate(), after, Path(spare))
-                combine_checkpoints(before, after.folder, composition.combine, folder / CHECKPOINT)
+            before, after = job.parent.locate(), trained.locate()
+            composition.check(ModelWeights(after, trust_remote_code=self._trust).names)
+            combine_checkpoints(
+                before, after, composition.combine, folder / CHECKPOINT, trust_remote_code=self._trust
+            )
             return Work({}, _machine())
 
         def make(*, with_artefacts: bool) -> Stage:
@@ -268,20 +267,6 @@ class Stages:
             {"stage": stage.fingerprint}, lambda: make(with_artefacts=True).folder / CHECKPOINT
         )
 
-    def _named_alike(self, folder: Path, trained: CheckpointReader, spare: Path) -> Path:
-        """Return a folder of a model's weights under the names and in the shapes of the checkpoint trained from it.
-
-        Files from the hub may name or divide tensors otherwise than transformers saves them; then the model is loaded
-        and saved into `spare`, as the trained one was.
-        """
-        stored = CheckpointReader(folder)
-        names = set(stored.names)
-        if all(name in names and stored.shape(name) == trained.shape(name) for name in trained.names):
-            return folder
-        model = load_model(folder, trust_remote_code=self._trust)
-        save_checkpoint(model, load_tokenizer(folder, trust_remote_code=self._trust), spare)
-        return spare
-
     def evaluate(
         self,
         label: str,
@@ -291,25 +276,23 @@ class Stages:
         held_out: Sequence[Example],
     ) -> Stage:
         """Score a model on the study's tasks and on the held-out answers."""
+        compute = compute_for(evaluation.precision)
+        items = [item_of(example) for example in held_out]
         inputs = {
             "model": model.identity,
-            "evaluation": evaluation.model_dump(mode="json", exclude={"judge": UNCOMPARED_JUDGE_FIELDS}),
-            "tasks": task_identities(evaluation, self._base_folder),
-            "languages": list(languages),
-            "held_out": fingerprint_of([item_of(example) for example in held_out]),
-            "split": EVALUATION_SPLIT,
+            "manifest": self._manifest(evaluation, compute.precision, languages, items),
             "chat": CHAT_IDENTITY,
-            "worldbook": WORLDBOOK_VERSION,
-            "libraries": libraries(_EVALUATION_LIBRARIES),
         }
 
         def work(folder: Path) -> Work:
-            loaded = load_model(model.locate(), dtype=torch.bfloat16, trust_remote_code=self._trust)
-            loaded.to(compute_device())  # type: ignore[arg-type]
+            loaded = load_model(model.locate(), dtype=compute.held, trust_remote_code=self._trust)
+            loaded.to(compute.device)  # type: ignore[arg-type]
             tokenizer = load_tokenizer(model.locate(), trust_remote_code=self._trust)
 
             def vllm() -> VllmGenerator:
-                return VllmGenerator(model.locate(), tokenizer, trust_remote_code=self._trust)
+                return VllmGenerator(
+                    model.locate(), tokenizer, dtype=compute.held, trust_remote_code=self._trust
+                )
 
             evaluated = evaluate_model(
                 loaded,
@@ -318,15 +301,24 @@ class Stages:
                 languages=languages,
                 split=EVALUATION_SPLIT,
                 base_folder=self._base_folder,
+                precision=compute.precision,
                 log=folder / ANSWERS,
                 verdicts=self._store.cache / VERDICTS,
                 make_generator=vllm if evaluation.backend == "vllm" else None,
-                on_progress=self._tell_count,
+                on_progress=partial(self._tell_count, unit="items"),
                 on_judged=partial(self._tell_count, unit="verdicts"),
             )
-            losses = held_out_losses(loaded, tokenizer, held_out)
+            losses = held_out_losses(
+                loaded, tokenizer, held_out, on_progress=partial(self._tell_count, unit="held-out answers")
+            )
+            if len(losses) < len(held_out):
+                self._watcher.noted(
+                    f"{label}: {len(held_out) - len(losses)} of {len(held_out)} held-out rows are left out of the "
+                    "loss, as longer than the model reads at once or refused by its chat template."
+                )
             write_predictions(folder / PREDICTIONS, evaluated.predictions)
             write_losses(folder / HELD_OUT, losses)
+            write_json_atomically(folder / MANIFEST, evaluated.manifest.to_json())
             (folder / ANSWERS).unlink(missing_ok=True)
             if evaluated.left_out:
                 self._watcher.noted(
@@ -346,10 +338,52 @@ class Stages:
                     **lost,
                 },
                 "tasks": evaluated.tasks,
+                "precision": compute.precision,
             }
-            return Work(result, _machine())
+            return Work(result, _machine(compute))
 
         return self._run("evaluate", label, inputs, work, [model])
+
+    def _manifest(
+        self, evaluation: Evaluation, precision: str, languages: Sequence[str], held_out: Sequence[str]
+    ) -> dict[str, Any]:
+        """Return what an evaluation asks and how, resolved once a run; the chat template is the model's own.
+
+        It is kept in the run's cache, so that a finished study does not need the hub again.
+        """
+        written = fingerprint_of(
+            {
+                "evaluation": evaluation.model_dump(
+                    mode="json", exclude={"judge": UNCOMPARED_JUDGE_FIELDS, "precision": True}
+                ),
+                "precision": precision,
+                "files": task_identities(evaluation, self._base_folder),
+                "languages": list(languages),
+                "held_out": list(held_out),
+                "outside": outside_of_the_file(),
+            }
+        )
+        if written not in self._manifests:
+            path = self._store.cache / f"manifest-{written}.json"
+            try:
+                runs = runs_of(evaluation, languages, EVALUATION_SPLIT, self._base_folder)
+            except NotRunnableError:
+                if not path.is_file():
+                    raise
+                self._manifests[written] = read_json(path)
+                return self._manifests[written]
+            chat = HAS_TEMPLATE if evaluation.apply_chat_template else NO_TEMPLATE
+            self._manifests[written] = manifest_of(
+                runs,
+                evaluation,
+                precision=precision,
+                chat=chat,
+                split=EVALUATION_SPLIT,
+                held_out=held_out,
+            ).identity
+            path.parent.mkdir(exist_ok=True)
+            write_json_atomically(path, self._manifests[written])
+        return self._manifests[written]
 
     def similarity(
         self,
@@ -363,7 +397,9 @@ class Stages:
         inputs["libraries"] = libraries(_MEASURE_LIBRARIES)
 
         def work(_: Path) -> Work:
-            found = dataset_embedding_similarity(first[0], second[0], encoder)
+            found = dataset_embedding_similarity(
+                first[0], second[0], encoder, on_progress=partial(self._tell_count, unit="instructions")
+            )
             return Work(found.to_json(), _machine())
 
         return self._run("similarity", label, inputs, work)
@@ -374,7 +410,10 @@ class Stages:
         inputs["libraries"] = libraries(_MEASURE_LIBRARIES)
 
         def work(_: Path) -> Work:
-            found = parameter_difference(first.locate(), second.locate())
+            found = parameter_difference(
+                *(ModelWeights(one.locate(), trust_remote_code=self._trust) for one in (first, second)),
+                on_progress=partial(self._tell_count, unit="tensors"),
+            )
             result = {
                 "mpd": found.mpd,
                 "relative": found.relative,
@@ -405,22 +444,28 @@ class Stages:
             ]
         )
         inputs: dict[str, Any] = {"first": first.identity, "second": second.identity, "prompts": said}
+        compute = compute_for("float32")  # the shift of one phase is small beside what bf16 rounds
+        inputs["precision"] = compute.precision
         inputs |= {"chat": CHAT_IDENTITY, "libraries": libraries(_STATES_LIBRARIES)}
 
         def work(_: Path) -> Work:
-            before, encoded = self._states_before(first, prompts, said)
+            before, encoded = self._states_before(first, prompts, said, compute)
             after = model_states(
-                second.locate(), encoded, trust_remote_code=self._trust, on_progress=self._tell_count
+                second.locate(),
+                encoded,
+                compute=compute,
+                trust_remote_code=self._trust,
+                on_progress=self._tell_count,
             )
             found = drift_between(label, before, after).to_json()
             del found["model"]  # a label, which is not what a record is compared by
             counts = {"prompts": len(encoded.ids), "tokens": sum(map(len, encoded.ids))}
-            return Work(found | counts | {"truncated": encoded.truncated}, _machine())
+            return Work(found | counts | {"truncated": encoded.truncated}, _machine(compute))
 
         return self._run("drift", label, inputs, work, [first, second])
 
     def _states_before(
-        self, model: ModelReference, prompts: Sequence[Prompt], said: str
+        self, model: ModelReference, prompts: Sequence[Prompt], said: str, compute: Compute
     ) -> tuple[list[LayerStates], EncodedPrompts]:
         """Return a model's states of the prompts: those of the last one asked for are kept, as cells share Phase 1."""
         key = fingerprint_of([model.identity, said])
@@ -429,7 +474,11 @@ class Stages:
             folder = model.locate()
             encoded = encode_alike([str(folder)], prompts, trust_remote_code=self._trust)
             states = model_states(
-                folder, encoded, trust_remote_code=self._trust, on_progress=self._tell_count
+                folder,
+                encoded,
+                compute=compute,
+                trust_remote_code=self._trust,
+                on_progress=self._tell_count,
             )
             self._last_states = (key, states, encoded)
         return self._last_states[1:]
@@ -485,6 +534,7 @@ class Stages:
     def _train(self, job: TrainingJob, states: Mapping[str, ModelReference], folder: Path) -> Work:
         shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
         parent = job.parent.locate()
+        compute = compute_for(job.training.precision)
         composition = build(job.choice)
         context = Context(
             base=job.base.locate() if job.base is not None and "base" in composition.needs else None,
@@ -497,18 +547,26 @@ class Stages:
             states={kind: state.locate() for kind, state in states.items()},
             trust_remote_code=self._trust,
             on_progress=self._tell_count,
+            compute=compute,
         )
         mix = composition.mix(job.examples, context)
         tokenizer = load_tokenizer(parent, trust_remote_code=self._trust)
+        context_tokens = context_length(parent, trust_remote_code=self._trust)
+        max_length = at_most(job.training.max_length, context_tokens)
+        if max_length < job.training.max_length:
+            self._watcher.noted(
+                f"{job.label}: the model reads {max_length} tokens at once, so examples are truncated there and not at "
+                f"`max_length` {job.training.max_length}."
+            )
         encoded = encode_examples(
             mix.examples,
             tokenizer,
-            job.training.max_length,
+            max_length,
             folder=folder / ENCODED,
             max_refused_share=max((counts["max_broken_share"] for counts in job.counts), default=1.0),
-            on_progress=self._tell_count,
+            on_progress=partial(self._tell_count, unit="rows are encoded"),
         )
-        for note in _notes_on_data(job, mix, encoded):
+        for note in _notes_on_data(job, mix, encoded, max_length):
             self._watcher.noted(note)
         unwrapped = load_model(parent, trust_remote_code=self._trust)
         composition.check([name for name, _ in unwrapped.named_parameters()])
@@ -538,7 +596,7 @@ class Stages:
         else:
             del model, unwrapped, rules  # each process makes its own
             outcome = self._train_on_processes(job, context, trainable, folder)
-        times = {**_machine(), **_training_times(outcome), "processes": self._processes.count}
+        times = {**_machine(compute), **_training_times(outcome), "processes": self._processes.count}
         record = _training_record(job, mix, encoded, plan, outcome) | {"frozen_cells": frozen_cells}
         return Work(record, times)
 
@@ -585,11 +643,12 @@ def _preparation_inputs(job: TrainingJob, part: Strategy) -> dict[str, Any]:
         "options": part.preparation,
         "data": {need: job.replay_data[need] for need in sorted(part.uses & set(job.replay_data))},
         "seed": job.seed if part.prepares_by_seed else None,
+        "precision": compute_for(job.training.precision).inference_precision,
         "libraries": libraries(_TRAINING_LIBRARIES),
     }
 
 
-def _notes_on_data(job: TrainingJob, mix: Mix, encoded: EncodedData) -> Iterator[str]:
+def _notes_on_data(job: TrainingJob, mix: Mix, encoded: EncodedData, max_length: int) -> Iterator[str]:
     """Say what of a phase's data was broken, missing, truncated or dropped; the record counts it as well."""
     for counts in job.counts:
         yield from _notes_on_set(counts)
@@ -609,7 +668,7 @@ def _notes_on_data(job: TrainingJob, mix: Mix, encoded: EncodedData) -> Iterator
         yield f"{job.label}: replay examples that were dropped: {dropped}."
     if encoded.truncated or encoded.dropped:
         yield (
-            f"{job.label}: {encoded.truncated} examples truncated to {job.training.max_length} tokens, "
+            f"{job.label}: {encoded.truncated} examples truncated to {max_length} tokens, "
             f"{len(encoded.dropped)} dropped because the chat template refuses them or no answer was left."
         )
     for number, what in encoded.handled_sentences():
@@ -660,6 +719,7 @@ def _training_record(
     """Return what a training stage records: the compared part, equal for equal runs."""
     return {
         "data": job.counts,
+        "precision": job.training.precision,
         "examples": outcome.examples,
         "replayed": encoded.examples.replayed_rows,
         "replay_share": _replay_share(encoded),
@@ -697,10 +757,12 @@ def _training_times(outcome: PhaseOutcome) -> dict[str, Any]:
     }
 
 
-def _machine() -> dict[str, Any]:
+def _machine(compute: Compute | None = None) -> dict[str, Any]:
+    """Return what a stage ran on; `compute` is None where it computes on the processor in types of its own."""
     return {
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": "cpu" if compute is None else device_name(compute.device),
+        "precision": None if compute is None else compute.precision,
         "python": platform.python_version(),
     }

@@ -22,6 +22,8 @@ from lingraft.config.schema import Training
 from lingraft.data.batching import Lengths
 from lingraft.data.encoded import EncodedTable
 from lingraft.errors import ConfigError, DataError, ModelError, StrategyError, VerificationError, did_you_mean
+from lingraft.models.compute import Compute, compute_for
+from lingraft.models.token_ids import check_token_ids, embedding_rows, padding_id
 from lingraft.records import fingerprint_of, read_json, write_json_atomically
 from lingraft.strategies.base import TrainingRules
 from lingraft.train.attention import grouped_attention
@@ -118,7 +120,7 @@ def train_phase(
         model: float32 weights.
         tokenizer: Gives the id that fills rows.
         encoded: The examples; order does not matter to what is learned together, only to which row is which.
-        training: Every option is honoured.
+        training: Every option is honoured; `precision: auto` is resolved for this machine.
         trainable: Names from `model.named_parameters()`; all others are frozen, and verified to be bit for bit
             the same afterwards. A tied head has no name of its own: it goes with the embedding.
         folder: Where `folder/trainer` holds checkpoints while the phase runs (`training.save_every`). One that an
@@ -138,12 +140,14 @@ def train_phase(
         ConfigError: sharded training in pure bf16, or with rules that need whole tensors.
         StrategyError: `trainable` is empty or holds an unknown name.
         DataError: no examples, or an optimiser step without a supervised token.
-        ModelError: the loss is no longer a number.
+        ModelError: the data hold a token that the model has no embedding for, or the loss is no longer a number.
         VerificationError: a frozen parameter changed.
     """
     if not encoded:
         raise DataError("a phase needs at least one example, but its data set is empty.")
-    if sharded and training.precision == "bf16_pure":
+    training = with_resolved_precision(training)
+    compute = compute_for(training.precision)
+    if sharded and compute.precision == "bf16_pure":
         raise ConfigError(
             "training.precision bf16_pure does not go with sharded training: its optimiser rounds whole tensors. "
             "Use bf16, whose float32 weights are divided between the processes."
@@ -154,10 +158,12 @@ def train_phase(
             "weights, which needs whole tensors here. Train it on processes without --sharded."
         )
     names = _check_trainable(model, trainable)
+    rows = embedding_rows(model)
+    check_token_ids(_token_ids(encoded), rows, tokenizer, "the training data")
     lengths = _lengths(encoded)
     plan = BatchPlan(lengths, training, seed)
     workplace = folder / "trainer"
-    arguments = training_arguments(training, folder=workplace, seed=seed, sharded=sharded)
+    arguments = training_arguments(training, compute, folder=workplace, seed=seed, sharded=sharded)
     state = arguments.distributed_state
     if state.is_main_process:
         division = [state.num_processes, sharded]  # the two kinds of checkpoint differ
@@ -166,7 +172,7 @@ def train_phase(
         )
     state.wait_for_everyone()
     resumed = _newest_checkpoint(workplace)
-    with _prepared(model, names, training, rules.frozen_cells):
+    with _prepared(model, names, training, compute, rules.frozen_cells):
         before = _frozen_hashes(model, rules.frozen_cells)
         trainer = PhaseTrainer(
             model,
@@ -174,8 +180,8 @@ def train_phase(
             encoded,
             lengths,
             plan,
-            pad_token_id=_pad_token_id(tokenizer),
-            bf16_weights=training.precision == "bf16_pure",
+            pad_token_id=padding_id(tokenizer, rows),
+            compute=compute,
             rules=rules,
         )
         forget_peak()
@@ -201,6 +207,11 @@ def train_phase(
         peak_bytes=peak_bytes(),
         resumed_from=int(resumed.name.rpartition("-")[2]) if resumed else None,
     )
+
+
+def with_resolved_precision(training: Training) -> Training:
+    """Return the options with the precision that `auto` stands for on this machine: what a result depends on."""
+    return training.model_copy(update={"precision": compute_for(training.precision).precision})
 
 
 def _check_trainable(model: nn.Module, trainable: Collection[str]) -> list[str]:
@@ -240,6 +251,12 @@ def _lengths(encoded: Sequence[EncodedExample]) -> Lengths:
     if isinstance(encoded, EncodedTable):
         return encoded.lengths
     return [len(example.input_ids) for example in encoded]
+
+
+def _token_ids(encoded: Sequence[EncodedExample]) -> Iterator[int]:
+    if isinstance(encoded, EncodedTable):
+        return iter((encoded.highest_token,))
+    return (token for example in encoded for token in example.input_ids)
 
 
 def _predicted_tokens(encoded: Sequence[EncodedExample]) -> int:
@@ -325,7 +342,11 @@ def _clear(workplace: Path) -> None:
 
 @contextmanager
 def _prepared(
-    model: Any, names: Sequence[str], training: Training, frozen_cells: Mapping[str, Tensor]
+    model: Any,
+    names: Sequence[str],
+    training: Training,
+    compute: Compute,
+    frozen_cells: Mapping[str, Tensor],
 ) -> Iterator[None]:
     """Set what trains, the weights' type and gradient checkpointing; undo all but the training at the end."""
     chosen = set(names)
@@ -337,7 +358,8 @@ def _prepared(
         # Only the re-entrant kind needs gradients at the embeddings; they would cost the frozen layers' backward.
         model.disable_input_require_grads()
     try:
-        weights = _bf16_weights(model, frozen_cells) if training.precision == "bf16_pure" else nullcontext()
+        pure = compute.precision == "bf16_pure"
+        weights = _weights_held_in(compute.held, model, frozen_cells) if pure else nullcontext()
         with weights, grouped_attention(model):
             yield
     finally:
@@ -349,13 +371,15 @@ def _prepared(
 
 
 @contextmanager
-def _bf16_weights(model: nn.Module, frozen_cells: Mapping[str, Tensor]) -> Iterator[None]:
-    """Hold the parameters in bfloat16 inside; outside, what is frozen has the very float32 bits that it had."""
+def _weights_held_in(
+    dtype: torch.dtype, model: nn.Module, frozen_cells: Mapping[str, Tensor]
+) -> Iterator[None]:
+    """Hold the parameters in a narrower type inside; outside, what is frozen has the very float32 bits that it had."""
     originals: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad or name in frozen_cells:
             originals[name] = parameter.data
-        parameter.data = parameter.data.to(torch.bfloat16)
+        parameter.data = parameter.data.to(dtype)
     try:
         yield
     finally:
@@ -368,15 +392,15 @@ def _bf16_weights(model: nn.Module, frozen_cells: Mapping[str, Tensor]) -> Itera
 
 
 def _train(trainer: PhaseTrainer, resumed: Path | None) -> None:
-    """Run the Trainer silently, and take off what it wraps around the model."""
+    """Run the Trainer silently, and take off the marks that it leaves on the model."""
     trainer.remove_callback(PrinterCallback)
     model = trainer.model
     own = set(vars(model))
     try:
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     finally:
-        for wrapper in set(vars(model)) - own:  # accelerate's autocasting forward and its marks
-            delattr(model, wrapper)
+        for mark in set(vars(model)) - own:  # accelerate's
+            delattr(model, mark)
         trainer.accelerator.free_memory()
 
 
@@ -449,7 +473,3 @@ def _count_parameters(model: nn.Module) -> tuple[int, int]:
     """Return how many numbers are trained and how many are not."""
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return trained, sum(parameter.numel() for parameter in model.parameters()) - trained
-
-
-def _pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    return int(tokenizer.pad_token_id) if tokenizer.pad_token_id is not None else 0

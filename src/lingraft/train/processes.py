@@ -44,7 +44,7 @@ class PhaseTask(BaseModel):
     trainable: tuple[str, ...]
     """Names of the parameters that train, of the wrapped model."""
     training: Training
-    """Resolved options."""
+    """Resolved options, the precision included: every process must compute in the same."""
     encoded: Path
     """Folder of the table of encoded examples."""
     folder: Path

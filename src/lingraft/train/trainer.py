@@ -25,7 +25,7 @@ from transformers import Trainer, TrainingArguments
 from lingraft.config.schema import Training
 from lingraft.data.batching import Lengths, padded_tokens, token_budget_batches
 from lingraft.errors import DataError
-from lingraft.models.loading import compute_device
+from lingraft.models.compute import Compute
 from lingraft.models.loss import collate, count_supervised, supervised_loss
 from lingraft.strategies.base import TrainingRules
 from lingraft.train.restraints import Restraints, split_by_rate
@@ -130,7 +130,7 @@ class PhaseTrainer(Trainer):
         lengths: Their tokens.
         plan: Rows of each micro-batch.
         pad_token_id: Fills rows; never seen by the loss.
-        bf16_weights: The weights are bfloat16 and AdamW rounds stochastically.
+        compute: What computes, and in which types; in `bf16_pure` the weights are bf16 and AdamW rounds stochastically.
         rules: What strategies ask of training.
     """
 
@@ -143,7 +143,7 @@ class PhaseTrainer(Trainer):
         plan: BatchPlan,
         *,
         pad_token_id: int,
-        bf16_weights: bool,
+        compute: Compute,
         rules: TrainingRules,
     ) -> None:
         options = {
@@ -154,6 +154,7 @@ class PhaseTrainer(Trainer):
         }
         self._rows = ExampleRows(examples, lengths)
         self._rules = rules
+        self._compute = compute
         self._restraints = Restraints(model, rules, restore=arguments.weight_decay > 0)
         self._batches_left = 0
         super().__init__(
@@ -161,17 +162,21 @@ class PhaseTrainer(Trainer):
             args=arguments,
             train_dataset=self._rows,
             data_collator=lambda rows: collate(rows, pad_token_id),
-            optimizer_cls_and_kwargs=(StochasticRoundingAdamW, options) if bf16_weights else None,
+            optimizer_cls_and_kwargs=(StochasticRoundingAdamW, options)
+            if compute.precision == "bf16_pure"
+            else None,
         )
         self._parts = ProcessShares(plan, arguments.world_size, silent_row=len(examples))
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the tokens of the whole step
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Create the accelerator; a CPU shards as well, which accelerate offers to accelerators only.
+        """Create the accelerator; it wraps no forward pass, and a CPU shards as well, which it offers to others only.
 
-        Torch's FSDP2 runs over gloo; without this, accelerate would replicate the model and not say so.
+        Its wrapper would make a float32 copy of all logits: `compute_loss` sets the arithmetic in its place. Torch's
+        FSDP2 runs over gloo; without this, accelerate would replicate the model and not say so.
         """
         super().create_accelerator_and_postprocess()
+        self.accelerator.native_amp = False
         state = self.accelerator.state
         if self.args.fsdp and state.distributed_type == DistributedType.MULTI_CPU:
             state.distributed_type = DistributedType.FSDP
@@ -215,7 +220,13 @@ class PhaseTrainer(Trainer):
         """Return the micro-batch's share of the step's mean loss, in nats per supervised token."""
         if return_outputs or num_items_in_batch is None:
             raise NotImplementedError("PhaseTrainer trains only; evaluate with lingraft.models.loss")
-        total, _ = supervised_loss(model, inputs, with_auxiliary=True, penalties=self._rules.output_penalties)
+        total, _ = supervised_loss(
+            model,
+            inputs,
+            with_auxiliary=True,
+            arithmetic=self._compute.autocast() if self._compute.precision == "bf16" else None,
+            penalties=self._rules.output_penalties,
+        )
         # Processes' gradients are averaged, but each divides by the tokens of all.
         return total * self.accelerator.num_processes / num_items_in_batch
 
@@ -253,7 +264,7 @@ class PhaseTrainer(Trainer):
 
 
 def training_arguments(
-    training: Training, *, folder: Path, seed: int, sharded: bool = False
+    training: Training, compute: Compute, *, folder: Path, seed: int, sharded: bool = False
 ) -> TrainingArguments:
     """Translate our options to the Trainer's; everything that prints is off.
 
@@ -270,8 +281,8 @@ def training_arguments(
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_gradient_norm,
         optim="adamw_torch_fused",
-        bf16=training.precision == "bf16",
-        use_cpu=compute_device().type == "cpu",  # bf16 on a CPU must be asked for
+        bf16=compute.precision == "bf16",
+        use_cpu=compute.device.type == "cpu",  # bf16 on a CPU must be asked for
         save_strategy="steps" if training.save_every else "no",
         save_steps=training.save_every or 500,
         save_total_limit=2,  # a kill while the newest is written leaves the one before

@@ -16,6 +16,7 @@ from pathlib import Path
 from lingraft.data.encoded import EncodedTable
 from lingraft.errors import LingraftError
 from lingraft.models.checkpoints import save_checkpoint
+from lingraft.models.compute import compute_for
 from lingraft.models.loading import load_model, load_tokenizer
 from lingraft.records import read_json
 from lingraft.strategies.base import Context
@@ -40,6 +41,7 @@ def train(task: PhaseTask) -> None:
         cache=task.folder,
         states=task.states,
         trust_remote_code=task.trust_remote_code,
+        compute=compute_for(task.training.precision),
     )
     tokenizer = load_tokenizer(task.parent, trust_remote_code=task.trust_remote_code)
     model = composition.wrap(load_model(task.parent, trust_remote_code=task.trust_remote_code), context)

@@ -17,8 +17,9 @@ from typing import Any, TypeVar
 import torch
 
 from lingraft.errors import ModelError
-from lingraft.models.checkpoints import CheckpointReader, WeightReader
 from lingraft.models.layers import layer_of, module_type_of
+from lingraft.models.tensor_files import WeightReader, repeats
+from lingraft.models.weights import ModelWeights
 
 _ELEMENTS_PER_PIECE = 2**20  # read at a time
 _ELEMENTS_IN_CACHE = 2**17  # computed with at a time: 1 MiB in float64
@@ -166,18 +167,23 @@ class ParameterDifference:
 
 
 def parameter_difference(
-    first: Path | WeightReader, second: Path | WeightReader, base: Path | WeightReader | None = None
+    first: Path | WeightReader,
+    second: Path | WeightReader,
+    base: Path | WeightReader | None = None,
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> ParameterDifference:
     """Return MPD(T1, T2) = (1/n) sum_i ||w(T1, i) - w(T2, i)||_2 over the n tensors that both models have.
 
-    A tied output head counts once, also where a checkpoint stores it in full. Types may differ: everything is
-    computed in float64. Of embeddings and heads with different numbers of rows (a resized vocabulary) the common
-    rows are compared.
+    Tensors go by the names of the models' parameters, whatever the files call them. A tied output head counts once,
+    also where a checkpoint stores it in full. Types may differ: everything is computed in float64. Of embeddings and
+    heads with different numbers of rows (a resized vocabulary) the common rows are compared.
 
     Args:
         first: Checkpoint folder of safetensors, or its reader (`models.adapters.open_weights` reads adapters, too).
         second: The other one.
         base: The model that both come from: compares the two updates as well.
+        on_progress: Called with the tensors done and all of them.
 
     Raises:
         ModelError: A folder is no checkpoint, the models are of two architectures (their configurations say so, or
@@ -203,9 +209,12 @@ def parameter_difference(
         if origin is None
         else {name for name in common if _fits(origin, name, one.shape(name), rows[name])}
     )
-    tensors = tuple(
-        _tensor_difference(name, rows[name], one, other, origin if name in based else None) for name in common
-    )
+    compared = []
+    for name in common:
+        compared.append(_tensor_difference(name, rows[name], one, other, origin if name in based else None))
+        if on_progress is not None:
+            on_progress(len(compared), len(common))
+    tensors = tuple(compared)
     whole = _group("all", tensors)
     return ParameterDifference(
         mpd=whole.mpd,
@@ -218,7 +227,7 @@ def parameter_difference(
 
 
 def _reader(model: Path | WeightReader) -> WeightReader:
-    return CheckpointReader(model) if isinstance(model, (str, Path)) else model
+    return ModelWeights(model) if isinstance(model, (str, Path)) else model
 
 
 def _check_architecture(first: WeightReader, other: WeightReader) -> None:
@@ -255,13 +264,8 @@ def _stored_twice(reader: WeightReader) -> frozenset[str]:
         later
         for position, later in enumerate(outside)
         for earlier in outside[:position]
-        if reader.shape(earlier) == reader.shape(later) and _equal(reader, earlier, later)
+        if repeats(reader, earlier, later)
     )
-
-
-def _equal(reader: WeightReader, one: str, other: str) -> bool:
-    pairs = zip(_pieces(reader, one, None), _pieces(reader, other, None), strict=True)
-    return all(first.dtype == second.dtype and torch.equal(first, second) for first, second in pairs)
 
 
 def _pieces(reader: WeightReader, name: str, rows: int | None) -> Iterator[torch.Tensor]:

@@ -27,8 +27,9 @@ from scipy.optimize import brentq
 from threadpoolctl import threadpool_limits
 
 from lingraft.errors import ConfigError, ModelError
-from lingraft.models.checkpoints import CheckpointReader, WeightReader
 from lingraft.models.layers import layer_of, module_type_of
+from lingraft.models.tensor_files import WeightReader
+from lingraft.models.weights import ModelWeights
 
 Estimator = Literal["reference", "median"]
 ESTIMATORS: tuple[Estimator, ...] = ("median", "reference")
@@ -42,7 +43,7 @@ Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 @dataclass(frozen=True, slots=True)
 class ModuleSignal:
-    """One weight matrix's signal-to-noise ratio.
+    """One weight matrix's signal-to-noise ratio; of a stack of experts' matrices their mean.
 
     Attributes:
         name: Parameter name.
@@ -149,9 +150,9 @@ def signal_to_noise(
         raise ConfigError(f"estimator {estimator!r}: there are {' and '.join(ESTIMATORS)}.")
     if not 0 <= share <= 1:
         raise ConfigError(f"share {share}: must lie between 0 and 1.")
-    reader = CheckpointReader(model) if isinstance(model, (str, Path)) else model
+    reader = ModelWeights(model) if isinstance(model, (str, Path)) else model
     inside = [name for name in reader.names if layer_of(name) is not None]
-    matrices = [name for name in inside if len(reader.shape(name)) == 2 and min(reader.shape(name)) > 1]
+    matrices = [name for name in inside if _is_matrix(reader.shape(name))]
     if not matrices:
         raise ModelError(f"{reader.folder}: no decoder layer holds a weight matrix.")
     found = []
@@ -259,12 +260,22 @@ def _reference_threshold(values: Floats, n: int, m: int) -> float:
     return float(high - low) / _IQR_OF_A_NORMAL * (1 + math.sqrt(min(n, m) / max(n, m)))
 
 
+def _is_matrix(shape: tuple[int, ...]) -> bool:
+    """Whether a tensor is a matrix or, of a mixture of experts, a stack of them."""
+    return len(shape) in (2, 3) and min(shape[-2:]) > 1
+
+
 def _signal_in(reader: WeightReader, name: str, estimator: Estimator) -> Signal:
-    shape = reader.shape(name)
-    whole = next(iter(reader.pieces(name, math.prod(shape)))).view(shape)
-    if not math.isfinite(_largest(whole)):
-        raise ModelError(f"{reader.folder}: {name} holds weights that are not finite (NaN or infinity).")
-    return signal_of(whole, estimator)
+    """Return a matrix's signal; of a stack the mean ratio of its matrices and their counts' sums."""
+    *_, rows, columns = shape = reader.shape(name)
+    found = []
+    for piece in reader.pieces(name, math.prod(shape) if len(shape) == 2 else 1):
+        matrix = piece.view(rows, columns)
+        if not math.isfinite(_largest(matrix)):
+            raise ModelError(f"{reader.folder}: {name} holds weights that are not finite (NaN or infinity).")
+        found.append(signal_of(matrix, estimator))
+    ratio = sum(one.snr for one in found) / len(found)
+    return Signal(ratio, sum(one.above for one in found), sum(one.of for one in found))
 
 
 def _largest(matrix: torch.Tensor) -> float:

@@ -1,0 +1,163 @@
+"""Progress as plain lines where stderr is no terminal: what is done, of how many, and the time left.
+
+A thread of its own says the last known state again, so that a log is never silent for 30 seconds, whatever the
+command does: import libraries, load a model, answer a long batch, wait for other processes.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING
+
+from lingraft.cli.output import standard_error
+from lingraft.errors import harmless
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lingraft.study.events import StageProgress
+
+SECONDS_BETWEEN_LINES = 20.0  # 10 less than promised: a library may hold the interpreter for some seconds
+_LOOKS_PER_LINE = 20
+_LEAST_SECONDS = 0.05
+
+
+class LogLines:
+    """Prints a line of progress at least every 30 seconds, and not more often than every 20.
+
+    Args:
+        console: Where to; None: stderr.
+        clock: Returns seconds.
+    """
+
+    def __init__(self, console: Console | None = None, clock: Callable[[], float] | None = None) -> None:
+        self._console = console
+        self._clock = clock or time.monotonic
+        self._lock = threading.Lock()
+        self._title, self._place = "", ""
+        self._progress: StageProgress | None = None
+        self._since = self._updated = self._last_line = self._clock()
+        self._users = 0
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @contextmanager
+    def running(self, title: str | None = None) -> Iterator[None]:
+        """Print lines that begin with `title` while the block runs; nothing, where a terminal shows bars."""
+        before = self._title
+        with self._lock:
+            self._title = before if title is None else title
+        self._start()
+        try:
+            yield
+        finally:
+            self._stop()
+            with self._lock:
+                self._title = before
+
+    def at(self, place: str) -> None:
+        """Say what is being done now, of which no count is known yet."""
+        with self._lock:
+            if place != self._place:
+                self._place, self._since = place, self._clock()
+            self._progress = None
+
+    def progressed(self, place: str, progress: StageProgress) -> None:
+        """Say how far a step is."""
+        with self._lock:
+            now = self._clock()
+            if place != self._place:
+                self._place, self._since = place, now
+            self._progress, self._updated = progress, now
+        self.print_if_due()
+
+    def print_if_due(self) -> None:
+        """Print the state, if the last line was long enough ago."""
+        with self._lock:
+            now = self._clock()
+            if not self._is_plain or now - self._last_line < SECONDS_BETWEEN_LINES:
+                return
+            self._last_line = now
+            text = self._line(now)
+        console = self._console or standard_error()
+        console.print(harmless(text), markup=False, highlight=False, soft_wrap=True)
+
+    @property
+    def _is_plain(self) -> bool:
+        if self._console is not None:
+            return not self._console.is_terminal or self._console.is_dumb_terminal
+        return not sys.stderr.isatty() or os.environ.get("TERM", "").lower() in ("dumb", "unknown")
+
+    def _line(self, now: float) -> str:
+        parts = [] if self._progress is None else [_counted(self._progress), *figures(self._progress)]
+        left = None if self._progress is None else self._progress.seconds_left
+        if left is not None:
+            left -= now - self._updated
+        if left is not None and left > 0:
+            parts.append(f"{duration(left)} left")
+        else:
+            parts.append(f"{duration(now - self._since)} so far")
+        return ": ".join(part for part in (self._title, self._place, ", ".join(parts)) if part)
+
+    def _start(self) -> None:
+        self._users += 1
+        if self._users == 1 and self._is_plain:
+            self._since = self._last_line = self._clock()
+            self._ended.clear()
+            self._thread = threading.Thread(target=self._watch, daemon=True)
+            self._thread.start()
+
+    def _stop(self) -> None:
+        self._users -= 1
+        if self._users == 0 and self._thread is not None:
+            self._ended.set()
+            self._thread.join()
+            self._thread = None
+            self.at("")
+
+    def _watch(self) -> None:
+        while not self._ended.wait(max(_LEAST_SECONDS, SECONDS_BETWEEN_LINES / _LOOKS_PER_LINE)):
+            try:
+                self.print_if_due()
+            except (OSError, ValueError):  # stderr is gone or closed: nobody reads it
+                return
+
+
+@cache
+def log_lines() -> LogLines:
+    """Return the lines of this process, on stderr."""
+    return LogLines()
+
+
+def _counted(progress: StageProgress) -> str:
+    """Return how far a step is, such as `step 40 of 120`; a total of 0 is unknown."""
+    unit = "" if progress.unit is None else f" {progress.unit}"
+    if not progress.total:
+        return f"{progress.done:,}{unit} done"
+    return f"{'' if progress.loss is None else 'step '}{progress.done:,} of {progress.total:,}{unit}"
+
+
+def figures(progress: StageProgress) -> list[str]:
+    """Return a training's loss and speed; of another step nothing."""
+    parts = []
+    if progress.loss is not None:
+        parts.append(f"loss {progress.loss:.3f}")
+    if progress.tokens_per_second is not None:
+        parts.append(f"{progress.tokens_per_second:.0f} tokens/s")
+    return parts
+
+
+def duration(seconds: float) -> str:
+    """Return a time as a reader says it: 45 s, 1 min 20 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -1,0 +1,389 @@
+"""What an evaluation asks and how, resolved before anything is asked: its manifest.
+
+A stage's fingerprint is made of it, not of options as they were written, so that a default written out, another order
+or another path to the same data stays the same evaluation, while what changes scores from outside of the study file
+(NLTK's sentence data, langdetect, the harness) does not. Scores are paired only where the same was asked (`asked`).
+
+Batch sizes and budgets of tokens are not in it: they change scores by rounding alone, as the machine does, and what
+that amounts to is measured by `repeats`. Prices and budgets of a judge change no verdict.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lingraft.config.schema import UNCOMPARED_JUDGE_FIELDS, Evaluation
+from lingraft.data.chat_format import CHAT_IDENTITY
+from lingraft.data.chat_template import chat_template
+from lingraft.data.worldbook import VERSION as WORLDBOOK_VERSION
+from lingraft.errors import EvaluationError, in_one_line
+from lingraft.evaluate.task_runs import (
+    NEEDS_PUNKT,
+    SEEDS,
+    Run,
+    asked_text,
+    choices_of,
+    code_of,
+    expected_text,
+    few_shot_of,
+    item_and_cluster,
+    reads_whole_documents,
+    template_of,
+)
+from lingraft.evaluate.tasks import quiet
+from lingraft.records import fingerprint_of, hash_file
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FORMAT = 1
+# Scores may change with these; the engines and the harness are named apart.
+_LIBRARIES = ("lingraft", "torch", "transformers", "tokenizers", "sacrebleu", "py3langid")
+# IFEval's verifiers that ask langdetect which language an answer is in.
+_ASKS_LANGDETECT = frozenset(
+    {"language:response_language", "change_case:english_capital", "change_case:english_lowercase"}
+)
+NO_TEMPLATE = "none"
+HAS_TEMPLATE = "the model's"
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestItem:
+    """One item of a task.
+
+    Attributes:
+        item: Its name in predictions.
+        cluster: What items that share content have in common.
+        content: Fingerprint of its text, its expected answer, its choices, and of what else its score depends on: the
+            document that a task's own scorer reads, and the data and versions that IFEval's verifiers use for it.
+    """
+
+    item: str
+    cluster: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class HowAsked:
+    """What holds for every task of an evaluation, and decides answers beside the prompt.
+
+    Attributes:
+        engine: What generates, with its version.
+        harness: Version of lm-evaluation-harness, which builds prompts and scores.
+        precision: Of the arithmetic, as it was resolved.
+        chat_template: Fingerprint of the template that prompts go through, and of the date that it is given; `none`:
+            they go through none.
+    """
+
+    engine: str
+    harness: str
+    precision: str
+    chat_template: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSettings:
+    """How one harness task is asked and scored.
+
+    Attributes:
+        version: The task's own.
+        metric: Its score.
+        filter: What answers go through before they are scored.
+        kind: The harness's output type.
+        template: Fingerprint of what makes prompts and expected answers of documents; code stands for itself.
+        generation: Fingerprint of the generation settings, the longest answer among them.
+        few_shot: Fingerprint of number and texts of the examples that stand before an item; empty: there are none.
+        code: Fingerprint of the task's own scoring code.
+        judge: Fingerprint of the judge that scores the answers; empty: none does.
+    """
+
+    version: str
+    metric: str
+    filter: str
+    kind: str
+    template: str
+    generation: str
+    few_shot: str
+    code: str
+    judge: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskManifest:
+    """One harness task of an evaluation.
+
+    Attributes:
+        key: Unique: ability, name, language and the harness's name of the task.
+        label: Name and language, as tables have them; the tasks of a group share it.
+        settings: How it is asked and scored.
+        data: Revision of its data, for the record: what decides scores stands in the items.
+        items: Those that are asked.
+        left_out: Number of those that cannot be scored here.
+    """
+
+    key: str
+    label: str
+    settings: TaskSettings
+    data: Mapping[str, Any]
+    items: tuple[ManifestItem, ...]
+    left_out: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """An evaluation, resolved.
+
+    Attributes:
+        how: What holds for every task.
+        tasks: Sorted by key.
+        libraries: Installed version by library.
+        seeds: Of prompts, answers and langdetect.
+        repeats: Times that generating tasks run.
+        split: worldbook's.
+        worldbook: Version of worldbook.
+        punkt: Hash of NLTK's English sentence data; None: they are absent. In the fingerprint by way of the items that
+            need them alone.
+        langdetect: Version of langdetect; None: it is absent. In the fingerprint likewise.
+        held_out: Fingerprint of the held-out examples whose loss is measured.
+    """
+
+    how: HowAsked
+    tasks: tuple[TaskManifest, ...]
+    libraries: tuple[tuple[str, str | None], ...]
+    seeds: tuple[tuple[str, int], ...]
+    repeats: int
+    split: str
+    worldbook: str
+    punkt: str | None
+    langdetect: str | None
+    held_out: str
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that the scores depend on beside the model, as JSON: what a stage's fingerprint is made of."""
+        return {
+            "format": FORMAT,
+            "how": asdict(self.how),
+            "tasks": {
+                one.key: asdict(one.settings)
+                | {
+                    "items": len(one.items),
+                    "content": fingerprint_of([asdict(item) for item in one.items]),
+                    "left_out": one.left_out,
+                }
+                for one in self.tasks
+            },
+            "libraries": dict(self.libraries),
+            "seeds": dict(self.seeds),
+            "repeats": self.repeats,
+            "split": self.split,
+            "worldbook": self.worldbook,
+            "held_out": self.held_out,
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """Return the fingerprint of `identity`."""
+        return fingerprint_of(self.identity)
+
+    @property
+    def asked(self) -> dict[str, dict[str, str]]:
+        """By key of the task and name of the item, the fingerprint of what is asked and how."""
+        return {
+            one.key: {
+                item.item: fingerprint_of([asdict(self.how), asdict(one.settings), item.content])
+                for item in one.items
+            }
+            for one in self.tasks
+        }
+
+    def settings_of(self, label: str) -> dict[str, Any]:
+        """Return how a task, by name and language, is asked and scored, as JSON: to tell what differs between two."""
+        parts = {one.key.rpartition("|")[2]: asdict(one.settings) for one in self.tasks if one.label == label}
+        return {"how": asdict(self.how), "parts": parts}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the whole manifest as JSON."""
+        return self.identity | {
+            "punkt": self.punkt,
+            "langdetect": self.langdetect,
+            "tasks": {
+                one.key: asdict(one.settings)
+                | {
+                    "data": dict(one.data),
+                    "left_out": one.left_out,
+                    "items": [[item.item, item.cluster, item.content] for item in one.items],
+                }
+                for one in self.tasks
+            },
+        }
+
+
+def manifest_of(
+    runs: Sequence[Run],
+    evaluation: Evaluation,
+    *,
+    precision: str,
+    chat: str,
+    split: str,
+    held_out: Sequence[str] = (),
+) -> Manifest:
+    """Return the manifest of tasks as they will be run (`task_runs.build_runs`).
+
+    Args:
+        runs: The tasks.
+        evaluation: Which engine, judge and number of repeats; what else it says stands in the runs.
+        precision: Of the arithmetic, as it was resolved.
+        chat: From `chat_identity`; where a stage's fingerprint holds the model itself, whether there is a template is
+            enough (`HAS_TEMPLATE`).
+        split: worldbook's.
+        held_out: Identities of the held-out examples.
+
+    Raises:
+        EvaluationError: A task's templates or functions fail on an item.
+    """
+    engine = evaluation.backend
+    judge = (
+        ""
+        if evaluation.judge is None
+        else fingerprint_of(evaluation.judge.model_dump(mode="json", exclude=UNCOMPARED_JUDGE_FIELDS))
+    )
+    return Manifest(
+        how=HowAsked(f"{engine} {installed(engine)}", str(installed("lm_eval")), precision, chat),
+        tasks=tuple(_task(run, judge) for run in sorted(runs, key=lambda run: run.key)),
+        libraries=tuple((name, installed(name)) for name in _LIBRARIES),
+        seeds=tuple(SEEDS.items()),
+        repeats=evaluation.repeats,
+        split=split,
+        worldbook=WORLDBOOK_VERSION,
+        punkt=punkt_hash(),
+        langdetect=installed("langdetect"),
+        held_out=fingerprint_of(list(held_out)),
+    )
+
+
+def chat_identity(tokenizer: PreTrainedTokenizerBase, evaluation: Evaluation) -> str:
+    """Return the fingerprint of the chat template that prompts go through; NO_TEMPLATE: they go through none."""
+    if not evaluation.apply_chat_template:
+        return NO_TEMPLATE
+    return fingerprint_of({"template": chat_template(tokenizer)[0], **CHAT_IDENTITY})
+
+
+def installed(library: str) -> str | None:
+    """Return the installed version of a library; None: it is absent."""
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
+
+
+def outside_of_the_file() -> dict[str, str | None]:
+    """Return what may change an evaluation although its file, its data and the model stay as they are."""
+    names = (*_LIBRARIES, "lm_eval", "vllm", "langdetect")
+    return {
+        **{name: installed(name) for name in names},
+        "punkt": punkt_hash(),
+        "worldbook": WORLDBOOK_VERSION,
+    }
+
+
+def punkt_hash() -> str | None:
+    """Return the hash of the English sentence data that NLTK finds; None: it finds none."""
+    import nltk
+
+    try:
+        folder = Path(str(nltk.data.find("tokenizers/punkt_tab/english/")))
+    except LookupError:
+        return None
+    return _hash_of_folder(folder) if folder.is_dir() else "packed"  # it may be read out of a zip file
+
+
+@cache
+def _hash_of_folder(folder: Path) -> str:
+    return fingerprint_of(
+        [[path.name, hash_file(path)] for path in sorted(folder.iterdir()) if path.is_file()]
+    )
+
+
+def _task(run: Run, judge: str) -> TaskManifest:
+    task = run.task
+    template = template_of(task)
+    del template["generation"]  # resolved below: a default written out is the same
+    try:
+        with quiet():  # some tasks (Global-MMLU) filter their documents only now, with a bar
+            items = tuple(_items(run))
+            few_shot = _few_shot(run)
+    except EvaluationError:
+        raise
+    except Exception as error:  # a task's own templates and functions
+        raise EvaluationError(
+            f"the task {run.name}: its items cannot be read: {type(error).__name__}: {in_one_line(error)}"
+        ) from error
+    settings = TaskSettings(
+        version=str(task.VERSION),
+        metric=run.metric,
+        filter=run.filter,
+        kind=str(task.config.output_type),
+        template=fingerprint_of(_plain(template)),
+        generation=_generation(run),
+        few_shot=few_shot,
+        code=fingerprint_of(_plain(code_of(run))),
+        judge=judge if run.is_judged else "",
+    )
+    return TaskManifest(run.key, run.label, settings, run.revision, items, len(run.left_out))
+
+
+def _generation(run: Run) -> str:
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    from lingraft.evaluate.in_memory import LONGEST_ANSWER
+
+    if run.task.config.output_type != "generate_until":
+        return ""
+    with quiet():
+        settings = normalize_gen_kwargs(run.task.config.generation_kwargs or {}, LONGEST_ANSWER)
+    return fingerprint_of(_plain(dict(settings)))
+
+
+def _items(run: Run) -> Iterator[ManifestItem]:
+    rows = run.task.eval_docs
+    for number in run.documents:
+        row = rows[number]
+        item, cluster = item_and_cluster(run, number, row)
+        yield ManifestItem(item, cluster, _content(run, row))
+
+
+def _content(run: Run, row: Mapping[str, Any]) -> str:
+    task, document = run.task, _plain(dict(row))
+    try:
+        parts: list[Any] = [asked_text(task, row), expected_text(task, row), choices_of(task, row)]
+    except (
+        Exception
+    ):  # a kind of task that has no such parts; the document and the template's source decide all
+        parts = [document]
+    if reads_whole_documents(run):
+        parts.append(document)
+    instructions = set(row.get("instruction_id_list") or ())
+    if instructions & NEEDS_PUNKT:
+        parts.append(["punkt", punkt_hash()])
+    if instructions & _ASKS_LANGDETECT:
+        parts.append(["langdetect", installed("langdetect"), SEEDS["langdetect"]])
+    return sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def _few_shot(run: Run) -> str:
+    if not run.task.config.num_fewshot:
+        return ""
+    return fingerprint_of(_plain([few_shot_of(run.task), SEEDS["worked_examples"]]))
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON has it, whatever a task keeps in it: dates and the like as text."""
+    return json.loads(json.dumps(value, sort_keys=True, default=str, ensure_ascii=False))

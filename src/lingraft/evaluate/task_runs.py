@@ -1,0 +1,315 @@
+"""The tasks of an evaluation as they are run: which harness task, on which documents, for which ability and language.
+
+What is built here is described by `manifest` and run by `harness`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lingraft.config.schema import Evaluation, EvaluationTask
+from lingraft.data.worldbook import FAMILIES
+from lingraft.errors import EvaluationError
+from lingraft.evaluate.judge import ALPACA_EVAL
+from lingraft.evaluate.local_rows import Expression
+from lingraft.evaluate.own_tasks import OWN_TASKS
+from lingraft.evaluate.predictions import Ability
+from lingraft.evaluate.tasks import (
+    ENGLISH,
+    WORLDBOOK,
+    NotRunnableError,
+    ability_of,
+    data_revision,
+    entries,
+    filter_of,
+    is_worldbook,
+    judge_problem,
+    label_of,
+    load_tasks,
+    metric_of,
+    quiet,
+    wanted_languages,
+    worldbook_language,
+)
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import ConfigurableTask
+
+# IFEval's verifiers of these instructions tokenise with NLTK's Punkt model, which the harness would download.
+NEEDS_PUNKT = frozenset({"length_constraints:number_sentences", "change_case:capital_word_frequency"})
+
+# What the harness seeds before it builds prompts and answers, by its own defaults; and langdetect, which IFEval asks.
+SEEDS = {"python": 0, "numpy": 1234, "torch": 1234, "worked_examples": 1234, "langdetect": 0}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One harness task as it is run: for which ability and language, on which documents.
+
+    `key` names it uniquely: one task may count for two abilities or languages.
+    """
+
+    key: str
+    ability: Ability
+    name: str
+    language: str
+    task: ConfigurableTask
+    metric: str
+    filter: str
+    documents: tuple[int, ...]
+    left_out: tuple[str, ...]
+    cluster: Expression | None
+    is_own: bool
+    is_judged: bool
+    revision: dict[str, Any]
+
+    @property
+    def label(self) -> str:
+        """Name and language, as the record has them; the tasks of a group share it."""
+        return f"{self.name}/{self.language}"
+
+
+def runs_of(evaluation: Evaluation, languages: Sequence[str], split: str, base_folder: Path) -> list[Run]:
+    """Return the tasks of an evaluation as they will be run, with their documents; see `evaluate_model`.
+
+    Raises:
+        EvaluationError: A task cannot be loaded, or has no such metric.
+    """
+    return build_runs(evaluation, languages, split, base_folder, skip_missing=False)[0]
+
+
+def build_runs(
+    evaluation: Evaluation, languages: Sequence[str], split: str, base_folder: Path, *, skip_missing: bool
+) -> tuple[list[Run], dict[str, str]]:
+    """Return the tasks of an evaluation as they will be run, and why others cannot be, by name and language.
+
+    Raises:
+        EvaluationError: A task cannot be loaded, or has no such metric; `skip_missing`: not for want of its data.
+    """
+    runs: list[Run] = []
+    not_run: dict[str, str] = {}
+    hub_out_of_reach = False
+    for ability, entry in entries(evaluation):
+        if is_worldbook(entry):
+            wanted = wanted_languages(ability, evaluation, languages)
+            for one in _build_worldbook(ability, entry, wanted, split):
+                runs.append(replace(one, ability=ability_of(ability, one.language, languages)))
+            continue
+        try:
+            problem = judge_problem(entry, evaluation)
+            if problem is not None:
+                raise NotRunnableError(
+                    f"the task {entry.task} cannot be run: {problem}", problem, is_hub_out_of_reach=False
+                )
+            tasks = load_tasks(entry, base_folder, hub_out_of_reach=hub_out_of_reach)
+            with quiet():
+                counted = ability_of(ability, entry.language or ENGLISH, languages)
+                runs.extend(_build_harness(counted, entry, tasks, base_folder))
+        except NotRunnableError as error:
+            if not skip_missing:
+                raise
+            hub_out_of_reach = hub_out_of_reach or error.is_hub_out_of_reach
+            not_run[f"{label_of(entry)}/{entry.language or ENGLISH}"] = error.reason
+    return runs, not_run
+
+
+def _build_worldbook(
+    ability: Ability, entry: EvaluationTask, languages: Sequence[str], split: str
+) -> Iterator[Run]:
+    from lingraft.data.worldbook import VERSION
+    from lingraft.evaluate.worldbook_tasks import SCORE, worldbook_task
+
+    family = entry.task.partition(":")[2]
+    for name in (family,) if family else FAMILIES:
+        for language in (entry.language,) if entry.language else languages:
+            own = worldbook_language(language)
+            if own is None:  # another task covers it, else it would have been refused
+                continue
+            with quiet():
+                task = worldbook_task(name, own, split, entry.limit, entry.max_new_tokens)
+            label = f"worldbook:{name}"
+            yield Run(
+                key=_key(ability, label, language, task),
+                ability=ability,
+                name=label,
+                language=language,
+                task=task,
+                metric=SCORE,
+                filter=filter_of(entry, task),
+                documents=tuple(range(len(task.eval_docs))),
+                left_out=(),
+                cluster=None,
+                is_own=False,
+                is_judged=False,
+                revision={"data": {"worldbook": VERSION, "split": split}, "sample": None},
+            )
+
+
+def _build_harness(
+    ability: Ability, entry: EvaluationTask, tasks: Sequence[ConfigurableTask], base_folder: Path
+) -> Iterator[Run]:
+    label, language = label_of(entry), entry.language or ENGLISH
+    cluster = None if entry.cluster is None else Expression(entry.cluster, f"the task {entry.task}: cluster")
+    for task in tasks:
+        if entry.max_new_tokens is not None and task.config.output_type == "generate_until":
+            task.set_config("generation_kwargs", {"max_gen_toks": entry.max_new_tokens}, update=True)
+        task.set_config("num_fewshot", task.config.num_fewshot or 0)
+        documents = _chosen(len(task.eval_docs), entry.limit, entry.sample)
+        scorable, left_out = _without_punkt(label, task, documents)
+        if not scorable:
+            reason = left_out[0] if left_out else "its data set is empty."
+            raise EvaluationError(f"the task {entry.task}: no item can be scored: {reason}")
+        yield Run(
+            key=_key(ability, label, language, task),
+            ability=ability,
+            name=label,
+            language=language,
+            task=task,
+            metric=metric_of(entry, task),
+            filter=filter_of(entry, task),
+            documents=scorable,
+            left_out=left_out,
+            cluster=cluster,
+            is_own=entry.task in OWN_TASKS,
+            is_judged=entry.task == ALPACA_EVAL,
+            revision={"data": data_revision(entry, task, base_folder), "sample": entry.sample},
+        )
+
+
+def _chosen(count: int, limit: int | None, seed: int | None) -> tuple[int, ...]:
+    """Return the numbers of the documents that are used, in order; parallel sets of one length give the same ones."""
+    if limit is None or limit >= count:
+        return tuple(range(count))
+    return tuple(range(limit) if seed is None else sorted(random.Random(seed).sample(range(count), limit)))
+
+
+def _without_punkt(
+    name: str, task: ConfigurableTask, documents: Sequence[int]
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Leave out IFEval's items that need NLTK's sentence data where these are absent; never score them 0."""
+    rows = task.eval_docs
+    if "instruction_id_list" not in rows.column_names or has_punkt():
+        return tuple(documents), ()
+    needy = {i for i in documents if NEEDS_PUNKT & set(rows[i]["instruction_id_list"])}
+    reason = "needs NLTK's punkt_tab, which is not installed (python -m nltk.downloader punkt_tab)"
+    left_out = tuple(f"{name}: item {rows[i].get('key', i)}: {reason}" for i in sorted(needy))
+    return tuple(i for i in documents if i not in needy), left_out
+
+
+def has_punkt() -> bool:
+    """Return whether NLTK finds the English sentence data that some of IFEval's verifiers need."""
+    import nltk
+
+    try:
+        nltk.data.find("tokenizers/punkt_tab/english/")
+    except LookupError:
+        return False
+    return True
+
+
+def _key(ability: Ability, name: str, language: str, task: ConfigurableTask) -> str:
+    return f"{ability}|{name}|{language}|{task.config.task}"
+
+
+def item_of_document(run: Run, number: int) -> str:
+    """Return what a document is called in predictions; worldbook's are called by their group."""
+    return f"{run.key.rpartition('|')[2]}/{number}"
+
+
+def item_and_cluster(run: Run, number: int, document: Mapping[str, Any]) -> tuple[str, str]:
+    """Return an item's name, and what items that share content have in common.
+
+    That is said by the entry, else by our own task, else it is the item alone.
+    """
+    from lingraft.evaluate.worldbook_tasks import cluster_of
+
+    row = document.get("item") if run.name.startswith(f"{WORLDBOOK}:") else None
+    if row is not None:
+        return cluster_of(row), cluster_of(row)
+    item = item_of_document(run, number)
+    if run.cluster is not None:
+        return item, str(run.cluster(document, number))
+    return item, str(document.get("cluster", item)) if run.is_own else item
+
+
+def choices_of(task: ConfigurableTask, row: Any) -> list[str]:
+    """Return the choices of an item, empty where it has none."""
+    return [] if task.config.doc_to_choice is None else list(map(str, task.doc_to_choice(row)))
+
+
+def asked_text(task: ConfigurableTask, row: Any) -> str:
+    """Return an item's prompt; of a task whose prompts differ by choice (Winogrande), all of them."""
+    prompt = task.doc_to_text(row)
+    return prompt if isinstance(prompt, str) else "\n".join(map(str, task.doc_to_choice(row)))
+
+
+def expected_text(task: ConfigurableTask, row: Any) -> str:
+    """Return the answer that a task expects to an item."""
+    target = task.doc_to_target(row)
+    if isinstance(target, int) and task.config.doc_to_choice is not None:
+        return str(task.doc_to_choice(row)[target])
+    return "\n".join(map(str, target)) if isinstance(target, list) else str(target)
+
+
+def template_of(task: ConfigurableTask) -> dict[str, object]:
+    """Return what makes a task's prompts and answers of its documents; code stands for itself."""
+    config = task.config
+    return {
+        "text": _source(config.doc_to_text),
+        "choice": _source(config.doc_to_choice),
+        "target": _source(config.doc_to_target),
+        "description": _source(config.description),
+        "delimiters": [config.target_delimiter, config.fewshot_delimiter],
+        "worked_examples": config.num_fewshot,
+        "generation": config.generation_kwargs,
+    }
+
+
+def _source(part: Any) -> Any:
+    if isinstance(part, partial):
+        return [_source(part.func), list(part.args), part.keywords]
+    if not callable(part):
+        return part
+    return inspect.getsource(part if inspect.isroutine(part) else type(part))
+
+
+def code_of(run: Run) -> list[object]:
+    """Return what scores a task's answers beside the harness: source of its functions, files beside its YAML."""
+    config = run.task.config
+    files = (run.revision["data"] or {}).get("files", {})
+    return [
+        _source(config.process_results),
+        [{key: _source(part) for key, part in dict(one).items()} for one in config.metric_list or ()],
+        sorted(digest for name, digest in files.items() if name.endswith(".py")),
+    ]
+
+
+def few_shot_of(task: ConfigurableTask) -> list[object]:
+    """Return what makes the examples before an item: their documents, and how they are chosen and written."""
+    config = task.config
+    made = {
+        name: _source(getattr(config.fewshot_config, name, None))
+        for name in (
+            "sampler",
+            "fewshot_indices",
+            "doc_to_text",
+            "doc_to_choice",
+            "doc_to_target",
+            "gen_prefix",
+        )
+    }
+    return [config.num_fewshot, made, [dict(row) for row in task.fewshot_docs() or ()]]
+
+
+def reads_whole_documents(run: Run) -> bool:
+    """Return whether a task's scorer is its own, and so may read any field of a document."""
+    from lm_eval.api.task import ConfigurableTask
+
+    own = type(run.task).process_results is not ConfigurableTask.process_results
+    return own or run.is_judged or run.task.config.process_results is not None

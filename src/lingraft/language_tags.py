@@ -1,0 +1,142 @@
+"""The one home of language tags: tags, old tags, three-letter codes and English names become canonical BCP-47 tags.
+
+Lowest layer, beside the errors. Data come from Unicode CLDR (babel) and the IANA registry (langcodes).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import cache
+
+_TAG = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*")
+_IN_PARENTHESES = re.compile(r"(.+?)\s*\(([^()]+)\)")
+
+
+@cache
+def canonical_tag(text: str) -> str | None:
+    """Return the canonical BCP-47 tag of a language as people and data sets write it; None: it is not known.
+
+    The case of a tag and an underscore do not matter (PT_br: pt-BR); three-letter codes become the two-letter one
+    where there is one (por: pt), old tags the new one (iw: he), and the code of the variety that a language is mostly
+    written in that language's (arb, Standard Arabic: ar). A script that goes without saying is dropped (deu_Latn: de);
+    other scripts and regions stay. What is no tag is an English name of CLDR or of ISO 639-3 in any case (Iranian
+    Persian: fa), with a script or territory in parentheses (Serbian (Latin): sr-Latn).
+
+    Args:
+        text: A tag or a name; where it could be both (Mon), it is a tag.
+    """
+    written = " ".join(text.replace("_", "-").split())
+    return _of_tag(written) or _of_name(written.casefold())
+
+
+def _of_tag(written: str) -> str | None:
+    from langcodes import standardize_tag, tag_is_valid
+
+    if not _TAG.fullmatch(written) or not tag_is_valid(written):
+        return None
+    primary, *rest = standardize_tag(written).split("-")
+    return str(standardize_tag("-".join([*_aliases().get(primary, primary).split("-"), *rest])))
+
+
+@cache
+def nearest_language(tag: str, available: Iterable[str]) -> str | None:
+    """Return which of some languages a language is, as written there; None: none of them is the same language.
+
+    The same tag goes first, then one that differs in nothing but the script or region that goes without saying (zh-TW
+    and zh-Hant, zh and zh-Hans), then the one that has most of its parts (of zh-HK: zh-Hant, then zh). Another language
+    is never taken, however near: nothing stands for gl but gl.
+
+    Args:
+        tag: A language, written in any way that `canonical_tag` knows.
+        available: Tags to choose from, such as a scorer's languages; hashable, as a tuple is.
+    """
+    wanted = canonical_tag(tag)
+    if wanted is None:
+        return None
+    known = {canonical_tag(one) or one: one for one in reversed([*available])}
+    if wanted in known:
+        return known[wanted]
+    likely = _with_likely_parts(wanted)
+    same = [one for form, one in known.items() if _with_likely_parts(form) == likely]
+    parts = likely.split("-")
+    shorter = ("-".join(parts[:kept]) for kept in range(len(parts) - 1, 0, -1))
+    other_codes = [one for form, one in known.items() if _is_alike(form, wanted)]
+    return next(iter([*same, *(known[form] for form in shorter if form in known), *other_codes]), None)
+
+
+def _with_likely_parts(tag: str) -> str:
+    """Return a tag with the script and region that CLDR finds most likely for it: zh is zh-Hans-CN."""
+    from langcodes import Language
+
+    return str(Language.get(tag).maximize().to_tag())
+
+
+def _is_alike(first: str, second: str) -> bool:
+    """Return whether CLDR takes two tags for one language under two codes: no and nb."""
+    from langcodes import tag_distance
+
+    return bool(tag_distance(first, second) <= 1)
+
+
+def english_name(tag: str) -> str:
+    """Return the English name of a language, of its first part where the whole tag has none; else the tag."""
+    from babel import Locale
+
+    names = Locale.parse("en").languages
+    return str(names.get(tag.replace("-", "_")) or names.get(tag.partition("-")[0].lower()) or tag)
+
+
+@cache
+def _aliases() -> dict[str, str]:
+    """Return CLDR's other codes of languages; those of two letters that the registry keeps (tl, tw) as well."""
+    from babel.core import get_global
+
+    aliases = get_global("language_aliases")
+    return {str(code): str(tag).replace("_", "-") for code, tag in aliases.items()}
+
+
+def _of_name(name: str) -> str | None:
+    """Return the tag of an English name in lower case, also with a script or territory in parentheses."""
+    known = _names()
+    first = name.partition(";")[0].strip()  # ISO 639-2 writes "Spanish; Castilian"
+    if first in known:
+        return known[first]
+    divided = _IN_PARENTHESES.fullmatch(first)
+    if divided is None:
+        return None
+    language, part = divided.groups()
+    if f"{part} {language}" in known:  # Chinese (Simplified)
+        return known[f"{part} {language}"]
+    subtag = _parts().get(part)
+    return _of_tag(f"{known[language]}-{subtag}") if language in known and subtag else known.get(language)
+
+
+@cache
+def _names() -> dict[str, str]:
+    """Return the tags of English names in lower case; CLDR's go before the registry's."""
+    from babel import Locale
+    from langcodes.registry_parser import parse_registry
+
+    found: dict[str, str] = {}
+    entries = [(name, tag) for tag, name in sorted(Locale.parse("en").languages.items(), reverse=True)]
+    listed = [one for one in parse_registry() if one["Type"] == "language"]
+    entries = [*((name, one["Subtag"]) for one in listed for name in one["Description"]), *entries]
+    for name, code in entries:
+        tag = _of_tag(str(code).replace("_", "-"))
+        if tag is not None:
+            plain = _IN_PARENTHESES.sub(r"\1", str(name)).casefold()
+            found[plain] = tag if str(name).casefold() == plain or plain not in found else found[plain]
+    return found
+
+
+@cache
+def _parts() -> dict[str, str]:
+    """Return the subtags of English names of scripts and territories in lower case."""
+    from babel import Locale
+
+    english = Locale.parse("en")
+    return {
+        str(name).casefold(): str(code)
+        for code, name in [*english.territories.items(), *english.scripts.items()]
+    }

@@ -1,0 +1,202 @@
+"""Twelve architectures, each strategy: train, save, reload in plain transformers, evaluate, measure the difference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from transformers import AutoModelForCausalLM
+
+from lingraft.errors import StrategyError
+from lingraft.evaluate.answers import AnswerLog, ItemCount
+from lingraft.evaluate.in_memory import Batching, InMemoryModel
+from lingraft.models.loading import load_model, load_tokenizer
+from lingraft.strategies.base import Context
+from lingraft.strategies.composition import Composition
+from lingraft.strategies.lora import Lora
+from lingraft.study.stages import CHECKPOINT
+from lingraft.train.processes import Processes
+from lingraft.weights.difference import parameter_difference
+
+TWELVE = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3",
+    "phi3",
+    "gpt2",
+    "bloom",
+    "gpt_neox",
+    "olmo2",
+    "mixtral",
+)
+PROMPTS = [
+    "<|im_start|>user\nquestion 1 de<|im_end|>\n<|im_start|>assistant\n",
+    "a",
+    "tell me a good deal more about the question 7, about the answer 49, and all that lies between",
+]
+STRATEGIES: dict[str, Any] = {
+    "plain": "plain",
+    "lora": {"lora": {"rank": 2}},
+    "freeze_changed": "freeze_changed",
+    "ssu": {"ssu": {"tokens": 300}},
+    "english_replay": {"english_replay": {"share": 0.25, "from": "phase_one"}},
+    "interpolate": {"interpolate": {"alpha": 0.5}},
+}
+
+
+# All of a row or a column are tested by default, the rest by `make test-all`.
+BY_DEFAULT = {(architecture, "plain") for architecture in TWELVE} | {
+    ("gpt2", "lora"),
+    ("gpt2", "ssu"),
+    ("gpt2", "interpolate"),
+    ("bloom", "freeze_changed"),
+    ("gemma3", "english_replay"),
+    ("gemma3", "lora"),
+    ("gemma3", "interpolate"),
+    ("mixtral", "lora"),
+    ("mixtral", "freeze_changed"),
+    ("mixtral", "ssu"),
+    ("mixtral", "interpolate"),
+}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "strategy"),
+    [
+        pytest.param(one, other, marks=() if (one, other) in BY_DEFAULT else pytest.mark.slow)
+        for one in TWELVE
+        for other in STRATEGIES
+    ],
+)
+def test_it_is_trained_saved_reloaded_evaluated_and_compared(
+    phases: Any, architecture: str, strategy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[torch.Tensor] = []
+    finish = Composition.finish
+
+    def watched(self: Composition, model: Any, folder: Path) -> Any:
+        trained.append(logits_of(model))  # as it was trained, adapters and all
+        return finish(self, model, folder)
+
+    monkeypatch.setattr(Composition, "finish", watched)
+    done = phases.train(STRATEGIES[strategy], architecture, epochs=1)
+    assert all(0 < loss < 30 for _, loss in done.stage.result["losses"])
+    start = AutoModelForCausalLM.from_pretrained(done.parent)
+    saved = AutoModelForCausalLM.from_pretrained(done.stage.folder / CHECKPOINT)
+    torch.testing.assert_close(logits_of(saved), trained[0], rtol=1e-4, atol=1e-4)
+    made = AutoModelForCausalLM.from_pretrained(done.folder)
+    if strategy == "interpolate":
+        with torch.no_grad():
+            for name, own in saved.named_parameters():
+                own.copy_((start.get_parameter(name) + own) / 2)
+        torch.testing.assert_close(logits_of(made), logits_of(saved), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(logits_of(start), logits_of(made), atol=1e-4)
+    check_evaluation(done.folder)
+    found = parameter_difference(done.parent, done.folder)
+    assert found.missing == ()
+    assert {one.name for one in found.tensors} == {name for name, _ in start.named_parameters()}
+    moved = {name for name, own in start.named_parameters() if not torch.equal(own, made.get_parameter(name))}
+    assert {one.name for one in found.tensors if one.l2 > 0} == moved
+    naive = [
+        float((own.detach().double() - made.get_parameter(name).detach().double()).norm())
+        for name, own in start.named_parameters()
+    ]
+    assert found.mpd == pytest.approx(sum(naive) / len(naive))
+
+
+def logits_of(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        logits: torch.Tensor = model.eval()(input_ids=torch.tensor([[5, 9, 31, 44, 17, 200, 3]])).logits
+    return logits
+
+
+def check_evaluation(folder: Path) -> None:
+    """Answers and likelihoods in shared batches are those of the harness over plain transformers, one row at a time."""
+    tokenizer = load_tokenizer(folder)
+    plain: Any = AutoModelForCausalLM.from_pretrained(folder)
+    theirs = HFLM(
+        pretrained=plain.eval(),
+        tokenizer=tokenizer,
+        batch_size=1,
+        backend="causal",
+        add_bos_token=False,
+    )
+    ours = InMemoryModel(
+        load_model(folder), tokenizer, Batching(None, 512), AnswerLog(), ItemCount(100, None), chat=True
+    )
+    greedy = {"until": [], "do_sample": False, "max_gen_toks": 24}
+    answers = requests("generate_until", [(prompt, dict(greedy)) for prompt in PROMPTS])
+    assert ours.generate_until(answers) == theirs.generate_until(answers, disable_tqdm=True)
+    pairs = requests("loglikelihood", [(prompt, end) for prompt in PROMPTS for end in (" answer 7", " no")])
+    expected = [value for value, _ in theirs.loglikelihood(pairs, disable_tqdm=True)]
+    assert [value for value, _ in ours.loglikelihood(pairs)] == pytest.approx(expected, abs=1e-3)
+
+
+def requests(kind: str, arguments: list[tuple[Any, ...]]) -> list[Instance]:
+    return [Instance(kind, {}, one, 0, metadata=("task", number, 1)) for number, one in enumerate(arguments)]
+
+
+TOWER = "vision_tower"
+
+
+@pytest.mark.parametrize("strategy", ["plain", "lora", "freeze_changed", "ssu", "ewc", "half", "spectrum"])
+def test_what_text_does_not_reach_is_frozen_gets_no_adapter_and_stands_in_the_plan(
+    phases: Any, strategy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans: list[Any] = []
+    monkeypatch.setattr(phases.watcher, "freeze_plan", lambda _, plan: plans.append(plan))
+    written = {"ewc": {"ewc": {"tokens": 100}}, **STRATEGIES}.get(strategy, strategy)
+    done = phases.train(written, "gemma3", epochs=1)
+    silent = {
+        name: own.numel()
+        for name, own in AutoModelForCausalLM.from_pretrained(done.parent).named_parameters()
+        if TOWER in name or "projector" in name
+    }
+    assert len(silent) > 10
+    (row,) = [one for one in plans[0] if one.part == "parts that text does not reach"]
+    assert row.trainable_parameters == 0
+    assert row.frozen_parameters == sum(silent.values())  # and no adapter's
+    found = parameter_difference(done.parent, done.folder)
+    assert {one.name for one in found.tensors if one.l2 == 0} >= set(silent)
+
+
+def test_lora_refuses_modules_that_text_does_not_reach(phases: Any) -> None:
+    model = load_model(phases.model("gemma3"))
+    job = phases.job("plain", "gemma3")
+    context = Context(None, job.parent.locate(), (), (), 0, phases.store.folder, phases.store.folder)
+    with pytest.raises(StrategyError, match="'fc1' names only modules that text does not reach"):
+        Lora(target_modules="fc1").wrap(model, context)
+    wrapped: Any = Lora(target_modules=("q_proj", "fc1", "down_proj")[::2]).wrap(model, context)
+    adapted = {name for name, _ in wrapped.named_parameters() if "lora_" in name}
+    assert len(adapted) == 8  # two modules of two layers
+    assert not any(TOWER in name for name in adapted)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "strategy"),
+    [
+        ("gemma3", "plain"),
+        pytest.param("gemma3", "lora", marks=pytest.mark.slow),
+        pytest.param("mixtral", "plain", marks=pytest.mark.slow),
+        pytest.param("mixtral", "lora", marks=pytest.mark.slow),
+    ],
+)
+def test_two_processes_train_a_model_of_which_text_reaches_a_part(
+    phases: Any, architecture: str, strategy: str
+) -> None:
+    one = phases.train(STRATEGIES[strategy], architecture, epochs=1)
+    phases.stages._processes = Processes(2)
+    job = phases.job(STRATEGIES[strategy], architecture, epochs=1)
+    job.parent.identity["weights"] = "the same, for two processes"
+    both, _ = phases.stages.train(job)
+    assert both.timing["processes"] == 2
+    assert both.result["trainable_parameters"] == one.stage.result["trainable_parameters"]
+    losses = [[loss for _, loss in stage.result["losses"]] for stage in (one.stage, both)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)

