@@ -322,6 +322,13 @@ def test_answers_end_where_training_ends_them_and_are_scored_without_thoughts(
     tokenizer.chat_template += "{# <think> </think> #}"
     monkeypatch.setattr(model.generation_config, "eos_token_id", tokenizer.eos_token_id)
     lm = InMemoryModel(model, tokenizer, Batching(None, 400), AnswerLog(), ItemCount(9, None), chat=True)
+    (request,) = to_generate({"until": ["x"], "num_beams": 2})[:1]
+    assert lm._ended(request).args[1] == {"until": ["x", "<|im_end|>"], "num_beams": 2}
+    assert request.args[1]["until"] == ["x"]
+    marked = lm.apply_chat_template([{"role": "user", "content": "a </s> <|im_end|>"}])
+    padded, mask = lm.tok_batch_encode([marked, "<|im_start|>"], left_truncate_len=9)
+    assert padded[0].tolist() == lm.tok_encode(marked)[-9:]
+    assert padded[1, mask[1].bool()].tolist() == lm.tok_encode("<|im_start|>")
     ids = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
     assert lm._ending([]).tokens == {*ids}
     said = Generated("<think>Hm, 7?</think>8", 9, ended=True)

@@ -350,12 +350,12 @@ def _evaluate(
 
     inputs = {
         **asked,
-        "chat": CHAT_IDENTITY,
+        "chat_format": CHAT_IDENTITY,
         "model_hash": merged_content_hash(model),
         "libraries": _libraries(),
     }
     # An answer is kept by prompt and settings; what else decides it is the model and how it is asked.
-    decides = {key: inputs[key] for key in ("model_hash", "chat", "precision", "backend", "libraries")}
+    decides = {key: inputs[key] for key in ("model_hash", "chat_format", "precision", "backend", "libraries")}
     log = folder / f"answers-{fingerprint_of(decides)}.jsonl"
     log_lines().at(f"loading {model}")
     loaded, tokenizer = load_merged(model, dtype=compute.held)

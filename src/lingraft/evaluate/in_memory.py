@@ -203,6 +203,23 @@ class InMemoryModel(HFLM):  # type: ignore[misc]
             is_done=is_done,
         )
 
+    def tok_batch_encode(
+        self,
+        strings: list[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return token ids and mask of several texts, padded on the left; see HFLM and `tok_encode`."""
+        if self._chat is None:
+            found = super().tok_batch_encode(strings, padding_side, left_truncate_len, truncation)
+            return cast("tuple[torch.Tensor, torch.Tensor]", found)
+        rows = [self.tok_encode(text, left_truncate_len=left_truncate_len) for text in strings]
+        width, pad = max(map(len, rows)), self.tokenizer.pad_token_id or 0
+        ids = [[pad] * (width - len(row)) + row for row in rows]
+        mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+        return torch.tensor(ids), torch.tensor(mask)
+
     def _pair(self, context: str, continuation: str) -> Pair:
         if self._chat is not None:
             continuation = self._chat.as_text(continuation)
@@ -308,11 +325,26 @@ class InMemoryModel(HFLM):  # type: ignore[misc]
                 f"the task {requests[places[0]].task_name}: its generation settings "
                 f"{requests[places[0]].args[1]} need the backend 'transformers'."
             )
-        answers = super().generate_until([requests[place] for place in places], disable_tqdm=True)
+        answers = super().generate_until(
+            [self._ended(requests[place]) for place in places], disable_tqdm=True
+        )
         for place, text in zip(places, answers, strict=True):
             tokens = len(self.tok_encode(text, add_special_tokens=False))
             limit = normalize_gen_kwargs(requests[place].args[1], self.max_gen_toks)["max_gen_toks"]
             self._keep(requests, keys, {place: asdict(Generated(text, tokens, ended=tokens < limit))})
+
+    def _ended(self, request: Instance) -> Instance:
+        """Return a request whose stop texts hold what closes an answer, where the harness knows the end token alone."""
+        if self._chat is None:
+            return request
+        text, settings = request.args
+        closing = self.tokenizer.convert_ids_to_tokens(sorted(self._chat.endings - {self.eot_token_id}))
+        changed = copy.copy(request)
+        changed.arguments = (
+            text,
+            {**settings, "until": [*normalize_gen_kwargs(settings)["until"], *closing]},
+        )
+        return changed
 
 
 def _sampling(wanted: Mapping[str, Any]) -> Sampling | None:
