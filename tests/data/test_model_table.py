@@ -16,6 +16,7 @@ from lingraft.data.chat_format import chat_format
 from lingraft.data.example import Example, Message
 from lingraft.errors import DataError, LingraftError
 from lingraft.models.generation import chat_ending
+from lingraft.models.loading import load_tokenizer
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 BEGIN, END = "<!-- begin: tests/data/test_model_table.py -->", "<!-- end -->"
@@ -160,13 +161,16 @@ def table(build_tokenizer: Any) -> str:
         for path in sorted(TRL.glob("*.jinja"))
         if not path.stem.endswith("_training")
     ]
+    families.append(
+        ("SmolLM2 (the embedded model)", str(load_tokenizer("embedded:smollm2-135m").chat_template))
+    )
     head = [
         "template of", "one answer", "two answers", "masked before it, and given", "system prompt",
         "tool call and answer", "ends at",
     ]  # fmt: skip
     parts = []
     for title, some in (
-        ("Templates that TRL ships", families),
+        ("Templates that TRL and the embedded model ship", families),
         ("Prompt formats written out by us", LAYOUTS.items()),
     ):
         rows = [head, ["---"] * len(head), *(row(name, text, build_tokenizer) for name, text in some)]
