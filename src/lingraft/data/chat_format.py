@@ -263,7 +263,7 @@ class ChatFormat:
             thought = str(details.get("reasoning_content") or "")
             # Tools' results are rewritten by some templates, and tags of thoughts by most.
             said = () if message.role == "tool" else TAGS.split(message.content)
-            for one in (*said, thought):
+            for one in (*said, thought) if thought else said:
                 if as_written(one).strip() not in text:
                     part = "reasoning" if one is thought else f"{message.role} message"
                     raise DataError(f"the chat template leaves out the {part}, which would be lost")
@@ -304,7 +304,7 @@ class ChatFormat:
             if not layout.header or at < 0:
                 raise DataError("the chat template does not show where the reasoning before an answer begins")
             return at + len(layout.header), ""
-        space = first - len(text[:first].rstrip())
+        space = next((size for size in range(first) if not text[first - size - 1].isspace()), first)
         own = len(message.content) - len(message.content.lstrip())
         start = first - min(max(space - layout.space, 0), own)  # white space that the template did not trim
         if layout.lead and text.endswith(layout.lead, 0, start):

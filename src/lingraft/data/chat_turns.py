@@ -38,7 +38,7 @@ def _marked_turn(message: Message, control: ControlTokens, *, as_parts: bool) ->
         last = max((one.end() for one in _CLOSERS.finditer(content)), default=0)
         core = content[last:].strip()
         start = content.index(core, last)
-        thoughts = re.split(f"({TAGS.pattern})", content[:last])
+        thoughts = re.split(f"({TAGS.pattern})", content[:last]) if last else ()
         content = "".join(
             (
                 *(one if TAGS.fullmatch(one) else control.protected(one) for one in thoughts),

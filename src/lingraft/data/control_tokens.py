@@ -85,6 +85,8 @@ class ControlTokens:
         """Return a text with marks around every control token that it spells."""
         if not text.isascii():
             text = _RESERVED.sub(lambda one: f"{_ESCAPE}{chr(ord(one[0]) - 0xFDD0 + _ESCAPED)}", text)
+        if self.pattern.search(text) is None:
+            return text
         return self.pattern.sub(f"{TEXT_START}\\g<0>{TEXT_END}", text)
 
     def protected_value(self, value: Any) -> Any:
