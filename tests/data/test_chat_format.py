@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,16 @@ from lingraft.models.generation import Ending, chat_ending, finished
 
 NO_LIMIT = 10**9
 TRL = Path(str(find_spec("trl").origin)).parent / "chat_templates"  # type: ignore[union-attr]
-CONTROL = re.compile(r"<\|?[a-zA-Z_]+\|?>|</[a-z]+>|<\uff5c[^\uff5c]+\uff5c>|\[/?[A-Z_]{3,}\]|\[gMASK\]")
+AXOLOTL = find_spec("axolotl")  # a folder of templates: nothing of it is imported
+FOLDERS = {"trl": TRL}
+if AXOLOTL is not None:
+    FOLDERS["axolotl"] = Path(str(AXOLOTL.origin)).parent / "utils" / "chat_templates" / "templates"
+CONTROL = re.compile(
+    r"<\|?[a-zA-Z_]+\|?>|</[a-z]+>|<\uff5c[^\uff5c]+\uff5c>|\[/?[A-Z_]{3,}\]|\[\|[a-z]+\|\]|\[gMASK\]"
+)
+needs_axolotl = pytest.mark.skipif(
+    AXOLOTL is None, reason="axolotl, whose chat templates it reads, is not installed"
+)
 
 CHATML = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n'}}"
@@ -61,10 +72,10 @@ def shown(said: Example, tokenizer: Any) -> str:
 
 @pytest.fixture(scope="module")
 def of_trl(build_tokenizer: Any) -> Any:
-    """Makes a tokenizer for one of the templates that TRL ships, with the control tokens that it writes."""
+    """Makes a tokenizer for a template that TRL (or axolotl) ships, with the control tokens that it writes."""
 
-    def make(name: str, eos: str = "</s>") -> Any:
-        template = (TRL / f"{name}.jinja").read_text(encoding="utf-8")
+    def make(name: str, eos: str = "</s>", package: str = "trl") -> Any:
+        template = (FOLDERS[package] / f"{name}.jinja").read_text(encoding="utf-8")
         found = {one for one in CONTROL.findall(template) if "think" not in one} | {"<s>", "</s>", eos}
         built = build_tokenizer(
             template, sorted(found), eos=eos, bos_token="<s>", ordinary=["<think>", "</think>"]
@@ -179,6 +190,18 @@ def test_reasoning_that_a_row_has_is_trained(of_trl: Any) -> None:
     assert shown(example("a", "<think>\nHm\n</think>\n\nYes"), tokenizer).endswith(
         "<|im_start|>assistant\n⟦<think>\nHm\n</think>\n\nYes<|im_end|>⟧\n"
     )
+
+
+def test_a_whole_block_that_only_the_prompt_has_is_put_in(build_tokenizer: Any) -> None:
+    """Gemma 4 of some sizes asks for an answer with an empty channel of thoughts, and writes answers without."""
+    template = CHATML.replace("assistant\n' }}", "assistant\n<|channel>thought\n<channel|>' }}")
+    special = ["<|im_start|>", "<|im_end|>", "<|channel>", "<channel|>"]
+    tokenizer = build_tokenizer(template, special, eos="<|im_end|>")
+    assert chat_format(tokenizer).prefix == "<|channel>thought\n<channel|>"
+    text = shown(example("a", "b", "c", "d"), tokenizer)
+    assert text.count("assistant\n<|channel>thought\n<channel|>⟦") == 2
+    asked = example("a", "b", "c", "d").messages[:1]
+    assert render_prompt(asked, tokenizer) == own_prompt(asked, tokenizer)
 
 
 # Templates that write a turn otherwise once others follow
@@ -322,16 +345,168 @@ def test_a_system_prompt_that_vanishes_is_refused(build_tokenizer: Any) -> None:
     assert "Be kind\n\na" in shown(example("Be kind", "a", "b", roles="sua", fold_system=True), tokenizer)
 
 
+# A system prompt that is shown only while the user speaks last
+
+
+def said_under(prompt: str, *said: str, **options: Any) -> Example:
+    plain = example(*said, **options)
+    return Example("1", (Message("system", prompt), *plain.messages), "en", "1", "test", **options)
+
+
+def own_prompt(messages: Sequence[Message], tokenizer: Any) -> str:
+    turns = [{"role": one.role, "content": one.content} for one in messages]
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+
+@needs_axolotl
+@pytest.mark.parametrize(
+    ("name", "single"),
+    [
+        ("mistral_v2v3", "<s>[INST] Be kind\n\nWhat?[/INST]⟦ A day</s>⟧"),
+        ("mistral_v3_tekken", "<s>[INST]Be kind\n\nWhat?[/INST]⟦A day</s>⟧"),
+        ("pixtral", "<s>[INST]Be kind\n\nWhat?[/INST]⟦A day</s>⟧"),
+    ],
+)
+def test_a_system_prompt_that_only_the_last_question_shows_is_trained(
+    of_trl: Any, name: str, single: str
+) -> None:
+    tokenizer = of_trl(name, package="axolotl")
+    assert shown(said_under("Be kind", "What?", "A day"), tokenizer) == single
+    two = said_under("Be kind", "What?", "A day", "Sure?", "Yes")
+    text = shown(two, tokenizer)
+    assert text.count("Be kind") == 1
+    assert re.findall("⟦(.*?)⟧", text) == [single[single.index("⟦") + 1 : -1].replace("A day", "Yes")]
+    for row in (said_under("Be kind", "What?", "A day"), two):
+        asked = own_prompt(row.messages[:-1], tokenizer)
+        assert "Be kind" in asked
+        assert render_prompt(row.messages[:-1], tokenizer) == asked
+        encoded, prompt = (
+            encode_example(row, tokenizer, NO_LIMIT),
+            encode_prompt(row.messages[:-1], tokenizer),
+        )
+        assert list(encoded.input_ids[: len(prompt)]) == prompt
+        assert "".join(map(str, encoded.supervised)).startswith("False" * len(prompt) + "True")
+    assert encode_examples([two], tokenizer, NO_LIMIT).handled == {"masked_answers": 1}
+
+
+@needs_axolotl
+def test_such_a_system_prompt_folded_stands_before_the_first_question(of_trl: Any) -> None:
+    tokenizer = of_trl("mistral_v2v3", package="axolotl")
+    row = said_under("Be kind", "What?", "A day", "Sure?", "Yes", fold_system=True)
+    assert shown(row, tokenizer) == (
+        "<s>[INST] Be kind\n\nWhat?[/INST]⟦ A day</s>⟧[INST] Sure?[/INST]⟦ Yes</s>⟧"
+    )
+    assert encode_examples([row], tokenizer, NO_LIMIT).handled == {"folded_systems": 1}
+
+
+@needs_axolotl
+def test_such_a_system_prompt_is_refused_where_a_tool_speaks_last(of_trl: Any) -> None:
+    call = {"type": "function", "id": "call00001", "function": {"name": "look_up", "arguments": {}}}
+    messages = (
+        Message("system", "Be kind"),
+        Message("user", "What?"),
+        Message("assistant", "", json.dumps({"tool_calls": [call]})),
+        Message("tool", "2", json.dumps({"tool_call_id": "call00001"})),
+        Message("assistant", "A day"),
+    )
+    tokenizer = of_trl("mistral_v2v3", package="axolotl")
+    with pytest.raises(DataError, match="leaves out the system message"):
+        encode_example(Example("1", messages, "en", "1", "test"), tokenizer, NO_LIMIT)
+    assert "look_up" in shown(Example("1", messages[1:], "en", "1", "test"), tokenizer)
+
+
+@pytest.mark.parametrize("prompt", ["S", "INST", "What"])
+def test_a_system_prompt_is_not_taken_for_words_that_happen_to_be_there(
+    build_tokenizer: Any, prompt: str
+) -> None:
+    template = (
+        "{% set messages = messages | rejectattr('role', 'equalto', 'system') | list %}"
+        + CHATML.replace("<|im_start|>", "[INST]")
+    )
+    tokenizer = build_tokenizer(template, ["[INST]", "<|im_end|>"], eos="<|im_end|>")
+    with pytest.raises(DataError, match="leaves out the system message"):
+        encode_example(said_under(prompt, "What?", "A day"), tokenizer, NO_LIMIT)
+
+
+# Tools that a template knows of, but does not write
+
+
+CALLED = {"type": "function", "function": {"name": "look_up", "arguments": {"x": 1}}}
+CALLING = (
+    Message("user", "What?"),
+    Message("assistant", "", json.dumps({"tool_calls": [CALLED]})),
+    Message("tool", "2", json.dumps({"name": "look_up", "tool_call_id": "0"})),
+    Message("assistant", "A day"),
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "tools", "lost"),
+    [
+        (CHATML + "{# tool_calls tools #}", "", "the call of look_up"),
+        (CHATML + "{# tool_calls tools #}", json.dumps([CALLED]), "the (tool|call of) look_up"),
+    ],
+)
+def test_calls_and_tools_that_vanish_are_refused(
+    build_tokenizer: Any, template: str, tools: str, lost: str
+) -> None:
+    """Command A writes them where documents are given only: the call was trained as an empty answer."""
+    tokenizer = build_tokenizer(template, ["<|im_start|>", "<|im_end|>"], eos="<|im_end|>")
+    with pytest.raises(DataError, match=f"leaves out {lost}, which would be lost"):
+        encode_example(Example("1", CALLING, "en", "1", "test", tools=tools), tokenizer, NO_LIMIT)
+    if tools:
+        plain = Example("1", (CALLING[0], CALLING[-1]), "en", "1", "test", tools=tools)
+        with pytest.raises(DataError, match="leaves out the tool look_up"):
+            encode_example(plain, tokenizer, NO_LIMIT)
+
+
+def test_the_header_of_an_answer_that_ends_every_conversation_is_not_trained(build_tokenizer: Any) -> None:
+    """As Command R+'s later templates write it, also where tools are called."""
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '<|sep|>' + (m['content'] or "
+        "(m['tool_calls'] | tojson)) + '<|im_end|>' }}{% endfor %}{{ '<|im_start|>assistant<|sep|>' }}"
+    )
+    tokenizer = build_tokenizer(template, ["<|im_start|>", "<|sep|>", "<|im_end|>"], eos="<|im_end|>")
+    text = shown(Example("1", CALLING, "en", "1", "test"), tokenizer)
+    spans = re.findall("⟦(.*?)⟧", text)
+    assert len(spans) == 2
+    assert spans[0].endswith("}]<|im_end|>")
+    assert spans[1] == "A day<|im_end|>"
+    assert text.endswith("⟧<|im_start|>assistant<|sep|>")
+
+
 # All templates
 
 
-NAMES = sorted(path.stem for path in TRL.glob("*.jinja") if not path.stem.endswith("_training"))
+NAMES = sorted(
+    (package, path.stem)
+    for package, folder in FOLDERS.items()
+    for path in folder.glob("*.jinja")
+    if not path.stem.endswith("_training")
+)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_training_and_evaluation_agree_with_every_template(of_trl: Any, name: str) -> None:
+def without_dates(text: str) -> str:
+    """The library's own rendering tells today's."""
+    return re.sub(r"\d{4}-\d\d-\d\d", "", text)
+
+
+PARTS = ("smolvlm", "idefics3", "llava_next")
+
+
+def test_the_templates_of_both_packages_are_there() -> None:
+    assert len([name for package, name in NAMES if package == "trl"]) >= 25
+    if AXOLOTL is None:
+        pytest.skip("axolotl, whose chat templates are tested here too, is not installed")
+    assert {("axolotl", name) for name in ("mistral_v1", "mistral_v2v3", "mistral_v7_tekken", "phi_4")} <= {
+        *NAMES
+    }
+
+
+@pytest.mark.parametrize(("package", "name"), NAMES)
+def test_training_and_evaluation_agree_with_every_template(of_trl: Any, package: str, name: str) -> None:
     """A row, cut at its ending after the prompt, gives the answer back; and the prompt is the template's own."""
-    tokenizer = of_trl(name)
+    tokenizer = of_trl(name, package=package)
     form = chat_format(tokenizer)
     assert isinstance(form, ChatFormat)
     for said in (example("What?", "A day"), example("What?", "A day", "Sure?", "Yes, </s> sure")):
@@ -343,11 +518,9 @@ def test_training_and_evaluation_agree_with_every_template(of_trl: Any, name: st
         assert answer.ended
     if not form.prefix:
         given = said.messages[:1]
-        parts = (
-            [{"type": "text", "text": "What?"}] if name in ("smolvlm", "idefics3", "llava_next") else "What?"
-        )
+        parts = [{"type": "text", "text": "What?"}] if name in PARTS else "What?"
         clock = {"date_string": "26 Jul 2024"}
         own = tokenizer.apply_chat_template(
             [{"role": "user", "content": parts}], tokenize=False, add_generation_prompt=True, **clock
         )
-        assert render_prompt(given, tokenizer) == own
+        assert without_dates(render_prompt(given, tokenizer)) == without_dates(own)

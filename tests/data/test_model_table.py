@@ -19,10 +19,14 @@ from lingraft.models.generation import chat_ending
 from lingraft.models.loading import load_tokenizer
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
-BEGIN, END = "<!-- begin: tests/data/test_model_table.py -->", "<!-- end -->"
+OF_TRL = "Templates that TRL and the embedded model ship"
+OF_AXOLOTL = "Templates that axolotl ships"
+OURS = "Prompt formats written out by us"
+PARTS = (OF_TRL, OF_AXOLOTL, OURS)
+AXOLOTL = find_spec("axolotl")  # a folder of templates: nothing of it is imported
 TRL = Path(str(find_spec("trl").origin)).parent / "chat_templates"  # type: ignore[union-attr]
 CONTROL = re.compile(
-    r"<\|?[A-Za-z_]+\|?>|<\|?/?tool_[a-z]+\|?>|</[a-z_]+>|<\uff5c[^\uff5c]+\uff5c>|\[/?[A-Z_]{3,}\]|\[gMASK\]"
+    r"<\|?[A-Za-z_]+\|?>|<\|?/?tool_[a-z]+\|?>|</[a-z_]+>|<\uff5c[^\uff5c]+\uff5c>|\[/?[A-Z_]{3,}\]|\[gMASK\]|\[\|[a-z]+\|\]"
 )
 ORDINARY = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 
@@ -67,12 +71,53 @@ MODELS = {
     "qwen3_vl": "Qwen3-VL",
     "smolvlm": "SmolVLM",
 }
+# The same of axolotl's templates: those of models of which TRL has none, or another one.
+AXOLOTL_MODELS = {
+    "cohere": "Command R",
+    "command_a": "Command A",
+    "command_a_tool_use": "Command A, for tools",
+    "deepseek_v2": "DeepSeek-V2",
+    "deepseek_v3": "DeepSeek-V3 (first release)",
+    "exaone": "EXAONE 3",
+    "exaone4": "EXAONE 4",
+    "falcon_h1": "Falcon-H1",
+    "gemma3n": "Gemma 3n",
+    "jamba": "Jamba",
+    "llama3_2_vision": "Llama 3.2 Vision",
+    "llama4": "Llama 4",
+    "llava": "LLaVA 1.5 (Vicuna)",
+    "mistral_v1": "Mistral v0.1 (and v0.2, Mixtral)",
+    "mistral_v2v3": "Mistral v0.3 ²",
+    "mistral_v3_tekken": "Mistral NeMo ²",
+    "mistral_v7_tekken": "Mistral Small 3",
+    "nemotron_h": "Nemotron-H",
+    "phi_4": "Phi-4 (reasoning)",
+    "pixtral": "Pixtral ²",
+}
+AXOLOTL_LEFT_OUT = {
+    "of no model family": {"alpaca", "chatml", "metharme"},
+    "TRL's, or a copy of them with changes": {
+        "aya",
+        "gemma",
+        "gemma3",
+        "gemma4",
+        "gemma4_unified",
+        "llama3",
+        "phi_3",
+        "phi_35",
+        "qwen2_vl",
+    }
+    | {"qwen3", "qwen3_5", "qwen_25"},
+    "as the one for tools, with documents": {"command_a_rag"},
+}
 # Prompt formats that are published without a template among what is installed here, written out by us.
 LAYOUTS = {
-    "Llama 2, Mistral v0.1": (
-        "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
-        "{% elif m['role'] == 'assistant' %}{{ ' ' + m['content'] + eos_token }}"
-        "{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"
+    "Llama 2": (
+        "{% set first = messages[0] if messages[0]['role'] == 'system' %}{% for m in messages %}"
+        "{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' }}"
+        "{% if first and loop.index0 == 1 %}{{ '<<SYS>>\n' + first['content'] + '\n<</SYS>>\n\n' }}{% endif %}"
+        "{{ m['content'].strip() + ' [/INST]' }}"
+        "{% elif m['role'] == 'assistant' %}{{ ' ' + m['content'].strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
     ),
     "GLM-4 (9B)": (
         "[gMASK]<sop>{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] }}{% endfor %}"
@@ -89,18 +134,24 @@ LAYOUTS = {
         "'<|end_of_text|>\n' }}{% endfor %}{% if add_generation_prompt %}"
         "{{ '<|start_of_role|>assistant<|end_of_role|>' }}{% endif %}"
     ),
-    "Vicuna without an end": (
-        "{% for m in messages %}{{ m['role'].upper() + ': ' + m['content'] + ' ' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+    "SmolLM3": (
+        "{% set asked = messages[0]['content'] if messages[0]['role'] == 'system' else "
+        "'You are a helpful AI assistant named SmolLM, trained by Hugging Face.' %}"
+        "{{ '<|im_start|>system\n## Metadata\n\nReasoning Mode: /no_think\n\n## Custom Instructions\n\n' }}"
+        "{{ asked + '\n\n<|im_end|>\n' }}{% for m in messages %}"
+        "{% if m['role'] == 'user' %}{{ '<|im_start|>user\n' + m['content'] + '<|im_end|>\n' }}"
+        "{% elif m['role'] == 'assistant' %}{{ '<|im_start|>assistant\n<think>\n\n</think>\n' + "
+        "m['content'].lstrip('\n') + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n\n</think>\n' }}{% endif %}"
     ),
 }
 ONE = (Message("user", "Q"), Message("assistant", "A"))
 TWO = (*ONE, Message("user", "R"), Message("assistant", "B"))
-CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+CALL = {"type": "function", "id": "call00001", "function": {"name": "look_up", "arguments": {"x": 1}}}
 CALLING = (
     Message("user", "Q"),
     Message("assistant", "", json.dumps({"tool_calls": [CALL]})),
-    Message("tool", "2", json.dumps({"name": "f"})),
+    Message("tool", "2", json.dumps({"name": "look_up", "tool_call_id": "call00001"})),
     Message("assistant", "A"),
 )
 PARAMETERS = {
@@ -109,7 +160,7 @@ PARAMETERS = {
     "required": ["x"],
 }
 TOOLS = json.dumps(
-    [{"type": "function", "function": {"name": "f", "description": "f", "parameters": PARAMETERS}}]
+    [{"type": "function", "function": {"name": "look_up", "description": "f", "parameters": PARAMETERS}}]
 )
 
 
@@ -143,7 +194,7 @@ def row(name: str, template: str, build_tokenizer: Any) -> list[str]:
     ends = sorted(
         set(tokenizer.convert_ids_to_tokens(sorted(chat_ending(None, tokenizer).tokens))) - {"<eos>"}
     )
-    system = cell((Message("system", "S"), *ONE), tokenizer)
+    system = cell((Message("system", "Be brief"), *ONE), tokenizer)
     return [
         f"{name} ¹" if form.template.is_variant else name,
         cell(ONE, tokenizer),
@@ -155,36 +206,52 @@ def row(name: str, template: str, build_tokenizer: Any) -> list[str]:
     ]
 
 
-def table(build_tokenizer: Any) -> str:
-    families = [
-        (MODELS.get(path.stem, path.stem), path.read_text(encoding="utf-8"))
-        for path in sorted(TRL.glob("*.jinja"))
-        if not path.stem.endswith("_training")
-    ]
-    families.append(
-        ("SmolLM2 (the embedded model)", str(load_tokenizer("embedded:smollm2-135m").chat_template))
-    )
+def shipped(folder: Path, names: dict[str, str]) -> list[tuple[str, str]]:
+    return [(name, (folder / f"{stem}.jinja").read_text(encoding="utf-8")) for stem, name in names.items()]
+
+
+def templates_of(part: str) -> list[tuple[str, str]]:
+    """Return what models answer to the templates of a part of the table, and the templates."""
+    if part == OF_AXOLOTL:
+        return shipped(axolotl_folder(), AXOLOTL_MODELS)
+    if part == OURS:
+        return list(LAYOUTS.items())
+    stems = [path.stem for path in sorted(TRL.glob("*.jinja")) if not path.stem.endswith("_training")]
+    embedded = str(load_tokenizer("embedded:smollm2-135m").chat_template)
+    named = {stem: MODELS.get(stem, stem) for stem in stems}
+    return [*shipped(TRL, named), ("SmolLM2 (the embedded model)", embedded)]
+
+
+def axolotl_folder() -> Path:
+    if AXOLOTL is None:
+        pytest.skip("axolotl, whose chat templates this part of the table reads, is not installed")
+    return Path(str(AXOLOTL.origin)).parent / "utils" / "chat_templates" / "templates"
+
+
+def table(part: str, build_tokenizer: Any) -> str:
     head = [
         "template of", "one answer", "two answers", "masked before it, and given", "system prompt",
         "tool call and answer", "ends at",
     ]  # fmt: skip
-    parts = []
-    for title, some in (
-        ("Templates that TRL and the embedded model ship", families),
-        ("Prompt formats written out by us", LAYOUTS.items()),
-    ):
-        rows = [head, ["---"] * len(head), *(row(name, text, build_tokenizer) for name, text in some)]
-        parts.append(f"### {title}\n\n" + "\n".join("| " + " | ".join(one) + " |" for one in rows))
-    return "\n\n".join(parts)
+    made = (row(name, text, build_tokenizer) for name, text in templates_of(part))
+    return "\n".join("| " + " | ".join(one) + " |" for one in (head, ["---"] * len(head), *made))
 
 
-def test_the_table_of_chat_templates_is_what_the_code_does(build_tokenizer: Any) -> None:
-    made = table(build_tokenizer)
+@pytest.mark.parametrize("part", PARTS)
+def test_the_table_of_chat_templates_is_what_the_code_does(part: str, build_tokenizer: Any) -> None:
+    made = table(part, build_tokenizer)
     page = PAGE.read_text(encoding="utf-8")
-    before, _, rest = page.partition(BEGIN)
-    committed, _, after = rest.partition(END)
+    before, title, rest = page.partition(f"### {part}\n\n")
+    committed, blank, after = rest.partition("\n\n")
+    assert title
+    assert blank
     if os.environ.get("WRITE_DOCS"):
-        PAGE.write_text(f"{before}{BEGIN}\n\n{made}\n\n{END}{after}", encoding="utf-8")
-        pytest.skip(f"{PAGE.name} is written anew")
-    assert committed.strip() == made
-    assert made.count("\n|") >= 25
+        PAGE.write_text(f"{before}{title}{made}{blank}{after}", encoding="utf-8")
+        pytest.skip(f"this part of {PAGE.name} is written anew")
+    assert committed == made
+
+
+def test_the_table_has_every_template_that_is_installed() -> None:
+    assert len(templates_of(OF_TRL)) >= 25
+    stems = [path.stem for path in axolotl_folder().glob("*.jinja")]
+    assert sorted(stems) == sorted([*AXOLOTL_MODELS, *set().union(*AXOLOTL_LEFT_OUT.values())])

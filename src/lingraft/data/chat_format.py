@@ -21,6 +21,8 @@ from lingraft.data.chat_turns import (
     TAGS,
     THINKING,
     calls,
+    check_calls,
+    check_tools,
     common_beginning,
     marked_turns,
     thinks,
@@ -35,7 +37,7 @@ from lingraft.errors import DataError, ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CHAT_IDENTITY = {"chat": 2, "clock": CLOCK.date().isoformat()}
+CHAT_IDENTITY = {"chat": 3, "clock": CLOCK.date().isoformat()}
 """What of this module decides token ids and endings, for fingerprints: raise the number with every change."""
 
 _QUESTION, _ANSWER = "Which day is it", "Monday"
@@ -142,6 +144,7 @@ class ChatFormat:
         (marked,) = self.template.render([self._turns(messages)], tools=self._tools(tools))
         if isinstance(marked, DataError):
             raise marked
+        self._check_system(messages)
         if not calls(messages):
             text, spans = self._laid_out(messages, marked)
             if spans[-1] is None:
@@ -204,10 +207,12 @@ class ChatFormat:
                 yield one
                 continue
             try:
+                self._check_system(messages)
                 if calls(messages):
                     marked_text, found_spans = self._with_calls(messages, turns[row], self._tools(tools))
                 else:
                     marked_text, found_spans = self._laid_out(messages, one)
+                check_tools(self._tools(tools), marked_text)
             except DataError as error:
                 yield error
                 continue
@@ -226,15 +231,29 @@ class ChatFormat:
         return marked_turns(messages, self.control, as_parts=self._layout.as_parts)
 
     def _folded(self, example: Example) -> tuple[tuple[Message, ...], bool]:
-        """Return the messages, the system prompt before the user's text where the row wishes so and it has no place."""
+        """Return the messages with the system prompt where it is not lost, and whether the row asks for that place.
+
+        A row may ask for the first question. Some templates put it before the last one, while that is unanswered: there
+        the row says it too, and is trained on the last answer, since those before it were asked for otherwise.
+        """
         messages = example.messages
-        if not example.fold_system or self.takes_system or messages[0].role != "system":
+        asked = [place for place, one in enumerate(messages) if one.role == "user"]
+        if messages[0].role != "system" or self.takes_system or not asked:
             return messages, False
-        first = next((place for place, one in enumerate(messages) if one.role == "user"), None)
-        if first is None:
+        if example.fold_system:
+            place, joint, earlier = asked[0], "\n\n", messages[1 : asked[0]]
+        elif self._layout.system_joint and asked[-1] == len(messages) - 2:
+            place, joint = asked[-1], self._layout.system_joint
+            earlier = tuple(replace(one, supervised=False) for one in messages[1:place])
+        else:
             return messages, False
-        both = "\n\n".join(one for one in (messages[0].content, messages[first].content) if one.strip())
-        return (*messages[1:first], replace(messages[first], content=both), *messages[first + 1 :]), True
+        both = joint.join(one for one in (messages[0].content, messages[place].content) if one.strip())
+        question = replace(messages[place], content=both)
+        return (*earlier, question, *messages[place + 1 :]), example.fold_system
+
+    def _check_system(self, messages: Sequence[Message]) -> None:
+        if messages[0].role == "system" and messages[0].content.strip() and not self.takes_system:
+            raise DataError("the chat template leaves out the system message, which would be lost")
 
     def _tools(self, tools: str) -> Any:
         return self.control.protected_value(tools_value(tools))
@@ -335,7 +354,9 @@ class ChatFormat:
         said = sum(one.role == "assistant" for one in messages)
         if len(spans) != said:
             raise DataError(f"the chat template shows {len(spans)} of its {said} answers and calls")
-        return text, _to_end_of_turn(text, spans, self.control)
+        spans = [self._to_end_of_turn(text, span) for span in spans]
+        check_calls(turns, text, spans)
+        return text, spans
 
     def _marked_spans(self, turns: Sequence[Turn], tools: Any) -> tuple[str, list[Span]]:
         (found,) = self.template.render_with_blocks([turns], tools=tools)
@@ -367,14 +388,31 @@ class ChatFormat:
                 raise prompt if isinstance(prompt, DataError) else after  # type: ignore[misc]
             before, upto = without_answer_marks(prompt)[0], without_answer_marks(after)[0]
             start, end = len(common_beginning(before, text)), len(common_beginning(upto, text))
-            # White space at the end may differ: behind the last message, and behind thoughts that a prompt opens.
-            if before[start:].strip() or upto[end:].strip() or end < start:
+            # White space at the end may differ: behind the last message, and behind thoughts that a prompt opens. So
+            # may the header of an answer, which some templates write after every conversation.
+            if before[start:].strip() or upto[end:].strip() not in self._layout.header or end < start:
                 raise DataError("the chat template writes a message otherwise once others follow it")
             prefix = self._layout.prefix
             opened = (size for size in range(len(prefix), -1, -1) if text.endswith(prefix[:size], 0, start))
             block = next((start - size for size in opened if text.startswith(prefix, start - size)), None)
             spans.append((start if block is None else block + len(prefix), end))
         return text, spans
+
+    def _to_end_of_turn(self, text: str, span: Span) -> Span:
+        """Return the span up to the token that ends its message.
+
+        White space after it is the template's, and so is the header of an answer: they go. Some templates close the
+        {% generation %} block before that token: it joins.
+        """
+        start, end = span
+        content = text[start:end].rstrip()
+        closed = next(reversed(list(self._closing.finditer(content))), None)
+        if closed and content[closed.end() :].strip() in self._layout.header:
+            content = content[: closed.end()]
+        controls = self.control.of_template.finditer(content)
+        last = next((one for one in controls if one.end() == len(content)), None)
+        joining = None if last else self.control.of_template.match(text, end)
+        return start, joining.end() if joining else start + len(content)
 
     def _last_control(self, closing: str) -> str:
         return list(self.control.pattern.finditer(closing))[-1][0]
@@ -445,18 +483,3 @@ def chat_format(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
 def _overlap(before: str, text: str) -> int:
     """Return how many characters at the start of a text are the end of another one."""
     return next((size for size in range(len(before), 0, -1) if text.startswith(before[-size:])), 0)
-
-
-def _to_end_of_turn(text: str, spans: Sequence[Span], control: ControlTokens) -> list[Span]:
-    """Let each span end with the token that ends its message.
-
-    White space after it is the template's: it goes. Some templates close the {% generation %} block before that
-    token: it joins.
-    """
-    ended = []
-    for start, end in spans:
-        content = text[start:end].rstrip()
-        last = next((one for one in control.of_template.finditer(content) if one.end() == len(content)), None)
-        joining = None if last else control.of_template.match(text, end)
-        ended.append((start, joining.end() if joining else start + len(content)))
-    return ended

@@ -29,11 +29,13 @@ class Layout:
         header: What stands between the user's words and what the model is to write, `prefix` left out.
         prefix: Control text before an answer that the model need not write, such as an empty think block; masked.
         lead: White space between header and answer, which the model writes; supervised.
-        insert: `prefix` where the template does not write it, but opens it where an answer is asked for.
+        insert: `prefix` where the template does not write it, but does (or opens it) where an answer is asked for.
         space: Characters of white space before an answer's first word.
         closings: What the template puts after an answer, up to the token that ends it.
         ending: Put after an answer that none of `closings` follows; "": such an answer is an error.
         takes_system: Whether it has a place for a system prompt.
+        system_joint: What it writes between a system prompt and the last question, where it shows the prompt only
+            while that question is unanswered (Mistral v0.3); "": it does not.
     """
 
     as_parts: bool
@@ -45,6 +47,7 @@ class Layout:
     closings: tuple[str, ...]
     ending: str
     takes_system: bool
+    system_joint: str
 
 
 class Probing:
@@ -77,6 +80,7 @@ class Probing:
         if thinks and _THOUGHT not in str(self._probe(("user", _QUESTION), ("assistant", thought))):
             flaw = True
         system = self._probe(("system", _SYSTEM), ("user", _QUESTION), ("assistant", _ANSWER))
+        takes_system = not isinstance(system, DataError) and _SYSTEM in system
         layout = Layout(
             as_parts=self._as_parts,
             header=text[text.index(_QUESTION) + len(_QUESTION) : first - len(prefix) - len(lead)],
@@ -86,9 +90,25 @@ class Probing:
             space=first - len(text[:first].rstrip()),
             closings=closings,
             ending=ending,
-            takes_system=not isinstance(system, DataError) and _SYSTEM in system,
+            takes_system=takes_system,
+            system_joint="" if takes_system else self._system_joint(),
         )
         return layout, flaw
+
+    def _system_joint(self) -> str:
+        """Return what joins a system prompt to the last question where the template puts it there, else ""."""
+        system = ("system", _SYSTEM)
+        earlier = (("user", _SECOND_QUESTION), ("assistant", _SECOND_ANSWER))
+        (shown,) = self.template.render([self._turns(system, ("user", _QUESTION))], open_answer=True)
+        parts = re.search(f"{_SYSTEM}(.*?){_QUESTION}", str(shown), re.DOTALL)
+        joint = parts[1] if parts else ""
+        joined: tuple[Role, str] = ("user", f"{_SYSTEM}{joint}{_QUESTION}")
+        for before in ((), earlier):
+            asked = self._turns(system, *before, ("user", _QUESTION)), self._turns(*before, joined)
+            given, made = self.template.render(asked, open_answer=True)
+            if isinstance(given, DataError) or given != made:
+                return ""
+        return joint
 
     def _probe(self, *said: tuple[Role, str]) -> str | DataError:
         return self.template.render([self._turns(*said)])[0]
@@ -166,6 +186,8 @@ def _between(asked: str, before: str) -> tuple[str, str, str]:
             return block[0], "", ""
         if shared == before and asked[len(before) :].strip() == opened:
             return "", "", f"{asked[len(before) :]}\n{closed}\n\n"
+    if shared == before and asked[len(before) :].strip():
+        return "", "", asked[len(before) :]  # a whole block, as Gemma 4's empty channel of thoughts
     if shared != asked:
         return "", "", ""
     rest = before[len(asked) :]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from lingraft.data.chat_template import Turn
 from lingraft.data.control_tokens import ANSWER_END, ANSWER_START, ControlTokens, Span
 from lingraft.data.example import Message
+from lingraft.errors import DataError
 
 THINKING = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>"))
 """What models write before and after their thoughts."""
@@ -82,6 +84,38 @@ def common_beginning(one: str, other: str) -> str:
 def calls(messages: Sequence[Message]) -> bool:
     """Return whether tools are called."""
     return any('"tool_calls"' in message.details for message in messages)
+
+
+def check_tools(tools: Any, text: str) -> None:
+    """Refuse a rendering that leaves a tool out.
+
+    Raises:
+        DataError: With what is lost.
+    """
+    missing = next((name for name in _names(tools) if name not in text), None)
+    if missing is not None:
+        raise DataError(f"the chat template leaves out the tool {missing}, which would be lost")
+
+
+def check_calls(turns: Sequence[Turn], text: str, spans: Sequence[Span]) -> None:
+    """Refuse a rendering that leaves a call out; `spans` are those of the assistant's turns.
+
+    Raises:
+        DataError: With what is lost.
+    """
+    said = (one for one in turns if one["role"] == "assistant")
+    for turn, (start, end) in zip(said, spans, strict=True):
+        missing = next((name for name in _names(turn.get("tool_calls")) if name not in text[start:end]), None)
+        if missing is not None:
+            raise DataError(f"the chat template leaves out the call of {missing}, which would be lost")
+
+
+def _names(functions: Any) -> Iterator[str]:
+    """Yield the names in tools, or in calls of them."""
+    for one in functions if isinstance(functions, list) else ():
+        function = one.get("function", one) if isinstance(one, dict) else {}
+        if isinstance(function, dict) and isinstance(function.get("name"), str):
+            yield function["name"]
 
 
 def thinks(message: Message) -> bool:
