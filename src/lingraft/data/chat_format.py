@@ -387,10 +387,10 @@ class ChatFormat:
             if isinstance(prompt, DataError) or isinstance(after, DataError):
                 raise prompt if isinstance(prompt, DataError) else after  # type: ignore[misc]
             before, upto = without_answer_marks(prompt)[0], without_answer_marks(after)[0]
+            upto = upto.removesuffix(self._layout.tail)
             start, end = len(common_beginning(before, text)), len(common_beginning(upto, text))
-            # White space at the end may differ: behind the last message, and behind thoughts that a prompt opens. So
-            # may the header of an answer, which some templates write after every conversation.
-            if before[start:].strip() or upto[end:].strip() not in self._layout.header or end < start:
+            # White space at the end may differ: behind the last message, and behind thoughts that a prompt opens.
+            if before[start:].strip() or upto[end:].strip() or end < start:
                 raise DataError("the chat template writes a message otherwise once others follow it")
             prefix = self._layout.prefix
             opened = (size for size in range(len(prefix), -1, -1) if text.endswith(prefix[:size], 0, start))
@@ -401,14 +401,11 @@ class ChatFormat:
     def _to_end_of_turn(self, text: str, span: Span) -> Span:
         """Return the span up to the token that ends its message.
 
-        White space after it is the template's, and so is the header of an answer: they go. Some templates close the
-        {% generation %} block before that token: it joins.
+        White space after it is the template's: it goes. Some templates close the {% generation %} block before that
+        token: it joins.
         """
         start, end = span
         content = text[start:end].rstrip()
-        closed = next(reversed(list(self._closing.finditer(content))), None)
-        if closed and content[closed.end() :].strip() in self._layout.header:
-            content = content[: closed.end()]
         controls = self.control.of_template.finditer(content)
         last = next((one for one in controls if one.end() == len(content)), None)
         joining = None if last else self.control.of_template.match(text, end)

@@ -32,6 +32,7 @@ class Layout:
         insert: `prefix` where the template does not write it, but does (or opens it) where an answer is asked for.
         space: Characters of white space before an answer's first word.
         closings: What the template puts after an answer, up to the token that ends it.
+        tail: Control text that ends every conversation after that, such as the header of an answer; "": none.
         ending: Put after an answer that none of `closings` follows; "": such an answer is an error.
         takes_system: Whether it has a place for a system prompt.
         system_joint: What it writes between a system prompt and the last question, where it shows the prompt only
@@ -45,6 +46,7 @@ class Layout:
     insert: str
     space: int
     closings: tuple[str, ...]
+    tail: str
     ending: str
     takes_system: bool
     system_joint: str
@@ -81,6 +83,9 @@ class Probing:
             flaw = True
         system = self._probe(("system", _SYSTEM), ("user", _QUESTION), ("assistant", _ANSWER))
         takes_system = not isinstance(system, DataError) and _SYSTEM in system
+        after = text[last:].lstrip()
+        closed = next((one for one in closings if after.startswith(one)), "")
+        tail = after[len(closed) :] if closed else ""
         layout = Layout(
             as_parts=self._as_parts,
             header=text[text.index(_QUESTION) + len(_QUESTION) : first - len(prefix) - len(lead)],
@@ -89,6 +94,7 @@ class Probing:
             insert=insert,
             space=first - len(text[:first].rstrip()),
             closings=closings,
+            tail=tail if tail.strip() else "",
             ending=ending,
             takes_system=takes_system,
             system_joint="" if takes_system else self._system_joint(),
@@ -97,13 +103,13 @@ class Probing:
 
     def _system_joint(self) -> str:
         """Return what joins a system prompt to the last question where the template puts it there, else ""."""
-        system = ("system", _SYSTEM)
-        earlier = (("user", _SECOND_QUESTION), ("assistant", _SECOND_ANSWER))
+        system: tuple[Role, str] = ("system", _SYSTEM)
+        earlier: tuple[tuple[Role, str], ...] = (("user", _SECOND_QUESTION), ("assistant", _SECOND_ANSWER))
         (shown,) = self.template.render([self._turns(system, ("user", _QUESTION))], open_answer=True)
         parts = re.search(f"{_SYSTEM}(.*?){_QUESTION}", str(shown), re.DOTALL)
         joint = parts[1] if parts else ""
         joined: tuple[Role, str] = ("user", f"{_SYSTEM}{joint}{_QUESTION}")
-        for before in ((), earlier):
+        for before in (earlier[:0], earlier):
             asked = self._turns(system, *before, ("user", _QUESTION)), self._turns(*before, joined)
             given, made = self.template.render(asked, open_answer=True)
             if isinstance(given, DataError) or given != made:
