@@ -101,7 +101,10 @@ def test_an_adapted_end_of_a_resized_vocabulary_leaves_the_end_it_was_tied_to_al
         ({"init_lora_weights": "pissa"}, "'pissa', which changed the base's weights too"),
         ({"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4', which changed the base's weights too"),
         ({"init_lora_weights": "olora"}, "'olora', which changed the base's weights too"),
-        ({"alora_invocation_tokens": [5, 9]}, "uses alora_invocation_tokens, so it is no plain LoRA"),
+        (
+            {"alora_invocation_tokens": [5, 9], "task_type": "CAUSAL_LM"},
+            "uses alora_invocation_tokens, so it is no plain LoRA",
+        ),
     ],
 )
 def test_an_adapter_whose_update_is_not_all_that_it_changed_is_refused(

@@ -27,7 +27,7 @@ from lingraft.errors import ModelError, in_one_line
 from lingraft.models.embedded import embedded_folder
 from lingraft.models.tensor_files import INDEX_FILE, SINGLE_FILE, CheckpointReader, missing_weights
 from lingraft.models.token_ids import check_token_ids
-from lingraft.models.weights import empty_model
+from lingraft.models.weights import WRAPPED_ADVICE, empty_model
 from lingraft.records import hash_file
 
 EMBEDDED_PREFIX = "embedded:"
@@ -117,8 +117,12 @@ def load_model(
         )
     lacking = sorted(info["missing_keys"])
     if lacking:
-        listed = ", ".join(lacking[:3])
-        raise ModelError(f"{name_or_folder}: {len(lacking)} weights are not in its files ({listed}, ...).")
+        listed = ", ".join(lacking[:3]) + (", ..." if len(lacking) > 3 else "")
+        message = f"{name_or_folder}: {len(lacking)} weights are not in its files ({listed})"
+        others = sorted(info["unexpected_keys"])
+        if others:
+            message += f", which hold {len(others)} that no parameter is called, such as {others[0]}. {WRAPPED_ADVICE}"
+        raise ModelError(message)
     checked: PreTrainedModel = model.eval()
     return checked
 
