@@ -148,10 +148,20 @@ def check_model(name: str, folder: Path, *, trust_remote_code: bool = False) -> 
     CheckpointReader(folder)
     tokenizer = tokenizer_in(folder, name, trust_remote_code=trust_remote_code)
     chat = chat_format(tokenizer)
-    rows = getattr(config.get_text_config(), "vocab_size", None)
-    if rows is not None:  # loading compares it with the embedding's size
+    rows = _stated_rows(config)
+    if rows is not None:
         written = [*chat.prompt_ids([Message("user", "a")]), *chat.endings]
         check_token_ids(written, rows, tokenizer, f"{name}: its chat template")
+
+
+def stated_rows(folder: Path, *, trust_remote_code: bool = False) -> int | None:
+    """Return how many tokens a model has embeddings for by its configuration; None: it does not say."""
+    return _stated_rows(AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code))
+
+
+def _stated_rows(config: Any) -> int | None:
+    """Return what loading compares with the embedding's size."""
+    return getattr(config.get_text_config(), "vocab_size", None)
 
 
 def parameter_names(folder: Path, *, trust_remote_code: bool = False) -> tuple[str, ...]:
