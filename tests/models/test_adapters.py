@@ -79,6 +79,43 @@ def test_merged_saved_and_reloaded_in_plain_transformers_it_gives_the_logits_of_
     assert found.resized == ()
 
 
+@pytest.mark.parametrize("end", ["embed_tokens", "lm_head"])
+def test_an_adapted_end_of_a_resized_vocabulary_leaves_the_end_it_was_tied_to_all_rows(
+    tmp_path: Path, tiny_model: Path, end: str
+) -> None:
+    adapter, expected = trained(tmp_path, tiny_model, True, {"rows": 6, "target_modules": ["q_proj", end]})
+    merged, _ = load_merged(str(adapter))
+    with torch.no_grad():
+        torch.testing.assert_close(merged(input_ids=IDS).logits, expected)
+    merged.save_pretrained(tmp_path / "merged")
+    reader = open_weights(str(adapter))
+    assert {reader.shape(name) for name in reader.names if "embed" in name or "head" in name} == {(606, 32)}
+    found = parameter_difference(reader, tmp_path / "merged")
+    assert (found.missing, found.resized) == ((), ())
+    assert found.mpd == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"init_lora_weights": "pissa"}, "'pissa', which changed the base's weights too"),
+        ({"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4', which changed the base's weights too"),
+        ({"init_lora_weights": "olora"}, "'olora', which changed the base's weights too"),
+        (
+            {"alora_invocation_tokens": [5, 9], "task_type": "CAUSAL_LM"},
+            "uses alora_invocation_tokens, so it is no plain LoRA",
+        ),
+    ],
+)
+def test_an_adapter_whose_update_is_not_all_that_it_changed_is_refused(
+    tmp_path: Path, tiny_model: Path, options: dict[str, Any], said: str
+) -> None:
+    adapter, _ = trained(tmp_path, tiny_model, False, options)
+    for read in (open_weights, load_merged):
+        with pytest.raises(ModelError, match=said):
+            read(str(adapter))
+
+
 def change(adapter: Path, with_what: Any) -> None:
     file = adapter / "adapter_model.safetensors"
     save_file(with_what(load_file(file)), file)

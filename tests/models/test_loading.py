@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from lingraft.data.chat import FALLBACK_TEMPLATE
 from lingraft.errors import ModelError
 from lingraft.models.loading import load_model, load_tokenizer, model_content_hash, model_folder
+from lingraft.weights.difference import parameter_difference
 
 
 @pytest.fixture
@@ -57,6 +58,20 @@ def test_weights_that_a_file_lacks_are_an_error_not_random_numbers(folder: Path)
         ModelError, match=r"1 weights are not in its files \(model.layers.1.mlp.down_proj.weight"
     ):
         load_model(folder)
+
+
+def test_names_that_a_wrapper_has_lengthened_are_told_as_such(folder: Path, tiny_model: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    file = folder / "model.safetensors"
+    save_file({f"_orig_mod.{name}": own for name, own in tensors.items()}, file, metadata={"format": "pt"})
+    said = r"such as _orig_mod\.model\..* If the names begin with a wrapper's .* save_pretrained\."
+    with pytest.raises(
+        ModelError, match=r"weights are not in its files .* that no parameter is called, " + said
+    ):
+        load_model(folder)
+    both = r"no tensor in common, though both are a llama: .* holds model\..* _orig_mod\.model\..* wrapper's"
+    with pytest.raises(ModelError, match=both):
+        parameter_difference(tiny_model, folder)
 
 
 def test_an_unknown_architecture_is_a_model_error(folder: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from lm_eval.api.instance import Instance
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from lingraft.config.schema import Training
+from lingraft.config.schema import Study, Training
 from lingraft.data.chat import encode_examples
 from lingraft.data.example import Example, Message
 from lingraft.data.special_tokens import special_tokens
@@ -26,6 +26,7 @@ from lingraft.representation.states import EncodedPrompts, layer_states
 from lingraft.strategies.base import Context
 from lingraft.strategies.ewc import Ewc
 from lingraft.strategies.ssu import Ssu
+from lingraft.study.run import run_study
 from lingraft.train.phase import train_phase
 
 TOLD = r"'<new>' has the id 600, but the model's embedding has 600 rows.*resize_token_embeddings"
@@ -80,6 +81,30 @@ def test_training_rows_that_hold_it_are_refused_before_a_step(
     for one in (encoded, list(encoded)):
         with pytest.raises(ModelError, match="the training data: the token " + TOLD):
             train_phase(model, wider, one, TRAINING, trainable=names, folder=tmp_path, seed=0)
+
+
+def test_a_study_refuses_such_rows_of_every_set_before_anything_is_evaluated(
+    tiny_model: Path, wider: Any, tmp_path: Path
+) -> None:
+    load_model(tiny_model).save_pretrained(tmp_path / "model")
+    wider.save_pretrained(tmp_path / "model")
+    for name, end in (("en", "1"), ("es", "<new>"), ("de", "a <new> one")):
+        lines = [
+            {"instruction": f"q {i}", "output": end if i == 7 else "1", "language": name} for i in range(9)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    sets = {name: {"source": str(tmp_path / f"{name}.jsonl")} for name in ("en", "es", "de")}
+    phases = [
+        {"name": "one", "data": {"en": sets["en"]}},
+        {"name": "two", "data": {name: sets[name] for name in ("es", "de")}},
+    ]
+    study = Study.model_validate(
+        {"name": "s", "model": str(tmp_path / "model"), "phases": phases, "measures": [], "held_out": 1}
+    )
+    told = rf"phase 'two', data 'es', row 8: the token {TOLD}.*\n.*phase 'two', data 'de', row 8: the token {TOLD}"
+    with pytest.raises(ModelError, match=told):
+        run_study(study, runs=tmp_path / "runs")
+    assert not list((tmp_path / "runs" / "s").iterdir())
 
 
 def test_padding_with_such_a_token_changes_nothing(tiny_model: Path, wider: Any, tmp_path: Path) -> None:

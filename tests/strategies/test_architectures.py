@@ -9,7 +9,7 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from lingraft.errors import StrategyError
 from lingraft.evaluate.answers import AnswerLog, ItemCount
@@ -111,9 +111,13 @@ def test_it_is_trained_saved_reloaded_evaluated_and_compared(
     assert found.mpd == pytest.approx(sum(naive) / len(naive))
 
 
-def logits_of(model: Any) -> torch.Tensor:
+IDS = (5, 9, 31, 44, 17, 200, 3)
+IDS_OF_60 = (5, 9, 31, 44, 17, 59, 3)
+
+
+def logits_of(model: Any, ids: tuple[int, ...] = IDS) -> torch.Tensor:
     with torch.no_grad():
-        logits: torch.Tensor = model.eval()(input_ids=torch.tensor([[5, 9, 31, 44, 17, 200, 3]])).logits
+        logits: torch.Tensor = model.eval()(input_ids=torch.tensor([ids])).logits
     return logits
 
 
@@ -177,6 +181,24 @@ def test_lora_refuses_modules_that_text_does_not_reach(phases: Any) -> None:
     adapted = {name for name, _ in wrapped.named_parameters() if "lora_" in name}
     assert len(adapted) == 8  # two modules of two layers
     assert not any(TOWER in name for name in adapted)
+
+
+def test_lora_leaves_out_routers_that_return_more_than_their_product(tmp_path: Path) -> None:
+    shape = {"vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    }
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("phimoe", **shape, **heads))  # type: ignore[no-untyped-call]
+    context = Context(None, tmp_path, (), (), 0, tmp_path, tmp_path)
+    with pytest.raises(StrategyError, match=r"'router' names only modules .* or routers"):
+        Lora(target_modules="router").wrap(model, context)
+    before = logits_of(model, IDS_OF_60)
+    wrapped: Any = Lora(rank=2).wrap(model, context)
+    assert not any("router.lora" in name for name, _ in wrapped.named_parameters())
+    torch.testing.assert_close(logits_of(wrapped, IDS_OF_60), before)
 
 
 @pytest.mark.parametrize(

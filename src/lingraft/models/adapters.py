@@ -34,10 +34,16 @@ _REFUSED = (
     "use_dora",
     "lora_bias",
     "use_qalora",
+    "use_bdlora",
+    "kasa_config",
+    "monteclora_config",
+    "arrow_config",
+    "alora_invocation_tokens",
     "layer_replication",
     "trainable_token_indices",
     "target_parameters",
 )
+_CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # values of init_lora_weights begin so
 
 
 def open_weights(name: str, adapter_base: str | None = None) -> WeightReader:
@@ -157,6 +163,7 @@ class AdaptedReader:
         self._base = ModelWeights(model_folder(str(named)))
         self._stored = _Stored(folder)
         self._check_fit()
+        self._share_what_is_tied()
         self.vocabulary = self._resized()
         """Rows of the embeddings where the adapter has resized them; None: as many as the base."""
         changed = {*self._stored.whole, *(f"{module}.weight" for module in self._stored.factors)}
@@ -235,6 +242,13 @@ class AdaptedReader:
                     f"{list(self._base.shape(name))}: it belongs to another base. Give it with --adapter-base."
                 )
 
+    def _share_what_is_tied(self) -> None:
+        """Let what lies under an adapted embedding be its tied head's weight too, and the other way round."""
+        for name, own in self._base.tied.items():
+            for one, other in ((name, own), (own, name)):
+                if one in self._stored.under_factors and other not in self._stored.whole:
+                    self._stored.whole[other] = self._stored.whole[one]
+
     def _is_resized(self, name: str) -> bool:
         """Whether a tensor that is saved whole differs from the base's in its number of rows alone: a vocabulary."""
         own, base = tuple(self._stored.whole[name].shape), self._base.shape(name)
@@ -292,6 +306,7 @@ class _Stored:
             raise ModelError(f"{path}: damaged ({error}). Fetch the adapter again.") from error
         self.whole: dict[str, torch.Tensor] = {}
         self.embeddings: set[str] = set()
+        self.under_factors: set[str] = set()  # of the whole ones, those that the factors are added to
         found: dict[str, dict[str, torch.Tensor]] = {}
         for key, tensor in tensors.items():
             name = key.removeprefix(_PREFIX)
@@ -302,6 +317,8 @@ class _Stored:
             factor = next((part for part in name.split(".") if part in _FACTORS), None)
             if factor is None:
                 self.whole[name] = tensor
+                if ".base_layer." in key:
+                    self.under_factors.add(name)
                 continue
             module = name[: name.index(f".{factor}")]
             found.setdefault(module, {})[factor[-1]] = tensor.float()
@@ -329,5 +346,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if refused:
         raise ModelError(
             f"{folder}: uses {refused[0]}, so it is no plain LoRA. Merge it into its base first."
+        )
+    begun = config.get("init_lora_weights")
+    if isinstance(begun, str) and begun.lower().startswith(_CHANGES_THE_BASE):
+        raise ModelError(
+            f"{folder}: was trained with init_lora_weights {begun!r}, which changed the base's weights too, and they "
+            "are not in it. Merge it where it was trained, or convert it there with "
+            "save_pretrained(..., path_initial_model_for_weight_conversion=...)."
         )
     return dict(config)

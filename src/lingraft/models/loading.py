@@ -27,7 +27,7 @@ from lingraft.errors import ModelError, in_one_line
 from lingraft.models.embedded import embedded_folder
 from lingraft.models.tensor_files import INDEX_FILE, SINGLE_FILE, CheckpointReader, missing_weights
 from lingraft.models.token_ids import check_token_ids
-from lingraft.models.weights import empty_model
+from lingraft.models.weights import WRAPPED_ADVICE, empty_model
 from lingraft.records import hash_file
 
 EMBEDDED_PREFIX = "embedded:"
@@ -117,8 +117,12 @@ def load_model(
         )
     lacking = sorted(info["missing_keys"])
     if lacking:
-        listed = ", ".join(lacking[:3])
-        raise ModelError(f"{name_or_folder}: {len(lacking)} weights are not in its files ({listed}, ...).")
+        listed = ", ".join(lacking[:3]) + (", ..." if len(lacking) > 3 else "")
+        message = f"{name_or_folder}: {len(lacking)} weights are not in its files ({listed})"
+        others = sorted(info["unexpected_keys"])
+        if others:
+            message += f", which hold {len(others)} that no parameter is called, such as {others[0]}. {WRAPPED_ADVICE}"
+        raise ModelError(message)
     checked: PreTrainedModel = model.eval()
     return checked
 
@@ -144,10 +148,20 @@ def check_model(name: str, folder: Path, *, trust_remote_code: bool = False) -> 
     CheckpointReader(folder)
     tokenizer = tokenizer_in(folder, name, trust_remote_code=trust_remote_code)
     chat = chat_format(tokenizer)
-    rows = getattr(config.get_text_config(), "vocab_size", None)
-    if rows is not None:  # loading compares it with the embedding's size
+    rows = _stated_rows(config)
+    if rows is not None:
         written = [*chat.prompt_ids([Message("user", "a")]), *chat.endings]
         check_token_ids(written, rows, tokenizer, f"{name}: its chat template")
+
+
+def stated_rows(folder: Path, *, trust_remote_code: bool = False) -> int | None:
+    """Return how many tokens a model has embeddings for by its configuration; None: it does not say."""
+    return _stated_rows(AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code))
+
+
+def _stated_rows(config: Any) -> int | None:
+    """Return what loading compares with the embedding's size."""
+    return getattr(config.get_text_config(), "vocab_size", None)
 
 
 def parameter_names(folder: Path, *, trust_remote_code: bool = False) -> tuple[str, ...]:

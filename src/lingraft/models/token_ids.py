@@ -41,6 +41,12 @@ def check_token_ids(
     )
 
 
+def unknown_words(tokenizer: PreTrainedTokenizerBase, rows: int) -> tuple[str, ...]:
+    """Return the added tokens that a text can spell and the model has no embedding for; special ones are only text."""
+    added = tokenizer.added_tokens_decoder
+    return tuple(one.content for number, one in added.items() if number >= rows and not one.special)
+
+
 def padding_id(tokenizer: PreTrainedTokenizerBase, rows: int) -> int:
     """Return an id to fill rows with, which masks hide: the tokenizer's pad token where the model knows it, else 0."""
     pad = tokenizer.pad_token_id

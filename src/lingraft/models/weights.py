@@ -40,6 +40,13 @@ def empty_model(folder: Path, *, trust_remote_code: bool = False) -> Any | None:
         return None
 
 
+WRAPPED_ADVICE = (
+    "If the names begin with a wrapper's (_orig_mod. of torch.compile, module. of DistributedDataParallel, "
+    "base_model.model. of PEFT), save the model inside of it with save_pretrained."
+)
+"""For messages on names that the architecture does not know."""
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """Tensors of the files, and the parameters that are made of them.

@@ -42,7 +42,8 @@ class Lora(Strategy):
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on the adapters' input."""
     target_modules: str | tuple[str, ...] = Field(_ALL_LINEAR, min_length=1)
-    """Module names that get adapters; `all-linear`: every linear layer that text reaches but the head."""
+    """Module names that get adapters; `all-linear`: every linear layer that text reaches but the head and
+    routers that return more than their product."""
 
     keep_adapter: bool = False
     """Keep the adapters beside the merged model too, unmerged, in PEFT's format (`adapter/` in the stage's folder)."""
@@ -58,10 +59,10 @@ class Lora(Strategy):
 
         # A list even of one name: PEFT takes a single string for a regular expression.
         targets: str | list[str] = _ALL_LINEAR if self.target_modules == _ALL_LINEAR else self._named()
-        silent = _silent_modules(model)
+        left_out = [*_silent_modules(model), *_choosing_modules(model)]
         if isinstance(targets, list):
-            _check_targets(model, targets, silent)
-            silent = [name for name in silent if any(_is_called(name, target) for target in targets)]
+            _check_targets(model, targets, left_out)
+            left_out = [name for name in left_out if any(_is_called(name, target) for target in targets)]
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             # PEFT reads a name that transformers 5 has renamed; it means nothing to a user of lingraft.
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
@@ -77,7 +78,7 @@ class Lora(Strategy):
                         lora_alpha=2 * self.rank if self.alpha is None else self.alpha,
                         lora_dropout=self.dropout,
                         target_modules=targets,
-                        exclude_modules=silent or None,
+                        exclude_modules=left_out or None,
                         task_type="CAUSAL_LM",
                     ),
                 )
@@ -126,11 +127,29 @@ def _silent_modules(model: PreTrainedModel) -> list[str]:
     return [module for module, is_heard in heard.items() if not is_heard]
 
 
+def _choosing_modules(model: PreTrainedModel) -> list[str]:
+    """Return the linear layers that return more than their product, as some routers do: PEFT cannot adapt them."""
+    import torch
+    from torch import nn
+
+    def returns_a_product(module: nn.Linear) -> bool:
+        weight = module.weight
+        with torch.inference_mode():
+            return isinstance(module(torch.zeros_like(weight[:1])), torch.Tensor)
+
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        if type(module).forward is not nn.Linear.forward and not returns_a_product(module)
+    ]
+
+
 def _is_called(module: str, target: str) -> bool:
     return module == target or module.endswith(f".{target}")
 
 
-def _check_targets(model: PreTrainedModel, targets: list[str], silent: list[str]) -> None:
+def _check_targets(model: PreTrainedModel, targets: list[str], left_out: list[str]) -> None:
     """Refuse what PEFT would let pass: a name that fits nothing beside one that fits, and tied weights."""
     modules = [name for name, _ in model.named_modules()]
     tied = {name.rpartition(".")[0] for group in tied_parameters(model) for name in group}
@@ -142,10 +161,10 @@ def _check_targets(model: PreTrainedModel, targets: list[str], silent: list[str]
             linear = {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear)}
             hint = did_you_mean(target, {*linear, _ALL_LINEAR})
             raise StrategyError(f"'lora': no module of the model is called {target!r}. {hint}")
-        if set(found) <= set(silent):
+        if set(found) <= set(left_out):
             raise StrategyError(
                 f"'lora': {target!r} names only modules that text does not reach ({found[0]}), which cannot learn from "
-                "it. Leave it out of `target_modules`."
+                "it, or routers, to which no adapter can be added. Leave it out of `target_modules`."
             )
         if tied.intersection(found):
             raise StrategyError(

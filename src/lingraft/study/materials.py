@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from lingraft.data.example import UNDETERMINED_LANGUAGE, Example
 from lingraft.data.example_table import columns_of, select, share_a_group
 from lingraft.data.sources import DataSplit, LoadedData, draw_rows, hold_out, load_data, split_data
 from lingraft.data.tokenizer_cost import cost_warnings, language_costs
-from lingraft.errors import ConfigError, LingraftError, StrategyError
+from lingraft.errors import ConfigError, LingraftError, ModelError, StrategyError
 from lingraft.evaluate.held_out import item_of
 from lingraft.models.loading import (
     check_model,
@@ -27,7 +28,9 @@ from lingraft.models.loading import (
     model_content_hash,
     model_folder,
     parameter_names,
+    stated_rows,
 )
+from lingraft.models.token_ids import check_token_ids, unknown_words
 from lingraft.records import fingerprint_of
 from lingraft.representation.prompts import Prompt, prompts_of, read_prompts
 from lingraft.strategies.base import Need, Strategy
@@ -356,6 +359,38 @@ def tell_costs(materials: Materials, watcher: Watcher, *, trust_remote_code: boo
     for warning in warnings:
         watcher.noted(warning)
     return told
+
+
+def check_added_tokens(materials: Materials, *, trust_remote_code: bool) -> None:
+    """Refuse rows that spell a token which was added to the tokenizer alone, before anything is evaluated or trained.
+
+    Raises:
+        ModelError: With the first such row of every data set.
+    """
+    model = materials.checkpoint or materials.base
+    rows = None if model is None else stated_rows(model.folder, trust_remote_code=trust_remote_code)
+    if model is None or rows is None:
+        return
+    tokenizer = load_tokenizer(model.folder, trust_remote_code=trust_remote_code)
+    words = unknown_words(tokenizer, rows)
+    problems = []
+    trained = {f"phase {phase!r}, data {name!r}": one for (phase, name), one in materials.data.items()}
+    english = {f"english: {one.source.source}": one for one in materials.english.values()}
+    for place, one in (trained | english).items() if words else ():
+        for example in one.loaded.examples:
+            texts = [message.content for message in example.messages]
+            if not any(word in text for text in texts for word in words):
+                continue
+            ids = tokenizer(
+                texts, add_special_tokens=False
+            ).input_ids  # a word within a longer one may be none
+            try:
+                check_token_ids(chain.from_iterable(ids), rows, tokenizer, f"{place}, row {example.id}")
+            except ModelError as error:
+                problems.append(str(error))
+                break
+    if problems:
+        raise ModelError("\n".join(problems))
 
 
 def check_strategies(study: Study, cells: tuple[Cell, ...]) -> None:

@@ -29,7 +29,15 @@ from lingraft.study.counting import Key, count_stages, mixed_key, needed_keys, p
 from lingraft.study.events import Watcher
 from lingraft.study.forgetting import PhaseEnd, forgetting_of
 from lingraft.study.grid import Cell
-from lingraft.study.materials import DataSet, Materials, Model, gather, past_rows, tell_costs
+from lingraft.study.materials import (
+    DataSet,
+    Materials,
+    Model,
+    check_added_tokens,
+    gather,
+    past_rows,
+    tell_costs,
+)
 from lingraft.study.measures import Measures, Steps, des_encoder
 from lingraft.study.stages import CHECKPOINT, PREDICTIONS, ModelReference, Stages, TrainingJob
 from lingraft.study.store import Stage, Store
@@ -72,6 +80,7 @@ def run_study(
     _check_trackers(study)
     materials = gather(study, base_folder, watcher)
     _check_sharding(materials.cells, processes)
+    check_added_tokens(materials, trust_remote_code=study.trust_remote_code)
     evaluation = resolve_suites(study.evaluate, base_folder, languages=materials.languages)
     check_tasks(evaluation, base_folder, languages=materials.languages)
     notes = language_notes(study.evaluate, evaluation, materials.languages)

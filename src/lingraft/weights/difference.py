@@ -19,7 +19,7 @@ import torch
 from lingraft.errors import ModelError
 from lingraft.models.layers import layer_of, module_type_of
 from lingraft.models.tensor_files import WeightReader, repeats
-from lingraft.models.weights import ModelWeights
+from lingraft.models.weights import WRAPPED_ADVICE, ModelWeights
 
 _ELEMENTS_PER_PIECE = 2**20  # read at a time
 _ELEMENTS_IN_CACHE = 2**17  # computed with at a time: 1 MiB in float64
@@ -197,9 +197,7 @@ def parameter_difference(
     counted = frozenset(other.names) - (repeated & other_repeated)
     common = [name for name in one.names if name in counted]
     if not common:
-        raise ModelError(
-            f"{one.folder} and {other.folder}: have no tensor in common; these are two architectures."
-        )
+        raise ModelError(_nothing_in_common(one, other))
     rows = {
         name: _common_rows(name, one.shape(name), other.shape(name), (one.folder, other.folder))
         for name in common
@@ -236,6 +234,16 @@ def _check_architecture(first: WeightReader, other: WeightReader) -> None:
         raise ModelError(
             f"{first.folder} is a {kinds[0]}, {other.folder} a {kinds[1]}: weights of two architectures do not compare."
         )
+
+
+def _nothing_in_common(first: WeightReader, other: WeightReader) -> str:
+    found = f"{first.folder} and {other.folder}: have no tensor in common"
+    if first.architecture is None or other.architecture is None:
+        return f"{found}; these are two architectures."
+    return (
+        f"{found}, though both are a {first.architecture}: one holds {first.names[0]}, the other {other.names[0]}. "
+        f"{WRAPPED_ADVICE}"
+    )
 
 
 def _common_rows(
