@@ -377,6 +377,17 @@ def test_items_are_found_again_by_what_was_asked_and_the_rest_is_counted() -> No
     assert "2 items were asked alike of some of the models only" in unpaired_sentence("t/en", 2, judged=False)
 
 
+def test_no_part_of_a_group_is_compared_where_another_part_is_refused() -> None:
+    own = [[prediction("t/0", "a"), prediction("u/0", other)] for other in ("b", "c")]
+    tasks = [
+        {"t/en": {"asked": {"how": HOW, "parts": {"t": {"metric": "m"}, "u": {"metric": metric}}}}}
+        for metric in ("m", "n")
+    ]
+    found = common_items(own, tasks)
+    assert found.models == ((), ())
+    assert list(found.refused) == ["t/en"]
+
+
 def test_items_that_ask_the_same_are_paired_one_by_one() -> None:
     twice = [prediction("t/0", "a"), prediction("t/1", "a")]
     found = common_items([twice, [prediction("t/5", "a")]], [asked_by(HOW)] * 2)
