@@ -80,6 +80,11 @@ def _is_alike(first: str, second: str) -> bool:
     return bool(tag_distance(first, second) <= 1)
 
 
+def is_english(tag: str) -> bool:
+    """Return whether a BCP-47 tag is English, of whatever region: en-GB is no other language than en."""
+    return tag.partition("-")[0].lower() == "en"
+
+
 def english_name(tag: str) -> str:
     """Return the English name of a language, of its first part where the whole tag has none; else the tag."""
     from babel import Locale
