@@ -112,7 +112,9 @@ def test_the_nearest_language_is_the_same_language(tag: str, available: tuple[st
     assert nearest_language(tag, available) == found
 
 
-@pytest.mark.parametrize("tag", ["gl", "ca", "ary", "ms", "gsw", "xx", "Gibberish", "nn", "yue"])
+@pytest.mark.parametrize(
+    "tag", ["gl", "ca", "ary", "ms", "gsw", "xx", "Gibberish", "nn", "yue", "und", "und-Latn", "mul", "zxx"]
+)
 def test_another_language_is_never_the_nearest(tag: str) -> None:
     assert nearest_language(tag, ("es", "pt", "ar", "id", "de", "nb", "zh", "en")) is None
 

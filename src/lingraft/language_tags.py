@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from functools import cache
 
 _TAG = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*")
+_NO_LANGUAGE = ("und", "mul", "mis", "zxx")  # undetermined (CLDR finds English likely), several, none
 _IN_PARENTHESES = re.compile(r"(.+?)\s*\(([^()]+)\)")
 
 
@@ -52,7 +53,7 @@ def nearest_language(tag: str, available: Iterable[str]) -> str | None:
         available: Tags to choose from, such as a scorer's languages; hashable, as a tuple is.
     """
     wanted = canonical_tag(tag)
-    if wanted is None:
+    if wanted is None or wanted.partition("-")[0] in _NO_LANGUAGE:
         return None
     known = {canonical_tag(one) or one: one for one in reversed([*available])}
     if wanted in known:
@@ -77,6 +78,11 @@ def _is_alike(first: str, second: str) -> bool:
     from langcodes import tag_distance
 
     return bool(tag_distance(first, second) <= 1)
+
+
+def is_english(tag: str) -> bool:
+    """Return whether a BCP-47 tag is English, of whatever region: en-GB is no other language than en."""
+    return tag.partition("-")[0].lower() == "en"
 
 
 def english_name(tag: str) -> str:

@@ -117,6 +117,76 @@ def test_few_shot_examples_and_prompts_are_part_of_it(tmp_path: Path) -> None:
     assert len(set(found)) == len(found)
 
 
+def steps(pattern: str) -> list[dict[str, Any]]:
+    """Return the filter of a task that scores what a pattern finds."""
+    found = {"function": "regex", "regex_pattern": pattern}
+    return [{"name": "number", "filter": [found, {"function": "take_first"}]}]
+
+
+ONE_SHOT = {"num_fewshot": 1, "fewshot_split": "test"}
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"filter_list": steps("(.)")}, {"filter_list": steps("(..)")}),
+        ({}, {"gen_prefix": "It is"}),
+        ({"gen_prefix": "It is"}, {"gen_prefix": "Answer:"}),
+        ({}, {"repeats": 3}),
+        (
+            {"metric_list": [{"metric": "exact_match", "ignore_case": True}]},
+            {"metric_list": [{"metric": "exact_match"}]},
+        ),
+        (ONE_SHOT, {**ONE_SHOT, "fewshot_config": {"fewshot_delimiter": "#"}}),
+        (ONE_SHOT, {**ONE_SHOT, "fewshot_config": {"target_delimiter": "#"}}),
+        ({"generation_kwargs": {"do_sample": True, "temperature": 0.5}}, {"generation_kwargs": {}}),
+    ],
+)
+def test_all_of_a_users_task_that_decides_prompts_and_scores_is_part_of_it(
+    first: dict[str, Any], second: dict[str, Any], tmp_path: Path
+) -> None:
+    found = []
+    for changes in (first, second, first):
+        write_task(tmp_path, **changes)
+        found.append(resolve(evaluation(LOCAL), tmp_path).fingerprint)
+    assert found[0] == found[2] != found[1]
+
+
+def test_fields_that_only_a_description_or_prefix_reads_are_part_of_an_item(tmp_path: Path) -> None:
+    for field in ("description", "gen_prefix"):
+        write_task(tmp_path, **{field: "{{a}}!"}, doc_to_target="{{q}}")
+        before = resolve(evaluation(LOCAL), tmp_path).asked
+        write_rows(tmp_path / "rows.jsonl", *({"q": f"what is {i}", "a": "7"} for i in range(3)))
+        after = resolve(evaluation(LOCAL), tmp_path).asked
+        (key,) = [key for key in before if "mine" in key]
+        assert not set(before[key].values()) & set(after[key].values())
+
+
+def test_examples_that_are_drawn_item_after_item_tie_an_item_to_its_place(tmp_path: Path) -> None:
+    write_task(tmp_path, **ONE_SHOT)
+    all_three = resolve(evaluation(LOCAL), tmp_path).asked
+    first_two = resolve(evaluation({**LOCAL, "limit": 2}), tmp_path).asked
+    drawn = resolve(evaluation({**LOCAL, "limit": 2, "sample": 1}), tmp_path).asked
+    (key,) = [key for key in all_three if "mine" in key]
+    assert first_two[key].items() < all_three[key].items()
+    assert list(drawn[key]) == ["mine/0", "mine/2"]  # the second of two, and the third of three
+    assert drawn[key]["mine/0"] == all_three[key]["mine/0"]
+    assert drawn[key]["mine/2"] != all_three[key]["mine/2"]
+
+
+def test_a_default_of_generation_written_out_changes_nothing(tmp_path: Path) -> None:
+    found = set()
+    for settings in (
+        {},
+        {"do_sample": False},
+        {"do_sample": False, "temperature": 0.0},
+        {"max_gen_toks": 256},
+    ):
+        write_task(tmp_path, generation_kwargs={"until": ["\n"], **settings})
+        found.add(resolve(evaluation(LOCAL), tmp_path).fingerprint)
+    assert len(found) == 1
+
+
 @pytest.fixture
 def ifeval(tmp_path: Path) -> Evaluation:
     write_rows(tmp_path / "ifeval.jsonl", NEEDY, FREE, LOWER)
@@ -305,6 +375,17 @@ def test_items_are_found_again_by_what_was_asked_and_the_rest_is_counted() -> No
     assert found.unpaired == {"t/en": 2}
     assert found.refused == {}
     assert "2 items were asked alike of some of the models only" in unpaired_sentence("t/en", 2, judged=False)
+
+
+def test_no_part_of_a_group_is_compared_where_another_part_is_refused() -> None:
+    own = [[prediction("t/0", "a"), prediction("u/0", other)] for other in ("b", "c")]
+    tasks = [
+        {"t/en": {"asked": {"how": HOW, "parts": {"t": {"metric": "m"}, "u": {"metric": metric}}}}}
+        for metric in ("m", "n")
+    ]
+    found = common_items(own, tasks)
+    assert found.models == ((), ())
+    assert list(found.refused) == ["t/en"]
 
 
 def test_items_that_ask_the_same_are_paired_one_by_one() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lingraft.config.load import load_study
-from lingraft.config.schema import DataSource, Evaluation, EvaluationTask
+from lingraft.config.schema import DataSource, Evaluation, EvaluationTask, Study
 from lingraft.errors import ConfigError
 from lingraft.evaluate.question_answering import normalised_units
 from lingraft.evaluate.scores import score_summary
@@ -182,3 +183,47 @@ def test_scores_without_further_languages_have_no_mean_of_them() -> None:
 
     found = score_summary([one("task_ability", "en"), one("language_ability", "fr")], {})
     assert found["further_languages"] is None
+
+
+def test_english_of_any_region_is_no_language_beside_english(tiny_model: Path, tmp_path: Path) -> None:
+    rows = "\n".join(json.dumps({"instruction": f"Say {i}.", "output": f"It is {i}."}) for i in range(12))
+    (tmp_path / "rows.jsonl").write_text(rows, encoding="utf-8")
+    data = {
+        "english": {"source": "rows.jsonl", "language": "en-US"},
+        "german": {"source": "worldbook:lookup/de", "limit": 6},
+    }
+    one_task = [{"task": "worldbook:lookup", "limit": 2, "max_new_tokens": 2}]
+    study = Study.model_validate(
+        {
+            "name": "regions",
+            "model": str(tiny_model),
+            "phases": [
+                {"name": "one", "data": {"english": data["english"]}},
+                {"name": "two", "data": {"german": data["german"]}},
+            ],
+            "held_out": 2,
+            "contamination": None,
+            "measures": [],
+            "evaluate": {"task_ability": one_task, "language_ability": one_task},
+        }
+    )
+    result = run_study(study, runs=tmp_path / "runs", base_folder=tmp_path)
+    (cell,) = result["cells"]
+    assert cell["status"] == "done", cell["reason"]
+    assert result["language_notes"] == []
+    columns = cell["forgetting"]["ability"]["columns"]
+    assert [(one["data"], one["measured_by"]) for one in columns] == [
+        ("english", ["task ability"]),
+        ("german", ["de"]),
+    ]
+    assert cell["scores"]["language_ability"]["n"] == 2
+    assert cell["scores"]["per_language"]["en-US"]["bits_per_character"] > 0
+
+
+def test_a_command_takes_languages_as_people_write_them() -> None:
+    chosen = choose_tasks("paper", ["mlqa", "GER=xquad"], languages=["en-GB", "spa"], data_dir=None, limit=2)
+    assert [(one.name, one.language) for one in chosen.evaluation.task_ability] == [("mlqa", "en")]
+    assert [(one.name, one.language) for one in chosen.evaluation.language_ability] == [
+        ("mlqa", "es"),
+        ("xquad", "de"),
+    ]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from lingraft.config.schema import EvaluationTask, PathStep, Phase, StrategyChoice, Study
 from lingraft.errors import did_you_mean
+from lingraft.language_tags import is_english
 
 
 def check_study(study: Study) -> list[str]:
@@ -168,7 +169,7 @@ def _check_evaluation(study: Study) -> Iterator[str]:
     for tag, count in Counter(study.evaluate.languages).items():
         if count > 1:
             yield f"evaluate.languages: {tag} stands {count} times; keep one."
-        if tag.partition("-")[0] == "en":
+        if is_english(tag):
             yield f"evaluate.languages: {tag} is English, which task ability measures; remove it."
 
 

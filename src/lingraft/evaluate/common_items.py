@@ -56,17 +56,17 @@ def common_items(
     keyed = [_keyed([one for one in own if _name(one) not in unknown]) for own in models]
     by_key = [{key: one for one, key in own.items()} for own in keyed]
     shared = set(by_key[0]).intersection(*by_key[1:])
+    names = sorted({_name(one) for own in models for one in own})
+    refused = {name: problem for name in names if (problem := _difference(name, tasks)) is not None}
     first = by_key[0]
     kept = tuple(
         tuple(
             replace(one, item=first[own[one]].item, cluster=first[own[one]].cluster) if one in own else one
             for one in whole
-            if _name(one) in unknown or own[one] in shared
+            if _name(one) not in refused and (_name(one) in unknown or own[one] in shared)
         )
         for whole, own in zip(models, keyed, strict=True)
     )
-    names = sorted({_name(one) for own in models for one in own})
-    refused = {name: problem for name in names if (problem := _difference(name, tasks)) is not None}
     lost = {key: _name(one) for own in by_key for key, one in own.items() if key not in shared}
     counts = Counter(name for name in lost.values() if name not in refused)
     return CommonItems(kept, dict(sorted(counts.items())), refused)

@@ -18,9 +18,11 @@ from typing import Any, Generic, TypeVar
 from lingraft.evaluate.held_out import AnswerLoss, bits_difference, mean_bits
 from lingraft.evaluate.predictions import Prediction
 from lingraft.evaluate.statistics import difference_over_columns, mean_over_columns
+from lingraft.language_tags import is_english
 
 ENGLISH = "en"
 BASE = "base"
+_TASK_ABILITY = "task ability"  # what English is measured by
 _Item = TypeVar("_Item")
 _Columns = Sequence[Sequence[_Item]]
 _Pairs = Sequence[tuple[Sequence[_Item], Sequence[_Item]]]
@@ -108,8 +110,10 @@ def ability_matrix(
     """
     kind = _Kind[Prediction](
         select=_abilities_of,
-        name=lambda item: _ability_name(ENGLISH if item.ability == "task_ability" else item.language),
-        wanted=lambda one: [_ability_name(tag) for tag in one.languages],
+        name=lambda item: _TASK_ABILITY if item.ability == "task_ability" else item.language,
+        wanted=lambda one: list(
+            dict.fromkeys(_TASK_ABILITY if is_english(tag) else tag for tag in one.languages)
+        ),
         mean=lambda columns: asdict(mean_over_columns(columns)),
         gain=lambda pairs: asdict(difference_over_columns(pairs)),
         sign=1,
@@ -232,17 +236,14 @@ def _compared(
 
 
 def _abilities_of(predictions: Sequence[Prediction], taught: Taught) -> list[Prediction]:
-    others = set(taught.languages) - {ENGLISH}
+    others = {tag for tag in taught.languages if not is_english(tag)}
+    has_english = len(others) < len(taught.languages)
     return [
         p
         for p in predictions
-        if (p.ability == "task_ability" and ENGLISH in taught.languages)
+        if (p.ability == "task_ability" and has_english)
         or (p.ability != "task_ability" and p.language in others)
     ]
-
-
-def _ability_name(language: str) -> str:
-    return "task ability" if language == ENGLISH else language
 
 
 def _mean(values: Sequence[float]) -> float | None:

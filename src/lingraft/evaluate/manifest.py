@@ -349,27 +349,32 @@ def _generation(run: Run) -> str:
         return ""
     with quiet():
         settings = normalize_gen_kwargs(run.task.config.generation_kwargs or {}, LONGEST_ANSWER)
+    if not settings["do_sample"]:  # then nothing reads how it would be drawn
+        settings = {key: value for key, value in settings.items() if key not in ("temperature", "top_p")}
     return fingerprint_of(_plain(dict(settings)))
 
 
 def _items(run: Run) -> Iterator[ManifestItem]:
     rows = run.task.eval_docs
-    for number in run.documents:
+    for place, number in enumerate(run.documents):
         row = rows[number]
         item, cluster = item_and_cluster(run, number, row)
-        yield ManifestItem(item, cluster, _content(run, row))
+        yield ManifestItem(item, cluster, _content(run, row, place))
 
 
-def _content(run: Run, row: Mapping[str, Any]) -> str:
+def _content(run: Run, row: Mapping[str, Any], place: int) -> str:
     task, document = run.task, _plain(dict(row))
     try:
         parts: list[Any] = [asked_text(task, row), expected_text(task, row), choices_of(task, row)]
+        parts.append([task.resolve_field(row, task.config.description), task.doc_to_prefix(row)])
     except (
         Exception
     ):  # a kind of task that has no such parts; the document and the template's source decide all
         parts = [document]
     if reads_whole_documents(run):
         parts.append(document)
+    if task.config.num_fewshot:
+        parts.append(["place", place])  # the harness draws examples item after item, from one generator
     instructions = set(row.get("instruction_id_list") or ())
     if instructions & NEEDS_PUNKT:
         parts.append(["punkt", punkt_hash()])

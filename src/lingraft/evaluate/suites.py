@@ -32,7 +32,7 @@ from lingraft.evaluate.tasks import (
     wanted_languages,
     worldbook_language,
 )
-from lingraft.language_tags import nearest_language
+from lingraft.language_tags import canonical_tag, is_english, nearest_language
 
 PREFIX = "suite:"
 _HERE = Path(__file__).resolve().parent
@@ -304,7 +304,8 @@ def choose_tasks(
     Args:
         name: The suite.
         only: `[TAG=]TASK`: tasks of the suite or the catalogue, harness tasks or YAML files; empty: all of the suite.
-        languages: BCP-47 tags. What the suite has for other languages is also run in English where `en` is among them.
+        languages: As people write them; English of any region is `en`. What the suite has for other languages is also
+            run in English where it is among them.
         data_dir: Folder of local copies; None: none.
         limit: Items of each task; None: the suite's.
 
@@ -313,6 +314,7 @@ def choose_tasks(
     """
     if data_dir is not None and not Path(data_dir).is_dir():
         raise ConfigError(f"--data-dir {data_dir}: there is no such folder.")
+    languages = list(dict.fromkeys(_tag(written) for written in languages))
     chosen = suite(name)
     named = [_split(one) for one in only] or [("", one) for one in tasks_in(chosen)]
     found: dict[Ability, list[EvaluationTask]] = {"task_ability": [], "language_ability": []}
@@ -337,7 +339,12 @@ def choose_tasks(
 
 def _split(given: str) -> tuple[str, str]:
     tag, separator, task = given.partition("=")
-    return (tag, task) if separator else ("", given)
+    return (_tag(tag), task) if separator else ("", given)
+
+
+def _tag(written: str) -> str:
+    tag = canonical_tag(written) or written
+    return ENGLISH if is_english(tag) else tag
 
 
 def tasks_in(chosen: Suite) -> list[str]:

@@ -265,27 +265,39 @@ def template_of(task: ConfigurableTask) -> dict[str, object]:
         "choice": _source(config.doc_to_choice),
         "target": _source(config.doc_to_target),
         "description": _source(config.description),
+        "prefix": _source(config.gen_prefix),
         "delimiters": [config.target_delimiter, config.fewshot_delimiter],
         "worked_examples": config.num_fewshot,
         "generation": config.generation_kwargs,
+        "repeats": config.repeats,
     }
 
 
 def _source(part: Any) -> Any:
+    """Return a part of a task's configuration, at any depth, with its source in the place of code."""
+    if isinstance(part, dict):
+        return {key: _source(one) for key, one in part.items()}
+    if isinstance(part, (list, tuple)):
+        return [_source(one) for one in part]
     if isinstance(part, partial):
-        return [_source(part.func), list(part.args), part.keywords]
+        return [_source(part.func), _source(part.args), _source(part.keywords)]
     if not callable(part):
         return part
     return inspect.getsource(part if inspect.isroutine(part) else type(part))
 
 
 def code_of(run: Run) -> list[object]:
-    """Return what scores a task's answers beside the harness: source of its functions, files beside its YAML."""
+    """Return what scores a task's answers beside the harness.
+
+    These are its functions' source, its metrics, the steps of the filter that answers go through, and the files beside
+    its YAML.
+    """
     config = run.task.config
     files = (run.revision["data"] or {}).get("files", {})
     return [
         _source(config.process_results),
-        [{key: _source(part) for key, part in dict(one).items()} for one in config.metric_list or ()],
+        _source(config.metric_list),
+        [_source(one["filter"]) for one in config.filter_list or () if one["name"] == run.filter],
         sorted(digest for name, digest in files.items() if name.endswith(".py")),
     ]
 
@@ -302,6 +314,8 @@ def few_shot_of(task: ConfigurableTask) -> list[object]:
             "doc_to_choice",
             "doc_to_target",
             "gen_prefix",
+            "fewshot_delimiter",
+            "target_delimiter",
         )
     }
     return [config.num_fewshot, made, [dict(row) for row in task.fewshot_docs() or ()]]

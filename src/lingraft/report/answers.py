@@ -168,21 +168,26 @@ def worst_answers(
 
     Args:
         after: The model that is looked at.
-        before: The model that it is compared with; items that it was not asked are left out.
+        before: The model that it is compared with; items that it was not asked, or not in the same way, are left out.
         language: BCP-47 tag; None: all.
         task: Task, with or without its language; None: all.
         count: Items at most.
 
     Raises:
-        ConfigError: No item is of that language or task.
+        ConfigError: No item is of that language or task, or none of them was asked alike of both models.
     """
     chosen = _matching(_matching(after.predictions, "--language", language), "--task", task)
     others = None if before is None else {one.key: one for one in before.predictions}
     answered = [
         Answered(one, None if others is None else others[one.key])
         for one in chosen
-        if others is None or one.key in others
+        if others is None or (one.key in others and others[one.key].asked == one.asked)
     ]
+    if before is not None and chosen and not answered:
+        raise ConfigError(
+            f"{after.label} and {before.label}: none of these items was asked alike of both (another chat template, "
+            "precision, version or option); look at one alone, or evaluate both again with the same options."
+        )
     return sorted(answered, key=lambda one: (one.change, one.after.key))[:count]
 
 

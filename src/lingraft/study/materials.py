@@ -22,6 +22,7 @@ from lingraft.data.sources import DataSplit, LoadedData, draw_rows, hold_out, lo
 from lingraft.data.tokenizer_cost import cost_warnings, language_costs
 from lingraft.errors import ConfigError, LingraftError, ModelError, StrategyError
 from lingraft.evaluate.held_out import item_of
+from lingraft.language_tags import is_english
 from lingraft.models.loading import (
     check_model,
     load_tokenizer,
@@ -496,7 +497,7 @@ def _languages(study: Study, data: dict[tuple[str, str], DataSet]) -> tuple[str,
     found: dict[str, None] = {}
     for (phase, name), one in data.items():
         _check_language(f"{study.name}: phase {phase!r}, data {name!r}", one)
-        found.update(dict.fromkeys(language for language in one.languages if language != ENGLISH))
+        found.update(dict.fromkeys(language for language in one.languages if not is_english(language)))
     return tuple(sorted(found))
 
 
