@@ -119,6 +119,13 @@ FILES = [
         "an unknown format", "rows.jsonl", GOOD, "--format", "'alpacca'", "alpaca", options="--format alpacca"
     ),
     file(
+        "an unknown way with special tokens",
+        "rows.jsonl",
+        GOOD,
+        "ConfigError: --special-tokens is 'cut'",
+        options="--special-tokens cut",
+    ),
+    file(
         "the format of other rows",
         "rows.jsonl",
         GOOD,
@@ -408,6 +415,13 @@ STUDY_FILES = [
         "language: es_MX!",
         "english.language is 'es_MX!'",
         "BCP-47",
+    ),
+    study(
+        "Norwegian as YAML reads it",
+        "limit: 20",
+        "language: no",
+        "english.language is False",
+        'write "no" in',
     ),
     study(
         "only one phase",

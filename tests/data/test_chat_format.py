@@ -231,7 +231,8 @@ def test_a_row_that_cannot_be_told_does_not_stop_the_others(build_tokenizer: Any
     assert len(encoded.examples) == 99
     assert "writes 1 of its 2 answers" in encoded.dropped[0].problem
     with pytest.raises(
-        DataError, match=r"1 of 50 examples cannot be trained on .*max_broken_share allows \(1.00%\)"
+        DataError,
+        match=r"1 of 50 examples cannot .* allows \(1.00%\)\. .* write `max_broken_share: 0.02` beside the source",
     ):
         encode_examples(rows[50:], tokenizer, NO_LIMIT, max_refused_share=0.01)
 

@@ -111,7 +111,7 @@ def test_one_row_in_a_hundred_may_be_broken_by_default_and_is_counted(tmp_path: 
     assert (len(found.examples), len(found.broken), found.without_answer) == (99, 1, 1)
 
 
-@pytest.mark.parametrize(("broken", "share"), [(2, 0.02), (7, 0.07), (43, 0.43)])
+@pytest.mark.parametrize(("broken", "share"), [(2, 0.02), (7, 0.07), (29, 0.29), (43, 0.43), (57, 0.57)])
 def test_more_broken_rows_are_refused_with_the_line_that_allows_them(
     tmp_path: Path, broken: int, share: float
 ) -> None:
@@ -152,6 +152,32 @@ def test_instructions_are_read_from_rows_without_an_answer(tmp_path: Path, row: 
     found = loaded(tmp_path / "x.jsonl", [row], answered=False)
     assert [one.instruction for one in found.examples] == ["Q"]
     assert not found.broken
+
+
+def test_the_context_belongs_to_an_instruction_without_an_answer_too(tmp_path: Path) -> None:
+    row = {"instruction": "Q", "context": "C"}
+    asked, answered = (
+        loaded(tmp_path / f"{len(one)}.jsonl", [one], answered=False)
+        for one in (row, row | {"response": "A"})
+    )
+    assert asked.examples[0].instruction == answered.examples[0].instruction == "Q\n\nC"
+
+
+PREFERENCE = {"chosen": "A", "rejected": "B", "prompt": "Q"}
+CONVERSATIONS = {"chosen": [ASKED, ANSWERED], "rejected": [ASKED, ANSWERED], "prompt": "Q"}
+
+
+@pytest.mark.parametrize(
+    ("row", "fields"), [(PREFERENCE, {"completion": "chosen"}), (CONVERSATIONS, {"messages": "chosen"})]
+)
+def test_preferences_are_refused_with_the_fields_that_read_the_chosen_answers(
+    tmp_path: Path, row: dict[str, Any], fields: dict[str, str]
+) -> None:
+    with pytest.raises(DataError) as raised:
+        loaded(tmp_path / "x.jsonl", [row])
+    (name, path) = next(iter(fields.items()))
+    assert f"fields: {{{name}: {path}}}" in str(raised.value)
+    assert loaded(tmp_path / "x.jsonl", [row], fields=fields).examples[0].messages == READ
 
 
 def test_a_row_with_its_answer_is_read_whole_where_none_is_needed(tmp_path: Path) -> None:

@@ -122,6 +122,23 @@ def test_a_language_that_rows_do_not_say_is_guessed_with_what_to_write(
     assert (short.guessed_languages, [*short.languages]) == ({}, ["und"])
 
 
+def test_a_language_that_the_text_is_clearly_not_in_is_warned_of(tmp_path: Path, tiny_model: Path) -> None:
+    """Such as of a file my.jsonl, whose name is the tag of Burmese."""
+    rows = [{"prompt": SPANISH, "completion": f"{SPANISH} {n}"} for n in range(9)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    for name in ("my", "es"):
+        (tmp_path / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    tokenizer = load_tokenizer(tiny_model)
+    mine, spanish, both = (
+        summarise_data(DataSource(source=source), tokenizer, base_folder=tmp_path)
+        for source in ("my.jsonl", "es.jsonl", "{my,es}.jsonl")
+    )
+    advised = "write `language: es` (--language es), or leave them out by `filters: {language: true}`"
+    assert [one for one in mine.warnings if "look like es" in one and advised in one]
+    assert not [one for one in spanish.warnings if "look like" in one]
+    assert [one for one in both.warnings if "Rows of my" in one and "right, leave them out" in one]
+
+
 def test_what_is_done_to_rows_is_said(tmp_path: Path, tiny_model: Path) -> None:
     """Masked answers, spelled control tokens, keys that nothing reads."""
     answers = [

@@ -156,3 +156,24 @@ def test_real_sums_written_as_a_table_without_quoting_are_all_read(shared_data: 
     found = values(tmp_path / "de.tsv", f'"Wie viel?" fragt sie.\t5\n{content}')
     assert len(found) == 251
     assert found[1][1] == [rows[0]["question"], rows[0]["answer"]]
+
+
+@pytest.mark.parametrize("start", ["\n", "\r\n\n"])
+def test_empty_lines_before_the_header_are_no_header(tmp_path: Path, start: str) -> None:
+    assert pairs(loaded(tmp_path / "x.csv", f"{start}instruction,output\nA,B\n")) == [("A", "B")]
+
+
+@pytest.mark.parametrize(("name", "separator"), [("x.csv", ","), ("x.tsv", "\t")])
+def test_the_index_that_pandas_writes_is_a_column_that_nothing_reads(
+    tmp_path: Path, name: str, separator: str
+) -> None:
+    rows = [["", "instruction", "output"], ["0", "A", "B"], ["1", "C", "D"]]
+    found = loaded(tmp_path / name, "\n".join(separator.join(row) for row in rows))
+    assert pairs(found) == [("A", "B"), ("C", "D")]
+
+
+def test_a_row_whose_id_is_missing_is_never_a_copy_of_another(tmp_path: Path) -> None:
+    content = "instruction,output,id\nA,1,1.0\nB,2,\nC,3,NaN\nD,4,3\nE,5,4\n"
+    found = loaded(tmp_path / "x.csv", content, max_broken_share=0)
+    place = str(tmp_path / "x.csv")
+    assert [one.id for one in found.examples] == ["1.0", f"{place}:3", f"{place}:4", "3", "4"]

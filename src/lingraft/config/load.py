@@ -112,7 +112,8 @@ def _render_option_errors(error: ValidationError) -> str:
     for detail in error.errors():
         location = tuple(detail["loc"])
         if location:
-            problems.append(f"{_option(_place(location))} {_problem(location, detail)}")
+            field = _place(location).removeprefix("filters.")  # each filter is an option of its own
+            problems.append(f"{_option(field)} {_problem(location, detail)}")
         else:  # of several options, which the message names as the study file does
             message = detail["msg"].removeprefix("Value error, ")
             problems.append(f"{re.sub('`([a-z_]+)`', lambda name: _option(name[1]), message)}.")

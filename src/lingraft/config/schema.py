@@ -25,6 +25,8 @@ _TAG_PATTERN = r"^[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*$"
 
 def _canonical_language(value: Any) -> Any:
     """Return the tag that a language is known by (PT, por, Portuguese: pt); what is unknown stays as it is."""
+    if value is False:
+        raise ValueError('YAML reads no as false; write "no" in quotation marks for Norwegian')
     return (canonical_tag(value) or value) if isinstance(value, str) else value
 
 

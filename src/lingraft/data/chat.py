@@ -29,7 +29,7 @@ from lingraft.data.encoded import (
     Int64s,
 )
 from lingraft.data.example import Example, Message
-from lingraft.data.sources import BrokenRow
+from lingraft.data.sources import BrokenRow, allowing_share
 from lingraft.data.spool import Spool
 from lingraft.data.text_encoding import (
     bytes_of_tokens,
@@ -194,11 +194,12 @@ def encode_examples(
             raise DataError(
                 f"no example is left to train on out of {len(examples)}.{first} max_length is {max_length}."
             )
-        if refused > max_refused_share * len(examples):
+        if refused / len(examples) > max_refused_share:
             raise DataError(
                 f"{refused} of {len(examples)} examples cannot be trained on with this model's chat template, more "
                 f"than max_broken_share allows ({max_refused_share:.2%}). The first: {lost[0].place}: "
-                f"{lost[0].problem}. Mend these rows, or raise max_broken_share to leave them out; a system prompt "
+                f"{lost[0].problem}. Mend these rows, or write `max_broken_share: "
+                f"{allowing_share(refused, len(examples))}` beside the source to leave them out; a system prompt "
                 "for which there is no place is kept with `system: fold`."
             )
         table = writer.finish()

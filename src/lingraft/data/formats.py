@@ -172,10 +172,11 @@ FORMATS: Mapping[str, Format] = {
 
 # By which field rows that have only their instruction are read, where answers are not needed.
 _ASKED_BY = {
-    "instruction": "alpaca",
-    "prompt": "prompt_completion",
-    "inputs": "flan",
-    "question": "openorca",
+    ("instruction", "context"): "dolly",
+    ("instruction",): "alpaca",
+    ("prompt",): "prompt_completion",
+    ("inputs",): "flan",
+    ("question",): "openorca",
 }
 
 
@@ -192,13 +193,19 @@ def detect_format(row: Row, *, answered: bool = True) -> str:
     """
     found = [name for name, one in FORMATS.items() if one.has(row)]
     if not found and not answered:
-        found = [name for field, name in _ASKED_BY.items() if field in row][:1]
+        found = [name for fields, name in _ASKED_BY.items() if _all_in(*fields)(row)][:1]
     if len(found) == 1:
         return found[0]
     fields = _listed(row)
     if found:
         raise DataError(
             f"the row has the fields of {' and '.join(found)} (fields: {fields}). Say which: format: {found[0]}"
+        )
+    if _all_in("chosen", "rejected")(row):
+        raise UnknownFormatError(
+            f"the row prefers one answer to another (fields: {fields}), and lingraft trains on single answers. To "
+            "train on the chosen ones write fields: {completion: chosen} where they are the answers to 'prompt', "
+            "fields: {messages: chosen} where they are whole conversations"
         )
     near = [name for name, one in FORMATS.items() if any(f"{field!r}" in one.needs for field in row)]
     needs = [

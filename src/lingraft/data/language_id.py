@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any
 
 from lingraft.errors import DataError, did_you_mean
@@ -39,9 +40,14 @@ def shares_of_languages(texts: Iterable[str]) -> dict[str, float]:
     Of the texts that are long enough to tell; empty where none is. A single short text is often misjudged among so many
     languages: trust what most of a hundred say.
     """
-    identifier = LanguageIdentifier(_all_languages().labels)
+    identifier = _unrestricted()
     found = Counter(tag for text in texts if (tag := identifier.identify(text)) is not None)
     return {tag: count / found.total() for tag, count in found.most_common()}
+
+
+@cache
+def _unrestricted() -> LanguageIdentifier:
+    return LanguageIdentifier(_all_languages().labels)
 
 
 def _all_languages() -> Any:

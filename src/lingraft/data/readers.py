@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, cast
 
 from lingraft.config.schema import DataSource
 from lingraft.data.files import COMPRESSED, SUFFIXES, data_suffix
-from lingraft.data.tables import SEPARATORS, read_table
+from lingraft.data.tables import HOW_TO_CONVERT, SEPARATORS, read_table
 from lingraft.errors import DataError, in_one_line
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -72,12 +72,8 @@ def read_file(path: Path, name: str) -> Iterator[RawRow]:
     Raises:
         DataError: The file is not readable as a whole.
     """
-    return _watched(_FILE_READERS[data_suffix(path)](path, name), name)
-
-
-def _watched(rows: Iterator[RawRow], name: str) -> Iterator[RawRow]:
     try:
-        yield from rows
+        yield from _FILE_READERS[data_suffix(path)](path, name)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{name}: the gzip file is broken or cut off: {error}.") from None
 
@@ -88,14 +84,15 @@ def open_bytes(path: Path, name: str) -> BinaryIO:
     Raises:
         DataError: The file is UTF-16.
     """
-    if path.suffix.lower() == COMPRESSED:
-        return cast(BinaryIO, gzip.open(path, "rb"))
-    with path.open("rb") as file:
-        if file.read(2) in _UTF16_MARKS:
-            raise DataError(
-                f"{name}:1: the file is UTF-16, not UTF-8: convert it (iconv -f UTF-16 -t UTF-8)."
-            )
-    return path.open("rb")
+    with _opened(path) as file:
+        start = file.read(2)
+    if start in _UTF16_MARKS or b"\0" in start:  # no text in UTF-8 has a zero byte there
+        raise DataError(f"{name}:1: the file is UTF-16, not UTF-8: convert it (iconv -f UTF-16 -t UTF-8).")
+    return _opened(path)
+
+
+def _opened(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path, "rb")) if path.suffix.lower() == COMPRESSED else path.open("rb")
 
 
 def _read_json_lines(path: Path, source: str) -> Iterator[RawRow]:
@@ -151,7 +148,9 @@ def _read_json(path: Path, source: str) -> Iterator[RawRow]:
         return _rows_of_list(content.decode("utf-8"), source)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{source}:{line}: the file is not UTF-8 (byte {error.start + 1}).") from None
+        raise DataError(
+            f"{source}:{line}: the file is not UTF-8 (byte {error.start + 1}): {HOW_TO_CONVERT}."
+        ) from None
 
 
 def _one_object(content: bytes, source: str) -> Any:

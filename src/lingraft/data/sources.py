@@ -319,12 +319,15 @@ def _collect(
     grouper, row_filter = Grouper(spec.parallel), RowFilter(spec.filters)
     without_answer = 0
     unknown: Counter[str] = Counter()
-    for row in chain(seen, rows):
+    ids_given = False
+    for raw in chain(seen, rows):
+        has_id = not is_nothing(raw.value.get("id"))
+        ids_given = ids_given or has_id
+        # Among rows with ids the number of one without may be another's id.
+        row = replace(raw, name=raw.place) if ids_given and not has_id else raw
         unknown.update(unknown_keys(row.value))
         try:
-            example = grouper.grouped(
-                _example(row, format_name, spec, answered), has_id=not is_nothing(row.value.get("id"))
-            )
+            example = grouper.grouped(_example(row, format_name, spec, answered), has_id=has_id)
             example = row_filter.cleaned(example)
             if row_filter.reason(example) is None:
                 collector.add(example, row.place)
@@ -443,16 +446,16 @@ def _example(row: RawRow, format_name: str, spec: DataSource, answered: bool) ->
 def _check_broken(spec: DataSource, broken: Sequence[BrokenRow], n_rows: int) -> None:
     if n_rows == 0:
         raise DataError(f"{spec.source}: there are no rows in it.")
-    if len(broken) <= spec.max_broken_share * n_rows:
-        return
     share = len(broken) / n_rows
+    if share <= spec.max_broken_share:  # not as a product: 0.29 * 100 is less than 29
+        return
     counted = (
         f"{len(broken)} of {n_rows} rows ({share:.2%}) are broken, more than max_broken_share allows "
         f"({spec.max_broken_share:.2%})"
     )
     which, them = ("the row", "it") if len(broken) == 1 else ("these rows", "them")
     advice = f"Mend {which}"
-    allowing = math.ceil(round(share * 100, 6)) / 100  # the next whole percent
+    allowing = allowing_share(len(broken), n_rows)
     if allowing < 1:
         advice += f", or write `max_broken_share: {allowing}` beside the source to leave {them} out"
     if len(broken) == 1:
@@ -460,6 +463,11 @@ def _check_broken(spec: DataSource, broken: Sequence[BrokenRow], n_rows: int) ->
     listed = "".join(f"\n  {row.place}: {row.problem}" for row in broken[:_LISTED_PLACES])
     more = f"\n  and {len(broken) - _LISTED_PLACES} more" if len(broken) > _LISTED_PLACES else ""
     raise DataError(f"{spec.source}: {counted}. {advice}:{listed}{more}")
+
+
+def allowing_share(broken: int, rows: int) -> float:
+    """Return the `max_broken_share`, in whole percents, that so many broken ones among some rows need."""
+    return math.ceil(round(broken / rows * 100, 6)) / 100
 
 
 def _draw(examples: Sequence[Example], columns: Columns, rows: Rows, limit: int, seed: int) -> Rows:

@@ -26,11 +26,12 @@ from lingraft.data.encoded import EncodedBatch, EncodedExample
 from lingraft.data.example import UNDETERMINED_LANGUAGE, Example
 from lingraft.data.example_table import columns_of, select
 from lingraft.data.filters import EXACT_DUPLICATE, RowFilter, special_tokens_in
-from lingraft.data.language_id import shares_of_languages
+from lingraft.data.language_id import known_tags, shares_of_languages
 from lingraft.data.sources import BrokenRow, load_data
 from lingraft.data.spool import Spool
 from lingraft.data.tokenizer_cost import LanguageCost, cost_warnings, language_costs
 from lingraft.errors import DataError
+from lingraft.language_tags import nearest_language
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,6 +41,7 @@ _LISTED_TOKENS = 5
 _LISTED_LANGUAGES = 3
 _LISTED_SHARE = 0.01
 _GUESSED_ROWS = 500
+_CHECKED_ROWS = 100  # of each language that rows do say
 _GUESSED_CHARACTERS = 1000
 _CLEAR_SHARE = 0.8  # from which one language is advised; a translated set holds some English
 
@@ -160,10 +162,11 @@ def summarise_data(
         why = f" The first: {left_out[0].place}: {left_out[0].problem}." if left_out else ""
         raise DataError(f"{spec.source}: no example can be encoded out of {len(loaded.examples)}.{why}")
     costs = language_costs(loaded.examples, tokenizer)
-    guessed = _guessed_languages(loaded.examples)
+    guessed = _languages_by_identifier(loaded.examples, UNDETERMINED_LANGUAGE, _GUESSED_ROWS)
     warnings = [
         *cost_warnings(costs),
         *_language_warnings(guessed),
+        *_other_language_warnings(loaded.examples),
         *_content_warnings(contents, loaded.without_answer),
     ]
     return DataSummary(
@@ -267,14 +270,30 @@ def _content_warnings(contents: _Contents, without_answer: int) -> Iterator[str]
         )
 
 
-def _guessed_languages(examples: Sequence[Example]) -> dict[str, float]:
+def _languages_by_identifier(examples: Sequence[Example], claimed: str, rows: int) -> dict[str, float]:
+    """Return in which languages the rows are that claim one, judged by so many of them at most."""
     columns = columns_of(examples)
-    if UNDETERMINED_LANGUAGE not in columns.languages:
+    if claimed not in columns.languages:
         return {}
-    unknown = np.flatnonzero(columns.language == columns.languages.index(UNDETERMINED_LANGUAGE))
-    chosen = unknown[np.unique(np.linspace(0, len(unknown) - 1, _GUESSED_ROWS).astype(np.int64))]
+    claiming = np.flatnonzero(columns.language == columns.languages.index(claimed))
+    chosen = claiming[np.unique(np.linspace(0, len(claiming) - 1, rows).astype(np.int64))]
     texts = (" ".join(turn.content for turn in one.messages) for one in select(examples, chosen))
     return shares_of_languages(text[:_GUESSED_CHARACTERS] for text in texts)
+
+
+def _other_language_warnings(examples: Sequence[Example]) -> Iterator[str]:
+    """Yield a warning for each language whose rows are clearly in another: my.jsonl need not be Burmese."""
+    languages = columns_of(examples).languages
+    for claimed in known_tags(languages):
+        found = _languages_by_identifier(examples, claimed, _CHECKED_ROWS)
+        tag, share = next(iter(found.items()), (claimed, 0.0))
+        if share < _CLEAR_SHARE or nearest_language(claimed, (tag,)) is not None:
+            continue
+        alone = f"write `language: {tag}` (--language {tag}), or " if len(languages) == 1 else ""
+        yield (
+            f"Rows of {claimed}, as they or their file's name say, look like {tag} to the identifier ({share:.0%}). If "
+            f"that is right, {alone}leave them out by `filters: {{language: true}}` (--language-filter)."
+        )
 
 
 def _language_warnings(guessed: dict[str, float]) -> Iterator[str]:

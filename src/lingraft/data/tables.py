@@ -26,6 +26,8 @@ NOTHING = frozenset(
     | {"NA", "NULL", "NaN", "None", "n/a", "nan", "null"}
 )
 
+HOW_TO_CONVERT = "convert it, such as a file of Windows by iconv -f WINDOWS-1252 -t UTF-8"
+
 if TYPE_CHECKING:
     from _csv import Reader
 
@@ -97,7 +99,8 @@ def read_table(opened: Open, name: str, usual: str) -> Iterator[TableRow]:
 
     The separator is the one of comma, tab, semicolon and bar in which the rows have the header's number of columns most
     consistently. Quotation marks enclose fields, as RFC 4180 has it, where every row then fits; else they are text. A
-    table whose first line holds a number has no header: its columns are called column_1, column_2, ...
+    table whose first line holds a number has no header: its columns are called column_1, column_2, ... A first column
+    without a name, such as pandas writes for its index, is column_1 too.
 
     Args:
         opened: Opens the text anew, line ends untranslated.
@@ -113,7 +116,7 @@ def read_table(opened: Open, name: str, usual: str) -> Iterator[TableRow]:
         try:
             way = _way(opened, usual)
             reader = way.reader(text)
-            header = _header(next(reader, None), name)
+            header = _header(next((values for values in reader if values), None), name)
             if header.is_row:
                 yield _row(header.names, header.first, 1)
             line = reader.line_num + 1
@@ -123,7 +126,9 @@ def read_table(opened: Open, name: str, usual: str) -> Iterator[TableRow]:
                 line = reader.line_num + 1
         except UnicodeDecodeError as error:
             after = 0 if reader is None else reader.line_num
-            raise DataError(f"{name}: the file is not UTF-8 after line {after} ({error.reason}).") from None
+            raise DataError(
+                f"{name}: the file is not UTF-8 after line {after} ({error.reason}): {HOW_TO_CONVERT}."
+            ) from None
         except csv.Error as error:
             place = f"{name}:{1 if reader is None else reader.line_num}"
             raise DataError(f"{place}: not valid CSV: {error}.") from None
@@ -196,11 +201,12 @@ def _header(first: list[str] | None, source: str) -> _Header:
         raise DataError(f"{source}:1: the file is empty; its first line must name the columns.")
     if any(_is_number(cell) for cell in first):
         return _Header([f"column_{number}" for number in range(1, len(first) + 1)], first, is_row=True)
-    for name, count in Counter(first).items():
+    names = [first[0] if first[0].strip() else "column_1", *first[1:]]  # pandas names no column of its index
+    for name, count in Counter(names).items():
         if count > 1 or not name.strip():
             problem = f"{count} columns are named {name!r}" if name.strip() else "a column has no name"
             raise DataError(f"{source}:1: {problem}; give every column a name of its own.")
-    return _Header(first, first, is_row=False)
+    return _Header(names, first, is_row=False)
 
 
 def _is_number(cell: str) -> bool:
