@@ -372,23 +372,21 @@ def test_ssu_scores_experts_that_are_stored_the_other_way_and_freezes_of_each_on
 ) -> None:
     from transformers import GptOssConfig, GptOssForCausalLM
 
-    shape = {
+    shape: dict[str, Any] = {
         "vocab_size": 40,
         "hidden_size": 16,
         "intermediate_size": 24,
         "num_hidden_layers": 1,
-        "head_dim": 8,
-    }
-    heads = {
         "num_attention_heads": 2,
         "num_key_value_heads": 2,
+        "head_dim": 8,
         "num_local_experts": 3,
         "num_experts_per_tok": 1,
     }
     rope = {"rope_type": "default", "rope_theta": 10000.0}
     torch.manual_seed(0)
     network: Any = GptOssForCausalLM(
-        GptOssConfig(**shape, **heads, rope_parameters=rope, pad_token_id=None, eos_token_id=None)
+        GptOssConfig(**shape, rope_parameters=rope, pad_token_id=None, eos_token_id=None)
     )
     network.eval()
     rows = [(1, 2, 3, 4, 5, 9, 12), (6, 7, 30)]
