@@ -18,6 +18,7 @@ from rich.console import Console
 
 from lingraft.cli import log_lines, progress
 from lingraft.cli.log_lines import LogLines, duration
+from lingraft.cli.main import _run
 from lingraft.cli.progress import ProgressWatcher, StepBars
 from lingraft.study.events import StageProgress
 
@@ -309,3 +310,14 @@ def test_other_commands_whose_stderr_is_a_file_tell_it_too(tmp_path: Path, tiny_
         json.loads(out)
         assert re.search(rf"^{name}: .*(left|so far)$", err, re.MULTILINE), err
         assert not re.search(r"[\x1b\r]", err)
+
+
+def test_what_is_interrupted_says_that_it_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lingraft.config.load.load_study", interrupt)
+    assert _run(["validate", "study.yaml"]) == 130
+    assert "Interrupted. The same command goes on where it stopped." in capfd.readouterr().err

@@ -345,6 +345,76 @@ def test_ssu_scores_the_rows_of_a_matrix_that_is_stored_the_other_way(tmp_path: 
     assert sorted(frozen[:, 0].nonzero()[:, 0].tolist()) == sorted(expected.topk(8).indices.tolist())
 
 
+def test_ssu_scores_a_matrix_that_is_multiplied_by_its_transpose_itself(tmp_path: Path) -> None:
+    from transformers import FalconConfig, FalconForCausalLM
+
+    torch.manual_seed(0)
+    network: Any = FalconForCausalLM(
+        FalconConfig(vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    )
+    network.eval()
+    rows = [(1, 2, 3, 4, 5), (6, 7)]
+    scores = _column_scores(network, rows, context(tmp_path, compute=compute_for("float32")))
+    block = network.transformer.h[0]
+    with torch.no_grad():
+        inputs = [
+            block.input_layernorm(network.transformer.word_embeddings(torch.tensor(row))) for row in rows
+        ]
+        expected = block.self_attention.query_key_value.weight.norm(dim=0) * torch.cat(inputs).square().mean(
+            dim=0
+        )
+    found = scores["transformer.h.0.self_attention.query_key_value.weight"]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_ssu_scores_experts_that_are_stored_the_other_way_and_freezes_of_each_ones_bias(
+    tmp_path: Path,
+) -> None:
+    from transformers import GptOssConfig, GptOssForCausalLM
+
+    shape: dict[str, Any] = {
+        "vocab_size": 40,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "num_local_experts": 3,
+        "num_experts_per_tok": 1,
+    }
+    rope = {"rope_type": "default", "rope_theta": 10000.0}
+    torch.manual_seed(0)
+    network: Any = GptOssForCausalLM(
+        GptOssConfig(**shape, rope_parameters=rope, pad_token_id=None, eos_token_id=None)
+    )
+    network.eval()
+    rows = [(1, 2, 3, 4, 5, 9, 12), (6, 7, 30)]
+    experts = network.model.layers[0].mlp.experts
+    with torch.no_grad():
+        for bias in (experts.gate_up_proj_bias, experts.down_proj_bias):
+            bias.copy_(torch.randn_like(bias))
+    sent: list[Any] = []
+    with torch.no_grad(), experts.register_forward_pre_hook(lambda _, given: sent.append(given)):
+        for row in rows:
+            network(input_ids=torch.tensor([row]))
+    tokens, chosen = torch.cat([one[0] for one in sent]), torch.cat([one[1] for one in sent])[:, 0]
+    scores = _column_scores(network, rows, context(tmp_path, compute=compute_for("float32")))
+    found = scores["model.layers.0.mlp.experts.gate_up_proj"]
+    assert found.shape == (3, 16, 1)
+    for expert in range(3):
+        own = tokens[chosen == expert].square().sum(dim=0) / 10
+        expected = experts.gate_up_proj[expert].detach().norm(dim=1) * own
+        torch.testing.assert_close(found[expert, :, 0], expected, rtol=1e-4, atol=1e-6)
+    save_file(scores, tmp_path / "scores.safetensors")
+    (tmp_path / "calibration.json").write_text(json.dumps({"special_tokens": []}))
+    cells = composed("ssu").rules(network, context(tmp_path, states={"ssu": tmp_path})).frozen_cells
+    assert cells["model.layers.0.mlp.experts.gate_up_proj"].sum(dim=1).flatten().tolist() == [8, 8, 8]
+    frozen = cells["model.layers.0.mlp.experts.down_proj_bias"]
+    for row, bias in zip(frozen, experts.down_proj_bias, strict=True):
+        assert sorted(row.nonzero()[:, 0].tolist()) == sorted(bias.abs().topk(8).indices.tolist())
+
+
 def test_ssu_refuses_a_matrix_that_no_token_meets_as_a_linear_layers(tmp_path: Path) -> None:
     network = model(1)
     layer = network.model.layers[0]

@@ -91,12 +91,12 @@ def _run(arguments: list[str]) -> int:
         quiet = nullcontext() if asks_for_help else log_lines().running(arguments[0])
         with quiet, nullcontext() if asks_for_help else keep_stdout_clean():
             code = app(args=arguments, prog_name="lingraft", standalone_mode=False)
-        return int(code or EXIT_DONE)
+        # As which typer hands on a KeyboardInterrupt inside of a command.
+        return _interrupted() if code == EXIT_INTERRUPTED else int(code or EXIT_DONE)
     except LingraftError as error:
         return _report(f"{type(error).__name__}: {error}", error, error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        standard_error().print("Interrupted. The same command goes on where it stopped.", style="yellow")
-        return EXIT_INTERRUPTED
+        return _interrupted()
     except BrokenPipeError:
         return EXIT_DONE
     except typer.Exit as stop:
@@ -110,6 +110,11 @@ def _run(arguments: list[str]) -> int:
             error,
             EXIT_INTERNAL,
         )
+
+
+def _interrupted() -> int:
+    standard_error().print("Interrupted. The same command goes on where it stopped.", style="yellow")
+    return EXIT_INTERRUPTED
 
 
 def _usage_message(error: Exception) -> str | None:

@@ -87,10 +87,11 @@ class Ssu(Strategy):
     def frozen_cells(self, model: PreTrainedModel, context: Context) -> Mapping[str, Tensor]:
         """Return the frozen columns [1, in], rows of special tokens [V, 1] and cells of vectors [n].
 
-        Columns are [in, 1] where a weight is stored so, and [E, 1, in] of a stack of experts.
+        Columns are [in, 1] where a weight is stored as [in, out], and [E, 1, in] or [E, in, 1] of a stack of experts.
         """
         if self.share == 0:
             return {}
+        import torch
         from safetensors.torch import load_file
 
         folder = context.states[self.kind]
@@ -101,11 +102,18 @@ class Ssu(Strategy):
         for name, parameter in model.named_parameters():
             if name in scores:
                 cells[name] = _highest_columns(scores[name], self.share)
-            elif parameter.dim() == 1:
-                cells[name] = _highest(parameter.detach().abs().cpu(), self.share)
+            elif _is_vector(name, parameter):
+                sizes = parameter.detach().abs().cpu()
+                rows = sizes.view(-1, sizes.shape[-1])
+                cells[name] = torch.stack([_highest(row, self.share) for row in rows]).view(sizes.shape)
             elif any(parameter is end.weight for end in ends):  # not a table of positions
                 cells[name] = _rows_of(parameter, special)
         return cells
+
+
+def _is_vector(name: str, parameter: Tensor) -> bool:
+    """Whether a parameter is no matrix; a stack of experts' biases [E, out] is as many vectors."""
+    return parameter.dim() == 1 or name.endswith("bias")
 
 
 def _highest(scores: Tensor, share: float) -> Tensor:
@@ -119,14 +127,17 @@ def _highest(scores: Tensor, share: float) -> Tensor:
 
 
 def _highest_columns(scores: Tensor, share: float) -> Tensor:
-    """Return where the highest scores of a matrix are, of a stack [E, 1, in] those of each, as cells of its shape."""
+    """Return where the highest scores of a matrix are, of a stack those of each, as cells of the scores' shape.
+
+    A matrix stored as [out, in] has scores [in] and cells [1, in].
+    """
     import torch
 
     if scores.dim() == 1:
         return _highest(scores, share)[None, :]
     if scores.dim() == 2:
         return _highest(scores[:, 0], share)[:, None]
-    return torch.stack([_highest(own[0], share)[None, :] for own in scores])
+    return torch.stack([_highest(own.reshape(-1), share).view(own.shape) for own in scores])
 
 
 def _rows_of(parameter: Tensor, tokens: list[int]) -> Tensor:
@@ -142,7 +153,8 @@ def _column_scores(model: Any, rows: list[tuple[int, ...]], context: Context) ->
 
     Returns:
         By parameter: [in] of a linear layer's weight [out, in]; [in, 1] of one that is stored as [in, out]; [E, 1, in]
-        of a stack of E experts' weights [E, out, in], the tokens of each being those that it was sent.
+        of a stack of E experts' weights [E, out, in], [E, in, 1] of [E, in, out], the tokens of each being those that
+        it was sent.
 
     Raises:
         StrategyError: A matrix of a decoder layer meets tokens in another way, so that it has no such columns.
@@ -155,7 +167,7 @@ def _column_scores(model: Any, rows: list[tuple[int, ...]], context: Context) ->
         {
             name: parameter
             for name, parameter in model.named_parameters()
-            if layer_of(name) is not None and parameter.dim() > 1
+            if layer_of(name) is not None and not _is_vector(name, parameter)
         }
     )
     # An expert is sent some tokens of a batch, and which of them fill up a row is no longer known there.

@@ -11,6 +11,15 @@ from torch.overrides import TorchFunctionMode
 
 from lingraft.errors import StrategyError
 
+# The products that are watched, and where the tokens and the weight stand in their calls.
+_OPERANDS: Mapping[Any, tuple[tuple[int, str], tuple[int, str]]] = {
+    torch.nn.functional.linear: ((0, "input"), (1, "weight")),
+    torch.addmm: ((1, "mat1"), (2, "mat2")),
+    torch.mm: ((0, "input"), (1, "mat2")),
+    torch.matmul: ((0, "input"), (1, "other")),
+    torch.Tensor.matmul: ((0, "self"), (1, "other")),
+}
+
 
 class WatchedInputs(TorchFunctionMode):
     """A context in which products of tokens and weights sum the squares of what goes into each column.
@@ -19,7 +28,8 @@ class WatchedInputs(TorchFunctionMode):
     belongs to no linear layer.
 
     Args:
-        parameters: By name, the matrices [out, in] and stacks [E, out, in] to watch.
+        parameters: By name, the matrices [out, in] and stacks [E, out, in] to watch; also [in, out] and [E, in, out],
+            which their products tell.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
@@ -44,19 +54,24 @@ class WatchedInputs(TorchFunctionMode):
             )
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is torch.nn.functional.linear:
-            self._meet(args[0], args[1], turned=False)
-        elif function is torch.addmm:  # GPT-2's layers
-            self._meet(args[1], args[2], turned=True)
-        return function(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if function in _OPERANDS:
+            given, weight = (
+                args[place] if place < len(args) else kwargs[name] for place, name in _OPERANDS[function]
+            )
+            self._meet(given, weight, linear=function is torch.nn.functional.linear)
+        return function(*args, **kwargs)
 
-    def _meet(self, given: Tensor, weight: Tensor, *, turned: bool) -> None:
+    def _meet(self, given: Tensor, weight: Tensor, *, linear: bool) -> None:
         name, expert = self._places.get(weight.data_ptr(), (None, ()))
-        if name is None:
+        if name is None or weight.dim() != 2:  # a whole stack begins where its first matrix does
             return
+        stored = self._parameters[name][expert]
+        # GPT-2's layers and gpt-oss's experts multiply by W as it lies there, Falcon's by W.T.
+        turned = not linear and (weight.shape, weight.stride()) == (stored.shape, stored.stride())
         if turned and name not in self._turned:
             self._turned.add(name)
-            self._squares[name] = torch.zeros(weight.shape[0], dtype=torch.float64)
+            self._squares[name] = torch.zeros(self._parameters[name].shape[:-1], dtype=torch.float64)
         self._met.add(name)
         if not self._last or self._last[0] is not given:
             tokens = given.reshape(-1, given.shape[-1]).float().square()
@@ -83,10 +98,10 @@ class WatchedInputs(TorchFunctionMode):
         found = {}
         for name, sums in self._squares.items():
             weight = self._parameters[name].detach().float()
-            norm = weight.norm(dim=1 if name in self._turned else -2).cpu().double()
+            norm = weight.norm(dim=-1 if name in self._turned else -2).cpu().double()
             own = norm * sums / total
             if name in self._turned:
-                own = own[:, None]
+                own = own[..., None]
             elif weight.dim() == 3:
                 own = own[:, None, :]
             found[name] = own
