@@ -250,3 +250,13 @@ def test_a_wrong_language_is_refused_with_what_to_write(study_file: Path, writte
     rewritten(study_file, "name: small", f"name: small\nevaluate: {{languages: {written}}}")
     with pytest.raises(ConfigError, match=told):
         load_study(study_file)
+
+
+@pytest.mark.parametrize("language", ["en", "English", "en_GB"])
+def test_english_is_no_language_ability(study_file: Path, language: str) -> None:
+    tasks = f"[worldbook, {{task: xquad, language: {language}}}]"
+    rewritten(study_file, "name: small", f"name: small\nevaluate: {{language_ability: {tasks}}}")
+    with pytest.raises(
+        ConfigError, match=r"language_ability\[1\] .xquad.: en.* is English, .* to task_ability"
+    ):
+        load_study(study_file)
