@@ -118,13 +118,25 @@ def _of_name(name: str) -> str | None:
     return _of_tag(f"{known[language]}-{territory}") if language in known and territory else None
 
 
+# Names in wide use (FLORES, Aya and NLLB write some of them) that neither CLDR nor ISO 639-3 has.
+_FURTHER_NAMES = {
+    "eastern panjabi": "pa",
+    "eastern punjabi": "pa",
+    "farsi": "fa",
+    "mandarin": "zh",
+    "myanmar": "my",
+    "norwegian bokmal": "nb",
+    "toba batak": "bbc",
+}
+
+
 @cache
 def _names() -> dict[str, str]:
     """Return the tags of English names in lower case; CLDR's go before the registry's."""
     from babel import Locale
     from langcodes.registry_parser import parse_registry
 
-    found: dict[str, str] = {}
+    found = dict(_FURTHER_NAMES)
     entries = [(name, tag) for tag, name in sorted(Locale.parse("en").languages.items(), reverse=True)]
     listed = [one for one in parse_registry() if one["Type"] == "language"]
     entries = [*((name, one["Subtag"]) for one in listed for name in one["Description"]), *entries]

@@ -231,3 +231,32 @@ def test_instructions_of_a_checkpoint_are_a_source_or_a_data_set(
 def test_a_missing_file_says_where_recipes_are(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="lingraft ls recipes"):
         load_study(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        (
+            "[Klingonish]",
+            r"evaluate\.languages\[0\] is 'Klingonish': no language that is known; write a BCP-47",
+        ),
+        ("[hi, no]", r"evaluate\.languages\[1\] is False: .*quotation marks \('no'\)"),
+        ("hi", r"evaluate\.languages is 'hi': write a list"),
+        ("[PT, por]", r"evaluate\.languages: pt stands 2 times"),
+        ("[en-GB]", r"evaluate\.languages: en-GB is English"),
+    ],
+)
+def test_a_wrong_language_is_refused_with_what_to_write(study_file: Path, written: str, told: str) -> None:
+    rewritten(study_file, "name: small", f"name: small\nevaluate: {{languages: {written}}}")
+    with pytest.raises(ConfigError, match=told):
+        load_study(study_file)
+
+
+@pytest.mark.parametrize("language", ["en", "English", "en_GB"])
+def test_english_is_no_language_ability(study_file: Path, language: str) -> None:
+    tasks = f"[worldbook, {{task: xquad, language: {language}}}]"
+    rewritten(study_file, "name: small", f"name: small\nevaluate: {{language_ability: {tasks}}}")
+    with pytest.raises(
+        ConfigError, match=r"language_ability\[1\] .xquad.: en.* is English, .* to task_ability"
+    ):
+        load_study(study_file)

@@ -190,6 +190,8 @@ def _task_problems(task: EvaluationTask, ability: str) -> Iterator[str]:
             yield f"{field}: {kind} brings its own; remove {field}."
     if not own and ability == "language_ability" and task.language is None:
         yield "which language? Give it `language:`."
+    if ability == "language_ability" and task.language is not None and is_english(task.language):
+        yield f"{task.language} is English, which task ability measures; move the task to task_ability."
     if own and ability == "task_ability" and task.language not in (None, "en"):
         yield f"task ability is English, not {task.language!r}; remove language."
     for field in ("fields", "rows"):

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from lingraft.config.checks import check_study
 from lingraft.config.schema import (
+    TAG_PATTERN,
     DataSource,
     Evaluation,
     EvaluationTask,
@@ -49,7 +50,9 @@ _SECTIONS: tuple[type[Section], ...] = (
 )
 
 _NAME_RULE = "a name is letters, digits and . _ + -, and starts with a letter or digit"
-_TAG_RULE = "write a BCP-47 tag such as es or zh-Hant"
+_TAG_RULE = (
+    "no language that is known; write a BCP-47 tag such as es or zh-Hant, or an English name such as Spanish"
+)
 
 _MOST_VALUES = 100_000
 
@@ -319,7 +322,11 @@ def _problem(location: Location, detail: Any) -> str:
         return "is missing: it must be given."
     message = message[0].lower() + message[1:]
     if detail["type"] == "string_pattern_mismatch":
-        message = _TAG_RULE if location[-1] == "language" else _NAME_RULE
+        message = _TAG_RULE if detail["ctx"]["pattern"] == TAG_PATTERN else _NAME_RULE
+    if detail["type"] == "string_type" and isinstance(detail["input"], bool):
+        message = "YAML takes no, yes, on and off for truth values; put it into quotation marks ('no')"
+    if detail["type"] == "tuple_type":
+        message = "write a list ([one, two])"
     if detail["type"] == "too_short":
         message = f"give at least {detail['ctx']['min_length']}, not {detail['ctx']['actual_length']}"
     shown = repr(detail["input"])

@@ -20,7 +20,7 @@ from pydantic import (
 
 from lingraft.language_tags import canonical_tag
 
-_TAG_PATTERN = r"^[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*$"
+TAG_PATTERN = r"^[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*$"
 
 
 def _canonical_language(value: Any) -> Any:
@@ -31,7 +31,7 @@ def _canonical_language(value: Any) -> Any:
 
 
 LanguageTag = Annotated[
-    str, BeforeValidator(_canonical_language, json_schema_input_type=str), Field(pattern=_TAG_PATTERN)
+    str, BeforeValidator(_canonical_language, json_schema_input_type=str), Field(pattern=TAG_PATTERN)
 ]
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._+-]*$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=80)]
