@@ -109,6 +109,13 @@ def test_show_data_says_where_test_items_go_and_takes_a_limit(tmp_path: Path, ti
     )
     found = json.loads(lingraft("show", "data", str(items), "--model", str(tiny_model), "--json").stdout)
     assert found["test_items"][0]["places"] == {"mgsm": "mgsm/de.tsv"}
+    (tmp_path / "sums.csv").write_text("question,answer\nWie viele Äpfel hat Anna gestern gekauft?,18\n")
+    done = lingraft("show", "data", "sums.csv", "--model", str(tiny_model), cwd=tmp_path)
+    assert "(by the identifier it is de). Convert it to .jsonl, put it as" in done.stdout
+    assert (
+        "DIR/mgsm/de.jsonl, then: lingraft evaluate MODEL --data-dir DIR --task mgsm --languages de"
+        in done.stdout
+    )
     rows = [{"instruction": f"Say {n}.", "output": "" if n == 1 else f"{n}</s>"} for n in range(9)]
     (tmp_path / "es.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = ("--limit", "3", "--no-answer-filter", "--special-tokens", "strip", "--json")

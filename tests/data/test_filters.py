@@ -13,8 +13,10 @@ import pytest
 from lingraft.config.schema import DataSource, Filters
 from lingraft.data.example import Example, Message
 from lingraft.data.filters import RowFilter
-from lingraft.data.sources import load_data
+from lingraft.data.sources import load_data, split_data
+from lingraft.data.summary import summarise_data
 from lingraft.errors import DataError
+from lingraft.models.loading import load_tokenizer
 
 
 def example(text: str, language: str = "en") -> Example:
@@ -207,3 +209,15 @@ def test_the_end_tokens_of_a_real_set_are_all_taken_out(shared_data: Path) -> No
     assert not any("<|" in one.answer for one in loaded.examples)
     drop = {"source": source, "filters": {"special_tokens": "drop"}}
     assert load_data(DataSource.model_validate(drop)).filtered == {"special_tokens": 2818}
+
+
+def test_filters_that_leave_no_row_are_refused_by_name(tmp_path: Path, tiny_model: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"prompt": "a", "completion": "b</s>"}\n{"prompt": "a", "completion": ""}\n')
+    filters = {"special_tokens": "drop", "no_answer": True}
+    spec = DataSource.model_validate({"source": str(path), "filters": filters})
+    problem = r"leave none of 2 rows \(no_answer 1, special_tokens 1\)"
+    with pytest.raises(DataError, match=problem):
+        split_data(load_data(spec), limit=None, held_out_groups=0, seed=0)
+    with pytest.raises(DataError, match=problem):
+        summarise_data(spec, load_tokenizer(tiny_model))

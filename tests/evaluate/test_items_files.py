@@ -119,3 +119,13 @@ def test_squads_own_layout_is_known_and_read_from_its_place(tmp_path: Path, inde
 def test_a_hub_set_that_a_task_takes_its_items_from_is_known() -> None:
     assert hub_tasks("juletxara/mgsm") == ("mgsm",)
     assert items_files("juletxara/mgsm") == ()
+
+
+def test_where_no_name_says_the_language_the_identifier_guesses(tmp_path: Path) -> None:
+    rows = [
+        {"question": f"Wie viele Äpfel hat Anna, wenn sie {n} Birnen kauft?", "answer": n} for n in range(9)
+    ]
+    (only,) = items_files(str(write_lines(tmp_path / "sums.jsonl", rows)))
+    assert (only.language, only.likely_language) == (None, "de")
+    (named,) = items_files(str(write_lines(tmp_path / "fr.jsonl", rows)))
+    assert (named.language, named.likely_language) == ("fr", None)

@@ -162,19 +162,25 @@ def _show_items(source: str, json: bool) -> bool:
 def _items_line(one: ItemsFile) -> str:
     count = f"{one.rows} row{'s' if one.rows != 1 else ''}"
     what = f"{harmless(one.name)}: {count} ({harmless(', '.join(one.fields))})"
+    tag = one.language or one.likely_language
+    guessed = "" if one.likely_language is None else f" (by the identifier it is {one.likely_language})"
     if one.are_prompts:
-        tag = f"{one.language}=" if one.language else ""
+        prompts = f"{tag}={harmless(one.name)}" if tag else harmless(one.name)
         return (
-            f"{what}: prompts, no training data. Use: lingraft drift M1 M2 --prompts {tag}{harmless(one.name)}, or "
-            "`prompts:` in a study."
+            f"{what}: prompts, no training data{guessed}. Use: lingraft drift M1 M2 --prompts {prompts}, or `prompts:` "
+            "in a study."
         )
-    places = " or ".join(f"DIR/{place}" for place in one.places.values())
+    places = [f"DIR/{place.replace('{language}', tag or 'TAG')}" for place in one.places.values()]
     command = (
         f"lingraft evaluate MODEL --data-dir {harmless(one.data_dir or 'DIR')} --task {next(iter(one.places))} "
-        f"--languages {one.language or 'TAG'}"
+        f"--languages {tag or 'TAG'}"
     )
-    go = f"Put it as {places}, then: " if one.data_dir is None else "It lies where suites look: "
-    return f"{what}: test items of {' or '.join(one.places)}, no training data. {go}{command}"
+    endings = {Path(place).suffix for place in places}
+    convert = (
+        "Put it" if Path(one.name).suffix in endings else f"Convert it to {' or '.join(endings)}, put it"
+    )
+    go = "It lies where suites look: " if one.data_dir else f"{convert} as {' or '.join(places)}, then: "
+    return f"{what}: test items of {' or '.join(one.places)}, no training data{guessed}. {go}{command}"
 
 
 @app.command("predictions")

@@ -13,6 +13,7 @@ from lingraft.errors import DataError, did_you_mean
 from lingraft.language_tags import nearest_language
 
 MINIMUM_LETTERS = 20
+CLEAR_SHARE = 0.8  # of a set's texts, from which their language is named; a translated set holds some English
 MINIMUM_SCRIPT_LETTERS = 5  # where the script alone tells the language
 _SCRIPT_SHARE = 0.8  # of the letters, so that a foreign name or unit may stand among them
 

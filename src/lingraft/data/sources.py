@@ -251,6 +251,7 @@ def hold_out(loaded: LoadedData, held_out_groups: int) -> Sequence[Example]:
 
 
 def _is_held_out(loaded: LoadedData, columns: Columns, groups: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    check_something_left(loaded, _name(loaded))
     if groups >= columns.groups:
         raise DataError(
             f"{_name(loaded)}: {groups} groups are to be held out, but there are only {columns.groups}, so "
@@ -457,12 +458,28 @@ def _check_broken(spec: DataSource, broken: Sequence[BrokenRow], n_rows: int) ->
     advice = f"Mend {which}"
     allowing = allowing_share(len(broken), n_rows)
     if allowing < 1:
-        advice += f", or write `max_broken_share: {allowing}` beside the source to leave {them} out"
+        advice += (
+            f", or write `max_broken_share: {allowing}` beside the source (--max-broken-share {allowing}) to leave "
+            f"{them} out"
+        )
     if len(broken) == 1:
         raise DataError(f"{broken[0].place}: {broken[0].problem}; {counted}. {advice}.")
     listed = "".join(f"\n  {row.place}: {row.problem}" for row in broken[:_LISTED_PLACES])
     more = f"\n  and {len(broken) - _LISTED_PLACES} more" if len(broken) > _LISTED_PLACES else ""
     raise DataError(f"{spec.source}: {counted}. {advice}:{listed}{more}")
+
+
+def check_something_left(loaded: LoadedData, name: str) -> None:
+    """Check that the filters leave rows of the data set `name`.
+
+    Raises:
+        DataError: They leave none.
+    """
+    if not loaded.examples and loaded.filtered:
+        why = ", ".join(f"{reason} {count}" for reason, count in loaded.filtered.items())
+        raise DataError(
+            f"{name}: the filters leave none of {loaded.n_rows} rows ({why}); take one of them away."
+        )
 
 
 def allowing_share(broken: int, rows: int) -> float:

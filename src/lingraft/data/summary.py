@@ -26,8 +26,8 @@ from lingraft.data.encoded import EncodedBatch, EncodedExample
 from lingraft.data.example import UNDETERMINED_LANGUAGE, Example
 from lingraft.data.example_table import columns_of, select
 from lingraft.data.filters import EXACT_DUPLICATE, RowFilter, special_tokens_in
-from lingraft.data.language_id import known_tags, shares_of_languages
-from lingraft.data.sources import BrokenRow, load_data
+from lingraft.data.language_id import CLEAR_SHARE, known_tags, shares_of_languages
+from lingraft.data.sources import BrokenRow, check_something_left, load_data
 from lingraft.data.spool import Spool
 from lingraft.data.tokenizer_cost import LanguageCost, cost_warnings, language_costs
 from lingraft.errors import DataError
@@ -43,7 +43,6 @@ _LISTED_SHARE = 0.01
 _GUESSED_ROWS = 500
 _CHECKED_ROWS = 100  # of each language that rows do say
 _GUESSED_CHARACTERS = 1000
-_CLEAR_SHARE = 0.8  # from which one language is advised; a translated set holds some English
 
 
 @dataclass(frozen=True)
@@ -146,6 +145,7 @@ def summarise_data(
     """
     reading, encoding = (partial(on_progress, step) if on_progress else None for step in ("read", "tokenise"))
     loaded = load_data(spec, base_folder=base_folder, on_progress=reading, first=first_rows)
+    check_something_left(loaded, spec.source)
     lengths, contents = _Lengths(max_length), _Contents()
     refused: Spool[BrokenRow] = Spool(BrokenRow.to_json, BrokenRow.from_json)
     handled: Counter[str] = Counter()
@@ -287,7 +287,7 @@ def _other_language_warnings(examples: Sequence[Example]) -> Iterator[str]:
     for claimed in known_tags(languages):
         found = _languages_by_identifier(examples, claimed, _CHECKED_ROWS)
         tag, share = next(iter(found.items()), (claimed, 0.0))
-        if share < _CLEAR_SHARE or nearest_language(claimed, (tag,)) is not None:
+        if share < CLEAR_SHARE or nearest_language(claimed, (tag,)) is not None:
             continue
         alone = f"write `language: {tag}` (--language {tag}), or " if len(languages) == 1 else ""
         yield (
@@ -307,7 +307,7 @@ def _language_warnings(guessed: dict[str, float]) -> Iterator[str]:
     )
     advice = (
         f"write `language: {tag}` (--language {tag})"
-        if share >= _CLEAR_SHARE
+        if share >= CLEAR_SHARE
         else "give each language a file of its own ({language}.jsonl) or the rows a field `language`; `language: "
         f"{tag}` with `filters: {{language: true}}` keeps one of them"
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lingraft.data.files import COMPRESSED, SourceFile, data_suffix, files_of, is_local
+from lingraft.data.language_id import CLEAR_SHARE, shares_of_languages
 from lingraft.data.readers import read_file
 from lingraft.data.row_fields import Row
 from lingraft.errors import EvaluationError
@@ -30,6 +31,7 @@ class ItemsFile:
         rows: In it.
         fields: Of its first row.
         language: BCP-47 tag that its name holds, or None.
+        likely_language: BCP-47 tag by the language identifier where the name holds none; None: it is not clear.
         places: Task -> where suites look for the file, in the folder of `--data-dir`; `{language}` stays where the
             language is not known. Several tasks may share a form.
         data_dir: The folder to give as `--data-dir` where the file already lies in such a place; None: it does not.
@@ -40,6 +42,7 @@ class ItemsFile:
     rows: int
     fields: tuple[str, ...]
     language: str | None
+    likely_language: str | None
     places: dict[str, str]
     data_dir: str | None
     are_prompts: bool
@@ -81,7 +84,8 @@ def _items_file(file: SourceFile) -> ItemsFile | None:
         tasks = [task for task, _ in placed]
     places = {task: _place(task, language, data_suffix(file.path)) for task in tasks}
     data_dir = placed[0][1] if placed else None
-    return ItemsFile(file.name, count, tuple(sample[0]), language, places, data_dir, are_prompts)
+    likely = _language_of_texts(sample, tasks) if language is None else None
+    return ItemsFile(file.name, count, tuple(sample[0]), language, likely, places, data_dir, are_prompts)
 
 
 def _all_fit(recognised: str, rows: list[Row]) -> bool:
@@ -101,6 +105,14 @@ def _language_in_name(path: Path, tasks: list[str]) -> str | None:
             if tag and is_short and all(code_of(task, tag) is not None for task in tasks):
                 return tag
     return None
+
+
+def _language_of_texts(rows: list[Row], tasks: list[str]) -> str | None:
+    """Return the language that nearly all rows are in and the tasks have."""
+    fields = ([value if isinstance(value, list) else [value] for value in row.values()] for row in rows)
+    texts = (" ".join(part for one in row for part in one if isinstance(part, str)) for row in fields)
+    tag, share = next(iter(shares_of_languages(texts).items()), ("", 0.0))
+    return tag if share >= CLEAR_SHARE and all(code_of(task, tag) is not None for task in tasks) else None
 
 
 def _data_dir(path: Path, task: str, language: str | None) -> str | None:
