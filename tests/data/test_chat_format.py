@@ -268,9 +268,10 @@ def test_templates_are_shown_a_day_that_stands_still(of_trl: Any, name: str) -> 
 
 def test_every_directive_of_the_clock_is_fixed(build_tokenizer: Any) -> None:
     asked = "{% set f = '%A, %B' %}{{ strftime_now(f + ' %-d %Y, %H:%M %j %y/%m/%d 100%%') }}\n"
+    asked = asked.replace("\n", "{{ strftime_now(format='!') }}\n")  # as transformers names what it takes
     tokenizer = build_tokenizer(asked + CHATML, ["<|im_start|>", "<|im_end|>"], eos="<|im_end|>")
     text = render_prompt([Message("user", "x")], tokenizer)
-    assert text.startswith("Friday, July 26 2024, 00:00 208 24/07/26 100%\n<|im_start|>user")
+    assert text.startswith("Friday, July 26 2024, 00:00 208 24/07/26 100%!\n<|im_start|>user")
 
 
 # Masked answers and system prompts

@@ -152,7 +152,7 @@ def _with_clock(source: str) -> str:
         f" | replace({directive!r}, {CLOCK.strftime(directive)!r})" for directive in (*_DIRECTIVES, "%%")
     )
     # Of the line break after a block Jinja takes one away: that must not be the template's own.
-    return f"{{% macro strftime_now(layout) %}}{{{{ layout{written} }}}}{{% endmacro %}}\n{source}"
+    return f"{{% macro strftime_now(format) %}}{{{{ format{written} }}}}{{% endmacro %}}\n{source}"
 
 
 @cache
