@@ -184,6 +184,52 @@ def test_reasoning_that_a_row_has_is_trained(of_trl: Any) -> None:
 # Templates that write a turn otherwise once others follow
 
 
+@pytest.mark.parametrize("kind", ["byte-level BPE", "BPE with byte fallback", "Unigram"])
+@pytest.mark.parametrize("header", ["assistant: ", "### Answer:  "])
+def test_a_space_at_the_end_of_a_header_is_written_by_the_model(
+    build_tokenizer: Any, header: str, kind: str
+) -> None:
+    """Tokenizers join it to the first word: a prompt that ends in it would hold a token that training never shows."""
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}{{ 'user: ' + m['content'] + '\n' }}"
+        f"{{% else %}}{{{{ '{header}' + m['content'] + eos_token + '\n' }}}}{{% endif %}}{{% endfor %}}"
+        f"{{% if add_generation_prompt %}}{{{{ '{header}' }}}}{{% endif %}}"
+    )
+    tokenizer = build_tokenizer(template, ["<s>", "</s>"], eos="</s>", kind=kind)
+    for words in ("Monday", "Hello", "  two spaces", "東京"):
+        said = example("Which day", "Tuesday", "Which day", words)
+        encoded = encode_example(said, tokenizer, NO_LIMIT)
+        prompt = encode_prompt(said.messages[:-1], tokenizer)
+        assert list(encoded.input_ids[: len(prompt)]) == prompt
+        assert encoded.supervised[len(prompt) - 1 : len(prompt) + 1] == (False, True)
+        form = chat_format(tokenizer)
+        marked = form.prompt(said.messages[:-1])
+        whole = form.encode(marked + form.continuation(marked, words.lstrip()) + "</s>\n")
+        assert list(encoded.input_ids) == whole or words != words.lstrip()
+
+
+def test_an_empty_answer_ends_at_once(build_tokenizer: Any) -> None:
+    """Examples of a few-shot prompt may have none; data sets are read without."""
+    tokenizer = build_tokenizer(CHATML, ["<|im_start|>", "<|im_end|>"], eos="<|im_end|>")
+    assert shown(example("a", "", "c", " "), tokenizer) == (
+        "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n⟦<|im_end|>⟧\n"
+        "<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n⟦ <|im_end|>⟧\n"
+    )
+    assert render_prompt(example("a", "", "c", "d").messages[:3], tokenizer).endswith(
+        "assistant\n<|im_end|>\n<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_a_header_that_prompts_lack_is_masked_whatever_an_answer_says(build_tokenizer: Any) -> None:
+    """A tag of thoughts in an answer that the template knows nothing of is text like any other."""
+    template = CHATML[: CHATML.index("{% if add_generation_prompt")]
+    tokenizer = build_tokenizer(template, ["<|im_start|>", "<|im_end|>"], eos="<|im_end|>")
+    for answer in ("b", "It ends with </think> there"):
+        assert shown(example("a", answer), tokenizer).endswith(
+            f"<|im_start|>assistant\n⟦{answer}<|im_end|>⟧\n"
+        )
+
+
 def test_only_the_answer_that_is_written_as_it_is_asked_for_is_trained(build_tokenizer: Any) -> None:
     special = ["<|im_start|>", "<|im_end|>"]
     tokenizer = build_tokenizer(THINK_LAST, special, eos="<|im_end|>", ordinary=["<think>", "</think>"])

@@ -22,6 +22,7 @@ from lingraft.data.chat_turns import (
     THINKING,
     calls,
     common_beginning,
+    has_marks,
     marked_turns,
     thinks,
     without_answer_marks,
@@ -35,7 +36,7 @@ from lingraft.errors import DataError, ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CHAT_IDENTITY = {"chat": 2, "clock": CLOCK.date().isoformat()}
+CHAT_IDENTITY = {"chat": 3, "clock": CLOCK.date().isoformat()}
 """What of this module decides token ids and endings, for fingerprints: raise the number with every change."""
 
 _QUESTION, _ANSWER = "Which day is it", "Monday"
@@ -174,6 +175,14 @@ class ChatFormat:
         """Return the prompt for an answer whose first words are given, with marks."""
         return self.prompt(messages) + self._layout.lead + self.as_text(beginning.lstrip())
 
+    def continuation(self, prompt: str, words: str) -> str:
+        """Return what follows a prompt if the model says these words, with marks.
+
+        Where `prompt` ends as `prompt` does, the white space is put in with which training has an answer begin.
+        """
+        opens = prompt.endswith(self._layout.header + self.prefix) and not words[:1].isspace()
+        return self._layout.lead * opens + self.as_text(words)
+
     def answer_in(self, said: str) -> str:
         """Return what a model answered without what it thought before; "" where its thoughts have no end."""
         pair = next((one for one in THINKING if one[1] in self.template.source), None)
@@ -254,7 +263,7 @@ class ChatFormat:
         Raises:
             DataError: With what is lost.
         """
-        asked = sum(one.role == "assistant" and bool(one.content.strip()) for one in messages)
+        asked = sum(map(has_marks, messages))
         if len(answers) != asked:
             raise DataError(f"the chat template writes {len(answers)} of its {asked} answers")
         as_written = self.control.protected if self.control.has_marks(text) else str
@@ -301,9 +310,11 @@ class ChatFormat:
         layout = self._layout
         if thinks(message):
             at = text.rfind(layout.header, 0, first)
-            if not layout.header or at < 0:
+            if not layout.header.strip() or at < 0:
                 raise DataError("the chat template does not show where the reasoning before an answer begins")
-            return at + len(layout.header), ""
+            begin = at + len(layout.header)
+            # Thoughts replace an empty think block; what else stands there, as a channel, is given nevertheless.
+            return begin + len(layout.prefix) * text.startswith(layout.prefix, begin), ""
         space = first - len(text[:first].rstrip())
         own = len(message.content) - len(message.content.lstrip())
         start = first - min(max(space - layout.space, 0), own)  # white space that the template did not trim

@@ -33,7 +33,7 @@ def marked_turns(messages: Sequence[Message], control: ControlTokens, *, as_part
 
 def _marked_turn(message: Message, control: ControlTokens, *, as_parts: bool) -> Turn:
     content = message.content
-    if message.role == "assistant" and content.strip():
+    if has_marks(message):
         # What the template trims stays outside of the marks, and so do thoughts, which it may take out.
         last = max((one.end() for one in _CLOSERS.finditer(content)), default=0)
         core = content[last:].strip()
@@ -57,6 +57,11 @@ def _marked_turn(message: Message, control: ControlTokens, *, as_parts: bool) ->
         "content": [{"type": "text", "text": content}] if as_parts else content,
         **control.protected_value(details),
     }
+
+
+def has_marks(message: Message) -> bool:
+    """Return whether a message is an answer with a place of its own: an empty one has none beside tool calls."""
+    return message.role == "assistant" and (bool(message.content.strip()) or not calls([message]))
 
 
 def without_answer_marks(marked: str) -> tuple[str, list[Span]]:
