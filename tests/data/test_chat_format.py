@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -230,6 +231,39 @@ def test_a_header_that_prompts_lack_is_masked_whatever_an_answer_says(build_toke
         )
 
 
+THINKERS = ["qwen3", "qwen3_6", "deepseekv3", "deepseek_r1_distill", "nemotron_3_nano", "glm4moe", "llama3"]
+
+
+@pytest.mark.parametrize("name", THINKERS)
+@pytest.mark.parametrize(
+    "answer",
+    ["Use </think> to end", "The tags <think> and </think> mark it", "<think> begins it", "So: </think>"],
+)
+def test_tags_of_thoughts_that_an_answer_speaks_of_are_text(of_trl: Any, name: str, answer: str) -> None:
+    """They are none of the tags that begin and end thoughts, and no template takes them for such."""
+    tokenizer = of_trl(name)
+    said = example("What is it?", "A tag", "And then?", answer)
+    encoded = encode_example(said, tokenizer, NO_LIMIT)
+    prompt = encode_prompt(said.messages[:-1], tokenizer)
+    assert list(encoded.input_ids[: len(prompt)]) == prompt
+    assert encoded.supervised[len(prompt) - 1 : len(prompt) + 1] == (False, True)
+    trained = encoded.input_ids[len(prompt) :]
+    tags = set(tokenizer.convert_tokens_to_ids(["<think>", "</think>"]))
+    assert name == "llama3" or not tags & set(trained)
+    assert finished(trained, chat_ending(None, tokenizer), tokenizer).text.strip() == answer
+
+
+@pytest.mark.parametrize("thought", ["User", "Hm </s>, so"])
+def test_reasoning_that_the_template_leaves_out_is_refused(of_trl: Any, thought: str) -> None:
+    """Also where its words stand elsewhere, as `User` in a header."""
+    with pytest.raises(DataError, match="leaves out the reasoning"):
+        encode_example(example("a", f"<think>{thought}</think>b"), of_trl("deepseekv3"), NO_LIMIT)
+    text = shown(example("a", f"\n<think>{thought}</think>b"), of_trl("qwen3"))
+    assert f"⟦<think>\n{thought}\n</think>\n\nb<|im_end|>⟧" in text
+    text = shown(example("a", f"{thought}\n</think>\n\nb"), of_trl("qwen3"))
+    assert f"⟦<think>\n{thought}\n</think>\n\nb<|im_end|>⟧" in text
+
+
 def test_only_the_answer_that_is_written_as_it_is_asked_for_is_trained(build_tokenizer: Any) -> None:
     special = ["<|im_start|>", "<|im_end|>"]
     tokenizer = build_tokenizer(THINK_LAST, special, eos="<|im_end|>", ordinary=["<think>", "</think>"])
@@ -240,6 +274,9 @@ def test_only_the_answer_that_is_written_as_it_is_asked_for_is_trained(build_tok
     encoded = encode_examples(rows, tokenizer, NO_LIMIT)
     assert (len(encoded.examples), encoded.dropped, encoded.handled) == (2, (), {"masked_answers": 1})
     assert [number for number, _ in encoded.handled_sentences()] == [1]
+    last = replace(rows[1].messages[3], supervised=False)
+    with pytest.raises(DataError, match="writes every answer of it otherwise than after a question alone"):
+        encode_example(replace(rows[1], messages=(*rows[1].messages[:3], last)), tokenizer, NO_LIMIT)
 
 
 def test_a_row_that_cannot_be_told_does_not_stop_the_others(build_tokenizer: Any) -> None:
@@ -366,6 +403,8 @@ def test_a_system_prompt_that_vanishes_is_refused(build_tokenizer: Any) -> None:
     tokenizer = build_tokenizer(template, ["<|im_start|>", "<|im_end|>"], eos="<|im_end|>")
     with pytest.raises(DataError, match="leaves out the system message"):
         encode_example(example("Be kind", "a", "b", roles="sua"), tokenizer, NO_LIMIT)
+    with pytest.raises(DataError, match="leaves out the system message"):
+        encode_example(example("Be kind", "Be kind: a", "b", roles="sua"), tokenizer, NO_LIMIT)
     assert "Be kind\n\na" in shown(example("Be kind", "a", "b", roles="sua", fold_system=True), tokenizer)
 
 

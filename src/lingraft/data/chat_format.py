@@ -18,12 +18,12 @@ from weakref import WeakKeyDictionary
 from lingraft.data.chat_layout import Layout, Probing
 from lingraft.data.chat_template import CLOCK, FALLBACK_TEMPLATE, ChatTemplate, Turn, template_of, tools_value
 from lingraft.data.chat_turns import (
-    TAGS,
     THINKING,
     calls,
     common_beginning,
     has_marks,
     marked_turns,
+    split_thoughts,
     thinks,
     without_answer_marks,
     without_marks_of_answers,
@@ -228,6 +228,10 @@ class ChatFormat:
             if spans:
                 characters = sum(len(one.content) for _, one in seen)
                 yield Rendered(example, text, spans, characters, len(said) - len(spans), is_folded)
+            elif any(one.supervised for one in said):
+                yield DataError(
+                    "the chat template writes every answer of it otherwise than after a question alone"
+                )
             else:
                 yield DataError("every answer of it is masked (weight 0)")
 
@@ -268,14 +272,16 @@ class ChatFormat:
             raise DataError(f"the chat template writes {len(answers)} of its {asked} answers")
         as_written = self.control.protected if self.control.has_marks(text) else str
         for message in messages:
-            details = json.loads(message.details) if message.details else {}
-            thought = str(details.get("reasoning_content") or "")
-            # Tools' results are rewritten by some templates, and tags of thoughts by most.
-            said = () if message.role == "tool" else TAGS.split(message.content)
-            for one in (*said, thought):
-                if as_written(one).strip() not in text:
-                    part = "reasoning" if one is thought else f"{message.role} message"
-                    raise DataError(f"the chat template leaves out the {part}, which would be lost")
+            # Tools' results are rewritten by some templates; thoughts are looked for where they must stand.
+            said = "" if message.role == "tool" else as_written(split_thoughts(message.content)[3]).strip()
+            others = [
+                one for one in messages if message.role == "system" and one is not message
+            ]  # may say it too
+            least = 1 + sum(as_written(one.content).count(said) for one in others if said)
+            if said and text.count(said) < least:
+                raise DataError(
+                    f"the chat template leaves out the {message.role} message, which would be lost"
+                )
 
     def _laid_out(self, messages: Sequence[Message], marked: str) -> tuple[str, list[Span | None]]:
         """Return the text, with what it lacks put in, and of each answer the span.
@@ -313,6 +319,10 @@ class ChatFormat:
             if not layout.header.strip() or at < 0:
                 raise DataError("the chat template does not show where the reasoning before an answer begins")
             begin = at + len(layout.header)
+            details = json.loads(message.details) if message.details else {}
+            for one in (split_thoughts(message.content)[1], str(details.get("reasoning_content") or "")):
+                if self.control.protected(one).strip() not in text[begin:first]:
+                    raise DataError("the chat template leaves out the reasoning, which would be lost")
             # Thoughts replace an empty think block; what else stands there, as a channel, is given nevertheless.
             return begin + len(layout.prefix) * text.startswith(layout.prefix, begin), ""
         space = first - len(text[:first].rstrip())
