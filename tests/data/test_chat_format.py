@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AddedToken
 
 from lingraft.data.chat import (
     encode_answers,
@@ -207,6 +208,28 @@ def test_a_space_at_the_end_of_a_header_is_written_by_the_model(
         marked = form.prompt(said.messages[:-1])
         whole = form.encode(marked + form.continuation(marked, words.lstrip()) + "</s>\n")
         assert list(encoded.input_ids) == whole or words != words.lstrip()
+
+
+@pytest.mark.parametrize("kind", ["byte-level BPE", "BPE with byte fallback", "Unigram", "WordPiece"])
+@pytest.mark.parametrize("header", ["<|assistant|>\n", "<|assistant|>"])
+def test_a_header_that_swallows_white_space_is_not_trained(
+    build_tokenizer: Any, kind: str, header: str
+) -> None:
+    """As Phi-3's: white space at the start of an answer is of the header's token, which holds characters of both."""
+    template = (
+        "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '<|end|>\n' }}{% endfor %}"
+        f"{{% if add_generation_prompt %}}{{{{ '{header}' }}}}{{% endif %}}"
+    )
+    special = [
+        AddedToken(one, rstrip=True, normalized=False) for one in ("<|user|>", "<|assistant|>", "<|end|>")
+    ]
+    tokenizer = build_tokenizer(template, special, eos="<|end|>", kind=kind)
+    for answer in ("a", " a", "\n\n a"):
+        said = example("a", answer)
+        encoded = encode_example(said, tokenizer, NO_LIMIT)
+        prompt = encode_prompt(said.messages[:1], tokenizer)
+        assert list(encoded.input_ids[: len(prompt)]) == prompt
+        assert encoded.supervised[len(prompt) - 1 : len(prompt) + 1] == (False, True)
 
 
 def test_an_empty_answer_ends_at_once(build_tokenizer: Any) -> None:

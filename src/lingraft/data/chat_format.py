@@ -325,7 +325,13 @@ class ChatFormat:
                     raise DataError("the chat template leaves out the reasoning, which would be lost")
             # Thoughts replace an empty think block; what else stands there, as a channel, is given nevertheless.
             return begin + len(layout.prefix) * text.startswith(layout.prefix, begin), ""
-        space = first - len(text[:first].rstrip())
+        header = text[:first].rstrip()
+        if header.endswith(self.control.swallowing):
+            return (
+                first,
+                layout.insert,
+            )  # what precedes is of the header's token, which the model does not write
+        space = first - len(header)
         own = len(message.content) - len(message.content.lstrip())
         start = first - min(max(space - layout.space, 0), own)  # white space that the template did not trim
         if layout.lead and text.endswith(layout.lead, 0, start):

@@ -77,6 +77,9 @@ class ControlTokens:
         named = {str(one) for one in tokenizer.all_special_tokens if str(one)}
         numbers: Any = tokenizer.convert_tokens_to_ids(sorted(named))
         self.ids |= dict(zip(sorted(named), numbers, strict=True))
+        self.swallowing = tuple(
+            str(one.content) for _, one in added if one.rstrip
+        )  # the white space after them
         longest_first = sorted(self.ids, key=len, reverse=True)
         alternatives = "|".join(map(re.escape, longest_first)) or "(?!)"
         self.pattern = re.compile(alternatives)
