@@ -339,6 +339,11 @@ def test_templates_that_take_parts_get_them(of_trl: Any, name: str) -> None:
         ("{{ 'always the same' }}", "shows no question"),
         ("{{ messages[0]['content'] }}", "shows no answer"),
         ("{{ raise_exception('no talk today') }}", "refuses a question with its answer .*no talk today"),
+        ("{{ 1 / 0 }}", "refuses a question with its answer .*division by zero"),
+        (
+            "{% for m in messages recursive %}{{ loop(messages) }}{% endfor %}",
+            "refuses .*maximum recursion depth",
+        ),
         (CHATML.replace("message['content']", "(message['content'] | upper)"), "shows no question"),
         (
             CHATML.replace("message['content']", "message['content'].replace('Mon', 'Sun')"),
@@ -352,6 +357,15 @@ def test_a_template_in_which_words_vanish_is_refused(
     tokenizer = build_tokenizer(template, ["<|im_start|>", "<|im_end|>"], eos="<|im_end|>")
     with pytest.raises(ModelError, match=f"^tiny byte-level BPE: .*{problem}"):
         encode_examples([example("a", "b")], tokenizer, NO_LIMIT)
+
+
+def test_of_several_templates_the_default_one_is_used(build_tokenizer: Any) -> None:
+    tokenizer = build_tokenizer(None, ["<|im_start|>", "<|im_end|>"], eos="<|im_end|>")
+    tokenizer.chat_template = {"rag": "{{ 'x' }}", "default": CHATML}
+    assert shown(example("a", "b"), tokenizer).endswith("assistant\n⟦b<|im_end|>⟧\n")
+    tokenizer.chat_template = {"rag": CHATML, "tools": CHATML}
+    with pytest.raises(ModelError, match=r"several chat templates \(rag, tools\).*call the one .* 'default'"):
+        chat_format(tokenizer)
 
 
 def test_an_answer_that_does_not_come_back_is_refused(build_tokenizer: Any) -> None:
