@@ -440,8 +440,12 @@ def test_a_system_prompt_that_vanishes_is_refused(build_tokenizer: Any) -> None:
     tokenizer = build_tokenizer(template, ["<|im_start|>", "<|im_end|>"], eos="<|im_end|>")
     with pytest.raises(DataError, match="leaves out the system message"):
         encode_example(example("Be kind", "a", "b", roles="sua"), tokenizer, NO_LIMIT)
-    with pytest.raises(DataError, match="leaves out the system message"):
-        encode_example(example("Be kind", "Be kind: a", "b", roles="sua"), tokenizer, NO_LIMIT)
+    for words in (
+        "Be kind",
+        "user",
+    ):  # which others say, and the template
+        with pytest.raises(DataError, match="leaves out the system message"):
+            encode_example(example(words, "Be kind: a", "b", roles="sua"), tokenizer, NO_LIMIT)
     assert "Be kind\n\na" in shown(example("Be kind", "a", "b", roles="sua", fold_system=True), tokenizer)
 
 

@@ -73,6 +73,38 @@ LAYOUTS = {
         "{% elif m['role'] == 'assistant' %}{{ ' ' + m['content'] + eos_token }}"
         "{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"
     ),
+    "Mistral v0.3": (  # its system prompt stands before the last question, where that is the last message
+        "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}"
+        "{% set turns = messages[1:] %}{% else %}{% set turns = messages %}{% endif %}{{ bos_token }}"
+        "{% for m in turns %}{% if m['role'] == 'user' %}{{ '[INST] ' + (system + '\n\n' if loop.last and system "
+        "is defined else '') + m['content'] + '[/INST]' }}"
+        "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
+    ),
+    "Mistral Small (2501)": (
+        "{{ bos_token }}{% if messages[0]['role'] != 'system' %}{{ '[SYSTEM_PROMPT]You are helpful.[/SYSTEM_PROMPT]' }}"
+        "{% endif %}{% for m in messages %}{% if m['role'] == 'system' %}"
+        "{{ '[SYSTEM_PROMPT]' + m['content'] + '[/SYSTEM_PROMPT]' }}{% elif m['role'] == 'user' %}"
+        "{{ '[INST]' + m['content'] + '[/INST]' }}{% else %}{{ m['content'] + eos_token }}{% endif %}{% endfor %}"
+    ),
+    "Phi-4": (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '<|im_sep|>' + m['content'] + '<|im_end|>' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant<|im_sep|>' }}{% endif %}"
+    ),
+    "SmolLM2": (
+        "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, "
+        "trained by Hugging Face<|im_end|>\n' }}{% endif %}{% for m in messages %}"
+        "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    ),
+    "SmolLM3": (  # its reasoning mode is on unless told otherwise
+        "{{ '<|im_start|>system\n## Metadata\n\nToday Date: ' + strftime_now('%d %B %Y') + '\nReasoning Mode: /think\n"
+        "\n## Custom Instructions\n\n' + (messages[0]['content'] if messages[0]['role'] == 'system' else "
+        "'You are a helpful AI assistant named SmolLM.') + '<|im_end|>\n' }}{% for m in messages %}"
+        "{% if m['role'] == 'user' %}{{ '<|im_start|>user\n' + m['content'] + '<|im_end|>\n' }}"
+        "{% elif m['role'] == 'assistant' %}{% generation %}"
+        "{{ '<|im_start|>assistant\n' + m['content'].lstrip('\n') + '<|im_end|>\n' }}{% endgeneration %}{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    ),
     "GLM-4 (9B)": (
         "[gMASK]<sop>{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}{# <|system|> <|user|> #}"

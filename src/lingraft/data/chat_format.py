@@ -272,13 +272,17 @@ class ChatFormat:
             raise DataError(f"the chat template writes {len(answers)} of its {asked} answers")
         as_written = self.control.protected if self.control.has_marks(text) else str
         for message in messages:
-            # Tools' results are rewritten by some templates; thoughts are looked for where they must stand.
-            said = "" if message.role == "tool" else as_written(split_thoughts(message.content)[3]).strip()
-            others = [
-                one for one in messages if message.role == "system" and one is not message
-            ]  # may say it too
-            least = 1 + sum(as_written(one.content).count(said) for one in others if said)
-            if said and text.count(said) < least:
+            said = as_written(message.content).strip()
+            least = 1
+            if message.role == "assistant":  # thoughts are looked for where they must stand
+                said = as_written(split_thoughts(message.content)[3]).strip()
+            elif message.role == "system":  # others may say it too
+                others = [as_written(one.content) for one in messages if one is not message]
+                least += sum(one.count(said) for one in others if said)
+            elif message.role == "tool":  # rewritten by some templates
+                continue
+            is_placeless = message.role == "system" and not self.takes_system
+            if said and (is_placeless or text.count(said) < least):
                 raise DataError(
                     f"the chat template leaves out the {message.role} message, which would be lost"
                 )
