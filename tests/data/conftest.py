@@ -92,7 +92,7 @@ KINDS: dict[str, Build] = {
 
 def _build_tokenizer(
     template: str | None,
-    special: Sequence[str],
+    special: Sequence[str | AddedToken],
     *,
     eos: str | None,
     kind: str = "byte-level BPE",
@@ -109,8 +109,13 @@ def _build_tokenizer(
         ordinary: Added tokens that are not special.
         options: Passed on, such as `bos_token`.
     """
-    core = KINDS[kind](special)
-    core.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
+    core = KINDS[kind]([str(token) for token in special])
+    core.add_special_tokens(
+        [
+            token if isinstance(token, AddedToken) else AddedToken(token, normalized=False, special=True)
+            for token in special
+        ]
+    )
     core.add_tokens([AddedToken(token, normalized=False, special=False) for token in ordinary])
     wrapped = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=eos, **options)  # type: ignore[no-untyped-call]
     wrapped.chat_template = template

@@ -105,7 +105,7 @@ LLAMA_3 = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 )
-SPACED = (  # no end token; header and answer end in a space, which melts into the token after it
+SPACED = (  # no end token; header and answer end in a space, which melts into the token after it: the answer's
     "{% for message in messages %}{{ message['role'].upper() + ': ' + message['content'] + ' ' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT: ' }}{% endif %}"
 )
@@ -151,8 +151,8 @@ def spaced_parts(messages: Sequence[Message]) -> list[Part]:
     for one in messages:
         is_answer = one.role == "assistant"  # whose end token is put in: nothing else would end it
         parts += [
-            (f"{one.role.upper()}: ", False),
-            (one.content + "</s>" * is_answer, is_answer),
+            (f"{one.role.upper()}:", False),
+            (f" {one.content}" + "</s>" * is_answer, is_answer),
             (" ", False),
         ]
     return parts

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AddedToken
 
 from lingraft.data.chat import (
     encode_answers,
@@ -207,6 +209,107 @@ def test_a_whole_block_that_only_the_prompt_has_is_put_in(build_tokenizer: Any) 
 # Templates that write a turn otherwise once others follow
 
 
+@pytest.mark.parametrize("kind", ["byte-level BPE", "BPE with byte fallback", "Unigram"])
+@pytest.mark.parametrize("header", ["assistant: ", "### Answer:  "])
+def test_a_space_at_the_end_of_a_header_is_written_by_the_model(
+    build_tokenizer: Any, header: str, kind: str
+) -> None:
+    """Tokenizers join it to the first word: a prompt that ends in it would hold a token that training never shows."""
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}{{ 'user: ' + m['content'] + '\n' }}"
+        f"{{% else %}}{{{{ '{header}' + m['content'] + eos_token + '\n' }}}}{{% endif %}}{{% endfor %}}"
+        f"{{% if add_generation_prompt %}}{{{{ '{header}' }}}}{{% endif %}}"
+    )
+    tokenizer = build_tokenizer(template, ["<s>", "</s>"], eos="</s>", kind=kind)
+    for words in ("Monday", "Hello", "  two spaces", "東京"):
+        said = example("Which day", "Tuesday", "Which day", words)
+        encoded = encode_example(said, tokenizer, NO_LIMIT)
+        prompt = encode_prompt(said.messages[:-1], tokenizer)
+        assert list(encoded.input_ids[: len(prompt)]) == prompt
+        assert encoded.supervised[len(prompt) - 1 : len(prompt) + 1] == (False, True)
+        form = chat_format(tokenizer)
+        marked = form.prompt(said.messages[:-1])
+        whole = form.encode(marked + form.continuation(marked, words.lstrip()) + "</s>\n")
+        assert list(encoded.input_ids) == whole or words != words.lstrip()
+
+
+@pytest.mark.parametrize("kind", ["byte-level BPE", "BPE with byte fallback", "Unigram", "WordPiece"])
+@pytest.mark.parametrize("header", ["<|assistant|>\n", "<|assistant|>"])
+def test_a_header_that_swallows_white_space_is_not_trained(
+    build_tokenizer: Any, kind: str, header: str
+) -> None:
+    """As Phi-3's: white space at the start of an answer is of the header's token, which holds characters of both."""
+    template = (
+        "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '<|end|>\n' }}{% endfor %}"
+        f"{{% if add_generation_prompt %}}{{{{ '{header}' }}}}{{% endif %}}"
+    )
+    special = [
+        AddedToken(one, rstrip=True, normalized=False) for one in ("<|user|>", "<|assistant|>", "<|end|>")
+    ]
+    tokenizer = build_tokenizer(template, special, eos="<|end|>", kind=kind)
+    for answer in ("a", " a", "\n\n a"):
+        said = example("a", answer)
+        encoded = encode_example(said, tokenizer, NO_LIMIT)
+        prompt = encode_prompt(said.messages[:1], tokenizer)
+        assert list(encoded.input_ids[: len(prompt)]) == prompt
+        assert encoded.supervised[len(prompt) - 1 : len(prompt) + 1] == (False, True)
+
+
+def test_an_empty_answer_ends_at_once(build_tokenizer: Any) -> None:
+    """Examples of a few-shot prompt may have none; data sets are read without."""
+    tokenizer = build_tokenizer(CHATML, ["<|im_start|>", "<|im_end|>"], eos="<|im_end|>")
+    assert shown(example("a", "", "c", " "), tokenizer) == (
+        "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n⟦<|im_end|>⟧\n"
+        "<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n⟦ <|im_end|>⟧\n"
+    )
+    assert render_prompt(example("a", "", "c", "d").messages[:3], tokenizer).endswith(
+        "assistant\n<|im_end|>\n<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_a_header_that_prompts_lack_is_masked_whatever_an_answer_says(build_tokenizer: Any) -> None:
+    """A tag of thoughts in an answer that the template knows nothing of is text like any other."""
+    template = CHATML[: CHATML.index("{% if add_generation_prompt")]
+    tokenizer = build_tokenizer(template, ["<|im_start|>", "<|im_end|>"], eos="<|im_end|>")
+    for answer in ("b", "It ends with </think> there"):
+        assert shown(example("a", answer), tokenizer).endswith(
+            f"<|im_start|>assistant\n⟦{answer}<|im_end|>⟧\n"
+        )
+
+
+THINKERS = ["qwen3", "qwen3_6", "deepseekv3", "deepseek_r1_distill", "nemotron_3_nano", "glm4moe", "llama3"]
+
+
+@pytest.mark.parametrize("name", THINKERS)
+@pytest.mark.parametrize(
+    "answer",
+    ["Use </think> to end", "The tags <think> and </think> mark it", "<think> begins it", "So: </think>"],
+)
+def test_tags_of_thoughts_that_an_answer_speaks_of_are_text(of_trl: Any, name: str, answer: str) -> None:
+    """They are none of the tags that begin and end thoughts, and no template takes them for such."""
+    tokenizer = of_trl(name)
+    said = example("What is it?", "A tag", "And then?", answer)
+    encoded = encode_example(said, tokenizer, NO_LIMIT)
+    prompt = encode_prompt(said.messages[:-1], tokenizer)
+    assert list(encoded.input_ids[: len(prompt)]) == prompt
+    assert encoded.supervised[len(prompt) - 1 : len(prompt) + 1] == (False, True)
+    trained = encoded.input_ids[len(prompt) :]
+    tags = set(tokenizer.convert_tokens_to_ids(["<think>", "</think>"]))
+    assert name == "llama3" or not tags & set(trained)
+    assert finished(trained, chat_ending(None, tokenizer), tokenizer).text.strip() == answer
+
+
+@pytest.mark.parametrize("thought", ["User", "Hm </s>, so"])
+def test_reasoning_that_the_template_leaves_out_is_refused(of_trl: Any, thought: str) -> None:
+    """Also where its words stand elsewhere, as `User` in a header."""
+    with pytest.raises(DataError, match="leaves out the reasoning"):
+        encode_example(example("a", f"<think>{thought}</think>b"), of_trl("deepseekv3"), NO_LIMIT)
+    text = shown(example("a", f"\n<think>{thought}</think>b"), of_trl("qwen3"))
+    assert f"⟦<think>\n{thought}\n</think>\n\nb<|im_end|>⟧" in text
+    text = shown(example("a", f"{thought}\n</think>\n\nb"), of_trl("qwen3"))
+    assert f"⟦<think>\n{thought}\n</think>\n\nb<|im_end|>⟧" in text
+
+
 def test_only_the_answer_that_is_written_as_it_is_asked_for_is_trained(build_tokenizer: Any) -> None:
     special = ["<|im_start|>", "<|im_end|>"]
     tokenizer = build_tokenizer(THINK_LAST, special, eos="<|im_end|>", ordinary=["<think>", "</think>"])
@@ -217,6 +320,9 @@ def test_only_the_answer_that_is_written_as_it_is_asked_for_is_trained(build_tok
     encoded = encode_examples(rows, tokenizer, NO_LIMIT)
     assert (len(encoded.examples), encoded.dropped, encoded.handled) == (2, (), {"masked_answers": 1})
     assert [number for number, _ in encoded.handled_sentences()] == [1]
+    last = replace(rows[1].messages[3], supervised=False)
+    with pytest.raises(DataError, match="writes every answer of it otherwise than after a question alone"):
+        encode_example(replace(rows[1], messages=(*rows[1].messages[:3], last)), tokenizer, NO_LIMIT)
 
 
 def test_a_row_that_cannot_be_told_does_not_stop_the_others(build_tokenizer: Any) -> None:
@@ -257,6 +363,11 @@ def test_templates_that_take_parts_get_them(of_trl: Any, name: str) -> None:
         ("{{ 'always the same' }}", "shows no question"),
         ("{{ messages[0]['content'] }}", "shows no answer"),
         ("{{ raise_exception('no talk today') }}", "refuses a question with its answer .*no talk today"),
+        ("{{ 1 / 0 }}", "refuses a question with its answer .*division by zero"),
+        (
+            "{% for m in messages recursive %}{{ loop(messages) }}{% endfor %}",
+            "refuses .*maximum recursion depth",
+        ),
         (CHATML.replace("message['content']", "(message['content'] | upper)"), "shows no question"),
         (
             CHATML.replace("message['content']", "message['content'].replace('Mon', 'Sun')"),
@@ -270,6 +381,15 @@ def test_a_template_in_which_words_vanish_is_refused(
     tokenizer = build_tokenizer(template, ["<|im_start|>", "<|im_end|>"], eos="<|im_end|>")
     with pytest.raises(ModelError, match=f"^tiny byte-level BPE: .*{problem}"):
         encode_examples([example("a", "b")], tokenizer, NO_LIMIT)
+
+
+def test_of_several_templates_the_default_one_is_used(build_tokenizer: Any) -> None:
+    tokenizer = build_tokenizer(None, ["<|im_start|>", "<|im_end|>"], eos="<|im_end|>")
+    tokenizer.chat_template = {"rag": "{{ 'x' }}", "default": CHATML}
+    assert shown(example("a", "b"), tokenizer).endswith("assistant\n⟦b<|im_end|>⟧\n")
+    tokenizer.chat_template = {"rag": CHATML, "tools": CHATML}
+    with pytest.raises(ModelError, match=r"several chat templates \(rag, tools\).*call the one .* 'default'"):
+        chat_format(tokenizer)
 
 
 def test_an_answer_that_does_not_come_back_is_refused(build_tokenizer: Any) -> None:
@@ -292,9 +412,10 @@ def test_templates_are_shown_a_day_that_stands_still(of_trl: Any, name: str) -> 
 
 def test_every_directive_of_the_clock_is_fixed(build_tokenizer: Any) -> None:
     asked = "{% set f = '%A, %B' %}{{ strftime_now(f + ' %-d %Y, %H:%M %j %y/%m/%d 100%%') }}\n"
+    asked = asked.replace("\n", "{{ strftime_now(format='!') }}\n")  # as transformers names what it takes
     tokenizer = build_tokenizer(asked + CHATML, ["<|im_start|>", "<|im_end|>"], eos="<|im_end|>")
     text = render_prompt([Message("user", "x")], tokenizer)
-    assert text.startswith("Friday, July 26 2024, 00:00 208 24/07/26 100%\n<|im_start|>user")
+    assert text.startswith("Friday, July 26 2024, 00:00 208 24/07/26 100%!\n<|im_start|>user")
 
 
 # Masked answers and system prompts
@@ -343,6 +464,12 @@ def test_a_system_prompt_that_vanishes_is_refused(build_tokenizer: Any) -> None:
     tokenizer = build_tokenizer(template, ["<|im_start|>", "<|im_end|>"], eos="<|im_end|>")
     with pytest.raises(DataError, match="leaves out the system message"):
         encode_example(example("Be kind", "a", "b", roles="sua"), tokenizer, NO_LIMIT)
+    for words in (
+        "Be kind",
+        "user",
+    ):  # which others say, and the template
+        with pytest.raises(DataError, match="leaves out the system message"):
+            encode_example(example(words, "Be kind: a", "b", roles="sua"), tokenizer, NO_LIMIT)
     assert "Be kind\n\na" in shown(example("Be kind", "a", "b", roles="sua", fold_system=True), tokenizer)
 
 

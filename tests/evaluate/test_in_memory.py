@@ -14,9 +14,9 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from lingraft.config.schema import Evaluation, EvaluationTask
-from lingraft.data.chat import encode_prompt
+from lingraft.data.chat import encode_example, encode_prompt
 from lingraft.data.chat_format import chat_format
-from lingraft.data.example import Message
+from lingraft.data.example import Example, Message
 from lingraft.errors import EvaluationError
 from lingraft.evaluate.answers import AnswerLog, ItemCount, request_key
 from lingraft.evaluate.harness import evaluate_model
@@ -310,6 +310,32 @@ def test_what_a_prompt_spells_is_text_when_it_is_asked_and_scored(
     assert lm.tok_encode(begun)[: len(lm.tok_encode(prompt))] == lm.tok_encode(prompt)
     assert tokenizer.decode(lm.tok_encode(begun)).endswith("assistant\nIt <|im_end|>")
     assert lm.tok_encode(begun).count(end) == 1
+
+
+@pytest.mark.parametrize("header", ["[/INST]", "[/INST] "])
+def test_a_choice_is_scored_with_the_space_that_training_has_before_it(
+    tiny: tuple[Any, Any], header: str
+) -> None:
+    """Llama 2 and others: the answer begins with a space, which the tokenizer joins to its first word."""
+    tokenizer = copy.deepcopy(tiny[1])
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' "
+        + header
+        + "' }}{% else %}{{ "
+        + ("m['content']" if header.endswith(" ") else "' ' + m['content']")
+        + " + eos_token }}{% endif %}{% endfor %}"
+    )
+    lm = InMemoryModel(tiny[0], tokenizer, Batching(None, 400), AnswerLog(), ItemCount(9, None), chat=True)
+    said = (Message("user", "Which day?"), Message("assistant", "Monday"))
+    row = encode_example(Example("1", said, "en", "1", "test"), tokenizer, 999)
+    turns = [{"role": one.role, "content": one.content} for one in said]
+    pair = lm._pair(lm.apply_chat_template(turns[:1]), "Monday")
+    assert pair.context + pair.continuation == row.input_ids[:-1]
+    assert len(pair.context) == row.supervised.index(True)
+    begun = lm.apply_chat_template(turns, add_generation_prompt=False)
+    assert tuple(lm.tok_encode(begun)) == row.input_ids[:-1]
+    pair = lm._pair(begun, " it is")
+    assert tokenizer.decode(pair.context + pair.continuation).endswith("[/INST] Monday it is")
 
 
 def test_answers_end_where_training_ends_them_and_are_scored_without_thoughts(

@@ -267,6 +267,19 @@ def test_an_empty_user_turn_ends_before_the_users_words(tiny_model: Path, tokeni
     assert ending == Ending(answer.tokens, ("### Response:",))
 
 
+def test_the_space_before_a_users_words_is_written_by_the_model(tiny_model: Path, tokenizer: Any) -> None:
+    other = load_tokenizer(tiny_model)
+    other.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
+        "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
+    )
+    opening, ending = empty_user_turn(other, answer_ending(tiny_model, tokenizer))
+    for words in ("Which day", "Hello", "a"):
+        assert encode_prompt([Message("user", words)], other)[: len(opening)] == list(opening)
+    assert other.decode(list(opening)) == "[INST]"
+    assert ending.texts == ("[/INST]",)
+
+
 @pytest.mark.parametrize(
     "template",
     [

@@ -18,13 +18,14 @@ from weakref import WeakKeyDictionary
 from lingraft.data.chat_layout import Layout, Probing
 from lingraft.data.chat_template import CLOCK, FALLBACK_TEMPLATE, ChatTemplate, Turn, template_of, tools_value
 from lingraft.data.chat_turns import (
-    TAGS,
     THINKING,
     calls,
     check_calls,
     check_tools,
     common_beginning,
+    has_marks,
     marked_turns,
+    split_thoughts,
     thinks,
     without_answer_marks,
     without_marks_of_answers,
@@ -177,6 +178,14 @@ class ChatFormat:
         """Return the prompt for an answer whose first words are given, with marks."""
         return self.prompt(messages) + self._layout.lead + self.as_text(beginning.lstrip())
 
+    def continuation(self, prompt: str, words: str) -> str:
+        """Return what follows a prompt if the model says these words, with marks.
+
+        Where `prompt` ends as `prompt` does, the white space is put in with which training has an answer begin.
+        """
+        opens = prompt.endswith(self._layout.header + self.prefix) and not words[:1].isspace()
+        return self._layout.lead * opens + self.as_text(words)
+
     def answer_in(self, said: str) -> str:
         """Return what a model answered without what it thought before; "" where its thoughts have no end."""
         pair = next((one for one in THINKING if one[1] in self.template.source), None)
@@ -224,6 +233,10 @@ class ChatFormat:
             if spans:
                 characters = sum(len(one.content) for _, one in seen)
                 yield Rendered(example, text, spans, characters, len(said) - len(spans), is_folded)
+            elif any(one.supervised for one in said):
+                yield DataError(
+                    "the chat template writes every answer of it otherwise than after a question alone"
+                )
             else:
                 yield DataError("every answer of it is masked (weight 0)")
 
@@ -252,7 +265,8 @@ class ChatFormat:
         return (*earlier, question, *messages[place + 1 :]), example.fold_system
 
     def _check_system(self, messages: Sequence[Message]) -> None:
-        if messages[0].role == "system" and messages[0].content.strip() and not self.takes_system:
+        said = any(one.role == "system" and one.content.strip() for one in messages)
+        if said and not self.takes_system:
             raise DataError("the chat template leaves out the system message, which would be lost")
 
     def _tools(self, tools: str) -> Any:
@@ -273,19 +287,24 @@ class ChatFormat:
         Raises:
             DataError: With what is lost.
         """
-        asked = sum(one.role == "assistant" and bool(one.content.strip()) for one in messages)
+        asked = sum(map(has_marks, messages))
         if len(answers) != asked:
             raise DataError(f"the chat template writes {len(answers)} of its {asked} answers")
         as_written = self.control.protected if self.control.has_marks(text) else str
         for message in messages:
-            details = json.loads(message.details) if message.details else {}
-            thought = str(details.get("reasoning_content") or "")
-            # Tools' results are rewritten by some templates, and tags of thoughts by most.
-            said = () if message.role == "tool" else TAGS.split(message.content)
-            for one in (*said, thought) if thought else said:
-                if as_written(one).strip() not in text:
-                    part = "reasoning" if one is thought else f"{message.role} message"
-                    raise DataError(f"the chat template leaves out the {part}, which would be lost")
+            said = as_written(message.content).strip()
+            least = 1
+            if message.role == "assistant":  # thoughts are looked for where they must stand
+                said = as_written(split_thoughts(message.content)[3]).strip()
+            elif message.role == "system":  # others may say it too
+                others = [as_written(one.content) for one in messages if one is not message]
+                least += sum(one.count(said) for one in others if said)
+            elif message.role == "tool":  # rewritten by some templates
+                continue
+            if said and text.count(said) < least:
+                raise DataError(
+                    f"the chat template leaves out the {message.role} message, which would be lost"
+                )
 
     def _laid_out(self, messages: Sequence[Message], marked: str) -> tuple[str, list[Span | None]]:
         """Return the text, with what it lacks put in, and of each answer the span.
@@ -320,10 +339,18 @@ class ChatFormat:
         layout = self._layout
         if thinks(message):
             at = text.rfind(layout.header, 0, first)
-            if not layout.header or at < 0:
+            if not layout.header.strip() or at < 0:
                 raise DataError("the chat template does not show where the reasoning before an answer begins")
-            return at + len(layout.header), ""
+            begin = at + len(layout.header)
+            details = json.loads(message.details) if message.details else {}
+            for one in (split_thoughts(message.content)[1], str(details.get("reasoning_content") or "")):
+                if self.control.protected(one).strip() not in text[begin:first]:
+                    raise DataError("the chat template leaves out the reasoning, which would be lost")
+            # Thoughts replace an empty think block; what else stands there, as a channel, is given nevertheless.
+            return begin + len(layout.prefix) * text.startswith(layout.prefix, begin), ""
         space = next((size for size in range(first) if not text[first - size - 1].isspace()), first)
+        if text.endswith(self.control.swallowing, 0, first - space):
+            return first, layout.insert  # the space is of the header's token, which the model does not write
         own = len(message.content) - len(message.content.lstrip())
         start = first - min(max(space - layout.space, 0), own)  # white space that the template did not trim
         if layout.lead and text.endswith(layout.lead, 0, start):

@@ -28,7 +28,8 @@ class Layout:
         as_parts: Whether it takes content as a list of parts.
         header: What stands between the user's words and what the model is to write, `prefix` left out.
         prefix: Control text before an answer that the model need not write, such as an empty think block; masked.
-        lead: White space between header and answer, which the model writes; supervised.
+        lead: White space between header and answer, which the model writes; supervised. A space at the end of a header
+            is such.
         insert: `prefix` where the template does not write it, but does (or opens it) where an answer is asked for.
         space: Characters of white space before an answer's first word.
         closings: What the template puts after an answer, up to the token that ends it.
@@ -76,6 +77,11 @@ class Probing:
         if isinstance(asked, DataError) or _QUESTION not in asked:
             asked = text[:first]
         prefix, lead, insert = _between(asked, text[:first])
+        if not (lead or insert) and text[:first].endswith(" "):
+            prefix, lead = (
+                prefix[:-1],
+                " ",
+            )  # tokenizers join a space to the word after it: the model writes both
         closings, ending, flaw = self._closings(text, first, last)
         thought = f"{THINKING[0][0]}\n{_THOUGHT}\n{THINKING[0][1]}\n\n{_ANSWER}"
         thinks = THINKING[0][1] in self.template.source

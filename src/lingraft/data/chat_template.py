@@ -95,7 +95,15 @@ class ChatTemplate:
                 **self.options,
             )
         # A template is a program: what it does not foresee ends in Python's own errors.
-        except (jinja2.TemplateError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
+        except (
+            jinja2.TemplateError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            LookupError,
+            ArithmeticError,
+            RecursionError,
+        ) as error:
             if len(conversations) == 1:
                 return [DataError(f"the chat template refuses the conversation: {error}")]
             return [  # which of them it refuses only shows one by one
@@ -115,7 +123,10 @@ def chat_template(tokenizer: PreTrainedTokenizerBase) -> tuple[str, bool]:
     try:
         template = None if tokenizer.chat_template is None else str(tokenizer.get_chat_template())
     except ValueError as error:  # several named templates and no default one
-        raise ModelError(f"{tokenizer.name_or_path}: {error}") from error
+        raise ModelError(
+            f"{tokenizer.name_or_path}: names several chat templates ({', '.join(tokenizer.chat_template)}) and none "
+            "'default'; call the one to be trained with 'default' in its tokenizer_config.json."
+        ) from error
     if template is not None and template != FALLBACK_TEMPLATE:
         return template, False
     if tokenizer.eos_token is None:
@@ -152,7 +163,7 @@ def _with_clock(source: str) -> str:
         f" | replace({directive!r}, {CLOCK.strftime(directive)!r})" for directive in (*_DIRECTIVES, "%%")
     )
     # Of the line break after a block Jinja takes one away: that must not be the template's own.
-    return f"{{% macro strftime_now(layout) %}}{{{{ layout{written} }}}}{{% endmacro %}}\n{source}"
+    return f"{{% macro strftime_now(format) %}}{{{{ format{written} }}}}{{% endmacro %}}\n{source}"
 
 
 @cache

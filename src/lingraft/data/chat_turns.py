@@ -16,8 +16,12 @@ from lingraft.errors import DataError
 THINKING = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>"))
 """What models write before and after their thoughts."""
 
-TAGS = re.compile("|".join(re.escape(tag) for pair in THINKING for tag in pair))
-_CLOSERS = re.compile("|".join(re.escape(close) for _, close in THINKING))
+_THOUGHTS_FIRST = re.compile(
+    "|".join(rf"\s*{re.escape(opened)}(?=(?s:.*?)({re.escape(closed)}))" for opened, closed in THINKING)
+)
+_CLOSER_OF_LINE = re.compile(
+    rf"^[ \t]*({'|'.join(re.escape(closed) for _, closed in THINKING)})", re.MULTILINE
+)
 _ANSWER_PAIR = re.compile(f"{ANSWER_START}([^{ANSWER_START}{ANSWER_END}]*){ANSWER_END}")
 _ANSWER_MARK = re.compile(f"[{ANSWER_START}{ANSWER_END}]")
 
@@ -35,20 +39,21 @@ def marked_turns(messages: Sequence[Message], control: ControlTokens, *, as_part
 
 def _marked_turn(message: Message, control: ControlTokens, *, as_parts: bool) -> Turn:
     content = message.content
-    if message.role == "assistant" and content.strip():
+    if has_marks(message):
         # What the template trims stays outside of the marks, and so do thoughts, which it may take out.
-        last = max((one.end() for one in _CLOSERS.finditer(content)), default=0)
-        core = content[last:].strip()
-        start = content.index(core, last)
-        thoughts = re.split(f"({TAGS.pattern})", content[:last]) if last else ()
+        opened, thought, closed, said = split_thoughts(content)
+        core = said.strip()
+        start = said.index(core)
         content = "".join(
             (
-                *(one if TAGS.fullmatch(one) else control.protected(one) for one in thoughts),
-                content[last:start],
+                opened,
+                control.protected(thought),
+                closed,
+                said[:start],
                 ANSWER_START,
                 control.protected(core),
                 ANSWER_END,
-                content[start + len(core) :],
+                said[start + len(core) :],
             )
         )
     else:
@@ -59,6 +64,11 @@ def _marked_turn(message: Message, control: ControlTokens, *, as_parts: bool) ->
         "content": [{"type": "text", "text": content}] if as_parts else content,
         **control.protected_value(details),
     }
+
+
+def has_marks(message: Message) -> bool:
+    """Return whether a message is an answer with a place of its own: an empty one has none beside tool calls."""
+    return message.role == "assistant" and (bool(message.content.strip()) or not calls([message]))
 
 
 def without_answer_marks(marked: str) -> tuple[str, list[Span]]:
@@ -118,6 +128,21 @@ def _names(functions: Any) -> Iterator[str]:
             yield function["name"]
 
 
+def split_thoughts(content: str) -> tuple[str, str, str, str]:
+    """Return what opens the thoughts before an answer, the thoughts, what closes them, and the answer.
+
+    An answer with thoughts begins with the tag that opens them, or a line of it with the tag that closes them; tags
+    elsewhere are text like any other. "" three times, and all of it: there are none.
+    """
+    opener = _THOUGHTS_FIRST.match(content)
+    closer = opener or _CLOSER_OF_LINE.search(content)
+    if closer is None:
+        return "", "", "", content
+    opened = opener[0] if opener else ""
+    start, end = closer.span(closer.lastindex or 0)
+    return opened, content[len(opened) : start], content[start:end], content[end:]
+
+
 def thinks(message: Message) -> bool:
     """Return whether an answer comes with the thoughts before it."""
-    return '"reasoning_content"' in message.details or _CLOSERS.search(message.content) is not None
+    return '"reasoning_content"' in message.details or bool(split_thoughts(message.content)[2])

@@ -27,13 +27,16 @@ Span = tuple[int, int]
 TEXT_START, TEXT_END = "\ufdd0", "\ufdd1"  # around a control token's spelling that is text
 ANSWER_START, ANSWER_END = "\ufdd2", "\ufdd3"  # around an answer, white space at its ends left outside
 _ESCAPE = "\ufdd4"  # before what stands for one of these characters itself
-_RESERVED = re.compile("[\ufdd0-\ufdd4]")
-_ESCAPED = 0x2800  # to U+2804
+_BREAK = (
+    "\ufdd6"  # inside such a spelling: templates look for control tokens in what is said, and act on them
+)
+_RESERVED = re.compile("[\ufdd0-\ufdd6]")
+_ESCAPED = 0x2800  # to U+2806
 _PLACE = (
     f"\ufdd5{token_hex(4)}-{{}}\ufdd5"  # stands for a control token of the template; no text can spell it
 )
 _BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
-_TEXT_MARK = re.compile(f"{_ESCAPE}(.)|[{TEXT_START}{TEXT_END}]")
+_TEXT_MARK = re.compile(f"{_ESCAPE}(.)|[{TEXT_START}{TEXT_END}{_BREAK}]")
 _PROTECTED = re.compile(
     f"{TEXT_START}([^{TEXT_START}{TEXT_END}]*){TEXT_END}"
 )  # a template may cut a pair in two
@@ -74,6 +77,9 @@ class ControlTokens:
         named = {str(one) for one in tokenizer.all_special_tokens if str(one)}
         numbers: Any = tokenizer.convert_tokens_to_ids(sorted(named))
         self.ids |= dict(zip(sorted(named), numbers, strict=True))
+        self.swallowing = tuple(
+            str(one.content) for _, one in added if one.rstrip
+        )  # the white space after them
         longest_first = sorted(self.ids, key=len, reverse=True)
         alternatives = "|".join(map(re.escape, longest_first)) or "(?!)"
         self.pattern = re.compile(alternatives)
@@ -87,7 +93,7 @@ class ControlTokens:
             text = _RESERVED.sub(lambda one: f"{_ESCAPE}{chr(ord(one[0]) - 0xFDD0 + _ESCAPED)}", text)
         if self.pattern.search(text) is None:
             return text
-        return self.pattern.sub(f"{TEXT_START}\\g<0>{TEXT_END}", text)
+        return self.pattern.sub(lambda one: f"{TEXT_START}{one[0][0]}{_BREAK}{one[0][1:]}{TEXT_END}", text)
 
     def protected_value(self, value: Any) -> Any:
         """Return a JSON value, such as a tool's description or arguments, with its texts marked; keys are left."""

@@ -222,7 +222,7 @@ class InMemoryModel(HFLM):  # type: ignore[misc]
 
     def _pair(self, context: str, continuation: str) -> Pair:
         if self._chat is not None:
-            continuation = self._chat.as_text(continuation)
+            continuation = self._chat.continuation(context, continuation)
         if context:
             return Pair(*map(tuple, self._encode_pair(context, continuation)))
         ids = self.tok_encode(continuation, add_special_tokens=False)

@@ -37,7 +37,8 @@ def empty_user_turn(tokenizer: PreTrainedTokenizerBase, answer: Ending) -> tuple
     rendered = chat_format(tokenizer).prompt([Message("user", _MARK)])
     before, found, after = rendered.partition(_MARK)
     closing = after.strip()
-    opening, closing_ids = _ids(before, tokenizer), _ids(closing, tokenizer)
+    # Tokenizers join a space to the word after it: the model writes both.
+    opening, closing_ids = _ids(before.removesuffix(" "), tokenizer), _ids(closing, tokenizer)
     if not found or _MARK in after or not opening:
         raise ModelError(
             f"{tokenizer.name_or_path}: its chat template does not show where a user's words begin and end, so no "
