@@ -1078,8 +1078,8 @@ DIFFERENCES = [
         "two hidden sizes to compare",
         _of_another_width,
         "model and mine",
-        "model.norm.weight is (32,)",
-        "(7,)",
+        "model.embed_tokens.weight is (600, 32)",
+        "(3, 7)",
     ),
     compared(
         "two architectures to compare", _of_another_architecture, "model and mine", "no tensor in common"
@@ -1220,7 +1220,8 @@ DRIFTS = [
 
 def _without_a_place_for_the_user(folder: Path, good: Path) -> None:
     shutil.copytree(good, folder)
-    (folder / "chat_template.jinja").write_text("{{ 'Hello' }}")
+    template = "{% for m in messages %}{{ m['content'] + (eos_token if m['role'] == 'assistant' else '\n') }}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(template)
 
 
 REPLAYS = [
