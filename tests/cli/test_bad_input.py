@@ -1220,7 +1220,8 @@ DRIFTS = [
 
 def _without_a_place_for_the_user(folder: Path, good: Path) -> None:
     shutil.copytree(good, folder)
-    template = "{% for m in messages %}{{ m['content'] + (eos_token if m['role'] == 'assistant' else '\n') }}{% endfor %}"
+    end = "(eos_token if m['role'] == 'assistant' else '\n')"
+    template = "{% for m in messages %}{{ m['content'] + " + end + " }}{% endfor %}"
     (folder / "chat_template.jinja").write_text(template)
 
 
