@@ -421,7 +421,7 @@ STUDY_FILES = [
         "limit: 20",
         "language: no",
         "english.language is False",
-        'write "no" in',
+        "quotation marks ('no')",
     ),
     study(
         "only one phase",

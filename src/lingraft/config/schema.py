@@ -26,7 +26,9 @@ TAG_PATTERN = r"^[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*$"
 def _canonical_language(value: Any) -> Any:
     """Return the tag that a language is known by (PT, por, Portuguese: pt); what is unknown stays as it is."""
     if value is False:
-        raise ValueError('YAML reads no as false; write "no" in quotation marks for Norwegian')
+        raise ValueError(
+            "must be a language; YAML reads no as false: write Norwegian in quotation marks ('no')"
+        )
     return (canonical_tag(value) or value) if isinstance(value, str) else value
 
 

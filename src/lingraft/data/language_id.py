@@ -48,7 +48,7 @@ def shares_of_languages(texts: Iterable[str]) -> dict[str, float]:
 
 @cache
 def _unrestricted() -> LanguageIdentifier:
-    return LanguageIdentifier(_all_languages().labels)
+    return LanguageIdentifier(known_tags(_all_languages().labels))  # all but zxx, which is no language
 
 
 def _all_languages() -> Any:
