@@ -287,10 +287,10 @@ def test_tsv_and_gzip_hold_the_same_rows(tmp_path: Path) -> None:
         ("x.json", b'[{"prompt": "a", "completion": "\xff"}]', "iconv -f WINDOWS-1252 -t UTF-8"),
         ("x.jsonl", "{}".encode("utf-16"), "x.jsonl:1: the file is UTF-16"),
         ("x.csv", "a,b\nc,d\n".encode("utf-16-le"), "x.csv:1: the file is UTF-16"),
-        ("x.jsonl.gz", gzip.compress("{}".encode("utf-16")), "x.jsonl.gz:1: the file is UTF-16"),
+        ("x.jsonl.gz", gzip.compress("{}".encode("utf-16"), mtime=0), "x.jsonl.gz:1: the file is UTF-16"),
         ("x.jsonl.gz", b"nothing", "x.jsonl.gz: the gzip file is broken"),
         ("x.json.gz", b"nothing", "x.json.gz: the gzip file is broken"),
-        ("x.json.gz", gzip.compress(b'[{"prompt": "a"}]')[:-9], "is broken or cut off"),
+        ("x.json.gz", gzip.compress(b'[{"prompt": "a"}]', mtime=0)[:-9], "is broken or cut off"),
         (
             "x.jsonl.gz",
             gzip.compress(b'{"prompt": "a", "completion": "b"}\n' * 99, mtime=0)[:-9],
