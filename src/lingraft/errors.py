@@ -66,7 +66,7 @@ def in_one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def harmless(text: str) -> str:
+def escape_control_characters(text: str) -> str:
     """Return a text that is not ours with what steers a terminal made visible: \\x1b in place of the escape.
 
     Such texts are a model's, a data set's or a server's; what steers are control characters but for line breaks and

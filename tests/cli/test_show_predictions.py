@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lingraft.cli import main
-from lingraft.errors import harmless
+from lingraft.errors import escape_control_characters
 from lingraft.evaluate.predictions import Prediction, write_predictions
 
 SCORES: dict[str, tuple[float, ...]] = {
@@ -115,5 +115,5 @@ def test_what_models_say_cannot_steer_the_terminal(tmp_path: Path, capfd: pytest
 
 
 def test_joiners_line_breaks_and_tabs_are_no_danger() -> None:
-    assert harmless("न\u200dम\n\tmi\u200cr") == "न\u200dम\n\tmi\u200cr"
-    assert harmless("a\u2066b\x00\x7f\ud800") == "a\\u2066b\\x00\\x7f\\ud800"
+    assert escape_control_characters("न\u200dम\n\tmi\u200cr") == "न\u200dम\n\tmi\u200cr"
+    assert escape_control_characters("a\u2066b\x00\x7f\ud800") == "a\\u2066b\\x00\\x7f\\ud800"

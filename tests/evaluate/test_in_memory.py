@@ -251,7 +251,7 @@ def test_prompts_that_do_not_fit_are_noted(engine: Callable[..., InMemoryModel])
     scoring = engine()
     scored = to_score()
     scoring.loglikelihood(scored)
-    assert scoring.shortened == {request_key(scored[-1].args)}
+    assert scoring.truncated_prompts == {request_key(scored[-1].args)}
     room = scoring.max_length - 4
     unit = "Say a."
     tokens = len(scoring.tok_encode(unit * 50)) // 50
@@ -261,7 +261,7 @@ def test_prompts_that_do_not_fit_are_noted(engine: Callable[..., InMemoryModel])
     )
     generating = engine()
     generating.generate_until(asked)
-    assert generating.shortened == {request_key(asked[1].args)}
+    assert generating.truncated_prompts == {request_key(asked[1].args)}
 
 
 def test_shortened_prompts_that_go_the_harnesss_own_way_are_noted_as_well(
@@ -271,7 +271,7 @@ def test_shortened_prompts_that_go_the_harnesss_own_way_are_noted_as_well(
     asked = instances("generate_until", [(text, beams) for text in ("Say a.", "Say a. " * 900)])
     generating = engine()
     generating.generate_until(asked)
-    assert generating.shortened == {request_key(asked[1].args)}
+    assert generating.truncated_prompts == {request_key(asked[1].args)}
 
 
 def test_an_evaluation_counts_the_items_whose_prompts_were_shortened(
@@ -284,7 +284,7 @@ def test_an_evaluation_counts_the_items_whose_prompts_were_shortened(
     found = evaluate_model(
         *tiny, Evaluation(task_ability=(), language_ability=(entry,)), languages=["th"], base_folder=tmp_path
     )
-    assert found.shortened == {"xcopa/th": 1}
+    assert found.truncated_prompts == {"xcopa/th": 1}
 
 
 def test_what_a_prompt_spells_is_text_when_it_is_asked_and_scored(

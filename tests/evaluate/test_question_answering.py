@@ -30,7 +30,7 @@ from lingraft.evaluate.question_answering import (
     normalised_units,
     xquad_task,
 )
-from lingraft.evaluate.text_units import fold
+from lingraft.text.units import fold
 
 
 def squad_f1(answer: str, expected: str) -> float:

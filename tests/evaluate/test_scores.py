@@ -67,7 +67,7 @@ def test_differences_are_paired_per_ability_language_and_task() -> None:
     assert found["per_language"]["de"]["value"] == pytest.approx(0.5)
     assert found["per_language"]["es"]["value"] == 0
     assert found["tasks"]["worldbook:lookup/de"]["value"] == 1.0
-    assert set(found["task_ability"]) >= {"value", "low", "high", "smallest_visible", "n"}
+    assert set(found["task_ability"]) >= {"value", "low", "high", "minimum_detectable_effect", "n"}
 
 
 def test_models_that_were_asked_other_items_are_not_compared() -> None:

@@ -15,11 +15,11 @@ from lingraft.evaluate.question_answering import normalised_units
 from lingraft.evaluate.scores import score_summary
 from lingraft.evaluate.suites import choose_tasks, code_of, copies_of, language_notes, resolve_suites
 from lingraft.evaluate.tasks import ability_of, check_tasks
-from lingraft.evaluate.text_units import fold
 from lingraft.report.page import render_page
 from lingraft.report.tables import study_table
 from lingraft.study.events import Watcher
 from lingraft.study.run import run_study
+from lingraft.text.units import fold
 
 
 def evaluation(*language_ability: str | dict[str, Any], languages: tuple[str, ...] = ()) -> Evaluation:

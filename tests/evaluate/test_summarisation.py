@@ -21,7 +21,7 @@ from lingraft.data.readers import HubRows, RawRow
 from lingraft.errors import EvaluationError
 from lingraft.evaluate import task_data
 from lingraft.evaluate.summarisation import METRICS, XLSUM_CONFIGS, rouge, xlsum_task
-from lingraft.evaluate.text_units import fold
+from lingraft.text.units import fold
 
 REFERENCE = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"])
 

@@ -180,5 +180,5 @@ def test_ssu_shields_the_tokens_that_only_the_tokenizers_file_marks_as_special(
     context = Context(None, tiny_model, rows(), (), 0, tmp_path, tmp_path)
     record = Ssu(tokens=50).prepare(lambda: load_model(tiny_model), tokenizer, context)
     assert record["special_tokens"] == [0, 1, 2]
-    cells = Ssu().frozen_cells(load_model(tiny_model), replace(context, states={"ssu": tmp_path}))
+    cells = Ssu().frozen_mask(load_model(tiny_model), replace(context, states={"ssu": tmp_path}))
     assert cells["model.embed_tokens.weight"][:, 0].nonzero()[:, 0].tolist() == [0, 1, 2]

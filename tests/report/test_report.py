@@ -39,7 +39,7 @@ def scores(task: float, german: float) -> dict[str, Any]:
         "wrong_language": 0.25,
         "left_out": ["ifeval: item 7: needs punkt"],
         "truncated": {"worldbook:lookup/en": 2},
-        "shortened": {"worldbook:counting/de": 3},
+        "truncated_prompts": {"worldbook:counting/de": 3},
         "tasks": {"worldbook:lookup/en": score(task)},
     }
 
@@ -49,7 +49,7 @@ def difference(value: float, half_width: float) -> dict[str, Any]:
         "value": value,
         "low": value - half_width,
         "high": value + half_width,
-        "smallest_visible": 0.07,
+        "minimum_detectable_effect": 0.07,
         "n": 40,
     }
 

@@ -19,7 +19,7 @@ from lingraft.config.schema import StrategyChoice
 from lingraft.errors import ConfigError, StrategyError
 from lingraft.models.compute import compute_for
 from lingraft.models.layers import layer_of
-from lingraft.strategies.base import Anchor, Context, TrainingRules, count_frozen_cells
+from lingraft.strategies.base import Anchor, Context, TrainingRules, count_frozen_masks
 from lingraft.strategies.composition import Composition, build
 from lingraft.strategies.distill import _Divergence
 from lingraft.strategies.ewc import diagonal_fisher
@@ -85,7 +85,7 @@ def test_a_pull_adds_strength_times_importance_times_the_way() -> None:
 def test_a_frozen_cell_has_no_gradient_and_keeps_its_bits_under_decay() -> None:
     pair = Pair()
     cells = {"b": torch.tensor([[True, False]])}  # the first column
-    restraints = Restraints(pair, TrainingRules(frozen_cells=cells), restore=True)
+    restraints = Restraints(pair, TrainingRules(frozen_mask=cells), restore=True)
     optimizer = torch.optim.AdamW(pair.parameters(), lr=0.1, weight_decay=0.5)
     for _ in range(3):
         pair.a.grad, pair.b.grad = torch.ones(2), torch.ones(2, 2)
@@ -100,8 +100,8 @@ def test_a_frozen_cell_has_no_gradient_and_keeps_its_bits_under_decay() -> None:
 def test_frozen_cells_count_where_the_parameter_trains() -> None:
     pair: Any = Pair()
     cells = {"a": torch.tensor([True, False]), "b": torch.tensor([[True, False]])}
-    assert count_frozen_cells(pair, {"a", "b"}, cells) == 1 + 2
-    assert count_frozen_cells(pair, {"b"}, cells) == 2
+    assert count_frozen_masks(pair, {"a", "b"}, cells) == 1 + 2
+    assert count_frozen_masks(pair, {"b"}, cells) == 2
 
 
 def test_rates_split_the_optimizers_groups() -> None:
@@ -339,7 +339,7 @@ def test_ssu_scores_the_rows_of_a_matrix_that_is_stored_the_other_way(tmp_path: 
     torch.testing.assert_close(found, expected[:, None], rtol=2e-2, atol=1e-5)
     save_file(scores, tmp_path / "scores.safetensors")
     (tmp_path / "calibration.json").write_text(json.dumps({"special_tokens": []}))
-    cells = composed("ssu").rules(network, context(tmp_path, states={"ssu": tmp_path})).frozen_cells
+    cells = composed("ssu").rules(network, context(tmp_path, states={"ssu": tmp_path})).frozen_mask
     frozen = cells["transformer.h.0.attn.c_attn.weight"]
     assert frozen.shape == (16, 1)
     assert sorted(frozen[:, 0].nonzero()[:, 0].tolist()) == sorted(expected.topk(8).indices.tolist())
@@ -408,7 +408,7 @@ def test_ssu_scores_experts_that_are_stored_the_other_way_and_freezes_of_each_on
         torch.testing.assert_close(found[expert, :, 0], expected, rtol=1e-4, atol=1e-6)
     save_file(scores, tmp_path / "scores.safetensors")
     (tmp_path / "calibration.json").write_text(json.dumps({"special_tokens": []}))
-    cells = composed("ssu").rules(network, context(tmp_path, states={"ssu": tmp_path})).frozen_cells
+    cells = composed("ssu").rules(network, context(tmp_path, states={"ssu": tmp_path})).frozen_mask
     assert cells["model.layers.0.mlp.experts.gate_up_proj"].sum(dim=1).flatten().tolist() == [8, 8, 8]
     frozen = cells["model.layers.0.mlp.experts.down_proj_bias"]
     for row, bias in zip(frozen, experts.down_proj_bias, strict=True):
@@ -652,6 +652,6 @@ def test_ssu_freezes_rows_of_special_tokens_and_no_positions(tmp_path: Path) -> 
     network = OPTForCausalLM(OPTConfig(vocab_size=40, num_hidden_layers=1, **sizes))
     save_file(_column_scores(network, [(1, 2, 3)], context(tmp_path)), tmp_path / "scores.safetensors")
     (tmp_path / "calibration.json").write_text(json.dumps({"special_tokens": [1, 2]}))
-    cells = composed("ssu").rules(network, context(tmp_path, states={"ssu": tmp_path})).frozen_cells
+    cells = composed("ssu").rules(network, context(tmp_path, states={"ssu": tmp_path})).frozen_mask
     assert cells["model.decoder.embed_tokens.weight"].nonzero()[:, 0].tolist() == [1, 2]
     assert not any("embed_positions" in name for name in cells)

@@ -86,7 +86,7 @@ def test_it_trains_what_it_says_and_leaves_a_plain_model(phases: Any, name: str,
     if name == "lora":
         return
     trainable = done.composition.trainable(original, there)
-    cells = done.composition.rules(original, there).frozen_cells
+    cells = done.composition.rules(original, there).frozen_mask
     tied = "lm_head.weight" not in before
     for own in before:
         if own == "lm_head.weight" and tied:

@@ -14,15 +14,19 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 LAYERS = (  # lowest first; parts of one layer do not import each other, except the errors
-    ("errors", "records", "registry", "language_tags"),
+    ("errors", "records", "registry", "text"),
     ("config",),
     ("data",),
+    ("intervals",),
     ("similarity",),
     ("models",),
+    ("judge",),
     ("weights", "representation"),
     ("strategies",),
     ("train",),
     ("evaluate",),
+    ("contamination",),
+    ("measures",),
     ("study",),
     ("adapt",),
     ("report",),

@@ -115,7 +115,7 @@ def test_stdout_is_one_object_with_every_cell(finished: tuple[Path, dict[str, An
         assert [one["layer"] for one in cell["drift"]["layers"]] == [0, 1]
         assert all(one["covariance_change"] > 0 for one in cell["drift"]["layers"])
         assert sorted(cell["drift"]["by_language"]) == ["de", "en", "es"]
-    assert similar["difference"]["task_ability"]["smallest_visible"] > 0
+    assert similar["difference"]["task_ability"]["minimum_detectable_effect"] > 0
 
 
 def test_the_run_folder_holds_the_resolved_study_the_result_and_the_page(

@@ -17,7 +17,7 @@ from lingraft.cli.output import (
     standard_error,
     write_record,
 )
-from lingraft.errors import ConfigError, EvaluationError, harmless
+from lingraft.errors import ConfigError, EvaluationError, escape_control_characters
 
 if TYPE_CHECKING:
     from lingraft.config.schema import Evaluation, JudgeChoice
@@ -210,8 +210,8 @@ def _check_vllm(models: list[str]) -> None:
 def _judge(url: str | None, model: str | None, **options: Any) -> JudgeChoice | None:
     """Return the judge that was named; its address and key are looked at before anything is answered."""
     from lingraft.config.load import judge_choice
-    from lingraft.evaluate.judge import Judge
-    from lingraft.evaluate.judging.chat_endpoint import key_from_environment
+    from lingraft.judge.chat_endpoint import key_from_environment
+    from lingraft.judge.win_rate import Judge
 
     if url is None and model is None and options == _NO_JUDGE:
         return None
@@ -259,7 +259,7 @@ def _answering_up_to(max_new_tokens: int | None, evaluation: Evaluation) -> Eval
 
 
 def _tags(languages: str) -> list[str]:
-    from lingraft.language_tags import canonical_tag
+    from lingraft.text.language_tags import canonical_tag
 
     given = [tag.strip() for tag in languages.split(",") if tag.strip()]
     tags = [canonical_tag(tag) or tag for tag in given]
@@ -341,7 +341,7 @@ def _evaluate(
     from lingraft.cli.log_lines import log_lines
     from lingraft.cli.progress import StepBars
     from lingraft.data.chat_format import CHAT_IDENTITY
-    from lingraft.evaluate.harness import evaluate_model, shortened_sentence
+    from lingraft.evaluate.harness import evaluate_model, truncated_prompts_sentence
     from lingraft.evaluate.predictions import write_predictions
     from lingraft.models.adapters import load_merged, merged_content_hash
     from lingraft.models.loading import model_folder
@@ -379,8 +379,8 @@ def _evaluate(
             on_judged=lambda done, total: bars.progressed(f"{model}, verdicts", done, total),
         )
     _tell_not_run(model, found, asked, told)
-    for task, count in found.shortened.items():
-        _say(f"{model}: {shortened_sentence(task, count)}")
+    for task, count in found.truncated_prompts.items():
+        _say(f"{model}: {truncated_prompts_sentence(task, count)}")
     if not found.predictions:
         raise EvaluationError("none of the tasks can be run here.")
     result = _result(found)
@@ -408,8 +408,8 @@ def _delete_answers(log: Path, *, keep: bool) -> None:
 
 def _tell_not_run(model: str, found: Evaluated, asked: dict[str, Any], told: set[str]) -> None:
     """Say of each task that could not be run why, and where its data were looked for; what is in `told` was said."""
-    from lingraft.evaluate.judge import ALPACA_EVAL
     from lingraft.evaluate.suites import where_data_is_sought
+    from lingraft.judge.win_rate import ALPACA_EVAL
 
     for one, reason in found.no_room.items():
         _say(f"{model}: {one}: not run: {reason}")
@@ -432,7 +432,7 @@ def _result(found: Evaluated) -> dict[str, Any]:
         "tasks": found.tasks,
         "left_out": list(found.left_out),
         "truncated": found.truncated,
-        "shortened": found.shortened,
+        "truncated_prompts": found.truncated_prompts,
         "not_run": found.not_run | found.no_room,
         "noise": found.noise,
         "seeds": SEEDS | {"bootstrap": 0},
@@ -529,5 +529,9 @@ def _print_differences(
 
 def _say(message: str) -> None:
     standard_error().print(
-        harmless(f"! {message}"), markup=False, highlight=False, style="yellow", soft_wrap=True
+        escape_control_characters(f"! {message}"),
+        markup=False,
+        highlight=False,
+        style="yellow",
+        soft_wrap=True,
     )

@@ -12,8 +12,8 @@ from lingraft.cli.output import check_folder, print_json, print_result, write_re
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lingraft.evaluate.judge import Judged, Output
-    from lingraft.evaluate.judging.length_control import LengthControlled
+    from lingraft.judge.length_control import LengthControlled
+    from lingraft.judge.win_rate import Judged, Output
 
 
 def judge(
@@ -63,8 +63,8 @@ def judge(
 
     from lingraft.cli.progress import StepBars
     from lingraft.config.load import judge_choice
-    from lingraft.evaluate.judge import Judge, Preference, judge_answers
     from lingraft.evaluate.predictions import write_rows
+    from lingraft.judge.win_rate import Judge, Preference, judge_answers
 
     for path in (items, record):
         check_folder(path)
@@ -113,7 +113,7 @@ def _read(
 
 def _length_data(reference: tuple[Output, ...], data: Path | None) -> Path:
     """Return the file that the length control needs, or say what is missing before anything is paid for."""
-    from lingraft.evaluate.judging.length_control import check_package, check_reference, gamed_data
+    from lingraft.judge.length_control import check_package, check_reference, gamed_data
 
     check_package()
     check_reference(reference)
@@ -123,7 +123,7 @@ def _length_data(reference: tuple[Output, ...], data: Path | None) -> Path:
 def _length_controlled(
     judged: Judged, data: Path | None, on_progress: Callable[[int, int], None]
 ) -> LengthControlled | None:
-    from lingraft.evaluate.judging.length_control import length_controlled
+    from lingraft.judge.length_control import length_controlled
 
     return None if data is None else length_controlled(judged.preferences, data, on_progress=on_progress)
 

@@ -16,7 +16,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from lingraft.cli.output import standard_error
-from lingraft.errors import harmless
+from lingraft.errors import escape_control_characters
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -86,7 +86,7 @@ class LogLines:
             self._last_line = now
             text = self._line(now)
         console = self._console or standard_error()
-        console.print(harmless(text), markup=False, highlight=False, soft_wrap=True)
+        console.print(escape_control_characters(text), markup=False, highlight=False, soft_wrap=True)
 
     @property
     def _is_plain(self) -> bool:

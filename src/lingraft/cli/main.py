@@ -31,7 +31,7 @@ from lingraft.errors import (
     EXIT_INTERRUPTED,
     EXIT_WRONG_INPUT,
     LingraftError,
-    harmless,
+    escape_control_characters,
 )
 
 app = typer.Typer(
@@ -135,6 +135,8 @@ def _report(message: str, error: Exception, code: int) -> int:
     console = standard_error()
     stack = stack_of(error)
     if stack is not None:
-        console.print(harmless(stack), markup=False, highlight=False)
-    console.print(harmless(message), markup=False, highlight=False, style="red", soft_wrap=True)
+        console.print(escape_control_characters(stack), markup=False, highlight=False)
+    console.print(
+        escape_control_characters(message), markup=False, highlight=False, style="red", soft_wrap=True
+    )
     return code

@@ -17,7 +17,7 @@ from rich.text import Text
 from lingraft.cli import output
 from lingraft.cli.log_lines import LogLines, duration, figures, log_lines
 from lingraft.cli.output import stack_of, standard_error
-from lingraft.errors import harmless
+from lingraft.errors import escape_control_characters
 from lingraft.study.events import StageProgress, Watcher
 
 if TYPE_CHECKING:
@@ -181,7 +181,9 @@ class ProgressWatcher(Watcher):
             self._print(text)
 
     def _print(self, text: str, style: str | None = None) -> None:
-        self._bars.console.print(harmless(text), markup=False, highlight=False, style=style, soft_wrap=True)
+        self._bars.console.print(
+            escape_control_characters(text), markup=False, highlight=False, style=style, soft_wrap=True
+        )
 
 
 def _beside_the_bar(progress: StageProgress) -> str:

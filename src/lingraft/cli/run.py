@@ -70,9 +70,9 @@ def _print(result: dict[str, Any], study: Study) -> None:
         des_note,
         failures,
         forgetting_table,
+        minimum_detectable_effect,
         noise_note,
         precision_note,
-        smallest_visible,
         study_table,
     )
 
@@ -84,7 +84,7 @@ def _print(result: dict[str, Any], study: Study) -> None:
                 print_table(matrix, title)
     for failure in failures(result):
         print_result(f"failed: {failure}")
-    print_result(smallest_visible(result))
+    print_result(minimum_detectable_effect(result))
     for note in (des_note(result), precision_note(result), noise_note(result)):
         if note is not None:
             print_result(note)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lingraft.cli.output import print_json, print_result, print_side_by_side, print_table, readable
-from lingraft.errors import ConfigError, harmless
+from lingraft.errors import ConfigError, escape_control_characters
 
 if TYPE_CHECKING:
     from lingraft.data.summary import DataSummary
@@ -161,18 +161,23 @@ def _show_items(source: str, json: bool) -> bool:
 
 def _items_line(one: ItemsFile) -> str:
     count = f"{one.rows} row{'s' if one.rows != 1 else ''}"
-    what = f"{harmless(one.name)}: {count} ({harmless(', '.join(one.fields))})"
+    what = (
+        f"{escape_control_characters(one.name)}: {count} ({escape_control_characters(', '.join(one.fields))})"
+    )
     tag = one.language or one.likely_language
     guessed = "" if one.likely_language is None else f" (by the identifier it is {one.likely_language})"
     if one.are_prompts:
-        prompts = f"{tag}={harmless(one.name)}" if tag else harmless(one.name)
+        prompts = (
+            f"{tag}={escape_control_characters(one.name)}" if tag else escape_control_characters(one.name)
+        )
         return (
             f"{what}: prompts, no training data{guessed}. Use: lingraft drift M1 M2 --prompts {prompts}, or `prompts:` "
             "in a study."
         )
     places = [f"DIR/{place.replace('{language}', tag or 'TAG')}" for place in one.places.values()]
     command = (
-        f"lingraft evaluate MODEL --data-dir {harmless(one.data_dir or 'DIR')} --task {next(iter(one.places))} "
+        f"lingraft evaluate MODEL --data-dir {escape_control_characters(one.data_dir or 'DIR')} "
+        f"--task {next(iter(one.places))} "
         f"--languages {tag or 'TAG'}"
     )
     endings = {Path(place).suffix for place in places}
@@ -217,13 +222,20 @@ def show_predictions(
 
 def _print_answered(one: Answered, after: Answers, before: Answers | None) -> None:
     item = one.after
-    print_result(f"{harmless(f'{item.task}/{item.language}')}  {harmless(item.item)}")
-    print_result(f"{readable(harmless(item.prompt))}\n=> {readable(harmless(item.reference))}")
+    print_result(
+        f"{escape_control_characters(f'{item.task}/{item.language}')}  {escape_control_characters(item.item)}"
+    )
+    print_result(
+        f"{readable(escape_control_characters(item.prompt))}\n=> {readable(escape_control_characters(item.reference))}"
+    )
     columns = (
         [(after, item)] if one.before is None or before is None else [(before, one.before), (after, item)]
     )
     print_side_by_side(
-        [(f"{model.label}: {own.score:.2f}", harmless(own.response) or "(empty)") for model, own in columns]
+        [
+            (f"{model.label}: {own.score:.2f}", escape_control_characters(own.response) or "(empty)")
+            for model, own in columns
+        ]
     )
 
 

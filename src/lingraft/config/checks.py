@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from lingraft.config.schema import EvaluationTask, PathStep, Phase, StrategyChoice, Study
 from lingraft.errors import did_you_mean
-from lingraft.language_tags import is_english
+from lingraft.text.language_tags import is_english
 
 
 def check_study(study: Study) -> list[str]:

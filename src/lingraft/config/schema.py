@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from lingraft.language_tags import canonical_tag
+from lingraft.text.language_tags import canonical_tag
 
 TAG_PATTERN = r"^[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*$"
 

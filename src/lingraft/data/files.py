@@ -17,7 +17,7 @@ from pathlib import Path
 from lingraft.data.language_tags import language_tag
 from lingraft.data.row_fields import RowError
 from lingraft.errors import DataError
-from lingraft.language_tags import canonical_tag
+from lingraft.text.language_tags import canonical_tag
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 COMPRESSED = ".gz"

@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 from lingraft.errors import DataError, did_you_mean
-from lingraft.language_tags import nearest_language
+from lingraft.text.language_tags import nearest_language
 
 MINIMUM_LETTERS = 20
 CLEAR_SHARE = 0.8  # of a set's texts, from which their language is named; a translated set holds some English

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from lingraft.data.row_fields import RowError, shown
-from lingraft.language_tags import canonical_tag
+from lingraft.text.language_tags import canonical_tag
 
 _SHORT_CODE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 

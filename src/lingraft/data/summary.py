@@ -31,7 +31,7 @@ from lingraft.data.sources import BrokenRow, check_something_left, load_data
 from lingraft.data.spool import Spool
 from lingraft.data.tokenizer_cost import LanguageCost, cost_warnings, language_costs
 from lingraft.errors import DataError
-from lingraft.language_tags import nearest_language
+from lingraft.text.language_tags import nearest_language
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

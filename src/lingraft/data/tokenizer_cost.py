@@ -17,7 +17,7 @@ from lingraft.data.control_tokens import ControlTokens
 from lingraft.data.example import Example
 from lingraft.data.example_table import Columns, Rows, columns_of, select
 from lingraft.data.worldbook import LANGUAGES, load_items
-from lingraft.language_tags import nearest_language
+from lingraft.text.language_tags import nearest_language
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 from lingraft.data.files import SUFFIXES, data_suffix
 from lingraft.data.readers import RawRow, read_file
 from lingraft.data.row_fields import RowError, text
-from lingraft.errors import DataError, EvaluationError, in_one_line
-from lingraft.evaluate.judge import ALPACA_EVAL, Judge, Judged, Output, judge_answers
-from lingraft.evaluate.judging.asking import OnProgress
+from lingraft.errors import DataError, EvaluationError
 from lingraft.evaluate.predictions import Prediction
+from lingraft.judge.asking import OnProgress
+from lingraft.judge.hub import hub_file
+from lingraft.judge.win_rate import ALPACA_EVAL, Judge, Judged, Output, judge_answers
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
 
-HUB_ID = "tatsu-lab/alpaca_eval"
 HUB_FILE = "alpaca_eval.json"
 ANSWERED = "answered"
 LONGEST_ANSWER = 2048  # tokens; the most common limit of the models on AlpacaEval's public leaderboard
@@ -98,23 +98,6 @@ def reference_outputs(language: str = "en", data: Path | None = None) -> tuple[O
             "and output in each row."
         )
     return read_outputs(hub_file(HUB_FILE, "give a local file with instruction and output in each row"))
-
-
-def hub_file(name: str, instead: str) -> Path:
-    """Return a file of AlpacaEval's data set on the hub; `instead` says what to give where that cannot be reached.
-
-    Raises:
-        DataError: It cannot be had.
-    """
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(HUB_ID, name, repo_type="dataset"))
-    except Exception as error:  # the hub's, http's and the cache's errors share no base class
-        raise DataError(
-            f"{HUB_ID}: {name} cannot be read from the Hugging Face hub ({type(error).__name__}: "
-            f"{in_one_line(error)[:200]}); {instead}."
-        ) from None
 
 
 def read_outputs(path: Path, reference: Sequence[Output] = ()) -> tuple[Output, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 from lingraft.data.degeneration import is_looping
 from lingraft.data.language_id import LanguageIdentifier, known_tags
 from lingraft.evaluate.predictions import Prediction
-from lingraft.evaluate.text_units import primary_language
+from lingraft.text.units import primary_language
 
 _CODE = ("humaneval", "mbpp", "ds1000", "code_", "codexglue", "bigcodebench")  # how such tasks' names begin
 # What a model falls into that leaves its task's language. Always to choose from: in an evaluation of English alone

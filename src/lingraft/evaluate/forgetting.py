@@ -17,8 +17,8 @@ from typing import Any, Generic, TypeVar
 
 from lingraft.evaluate.held_out import AnswerLoss, bits_difference, mean_bits
 from lingraft.evaluate.predictions import Prediction
-from lingraft.evaluate.statistics import difference_over_columns, mean_over_columns
-from lingraft.language_tags import is_english
+from lingraft.intervals.statistics import difference_over_columns, mean_over_columns
+from lingraft.text.language_tags import is_english
 
 ENGLISH = "en"
 BASE = "base"

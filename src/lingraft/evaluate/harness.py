@@ -23,7 +23,6 @@ from lingraft.errors import EvaluationError
 from lingraft.evaluate.alpaca_eval_task import judge_predictions
 from lingraft.evaluate.answer_faults import AnswerJudge
 from lingraft.evaluate.answers import AnswerLog, ItemCount, request_key
-from lingraft.evaluate.judge import Judge, Judged, Output
 from lingraft.evaluate.manifest import Manifest, chat_identity, manifest_of
 from lingraft.evaluate.noise import noise_floor
 from lingraft.evaluate.predictions import Prediction
@@ -36,6 +35,7 @@ from lingraft.evaluate.task_runs import (
     template_of,
 )
 from lingraft.evaluate.tasks import ENGLISH, file_manager, quiet
+from lingraft.judge.win_rate import Judge, Judged, Output
 from lingraft.records import fingerprint_of
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Evaluated:
         left_out: Items that could not be scored, each with its reason; they count nowhere.
         truncated: Answers that used all the tokens that they were allowed, by task that generates; of those in
             `predictions`.
-        shortened: Items whose prompts did not fit into the model and lost their beginning, by task that has any.
+        truncated_prompts: Items whose prompts did not fit into the model and lost their beginning, by task.
         tasks: By task: version, metric, filter, items, revision of its data, seed of its sample, the hashes of its
             prompts and of their template, and of a judged one what is to be told about the judging.
         not_run: By task and language, why its data (or its judge) could not be had here; empty unless such tasks were
@@ -70,7 +70,7 @@ class Evaluated:
     predictions: tuple[Prediction, ...]
     left_out: tuple[str, ...]
     truncated: dict[str, int]
-    shortened: dict[str, int]
+    truncated_prompts: dict[str, int]
     tasks: dict[str, dict[str, Any]]
     not_run: dict[str, str]
     no_room: dict[str, str]
@@ -142,7 +142,7 @@ def evaluate_model(
     count = ItemCount(sum(len(run.documents) for own in repeated for run in own), on_progress)
     judge = AnswerJudge([ENGLISH, *languages, *(run.language for run in runs)])
     rounds = []
-    shortened: dict[str, int] = {}
+    truncated_prompts: dict[str, int] = {}
     for repeat, own in enumerate(repeated):
         with quiet():
             lm = InMemoryModel(
@@ -155,7 +155,7 @@ def evaluate_model(
                 make_generator=make_generator,
             )
         samples = _run_harness(lm, tokenizer, evaluation, own) if own else {}
-        shortened = shortened or _count_shortened(own, samples, lm.shortened)
+        truncated_prompts = truncated_prompts or _count_truncated_prompts(own, samples, lm.truncated_prompts)
         rounds.append(
             [one for run in own for one in _predictions(run, samples[run.key], judge, lm.ended, asked)]
         )
@@ -171,7 +171,7 @@ def evaluate_model(
             *(f"{label}: {reason}" for label, one in judged.items() for reason in one.left_out),
         ),
         truncated=_count_truncated(generating, predictions),
-        shortened=shortened,
+        truncated_prompts=truncated_prompts,
         tasks=_describe(runs, predictions, judged, manifest),
         manifest=manifest,
         not_run=not_run,
@@ -264,20 +264,20 @@ def _arguments(sample: dict[str, Any]) -> list[list[Any]]:
     return [list(one.values()) if isinstance(one, dict) else list(one) for one in requests]
 
 
-def shortened_sentence(task: str, count: int) -> str:
+def truncated_prompts_sentence(task: str, count: int) -> str:
     """Return what is to be told of a task, by its name and language, some of whose prompts did not fit."""
     return f"{task}: {count} prompts are longer than the model can read; they lost their beginning."
 
 
-def _count_shortened(
-    runs: Sequence[Run], samples: Mapping[str, Sequence[dict[str, Any]]], shortened: Set[str]
+def _count_truncated_prompts(
+    runs: Sequence[Run], samples: Mapping[str, Sequence[dict[str, Any]]], truncated_prompts: Set[str]
 ) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for run in runs:
         own = {
             sample["doc_id"]
             for sample in samples[run.key]
-            if any(request_key(one) in shortened for one in _arguments(sample))
+            if any(request_key(one) in truncated_prompts for one in _arguments(sample))
         }
         counts[run.label] += len(own)
     return dict(+counts)

@@ -20,7 +20,7 @@ from lingraft.data.chat import encode_answers
 from lingraft.data.example import Example
 from lingraft.errors import DataError, EvaluationError
 from lingraft.evaluate.predictions import read_rows, write_rows
-from lingraft.evaluate.resampling import Resampling, Value, percentiles
+from lingraft.intervals.resampling import Resampling, Value, percentiles
 from lingraft.models.context_length import context_length_of
 from lingraft.models.loss import collate, token_losses
 from lingraft.models.token_ids import check_token_ids, embedding_rows
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lingraft.data.chat import EncodedExample
-    from lingraft.evaluate.resampling import Floats
+    from lingraft.intervals.resampling import Floats
 
 _RESAMPLES = 2000
 _UNLIMITED = 4096  # tokens of an example, where the model could read any number: for memory's sake

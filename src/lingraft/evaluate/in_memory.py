@@ -125,7 +125,7 @@ class InMemoryModel(HFLM):  # type: ignore[misc]
         """Whether each answer was ended by the model itself or a stop text, by `request_key`; else it was cut off.
 
         Of several answers to the same request, the first."""
-        self.shortened: set[str] = set()
+        self.truncated_prompts: set[str] = set()
         """Requests, by `request_key`, whose prompts did not fit into the model and lost their beginning."""
 
     def apply_chat_template(
@@ -174,7 +174,7 @@ class InMemoryModel(HFLM):  # type: ignore[misc]
         pairs = [self._pair(*request.args) for request in requests]
         for request, pair in zip(requests, pairs, strict=True):
             self._check((*pair.context, *pair.continuation), request)
-        self.shortened |= {
+        self.truncated_prompts |= {
             request_key(request.args)
             for request, pair in zip(requests, pairs, strict=True)
             if len(pair.context) + len(pair.continuation) - 1 > self.max_length  # the last token is not read
@@ -262,7 +262,7 @@ class InMemoryModel(HFLM):  # type: ignore[misc]
             ids, room = tuple(self.tok_encode(text)), self.max_length - limit
             self._check(ids, request)
             if len(ids) > room:
-                self.shortened.add(request_key(request.args))
+                self.truncated_prompts.add(request_key(request.args))
             sampling = _sampling(wanted)
             if sampling is not None:
                 prompt = TokenPrompt(ids[-room:], int(keys[place][:15], 16), limit)

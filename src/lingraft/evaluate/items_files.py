@@ -16,8 +16,8 @@ from lingraft.data.row_fields import Row
 from lingraft.errors import EvaluationError
 from lingraft.evaluate.local_rows import Expression
 from lingraft.evaluate.suites import catalogue, code_of
-from lingraft.language_tags import canonical_tag
 from lingraft.representation.prompts import holds_prompts
+from lingraft.text.language_tags import canonical_tag
 
 _LOOKED_AT = 20  # rows that must all have a task's form
 

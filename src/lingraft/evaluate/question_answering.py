@@ -27,8 +27,8 @@ from lingraft.evaluate.task_data import (
     read_rows,
     room_for,
 )
-from lingraft.evaluate.text_units import fold, primary_language, units
-from lingraft.language_tags import nearest_language
+from lingraft.text.language_tags import nearest_language
+from lingraft.text.units import fold, primary_language, units
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask

@@ -7,10 +7,10 @@ from dataclasses import asdict
 from typing import Any
 
 from lingraft.errors import EvaluationError
-from lingraft.evaluate.comparisons import Correction, compare_many
 from lingraft.evaluate.held_out import BitsPerCharacter
 from lingraft.evaluate.predictions import Prediction
-from lingraft.evaluate.statistics import difference_over_columns, macro_mean, paired_difference
+from lingraft.intervals.comparisons import Correction, compare_many
+from lingraft.intervals.statistics import difference_over_columns, macro_mean, paired_difference
 
 CORRECTION: Correction = "holm"
 ABILITIES = ("task_ability", "language_ability")

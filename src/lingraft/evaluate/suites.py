@@ -32,7 +32,7 @@ from lingraft.evaluate.tasks import (
     wanted_languages,
     worldbook_language,
 )
-from lingraft.language_tags import canonical_tag, is_english, nearest_language
+from lingraft.text.language_tags import canonical_tag, is_english, nearest_language
 
 PREFIX = "suite:"
 _HERE = Path(__file__).resolve().parent

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from lingraft.config.schema import Evaluation, EvaluationTask
 from lingraft.data.worldbook import FAMILIES
 from lingraft.errors import EvaluationError
-from lingraft.evaluate.judge import ALPACA_EVAL
 from lingraft.evaluate.local_rows import Expression
 from lingraft.evaluate.own_tasks import OWN_TASKS
 from lingraft.evaluate.predictions import Ability
@@ -37,6 +36,7 @@ from lingraft.evaluate.tasks import (
     wanted_languages,
     worldbook_language,
 )
+from lingraft.judge.win_rate import ALPACA_EVAL
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask

@@ -19,13 +19,13 @@ from lingraft.data.files import data_suffix
 from lingraft.data.readers import commit_of
 from lingraft.data.worldbook import FAMILIES, LANGUAGES
 from lingraft.errors import ConfigError, EvaluationError, LingraftError, did_you_mean, in_one_line
-from lingraft.evaluate.judge import ALPACA_EVAL, Judge
-from lingraft.evaluate.judging.chat_endpoint import key_from_environment
 from lingraft.evaluate.local_rows import Expression, mapped_rows, read_rows
 from lingraft.evaluate.own_tasks import OWN_TASKS
 from lingraft.evaluate.predictions import Ability
-from lingraft.language_tags import nearest_language
+from lingraft.judge.chat_endpoint import key_from_environment
+from lingraft.judge.win_rate import ALPACA_EVAL, Judge
 from lingraft.records import hash_file
+from lingraft.text.language_tags import nearest_language
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask

@@ -56,7 +56,7 @@ def task_difference_table(differences: Mapping[str, Mapping[str, Any]]) -> Table
             str(one["n"]),
             f"{arrow(dict(one))} {one['value']:+.3f}",
             _interval(one, "{:+.3f}"),
-            f"{one['smallest_visible']:.3f}",
+            f"{one['minimum_detectable_effect']:.3f}",
         )
         for name, one in differences.items()
     ]

@@ -33,12 +33,12 @@ from lingraft.report.tables import (
     des_note,
     failures,
     forgetting_table,
+    minimum_detectable_effect,
     model_title,
     noise_note,
     phase_one_models,
     precision_note,
     seed_table,
-    smallest_visible,
     strategy_cost_table,
     study_table,
     task_table,
@@ -126,7 +126,7 @@ def render_page(result: dict[str, Any], study: Study) -> str:
         correction=next((cell["difference"]["correction"].replace("_", " ").title() for cell in done), ""),
         training=training_table(result),
         costs=strategy_cost_table(result),
-        visible=smallest_visible(result),
+        visible=minimum_detectable_effect(result),
         noise=noise_note(result),
         des=des_note(result),
         precision=precision_note(result),
@@ -137,7 +137,11 @@ def render_page(result: dict[str, Any], study: Study) -> str:
         language_notes=result.get("language_notes") or [],  # results of earlier versions have none
         left_out={name: scores["left_out"] for name, scores in models.items() if scores["left_out"]},
         truncated={name: sum(scores["truncated"].values()) for name, scores in models.items()},
-        shortened={name: scores["shortened"] for name, scores in models.items() if scores["shortened"]},
+        truncated_prompts={
+            name: scores["truncated_prompts"]
+            for name, scores in models.items()
+            if scores["truncated_prompts"]
+        },
         encoder=next((cell["encoder"] for cell in done if cell["encoder"]), None),
         embedded=any(
             (name or "").startswith("embedded:") for name in (study.model, study.phases[0].checkpoint)

@@ -123,7 +123,7 @@ def change_table(result: dict[str, Any]) -> Table | None:
                 changed.text(),
                 " to ".join(own[0].number(value, 2) for value in (single[0], single[-1])),
                 _change(one["language_ability"]).text(),
-                _number(task["smallest_visible"]),
+                _number(task["minimum_detectable_effect"]),
             )
         )
     return Table(columns, tuple(rows), len(_KEYS)) if rows else None
@@ -464,14 +464,14 @@ def over_seeds(figures: Sequence[_Figure]) -> str:
     return f"{one.number(sum(known) / len(known))}{spread}{mark and ' ' + mark}"
 
 
-def smallest_visible(result: dict[str, Any]) -> str:
+def minimum_detectable_effect(result: dict[str, Any]) -> str:
     """Say, in one sentence, how small a difference to Phase 1 the evaluation could have seen in its worst cell."""
     done = [cell["difference"] for cell in result["cells"] if cell["status"] == "done"]
     if not done:
         return "No cell is done, so nothing was compared."
     parts = []
     for ability in ("task_ability", "language_ability"):
-        worst = max(difference[ability]["smallest_visible"] for difference in done)
+        worst = max(difference[ability]["minimum_detectable_effect"] for difference in done)
         items = done[0][ability]["n"]
         parts.append(f"{ability.replace('_', ' ')} {worst:.3f} ({items} items)")
     return f"Smallest difference to Phase 1 that could have been seen (80 % power): {', '.join(parts)}."

@@ -1,6 +1,6 @@
 """The strategy protocol: a frozen options class plus hooks that return values; none receives the trainer.
 
-Hooks run in the order prepare, mix, wrap, trainable, frozen_cells, learning_rates, anchor, output_penalty, keep,
+Hooks run in the order prepare, mix, wrap, trainable, frozen_mask, learning_rates, anchor, output_penalty, keep,
 combine. `prepare` and `combine` are stages of their own: what the first wrote serves every cell that starts alike,
 and the second makes a model of two with no training.
 """
@@ -153,13 +153,13 @@ class TrainingRules:
     """What strategies ask of training, besides which parameters train.
 
     Attributes:
-        frozen_cells: By parameter, a bool tensor that can be broadcast to its shape: true cells keep their bits.
+        frozen_mask: By parameter, a bool tensor that can be broadcast to its shape: true cells keep their bits.
         learning_rates: By parameter, a factor of the learning rate; 1 where absent.
         anchors: Added to the loss once per optimiser step.
         output_penalties: Added to the loss of every micro-batch.
     """
 
-    frozen_cells: Mapping[str, Tensor] = field(default_factory=dict)
+    frozen_mask: Mapping[str, Tensor] = field(default_factory=dict)
     learning_rates: Mapping[str, float] = field(default_factory=dict)
     anchors: tuple[Anchor, ...] = ()
     output_penalties: tuple[OutputPenalty, ...] = ()
@@ -238,7 +238,7 @@ class Strategy(BaseModel):
             StrategyError: It does; says which option and what there is.
         """
 
-    def frozen_cells(self, model: PreTrainedModel, context: Context) -> Mapping[str, Tensor]:  # noqa: ARG002
+    def frozen_mask(self, model: PreTrainedModel, context: Context) -> Mapping[str, Tensor]:  # noqa: ARG002
         """Return which cells of trained parameters are frozen all the same; see `TrainingRules`."""
         return {}
 
@@ -326,7 +326,7 @@ def check_plan(
         )
 
 
-def count_frozen_cells(
+def count_frozen_masks(
     model: PreTrainedModel, trainable: Collection[str], cells: Mapping[str, Tensor]
 ) -> int:
     """Return how many numbers of parameters that train are frozen all the same."""

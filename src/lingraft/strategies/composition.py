@@ -101,14 +101,14 @@ class Composition:
         cells: dict[str, Tensor] = {}
         rates: dict[str, float] = {}
         for part in self.parts:
-            for name, own in part.frozen_cells(model, context).items():
+            for name, own in part.frozen_mask(model, context).items():
                 cells[name] = own | cells[name] if name in cells else own
             for name, factor in part.learning_rates(model).items():
                 rates[name] = rates.get(name, 1.0) * factor
         anchors = (part.anchor(model, context) for part in self.parts)
         penalties = (part.output_penalty(context) for part in self.parts)
         return TrainingRules(
-            frozen_cells=cells,
+            frozen_mask=cells,
             learning_rates=rates,
             anchors=tuple(one for one in anchors if one is not None),
             output_penalties=tuple(one for one in penalties if one is not None),

@@ -84,7 +84,7 @@ class Ssu(Strategy):
         write_text_atomically(context.folder / _RECORD, json.dumps(record))
         return record
 
-    def frozen_cells(self, model: PreTrainedModel, context: Context) -> Mapping[str, Tensor]:
+    def frozen_mask(self, model: PreTrainedModel, context: Context) -> Mapping[str, Tensor]:
         """Return the frozen columns [1, in], rows of special tokens [V, 1] and cells of vectors [n].
 
         Columns are [in, 1] where a weight is stored as [in, out], and [E, 1, in] or [E, in, 1] of a stack of experts.

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from lingraft.config.schema import PhaseData, Study
-from lingraft.data.contamination import CHARACTERS, WORDS, TaskOverlap, overlap
+from lingraft.contamination.items import evaluation_texts
+from lingraft.contamination.overlap import CHARACTERS, WORDS, TaskOverlap, overlap
 from lingraft.data.example import Example
 from lingraft.data.worldbook import VERSION as WORLDBOOK_VERSION
-from lingraft.evaluate.items import evaluation_texts
 from lingraft.evaluate.tasks import task_identities
 from lingraft.records import fingerprint_of, read_json, write_json_atomically
 from lingraft.study.events import Watcher

@@ -22,7 +22,6 @@ from lingraft.data.sources import DataSplit, LoadedData, draw_rows, hold_out, lo
 from lingraft.data.tokenizer_cost import cost_warnings, language_costs
 from lingraft.errors import ConfigError, LingraftError, ModelError, StrategyError
 from lingraft.evaluate.held_out import item_of
-from lingraft.language_tags import is_english
 from lingraft.models.loading import (
     check_model,
     load_tokenizer,
@@ -38,6 +37,7 @@ from lingraft.strategies.base import Need, Strategy
 from lingraft.strategies.composition import Composition, build
 from lingraft.study.events import Watcher
 from lingraft.study.grid import Cell, cells_of, trained_phases
+from lingraft.text.language_tags import is_english
 
 ENGLISH = "en"
 _SHOWN_BROKEN = 3  # places named in the record; all are counted

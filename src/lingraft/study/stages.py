@@ -23,7 +23,7 @@ from lingraft.config.schema import UNCOMPARED_JUDGE_FIELDS, Evaluation, Strategy
 from lingraft.data.chat import encode_examples
 from lingraft.data.chat_format import CHAT_IDENTITY
 from lingraft.data.example import Example
-from lingraft.evaluate.harness import evaluate_model, shortened_sentence
+from lingraft.evaluate.harness import evaluate_model, truncated_prompts_sentence
 from lingraft.evaluate.held_out import bits_by_language, held_out_losses, item_of, write_losses
 from lingraft.evaluate.manifest import HAS_TEMPLATE, NO_TEMPLATE, manifest_of, outside_of_the_file
 from lingraft.evaluate.predictions import write_predictions
@@ -40,7 +40,7 @@ from lingraft.records import fingerprint_of, read_json, write_json_atomically
 from lingraft.representation.drift import drift_between
 from lingraft.representation.states import encode_alike, model_states
 from lingraft.similarity.embedding_similarity import dataset_embedding_similarity
-from lingraft.strategies.base import Context, check_plan, count_frozen_cells, freeze_plan
+from lingraft.strategies.base import Context, check_plan, count_frozen_masks, freeze_plan
 from lingraft.strategies.composition import build
 from lingraft.study.events import StageProgress, Watcher
 from lingraft.study.materials import combination_identity, training_identity
@@ -324,12 +324,12 @@ class Stages:
                 self._watcher.noted(
                     f"{label}: {len(evaluated.left_out)} items are left out, such as {evaluated.left_out[0]}."
                 )
-            for task, count in evaluated.shortened.items():
-                self._watcher.noted(f"{label}: {shortened_sentence(task, count)}")
+            for task, count in evaluated.truncated_prompts.items():
+                self._watcher.noted(f"{label}: {truncated_prompts_sentence(task, count)}")
             lost = {
                 "left_out": list(evaluated.left_out),
                 "truncated": evaluated.truncated,
-                "shortened": evaluated.shortened,
+                "truncated_prompts": evaluated.truncated_prompts,
                 "noise": evaluated.noise,
             }
             result = {
@@ -577,9 +577,9 @@ class Stages:
         if any(row.frozen_parameters for row in plan):
             self._watcher.freeze_plan(job.label, plan)
         rules = composition.rules(model, context)
-        frozen_cells = count_frozen_cells(model, trainable, rules.frozen_cells)
-        if frozen_cells:
-            self._watcher.noted(f"{job.label}: {frozen_cells:,} numbers inside of what trains are frozen.")
+        frozen_mask = count_frozen_masks(model, trainable, rules.frozen_mask)
+        if frozen_mask:
+            self._watcher.noted(f"{job.label}: {frozen_mask:,} numbers inside of what trains are frozen.")
         if self._processes.count == 1:
             outcome = train_phase(
                 model,
@@ -597,7 +597,7 @@ class Stages:
             del model, unwrapped, rules  # each process makes its own
             outcome = self._train_on_processes(job, context, trainable, folder)
         times = {**_machine(compute), **_training_times(outcome), "processes": self._processes.count}
-        record = _training_record(job, mix, encoded, plan, outcome) | {"frozen_cells": frozen_cells}
+        record = _training_record(job, mix, encoded, plan, outcome) | {"frozen_mask": frozen_mask}
         return Work(record, times)
 
     def _train_on_processes(

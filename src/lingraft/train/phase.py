@@ -152,7 +152,7 @@ def train_phase(
             "training.precision bf16_pure does not go with sharded training: its optimiser rounds whole tensors. "
             "Use bf16, whose float32 weights are divided between the processes."
         )
-    if sharded and (rules.frozen_cells or rules.anchors):
+    if sharded and (rules.frozen_mask or rules.anchors):
         raise ConfigError(
             "sharded training divides weights between processes, but this strategy freezes single cells or pulls "
             "weights, which needs whole tensors here. Train it on processes without --sharded."
@@ -172,8 +172,8 @@ def train_phase(
         )
     state.wait_for_everyone()
     resumed = _newest_checkpoint(workplace)
-    with _prepared(model, names, training, compute, rules.frozen_cells):
-        before = _frozen_hashes(model, rules.frozen_cells)
+    with _prepared(model, names, training, compute, rules.frozen_mask):
+        before = _frozen_hashes(model, rules.frozen_mask)
         trainer = PhaseTrainer(
             model,
             arguments,
@@ -188,7 +188,7 @@ def train_phase(
         clock = _Clock(plan.tokens_per_step(), on_progress if state.is_main_process else None)
         trainer.add_callback(clock)
         _train(trainer, resumed)
-        _verify_frozen(before, _frozen_hashes(model, rules.frozen_cells))
+        _verify_frozen(before, _frozen_hashes(model, rules.frozen_mask))
         trainable_parameters, frozen_parameters = _count_parameters(model)
     state.wait_for_everyone()
     if state.is_main_process:
@@ -292,7 +292,7 @@ def _sampled(tensor: Tensor) -> str:
 def _content_of_rules(rules: TrainingRules) -> list[object]:
     """Return what of the rules a checkpoint must agree on; penalties on outputs are known by the stage alone."""
     return [
-        {name: _sampled(cells) for name, cells in rules.frozen_cells.items()},
+        {name: _sampled(cells) for name, cells in rules.frozen_mask.items()},
         dict(rules.learning_rates),
         [
             {
@@ -346,7 +346,7 @@ def _prepared(
     names: Sequence[str],
     training: Training,
     compute: Compute,
-    frozen_cells: Mapping[str, Tensor],
+    frozen_mask: Mapping[str, Tensor],
 ) -> Iterator[None]:
     """Set what trains, the weights' type and gradient checkpointing; undo all but the training at the end."""
     chosen = set(names)
@@ -359,7 +359,7 @@ def _prepared(
         model.disable_input_require_grads()
     try:
         pure = compute.precision == "bf16_pure"
-        weights = _weights_held_in(compute.held, model, frozen_cells) if pure else nullcontext()
+        weights = _weights_held_in(compute.held, model, frozen_mask) if pure else nullcontext()
         with weights, grouped_attention(model):
             yield
     finally:
@@ -372,12 +372,12 @@ def _prepared(
 
 @contextmanager
 def _weights_held_in(
-    dtype: torch.dtype, model: nn.Module, frozen_cells: Mapping[str, Tensor]
+    dtype: torch.dtype, model: nn.Module, frozen_mask: Mapping[str, Tensor]
 ) -> Iterator[None]:
     """Hold the parameters in a narrower type inside; outside, what is frozen has the very float32 bits that it had."""
     originals: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad or name in frozen_cells:
+        if not parameter.requires_grad or name in frozen_mask:
             originals[name] = parameter.data
         parameter.data = parameter.data.to(dtype)
     try:
@@ -387,7 +387,7 @@ def _weights_held_in(
             kept = originals.pop(name, None)
             kept = None if kept is None else kept.to(parameter.device)
             if kept is not None and parameter.requires_grad:
-                kept = torch.where(frozen_cells[name].to(parameter.device), kept, parameter.data.float())
+                kept = torch.where(frozen_mask[name].to(parameter.device), kept, parameter.data.float())
             parameter.data = parameter.data.float() if kept is None else kept
 
 
@@ -446,14 +446,14 @@ class _Clock(TrainerCallback):
             self._on_progress(Progress(step, state.max_steps, loss, self.tokens_per_second, left))
 
 
-def _frozen_hashes(model: nn.Module, frozen_cells: Mapping[str, Tensor]) -> dict[str, str]:
+def _frozen_hashes(model: nn.Module, frozen_mask: Mapping[str, Tensor]) -> dict[str, str]:
     """Return the SHA-256 of the bytes of every parameter that is not trained, and of the frozen cells of others."""
     hashes = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             kept = whole(parameter).cpu().contiguous()
-        elif name in frozen_cells:
-            kept = parameter.detach().cpu()[frozen_cells[name].expand(parameter.shape)]
+        elif name in frozen_mask:
+            kept = parameter.detach().cpu()[frozen_mask[name].expand(parameter.shape)]
         else:
             continue
         hashes[name] = hashlib.sha256(kept.view(-1).view(torch.uint8).numpy().data).hexdigest()

@@ -33,7 +33,7 @@ class Restraints:
             name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
         }
         self._anchors = rules.anchors
-        self._cells = {name: own for name, own in rules.frozen_cells.items() if name in self._parameters}
+        self._cells = {name: own for name, own in rules.frozen_mask.items() if name in self._parameters}
         pulled = {name for anchor in rules.anchors for name in self._pulled_by(anchor)}
         kept = pulled | (set(self._cells) if restore else set())
         self._restore = restore

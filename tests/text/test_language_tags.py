@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from lingraft.language_tags import canonical_tag, english_name, nearest_language
+from lingraft.text.language_tags import canonical_tag, english_name, nearest_language
 
 
 @pytest.mark.parametrize(

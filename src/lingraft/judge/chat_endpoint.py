@@ -14,9 +14,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit
 
-from lingraft.errors import ConfigError, EvaluationError, harmless
-from lingraft.evaluate.judging.chat_reply import Reply, retry_after, tokens_of, told_reason, written_tokens
-from lingraft.evaluate.judging.spending import Ledger, Tokens
+from lingraft.errors import ConfigError, EvaluationError, escape_control_characters
+from lingraft.judge.chat_reply import Reply, retry_after, tokens_of, told_reason, written_tokens
+from lingraft.judge.spending import Ledger, Tokens
 
 if TYPE_CHECKING:
     from requests import PreparedRequest, Response
@@ -331,7 +331,7 @@ class ChatClient:
 
     def _clean(self, text: str) -> str:
         """Return a server's words in one line, shortened, without the key and unable to steer a terminal."""
-        line = harmless(" ".join(text.split()))
+        line = escape_control_characters(" ".join(text.split()))
         if self._key.value:
             line = line.replace(self._key.value, "***")
         return (line if len(line) <= _SHOWN_CHARACTERS else f"{line[:_SHOWN_CHARACTERS]}…").rstrip(".")

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from itertools import islice
 
 from lingraft.errors import EvaluationError
-from lingraft.evaluate.judging.chat_endpoint import ChatClient, QuestionRefusedError, most_tokens
-from lingraft.evaluate.judging.prompt import ALTERNATIVES, Question, first_preference
-from lingraft.evaluate.judging.spending import BudgetReachedError, Ledger
-from lingraft.evaluate.judging.verdict_cache import Verdict, VerdictCache
+from lingraft.judge.chat_endpoint import ChatClient, QuestionRefusedError, most_tokens
+from lingraft.judge.prompt import ALTERNATIVES, Question, first_preference
+from lingraft.judge.spending import BudgetReachedError, Ledger
+from lingraft.judge.verdict_cache import Verdict, VerdictCache
 
 OnProgress = Callable[[int, int], None]
 _REFUSALS_THAT_TELL = 5  # so many and not one verdict: it is not the questions

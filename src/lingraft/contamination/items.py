@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lingraft.config.schema import Evaluation
-from lingraft.data.contamination import EvaluationText
+from lingraft.contamination.item_texts import item_texts
+from lingraft.contamination.overlap import EvaluationText
 from lingraft.errors import EvaluationError, in_one_line
-from lingraft.evaluate.item_texts import item_texts
 from lingraft.evaluate.task_runs import asked_text, choices_of, expected_text, runs_of
 from lingraft.evaluate.tasks import quiet
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from lingraft.errors import EvaluationError
-from lingraft.evaluate.comparisons import adjust, compare_many, p_value
 from lingraft.evaluate.predictions import Prediction
+from lingraft.intervals.comparisons import adjust, compare_many, p_value
 
 
 def answers(scores: Sequence[float], clusters: int = 0) -> list[Prediction]:

@@ -11,7 +11,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from lingraft.evaluate.judging.chat_reply import Reply
+from lingraft.judge.chat_reply import Reply
 from lingraft.records import fingerprint_of
 
 PROMPT_VERSION = 1  # raise it with every change of the texts below: verdicts are kept by it

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from lingraft.config.schema import JudgeChoice
-from lingraft.data.contamination import EvaluationText, TaskOverlap, overlap
+from lingraft.contamination.item_texts import item_texts
+from lingraft.contamination.items import evaluation_texts
+from lingraft.contamination.overlap import EvaluationText, TaskOverlap, overlap
 from lingraft.data.example import Example, Message
-from lingraft.evaluate.item_texts import item_texts
-from lingraft.evaluate.items import evaluation_texts
 from lingraft.evaluate.suites import catalogue, choose_tasks, copies_of
 
 Turns = tuple[str, str]

@@ -8,8 +8,8 @@ import pytest
 from lingraft.errors import EvaluationError
 from lingraft.evaluate.held_out import AnswerLoss, bits_difference, mean_bits
 from lingraft.evaluate.predictions import Prediction
-from lingraft.evaluate.resampling import Resampling, Value
-from lingraft.evaluate.statistics import (
+from lingraft.intervals.resampling import Resampling, Value
+from lingraft.intervals.statistics import (
     difference_over_columns,
     macro_mean,
     mean_over_columns,

@@ -14,8 +14,8 @@ from typing import Protocol
 from scipy import special
 
 from lingraft.errors import EvaluationError
-from lingraft.evaluate.bounds import bounds, distinct
-from lingraft.evaluate.resampling import CONFIDENCE, Resampling, Value
+from lingraft.intervals.bounds import bounds, distinct
+from lingraft.intervals.resampling import CONFIDENCE, Resampling, Value
 
 _POWER_FACTOR = float(special.ndtri(1 - (1 - CONFIDENCE) / 2) + special.ndtri(0.8))  # 2.80
 
@@ -69,7 +69,7 @@ class Difference:
         value: Difference of the macro means, in [-1, 1].
         low: Lower end.
         high: Upper end.
-        smallest_visible: The smallest true difference that this evaluation would have found with 80 % power
+        minimum_detectable_effect: The smallest true difference that this evaluation would have found with 80 % power
             (5 %, two-sided): 2.80 standard errors, the error taken as at least that of 5 clusters that differ by 1
             where fewer vary.
         n: Items.
@@ -81,7 +81,7 @@ class Difference:
     value: float
     low: float
     high: float
-    smallest_visible: float
+    minimum_detectable_effect: float
     n: int
     n_differing: int
     exact: bool
@@ -137,7 +137,7 @@ def difference_over_columns(pairs: Sequence[tuple[Sequence[Scored], Sequence[Sco
         value=resampling.value(),
         low=found.low,
         high=found.high,
-        smallest_visible=min(_POWER_FACTOR * found.error, 1.0),
+        minimum_detectable_effect=min(_POWER_FACTOR * found.error, 1.0),
         n=_count([before for before, _ in pairs]),
         n_differing=int((distinct(clusters.means) != 0).sum()),
         exact=found.exact,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from lingraft.data.contamination import normalised
+from lingraft.contamination.overlap import normalised
 
 Reading = tuple[str, ...]
 

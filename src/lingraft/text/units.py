@@ -10,7 +10,7 @@ import unicodedata
 
 import regex
 
-from lingraft.language_tags import canonical_tag
+from lingraft.text.language_tags import canonical_tag
 
 # They write no spaces between words; segmenting them needs a dictionary, and a score would depend on its version.
 UNSPACED_SCRIPTS = ("Han", "Hiragana", "Katakana", "Bopomofo", "Thai", "Lao", "Khmer", "Myanmar")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lingraft.evaluate.text_units import fold, units
+from lingraft.text.units import fold, units
 
 LANGUAGES = ("ar", "de", "hi", "ja", "ko", "ru", "th", "tr", "vi")
 

@@ -18,8 +18,8 @@ import numpy as np
 from scipy import special, stats
 
 from lingraft.errors import EvaluationError, did_you_mean
-from lingraft.evaluate.resampling import Floats, Resampling
-from lingraft.evaluate.statistics import Scored, paired_values
+from lingraft.intervals.resampling import Floats, Resampling
+from lingraft.intervals.statistics import Scored, paired_values
 
 Correction = Literal["holm", "benjamini_hochberg"]
 TURNS = 9_999  # the smallest p-value is 1e-4: enough for Holm's correction of 500 tests at 5 %

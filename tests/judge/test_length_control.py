@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from lingraft.errors import DataError, EvaluationError
-from lingraft.evaluate.judge import Output, Preference
-from lingraft.evaluate.judging.length_control import (
+from lingraft.judge.length_control import (
     COLUMNS,
     check_package,
     check_reference,
     gamed_data,
     length_controlled,
 )
+from lingraft.judge.win_rate import Output, Preference
 
 needs_package = pytest.mark.skipif(
     find_spec("alpaca_eval") is None, reason="alpaca-eval (extra `judge`) is absent"
@@ -65,7 +65,7 @@ def judged_by_length(strength: float, quality: float, n: int = 400) -> list[Pref
 
 @needs_package
 def test_what_length_alone_wins_is_taken_away(made_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lingraft.evaluate.judging.length_control.RESAMPLES", 10)
+    monkeypatch.setattr("lingraft.judge.length_control.RESAMPLES", 10)
     preferences = judged_by_length(strength=2.0, quality=0.0)
     plain = sum(one.score for one in preferences) / len(preferences)
     found = length_controlled(preferences, made_data)
@@ -78,8 +78,8 @@ def test_what_length_alone_wins_is_taken_away(made_data: Path, monkeypatch: pyte
 
 @needs_package
 def test_it_is_the_packages_own_number(made_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lingraft.evaluate.judging.length_control.RESAMPLES", 2)
-    from lingraft.evaluate.judging.length_control import _package
+    monkeypatch.setattr("lingraft.judge.length_control.RESAMPLES", 2)
+    from lingraft.judge.length_control import _package
 
     preferences = judged_by_length(strength=1.0, quality=-1.0)
     with _package(made_data):
@@ -109,7 +109,7 @@ def test_the_packages_side_effects_end_with_it(
 ) -> None:
     from sklearn import get_config
 
-    monkeypatch.setattr("lingraft.evaluate.judging.length_control.RESAMPLES", 2)
+    monkeypatch.setattr("lingraft.judge.length_control.RESAMPLES", 2)
     environment, configuration = dict(os.environ), get_config()
     length_controlled(judged_by_length(1.0, 0.0, n=100), made_data)
     assert (dict(os.environ), get_config()) == (environment, configuration)

@@ -23,10 +23,10 @@ from unittest.mock import patch
 import numpy as np
 
 from lingraft.errors import DataError, EvaluationError, in_one_line
-from lingraft.evaluate.alpaca_eval_task import hub_file
-from lingraft.evaluate.judge import Output, Preference
-from lingraft.evaluate.judging.asking import OnProgress
-from lingraft.evaluate.resampling import percentiles
+from lingraft.intervals.resampling import percentiles
+from lingraft.judge.asking import OnProgress
+from lingraft.judge.hub import hub_file
+from lingraft.judge.win_rate import Output, Preference
 from lingraft.records import fingerprint_of, hash_file
 
 HUB_FILE = "df_gamed.csv"

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from lingraft.data.contamination import EvaluationText, TaskOverlap, normalised, overlap
+from lingraft.contamination.overlap import EvaluationText, TaskOverlap, normalised, overlap
 from lingraft.data.example import Example, Message
 from lingraft.errors import ConfigError
 

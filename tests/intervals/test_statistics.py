@@ -10,8 +10,8 @@ import pytest
 from scipy import stats
 
 from lingraft.errors import EvaluationError
-from lingraft.evaluate.resampling import Resampling, Value
-from lingraft.evaluate.statistics import macro_mean, mean_over_columns, paired_difference
+from lingraft.intervals.resampling import Resampling, Value
+from lingraft.intervals.statistics import macro_mean, mean_over_columns, paired_difference
 
 
 @dataclass(frozen=True)
@@ -120,23 +120,23 @@ def test_no_change_bounds_what_could_have_been_missed() -> None:
     assert (found.value, found.n_differing) == (0.0, 0)
     assert found.low == pytest.approx(-(1 - 0.0125 ** (1 / 100)), abs=1e-6)  # Clopper-Pearson of 0 in 100
     assert found.high == pytest.approx(-found.low)
-    assert found.smallest_visible == pytest.approx(2.80 * np.sqrt(5) / 100, abs=1e-3)
+    assert found.minimum_detectable_effect == pytest.approx(2.80 * np.sqrt(5) / 100, abs=1e-3)
 
 
 def test_the_same_loss_of_every_item_is_seen_and_has_a_width() -> None:
     found = paired_difference(items([1] * 30), items([0.5] * 30))
     assert (found.value, found.n_differing, found.exact) == (-0.5, 30, True)
     assert found.low < -0.5 < found.high < 0
-    assert found.smallest_visible > 0
+    assert found.minimum_detectable_effect > 0
 
 
-def test_the_smallest_visible_loss_follows_from_the_paired_error() -> None:
+def test_the_minimum_detectable_effect_loss_follows_from_the_paired_error() -> None:
     changes = [-1] * 6 + [1] * 6 + [0] * 108
     found = paired_difference(
         items([1 if c < 0 else 0 for c in changes]), items([1 if c > 0 else 0 for c in changes])
     )
     assert (found.high - found.low) / 2 == pytest.approx(0.056, abs=0.006)
-    assert found.smallest_visible == pytest.approx(2.80 * np.sqrt(0.1 / 120), rel=0.08)
+    assert found.minimum_detectable_effect == pytest.approx(2.80 * np.sqrt(0.1 / 120), rel=0.08)
 
 
 @pytest.mark.parametrize(("n", "rate"), [(100, 0.5), (100, 0.1), (100, 0.03), (30, 0.5), (30, 0.9)])
@@ -163,14 +163,14 @@ def test_the_interval_of_a_difference_holds_the_truth_as_often_as_it_says(gained
     assert held / 200 >= 0.90
 
 
-def test_a_loss_of_the_smallest_visible_size_is_found_four_times_in_five() -> None:
+def test_a_loss_of_the_minimum_detectable_effect_size_is_found_four_times_in_five() -> None:
     generator = np.random.default_rng(3)
     stated, found_below_zero = [], 0
     for _ in range(200):
         draw = generator.random(200)
         lost, gained = draw < 0.12, (draw >= 0.12) & (draw < 0.15)
         found = paired_difference(items(lost.tolist()), items(gained.tolist()))
-        stated.append(found.smallest_visible)
+        stated.append(found.minimum_detectable_effect)
         found_below_zero += found.high < 0
     # The true loss is 0.09; what was stated as visible with 80 % power lies below it, and it was seen as often.
     assert float(np.mean(stated)) == pytest.approx(0.075, abs=0.008)
@@ -184,7 +184,7 @@ def test_few_losses_in_a_small_task_exclude_nothing_beside_a_large_task_without_
     assert found.value == pytest.approx(-0.1)
     assert found.low == pytest.approx(-0.1 - (alone.value - alone.low) / 2, abs=0.005)
     assert found.high == pytest.approx(-0.1 + (alone.high - alone.value) / 2, abs=0.005)
-    assert found.smallest_visible == pytest.approx(alone.smallest_visible / 2, rel=0.05)
+    assert found.minimum_detectable_effect == pytest.approx(alone.minimum_detectable_effect / 2, rel=0.05)
 
 
 @pytest.mark.parametrize(("small", "large"), [(20, 20), (40, 80), (20, 200), (20, 1000)])

@@ -28,12 +28,12 @@ from lingraft.config.schema import Evaluation, EvaluationTask, JudgeChoice
 from lingraft.errors import ConfigError, EvaluationError
 from lingraft.evaluate.alpaca_eval_task import judge_predictions, read_outputs
 from lingraft.evaluate.harness import evaluate_model
-from lingraft.evaluate.judge import Judge, Judged, Output, Preference, judge_answers
-from lingraft.evaluate.judging.asking import Manner
-from lingraft.evaluate.judging.chat_endpoint import Endpoint, key_from_environment
-from lingraft.evaluate.judging.prompt import Question
-from lingraft.evaluate.judging.spending import BudgetReachedError, Prices
 from lingraft.evaluate.predictions import Prediction, read_predictions, read_rows, write_predictions
+from lingraft.judge.asking import Manner
+from lingraft.judge.chat_endpoint import Endpoint, key_from_environment
+from lingraft.judge.prompt import Question
+from lingraft.judge.spending import BudgetReachedError, Prices
+from lingraft.judge.win_rate import Judge, Judged, Output, Preference, judge_answers
 from lingraft.models.generation import TransformersGenerator
 from lingraft.models.loading import load_model, load_tokenizer
 

@@ -1,0 +1,1 @@
+"""How much of an evaluation's items stands in the training rows."""
