@@ -210,7 +210,7 @@ def _check_vllm(models: list[str]) -> None:
 def _judge(url: str | None, model: str | None, **options: Any) -> JudgeChoice | None:
     """Return the judge that was named; its address and key are looked at before anything is answered."""
     from lingraft.config.load import judge_choice
-    from lingraft.judge.chat_endpoint import key_from_environment
+    from lingraft.judge.client import key_from_environment
     from lingraft.judge.win_rate import Judge
 
     if url is None and model is None and options == _NO_JUDGE:

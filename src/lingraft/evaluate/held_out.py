@@ -20,7 +20,7 @@ from lingraft.data.chat import encode_answers
 from lingraft.data.example import Example
 from lingraft.errors import DataError, EvaluationError
 from lingraft.evaluate.predictions import read_rows, write_rows
-from lingraft.intervals.resampling import Resampling, Value, percentiles
+from lingraft.intervals.clusters import ClusteredValues, Value, percentiles
 from lingraft.models.context_length import context_length_of
 from lingraft.models.loss import collate, token_losses
 from lingraft.models.token_ids import check_token_ids, embedding_rows
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lingraft.data.chat import EncodedExample
-    from lingraft.intervals.resampling import Floats
+    from lingraft.intervals.clusters import Floats
 
 _RESAMPLES = 2000
 _UNLIMITED = 4096  # tokens of an example, where the model could read any number: for memory's sake
@@ -226,7 +226,7 @@ def mean_bits(columns: Sequence[Sequence[AnswerLoss]]) -> MeanBits:
     Raises:
         EvaluationError: A column has no examples.
     """
-    resampling = Resampling([[_loss_value(one, one.bits) for one in losses] for losses in columns])
+    resampling = ClusteredValues([[_loss_value(one, one.bits) for one in losses] for losses in columns])
     low, high = _bootstrap(resampling)
     return MeanBits(resampling.value(), low, high, len({one.item for losses in columns for one in losses}))
 
@@ -237,7 +237,7 @@ def bits_difference(pairs: Sequence[tuple[Sequence[AnswerLoss], Sequence[AnswerL
     Raises:
         EvaluationError: A column's two models were not measured on the same examples, or there are none.
     """
-    resampling = Resampling([_paired(before, after) for before, after in pairs])
+    resampling = ClusteredValues([_paired(before, after) for before, after in pairs])
     low, high = _bootstrap(resampling)
     return BitsDifference(
         resampling.value(), low, high, len({one.item for before, _ in pairs for one in before})
@@ -257,7 +257,7 @@ def _loss_value(loss: AnswerLoss, bits: float) -> Value:
     return Value("held out", loss.language, loss.group, bits, float(loss.characters))
 
 
-def _bootstrap(resampling: Resampling) -> tuple[float | None, float | None]:
+def _bootstrap(resampling: ClusteredValues) -> tuple[float | None, float | None]:
     if resampling.fewest_clusters() < _FEWEST_GROUPS:
         return None, None
     return percentiles(resampling.replicates(seed=0))

@@ -22,7 +22,7 @@ from lingraft.errors import ConfigError, EvaluationError, LingraftError, did_you
 from lingraft.evaluate.local_rows import Expression, mapped_rows, read_rows
 from lingraft.evaluate.own_tasks import OWN_TASKS
 from lingraft.evaluate.predictions import Ability
-from lingraft.judge.chat_endpoint import key_from_environment
+from lingraft.judge.client import key_from_environment
 from lingraft.judge.win_rate import ALPACA_EVAL, Judge
 from lingraft.records import hash_file
 from lingraft.text.language_tags import nearest_language

@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from lingraft.errors import EvaluationError
-from lingraft.judge.spending import Tokens
+from lingraft.judge.budget import Tokens
 
 _START = b'{"verdict": "'  # of every line, so that no other file is taken for a cache and cut
 

@@ -14,8 +14,8 @@ from typing import Protocol
 from scipy import special
 
 from lingraft.errors import EvaluationError
-from lingraft.intervals.bounds import bounds, distinct
-from lingraft.intervals.resampling import CONFIDENCE, Resampling, Value
+from lingraft.intervals.clusters import CONFIDENCE, ClusteredValues, Value
+from lingraft.intervals.confidence_intervals import bounds, distinct
 
 _POWER_FACTOR = float(special.ndtri(1 - (1 - CONFIDENCE) / 2) + special.ndtri(0.8))  # 2.80
 
@@ -106,9 +106,9 @@ def mean_over_columns(columns: Sequence[Sequence[Scored]]) -> Interval:
     Raises:
         EvaluationError: There are no items.
     """
-    resampling = Resampling([[_value(item, item.score) for item in items] for items in columns])
-    found = bounds(resampling.clusters(), floor=0.0)
-    return Interval(resampling.value(), found.low, found.high, _count(columns))
+    values = ClusteredValues([[_value(item, item.score) for item in items] for items in columns])
+    found = bounds(values.clusters(), floor=0.0)
+    return Interval(values.value(), found.low, found.high, _count(columns))
 
 
 def paired_difference(before: Sequence[Scored], after: Sequence[Scored]) -> Difference:
@@ -130,11 +130,11 @@ def difference_over_columns(pairs: Sequence[tuple[Sequence[Scored], Sequence[Sco
     Raises:
         EvaluationError: A column's two models do not hold the same items, or there are none.
     """
-    resampling = Resampling([paired_values(before, after) for before, after in pairs])
-    clusters = resampling.clusters()
+    values = ClusteredValues([paired_values(before, after) for before, after in pairs])
+    clusters = values.clusters()
     found = bounds(clusters, floor=-1.0)
     return Difference(
-        value=resampling.value(),
+        value=values.value(),
         low=found.low,
         high=found.high,
         minimum_detectable_effect=min(_POWER_FACTOR * found.error, 1.0),

@@ -9,7 +9,7 @@ import pytest
 
 from lingraft.errors import EvaluationError
 from lingraft.evaluate.predictions import Prediction
-from lingraft.intervals.comparisons import adjust, compare_many, p_value
+from lingraft.intervals.multiple_testing import adjust, compare_many, p_value
 
 
 def answers(scores: Sequence[float], clusters: int = 0) -> list[Prediction]:

@@ -84,7 +84,7 @@ class Clusters:
         )
 
 
-class Resampling:
+class ClusteredValues:
     """The values of one or more columns, arranged for resampling.
 
     Args:

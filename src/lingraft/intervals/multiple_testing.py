@@ -18,8 +18,8 @@ import numpy as np
 from scipy import special, stats
 
 from lingraft.errors import EvaluationError, did_you_mean
-from lingraft.intervals.resampling import Floats, Resampling
-from lingraft.intervals.statistics import Scored, paired_values
+from lingraft.intervals.clusters import ClusteredValues, Floats
+from lingraft.intervals.macro_mean import Scored, paired_values
 
 Correction = Literal["holm", "benjamini_hochberg"]
 TURNS = 9_999  # the smallest p-value is 1e-4: enough for Holm's correction of 500 tests at 5 %
@@ -67,7 +67,7 @@ def p_value(before: Sequence[Scored], after: Sequence[Scored]) -> float:
     Raises:
         EvaluationError: The two models do not hold the same items, or there are none.
     """
-    clusters = Resampling([paired_values(before, after)]).clusters()
+    clusters = ClusteredValues([paired_values(before, after)]).clusters()
     return _turned(clusters.gains - clusters.losses)
 
 

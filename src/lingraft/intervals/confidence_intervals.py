@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from lingraft.intervals.resampling import CONFIDENCE, Clusters, Floats
+from lingraft.intervals.clusters import CONFIDENCE, Clusters, Floats
 
 # Where fewer clusters vary (differ from the most common value of their kind), exact bounds take over.
 FEWEST_VARYING = 5

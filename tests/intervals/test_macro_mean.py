@@ -10,8 +10,8 @@ import pytest
 from scipy import stats
 
 from lingraft.errors import EvaluationError
-from lingraft.intervals.resampling import Resampling, Value
-from lingraft.intervals.statistics import macro_mean, mean_over_columns, paired_difference
+from lingraft.intervals.clusters import ClusteredValues, Value
+from lingraft.intervals.macro_mean import macro_mean, mean_over_columns, paired_difference
 
 
 @dataclass(frozen=True)
@@ -208,15 +208,15 @@ def test_clusters_sum_up_to_the_macro_mean_by_their_shares() -> None:
         *items(generator.random(50).tolist(), "counting", "de"),
     ]
     columns = [scored, items(generator.random(7).tolist(), "other", "fr")]
-    resampling = Resampling(
+    values = ClusteredValues(
         [[Value(one.task, one.language, one.cluster, one.score) for one in column] for column in columns]
     )
-    clusters = resampling.clusters()
+    clusters = values.clusters()
     assert clusters.shares.sum() == pytest.approx(1.0)
-    assert float(clusters.means @ clusters.shares) == pytest.approx(resampling.value())
+    assert float(clusters.means @ clusters.shares) == pytest.approx(values.value())
     assert clusters.gain_errors.sum() == pytest.approx(0.0)
     assert len(np.unique(clusters.kinds)) == 4  # lookup in de and es, in de alone, counting, other
-    assert resampling.value() == pytest.approx(mean_over_columns(columns).value)
+    assert values.value() == pytest.approx(mean_over_columns(columns).value)
 
 
 def test_independent_right_and_wrong_answers_get_jeffreys_interval() -> None:
