@@ -6,8 +6,9 @@ Each cell draws that many evaluations whose true value is known and counts the i
 independent or lie in clusters of unequal size (1 to 10 items, drawn once for each cell) whose rates are drawn from a
 beta (Dirichlet) distribution: `alike` is their intra-cluster correlation. Graded scores are thirds. All evaluations of
 a cell are bounded at once by the formulas of lingraft.intervals.confidence_intervals, written for one task in one
-language; the first ones are compared with what lingraft reports. Beside it stands, for independent items that are right or wrong, the
-percentile bootstrap (of infinitely many draws). Writes benchmarks/results/interval_coverage.json.
+language; the first ones are compared with what lingraft reports. Beside it stands, for independent items that are right
+or wrong, the percentile bootstrap (of infinitely many draws). Writes benchmarks/results/interval_coverage.json.
+
 """
 
 from __future__ import annotations

@@ -49,10 +49,10 @@ def test_the_same_column_twice_is_no_more_evidence(
 
 def test_parallel_columns_that_change_against_each_other_cancel_in_every_draw() -> None:
     scores = (np.arange(40) % 2).astype(float).tolist()
-    turned = [1 - score for score in scores]
+    opposite = [1 - score for score in scores]
     up, down = (
-        (answers(scores, "de"), answers(turned, "de")),
-        (answers(turned, "es"), answers(scores, "es")),
+        (answers(scores, "de"), answers(opposite, "de")),
+        (answers(opposite, "es"), answers(scores, "es")),
     )
     values = ClusteredValues(
         [

@@ -46,8 +46,8 @@ def test_an_empty_table_has_no_mean() -> None:
 
 def test_an_interval_is_the_same_whatever_the_order_of_the_items() -> None:
     scored = items(np.random.default_rng(0).random(40).tolist())
-    found, turned = macro_mean(scored), macro_mean(scored[::-1])
-    assert (turned.low, turned.high) == pytest.approx((found.low, found.high))
+    found, reversed_order = macro_mean(scored), macro_mean(scored[::-1])
+    assert (reversed_order.low, reversed_order.high) == pytest.approx((found.low, found.high))
 
 
 def test_parallel_items_are_no_independent_evidence() -> None:
@@ -226,7 +226,7 @@ def test_independent_right_and_wrong_answers_get_jeffreys_interval() -> None:
     assert (few.low, few.high) == pytest.approx((stats.beta(3, 98).ppf(0.025), stats.beta(4, 97).ppf(0.975)))
 
 
-def test_an_interval_of_failures_is_that_of_successes_turned_round() -> None:
+def test_an_interval_of_failures_mirrors_that_of_successes() -> None:
     scores = np.random.default_rng(6).random(40)
     right, wrong = macro_mean(items(scores.tolist())), macro_mean(items((1 - scores).tolist()))
     assert (1 - wrong.high, 1 - wrong.low) == pytest.approx((right.low, right.high))

@@ -2,7 +2,7 @@
 
 The score of an ability is a macro mean: over languages, of the mean over tasks, of the mean over items.
 Parallel items are no independent evidence: the items of one cluster (one content in several languages) count together.
-How an interval is made says `bounds`.
+`confidence_intervals` says how an interval is made.
 """
 
 from __future__ import annotations
@@ -21,27 +21,26 @@ _POWER_FACTOR = float(special.ndtri(1 - (1 - CONFIDENCE) / 2) + special.ndtri(0.
 
 
 class Scored(Protocol):
-    """What the functions below need of an item."""
+    """An item with its score.
+
+    Attributes:
+        task: Task without its language.
+        language: BCP-47 tag.
+        cluster: Items of one task in the same cluster are no independent evidence.
+        item: Unique inside task and language.
+        score: In [0, 1].
+    """
 
     @property
-    def task(self) -> str:
-        """Task without its language."""
-
+    def task(self) -> str: ...  # noqa: D102
     @property
-    def language(self) -> str:
-        """BCP-47 tag."""
-
+    def language(self) -> str: ...  # noqa: D102
     @property
-    def cluster(self) -> str:
-        """Items of one task in the same cluster are no independent evidence."""
-
+    def cluster(self) -> str: ...  # noqa: D102
     @property
-    def item(self) -> str:
-        """Unique inside task and language."""
-
+    def item(self) -> str: ...  # noqa: D102
     @property
-    def score(self) -> float:
-        """In [0, 1]."""
+    def score(self) -> float: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +97,10 @@ def macro_mean(items: Sequence[Scored]) -> Interval:
 def mean_over_columns(columns: Sequence[Sequence[Scored]]) -> Interval:
     """Return the mean over columns of their macro means, with a 95 % interval.
 
-    Jeffreys' interval of the effective number of independent trials (`bounds`). Where in some stratum fewer than 5
-    clusters differ from the most common score, Clopper-Pearson bounds on the rises above and the falls below that
-    score take over: at least as wide as they say. With 30 to 50 clusters it is too narrow where rates are within 0.1
-    of 0 or 1 and the items of a cluster are very alike (benchmarks/interval_coverage.py).
+    Jeffreys' interval of the effective number of independent trials (`confidence_intervals`). Where in some stratum
+    fewer than 5 clusters differ from the most common score, Clopper-Pearson bounds on the rises above and the falls
+    below that score take over: at least as wide as they say. With 30 to 50 clusters it is too narrow where rates are
+    within 0.1 of 0 or 1 and the items of a cluster are very alike (benchmarks/interval_coverage.py).
 
     Raises:
         EvaluationError: There are no items.
@@ -123,9 +122,9 @@ def difference_over_columns(pairs: Sequence[tuple[Sequence[Scored], Sequence[Sco
     """Return the mean over columns of the difference of two models' macro means, with a 95 % interval.
 
     Each column has its own two models, and both their scores on the same items. Jeffreys' intervals of the gains and
-    of the losses, joined (`bounds`). Where in some stratum fewer than 5 clusters vary: exact bounds of the gains and of
-    the losses (Clopper-Pearson, 2.5 % each), subtracted; conservative. With fewer than 5 of equal sign they do not
-    exclude 0, as a sign test would not: 4 of 4 in one direction has p = 0.125.
+    of the losses, joined (`confidence_intervals`). Where in some stratum fewer than 5 clusters vary: exact bounds of
+    the gains and of the losses (Clopper-Pearson, 2.5 % each), subtracted; conservative. With fewer than 5 of equal sign
+    they do not exclude 0, as a sign test would not: 4 of 4 in one direction has p = 0.125.
 
     Raises:
         EvaluationError: A column's two models do not hold the same items, or there are none.
