@@ -7,12 +7,8 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
+from typing import Any, TypeVar
 
 _HASH_BLOCK_BYTES = 1 << 20
 Row = TypeVar("Row")
@@ -92,16 +88,11 @@ def read_lines(path: Path, parse: Callable[[Any], Row]) -> list[Row]:
     return found
 
 
-@cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(kind)
-
-
 def to_json(value: object) -> Any:
     """Return a dataclass as JSON values."""
-    return _adapter(type(value)).dump_python(value, mode="json")
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(type(value)).dump_python(value, mode="json")
 
 
 def from_json(kind: type[Typed], value: Any) -> Typed:
@@ -110,13 +101,14 @@ def from_json(kind: type[Typed], value: Any) -> Typed:
     Raises:
         ValueError: A field is absent, unknown or of another type; the message names the first.
     """
-    from pydantic import ValidationError
+    from pydantic import TypeAdapter, ValidationError
 
+    adapter = TypeAdapter(kind)
     try:
-        found: Typed = _adapter(kind).validate_json(canonical_json(value), strict=True)
+        found = adapter.validate_json(canonical_json(value), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    if to_json(found) != value:
+    if adapter.dump_python(found, mode="json") != value:
         raise ValueError(f"it holds fields that {kind.__name__} does not have")
     return found
