@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 _HASH_BLOCK_BYTES = 1 << 20
 Row = TypeVar("Row")
+Typed = TypeVar("Typed")
 
 
 def canonical_json(value: Any) -> str:
@@ -84,4 +85,30 @@ def read_lines(path: Path, parse: Callable[[Any], Row]) -> list[Row]:
                 break
             whole += len(line)
     os.truncate(path, whole)
+    return found
+
+
+def to_json(value: object) -> Any:
+    """Return a dataclass as JSON values."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(type(value)).dump_python(value, mode="json")
+
+
+def from_json(kind: type[Typed], value: Any) -> Typed:
+    """Return the dataclass that `to_json` made `value` of.
+
+    Raises:
+        ValueError: A field is absent, unknown or of another type; the message names the first.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    adapter = TypeAdapter(kind)
+    try:
+        found = adapter.validate_json(canonical_json(value), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    if adapter.dump_python(found, mode="json") != value:
+        raise ValueError(f"it holds fields that {kind.__name__} does not have")
     return found
