@@ -6,12 +6,10 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 _HASH_BLOCK_BYTES = 1 << 20
-Row = TypeVar("Row")
 Typed = TypeVar("Typed")
 
 
@@ -61,31 +59,6 @@ def write_json_atomically(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file written by `write_json_atomically`."""
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def append_lines(path: Path, rows: Iterable[Any]) -> None:
-    """Append each value as a line of JSON; they are on disk when this returns."""
-    with path.open("a", encoding="utf-8", newline="\n") as file:
-        file.write("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def read_lines(path: Path, parse: Callable[[Any], Row]) -> list[Row]:
-    """Read what `append_lines` wrote; a torn last line, and what follows one that `parse` refuses, is cut off."""
-    found: list[Row] = []
-    whole = 0  # bytes that can be read
-    with path.open("rb") as file:
-        for line in file:
-            if not line.endswith(b"\n"):
-                break
-            try:
-                found.append(parse(json.loads(line)))
-            except (ValueError, AttributeError, KeyError, TypeError):
-                break
-            whole += len(line)
-    os.truncate(path, whole)
-    return found
 
 
 def to_json(value: object) -> Any:

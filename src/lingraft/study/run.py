@@ -13,6 +13,7 @@ from typing import Any
 
 from lingraft.config.load import save_study
 from lingraft.config.schema import PLAIN, PathStep, Phase, StrategyChoice, StrategySpec, Study, Training
+from lingraft.data.encodings import discard_encodings
 from lingraft.data.example_table import joined
 from lingraft.errors import ConfigError, LingraftError, ModelError, did_you_mean
 from lingraft.evaluate.common_items import CommonItems, common_items, unpaired_sentence
@@ -107,6 +108,7 @@ def run_study(
             "language_notes": notes,
         }
         write_json_atomically(folder / RESULT, result)
+        discard_encodings(store.cache)
     return result
 
 
