@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-from time import perf_counter
 
 import pytest
 
@@ -36,12 +36,15 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_help_answers_in_a_fraction_of_a_second() -> None:
-    # The aim is 0.3 s; the bound leaves room for a machine that is busy with something else.
+    # The aim is 0.3 s. Time of the processor, as the machine may be busy with something else.
     seconds = []
-    for _ in range(5):
-        start = perf_counter()
+    for _ in range(3):
+        before = os.times()
         assert run_python(HELP.format(arguments=["--help"])).returncode == 0
-        seconds.append(perf_counter() - start)
+        after = os.times()
+        seconds.append(
+            after.children_user + after.children_system - before.children_user - before.children_system
+        )
     assert min(seconds) < 1.0
 
 
