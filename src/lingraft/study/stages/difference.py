@@ -1,0 +1,77 @@
+"""The stage `difference`: the distance between two models' weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+from lingraft.models.weights import ModelWeights
+from lingraft.stage import (
+    MEASURE_LIBRARIES,
+    Json,
+    Model,
+    StageSpec,
+    Work,
+    Workplace,
+    libraries,
+    machine,
+    stages_of,
+)
+from lingraft.weights.difference import parameter_difference
+
+
+@dataclass(frozen=True, eq=False)
+class Difference(StageSpec):
+    """MPD of two models.
+
+    Needs: not estimated; models are read in pieces of a megabyte.
+
+    Attributes:
+        first: The model that distances are taken from.
+        second: The other one.
+        trust_remote_code: Run Python code that a model brings along.
+    """
+
+    kind: ClassVar[str] = "difference"
+
+    first: Model
+    second: Model
+    trust_remote_code: bool = False
+
+    @property
+    def inputs(self) -> Mapping[str, Json]:
+        """Both models."""
+        return {
+            "first": self.first.identity,
+            "second": self.second.identity,
+            "libraries": libraries(MEASURE_LIBRARIES),
+        }
+
+    @property
+    def parents(self) -> tuple[StageSpec, ...]:
+        """The stages that made the models."""
+        return stages_of(self.first, self.second)
+
+    def work(self, place: Workplace) -> Work:
+        """Read both models tensor by tensor."""
+        found = parameter_difference(
+            *(
+                ModelWeights(place.model(one), trust_remote_code=self.trust_remote_code)
+                for one in (self.first, self.second)
+            ),
+            on_progress=partial(place.progressed, unit="tensors"),
+        )
+        result = {
+            "mpd": found.mpd,
+            "relative": found.relative,
+            "n_tensors": len(found.tensors),
+            "missing": list(found.missing),
+            "tensors": [
+                {"name": t.name, "layer": t.layer, "module": t.module, "l2": t.l2}
+                | {"relative": t.relative, "cosine": t.cosine}
+                for t in found.tensors
+            ],
+        }
+        return Work(result, machine())
