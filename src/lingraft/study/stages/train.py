@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lingraft.data.chat import encode_examples
 from lingraft.data.chat_format import CHAT_IDENTITY
+from lingraft.data.encoded import EncodedTable
+from lingraft.data.encodings import encode_once
 from lingraft.models.checkpoints import save_checkpoint
 from lingraft.models.compute import compute_for
 from lingraft.models.context_length import at_most, context_length
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from lingraft.strategies.base import FreezePlanRow, Mix
     from lingraft.train.phase import PhaseOutcome
 
-ENCODED = "encoded"  # the phase's rows as token ids; only while it trains
 _UNCOMPARED_TRAINING_FIELDS = {"report_to", "save_every"}
 _SHOWN_DROPPED = 3  # places named in the record; all are counted
 
@@ -107,12 +107,6 @@ class Train(StageSpec):
 
     def work(self, place: Workplace) -> Work:
         """Train, and write the model."""
-        try:
-            return self._train(place)
-        finally:  # the size of the data: not to be left behind by a training that fails either
-            shutil.rmtree(place.folder / ENCODED, ignore_errors=True)
-
-    def _train(self, place: Workplace) -> Work:
         job, folder, trust = self.job, place.folder, self.job.trust_remote_code
         shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
         parent = place.model(job.parent)
@@ -140,11 +134,11 @@ class Train(StageSpec):
                 f"{job.label}: the model reads {max_length} tokens at once, so examples are truncated there and not at "
                 f"`max_length` {job.training.max_length}."
             )
-        encoded = encode_examples(
+        encoded = encode_once(
             mix.examples,
             tokenizer,
             max_length,
-            folder=folder / ENCODED,
+            place.cache,
             max_refused_share=max((counts["max_broken_share"] for counts in job.counts), default=1.0),
             on_progress=partial(place.progressed, unit="rows are encoded"),
         )
@@ -177,7 +171,7 @@ class Train(StageSpec):
             save_checkpoint(composition.finish(model, folder), tokenizer, folder / CHECKPOINT)
         else:
             del model, unwrapped, rules  # each process makes its own
-            outcome = self._train_on_processes(place, context, trainable)
+            outcome = self._train_on_processes(place, context, trainable, encoded.examples)
         times = {**machine(compute), **_training_times(outcome), "processes": self.processes.count}
         record = _training_record(job, mix, encoded, plan, outcome) | {"frozen_mask": frozen_mask}
         return Work(record, times)
@@ -187,7 +181,9 @@ class Train(StageSpec):
         place: Workplace,
         context: Context,
         trainable: Collection[str],
+        encoded: EncodedTable,
     ) -> PhaseOutcome:
+        assert encoded.folder is not None
         job, folder = self.job, place.folder
         task = PhaseTask(
             parent=context.previous.absolute(),
@@ -196,7 +192,7 @@ class Train(StageSpec):
             trainable=tuple(sorted(trainable)),
             training=job.training,
             states={kind: state.absolute() for kind, state in context.states.items()},
-            encoded=(folder / ENCODED).absolute(),
+            encoded=encoded.folder.absolute(),
             folder=folder.absolute(),
             checkpoint=(folder / CHECKPOINT).absolute(),
             seed=job.seed,
