@@ -10,6 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lingraft.config.schema import Study
+from lingraft.measures.base import Instructions
+from lingraft.measures.des import Similarity
+from lingraft.measures.drift import StatesDrift
+from lingraft.measures.mpd import Difference
 from lingraft.similarity.embedding_similarity import unknown_languages
 from lingraft.similarity.encoders import Encoder, load_encoder
 from lingraft.stage import FinishedStage, Model
@@ -17,9 +21,6 @@ from lingraft.study.events import Watcher
 from lingraft.study.execute import Executor
 from lingraft.study.grid import Cell
 from lingraft.study.materials import DataSet, Materials
-from lingraft.study.stages.difference import Difference
-from lingraft.study.stages.drift import Drift
-from lingraft.study.stages.similarity import Similarity
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,9 @@ class Measures:
         if "drift" not in self._study.measures:
             return None
         trust = self._study.trust_remote_code
-        return self._executor.make(Drift(f"to {cell.label}", phase_one, last, self._materials.prompts, trust))
+        return self._executor.make(
+            StatesDrift(f"to {cell.label}", phase_one, last, self._materials.prompts, trust)
+        )
 
     def _sets(self, cell: Cell) -> tuple[DataSet | None, list[DataSet]]:
         """Return the set of Phase 1's instructions, if known, and those of the trained phases."""
@@ -126,10 +129,13 @@ class Measures:
     def _similarity(self, first: DataSet | None, second: DataSet, seed: int) -> FinishedStage | None:
         if first is None or self._encoder is None or self._reason(first, second) is not None:
             return None
-        one, other = ((s.split(seed).train, {**s.identity, "seed": seed}) for s in (first, second))
+        one, other = (
+            Instructions(s.name, s.split(seed).train, {**s.identity, "seed": seed}, s.languages)
+            for s in (first, second)
+        )
         label = f"{first.name} and {second.name}"
         label = label if len(self._study.seeds) == 1 else f"{label} (seed {seed})"
-        return self._executor.make(Similarity(label, *one, *other, self._encoder))
+        return self._executor.make(Similarity(label, one, other, self._encoder))
 
     def distance(self, label: str, first: Model, second: Model) -> FinishedStage:
         """Return MPD of two models."""

@@ -1,15 +1,17 @@
-"""The stage `difference`: the distance between two models' weights."""
+"""MPD: how far the weights moved."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
+from lingraft.measures.base import FROM_PREVIOUS, Column, Figure, Found, Measure, MeasuredCell, Taken
 from lingraft.models.weights import ModelWeights
 from lingraft.stage import (
     MEASURE_LIBRARIES,
+    FinishedStage,
     Json,
     Model,
     StageSpec,
@@ -20,6 +22,49 @@ from lingraft.stage import (
     stages_of,
 )
 from lingraft.weights.difference import parameter_difference
+
+
+class Mpd(Measure):
+    """The model parameter difference of each phase from the one before and from Phase 1.
+
+    Source: arXiv 2410.16006, Definition 2; the paper compares another pair of models (`mpd_pair`).
+    """
+
+    name: ClassVar[str] = "mpd"
+    title: ClassVar[str] = "MPD"
+    meaning: ClassVar[str] = "MPD: mean L2 distance of the weight tensors from Phase 1."
+    columns: ClassVar[tuple[Column, ...]] = (
+        Column("MPD", "mean L2 distance of the weight tensors from Phase 1", "mpd"),
+    )
+    phase_columns: ClassVar[tuple[Column, ...]] = (
+        Column(
+            "MPD from previous",
+            "mean L2 distance of the weight tensors from the phase before",
+            "mpd",
+            FROM_PREVIOUS,
+        ),
+    )
+
+    def stages(self, cell: MeasuredCell) -> Sequence[Taken]:
+        """Return the distance of each phase's model from each start."""
+        return [
+            Taken(
+                {
+                    place: Difference(
+                        f"{'step' if place == FROM_PREVIOUS else 'from phase one'} to {phase.label}",
+                        start.model,
+                        phase.model,
+                        cell.study.trust_remote_code,
+                    )
+                    for place, start in phase.starts.items()
+                }
+            )
+            for phase in cell.phases
+        ]
+
+    def found(self, stage: FinishedStage) -> Found:
+        """Return MPD."""
+        return Found({"mpd": Figure(stage.result["mpd"])})
 
 
 @dataclass(frozen=True, eq=False)
