@@ -61,7 +61,7 @@ def answers(lm: Any, tokenizer: Any, evaluation: Any, runs: Sequence[Any]) -> tu
 
 def chosen_tasks(options: argparse.Namespace, *, warm_up: bool) -> Any:
     """Return a suite's tasks with so many items each; for the warm-up one item and two tokens."""
-    from lingraft.evaluate.suites import choose_tasks
+    from lingraft.evaluate.selection import choose_tasks
 
     chosen = choose_tasks(
         options.suite,

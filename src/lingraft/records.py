@@ -85,3 +85,11 @@ def read_lines(path: Path, parse: Callable[[Any], Row]) -> list[Row]:
             whole += len(line)
     os.truncate(path, whole)
     return found
+
+
+def cache_folder() -> Path:
+    """Return the folder of what can be made again: LINGRAFT_CACHE, else `lingraft` in the user's cache folder."""
+    if given := os.environ.get("LINGRAFT_CACHE"):
+        return Path(given)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "lingraft"

@@ -15,11 +15,11 @@ from lingraft.config.load import save_study
 from lingraft.config.schema import PLAIN, PathStep, Phase, StrategyChoice, StrategySpec, Study, Training
 from lingraft.data.example_table import joined
 from lingraft.errors import ConfigError, LingraftError, ModelError, did_you_mean
+from lingraft.evaluate.checks import check_tasks
 from lingraft.evaluate.common_items import CommonItems, common_items, unpaired_sentence
 from lingraft.evaluate.predictions import read_predictions
 from lingraft.evaluate.scores import differences, differences_over_seeds
-from lingraft.evaluate.suites import language_notes, resolve_suites
-from lingraft.evaluate.tasks import check_tasks
+from lingraft.evaluate.selection import language_notes, resolve_suites
 from lingraft.models.compute import compute_for, device_name
 from lingraft.models.vllm import check_vllm
 from lingraft.records import write_json_atomically

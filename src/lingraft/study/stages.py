@@ -23,13 +23,13 @@ from lingraft.config.schema import UNCOMPARED_JUDGE_FIELDS, Evaluation, Strategy
 from lingraft.data.chat import encode_examples
 from lingraft.data.chat_format import CHAT_IDENTITY
 from lingraft.data.example import Example
-from lingraft.evaluate.harness import evaluate_model, truncated_prompts_sentence
 from lingraft.evaluate.held_out import bits_by_language, held_out_losses, item_of, write_losses
+from lingraft.evaluate.loading import NotRunnableError, task_identities
 from lingraft.evaluate.manifest import HAS_TEMPLATE, NO_TEMPLATE, manifest_of, outside_of_the_file
 from lingraft.evaluate.predictions import write_predictions
+from lingraft.evaluate.running import evaluate_model, truncated_prompts_sentence
 from lingraft.evaluate.scores import score_summary
 from lingraft.evaluate.task_runs import runs_of
-from lingraft.evaluate.tasks import NotRunnableError, task_identities
 from lingraft.models.checkpoints import combine_checkpoints, save_checkpoint
 from lingraft.models.compute import Compute, compute_for, device_name
 from lingraft.models.context_length import at_most, context_length
