@@ -32,7 +32,7 @@ from lingraft.evaluate.tasks.instructions.task import (
     read_instructions,
     score_response,
 )
-from lingraft.intervals.statistics import macro_mean
+from lingraft.intervals.macro_mean import macro_mean
 
 RESULTS = Path(__file__).parent / "results" / "instructions.json"
 SCORE = "prompt_level_strict_acc"

@@ -10,7 +10,6 @@ from lingraft.data.worldbook import LANGUAGES
 from lingraft.errors import ConfigError, LingraftError
 from lingraft.evaluate.loading import filter_of, is_local, load_tasks, metric_of
 from lingraft.evaluate.selection import (
-    ENGLISH,
     covered_languages,
     entries,
     label_of,
@@ -19,8 +18,9 @@ from lingraft.evaluate.selection import (
     worldbook_language,
 )
 from lingraft.evaluate.task_names import WORLDBOOK, is_worldbook, unknown_tasks
-from lingraft.judge.chat_endpoint import key_from_environment
+from lingraft.judge.client import key_from_environment
 from lingraft.judge.win_rate import ALPACA_EVAL, Judge
+from lingraft.text.language_tags import ENGLISH
 
 
 def check_tasks(evaluation: Evaluation, base_folder: Path, *, languages: Sequence[str]) -> None:

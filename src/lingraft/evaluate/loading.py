@@ -25,9 +25,10 @@ from lingraft.evaluate.lm_eval_compat import (
     task_manager,
 )
 from lingraft.evaluate.local_rows import Expression, mapped_rows, read_rows
-from lingraft.evaluate.selection import ENGLISH, entries
+from lingraft.evaluate.selection import entries
 from lingraft.evaluate.task_names import OWN_TASKS, harness_names, is_task_file
 from lingraft.records import hash_file
+from lingraft.text.language_tags import ENGLISH
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask

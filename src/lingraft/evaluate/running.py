@@ -26,7 +26,6 @@ from lingraft.evaluate.loading import file_manager
 from lingraft.evaluate.manifest import Manifest, chat_identity, manifest_of
 from lingraft.evaluate.noise import noise_floor
 from lingraft.evaluate.predictions import Prediction
-from lingraft.evaluate.selection import ENGLISH
 from lingraft.evaluate.task_runs import (
     SEEDS,
     Run,
@@ -38,6 +37,7 @@ from lingraft.evaluate.task_runs import (
 from lingraft.evaluate.tasks.alpaca_eval.task import judge_predictions
 from lingraft.judge.win_rate import Judge, Judged, Output
 from lingraft.records import fingerprint_of
+from lingraft.text.language_tags import ENGLISH
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

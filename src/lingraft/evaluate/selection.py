@@ -17,9 +17,7 @@ from lingraft.evaluate.catalogue import catalogue, code_of, copies_of, filled, s
 from lingraft.evaluate.local_rows import read_rows
 from lingraft.evaluate.predictions import Ability
 from lingraft.evaluate.task_names import SUITE, WORLDBOOK, is_worldbook
-from lingraft.text.language_tags import canonical_tag, is_english, nearest_language
-
-ENGLISH = "en"
+from lingraft.text.language_tags import ENGLISH, canonical_tag, is_english, nearest_language
 
 
 def entries(evaluation: Evaluation) -> Iterator[tuple[Ability, EvaluationTask]]:

@@ -22,7 +22,6 @@ from lingraft.evaluate.loading import NotRunnableError, data_revision, filter_of
 from lingraft.evaluate.local_rows import Expression
 from lingraft.evaluate.predictions import Ability
 from lingraft.evaluate.selection import (
-    ENGLISH,
     ability_of,
     entries,
     label_of,
@@ -31,6 +30,7 @@ from lingraft.evaluate.selection import (
 )
 from lingraft.evaluate.task_names import OWN_TASKS, WORLDBOOK, is_worldbook
 from lingraft.judge.win_rate import ALPACA_EVAL
+from lingraft.text.language_tags import ENGLISH
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask

@@ -19,7 +19,9 @@ from lingraft.data.row_fields import Row, RowError, identifier, kind, objects, p
 from lingraft.errors import EvaluationError
 from lingraft.evaluate.own_task import Documents, Options
 from lingraft.evaluate.task_data import HubSplit, fixed_sample, read_rows, room_for
-from lingraft.text.units import fold, primary_language, units
+from lingraft.text.folding import fold_for_scores
+from lingraft.text.language_tags import primary_language
+from lingraft.text.units import units
 
 _FEWEST_NEW_TOKENS = 32
 # de, en, es and vi as in MLQA's scorer (vi: words of grammar and classifiers, as it has no articles). Languages that
@@ -37,7 +39,7 @@ _ARTICLES = {
     "vi": "của là cái chiếc những",
 }
 _FOLDED_ARTICLES = {
-    language: frozenset(fold(words, language).split()) for language, words in _ARTICLES.items()
+    language: frozenset(fold_for_scores(words, language).split()) for language, words in _ARTICLES.items()
 }
 _ELIDED_ARTICLE = {language: regex.compile(r"(?<!\w)l['\u2019](?=\w)") for language in ("fr", "it")}
 _ARABIC_ARTICLE = "ال"
@@ -93,7 +95,7 @@ def answer_scores(answer: str, expected: Sequence[str], language: str) -> Answer
     for one in expected:
         given, wanted = normalised_units(answer, language), normalised_units(one, language)
         if not given and not wanted:  # nothing but articles and signs, so these are the answer
-            given, wanted = fold(answer, language).split(), fold(one, language).split()
+            given, wanted = fold_for_scores(answer, language).split(), fold_for_scores(one, language).split()
         shared = (Counter(given) & Counter(wanted)).total()
         both = len(given) + len(wanted)
         f1 = max(f1, 2 * shared / both if both else 1.0)
@@ -110,7 +112,7 @@ def normalised_units(answer: str, language: str) -> list[str]:
     their `text_units` too; articles of el, fr, it, nl, pt and ro are dropped.
     """
     language = primary_language(language)
-    folded = fold(answer, language)
+    folded = fold_for_scores(answer, language)
     if language in _ELIDED_ARTICLE:
         folded = _ELIDED_ARTICLE[language].sub("", folded)
     found = units(_PUNCTUATION.sub("", folded))

@@ -12,7 +12,9 @@ from functools import cache
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import Tokenizer
 
-from lingraft.text.units import fold, primary_language, units
+from lingraft.text.folding import fold_for_scores
+from lingraft.text.language_tags import is_english, primary_language
+from lingraft.text.units import units
 
 METRICS = ("rougeL", "rouge1", "rouge2")
 _ENGLISH_WORD = re.compile("[a-z0-9]+")
@@ -64,6 +66,6 @@ class _Units(Tokenizer):  # type: ignore[misc]
 
     def tokenize(self, text: str) -> list[str]:
         """Return the units of a text."""
-        if self._language == "en":
+        if is_english(self._language):
             return _ENGLISH_WORD.findall(text.lower())
-        return units(fold(text, self._language))
+        return units(fold_for_scores(text, self._language))
