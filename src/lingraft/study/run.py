@@ -16,11 +16,11 @@ from lingraft.config.schema import PLAIN, PathStep, Phase, StrategyChoice, Strat
 from lingraft.data.encodings import discard_encodings
 from lingraft.data.example_table import joined
 from lingraft.errors import ConfigError, LingraftError, ModelError, did_you_mean
+from lingraft.evaluate.checks import check_tasks
 from lingraft.evaluate.common_items import CommonItems, common_items, unpaired_sentence
 from lingraft.evaluate.predictions import read_predictions
 from lingraft.evaluate.scores import differences, differences_over_seeds
-from lingraft.evaluate.suites import language_notes, resolve_suites
-from lingraft.evaluate.tasks import check_tasks
+from lingraft.evaluate.selection import language_notes, resolve_suites
 from lingraft.models.compute import compute_for, device_name
 from lingraft.models.vllm import check_vllm
 from lingraft.records import from_json, write_json_atomically
