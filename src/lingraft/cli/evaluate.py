@@ -18,6 +18,7 @@ from lingraft.cli.output import (
     write_record,
 )
 from lingraft.errors import ConfigError, EvaluationError, escape_control_characters
+from lingraft.text.language_tags import ENGLISH
 
 if TYPE_CHECKING:
     from lingraft.config.schema import Evaluation, JudgeChoice
@@ -292,7 +293,7 @@ def _manifest(evaluation: Evaluation, precision: str) -> str:
 
 def _languages(evaluation: Evaluation) -> list[str]:
     """Return the languages besides English: a command trains none, so that each counts as one of its own."""
-    return sorted({entry.language or "en" for entry in evaluation.language_ability})
+    return sorted({entry.language or ENGLISH for entry in evaluation.language_ability})
 
 
 def _prepare(folder: Path, asked: dict[str, Any], manifest: str) -> None:

@@ -20,6 +20,7 @@ from lingraft.data.chat import encode_answers
 from lingraft.data.example import Example
 from lingraft.errors import DataError, EvaluationError
 from lingraft.evaluate.predictions import read_rows, write_rows
+from lingraft.evaluate.results import BitsPerCharacter, MeanBits
 from lingraft.intervals.clusters import ClusteredValues, Value, percentiles
 from lingraft.models.context_length import context_length_of
 from lingraft.models.loss import collate, token_losses
@@ -74,63 +75,6 @@ def read_losses(path: Path) -> tuple[AnswerLoss, ...]:
         EvaluationError: The file is absent or holds something else.
     """
     return read_rows(path, AnswerLoss)
-
-
-@dataclass(frozen=True, slots=True)
-class MeanBits:
-    """Loss in bits per character over one or more columns of held-out answers.
-
-    Attributes:
-        value: Bits per character; lower is better.
-        low: Lower end of the 95 % interval (bootstrap over groups); None: fewer than 5 groups of some language of a
-            column.
-        high: Upper end.
-        n: Examples.
-    """
-
-    value: float
-    low: float | None
-    high: float | None
-    n: int
-
-
-@dataclass(frozen=True, slots=True)
-class BitsDifference:
-    """A paired difference of two models' losses, after - before, in bits per character.
-
-    Attributes:
-        value: Below 0: the loss fell.
-        low: Lower end of the 95 % interval (bootstrap over groups); None: fewer than 5 groups of some language of a
-            column.
-        high: Upper end.
-        n: Examples.
-    """
-
-    value: float
-    low: float | None
-    high: float | None
-    n: int
-
-
-@dataclass(frozen=True, slots=True)
-class BitsPerCharacter:
-    """Loss of one language's held-out answers.
-
-    Attributes:
-        value: Bits per character; 0 is perfect prediction, lower is better.
-        low: Lower end of the 95 % interval (bootstrap over examples).
-        high: Upper end.
-        n: Examples.
-        characters: Characters (Unicode code points) of all assistant turns.
-        left_out: Examples that are too long or that the chat template refuses; they count nowhere else.
-    """
-
-    value: float
-    low: float
-    high: float
-    n: int
-    characters: int
-    left_out: int = 0
 
 
 def held_out_losses(
@@ -231,7 +175,7 @@ def mean_bits(columns: Sequence[Sequence[AnswerLoss]]) -> MeanBits:
     return MeanBits(resampling.value(), low, high, len({one.item for losses in columns for one in losses}))
 
 
-def bits_difference(pairs: Sequence[tuple[Sequence[AnswerLoss], Sequence[AnswerLoss]]]) -> BitsDifference:
+def bits_difference(pairs: Sequence[tuple[Sequence[AnswerLoss], Sequence[AnswerLoss]]]) -> MeanBits:
     """Return the mean over columns of after - before, both on the same examples; see `mean_bits`.
 
     Raises:
@@ -239,9 +183,7 @@ def bits_difference(pairs: Sequence[tuple[Sequence[AnswerLoss], Sequence[AnswerL
     """
     resampling = ClusteredValues([_paired(before, after) for before, after in pairs])
     low, high = _bootstrap(resampling)
-    return BitsDifference(
-        resampling.value(), low, high, len({one.item for before, _ in pairs for one in before})
-    )
+    return MeanBits(resampling.value(), low, high, len({one.item for before, _ in pairs for one in before}))
 
 
 def _paired(before: Sequence[AnswerLoss], after: Sequence[AnswerLoss]) -> list[Value]:

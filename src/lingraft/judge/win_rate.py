@@ -31,6 +31,7 @@ from lingraft.judge.runner import (
 )
 from lingraft.judge.verdict_cache import Verdict, open_cache
 from lingraft.records import fingerprint_of
+from lingraft.text.language_tags import ENGLISH
 
 ALPACA_EVAL = "alpaca_eval"
 _SHOWN_CHARACTERS = 60
@@ -264,7 +265,7 @@ def judge_answers(
     judge: Judge,
     *,
     cache: Path,
-    language: str = "en",
+    language: str = ENGLISH,
     key: Key | None = None,
     sleep: Callable[[float], object] | None = None,
     on_progress: OnProgress | None = None,
