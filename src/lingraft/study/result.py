@@ -17,7 +17,7 @@ from lingraft.contamination.overlap import TaskOverlap
 from lingraft.data.tokenizer_cost import LanguageCost
 from lingraft.errors import ConfigError
 from lingraft.evaluate.results import Differences, Forgetting, Scores
-from lingraft.intervals.statistics import Difference
+from lingraft.intervals.macro_mean import Difference
 from lingraft.records import from_json, read_json, to_json, write_json_atomically
 
 RESULT = "result.json"
