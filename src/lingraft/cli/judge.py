@@ -176,13 +176,13 @@ def _asking(judged: Judged) -> list[str]:
     from lingraft.report.judging import asking_clause
 
     asking = judged.asking
-    lines = [f"Judge {', '.join(judged.judge['answered_as'])}: {asking_clause(judged.to_json())}"]
+    lines = [f"Judge {', '.join(judged.judge.answered_as)}: {asking_clause(judged.to_json())}"]
     if asking.uncounted:
         lines.append(
             f"{asking.uncounted} verdicts came without a count of tokens: the most that they can be was taken"
         )
-    if judged.judge["not_taken"]:
-        lines.append(f"The endpoint does not take: {', '.join(judged.judge['not_taken'])}")
+    if judged.judge.not_taken:
+        lines.append(f"The endpoint does not take: {', '.join(judged.judge.not_taken)}")
     if judged.left_out:
         lines.append(
             f"{len(judged.left_out)} items are left out; {asking.unparseable} verdicts name neither A nor B:"
