@@ -7,9 +7,10 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 _HASH_BLOCK_BYTES = 1 << 20
+Typed = TypeVar("Typed")
 
 
 def canonical_json(value: Any) -> str:
@@ -58,3 +59,29 @@ def write_json_atomically(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file written by `write_json_atomically`."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def to_json(value: object) -> Any:
+    """Return a dataclass as JSON values."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(type(value)).dump_python(value, mode="json")
+
+
+def from_json(kind: type[Typed], value: Any) -> Typed:
+    """Return the dataclass that `to_json` made `value` of.
+
+    Raises:
+        ValueError: A field is absent, unknown or of another type; the message names the first.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    adapter = TypeAdapter(kind)
+    try:
+        found = adapter.validate_json(canonical_json(value), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    if adapter.dump_python(found, mode="json") != value:
+        raise ValueError(f"it holds fields that {kind.__name__} does not have")
+    return found

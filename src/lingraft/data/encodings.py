@@ -1,7 +1,7 @@
 """The encodings that a study's cells share: each mix of rows is encoded once for a tokenizer and a length.
 
     CACHE/encoded/<fingerprint>/   rows.arrow, index.json   the table (see `data.encoded`)
-                                   dropped.jsonl            rows that the template refuses, or that the cut leaves no answer
+                                   dropped.jsonl            rows that the template refuses, or whose answer is cut off
                                    handled.json             what the others were treated by; see `WholeBatch`
 
 A folder appears whole, by one rename, and never changes. It may be deleted whenever no training reads it: it is made

@@ -10,7 +10,7 @@ from typing import Any
 
 from lingraft.append_log import AppendLog, ForeignLineError, only_process
 from lingraft.errors import EvaluationError
-from lingraft.judge.spending import Tokens
+from lingraft.judge.budget import Tokens
 
 
 @dataclass(frozen=True, slots=True)
