@@ -21,6 +21,7 @@ from lingraft.evaluate.common_items import CommonItems, common_items, unpaired_s
 from lingraft.evaluate.predictions import read_predictions
 from lingraft.evaluate.scores import differences, differences_over_seeds
 from lingraft.evaluate.selection import language_notes, resolve_suites
+from lingraft.evaluate.task_records import read_task_records
 from lingraft.models.compute import compute_for, device_name
 from lingraft.models.vllm import check_vllm
 from lingraft.records import from_json, write_json_atomically
@@ -289,7 +290,7 @@ class _Runner:
         compared = (phase_one.evaluation, last.evaluation)
         common = _common(compared)
         for task, count in common.unpaired.items():
-            judged = "judged" in last.evaluation.result["tasks"][task]
+            judged = last.evaluation.result["tasks"][task]["judged"] is not None
             self.watcher.noted(f"{cell.label}: {unpaired_sentence(task, count, judged=judged)}")
         for problem in common.refused.values():
             self.watcher.noted(f"{cell.label}: {problem}")
@@ -511,7 +512,7 @@ class _Runner:
 def _common(evaluations: Sequence[FinishedStage]) -> CommonItems:
     """Read the models' predictions, on the items that all of them have a score of."""
     read = [read_predictions(one.folder / PREDICTIONS) for one in evaluations]
-    return common_items(read, [one.result["tasks"] for one in evaluations])
+    return common_items(read, [read_task_records(one.result["tasks"]) for one in evaluations])
 
 
 def _predictions_of(evaluation: FinishedStage) -> str:
