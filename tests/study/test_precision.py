@@ -19,7 +19,8 @@ from lingraft.study import stages as module
 from lingraft.study.events import Watcher
 from lingraft.study.stages import PREDICTIONS, ModelReference, Stages, TrainingJob
 from lingraft.study.store import RECORD, Stage, Store
-from lingraft.train.processes import PhaseTask, Processes
+from lingraft.train.processes import Processes
+from lingraft.train.run import PhaseTask
 
 ROWS = tuple(
     Example(
@@ -136,10 +137,10 @@ def test_several_processes_are_told_the_precision_and_do_not_measure_it(
     class ToldError(Exception):
         pass
 
-    def started(task: PhaseTask, *_: Any) -> None:
+    def started(_: Processes, task: PhaseTask, **__: Any) -> None:
         raise ToldError(task.training.precision)
 
-    monkeypatch.setattr(module, "train_on_processes", started)
+    monkeypatch.setattr(module, "train_on", started)
     processor(True)
     with stages_in(tmp_path, processes=2) as stages, pytest.raises(ToldError, match=r"^bf16$"):
         stages.train(job(tiny_model))

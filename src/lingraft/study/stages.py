@@ -7,10 +7,9 @@ the store gives it. Times go beside the compared part of the record.
 from __future__ import annotations
 
 import gc
-import os
 import platform
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
@@ -30,7 +29,7 @@ from lingraft.evaluate.predictions import write_predictions
 from lingraft.evaluate.scores import score_summary
 from lingraft.evaluate.task_runs import runs_of
 from lingraft.evaluate.tasks import NotRunnableError, task_identities
-from lingraft.models.checkpoints import combine_checkpoints, save_checkpoint
+from lingraft.models.checkpoints import combine_checkpoints
 from lingraft.models.compute import Compute, compute_for, device_name
 from lingraft.models.context_length import at_most, context_length
 from lingraft.models.loading import load_model, load_tokenizer
@@ -40,14 +39,15 @@ from lingraft.records import fingerprint_of, read_json, write_json_atomically
 from lingraft.representation.drift import drift_between
 from lingraft.representation.states import encode_alike, model_states
 from lingraft.similarity.embedding_similarity import dataset_embedding_similarity
-from lingraft.strategies.base import Context, check_plan, count_frozen_masks, freeze_plan
+from lingraft.strategies.base import Context
 from lingraft.strategies.composition import build
 from lingraft.study.events import StageProgress, Watcher
 from lingraft.study.materials import combination_identity, training_identity
 from lingraft.study.store import Stage, Store, Work
 from lingraft.train.memory import peak_bytes
-from lingraft.train.phase import Progress, train_phase, with_resolved_precision
-from lingraft.train.processes import PhaseTask, Processes, train_on_processes
+from lingraft.train.phase import Progress, with_resolved_precision
+from lingraft.train.processes import Processes, train_on
+from lingraft.train.run import PhaseTask
 from lingraft.weights.difference import parameter_difference
 
 if TYPE_CHECKING:
@@ -57,8 +57,9 @@ if TYPE_CHECKING:
     from lingraft.representation.prompts import Prompt
     from lingraft.representation.states import EncodedPrompts, LayerStates
     from lingraft.similarity.encoders import Encoder
-    from lingraft.strategies.base import FreezePlanRow, Mix, Strategy
+    from lingraft.strategies.base import Mix, Strategy
     from lingraft.train.phase import PhaseOutcome
+    from lingraft.train.run import PhasePlan, TrainedPhase
 
 CHECKPOINT = "checkpoint"
 ENCODED = "encoded"  # the phase's rows as token ids; only while it trains
@@ -568,61 +569,34 @@ class Stages:
         )
         for note in _notes_on_data(job, mix, encoded, max_length):
             self._watcher.noted(note)
-        unwrapped = load_model(parent, trust_remote_code=self._trust)
-        composition.check([name for name, _ in unwrapped.named_parameters()])
-        model = composition.wrap(unwrapped, context)
-        trainable = composition.trainable(model, context)
-        check_plan(model, trainable)
-        plan = freeze_plan(model, trainable)
-        if any(row.frozen_parameters for row in plan):
-            self._watcher.freeze_plan(job.label, plan)
-        rules = composition.rules(model, context)
-        frozen_mask = count_frozen_masks(model, trainable, rules.frozen_mask)
-        if frozen_mask:
-            self._watcher.noted(f"{job.label}: {frozen_mask:,} numbers inside of what trains are frozen.")
-        if self._processes.count == 1:
-            outcome = train_phase(
-                model,
-                tokenizer,
-                encoded.examples,
-                job.training,
-                trainable=trainable,
-                folder=folder,
-                seed=job.seed,
-                on_progress=self._tell_progress,
-                rules=rules,
-            )
-            save_checkpoint(composition.finish(model, folder), tokenizer, folder / CHECKPOINT)
-        else:
-            del model, unwrapped, rules  # each process makes its own
-            outcome = self._train_on_processes(job, context, trainable, folder)
-        times = {**_machine(compute), **_training_times(outcome), "processes": self._processes.count}
-        record = _training_record(job, mix, encoded, plan, outcome) | {"frozen_mask": frozen_mask}
-        return Work(record, times)
-
-    def _train_on_processes(
-        self,
-        job: TrainingJob,
-        context: Context,
-        trainable: Collection[str],
-        folder: Path,
-    ) -> PhaseOutcome:
         task = PhaseTask(
-            parent=context.previous.absolute(),
+            parent=parent.absolute(),
             base=None if context.base is None else context.base.absolute(),
             choice=job.choice,
-            trainable=tuple(sorted(trainable)),
-            training=job.training,
             states={kind: state.absolute() for kind, state in context.states.items()},
+            training=job.training,
             encoded=(folder / ENCODED).absolute(),
             folder=folder.absolute(),
             checkpoint=(folder / CHECKPOINT).absolute(),
             seed=job.seed,
-            sharded=self._processes.sharded,
             trust_remote_code=self._trust,
-            launcher=os.getpid(),
         )
-        return train_on_processes(task, self._processes.count, self._tell_progress)
+        trained = train_on(
+            self._processes,
+            task,
+            on_plan=partial(self._tell_plan, job.label),
+            on_progress=self._tell_progress,
+        )
+        times = {**_machine(compute), **_training_times(trained.outcome), "processes": self._processes.count}
+        return Work(_training_record(job, mix, encoded, trained), times)
+
+    def _tell_plan(self, label: str, plan: PhasePlan) -> None:
+        if any(row.frozen_parameters for row in plan.parts):
+            self._watcher.freeze_plan(label, plan.parts)
+        if plan.masked_parameters:
+            self._watcher.noted(
+                f"{label}: {plan.masked_parameters:,} parameters inside of tensors that train are frozen by a mask."
+            )
 
     def _tell_progress(self, progress: Progress) -> None:
         self._watcher.stage_progressed(
@@ -713,10 +687,10 @@ def _training_record(
     job: TrainingJob,
     mix: Mix,
     encoded: EncodedData,
-    plan: Sequence[FreezePlanRow],
-    outcome: PhaseOutcome,
+    trained: TrainedPhase,
 ) -> dict[str, Any]:
     """Return what a training stage records: the compared part, equal for equal runs."""
+    outcome = trained.outcome
     return {
         "data": job.counts,
         "precision": job.training.precision,
@@ -741,8 +715,9 @@ def _training_record(
         "frozen_parameters": outcome.frozen_parameters,
         "plan": [
             {"part": row.part, "trainable": row.trainable_parameters, "frozen": row.frozen_parameters}
-            for row in plan
+            for row in trained.plan.parts
         ],
+        "masked_parameters": trained.plan.masked_parameters,
         "losses": [[step, loss] for step, loss in outcome.losses],
     }
 
