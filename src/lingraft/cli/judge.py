@@ -84,7 +84,7 @@ def judge(
             attempts=attempts,
         )
     )
-    other = reference_outputs("en", reference)
+    other = reference_outputs(data=reference)
     own = read_outputs(answers, other)[:limit]
     data = None
     if length_control or length_data:  # what is missing is said before anything is paid for

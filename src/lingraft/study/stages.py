@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lingraft.config.schema import UNCOMPARED_JUDGE_FIELDS, Evaluation, StrategyChoice, Training
-from lingraft.data.chat import encode_examples
 from lingraft.data.chat_format import CHAT_IDENTITY
+from lingraft.data.encoded import EncodedTable
+from lingraft.data.encodings import encode_once
 from lingraft.data.example import Example
 from lingraft.evaluate.harness import evaluate_model, truncated_prompts_sentence
 from lingraft.evaluate.held_out import bits_by_language, held_out_losses, item_of, write_losses
@@ -61,7 +62,6 @@ if TYPE_CHECKING:
     from lingraft.train.phase import PhaseOutcome
 
 CHECKPOINT = "checkpoint"
-ENCODED = "encoded"  # the phase's rows as token ids; only while it trains
 PREDICTIONS = "predictions.parquet"
 ANSWERS = "answers.jsonl"  # what the model has answered so far; only while it is evaluated
 VERDICTS = "verdicts.jsonl"  # in the cache: they are paid for, and serve every cell
@@ -177,7 +177,7 @@ class Stages:
                 "train",
                 job.label,
                 inputs,
-                lambda folder: self._train_and_clear(job, states, folder),
+                lambda folder: self._train(job, states, folder),
                 [
                     job.parent,
                     *([job.base] if job.base is not None and "base" in composition.needs else []),
@@ -525,12 +525,6 @@ class Stages:
             )
         return stage
 
-    def _train_and_clear(self, job: TrainingJob, states: Mapping[str, ModelReference], folder: Path) -> Work:
-        try:
-            return self._train(job, states, folder)
-        finally:  # the size of the data: not to be left behind by a training that fails either
-            shutil.rmtree(folder / ENCODED, ignore_errors=True)
-
     def _train(self, job: TrainingJob, states: Mapping[str, ModelReference], folder: Path) -> Work:
         shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
         parent = job.parent.locate()
@@ -558,11 +552,11 @@ class Stages:
                 f"{job.label}: the model reads {max_length} tokens at once, so examples are truncated there and not at "
                 f"`max_length` {job.training.max_length}."
             )
-        encoded = encode_examples(
+        encoded = encode_once(
             mix.examples,
             tokenizer,
             max_length,
-            folder=folder / ENCODED,
+            self._store.cache,
             max_refused_share=max((counts["max_broken_share"] for counts in job.counts), default=1.0),
             on_progress=partial(self._tell_count, unit="rows are encoded"),
         )
@@ -595,7 +589,7 @@ class Stages:
             save_checkpoint(composition.finish(model, folder), tokenizer, folder / CHECKPOINT)
         else:
             del model, unwrapped, rules  # each process makes its own
-            outcome = self._train_on_processes(job, context, trainable, folder)
+            outcome = self._train_on_processes(job, context, trainable, encoded.examples, folder)
         times = {**_machine(compute), **_training_times(outcome), "processes": self._processes.count}
         record = _training_record(job, mix, encoded, plan, outcome) | {"frozen_mask": frozen_mask}
         return Work(record, times)
@@ -605,8 +599,10 @@ class Stages:
         job: TrainingJob,
         context: Context,
         trainable: Collection[str],
+        encoded: EncodedTable,
         folder: Path,
     ) -> PhaseOutcome:
+        assert encoded.folder is not None
         task = PhaseTask(
             parent=context.previous.absolute(),
             base=None if context.base is None else context.base.absolute(),
@@ -614,7 +610,7 @@ class Stages:
             trainable=tuple(sorted(trainable)),
             training=job.training,
             states={kind: state.absolute() for kind, state in context.states.items()},
-            encoded=(folder / ENCODED).absolute(),
+            encoded=encoded.folder.absolute(),
             folder=folder.absolute(),
             checkpoint=(folder / CHECKPOINT).absolute(),
             seed=job.seed,
