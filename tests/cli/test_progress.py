@@ -20,7 +20,7 @@ from lingraft.cli import log_lines, progress
 from lingraft.cli.log_lines import LogLines, duration
 from lingraft.cli.main import _run
 from lingraft.cli.progress import ProgressWatcher, StepBars
-from lingraft.study.events import StageProgress
+from lingraft.stage import StageProgress
 
 
 class Clock:
