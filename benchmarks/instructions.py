@@ -32,7 +32,7 @@ from lingraft.evaluate.instruction_following import (
     score_response,
 )
 from lingraft.evaluate.predictions import Prediction
-from lingraft.intervals.statistics import macro_mean
+from lingraft.intervals.macro_mean import macro_mean
 
 RESULTS = Path(__file__).parent / "results" / "instructions.json"
 BY_INSTRUCTION = "inst_level_strict_acc"

@@ -30,7 +30,7 @@ from lingraft.evaluate.question_answering import (
     normalised_units,
     xquad_task,
 )
-from lingraft.text.units import fold
+from lingraft.text.folding import fold_for_scores
 
 
 def squad_f1(answer: str, expected: str) -> float:
@@ -202,7 +202,7 @@ def is_plain(text: str, language: str) -> bool:
     """Say whether our scorer does nothing with a text besides what MLQA's does."""
     has_symbols = any(unicodedata.category(one)[0] == "S" and not one.isascii() for one in text)
     has_characters = language != "zh" and any(unicodedata.name(one, "").startswith("CJK") for one in text)
-    return fold(text, language) == text.lower() and not has_symbols and not has_characters
+    return fold_for_scores(text, language) == text.lower() and not has_symbols and not has_characters
 
 
 def has_units(text: str, language: str) -> bool:

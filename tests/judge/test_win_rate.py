@@ -29,10 +29,10 @@ from lingraft.errors import ConfigError, EvaluationError
 from lingraft.evaluate.alpaca_eval_task import judge_predictions, read_outputs
 from lingraft.evaluate.harness import evaluate_model
 from lingraft.evaluate.predictions import Prediction, read_predictions, read_rows, write_predictions
-from lingraft.judge.asking import Manner
-from lingraft.judge.chat_endpoint import Endpoint, key_from_environment
+from lingraft.judge.budget import BudgetReachedError, Prices
+from lingraft.judge.client import Endpoint, key_from_environment
 from lingraft.judge.prompt import Question
-from lingraft.judge.spending import BudgetReachedError, Prices
+from lingraft.judge.runner import Manner
 from lingraft.judge.win_rate import Judge, Judged, Output, Preference, judge_answers
 from lingraft.models.generation import TransformersGenerator
 from lingraft.models.loading import load_model, load_tokenizer

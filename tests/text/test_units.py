@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lingraft.text.units import fold, units
+from lingraft.text.folding import fold_for_scores
+from lingraft.text.units import units
 
 LANGUAGES = ("ar", "de", "hi", "ja", "ko", "ru", "th", "tr", "vi")
 
@@ -47,7 +48,7 @@ LANGUAGES = ("ar", "de", "hi", "ja", "ko", "ru", "th", "tr", "vi")
     ],
 )
 def test_what_a_reader_takes_for_the_same_is_folded_into_one(language: str, one: str, other: str) -> None:
-    assert fold(one, language) == fold(other, language)
+    assert fold_for_scores(one, language) == fold_for_scores(other, language)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +69,7 @@ def test_what_a_reader_takes_for_the_same_is_folded_into_one(language: str, one:
     ],
 )
 def test_what_differs_for_a_reader_stays_different(language: str, one: str, other: str) -> None:
-    assert fold(one, language) != fold(other, language)
+    assert fold_for_scores(one, language) != fold_for_scores(other, language)
 
 
 @pytest.mark.parametrize(
@@ -98,20 +99,20 @@ def test_what_differs_for_a_reader_stays_different(language: str, one: str, othe
 def test_a_text_falls_into_words_or_into_characters_by_its_script(
     language: str, text: str, expected: str
 ) -> None:
-    assert units(fold(text, language)) == expected.split()
+    assert units(fold_for_scores(text, language)) == expected.split()
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=30), st.sampled_from(LANGUAGES))
 def test_folding_twice_changes_nothing_more(text: str, language: str) -> None:
-    once = fold(text, language)
-    assert fold(once, language) == once
+    once = fold_for_scores(text, language)
+    assert fold_for_scores(once, language) == once
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=30), st.sampled_from(LANGUAGES))
 def test_units_hold_every_letter_and_digit_and_no_sign(text: str, language: str) -> None:
-    folded = fold(text, language)
+    folded = fold_for_scores(text, language)
     kept = [character for character in folded if unicodedata.category(character)[0] in "LMN"]
     counted = [character for unit in units(folded) for character in unit]
     # Python's table of categories may be of another Unicode version than regex's: compare what both know.

@@ -18,6 +18,7 @@ from lingraft.cli.output import (
     write_record,
 )
 from lingraft.errors import ConfigError, EvaluationError, escape_control_characters
+from lingraft.text.language_tags import ENGLISH
 
 if TYPE_CHECKING:
     from lingraft.config.schema import Evaluation, JudgeChoice
@@ -210,7 +211,7 @@ def _check_vllm(models: list[str]) -> None:
 def _judge(url: str | None, model: str | None, **options: Any) -> JudgeChoice | None:
     """Return the judge that was named; its address and key are looked at before anything is answered."""
     from lingraft.config.load import judge_choice
-    from lingraft.judge.chat_endpoint import key_from_environment
+    from lingraft.judge.client import key_from_environment
     from lingraft.judge.win_rate import Judge
 
     if url is None and model is None and options == _NO_JUDGE:
@@ -292,7 +293,7 @@ def _manifest(evaluation: Evaluation, precision: str) -> str:
 
 def _languages(evaluation: Evaluation) -> list[str]:
     """Return the languages besides English: a command trains none, so that each counts as one of its own."""
-    return sorted({entry.language or "en" for entry in evaluation.language_ability})
+    return sorted({entry.language or ENGLISH for entry in evaluation.language_ability})
 
 
 def _prepare(folder: Path, asked: dict[str, Any], manifest: str) -> None:

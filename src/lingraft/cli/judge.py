@@ -107,7 +107,7 @@ def _read(
 ) -> tuple[tuple[Output, ...], tuple[Output, ...]]:
     from lingraft.evaluate.alpaca_eval_task import read_outputs, reference_outputs
 
-    other = reference_outputs("en", reference)
+    other = reference_outputs(data=reference)
     return read_outputs(answers, other)[:limit], other
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from lingraft.config.schema import EvaluationTask, PathStep, Phase, StrategyChoice, Study
 from lingraft.errors import did_you_mean
-from lingraft.text.language_tags import is_english
+from lingraft.text.language_tags import ENGLISH, is_english
 
 
 def check_study(study: Study) -> list[str]:
@@ -192,7 +192,7 @@ def _task_problems(task: EvaluationTask, ability: str) -> Iterator[str]:
         yield "which language? Give it `language:`."
     if ability == "language_ability" and task.language is not None and is_english(task.language):
         yield f"{task.language} is English, which task ability measures; move the task to task_ability."
-    if own and ability == "task_ability" and task.language not in (None, "en"):
+    if own and ability == "task_ability" and task.language not in (None, ENGLISH):
         yield f"task ability is English, not {task.language!r}; remove language."
     for field in ("fields", "rows"):
         if not own and getattr(task, field) and task.data is None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from lingraft.contamination.overlap import normalised
+from lingraft.text.folding import fold_for_overlap
 
 Reading = tuple[str, ...]
 
@@ -77,7 +77,7 @@ class _Text:
 
     @cached_property
     def joined(self) -> str:
-        return normalised(self.raw).replace(" ", "")
+        return fold_for_overlap(self.raw).replace(" ", "")
 
     @cached_property
     def _grams(self) -> frozenset[str]:

@@ -19,7 +19,6 @@ that occur often in the training data are not ignored, and paraphrases or transl
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -30,11 +29,12 @@ import numpy as np
 
 from lingraft.data.example import Example
 from lingraft.errors import ConfigError
+from lingraft.text.folding import fold_for_overlap
+from lingraft.text.scripts import writes_spaces
 
 WORDS = 13
 CHARACTERS = 50
 CONTAMINATED = 0.8
-_WITHOUT_SPACES = frozenset({"ja", "zh", "th", "lo", "km", "my", "yue"})
 _SHORTEST_WORDS = 5  # of a whole item: shorter ones, such as "Thank you", are everybody's
 _SHORTEST_CHARACTERS = 20
 _WORST = 3
@@ -181,9 +181,9 @@ class _Cutter:
 
     def item(self, text: EvaluationText) -> _Cut:
         """Return an item's different n-grams in each of its forms, and what of them is looked for as a whole."""
-        without_spaces = _is_without_spaces(text.language)
-        reference = normalised(text.reference)
-        forms = [tuple(map(normalised, form)) for form in _forms(text)]
+        without_spaces = not writes_spaces(text.language)
+        reference = fold_for_overlap(text.reference)
+        forms = [tuple(map(fold_for_overlap, form)) for form in _forms(text)]
         asked = [" ".join(form) for form in forms]
         wholes = [
             one
@@ -202,7 +202,7 @@ class _Cutter:
 
     def row(self, example: Example) -> tuple[_Hashes, _Hashes]:
         """Return the n-grams of a training row, and its whole turns, each by itself and with the next; as hashes."""
-        turns = [normalised(message.content) for message in example.messages]
+        turns = [fold_for_overlap(message.content) for message in example.messages]
         grams = [gram for turn in turns for gram in _word_grams(turn, self.words)]
         for turn in turns:
             if not self.letters.isdisjoint(turn):
@@ -266,23 +266,6 @@ class _Index:
             yield _Judged(len(first), len(seen), is_long_enough, len(copies) > 0, row)
 
 
-class _Spaces(dict[int, int]):
-    """A translation table: letters, digits and marks stay, all else becomes a space; filled as it is used."""
-
-    def __missing__(self, code: int) -> int:
-        kept = unicodedata.category(chr(code))[0] in "LMN"
-        self[code] = code if kept else ord(" ")
-        return self[code]
-
-
-_SPACES = _Spaces()
-
-
-def normalised(text: str) -> str:
-    """Return a text as it is compared: NFKC, case folded, runs of anything but letters, marks and digits one space."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().translate(_SPACES).split())
-
-
 def _forms(text: EvaluationText) -> list[tuple[str, ...]]:
     """Return in which forms an item is looked for: its prompt; its own texts, each by itself and in one."""
     joined = [("\n".join(reading),) for reading in text.readings]
@@ -313,14 +296,12 @@ def _character_grams(text: str, length: int) -> list[int]:
     return [hash(joined[i : i + length]) for i in range(len(joined) - length + 1)]
 
 
-def _is_without_spaces(language: str) -> bool:
-    return language.split("-", maxsplit=1)[0] in _WITHOUT_SPACES
-
-
 def _letters(texts: Iterable[EvaluationText]) -> frozenset[str]:
     """Return the letters beyond ASCII of the texts in languages that are written without spaces."""
-    own = (text for text in texts if _is_without_spaces(text.language))
-    return frozenset(c for text in own for c in normalised(text.prompt + text.reference) if not c.isascii())
+    own = (text for text in texts if not writes_spaces(text.language))
+    return frozenset(
+        c for text in own for c in fold_for_overlap(text.prompt + text.reference) if not c.isascii()
+    )
 
 
 def _hashes(values: Sequence[int]) -> _Hashes:

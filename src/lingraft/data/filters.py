@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import unicodedata
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -14,6 +13,9 @@ from lingraft.config.schema import Filters
 from lingraft.data.example import UNDETERMINED_LANGUAGE, Example
 from lingraft.data.language_id import LanguageIdentifier
 from lingraft.data.row_fields import AnswerError
+from lingraft.text.folding import composed, fold_for_duplicates
+from lingraft.text.language_tags import primary_subtag
+from lingraft.text.scripts import writes_spaces
 
 EXACT_DUPLICATE = "exact_duplicate"
 NEAR_DUPLICATE = "near_duplicate"
@@ -28,7 +30,6 @@ _PERMUTATIONS = (
 )
 _WORDS = 5  # in a shingle, as in Lee et al. 2022
 _CHARACTERS = 9  # in a shingle of a language that is written without spaces
-_WITHOUT_SPACES = frozenset({"ja", "zh", "th", "lo", "km", "my", "yue"})
 _DIGEST_BYTES = 12
 # What a row may be in besides the language it claims: the larger languages of the web and of worldbook.
 _OTHERS = (
@@ -51,7 +52,6 @@ _OTHERS = (
     "vi",
     "zh",
 )
-_SPACES = re.compile(r"\s+")
 # What chat templates and pretraining sets put around texts, in the families that people tune. Not the special tokens of
 # the model's tokenizer: a data set's rows are the same for every model. HTML has <s> too, so <s> and </s> count only
 # where a text begins or ends with them.
@@ -127,20 +127,22 @@ class RowFilter:
             DataError: The identifier does not know the language that the row claims.
         """
         turns = [turn.content for turn in example.messages if turn.role != "system"]
-        text = _SPACES.sub(" ", unicodedata.normalize("NFC", "\n".join(turns))).strip()
+        text = composed("\n".join(turns))
         reason = None
         if self._options.special_tokens == "drop" and special_tokens_in(example):
             reason = SPECIAL_TOKENS
         if reason is None and self._options.language:
             reason = self._in_other_language(text, example.language)
         if reason is None and self._options.near_duplicates is not None:
-            reason = self._repeated(text.casefold(), example.language, self._options.near_duplicates)
+            reason = self._repeated(
+                fold_for_duplicates(text), example.language, self._options.near_duplicates
+            )
         if reason is not None:
             self.counts[reason] += 1
         return reason
 
     def _in_other_language(self, text: str, claimed: str) -> str | None:
-        primary = claimed.split("-", maxsplit=1)[0]
+        primary = primary_subtag(claimed)
         if claimed == UNDETERMINED_LANGUAGE:
             found = None
         else:
@@ -190,7 +192,7 @@ def _without_special_tokens(text: str) -> str:
 
 def _shingles(text: str, language: str) -> list[bytes]:
     """Return the pieces whose sets are compared; a text shorter than a piece is one."""
-    if language.split("-", maxsplit=1)[0] in _WITHOUT_SPACES:
+    if not writes_spaces(language):
         pieces = [text[i : i + _CHARACTERS] for i in range(max(1, len(text) - _CHARACTERS + 1))]
     else:
         words = text.split(" ")

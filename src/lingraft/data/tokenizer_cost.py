@@ -17,19 +17,18 @@ from lingraft.data.control_tokens import ControlTokens
 from lingraft.data.example import Example
 from lingraft.data.example_table import Columns, Rows, columns_of, select
 from lingraft.data.worldbook import LANGUAGES, load_items
-from lingraft.text.language_tags import nearest_language
+from lingraft.text.language_tags import ENGLISH, nearest_language
+from lingraft.text.scripts import writes_spaces
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ENGLISH = "en"
 COSTLY = 4.0
 """From how many times English's tokens on a language is warned of."""
 
 MEASURED_ROWS = 2000  # per language; the mean tokens per character of so many rows are known to about 1 %
 _FEWEST_GROUPS = 20
 _WORLDBOOK_GROUPS = 200
-_WITHOUT_SPACES = frozenset({"ja", "zh", "th", "lo", "km", "my", "yue"})  # words are not set apart by spaces
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _BATCH = 256
 
@@ -137,8 +136,7 @@ class _Count:
     characters: int
 
     def per_word(self, language: str) -> float | None:
-        spaced = language.split("-", maxsplit=1)[0].lower() not in _WITHOUT_SPACES
-        return self.tokens / self.words if spaced and self.words else None
+        return self.tokens / self.words if writes_spaces(language) and self.words else None
 
     @property
     def per_character(self) -> float:

@@ -19,8 +19,8 @@ from lingraft.data.readers import RawRow, read_file
 from lingraft.data.row_fields import RowError, text
 from lingraft.errors import DataError, EvaluationError
 from lingraft.evaluate.predictions import Prediction
-from lingraft.judge.asking import OnProgress
 from lingraft.judge.hub import hub_file
+from lingraft.judge.runner import OnProgress
 from lingraft.judge.win_rate import ALPACA_EVAL, Judge, Judged, Output, judge_answers
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ from typing import Any
 from lingraft.data.degeneration import is_looping
 from lingraft.data.language_id import LanguageIdentifier, known_tags
 from lingraft.evaluate.predictions import Prediction
-from lingraft.text.units import primary_language
+from lingraft.text.language_tags import ENGLISH, primary_language
 
 _CODE = ("humaneval", "mbpp", "ds1000", "code_", "codexglue", "bigcodebench")  # how such tasks' names begin
 # What a model falls into that leaves its task's language. Always to choose from: in an evaluation of English alone
 # every answer would be English. Not more of them: each one draws a few short answers, of names mostly, to itself.
-_COMMON = ("en", "de", "es", "fr", "ru", "zh")
+_COMMON = (ENGLISH, "de", "es", "fr", "ru", "zh")
 _OTHER_LANGUAGE = "language:response_language"  # IFEval's instruction to answer in a named language
 
 

@@ -34,9 +34,10 @@ from lingraft.evaluate.task_runs import (
     item_of_document,
     template_of,
 )
-from lingraft.evaluate.tasks import ENGLISH, file_manager, quiet
+from lingraft.evaluate.tasks import file_manager, quiet
 from lingraft.judge.win_rate import Judge, Judged, Output
 from lingraft.records import fingerprint_of
+from lingraft.text.language_tags import ENGLISH
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

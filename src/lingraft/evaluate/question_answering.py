@@ -27,8 +27,9 @@ from lingraft.evaluate.task_data import (
     read_rows,
     room_for,
 )
-from lingraft.text.language_tags import nearest_language
-from lingraft.text.units import fold, primary_language, units
+from lingraft.text.folding import fold_for_scores
+from lingraft.text.language_tags import nearest_language, primary_language
+from lingraft.text.units import units
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -54,7 +55,7 @@ _ARTICLES = {
     "vi": "của là cái chiếc những",
 }
 _FOLDED_ARTICLES = {
-    language: frozenset(fold(words, language).split()) for language, words in _ARTICLES.items()
+    language: frozenset(fold_for_scores(words, language).split()) for language, words in _ARTICLES.items()
 }
 _ELIDED_ARTICLE = {language: regex.compile(r"(?<!\w)l['\u2019](?=\w)") for language in ("fr", "it")}
 _ARABIC_ARTICLE = "ال"
@@ -100,7 +101,7 @@ def normalised_units(answer: str, language: str) -> list[str]:
     their `text_units` too; articles of el, fr, it, nl, pt and ro are dropped.
     """
     language = primary_language(language)
-    folded = fold(answer, language)
+    folded = fold_for_scores(answer, language)
     if language in _ELIDED_ARTICLE:
         folded = _ELIDED_ARTICLE[language].sub("", folded)
     found = units(_PUNCTUATION.sub("", folded))
@@ -263,7 +264,7 @@ def _with_clusters(questions: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _scores(answer: str, expected: str, language: str) -> AnswerScores:
     given, wanted = normalised_units(answer, language), normalised_units(expected, language)
     if not given and not wanted:  # nothing but articles and signs, so these are the answer
-        given, wanted = fold(answer, language).split(), fold(expected, language).split()
+        given, wanted = fold_for_scores(answer, language).split(), fold_for_scores(expected, language).split()
     shared = (Counter(given) & Counter(wanted)).total()
     both = len(given) + len(wanted)
     return AnswerScores(f1=2 * shared / both if both else 1.0, exact_match=float(given == wanted))

@@ -7,10 +7,11 @@ from dataclasses import asdict
 from typing import Any
 
 from lingraft.errors import EvaluationError
-from lingraft.evaluate.held_out import BitsPerCharacter
 from lingraft.evaluate.predictions import Prediction
-from lingraft.intervals.comparisons import Correction, compare_many
-from lingraft.intervals.statistics import difference_over_columns, macro_mean, paired_difference
+from lingraft.evaluate.results import BitsPerCharacter
+from lingraft.intervals.macro_mean import difference_over_columns, macro_mean, paired_difference
+from lingraft.intervals.multiple_testing import Correction, compare_many
+from lingraft.text.language_tags import ENGLISH
 
 CORRECTION: Correction = "holm"
 ABILITIES = ("task_ability", "language_ability")
@@ -126,7 +127,7 @@ def _by_task(predictions: Sequence[Prediction]) -> dict[str, list[Prediction]]:
 
 
 def _language(tag: str, predictions: Sequence[Prediction], bits: BitsPerCharacter | None) -> dict[str, Any]:
-    own = [p for p in predictions if p.language == tag and (p.ability == "task_ability") == (tag == "en")]
+    own = [p for p in predictions if p.language == tag and (p.ability == "task_ability") == (tag == ENGLISH)]
     scores: dict[str, Any] = (
         asdict(macro_mean(own)) if own else {"value": None, "low": None, "high": None, "n": 0}
     )

@@ -20,7 +20,6 @@ from lingraft.errors import ConfigError, did_you_mean
 from lingraft.evaluate.local_rows import read_rows
 from lingraft.evaluate.predictions import Ability
 from lingraft.evaluate.tasks import (
-    ENGLISH,
     WORLDBOOK,
     asked_in,
     covered_languages,
@@ -32,7 +31,7 @@ from lingraft.evaluate.tasks import (
     wanted_languages,
     worldbook_language,
 )
-from lingraft.text.language_tags import canonical_tag, is_english, nearest_language
+from lingraft.text.language_tags import ENGLISH, canonical_tag, is_english, nearest_language
 
 PREFIX = "suite:"
 _HERE = Path(__file__).resolve().parent

@@ -24,8 +24,9 @@ from lingraft.evaluate.task_data import (
     read_rows,
     room_for,
 )
-from lingraft.text.language_tags import english_name, nearest_language
-from lingraft.text.units import fold, primary_language, units
+from lingraft.text.folding import fold_for_scores
+from lingraft.text.language_tags import english_name, is_english, nearest_language, primary_language
+from lingraft.text.units import units
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -199,9 +200,9 @@ def _article(row: Mapping[str, Any], place: str) -> dict[str, str]:
 
 
 def _scored_units(written: str, language: str) -> list[str]:
-    if primary_language(language) == "en":
+    if is_english(primary_language(language)):
         return _ENGLISH_WORD.findall(written.lower())
-    return units(fold(written, language))
+    return units(fold_for_scores(written, language))
 
 
 def _pairs(sequence: Sequence[str]) -> list[tuple[str, str]]:

@@ -20,7 +20,6 @@ from lingraft.evaluate.local_rows import Expression
 from lingraft.evaluate.own_tasks import OWN_TASKS
 from lingraft.evaluate.predictions import Ability
 from lingraft.evaluate.tasks import (
-    ENGLISH,
     WORLDBOOK,
     NotRunnableError,
     ability_of,
@@ -37,6 +36,7 @@ from lingraft.evaluate.tasks import (
     worldbook_language,
 )
 from lingraft.judge.win_rate import ALPACA_EVAL
+from lingraft.text.language_tags import ENGLISH
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask

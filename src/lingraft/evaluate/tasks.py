@@ -22,15 +22,14 @@ from lingraft.errors import ConfigError, EvaluationError, LingraftError, did_you
 from lingraft.evaluate.local_rows import Expression, mapped_rows, read_rows
 from lingraft.evaluate.own_tasks import OWN_TASKS
 from lingraft.evaluate.predictions import Ability
-from lingraft.judge.chat_endpoint import key_from_environment
+from lingraft.judge.client import key_from_environment
 from lingraft.judge.win_rate import ALPACA_EVAL, Judge
 from lingraft.records import hash_file
-from lingraft.text.language_tags import nearest_language
+from lingraft.text.language_tags import ENGLISH, nearest_language
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
 
-ENGLISH = "en"
 WORLDBOOK = "worldbook"
 _JSON = (".json", ".jsonl")  # what the datasets library reads as it is
 _LOGGERS = ("lm_eval", "huggingface_hub", "transformers.tokenization_utils_base")

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from lingraft.text.language_tags import ENGLISH
+
 if TYPE_CHECKING:
     from lingraft.data.summary import DataSummary
     from lingraft.data.tokenizer_cost import LanguageCost
@@ -339,7 +341,7 @@ def _languages(result: dict[str, Any]) -> tuple[str, ...]:
     found: dict[str, None] = {}
     for scores in everyone:
         for language, entry in ((scores or {}).get("per_language") or {}).items():
-            if entry.get("value") is not None and language != "en":
+            if entry.get("value") is not None and language != ENGLISH:
                 found[language] = None
     return tuple(found)
 

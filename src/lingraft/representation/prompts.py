@@ -15,8 +15,8 @@ from lingraft.data.example_table import select
 from lingraft.data.formats import row_language
 from lingraft.data.readers import RawRow, read_file
 from lingraft.data.row_fields import Row, RowError
+from lingraft.data.row_sequence import MadeWhenAsked
 from lingraft.data.sources import load_data
-from lingraft.data.spool import MadeWhenAsked
 from lingraft.errors import DataError
 
 _SUFFIXES = (".jsonl", ".json")

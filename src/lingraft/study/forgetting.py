@@ -8,13 +8,14 @@ from typing import Any
 
 from lingraft.config.schema import Study
 from lingraft.evaluate.common_items import common_items
-from lingraft.evaluate.forgetting import ENGLISH, Taught, ability_matrix, loss_matrix
+from lingraft.evaluate.forgetting import Taught, ability_matrix, loss_matrix
 from lingraft.evaluate.held_out import item_of, read_losses
 from lingraft.evaluate.predictions import read_predictions
 from lingraft.study.grid import Cell
 from lingraft.study.materials import Materials
 from lingraft.study.stages import HELD_OUT, PREDICTIONS
 from lingraft.study.store import Stage
+from lingraft.text.language_tags import ENGLISH
 
 
 @dataclass(frozen=True)

@@ -37,9 +37,8 @@ from lingraft.strategies.base import Need, Strategy
 from lingraft.strategies.composition import Composition, build
 from lingraft.study.events import Watcher
 from lingraft.study.grid import Cell, cells_of, trained_phases
-from lingraft.text.language_tags import is_english
+from lingraft.text.language_tags import ENGLISH, is_english
 
-ENGLISH = "en"
 _SHOWN_BROKEN = 3  # places named in the record; all are counted
 
 

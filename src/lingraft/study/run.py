@@ -13,6 +13,7 @@ from typing import Any
 
 from lingraft.config.load import save_study
 from lingraft.config.schema import PLAIN, PathStep, Phase, StrategyChoice, StrategySpec, Study, Training
+from lingraft.data.encodings import discard_encodings
 from lingraft.data.example_table import joined
 from lingraft.errors import ConfigError, LingraftError, ModelError, did_you_mean
 from lingraft.evaluate.common_items import CommonItems, common_items, unpaired_sentence
@@ -22,7 +23,7 @@ from lingraft.evaluate.suites import language_notes, resolve_suites
 from lingraft.evaluate.tasks import check_tasks
 from lingraft.models.compute import compute_for, device_name
 from lingraft.models.vllm import check_vllm
-from lingraft.records import write_json_atomically
+from lingraft.records import from_json, write_json_atomically
 from lingraft.strategies.composition import build
 from lingraft.study.contamination import tell_contamination
 from lingraft.study.counting import Key, count_stages, mixed_key, needed_keys, prepare_keys, train_key
@@ -39,6 +40,7 @@ from lingraft.study.materials import (
     tell_costs,
 )
 from lingraft.study.measures import Measures, Steps, des_encoder
+from lingraft.study.result import FORMAT, StudyResult
 from lingraft.study.stages import CHECKPOINT, PREDICTIONS, ModelReference, Stages, TrainingJob
 from lingraft.study.store import Stage, Store
 from lingraft.train.processes import Processes
@@ -106,6 +108,7 @@ def run_study(
             "language_notes": notes,
         }
         write_json_atomically(folder / RESULT, result)
+        discard_encodings(store.cache)
     return result
 
 
@@ -556,3 +559,66 @@ def _options(choice: StrategyChoice) -> dict[str, Any]:
 def _ratio(after: float, before: float) -> float | None:
     """Return after / before, or None where there was nothing to retain."""
     return after / before if before > 0 else None
+
+
+def typed_result(found: dict[str, Any]) -> StudyResult:
+    """Return `run_study`'s object as a `StudyResult`."""
+    return from_json(
+        StudyResult,
+        {
+            "format": FORMAT,
+            **{key: value for key, value in found.items() if key not in ("phase_one", "base", "cells")},
+            "base": _typed_scores(found["base"]),
+            "phase_ones": [one | {"scores": _typed_scores(one["scores"])} for one in found["phase_ones"]],
+            "cells": [_typed_cell(cell) for cell in found["cells"]],
+            "tokenizer_cost": found["tokenizer_cost"],
+        },
+    )
+
+
+def _typed_scores(scores: dict[str, Any] | None) -> dict[str, Any] | None:
+    if scores is None:
+        return None
+    languages = scores["per_language"].items()
+    return scores | {
+        "per_language": {
+            tag: {key: value for key, value in one.items() if key != "bits_per_character"}
+            for tag, one in languages
+        }
+    }
+
+
+def _typed_cell(cell: dict[str, Any]) -> dict[str, Any]:
+    if cell["status"] == "failed":
+        return cell
+    measured = {
+        "des": {
+            "from_phase_one": cell["des"],
+            "corrected": cell["des_corrected"],
+            "reason": cell["des_reason"],
+            "encoder": cell["encoder"],
+        },
+        "mpd": {"from_phase_one": cell["mpd"]["from_phase_one"]},
+        "mpd_pair": {"distance": cell["mpd"]["pair"]},
+        "drift": cell["drift"],
+    }
+    matrices: dict[str, Any] = {}
+    for kind, matrix in cell["forgetting"].items():
+        matrices[kind] = None if matrix is None else {"unpaired": {}, "not_paired": {}} | matrix
+        for column in [] if matrix is None else matrix["columns"]:
+            column.setdefault("left_out", 0)
+    dropped = ("des", "des_corrected", "des_reason", "encoder", "mpd", "drift", "reason")
+    return {
+        **{key: value for key, value in cell.items() if key not in dropped},
+        "measures": measured,
+        "scores": _typed_scores(cell["scores"]),
+        "forgetting": matrices,
+        "phases": [
+            {key: value for key, value in one.items() if key not in ("des", "des_reason", "mpd")}
+            | {
+                "measures": {"des": one["des"] | {"reason": one["des_reason"]}, "mpd": one["mpd"]},
+                "scores": _typed_scores(one["scores"]),
+            }
+            for one in cell["phases"]
+        ],
+    }

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lingraft.config.schema import UNCOMPARED_JUDGE_FIELDS, Evaluation, StrategyChoice, Training
-from lingraft.data.chat import encode_examples
 from lingraft.data.chat_format import CHAT_IDENTITY
+from lingraft.data.encodings import encode_once
 from lingraft.data.example import Example
 from lingraft.evaluate.harness import evaluate_model, truncated_prompts_sentence
 from lingraft.evaluate.held_out import bits_by_language, held_out_losses, item_of, write_losses
@@ -62,7 +62,6 @@ if TYPE_CHECKING:
     from lingraft.train.run import PhasePlan, TrainedPhase
 
 CHECKPOINT = "checkpoint"
-ENCODED = "encoded"  # the phase's rows as token ids; only while it trains
 PREDICTIONS = "predictions.parquet"
 ANSWERS = "answers.jsonl"  # what the model has answered so far; only while it is evaluated
 VERDICTS = "verdicts.jsonl"  # in the cache: they are paid for, and serve every cell
@@ -178,7 +177,7 @@ class Stages:
                 "train",
                 job.label,
                 inputs,
-                lambda folder: self._train_and_clear(job, states, folder),
+                lambda folder: self._train(job, states, folder),
                 [
                     job.parent,
                     *([job.base] if job.base is not None and "base" in composition.needs else []),
@@ -526,12 +525,6 @@ class Stages:
             )
         return stage
 
-    def _train_and_clear(self, job: TrainingJob, states: Mapping[str, ModelReference], folder: Path) -> Work:
-        try:
-            return self._train(job, states, folder)
-        finally:  # the size of the data: not to be left behind by a training that fails either
-            shutil.rmtree(folder / ENCODED, ignore_errors=True)
-
     def _train(self, job: TrainingJob, states: Mapping[str, ModelReference], folder: Path) -> Work:
         shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
         parent = job.parent.locate()
@@ -559,23 +552,24 @@ class Stages:
                 f"{job.label}: the model reads {max_length} tokens at once, so examples are truncated there and not at "
                 f"`max_length` {job.training.max_length}."
             )
-        encoded = encode_examples(
+        encoded = encode_once(
             mix.examples,
             tokenizer,
             max_length,
-            folder=folder / ENCODED,
+            self._store.cache,
             max_refused_share=max((counts["max_broken_share"] for counts in job.counts), default=1.0),
             on_progress=partial(self._tell_count, unit="rows are encoded"),
         )
         for note in _notes_on_data(job, mix, encoded, max_length):
             self._watcher.noted(note)
+        assert encoded.examples.folder is not None
         task = PhaseTask(
             parent=parent.absolute(),
             base=None if context.base is None else context.base.absolute(),
             choice=job.choice,
             states={kind: state.absolute() for kind, state in context.states.items()},
             training=job.training,
-            encoded=(folder / ENCODED).absolute(),
+            encoded=encoded.examples.folder.absolute(),
             folder=folder.absolute(),
             checkpoint=(folder / CHECKPOINT).absolute(),
             seed=job.seed,

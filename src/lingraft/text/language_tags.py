@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable
 from functools import cache
 
+ENGLISH = "en"
 _TAG = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*")
 _NO_LANGUAGE = ("und", "mul", "mis", "zxx")  # undetermined (CLDR finds English likely), several, none
 _IN_PARENTHESES = re.compile(r"(.+?)\s*\(([^()]+)\)")
@@ -53,7 +54,7 @@ def nearest_language(tag: str, available: Iterable[str]) -> str | None:
         available: Tags to choose from, such as a scorer's languages; hashable, as a tuple is.
     """
     wanted = canonical_tag(tag)
-    if wanted is None or wanted.partition("-")[0] in _NO_LANGUAGE:
+    if wanted is None or primary_subtag(wanted) in _NO_LANGUAGE:
         return None
     known = {canonical_tag(one) or one: one for one in reversed([*available])}
     if wanted in known:
@@ -80,17 +81,27 @@ def _is_alike(first: str, second: str) -> bool:
     return bool(tag_distance(first, second) <= 1)
 
 
+def primary_subtag(tag: str) -> str:
+    """Return the first part of a BCP-47 tag in lower case: pt of pt-BR."""
+    return tag.partition("-")[0].lower()
+
+
+def primary_language(language: str) -> str:
+    """Return the first part of a language's canonical tag: pt of pt-BR, por and Portuguese."""
+    return primary_subtag(canonical_tag(language) or language)
+
+
 def is_english(tag: str) -> bool:
     """Return whether a BCP-47 tag is English, of whatever region: en-GB is no other language than en."""
-    return tag.partition("-")[0].lower() == "en"
+    return primary_subtag(tag) == ENGLISH
 
 
 def english_name(tag: str) -> str:
     """Return the English name of a language, of its first part where the whole tag has none; else the tag."""
     from babel import Locale
 
-    names = Locale.parse("en").languages
-    return str(names.get(tag.replace("-", "_")) or names.get(tag.partition("-")[0].lower()) or tag)
+    names = Locale.parse(ENGLISH).languages
+    return str(names.get(tag.replace("-", "_")) or names.get(primary_subtag(tag)) or tag)
 
 
 @cache
@@ -137,7 +148,7 @@ def _names() -> dict[str, str]:
     from langcodes.registry_parser import parse_registry
 
     found = dict(_FURTHER_NAMES)
-    entries = [(name, tag) for tag, name in sorted(Locale.parse("en").languages.items(), reverse=True)]
+    entries = [(name, tag) for tag, name in sorted(Locale.parse(ENGLISH).languages.items(), reverse=True)]
     listed = [one for one in parse_registry() if one["Type"] == "language"]
     entries = [*((name, one["Subtag"]) for one in listed for name in one["Description"]), *entries]
     for name, code in entries:
@@ -154,4 +165,4 @@ def _territories() -> dict[str, str]:
     """Return the subtags of English names of territories in lower case."""
     from babel import Locale
 
-    return {str(name).casefold(): str(code) for code, name in Locale.parse("en").territories.items()}
+    return {str(name).casefold(): str(code) for code, name in Locale.parse(ENGLISH).territories.items()}

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from lingraft.data.worldbook.writing import fold, phrase_pattern
+from lingraft.data.worldbook.writing import phrase_pattern
+from lingraft.text.folding import fold_for_worldbook
 
 QUOTATION_MARKS = (
     ('"', '"'),
@@ -109,11 +110,11 @@ def _is_quoted(text: str) -> bool:
 
 
 def _starts_with(text: str, phrase: str) -> bool:
-    return fold(text).startswith(fold(phrase))
+    return fold_for_worldbook(text).startswith(fold_for_worldbook(phrase))
 
 
 def _ends_with(text: str, phrase: str) -> bool:
-    return fold(text).endswith(fold(phrase))
+    return fold_for_worldbook(text).endswith(fold_for_worldbook(phrase))
 
 
 def _is_json_with_key(text: str, key: str) -> bool:
@@ -163,7 +164,7 @@ def _has_no_comma(text: str) -> bool:
 
 
 def _has_keyword(text: str, word: str) -> bool:
-    return re.search(phrase_pattern(fold(word)), fold(text)) is not None
+    return re.search(phrase_pattern(fold_for_worldbook(word)), fold_for_worldbook(text)) is not None
 
 
 def _has_title(text: str) -> bool:

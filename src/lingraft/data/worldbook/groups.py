@@ -14,8 +14,10 @@ from functools import cache
 from lingraft.data.worldbook.choice import number_from, shuffle
 from lingraft.data.worldbook.forms import FIRST_KINDS, ConstraintChoice, choose_constraints
 from lingraft.data.worldbook.tasks import Content, Task, tasks_of
-from lingraft.data.worldbook.templates import ENGLISH, LANGUAGES
-from lingraft.data.worldbook.writing import fold, phrase_pattern
+from lingraft.data.worldbook.templates import LANGUAGES
+from lingraft.data.worldbook.writing import phrase_pattern
+from lingraft.text.folding import fold_for_worldbook
+from lingraft.text.language_tags import ENGLISH
 
 SPLITS = ("train", "selection", "report")
 GROUPS_PER_TASK = {"train": 120, "selection": 30, "report": 50}
@@ -118,6 +120,8 @@ def _differs_from_english(task: Task, content: Content) -> bool:
     """Whether no other language's slot is or holds the English one, so that an English answer cannot pass."""
     if not task.word_slot:
         return True
-    english = re.compile(phrase_pattern(fold(task.render(content, ENGLISH).slot)))
+    english = re.compile(phrase_pattern(fold_for_worldbook(task.render(content, ENGLISH).slot)))
     others = (language for language in LANGUAGES if language != ENGLISH)
-    return not any(english.search(fold(task.render(content, language).slot)) for language in others)
+    return not any(
+        english.search(fold_for_worldbook(task.render(content, language).slot)) for language in others
+    )

@@ -12,7 +12,8 @@ from lingraft.data.worldbook.constraints import count_sentences, follows, parse_
 from lingraft.data.worldbook.items import Item
 from lingraft.data.worldbook.tasks import task_named
 from lingraft.data.worldbook.templates import LANGUAGES
-from lingraft.data.worldbook.writing import count_words, ends_without_mark, fold, phrase_pattern
+from lingraft.data.worldbook.writing import count_words, ends_without_mark, phrase_pattern
+from lingraft.text.folding import fold_for_worldbook
 
 MINIMUM_WORDS = 5  # of a plain answer: one bare word is no sentence
 
@@ -114,7 +115,7 @@ def normalise(text: str) -> str:
     value = parse_json_object(text)
     if value is not None:
         text = " ".join(str(entry) for entry in value.values())
-    return fold(_MARKS.sub("", text))
+    return fold_for_worldbook(_MARKS.sub("", text))
 
 
 def is_plain_sentence(response: str) -> bool:

@@ -13,9 +13,9 @@ import yaml
 
 from lingraft.data.worldbook.writing import writing_of
 from lingraft.errors import DataError
+from lingraft.text.language_tags import ENGLISH
 
 LANGUAGES = ("en", "ar", "de", "es", "fr", "id", "ja", "ko", "pt", "ru", "th", "vi")
-ENGLISH = "en"
 
 
 @cache

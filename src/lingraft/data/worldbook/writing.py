@@ -1,16 +1,17 @@
 """How languages are written, as far as questions, answers and their judges need to know it.
 
 Two kinds of knowledge: what a language's sentences and lists look like (`writing_of`), and, by script alone, what may
-stand beside a word for it to be whole (`phrase_pattern`), which spellings are one (`fold`) and how long a text is
-(`count_words`). Nothing here knows of tasks or templates.
+stand beside a word for it to be whole (`phrase_pattern`) and how long a text is (`count_words`). Nothing here knows of
+tasks or templates.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from lingraft.text.scripts import HAN_AND_KANA, HANGUL, THAI
 
 _CASELESS = {"upper_case": "exclamations", "lower_case": "ellipses"}
 
@@ -51,39 +52,6 @@ def writing_of(language: str) -> Writing:
     return _WRITINGS.get(language, _USUAL)
 
 
-# --- one spelling -----------------------------------------------------------------------------------------
-
-_HAN_KANA = "\u3005\u3041-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
-_HANGUL = "\uac00-\ud7a3"
-_THAI = "\u0e01-\u0e3a\u0e40-\u0e4d"
-
-# Vowel signs and the lengthening stroke of Arabic; zero-width and direction marks.
-_INVISIBLE = re.compile(
-    "[\u0640\u064b-\u0652\u0656-\u065f\u0670\u061c\u200b-\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]"
-)
-_COMMA = re.compile(r"\s*[,\u060c\u3001\uff64]\s*")
-_DIGIT = re.compile(r"[^\D0-9]")
-# Spaces that a writer may put or leave out: beside digits in Japanese, Korean and Thai, and within Japanese.
-_OPTIONAL_SPACE = re.compile(
-    rf"(?<=\d) (?=[{_HAN_KANA}{_HANGUL}{_THAI}])|(?<=[{_HAN_KANA}{_HANGUL}{_THAI}]) (?=\d)"
-    rf"|(?<=[{_HAN_KANA}]) (?=[{_HAN_KANA}])"
-)
-
-
-def fold(text: str) -> str:
-    """Return the text in the one spelling in which contents are compared.
-
-    Unicode NFKC (so full-width forms are plain ones), case folded, digits of any script as 0-9, without Arabic vowel
-    signs and lengthening strokes and without invisible marks, Russian ё without its dots, every comma as ", ", one kind
-    of space, and none where it is optional.
-    """
-    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    text = _INVISIBLE.sub("", text).replace("\u0451", "\u0435")
-    text = _DIGIT.sub(lambda match: str(unicodedata.digit(match[0])), text)
-    text = " ".join(_COMMA.sub(", ", text).split())
-    return _OPTIONAL_SPACE.sub("", text)
-
-
 # --- whole words ------------------------------------------------------------------------------------------
 
 # What Korean attaches to a noun without a space; a word followed by one of these, and then by no letter, is whole.
@@ -112,14 +80,14 @@ _BOUNDS = {
     "hiragana": ("", ""),
     # Thai words cannot be told apart without a dictionary; at least no syllable is cut, and short ones stand alone.
     "thai": (r"(?<![\u0e40-\u0e44])", r"(?![\u0e30-\u0e3a\u0e45\u0e47-\u0e4e])"),
-    "short thai": (rf"(?:(?<![{_THAI}]){_THAI_BEFORE})", rf"(?:(?![{_THAI}]){_THAI_AFTER})"),
+    "short thai": (rf"(?:(?<![{THAI}]){_THAI_BEFORE})", rf"(?:(?![{THAI}]){_THAI_AFTER})"),
     "other": (r"(?<!\w)", r"(?!\w)"),
     "mark": ("", ""),
 }  # fmt: skip
 _SCRIPTS = {
     "digit": r"\d",
     "arabic": "[\u0600-\u06ff]",
-    "hangul": f"[{_HANGUL}]",
+    "hangul": f"[{HANGUL}]",
     "han": "[\u3005\u3400-\u4dbf\u4e00-\u9fff]",
     "katakana": "[\u30a1-\u30fa\u30fc]",
     "hiragana": "[\u3041-\u309f]",
@@ -149,8 +117,8 @@ def _script_of(character: str) -> str:
 
 _JAPANESE_PER_WORD = 2  # characters
 _THAI_PER_WORD = 4  # characters, vowel signs and tone marks included
-_JAPANESE = re.compile(f"[{_HAN_KANA}]")
-_THAI_CHARACTER = re.compile(f"[{_THAI}]")
+_JAPANESE = re.compile(f"[{HAN_AND_KANA}]")
+_THAI_CHARACTER = re.compile(f"[{THAI}]")
 
 
 def count_words(text: str) -> int:
@@ -162,9 +130,9 @@ def count_words(text: str) -> int:
 
 def ends_without_mark(text: str) -> bool:
     """Return whether the text is a Thai sentence, which ends with no mark but its last word or number."""
-    letters = re.findall(rf"{_LETTER}|[{_THAI}]", text)
+    letters = re.findall(rf"{_LETTER}|[{THAI}]", text)
     return (
         bool(letters)
         and _THAI_CHARACTER.match(letters[-1]) is not None
-        and bool(re.search(rf"[\w{_THAI}]\Z", text))
+        and bool(re.search(rf"[\w{THAI}]\Z", text))
     )

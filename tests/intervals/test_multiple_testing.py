@@ -9,7 +9,7 @@ import pytest
 
 from lingraft.errors import EvaluationError
 from lingraft.evaluate.predictions import Prediction
-from lingraft.intervals.comparisons import adjust, compare_many, p_value
+from lingraft.intervals.multiple_testing import adjust, compare_many, p_value
 
 
 def answers(scores: Sequence[float], clusters: int = 0) -> list[Prediction]:
@@ -42,7 +42,7 @@ def test_right_and_wrong_answers_are_compared_by_the_exact_sign_test(
     assert p_value(answers(after), answers(before)) == pytest.approx(p)
 
 
-def test_graded_answers_are_compared_by_turns_of_their_signs() -> None:
+def test_graded_answers_are_compared_by_permutations_of_signs() -> None:
     before, after = [0.0, 0.0, 0.0], [0.2, 0.3, 0.5]
     assert p_value(answers(before), answers(after)) == pytest.approx(2 / 8, abs=0.015)  # all up or all down
     steady = (np.arange(1, 31) / 100).tolist()

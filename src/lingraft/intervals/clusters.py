@@ -1,8 +1,8 @@
-"""Macro means of clusters and the bootstrap over these: over columns, of the mean over languages, of that over tasks.
+"""Values of items arranged in clusters: their macro mean, what each cluster adds to it, and the bootstrap over them.
 
-A column is a group of items that is averaged by itself: an ability, or what one phase of a study taught. Items of
-one cluster (one content in several languages, or in several columns) are drawn together, so that what is parallel
-is never taken for independent evidence.
+The macro mean is over columns, of the mean over languages, of that over tasks. A column is a group of items that is
+averaged by itself: an ability, or what one phase of a study taught. Items of one cluster (one content in several
+languages, or in several columns) are drawn together, so that parallel items are never taken for independent evidence.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ class Clusters:
         )
 
 
-class Resampling:
-    """The values of one or more columns, arranged for resampling.
+class ClusteredValues:
+    """The values of one or more columns, by task, cluster and slot (a column's items in one language).
 
     Args:
         columns: The values of each column; none may be empty.
@@ -98,28 +98,27 @@ class Resampling:
         if not columns or not all(columns):
             raise EvaluationError("there are no items to take a mean of.")
         slots = sorted({(c, one.language) for c, values in enumerate(columns) for one in values})
-        self._slots = {slot: number for number, slot in enumerate(slots)}
+        slot_numbers = {slot: number for number, slot in enumerate(slots)}
         self._columns = np.zeros((len(slots), len(columns)))  # 1 where the slot belongs to the column
-        for (column, _), number in self._slots.items():
+        for (column, _), number in slot_numbers.items():
             self._columns[number, column] = 1.0
         tasks: dict[str, list[tuple[int, Value]]] = {}
         for column, values in enumerate(columns):
             for one in values:
                 tasks.setdefault(one.task, []).append((column, one))
-        self._tables = {task: self._table(entries) for task, entries in tasks.items()}
-
-    def _table(self, entries: Sequence[tuple[int, Value]]) -> Floats:
-        """Return the sums of totals and of weights [2, clusters, slots] of one task."""
-        clusters = {name: i for i, name in enumerate(sorted({one.cluster for _, one in entries}))}
-        table = np.zeros((2, len(clusters), len(self._slots)))
-        for column, one in entries:
-            place = (clusters[one.cluster], self._slots[column, one.language])
-            table[0][place] += one.total
-            table[1][place] += one.weight
-        return table
+        self._tables: dict[
+            str, Floats
+        ] = {}  # sums of totals and of weights [2, clusters, slots] of each task
+        for task, entries in tasks.items():
+            clusters = {name: i for i, name in enumerate(sorted({one.cluster for _, one in entries}))}
+            table = self._tables[task] = np.zeros((2, len(clusters), len(slots)))
+            for column, one in entries:
+                place = (clusters[one.cluster], slot_numbers[column, one.language])
+                table[0][place] += one.total
+                table[1][place] += one.weight
 
     def fewest_clusters(self) -> int:
-        """Return how many clusters the smallest slot has: one column's items in one language."""
+        """Return how many clusters the smallest slot has."""
         filled = sum((table[1] > 0).sum(axis=0) for table in self._tables.values())  # [slots]
         return int(np.min(filled))
 
@@ -144,7 +143,7 @@ class Resampling:
         """Return the macro means of `RESAMPLES` draws of as many clusters, with replacement.
 
         Draws without any cluster of some column are left out: their mean would be one of other columns. A language
-        that a draw lacks is left out of that draw's mean alone.
+        that is missing from a draw is left out of that draw's mean alone.
         """
         generator = np.random.default_rng(seed)
         most = max(table.shape[1] for table in self._tables.values())
@@ -161,7 +160,7 @@ class Resampling:
 
     def _means(self, counts: Mapping[str, Floats]) -> Floats:
         """Macro means [replicates] where cluster c of task t counts `counts[t][replicate, c]` times; NaN: no column."""
-        shape = (next(iter(counts.values())).shape[0], len(self._slots))
+        shape = (next(iter(counts.values())).shape[0], len(self._columns))
         totals, drawn = np.zeros(shape), np.zeros(shape)  # [replicates, slots]; over tasks
         for task, table in self._tables.items():
             sums, weights = counts[task] @ table[0], counts[task] @ table[1]

@@ -3,7 +3,7 @@
 Of 60 tasks that did not change, 3 have a 95 % interval that excludes 0. Holm's correction bounds the chance of a single
 false alarm among all; that of Benjamini and Hochberg bounds the share of false alarms among the alarms, and finds more.
 
-Sources: Fisher 1935, "The Design of Experiments", section 21 (signs turned at random); Phipson and Smyth 2010,
+Sources: Fisher 1935, "The Design of Experiments", section 21 (permutation of signs); Phipson and Smyth 2010,
 "Permutation p-values should never be zero"; Holm 1979, "A simple sequentially rejective multiple test procedure";
 Benjamini and Hochberg 1995, "Controlling the false discovery rate".
 """
@@ -18,11 +18,11 @@ import numpy as np
 from scipy import special, stats
 
 from lingraft.errors import EvaluationError, did_you_mean
-from lingraft.intervals.resampling import Floats, Resampling
-from lingraft.intervals.statistics import Scored, paired_values
+from lingraft.intervals.clusters import ClusteredValues
+from lingraft.intervals.macro_mean import Scored, paired_values
 
 Correction = Literal["holm", "benjamini_hochberg"]
-TURNS = 9_999  # the smallest p-value is 1e-4: enough for Holm's correction of 500 tests at 5 %
+PERMUTATIONS = 9_999  # the smallest p-value is 1e-4: enough for Holm's correction of 500 tests at 5 %
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +57,29 @@ def compare_many(
 
 
 def p_value(before: Sequence[Scored], after: Sequence[Scored]) -> float:
-    """Return the two-sided p-value of a paired difference of macro means, by turning the signs of clusters.
+    """Return the two-sided p-value of a paired difference of macro means, by a permutation test with sign flips.
 
-    If the two models are alike, each cluster could as well have changed the other way round. All turns are counted
-    where every cluster that changed did so by the same amount (of right and wrong answers of equal weight: McNemar's
-    exact test), else 9,999 random ones with a fixed seed and the one that was seen; p is at least 1e-4 then. 1 where
-    nothing changed.
+    If the two models are alike, each cluster could as well have changed the other way round. All permutations of signs
+    are counted where every cluster that changed did so by the same amount (of right and wrong answers of equal weight:
+    McNemar's exact test), else 9,999 random ones with a fixed seed and the observed one; p is at least 1e-4 then. 1
+    where nothing changed.
 
     Raises:
         EvaluationError: The two models do not hold the same items, or there are none.
     """
-    clusters = Resampling([paired_values(before, after)]).clusters()
-    return _turned(clusters.gains - clusters.losses)
+    clusters = ClusteredValues([paired_values(before, after)]).clusters()
+    changes = clusters.gains - clusters.losses
+    sizes, counts = np.unique(np.abs(changes[np.abs(changes) > 1e-12]).round(12), return_counts=True)
+    observed = abs(float(changes.sum()))
+    if len(sizes) == 0:
+        return 1.0
+    if len(sizes) == 1:
+        n = int(counts[0])
+        fewer = (n - round(observed / float(sizes[0]))) // 2  # clusters that changed against the others
+        return min(1.0, 2 * float(special.bdtr(fewer, n, 0.5)))
+    flipped = np.random.default_rng(0).binomial(counts, 0.5, size=(PERMUTATIONS, len(counts)))
+    sums = (2 * flipped - counts) @ sizes
+    return (1 + int((np.abs(sums) >= observed - 1e-9).sum())) / (1 + PERMUTATIONS)
 
 
 def adjust(p_values: Sequence[float], correction: Correction = "holm") -> list[float]:
@@ -83,28 +94,10 @@ def adjust(p_values: Sequence[float], correction: Correction = "holm") -> list[f
         )
     if not p_values:
         return []
-    found = _holm(np.array(p_values)) if correction == "holm" else stats.false_discovery_control(p_values)
-    return [float(p) for p in found]
-
-
-def _turned(changes: Floats) -> float:
-    """Return the share of turns of signs whose sum is at least as far from 0."""
-    sizes, counts = np.unique(np.abs(changes[np.abs(changes) > 1e-12]).round(12), return_counts=True)
-    seen = abs(float(changes.sum()))
-    if len(sizes) == 0:
-        return 1.0
-    if len(sizes) == 1:
-        n = int(counts[0])
-        fewer = (n - round(seen / float(sizes[0]))) // 2  # clusters that changed against the others
-        return min(1.0, 2 * float(special.bdtr(fewer, n, 0.5)))
-    drawn = np.random.default_rng(0).binomial(counts, 0.5, size=(TURNS, len(counts)))
-    sums = (2 * drawn - counts) @ sizes
-    return (1 + int((np.abs(sums) >= seen - 1e-9).sum())) / (1 + TURNS)
-
-
-def _holm(p_values: Floats) -> Floats:
+    if correction == "benjamini_hochberg":
+        return [float(p) for p in stats.false_discovery_control(p_values)]
     order = np.argsort(p_values, kind="stable")
     factors = np.arange(len(p_values), 0, -1)
     found = np.empty(len(p_values))
-    found[order] = np.maximum.accumulate(p_values[order] * factors).clip(max=1.0)
-    return found
+    found[order] = np.maximum.accumulate(np.array(p_values)[order] * factors).clip(max=1.0)
+    return [float(p) for p in found]

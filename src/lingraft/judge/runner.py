@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from itertools import islice
 
 from lingraft.errors import EvaluationError
-from lingraft.judge.chat_endpoint import ChatClient, QuestionRefusedError, most_tokens
+from lingraft.judge.budget import BudgetReachedError, Ledger
+from lingraft.judge.client import ChatClient, QuestionRefusedError, most_tokens
 from lingraft.judge.prompt import ALTERNATIVES, Question, first_preference
-from lingraft.judge.spending import BudgetReachedError, Ledger
 from lingraft.judge.verdict_cache import Verdict, VerdictCache
 
 OnProgress = Callable[[int, int], None]

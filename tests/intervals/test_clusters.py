@@ -8,8 +8,8 @@ import pytest
 from lingraft.errors import EvaluationError
 from lingraft.evaluate.held_out import AnswerLoss, bits_difference, mean_bits
 from lingraft.evaluate.predictions import Prediction
-from lingraft.intervals.resampling import Resampling, Value
-from lingraft.intervals.statistics import (
+from lingraft.intervals.clusters import ClusteredValues, Value
+from lingraft.intervals.macro_mean import (
     difference_over_columns,
     macro_mean,
     mean_over_columns,
@@ -49,12 +49,12 @@ def test_the_same_column_twice_is_no_more_evidence(
 
 def test_parallel_columns_that_change_against_each_other_cancel_in_every_draw() -> None:
     scores = (np.arange(40) % 2).astype(float).tolist()
-    turned = [1 - score for score in scores]
+    opposite = [1 - score for score in scores]
     up, down = (
-        (answers(scores, "de"), answers(turned, "de")),
-        (answers(turned, "es"), answers(scores, "es")),
+        (answers(scores, "de"), answers(opposite, "de")),
+        (answers(opposite, "es"), answers(scores, "es")),
     )
-    resampling = Resampling(
+    values = ClusteredValues(
         [
             [
                 Value("lookup", one.language, one.cluster, later.score - one.score)
@@ -63,7 +63,7 @@ def test_parallel_columns_that_change_against_each_other_cancel_in_every_draw() 
             for pair in (up, down)
         ]
     )
-    assert np.allclose(resampling.replicates(0), 0.0)
+    assert np.allclose(values.replicates(0), 0.0)
 
 
 def test_columns_count_alike_whatever_their_sizes() -> None:
@@ -136,6 +136,6 @@ def test_a_column_of_few_groups_has_no_interval_in_bits_also_beside_a_large_one(
 def test_a_draw_without_a_column_counts_in_no_interval() -> None:
     small = [Value("t", "en", f"a{i}", 1.0) for i in range(2)]
     large = [Value("t", "de", f"b{i}", 3.0) for i in range(100)]
-    replicates = Resampling([small, large]).replicates(0)
+    replicates = ClusteredValues([small, large]).replicates(0)
     assert 1000 < len(replicates) < 2000  # e ** -2 of the draws hold none of the two
     assert np.allclose(replicates, 2.0)

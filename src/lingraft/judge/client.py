@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit
 
 from lingraft.errors import ConfigError, EvaluationError, escape_control_characters
+from lingraft.judge.budget import Ledger, Tokens
 from lingraft.judge.chat_reply import Reply, retry_after, tokens_of, told_reason, written_tokens
-from lingraft.judge.spending import Ledger, Tokens
 
 if TYPE_CHECKING:
     from requests import PreparedRequest, Response

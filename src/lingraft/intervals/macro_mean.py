@@ -2,7 +2,7 @@
 
 The score of an ability is a macro mean: over languages, of the mean over tasks, of the mean over items.
 Parallel items are no independent evidence: the items of one cluster (one content in several languages) count together.
-How an interval is made says `bounds`.
+`confidence_intervals` says how an interval is made.
 """
 
 from __future__ import annotations
@@ -14,34 +14,33 @@ from typing import Protocol
 from scipy import special
 
 from lingraft.errors import EvaluationError
-from lingraft.intervals.bounds import bounds, distinct
-from lingraft.intervals.resampling import CONFIDENCE, Resampling, Value
+from lingraft.intervals.clusters import CONFIDENCE, ClusteredValues, Value
+from lingraft.intervals.confidence_intervals import bounds, distinct
 
 _POWER_FACTOR = float(special.ndtri(1 - (1 - CONFIDENCE) / 2) + special.ndtri(0.8))  # 2.80
 
 
 class Scored(Protocol):
-    """What the functions below need of an item."""
+    """An item with its score.
+
+    Attributes:
+        task: Task without its language.
+        language: BCP-47 tag.
+        cluster: Items of one task in the same cluster are no independent evidence.
+        item: Unique inside task and language.
+        score: In [0, 1].
+    """
 
     @property
-    def task(self) -> str:
-        """Task without its language."""
-
+    def task(self) -> str: ...  # noqa: D102
     @property
-    def language(self) -> str:
-        """BCP-47 tag."""
-
+    def language(self) -> str: ...  # noqa: D102
     @property
-    def cluster(self) -> str:
-        """Items of one task in the same cluster are no independent evidence."""
-
+    def cluster(self) -> str: ...  # noqa: D102
     @property
-    def item(self) -> str:
-        """Unique inside task and language."""
-
+    def item(self) -> str: ...  # noqa: D102
     @property
-    def score(self) -> float:
-        """In [0, 1]."""
+    def score(self) -> float: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,17 +97,17 @@ def macro_mean(items: Sequence[Scored]) -> Interval:
 def mean_over_columns(columns: Sequence[Sequence[Scored]]) -> Interval:
     """Return the mean over columns of their macro means, with a 95 % interval.
 
-    Jeffreys' interval of the effective number of independent trials (`bounds`). Where in some stratum fewer than 5
-    clusters differ from the most common score, Clopper-Pearson bounds on the rises above and the falls below that
-    score take over: at least as wide as they say. With 30 to 50 clusters it is too narrow where rates are within 0.1
-    of 0 or 1 and the items of a cluster are very alike (benchmarks/interval_coverage.py).
+    Jeffreys' interval of the effective number of independent trials (`confidence_intervals`). Where in some stratum
+    fewer than 5 clusters differ from the most common score, Clopper-Pearson bounds on the rises above and the falls
+    below that score take over: at least as wide as they say. With 30 to 50 clusters it is too narrow where rates are
+    within 0.1 of 0 or 1 and the items of a cluster are very alike (benchmarks/interval_coverage.py).
 
     Raises:
         EvaluationError: There are no items.
     """
-    resampling = Resampling([[_value(item, item.score) for item in items] for items in columns])
-    found = bounds(resampling.clusters(), floor=0.0)
-    return Interval(resampling.value(), found.low, found.high, _count(columns))
+    values = ClusteredValues([[_value(item, item.score) for item in items] for items in columns])
+    found = bounds(values.clusters(), floor=0.0)
+    return Interval(values.value(), found.low, found.high, _count(columns))
 
 
 def paired_difference(before: Sequence[Scored], after: Sequence[Scored]) -> Difference:
@@ -123,18 +122,18 @@ def difference_over_columns(pairs: Sequence[tuple[Sequence[Scored], Sequence[Sco
     """Return the mean over columns of the difference of two models' macro means, with a 95 % interval.
 
     Each column has its own two models, and both their scores on the same items. Jeffreys' intervals of the gains and
-    of the losses, joined (`bounds`). Where in some stratum fewer than 5 clusters vary: exact bounds of the gains and of
-    the losses (Clopper-Pearson, 2.5 % each), subtracted; conservative. With fewer than 5 of equal sign they do not
-    exclude 0, as a sign test would not: 4 of 4 in one direction has p = 0.125.
+    of the losses, joined (`confidence_intervals`). Where in some stratum fewer than 5 clusters vary: exact bounds of
+    the gains and of the losses (Clopper-Pearson, 2.5 % each), subtracted; conservative. With fewer than 5 of equal sign
+    they do not exclude 0, as a sign test would not: 4 of 4 in one direction has p = 0.125.
 
     Raises:
         EvaluationError: A column's two models do not hold the same items, or there are none.
     """
-    resampling = Resampling([paired_values(before, after) for before, after in pairs])
-    clusters = resampling.clusters()
+    values = ClusteredValues([paired_values(before, after) for before, after in pairs])
+    clusters = values.clusters()
     found = bounds(clusters, floor=-1.0)
     return Difference(
-        value=resampling.value(),
+        value=values.value(),
         low=found.low,
         high=found.high,
         minimum_detectable_effect=min(_POWER_FACTOR * found.error, 1.0),

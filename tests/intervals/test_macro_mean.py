@@ -10,8 +10,8 @@ import pytest
 from scipy import stats
 
 from lingraft.errors import EvaluationError
-from lingraft.intervals.resampling import Resampling, Value
-from lingraft.intervals.statistics import macro_mean, mean_over_columns, paired_difference
+from lingraft.intervals.clusters import ClusteredValues, Value
+from lingraft.intervals.macro_mean import macro_mean, mean_over_columns, paired_difference
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ def test_an_empty_table_has_no_mean() -> None:
 
 def test_an_interval_is_the_same_whatever_the_order_of_the_items() -> None:
     scored = items(np.random.default_rng(0).random(40).tolist())
-    found, turned = macro_mean(scored), macro_mean(scored[::-1])
-    assert (turned.low, turned.high) == pytest.approx((found.low, found.high))
+    found, reversed_order = macro_mean(scored), macro_mean(scored[::-1])
+    assert (reversed_order.low, reversed_order.high) == pytest.approx((found.low, found.high))
 
 
 def test_parallel_items_are_no_independent_evidence() -> None:
@@ -208,15 +208,15 @@ def test_clusters_sum_up_to_the_macro_mean_by_their_shares() -> None:
         *items(generator.random(50).tolist(), "counting", "de"),
     ]
     columns = [scored, items(generator.random(7).tolist(), "other", "fr")]
-    resampling = Resampling(
+    values = ClusteredValues(
         [[Value(one.task, one.language, one.cluster, one.score) for one in column] for column in columns]
     )
-    clusters = resampling.clusters()
+    clusters = values.clusters()
     assert clusters.shares.sum() == pytest.approx(1.0)
-    assert float(clusters.means @ clusters.shares) == pytest.approx(resampling.value())
+    assert float(clusters.means @ clusters.shares) == pytest.approx(values.value())
     assert clusters.gain_errors.sum() == pytest.approx(0.0)
     assert len(np.unique(clusters.kinds)) == 4  # lookup in de and es, in de alone, counting, other
-    assert resampling.value() == pytest.approx(mean_over_columns(columns).value)
+    assert values.value() == pytest.approx(mean_over_columns(columns).value)
 
 
 def test_independent_right_and_wrong_answers_get_jeffreys_interval() -> None:
@@ -226,7 +226,7 @@ def test_independent_right_and_wrong_answers_get_jeffreys_interval() -> None:
     assert (few.low, few.high) == pytest.approx((stats.beta(3, 98).ppf(0.025), stats.beta(4, 97).ppf(0.975)))
 
 
-def test_an_interval_of_failures_is_that_of_successes_turned_round() -> None:
+def test_an_interval_of_failures_mirrors_that_of_successes() -> None:
     scores = np.random.default_rng(6).random(40)
     right, wrong = macro_mean(items(scores.tolist())), macro_mean(items((1 - scores).tolist()))
     assert (1 - wrong.high, 1 - wrong.low) == pytest.approx((right.low, right.high))

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from lingraft.intervals.resampling import CONFIDENCE, Clusters, Floats
+from lingraft.intervals.clusters import CONFIDENCE, Clusters, Floats
 
 # Where fewer clusters vary (differ from the most common value of their kind), exact bounds take over.
 FEWEST_VARYING = 5
@@ -86,7 +86,8 @@ def _centre(clusters: Clusters) -> float:
 def _strata(clusters: Clusters) -> list[tuple[float, Clusters]]:
     """Divide clusters into those that weigh about alike, kind by kind; each with its share in the macro mean."""
     kinds = np.unique(clusters.kinds)
-    weights = np.array([_weight(clusters.shares[clusters.kinds == kind]) for kind in kinds])
+    own = [clusters.shares[clusters.kinds == kind] for kind in kinds]
+    weights = np.array([float(shares @ shares / shares.sum()) for shares in own])  # what one cluster weighs
     order = np.argsort(weights, kind="stable")
     found, start = [], 0
     while start < len(order):
@@ -95,11 +96,6 @@ def _strata(clusters: Clusters) -> list[tuple[float, Clusters]]:
         found.append((float(clusters.shares[chosen].sum()), clusters.part(chosen)))
         start = stop
     return found
-
-
-def _weight(shares: Floats) -> float:
-    """Return how much one of these clusters weighs: of clusters that weigh alike, the share of each."""
-    return float(shares @ shares / shares.sum())
 
 
 def _effective_clusters(shares: Floats) -> float:
@@ -116,7 +112,9 @@ def _part_bounds(part: Clusters, floor: float) -> Bounds:
     gain, loss = float(part.gains.sum()), float(part.losses.sum())
     low_gain, high_gain = _jeffreys(gain, _trials(part, gain, part.gain_errors))
     low_loss, high_loss = (0.0, 0.0) if floor == 0 else _jeffreys(loss, _trials(part, loss, part.loss_errors))
-    correlation = _correlation(part)
+    scale = _covariance(part, part.gain_errors) * _covariance(part, part.loss_errors)
+    shared = _covariance(part, part.gain_errors, part.loss_errors)
+    correlation = max(-1.0, min(1.0, shared / scale**0.5)) if scale > 0 else 0.0
     below = _joined(gain - low_gain, high_loss - loss, correlation)
     above = _joined(high_gain - gain, loss - low_loss, correlation)
     return Bounds(gain - loss - below, gain - loss + above, error, exact=False)
@@ -131,12 +129,6 @@ def _covariance(part: Clusters, first: Floats, second: Floats | None = None) -> 
     """Return the covariance of two sums from their influences; the variance of one."""
     weight = np.divide(1.0, 1 - part.leverages, out=np.zeros(len(first)), where=part.leverages < 1)
     return float((first * (first if second is None else second)) @ weight)
-
-
-def _correlation(part: Clusters) -> float:
-    scale = _covariance(part, part.gain_errors) * _covariance(part, part.loss_errors)
-    found = _covariance(part, part.gain_errors, part.loss_errors)
-    return max(-1.0, min(1.0, found / scale**0.5)) if scale > 0 else 0.0
 
 
 def _trials(part: Clusters, mean: float, errors: Floats) -> float:
@@ -161,12 +153,15 @@ def _jeffreys(rate: float, n: float) -> tuple[float, float]:
     return min(low, rate), max(high, rate)
 
 
-def _clopper_pearson(rate: float, n: float, tail: float) -> tuple[float, float]:
-    """Return the exact bounds of a rate among `n` trials, which may lie between whole numbers."""
+def _clopper_pearson(mean: float, most: float, n: float, tail: float) -> tuple[float, float]:
+    """Return the exact bounds of a mean of `n` trials in [0, most]; `n` may lie between whole numbers."""
+    if most <= 0:
+        return 0.0, 0.0
+    rate = min(mean / most, 1.0)
     successes, failures = rate * n, (1 - rate) * n
     low = float(special.betaincinv(successes, failures + 1, tail)) if successes > 0 else 0.0
     high = float(special.betaincinv(successes + 1, failures, 1 - tail)) if failures > 0 else 1.0
-    return low, high
+    return most * low, most * high
 
 
 def _most_common(means: Floats) -> float:
@@ -197,15 +192,9 @@ def _exact_bounds(part: Clusters, floor: float) -> tuple[float, float]:
     if floor == 0 and not both:
         n = max(n, _trials(part, min(1.0, centre), part.gain_errors))
     tail = _TAIL / (2 if both else 1)
-    low_rise, high_rise = _bound_mean(float((means - usual).clip(min=0) @ part.shares), upward, n, tail)
-    low_fall, high_fall = _bound_mean(float((usual - means).clip(min=0) @ part.shares), downward, n, tail)
+    low_rise, high_rise = _clopper_pearson(float((means - usual).clip(min=0) @ part.shares), upward, n, tail)
+    low_fall, high_fall = _clopper_pearson(
+        float((usual - means).clip(min=0) @ part.shares), downward, n, tail
+    )
     low, high = usual + low_rise - high_fall, usual + high_rise - low_fall
     return min(max(floor, low), centre), max(min(1.0, high), centre)
-
-
-def _bound_mean(mean: float, most: float, n: float, tail: float) -> tuple[float, float]:
-    """Bound a mean of n parts, each in [0, most]."""
-    if most <= 0:
-        return 0.0, 0.0
-    low, high = _clopper_pearson(min(mean / most, 1.0), n, tail)
-    return most * low, most * high
