@@ -16,8 +16,8 @@ from lingraft.config.load import save_study
 from lingraft.config.schema import Study
 from lingraft.data.encodings import discard_encodings
 from lingraft.errors import ConfigError, ModelError, did_you_mean
-from lingraft.evaluate.suites import language_notes, resolve_suites
-from lingraft.evaluate.tasks import check_tasks
+from lingraft.evaluate.checks import check_tasks
+from lingraft.evaluate.selection import language_notes, resolve_suites
 from lingraft.models.vllm import check_vllm
 from lingraft.records import from_json, write_json_atomically
 from lingraft.strategies.composition import build

@@ -15,13 +15,13 @@ from lingraft.config.schema import UNCOMPARED_JUDGE_FIELDS, Evaluation
 from lingraft.data.chat_format import CHAT_IDENTITY
 from lingraft.data.example import Example
 from lingraft.errors import EvaluationError
-from lingraft.evaluate.harness import evaluate_model, truncated_prompts_sentence
 from lingraft.evaluate.held_out import bits_by_language, held_out_losses, item_of, write_losses
+from lingraft.evaluate.loading import NotRunnableError, task_identities
 from lingraft.evaluate.manifest import HAS_TEMPLATE, NO_TEMPLATE, manifest_of, outside_of_the_file
 from lingraft.evaluate.predictions import write_predictions
+from lingraft.evaluate.running import evaluate_model, truncated_prompts_sentence
 from lingraft.evaluate.scores import ABILITIES, score_summary
 from lingraft.evaluate.task_runs import build_runs
-from lingraft.evaluate.tasks import NotRunnableError, task_identities
 from lingraft.models.adapters import load_merged
 from lingraft.models.compute import compute_for
 from lingraft.models.vllm import VllmGenerator
