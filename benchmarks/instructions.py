@@ -17,7 +17,7 @@ import platform
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from hashlib import sha256
 from importlib.metadata import version
@@ -37,7 +37,7 @@ from lingraft.intervals.statistics import macro_mean
 RESULTS = Path(__file__).parent / "results" / "instructions.json"
 BY_INSTRUCTION = "inst_level_strict_acc"
 
-Row = dict[str, Any]
+Row = Mapping[str, Any]
 TOKENS_PER_BATCH = 32768
 
 

@@ -1175,7 +1175,7 @@ DRIFTS = [
     Case(
         "prompts without any",
         "drift model model --prompts p.txt",
-        ("DataError: p.txt: there are no prompts",),
+        ("DataError: p.txt: there are no rows",),
         {"p.txt": "\n\n"},
     ),
     Case(

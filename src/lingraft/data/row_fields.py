@@ -11,6 +11,7 @@ from decimal import Decimal
 from typing import Any
 
 from lingraft.errors import DataError
+from lingraft.text.language_tags import tag_as_written
 
 _SHOWN_CHARACTERS = 60
 _LARGEST_WHOLE_FLOAT = 2**53  # beyond it not every whole number is a float
@@ -127,3 +128,19 @@ def shown(value: Any) -> str:
     """Return a value as it would be written, shortened."""
     written = repr(value)
     return written if len(written) <= _SHOWN_CHARACTERS else written[:_SHOWN_CHARACTERS] + "…"
+
+
+def language_tag(written: str, field: str = "language") -> str:
+    """Return the BCP-47 tag of a language that is written in any way that `text.language_tags` knows.
+
+    Raises:
+        RowError: Neither tag nor name; the message names `field`.
+    """
+    tag = tag_as_written(written)
+    if tag is None:
+        raise RowError(
+            field,
+            f"is {shown(written)}, neither a BCP-47 tag such as es nor an English name such as Spanish; `language:` "
+            "in the study overrides it",
+        )
+    return tag

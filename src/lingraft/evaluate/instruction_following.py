@@ -11,8 +11,6 @@ the four metrics; the prompts are not theirs).
 from __future__ import annotations
 
 import io
-import json
-from collections.abc import Iterator
 from contextlib import redirect_stdout
 from functools import cache
 from importlib.resources import files
@@ -22,15 +20,15 @@ from unittest.mock import patch
 
 from lm_eval.api.task import ConfigurableTask
 
+from lingraft.data.row_fields import Row
+from lingraft.data.rows import open_rows
 from lingraft.errors import EvaluationError, did_you_mean
+from lingraft.text.language_tags import ENGLISH
 
-LANGUAGE = "en"
 VERSION = 1
 SCORE = "prompt_level_strict_acc"
 NEW_TOKENS = 160  # every prompt can be answered in fewer; the longest answer asked for has 80 words
 FIELDS = ("key", "prompt", "instruction_id_list", "kwargs")
-
-Row = dict[str, Any]
 
 
 def instructions_task(
@@ -43,18 +41,19 @@ def instructions_task(
 
     Args:
         language: Must be `en`: prompts and verifiers are English.
-        data: A JSON Lines file of the same fields in the place of our prompts.
+        data: A file of the same fields in the place of our prompts.
         limit: Prompts, from the first on; None: all. Any prefix of ours mixes the instruction types.
         max_new_tokens: Longest answer; None: 160.
 
     Raises:
-        EvaluationError: Another language; a file that cannot be read or has a row that the verifiers cannot score.
+        EvaluationError: Another language, or a row that the verifiers cannot score.
+        DataError: The file cannot be read.
     """
     import datasets
 
-    if language != LANGUAGE:
+    if language != ENGLISH:
         raise EvaluationError(
-            f"instructions: there are no prompts in {language!r}, only in {LANGUAGE!r}; "
+            f"instructions: there are no prompts in {language!r}, only in {ENGLISH!r}; "
             "name another task for this language."
         )
     # Built from all rows before the limit: the columns of `kwargs` are those of every row.
@@ -74,21 +73,18 @@ def instructions_task(
                 "do_sample": False,
                 "max_gen_toks": max_new_tokens or NEW_TOKENS,
             },
-            "metric_list": list(_metrics()),
+            "metric_list": [
+                {
+                    "metric": f"{level}_level_{counted}_acc",
+                    "aggregation": "mean" if level == "prompt" else verifiers().agg_inst_level_acc,
+                    "higher_is_better": True,
+                }
+                for counted in ("strict", "loose")
+                for level in ("prompt", "inst")
+            ],
             "metadata": {"version": VERSION},
         }
     )
-
-
-def _metrics() -> Iterator[dict[str, Any]]:
-    share_of_all = verifiers().agg_inst_level_acc
-    for counted in ("strict", "loose"):
-        for level, aggregation in (("prompt", "mean"), ("inst", share_of_all)):
-            yield {
-                "metric": f"{level}_level_{counted}_acc",
-                "aggregation": aggregation,
-                "higher_is_better": True,
-            }
 
 
 def score_response(row: Row, response: str) -> dict[str, Any]:
@@ -116,41 +112,25 @@ def read_instructions(path: Path | None = None) -> list[Row]:
     """Return the rows of a file in IFEval's format, of our prompts where no file is named.
 
     Raises:
-        EvaluationError: The file cannot be read, is empty, or has rows that cannot be scored, with the first of them.
+        DataError: The file cannot be read.
+        EvaluationError: It is empty, or a row cannot be read or scored.
     """
-    source = files("lingraft.evaluate").joinpath("data/instructions.jsonl") if path is None else path
-    try:
-        lines = source.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise EvaluationError(f"instructions: {path} cannot be read ({error}).") from None
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        row, problem = _parsed(line)
+    own = Path(str(files("lingraft.evaluate").joinpath("data/instructions.jsonl")))
+    rows: list[Row] = []
+    for raw in open_rows(path or own).sound(EvaluationError):
+        row = {name: raw.value.get(name) for name in FIELDS}
+        has_all = set(FIELDS) <= raw.value.keys()
+        problem = row_problem(row) if has_all else f"needs the fields {', '.join(FIELDS)}."
         if problem is not None:
-            raise EvaluationError(f"instructions: {path}, line {number}: {problem}")
+            raise EvaluationError(f"instructions: {raw.place}: {problem}")
         rows.append(row)
-    if not rows:
-        raise EvaluationError(f"instructions: {path} holds no row.")
     return rows
-
-
-def _parsed(line: str) -> tuple[Row, str | None]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        return {}, f"is no JSON ({error})."
-    if not isinstance(row, dict) or not set(FIELDS) <= row.keys():
-        return {}, f"must be an object with {', '.join(FIELDS)}."
-    kept = {name: row[name] for name in FIELDS}
-    return kept, row_problem(kept)
 
 
 def row_problem(row: Row) -> str | None:
     """Return why the verifiers cannot score a row alike every time, None where they can.
 
-    A verifier that lacks an argument draws one at random: such a row is refused.
+    A verifier draws an argument that is missing at random: such a row is refused.
     """
     known = verifiers().instructions_registry.INSTRUCTION_DICT
     names, arguments = row["instruction_id_list"], row["kwargs"]
@@ -161,28 +141,24 @@ def row_problem(row: Row) -> str | None:
     for name, given in zip(names, arguments, strict=True):
         if name not in known:
             return f"has the instruction {name!r}. {did_you_mean(name, known)}"
-        problem = _argument_problem(known[name](name), given)
-        if problem is not None:
-            return f"{name}: {problem}"
+        verifier = known[name](name)
+        present = {key: value for key, value in given.items() if value}  # as the harness's scoring reads them
+        needed = set(verifier.get_instruction_args_keys())
+        if present.keys() != needed:
+            return f"{name}: needs the arguments {sorted(needed)}, and has {sorted(present)}."
+        try:
+            verifier.build_description(**present)
+        except (TypeError, ValueError) as error:
+            return f"{name}: {error}"
+        kept = verifier.get_instruction_args() or {}
+        replaced = [key for key, value in present.items() if _plain(kept[key]) != _plain(value)]
+        if replaced:
+            return f"{name}: {', '.join(replaced)}: not a value that it takes."
     return None
 
 
 def _are_all(values: Any, kind: type) -> bool:
     return isinstance(values, list) and all(isinstance(value, kind) for value in values)
-
-
-def _argument_problem(verifier: Any, given: dict[str, Any]) -> str | None:
-    present = {name: value for name, value in given.items() if value}  # as the harness's scoring reads them
-    needed = set(verifier.get_instruction_args_keys())
-    if present.keys() != needed:
-        return f"needs the arguments {sorted(needed)}, and has {sorted(present)}."
-    try:
-        verifier.build_description(**present)
-    except (TypeError, ValueError) as error:
-        return str(error)
-    kept = verifier.get_instruction_args() or {}
-    replaced = [name for name, value in present.items() if _plain(kept[name]) != _plain(value)]
-    return f"{', '.join(replaced)}: not a value that it takes." if replaced else None
 
 
 def _plain(value: Any) -> Any:

@@ -16,8 +16,8 @@ import yaml
 from pydantic import Field
 
 from lingraft.config.schema import Evaluation, EvaluationTask, Section, Text
+from lingraft.data.rows import open_rows
 from lingraft.errors import ConfigError, did_you_mean
-from lingraft.evaluate.local_rows import read_rows
 from lingraft.evaluate.predictions import Ability
 from lingraft.evaluate.tasks import (
     WORLDBOOK,
@@ -279,7 +279,10 @@ def _filled(text: str, language: str, code: str) -> str:
 
 
 def _lacks(path: Path, field: str | None) -> bool:
-    return field is None or field not in next(read_rows(path), {})
+    if field is None:
+        return True
+    first = next(iter(open_rows(path)), None)
+    return first is None or field not in first.value
 
 
 @dataclass(frozen=True)

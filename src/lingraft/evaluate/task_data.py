@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lingraft.config.schema import DataSource
-from lingraft.data.readers import RawRow, read_hub
+from lingraft.data.files import SourceFile
+from lingraft.data.readers import RawRow
+from lingraft.data.rows import open_rows
 from lingraft.errors import EvaluationError
-from lingraft.evaluate.local_rows import sound_rows
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -60,11 +61,13 @@ def read_rows(data: Path | None, hub: HubSplit | None, *, absent: str) -> TaskRo
         DataError: The file or the hub's data set cannot be read as a whole.
     """
     if data is not None:
-        return TaskRows(tuple(sound_rows(data)), data.name, None)
+        return TaskRows(tuple(open_rows(SourceFile(data, data.name)).sound(EvaluationError)), data.name, None)
     if hub is None:
         raise EvaluationError(absent)
-    found = read_hub(DataSource(source=hub.source, config=hub.config, split=hub.split, revision=hub.revision))
-    return TaskRows(tuple(found.rows), f"{hub.source}:{hub.config}", found.commit)
+    found = open_rows(
+        DataSource(source=hub.source, config=hub.config, split=hub.split, revision=hub.revision)
+    )
+    return TaskRows(tuple(found.sound(EvaluationError)), f"{hub.source}:{hub.config}", found.revision)
 
 
 def fixed_sample(items: Sequence[_Item], limit: int | None) -> list[_Item]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from lingraft.config.schema import Evaluation, EvaluationTask
 from lingraft.data.worldbook import FAMILIES
 from lingraft.errors import EvaluationError
-from lingraft.evaluate.local_rows import Expression
+from lingraft.evaluate.expressions import Expression
 from lingraft.evaluate.own_tasks import OWN_TASKS
 from lingraft.evaluate.predictions import Ability
 from lingraft.evaluate.tasks import (

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from lingraft.config.schema import Evaluation, EvaluationTask
-from lingraft.data.files import data_suffix
-from lingraft.data.readers import commit_of
+from lingraft.data.files import SourceFile
+from lingraft.data.readers import data_suffix
+from lingraft.data.rows import commit_of, open_rows
 from lingraft.data.worldbook import FAMILIES, LANGUAGES
 from lingraft.errors import ConfigError, EvaluationError, LingraftError, did_you_mean, in_one_line
-from lingraft.evaluate.local_rows import Expression, mapped_rows, read_rows
+from lingraft.evaluate.expressions import Expression, with_expressions
 from lingraft.evaluate.own_tasks import OWN_TASKS
 from lingraft.evaluate.predictions import Ability
 from lingraft.judge.chat_endpoint import key_from_environment
@@ -494,7 +495,8 @@ def _over_local_file(
         raise ValueError(
             f"it is a group of {len(configs)} tasks: `rows` must say which rows belong to which `task`"
         )
-    rows = list(mapped_rows(list(read_rows(path)), entry.fields, entry.task))
+    read = (row.value for row in open_rows(SourceFile(path, path.name)).sound(EvaluationError))
+    rows = list(with_expressions(read, entry.fields, entry.task))
     chosen = [(config, _rows_of(config, entry, rows)) for config in configs]
     if not any(own for _, own in chosen):
         raise ValueError(f"no row of the {len(rows)} is used")

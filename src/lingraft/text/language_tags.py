@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from functools import cache
 
 ENGLISH = "en"
+_SHORT_CODE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 _TAG = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*")
 _NO_LANGUAGE = ("und", "mul", "mis", "zxx")  # undetermined (CLDR finds English likely), several, none
 _IN_PARENTHESES = re.compile(r"(.+?)\s*\(([^()]+)\)")
@@ -30,6 +31,13 @@ def canonical_tag(text: str) -> str | None:
     """
     written = " ".join(text.replace("_", "-").split())
     return _of_tag(written) or _of_name(written.casefold())
+
+
+def tag_as_written(text: str) -> str | None:
+    """Return the tag of a language as `canonical_tag`, or a code of the user's own; None: it is neither."""
+    primary, separator, rest = text.strip().replace("_", "-").partition("-")
+    own = f"{primary.lower()}{separator}{rest}"
+    return canonical_tag(text) or (own if _SHORT_CODE.fullmatch(own) else None)
 
 
 def _of_tag(written: str) -> str | None:
