@@ -5,9 +5,10 @@
 Each cell draws that many evaluations whose true value is known and counts the intervals that hold it. Items are
 independent or lie in clusters of unequal size (1 to 10 items, drawn once for each cell) whose rates are drawn from a
 beta (Dirichlet) distribution: `alike` is their intra-cluster correlation. Graded scores are thirds. All evaluations of
-a cell are bounded at once by the formulas of lingraft.intervals.bounds, written for one task in one language; the first
-ones are compared with what lingraft reports. Beside it stands, for independent items that are right or wrong, the
-percentile bootstrap (of infinitely many draws). Writes benchmarks/results/interval_coverage.json.
+a cell are bounded at once by the formulas of lingraft.intervals.confidence_intervals, written for one task in one
+language; the first ones are compared with what lingraft reports. Beside it stands, for independent items that are right
+or wrong, the percentile bootstrap (of infinitely many draws). Writes benchmarks/results/interval_coverage.json.
+
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from typing import Any
 import numpy as np
 from scipy import special, stats
 
-from lingraft.intervals.bounds import FEWEST_VARYING
-from lingraft.intervals.resampling import Floats
-from lingraft.intervals.statistics import macro_mean, paired_difference
+from lingraft.intervals.clusters import Floats
+from lingraft.intervals.confidence_intervals import FEWEST_VARYING
+from lingraft.intervals.macro_mean import macro_mean, paired_difference
 
 RESULTS = Path(__file__).parent / "results" / "interval_coverage.json"
 RATES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)

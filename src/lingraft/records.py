@@ -6,12 +6,11 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 _HASH_BLOCK_BYTES = 1 << 20
-Row = TypeVar("Row")
+Typed = TypeVar("Typed")
 
 
 def canonical_json(value: Any) -> str:
@@ -62,26 +61,35 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def append_lines(path: Path, rows: Iterable[Any]) -> None:
-    """Append each value as a line of JSON; they are on disk when this returns."""
-    with path.open("a", encoding="utf-8", newline="\n") as file:
-        file.write("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
-        file.flush()
-        os.fsync(file.fileno())
+def to_json(value: object) -> Any:
+    """Return a dataclass as JSON values."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(type(value)).dump_python(value, mode="json")
 
 
-def read_lines(path: Path, parse: Callable[[Any], Row]) -> list[Row]:
-    """Read what `append_lines` wrote; a torn last line, and what follows one that `parse` refuses, is cut off."""
-    found: list[Row] = []
-    whole = 0  # bytes that can be read
-    with path.open("rb") as file:
-        for line in file:
-            if not line.endswith(b"\n"):
-                break
-            try:
-                found.append(parse(json.loads(line)))
-            except (ValueError, AttributeError, KeyError, TypeError):
-                break
-            whole += len(line)
-    os.truncate(path, whole)
+def from_json(kind: type[Typed], value: Any) -> Typed:
+    """Return the dataclass that `to_json` made `value` of.
+
+    Raises:
+        ValueError: A field is absent, unknown or of another type; the message names the first.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    adapter = TypeAdapter(kind)
+    try:
+        found = adapter.validate_json(canonical_json(value), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    if adapter.dump_python(found, mode="json") != value:
+        raise ValueError(f"it holds fields that {kind.__name__} does not have")
     return found
+
+
+def cache_folder() -> Path:
+    """Return the folder of what can be made again: LINGRAFT_CACHE, else `lingraft` in the user's cache folder."""
+    if given := os.environ.get("LINGRAFT_CACHE"):
+        return Path(given)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "lingraft"

@@ -3,54 +3,42 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 import yaml
 
-LINGRAFT = [sys.executable, "-c", "from lingraft.cli.main import main; main()"]
+Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def lingraft(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*LINGRAFT, *arguments],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-
-
-def test_help_is_the_result_when_it_is_asked_for() -> None:
+def test_help_is_the_result_when_it_is_asked_for(lingraft: Command) -> None:
     done = lingraft("--help")
     assert done.returncode == 0
     for command in ("run", "validate", "show", "schema", "copy", "ls"):
         assert f"  {command} " in done.stdout
 
 
-def test_a_recipe_is_copied_validated_and_shown(tmp_path: Path) -> None:
-    copied = lingraft("copy", "quickstart", cwd=tmp_path)
+def test_a_recipe_is_copied_validated_and_shown(lingraft: Command, tmp_path: Path) -> None:
+    copied = lingraft("copy", "quickstart")
     assert copied.stdout.strip() == "quickstart.yaml"
     assert (tmp_path / "quickstart.yaml").is_file()
-    assert lingraft("copy", "quickstart", cwd=tmp_path).returncode == 2
-    validated = lingraft("validate", "quickstart.yaml", "--json", cwd=tmp_path)
+    assert lingraft("copy", "quickstart").returncode == 2
+    validated = lingraft("validate", "quickstart.yaml", "--json")
     assert json.loads(validated.stdout)["valid"] is True
-    shown = lingraft("show", "study", "quickstart.yaml", "seeds=[0, 1]", cwd=tmp_path)
+    shown = lingraft("show", "study", "quickstart.yaml", "seeds=[0, 1]")
     assert yaml.safe_load(shown.stdout)["seeds"] == [0, 1]
     assert "similar / plain / seed 1" in shown.stdout
 
 
-def test_the_schema_is_json_that_knows_every_section() -> None:
+def test_the_schema_is_json_that_knows_every_section(lingraft: Command) -> None:
     schema = json.loads(lingraft("schema").stdout)
     assert {"PhaseData", "Training", "Evaluation"} <= set(schema["$defs"])
     assert "description" in schema["properties"]["held_out"]
 
 
-def test_ls_lists_what_a_study_can_name() -> None:
+def test_ls_lists_what_a_study_can_name(lingraft: Command) -> None:
     listed = json.loads(lingraft("ls", "--json").stdout)
     assert {"plain", "mixed", "freeze_random", "generative_replay", "ewc", "interpolate"} < set(
         listed["strategies"]
@@ -61,7 +49,9 @@ def test_ls_lists_what_a_study_can_name() -> None:
     assert listed["suites"]["quick"].endswith("(worldbook, instructions)")
 
 
-def test_show_data_prints_counts_and_marks_the_supervised_part(tmp_path: Path, tiny_model: Path) -> None:
+def test_show_data_prints_counts_and_marks_the_supervised_part(
+    lingraft: Command, tmp_path: Path, tiny_model: Path
+) -> None:
     rows = [{"instruction": f"Say {word}.", "output": f"Here is {word}."} for word in ("one", "two", "three")]
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join([*(json.dumps(row) for row in rows), "{broken"]))
@@ -74,7 +64,9 @@ def test_show_data_prints_counts_and_marks_the_supervised_part(tmp_path: Path, t
     assert "Here is" in text
 
 
-def test_show_data_tells_before_training_what_a_language_costs(tmp_path: Path, tiny_model: Path) -> None:
+def test_show_data_tells_before_training_what_a_language_costs(
+    lingraft: Command, tmp_path: Path, tiny_model: Path
+) -> None:
     texts = {
         "ar": "ما عاصمة مصر؟",
         "th": "เมืองหลวงของไทยคือที่ไหน",
@@ -98,7 +90,9 @@ def test_show_data_tells_before_training_what_a_language_costs(tmp_path: Path, t
     assert "Warning: en" not in done.stdout
 
 
-def test_show_data_says_where_test_items_go_and_takes_a_limit(tmp_path: Path, tiny_model: Path) -> None:
+def test_show_data_says_where_test_items_go_and_takes_a_limit(
+    lingraft: Command, tmp_path: Path, tiny_model: Path
+) -> None:
     items = tmp_path / "mgsm_de.tsv"
     items.write_text('"Wie viel?" fragt sie.\t18\n')
     done = lingraft("show", "data", str(items), "--model", str(tiny_model))
@@ -110,7 +104,7 @@ def test_show_data_says_where_test_items_go_and_takes_a_limit(tmp_path: Path, ti
     found = json.loads(lingraft("show", "data", str(items), "--model", str(tiny_model), "--json").stdout)
     assert found["test_items"][0]["places"] == {"mgsm": "mgsm/de.tsv"}
     (tmp_path / "sums.csv").write_text("question,answer\nWie viele Äpfel hat Anna gestern gekauft?,18\n")
-    done = lingraft("show", "data", "sums.csv", "--model", str(tiny_model), cwd=tmp_path)
+    done = lingraft("show", "data", "sums.csv", "--model", str(tiny_model))
     assert "(by the identifier it is de). Convert it to .jsonl, put it as" in done.stdout
     assert (
         "DIR/mgsm/de.jsonl, then: lingraft evaluate MODEL --data-dir DIR --task mgsm --languages de"
@@ -119,7 +113,7 @@ def test_show_data_says_where_test_items_go_and_takes_a_limit(tmp_path: Path, ti
     rows = [{"instruction": f"Say {n}.", "output": "" if n == 1 else f"{n}</s>"} for n in range(9)]
     (tmp_path / "es.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = ("--limit", "3", "--no-answer-filter", "--special-tokens", "strip", "--json")
-    done = lingraft("show", "data", "es.jsonl", "--model", str(tiny_model), *options, cwd=tmp_path)
+    done = lingraft("show", "data", "es.jsonl", "--model", str(tiny_model), *options)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert (found["rows"], found["first_rows"], found["broken"], list(found["languages"])) == (
@@ -131,37 +125,12 @@ def test_show_data_says_where_test_items_go_and_takes_a_limit(tmp_path: Path, ti
     assert found["filtered"] == {"no_answer": 1, "special_tokens_stripped": 2}
 
 
-WRONG = [
-    (["rn"], "Did you mean 'run'"),
-    (["run"], "Missing argument"),
-    (["run", "absent.yaml"], "absent.yaml: no such file"),
-    (["run", "bad.yaml"], "bad.yaml:1: modle is not a field. Did you mean 'model'"),
-    (["validate", "good.yaml", "training.epoch=2"], "Did you mean 'epochs'"),
-    (["validate", "good.yaml", "phases.two.strategies=[lorra]"], "Did you mean 'lora'"),
-    (["validate", "good.yaml", "phases.two.strategies=[{lora: {rang: 4}}]"], "Did you mean 'rank'"),
-    (["validate", "good.yaml", "phases.two.strategies=[[lora, freeze_random]]"], "lora"),
-    (["validate", "good.yaml", "phases.one.strategies=[freeze_changed]"], "needs"),
-    (["run", "good.yaml"], "no-such-model"),
-    (["run", "good.yaml", "phases.two.data.d.source=worldbook:lokup/de"], "lookup"),
-    (["run", "good.yaml", "phases.two.data.d.source=worldbook:lookup/xx"], "xx"),
-    (["run", "good.yaml", "phases.two.data.d.source=absent.jsonl"], "absent.jsonl"),
-    (["copy", "quikstart"], "Did you mean 'quickstart'"),
-    (["ls", "strategy"], "Did you mean 'strategies'"),
-    (["show", "data", "absent.jsonl"], "absent.jsonl"),
-    (["show", "data", "good.yaml", "--format", "alpacca"], "alpacca"),
-]
-
-
-@pytest.mark.parametrize(("arguments", "expected"), WRONG, ids=[" ".join(a) for a, _ in WRONG])
-def test_wrong_input_is_named_with_exit_code_two(tmp_path: Path, arguments: list[str], expected: str) -> None:
+def test_wrong_input_of_a_process_has_exit_code_two_and_an_empty_stdout(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("modle: x\nname: bad\nphases: []\n")
-    (tmp_path / "good.yaml").write_text(
-        "name: good\nmodel: ./no-such-model\nphases:\n"
-        "  - {name: one, data: {e: {source: 'worldbook:lookup/en'}}}\n"
-        "  - {name: two, data: {d: {source: 'worldbook:lookup/de'}}, strategies: [plain]}\n"
+    starts = [sys.executable, "-c", "from lingraft.cli.main import main; main()"]
+    done = subprocess.run(
+        [*starts, "run", "bad.yaml"], capture_output=True, text=True, cwd=tmp_path, check=False
     )
-    done = lingraft(*arguments, cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert expected in " ".join(done.stderr.split())
-    assert done.stdout == ""
-    assert "Traceback" not in done.stderr
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "bad.yaml:1: modle" in done.stderr
+    assert "'model'" in done.stderr

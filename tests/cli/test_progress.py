@@ -20,7 +20,7 @@ from lingraft.cli import log_lines, progress
 from lingraft.cli.log_lines import LogLines, duration
 from lingraft.cli.main import _run
 from lingraft.cli.progress import ProgressWatcher, StepBars
-from lingraft.study.events import StageProgress
+from lingraft.stage import StageProgress
 
 
 class Clock:
@@ -89,6 +89,25 @@ def test_steps_are_bars_in_a_terminal_and_lines_elsewhere(
         assert "10/40" in stream.getvalue()
     else:
         assert "read: 30 done, 0 s so far" in shown
+
+
+def test_a_study_in_a_terminal_is_a_bar_of_its_stages_and_one_of_the_stage_at_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=100)
+    monkeypatch.setattr(progress, "standard_error", lambda: console)
+    monkeypatch.setenv("TERM", "xterm")
+    with ProgressWatcher("mine") as watcher:
+        watcher.study_started(3)
+        watcher.stage_finished("evaluate base", 1.0, reused=True)
+        watcher.stage_started("train two:german/plain")
+        watcher.stage_progressed(StageProgress(7, 50, 1.5, 95.0))
+        watcher.noted("a row is truncated")
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+    assert re.search(r"study .* 1/3 stages", shown)
+    assert re.search(r"train two:german/plain .*7/50 .* loss 1.500  95 tokens/s", shown)
+    assert "! a row is truncated" in shown
 
 
 def test_a_terminal_that_draws_nothing_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lingraft.data.encoded import (
     INDEX_FILE,
+    ROWS_FILE,
     EncodedBatch,
     EncodedExample,
     EncodedTable,
@@ -116,6 +118,20 @@ def test_another_process_opens_it_by_its_folder(tmp_path: Path) -> None:
         pickle.dumps(write_table(SOME))
 
 
+def test_datasets_opens_the_same_file(tmp_path: Path) -> None:
+    write_table(SOME, tmp_path)
+    rows = Dataset.from_file(str(tmp_path / ROWS_FILE))
+    assert rows["tokens"][:] == [list(one.input_ids) for one in SOME]
+    assert rows[1] == {
+        "id": "ß",
+        "language": "de",
+        "truncated": 7,
+        "replayed": False,
+        "tokens": [4],
+        "supervised": [True],
+    }
+
+
 def test_a_folder_without_its_index_is_no_table(tmp_path: Path) -> None:
     write_table(SOME, tmp_path)
     (tmp_path / INDEX_FILE).unlink()
@@ -139,7 +155,7 @@ def test_an_error_while_writing_leaves_nothing_that_could_be_read(tmp_path: Path
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
-        (lambda folder: (folder / "tokens.bin").write_bytes(b"1234"), "tokens.bin has 4 bytes, not 84"),
+        (lambda folder: (folder / ROWS_FILE).write_bytes(b"1234"), "rows.arrow has 4 bytes"),
         (lambda folder: (folder / INDEX_FILE).write_text(json.dumps({"format": 99})), "has format 99"),
     ],
 )

@@ -12,7 +12,7 @@ from lingraft.errors import EvaluationError
 from lingraft.evaluate.forgetting import Taught, ability_matrix, loss_matrix, transfer
 from lingraft.evaluate.held_out import AnswerLoss
 from lingraft.evaluate.predictions import Ability, Prediction
-from lingraft.intervals.statistics import paired_difference
+from lingraft.intervals.macro_mean import paired_difference
 
 # Rows: after phase 1, 2, 3. Columns: what phase 1, 2, 3 taught.
 ON_PAPER = [

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from lingraft.errors import EvaluationError
-from lingraft.evaluate.held_out import BitsPerCharacter
 from lingraft.evaluate.predictions import Ability, Prediction, read_predictions, write_predictions
+from lingraft.evaluate.results import BitsPerCharacter
 from lingraft.evaluate.scores import differences, differences_over_seeds, score_summary, task_differences
 
 

@@ -26,13 +26,13 @@ import pytest
 from lingraft.cli.main import _run
 from lingraft.config.schema import Evaluation, EvaluationTask, JudgeChoice
 from lingraft.errors import ConfigError, EvaluationError
-from lingraft.evaluate.alpaca_eval_task import judge_predictions, read_outputs
-from lingraft.evaluate.harness import evaluate_model
 from lingraft.evaluate.predictions import Prediction, read_predictions, read_rows, write_predictions
-from lingraft.judge.asking import Manner
-from lingraft.judge.chat_endpoint import Endpoint, key_from_environment
+from lingraft.evaluate.running import evaluate_model
+from lingraft.evaluate.tasks.alpaca_eval.task import judge_predictions, read_outputs
+from lingraft.judge.budget import BudgetReachedError, Prices
+from lingraft.judge.client import Endpoint, key_from_environment
 from lingraft.judge.prompt import Question
-from lingraft.judge.spending import BudgetReachedError, Prices
+from lingraft.judge.runner import Manner
 from lingraft.judge.win_rate import Judge, Judged, Output, Preference, judge_answers
 from lingraft.models.generation import TransformersGenerator
 from lingraft.models.loading import load_model, load_tokenizer
@@ -906,7 +906,7 @@ def test_an_evaluation_has_alpaca_eval_judged(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr("lingraft.evaluate.alpaca_eval_task.LONGEST_ANSWER", 8)
+    monkeypatch.setattr("lingraft.evaluate.tasks.alpaca_eval.task.LONGEST_ANSWER", 8)
     judge_server.behaviour = lambda asked: (
         verdict("?") if "Say 1" in asked.question else prefers_longer(asked)
     )
@@ -941,7 +941,7 @@ def test_another_judge_or_another_try_generates_nothing_anew(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr("lingraft.evaluate.alpaca_eval_task.LONGEST_ANSWER", 8)
+    monkeypatch.setattr("lingraft.evaluate.tasks.alpaca_eval.task.LONGEST_ANSWER", 8)
     answered: list[int] = []
     inner = TransformersGenerator.continue_batch
 
@@ -1009,7 +1009,7 @@ def test_a_verdict_that_one_of_two_models_lacks_leaves_its_item_out_of_the_compa
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr("lingraft.evaluate.alpaca_eval_task.LONGEST_ANSWER", 8)
+    monkeypatch.setattr("lingraft.evaluate.tasks.alpaca_eval.task.LONGEST_ANSWER", 8)
     shutil.copytree(tiny_model, tmp_path / "other")
     judge_server.behaviour = names_nothing_at_first("Say 1", 2)
     command = [*evaluation_command[:2], str(tmp_path / "other"), *evaluation_command[2:]]

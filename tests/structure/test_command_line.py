@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-from time import perf_counter
 
 import pytest
 
@@ -36,12 +36,15 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_help_answers_in_a_fraction_of_a_second() -> None:
-    # The aim is 0.3 s; the bound leaves room for a machine that is busy with something else.
+    # The aim is 0.3 s. Time of the processor, as the machine may be busy with something else.
     seconds = []
-    for _ in range(5):
-        start = perf_counter()
+    for _ in range(3):
+        before = os.times()
         assert run_python(HELP.format(arguments=["--help"])).returncode == 0
-        seconds.append(perf_counter() - start)
+        after = os.times()
+        seconds.append(
+            after.children_user + after.children_system - before.children_user - before.children_system
+        )
     assert min(seconds) < 1.0
 
 
@@ -68,8 +71,9 @@ def test_help_names_every_command_and_no_other() -> None:
     assert set(getattr(get_command(app), "commands", {})) == set(COMMANDS)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself(command: str) -> None:
-    result = run_python(HELP.format(arguments=[command, "--help"]))
-    assert result.returncode == 0, result.stderr
-    assert "Usage" in result.stdout
+def test_every_command_explains_itself(capfd: pytest.CaptureFixture[str]) -> None:
+    from lingraft.cli.main import _run
+
+    for command in COMMANDS:
+        assert _run([command, "--help"]) == 0
+        assert f"Usage: lingraft {command} " in capfd.readouterr().out

@@ -14,7 +14,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 LAYERS = (  # lowest first; parts of one layer do not import each other, except the errors
-    ("errors", "records", "registry", "text"),
+    ("append_log", "errors", "records", "registry", "text"),
     ("config",),
     ("data",),
     ("intervals",),
@@ -26,6 +26,7 @@ LAYERS = (  # lowest first; parts of one layer do not import each other, except 
     ("train",),
     ("evaluate",),
     ("contamination",),
+    ("stage",),
     ("measures",),
     ("study",),
     ("adapt",),

@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 import yaml
 
-from lingraft.records import read_json
+from lingraft.records import from_json, read_json, to_json
+from lingraft.study.result import StudyResult
+from lingraft.study.run import typed_result
 
 LINGRAFT = [sys.executable, "-c", "from lingraft.cli.main import main; main()"]
 
@@ -125,6 +127,13 @@ def test_the_run_folder_holds_the_resolved_study_the_result_and_the_page(
     assert yaml.safe_load((folder / "study.yaml").read_text())["training"]["epochs"] == 1
     assert read_json(folder / "result.json") == result
     assert "<svg" in (folder / "report" / "index.html").read_text(encoding="utf-8")
+
+
+def test_the_result_is_read_back_as_it_was_written(finished: tuple[Path, dict[str, Any]]) -> None:
+    typed = typed_result(finished[1])
+    assert from_json(StudyResult, to_json(typed)) == typed
+    assert [cell.strategy for cell in typed.done] == [cell["strategy"] for cell in finished[1]["cells"]]
+    assert typed.done[0].scores.task_ability.n == finished[1]["cells"][0]["scores"]["task_ability"]["n"]
 
 
 def test_shared_stages_run_once(finished: tuple[Path, dict[str, Any]]) -> None:

@@ -105,7 +105,7 @@ def judge(
 def _read(
     answers: Path, reference: Path | None, limit: int | None
 ) -> tuple[tuple[Output, ...], tuple[Output, ...]]:
-    from lingraft.evaluate.alpaca_eval_task import read_outputs, reference_outputs
+    from lingraft.evaluate.tasks.alpaca_eval.task import read_outputs, reference_outputs
 
     other = reference_outputs(data=reference)
     return read_outputs(answers, other)[:limit], other

@@ -21,7 +21,7 @@ from lingraft.errors import escape_control_characters
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from lingraft.study.events import StageProgress
+    from lingraft.stage import StageProgress
 
 SECONDS_BETWEEN_LINES = 20.0  # 10 less than promised: a library may hold the interpreter for some seconds
 _LOOKS_PER_LINE = 20
@@ -53,11 +53,21 @@ class LogLines:
         before = self._title
         with self._lock:
             self._title = before if title is None else title
-        self._start()
+        self._users += 1
+        if self._users == 1 and self._is_plain:
+            self._since = self._last_line = self._clock()
+            self._ended.clear()
+            self._thread = threading.Thread(target=self._watch, daemon=True)
+            self._thread.start()
         try:
             yield
         finally:
-            self._stop()
+            self._users -= 1
+            if self._users == 0 and self._thread is not None:
+                self._ended.set()
+                self._thread.join()
+                self._thread = None
+                self.at("")
             with self._lock:
                 self._title = before
 
@@ -84,7 +94,13 @@ class LogLines:
             if not self._is_plain or now - self._last_line < SECONDS_BETWEEN_LINES:
                 return
             self._last_line = now
-            text = self._line(now)
+            progress = self._progress
+            parts = [] if progress is None else [_counted(progress), *figures(progress)]
+            left = 0.0
+            if progress is not None and progress.seconds_left is not None:
+                left = progress.seconds_left - (now - self._updated)
+            parts.append(f"{duration(left)} left" if left > 0 else f"{duration(now - self._since)} so far")
+            text = ": ".join(part for part in (self._title, self._place, ", ".join(parts)) if part)
         console = self._console or standard_error()
         console.print(escape_control_characters(text), markup=False, highlight=False, soft_wrap=True)
 
@@ -93,33 +109,6 @@ class LogLines:
         if self._console is not None:
             return not self._console.is_terminal or self._console.is_dumb_terminal
         return not sys.stderr.isatty() or os.environ.get("TERM", "").lower() in ("dumb", "unknown")
-
-    def _line(self, now: float) -> str:
-        parts = [] if self._progress is None else [_counted(self._progress), *figures(self._progress)]
-        left = None if self._progress is None else self._progress.seconds_left
-        if left is not None:
-            left -= now - self._updated
-        if left is not None and left > 0:
-            parts.append(f"{duration(left)} left")
-        else:
-            parts.append(f"{duration(now - self._since)} so far")
-        return ": ".join(part for part in (self._title, self._place, ", ".join(parts)) if part)
-
-    def _start(self) -> None:
-        self._users += 1
-        if self._users == 1 and self._is_plain:
-            self._since = self._last_line = self._clock()
-            self._ended.clear()
-            self._thread = threading.Thread(target=self._watch, daemon=True)
-            self._thread.start()
-
-    def _stop(self) -> None:
-        self._users -= 1
-        if self._users == 0 and self._thread is not None:
-            self._ended.set()
-            self._thread.join()
-            self._thread = None
-            self.at("")
 
     def _watch(self) -> None:
         while not self._ended.wait(max(_LEAST_SECONDS, SECONDS_BETWEEN_LINES / _LOOKS_PER_LINE)):

@@ -125,7 +125,7 @@ def _check_existing(output: Path, asked: dict[str, Any]) -> None:
 def _pool(source: str) -> Sequence[Example]:
     """Return the prompts of a source as rows whose answers are to be made; of a large source they stay on disk."""
     from lingraft.data.example import Example, Message
-    from lingraft.data.spool import MadeWhenAsked
+    from lingraft.data.row_sequence import MadeWhenAsked
     from lingraft.representation.prompts import Prompt, read_prompts
 
     def row(place: int, prompt: Prompt) -> Example:

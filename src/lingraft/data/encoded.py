@@ -9,39 +9,32 @@ import hashlib
 import mmap
 import os
 import tempfile
-import weakref
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, overload
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from lingraft.data.row_sequence import RowSequence
 from lingraft.errors import DataError
 from lingraft.records import read_json, write_json_atomically
 
-INDEX_FILE = "index.json"
-FORMAT = 2
+if TYPE_CHECKING:
+    from pyarrow import RecordBatch
+
+INDEX_FILE, ROWS_FILE = "index.json", "rows.arrow"
+FORMAT = 3
 
 Int32s = np.ndarray[tuple[int], np.dtype[np.int32]]
 Int64s = np.ndarray[tuple[int], np.dtype[np.int64]]
 Bools = np.ndarray[tuple[int], np.dtype[np.bool_]]
 
-_COLUMNS = {  # file name without ending -> element type on disk, always little-endian
-    "tokens": "<i4",
-    "supervised": "u1",
-    "offsets": "<i8",
-    "truncated": "<i4",
-    "languages": "<i4",
-    "replayed": "u1",
-    "ids": "u1",
-    "id_offsets": "<i8",
-}
-_BLOCK = 2**20  # token ids read at a time
-_BITS = 8
+_TOKENS_PER_BATCH = 2**20  # as many are in memory while a table is written
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,35 +81,58 @@ class EncodedBatch:
     replayed: Bools
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Index:
-    format: int
-    rows: int
-    tokens: int
-    supervised_tokens: int
-    predicted_tokens: int
-    truncated_rows: int
-    languages: list[str]
-    content_hash: str
+    """What is known of a table without reading its rows."""
+
+    format: int = FORMAT
+    file_bytes: int = 0
+    rows: int = 0
+    tokens: int = 0
+    supervised_tokens: int = 0
+    predicted_tokens: int = 0
+    truncated_rows: int = 0
+    replayed_rows: int = 0
+    highest_token: int = 0
+    content_hash: str = ""
 
 
-class EncodedTable(Sequence[EncodedExample]):
-    """Encoded examples in flat files, read row by row; memory does not grow with what was read.
+class _Chunk:
+    """The arrays of one record batch, as they lie in the file."""
 
-    A table is a folder (or, where nobody names one, nameless temporary files that vanish with the process):
+    def __init__(self, batch: RecordBatch) -> None:
+        self.ids, self.languages, truncated, replayed, tokens, supervised = batch.columns
+        self.truncated: Int32s = truncated.to_numpy()
+        self.replayed = replayed
+        self.offsets: Int32s = tokens.offsets.to_numpy()
+        self.tokens: Int32s = tokens.values.to_numpy()
+        self.bits = np.frombuffer(supervised.values.buffers()[1] or b"", np.uint8)
 
-        tokens.bin      int32 [tokens]       token ids, row after row
-        supervised.bin  bits  [tokens]       1 where the loss sees the token; first token in the highest bit
-        offsets.bin     int64 [rows + 1]     row i is tokens[offsets[i] : offsets[i + 1]]
-        truncated.bin   int32 [rows]         tokens that were cut off
-        languages.bin   int32 [rows]         number of the row's language in the index's list
-        replayed.bin    bytes [rows]         1 where a strategy mixed the row in
-        ids.bin         UTF-8                example ids, one after the other
-        id_offsets.bin  int64 [rows + 1]     row i's id is ids[id_offsets[i] : id_offsets[i + 1]], in bytes
-        index.json      counts, languages, content hash; written last: without it the folder is no table
+    def row(self, number: int) -> EncodedExample:
+        start, stop = int(self.offsets[number]), int(self.offsets[number + 1])
+        bits = np.unpackbits(self.bits[start // 8 : -(-stop // 8)], bitorder="little")
+        return EncodedExample(
+            self.ids[number].as_py(),
+            self.languages[number].as_py(),
+            tuple(self.tokens[start:stop].tolist()),
+            tuple(bits[start % 8 :][: stop - start].astype(bool).tolist()),
+            int(self.truncated[number]),
+            self.replayed[number].as_py(),
+        )
 
-    All numbers are little-endian. Read-only: any number of processes and threads may read at the same time. Pickling
-    a table hands over its folder, so a worker process opens the files by itself.
+
+class EncodedTable(RowSequence[EncodedExample]):
+    """Encoded examples in an Arrow file that is mapped into memory, read row by row.
+
+    A table is a folder (or, where nobody names one, a nameless temporary file that vanishes with the process):
+
+        rows.arrow   Arrow's streaming format, which `datasets.Dataset.from_file` opens as well: id and language (text),
+                     truncated (tokens that were cut off), replayed (whether a strategy mixed the row in), tokens
+                     (int32) and supervised (where the loss sees them)
+        index.json   counts and content hash; written last: without it the folder is no table
+
+    Read-only: any number of processes and threads may read at the same time; all share the pages that they read.
+    Pickling a table hands over its folder, so a worker process opens the file by itself.
 
     Attributes:
         folder: Where it lies; None: nameless.
@@ -124,26 +140,28 @@ class EncodedTable(Sequence[EncodedExample]):
         supervised_tokens: Tokens that the loss sees.
         predicted_tokens: The same without the first token of each row, which nothing predicts.
         truncated_rows: Rows that were cut off.
+        replayed_rows: Rows that a strategy mixed in.
+        highest_token: The highest token id of all rows; 0 where there are none.
         content_hash: SHA-256 over token ids, supervised bits and lengths: equal for equal rows in equal order,
             whatever they are called.
     """
 
-    def __init__(self, folder: Path | None, files: Mapping[str, BinaryIO], index: _Index) -> None:
+    def __init__(self, folder: Path | None, file: BinaryIO, index: _Index) -> None:
         """Use `EncodedTable.open` or an EncodedTableWriter."""
+        import pyarrow as pa
+
         self.folder = folder
-        self._files = {name: os.dup(file.fileno()) for name, file in files.items()}
-        weakref.finalize(self, _close, tuple(self._files.values()))
-        self._index = index
         self.tokens = index.tokens
         self.supervised_tokens = index.supervised_tokens
         self.predicted_tokens = index.predicted_tokens
         self.truncated_rows = index.truncated_rows
+        self.replayed_rows = index.replayed_rows
+        self.highest_token = index.highest_token
         self.content_hash = index.content_hash
-        self._offsets = self._mapped("offsets")
-        self._id_offsets = self._mapped("id_offsets")
-        self._truncated = self._mapped("truncated")
-        self._languages = self._mapped("languages")
-        self._replayed = self._mapped("replayed")
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        batches = list(pa.ipc.open_stream(pa.BufferReader(pa.py_buffer(mapped))))
+        self._chunks = [_Chunk(batch) for batch in batches]
+        self._starts: list[int] = [0, *accumulate(batch.num_rows for batch in batches)]
 
     @classmethod
     def open(cls, folder: Path) -> EncodedTable:
@@ -163,173 +181,119 @@ class EncodedTable(Sequence[EncodedExample]):
                 "Encode the data again."
             )
         index = _Index(**found)
-        with ExitStack() as opened:
-            files = {name: opened.enter_context(_path(folder, name).open("rb")) for name in _COLUMNS}
-            table = cls(folder, files, index)
-        table._check_sizes()
-        return table
+        size = (folder / ROWS_FILE).stat().st_size
+        if size != index.file_bytes:
+            raise DataError(
+                f"{folder}: {ROWS_FILE} has {size} bytes, not {index.file_bytes}: the encoded table is damaged. "
+                "Delete the folder and encode the data again."
+            )
+        with (folder / ROWS_FILE).open("rb") as file:
+            return cls(folder, file, index)
 
     @cached_property
     def lengths(self) -> Int32s:
         """Tokens of each row, [rows]; no row is read for it."""
-        lengths: Int32s = np.diff(self._offsets).astype(np.int32)
-        return lengths
-
-    @cached_property
-    def replayed_rows(self) -> int:
-        """Rows that a strategy mixed in."""
-        return int(np.count_nonzero(self._replayed))
-
-    @cached_property
-    def highest_token(self) -> int:
-        """The highest token id of all rows; 0 where there are none."""
-        blocks = (
-            np.frombuffer(self._read("tokens", 4 * start, 4 * min(start + _BLOCK, self.tokens)), "<i4")
-            for start in range(0, self.tokens, _BLOCK)
-        )
-        return max((int(block.max()) for block in blocks), default=0)
+        return np.concatenate([np.zeros(0, np.int32), *(np.diff(one.offsets) for one in self._chunks)])
 
     @property
     def whole_lengths(self) -> Int64s:
         """Tokens that each row had before truncation, [rows]."""
-        whole: Int64s = np.diff(self._offsets) + self._truncated
-        return whole
+        truncated: Int32s = np.concatenate([np.zeros(0, np.int32), *(one.truncated for one in self._chunks)])
+        return np.add(self.lengths, truncated, dtype=np.int64)
 
     def __len__(self) -> int:
-        return self._index.rows
+        return self._starts[-1]
 
-    @overload
-    def __getitem__(self, row: int) -> EncodedExample: ...
-    @overload
-    def __getitem__(self, row: slice) -> tuple[EncodedExample, ...]: ...
-    def __getitem__(self, row: int | slice) -> EncodedExample | tuple[EncodedExample, ...]:
-        if isinstance(row, slice):
-            return tuple(self[i] for i in range(*row.indices(len(self))))
-        if not -len(self) <= row < len(self):
-            raise IndexError(f"row {row} of {len(self)}")
-        row %= len(self)
-        start, stop = int(self._offsets[row]), int(self._offsets[row + 1])
-        tokens = np.frombuffer(self._read("tokens", 4 * start, 4 * stop), "<i4")
-        bits = np.frombuffer(self._read("supervised", start // _BITS, -(-stop // _BITS)), np.uint8)
-        supervised = np.unpackbits(bits)[start % _BITS :][: stop - start]
-        name = self._read("ids", int(self._id_offsets[row]), int(self._id_offsets[row + 1]))
-        return EncodedExample(
-            name.decode("utf-8"),
-            self._index.languages[self._languages[row]],
-            tuple(tokens.tolist()),
-            tuple(supervised.astype(bool).tolist()),
-            int(self._truncated[row]),
-            bool(self._replayed[row]),
-        )
+    def row(self, number: int) -> EncodedExample:
+        """Read a row."""
+        chunk = bisect_right(self._starts, number) - 1
+        return self._chunks[chunk].row(number - self._starts[chunk])
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.folder is None:
-            raise TypeError("a nameless encoded table cannot go to another process; encode into a folder.")
+            raise TypeError("a nameless table cannot go to another process; encode into a folder.")
         return EncodedTable.open, (self.folder,)
-
-    def _read(self, name: str, start: int, stop: int) -> bytes:
-        """Return bytes of a file. Not mapped: pages that were read would count as memory of the process."""
-        return os.pread(self._files[name], stop - start, start)
-
-    def _mapped(self, name: str) -> Any:
-        if not os.fstat(self._files[name]).st_size:
-            return np.zeros(0, _COLUMNS[name])
-        return np.frombuffer(mmap.mmap(self._files[name], 0, access=mmap.ACCESS_READ), _COLUMNS[name])
-
-    def _check_sizes(self) -> None:
-        rows, tokens = self._index.rows, self._index.tokens
-        sizes = {"tokens": 4 * tokens, "supervised": -(-tokens // _BITS), "offsets": 8 * (rows + 1)}
-        sizes |= {
-            "truncated": 4 * rows,
-            "languages": 4 * rows,
-            "replayed": rows,
-            "id_offsets": 8 * (rows + 1),
-        }
-        for name, expected in sizes.items():
-            found = os.fstat(self._files[name]).st_size
-            if found != expected:
-                raise DataError(
-                    f"{self.folder}: {name}.bin has {found} bytes, not {expected}: the encoded table is damaged. "
-                    "Delete the folder and encode the data again."
-                )
 
 
 class EncodedTableWriter:
     """Writes a table in a stream; memory holds one batch. A context manager: an error leaves no table.
 
     Args:
-        folder: Made where it is missing; a table in it is replaced. None: nameless temporary files (TMPDIR says
-            where), which no other process can open and which are gone when the table is.
+        folder: Made where it is missing; a table in it is replaced. None: a nameless temporary file (TMPDIR says
+            where), which no other process can open and which is gone when the table is.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
+        import pyarrow as pa
+
         self._folder = folder
-        if folder is not None:
+        # A temporary file without a name cannot be left behind, not even by a process that is killed.
+        if folder is None:
+            self._file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 (closed by finish and __exit__)
+        else:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / INDEX_FILE).unlink(missing_ok=True)
-        self._files: dict[str, BinaryIO] = {name: _writable(folder, name) for name in _COLUMNS}
+            self._file = (folder / ROWS_FILE).open("w+b")
+        self._schema = pa.schema(
+            {
+                "id": pa.string(),
+                "language": pa.string(),
+                "truncated": pa.int32(),
+                "replayed": pa.bool_(),
+                "tokens": pa.list_(pa.int32()),
+                "supervised": pa.list_(pa.bool_()),
+            }
+        )
+        self._stream = pa.ipc.new_stream(pa.PythonFile(self._file, mode="w"), self._schema)
         self._hashes = {name: hashlib.sha256() for name in ("tokens", "supervised", "lengths")}
-        self._languages: dict[str, int] = {}
-        self._pending: Bools = np.zeros(0, bool)  # supervised bits that do not fill a byte yet
-        self._rows = self._tokens = self._supervised = self._predicted = self._truncated = self._id_bytes = 0
-        for name in ("offsets", "id_offsets"):
-            self._write(name, np.zeros(1))
+        self._odd_bits: Bools = np.zeros(0, bool)  # supervised bits that are not hashed yet: less than a byte
+        self._waiting: list[EncodedBatch] = []
+        self._waiting_tokens = 0
+        self._index = _Index()
 
     def append(self, batch: EncodedBatch) -> None:
         """Append rows."""
-        ends = np.cumsum(batch.lengths)
-        names = [one.encode("utf-8") for one in batch.ids]
-        self._write("tokens", batch.tokens, "tokens")
-        self._write_bits(batch.supervised)
-        self._write("offsets", self._tokens + ends)
-        self._write("truncated", batch.truncated)
-        numbers = [self._languages.setdefault(one, len(self._languages)) for one in batch.languages]
-        self._write("languages", np.array(numbers))
-        self._write("replayed", batch.replayed)
-        self._files["ids"].write(b"".join(names))
-        self._write("id_offsets", self._id_bytes + np.cumsum([len(one) for one in names], dtype=np.int64))
+        if not len(batch.ids):
+            return
+        self._hashes["tokens"].update(batch.tokens.astype("<i4").tobytes())
         self._hashes["lengths"].update(batch.lengths.astype("<i8").tobytes())
-        starts = (ends - batch.lengths)[batch.lengths > 0]
-        supervised = int(batch.supervised.sum())
-        self._rows += len(batch.ids)
-        self._tokens += len(batch.tokens)
-        self._id_bytes += sum(len(one) for one in names)
-        self._supervised += supervised
-        self._predicted += supervised - int(batch.supervised[starts].sum())
-        self._truncated += int((batch.truncated > 0).sum())
+        bits = np.concatenate([self._odd_bits, batch.supervised])
+        whole = len(bits) - len(bits) % 8
+        self._hashes["supervised"].update(np.packbits(bits[:whole]).tobytes())
+        self._odd_bits = bits[whole:]
+        starts = (np.cumsum(batch.lengths) - batch.lengths)[batch.lengths > 0]
+        supervised, index = int(batch.supervised.sum()), self._index
+        index.rows += len(batch.ids)
+        index.tokens += len(batch.tokens)
+        index.supervised_tokens += supervised
+        index.predicted_tokens += supervised - int(batch.supervised[starts].sum())
+        index.truncated_rows += int((batch.truncated > 0).sum())
+        index.replayed_rows += int(batch.replayed.sum())
+        index.highest_token = max(index.highest_token, int(batch.tokens.max(initial=0)))
+        self._waiting.append(batch)
+        self._waiting_tokens += len(batch.tokens)
+        if self._waiting_tokens >= _TOKENS_PER_BATCH:
+            self._write_waiting()
 
     @property
     def rows(self) -> int:
-        """Rows written so far."""
-        return self._rows
+        """Rows appended so far."""
+        return self._index.rows
 
     def finish(self) -> EncodedTable:
         """Write the index and return the table."""
-        last = np.packbits(self._pending).tobytes()
-        self._files["supervised"].write(last)
-        self._hashes["supervised"].update(last)
-        for file in self._files.values():
-            file.flush()
+        self._write_waiting()
+        self._stream.close()
+        self._file.flush()
+        self._hashes["supervised"].update(np.packbits(self._odd_bits).tobytes())
         parts = "".join(one.hexdigest() for one in self._hashes.values())
-        index = _Index(
-            format=FORMAT,
-            rows=self._rows,
-            tokens=self._tokens,
-            supervised_tokens=self._supervised,
-            predicted_tokens=self._predicted,
-            truncated_rows=self._truncated,
-            languages=list(self._languages),
-            content_hash=hashlib.sha256(parts.encode()).hexdigest(),
-        )
-        if self._folder is None:
-            table = EncodedTable(None, self._files, index)
-            self._close()
-            return table
-        for file in self._files.values():
-            os.fsync(file.fileno())
-        self._close()
-        write_json_atomically(self._folder / INDEX_FILE, asdict(index))
-        return EncodedTable.open(self._folder)
+        self._index.content_hash = hashlib.sha256(parts.encode()).hexdigest()
+        self._index.file_bytes = self._file.tell()
+        if self._folder is not None:
+            os.fsync(self._file.fileno())
+            write_json_atomically(self._folder / INDEX_FILE, asdict(self._index))
+        with self._file as file:
+            return EncodedTable(self._folder, file, self._index)
 
     def __enter__(self) -> EncodedTableWriter:
         return self
@@ -337,59 +301,43 @@ class EncodedTableWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, stack: TracebackType | None
     ) -> None:
-        if kind is None:
+        if kind is not None:
+            self._file.close()
+            if self._folder is not None:
+                (self._folder / ROWS_FILE).unlink(missing_ok=True)
+
+    def _write_waiting(self) -> None:
+        """Write what waits as one record batch."""
+        import pyarrow as pa
+
+        parts, self._waiting, self._waiting_tokens = self._waiting, [], 0
+        if not parts:
             return
-        self._close()
-        if self._folder is not None:
-            for name in _COLUMNS:
-                _path(self._folder, name).unlink(missing_ok=True)
-
-    def _close(self) -> None:
-        for file in self._files.values():
-            file.close()
-
-    def _write(self, name: str, values: np.ndarray[Any, Any], hashed: str | None = None) -> None:
-        content = values.astype(_COLUMNS[name]).tobytes()
-        self._files[name].write(content)
-        if hashed is not None:
-            self._hashes[hashed].update(content)
-
-    def _write_bits(self, supervised: Bools) -> None:
-        waiting = np.concatenate([self._pending, supervised])
-        whole = len(waiting) - len(waiting) % _BITS
-        content = np.packbits(waiting[:whole]).tobytes()
-        self._files["supervised"].write(content)
-        self._hashes["supervised"].update(content)
-        self._pending = waiting[whole:]
+        ends = np.cumsum(np.concatenate([part.lengths for part in parts]), dtype=np.int32)
+        offsets = pa.array(np.concatenate([np.zeros(1, np.int32), ends]))
+        columns = [
+            pa.array([name for part in parts for name in part.ids], pa.string()),
+            pa.array([tag for part in parts for tag in part.languages], pa.string()),
+            pa.array(np.concatenate([part.truncated for part in parts]).astype(np.int32)),
+            pa.array(np.concatenate([part.replayed for part in parts])),
+            pa.ListArray.from_arrays(offsets, pa.array(np.concatenate([part.tokens for part in parts]))),
+            pa.ListArray.from_arrays(offsets, pa.array(np.concatenate([part.supervised for part in parts]))),
+        ]
+        self._stream.write_batch(pa.record_batch(columns, self._schema))
 
 
 def write_table(examples: Sequence[EncodedExample], folder: Path | None = None) -> EncodedTable:
     """Write examples that are in memory as a table."""
     with EncodedTableWriter(folder) as writer:
-        for one in examples:
-            writer.append(
-                EncodedBatch(
-                    ids=[one.example_id],
-                    languages=[one.language],
-                    lengths=np.array([len(one.input_ids)]),
-                    truncated=np.array([one.truncated_tokens]),
-                    tokens=np.array(one.input_ids, np.int32),
-                    supervised=np.array(one.supervised, bool),
-                    replayed=np.array([one.replayed]),
-                )
+        writer.append(
+            EncodedBatch(
+                ids=[one.example_id for one in examples],
+                languages=[one.language for one in examples],
+                lengths=np.array([len(one.input_ids) for one in examples], np.int64),
+                truncated=np.array([one.truncated_tokens for one in examples], np.int64),
+                tokens=np.array([token for one in examples for token in one.input_ids], np.int32),
+                supervised=np.array([seen for one in examples for seen in one.supervised], bool),
+                replayed=np.array([one.replayed for one in examples], bool),
             )
+        )
         return writer.finish()
-
-
-def _writable(folder: Path | None, name: str) -> BinaryIO:
-    # A temporary file without a name cannot be left behind, not even by a process that is killed.
-    return tempfile.TemporaryFile() if folder is None else _path(folder, name).open("wb")
-
-
-def _path(folder: Path, name: str) -> Path:
-    return folder / f"{name}.bin"
-
-
-def _close(descriptors: Sequence[int]) -> None:
-    for one in descriptors:
-        os.close(one)

@@ -10,11 +10,12 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
 from lingraft.data.example import Example, Message, Origin
+from lingraft.data.row_sequence import RowSequence
 from lingraft.data.spool import NamelessFile, Spool, SpooledRows
 
 _HELD_OUT_SALT = "lingraft held-out groups 1"  # changing it changes which rows every study is measured on
@@ -67,7 +68,7 @@ class ExampleTable(SpooledRows[Example]):
         self.columns = columns
 
 
-class ExampleView(Sequence[Example]):
+class ExampleView(RowSequence[Example]):
     """Some rows of a longer sequence, in any order; an example is read when it is asked for."""
 
     def __init__(self, base: Sequence[Example], rows: Rows, columns: Columns | None = None) -> None:
@@ -85,14 +86,9 @@ class ExampleView(Sequence[Example]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    @overload
-    def __getitem__(self, row: int) -> Example: ...
-    @overload
-    def __getitem__(self, row: slice) -> tuple[Example, ...]: ...
-    def __getitem__(self, row: int | slice) -> Example | tuple[Example, ...]:
-        if isinstance(row, slice):
-            return tuple(self._base[int(i)] for i in self._rows[row])
-        return self._base[int(self._rows[row])]
+    def row(self, number: int) -> Example:
+        """Read an example."""
+        return self._base[int(self._rows[number])]
 
     def __iter__(self) -> Iterator[Example]:
         if len(self._rows) == len(self._base) and bool((np.diff(self._rows) == 1).all()):
@@ -100,7 +96,7 @@ class ExampleView(Sequence[Example]):
         return (self._base[int(row)] for row in self._rows)
 
 
-class JoinedExamples(Sequence[Example]):
+class JoinedExamples(RowSequence[Example]):
     """Several sequences one after the other, none of them copied."""
 
     def __init__(self, parts: Sequence[Sequence[Example]]) -> None:
@@ -110,18 +106,10 @@ class JoinedExamples(Sequence[Example]):
     def __len__(self) -> int:
         return int(self._ends[-1]) if self._parts else 0
 
-    @overload
-    def __getitem__(self, row: int) -> Example: ...
-    @overload
-    def __getitem__(self, row: slice) -> tuple[Example, ...]: ...
-    def __getitem__(self, row: int | slice) -> Example | tuple[Example, ...]:
-        if isinstance(row, slice):
-            return tuple(self[i] for i in range(*row.indices(len(self))))
-        if not -len(self) <= row < len(self):
-            raise IndexError(f"row {row} of {len(self)}")
-        row %= len(self)
-        part = int(np.searchsorted(self._ends, row, side="right"))
-        return self._parts[part][row - int(self._ends[part])]
+    def row(self, number: int) -> Example:
+        """Return an example of the part that holds it."""
+        part = int(np.searchsorted(self._ends, number, side="right"))
+        return self._parts[part][number - int(self._ends[part])]
 
     def __iter__(self) -> Iterator[Example]:
         return chain.from_iterable(self._parts)

@@ -1,7 +1,8 @@
 """Rows that may be millions: a few are kept in memory, many lie in a nameless temporary file.
 
 Used for examples and for the rows that were left out. The file is where TMPDIR says, takes about the size of the
-data, and is gone with the process that made it, however that ends: it has no name that could stay behind.
+data, and is gone with the process that made it, however that ends: it has no name that could stay behind. It holds
+JSON lines, not Arrow: a single row is read in a quarter of the time, and what was read is not resident memory.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import weakref
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar
+
+from lingraft.data.row_sequence import RowSequence
 
 BYTES_IN_MEMORY = 16 << 20  # as JSON; as Python objects it is about six times as much
 _ROWS_PER_READ = 1024
@@ -21,7 +24,6 @@ _BLOCK_BYTES = 1 << 20
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
-S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -50,7 +52,7 @@ class NamelessFile:
         return os.pread(self.descriptor, stop - start, start)
 
 
-class SpooledRows(Sequence[T], Generic[T]):
+class SpooledRows(RowSequence[T], Generic[T]):
     """Rows in a file, read when they are asked for; memory holds 8 bytes for each."""
 
     def __init__(self, file: NamelessFile, offsets: array[int], from_json: Callable[[Any], T]) -> None:
@@ -62,61 +64,18 @@ class SpooledRows(Sequence[T], Generic[T]):
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
-    @overload
-    def __getitem__(self, row: int) -> T: ...
-    @overload
-    def __getitem__(self, row: slice) -> tuple[T, ...]: ...
-    def __getitem__(self, row: int | slice) -> T | tuple[T, ...]:
-        if isinstance(row, slice):
-            return tuple(self[i] for i in range(*row.indices(len(self))))
-        return self._from_json(self.raw(row))
+    def row(self, number: int) -> T:
+        """Read a row."""
+        content = self._file.read(self._offsets[number], self._offsets[number + 1])
+        return self._from_json(json.loads(content))
 
     def __iter__(self) -> Iterator[T]:
         """Read from the front, many rows at a time."""
-        return map(self._from_json, self.raw_rows())
-
-    def raw(self, row: int) -> Any:
-        """Return a row's JSON value as it was written."""
-        if not -len(self) <= row < len(self):
-            raise IndexError(f"row {row} of {len(self)}")
-        start, stop = self._offsets[row % len(self)], self._offsets[row % len(self) + 1]
-        return json.loads(self._file.read(start, stop))
-
-    def raw_rows(self) -> Iterator[Any]:
-        """Yield the JSON values of all rows."""
         for first in range(0, len(self), _ROWS_PER_READ):
             offsets = self._offsets[first : first + _ROWS_PER_READ + 1]
             content = self._file.read(offsets[0], offsets[-1])
             for start, stop in pairwise(offsets):
-                yield json.loads(content[start - offsets[0] : stop - offsets[0]])
-
-
-class MadeWhenAsked(Sequence[T], Generic[S, T]):
-    """What is made of each row of a sequence, when it is asked for; memory holds none of it.
-
-    Args:
-        rows: The rows.
-        make: Makes it of a row's number, from 0, and the row.
-    """
-
-    def __init__(self, rows: Sequence[S], make: Callable[[int, S], T]) -> None:
-        self._rows = rows
-        self._make = make
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    @overload
-    def __getitem__(self, row: int) -> T: ...
-    @overload
-    def __getitem__(self, row: slice) -> tuple[T, ...]: ...
-    def __getitem__(self, row: int | slice) -> T | tuple[T, ...]:
-        if isinstance(row, slice):
-            return tuple(self[i] for i in range(*row.indices(len(self))))
-        return self._make(row % len(self) if row < 0 else row, self._rows[row])
-
-    def __iter__(self) -> Iterator[T]:
-        return (self._make(number, row) for number, row in enumerate(self._rows))
+                yield self._from_json(json.loads(content[start - offsets[0] : stop - offsets[0]]))
 
 
 class Spool(Generic[T]):

@@ -7,26 +7,23 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lingraft.records import append_lines, fingerprint_of, read_lines
+from lingraft.append_log import AppendLog
+from lingraft.records import fingerprint_of
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
 
 class AnswerLog:
-    """Answers, as JSON values, by the key of what was asked; the model is that of the folder in which the file lies.
-
-    A last line that was torn, and whatever follows a line that cannot be read, is cut off when the file is opened.
+    """Answers, as JSON values, by the key of their request; the model is that of the folder in which the file lies.
 
     Args:
-        path: A JSONL file that only grows; None: the answers are kept in memory alone.
+        path: A log (see `AppendLog`); None: the answers are kept in memory alone.
     """
 
     def __init__(self, path: Path | None = None) -> None:
-        self._path = path
-        self._found: dict[str, Any] = {}
-        if path is not None and path.exists():
-            self._found = dict(read_lines(path, lambda row: (str(row["asked"]), row["answer"])))
+        self._log = None if path is None else AppendLog(path, lambda row: (str(row["asked"]), row["answer"]))
+        self._found: dict[str, Any] = dict(self._log.rows) if self._log else {}
 
     def __contains__(self, key: str) -> bool:
         return key in self._found
@@ -37,13 +34,13 @@ class AnswerLog:
     def append(self, answers: Mapping[str, Any]) -> None:
         """Keep those of `answers` that are not there yet; they are on disk when this returns."""
         new = {key: answer for key, answer in answers.items() if key not in self._found}
-        if self._path is not None:
-            append_lines(self._path, ({"asked": key, "answer": answer} for key, answer in new.items()))
+        if self._log is not None:
+            self._log.append({"asked": key, "answer": answer} for key, answer in new.items())
         self._found.update(new)
 
 
 def request_keys(requests: Sequence[Instance], repeat: int) -> list[str]:
-    """Return what the harness's requests are known by: all that decides their answers but the model.
+    """Return the keys of the harness's requests: all that decides their answers but the model.
 
     Args:
         requests: With their prompts and settings. One that stands several times gets a key for each time.
@@ -52,9 +49,9 @@ def request_keys(requests: Sequence[Instance], repeat: int) -> list[str]:
     times: Counter[str] = Counter()
     keys = []
     for request in requests:
-        asked = request_key(request.args)
-        keys.append(fingerprint_of([asked, times[asked], repeat]))
-        times[asked] += 1
+        one = request_key(request.args)
+        keys.append(fingerprint_of([one, times[one], repeat]))
+        times[one] += 1
     return keys
 
 
@@ -64,7 +61,7 @@ def request_key(arguments: Sequence[Any]) -> str:
 
 
 class ItemCount:
-    """Tells how many items are answered; one with several requests, such as choices, counts when it has all.
+    """Reports how many items are answered; one with several requests, such as choices, counts when it has all.
 
     Args:
         total: Items in all.

@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 
 from lingraft.evaluate.held_out import AnswerLoss, bits_difference, mean_bits
 from lingraft.evaluate.predictions import Prediction
-from lingraft.intervals.statistics import difference_over_columns, mean_over_columns
+from lingraft.intervals.macro_mean import difference_over_columns, mean_over_columns
 from lingraft.text.language_tags import is_english
 
 BASE = "base"

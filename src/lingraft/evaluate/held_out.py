@@ -20,7 +20,8 @@ from lingraft.data.chat import encode_answers
 from lingraft.data.example import Example
 from lingraft.errors import DataError, EvaluationError
 from lingraft.evaluate.predictions import read_rows, write_rows
-from lingraft.intervals.resampling import Resampling, Value, percentiles
+from lingraft.evaluate.results import BitsPerCharacter, MeanBits
+from lingraft.intervals.clusters import ClusteredValues, Value, percentiles
 from lingraft.models.context_length import context_length_of
 from lingraft.models.loss import collate, token_losses
 from lingraft.models.token_ids import check_token_ids, embedding_rows
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lingraft.data.chat import EncodedExample
-    from lingraft.intervals.resampling import Floats
+    from lingraft.intervals.clusters import Floats
 
 _RESAMPLES = 2000
 _UNLIMITED = 4096  # tokens of an example, where the model could read any number: for memory's sake
@@ -74,63 +75,6 @@ def read_losses(path: Path) -> tuple[AnswerLoss, ...]:
         EvaluationError: The file is absent or holds something else.
     """
     return read_rows(path, AnswerLoss)
-
-
-@dataclass(frozen=True, slots=True)
-class MeanBits:
-    """Loss in bits per character over one or more columns of held-out answers.
-
-    Attributes:
-        value: Bits per character; lower is better.
-        low: Lower end of the 95 % interval (bootstrap over groups); None: fewer than 5 groups of some language of a
-            column.
-        high: Upper end.
-        n: Examples.
-    """
-
-    value: float
-    low: float | None
-    high: float | None
-    n: int
-
-
-@dataclass(frozen=True, slots=True)
-class BitsDifference:
-    """A paired difference of two models' losses, after - before, in bits per character.
-
-    Attributes:
-        value: Below 0: the loss fell.
-        low: Lower end of the 95 % interval (bootstrap over groups); None: fewer than 5 groups of some language of a
-            column.
-        high: Upper end.
-        n: Examples.
-    """
-
-    value: float
-    low: float | None
-    high: float | None
-    n: int
-
-
-@dataclass(frozen=True, slots=True)
-class BitsPerCharacter:
-    """Loss of one language's held-out answers.
-
-    Attributes:
-        value: Bits per character; 0 is perfect prediction, lower is better.
-        low: Lower end of the 95 % interval (bootstrap over examples).
-        high: Upper end.
-        n: Examples.
-        characters: Characters (Unicode code points) of all assistant turns.
-        left_out: Examples that are too long or that the chat template refuses; they count nowhere else.
-    """
-
-    value: float
-    low: float
-    high: float
-    n: int
-    characters: int
-    left_out: int = 0
 
 
 def held_out_losses(
@@ -226,22 +170,20 @@ def mean_bits(columns: Sequence[Sequence[AnswerLoss]]) -> MeanBits:
     Raises:
         EvaluationError: A column has no examples.
     """
-    resampling = Resampling([[_loss_value(one, one.bits) for one in losses] for losses in columns])
+    resampling = ClusteredValues([[_loss_value(one, one.bits) for one in losses] for losses in columns])
     low, high = _bootstrap(resampling)
     return MeanBits(resampling.value(), low, high, len({one.item for losses in columns for one in losses}))
 
 
-def bits_difference(pairs: Sequence[tuple[Sequence[AnswerLoss], Sequence[AnswerLoss]]]) -> BitsDifference:
+def bits_difference(pairs: Sequence[tuple[Sequence[AnswerLoss], Sequence[AnswerLoss]]]) -> MeanBits:
     """Return the mean over columns of after - before, both on the same examples; see `mean_bits`.
 
     Raises:
         EvaluationError: A column's two models were not measured on the same examples, or there are none.
     """
-    resampling = Resampling([_paired(before, after) for before, after in pairs])
+    resampling = ClusteredValues([_paired(before, after) for before, after in pairs])
     low, high = _bootstrap(resampling)
-    return BitsDifference(
-        resampling.value(), low, high, len({one.item for before, _ in pairs for one in before})
-    )
+    return MeanBits(resampling.value(), low, high, len({one.item for before, _ in pairs for one in before}))
 
 
 def _paired(before: Sequence[AnswerLoss], after: Sequence[AnswerLoss]) -> list[Value]:
@@ -257,7 +199,7 @@ def _loss_value(loss: AnswerLoss, bits: float) -> Value:
     return Value("held out", loss.language, loss.group, bits, float(loss.characters))
 
 
-def _bootstrap(resampling: Resampling) -> tuple[float | None, float | None]:
+def _bootstrap(resampling: ClusteredValues) -> tuple[float | None, float | None]:
     if resampling.fewest_clusters() < _FEWEST_GROUPS:
         return None, None
     return percentiles(resampling.replicates(seed=0))

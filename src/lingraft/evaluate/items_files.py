@@ -17,8 +17,8 @@ from lingraft.data.readers import COMPRESSED, data_suffix
 from lingraft.data.row_fields import Row
 from lingraft.data.rows import OpenedRows, open_rows
 from lingraft.errors import EvaluationError
+from lingraft.evaluate.catalogue import catalogue, code_of
 from lingraft.evaluate.expressions import Expression
-from lingraft.evaluate.suites import catalogue, code_of
 from lingraft.representation.prompts import holds_prompts
 from lingraft.text.language_tags import canonical_tag, primary_subtag
 

@@ -11,7 +11,7 @@ from statistics import stdev
 from typing import Any
 
 from lingraft.evaluate.predictions import Prediction
-from lingraft.intervals.statistics import macro_mean
+from lingraft.intervals.macro_mean import macro_mean
 
 
 def noise_floor(rounds: Sequence[Sequence[Prediction]]) -> dict[str, Any]:

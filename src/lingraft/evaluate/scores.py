@@ -7,10 +7,10 @@ from dataclasses import asdict
 from typing import Any
 
 from lingraft.errors import EvaluationError
-from lingraft.evaluate.held_out import BitsPerCharacter
 from lingraft.evaluate.predictions import Prediction
-from lingraft.intervals.comparisons import Correction, compare_many
-from lingraft.intervals.statistics import difference_over_columns, macro_mean, paired_difference
+from lingraft.evaluate.results import BitsPerCharacter
+from lingraft.intervals.macro_mean import difference_over_columns, macro_mean, paired_difference
+from lingraft.intervals.multiple_testing import Correction, compare_many
 from lingraft.text.language_tags import ENGLISH
 
 CORRECTION: Correction = "holm"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
-from lingraft.judge.spending import Tokens
+from lingraft.judge.budget import Tokens
 
 if TYPE_CHECKING:
     from requests import Response

@@ -23,9 +23,9 @@ from unittest.mock import patch
 import numpy as np
 
 from lingraft.errors import DataError, EvaluationError, in_one_line
-from lingraft.intervals.resampling import percentiles
-from lingraft.judge.asking import OnProgress
+from lingraft.intervals.clusters import percentiles
 from lingraft.judge.hub import hub_file
+from lingraft.judge.runner import OnProgress
 from lingraft.judge.win_rate import Output, Preference
 from lingraft.records import fingerprint_of, hash_file
 

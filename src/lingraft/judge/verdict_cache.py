@@ -1,20 +1,16 @@
-"""Verdicts that were paid for, in a JSONL file that only grows: no question that has a verdict is asked again."""
+"""Verdicts that were paid for, in a log: no question that has a verdict is asked again."""
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from filelock import FileLock, Timeout
-
+from lingraft.append_log import AppendLog, ForeignLineError, only_process
 from lingraft.errors import EvaluationError
-from lingraft.judge.spending import Tokens
-
-_START = b'{"verdict": "'  # of every line, so that no other file is taken for a cache and cut
+from lingraft.judge.budget import Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +40,36 @@ class Verdict:
 
 
 class VerdictCache:
-    """Verdicts by fingerprint of their question.
+    """Verdicts by fingerprint of their question, in a log (see `AppendLog`).
 
     Answers of an earlier run that name no output are no verdicts: their questions are asked again, since another try
-    may name one, and what they took is remembered. A last line without its end was torn when a run was killed; it is
-    cut off when the file is opened.
+    may name one, and what they took is remembered.
+
+    Raises:
+        EvaluationError: The file is another kind of file, or holds a line that is no verdict.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
         self._found: dict[str, Verdict] = {}
         self._paid: dict[str, list[Verdict]] = {}
-        if path.exists():
-            self._read()
+
+        def parse(row: Any) -> tuple[str, Verdict]:
+            key, verdict = row.pop("verdict"), Verdict(**row)
+            if not (verdict.first is None or 0 <= verdict.first <= 1):
+                raise ValueError(f"first is {verdict.first!r}")
+            return key, verdict
+
+        try:
+            self._log = AppendLog(path, parse, begins=b'{"verdict": "')
+        except ForeignLineError as error:
+            raise EvaluationError(
+                f"{path}:{error.line}: is no verdict ({error}); repair the file, move it away, or name another one "
+                "(`lingraft judge --cache`)."
+            ) from None
+        for key, verdict in self._log.rows:
+            self._paid.setdefault(key, []).append(verdict)
+            if verdict.first is not None:
+                self._found[key] = verdict
 
     def __contains__(self, key: str) -> bool:
         return key in self._found
@@ -70,66 +83,28 @@ class VerdictCache:
 
     def append(self, key: str, verdict: Verdict) -> None:
         """Keep a verdict; it is on disk when this returns."""
-        line = json.dumps({"verdict": key, **asdict(verdict)}, ensure_ascii=False)
-        with self._path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(f"{line}\n")
-            file.flush()
-            os.fsync(file.fileno())
+        self._log.append([{"verdict": key, **asdict(verdict)}])
         self._found[key] = verdict
-
-    def _read(self) -> None:
-        whole = 0  # bytes of complete lines
-        with self._path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                is_torn = not line.endswith(b"\n")
-                if not (line.startswith(_START) or (is_torn and _START.startswith(line))):
-                    raise EvaluationError(self._no_verdict(number, "no line that lingraft wrote"))
-                if is_torn:
-                    break
-                self._keep(number, line)
-                whole += len(line)
-        os.truncate(self._path, whole)
-
-    def _keep(self, number: int, line: bytes) -> None:
-        try:
-            row = json.loads(line)
-            key, verdict = row.pop("verdict"), Verdict(**row)
-            if not (verdict.first is None or 0 <= verdict.first <= 1):
-                raise ValueError(f"first is {verdict.first!r}")
-        except (ValueError, TypeError) as error:
-            raise EvaluationError(self._no_verdict(number, f"{type(error).__name__}: {error}")) from None
-        self._paid.setdefault(key, []).append(verdict)
-        if verdict.first is not None:
-            self._found[key] = verdict
-
-    def _no_verdict(self, number: int, problem: str) -> str:
-        return (
-            f"{self._path}:{number}: is no verdict ({problem}); repair the file, move it away, or name another one "
-            "(`lingraft judge --cache`)."
-        )
 
 
 @contextmanager
 def open_cache(path: Path) -> Iterator[VerdictCache]:
-    """Open a cache, made where it is absent, and keep other processes from asking the same meanwhile.
+    """Open a cache, made where it is missing, and keep other processes from asking the same meanwhile.
 
     Raises:
-        EvaluationError: Another process has it open, or it is another kind of file.
+        EvaluationError: Another process has it open, it cannot be written, or it is another kind of file.
     """
     if not path.parent.is_dir() or path.is_dir():
         raise EvaluationError(
             f"{path}: verdicts are kept in a file, in a folder that exists (`lingraft judge` takes one with --cache)."
         )
-    lock = FileLock(path.with_name(f"{path.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise EvaluationError(f"{path}: another lingraft is judging into it; wait for it.") from None
-    except OSError as error:
-        raise EvaluationError(
-            f"{path}: cannot be written ({error.strerror}); see to its permissions, or have the results elsewhere."
-        ) from None
-    try:
+    busy = EvaluationError(f"{path}: another lingraft is judging into it; wait for it.")
+    lock = only_process(path.with_name(f"{path.name}.lock"), busy)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lock)
+        except OSError as error:
+            raise EvaluationError(
+                f"{path}: cannot be written ({error.strerror}); check its permissions, or keep the results elsewhere."
+            ) from None
         yield VerdictCache(path)
-    finally:
-        lock.release()

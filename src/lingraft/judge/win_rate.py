@@ -18,11 +18,11 @@ from typing import Any
 
 from lingraft.config.schema import JudgeChoice
 from lingraft.errors import EvaluationError
-from lingraft.intervals.statistics import Difference, Interval, macro_mean, paired_difference
-from lingraft.judge.asking import Asked, Manner, OnProgress, ask_all
-from lingraft.judge.chat_endpoint import ChatClient, Endpoint, Key, key_from_environment
+from lingraft.intervals.macro_mean import Difference, Interval, macro_mean, paired_difference
+from lingraft.judge.budget import Ledger, Prices, Tokens
+from lingraft.judge.client import ChatClient, Endpoint, Key, key_from_environment
 from lingraft.judge.prompt import PROMPT_VERSION, Question, prompt_hash
-from lingraft.judge.spending import Ledger, Prices, Tokens
+from lingraft.judge.runner import Asked, Manner, OnProgress, ask_all
 from lingraft.judge.verdict_cache import Verdict, open_cache
 from lingraft.records import fingerprint_of
 from lingraft.text.language_tags import ENGLISH

@@ -15,9 +15,9 @@ from lingraft.data.example_table import select
 from lingraft.data.formats import row_language
 from lingraft.data.readers import PROMPT_FIELD, data_suffix
 from lingraft.data.row_fields import Row, RowError
+from lingraft.data.row_sequence import MadeWhenAsked
 from lingraft.data.rows import open_rows
 from lingraft.data.sources import load_data
-from lingraft.data.spool import MadeWhenAsked
 from lingraft.errors import DataError
 
 _PROMPT_FILES = (".txt", ".jsonl", ".json")

@@ -1,0 +1,114 @@
+"""The encodings that a study's cells share: each mix of rows is encoded once for a tokenizer and a length.
+
+    CACHE/encoded/<fingerprint>/   rows.arrow, index.json   the table (see `data.encoded`)
+                                   dropped.jsonl            rows that the template refuses, or whose answer is cut off
+                                   handled.json             what the others were treated by; see `WholeBatch`
+
+A folder appears whole, by one rename, and never changes. It may be deleted whenever no training reads it: it is made
+again where it is missing. A study deletes all when its run is over; a run that was interrupted finds them again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lingraft.data.chat import EncodedData, encode_examples
+from lingraft.data.chat_format import CHAT_IDENTITY, chat_format
+from lingraft.data.encoded import FORMAT, EncodedTable
+from lingraft.data.example import Example
+from lingraft.data.sources import BrokenRow
+from lingraft.data.spool import Spool
+from lingraft.data.text_encoding import plain_core
+from lingraft.records import fingerprint_of, read_json, write_json_atomically
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_FOLDER, _DROPPED, _HANDLED = "encoded", "dropped.jsonl", "handled.json"
+
+
+def encode_once(
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    cache: Path,
+    *,
+    max_refused_share: float = 1.0,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> EncodedData:
+    """Return `encode_examples` of the same arguments, from the cache where the same was encoded before.
+
+    Args:
+        examples: Read once to know them by their content, and once more to encode them.
+        tokenizer: Whose template and tokens are used.
+        max_length: Where examples are cut off, in tokens.
+        cache: A folder; made where it is missing.
+        max_refused_share: The largest share of the examples that the template may refuse.
+        on_progress: Called with the examples done and their number.
+
+    Raises:
+        DataError, ModelError: See `encode_examples`; nothing is kept.
+    """
+    place = cache / _FOLDER
+    folder = place / fingerprint_of(
+        {
+            "rows": _content_of(examples),
+            "format": FORMAT,
+            "chat": CHAT_IDENTITY,
+            "template": chat_format(tokenizer).template.source,
+            "special": tokenizer.special_tokens_map,
+            "tokenizer": hashlib.sha256(plain_core(tokenizer).to_str().encode("utf-8")).hexdigest(),
+            "max_length": max_length,
+            "max_refused_share": max_refused_share,
+            "libraries": {name: version(name) for name in ("tokenizers", "transformers")},
+        }
+    )
+    if not folder.exists():
+        own = place / f".{folder.name}-{os.getpid()}"
+        try:
+            made = encode_examples(
+                examples,
+                tokenizer,
+                max_length,
+                folder=own,
+                max_refused_share=max_refused_share,
+                on_progress=on_progress,
+            )
+            with (own / _DROPPED).open("w", encoding="utf-8") as file:
+                file.writelines(f"{json.dumps(row.to_json())}\n" for row in made.dropped)
+            write_json_atomically(own / _HANDLED, made.handled)
+            own.rename(folder)
+        except OSError:
+            if not folder.exists():  # else another process was quicker
+                raise
+        finally:
+            shutil.rmtree(own, ignore_errors=True)
+    table = EncodedTable.open(folder)
+    dropped: Spool[BrokenRow] = Spool(BrokenRow.to_json, BrokenRow.from_json)
+    with (folder / _DROPPED).open(encoding="utf-8") as file:
+        dropped.extend(BrokenRow.from_json(json.loads(line)) for line in file)
+    return EncodedData(table, table.truncated_rows, dropped.finish(), Counter(read_json(folder / _HANDLED)))
+
+
+def discard_encodings(cache: Path) -> None:
+    """Delete all encodings of a cache; nothing may be reading them."""
+    shutil.rmtree(cache / _FOLDER, ignore_errors=True)
+
+
+def _content_of(examples: Sequence[Example]) -> str:
+    """Return the SHA-256 of all that encoding reads of examples."""
+    digest = hashlib.sha256()
+    for one in examples:
+        turns = [(turn.role, turn.content, turn.details, turn.supervised) for turn in one.messages]
+        replayed = one.origin.kind != "original"
+        row = (one.id, one.language, one.source, one.tools, one.fold_system, replayed, turns)
+        digest.update(repr(row).encode("utf-8"))
+    return digest.hexdigest()

@@ -1,0 +1,179 @@
+"""Intervals of macro means, and paired differences of two models on the same items.
+
+The score of an ability is a macro mean: over languages, of the mean over tasks, of the mean over items.
+Parallel items are no independent evidence: the items of one cluster (one content in several languages) count together.
+`confidence_intervals` says how an interval is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from scipy import special
+
+from lingraft.errors import EvaluationError
+from lingraft.intervals.clusters import CONFIDENCE, ClusteredValues, Value
+from lingraft.intervals.confidence_intervals import bounds, distinct
+
+_POWER_FACTOR = float(special.ndtri(1 - (1 - CONFIDENCE) / 2) + special.ndtri(0.8))  # 2.80
+
+
+class Scored(Protocol):
+    """An item with its score.
+
+    Attributes:
+        task: Task without its language.
+        language: BCP-47 tag.
+        cluster: Items of one task in the same cluster are no independent evidence.
+        item: Unique inside task and language.
+        score: In [0, 1].
+    """
+
+    @property
+    def task(self) -> str: ...  # noqa: D102
+    @property
+    def language(self) -> str: ...  # noqa: D102
+    @property
+    def cluster(self) -> str: ...  # noqa: D102
+    @property
+    def item(self) -> str: ...  # noqa: D102
+    @property
+    def score(self) -> float: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean with its 95 % interval.
+
+    Attributes:
+        value: The macro mean, in [0, 1].
+        low: Lower end.
+        high: Upper end.
+        n: Items.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A paired difference, after - before, with its 95 % interval.
+
+    Attributes:
+        value: Difference of the macro means, in [-1, 1].
+        low: Lower end.
+        high: Upper end.
+        minimum_detectable_effect: The smallest true difference that this evaluation would have found with 80 % power
+            (5 %, two-sided): 2.80 standard errors, the error taken as at least that of 5 clusters that differ by 1
+            where fewer vary.
+        n: Items.
+        n_differing: Clusters whose score differs.
+        exact: Whether exact bounds were used: in some stratum fewer than 5 clusters vary, that is, differ from 0
+            or, where most changed by the same amount, from that amount.
+    """
+
+    value: float
+    low: float
+    high: float
+    minimum_detectable_effect: float
+    n: int
+    n_differing: int
+    exact: bool
+
+
+def macro_mean(items: Sequence[Scored]) -> Interval:
+    """Return the mean over languages of the mean over tasks of the mean over items, with a 95 % interval.
+
+    See `mean_over_columns`, of which it is the case of one column.
+    """
+    return mean_over_columns([items])
+
+
+def mean_over_columns(columns: Sequence[Sequence[Scored]]) -> Interval:
+    """Return the mean over columns of their macro means, with a 95 % interval.
+
+    Jeffreys' interval of the effective number of independent trials (`confidence_intervals`). Where in some stratum
+    fewer than 5 clusters differ from the most common score, Clopper-Pearson bounds on the rises above and the falls
+    below that score take over: at least as wide as they say. With 30 to 50 clusters it is too narrow where rates are
+    within 0.1 of 0 or 1 and the items of a cluster are very alike (benchmarks/interval_coverage.py).
+
+    Raises:
+        EvaluationError: There are no items.
+    """
+    values = ClusteredValues([[_value(item, item.score) for item in items] for items in columns])
+    found = bounds(values.clusters(), floor=0.0)
+    return Interval(values.value(), found.low, found.high, _count(columns))
+
+
+def paired_difference(before: Sequence[Scored], after: Sequence[Scored]) -> Difference:
+    """Return the difference of two models' macro means on the same items, with a 95 % interval.
+
+    See `difference_over_columns`, of which it is the case of one column.
+    """
+    return difference_over_columns([(before, after)])
+
+
+def difference_over_columns(pairs: Sequence[tuple[Sequence[Scored], Sequence[Scored]]]) -> Difference:
+    """Return the mean over columns of the difference of two models' macro means, with a 95 % interval.
+
+    Each column has its own two models, and both their scores on the same items. Jeffreys' intervals of the gains and
+    of the losses, joined (`confidence_intervals`). Where in some stratum fewer than 5 clusters vary: exact bounds of
+    the gains and of the losses (Clopper-Pearson, 2.5 % each), subtracted; conservative. With fewer than 5 of equal sign
+    they do not exclude 0, as a sign test would not: 4 of 4 in one direction has p = 0.125.
+
+    Raises:
+        EvaluationError: A column's two models do not hold the same items, or there are none.
+    """
+    values = ClusteredValues([paired_values(before, after) for before, after in pairs])
+    clusters = values.clusters()
+    found = bounds(clusters, floor=-1.0)
+    return Difference(
+        value=values.value(),
+        low=found.low,
+        high=found.high,
+        minimum_detectable_effect=min(_POWER_FACTOR * found.error, 1.0),
+        n=_count([before for before, _ in pairs]),
+        n_differing=int((distinct(clusters.means) != 0).sum()),
+        exact=found.exact,
+    )
+
+
+def paired_values(before: Sequence[Scored], after: Sequence[Scored]) -> list[Value]:
+    """Return what each item changed by, after - before.
+
+    Raises:
+        EvaluationError: The two do not hold the same items.
+    """
+    later = {_key(item): item.score for item in after}
+    earlier = {_key(item) for item in before}
+    if later.keys() != earlier or len(after) != len(before):
+        missing = sorted(earlier ^ later.keys())
+        raise EvaluationError(
+            f"two models can be compared on the same items only: {len(before)} and {len(after)} items, "
+            f"{len(missing)} in only one of them ({missing[:3]})."
+        )
+    return [_value(item, later[_key(item)] - item.score) for item in before]
+
+
+def _key(item: Scored) -> tuple[str, str, str]:
+    return (item.task, item.language, item.item)
+
+
+def _value(item: Scored, total: float) -> Value:
+    return Value(item.task, item.language, item.cluster, total)
+
+
+def _count(columns: Sequence[Sequence[Scored]]) -> int:
+    """Count the items, those that stand in several columns once."""
+    return len({_key(item) for items in columns for item in items})
+
+
+def mean_of_known(values: Sequence[float | None]) -> float | None:
+    """Return the mean of those that are known; None: none is."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

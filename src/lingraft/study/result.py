@@ -1,0 +1,385 @@
+"""The result of a study: what `run_study` returns, `result.json` holds and the report reads.
+
+Here it is written and read, and nowhere else. What one measure finds stands under the measure's name and is known to
+its own file alone (`measures/`): a new measure changes nothing here. docs/report.md describes the fields for users.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import JsonValue
+
+from lingraft.contamination.overlap import TaskOverlap
+from lingraft.data.tokenizer_cost import LanguageCost
+from lingraft.errors import ConfigError
+from lingraft.evaluate.results import Differences, Forgetting, Scores
+from lingraft.intervals.macro_mean import Difference
+from lingraft.records import from_json, read_json, to_json, write_json_atomically
+
+RESULT = "result.json"
+FORMAT: Final = 1
+"""Of result.json; files of earlier versions have none. Another meaning or name of a field raises it."""
+
+Options = dict[str, JsonValue]
+MeasureResults = dict[str, JsonValue]
+"""What measures found, by name; `measures/` reads each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataCounts:
+    """The rows of one data set, as one seed draws them.
+
+    Attributes:
+        source: As the study file names it.
+        rows: Rows read, broken ones included.
+        broken: Rows that could not be read.
+        first_broken: The first of these, each with its place and problem.
+        filtered: Rows left out, by filter.
+        incomplete_groups: Parallel groups without one of the languages; None: the set has no groups.
+        unknown_keys: Rows by key of a message that nothing reads.
+        max_broken_share: The share of broken rows that the study file allows.
+        held_out: Rows kept for the held-out loss.
+        withheld: Rows that another set of the study holds out.
+        train: Rows trained on.
+        shortfall: Rows fewer than `limit` asks for.
+    """
+
+    source: str
+    rows: int
+    broken: int
+    first_broken: tuple[str, ...]
+    filtered: dict[str, int]
+    incomplete_groups: int | None
+    unknown_keys: dict[str, int]
+    max_broken_share: float
+    held_out: int
+    withheld: int
+    train: int
+    shortfall: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayOrigin:
+    """Where replayed rows are from.
+
+    Attributes:
+        kind: What they are, such as answers of a model.
+        model: The model that answered; None: none did.
+        settings: How it did.
+        rows: How many there are.
+    """
+
+    kind: str
+    model: str | None
+    settings: Options
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingCounts:
+    """What one phase was trained on. Equal runs have equal counts.
+
+    Attributes:
+        data: The rows of each data set.
+        precision: Of the arithmetic.
+        examples: Rows trained on, replayed ones included.
+        replayed: Of these, replayed ones.
+        replay_share: Their share, in [0, 1].
+        replay_shortfall: Replayed rows fewer than the strategy asks for, before the chat template refused any.
+        replay_dropped: Replayed rows left out, by reason.
+        replay_origins: Where the replayed rows are from.
+        truncated: Rows cut to `max_length`.
+        dropped: Rows that the chat template refuses, or whose answer was cut off.
+        first_dropped: The first of these, each with its place and problem.
+        handled: Rows that the chat template changed, by what it did.
+        steps: Optimiser steps.
+        tokens: Tokens of all epochs, without padding.
+        padded_tokens: The same with padding.
+        supervised_tokens: Tokens that the loss is taken over.
+        trainable_parameters: Parameters that training could change; tied ones count once.
+        frozen_parameters: Those that it could not.
+        frozen_mask: Parameters frozen by a mask inside of tensors that train.
+    """
+
+    data: tuple[DataCounts, ...]
+    precision: str
+    examples: int
+    replayed: int
+    replay_share: float
+    replay_shortfall: int
+    replay_dropped: dict[str, int]
+    replay_origins: tuple[ReplayOrigin, ...]
+    truncated: int
+    dropped: int
+    first_dropped: tuple[str, ...]
+    handled: dict[str, int]
+    steps: int
+    tokens: int
+    padded_tokens: int
+    supervised_tokens: int
+    trainable_parameters: int
+    frozen_parameters: int
+    frozen_mask: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseCost:
+    """What a phase took on this machine: the one part of a result that two equal runs do not share.
+
+    Attributes:
+        prepare_seconds: What its strategies prepared.
+        training_seconds: Training.
+        resumed_from: Steps of an interrupted run, which are not in `training_seconds`; None: it ran in one go.
+        combine_seconds: Making the final model of the one before and the trained one.
+        peak_bytes: Largest resident memory; an accelerator's is not in it.
+    """
+
+    prepare_seconds: float
+    training_seconds: float
+    resumed_from: int | None
+    combine_seconds: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseOneResult:
+    """A Phase 1 model; a checkpoint has no data, strategy or seed.
+
+    Attributes:
+        data: Name of its data set.
+        strategy: Its strategy.
+        seed: Its seed.
+        scores: Its scores.
+        predictions: Where its answers are in the run folder.
+    """
+
+    data: str | None
+    strategy: str | None
+    seed: int | None
+    scores: Scores
+    predictions: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseResult:
+    """One phase that was trained for a cell.
+
+    Attributes:
+        phase: Its name.
+        data: Its data set.
+        strategy: Its strategy.
+        options: The strategy's options that the study file gives; of a composition by strategy.
+        measures: What each measure found, from the phase before and from Phase 1.
+        scores: Of the model after it.
+        training: What it was trained on.
+        losses: Optimiser step, and its loss in nats per supervised token.
+    """
+
+    phase: str
+    data: str
+    strategy: str
+    options: Options
+    measures: MeasureResults
+    scores: Scores
+    training: TrainingCounts
+    losses: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellResult:
+    """A cell that is done: what its last phase changed from Phase 1.
+
+    Attributes:
+        data: Data set of the last phase.
+        strategy: Its strategy.
+        seed: Of every phase.
+        options: The strategy's options that the study file gives; of a composition by strategy.
+        status: Tells cells that are done from failed ones.
+        measures: What each measure found.
+        retention: Task ability after / before; None: it was 0 before.
+        gain: Language ability after - before.
+        difference: Paired differences from Phase 1.
+        unpaired: By task and language, items that only one of the two models has a score of; `difference` leaves
+            them out.
+        not_paired: By task and language, why the two are not compared: they were asked in different ways.
+        forgetting: Its forgetting matrices.
+        scores: Of its last model.
+        predictions: Where its answers are in the run folder.
+        phase_one_predictions: Where those of its Phase 1 are.
+        phases: The phases that were trained for it; of a mixed cell the one.
+        training: Of the last phase.
+        cost: Of the last phase.
+        checkpoint: Folder of its last model; None: the study keeps none.
+        seconds: Of its last training, its evaluation and its measures, when they were made.
+    """
+
+    data: str
+    strategy: str
+    seed: int
+    options: Options
+    status: Literal["done"] = "done"
+    measures: MeasureResults
+    retention: float | None
+    gain: float
+    difference: Differences
+    unpaired: dict[str, int]
+    not_paired: dict[str, str]
+    forgetting: Forgetting
+    scores: Scores
+    predictions: str
+    phase_one_predictions: str
+    phases: tuple[PhaseResult, ...]
+    training: TrainingCounts
+    cost: PhaseCost
+    checkpoint: str | None
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailedCell:
+    """A cell that failed, and why; the others are computed all the same.
+
+    Attributes:
+        data: Data set of the last phase.
+        strategy: Its strategy.
+        seed: Of every phase.
+        options: The strategy's options that the study file gives.
+        status: Tells failed cells from those that are done.
+        reason: What went wrong.
+    """
+
+    data: str
+    strategy: str
+    seed: int
+    options: Options
+    status: Literal["failed"] = "failed"
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedDifferences:
+    """The mean change of one data set and strategy over its seeds.
+
+    Every seed has its own two models, and all are asked the same items: the interval covers the choice of items at
+    these seeds, not the choice of seeds.
+
+    Attributes:
+        data: Data set of the last phase.
+        strategy: Its strategy.
+        seeds: Seeds that are done.
+        task_ability: Change from Phase 1.
+        language_ability: Change from Phase 1.
+    """
+
+    data: str
+    strategy: str
+    seeds: int
+    task_ability: Difference
+    language_ability: Difference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """What was computed in: what `auto` stands for on this machine.
+
+    Attributes:
+        training: Of all trained phases: bf16, bf16_pure, float32.
+        evaluation: Of the evaluations.
+        device: What computed.
+    """
+
+    training: tuple[str, ...]
+    evaluation: str
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contamination:
+    """How much of the evaluation stands in the training rows.
+
+    Attributes:
+        words: Words of an n-gram.
+        characters: Characters of an n-gram, of languages that are written without spaces.
+        tasks: By task and language.
+        unread: Tasks that could not be read, each with its reason.
+    """
+
+    words: int
+    characters: int
+    tasks: dict[str, TaskOverlap]
+    unread: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyResult:
+    """What a study found.
+
+    Attributes:
+        format: Version of this format.
+        run: The run folder.
+        base: Scores of the base model; None: the study has none, or its evaluation failed.
+        base_reason: Why that failed; None: it did not.
+        base_predictions: Where its answers are in the run folder; None as `base`.
+        phase_ones: Every different Phase 1 model, in the order of the cells.
+        cells: Those that are done and those that failed, in the order of the grid.
+        over_seeds: Of each data set and strategy of which several seeds are done.
+        precision: What was computed in.
+        tokenizer_cost: What each language costs in tokens, by `phase/data set` and BCP-47 tag.
+        contamination: What of the tasks stands in the training rows; None: the study does not ask.
+        language_notes: Which language of a task stands for which of the study's.
+    """
+
+    format: Literal[1] = FORMAT
+    run: str
+    base: Scores | None
+    base_reason: str | None
+    base_predictions: str | None
+    phase_ones: tuple[PhaseOneResult, ...]
+    cells: tuple[CellResult | FailedCell, ...]
+    over_seeds: tuple[SeedDifferences, ...]
+    precision: Precision
+    tokenizer_cost: dict[str, dict[str, LanguageCost]]
+    contamination: Contamination | None
+    language_notes: tuple[str, ...]
+
+    @cached_property
+    def done(self) -> tuple[CellResult, ...]:
+        """The cells that are done."""
+        return tuple(cell for cell in self.cells if isinstance(cell, CellResult))
+
+    @property
+    def has_seeds(self) -> bool:
+        """Whether cells have several seeds."""
+        return len({cell.seed for cell in self.cells}) > 1
+
+
+def write_result(result: StudyResult) -> None:
+    """Write `result.json` into the result's run folder."""
+    write_json_atomically(Path(result.run) / RESULT, to_json(result))
+
+
+def read_result(folder: Path) -> StudyResult:
+    """Return the result of a study that ran to its end.
+
+    Raises:
+        ConfigError: There is none, or its format is another version's.
+    """
+    path = folder / RESULT
+    try:
+        found = read_json(path)
+        if found["format"] != FORMAT:
+            raise KeyError("format")
+    except FileNotFoundError:
+        raise ConfigError(f"{folder}: holds no {RESULT} of a study that ran to its end.") from None
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(
+            f"{path}: is not of this version's format ({FORMAT}); run the study anew with this version."
+        ) from None
+    try:
+        return from_json(StudyResult, found)
+    except ValueError as error:
+        raise ConfigError(f"{path}: is damaged ({error}); run the study anew.") from None

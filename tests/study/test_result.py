@@ -1,0 +1,71 @@
+"""A result is read back by the version that wrote it, and by no other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lingraft.errors import ConfigError
+from lingraft.records import to_json
+from lingraft.study.result import FailedCell, Precision, StudyResult, read_result, write_result
+
+
+@pytest.fixture
+def failed(tmp_path: Path) -> StudyResult:
+    """Return the result of a study of which nothing is done."""
+    return StudyResult(
+        run=str(tmp_path),
+        base=None,
+        base_reason="no memory",
+        base_predictions=None,
+        phase_ones=(),
+        cells=(
+            FailedCell(data="d", strategy="lora", seed=0, options={"rank": [1, None]}, reason="no memory"),
+        ),
+        over_seeds=(),
+        precision=Precision(training=(), evaluation="float32", device="cpu"),
+        tokenizer_cost={},
+        contamination=None,
+        language_notes=("a note",),
+    )
+
+
+def test_a_result_is_written_and_read_back(failed: StudyResult, tmp_path: Path) -> None:
+    write_result(failed)
+    assert read_result(tmp_path) == failed
+    assert (failed.done, failed.has_seeds) == ((), False)
+    assert to_json(failed)["cells"][0]["status"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 0}, "run the study anew"),
+        ({"format": None}, "run the study anew"),
+        ({"cells": [{"status": "failed"}]}, r"cells\.0.*run the study anew"),
+        ({"base_reason": 5}, "base_reason: .*string"),
+        ({"more": 1}, "fields that StudyResult does not have"),
+    ],
+)
+def test_another_format_is_refused_with_what_to_do(
+    failed: StudyResult, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "result.json").write_text(json.dumps(to_json(failed) | change), encoding="utf-8")
+    with pytest.raises(ConfigError, match=message) as caught:
+        read_result(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "{", '{"cells": []}'])
+def test_what_is_no_result_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "result.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"result\.json: is not of this version's format"):
+        read_result(tmp_path)
+
+
+def test_a_folder_without_a_result_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="a study that ran to its end"):
+        read_result(tmp_path)
