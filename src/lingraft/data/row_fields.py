@@ -52,7 +52,9 @@ def text(row: Row, field: str, place: str = "", *, may_be_empty: bool = False) -
     name = f"{place}.{field}" if place else field
     value = present(row, field, place)
     if _is_number(value):
-        return _number_as_text(value)
+        # 7 for 7.0 too: pandas makes such numbers of whole ones where one of the column is missing.
+        is_whole = -_LARGEST_WHOLE_FLOAT < value < _LARGEST_WHOLE_FLOAT and value == int(value)
+        return str(int(value) if is_whole else value)
     if not isinstance(value, str):
         raise RowError(name, f"must be text, not {kind(value)}")
     if not may_be_empty and not value.strip():
@@ -110,12 +112,6 @@ def _is_number(value: Any) -> bool:
     if isinstance(value, (float, Decimal)):
         return math.isfinite(value)
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _number_as_text(value: int | float | Decimal) -> str:
-    """Return 7 for 7.0 too: pandas makes such numbers of whole ones where one of the column is missing."""
-    is_whole = -_LARGEST_WHOLE_FLOAT < value < _LARGEST_WHOLE_FLOAT and value == int(value)
-    return str(int(value) if is_whole else value)
 
 
 def kind(value: Any) -> str:

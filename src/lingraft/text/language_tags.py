@@ -61,6 +61,8 @@ def nearest_language(tag: str, available: Iterable[str]) -> str | None:
         tag: A language, written in any way that `canonical_tag` knows.
         available: Tags to choose from, such as a scorer's languages; hashable, as a tuple is.
     """
+    from langcodes import tag_distance
+
     wanted = canonical_tag(tag)
     if wanted is None or primary_subtag(wanted) in _NO_LANGUAGE:
         return None
@@ -71,7 +73,8 @@ def nearest_language(tag: str, available: Iterable[str]) -> str | None:
     same = [one for form, one in known.items() if _with_likely_parts(form) == likely]
     parts = likely.split("-")
     shorter = ("-".join(parts[:kept]) for kept in range(len(parts) - 1, 0, -1))
-    other_codes = [one for form, one in known.items() if _is_alike(form, wanted)]
+    # CLDR takes some tags for one language under two codes: no and nb.
+    other_codes = [one for form, one in known.items() if tag_distance(form, wanted) <= 1]
     return next(iter([*same, *(known[form] for form in shorter if form in known), *other_codes]), None)
 
 
@@ -80,13 +83,6 @@ def _with_likely_parts(tag: str) -> str:
     from langcodes import Language
 
     return str(Language.get(tag).maximize().to_tag())
-
-
-def _is_alike(first: str, second: str) -> bool:
-    """Return whether CLDR takes two tags for one language under two codes: no and nb."""
-    from langcodes import tag_distance
-
-    return bool(tag_distance(first, second) <= 1)
 
 
 def primary_subtag(tag: str) -> str:
