@@ -16,9 +16,8 @@ from glob import glob, has_magic
 from pathlib import Path
 
 from lingraft.data.readers import COMPRESSED, FILE_FORMATS, SUFFIXES, data_suffix
-from lingraft.data.row_fields import RowError, language_tag
 from lingraft.errors import DataError
-from lingraft.text.language_tags import canonical_tag, primary_subtag
+from lingraft.text.language_tags import canonical_tag, primary_subtag, tag_as_written
 
 _LANGUAGE = "{language}"
 _ALTERNATIVES = re.compile(r"\{([^{}]*,[^{}]*)\}")
@@ -26,17 +25,11 @@ _ALTERNATIVES = re.compile(r"\{([^{}]*,[^{}]*)\}")
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file of a source.
+    """A file of a source."""
 
-    Attributes:
-        path: Where it lies.
-        name: As places name it.
-        language: BCP-47 tag from its name, where the source has `{language}`.
-    """
-
-    path: Path
-    name: str
-    language: str | None = None
+    path: Path  # where it lies
+    name: str  # as places name it
+    language: str | None = None  # BCP-47 tag from its name, where the source has `{language}`
 
     @property
     def likely_language(self) -> str | None:
@@ -68,7 +61,19 @@ def files_of(source: str, base_folder: Path) -> list[SourceFile]:
     for pattern in _alternatives(source):
         path = base_folder / Path(pattern).expanduser()
         if _LANGUAGE in pattern:
-            files += _by_language(pattern, source, path)
+            named = re.compile(re.escape(str(path)).replace(re.escape(_LANGUAGE), r"(?P<language>[^/.]+)", 1))
+            matches = (
+                named.fullmatch(str(one)) for one in _found(Path(str(path).replace(_LANGUAGE, "*")), source)
+            )
+            for match in filter(None, matches):
+                written = match["language"]
+                tag = tag_as_written(written)
+                if tag is None:
+                    raise DataError(
+                        f"{source}: {{language}} is {written!r} in {match[0]}, which is no language; give the pattern "
+                        "more of the name, or move that file."
+                    )
+                files.append(SourceFile(Path(match[0]), pattern.replace(_LANGUAGE, written), tag))
         elif path.is_dir():
             below = (one for one in sorted(path.rglob("*")) if data_suffix(one) in SUFFIXES and one.is_file())
             parts = ((one, one.relative_to(path).parts) for one in below)
@@ -107,25 +112,6 @@ def _alternatives(source: str) -> list[str]:
         return [source]
     start, end = source[: found.start()], source[found.end() :]
     return [each for part in found[1].split(",") for each in _alternatives(f"{start}{part.strip()}{end}")]
-
-
-def _by_language(pattern: str, source: str, path: Path) -> list[SourceFile]:
-    """Return the files of a pattern with {language}, each with the language that its name holds there."""
-    named = re.compile(re.escape(str(path)).replace(re.escape(_LANGUAGE), r"(?P<language>[^/.]+)", 1))
-    files = []
-    for one in _found(Path(str(path).replace(_LANGUAGE, "*")), source):
-        match = named.fullmatch(str(one))
-        if match is None:
-            continue
-        try:
-            tag = language_tag(match["language"])
-        except RowError:
-            raise DataError(
-                f"{source}: {{language}} is {match['language']!r} in {one}, which is no language; give the pattern "
-                "more of the name, or move that file."
-            ) from None
-        files.append(SourceFile(one, pattern.replace(_LANGUAGE, match["language"]), tag))
-    return files
 
 
 def _found(pattern: Path, source: str) -> list[Path]:

@@ -48,19 +48,14 @@ class Reader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SingleTurn:
-    """Reads rows of one question and one answer, each a field.
+    """Reads rows of one question and one answer, each a field."""
 
-    Attributes:
-        question: The field with the instruction.
-        answers: Fields of which the first that the row has is the answer, the first one where it has none.
-        context: The field that is joined to the instruction by a blank line; None: there is none.
-        system: The field with the system prompt; None: there is none.
-    """
-
-    question: str
+    question: str  # the field with the instruction
+    # Fields of which the first that the row has is the answer, the first one where it has none.
     answers: tuple[str, ...]
+    # The field that is joined to the instruction by a blank line; None: there is none.
     context: str | None = None
-    system: str | None = None
+    system: str | None = None  # the field with the system prompt; None: there is none
 
     def __call__(self, row: Row, *, answered: bool = True) -> tuple[Message, ...]:
         """Return the turns."""
@@ -105,17 +100,11 @@ def _from_prompt_completion(row: Row, *, answered: bool = True) -> tuple[Message
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A format: how its rows are read, and by which fields they are told.
+    """A format: how its rows are read, and by which fields they are told."""
 
-    Attributes:
-        read: From a row to its conversation.
-        has: Whether a row has the format's fields.
-        needs: What these are, for messages.
-    """
-
-    read: Reader
-    has: Callable[[Row], bool]
-    needs: str
+    read: Reader  # from a row to its conversation
+    has: Callable[[Row], bool]  # whether a row has the format's fields
+    needs: str  # what these are, for messages
 
 
 def _all_in(*fields: str) -> Callable[[Row], bool]:
@@ -263,14 +252,23 @@ def example_from_row(
     messages = FORMATS[format_name].read(row, answered=answered)
     tools = tools_of(row)
     written = language or row_language(row)
+    if is_nothing(row.get("task_type")):
+        types = (row.get(field) for field in ("category", "task"))
+        task_type = next((value for value in types if isinstance(value, str)), "")
+    else:
+        if not isinstance(row["task_type"], str):
+            raise RowError("task_type", f"must be text, not {kind(row['task_type'])}")
+        task_type = text(row, "task_type")
+    turns = [f"{message.role}\x1f{message.content}{message.details}" for message in messages]
+    content = "\x1e".join([*turns, tools] if tools else turns)
     return Example(
         id=identifier(row, "id") or id,
         messages=messages,
         language=likely_language or written if written == UNDETERMINED_LANGUAGE else written,
-        group=identifier(row, "group") or _content_group(messages, tools),
+        group=identifier(row, "group") or "row-" + hashlib.sha256(content.encode("utf-8")).hexdigest()[:16],
         source=source,
         tools=tools,
-        task_type=_task_type(row),
+        task_type=task_type,
         fold_system=fold_system,
     )
 
@@ -288,20 +286,3 @@ def row_language(row: Row) -> str:
         if not is_nothing(row.get(field)):
             return language_tag(text(row, field), field)
     return UNDETERMINED_LANGUAGE
-
-
-def _task_type(row: Row) -> str:
-    """Return the row's task type: `task_type`, which must be text, else a `category` or `task` that is."""
-    own = row.get("task_type")
-    if not is_nothing(own):
-        if not isinstance(own, str):
-            raise RowError("task_type", f"must be text, not {kind(own)}")
-        return text(row, "task_type")
-    found = (row.get(field) for field in ("category", "task"))
-    return next((value for value in found if isinstance(value, str)), "")
-
-
-def _content_group(messages: tuple[Message, ...], tools: str) -> str:
-    turns = [f"{message.role}\x1f{message.content}{message.details}" for message in messages]
-    content = "\x1e".join([*turns, tools] if tools else turns)
-    return "row-" + hashlib.sha256(content.encode("utf-8")).hexdigest()[:16]

@@ -33,40 +33,25 @@ _WHITESPACE = re.compile(r"[ \t\r\n]*")
 
 @dataclass(frozen=True, slots=True)
 class RawRow:
-    """One row as it was found.
+    """One row as it was found."""
 
-    Attributes:
-        place: File and line, or data set and row number, both from 1: `data/es.jsonl:17`.
-        number: The line or row number alone.
-        value: Field names and values; empty where there is a problem.
-        problem: Why the row cannot be read, or None.
-        name: Id of the row where its number alone does not tell it from others; "": the number does.
-        language: BCP-47 tag that the file's name gives its rows; None: it gives none.
-        likely_language: BCP-47 tag of a row that does not say its language, by its file's name; None: unknown.
-    """
-
-    place: str
-    number: int
-    value: Mapping[str, Any]
-    problem: str | None = None
-    name: str = ""
-    language: str | None = None
+    place: str  # file and line, or data set and row number, both from 1: `data/es.jsonl:17`
+    number: int  # the line or row number alone
+    value: Mapping[str, Any]  # field names and values; empty where there is a problem
+    problem: str | None = None  # why the row cannot be read, or None
+    name: str = ""  # id of the row where its number alone does not tell it from others; "": the number does
+    language: str | None = None  # BCP-47 tag that the file's name gives its rows; None: it gives none
+    # BCP-47 tag of a row that does not say its language, by its file's name; None: unknown.
     likely_language: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class FileFormat:
-    """How files of one ending are read.
+    """How files of one ending are read."""
 
-    Attributes:
-        read: From a file and its name in places to its rows.
-        is_data: Whether data sets come in it; else only what names the file itself reads it.
-        has_lines: Whether it is text, whose lines can be counted.
-    """
-
-    read: Callable[[Path, str], Iterator[RawRow]]
-    is_data: bool = True
-    has_lines: bool = True
+    read: Callable[[Path, str], Iterator[RawRow]]  # from a file and its name in places to its rows
+    is_data: bool = True  # whether data sets come in it; else only what names the file itself reads it
+    has_lines: bool = True  # whether it is text, whose lines can be counted
 
 
 def data_suffix(path: Path) -> str:

@@ -40,22 +40,14 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 @dataclass(frozen=True)
 class OpenedRows:
-    """The rows of a source; each iteration reads them anew, from the first on.
+    """The rows of a source; each iteration reads them anew, from the first on."""
 
-    Attributes:
-        name: Of the source, as the user wrote it.
-        files: The local files; empty where it is on the hub.
-        hub: The hub's data set, or None.
-        revision: The hub's commit where the cache tells it.
-        first: Only so many rows of each file, or of the hub's set; None: all.
-        null_in_tables: Whether a table's cells of NaN, NA, None, ... are None, as pandas reads them.
-    """
-
-    name: str
-    files: tuple[SourceFile, ...] = ()
-    hub: Iterable[Mapping[str, Any]] | None = None
-    revision: str | None = None
-    first: int | None = None
+    name: str  # of the source, as the user wrote it
+    files: tuple[SourceFile, ...] = ()  # the local files; empty where it is on the hub
+    hub: Iterable[Mapping[str, Any]] | None = None  # the hub's data set, or None
+    revision: str | None = None  # the hub's commit where the cache tells it
+    first: int | None = None  # only so many rows of each file, or of the hub's set; None: all
+    # Whether a table's cells of NaN, NA, None, ... are None, as pandas reads them.
     null_in_tables: bool = False
 
     def __iter__(self) -> Iterator[RawRow]:

@@ -70,52 +70,35 @@ class BrokenRow:
 
 @dataclass(frozen=True)
 class LoadedData:
-    """A data set as it was read, before any limit.
+    """A data set as it was read, before any limit."""
 
-    Attributes:
-        examples: Every row that could be used, in the order of the source; a tuple where they are few (16 MB),
-            else a sequence that reads them from a nameless temporary file (see `data.spool`).
-        format: One of `formats.FORMATS`, or "worldbook".
-        n_rows: Rows read, broken ones included; blank lines are no rows.
-        broken: The rows left out.
-        content_hash: SHA-256 of a file's bytes, else of the examples.
-        revision: The commit of a hub data set, where known.
-        filtered: Rows that `filters` left out or changed, by reason, and those whose language could not be told.
-        without_answer: How many of the broken rows have no answer and no other fault.
-        incomplete_groups: Groups that lack one or more of the set's languages; None: the rows are not said to be
-            parallel.
-        unknown_keys: Of keys in messages that nothing reads, the rows that have them.
-    """
-
+    # Every row that could be used, in the order of the source; a tuple where they are few (16 MB), else a
+    # sequence that reads them from a nameless temporary file (see `data.spool`).
     examples: Sequence[Example]
-    format: str
-    n_rows: int
-    broken: Sequence[BrokenRow]
-    content_hash: str
-    revision: str | None = None
+    format: str  # one of `formats.FORMATS`, or "worldbook"
+    n_rows: int  # rows read, broken ones included; blank lines are no rows
+    broken: Sequence[BrokenRow]  # the rows left out
+    content_hash: str  # SHA-256 of a file's bytes, else of the examples
+    revision: str | None = None  # the commit of a hub data set, where known
+    # Rows that `filters` left out or changed, by reason, and those whose language could not be told.
     filtered: Mapping[str, int] = field(default_factory=dict)
-    without_answer: int = 0
+    without_answer: int = 0  # how many of the broken rows have no answer and no other fault
+    # Groups that lack one or more of the set's languages; None: the rows are not said to be parallel.
     incomplete_groups: int | None = None
+    # Of keys in messages that nothing reads, the rows that have them.
     unknown_keys: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class DataSplit:
-    """Training rows and the rows that are never trained on.
+    """Training rows and the rows that are never trained on."""
 
-    Attributes:
-        train: In the order in which they were drawn.
-        held_out: All rows of the held-out groups, whatever their language, in the order of the source.
-        held_out_groups: How many groups these are.
-        available: Rows that could have been trained on, before the limit.
-        requested: The limit, or None.
-    """
-
-    train: Sequence[Example]
+    train: Sequence[Example]  # in the order in which they were drawn
+    # All rows of the held-out groups, whatever their language, in the order of the source.
     held_out: Sequence[Example]
-    held_out_groups: int
-    available: int
-    requested: int | None
+    held_out_groups: int  # how many groups these are
+    available: int  # rows that could have been trained on, before the limit
+    requested: int | None  # the limit, or None
 
     @property
     def shortfall(self) -> int:

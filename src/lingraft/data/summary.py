@@ -58,61 +58,39 @@ class TokenLengths:
 
 @dataclass(frozen=True)
 class DataSummary:
-    """A data set as training would see it.
+    """A data set as training would see it."""
 
-    Attributes:
-        source: As the user named it.
-        format: Of its rows.
-        fallback_template: Whether the tokenizer has no chat template of its own.
-        rows: Read, broken ones included.
-        first_rows: Only so many rows of each file were read; None: all.
-        broken: How many of them cannot be used.
-        first_broken: The first ten of these.
-        without_answer: How many of the broken ones have no answer and no other fault.
-        duplicates: Rows whose text an earlier row of their language has, of those that can be used.
-        special_tokens: Special tokens that answers spell as text -> rows that do, the most frequent first.
-        guessed_languages: Of the rows that do not say their language, by the identifier -> share of those that are long
-            enough to tell (a sample of 500), the most frequent first.
-        filtered: Rows that the filters left out, by reason, and those whose language could not be told.
-        incomplete_groups: Parallel groups that lack a language; None: the rows are not said to be parallel.
-        languages: By BCP-47 tag, the most frequent first.
-        warnings: A sentence for each language that costs more than four times English, and for what a filter or an
-            option would mend.
-        lengths: In tokens; `supervised` counts what is left after truncation.
-        max_length: Where examples are cut off.
-        truncated: Examples that are, and keep some of their answer.
-        unanswered: Examples of whose answer nothing is left then; training leaves them out.
-        refused: Examples that the chat template refuses; training leaves them out.
-        first_refused: The first ten of these.
-        example: The first example, its supervised part between ⟦ and ⟧.
-        handled: What was done to examples; see `data.chat.WholeBatch`.
-        unknown_keys: Of keys in messages that nothing reads, the rows that have them.
-    """
-
-    source: str
-    format: str
-    fallback_template: bool
-    rows: int
-    first_rows: int | None
-    broken: int
-    first_broken: tuple[BrokenRow, ...]
-    without_answer: int
-    duplicates: int
+    source: str  # as the user named it
+    format: str  # of its rows
+    fallback_template: bool  # whether the tokenizer has no chat template of its own
+    rows: int  # read, broken ones included
+    first_rows: int | None  # only so many rows of each file were read; None: all
+    broken: int  # how many of them cannot be used
+    first_broken: tuple[BrokenRow, ...]  # the first ten of these
+    without_answer: int  # how many of the broken ones have no answer and no other fault
+    duplicates: int  # rows whose text an earlier row of their language has, of those that can be used
+    # Special tokens that answers spell as text -> rows that do, the most frequent first.
     special_tokens: dict[str, int]
+    # Of the rows that do not say their language, by the identifier -> share of those that are long enough
+    # to tell (a sample of 500), the most frequent first.
     guessed_languages: dict[str, float]
+    # Rows that the filters left out, by reason, and those whose language could not be told.
     filtered: dict[str, int]
+    # Parallel groups that lack a language; None: the rows are not said to be parallel.
     incomplete_groups: int | None
-    languages: dict[str, LanguageCost]
+    languages: dict[str, LanguageCost]  # by BCP-47 tag, the most frequent first
+    # A sentence for each language that costs more than four times English, and for what a filter or an
+    # option would mend.
     warnings: tuple[str, ...]
-    lengths: TokenLengths
-    max_length: int
-    truncated: int
-    unanswered: int
-    refused: int
-    first_refused: tuple[BrokenRow, ...]
-    example: str
-    handled: dict[str, int]
-    unknown_keys: dict[str, int]
+    lengths: TokenLengths  # in tokens; `supervised` counts what is left after truncation
+    max_length: int  # where examples are cut off
+    truncated: int  # examples that are, and keep some of their answer
+    unanswered: int  # examples of whose answer nothing is left then; training leaves them out
+    refused: int  # examples that the chat template refuses; training leaves them out
+    first_refused: tuple[BrokenRow, ...]  # the first ten of these
+    example: str  # the first example, its supervised part between ⟦ and ⟧
+    handled: dict[str, int]  # what was done to examples; see `data.chat.WholeBatch`
+    unknown_keys: dict[str, int]  # of keys in messages that nothing reads, the rows that have them
 
     def to_json(self) -> dict[str, Any]:
         """Return the summary as plain JSON values; ratios are rounded to 4 digits after the point."""

@@ -27,28 +27,20 @@ _LOOKED_AT = 20  # rows that must all have a task's form
 
 @dataclass(frozen=True, slots=True)
 class ItemsFile:
-    """A file of test items or prompts.
+    """A file of test items or prompts."""
 
-    Attributes:
-        name: Of the file.
-        rows: In it.
-        fields: Of its first row.
-        language: BCP-47 tag that its name holds, or None.
-        likely_language: BCP-47 tag by the language identifier where the name holds none; None: it is not clear.
-        places: Task -> where suites look for the file, in the folder of `--data-dir`; `{language}` stays where the
-            language is not known. Several tasks may share a form.
-        data_dir: The folder to give as `--data-dir` where the file already lies in such a place; None: it does not.
-        are_prompts: Whether drift reads the rows as prompts; then there are no places.
-    """
-
-    name: str
-    rows: int
-    fields: tuple[str, ...]
-    language: str | None
+    name: str  # of the file
+    rows: int  # in it
+    fields: tuple[str, ...]  # of its first row
+    language: str | None  # BCP-47 tag that its name holds, or None
+    # BCP-47 tag by the language identifier where the name holds none; None: it is not clear.
     likely_language: str | None
+    # Task -> where suites look for the file, in the folder of `--data-dir`; `{language}` stays where the
+    # language is not known. Several tasks may share a form.
     places: dict[str, str]
+    # The folder to give as `--data-dir` where the file already lies in such a place; None: it does not.
     data_dir: str | None
-    are_prompts: bool
+    are_prompts: bool  # whether drift reads the rows as prompts; then there are no places
 
 
 def items_files(source: str, base_folder: Path = Path()) -> tuple[ItemsFile, ...]:

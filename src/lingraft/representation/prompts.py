@@ -25,19 +25,12 @@ _PROMPT_FILES = (".txt", ".jsonl", ".json")
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What is said to the model before it answers.
+    """What is said to the model before it answers."""
 
-    Attributes:
-        messages: The turns; the last is the user's.
-        language: BCP-47 tag, or und.
-        group: Of the row that it is of, equal for parallel rows; "": it is of no row of a data set.
-        fold_system: See `Example`.
-    """
-
-    messages: tuple[Message, ...]
-    language: str
-    group: str = ""
-    fold_system: bool = False
+    messages: tuple[Message, ...]  # the turns; the last is the user's
+    language: str  # BCP-47 tag, or und
+    group: str = ""  # of the row that it is of, equal for parallel rows; "": it is of no row of a data set
+    fold_system: bool = False  # see `Example`
 
 
 def read_prompts(

@@ -55,38 +55,24 @@ _TRIES_PER_ROW, _TRIES_AT_LEAST = 4, 64
 
 @dataclass(frozen=True, slots=True)
 class ReplaySettings:
-    """How rows are generated.
+    """How rows are generated."""
 
-    Attributes:
-        sampling: Of the answers.
-        seed: Of all draws.
-        compute: What the model answers on, and in which type its weights are held.
-        backend: What generates.
-        batch_size: Rows generated together by transformers; vLLM chooses its own.
-        trust_remote_code: Run Python code that the model brings along.
-    """
-
-    sampling: Sampling
-    seed: int
-    compute: Compute
-    backend: Literal["transformers", "vllm"] = "transformers"
-    batch_size: int = BATCH_SIZE
-    trust_remote_code: bool = False
+    sampling: Sampling  # of the answers
+    seed: int  # of all draws
+    compute: Compute  # what the model answers on, and in which type its weights are held
+    backend: Literal["transformers", "vllm"] = "transformers"  # what generates
+    batch_size: int = BATCH_SIZE  # rows generated together by transformers; vLLM chooses its own
+    trust_remote_code: bool = False  # run Python code that the model brings along
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayRows:
-    """Generated rows, in the order in which they were made.
+    """Generated rows, in the order in which they were made."""
 
-    Attributes:
-        examples: The prompts with the model's answers; `origin` says of which model and with which settings.
-        dropped: Prompts and answers before the last row that were not taken, by reason.
-        origin: The origin of every row.
-    """
-
+    # The prompts with the model's answers; `origin` says of which model and with which settings.
     examples: tuple[Example, ...]
-    dropped: dict[str, int]
-    origin: Origin
+    dropped: dict[str, int]  # prompts and answers before the last row that were not taken, by reason
+    origin: Origin  # the origin of every row
 
 
 def make_replay(

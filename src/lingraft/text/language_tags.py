@@ -41,12 +41,15 @@ def tag_as_written(text: str) -> str | None:
 
 
 def _of_tag(written: str) -> str | None:
+    from babel.core import get_global
     from langcodes import standardize_tag, tag_is_valid
 
     if not _TAG.fullmatch(written) or not tag_is_valid(written):
         return None
     primary, *rest = standardize_tag(written).split("-")
-    return str(standardize_tag("-".join([*_aliases().get(primary, primary).split("-"), *rest])))
+    # CLDR's other codes of languages; those of two letters that the registry keeps (tl, tw) as well.
+    current = str(get_global("language_aliases").get(primary, primary)).replace("_", "-")
+    return str(standardize_tag("-".join([current, *rest])))
 
 
 @cache
@@ -108,17 +111,10 @@ def english_name(tag: str) -> str:
     return str(names.get(tag.replace("-", "_")) or names.get(primary_subtag(tag)) or tag)
 
 
-@cache
-def _aliases() -> dict[str, str]:
-    """Return CLDR's other codes of languages; those of two letters that the registry keeps (tl, tw) as well."""
-    from babel.core import get_global
-
-    aliases = get_global("language_aliases")
-    return {str(code): str(tag).replace("_", "-") for code, tag in aliases.items()}
-
-
 def _of_name(name: str) -> str | None:
     """Return the tag of an English name in lower case, also with a territory in parentheses."""
+    from babel import Locale
+
     known = _names()
     first = name.partition(";")[0].strip()  # ISO 639-2 writes "Spanish; Castilian"
     if first in known:
@@ -129,8 +125,9 @@ def _of_name(name: str) -> str | None:
     language, part = divided.groups()
     if f"{part} {language}" in known:  # Chinese (Simplified)
         return known[f"{part} {language}"]
-    territory = _territories().get(part)
-    return _of_tag(f"{known[language]}-{territory}") if language in known and territory else None
+    territories = Locale.parse(ENGLISH).territories.items()
+    codes = [code for code, territory in territories if str(territory).casefold() == part]
+    return _of_tag(f"{known[language]}-{codes[-1]}") if language in known and codes else None
 
 
 # Names in wide use (FLORES, Aya and NLLB write some of them) that neither CLDR nor ISO 639-3 has.
@@ -162,11 +159,3 @@ def _names() -> dict[str, str]:
             found[str(name).casefold()] = tag
             found[plain] = tag if str(name).casefold() == plain or plain not in found else found[plain]
     return found
-
-
-@cache
-def _territories() -> dict[str, str]:
-    """Return the subtags of English names of territories in lower case."""
-    from babel import Locale
-
-    return {str(name).casefold(): str(code) for code, name in Locale.parse(ENGLISH).territories.items()}
