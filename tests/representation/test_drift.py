@@ -260,7 +260,7 @@ def test_prompts_are_read_from_text_from_mt_bench_and_from_data_sets(tmp_path: P
     found = read_prompts("worldbook:lookup/de", limit=3)
     assert [(one.messages[-1].role, one.language) for one in found] == [("user", "de")] * 3
     for name, content, told in (
-        ("e.txt", "\n", "no prompts"),
+        ("e.txt", "\n", "no rows"),
         ("f.jsonl", '{"turns": ["a"]}\n{"turns": []}\n', "f.jsonl:2: has no text"),
         ("g.jsonl", '{"turns": ["a"], "lang": "Klingonisch"}\n', "g.jsonl:1: field 'lang'"),
         ("none.txt", None, "no such file"),
