@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from lingraft.evaluate.predictions import Ability
-from lingraft.intervals.multiple_testing import Correction
 from lingraft.intervals.macro_mean import Difference, Interval
+from lingraft.intervals.multiple_testing import Correction
 
 Entry_co = TypeVar("Entry_co", covariant=True)
 Change_co = TypeVar("Change_co", covariant=True)
