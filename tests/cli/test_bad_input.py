@@ -436,7 +436,11 @@ def _write(name: str, content: str) -> Callable[[Path], object]:
 
 
 def _without(pattern: str) -> Callable[[Path], object]:
-    return lambda folder: [path.unlink() for path in folder.glob(pattern)]
+    def change(folder: Path) -> None:
+        for path in folder.glob(pattern):
+            path.unlink()
+
+    return change
 
 
 def _pickled(folder: Path) -> None:

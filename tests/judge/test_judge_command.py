@@ -27,8 +27,8 @@ from judge_server import (
 
 from lingraft.cli.main import _run
 from lingraft.errors import EvaluationError
-from lingraft.evaluate.alpaca_eval_task import judge_predictions, read_outputs
 from lingraft.evaluate.predictions import Prediction, read_rows, write_predictions
+from lingraft.evaluate.tasks.alpaca_eval.task import judge_predictions, read_outputs
 from lingraft.judge.win_rate import Output, Preference, judge_answers
 
 

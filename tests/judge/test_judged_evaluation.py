@@ -20,8 +20,8 @@ from judge_server import (
 
 from lingraft.cli.main import _run
 from lingraft.config.schema import Evaluation, EvaluationTask, JudgeChoice
-from lingraft.evaluate.harness import evaluate_model
 from lingraft.evaluate.predictions import read_predictions
+from lingraft.evaluate.running import evaluate_model
 from lingraft.models.generation import TransformersGenerator
 from lingraft.models.loading import load_model, load_tokenizer
 
@@ -43,7 +43,7 @@ def test_an_evaluation_has_alpaca_eval_judged(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr("lingraft.evaluate.alpaca_eval_task.LONGEST_ANSWER", 8)
+    monkeypatch.setattr("lingraft.evaluate.tasks.alpaca_eval.task.LONGEST_ANSWER", 8)
     judge_server.behaviour = lambda asked: (
         verdict("?") if "Say 1" in asked.question else prefers_longer(asked)
     )
@@ -78,7 +78,7 @@ def test_another_judge_or_another_try_generates_nothing_anew(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr("lingraft.evaluate.alpaca_eval_task.LONGEST_ANSWER", 8)
+    monkeypatch.setattr("lingraft.evaluate.tasks.alpaca_eval.task.LONGEST_ANSWER", 8)
     answered: list[int] = []
     inner = TransformersGenerator.continue_batch
 
@@ -140,7 +140,7 @@ def test_a_verdict_that_one_of_two_models_lacks_leaves_its_item_out_of_the_compa
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr("lingraft.evaluate.alpaca_eval_task.LONGEST_ANSWER", 8)
+    monkeypatch.setattr("lingraft.evaluate.tasks.alpaca_eval.task.LONGEST_ANSWER", 8)
     shutil.copytree(tiny_model, tmp_path / "other")
     judge_server.behaviour = names_nothing_at_first("Say 1", 2)
     command = [*evaluation_command[:2], str(tmp_path / "other"), *evaluation_command[2:]]

@@ -161,7 +161,7 @@ class EncodedTable(RowSequence[EncodedExample]):
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         batches = list(pa.ipc.open_stream(pa.BufferReader(pa.py_buffer(mapped))))
         self._chunks = [_Chunk(batch) for batch in batches]
-        self._starts = [0, *accumulate(batch.num_rows for batch in batches)]
+        self._starts: list[int] = [0, *accumulate(batch.num_rows for batch in batches)]
 
     @classmethod
     def open(cls, folder: Path) -> EncodedTable:
@@ -198,8 +198,8 @@ class EncodedTable(RowSequence[EncodedExample]):
     @property
     def whole_lengths(self) -> Int64s:
         """Tokens that each row had before truncation, [rows]."""
-        truncated = np.concatenate([np.zeros(0, np.int32), *(one.truncated for one in self._chunks)])
-        return self.lengths.astype(np.int64) + truncated
+        truncated: Int32s = np.concatenate([np.zeros(0, np.int32), *(one.truncated for one in self._chunks)])
+        return np.add(self.lengths, truncated, dtype=np.int64)
 
     def __len__(self) -> int:
         return self._starts[-1]
