@@ -1,4 +1,4 @@
-"""An item's own texts: told apart from templates and options by hand, and found again in real tasks' own rows."""
+"""An item's own texts: without templates and options, by hand, and found again in real tasks' own rows."""
 
 from __future__ import annotations
 
