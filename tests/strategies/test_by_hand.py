@@ -24,7 +24,7 @@ from lingraft.strategies.composition import Composition, build
 from lingraft.strategies.distill import _Divergence
 from lingraft.strategies.ewc import diagonal_fisher
 from lingraft.strategies.ssu import _column_scores, _highest
-from lingraft.study.materials import training_identity
+from lingraft.study.stages.job import training_identity
 from lingraft.train.restraints import Restraints, split_by_rate
 
 

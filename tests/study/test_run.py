@@ -143,6 +143,7 @@ def test_shared_stages_run_once(finished: tuple[Path, dict[str, Any]]) -> None:
     assert kinds.count("evaluate") == 8  # and the base
     assert kinds.count("similarity") == 2
     assert kinds.count("drift") == 6
+    assert not (folder / "cache" / "encoded").exists()  # shared while the run lasts
 
 
 def test_what_a_strategy_promises_stands_in_its_record(finished: tuple[Path, dict[str, Any]]) -> None:
