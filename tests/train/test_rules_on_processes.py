@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from lingraft.config.schema import StrategyChoice, Training
-from lingraft.data.chat import EncodedExample
-from lingraft.data.encoded import write_table
+from lingraft.data.encoded import EncodedExample, write_table
 from lingraft.models.loading import load_model, load_tokenizer
 from lingraft.strategies.base import Context
 from lingraft.strategies.composition import build

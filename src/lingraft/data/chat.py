@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lingraft.data.chat_format import ChatFormat, Rendered, chat_format
-from lingraft.data.chat_template import FALLBACK_TEMPLATE, chat_template
-from lingraft.data.control_tokens import without_marks
 from lingraft.data.encoded import (
     Bools,
     EncodedBatch,
@@ -27,7 +25,7 @@ from lingraft.data.encoded import (
     EncodedTableWriter,
     Int32s,
 )
-from lingraft.data.example import Example, Message
+from lingraft.data.example import Example
 from lingraft.data.sources import BrokenRow, allowing_share
 from lingraft.data.spool import Spool
 from lingraft.data.text_encoding import (
@@ -42,26 +40,6 @@ from lingraft.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-__all__ = [
-    "FALLBACK_TEMPLATE",
-    "SUPERVISED_END",
-    "SUPERVISED_START",
-    "EncodedData",
-    "EncodedExample",
-    "WholeBatch",
-    "chat_template",
-    "cut_batch",
-    "encode_answers",
-    "encode_example",
-    "encode_examples",
-    "encode_prompt",
-    "encode_whole",
-    "handled_sentences",
-    "render_prompt",
-    "show_supervision",
-    "truncate",
-]
 
 SUPERVISED_START, SUPERVISED_END = "⟦", "⟧"
 
@@ -257,26 +235,6 @@ def cut_batch(batch: EncodedBatch, max_length: int) -> tuple[EncodedBatch, list[
         replayed=batch.replayed[chosen],
     )
     return cut, [int(row) for row in np.flatnonzero(~answered)]
-
-
-def render_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the text after which the model is to answer, as people read it; see `ChatFormat.prompt`.
-
-    Raises:
-        DataError: The template refuses the conversation.
-        ModelError: See `chat_format`.
-    """
-    return without_marks(chat_format(tokenizer).prompt(messages))[0].text
-
-
-def encode_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the token ids after which the model is to answer; see `ChatFormat.prompt_ids`.
-
-    Raises:
-        DataError: The template refuses the conversation.
-        ModelError: See `chat_format`.
-    """
-    return chat_format(tokenizer).prompt_ids(messages)
 
 
 def show_supervision(encoded: EncodedExample, tokenizer: PreTrainedTokenizerBase) -> str:
