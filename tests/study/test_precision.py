@@ -23,7 +23,8 @@ from lingraft.study.stages.prepare import Prepare
 from lingraft.study.stages.train import Train
 from lingraft.study.store import RECORD, Store
 from lingraft.train.phase import with_resolved_precision
-from lingraft.train.processes import PhaseTask, Processes
+from lingraft.train.processes import Processes
+from lingraft.train.run import PhaseTask
 
 ROWS = tuple(
     Example(
@@ -141,10 +142,10 @@ def test_several_processes_are_told_the_precision_and_do_not_measure_it(
     class ToldError(Exception):
         pass
 
-    def started(task: PhaseTask, *_: Any) -> None:
+    def started(_: Processes, task: PhaseTask, **__: Any) -> None:
         raise ToldError(task.training.precision)
 
-    monkeypatch.setattr(train, "train_on_processes", started)
+    monkeypatch.setattr(train, "train_on", started)
     processor(True)
     with executor_in(tmp_path) as executor, pytest.raises(ToldError, match=r"^bf16$"):
         executor.make(Train("job", job(tiny_model), processes=Processes(2)))

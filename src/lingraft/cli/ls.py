@@ -37,7 +37,8 @@ def _names(kind: str) -> dict[str, str]:
     if kind == "strategies":
         from lingraft.strategies import REGISTRY
 
-        return {name: first_sentence(REGISTRY.get(name).__doc__) for name in REGISTRY}
+        documented = {name: REGISTRY.get(name).__doc__ or "" for name in REGISTRY}
+        return {name: text.strip().partition("\n")[0] for name, text in documented.items()}
     if kind == "models":
         from lingraft.models.embedded import EMBEDDED
 
@@ -63,8 +64,3 @@ def _names(kind: str) -> dict[str, str]:
         named |= {name: catalogue()[name].meaning if name in catalogue() else "" for name in OWN_TASKS}
         return named | {"NAME": "any lm-evaluation-harness task", "FILE.yaml": "a harness task of your own"}
     return {f"worldbook:{family}/{language}": "" for family in FAMILIES for language in LANGUAGES}
-
-
-def first_sentence(text: str | None) -> str:
-    """Return the first line of a docstring."""
-    return (text or "").strip().split("\n", 1)[0]

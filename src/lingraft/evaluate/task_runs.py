@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from lingraft.config.schema import Evaluation, EvaluationTask
 from lingraft.errors import EvaluationError
 from lingraft.evaluate.checks import judge_problem
+from lingraft.evaluate.expressions import Expression
 from lingraft.evaluate.lm_eval_compat import quiet
 from lingraft.evaluate.loading import NotRunnableError, data_revision, filter_of, load_tasks, metric_of
-from lingraft.evaluate.local_rows import Expression
 from lingraft.evaluate.predictions import Ability, Prediction
 from lingraft.evaluate.selection import ability_of, asked_in, entries, wanted_languages
 from lingraft.evaluate.task_names import OWN_TASKS, is_worldbook
