@@ -17,7 +17,6 @@ def check_study(study: Study) -> list[str]:
         *_check_phases(study),
         *_check_strategies(study),
         *_check_paths(study),
-        *_check_measures(study),
         *_check_evaluation(study),
         *_check_data_dir(study),
     ]
@@ -138,16 +137,6 @@ def _names_of(path: tuple[PathStep, ...]) -> tuple[object, ...]:
     if path and path[-1].strategy.is_mixed:
         return (data, path[-1].strategy.label)
     return (data, *(step.strategy.label for step in path))
-
-
-def _check_measures(study: Study) -> Iterator[str]:
-    unknown = study.model is None or study.phases[0].checkpoint is not None
-    if "mpd_pair" in study.measures and unknown:
-        yield "measures: mpd_pair tunes the base on each set; it needs `model` and a trained first phase."
-    if "drift" in study.measures and not study.prompts and study.held_out == 0:
-        yield "measures: drift needs prompts, and no rows are held out; give the study `prompts`, or `held_out`."
-    if study.prompts and "drift" not in study.measures:
-        yield "prompts: only drift is measured on them; add drift to `measures`, or remove them."
 
 
 # What an entry may not say whose tasks bring it along; `suite:` may limit what it has.
