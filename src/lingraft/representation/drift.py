@@ -190,7 +190,7 @@ def drift_between(name: str, before: Sequence[LayerStates], after: Sequence[Laye
         after: The second's.
 
     Raises:
-        ModelError: Other numbers of layers, or other widths.
+        ModelError: The models have not as many layers, or other widths.
     """
     if len(before) != len(after):
         raise ModelError(f"{name}: has {len(after)} decoder layers, the first model has {len(before)}.")
@@ -213,8 +213,13 @@ def _layers(
     """Compare the states of one language, or of all (None)."""
     found = []
     for number, (one, other) in enumerate(zip(before, after, strict=True)):
-        old, new = (own.whole if language is None else own.moments[language] for own in (one, other))
-        kept, kept_after = (_kept(own, language) for own in (one, other))
+        if language is None:
+            old, new = one.whole, other.whole
+            kept, kept_after = (torch.cat(list(own.kept.values())) for own in (one, other))
+        else:
+            old, new = one.moments[language], other.moments[language]
+            # Of a language of few tokens none may be kept.
+            kept, kept_after = (own.kept.get(language, torch.empty(0, len(old.mean))) for own in (one, other))
         found.append(
             LayerDrift(
                 layer=number,
@@ -226,11 +231,3 @@ def _layers(
             )
         )
     return tuple(found)
-
-
-def _kept(states: LayerStates, language: str | None) -> torch.Tensor:
-    """Return the kept states of a language or of all, [n, d]; of a language of few tokens n may be 0."""
-    if language is None:
-        return torch.cat(list(states.kept.values()))
-    width = next(iter(states.kept.values())).shape[1]
-    return states.kept.get(language, torch.empty(0, width))
