@@ -205,9 +205,10 @@ class Judged:
     @property
     def mean_characters(self) -> tuple[float, float]:
         """Mean length of the answers and of the reference's outputs on the judged items."""
-        pairs = [(one.characters, one.reference_characters) for one in self.preferences]
-        own, reference = map(fmean, zip(*pairs, strict=True))
-        return own, reference
+        return (
+            fmean(one.characters for one in self.preferences),
+            fmean(one.reference_characters for one in self.preferences),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return all but the single preferences as one JSON object."""
