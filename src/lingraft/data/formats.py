@@ -69,13 +69,13 @@ class SingleTurn:
 def _asked_and_answered(
     instruction: str, context: str, row: Row, answer_field: str, answered: bool, place: str = ""
 ) -> tuple[Message, ...]:
-    asked = Message("user", f"{instruction}\n\n{context}" if context.strip() else instruction)
+    question = Message("user", f"{instruction}\n\n{context}" if context.strip() else instruction)
     try:
-        return asked, Message("assistant", answer(row, answer_field, place))
+        return question, Message("assistant", answer(row, answer_field, place))
     except AnswerError:
         if answered:
             raise
-        return (asked,)
+        return (question,)
 
 
 _PROMPT_COMPLETION = SingleTurn("prompt", ("completion",))
@@ -100,7 +100,7 @@ def _from_prompt_completion(row: Row, *, answered: bool = True) -> tuple[Message
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A format: how its rows are read, and by which fields they are told."""
+    """A format: how its rows are read, and which fields show that a row is of it."""
 
     read: Reader  # from a row to its conversation
     has: Callable[[Row], bool]  # whether a row has the format's fields
