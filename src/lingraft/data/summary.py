@@ -14,14 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lingraft.config.schema import DataSource, Filters
-from lingraft.data.chat import (
-    chat_template,
-    cut_batch,
-    encode_example,
-    encode_whole,
-    show_supervision,
-    truncate,
-)
+from lingraft.data.chat import cut_batch, encode_example, encode_whole, show_supervision, truncate
+from lingraft.data.chat_template import chat_template
 from lingraft.data.encoded import EncodedBatch
 from lingraft.data.example import UNDETERMINED_LANGUAGE, Example
 from lingraft.data.example_table import columns_of, select
