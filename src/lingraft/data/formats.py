@@ -56,9 +56,16 @@ class SingleTurn:
     # The field that is joined to the instruction by a blank line; None: there is none.
     context: str | None = None
     system: str | None = None  # the field with the system prompt; None: there is none
+    lists: Reader | None = (
+        None  # reads the row where question or answer is a list of turns; None: they are text
+    )
 
     def __call__(self, row: Row, *, answered: bool = True) -> tuple[Message, ...]:
         """Return the turns."""
+        if self.lists and any(
+            isinstance(row.get(one), (list, tuple)) for one in (self.question, *self.answers)
+        ):
+            return self.lists(row, answered=answered)
         context = optional_text(row, self.context) if self.context else ""
         field = next((one for one in self.answers if one in row), self.answers[0])
         turns = _asked_and_answered(text(row, self.question), context, row, field, answered)
@@ -78,7 +85,6 @@ def _asked_and_answered(
         return (question,)
 
 
-_PROMPT_COMPLETION = SingleTurn("prompt", ("completion",))
 _INPUTS_TARGETS = SingleTurn("inputs", ("targets",))
 
 
@@ -91,11 +97,6 @@ def _from_self_instruct(row: Row, *, answered: bool = True) -> tuple[Message, ..
     return _asked_and_answered(
         text(row, "instruction"), context, instance, "output", answered, "instances[0]"
     )
-
-
-def _from_prompt_completion(row: Row, *, answered: bool = True) -> tuple[Message, ...]:
-    has_turns = any(isinstance(row.get(field), (list, tuple)) for field in ("prompt", "completion"))
-    return (from_prompt_and_completion if has_turns else _PROMPT_COMPLETION)(row, answered=answered)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,7 @@ FORMATS: Mapping[str, Format] = {
         from_messages, _all_in("messages"), "'messages', a list of {'role', 'content'}, optionally 'tools'"
     ),
     "prompt_completion": Format(
-        _from_prompt_completion,
+        SingleTurn("prompt", ("completion",), lists=from_prompt_and_completion),
         _all_in("prompt", "completion"),
         "'prompt' and 'completion', text or lists of {'role', 'content'}",
     ),

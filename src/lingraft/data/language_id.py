@@ -42,14 +42,9 @@ def shares_of_languages(texts: Iterable[str]) -> dict[str, float]:
     Of the texts that are long enough to tell; empty where none is. A single short text is often misjudged among so many
     languages: trust what most of a hundred say.
     """
-    identifier = _unrestricted()
+    identifier = LanguageIdentifier(known_tags(_all_languages().labels))  # all but zxx, which is no language
     found = Counter(tag for text in texts if (tag := identifier.identify(text)) is not None)
     return {tag: count / found.total() for tag, count in found.most_common()}
-
-
-@cache
-def _unrestricted() -> LanguageIdentifier:
-    return LanguageIdentifier(known_tags(_all_languages().labels))  # all but zxx, which is no language
 
 
 @cache
