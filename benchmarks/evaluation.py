@@ -44,10 +44,10 @@ def engine(name: str, model: Any, tokenizer: Any, evaluation: Any) -> Any:
 
 def answers(lm: Any, tokenizer: Any, evaluation: Any, runs: Sequence[Any]) -> tuple[float, dict[str, str]]:
     """Return the CPU seconds of an evaluation, and every answer; likelihoods are rounded."""
-    from lingraft.evaluate import harness
+    from lingraft.evaluate import running
 
     started = time.process_time()
-    samples = harness._run_harness(lm, tokenizer, evaluation, runs)
+    samples = running._run_harness(lm, tokenizer, evaluation, runs)
     seconds = time.process_time() - started
     said = {}
     for task, own in samples.items():
@@ -61,7 +61,7 @@ def answers(lm: Any, tokenizer: Any, evaluation: Any, runs: Sequence[Any]) -> tu
 
 def chosen_tasks(options: argparse.Namespace, *, warm_up: bool) -> Any:
     """Return a suite's tasks with so many items each; for the warm-up one item and two tokens."""
-    from lingraft.evaluate.suites import choose_tasks
+    from lingraft.evaluate.selection import choose_tasks
 
     chosen = choose_tasks(
         options.suite,

@@ -24,20 +24,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lingraft.evaluate.instruction_following import (
+from lingraft.evaluate.own_task import own_task
+from lingraft.evaluate.predictions import Prediction
+from lingraft.evaluate.tasks.instructions.task import (
     NEW_TOKENS,
-    SCORE,
-    instructions_task,
+    Row,
     read_instructions,
     score_response,
 )
-from lingraft.evaluate.predictions import Prediction
 from lingraft.intervals.macro_mean import macro_mean
 
 RESULTS = Path(__file__).parent / "results" / "instructions.json"
+SCORE = "prompt_level_strict_acc"
 BY_INSTRUCTION = "inst_level_strict_acc"
 
-Row = dict[str, Any]
 TOKENS_PER_BATCH = 32768
 
 
@@ -74,7 +74,7 @@ def _ask(model: Any, tokenizer: Any, indices: list[int], batch_size: int) -> lis
     from lingraft.evaluate.answers import AnswerLog, ItemCount
     from lingraft.evaluate.in_memory import Batching, InMemoryModel
 
-    task = instructions_task("en")
+    task = own_task("instructions", "en")
     batching = Batching(batch_size, TOKENS_PER_BATCH)
     results = simple_evaluate(
         model=InMemoryModel(
@@ -146,12 +146,7 @@ def taken_for_english(rows: Sequence[Row]) -> dict[str, float]:
     """Return the share of the prompts, put in each letter case, that its verifier takes for English."""
     found = {}
     for case, change in (("capital", str.upper), ("lowercase", str.lower)):
-        asked = {
-            "key": 0,
-            "prompt": "",
-            "instruction_id_list": [f"change_case:english_{case}"],
-            "kwargs": [{}],
-        }
+        asked = Row(key=0, prompt="", instruction_id_list=[f"change_case:english_{case}"], kwargs=[{}])
         found[case] = sum(score_response(asked, change(row["prompt"]))[SCORE] for row in rows) / len(rows)
     return found
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lingraft.config.schema import Study
     from lingraft.data.example import Example
     from lingraft.data.sources import load_data
-    from lingraft.evaluate.harness import evaluate_model
+    from lingraft.evaluate.running import evaluate_model
     from lingraft.representation.drift import drift_between, drift_of_models
     from lingraft.representation.states import layer_states
     from lingraft.similarity.comparison import compare_sets
@@ -34,7 +34,7 @@ _HOMES = {
     "dataset_embedding_similarity": "lingraft.similarity.embedding_similarity",
     "drift_between": "lingraft.representation.drift",
     "drift_of_models": "lingraft.representation.drift",
-    "evaluate_model": "lingraft.evaluate.harness",
+    "evaluate_model": "lingraft.evaluate.running",
     "layer_states": "lingraft.representation.states",
     "load_data": "lingraft.data.sources",
     "load_study": "lingraft.config.load",

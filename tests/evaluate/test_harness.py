@@ -18,9 +18,10 @@ from lingraft.data.chat_format import chat_format
 from lingraft.data.chat_template import FALLBACK_TEMPLATE
 from lingraft.data.worldbook import load_items, score_answer
 from lingraft.errors import ConfigError, EvaluationError
-from lingraft.evaluate.harness import Evaluated, evaluate_model
+from lingraft.evaluate.checks import check_tasks
+from lingraft.evaluate.loading import task_identities
+from lingraft.evaluate.running import Evaluated, evaluate_model
 from lingraft.evaluate.scores import differences, score_summary
-from lingraft.evaluate.tasks import check_tasks, task_identities
 from lingraft.models.loading import load_model, load_tokenizer
 
 PUNKT = "length_constraints:number_sentences"

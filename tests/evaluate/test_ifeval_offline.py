@@ -14,14 +14,15 @@ from nltk.tokenize.punkt import PunktTrainer, save_punkt_params
 
 from lingraft.config.schema import Evaluation, EvaluationTask
 from lingraft.data.worldbook import load_items
-from lingraft.evaluate.harness import Evaluated, evaluate_model
-from lingraft.evaluate.instruction_following import score_response, verifiers
+from lingraft.evaluate.lm_eval_compat import ifeval_verifiers
+from lingraft.evaluate.running import Evaluated, evaluate_model
 from lingraft.evaluate.task_runs import NEEDS_PUNKT
+from lingraft.evaluate.tasks.instructions.task import Row, score_response
 from lingraft.models.loading import load_model, load_tokenizer
 
 SENTENCES = "length_constraints:number_sentences"
 CAPITALS = "change_case:capital_word_frequency"
-NEEDY_ROWS = (
+NEEDY_ROWS: tuple[Row, ...] = (
     {
         "key": 1,
         "prompt": "Say something in at least three sentences.",
@@ -62,7 +63,7 @@ def data_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 def forget_punkt() -> None:
     """Empty the caches in which NLTK and the harness keep a Punkt model that they once found."""
     nltk.tokenize._get_punkt_tokenizer.cache_clear()
-    verifiers().instructions_registry.instructions.instructions_util._get_sentence_tokenizer.cache_clear()
+    ifeval_verifiers().instructions_registry.instructions.instructions_util._get_sentence_tokenizer.cache_clear()
 
 
 def install_punkt(data_path: Path) -> None:

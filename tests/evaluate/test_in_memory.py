@@ -19,8 +19,8 @@ from lingraft.data.chat_format import chat_format
 from lingraft.data.example import Example, Message
 from lingraft.errors import EvaluationError
 from lingraft.evaluate.answers import AnswerLog, ItemCount, request_key
-from lingraft.evaluate.harness import evaluate_model
 from lingraft.evaluate.in_memory import Batching, InMemoryModel
+from lingraft.evaluate.running import evaluate_model
 from lingraft.models.generation import Generated, TransformersGenerator
 from lingraft.models.loading import load_model, load_tokenizer
 

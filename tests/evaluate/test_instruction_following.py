@@ -15,17 +15,18 @@ import pytest
 from langdetect import DetectorFactory
 
 from lingraft.errors import EvaluationError
-from lingraft.evaluate.instruction_following import (
+from lingraft.evaluate.lm_eval_compat import ifeval_verifiers
+from lingraft.evaluate.own_task import own_task
+from lingraft.evaluate.task_runs import NEEDS_PUNKT
+from lingraft.evaluate.tasks.instructions.task import (
     NEW_TOKENS,
-    SCORE,
-    instructions_task,
+    Row,
     read_instructions,
     row_problem,
     score_response,
-    verifiers,
 )
-from lingraft.evaluate.task_runs import NEEDS_PUNKT
 
+SCORE = "prompt_level_strict_acc"
 ROWS = read_instructions()
 # By type: arguments, an answer that follows, and one that does not.
 BY_HAND: dict[str, tuple[dict[str, Any], str, str]] = {
@@ -122,7 +123,7 @@ BY_HAND: dict[str, tuple[dict[str, Any], str, str]] = {
 }
 
 
-def row(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+def row(name: str, arguments: dict[str, Any]) -> Row:
     return {"key": 1, "prompt": "Do it.", "instruction_id_list": [name], "kwargs": [arguments]}
 
 
@@ -147,7 +148,7 @@ def no_chance(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         pytest.fail("an argument was drawn at random")
 
-    instructions = verifiers().instructions_registry.instructions
+    instructions = ifeval_verifiers().instructions_registry.instructions
     monkeypatch.setattr(instructions.random, "choice", refuse)
     monkeypatch.setattr(instructions.random, "randint", refuse)
     monkeypatch.setattr(instructions.instructions_util, "generate_keywords", refuse)
@@ -163,7 +164,7 @@ def test_every_type_has_eight_prompts_or_more_and_none_needs_sentence_data_or_te
     counts = Counter(name for one in ROWS for name in one["instruction_id_list"])
     assert set(counts) == set(BY_HAND)
     assert min(counts.values()) >= 8
-    left = set(verifiers().instructions_registry.INSTRUCTION_DICT) - set(counts)
+    left = set(ifeval_verifiers().instructions_registry.INSTRUCTION_DICT) - set(counts)
     assert left == {*NEEDS_PUNKT, "language:response_language"}
 
 
@@ -182,7 +183,7 @@ def test_every_row_gives_its_verifiers_all_that_they_need() -> None:
 
 
 def test_no_row_asks_for_two_things_that_ifeval_calls_a_conflict() -> None:
-    registry = verifiers().instructions_registry
+    registry = ifeval_verifiers().instructions_registry
     conflicts = registry.conflict_make(
         {name: set(others) for name, others in registry.INSTRUCTION_CONFLICTS.items()}
     )
@@ -223,7 +224,7 @@ def test_an_answer_that_follows_scores_one_and_one_that_does_not_scores_zero(nam
 
 
 def test_a_prompt_scores_only_where_both_instructions_are_followed() -> None:
-    both = {
+    both: Row = {
         "key": 1,
         "prompt": "Write without commas, in fewer than four words.",
         "instruction_id_list": ["punctuation:no_comma", "length_constraints:number_words"],
@@ -246,7 +247,7 @@ def test_the_language_of_an_answer_is_told_alike_every_time(monkeypatch: pytest.
 
 
 def test_the_task_asks_greedily_and_scores_by_the_harness(no_chance: None) -> None:
-    task = instructions_task("en")
+    task = own_task("instructions", "en")
     assert len(task.eval_docs) == 300
     assert next(iter(task.aggregation())) == SCORE
     settings = task.config.generation_kwargs
@@ -254,29 +255,29 @@ def test_the_task_asks_greedily_and_scores_by_the_harness(no_chance: None) -> No
     for doc, one in zip(task.eval_docs, ROWS, strict=True):
         assert task.doc_to_text(doc) == one["prompt"]
         answer = f"{one['prompt']}, indeed"
-        assert task.process_results(doc, [answer]) == verifiers().process_results(one, [answer])
+        assert task.process_results(doc, [answer]) == ifeval_verifiers().process_results(one, [answer])
 
 
 def test_the_share_of_instructions_counts_each_once() -> None:
-    aggregate = instructions_task("en", limit=1).aggregation()["inst_level_strict_acc"]
+    aggregate = own_task("instructions", "en", limit=1).aggregation()["inst_level_strict_acc"]
     assert aggregate([[True, False], [True]]) == pytest.approx(2 / 3)
 
 
 def test_a_limit_and_a_length_can_be_named() -> None:
-    task = instructions_task("en", limit=7, max_new_tokens=20)
+    task = own_task("instructions", "en", limit=7, max_new_tokens=20)
     assert [doc["key"] for doc in task.eval_docs] == [1, 2, 3, 4, 5, 6, 7]
     assert task.config.generation_kwargs["max_gen_toks"] == 20
 
 
 def test_another_language_is_refused() -> None:
     with pytest.raises(EvaluationError, match="no prompts in 'de', only in 'en'"):
-        instructions_task("de")
+        own_task("instructions", "de")
 
 
 def test_a_file_of_the_same_format_takes_the_place_of_our_prompts(tmp_path: Path) -> None:
     path = tmp_path / "mine.jsonl"
     path.write_text(json.dumps(row("punctuation:no_comma", {}) | {"note": "kept out"}) + "\n\n")
-    task = instructions_task("en", data=path)
+    task = own_task("instructions", "en", data=path)
     assert [doc["prompt"] for doc in task.eval_docs] == ["Do it."]
     assert task.process_results(task.eval_docs[0], ["It rains."])[SCORE] is True
 
@@ -316,15 +317,15 @@ def test_a_row_that_cannot_be_scored_alike_every_time_is_refused(
     path = tmp_path / "mine.jsonl"
     path.write_text(json.dumps(row("punctuation:no_comma", {})) + "\n" + line)
     with pytest.raises(EvaluationError, match=told):
-        instructions_task("en", data=path)
+        own_task("instructions", "en", data=path)
 
 
 def test_a_file_that_cannot_be_read_or_is_empty_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="cannot be read"):
-        instructions_task("en", data=tmp_path / "absent.jsonl")
+        own_task("instructions", "en", data=tmp_path / "absent.jsonl")
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(EvaluationError, match="holds no row"):
-        instructions_task("en", data=tmp_path / "empty.jsonl")
+        own_task("instructions", "en", data=tmp_path / "empty.jsonl")
 
 
 def test_the_verifiers_are_imported_without_a_download_or_a_print(
@@ -336,7 +337,7 @@ def test_the_verifiers_are_imported_without_a_download_or_a_print(
         monkeypatch.delattr(package, name)
     monkeypatch.setattr(nltk.data, "path", [])  # no sentence data: the module would fetch them
     monkeypatch.setattr(nltk, "download", lambda *_, **__: pytest.fail("a download was tried"))
-    verifiers.cache_clear()
-    assert SCORE in verifiers().process_results(ROWS[0], ["-"])
-    verifiers.cache_clear()
+    ifeval_verifiers.cache_clear()
+    assert SCORE in ifeval_verifiers().process_results(ROWS[0], ["-"])
+    ifeval_verifiers.cache_clear()
     assert capsys.readouterr().out == ""

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from lingraft.config.schema import EvaluationTask
+from lingraft.evaluate.catalogue import catalogue
 from lingraft.evaluate.items_files import hub_tasks, items_files
 from lingraft.evaluate.local_rows import mapped_rows, read_rows
-from lingraft.evaluate.question_answering import xquad_task
-from lingraft.evaluate.suites import catalogue, expanded
+from lingraft.evaluate.own_task import own_task
+from lingraft.evaluate.selection import expanded
 
 QUESTION = {"id": "q1", "question": "Wer?", "answers": [{"text": "Ann", "answer_start": 0}]}
 SQUAD = {
@@ -112,7 +113,7 @@ def test_squads_own_layout_is_known_and_read_from_its_place(tmp_path: Path, inde
     published.rename(tmp_path / only.places["xquad"])
     (entry,) = expanded(EvaluationTask(task="xquad"), ("de",), str(tmp_path), Path())
     assert entry.data is not None
-    task = xquad_task("de", data=Path(entry.data), limit=None, max_new_tokens=None)
+    task = own_task("xquad", "de", data=Path(entry.data))
     assert [doc["question"] for doc in task.test_docs()] == ["Wer?"]
 
 

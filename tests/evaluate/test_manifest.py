@@ -18,10 +18,10 @@ from lingraft.config.schema import Evaluation, JudgeChoice
 from lingraft.data.worldbook import load_items
 from lingraft.evaluate import manifest as manifest_module
 from lingraft.evaluate.common_items import common_items, unpaired_sentence
-from lingraft.evaluate.instruction_following import verifiers
+from lingraft.evaluate.lm_eval_compat import ifeval_verifiers
 from lingraft.evaluate.manifest import Manifest, chat_identity, manifest_of
 from lingraft.evaluate.predictions import Prediction
-from lingraft.evaluate.suites import resolve_suites
+from lingraft.evaluate.selection import resolve_suites
 from lingraft.evaluate.task_runs import runs_of
 
 WORLDBOOK = {"task": "worldbook:lookup", "limit": 3, "max_new_tokens": 4}
@@ -53,7 +53,7 @@ def data_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def forget_punkt() -> None:
     nltk.tokenize._get_punkt_tokenizer.cache_clear()
-    verifiers().instructions_registry.instructions.instructions_util._get_sentence_tokenizer.cache_clear()
+    ifeval_verifiers().instructions_registry.instructions.instructions_util._get_sentence_tokenizer.cache_clear()
 
 
 def install_punkt(data_path: Path) -> None:

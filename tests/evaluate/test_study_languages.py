@@ -11,10 +11,11 @@ import pytest
 from lingraft.config.load import load_study
 from lingraft.config.schema import DataSource, Evaluation, EvaluationTask, Study
 from lingraft.errors import ConfigError
-from lingraft.evaluate.question_answering import normalised_units
+from lingraft.evaluate.catalogue import code_of, copies_of
+from lingraft.evaluate.checks import check_tasks
 from lingraft.evaluate.scores import score_summary
-from lingraft.evaluate.suites import choose_tasks, code_of, copies_of, language_notes, resolve_suites
-from lingraft.evaluate.tasks import ability_of, check_tasks
+from lingraft.evaluate.selection import ability_of, choose_tasks, language_notes, resolve_suites
+from lingraft.evaluate.tasks.passage_questions import normalised_units
 from lingraft.report.page import render_page
 from lingraft.report.tables import study_table
 from lingraft.study.events import Watcher

@@ -7,7 +7,8 @@ import importlib.util
 import pytest
 
 from lingraft.data.worldbook import FAMILIES, LANGUAGES, load_items
-from lingraft.evaluate.worldbook_tasks import FEWEST_NEW_TOKENS, longest_answer, worldbook_task
+from lingraft.evaluate.own_task import own_task
+from lingraft.evaluate.tasks.worldbook.task import FEWEST_NEW_TOKENS, longest_answer
 from lingraft.models.embedded import EMBEDDED
 from lingraft.models.loading import load_tokenizer
 
@@ -26,7 +27,7 @@ def test_every_right_answer_fits_into_the_tokens_that_are_generated_by_default(f
 
 
 def test_the_limit_is_the_study_files_where_it_names_one() -> None:
-    default = worldbook_task("lookup", "th", "report", 2, None).config.generation_kwargs
-    named = worldbook_task("lookup", "th", "report", 2, 7).config.generation_kwargs
+    default = own_task("worldbook", "th", limit=2, family="lookup").config.generation_kwargs
+    named = own_task("worldbook", "th", limit=2, max_new_tokens=7, family="lookup").config.generation_kwargs
     assert default["max_gen_toks"] == longest_answer(load_items("lookup", "th", "report"))
     assert named["max_gen_toks"] == 7

@@ -130,7 +130,7 @@ def test_too_few_items_or_one_length_for_all_are_refused(tmp_path: Path) -> None
 
 
 def test_a_reference_of_other_instructions_is_refused(shared_data: Path) -> None:
-    from lingraft.evaluate.alpaca_eval_task import read_outputs
+    from lingraft.evaluate.tasks.alpaca_eval.task import read_outputs
 
     reference = read_outputs(shared_data / "alpaca_eval" / "en_text_davinci_003.jsonl")
     check_reference(reference)

@@ -15,10 +15,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lingraft.config.schema import StrategyChoice, Training
 from lingraft.data.example import Example, Message
 from lingraft.models.checkpoints import CheckpointReader, save_checkpoint
-from lingraft.strategies.composition import Composition, build
+from lingraft.stage import CHECKPOINT, FinishedStage, GivenModel, MadeModel
+from lingraft.strategies.composition import Composition
 from lingraft.study.events import Watcher
-from lingraft.study.stages import ModelReference, Stages, TrainingJob
-from lingraft.study.store import Stage, Store
+from lingraft.study.execute import Executor
+from lingraft.study.stages.combine import Combine
+from lingraft.study.stages.job import TrainingJob
+from lingraft.study.stages.prepare import Prepare
+from lingraft.study.stages.train import Train
+from lingraft.study.store import Store
 from lingraft.train.processes import Processes
 
 TRAINING = Training(
@@ -62,8 +67,8 @@ def make_model(
 class Trained:
     """What a phase left."""
 
-    stage: Stage
-    made: Stage
+    stage: FinishedStage
+    made: FinishedStage
     folder: Path
     parent: Path
     composition: Composition
@@ -86,7 +91,8 @@ class Phases:
     def __init__(self, store: Store, tokenizer_from: Path, configuration: Callable[..., Any]) -> None:
         self.store = store
         self.watcher = Watcher()
-        self.stages = Stages(store, self.watcher, Path(), trust_remote_code=False, processes=Processes())
+        self.executor = Executor(store, self.watcher)
+        self.processes = Processes()
         self._tokenizer_from, self._configuration = tokenizer_from, configuration
 
     def model(self, architecture: str = "llama", seed: int = 1) -> Path:
@@ -99,14 +105,14 @@ class Phases:
         parent, base = self.model(architecture, 1), self.model(architecture, 0)
         return TrainingJob(
             label=json.dumps(written),
-            parent=ModelReference({"weights": f"{architecture} 1"}, lambda: parent),
+            parent=GivenModel({"weights": f"{architecture} 1"}, parent),
             examples=rows(12),
             data=[{"content": "de"}],
             counts=[],
             choice=StrategyChoice.model_validate(written),
             training=TRAINING.model_copy(update=training),
             seed=0,
-            base=ModelReference({"weights": f"{architecture} 0"}, lambda: base),
+            base=GivenModel({"weights": f"{architecture} 0"}, base),
             previous_data=rows(30, "en"),
             english=rows(12, "en"),
             replay_data={need: {"content": "en"} for need in ("previous_data", "english", "old_english")},
@@ -114,11 +120,24 @@ class Phases:
 
     def train(self, written: Any, architecture: str = "llama", **training: Any) -> Trained:
         job = self.job(written, architecture, **training)
-        stage, model = self.stages.train(job)
-        composition, made = build(job.choice), stage
-        if composition.combines:
-            made, model = self.stages.combine(job, model)
-        return Trained(stage, made, model.locate(), job.parent.locate(), composition)
+        stage = made = self.make(job)
+        if job.composition.combines:
+            made = self.combine(job)
+        return Trained(stage, made, made.folder / CHECKPOINT, self.model(architecture, 1), job.composition)
+
+    def make(self, job: TrainingJob) -> FinishedStage:
+        return self.executor.make(self.described(job), with_artefacts=True)
+
+    def combine(self, job: TrainingJob) -> FinishedStage:
+        combine = Combine(job.label, job, MadeModel(self.described(job)))
+        return self.executor.make(combine, with_artefacts=True)
+
+    def states(self, job: TrainingJob) -> dict[str, Prepare]:
+        parts = (part for part in job.composition.parts if part.preparation is not None)
+        return {part.kind: Prepare(job.label, job, part) for part in parts}
+
+    def described(self, job: TrainingJob) -> Train:
+        return Train(job.label, job, self.states(job), self.processes)
 
 
 @pytest.fixture

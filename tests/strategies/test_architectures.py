@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from lingraft.errors import StrategyError
 from lingraft.evaluate.answers import AnswerLog, ItemCount
 from lingraft.evaluate.in_memory import Batching, InMemoryModel
 from lingraft.models.loading import load_model, load_tokenizer
+from lingraft.stage import CHECKPOINT
 from lingraft.strategies.base import Context
 from lingraft.strategies.composition import Composition
 from lingraft.strategies.lora import Lora
-from lingraft.study.stages import CHECKPOINT
 from lingraft.train.processes import Processes
 from lingraft.weights.difference import parameter_difference
 
@@ -173,8 +174,7 @@ def test_what_text_does_not_reach_is_frozen_gets_no_adapter_and_stands_in_the_pl
 
 def test_lora_refuses_modules_that_text_does_not_reach(phases: Any) -> None:
     model = load_model(phases.model("gemma3"))
-    job = phases.job("plain", "gemma3")
-    context = Context(None, job.parent.locate(), (), (), 0, phases.store.folder, phases.store.folder)
+    context = Context(None, phases.model("gemma3"), (), (), 0, phases.store.folder, phases.store.folder)
     with pytest.raises(StrategyError, match="'fc1' names only modules that text does not reach"):
         Lora(target_modules="fc1").wrap(model, context)
     wrapped: Any = Lora(target_modules=("q_proj", "fc1", "down_proj")[::2]).wrap(model, context)
@@ -214,10 +214,10 @@ def test_two_processes_train_a_model_of_which_text_reaches_a_part(
     phases: Any, architecture: str, strategy: str
 ) -> None:
     one = phases.train(STRATEGIES[strategy], architecture, epochs=1)
-    phases.stages._processes = Processes(2)
+    phases.processes = Processes(2)
     job = phases.job(STRATEGIES[strategy], architecture, epochs=1)
-    job.parent.identity["weights"] = "the same, for two processes"
-    both, _ = phases.stages.train(job)
+    parent = replace(job.parent, identity={"weights": "the same, for two processes"})
+    both = phases.make(replace(job, parent=parent))
     assert both.timing["processes"] == 2
     assert both.result["trainable_parameters"] == one.stage.result["trainable_parameters"]
     losses = [[loss for _, loss in stage.result["losses"]] for stage in (one.stage, both)]

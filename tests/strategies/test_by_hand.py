@@ -19,12 +19,12 @@ from lingraft.config.schema import StrategyChoice
 from lingraft.errors import ConfigError, StrategyError
 from lingraft.models.compute import compute_for
 from lingraft.models.layers import layer_of
-from lingraft.strategies.base import Anchor, Context, TrainingRules, count_frozen_masks
+from lingraft.strategies.base import Anchor, Context, TrainingRules, count_masked
 from lingraft.strategies.composition import Composition, build
 from lingraft.strategies.distill import _Divergence
 from lingraft.strategies.ewc import diagonal_fisher
 from lingraft.strategies.ssu import _column_scores, _highest
-from lingraft.study.materials import training_identity
+from lingraft.study.stages.job import training_identity
 from lingraft.train.restraints import Restraints, split_by_rate
 
 
@@ -100,8 +100,8 @@ def test_a_frozen_cell_has_no_gradient_and_keeps_its_bits_under_decay() -> None:
 def test_frozen_cells_count_where_the_parameter_trains() -> None:
     pair: Any = Pair()
     cells = {"a": torch.tensor([True, False]), "b": torch.tensor([[True, False]])}
-    assert count_frozen_masks(pair, {"a", "b"}, cells) == 1 + 2
-    assert count_frozen_masks(pair, {"b"}, cells) == 2
+    assert count_masked(pair, {"a", "b"}, cells) == 1 + 2
+    assert count_masked(pair, {"b"}, cells) == 2
 
 
 def test_rates_split_the_optimizers_groups() -> None:

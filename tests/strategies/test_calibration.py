@@ -13,11 +13,10 @@ from transformers import AutoTokenizer
 
 from lingraft.data.example import Example
 from lingraft.models.compute import compute_device
+from lingraft.stage import GivenModel
 from lingraft.strategies.base import Context
 from lingraft.strategies.calibration import calibration_of
-from lingraft.strategies.composition import build
 from lingraft.strategies.ewc import Ewc
-from lingraft.study.stages import ModelReference
 
 Rows = Callable[..., tuple[Example, ...]]
 
@@ -64,10 +63,11 @@ def test_a_study_without_old_rows_trains_all_the_same(
         previous_data=(),
         english=(),
         replay_data={},
-        parent=ModelReference({"weights": "talkative"}, lambda: talkative_model),
+        parent=GivenModel({"weights": "talkative"}, talkative_model),
     )
-    phases.stages.train(job)
-    prepared = phases.stages.preparations(job)[next(iter(written))]
+    phases.make(job)
+    prepared = phases.executor.make(phases.states(job)[next(iter(written))])
+    assert prepared.reused is False
     assert prepared.result["source"] == "self"
     assert prepared.result["tokens"] >= 100
 
@@ -84,8 +84,7 @@ def test_a_preparation_gets_the_model_on_the_device_that_training_uses(
     monkeypatch.setattr(Ewc, "prepare", prepare)
     monkeypatch.setattr("lingraft.models.compute.compute_device", lambda: torch.device("meta"))
     job = phases.job("ewc")
-    (part,) = build(job.choice).parts
-    phases.stages._state(job, part).locate()
+    phases.executor.make(phases.states(job)["ewc"])
     assert devices == ["meta"]
 
 

@@ -14,10 +14,11 @@ from transformers import AutoModelForCausalLM
 from lingraft.config.schema import StrategyChoice
 from lingraft.data.example import Message
 from lingraft.models.checkpoints import CheckpointReader
+from lingraft.stage import CHECKPOINT, FinishedStage
 from lingraft.strategies.base import Context
 from lingraft.strategies.composition import REGISTRY, build
-from lingraft.study.stages import CHECKPOINT
-from lingraft.study.store import Stage
+from lingraft.study.execute import Executor
+from lingraft.study.store import Store
 
 SHIELDED = {"ssu": {"tokens": 300}}
 STRATEGIES: dict[str, Any] = {
@@ -140,7 +141,7 @@ def test_the_recorded_share_is_of_the_rows_that_are_trained_on(phases: Any) -> N
     ]
     notes: list[str] = []
     phases.watcher.noted = notes.append
-    result = phases.stages.train(replace(job, previous_data=old))[0].result
+    result = phases.make(replace(job, previous_data=old)).result
     assert 0 < result["replayed"] < 12
     assert result["replayed"] == 12 - result["dropped"]  # twelve were drawn
     assert result["examples"] == 12 + result["replayed"]
@@ -198,9 +199,8 @@ def test_a_start_whose_files_name_tensors_otherwise_is_combined_all_the_same(pha
     }  # as the inner model's
     save_file(named, file, metadata={"format": "pt"})
     job = replace(phases.job({"interpolate": {"alpha": 0.25}}), label="otherwise named")
-    job.parent.identity["weights"] = "the same ones in other files"
-    _, trained = phases.stages.train(job)
-    made, _ = phases.stages.combine(job, trained)
+    parent = replace(job.parent, identity={"weights": "the same ones in other files"})
+    made = phases.combine(replace(job, parent=parent))
     reader = CheckpointReader(made.folder / CHECKPOINT)
     assert set(reader.names) == set(usual)
     assert all(torch.equal(reader.tensor(name), own) for name, own in usual.items())
@@ -232,15 +232,15 @@ def test_stopped_in_the_middle_and_resumed_it_is_the_undisturbed_run(
 
     def stop(progress: Any) -> None:
         nonlocal told
-        told += 1
+        told += progress.loss is not None
         if told == 3:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(phases.stages, "_tell_progress", stop)
+        patch.setattr(phases.watcher, "stage_progressed", stop)
         with pytest.raises(KeyboardInterrupt):
-            phases.stages.train(job)
-    resumed = phases.stages.train(job)[0]
+            phases.make(job)
+    resumed = phases.make(job)
     assert resumed.timing["resumed_from"] in (2, 3)
     expected = train_afresh(phases, undisturbed)
     assert expected.timing["resumed_from"] is None
@@ -249,16 +249,10 @@ def test_stopped_in_the_middle_and_resumed_it_is_the_undisturbed_run(
     assert all(torch.equal(one.tensor(own), other.tensor(own)) for own in one.names)
 
 
-def train_afresh(phases: Any, job: Any) -> Stage:
+def train_afresh(phases: Any, job: Any) -> FinishedStage:
     """Train a job in a run of its own."""
-    from lingraft.study.events import Watcher
-    from lingraft.study.stages import Stages
-    from lingraft.study.store import Store
-    from lingraft.train.processes import Processes
-
     with Store(phases.store.folder.parent / "afresh") as store:
-        stages = Stages(store, Watcher(), Path(), trust_remote_code=False, processes=Processes())
-        return stages.train(replace(job, label="afresh"))[0]
+        return Executor(store).make(phases.described(replace(job, label="afresh")))
 
 
 def test_a_prepared_state_is_shared_by_cells_that_start_alike(phases: Any) -> None:

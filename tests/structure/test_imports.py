@@ -26,6 +26,7 @@ LAYERS = (  # lowest first; parts of one layer do not import each other, except 
     ("train",),
     ("evaluate",),
     ("contamination",),
+    ("stage",),
     ("measures",),
     ("study",),
     ("adapt",),

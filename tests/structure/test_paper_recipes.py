@@ -8,8 +8,8 @@ import pytest
 
 from lingraft.config.load import load_study
 from lingraft.config.recipes import recipes
-from lingraft.evaluate.suites import resolve_suites
-from lingraft.evaluate.tasks import check_tasks
+from lingraft.evaluate.checks import check_tasks
+from lingraft.evaluate.selection import resolve_suites
 from lingraft.study.grid import cells_of
 from lingraft.study.materials import check_strategies
 

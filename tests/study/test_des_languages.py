@@ -12,9 +12,10 @@ from lingraft.config.schema import Study
 from lingraft.report.page import write_page
 from lingraft.report.tables import des_note
 from lingraft.similarity.encoders import EmbeddedEncoder
+from lingraft.stage import StageProgress
 from lingraft.study import measures
 from lingraft.study.counting import count_stages
-from lingraft.study.events import StageProgress, Watcher
+from lingraft.study.events import Watcher
 from lingraft.study.materials import gather
 from lingraft.study.measures import des_encoder
 from lingraft.study.run import run_study

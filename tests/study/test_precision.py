@@ -12,14 +12,19 @@ import pytest
 from lingraft.config.schema import Evaluation, EvaluationTask, StrategyChoice, Training
 from lingraft.data.example import Example, Message
 from lingraft.evaluate.predictions import read_predictions
-from lingraft.models.loading import load_model
+from lingraft.models.adapters import load_merged
 from lingraft.records import read_json
-from lingraft.strategies.composition import build
-from lingraft.study import stages as module
-from lingraft.study.events import Watcher
-from lingraft.study.stages import PREDICTIONS, ModelReference, Stages, TrainingJob
-from lingraft.study.store import RECORD, Stage, Store
-from lingraft.train.processes import PhaseTask, Processes
+from lingraft.stage import FinishedStage, GivenModel
+from lingraft.study.execute import Executor
+from lingraft.study.stages import evaluate, train
+from lingraft.study.stages.evaluate import PREDICTIONS, Evaluate, questions
+from lingraft.study.stages.job import TrainingJob
+from lingraft.study.stages.prepare import Prepare
+from lingraft.study.stages.train import Train
+from lingraft.study.store import RECORD, Store
+from lingraft.train.phase import with_resolved_precision
+from lingraft.train.processes import Processes
+from lingraft.train.run import PhaseTask
 
 ROWS = tuple(
     Example(
@@ -31,20 +36,22 @@ TASK = EvaluationTask(task="worldbook:lookup", limit=2, max_new_tokens=2)
 
 
 @contextmanager
-def stages_in(folder: Path, processes: int = 1) -> Iterator[Stages]:
+def executor_in(folder: Path) -> Iterator[Executor]:
     with Store(folder) as store:
-        yield Stages(store, Watcher(), Path(), trust_remote_code=False, processes=Processes(processes))
+        yield Executor(store)
 
 
 def job(model: Path, written: Any = "plain", precision: str = "auto") -> TrainingJob:
     return TrainingJob(
         label="job",
-        parent=ModelReference({"weights": "tiny"}, lambda: model),
+        parent=GivenModel({"weights": "tiny"}, model),
         examples=ROWS,
         data=[],
         counts=[],
         choice=StrategyChoice.model_validate(written),
-        training=Training(learning_rate=1e-3, tokens_per_batch=256, precision=precision),
+        training=with_resolved_precision(
+            Training(learning_rate=1e-3, tokens_per_batch=256, precision=precision)
+        ),
         seed=0,
         previous_data=ROWS,
         replay_data={"old_english": {"content": "rows"}},
@@ -60,11 +67,11 @@ def test_a_training_is_known_by_the_precision_that_auto_stood_for(
     expected: str,
 ) -> None:
     processor(has_bf16)
-    with stages_in(tmp_path) as stages:
-        stage, _ = stages.train(job(tiny_model))
-        named, _ = stages.train(job(tiny_model, precision=expected))
+    with executor_in(tmp_path) as executor:
+        stage = executor.make(Train("job", job(tiny_model)))
+        named = Train("job", job(tiny_model, precision=expected))
         processor(not has_bf16)
-        elsewhere, _ = stages.train(job(tiny_model))
+        elsewhere = Train("job", job(tiny_model))
     assert named.fingerprint == stage.fingerprint
     assert elsewhere.fingerprint != stage.fingerprint
     record = read_json(stage.folder / RECORD)
@@ -73,29 +80,30 @@ def test_a_training_is_known_by_the_precision_that_auto_stood_for(
     assert "auto" not in repr(record)
 
 
-def evaluated(stages: Stages, model: Path, precision: str = "auto") -> Stage:
+def evaluated(executor: Executor, model: Path, precision: str = "auto") -> FinishedStage:
     evaluation = Evaluation(task_ability=(TASK,), language_ability=(TASK,), precision=precision)
-    return stages.evaluate("model", ModelReference({"stage": "x"}, lambda: model), evaluation, ["de"], ())
+    stage = Evaluate("model", GivenModel({"weights": "x"}, model), questions(evaluation, ["de"]))
+    return executor.make(stage)
 
 
 def test_an_evaluation_on_another_kind_of_processor_is_another_one(
     tiny_model: Path, tmp_path: Path, processor: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = []
-    load = load_model
+    load = load_merged
 
     def watched(*args: Any, **options: Any) -> Any:
         held.append(options["dtype"])
         return load(*args, **options)
 
-    monkeypatch.setattr(module, "load_model", watched)
-    with stages_in(tmp_path) as stages:
+    monkeypatch.setattr(evaluate, "load_merged", watched)
+    with executor_in(tmp_path) as executor:
         processor(True)
-        quick = evaluated(stages, tiny_model)
-        assert evaluated(stages, tiny_model, "bf16").fingerprint == quick.fingerprint
+        quick = evaluated(executor, tiny_model)
+        assert evaluated(executor, tiny_model, "bf16").fingerprint == quick.fingerprint
         processor(False)
-        slow = evaluated(stages, tiny_model)
-        assert evaluated(stages, tiny_model, "float32").fingerprint == slow.fingerprint
+        slow = evaluated(executor, tiny_model)
+        assert evaluated(executor, tiny_model, "float32").fingerprint == slow.fingerprint
     assert [str(one) for one in held] == ["torch.bfloat16", "torch.float32"]
     assert quick.fingerprint != slow.fingerprint
     for stage, expected in ((quick, "bf16"), (slow, "float32")):
@@ -112,14 +120,12 @@ def test_what_strategies_prepare_is_known_by_its_arithmetic(
 ) -> None:
     asked = {kind: {"tokens": 100}}
     found = []
-    with stages_in(tmp_path) as stages:
+    with executor_in(tmp_path) as executor:
         for precision in ("auto", "bf16", "bf16_pure", "float32"):
             processor(True)
             one = job(tiny_model, asked, precision)
-            (part,) = build(one.choice).parts
-            stages._state(one, part).locate()
-            (state,) = stages.preparations(one).values()
-            found.append(state)
+            (part,) = one.composition.parts
+            found.append(executor.make(Prepare("state", one, part)))
     assert (
         len({state.fingerprint for state in found[:3]}) == 1
     )  # the weights are float32 while it looks at them
@@ -136,10 +142,10 @@ def test_several_processes_are_told_the_precision_and_do_not_measure_it(
     class ToldError(Exception):
         pass
 
-    def started(task: PhaseTask, *_: Any) -> None:
+    def started(_: Processes, task: PhaseTask, **__: Any) -> None:
         raise ToldError(task.training.precision)
 
-    monkeypatch.setattr(module, "train_on_processes", started)
+    monkeypatch.setattr(train, "train_on", started)
     processor(True)
-    with stages_in(tmp_path, processes=2) as stages, pytest.raises(ToldError, match=r"^bf16$"):
-        stages.train(job(tiny_model))
+    with executor_in(tmp_path) as executor, pytest.raises(ToldError, match=r"^bf16$"):
+        executor.make(Train("job", job(tiny_model), processes=Processes(2)))

@@ -10,10 +10,11 @@ import pytest
 from lingraft.config.schema import Evaluation, EvaluationTask
 from lingraft.models.generation import Generated, TransformersGenerator
 from lingraft.records import read_json
-from lingraft.study.events import StageProgress, Watcher
-from lingraft.study.stages import ANSWERS, ModelReference, Stages
-from lingraft.study.store import RECORD, Stage, Store
-from lingraft.train.processes import Processes
+from lingraft.stage import FinishedStage, GivenModel, StageProgress
+from lingraft.study.events import Watcher
+from lingraft.study.execute import Executor
+from lingraft.study.stages.evaluate import ANSWERS, Evaluate, questions
+from lingraft.study.store import RECORD, Store
 
 TASK = EvaluationTask(task="worldbook:lookup", limit=4, max_new_tokens=4)
 EVALUATION = Evaluation(task_ability=(TASK,), language_ability=(TASK,), batch_size=2, repeats=2)
@@ -30,10 +31,10 @@ class Interrupting(Watcher):
             raise KeyboardInterrupt
 
 
-def evaluated(model: Path, folder: Path, watcher: Watcher) -> Stage:
+def evaluated(model: Path, folder: Path, watcher: Watcher) -> FinishedStage:
     with Store(folder) as store:
-        stages = Stages(store, watcher, Path(), trust_remote_code=False, processes=Processes())
-        return stages.evaluate("model", ModelReference({"stage": "x"}, lambda: model), EVALUATION, ["de"], ())
+        evaluate = Evaluate("model", GivenModel({"weights": "x"}, model), questions(EVALUATION, ["de"]))
+        return Executor(store, watcher).make(evaluate)
 
 
 def test_a_killed_evaluation_stage_is_resumed(

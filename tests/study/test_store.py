@@ -5,15 +5,41 @@ from __future__ import annotations
 import gc
 import traceback
 import weakref
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from lingraft.errors import DataError, LingraftError
 from lingraft.records import read_json
-from lingraft.study.store import Store, Work
+from lingraft.stage import Json, StageSpec, Work, Workplace
+from lingraft.study.store import Store
 
-INPUTS = {"data": "abc", "seed": 0}
+
+@dataclass(frozen=True, eq=False)
+class Described(StageSpec):
+    """A stage whose work the test brings."""
+
+    kind: ClassVar[str] = "train"
+
+    seed: int = 0
+
+    @property
+    def inputs(self) -> dict[str, Json]:
+        return {"data": "abc", "seed": self.seed}
+
+    def work(self, place: Workplace) -> Work:
+        raise NotImplementedError
+
+
+class Resumable(Described):
+    """Goes on from what was left."""
+
+    resumable: ClassVar[bool] = True
+
+
+STAGE = Described("stage")
 
 
 class Counted:
@@ -34,9 +60,9 @@ class Counted:
 def test_a_finished_stage_is_not_done_again(tmp_path: Path) -> None:
     work = Counted()
     with Store(tmp_path) as store:
-        first = store.run("train", INPUTS, work)
+        first = store.run(STAGE, work)
     with Store(tmp_path) as store:
-        second = store.run("train", INPUTS, work)
+        second = store.run(STAGE, work)
     assert work.times == 1
     assert (first.reused, second.reused) == (False, True)
     assert second.result == {"answer": 42}
@@ -45,8 +71,8 @@ def test_a_finished_stage_is_not_done_again(tmp_path: Path) -> None:
 def test_other_inputs_are_another_stage(tmp_path: Path) -> None:
     work = Counted()
     with Store(tmp_path) as store:
-        one = store.run("train", INPUTS, work)
-        two = store.run("train", {**INPUTS, "seed": 1}, work)
+        one = store.run(STAGE, work)
+        two = store.run(Described("stage", seed=1), work)
     assert work.times == 2
     assert one.fingerprint != two.fingerprint
 
@@ -55,7 +81,7 @@ def test_other_inputs_are_another_stage(tmp_path: Path) -> None:
 def test_a_damaged_stage_is_made_again(tmp_path: Path, damage: str) -> None:
     work = Counted()
     with Store(tmp_path) as store:
-        folder = store.run("train", INPUTS, work).folder
+        folder = store.run(STAGE, work).folder
     artefact = folder / "weights" / "a.bin"
     if damage == "record":
         (folder / "record.json").write_text("{")
@@ -64,7 +90,7 @@ def test_a_damaged_stage_is_made_again(tmp_path: Path, damage: str) -> None:
     else:
         artefact.write_bytes(b"12346" if damage == "artefact changed" else b"123")
     with Store(tmp_path) as store:
-        assert store.run("train", INPUTS, work).reused is False
+        assert store.run(STAGE, work).reused is False
     assert work.times == 2
     assert artefact.read_bytes() == b"12345"
 
@@ -80,11 +106,11 @@ def test_unfinished_work_is_thrown_away_unless_it_can_resume(tmp_path: Path) -> 
         return Work({}, {})
 
     for resumable in (False, True):
-        inputs = {**INPUTS, "resumable": resumable}
+        stage = Resumable("stage", 1) if resumable else Described("stage")
         with Store(tmp_path) as store:
             with pytest.raises(KeyboardInterrupt):
-                store.run("train", inputs, look, resumable=resumable)
-            store.run("train", inputs, look, resumable=resumable)
+                store.run(stage, look)
+            store.run(stage, look)
     assert seen == [False, False, False, True]
 
 
@@ -98,20 +124,20 @@ def test_a_stage_that_failed_is_not_tried_again_in_the_same_run(tmp_path: Path) 
     with Store(tmp_path) as store:
         for _ in range(2):
             with pytest.raises(DataError, match="broken"):
-                store.run("train", INPUTS, fail)
+                store.run(STAGE, fail)
     assert len(tries) == 1
 
 
 def test_discarded_artefacts_are_marked_and_made_again_on_demand(tmp_path: Path) -> None:
     work = Counted()
     with Store(tmp_path) as store:
-        stage = store.run("train", INPUTS, work)
+        stage = store.run(STAGE, work)
         store.discard(stage)
         assert not (stage.folder / "weights" / "a.bin").exists()
     with Store(tmp_path) as store:
-        assert store.run("train", INPUTS, work).reused
+        assert store.run(STAGE, work).reused
         assert work.times == 1
-        again = store.run("train", INPUTS, work, with_artefacts=True)
+        again = store.run(STAGE, work, with_artefacts=True)
     assert work.times == 2
     assert (again.folder / "weights" / "a.bin").read_bytes() == b"12345"
     assert read_json(again.folder / "record.json")["artefacts"]["weights/a.bin"]["discarded"] is False
@@ -122,12 +148,12 @@ def test_a_discarded_stage_keeps_its_record_while_it_is_made_again(tmp_path: Pat
         raise KeyboardInterrupt
 
     with Store(tmp_path) as store:
-        stage = store.run("train", INPUTS, Counted())
+        stage = store.run(STAGE, Counted())
         store.discard(stage)
     with Store(tmp_path) as store, pytest.raises(KeyboardInterrupt):
-        store.run("train", INPUTS, stopped, with_artefacts=True, resumable=True)
+        store.run(Resumable("stage"), stopped, with_artefacts=True)
     with Store(tmp_path) as store:
-        assert store.run("train", INPUTS, Counted()).reused
+        assert store.run(STAGE, Counted()).reused
 
 
 def test_what_is_made_again_otherwise_than_it_was_is_told(tmp_path: Path) -> None:
@@ -137,17 +163,17 @@ def test_what_is_made_again_otherwise_than_it_was_is_told(tmp_path: Path) -> Non
         return Work({"loss": 0.5}, {})
 
     with Store(tmp_path) as store:
-        store.discard(store.run("train", INPUTS, Counted()))
-        same = store.run("train", INPUTS, Counted(), with_artefacts=True)
+        store.discard(store.run(STAGE, Counted()))
+        same = store.run(STAGE, Counted(), with_artefacts=True)
         assert "remade_otherwise" not in same.timing
         store.discard(same)
-        other = store.run("train", INPUTS, otherwise, with_artefacts=True)
+        other = store.run(STAGE, otherwise, with_artefacts=True)
     assert other.timing["remade_otherwise"] == ["weights/a.bin"]
 
 
 def test_times_are_kept_outside_the_compared_record(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
-        stage = store.run("train", INPUTS, Counted())
+        stage = store.run(STAGE, Counted())
     record = read_json(stage.folder / "record.json")
     assert set(record) == {"stage", "fingerprint", "inputs", "result", "artefacts"}
     assert set(record["artefacts"]) == {"weights/a.bin"}
@@ -175,7 +201,7 @@ def test_a_failed_stage_lets_go_of_what_its_frames_held(tmp_path: Path) -> None:
 
     with Store(tmp_path) as store:
         with pytest.raises(DataError) as raised:
-            store.run("train", INPUTS, fail)
+            store.run(STAGE, fail)
         gc.collect()
         assert held[0]() is None
         assert "in fail" in "".join(traceback.format_exception(raised.value))
@@ -183,7 +209,7 @@ def test_a_failed_stage_lets_go_of_what_its_frames_held(tmp_path: Path) -> None:
 
 def test_discarding_again_leaves_the_record_alone(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
-        stage = store.run("train", INPUTS, Counted())
+        stage = store.run(STAGE, Counted())
         store.discard(stage)
         before = (stage.folder / "record.json").stat().st_mtime_ns
         store.discard(stage)

@@ -172,14 +172,14 @@ def by_hand(matrix: list[list[float]], sign: int) -> dict[str, float]:
 
 FAILING_BASE = """
 from lingraft.errors import EvaluationError
-from lingraft.study import stages
-evaluate, calls = stages.evaluate_model, []
+from lingraft.study.stages import evaluate as stage
+evaluate, calls = stage.evaluate_model, []
 def fails_once(*arguments, **options):
     calls.append(1)
     if len(calls) == 1:
         raise EvaluationError("the base cannot be asked")
     return evaluate(*arguments, **options)
-stages.evaluate_model = fails_once
+stage.evaluate_model = fails_once
 """
 
 

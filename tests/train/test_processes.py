@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -18,11 +17,10 @@ import torch
 from lingraft.config.schema import StrategyChoice, Training
 from lingraft.data.encoded import EncodedExample, write_table
 from lingraft.errors import ConfigError
-from lingraft.models.loading import load_model, load_tokenizer
-from lingraft.strategies.base import Context
-from lingraft.strategies.composition import build
-from lingraft.train.phase import PhaseOutcome, Progress, train_phase
-from lingraft.train.processes import PhaseTask, Processes, train_on_processes
+from lingraft.models.loading import load_model
+from lingraft.train.phase import PhaseOutcome, Progress
+from lingraft.train.processes import Processes, train_on
+from lingraft.train.run import PhasePlan, PhaseTask
 from lingraft.train.trainer import ProcessShares
 
 TRAINING = Training(
@@ -34,49 +32,28 @@ Make = Callable[..., PhaseTask]
 
 @pytest.fixture
 def make_task(tiny_model: Path, examples: Callable[..., list[EncodedExample]], tmp_path: Path) -> Make:
-    def make(choice: Any = "plain", training: Training = TRAINING, *, sharded: bool = False) -> PhaseTask:
-        chosen = StrategyChoice.model_validate(choice)
-        model, context = wrapped(tiny_model, chosen, tmp_path)
-        trainable = build(chosen).trainable(model, context)
+    def make(choice: Any = "plain", training: Training = TRAINING) -> PhaseTask:
         write_table(examples(count=22), tmp_path / "encoded")
         return PhaseTask(
             parent=tiny_model,
             base=None,
-            choice=chosen,
-            trainable=tuple(sorted(trainable)),
+            choice=StrategyChoice.model_validate(choice),
             states={},
             training=training,
             encoded=tmp_path / "encoded",
             folder=tmp_path / "stage",
             checkpoint=tmp_path / "stage" / "checkpoint",
             seed=0,
-            sharded=sharded,
             trust_remote_code=False,
-            launcher=os.getpid(),
         )
 
     return make
 
 
-def wrapped(parent: Path, choice: StrategyChoice, folder: Path) -> tuple[Any, Context]:
-    context = Context(
-        base=None, previous=parent, previous_data=(), english=(), seed=0, folder=folder, cache=folder
-    )
-    return build(choice).wrap(load_model(parent), context), context
-
-
-def on_one_process(task: PhaseTask, folder: Path, examples: Any) -> tuple[PhaseOutcome, Any]:
-    model, _ = wrapped(task.parent, task.choice, folder)
-    outcome = train_phase(
-        model,
-        load_tokenizer(task.parent),
-        examples(count=22),
-        task.training,
-        trainable=task.trainable,
-        folder=folder / "one",
-        seed=task.seed,
-    )
-    return outcome, build(task.choice).finish(model, folder)
+def on_one_process(task: PhaseTask) -> tuple[PhaseOutcome, Any]:
+    folder = task.folder.with_name("one")
+    own = task.model_copy(update={"folder": folder, "checkpoint": folder / "checkpoint"})
+    return train_on(Processes(), own).outcome, load_model(own.checkpoint)
 
 
 def assert_same_curve(found: PhaseOutcome, expected: PhaseOutcome) -> None:
@@ -91,14 +68,16 @@ def assert_same_curve(found: PhaseOutcome, expected: PhaseOutcome) -> None:
     ["plain", pytest.param({"lora": {"rank": 2}}, marks=pytest.mark.slow)],
     ids=["plain", "lora"],
 )
-def test_two_processes_follow_the_loss_curve_of_one(
-    make_task: Make, examples: Any, tmp_path: Path, choice: Any, sharded: bool
-) -> None:
-    task = make_task(choice, sharded=sharded)
-    expected, model = on_one_process(task, tmp_path, examples)
+def test_two_processes_follow_the_loss_curve_of_one(make_task: Make, choice: Any, sharded: bool) -> None:
+    task = make_task(choice)
+    expected, model = on_one_process(task)
     steps: list[Progress] = []
-    found = train_on_processes(task, 2, steps.append)
+    plans: list[PhasePlan] = []
+    done = train_on(Processes(2, sharded), task, on_plan=plans.append, on_progress=steps.append)
+    found = done.outcome
     assert_same_curve(found, expected)
+    assert plans == [done.plan]
+    assert sum(part.trainable_parameters for part in plans[0].parts) == expected.trainable_parameters
     assert [step.step for step in steps] == [step for step, _ in expected.losses]
     assert (found.tokens, found.supervised_tokens) == (expected.tokens, expected.supervised_tokens)
     assert found.trainable_parameters == expected.trainable_parameters
@@ -112,11 +91,11 @@ def test_two_processes_follow_the_loss_curve_of_one(
     "sharded", [pytest.param(False, marks=pytest.mark.slow), True], ids=["replicated", "sharded"]
 )
 def test_two_processes_in_bf16_follow_the_loss_curve_of_one_but_for_rounding(
-    make_task: Make, examples: Any, tmp_path: Path, sharded: bool
+    make_task: Make, sharded: bool
 ) -> None:
-    task = make_task(training=TRAINING.model_copy(update={"precision": "bf16"}), sharded=sharded)
-    expected, _ = on_one_process(task, tmp_path, examples)
-    found = train_on_processes(task, 2)
+    task = make_task(training=TRAINING.model_copy(update={"precision": "bf16"}))
+    expected, _ = on_one_process(task)
+    found = train_on(Processes(2, sharded), task).outcome
     assert [loss for _, loss in found.losses] == pytest.approx(
         [loss for _, loss in expected.losses], rel=0.03
     )
@@ -126,20 +105,18 @@ def test_two_processes_in_bf16_follow_the_loss_curve_of_one_but_for_rounding(
 @pytest.mark.parametrize(
     "sharded", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["replicated", "sharded"]
 )
-def test_two_processes_go_on_where_they_were_stopped(
-    make_task: Make, examples: Any, tmp_path: Path, sharded: bool
-) -> None:
-    task = make_task(training=TRAINING.model_copy(update={"save_every": 2}), sharded=sharded)
-    expected, _ = on_one_process(task, tmp_path, examples)
+def test_two_processes_go_on_where_they_were_stopped(make_task: Make, sharded: bool) -> None:
+    task = make_task(training=TRAINING.model_copy(update={"save_every": 2}))
+    expected, _ = on_one_process(task)
 
     def stop(progress: Progress) -> None:
         if progress.step == 6:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_on_processes(task, 2, stop)
+        train_on(Processes(2, sharded), task, on_progress=stop)
     assert not task.checkpoint.exists()
-    found = train_on_processes(task, 2)
+    found = train_on(Processes(2, sharded), task).outcome
     assert found.resumed_from is not None
     assert found.resumed_from >= 4
     assert_same_curve(found, expected)
@@ -148,15 +125,16 @@ def test_two_processes_go_on_where_they_were_stopped(
 def test_what_a_worker_refuses_is_raised_here_as_it_is(make_task: Make) -> None:
     pure = TRAINING.model_copy(update={"precision": "bf16_pure"})
     with pytest.raises(ConfigError, match="bf16_pure does not go with sharded"):
-        train_on_processes(make_task(training=pure, sharded=True), 2)
+        train_on(Processes(2, sharded=True), make_task(training=pure))
 
 
 def test_workers_end_when_their_launcher_is_killed(make_task: Make, tmp_path: Path) -> None:
     task = make_task(training=TRAINING.model_copy(update={"epochs": 100}))
     script = (
-        "import os, sys; from lingraft.train.processes import PhaseTask, train_on_processes; "
-        "task = PhaseTask.model_validate_json(sys.argv[1]).model_copy(update={'launcher': os.getpid()}); "
-        "train_on_processes(task, 2, lambda progress: print(progress.step, flush=True))"
+        "import sys; from lingraft.train.processes import Processes, train_on; "
+        "from lingraft.train.run import PhaseTask; "
+        "task = PhaseTask.model_validate_json(sys.argv[1]); "
+        "train_on(Processes(2), task, on_progress=lambda progress: print(progress.step, flush=True))"
     )
     command = [sys.executable, "-c", script, task.model_dump_json()]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as launcher:

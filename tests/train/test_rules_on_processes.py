@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +12,9 @@ import torch
 
 from lingraft.config.schema import StrategyChoice, Training
 from lingraft.data.encoded import EncodedExample, write_table
-from lingraft.models.loading import load_model, load_tokenizer
-from lingraft.strategies.base import Context
-from lingraft.strategies.composition import build
-from lingraft.train.phase import train_phase
-from lingraft.train.processes import PhaseTask, train_on_processes
+from lingraft.models.loading import load_model
+from lingraft.train.processes import Processes, train_on
+from lingraft.train.run import PhaseTask
 
 TRAINING = Training(
     learning_rate=1e-2, epochs=2, tokens_per_batch=96, accumulation=2, warmup_share=0.1, precision="float32"
@@ -36,16 +33,13 @@ def task_of(choice: Any, parent: Path, rows: list[EncodedExample], folder: Path)
         parent=parent,
         base=None,
         choice=StrategyChoice.model_validate(choice),
-        trainable=tuple(sorted(name for name, _ in load_model(parent).named_parameters())),
         states={},
         training=TRAINING,
         encoded=folder / "encoded",
         folder=folder / "stage",
         checkpoint=folder / "stage" / "checkpoint",
         seed=0,
-        sharded=False,
         trust_remote_code=False,
-        launcher=os.getpid(),
     )
 
 
@@ -59,22 +53,13 @@ def test_penalties_pulls_and_rates_are_those_of_one_process(
 ) -> None:
     rows = replayed_every_third(examples(count=22))
     task = task_of(CHOICE, tiny_model, rows, tmp_path)
-    context = Context(None, tiny_model, (), (), 0, tmp_path, tmp_path)
-    model, composition = load_model(tiny_model), build(task.choice)
-    expected = train_phase(
-        model,
-        load_tokenizer(tiny_model),
-        rows,
-        TRAINING,
-        trainable=task.trainable,
-        folder=tmp_path / "one",
-        seed=0,
-        rules=composition.rules(model, context),
-    )
-    found = train_on_processes(task, 2)
+    one = tmp_path / "one"
+    alone = task.model_copy(update={"folder": one, "checkpoint": one / "checkpoint"})
+    expected = train_on(Processes(), alone).outcome
+    found = train_on(Processes(2), task).outcome
     assert [step for step, _ in found.losses] == [step for step, _ in expected.losses]
     for (_, loss), (_, other) in zip(found.losses, expected.losses, strict=True):
         assert loss == pytest.approx(other, rel=1e-3)
     trained = dict(load_model(task.checkpoint).named_parameters())
-    for name, weight in model.named_parameters():
+    for name, weight in load_model(alone.checkpoint).named_parameters():
         torch.testing.assert_close(trained[name], weight, rtol=2e-3, atol=5e-4)

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from lingraft.cli.output import check_folder, print_json, print_result, print_table, write_record
-
-if TYPE_CHECKING:
-    from lingraft.weights.difference import GroupDifference, ParameterDifference
 
 _LISTED = 5  # tensors named in a line; all are in the object
 
@@ -35,14 +32,19 @@ def difference(
 ) -> None:
     """Print the model parameter difference (MPD) of two models, by layer and by module type.
 
-    With --base also whether the two updates agree: their cosine, and the share of numbers that both move one way.
+    With --base also whether the two updates agree: their cosine, and the share of parameters that both move one way.
     """
     import time
     from functools import partial
 
     from lingraft.cli.progress import StepBars
     from lingraft.models.adapters import open_weights
-    from lingraft.report.diagnostics import check_figure, difference_figure, write_figure
+    from lingraft.report.diagnostics import (
+        check_figure,
+        difference_figure,
+        difference_table,
+        write_figure,
+    )
     from lingraft.train.memory import peak_bytes
     from lingraft.weights.difference import parameter_difference
 
@@ -61,12 +63,6 @@ def difference(
     if json:
         print_json(result)
         return
-    _print(found)
-
-
-def _print(found: ParameterDifference) -> None:
-    from lingraft.report.diagnostics import difference_table
-
     updates = found.has_updates
     print_table(difference_table(found.by_layer(), "layer", with_updates=updates), "By layer")
     print_table(difference_table(found.by_module(), "module", with_updates=updates), "By module type")
@@ -74,24 +70,21 @@ def _print(found: ParameterDifference) -> None:
     print_result(
         f"MPD {found.mpd:.6f} over {len(found.tensors)} tensors; relative change of all weights {relative}"
     )
-    if updates:
-        print_result(_interference(found.whole()))
-    for told, names in (
+    whole = found.whole()
+    if updates and whole.update_cosine is None:
+        print_result("One of the models does not differ from the base.")
+    elif updates and whole.update_cosine is not None:
+        angle = math.degrees(math.acos(whole.update_cosine))
+        agreement = "-" if whole.sign_agreement is None else f"{whole.sign_agreement:.1%}"
+        print_result(
+            f"The two updates from the base: cosine {whole.update_cosine:.4f} (an angle of {angle:.1f} degrees); "
+            f"of the parameters that both move, {agreement} move one way"
+        )
+    for what, names in (
         ("Only one model has", found.missing),
         ("Compared in the rows that both have", found.resized),
         ("Not in the base, so their updates are not compared", found.without_base),
     ):
         if names:
             more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-            print_result(f"{told}: {', '.join(names[:_LISTED])}{more}")
-
-
-def _interference(whole: GroupDifference) -> str:
-    if whole.update_cosine is None:
-        return "One of the models does not differ from the base."
-    angle = math.degrees(math.acos(whole.update_cosine))
-    agreement = "-" if whole.sign_agreement is None else f"{whole.sign_agreement:.1%}"
-    return (
-        f"The two updates from the base: cosine {whole.update_cosine:.4f} (an angle of {angle:.1f} degrees); of the "
-        f"numbers that both move, {agreement} move one way"
-    )
+            print_result(f"{what}: {', '.join(names[:_LISTED])}{more}")

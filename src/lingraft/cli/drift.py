@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,8 +20,9 @@ from lingraft.cli.output import (
 from lingraft.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lingraft.representation.drift import Drift, DriftOfModels
     from lingraft.representation.prompts import Prompt
+
+_TAG = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 
 
 def drift(
@@ -55,7 +57,13 @@ def drift(
     """Print, layer by layer, how far models' hidden states moved from those of M1 for the same prompts."""
     from lingraft.cli.progress import StepBars
     from lingraft.models.compute import compute_for
-    from lingraft.report.diagnostics import check_figure, drift_figure, write_figure
+    from lingraft.report.diagnostics import (
+        check_figure,
+        drift_figure,
+        drift_table,
+        language_drift_table,
+        write_figure,
+    )
     from lingraft.representation.drift import drift_of_models
     from lingraft.representation.prompts import read_prompts
     from lingraft.representation.states import POSITIONS
@@ -71,8 +79,11 @@ def drift(
     check_folder(record)
     said: list[Prompt] = []
     for one in prompts:
-        tag, source = _source(one)
-        said += read_prompts(source, language=tag, limit=limit)
+        tag, separator, source = one.partition("=")
+        if separator and _TAG.fullmatch(tag):
+            said += read_prompts(source, language=tag, limit=limit)
+        else:  # a source may hold an equal sign of its own
+            said += read_prompts(one, limit=limit)
     compute = compute_for(asked)
     with StepBars() as bars:
         found = drift_of_models(
@@ -97,37 +108,21 @@ def drift(
     if json:
         print_json(found.to_json() | {"precision": compute.precision})
         return
-    _print(found)
-    print_result(f"Computed in {compute.precision}.")
-
-
-def _source(given: str) -> tuple[str | None, str]:
-    """Split TAG=SOURCE; a source may hold an equal sign of its own."""
-    import re
-
-    tag, separator, source = given.partition("=")
-    is_tag = bool(separator) and re.fullmatch(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*", tag) is not None
-    return (tag, source) if is_tag else (None, given)
-
-
-def _print(found: DriftOfModels) -> None:
-    from lingraft.report.diagnostics import drift_table, language_drift_table
-
-    for one in found.drifts:
-        print_table(drift_table(one), one.model)
-        if one.by_language:
-            print_table(language_drift_table(one), "By language: mean over the layers")
-        print_result(_where(one))
+    for drifted in found.drifts:
+        print_table(drift_table(drifted), drifted.model)
+        if drifted.by_language:
+            print_table(language_drift_table(drifted), "By language: mean over the layers")
+        if drifted.most_changed:
+            ratio = "-" if drifted.upper_to_lower is None else f"{drifted.upper_to_lower:.2f}"
+            layers = ", ".join(map(str, drifted.most_changed))
+            print_result(
+                f"Covariance changed most in layers {layers}; upper third over lower third of the layers: {ratio}"
+            )
+        else:
+            print_result("The covariance changed in no layer.")
     whole = "every token" if found.positions == "prompt" else "the last token"
     print_result(
         f"{found.prompts} prompts, {whole} of each, {found.tokens} in all ({found.drifts[0].cka_tokens} for CKA); "
         f"{found.truncated} prompts cut at their beginning."
     )
-
-
-def _where(drift: Drift) -> str:
-    if not drift.most_changed:
-        return "The covariance changed in no layer."
-    ratio = "-" if drift.upper_to_lower is None else f"{drift.upper_to_lower:.2f}"
-    listed = ", ".join(map(str, drift.most_changed))
-    return f"Covariance changed most in layers {listed}; upper third over lower third of the layers: {ratio}"
+    print_result(f"Computed in {compute.precision}.")

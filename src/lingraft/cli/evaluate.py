@@ -22,9 +22,9 @@ from lingraft.text.language_tags import ENGLISH
 
 if TYPE_CHECKING:
     from lingraft.config.schema import Evaluation, JudgeChoice
-    from lingraft.evaluate.harness import Evaluated
     from lingraft.evaluate.predictions import Prediction
-    from lingraft.evaluate.suites import Chosen
+    from lingraft.evaluate.running import Evaluated
+    from lingraft.evaluate.selection import Chosen
     from lingraft.models.compute import Compute
 
 RECORD = "record.json"
@@ -117,7 +117,7 @@ def evaluate(
     OPENAI_API_KEY.
     """
     from lingraft.config.schema import UNCOMPARED_JUDGE_FIELDS
-    from lingraft.evaluate.suites import language_notes
+    from lingraft.evaluate.selection import language_notes
     from lingraft.models.compute import compute_for
 
     quieten_loading()
@@ -229,8 +229,8 @@ def _judge(url: str | None, model: str | None, **options: Any) -> JudgeChoice | 
 
 
 def _choose(suite: str, only: list[str], languages: str, data_dir: str | None, limit: int | None) -> Chosen:
-    from lingraft.evaluate.suites import choose_tasks
-    from lingraft.evaluate.tasks import entries, name_problem
+    from lingraft.evaluate.checks import name_problem
+    from lingraft.evaluate.selection import choose_tasks, entries
 
     chosen = choose_tasks(suite, only, languages=_tags(languages), data_dir=data_dir, limit=limit)
     own = [entry for _, entry in entries(chosen.evaluation) if entry.name is None]  # not of the catalogue
@@ -239,7 +239,7 @@ def _choose(suite: str, only: list[str], languages: str, data_dir: str | None, l
     ]
     if problems:
         raise ConfigError("\n".join(problems))
-    for one in chosen.lacking:
+    for one in chosen.missing:
         task, _, language = one.rpartition("/")
         _say(f"{one}: {task} has no {language}; it is left out.")
     return chosen
@@ -342,8 +342,8 @@ def _evaluate(
     from lingraft.cli.log_lines import log_lines
     from lingraft.cli.progress import StepBars
     from lingraft.data.chat_format import CHAT_IDENTITY
-    from lingraft.evaluate.harness import evaluate_model, truncated_prompts_sentence
     from lingraft.evaluate.predictions import write_predictions
+    from lingraft.evaluate.running import evaluate_model, truncated_prompts_sentence
     from lingraft.models.adapters import load_merged, merged_content_hash
     from lingraft.models.loading import model_folder
     from lingraft.models.vllm import VllmGenerator
@@ -409,7 +409,7 @@ def _delete_answers(log: Path, *, keep: bool) -> None:
 
 def _tell_not_run(model: str, found: Evaluated, asked: dict[str, Any], told: set[str]) -> None:
     """Say of each task that could not be run why, and where its data were looked for; what is in `told` was said."""
-    from lingraft.evaluate.suites import where_data_is_sought
+    from lingraft.evaluate.catalogue import data_places
     from lingraft.judge.win_rate import ALPACA_EVAL
 
     for one, reason in found.no_room.items():
@@ -418,7 +418,7 @@ def _tell_not_run(model: str, found: Evaluated, asked: dict[str, Any], told: set
         task, _, language = one.rpartition("/")
         line = f"{one}: not run: {reason.rstrip('.')}."
         if task != ALPACA_EVAL or asked["judge"] is not None:  # else it lacks a judge, not its data
-            line += f" Its data: {where_data_is_sought(task, language, asked['data_dir'])}."
+            line += f" Its data: {data_places(task, language, asked['data_dir'])}."
         if line not in told:
             _say(line)
         told.add(line)

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from lingraft.cli.output import check_folder, print_json, print_result, write_record
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from lingraft.judge.length_control import LengthControlled
-    from lingraft.judge.win_rate import Judged, Output
+_LISTED = 3  # items that are left out, with their reasons; all are in the object
 
 
 def judge(
@@ -45,7 +41,7 @@ def judge(
     at_once: Annotated[int, typer.Option(min=1, help="Questions under way at a time.")] = 4,
     timeout: Annotated[float, typer.Option(help="Seconds of silence after which a question is lost.")] = 60.0,
     attempts: Annotated[int, typer.Option(min=1, help="How often one question is sent at most.")] = 6,
-    length_controlled: Annotated[
+    length_control: Annotated[
         bool, typer.Option("--length-controlled", help="Print the length-controlled win rate, too.")
     ] = False,
     length_data: Annotated[
@@ -59,12 +55,17 @@ def judge(
 
     The key is read from LINGRAFT_JUDGE_KEY, else from OPENAI_API_KEY.
     """
+    from dataclasses import asdict
     from functools import partial
 
     from lingraft.cli.progress import StepBars
     from lingraft.config.load import judge_choice
     from lingraft.evaluate.predictions import write_rows
+    from lingraft.evaluate.tasks.alpaca_eval.task import read_outputs, reference_outputs
+    from lingraft.judge.length_control import check_package, check_reference, gamed_data, length_controlled
     from lingraft.judge.win_rate import Judge, Preference, judge_answers
+    from lingraft.records import hash_file
+    from lingraft.report.judging import asking_clause, order_clause
 
     for path in (items, record):
         check_folder(path)
@@ -83,108 +84,61 @@ def judge(
             attempts=attempts,
         )
     )
-    own, other = _read(answers, reference, limit)
-    data = _length_data(other, length_data) if length_controlled or length_data else None
+    other = reference_outputs(data=reference)
+    own = read_outputs(answers, other)[:limit]
+    data = None
+    if length_control or length_data:  # what is missing is said before anything is paid for
+        check_package()
+        check_reference(other)
+        data = gamed_data(length_data)
     kept = cache or answers.with_name(f"{answers.name}.verdicts.jsonl")
     with StepBars() as bars:
         judged = judge_answers(
             own, other, chosen, cache=kept, on_progress=partial(bars.progressed, "verdicts")
         )
-        controlled = _length_controlled(judged, data, partial(bars.progressed, "length control"))
-    result = _result(judged, controlled)
+        controlled = None
+        if data is not None:
+            on_progress = partial(bars.progressed, "length control")
+            controlled = length_controlled(judged.preferences, data, on_progress=on_progress)
+    found = judged.to_json()
+    result = found | {"length_controlled": None if controlled is None else asdict(controlled)}
     if items is not None:
         write_rows(items, judged.preferences, Preference)
     if record is not None:
-        write_record(record, "judge", _inputs(answers, reference), result)
+        files = {"answers": answers} | ({} if reference is None else {"reference": reference})
+        inputs = {name: {"file": str(path), "hash": hash_file(path)} for name, path in files.items()}
+        write_record(record, "judge", inputs, result)
     if json:
         print_json(result)
         return
-    _print(judged, controlled, kept)
-
-
-def _read(
-    answers: Path, reference: Path | None, limit: int | None
-) -> tuple[tuple[Output, ...], tuple[Output, ...]]:
-    from lingraft.evaluate.alpaca_eval_task import read_outputs, reference_outputs
-
-    other = reference_outputs(data=reference)
-    return read_outputs(answers, other)[:limit], other
-
-
-def _length_data(reference: tuple[Output, ...], data: Path | None) -> Path:
-    """Return the file that the length control needs, or say what is missing before anything is paid for."""
-    from lingraft.judge.length_control import check_package, check_reference, gamed_data
-
-    check_package()
-    check_reference(reference)
-    return gamed_data(data)
-
-
-def _length_controlled(
-    judged: Judged, data: Path | None, on_progress: Callable[[int, int], None]
-) -> LengthControlled | None:
-    from lingraft.judge.length_control import length_controlled
-
-    return None if data is None else length_controlled(judged.preferences, data, on_progress=on_progress)
-
-
-def _inputs(answers: Path, reference: Path | None) -> dict[str, Any]:
-    from lingraft.records import hash_file
-
-    files = {"answers": answers} | ({} if reference is None else {"reference": reference})
-    return {name: {"file": str(path), "hash": hash_file(path)} for name, path in files.items()}
-
-
-def _result(judged: Judged, controlled: LengthControlled | None) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return {**judged.to_json(), "length_controlled": None if controlled is None else asdict(controlled)}
-
-
-def _print(judged: Judged, controlled: LengthControlled | None, cache: Path) -> None:
-    for line in (*_scores(judged, controlled), *_asking(judged)):
-        print_result(line)
-    for reason in judged.left_out[:3]:
-        print_result(f"  {reason}")
-    if len(judged.left_out) > 3:
-        print_result(f"  ... and {len(judged.left_out) - 3} more")
-    print_result(f"Verdicts are kept in {cache}.")
-
-
-def _scores(judged: Judged, controlled: LengthControlled | None) -> list[str]:
-    from lingraft.report.judging import order_clause
-
-    rate, (own, other) = judged.win_rate, judged.mean_characters
+    rate, asking, lengths = judged.win_rate, judged.asking, judged.mean_characters
     ties = len(judged.preferences) - judged.wins - judged.losses
-    lines = [
+    print_result(
         f"Win rate {rate.value:.1%} ({rate.low:.1%} to {rate.high:.1%}), n = {rate.n} of {judged.reference_items}: "
         f"{judged.wins} wins, {judged.losses} losses, {ties} ties"
-    ]
+    )
     if controlled is not None:
-        lines.append(
+        doubt = ", far from the plain one: doubtful" if controlled.is_extreme else ""
+        print_result(
             f"Length-controlled {controlled.value:.1%} ({controlled.low:.1%} to {controlled.high:.1%}), "
-            f"alpaca-eval {controlled.package}"
-            + (", far from the plain one: doubtful" if controlled.is_extreme else "")
+            f"alpaca-eval {controlled.package}{doubt}"
         )
-    lines.append(f"Mean length {own:.0f} characters, the reference's {other:.0f}")
-    order = order_clause(judged.to_json())
-    lines.append(order[0].upper() + order[1:])
-    return lines
-
-
-def _asking(judged: Judged) -> list[str]:
-    from lingraft.report.judging import asking_clause
-
-    asking = judged.asking
-    lines = [f"Judge {', '.join(judged.judge['answered_as'])}: {asking_clause(judged.to_json())}"]
+    print_result(f"Mean length {lengths[0]:.0f} characters, the reference's {lengths[1]:.0f}")
+    order = order_clause(found)
+    print_result(order[0].upper() + order[1:])
+    print_result(f"Judge {', '.join(judged.judge.answered_as)}: {asking_clause(found)}")
     if asking.uncounted:
-        lines.append(
+        print_result(
             f"{asking.uncounted} verdicts came without a count of tokens: the most that they can be was taken"
         )
-    if judged.judge["not_taken"]:
-        lines.append(f"The endpoint does not take: {', '.join(judged.judge['not_taken'])}")
+    if judged.judge.not_taken:
+        print_result(f"The endpoint does not take: {', '.join(judged.judge.not_taken)}")
     if judged.left_out:
-        lines.append(
+        print_result(
             f"{len(judged.left_out)} items are left out; {asking.unparseable} verdicts name neither A nor B:"
         )
-    return lines
+    for reason in judged.left_out[:_LISTED]:
+        print_result(f"  {reason}")
+    if len(judged.left_out) > _LISTED:
+        print_result(f"  ... and {len(judged.left_out) - _LISTED} more")
+    print_result(f"Verdicts are kept in {kept}.")

@@ -21,7 +21,7 @@ from lingraft.errors import escape_control_characters
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from lingraft.study.events import StageProgress
+    from lingraft.stage import StageProgress
 
 SECONDS_BETWEEN_LINES = 20.0  # 10 less than promised: a library may hold the interpreter for some seconds
 _LOOKS_PER_LINE = 20

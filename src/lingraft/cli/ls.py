@@ -37,7 +37,8 @@ def _names(kind: str) -> dict[str, str]:
     if kind == "strategies":
         from lingraft.strategies import REGISTRY
 
-        return {name: first_sentence(REGISTRY.get(name).__doc__) for name in REGISTRY}
+        documented = {name: REGISTRY.get(name).__doc__ or "" for name in REGISTRY}
+        return {name: text.strip().partition("\n")[0] for name, text in documented.items()}
     if kind == "models":
         from lingraft.models.embedded import EMBEDDED
 
@@ -50,21 +51,16 @@ def _names(kind: str) -> dict[str, str]:
             "drift": "how far the hidden states moved from Phase 1's, layer by layer",
         }
     if kind == "suites":
-        from lingraft.evaluate.suites import suites, tasks_in
+        from lingraft.evaluate.catalogue import suites
 
-        return {name: f"{suite.meaning} ({', '.join(tasks_in(suite))})" for name, suite in suites().items()}
+        return {name: f"{suite.meaning} ({', '.join(suite.names)})" for name, suite in suites().items()}
     from lingraft.data.worldbook import FAMILIES, LANGUAGES
 
     if kind == "tasks":
-        from lingraft.evaluate.own_tasks import OWN_TASKS
-        from lingraft.evaluate.suites import catalogue
+        from lingraft.evaluate.catalogue import catalogue
+        from lingraft.evaluate.task_names import OWN_TASKS
 
         named = {"worldbook": "both families"} | {f"worldbook:{family}": "" for family in FAMILIES}
-        named |= {name: catalogue()[name].meaning for name in OWN_TASKS}
+        named |= {name: catalogue()[name].meaning if name in catalogue() else "" for name in OWN_TASKS}
         return named | {"NAME": "any lm-evaluation-harness task", "FILE.yaml": "a harness task of your own"}
     return {f"worldbook:{family}/{language}": "" for family in FAMILIES for language in LANGUAGES}
-
-
-def first_sentence(text: str | None) -> str:
-    """Return the first line of a docstring."""
-    return (text or "").strip().split("\n", 1)[0]

@@ -24,14 +24,13 @@ from lingraft.cli import (
     validate,
 )
 from lingraft.cli.log_lines import log_lines
-from lingraft.cli.output import keep_stdout_clean, show_stacks, stack_of, standard_error
+from lingraft.cli.output import keep_stdout_clean, print_message, show_stacks, stack_of
 from lingraft.errors import (
     EXIT_DONE,
     EXIT_INTERNAL,
     EXIT_INTERRUPTED,
     EXIT_WRONG_INPUT,
     LingraftError,
-    escape_control_characters,
 )
 
 app = typer.Typer(
@@ -102,41 +101,31 @@ def _run(arguments: list[str]) -> int:
     except typer.Exit as stop:
         return int(stop.exit_code)
     except Exception as error:
-        usage = _usage_message(error)
-        if usage is not None:
-            return _report(usage, error, EXIT_WRONG_INPUT)
-        return _report(
-            f"internal error: {type(error).__name__}: {error}\nThis is a bug in lingraft; --traceback shows where.",
-            error,
-            EXIT_INTERNAL,
-        )
+        format_message = getattr(error, "format_message", None)
+        if format_message is None:
+            return _report(
+                f"internal error: {type(error).__name__}: {error}\n"
+                "This is a bug in lingraft; --traceback shows where.",
+                error,
+                EXIT_INTERNAL,
+            )
+        # The parser's own: a wrong option, a missing argument. It leaves out the value.
+        message = " ".join(format_message().split()).rstrip(".")
+        context, invalid = getattr(error, "ctx", None), getattr(error.__cause__, "errors", None)
+        value = "" if invalid is None else f" ({invalid()[0]['input']!r})"
+        end = "" if message.endswith("?") else "."
+        hint = "" if context is None else f" Try `{context.command_path} --help`."
+        return _report(f"UsageError: {message}{value}{end}{hint}", error, EXIT_WRONG_INPUT)
 
 
 def _interrupted() -> int:
-    standard_error().print("Interrupted. The same command goes on where it stopped.", style="yellow")
+    print_message("Interrupted. Run the same command again to continue.", "yellow")
     return EXIT_INTERRUPTED
 
 
-def _usage_message(error: Exception) -> str | None:
-    """Return the message of the parser's own errors (a wrong option, a missing argument), else None."""
-    format_message = getattr(error, "format_message", None)
-    if format_message is None:
-        return None
-    context = getattr(error, "ctx", None)
-    message = " ".join(format_message().split()).rstrip(".")
-    end = "" if message.endswith("?") else "."
-    invalid = getattr(error.__cause__, "errors", None)  # the parser leaves out the value
-    value = f" ({invalid()[0]['input']!r})" if invalid is not None else ""
-    hint = f" Try `{context.command_path} --help`." if context is not None else ""
-    return f"UsageError: {message}{value}{end}{hint}"
-
-
 def _report(message: str, error: Exception, code: int) -> int:
-    console = standard_error()
     stack = stack_of(error)
     if stack is not None:
-        console.print(escape_control_characters(stack), markup=False, highlight=False)
-    console.print(
-        escape_control_characters(message), markup=False, highlight=False, style="red", soft_wrap=True
-    )
+        print_message(stack)
+    print_message(message, "red")
     return code

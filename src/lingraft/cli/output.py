@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
-from lingraft.errors import ConfigError, did_you_mean
+from lingraft.errors import ConfigError, did_you_mean, escape_control_characters
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -126,15 +126,32 @@ def standard_error() -> Console:
     return Console(stderr=True, width=_LOG_WIDTH, force_terminal=False)
 
 
+def print_message(text: str, style: str | None = None) -> None:
+    """Print a note or an error on stderr, with what steers a terminal made visible."""
+    standard_error().print(
+        escape_control_characters(text), markup=False, highlight=False, style=style, soft_wrap=True
+    )
+
+
 def print_table(table: Table, title: str | None = None, console: Console | None = None) -> None:
     """Draw a table on stdout, or on `console`; in parts where the terminal is too narrow for all columns."""
-    if console is None:
-        from rich.console import Console
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
 
+    if console is None:
         stream = result_stream()
         console = Console(file=stream, width=None if stream.isatty() else _width(table))
+    # As text, not markup: a model's path may hold brackets.
+    shown = None if title is None else Text(title, "table.title")
     for part in _parts(table, console.width):
-        console.print(_drawn_table(part, title))
+        drawn = RichTable(title=shown, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+        for index, column in enumerate(part.columns):
+            drawn.add_column(column.title, justify="left" if index < part.n_keys else "right", no_wrap=True)
+        for row in part.rows:
+            drawn.add_row(*(Text(_isolated(cell)) for cell in row))
+        console.print(drawn)
 
 
 def _parts(table: Table, width: int) -> Iterator[Table]:
@@ -185,19 +202,3 @@ def print_side_by_side(columns: Sequence[tuple[str, str]]) -> None:
 def readable(text: str) -> str:
     """Keep each right-to-left stretch between a chat template's marks from pulling the marks into its direction."""
     return "".join(part if _MARK.fullmatch(part) else _isolated(part) for part in _MARK.split(text))
-
-
-def _drawn_table(table: Table, title: str | None) -> Any:
-    """Return a table as rich draws it."""
-    from rich import box
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    # As text, not markup: a model's path may hold brackets.
-    shown = None if title is None else Text(title, "table.title")
-    drawn = RichTable(title=shown, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    for index, column in enumerate(table.columns):
-        drawn.add_column(column.title, justify="left" if index < table.n_keys else "right", no_wrap=True)
-    for row in table.rows:
-        drawn.add_row(*(Text(_isolated(cell)) for cell in row))
-    return drawn

@@ -20,7 +20,8 @@ from lingraft.cli import output
 from lingraft.cli.log_lines import LogLines, figures, log_lines
 from lingraft.cli.output import stack_of, standard_error
 from lingraft.errors import escape_control_characters
-from lingraft.study.events import StageProgress, Watcher
+from lingraft.stage import StageProgress
+from lingraft.study.events import Watcher
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -12,8 +12,6 @@ from lingraft.errors import ConfigError, escape_control_characters
 
 if TYPE_CHECKING:
     from lingraft.data.summary import DataSummary
-    from lingraft.evaluate.items_files import ItemsFile
-    from lingraft.report.answers import Answered, Answers
 
 app = typer.Typer(help="Show a study, a data set or what models answered.", no_args_is_help=True)
 
@@ -105,10 +103,13 @@ def show_data(
     from lingraft.data.summary import summarise_data
     from lingraft.models.loading import load_tokenizer
 
+    for one in field or []:
+        if "=" not in one:
+            raise ConfigError(f"--field {one!r}: write NAME=PATH, such as --field instruction=question.")
     spec = data_source(
         source,
         format=data_format,
-        fields=_pairs(field or []),
+        fields=dict(one.split("=", 1) for one in field or []),
         language=language,
         filters={
             "near_duplicates": near_duplicates,
@@ -150,42 +151,37 @@ def _show_items(source: str, json: bool) -> bool:
         print_json({"source": source, "hub_tasks": tasks, "test_items": [asdict(one) for one in files]})
         return True
     for one in files:
-        print_result(_items_line(one))
+        name = escape_control_characters(one.name)
+        tag = one.language or one.likely_language
+        guessed = "" if one.likely_language is None else f" (by the identifier it is {one.likely_language})"
+        fields = escape_control_characters(", ".join(one.fields))
+        what = f"{name}: {one.rows} row{'s' if one.rows != 1 else ''} ({fields})"
+        if one.are_prompts:
+            print_result(
+                f"{what}: prompts, no training data{guessed}. "
+                f"Use: lingraft drift M1 M2 --prompts {f'{tag}={name}' if tag else name}, or `prompts:` in a study."
+            )
+            continue
+        places = [f"DIR/{place.replace('{language}', tag or 'TAG')}" for place in one.places.values()]
+        endings = {Path(place).suffix for place in places}
+        if one.data_dir:
+            go = "It lies where suites look: "
+        else:
+            convert = (
+                "" if Path(one.name).suffix in endings else f"Convert it to {' or '.join(endings)}, put it"
+            )
+            go = f"{convert or 'Put it'} as {' or '.join(places)}, then: "
+        print_result(
+            f"{what}: test items of {' or '.join(one.places)}, no training data{guessed}. {go}"
+            f"lingraft evaluate MODEL --data-dir {escape_control_characters(one.data_dir or 'DIR')} "
+            f"--task {next(iter(one.places))} --languages {tag or 'TAG'}"
+        )
     for task in tasks:
         print_result(
             f"{source}: what {task} takes its test items from, no training data. Use: lingraft evaluate MODEL --task "
             f"{task} --languages TAG"
         )
     return bool(files or tasks)
-
-
-def _items_line(one: ItemsFile) -> str:
-    count = f"{one.rows} row{'s' if one.rows != 1 else ''}"
-    what = (
-        f"{escape_control_characters(one.name)}: {count} ({escape_control_characters(', '.join(one.fields))})"
-    )
-    tag = one.language or one.likely_language
-    guessed = "" if one.likely_language is None else f" (by the identifier it is {one.likely_language})"
-    if one.are_prompts:
-        prompts = (
-            f"{tag}={escape_control_characters(one.name)}" if tag else escape_control_characters(one.name)
-        )
-        return (
-            f"{what}: prompts, no training data{guessed}. Use: lingraft drift M1 M2 --prompts {prompts}, or `prompts:` "
-            "in a study."
-        )
-    places = [f"DIR/{place.replace('{language}', tag or 'TAG')}" for place in one.places.values()]
-    command = (
-        f"lingraft evaluate MODEL --data-dir {escape_control_characters(one.data_dir or 'DIR')} "
-        f"--task {next(iter(one.places))} "
-        f"--languages {tag or 'TAG'}"
-    )
-    endings = {Path(place).suffix for place in places}
-    convert = (
-        "Put it" if Path(one.name).suffix in endings else f"Convert it to {' or '.join(endings)}, put it"
-    )
-    go = "It lies where suites look: " if one.data_dir else f"{convert} as {' or '.join(places)}, then: "
-    return f"{what}: test items of {' or '.join(one.places)}, no training data{guessed}. {go}{command}"
 
 
 @app.command("predictions")
@@ -217,33 +213,21 @@ def show_predictions(
         print_json({"run": str(run), **labels, "items": [one.to_json() for one in found]})
         return
     for one in found:
-        _print_answered(one, after, before)
-
-
-def _print_answered(one: Answered, after: Answers, before: Answers | None) -> None:
-    item = one.after
-    print_result(
-        f"{escape_control_characters(f'{item.task}/{item.language}')}  {escape_control_characters(item.item)}"
-    )
-    print_result(
-        f"{readable(escape_control_characters(item.prompt))}\n=> {readable(escape_control_characters(item.reference))}"
-    )
-    columns = (
-        [(after, item)] if one.before is None or before is None else [(before, one.before), (after, item)]
-    )
-    print_side_by_side(
-        [
-            (f"{model.label}: {own.score:.2f}", escape_control_characters(own.response) or "(empty)")
-            for model, own in columns
-        ]
-    )
-
-
-def _pairs(fields: list[str]) -> dict[str, str]:
-    for field in fields:
-        if "=" not in field:
-            raise ConfigError(f"--field {field!r}: write NAME=PATH, such as --field instruction=question.")
-    return dict(field.split("=", 1) for field in fields)
+        item = one.after
+        print_result(escape_control_characters(f"{item.task}/{item.language}  {item.item}"))
+        print_result(
+            f"{readable(escape_control_characters(item.prompt))}\n"
+            f"=> {readable(escape_control_characters(item.reference))}"
+        )
+        columns = [(after, item)]
+        if one.before is not None and before is not None:
+            columns.insert(0, (before, one.before))
+        print_side_by_side(
+            [
+                (f"{model.label}: {own.score:.2f}", escape_control_characters(own.response) or "(empty)")
+                for model, own in columns
+            ]
+        )
 
 
 def _print_summary(summary: DataSummary) -> None:
@@ -260,7 +244,7 @@ def _print_summary(summary: DataSummary) -> None:
     if summary.filtered:
         print_result("Filters: " + ", ".join(f"{name} {count}" for name, count in summary.filtered.items()))
     if summary.incomplete_groups is not None:
-        print_result(f"Parallel groups that lack a language: {summary.incomplete_groups}")
+        print_result(f"Parallel groups in which a language is missing: {summary.incomplete_groups}")
     print_table(language_table(summary))
     print_result(
         f"Tokens per example: median {lengths.median:.0f}, 95 % up to {lengths.p95:.0f}, longest {lengths.longest}; "

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from lingraft.cli.output import check_folder, print_json, print_result, print_table, write_record
 from lingraft.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from lingraft.data.sources import LoadedData
-    from lingraft.similarity.comparison import Comparison
 
 
 def similarity(
@@ -51,17 +45,50 @@ def similarity(
 
     des is the paper's value, which is too small for small sets; corrected is without that bias, with a 95 % interval.
     """
+    from functools import partial
+
     from lingraft.cli.progress import StepBars
-    from lingraft.report.diagnostics import check_figure, similarity_figure, write_figure
+    from lingraft.config.load import data_source
+    from lingraft.data.sources import load_data
+    from lingraft.report.diagnostics import (
+        check_figure,
+        language_similarity_table,
+        similarity_figure,
+        similarity_table,
+        task_type_similarity_table,
+        write_figure,
+    )
     from lingraft.similarity.comparison import compare_sets
     from lingraft.similarity.encoders import load_encoder
 
-    _check(sources, precision, closeness)
+    if len(sources) < 2:
+        raise ConfigError(f"{sources[0]}: is alone; name two or more data sets to compare.")
+    for source in sources:
+        if sources.count(source) > 1:
+            raise ConfigError(f"{source}: stands {sources.count(source)} times; a set against itself is 1.")
+    if not 0 < precision < 1:
+        raise ConfigError(
+            f"--precision is {precision}: it must lie between 0 and 1; --all encodes every row."
+        )
+    if not -1 <= closeness <= 1:
+        raise ConfigError(f"--closeness is {closeness}: it is a cosine, from -1 to 1.")
     check_figure(figure)
     check_folder(record)
+    languages: dict[str, str] = {}
+    for one in language or []:
+        named, separator, tag = one.rpartition("=")
+        if separator and named not in sources:
+            raise ConfigError(f"--language {one!r}: {named!r} is none of the sources ({', '.join(sources)}).")
+        languages |= dict.fromkeys([named] if separator else sources, tag)
     chosen = load_encoder(encoder)
+    most_broken = {} if max_broken_share is None else {"max_broken_share": max_broken_share}
     with StepBars() as bars:
-        loaded = _load(sources, _languages(language or [], sources), max_broken_share, bars.progressed)
+        loaded = {}
+        for source in sources:
+            spec = data_source(source, language=languages.get(source), **most_broken)
+            loaded[source] = load_data(
+                spec, on_progress=partial(bars.progressed, f"read {source}"), answered=False
+            )
         found = compare_sets(
             {source: own.examples for source, own in loaded.items()},
             chosen,
@@ -81,61 +108,6 @@ def similarity(
     if json:
         print_json(result)
         return
-    _print(found, loaded)
-
-
-def _check(sources: list[str], precision: float, closeness: float) -> None:
-    if len(sources) < 2:
-        raise ConfigError(f"{sources[0]}: is alone; name two or more data sets to compare.")
-    for source in sources:
-        if sources.count(source) > 1:
-            raise ConfigError(f"{source}: stands {sources.count(source)} times; a set against itself is 1.")
-    if not 0 < precision < 1:
-        raise ConfigError(
-            f"--precision is {precision}: it must lie between 0 and 1; --all encodes every row."
-        )
-    if not -1 <= closeness <= 1:
-        raise ConfigError(f"--closeness is {closeness}: it is a cosine, from -1 to 1.")
-
-
-def _languages(given: list[str], sources: list[str]) -> dict[str, str]:
-    found = {}
-    for one in given:
-        source, separator, tag = one.rpartition("=")
-        if separator and source not in sources:
-            raise ConfigError(
-                f"--language {one!r}: {source!r} is none of the sources ({', '.join(sources)})."
-            )
-        found.update(dict.fromkeys([source] if separator else sources, tag))
-    return found
-
-
-def _load(
-    sources: list[str],
-    languages: dict[str, str],
-    max_broken_share: float | None,
-    on_progress: Callable[[str, int, int], None],
-) -> dict[str, LoadedData]:
-    from functools import partial
-
-    from lingraft.config.load import data_source
-    from lingraft.data.sources import load_data
-
-    given = {} if max_broken_share is None else {"max_broken_share": max_broken_share}
-    sets: dict[str, LoadedData] = {}
-    for source in sources:
-        spec = data_source(source, language=languages.get(source), **given)
-        sets[source] = load_data(spec, on_progress=partial(on_progress, f"read {source}"), answered=False)
-    return sets
-
-
-def _print(found: Comparison, loaded: Mapping[str, LoadedData]) -> None:
-    from lingraft.report.diagnostics import (
-        language_similarity_table,
-        similarity_table,
-        task_type_similarity_table,
-    )
-
     print_table(similarity_table(found))
     if found.by_language:
         print_table(language_similarity_table(found), "By language")
@@ -145,6 +117,6 @@ def _print(found: Comparison, loaded: Mapping[str, LoadedData]) -> None:
         print_result(f"{name}: has too many task types to compare them one by one.")
     for name, rows, encoded in zip(found.names, found.rows, found.encoded, strict=True):
         broken = len(loaded[name].broken)
-        told = f"; {broken} of {loaded[name].n_rows} rows are broken and left out" if broken else ""
-        print_result(f"{name}: {encoded} of {rows} instructions encoded{told}")
+        left_out = f"; {broken} of {loaded[name].n_rows} rows are broken and left out" if broken else ""
+        print_result(f"{name}: {encoded} of {rows} instructions encoded{left_out}")
     print_result(f"Encoder: {found.encoder}; values of two encoders are not comparable.")

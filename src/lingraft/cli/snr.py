@@ -30,8 +30,11 @@ def snr(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Rank a model's weight matrices by signal-to-noise ratio within each module type (Spectrum)."""
+    import yaml
+
     from lingraft.cli.progress import StepBars
     from lingraft.models.adapters import open_weights
+    from lingraft.records import write_text_atomically
     from lingraft.report.diagnostics import check_figure, signal_figure, signal_table, write_figure
     from lingraft.weights.signal_to_noise import ESTIMATORS, signal_to_noise
 
@@ -55,7 +58,9 @@ def snr(
     if record is not None:
         write_record(record, "snr", {"model": model, "estimator": estimator, "share": share}, scan.to_json())
     if plan is not None:
-        _write_plan(plan, model, estimator, share, scan.unfrozen_parameters(with_outside=outside))
+        patterns = scan.unfrozen_parameters(with_outside=outside)
+        content = {"model": model, "estimator": estimator, "share": share, "unfrozen_parameters": patterns}
+        write_text_atomically(plan, yaml.safe_dump(content, sort_keys=False))
     if json:
         print_json(scan.to_json())
         return
@@ -64,12 +69,3 @@ def snr(
         print_result(
             f"{len(scan.skipped)} tensors of the layers are no matrices and have no ratio, such as {scan.skipped[0]}"
         )
-
-
-def _write_plan(path: Path, model: str, estimator: str, share: float, patterns: list[str]) -> None:
-    import yaml
-
-    from lingraft.records import write_text_atomically
-
-    content = {"model": model, "estimator": estimator, "share": share, "unfrozen_parameters": patterns}
-    write_text_atomically(path, yaml.safe_dump(content, sort_keys=False))

@@ -405,7 +405,7 @@ class Evaluation(Section):
     languages: tuple[LanguageTag, ...] = ()
     """BCP-47 tags that are evaluated besides those trained; each has a column, and they have a mean of their own."""
     data_dir: Text | None = None
-    """Folder of local files that stand for the data sets of suites; what it lacks comes from the hub."""
+    """Folder of local files that stand for the data sets of suites; what is missing there comes from the hub."""
     batch_size: int | None = Field(None, ge=1)
     """Most answers generated together; null: as many as `tokens_per_batch` allows."""
     tokens_per_batch: int = Field(32768, ge=1)

@@ -11,8 +11,8 @@ from lingraft.config.schema import Evaluation
 from lingraft.contamination.item_texts import item_texts
 from lingraft.contamination.overlap import EvaluationText
 from lingraft.errors import EvaluationError, in_one_line
+from lingraft.evaluate.lm_eval_compat import quiet
 from lingraft.evaluate.task_runs import asked_text, choices_of, expected_text, runs_of
-from lingraft.evaluate.tasks import quiet
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask

@@ -38,7 +38,7 @@ from lingraft.errors import DataError, ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CHAT_IDENTITY = {"chat": 3, "clock": CLOCK.date().isoformat()}
+CHAT_IDENTITY: dict[str, int | str] = {"chat": 3, "clock": CLOCK.date().isoformat()}
 """What of this module decides token ids and endings, for fingerprints: raise the number with every change."""
 
 _QUESTION, _ANSWER = "Which day is it", "Monday"

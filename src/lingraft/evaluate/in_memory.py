@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from lm_eval.models.huggingface import HFLM, resolve_max_length
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from lingraft.data.chat_format import chat_format
@@ -24,6 +23,7 @@ from lingraft.data.special_tokens import special_tokens
 from lingraft.errors import EvaluationError, ModelError
 from lingraft.evaluate.answers import AnswerLog, ItemCount, request_key, request_keys
 from lingraft.evaluate.likelihood import Pair, Score, continuation_scores
+from lingraft.evaluate.lm_eval_compat import longest_input, model_class
 from lingraft.models.generation import (
     Ending,
     Generated,
@@ -70,7 +70,7 @@ def room_problem(
 ) -> str | None:
     """Return why answers by these settings do not fit into the model beside a prompt, None where they do."""
     limit = normalize_gen_kwargs(settings, LONGEST_ANSWER)["max_gen_toks"]
-    room = resolve_max_length(model.config, tokenizer, default=HFLM._DEFAULT_MAX_LENGTH)
+    room = longest_input(model, tokenizer)
     if limit < room:
         return None
     return (
@@ -79,7 +79,7 @@ def room_problem(
     )
 
 
-class InMemoryModel(HFLM):  # type: ignore[misc]
+class InMemoryModel(model_class()):  # type: ignore[misc]
     """The harness's own Hugging Face model, with its bars off, and batches, progress and a log of our own.
 
     Args:
@@ -183,15 +183,11 @@ class InMemoryModel(HFLM):  # type: ignore[misc]
             self._keep(requests, keys, {place: list(score) for place, score in scores.items()})
         return [tuple(self._answers[key]) for key in keys]
 
-    def _loglikelihood_tokens(
-        self,
-        requests: list[tuple[Any, list[int], list[int]]],
-        disable_tqdm: bool = False,  # noqa: ARG002
-        override_bs: int | None = None,  # noqa: ARG002
-    ) -> list[Score]:
+    def score_tokens(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Score]:
         """Score windows of a text, for HFLM's perplexities."""
-        pairs = [Pair(tuple(context), tuple(continuation)) for _, context, continuation in requests]
-        found = {place: one for scores in self._scored(pairs) for place, one in scores.items()}
+        found: dict[int, Score] = {}
+        for scores in self._scored([Pair(tuple(context), tuple(said)) for context, said in pairs]):
+            found |= scores
         return [found[place] for place in range(len(pairs))]
 
     def _scored(self, pairs: Sequence[Pair], is_done: Callable[[int], bool] = lambda _: False) -> Any:
@@ -224,7 +220,7 @@ class InMemoryModel(HFLM):  # type: ignore[misc]
         if self._chat is not None:
             continuation = self._chat.continuation(context, continuation)
         if context:
-            return Pair(*map(tuple, self._encode_pair(context, continuation)))
+            return Pair(*map(tuple, self.encode_pair(context, continuation)))
         ids = self.tok_encode(continuation, add_special_tokens=False)
         if ids[0] == self.prefix_token_id:
             return Pair(tuple(ids[:1]), tuple(ids[1:]))

@@ -14,8 +14,8 @@ from lingraft.data.language_id import CLEAR_SHARE, shares_of_languages
 from lingraft.data.readers import read_file
 from lingraft.data.row_fields import Row
 from lingraft.errors import EvaluationError
+from lingraft.evaluate.catalogue import catalogue, code_of
 from lingraft.evaluate.local_rows import Expression
-from lingraft.evaluate.suites import catalogue, code_of
 from lingraft.representation.prompts import holds_prompts
 from lingraft.text.language_tags import canonical_tag
 

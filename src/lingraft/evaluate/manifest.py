@@ -24,6 +24,7 @@ from lingraft.data.chat_format import CHAT_IDENTITY
 from lingraft.data.chat_template import chat_template
 from lingraft.data.worldbook import VERSION as WORLDBOOK_VERSION
 from lingraft.errors import EvaluationError, in_one_line
+from lingraft.evaluate.lm_eval_compat import quiet
 from lingraft.evaluate.task_runs import (
     NEEDS_PUNKT,
     SEEDS,
@@ -37,7 +38,6 @@ from lingraft.evaluate.task_runs import (
     reads_whole_documents,
     template_of,
 )
-from lingraft.evaluate.tasks import quiet
 from lingraft.records import fingerprint_of, hash_file
 
 if TYPE_CHECKING:

@@ -6,15 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from lingraft.config.schema import DataSource
 from lingraft.data.readers import RawRow, read_hub
 from lingraft.errors import EvaluationError
 from lingraft.evaluate.local_rows import sound_rows
-
-if TYPE_CHECKING:
-    from lm_eval.api.task import ConfigurableTask
 
 # The hub's own conversion of data sets whose loading script the datasets library no longer runs.
 CONVERTED = "refs/convert/parquet"
@@ -86,51 +83,3 @@ def room_for(references: Iterable[str], fewest: int) -> int:
     summaries each, the longest has 635 tokens of SmolLM2 in Thai and 94 in Indonesian.
     """
     return max([fewest, *(len(reference.encode()) + 1 for reference in references)])
-
-
-def generating_task(
-    name: str,
-    items: Sequence[Mapping[str, Any]],
-    found: TaskRows,
-    *,
-    version: int,
-    metrics: Sequence[str],
-    until: Sequence[str],
-    max_new_tokens: int,
-    **config: Any,
-) -> ConfigurableTask:
-    """Return a harness task of greedy answers to `items`, which are its documents.
-
-    Args:
-        name: The task's.
-        items: One mapping per document, all with the same fields.
-        found: Where they are from, for the task's metadata.
-        version: Of prompt and scoring.
-        metrics: Names of what `process_results` returns, the headline first; the task's score is the mean over items.
-        until: What ends an answer besides the end token.
-        max_new_tokens: Longest answer.
-        config: Further fields of the harness's task configuration.
-
-    Raises:
-        EvaluationError: There are no items.
-    """
-    import datasets
-    from lm_eval.api.task import ConfigurableTask
-
-    if not items:
-        raise EvaluationError(f"{name}: there are no rows in {found.source}.")
-    rows = [dict(item) for item in items]
-    return ConfigurableTask(
-        config={
-            "task": name,
-            "custom_dataset": lambda **_: {"test": datasets.Dataset.from_list(rows)},
-            "test_split": "test",
-            "output_type": "generate_until",
-            "generation_kwargs": {"until": list(until), "do_sample": False, "max_gen_toks": max_new_tokens},
-            "metric_list": [
-                {"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in metrics
-            ],
-            "metadata": {"version": version, "source": found.source, "revision": found.revision},
-            **config,
-        }
-    )

@@ -16,25 +16,19 @@ from typing import TYPE_CHECKING, Any
 from lingraft.config.schema import Evaluation, EvaluationTask
 from lingraft.data.worldbook import FAMILIES
 from lingraft.errors import EvaluationError
+from lingraft.evaluate.checks import judge_problem
+from lingraft.evaluate.lm_eval_compat import quiet
+from lingraft.evaluate.loading import NotRunnableError, data_revision, filter_of, load_tasks, metric_of
 from lingraft.evaluate.local_rows import Expression
-from lingraft.evaluate.own_tasks import OWN_TASKS
 from lingraft.evaluate.predictions import Ability
-from lingraft.evaluate.tasks import (
-    WORLDBOOK,
-    NotRunnableError,
+from lingraft.evaluate.selection import (
     ability_of,
-    data_revision,
     entries,
-    filter_of,
-    is_worldbook,
-    judge_problem,
     label_of,
-    load_tasks,
-    metric_of,
-    quiet,
     wanted_languages,
     worldbook_language,
 )
+from lingraft.evaluate.task_names import OWN_TASKS, WORLDBOOK, is_worldbook
 from lingraft.judge.win_rate import ALPACA_EVAL
 from lingraft.text.language_tags import ENGLISH
 
@@ -96,7 +90,7 @@ def build_runs(
     not_run: dict[str, str] = {}
     hub_out_of_reach = False
     for ability, entry in entries(evaluation):
-        if is_worldbook(entry):
+        if is_worldbook(entry.task):
             wanted = wanted_languages(ability, evaluation, languages)
             for one in _build_worldbook(ability, entry, wanted, split):
                 runs.append(replace(one, ability=ability_of(ability, one.language, languages)))
@@ -123,7 +117,7 @@ def _build_worldbook(
     ability: Ability, entry: EvaluationTask, languages: Sequence[str], split: str
 ) -> Iterator[Run]:
     from lingraft.data.worldbook import VERSION
-    from lingraft.evaluate.worldbook_tasks import SCORE, worldbook_task
+    from lingraft.evaluate.own_task import own_task
 
     family = entry.task.partition(":")[2]
     for name in (family,) if family else FAMILIES:
@@ -132,7 +126,14 @@ def _build_worldbook(
             if own is None:  # another task covers it, else it would have been refused
                 continue
             with quiet():
-                task = worldbook_task(name, own, split, entry.limit, entry.max_new_tokens)
+                task = own_task(
+                    WORLDBOOK,
+                    own,
+                    limit=entry.limit,
+                    max_new_tokens=entry.max_new_tokens,
+                    family=name,
+                    split=split,
+                )
             label = f"worldbook:{name}"
             yield Run(
                 key=_key(ability, label, language, task),
@@ -140,7 +141,7 @@ def _build_worldbook(
                 name=label,
                 language=language,
                 task=task,
-                metric=SCORE,
+                metric="headline",
                 filter=filter_of(entry, task),
                 documents=tuple(range(len(task.eval_docs))),
                 left_out=(),
@@ -227,7 +228,7 @@ def item_and_cluster(run: Run, number: int, document: Mapping[str, Any]) -> tupl
 
     That is said by the entry, else by our own task, else it is the item alone.
     """
-    from lingraft.evaluate.worldbook_tasks import cluster_of
+    from lingraft.evaluate.tasks.worldbook.task import cluster_of
 
     row = document.get("item") if run.name.startswith(f"{WORLDBOOK}:") else None
     if row is not None:

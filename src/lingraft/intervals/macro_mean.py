@@ -171,3 +171,9 @@ def _value(item: Scored, total: float) -> Value:
 def _count(columns: Sequence[Sequence[Scored]]) -> int:
     """Count the items, those that stand in several columns once."""
     return len({_key(item) for items in columns for item in items})
+
+
+def mean_of_known(values: Sequence[float | None]) -> float | None:
+    """Return the mean of those that are known; None: none is."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

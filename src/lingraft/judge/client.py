@@ -1,42 +1,49 @@
-"""A chat model behind an OpenAI-compatible endpoint: POST {url}/chat/completions, asked again until it answers.
+"""A chat model behind an OpenAI-compatible endpoint: one question at a time, sent again until it is answered.
 
-The key comes from the environment and goes nowhere but into the request's header: no record, log or message holds it.
+Requests and replies are those of the `openai` client. Its own retries are off: they reserve no budget, cannot be
+stopped, disregard a `Retry-After` above a minute, and wait for a server that is not there. The key comes from the
+environment and goes into the header of requests to the endpoint: no record, log or message holds it.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from threading import Event
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 from lingraft.errors import ConfigError, EvaluationError, escape_control_characters
 from lingraft.judge.budget import Ledger, Tokens
-from lingraft.judge.chat_reply import Reply, retry_after, tokens_of, told_reason, written_tokens
 
 if TYPE_CHECKING:
-    from requests import PreparedRequest, Response
+    from openai import APIStatusError, Omit
 
 KEY_VARIABLES = ("LINGRAFT_JUDGE_KEY", "OPENAI_API_KEY")
 _CONNECT_SECONDS = 10.0
 _FIRST_WAIT_SECONDS = 1.0
 _LONGEST_WAIT_SECONDS = 60.0
-_LONGEST_ASKED_WAIT_SECONDS = 600.0  # a server that wants more is not waited for
+_LONGEST_RETRY_AFTER_SECONDS = 600.0  # a server that wants more is not waited for
 _SHOWN_CHARACTERS = 200
 _TEMPLATE_TOKENS = 64  # what a chat template may put around two messages
 _PER_QUESTION = (400, 413, 422)  # statuses that may concern one question alone, such as one that is too long
 _PASSING = (408, 409, 425, 429)  # and all from 500 on
-
-Messages = Sequence[Mapping[str, str]]
+_OPTIONAL = {  # what some models do not take, and how their refusal names it
+    "max_tokens": "Use 'max_completion_tokens'",
+    "logprobs": "logprobs",
+    "temperature": "temperature",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Which model, where, and how patiently it is asked.
+    """An endpoint, its model, and how long and how often it is tried.
 
     Attributes:
         url: What stands before /chat/completions, such as https://api.openai.com/v1.
@@ -51,16 +58,21 @@ class Endpoint:
     attempts: int = 6
 
     def __post_init__(self) -> None:
-        parts = _parts(self.url)
-        if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
+        shown = re.sub(r"//[^/@]*@", "//***@", self.url).partition("?")[0]
+        try:
+            parts = urlsplit(self.url)
+            is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # such as a port out of range
+            is_url = False
+        if not is_url:
             raise ConfigError(
-                f"the judge's URL {_without_user(self.url)!r} is none: it begins with http:// or https:// and is "
+                f"the judge's URL {shown!r} is none: it begins with http:// or https:// and is "
                 "what stands before /chat/completions, such as https://api.openai.com/v1."
             )
         if parts.username or parts.password or parts.query:
             raise ConfigError(
-                f"the judge's URL {_without_user(self.url)!r} must hold neither a user nor a query, which records "
-                f"would show: put the key into {KEY_VARIABLES[0]}."
+                f"the judge's URL {shown!r} must hold neither a user nor a query, which records would show: "
+                f"put the key into {KEY_VARIABLES[0]}."
             )
 
 
@@ -77,38 +89,42 @@ class Key:
     value: str = field(default="", repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class WrittenToken:
+    """One token of an answer, and the likeliest ones in its place with their log probabilities (nats)."""
+
+    token: str
+    likeliest: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What the model answered.
+
+    Attributes:
+        text: The answer.
+        model: Which model answered, as the endpoint says.
+        written: The answer's tokens with their alternatives; empty where the endpoint gives none.
+        tokens: As the endpoint counted them; None: it did not.
+    """
+
+    text: str
+    model: str
+    written: tuple[WrittenToken, ...]
+    tokens: Tokens | None
+
+
 class QuestionRefusedError(EvaluationError):
     """The endpoint does not take this one question, such as one that is longer than its context."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Again:
-    """Why a question is to be sent again, and how long the server wants us to wait."""
+class _Retry:
+    """A failure that may pass: its reason, and how long the server wants us to wait (None: it does not say)."""
 
     reason: str
     wait_seconds: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Adaptation:
-    """What some models do not take: how their refusal names it, and the request without it."""
-
-    field: str
-    refusal: str
-    change: Callable[[dict[str, Any]], dict[str, Any]]
-
-
-_ADAPTATIONS = (
-    _Adaptation(
-        "max_tokens",
-        "Use 'max_completion_tokens'",
-        lambda body: {("max_completion_tokens" if k == "max_tokens" else k): v for k, v in body.items()},
-    ),
-    _Adaptation("logprobs", "logprobs", lambda body: {k: v for k, v in body.items() if "logprobs" not in k}),
-    _Adaptation(
-        "temperature", "temperature", lambda body: {k: v for k, v in body.items() if k != "temperature"}
-    ),
-)
+    counts: bool = True  # as one of the attempts
 
 
 def key_from_environment(environment: Mapping[str, str] = os.environ) -> Key:
@@ -128,35 +144,62 @@ def key_from_environment(environment: Mapping[str, str] = os.environ) -> Key:
     return Key(variable, value)
 
 
+def most_tokens(prompt: str, max_tokens: int) -> Tokens:
+    """Return what a question can use at most: no byte-level tokenizer makes more tokens than there are bytes."""
+    return Tokens(len(prompt.encode()) + _TEMPLATE_TOKENS, max_tokens)
+
+
+def retry_after(value: str | None) -> float | None:
+    """Return the seconds that a Retry-After header asks for, given as a number or as a date."""
+    if value is None:
+        return None
+    with suppress(ValueError):  # then it is a date
+        return max(0.0, float(value))
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
 class ChatClient:
     """Sends questions to an endpoint, from any number of threads; a context manager that closes its connections.
 
-    Passing failures (429, 408, 5xx, silence, a lost connection once there was one) are waited for and asked again, each
+    Passing failures (429, 408, 5xx, silence, a lost connection once there was one) are waited for and retried, each
     time twice as long, from 1 to 60 seconds, or as long as `Retry-After` says. What cannot pass (a wrong key, an
-    unknown model, an answer that is none) is an error at once.
+    unknown model, an answer that is none) is an error at once. A redirect is not followed.
     """
 
     def __init__(
-        self,
-        endpoint: Endpoint,
-        key: Key,
-        ledger: Ledger,
-        *,
-        connections: int = 1,
-        sleep: Callable[[float], object] | None = None,
+        self, endpoint: Endpoint, key: Key, ledger: Ledger, *, sleep: Callable[[float], object] | None = None
     ) -> None:
-        import requests
-        from requests.adapters import HTTPAdapter
+        import httpx
+        import openai
 
         self._endpoint, self._key, self._ledger = endpoint, key, ledger
         self._stopping = Event()
         self._sleep = sleep or self._stopping.wait
-        self._url = f"{endpoint.url.rstrip('/')}/chat/completions"
-        self._session = requests.Session()
-        for scheme in ("http://", "https://"):
-            self._session.mount(scheme, HTTPAdapter(pool_maxsize=connections))
+        self._place = f"the judge at {endpoint.url.rstrip('/')}/chat/completions"
         self._reached = False
-        self._adaptations: set[str] = set()
+        self._not_taken: set[str] = set()
+        # The openai client would take a key, an organisation and a project from the environment, whatever the endpoint.
+        self._headers: dict[str, str | Omit] = {
+            "Authorization": f"Bearer {key.value}" if key.value else openai.omit,
+            "OpenAI-Organization": openai.omit,
+            "OpenAI-Project": openai.omit,
+        }
+        try:
+            self._client = openai.OpenAI(
+                api_key="in the headers",
+                base_url=endpoint.url,
+                max_retries=0,
+                timeout=httpx.Timeout(endpoint.timeout_seconds, connect=_CONNECT_SECONDS),
+                # A redirected POST becomes a GET, or takes the key elsewhere.
+                http_client=openai.DefaultHttpxClient(follow_redirects=False),
+            )
+        except (ImportError, ValueError) as error:
+            raise EvaluationError(
+                f"{self._place} cannot be reached through the proxy that the environment names: {error}"
+            ) from None
 
     def __enter__(self) -> ChatClient:
         return self
@@ -164,22 +207,23 @@ class ChatClient:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, stack: TracebackType | None
     ) -> None:
-        self._session.close()
+        self._client.close()
 
     @property
-    def adaptations(self) -> tuple[str, ...]:
+    def not_taken(self) -> tuple[str, ...]:
         """What the endpoint did not take, so that requests went without it or under another name."""
-        return tuple(sorted(self._adaptations))
+        return tuple(sorted(self._not_taken))
 
     def stop(self) -> None:
         """Let no question be sent again, and end every wait; those that are under way come back."""
         self._stopping.set()
 
-    def ask(self, messages: Messages, *, max_tokens: int, alternatives: int = 0) -> Reply:
+    def ask(self, system: str, question: str, *, max_tokens: int, alternatives: int = 0) -> Reply:
         """Return the model's answer.
 
         Args:
-            messages: Role and content of each turn.
+            system: What stands before the conversation.
+            question: The user's turn.
             max_tokens: Longest answer.
             alternatives: How many likeliest tokens to ask for at each position; 0: none.
 
@@ -188,175 +232,143 @@ class ChatClient:
             BudgetReachedError: The question could cost more than is left.
             EvaluationError: The endpoint cannot be used, or failed `attempts` times.
         """
-        body: dict[str, Any] = {"model": self._endpoint.model, "messages": list(messages)}
-        body |= {"temperature": 0, "max_tokens": max_tokens}
-        if alternatives:
-            body |= {"logprobs": True, "top_logprobs": alternatives}
-        most = most_tokens(messages, max_tokens)
-        last = ""
-        for attempt in range(1, self._endpoint.attempts + 1):
-            found = self._adapted(body, most)
+        attempt = 1
+        while True:
+            found = self._send(system, question, max_tokens, alternatives)
             if isinstance(found, Reply):
                 return found
-            last = found.reason
-            if attempt < self._endpoint.attempts:
-                self._wait(attempt, found)
-        raise EvaluationError(
-            f"the judge at {self._url} failed {self._endpoint.attempts} times in a row, last: {last}. What "
-            "it answered is kept: the same command goes on from there."
-        )
+            if not found.counts:
+                continue
+            if attempt == self._endpoint.attempts:
+                raise EvaluationError(
+                    f"{self._place} failed {attempt} times in a row, last: {found.reason}. What it answered is kept: "
+                    "the same command goes on from there."
+                )
+            wait = found.wait_seconds
+            if wait is None:
+                wait = min(_FIRST_WAIT_SECONDS * 2 ** (attempt - 1), _LONGEST_WAIT_SECONDS)
+            elif wait > _LONGEST_RETRY_AFTER_SECONDS:
+                raise EvaluationError(
+                    f"{self._place} wants us to wait {wait:.0f} s ({found.reason}): run the same command again then."
+                )
+            self._sleep(wait)
+            if self._stopping.is_set():
+                raise EvaluationError(f"stopped while waiting for {self._place}.")
+            attempt += 1
 
-    def _wait(self, attempt: int, failure: _Again) -> None:
-        doubled = min(_FIRST_WAIT_SECONDS * 2 ** (attempt - 1), _LONGEST_WAIT_SECONDS)
-        if (failure.wait_seconds or 0) > _LONGEST_ASKED_WAIT_SECONDS:
-            raise EvaluationError(
-                f"the judge at {self._url} wants us to wait {failure.wait_seconds:.0f} s ({failure.reason}): run the "
-                "same command again then."
-            )
-        self._sleep(doubled if failure.wait_seconds is None else failure.wait_seconds)
-        if self._stopping.is_set():
-            raise EvaluationError(f"stopped while waiting for the judge at {self._url}.")
+    def _send(self, system: str, question: str, max_tokens: int, alternatives: int) -> Reply | _Retry:
+        """Send a question once, without what the endpoint does not take, and count what that took."""
+        import httpx
+        import openai
 
-    def _adapted(self, body: dict[str, Any], most: Tokens) -> Reply | _Again:
-        """Send a question in the form that the endpoint takes, which its refusals tell."""
-        while True:
-            sent = body
-            for known in _ADAPTATIONS:
-                sent = known.change(sent) if known.field in self._adaptations else sent
-            try:
-                return self._attempt(sent, most)
-            except QuestionRefusedError as refusal:
-                named = [
-                    one.field for one in _ADAPTATIONS if one.field in sent and one.refusal in str(refusal)
-                ]
-                if not named:
-                    raise
-                self._adaptations.add(named[0])
-
-    def _attempt(self, body: dict[str, Any], most: Tokens) -> Reply | _Again:
-        import requests
-
+        sent = [
+            one for one in _OPTIONAL if one not in self._not_taken and (alternatives or one != "logprobs")
+        ]
+        most = most_tokens(system + question, max_tokens)
         self._ledger.reserve(most)
         used = most  # where it is not known whether a request was billed
         try:
-            response = self._session.post(
-                self._url,
-                json=body,
-                timeout=(_CONNECT_SECONDS, self._endpoint.timeout_seconds),
-                allow_redirects=False,  # a redirected POST becomes a GET, or takes the key elsewhere
-                auth=self._sign,  # not a header: requests would put a .netrc entry in its place
+            response = self._client.chat.completions.with_raw_response.create(
+                model=self._endpoint.model,
+                messages=[{"role": "system", "content": system}, {"role": "user", "content": question}],
+                temperature=0 if "temperature" in sent else openai.omit,
+                max_tokens=max_tokens if "max_tokens" in sent else openai.omit,
+                max_completion_tokens=openai.omit if "max_tokens" in sent else max_tokens,
+                logprobs=True if "logprobs" in sent else openai.omit,
+                top_logprobs=alternatives if "logprobs" in sent else openai.omit,
+                extra_headers=self._headers,
             )
             self._reached = True
-            used = Tokens()
-            found = self._read(response)
-            if isinstance(found, Reply):
-                used = found.tokens or most
-            return found
-        except requests.ConnectTimeout:
-            used = Tokens()
-            return self._lost(f"no connection within {_CONNECT_SECONDS:.0f} s", passing=self._reached)
-        except requests.Timeout:
-            return _Again(f"no answer within {self._endpoint.timeout_seconds:g} s (its `timeout`)")
-        except requests.RequestException as error:
-            breaks_off = self._reached or "timed out" in str(error)  # in the middle of an answer
-            used = most if breaks_off else Tokens()
-            return self._lost(_reason(error), passing=breaks_off)
+            reply = self._read(response.parse, response.text)
+            used = reply.tokens or most
+            return reply
+        except openai.APIStatusError as error:
+            self._reached, used = True, Tokens()
+            return self._failure(error, sent)
+        except openai.APIConnectionError as error:
+            cause = error.__cause__ or error
+            if isinstance(cause, httpx.TimeoutException) and not isinstance(cause, httpx.ConnectTimeout):
+                return _Retry(f"no answer within {self._endpoint.timeout_seconds:g} s (its `timeout`)")
+            if not self._reached or isinstance(cause, (httpx.ConnectError, httpx.ConnectTimeout)):
+                used = Tokens()
+            reason = self._clean(str(cause) or type(cause).__name__)
+            if isinstance(cause, httpx.ConnectTimeout):
+                reason = f"no connection within {_CONNECT_SECONDS:.0f} s"
+            if not self._reached:
+                raise EvaluationError(f"{self._place} cannot be reached: {reason}.") from None
+            return _Retry(reason)
         finally:
             self._ledger.settle(most, used)
 
-    def _lost(self, reason: str, *, passing: bool) -> _Again:
-        if not passing:
-            raise EvaluationError(f"the judge at {self._url} cannot be reached: {self._clean(reason)}.")
-        return _Again(self._clean(reason))
-
-    def _sign(self, request: PreparedRequest) -> PreparedRequest:
-        if self._key.value:
-            request.headers["Authorization"] = f"Bearer {self._key.value}"
-        return request
-
-    def _read(self, response: Response) -> Reply | _Again:
-        status = response.status_code
-        if 200 <= status < 300:
-            return self._reply(response)
-        told = self._clean(told_reason(response))
+    def _failure(self, error: APIStatusError, sent: Sequence[str]) -> _Retry:
+        """Return why a question is to be sent again, or raise what stands in the way."""
+        status, body = error.status_code, error.body
+        if isinstance(body, Mapping):
+            body = body.get("message", body.get("detail", body))
+        told = self._clean(str(body or error.response.reason_phrase or "no reason given"))
         if status in _PER_QUESTION:
-            raise QuestionRefusedError(f"the judge at {self._url} refuses the question ({status}: {told}).")
-        if (status in _PASSING or status >= 500) and "insufficient_quota" not in response.text:
-            return _Again(f"{status}: {told}", retry_after(response.headers.get("Retry-After")))
-        raise EvaluationError(
-            f"the judge at {self._url} answers {status} ({told}): {self._advice(status, response)}"
-        )
-
-    def _advice(self, status: int, response: Response) -> str:
-        if status in (401, 403):
-            if not self._key.variable:
-                return f"no key was sent; put it into {KEY_VARIABLES[0]}."
-            return f"the key in {self._key.variable} is not taken."
-        if status == 404:
-            return (
+            named = [one for one in sent if _OPTIONAL[one] in told]
+            if not named:
+                raise QuestionRefusedError(
+                    f"{self._place} refuses the question ({status}: {told})."
+                ) from None
+            self._not_taken.add(named[0])
+            return _Retry(told, counts=False)
+        if (status in _PASSING or status >= 500) and "insufficient_quota" not in error.response.text:
+            return _Retry(f"{status}: {told}", retry_after(error.response.headers.get("Retry-After")))
+        advice = "see what it says, and run the same command again."
+        if status in (401, 403) and self._key.variable:
+            advice = f"the key in {self._key.variable} is not taken."
+        elif status in (401, 403):
+            advice = f"no key was sent; put it into {KEY_VARIABLES[0]}."
+        elif status == 404:
+            advice = (
                 f"either it has no model {self._endpoint.model!r}, or the URL is not what stands before "
                 "/chat/completions, such as https://api.openai.com/v1."
             )
-        if 300 <= status < 400:
-            return (
-                f"it redirects to {self._clean(response.headers.get('Location', 'nowhere'))}; give that URL."
+        elif 300 <= status < 400:
+            target = self._clean(error.response.headers.get("Location", "nowhere"))
+            advice = f"it redirects to {target}; give that URL."
+        raise EvaluationError(f"{self._place} answers {status} ({told}): {advice}") from None
+
+    def _read(self, parse: Callable[[], object], body: str) -> Reply:
+        """Return the reply in a response's body; the openai client does not check that it has the form of its type."""
+        completion: Any = None
+        try:
+            completion = parse()
+            choice = completion.choices[0]
+            text = choice.message.content
+        except (AttributeError, IndexError, TypeError, ValueError) as error:
+            if isinstance(completion, str) or isinstance(error, ValueError):
+                raise EvaluationError(
+                    f"{self._place} answers with what is no JSON: {self._clean(body)!r}; is the URL what "
+                    "stands before /chat/completions?"
+                ) from None
+            raise EvaluationError(
+                f"{self._place} answers without choices[0].message.content: {self._clean(body)!r}."
+            ) from None
+        tokens: Tokens | None = None
+        written: tuple[WrittenToken, ...] = ()
+        with suppress(AttributeError, TypeError, ValueError):  # an endpoint that does not count
+            tokens = Tokens(int(completion.usage.prompt_tokens), int(completion.usage.completion_tokens))
+        with suppress(AttributeError, TypeError, ValueError):  # one that gives none, or in another form
+            written = tuple(
+                WrittenToken(
+                    str(one.token), tuple((str(o.token), float(o.logprob)) for o in one.top_logprobs)
+                )
+                for one in choice.logprobs.content
             )
-        return "see what it says, and run the same command again."
-
-    def _reply(self, response: Response) -> Reply:
-        import requests
-
-        try:
-            content = response.json()
-        except requests.JSONDecodeError:
-            raise EvaluationError(
-                f"the judge at {self._url} answers with what is no JSON: {self._clean(response.text)!r}; is the URL "
-                "what stands before /chat/completions?"
-            ) from None
-        try:
-            choice = content["choices"][0]
-            text = choice["message"]["content"]
-        except (KeyError, IndexError, TypeError):
-            raise EvaluationError(
-                f"the judge at {self._url} answers without choices[0].message.content: "
-                f"{self._clean(response.text)!r}."
-            ) from None
-        served = content.get("model")
+        served = getattr(completion, "model", None)
         return Reply(
             text=text if isinstance(text, str) else "",  # null where a reasoning model used all its tokens
             model=self._clean(served) if isinstance(served, str) else self._endpoint.model,
-            written=written_tokens(choice.get("logprobs")),
-            tokens=tokens_of(content.get("usage")),
+            written=written,
+            tokens=tokens,
         )
 
     def _clean(self, text: str) -> str:
-        """Return a server's words in one line, shortened, without the key and unable to steer a terminal."""
+        """Return a server's words in one line, truncated, without the key and unable to steer a terminal."""
         line = escape_control_characters(" ".join(text.split()))
         if self._key.value:
             line = line.replace(self._key.value, "***")
         return (line if len(line) <= _SHOWN_CHARACTERS else f"{line[:_SHOWN_CHARACTERS]}…").rstrip(".")
-
-
-def most_tokens(messages: Messages, max_tokens: int) -> Tokens:
-    """Return what a question can use at most: no byte-level tokenizer makes more tokens than there are bytes."""
-    read = sum(len(message["content"].encode()) for message in messages)
-    return Tokens(read + _TEMPLATE_TOKENS, max_tokens)
-
-
-def _parts(url: str) -> SplitResult | None:
-    try:
-        parts = urlsplit(url)
-        _ = parts.port  # out of range
-    except ValueError:
-        return None
-    return parts
-
-
-def _without_user(url: str) -> str:
-    return re.sub(r"//[^/@]*@", "//***@", url).partition("?")[0]
-
-
-def _reason(error: Exception) -> str:
-    """Return the innermost cause of a failed connection: what requests wraps around it says no more."""
-    found = re.search(r"\[Errno [-\d]+\] [^'\")]+", str(error))
-    return found[0] if found else f"{type(error).__name__}: {error}"

@@ -2,8 +2,8 @@
 
 AlpacaEval's way: for each instruction a judge sees both outputs and names the better one. The order in which they
 are shown moves judges, so each pair is shown both ways and the preferences are averaged; what the order does is
-reported. Answers are made before (`alpaca_eval_task`), verdicts are kept (`judging.verdict_cache`), and a stopped run
-goes on with the question that it stopped at.
+reported. Answers are made before, verdicts are kept (`verdict_cache`), and a stopped run goes on with the question that
+it stopped at.
 
 Source: Li et al. 2023, AlpacaEval; Zheng et al. 2023, arXiv 2306.05685 (position bias, and both orders against it).
 """
@@ -22,7 +22,13 @@ from lingraft.intervals.macro_mean import Difference, Interval, macro_mean, pair
 from lingraft.judge.budget import Ledger, Prices, Tokens
 from lingraft.judge.client import ChatClient, Endpoint, Key, key_from_environment
 from lingraft.judge.prompt import PROMPT_VERSION, Question, prompt_hash
-from lingraft.judge.runner import Asked, Manner, OnProgress, ask_all
+from lingraft.judge.runner import (
+    OnProgress,
+    RequestOptions,
+    RequestOutcome,
+    count_earlier_answers,
+    request_verdicts,
+)
 from lingraft.judge.verdict_cache import Verdict, open_cache
 from lingraft.records import fingerprint_of
 from lingraft.text.language_tags import ENGLISH
@@ -53,14 +59,14 @@ class Judge:
     Attributes:
         endpoint: Where and which model.
         both_orders: Show each pair both ways, and average; else one way, drawn by the instruction.
-        manner: How each question is put.
-        prices: Of a million tokens; None: cost is not told.
+        options: How each question is put.
+        prices: Of a million tokens; None: cost is not reported.
         budget: What all verdicts of this comparison may cost, those of earlier runs included; None: no limit.
     """
 
     endpoint: Endpoint
     both_orders: bool = True
-    manner: Manner = field(default_factory=Manner)
+    options: RequestOptions = field(default_factory=RequestOptions)
     prices: Prices | None = None
     budget: float | None = None
 
@@ -74,7 +80,7 @@ class Judge:
         return cls(
             Endpoint(choice.url, choice.model, choice.timeout, choice.attempts),
             both_orders=choice.both_orders,
-            manner=Manner(choice.max_tokens, choice.logprobs, choice.at_once),
+            options=RequestOptions(choice.max_tokens, choice.logprobs, choice.at_once),
             prices=None
             if choice.price_in is None or choice.price_out is None
             else Prices(choice.price_in, choice.price_out),
@@ -87,9 +93,9 @@ class Judge:
         The address is part of it: servers of one's own give different models the same name.
         """
         texts = [question.instruction, question.first, question.second]
-        manner = [self.manner.max_tokens, self.manner.logprobs]
+        options = [self.options.max_tokens, self.options.logprobs]
         served = [self.endpoint.url.rstrip("/"), self.endpoint.model]
-        return fingerprint_of([*served, PROMPT_VERSION, *manner, *texts])
+        return fingerprint_of([*served, PROMPT_VERSION, *options, *texts])
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +103,7 @@ class Preference:
     """The judge's preference on one item.
 
     Attributes:
-        task: As `statistics.Scored` asks for it.
+        task: As `macro_mean.Scored` has it.
         language: BCP-47 tag of the instruction.
         cluster: The item: instructions are independent.
         item: Of the answer.
@@ -145,6 +151,35 @@ class Asking:
     uncounted: int
 
 
+@dataclass(frozen=True, slots=True)
+class JudgeDescription:
+    """Which judge gave the verdicts; for the record.
+
+    Attributes:
+        url: The endpoint's.
+        model: As the endpoint was asked for it.
+        answered_as: Models that answered, as the endpoint says.
+        key_from: Environment variable of the key; None: no key was sent.
+        prompt_version: Version of the question's wording.
+        prompt: Its fingerprint.
+        both_orders: See `Judge`.
+        logprobs: See `RequestOptions`.
+        max_tokens: See `RequestOptions`.
+        not_taken: What the endpoint did not take, so that requests went without it.
+    """
+
+    url: str
+    model: str
+    answered_as: tuple[str, ...]
+    key_from: str | None
+    prompt_version: int
+    prompt: str
+    both_orders: bool
+    logprobs: bool
+    max_tokens: int
+    not_taken: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Judged:
     """A model's answers against a reference's.
@@ -160,7 +195,7 @@ class Judged:
         contradictory: Items on which the two orders name different outputs; None as above.
         reference_items: Instructions of the reference; those without an answer were not judged.
         asking: What the verdicts took.
-        judge: Model, endpoint, prompt and settings, for the record; no key.
+        judge: Who gave them.
     """
 
     win_rate: Interval
@@ -171,7 +206,7 @@ class Judged:
     contradictory: int | None
     reference_items: int
     asking: Asking
-    judge: dict[str, Any]
+    judge: JudgeDescription
 
     @property
     def wins(self) -> int:
@@ -204,6 +239,8 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
+    """An answer and the reference's output to the same instruction, which stands in `row` of the reference."""
+
     answer: Output
     reference: Output
     row: int
@@ -212,21 +249,14 @@ class _Pair:
     def is_identical(self) -> bool:
         return self.answer.output == self.reference.output
 
-    def question(self, *, answer_first: bool) -> Question:
-        own, other = self.answer.output, self.reference.output
-        first, second = (own, other) if answer_first else (other, own)
-        return Question(self.answer.instruction, first, second)
-
     def questions(self, *, both_orders: bool) -> dict[bool, Question]:
         """Return the questions of the pair by whether the answer is shown first; none where there is no choice."""
         if self.is_identical:
             return {}
-        drawn = int(fingerprint_of(self.answer.instruction), 16) % 2 == 0
-        return {
-            order: self.question(answer_first=order)
-            for order in (True, False)
-            if both_orders or order == drawn
-        }
+        instruction, own, other = self.answer.instruction, self.answer.output, self.reference.output
+        shown = {True: Question(instruction, own, other), False: Question(instruction, other, own)}
+        drawn = int(fingerprint_of(instruction), 16) % 2 == 0
+        return shown if both_orders else {drawn: shown[drawn]}
 
 
 def judge_answers(
@@ -257,17 +287,18 @@ def judge_answers(
             item has a verdict.
     """
     pairs = _paired(answers, reference)
+    signed_with = key_from_environment() if key is None else key
     shown = [pair.questions(both_orders=judge.both_orders) for pair in pairs]
     questions = {judge.key_of(question): question for both in shown for question in both.values()}
-    key = key_from_environment() if key is None else key
     ledger = Ledger(judge.prices, judge.budget)
-    client = ChatClient(judge.endpoint, key, ledger, connections=judge.manner.at_once, sleep=sleep)
+    client = ChatClient(judge.endpoint, signed_with, ledger, sleep=sleep)
     with open_cache(cache) as kept, client:
-        asked = ask_all(questions, client, kept, ledger, judge.manner, on_progress)
+        count_earlier_answers(questions, kept, ledger, judge.options)
+        outcome = request_verdicts(questions, client, kept, judge.options, on_progress or (lambda *_: None))
         verdicts = {one: kept[one] for one in questions if one in kept}
     judged = [
         _preference(
-            pair, {order: judge.key_of(one) for order, one in both.items()}, verdicts, asked, language
+            pair, {order: judge.key_of(one) for order, one in both.items()}, verdicts, outcome, language
         )
         for pair, both in zip(pairs, shown, strict=True)
     ]
@@ -284,21 +315,41 @@ def judge_answers(
         order_effect=effect,
         contradictory=contradictory,
         reference_items=len(reference),
-        asking=_asking(asked, verdicts, ledger),
-        judge=_described(judge, key, client, verdicts),
+        asking=Asking(
+            verdicts=len(verdicts),
+            new=outcome.new,
+            unparseable=sum(one.first is None for one in verdicts.values()),
+            weighted=sum(one.weighted for one in verdicts.values()),
+            tokens=ledger.used,
+            cost=ledger.cost_of(ledger.used),
+            uncounted=sum(one.tokens is None for one in verdicts.values()),
+        ),
+        judge=JudgeDescription(
+            url=judge.endpoint.url,
+            model=judge.endpoint.model,
+            answered_as=tuple(sorted({one.model for one in verdicts.values()})),
+            key_from=signed_with.variable or None,
+            prompt_version=PROMPT_VERSION,
+            prompt=prompt_hash(),
+            both_orders=judge.both_orders,
+            logprobs=judge.options.logprobs,
+            max_tokens=judge.options.max_tokens,
+            not_taken=client.not_taken,
+        ),
     )
 
 
 def _paired(answers: Sequence[Output], reference: Sequence[Output]) -> list[_Pair]:
-    rows = _by_instruction(reference, "the reference")
-    _by_instruction(answers, "the answers")
+    """Match answers with the reference by the text of the instruction, which must be unique in both."""
+    rows = _rows_by_instruction(reference, "the reference")
+    _rows_by_instruction(answers, "the answers")
     pairs = []
     for answer in answers:
         row = rows.get(answer.instruction)
         if row is None:
             raise EvaluationError(
                 f"the answers: {answer.item}: the reference has no output for its instruction "
-                f"{_shortened(answer.instruction)}; is it the reference that was answered?"
+                f"{_truncated(answer.instruction)}; is it the reference that was answered?"
             )
         pairs.append(_Pair(answer, reference[row], row))
     if not pairs:
@@ -306,33 +357,37 @@ def _paired(answers: Sequence[Output], reference: Sequence[Output]) -> list[_Pai
     return pairs
 
 
-def _by_instruction(outputs: Sequence[Output], whose: str) -> dict[str, int]:
+def _rows_by_instruction(outputs: Sequence[Output], whose: str) -> dict[str, int]:
     rows: dict[str, int] = {}
     for row, one in enumerate(outputs):
         if one.instruction in rows:
             earlier = outputs[rows[one.instruction]].item
             raise EvaluationError(
-                f"{whose}: {one.item}: has the instruction of {earlier}, {_shortened(one.instruction)}; keep one."
+                f"{whose}: {one.item}: has the instruction of {earlier}, {_truncated(one.instruction)}; keep one."
             )
         rows[one.instruction] = row
     return rows
 
 
-def _shortened(text: str) -> str:
+def _truncated(text: str) -> str:
     return repr(text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…")
 
 
 def _preference(
-    pair: _Pair, keys: Mapping[bool, str], verdicts: Mapping[str, Verdict], asked: Asked, language: str
+    pair: _Pair,
+    keys: Mapping[bool, str],
+    verdicts: Mapping[str, Verdict],
+    outcome: RequestOutcome,
+    language: str,
 ) -> Preference | str:
     """Return the preference on a pair, or why there is none: with one order alone the order would count."""
-    found: dict[bool, float] = {}
+    found: dict[bool, float] = {}  # by whether the answer is shown first
     for answer_first, key in keys.items():
-        if key in asked.refused:
-            return f"{pair.answer.item}: {asked.refused[key].rstrip('.')}"
+        if key in outcome.refused:
+            return f"{pair.answer.item}: {outcome.refused[key].rstrip('.')}"
         first = verdicts[key].first
         if first is None:
-            return f"{pair.answer.item}: the verdict {_shortened(verdicts[key].text)} names neither A nor B"
+            return f"{pair.answer.item}: the verdict {_truncated(verdicts[key].text)} names neither A nor B"
         found[answer_first] = first if answer_first else 1 - first
     return Preference(
         task=ALPACA_EVAL,
@@ -359,30 +414,3 @@ def _order_effect(preferences: Sequence[Preference]) -> tuple[Difference | None,
         return None, None
     effect = paired_difference([second for _, second in shown], [first for first, _ in shown])
     return effect, sum((first.score - 0.5) * (second.score - 0.5) < 0 for first, second in shown)
-
-
-def _asking(asked: Asked, verdicts: Mapping[str, Verdict], ledger: Ledger) -> Asking:
-    return Asking(
-        verdicts=len(verdicts),
-        new=asked.new,
-        unparseable=sum(one.first is None for one in verdicts.values()),
-        weighted=sum(one.weighted for one in verdicts.values()),
-        tokens=ledger.used,
-        cost=ledger.cost_of(ledger.used),
-        uncounted=sum(one.tokens is None for one in verdicts.values()),
-    )
-
-
-def _described(judge: Judge, key: Key, client: ChatClient, verdicts: Mapping[str, Verdict]) -> dict[str, Any]:
-    return {
-        "url": judge.endpoint.url,
-        "model": judge.endpoint.model,
-        "answered_as": sorted({one.model for one in verdicts.values()}),
-        "key_from": key.variable or None,
-        "prompt_version": PROMPT_VERSION,
-        "prompt": prompt_hash(),
-        "both_orders": judge.both_orders,
-        "logprobs": judge.manner.logprobs,
-        "max_tokens": judge.manner.max_tokens,
-        "not_taken": list(client.adaptations),
-    }

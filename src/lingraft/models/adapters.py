@@ -64,7 +64,7 @@ def open_weights(name: str, adapter_base: str | None = None) -> WeightReader:
 
 
 def load_merged(
-    name: str, *, dtype: torch.dtype = torch.float32
+    name: str, *, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model to run it, with its tokenizer: a folder, hub id, `embedded:NAME`, or the folder of a LoRA adapter.
 
@@ -75,7 +75,8 @@ def load_merged(
     """
     folder = Path(name).expanduser()
     if not (folder / ADAPTER_CONFIG).is_file():
-        return load_model(name, dtype=dtype), load_tokenizer(name)
+        model = load_model(name, dtype=dtype, trust_remote_code=trust_remote_code)
+        return model, load_tokenizer(name, trust_remote_code=trust_remote_code)
     adapted = AdaptedReader(folder)  # refuses what does not fit
     base = adapted.base_folder
     model = _merge(load_model(base), adapted, dtype)

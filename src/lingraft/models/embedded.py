@@ -7,7 +7,6 @@ Q4_1). It is dequantised to float32, so its figures are close to, but not, the p
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lingraft.errors import ModelError, did_you_mean
-from lingraft.records import hash_file
+from lingraft.records import cache_folder, hash_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -68,7 +67,7 @@ def embedded_folder(name: str) -> Path:
         raise ModelError(f"{name!r} is not an embedded model. {did_you_mean(name, EMBEDDED)}")
     model = EMBEDDED[name]
     packed = _packed_file(name, model)
-    folder = _cache_folder() / "models" / f"{name}-{hash_file(packed)[:16]}-{model.conversion}"
+    folder = cache_folder() / "models" / f"{name}-{hash_file(packed)[:16]}-{model.conversion}"
     if not folder.is_dir():
         _unpack(packed, folder)
     return folder
@@ -84,13 +83,6 @@ def _packed_file(name: str, model: EmbeddedModel) -> Path:
             f"Run: {model.install}"
         )
     return found[0]
-
-
-def _cache_folder() -> Path:
-    if given := os.environ.get("LINGRAFT_CACHE"):
-        return Path(given)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "lingraft"
 
 
 def _unpack(packed: Path, folder: Path) -> None:

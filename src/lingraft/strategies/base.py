@@ -326,14 +326,14 @@ def check_plan(
         )
 
 
-def count_frozen_masks(
-    model: PreTrainedModel, trainable: Collection[str], cells: Mapping[str, Tensor]
+def count_masked(
+    model: PreTrainedModel, trainable: Collection[str], frozen_mask: Mapping[str, Tensor]
 ) -> int:
-    """Return how many numbers of parameters that train are frozen all the same."""
+    """Return how many parameters a frozen mask keeps inside of the tensors that train."""
     return sum(
-        int(cells[name].expand(parameter.shape).sum())
+        int(frozen_mask[name].expand(parameter.shape).sum())
         for name, parameter in model.named_parameters()
-        if name in trainable and name in cells
+        if name in trainable and name in frozen_mask
     )
 
 

@@ -11,11 +11,12 @@ from lingraft.contamination.items import evaluation_texts
 from lingraft.contamination.overlap import CHARACTERS, WORDS, TaskOverlap, overlap
 from lingraft.data.example import Example
 from lingraft.data.worldbook import VERSION as WORLDBOOK_VERSION
-from lingraft.evaluate.tasks import task_identities
+from lingraft.evaluate.loading import task_identities
 from lingraft.records import fingerprint_of, read_json, write_json_atomically
+from lingraft.stage import libraries
 from lingraft.study.events import Watcher
 from lingraft.study.materials import DataSet, Materials
-from lingraft.study.stages import EVALUATION_SPLIT, libraries
+from lingraft.study.stages.evaluate import EVALUATION_SPLIT
 from lingraft.study.store import Store
 
 _TOLD_EVERY = 1000  # rows

@@ -8,8 +8,9 @@ from lingraft.config.schema import PathStep, Study
 from lingraft.similarity.encoders import Encoder
 from lingraft.strategies.composition import build
 from lingraft.study.grid import Cell
-from lingraft.study.materials import Materials, training_identity
+from lingraft.study.materials import Materials
 from lingraft.study.measures import cell_pairs, set_of, unknown_to
+from lingraft.study.stages.job import training_identity
 
 Key = tuple[object, ...]
 

@@ -11,10 +11,10 @@ from lingraft.evaluate.common_items import common_items
 from lingraft.evaluate.forgetting import Taught, ability_matrix, loss_matrix
 from lingraft.evaluate.held_out import item_of, read_losses
 from lingraft.evaluate.predictions import read_predictions
+from lingraft.stage import FinishedStage
 from lingraft.study.grid import Cell
 from lingraft.study.materials import Materials
-from lingraft.study.stages import HELD_OUT, PREDICTIONS
-from lingraft.study.store import Stage
+from lingraft.study.stages.evaluate import HELD_OUT, PREDICTIONS
 from lingraft.text.language_tags import ENGLISH
 
 
@@ -28,11 +28,11 @@ class PhaseEnd:
     """
 
     name: str
-    evaluation: Stage
+    evaluation: FinishedStage
 
 
 def forgetting_of(
-    study: Study, materials: Materials, cell: Cell, ends: Sequence[PhaseEnd], base: Stage | None
+    study: Study, materials: Materials, cell: Cell, ends: Sequence[PhaseEnd], base: FinishedStage | None
 ) -> dict[str, Any]:
     """Return both matrices of a cell as JSON: `ability`, and `bits_per_character` of held-out answers.
 

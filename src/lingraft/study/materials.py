@@ -15,25 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from lingraft.config.schema import PLAIN, DataSource, PathStep, PhaseData, StrategyChoice, Study
+from lingraft.config.schema import DataSource, PathStep, PhaseData, Study
 from lingraft.data.example import UNDETERMINED_LANGUAGE, Example
 from lingraft.data.example_table import columns_of, select, share_a_group
 from lingraft.data.sources import DataSplit, LoadedData, draw_rows, hold_out, load_data, split_data
 from lingraft.data.tokenizer_cost import cost_warnings, language_costs
 from lingraft.errors import ConfigError, LingraftError, ModelError, StrategyError
 from lingraft.evaluate.held_out import item_of
-from lingraft.models.loading import (
-    check_model,
-    load_tokenizer,
-    model_content_hash,
-    model_folder,
-    parameter_names,
-    stated_rows,
-)
+from lingraft.models.loading import load_tokenizer, parameter_names, stated_rows
 from lingraft.models.token_ids import check_token_ids, unknown_words
 from lingraft.records import fingerprint_of
 from lingraft.representation.prompts import Prompt, prompts_of, read_prompts
-from lingraft.strategies.base import Need, Strategy
+from lingraft.stage import GivenModel, given_model
+from lingraft.strategies.base import Need
 from lingraft.strategies.composition import Composition, build
 from lingraft.study.events import Watcher
 from lingraft.study.grid import Cell, cells_of, trained_phases
@@ -126,15 +120,6 @@ class Drawn:
 
 
 @dataclass(frozen=True)
-class Model:
-    """A model that is not trained here: the base, or a checkpoint that stands for Phase 1."""
-
-    name: str
-    folder: Path
-    identity: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class Materials:
     """All that the stages draw from.
 
@@ -152,8 +137,8 @@ class Materials:
     data: dict[tuple[str, str], DataSet]
     english: dict[str, DataSet]
     instructions: DataSet | None
-    base: Model | None
-    checkpoint: Model | None
+    base: GivenModel | None
+    checkpoint: GivenModel | None
     languages: tuple[str, ...]
     cells: tuple[Cell, ...]
     given_prompts: tuple[Prompt, ...] = ()
@@ -296,8 +281,9 @@ def gather(study: Study, base_folder: Path, watcher: Watcher | None = None) -> M
     if first.instructions is not None:
         instructions = read(first.name, first.instructions, 0, answered=False)
         _check_language(f"{study.name}: phase {first.name!r}, instructions", instructions)
-    base = None if study.model is None else _find(study.model, study.trust_remote_code)
-    checkpoint = None if first.checkpoint is None else _find(first.checkpoint, study.trust_remote_code)
+    find = partial(given_model, trust_remote_code=study.trust_remote_code)
+    base = None if study.model is None else find(study.model)
+    checkpoint = None if first.checkpoint is None else find(first.checkpoint)
     check_named_parts(cells, checkpoint or base, trust_remote_code=study.trust_remote_code)
     return Materials(
         data=data,
@@ -413,7 +399,7 @@ def check_strategies(study: Study, cells: tuple[Cell, ...]) -> None:
         raise ConfigError("\n".join(problems))
 
 
-def check_named_parts(cells: tuple[Cell, ...], start: Model | None, *, trust_remote_code: bool) -> None:
+def check_named_parts(cells: tuple[Cell, ...], start: GivenModel | None, *, trust_remote_code: bool) -> None:
     """Check that the model that all phases train has the layers, modules and ends that strategies name.
 
     Raises:
@@ -455,24 +441,6 @@ def _missing(study: Study, cell: Cell, index: int, composition: Composition) -> 
     return [f"{advice[need]}." for need in sorted(composition.needs) if lacks[need]]
 
 
-def training_identity(choice: StrategyChoice) -> list[dict[str, Any]]:
-    """Return what decides a choice's training besides training options: kinds and all options, defaults included.
-
-    What only combines models afterwards is not among it, so that a sweep of it trains once, as plain does.
-    """
-    parts = [part for part in build(choice).parts if not part.combines and part.kind != PLAIN]
-    return [_part_identity(part) for part in parts] or [{"kind": PLAIN, "options": {}}]
-
-
-def combination_identity(choice: StrategyChoice) -> list[dict[str, Any]]:
-    """Return what decides how a choice's final model is combined of two; empty: it is the trained one."""
-    return [_part_identity(part) for part in build(choice).parts if part.combines]
-
-
-def _part_identity(part: Strategy) -> dict[str, Any]:
-    return {"kind": part.kind, "options": dict(part.identity)}
-
-
 def _read(
     name: str,
     source: DataSource,
@@ -484,12 +452,6 @@ def _read(
     on_progress = partial(watcher.preparing, f"read {source.source}")
     loaded = load_data(source, base_folder=base_folder, on_progress=on_progress, answered=answered)
     return DataSet(name, source, loaded, hold_out(loaded, held_out), held_out)
-
-
-def _find(name: str, trust_remote_code: bool) -> Model:
-    folder = model_folder(name, trust_remote_code=trust_remote_code)
-    check_model(name, folder, trust_remote_code=trust_remote_code)
-    return Model(name, folder, {"weights": model_content_hash(folder)})
 
 
 def _languages(study: Study, data: dict[tuple[str, str], DataSet]) -> tuple[str, ...]:

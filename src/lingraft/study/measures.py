@@ -10,13 +10,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lingraft.config.schema import Study
+from lingraft.measures.base import Instructions
+from lingraft.measures.des import Similarity
+from lingraft.measures.drift import StatesDrift
+from lingraft.measures.mpd import Difference
 from lingraft.similarity.embedding_similarity import unknown_languages
 from lingraft.similarity.encoders import Encoder, load_encoder
+from lingraft.stage import FinishedStage, Model
 from lingraft.study.events import Watcher
+from lingraft.study.execute import Executor
 from lingraft.study.grid import Cell
 from lingraft.study.materials import DataSet, Materials
-from lingraft.study.stages import ModelReference, Stages
-from lingraft.study.store import Stage
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,8 @@ class Steps:
         reason: Why `from_phase_one` cannot be taken; None: it is, or there is nothing to take.
     """
 
-    from_previous: Stage | None
-    from_phase_one: Stage | None
+    from_previous: FinishedStage | None
+    from_phase_one: FinishedStage | None
     reason: str | None = None
 
     def figures(self, key: str) -> dict[str, float | None]:
@@ -45,10 +49,12 @@ NOT_TAKEN = Steps(None, None)
 class Measures:
     """Takes DES and MPD for the cells of one study, each pair once."""
 
-    def __init__(self, study: Study, materials: Materials, stages: Stages, encoder: Encoder | None) -> None:
+    def __init__(
+        self, study: Study, materials: Materials, executor: Executor, encoder: Encoder | None
+    ) -> None:
         self._study = study
         self._materials = materials
-        self._stages = stages
+        self._executor = executor
         self._encoder = encoder
 
     @property
@@ -73,9 +79,7 @@ class Measures:
             previous = own
         return found
 
-    def distances(
-        self, cell: Cell, phase_one: ModelReference, models: Sequence[ModelReference]
-    ) -> list[Steps]:
+    def distances(self, cell: Cell, phase_one: Model, models: Sequence[Model]) -> list[Steps]:
         """Return MPD of each trained phase of a cell.
 
         Args:
@@ -89,19 +93,22 @@ class Measures:
         previous = None if self._materials.checkpoint is None or cell.is_mixed else phase_one
         for number, model in enumerate(models):
             place = f"{cell.label}, phase {number + 1} of {len(models)}" if len(models) > 2 else cell.label
-            step = None if previous is None else self._distance(f"step to {place}", previous, model)
-            last: Stage | None = None
+            step = None if previous is None else self.distance(f"step to {place}", previous, model)
+            last: FinishedStage | None = None
             if not (number == 0 and self._materials.checkpoint is None and not cell.is_mixed):
-                last = self._distance(f"from phase one to {place}", phase_one, model)
+                last = self.distance(f"from phase one to {place}", phase_one, model)
             found.append(Steps(step, last))
             previous = model
         return found
 
-    def drift(self, cell: Cell, phase_one: ModelReference, last: ModelReference) -> Stage | None:
+    def drift(self, cell: Cell, phase_one: Model, last: Model) -> FinishedStage | None:
         """Return the drift of the hidden states from Phase 1 to the cell's last model; None: it is not measured."""
         if "drift" not in self._study.measures:
             return None
-        return self._stages.drift(f"to {cell.label}", phase_one, last, self._materials.prompts)
+        trust = self._study.trust_remote_code
+        return self._executor.make(
+            StatesDrift(f"to {cell.label}", phase_one, last, self._materials.prompts, trust)
+        )
 
     def _sets(self, cell: Cell) -> tuple[DataSet | None, list[DataSet]]:
         """Return the set of Phase 1's instructions, if known, and those of the trained phases."""
@@ -119,16 +126,20 @@ class Measures:
             )
         return None if self._encoder is None else unknown_to(self._encoder, (first, second))
 
-    def _similarity(self, first: DataSet | None, second: DataSet, seed: int) -> Stage | None:
+    def _similarity(self, first: DataSet | None, second: DataSet, seed: int) -> FinishedStage | None:
         if first is None or self._encoder is None or self._reason(first, second) is not None:
             return None
-        one, other = ((s.split(seed).train, {**s.identity, "seed": seed}) for s in (first, second))
+        one, other = (
+            Instructions(s.name, s.split(seed).train, {**s.identity, "seed": seed}, s.languages)
+            for s in (first, second)
+        )
         label = f"{first.name} and {second.name}"
         label = label if len(self._study.seeds) == 1 else f"{label} (seed {seed})"
-        return self._stages.similarity(label, one, other, self._encoder)
+        return self._executor.make(Similarity(label, one, other, self._encoder))
 
-    def _distance(self, label: str, first: ModelReference, second: ModelReference) -> Stage:
-        return self._stages.difference(label, first, second)
+    def distance(self, label: str, first: Model, second: Model) -> FinishedStage:
+        """Return MPD of two models."""
+        return self._executor.make(Difference(label, first, second, self._study.trust_remote_code))
 
 
 def compared_sets(study: Study, materials: Materials) -> list[tuple[DataSet, DataSet]]:

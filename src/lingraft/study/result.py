@@ -102,7 +102,7 @@ class TrainingCounts:
         supervised_tokens: Tokens that the loss is taken over.
         trainable_parameters: Parameters that training could change; tied ones count once.
         frozen_parameters: Those that it could not.
-        frozen_mask: Parameters frozen by a mask inside of tensors that train.
+        masked_parameters: Parameters frozen by a mask inside of tensors that train.
     """
 
     data: tuple[DataCounts, ...]
@@ -123,7 +123,7 @@ class TrainingCounts:
     supervised_tokens: int
     trainable_parameters: int
     frozen_parameters: int
-    frozen_mask: int
+    masked_parameters: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,24 +16,25 @@ from lingraft.config.schema import PLAIN, PathStep, Phase, StrategyChoice, Strat
 from lingraft.data.encodings import discard_encodings
 from lingraft.data.example_table import joined
 from lingraft.errors import ConfigError, LingraftError, ModelError, did_you_mean
+from lingraft.evaluate.checks import check_tasks
 from lingraft.evaluate.common_items import CommonItems, common_items, unpaired_sentence
 from lingraft.evaluate.predictions import read_predictions
 from lingraft.evaluate.scores import differences, differences_over_seeds
-from lingraft.evaluate.suites import language_notes, resolve_suites
-from lingraft.evaluate.tasks import check_tasks
+from lingraft.evaluate.selection import language_notes, resolve_suites
 from lingraft.models.compute import compute_for, device_name
 from lingraft.models.vllm import check_vllm
 from lingraft.records import from_json, write_json_atomically
+from lingraft.stage import CHECKPOINT, FinishedStage, MadeModel, Model
 from lingraft.strategies.composition import build
 from lingraft.study.contamination import tell_contamination
 from lingraft.study.counting import Key, count_stages, mixed_key, needed_keys, prepare_keys, train_key
 from lingraft.study.events import Watcher
+from lingraft.study.execute import Executor
 from lingraft.study.forgetting import PhaseEnd, forgetting_of
 from lingraft.study.grid import Cell
 from lingraft.study.materials import (
     DataSet,
     Materials,
-    Model,
     check_added_tokens,
     gather,
     past_rows,
@@ -41,8 +42,13 @@ from lingraft.study.materials import (
 )
 from lingraft.study.measures import Measures, Steps, des_encoder
 from lingraft.study.result import FORMAT, StudyResult
-from lingraft.study.stages import CHECKPOINT, PREDICTIONS, ModelReference, Stages, TrainingJob
-from lingraft.study.store import Stage, Store
+from lingraft.study.stages.combine import Combine
+from lingraft.study.stages.evaluate import PREDICTIONS, Evaluate, Questions, questions
+from lingraft.study.stages.job import TrainingJob
+from lingraft.study.stages.prepare import Prepare
+from lingraft.study.stages.train import Train
+from lingraft.study.store import Store
+from lingraft.train.phase import with_resolved_precision
 from lingraft.train.processes import Processes
 
 RESULT = "result.json"
@@ -95,12 +101,17 @@ def run_study(
     costs = tell_costs(materials, watcher, trust_remote_code=study.trust_remote_code)
     with Store(folder) as store:
         save_study(study, folder / "study.yaml")
-        stages = Stages(
-            store, watcher, base_folder, trust_remote_code=study.trust_remote_code, processes=processes
-        )
-        measures = Measures(study, materials, stages, encoder)
+        executor = Executor(store, watcher)
+        measures = Measures(study, materials, executor, encoder)
         contamination = tell_contamination(study, materials, store, base_folder, watcher)
-        runner = _Runner(study, materials, stages, measures, watcher)
+        asked = questions(
+            evaluation,
+            materials.languages,
+            materials.held_out,
+            base_folder=base_folder,
+            cache=store.cache,
+        )
+        runner = _Runner(study, materials, executor, measures, watcher, asked, processes)
         watcher.study_started(count_stages(study, materials, encoder))
         result = runner.run(folder) | {
             "tokenizer_cost": costs,
@@ -150,11 +161,11 @@ class _Trained:
     """A trained phase of a cell."""
 
     step: PathStep
-    stage: Stage
-    made: Stage  # holds the phase's final model: the training, or the combination that follows
-    prepared: tuple[Stage, ...]
-    model: ModelReference
-    evaluation: Stage
+    stage: FinishedStage
+    made: FinishedStage  # holds the phase's final model: the training, or the combination that follows
+    prepared: tuple[FinishedStage, ...]
+    model: Model
+    evaluation: FinishedStage
 
 
 @dataclass(frozen=True)
@@ -162,23 +173,25 @@ class _PhaseOne:
     """Phase 1 of a cell: what its differences are taken from. `step` is None for a checkpoint."""
 
     step: PathStep | None
-    model: ModelReference
-    evaluation: Stage
+    model: Model
+    evaluation: FinishedStage
 
 
 @dataclass
 class _Runner:
     study: Study
     materials: Materials
-    stages: Stages
+    executor: Executor
     measures: Measures
     watcher: Watcher
-    _made: dict[Key, list[Stage]] = field(default_factory=dict)
+    questions: Questions
+    processes: Processes
+    _made: dict[Key, list[FinishedStage]] = field(default_factory=dict)
     _kept: set[str] = field(default_factory=set)
-    _base: Stage | None = None
+    _base: FinishedStage | None = None
     _base_reason: str | None = None
     _phase_ones: dict[str, dict[str, Any]] = field(default_factory=dict)
-    _compared: dict[tuple[str, str], list[tuple[Stage, Stage]]] = field(default_factory=dict)
+    _compared: dict[tuple[str, str], list[tuple[FinishedStage, FinishedStage]]] = field(default_factory=dict)
 
     def run(self, folder: Path) -> dict[str, Any]:
         self._evaluate_base()
@@ -227,7 +240,7 @@ class _Runner:
         if self.materials.base is None:
             return
         try:
-            self._base = self._evaluate("base", _reference(self.materials.base))
+            self._base = self._evaluate("base", self.materials.base)
         except ModelError:  # every cell starts from a model that cannot be used
             raise
         except Exception as error:  # as for a cell: the others go on
@@ -248,7 +261,7 @@ class _Runner:
         for key in self._made.keys() - needed:
             for stage in self._made.pop(key):
                 if stage.fingerprint not in kept:
-                    self.stages.discard(stage)
+                    self.executor.store.discard(stage)
 
     def _attempt(self, cell: Cell) -> dict[str, Any]:
         entry: dict[str, Any] = {
@@ -351,13 +364,13 @@ class _Runner:
         }
         self._phase_ones.setdefault(phase_one.evaluation.fingerprint, entry)
 
-    def _start(self) -> ModelReference:
+    def _start(self) -> Model:
         start = self.materials.checkpoint or self.materials.base
         if start is None:
             raise LingraftError("the study has neither a base model nor a checkpoint.")
-        return _reference(start)
+        return start
 
-    def _train_step(self, cell: Cell, index: int, parent: ModelReference) -> _Trained:
+    def _train_step(self, cell: Cell, index: int, parent: Model) -> _Trained:
         step = cell.steps[index]
         data = self._data(step)
         taken = past_rows(self.study, index, step)
@@ -375,7 +388,7 @@ class _Runner:
         job = replace(
             job,
             counts=[*job.counts, *([] if english is None else [english.counts])],
-            base=None if base is None else _reference(base),
+            base=base,
             previous_data=() if old is None else old.rows,
             english=() if english is None else english.rows,
             replay_data={
@@ -416,7 +429,7 @@ class _Runner:
         )
 
     def _job(
-        self, label: str, step: PathStep, sets: Sequence[DataSet], parent: ModelReference, seed: int
+        self, label: str, step: PathStep, sets: Sequence[DataSet], parent: Model, seed: int
     ) -> TrainingJob:
         """Describe the training of one step on the union of `sets`, with nothing to replay."""
         drawn = [self.materials.drawn(one, seed) for one in sets]
@@ -429,19 +442,31 @@ class _Runner:
             choice=step.strategy,
             training=_training(self.study, self._phase(step.phase), step.strategy),
             seed=seed,
+            trust_remote_code=self.study.trust_remote_code,
         )
 
     def _train_and_evaluate(
         self, step: PathStep, job: TrainingJob, key: Key, states: Mapping[str, Key]
     ) -> _Trained:
         """Train, combine and evaluate; `key` is the training's, `states` those of what its strategies prepare."""
-        stage, model = self.stages.train(job)
-        made = stage
+        job = replace(job, training=with_resolved_precision(job.training))
+        composition = job.composition
+        prepares = {
+            part.kind: Prepare(f"{part.kind} for {job.label}", job, part)
+            for part in composition.parts
+            if part.preparation is not None
+        }
+        train = Train(job.label, job, prepares, self.processes)
+        stage = made = self.executor.make(train)
+        model = MadeModel(train, job.parent.parameters)
         self._remember_made(key, stage)
-        if build(job.choice).combines:
-            made, model = self.stages.combine(job, model)
+        if composition.combines:
+            combine = Combine(job.label, job, model)
+            made = self.executor.make(combine)
+            model = MadeModel(combine, job.parent.parameters)
             self._remember_made(key, made)
-        prepared = self.stages.preparations(job)
+        found = {kind: self.executor.store.find(prepare) for kind, prepare in prepares.items()}
+        prepared = {kind: state for kind, state in found.items() if state is not None}
         for kind, state in prepared.items():
             self._remember_made(states[kind], state)
         evaluation = self._evaluate(job.label, model)
@@ -451,26 +476,27 @@ class _Runner:
         """Note what stays under `keep: final`: a phase's final model, and the states that its strategies prepared."""
         self._kept.update(stage.fingerprint for stage in (one.made, *one.prepared))
 
-    def _remember_made(self, key: Key, stage: Stage) -> None:
+    def _remember_made(self, key: Key, stage: FinishedStage) -> None:
         stages = self._made.setdefault(key, [])
         if stage.fingerprint not in {one.fingerprint for one in stages}:
             stages.append(stage)
 
-    def _evaluate(self, label: str, model: ModelReference) -> Stage:
-        return self.stages.evaluate(
-            label, model, self.study.evaluate, self.materials.languages, self.materials.held_out
-        )
+    def _evaluate(self, label: str, model: Model) -> FinishedStage:
+        evaluate = Evaluate(label, model, self.questions, self.study.trust_remote_code)
+        return self.executor.make(evaluate)
 
-    def _pair(self, cell: Cell, phase_one: ModelReference) -> Stage | None:
+    def _pair(self, cell: Cell, phase_one: Model) -> FinishedStage | None:
         """The paper's MPD of a data pair: the base tuned on Phase 1's set against the base tuned on the last set."""
         if "mpd_pair" not in self.study.measures or cell.is_mixed:
             return None
         plain = StrategyChoice(parts=(StrategySpec(kind=PLAIN),))
         step = cell.steps[-1].model_copy(update={"strategy": plain})
         job = self._job(f"base:{step.data}/{PLAIN}", step, [self._data(step)], self._start(), cell.seed)
-        stage, model = self.stages.train(job)
-        self._remember_made(_pair_key(cell), stage)
-        return self.stages.difference(f"pair {cell.label}", phase_one, model)
+        train = Train(
+            job.label, replace(job, training=with_resolved_precision(job.training)), {}, self.processes
+        )
+        self._remember_made(_pair_key(cell), self.executor.make(train))
+        return self.measures.distance(f"pair {cell.label}", phase_one, MadeModel(train))
 
     def _phase(self, name: str) -> Phase:
         return next(phase for phase in self.study.phases if phase.name == name)
@@ -482,13 +508,13 @@ class _Runner:
         return label if len(self.study.seeds) == 1 else f"{label} (seed {seed})"
 
 
-def _common(evaluations: Sequence[Stage]) -> CommonItems:
+def _common(evaluations: Sequence[FinishedStage]) -> CommonItems:
     """Read the models' predictions, on the items that all of them have a score of."""
     read = [read_predictions(one.folder / PREDICTIONS) for one in evaluations]
     return common_items(read, [one.result["tasks"] for one in evaluations])
 
 
-def _predictions_of(evaluation: Stage) -> str:
+def _predictions_of(evaluation: FinishedStage) -> str:
     """Return where an evaluation's answers lie in the run folder, which may be moved."""
     return f"{evaluation.folder.parent.name}/{evaluation.folder.name}/{PREDICTIONS}"
 
@@ -514,7 +540,7 @@ def _phase_entry(one: _Trained, des: Steps, mpd: Steps) -> dict[str, Any]:
     }
 
 
-def _corrected(similarity: Stage | None) -> dict[str, Any] | None:
+def _corrected(similarity: FinishedStage | None) -> dict[str, Any] | None:
     """Return DES without the bias of small sets, and its interval; None: DES is not known."""
     if similarity is None:
         return None
@@ -522,7 +548,7 @@ def _corrected(similarity: Stage | None) -> dict[str, Any] | None:
     return {"value": found["corrected"], "low": found["low"], "high": found["high"], "n": found["n"]}
 
 
-def _training_counts(stage: Stage) -> dict[str, Any]:
+def _training_counts(stage: FinishedStage) -> dict[str, Any]:
     return {key: value for key, value in stage.result.items() if key not in ("losses", "plan")}
 
 
@@ -536,10 +562,6 @@ def _cost(one: _Trained) -> dict[str, Any]:
         "combine_seconds": 0.0 if one.made is one.stage else one.made.seconds,
         "peak_bytes": max([timing["peak_bytes"], *(stage.timing["peak_bytes"] for stage in one.prepared)]),
     }
-
-
-def _reference(model: Model) -> ModelReference:
-    return ModelReference(model.identity, lambda: model.folder)
 
 
 def _training(study: Study, phase: Phase, choice: StrategyChoice) -> Training:

@@ -16,52 +16,18 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from lingraft.errors import LingraftError
-from lingraft.records import fingerprint_of, hash_file, read_json, write_json_atomically
+from lingraft.records import hash_file, read_json, write_json_atomically
+from lingraft.stage import FinishedStage, StageSpec, Work
 
 RECORD = "record.json"
 TIMING = "timing.json"
 _UNLISTED = (RECORD, TIMING, "trackers")  # trackers write times, which two equal runs do not share
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A finished stage.
-
-    Attributes:
-        kind: What it does: train, evaluate, similarity, difference.
-        fingerprint: Hash of all that its result depends on.
-        folder: Where its artefacts lie.
-        result: What it recorded.
-        timing: Seconds and machine figures of the run that made it.
-        reused: Whether it was finished before this run.
-    """
-
-    kind: str
-    fingerprint: str
-    folder: Path
-    result: dict[str, Any]
-    timing: dict[str, Any]
-    reused: bool
-
-    @property
-    def seconds(self) -> float:
-        """Seconds that the stage took when it was made."""
-        return float(self.timing["seconds"])
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a stage's work returns: the compared result, and figures of time and machine beside it."""
-
-    result: dict[str, Any]
-    timing: dict[str, Any]
 
 
 class Store:
@@ -73,7 +39,7 @@ class Store:
         self.cache = folder / "cache"
         self.stages.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(folder / ".lock")
-        self._done: dict[str, Stage] = {}
+        self._done: dict[str, FinishedStage] = {}
         self._failed: dict[str, Exception] = {}
 
     def __enter__(self) -> Store:
@@ -88,69 +54,58 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self._lock.release()
 
-    def find(self, kind: str, inputs: dict[str, Any], *, with_artefacts: bool = False) -> Stage | None:
-        """Return the finished stage for `inputs`, or None.
+    def find(self, stage: StageSpec, *, with_artefacts: bool = False) -> FinishedStage | None:
+        """Return the stage finished, or None.
 
         Args:
-            kind: Kind of the stage.
-            inputs: All that its result depends on.
+            stage: The stage.
             with_artefacts: Also ask for artefacts that `keep` may have discarded.
         """
-        fingerprint = fingerprint_of({"kind": kind, **inputs})
-        stage = self._done.get(fingerprint)
-        if stage is None:
-            stage = _read_stage(kind, fingerprint, self._folder_of(kind, fingerprint))
-            if stage is None:
+        found = self._done.get(stage.fingerprint)
+        if found is None:
+            found = _read_stage(stage, self.folder_of(stage))
+            if found is None:
                 return None
-            self._done[fingerprint] = stage
-        if with_artefacts and any(entry["discarded"] for entry in _artefacts(stage.folder).values()):
+            self._done[stage.fingerprint] = found
+        if with_artefacts and any(entry["discarded"] for entry in _artefacts(found.folder).values()):
             return None
-        return stage
+        return found
 
     def run(
-        self,
-        kind: str,
-        inputs: dict[str, Any],
-        work: Callable[[Path], Work],
-        *,
-        resumable: bool = False,
-        with_artefacts: bool = False,
-    ) -> Stage:
-        """Return the finished stage for `inputs`, doing `work` in its folder if it is not finished yet.
+        self, stage: StageSpec, work: Callable[[Path], Work], *, with_artefacts: bool = False
+    ) -> FinishedStage:
+        """Return the stage finished, doing `work` in its folder if it is not finished yet.
 
         A stage that failed once in this process fails again at once, with the same error.
 
         Args:
-            kind: Kind of the stage.
-            inputs: All that its result depends on, as JSON values.
+            stage: The stage.
             work: Writes artefacts into the folder that it is given and returns the result.
-            resumable: `work` continues from what an interrupted run left in the folder.
             with_artefacts: Discarded artefacts are made again.
         """
-        fingerprint = fingerprint_of({"kind": kind, **inputs})
-        if fingerprint in self._failed:
-            raise self._failed[fingerprint]
-        found = self.find(kind, inputs, with_artefacts=with_artefacts)
+        if stage.fingerprint in self._failed:
+            raise self._failed[stage.fingerprint]
+        found = self.find(stage, with_artefacts=with_artefacts)
         if found is not None:
             return found
-        folder = self._folder_of(kind, fingerprint)
-        discarded = self.find(kind, inputs)  # its record stays until the artefacts are whole again
+        folder = self.folder_of(stage)
+        discarded = self.find(stage)  # its record stays until the artefacts are whole again
         before = {} if discarded is None else _artefacts(folder)
         if discarded is None:
             (folder / RECORD).unlink(missing_ok=True)
-        if folder.exists() and not resumable:
+        if folder.exists() and not stage.resumable:
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            stage = self._finish(kind, fingerprint, folder, inputs, work, before)
+            done = _finish(stage, folder, work, before)
         except Exception as error:
             _release(error)
-            self._failed[fingerprint] = error
+            self._failed[stage.fingerprint] = error
             raise
-        self._done[fingerprint] = stage
-        return stage
+        self._done[stage.fingerprint] = done
+        return done
 
-    def discard(self, stage: Stage) -> None:
+    def discard(self, stage: FinishedStage) -> None:
         """Delete a stage's artefacts but keep its record, which says that they were discarded."""
         record = read_json(stage.folder / RECORD)
         if not all(entry["discarded"] for entry in record["artefacts"].values()):
@@ -160,48 +115,44 @@ class Store:
         for name in record["artefacts"]:
             (stage.folder / name).unlink(missing_ok=True)
 
-    def _folder_of(self, kind: str, fingerprint: str) -> Path:
-        return self.stages / f"{kind}-{fingerprint}"
+    def folder_of(self, stage: StageSpec) -> Path:
+        """Return the folder of a stage."""
+        return self.stages / f"{stage.kind}-{stage.fingerprint}"
 
-    def _finish(
-        self,
-        kind: str,
-        fingerprint: str,
-        folder: Path,
-        inputs: dict[str, Any],
-        work: Callable[[Path], Work],
-        before: dict[str, dict[str, Any]],
-    ) -> Stage:
-        """Do the work and write the record; `before` are the artefacts of the discarded one that is made again."""
-        started = time.monotonic()
-        done = work(folder)
-        artefacts = {
-            str(path.relative_to(folder)): {
-                "bytes": path.stat().st_size,
-                "sha256": hash_file(path),
-                "discarded": False,
-            }
-            for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.relative_to(folder).parts[0] not in _UNLISTED
+
+def _finish(
+    stage: StageSpec, folder: Path, work: Callable[[Path], Work], before: dict[str, dict[str, Any]]
+) -> FinishedStage:
+    """Do the work and write the record; `before` are the artefacts of the discarded one that is made again."""
+    started = time.monotonic()
+    done = work(folder)
+    artefacts = {
+        str(path.relative_to(folder)): {
+            "bytes": path.stat().st_size,
+            "sha256": hash_file(path),
+            "discarded": False,
         }
-        timing = {"seconds": time.monotonic() - started, **done.timing}
-        changed = [
-            name
-            for name in before
-            if name not in artefacts or artefacts[name]["sha256"] != before[name]["sha256"]
-        ]
-        if changed:  # on other threads, another device or another number of processes
-            timing["remade_otherwise"] = changed
-        write_json_atomically(folder / TIMING, timing)
-        record = {
-            "stage": kind,
-            "fingerprint": fingerprint,
-            "inputs": inputs,
-            "result": done.result,
-            "artefacts": artefacts,
-        }
-        write_json_atomically(folder / RECORD, record)
-        return Stage(kind, fingerprint, folder, done.result, timing, reused=False)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.relative_to(folder).parts[0] not in _UNLISTED
+    }
+    timing = {"seconds": time.monotonic() - started, **done.timing}
+    changed = [
+        name
+        for name in before
+        if name not in artefacts or artefacts[name]["sha256"] != before[name]["sha256"]
+    ]
+    if changed:  # on other threads, another device or another number of processes
+        timing["remade_otherwise"] = changed
+    write_json_atomically(folder / TIMING, timing)
+    record = {
+        "stage": stage.kind,
+        "fingerprint": stage.fingerprint,
+        "inputs": stage.inputs,
+        "result": done.result,
+        "artefacts": artefacts,
+    }
+    write_json_atomically(folder / RECORD, record)
+    return FinishedStage(stage.kind, stage.fingerprint, folder, done.result, timing, reused=False)
 
 
 def _release(error: BaseException) -> None:
@@ -222,7 +173,7 @@ def _artefacts(folder: Path) -> dict[str, dict[str, Any]]:
     return artefacts
 
 
-def _read_stage(kind: str, fingerprint: str, folder: Path) -> Stage | None:
+def _read_stage(stage: StageSpec, folder: Path) -> FinishedStage | None:
     """Return the stage in `folder` if its record is there and every kept artefact has its size and hash."""
     try:
         record = read_json(folder / RECORD)
@@ -235,4 +186,4 @@ def _read_stage(kind: str, fingerprint: str, folder: Path) -> Stage | None:
         path = folder / name
         if not path.is_file() or path.stat().st_size != entry["bytes"] or hash_file(path) != entry["sha256"]:
             return None
-    return Stage(kind, fingerprint, folder, record["result"], timing, reused=True)
+    return FinishedStage(stage.kind, stage.fingerprint, folder, record["result"], timing, reused=True)

@@ -1,64 +1,34 @@
-"""Train one phase on several processes: torchrun starts `train.worker` once a process, this module watches them."""
+"""Train one phase in this process or on several: torchrun starts `train.worker` once a process."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import TypeAdapter
 
 from lingraft import errors
-from lingraft.config.schema import StrategyChoice, Training
 from lingraft.errors import ConfigError, LingraftError
 from lingraft.records import read_json, write_json_atomically
-from lingraft.train.phase import PhaseOutcome, Progress
+from lingraft.train.phase import Progress
+from lingraft.train.run import PhasePlan, PhaseTask, TrainedPhase, train_task
 
 TASK = "task.json"
 OUTCOME = "outcome.json"
 FAILURE = "failure.json"
-PROGRESS = "lingraft-progress "  # marks the workers' lines; libraries print others
+LOG = "workers.log"
+SHARDED = "--sharded"
+# What marks the workers' lines; libraries print others.
+PLAN = "lingraft-plan "
+PROGRESS = "lingraft-progress "
 _SHOWN_LINES = 20
 
-
-class PhaseTask(BaseModel):
-    """What the processes need to train a phase; paths are absolute."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    parent: Path
-    """Checkpoint folder that training starts from."""
-    base: Path | None
-    """Checkpoint folder of the base, if a strategy needs it."""
-    choice: StrategyChoice
-    """The strategies; a worker calls their `wrap` and asks for their rules."""
-    states: dict[str, Path]
-    """Folders that strategies prepared, by kind."""
-    trainable: tuple[str, ...]
-    """Names of the parameters that train, of the wrapped model."""
-    training: Training
-    """Resolved options, the precision included: every process must compute in the same."""
-    encoded: Path
-    """Folder of the table of encoded examples."""
-    folder: Path
-    """The stage's folder."""
-    checkpoint: Path
-    """Where the trained model goes."""
-    seed: int
-    """The cell's seed."""
-    sharded: bool
-    """Whether parameters, gradients and optimiser states are divided between the processes (FSDP2)."""
-    trust_remote_code: bool
-    """As in the study."""
-    launcher: int
-    """Id of the process that waits for the workers; they end when it is gone."""
+_PLANS, _PROGRESS, _TRAINED = TypeAdapter(PhasePlan), TypeAdapter(Progress), TypeAdapter(TrainedPhase)
 
 
 @dataclass(frozen=True)
@@ -92,44 +62,88 @@ class Processes:
             )
 
 
-def train_on_processes(
-    task: PhaseTask, processes: int, on_progress: Callable[[Progress], None] | None = None
-) -> PhaseOutcome:
-    """Train a phase on this machine's processes and write its checkpoint.
+def train_on(
+    processes: Processes,
+    task: PhaseTask,
+    *,
+    on_plan: Callable[[PhasePlan], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> TrainedPhase:
+    """Train a phase and write its checkpoint, in this process or on several of this machine.
 
     Args:
+        processes: How many; whatever happens, those that this function starts end with it.
         task: The phase.
-        processes: How many.
+        on_plan: Called once, before training.
         on_progress: Called after every optimiser step.
 
     Raises:
-        LingraftError: What a worker raised, or the last lines that the workers printed where they died.
+        LingraftError: What `train_task` raises here or in a worker, or the last lines that the workers printed where
+            they died.
     """
+    if processes.count == 1:
+        return train_task(task, on_plan=on_plan, on_progress=on_progress)
     task.folder.mkdir(parents=True, exist_ok=True)
     for left in (OUTCOME, FAILURE):
         (task.folder / left).unlink(missing_ok=True)
     write_json_atomically(task.folder / TASK, task.model_dump(mode="json"))
-    log = task.folder / "workers.log"
-    with log.open("wb") as errors_go_here, _torchrun(task, processes, errors_go_here) as lines:
-        for line in lines:
-            if line.startswith(PROGRESS) and on_progress is not None:
-                on_progress(Progress(**json.loads(line.removeprefix(PROGRESS))))
-    outcome = task.folder / OUTCOME
-    if not outcome.exists():
-        raise _failure(task.folder, log)
-    found = read_json(outcome)
-    for done in (OUTCOME, TASK, FAILURE, log.name):
+    # Safe paths: a file of the user's folder must not stand in for a library, nor be run.
+    torchrun = (sys.executable, "-P", "-m", "torch.distributed.run", "--standalone")
+    worker = ("-m", "lingraft.train.worker", str(task.folder / TASK), str(os.getpid()))
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")
+        or str(max(1, torch.get_num_threads() // processes.count)),
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "PYTHONSAFEPATH": "1",
+    }
+    log = task.folder / LOG
+    with (
+        log.open("wb") as errors_go_here,
+        subprocess.Popen(
+            [*torchrun, f"--nproc-per-node={processes.count}", *worker, *([SHARDED] * processes.sharded)],
+            stdout=subprocess.PIPE,
+            stderr=errors_go_here,
+            text=True,
+            env=environment,
+        ) as running,
+    ):
+        assert running.stdout is not None
+        try:
+            for line in running.stdout:
+                if line.startswith(PLAN) and on_plan is not None:
+                    on_plan(_PLANS.validate_json(line.removeprefix(PLAN)))
+                if line.startswith(PROGRESS) and on_progress is not None:
+                    on_progress(_PROGRESS.validate_json(line.removeprefix(PROGRESS)))
+        except BaseException:
+            running.terminate()  # torchrun hands it on to the workers
+            running.wait()  # leaving the block after an interrupt would not
+            raise
+    if not (task.folder / OUTCOME).exists():
+        raise _failure(task.folder)
+    trained = _TRAINED.validate_python(read_json(task.folder / OUTCOME))
+    for done in (OUTCOME, TASK, FAILURE, LOG):
         (task.folder / done).unlink(missing_ok=True)
-    return PhaseOutcome(**{**found, "losses": tuple((step, loss) for step, loss in found["losses"])})
+    return trained
 
 
-def write_outcome(folder: Path, outcome: PhaseOutcome) -> None:
-    """Tell the launcher what the phase did; written last."""
-    write_json_atomically(folder / OUTCOME, asdict(outcome))
+def print_plan(plan: PhasePlan) -> None:
+    """Send the launcher what trains."""
+    print(PLAN + _PLANS.dump_json(plan).decode(), flush=True)
+
+
+def print_progress(progress: Progress) -> None:
+    """Send the launcher where the phase stands."""
+    print(PROGRESS + _PROGRESS.dump_json(progress).decode(), flush=True)
+
+
+def write_outcome(folder: Path, trained: TrainedPhase) -> None:
+    """Leave the launcher what the phase did; written last."""
+    write_json_atomically(folder / OUTCOME, _TRAINED.dump_python(trained, mode="json"))
 
 
 def write_failure(folder: Path, error: Exception) -> None:
-    """Tell the launcher why a worker gave up; the first one knows, the others lost their connection to it."""
+    """Leave the launcher why a worker gave up; the first one knows, the others lost their connection to it."""
     if (folder / FAILURE).exists():
         return
     is_ours = isinstance(error, LingraftError)
@@ -137,44 +151,12 @@ def write_failure(folder: Path, error: Exception) -> None:
     write_json_atomically(folder / FAILURE, {"kind": type(error).__name__, "message": message})
 
 
-@contextmanager
-def _torchrun(task: PhaseTask, processes: int, log: Any) -> Iterator[Iterator[str]]:
-    """Run the workers and yield the lines that they print; whatever happens inside, they end with the block."""
-    # Safe paths: a file of the user's folder must not stand in for a library, nor be run.
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={processes}",
-    ]
-    command += ["-m", "lingraft.train.worker", str(task.folder / TASK)]
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, torch.get_num_threads() // processes))
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": threads,
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
-        "PYTHONSAFEPATH": "1",
-    }
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
-    assert running.stdout is not None
-    try:
-        yield iter(running.stdout)
-        running.wait()
-    finally:
-        if running.poll() is None:
-            running.terminate()  # torchrun hands it on to the workers
-            running.wait()
-        running.stdout.close()
-
-
-def _failure(folder: Path, log: Path) -> LingraftError:
+def _failure(folder: Path) -> LingraftError:
+    """Return the error that a worker left, as the class that it was."""
     try:
         found = read_json(folder / FAILURE)
     except FileNotFoundError:
-        last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_SHOWN_LINES:]
+        last = (folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines()[-_SHOWN_LINES:]
         return LingraftError("the training processes ended without a result:\n" + "\n".join(last))
-    kind = getattr(errors, found["kind"], LingraftError)
-    error: LingraftError = kind(found["message"])
+    error: LingraftError = getattr(errors, found["kind"], LingraftError)(found["message"])
     return error

@@ -1,4 +1,4 @@
-"""AlpacaEval as a task of lm-evaluation-harness: answers to its 805 instructions, which a judge compares afterwards.
+"""AlpacaEval: answers to its 805 instructions, which a judge compares afterwards.
 
 The task generates only; what it scores is whether there is an answer at all. `judge_predictions` puts the judge's
 preferences in the place of that score.
@@ -9,77 +9,35 @@ reference of its first version.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from lingraft.data.files import SUFFIXES, data_suffix
 from lingraft.data.readers import RawRow, read_file
 from lingraft.data.row_fields import RowError, text
 from lingraft.errors import DataError, EvaluationError
+from lingraft.evaluate.own_task import Documents, Options
 from lingraft.evaluate.predictions import Prediction
 from lingraft.judge.hub import hub_file
 from lingraft.judge.runner import OnProgress
 from lingraft.judge.win_rate import ALPACA_EVAL, Judge, Judged, Output, judge_answers
 
-if TYPE_CHECKING:
-    from lm_eval.api.task import ConfigurableTask
-
 HUB_FILE = "alpaca_eval.json"
 ANSWERED = "answered"
 LONGEST_ANSWER = 2048  # tokens; the most common limit of the models on AlpacaEval's public leaderboard
-VERSION = 1.0
 
 
-def alpaca_eval_task(
-    language: str = "en",
-    *,
-    data: Path | None = None,
-    limit: int | None = None,
-    max_new_tokens: int | None = None,
-) -> ConfigurableTask:
-    """Return the harness task that has AlpacaEval's instructions answered, greedily.
-
-    Its only metric, `answered`, is 1 where there is any answer; it says nothing about quality. An evaluation puts the
-    judge's preference in its place.
-
-    Args:
-        language: BCP-47 tag of the instructions; other than English needs `data`.
-        data: Local file of instructions and the reference's outputs; None: from the hub.
-        limit: Items, from the first on; None: all.
-        max_new_tokens: Longest answer; None: 2048.
-
-    Raises:
-        DataError: The file cannot be read, or the hub cannot be reached.
-        EvaluationError: No data are known for the language.
-    """
-    import datasets
-    from lm_eval.api.task import ConfigurableTask
-
-    outputs = reference_outputs(language, data)[:limit]
-    rows = [{"instruction": one.instruction, "output": one.output} for one in outputs]
-    return ConfigurableTask(
-        config={
-            "task": f"{ALPACA_EVAL}/{language}",
-            "custom_dataset": lambda **_: {"test": datasets.Dataset.from_list(rows)},
-            "test_split": "test",
-            "output_type": "generate_until",
-            "doc_to_text": "instruction",
-            "doc_to_target": "output",
-            "process_results": _is_answered,
-            "generation_kwargs": {
-                "until": [],
-                "do_sample": False,
-                "max_gen_toks": max_new_tokens or LONGEST_ANSWER,
-            },
-            "metric_list": [{"metric": ANSWERED, "aggregation": "mean", "higher_is_better": True}],
-            "metadata": {"version": VERSION},
-        }
+def documents(options: Options) -> Documents:
+    """Return AlpacaEval's instructions with the reference's outputs, from the first on; see `reference_outputs`."""
+    outputs = reference_outputs(options.language, options.data)[: options.limit]
+    return Documents(
+        [{"instruction": one.instruction, "output": one.output} for one in outputs], LONGEST_ANSWER
     )
 
 
-def _is_answered(_: dict[str, Any], results: list[str]) -> dict[str, float]:
+def scores(doc: Mapping[str, str], results: Sequence[str]) -> dict[str, float]:  # noqa: ARG001
+    """Return 1 where there is any answer; it says nothing about quality."""
     return {ANSWERED: float(bool(results[0].strip()))}
 
 
@@ -165,7 +123,7 @@ def judge_predictions(
     cache: Path,
     on_progress: OnProgress | None = None,
 ) -> tuple[tuple[Prediction, ...], Judged]:
-    """Let a judge score the predictions of `alpaca_eval_task`.
+    """Let a judge score the predictions of this task.
 
     Args:
         predictions: Of that task alone, in one language.

@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 
 from lingraft.config.schema import Evaluation
 from lingraft.data.chat_template import chat_template
 from lingraft.data.control_tokens import without_marks
 from lingraft.errors import EvaluationError
-from lingraft.evaluate.alpaca_eval_task import judge_predictions
 from lingraft.evaluate.answer_faults import AnswerJudge
 from lingraft.evaluate.answers import AnswerLog, ItemCount, request_key
+from lingraft.evaluate.lm_eval_compat import quiet, run_tasks
+from lingraft.evaluate.loading import file_manager
 from lingraft.evaluate.manifest import Manifest, chat_identity, manifest_of
 from lingraft.evaluate.noise import noise_floor
 from lingraft.evaluate.predictions import Prediction
@@ -34,7 +34,7 @@ from lingraft.evaluate.task_runs import (
     item_of_document,
     template_of,
 )
-from lingraft.evaluate.tasks import file_manager, quiet
+from lingraft.evaluate.tasks.alpaca_eval.task import judge_predictions
 from lingraft.judge.win_rate import Judge, Judged, Output
 from lingraft.records import fingerprint_of
 from lingraft.text.language_tags import ENGLISH
@@ -208,7 +208,6 @@ def _run_harness(
 ) -> dict[str, list[dict[str, Any]]]:
     """Run all tasks in one call, so that the harness batches answers across tasks; return samples by task."""
     from langdetect import DetectorFactory
-    from lm_eval.evaluator import simple_evaluate  # it asks git for the commit of whatever folder we are in
 
     # Seeded here, because the harness's IFEval identifies languages by sampling.
     DetectorFactory.seed = SEEDS["langdetect"]
@@ -219,24 +218,21 @@ def _run_harness(
     for run in runs:
         run.task.set_config("task", run.key)
     try:
-        with quiet(), patch("lm_eval.evaluator.get_git_commit_hash", return_value=None):
-            results = simple_evaluate(
-                model=lm,
-                tasks=[run.task for run in runs],
-                samples={run.key: list(run.documents) for run in runs},
-                apply_chat_template=evaluation.apply_chat_template,
-                bootstrap_iters=0,
-                log_samples=True,
-                task_manager=file_manager(),
-                random_seed=SEEDS["python"],
-                numpy_random_seed=SEEDS["numpy"],
-                torch_random_seed=SEEDS["torch"],
-                fewshot_random_seed=SEEDS["worked_examples"],
-            )
+        return run_tasks(
+            model=lm,
+            tasks=[run.task for run in runs],
+            samples={run.key: list(run.documents) for run in runs},
+            apply_chat_template=evaluation.apply_chat_template,
+            bootstrap_iters=0,
+            log_samples=True,
+            task_manager=file_manager(),
+            random_seed=SEEDS["python"],
+            numpy_random_seed=SEEDS["numpy"],
+            torch_random_seed=SEEDS["torch"],
+            fewshot_random_seed=SEEDS["worked_examples"],
+        )
     finally:
         tokenizer.chat_template = given
-    samples: dict[str, list[dict[str, Any]]] = results["samples"]
-    return samples
 
 
 def _predictions(
@@ -285,7 +281,7 @@ def _count_truncated_prompts(
 
 
 def _prediction(run: Run, sample: dict[str, Any], asked: Mapping[str, Mapping[str, str]]) -> Prediction:
-    from lingraft.evaluate.worldbook_tasks import verdict
+    from lingraft.evaluate.tasks.worldbook.task import verdict
 
     is_generated = run.task.config.output_type == "generate_until"
     # As it was said: a filter may leave a number of it, or nothing.

@@ -1,0 +1,111 @@
+"""Whether an evaluation can be made at all, checked before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lingraft.config.schema import Evaluation, EvaluationTask
+from lingraft.data.worldbook import LANGUAGES
+from lingraft.errors import ConfigError, LingraftError
+from lingraft.evaluate.loading import filter_of, is_local, load_tasks, metric_of
+from lingraft.evaluate.selection import (
+    covered_languages,
+    entries,
+    label_of,
+    repeated_tasks,
+    wanted_languages,
+    worldbook_language,
+)
+from lingraft.evaluate.task_names import WORLDBOOK, is_worldbook, unknown_tasks
+from lingraft.judge.client import key_from_environment
+from lingraft.judge.win_rate import ALPACA_EVAL, Judge
+from lingraft.text.language_tags import ENGLISH
+
+
+def check_tasks(evaluation: Evaluation, base_folder: Path, *, languages: Sequence[str]) -> None:
+    """Check that every named task can be found, before anything is trained.
+
+    Args:
+        evaluation: Its tasks; suites are already resolved (`selection.resolve_suites`).
+        base_folder: What the paths of YAML tasks and data files are relative to.
+        languages: BCP-47 tags of the study's languages besides English.
+
+    Raises:
+        ConfigError: With every problem: an unknown family, task or language, a language that no task covers, a missing
+            file, no judge where one is needed; or the judge's address or key is none.
+    """
+    problems = []
+    if evaluation.judge is not None:
+        Judge.of(evaluation.judge)
+        key_from_environment()
+    for ability, entry in entries(evaluation):
+        problem = name_problem(entry, base_folder)
+        # What the hub must give is loaded when it is evaluated: a finished study is not to need the hub again.
+        if problem is None and not is_worldbook(entry.task) and is_local(entry, base_folder):
+            try:
+                for task in load_tasks(entry, base_folder):
+                    metric_of(entry, task)
+                    filter_of(entry, task)
+            except LingraftError as error:
+                problem = str(error).removeprefix(f"the task {entry.task} ")
+        problem = problem or judge_problem(entry, evaluation)
+        if problem is not None:
+            problems.append(f"evaluate.{ability}: {entry.task}: {problem}")
+    problems += [f"evaluate.{problem}" for problem in repeated_tasks(evaluation, languages)]
+    if not any(problem.startswith("evaluate.language_ability") for problem in problems):
+        problems += _uncovered(evaluation, languages)  # else it may be missing because its task is wrong
+    if not languages:
+        problems.append(
+            "evaluate: the study trains no language other than English, so there is no language ability."
+        )
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def name_problem(entry: EvaluationTask, base_folder: Path) -> str | None:
+    """Return why there is no such task, language or file, None where there is; nothing is loaded.
+
+    Args:
+        entry: The task.
+        base_folder: What its paths are relative to.
+    """
+    unknown = unknown_tasks([entry.task], base_folder)
+    if is_worldbook(entry.task):
+        if unknown or entry.language is None or worldbook_language(entry.language) is not None:
+            return unknown.get(entry.task)
+        return (
+            f"worldbook has no {entry.language!r} (it has {', '.join(LANGUAGES)}); name other tasks for it, with "
+            "`language:`."
+        )
+    if entry.data is not None and not (base_folder / entry.data).is_file():
+        return f"there is no file {entry.data}."
+    return unknown.get(entry.task)
+
+
+def judge_problem(entry: EvaluationTask, evaluation: Evaluation) -> str | None:
+    """Return why a task whose answers a judge scores cannot be had, None where it can."""
+    if entry.task != ALPACA_EVAL or evaluation.judge is not None:
+        return None
+    return (
+        "a judge scores its answers: give its `url` and `model` as `judge` (--judge-url and --judge-model), or leave "
+        f"it out (`without: [{ALPACA_EVAL}]` beside the name of a suite)."
+    )
+
+
+def _uncovered(evaluation: Evaluation, languages: Sequence[str]) -> list[str]:
+    """Return a line for each language of the study that no task covers: another one's score must not stand for it."""
+    covered = covered_languages(evaluation, languages)
+    has = "; ".join(
+        dict.fromkeys(
+            f"{WORLDBOOK} has {', '.join(LANGUAGES)}"
+            if is_worldbook(entry.task) and entry.language is None
+            else f"{label_of(entry)} is in {entry.language or ENGLISH}"
+            for entry in evaluation.language_ability
+        )
+    )
+    return [
+        f"evaluate.language_ability: no task covers {tag!r} ({has}); name one with `language: {tag}`."
+        for tag in wanted_languages("language_ability", evaluation, languages)
+        if tag not in covered
+    ]

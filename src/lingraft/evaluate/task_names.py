@@ -1,0 +1,152 @@
+"""The names that tasks have: worldbook's, suites, tasks of lingraft's own, the harness's, YAML files.
+
+Cheap: nothing here imports torch, and the harness's 14,000 YAML files are parsed once per installation of it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from lingraft.data.worldbook import FAMILIES
+from lingraft.errors import ConfigError, did_you_mean
+from lingraft.evaluate.catalogue import suite
+from lingraft.records import cache_folder, write_text_atomically
+
+TASKS_FOLDER = Path(__file__).resolve().parent / "tasks"
+WORLDBOOK = "worldbook"
+SUITE = "suite:"
+OWN_TASKS = tuple(sorted({path.parent.name for path in TASKS_FOLDER.glob("*/*.yaml")} - {WORLDBOOK}))
+"""Tasks of lingraft's own beside worldbook: the folders of `tasks/`."""
+
+
+@dataclass(frozen=True)
+class HarnessName:
+    """What the harness knows under a name.
+
+    Attributes:
+        kind: TASK, PY_TASK, GROUP or TAG.
+        path: Its YAML file; None: a tag has none.
+        tags: Of a tag, the tasks that have it.
+    """
+
+    kind: str
+    path: str | None
+    tags: tuple[str, ...]
+
+
+def unknown_tasks(names: Iterable[str], base_folder: Path = Path()) -> dict[str, str]:
+    """Return, by name, why there is no such task or suite, with the closest known names.
+
+    No data and no task are loaded.
+
+    Args:
+        names: As a study file writes them under `evaluate`: `worldbook`, `worldbook:FAMILY`, `suite:NAME`, a task of
+            lingraft's own or of the harness, or a YAML file.
+        base_folder: What YAML files are relative to.
+    """
+    found = {name: _problem(name, base_folder) for name in dict.fromkeys(names)}
+    return {name: problem for name, problem in found.items() if problem is not None}
+
+
+def _problem(name: str, base_folder: Path) -> str | None:
+    if name.startswith(SUITE):
+        try:
+            suite(name.removeprefix(SUITE))
+        except ConfigError as error:
+            return str(error)
+        return None
+    if is_worldbook(name):
+        family = name.partition(":")[2]
+        is_known = not family or family in FAMILIES
+        return None if is_known else f"worldbook has no family {family!r}. {did_you_mean(family, FAMILIES)}"
+    if is_task_file(name):
+        return None if (base_folder / name).is_file() else "there is no such file."
+    if name in OWN_TASKS or name in harness_names():
+        return None
+    known = [*OWN_TASKS, *harness_names()]
+    close = difflib.get_close_matches(name, known, n=3)
+    hint = f"Did you mean {', '.join(close)}? " if close else ""
+    return f"is no task of lingraft's own and no harness task. {hint}There are {len(known)} names."
+
+
+def is_worldbook(name: str) -> bool:
+    """Return whether a name is worldbook's or that of a family of it."""
+    return name.partition(":")[0] == WORLDBOOK
+
+
+def is_task_file(name: str) -> bool:
+    """Return whether a task is named by its YAML file."""
+    return name.endswith((".yaml", ".yml"))
+
+
+@cache
+def harness_names() -> dict[str, HarnessName]:
+    """Return all that the harness knows, by name.
+
+    The harness needs ten seconds to find out. So the answer is kept in the user's cache folder, until a file of the
+    harness changes. Of several processes one asks the harness, and the others wait.
+    """
+    from filelock import FileLock
+
+    spec = find_spec("lm_eval")
+    assert spec is not None  # a dependency
+    assert spec.origin is not None
+    root = Path(spec.origin).parent / "tasks"
+    place = hashlib.sha256(str(root).encode()).hexdigest()[:8]
+    path = cache_folder() / f"harness-{place}.json"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            state = _state_of(root)
+            kept = _read(path, state)
+            if kept is None:
+                kept = _ask_harness()
+                content = {"state": state, "names": {name: astuple(one) for name, one in kept.items()}}
+                write_text_atomically(path, json.dumps(content))
+            return kept
+    except OSError:  # no folder that can be written to
+        return _ask_harness()
+
+
+def _state_of(root: Path) -> str:
+    """Return a hash of the names, sizes and times of all files below a folder."""
+    files = [
+        (str(path), found.st_size, found.st_mtime_ns)
+        for folder, _, names in os.walk(root)
+        for path in (Path(folder, name) for name in names if not name.endswith(".pyc"))
+        for found in (path.stat(),)
+    ]
+    return hashlib.sha256(repr(sorted(files)).encode()).hexdigest()
+
+
+def _read(path: Path, state: str) -> dict[str, HarnessName] | None:
+    """Return the names that a file holds; None: there is none, or it was written in another state of the harness."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["state"] != state:
+            return None
+        return {
+            name: HarnessName(kind, file, tuple(tags))
+            for name, (kind, file, tags) in content["names"].items()
+        }
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _ask_harness() -> dict[str, HarnessName]:
+    from lm_eval.tasks import TaskManager
+
+    return {
+        name: HarnessName(
+            one.kind.name, None if one.yaml_path is None else str(one.yaml_path), tuple(sorted(one.tags))
+        )
+        for name, one in TaskManager().task_index.items()
+    }

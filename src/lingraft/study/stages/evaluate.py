@@ -1,0 +1,226 @@
+"""The stage `evaluate`: a model's answers to the tasks and its loss on the held-out answers, with their scores.
+
+A study and `lingraft evaluate` describe an evaluation alike, so that one evaluation has one fingerprint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+from lingraft.config.schema import UNCOMPARED_JUDGE_FIELDS, Evaluation
+from lingraft.data.chat_format import CHAT_IDENTITY
+from lingraft.data.example import Example
+from lingraft.errors import EvaluationError
+from lingraft.evaluate.held_out import bits_by_language, held_out_losses, item_of, write_losses
+from lingraft.evaluate.loading import NotRunnableError, task_identities
+from lingraft.evaluate.manifest import HAS_TEMPLATE, NO_TEMPLATE, manifest_of, outside_of_the_file
+from lingraft.evaluate.predictions import write_predictions
+from lingraft.evaluate.running import evaluate_model, truncated_prompts_sentence
+from lingraft.evaluate.scores import ABILITIES, score_summary
+from lingraft.evaluate.task_runs import build_runs
+from lingraft.models.adapters import load_merged
+from lingraft.models.compute import compute_for
+from lingraft.models.vllm import VllmGenerator
+from lingraft.records import fingerprint_of, read_json, write_json_atomically
+from lingraft.stage import Json, Model, Needs, StageSpec, Work, Workplace, machine, stages_of
+
+PREDICTIONS = "predictions.parquet"
+ANSWERS = "answers.jsonl"  # what the model has answered so far; only while it is evaluated
+VERDICTS = "verdicts.jsonl"  # in the cache: they are paid for, and serve every cell
+HELD_OUT = "held_out.parquet"
+EVALUATION_SPLIT = "report"
+MANIFEST = "manifest.json"  # what was asked and how
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What is asked of models and how, resolved once for all of them.
+
+    Attributes:
+        evaluation: The tasks, with their suites resolved; its precision is resolved here.
+        languages: BCP-47 tags of the languages besides English that are trained.
+        held_out: Examples whose answers' loss is measured.
+        base_folder: What the paths of YAML tasks and data files are relative to.
+        skip_missing: Leave out tasks whose data cannot be had here, and those whose answers do not fit into a model.
+        manifest: What the scores depend on beside the model, resolved (`Manifest.identity`).
+    """
+
+    evaluation: Evaluation
+    languages: tuple[str, ...]
+    held_out: Sequence[Example]
+    base_folder: Path
+    skip_missing: bool
+    manifest: Mapping[str, Json]
+
+
+def questions(
+    evaluation: Evaluation,
+    languages: Sequence[str],
+    held_out: Sequence[Example] = (),
+    *,
+    base_folder: Path = Path(),
+    skip_missing: bool = False,
+    cache: Path | None = None,
+) -> Questions:
+    """Resolve what an evaluation asks and how; the chat template is each model's own.
+
+    Args:
+        evaluation: See `Questions`; a precision of `auto` becomes what it stands for here.
+        languages: See there.
+        held_out: See there.
+        base_folder: See there.
+        skip_missing: See there.
+        cache: Folder in which what was resolved is kept, so that a finished study does not need the hub again.
+
+    Raises:
+        EvaluationError: A task's data cannot be had, or its templates fail on an item.
+    """
+    precision = compute_for(evaluation.precision).precision
+    items = [item_of(example) for example in held_out]
+    written = fingerprint_of(
+        {
+            "evaluation": evaluation.model_dump(
+                mode="json", exclude={"judge": UNCOMPARED_JUDGE_FIELDS, "precision": True}
+            ),
+            "precision": precision,
+            "files": task_identities(evaluation, base_folder),
+            "languages": list(languages),
+            "held_out": items,
+            "outside": outside_of_the_file(),
+        }
+    )
+    kept = None if cache is None else cache / f"manifest-{written}.json"
+    try:
+        runs, _ = build_runs(evaluation, languages, EVALUATION_SPLIT, base_folder, skip_missing=skip_missing)
+    except NotRunnableError:
+        if kept is None or not kept.is_file():
+            raise
+        manifest = read_json(kept)
+    else:
+        chat = HAS_TEMPLATE if evaluation.apply_chat_template else NO_TEMPLATE
+        manifest = manifest_of(
+            runs, evaluation, precision=precision, chat=chat, split=EVALUATION_SPLIT, held_out=items
+        ).identity
+        if kept is not None:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_json_atomically(kept, manifest)
+    resolved = evaluation.model_copy(update={"precision": precision})
+    return Questions(resolved, tuple(languages), held_out, base_folder, skip_missing, manifest)
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluate(StageSpec):
+    """An evaluation of one model; interrupted, it goes on from the answers that it has.
+
+    Needs: the weights in the type of the evaluation. Keys and values of what is generated are not in it.
+
+    Attributes:
+        model: The model; a given one may be the folder of a LoRA adapter.
+        questions: What it is asked.
+        trust_remote_code: Run Python code that the model brings along.
+    """
+
+    kind: ClassVar[str] = "evaluate"
+    resumable: ClassVar[bool] = True
+
+    model: Model
+    questions: Questions
+    trust_remote_code: bool = False
+
+    @property
+    def inputs(self) -> Mapping[str, Json]:
+        """The model, and the manifest of what is asked."""
+        return {
+            "model": self.model.identity,
+            "manifest": self.questions.manifest,
+            "chat": CHAT_IDENTITY,
+        }
+
+    @property
+    def parents(self) -> tuple[StageSpec, ...]:
+        """The stage that made the model."""
+        return stages_of(self.model)
+
+    @property
+    def needs(self) -> Needs:
+        """The weights in the type of the evaluation."""
+        width = compute_for(self.questions.evaluation.precision).held.itemsize
+        return Needs("accelerator", width * self.model.parameters or None, 0)
+
+    def work(self, place: Workplace) -> Work:
+        """Ask the model, and write its predictions, losses and the manifest."""
+        asked = self.questions
+        compute = compute_for(asked.evaluation.precision)
+        folder = place.model(self.model)
+        loaded, tokenizer = load_merged(
+            str(folder), dtype=compute.held, trust_remote_code=self.trust_remote_code
+        )
+        loaded.to(compute.device)  # type: ignore[arg-type]
+
+        def vllm() -> VllmGenerator:
+            return VllmGenerator(
+                folder, tokenizer, dtype=compute.held, trust_remote_code=self.trust_remote_code
+            )
+
+        evaluated = evaluate_model(
+            loaded,
+            tokenizer,
+            asked.evaluation,
+            languages=asked.languages,
+            split=EVALUATION_SPLIT,
+            base_folder=asked.base_folder,
+            precision=compute.precision,
+            skip_missing=asked.skip_missing,
+            log=place.folder / ANSWERS,
+            verdicts=place.cache / VERDICTS,
+            make_generator=vllm if asked.evaluation.backend == "vllm" else None,
+            on_progress=partial(place.progressed, unit="items"),
+            on_judged=partial(place.progressed, unit="verdicts"),
+        )
+        if not evaluated.predictions:
+            raise EvaluationError("none of the tasks can be run here.")
+        losses = held_out_losses(
+            loaded,
+            tokenizer,
+            asked.held_out,
+            on_progress=partial(place.progressed, unit="held-out answers"),
+        )
+        write_predictions(place.folder / PREDICTIONS, evaluated.predictions)
+        write_losses(place.folder / HELD_OUT, losses)
+        write_json_atomically(place.folder / MANIFEST, evaluated.manifest.to_json())
+        (place.folder / ANSWERS).unlink(missing_ok=True)
+        note = place.watcher.noted
+        if len(losses) < len(asked.held_out):
+            note(
+                f"{self.label}: {len(asked.held_out) - len(losses)} of {len(asked.held_out)} held-out rows are left "
+                "out of the loss, as longer than the model reads at once or refused by its chat template."
+            )
+        if evaluated.left_out:
+            note(
+                f"{self.label}: {len(evaluated.left_out)} items are left out, such as {evaluated.left_out[0]}."
+            )
+        for task, count in evaluated.truncated_prompts.items():
+            note(f"{self.label}: {truncated_prompts_sentence(task, count)}")
+        scores = {
+            "left_out": list(evaluated.left_out),
+            "truncated": evaluated.truncated,
+            "truncated_prompts": evaluated.truncated_prompts,
+            "noise": evaluated.noise,
+        }
+        if {one.ability for one in evaluated.predictions}.issuperset(
+            ABILITIES
+        ):  # a command may ask for one alone
+            bits = bits_by_language(losses, asked.held_out)
+            scores = {**score_summary(evaluated.predictions, bits), **scores}
+        result = {
+            "scores": scores,
+            "tasks": evaluated.tasks,
+            "precision": compute.precision,
+            "not_run": evaluated.not_run,
+            "no_room": evaluated.no_room,
+        }
+        return Work(result, machine(compute))

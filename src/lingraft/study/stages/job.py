@@ -1,0 +1,70 @@
+"""One phase of one cell, described: what its stages prepare, train and combine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lingraft.config.schema import PLAIN, StrategyChoice, Training
+from lingraft.data.example import Example
+from lingraft.stage import MODEL_LIBRARIES, Json, Model
+from lingraft.strategies.base import Strategy
+from lingraft.strategies.composition import Composition, build
+
+TRAINING_LIBRARIES = (*MODEL_LIBRARIES, "accelerate", "peft")
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """One phase of one cell.
+
+    Attributes:
+        label: For progress lines.
+        parent: The model that training starts from.
+        examples: The phase's training rows, before any strategy mixes others in.
+        data: Identity of these rows, by set.
+        counts: Of each set: rows read, broken, held out, asked for and had; for the record.
+        choice: The strategies.
+        training: Resolved training options, the precision included.
+        seed: Seed of everything drawn.
+        base: The base model, if a strategy may want it.
+        previous_data: Phase 1's training rows, empty if unknown.
+        english: The English parallel rows, empty if there are none.
+        replay_data: Identity of what is replayed, by the need that it fills.
+        trust_remote_code: Run Python code that a model brings along.
+    """
+
+    label: str
+    parent: Model
+    examples: Sequence[Example]
+    data: Sequence[Mapping[str, Json]]
+    counts: Sequence[Mapping[str, Any]]
+    choice: StrategyChoice
+    training: Training
+    seed: int
+    base: Model | None = None
+    previous_data: Sequence[Example] = ()
+    english: Sequence[Example] = ()
+    replay_data: Mapping[str, Json] = field(default_factory=dict)
+    trust_remote_code: bool = False
+
+    @property
+    def composition(self) -> Composition:
+        """The strategies, built."""
+        return build(self.choice)
+
+
+def training_identity(choice: StrategyChoice) -> list[dict[str, Json]]:
+    """Return what decides a choice's training besides training options: kinds and all options, defaults included.
+
+    What only combines models afterwards is not among it, so that a sweep of it trains once, as plain does.
+    """
+    parts = [part for part in build(choice).parts if not part.combines and part.kind != PLAIN]
+    return [part_identity(part) for part in parts] or [{"kind": PLAIN, "options": {}}]
+
+
+def part_identity(part: Strategy) -> dict[str, Json]:
+    """Return what decides a strategy's effect: its kind and options."""
+    options: dict[str, Any] = dict(part.identity)
+    return {"kind": part.kind, "options": options}

@@ -1,0 +1,265 @@
+"""The stage `train`: one phase of one cell, from the rows to the trained model."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from lingraft.data.chat_format import CHAT_IDENTITY
+from lingraft.data.encodings import encode_once
+from lingraft.models.compute import compute_for
+from lingraft.models.context_length import at_most, context_length
+from lingraft.models.loading import load_tokenizer
+from lingraft.stage import (
+    CHECKPOINT,
+    Json,
+    Model,
+    Needs,
+    StageProgress,
+    StageSpec,
+    Work,
+    Workplace,
+    libraries,
+    machine,
+    stages_of,
+)
+from lingraft.strategies.base import Context
+from lingraft.study.stages.job import TRAINING_LIBRARIES, TrainingJob, training_identity
+from lingraft.study.stages.prepare import Prepare
+from lingraft.train.phase import Progress
+from lingraft.train.processes import Processes, train_on
+from lingraft.train.run import PhasePlan, PhaseTask
+
+if TYPE_CHECKING:
+    from lingraft.data.chat import EncodedData
+    from lingraft.strategies.base import Mix
+
+_UNCOMPARED_TRAINING_FIELDS = {"report_to", "save_every"}
+_SHOWN_DROPPED = 3  # places named in the record; all are counted
+
+
+@dataclass(frozen=True, eq=False)
+class Train(StageSpec):
+    """The training of one phase; interrupted, it goes on from its last checkpoint.
+
+    Needs: weights, gradients and both moments of AdamW, in float32 or in bf16, as if every parameter trained, divided
+    between processes that share them. On disk the model in float32, and where it is saved on the way twice as many
+    moments beside it.
+
+    Attributes:
+        job: The phase.
+        states: What its strategies prepare, by kind.
+        processes: How many processes train it; results differ by rounding alone, so they are no input.
+    """
+
+    kind: ClassVar[str] = "train"
+    resumable: ClassVar[bool] = True
+    is_discardable: ClassVar[bool] = True
+
+    job: TrainingJob
+    states: Mapping[str, Prepare] = field(default_factory=dict)
+    processes: Processes = field(default_factory=Processes)
+
+    @property
+    def base(self) -> Model | None:
+        """The base model, where a strategy needs it."""
+        return self.job.base if "base" in self.job.composition.needs else None
+
+    @property
+    def inputs(self) -> Mapping[str, Json]:
+        """The model, rows, strategies with their states, and training options."""
+        job = self.job
+        training: dict[str, Any] = job.training.model_dump(mode="json", exclude=_UNCOMPARED_TRAINING_FIELDS)
+        uses = job.composition.uses & set(job.replay_data)
+        return {
+            "parent": job.parent.identity,
+            "base": None if self.base is None else self.base.identity,
+            "data": job.data,
+            "replay_data": {need: job.replay_data[need] for need in sorted(uses)},
+            "strategy": training_identity(job.choice),
+            "states": {kind: {"stage": state.fingerprint} for kind, state in self.states.items()},
+            "training": training,
+            "chat": CHAT_IDENTITY,
+            "seed": job.seed,
+            "libraries": libraries(TRAINING_LIBRARIES),
+        }
+
+    @property
+    def parents(self) -> tuple[StageSpec, ...]:
+        """The stages that made the model, the base and the states."""
+        return (*stages_of(self.job.parent, self.base), *self.states.values())
+
+    @property
+    def needs(self) -> Needs:
+        """Weights, gradients and moments; on disk the model, and its moments where it is saved on the way."""
+        parameters, training = self.job.parent.parameters, self.job.training
+        held = 2 if training.precision == "bf16_pure" else 4
+        shared_by = self.processes.count if self.processes.sharded else 1
+        on_disk = 4 if training.save_every == 0 else 16
+        return Needs("accelerator", 4 * held * parameters // shared_by or None, on_disk * parameters or None)
+
+    def work(self, place: Workplace) -> Work:
+        """Train, and write the model."""
+        job, note = self.job, place.watcher.noted
+        checkpoint = place.folder / CHECKPOINT
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        parent = place.model(job.parent)
+        compute = compute_for(job.training.precision)
+        context = Context(
+            base=None if self.base is None else place.model(self.base),
+            previous=parent,
+            previous_data=job.previous_data,
+            english=job.english,
+            seed=job.seed,
+            folder=place.folder,
+            cache=place.cache,
+            states={kind: place.folder_of(state) for kind, state in self.states.items()},
+            trust_remote_code=job.trust_remote_code,
+            on_progress=place.progressed,
+            compute=compute,
+        )
+        mix = job.composition.mix(job.examples, context)
+        reads = context_length(parent, trust_remote_code=job.trust_remote_code)
+        max_length = at_most(job.training.max_length, reads)
+        if max_length < job.training.max_length:
+            note(
+                f"{job.label}: the model reads {max_length} tokens at once, so examples are truncated there and not at "
+                f"`max_length` {job.training.max_length}."
+            )
+        encoded = encode_once(
+            mix.examples,
+            load_tokenizer(parent, trust_remote_code=job.trust_remote_code),
+            max_length,
+            place.cache,
+            max_refused_share=max((counts["max_broken_share"] for counts in job.counts), default=1.0),
+            on_progress=partial(place.progressed, unit="rows are encoded"),
+        )
+        replayed = encoded.examples.replayed_rows
+        share = replayed / len(encoded.examples)
+        for line in _notes_on_data(job, mix, encoded, max_length, share):
+            note(line)
+
+        def on_plan(plan: PhasePlan) -> None:
+            if any(row.frozen_parameters for row in plan.parts):
+                place.watcher.freeze_plan(job.label, plan.parts)
+            if plan.masked_parameters:
+                note(
+                    f"{job.label}: {plan.masked_parameters:,} parameters inside of tensors that train are frozen by a "
+                    "mask."
+                )
+
+        def on_progress(now: Progress) -> None:
+            speed = now.tokens_per_second
+            place.watcher.stage_progressed(
+                StageProgress(now.step, now.steps, now.loss, speed, now.seconds_left)
+            )
+
+        assert encoded.examples.folder is not None  # it lies in the cache
+        task = PhaseTask(
+            parent=parent.absolute(),
+            base=None if context.base is None else context.base.absolute(),
+            choice=job.choice,
+            states={kind: state.absolute() for kind, state in context.states.items()},
+            training=job.training,
+            encoded=encoded.examples.folder.absolute(),
+            folder=place.folder.absolute(),
+            checkpoint=checkpoint.absolute(),
+            seed=job.seed,
+            trust_remote_code=job.trust_remote_code,
+        )
+        trained = train_on(self.processes, task, on_plan=on_plan, on_progress=on_progress)
+        outcome = trained.outcome
+        record = {
+            "data": job.counts,
+            "precision": job.training.precision,
+            "examples": outcome.examples,
+            "replayed": replayed,
+            "replay_share": share,
+            "replay_shortfall": mix.shortfall,
+            "replay_dropped": dict(mix.dropped),
+            "replay_origins": [
+                {"kind": origin.kind, "model": origin.model, "settings": origin.settings, "rows": rows}
+                for origin, rows in mix.origins
+            ],
+            "truncated": encoded.truncated,
+            "dropped": len(encoded.dropped),
+            "first_dropped": [f"{row.place}: {row.problem}" for row in encoded.dropped[:_SHOWN_DROPPED]],
+            "handled": dict(sorted(encoded.handled.items())),
+            "steps": outcome.steps,
+            "tokens": outcome.tokens,
+            "padded_tokens": outcome.padded_tokens,
+            "supervised_tokens": outcome.supervised_tokens,
+            "trainable_parameters": outcome.trainable_parameters,
+            "frozen_parameters": outcome.frozen_parameters,
+            "masked_parameters": trained.plan.masked_parameters,
+            "plan": [
+                {"part": row.part, "trainable": row.trainable_parameters, "frozen": row.frozen_parameters}
+                for row in trained.plan.parts
+            ],
+            "losses": [[step, loss] for step, loss in outcome.losses],
+        }
+        timing = {
+            "training_seconds": outcome.seconds,
+            "tokens_per_second": outcome.tokens_per_second,
+            "peak_bytes": outcome.peak_bytes,
+            "resumed_from": outcome.resumed_from,
+            "processes": self.processes.count,
+        }
+        return Work(record, {**machine(compute), **timing})
+
+
+def _notes_on_data(
+    job: TrainingJob, mix: Mix, encoded: EncodedData, max_length: int, share: float
+) -> Iterator[str]:
+    """Say what of a phase's data was broken, missing, truncated or dropped; the record counts it as well."""
+    for counts in job.counts:
+        if counts["withheld"]:
+            yield (
+                f"{counts['source']}: {counts['withheld']} rows are not trained on, because another set of the study "
+                "holds them out."
+            )
+        if counts["filtered"] or counts["incomplete_groups"]:
+            filtered = (
+                ", ".join(f"{reason} {count}" for reason, count in counts["filtered"].items()) or "nothing"
+            )
+            yield (
+                f"{counts['source']}: filters left out or could not judge: {filtered}; "
+                f"{counts['incomplete_groups'] or 0} parallel groups lack a language."
+            )
+        if counts["unknown_keys"]:
+            keys = ", ".join(f"{key!r} ({rows} rows)" for key, rows in counts["unknown_keys"].items())
+            yield f"{counts['source']}: messages have keys that nothing reads: {keys}."
+        if counts["broken"] or counts["shortfall"]:
+            yield (
+                f"{counts['source']}: {counts['broken']} of {counts['rows']} rows are broken and left out "
+                f"({'; '.join(counts['first_broken']) or 'none'}); {counts['shortfall']} rows fewer than `limit`."
+            )
+    if mix.shortfall:
+        yield (
+            f"{job.label}: {mix.shortfall} replay examples fewer than asked for; "
+            f"the realised share is {share:.3f}."
+        )
+    idle = [part.kind for part in job.composition.parts if part.holds_replayed]
+    if idle and not encoded.examples.replayed_rows:
+        yield (
+            f"{job.label}: {idle[0]!r} acts on replayed rows, and there are none: the phase is trained without it. "
+            "Give it a `share`, or compose it with a strategy that replays."
+        )
+    if mix.dropped:
+        dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(mix.dropped.items()))
+        yield f"{job.label}: replay examples that were dropped: {dropped}."
+    if encoded.truncated or encoded.dropped:
+        yield (
+            f"{job.label}: {encoded.truncated} examples truncated to {max_length} tokens, "
+            f"{len(encoded.dropped)} dropped because the chat template refuses them or no answer was left."
+        )
+    for number, what in encoded.handled_sentences():
+        yield f"{job.label}: {number} {what}."
+    lost = mix.replayed - encoded.examples.replayed_rows
+    if lost:
+        yield (
+            f"{job.label}: {lost} of the dropped examples were replayed; the realised share is {share:.3f}."
+        )

@@ -1,0 +1,136 @@
+"""Train one described phase, from the checkpoint that it starts from to the one that it leaves.
+
+The same function runs in this process and as one of torchrun's (`train.processes` starts them).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from lingraft.config.schema import StrategyChoice, Training
+from lingraft.data.encoded import EncodedTable
+from lingraft.models.checkpoints import save_checkpoint
+from lingraft.models.compute import compute_for
+from lingraft.models.loading import load_model, load_tokenizer
+from lingraft.strategies.base import Context, FreezePlanRow, count_masked, freeze_plan
+from lingraft.strategies.composition import build
+from lingraft.train.phase import PhaseOutcome, Progress, train_phase
+from lingraft.train.sharding import set_weights, whole_weights
+
+
+class PhaseTask(BaseModel):
+    """A phase to train: all that decides it, and where its files lie. Paths are absolute."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    parent: Path
+    """Checkpoint folder that training starts from."""
+    base: Path | None
+    """Checkpoint folder of the base, if a strategy needs it."""
+    choice: StrategyChoice
+    """The strategies; what they mix in stands among the encoded rows already."""
+    states: dict[str, Path]
+    """Folders that strategies prepared, by kind."""
+    training: Training
+    """Resolved options, the precision included: every process must compute in the same."""
+    encoded: Path
+    """Folder of the table of encoded examples."""
+    folder: Path
+    """The stage's folder."""
+    checkpoint: Path
+    """Where the trained model goes."""
+    seed: int
+    """The cell's seed."""
+    trust_remote_code: bool
+    """Whether Python code that a model brings along may be run."""
+
+
+@dataclass(frozen=True, slots=True)
+class PhasePlan:
+    """What of a model trains, known before training.
+
+    Attributes:
+        parts: Trained and frozen parameters of each part of the model.
+        masked_parameters: Parameters that a frozen mask keeps inside of tensors that train.
+    """
+
+    parts: tuple[FreezePlanRow, ...]
+    masked_parameters: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedPhase:
+    """A trained phase, whose checkpoint is on disk."""
+
+    plan: PhasePlan
+    outcome: PhaseOutcome
+
+
+def train_task(
+    task: PhaseTask,
+    *,
+    rank: int = 0,
+    sharded: bool = False,
+    on_plan: Callable[[PhasePlan], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> TrainedPhase:
+    """Train a phase and write its checkpoint: load, check, wrap, train, merge adapters, save.
+
+    Args:
+        task: The phase.
+        rank: Of this process among torchrun's; the first reports and writes.
+        sharded: Whether parameters, gradients and optimiser states are divided between the processes (FSDP2).
+        on_plan: Called once, before training.
+        on_progress: Called after every optimiser step.
+
+    Raises:
+        LingraftError: The model lacks what a strategy names, or what `train_phase` raises.
+    """
+    composition = build(task.choice)
+    context = Context(
+        base=task.base,
+        previous=task.parent,
+        previous_data=(),
+        english=(),
+        seed=task.seed,
+        folder=task.folder,
+        cache=task.folder,
+        states=task.states,
+        trust_remote_code=task.trust_remote_code,
+        compute=compute_for(task.training.precision),
+    )
+    tokenizer = load_tokenizer(task.parent, trust_remote_code=task.trust_remote_code)
+    model = load_model(task.parent, trust_remote_code=task.trust_remote_code)
+    composition.check([name for name, _ in model.named_parameters()])
+    model = composition.wrap(model, context)
+    trainable = composition.trainable(model, context)
+    rules = composition.rules(model, context)
+    plan = PhasePlan(freeze_plan(model, trainable), count_masked(model, trainable, rules.frozen_mask))
+    if rank == 0 and on_plan is not None:
+        on_plan(plan)
+    outcome = train_phase(
+        model,
+        tokenizer,
+        EncodedTable.open(task.encoded),
+        task.training,
+        trainable=trainable,
+        folder=task.folder,
+        seed=task.seed,
+        on_progress=on_progress,
+        sharded=sharded,
+        rules=rules,
+    )
+    weights = (
+        whole_weights(model, trainable) if sharded else None
+    )  # by every process, of pieces that all have
+    if rank == 0:
+        if weights is not None:  # the sharded model is in pieces: its weights go into a whole one
+            model = load_model(task.parent, trust_remote_code=task.trust_remote_code)
+            model = composition.wrap(model, context)
+            set_weights(model, weights)
+        save_checkpoint(composition.finish(model, task.folder), tokenizer, task.checkpoint)
+    return TrainedPhase(plan, outcome)

@@ -1,0 +1,116 @@
+"""The names of tasks: what is unknown is said without loading anything, and the harness is asked once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lingraft.evaluate import task_names
+from lingraft.evaluate.task_names import HarnessName, harness_names, unknown_tasks
+
+IFEVAL = HarnessName("TASK", "ifeval.yaml", ())
+
+
+@pytest.fixture
+def times_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[None]:
+    """The cache folder is empty, and the harness knows one task; holds an entry for each time that it is asked."""
+    asked: list[None] = []
+
+    def ask() -> dict[str, HarnessName]:
+        asked.append(None)
+        return {"ifeval": IFEVAL}
+
+    monkeypatch.setenv("LINGRAFT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(task_names, "_ask_harness", ask)
+    monkeypatch.setattr(task_names, "_state_of", lambda _: "a state")
+    return asked
+
+
+def names_of_a_new_process() -> dict[str, HarnessName]:
+    return harness_names.__wrapped__()
+
+
+def test_the_harness_is_asked_once_and_again_when_a_file_of_it_changes(
+    times_asked: list[None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert names_of_a_new_process() == names_of_a_new_process() == {"ifeval": IFEVAL}
+    assert len(times_asked) == 1
+    monkeypatch.setattr(task_names, "_state_of", lambda _: "another state")
+    assert names_of_a_new_process() == {"ifeval": IFEVAL}
+    assert len(times_asked) == 2
+
+
+def test_a_state_is_another_one_when_a_file_changes(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("task: mine")
+    states = [task_names._state_of(tmp_path)]
+    (tmp_path / "mine.yaml").write_text("task: other")
+    states.append(task_names._state_of(tmp_path))
+    (tmp_path / "mine.yaml").rename(tmp_path / "other.yaml")
+    states.append(task_names._state_of(tmp_path))
+    assert len(set(states)) == 3
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"state": "a state", "names": {"a": 1}}'])
+def test_a_broken_file_of_names_is_made_again(content: str, times_asked: list[None], tmp_path: Path) -> None:
+    names_of_a_new_process()
+    (kept,) = (tmp_path / "cache").glob("*.json")
+    kept.write_text(content)
+    assert names_of_a_new_process() == {"ifeval": IFEVAL}
+    assert len(times_asked) == 2
+
+
+def test_without_a_folder_to_keep_them_in_the_harness_is_asked(
+    times_asked: list[None], tmp_path: Path
+) -> None:
+    (tmp_path / "cache").write_text("a file")
+    assert names_of_a_new_process() == {"ifeval": IFEVAL}
+    assert len(times_asked) == 1
+
+
+def test_unknown_tasks_are_named_with_the_closest_ones_and_nothing_heavy_is_imported() -> None:
+    harness_names()  # so that the other process finds them
+    names = [
+        "worldbook:lokup",
+        "suite:papr",
+        "ifevl",
+        "absent.yaml",
+        "ifeval",
+        "xquad",
+        "worldbook",
+        "suite:quick",
+    ]
+    code = (
+        "import sys; from lingraft.evaluate.task_names import unknown_tasks\n"
+        f"for name, problem in unknown_tasks({names}).items(): print(name, problem)\n"
+        "assert not {'torch', 'datasets', 'lm_eval', 'transformers'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["worldbook:lokup", "suite:papr", "ifevl", "absent.yaml"]
+    assert "'lookup'" in lines[0]
+    assert "'paper'" in lines[1]
+    assert "Did you mean ifeval" in lines[2]
+
+
+def test_a_yaml_file_is_looked_for_beside_the_study(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("task: mine")
+    assert unknown_tasks(["mine.yaml"], tmp_path) == {}
+    assert unknown_tasks(["mine.yaml"]) == {"mine.yaml": "there is no such file."}
+
+
+@pytest.mark.slow
+def test_the_names_are_those_of_the_harness_itself() -> None:
+    from lm_eval.tasks import TaskManager
+
+    index = TaskManager().task_index
+    found = harness_names()
+    assert found.keys() == index.keys()
+    assert all(found[name].kind == one.kind.name for name, one in index.items())
+    assert all(set(found[name].tags) == one.tags for name, one in index.items())
