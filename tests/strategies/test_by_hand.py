@@ -92,7 +92,7 @@ def test_a_frozen_cell_has_no_gradient_and_keeps_its_bits_under_decay() -> None:
         restraints.change_gradients()
         assert pair.b.grad.tolist() == [[0.0, 1.0], [0.0, 1.0]]
         optimizer.step()
-        restraints.restore_cells()
+        restraints.restore_frozen()
     assert pair.b[:, 0].tolist() == [1.0, 1.0]
     assert bool((pair.b[:, 1] < 1).all())
 

@@ -244,7 +244,7 @@ class PhaseTrainer(Trainer):
         """Create AdamW, with a group of its own for each factor of the learning rate."""
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         split_by_rate(optimizer, self.model, self._rules.learning_rates)
-        optimizer.register_step_post_hook(lambda *_: self._restraints.restore_cells())
+        optimizer.register_step_post_hook(lambda *_: self._restraints.restore_frozen())
         return optimizer
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
