@@ -12,7 +12,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -118,18 +118,36 @@ def make_replay(
         pool: Rows whose last answer is made anew, in this order; None: prompts are sampled from the model itself,
             from an empty user turn.
         name: The model's name for the provenance; None: the hash of its weights.
-        on_progress: Told the rows that are done and wanted.
+        on_progress: Called with the rows that are done and wanted.
 
     Raises:
         ModelError: The model cannot be loaded, or its chat template has no user turn to sample prompts from.
     """
     weights = model_content_hash(folder)
-    origin = Origin("generative_replay", name or f"sha256:{weights[:16]}", _provenance(settings, source))
+    made_with: dict[str, str | int | float | bool] = {
+        "prompts": source,
+        "temperature": settings.sampling.temperature,
+        "top_p": settings.sampling.top_p,
+        "max_new_tokens": settings.sampling.max_new_tokens,
+        "seed": settings.seed,
+        "backend": settings.backend,
+        "precision": settings.compute.inference_precision,
+    }
+    if source == SELF:
+        made_with |= {
+            "prompt_temperature": PROMPT_SAMPLING.temperature,
+            "prompt_top_p": PROMPT_SAMPLING.top_p,
+            "prompt_max_new_tokens": PROMPT_SAMPLING.max_new_tokens,
+        }
+    origin = Origin("generative_replay", name or f"sha256:{weights[:16]}", made_with)
+    rows = hashlib.sha256()
+    for example in pool or ():
+        rows.update(f"{_turns(example)}\n".encode())
     decides = {
         "weights": weights,
         "settings": origin.settings,
         "batch_size": settings.batch_size,
-        "pool": None if pool is None else _hash_of(pool),
+        "pool": None if pool is None else rows.hexdigest(),
         "chat": CHAT_IDENTITY,
         "libraries": {library: version(library) for library in _LIBRARIES},
     }
@@ -144,25 +162,6 @@ def make_replay(
     return made
 
 
-def _provenance(settings: ReplaySettings, source: str) -> dict[str, str | int | float | bool]:
-    found: dict[str, str | int | float | bool] = {
-        "prompts": source,
-        "temperature": settings.sampling.temperature,
-        "top_p": settings.sampling.top_p,
-        "max_new_tokens": settings.sampling.max_new_tokens,
-        "seed": settings.seed,
-        "backend": settings.backend,
-        "precision": settings.compute.inference_precision,
-    }
-    if source == SELF:
-        found |= {
-            "prompt_temperature": PROMPT_SAMPLING.temperature,
-            "prompt_top_p": PROMPT_SAMPLING.top_p,
-            "prompt_max_new_tokens": PROMPT_SAMPLING.max_new_tokens,
-        }
-    return found
-
-
 def _take(
     wanted: int,
     prompts: _Given | _Sampled,
@@ -174,16 +173,23 @@ def _take(
     taken: list[Example] = []
     dropped: Counter[str] = Counter()
     seen: set[bytes] = set()
-    tell = on_progress or (lambda *_: None)
+    report = on_progress or (lambda *_: None)
     for start, end in _chunks(prompts.total, answers.unit):
         if len(taken) == wanted or start >= _TRIES_PER_ROW * wanted + _TRIES_AT_LEAST:
             break
-        asked = {
-            number: _first_time(prompt, seen)
-            for number, prompt in zip(range(start, end), prompts.between(start, end), strict=True)
-        }
-        missing = (wanted - len(taken)) / (end - start + 1)  # as if all that is missing came from this chunk
-        replies = answers.to(asked, partial(_tell_part, tell, len(taken), missing, wanted))
+        asked: dict[int, Example | str] = {}
+        for number, prompt in zip(range(start, end), prompts.between(start, end), strict=True):
+            key = b"" if isinstance(prompt, str) else hashlib.sha256(_turns(prompt).encode()).digest()
+            asked[number] = "repeated" if key in seen else prompt
+            if key:
+                seen.add(key)
+        before = len(taken)
+        per_answer = (wanted - before) / (end - start + 1)  # as if all that is missing came from this chunk
+
+        def on_batch(done: int, before: int = before, per_answer: float = per_answer) -> None:
+            report(before + int(per_answer * done), wanted)
+
+        replies = answers.to(asked, on_batch)
         for number in range(start, end):
             if len(taken) == wanted:
                 break
@@ -193,14 +199,8 @@ def _take(
             else:
                 turns = (*prompt.messages[:-1], Message("assistant", reply.text))
                 taken.append(replace(prompt, messages=turns, origin=origin))
-        tell(len(taken), wanted)
+        report(len(taken), wanted)
     return ReplayRows(tuple(taken), dict(dropped), origin)
-
-
-def _tell_part(
-    tell: Callable[[int, int], None], before: int, per_answer: float, wanted: int, answered: int
-) -> None:
-    tell(before + int(per_answer * answered), wanted)
 
 
 def _chunks(total: int | None, unit: int) -> Iterator[tuple[int, int]]:
@@ -217,27 +217,10 @@ def _chunks(total: int | None, unit: int) -> Iterator[tuple[int, int]]:
         start = end
 
 
-def _first_time(prompt: Example | str, seen: set[bytes]) -> Example | str:
-    if isinstance(prompt, str):
-        return prompt
-    key = hashlib.sha256(_turns(prompt).encode()).digest()
-    if key in seen:
-        return "repeated"
-    seen.add(key)
-    return prompt
-
-
 def _turns(example: Example) -> str:
     """Return what is said before the answer, as text that differs where the turns differ."""
     turns = [[one.role, one.content, one.details] for one in example.messages[:-1]]
     return canonical_json([turns, example.tools, *([example.fold_system] if example.fold_system else [])])
-
-
-def _hash_of(pool: Sequence[Example]) -> str:
-    digest = hashlib.sha256()
-    for example in pool:
-        digest.update(f"{_turns(example)}\n".encode())
-    return digest.hexdigest()
 
 
 def _seed(settings: ReplaySettings, purpose: str, number: int) -> int:
@@ -274,7 +257,7 @@ class _Model:
         ending: Ending,
         on_batch: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """Continue the prompts whose numbers the log lacks; tell how many of them it has."""
+        """Continue the prompts whose numbers are missing in the log; `on_batch` is called with how many it has."""
         numbers = list(prompts)
         if all(number in log for number in numbers):
             return
