@@ -20,6 +20,7 @@ from lingraft.errors import ConfigError
 from lingraft.evaluate.common_items import common_items
 from lingraft.evaluate.predictions import Prediction, read_predictions
 from lingraft.evaluate.scores import task_differences, task_scores
+from lingraft.evaluate.task_records import read_task_records
 from lingraft.evaluate.task_runs import SEEDS
 from lingraft.models.adapters import ADAPTER_CONFIG
 from lingraft.stage import FinishedStage, given_model
@@ -130,7 +131,7 @@ def evaluate_into(folder: Path, stage: Evaluate, executor: Executor) -> ModelEva
     One in which verdicts of a judge are missing is gone on with: the judge is asked for these alone.
     """
     found = executor.store.find(stage)
-    if found is not None and has_missing_verdicts(found.result["tasks"]):
+    if found is not None and has_missing_verdicts(read_task_records(found.result["tasks"])):
         executor.store.reopen(stage)
     done = executor.make(stage)
     (folder / RECORD).unlink(missing_ok=True)  # of what was there before
