@@ -11,6 +11,7 @@ import pytest
 from lingraft.evaluate.answer_faults import AnswerJudge
 from lingraft.evaluate.noise import noise_floor
 from lingraft.evaluate.predictions import Prediction
+from lingraft.evaluate.results import AnswerCounts
 from lingraft.evaluate.scores import score_summary
 
 GERMAN = "Der Hund läuft jeden Morgen durch den großen Garten hinter dem Haus."
@@ -89,12 +90,12 @@ def test_faults_are_counted_and_likelihood_tasks_have_none(judge: AnswerJudge) -
     ]
     choice = replace(PLAIN, ability="task_ability", task="mmlu", language="en", response="-1.5")
     scores = score_summary([*judged, choice], {})
-    assert scores["answers"] == {"n": 4, "empty": 1, "looping": 1, "truncated": 1}
-    assert scores["per_language"]["de"]["answers"] == scores["answers"]
-    assert scores["tasks"]["mmlu/en"]["answers"] is None
+    assert scores.answers == AnswerCounts(n=4, empty=1, looping=1, truncated=1)
+    assert scores.per_language["de"].answers == scores.answers
+    assert scores.tasks["mmlu/en"].answers is None
     told = [one.wrong_language for one in judged if one.wrong_language is not None]
-    assert scores["wrong_language"] == sum(told) / len(told)
-    assert scores["undetermined_language"] == 4 - len(told) >= 1
+    assert scores.wrong_language == sum(told) / len(told)
+    assert scores.undetermined_language == 4 - len(told) >= 1
 
 
 def test_the_noise_floor_is_the_spread_over_rounds() -> None:
@@ -103,11 +104,12 @@ def test_the_noise_floor_is_the_spread_over_rounds() -> None:
 
     choice = replace(PLAIN, task="belebele", score=1.0)  # not generated: stands in the first round alone
     found = noise_floor([[*items([0.0, 1.0]), choice], items([1.0, 1.0]), items([0.0, 1.0])])
-    assert found["repeats"] == 3
-    assert set(found["tasks"]) == {"xlsum/de"}
-    task = found["tasks"]["xlsum/de"]
-    assert task["scores"] == [0.5, 1.0, 0.5]
-    assert (task["low"], task["high"], task["changed"]) == (0.5, 1.0, 1)
-    assert task["deviation"] == pytest.approx(0.2887, abs=1e-4)
-    assert found["language_ability"]["scores"] == [0.75, 1.0, 0.75]
-    assert found["task_ability"] is None
+    assert found.repeats == 3
+    assert set(found.tasks) == {"xlsum/de"}
+    task = found.tasks["xlsum/de"]
+    assert task.scores == (0.5, 1.0, 0.5)
+    assert (task.low, task.high, task.changed) == (0.5, 1.0, 1)
+    assert task.deviation == pytest.approx(0.2887, abs=1e-4)
+    assert found.language_ability is not None
+    assert found.language_ability.scores == (0.75, 1.0, 0.75)
+    assert found.task_ability is None

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import cast
 
 import pytest
 
 from lingraft.errors import EvaluationError
 from lingraft.evaluate.common_items import common_items
 from lingraft.evaluate.predictions import Prediction
+from lingraft.evaluate.results import Request, TaskRecord
 from lingraft.evaluate.scores import task_differences
+from lingraft.judge.win_rate import JudgeRecord
 
-TASKS: dict[str, dict[str, Any]] = {"judged/en": {"judged": {}}, "judged/de": {"judged": {}}, "plain/en": {}}
+PLAIN = TaskRecord("1", "acc", "none", 3, "p", "t", None, None, Request({}, {}), None)
+JUDGED = replace(PLAIN, judged=cast(JudgeRecord, object()))
+TASKS = {"judged/en": JUDGED, "judged/de": JUDGED, "plain/en": PLAIN}
 
 
 def model(**items: str) -> list[Prediction]:

@@ -108,7 +108,7 @@ def test_worldbook_is_english_and_every_language_of_both_families(
     assert len(found.predictions) == 18
     assert told == [(done, 18) for done in range(1, 19)]
     assert found.left_out == ()
-    assert found.tasks["worldbook:lookup/de"]["items"] == 3
+    assert found.tasks["worldbook:lookup/de"].items == 3
 
 
 def test_prompts_references_and_scores_are_worldbooks_own(
@@ -151,8 +151,10 @@ def test_the_same_model_gives_the_same_predictions_and_no_difference(
     evaluation = Evaluation(task_ability=(WORLDBOOK,), language_ability=(WORLDBOOK,), batch_size=4)
     again = evaluate_model(*tiny, evaluation, languages=["de", "es"])
     assert again == worldbook[0]
-    assert score_summary(again.predictions, {})["language_ability"]["n"] == 12
-    assert differences(worldbook[0].predictions, again.predictions)["task_ability"]["value"] == 0
+    ability = score_summary(again.predictions, {}).language_ability
+    assert ability is not None
+    assert ability.n == 12
+    assert differences(worldbook[0].predictions, again.predictions).task_ability.value == 0
 
 
 def test_nothing_is_printed_to_stdout(

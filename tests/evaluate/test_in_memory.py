@@ -236,8 +236,8 @@ def test_an_evaluation_repeats_resumes_and_counts(tiny: tuple[Any, Any], tmp_pat
     )
     assert told == [(done, 12) for done in range(1, 13)]
     assert found.noise is not None
-    assert found.noise["repeats"] == 3
-    assert len(found.noise["tasks"]["worldbook:lookup/de"]["scores"]) == 3
+    assert found.noise.repeats == 3
+    assert len(found.noise.tasks["worldbook:lookup/de"].scores) == 3
     assert all(one.truncated is not None and one.language_judged for one in found.predictions)
     assert found.truncated["worldbook:lookup/de"] == sum(
         bool(one.truncated) for one in found.predictions if one.language == "de"

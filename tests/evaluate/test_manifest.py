@@ -21,6 +21,7 @@ from lingraft.evaluate.common_items import common_items, unpaired_sentence
 from lingraft.evaluate.lm_eval_compat import ifeval_verifiers
 from lingraft.evaluate.manifest import Manifest, chat_identity, manifest_of
 from lingraft.evaluate.predictions import Prediction
+from lingraft.evaluate.results import Request, TaskRecord
 from lingraft.evaluate.selection import resolve_suites
 from lingraft.evaluate.task_runs import runs_of
 
@@ -357,8 +358,12 @@ def prediction(item: str, asked: str, task: str = "t", score: float = 1.0) -> Pr
     return Prediction("task_ability", task, "en", f"c{item}", item, score, "?", "!", "", asked=asked)
 
 
-def asked_by(how: dict[str, str], **settings: str) -> dict[str, Any]:
-    return {"t/en": {"asked": {"how": how, "parts": {"t": settings}}}}
+def record(how: dict[str, str], parts: dict[str, dict[str, str]]) -> dict[str, TaskRecord]:
+    return {"t/en": TaskRecord("1", "acc", "none", 3, "p", "t", None, None, Request(how, parts), None)}
+
+
+def asked_by(how: dict[str, str], **settings: str) -> dict[str, TaskRecord]:
+    return record(how, {"t": settings})
 
 
 HOW = {"engine": "e 1", "harness": "1", "precision": "bf16", "chat_template": "x"}
@@ -379,10 +384,7 @@ def test_items_are_found_again_by_what_was_asked_and_the_rest_is_counted() -> No
 
 def test_no_part_of_a_group_is_compared_where_another_part_is_refused() -> None:
     own = [[prediction("t/0", "a"), prediction("u/0", other)] for other in ("b", "c")]
-    tasks = [
-        {"t/en": {"asked": {"how": HOW, "parts": {"t": {"metric": "m"}, "u": {"metric": metric}}}}}
-        for metric in ("m", "n")
-    ]
+    tasks = [record(HOW, {"t": {"metric": "m"}, "u": {"metric": metric}}) for metric in ("m", "n")]
     found = common_items(own, tasks)
     assert found.models == ((), ())
     assert list(found.refused) == ["t/en"]

@@ -23,6 +23,7 @@ from lingraft.text.language_tags import ENGLISH
 if TYPE_CHECKING:
     from lingraft.config.schema import Evaluation, JudgeChoice
     from lingraft.evaluate.predictions import Prediction
+    from lingraft.evaluate.results import EvaluationRecord, ModelComparison
     from lingraft.evaluate.running import Evaluated
     from lingraft.evaluate.selection import Chosen
     from lingraft.models.compute import Compute
@@ -332,7 +333,7 @@ def _evaluate(
     asked: dict[str, Any],
     folder: Path,
     told: set[str],
-) -> tuple[dict[str, Any], tuple[Prediction, ...], Path]:
+) -> tuple[EvaluationRecord, tuple[Prediction, ...], Path]:
     """Evaluate one model, or go on where this was interrupted, and write what was found; the record last.
 
     Returns:
@@ -343,7 +344,9 @@ def _evaluate(
     from lingraft.cli.progress import StepBars
     from lingraft.data.chat_format import CHAT_IDENTITY
     from lingraft.evaluate.predictions import write_predictions
+    from lingraft.evaluate.results import EvaluationRecord
     from lingraft.evaluate.running import evaluate_model, truncated_prompts_sentence
+    from lingraft.evaluate.scores import score_summary
     from lingraft.models.adapters import load_merged, merged_content_hash
     from lingraft.models.loading import model_folder
     from lingraft.models.vllm import VllmGenerator
@@ -384,19 +387,25 @@ def _evaluate(
         _say(f"{model}: {truncated_prompts_sentence(task, count)}")
     if not found.predictions:
         raise EvaluationError("none of the tasks can be run here.")
-    result = _result(found)
+    scores = score_summary(
+        found.predictions,
+        {},
+        left_out=found.left_out,
+        truncated=found.truncated,
+        truncated_prompts=found.truncated_prompts,
+        noise=found.noise,
+    )
+    result = EvaluationRecord(scores, found.tasks, asked["precision"], found.not_run, found.no_room)
     (folder / RECORD).unlink(missing_ok=True)  # of an earlier run of the same
     write_predictions(folder / PREDICTIONS, found.predictions)
     write_json_atomically(folder / MANIFEST, found.manifest.to_json())
-    write_record(folder / RECORD, "evaluate", inputs, result)
+    write_record(folder / RECORD, "evaluate", inputs, _json_of(result))
     return result, found.predictions, log
 
 
-def _lacks_verdicts(result: dict[str, Any]) -> bool:
+def _lacks_verdicts(result: EvaluationRecord) -> bool:
     """Return whether a judge named no output on some item, which the next run asks again."""
-    return any(
-        told["judged"]["asking"]["unparseable"] for told in result["tasks"].values() if "judged" in told
-    )
+    return any(one.judged.asking.unparseable for one in result.tasks.values() if one.judged)
 
 
 def _delete_answers(log: Path, *, keep: bool) -> None:
@@ -424,20 +433,11 @@ def _tell_not_run(model: str, found: Evaluated, asked: dict[str, Any], told: set
         told.add(line)
 
 
-def _result(found: Evaluated) -> dict[str, Any]:
-    from lingraft.evaluate.scores import task_scores
+def _json_of(result: EvaluationRecord) -> dict[str, Any]:
     from lingraft.evaluate.task_runs import SEEDS
+    from lingraft.records import to_json
 
-    return {
-        "scores": task_scores(found.predictions),
-        "tasks": found.tasks,
-        "left_out": list(found.left_out),
-        "truncated": found.truncated,
-        "truncated_prompts": found.truncated_prompts,
-        "not_run": found.not_run | found.no_room,
-        "noise": found.noise,
-        "seeds": SEEDS | {"bootstrap": 0},
-    }
+    return {**to_json(result), "seeds": SEEDS | {"bootstrap": 0}}
 
 
 def _libraries() -> dict[str, str]:
@@ -448,7 +448,7 @@ def _libraries() -> dict[str, str]:
 
 def _finish(
     models: list[str],
-    results: list[dict[str, Any]],
+    results: list[EvaluationRecord],
     predictions: list[tuple[Prediction, ...]],
     inputs: dict[str, Any],
     places: dict[str, str],
@@ -457,74 +457,65 @@ def _finish(
     as_json: bool,
 ) -> None:
     """Print what was found; of two models also the differences, which get a record of their own."""
+    from lingraft.evaluate.common_items import common_items
+    from lingraft.evaluate.results import ModelComparison
+    from lingraft.evaluate.scores import task_differences
+    from lingraft.records import to_json
+
     whole: dict[str, Any] = {
-        "models": dict(zip(models, results, strict=True)),
+        "models": {model: _json_of(result) for model, result in zip(models, results, strict=True)},
         "folder": str(folder),
         "precision": inputs["precision"],
     }
+    compared = None
     if len(models) == 2:
-        compared = _compared(results, predictions)
-        whole |= compared
-        write_record(folder / RECORD, "evaluate", inputs, compared | {"predictions": places})
+        both = set(results[0].tasks) & set(results[1].tasks)
+        common = common_items(
+            [[one for one in own if f"{one.task}/{one.language}" in both] for own in predictions],
+            [result.tasks for result in results],
+        )
+        compared = ModelComparison(task_differences(*common.models), common.unpaired, common.refused)
+        whole |= to_json(compared)
+        write_record(folder / RECORD, "evaluate", inputs, to_json(compared) | {"predictions": places})
     if as_json:
         print_json(whole)
         return
     for model, result in zip(models, results, strict=True):
         _print_scores(model, result)
-    if len(models) == 2:
-        _print_differences(models, results, compared)
+    if compared is not None:
+        _print_comparison(models, results, compared)
     print_result(f"Computed in {inputs['precision']}.")
     print_result(f"Predictions and {RECORD} are in {folder}: see `lingraft show predictions`.")
 
 
-def _compared(
-    results: list[dict[str, Any]], predictions: list[tuple[Prediction, ...]]
-) -> dict[str, dict[str, Any]]:
-    """Compare two models on the items that both were asked alike."""
-    from lingraft.evaluate.common_items import common_items
-    from lingraft.evaluate.scores import task_differences
-
-    both = set(results[0]["tasks"]) & set(results[1]["tasks"])
-    common = common_items(
-        [[one for one in own if f"{one.task}/{one.language}" in both] for own in predictions],
-        [result["tasks"] for result in results],
-    )
-    return {
-        "differences": task_differences(*common.models),
-        "unpaired": common.unpaired,
-        "not_paired": common.refused,
-    }
-
-
-def _print_scores(model: str, result: dict[str, Any]) -> None:
+def _print_scores(model: str, result: EvaluationRecord) -> None:
     from lingraft.report.evaluation import score_table
     from lingraft.report.judging import asking_clause, order_clause
-    from lingraft.report.tables import noise_sentence
+    from lingraft.report.notes import noise_sentence
 
-    print_table(score_table(result["scores"]), model)
-    if result["noise"] is not None:
-        print_result(noise_sentence([result["noise"]]))
-    for name, told in result["tasks"].items():
-        if "judged" in told:
-            judged = told["judged"]
-            who = ", ".join(judged["judge"]["answered_as"])
+    scores = result.scores
+    print_table(score_table(scores.tasks), model)
+    if scores.noise is not None:
+        print_result(noise_sentence([scores.noise]))
+    for name, task in result.tasks.items():
+        judged = task.judged
+        if judged is not None:
+            who = ", ".join(judged.judge.answered_as)
             print_result(f"{name}: judged by {who}; {order_clause(judged)}; {asking_clause(judged)}.")
-    for line in result["left_out"][:1]:
-        print_result(f"{len(result['left_out'])} items are left out, such as {line}.")
+    if scores.left_out:
+        print_result(f"{len(scores.left_out)} items are left out, such as {scores.left_out[0]}.")
 
 
-def _print_differences(
-    models: list[str], results: list[dict[str, Any]], compared: dict[str, dict[str, Any]]
-) -> None:
+def _print_comparison(models: list[str], results: list[EvaluationRecord], compared: ModelComparison) -> None:
     from lingraft.evaluate.common_items import unpaired_sentence
     from lingraft.report.evaluation import task_difference_table
 
-    print_table(task_difference_table(compared["differences"]), f"{models[1]} - {models[0]}, paired")
-    for task in sorted(set(results[0]["tasks"]) ^ set(results[1]["tasks"])):
+    print_table(task_difference_table(compared.differences), f"{models[1]} - {models[0]}, paired")
+    for task in sorted(set(results[0].tasks) ^ set(results[1].tasks)):
         print_result(f"{task}: was asked of one of the two models only, and is not compared.")
-    for task, count in compared["unpaired"].items():
-        print_result(unpaired_sentence(task, count, judged="judged" in results[0]["tasks"][task]))
-    for problem in compared["not_paired"].values():
+    for task, count in compared.unpaired.items():
+        print_result(unpaired_sentence(task, count, judged=results[0].tasks[task].judged is not None))
+    for problem in compared.not_paired.values():
         print_result(problem)
 
 

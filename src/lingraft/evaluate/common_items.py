@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from lingraft.evaluate.predictions import Prediction
+from lingraft.evaluate.results import TaskRecord
 
 _Key = tuple[str, str, str, str, int]
 _ADVICE = {
@@ -41,7 +41,7 @@ class CommonItems:
 
 
 def common_items(
-    models: Sequence[Sequence[Prediction]], tasks: Sequence[Mapping[str, Mapping[str, Any]]]
+    models: Sequence[Sequence[Prediction]], tasks: Sequence[Mapping[str, TaskRecord]]
 ) -> CommonItems:
     """Leave out what not every model was asked, and asked alike: it must neither be compared nor cost the whole.
 
@@ -52,7 +52,9 @@ def common_items(
         models: Predictions of each model.
         tasks: What each model's evaluation recorded of its tasks, by task and language (`Evaluated.tasks`).
     """
-    unknown = _not_said(models) - {name for own in tasks for name, one in own.items() if "judged" in one}
+    unknown = _not_said(models) - {
+        name for own in tasks for name, one in own.items() if one.judged is not None
+    }
     keyed = [_keyed([one for one in own if _name(one) not in unknown]) for own in models]
     by_key = [{key: one for one, key in own.items()} for own in keyed]
     shared = set(by_key[0]).intersection(*by_key[1:])
@@ -92,14 +94,14 @@ def _keyed(predictions: Sequence[Prediction]) -> dict[Prediction, _Key]:
     return found
 
 
-def _difference(name: str, tasks: Sequence[Mapping[str, Mapping[str, Any]]]) -> str | None:
-    """Return what differs in how models were asked a task, and what to do; None: nothing, or it is not recorded."""
-    asked = [own[name]["asked"] for own in tasks if "asked" in own.get(name, {})]
+def _difference(name: str, tasks: Sequence[Mapping[str, TaskRecord]]) -> str | None:
+    """Return what differs in how models were asked a task, and what to do; None: nothing."""
+    requests = [own[name].request for own in tasks if name in own]
     differing: dict[str, None] = {}
-    for other in asked[1:]:
-        differing |= dict.fromkeys(_unequal(asked[0]["how"], other["how"]))
-        for part in asked[0]["parts"].keys() & other["parts"].keys():
-            differing |= dict.fromkeys(_unequal(asked[0]["parts"][part], other["parts"][part]))
+    for other in requests[1:]:
+        differing |= dict.fromkeys(_unequal(requests[0].how, other.how))
+        for part in requests[0].parts.keys() & other.parts.keys():
+            differing |= dict.fromkeys(_unequal(requests[0].parts[part], other.parts[part]))
     if not differing:
         return None
     advice = [_ADVICE[key] for key in differing if key in _ADVICE]
@@ -110,7 +112,7 @@ def _difference(name: str, tasks: Sequence[Mapping[str, Mapping[str, Any]]]) -> 
     )
 
 
-def _unequal(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+def _unequal(first: Mapping[str, str], second: Mapping[str, str]) -> list[str]:
     return [key for key in first if first[key] != second.get(key)]
 
 

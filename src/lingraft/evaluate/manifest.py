@@ -25,6 +25,7 @@ from lingraft.data.chat_template import chat_template
 from lingraft.data.worldbook import VERSION as WORLDBOOK_VERSION
 from lingraft.errors import EvaluationError, in_one_line
 from lingraft.evaluate.lm_eval_compat import quiet
+from lingraft.evaluate.results import Request
 from lingraft.evaluate.task_runs import (
     NEEDS_PUNKT,
     SEEDS,
@@ -204,10 +205,10 @@ class Manifest:
             for one in self.tasks
         }
 
-    def settings_of(self, label: str) -> dict[str, Any]:
-        """Return how a task, by name and language, is asked and scored, as JSON: to tell what differs between two."""
+    def request_of(self, label: str) -> Request:
+        """Return how a task, by name and language, is requested and scored."""
         parts = {one.key.rpartition("|")[2]: asdict(one.settings) for one in self.tasks if one.label == label}
-        return {"how": asdict(self.how), "parts": parts}
+        return Request(asdict(self.how), parts)
 
     def to_json(self) -> dict[str, Any]:
         """Return the whole manifest as JSON."""

@@ -9,9 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from pydantic import JsonValue
+
 from lingraft.evaluate.predictions import Ability
 from lingraft.intervals.macro_mean import Difference, Interval
 from lingraft.intervals.multiple_testing import Correction
+from lingraft.judge.win_rate import JudgeRecord
 
 Entry_co = TypeVar("Entry_co", covariant=True)
 Change_co = TypeVar("Change_co", covariant=True)
@@ -162,12 +165,12 @@ class NoiseFloor:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """The scores of one model in a study.
+    """The scores of one model.
 
     Attributes:
-        task_ability: Of the English tasks.
+        task_ability: Of the English tasks; None, as of the next two: no such task was run, in a study never.
         language_ability: Of the trained languages.
-        further_languages: Of those that are evaluated and not trained; None: there are none.
+        further_languages: Of those that are evaluated and not trained.
         per_language: By BCP-47 tag: every language that has a score or held-out rows.
         wrong_language: As of a task, over all tasks.
         undetermined_language: As of a task, over all tasks.
@@ -179,18 +182,18 @@ class Scores:
         noise: What repeating the generating tasks changed; None: they ran once.
     """
 
-    task_ability: Interval
-    language_ability: Interval
+    task_ability: Interval | None
+    language_ability: Interval | None
     further_languages: Interval | None
     per_language: dict[str, LanguageScore]
     wrong_language: float | None
     undetermined_language: int
     answers: AnswerCounts | None
     tasks: dict[str, TaskScore]
-    left_out: tuple[str, ...] = ()
+    left_out: tuple[str, ...]
     truncated: dict[str, int]
     truncated_prompts: dict[str, int]
-    noise: NoiseFloor | None = None
+    noise: NoiseFloor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,6 +299,7 @@ class ForgettingMatrix(Generic[Entry_co, Change_co]):
 
 AbilityMatrix = ForgettingMatrix[Interval, Difference]
 LossMatrix = ForgettingMatrix[MeanBits, MeanBits]
+AnyMatrix = ForgettingMatrix[Interval | MeanBits, Difference | MeanBits]
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,3 +314,79 @@ class Forgetting:
 
     ability: AbilityMatrix | None
     bits_per_character: LossMatrix | None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """How a task was requested: what must be equal where two models are compared.
+
+    Attributes:
+        how: What holds for every task of the evaluation (`manifest.HowAsked`).
+        parts: By harness task, its settings (`manifest.TaskSettings`).
+    """
+
+    how: dict[str, str]
+    parts: dict[str, dict[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRecord:
+    """What a task is and how it was run.
+
+    Attributes:
+        version: The task's own.
+        metric: Its score.
+        filter: What answers go through before they are scored.
+        items: How many.
+        prompts: Fingerprint of the prompts.
+        template: Fingerprint of what makes prompts of documents.
+        data: Revision of its data; of a group whose tasks differ, a list of theirs.
+        sample: Seed of its sample; None: its items are taken in order.
+        request: How it was requested.
+        judged: Of a judged task, what the judge found, and what it took; None: no judge scored it.
+    """
+
+    version: str
+    metric: str
+    filter: str
+    items: int
+    prompts: str
+    template: str
+    data: JsonValue
+    sample: int | None
+    request: Request
+    judged: JudgeRecord | None
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRecord:
+    """What the evaluation of a model records.
+
+    Attributes:
+        scores: Of the model.
+        tasks: By task and language.
+        precision: Of the arithmetic, as it was resolved.
+        not_run: By task and language, why its data (or its judge) could not be had; in a study empty.
+        no_room: By task and language, why its answers do not fit into the model; in a study empty.
+    """
+
+    scores: Scores
+    tasks: dict[str, TaskRecord]
+    precision: str
+    not_run: dict[str, str]
+    no_room: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelComparison:
+    """Two models on the items that both were asked alike.
+
+    Attributes:
+        differences: Second - first, by task and language.
+        unpaired: By task and language, items that only one of the two has a score of; they count nowhere here.
+        not_paired: By task and language, why the two are not compared: they were asked in different ways.
+    """
+
+    differences: dict[str, TaskDifference]
+    unpaired: dict[str, int]
+    not_paired: dict[str, str]

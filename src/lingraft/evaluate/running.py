@@ -26,6 +26,7 @@ from lingraft.evaluate.loading import file_manager
 from lingraft.evaluate.manifest import Manifest, chat_identity, manifest_of
 from lingraft.evaluate.noise import noise_floor
 from lingraft.evaluate.predictions import Prediction
+from lingraft.evaluate.results import NoiseFloor, TaskRecord
 from lingraft.evaluate.task_runs import (
     SEEDS,
     Run,
@@ -59,8 +60,7 @@ class Evaluated:
         truncated: Answers that used all the tokens that they were allowed, by task that generates; of those in
             `predictions`.
         truncated_prompts: Items whose prompts did not fit into the model and lost their beginning, by task.
-        tasks: By task: version, metric, filter, items, revision of its data, seed of its sample, the hashes of its
-            prompts and of their template, and of a judged one what is to be told about the judging.
+        tasks: By task and language, what it is and how it was run.
         not_run: By task and language, why its data (or its judge) could not be had here; empty unless such tasks were
             to be skipped.
         no_room: By task and language, why its answers do not fit into this model; empty as `not_run` is.
@@ -72,11 +72,11 @@ class Evaluated:
     left_out: tuple[str, ...]
     truncated: dict[str, int]
     truncated_prompts: dict[str, int]
-    tasks: dict[str, dict[str, Any]]
+    tasks: dict[str, TaskRecord]
     not_run: dict[str, str]
     no_room: dict[str, str]
     manifest: Manifest
-    noise: dict[str, Any] | None = None
+    noise: NoiseFloor | None = None
 
 
 def evaluate_model(
@@ -372,7 +372,7 @@ def _describe(
     predictions: Sequence[Prediction],
     judged: Mapping[str, Judged],
     manifest: Manifest,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, TaskRecord]:
     """Return what each task is, by name and language; the tasks of a group are pooled."""
     pooled: dict[str, list[Run]] = {}
     for run in runs:
@@ -381,17 +381,16 @@ def _describe(
     for name, parts in pooled.items():
         prompts = [p.prompt for p in predictions if _belongs(p, parts[0])]
         data = [part.revision["data"] for part in parts]
-        described[name] = {
-            "version": str(parts[0].task.VERSION),
-            "metric": WIN_RATE if parts[0].is_judged else parts[0].metric,
-            "filter": parts[0].filter,
-            "items": len(prompts),
-            "prompts": fingerprint_of(sha256("\0".join(prompts).encode()).hexdigest()),
-            "template": fingerprint_of([template_of(part.task) for part in parts]),
-            "data": data[0] if all(one == data[0] for one in data) else data,
-            "sample": parts[0].revision["sample"],
-            "asked": manifest.settings_of(name),
-        }
-        if parts[0].is_judged:
-            described[name]["judged"] = judged[name].to_json()
+        described[name] = TaskRecord(
+            version=str(parts[0].task.VERSION),
+            metric=WIN_RATE if parts[0].is_judged else parts[0].metric,
+            filter=parts[0].filter,
+            items=len(prompts),
+            prompts=fingerprint_of(sha256("\0".join(prompts).encode()).hexdigest()),
+            template=fingerprint_of([template_of(part.task) for part in parts]),
+            data=data[0] if all(one == data[0] for one in data) else data,
+            sample=parts[0].revision["sample"],
+            request=manifest.request_of(name),
+            judged=judged[name].record if parts[0].is_judged else None,
+        )
     return described

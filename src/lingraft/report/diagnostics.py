@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import altair as alt
 
 from lingraft.errors import ConfigError
+from lingraft.intervals.macro_mean import mean_of_known
+from lingraft.measures.drift import LayerPoint, layer_curves
 from lingraft.records import write_text_atomically
-from lingraft.report.figures import layer_curves
-from lingraft.report.tables import ABSENT, Column, Table, mean_of_known
+from lingraft.report.tables import ABSENT, Column, Table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -184,17 +185,12 @@ def _drift_figures(one: LayerDrift) -> tuple[float | None, ...]:
 
 def drift_figure(found: Sequence[Drift]) -> alt.VConcatChart:
     """Draw the paper's Figures 1 and 2: the cosine of mean states, and the covariance's change, over the layers."""
-    rows = [
-        {
-            "model": drift.model,
-            "layer": one.layer,
-            "cosine": one.mean_cosine,
-            "covariance": one.covariance_change,
-        }
+    points = (
+        LayerPoint(drift.model, one.layer, one.mean_cosine, one.covariance_change)
         for drift in found
         for one in drift.layers
-    ]
-    return layer_curves(rows)
+    )
+    return layer_curves(list(points))
 
 
 def signal_table(scan: SignalScan) -> Table:

@@ -5,7 +5,7 @@ A cell that fails does not stop the others. A study that was stopped goes on at 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -15,15 +15,20 @@ from lingraft.config.load import save_study
 from lingraft.config.schema import PLAIN, PathStep, Phase, StrategyChoice, StrategySpec, Study, Training
 from lingraft.data.encodings import discard_encodings
 from lingraft.data.example_table import joined
+from lingraft.data.tokenizer_cost import LanguageCost
 from lingraft.errors import ConfigError, LingraftError, ModelError, did_you_mean
 from lingraft.evaluate.checks import check_tasks
 from lingraft.evaluate.common_items import CommonItems, common_items, unpaired_sentence
 from lingraft.evaluate.predictions import read_predictions
-from lingraft.evaluate.scores import differences, differences_over_seeds
+from lingraft.evaluate.results import EvaluationRecord, Forgetting
+from lingraft.evaluate.scores import difference_over_seeds, differences
 from lingraft.evaluate.selection import language_notes, resolve_suites
+from lingraft.measures import REGISTRY
+from lingraft.measures.base import FROM_PHASE_ONE, FROM_PREVIOUS, Measured
+from lingraft.measures.mpd_pair import PAIR
 from lingraft.models.compute import compute_for, device_name
 from lingraft.models.vllm import check_vllm
-from lingraft.records import from_json, write_json_atomically
+from lingraft.records import from_json
 from lingraft.stage import CHECKPOINT, FinishedStage, MadeModel, Model
 from lingraft.strategies.composition import build
 from lingraft.study.contamination import tell_contamination
@@ -41,7 +46,21 @@ from lingraft.study.materials import (
     tell_costs,
 )
 from lingraft.study.measures import Measures, Steps, des_encoder
-from lingraft.study.result import FORMAT, StudyResult
+from lingraft.study.result import (
+    CellResult,
+    Contamination,
+    FailedCell,
+    PhaseCost,
+    PhaseOneResult,
+    PhaseResult,
+    Precision,
+    SeedDifferences,
+    StudyResult,
+    TrainingCounts,
+    gain,
+    retention,
+    write_result,
+)
 from lingraft.study.stages.combine import Combine
 from lingraft.study.stages.evaluate import PREDICTIONS, Evaluate, Questions, questions
 from lingraft.study.stages.job import TrainingJob
@@ -51,8 +70,6 @@ from lingraft.study.store import Store
 from lingraft.train.phase import with_resolved_precision
 from lingraft.train.processes import Processes
 
-RESULT = "result.json"
-
 
 def run_study(
     study: Study,
@@ -61,7 +78,7 @@ def run_study(
     base_folder: Path = Path(),
     watcher: Watcher | None = None,
     processes: Processes | None = None,
-) -> dict[str, Any]:
+) -> StudyResult:
     """Run (or go on with) a study and return its result.
 
     Args:
@@ -74,8 +91,8 @@ def run_study(
             depend on it, but an interrupted phase is only continued by as many as began it.
 
     Returns:
-        The object that `lingraft run --json` prints (docs/report.md); also written to `result.json` in the
-        run folder. Cells that failed are in it, with their reason.
+        What `lingraft run --json` prints (docs/report.md); it is also written to `result.json` in the run folder.
+        Cells that failed are in it, with their reason.
 
     Raises:
         ConfigError, DataError, ModelError: Something is wrong with the study as a whole, before any training.
@@ -113,12 +130,8 @@ def run_study(
         )
         runner = _Runner(study, materials, executor, measures, watcher, asked, processes)
         watcher.study_started(count_stages(study, materials, encoder))
-        result = runner.run(folder) | {
-            "tokenizer_cost": costs,
-            "contamination": contamination,
-            "language_notes": notes,
-        }
-        write_json_atomically(folder / RESULT, result)
+        result = runner.run(folder, costs, contamination, notes)
+        write_result(result)
         discard_encodings(store.cache)
     return result
 
@@ -190,51 +203,56 @@ class _Runner:
     _kept: set[str] = field(default_factory=set)
     _base: FinishedStage | None = None
     _base_reason: str | None = None
-    _phase_ones: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _phase_ones: dict[str, PhaseOneResult] = field(default_factory=dict)
     _compared: dict[tuple[str, str], list[tuple[FinishedStage, FinishedStage]]] = field(default_factory=dict)
 
-    def run(self, folder: Path) -> dict[str, Any]:
+    def run(
+        self,
+        folder: Path,
+        costs: dict[str, dict[str, LanguageCost]],
+        contamination: Contamination | None,
+        notes: Sequence[str],
+    ) -> StudyResult:
         self._evaluate_base()
-        cells = []
+        cells: list[CellResult | FailedCell] = []
         failed: list[Cell] = []
         for number, cell in enumerate(self.materials.cells, start=1):
             cells.append(self._attempt(cell))
-            if cells[-1]["status"] == "failed":
+            if isinstance(cells[-1], FailedCell):
                 failed.append(cell)
             self._discard_but_for([*failed, *self.materials.cells[number:]])
-        phase_ones = list(self._phase_ones.values())
-        return {
-            "run": str(folder),
-            "base": None if self._base is None else self._base.result["scores"],
-            "base_reason": self._base_reason,
-            "base_predictions": None if self._base is None else _predictions_of(self._base),
-            "phase_one": phase_ones[0]["scores"] if phase_ones else None,
-            "phase_ones": phase_ones,
-            "cells": cells,
-            "over_seeds": self._over_seeds(),
-            "precision": self._precision(cells),
-        }
-
-    def _precision(self, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Return what was computed in: what `auto` stands for on this machine, of all cells that are done."""
-        phases = [one for cell in cells if cell["status"] == "done" for one in cell["phases"]]
+        done = [cell for cell in cells if isinstance(cell, CellResult)]
         evaluated = compute_for(self.study.evaluate.precision)
-        return {
-            "training": sorted({one["training"]["precision"] for one in phases}),
-            "evaluation": evaluated.precision,
-            "device": device_name(evaluated.device),
-        }
+        return StudyResult(
+            run=str(folder),
+            base=None if self._base is None else _evaluation(self._base).scores,
+            base_reason=self._base_reason,
+            base_predictions=None if self._base is None else _predictions_of(self._base),
+            phase_ones=tuple(self._phase_ones.values()),
+            cells=tuple(cells),
+            over_seeds=tuple(self._over_seeds()),
+            precision=Precision(
+                training=tuple(sorted({one.training.precision for cell in done for one in cell.phases})),
+                evaluation=evaluated.precision,
+                device=device_name(evaluated.device),
+            ),
+            tokenizer_cost=costs,
+            contamination=contamination,
+            language_notes=tuple(notes),
+        )
 
-    def _over_seeds(self) -> list[dict[str, Any]]:
-        """Return the mean changes of each data and strategy that several seeds are done of, with intervals."""
-        return [
-            {"data": data, "strategy": strategy, "seeds": len(pairs)}
-            | differences_over_seeds(
-                [(before, after) for before, after in (_common(pair).models for pair in pairs)]
-            )
-            for (data, strategy), pairs in self._compared.items()
-            if len(pairs) > 1
-        ]
+    def _over_seeds(self) -> Iterator[SeedDifferences]:
+        """Yield the mean changes of each data and strategy that several seeds are done of, with intervals."""
+        for (data, strategy), evaluations in self._compared.items():
+            if len(evaluations) > 1:
+                pairs = [(before, after) for before, after in (_common(pair).models for pair in evaluations)]
+                yield SeedDifferences(
+                    data=data,
+                    strategy=strategy,
+                    seeds=len(pairs),
+                    task_ability=difference_over_seeds(pairs, "task_ability"),
+                    language_ability=difference_over_seeds(pairs, "language_ability"),
+                )
 
     def _evaluate_base(self) -> None:
         if self.materials.base is None:
@@ -263,23 +281,23 @@ class _Runner:
                 if stage.fingerprint not in kept:
                     self.executor.store.discard(stage)
 
-    def _attempt(self, cell: Cell) -> dict[str, Any]:
-        entry: dict[str, Any] = {
-            "data": cell.data,
-            "strategy": cell.strategy,
-            "seed": cell.seed,
-            "options": _options(cell.steps[-1].strategy),
-        }
+    def _attempt(self, cell: Cell) -> CellResult | FailedCell:
         try:
-            return entry | {"status": "done", "reason": None} | self._run_cell(cell)
+            return self._run_cell(cell)
         except Exception as error:  # whatever it is, the other cells go on and the reason is shown
-            return entry | {"status": "failed", "reason": self._tell_failure(cell.label, error)}
+            return FailedCell(
+                data=cell.data,
+                strategy=cell.strategy,
+                seed=cell.seed,
+                options=_options(cell.steps[-1].strategy),
+                reason=self._tell_failure(cell.label, error),
+            )
 
-    def _run_cell(self, cell: Cell) -> dict[str, Any]:
+    def _run_cell(self, cell: Cell) -> CellResult:
         phase_one, trained = self._train_cell(cell)
         last = trained[-1]
         self._keep(last)
-        before, after = phase_one.evaluation.result["scores"], last.evaluation.result["scores"]
+        before, after = _evaluation(phase_one.evaluation).scores, _evaluation(last.evaluation)
         similarities = self.measures.similarities(cell)
         distances = self.measures.distances(cell, phase_one.model, [one.model for one in trained])
         drift = self.measures.drift(cell, phase_one.model, last.model)
@@ -289,48 +307,69 @@ class _Runner:
         compared = (phase_one.evaluation, last.evaluation)
         common = _common(compared)
         for task, count in common.unpaired.items():
-            judged = "judged" in last.evaluation.result["tasks"][task]
+            judged = after.tasks[task].judged is not None
             self.watcher.noted(f"{cell.label}: {unpaired_sentence(task, count, judged=judged)}")
         for problem in common.refused.values():
             self.watcher.noted(f"{cell.label}: {problem}")
         self._compared.setdefault((cell.data, cell.strategy), []).append(compared)
-        return {
-            "des": similarities[-1].figures("des")["from_phase_one"],
-            "des_corrected": _corrected(similarities[-1].from_phase_one),
-            "des_reason": similarities[-1].reason,
-            "encoder": self.measures.encoder_name,
-            "mpd": {
-                "from_phase_one": distances[-1].figures("mpd")["from_phase_one"],
-                "pair": None if pair is None else pair.result["mpd"],
-            },
-            "drift": None if drift is None else drift.result,
-            "retention": _ratio(after["task_ability"]["value"], before["task_ability"]["value"]),
-            "gain": after["language_ability"]["value"] - before["language_ability"]["value"],
-            "difference": differences(*common.models),
-            "unpaired": common.unpaired,
-            "not_paired": common.refused,
-            "forgetting": self._forgetting(cell, phase_one, trained),
-            "scores": after,
-            "predictions": _predictions_of(last.evaluation),
-            "phase_one_predictions": _predictions_of(phase_one.evaluation),
-            "training": _training_counts(last.stage),
-            "cost": _cost(last),
-            "phases": [
-                _phase_entry(one, des, mpd)
+        return CellResult(
+            data=cell.data,
+            strategy=cell.strategy,
+            seed=cell.seed,
+            options=_options(cell.steps[-1].strategy),
+            retention=retention(before, after.scores),
+            gain=gain(before, after.scores),
+            difference=differences(*common.models),
+            unpaired=common.unpaired,
+            not_paired=common.refused,
+            forgetting=self._forgetting(cell, phase_one, trained),
+            scores=after.scores,
+            predictions=_predictions_of(last.evaluation),
+            phase_one_predictions=_predictions_of(phase_one.evaluation),
+            phases=tuple(
+                self._phase_result(one, des, mpd, *((drift, pair) if one is last else (None, None)))
                 for one, des, mpd in zip(trained, similarities, distances, strict=True)
-            ],
-            "checkpoint": None if self.study.keep == "none" else str(last.made.folder / CHECKPOINT),
-            "seconds": sum(stage.seconds for stage in own if stage is not None),
-        }
+            ),
+            training=_training_counts(last.stage),
+            cost=_cost(last),
+            checkpoint=None if self.study.keep == "none" else str(last.made.folder / CHECKPOINT),
+            seconds=sum(stage.seconds for stage in own if stage is not None),
+        )
 
-    def _forgetting(self, cell: Cell, phase_one: _PhaseOne, trained: Sequence[_Trained]) -> dict[str, Any]:
+    def _phase_result(
+        self, one: _Trained, des: Steps, mpd: Steps, drift: FinishedStage | None, pair: FinishedStage | None
+    ) -> PhaseResult:
+        """Return the result of one trained phase of a cell; `drift` and `pair` are those of its last phase."""
+        stages = {
+            "des": {FROM_PREVIOUS: des.from_previous, FROM_PHASE_ONE: des.from_phase_one},
+            "mpd": {FROM_PREVIOUS: mpd.from_previous, FROM_PHASE_ONE: mpd.from_phase_one},
+            "mpd_pair": {PAIR: pair},
+            "drift": {FROM_PHASE_ONE: drift},
+        }
+        measured: dict[str, Measured] = {}
+        for name in self.study.measures:
+            measure = REGISTRY.get(name)()
+            found = {place: measure.found(one) for place, one in stages[name].items() if one is not None}
+            measured[name] = Measured(found, des.reason if name == "des" else None)
+        return PhaseResult(
+            phase=one.step.phase,
+            data=one.step.data,
+            strategy=one.step.strategy.label,
+            options=_options(one.step.strategy),
+            measures=measured,
+            scores=_evaluation(one.evaluation).scores,
+            training=_training_counts(one.stage),
+            losses=tuple((step, loss) for step, loss in one.stage.result["losses"]),
+        )
+
+    def _forgetting(self, cell: Cell, phase_one: _PhaseOne, trained: Sequence[_Trained]) -> Forgetting:
         ends = [PhaseEnd(one.step.phase, one.evaluation) for one in trained]
         if cell.is_mixed:
             ends = [PhaseEnd(cell.strategy, trained[-1].evaluation)]
         elif phase_one.step is None:
             ends.insert(0, PhaseEnd(self.study.phases[0].name, phase_one.evaluation))
         found = forgetting_of(self.study, self.materials, cell, ends, self._base)
-        for problem in (found["ability"] or {"not_paired": {}})["not_paired"].values():
+        for problem in () if found.ability is None else found.ability.not_paired.values():
             self.watcher.noted(f"{cell.label}: the base model stands in no matrix of abilities: {problem}")
         return found
 
@@ -355,13 +394,13 @@ class _Runner:
     def _remember(self, phase_one: _PhaseOne, seed: int) -> None:
         """Keep each different Phase 1 model's scores for the result, in the order of the cells."""
         step = phase_one.step
-        entry = {
-            "data": None if step is None else step.data,
-            "strategy": None if step is None else step.strategy.label,
-            "seed": None if step is None else seed,
-            "scores": phase_one.evaluation.result["scores"],
-            "predictions": _predictions_of(phase_one.evaluation),
-        }
+        entry = PhaseOneResult(
+            data=None if step is None else step.data,
+            strategy=None if step is None else step.strategy.label,
+            seed=None if step is None else seed,
+            scores=_evaluation(phase_one.evaluation).scores,
+            predictions=_predictions_of(phase_one.evaluation),
+        )
         self._phase_ones.setdefault(phase_one.evaluation.fingerprint, entry)
 
     def _start(self) -> Model:
@@ -511,7 +550,11 @@ class _Runner:
 def _common(evaluations: Sequence[FinishedStage]) -> CommonItems:
     """Read the models' predictions, on the items that all of them have a score of."""
     read = [read_predictions(one.folder / PREDICTIONS) for one in evaluations]
-    return common_items(read, [one.result["tasks"] for one in evaluations])
+    return common_items(read, [_evaluation(one).tasks for one in evaluations])
+
+
+def _evaluation(stage: FinishedStage) -> EvaluationRecord:
+    return from_json(EvaluationRecord, stage.result)
 
 
 def _predictions_of(evaluation: FinishedStage) -> str:
@@ -524,44 +567,21 @@ def _pair_key(cell: Cell) -> Key:
     return "pair", cell.steps[-1].phase, cell.steps[-1].data, cell.seed
 
 
-def _phase_entry(one: _Trained, des: Steps, mpd: Steps) -> dict[str, Any]:
-    """Return what the result tells of one trained phase of a cell."""
-    return {
-        "phase": one.step.phase,
-        "data": one.step.data,
-        "strategy": one.step.strategy.label,
-        "options": _options(one.step.strategy),
-        "des": des.figures("des"),
-        "des_reason": des.reason,
-        "mpd": mpd.figures("mpd"),
-        "scores": one.evaluation.result["scores"],
-        "training": _training_counts(one.stage),
-        "losses": one.stage.result["losses"],
-    }
+def _training_counts(stage: FinishedStage) -> TrainingCounts:
+    counts = {key: value for key, value in stage.result.items() if key not in ("losses", "plan")}
+    return from_json(TrainingCounts, counts)
 
 
-def _corrected(similarity: FinishedStage | None) -> dict[str, Any] | None:
-    """Return DES without the bias of small sets, and its interval; None: DES is not known."""
-    if similarity is None:
-        return None
-    found = similarity.result
-    return {"value": found["corrected"], "low": found["low"], "high": found["high"], "n": found["n"]}
-
-
-def _training_counts(stage: FinishedStage) -> dict[str, Any]:
-    return {key: value for key, value in stage.result.items() if key not in ("losses", "plan")}
-
-
-def _cost(one: _Trained) -> dict[str, Any]:
+def _cost(one: _Trained) -> PhaseCost:
     """Return what a phase's strategy took: of the machine's state, unlike all else in a result."""
     timing = one.stage.timing
-    return {
-        "prepare_seconds": sum(stage.seconds for stage in one.prepared),
-        "training_seconds": timing["training_seconds"],
-        "resumed_from": timing["resumed_from"],
-        "combine_seconds": 0.0 if one.made is one.stage else one.made.seconds,
-        "peak_bytes": max([timing["peak_bytes"], *(stage.timing["peak_bytes"] for stage in one.prepared)]),
-    }
+    return PhaseCost(
+        prepare_seconds=sum((stage.seconds for stage in one.prepared), 0.0),
+        training_seconds=timing["training_seconds"],
+        resumed_from=timing["resumed_from"],
+        combine_seconds=0.0 if one.made is one.stage else one.made.seconds,
+        peak_bytes=max([timing["peak_bytes"], *(stage.timing["peak_bytes"] for stage in one.prepared)]),
+    )
 
 
 def _training(study: Study, phase: Phase, choice: StrategyChoice) -> Training:
@@ -576,71 +596,3 @@ def _options(choice: StrategyChoice) -> dict[str, Any]:
     if len(choice.parts) == 1:
         return dict(choice.parts[0].options)
     return {part.kind: dict(part.options) for part in choice.parts}
-
-
-def _ratio(after: float, before: float) -> float | None:
-    """Return after / before, or None where there was nothing to retain."""
-    return after / before if before > 0 else None
-
-
-def typed_result(found: dict[str, Any]) -> StudyResult:
-    """Return `run_study`'s object as a `StudyResult`."""
-    return from_json(
-        StudyResult,
-        {
-            "format": FORMAT,
-            **{key: value for key, value in found.items() if key not in ("phase_one", "base", "cells")},
-            "base": _typed_scores(found["base"]),
-            "phase_ones": [one | {"scores": _typed_scores(one["scores"])} for one in found["phase_ones"]],
-            "cells": [_typed_cell(cell) for cell in found["cells"]],
-            "tokenizer_cost": found["tokenizer_cost"],
-        },
-    )
-
-
-def _typed_scores(scores: dict[str, Any] | None) -> dict[str, Any] | None:
-    if scores is None:
-        return None
-    languages = scores["per_language"].items()
-    return scores | {
-        "per_language": {
-            tag: {key: value for key, value in one.items() if key != "bits_per_character"}
-            for tag, one in languages
-        }
-    }
-
-
-def _typed_cell(cell: dict[str, Any]) -> dict[str, Any]:
-    if cell["status"] == "failed":
-        return cell
-    measured = {
-        "des": {
-            "from_phase_one": cell["des"],
-            "corrected": cell["des_corrected"],
-            "reason": cell["des_reason"],
-            "encoder": cell["encoder"],
-        },
-        "mpd": {"from_phase_one": cell["mpd"]["from_phase_one"]},
-        "mpd_pair": {"distance": cell["mpd"]["pair"]},
-        "drift": cell["drift"],
-    }
-    matrices: dict[str, Any] = {}
-    for kind, matrix in cell["forgetting"].items():
-        matrices[kind] = None if matrix is None else {"unpaired": {}, "not_paired": {}} | matrix
-        for column in [] if matrix is None else matrix["columns"]:
-            column.setdefault("left_out", 0)
-    dropped = ("des", "des_corrected", "des_reason", "encoder", "mpd", "drift", "reason")
-    return {
-        **{key: value for key, value in cell.items() if key not in dropped},
-        "measures": measured,
-        "scores": _typed_scores(cell["scores"]),
-        "forgetting": matrices,
-        "phases": [
-            {key: value for key, value in one.items() if key not in ("des", "des_reason", "mpd")}
-            | {
-                "measures": {"des": one["des"] | {"reason": one["des_reason"]}, "mpd": one["mpd"]},
-                "scores": _typed_scores(one["scores"]),
-            }
-            for one in cell["phases"]
-        ],
-    }
