@@ -14,7 +14,8 @@ import torch
 import yaml
 
 from lingraft.config.schema import Evaluation, EvaluationTask, JudgeChoice
-from lingraft.data.chat import FALLBACK_TEMPLATE, render_prompt
+from lingraft.data.chat_format import chat_format
+from lingraft.data.chat_template import FALLBACK_TEMPLATE
 from lingraft.data.worldbook import load_items, score_answer
 from lingraft.errors import ConfigError, EvaluationError
 from lingraft.evaluate.checks import check_tasks
@@ -120,7 +121,7 @@ def test_prompts_references_and_scores_are_worldbooks_own(
                 p for p in worldbook[0].predictions if (p.task, p.language) == (f"worldbook:{family}", tag)
             ]
             for prediction, item in zip(own, load_items(family, tag, "report")[:3], strict=True):
-                assert prediction.prompt == render_prompt(item.example.messages[:1], tiny[1])
+                assert prediction.prompt == chat_format(tiny[1]).prompt(item.example.messages[:1])
                 assert prediction.reference == item.example.answer
                 assert prediction.cluster == item.example.group
                 verdict = score_answer(item, prediction.response)

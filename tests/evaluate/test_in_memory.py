@@ -14,7 +14,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from lingraft.config.schema import Evaluation, EvaluationTask
-from lingraft.data.chat import encode_example, encode_prompt
+from lingraft.data.chat import encode_example
 from lingraft.data.chat_format import chat_format
 from lingraft.data.example import Example, Message
 from lingraft.errors import EvaluationError
@@ -295,7 +295,7 @@ def test_what_a_prompt_spells_is_text_when_it_is_asked_and_scored(
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     said = "What is <|im_end|>?"
     prompt = lm.apply_chat_template([{"role": "user", "content": said}])
-    assert lm.tok_encode(prompt) == encode_prompt([Message("user", said)], tokenizer)
+    assert lm.tok_encode(prompt) == chat_format(tokenizer).prompt_ids([Message("user", said)])
     assert lm.tok_encode(prompt).count(end) == 1
     assert lm.tok_encode(prompt, left_truncate_len=3) == lm.tok_encode(prompt)[-3:]
     pair = lm._pair(prompt, " It is <|im_end|>.")

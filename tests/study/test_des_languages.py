@@ -8,18 +8,18 @@ from typing import Any
 import pytest
 
 from lingraft.config.schema import Study
+from lingraft.measures import des
 from lingraft.measures.base import FROM_PHASE_ONE
 from lingraft.report.notes import notes
 from lingraft.report.page import write_page
 from lingraft.similarity.encoders import EmbeddedEncoder
 from lingraft.stage import StageProgress
-from lingraft.study import measures
-from lingraft.study.counting import count_stages
 from lingraft.study.events import Watcher
 from lingraft.study.materials import gather
-from lingraft.study.measures import des_encoder
+from lingraft.study.plan import Plan, plan_study
 from lingraft.study.result import StudyResult, read_result
 from lingraft.study.run import run_study
+from lingraft.study.stages.evaluate import questions
 
 
 class Notes(Watcher):
@@ -71,8 +71,17 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(name)
         return EmbeddedEncoder()
 
-    monkeypatch.setattr(measures, "load_encoder", load)
+    monkeypatch.setattr(des, "load_encoder", load)
     return names
+
+
+def plan_of(study: Study) -> Plan:
+    materials = gather(study, Path())
+    return plan_study(study, materials, questions(study.evaluate, materials.languages))
+
+
+def kinds(plan: Plan) -> list[str]:
+    return [stage.kind for stage in plan.stages]
 
 
 @pytest.mark.parametrize(
@@ -87,20 +96,18 @@ def test_an_encoder_is_loaded_only_where_there_is_something_to_compare(
     tiny_model: Path, loaded: list[str], instructions: str | None, changes: dict[str, Any], times: int
 ) -> None:
     study = study_of(tiny_model, {"german": "worldbook:lookup/de"}, instructions, **changes)
-    materials, watcher = gather(study, Path()), Notes()
-    encoder = des_encoder(study, materials, watcher)
-    assert len(loaded) == times
-    assert (encoder is not None) == bool(times)
-    assert watcher.notes == []
+    plan = plan_of(study)
+    assert len(loaded) == kinds(plan).count("similarity") == times
+    assert plan.notes == ()
 
 
 def test_an_unknown_language_where_des_has_nothing_to_compare_is_no_problem(
     tiny_model: Path, loaded: list[str]
 ) -> None:
     study = study_of(tiny_model, {"vietnamese": "worldbook:lookup/vi"})
-    watcher = Notes()
-    assert des_encoder(study, gather(study, Path()), watcher) is None
-    assert loaded == watcher.notes == []
+    plan = plan_of(study)
+    assert "similarity" not in kinds(plan)
+    assert loaded == list(plan.notes) == []
 
 
 @pytest.fixture(scope="module")
@@ -151,10 +158,8 @@ def test_each_pair_of_more_phases_stands_for_itself(tiny_model: Path) -> None:
         ],
     }
     study = study_of(tiny_model, {}, **changes).model_copy(update={"model": str(tiny_model)})
-    watcher = Notes()
-    materials = gather(study, Path())
-    encoder = des_encoder(study, materials, watcher)
-    assert len(watcher.notes) == 1
-    assert watcher.notes[0].count("'vi' is in 'vi'") == 1
+    plan = plan_of(study)
+    (note,) = plan.notes
+    assert note.count("'vi' is in 'vi'") == 1
     # Of the pairs en-vi, vi-de and en-de one is compared; beside it the base, and three trainings with evaluations.
-    assert count_stages(study, materials, encoder) == 1 + 3 * 2 + 1
+    assert sorted(kinds(plan)) == ["evaluate"] * 4 + ["similarity"] + ["train"] * 3

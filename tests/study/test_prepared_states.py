@@ -42,6 +42,7 @@ class Counted(Watcher):
     def __init__(self) -> None:
         self.announced = 0
         self.finished: list[str] = []
+        self.made: list[str] = []
         self.notes: list[str] = []
 
     def study_started(self, stages: int) -> None:
@@ -49,12 +50,14 @@ class Counted(Watcher):
 
     def stage_finished(self, label: str, seconds: float, reused: bool) -> None:  # noqa: ARG002
         self.finished.append(label)
+        if not reused:
+            self.made.append(label)
 
     def noted(self, message: str) -> None:
         self.notes.append(message)
 
     def prepared(self, kind: str) -> int:
-        return sum(label.startswith(f"prepare {kind} ") for label in self.finished)
+        return sum(label.startswith(f"prepare {kind} ") for label in self.made)
 
 
 @pytest.fixture(scope="module")

@@ -109,17 +109,13 @@ class LanguageIdentifier:
         languages only. Case is ignored: an answer in capital letters is the same text to the identifier.
         """
         letters = [character for character in text if unicodedata.category(character)[0] == "L"]
-        by_script = self._identify_by_script(letters)
-        if by_script is not None or len(letters) < MINIMUM_LETTERS:
-            return by_script
+        if len(letters) >= MINIMUM_SCRIPT_LETTERS:
+            scripts = (re.split("[ -]", unicodedata.name(letter, ""))[0] for letter in letters)
+            tags = Counter(self._only_tag_of.get(script) for script in scripts)
+            tag, count = tags.most_common(1)[0]
+            if tag is not None and count >= _SCRIPT_SHARE * len(letters):
+                return tag
+        if len(letters) < MINIMUM_LETTERS:
+            return None
         language: str = self._identifier.classify(text.lower())[0]
         return self._tag_of[language]
-
-    def _identify_by_script(self, letters: Sequence[str]) -> str | None:
-        """Return the one language whose script nearly all letters are in, or None."""
-        if len(letters) < MINIMUM_SCRIPT_LETTERS:
-            return None
-        scripts = (re.split("[ -]", unicodedata.name(letter, ""))[0] for letter in letters)
-        tags = Counter(self._only_tag_of.get(script) for script in scripts)
-        tag, count = tags.most_common(1)[0]
-        return tag if count >= _SCRIPT_SHARE * len(letters) else None

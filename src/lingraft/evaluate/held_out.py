@@ -30,7 +30,7 @@ from lingraft.records import fingerprint_of
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from lingraft.data.chat import EncodedExample
+    from lingraft.data.encoded import EncodedExample
     from lingraft.intervals.clusters import Floats
 
 _RESAMPLES = 2000

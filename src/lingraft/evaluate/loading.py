@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lingraft.config.schema import Evaluation, EvaluationTask
-from lingraft.data.files import data_suffix
-from lingraft.data.readers import commit_of
+from lingraft.data.files import SourceFile
+from lingraft.data.readers import data_suffix
+from lingraft.data.rows import commit_of, open_rows
 from lingraft.errors import ConfigError, EvaluationError, LingraftError, did_you_mean, in_one_line
+from lingraft.evaluate.expressions import Expression, with_expressions
 from lingraft.evaluate.lm_eval_compat import (
     DataFiles,
     TaskConfig,
@@ -24,7 +26,6 @@ from lingraft.evaluate.lm_eval_compat import (
     quiet,
     task_manager,
 )
-from lingraft.evaluate.local_rows import Expression, mapped_rows, read_rows
 from lingraft.evaluate.selection import entries
 from lingraft.evaluate.task_names import OWN_TASKS, harness_names, is_task_file
 from lingraft.records import hash_file
@@ -249,7 +250,8 @@ def _over_local_file(configs: Sequence[TaskConfig], entry: EvaluationTask, path:
         )
     import datasets
 
-    rows = list(mapped_rows(list(read_rows(path)), entry.fields, entry.task))
+    read = (row.value for row in open_rows(SourceFile(path, path.name)).sound(EvaluationError))
+    rows = list(with_expressions(read, entry.fields, entry.task))
     found: list[TaskConfig] = []
     for config in configs:
         own = rows

@@ -17,9 +17,9 @@ from lingraft.config.schema import Evaluation, EvaluationTask
 from lingraft.data.worldbook import FAMILIES
 from lingraft.errors import EvaluationError
 from lingraft.evaluate.checks import judge_problem
+from lingraft.evaluate.expressions import Expression
 from lingraft.evaluate.lm_eval_compat import quiet
 from lingraft.evaluate.loading import NotRunnableError, data_revision, filter_of, load_tasks, metric_of
-from lingraft.evaluate.local_rows import Expression
 from lingraft.evaluate.predictions import Ability
 from lingraft.evaluate.selection import (
     ability_of,

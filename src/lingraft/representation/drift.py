@@ -161,8 +161,8 @@ def drift_of_models(
     check_alike(models, trust_remote_code=trust_remote_code)
     encoded = encode_alike(models, prompts, max_length=max_length, trust_remote_code=trust_remote_code)
 
-    def states_of(name: str) -> list[LayerStates]:
-        return model_states(
+    states = (
+        model_states(
             name,
             encoded,
             positions=positions,
@@ -170,10 +170,11 @@ def drift_of_models(
             trust_remote_code=trust_remote_code,
             on_progress=None if on_progress is None else partial(on_progress, name),
         )
-
-    first = states_of(models[0])
+        for name in models
+    )
+    first = next(states)
     return DriftOfModels(
-        drifts=tuple(drift_between(name, first, states_of(name)) for name in models[1:]),
+        drifts=tuple(drift_between(name, first, next(states)) for name in models[1:]),
         prompts=len(encoded.ids),
         tokens=sum(map(len, encoded.ids)) if positions == "prompt" else len(encoded.ids),
         positions=positions,

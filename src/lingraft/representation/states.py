@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -65,11 +67,7 @@ class LayerStates:
     @property
     def whole(self) -> Moments:
         """The moments over all languages."""
-        parts = iter(self.moments.values())
-        total = next(parts)
-        for part in parts:
-            total = total + part
-        return total
+        return reduce(add, self.moments.values())
 
 
 def encode_prompts(
@@ -154,7 +152,7 @@ def model_states(
     trust_remote_code: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[LayerStates]:
-    """Load a model, run it over the prompts and let it go; see `layer_states`.
+    """Load a model, run it over the prompts and let it go; see `layer_states`, also for the other arguments and errors.
 
     Args:
         name: Folder, hub id or embedded:NAME.
@@ -163,11 +161,7 @@ def model_states(
         compute: What runs the model, and the type that its weights are held in; None: float32, which shows what
             bf16 would round away.
         trust_remote_code: Run code that the model brings along.
-        on_progress: Called with the prompts done and all of them.
-
-    Raises:
-        DataError: See `layer_states`.
-        ModelError: The model cannot be loaded, or see `layer_states`.
+        on_progress: See `layer_states`.
     """
     compute = compute or compute_for("float32")
     model = load_model(name, dtype=compute.held, trust_remote_code=trust_remote_code)

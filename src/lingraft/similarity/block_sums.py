@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import islice
+from operator import add
 
 import numpy as np
 
@@ -71,11 +73,7 @@ class EncodedRows:
     @property
     def whole(self) -> BlockSums:
         """The sums of all rows."""
-        parts = iter(self.by_language.values())
-        total = next(parts)
-        for part in parts:
-            total = total + part
-        return total
+        return reduce(add, self.by_language.values())
 
 
 def encode_rows(

@@ -153,13 +153,13 @@ def compare_sets(
         raise DataError(f"{len(sets)} data set cannot be compared; name two or more.")
     samples = [_Sample(name, rows, encoder, seed) for name, rows in sets.items()]
     positions = list(combinations(range(len(samples)), 2))
-    wanting = set(range(len(samples)))
+    growing = set(range(len(samples)))
     pairs: dict[tuple[int, int], EmbeddingSimilarity] = {}
-    while wanting:
-        for i in sorted(wanting):
+    while growing:
+        for i in sorted(growing):
             samples[i].grow(whole=precision is None, on_progress=on_progress)
         for i, j in positions:
-            if wanting & {i, j}:
+            if growing & {i, j}:
                 pairs[i, j] = similarity_of_sums(
                     samples[i].encoded.whole, samples[j].encoded.whole, encoder.name
                 )
@@ -170,7 +170,7 @@ def compare_sets(
             if precision is None or width is None or width > precision
             for i in pair
         }
-        wanting = {i for i in vague if samples[i].left}
+        growing = {i for i in vague if samples[i].left}
     by_language = []
     for one, other in combinations(samples, 2):
         parts = [_large(sample.encoded.by_language) for sample in (one, other)]

@@ -51,8 +51,8 @@ def tell_contamination(
 def training_rows(study: Study, materials: Materials) -> Iterator[Example]:
     """Return every row that some cell may train on, replayed English included; some twice."""
     for data in materials.data.values():
-        # Without a limit every seed draws the same rows. The first seed comes last, and its split is kept for training.
-        for seed in study.seeds[:1] if data.source.limit is None else reversed(study.seeds):
+        # Without a limit every seed draws the same rows.
+        for seed in study.seeds[:1] if data.source.limit is None else study.seeds:
             yield from materials.drawn(data, seed).rows
     for source, data, english in _with_english(study, materials):
         for seed in study.seeds[:1] if english.source.limit is None else study.seeds:

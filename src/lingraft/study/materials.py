@@ -52,16 +52,15 @@ class DataSet:
     loaded: LoadedData
     held_out: Sequence[Example]
     held_out_groups: int
-    _last_split: dict[int, DataSplit] = field(default_factory=dict, repr=False, compare=False)
+    _splits: dict[int, DataSplit] = field(default_factory=dict, repr=False, compare=False)
 
     def split(self, seed: int) -> DataSplit:
         """Return the training rows that `seed` draws, and the held-out ones (the same for every seed)."""
-        if seed not in self._last_split:  # millions of rows take a minute, and are asked for several times
-            self._last_split.clear()
-            self._last_split[seed] = split_data(
+        if seed not in self._splits:  # millions of rows take a minute, and are asked for several times
+            self._splits[seed] = split_data(
                 self.loaded, limit=self.source.limit, held_out_groups=self.held_out_groups, seed=seed
             )
-        return self._last_split[seed]
+        return self._splits[seed]
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -164,18 +163,18 @@ class Materials:
         return frozenset(_turns(example) for example in self.held_out)
 
     @cached_property
-    def _drawn(self) -> dict[int, tuple[int, Drawn]]:
+    def _drawn(self) -> dict[tuple[int, int], Drawn]:
         return {}
 
     def drawn(self, data: DataSet, seed: int) -> Drawn:
-        """Return the rows of a set that `seed` draws and that may be trained on; the last seed's are kept.
+        """Return the rows of a set that `seed` draws and that may be trained on.
 
         A set leaves out its own held-out groups. Where two sets of a study share conversations, one may hold out
         what the other would train on, under whatever id, group or language: such rows are withheld, so that what
         is measured was never trained on.
         """
-        known = self._drawn.get(id(data))
-        if known is None or known[0] != seed:
+        key = (id(data), seed)
+        if key not in self._drawn:
             split = data.split(seed)
             rows, withheld = self._withhold(split.train)
             counts = data.counts(
@@ -184,8 +183,8 @@ class Materials:
                 drawn=len(split.train),
                 available=split.available,
             )
-            self._drawn[id(data)] = seed, Drawn(rows, withheld, _identity(data, withheld), counts)
-        return self._drawn[id(data)][1]
+            self._drawn[key] = Drawn(rows, withheld, _identity(data, withheld), counts)
+        return self._drawn[key]
 
     @cached_property
     def _drawn_english(self) -> dict[tuple[int, int, int | None], Drawn]:

@@ -31,18 +31,18 @@ _UNLISTED = (RECORD, TIMING, "trackers")  # trackers write times, which two equa
 
 
 class Store:
-    """The stages of one run folder; holds a lock on it while open."""
+    """The stages of one run folder; holds a lock on it while open, and only reads it otherwise."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.stages = folder / "stages"
         self.cache = folder / "cache"
-        self.stages.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(folder / ".lock")
         self._done: dict[str, FinishedStage] = {}
         self._failed: dict[str, Exception] = {}
 
     def __enter__(self) -> Store:
+        self.stages.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
@@ -105,15 +105,16 @@ class Store:
         self._done[stage.fingerprint] = done
         return done
 
-    def discard(self, stage: FinishedStage) -> None:
-        """Delete a stage's artefacts but keep its record, which says that they were discarded."""
-        record = read_json(stage.folder / RECORD)
+    def discard(self, stage: StageSpec) -> None:
+        """Delete a finished stage's artefacts but keep its record, which says that they were discarded."""
+        folder = self.folder_of(stage)
+        record = read_json(folder / RECORD)
         if not all(entry["discarded"] for entry in record["artefacts"].values()):
             for entry in record["artefacts"].values():
                 entry["discarded"] = True
-            write_json_atomically(stage.folder / RECORD, record)
+            write_json_atomically(folder / RECORD, record)
         for name in record["artefacts"]:
-            (stage.folder / name).unlink(missing_ok=True)
+            (folder / name).unlink(missing_ok=True)
 
     def folder_of(self, stage: StageSpec) -> Path:
         """Return the folder of a stage."""

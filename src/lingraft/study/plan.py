@@ -1,0 +1,422 @@
+"""The plan of a study: the graph of all its stages, known before anything is computed.
+
+A training is known by its own fingerprint, so what comes after it can be described before it runs. Stages that cells
+share stand once; each stands after those whose artefacts it reads, in the order in which the cells need them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
+
+from lingraft.config.schema import PLAIN, PathStep, Phase, StrategyChoice, StrategySpec, Study
+from lingraft.data.example_table import joined
+from lingraft.errors import LingraftError
+from lingraft.measures import REGISTRY
+from lingraft.measures.base import (
+    FROM_PHASE_ONE,
+    FROM_PREVIOUS,
+    Instructions,
+    Measure,
+    MeasuredCell,
+    MeasuredPhase,
+    Start,
+    Taken,
+)
+from lingraft.stage import MadeModel, Model, StageSpec
+from lingraft.study.grid import Cell
+from lingraft.study.materials import DataSet, Materials, past_rows
+from lingraft.study.stages.combine import Combine
+from lingraft.study.stages.evaluate import Evaluate, Questions
+from lingraft.study.stages.job import TrainingJob
+from lingraft.study.stages.prepare import Prepare
+from lingraft.study.stages.train import Train
+from lingraft.study.store import Store
+from lingraft.train.phase import with_resolved_precision
+from lingraft.train.processes import Processes
+
+Spec = TypeVar("Spec", bound=StageSpec)
+
+
+@dataclass(frozen=True)
+class PlannedPhase:
+    """The stages of one trained phase of a cell.
+
+    Attributes:
+        step: Phase, data set and strategy.
+        train: Its training, which names what strategies prepare for it.
+        combine: Makes the final model of it; None: the trained one is final.
+        evaluate: Evaluates the final model.
+    """
+
+    step: PathStep
+    train: Train
+    combine: Combine | None
+    evaluate: Evaluate
+
+    @property
+    def made(self) -> Train | Combine:
+        """The stage that makes the final model."""
+        return self.combine or self.train
+
+    @property
+    def model(self) -> MadeModel:
+        """The final model."""
+        return MadeModel(self.made, self.train.job.parent.parameters)
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """The stages of one cell.
+
+    Attributes:
+        cell: The cell.
+        phase_one: Phase 1, where it is trained; None: it is a checkpoint.
+        phase_one_evaluate: Evaluates Phase 1.
+        phases: The trained phases in order; of a mixed cell its one phase.
+        measures: By name, what each measure takes of each of `phases`.
+    """
+
+    cell: Cell
+    phase_one: PlannedPhase | None
+    phase_one_evaluate: Evaluate
+    phases: tuple[PlannedPhase, ...]
+    measures: Mapping[str, tuple[Taken, ...]]
+
+    @property
+    def stages(self) -> Iterator[StageSpec]:
+        """All stages whose results the cell's own result is made of."""
+        yield self.phase_one_evaluate
+        for phase in self.phases:
+            yield from (phase.train, phase.made, phase.evaluate)
+        for taken in self.measures.values():
+            for one in taken:
+                yield from one.stages.values()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The graph of a study's stages.
+
+    Attributes:
+        stages: Every stage once, after those whose artefacts it reads.
+        base: Evaluates the base model; None: there is none.
+        cells: What each cell is made of.
+        measures: The study's measures, in the order of their registry.
+        results: Fingerprints of the stages whose results are read; others serve these alone.
+        kept: Fingerprints of the stages whose artefacts stay.
+        notes: What is to be said before anything is computed.
+    """
+
+    stages: tuple[StageSpec, ...]
+    base: Evaluate | None
+    cells: tuple[PlannedCell, ...]
+    measures: tuple[Measure, ...]
+    results: frozenset[str]
+    kept: frozenset[str]
+    notes: tuple[str, ...]
+
+
+def plan_study(
+    study: Study, materials: Materials, questions: Questions, processes: Processes | None = None
+) -> Plan:
+    """Return the plan of a study.
+
+    Args:
+        study: The study, its suites resolved.
+        materials: All that its stages draw from.
+        questions: What its models are asked.
+        processes: How many processes train a phase; None: one.
+
+    Raises:
+        ConfigError: The encoder of DES is needed and cannot be had.
+    """
+    measures = tuple(REGISTRY.get(name)() for name in REGISTRY if name in study.measures)
+    planner = _Planner(study, materials, questions, processes or Processes(), measures)
+    base = None if materials.base is None else planner.evaluate("base", materials.base)
+    cells = tuple(planner.cell(cell) for cell in materials.cells)
+    notes = list(dict.fromkeys(planner.notes))
+    for measure in measures:
+        taken = [one for cell in cells for one in cell.measures[measure.name]]
+        reasons = dict.fromkeys(reason for one in taken for reason in one.warnings)
+        if reasons:
+            where = "; and where ".join(reasons)
+            notes.append(f"{measure.title} is null where {where}. Everything else is measured.")
+    last = [one for cell in cells for one in (cell.phase_one, cell.phases[-1]) if one is not None]
+    final = {stage.fingerprint for one in last for stage in (one.made, *one.train.states.values())}
+    kept = {"all": set(planner.stages), "final": final, "none": set[str]()}[study.keep]
+    read = [*(() if base is None else (base,)), *(stage for cell in cells for stage in cell.stages)]
+    return Plan(
+        stages=tuple(planner.stages.values()),
+        base=base,
+        cells=cells,
+        measures=measures,
+        results=frozenset(stage.fingerprint for stage in read),
+        kept=frozenset(kept),
+        notes=tuple(notes),
+    )
+
+
+class _Planner:
+    """Collects stages, each once: of equal ones the first stands for all."""
+
+    def __init__(
+        self,
+        study: Study,
+        materials: Materials,
+        questions: Questions,
+        processes: Processes,
+        measures: Sequence[Measure],
+    ) -> None:
+        self.study = study
+        self.materials = materials
+        self.questions = questions
+        self.processes = processes
+        self.measures = measures
+        self.stages: dict[str, StageSpec] = {}
+        self.notes: list[str] = []
+
+    def add(self, stage: Spec) -> Spec:
+        """Return the stage, or the equal one that is there already."""
+        known = self.stages.setdefault(stage.fingerprint, stage)
+        assert isinstance(known, type(stage))
+        return known
+
+    def evaluate(self, label: str, model: Model) -> Evaluate:
+        """Add an evaluation."""
+        return self.add(Evaluate(label, model, self.questions, self.study.trust_remote_code))
+
+    def cell(self, cell: Cell) -> PlannedCell:
+        """Add all stages of a cell."""
+        checkpoint = self.materials.checkpoint
+        if checkpoint is not None:
+            phase_one_evaluate = self.evaluate(f"phase {self.study.phases[0].name}", checkpoint)
+        chain: list[PlannedPhase] = []
+        for index in range(len(cell.phases_one_by_one)):
+            chain.append(self.step(cell, index, chain[-1].model if chain else self.start()))
+        phase_one = None
+        if checkpoint is None:
+            phase_one, phase_one_evaluate = chain[0], chain[0].evaluate
+        phases = (self.mixed(cell),) if cell.is_mixed else tuple(chain)
+        seen = self.measured_cell(cell, phases, self.start() if phase_one is None else phase_one.model)
+        taken: dict[str, tuple[Taken, ...]] = {}
+        for measure in self.measures:
+            own = measure.stages(seen)
+            taken[measure.name] = tuple(
+                replace(one, stages={place: self.add(stage) for place, stage in one.stages.items()})
+                for one in own
+            )
+        return PlannedCell(cell, phase_one, phase_one_evaluate, phases, taken)
+
+    def start(self) -> Model:
+        """Return the model that the first trained phase starts from."""
+        start = self.materials.checkpoint or self.materials.base
+        if start is None:
+            raise LingraftError("the study has neither a base model nor a checkpoint.")
+        return start
+
+    def step(self, cell: Cell, index: int, parent: Model) -> PlannedPhase:
+        """Add the stages of the `index`-th phase of a cell that trains its phases one by one."""
+        step = cell.steps[index]
+        data = self.data(step)
+        taken = past_rows(self.study, index, step)
+        english = old = None
+        if "english" in taken:
+            source = self.phase(step.phase).data[step.data]
+            english = self.materials.drawn_english(source, data, cell.seed)
+        if "previous_data" in taken:
+            old = self.materials.drawn(self.data(cell.steps[0]), cell.seed)
+        english_identity = None if english is None else english.identity
+        old_identity = None if old is None else old.identity
+        label = " > ".join(f"{s.phase}:{s.data}/{s.strategy.label}" for s in cell.steps[: index + 1])
+        job = self.job(label, step, [data], parent, cell.seed)
+        job = replace(
+            job,
+            counts=[*job.counts, *([] if english is None else [english.counts])],
+            base=self.materials.base,
+            previous_data=() if old is None else old.rows,
+            english=() if english is None else english.rows,
+            replay_data={
+                "previous_data": old_identity,
+                "english": english_identity,
+                "old_english": english_identity if old_identity is None else old_identity,
+            },
+        )
+        return self.phase_stages(step, job)
+
+    def mixed(self, cell: Cell) -> PlannedPhase:
+        """Add the stages of a mixed cell's one phase over the union of the path's sets, from the base.
+
+        It sees each set as often as that set's own phase does: where their epochs differ, in one pass over the
+        sets repeated that many times. `mixed: {training: {epochs: N}}` asks for N passes over all of them.
+        """
+        step = cell.steps[-1]
+        label = "+".join(f"{one.phase}:{one.data}" for one in cell.steps) + f"/{step.strategy.label}"
+        sets = [self.data(one) for one in cell.steps]
+        job = self.job(label, step, sets, self.start(), cell.seed)
+        epochs = [self.phase(one.phase).training.apply_to(self.study.training).epochs for one in cell.steps]
+        is_asked = any(part.training.epochs is not None for part in step.strategy.parts)
+        if len(set(epochs)) > 1 and not is_asked:
+            each = ", ".join(f"{one.name} {times} times" for one, times in zip(sets, epochs, strict=True))
+            self.notes.append(f"{job.label}: one pass over {each}, as often as in their own phases.")
+            rows = [self.materials.drawn(one, cell.seed).rows for one in sets]
+            job = replace(
+                job,
+                examples=joined([own for own, times in zip(rows, epochs, strict=True) for _ in range(times)]),
+                data=[one for one, times in zip(job.data, epochs, strict=True) for _ in range(times)],
+                training=job.training.model_copy(update={"epochs": 1}),
+            )
+        return self.phase_stages(step, job)
+
+    def tuned_base(self, cell: Cell) -> Model:
+        """Add the training of the base on a cell's last set, with no strategy."""
+        plain = StrategyChoice(parts=(StrategySpec(kind=PLAIN),))
+        step = cell.steps[-1].model_copy(update={"strategy": plain})
+        start = self.start()
+        job = self.job(f"base:{step.data}/{PLAIN}", step, [self.data(step)], start, cell.seed)
+        train = self.add(Train(job.label, job, {}, self.processes))
+        return MadeModel(train, start.parameters)
+
+    def job(
+        self, label: str, step: PathStep, sets: Sequence[DataSet], parent: Model, seed: int
+    ) -> TrainingJob:
+        """Describe the training of one step on the union of `sets`, with nothing to replay.
+
+        Training options are the study's, overridden by the phase's, then by each strategy's in order.
+        """
+        drawn = [self.materials.drawn(one, seed) for one in sets]
+        training = self.phase(step.phase).training.apply_to(self.study.training)
+        for part in step.strategy.parts:
+            training = part.training.apply_to(training)
+        return TrainingJob(
+            label=self.seeded(label, seed),
+            parent=parent,
+            examples=joined([own.rows for own in drawn]),
+            data=[own.identity for own in drawn],
+            counts=[own.counts for own in drawn],
+            choice=step.strategy,
+            training=with_resolved_precision(training),
+            seed=seed,
+            trust_remote_code=self.study.trust_remote_code,
+        )
+
+    def phase_stages(self, step: PathStep, job: TrainingJob) -> PlannedPhase:
+        """Add what a phase prepares, trains, combines and evaluates."""
+        composition = job.composition
+        states = {
+            part.kind: self.add(Prepare(f"{part.kind} for {job.label}", job, part))
+            for part in composition.parts
+            if part.preparation is not None
+        }
+        train = self.add(Train(job.label, job, states, self.processes))
+        model, combine = MadeModel(train, job.parent.parameters), None
+        if composition.combines:
+            combine = self.add(Combine(job.label, job, model))
+            model = MadeModel(combine, job.parent.parameters)
+        return PlannedPhase(step, train, combine, self.evaluate(job.label, model))
+
+    def measured_cell(self, cell: Cell, phases: Sequence[PlannedPhase], phase_one: Model) -> MeasuredCell:
+        """Return a cell as measures see it."""
+        sets = [self.instructions(self.data(step), cell.seed) for step in cell.steps]
+        named = self.materials.instructions
+        has_checkpoint = self.materials.checkpoint is not None
+        known = (
+            (None if named is None else self.instructions(named, cell.seed)) if has_checkpoint else sets[0]
+        )
+        first = Start(phase_one, known)
+        seen: list[MeasuredPhase] = []
+        for number, phase in enumerate(phases):
+            starts: dict[str, Start] = {}
+            if cell.is_mixed:
+                starts = {FROM_PHASE_ONE: first}
+            elif number > 0 or has_checkpoint:
+                before = Start(seen[-1].model, seen[-1].instructions) if seen else first
+                starts = {FROM_PREVIOUS: before, FROM_PHASE_ONE: first}
+            many = f", phase {number + 1} of {len(phases)}" if len(phases) > 2 else ""
+            own = sets[-1] if cell.is_mixed else sets[number]
+            seen.append(MeasuredPhase(cell.label + many, phase.model, own, starts))
+        return MeasuredCell(
+            label=cell.label,
+            is_mixed=cell.is_mixed,
+            has_one_seed=len(self.study.seeds) == 1,
+            seed=cell.seed,
+            phase_one=phase_one,
+            phases=tuple(seen),
+            prompts=self.materials.prompts,
+            tuned_base=partial(self.tuned_base, cell),
+            study=self.study,
+        )
+
+    def instructions(self, data: DataSet, seed: int) -> Instructions:
+        """Return a data set as measures see it."""
+        identity = {**data.identity, "seed": seed}
+        return Instructions(data.name, data.split(seed).train, identity, data.languages)
+
+    def phase(self, name: str) -> Phase:
+        """Return a phase of the study."""
+        return next(phase for phase in self.study.phases if phase.name == name)
+
+    def data(self, step: PathStep) -> DataSet:
+        """Return the data set of a step."""
+        return self.materials.data[step.phase, step.data]
+
+    def seeded(self, label: str, seed: int) -> str:
+        """Return a label that names the seed where there are several."""
+        return label if len(self.study.seeds) == 1 else f"{label} (seed {seed})"
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """A stage of a plan, as `lingraft show plan` shows it.
+
+    Attributes:
+        kind: What it does.
+        label: Its name.
+        fingerprint: Of its inputs.
+        consumers: How many stages read its artefacts.
+        is_finished: Whether it is finished already.
+        is_kept: Whether its artefacts stay when the study is over.
+        device: What it computes on: `accelerator` or `processor`.
+        memory_bytes: See `stage.Needs`.
+        disk_bytes: See `stage.Needs`.
+    """
+
+    kind: str
+    label: str
+    fingerprint: str
+    consumers: int
+    is_finished: bool
+    is_kept: bool
+    device: str
+    memory_bytes: int | None
+    disk_bytes: int | None
+
+
+def plan_rows(plan: Plan, store: Store) -> tuple[PlanRow, ...]:
+    """Return the stages of a plan in their order, with what of them is finished in a run folder."""
+    consumers = consumers_of(plan)
+    return tuple(
+        PlanRow(
+            stage.kind,
+            stage.label,
+            stage.fingerprint,
+            len(consumers[stage.fingerprint]),
+            store.find(stage) is not None,
+            not stage.is_discardable or stage.fingerprint in plan.kept,
+            stage.needs.device,
+            stage.needs.memory_bytes,
+            stage.needs.disk_bytes,
+        )
+        for stage in plan.stages
+    )
+
+
+def consumers_of(plan: Plan) -> dict[str, list[StageSpec]]:
+    """Return, by fingerprint, the stages that read a stage's artefacts."""
+    found: dict[str, list[StageSpec]] = {stage.fingerprint: [] for stage in plan.stages}
+    for stage in plan.stages:
+        for fingerprint in {parent.fingerprint for parent in stage.parents}:
+            found[fingerprint].append(stage)
+    return found
