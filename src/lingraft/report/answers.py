@@ -181,11 +181,12 @@ def worst_answers(
 def _matching(predictions: Sequence[Prediction], option: str, wanted: str | None) -> list[Prediction]:
     if wanted is None:
         return list(predictions)
-    names = {one.language for one in predictions} if option == "--language" else _task_names(predictions)
-    if wanted not in names:
-        raise ConfigError(f"{option} {wanted!r}: no answer is of it. {did_you_mean(wanted, names)}")
-    return [one for one in predictions if wanted in (one.language, one.task, f"{one.task}/{one.language}")]
 
+    def names(one: Prediction) -> tuple[str, ...]:
+        return (one.language,) if option == "--language" else (one.task, f"{one.task}/{one.language}")
 
-def _task_names(predictions: Sequence[Prediction]) -> set[str]:
-    return {name for one in predictions for name in (one.task, f"{one.task}/{one.language}")}
+    found = [one for one in predictions if wanted in names(one)]
+    if not found:
+        known = {name for one in predictions for name in names(one)}
+        raise ConfigError(f"{option} {wanted!r}: no answer is of it. {did_you_mean(wanted, known)}")
+    return found

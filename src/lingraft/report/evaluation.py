@@ -20,7 +20,7 @@ def score_table(scores: Mapping[str, TaskScore]) -> Table:
         Column(
             "wrong language", "share of answers in another language than requested, of those that are clear"
         ),
-        Column("empty, looping, cut off", "generated answers that are so; one may be several of them"),
+        Column("empty, looping, truncated", "generated answers that are so; one may be several of them"),
     )
     rows = []
     for name, one in scores.items():

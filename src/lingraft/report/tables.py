@@ -394,7 +394,7 @@ def training_table(result: StudyResult) -> Table | None:
         Column("examples", "examples trained on, replay included"),
         Column("replayed", "of these from replay"),
         Column("truncated", "examples cut to max_length"),
-        Column("dropped", "examples that the chat template refuses or whose answer was cut off"),
+        Column("dropped", "examples that the chat template refuses, or whose answer was truncated away"),
         Column("tokens", "tokens of all epochs, without padding"),
         Column("steps", "optimiser steps"),
         Column("tokens per step", "their mean"),
