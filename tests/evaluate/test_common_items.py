@@ -10,11 +10,12 @@ import pytest
 from lingraft.errors import EvaluationError
 from lingraft.evaluate.common_items import common_items
 from lingraft.evaluate.predictions import Prediction
-from lingraft.evaluate.results import Request, TaskRecord
 from lingraft.evaluate.scores import task_differences
+from lingraft.evaluate.task_records import Asked, HowAsked, TaskRecord
 from lingraft.judge.win_rate import JudgeRecord
 
-PLAIN = TaskRecord("1", "acc", "none", 3, "p", "t", None, None, Request({}, {}), None)
+ASKED = Asked(HowAsked("e 1", "1", "bf16", "x"), {})
+PLAIN = TaskRecord("1", "m", "none", 1, "", "", (), None, ASKED)
 JUDGED = replace(PLAIN, judged=cast(JudgeRecord, object()))
 TASKS = {"judged/en": JUDGED, "judged/de": JUDGED, "plain/en": PLAIN}
 

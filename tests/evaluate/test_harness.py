@@ -225,7 +225,7 @@ def test_identities_do_not_depend_on_the_folder(
     assert task_identities(evaluation, moved) == before
 
 
-def test_worked_examples_from_a_local_file_never_hold_the_item_that_is_asked(
+def test_few_shot_examples_from_a_local_file_never_hold_the_item_that_is_asked(
     evaluate: Callable[..., Evaluated], local_task: Callable[..., EvaluationTask]
 ) -> None:
     task = local_task(num_fewshot=2, training_split="train", fewshot_split="train")

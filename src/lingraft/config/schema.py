@@ -428,9 +428,6 @@ class PromptSource(Section):
         return {"source": value} if isinstance(value, str) else value
 
 
-Measure = Literal["des", "mpd", "mpd_pair", "drift"]
-
-
 class Study(Section):
     """A grid of phases x strategies x seeds."""
 
@@ -448,7 +445,7 @@ class Study(Section):
     """Sentence encoder of DES."""
     held_out: int = Field(100, ge=0)
     """Groups per data set that are never trained on; their answers' loss is measured."""
-    measures: tuple[Measure, ...] = ("des", "mpd")
+    measures: tuple[Text, ...] = ("des", "mpd")
     """Measures taken: des, mpd (from Phase 1), mpd_pair (the paper's MPD of a data pair), drift (of hidden states)."""
     prompts: tuple[PromptSource, ...] = ()
     """Prompts that drift is measured on; none: the instructions of the held-out rows."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import unicodedata
 from collections import Counter
@@ -51,7 +52,9 @@ def _unrestricted() -> LanguageIdentifier:
     return LanguageIdentifier(known_tags(_all_languages().labels))  # all but zxx, which is no language
 
 
+@cache
 def _all_languages() -> Any:
+    """Return py3langid's model; a copy of it can be restricted to some languages."""
     from py3langid.langid import MODEL_FILE
     from py3langid.langid import LanguageIdentifier as Identifier
 
@@ -69,7 +72,7 @@ class LanguageIdentifier:
     undetermined unless its script tells. Biased towards the languages that are given: text in any other language is
     forced into one of them. Names, digits and quoted foreign words pull the verdict towards their own language.
 
-    Loading takes about half a second, so construct it once and keep it.
+    The first one of a process takes about half a second to load.
     """
 
     def __init__(self, languages: Sequence[str]) -> None:
@@ -85,7 +88,7 @@ class LanguageIdentifier:
             raise DataError(
                 "language identification needs at least one language to choose from; none was given."
             )
-        self._identifier: Any = _all_languages()
+        self._identifier: Any = copy.copy(_all_languages())
         known = tuple(self._identifier.labels)
         self._tag_of: dict[str, str] = {}
         for tag in languages:

@@ -27,7 +27,7 @@ def noise_floor(rounds: Sequence[Sequence[Prediction]]) -> NoiseFloor:
         whole.append([repeated.get(one.key, one) for one in rounds[0]])
 
     def of_ability(ability: Ability) -> ScoreRange | None:
-        own = [[one for one in models if one.ability == ability] for models in whole]
+        own = [[one for one in predictions if one.ability == ability] for predictions in whole]
         return _range(own) if own[0] else None
 
     return NoiseFloor(
@@ -36,19 +36,21 @@ def noise_floor(rounds: Sequence[Sequence[Prediction]]) -> NoiseFloor:
         language_ability=of_ability("language_ability"),
         further_languages=of_ability("further_languages"),
         tasks={
-            f"{task}/{language}": _range(
-                [[one for one in own if (one.task, one.language) == (task, language)] for own in rounds]
-            )
-            for task, language in dict.fromkeys((one.task, one.language) for one in rounds[1])
+            name: _range([[one for one in own if _name(one) == name] for own in rounds])
+            for name in dict.fromkeys(_name(one) for one in rounds[1])
         },
     )
 
 
+def _name(prediction: Prediction) -> str:
+    return f"{prediction.task}/{prediction.language}"
+
+
 def _range(rounds: Sequence[Sequence[Prediction]]) -> ScoreRange:
-    scores = [macro_mean(own).value for own in rounds]
+    scores = tuple(macro_mean(own).value for own in rounds)
     by_item = zip(*([one.score for one in own] for own in rounds), strict=True)
     return ScoreRange(
-        scores=tuple(scores),
+        scores=scores,
         low=min(scores),
         high=max(scores),
         deviation=stdev(scores),

@@ -9,12 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from pydantic import JsonValue
-
 from lingraft.evaluate.predictions import Ability
+from lingraft.evaluate.task_records import TaskRecord
 from lingraft.intervals.macro_mean import Difference, Interval
 from lingraft.intervals.multiple_testing import Correction
-from lingraft.judge.win_rate import JudgeRecord
 
 Entry_co = TypeVar("Entry_co", covariant=True)
 Change_co = TypeVar("Change_co", covariant=True)
@@ -317,48 +315,6 @@ class Forgetting:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """How a task was requested: what must be equal where two models are compared.
-
-    Attributes:
-        how: What holds for every task of the evaluation (`manifest.HowAsked`).
-        parts: By harness task, its settings (`manifest.TaskSettings`).
-    """
-
-    how: dict[str, str]
-    parts: dict[str, dict[str, str]]
-
-
-@dataclass(frozen=True, slots=True)
-class TaskRecord:
-    """What a task is and how it was run.
-
-    Attributes:
-        version: The task's own.
-        metric: Its score.
-        filter: What answers go through before they are scored.
-        items: How many.
-        prompts: Fingerprint of the prompts.
-        template: Fingerprint of what makes prompts of documents.
-        data: Revision of its data; of a group whose tasks differ, a list of theirs.
-        sample: Seed of its sample; None: its items are taken in order.
-        request: How it was requested.
-        judged: Of a judged task, what the judge found, and what it took; None: no judge scored it.
-    """
-
-    version: str
-    metric: str
-    filter: str
-    items: int
-    prompts: str
-    template: str
-    data: JsonValue
-    sample: int | None
-    request: Request
-    judged: JudgeRecord | None
-
-
-@dataclass(frozen=True, slots=True)
 class EvaluationRecord:
     """What the evaluation of a model records.
 
@@ -375,18 +331,3 @@ class EvaluationRecord:
     precision: str
     not_run: dict[str, str]
     no_room: dict[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class ModelComparison:
-    """Two models on the items that both were asked alike.
-
-    Attributes:
-        differences: Second - first, by task and language.
-        unpaired: By task and language, items that only one of the two has a score of; they count nowhere here.
-        not_paired: By task and language, why the two are not compared: they were asked in different ways.
-    """
-
-    differences: dict[str, TaskDifference]
-    unpaired: dict[str, int]
-    not_paired: dict[str, str]

@@ -10,12 +10,11 @@ from lingraft.evaluate.common_items import common_items
 from lingraft.evaluate.forgetting import Taught, ability_matrix, loss_matrix
 from lingraft.evaluate.held_out import item_of, read_losses
 from lingraft.evaluate.predictions import read_predictions
-from lingraft.evaluate.results import EvaluationRecord, Forgetting
-from lingraft.records import from_json
+from lingraft.evaluate.results import Forgetting
 from lingraft.stage import FinishedStage
 from lingraft.study.grid import Cell
 from lingraft.study.materials import Materials
-from lingraft.study.stages.evaluate import HELD_OUT, PREDICTIONS
+from lingraft.study.stages.evaluate import HELD_OUT, PREDICTIONS, recorded
 from lingraft.text.language_tags import ENGLISH
 
 
@@ -56,7 +55,7 @@ def forgetting_of(
 
     evaluations = [*([] if base is None else [base]), *(end.evaluation for end in ends)]
     read = [read_predictions(one.folder / PREDICTIONS) for one in evaluations]
-    tasks = [from_json(EvaluationRecord, one.result).tasks for one in evaluations]
+    tasks = [recorded(one).tasks for one in evaluations]
     common = common_items(read, tasks)
     not_paired = common.refused
     if not_paired and base is not None:  # its chat template may be another: the phases compare without it

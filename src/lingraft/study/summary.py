@@ -12,7 +12,6 @@ from lingraft.data.tokenizer_cost import LanguageCost
 from lingraft.errors import LingraftError
 from lingraft.evaluate.common_items import CommonItems, common_items, unpaired_sentence
 from lingraft.evaluate.predictions import read_predictions
-from lingraft.evaluate.results import EvaluationRecord
 from lingraft.evaluate.scores import difference_over_seeds, differences
 from lingraft.measures.base import Measured
 from lingraft.models.compute import compute_for, device_name
@@ -37,7 +36,7 @@ from lingraft.study.result import (
     gain,
     retention,
 )
-from lingraft.study.stages.evaluate import PREDICTIONS
+from lingraft.study.stages.evaluate import PREDICTIONS, recorded
 
 
 class Summary:
@@ -237,11 +236,6 @@ def common_of(evaluations: Sequence[FinishedStage]) -> CommonItems:
     """Return the models' predictions, on the items that all of them have a score of."""
     read = [read_predictions(one.folder / PREDICTIONS) for one in evaluations]
     return common_items(read, [recorded(one).tasks for one in evaluations])
-
-
-def recorded(evaluation: FinishedStage) -> EvaluationRecord:
-    """Return what an evaluation recorded."""
-    return from_json(EvaluationRecord, evaluation.result)
 
 
 def predictions_of(evaluation: FinishedStage) -> str:
