@@ -297,7 +297,7 @@ def _prepare(folder: Path, options: dict[str, Json], evaluations: dict[str, str]
 def _print(models: list[ModelEvaluation], compared: ModelDifferences | None) -> None:
     from lingraft.evaluate.common_items import unpaired_sentence
     from lingraft.report.evaluation import score_table, task_difference_table
-    from lingraft.report.judging import asking_clause, order_clause
+    from lingraft.report.judging import judged_sentence
     from lingraft.report.tables import noise_sentence
 
     for one in models:
@@ -305,10 +305,8 @@ def _print(models: list[ModelEvaluation], compared: ModelDifferences | None) -> 
         if one.noise is not None:
             print_result(noise_sentence([one.noise]))
         for name, record in one.tasks.items():
-            if "judged" in record:
-                judged = record["judged"]
-                who = ", ".join(judged["judge"]["answered_as"])
-                print_result(f"{name}: judged by {who}; {order_clause(judged)}; {asking_clause(judged)}.")
+            if record.judged is not None:
+                print_result(judged_sentence(name, record.judged))
         if one.left_out:
             print_result(f"{len(one.left_out)} items are left out, such as {one.left_out[0]}.")
     if compared is None:
@@ -318,6 +316,6 @@ def _print(models: list[ModelEvaluation], compared: ModelDifferences | None) -> 
     for task in sorted(set(first.tasks) ^ set(second.tasks)):
         print_result(f"{task}: was asked of one of the two models only, and is not compared.")
     for task, count in compared.unpaired.items():
-        print_result(unpaired_sentence(task, count, judged="judged" in first.tasks[task]))
+        print_result(unpaired_sentence(task, count, judged=bool(first.tasks[task].judged)))
     for problem in compared.not_paired.values():
         print_result(problem)

@@ -25,3 +25,9 @@ def asking_clause(judged: Mapping[str, Any]) -> str:
         f"{asking['verdicts']} verdicts, {asking['new']} of them new, {asking['weighted']} weighted; "
         f"{asking['tokens']['read']} tokens read, {asking['tokens']['written']} written{cost}"
     )
+
+
+def judged_sentence(task: str, judged: Mapping[str, Any]) -> str:
+    """Return who judged a task, and what the verdicts took, of `Judged.to_json()`."""
+    who = ", ".join(judged["judge"]["answered_as"])
+    return f"{task}: judged by {who}; {order_clause(judged)}; {asking_clause(judged)}."

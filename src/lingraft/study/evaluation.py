@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from lingraft.errors import ConfigError
 from lingraft.evaluate.common_items import common_items
 from lingraft.evaluate.predictions import Prediction, read_predictions
 from lingraft.evaluate.scores import task_differences, task_scores
+from lingraft.evaluate.task_records import TaskRecord, read_task_records
 from lingraft.evaluate.task_runs import SEEDS
 from lingraft.models.adapters import ADAPTER_CONFIG
 from lingraft.stage import FinishedStage, given_model
@@ -47,10 +48,10 @@ class ModelEvaluation:
         """By task and language."""
         return task_scores(self.predictions)
 
-    @property
-    def tasks(self) -> dict[str, dict[str, Any]]:
+    @cached_property
+    def tasks(self) -> dict[str, TaskRecord]:
         """By task and language, what it is and how it was run."""
-        return self.stage.result["tasks"]  # type: ignore[no-any-return]
+        return read_task_records(self.stage.result["tasks"])
 
     @property
     def no_room(self) -> dict[str, str]:
@@ -81,7 +82,7 @@ class ModelEvaluation:
         """Return what `lingraft evaluate` prints and records of the model."""
         return {
             "scores": self.scores,
-            "tasks": self.tasks,
+            "tasks": self.stage.result["tasks"],
             "left_out": self.left_out,
             "truncated": self.stage.result["scores"]["truncated"],
             "truncated_prompts": self.truncated_prompts,
@@ -130,7 +131,7 @@ def evaluate_into(folder: Path, stage: Evaluate, executor: Executor) -> ModelEva
     One in which verdicts of a judge are missing is gone on with: the judge is asked for these alone.
     """
     found = executor.store.find(stage)
-    if found is not None and has_missing_verdicts(found.result["tasks"]):
+    if found is not None and has_missing_verdicts(read_task_records(found.result["tasks"])):
         executor.store.reopen(stage)
     done = executor.make(stage)
     (folder / RECORD).unlink(missing_ok=True)  # of what was there before
@@ -141,7 +142,7 @@ def evaluate_into(folder: Path, stage: Evaluate, executor: Executor) -> ModelEva
 
 def compare(before: ModelEvaluation, after: ModelEvaluation) -> ModelDifferences:
     """Compare two models on the items that both were asked alike."""
-    tasks: list[Mapping[str, Any]] = [one.stage.result["tasks"] for one in (before, after)]
+    tasks = [one.tasks for one in (before, after)]
     common = common_items(
         [
             [one for one in own.predictions if all(f"{one.task}/{one.language}" in asked for asked in tasks)]

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from lingraft.config.schema import UNCOMPARED_JUDGE_FIELDS, Evaluation
 from lingraft.data.chat_format import CHAT_IDENTITY
@@ -21,6 +21,7 @@ from lingraft.evaluate.manifest import HAS_TEMPLATE, NO_TEMPLATE, manifest_of, o
 from lingraft.evaluate.predictions import write_predictions
 from lingraft.evaluate.running import evaluate_model, truncated_prompts_sentence
 from lingraft.evaluate.scores import ABILITIES, score_summary
+from lingraft.evaluate.task_records import TaskRecord
 from lingraft.evaluate.task_runs import build_runs
 from lingraft.models.adapters import load_merged
 from lingraft.models.compute import compute_for
@@ -238,6 +239,6 @@ class Evaluate(StageSpec):
         return Work(result, machine(compute))
 
 
-def has_missing_verdicts(tasks: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Return whether a judge named no output on some item, of what an evaluation records of its tasks."""
-    return any(task["judged"]["asking"]["unparseable"] for task in tasks.values() if "judged" in task)
+def has_missing_verdicts(tasks: Mapping[str, TaskRecord]) -> bool:
+    """Return whether a judge named no output on some item."""
+    return any(task.judged["asking"]["unparseable"] for task in tasks.values() if task.judged)
