@@ -31,7 +31,7 @@ def run(
         int, typer.Option(help="Processes that train a phase together, on this machine.")
     ] = 1,
     sharded: Annotated[
-        bool, typer.Option("--sharded", help="Divide the model between the processes (FSDP2).")
+        bool, typer.Option("--sharded", help="Shard the model over the processes (FSDP2).")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")] = False,
 ) -> None:
@@ -44,7 +44,7 @@ def run(
 
     loaded = load_study(
         study, overrides or (), lambda found: name_problems(found, Path())
-    )  # wrong input is told before anything heavy is imported
+    )  # wrong input is reported before anything heavy is imported
 
     from lingraft.cli.log_lines import log_lines
     from lingraft.cli.progress import ProgressWatcher
@@ -61,7 +61,7 @@ def run(
     else:
         _print(result, loaded)
     log_lines().at("writing the report")
-    page = write_page(result, loaded)  # after the result: what took hours is told first
+    page = write_page(result, loaded)  # after the result: what took hours is printed first
     if not json:
         print_result(f"Report: {page}")
     if failures(result):
