@@ -307,7 +307,7 @@ def choose_tasks(
     languages = list(dict.fromkeys(_tag(written) for written in languages))
     wrong = [tag for tag in languages if not _TAG.fullmatch(tag)]
     if wrong:
-        raise ConfigError(f"--languages {wrong[0]!r}: is no BCP-47 tag such as de or zh-Hant.")
+        raise ConfigError(f"--languages {wrong[0]!r}: is not a BCP-47 tag such as de or zh-Hant.")
     others = [tag for tag in languages if tag != ENGLISH]
     given = {"limit": limit, "max_new_tokens": max_new_tokens}
     changes = {key: value for key, value in given.items() if value is not None}
