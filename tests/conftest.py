@@ -13,7 +13,7 @@ import pytest
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, MixtralForCausalLM
 
-    from lingraft.data.chat import EncodedExample
+    from lingraft.data.encoded import EncodedExample
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -169,7 +169,7 @@ def examples() -> Callable[..., list[EncodedExample]]:
     """A function that makes random prompts with random answers, 4 to 24 tokens long."""
 
     def build(count: int = 12, seed: int = 0, longest: int = 24) -> list[EncodedExample]:
-        from lingraft.data.chat import EncodedExample
+        from lingraft.data.encoded import EncodedExample
 
         generator = random.Random(seed)
         encoded = []

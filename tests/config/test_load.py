@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from textwrap import dedent
+from typing import Any, get_args, get_origin
 
 import pytest
+import yaml
+from pydantic import BaseModel
 
+from lingraft.config import schema
 from lingraft.config.load import dump_study, load_study
-from lingraft.errors import ConfigError
+from lingraft.config.schema import StrategyChoice, Study, TrainingOverrides
+from lingraft.errors import ConfigError, did_you_mean
 
 GOOD = """
 name: small
@@ -75,7 +81,6 @@ BAD = [
     ("name: small", "name: ../small", ["name", "'../small'"]),
     ("model: some/model\n", "", ["model: is missing"]),
     ("name: two", "name: one", ["phases: 2 phases are named 'one'"]),
-    ("[plain]", "[plain, plain]", ["2 strategies are named 'plain'"]),
     ("name: small", "name: small\nname: other", [":3:", "'name'", "twice"]),
     ("phases:", "phases: [", ["not valid YAML"]),
     (
@@ -93,6 +98,57 @@ BAD = [
     ),
     ("  - name: two\n", "  - name: two\n    checkpoint: x\n", ["only the first phase can be a checkpoint"]),
 ]
+
+
+def sections(annotation: Any, content: Callable[[Any], Any]) -> Iterator[tuple[type[BaseModel], Any]]:
+    """Yield every section below a type, with a file's content in which the section has a misspelt key only."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        if annotation is StrategyChoice:  # is written as the strategies' names and options
+            yield from sections(TrainingOverrides, lambda inner: content({"lora": {"training": inner}}))
+            return
+        yield annotation, content({f"{next(iter(annotation.model_fields))}x": 1})
+        for name, field in annotation.model_fields.items():
+            yield from sections(field.annotation, lambda inner, name=name: content({name: inner}))  # type: ignore[misc]
+        return
+    inner = get_args(annotation)
+    if get_origin(annotation) is dict:
+        # Called like a field of the section, which a data set may be.
+        yield from sections(inner[1], lambda one: content({"english": one}))
+    elif get_origin(annotation) is tuple:
+        yield from sections(inner[0], lambda one: content([one]))
+    else:
+        for branch in inner:
+            yield from sections(branch, content)
+
+
+SECTIONS = list(sections(Study, lambda content: content))
+
+
+@pytest.mark.parametrize(
+    ("section", "content"),
+    SECTIONS,
+    ids=[f"{number}-{one[0].__name__}" for number, one in enumerate(SECTIONS)],
+)
+def test_a_misspelt_key_is_answered_with_the_fields_of_its_section(
+    tmp_path: Path, section: type[BaseModel], content: Any
+) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError) as caught:
+        load_study(path)
+    right = next(iter(section.model_fields))
+    (line,) = [one for one in str(caught.value).splitlines() if f"{right}x is not a field" in one]
+    assert line.endswith(did_you_mean(f"{right}x", section.model_fields))
+
+
+def test_every_section_of_a_study_is_misspelt_once() -> None:
+    written = {section for section, _ in SECTIONS}
+    known = {
+        one for one in vars(schema).values() if isinstance(one, type) and issubclass(one, schema.Section)
+    }
+    lifted = {schema.Section, StrategyChoice, schema.StrategySpec}
+    assert known - lifted == written
+    assert len(SECTIONS) > len(written)  # a section is reached by several ways
 
 
 @pytest.mark.parametrize(("old", "new", "expected"), BAD)

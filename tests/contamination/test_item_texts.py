@@ -1,4 +1,4 @@
-"""An item's own texts: told apart from templates and options by hand, and found again in real tasks' own rows."""
+"""An item's own texts: without templates and options, by hand, and found again in real tasks' own rows."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from lingraft.contamination.overlap import EvaluationText, TaskOverlap, overlap
 from lingraft.data.example import Example, Message
 from lingraft.evaluate.catalogue import catalogue, copies_of
 from lingraft.evaluate.selection import choose_tasks
+from lingraft.text.scripts import writes_spaces
 
 Turns = tuple[str, str]
 
@@ -116,18 +117,19 @@ def trained_on(asked: Sequence[EvaluationText], rows: Sequence[Turns]) -> TaskOv
 def test_a_task_in_its_own_rows_is_found_and_in_others_it_is_not(
     name: str, shared_data: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    copies = {
-        language: path
-        for language in catalogue()[name].languages
-        for copy in copies_of(name, language, str(shared_data))
-        if (path := Path(copy)).is_file()
-    }
+    copies: dict[
+        bool, tuple[str, Path]
+    ] = {}  # one language with spaces and one without, which are cut differently
+    for language in catalogue()[name].languages:
+        for copy in copies_of(name, language, str(shared_data)):
+            if Path(copy).is_file():
+                copies.setdefault(writes_spaces(language), (language, Path(copy)))
     if not copies:
         pytest.skip(f"shared/data holds no copy of {name}")
     others = [
-        (row["instruction"], row["output"]) for row in rows_of(shared_data / "alpaca" / "en.jsonl")[:2000]
+        (row["instruction"], row["output"]) for row in rows_of(shared_data / "alpaca" / "en.jsonl")[:1000]
     ]
-    for language, path in copies.items():
+    for language, path in copies.values():
         asked = asked_in(name, language, shared_data)
         found = trained_on(asked, [AS_TRAINED[name](row) for row in rows_of(path)])
         assert found.contaminated >= 0.95, (language, found)

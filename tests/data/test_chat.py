@@ -14,17 +14,16 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AddedToken, PreTrainedTokenizerFast
 
 from lingraft.data.chat import (
-    FALLBACK_TEMPLATE,
     SUPERVISED_END,
     SUPERVISED_START,
-    chat_template,
     encode_example,
     encode_examples,
-    encode_prompt,
-    render_prompt,
     show_supervision,
     truncate,
 )
+from lingraft.data.chat_format import chat_format
+from lingraft.data.chat_template import FALLBACK_TEMPLATE, chat_template
+from lingraft.data.control_tokens import without_marks
 from lingraft.data.encoded import EncodedExample, EncodedTable
 from lingraft.data.example import Example, Message
 from lingraft.errors import DataError, ModelError
@@ -275,28 +274,32 @@ def test_every_answer_begins_right_after_the_prompt_of_its_turn(
     tokenizer, style = tokenizers[name], STYLES[name]
     before = "".join(text for text, _ in style.parts(messages[:-1]))
     whole = "".join(text for text, _ in style.parts(messages))
-    prompt = render_prompt(messages[:-1], tokenizer)
+    prompt = without_marks(chat_format(tokenizer).prompt(messages[:-1]))[0].text
     assert prompt.startswith(before)
     assert whole.startswith(prompt)
-    joined = b"".join(bytes_of_tokens(tokenizer, encode_prompt(messages[:-1], tokenizer)))
+    joined = b"".join(bytes_of_tokens(tokenizer, chat_format(tokenizer).prompt_ids(messages[:-1])))
     assert joined.decode() == prompt
 
 
 @pytest.mark.parametrize("name", STYLES)
-def test_batches_encode_like_single_examples(tokenizers: dict[str, Any], name: str) -> None:
+def test_batches_encode_like_single_examples(
+    tokenizers: dict[str, Any], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lingraft.data.chat._BATCH", 64)
     tokenizer = tokenizers[name]
     examples = [
         example_of([Message("user", "a" * n), Message("assistant", "東京 " * (n % 7) + "b")] * (1 + n % 3))
-        for n in range(1, 1100)
+        for n in range(1, 200)
     ]
-    told: list[tuple[int, int]] = []
-    encoded = encode_examples(examples, tokenizer, 60, on_progress=lambda *done: told.append(done))
+    reported: list[tuple[int, int]] = []
+    encoded = encode_examples(examples, tokenizer, 60, on_progress=lambda *done: reported.append(done))
     alone = [encode_or_none(example, tokenizer, 60) for example in examples]
     assert list(encoded.examples) == [one for one in alone if one is not None]
     assert len(encoded.dropped) == alone.count(None)
     assert encoded.truncated == sum(one is not None and one.truncated_tokens > 0 for one in alone)
-    assert told == sorted(told)
-    assert told[-1] == (1099, 1099)
+    assert reported == sorted(reported)
+    assert len(reported) > 3
+    assert reported[-1] == (199, 199)
 
 
 def encode_or_none(example: Example, tokenizer: Any, max_length: int) -> EncodedExample | None:
@@ -366,7 +369,7 @@ def test_a_template_that_prints_the_date_gives_the_same_text_every_day() -> None
         + "{{ date_string }}"
         + CHATML
     )
-    assert render_prompt([Message("user", "x")], tokenizer).startswith("26 Jul 2024<|im_start|>")
+    assert chat_format(tokenizer).prompt([Message("user", "x")]).startswith("26 Jul 2024<|im_start|>")
 
 
 def test_fallback_is_named_and_needs_an_end_token() -> None:

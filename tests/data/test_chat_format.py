@@ -13,14 +13,7 @@ from typing import Any
 import pytest
 from transformers import AddedToken
 
-from lingraft.data.chat import (
-    encode_answers,
-    encode_example,
-    encode_examples,
-    encode_prompt,
-    render_prompt,
-    show_supervision,
-)
+from lingraft.data.chat import encode_answers, encode_example, encode_examples, show_supervision
 from lingraft.data.chat_format import CHAT_IDENTITY, ChatFormat, chat_format
 from lingraft.data.example import Example, Message
 from lingraft.errors import DataError, ModelError
@@ -111,7 +104,7 @@ def test_an_answer_that_the_next_header_ends_is_taught_to_end(build_tokenizer: A
     two = shown(example("a", "b", "c", "d"), tokenizer)
     assert two == "<|user|>\na<|assistant|>\n⟦b<|user|>⟧\nc<|assistant|>\n⟦d<|user|>⟧"
     assert tokenizer.convert_tokens_to_ids("<|user|>") in chat_ending(None, tokenizer).tokens
-    assert render_prompt(example("a", "b", "c", "d").messages[:3], tokenizer) == (
+    assert chat_format(tokenizer).prompt(example("a", "b", "c", "d").messages[:3]) == (
         "<|user|>\na<|assistant|>\nb<|user|>\nc<|assistant|>\n"
     )
 
@@ -157,7 +150,7 @@ def test_what_stands_before_an_answer_is_masked_and_given(of_trl: Any, name: str
         text = shown(said, tokenizer)
         assert text.count(f"{block}⟦") == len(said.messages) // 2
         encoded, characters = encode_answers(said, tokenizer, NO_LIMIT)
-        prompt = encode_prompt(said.messages[:-1], tokenizer)
+        prompt = chat_format(tokenizer).prompt_ids(said.messages[:-1])
         assert list(encoded.input_ids[: len(prompt)]) == prompt
         answer = encoded.input_ids[len(prompt) :]
         assert all(encoded.supervised[len(prompt) : len(prompt) + 2])
@@ -203,7 +196,7 @@ def test_a_whole_block_that_only_the_prompt_has_is_put_in(build_tokenizer: Any) 
     text = shown(example("a", "b", "c", "d"), tokenizer)
     assert text.count("assistant\n<|channel>thought\n<channel|>⟦") == 2
     asked = example("a", "b", "c", "d").messages[:1]
-    assert render_prompt(asked, tokenizer) == own_prompt(asked, tokenizer)
+    assert chat_format(tokenizer).prompt(asked) == own_prompt(asked, tokenizer)
 
 
 # Templates that write a turn otherwise once others follow
@@ -224,7 +217,7 @@ def test_a_space_at_the_end_of_a_header_is_written_by_the_model(
     for words in ("Monday", "Hello", "  two spaces", "東京"):
         said = example("Which day", "Tuesday", "Which day", words)
         encoded = encode_example(said, tokenizer, NO_LIMIT)
-        prompt = encode_prompt(said.messages[:-1], tokenizer)
+        prompt = chat_format(tokenizer).prompt_ids(said.messages[:-1])
         assert list(encoded.input_ids[: len(prompt)]) == prompt
         assert encoded.supervised[len(prompt) - 1 : len(prompt) + 1] == (False, True)
         form = chat_format(tokenizer)
@@ -250,7 +243,7 @@ def test_a_header_that_swallows_white_space_is_not_trained(
     for answer in ("a", " a", "\n\n a"):
         said = example("a", answer)
         encoded = encode_example(said, tokenizer, NO_LIMIT)
-        prompt = encode_prompt(said.messages[:1], tokenizer)
+        prompt = chat_format(tokenizer).prompt_ids(said.messages[:1])
         assert list(encoded.input_ids[: len(prompt)]) == prompt
         assert encoded.supervised[len(prompt) - 1 : len(prompt) + 1] == (False, True)
 
@@ -262,8 +255,10 @@ def test_an_empty_answer_ends_at_once(build_tokenizer: Any) -> None:
         "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n⟦<|im_end|>⟧\n"
         "<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n⟦ <|im_end|>⟧\n"
     )
-    assert render_prompt(example("a", "", "c", "d").messages[:3], tokenizer).endswith(
-        "assistant\n<|im_end|>\n<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n"
+    assert (
+        chat_format(tokenizer)
+        .prompt(example("a", "", "c", "d").messages[:3])
+        .endswith("assistant\n<|im_end|>\n<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n")
     )
 
 
@@ -290,7 +285,7 @@ def test_tags_of_thoughts_that_an_answer_speaks_of_are_text(of_trl: Any, name: s
     tokenizer = of_trl(name)
     said = example("What is it?", "A tag", "And then?", answer)
     encoded = encode_example(said, tokenizer, NO_LIMIT)
-    prompt = encode_prompt(said.messages[:-1], tokenizer)
+    prompt = chat_format(tokenizer).prompt_ids(said.messages[:-1])
     assert list(encoded.input_ids[: len(prompt)]) == prompt
     assert encoded.supervised[len(prompt) - 1 : len(prompt) + 1] == (False, True)
     trained = encoded.input_ids[len(prompt) :]
@@ -405,7 +400,7 @@ def test_an_answer_that_does_not_come_back_is_refused(build_tokenizer: Any) -> N
 
 @pytest.mark.parametrize("name", ["gptoss", "muse_glimmer", "llama3_2"])
 def test_templates_are_shown_a_day_that_stands_still(of_trl: Any, name: str) -> None:
-    text = render_prompt([Message("user", "x")], of_trl(name))
+    text = chat_format(of_trl(name)).prompt([Message("user", "x")])
     assert "2024-07-26" in text or "26 Jul 2024" in text
     assert CHAT_IDENTITY["clock"] == "2024-07-26"
 
@@ -414,7 +409,7 @@ def test_every_directive_of_the_clock_is_fixed(build_tokenizer: Any) -> None:
     asked = "{% set f = '%A, %B' %}{{ strftime_now(f + ' %-d %Y, %H:%M %j %y/%m/%d 100%%') }}\n"
     asked = asked.replace("\n", "{{ strftime_now(format='!') }}\n")  # as transformers names what it takes
     tokenizer = build_tokenizer(asked + CHATML, ["<|im_start|>", "<|im_end|>"], eos="<|im_end|>")
-    text = render_prompt([Message("user", "x")], tokenizer)
+    text = chat_format(tokenizer).prompt([Message("user", "x")])
     assert text.startswith("Friday, July 26 2024, 00:00 208 24/07/26 100%!\n<|im_start|>user")
 
 
@@ -507,10 +502,10 @@ def test_a_system_prompt_that_only_the_last_question_shows_is_trained(
     for row in (said_under("Be kind", "What?", "A day"), two):
         asked = own_prompt(row.messages[:-1], tokenizer)
         assert "Be kind" in asked
-        assert render_prompt(row.messages[:-1], tokenizer) == asked
+        assert chat_format(tokenizer).prompt(row.messages[:-1]) == asked
         encoded, prompt = (
             encode_example(row, tokenizer, NO_LIMIT),
-            encode_prompt(row.messages[:-1], tokenizer),
+            chat_format(tokenizer).prompt_ids(row.messages[:-1]),
         )
         assert list(encoded.input_ids[: len(prompt)]) == prompt
         assert "".join(map(str, encoded.supervised)).startswith("False" * len(prompt) + "True")
@@ -639,7 +634,7 @@ def test_training_and_evaluation_agree_with_every_template(of_trl: Any, package:
     assert isinstance(form, ChatFormat)
     for said in (example("What?", "A day"), example("What?", "A day", "Sure?", "Yes, </s> sure")):
         encoded = encode_example(said, tokenizer, NO_LIMIT)
-        prompt = encode_prompt(said.messages[:-1], tokenizer)
+        prompt = chat_format(tokenizer).prompt_ids(said.messages[:-1])
         assert list(encoded.input_ids[: len(prompt)]) == prompt
         answer = finished(encoded.input_ids[len(prompt) :], chat_ending(None, tokenizer), tokenizer)
         assert answer.text.strip() == said.answer
@@ -651,4 +646,4 @@ def test_training_and_evaluation_agree_with_every_template(of_trl: Any, package:
         own = tokenizer.apply_chat_template(
             [{"role": "user", "content": parts}], tokenize=False, add_generation_prompt=True, **clock
         )
-        assert without_dates(render_prompt(given, tokenizer)) == without_dates(own)
+        assert without_dates(chat_format(tokenizer).prompt(given)) == without_dates(own)

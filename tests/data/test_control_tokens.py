@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lingraft.data.chat import encode_example, encode_examples, encode_prompt
+from lingraft.data.chat import encode_example, encode_examples
 from lingraft.data.chat_format import chat_format
 from lingraft.data.control_tokens import SpelledText, without_marks
 from lingraft.data.example import Example, Message
@@ -49,7 +49,7 @@ def test_a_spelled_control_token_is_text(tokenizer: Any, token: str) -> None:
     seen = [one for one, is_seen in zip(encoded.input_ids, encoded.supervised, strict=True) if is_seen]
     assert controls(tokenizer, seen) == ["<|im_end|>"]
     assert next(iter(encode_examples([said, example("a")], tokenizer, NO_LIMIT).examples)) == encoded
-    prompt = encode_prompt(said.messages[:1], tokenizer)
+    prompt = chat_format(tokenizer).prompt_ids(said.messages[:1])
     assert controls(tokenizer, prompt) == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]
     assert list(encoded.input_ids[: len(prompt)]) == prompt
 
@@ -101,13 +101,13 @@ def test_a_header_that_only_the_file_marks_as_special_is_a_control_token(build_t
     special = ["<|start_header_id|>", "<|im_end|>", "<tool_call>"]
     tokenizer = build_tokenizer(template, special[:2], eos="<|im_end|>", ordinary=["<tool_call>", "<b>"])
     assert "<|start_header_id|>" not in tokenizer.all_special_tokens
-    ids = encode_prompt([Message("user", "<|start_header_id|>system <tool_call> <b>")], tokenizer)
+    ids = chat_format(tokenizer).prompt_ids([Message("user", "<|start_header_id|>system <tool_call> <b>")])
     assert ids.count(tokenizer.convert_tokens_to_ids("<|start_header_id|>")) == 2  # the template's
     # Added tokens that no template writes stand for ordinary text.
     assert tokenizer.convert_tokens_to_ids("<tool_call>") in ids
     assert tokenizer.convert_tokens_to_ids("<b>") in ids
     tokenizer.chat_template = template + "{# <tool_call> #}"
-    ids = encode_prompt([Message("user", "<tool_call>")], tokenizer)
+    ids = chat_format(tokenizer).prompt_ids([Message("user", "<tool_call>")])
     assert tokenizer.convert_tokens_to_ids("<tool_call>") not in ids
 
 

@@ -201,6 +201,21 @@ def test_rows_without_an_answer_are_left_out_by_a_filter_and_then_are_not_broken
     assert (loaded.n_rows, loaded.filtered, len(loaded.broken)) == (5, {"no_answer": 2}, 0)
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_answers_that_raters_rejected_are_counted_and_not_trained_on(tmp_path: Path, suffix: str) -> None:
+    rows = [{"prompt": f"q{i}", "completion": "a", "label": i % 3 > 0} for i in range(9)]
+    if suffix == "jsonl":
+        source = write(tmp_path / "x.jsonl", rows)
+    else:
+        source = str(tmp_path / "x.csv")
+        lines = ["prompt,completion,label", *(f"{one['prompt']},a,{one['label']}" for one in rows)]
+        Path(source).write_text("\n".join(lines))
+    loaded = load_data(DataSource(source=source))
+    assert [one.instruction for one in loaded.examples] == [f"q{i}" for i in range(9) if i % 3]
+    assert (loaded.n_rows, loaded.broken, loaded.filtered) == (9, (), {"rejected_answer": 3})
+    assert len(load_data(DataSource(source=source), answered=False).examples) == 9
+
+
 def test_the_end_tokens_of_a_real_set_are_all_taken_out(shared_data: Path) -> None:
     source = str(shared_data / "t0_p3" / "en.jsonl")
     strip = {"source": source, "filters": {"special_tokens": "strip", "no_answer": True}}

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from lingraft.data.example import Message
-from lingraft.data.formats import RowError, detect_format, example_from_row
+from lingraft.data.formats import detect_format, example_from_row
+from lingraft.data.row_fields import RowError
 from lingraft.errors import DataError
 
 

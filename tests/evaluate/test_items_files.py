@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from lingraft.config.schema import EvaluationTask
+from lingraft.data.rows import open_rows
 from lingraft.evaluate.catalogue import catalogue
+from lingraft.evaluate.expressions import with_expressions
 from lingraft.evaluate.items_files import hub_tasks, items_files
-from lingraft.evaluate.local_rows import mapped_rows, read_rows
 from lingraft.evaluate.own_task import own_task
 from lingraft.evaluate.selection import expanded
 
@@ -21,6 +22,7 @@ SQUAD = {
     "data": [{"title": "T", "paragraphs": [{"context": "Ann sang.", "qas": [QUESTION]}]}],
 }
 ITEMS: dict[str, list[dict[str, Any]]] = {
+    "alpaca_eval": [{"dataset": "d", "instruction": "I", "output": "O", "generator": "g"}],
     "ifeval": [{"key": 1, "prompt": "P", "instruction_id_list": ["x"], "kwargs": [{}]}],
     "mmlu": [{"question": "Q", "subject": "s", "choices": ["a", "b", "c", "d"], "answer": 1}],
     "hellaswag": [{"ctx_a": "A", "ctx_b": "", "endings": ["a"], "label": "0", "source_id": "x"}],
@@ -32,6 +34,7 @@ ITEMS: dict[str, list[dict[str, Any]]] = {
     "mgsm": [{"question": "Q", "answer": "1,800"}, {"question": "Q", "answer": 7}],
 }
 REAL = {
+    "alpaca_eval/en_text_davinci_003": "alpaca_eval",
     "belebele/th": "belebele",
     "global_mmlu_lite/en": "global_mmlu",
     "hellaswag_500/en": "hellaswag",
@@ -48,10 +51,10 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def test_every_task_with_copies_is_recognised_but_what_can_be_trained_on() -> None:
+def test_every_task_with_copies_is_recognised() -> None:
     with_copies = {name for name, task in catalogue().items() if task.copies}
-    assert {name for name, task in catalogue().items() if task.recognised} == with_copies - {"alpaca_eval"}
-    assert set(ITEMS) | {"xquad", "mlqa"} == with_copies - {"alpaca_eval"}
+    assert {name for name, task in catalogue().items() if task.recognised} == with_copies
+    assert set(ITEMS) | {"xquad", "mlqa"} == with_copies
 
 
 @pytest.mark.parametrize("task", ITEMS)
@@ -79,7 +82,7 @@ def test_other_rows_are_no_items(tmp_path: Path, row: dict[str, Any]) -> None:
 def test_real_items_are_known_and_lie_where_suites_look(shared_data: Path, file: str, task: str) -> None:
     (only,) = items_files(f"{shared_data / file}.jsonl")
     assert list(only.places) == [task]
-    assert (only.language, only.data_dir) == (file.partition("/")[2], str(shared_data))
+    assert (only.language, only.data_dir) == (file.partition("/")[2].partition("_")[0], str(shared_data))
 
 
 def test_prompts_are_no_items_of_a_task(shared_data: Path) -> None:
@@ -96,7 +99,8 @@ def test_the_published_table_of_sums_is_known_and_read_from_its_place(tmp_path: 
     published.rename(tmp_path / only.places["mgsm"])
     (entry,) = expanded(EvaluationTask(task="mgsm"), ("de",), str(tmp_path), Path())
     assert entry.data is not None
-    rows = list(mapped_rows(list(read_rows(Path(entry.data))), entry.fields, "mgsm"))
+    read = (row.value for row in open_rows(Path(entry.data)).sound())
+    rows = list(with_expressions(read, entry.fields, "mgsm"))
     assert [(row["question"], row["answer_number"]) for row in rows] == [
         ('"Wie viel?" fragt sie.', 18),
         ("Und?", 1800),

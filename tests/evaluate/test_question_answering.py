@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from lm_eval.tasks.mlqa import utils as harness_mlqa
 from lm_eval.tasks.qasper.metrics import normalize_answer as squad_normalise
 
-from lingraft.data.readers import HubRows, RawRow
+from lingraft.data.rows import OpenedRows
 from lingraft.errors import EvaluationError
 from lingraft.evaluate import task_data
 from lingraft.evaluate.own_task import own_task
@@ -397,13 +397,11 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
     """A hub that gives XQuAD's flat rows and tells what it was asked for."""
     asked: list[Any] = []
 
-    def read(spec: Any) -> HubRows:
+    def opened(spec: Any) -> OpenedRows:
         asked.append(spec)
-        return HubRows(
-            [RawRow(f"hub:{number}", number, row) for number, row in enumerate(FLAT, start=1)], "e" * 40
-        )
+        return OpenedRows("hub", hub=FLAT, revision="e" * 40)
 
-    monkeypatch.setattr(task_data, "read_hub", read)
+    monkeypatch.setattr(task_data, "open_rows", opened)
     return asked.pop
 
 

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rouge_score import rouge_scorer
 
-from lingraft.data.readers import HubRows, RawRow
+from lingraft.data.rows import OpenedRows
 from lingraft.errors import EvaluationError
 from lingraft.evaluate import task_data
 from lingraft.evaluate.own_task import own_task
@@ -342,7 +342,7 @@ def test_a_line_that_is_no_json_and_a_file_without_rows_are_refused(tmp_path: Pa
     with pytest.raises(EvaluationError, match=r"broken\.jsonl:1: not JSON.*mend it"):
         own_task("xlsum", "de", data=broken)
     empty = xlsum_rows(tmp_path / "empty.jsonl")
-    with pytest.raises(EvaluationError, match=r"xlsum:de: there are no rows in empty\.jsonl"):
+    with pytest.raises(EvaluationError, match=r"empty\.jsonl: there are no rows"):
         own_task("xlsum", "de", data=empty)
 
 
@@ -356,11 +356,11 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
     """A hub that gives one row and remembers what it was asked for."""
     asked: list[Any] = []
 
-    def read(spec: Any) -> HubRows:
+    def opened(spec: Any) -> OpenedRows:
         asked.append(spec)
-        return HubRows([RawRow("hub:1", 1, {"id": "a", "text": "Text.", "summary": "Kurz."})], "f" * 40)
+        return OpenedRows("hub", hub=[{"id": "a", "text": "Text.", "summary": "Kurz."}], revision="f" * 40)
 
-    monkeypatch.setattr(task_data, "read_hub", read)
+    monkeypatch.setattr(task_data, "open_rows", opened)
     return asked.pop
 
 

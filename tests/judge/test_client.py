@@ -216,9 +216,9 @@ def test_what_a_server_says_cannot_steer_the_terminal(
     ):
         judge_server.behaviour = lambda _, failing=failing: failing  # type: ignore[misc]
         assert _run([*command, "--cache", str(tmp_path / "other.jsonl")]) == 2
-        told = capfd.readouterr().err
-        assert r"\x1b" in told
-        assert not {"\x1b", "\x07", "\u202e"} & set(told)
+        printed = capfd.readouterr().err
+        assert r"\x1b" in printed
+        assert not {"\x1b", "\x07", "\u202e"} & set(printed)
 
 
 def test_a_key_that_no_header_can_hold_is_refused_without_being_shown() -> None:

@@ -56,8 +56,8 @@ def test_an_evaluation_has_alpaca_eval_judged(
     assert result["tasks"]["alpaca_eval/en"]["metric"] == "win_rate"
     assert result["tasks"]["alpaca_eval/en"]["judged"]["reference_items"] == 3
     assert result["left_out"] == ["alpaca_eval/en: alpaca_eval/en/1: the verdict '?' names neither A nor B"]
-    (told,) = [one["answers"] for name, one in result["scores"].items() if name == "alpaca_eval/en"]
-    assert (told["n"], told["truncated"]) == (2, result["truncated"]["alpaca_eval/en"])
+    (answers,) = [one["answers"] for name, one in result["scores"].items() if name == "alpaca_eval/en"]
+    assert (answers["n"], answers["truncated"]) == (2, result["truncated"]["alpaca_eval/en"])
     assert (result["scores"]["alpaca_eval/en"]["n"], result["scores"]["worldbook:lookup/en"]["n"]) == (2, 3)
     assert list(result["noise"]["tasks"]) == ["worldbook:lookup/en"]
     said = {
@@ -120,14 +120,14 @@ def test_two_languages_are_judged_each_by_itself(
         load_tokenizer(tiny_model),
         evaluation,
         languages=["de"],
-        on_progress=lambda *told: items.append(told),
-        on_judged=lambda *told: verdicts.append(told),
+        on_progress=lambda *done: items.append(done),
+        on_judged=lambda *done: verdicts.append(done),
     )
     assert items == [(done, 5) for done in range(1, 6)]
     assert sorted(set(verdicts)) == [
         (done, total) for done in range(1, 7) for total in (4, 6) if done <= total
     ]
-    rows = {name: told["judged"]["reference_items"] for name, told in found.tasks.items()}
+    rows = {name: (task.judged or {})["reference_items"] for name, task in found.tasks.items()}
     assert rows == {"alpaca_eval/en": 2, "alpaca_eval/de": 3}
     assert [one.language for one in found.predictions] == ["en"] * 2 + ["de"] * 3
 
@@ -180,24 +180,24 @@ def test_a_verdict_that_one_model_of_a_study_lacks_fails_no_cell(
     (tmp_path / "study.yaml").write_text(json.dumps(study))
     judge_server.behaviour = names_nothing_at_first("Say 1", 4)  # for the base model and for phase 1
     code = _run(["run", str(tmp_path / "study.yaml"), "--runs", str(tmp_path / "runs"), "--json"])
-    told = capfd.readouterr()
-    assert code == 0, told.err
-    (cell,) = json.loads(told.out)["cells"]
+    printed = capfd.readouterr()
+    assert code == 0, printed.err
+    (cell,) = json.loads(printed.out)["cells"]
     assert (cell["status"], cell["unpaired"]) == ("done", {"alpaca_eval/en": 1})
     assert cell["difference"]["tasks"]["alpaca_eval/en"]["n"] == 3
     assert cell["scores"]["tasks"]["alpaca_eval/en"]["n"] == 4
     assert cell["forgetting"]["ability"]["unpaired"] == {"alpaca_eval/en": 1}
-    assert "alpaca_eval/en: 1 items have a verdict for some of the models only" in told.err
+    assert "alpaca_eval/en: 1 items have a verdict for some of the models only" in printed.err
 
 
 def test_an_evaluation_without_a_judge_says_so_and_runs_the_rest(
     evaluation_command: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert _run(evaluation_command) == 0
-    told = capfd.readouterr()
-    assert "! alpaca_eval/en: not run: a judge scores its answers: give its `url` and `model`" in told.err
-    assert "Its data" not in told.err
-    assert "worldbook:lookup" in told.out
+    printed = capfd.readouterr()
+    assert "! alpaca_eval/en: not run: a judge scores its answers: give its `url` and `model`" in printed.err
+    assert "Its data" not in printed.err
+    assert "worldbook:lookup" in printed.out
     for half in (["--judge-url", "http://localhost/v1"], ["--judge-model", "j"], ["--budget", "1"]):
         assert _run([*evaluation_command, *half]) == 2
         assert "--judge-url and --judge-model belong together" in capfd.readouterr().err

@@ -124,8 +124,8 @@ def test_without_the_package_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPat
 def test_too_few_items_or_one_length_for_all_are_refused(tmp_path: Path) -> None:
     few = [preference(row, 0.5, 10 * row) for row in range(99)]
     alike = [preference(row, 0.5, 10) for row in range(200)]
-    for preferences, told in ((few, "there are 99, with 99"), (alike, "there are 200, with 1 ")):
-        with pytest.raises(EvaluationError, match=told):
+    for preferences, says in ((few, "there are 99, with 99"), (alike, "there are 200, with 1 ")):
+        with pytest.raises(EvaluationError, match=says):
             length_controlled(preferences, tmp_path)
 
 

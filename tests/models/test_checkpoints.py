@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lingraft.data.chat import FALLBACK_TEMPLATE
+from lingraft.data.chat_template import FALLBACK_TEMPLATE
 from lingraft.errors import ModelError
 from lingraft.models.checkpoints import CheckpointReader, combine_checkpoints, save_checkpoint
 from lingraft.models.loading import load_model, load_tokenizer

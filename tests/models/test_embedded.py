@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from lingraft.data.chat import chat_template, encode_example, encode_prompt, show_supervision
+from lingraft.data.chat import encode_example, show_supervision
+from lingraft.data.chat_format import chat_format
+from lingraft.data.chat_template import chat_template
 from lingraft.data.example import Example, Message
 from lingraft.errors import ModelError
 from lingraft.models import embedded
@@ -127,7 +129,7 @@ def test_the_real_model_is_an_ordinary_float32_checkpoint(real: tuple[Path, Any,
 
 def test_the_real_model_answers_in_english_and_stops(real: tuple[Path, Any, Any]) -> None:
     _, model, tokenizer = real
-    ids = encode_prompt([Message("user", "What is the capital of France?")], tokenizer)
+    ids = chat_format(tokenizer).prompt_ids([Message("user", "What is the capital of France?")])
     output = model.generate(torch.tensor([ids]), max_new_tokens=16, do_sample=False)
     answer = tokenizer.decode(output[0, len(ids) :])
     assert "Paris" in answer

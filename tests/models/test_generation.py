@@ -13,7 +13,8 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
-from lingraft.data.chat import FALLBACK_TEMPLATE, encode_prompt
+from lingraft.data.chat_format import chat_format
+from lingraft.data.chat_template import FALLBACK_TEMPLATE
 from lingraft.data.example import Message
 from lingraft.errors import ConfigError, LingraftError, ModelError
 from lingraft.models.empty_turn import empty_user_turn
@@ -60,7 +61,7 @@ def tokenizer(tiny_model: Path) -> Any:
 
 def asked(tokenizer: Any, questions: Sequence[str] = QUESTIONS) -> list[TokenPrompt]:
     return [
-        TokenPrompt(tuple(encode_prompt([Message("user", text)], tokenizer)), seed)
+        TokenPrompt(tuple(chat_format(tokenizer).prompt_ids([Message("user", text)])), seed)
         for seed, text in enumerate(questions)
     ]
 
@@ -275,7 +276,7 @@ def test_the_space_before_a_users_words_is_written_by_the_model(tiny_model: Path
     )
     opening, ending = empty_user_turn(other, answer_ending(tiny_model, tokenizer))
     for words in ("Which day", "Hello", "a"):
-        assert encode_prompt([Message("user", words)], other)[: len(opening)] == list(opening)
+        assert chat_format(other).prompt_ids([Message("user", words)])[: len(opening)] == list(opening)
     assert other.decode(list(opening)) == "[INST]"
     assert ending.texts == ("[/INST]",)
 

@@ -13,7 +13,7 @@ import torch
 from huggingface_hub.utils._paths import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
-from lingraft.data.chat import FALLBACK_TEMPLATE
+from lingraft.data.chat_template import FALLBACK_TEMPLATE
 from lingraft.errors import ModelError
 from lingraft.models.loading import load_model, load_tokenizer, model_content_hash, model_folder
 from lingraft.weights.difference import parameter_difference

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import LlamaModel
 
-from lingraft.data.chat import EncodedExample
+from lingraft.data.encoded import EncodedExample
 from lingraft.errors import ModelError
 from lingraft.models.loss import (
     SupervisedHead,

@@ -144,7 +144,7 @@ def test_models_are_checked_before_any_is_loaded(
     with pytest.raises(ModelError, match="1 model has nothing to drift from"):
         drift_of_models([str(tiny_model)], said)
     monkeypatch.setattr("lingraft.representation.states.load_model", pytest.fail)
-    for change, told in (
+    for change, says in (
         ({"model_type": "mistral"}, "two architectures"),
         ({"num_hidden_layers": 3}, "has 3 decoder layers, the first model has 2"),
         ({"hidden_size": 48}, "its states are 48 wide, the first model's 32"),
@@ -153,7 +153,7 @@ def test_models_are_checked_before_any_is_loaded(
         shutil.copytree(tiny_model, other)
         config = json.loads((other / "config.json").read_text())
         (other / "config.json").write_text(json.dumps(config | change))
-        with pytest.raises(ModelError, match=told):
+        with pytest.raises(ModelError, match=says):
             drift_of_models([str(tiny_model), str(tiny_model), str(other)], said)
 
 
@@ -259,13 +259,13 @@ def test_prompts_are_read_from_text_from_mt_bench_and_from_data_sets(tmp_path: P
     assert [one.language for one in read_prompts(str(tmp_path / "c.jsonl"))] == ["de"]
     found = read_prompts("worldbook:lookup/de", limit=3)
     assert [(one.messages[-1].role, one.language) for one in found] == [("user", "de")] * 3
-    for name, content, told in (
-        ("e.txt", "\n", "no prompts"),
+    for name, content, says in (
+        ("e.txt", "\n", "no rows"),
         ("f.jsonl", '{"turns": ["a"]}\n{"turns": []}\n', "f.jsonl:2: has no text"),
         ("g.jsonl", '{"turns": ["a"], "lang": "Klingonisch"}\n', "g.jsonl:1: field 'lang'"),
         ("none.txt", None, "no such file"),
     ):
         if content is not None:
             (tmp_path / name).write_text(content)
-        with pytest.raises(DataError, match=told):
+        with pytest.raises(DataError, match=says):
             read_prompts(str(tmp_path / name))

@@ -92,7 +92,7 @@ def test_a_frozen_cell_has_no_gradient_and_keeps_its_bits_under_decay() -> None:
         restraints.change_gradients()
         assert pair.b.grad.tolist() == [[0.0, 1.0], [0.0, 1.0]]
         optimizer.step()
-        restraints.restore_cells()
+        restraints.restore_frozen()
     assert pair.b[:, 0].tolist() == [1.0, 1.0]
     assert bool((pair.b[:, 1] < 1).all())
 
@@ -263,7 +263,7 @@ def test_ssu_scores_columns_by_their_norm_and_their_inputs(tmp_path: Path) -> No
 def test_calibration_computes_as_the_phase_does(
     tmp_path: Path, precision: Literal["bf16", "float32"], expected: torch.dtype
 ) -> None:
-    from lingraft.data.chat import EncodedExample
+    from lingraft.data.encoded import EncodedExample
 
     seen: set[torch.dtype] = set()
     network = model(2)
@@ -426,7 +426,7 @@ def test_ssu_refuses_a_matrix_that_no_token_meets_as_a_linear_layers(tmp_path: P
 
 
 def test_the_fisher_is_the_mean_of_squared_gradients_of_each_example(tmp_path: Path) -> None:
-    from lingraft.data.chat import EncodedExample
+    from lingraft.data.encoded import EncodedExample
 
     network = model(1)
     rows = [
@@ -453,7 +453,7 @@ def test_the_fisher_is_the_mean_of_squared_gradients_of_each_example(tmp_path: P
 def test_the_fisher_takes_its_rows_to_where_the_model_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lingraft.data.chat import EncodedExample
+    from lingraft.data.encoded import EncodedExample
 
     devices: set[str] = set()
 
@@ -484,7 +484,7 @@ def test_the_divergence_is_kullback_and_leiblers(tmp_path: Path) -> None:
 def test_the_divergence_is_of_replayed_rows_alone(
     tmp_path: Path, precision: Literal["bf16", "float32"], tolerance: float
 ) -> None:
-    from lingraft.data.chat import EncodedExample
+    from lingraft.data.encoded import EncodedExample
     from lingraft.models.loss import collate, token_losses
 
     start, now = model(1), model(1, seed=1)

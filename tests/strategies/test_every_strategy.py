@@ -16,7 +16,7 @@ from lingraft.data.example import Message
 from lingraft.models.checkpoints import CheckpointReader
 from lingraft.stage import CHECKPOINT, FinishedStage
 from lingraft.strategies.base import Context
-from lingraft.strategies.composition import REGISTRY, build
+from lingraft.strategies.composition import REGISTRY, build, swept
 from lingraft.study.execute import Executor
 from lingraft.study.store import Store
 
@@ -276,10 +276,10 @@ SWEEP = {"interpolate": {"alpha": [0.25, 0.5]}}
 
 
 def test_a_sweep_is_a_cell_for_each_value() -> None:
-    choices = StrategyChoice.model_validate(["half", SWEEP]).swept
+    choices = swept([StrategyChoice.model_validate(["half", SWEEP])], "here")
     assert [one.label for one in choices] == ["half+interpolate-0.25", "half+interpolate-0.5"]
     assert [build(one).parts[1].model_dump()["alpha"] for one in choices] == [0.25, 0.5]
-    (alone,) = StrategyChoice.model_validate("half").swept
+    (alone,) = swept([StrategyChoice.model_validate("half")], "here")
     assert alone.label == "half"
 
 

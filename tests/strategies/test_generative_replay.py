@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lingraft.config.schema import StrategyChoice
-from lingraft.data.chat import encode_prompt
+from lingraft.data.chat_format import chat_format
 from lingraft.data.example import Example, Message
 from lingraft.errors import ConfigError, StrategyError
 from lingraft.models.compute import compute_for
@@ -86,7 +86,9 @@ def test_the_rows_are_the_models_answers(chatty: Path, tmp_path: Path) -> None:
         json.loads(line) for line in next(tmp_path.glob("*/answers.jsonl")).read_text().split("\n") if line
     ]
     prompts = [
-        TokenPrompt(tuple(encode_prompt(one.messages[:-1], tokenizer)), _seed(SETTINGS, "answer", number))
+        TokenPrompt(
+            tuple(chat_format(tokenizer).prompt_ids(one.messages[:-1])), _seed(SETTINGS, "answer", number)
+        )
         for number, one in enumerate(pool)
     ]
     direct: dict[int, Any] = {}

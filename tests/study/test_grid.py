@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from lingraft.config.schema import Study
+from lingraft.errors import ConfigError
 from lingraft.study.grid import cells_of
 
 
@@ -116,3 +119,16 @@ def test_paths_that_differ_in_an_earlier_phase_only_have_names_of_their_own() ->
         "lora > plain > plain",
         "plain > plain > plain",
     ]
+
+
+@pytest.mark.parametrize(
+    "strategies",
+    [["plain", "plain"], [{"interpolate": {"alpha": [0.25, 0.5]}}, {"half": {"name": "interpolate-0.5"}}]],
+)
+def test_two_strategies_of_one_name_are_refused(strategies: list[Any]) -> None:
+    phases = [
+        {"name": "one", "checkpoint": "some/model"},
+        {"name": "two", "data": {"other": {"source": "x.jsonl"}}, "strategies": strategies},
+    ]
+    with pytest.raises(ConfigError, match="phase 'two', data 'other': 2 strategies are named"):
+        cells_of(study(phases=phases))

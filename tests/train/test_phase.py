@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from lingraft.config.schema import Training
-from lingraft.data.chat import EncodedExample
+from lingraft.data.encoded import EncodedExample
 from lingraft.errors import DataError, ModelError, StrategyError, VerificationError
 from lingraft.models.loss import collate, supervised_loss
 from lingraft.train.phase import PhaseOutcome, Progress, train_phase

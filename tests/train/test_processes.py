@@ -15,8 +15,7 @@ import pytest
 import torch
 
 from lingraft.config.schema import StrategyChoice, Training
-from lingraft.data.chat import EncodedExample
-from lingraft.data.encoded import write_table
+from lingraft.data.encoded import EncodedExample, write_table
 from lingraft.errors import ConfigError
 from lingraft.models.loading import load_model
 from lingraft.train.phase import PhaseOutcome, Progress

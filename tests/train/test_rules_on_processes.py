@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from lingraft.config.schema import StrategyChoice, Training
-from lingraft.data.chat import EncodedExample
-from lingraft.data.encoded import write_table
+from lingraft.data.encoded import EncodedExample, write_table
 from lingraft.models.loading import load_model
 from lingraft.train.processes import Processes, train_on
 from lingraft.train.run import PhaseTask

@@ -189,7 +189,7 @@ def test_an_adapter_may_lie_on_the_hub(
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # a name that peft still uses
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "says"),
     [
         ({"peft_type": "IA3"}, "of type 'IA3'"),
         ({"use_dora": True}, "uses use_dora"),
@@ -197,11 +197,11 @@ def test_an_adapter_may_lie_on_the_hub(
     ],
 )
 def test_adapters_that_are_no_plain_lora_are_refused(
-    tmp_path: Path, tiny_model: Path, change: dict[str, Any], told: str
+    tmp_path: Path, tiny_model: Path, change: dict[str, Any], says: str
 ) -> None:
     config = LoraConfig(r=2, target_modules=["q_proj"])
     get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), config).save_pretrained(tmp_path / "a")
     path = tmp_path / "a" / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(ModelError, match=told):
+    with pytest.raises(ModelError, match=says):
         open_weights(str(tmp_path / "a"))

@@ -394,9 +394,7 @@ def _evaluate(
 
 def _lacks_verdicts(result: dict[str, Any]) -> bool:
     """Return whether a judge named no output on some item, which the next run asks again."""
-    return any(
-        told["judged"]["asking"]["unparseable"] for told in result["tasks"].values() if "judged" in told
-    )
+    return any(task["judged"]["asking"]["unparseable"] for task in result["tasks"].values() if task["judged"])
 
 
 def _delete_answers(log: Path, *, keep: bool) -> None:
@@ -427,15 +425,16 @@ def _tell_not_run(model: str, found: Evaluated, asked: dict[str, Any], told: set
 def _result(found: Evaluated) -> dict[str, Any]:
     from lingraft.evaluate.scores import task_scores
     from lingraft.evaluate.task_runs import SEEDS
+    from lingraft.records import to_json
 
     return {
         "scores": task_scores(found.predictions),
-        "tasks": found.tasks,
+        "tasks": to_json(found.tasks),
         "left_out": list(found.left_out),
         "truncated": found.truncated,
         "truncated_prompts": found.truncated_prompts,
         "not_run": found.not_run | found.no_room,
-        "noise": found.noise,
+        "noise": to_json(found.noise),
         "seeds": SEEDS | {"bootstrap": 0},
     }
 
@@ -483,11 +482,12 @@ def _compared(
     """Compare two models on the items that both were asked alike."""
     from lingraft.evaluate.common_items import common_items
     from lingraft.evaluate.scores import task_differences
+    from lingraft.evaluate.task_records import read_task_records
 
     both = set(results[0]["tasks"]) & set(results[1]["tasks"])
     common = common_items(
         [[one for one in own if f"{one.task}/{one.language}" in both] for own in predictions],
-        [result["tasks"] for result in results],
+        [read_task_records(result["tasks"]) for result in results],
     )
     return {
         "differences": task_differences(*common.models),
@@ -505,8 +505,7 @@ def _print_scores(model: str, result: dict[str, Any]) -> None:
     if result["noise"] is not None:
         print_result(noise_sentence([result["noise"]]))
     for name, told in result["tasks"].items():
-        if "judged" in told:
-            judged = told["judged"]
+        if judged := told["judged"]:
             who = ", ".join(judged["judge"]["answered_as"])
             print_result(f"{name}: judged by {who}; {order_clause(judged)}; {asking_clause(judged)}.")
     for line in result["left_out"][:1]:
@@ -523,7 +522,7 @@ def _print_differences(
     for task in sorted(set(results[0]["tasks"]) ^ set(results[1]["tasks"])):
         print_result(f"{task}: was asked of one of the two models only, and is not compared.")
     for task, count in compared["unpaired"].items():
-        print_result(unpaired_sentence(task, count, judged="judged" in results[0]["tasks"][task]))
+        print_result(unpaired_sentence(task, count, judged=bool(results[0]["tasks"][task]["judged"])))
     for problem in compared["not_paired"].values():
         print_result(problem)
 

@@ -140,6 +140,7 @@ def show_data(
     from lingraft.config.load import data_source
     from lingraft.data.formats import UnknownFormatError
     from lingraft.data.summary import summarise_data
+    from lingraft.evaluate.items_files import holds_test_items
     from lingraft.models.loading import load_tokenizer
 
     for one in field or []:
@@ -160,6 +161,9 @@ def show_data(
         system=system,
         max_broken_share=max_broken_share,
     )
+    if data_format is None and not field and holds_test_items(source):
+        _show_items(source, json)
+        return
     try:
         with StepBars() as bars:
             summary = summarise_data(

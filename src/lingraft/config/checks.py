@@ -5,63 +5,59 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from lingraft.config.schema import EvaluationTask, PathStep, Phase, StrategyChoice, Study
+from lingraft.config.schema import EvaluationTask, Phase, StrategyChoice, Study
 from lingraft.errors import did_you_mean
 from lingraft.text.language_tags import ENGLISH, is_english
 
 
 def check_study(study: Study) -> list[str]:
-    """Return every cross-field problem of `study`, each as one line that names the place; empty: none."""
-    return [
-        *_check_names(study),
-        *_check_phases(study),
-        *_check_strategies(study),
-        *_check_paths(study),
-        *_check_evaluation(study),
-        *_check_data_dir(study),
-    ]
+    """Return every cross-field problem of `study`, each as one line that names the place; empty: none.
+
+    Names of strategies, measures, tasks and trackers are checked by `study.checks`.
+    """
+    return [*_in_phases(study), *_in_paths(study), *_in_evaluation(study)]
 
 
-def _check_names(study: Study) -> Iterator[str]:
+def _in_phases(study: Study) -> Iterator[str]:
     for name, count in Counter(phase.name for phase in study.phases).items():
         if count > 1:
             yield f"phases: {count} phases are named {name!r}; give each its own name."
     for seed, count in Counter(study.seeds).items():
         if count > 1:
             yield f"seeds: {seed} stands {count} times; each seed trains once."
-
-
-def _check_phases(study: Study) -> Iterator[str]:
     for index, phase in enumerate(study.phases):
         place = f"phases[{index}] ({phase.name})"
-        if phase.checkpoint is not None:
-            yield from _check_checkpoint_phase(place, index, phase)
-        elif not phase.data:
-            yield f"{place}: has neither data nor a checkpoint; give it data."
-        if phase.checkpoint is None and phase.instructions is not None:
-            yield (
-                f"{place}.instructions: {phase.instructions.source!r}: only for a phase that is a checkpoint; "
-                "a trained phase's data are known."
-            )
+        if phase.checkpoint is None:
+            if not phase.data:
+                yield f"{place}: has neither data nor a checkpoint; give it data."
+            if phase.instructions is not None:
+                yield (
+                    f"{place}.instructions: {phase.instructions.source!r}: only for a phase that is a checkpoint; "
+                    "a trained phase's data are known."
+                )
+        else:
+            if index > 0:
+                yield (
+                    f"{place}.checkpoint: {phase.checkpoint!r}: only the first phase can be a checkpoint; later ones "
+                    "are trained."
+                )
+            if phase.data:
+                yield f"{place}: has a checkpoint and data; a checkpoint is not trained, so keep one of them."
+            if phase.strategies:
+                yield f"{place}.strategies: a checkpoint is not trained, so no strategy applies; remove them."
+            if phase.training.model_dump(exclude_none=True):
+                yield f"{place}.training: a checkpoint is not trained; remove it."
+        for where, choice in _choices(phase):
+            if sum(part.name is not None for part in choice.parts) > 1:
+                yield f"{place}.{where}: {choice.label!r} is named more than once; name one part."
+            if choice.is_mixed:
+                yield from _of_mixed(study, f"{place}.{where}", index)
     if study.model is None and study.phases[0].checkpoint is None:
         yield "model: is missing; it may only be left out where the first phase is a checkpoint."
 
 
-def _check_checkpoint_phase(place: str, index: int, phase: Phase) -> Iterator[str]:
-    if index > 0:
-        yield (
-            f"{place}.checkpoint: {phase.checkpoint!r}: only the first phase can be a checkpoint; later ones are "
-            "trained."
-        )
-    if phase.data:
-        yield f"{place}: has a checkpoint and data; a checkpoint is not trained, so keep one of them."
-    if phase.strategies:
-        yield f"{place}.strategies: a checkpoint is not trained, so no strategy applies; remove them."
-    if phase.training.model_dump(exclude_none=True):
-        yield f"{place}.training: a checkpoint is not trained; remove it."
-
-
 def _choices(phase: Phase) -> Iterator[tuple[str, StrategyChoice]]:
+    """Yield a phase's strategies, each with its place in the phase."""
     for choice in phase.strategies:
         yield "strategies", choice
     for name, data in phase.data.items():
@@ -69,74 +65,42 @@ def _choices(phase: Phase) -> Iterator[tuple[str, StrategyChoice]]:
             yield f"data.{name}.strategies", choice
 
 
-def _check_strategies(study: Study) -> Iterator[str]:
-    for index, phase in enumerate(study.phases):
-        place = f"phases[{index}] ({phase.name})"
-        for name, data in phase.data.items():
-            choices = [one for choice in (*phase.strategies, *data.strategies) for one in choice.swept]
-            labels = Counter(choice.label for choice in choices)
-            for label, count in labels.items():
-                if count > 1:
-                    yield f"{place}.data.{name}: {count} strategies are named {label!r}; give them a `name:`."
-        for where, choice in _choices(phase):
-            if sum(part.name is not None for part in choice.parts) > 1:
-                yield f"{place}.{where}: {choice.label!r} is named more than once; name one part."
-            if choice.is_mixed:
-                yield from _check_mixed(study, f"{place}.{where}", index)
-
-
-def _check_mixed(study: Study, place: str, index: int) -> Iterator[str]:
+def _of_mixed(study: Study, place: str, index: int) -> Iterator[str]:
     if index != len(study.phases) - 1:
         yield f"{place}: mixed belongs to the last phase: it trains on the union of all phases' data at once."
     if study.model is None or study.phases[0].checkpoint is not None:
         yield f"{place}: mixed needs `model` and Phase 1 data; where Phase 1 is a checkpoint its data are unknown."
 
 
-def _check_paths(study: Study) -> Iterator[str]:
+def _in_paths(study: Study) -> Iterator[str]:
     trained = [phase for phase in study.phases if phase.checkpoint is None]
+    called: list[tuple[object, ...]] = []  # what the paths' cells are called by
     for number, path in enumerate(study.paths):
         place = f"paths[{number}]"
         names = [step.phase for step in path]
         wanted = [phase.name for phase in trained]
         if names != wanted:
             yield f"{place}: goes through {names}; a path has one step per trained phase, in order: {wanted}."
-            continue
-        for step, phase in zip(path, trained, strict=True):
+        for step, phase in zip(path, trained, strict=False) if names == wanted else ():
             if step.data not in phase.data:
                 hint = did_you_mean(step.data, phase.data)
                 yield f"{place}: {step.data!r} is not a data set of phase {phase.name!r}. {hint}"
             if step.strategy.is_mixed:
-                yield from _check_mixed(study, place, study.phases.index(phase))
-    if study.paths:
-        yield from _check_unread(study)
-    yield from _check_path_names(study)
-
-
-def _check_unread(study: Study) -> Iterator[str]:
-    for index, phase in enumerate(study.phases):
-        for where in dict.fromkeys(where for where, _ in _choices(phase)):
-            yield f"phases[{index}] ({phase.name}).{where}: with `paths` each step names its strategy; remove these."
-
-
-def _check_path_names(study: Study) -> Iterator[str]:
-    called = [_names_of(path) for path in study.paths]
-    for number, path in enumerate(study.paths):
-        first = called.index(called[number])
-        if path in study.paths[:number] or (first < number and path[-1].strategy.is_mixed):
-            yield f"paths[{number}]: stands twice (first as paths[{first}]); keep one."
-        elif first < number:
+                yield from _of_mixed(study, place, study.phases.index(phase))
+        is_mixed = bool(path) and path[-1].strategy.is_mixed  # of such, earlier strategies make no difference
+        steps = path[-1:] if is_mixed else path
+        own = (tuple(step.data for step in path), *(step.strategy.label for step in steps))
+        if own in called and (is_mixed or path in study.paths[:number]):
+            yield f"{place}: stands twice (first as paths[{called.index(own)}]); keep one."
+        elif own in called:
             yield (
-                f"paths[{number}]: goes by the same names as paths[{first}], with other options; "
+                f"{place}: goes by the same names as paths[{called.index(own)}], with other options; "
                 "give a strategy of one of them a `name:`."
             )
-
-
-def _names_of(path: tuple[PathStep, ...]) -> tuple[object, ...]:
-    """Return what a path's cell is called by; of a mixed one, earlier strategies make no difference."""
-    data = tuple(step.data for step in path)
-    if path and path[-1].strategy.is_mixed:
-        return (data, path[-1].strategy.label)
-    return (data, *(step.strategy.label for step in path))
+        called.append(own)
+    for index, phase in enumerate(study.phases if study.paths else ()):
+        for where in dict.fromkeys(where for where, _ in _choices(phase)):
+            yield f"phases[{index}] ({phase.name}).{where}: with `paths` each step names its strategy; remove these."
 
 
 # What an entry may not say whose tasks bring it along; `suite:` may limit what it has.
@@ -144,9 +108,12 @@ _OWN_TO_A_SUITE = ("name", "data", "fields", "rows", "cluster", "metric", "filte
 _OWN_TO_WORLDBOOK = (*_OWN_TO_A_SUITE, "sample")
 
 
-def _check_evaluation(study: Study) -> Iterator[str]:
-    for ability in ("task_ability", "language_ability"):
-        tasks = study.evaluate.task_ability if ability == "task_ability" else study.evaluate.language_ability
+def _in_evaluation(study: Study) -> Iterator[str]:
+    abilities = {
+        "task_ability": study.evaluate.task_ability,
+        "language_ability": study.evaluate.language_ability,
+    }
+    for ability, tasks in abilities.items():
         if not tasks:
             yield f"evaluate.{ability}: is empty; name at least one task."
         for name, count in Counter((task.name or task.task, task.language) for task in tasks).items():
@@ -154,24 +121,21 @@ def _check_evaluation(study: Study) -> Iterator[str]:
                 yield f"evaluate.{ability}: the task {name[0]!r} stands {count} times; keep one."
         for number, task in enumerate(tasks):
             place = f"evaluate.{ability}[{number}] ({task.task})"
-            yield from (f"{place}: {problem}" for problem in _task_problems(task, ability))
+            yield from (f"{place}: {problem}" for problem in _of_task(task, ability))
     for tag, count in Counter(study.evaluate.languages).items():
         if count > 1:
             yield f"evaluate.languages: {tag} stands {count} times; keep one."
         if is_english(tag):
             yield f"evaluate.languages: {tag} is English, which task ability measures; remove it."
-
-
-def _check_data_dir(study: Study) -> Iterator[str]:
-    tasks = (*study.evaluate.task_ability, *study.evaluate.language_ability)
-    if study.evaluate.data_dir is not None and not any(task.task.startswith("suite:") for task in tasks):
+    has_suite = any(task.task.startswith("suite:") for tasks in abilities.values() for task in tasks)
+    if study.evaluate.data_dir is not None and not has_suite:
         yield (
             f"evaluate.data_dir: {study.evaluate.data_dir!r}: only the data of suites are looked for there; name a "
             "suite, or give tasks their `data`."
         )
 
 
-def _task_problems(task: EvaluationTask, ability: str) -> Iterator[str]:
+def _of_task(task: EvaluationTask, ability: str) -> Iterator[str]:
     kind = task.task.partition(":")[0]
     own = {"worldbook": _OWN_TO_WORLDBOOK, "suite": _OWN_TO_A_SUITE}.get(kind, ())
     for field in own:

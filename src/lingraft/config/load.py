@@ -7,47 +7,17 @@ place inside the file and the value.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from lingraft.config.checks import check_study
-from lingraft.config.schema import (
-    TAG_PATTERN,
-    DataSource,
-    Evaluation,
-    EvaluationTask,
-    JudgeChoice,
-    PathStep,
-    Phase,
-    PhaseData,
-    Section,
-    StrategyChoice,
-    StrategySpec,
-    Study,
-    Training,
-    TrainingOverrides,
-)
+from lingraft.config.schema import TAG_PATTERN, DataSource, JudgeChoice, Section, Study
 from lingraft.errors import ConfigError, did_you_mean, in_one_line
 from lingraft.records import write_text_atomically
-
-_SECTIONS: tuple[type[Section], ...] = (
-    Study,
-    Phase,
-    PhaseData,
-    DataSource,
-    Training,
-    TrainingOverrides,
-    Evaluation,
-    EvaluationTask,
-    JudgeChoice,
-    PathStep,
-    StrategyChoice,
-    StrategySpec,
-)
 
 _NAME_RULE = "a name is letters, digits and . _ + -, and starts with a letter or digit"
 _TAG_RULE = (
@@ -57,6 +27,7 @@ _TAG_RULE = (
 _MOST_VALUES = 100_000
 
 Location = tuple[str | int, ...]
+SectionOf = TypeVar("SectionOf", bound=Section)
 
 
 def load_study(
@@ -77,15 +48,26 @@ def load_study(
         ConfigError: The file cannot be read, or anything in it is wrong; one message with every error.
     """
     path = Path(path)
-    root = _compose(path)
-    content = _construct(root, path)
-    places = {}
-    for override in overrides:
-        places[_apply_override(content, override)] = override
+    root = _read_yaml(path)
+    try:
+        content = yaml.SafeLoader("").construct_document(root)
+    except yaml.YAMLError as error:
+        raise ConfigError(_not_yaml(error, path)) from None
+    places = {_override(content, override): override for override in overrides}
     try:
         study = Study.model_validate(content)
     except ValidationError as error:
-        raise ConfigError(_render_errors(error, path, root, places)) from None
+        details = error.errors(include_url=False)
+        deeper = [detail["loc"] for detail in details if detail["type"] != "too_short"]
+        lines = []
+        for detail in details:
+            location = detail["loc"]
+            if detail["type"] == "too_short" and any(one[: len(location)] == location for one in deeper):
+                continue  # pydantic drops the broken elements, then finds too few: only the first is news
+            overridden = [one for place, one in places.items() if location[: len(place)] == place]
+            where = f"override {overridden[0]!r}" if overridden else f"{path}:{_line_of(root, location)}"
+            lines.append(f"{where}: {_place(location)} {_problem(Study, location, detail)}")
+        raise ConfigError("\n".join(dict.fromkeys(lines))) from None
     problems = [*check_study(study), *(() if further_checks is None else further_checks(study))]
     if problems:
         raise ConfigError("\n".join(f"{path}: {problem}" for problem in problems))
@@ -98,10 +80,7 @@ def data_source(source: str, **options: Any) -> DataSource:
     Raises:
         ConfigError: An option is wrong; the message names it and its value.
     """
-    try:
-        return DataSource(source=source, **options)
-    except ValidationError as error:
-        raise ConfigError(_render_option_errors(error)) from None
+    return _from_options(DataSource, source=source, **options)
 
 
 def judge_choice(url: str, model: str, **options: Any) -> JudgeChoice:
@@ -110,27 +89,26 @@ def judge_choice(url: str, model: str, **options: Any) -> JudgeChoice:
     Raises:
         ConfigError: An option is wrong; the message names it and its value.
     """
+    return _from_options(JudgeChoice, url=url, model=model, **options)
+
+
+def _from_options(kind: type[SectionOf], **options: Any) -> SectionOf:
+    def option(field: str) -> str:
+        return f"--{field.replace('_', '-')}"
+
     try:
-        return JudgeChoice(url=url, model=model, **options)
+        return kind(**options)
     except ValidationError as error:
-        raise ConfigError(_render_option_errors(error)) from None
-
-
-def _render_option_errors(error: ValidationError) -> str:
-    problems = []
-    for detail in error.errors():
-        location = tuple(detail["loc"])
-        if location:
-            field = _place(location).removeprefix("filters.")  # each filter is an option of its own
-            problems.append(f"{_option(field)} {_problem(location, detail)}")
-        else:  # of several options, which the message names as the study file does
-            message = detail["msg"].removeprefix("Value error, ")
-            problems.append(f"{re.sub('`([a-z_]+)`', lambda name: _option(name[1]), message)}.")
-    return "; ".join(problems)
-
-
-def _option(field: str) -> str:
-    return f"--{field.replace('_', '-')}"
+        problems = []
+        for detail in error.errors():
+            location = detail["loc"]
+            if location:
+                field = _place(location).removeprefix("filters.")  # each filter is an option of its own
+                problems.append(f"{option(field)} {_problem(kind, location, detail)}")
+            else:  # of several options, which the message names as the study file does
+                message = detail["msg"].removeprefix("Value error, ")
+                problems.append(f"{re.sub('`([a-z_]+)`', lambda name: option(name[1]), message)}.")
+        raise ConfigError("; ".join(problems)) from None
 
 
 def dump_study(study: Study) -> str:
@@ -145,7 +123,8 @@ def save_study(study: Study, path: Path) -> None:
     write_text_atomically(path, dump_study(study))
 
 
-def _compose(path: Path) -> yaml.Node:
+def _read_yaml(path: Path) -> yaml.MappingNode:
+    """Return a study file's nodes, which know their lines; keys and aliases are checked."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -168,6 +147,11 @@ def _compose(path: Path) -> yaml.Node:
             f"{path}:1: the file is {found}; a study is a mapping (name:, model:, phases:, ...). "
             "`lingraft ls recipes` lists ready-made ones, `lingraft copy` copies one."
         )
+    total = _count_values(root, path, {})
+    if total > _MOST_VALUES:
+        raise ConfigError(
+            f"{path}: with its aliases written out the file has {total} values; a study has at most {_MOST_VALUES}."
+        )
     return root
 
 
@@ -182,58 +166,42 @@ def _not_yaml(error: yaml.YAMLError, path: Path) -> str:
     return f"{path}:{mark.line + 1}: not valid YAML: {found} (column {mark.column + 1}).{advice}"
 
 
-def _construct(root: yaml.Node, path: Path) -> dict[str, Any]:
-    _check_nodes(root, path)
-    loader = yaml.SafeLoader("")
-    try:
-        content: dict[str, Any] = loader.construct_document(root)
-    except yaml.YAMLError as error:
-        raise ConfigError(_not_yaml(error, path)) from None
-    return content
+def _count_values(node: yaml.Node, path: Path, sizes: dict[int, int]) -> int:
+    """Return how many values a node has, aliases written out; `sizes` holds the nodes so far, 0 while they are open.
 
-
-def _check_nodes(root: yaml.Node, path: Path) -> None:
-    """Refuse keys that stand twice or are no text, and aliases that make a file endless or far larger than it is."""
-    sizes: dict[int, int] = {}  # by node; 0 while its parts are counted
-
-    def size(node: yaml.Node) -> int:
-        known = sizes.get(id(node))
-        if known == 0:
-            raise ConfigError(f"{path}:{_line(node)}: an alias stands inside the very value that it names.")
-        if known is None:
-            sizes[id(node)] = 0
-            known = sizes[id(node)] = 1 + sum(size(part) for part in _parts(node, path))
+    Raises:
+        ConfigError: A key stands twice or is no text, or an alias makes the file endless.
+    """
+    known = sizes.get(id(node))
+    if known == 0:
+        raise ConfigError(f"{path}:{_line(node)}: an alias stands inside the very value that it names.")
+    if known is not None:
         return known
-
-    total = size(root)
-    if total > _MOST_VALUES:
-        raise ConfigError(
-            f"{path}: with its aliases written out the file has {total} values; a study has at most {_MOST_VALUES}."
-        )
-
-
-def _parts(node: yaml.Node, path: Path) -> list[yaml.Node]:
-    if isinstance(node, yaml.SequenceNode):
-        return list(node.value)
-    if not isinstance(node, yaml.MappingNode):
-        return []
-    seen: set[str] = set()
-    for key, _ in node.value:
-        if not isinstance(key, yaml.ScalarNode):
-            raise ConfigError(f"{path}:{_line(key)}: a list or mapping cannot be a key; a key must be text.")
-        if key.value in seen:
-            raise ConfigError(
-                f"{path}:{_line(key)}: the key {key.value!r} stands twice in one mapping; keep one."
-            )
-        seen.add(key.value)
-    return [value for _, value in node.value]
+    sizes[id(node)] = 0
+    parts: list[yaml.Node] = list(node.value) if isinstance(node, yaml.SequenceNode) else []
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise ConfigError(
+                    f"{path}:{_line(key)}: a list or mapping cannot be a key; a key must be text."
+                )
+            if key.value in seen:
+                raise ConfigError(
+                    f"{path}:{_line(key)}: the key {key.value!r} stands twice in one mapping; keep one."
+                )
+            seen.add(key.value)
+            parts.append(value)
+    sizes[id(node)] = 1 + sum(_count_values(part, path, sizes) for part in parts)
+    return sizes[id(node)]
 
 
 def _line(node: yaml.Node) -> int:
     return int(node.start_mark.line) + 1
 
 
-def _apply_override(content: dict[str, Any], override: str) -> Location:
+def _override(content: Any, override: str) -> Location:
+    """Set what a `key=value` pair says in a file's content, in place; return where that is."""
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
         raise ConfigError(f"override {override!r}: write key=value, such as training.epochs=2.")
@@ -241,23 +209,21 @@ def _apply_override(content: dict[str, Any], override: str) -> Location:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise ConfigError(f"override {override!r}: {text!r} is not valid YAML.") from None
-    parts = key.strip().replace("[", ".").replace("]", "").split(".")
-    target: Any = content
+    *parts, last = key.strip().replace("[", ".").replace("]", "").split(".")
+    target = content
     location: list[str | int] = []
-    for depth, part in enumerate(parts):
-        last = depth == len(parts) - 1
-        step = _step_into(target, part, override)
-        location.append(step)
-        if last:
-            target[step] = value
-        else:
-            if isinstance(target, dict) and target.get(step) is None:
-                target[step] = {}
-            target = target[step]
+    for part in parts:
+        location.append(_step(target, part, override))
+        if isinstance(target, dict) and target.get(part) is None:
+            target[part] = {}
+        target = target[location[-1]]
+    location.append(_step(target, last, override))
+    target[location[-1]] = value
     return tuple(location)
 
 
-def _step_into(target: Any, part: str, override: str) -> str | int:
+def _step(target: Any, part: str, override: str) -> str | int:
+    """Return the key or the number by which a part of an override's place is found in `target`."""
     if isinstance(target, dict):
         return part
     if isinstance(target, list):
@@ -269,29 +235,6 @@ def _step_into(target: Any, part: str, override: str) -> str | int:
         known = [str(name) for name in names if name is not None] or [str(i) for i in range(len(target))]
         raise ConfigError(f"override {override!r}: there is no {part!r} here. {did_you_mean(part, known)}")
     raise ConfigError(f"override {override!r}: {part!r} lies inside a value that has no parts ({target!r}).")
-
-
-def _render_errors(
-    error: ValidationError, path: Path, root: yaml.Node, overrides: dict[Location, str]
-) -> str:
-    details = error.errors(include_url=False)
-    deeper = [tuple(detail["loc"]) for detail in details if detail["type"] != "too_short"]
-    lines = []
-    for detail in details:
-        location = tuple(detail["loc"])
-        if detail["type"] == "too_short" and any(place[: len(location)] == location for place in deeper):
-            continue  # pydantic drops the broken elements, then finds too few: only the first is news
-        where = _where(location, path, root, overrides)
-        lines.append(f"{where}: {_place(location)} {_problem(location, detail)}")
-    return "\n".join(dict.fromkeys(lines))
-
-
-def _where(location: Location, path: Path, root: yaml.Node, overrides: dict[Location, str]) -> str:
-    for place, override in overrides.items():
-        if location[: len(place)] == place:
-            return f"override {override!r}"
-    line = _line_of(root, location)
-    return f"{path}:{line}"
 
 
 def _line_of(node: yaml.Node, location: Location) -> int:
@@ -317,38 +260,48 @@ def _place(location: Location) -> str:
     return place or "the study"
 
 
-def _problem(location: Location, detail: Any) -> str:
-    if detail["type"] == "extra_forbidden":
-        fields = _fields_at(location[:-1])
-        return f"is not a field. {did_you_mean(str(location[-1]), fields)}"
-    message = str(detail["msg"]).removeprefix("Value error, ")
-    if detail["type"] == "invalid_key":
+def _problem(section: type[BaseModel], location: Location, detail: Any) -> str:
+    """Return what is wrong at a place inside of a section, as the end of a sentence that begins with the place."""
+    kind = detail["type"]
+    if kind == "extra_forbidden":
+        inner = next(sections_at(section, location[:-1]), section)
+        return f"is not a field. {did_you_mean(str(location[-1]), inner.model_fields)}"
+    if kind == "invalid_key":
         return "is not a field: a key must be text."
-    if detail["type"] == "missing":
+    if kind == "missing":
         return "is missing: it must be given."
+    message = str(detail["msg"]).removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    if detail["type"] == "string_pattern_mismatch":
+    if kind == "string_pattern_mismatch":
         message = _TAG_RULE if detail["ctx"]["pattern"] == TAG_PATTERN else _NAME_RULE
-    if detail["type"] == "string_type" and isinstance(detail["input"], bool):
+    if kind == "string_type" and isinstance(detail["input"], bool):
         message = "YAML takes no, yes, on and off for truth values; put it into quotation marks ('no')"
-    if detail["type"] == "tuple_type":
+    if kind == "tuple_type":
         message = "write a list ([one, two])"
-    if detail["type"] == "too_short":
+    if kind in ("model_type", "dict_type"):
+        message = "write fields and their values ({field: value})"
+    if kind == "too_short":
         message = f"give at least {detail['ctx']['min_length']}, not {detail['ctx']['actual_length']}"
     shown = repr(detail["input"])
     shown = shown if len(shown) <= 80 else shown[:77] + "..."
     return f"is {shown}: {message}."
 
 
-def _fields_at(location: Location) -> list[str]:
-    """Return the field names of the section at `location`, walking the schema's annotations."""
-    section: type[BaseModel] = Study
-    for part in location:
-        field = section.model_fields.get(part) if isinstance(part, str) else None
-        if field is None:
-            continue
-        named = re.findall(r"\w+", str(field.annotation))
-        candidates = [known for known in _SECTIONS if known.__name__ in named]
-        if candidates:
-            section = candidates[0]
-    return list(section.model_fields)
+def sections_at(annotation: Any, location: Location) -> Iterator[type[BaseModel]]:
+    """Yield the sections that a place inside of a type may hold, following fields, keys and numbers.
+
+    Parts of the place that the type does not have are passed over: pydantic names the branches of a union.
+    """
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        if not location:
+            yield annotation
+        elif (field := annotation.model_fields.get(str(location[0]))) is not None:
+            yield from sections_at(field.annotation, location[1:])
+        else:
+            yield from sections_at(annotation, location[1:])
+        return
+    inner = get_args(annotation)
+    if get_origin(annotation) in (dict, tuple):
+        inner, location = ((inner[1],) if get_origin(annotation) is dict else inner[:1]), location[1:]
+    for one in inner:
+        yield from sections_at(one, location)

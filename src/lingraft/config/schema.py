@@ -6,7 +6,8 @@ errors can be reported together. Defaults name their source.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from copy import copy
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
     BaseModel,
@@ -14,9 +15,11 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationInfo,
+    create_model,
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 from lingraft.text.language_tags import canonical_tag
 
@@ -91,35 +94,21 @@ class Training(Section):
     """Trackers of transformers.Trainer: tensorboard, wandb, mlflow, ..."""
 
 
-class TrainingOverrides(Section):
-    """Fields of Training that a phase or a strategy sets otherwise; what is absent is inherited."""
+def _or_absent(field: FieldInfo) -> tuple[Any, FieldInfo]:
+    """Return a field's type and definition, where it may be null and is so by default."""
+    own, kind = copy(field), cast(Any, field.annotation)
+    own.annotation, own.default = kind | None, None
+    return own.annotation, own
 
-    learning_rate: float | None = Field(None, gt=0, le=1)
-    """See Training."""
-    epochs: int | None = Field(None, ge=1, le=100)
-    """See Training."""
-    tokens_per_batch: int | None = Field(None, ge=16)
-    """See Training."""
-    accumulation: int | None = Field(None, ge=1, le=1024)
-    """See Training."""
-    max_length: int | None = Field(None, ge=8)
-    """See Training."""
-    precision: Literal["auto", "bf16", "bf16_pure", "float32"] | None = None
-    """See Training."""
-    warmup_share: float | None = Field(None, ge=0, le=1)
-    """See Training."""
-    scheduler: Literal["linear", "cosine", "constant_with_warmup"] | None = None
-    """See Training."""
-    weight_decay: float | None = Field(None, ge=0, le=1)
-    """See Training."""
-    max_gradient_norm: float | None = Field(None, gt=0)
-    """See Training."""
-    gradient_checkpointing: bool | None = None
-    """See Training."""
-    save_every: int | None = Field(None, ge=0)
-    """See Training."""
-    report_to: tuple[str, ...] | None = None
-    """See Training."""
+
+class TrainingOverrides(
+    create_model(  # type: ignore[misc]  # a class that is made has no fields that mypy knows
+        "OptionalTraining",
+        __base__=Section,
+        **{name: _or_absent(field) for name, field in Training.model_fields.items()},
+    )
+):
+    """Fields of Training that a phase or a strategy sets otherwise; what is absent is inherited."""
 
     def apply_to(self, training: Training) -> Training:
         """Return `training` with the fields that are set here."""
@@ -232,17 +221,8 @@ class StrategyChoice(Section):
         given = [part.name for part in self.parts if part.name is not None]
         return given[0] if given else "+".join(part.kind for part in self.parts)
 
-    @property
-    def swept(self) -> tuple[StrategyChoice, ...]:
-        """The choices that a list of values stands for, each named after its value; this one where there is no list."""
-        for place, part in enumerate(self.parts):
-            option = _SWEPT.get(part.kind)
-            values = part.options.get(option) if option else None
-            if isinstance(values, (list, tuple)) and values:
-                return tuple(self._with(place, str(option), value) for value in values)
-        return (self,)
-
-    def _with(self, place: int, option: str, value: Any) -> StrategyChoice:
+    def with_option(self, place: int, option: str, value: Any) -> StrategyChoice:
+        """Return the same choice with one option of the strategy at `place` set, named after its value."""
         part = self.parts[place]
         one = part.model_copy(
             update={"options": {**part.options, option: value}, "name": f"{self.label}-{value}"}
@@ -262,7 +242,6 @@ class StrategyChoice(Section):
 
 MIXED = "mixed"
 PLAIN = "plain"
-_SWEPT = {"interpolate": "alpha"}  # kind -> the option of which a list makes a cell for each value
 
 
 def _spec_from_file_form(entry: Any) -> Any:
@@ -366,7 +345,7 @@ class JudgeChoice(Section):
     both_orders: bool = True
     """Show each pair of outputs both ways; false: one way only, for half the cost."""
     logprobs: bool = True
-    """Weigh verdicts by the probabilities of their letters, where the endpoint tells them."""
+    """Weigh verdicts by the probabilities of their letters, where the endpoint reports them."""
     max_tokens: int = Field(8, ge=1)
     """Tokens that the judge may write."""
     price_in: float | None = Field(None, ge=0, allow_inf_nan=False)
@@ -376,11 +355,11 @@ class JudgeChoice(Section):
     budget: float | None = Field(None, ge=0, allow_inf_nan=False)
     """What the verdicts on one model may cost; needs the prices."""
     at_once: int = Field(4, ge=1)
-    """Questions under way at a time."""
+    """Requests under way at a time."""
     timeout: float = Field(60.0, gt=0, allow_inf_nan=False)
-    """Seconds of silence after which a question is lost."""
+    """Seconds of silence after which a request is lost."""
     attempts: int = Field(6, ge=1)
-    """How often one question is sent at most."""
+    """How often one request is sent at most."""
 
     @model_validator(mode="after")
     def _prices_go_together(self) -> JudgeChoice:

@@ -1,4 +1,4 @@
-"""What an evaluation item is made of, told apart from its task's template and from its wrong options.
+"""What an evaluation item is made of, without its task's template and wrong options.
 
 A prompt is the task's own: `Frage: ... Antwort:`, options behind letters, a connective. Training rows that hold the
 item have none of that, so the texts are looked up in the task's document, which any harness task has.
@@ -55,7 +55,14 @@ def item_texts(document: Mapping[str, Any], prompt: str, reference: str, choices
         choices: Of a task of multiple choice: labels, or whole answers; else empty.
     """
     texts = list({one.joined: one for one in map(_Text, _strings(document)) if one.joined}.values())
-    labels, right = _labels(reference, choices)
+    # What options are called in the prompt, and which one is right; none where choices are whole answers.
+    labels: Sequence[str] = ()
+    right = reference.strip()
+    if choices:
+        labels = [choice.strip() for choice in choices]
+        labels = labels if max(map(len, labels)) <= _LONGEST_LABEL else ()
+    elif letter := _LETTER.fullmatch(right):  # a generating task has no choices, but may expect a letter
+        labels, right = _LETTERS, letter[1]
     options = {one.raw: label for one in texts if (label := _label_of(one.raw, prompt, labels)) is not None}
     answer = next((text for text, label in options.items() if label == right), reference)
     answers = [_Text(one) for one in (answer, reference)]
@@ -125,18 +132,6 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, (list, tuple)):
         for one in value:
             yield from _strings(one)
-
-
-def _labels(reference: str, choices: Sequence[str]) -> tuple[Sequence[str], str]:
-    """Return what options are called in the prompt, and which one is right; none where choices are whole answers.
-
-    A generating task has no choices, but may expect a letter.
-    """
-    if choices:
-        labels = [choice.strip() for choice in choices]
-        return (labels if max(map(len, labels)) <= _LONGEST_LABEL else ()), reference.strip()
-    letter = _LETTER.fullmatch(reference.strip())
-    return ((), reference) if letter is None else (_LETTERS, letter[1])
 
 
 def _label_of(text: str, prompt: str, labels: Sequence[str]) -> str | None:

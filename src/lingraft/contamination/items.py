@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from lingraft.config.schema import Evaluation
+from lingraft.config.schema import Evaluation, EvaluationTask
 from lingraft.contamination.item_texts import item_texts
 from lingraft.contamination.overlap import EvaluationText
 from lingraft.errors import EvaluationError, in_one_line
 from lingraft.evaluate.lm_eval_compat import quiet
-from lingraft.evaluate.task_runs import asked_text, choices_of, expected_text, runs_of
-
-if TYPE_CHECKING:
-    from lm_eval.api.task import ConfigurableTask
+from lingraft.evaluate.task_runs import Run, asked_text, choices_of, expected_text, runs_of
 
 
 @dataclass(frozen=True)
@@ -36,7 +32,7 @@ def evaluation_texts(
 ) -> EvaluationTexts:
     """Return the prompt and the reference of every item that an evaluation will ask, and its texts without template.
 
-    A prompt is the item's own: without worked examples and chat template. An item that counts for two abilities stands
+    A prompt is the item's own: without few-shot examples and chat template. An item that counts for two abilities is
     there once. A task that cannot be loaded is named and left out: its evaluation will fail, or find it by then.
 
     Args:
@@ -45,11 +41,15 @@ def evaluation_texts(
         split: worldbook's split.
         base_folder: What the paths of YAML tasks and data files are relative to.
     """
+    # One evaluation for each task, so that one which cannot be loaded does not hide the others.
+    nothing: dict[str, tuple[EvaluationTask, ...]] = {"task_ability": (), "language_ability": ()}
+    single = [nothing | {"task_ability": (entry,)} for entry in evaluation.task_ability]
+    single += [nothing | {"language_ability": (entry,)} for entry in evaluation.language_ability]
     texts: dict[EvaluationText, None] = {}
     unread = []
-    for one in _entry_by_entry(evaluation):
+    for tasks in single:
         try:
-            runs = runs_of(one, languages, split, base_folder)
+            runs = runs_of(evaluation.model_copy(update=tasks), languages, split, base_folder)
             with quiet():  # some tasks (Global-MMLU) filter their documents only now, with a bar
                 texts.update(dict.fromkeys(text for run in runs for text in _texts_of(run)))
         except EvaluationError as error:
@@ -57,30 +57,16 @@ def evaluation_texts(
     return EvaluationTexts(tuple(texts), tuple(unread))
 
 
-def _entry_by_entry(evaluation: Evaluation) -> Iterator[Evaluation]:
-    """Return an evaluation for each task, so that one which cannot be loaded does not hide the others."""
-    for entry in evaluation.task_ability:
-        yield evaluation.model_copy(update={"task_ability": (entry,), "language_ability": ()})
-    for entry in evaluation.language_ability:
-        yield evaluation.model_copy(update={"task_ability": (), "language_ability": (entry,)})
-
-
-def _texts_of(run: Any) -> Iterator[EvaluationText]:
-    task: ConfigurableTask = run.task
+def _texts_of(run: Run) -> Iterator[EvaluationText]:
+    task = run.task
     rows = task.eval_docs
     try:
         for number in run.documents:
             row = rows[number]
             prompt = asked_text(task, row)
             own = item_texts(row, prompt, expected_text(task, row), choices_of(task, row))
-            yield EvaluationText(
-                f"{run.name}/{run.language}",
-                run.language,
-                f"{task.config.task}/{number}",
-                prompt,
-                own.reference,
-                own.readings,
-            )
+            item = f"{task.config.task}/{number}"
+            yield EvaluationText(run.label, run.language, item, prompt, own.reference, own.readings)
     except Exception as error:  # a task's own templates and functions
         raise EvaluationError(
             f"the task {run.name}: its items cannot be read: {type(error).__name__}: {in_one_line(error)}"

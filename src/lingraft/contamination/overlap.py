@@ -4,8 +4,8 @@ Two measures. *Coverage* of an item is the share of its n-grams (13 words; 50 ch
 without spaces) that stand somewhere in the training rows; an item is *contaminated* where at least 0.8 of them do, or
 where the whole item is a turn of a training row, alone or with its answer in the same or the next turn. A task's
 template and wrong options would hide that, so an item has several forms: its prompt, and its own texts without these
-(made by `evaluate.item_texts`); the form counts of which most is found. An item that is merely *touched* shares an
-n-gram: a template, a quotation or a stock phrase does that, so it is told but no reason for a warning.
+(made by `item_texts`); the form counts of which most is found. An item that is merely *touched* shares an
+n-gram: a template, a quotation or a stock phrase does that, so it is reported but no reason for a warning.
 
 Text is compared after NFKC, case folding and the removal of punctuation. Prompt and reference of an item, and the turns
 of a row, are taken apart, so no n-gram crosses from one to the other. Prompts and references of fewer than n words
@@ -51,7 +51,7 @@ class EvaluationText:
         task: Task and language, as in results: `worldbook:lookup/de`.
         language: BCP-47 tag; decides between words and characters.
         item: What names it inside its task.
-        prompt: Without worked examples and chat template.
+        prompt: Without few-shot examples and chat template.
         reference: The right answer.
         readings: The same item without its task's template and wrong options: each is a list of texts which together
             are what is asked.
@@ -135,7 +135,9 @@ def overlap(
     for name, length in (("words", words), ("characters", characters)):
         if length < 1:
             raise ConfigError(f"{name}: an n-gram has at least one of them (here {length}).")
-    cutter = _Cutter(words, characters, _letters(texts))
+    without_spaces = (text for text in texts if not writes_spaces(text.language))
+    folded = (fold_for_overlap(text.prompt + text.reference) for text in without_spaces)
+    cutter = _Cutter(words, characters, frozenset(c for one in folded for c in one if not c.isascii()))
     index = _Index([cutter.item(text) for text in texts])
     for row in rows:
         grams, wholes = cutter.row(row)
@@ -172,7 +174,8 @@ class _Cutter:
     Attributes:
         words: Length of an n-gram in words.
         characters: Length of one in characters.
-        letters: Those of the evaluation's languages without spaces; a row without any is not cut into characters.
+        letters: Those beyond ASCII of the evaluation's texts in languages without spaces; a row without any is not cut
+            into characters.
     """
 
     words: int
@@ -181,24 +184,29 @@ class _Cutter:
 
     def item(self, text: EvaluationText) -> _Cut:
         """Return an item's different n-grams in each of its forms, and what of them is looked for as a whole."""
-        without_spaces = not writes_spaces(text.language)
+        # Its prompt; its own texts, each by itself and in one.
+        in_one = [("\n".join(reading),) for reading in text.readings]
+        forms = dict.fromkeys([(text.prompt,), *text.readings, *in_one])
         reference = fold_for_overlap(text.reference)
-        forms = [tuple(map(fold_for_overlap, form)) for form in _forms(text)]
-        asked = [" ".join(form) for form in forms]
-        wholes = [
-            one
-            for one in (*asked, *(f"{whole} {reference}" for whole in asked))
-            if _is_long(one, without_spaces)
+        with_spaces = writes_spaces(text.language)
+        cut, length = (_word_grams, self.words) if with_spaces else (_character_grams, self.characters)
+        grams, wholes = [], []
+        for form in forms:
+            parts = [fold_for_overlap(part) for part in form]
+            own = [gram for part in (*parts, reference) for gram in cut(part, length)]
+            grams.append(np.unique(_hashes(own)))
+            asked = " ".join(parts)
+            wholes += [asked, f"{asked} {reference}"]
+        long_enough = [
+            hash(_joined(one))
+            for one in wholes
+            if (
+                len(one.split()) >= _SHORTEST_WORDS
+                if with_spaces
+                else len(_joined(one)) >= _SHORTEST_CHARACTERS
+            )
         ]
-        return _Cut(
-            tuple(np.unique(self._grams((*form, reference), without_spaces)) for form in forms),
-            np.unique(_hashes([hash(_joined(whole)) for whole in wholes])),
-        )
-
-    def _grams(self, parts: Sequence[str], without_spaces: bool) -> _Hashes:
-        if without_spaces:
-            return _hashes([gram for part in parts for gram in _character_grams(part, self.characters)])
-        return _hashes([gram for part in parts for gram in _word_grams(part, self.words)])
+        return _Cut(tuple(grams), np.unique(_hashes(long_enough)))
 
     def row(self, example: Example) -> tuple[_Hashes, _Hashes]:
         """Return the n-grams of a training row, and its whole turns, each by itself and with the next; as hashes."""
@@ -256,7 +264,7 @@ class _Index:
         """Return what was found of each item, in their order."""
         for item in self._items:
             found = [self._first[np.searchsorted(self._grams, form)] for form in item.forms]
-            first = max(found, key=_share_seen)
+            first = max(found, key=lambda one: float((one >= 0).mean()) if len(one) else 0.0)
             seen = first[first >= 0]
             copies = self._first_whole[np.searchsorted(self._wholes, item.wholes)]
             copies = copies[copies >= 0]
@@ -264,22 +272,6 @@ class _Index:
             row = int(copies[0]) if len(copies) else most[0][0] if most else -1
             is_long_enough = len(item.wholes) > 0 or any(len(form) for form in item.forms)
             yield _Judged(len(first), len(seen), is_long_enough, len(copies) > 0, row)
-
-
-def _forms(text: EvaluationText) -> list[tuple[str, ...]]:
-    """Return in which forms an item is looked for: its prompt; its own texts, each by itself and in one."""
-    joined = [("\n".join(reading),) for reading in text.readings]
-    return list(dict.fromkeys([(text.prompt,), *text.readings, *joined]))
-
-
-def _is_long(whole: str, without_spaces: bool) -> bool:
-    if without_spaces:
-        return len(_joined(whole)) >= _SHORTEST_CHARACTERS
-    return len(whole.split()) >= _SHORTEST_WORDS
-
-
-def _share_seen(first: _Hashes) -> float:
-    return float((first >= 0).mean()) if len(first) else 0.0
 
 
 def _joined(text: str) -> str:
@@ -294,14 +286,6 @@ def _word_grams(text: str, length: int) -> list[int]:
 def _character_grams(text: str, length: int) -> list[int]:
     joined = _joined(text)
     return [hash(joined[i : i + length]) for i in range(len(joined) - length + 1)]
-
-
-def _letters(texts: Iterable[EvaluationText]) -> frozenset[str]:
-    """Return the letters beyond ASCII of the texts in languages that are written without spaces."""
-    own = (text for text in texts if not writes_spaces(text.language))
-    return frozenset(
-        c for text in own for c in fold_for_overlap(text.prompt + text.reference) if not c.isascii()
-    )
 
 
 def _hashes(values: Sequence[int]) -> _Hashes:

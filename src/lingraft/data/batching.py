@@ -96,7 +96,8 @@ def token_budget_batches(lengths: Lengths, tokens_per_batch: int, seed: int, epo
     first = 1 + (random.Random(seed).randrange(len(rows)) + epoch) % fewest[1]
     cuts = [0, *_cuts(sizes, tokens_per_batch, first)]
     while len(cuts) < min(len(fewest) + 1, len(rows) + 1):
-        _halve_largest(cuts)
+        largest = int(np.argmax(np.diff(cuts)))
+        cuts.insert(largest + 1, (cuts[largest] + cuts[largest + 1]) // 2)
     order = array("q", range(len(cuts) - 1))
     generator.shuffle(order)
     spans = np.stack([cuts[:-1], cuts[1:]], axis=1)
@@ -121,8 +122,3 @@ def _cuts(sizes: Int64s, tokens_per_batch: int, start: int) -> list[int]:
         count = max(1, tokens_per_batch // int(sizes[cuts[-1]]))
         cuts.append(min(cuts[-1] + count, len(sizes)))
     return cuts
-
-
-def _halve_largest(cuts: list[int]) -> None:
-    largest = int(np.argmax(np.diff(cuts)))
-    cuts.insert(largest + 1, (cuts[largest] + cuts[largest + 1]) // 2)

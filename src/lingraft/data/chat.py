@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lingraft.data.chat_format import ChatFormat, Rendered, chat_format
-from lingraft.data.chat_template import FALLBACK_TEMPLATE, chat_template
-from lingraft.data.control_tokens import without_marks
 from lingraft.data.encoded import (
     Bools,
     EncodedBatch,
@@ -26,9 +24,8 @@ from lingraft.data.encoded import (
     EncodedTable,
     EncodedTableWriter,
     Int32s,
-    Int64s,
 )
-from lingraft.data.example import Example, Message
+from lingraft.data.example import Example
 from lingraft.data.sources import BrokenRow, allowing_share
 from lingraft.data.spool import Spool
 from lingraft.data.text_encoding import (
@@ -43,26 +40,6 @@ from lingraft.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-__all__ = [
-    "FALLBACK_TEMPLATE",
-    "SUPERVISED_END",
-    "SUPERVISED_START",
-    "EncodedData",
-    "EncodedExample",
-    "WholeBatch",
-    "chat_template",
-    "cut_batch",
-    "encode_answers",
-    "encode_example",
-    "encode_examples",
-    "encode_prompt",
-    "encode_whole",
-    "handled_sentences",
-    "render_prompt",
-    "show_supervision",
-    "truncate",
-]
 
 SUPERVISED_START, SUPERVISED_END = "⟦", "⟧"
 
@@ -86,7 +63,7 @@ class EncodedData:
     handled: Counter[str] = field(default_factory=Counter)
 
     def handled_sentences(self) -> Iterator[tuple[int, str]]:
-        """Yield numbers of examples or answers, and what is to be told of them."""
+        """See the function of this name."""
         return handled_sentences(self.handled)
 
 
@@ -131,7 +108,9 @@ def encode_answers(
     (rendered,) = encoder.format.render([example])
     if isinstance(rendered, DataError):
         raise rendered
-    encoded = truncate(_single(encoder.encode([rendered])), max_length)
+    batch = encoder.encode([rendered])
+    tokens, supervised = tuple(batch.tokens.tolist()), tuple(batch.supervised.tolist())
+    encoded = truncate(EncodedExample(example.id, example.language, tokens, supervised, 0), max_length)
     if not any(encoded.supervised):
         raise DataError(f"{_place(example)}: {_nothing_left(max_length)}")
     return encoded, rendered.characters
@@ -258,26 +237,6 @@ def cut_batch(batch: EncodedBatch, max_length: int) -> tuple[EncodedBatch, list[
     return cut, [int(row) for row in np.flatnonzero(~answered)]
 
 
-def render_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the text after which the model is to answer, as people read it; see `ChatFormat.prompt`.
-
-    Raises:
-        DataError: The template refuses the conversation.
-        ModelError: See `chat_format`.
-    """
-    return without_marks(chat_format(tokenizer).prompt(messages))[0].text
-
-
-def encode_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the token ids after which the model is to answer; see `ChatFormat.prompt_ids`.
-
-    Raises:
-        DataError: The template refuses the conversation.
-        ModelError: See `chat_format`.
-    """
-    return chat_format(tokenizer).prompt_ids(messages)
-
-
 def show_supervision(encoded: EncodedExample, tokenizer: PreTrainedTokenizerBase) -> str:
     """Return the decoded example, its supervised parts between ⟦ and ⟧, and how much was cut off."""
     parts = []
@@ -292,14 +251,14 @@ def show_supervision(encoded: EncodedExample, tokenizer: PreTrainedTokenizerBase
 
 
 def handled_sentences(handled: Mapping[str, int]) -> Iterator[tuple[int, str]]:
-    """Yield numbers of examples or answers, and what is to be told of them; see `WholeBatch.handled`."""
-    told = {
+    """Yield numbers of examples or answers, and a sentence that reports them; see `WholeBatch.handled`."""
+    sentences = {
         "masked_answers": "answers are not trained on, because their weight is 0 or the chat template writes them "
         "otherwise than an answer that is asked for",
         "folded_systems": "system prompts, for which the chat template has no place, stand before the user's text",
         "spelled_tokens": "examples spell control tokens of the model, which are kept as text",
     }
-    return ((handled[name], sentence) for name, sentence in told.items() if handled.get(name))
+    return ((handled[name], sentence) for name, sentence in sentences.items() if handled.get(name))
 
 
 class _Encoder:
@@ -318,11 +277,8 @@ class _Encoder:
     def whole_batch(self, rendered: Sequence[Rendered | DataError], places: Sequence[str]) -> WholeBatch:
         """Return the conversations encoded, and those that are refused by their places."""
         accepted = [one for one in rendered if not isinstance(one, DataError)]
-        refused = tuple(
-            BrokenRow(place, str(one))
-            for place, one in zip(places, rendered, strict=True)
-            if isinstance(one, DataError)
-        )
+        pairs = zip(places, rendered, strict=True)
+        refused = tuple(BrokenRow(place, str(one)) for place, one in pairs if isinstance(one, DataError))
         handled = Counter(
             masked_answers=sum(one.masked for one in accepted),
             folded_systems=sum(one.is_folded for one in accepted),
@@ -331,8 +287,27 @@ class _Encoder:
         return WholeBatch(tuple(one.example for one in accepted), self.encode(accepted), refused, +handled)
 
     def encode(self, rendered: Sequence[Rendered]) -> EncodedBatch:
-        """Return the rows of a batch."""
-        lengths, tokens, supervised = self._tokens(rendered)
+        """Return the rows of a batch: many at a time, but those one by one whose words spell control tokens."""
+        plain = [one for one in rendered if not one.text.protected]
+        texts, spans = [one.text.text for one in plain], [one.spans for one in plain]
+        sizes = self._token_bytes
+        found = None if sizes is None else encode_by_bytes(texts, spans, self._core, sizes)
+        lengths, tokens, supervised = found or encode_by_offsets(texts, spans, self._core)
+        if len(plain) < len(rendered):
+            borders = np.cumsum(lengths)[:-1]
+            others = zip(np.split(tokens, borders), np.split(supervised, borders), strict=True)
+            rows: list[tuple[Int32s, Bools]] = []
+            for one in rendered:
+                if not one.text.protected:
+                    rows.append(next(others))
+                    continue
+                ids, offsets = self.format.control.encode_spelled(one.text)
+                length, own = flat([ids])
+                places = np.array(offsets, np.int64).reshape(-1, 2)
+                rows.append((own, within_spans(places[:, 0], places[:, 1], length, [one.spans])))
+            lengths = np.array([len(own) for own, _ in rows], np.int64)
+            tokens = np.concatenate([own for own, _ in rows])
+            supervised = np.concatenate([seen for _, seen in rows])
         return EncodedBatch(
             ids=[one.example.id for one in rendered],
             languages=[one.example.language for one in rendered],
@@ -342,37 +317,6 @@ class _Encoder:
             supervised=supervised,
             replayed=np.array([one.example.origin.kind != "original" for one in rendered], bool),
         )
-
-    def _tokens(self, rendered: Sequence[Rendered]) -> tuple[Int64s, Int32s, Bools]:
-        spelled = {row for row, one in enumerate(rendered) if one.text.protected}
-        plain = [one for row, one in enumerate(rendered) if row not in spelled]
-        texts, spans = [one.text.text for one in plain], [one.spans for one in plain]
-        sizes = self._token_bytes
-        found = None if sizes is None else encode_by_bytes(texts, spans, self._core, sizes)
-        found = found or encode_by_offsets(texts, spans, self._core)
-        if not spelled:
-            return found
-        borders = np.cumsum(found[0])[:-1]
-        rest = zip(np.split(found[1], borders), np.split(found[2], borders), strict=True)
-        rows = [self._spelled(one) if row in spelled else next(rest) for row, one in enumerate(rendered)]
-        return (
-            np.array([len(tokens) for tokens, _ in rows], np.int64),
-            np.concatenate([tokens for tokens, _ in rows]),
-            np.concatenate([seen for _, seen in rows]),
-        )
-
-    def _spelled(self, rendered: Rendered) -> tuple[Int32s, Bools]:
-        """Return the tokens of a conversation whose words spell control tokens, and which are supervised."""
-        ids, offsets = self.format.control.encode_spelled(rendered.text)
-        lengths, tokens = flat([ids])
-        pairs = np.array(offsets, np.int64).reshape(-1, 2)
-        return tokens, within_spans(pairs[:, 0], pairs[:, 1], lengths, [rendered.spans])
-
-
-def _single(batch: EncodedBatch) -> EncodedExample:
-    return EncodedExample(
-        batch.ids[0], batch.languages[0], tuple(batch.tokens.tolist()), tuple(batch.supervised.tolist()), 0
-    )
 
 
 def _nothing_left(max_length: int) -> str:

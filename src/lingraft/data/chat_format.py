@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, takewhile
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from lingraft.data.chat_layout import Layout, Probing
+from lingraft.data.chat_layout import Probing
 from lingraft.data.chat_template import CLOCK, FALLBACK_TEMPLATE, ChatTemplate, Turn, template_of, tools_value
 from lingraft.data.chat_turns import (
     THINKING,
@@ -82,32 +82,28 @@ class ChatFormat:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         own = template_of(tokenizer)
-        self._eos = "" if tokenizer.eos_token is None else str(tokenizer.eos_token)
+        end_token = "" if tokenizer.eos_token is None else str(tokenizer.eos_token)
         self.is_fallback = own.source == FALLBACK_TEMPLATE
-        layout = self._learn(tokenizer, own)
-        self._layout: Layout = layout
-        self.prefix = layout.insert or layout.prefix
-        closing = re.compile(r"\s*(?:" + "|".join(map(re.escape, layout.closings)) + ")")
-        self._closing = closing if layout.closings else re.compile("(?!)")
-        names = [self._last_control(one) for one in (*layout.closings, layout.ending) if one]
-        own_end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
-        self.endings = frozenset([*own_end, *(self.control.ids[name] for name in names)])
-        self._test(tokenizer)
-
-    def _learn(self, tokenizer: PreTrainedTokenizerBase, own: ChatTemplate) -> Layout:
-        """Choose the template, and return what it puts around an answer."""
-        variant = own.training_variant()
         self._use(tokenizer, own)
+        variant, has_flaw = own.training_variant(), True
         try:
-            layout, has_flaw = Probing(own, self.control, self._eos).learn()
+            self._layout, has_flaw = Probing(own, self.control, end_token).learn()
         except ModelError:
             if variant is None:
                 raise
-            has_flaw = True
-        if variant is None or not has_flaw:
-            return layout
-        self._use(tokenizer, variant)
-        return Probing(variant, self.control, self._eos).learn()[0]
+        if variant is not None and has_flaw:
+            self._use(tokenizer, variant)
+            self._layout, _ = Probing(variant, self.control, end_token).learn()
+        layout = self._layout
+        self.prefix = layout.insert or layout.prefix
+        closing = re.compile(r"\s*(?:" + "|".join(map(re.escape, layout.closings)) + ")")
+        self._closing = closing if layout.closings else re.compile("(?!)")
+        # Of what closes an answer the last control token ends it.
+        names = [self.control.pattern.findall(one)[-1] for one in (*layout.closings, layout.ending) if one]
+        own_end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+        self.endings = frozenset([*own_end, *(self.control.ids[name] for name in names)])
+        if tokenizer.is_fast:
+            self._test(tokenizer)
 
     def _use(self, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> None:
         self.template = template
@@ -124,10 +120,46 @@ class ChatFormat:
     def render(self, examples: Sequence[Example]) -> list[Rendered | DataError]:
         """Return each example's text and the spans of its answers, or why it cannot be trained on."""
         results: list[Rendered | DataError] = []
+        source = self.template.source
         for tools, run in groupby(
             examples, key=lambda example: example.tools
         ):  # one set of tools a rendering
-            results.extend(self._render_with(tools, list(run)))
+            alike, value = list(run), self._tools(tools)
+            folded = [self._folded(example) for example in alike]
+            turns = [self._turns(messages) for messages, _ in folded]
+            found = self.template.render(turns, tools=value)
+            for example, (messages, is_folded), own, marked in zip(alike, folded, turns, found, strict=True):
+                try:
+                    # Templates without a place for tools leave them out in silence.
+                    if tools and "tools" not in source:
+                        raise DataError("the chat template has no place for tools, which would be lost")
+                    if "tool_calls" not in source and calls(messages):
+                        raise DataError("the chat template has no place for tool_calls, which would be lost")
+                    if isinstance(marked, DataError):
+                        raise marked
+                    self._check_system(messages)
+                    places: Sequence[Span | None]
+                    if calls(messages):
+                        text, places = self._with_calls(messages, own, value)
+                    else:
+                        text, places = self._laid_out(messages, marked)
+                    check_tools(value, text)
+                    said = [one for one in messages if one.role == "assistant"]
+                    pairs = zip(places, said, strict=True)
+                    seen = [(span, one) for span, one in pairs if span and one.supervised]
+                    if not any(one.supervised for one in said):
+                        raise DataError("every answer of it is masked (weight 0)")
+                    if not seen:
+                        raise DataError(
+                            "the chat template writes every answer of it otherwise than after a question alone"
+                        )
+                except DataError as error:
+                    results.append(error)
+                    continue
+                spelled, spans = without_marks(text, [span for span, _ in seen])
+                characters = sum(len(one.content) for _, one in seen)
+                masked = len(said) - len(spans)
+                results.append(Rendered(example, spelled, spans, characters, masked, is_folded))
         return results
 
     def prompt(self, messages: Sequence[Message], *, tools: str = "", fold_system: bool = False) -> str:
@@ -204,42 +236,6 @@ class ChatFormat:
                 return self.control.ids[pair[0]], self.control.ids[pair[1]]
         return None
 
-    def _render_with(self, tools: str, examples: Sequence[Example]) -> Iterator[Rendered | DataError]:
-        folded = [self._folded(example) for example in examples]
-        turns = [self._turns(messages) for messages, _ in folded]
-        found = self.template.render(turns, tools=self._tools(tools))
-        for row, (example, (messages, is_folded), marked) in enumerate(
-            zip(examples, folded, found, strict=True)
-        ):
-            one = self._problem(example) or marked
-            if isinstance(one, DataError):
-                yield one
-                continue
-            try:
-                self._check_system(messages)
-                if calls(messages):
-                    marked_text, found_spans = self._with_calls(messages, turns[row], self._tools(tools))
-                else:
-                    marked_text, found_spans = self._laid_out(messages, one)
-                check_tools(self._tools(tools), marked_text)
-            except DataError as error:
-                yield error
-                continue
-            said = [one for one in messages if one.role == "assistant"]
-            seen = [
-                (span, one) for span, one in zip(found_spans, said, strict=True) if span and one.supervised
-            ]
-            text, spans = without_marks(marked_text, [span for span, _ in seen])
-            if spans:
-                characters = sum(len(one.content) for _, one in seen)
-                yield Rendered(example, text, spans, characters, len(said) - len(spans), is_folded)
-            elif any(one.supervised for one in said):
-                yield DataError(
-                    "the chat template writes every answer of it otherwise than after a question alone"
-                )
-            else:
-                yield DataError("every answer of it is masked (weight 0)")
-
     def _turns(self, messages: Sequence[Message]) -> list[Turn]:
         return marked_turns(messages, self.control, as_parts=self._layout.as_parts)
 
@@ -271,15 +267,6 @@ class ChatFormat:
 
     def _tools(self, tools: str) -> Any:
         return self.control.protected_value(tools_value(tools))
-
-    def _problem(self, example: Example) -> DataError | None:
-        """Return what of an example cannot be written: templates without tools leave them out in silence."""
-        source = self.template.source
-        if example.tools and "tools" not in source:
-            return DataError("the chat template has no place for tools, which would be lost")
-        if "tool_calls" not in source and any('"tool_calls"' in one.details for one in example.messages):
-            return DataError("the chat template has no place for tool_calls, which would be lost")
-        return None
 
     def _check_whole(self, messages: Sequence[Message], text: str, answers: Sequence[Span]) -> None:
         """Refuse a rendering in which something that was said is not to be found.
@@ -319,7 +306,14 @@ class ChatFormat:
         said = (one for one in messages if one.role == "assistant")
         for message, (first, last) in zip(said, answers, strict=True):
             start, insert = self._start(text, message, first)
-            end, ending = self._end(text, message, last)
+            closed = self._closing.match(text, last)
+            if closed:
+                end, ending = closed.end(), ""
+            elif self._layout.ending:
+                own = message.content[len(message.content.rstrip()) :]
+                end, ending = last + len(own) * text.startswith(own, last), self._layout.ending
+            else:
+                raise DataError("the chat template ends an answer otherwise than it does elsewhere")
             pieces += [text[at:start], insert, text[start:end], ending]
             begin = length + start - at + len(insert)
             length = begin + end - start + len(ending)
@@ -357,16 +351,6 @@ class ChatFormat:
             start -= len(layout.lead)
         return start, layout.insert
 
-    def _end(self, text: str, message: Message, last: int) -> tuple[int, str]:
-        """Return where what ends an answer ends, and what is put in there; `last` is where its last word ends."""
-        found = self._closing.match(text, last)
-        if found:
-            return found.end(), ""
-        if not self._layout.ending:
-            raise DataError("the chat template ends an answer otherwise than it does elsewhere")
-        own = message.content[len(message.content.rstrip()) :]
-        return last + (len(own) if text.startswith(own, last) else 0), self._layout.ending
-
     def _with_calls(
         self, messages: Sequence[Message], turns: Sequence[Turn], tools: Any
     ) -> tuple[str, Sequence[Span | None]]:
@@ -381,9 +365,16 @@ class ChatFormat:
         said = sum(one.role == "assistant" for one in messages)
         if len(spans) != said:
             raise DataError(f"the chat template shows {len(spans)} of its {said} answers and calls")
-        spans = [self._to_end_of_turn(text, span) for span in spans]
-        check_calls(turns, text, spans)
-        return text, spans
+        to_end_of_turn = []
+        for start, end in spans:
+            # White space after the token that ends a message is the template's: it goes. Some templates close the
+            # {% generation %} block before that token: it joins.
+            content = text[start:end].rstrip()
+            is_ended = any(one.end() == len(content) for one in self.control.of_template.finditer(content))
+            joining = None if is_ended else self.control.of_template.match(text, end)
+            to_end_of_turn.append((start, joining.end() if joining else start + len(content)))
+        check_calls(turns, text, to_end_of_turn)
+        return text, to_end_of_turn
 
     def _marked_spans(self, turns: Sequence[Turn], tools: Any) -> tuple[str, list[Span]]:
         (found,) = self.template.render_with_blocks([turns], tools=tools)
@@ -397,7 +388,13 @@ class ChatFormat:
                 spans[-1] = (spans[-1][0], end)  # one message in several blocks
             else:
                 spans.append((start, end))
-        return text, [(start + _overlap(before, text[start:end]), end) for start, end in spans]
+        # What a block begins with of header and prefix is not the model's.
+        sizes = range(len(before), 0, -1)
+        shared = [
+            next((size for size in sizes if text[start:end].startswith(before[-size:])), 0)
+            for start, end in spans
+        ]
+        return text, [(start + size, end) for size, (start, end) in zip(shared, spans, strict=True)]
 
     def _added_spans(
         self, messages: Sequence[Message], turns: Sequence[Turn], tools: Any
@@ -425,30 +422,17 @@ class ChatFormat:
             spans.append((start if block is None else block + len(prefix), end))
         return text, spans
 
-    def _to_end_of_turn(self, text: str, span: Span) -> Span:
-        """Return the span up to the token that ends its message.
-
-        White space after it is the template's: it goes. Some templates close the {% generation %} block before that
-        token: it joins.
-        """
-        start, end = span
-        content = text[start:end].rstrip()
-        controls = self.control.of_template.finditer(content)
-        last = next((one for one in controls if one.end() == len(content)), None)
-        joining = None if last else self.control.of_template.match(text, end)
-        return start, joining.end() if joining else start + len(content)
-
-    def _last_control(self, closing: str) -> str:
-        return list(self.control.pattern.finditer(closing))[-1][0]
-
     def _test(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Encode conversations, cut each answer at its ending, and compare.
 
         Raises:
             ModelError: The answer does not come back, or its last token is none at which generation stops.
         """
-        if not tokenizer.is_fast:
-            return
+
+        def decoded(ids: list[int]) -> str:
+            words = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            return str(words).strip()
+
         one = (Message("user", _QUESTION), Message("assistant", _ANSWER))
         two = (*one, Message("user", _SECOND_QUESTION), Message("assistant", _SECOND_ANSWER))
         for messages in (one, two):
@@ -459,31 +443,24 @@ class ChatFormat:
                 return  # single questions alone: rows with more are refused, and counted
             answers = [_ANSWER, _SECOND_ANSWER][: len(messages) // 2][-len(rendered.spans) :]
             for answer, span in zip(answers, rendered.spans, strict=True):
-                self._test_answer(tokenizer, rendered.text.text, span, answer)
-
-    def _test_answer(self, tokenizer: PreTrainedTokenizerBase, text: str, span: Span, answer: str) -> None:
-        def decoded(ids: list[int]) -> str:
-            words = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            return str(words).strip()
-
-        _, tokens, seen = encode_by_offsets([text], [(span,)], plain_core(tokenizer))
-        trained = [int(token) for token in tokens[seen]]
-        said = decoded(list(takewhile(lambda token: token not in self.endings, trained)))
-        expected = decoded(self.encode(answer))
-        shared = not decoded(trained[:1]).startswith(
-            answer[0]
-        )  # whether its first token is the header's as well
-        if not trained or trained[-1] not in self.endings:
-            problem = f"ends in {tokenizer.decode(trained[-1:])!r}, at which generation does not stop"
-        elif said == expected or (shared and said.endswith(expected)):
-            return
-        else:
-            problem = f"is {said!r} when it is cut off at its end"
-        raise ModelError(
-            f"{self.template.model}: with its chat template and tokenizer the answer {answer!r} {problem}, so it "
-            "cannot be trained and evaluated alike; give the model another `chat_template` or `eos_token` in its "
-            "tokenizer_config.json."
-        )
+                _, tokens, seen = encode_by_offsets([rendered.text.text], [(span,)], plain_core(tokenizer))
+                trained = [int(token) for token in tokens[seen]]
+                said = decoded(list(takewhile(lambda token: token not in self.endings, trained)))
+                expected = decoded(self.encode(answer))
+                is_shared = not decoded(trained[:1]).startswith(
+                    answer[0]
+                )  # its first token is the header's as well
+                if not trained or trained[-1] not in self.endings:
+                    problem = f"ends in {tokenizer.decode(trained[-1:])!r}, at which generation does not stop"
+                elif said == expected or (is_shared and said.endswith(expected)):
+                    continue
+                else:
+                    problem = f"is {said!r} when it is cut off at its end"
+                raise ModelError(
+                    f"{self.template.model}: with its chat template and tokenizer the answer {answer!r} {problem}, so "
+                    "it cannot be trained and evaluated alike; give the model another `chat_template` or `eos_token` "
+                    "in its tokenizer_config.json."
+                )
 
 
 _formats: WeakKeyDictionary[Any, tuple[Any, ChatFormat]] = WeakKeyDictionary()
@@ -502,8 +479,3 @@ def chat_format(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
         known = key, ChatFormat(tokenizer)
         _formats[tokenizer] = known
     return known[1]
-
-
-def _overlap(before: str, text: str) -> int:
-    """Return how many characters at the start of a text are the end of another one."""
-    return next((size for size in range(len(before), 0, -1) if text.startswith(before[-size:])), 0)

@@ -34,36 +34,21 @@ def marked_turns(messages: Sequence[Message], control: ControlTokens, *, as_part
         control: Which tokens steer the model.
         as_parts: Whether content is a list of parts.
     """
-    return [_marked_turn(message, control, as_parts=as_parts) for message in messages]
-
-
-def _marked_turn(message: Message, control: ControlTokens, *, as_parts: bool) -> Turn:
-    content = message.content
-    if has_marks(message):
-        # What the template trims stays outside of the marks, and so do thoughts, which it may take out.
-        opened, thought, closed, said = split_thoughts(content)
-        core = said.strip()
-        start = said.index(core)
-        content = "".join(
-            (
-                opened,
-                control.protected(thought),
-                closed,
-                said[:start],
-                ANSWER_START,
-                control.protected(core),
-                ANSWER_END,
-                said[start + len(core) :],
-            )
-        )
-    else:
-        content = control.protected(content)
-    details = json.loads(message.details) if message.details else {}
-    return {
-        "role": message.role,
-        "content": [{"type": "text", "text": content}] if as_parts else content,
-        **control.protected_value(details),
-    }
+    turns: list[Turn] = []
+    for message in messages:
+        if has_marks(message):
+            # What the template trims stays outside of the marks, and so do thoughts, which it may take out.
+            opened, thought, closed, said = split_thoughts(message.content)
+            core = said.strip()
+            before, after = said[: said.index(core)], said[said.index(core) + len(core) :]
+            answer = f"{ANSWER_START}{control.protected(core)}{ANSWER_END}"
+            content = f"{opened}{control.protected(thought)}{closed}{before}{answer}{after}"
+        else:
+            content = control.protected(message.content)
+        details = json.loads(message.details) if message.details else {}
+        shown = [{"type": "text", "text": content}] if as_parts else content
+        turns.append({"role": message.role, "content": shown, **control.protected_value(details)})
+    return turns
 
 
 def has_marks(message: Message) -> bool:

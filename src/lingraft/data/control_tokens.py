@@ -110,8 +110,18 @@ class ControlTokens:
 
     def encode(self, marked: str) -> list[int]:
         """Return the token ids of a text in which what is marked is text; no special tokens are added."""
-        if self._core is None:
-            return self._encode_slowly(without_marks(marked)[0])
+        if (
+            self._core is None
+        ):  # a tokenizer written in Python, which knows text from special tokens by itself
+            spelled, _ = without_marks(marked)
+            ids: list[int] = []
+            at = 0
+            for start, end in (*spelled.protected, (len(spelled.text),) * 2):
+                for part, is_text in ((spelled.text[at:start], False), (spelled.text[start:end], True)):
+                    if part:
+                        ids += self._slow.encode(part, add_special_tokens=False, split_special_tokens=is_text)
+                at = end
+            return ids
         if not self.has_marks(marked) and TEXT_END not in marked:
             self._core.no_truncation()
             self._core.no_padding()
@@ -126,29 +136,7 @@ class ControlTokens:
         template's control tokens are replaced by stand-ins, and a copy of the tokenizer is asked that knows these
         alone.
         """
-        core, numbers = self._copy
-        text, old_places, new_places = self._with_stand_ins(spelled)
-        found = core.encode(text, add_special_tokens=False)
-        ids = [int(numbers[one]) for one in found.ids]
-        return ids, [
-            (_moved(start, new_places, old_places), _moved(end, new_places, old_places))
-            for start, end in found.offsets
-        ]
-
-    def _encode_slowly(self, spelled: SpelledText) -> list[int]:
-        """Return the ids that a tokenizer written in Python gives, which knows text from special tokens by itself."""
-        ids: list[int] = []
-        at = 0
-        for start, end in (*spelled.protected, (len(spelled.text),) * 2):
-            for part, is_text in ((spelled.text[at:start], False), (spelled.text[start:end], True)):
-                if part:
-                    ids += self._slow.encode(part, add_special_tokens=False, split_special_tokens=is_text)
-            at = end
-        return ids
-
-    def _with_stand_ins(self, spelled: SpelledText) -> tuple[str, list[int], list[int]]:
-        """Return the text that the copy is given, and the ends of its pieces before and after the replacement."""
-        pieces: list[tuple[str, str]] = []
+        pieces: list[tuple[str, str]] = []  # of the text, and of what the copy is given
         at = 0
         for start, end in (*spelled.protected, (len(spelled.text), len(spelled.text))):
             while at < start:
@@ -162,9 +150,17 @@ class ControlTokens:
             if start < end:
                 pieces.append((spelled.text[start:end],) * 2)
             at = end
-        old = [0, *accumulate(len(one) for one, _ in pieces)]
-        new = [0, *accumulate(len(one) for _, one in pieces)]
-        return "".join(one for _, one in pieces), old, new
+        own_ends = [0, *accumulate(len(one) for one, _ in pieces)]
+        ends = [0, *accumulate(len(one) for _, one in pieces)]
+
+        def place(of_copy: int) -> int:
+            piece = bisect_right(ends, of_copy) - 1
+            return min(own_ends[piece] + of_copy - ends[piece], own_ends[min(piece + 1, len(pieces))])
+
+        core, numbers = self._copy
+        found = core.encode("".join(one for _, one in pieces), add_special_tokens=False)
+        ids = [int(numbers[one]) for one in found.ids]
+        return ids, [(place(start), place(end)) for start, end in found.offsets]
 
     def _stand_in(self, token: str) -> str:
         return _PLACE.format(self.ids[token])
@@ -179,15 +175,28 @@ class ControlTokens:
         from tokenizers import Tokenizer
 
         core = self._core
-        written: dict[str, Any] = json.loads(core.to_str())
+        written = json.loads(core.to_str())
         written["post_processor"] = written["truncation"] = written["padding"] = None
         for one in written["added_tokens"]:
             if one["content"] in self.ids:
                 one.update(content=self._stand_in(one["content"]), normalized=False)
-        self._rename_pieces(written["model"])
+        model = written["model"]
+        if isinstance(model["vocab"], list):  # Unigram: [piece, log probability]
+            model["vocab"] = [[self._new_name(piece), score] for piece, score in model["vocab"]]
+        else:
+            model["vocab"] = {self._new_name(piece): number for piece, number in model["vocab"].items()}
+            if model.get("unk_token"):
+                model["unk_token"] = self._new_name(model["unk_token"])
+            pairs = [one if isinstance(one, list) else one.split(" ", 1) for one in model.get("merges", ())]
+            if pairs:
+                kept = (
+                    one for one in pairs if all(self._new_name(part) == part for part in (*one, "".join(one)))
+                )
+                model["merges"] = list(kept)
         copy = Tokenizer.from_str(json.dumps(written, ensure_ascii=False))
+        known = {one.content for one in copy.get_added_tokens_decoder().values()}
         copy.add_special_tokens(  # those that were in the vocabulary alone
-            [one for one in map(self._stand_in, self.ids) if one not in _contents(copy)]
+            [one for one in map(self._stand_in, self.ids) if one not in known]
         )
         of_stand_in = {self._stand_in(text): number for text, number in self.ids.items()}
         names = copy.get_vocab(with_added_tokens=True)
@@ -196,20 +205,6 @@ class ControlTokens:
         for name, number in names.items():
             numbers[number] = of_stand_in.get(name, originals.get(name, number))
         return copy, numbers
-
-    def _rename_pieces(self, model: dict[str, Any]) -> None:
-        vocabulary = model["vocab"]
-        if isinstance(vocabulary, list):  # Unigram: [piece, log probability]
-            model["vocab"] = [[self._new_name(piece), score] for piece, score in vocabulary]
-            return
-        model["vocab"] = {self._new_name(piece): number for piece, number in vocabulary.items()}
-        if model.get("unk_token"):
-            model["unk_token"] = self._new_name(model["unk_token"])
-        if "merges" in model:
-            pairs = (one if isinstance(one, list) else one.split(" ", 1) for one in model["merges"])
-            model["merges"] = [
-                pair for pair in pairs if all(self._new_name(one) == one for one in (*pair, "".join(pair)))
-            ]
 
     def _new_name(self, piece: str) -> str:
         # The model itself looks up single bytes and letters by these names.
@@ -228,20 +223,7 @@ def without_marks(marked: str, spans: Sequence[Span] = ()) -> tuple[SpelledText,
 
     protected = [one.span(1) for one in _PROTECTED.finditer(marked)]
     spelled = SpelledText(
-        _TEXT_MARK.sub(_meant, marked), tuple((place(start), place(end)) for start, end in protected)
+        _TEXT_MARK.sub(lambda mark: chr(ord(mark[1]) - _ESCAPED + 0xFDD0) if mark[1] else "", marked),
+        tuple((place(start), place(end)) for start, end in protected),
     )
     return spelled, tuple((place(start), place(end)) for start, end in spans)
-
-
-def _meant(mark: re.Match[str]) -> str:
-    return chr(ord(mark[1]) - _ESCAPED + 0xFDD0) if mark[1] else ""
-
-
-def _contents(core: Any) -> set[str]:
-    return {one.content for one in core.get_added_tokens_decoder().values()}
-
-
-def _moved(place: int, ends: Sequence[int], others: Sequence[int]) -> int:
-    """Return a place in a text as a place in another one, whose pieces end where `others` says."""
-    piece = bisect_right(ends, place) - 1
-    return min(others[piece] + place - ends[piece], others[min(piece + 1, len(others) - 1)])

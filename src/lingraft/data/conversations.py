@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lingraft.data.example import Message, Role
@@ -163,46 +163,42 @@ def _message(turn: Row, place: str, role_field: str, content_field: str) -> Mess
     details = {name: turn[name] for name in _DETAILS if turn.get(name) and not is_nothing(turn[name])}
     if "tool_calls" in details:
         details["tool_calls"] = [_call(call, f"{place}.tool_calls") for call in details["tool_calls"]]
+    given = turn.get(content_field)
+    if isinstance(given, (list, tuple)):
+        turn = {**turn, content_field: _joined_parts(given, f"{place}.{content_field}")}
     # An empty system turn means something: several templates put their own one where there is none.
     may_be_empty = role in ("system", "tool") or "tool_calls" in details
-    if "tool_calls" in details and turn.get(content_field) is None:
+    if given is None and "tool_calls" in details:
         content = ""
+    elif role == "assistant" and not may_be_empty:
+        content = answer(turn, content_field, place)
     else:
-        content = _content(turn, content_field, place, role, may_be_empty=may_be_empty)
-    written_details = json.dumps(_without_nulls(details), ensure_ascii=False, sort_keys=True)
-    return Message(role, content, written_details if details else "", _is_supervised(turn, place))
+        content = text(turn, content_field, place, may_be_empty=may_be_empty)
+    masks = {key: turn[key] for key in _SUPERVISED if not is_nothing(turn.get(key))}
+    for key, mask in masks.items():
+        if mask not in (0, 1):
+            raise RowError(f"{place}.{key}", f"must be 0 or 1 (or false, true), not {kind(mask)}")
+    as_json = json.dumps(_without_nulls(details), ensure_ascii=False, sort_keys=True) if details else ""
+    return Message(role, content, as_json, supervised=all(masks.values()))
 
 
-def _is_supervised(turn: Row, place: str) -> bool:
-    """Return whether the loss sees a message, as it says itself."""
-    for key in _SUPERVISED:
-        if not is_nothing(turn.get(key)) and turn[key] not in (0, 1):
-            raise RowError(f"{place}.{key}", f"must be 0 or 1 (or false, true), not {kind(turn[key])}")
-    return all(is_nothing(turn.get(key)) or turn[key] == 1 for key in _SUPERVISED)
+def _joined_parts(parts: Sequence[Any], place: str) -> str:
+    """Return parts of text joined by line breaks."""
+    found = []
+    for index, part in enumerate(parts):
+        name = f"{place}[{index}]"
+        if isinstance(part, str):
+            found.append(part)
+            continue
+        if not isinstance(part, Mapping):
+            raise RowError(name, f"must be a part with 'type' and 'text', not {kind(part)}")
+        if (part.get("type") or "text") not in _TEXT_PARTS:
+            raise RowError(name, f"is of type {shown(part['type'])}; only text can be trained on")
+        found.append(text(part, "text", name, may_be_empty=True))
+    return "\n".join(found)
 
 
-def _content(turn: Row, field: str, place: str, role: Role, *, may_be_empty: bool) -> str:
-    """Return what a turn says: text, or a list of parts of text, which are joined by line breaks."""
-    value = turn.get(field)
-    if isinstance(value, (list, tuple)):
-        parts = [_part(part, f"{place}.{field}[{index}]") for index, part in enumerate(value)]
-        turn = {**turn, field: "\n".join(parts)}
-    if role == "assistant" and not may_be_empty:
-        return answer(turn, field, place)
-    return text(turn, field, place, may_be_empty=may_be_empty)
-
-
-def _part(part: Any, place: str) -> str:
-    if isinstance(part, str):
-        return part
-    if not isinstance(part, Mapping):
-        raise RowError(place, f"must be a part with 'type' and 'text', not {kind(part)}")
-    if (part.get("type") or "text") not in _TEXT_PARTS:
-        raise RowError(place, f"is of type {shown(part['type'])}; only text can be trained on")
-    return text(part, "text", place, may_be_empty=True)
-
-
-def _call(call: Any, place: str) -> dict[str, Any]:
+def _call(call: Any, place: str) -> Row:
     """Return a tool call with its arguments as an object: OpenAI writes JSON text, templates take an object."""
     if not isinstance(call, dict) or not isinstance(call.get("function", call), dict):
         raise RowError(place, f"must hold objects with 'function', not {kind(call)}")

@@ -1,4 +1,4 @@
-"""Tell generated text that must not be trained on: empty, looping, or cut off before its end."""
+"""Find generated text that must not be trained on: empty, looping, or cut off before its end."""
 
 from __future__ import annotations
 
@@ -41,14 +41,11 @@ def is_looping(text: str) -> bool:
     hardly differ can be taken for loops; a loop of sentences that each differ a little is missed.
     """
     flat = " ".join(text.split())
-    return _is_repetitive(flat) or any(
+    if len(flat) >= _SHORTEST_JUDGED:
+        pieces = [flat[start : start + _PIECE] for start in range(len(flat) - _PIECE + 1)]
+        if len(set(pieces)) < _LEAST_DISTINCT * len(pieces):
+            return True
+    return any(
         len(run[0]) >= _SHORTEST_RUN and any(character.isalpha() for character in run[1])
         for run in _RUN.finditer(flat)
     )
-
-
-def _is_repetitive(text: str) -> bool:
-    if len(text) < _SHORTEST_JUDGED:
-        return False
-    pieces = [text[start : start + _PIECE] for start in range(len(text) - _PIECE + 1)]
-    return len(set(pieces)) < _LEAST_DISTINCT * len(pieces)

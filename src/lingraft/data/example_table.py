@@ -149,7 +149,7 @@ class ExampleCollector:
     def add(self, example: Example, place: str) -> None:
         """Take an example that stands at `place`."""
         self._spool.append((example, place))
-        self._id_hashes.append(_hash_of(example.id))
+        self._id_hashes.append(hash(example.id))  # 64 bits, the same for equal ids within this process
         self._language.append(self._languages.setdefault(example.language, len(self._languages)))
         if example.group != self._last_group[0]:
             self._last_group = (example.group, _group_digest(example.group))
@@ -180,7 +180,8 @@ class ExampleCollector:
     def _duplicates(self) -> list[Duplicate]:
         """Compare the ids of those rows alone whose hashes are equal: equal hashes do not make equal ids."""
         hashes = np.frombuffer(self._id_hashes, np.int64)
-        suspects = _repeated(hashes)
+        ordered = np.sort(hashes)
+        suspects = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
         if not len(suspects):
             return []
         first_places: dict[str, str] = {}
@@ -267,17 +268,6 @@ def _ranks(digests: _Hashes) -> tuple[Codes, _Hashes]:
     ranks: Codes = np.empty(len(order), np.int32)
     ranks[order] = np.cumsum(is_new, dtype=np.int32) - 1
     return ranks, digests[order[is_new]]
-
-
-def _repeated(hashes: Rows) -> Rows:
-    ordered = np.sort(hashes)
-    repeated: Rows = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-    return repeated
-
-
-def _hash_of(text: str) -> int:
-    """Return 64 bits, the same for equal texts within this process."""
-    return hash(text)
 
 
 def _group_digest(group: str) -> bytes:

@@ -12,7 +12,7 @@ from typing import Any
 from lingraft.config.schema import Filters
 from lingraft.data.example import UNDETERMINED_LANGUAGE, Example
 from lingraft.data.language_id import LanguageIdentifier
-from lingraft.data.row_fields import AnswerError
+from lingraft.data.row_fields import AnswerError, Row
 from lingraft.text.folding import composed, fold_for_duplicates
 from lingraft.text.language_tags import primary_subtag
 from lingraft.text.scripts import writes_spaces
@@ -24,34 +24,20 @@ UNDETERMINED = "language_undetermined"
 NO_ANSWER = "no_answer"
 SPECIAL_TOKENS = "special_tokens"
 STRIPPED = "special_tokens_stripped"
+REJECTED = "rejected_answer"
+_LEAVING_OUT = (EXACT_DUPLICATE, NEAR_DUPLICATE, OTHER_LANGUAGE, NO_ANSWER, SPECIAL_TOKENS, REJECTED)
 
-_PERMUTATIONS = (
-    128  # datasketch's default; the error of an estimated similarity is about 1 / sqrt(128) = 0.09
-)
+# datasketch's default; the error of an estimated similarity is about 1 / sqrt(128) = 0.09
+_PERMUTATIONS = 128
 _WORDS = 5  # in a shingle, as in Lee et al. 2022
 _CHARACTERS = 9  # in a shingle of a language that is written without spaces
 _DIGEST_BYTES = 12
 # What a row may be in besides the language it claims: the larger languages of the web and of worldbook.
+# fmt: off
 _OTHERS = (
-    "ar",
-    "de",
-    "en",
-    "es",
-    "fr",
-    "hi",
-    "id",
-    "it",
-    "ja",
-    "ko",
-    "nl",
-    "pl",
-    "pt",
-    "ru",
-    "th",
-    "tr",
-    "vi",
-    "zh",
+    "ar", "de", "en", "es", "fr", "hi", "id", "it", "ja", "ko", "nl", "pl", "pt", "ru", "th", "tr", "vi", "zh",
 )
+# fmt: on
 # What chat templates and pretraining sets put around texts, in the families that people tune. Not the special tokens of
 # the model's tokenizer: a data set's rows are the same for every model. HTML has <s> too, so <s> and </s> count only
 # where a text begins or ends with them.
@@ -92,16 +78,23 @@ class RowFilter:
     @property
     def left_out(self) -> int:
         """Rows left out so far."""
-        return sum(
-            self.counts[reason]
-            for reason in (EXACT_DUPLICATE, NEAR_DUPLICATE, OTHER_LANGUAGE, NO_ANSWER, SPECIAL_TOKENS)
-        )
+        return sum(self.counts[reason] for reason in _LEAVING_OUT)
 
     def leaves_out_unanswered(self) -> bool:
         """Return whether a row without an answer is left out, which then is counted; else it is broken."""
         if self._options.no_answer:
             self.counts[NO_ANSWER] += 1
         return self._options.no_answer
+
+    def leaves_out_rejected(self, row: Row) -> bool:
+        """Return whether a row says of its own answer that it is a bad one, as KTO's do; such a row is counted.
+
+        These have a prompt, a completion and a `label`, which is false (in tables the word) for what raters rejected.
+        """
+        is_rejected = {"prompt", "completion"} <= row.keys() and str(row.get("label")).lower() == "false"
+        if is_rejected:
+            self.counts[REJECTED] += 1
+        return is_rejected
 
     def cleaned(self, example: Example) -> Example:
         """Return the example without the special tokens that its answers spell, where the filter says so.
@@ -111,14 +104,18 @@ class RowFilter:
         """
         if self._options.special_tokens != "strip" or not special_tokens_in(example):
             return example
-        turns = tuple(
-            replace(turn, content=_without_special_tokens(turn.content)) if turn.role == "assistant" else turn
-            for turn in example.messages
-        )
+        turns = []
+        for turn in example.messages:
+            content = turn.content
+            if turn.role == "assistant":
+                while (stripped := _SPECIAL_TOKEN.sub("", content)) != content:  # </s></s> ends a text twice
+                    content = stripped
+                content = content.rstrip()
+            turns.append(replace(turn, content=content))
         if any(not turn.content and had.content for turn, had in zip(turns, example.messages, strict=True)):
             raise AnswerError("answer", "is nothing but special tokens")
         self.counts[STRIPPED] += 1
-        return replace(example, messages=turns)
+        return replace(example, messages=tuple(turns))
 
     def reason(self, example: Example) -> str | None:
         """Return why a row is left out, or None; it is counted either way.
@@ -143,9 +140,8 @@ class RowFilter:
 
     def _in_other_language(self, text: str, claimed: str) -> str | None:
         primary = primary_subtag(claimed)
-        if claimed == UNDETERMINED_LANGUAGE:
-            found = None
-        else:
+        found = None
+        if claimed != UNDETERMINED_LANGUAGE:
             if primary not in self._identifiers:
                 self._identifiers[primary] = LanguageIdentifier(sorted({primary, *_OTHERS}))
             found = self._identifiers[primary].identify(text)
@@ -160,17 +156,20 @@ class RowFilter:
         self._seen.add(digest)
         if threshold == 1.0:
             return None
-        return self._nearly_repeated(_shingles(text, language), language, threshold)
-
-    def _nearly_repeated(self, shingles: list[bytes], language: str, threshold: float) -> str | None:
         from datasketch import MinHash, MinHashLSH
 
+        # The pieces whose sets are compared; a text shorter than a piece is one.
+        if writes_spaces(language):
+            words = text.split(" ")
+            pieces = [" ".join(words[i : i + _WORDS]) for i in range(max(1, len(words) - _WORDS + 1))]
+        else:
+            pieces = [text[i : i + _CHARACTERS] for i in range(max(1, len(text) - _CHARACTERS + 1))]
         if language not in self._indexes:
             self._indexes[language] = MinHashLSH(threshold=threshold, num_perm=_PERMUTATIONS)
             self._signatures[language] = []
         index, signatures = self._indexes[language], self._signatures[language]
         own = MinHash(num_perm=_PERMUTATIONS, seed=1)
-        own.update_batch(shingles)
+        own.update_batch([piece.encode("utf-8") for piece in pieces])
         if any(own.jaccard(signatures[number]) >= threshold for number in index.query(own)):
             return NEAR_DUPLICATE
         index.insert(len(signatures), own)
@@ -182,19 +181,3 @@ def special_tokens_in(example: Example) -> list[str]:
     """Return the special tokens that the answers of an example spell as text, such as <|endoftext|>."""
     answers = (turn.content for turn in example.messages if turn.role == "assistant")
     return [found.strip() for answer in answers for found in _SPECIAL_TOKEN.findall(answer)]
-
-
-def _without_special_tokens(text: str) -> str:
-    while (stripped := _SPECIAL_TOKEN.sub("", text)) != text:  # once more: </s></s> ends a text twice
-        text = stripped
-    return text.rstrip()
-
-
-def _shingles(text: str, language: str) -> list[bytes]:
-    """Return the pieces whose sets are compared; a text shorter than a piece is one."""
-    if not writes_spaces(language):
-        pieces = [text[i : i + _CHARACTERS] for i in range(max(1, len(text) - _CHARACTERS + 1))]
-    else:
-        words = text.split(" ")
-        pieces = [" ".join(words[i : i + _WORDS]) for i in range(max(1, len(words) - _WORDS + 1))]
-    return [piece.encode("utf-8") for piece in pieces]

@@ -18,7 +18,6 @@ from lingraft.data.conversations import (
     tools_of,
 )
 from lingraft.data.example import UNDETERMINED_LANGUAGE, Example, Message
-from lingraft.data.language_tags import language_tag
 from lingraft.data.row_fields import (
     AnswerError,
     Row,
@@ -27,6 +26,7 @@ from lingraft.data.row_fields import (
     identifier,
     is_nothing,
     kind,
+    language_tag,
     objects,
     optional_text,
     shown,
@@ -39,57 +39,6 @@ _SHOWN_NEAR = 2  # formats that the row has a field of
 OASST_TREES = "oasst"  # rows are single messages; `data.trees` makes conversations of them
 
 
-def _from_alpaca(row: Row, *, answered: bool = True) -> tuple[Message, ...]:
-    answer_field = "response" if "response" in row and "output" not in row else "output"
-    question = _with_context(text(row, "instruction"), optional_text(row, "input"))
-    return _turns(question, row, answer_field, answered)
-
-
-def _from_dolly(row: Row, *, answered: bool = True) -> tuple[Message, ...]:
-    question = _with_context(text(row, "instruction"), optional_text(row, "context"))
-    return _turns(question, row, "response", answered)
-
-
-def _from_self_instruct(row: Row, *, answered: bool = True) -> tuple[Message, ...]:
-    instances = objects(row, "instances", "'input' and 'output'")
-    if len(instances) != 1:
-        raise RowError("instances", f"holds {len(instances)} instances; give each one a row of its own")
-    question = _with_context(text(row, "instruction"), optional_text(instances[0], "input"))
-    return _turns(question, instances[0], "output", answered, "instances[0]")
-
-
-def _from_prompt_completion(row: Row, *, answered: bool = True) -> tuple[Message, ...]:
-    if any(isinstance(row.get(field), (list, tuple)) for field in ("prompt", "completion")):
-        return from_prompt_and_completion(row, answered=answered)
-    return _turns(text(row, "prompt"), row, "completion", answered)
-
-
-def _from_openorca(row: Row, *, answered: bool = True) -> tuple[Message, ...]:
-    turns = _turns(text(row, "question"), row, "response", answered)
-    system = optional_text(row, "system_prompt")
-    return (Message("system", system), *turns) if system.strip() else turns
-
-
-def _from_inputs_targets(row: Row, *, answered: bool = True) -> tuple[Message, ...]:
-    return _turns(text(row, "inputs"), row, "targets", answered)
-
-
-def _turns(
-    question: str, row: Row, answer_field: str, answered: bool, place: str = ""
-) -> tuple[Message, ...]:
-    asked = Message("user", question)
-    try:
-        return asked, Message("assistant", answer(row, answer_field, place))
-    except AnswerError:
-        if answered:
-            raise
-        return (asked,)
-
-
-def _with_context(instruction: str, context: str) -> str:
-    return f"{instruction}\n\n{context}" if context.strip() else instruction
-
-
 class Reader(Protocol):
     """Reads a row's conversation; unless it must be `answered`, one without an answer is no error."""
 
@@ -98,26 +47,68 @@ class Reader(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class SingleTurn:
+    """Reads rows of one question and one answer, each a field."""
+
+    question: str  # the field with the instruction
+    # Fields of which the first that the row has is the answer, the first one where it has none.
+    answers: tuple[str, ...]
+    # The field that is joined to the instruction by a blank line; None: there is none.
+    context: str | None = None
+    system: str | None = None  # the field with the system prompt; None: there is none
+
+    def __call__(self, row: Row, *, answered: bool = True) -> tuple[Message, ...]:
+        """Return the turns."""
+        context = optional_text(row, self.context) if self.context else ""
+        field = next((one for one in self.answers if one in row), self.answers[0])
+        turns = _asked_and_answered(text(row, self.question), context, row, field, answered)
+        system = optional_text(row, self.system) if self.system else ""
+        return (Message("system", system), *turns) if system.strip() else turns
+
+
+def _asked_and_answered(
+    instruction: str, context: str, row: Row, answer_field: str, answered: bool, place: str = ""
+) -> tuple[Message, ...]:
+    asked = Message("user", f"{instruction}\n\n{context}" if context.strip() else instruction)
+    try:
+        return asked, Message("assistant", answer(row, answer_field, place))
+    except AnswerError:
+        if answered:
+            raise
+        return (asked,)
+
+
+_PROMPT_COMPLETION = SingleTurn("prompt", ("completion",))
+_INPUTS_TARGETS = SingleTurn("inputs", ("targets",))
+
+
+def _from_self_instruct(row: Row, *, answered: bool = True) -> tuple[Message, ...]:
+    instances = objects(row, "instances", "'input' and 'output'")
+    if len(instances) != 1:
+        raise RowError("instances", f"holds {len(instances)} instances; give each one a row of its own")
+    instance = instances[0]
+    context = optional_text(instance, "input")
+    return _asked_and_answered(
+        text(row, "instruction"), context, instance, "output", answered, "instances[0]"
+    )
+
+
+def _from_prompt_completion(row: Row, *, answered: bool = True) -> tuple[Message, ...]:
+    has_turns = any(isinstance(row.get(field), (list, tuple)) for field in ("prompt", "completion"))
+    return (from_prompt_and_completion if has_turns else _PROMPT_COMPLETION)(row, answered=answered)
+
+
+@dataclass(frozen=True, slots=True)
 class Format:
-    """A format: how its rows are read, and by which fields they are told.
+    """A format: how its rows are read, and by which fields they are told."""
 
-    Attributes:
-        read: From a row to its conversation.
-        has: Whether a row has the format's fields.
-        needs: What these are, for messages.
-    """
-
-    read: Reader
-    has: Callable[[Row], bool]
-    needs: str
+    read: Reader  # from a row to its conversation
+    has: Callable[[Row], bool]  # whether a row has the format's fields
+    needs: str  # what these are, for messages
 
 
 def _all_in(*fields: str) -> Callable[[Row], bool]:
     return lambda row: all(field in row for field in fields)
-
-
-def _is_alpaca(row: Row) -> bool:
-    return "instruction" in row and ("output" in row or "response" in row) and not _is_dolly(row)
 
 
 _is_dolly = _all_in("instruction", "context", "response")
@@ -129,7 +120,9 @@ def _is_aya(row: Row) -> bool:
 
 FORMATS: Mapping[str, Format] = {
     "alpaca": Format(
-        _from_alpaca, _is_alpaca, "'instruction' and 'output' (or 'response'), optionally 'input'"
+        SingleTurn("instruction", ("output", "response"), context="input"),
+        lambda row: "instruction" in row and ("output" in row or "response" in row) and not _is_dolly(row),
+        "'instruction' and 'output' (or 'response'), optionally 'input'",
     ),
     "messages": Format(
         from_messages, _all_in("messages"), "'messages', a list of {'role', 'content'}, optionally 'tools'"
@@ -146,14 +139,18 @@ FORMATS: Mapping[str, Format] = {
         from_conversation, _all_in("conversation"), "'conversation', a list of {'role', 'content'}"
     ),
     "openorca": Format(
-        _from_openorca,
+        SingleTurn("question", ("response",), system="system_prompt"),
         _all_in("system_prompt", "question", "response"),
         "'question' and 'response', optionally 'system_prompt'",
     ),
-    "dolly": Format(_from_dolly, _is_dolly, "'instruction', 'context' and 'response'"),
-    "aya": Format(_from_inputs_targets, _is_aya, "'inputs', 'targets' and 'language_code' or 'language'"),
+    "dolly": Format(
+        SingleTurn("instruction", ("response",), context="context"),
+        _is_dolly,
+        "'instruction', 'context' and 'response'",
+    ),
+    "aya": Format(_INPUTS_TARGETS, _is_aya, "'inputs', 'targets' and 'language_code' or 'language'"),
     "flan": Format(
-        _from_inputs_targets,
+        _INPUTS_TARGETS,
         lambda row: _all_in("inputs", "targets")(row) and not _is_aya(row),
         "'inputs' and 'targets'",
     ),
@@ -196,7 +193,9 @@ def detect_format(row: Row, *, answered: bool = True) -> str:
         found = [name for fields, name in _ASKED_BY.items() if _all_in(*fields)(row)][:1]
     if len(found) == 1:
         return found[0]
-    fields = _listed(row)
+    names = [shown(field) for field in row]
+    more = [f"and {len(names) - _SHOWN_FIELDS} more"] if len(names) > _SHOWN_FIELDS else []
+    fields = ", ".join(names[:_SHOWN_FIELDS] + more) or "none"
     if found:
         raise DataError(
             f"the row has the fields of {' and '.join(found)} (fields: {fields}). Say which: format: {found[0]}"
@@ -218,12 +217,6 @@ def detect_format(row: Row, *, answered: bool = True) -> str:
     )
 
 
-def _listed(row: Row) -> str:
-    names = [shown(field) for field in row]
-    more = [f"and {len(names) - _SHOWN_FIELDS} more"] if len(names) > _SHOWN_FIELDS else []
-    return ", ".join(names[:_SHOWN_FIELDS] + more) or "none"
-
-
 def example_from_row(
     row: Row,
     format_name: str,
@@ -231,6 +224,8 @@ def example_from_row(
     id: str,  # noqa: A002 - named as in Example
     source: str,
     language: str | None,
+    likely_language: str | None = None,
+    fold_system: bool = False,
     answered: bool = True,
 ) -> Example:
     """Return the Example that a row holds.
@@ -245,7 +240,9 @@ def example_from_row(
         format_name: One of FORMATS.
         id: Used where the row has no field `id`.
         source: The data set as the user named it.
-        language: BCP-47 tag that overrides the row's own; None: the row's language, else "und".
+        language: BCP-47 tag that overrides the row's own; None: the row's language.
+        likely_language: BCP-47 tag of a row that says none; None: "und".
+        fold_system: See `Example`.
         answered: Whether the row must have an answer; DES reads instructions alone.
 
     Raises:
@@ -254,14 +251,25 @@ def example_from_row(
     """
     messages = FORMATS[format_name].read(row, answered=answered)
     tools = tools_of(row)
+    written = language or row_language(row)
+    if is_nothing(row.get("task_type")):
+        types = (row.get(field) for field in ("category", "task"))
+        task_type = next((value for value in types if isinstance(value, str)), "")
+    else:
+        if not isinstance(row["task_type"], str):
+            raise RowError("task_type", f"must be text, not {kind(row['task_type'])}")
+        task_type = text(row, "task_type")
+    turns = [f"{message.role}\x1f{message.content}{message.details}" for message in messages]
+    content = "\x1e".join([*turns, tools] if tools else turns)
     return Example(
         id=identifier(row, "id") or id,
         messages=messages,
-        language=language or row_language(row),
-        group=identifier(row, "group") or _content_group(messages, tools),
+        language=likely_language or written if written == UNDETERMINED_LANGUAGE else written,
+        group=identifier(row, "group") or "row-" + hashlib.sha256(content.encode("utf-8")).hexdigest()[:16],
         source=source,
         tools=tools,
-        task_type=_task_type(row),
+        task_type=task_type,
+        fold_system=fold_system,
     )
 
 
@@ -278,23 +286,3 @@ def row_language(row: Row) -> str:
         if not is_nothing(row.get(field)):
             return language_tag(text(row, field), field)
     return UNDETERMINED_LANGUAGE
-
-
-def _task_type(row: Row) -> str:
-    """Return the row's task type: `task_type`, which must be text, else a `category` or `task` that is."""
-    own = row.get("task_type")
-    if not is_nothing(own):
-        if not isinstance(own, str):
-            raise RowError("task_type", f"must be text, not {kind(own)}")
-        return text(row, "task_type")
-    found = (row.get(field) for field in ("category", "task"))
-    return next((value for value in found if isinstance(value, str)), "")
-
-
-def _content_group(messages: tuple[Message, ...], tools: str) -> str:
-    turns = [f"{message.role}\x1f{message.content}{message.details}" for message in messages]
-    content = "\x1e".join([*turns, tools] if tools else turns)
-    return "row-" + hashlib.sha256(content.encode("utf-8")).hexdigest()[:16]
-
-
-__all__ = ["FORMATS", "OASST_TREES", "Format", "RowError", "detect_format", "example_from_row", "kind"]

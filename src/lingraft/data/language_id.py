@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import unicodedata
 from collections import Counter
@@ -51,7 +52,9 @@ def _unrestricted() -> LanguageIdentifier:
     return LanguageIdentifier(known_tags(_all_languages().labels))  # all but zxx, which is no language
 
 
+@cache
 def _all_languages() -> Any:
+    """Return py3langid's model; a copy of it can be restricted to some languages."""
     from py3langid.langid import MODEL_FILE
     from py3langid.langid import LanguageIdentifier as Identifier
 
@@ -69,7 +72,7 @@ class LanguageIdentifier:
     undetermined unless its script tells. Biased towards the languages that are given: text in any other language is
     forced into one of them. Names, digits and quoted foreign words pull the verdict towards their own language.
 
-    Loading takes about half a second, so construct it once and keep it.
+    The first one of a process takes about half a second to load.
     """
 
     def __init__(self, languages: Sequence[str]) -> None:
@@ -85,7 +88,7 @@ class LanguageIdentifier:
             raise DataError(
                 "language identification needs at least one language to choose from; none was given."
             )
-        self._identifier: Any = _all_languages()
+        self._identifier: Any = copy.copy(_all_languages())
         known = tuple(self._identifier.labels)
         self._tag_of: dict[str, str] = {}
         for tag in languages:
@@ -109,17 +112,13 @@ class LanguageIdentifier:
         languages only. Case is ignored: an answer in capital letters is the same text to the identifier.
         """
         letters = [character for character in text if unicodedata.category(character)[0] == "L"]
-        by_script = self._identify_by_script(letters)
-        if by_script is not None or len(letters) < MINIMUM_LETTERS:
-            return by_script
+        if len(letters) >= MINIMUM_SCRIPT_LETTERS:
+            scripts = (re.split("[ -]", unicodedata.name(letter, ""))[0] for letter in letters)
+            tags = Counter(self._only_tag_of.get(script) for script in scripts)
+            tag, count = tags.most_common(1)[0]
+            if tag is not None and count >= _SCRIPT_SHARE * len(letters):
+                return tag
+        if len(letters) < MINIMUM_LETTERS:
+            return None
         language: str = self._identifier.classify(text.lower())[0]
         return self._tag_of[language]
-
-    def _identify_by_script(self, letters: Sequence[str]) -> str | None:
-        """Return the one language whose script nearly all letters are in, or None."""
-        if len(letters) < MINIMUM_SCRIPT_LETTERS:
-            return None
-        scripts = (re.split("[ -]", unicodedata.name(letter, ""))[0] for letter in letters)
-        tags = Counter(self._only_tag_of.get(script) for script in scripts)
-        tag, count = tags.most_common(1)[0]
-        return tag if count >= _SCRIPT_SHARE * len(letters) else None

@@ -11,6 +11,7 @@ from decimal import Decimal
 from typing import Any
 
 from lingraft.errors import DataError
+from lingraft.text.language_tags import tag_as_written
 
 _SHOWN_CHARACTERS = 60
 _LARGEST_WHOLE_FLOAT = 2**53  # beyond it not every whole number is a float
@@ -51,7 +52,9 @@ def text(row: Row, field: str, place: str = "", *, may_be_empty: bool = False) -
     name = f"{place}.{field}" if place else field
     value = present(row, field, place)
     if _is_number(value):
-        return _number_as_text(value)
+        # 7 for 7.0 too: pandas makes such numbers of whole ones where one of the column is missing.
+        is_whole = -_LARGEST_WHOLE_FLOAT < value < _LARGEST_WHOLE_FLOAT and value == int(value)
+        return str(int(value) if is_whole else value)
     if not isinstance(value, str):
         raise RowError(name, f"must be text, not {kind(value)}")
     if not may_be_empty and not value.strip():
@@ -111,12 +114,6 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _number_as_text(value: int | float | Decimal) -> str:
-    """Return 7 for 7.0 too: pandas makes such numbers of whole ones where one of the column is missing."""
-    is_whole = -_LARGEST_WHOLE_FLOAT < value < _LARGEST_WHOLE_FLOAT and value == int(value)
-    return str(int(value) if is_whole else value)
-
-
 def kind(value: Any) -> str:
     """Return what a value is and, shortened, the value."""
     names: dict[type, str] = {dict: "an object", list: "a list", bool: "true or false", str: "text"}
@@ -127,3 +124,19 @@ def shown(value: Any) -> str:
     """Return a value as it would be written, shortened."""
     written = repr(value)
     return written if len(written) <= _SHOWN_CHARACTERS else written[:_SHOWN_CHARACTERS] + "…"
+
+
+def language_tag(written: str, field: str = "language") -> str:
+    """Return the BCP-47 tag of a language that is written in any way that `text.language_tags` knows.
+
+    Raises:
+        RowError: Neither tag nor name; the message names `field`.
+    """
+    tag = tag_as_written(written)
+    if tag is None:
+        raise RowError(
+            field,
+            f"is {shown(written)}, neither a BCP-47 tag such as es nor an English name such as Spanish; `language:` "
+            "in the study overrides it",
+        )
+    return tag

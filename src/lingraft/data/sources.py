@@ -13,7 +13,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from heapq import merge
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import numpy as np
 
 from lingraft.config.schema import DataSource
 from lingraft.data.conversations import unknown_keys
-from lingraft.data.example import UNDETERMINED_LANGUAGE, Example
+from lingraft.data.example import Example
 from lingraft.data.example_table import (
     Columns,
     Duplicate,
@@ -31,18 +31,17 @@ from lingraft.data.example_table import (
     select,
     sorted_by_digest,
 )
-from lingraft.data.field_mapping import mapped_rows
-from lingraft.data.files import COMPRESSED, SourceFile, data_suffix, files_of, is_local
+from lingraft.data.field_paths import with_field_paths
 from lingraft.data.filters import RowFilter
-from lingraft.data.formats import OASST_TREES, RowError, detect_format, example_from_row
+from lingraft.data.formats import OASST_TREES, detect_format, example_from_row
 from lingraft.data.parallel import Grouper, incomplete_groups
-from lingraft.data.readers import RawRow, read_file, read_hub
+from lingraft.data.readers import RawRow
 from lingraft.data.row_fields import AnswerError, is_nothing
+from lingraft.data.rows import open_rows
 from lingraft.data.spool import Spool
-from lingraft.data.tables import SEPARATORS, without_nothing
 from lingraft.data.trees import conversations_of
 from lingraft.errors import DataError
-from lingraft.records import canonical_json, fingerprint_of
+from lingraft.records import canonical_json
 
 WORLDBOOK_PREFIX = "worldbook:"
 WORLDBOOK_FORMAT = "worldbook"
@@ -50,7 +49,6 @@ WORLDBOOK_FORMAT = "worldbook"
 _LISTED_PLACES = 5
 _ROWS_PER_REPORT = 10_000
 _ROWS_WITHOUT_FORMAT = 100_000  # rows kept in memory while none yet tells the format
-_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -72,52 +70,35 @@ class BrokenRow:
 
 @dataclass(frozen=True)
 class LoadedData:
-    """A data set as it was read, before any limit.
+    """A data set as it was read, before any limit."""
 
-    Attributes:
-        examples: Every row that could be used, in the order of the source; a tuple where they are few (16 MB),
-            else a sequence that reads them from a nameless temporary file (see `data.spool`).
-        format: One of `formats.FORMATS`, or "worldbook".
-        n_rows: Rows read, broken ones included; blank lines are no rows.
-        broken: The rows left out.
-        content_hash: SHA-256 of a file's bytes, else of the examples.
-        revision: The commit of a hub data set, where known.
-        filtered: Rows that `filters` left out or changed, by reason, and those whose language could not be told.
-        without_answer: How many of the broken rows have no answer and no other fault.
-        incomplete_groups: Groups that lack one or more of the set's languages; None: the rows are not said to be
-            parallel.
-        unknown_keys: Of keys in messages that nothing reads, the rows that have them.
-    """
-
+    # Every row that could be used, in the order of the source; a tuple where they are few (16 MB), else a
+    # sequence that reads them from a nameless temporary file (see `data.spool`).
     examples: Sequence[Example]
-    format: str
-    n_rows: int
-    broken: Sequence[BrokenRow]
-    content_hash: str
-    revision: str | None = None
+    format: str  # one of `formats.FORMATS`, or "worldbook"
+    n_rows: int  # rows read, broken ones included; blank lines are no rows
+    broken: Sequence[BrokenRow]  # the rows left out
+    content_hash: str  # SHA-256 of a file's bytes, else of the examples
+    revision: str | None = None  # the commit of a hub data set, where known
+    # Rows that `filters` left out or changed, by reason, and those whose language could not be told.
     filtered: Mapping[str, int] = field(default_factory=dict)
-    without_answer: int = 0
+    without_answer: int = 0  # how many of the broken rows have no answer and no other fault
+    # Groups that lack one or more of the set's languages; None: the rows are not said to be parallel.
     incomplete_groups: int | None = None
+    # Of keys in messages that nothing reads, the rows that have them.
     unknown_keys: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class DataSplit:
-    """Training rows and the rows that are never trained on.
+    """Training rows and the rows that are never trained on."""
 
-    Attributes:
-        train: In the order in which they were drawn.
-        held_out: All rows of the held-out groups, whatever their language, in the order of the source.
-        held_out_groups: How many groups these are.
-        available: Rows that could have been trained on, before the limit.
-        requested: The limit, or None.
-    """
-
-    train: Sequence[Example]
+    train: Sequence[Example]  # in the order in which they were drawn
+    # All rows of the held-out groups, whatever their language, in the order of the source.
     held_out: Sequence[Example]
-    held_out_groups: int
-    available: int
-    requested: int | None
+    held_out_groups: int  # how many groups these are
+    available: int  # rows that could have been trained on, before the limit
+    requested: int | None  # the limit, or None
 
     @property
     def shortfall(self) -> int:
@@ -151,50 +132,13 @@ def load_data(
     """
     if spec.source.startswith(WORLDBOOK_PREFIX):
         return _load_worldbook(spec, first)
-    if is_local(spec.source, base_folder):
-        _refuse_hub_options(spec)
-        return _load_files(spec, files_of(spec.source, base_folder), on_progress, answered, first)
-    hub = read_hub(spec)
-    rows = _watched(islice(hub.rows, first), 0, on_progress)
-    return _collect(spec, rows, answered=answered, revision=hub.commit)
-
-
-def _load_files(
-    spec: DataSource,
-    files: Sequence[SourceFile],
-    on_progress: Callable[[int, int], None] | None,
-    answered: bool,
-    first: int | None,
-) -> LoadedData:
-    """Read files one after the other; rows of several are known by file and line."""
-    hashed = [_hash_and_lines(file.path) for file in files]
-    hashes = [digest for digest, _ in hashed]
-    rows = chain.from_iterable(_rows_of(file, len(files) > 1, first) for file in files)
-    lines = 0 if first or any(count == 0 for _, count in hashed) else sum(count for _, count in hashed)
-    identity = [[_named_language(file), digest] for file, digest in zip(files, hashes, strict=True)]
-    is_plain = len(files) == 1 and _named_language(files[0]) is None
-    return _collect(
-        spec,
-        _watched(rows, lines, on_progress),
-        answered=answered,
-        content_hash=hashes[0] if is_plain else fingerprint_of(identity),
+    opened = open_rows(spec, base_folder=base_folder, first=first, null_in_tables=True)
+    content_hash, lines = opened.hash_and_lines()
+    rows = iter(opened) if on_progress is None else _watched(opened, lines, on_progress)
+    loaded = _collect(spec, rows, answered)
+    return replace(
+        loaded, content_hash=content_hash or _content_hash(loaded.examples), revision=opened.revision
     )
-
-
-def _named_language(file: SourceFile) -> str | None:
-    return file.language or file.likely_language
-
-
-def _rows_of(file: SourceFile, is_one_of_several: bool, first: int | None) -> Iterator[RawRow]:
-    is_table = data_suffix(file.path) in SEPARATORS
-    for row in islice(read_file(file.path, file.name), first):
-        yield replace(
-            row,
-            value=without_nothing(row.value) if is_table else row.value,
-            language=file.language,
-            likely_language=file.likely_language,
-            name=row.place if is_one_of_several else "",
-        )
 
 
 def split_data(loaded: LoadedData, *, limit: int | None, held_out_groups: int, seed: int) -> DataSplit:
@@ -237,7 +181,24 @@ def draw_rows(examples: Sequence[Example], available: Rows, limit: int | None, s
     """
     if limit is None or limit >= len(available):
         return available
-    return np.sort(_draw(examples, columns_of(examples), available, limit, seed))
+    columns = columns_of(examples)
+    order = available[
+        sorted_by_digest(
+            select(examples, available),
+            ("draw", seed),
+            lambda example: (example.group, example.language, example.id),
+        )
+    ]
+    waiting = [_Waiting(order[columns.language[order] == code]) for code in range(len(columns.languages))]
+    group_of, is_taken = array("i", columns.group.tobytes()), bytearray(columns.groups)
+    drawn: list[int] = []
+    while len(drawn) < limit:
+        for language in waiting:  # in turn, each from a group that is not yet taken if it can
+            row = language.next(group_of, is_taken) if len(drawn) < limit else None
+            if row is not None:
+                is_taken[group_of[row]] = True
+                drawn.append(row)
+    return np.sort(np.array(drawn, np.int64))
 
 
 def hold_out(loaded: LoadedData, held_out_groups: int) -> Sequence[Example]:
@@ -291,52 +252,48 @@ def _load_worldbook(spec: DataSource, first: int | None) -> LoadedData:
     )
 
 
-def _refuse_hub_options(spec: DataSource) -> None:
-    given = {"config": spec.config, "revision": spec.revision}
-    meaningless = [f"{name} ({value!r})" for name, value in given.items() if value is not None]
-    if spec.split != "train":
-        meaningless.append(f"split ({spec.split!r})")
-    if meaningless:
-        raise DataError(
-            f"{spec.source}: a local file has no {', '.join(meaningless)}: leave that out, or give a hub id."
-        )
-
-
-def _collect(
-    spec: DataSource,
-    rows: Iterable[RawRow],
-    *,
-    answered: bool,
-    content_hash: str | None = None,
-    revision: str | None = None,
-) -> LoadedData:
-    rows = iter(rows)
+def _collect(spec: DataSource, rows: Iterator[RawRow], answered: bool) -> LoadedData:
+    """Make examples of the rows; their hash and revision are the caller's to add."""
     if spec.fields:
-        rows = mapped_rows(rows, spec.fields)
+        rows = with_field_paths(rows, spec.fields)
     format_name, seen = (spec.format, []) if spec.format is not None else _detected(rows, answered)
+    rows = chain(seen, rows)
     if format_name == OASST_TREES:
-        rows, seen = conversations_of(chain(seen, rows)), []
+        rows = conversations_of(rows)
     collector, left_out = ExampleCollector(), _LeftOut()
     grouper, row_filter = Grouper(spec.parallel), RowFilter(spec.filters)
     without_answer = 0
     unknown: Counter[str] = Counter()
     ids_given = False
-    for raw in chain(seen, rows):
-        has_id = not is_nothing(raw.value.get("id"))
+    for row in rows:
+        has_id = not is_nothing(row.value.get("id"))
         ids_given = ids_given or has_id
         # Among rows with ids the number of one without may be another's id.
-        row = replace(raw, name=raw.place) if ids_given and not has_id else raw
+        name = row.place if ids_given and not has_id else row.name or str(row.number)
         unknown.update(unknown_keys(row.value))
         try:
-            example = grouper.grouped(_example(row, format_name, spec, answered), has_id=has_id)
-            example = row_filter.cleaned(example)
+            if row.problem is not None:
+                raise DataError(row.problem)
+            if answered and row_filter.leaves_out_rejected(row.value):
+                continue
+            example = example_from_row(
+                row.value,
+                format_name,
+                id=name,
+                source=spec.source,
+                language=spec.language or row.language,
+                likely_language=row.likely_language,
+                fold_system=spec.system == "fold",
+                answered=answered,
+            )
+            example = row_filter.cleaned(grouper.grouped(example, has_id=has_id))
             if row_filter.reason(example) is None:
                 collector.add(example, row.place)
-        except AnswerError as error:
-            if not row_filter.leaves_out_unanswered():
-                without_answer += 1
-                left_out.add(BrokenRow(row.place, str(error)), len(collector))
         except DataError as error:
+            if isinstance(error, AnswerError):
+                if row_filter.leaves_out_unanswered():
+                    continue
+                without_answer += 1
             left_out.add(BrokenRow(row.place, str(error)), len(collector))
     examples, duplicates = collector.finish()
     broken = left_out.finish(duplicates)
@@ -352,8 +309,7 @@ def _collect(
         without_answer=without_answer,
         incomplete_groups=None if spec.parallel is None else incomplete_groups(examples),
         unknown_keys=dict(sorted(unknown.items())),
-        content_hash=content_hash or _content_hash(examples),
-        revision=revision,
+        content_hash="",
     )
 
 
@@ -372,41 +328,26 @@ class _LeftOut:
         broken = self._broken.finish()
         if not duplicates:
             return broken
-        repeated = ((one.row, 1, _repeated_id(one)) for one in duplicates)
+        advice = "use `parallel: id` for parallel rows"
+        repeated = (
+            (one.row, 1, BrokenRow(one.place, f"field 'id' is {one.id!r}, as in {one.first_place}; {advice}"))
+            for one in duplicates
+        )
         met = ((before, 0, row) for before, row in zip(self._before, broken, strict=True))
         both: Spool[BrokenRow] = Spool(BrokenRow.to_json, BrokenRow.from_json)
         both.extend(row for _, _, row in merge(met, repeated, key=lambda one: one[:2]))
         return both.finish()
 
 
-def _repeated_id(one: Duplicate) -> BrokenRow:
-    problem = f"is {one.id!r}, as in {one.first_place}; use `parallel: id` for parallel rows"
-    return BrokenRow(one.place, str(RowError("id", problem)))
-
-
-def _watched(
-    rows: Iterable[RawRow], lines: int, on_progress: Callable[[int, int], None] | None
-) -> Iterator[RawRow]:
-    """Yield the rows, and tell how far the source is read."""
+def _watched(rows: Iterable[RawRow], lines: int, on_progress: Callable[[int, int], None]) -> Iterator[RawRow]:
+    """Yield the rows, and report how far the source is read."""
     row = None
     for count, row in enumerate(rows):
-        if on_progress is not None and count % _ROWS_PER_REPORT == 0:
+        if count % _ROWS_PER_REPORT == 0:
             on_progress(row.number, lines)
         yield row
-    if on_progress is not None and row is not None:
+    if row is not None:
         on_progress(lines or row.number, lines or row.number)
-
-
-def _hash_and_lines(path: Path) -> tuple[str, int]:
-    """Return the SHA-256 of a file's bytes and, in the same reading, its lines; 0 for a format without any."""
-    digest, lines, last = hashlib.sha256(), 0, b"\n"
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-            lines += block.count(b"\n")
-            last = block[-1:]
-    has_lines = path.suffix.lower() not in (".parquet", COMPRESSED)
-    return digest.hexdigest(), lines + (last != b"\n") if has_lines else 0
 
 
 def _detected(rows: Iterator[RawRow], answered: bool) -> tuple[str, list[RawRow]]:
@@ -426,22 +367,6 @@ def _detected(rows: Iterator[RawRow], answered: bool) -> tuple[str, list[RawRow]
     if first_problem is not None:
         raise first_problem
     return "unknown", seen  # no row could be read at all: they are all reported as broken
-
-
-def _example(row: RawRow, format_name: str, spec: DataSource, answered: bool) -> Example:
-    if row.problem is not None:
-        raise DataError(row.problem)
-    example = example_from_row(
-        row.value,
-        format_name,
-        id=row.name or str(row.number),
-        source=spec.source,
-        language=spec.language or row.language,
-        answered=answered,
-    )
-    if example.language == UNDETERMINED_LANGUAGE and row.likely_language is not None:
-        example = replace(example, language=row.likely_language)
-    return replace(example, fold_system=True) if spec.system == "fold" else example
 
 
 def _check_broken(spec: DataSource, broken: Sequence[BrokenRow], n_rows: int) -> None:
@@ -485,27 +410,6 @@ def check_something_left(loaded: LoadedData, name: str) -> None:
 def allowing_share(broken: int, rows: int) -> float:
     """Return the `max_broken_share`, in whole percents, that so many broken ones among some rows need."""
     return math.ceil(round(broken / rows * 100, 6)) / 100
-
-
-def _draw(examples: Sequence[Example], columns: Columns, rows: Rows, limit: int, seed: int) -> Rows:
-    """Take `limit` of `rows`, the languages in turn, each from a group that is not yet taken if it can."""
-    order = rows[
-        sorted_by_digest(
-            select(examples, rows),
-            ("draw", seed),
-            lambda example: (example.group, example.language, example.id),
-        )
-    ]
-    waiting = [_Waiting(order[columns.language[order] == code]) for code in range(len(columns.languages))]
-    group_of, is_taken = array("i", columns.group.tobytes()), bytearray(columns.groups)
-    drawn: list[int] = []
-    while len(drawn) < limit:
-        for language in waiting:
-            row = language.next(group_of, is_taken) if len(drawn) < limit else None
-            if row is not None:
-                is_taken[group_of[row]] = True
-                drawn.append(row)
-    return np.array(drawn, np.int64)
 
 
 class _Waiting:

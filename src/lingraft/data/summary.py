@@ -14,20 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lingraft.config.schema import DataSource, Filters
-from lingraft.data.chat import (
-    chat_template,
-    cut_batch,
-    encode_example,
-    encode_whole,
-    show_supervision,
-    truncate,
-)
-from lingraft.data.encoded import EncodedBatch, EncodedExample
+from lingraft.data.chat import cut_batch, encode_example, encode_whole, show_supervision, truncate
+from lingraft.data.chat_template import chat_template
+from lingraft.data.encoded import EncodedBatch
 from lingraft.data.example import UNDETERMINED_LANGUAGE, Example
 from lingraft.data.example_table import columns_of, select
 from lingraft.data.filters import EXACT_DUPLICATE, RowFilter, special_tokens_in
 from lingraft.data.language_id import CLEAR_SHARE, known_tags, shares_of_languages
-from lingraft.data.sources import BrokenRow, check_something_left, load_data
+from lingraft.data.sources import BrokenRow, LoadedData, check_something_left, load_data
 from lingraft.data.spool import Spool
 from lingraft.data.tokenizer_cost import LanguageCost, cost_warnings, language_costs
 from lingraft.errors import DataError
@@ -58,61 +52,39 @@ class TokenLengths:
 
 @dataclass(frozen=True)
 class DataSummary:
-    """A data set as training would see it.
+    """A data set as training would see it."""
 
-    Attributes:
-        source: As the user named it.
-        format: Of its rows.
-        fallback_template: Whether the tokenizer has no chat template of its own.
-        rows: Read, broken ones included.
-        first_rows: Only so many rows of each file were read; None: all.
-        broken: How many of them cannot be used.
-        first_broken: The first ten of these.
-        without_answer: How many of the broken ones have no answer and no other fault.
-        duplicates: Rows whose text an earlier row of their language has, of those that can be used.
-        special_tokens: Special tokens that answers spell as text -> rows that do, the most frequent first.
-        guessed_languages: Of the rows that do not say their language, by the identifier -> share of those that are long
-            enough to tell (a sample of 500), the most frequent first.
-        filtered: Rows that the filters left out, by reason, and those whose language could not be told.
-        incomplete_groups: Parallel groups that lack a language; None: the rows are not said to be parallel.
-        languages: By BCP-47 tag, the most frequent first.
-        warnings: A sentence for each language that costs more than four times English, and for what a filter or an
-            option would mend.
-        lengths: In tokens; `supervised` counts what is left after truncation.
-        max_length: Where examples are cut off.
-        truncated: Examples that are, and keep some of their answer.
-        unanswered: Examples of whose answer nothing is left then; training leaves them out.
-        refused: Examples that the chat template refuses; training leaves them out.
-        first_refused: The first ten of these.
-        example: The first example, its supervised part between ⟦ and ⟧.
-        handled: What was done to examples; see `data.chat.WholeBatch`.
-        unknown_keys: Of keys in messages that nothing reads, the rows that have them.
-    """
-
-    source: str
-    format: str
-    fallback_template: bool
-    rows: int
-    first_rows: int | None
-    broken: int
-    first_broken: tuple[BrokenRow, ...]
-    without_answer: int
-    duplicates: int
+    source: str  # as the user named it
+    format: str  # of its rows
+    fallback_template: bool  # whether the tokenizer has no chat template of its own
+    rows: int  # read, broken ones included
+    first_rows: int | None  # only so many rows of each file were read; None: all
+    broken: int  # how many of them cannot be used
+    first_broken: tuple[BrokenRow, ...]  # the first ten of these
+    without_answer: int  # how many of the broken ones have no answer and no other fault
+    duplicates: int  # rows whose text an earlier row of their language has, of those that can be used
+    # Special tokens that answers spell as text -> rows that do, the most frequent first.
     special_tokens: dict[str, int]
+    # Of the rows that do not say their language, by the identifier -> share of those that are long enough
+    # to tell (a sample of 500), the most frequent first.
     guessed_languages: dict[str, float]
+    # Rows that the filters left out, by reason, and those whose language could not be told.
     filtered: dict[str, int]
+    # Parallel groups that lack a language; None: the rows are not said to be parallel.
     incomplete_groups: int | None
-    languages: dict[str, LanguageCost]
+    languages: dict[str, LanguageCost]  # by BCP-47 tag, the most frequent first
+    # A sentence for each language that costs more than four times English, and for what a filter or an
+    # option would mend.
     warnings: tuple[str, ...]
-    lengths: TokenLengths
-    max_length: int
-    truncated: int
-    unanswered: int
-    refused: int
-    first_refused: tuple[BrokenRow, ...]
-    example: str
-    handled: dict[str, int]
-    unknown_keys: dict[str, int]
+    lengths: TokenLengths  # in tokens; `supervised` counts what is left after truncation
+    max_length: int  # where examples are cut off
+    truncated: int  # examples that are, and keep some of their answer
+    unanswered: int  # examples of whose answer nothing is left then; training leaves them out
+    refused: int  # examples that the chat template refuses; training leaves them out
+    first_refused: tuple[BrokenRow, ...]  # the first ten of these
+    example: str  # the first example, its supervised part between ⟦ and ⟧
+    handled: dict[str, int]  # what was done to examples; see `data.chat.WholeBatch`
+    unknown_keys: dict[str, int]  # of keys in messages that nothing reads, the rows that have them
 
     def to_json(self) -> dict[str, Any]:
         """Return the summary as plain JSON values; ratios are rounded to 4 digits after the point."""
@@ -163,12 +135,6 @@ def summarise_data(
         raise DataError(f"{spec.source}: no example can be encoded out of {len(loaded.examples)}.{why}")
     costs = language_costs(loaded.examples, tokenizer)
     guessed = _languages_by_identifier(loaded.examples, UNDETERMINED_LANGUAGE, _GUESSED_ROWS)
-    warnings = [
-        *cost_warnings(costs),
-        *_language_warnings(guessed),
-        *_other_language_warnings(loaded.examples),
-        *_content_warnings(contents, loaded.without_answer),
-    ]
     return DataSummary(
         source=spec.source,
         format=loaded.format,
@@ -184,21 +150,19 @@ def summarise_data(
         filtered=dict(loaded.filtered),
         incomplete_groups=loaded.incomplete_groups,
         languages=costs,
-        warnings=tuple(warnings),
+        warnings=(*cost_warnings(costs), *_warnings(loaded, guessed, contents)),
         lengths=lengths.summary(),
         max_length=max_length,
         truncated=lengths.longer - lengths.unanswered,
         unanswered=lengths.unanswered,
         refused=len(left_out),
         first_refused=tuple(left_out[:LISTED_ROWS]),
-        example=show_supervision(truncate(_encoded(first, tokenizer), max_length), tokenizer),
+        example=show_supervision(
+            truncate(encode_example(first, tokenizer, sys.maxsize), max_length), tokenizer
+        ),
         handled=dict(sorted(handled.items())),
         unknown_keys=dict(loaded.unknown_keys),
     )
-
-
-def _encoded(example: Example, tokenizer: PreTrainedTokenizerBase) -> EncodedExample:
-    return encode_example(example, tokenizer, sys.maxsize)
 
 
 @dataclass
@@ -250,26 +214,6 @@ class _Contents:
         return self._repeated.counts[EXACT_DUPLICATE]
 
 
-def _content_warnings(contents: _Contents, without_answer: int) -> Iterator[str]:
-    if contents.special_tokens:
-        listed = ", ".join(repr(token) for token, _ in contents.special_tokens.most_common(_LISTED_TOKENS))
-        yield (
-            f"{contents.with_special_tokens} rows spell special tokens in their answers ({listed}), which a model "
-            "would learn to write: `filters: {special_tokens: strip}` (--special-tokens strip) takes them out, `drop` "
-            "leaves the rows out."
-        )
-    if without_answer:
-        yield (
-            f"{without_answer} rows have no answer and count as broken: `filters: {{no_answer: true}}` "
-            "(--no-answer-filter) leaves them out instead."
-        )
-    if contents.duplicates:
-        yield (
-            f"{contents.duplicates} rows say what an earlier one says: `filters: {{near_duplicates: 1}}` "
-            "(--near-duplicates 1) leaves them out, 0.8 also what is nearly the same."
-        )
-
-
 def _languages_by_identifier(examples: Sequence[Example], claimed: str, rows: int) -> dict[str, float]:
     """Return in which languages the rows are that claim one, judged by so many of them at most."""
     columns = columns_of(examples)
@@ -281,37 +225,47 @@ def _languages_by_identifier(examples: Sequence[Example], claimed: str, rows: in
     return shares_of_languages(text[:_GUESSED_CHARACTERS] for text in texts)
 
 
-def _other_language_warnings(examples: Sequence[Example]) -> Iterator[str]:
-    """Yield a warning for each language whose rows are clearly in another: my.jsonl need not be Burmese."""
-    languages = columns_of(examples).languages
-    for claimed in known_tags(languages):
-        found = _languages_by_identifier(examples, claimed, _CHECKED_ROWS)
-        tag, share = next(iter(found.items()), (claimed, 0.0))
-        if share < CLEAR_SHARE or nearest_language(claimed, (tag,)) is not None:
-            continue
-        alone = f"write `language: {tag}` (--language {tag}), or " if len(languages) == 1 else ""
-        yield (
-            f"Rows of {claimed}, as they or their file's name say, look like {tag} to the identifier ({share:.0%}). If "
-            f"that is right, {alone}leave them out by `filters: {{language: true}}` (--language-filter)."
+def _warnings(loaded: LoadedData, guessed: dict[str, float], contents: _Contents) -> Iterator[str]:
+    """Yield a sentence for what an option or a filter would mend, with what to write."""
+    if guessed:
+        tag, share = next(iter(guessed.items()))
+        most = list(guessed.items())[:_LISTED_LANGUAGES]
+        listed = ", ".join(f"{share:.0%} {tag}" for tag, share in most if share >= _LISTED_SHARE)
+        advice = (
+            f"write `language: {tag}` (--language {tag})"
+            if share >= CLEAR_SHARE
+            else "give each language a file of its own ({language}.jsonl) or the rows a field `language`; `language: "
+            f"{tag}` with `filters: {{language: true}}` keeps one of them"
         )
-
-
-def _language_warnings(guessed: dict[str, float]) -> Iterator[str]:
-    if not guessed:
-        return
-    (tag, share), *_ = guessed.items()
-    listed = ", ".join(
-        f"{share:.0%} {tag}"
-        for tag, share in list(guessed.items())[:_LISTED_LANGUAGES]
-        if share >= _LISTED_SHARE
-    )
-    advice = (
-        f"write `language: {tag}` (--language {tag})"
-        if share >= CLEAR_SHARE
-        else "give each language a file of its own ({language}.jsonl) or the rows a field `language`; `language: "
-        f"{tag}` with `filters: {{language: true}}` keeps one of them"
-    )
-    yield f"Rows do not say their language; by the identifier it is: {listed}. If that is right, {advice}."
+        yield f"Rows do not say their language; by the identifier it is: {listed}. If that is right, {advice}."
+    languages = columns_of(loaded.examples).languages
+    for claimed in known_tags(languages):  # a file named my.jsonl need not be Burmese
+        found = _languages_by_identifier(loaded.examples, claimed, _CHECKED_ROWS)
+        tag, share = next(iter(found.items()), (claimed, 0.0))
+        if share >= CLEAR_SHARE and nearest_language(claimed, (tag,)) is None:
+            alone = f"write `language: {tag}` (--language {tag}), or " if len(languages) == 1 else ""
+            yield (
+                f"Rows of {claimed}, as they or their file's name say, look like {tag} to the identifier "
+                f"({share:.0%}). If that is right, {alone}leave them out by `filters: {{language: true}}` "
+                "(--language-filter)."
+            )
+    if contents.special_tokens:
+        listed = ", ".join(repr(token) for token, _ in contents.special_tokens.most_common(_LISTED_TOKENS))
+        yield (
+            f"{contents.with_special_tokens} rows spell special tokens in their answers ({listed}), which a model "
+            "would learn to write: `filters: {special_tokens: strip}` (--special-tokens strip) takes them out, `drop` "
+            "leaves the rows out."
+        )
+    if loaded.without_answer:
+        yield (
+            f"{loaded.without_answer} rows have no answer and count as broken: `filters: {{no_answer: true}}` "
+            "(--no-answer-filter) leaves them out instead."
+        )
+    if contents.duplicates:
+        yield (
+            f"{contents.duplicates} rows say what an earlier one says: `filters: {{near_duplicates: 1}}` "
+            "(--near-duplicates 1) leaves them out, 0.8 also what is nearly the same."
+        )
 
 
 def _rounded(value: Any) -> Any:

@@ -199,7 +199,14 @@ class _Header:
 def _header(first: list[str] | None, source: str) -> _Header:
     if not first:
         raise DataError(f"{source}:1: the file is empty; its first line must name the columns.")
-    if any(_is_number(cell) for cell in first):
+
+    def is_number(cell: str) -> bool:
+        try:
+            return math.isfinite(float(cell))
+        except ValueError:
+            return False
+
+    if any(map(is_number, first)):
         return _Header([f"column_{number}" for number in range(1, len(first) + 1)], first, is_row=True)
     names = [first[0] if first[0].strip() else "column_1", *first[1:]]  # pandas names no column of its index
     for name, count in Counter(names).items():
@@ -207,13 +214,6 @@ def _header(first: list[str] | None, source: str) -> _Header:
             problem = f"{count} columns are named {name!r}" if name.strip() else "a column has no name"
             raise DataError(f"{source}:1: {problem}; give every column a name of its own.")
     return _Header(names, first, is_row=False)
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        return math.isfinite(float(cell))
-    except ValueError:
-        return False
 
 
 def _row(header: list[str], values: list[str], line: int) -> TableRow:

@@ -6,8 +6,7 @@ Nothing is ever concluded from what a token is: a pad token may equal the end to
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +30,7 @@ def plain_core(tokenizer: PreTrainedTokenizerBase) -> Any:
     """
     if not tokenizer.is_fast:
         raise ModelError(
-            f"{type(tokenizer).__name__} gives no character offsets, so the assistant's tokens cannot be told; "
+            f"{type(tokenizer).__name__} gives no character offsets, so the assistant's tokens cannot be found; "
             "use a model with a tokenizer.json."
         )
     core: Any = tokenizer.backend_tokenizer
@@ -61,8 +60,13 @@ def encode_by_offsets(
     texts: Sequence[str], spans: Sequence[tuple[Span, ...]], core: Any
 ) -> tuple[Int64s, Int32s, Bools]:
     """Return the tokens of each text, [texts], all tokens, and which of them hold something of a span of their text."""
-    with _whole_offsets(core):
+    # The offsets of a token are to cover its white space too. Llama 3 and others have a post-processor that trims it
+    # ("\n " is given as "\n"). Without special tokens to add it does nothing else, so ids stay the same.
+    trimming, core.post_processor = core.post_processor, None
+    try:
         found = core.encode_batch(list(texts), add_special_tokens=False)
+    finally:
+        core.post_processor = trimming
     lengths, tokens = flat([one.ids for one in found])
     offsets = chain.from_iterable(chain.from_iterable(one.offsets for one in found))
     pairs = np.fromiter(offsets, np.int64, 2 * len(tokens)).reshape(-1, 2)
@@ -85,7 +89,12 @@ def encode_by_bytes(
     if np.diff(row_ends).tolist() != [len(text.encode("utf-8")) for text in texts]:
         return None
     ends = ends[1:] - np.repeat(row_ends[:-1], lengths)
-    of_bytes = [_in_bytes(text, own) for text, own in zip(texts, spans, strict=True)]
+    of_bytes = [
+        own
+        if text.isascii()
+        else tuple((len(text[:start].encode("utf-8")), len(text[:end].encode("utf-8"))) for start, end in own)
+        for text, own in zip(texts, spans, strict=True)
+    ]
     return lengths, tokens, within_spans(ends - sizes, ends, lengths, of_bytes)
 
 
@@ -93,27 +102,6 @@ def flat(ids: Sequence[Sequence[int]]) -> tuple[Int64s, Int32s]:
     """Return the lengths of several lists of token ids, and all ids one after the other."""
     lengths = np.array([len(one) for one in ids], np.int64)
     return lengths, np.fromiter(chain.from_iterable(ids), np.int32, int(lengths.sum()))
-
-
-def _in_bytes(text: str, spans: tuple[Span, ...]) -> tuple[Span, ...]:
-    if text.isascii():
-        return spans
-    return tuple((len(text[:start].encode("utf-8")), len(text[:end].encode("utf-8"))) for start, end in spans)
-
-
-@contextmanager
-def _whole_offsets(core: Any) -> Iterator[None]:
-    """Let the offsets of a token cover its white space too, while inside.
-
-    Llama 3 and others have a post-processor that trims it ("\\n " is given as "\\n"). Without special tokens to
-    add it does nothing else, so ids stay the same.
-    """
-    trimming = core.post_processor
-    core.post_processor = None
-    try:
-        yield
-    finally:
-        core.post_processor = trimming
 
 
 def within_spans(starts: Int64s, ends: Int64s, lengths: Int64s, spans: Sequence[tuple[Span, ...]]) -> Bools:

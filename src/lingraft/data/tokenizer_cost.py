@@ -111,20 +111,20 @@ def language_costs(
 
 def cost_warnings(costs: Mapping[str, LanguageCost]) -> list[str]:
     """Return a sentence for each language that costs more than COSTLY times English."""
-    return [
-        f"{tag} costs {cost.against_english:.1f} times the tokens of English {_measured_on(cost)}: it trains and "
-        "answers that much slower, and max_length holds that much less of it. A model whose tokenizer knows the "
-        "language would be cheaper."
-        for tag, cost in costs.items()
-        if cost.against_english > COSTLY
-    ]
-
-
-def _measured_on(cost: LanguageCost) -> str:
-    if cost.basis is None:
-        return "per character (no parallel text to compare: unfair to scripts whose characters say more)"
-    source = "groups of the data" if cost.basis == "groups" else "contents of worldbook"
-    return f"for the same content ({cost.parallel_groups} {source})"
+    warnings = []
+    for tag, cost in costs.items():
+        if cost.basis is None:
+            on = "per character (no parallel text to compare: unfair to scripts whose characters say more)"
+        else:
+            source = "groups of the data" if cost.basis == "groups" else "contents of worldbook"
+            on = f"for the same content ({cost.parallel_groups} {source})"
+        if cost.against_english > COSTLY:
+            warnings.append(
+                f"{tag} costs {cost.against_english:.1f} times the tokens of English {on}: it trains and answers that "
+                "much slower, and max_length holds that much less of it. A model whose tokenizer knows the language "
+                "would be cheaper."
+            )
+    return warnings
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ that it is worse, and several answers to one prompt would count that prompt seve
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from lingraft.data.readers import RawRow
 
@@ -26,7 +25,10 @@ def conversations_of(rows: Iterator[RawRow]) -> Iterator[RawRow]:
         if row.problem is not None:
             yield row
             continue
-        name = str(row.value.get("message_tree_id") or _root_name(row, tree))
+        root = row  # of the tree that the message hangs in, itself where it has no parent
+        while (parent := root.value.get("parent_id")) is not None and str(parent) in tree:
+            root = tree[str(parent)]
+        name = str(row.value.get("message_tree_id") or root.value.get("message_id"))
         if name != tree_name:
             if tree:
                 yield _conversation(tree)
@@ -42,15 +44,6 @@ def conversations_of(rows: Iterator[RawRow]) -> Iterator[RawRow]:
         yield _conversation(tree)
 
 
-def _root_name(row: RawRow, tree: Mapping[str, RawRow]) -> str:
-    """Return the root of the tree that a message hangs in, itself where it has no parent."""
-    parent = row.value.get("parent_id")
-    while parent is not None and str(parent) in tree:
-        row = tree[str(parent)]
-        parent = row.value.get("parent_id")
-    return str(row.value.get("message_id"))
-
-
 def _conversation(tree: Mapping[str, RawRow]) -> RawRow:
     """Return a tree's best path as a row that stands where its root does."""
     children: dict[str | None, list[RawRow]] = {}
@@ -62,19 +55,17 @@ def _conversation(tree: Mapping[str, RawRow]) -> RawRow:
     path: list[RawRow] = []
     waiting = children.get(None, [])
     while waiting:
-        path.append(min(waiting, key=_rank))
+        ranks = [row.value.get("rank") for row in waiting]
+        best = [rank if isinstance(rank, (int, float)) else _NO_RANK for rank in ranks]
+        path.append(
+            waiting[best.index(min(best))]
+        )  # of equal ones the first, which stands first in the source
         waiting = children.get(str(path[-1].value.get("message_id")), [])
     if not path:
         return RawRow(first.place, first.number, {}, "every message of the tree is deleted")
     answers = [number for number, row in enumerate(path, start=1) if row.value.get("role") == "assistant"]
     path = path[: answers[-1]] if answers else path  # without any it is a row without an answer
     messages = [{"role": row.value.get("role"), "content": row.value.get("text")} for row in path]
-    value: dict[str, Any] = {"id": path[0].value.get("message_id"), "messages": messages}
-    if path[0].value.get("lang") is not None:
-        value["language"] = path[0].value["lang"]
-    return RawRow(path[0].place, path[0].number, value)
-
-
-def _rank(row: RawRow) -> tuple[float, int]:
-    rank = row.value.get("rank")
-    return (rank if isinstance(rank, (int, float)) else _NO_RANK), row.number
+    root = path[0]
+    value = {"id": root.value.get("message_id"), "messages": messages, "language": root.value.get("lang")}
+    return RawRow(root.place, root.number, value)

@@ -20,6 +20,7 @@ from lm_eval.tasks import TaskManager
 
 from lingraft.errors import EvaluationError
 from lingraft.evaluate.task_names import TASKS_FOLDER
+from lingraft.text.language_tags import ENGLISH
 
 _KNOWS_LANGUAGE = ("doc_to_text", "doc_to_target", "process_results")
 
@@ -36,7 +37,7 @@ class Options:
         split: worldbook's.
     """
 
-    language: str = "en"
+    language: str = ENGLISH
     data: Path | None = None
     limit: int | None = None
     family: str = ""
@@ -73,7 +74,7 @@ class OwnTask(ConfigurableTask):  # type: ignore[misc]
     def __init__(self, config: Mapping[str, Any]) -> None:
         given = config.get("metadata", {}) | (config.get("dataset_kwargs") or {})
         self._options = Options(
-            language=given.get("language") or "en",
+            language=given.get("language") or ENGLISH,
             data=None if given.get("data") is None else Path(given["data"]),
             limit=given.get("limit"),
             family=given.get("family", ""),

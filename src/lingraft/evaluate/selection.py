@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lingraft.config.schema import Evaluation, EvaluationTask
+from lingraft.data.rows import open_rows
 from lingraft.data.worldbook import FAMILIES, LANGUAGES
 from lingraft.errors import ConfigError, did_you_mean
 from lingraft.evaluate.catalogue import catalogue, code_of, copies_of, filled, suite
-from lingraft.evaluate.local_rows import read_rows
 from lingraft.evaluate.predictions import Ability
 from lingraft.evaluate.task_names import SUITE, WORLDBOOK, is_worldbook
 from lingraft.text.language_tags import ENGLISH, canonical_tag, is_english, nearest_language
@@ -243,7 +243,8 @@ def expanded(
         copies = copies_of(entry.task, language, data_dir)
         data = next((path for path in copies if (base_folder / path).is_file()), None)
         has_own_fields = data is not None and (
-            known.missing is None or known.missing not in next(read_rows(base_folder / data), {})
+            known.missing is None
+            or not any(known.missing in row.value for row in open_rows(base_folder / data, first=1))
         )
         yield entry.model_copy(
             update={

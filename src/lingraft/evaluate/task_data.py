@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lingraft.config.schema import DataSource
-from lingraft.data.readers import RawRow, read_hub
+from lingraft.data.files import SourceFile
+from lingraft.data.readers import RawRow
+from lingraft.data.rows import open_rows
 from lingraft.errors import EvaluationError
-from lingraft.evaluate.local_rows import sound_rows
 
 # The hub's own conversion of data sets whose loading script the datasets library no longer runs.
 CONVERTED = "refs/convert/parquet"
@@ -20,31 +21,15 @@ _Item = TypeVar("_Item", bound=Mapping[str, Any])
 
 
 @dataclass(frozen=True)
-class HubSplit:
-    """One split of one configuration of a hub data set."""
-
-    source: str
-    config: str
-    split: str
-    revision: str | None = None
-
-
-@dataclass(frozen=True)
 class TaskRows:
-    """Rows as they were read.
+    """Rows as they were read."""
 
-    Attributes:
-        rows: In the order of the source.
-        source: The file's name, or the hub id and configuration.
-        revision: The hub's commit; None for a file, or where the cache does not tell it.
-    """
-
-    rows: tuple[RawRow, ...]
-    source: str
-    revision: str | None
+    rows: tuple[RawRow, ...]  # in the order of the source
+    source: str  # the file's name, or the hub id and configuration
+    revision: str | None  # the hub's commit; None for a file, or where the cache does not tell it
 
 
-def read_rows(data: Path | None, hub: HubSplit | None, *, absent: str) -> TaskRows:
+def read_rows(data: Path | None, hub: DataSource | None, *, absent: str) -> TaskRows:
     """Read all rows of a task: from a local file (json, jsonl, csv, tsv, parquet) where one is given, else the hub.
 
     Args:
@@ -57,11 +42,11 @@ def read_rows(data: Path | None, hub: HubSplit | None, *, absent: str) -> TaskRo
         DataError: The file or the hub's data set cannot be read as a whole.
     """
     if data is not None:
-        return TaskRows(tuple(sound_rows(data)), data.name, None)
+        return TaskRows(tuple(open_rows(SourceFile(data, data.name)).sound(EvaluationError)), data.name, None)
     if hub is None:
         raise EvaluationError(absent)
-    found = read_hub(DataSource(source=hub.source, config=hub.config, split=hub.split, revision=hub.revision))
-    return TaskRows(tuple(found.rows), f"{hub.source}:{hub.config}", found.commit)
+    found = open_rows(hub)
+    return TaskRows(tuple(found.sound(EvaluationError)), f"{hub.source}:{hub.config}", found.revision)
 
 
 def fixed_sample(items: Sequence[_Item], limit: int | None) -> list[_Item]:

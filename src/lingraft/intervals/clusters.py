@@ -73,15 +73,9 @@ class Clusters:
     def part(self, chosen: Chosen) -> Clusters:
         """Return the clusters where `chosen` is true, by themselves: their shares sum to 1."""
         whole = self.shares[chosen].sum()
-        return Clusters(
-            shares=self.shares[chosen] / whole,
-            gains=self.gains[chosen] / whole,
-            losses=self.losses[chosen] / whole,
-            gain_errors=self.gain_errors[chosen] / whole,
-            loss_errors=self.loss_errors[chosen] / whole,
-            leverages=self.leverages[chosen],
-            kinds=self.kinds[chosen],
-        )
+        added = (self.shares, self.gains, self.losses, self.gain_errors, self.loss_errors)
+        parts = [own[chosen] / whole for own in added]
+        return Clusters(*parts, *(own[chosen] for own in (self.leverages, self.kinds)))
 
 
 class ClusteredValues:
@@ -106,9 +100,7 @@ class ClusteredValues:
         for column, values in enumerate(columns):
             for one in values:
                 tasks.setdefault(one.task, []).append((column, one))
-        self._tables: dict[
-            str, Floats
-        ] = {}  # sums of totals and of weights [2, clusters, slots] of each task
+        self._tables: dict[str, Floats] = {}  # by task: sums of totals and of weights, [2, clusters, slots]
         for task, entries in tasks.items():
             clusters = {name: i for i, name in enumerate(sorted({one.cluster for _, one in entries}))}
             table = self._tables[task] = np.zeros((2, len(clusters), len(slots)))
@@ -128,10 +120,20 @@ class ClusteredValues:
         weight = (self._columns @ (1 / languages)) / len(languages)  # [slots]
         tasks = sum((table[1].sum(axis=0) > 0).astype(float) for table in self._tables.values())  # [slots]
         kinds: dict[tuple[int, ...], int] = {}
-        found = [
-            _task_clusters(table, weight / tasks, number, kinds)
-            for number, table in enumerate(self._tables.values())
-        ]
+        found = []
+        for number, (totals, weights) in enumerate(self._tables.values()):
+            whole = weights.sum(axis=0)  # [slots]
+            parts = np.divide(weights, whole, out=np.zeros_like(weights), where=whole > 0)
+            factor = np.divide(weight / tasks, whole, out=np.zeros(len(whole)), where=whole > 0)
+            added: list[Floats] = []
+            for signed in (totals.clip(min=0), (-totals).clip(min=0)):
+                values = signed * factor
+                added += [values.sum(axis=1), (values - parts * values.sum(axis=0)).sum(axis=1)]
+            gains, gain_errors, losses, loss_errors = added
+            own = [(number, *map(int, np.flatnonzero(row))) for row in weights]
+            numbers = np.array([kinds.setdefault(kind, len(kinds)) for kind in own], dtype=float)
+            leverages = parts.max(axis=1)
+            found.append((weights @ factor, gains, losses, gain_errors, loss_errors, leverages, numbers))
         return Clusters(*(np.concatenate(arrays) for arrays in zip(*found, strict=True)))
 
     def value(self) -> float:
@@ -171,24 +173,6 @@ class ClusteredValues:
         columns = (slots @ self._columns) / np.maximum(languages, 1)
         means: Floats = np.where((languages > 0).all(axis=1), columns.mean(axis=1), np.nan)
         return means
-
-
-def _task_clusters(
-    table: Floats, weight: Floats, task: int, kinds: dict[tuple[int, ...], int]
-) -> tuple[Floats, ...]:
-    """Return the arrays of `Clusters` for one task; `weight` is that of a slot in it, `kinds` numbers the kinds."""
-    totals, weights = table
-    whole = weights.sum(axis=0)  # [slots]
-    parts = np.divide(weights, whole, out=np.zeros_like(weights), where=whole > 0)
-    factor = np.divide(weight, whole, out=np.zeros(len(whole)), where=whole > 0)
-    added: list[Floats] = []
-    for signed in (totals.clip(min=0), (-totals).clip(min=0)):
-        values = signed * factor
-        added += [values.sum(axis=1), (values - parts * values.sum(axis=0)).sum(axis=1)]
-    gains, gain_errors, losses, loss_errors = added
-    own = [(task, *map(int, np.flatnonzero(row))) for row in weights]
-    numbers = np.array([kinds.setdefault(kind, len(kinds)) for kind in own], dtype=float)
-    return weights @ factor, gains, losses, gain_errors, loss_errors, parts.max(axis=1), numbers
 
 
 def draw_counts(generator: np.random.Generator, draws: int, clusters: int) -> Floats:

@@ -305,17 +305,17 @@ class ChatClient:
         status, body = error.status_code, error.body
         if isinstance(body, Mapping):
             body = body.get("message", body.get("detail", body))
-        told = self._clean(str(body or error.response.reason_phrase or "no reason given"))
+        reason = self._clean(str(body or error.response.reason_phrase or "no reason given"))
         if status in _PER_QUESTION:
-            named = [one for one in sent if _OPTIONAL[one] in told]
+            named = [one for one in sent if _OPTIONAL[one] in reason]
             if not named:
                 raise QuestionRefusedError(
-                    f"{self._place} refuses the question ({status}: {told})."
+                    f"{self._place} refuses the question ({status}: {reason})."
                 ) from None
             self._not_taken.add(named[0])
-            return _Retry(told, counts=False)
+            return _Retry(reason, counts=False)
         if (status in _PASSING or status >= 500) and "insufficient_quota" not in error.response.text:
-            return _Retry(f"{status}: {told}", retry_after(error.response.headers.get("Retry-After")))
+            return _Retry(f"{status}: {reason}", retry_after(error.response.headers.get("Retry-After")))
         advice = "see what it says, and run the same command again."
         if status in (401, 403) and self._key.variable:
             advice = f"the key in {self._key.variable} is not taken."
@@ -329,7 +329,7 @@ class ChatClient:
         elif 300 <= status < 400:
             target = self._clean(error.response.headers.get("Location", "nowhere"))
             advice = f"it redirects to {target}; give that URL."
-        raise EvaluationError(f"{self._place} answers {status} ({told}): {advice}") from None
+        raise EvaluationError(f"{self._place} answers {status} ({reason}): {advice}") from None
 
     def _read(self, parse: Callable[[], object], body: str) -> Reply:
         """Return the reply in a response's body; the openai client does not check that it has the form of its type."""

@@ -62,11 +62,7 @@ class LengthControlled:
 
 
 def check_package() -> None:
-    """Raise an error where alpaca-eval is not installed, before anything is asked.
-
-    Raises:
-        EvaluationError: It is not.
-    """
+    """Raise EvaluationError where alpaca-eval is not installed."""
     from importlib.util import find_spec
 
     if find_spec("alpaca_eval") is None:
@@ -76,11 +72,7 @@ def check_package() -> None:
 
 
 def check_reference(reference: Sequence[Output]) -> None:
-    """Raise an error where the reference is not of AlpacaEval's 805 instructions, whose difficulties are known.
-
-    Raises:
-        EvaluationError: It is not, or they stand in another order.
-    """
+    """Raise EvaluationError where the reference is not AlpacaEval's 805 instructions, in their order."""
     if fingerprint_of([one.instruction for one in reference]) != INSTRUCTIONS:
         raise EvaluationError(
             "the length-controlled win rate needs a reference with AlpacaEval's own 805 instructions in their order: "
@@ -165,8 +157,16 @@ def _package(data: Path) -> Iterator[Any]:
         from sklearn import config_context
 
         def fit(preferences: Sequence[Preference]) -> tuple[float, bool]:
+            # The package's form: 1 is the reference, 2 the answer, and of the texts only lengths count.
             table = pandas.DataFrame(
-                [_row(one) for one in preferences], index=[one.row for one in preferences]
+                {
+                    "preference": [1 + one.score for one in preferences],
+                    "output_1": ["x" * one.reference_characters for one in preferences],
+                    "output_2": ["x" * one.characters for one in preferences],
+                    "generator_1": "reference",
+                    "generator_2": "answers",
+                },
+                index=[one.row for one in preferences],
             )
             metrics = glm_winrate.get_length_controlled_winrate(
                 table, glm_name=_MODEL, save_weights_dir=None, is_warn_extreme_changes=False
@@ -176,14 +176,3 @@ def _package(data: Path) -> Iterator[Any]:
 
         with config_context(), patch.object(glm_winrate, "hf_hub_download", lambda **_: str(data)):
             yield fit
-
-
-def _row(one: Preference) -> dict[str, Any]:
-    """Return an item in the package's form: 1 is the reference, 2 the answer, and of the texts only lengths count."""
-    return {
-        "preference": 1 + one.score,
-        "output_1": "x" * one.reference_characters,
-        "output_2": "x" * one.characters,
-        "generator_1": "reference",
-        "generator_2": "answers",
-    }

@@ -20,7 +20,7 @@ from torch.nn import functional
 from lingraft.errors import ModelError
 
 if TYPE_CHECKING:
-    from lingraft.data.chat import EncodedExample
+    from lingraft.data.encoded import EncodedExample
 
 Batch = Mapping[str, Tensor]
 

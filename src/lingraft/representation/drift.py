@@ -161,8 +161,8 @@ def drift_of_models(
     check_alike(models, trust_remote_code=trust_remote_code)
     encoded = encode_alike(models, prompts, max_length=max_length, trust_remote_code=trust_remote_code)
 
-    def states_of(name: str) -> list[LayerStates]:
-        return model_states(
+    states = (
+        model_states(
             name,
             encoded,
             positions=positions,
@@ -170,10 +170,11 @@ def drift_of_models(
             trust_remote_code=trust_remote_code,
             on_progress=None if on_progress is None else partial(on_progress, name),
         )
-
-    first = states_of(models[0])
+        for name in models
+    )
+    first = next(states)
     return DriftOfModels(
-        drifts=tuple(drift_between(name, first, states_of(name)) for name in models[1:]),
+        drifts=tuple(drift_between(name, first, next(states)) for name in models[1:]),
         prompts=len(encoded.ids),
         tokens=sum(map(len, encoded.ids)) if positions == "prompt" else len(encoded.ids),
         positions=positions,
@@ -190,7 +191,7 @@ def drift_between(name: str, before: Sequence[LayerStates], after: Sequence[Laye
         after: The second's.
 
     Raises:
-        ModelError: Other numbers of layers, or other widths.
+        ModelError: The models have not as many layers, or other widths.
     """
     if len(before) != len(after):
         raise ModelError(f"{name}: has {len(after)} decoder layers, the first model has {len(before)}.")
@@ -213,8 +214,13 @@ def _layers(
     """Compare the states of one language, or of all (None)."""
     found = []
     for number, (one, other) in enumerate(zip(before, after, strict=True)):
-        old, new = (own.whole if language is None else own.moments[language] for own in (one, other))
-        kept, kept_after = (_kept(own, language) for own in (one, other))
+        if language is None:
+            old, new = one.whole, other.whole
+            kept, kept_after = (torch.cat(list(own.kept.values())) for own in (one, other))
+        else:
+            old, new = one.moments[language], other.moments[language]
+            # Of a language of few tokens none may be kept.
+            kept, kept_after = (own.kept.get(language, torch.empty(0, len(old.mean))) for own in (one, other))
         found.append(
             LayerDrift(
                 layer=number,
@@ -226,11 +232,3 @@ def _layers(
             )
         )
     return tuple(found)
-
-
-def _kept(states: LayerStates, language: str | None) -> torch.Tensor:
-    """Return the kept states of a language or of all, [n, d]; of a language of few tokens n may be 0."""
-    if language is None:
-        return torch.cat(list(states.kept.values()))
-    width = next(iter(states.kept.values())).shape[1]
-    return states.kept.get(language, torch.empty(0, width))

@@ -10,33 +10,27 @@ from typing import Any
 import numpy as np
 
 from lingraft.config.schema import DataSource
-from lingraft.data.example import UNDETERMINED_LANGUAGE, Example, Message
+from lingraft.data.example import Example, Message
 from lingraft.data.example_table import select
 from lingraft.data.formats import row_language
-from lingraft.data.readers import RawRow, read_file
+from lingraft.data.readers import PROMPT_FIELD, data_suffix
 from lingraft.data.row_fields import Row, RowError
 from lingraft.data.row_sequence import MadeWhenAsked
+from lingraft.data.rows import open_rows
 from lingraft.data.sources import load_data
 from lingraft.errors import DataError
 
-_SUFFIXES = (".jsonl", ".json")
+_PROMPT_FILES = (".txt", ".jsonl", ".json")
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What is said to the model before it answers.
+    """What is said to the model before it answers."""
 
-    Attributes:
-        messages: The turns; the last is the user's.
-        language: BCP-47 tag, or und.
-        group: Of the row that it is of, equal for parallel rows; "": it is of no row of a data set.
-        fold_system: See `Example`.
-    """
-
-    messages: tuple[Message, ...]
-    language: str
-    group: str = ""
-    fold_system: bool = False
+    messages: tuple[Message, ...]  # the turns; the last is the user's
+    language: str  # BCP-47 tag, or und
+    group: str = ""  # of the row that it is of, equal for parallel rows; "": it is of no row of a data set
+    fold_system: bool = False  # see `Example`
 
 
 def read_prompts(
@@ -55,20 +49,35 @@ def read_prompts(
     Raises:
         DataError: There is no such file, a row has no prompt, or there are none.
     """
-    path = base_folder / source
-    prompts: Sequence[Prompt]
-    if path.suffix == ".txt":
-        prompts = _from_lines(path, language)
-    elif path.suffix in _SUFFIXES and path.is_file() and _holds_prompts(path):
-        prompts = [_from_row(row, language) for row in read_file(path, source)]
-    else:
-        spec = DataSource(source=source, language=language)
+    spec = DataSource(source=source, language=language)
+    prompts = _from_prompt_file(spec, base_folder)
+    if prompts is None:
         examples = load_data(spec, base_folder=base_folder, answered=False).examples
         used = examples if limit is None else select(examples, np.arange(min(limit, len(examples))))
-        prompts = MadeWhenAsked(used, lambda _, example: _prompt_of(example))
-    if not prompts:
-        raise DataError(f"{source}: there are no prompts in it.")
-    return prompts if limit is None or limit >= len(prompts) else prompts[:limit]
+        return MadeWhenAsked(used, lambda _, example: _prompt_of(example))
+    return prompts[:limit]
+
+
+def _from_prompt_file(spec: DataSource, base_folder: Path) -> list[Prompt] | None:
+    """Return the prompts of a file that holds nothing but prompts; None: the source is no such file."""
+    if data_suffix(Path(spec.source)) not in _PROMPT_FILES:
+        return None
+    rows = open_rows(spec, base_folder=base_folder, with_text=True)
+    first = next(iter(rows), None)
+    if first is not None and not holds_prompts(first.value):
+        return None
+    prompts = []
+    for row in rows.sound():
+        value: Any = row.value.get("turns", row.value.get(PROMPT_FIELD))
+        said = value[0] if isinstance(value, Sequence) and not isinstance(value, str) and value else value
+        if not isinstance(said, str) or not said.strip():
+            raise DataError(f"{row.place}: has no text in 'turns' or 'prompt', but {said!r}.")
+        try:
+            tag = spec.language or row_language(row.value)
+        except RowError as error:
+            raise DataError(f"{row.place}: {error}.") from None
+        prompts.append(Prompt((Message("user", said),), tag))
+    return prompts
 
 
 def prompts_of(examples: Iterable[Example]) -> list[Prompt]:
@@ -82,39 +91,6 @@ def _prompt_of(example: Example) -> Prompt:
     return Prompt(asked, example.language, example.group, example.fold_system)
 
 
-def _from_lines(path: Path, language: str | None) -> list[Prompt]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise DataError(f"{path}: there is no such file.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text ({error}).") from None
-    lines = [line.strip() for line in text.split("\n")]
-    return [_said(line, language) for line in lines if line]
-
-
 def holds_prompts(row: Row) -> bool:
     """Return whether a row has prompts as MT-Bench's has its `turns`, or `prompt` alone, and no answer."""
     return "turns" in row or ("prompt" in row and not row.keys() & {"completion", "messages", "output"})
-
-
-def _holds_prompts(path: Path) -> bool:
-    first = next(read_file(path, str(path)), None)
-    return first is not None and holds_prompts(first.value)
-
-
-def _from_row(row: RawRow, language: str | None) -> Prompt:
-    if row.problem is not None:
-        raise DataError(f"{row.place}: {row.problem}.")
-    value: Any = row.value.get("turns", row.value.get("prompt"))
-    first = value[0] if isinstance(value, Sequence) and not isinstance(value, str) and value else value
-    if not isinstance(first, str) or not first.strip():
-        raise DataError(f"{row.place}: has no text in 'turns' or 'prompt', but {first!r}.")
-    try:
-        return _said(first, language or row_language(row.value))
-    except RowError as error:
-        raise DataError(f"{row.place}: {error}.") from None
-
-
-def _said(text: str, language: str | None) -> Prompt:
-    return Prompt((Message("user", text),), language or UNDETERMINED_LANGUAGE)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -65,11 +67,7 @@ class LayerStates:
     @property
     def whole(self) -> Moments:
         """The moments over all languages."""
-        parts = iter(self.moments.values())
-        total = next(parts)
-        for part in parts:
-            total = total + part
-        return total
+        return reduce(add, self.moments.values())
 
 
 def encode_prompts(
@@ -96,36 +94,26 @@ def check_alike(models: Sequence[str], *, trust_remote_code: bool = False) -> No
         ModelError: One cannot be had or its files are not whole; or it is of another architecture than the first, or
             its decoder has another number of layers or another width.
     """
-    shapes = [_shape(name, trust_remote_code=trust_remote_code) for name in models]
-    first = shapes[0]
-    for name, own in zip(models, shapes, strict=True):
-        if own.architecture != first.architecture:
-            raise ModelError(
-                f"{name}: is a {own.architecture}, the first model a {first.architecture}; two architectures."
-            )
-        if own.layers != first.layers:
-            raise ModelError(f"{name}: has {own.layers} decoder layers, the first model has {first.layers}.")
-        if own.width != first.width:
-            raise ModelError(f"{name}: its states are {own.width} wide, the first model's {first.width}.")
-
-
-@dataclass(frozen=True, slots=True)
-class _Shape:
-    architecture: str
-    layers: int | None  # None: the configuration does not say
-    width: int | None
-
-
-def _shape(name: str, *, trust_remote_code: bool) -> _Shape:
     from transformers import AutoConfig
 
-    folder = model_folder(name, trust_remote_code=trust_remote_code)
-    check_model(name, folder, trust_remote_code=trust_remote_code)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    decoder = config.get_text_config()
-    return _Shape(
-        config.model_type, getattr(decoder, "num_hidden_layers", None), getattr(decoder, "hidden_size", None)
+    first: tuple[str, int | None, int | None] | None = (
+        None  # architecture, layers and width of the first model
     )
+    for name in models:
+        folder = model_folder(name, trust_remote_code=trust_remote_code)
+        check_model(name, folder, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        decoder = config.get_text_config()
+        layers, width = getattr(decoder, "num_hidden_layers", None), getattr(decoder, "hidden_size", None)
+        first = first or (config.model_type, layers, width)
+        if config.model_type != first[0]:
+            raise ModelError(
+                f"{name}: is a {config.model_type}, the first model a {first[0]}; two architectures."
+            )
+        if layers != first[1]:
+            raise ModelError(f"{name}: has {layers} decoder layers, the first model has {first[1]}.")
+        if width != first[2]:
+            raise ModelError(f"{name}: its states are {width} wide, the first model's {first[2]}.")
 
 
 def encode_alike(
@@ -164,7 +152,7 @@ def model_states(
     trust_remote_code: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[LayerStates]:
-    """Load a model, run it over the prompts and let it go; see `layer_states`.
+    """Load a model, run it over the prompts and let it go; see `layer_states`, also for the other arguments and errors.
 
     Args:
         name: Folder, hub id or embedded:NAME.
@@ -173,11 +161,7 @@ def model_states(
         compute: What runs the model, and the type that its weights are held in; None: float32, which shows what
             bf16 would round away.
         trust_remote_code: Run code that the model brings along.
-        on_progress: Called with the prompts done and all of them.
-
-    Raises:
-        DataError: See `layer_states`.
-        ModelError: The model cannot be loaded, or see `layer_states`.
+        on_progress: See `layer_states`.
     """
     compute = compute or compute_for("float32")
     model = load_model(name, dtype=compute.held, trust_remote_code=trust_remote_code)
@@ -195,7 +179,7 @@ def layer_states(
     """Return, layer by layer, what the decoder layers give for the prompts.
 
     A layer's states are what it adds to and passes on, before the final norm. Memory beside the model: for each layer
-    and language d x d numbers in float64 (4.3 GB a language for 32 layers of width 4096), and KEPT_BYTES of states, or
+    and language d x d values in float64 (4.3 GB a language for 32 layers of width 4096), and KEPT_BYTES of states, or
     FEWEST_KEPT of each layer where that is more.
 
     Args:
@@ -206,15 +190,16 @@ def layer_states(
 
     Raises:
         DataError: There are no prompts.
-        ModelError: The model lacks an embedding of a token, has no decoder layers that can be told from their names,
-            or its states are not finite.
+        ModelError: The model has no embedding of a token or no decoder layers that its modules' names show, or its
+            states are not finite.
     """
     if not prompts.ids:
         raise DataError("there are no prompts to look at the model's states with.")
     tokens = (token for ids in prompts.ids for token in ids)
     check_token_ids(tokens, embedding_rows(model), None, "the prompts")
     layers = _decoder_layers(model)
-    places = _kept_places(prompts, positions, _most_kept(model, len(layers)))
+    bytes_per_place = 4 * len(layers) * int(model.config.get_text_config().hidden_size)
+    places = _kept_places(prompts, positions, max(FEWEST_KEPT, KEPT_BYTES // bytes_per_place))
     collectors = [_Collector(places, prompts.languages) for _ in layers]
     done = 0
     for batch in token_budget_batches([len(ids) for ids in prompts.ids], _TOKENS_PER_BATCH, seed=0, epoch=0):
@@ -270,12 +255,6 @@ class _Collector:
         )
 
 
-def _most_kept(model: PreTrainedModel, layers: int) -> int:
-    """Return how many states of each layer are kept."""
-    bytes_per_place = 4 * layers * int(model.config.get_text_config().hidden_size)
-    return max(FEWEST_KEPT, KEPT_BYTES // bytes_per_place)
-
-
 def _kept_places(prompts: EncodedPrompts, positions: Positions, most: int) -> dict[int, Tensor]:
     """Return evenly spaced places among all chosen tokens, or all of them: by prompt, their positions in it."""
     lengths = [1 if positions == "last" else len(ids) for ids in prompts.ids]
@@ -298,9 +277,7 @@ def _decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
         if last.isdecimal() and layer_of(f"{name}.weight") == int(last):
             found.setdefault(int(last), module)
     if not found:
-        raise ModelError(
-            f"{type(model).__name__}: its decoder layers cannot be told from the names of its modules."
-        )
+        raise ModelError(f"{type(model).__name__}: the names of its modules do not show its decoder layers.")
     return [found[number] for number in sorted(found)]
 
 

@@ -7,8 +7,11 @@ independent. The block of a group is the same in every data set.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from itertools import islice
+from operator import add
 
 import numpy as np
 
@@ -17,7 +20,7 @@ from lingraft.errors import DataError
 from lingraft.similarity.encoders import Encoder, Vectors
 
 BLOCKS = 200
-MOST_TASK_TYPES = 100  # of a set; each takes BLOCKS x d numbers
+MOST_TASK_TYPES = 100  # of a set; each takes BLOCKS x d values
 _ROWS_AT_A_TIME = 1024
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
@@ -70,11 +73,7 @@ class EncodedRows:
     @property
     def whole(self) -> BlockSums:
         """The sums of all rows."""
-        parts = iter(self.by_language.values())
-        total = next(parts)
-        for part in parts:
-            total = total + part
-        return total
+        return reduce(add, self.by_language.values())
 
 
 def encode_rows(
@@ -93,15 +92,16 @@ def encode_rows(
         on_progress: Called with the rows encoded so far.
 
     Raises:
-        DataError: There are no examples, or the encoder returns numbers that are not finite.
+        DataError: There are no examples, or the encoder returns values that are not finite.
     """
     found: EncodedRows | None = None
     done = 0
-    for rows in _chunks(examples):
+    left = iter(examples)
+    while rows := list(islice(left, _ROWS_AT_A_TIME)):
         vectors = encoder.encode([row.instruction for row in rows])
         if not np.isfinite(vectors).all():
             raise DataError(
-                f"the encoder {encoder.name} returns numbers that are not finite for {rows[0].source}."
+                f"the encoder {encoder.name} returns values that are not finite for {rows[0].source}."
             )
         part = EncodedRows(
             _sums_by([row.language for row in rows], rows, vectors),
@@ -122,7 +122,14 @@ def _sums_by(keys: Sequence[str], rows: Sequence[Example], vectors: Vectors) -> 
     places: dict[str, list[int]] = {}
     for place, key in enumerate(keys):
         places.setdefault(key, []).append(place)
-    return {key: _summed([rows[i] for i in own], vectors[own]) for key, own in places.items() if key}
+    found = {}
+    for key, own in places.items():
+        if key:
+            blocks = np.array([block_of(rows[place].group) for place in own])
+            sums = np.zeros((BLOCKS, vectors.shape[1]))
+            np.add.at(sums, blocks, vectors[own].astype(np.float64))
+            found[key] = BlockSums(sums, np.bincount(blocks, minlength=BLOCKS).astype(np.float64))
+    return found
 
 
 def _merged(one: Mapping[str, BlockSums], other: Mapping[str, BlockSums]) -> dict[str, BlockSums]:
@@ -134,24 +141,6 @@ def _merged(one: Mapping[str, BlockSums], other: Mapping[str, BlockSums]) -> dic
 
 def _few(sums: dict[str, BlockSums]) -> dict[str, BlockSums] | None:
     return sums if len(sums) <= MOST_TASK_TYPES else None
-
-
-def _chunks(examples: Sequence[Example]) -> Iterator[list[Example]]:
-    chunk: list[Example] = []
-    for example in examples:
-        chunk.append(example)
-        if len(chunk) == _ROWS_AT_A_TIME:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
-
-
-def _summed(rows: Sequence[Example], vectors: Vectors) -> BlockSums:
-    blocks = np.array([block_of(row.group) for row in rows])
-    sums = np.zeros((BLOCKS, vectors.shape[1]))
-    np.add.at(sums, blocks, vectors.astype(np.float64))
-    return BlockSums(sums, np.bincount(blocks, minlength=BLOCKS).astype(np.float64))
 
 
 def block_of(group: str) -> int:

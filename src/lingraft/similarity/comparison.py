@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, permutations
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 from lingraft.data.example import Example
 from lingraft.data.example_table import select
 from lingraft.errors import DataError
+from lingraft.records import to_json
 from lingraft.similarity.block_sums import BlockSums, EncodedRows, encode_rows
 from lingraft.similarity.embedding_similarity import (
     EmbeddingSimilarity,
@@ -98,46 +99,28 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON values; the top-level figures are those of the first two sets."""
+        size = range(len(self.names))
+        matrix = {
+            key: [
+                [1.0 if i == j else getattr(self.pairs[min(i, j), max(i, j)], key) for j in size]
+                for i in size
+            ]
+            for key in ("des", "corrected", "low", "high")
+        }
         return {
             **self.pairs[0, 1].to_json(),
             "sets": [
                 {"name": name, "rows": rows, "encoded": encoded}
                 for name, rows, encoded in zip(self.names, self.rows, self.encoded, strict=True)
             ],
-            "matrix": {key: self._matrix(key) for key in ("des", "corrected", "low", "high")},
-            "by_language": [
-                {
-                    "first": one.first,
-                    "first_language": one.first_language,
-                    "second": one.second,
-                    "second_language": one.second_language,
-                    **one.similarity.to_json(),
-                }
-                for one in self.by_language
-            ],
-            "by_task_type": [
-                {
-                    "first": one.first,
-                    "task_type": one.task_type,
-                    "second": one.second,
-                    **one.similarity.to_json(),
-                }
-                for one in self.by_task_type
-            ],
+            "matrix": matrix,
+            "by_language": [own | own.pop("similarity") for own in map(to_json, self.by_language)],
+            "by_task_type": [own | own.pop("similarity") for own in map(to_json, self.by_task_type)],
             "too_many_task_types": list(self.too_many_task_types),
-            "overlaps": [
-                {"first": one.first, "second": one.second, "share": one.share, "n": list(one.n)}
-                for one in self.overlaps
-            ],
+            "overlaps": [to_json(one) for one in self.overlaps],
             "closeness": self.closeness,
             "precision": self.precision,
         }
-
-    def _matrix(self, key: str) -> list[list[float | None]]:
-        size = range(len(self.names))
-        return [
-            [1.0 if i == j else getattr(self.pairs[min(i, j), max(i, j)], key) for j in size] for i in size
-        ]
 
 
 def compare_sets(
@@ -170,38 +153,54 @@ def compare_sets(
         raise DataError(f"{len(sets)} data set cannot be compared; name two or more.")
     samples = [_Sample(name, rows, encoder, seed) for name, rows in sets.items()]
     positions = list(combinations(range(len(samples)), 2))
-    wanting = set(range(len(samples)))
+    growing = set(range(len(samples)))
     pairs: dict[tuple[int, int], EmbeddingSimilarity] = {}
-    while wanting:
-        for i in sorted(wanting):
+    while growing:
+        for i in sorted(growing):
             samples[i].grow(whole=precision is None, on_progress=on_progress)
         for i, j in positions:
-            if wanting & {i, j}:
+            if growing & {i, j}:
                 pairs[i, j] = similarity_of_sums(
                     samples[i].encoded.whole, samples[j].encoded.whole, encoder.name
                 )
-        vague = {i for pair in positions if not _is_precise(pairs[pair], precision) for i in pair}
-        wanting = {i for i in vague if samples[i].left}
+        widths = {pair: pairs[pair].half_width for pair in positions}
+        vague = {
+            i
+            for pair, width in widths.items()
+            if precision is None or width is None or width > precision
+            for i in pair
+        }
+        growing = {i for i in vague if samples[i].left}
+    by_language = []
+    for one, other in combinations(samples, 2):
+        parts = [_large(sample.encoded.by_language) for sample in (one, other)]
+        if max(map(len, parts)) >= 2:
+            by_language += [
+                LanguageSimilarity(
+                    one.name, first, other.name, second, similarity_of_sums(a, b, encoder.name)
+                )
+                for first, a in parts[0].items()
+                for second, b in parts[1].items()
+            ]
     return Comparison(
         names=tuple(sets),
         rows=tuple(len(rows) for rows in sets.values()),
         encoded=tuple(sample.done for sample in samples),
         pairs=pairs,
-        by_language=tuple(_by_language(samples, encoder)),
-        by_task_type=tuple(_by_task_type(samples, encoder)),
-        too_many_task_types=tuple(one.name for one in samples if one.encoded.by_task_type is None),
-        overlaps=tuple(
-            _overlap(one, other, closeness) for one in samples for other in samples if one is not other
+        by_language=tuple(by_language),
+        by_task_type=tuple(
+            TaskTypeSimilarity(
+                one.name, task_type, other.name, similarity_of_sums(own, other.encoded.whole, encoder.name)
+            )
+            for one, other in permutations(samples, 2)
+            for task_type, own in sorted(_large(one.encoded.by_task_type or {}).items())
         ),
+        too_many_task_types=tuple(one.name for one in samples if one.encoded.by_task_type is None),
+        overlaps=tuple(_overlap(one, other, closeness) for one, other in permutations(samples, 2)),
         closeness=closeness,
         precision=precision,
         encoder=encoder.name,
     )
-
-
-def _is_precise(similarity: EmbeddingSimilarity, precision: float | None) -> bool:
-    width = similarity.half_width
-    return precision is not None and width is not None and width <= precision
 
 
 class _Sample:
@@ -232,35 +231,15 @@ class _Sample:
         count = self.left if whole else min(max(FIRST_SAMPLE, self.done), self.left)
         rows = select(self._examples, np.sort(self._order[self.done : self.done + count]))
         kept = 0 if self._encoded is None else len(self._encoded.kept)
-        told = None if on_progress is None else self._telling(on_progress)
-        more = encode_rows(rows, self._encoder, keep=NEIGHBOURS_AMONG - kept, on_progress=told)
+        before = self.done
+
+        def report(done: int) -> None:
+            if on_progress is not None:
+                on_progress(f"encode {self.name}", before + done, len(self._examples))
+
+        more = encode_rows(rows, self._encoder, keep=NEIGHBOURS_AMONG - kept, on_progress=report)
         self.done += count
         self._encoded = more if self._encoded is None else self._encoded + more
-
-    def _telling(self, on_progress: OnProgress) -> Callable[[int], None]:
-        before = self.done
-        return lambda done: on_progress(f"encode {self.name}", before + done, len(self._examples))
-
-
-def _by_language(samples: Sequence[_Sample], encoder: Encoder) -> list[LanguageSimilarity]:
-    found = []
-    for one, other in combinations(samples, 2):
-        parts = [_large(sample.encoded.by_language) for sample in (one, other)]
-        if max(map(len, parts)) < 2:
-            continue
-        found += [
-            LanguageSimilarity(one.name, first, other.name, second, similarity_of_sums(a, b, encoder.name))
-            for first, a in parts[0].items()
-            for second, b in parts[1].items()
-        ]
-    return found
-
-
-def _by_task_type(samples: Sequence[_Sample], encoder: Encoder) -> Iterator[TaskTypeSimilarity]:
-    for one, other in permutations(samples, 2):
-        for task_type, own in sorted(_large(one.encoded.by_task_type or {}).items()):
-            found = similarity_of_sums(own, other.encoded.whole, encoder.name)
-            yield TaskTypeSimilarity(one.name, task_type, other.name, found)
 
 
 def _large(sums: Mapping[str, BlockSums]) -> dict[str, BlockSums]:

@@ -74,9 +74,9 @@ def dataset_embedding_similarity(
     for examples in (first, second):
         check_languages(examples, encoder)
     total = len(first) + len(second)
-    tell = on_progress or (lambda *_: None)
-    one = encode_rows(first, encoder, on_progress=lambda done: tell(done, total)).whole
-    other = encode_rows(second, encoder, on_progress=lambda done: tell(len(first) + done, total)).whole
+    report = on_progress or (lambda *_: None)
+    one = encode_rows(first, encoder, on_progress=lambda done: report(done, total)).whole
+    other = encode_rows(second, encoder, on_progress=lambda done: report(len(first) + done, total)).whole
     return similarity_of_sums(one, other, encoder.name)
 
 
@@ -95,7 +95,12 @@ def similarity_of_sums(first: BlockSums, second: BlockSums, encoder: str) -> Emb
     Raises:
         DataError: A set's embeddings cancel to zero.
     """
-    des = _cosine(first, second, encoder)
+    means = [one.sums.sum(axis=0) / one.n for one in (first, second)]
+    norms = [float(np.linalg.norm(mean)) for mean in means]
+    for one, norm in zip((first, second), norms, strict=True):
+        if norm == 0.0:
+            raise DataError(f"the embeddings of {one.n} instructions by {encoder} cancel to zero.")
+    des = float(np.clip(means[0] @ means[1] / norms[0] / norms[1], -1.0, 1.0))
     used = (first.counts > 0) | (second.counts > 0)
     products = _Products(first, second, used)
     corrected = products.corrected(None)
@@ -108,15 +113,6 @@ def similarity_of_sums(first: BlockSums, second: BlockSums, encoder: str) -> Emb
             low, high = min(low, 1.0), max(high, -1.0)
         corrected = float(np.clip(corrected, -1.0, 1.0))
     return EmbeddingSimilarity(des, corrected, low, high, (first.n, second.n), encoder)
-
-
-def _cosine(first: BlockSums, second: BlockSums, encoder: str) -> float:
-    means = [one.sums.sum(axis=0) / one.n for one in (first, second)]
-    norms = [float(np.linalg.norm(mean)) for mean in means]
-    for one, norm in zip((first, second), norms, strict=True):
-        if norm == 0.0:
-            raise DataError(f"the embeddings of {one.n} instructions by {encoder} cancel to zero.")
-    return float(np.clip(means[0] @ means[1] / norms[0] / norms[1], -1.0, 1.0))
 
 
 class _Products:
@@ -134,10 +130,25 @@ class _Products:
 
     def corrected(self, without: int | None) -> float | None:
         """Return the corrected similarity, of all blocks but one; None where a squared norm is not above 0."""
-        parts = [self._mean_product(i, j, without) for i, j in _PAIRS]
-        if any(part is None for part in parts):
-            return None
-        both, one, other = (float(part or 0.0) for part in parts)
+        products = []
+        for i, j in _PAIRS:
+            inside, pairs_inside = self._inside[i, j], self._counts[i] * self._counts[j]
+            rows_i, rows_j = float(self._counts[i].sum()), float(self._counts[j].sum())
+            total = float(self._totals[i] @ self._totals[j])
+            same, pairs_same = float(inside.sum()), float(pairs_inside.sum())
+            if without is not None:
+                toward, backward = self._with_total[i, j]
+                total += float(inside[without] - toward[without] - backward[without])
+                rows_i, rows_j = (
+                    rows_i - float(self._counts[i][without]),
+                    rows_j - float(self._counts[j][without]),
+                )
+                same, pairs_same = same - float(inside[without]), pairs_same - float(pairs_inside[without])
+            left = rows_i * rows_j - pairs_same
+            if left <= 0:
+                return None
+            products.append((total - same) / left)
+        both, one, other = products
         return both / float(np.sqrt(one * other)) if one > 0 and other > 0 else None
 
     def jackknife_error(self) -> float | None:
@@ -149,21 +160,6 @@ class _Products:
         if len(known) < self._blocks:
             return None
         return float(np.sqrt((self._blocks - 1) / self._blocks * ((known - known.mean()) ** 2).sum()))
-
-    def _mean_product(self, i: int, j: int, without: int | None) -> float | None:
-        total = float(self._totals[i] @ self._totals[j])
-        inside = self._inside[i, j]
-        pairs_inside = self._counts[i] * self._counts[j]
-        pairs = float(self._counts[i].sum() * self._counts[j].sum())
-        same, pairs_same = float(inside.sum()), float(pairs_inside.sum())
-        if without is not None:
-            toward, backward = self._with_total[i, j]
-            total += float(inside[without] - toward[without] - backward[without])
-            gone_i, gone_j = float(self._counts[i][without]), float(self._counts[j][without])
-            pairs = (float(self._counts[i].sum()) - gone_i) * (float(self._counts[j].sum()) - gone_j)
-            same, pairs_same = same - float(inside[without]), pairs_same - float(pairs_inside[without])
-        left = pairs - pairs_same
-        return (total - same) / left if left > 0 else None
 
 
 _PAIRS = ((0, 1), (0, 0), (1, 1))
@@ -178,7 +174,7 @@ def unknown_languages(languages: Iterable[str], encoder: Encoder) -> tuple[str, 
 
 
 def check_languages(examples: Sequence[Example], encoder: Encoder) -> None:
-    """Refuse examples in a language that the encoder does not know: it would return numbers all the same.
+    """Refuse examples in a language that the encoder does not know: it would return values all the same.
 
     Raises:
         DataError: Names the source, the language and the languages known.
@@ -190,9 +186,9 @@ def check_languages(examples: Sequence[Example], encoder: Encoder) -> None:
         example = examples[int(np.argmax(columns.language == code))]
         if example.language == UNDETERMINED_LANGUAGE:
             raise DataError(
-                f"{example.source}: row {example.id!r} does not say its language, so whether the encoder "
-                f"{encoder.name} knows it cannot be told. Give its rows a `language` field (a BCP-47 tag such as "
-                "es), or say it for all: `--language SOURCE=TAG`, in a study file `language:`."
+                f"{example.source}: row {example.id!r} does not say its language, and the encoder {encoder.name} does "
+                "not know all. Give its rows a `language` field (a BCP-47 tag such as es), or say it for all: "
+                "`--language SOURCE=TAG`, in a study file `language:`."
             )
         if unknown_languages((example.language,), encoder):
             raise DataError(

@@ -82,8 +82,17 @@ class SentenceTransformer:
     languages: frozenset[str] | None = None
 
     def __init__(self, model: str) -> None:
+        import sentence_transformers
+
         self._id = model
-        self._model = self._load()
+        try:
+            self._model: Any = sentence_transformers.SentenceTransformer(model)
+        except (OSError, ValueError, RuntimeError) as error:
+            # The hub's errors are OSErrors; the others mean that there is no such model.
+            reason = in_one_line(error)[:200]
+            raise ConfigError(
+                f"encoder {model!r}: cannot be loaded ({reason}). Name a folder that holds it, or `embedded`."
+            ) from None
 
     @property
     def name(self) -> str:
@@ -96,18 +105,6 @@ class SentenceTransformer:
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Return one vector per text, [n, d] float32."""
         return np.asarray(self._model.encode(list(texts), show_progress_bar=False), dtype=np.float32)
-
-    def _load(self) -> Any:
-        import sentence_transformers
-
-        try:
-            return sentence_transformers.SentenceTransformer(self._id)
-        except (OSError, ValueError, RuntimeError) as error:
-            # The hub's errors are OSErrors; the others mean that there is no such model.
-            reason = in_one_line(error)[:200]
-            raise ConfigError(
-                f"encoder {self._id!r}: cannot be loaded ({reason}). Name a folder that holds it, or `embedded`."
-            ) from None
 
 
 def load_encoder(name: str) -> Encoder:

@@ -165,6 +165,11 @@ class TrainingRules:
     output_penalties: tuple[OutputPenalty, ...] = ()
 
 
+@dataclass(frozen=True)
+class Swept:
+    """Marks an option of which a study may list values, for a cell each: `alpha: Annotated[float, Swept()]`."""
+
+
 class Strategy(BaseModel):
     """Base of all strategies; its hooks do nothing. A subclass's fields are its options in the study file."""
 

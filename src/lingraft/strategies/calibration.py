@@ -19,7 +19,7 @@ from lingraft.models.token_ids import check_token_ids, embedding_rows
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from lingraft.data.chat import EncodedExample
+    from lingraft.data.encoded import EncodedExample
     from lingraft.data.example import Example
     from lingraft.strategies.base import Context
 

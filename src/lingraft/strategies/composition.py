@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from lingraft.config.schema import MIXED, PLAIN, StrategyChoice, StrategySpec
+from lingraft.config.schema import MIXED, PLAIN, StrategyChoice
 from lingraft.data.example import Example
 from lingraft.errors import ConfigError, StrategyError, did_you_mean
 from lingraft.registry import Registry
-from lingraft.strategies.base import Context, Mix, Need, Strategy, TrainingRules, check_plan
+from lingraft.strategies.base import Context, Mix, Need, Strategy, Swept, TrainingRules, check_plan
 from lingraft.strategies.lora import merge
 
 if TYPE_CHECKING:
@@ -42,6 +43,12 @@ REGISTRY = Registry(
         "layerwise_rates": "lingraft.strategies.layerwise_rates:LayerwiseRates",
     },
 )
+
+
+_ALONE = {
+    PLAIN: "it means no strategy at all",
+    MIXED: "it trains one phase with nothing to protect",
+}
 
 
 @dataclass(frozen=True)
@@ -97,18 +104,18 @@ class Composition:
             part.check(names)
 
     def rules(self, model: PreTrainedModel, context: Context) -> TrainingRules:
-        """Return all that they ask of training: frozen cells unite, factors multiply, pulls and penalties add."""
-        cells: dict[str, Tensor] = {}
+        """Return all that they ask of training: frozen masks unite, factors multiply, pulls and penalties add."""
+        frozen: dict[str, Tensor] = {}
         rates: dict[str, float] = {}
         for part in self.parts:
             for name, own in part.frozen_mask(model, context).items():
-                cells[name] = own | cells[name] if name in cells else own
+                frozen[name] = own | frozen[name] if name in frozen else own
             for name, factor in part.learning_rates(model).items():
                 rates[name] = rates.get(name, 1.0) * factor
         anchors = (part.anchor(model, context) for part in self.parts)
         penalties = (part.output_penalty(context) for part in self.parts)
         return TrainingRules(
-            frozen_mask=cells,
+            frozen_mask=frozen,
             learning_rates=rates,
             anchors=tuple(one for one in anchors if one is not None),
             output_penalties=tuple(one for one in penalties if one is not None),
@@ -135,6 +142,37 @@ class Composition:
         return merge(model)
 
 
+def swept(choices: Iterable[StrategyChoice], place: str) -> tuple[StrategyChoice, ...]:
+    """Return the choices that a data set is trained with: of an option with a list of values, one for each value.
+
+    Args:
+        choices: As the study file lists them.
+        place: What they are for, for the message.
+
+    Raises:
+        ConfigError: Two of them have the same name.
+    """
+    found = tuple(one for choice in choices for one in _values_of(choice))
+    for label, count in Counter(one.label for one in found).items():
+        if count > 1:
+            raise ConfigError(f"{place}: {count} strategies are named {label!r}; give them a `name:`.")
+    return found
+
+
+def _values_of(choice: StrategyChoice) -> Iterator[StrategyChoice]:
+    for place, part in enumerate(choice.parts):
+        if part.kind not in REGISTRY:
+            continue  # refused when it is built
+        for key, field in REGISTRY.get(part.kind).model_fields.items():
+            option = field.alias or key
+            values = part.options.get(option)
+            if Swept() in field.metadata and isinstance(values, (list, tuple)) and values:
+                for value in values:  # of several such options every combination
+                    yield from _values_of(choice.with_option(place, option, value))
+                return
+    yield choice
+
+
 def build(choice: StrategyChoice) -> Composition:
     """Build the strategies of a choice.
 
@@ -142,45 +180,21 @@ def build(choice: StrategyChoice) -> Composition:
         ConfigError: A strategy or an option is unknown or has a wrong value.
         StrategyError: They cannot be composed; with the reason.
     """
-    parts = tuple(_build_one(spec) for spec in choice.parts)
-    _check_conflicts(parts)
-    return Composition(parts, choice.label)
-
-
-def _build_one(spec: StrategySpec) -> Strategy:
-    kind = REGISTRY.get(spec.kind)
-    try:
-        strategy: Strategy = kind.model_validate(spec.options)
-    except ValidationError as error:
-        # An option of several types fails once per type; the first failure says enough.
-        by_option: dict[Any, str] = {}
-        for detail in error.errors(include_url=False):
-            by_option.setdefault(detail["loc"][:1], _problem(spec.kind, kind, detail))
-        raise ConfigError(" ".join(by_option.values())) from None
-    return strategy
-
-
-def _problem(name: str, kind: type[Strategy], detail: Any) -> str:
-    if not detail["loc"]:  # the options together are wrong
-        return f"{name!r} {str(detail['msg']).removeprefix('Value error, ')}."
-    option = str(detail["loc"][0])
-    options = [field.alias or key for key, field in kind.model_fields.items()] or ["none"]
-    if detail["type"] == "extra_forbidden":
-        return f"{option!r} is not an option of {name!r}. {did_you_mean(option, options)}"
-    message = str(detail["msg"]).removeprefix("Value error, ")
-    return f"the option {option!r} of {name!r} is {detail['input']!r}: {message[0].lower()}{message[1:]}."
-
-
-def _check_conflicts(parts: tuple[Strategy, ...]) -> None:
+    parts = []
+    for spec in choice.parts:
+        kind: type[Strategy] = REGISTRY.get(spec.kind)
+        try:
+            parts.append(kind.model_validate(spec.options))
+        except ValidationError as error:
+            # An option of several types fails once per type; the first failure says enough.
+            by_option: dict[object, str] = {}
+            for detail in error.errors(include_url=False):
+                by_option.setdefault(detail["loc"][:1], _problem(kind, detail))
+            raise ConfigError(" ".join(by_option.values())) from None
     kinds = [part.kind for part in parts]
-    for alone in (PLAIN, MIXED):
+    for alone, reason in _ALONE.items():
         if alone in kinds and len(parts) > 1:
             others = ", ".join(kind for kind in kinds if kind != alone) or alone
-            reason = (
-                "it means no strategy at all"
-                if alone == PLAIN
-                else "it trains one phase with nothing to protect"
-            )
             raise StrategyError(f"{alone!r} cannot be composed with {others}: {reason}.")
     for part in parts:
         if kinds.count(part.kind) > 1:
@@ -190,3 +204,18 @@ def _check_conflicts(parts: tuple[Strategy, ...]) -> None:
                 raise StrategyError(
                     f"{part.kind!r} cannot be composed with {other!r}: {part.conflicts[other]}."
                 )
+    return Composition(tuple(parts), choice.label)
+
+
+def _problem(kind: type[Strategy], detail: Any) -> str:
+    """Return what is wrong with an option of a strategy, in one sentence."""
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    if not detail["loc"]:  # the options together are wrong
+        return f"{kind.kind!r} {message}."
+    option = str(detail["loc"][0])
+    options = [field.alias or key for key, field in kind.model_fields.items()] or ["none"]
+    if detail["type"] == "extra_forbidden":
+        return f"{option!r} is not an option of {kind.kind!r}. {did_you_mean(option, options)}"
+    return (
+        f"the option {option!r} of {kind.kind!r} is {detail['input']!r}: {message[0].lower()}{message[1:]}."
+    )

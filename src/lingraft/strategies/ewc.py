@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from lingraft.data.chat import EncodedExample
+    from lingraft.data.encoded import EncodedExample
 
 _FISHER = "fisher.safetensors"
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field, field_validator
 
 from lingraft.models.layers import layer_of
-from lingraft.strategies.base import Strategy, is_embedding
+from lingraft.strategies.base import Strategy, Swept, is_embedding
 from lingraft.strategies.selection import PartName, check_ends, check_layers, check_ranges, is_head, layers_in
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Interpolate(Strategy):
     kind: ClassVar[str] = "interpolate"
     combines: ClassVar[bool] = True
 
-    alpha: float = Field(0.5, ge=0, le=1)
+    alpha: Annotated[float, Swept()] = Field(0.5, ge=0, le=1)
     """Share of the way from the start to the trained weights; under `strategies` also a list, for a cell each."""
     layers: dict[PartName, float] = Field(default_factory=dict)
     """Other alphas by part: `{0-9: 0.2, embeddings: 1, head: 1}`; all else takes `alpha`."""

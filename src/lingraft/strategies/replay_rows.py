@@ -12,7 +12,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -49,46 +49,30 @@ PROMPT_SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_new_tokens=256)
 
 _LIBRARIES = ("lingraft", "torch", "transformers", "tokenizers")
 _LARGEST_CHUNK = 256
-_TRIES_PER_ROW, _TRIES_AT_LEAST = (
-    4,
-    64,
-)  # a model that never ends an answer must not go through a million prompts
+# A model that never ends an answer must not go through a million prompts.
+_TRIES_PER_ROW, _TRIES_AT_LEAST = 4, 64
 
 
 @dataclass(frozen=True, slots=True)
 class ReplaySettings:
-    """How rows are generated.
+    """How rows are generated."""
 
-    Attributes:
-        sampling: Of the answers.
-        seed: Of all draws.
-        compute: What the model answers on, and in which type its weights are held.
-        backend: What generates.
-        batch_size: Rows generated together by transformers; vLLM chooses its own.
-        trust_remote_code: Run Python code that the model brings along.
-    """
-
-    sampling: Sampling
-    seed: int
-    compute: Compute
-    backend: Literal["transformers", "vllm"] = "transformers"
-    batch_size: int = BATCH_SIZE
-    trust_remote_code: bool = False
+    sampling: Sampling  # of the answers
+    seed: int  # of all draws
+    compute: Compute  # what the model answers on, and in which type its weights are held
+    backend: Literal["transformers", "vllm"] = "transformers"  # what generates
+    batch_size: int = BATCH_SIZE  # rows generated together by transformers; vLLM chooses its own
+    trust_remote_code: bool = False  # run Python code that the model brings along
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayRows:
-    """Generated rows, in the order in which they were made.
+    """Generated rows, in the order in which they were made."""
 
-    Attributes:
-        examples: The prompts with the model's answers; `origin` says of which model and with which settings.
-        dropped: Prompts and answers before the last row that were not taken, by reason.
-        origin: The origin of every row.
-    """
-
+    # The prompts with the model's answers; `origin` says of which model and with which settings.
     examples: tuple[Example, ...]
-    dropped: dict[str, int]
-    origin: Origin
+    dropped: dict[str, int]  # prompts and answers before the last row that were not taken, by reason
+    origin: Origin  # the origin of every row
 
 
 def make_replay(
@@ -118,18 +102,36 @@ def make_replay(
         pool: Rows whose last answer is made anew, in this order; None: prompts are sampled from the model itself,
             from an empty user turn.
         name: The model's name for the provenance; None: the hash of its weights.
-        on_progress: Told the rows that are done and wanted.
+        on_progress: Called with the rows that are done and wanted.
 
     Raises:
         ModelError: The model cannot be loaded, or its chat template has no user turn to sample prompts from.
     """
     weights = model_content_hash(folder)
-    origin = Origin("generative_replay", name or f"sha256:{weights[:16]}", _provenance(settings, source))
+    provenance: dict[str, str | int | float | bool] = {
+        "prompts": source,
+        "temperature": settings.sampling.temperature,
+        "top_p": settings.sampling.top_p,
+        "max_new_tokens": settings.sampling.max_new_tokens,
+        "seed": settings.seed,
+        "backend": settings.backend,
+        "precision": settings.compute.inference_precision,
+    }
+    if source == SELF:
+        provenance |= {
+            "prompt_temperature": PROMPT_SAMPLING.temperature,
+            "prompt_top_p": PROMPT_SAMPLING.top_p,
+            "prompt_max_new_tokens": PROMPT_SAMPLING.max_new_tokens,
+        }
+    origin = Origin("generative_replay", name or f"sha256:{weights[:16]}", provenance)
+    pool_hash = hashlib.sha256()
+    for example in pool or ():
+        pool_hash.update(f"{_turns(example)}\n".encode())
     decides = {
         "weights": weights,
         "settings": origin.settings,
         "batch_size": settings.batch_size,
-        "pool": None if pool is None else _hash_of(pool),
+        "pool": None if pool is None else pool_hash.hexdigest(),
         "chat": CHAT_IDENTITY,
         "libraries": {library: version(library) for library in _LIBRARIES},
     }
@@ -144,25 +146,6 @@ def make_replay(
     return made
 
 
-def _provenance(settings: ReplaySettings, source: str) -> dict[str, str | int | float | bool]:
-    found: dict[str, str | int | float | bool] = {
-        "prompts": source,
-        "temperature": settings.sampling.temperature,
-        "top_p": settings.sampling.top_p,
-        "max_new_tokens": settings.sampling.max_new_tokens,
-        "seed": settings.seed,
-        "backend": settings.backend,
-        "precision": settings.compute.inference_precision,
-    }
-    if source == SELF:
-        found |= {
-            "prompt_temperature": PROMPT_SAMPLING.temperature,
-            "prompt_top_p": PROMPT_SAMPLING.top_p,
-            "prompt_max_new_tokens": PROMPT_SAMPLING.max_new_tokens,
-        }
-    return found
-
-
 def _take(
     wanted: int,
     prompts: _Given | _Sampled,
@@ -174,33 +157,36 @@ def _take(
     taken: list[Example] = []
     dropped: Counter[str] = Counter()
     seen: set[bytes] = set()
-    tell = on_progress or (lambda *_: None)
     for start, end in _chunks(prompts.total, answers.unit):
         if len(taken) == wanted or start >= _TRIES_PER_ROW * wanted + _TRIES_AT_LEAST:
             break
-        asked = {
-            number: _first_time(prompt, seen)
-            for number, prompt in zip(range(start, end), prompts.between(start, end), strict=True)
-        }
-        missing = (wanted - len(taken)) / (end - start + 1)  # as if all that is missing came from this chunk
-        replies = answers.to(asked, partial(_tell_part, tell, len(taken), missing, wanted))
-        for number in range(start, end):
+        chunk: dict[int, Example | str] = {}  # a prompt, or why it is not taken
+        for number, prompt in zip(range(start, end), prompts.between(start, end), strict=True):
+            chunk[number] = prompt
+            if isinstance(prompt, Example):
+                key = hashlib.sha256(_turns(prompt).encode()).digest()
+                if key in seen:
+                    chunk[number] = "repeated"
+                seen.add(key)
+
+        def report_part(answered: int, before: int = len(taken), rows: int = end - start) -> None:
+            # As if all that is missing came from this chunk.
+            if on_progress is not None:
+                on_progress(before + int((wanted - before) / (rows + 1) * answered), wanted)
+
+        replies = answers.to(chunk, report_part)
+        for number, prompt in chunk.items():
             if len(taken) == wanted:
                 break
-            prompt, reply = asked[number], replies[number]
+            reply = replies[number] if isinstance(prompt, Example) else _Reply(reason=prompt)
             if isinstance(prompt, str) or reply.reason is not None:
-                dropped[prompt if isinstance(prompt, str) else str(reply.reason)] += 1
+                dropped[str(reply.reason)] += 1
             else:
                 turns = (*prompt.messages[:-1], Message("assistant", reply.text))
                 taken.append(replace(prompt, messages=turns, origin=origin))
-        tell(len(taken), wanted)
+        if on_progress is not None:
+            on_progress(len(taken), wanted)
     return ReplayRows(tuple(taken), dict(dropped), origin)
-
-
-def _tell_part(
-    tell: Callable[[int, int], None], before: int, per_answer: float, wanted: int, answered: int
-) -> None:
-    tell(before + int(per_answer * answered), wanted)
 
 
 def _chunks(total: int | None, unit: int) -> Iterator[tuple[int, int]]:
@@ -217,27 +203,10 @@ def _chunks(total: int | None, unit: int) -> Iterator[tuple[int, int]]:
         start = end
 
 
-def _first_time(prompt: Example | str, seen: set[bytes]) -> Example | str:
-    if isinstance(prompt, str):
-        return prompt
-    key = hashlib.sha256(_turns(prompt).encode()).digest()
-    if key in seen:
-        return "repeated"
-    seen.add(key)
-    return prompt
-
-
 def _turns(example: Example) -> str:
     """Return what is said before the answer, as text that differs where the turns differ."""
     turns = [[one.role, one.content, one.details] for one in example.messages[:-1]]
     return canonical_json([turns, example.tools, *([example.fold_system] if example.fold_system else [])])
-
-
-def _hash_of(pool: Sequence[Example]) -> str:
-    digest = hashlib.sha256()
-    for example in pool:
-        digest.update(f"{_turns(example)}\n".encode())
-    return digest.hexdigest()
 
 
 def _seed(settings: ReplaySettings, purpose: str, number: int) -> int:
@@ -274,7 +243,7 @@ class _Model:
         ending: Ending,
         on_batch: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """Continue the prompts whose numbers the log lacks; tell how many of them it has."""
+        """Continue the prompts whose numbers are missing in the log; report how many of them it has."""
         numbers = list(prompts)
         if all(number in log for number in numbers):
             return
@@ -311,12 +280,12 @@ class _Sampled:
         length = self._model.context_length
         room = None if length is None else length - len(self._opening)
         longest = at_most(PROMPT_SAMPLING.max_new_tokens, room)
-        asked = {
+        requests = {
             number: TokenPrompt(self._opening, _seed(self._model.settings, "prompt", number), longest)
             for number in range(start, end)
         }
-        self._model.continue_into(self._log, asked, PROMPT_SAMPLING, self._ending)
-        for number in asked:
+        self._model.continue_into(self._log, requests, PROMPT_SAMPLING, self._ending)
+        for number in requests:
             found = self._log[number]
             reason = degeneration(found.text, ended=found.ended)
             if reason is None:
@@ -350,16 +319,22 @@ class _Answers:
         )
 
     def to(self, prompts: Mapping[int, Example | str], on_batch: Callable[[int], None]) -> dict[int, _Reply]:
-        """Return the reply to each prompt."""
+        """Return the reply to each prompt that is one."""
         encoded = {
             number: self._encode(prompt, number)
             for number, prompt in prompts.items()
             if isinstance(prompt, Example)
         }
-        asked = {number: one for number, one in encoded.items() if isinstance(one, TokenPrompt)}
+        requests = {number: one for number, one in encoded.items() if isinstance(one, TokenPrompt)}
         sampling = self._model.settings.sampling
-        self._model.continue_into(self._log, asked, sampling, self._model.ending, on_batch)
-        return {number: self._reply(number, encoded.get(number)) for number in prompts}
+        self._model.continue_into(self._log, requests, sampling, self._model.ending, on_batch)
+        replies = {number: _Reply(reason=one) for number, one in encoded.items() if isinstance(one, str)}
+        chat = chat_format(self._model.tokenizer)
+        for number in requests:
+            found = self._log[number]
+            said = chat.answer_in(found.text)
+            replies[number] = _Reply(said.strip(), degeneration(said, ended=found.ended))
+        return replies
 
     def _encode(self, prompt: Example, number: int) -> TokenPrompt | str:
         if prompt.tools:
@@ -373,10 +348,3 @@ class _Answers:
         if longest is not None and len(ids) + self._model.settings.sampling.max_new_tokens > longest:
             return "too_long"
         return TokenPrompt(tuple(ids), _seed(self._model.settings, "answer", number))
-
-    def _reply(self, number: int, asked: TokenPrompt | str | None) -> _Reply:
-        if not isinstance(asked, TokenPrompt):
-            return _Reply(reason=asked)
-        found = self._log[number]
-        said = chat_format(self._model.tokenizer).answer_in(found.text)
-        return _Reply(said.strip(), degeneration(said, ended=found.ended))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from lingraft.config.schema import PLAIN, PathStep, Phase, StrategyChoice, StrategySpec, Study
+from lingraft.strategies.composition import swept
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,9 @@ def _full_product(study: Study) -> Iterator[tuple[PathStep, ...]]:
 def _steps_of(phase: Phase) -> Iterator[PathStep]:
     plain = StrategyChoice(parts=(StrategySpec(kind=PLAIN),))
     for name, data in phase.data.items():
-        for choice in (*phase.strategies, *data.strategies) or (plain,):
-            for one in choice.swept:
-                yield PathStep(phase=phase.name, data=name, strategy=one)
+        choices = (*phase.strategies, *data.strategies) or (plain,)
+        for one in swept(choices, f"phase {phase.name!r}, data {name!r}"):
+            yield PathStep(phase=phase.name, data=name, strategy=one)
 
 
 def _data_label(study: Study, path: tuple[PathStep, ...]) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from functools import cache
 
 ENGLISH = "en"
+_SHORT_CODE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 _TAG = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*")
 _NO_LANGUAGE = ("und", "mul", "mis", "zxx")  # undetermined (CLDR finds English likely), several, none
 _IN_PARENTHESES = re.compile(r"(.+?)\s*\(([^()]+)\)")
@@ -32,13 +33,23 @@ def canonical_tag(text: str) -> str | None:
     return _of_tag(written) or _of_name(written.casefold())
 
 
+def tag_as_written(text: str) -> str | None:
+    """Return the tag of a language as `canonical_tag`, or a code of the user's own; None: it is neither."""
+    primary, separator, rest = text.strip().replace("_", "-").partition("-")
+    own = f"{primary.lower()}{separator}{rest}"
+    return canonical_tag(text) or (own if _SHORT_CODE.fullmatch(own) else None)
+
+
 def _of_tag(written: str) -> str | None:
+    from babel.core import get_global
     from langcodes import standardize_tag, tag_is_valid
 
     if not _TAG.fullmatch(written) or not tag_is_valid(written):
         return None
     primary, *rest = standardize_tag(written).split("-")
-    return str(standardize_tag("-".join([*_aliases().get(primary, primary).split("-"), *rest])))
+    # CLDR's other codes of languages; those of two letters that the registry keeps (tl, tw) as well.
+    current = str(get_global("language_aliases").get(primary, primary)).replace("_", "-")
+    return str(standardize_tag("-".join([current, *rest])))
 
 
 @cache
@@ -53,6 +64,8 @@ def nearest_language(tag: str, available: Iterable[str]) -> str | None:
         tag: A language, written in any way that `canonical_tag` knows.
         available: Tags to choose from, such as a scorer's languages; hashable, as a tuple is.
     """
+    from langcodes import tag_distance
+
     wanted = canonical_tag(tag)
     if wanted is None or primary_subtag(wanted) in _NO_LANGUAGE:
         return None
@@ -63,7 +76,8 @@ def nearest_language(tag: str, available: Iterable[str]) -> str | None:
     same = [one for form, one in known.items() if _with_likely_parts(form) == likely]
     parts = likely.split("-")
     shorter = ("-".join(parts[:kept]) for kept in range(len(parts) - 1, 0, -1))
-    other_codes = [one for form, one in known.items() if _is_alike(form, wanted)]
+    # CLDR takes some tags for one language under two codes: no and nb.
+    other_codes = [one for form, one in known.items() if tag_distance(form, wanted) <= 1]
     return next(iter([*same, *(known[form] for form in shorter if form in known), *other_codes]), None)
 
 
@@ -72,13 +86,6 @@ def _with_likely_parts(tag: str) -> str:
     from langcodes import Language
 
     return str(Language.get(tag).maximize().to_tag())
-
-
-def _is_alike(first: str, second: str) -> bool:
-    """Return whether CLDR takes two tags for one language under two codes: no and nb."""
-    from langcodes import tag_distance
-
-    return bool(tag_distance(first, second) <= 1)
 
 
 def primary_subtag(tag: str) -> str:
@@ -104,17 +111,10 @@ def english_name(tag: str) -> str:
     return str(names.get(tag.replace("-", "_")) or names.get(primary_subtag(tag)) or tag)
 
 
-@cache
-def _aliases() -> dict[str, str]:
-    """Return CLDR's other codes of languages; those of two letters that the registry keeps (tl, tw) as well."""
-    from babel.core import get_global
-
-    aliases = get_global("language_aliases")
-    return {str(code): str(tag).replace("_", "-") for code, tag in aliases.items()}
-
-
 def _of_name(name: str) -> str | None:
     """Return the tag of an English name in lower case, also with a territory in parentheses."""
+    from babel import Locale
+
     known = _names()
     first = name.partition(";")[0].strip()  # ISO 639-2 writes "Spanish; Castilian"
     if first in known:
@@ -125,8 +125,9 @@ def _of_name(name: str) -> str | None:
     language, part = divided.groups()
     if f"{part} {language}" in known:  # Chinese (Simplified)
         return known[f"{part} {language}"]
-    territory = _territories().get(part)
-    return _of_tag(f"{known[language]}-{territory}") if language in known and territory else None
+    territories = Locale.parse(ENGLISH).territories.items()
+    codes = [code for code, territory in territories if str(territory).casefold() == part]
+    return _of_tag(f"{known[language]}-{codes[-1]}") if language in known and codes else None
 
 
 # Names in wide use (FLORES, Aya and NLLB write some of them) that neither CLDR nor ISO 639-3 has.
@@ -158,11 +159,3 @@ def _names() -> dict[str, str]:
             found[str(name).casefold()] = tag
             found[plain] = tag if str(name).casefold() == plain or plain not in found else found[plain]
     return found
-
-
-@cache
-def _territories() -> dict[str, str]:
-    """Return the subtags of English names of territories in lower case."""
-    from babel import Locale
-
-    return {str(name).casefold(): str(code) for code, name in Locale.parse(ENGLISH).territories.items()}

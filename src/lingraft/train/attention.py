@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,16 +28,13 @@ def grouped_attention(model: nn.Module) -> Iterator[None]:
 
     Any other implementation is left alone: whoever chose it had a reason.
     """
-    inner = _transformers_model(model)
-    replace = (
-        inner is not None and inner.device.type == "cpu" and inner.config._attn_implementation == _REPLACED
-    )
-    if not replace:
+    # Also from inside an adapter's wrapper.
+    inner = next((part for part in model.modules() if isinstance(part, PreTrainedModel)), None)
+    if inner is None or inner.device.type != "cpu" or inner.config._attn_implementation != _REPLACED:
         yield
         return
     AttentionInterface.register(GROUPED, grouped)
     AttentionMaskInterface.register(GROUPED, sdpa_mask)
-    inner = cast(PreTrainedModel, inner)
     inner.set_attn_implementation(GROUPED)
     try:
         yield
@@ -100,8 +97,3 @@ def grouped(
     weights = torch.baddbmm(future, queries, keys.transpose(1, 2), alpha=scale).softmax(dim=-1)
     attended = torch.bmm(weights, values).view(rows, heads, length, value.shape[3])
     return attended.transpose(1, 2).contiguous(), None
-
-
-def _transformers_model(model: nn.Module) -> PreTrainedModel | None:
-    """Return the transformers model itself, also from inside an adapter's wrapper."""
-    return next((part for part in model.modules() if isinstance(part, PreTrainedModel)), None)

@@ -7,7 +7,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, TrainerCallback
 
 from lingraft.config.schema import Training
-from lingraft.data.batching import Lengths
-from lingraft.data.encoded import EncodedTable
+from lingraft.data.encoded import EncodedTable, write_table
 from lingraft.errors import ConfigError, DataError, ModelError, StrategyError, VerificationError, did_you_mean
 from lingraft.models.compute import Compute, compute_for
 from lingraft.models.token_ids import check_token_ids, embedding_rows, padding_id
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from lingraft.data.chat import EncodedExample
+    from lingraft.data.encoded import EncodedExample
 
 _IDENTITY = "phase.json"
 _STATE = "trainer_state.json"  # the Trainer writes it last
@@ -73,8 +72,8 @@ class PhaseOutcome:
         padded_tokens: Tokens that the model computed over all epochs, padding included.
         supervised_tokens: Tokens that the loss was taken over, over all epochs.
         losses: (step, mean loss of that step in nats per supervised token), resumed steps included.
-        trainable_parameters: Numbers that were trained; tied ones count once.
-        frozen_parameters: Numbers that were not.
+        trainable_parameters: How many parameters were trained; tied ones count once.
+        frozen_parameters: How many were not.
         seconds: Wall time of training in this process; of a resumed run the rest only.
         tokens_per_second: Real tokens per second in that time; 0 where nothing was left to do.
         peak_bytes: Largest resident memory of this process since training began (of several, the first); since its
@@ -130,8 +129,8 @@ def train_phase(
         on_progress: Called after every optimiser step, in the first process; what it raises ends the phase.
         sharded: Divide parameters, gradients and optimiser states between the processes (FSDP2). The model is left
             in pieces: `sharding.whole_weights` puts them together.
-        rules: What strategies ask besides: cells frozen inside of trained parameters (verified as frozen parameters
-            are), learning rates, pulls towards the start, penalties on outputs.
+        rules: What strategies ask besides: a mask that freezes elements of trained parameters (verified as frozen
+            parameters are), learning rates, pulls towards the start, penalties on outputs.
 
     Returns:
         Counts, losses and times.
@@ -154,31 +153,37 @@ def train_phase(
         )
     if sharded and (rules.frozen_mask or rules.anchors):
         raise ConfigError(
-            "sharded training divides weights between processes, but this strategy freezes single cells or pulls "
+            "sharded training divides weights between processes, but this strategy freezes parts of tensors or pulls "
             "weights, which needs whole tensors here. Train it on processes without --sharded."
         )
     names = _check_trainable(model, trainable)
+    table = encoded if isinstance(encoded, EncodedTable) else write_table(encoded)
     rows = embedding_rows(model)
-    check_token_ids(_token_ids(encoded), rows, tokenizer, "the training data")
-    lengths = _lengths(encoded)
-    plan = BatchPlan(lengths, training, seed)
+    check_token_ids((table.highest_token,), rows, tokenizer, "the training data")
+    plan = BatchPlan(table.lengths, training, seed)
     workplace = folder / "trainer"
     arguments = training_arguments(training, compute, folder=workplace, seed=seed, sharded=sharded)
     state = arguments.distributed_state
     if state.is_main_process:
-        division = [state.num_processes, sharded]  # the two kinds of checkpoint differ
-        _clear_for(
-            _identity(model, encoded, training, names, seed, [division, _content_of_rules(rules)]), workplace
-        )
+        parts = [
+            [f"{name} {_sampled(parameter)}" for name, parameter in model.named_parameters()],
+            training.model_dump(mode="json", exclude={"save_every", "report_to"}),
+            names,
+            seed,
+            table.content_hash,
+            [state.num_processes, sharded],  # the two kinds of checkpoint differ
+            _content_of_rules(rules),
+        ]
+        _keep_checkpoints_of(fingerprint_of(parts), workplace)
     state.wait_for_everyone()
-    resumed = _newest_checkpoint(workplace)
-    with _prepared(model, names, training, compute, rules.frozen_mask):
+    resumed = max(workplace.glob("checkpoint-*"), key=_steps_of, default=None)
+    with _prepared(model, frozenset(names), training, compute, rules.frozen_mask):
         before = _frozen_hashes(model, rules.frozen_mask)
         trainer = PhaseTrainer(
             model,
             arguments,
-            encoded,
-            lengths,
+            table,
+            table.lengths,
             plan,
             pad_token_id=padding_id(tokenizer, rows),
             compute=compute,
@@ -187,25 +192,40 @@ def train_phase(
         forget_peak()
         clock = _Clock(plan.tokens_per_step(), on_progress if state.is_main_process else None)
         trainer.add_callback(clock)
-        _train(trainer, resumed)
-        _verify_frozen(before, _frozen_hashes(model, rules.frozen_mask))
-        trainable_parameters, frozen_parameters = _count_parameters(model)
+        trainer.remove_callback(PrinterCallback)
+        own = set(vars(model))
+        try:
+            trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+        finally:
+            for mark in set(vars(model)) - own:  # accelerate's
+                delattr(model, mark)
+            trainer.accelerator.free_memory()
+        after = _frozen_hashes(model, rules.frozen_mask)
+        changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+        if changed:
+            raise VerificationError(
+                f"{len(changed)} frozen parameters changed in training, the first is {changed[0]!r}. This is a fault "
+                "of lingraft or of a callback; the model must not be used."
+            )
+        sizes = [(one.numel(), one.requires_grad) for one in model.parameters()]
     state.wait_for_everyone()
     if state.is_main_process:
-        _clear(workplace)
+        if (workplace / "runs").is_dir():  # a tracker's
+            shutil.copytree(workplace / "runs", folder / "trackers", dirs_exist_ok=True)
+        shutil.rmtree(workplace)
     return PhaseOutcome(
         steps=trainer.state.global_step,
-        examples=len(encoded),
-        tokens=training.epochs * int(np.sum(lengths)),
+        examples=len(table),
+        tokens=training.epochs * int(np.sum(table.lengths)),
         padded_tokens=plan.padded_tokens,
-        supervised_tokens=training.epochs * _predicted_tokens(encoded),
+        supervised_tokens=training.epochs * table.predicted_tokens,
         losses=tuple((int(e["step"]), e["loss"]) for e in trainer.state.log_history if "loss" in e),
-        trainable_parameters=trainable_parameters,
-        frozen_parameters=frozen_parameters,
+        trainable_parameters=sum(size for size, is_trained in sizes if is_trained),
+        frozen_parameters=sum(size for size, is_trained in sizes if not is_trained),
         seconds=clock.seconds,
         tokens_per_second=clock.tokens_per_second,
         peak_bytes=peak_bytes(),
-        resumed_from=int(resumed.name.rpartition("-")[2]) if resumed else None,
+        resumed_from=None if resumed is None else _steps_of(resumed),
     )
 
 
@@ -233,57 +253,8 @@ def _check_trainable(model: nn.Module, trainable: Collection[str]) -> list[str]:
     return sorted(trainable)
 
 
-def _identity(
-    model: nn.Module,
-    encoded: Sequence[EncodedExample],
-    training: Training,
-    names: Sequence[str],
-    seed: int,
-    others: Sequence[object],
-) -> dict[str, str]:
-    """What a checkpoint must agree on to be continued."""
-    options = training.model_dump(mode="json", exclude={"save_every", "report_to"})
-    parts = [_weights_identity(model), options, list(names), seed, _content_of(encoded), *others]
-    return {"fingerprint": fingerprint_of(parts)}
-
-
-def _lengths(encoded: Sequence[EncodedExample]) -> Lengths:
-    if isinstance(encoded, EncodedTable):
-        return encoded.lengths
-    return [len(example.input_ids) for example in encoded]
-
-
-def _token_ids(encoded: Sequence[EncodedExample]) -> Iterator[int]:
-    if isinstance(encoded, EncodedTable):
-        return iter((encoded.highest_token,))
-    return (token for example in encoded for token in example.input_ids)
-
-
-def _predicted_tokens(encoded: Sequence[EncodedExample]) -> int:
-    """Return the tokens that the loss is taken over: nothing predicts a row's first one."""
-    if isinstance(encoded, EncodedTable):
-        return encoded.predicted_tokens
-    return sum(sum(example.supervised[1:]) for example in encoded)
-
-
-def _content_of(encoded: Sequence[EncodedExample]) -> str:
-    if isinstance(encoded, EncodedTable):
-        return encoded.content_hash
-    rows = hashlib.sha256()
-    for example in encoded:
-        rows.update(repr((example.input_ids, example.supervised)).encode())
-    return rows.hexdigest()
-
-
-def _weights_identity(model: nn.Module) -> str:
-    """Hash up to _SAMPLED numbers of each parameter, evenly spaced: fine-tuning leaves hardly one as it was."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        digest.update(f"{name} {_sampled(parameter)} ".encode())
-    return digest.hexdigest()
-
-
 def _sampled(tensor: Tensor) -> str:
+    """Return a hash of up to _SAMPLED evenly spaced elements: fine-tuning leaves hardly one as it was."""
     flat = tensor.detach().reshape(-1)
     sample = flat[:: max(1, -(-flat.numel() // _SAMPLED))]
     return hashlib.sha256(sample.float().cpu().numpy().tobytes()).hexdigest()
@@ -292,7 +263,7 @@ def _sampled(tensor: Tensor) -> str:
 def _content_of_rules(rules: TrainingRules) -> list[object]:
     """Return what of the rules a checkpoint must agree on; penalties on outputs are known by the stage alone."""
     return [
-        {name: _sampled(cells) for name, cells in rules.frozen_mask.items()},
+        {name: _sampled(mask) for name, mask in rules.frozen_mask.items()},
         dict(rules.learning_rates),
         [
             {
@@ -305,103 +276,71 @@ def _content_of_rules(rules: TrainingRules) -> list[object]:
     ]
 
 
-def _clear_for(identity: dict[str, str], workplace: Path) -> None:
+def _keep_checkpoints_of(phase: str, workplace: Path) -> None:
     """Leave the whole checkpoints of an interrupted run of this very phase in the workplace, and nothing else."""
-    try:
-        same = read_json(workplace / _IDENTITY) == identity
-    except (OSError, ValueError):
-        same = False
-    if not same:
+    identity = {"fingerprint": phase}
+    if _json_in(workplace / _IDENTITY) != identity:
         shutil.rmtree(workplace, ignore_errors=True)
         workplace.mkdir(parents=True)
         write_json_atomically(workplace / _IDENTITY, identity)
     for checkpoint in workplace.glob("checkpoint-*"):
-        if not _is_whole(checkpoint):
+        if not isinstance(_json_in(checkpoint / _STATE), dict):
             shutil.rmtree(checkpoint)
 
 
-def _newest_checkpoint(workplace: Path) -> Path | None:
-    return max(
-        workplace.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), default=None
-    )
-
-
-def _is_whole(checkpoint: Path) -> bool:
+def _json_in(path: Path) -> object:
+    """Return a file's content; None where it is missing or torn."""
     try:
-        return isinstance(read_json(checkpoint / _STATE), dict)
+        content: object = read_json(path)
     except (OSError, ValueError):
-        return False
+        return None
+    return content
 
 
-def _clear(workplace: Path) -> None:
-    """Remove the checkpoints; what a tracker wrote there is moved beside them."""
-    if (workplace / "runs").is_dir():
-        shutil.copytree(workplace / "runs", workplace.parent / "trackers", dirs_exist_ok=True)
-    shutil.rmtree(workplace)
+def _steps_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 @contextmanager
 def _prepared(
     model: Any,
-    names: Sequence[str],
+    names: Collection[str],
     training: Training,
     compute: Compute,
     frozen_mask: Mapping[str, Tensor],
 ) -> Iterator[None]:
-    """Set what trains, the weights' type and gradient checkpointing; undo all but the training at the end."""
-    chosen = set(names)
+    """Set what trains, the weights' type and gradient checkpointing; undo all but the training at the end.
+
+    In pure bf16 the weights are bf16 inside. Outside, what is frozen has the very float32 bits that it had.
+    """
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in chosen)
+        parameter.requires_grad_(name in names)
     use_cache = getattr(model.config, "use_cache", None)
     if training.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
         # Only the re-entrant kind needs gradients at the embeddings; they would cost the frozen layers' backward.
         model.disable_input_require_grads()
+    originals: dict[str, Tensor] = {}
+    if compute.precision == "bf16_pure":
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad or name in frozen_mask:
+                originals[name] = parameter.data
+            parameter.data = parameter.data.to(compute.held)
     try:
-        pure = compute.precision == "bf16_pure"
-        weights = _weights_held_in(compute.held, model, frozen_mask) if pure else nullcontext()
-        with weights, grouped_attention(model):
+        with grouped_attention(model):
             yield
     finally:
+        for name, parameter in model.named_parameters() if compute.precision == "bf16_pure" else ():
+            kept = originals.pop(name, None)
+            kept = parameter.data.float() if kept is None else kept.to(parameter.device)
+            if name in frozen_mask and parameter.requires_grad:
+                kept = torch.where(frozen_mask[name].to(parameter.device), kept, parameter.data.float())
+            parameter.data = kept
         if training.gradient_checkpointing:
             model.activation_checkpointing_disable()
         model.config.use_cache = use_cache  # the Trainer switches it off, and generation would crawl
         model.zero_grad(set_to_none=True)
         model.eval()
-
-
-@contextmanager
-def _weights_held_in(
-    dtype: torch.dtype, model: nn.Module, frozen_mask: Mapping[str, Tensor]
-) -> Iterator[None]:
-    """Hold the parameters in a narrower type inside; outside, what is frozen has the very float32 bits that it had."""
-    originals: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad or name in frozen_mask:
-            originals[name] = parameter.data
-        parameter.data = parameter.data.to(dtype)
-    try:
-        yield
-    finally:
-        for name, parameter in model.named_parameters():
-            kept = originals.pop(name, None)
-            kept = None if kept is None else kept.to(parameter.device)
-            if kept is not None and parameter.requires_grad:
-                kept = torch.where(frozen_mask[name].to(parameter.device), kept, parameter.data.float())
-            parameter.data = parameter.data.float() if kept is None else kept
-
-
-def _train(trainer: PhaseTrainer, resumed: Path | None) -> None:
-    """Run the Trainer silently, and take off the marks that it leaves on the model."""
-    trainer.remove_callback(PrinterCallback)
-    model = trainer.model
-    own = set(vars(model))
-    try:
-        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
-    finally:
-        for mark in set(vars(model)) - own:  # accelerate's
-            delattr(model, mark)
-        trainer.accelerator.free_memory()
 
 
 class _Clock(TrainerCallback):
@@ -447,7 +386,7 @@ class _Clock(TrainerCallback):
 
 
 def _frozen_hashes(model: nn.Module, frozen_mask: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return the SHA-256 of the bytes of every parameter that is not trained, and of the frozen cells of others."""
+    """Return the SHA-256 of the bytes of every parameter that is not trained, and of what a mask freezes of others."""
     hashes = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -458,18 +397,3 @@ def _frozen_hashes(model: nn.Module, frozen_mask: Mapping[str, Tensor]) -> dict[
             continue
         hashes[name] = hashlib.sha256(kept.view(-1).view(torch.uint8).numpy().data).hexdigest()
     return hashes
-
-
-def _verify_frozen(before: dict[str, str], after: dict[str, str]) -> None:
-    changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-    if changed:
-        raise VerificationError(
-            f"{len(changed)} frozen parameters changed in training, the first is {changed[0]!r}. This is a fault of "
-            "lingraft or of a callback; the model must not be used."
-        )
-
-
-def _count_parameters(model: nn.Module) -> tuple[int, int]:
-    """Return how many numbers are trained and how many are not."""
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return trained, sum(parameter.numel() for parameter in model.parameters()) - trained

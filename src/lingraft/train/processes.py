@@ -120,7 +120,12 @@ def train_on(
             running.wait()  # leaving the block after an interrupt would not
             raise
     if not (task.folder / OUTCOME).exists():
-        raise _failure(task.folder)
+        if not (task.folder / FAILURE).exists():
+            last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_SHOWN_LINES:]
+            raise LingraftError("the training processes ended without a result:\n" + "\n".join(last))
+        failure = read_json(task.folder / FAILURE)
+        error: LingraftError = getattr(errors, failure["kind"], LingraftError)(failure["message"])
+        raise error
     trained = _TRAINED.validate_python(read_json(task.folder / OUTCOME))
     for done in (OUTCOME, TASK, FAILURE, LOG):
         (task.folder / done).unlink(missing_ok=True)
@@ -149,14 +154,3 @@ def write_failure(folder: Path, error: Exception) -> None:
     is_ours = isinstance(error, LingraftError)
     message = str(error) if is_ours else f"a training process failed with {type(error).__name__}: {error}"
     write_json_atomically(folder / FAILURE, {"kind": type(error).__name__, "message": message})
-
-
-def _failure(folder: Path) -> LingraftError:
-    """Return the error that a worker left, as the class that it was."""
-    try:
-        found = read_json(folder / FAILURE)
-    except FileNotFoundError:
-        last = (folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines()[-_SHOWN_LINES:]
-        return LingraftError("the training processes ended without a result:\n" + "\n".join(last))
-    error: LingraftError = getattr(errors, found["kind"], LingraftError)(found["message"])
-    return error

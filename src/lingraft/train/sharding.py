@@ -32,10 +32,7 @@ def set_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     parameters = dict(model.named_parameters())
     for name, weight in weights.items():
         parameter = parameters[name]
-        parameter.copy_(_divided_like(parameter, weight))
-
-
-def _divided_like(parameter: Tensor, weight: Tensor) -> Tensor:
-    if not isinstance(parameter, DTensor):
-        return weight
-    return distribute_tensor(weight, parameter.device_mesh, parameter.placements)
+        if isinstance(parameter, DTensor):
+            parameter.copy_(distribute_tensor(weight, parameter.device_mesh, parameter.placements))
+        else:
+            parameter.copy_(weight)

@@ -18,11 +18,6 @@ from torch.optim.adamw import adamw
 CHUNK = 1 << 18  # elements updated at a time: float32 temporaries stay small, and in the cache
 
 
-def _seed_of(seed: int, step: int) -> int:
-    """Return 32 bits of both: torch's generator of a CPU drops all others."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {step}".encode()).digest()[:4], "big")
-
-
 class RoundingNoise:
     """The random bits of one optimiser step: 16 for each weight, uniform, any two weights' independent.
 
@@ -108,13 +103,45 @@ class StochasticRoundingAdamW(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                state = self.state[parameter] or self._first_state(parameter)
+                state = self.state[parameter]
+                if not state:
+                    state["step"] = 0
+                    for moment in ("exp_avg", "exp_avg_sq"):
+                        state[moment] = torch.zeros_like(parameter, dtype=torch.float32)
                 state["step"] += 1
                 if parameter.device not in noises:
+                    # 32 bits of both numbers: torch's generator of a CPU drops all others.
+                    digest = hashlib.sha256(f"{self._seed} {state['step']}".encode()).digest()
                     generator = torch.Generator(parameter.device)
-                    generator.manual_seed(_seed_of(self._seed, state["step"]))
+                    generator.manual_seed(int.from_bytes(digest[:4], "big"))
                     noises[parameter.device] = RoundingNoise(generator)
-                self._update(parameter, state, group, noises[parameter.device])
+                flat = (
+                    parameter.detach(),
+                    parameter.grad.contiguous(),
+                    state["exp_avg"],
+                    state["exp_avg_sq"],
+                )
+                for weights, gradients, first, second in zip(
+                    *(tensor.view(-1).split(CHUNK) for tensor in flat), strict=True
+                ):
+                    exact = weights.float()
+                    adamw(
+                        [exact],
+                        [gradients.float()],
+                        [first],
+                        [second],
+                        [],
+                        [torch.tensor(float(state["step"] - 1), device=exact.device)],
+                        fused=True,
+                        amsgrad=False,
+                        beta1=group["betas"][0],
+                        beta2=group["betas"][1],
+                        lr=group["lr"],
+                        weight_decay=group["weight_decay"],
+                        eps=group["eps"],
+                        maximize=False,
+                    )
+                    round_stochastically(exact, noises[parameter.device], out=weights)
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -126,40 +153,3 @@ class StochasticRoundingAdamW(torch.optim.Optimizer):
             for key, value in state_dict["state"].get(number, {}).items():
                 if isinstance(value, Tensor):
                     self.state[parameter][key] = value.to(parameter.device, copy=True)
-
-    def _first_state(self, parameter: Tensor) -> dict[str, Any]:
-        state: dict[str, Any] = self.state[parameter]
-        state["step"] = 0
-        for moment in ("exp_avg", "exp_avg_sq"):
-            state[moment] = torch.zeros(parameter.shape, dtype=torch.float32, device=parameter.device)
-        return state
-
-    @staticmethod
-    def _update(
-        parameter: Tensor, state: dict[str, Any], group: dict[str, Any], noise: RoundingNoise
-    ) -> None:
-        gradient = parameter.grad
-        assert gradient is not None
-        flat = [
-            tensor.view(-1).split(CHUNK)
-            for tensor in (parameter.detach(), gradient.contiguous(), state["exp_avg"], state["exp_avg_sq"])
-        ]
-        for weights, gradients, first, second in zip(*flat, strict=True):
-            exact = weights.float()
-            adamw(
-                [exact],
-                [gradients.float()],
-                [first],
-                [second],
-                [],
-                [torch.tensor(float(state["step"] - 1), device=exact.device)],
-                fused=True,
-                amsgrad=False,
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                lr=group["lr"],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                maximize=False,
-            )
-            round_stochastically(exact, noise, out=weights)

@@ -33,7 +33,7 @@ from lingraft.train.sharding import set_weights, whole_weights
 from lingraft.train.stochastic_rounding import StochasticRoundingAdamW
 
 if TYPE_CHECKING:
-    from lingraft.data.chat import EncodedExample
+    from lingraft.data.encoded import EncodedExample
 
 _LARGEST_SHARE = math.nextafter(1.0, 0.0)  # the Trainer reads a warm-up of 1 as one step
 TRAINED_WEIGHTS = "trained_weights.safetensors"
@@ -244,7 +244,7 @@ class PhaseTrainer(Trainer):
         """Create AdamW, with a group of its own for each factor of the learning rate."""
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         split_by_rate(optimizer, self.model, self._rules.learning_rates)
-        optimizer.register_step_post_hook(lambda *_: self._restraints.restore_cells())
+        optimizer.register_step_post_hook(lambda *_: self._restraints.restore_frozen())
         return optimizer
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

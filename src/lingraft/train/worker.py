@@ -19,18 +19,17 @@ from lingraft.train.run import PhaseTask, train_task
 _SECONDS_BETWEEN_LOOKS = 1.0
 
 
-def _end_with(launcher: int) -> None:
-    """End this process soon after the launcher is gone, which cannot tell us when it is killed."""
-    while Path(f"/proc/{launcher}").exists() or not Path("/proc/self").exists():
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
-    os._exit(1)
-
-
 def main() -> None:
     """Read the task named on the command line and train it."""
     path, launcher, *sharded = sys.argv[1:]
     task = PhaseTask.model_validate(read_json(Path(path)))
-    threading.Thread(target=_end_with, args=(int(launcher),), daemon=True).start()
+
+    def end_with_the_launcher() -> None:  # which cannot send word when it is killed
+        while Path(f"/proc/{launcher}").exists() or not Path("/proc/self").exists():
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        os._exit(1)
+
+    threading.Thread(target=end_with_the_launcher, daemon=True).start()
     rank = int(os.environ["RANK"])
     try:
         trained = train_task(

@@ -8,9 +8,8 @@ large the models and their tensors.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +23,7 @@ from lingraft.models.weights import WRAPPED_ADVICE, ModelWeights
 _ELEMENTS_PER_PIECE = 2**20  # read at a time
 _ELEMENTS_IN_CACHE = 2**17  # computed with at a time: 1 MiB in float64
 _OF_UPDATES = ("update_cosine", "sign_agreement")
-_Key = TypeVar("_Key")
+_Key = TypeVar("_Key", int, str)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +32,13 @@ class UpdateComparison:
 
     Attributes:
         cosine: Of the two updates, in [-1, 1]; below 0 they undo each other; None where either is all zeros.
-        sign_agreement: Of the numbers that both change, the share that both change in one direction, in [0, 1]; 0.5 is
-            chance; None: there are none.
+        sign_agreement: Of the parameters that both change, the share that both change in one direction, in [0, 1]; 0.5
+            is chance; None: there are none.
         first_norm: ||w1 - w0||.
         second_norm: ||w2 - w0||.
         product: <w1 - w0, w2 - w0>.
-        agreeing: Numbers that both change in one direction.
-        changed: Numbers that both change.
+        agreeing: Parameters that both change in one direction.
+        changed: Parameters that both change.
     """
 
     cosine: float | None
@@ -64,8 +63,8 @@ class TensorDifference:
         cosine: Of w1 and w2, in [-1, 1]; None where either is all zeros.
         norm: ||w1||.
         other_norm: ||w2||.
-        rows: Rows compared, where the two have different numbers of them (a resized vocabulary); None: all.
-        update: The two updates from the base; None: no base was given, or it lacks the tensor.
+        rows: Rows compared, where one has more of them (a resized vocabulary); None: all.
+        update: The two updates from the base; None: no base was given, or it does not have the tensor.
     """
 
     name: str
@@ -88,9 +87,9 @@ class GroupDifference:
         name: Layer number, module type, or `outside the layers`.
         tensors: How many.
         mpd: Mean of their L2 distances.
-        l2: L2 distance of all of their numbers.
+        l2: L2 distance of all of their parameters.
         relative: `l2` over the first model's norm; None where that is 0.
-        cosine: Of the two models' numbers; None where either is all zeros.
+        cosine: Of the two models' parameters; None where either is all zeros.
         update_cosine: Of the two updates from the base; None: no base, or no update.
         sign_agreement: See UpdateComparison.
     """
@@ -115,7 +114,7 @@ class ParameterDifference:
         tensors: One entry per common tensor.
         missing: Tensors that only one model has; they are in no figure.
         resized: Matrices outside the layers of which only the rows that both have are compared.
-        without_base: Tensors that the base lacks or has in another shape, and whose updates are not compared.
+        without_base: Tensors that the base does not have in this shape, and whose updates are not compared.
     """
 
     mpd: float
@@ -152,18 +151,36 @@ class ParameterDifference:
         """Return the figures as JSON values; those of the updates only where there was a base."""
         whole = self.whole()
         update = {"update_cosine": whole.update_cosine, "sign_agreement": whole.sign_agreement}
+        tensors = []
+        for one in self.tensors:
+            own: dict[str, str | int | float | None] = {
+                "name": one.name,
+                "layer": one.layer,
+                "module": one.module,
+                "l2": one.l2,
+                "relative": one.relative,
+                "cosine": one.cosine,
+            }
+            if one.rows is not None:
+                own["rows"] = one.rows
+            if one.update is not None:
+                own |= {"update_cosine": one.update.cosine, "sign_agreement": one.update.sign_agreement}
+            tensors.append(own)
         return {
             "mpd": self.mpd,
             "n_tensors": len(self.tensors),
             "relative": self.relative,
             **(update if self.has_updates else {}),
-            "layers": [_group_to_json(one, self.has_updates) for one in self.by_layer()],
-            "modules": [_group_to_json(one, self.has_updates) for one in self.by_module()],
-            "tensors": [_tensor_to_json(one) for one in self.tensors],
+            "layers": [self._group_to_json(one) for one in self.by_layer()],
+            "modules": [self._group_to_json(one) for one in self.by_module()],
+            "tensors": tensors,
             "missing": list(self.missing),
             "resized": list(self.resized),
             "without_base": list(self.without_base),
         }
+
+    def _group_to_json(self, one: GroupDifference) -> dict[str, Any]:
+        return {name: own for name, own in asdict(one).items() if self.has_updates or name not in _OF_UPDATES}
 
 
 def parameter_difference(
@@ -177,7 +194,7 @@ def parameter_difference(
 
     Tensors go by the names of the models' parameters, whatever the files call them. A tied output head counts once,
     also where a checkpoint stores it in full. Types may differ: everything is computed in float64. Of embeddings and
-    heads with different numbers of rows (a resized vocabulary) the common rows are compared.
+    heads of which one has more rows (a resized vocabulary) the common rows are compared.
 
     Args:
         first: Checkpoint folder of safetensors, or its reader (`models.adapters.open_weights` reads adapters, too).
@@ -197,22 +214,19 @@ def parameter_difference(
     counted = frozenset(other.names) - (repeated & other_repeated)
     common = [name for name in one.names if name in counted]
     if not common:
-        raise ModelError(_nothing_in_common(one, other))
-    rows = {
-        name: _common_rows(name, one.shape(name), other.shape(name), (one.folder, other.folder))
-        for name in common
-    }
-    based = (
-        set()
-        if origin is None
-        else {name for name in common if _fits(origin, name, one.shape(name), rows[name])}
-    )
-    compared = []
+        problem = f"{one.folder} and {other.folder}: have no tensor in common"
+        if None in (one.architecture, other.architecture):
+            raise ModelError(f"{problem}; these are two architectures.")
+        raise ModelError(
+            f"{problem}, though both are a {one.architecture}: one holds {one.names[0]}, the other {other.names[0]}. "
+            f"{WRAPPED_ADVICE}"
+        )
+    rows = {name: _common_rows(name, one, other) for name in common}
+    tensors: tuple[TensorDifference, ...] = ()
     for name in common:
-        compared.append(_tensor_difference(name, rows[name], one, other, origin if name in based else None))
+        tensors += (_tensor_difference(name, rows[name], one, other, origin),)
         if on_progress is not None:
-            on_progress(len(compared), len(common))
-    tensors = tuple(compared)
+            on_progress(len(tensors), len(common))
     whole = _group("all", tensors)
     return ParameterDifference(
         mpd=whole.mpd,
@@ -220,7 +234,7 @@ def parameter_difference(
         tensors=tensors,
         missing=tuple(sorted((set(one.names) ^ set(other.names)) - repeated - other_repeated)),
         resized=tuple(name for name in common if rows[name] is not None),
-        without_base=() if origin is None else tuple(name for name in common if name not in based),
+        without_base=tuple(one.name for one in tensors if origin is not None and one.update is None),
     )
 
 
@@ -236,32 +250,16 @@ def _check_architecture(first: WeightReader, other: WeightReader) -> None:
         )
 
 
-def _nothing_in_common(first: WeightReader, other: WeightReader) -> str:
-    found = f"{first.folder} and {other.folder}: have no tensor in common"
-    if first.architecture is None or other.architecture is None:
-        return f"{found}; these are two architectures."
-    return (
-        f"{found}, though both are a {first.architecture}: one holds {first.names[0]}, the other {other.names[0]}. "
-        f"{WRAPPED_ADVICE}"
-    )
-
-
-def _common_rows(
-    name: str, shape: tuple[int, ...], other: tuple[int, ...], folders: tuple[Path, Path]
-) -> int | None:
+def _common_rows(name: str, one: WeightReader, other: WeightReader) -> int | None:
     """Return how many rows both have where only the vocabulary differs, None where the shapes are equal."""
-    if shape == other:
+    shape, other_shape = one.shape(name), other.shape(name)
+    if shape == other_shape:
         return None
-    if layer_of(name) is None and len(shape) == len(other) == 2 and shape[1] == other[1]:
-        return min(shape[0], other[0])
-    raise ModelError(f"{folders[0]} and {folders[1]}: {name} is {shape} in one and {other} in the other.")
-
-
-def _fits(base: WeightReader, name: str, shape: tuple[int, ...], rows: int | None) -> bool:
-    if name not in base.names:
-        return False
-    own = base.shape(name)
-    return own[1:] == shape[1:] and own[:1] >= ((rows,) if rows is not None else shape[:1])
+    if layer_of(name) is None and len(shape) == len(other_shape) == 2 and shape[1] == other_shape[1]:
+        return min(shape[0], other_shape[0])
+    raise ModelError(
+        f"{one.folder} and {other.folder}: {name} is {shape} in one and {other_shape} in the other."
+    )
 
 
 def _stored_twice(reader: WeightReader) -> frozenset[str]:
@@ -276,23 +274,50 @@ def _stored_twice(reader: WeightReader) -> frozenset[str]:
     )
 
 
-def _pieces(reader: WeightReader, name: str, rows: int | None) -> Iterator[torch.Tensor]:
-    return reader.pieces(name, _ELEMENTS_PER_PIECE, rows)
-
-
 def _tensor_difference(
     name: str, rows: int | None, one: WeightReader, other: WeightReader, base: WeightReader | None
 ) -> TensorDifference:
-    rows_read = rows if rows is not None else (one.shape(name) or (1,))[0]
-    readers = [one, other, *([] if base is None else [base])]
-    sums = _sums(zip(*(_pieces(reader, name, rows_read) for reader in readers), strict=True))
-    if not all(map(math.isfinite, sums)):
+    shape = one.shape(name)
+    rows_read = rows if rows is not None else (shape or (1,))[0]
+    readers = [one, other]
+    if base is not None and name in base.names:
+        own = base.shape(name)
+        if own[1:] == shape[1:] and own[:1] >= ((rows,) if rows is not None else shape[:1]):
+            readers.append(base)
+    pieces = zip(*(reader.pieces(name, _ELEMENTS_PER_PIECE, rows_read) for reader in readers), strict=True)
+    # |a - b|^2, |a|^2 and |b|^2; with a base c also |a - c|^2, |b - c|^2, <a - c, b - c>, and how many parameters both
+    # change, in one direction and at all.
+    sums = torch.zeros(3 if len(readers) == 2 else 8, dtype=torch.float64)
+    for piece in pieces:
+        for stored in zip(*(torch.split(part, _ELEMENTS_IN_CACHE) for part in piece), strict=True):
+            a, b, *origin = (part.double() for part in stored)
+            change = a - b
+            parts = [change @ change, a @ a, b @ b]
+            for c in origin:
+                u, v = a - c, b - c
+                signs = torch.sign(u) * torch.sign(v)
+                parts += [u @ u, v @ v, u @ v, (signs > 0).sum(), (signs != 0).sum()]
+            sums += torch.stack([part.double() for part in parts])
+    if not bool(torch.isfinite(sums).all()):
         raise ModelError(
             f"{name}: holds weights that are not finite (NaN or infinity) in one of the models, so training "
             "diverged or the file is damaged. Train with a lower learning rate, or fetch it again."
         )
-    distance, square, other_square, *updates = sums
+    distance, square, other_square, *updates = sums.tolist()
     l2, norm, other_norm = math.sqrt(distance), math.sqrt(square), math.sqrt(other_square)
+    update = None
+    if updates:
+        first, second, product, agreeing, changed = updates
+        norms = math.sqrt(first), math.sqrt(second)
+        update = UpdateComparison(
+            cosine=_cosine(product, *norms),
+            sign_agreement=agreeing / changed if changed else None,
+            first_norm=norms[0],
+            second_norm=norms[1],
+            product=product,
+            agreeing=int(agreeing),
+            changed=int(changed),
+        )
     product = (square + other_square - distance) / 2  # in float64 as good as summing it, and a pass less
     return TensorDifference(
         name=name,
@@ -304,44 +329,7 @@ def _tensor_difference(
         norm=norm,
         other_norm=other_norm,
         rows=rows,
-        update=_update(*updates) if base is not None else None,
-    )
-
-
-def _sums(pieces: Iterable[tuple[torch.Tensor, ...]]) -> list[float]:
-    """Return |a - b|^2, |a|^2 and |b|^2.
-
-    With a base c also |a - c|^2, |b - c|^2, <a - c, b - c>, and how many numbers both change, in one direction and
-    at all.
-    """
-    total: torch.Tensor | None = None
-    for stored in chain.from_iterable(map(_in_cache, pieces)):
-        a, b, *origin = (piece.double() for piece in stored)
-        change = a - b
-        parts = [change @ change, a @ a, b @ b]
-        for c in origin:
-            u, v = a - c, b - c
-            signs = torch.sign(u) * torch.sign(v)
-            parts += [u @ u, v @ v, u @ v, (signs > 0).sum(), (signs != 0).sum()]
-        found = torch.stack([part.double() for part in parts])
-        total = found if total is None else total + found
-    return [0.0] * 3 if total is None else total.tolist()
-
-
-def _in_cache(pieces: Sequence[torch.Tensor]) -> Iterator[tuple[torch.Tensor, ...]]:
-    return zip(*(torch.split(piece, _ELEMENTS_IN_CACHE) for piece in pieces), strict=True)
-
-
-def _update(first: float, second: float, product: float, agreeing: float, changed: float) -> UpdateComparison:
-    norms = math.sqrt(first), math.sqrt(second)
-    return UpdateComparison(
-        cosine=_cosine(product, *norms),
-        sign_agreement=agreeing / changed if changed else None,
-        first_norm=norms[0],
-        second_norm=norms[1],
-        product=product,
-        agreeing=int(agreeing),
-        changed=int(changed),
+        update=update,
     )
 
 
@@ -381,25 +369,3 @@ def _group(name: str, tensors: Sequence[TensorDifference]) -> GroupDifference:
         update_cosine=_cosine(sum(u.product for u in updates), *lengths),
         sign_agreement=sum(u.agreeing for u in updates) / changed if changed else None,
     )
-
-
-def _group_to_json(one: GroupDifference, with_updates: bool) -> dict[str, Any]:
-    own = asdict(one)
-    return own if with_updates else {key: own[key] for key in own if key not in _OF_UPDATES}
-
-
-def _tensor_to_json(one: TensorDifference) -> dict[str, Any]:
-    own: dict[str, Any] = {
-        "name": one.name,
-        "layer": one.layer,
-        "module": one.module,
-        "l2": one.l2,
-        "relative": one.relative,
-        "cosine": one.cosine,
-    }
-    if one.rows is not None:
-        own["rows"] = one.rows
-    if one.update is not None:
-        own["update_cosine"] = one.update.cosine
-        own["sign_agreement"] = one.update.sign_agreement
-    return own

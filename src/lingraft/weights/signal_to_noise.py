@@ -1,7 +1,7 @@
 """Signal-to-noise ratio of weight matrices (Spectrum): which modules hold structure, and which look like noise.
 
 A matrix of independent noise has singular values up to an edge that its shape and the noise's size decide
-(Marchenko and Pastur). What lies above is signal. Two estimators: `reference` gives the numbers of the public Spectrum
+(Marchenko and Pastur). What lies above is signal. Two estimators: `reference` gives the values of the public Spectrum
 scanner, `median` is sound. Two matrices are in memory at a time.
 
 Sources: Hartford et al. 2024, "Spectrum: Targeted Training on Signal to Noise Ratio", arXiv 2406.06623; Marchenko and
@@ -15,7 +15,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -110,17 +110,7 @@ class SignalScan:
             "estimator": self.estimator,
             "share": self.share,
             "modules": [
-                {
-                    "name": one.name,
-                    "layer": one.layer,
-                    "type": one.type,
-                    "snr": one.snr if math.isfinite(one.snr) else None,
-                    "rank": one.rank,
-                    "selected": one.selected,
-                    "above": one.above,
-                    "of": one.of,
-                }
-                for one in self.modules
+                asdict(one) | {"snr": one.snr if math.isfinite(one.snr) else None} for one in self.modules
             ],
             "skipped": list(self.skipped),
             "outside": list(self.outside),
@@ -152,7 +142,10 @@ def signal_to_noise(
         raise ConfigError(f"share {share}: must lie between 0 and 1.")
     reader = ModelWeights(model) if isinstance(model, (str, Path)) else model
     inside = [name for name in reader.names if layer_of(name) is not None]
-    matrices = [name for name in inside if _is_matrix(reader.shape(name))]
+    # Matrices or, of a mixture of experts, stacks of them.
+    matrices = [
+        name for name in inside if len(reader.shape(name)) in (2, 3) and min(reader.shape(name)[-2:]) > 1
+    ]
     if not matrices:
         raise ModelError(f"{reader.folder}: no decoder layer holds a weight matrix.")
     found = []
@@ -198,7 +191,11 @@ def signal_of(matrix: torch.Tensor, estimator: Estimator) -> Signal:
     """
     values = singular_values(matrix)
     n, m = matrix.shape
-    edge = noise_edge(values, n, m) if estimator == "median" else _reference_threshold(values, n, m)
+    if estimator == "median":
+        edge = noise_edge(values, n, m)
+    else:
+        low, high = np.quantile(values, [0.25, 0.75])
+        edge = float(high - low) / _IQR_OF_A_NORMAL * (1 + math.sqrt(min(n, m) / max(n, m)))
     signal = values[values > edge]
     noise = values[values <= edge]
     below = float(noise.sum()) if len(noise) else 1.0
@@ -253,16 +250,6 @@ def marchenko_pastur_median(beta: float) -> float:
         return float(quad(density, low, x, limit=200)[0]) - 0.5
 
     return float(brentq(excess, low, high, xtol=1e-10))
-
-
-def _reference_threshold(values: Floats, n: int, m: int) -> float:
-    low, high = np.quantile(values, [0.25, 0.75])
-    return float(high - low) / _IQR_OF_A_NORMAL * (1 + math.sqrt(min(n, m) / max(n, m)))
-
-
-def _is_matrix(shape: tuple[int, ...]) -> bool:
-    """Whether a tensor is a matrix or, of a mixture of experts, a stack of them."""
-    return len(shape) in (2, 3) and min(shape[-2:]) > 1
 
 
 def _signal_in(reader: WeightReader, name: str, estimator: Estimator) -> Signal:

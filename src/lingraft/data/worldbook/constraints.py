@@ -12,7 +12,6 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from lingraft.data.worldbook.writing import phrase_pattern
 from lingraft.text.folding import fold_for_worldbook
@@ -49,6 +48,9 @@ _ORDINAL = re.compile(
 )
 _ELLIPSIS = re.compile(r"\.{3,}|…+|・{3,}|。{3,}")
 
+COUNTED = ("bullets", "sentences", "lines")
+"""Kinds whose argument is a number."""
+
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
@@ -83,7 +85,7 @@ def _sentence_ends(text: str) -> list[re.Match[str]]:
     return list(_SENTENCE_END.finditer(_ORDINAL.sub(lambda match: f"{match[0][:-1]},", text)))
 
 
-def parse_json_object(response: str) -> dict[str, Any] | None:
+def parse_json_object(response: str) -> dict[str, object] | None:
     """Return the JSON object that a response is, also one inside a ``` fence, or None where it is none."""
     text = response.strip()
     fenced = _FENCE.match(text)
@@ -94,14 +96,6 @@ def parse_json_object(response: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _is_upper_case(text: str) -> bool:
-    return text.isupper()
-
-
-def _is_lower_case(text: str) -> bool:
-    return text.islower()
-
-
 def _is_quoted(text: str) -> bool:
     return any(
         len(text) > len(left) + len(right) and text.startswith(left) and text.endswith(right)
@@ -109,22 +103,10 @@ def _is_quoted(text: str) -> bool:
     )
 
 
-def _starts_with(text: str, phrase: str) -> bool:
-    return fold_for_worldbook(text).startswith(fold_for_worldbook(phrase))
-
-
-def _ends_with(text: str, phrase: str) -> bool:
-    return fold_for_worldbook(text).endswith(fold_for_worldbook(phrase))
-
-
 def _is_json_with_key(text: str, key: str) -> bool:
-    value = parse_json_object(text)
-    return (
-        value is not None
-        and list(value) == [key]
-        and isinstance(value[key], str)
-        and bool(value[key].strip())
-    )
+    value = parse_json_object(text) or {}
+    said = value.get(key)
+    return list(value) == [key] and isinstance(said, str) and bool(said.strip())
 
 
 def _has_bullets(text: str, count: int) -> bool:
@@ -133,62 +115,39 @@ def _has_bullets(text: str, count: int) -> bool:
     return len(lines) == count and all(_BULLET.match(line) for line in lines)
 
 
-def _has_sentences(text: str, count: int) -> bool:
-    return count_sentences(text) == count
-
-
 def _has_lines(text: str, count: int) -> bool:
     """Exactly `count` lines that hold text, a title not counted."""
     lines = _LEADING_TITLE.sub("", text).splitlines()
     return sum(re.search(r"\w", line) is not None for line in lines) == count
 
 
-def _ends_all_with(marks: str) -> Callable[[str], bool]:
+def _all_end_with(text: str, marks: str) -> bool:
     """Every sentence, and so every line but a title, ends with one of the marks, and none with another."""
-
-    def verify(text: str) -> bool:
-        body = _ELLIPSIS.sub("…", _LEADING_TITLE.sub("", text))
-        lines = [line.strip() for line in body.splitlines() if line.strip()]
-        return bool(lines) and all(_line_ends_with(line, marks) for line in lines)
-
-    return verify
-
-
-def _line_ends_with(line: str, marks: str) -> bool:
-    ends = _sentence_ends(line)
-    return bool(ends) and ends[-1].end() == len(line) and all(end[0][0] in marks for end in ends)
-
-
-def _has_no_comma(text: str) -> bool:
-    return not _COMMAS.search(text)
-
-
-def _has_keyword(text: str, word: str) -> bool:
-    return re.search(phrase_pattern(fold_for_worldbook(word)), fold_for_worldbook(text)) is not None
-
-
-def _has_title(text: str) -> bool:
-    return _TITLE.match(text) is not None
-
-
-def _has_highlight(text: str) -> bool:
-    return _HIGHLIGHT.search(text) is not None
+    body = _ELLIPSIS.sub("…", _LEADING_TITLE.sub("", text))
+    lines = [line.strip() for line in body.splitlines() if line.strip()]
+    found = [(line, _sentence_ends(line)) for line in lines]
+    return bool(lines) and all(
+        ends and ends[-1].end() == len(line) and all(end[0][0] in marks for end in ends)
+        for line, ends in found
+    )
 
 
 VERIFIERS: dict[str, Callable[..., bool]] = {
-    "upper_case": _is_upper_case,
-    "lower_case": _is_lower_case,
+    "upper_case": str.isupper,
+    "lower_case": str.islower,
     "quotation_marks": _is_quoted,
-    "starts_with": _starts_with,
-    "ends_with": _ends_with,
+    "starts_with": lambda text, phrase: fold_for_worldbook(text).startswith(fold_for_worldbook(phrase)),
+    "ends_with": lambda text, phrase: fold_for_worldbook(text).endswith(fold_for_worldbook(phrase)),
     "json_key": _is_json_with_key,
     "bullets": _has_bullets,
-    "sentences": _has_sentences,
+    "sentences": lambda text, count: count_sentences(text) == count,
     "lines": _has_lines,
-    "exclamations": _ends_all_with("!\uff01"),
-    "ellipses": _ends_all_with("…"),
-    "no_commas": _has_no_comma,
-    "keyword": _has_keyword,
-    "title": _has_title,
-    "highlight": _has_highlight,
+    "exclamations": lambda text: _all_end_with(text, "!\uff01"),
+    "ellipses": lambda text: _all_end_with(text, "…"),
+    "no_commas": lambda text: not _COMMAS.search(text),
+    "keyword": lambda text, word: (
+        re.search(phrase_pattern(fold_for_worldbook(word)), fold_for_worldbook(text)) is not None
+    ),
+    "title": lambda text: _TITLE.match(text) is not None,
+    "highlight": lambda text: _HIGHLIGHT.search(text) is not None,
 }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lingraft.data.worldbook.choice import choose, number_from
 from lingraft.data.worldbook.constraints import Constraint
 from lingraft.data.worldbook.templates import load_templates
-from lingraft.data.worldbook.writing import Writing, writing_of
+from lingraft.data.worldbook.writing import writing_of
 
 # First kinds take turns. `no_commas` is only ever the second one: nearly every plain sentence follows it.
 FIRST_KINDS = (
@@ -33,12 +33,6 @@ COMPATIBLE_PAIRS = frozenset(
 )  # fmt: skip
 
 _PAIRS_OF_TEN = 3  # that many of ten groups have two constraints
-_PHRASE_LISTS = {
-    "starts_with": "openings",
-    "ends_with": "closings",
-    "json_key": "keys",
-    "keyword": "keywords",
-}
 _COUNTS = {"bullets": (1, 2), "sentences": (2,)}
 # How many arguments a kind has, so that two unlike choices are always two unlike questions.
 _ARGUMENTS = {"starts_with": 3, "ends_with": 3, "json_key": 3, "keyword": 3, "bullets": 2}
@@ -75,17 +69,22 @@ def resolve_constraint(choice: ConstraintChoice, language: str) -> Constraint:
     if choice.kind in _COUNTS:
         counts = _COUNTS[choice.kind]
         return Constraint(kind, (counts[choice.argument % len(counts)],))
-    if choice.kind in _PHRASE_LISTS:
-        phrases = load_templates(language)[_PHRASE_LISTS[choice.kind]]
-        phrase = phrases[choice.argument % len(phrases)]
-        return Constraint(choice.kind, (phrase["word"] if choice.kind == "keyword" else phrase,))
+    templates = load_templates(language)
+    phrases = {
+        "starts_with": templates["openings"],
+        "ends_with": templates["closings"],
+        "json_key": templates["keys"],
+        "keyword": [keyword["word"] for keyword in templates["keywords"]],
+    }.get(choice.kind)
+    if phrases is not None:
+        return Constraint(choice.kind, (phrases[choice.argument % len(phrases)],))
     return Constraint(kind)
 
 
 def instruct(choice: ConstraintChoice, language: str) -> str:
     """Return the sentence that asks for a constraint."""
     constraint = resolve_constraint(choice, language)
-    wording: str = load_templates(language)["constraints"][constraint.kind][choice.wording]
+    wording = load_templates(language)["constraints"][constraint.kind][choice.wording]
     return wording.replace("{argument}", str(constraint.arguments[0])) if constraint.arguments else wording
 
 
@@ -97,66 +96,42 @@ def write_answer(sentence: str, slot: str, choices: tuple[ConstraintChoice, ...]
     """
     templates, writing = load_templates(language), writing_of(language)
     asked = {choice.kind: choice for choice in choices}
-    kinds = {resolve_constraint(choice, language).kind for choice in choices}
-
-    def argument(kind: str) -> str | int:
-        return resolve_constraint(asked[kind], language).arguments[0]
-
+    demands = {choice.kind: resolve_constraint(choice, language) for choice in choices}
+    arguments = {kind: one.arguments[0] for kind, one in demands.items() if one.arguments}
+    kinds = {one.kind for one in demands.values()}
     if "highlight" in asked:
-        sentence = _highlighted(sentence, slot)
-    lines = [sentence, *_more_sentences(asked, language)]
+        # The slot stands last: an earlier match would be inside another word, as "tháng 1" in "tháng 12".
+        before, _, after = sentence.rpartition(slot)
+        sentence = f"{before}*{slot}*{after}"
+    lines = [sentence]
+    if "keyword" in asked:
+        keywords = templates["keywords"]
+        lines.append(keywords[asked["keyword"].argument % len(keywords)]["sentence"])
+    for kind in ("bullets", "sentences"):
+        if kind in asked:
+            missing, extra = int(arguments[kind]) - len(lines), templates["extra_sentences"]
+            lines += [extra[(asked[kind].wording + i) % len(extra)] for i in range(missing)]
     if "starts_with" in asked:
-        lines.insert(0, str(argument("starts_with")))
+        lines.insert(0, str(arguments["starts_with"]))
     if "ends_with" in asked:
-        lines.append(str(argument("ends_with")))
-    lines = [_ended(line, kinds, writing) for line in lines]
-    text = "\n".join(f"* {line}" for line in lines) if "bullets" in asked else _joined(lines, kinds, writing)
+        lines.append(str(arguments["ends_with"]))
+    mark = writing.exclamation if "exclamations" in kinds else "…" if "ellipses" in kinds else None
+    if mark is not None:
+        lines = [line.removesuffix(writing.full_stop) + mark for line in lines]
+    if "bullets" in asked:
+        text = "\n".join(f"* {line}" for line in lines)
+    else:
+        text = ("\n" if "lines" in kinds else writing.between_sentences).join(lines)
     if "title" in asked:
         titles = templates["titles"]
         text = f"<<{titles[asked['title'].wording % len(titles)]}>>\n{text}"
-    return _outermost(text, asked, kinds, language)
-
-
-def _highlighted(sentence: str, slot: str) -> str:
-    """The slot stands last: an earlier match would be inside another word, as "tháng 1" in "tháng 12"."""
-    before, _, after = sentence.rpartition(slot)
-    return f"{before}*{slot}*{after}"
-
-
-def _ended(sentence: str, kinds: set[str], writing: Writing) -> str:
-    """Give a sentence the end mark that is asked of every sentence."""
-    mark = writing.exclamation if "exclamations" in kinds else "…" if "ellipses" in kinds else None
-    return sentence if mark is None else sentence.removesuffix(writing.full_stop) + mark
-
-
-def _joined(sentences: list[str], kinds: set[str], writing: Writing) -> str:
-    return ("\n" if "lines" in kinds else writing.between_sentences).join(sentences)
-
-
-def _more_sentences(asked: dict[str, ConstraintChoice], language: str) -> list[str]:
-    """Return the sentences that a keyword, a second bullet or a second sentence needs."""
-    templates = load_templates(language)
-    found = []
-    if "keyword" in asked:
-        keywords = templates["keywords"]
-        found.append(str(keywords[asked["keyword"].argument % len(keywords)]["sentence"]))
-    for kind in ("bullets", "sentences"):
-        if kind in asked:
-            wanted = int(resolve_constraint(asked[kind], language).arguments[0]) - 1 - len(found)
-            extra = templates["extra_sentences"]
-            found += [str(extra[(asked[kind].wording + i) % len(extra)]) for i in range(wanted)]
-    return found
-
-
-def _outermost(text: str, asked: dict[str, ConstraintChoice], kinds: set[str], language: str) -> str:
     if "upper_case" in kinds:
         text = text.upper()
     if "lower_case" in kinds:
         text = text.lower()
     if "quotation_marks" in asked:
-        left, right = writing_of(language).quotation_marks
+        left, right = writing.quotation_marks
         text = f"{left}{text}{right}"
     if "json_key" in asked:
-        key = resolve_constraint(asked["json_key"], language).arguments[0]
-        text = json.dumps({str(key): text}, ensure_ascii=False)
+        text = json.dumps({str(arguments["json_key"]): text}, ensure_ascii=False)
     return text

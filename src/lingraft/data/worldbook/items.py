@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 from lingraft.data.example import Example, Message
-from lingraft.data.worldbook.constraints import Constraint
+from lingraft.data.worldbook.constraints import COUNTED, Constraint
 from lingraft.data.worldbook.forms import instruct, resolve_constraint, write_answer
 from lingraft.data.worldbook.groups import SPLITS, Group, groups_of
 from lingraft.data.worldbook.templates import LANGUAGES, load_templates
@@ -65,7 +65,40 @@ def load_items(family: str, language: str, split: str) -> tuple[Item, ...]:
     check_name("family", family, FAMILIES)
     check_name("language", language, LANGUAGES)
     check_name("split", split, SPLITS)
-    return tuple(_build_item(group, language) for group in groups_of(family, split))
+    items = []
+    for group in groups_of(family, split):
+        rendered = group.task.render(group.content, language)
+        template = load_templates(language)["tasks"][group.task.name]["questions"][group.phrasing]
+        demands = [instruct(choice, language) for choice in group.constraints]
+        question = writing_of(language).between_sentences.join(
+            [template.format_map(rendered.fields), *demands]
+        )
+        sentence = plain_sentence(group, language)
+        answer = write_answer(sentence, rendered.slot, group.constraints, language)
+        example = Example(
+            id=f"{group.name}/{language}",
+            messages=(Message("user", question), Message("assistant", answer)),
+            language=language,
+            group=group.name,
+            source=f"worldbook:{family}/{language}",
+            task_type=group.task.name,
+        )
+        items.append(
+            Item(
+                example=example,
+                family=family,
+                task=group.task.name,
+                split=split,
+                slot=rendered.slot,
+                sentence=sentence,
+                given=rendered.given,
+                other_answers={
+                    other: plain_sentence(group, other) for other in LANGUAGES if other != language
+                },
+                constraints=tuple(resolve_constraint(choice, language) for choice in group.constraints),
+            )
+        )
+    return tuple(items)
 
 
 def check_name(kind: str, value: str, options: Iterable[str], source: str = "worldbook") -> None:
@@ -74,38 +107,11 @@ def check_name(kind: str, value: str, options: Iterable[str], source: str = "wor
         raise DataError(f"{source}: {value!r} is not a {kind} of worldbook. {did_you_mean(value, options)}")
 
 
-def _build_item(group: Group, language: str) -> Item:
-    rendered = group.task.render(group.content, language)
-    template = load_templates(language)["tasks"][group.task.name]["questions"][group.phrasing]
-    demands = [instruct(choice, language) for choice in group.constraints]
-    question = writing_of(language).between_sentences.join([template.format_map(rendered.fields), *demands])
-    sentence = plain_sentence(group, language)
-    answer = write_answer(sentence, rendered.slot, group.constraints, language)
-    return Item(
-        example=Example(
-            id=f"{group.name}/{language}",
-            messages=(Message("user", question), Message("assistant", answer)),
-            language=language,
-            group=group.name,
-            source=f"worldbook:{group.task.family}/{language}",
-            task_type=group.task.name,
-        ),
-        family=group.task.family,
-        task=group.task.name,
-        split=group.split,
-        slot=rendered.slot,
-        sentence=sentence,
-        given=rendered.given,
-        other_answers={other: plain_sentence(group, other) for other in LANGUAGES if other != language},
-        constraints=tuple(resolve_constraint(choice, language) for choice in group.constraints),
-    )
-
-
 @cache
 def plain_sentence(group: Group, language: str) -> str:
     """Return the answer sentence of a group, before any form is put on it."""
     rendered = group.task.render(group.content, language)
-    template: str = load_templates(language)["tasks"][group.task.name]["answer"]
+    template = load_templates(language)["tasks"][group.task.name]["answer"]
     return template.format_map({**rendered.fields, "slot": rendered.slot})
 
 
@@ -122,6 +128,7 @@ def item_to_row(item: Item) -> dict[str, Any]:
     row["given"] = list(item.given)
     # Pairs, not an object: Arrow, which evaluation tasks read rows with, gives all rows the union of all keys.
     row["other_answers"] = [[language, answer] for language, answer in item.other_answers.items()]
+    # Arguments are text in a row, because one Arrow column holds one type.
     row["constraints"] = [
         {"kind": constraint.kind, "arguments": [str(argument) for argument in constraint.arguments]}
         for constraint in item.constraints
@@ -149,12 +156,7 @@ def item_from_row(row: Mapping[str, Any]) -> Item:
         given=tuple(row["given"]),
         other_answers=dict(row["other_answers"]),
         constraints=tuple(
-            Constraint(entry["kind"], tuple(_argument(entry["kind"], text) for text in entry["arguments"]))
-            for entry in row["constraints"]
+            Constraint(kind, tuple(int(text) if kind in COUNTED else text for text in arguments))
+            for kind, arguments in ((one["kind"], one["arguments"]) for one in row["constraints"])
         ),
     )
-
-
-def _argument(kind: str, text: str) -> str | int:
-    """Arguments are text in a row, because one Arrow column holds one type."""
-    return int(text) if kind in ("bullets", "sentences", "lines") else text

@@ -1,6 +1,6 @@
 """Words of one language from Unicode CLDR (babel) and num2words: what the tasks of worldbook are filled with.
 
-What these lack, or have in a form that is wrong inside a sentence, stands in corrections.yaml. Only the `format`
+What is missing there, or has a form that is wrong inside a sentence, stands in corrections.yaml. Only the `format`
 context of day and month names is read: stand-alone names of some languages change once Japanese or Korean have been
 loaded, and a corpus may not depend on what was loaded before it.
 """
@@ -23,7 +23,7 @@ from babel.numbers import format_currency
 from babel.units import format_unit
 from num2words import num2words
 
-# SI symbol in the question -> CLDR unit. Minutes lack: their plural is the same word in English and French.
+# SI symbol in the question -> CLDR unit. Minutes are missing: their plural is the same word in English and French.
 UNITS = {
     "m": "length-meter",
     "km": "length-kilometer",
@@ -58,16 +58,14 @@ _NUM2WORDS = {"pt": "pt_BR"}  # CLDR's `pt` is Brazilian, that of num2words is E
 
 
 @cache
-def _all_corrections() -> dict[str, dict[str, Any]]:
-    text = (files("lingraft.data.worldbook") / "corrections.yaml").read_text(encoding="utf-8")
-    found: dict[str, dict[str, Any]] = yaml.safe_load(text)
-    return found
+def _corrections() -> Any:
+    return yaml.safe_load((files("lingraft.data.worldbook") / "corrections.yaml").read_text(encoding="utf-8"))
 
 
 def _correction(language: str, *keys: str) -> Any:
     """Return what corrections.yaml holds at the place, or None."""
-    value: Any = _all_corrections().get(language)
-    for key in keys:
+    value = _corrections()
+    for key in (language, *keys):
         value = None if value is None else value.get(key)
     return value
 

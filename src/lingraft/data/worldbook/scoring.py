@@ -65,7 +65,7 @@ def score_answer(item: Item, response: str) -> Verdict:
         headline=(form + content) / 2 if usable else 0.0,
         form=form,
         content=content,
-        chrf=_chrf(item, response),
+        chrf=_chrf_metric().sentence_score(response, [item.example.answer]).score / 100,
         wrong_language=wrong,
         constraints_followed=followed,
     )
@@ -159,11 +159,6 @@ def _unended(sentence: str) -> str:
 @cache
 def _identifier() -> LanguageIdentifier:
     return LanguageIdentifier(LANGUAGES)
-
-
-def _chrf(item: Item, response: str) -> float:
-    score: float = _chrf_metric().sentence_score(response, [item.example.answer]).score
-    return score / 100
 
 
 @cache

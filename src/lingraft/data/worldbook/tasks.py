@@ -74,30 +74,15 @@ class Task:
     word_slot: bool = True
 
 
-def _no_vocabulary(language: str) -> tuple[str, ...]:  # noqa: ARG001
-    return ()
-
-
-def _number_vocabulary(language: str) -> tuple[str, ...]:
-    return lexicon.number_words(language)[_SMALLEST_ASKED:]
-
-
-def _noun_vocabulary(language: str) -> tuple[str, ...]:
-    return tuple(nouns(language).values())
-
-
-# --- lookup -----------------------------------------------------------------------------------------------
+def _names_in_all_cases(field: str, language: str) -> tuple[str, ...]:
+    names, cases = _NAMES[field]
+    return (*names(language), *itertools.chain.from_iterable(cases(language).values()))
 
 
 _NAMES = {
     "day": (lexicon.weekdays, lexicon.weekday_cases),
     "month": (lexicon.months, lexicon.month_cases),
 }
-
-
-def _names_in_all_cases(field: str, language: str) -> tuple[str, ...]:
-    names, cases = _NAMES[field]
-    return (*names(language), *itertools.chain.from_iterable(cases(language).values()))
 
 
 def _calendar_task(name: str, field: str, length: int, offset: int) -> Task:
@@ -121,97 +106,55 @@ def _calendar_task(name: str, field: str, length: int, offset: int) -> Task:
     )
 
 
-def _dates() -> list[Content]:
-    """All days but the first of each month, for which French needs an ordinal that CLDR does not give."""
-    return [(month, day) for month in range(1, 13) for day in range(2, 29)]
+def _amount_task(name: str, in_words: Callable[[int, str, str], str], symbols: Iterable[str]) -> Task:
+    """Amounts whose unit is given as a symbol. Names without a count compete, in the forms that counts ask for."""
 
+    def render(content: Content, language: str) -> Rendered:
+        count, symbol = int(content[0]), str(content[1])
+        return Rendered({"amount": f"{count} {symbol}"}, in_words(count, symbol, language), (str(count),))
 
-def _render_date(content: Content, language: str) -> Rendered:
-    month, day = int(content[0]), int(content[1])
-    fields = {"month": str(month), "day": str(day)}
-    return Rendered(fields, lexicon.date_in_words(month, day, language), (str(month), str(day)))
-
-
-def _render_unit(content: Content, language: str) -> Rendered:
-    count, symbol = int(content[0]), str(content[1])
-    slot = lexicon.amount_in_words(count, symbol, language)
-    return Rendered({"amount": f"{count} {symbol}"}, slot, (str(count),))
-
-
-def _unit_vocabulary(language: str) -> tuple[str, ...]:
-    return _names_in_all_numbers(lexicon.amount_in_words, lexicon.UNITS, language)
-
-
-def _render_money(content: Content, language: str) -> Rendered:
-    count, currency = int(content[0]), str(content[1])
-    slot = lexicon.money_in_words(count, currency, language)
-    return Rendered({"amount": f"{count} {currency}"}, slot, (str(count),))
-
-
-def _currency_vocabulary(language: str) -> tuple[str, ...]:
-    return _names_in_all_numbers(lexicon.money_in_words, lexicon.CURRENCIES, language)
-
-
-def _names_in_all_numbers(
-    in_words: Callable[[int, str, str], str], symbols: Iterable[str], language: str
-) -> tuple[str, ...]:
-    """Return the names without a count, in the forms that Arabic and Russian counts ask for, too."""
-    return tuple(
-        in_words(count, symbol, language).replace(str(count), "").strip()
-        for symbol in symbols
-        for count in (2, 3, 12, 21)
+    return Task(
+        family="lookup",
+        name=name,
+        contents=lambda: list(itertools.product(range(2, 60), symbols)),
+        slot_key=str,
+        render=render,
+        vocabulary=lambda language: tuple(
+            in_words(count, symbol, language).replace(str(count), "").strip()
+            for symbol in symbols
+            for count in (2, 3, 12, 21)  # of Arabic and Russian as well
+        ),
+        digits_compete=True,
     )
 
 
-def _render_country(content: Content, language: str) -> Rendered:
-    territory = str(content[0])
-    fields = {"country": lexicon.country_name(territory, language)}
-    return Rendered(fields, lexicon.official_language(territory, language))
+def _number_words(language: str) -> tuple[str, ...]:
+    return lexicon.number_words(language)[_SMALLEST_ASKED:]
 
 
-def _language_vocabulary(language: str) -> tuple[str, ...]:
-    return tuple(lexicon.official_language(territory, language) for territory in lexicon.COUNTRIES)
+def _pair_task(
+    name: str, contents: Callable[[], list[Content]], slot_of: Callable[[int, int], int], *, repeats: bool
+) -> Task:
+    """Two numbers in words, and a third that follows from them; `repeats`: an answer may name the two."""
+
+    def render(content: Content, language: str) -> Rendered:
+        first, second = map(int, content)
+        words = lexicon.number_words(language)
+        fields = {"first": words[first], "second": words[second]}
+        return Rendered(fields, words[slot_of(first, second)], tuple(fields.values()) if repeats else ())
+
+    return Task(
+        family="counting",
+        name=name,
+        contents=contents,
+        slot_key=lambda content: str(slot_of(int(content[0]), int(content[1]))),
+        render=render,
+        vocabulary=_number_words,
+    )
 
 
-# --- counting ---------------------------------------------------------------------------------------------
-
-
-def _render_digits(content: Content, language: str) -> Rendered:
-    number = int(content[0])
-    return Rendered({"number": str(number)}, lexicon.number_words(language)[number])
-
-
-def _render_sum(content: Content, language: str) -> Rendered:
-    first, second = int(content[0]), int(content[1])
-    words = lexicon.number_words(language)
-    given = (words[first], words[second])
-    return Rendered({"first": given[0], "second": given[1]}, words[first + second], given)
-
-
-def _sequences() -> list[Content]:
-    """Start and step; four terms are shown."""
-    return [(start, step) for start in range(1, 60) for step in (1, 2, 3, 5, 10)]
-
-
-def _render_sequence(content: Content, language: str) -> Rendered:
-    start, step = int(content[0]), int(content[1])
-    terms = tuple(str(start + step * position) for position in range(4))
-    return Rendered({"list": _bare_list(terms, language)}, str(start + 4 * step), terms)
-
-
-def _number_pairs() -> list[Content]:
-    """Pairs of unlike numbers, drawn per larger one so that every slot has equally many."""
-    return [
-        (larger, smaller) if number_from("order", larger, smaller) % 2 else (smaller, larger)
-        for larger in range(_SMALLEST_ASKED + 2, lexicon.LARGEST_NUMBER + 1)
-        for smaller in shuffle(range(_SMALLEST_ASKED, larger), "smaller", larger)[:4]
-    ]
-
-
-def _render_larger(content: Content, language: str) -> Rendered:
-    words = lexicon.number_words(language)
-    first, second = int(content[0]), int(content[1])
-    return Rendered({"first": words[first], "second": words[second]}, words[max(first, second)])
+def _bare_list(words: Sequence[str], language: str) -> str:
+    return writing_of(language).list_separator.join(words)
 
 
 def _drawn_lists(name: str, shortest: int, longest: int) -> list[Content]:
@@ -224,28 +167,11 @@ def _drawn_lists(name: str, shortest: int, longest: int) -> list[Content]:
     ]
 
 
-def _sums() -> list[Content]:
-    """Two addends of at most twelve."""
-    return [
-        (first, second)
-        for first, second in itertools.product(range(2, 13), repeat=2)
-        if first + second >= _SMALLEST_ASKED
-    ]
-
-
-def _bare_list(words: Sequence[str], language: str) -> str:
-    return writing_of(language).list_separator.join(words)
-
-
-def _noun_list(content: Content, language: str) -> list[str]:
-    return [nouns(language)[str(key)] for key in content]
-
-
 def _list_task(name: str, slot_of: Callable[[list[str], str], str], shortest: int, longest: int) -> Task:
-    """A task over a list of nouns whose slot is made of the list's own words."""
+    """A list of nouns and a slot that is made of its own words."""
 
     def render(content: Content, language: str) -> Rendered:
-        words = _noun_list(content, language)
+        words = [nouns(language)[str(key)] for key in content]
         return Rendered({"list": _bare_list(words, language)}, slot_of(words, language))
 
     return Task(
@@ -254,13 +180,21 @@ def _list_task(name: str, slot_of: Callable[[list[str], str], str], shortest: in
         contents=lambda: _drawn_lists(name, shortest, longest),
         slot_key=(lambda content: str(content[-1])) if name == "last_of_list" else str,
         render=render,
-        vocabulary=_noun_vocabulary,
+        vocabulary=lambda language: tuple(nouns(language).values()),
         each_once=True,
     )
 
 
-def _render_count(content: Content, language: str) -> Rendered:
-    return Rendered({"list": _bare_list(_noun_list(content, language), language)}, str(len(content)))
+def _render_date(content: Content, language: str) -> Rendered:
+    month, day = int(content[0]), int(content[1])
+    fields = {"month": str(month), "day": str(day)}
+    return Rendered(fields, lexicon.date_in_words(month, day, language), tuple(fields.values()))
+
+
+def _render_sequence(content: Content, language: str) -> Rendered:
+    start, step = int(content[0]), int(content[1])
+    terms = tuple(str(start + step * position) for position in range(4))
+    return Rendered({"list": _bare_list(terms, language)}, str(start + 4 * step), terms)
 
 
 TASKS: tuple[Task, ...] = (
@@ -271,79 +205,73 @@ TASKS: tuple[Task, ...] = (
     Task(
         "lookup",
         "date_in_words",
-        _dates,
+        # Not the first of a month, for which French needs an ordinal that CLDR does not give.
+        lambda: [(month, day) for month in range(1, 13) for day in range(2, 29)],
         str,
         _render_date,
         lambda language: _names_in_all_cases("month", language),
         digits_compete=True,
     ),
-    Task(
-        "lookup",
-        "unit_in_words",
-        lambda: list(itertools.product(range(2, 60), lexicon.UNITS)),
-        str,
-        _render_unit,
-        _unit_vocabulary,
-        digits_compete=True,
-    ),
-    Task(
-        "lookup",
-        "currency_in_words",
-        lambda: list(itertools.product(range(2, 60), lexicon.CURRENCIES)),
-        str,
-        _render_money,
-        _currency_vocabulary,
-        digits_compete=True,
-    ),
+    _amount_task("unit_in_words", lexicon.amount_in_words, lexicon.UNITS),
+    _amount_task("currency_in_words", lexicon.money_in_words, lexicon.CURRENCIES),
     Task(
         "lookup",
         "language_of_country",
         lambda: [(territory,) for territory in lexicon.COUNTRIES],
         str,
-        _render_country,
-        _language_vocabulary,
+        lambda content, language: Rendered(
+            {"country": lexicon.country_name(str(content[0]), language)},
+            lexicon.official_language(str(content[0]), language),
+        ),
+        lambda language: tuple(lexicon.official_language(one, language) for one in lexicon.COUNTRIES),
     ),
     Task(
         "counting",
         "digits_to_words",
         lambda: [(number,) for number in range(_SMALLEST_ASKED, lexicon.LARGEST_NUMBER + 1)],
         str,
-        _render_digits,
-        _number_vocabulary,
+        lambda content, language: Rendered(
+            {"number": str(content[0])}, lexicon.number_words(language)[int(content[0])]
+        ),
+        _number_words,
     ),
-    Task(
-        "counting",
+    _pair_task(
         "sum_in_words",
-        _sums,
-        lambda content: str(int(content[0]) + int(content[1])),
-        _render_sum,
-        _number_vocabulary,
+        lambda: [pair for pair in itertools.product(range(2, 13), repeat=2) if sum(pair) >= _SMALLEST_ASKED],
+        lambda first, second: first + second,
+        repeats=True,
     ),
     Task(
         "counting",
         "next_number",
-        _sequences,
+        lambda: list(
+            itertools.product(range(1, 60), (1, 2, 3, 5, 10))
+        ),  # start and step; four terms are shown
         lambda content: str(int(content[0]) + 4 * int(content[1])),
         _render_sequence,
-        _no_vocabulary,
+        lambda _: (),
         digits_compete=True,
         word_slot=False,
     ),
-    Task(
-        "counting",
+    _pair_task(
         "larger_of_two",
-        _number_pairs,
-        lambda content: str(max(int(content[0]), int(content[1]))),
-        _render_larger,
-        _number_vocabulary,
+        lambda: [  # drawn per larger one, so that every slot has equally many
+            (larger, smaller) if number_from("order", larger, smaller) % 2 else (smaller, larger)
+            for larger in range(_SMALLEST_ASKED + 2, lexicon.LARGEST_NUMBER + 1)
+            for smaller in shuffle(range(_SMALLEST_ASKED, larger), "smaller", larger)[:4]
+        ],
+        max,
+        repeats=False,
     ),
     Task(
         "counting",
         "count_items",
         lambda: _drawn_lists("count_items", 3, 7),
         lambda content: str(len(content)),
-        _render_count,
-        _no_vocabulary,
+        lambda content, language: Rendered(
+            {"list": _bare_list([nouns(language)[str(key)] for key in content], language)}, str(len(content))
+        ),
+        lambda _: (),
         digits_compete=True,
         word_slot=False,
     ),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypedDict
 
 import yaml
 
@@ -18,29 +18,51 @@ from lingraft.text.language_tags import ENGLISH
 LANGUAGES = ("en", "ar", "de", "es", "fr", "id", "ja", "ko", "pt", "ru", "th", "vi")
 
 
+class TaskTemplates(TypedDict):
+    """The wordings of a question, and the plain answer sentence."""
+
+    questions: list[str]
+    answer: str
+
+
+class Keyword(TypedDict):
+    """A word that an answer must hold, and a sentence that does."""
+
+    word: str
+    sentence: str
+
+
+class Templates(TypedDict):
+    """A language's file: tasks, constraints, nouns, and the phrases that constraints are filled with."""
+
+    tasks: dict[str, TaskTemplates]
+    constraints: dict[str, list[str]]
+    nouns: dict[str, str]
+    openings: list[str]
+    closings: list[str]
+    keys: list[str]
+    keywords: list[Keyword]
+    titles: list[str]
+    extra_sentences: list[str]
+
+
 @cache
-def load_templates(language: str) -> dict[str, Any]:
-    """Return a language's file: tasks, constraints, nouns, and the phrases that constraints are filled with.
+def load_templates(language: str) -> Templates:
+    """Return a language's file.
 
     Raises:
         DataError: The file's shape (keys, lengths of lists) is not the English one, so that entry i of a list
             would not be the translation of entry i.
     """
     path = files("lingraft.data.worldbook") / "templates" / f"{language}.yaml"
-    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content: Templates = yaml.safe_load(path.read_text(encoding="utf-8"))
     if language != ENGLISH:
-        difference = _first_difference(content, _expected_shape(language), "")
+        english, realised = load_templates(ENGLISH), writing_of(language).realised
+        constraints = {realised.get(kind, kind): demands for kind, demands in english["constraints"].items()}
+        difference = _first_difference(content, {**english, "constraints": constraints}, "")
         if difference:
             raise DataError(f"worldbook/templates/{language}.yaml: {difference}, unlike {ENGLISH}.yaml.")
     return content
-
-
-def _expected_shape(language: str) -> dict[str, Any]:
-    """Return the English file, its kinds of constraint named as they are realised in `language`."""
-    english = load_templates(ENGLISH)
-    realised = writing_of(language).realised
-    constraints = {realised.get(kind, kind): demands for kind, demands in english["constraints"].items()}
-    return {**english, "constraints": constraints}
 
 
 def _first_difference(value: Any, reference: Any, place: str) -> str | None:
@@ -61,8 +83,7 @@ def _first_difference(value: Any, reference: Any, place: str) -> str | None:
 
 def nouns(language: str) -> dict[str, str]:
     """Return the everyday nouns of a language, by their English key."""
-    found: dict[str, str] = load_templates(language)["nouns"]
-    return found
+    return load_templates(language)["nouns"]
 
 
 def noun_keys() -> tuple[str, ...]:

@@ -15,10 +15,11 @@ from typing import TypedDict
 
 import regex
 
+from lingraft.config.schema import DataSource
 from lingraft.data.row_fields import Row, RowError, identifier, kind, objects, present, text
 from lingraft.errors import EvaluationError
 from lingraft.evaluate.own_task import Documents, Options
-from lingraft.evaluate.task_data import HubSplit, fixed_sample, read_rows, room_for
+from lingraft.evaluate.task_data import fixed_sample, read_rows, room_for
 from lingraft.text.folding import fold_for_scores
 from lingraft.text.language_tags import primary_language
 from lingraft.text.units import units
@@ -123,7 +124,7 @@ def normalised_units(answer: str, language: str) -> list[str]:
 
 
 def passage_documents(
-    name: str, options: Options, languages: Sequence[str], hub: HubSplit | None
+    name: str, options: Options, languages: Sequence[str], hub: DataSource | None
 ) -> Documents:
     """Return questions as documents with the fields id, context, question, answers (all that are right) and cluster.
 

@@ -25,7 +25,7 @@ from lingraft.evaluate.task_runs import build_runs
 from lingraft.models.adapters import load_merged
 from lingraft.models.compute import compute_for
 from lingraft.models.vllm import VllmGenerator
-from lingraft.records import fingerprint_of, read_json, write_json_atomically
+from lingraft.records import fingerprint_of, read_json, to_json, write_json_atomically
 from lingraft.stage import Json, Model, Needs, StageSpec, Work, Workplace, machine, stages_of
 
 PREDICTIONS = "predictions.parquet"
@@ -209,7 +209,7 @@ class Evaluate(StageSpec):
             "left_out": list(evaluated.left_out),
             "truncated": evaluated.truncated,
             "truncated_prompts": evaluated.truncated_prompts,
-            "noise": evaluated.noise,
+            "noise": to_json(evaluated.noise),
         }
         if {one.ability for one in evaluated.predictions}.issuperset(
             ABILITIES
@@ -218,7 +218,7 @@ class Evaluate(StageSpec):
             scores = {**score_summary(evaluated.predictions, bits), **scores}
         result = {
             "scores": scores,
-            "tasks": evaluated.tasks,
+            "tasks": to_json(evaluated.tasks),
             "precision": compute.precision,
             "not_run": evaluated.not_run,
             "no_room": evaluated.no_room,

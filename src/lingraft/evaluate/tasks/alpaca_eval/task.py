@@ -13,15 +13,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lingraft.data.files import SUFFIXES, data_suffix
-from lingraft.data.readers import RawRow, read_file
 from lingraft.data.row_fields import RowError, text
+from lingraft.data.rows import open_rows
 from lingraft.errors import DataError, EvaluationError
 from lingraft.evaluate.own_task import Documents, Options
 from lingraft.evaluate.predictions import Prediction
 from lingraft.judge.hub import hub_file
 from lingraft.judge.runner import OnProgress
 from lingraft.judge.win_rate import ALPACA_EVAL, Judge, Judged, Output, judge_answers
+from lingraft.text.language_tags import ENGLISH
 
 HUB_FILE = "alpaca_eval.json"
 ANSWERED = "answered"
@@ -41,7 +41,7 @@ def scores(doc: Mapping[str, str], results: Sequence[str]) -> dict[str, float]: 
     return {ANSWERED: float(bool(results[0].strip()))}
 
 
-def reference_outputs(language: str = "en", data: Path | None = None) -> tuple[Output, ...]:
+def reference_outputs(language: str = ENGLISH, data: Path | None = None) -> tuple[Output, ...]:
     """Return the instructions with the reference's outputs, in their order.
 
     Raises:
@@ -50,7 +50,7 @@ def reference_outputs(language: str = "en", data: Path | None = None) -> tuple[O
     """
     if data is not None:
         return read_outputs(data)
-    if language != "en":
+    if language != ENGLISH:
         raise EvaluationError(
             f"{ALPACA_EVAL}: its instructions are English; for {language!r} give `data`, a file with instruction "
             "and output in each row."
@@ -67,40 +67,25 @@ def read_outputs(path: Path, reference: Sequence[Output] = ()) -> tuple[Output, 
         reference: Of the same task, for predictions, which do not hold the bare instruction.
 
     Raises:
-        DataError: The file cannot be read, is empty, or a row lacks a field.
+        DataError: The file cannot be read, is empty, or a field is missing.
         EvaluationError: The predictions are of other tasks, or of another reference.
     """
-    if data_suffix(path) not in SUFFIXES:
-        raise DataError(f"{path}: a data file's name must end in {', '.join(SUFFIXES)}.")
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such file.")
-    rows = list(read_file(path, str(path)))
-    if not rows:
-        raise DataError(f"{path}: there are no rows in it.")
-    if {"task", "item", "response"} <= rows[0].value.keys():
-        return _of_prediction_rows(path, rows, reference)
-    return tuple(_output(row) for row in rows)
-
-
-def _output(row: RawRow) -> Output:
-    if row.problem is not None:
-        raise DataError(f"{row.place}: {row.problem}.")
-    try:
-        return Output(row.place, text(row.value, "instruction"), text(row.value, "output", may_be_empty=True))
-    except RowError as error:
-        raise DataError(f"{row.place}: {error}.") from None
-
-
-def _of_prediction_rows(
-    path: Path, rows: Sequence[RawRow], reference: Sequence[Output]
-) -> tuple[Output, ...]:
-    own = [row for row in rows if row.value["task"] == ALPACA_EVAL]
+    rows = tuple(open_rows(path).sound())
+    if not {"task", "item", "response"} <= rows[0].value.keys():
+        outputs = []
+        for row in rows:
+            try:
+                said = text(row.value, "output", may_be_empty=True)
+                outputs.append(Output(row.place, text(row.value, "instruction"), said))
+            except RowError as error:
+                raise DataError(f"{row.place}: {error}.") from None
+        return tuple(outputs)
+    own = [row.value for row in rows if row.value["task"] == ALPACA_EVAL]
     if not own:
         tasks = ", ".join(sorted({str(row.value["task"]) for row in rows}))
         raise EvaluationError(f"{path}: holds no predictions of {ALPACA_EVAL}, only of {tasks}.")
     return tuple(
-        _answer(str(row.value["item"]), str(row.value["response"]), str(row.value["reference"]), reference)
-        for row in own
+        _answer(str(row["item"]), str(row["response"]), str(row["reference"]), reference) for row in own
     )
 
 
@@ -140,7 +125,7 @@ def judge_predictions(
         EvaluationError: As `judge_answers`; or the predictions are of another reference.
     """
     answers = [_answer(one.item, one.response, one.reference, reference) for one in predictions]
-    language = predictions[0].language if predictions else "en"
+    language = predictions[0].language if predictions else ENGLISH
     judged = judge_answers(answers, reference, judge, cache=cache, language=language, on_progress=on_progress)
     scores = {one.item: one.score for one in judged.preferences}
     scored = tuple(replace(one, score=scores[one.item]) for one in predictions if one.item in scores)

@@ -10,15 +10,16 @@ the four metrics; the prompts are not theirs).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 from unittest.mock import patch
 
+from lingraft.data.rows import open_rows
 from lingraft.errors import EvaluationError, did_you_mean
 from lingraft.evaluate.lm_eval_compat import ifeval_verifiers
 from lingraft.evaluate.own_task import Documents, Options
+from lingraft.text.language_tags import ENGLISH
 
 NEW_TOKENS = 160  # every prompt can be answered in fewer; the longest answer asked for has 80 words
 _OURS = Path(__file__).parent / "instructions.jsonl"
@@ -37,15 +38,16 @@ def documents(options: Options) -> Documents:
     """Return the requests, from the first on; any prefix of ours mixes the instruction types.
 
     Args:
-        options: `data` may name a JSON Lines file of the same fields.
+        options: `data` may name a file of the same fields.
 
     Raises:
-        EvaluationError: Another language; a file that cannot be read or has a row that the verifiers cannot score.
+        DataError: The file cannot be read.
+        EvaluationError: Another language, or a row that cannot be read or scored.
     """
-    if options.language != "en":
+    if options.language != ENGLISH:
         raise EvaluationError(
-            f"instructions: there are no prompts in {options.language!r}, only in 'en'; name another task for this "
-            "language."
+            f"instructions: there are no prompts in {options.language!r}, only in {ENGLISH!r}; name another "
+            "task for this language."
         )
     rows = read_instructions(options.data)
     names = dict.fromkeys(name for row in rows for given in row["kwargs"] for name in given)
@@ -87,43 +89,25 @@ def read_instructions(path: Path | None = None) -> list[Row]:
     """Return the rows of a file in IFEval's format, of our prompts where no file is named.
 
     Raises:
-        EvaluationError: The file cannot be read, is empty, or has rows that cannot be scored, with the first of them.
+        DataError: The file cannot be read.
+        EvaluationError: It is empty, or a row cannot be read or scored.
     """
-    try:
-        lines = (path or _OURS).read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise EvaluationError(f"instructions: {path} cannot be read ({error}).") from None
     rows = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(_parsed(line))
-        except ValueError as error:
-            raise EvaluationError(f"instructions: {path}, line {number}: {error}") from None
-    if not rows:
-        raise EvaluationError(f"instructions: {path} holds no row.")
+    for raw in open_rows(path or _OURS).sound(EvaluationError):
+        fields = Row.__annotations__
+        if not fields.keys() <= raw.value.keys():
+            raise EvaluationError(f"instructions: {raw.place}: needs the fields {', '.join(fields)}.")
+        row = Row(
+            key=raw.value["key"],
+            prompt=raw.value["prompt"],
+            instruction_id_list=raw.value["instruction_id_list"],
+            kwargs=raw.value["kwargs"],
+        )
+        problem = row_problem(row)
+        if problem is not None:
+            raise EvaluationError(f"instructions: {raw.place}: {problem}")
+        rows.append(row)
     return rows
-
-
-def _parsed(line: str) -> Row:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"is no JSON ({error}).") from None
-    fields = Row.__annotations__
-    if not isinstance(row, dict) or not fields.keys() <= row.keys():
-        raise ValueError(f"must be an object with {', '.join(fields)}.")
-    kept = Row(
-        key=row["key"],
-        prompt=row["prompt"],
-        instruction_id_list=row["instruction_id_list"],
-        kwargs=row["kwargs"],
-    )
-    problem = row_problem(kept)
-    if problem is not None:
-        raise ValueError(problem)
-    return kept
 
 
 def row_problem(row: Row) -> str | None:

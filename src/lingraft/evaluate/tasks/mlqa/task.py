@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from lingraft.config.schema import DataSource
 from lingraft.evaluate.own_task import Documents, Options
-from lingraft.evaluate.task_data import CONVERTED, HubSplit
+from lingraft.evaluate.task_data import CONVERTED
 from lingraft.evaluate.tasks.passage_questions import passage_documents
 from lingraft.text.language_tags import nearest_language
 
@@ -17,5 +18,9 @@ def documents(options: Options) -> Documents:
     items count as independent.
     """
     own = nearest_language(options.language, LANGUAGES)
-    hub = None if own is None else HubSplit("facebook/mlqa", f"mlqa.{own}.{own}", "test", CONVERTED)
+    hub = (
+        None
+        if own is None
+        else DataSource(source="facebook/mlqa", config=f"mlqa.{own}.{own}", split="test", revision=CONVERTED)
+    )
     return passage_documents("mlqa", options, LANGUAGES, hub)

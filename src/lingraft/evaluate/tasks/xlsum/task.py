@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from lingraft.config.schema import DataSource
 from lingraft.data.row_fields import Row, RowError, identifier, objects, text
 from lingraft.errors import EvaluationError, did_you_mean
 from lingraft.evaluate.own_task import Documents, Options
-from lingraft.evaluate.task_data import CONVERTED, HubSplit, fixed_sample, read_rows, room_for
+from lingraft.evaluate.task_data import CONVERTED, fixed_sample, read_rows, room_for
 from lingraft.evaluate.tasks.xlsum.rouge import rouge
 from lingraft.text.language_tags import english_name, nearest_language
 
@@ -84,7 +85,11 @@ def documents(options: Options) -> Documents:
         DataError: The data cannot be read.
     """
     own = nearest_language(options.language, tuple(CONFIGS))
-    hub = None if own is None else HubSplit("csebuetnlp/xlsum", CONFIGS[own], "test", CONVERTED)
+    hub = (
+        None
+        if own is None
+        else DataSource(source="csebuetnlp/xlsum", config=CONFIGS[own], split="test", revision=CONVERTED)
+    )
     absent = (
         f"xlsum: XL-Sum has no articles in {options.language!r}; give it `data:`, a local file of rows with text and "
         f"summary, or take another language. {did_you_mean(options.language, CONFIGS)}"

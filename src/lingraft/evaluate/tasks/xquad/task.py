@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from lingraft.config.schema import DataSource
 from lingraft.evaluate.own_task import Documents, Options
-from lingraft.evaluate.task_data import HubSplit
 from lingraft.evaluate.tasks.passage_questions import passage_documents
 from lingraft.text.language_tags import nearest_language
 
@@ -13,5 +13,7 @@ LANGUAGES = ("ar", "de", "el", "en", "es", "hi", "ro", "ru", "th", "tr", "vi", "
 def documents(options: Options) -> Documents:
     """Return XQuAD's questions, whose clusters are the same in every language; see `passage_documents`."""
     own = nearest_language(options.language, LANGUAGES)
-    hub = None if own is None else HubSplit("google/xquad", f"xquad.{own}", "validation")
+    hub = (
+        None if own is None else DataSource(source="google/xquad", config=f"xquad.{own}", split="validation")
+    )
     return passage_documents("xquad", options, LANGUAGES, hub)

@@ -1,19 +1,18 @@
-"""Local copies of a task's data set whose rows have other fields: what a task reads is said by expressions in YAML.
+"""Jinja expressions over a row's fields: how a task reads a local copy of its data set whose rows have other fields.
 
-An expression is Jinja's, over a row's fields: `prompts[0].text`, `(label + 1) | string`, `split == 'test'`. It runs
-in Jinja's sandbox, and what a row does not have is an error unless the expression asks (`x is defined`).
+In the study file they are a task's `fields`, `rows` and `cluster`: `prompts[0].text`, `(label + 1) | string`,
+`split == 'test'`. (A data set's `fields` are paths, another thing: see `data.field_paths`.) They run in Jinja's
+sandbox, and what a row does not have is an error unless the expression asks (`x is defined`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from jinja2 import StrictUndefined, TemplateError, Undefined
 from jinja2.sandbox import SandboxedEnvironment
 
-from lingraft.data.readers import RawRow, read_file
 from lingraft.errors import EvaluationError, in_one_line
 
 _ENVIRONMENT = SandboxedEnvironment(undefined=StrictUndefined)
@@ -48,56 +47,36 @@ class Expression:
         """Return the expression's value for one row.
 
         Raises:
-            EvaluationError: The row lacks what the expression reads, or has it in another form.
+            EvaluationError: What the expression reads is missing in the row, or of another form.
         """
 
         def first_row(value: Any) -> int:
             return self._first_rows.setdefault(value, number)
 
+        problem = "there is no such field"
         try:
             value = self._compiled(**{**fields, "row": number, "first_row": first_row})
         except Exception as error:  # an expression can raise whatever Python's operators do
-            raise self._refusal(fields, number, in_one_line(error)) from None
-        if isinstance(value, Undefined):
-            raise self._refusal(fields, number, "there is no such field")
-        return value
-
-    def _refusal(self, fields: Mapping[str, Any], number: int, reason: str) -> EvaluationError:
-        return EvaluationError(
-            f"{self._place}: {self._source!r} cannot be read from row {number + 1}: {reason}. "
+            problem = in_one_line(error)
+        else:
+            if not isinstance(value, Undefined):
+                return value
+        raise EvaluationError(
+            f"{self._place}: {self._source!r} cannot be read from row {number + 1}: {problem}. "
             f"The row has: {', '.join(sorted(fields))}."
         )
 
 
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a local json, jsonl, csv or parquet file; a broken one is an error, never left out.
-
-    Raises:
-        EvaluationError: A row cannot be read.
-        DataError: The file cannot be read.
-    """
-    for row in sound_rows(path):
-        yield dict(row.value)
-
-
-def sound_rows(path: Path) -> Iterator[RawRow]:
-    """Yield the rows of a local file with their places; see `read_rows`."""
-    for row in read_file(path, path.name):
-        if row.problem is not None:
-            raise EvaluationError(f"{row.place}: {row.problem}. An evaluation leaves no row out: mend it.")
-        yield row
-
-
-def mapped_rows(
-    rows: list[dict[str, Any]], fields: Mapping[str, str], place: str
+def with_expressions(
+    rows: Iterable[Mapping[str, Any]], expressions: Mapping[str, str], place: str
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows with the fields that expressions make of them; all else stays.
 
     Args:
         rows: As read.
-        fields: Name that the task reads -> expression over the row as it was read.
-        place: Whose mapping it is, for errors.
+        expressions: Name that the task reads -> expression over the row as it was read.
+        place: Whose they are, for errors.
     """
-    made = {name: Expression(source, f"{place}: fields.{name}") for name, source in fields.items()}
+    made = {name: Expression(source, f"{place}: fields.{name}") for name, source in expressions.items()}
     for number, row in enumerate(rows):
         yield {**row, **{name: expression(row, number) for name, expression in made.items()}}
