@@ -73,7 +73,7 @@ def continuation_scores(
         By place: the sum of the continuation's log-probabilities in nats, taken in float32, and whether greedy
         decoding would give it.
     """
-    # A shared context is followed by padding: the model must be told where the tokens after it stand.
+    # A shared context is followed by padding: the model needs the positions of the tokens after it.
     cache = empty_cache(model)
     can_share = cache is not None and keeps_all(cache) and takes_positions(model)
     rows = _rows(pairs, max_length, can_share=can_share)

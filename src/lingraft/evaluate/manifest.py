@@ -36,6 +36,7 @@ from lingraft.evaluate.task_runs import (
     expected_text,
     few_shot_of,
     item_and_cluster,
+    punkt_data,
     reads_whole_documents,
     template_of,
 )
@@ -252,11 +253,8 @@ def outside_of_the_file() -> dict[str, str | None]:
 
 def punkt_hash() -> str | None:
     """Return the hash of the English sentence data that NLTK finds; None: it finds none."""
-    import nltk
-
-    try:
-        folder = Path(str(nltk.data.find("tokenizers/punkt_tab/english/")))
-    except LookupError:
+    folder = punkt_data()
+    if folder is None:
         return None
     return _hash_of_folder(folder) if folder.is_dir() else "packed"  # it may be read out of a zip file
 

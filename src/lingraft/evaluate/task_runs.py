@@ -158,7 +158,7 @@ def _run(
             drawn = random.Random(entry.sample).sample(range(len(rows)), entry.limit)
             documents = tuple(sorted(drawn))
     left_out: tuple[str, ...] = ()
-    if "instruction_id_list" in rows.column_names and not has_punkt():  # never score these items 0
+    if "instruction_id_list" in rows.column_names and punkt_data() is None:  # never score these items 0
         needy = {number for number in documents if NEEDS_PUNKT & set(rows[number]["instruction_id_list"])}
         reason = "needs NLTK's punkt_tab, which is not installed (python -m nltk.downloader punkt_tab)"
         left_out = tuple(f"{name}: item {rows[one].get('key', one)}: {reason}" for one in sorted(needy))
@@ -186,15 +186,14 @@ def _run(
     )
 
 
-def has_punkt() -> bool:
-    """Return whether NLTK finds the English sentence data that some of IFEval's verifiers need."""
+def punkt_data() -> Path | None:
+    """Return where NLTK finds the English sentence data that some of IFEval's verifiers need; None: nowhere."""
     import nltk
 
     try:
-        nltk.data.find("tokenizers/punkt_tab/english/")
+        return Path(str(nltk.data.find("tokenizers/punkt_tab/english/")))
     except LookupError:
-        return False
-    return True
+        return None
 
 
 def item_of_document(run: Run, number: int) -> str:
