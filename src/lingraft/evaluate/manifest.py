@@ -47,7 +47,15 @@ if TYPE_CHECKING:
 
 FORMAT = 2  # raised with every change of what stands in it
 # Scores may change with these; the engines and the harness are named apart.
-_LIBRARIES = ("lingraft", "torch", "transformers", "tokenizers", "sacrebleu", "py3langid")
+_LIBRARIES = (
+    "lingraft",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "sacrebleu",
+    "rouge_score",
+    "py3langid",
+)
 # IFEval's verifiers that ask langdetect which language an answer is in.
 _ASKS_LANGDETECT = frozenset(
     {"language:response_language", "change_case:english_capital", "change_case:english_lowercase"}
