@@ -401,7 +401,7 @@ def test_content_is_the_same_in_every_process_and_loading_order(
     assert result.stdout.strip() == content_hash()
 
 
-@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("language", ["ar", "ja", "ko"])  # the others: in two orders, above
 def test_a_language_built_in_a_process_of_its_own_is_the_same(language: str) -> None:
     """What babel gives for one language may depend on which were loaded before it; worldbook's items do not."""
     script = (
