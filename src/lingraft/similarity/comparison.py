@@ -106,7 +106,7 @@ class Comparison:
             for key in ("des", "corrected", "low", "high")
         }
         return {
-            **self.pairs[0, 1].to_json(),
+            **to_json(self.pairs[0, 1]),
             "sets": [
                 {"name": name, "rows": rows, "encoded": encoded}
                 for name, rows, encoded in zip(self.names, self.rows, self.encoded, strict=True)
