@@ -110,7 +110,7 @@ class Comparison:
             for key in ("des", "corrected", "low", "high")
         }
         return {
-            **self.pairs[0, 1].to_json(),
+            **to_json(self.pairs[0, 1]),
             "sets": [
                 {"name": name, "rows": rows, "encoded": encoded, "broken": unread}
                 for name, rows, encoded, unread in zip(
