@@ -77,7 +77,7 @@ def test_one_model_gives_a_table_a_record_and_its_predictions(
     assert record["inputs"]["model"] == str(tiny_model)
     assert len(record["inputs"]["model_hash"]) == 64
     for name in ("worldbook:lookup/en", "worldbook:lookup/de"):
-        assert set(record["result"]["scores"][name]) >= FIELDS
+        assert set(record["result"]["scores"]["tasks"][name]) >= FIELDS
         assert {"template", "prompts", "data", "version"} <= set(record["result"]["tasks"][name])
     assert record["result"]["seeds"]["bootstrap"] == 0
     assert len(read_predictions(folder / "predictions.parquet")) == 6
@@ -113,7 +113,7 @@ def test_a_study_and_the_command_give_an_evaluation_one_fingerprint_and_share_it
     for folder in ("alone", "runs/mine"):  # the store answers
         code, out, error = evaluate(str(tiny_model), *WORLDBOOK, "--output", folder, "--json")
         assert code == 0, error
-        assert json.loads(out)["models"][str(tiny_model)]["scores"]["worldbook:lookup/de"]["n"] == 3
+        assert json.loads(out)["models"][str(tiny_model)]["scores"]["tasks"]["worldbook:lookup/de"]["n"] == 3
     assert read_predictions(Path("runs/mine/predictions.parquet")) == read_predictions(
         Path("alone/predictions.parquet")
     )
@@ -221,7 +221,9 @@ def test_two_models_are_compared_on_the_same_items_and_an_adapter_is_one(
     assert code == 0, error
     found = json.loads(out)
     for name, difference in found["differences"].items():
-        before, after = (found["models"][str(one)]["scores"][name]["value"] for one in (tiny_model, adapter))
+        before, after = (
+            found["models"][str(one)]["scores"]["tasks"][name]["value"] for one in (tiny_model, adapter)
+        )
         assert difference["value"] == pytest.approx(after - before)
         assert difference["n"] == 3
     plain, adapted = (
@@ -269,7 +271,7 @@ def test_a_task_without_data_is_named_with_where_they_were_looked_for_and_the_re
     code, out, error = evaluate(str(tiny_model), *only, "--data-dir", "data", "--limit", "1", "--json")
     assert code == 3  # it was asked for by its name
     result = json.loads(out)["models"][str(tiny_model)]
-    assert list(result["scores"]) == ["worldbook:lookup/en"]
+    assert list(result["scores"]["tasks"]) == ["worldbook:lookup/en"]
     assert list(result["not_run"]) == ["belebele/th"]
     (line,) = {one for one in error.splitlines() if "not run" in one}
     copy = Path("data/belebele/th.jsonl")
@@ -299,7 +301,7 @@ def test_what_does_not_fit_into_one_of_two_models_is_told_by_its_name_and_not_co
     assert "worldbook:lookup/en: was asked of one of the two models only, and is not compared." in out
     result = json.loads(Path("both/record.json").read_text())["result"]
     assert list(result["differences"]) == ["xcopa/th"]
-    assert list(json.loads(Path("both/tiny/record.json").read_text())["result"]["scores"]) == [
+    assert list(json.loads(Path("both/tiny/record.json").read_text())["result"]["scores"]["tasks"]) == [
         "worldbook:lookup/en",
         "xcopa/th",
     ]
@@ -388,6 +390,6 @@ def test_what_lies_in_the_data_folder_runs(
         "--limit", "1", "--json",
     )  # fmt: skip
     assert code == 0, error
-    scores = json.loads(out)["models"][str(tiny_model)]["scores"]
+    scores = json.loads(out)["models"][str(tiny_model)]["scores"]["tasks"]
     assert wanted <= set(scores)
     assert all(0 <= scores[name]["low"] <= scores[name]["high"] <= 1 for name in wanted)

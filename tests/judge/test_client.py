@@ -27,6 +27,7 @@ from lingraft.errors import ConfigError, EvaluationError
 from lingraft.judge.budget import Prices
 from lingraft.judge.client import Endpoint, key_from_environment
 from lingraft.judge.win_rate import Judged
+from lingraft.records import to_json
 
 
 def test_passing_failures_are_waited_for_twice_as_long_each_time(
@@ -237,7 +238,7 @@ def test_the_key_is_sent_and_stands_nowhere_else(
     found = judged(cache=tmp_path / "kept.jsonl")
     assert {one.headers["Authorization"] for one in judge_server.requests} == {"Bearer lj-secret"}
     assert found.judge.key_from == "LINGRAFT_JUDGE_KEY"
-    assert "lj-secret" not in json.dumps(found.to_json()) + (tmp_path / "kept.jsonl").read_text()
+    assert "lj-secret" not in json.dumps(to_json(found)) + (tmp_path / "kept.jsonl").read_text()
     judge_server.behaviour = lambda asked: failure(401, f"you sent {asked.headers['Authorization']}")
     with pytest.raises(EvaluationError, match=r"Bearer \*\*\*\): the key in LINGRAFT_JUDGE_KEY is not taken"):
         judged(cache=tmp_path / "other.jsonl")

@@ -55,11 +55,16 @@ def test_an_evaluation_has_alpaca_eval_judged(
     result = json.loads((tmp_path / "out" / "record.json").read_text())["result"]
     assert result["tasks"]["alpaca_eval/en"]["metric"] == "win_rate"
     assert result["tasks"]["alpaca_eval/en"]["judged"]["reference_items"] == 3
-    assert result["left_out"] == ["alpaca_eval/en: alpaca_eval/en/1: the verdict '?' names neither A nor B"]
-    (answers,) = [one["answers"] for name, one in result["scores"].items() if name == "alpaca_eval/en"]
-    assert (answers["n"], answers["truncated"]) == (2, result["truncated"]["alpaca_eval/en"])
-    assert (result["scores"]["alpaca_eval/en"]["n"], result["scores"]["worldbook:lookup/en"]["n"]) == (2, 3)
-    assert list(result["noise"]["tasks"]) == ["worldbook:lookup/en"]
+    assert result["scores"]["left_out"] == [
+        "alpaca_eval/en: alpaca_eval/en/1: the verdict '?' names neither A nor B"
+    ]
+    (answers,) = [
+        one["answers"] for name, one in result["scores"]["tasks"].items() if name == "alpaca_eval/en"
+    ]
+    assert (answers["n"], answers["truncated"]) == (2, result["scores"]["truncated"]["alpaca_eval/en"])
+    n = [result["scores"]["tasks"][name]["n"] for name in ("alpaca_eval/en", "worldbook:lookup/en")]
+    assert n == [2, 3]
+    assert list(result["scores"]["noise"]["tasks"]) == ["worldbook:lookup/en"]
     said = {
         one.item: one
         for one in read_predictions(tmp_path / "out" / "predictions.parquet")
@@ -98,7 +103,7 @@ def test_another_judge_or_another_try_generates_nothing_anew(
     assert sum(answered) == 6
     assert {one.body["max_tokens"] for one in judge_server.requests} == {99}
     result = json.loads((tmp_path / "out" / "record.json").read_text())["result"]
-    assert (result["scores"]["alpaca_eval/en"]["n"], result["left_out"]) == (3, [])
+    assert (result["scores"]["tasks"]["alpaca_eval/en"]["n"], result["scores"]["left_out"]) == (3, [])
     assert not list((tmp_path / "out" / "cache").glob("answers-*.jsonl"))
 
 
@@ -128,7 +133,7 @@ def test_two_languages_are_judged_each_by_itself(
     assert sorted(set(verdicts)) == [
         (done, total) for done in range(1, 7) for total in (4, 6) if done <= total
     ]
-    rows = {name: (task.judged or {})["reference_items"] for name, task in found.tasks.items()}
+    rows = {name: task.judged and task.judged.reference_items for name, task in found.tasks.items()}
     assert rows == {"alpaca_eval/en": 2, "alpaca_eval/de": 3}
     assert [one.language for one in found.predictions] == ["en"] * 2 + ["de"] * 3
 
@@ -157,7 +162,7 @@ def test_a_verdict_that_one_of_two_models_lacks_leaves_its_item_out_of_the_compa
     assert result["differences"]["worldbook:lookup/en"]["n"] == 3
     for model, n in ((tiny_model.name, 2), ("other", 3)):
         own = json.loads((tmp_path / "out" / model / "record.json").read_text())["result"]
-        assert own["scores"]["alpaca_eval/en"]["n"] == n
+        assert own["scores"]["tasks"]["alpaca_eval/en"]["n"] == n
 
 
 def test_a_verdict_that_one_model_of_a_study_lacks_fails_no_cell(

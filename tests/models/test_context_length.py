@@ -21,6 +21,7 @@ from lingraft.representation.prompts import Prompt
 from lingraft.strategies.base import Context
 from lingraft.strategies.calibration import calibration_of
 from lingraft.study.events import Watcher
+from lingraft.study.result import CellResult
 from lingraft.study.run import run_study
 
 POSITIONS = 64
@@ -149,8 +150,8 @@ evaluate:
     )
     watcher = Noting()
     result = run_study(load_study(file), runs=tmp_path / "runs", base_folder=tmp_path, watcher=watcher)
-    assert [cell["reason"] for cell in result["cells"]][:2] == [None, None]
+    assert [type(cell) for cell in result.cells[:2]] == [CellResult, CellResult]
     assert any("reads 64 tokens at once" in note for note in watcher.notes)
     assert any("left out of the" in note for note in watcher.notes)
-    replayed = result["cells"][2]["reason"]  # a random model writes no answer that ends
-    assert replayed is None or "IndexError" not in replayed
+    replayed = result.cells[2]  # a random model writes no answer that ends
+    assert isinstance(replayed, CellResult) or "IndexError" not in replayed.reason

@@ -17,6 +17,7 @@ from lingraft.strategies.base import Context
 from lingraft.study import materials as module
 from lingraft.study.contamination import training_rows
 from lingraft.study.materials import Drawn, Materials, gather
+from lingraft.study.result import CellResult
 from lingraft.study.run import run_study
 
 ROWS = 60
@@ -251,10 +252,10 @@ def test_a_study_replays_no_more_rows_than_the_limit_of_english(tmp_path: Path, 
         evaluate={"task_ability": tasks, "language_ability": tasks},
     )
     result = run_study(study, runs=tmp_path / "runs", base_folder=tmp_path)
-    (cell,) = result["cells"]
-    assert cell["status"] == "done", cell["reason"]
-    training = cell["training"]
-    assert (training["replayed"], training["replay_shortfall"]) == (3, 8 - 3)
-    own, parallel = training["data"]
-    assert (own["train"], own["held_out"]) == (8, 2)
-    assert (parallel["source"], parallel["train"]) == (english["source"], 3)
+    (cell,) = result.cells
+    assert isinstance(cell, CellResult), cell.reason
+    training = cell.training
+    assert (training.replayed, training.replay_shortfall) == (3, 8 - 3)
+    own, parallel = training.data
+    assert (own.train, own.held_out) == (8, 2)
+    assert (parallel.source, parallel.train) == (english["source"], 3)

@@ -204,9 +204,9 @@ def evaluate(
         for own, stage in zip(folders, stages, strict=True):
             model = evaluate_into(own, stage, Executor(store, bars))
             evaluated.append(model)
-            for name, reason in model.no_room.items():
+            for name, reason in model.record.no_room.items():
                 print_message(f"! {model.model}: {name}: not run: {reason}", "yellow")
-            for name, count in model.truncated_prompts.items():
+            for name, count in model.record.scores.truncated_prompts.items():
                 print_message(f"! {model.model}: {truncated_prompts_sentence(name, count)}", "yellow")
             of_model: dict[str, Json] = {
                 "model": stage.label,
@@ -298,26 +298,27 @@ def _print(models: list[ModelEvaluation], compared: ModelDifferences | None) -> 
     from lingraft.evaluate.common_items import unpaired_sentence
     from lingraft.report.evaluation import score_table, task_difference_table
     from lingraft.report.judging import asking_clause, order_clause
-    from lingraft.report.tables import noise_sentence
+    from lingraft.report.notes import noise_sentence
 
     for one in models:
-        print_table(score_table(one.scores), one.model)
-        if one.noise is not None:
-            print_result(noise_sentence([one.noise]))
-        for name, record in one.tasks.items():
-            if "judged" in record:
-                judged = record["judged"]
-                who = ", ".join(judged["judge"]["answered_as"])
+        scores = one.record.scores
+        print_table(score_table(scores.tasks), one.model)
+        if scores.noise is not None:
+            print_result(noise_sentence([scores.noise]))
+        for name, task in one.record.tasks.items():
+            if (judged := task.judged) is not None:
+                who = ", ".join(judged.judge.answered_as)
                 print_result(f"{name}: judged by {who}; {order_clause(judged)}; {asking_clause(judged)}.")
-        if one.left_out:
-            print_result(f"{len(one.left_out)} items are left out, such as {one.left_out[0]}.")
+        if scores.left_out:
+            print_result(f"{len(scores.left_out)} items are left out, such as {scores.left_out[0]}.")
     if compared is None:
         return
     first, second = models
     print_table(task_difference_table(compared.differences), f"{second.model} - {first.model}, paired")
-    for task in sorted(set(first.tasks) ^ set(second.tasks)):
-        print_result(f"{task}: was asked of one of the two models only, and is not compared.")
-    for task, count in compared.unpaired.items():
-        print_result(unpaired_sentence(task, count, judged="judged" in first.tasks[task]))
+    for name in sorted(set(first.record.tasks) ^ set(second.record.tasks)):
+        print_result(f"{name}: was asked of one of the two models only, and is not compared.")
+    for name, count in compared.unpaired.items():
+        is_judged = first.record.tasks[name].judged is not None
+        print_result(unpaired_sentence(name, count, judged=is_judged))
     for problem in compared.not_paired.values():
         print_result(problem)

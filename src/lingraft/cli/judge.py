@@ -64,7 +64,7 @@ def judge(
     from lingraft.evaluate.tasks.alpaca_eval.task import read_outputs, reference_outputs
     from lingraft.judge.length_control import check_package, check_reference, gamed_data, length_controlled
     from lingraft.judge.win_rate import Judge, Preference, judge_answers
-    from lingraft.records import hash_file
+    from lingraft.records import hash_file, to_json
     from lingraft.report.judging import asking_clause, order_clause
 
     for path in (items, record):
@@ -100,8 +100,9 @@ def judge(
         if data is not None:
             on_progress = partial(bars.progressed, "length control")
             controlled = length_controlled(judged.preferences, data, on_progress=on_progress)
-    found = judged.to_json()
-    result = found | {"length_controlled": None if controlled is None else asdict(controlled)}
+    result = to_json(judged.record) | {
+        "length_controlled": None if controlled is None else asdict(controlled)
+    }
     if items is not None:
         write_rows(items, judged.preferences, Preference)
     if record is not None:
@@ -112,10 +113,9 @@ def judge(
         print_json(result)
         return
     rate, asking, lengths = judged.win_rate, judged.asking, judged.mean_characters
-    ties = len(judged.preferences) - judged.wins - judged.losses
     print_result(
         f"Win rate {rate.value:.1%} ({rate.low:.1%} to {rate.high:.1%}), n = {rate.n} of {judged.reference_items}: "
-        f"{judged.wins} wins, {judged.losses} losses, {ties} ties"
+        f"{judged.wins} wins, {judged.losses} losses, {judged.ties} ties"
     )
     if controlled is not None:
         doubt = ", far from the plain one: doubtful" if controlled.is_extreme else ""
@@ -123,10 +123,10 @@ def judge(
             f"Length-controlled {controlled.value:.1%} ({controlled.low:.1%} to {controlled.high:.1%}), "
             f"alpaca-eval {controlled.package}{doubt}"
         )
-    print_result(f"Mean length {lengths[0]:.0f} characters, the reference's {lengths[1]:.0f}")
-    order = order_clause(found)
+    print_result(f"Mean length {lengths.answers:.0f} characters, the reference's {lengths.reference:.0f}")
+    order = order_clause(judged)
     print_result(order[0].upper() + order[1:])
-    print_result(f"Judge {', '.join(judged.judge.answered_as)}: {asking_clause(found)}")
+    print_result(f"Judge {', '.join(judged.judge.answered_as)}: {asking_clause(judged)}")
     if asking.uncounted:
         print_result(
             f"{asking.uncounted} verdicts came without a count of tokens: the most that they can be was taken"

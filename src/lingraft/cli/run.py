@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,12 +12,17 @@ from lingraft.errors import EXIT_ANSWER_IS_NO
 
 if TYPE_CHECKING:
     from lingraft.config.schema import Study
+    from lingraft.report.tables import Matrix
+    from lingraft.study.result import StudyResult
 
 _MANY_PHASES = 2  # with more, the forgetting matrix is printed as well; it always stands on the page
-_MATRICES = {
-    "ability": "Forgetting: ability in what each phase taught",
-    "bits_per_character": "Forgetting: bits per character of each phase's held-out answers (lower is better)",
-}
+_MATRICES: tuple[tuple[Matrix, str], ...] = (
+    ("ability", "Forgetting: ability in what each phase taught"),
+    (
+        "bits_per_character",
+        "Forgetting: bits per character of each phase's held-out answers (lower is better)",
+    ),
+)
 
 
 def run(
@@ -48,8 +53,9 @@ def run(
 
     from lingraft.cli.log_lines import log_lines
     from lingraft.cli.progress import ProgressWatcher
+    from lingraft.records import to_json
+    from lingraft.report.notes import failures
     from lingraft.report.page import write_page
-    from lingraft.report.tables import failures
     from lingraft.study.run import run_study
     from lingraft.train.processes import Processes
 
@@ -57,7 +63,7 @@ def run(
     with ProgressWatcher(loaded.name) as watcher:
         result = run_study(loaded, runs=runs, watcher=watcher, processes=Processes(processes, sharded))
     if json:
-        print_json(result)
+        print_json(to_json(result))
     else:
         _print(result, loaded)
     log_lines().at("writing the report")
@@ -68,26 +74,17 @@ def run(
         raise typer.Exit(EXIT_ANSWER_IS_NO)
 
 
-def _print(result: dict[str, Any], study: Study) -> None:
-    from lingraft.report.tables import (
-        des_note,
-        failures,
-        forgetting_table,
-        minimum_detectable_effect,
-        noise_note,
-        precision_note,
-        study_table,
-    )
+def _print(result: StudyResult, study: Study) -> None:
+    from lingraft.report.notes import failures, notes
+    from lingraft.report.tables import forgetting_table, study_table
 
     print_table(study_table(result), study.name)
     if len(study.phases) > _MANY_PHASES:
-        for kind, title in _MATRICES.items():
+        for kind, title in _MATRICES:
             matrix = forgetting_table(result, kind, with_intervals=False)
             if matrix is not None:
                 print_table(matrix, title)
     for failure in failures(result):
         print_result(f"failed: {failure}")
-    print_result(minimum_detectable_effect(result))
-    for note in (des_note(result), precision_note(result), noise_note(result)):
-        if note is not None:
-            print_result(note)
+    for note in notes(result):
+        print_result(note)

@@ -275,7 +275,7 @@ def show_predictions(
 
 def _print_summary(summary: DataSummary) -> None:
     from lingraft.data.chat import handled_sentences
-    from lingraft.report.tables import language_table
+    from lingraft.report.tables import cost_table
 
     lengths = summary.lengths
     looked_at = f" (the first {summary.first_rows} of each file)" if summary.first_rows is not None else ""
@@ -288,7 +288,7 @@ def _print_summary(summary: DataSummary) -> None:
         print_result("Filters: " + ", ".join(f"{name} {count}" for name, count in summary.filtered.items()))
     if summary.incomplete_groups is not None:
         print_result(f"Parallel groups in which a language is missing: {summary.incomplete_groups}")
-    print_table(language_table(summary))
+    print_table(cost_table(summary.languages))
     print_result(
         f"Tokens per example: median {lengths.median:.0f}, 95 % up to {lengths.p95:.0f}, longest {lengths.longest}; "
         f"{lengths.total} in all, {lengths.supervised} supervised."

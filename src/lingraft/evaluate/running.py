@@ -268,6 +268,6 @@ def _describe(
             data=data[:1] if all(one == data[0] for one in data) else data,
             sample=first.sample,
             asked=manifest.asked_of(label),
-            judged=verdicts[label].to_json() if first.is_judged else None,
+            judged=verdicts[label].record if first.is_judged else None,
         )
     return described

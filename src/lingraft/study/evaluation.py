@@ -10,22 +10,28 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from lingraft.errors import ConfigError
 from lingraft.evaluate.common_items import common_items
 from lingraft.evaluate.predictions import Prediction, read_predictions
-from lingraft.evaluate.scores import task_differences, task_scores
-from lingraft.evaluate.task_records import read_task_records
+from lingraft.evaluate.results import EvaluationRecord, TaskDifference
+from lingraft.evaluate.scores import task_differences
 from lingraft.evaluate.task_runs import SEEDS
 from lingraft.models.adapters import ADAPTER_CONFIG
-from lingraft.stage import FinishedStage, given_model
+from lingraft.records import to_json
+from lingraft.stage import Json, given_model
 from lingraft.study.execute import Executor
-from lingraft.study.stages.evaluate import MANIFEST, PREDICTIONS, Evaluate, Questions, has_missing_verdicts
+from lingraft.study.stages.evaluate import (
+    MANIFEST,
+    PREDICTIONS,
+    Evaluate,
+    Questions,
+    has_missing_verdicts,
+    recorded,
+)
 from lingraft.study.store import RECORD
 
 
@@ -35,61 +41,22 @@ class ModelEvaluation:
 
     Attributes:
         model: As the user names it.
-        stage: The finished stage.
+        record: What its stage recorded.
         predictions: One per item.
     """
 
     model: str
-    stage: FinishedStage
+    record: EvaluationRecord
     predictions: tuple[Prediction, ...]
-
-    @cached_property
-    def scores(self) -> dict[str, dict[str, Any]]:
-        """By task and language."""
-        return task_scores(self.predictions)
-
-    @property
-    def tasks(self) -> dict[str, dict[str, Any]]:
-        """By task and language, what it is and how it was run."""
-        return self.stage.result["tasks"]  # type: ignore[no-any-return]
-
-    @property
-    def no_room(self) -> dict[str, str]:
-        """By task and language, why its answers do not fit into the model."""
-        return self.stage.result["no_room"]  # type: ignore[no-any-return]
 
     @property
     def not_run(self) -> dict[str, str]:
         """By task and language, why it was not run."""
-        return self.stage.result["not_run"] | self.no_room  # type: ignore[no-any-return]
+        return self.record.not_run | self.record.no_room
 
-    @property
-    def left_out(self) -> list[str]:
-        """Items that could not be scored, each with its reason."""
-        return self.stage.result["scores"]["left_out"]  # type: ignore[no-any-return]
-
-    @property
-    def truncated_prompts(self) -> dict[str, int]:
-        """Items whose prompts lost their beginning, by task and language."""
-        return self.stage.result["scores"]["truncated_prompts"]  # type: ignore[no-any-return]
-
-    @property
-    def noise(self) -> dict[str, Any] | None:
-        """What repeating the generating tasks changed; None: they ran once."""
-        return self.stage.result["scores"]["noise"]  # type: ignore[no-any-return]
-
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         """Return what `lingraft evaluate` prints and records of the model."""
-        return {
-            "scores": self.scores,
-            "tasks": self.tasks,
-            "left_out": self.left_out,
-            "truncated": self.stage.result["scores"]["truncated"],
-            "truncated_prompts": self.truncated_prompts,
-            "not_run": self.not_run,
-            "noise": self.noise,
-            "seeds": SEEDS | {"bootstrap": 0},
-        }
+        return {**to_json(self.record), "seeds": SEEDS | {"bootstrap": 0}}
 
 
 @dataclass(frozen=True)
@@ -102,7 +69,7 @@ class ModelDifferences:
         not_paired: By task and language, why the two are not compared.
     """
 
-    differences: dict[str, dict[str, Any]]
+    differences: dict[str, TaskDifference]
     unpaired: dict[str, int]
     not_paired: dict[str, str]
 
@@ -131,18 +98,18 @@ def evaluate_into(folder: Path, stage: Evaluate, executor: Executor) -> ModelEva
     One in which verdicts of a judge are missing is gone on with: the judge is asked for these alone.
     """
     found = executor.store.find(stage)
-    if found is not None and has_missing_verdicts(read_task_records(found.result["tasks"])):
+    if found is not None and has_missing_verdicts(recorded(found).tasks):
         executor.store.reopen(stage)
     done = executor.make(stage)
     (folder / RECORD).unlink(missing_ok=True)  # of what was there before
     for name in (PREDICTIONS, MANIFEST):
         shutil.copyfile(done.folder / name, folder / name)
-    return ModelEvaluation(stage.label, done, read_predictions(done.folder / PREDICTIONS))
+    return ModelEvaluation(stage.label, recorded(done), read_predictions(done.folder / PREDICTIONS))
 
 
 def compare(before: ModelEvaluation, after: ModelEvaluation) -> ModelDifferences:
     """Compare two models on the items that both were asked alike."""
-    tasks: list[Mapping[str, Any]] = [one.stage.result["tasks"] for one in (before, after)]
+    tasks = [one.record.tasks for one in (before, after)]
     common = common_items(
         [
             [one for one in own.predictions if all(f"{one.task}/{one.language}" in asked for asked in tasks)]

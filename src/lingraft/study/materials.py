@@ -19,12 +19,12 @@ from lingraft.config.schema import DataSource, PathStep, PhaseData, Study
 from lingraft.data.example import UNDETERMINED_LANGUAGE, Example
 from lingraft.data.example_table import columns_of, select, share_a_group
 from lingraft.data.sources import DataSplit, LoadedData, draw_rows, hold_out, load_data, split_data
-from lingraft.data.tokenizer_cost import cost_warnings, language_costs
+from lingraft.data.tokenizer_cost import LanguageCost, cost_warnings, language_costs
 from lingraft.errors import ConfigError, ModelError, StrategyError
 from lingraft.evaluate.held_out import item_of
 from lingraft.models.loading import load_tokenizer, parameter_names, stated_rows
 from lingraft.models.token_ids import check_token_ids, unknown_words
-from lingraft.records import fingerprint_of
+from lingraft.records import fingerprint_of, from_json
 from lingraft.representation.prompts import Prompt, prompts_of, read_prompts
 from lingraft.stage import GivenModel, given_model
 from lingraft.strategies.base import Need
@@ -328,22 +328,27 @@ def _english_source(source: PhaseData) -> DataSource | None:
     )
 
 
-def tell_costs(materials: Materials, watcher: Watcher, *, trust_remote_code: bool) -> dict[str, Any]:
+def tell_costs(
+    materials: Materials, watcher: Watcher, *, trust_remote_code: bool
+) -> dict[str, dict[str, LanguageCost]]:
     """Tell, before anything is trained, what each language costs in tokens; return it for the result, by data set."""
     model = materials.checkpoint or materials.base
     if model is None:
         return {}
     tokenizer = load_tokenizer(model.folder, trust_remote_code=trust_remote_code)
-    told: dict[str, Any] = {}
+    found: dict[str, dict[str, LanguageCost]] = {}
     warnings: dict[str, None] = {}
     for (phase, name), one in materials.data.items():
         costs = language_costs(one.loaded.examples, tokenizer)
         watcher.tokenizer_costs(f"{phase}: {name}", costs)
         warnings.update(dict.fromkeys(cost_warnings(costs)))
-        told[f"{phase}/{name}"] = {tag: cost.to_json() for tag, cost in costs.items()}
+        found[f"{phase}/{name}"] = {
+            tag: from_json(LanguageCost, cost.to_json())
+            for tag, cost in costs.items()  # rounded
+        }
     for warning in warnings:
         watcher.noted(warning)
-    return told
+    return found
 
 
 def check_added_tokens(materials: Materials, *, trust_remote_code: bool) -> None:

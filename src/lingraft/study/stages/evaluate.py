@@ -19,21 +19,23 @@ from lingraft.evaluate.held_out import bits_by_language, held_out_losses, item_o
 from lingraft.evaluate.loading import NotRunnableError, task_identities
 from lingraft.evaluate.manifest import HAS_TEMPLATE, NO_TEMPLATE, manifest_of, outside_of_the_file
 from lingraft.evaluate.predictions import write_predictions
+from lingraft.evaluate.results import EvaluationRecord
 from lingraft.evaluate.running import evaluate_model, truncated_prompts_sentence
-from lingraft.evaluate.scores import ABILITIES, score_summary
+from lingraft.evaluate.scores import score_summary
 from lingraft.evaluate.task_records import TaskRecord
 from lingraft.evaluate.task_runs import build_runs
 from lingraft.models.adapters import load_merged
 from lingraft.models.compute import compute_for
 from lingraft.models.vllm import VllmGenerator
-from lingraft.records import fingerprint_of, read_json, to_json, write_json_atomically
-from lingraft.stage import Json, Model, Needs, StageSpec, Work, Workplace, machine, stages_of
+from lingraft.records import fingerprint_of, from_json, read_json, to_json, write_json_atomically
+from lingraft.stage import FinishedStage, Json, Model, Needs, StageSpec, Work, Workplace, machine, stages_of
 
 PREDICTIONS = "predictions.parquet"
 VERDICTS = "verdicts.jsonl"  # in the cache: they are paid for, and serve every cell
 HELD_OUT = "held_out.parquet"
 EVALUATION_SPLIT = "report"
 MANIFEST = "manifest.json"  # what was asked and how
+_RECORD_FORMAT = 1  # of `EvaluationRecord`; an evaluation that was recorded in another is made anew
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,7 @@ class Evaluate(StageSpec):
             "model": self.model.identity,
             "manifest": self.questions.manifest,
             "chat": CHAT_IDENTITY,
+            "record": _RECORD_FORMAT,
         }
 
     @property
@@ -218,27 +221,34 @@ class Evaluate(StageSpec):
             )
         for task, count in evaluated.truncated_prompts.items():
             note(f"{self.label}: {truncated_prompts_sentence(task, count)}")
-        scores = {
-            "left_out": list(evaluated.left_out),
-            "truncated": evaluated.truncated,
-            "truncated_prompts": evaluated.truncated_prompts,
-            "noise": to_json(evaluated.noise),
-        }
-        if {one.ability for one in evaluated.predictions}.issuperset(
-            ABILITIES
-        ):  # a command may ask for one alone
-            bits = bits_by_language(losses, asked.held_out)
-            scores = {**score_summary(evaluated.predictions, bits), **scores}
-        result = {
-            "scores": scores,
-            "tasks": to_json(evaluated.tasks),
-            "precision": compute.precision,
-            "not_run": evaluated.not_run,
-            "no_room": evaluated.no_room,
-        }
-        return Work(result, machine(compute))
+        scores = score_summary(
+            evaluated.predictions,
+            bits_by_language(losses, asked.held_out),
+            left_out=evaluated.left_out,
+            truncated=evaluated.truncated,
+            truncated_prompts=evaluated.truncated_prompts,
+            noise=evaluated.noise,
+        )
+        record = EvaluationRecord(
+            scores, evaluated.tasks, compute.precision, evaluated.not_run, evaluated.no_room
+        )
+        return Work(to_json(record), machine(compute))
+
+
+def recorded(evaluation: FinishedStage) -> EvaluationRecord:
+    """Return what an evaluation recorded.
+
+    Raises:
+        EvaluationError: Another version of lingraft recorded it.
+    """
+    try:
+        return from_json(EvaluationRecord, evaluation.result)
+    except ValueError as error:
+        raise EvaluationError(
+            f"{evaluation.folder}: was recorded by another version of lingraft ({error}); evaluate the model anew."
+        ) from None
 
 
 def has_missing_verdicts(tasks: Mapping[str, TaskRecord]) -> bool:
-    """Return whether a judge named no output on some item."""
-    return any(task.judged["asking"]["unparseable"] for task in tasks.values() if task.judged is not None)
+    """Return whether a judge named no output on some item, of what an evaluation records of its tasks."""
+    return any(task.judged.asking.unparseable for task in tasks.values() if task.judged is not None)
