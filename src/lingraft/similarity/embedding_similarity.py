@@ -18,6 +18,7 @@ from lingraft.data.example_table import columns_of
 from lingraft.errors import DataError
 from lingraft.similarity.block_sums import BlockSums, Floats, encode_rows
 from lingraft.similarity.encoders import Encoder
+from lingraft.text.language_tags import primary_subtag
 
 CONFIDENCE = 0.95
 FEWEST_BLOCKS = 5  # an interval from fewer says nothing about its own width
@@ -162,7 +163,7 @@ def unknown_languages(languages: Iterable[str], encoder: Encoder) -> tuple[str, 
     known = encoder.languages
     if known is None:
         return ()
-    return tuple(tag for tag in languages if tag.partition("-")[0].lower() not in known)
+    return tuple(tag for tag in languages if primary_subtag(tag) not in known)
 
 
 def check_languages(examples: Sequence[Example], encoder: Encoder) -> None:
