@@ -117,14 +117,7 @@ class JoinedExamples(RowSequence[Example]):
 
 @dataclass(frozen=True, slots=True)
 class Duplicate:
-    """A row whose id an earlier row has.
-
-    Attributes:
-        row: Number of the row among those collected, from 0.
-        place: Where the row stands.
-        id: The id of both.
-        first_place: Where the earlier one stands.
-    """
+    """A row (by its number among those collected, from 0, and its place) whose id that of an earlier place is."""
 
     row: int
     place: str
