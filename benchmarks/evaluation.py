@@ -47,13 +47,13 @@ def answers(lm: Any, tokenizer: Any, evaluation: Any, runs: Sequence[Any]) -> tu
     from lingraft.evaluate import running
 
     started = time.process_time()
-    samples = running._run_harness(lm, tokenizer, evaluation, runs)
+    samples = running.samples_of(lm, tokenizer, evaluation, runs)
     seconds = time.process_time() - started
     said = {}
     for task, own in samples.items():
         for sample in own:
-            first = [one[0] for one in sample["resps"]]
-            said[f"{task}/{sample['doc_id']}"] = str(
+            first = [one[0] for one in sample.responses]
+            said[f"{task}/{sample.number}"] = str(
                 [one if isinstance(one, str) else (round(float(one[0]), 2), bool(one[1])) for one in first]
             )
     return seconds, said

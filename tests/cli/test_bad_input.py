@@ -254,7 +254,7 @@ def test_a_study_file(refuses: Refuses, content: Content, says: tuple[str, ...])
         (STUDY[STUDY.index("  - name: two") : STUDY.index("held")], "", (":3: phases is", "2")),
         ("strategies: [plain]", "training: {epochs: two}", ("phases[1].training.epochs is 'two'",)),
         ("held_out: 2", "seeds: []", (":11: seeds is []", "1")),
-        ("held_out: 2", "measures: [mpd_pairs]", (":11: measures[0] is 'mpd_pairs'", "'mpd_pair'")),
+        ("held_out: 2", "measures: [mpd_pairs]", ("measures[0]: 'mpd_pairs'", "'mpd_pair'")),
         ("[plain]", "[3]", (":10: phases[1].strategies[0] is 3",)),
         ("held_out: 2", "evaluate: {task_ability: [{task: worldbook, limit: 0}]}",
          (":11: evaluate.task_ability[0].limit is 0",)),

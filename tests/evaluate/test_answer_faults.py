@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lingraft.evaluate.answer_faults import AnswerJudge
+from lingraft.evaluate.answer_faults import AnswerFaults
 from lingraft.evaluate.noise import noise_floor
 from lingraft.evaluate.predictions import Prediction
 from lingraft.evaluate.scores import score_summary
@@ -19,23 +19,23 @@ PLAIN = Prediction("language_ability", "xlsum", "de", "xlsum/0", "xlsum/0", 0.5,
 
 
 @pytest.fixture(scope="module")
-def judge() -> AnswerJudge:
-    return AnswerJudge(["en", "de", "pt-BR", "pt", "xx"])
+def faults() -> AnswerFaults:
+    return AnswerFaults(["en", "de", "pt-BR", "pt", "xx"])
 
 
-def test_answers_are_told_that_are_empty_loop_or_are_cut_off(judge: AnswerJudge) -> None:
-    def faults(text: str, *, ended: bool) -> tuple[bool | None, bool | None, bool | None]:
-        found = judge.judged(replace(PLAIN, response=text), {}, ended=ended)
+def test_answers_are_told_that_are_empty_loop_or_are_cut_off(faults: AnswerFaults) -> None:
+    def found_faults(text: str, *, ended: bool) -> tuple[bool | None, bool | None, bool | None]:
+        found = faults.found_in(replace(PLAIN, response=text), {}, ended=ended)
         return found.empty, found.looping, found.truncated
 
-    assert faults(GERMAN, ended=True) == (False, False, False)
-    assert faults(" \n", ended=True) == (True, False, False)
-    assert faults("noch einmal " * 20, ended=False) == (False, True, True)
+    assert found_faults(GERMAN, ended=True) == (False, False, False)
+    assert found_faults(" \n", ended=True) == (True, False, False)
+    assert found_faults("noch einmal " * 20, ended=False) == (False, True, True)
 
 
-def test_the_language_of_an_answer_is_told_where_it_is_asked_for(judge: AnswerJudge) -> None:
+def test_the_language_of_an_answer_is_told_where_it_is_asked_for(faults: AnswerFaults) -> None:
     def language(prediction: Prediction, **document: object) -> tuple[bool, bool | None]:
-        found = judge.judged(prediction, document, ended=True)
+        found = faults.found_in(prediction, document, ended=True)
         return found.language_judged, found.wrong_language
 
     assert language(PLAIN) == (True, False)
@@ -57,34 +57,34 @@ def test_the_language_of_an_answer_is_told_where_it_is_asked_for(judge: AnswerJu
 
 
 def test_an_answer_in_another_language_is_told_where_english_is_the_only_one() -> None:
-    judge = AnswerJudge(["en"])
+    faults = AnswerFaults(["en"])
     summary = replace(PLAIN, language="en", reference=ENGLISH)
-    assert judge.judged(summary, {}, ended=True).wrong_language is True  # its answer is German
-    assert judge.judged(replace(summary, response=ENGLISH), {}, ended=True).wrong_language is False
+    assert faults.found_in(summary, {}, ended=True).wrong_language is True  # its answer is German
+    assert faults.found_in(replace(summary, response=ENGLISH), {}, ended=True).wrong_language is False
 
 
-def test_an_item_that_asks_for_another_language_is_not_judged(judge: AnswerJudge) -> None:
+def test_an_item_that_asks_for_another_language_is_not_judged(faults: AnswerFaults) -> None:
     asked = replace(PLAIN, language="en", prompt="Translate into German: ...", reference=GERMAN)
     for text in (GERMAN, ENGLISH):
-        found = judge.judged(replace(asked, response=text), {}, ended=True)
+        found = faults.found_in(replace(asked, response=text), {}, ended=True)
         assert (found.language_judged, found.wrong_language) == (False, None)
 
 
 @pytest.mark.parametrize("language", ["en", "de", "fr", "pt", "id"])
 def test_texts_in_their_own_language_are_not_called_wrong(language: str, shared_data: Path) -> None:
-    judge = AnswerJudge(["en", language])
+    faults = AnswerFaults(["en", language])
     lines = (shared_data / "udhr" / f"{language}.jsonl").read_text(encoding="utf-8").split("\n")
     texts = [text for line in lines if line for text in json.loads(line)["text"]]
     plain = replace(PLAIN, language=language, reference="-")
-    found = [judge.judged(replace(plain, response=text), {}, ended=True).wrong_language for text in texts]
+    found = [faults.found_in(replace(plain, response=text), {}, ended=True).wrong_language for text in texts]
     assert found.count(False) >= 0.95 * len(texts)
     assert found.count(True) == 0
 
 
-def test_faults_are_counted_and_likelihood_tasks_have_none(judge: AnswerJudge) -> None:
+def test_faults_are_counted_and_likelihood_tasks_have_none(faults: AnswerFaults) -> None:
     texts = [GERMAN, ENGLISH, "", "ja " * 40]
     judged = [
-        judge.judged(replace(PLAIN, response=text, item=str(i), cluster=str(i)), {}, ended=i != 1)
+        faults.found_in(replace(PLAIN, response=text, item=str(i), cluster=str(i)), {}, ended=i != 1)
         for i, text in enumerate(texts)
     ]
     choice = replace(PLAIN, ability="task_ability", task="mmlu", language="en", response="-1.5")
@@ -103,11 +103,12 @@ def test_the_noise_floor_is_the_spread_over_rounds() -> None:
 
     choice = replace(PLAIN, task="belebele", score=1.0)  # not generated: stands in the first round alone
     found = noise_floor([[*items([0.0, 1.0]), choice], items([1.0, 1.0]), items([0.0, 1.0])])
-    assert found["repeats"] == 3
-    assert set(found["tasks"]) == {"xlsum/de"}
-    task = found["tasks"]["xlsum/de"]
-    assert task["scores"] == [0.5, 1.0, 0.5]
-    assert (task["low"], task["high"], task["changed"]) == (0.5, 1.0, 1)
-    assert task["deviation"] == pytest.approx(0.2887, abs=1e-4)
-    assert found["language_ability"]["scores"] == [0.75, 1.0, 0.75]
-    assert found["task_ability"] is None
+    assert found.repeats == 3
+    assert set(found.tasks) == {"xlsum/de"}
+    task = found.tasks["xlsum/de"]
+    assert task.scores == (0.5, 1.0, 0.5)
+    assert (task.low, task.high, task.changed) == (0.5, 1.0, 1)
+    assert task.deviation == pytest.approx(0.2887, abs=1e-4)
+    assert found.language_ability is not None
+    assert found.language_ability.scores == (0.75, 1.0, 0.75)
+    assert found.task_ability is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 import pytest
 
@@ -10,8 +10,13 @@ from lingraft.errors import EvaluationError
 from lingraft.evaluate.common_items import common_items
 from lingraft.evaluate.predictions import Prediction
 from lingraft.evaluate.scores import task_differences
+from lingraft.evaluate.task_records import Asked, DataRevision, HowAsked, TaskRecord, read_task_records
+from lingraft.records import to_json
 
-TASKS: dict[str, dict[str, Any]] = {"judged/en": {"judged": {}}, "judged/de": {"judged": {}}, "plain/en": {}}
+ASKED = Asked(HowAsked("e 1", "1", "bf16", "x"), {})
+PLAIN = TaskRecord("1", "m", "none", 1, "", "", (), None, ASKED)
+JUDGED = replace(PLAIN, judged={})
+TASKS = {"judged/en": JUDGED, "judged/de": JUDGED, "plain/en": PLAIN}
 
 
 def model(**items: str) -> list[Prediction]:
@@ -41,3 +46,12 @@ def test_a_missing_item_of_any_other_task_is_still_an_error() -> None:
     assert found.unpaired == {}
     with pytest.raises(EvaluationError, match="same items only"):
         task_differences(*found.models)
+
+
+def test_records_of_tasks_are_read_as_they_were_written_and_others_are_refused() -> None:
+    records = {"t/en": replace(PLAIN, data=(DataRevision(files={"a.jsonl": "0" * 64}),))}
+    written = to_json(records)
+    assert read_task_records(written) == records
+    del written["t/en"]["asked"]
+    with pytest.raises(EvaluationError, match=r"another version of lingraft .*; evaluate the model anew"):
+        read_task_records(written)

@@ -109,7 +109,7 @@ def test_worldbook_is_english_and_every_language_of_both_families(
     assert len(found.predictions) == 18
     assert told == [(done, 18) for done in range(1, 19)]
     assert found.left_out == ()
-    assert found.tasks["worldbook:lookup/de"]["items"] == 3
+    assert found.tasks["worldbook:lookup/de"].items == 3
 
 
 def test_prompts_references_and_scores_are_worldbooks_own(
@@ -223,7 +223,7 @@ def test_identities_do_not_depend_on_the_folder(
     assert task_identities(evaluation, moved) == before
 
 
-def test_worked_examples_from_a_local_file_never_hold_the_item_that_is_asked(
+def test_few_shot_examples_from_a_local_file_never_hold_the_item_that_is_asked(
     evaluate: Callable[..., Evaluated], local_task: Callable[..., EvaluationTask]
 ) -> None:
     task = local_task(num_fewshot=2, training_split="train", fewshot_split="train")

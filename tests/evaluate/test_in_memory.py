@@ -236,8 +236,8 @@ def test_an_evaluation_repeats_resumes_and_counts(tiny: tuple[Any, Any], tmp_pat
     )
     assert told == [(done, 12) for done in range(1, 13)]
     assert found.noise is not None
-    assert found.noise["repeats"] == 3
-    assert len(found.noise["tasks"]["worldbook:lookup/de"]["scores"]) == 3
+    assert found.noise.repeats == 3
+    assert len(found.noise.tasks["worldbook:lookup/de"].scores) == 3
     assert all(one.truncated is not None and one.language_judged for one in found.predictions)
     assert found.truncated["worldbook:lookup/de"] == sum(
         bool(one.truncated) for one in found.predictions if one.language == "de"
@@ -298,7 +298,7 @@ def test_what_a_prompt_spells_is_text_when_it_is_asked_and_scored(
     assert lm.tok_encode(prompt) == chat_format(tokenizer).prompt_ids([Message("user", said)])
     assert lm.tok_encode(prompt).count(end) == 1
     assert lm.tok_encode(prompt, left_truncate_len=3) == lm.tok_encode(prompt)[-3:]
-    pair = lm._pair(prompt, " It is <|im_end|>.")
+    pair = lm.pair(prompt, " It is <|im_end|>.")
     assert end not in pair.continuation
     assert list(pair.context) + list(pair.continuation) == lm.tok_encode(
         prompt + chat_format(tokenizer).as_text(" It is <|im_end|>.")
@@ -329,12 +329,12 @@ def test_a_choice_is_scored_with_the_space_that_training_has_before_it(
     said = (Message("user", "Which day?"), Message("assistant", "Monday"))
     row = encode_example(Example("1", said, "en", "1", "test"), tokenizer, 999)
     turns = [{"role": one.role, "content": one.content} for one in said]
-    pair = lm._pair(lm.apply_chat_template(turns[:1]), "Monday")
+    pair = lm.pair(lm.apply_chat_template(turns[:1]), "Monday")
     assert pair.context + pair.continuation == row.input_ids[:-1]
     assert len(pair.context) == row.supervised.index(True)
     begun = lm.apply_chat_template(turns, add_generation_prompt=False)
     assert tuple(lm.tok_encode(begun)) == row.input_ids[:-1]
-    pair = lm._pair(begun, " it is")
+    pair = lm.pair(begun, " it is")
     assert tokenizer.decode(pair.context + pair.continuation).endswith("[/INST] Monday it is")
 
 

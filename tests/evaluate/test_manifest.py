@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from lingraft.evaluate.lm_eval_compat import ifeval_verifiers
 from lingraft.evaluate.manifest import Manifest, chat_identity, manifest_of
 from lingraft.evaluate.predictions import Prediction
 from lingraft.evaluate.selection import resolve_suites
+from lingraft.evaluate.task_records import Asked, HowAsked, TaskRecord, TaskSettings
 from lingraft.evaluate.task_runs import runs_of
 
 WORLDBOOK = {"task": "worldbook:lookup", "limit": 3, "max_new_tokens": 4}
@@ -357,17 +359,22 @@ def prediction(item: str, asked: str, task: str = "t", score: float = 1.0) -> Pr
     return Prediction("task_ability", task, "en", f"c{item}", item, score, "?", "!", "", asked=asked)
 
 
-def asked_by(how: dict[str, str], **settings: str) -> dict[str, Any]:
-    return {"t/en": {"asked": {"how": how, "parts": {"t": settings}}}}
+def asked_by(how: HowAsked, **metrics: str) -> dict[str, TaskRecord]:
+    """Return the record of the task t, whose parts have these metrics."""
+    parts = {
+        part: TaskSettings("1", metric, "none", "generate_until", "", "", "", "", "")
+        for part, metric in metrics.items()
+    }
+    return {"t/en": TaskRecord("1", "m", "none", 1, "", "", (), None, Asked(how, parts))}
 
 
-HOW = {"engine": "e 1", "harness": "1", "precision": "bf16", "chat_template": "x"}
+HOW = HowAsked("e 1", "1", "bf16", "x")
 
 
 def test_items_are_found_again_by_what_was_asked_and_the_rest_is_counted() -> None:
     first = [prediction("t/0", "a"), prediction("t/1", "b"), prediction("t/2", "c")]
     second = [prediction("t/0", "x"), prediction("t/1", "a"), prediction("t/2", "b", score=0.0)]
-    found = common_items([first, second], [asked_by(HOW, metric="m")] * 2)
+    found = common_items([first, second], [asked_by(HOW, t="m")] * 2)
     assert [[(one.item, one.cluster, one.score) for one in own] for own in found.models] == [
         [("t/0", "ct/0", 1.0), ("t/1", "ct/1", 1.0)],
         [("t/0", "ct/0", 1.0), ("t/1", "ct/1", 0.0)],
@@ -379,10 +386,7 @@ def test_items_are_found_again_by_what_was_asked_and_the_rest_is_counted() -> No
 
 def test_no_part_of_a_group_is_compared_where_another_part_is_refused() -> None:
     own = [[prediction("t/0", "a"), prediction("u/0", other)] for other in ("b", "c")]
-    tasks = [
-        {"t/en": {"asked": {"how": HOW, "parts": {"t": {"metric": "m"}, "u": {"metric": metric}}}}}
-        for metric in ("m", "n")
-    ]
+    tasks = [asked_by(HOW, t="m", u=metric) for metric in ("m", "n")]
     found = common_items(own, tasks)
     assert found.models == ((), ())
     assert list(found.refused) == ["t/en"]
@@ -409,7 +413,8 @@ def test_scores_of_other_prompts_or_settings_are_refused_with_what_to_do(
     import re
 
     found = common_items(
-        [[prediction("t/0", "a")], [prediction("t/0", "b")]], [asked_by(HOW), asked_by(HOW | changed)]
+        [[prediction("t/0", "a")], [prediction("t/0", "b")]],
+        [asked_by(HOW), asked_by(replace(HOW, **changed))],
     )
     assert found.models == ((), ())
     assert found.unpaired == {}

@@ -276,9 +276,9 @@ def test_items_of_one_passage_are_one_cluster_in_every_language(
         assert len(own) == 4
         assert all(p.cluster == cluster_of[int(p.item.rpartition("/")[2])] for p in own)
         assert [p.item.rpartition("/")[2] for p in own] != ["0", "1", "2", "3"]
-    assert evaluated.tasks["belebele/th"]["sample"] == 1
-    assert list(evaluated.tasks["belebele/th"]["data"]["files"]) == ["th.jsonl"]
-    assert evaluated.tasks["belebele/th"]["template"] == evaluated.tasks["belebele/vi"]["template"]
+    assert evaluated.tasks["belebele/th"].sample == 1
+    assert [list(one.files or {}) for one in evaluated.tasks["belebele/th"].data] == [["th.jsonl"]]
+    assert evaluated.tasks["belebele/th"].template == evaluated.tasks["belebele/vi"].template
     assert {p.task for p in evaluated.predictions} == {"belebele"}
 
 

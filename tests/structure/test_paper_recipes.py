@@ -10,8 +10,8 @@ from lingraft.config.load import load_study
 from lingraft.config.recipes import recipes
 from lingraft.evaluate.checks import check_tasks
 from lingraft.evaluate.selection import resolve_suites
+from lingraft.study.checks import name_problems
 from lingraft.study.grid import cells_of
-from lingraft.study.materials import check_strategies
 
 LANGUAGES = ("ar", "de", "es", "fr", "id", "ja", "ko", "pt", "ru", "th", "vi")
 MITIGATIONS = {"plain", "GR_5", "GR_10", "ER_10", "LF_H1", "LF_H2", "Spectrum", "LoRA"}
@@ -23,7 +23,7 @@ INSTRUCT = ("paper_mistral_7b_instruct", "paper_llama_3_8b_instruct")
 def test_a_recipe_of_the_paper_has_its_mitigations_and_nothing_that_its_phase_one_refuses(name: str) -> None:
     study = load_study(recipes()[name])
     cells = cells_of(study)
-    check_strategies(study, cells)
+    assert not name_problems(study, Path())
     assert {cell.strategy for cell in cells} == MITIGATIONS | ({"mixed"} if name in TRAINED else set())
 
 

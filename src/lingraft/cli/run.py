@@ -40,8 +40,11 @@ def run(
     Exit code: 0 all cells are done, 1 a cell or the base's evaluation failed, 2 the study is wrong.
     """
     from lingraft.config.load import load_study
+    from lingraft.study.checks import name_problems
 
-    loaded = load_study(study, overrides or ())  # wrong input is told before anything heavy is imported
+    loaded = load_study(
+        study, overrides or (), lambda found: name_problems(found, Path())
+    )  # wrong input is told before anything heavy is imported
 
     from lingraft.cli.log_lines import log_lines
     from lingraft.cli.progress import ProgressWatcher

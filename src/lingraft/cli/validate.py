@@ -17,14 +17,16 @@ def validate(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Check a study file: fields, cross-field rules, strategies. Exit code 0 it is right, 2 it is wrong."""
-    from lingraft.config.load import load_study
-    from lingraft.study.grid import cells_of
-    from lingraft.study.materials import check_strategies
+    """Check a study file: fields, rules, and the names of strategies, their options, measures, tasks and trackers.
 
-    loaded = load_study(study, overrides or ())
+    Exit code 0 it is right, 2 it is wrong.
+    """
+    from lingraft.config.load import load_study
+    from lingraft.study.checks import name_problems
+    from lingraft.study.grid import cells_of
+
+    loaded = load_study(study, overrides or (), lambda found: name_problems(found, Path()))
     cells = cells_of(loaded)
-    check_strategies(loaded, cells)
     if json:
         print_json({"study": loaded.name, "phases": len(loaded.phases), "cells": len(cells), "valid": True})
         return

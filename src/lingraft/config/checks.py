@@ -109,13 +109,6 @@ _OWN_TO_WORLDBOOK = (*_OWN_TO_A_SUITE, "sample")
 
 
 def _in_evaluation(study: Study) -> Iterator[str]:
-    unknown = study.model is None or study.phases[0].checkpoint is not None
-    if "mpd_pair" in study.measures and unknown:
-        yield "measures: mpd_pair tunes the base on each set; it needs `model` and a trained first phase."
-    if "drift" in study.measures and not study.prompts and study.held_out == 0:
-        yield "measures: drift needs prompts, and no rows are held out; give the study `prompts`, or `held_out`."
-    if study.prompts and "drift" not in study.measures:
-        yield "prompts: only drift is measured on them; add drift to `measures`, or remove them."
     abilities = {
         "task_ability": study.evaluate.task_ability,
         "language_ability": study.evaluate.language_ability,

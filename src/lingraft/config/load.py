@@ -7,7 +7,7 @@ place inside the file and the value.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -30,13 +30,19 @@ Location = tuple[str | int, ...]
 SectionOf = TypeVar("SectionOf", bound=Section)
 
 
-def load_study(path: Path | str, overrides: Sequence[str] = ()) -> Study:
+def load_study(
+    path: Path | str,
+    overrides: Sequence[str] = (),
+    further_checks: Callable[[Study], Sequence[str]] | None = None,
+) -> Study:
     """Read, override and check a study file.
 
     Args:
         path: The YAML file.
         overrides: `key=value` pairs; the key is a dotted place (`training.epochs`, `phases.two.data.similar.limit`,
             a phase by name or number), the value is YAML.
+        further_checks: Returns problems of a study whose fields are right, such as unknown names
+            (`study.checks.name_problems`); they are reported with the cross-field errors.
 
     Raises:
         ConfigError: The file cannot be read, or anything in it is wrong; one message with every error.
@@ -62,7 +68,7 @@ def load_study(path: Path | str, overrides: Sequence[str] = ()) -> Study:
             where = f"override {overridden[0]!r}" if overridden else f"{path}:{_line_of(root, location)}"
             lines.append(f"{where}: {_place(location)} {_problem(Study, location, detail)}")
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None
-    problems = check_study(study)
+    problems = [*check_study(study), *(() if further_checks is None else further_checks(study))]
     if problems:
         raise ConfigError("\n".join(f"{path}: {problem}" for problem in problems))
     return study

@@ -19,18 +19,18 @@ _COMMON = (ENGLISH, "de", "es", "fr", "ru", "zh")
 _OTHER_LANGUAGE = "language:response_language"  # IFEval's instruction to answer in a named language
 
 
-class AnswerJudge:
-    """Judges answers of one evaluation; a language is told among its own languages and six common ones.
+class AnswerFaults:
+    """What is wrong with the answers of one evaluation; a language is found among its own and six common ones.
 
     Args:
-        languages: BCP-47 tags; those that the identifier does not know are not judged.
+        languages: BCP-47 tags; of those that the identifier does not know, answers' languages are not looked at.
     """
 
     def __init__(self, languages: Sequence[str]) -> None:
         self._languages = list(dict.fromkeys(languages))
 
-    def judged(self, prediction: Prediction, document: Mapping[str, Any], *, ended: bool) -> Prediction:
-        """Return the prediction with what its answer is like; worldbook has judged its language by itself.
+    def found_in(self, prediction: Prediction, document: Mapping[str, Any], *, ended: bool) -> Prediction:
+        """Return the prediction with what its answer is like; worldbook has looked at its language by itself.
 
         Args:
             prediction: Of a generating task.
@@ -39,24 +39,20 @@ class AnswerJudge:
         """
         text = prediction.response
         found = replace(prediction, empty=not text.strip(), looping=is_looping(text), truncated=not ended)
-        if found.language_judged or not self._asks_for_language(prediction, document):
+        own = self._tag_of.get(prediction.language)
+        if found.language_judged or own is None:
             return found
-        own = self._tag_of[prediction.language]
-        if self._identifier.identify(prediction.reference) not in (None, own):
-            return found  # "Translate into Spanish": the item itself asks for another language
-        told = self._identifier.identify(text)
-        wrong = None if told is None else told != own
-        return replace(found, language_judged=True, wrong_language=wrong)
-
-    def _asks_for_language(self, prediction: Prediction, document: Mapping[str, Any]) -> bool:
-        name = prediction.item.lower()  # a harness task's own name stands in it
+        is_code = prediction.item.lower().startswith(_CODE)  # a harness task's own name stands in it
         instructions = document.get("instruction_id_list")  # IFEval, whose reference is a mere 0
-        return (
-            prediction.language in self._tag_of
-            and not name.startswith(_CODE)
-            and (instructions is not None or not _is_number(prediction.reference))
-            and _OTHER_LANGUAGE not in (instructions or ())
-        )
+        reference = prediction.reference
+        is_number = any(one.isdigit() for one in reference) and not any(one.isalpha() for one in reference)
+        if is_code or (is_number and instructions is None) or _OTHER_LANGUAGE in (instructions or ()):
+            return found
+        if self._identifier.identify(reference) not in (None, own):
+            return found  # "Translate into Spanish": the item itself asks for another language
+        language = self._identifier.identify(text)
+        wrong = None if language is None else language != own
+        return replace(found, language_judged=True, wrong_language=wrong)
 
     @cached_property
     def _tag_of(self) -> dict[str, str]:
@@ -68,7 +64,3 @@ class AnswerJudge:
     def _identifier(self) -> LanguageIdentifier:
         own = {primary_language(tag): tag for tag in self._tag_of.values()}
         return LanguageIdentifier([*own.values(), *(tag for tag in _COMMON if tag not in own)])
-
-
-def _is_number(reference: str) -> bool:
-    return any(one.isdigit() for one in reference) and not any(one.isalpha() for one in reference)

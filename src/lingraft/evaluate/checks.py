@@ -63,6 +63,18 @@ def check_tasks(evaluation: Evaluation, base_folder: Path, *, languages: Sequenc
         raise ConfigError("\n".join(problems))
 
 
+def check_names(evaluation: Evaluation) -> None:
+    """Check that every task that is not the catalogue's can be found; paths are relative to the working folder.
+
+    Raises:
+        ConfigError: With every task that is unknown.
+    """
+    own = [entry for _, entry in entries(evaluation) if entry.name is None]
+    problems = [f"{entry.task}: {problem}" for entry in own if (problem := name_problem(entry, Path()))]
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
 def name_problem(entry: EvaluationTask, base_folder: Path) -> str | None:
     """Return why there is no such task, language or file, None where there is; nothing is loaded.
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
 
 from lingraft.evaluate.predictions import Prediction
+from lingraft.evaluate.task_records import HowAsked, TaskRecord, TaskSettings
 
 _Key = tuple[str, str, str, str, int]
 _ADVICE = {
@@ -41,7 +41,7 @@ class CommonItems:
 
 
 def common_items(
-    models: Sequence[Sequence[Prediction]], tasks: Sequence[Mapping[str, Mapping[str, Any]]]
+    models: Sequence[Sequence[Prediction]], tasks: Sequence[Mapping[str, TaskRecord]]
 ) -> CommonItems:
     """Leave out what not every model was asked, and asked alike: it must neither be compared nor cost the whole.
 
@@ -52,13 +52,14 @@ def common_items(
         models: Predictions of each model.
         tasks: What each model's evaluation recorded of its tasks, by task and language (`Evaluated.tasks`).
     """
-    unknown = _not_said(models) - {name for own in tasks for name, one in own.items() if "judged" in one}
+    is_judged = {name for own in tasks for name, one in own.items() if one.judged is not None}
+    unknown = {_name(one) for own in models for one in own if not one.asked} - is_judged
     keyed = [_keyed([one for one in own if _name(one) not in unknown]) for own in models]
     by_key = [{key: one for one, key in own.items()} for own in keyed]
-    shared = set(by_key[0]).intersection(*by_key[1:])
+    first = by_key[0]
+    shared = set(first).intersection(*by_key[1:])
     names = sorted({_name(one) for own in models for one in own})
     refused = {name: problem for name in names if (problem := _difference(name, tasks)) is not None}
-    first = by_key[0]
     kept = tuple(
         tuple(
             replace(one, item=first[own[one]].item, cluster=first[own[one]].cluster) if one in own else one
@@ -72,50 +73,43 @@ def common_items(
     return CommonItems(kept, dict(sorted(counts.items())), refused)
 
 
-def _not_said(models: Sequence[Sequence[Prediction]]) -> set[str]:
-    return {_name(one) for own in models for one in own if not one.asked}
-
-
 def _keyed(predictions: Sequence[Prediction]) -> dict[Prediction, _Key]:
     """Return the key of each prediction: what was asked; of items that ask the same, with their number among these."""
     seen: Counter[tuple[str, str, str, str]] = Counter()
     found: dict[Prediction, _Key] = {}
     for one in predictions:
-        key = (
-            one.ability,
-            one.task,
-            one.language,
-            one.asked or one.item,
-        )  # files of earlier versions do not say
+        asked = one.asked or one.item  # files of earlier versions do not say
+        key = (one.ability, one.task, one.language, asked)
         found[one] = (*key, seen[key])
         seen[key] += 1
     return found
 
 
-def _difference(name: str, tasks: Sequence[Mapping[str, Mapping[str, Any]]]) -> str | None:
-    """Return what differs in how models were asked a task, and what to do; None: nothing, or it is not recorded."""
-    asked = [own[name]["asked"] for own in tasks if "asked" in own.get(name, {})]
+def _difference(name: str, tasks: Sequence[Mapping[str, TaskRecord]]) -> str | None:
+    """Return what differs in how models were asked a task, and what to do; None: nothing does."""
+    asked = [own[name].asked for own in tasks if name in own]
     differing: dict[str, None] = {}
     for other in asked[1:]:
-        differing |= dict.fromkeys(_unequal(asked[0]["how"], other["how"]))
-        for part in asked[0]["parts"].keys() & other["parts"].keys():
-            differing |= dict.fromkeys(_unequal(asked[0]["parts"][part], other["parts"][part]))
+        differing |= _unequal(asked[0].how, other.how)
+        for part in asked[0].parts.keys() & other.parts.keys():
+            differing |= _unequal(asked[0].parts[part], other.parts[part])
     if not differing:
         return None
     advice = [_ADVICE[key] for key in differing if key in _ADVICE]
-    told = ", ".join(key.replace("_", " ") for key in differing)
+    what = ", ".join(key.replace("_", " ") for key in differing)
     return (
-        f"{name}: not compared, because the models were not asked alike (other {told}); "
+        f"{name}: not compared, because the models were not asked alike (other {what}); "
         f"{'; '.join(advice) or 'evaluate both again with the same options'}."
     )
 
 
-def _unequal(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    return [key for key in first if first[key] != second.get(key)]
+def _unequal(first: HowAsked | TaskSettings, second: HowAsked | TaskSettings) -> dict[str, None]:
+    names = [field.name for field in fields(first)]
+    return {name: None for name in names if getattr(first, name) != getattr(second, name)}
 
 
 def unpaired_sentence(task: str, count: int, *, judged: bool) -> str:
-    """Return what is to be said of a task, by its name and language, of which not all models have the same items."""
+    """Return what is reported of a task, by its name and language, of which not all models have the same items."""
     what = "have a verdict for" if judged else "were asked alike of"
     return f"{task}: {count} items {what} some of the models only; the comparison leaves them out."
 

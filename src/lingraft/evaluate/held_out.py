@@ -106,12 +106,17 @@ def held_out_losses(
     """
     if max_length is None:
         max_length = context_length_of(model.config) or _UNLIMITED
-    pairs = ((example, _encode_whole(example, tokenizer, max_length)) for example in examples)
-    encoded = [(example, *one) for example, one in pairs if one is not None]
+    encoded: list[tuple[Example, EncodedExample, int]] = []
+    for example in examples:
+        try:
+            one, characters = encode_answers(example, tokenizer, max_length)
+        except DataError:  # it cannot be measured as a whole
+            continue
+        if one.truncated_tokens == 0:
+            check_token_ids(one.input_ids, embedding_rows(model), tokenizer, f"the held-out row {example.id}")
+            encoded.append((example, one, characters))
     if not encoded:
         return ()
-    for example, one, _ in encoded:
-        check_token_ids(one.input_ids, embedding_rows(model), tokenizer, f"the held-out row {example.id}")
     nats = _nats_per_example(model, [one for _, one, _ in encoded], tokens_per_batch, on_progress)
     return tuple(
         AnswerLoss(
@@ -158,7 +163,17 @@ def bits_by_language(
         own = [one for one in losses if one.language == language]
         bits = np.array([one.bits for one in own])
         characters = np.array([one.characters for one in own], dtype=float)
-        found[language] = _ratio(bits, characters, asked[language] - len(own))
+        n = len(own)
+        counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), _RESAMPLES)
+        low, high = np.percentile((counts @ bits) / (counts @ characters), [2.5, 97.5])
+        found[language] = BitsPerCharacter(
+            value=float(bits.sum() / characters.sum()),
+            low=float(low),
+            high=float(high),
+            n=n,
+            characters=int(characters.sum()),
+            left_out=asked[language] - n,
+        )
     return found
 
 
@@ -181,18 +196,17 @@ def bits_difference(pairs: Sequence[tuple[Sequence[AnswerLoss], Sequence[AnswerL
     Raises:
         EvaluationError: A column's two models were not measured on the same examples, or there are none.
     """
-    resampling = ClusteredValues([_paired(before, after) for before, after in pairs])
+    columns = []
+    for before, after in pairs:
+        later = {one.item: one for one in after}
+        if {one.item for one in before} != later.keys():
+            raise EvaluationError(
+                f"two models can be compared on the same held-out examples only: {len(before)} and {len(after)}."
+            )
+        columns.append([_loss_value(one, later[one.item].bits - one.bits) for one in before])
+    resampling = ClusteredValues(columns)
     low, high = _bootstrap(resampling)
     return MeanBits(resampling.value(), low, high, len({one.item for before, _ in pairs for one in before}))
-
-
-def _paired(before: Sequence[AnswerLoss], after: Sequence[AnswerLoss]) -> list[Value]:
-    later = {one.item: one for one in after}
-    if {one.item for one in before} != later.keys():
-        raise EvaluationError(
-            f"two models can be compared on the same held-out examples only: {len(before)} and {len(after)}."
-        )
-    return [_loss_value(one, later[one.item].bits - one.bits) for one in before]
 
 
 def _loss_value(loss: AnswerLoss, bits: float) -> Value:
@@ -203,17 +217,6 @@ def _bootstrap(resampling: ClusteredValues) -> tuple[float | None, float | None]
     if resampling.fewest_clusters() < _FEWEST_GROUPS:
         return None, None
     return percentiles(resampling.replicates(seed=0))
-
-
-def _encode_whole(
-    example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> tuple[EncodedExample, int] | None:
-    """Return the encoded example and its answers' characters, or None where it cannot be measured as a whole."""
-    try:
-        encoded, characters = encode_answers(example, tokenizer, max_length)
-    except DataError:
-        return None
-    return (encoded, characters) if encoded.truncated_tokens == 0 else None
 
 
 def _nats_per_example(
@@ -241,12 +244,3 @@ def _nats_per_example(
     finally:
         model.train(was_training)
     return nats
-
-
-def _ratio(bits: Floats, characters: Floats, left_out: int) -> BitsPerCharacter:
-    generator = np.random.default_rng(0)
-    n = len(bits)
-    counts = generator.multinomial(n, np.full(n, 1 / n), _RESAMPLES)
-    low, high = np.percentile((counts @ bits) / (counts @ characters), [2.5, 97.5])
-    value = bits.sum() / characters.sum()
-    return BitsPerCharacter(float(value), float(low), float(high), n, int(characters.sum()), left_out)

@@ -171,7 +171,7 @@ class InMemoryModel(model_class()):  # type: ignore[misc]
         """Score; see HFLM."""
         keys = request_keys(requests, 0)
         self._begin(requests, keys)
-        pairs = [self._pair(*request.args) for request in requests]
+        pairs = [self.pair(*request.args) for request in requests]
         for request, pair in zip(requests, pairs, strict=True):
             self._check((*pair.context, *pair.continuation), request)
         self.truncated_prompts |= {
@@ -216,15 +216,15 @@ class InMemoryModel(model_class()):  # type: ignore[misc]
         mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
         return torch.tensor(ids), torch.tensor(mask)
 
-    def _pair(self, context: str, continuation: str) -> Pair:
+    def pair(self, context: str, continuation: str) -> Pair:
+        """Return the tokens of a context and a continuation; the beginning token stands for an empty context."""
         if self._chat is not None:
             continuation = self._chat.continuation(context, continuation)
         if context:
             return Pair(*map(tuple, self.encode_pair(context, continuation)))
         ids = self.tok_encode(continuation, add_special_tokens=False)
-        if ids[0] == self.prefix_token_id:
-            return Pair(tuple(ids[:1]), tuple(ids[1:]))
-        return Pair((self.prefix_token_id,), tuple(ids))
+        start = 1 if ids[0] == self.prefix_token_id else 0
+        return Pair((self.prefix_token_id,), tuple(ids[start:]))
 
     def _check(self, ids: Sequence[int], request: Instance) -> None:
         """Refuse tokens that the model does not know, before anything is answered."""
@@ -259,8 +259,11 @@ class InMemoryModel(model_class()):  # type: ignore[misc]
             self._check(ids, request)
             if len(ids) > room:
                 self.truncated_prompts.add(request_key(request.args))
-            sampling = _sampling(wanted)
-            if sampling is not None:
+            temperature = float(wanted.get("temperature", 1.0)) if wanted["do_sample"] else 0.0
+            if set(wanted) <= _OWN_SETTINGS and (temperature > 0 or not wanted["do_sample"]):
+                sampling = (
+                    Sampling(temperature, float(wanted.get("top_p", 1.0))) if temperature else Sampling()
+                )
                 prompt = TokenPrompt(ids[-room:], int(keys[place][:15], 16), limit)
                 groups.setdefault((sampling, self._ending(wanted["until"])), {})[place] = prompt
         return list(groups.items())
@@ -321,9 +324,8 @@ class InMemoryModel(model_class()):  # type: ignore[misc]
                 f"the task {requests[places[0]].task_name}: its generation settings "
                 f"{requests[places[0]].args[1]} need the backend 'transformers'."
             )
-        answers = super().generate_until(
-            [self._ended(requests[place]) for place in places], disable_tqdm=True
-        )
+        asked = [self._ended(requests[place]) for place in places]
+        answers = super().generate_until(asked, disable_tqdm=True)
         for place, text in zip(places, answers, strict=True):
             tokens = len(self.tok_encode(text, add_special_tokens=False))
             limit = normalize_gen_kwargs(requests[place].args[1], self.max_gen_toks)["max_gen_toks"]
@@ -335,19 +337,7 @@ class InMemoryModel(model_class()):  # type: ignore[misc]
             return request
         text, settings = request.args
         closing = self.tokenizer.convert_ids_to_tokens(sorted(self._chat.endings - {self.eot_token_id}))
+        stops = [*normalize_gen_kwargs(settings)["until"], *closing]
         changed = copy.copy(request)
-        changed.arguments = (
-            text,
-            {**settings, "until": [*normalize_gen_kwargs(settings)["until"], *closing]},
-        )
+        changed.arguments = (text, {**settings, "until": stops})
         return changed
-
-
-def _sampling(wanted: Mapping[str, Any]) -> Sampling | None:
-    """Return how tokens are chosen, or None where the task asks for more than that says; its limit stands elsewhere."""
-    if not set(wanted) <= _OWN_SETTINGS:
-        return None
-    if not wanted["do_sample"]:
-        return Sampling()
-    temperature = float(wanted.get("temperature", 1.0))
-    return Sampling(temperature, float(wanted.get("top_p", 1.0))) if temperature > 0 else None

@@ -73,19 +73,16 @@ def continuation_scores(
         By place: the sum of the continuation's log-probabilities in nats, taken in float32, and whether greedy
         decoding would give it.
     """
-    rows = _rows(pairs, max_length, can_share=_can_share(model))
+    # A shared context is followed by padding: the model must be told where the tokens after it stand.
+    cache = empty_cache(model)
+    can_share = cache is not None and keeps_all(cache) and takes_positions(model)
+    rows = _rows(pairs, max_length, can_share=can_share)
     sizes = [_size(row, pairs) for row in rows]
     longest_first = sorted(range(len(rows)), key=lambda row: (-sum(sizes[row]), row))
     for batch in batches_within(longest_first, sizes, len(rows), tokens_per_batch):
         own = [rows[row] for row in batch]
         if not all(is_done(place) for row in own for place in row.places):
             yield _scores(model, own, pairs)
-
-
-def _can_share(model: PreTrainedModel) -> bool:
-    """Return whether tokens after a context can be told where they stand, whatever padding is in between."""
-    cache = empty_cache(model)
-    return cache is not None and keeps_all(cache) and takes_positions(model)
 
 
 def _rows(pairs: Sequence[Pair], max_length: int, *, can_share: bool) -> list[_Row]:

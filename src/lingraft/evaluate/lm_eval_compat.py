@@ -10,6 +10,7 @@ import io
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
@@ -46,6 +47,36 @@ class TaskConfig(TypedDict, total=False):
 
 
 _LOGGERS = ("lm_eval", "huggingface_hub", "transformers.tokenization_utils_base")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One item as the harness has asked and scored it, under one filter.
+
+    Attributes:
+        document: The item.
+        number: Of the document.
+        filter: Name of the filter.
+        requests: Prompt and settings, or context and continuation, of each request.
+        responses: The answers to each request: texts, or a likelihood with whether it is the greedy answer.
+        filtered_response: What the filter left; of likelihoods the numbers as text.
+        target: The expected answer.
+        metrics: By name.
+    """
+
+    document: Mapping[str, Any]
+    number: int
+    filter: str
+    requests: Sequence[Sequence[Any]]
+    responses: Sequence[Sequence[Any]]
+    filtered_response: str
+    target: str
+    metrics: Mapping[str, object]
+
+    @property
+    def response(self) -> str:
+        """The first answer as it was given; a filter may leave a number of it, or nothing."""
+        return _text(self.responses[0])
 
 
 class Verifiers(Protocol):
@@ -136,16 +167,41 @@ def filter_names(task: ConfigurableTask) -> list[str]:
     return [str(one.name) for one in task._filters]
 
 
-def run_tasks(**options: Any) -> dict[str, list[dict[str, Any]]]:
-    """Return the harness's samples by task; see `lm_eval.simple_evaluate`.
+def run_tasks(**options: Any) -> dict[str, list[Sample]]:
+    """Return samples by task; for the options see `lm_eval.simple_evaluate`.
 
-    It does not ask git for the commit of whatever folder this is.
+    Of what surrounds them nothing is made: it asks git for the commit of whatever folder this is, and pip for all
+    packages, which takes seconds.
     """
-    from lm_eval.evaluator import simple_evaluate
+    from lm_eval import evaluator
 
-    with quiet(), patch("lm_eval.evaluator.get_git_commit_hash", return_value=None):
-        samples: dict[str, list[dict[str, Any]]] = simple_evaluate(**options)["samples"]
-    return samples
+    with (
+        quiet(),
+        patch.object(evaluator, "get_git_commit_hash", return_value=None),
+        patch.object(evaluator, "add_env_info"),
+    ):
+        found = evaluator.simple_evaluate(**options)["samples"]
+    return {task: [_sample(one) for one in own] for task, own in found.items()}
+
+
+def _sample(row: Mapping[str, Any]) -> Sample:
+    given = row["arguments"]  # the harness names them in what it gives out
+    requests = given.values() if isinstance(given, dict) else given
+    return Sample(
+        document=row["doc"],
+        number=row["doc_id"],
+        filter=row["filter"],
+        requests=[list(one.values()) if isinstance(one, dict) else list(one) for one in requests],
+        responses=row["resps"],
+        filtered_response=_text(row["filtered_resps"]),
+        target=str(row["target"]),
+        metrics=row,
+    )
+
+
+def _text(responses: Any) -> str:
+    first = responses[0] if isinstance(responses, list) and responses else responses
+    return first if isinstance(first, str) else str(responses)
 
 
 def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -26,8 +26,9 @@ from lingraft.evaluate.lm_eval_compat import (
     quiet,
     task_manager,
 )
-from lingraft.evaluate.selection import entries
-from lingraft.evaluate.task_names import OWN_TASKS, harness_names, is_task_file
+from lingraft.evaluate.selection import entries, worldbook_language
+from lingraft.evaluate.task_names import OWN_TASKS, harness_names, is_task_file, is_worldbook
+from lingraft.evaluate.task_records import DataRevision
 from lingraft.records import hash_file
 from lingraft.text.language_tags import ENGLISH
 
@@ -73,25 +74,25 @@ def _file_hashes(entry: EvaluationTask, base_folder: Path) -> dict[str, str]:
     return {f"{entry.task}[{i}] {path.name}": hash_file(path) for i, path in enumerate(present)}
 
 
-def data_revision(entry: EvaluationTask, task: ConfigurableTask, base_folder: Path) -> dict[str, Any]:
-    """Return which data a task was run on: the hashes of its local files, or the hub data set with its commit.
-
-    `fingerprint` is the datasets library's own, which changes with the rows; `commit` is null where its cache does not
-    tell it. A task of our own says `source` and `revision` in its metadata.
-    """
+def data_revision(entry: EvaluationTask, task: ConfigurableTask, base_folder: Path) -> DataRevision:
+    """Return which data a task was run on: its local files, or the hub's data set."""
     files = _file_hashes(entry, base_folder)
     if files:
-        return {"files": {place.partition(" ")[2]: digest for place, digest in files.items()}}
+        return DataRevision(files={place.partition(" ")[2]: digest for place, digest in files.items()})
     rows = task.dataset[task.config.test_split or task.config.validation_split]
+    if is_worldbook(entry.task):
+        return DataRevision(worldbook=task.VERSION, split=task.config.metadata["split"])
     if entry.task in OWN_TASKS:
-        said = task.config.metadata or {}
-        return {"hub": said.get("source"), "commit": said.get("revision"), "fingerprint": rows._fingerprint}
-    return {
-        "hub": task.config.dataset_path,
-        "config": task.config.dataset_name,
-        "commit": commit_of(rows.cache_files),
-        "fingerprint": rows._fingerprint,
-    }
+        metadata = task.config.metadata or {}
+        return DataRevision(
+            hub=metadata.get("source"), commit=metadata.get("revision"), fingerprint=rows._fingerprint
+        )
+    return DataRevision(
+        hub=task.config.dataset_path,
+        config=task.config.dataset_name,
+        commit=commit_of(rows.cache_files),
+        fingerprint=rows._fingerprint,
+    )
 
 
 def is_local(entry: EvaluationTask, base_folder: Path) -> bool:
@@ -150,13 +151,22 @@ def _resolved(named: DataFiles, base_folder: Path) -> Any:
 
 
 def load_tasks(
-    entry: EvaluationTask, base_folder: Path, *, hub_out_of_reach: bool = False
+    entry: EvaluationTask,
+    base_folder: Path,
+    *,
+    name: str | None = None,
+    language: str | None = None,
+    split: str = "report",
+    hub_out_of_reach: bool = False,
 ) -> list[ConfigurableTask]:
     """Return the harness tasks that an entry stands for: one, or the tasks of a group.
 
     Args:
         entry: The task.
         base_folder: What its paths are relative to.
+        name: Which of the families, where the entry is worldbook's.
+        language: BCP-47 tag; None: the entry's, else English.
+        split: worldbook's.
         hub_out_of_reach: Take from the hub only what is in its cache: without a network, its attempts take half a
             minute.
 
@@ -169,17 +179,23 @@ def load_tasks(
     data = None if entry.data is None else base_folder / entry.data
     try:
         with quiet(), hub_cache_only() if hub_out_of_reach else nullcontext():
-            if entry.task in OWN_TASKS:
+            if is_worldbook(entry.task) or entry.task in OWN_TASKS:
                 drawn = entry.sample is not None  # then the limit is taken of all items, once they are known
-                return [
-                    own_task(
-                        entry.task,
-                        entry.language or ENGLISH,
-                        data=data,
-                        limit=None if drawn else entry.limit,
-                        max_new_tokens=entry.max_new_tokens,
-                    )
-                ]
+                wanted = language or entry.language or ENGLISH
+                family = None
+                if is_worldbook(entry.task):
+                    family = (name or entry.task).partition(":")[2]
+                    wanted = worldbook_language(wanted) or wanted
+                own = own_task(
+                    entry.task.partition(":")[0],
+                    wanted,
+                    data=data,
+                    limit=None if drawn else entry.limit,
+                    max_new_tokens=entry.max_new_tokens,
+                    family=family,
+                    split=split,
+                )
+                return [own]
             if is_task_file(entry.task):
                 configs = [_users_config(base_folder / entry.task, base_folder)]
             elif data is None:

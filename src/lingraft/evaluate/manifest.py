@@ -11,7 +11,7 @@ that amounts to is measured by `repeats`. Prices and budgets of a judge change n
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from hashlib import sha256
@@ -25,6 +25,7 @@ from lingraft.data.chat_template import chat_template
 from lingraft.data.worldbook import VERSION as WORLDBOOK_VERSION
 from lingraft.errors import EvaluationError, in_one_line
 from lingraft.evaluate.lm_eval_compat import quiet
+from lingraft.evaluate.task_records import Asked, DataRevision, HowAsked, TaskSettings
 from lingraft.evaluate.task_runs import (
     NEEDS_PUNKT,
     SEEDS,
@@ -43,7 +44,7 @@ from lingraft.records import fingerprint_of, hash_file
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FORMAT = 1
+FORMAT = 2  # raised with every change of what stands in it
 # Scores may change with these; the engines and the harness are named apart.
 _LIBRARIES = ("lingraft", "torch", "transformers", "tokenizers", "sacrebleu", "py3langid")
 # IFEval's verifiers that ask langdetect which language an answer is in.
@@ -71,51 +72,6 @@ class ManifestItem:
 
 
 @dataclass(frozen=True, slots=True)
-class HowAsked:
-    """What holds for every task of an evaluation, and decides answers beside the prompt.
-
-    Attributes:
-        engine: What generates, with its version.
-        harness: Version of lm-evaluation-harness, which builds prompts and scores.
-        precision: Of the arithmetic, as it was resolved.
-        chat_template: Fingerprint of the template that prompts go through, and of the date that it is given; `none`:
-            they go through none.
-    """
-
-    engine: str
-    harness: str
-    precision: str
-    chat_template: str
-
-
-@dataclass(frozen=True, slots=True)
-class TaskSettings:
-    """How one harness task is asked and scored.
-
-    Attributes:
-        version: The task's own.
-        metric: Its score.
-        filter: What answers go through before they are scored.
-        kind: The harness's output type.
-        template: Fingerprint of what makes prompts and expected answers of documents; code stands for itself.
-        generation: Fingerprint of the generation settings, the longest answer among them.
-        few_shot: Fingerprint of number and texts of the examples that stand before an item; empty: there are none.
-        code: Fingerprint of the task's own scoring code.
-        judge: Fingerprint of the judge that scores the answers; empty: none does.
-    """
-
-    version: str
-    metric: str
-    filter: str
-    kind: str
-    template: str
-    generation: str
-    few_shot: str
-    code: str
-    judge: str
-
-
-@dataclass(frozen=True, slots=True)
 class TaskManifest:
     """One harness task of an evaluation.
 
@@ -131,7 +87,7 @@ class TaskManifest:
     key: str
     label: str
     settings: TaskSettings
-    data: Mapping[str, Any]
+    data: DataRevision
     items: tuple[ManifestItem, ...]
     left_out: int
 
@@ -204,10 +160,10 @@ class Manifest:
             for one in self.tasks
         }
 
-    def settings_of(self, label: str) -> dict[str, Any]:
-        """Return how a task, by name and language, is asked and scored, as JSON: to tell what differs between two."""
-        parts = {one.key.rpartition("|")[2]: asdict(one.settings) for one in self.tasks if one.label == label}
-        return {"how": asdict(self.how), "parts": parts}
+    def asked_of(self, label: str) -> Asked:
+        """Return how a task, by name and language, is asked and scored."""
+        parts = {one.key.rpartition("|")[2]: one.settings for one in self.tasks if one.label == label}
+        return Asked(self.how, parts)
 
     def to_json(self) -> dict[str, Any]:
         """Return the whole manifest as JSON."""
@@ -217,7 +173,7 @@ class Manifest:
             "tasks": {
                 one.key: asdict(one.settings)
                 | {
-                    "data": dict(one.data),
+                    "data": asdict(one.data),
                     "left_out": one.left_out,
                     "items": [[item.item, item.cluster, item.content] for item in one.items],
                 }
@@ -313,53 +269,51 @@ def _hash_of_folder(folder: Path) -> str:
 
 
 def _task(run: Run, judge: str) -> TaskManifest:
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    from lingraft.evaluate.in_memory import LONGEST_ANSWER
+
     task = run.task
     template = template_of(task)
-    del template["generation"]  # resolved below: a default written out is the same
+    generation = template.pop("generation")  # resolved below: a default written out is the same
+    few_shot = ""
     try:
         with quiet():  # some tasks (Global-MMLU) filter their documents only now, with a bar
-            items = tuple(_items(run))
-            few_shot = _few_shot(run)
+            rows = task.eval_docs
+            items = []
+            for place, number in enumerate(run.documents):
+                row = rows[number]
+                item, cluster = item_and_cluster(run, number, row)
+                items.append(ManifestItem(item, cluster, _content(run, row, place)))
+            if task.config.num_fewshot:
+                few_shot = fingerprint_of(_plain([few_shot_of(task), SEEDS["few_shot_examples"]]))
+            settings = normalize_gen_kwargs(generation or {}, LONGEST_ANSWER) if run.generates else {}
     except EvaluationError:
         raise
     except Exception as error:  # a task's own templates and functions
         raise EvaluationError(
             f"the task {run.name}: its items cannot be read: {type(error).__name__}: {in_one_line(error)}"
         ) from error
-    settings = TaskSettings(
-        version=str(task.VERSION),
-        metric=run.metric,
-        filter=run.filter,
-        kind=str(task.config.output_type),
-        template=fingerprint_of(_plain(template)),
-        generation=_generation(run),
-        few_shot=few_shot,
-        code=fingerprint_of(_plain(code_of(run))),
-        judge=judge if run.is_judged else "",
-    )
-    return TaskManifest(run.key, run.label, settings, run.revision, items, len(run.left_out))
-
-
-def _generation(run: Run) -> str:
-    from lm_eval.models.utils import normalize_gen_kwargs
-
-    from lingraft.evaluate.in_memory import LONGEST_ANSWER
-
-    if run.task.config.output_type != "generate_until":
-        return ""
-    with quiet():
-        settings = normalize_gen_kwargs(run.task.config.generation_kwargs or {}, LONGEST_ANSWER)
-    if not settings["do_sample"]:  # then nothing reads how it would be drawn
+    if run.generates and not settings["do_sample"]:  # then nothing reads how it would be drawn
         settings = {key: value for key, value in settings.items() if key not in ("temperature", "top_p")}
-    return fingerprint_of(_plain(dict(settings)))
-
-
-def _items(run: Run) -> Iterator[ManifestItem]:
-    rows = run.task.eval_docs
-    for place, number in enumerate(run.documents):
-        row = rows[number]
-        item, cluster = item_and_cluster(run, number, row)
-        yield ManifestItem(item, cluster, _content(run, row, place))
+    return TaskManifest(
+        key=run.key,
+        label=run.label,
+        settings=TaskSettings(
+            version=str(task.VERSION),
+            metric=run.metric,
+            filter=run.filter,
+            kind=str(task.config.output_type),
+            template=fingerprint_of(_plain(template)),
+            generation=fingerprint_of(_plain(dict(settings))) if run.generates else "",
+            few_shot=few_shot,
+            code=fingerprint_of(_plain(code_of(run))),
+            judge=judge if run.is_judged else "",
+        ),
+        data=run.data,
+        items=tuple(items),
+        left_out=len(run.left_out),
+    )
 
 
 def _content(run: Run, row: Mapping[str, Any], place: int) -> str:
@@ -381,12 +335,6 @@ def _content(run: Run, row: Mapping[str, Any], place: int) -> str:
     if instructions & _ASKS_LANGDETECT:
         parts.append(["langdetect", installed("langdetect"), SEEDS["langdetect"]])
     return sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
-
-
-def _few_shot(run: Run) -> str:
-    if not run.task.config.num_fewshot:
-        return ""
-    return fingerprint_of(_plain([few_shot_of(run.task), SEEDS["worked_examples"]]))
 
 
 def _plain(value: Any) -> Any:

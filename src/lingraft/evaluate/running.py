@@ -1,41 +1,33 @@
 """Evaluate a model in memory with lm-evaluation-harness: worldbook's tasks, harness tasks, a user's YAML tasks.
 
-The harness builds the requests, generates and scores; what comes back is one prediction per item. Intervals are
-ours (`statistics`). Nothing is printed: the harness's own progress and log lines are kept down, and progress is
-told through a callback.
+The harness builds the requests, generates and scores; what comes back is one prediction per item (`scoring`).
+Intervals are ours. Nothing is printed: progress is reported through a callback.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lingraft.config.schema import Evaluation
 from lingraft.data.chat_template import chat_template
-from lingraft.data.control_tokens import without_marks
 from lingraft.errors import EvaluationError
-from lingraft.evaluate.answer_faults import AnswerJudge
+from lingraft.evaluate.answer_faults import AnswerFaults
 from lingraft.evaluate.answers import AnswerLog, ItemCount, request_key
-from lingraft.evaluate.lm_eval_compat import quiet, run_tasks
+from lingraft.evaluate.lm_eval_compat import Sample, quiet, run_tasks
 from lingraft.evaluate.loading import file_manager
 from lingraft.evaluate.manifest import Manifest, chat_identity, manifest_of
 from lingraft.evaluate.noise import noise_floor
 from lingraft.evaluate.predictions import Prediction
-from lingraft.evaluate.task_runs import (
-    SEEDS,
-    Run,
-    build_runs,
-    item_and_cluster,
-    item_of_document,
-    template_of,
-)
-from lingraft.evaluate.tasks.alpaca_eval.task import judge_predictions
-from lingraft.judge.win_rate import Judge, Judged, Output
+from lingraft.evaluate.results import NoiseFloor
+from lingraft.evaluate.scoring import judged, predictions_of
+from lingraft.evaluate.task_records import TaskRecord
+from lingraft.evaluate.task_runs import SEEDS, Run, build_runs, template_of
+from lingraft.judge.win_rate import Judge, Judged
 from lingraft.records import fingerprint_of
 from lingraft.text.language_tags import ENGLISH
 
@@ -59,8 +51,7 @@ class Evaluated:
         truncated: Answers that used all the tokens that they were allowed, by task that generates; of those in
             `predictions`.
         truncated_prompts: Items whose prompts did not fit into the model and lost their beginning, by task.
-        tasks: By task: version, metric, filter, items, revision of its data, seed of its sample, the hashes of its
-            prompts and of their template, and of a judged one what is to be told about the judging.
+        tasks: By task and language, how it was asked and scored.
         not_run: By task and language, why its data (or its judge) could not be had here; empty unless such tasks were
             to be skipped.
         no_room: By task and language, why its answers do not fit into this model; empty as `not_run` is.
@@ -72,11 +63,11 @@ class Evaluated:
     left_out: tuple[str, ...]
     truncated: dict[str, int]
     truncated_prompts: dict[str, int]
-    tasks: dict[str, dict[str, Any]]
+    tasks: dict[str, TaskRecord]
     not_run: dict[str, str]
     no_room: dict[str, str]
     manifest: Manifest
-    noise: dict[str, Any] | None = None
+    noise: NoiseFloor | None = None
 
 
 def evaluate_model(
@@ -121,7 +112,7 @@ def evaluate_model(
         EvaluationError: A task cannot be loaded, has no such metric, has answers that do not fit into the model, or
             scores outside [0, 1]; or the judge gives no verdicts.
     """
-    from lingraft.evaluate.in_memory import Batching, InMemoryModel
+    from lingraft.evaluate.in_memory import Batching, InMemoryModel, room_problem
 
     runs, not_run = build_runs(evaluation, languages, split, base_folder, skip_missing=skip_missing)
     manifest = manifest_of(
@@ -132,17 +123,25 @@ def evaluate_model(
         split=split,
     )
     asked = manifest.asked
-    no_room = _no_room(runs, model, tokenizer, skip_missing=skip_missing)
+    # Before any other task is generated for in vain.
+    no_room = {
+        run.label: problem
+        for run in runs
+        if run.generates
+        and (problem := room_problem(run.task.config.generation_kwargs or {}, model, tokenizer)) is not None
+    }
+    if no_room and not skip_missing:
+        label, problem = next(iter(no_room.items()))
+        raise EvaluationError(f"the task {label}: {problem}")
     runs = [run for run in runs if run.label not in no_room]
     if not runs and not skip_missing:
         raise EvaluationError("no task is left to evaluate.")
-    generating = [run for run in runs if run.task.config.output_type == "generate_until"]
-    again = [run for run in generating if not run.is_judged]
+    again = [run for run in runs if run.generates and not run.is_judged]
     repeated = [runs, *[again] * (evaluation.repeats - 1)] if again else [runs]
     answers = AnswerLog(log)
     count = ItemCount(sum(len(run.documents) for own in repeated for run in own), on_progress)
-    judge = AnswerJudge([ENGLISH, *languages, *(run.language for run in runs)])
-    rounds = []
+    faults = AnswerFaults([ENGLISH, *languages, *(run.language for run in runs)])
+    rounds: list[list[Prediction]] = []
     truncated_prompts: dict[str, int] = {}
     for repeat, own in enumerate(repeated):
         with quiet():
@@ -155,25 +154,36 @@ def evaluate_model(
                 chat=evaluation.apply_chat_template,
                 make_generator=make_generator,
             )
-        samples = _run_harness(lm, tokenizer, evaluation, own) if own else {}
-        truncated_prompts = truncated_prompts or _count_truncated_prompts(own, samples, lm.truncated_prompts)
+        samples = samples_of(lm, tokenizer, evaluation, own) if own else {}
         rounds.append(
-            [one for run in own for one in _predictions(run, samples[run.key], judge, lm.ended, asked)]
+            [
+                prediction
+                for run in own
+                for prediction in predictions_of(run, samples[run.key], faults, lm.ended, asked[run.key])
+            ]
         )
-    judged: dict[str, Judged] = {}
+        if repeat == 0:
+            truncated_prompts = _truncated_prompts(own, samples, lm.truncated_prompts)
+    verdicts_of: dict[str, Judged] = {}
     for run in runs:
         if run.is_judged:
-            rounds[0], judged[run.label] = _judge(run, rounds[0], evaluation, verdicts, on_judged)
+            assert evaluation.judge is not None  # else the task would not have been built
+            judge = Judge.of(evaluation.judge)
+            rounds[0], verdicts_of[run.label] = judged(run, rounds[0], judge, verdicts, on_judged)
     predictions = rounds[0]
     return Evaluated(
         predictions=tuple(predictions),
         left_out=(
             *(reason for run in runs for reason in run.left_out),
-            *(f"{label}: {reason}" for label, one in judged.items() for reason in one.left_out),
+            *(f"{label}: {reason}" for label, one in verdicts_of.items() for reason in one.left_out),
         ),
-        truncated=_count_truncated(generating, predictions),
+        truncated={
+            run.label: sum(bool(one.truncated) for one in predictions if run.has(one))
+            for run in runs
+            if run.generates
+        },
         truncated_prompts=truncated_prompts,
-        tasks=_describe(runs, predictions, judged, manifest),
+        tasks=_describe(runs, predictions, verdicts_of, manifest),
         manifest=manifest,
         not_run=not_run,
         no_room=no_room,
@@ -181,32 +191,10 @@ def evaluate_model(
     )
 
 
-def _no_room(
-    runs: Sequence[Run],
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    skip_missing: bool,
-) -> dict[str, str]:
-    """Return the tasks whose answers do not fit into the model, before any other is generated for in vain."""
-    from lingraft.evaluate.in_memory import room_problem
-
-    found = {}
-    for run in runs:
-        if run.task.config.output_type == "generate_until":
-            problem = room_problem(run.task.config.generation_kwargs or {}, model, tokenizer)
-            if problem is not None:
-                found[run.label] = problem
-    if found and not skip_missing:
-        label, problem = next(iter(found.items()))
-        raise EvaluationError(f"the task {label}: {problem}")
-    return found
-
-
-def _run_harness(
+def samples_of(
     lm: InMemoryModel, tokenizer: PreTrainedTokenizerBase, evaluation: Evaluation, runs: Sequence[Run]
-) -> dict[str, list[dict[str, Any]]]:
-    """Run all tasks in one call, so that the harness batches answers across tasks; return samples by task."""
+) -> dict[str, list[Sample]]:
+    """Return samples by task. All tasks run in one call, so that the harness batches answers across tasks."""
     from langdetect import DetectorFactory
 
     # Seeded here, because the harness's IFEval identifies languages by sampling.
@@ -229,169 +217,57 @@ def _run_harness(
             random_seed=SEEDS["python"],
             numpy_random_seed=SEEDS["numpy"],
             torch_random_seed=SEEDS["torch"],
-            fewshot_random_seed=SEEDS["worked_examples"],
+            fewshot_random_seed=SEEDS["few_shot_examples"],
         )
     finally:
         tokenizer.chat_template = given
 
 
-def _predictions(
-    run: Run,
-    samples: Sequence[dict[str, Any]],
-    judge: AnswerJudge,
-    ended: Mapping[str, bool],
-    asked: Mapping[str, Mapping[str, str]],
-) -> Iterator[Prediction]:
-    for sample in samples:
-        if sample["filter"] == run.filter:  # a task may score the same answers through several filters
-            prediction = _prediction(run, sample, asked)
-            if run.task.config.output_type == "generate_until":
-                has_ended = ended[request_key(_arguments(sample)[0])]
-                prediction = judge.judged(prediction, sample["doc"], ended=has_ended)
-            yield prediction
-
-
-def _arguments(sample: dict[str, Any]) -> list[list[Any]]:
-    """Return the prompt and settings (or the context and continuation) of each of a sample's requests.
-
-    The harness names them in what it gives out.
-    """
-    given = sample["arguments"]
-    requests = given.values() if isinstance(given, dict) else given
-    return [list(one.values()) if isinstance(one, dict) else list(one) for one in requests]
-
-
-def truncated_prompts_sentence(task: str, count: int) -> str:
-    """Return what is to be told of a task, by its name and language, some of whose prompts did not fit."""
-    return f"{task}: {count} prompts are longer than the model can read; they lost their beginning."
-
-
-def _count_truncated_prompts(
-    runs: Sequence[Run], samples: Mapping[str, Sequence[dict[str, Any]]], truncated_prompts: Set[str]
+def _truncated_prompts(
+    runs: Sequence[Run], samples: Mapping[str, Sequence[Sample]], truncated: Set[str]
 ) -> dict[str, int]:
+    """Return, by task, the items of which a request lost its beginning."""
     counts: Counter[str] = Counter()
     for run in runs:
         own = {
-            sample["doc_id"]
+            sample.number
             for sample in samples[run.key]
-            if any(request_key(one) in truncated_prompts for one in _arguments(sample))
+            if any(request_key(request) in truncated for request in sample.requests)
         }
         counts[run.label] += len(own)
     return dict(+counts)
 
 
-def _prediction(run: Run, sample: dict[str, Any], asked: Mapping[str, Mapping[str, str]]) -> Prediction:
-    from lingraft.evaluate.tasks.worldbook.task import verdict
-
-    is_generated = run.task.config.output_type == "generate_until"
-    # As it was said: a filter may leave a number of it, or nothing.
-    response = _text(sample["resps"][0] if is_generated else sample["filtered_resps"])
-    item, cluster = item_and_cluster(run, sample["doc_id"], sample["doc"])
-    common: dict[str, Any] = {
-        "item": item,
-        "cluster": cluster,
-        "asked": asked[run.key][item],
-        "ability": run.ability,
-        "task": run.name,
-        "language": run.language,
-        "prompt": without_marks(str(_arguments(sample)[0][0]))[0].text,
-        "response": response,
-        "reference": str(sample["target"]),
-        "score": _score(run, sample),
-    }
-    row = sample["doc"].get("item") if run.name.startswith("worldbook:") else None
-    if row is None:
-        return Prediction(**common)
-    found = verdict(row, response)
-    return Prediction(
-        form=found.form,
-        content=found.content,
-        chrf=found.chrf,
-        wrong_language=found.wrong_language,
-        language_judged=True,
-        **common,
-    )
-
-
-def _text(responses: Any) -> str:
-    first = responses[0] if isinstance(responses, list) and responses else responses
-    return first if isinstance(first, str) else str(responses)
-
-
-def _score(run: Run, sample: dict[str, Any]) -> float:
-    """Return the item's score; a list of yes and no (IFEval's instructions of one prompt) counts by its mean."""
-    value = sample.get(run.metric)
-    if isinstance(value, list) and value and all(isinstance(one, bool) for one in value):
-        return sum(value) / len(value)
-    is_number = isinstance(value, (bool, int, float)) or getattr(value, "ndim", None) == 0
-    if not is_number or not 0.0 <= float(value) <= 1.0:  # type: ignore[arg-type]
-        raise EvaluationError(
-            f"the task {run.name}: its metric {run.metric!r} is {value!r} for item {sample['doc_id']}; a score must be "
-            "one number per item in [0, 1] (one of a whole set, such as f1 or bleu, is none). Name another one "
-            "with `metric:`."
-        )
-    return float(value)  # type: ignore[arg-type]
-
-
-def _judge(
-    run: Run,
-    predictions: Sequence[Prediction],
-    evaluation: Evaluation,
-    verdicts: Path | None,
-    on_judged: OnProgress | None,
-) -> tuple[list[Prediction], Judged]:
-    """Put a judge's preferences in the place of a task's scores; items without a verdict are left out."""
-    assert evaluation.judge is not None  # else the task would not have been built
-    reference = [
-        Output(item_of_document(run, row), document["instruction"], document["output"])
-        for row, document in enumerate(run.task.eval_docs)
-    ]
-    own = [one for one in predictions if _belongs(one, run)]
-    with tempfile.TemporaryDirectory() as folder:
-        scored, judged = judge_predictions(
-            own,
-            reference,
-            Judge.of(evaluation.judge),
-            cache=verdicts or Path(folder) / "verdicts.jsonl",
-            on_progress=on_judged,
-        )
-    others = [one for one in predictions if not _belongs(one, run)]
-    return [*others, *scored], judged
-
-
-def _count_truncated(runs: Sequence[Run], predictions: Sequence[Prediction]) -> dict[str, int]:
-    return {run.label: sum(bool(p.truncated) for p in predictions if _belongs(p, run)) for run in runs}
-
-
-def _belongs(prediction: Prediction, run: Run) -> bool:
-    return (prediction.ability, prediction.task, prediction.language) == (run.ability, run.name, run.language)
+def truncated_prompts_sentence(task: str, count: int) -> str:
+    """Return what is reported of a task, by its name and language, some of whose prompts did not fit."""
+    return f"{task}: {count} prompts are longer than the model can read; they lost their beginning."
 
 
 def _describe(
     runs: Sequence[Run],
     predictions: Sequence[Prediction],
-    judged: Mapping[str, Judged],
+    verdicts: Mapping[str, Judged],
     manifest: Manifest,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, TaskRecord]:
     """Return what each task is, by name and language; the tasks of a group are pooled."""
     pooled: dict[str, list[Run]] = {}
     for run in runs:
         pooled.setdefault(run.label, []).append(run)
     described = {}
-    for name, parts in pooled.items():
-        prompts = [p.prompt for p in predictions if _belongs(p, parts[0])]
-        data = [part.revision["data"] for part in parts]
-        described[name] = {
-            "version": str(parts[0].task.VERSION),
-            "metric": WIN_RATE if parts[0].is_judged else parts[0].metric,
-            "filter": parts[0].filter,
-            "items": len(prompts),
-            "prompts": fingerprint_of(sha256("\0".join(prompts).encode()).hexdigest()),
-            "template": fingerprint_of([template_of(part.task) for part in parts]),
-            "data": data[0] if all(one == data[0] for one in data) else data,
-            "sample": parts[0].revision["sample"],
-            "asked": manifest.settings_of(name),
-        }
-        if parts[0].is_judged:
-            described[name]["judged"] = judged[name].to_json()
+    for label, parts in pooled.items():
+        first = parts[0]
+        prompts = [one.prompt for one in predictions if first.has(one)]
+        data = tuple(part.data for part in parts)
+        described[label] = TaskRecord(
+            version=str(first.task.VERSION),
+            metric=WIN_RATE if first.is_judged else first.metric,
+            filter=first.filter,
+            items=len(prompts),
+            prompts=fingerprint_of(sha256("\0".join(prompts).encode()).hexdigest()),
+            template=fingerprint_of([template_of(part.task) for part in parts]),
+            data=data[:1] if all(one == data[0] for one in data) else data,
+            sample=first.sample,
+            asked=manifest.asked_of(label),
+            judged=verdicts[label].to_json() if first.is_judged else None,
+        )
     return described

@@ -6,6 +6,7 @@ data folder has one, else it takes the hub's data set.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from lingraft.evaluate.catalogue import catalogue, code_of, copies_of, filled, s
 from lingraft.evaluate.predictions import Ability
 from lingraft.evaluate.task_names import SUITE, WORLDBOOK, is_worldbook
 from lingraft.text.language_tags import ENGLISH, canonical_tag, is_english, nearest_language
+
+_TAG = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 
 
 def entries(evaluation: Evaluation) -> Iterator[tuple[Ability, EvaluationTask]]:
@@ -267,15 +270,23 @@ class Chosen:
 
     Attributes:
         evaluation: The tasks; English ones count as task ability.
+        languages: BCP-47 tags that were asked for.
         missing: `TASK/LANGUAGE` that was asked for where the task has no such language.
     """
 
     evaluation: Evaluation
+    languages: tuple[str, ...]
     missing: tuple[str, ...]
 
 
 def choose_tasks(
-    name: str, only: Sequence[str], *, languages: Sequence[str], data_dir: str | None, limit: int | None
+    name: str,
+    only: Sequence[str],
+    *,
+    languages: Sequence[str],
+    data_dir: str | None,
+    limit: int | None,
+    max_new_tokens: int | None = None,
 ) -> Chosen:
     """Return the tasks of a suite, or those that are named, for English and other languages.
 
@@ -286,14 +297,20 @@ def choose_tasks(
             run in English where it is among them.
         data_dir: Folder of local copies; None: none.
         limit: Items of each task; None: the suite's.
+        max_new_tokens: Longest answer of each task that generates; None: each task's own.
 
     Raises:
-        ConfigError: There is no such suite or data folder, or a task is named twice in a language.
+        ConfigError: There is no such suite or data folder, a language is no tag, or a task is named twice in one.
     """
     if data_dir is not None and not Path(data_dir).is_dir():
         raise ConfigError(f"--data-dir {data_dir}: there is no such folder.")
     languages = list(dict.fromkeys(_tag(written) for written in languages))
+    wrong = [tag for tag in languages if not _TAG.fullmatch(tag)]
+    if wrong:
+        raise ConfigError(f"--languages {wrong[0]!r}: is no BCP-47 tag such as de or zh-Hant.")
     others = [tag for tag in languages if tag != ENGLISH]
+    given = {"limit": limit, "max_new_tokens": max_new_tokens}
+    changes = {key: value for key, value in given.items() if value is not None}
     chosen = suite(name)
     english = {one.task: one for one in chosen.task_ability}
     other = {one.task: one for one in chosen.language_ability}
@@ -314,7 +331,7 @@ def choose_tasks(
             ability: Ability = "task_ability" if language == ENGLISH else "language_ability"
             listed = english | other if ability == "language_ability" else other | english
             entry = listed.get(task) or EvaluationTask(task=task)
-            entry = entry if limit is None else entry.model_copy(update={"limit": limit})
+            entry = entry.model_copy(update=changes)
             if is_known:
                 tasks = list(expanded(entry, (language,), data_dir, Path()))
             else:
@@ -328,7 +345,7 @@ def choose_tasks(
     repeated = repeated_tasks(evaluation, others)
     if repeated:
         raise ConfigError("\n".join(f"--task: {problem}" for problem in repeated))
-    return Chosen(evaluation, tuple(missing))
+    return Chosen(evaluation, tuple(languages), tuple(missing))
 
 
 def _tag(written: str) -> str:

@@ -26,7 +26,7 @@ class TaskRows:
 
     rows: tuple[RawRow, ...]  # in the order of the source
     source: str  # the file's name, or the hub id and configuration
-    revision: str | None  # the hub's commit; None for a file, or where the cache does not tell it
+    revision: str | None  # the hub's commit; None for a file, or where the cache does not say it
 
 
 def read_rows(data: Path | None, hub: DataSource | None, *, absent: str) -> TaskRows:
@@ -35,7 +35,7 @@ def read_rows(data: Path | None, hub: DataSource | None, *, absent: str) -> Task
     Args:
         data: The local file.
         hub: What the hub has for the task's language; None: nothing.
-        absent: What to tell where there is neither.
+        absent: The message where there is neither.
 
     Raises:
         EvaluationError: There is neither, or a row of the file cannot be read.

@@ -1,36 +1,29 @@
 """The tasks of an evaluation as they are run: which harness task, on which documents, for which ability and language.
 
-What is built here is described by `manifest` and run by `harness`.
+What is built here is described by `manifest` and run by `running`.
 """
 
 from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lingraft.config.schema import Evaluation, EvaluationTask
-from lingraft.data.worldbook import FAMILIES
 from lingraft.errors import EvaluationError
 from lingraft.evaluate.checks import judge_problem
 from lingraft.evaluate.expressions import Expression
 from lingraft.evaluate.lm_eval_compat import quiet
 from lingraft.evaluate.loading import NotRunnableError, data_revision, filter_of, load_tasks, metric_of
-from lingraft.evaluate.predictions import Ability
-from lingraft.evaluate.selection import (
-    ability_of,
-    entries,
-    label_of,
-    wanted_languages,
-    worldbook_language,
-)
-from lingraft.evaluate.task_names import OWN_TASKS, WORLDBOOK, is_worldbook
+from lingraft.evaluate.predictions import Ability, Prediction
+from lingraft.evaluate.selection import ability_of, asked_in, entries, wanted_languages
+from lingraft.evaluate.task_names import OWN_TASKS, is_worldbook
+from lingraft.evaluate.task_records import DataRevision
 from lingraft.judge.win_rate import ALPACA_EVAL
-from lingraft.text.language_tags import ENGLISH
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -39,14 +32,28 @@ if TYPE_CHECKING:
 NEEDS_PUNKT = frozenset({"length_constraints:number_sentences", "change_case:capital_word_frequency"})
 
 # What the harness seeds before it builds prompts and answers, by its own defaults; and langdetect, which IFEval asks.
-SEEDS = {"python": 0, "numpy": 1234, "torch": 1234, "worked_examples": 1234, "langdetect": 0}
+SEEDS = {"python": 0, "numpy": 1234, "torch": 1234, "few_shot_examples": 1234, "langdetect": 0}
 
 
 @dataclass(frozen=True)
 class Run:
     """One harness task as it is run: for which ability and language, on which documents.
 
-    `key` names it uniquely: one task may count for two abilities or languages.
+    Attributes:
+        key: Unique: ability, name, language and the harness's name; one task may count for two abilities or languages.
+        ability: What it counts towards.
+        name: In predictions and tables.
+        language: BCP-47 tag.
+        task: The harness's.
+        metric: Its score.
+        filter: What answers go through before they are scored.
+        documents: Numbers of those that are asked.
+        left_out: Those that cannot be scored here, each with its reason.
+        cluster: What items that share content have in common; None: as the task says, or the item alone.
+        is_own: Whether the task is of lingraft's own.
+        is_judged: Whether a judge scores its answers.
+        data: Revision of its data.
+        sample: Seed by which documents were drawn; None: they were not.
     """
 
     key: str
@@ -61,12 +68,28 @@ class Run:
     cluster: Expression | None
     is_own: bool
     is_judged: bool
-    revision: dict[str, Any]
+    data: DataRevision
+    sample: int | None
 
     @property
     def label(self) -> str:
         """Name and language, as the record has them; the tasks of a group share it."""
         return f"{self.name}/{self.language}"
+
+    @property
+    def generates(self) -> bool:
+        """Whether the model answers in words; else the likelihood of given answers is asked."""
+        return bool(self.task.config.output_type == "generate_until")
+
+    @property
+    def is_worldbook(self) -> bool:
+        """Whether it is a family of worldbook."""
+        return is_worldbook(self.name)
+
+    def has(self, prediction: Prediction) -> bool:
+        """Return whether a prediction is of this task, or of another one of its group."""
+        own = (self.ability, self.name, self.language)
+        return (prediction.ability, prediction.task, prediction.language) == own
 
 
 def runs_of(evaluation: Evaluation, languages: Sequence[str], split: str, base_folder: Path) -> list[Run]:
@@ -90,97 +113,72 @@ def build_runs(
     not_run: dict[str, str] = {}
     hub_out_of_reach = False
     for ability, entry in entries(evaluation):
-        if is_worldbook(entry.task):
-            wanted = wanted_languages(ability, evaluation, languages)
-            for one in _build_worldbook(ability, entry, wanted, split):
-                runs.append(replace(one, ability=ability_of(ability, one.language, languages)))
-            continue
-        try:
-            problem = judge_problem(entry, evaluation)
-            if problem is not None:
-                raise NotRunnableError(
-                    f"the task {entry.task} cannot be run: {problem}", problem, is_hub_out_of_reach=False
+        for name, language in asked_in(entry, wanted_languages(ability, evaluation, languages)):
+            try:
+                problem = judge_problem(entry, evaluation)
+                if problem is not None:
+                    raise NotRunnableError(
+                        f"the task {entry.task} cannot be run: {problem}", problem, is_hub_out_of_reach=False
+                    )
+                tasks = load_tasks(
+                    entry,
+                    base_folder,
+                    name=name,
+                    language=language,
+                    split=split,
+                    hub_out_of_reach=hub_out_of_reach,
                 )
-            tasks = load_tasks(entry, base_folder, hub_out_of_reach=hub_out_of_reach)
-            with quiet():
-                counted = ability_of(ability, entry.language or ENGLISH, languages)
-                runs.extend(_build_harness(counted, entry, tasks, base_folder))
-        except NotRunnableError as error:
-            if not skip_missing:
-                raise
-            hub_out_of_reach = hub_out_of_reach or error.is_hub_out_of_reach
-            not_run[f"{label_of(entry)}/{entry.language or ENGLISH}"] = error.reason
+                counted = ability_of(ability, language, languages)
+                with quiet():
+                    runs += [_run(counted, name, language, entry, task, base_folder) for task in tasks]
+            except NotRunnableError as error:
+                if not skip_missing:
+                    raise
+                hub_out_of_reach = hub_out_of_reach or error.is_hub_out_of_reach
+                not_run[f"{name}/{language}"] = error.reason
     return runs, not_run
 
 
-def _build_worldbook(
-    ability: Ability, entry: EvaluationTask, languages: Sequence[str], split: str
-) -> Iterator[Run]:
-    from lingraft.data.worldbook import VERSION
-    from lingraft.evaluate.own_task import own_task
-
-    family = entry.task.partition(":")[2]
-    for name in (family,) if family else FAMILIES:
-        for language in (entry.language,) if entry.language else languages:
-            own = worldbook_language(language)
-            if own is None:  # another task covers it, else it would have been refused
-                continue
-            with quiet():
-                task = own_task(
-                    WORLDBOOK,
-                    own,
-                    limit=entry.limit,
-                    max_new_tokens=entry.max_new_tokens,
-                    family=name,
-                    split=split,
-                )
-            label = f"worldbook:{name}"
-            yield Run(
-                key=_key(ability, label, language, task),
-                ability=ability,
-                name=label,
-                language=language,
-                task=task,
-                metric="headline",
-                filter=filter_of(entry, task),
-                documents=tuple(range(len(task.eval_docs))),
-                left_out=(),
-                cluster=None,
-                is_own=False,
-                is_judged=False,
-                revision={"data": {"worldbook": VERSION, "split": split}, "sample": None},
-            )
-
-
-def _build_harness(
-    ability: Ability, entry: EvaluationTask, tasks: Sequence[ConfigurableTask], base_folder: Path
-) -> Iterator[Run]:
-    label, language = label_of(entry), entry.language or ENGLISH
-    cluster = None if entry.cluster is None else Expression(entry.cluster, f"the task {entry.task}: cluster")
-    for task in tasks:
-        if entry.max_new_tokens is not None and task.config.output_type == "generate_until":
-            task.set_config("generation_kwargs", {"max_gen_toks": entry.max_new_tokens}, update=True)
-        task.set_config("num_fewshot", task.config.num_fewshot or 0)
-        documents = _chosen(len(task.eval_docs), entry.limit, entry.sample)
-        scorable, left_out = _without_punkt(label, task, documents)
-        if not scorable:
-            reason = left_out[0] if left_out else "its data set is empty."
-            raise EvaluationError(f"the task {entry.task}: no item can be scored: {reason}")
-        yield Run(
-            key=_key(ability, label, language, task),
-            ability=ability,
-            name=label,
-            language=language,
-            task=task,
-            metric=metric_of(entry, task),
-            filter=filter_of(entry, task),
-            documents=scorable,
-            left_out=left_out,
-            cluster=cluster,
-            is_own=entry.task in OWN_TASKS,
-            is_judged=entry.task == ALPACA_EVAL,
-            revision={"data": data_revision(entry, task, base_folder), "sample": entry.sample},
-        )
+def _run(
+    ability: Ability,
+    name: str,
+    language: str,
+    entry: EvaluationTask,
+    task: ConfigurableTask,
+    base_folder: Path,
+) -> Run:
+    if entry.max_new_tokens is not None and task.config.output_type == "generate_until":
+        task.set_config("generation_kwargs", {"max_gen_toks": entry.max_new_tokens}, update=True)
+    task.set_config("num_fewshot", task.config.num_fewshot or 0)
+    rows = task.eval_docs
+    documents = _chosen(len(rows), entry.limit, entry.sample)
+    left_out: tuple[str, ...] = ()
+    if "instruction_id_list" in rows.column_names and not has_punkt():  # never score these items 0
+        needy = {number for number in documents if NEEDS_PUNKT & set(rows[number]["instruction_id_list"])}
+        reason = "needs NLTK's punkt_tab, which is not installed (python -m nltk.downloader punkt_tab)"
+        left_out = tuple(f"{name}: item {rows[one].get('key', one)}: {reason}" for one in sorted(needy))
+        documents = tuple(number for number in documents if number not in needy)
+    if not documents:
+        reason = left_out[0] if left_out else "its data set is empty."
+        raise EvaluationError(f"the task {entry.task}: no item can be scored: {reason}")
+    return Run(
+        key=f"{ability}|{name}|{language}|{task.config.task}",
+        ability=ability,
+        name=name,
+        language=language,
+        task=task,
+        metric=metric_of(entry, task),
+        filter=filter_of(entry, task),
+        documents=documents,
+        left_out=left_out,
+        cluster=None
+        if entry.cluster is None
+        else Expression(entry.cluster, f"the task {entry.task}: cluster"),
+        is_own=entry.task in OWN_TASKS,
+        is_judged=entry.task == ALPACA_EVAL,
+        data=data_revision(entry, task, base_folder),
+        sample=entry.sample,
+    )
 
 
 def _chosen(count: int, limit: int | None, seed: int | None) -> tuple[int, ...]:
@@ -188,19 +186,6 @@ def _chosen(count: int, limit: int | None, seed: int | None) -> tuple[int, ...]:
     if limit is None or limit >= count:
         return tuple(range(count))
     return tuple(range(limit) if seed is None else sorted(random.Random(seed).sample(range(count), limit)))
-
-
-def _without_punkt(
-    name: str, task: ConfigurableTask, documents: Sequence[int]
-) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Leave out IFEval's items that need NLTK's sentence data where these are absent; never score them 0."""
-    rows = task.eval_docs
-    if "instruction_id_list" not in rows.column_names or has_punkt():
-        return tuple(documents), ()
-    needy = {i for i in documents if NEEDS_PUNKT & set(rows[i]["instruction_id_list"])}
-    reason = "needs NLTK's punkt_tab, which is not installed (python -m nltk.downloader punkt_tab)"
-    left_out = tuple(f"{name}: item {rows[i].get('key', i)}: {reason}" for i in sorted(needy))
-    return tuple(i for i in documents if i not in needy), left_out
 
 
 def has_punkt() -> bool:
@@ -212,10 +197,6 @@ def has_punkt() -> bool:
     except LookupError:
         return False
     return True
-
-
-def _key(ability: Ability, name: str, language: str, task: ConfigurableTask) -> str:
-    return f"{ability}|{name}|{language}|{task.config.task}"
 
 
 def item_of_document(run: Run, number: int) -> str:
@@ -230,9 +211,9 @@ def item_and_cluster(run: Run, number: int, document: Mapping[str, Any]) -> tupl
     """
     from lingraft.evaluate.tasks.worldbook.task import cluster_of
 
-    row = document.get("item") if run.name.startswith(f"{WORLDBOOK}:") else None
-    if row is not None:
-        return cluster_of(row), cluster_of(row)
+    if run.is_worldbook:
+        group = cluster_of(document["item"])
+        return group, group
     item = item_of_document(run, number)
     if run.cluster is not None:
         return item, str(run.cluster(document, number))
@@ -268,7 +249,7 @@ def template_of(task: ConfigurableTask) -> dict[str, object]:
         "description": _source(config.description),
         "prefix": _source(config.gen_prefix),
         "delimiters": [config.target_delimiter, config.fewshot_delimiter],
-        "worked_examples": config.num_fewshot,
+        "few_shot_examples": config.num_fewshot,
         "generation": config.generation_kwargs,
         "repeats": config.repeats,
     }
@@ -294,7 +275,7 @@ def code_of(run: Run) -> list[object]:
     its YAML.
     """
     config = run.task.config
-    files = (run.revision["data"] or {}).get("files", {})
+    files = run.data.files or {}
     return [
         _source(config.process_results),
         _source(config.metric_list),

@@ -39,13 +39,7 @@ _SHOWN_CHARACTERS = 60
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What a model wrote for an instruction.
-
-    Attributes:
-        item: Unique in its file.
-        instruction: What was asked.
-        output: The answer; may be empty.
-    """
+    """What a model wrote for an instruction; `item` is unique in its file, `output` may be empty."""
 
     item: str
     instruction: str
@@ -72,11 +66,7 @@ class Judge:
 
     @classmethod
     def of(cls, choice: JudgeChoice) -> Judge:
-        """Return the judge that a study file or a command chose.
-
-        Raises:
-            ConfigError: Its URL is none, or holds secrets.
-        """
+        """Return the judge that a study file or a command chose; raise ConfigError where its URL cannot be used."""
         return cls(
             Endpoint(choice.url, choice.model, choice.timeout, choice.attempts),
             both_orders=choice.both_orders,
@@ -153,18 +143,12 @@ class Asking:
 
 @dataclass(frozen=True, slots=True)
 class JudgeDescription:
-    """Which judge gave the verdicts; for the record.
+    """Which judge gave the verdicts, and how it was asked (see `Endpoint`, `Judge` and `RequestOptions`).
 
     Attributes:
-        url: The endpoint's.
-        model: As the endpoint was asked for it.
         answered_as: Models that answered, as the endpoint says.
         key_from: Environment variable of the key; None: no key was sent.
-        prompt_version: Version of the question's wording.
-        prompt: Its fingerprint.
-        both_orders: See `Judge`.
-        logprobs: See `RequestOptions`.
-        max_tokens: See `RequestOptions`.
+        prompt: Fingerprint of the question's wording.
         not_taken: What the endpoint did not take, so that requests went without it.
     """
 

@@ -207,6 +207,8 @@ class Measure(ABC):
     """Of the table of cells."""
     phase_columns: ClassVar[tuple[Column, ...]] = ()
     """Of the table of trained phases."""
+    reads_prompts: ClassVar[bool] = False
+    """Whether it reads the study's `prompts`."""
 
     def check(self, study: Study) -> Iterable[str]:  # noqa: ARG002
         """Return a line, with its place in the study file, for all that the measure needs and the study has not."""

@@ -19,10 +19,6 @@ from lingraft.measures.base import (
     MeasuredCell,
     Taken,
 )
-from lingraft.similarity.embedding_similarity import (
-    dataset_embedding_similarity,
-    unknown_languages,
-)
 from lingraft.similarity.encoders import Encoder, load_encoder
 from lingraft.stage import (
     MEASURE_LIBRARIES,
@@ -107,6 +103,8 @@ class Des(Measure):
 
 def unknown_to(encoder: Encoder, sets: Sequence[Instructions]) -> str | None:
     """Return why the encoder cannot compare the sets' instructions, and what to write; None: it can."""
+    from lingraft.similarity.embedding_similarity import unknown_languages
+
     found = {one.name: unknown for one in sets if (unknown := unknown_languages(one.languages, encoder))}
     if not found:
         return None
@@ -147,6 +145,8 @@ class Similarity(StageSpec):
 
     def work(self, place: Workplace) -> Work:
         """Encode both sets and compare them."""
+        from lingraft.similarity.embedding_similarity import dataset_embedding_similarity
+
         found = dataset_embedding_similarity(
             self.first.rows,
             self.second.rows,

@@ -21,11 +21,7 @@ from lingraft.measures.base import (
     Plot,
     Taken,
 )
-from lingraft.models.compute import compute_for
 from lingraft.records import fingerprint_of, from_json
-from lingraft.representation.drift import LayerDrift, drift_between
-from lingraft.representation.prompts import Prompt
-from lingraft.representation.states import EncodedPrompts, LayerStates, encode_alike, model_states
 from lingraft.stage import (
     MODEL_LIBRARIES,
     FinishedStage,
@@ -42,6 +38,9 @@ from lingraft.stage import (
 
 if TYPE_CHECKING:
     import altair as alt
+
+    from lingraft.representation.prompts import Prompt
+    from lingraft.representation.states import EncodedPrompts, LayerStates
 
 
 class Drift(Measure):
@@ -63,6 +62,8 @@ class Drift(Measure):
         ),
     )
 
+    reads_prompts: ClassVar[bool] = True
+
     def check(self, study: Study) -> Iterator[str]:
         """It needs prompts, or held-out rows that stand for them."""
         if not study.prompts and study.held_out == 0:
@@ -81,11 +82,16 @@ class Drift(Measure):
 
     def plots(self, cells: Sequence[tuple[str, Measured]]) -> Iterator[Plot]:
         """Yield the paper's Figures 1 and 2 for the cells; several seeds are drawn as their mean."""
+        from lingraft.representation.drift import LayerDrift
+
         found: dict[tuple[str, int], list[LayerDrift]] = {}
         for label, measured in cells:
             one = measured.found.get(FROM_PHASE_ONE)
-            for layer in () if one is None else from_json(DriftDetails, one.details).layers:
-                found.setdefault((label, layer.layer), []).append(layer)
+            details = None if one is None else one.details
+            layers = details["layers"] if isinstance(details, dict) else []
+            for layer in layers if isinstance(layers, list) else []:
+                own = from_json(LayerDrift, layer)
+                found.setdefault((label, own.layer), []).append(own)
         rows = [
             LayerPoint(
                 label,
@@ -103,31 +109,6 @@ class Drift(Measure):
                 "data shift high layers 3 to 4 times as much.",
                 layer_curves(rows),
             )
-
-
-@dataclass(frozen=True)
-class DriftDetails:
-    """All that the stage measures; see `representation.drift.Drift`.
-
-    Attributes:
-        layers: Over all prompts.
-        by_language: The same by BCP-47 tag, where the prompts are of several.
-        most_changed: Layers whose covariance changed most.
-        upper_to_lower: Change of the upper third of the layers over that of the lower third.
-        cka_tokens: States of each layer that CKA is of.
-        prompts: How many.
-        tokens: Of them all.
-        truncated: Prompts that lost their beginning.
-    """
-
-    layers: tuple[LayerDrift, ...]
-    by_language: dict[str, tuple[LayerDrift, ...]]
-    most_changed: tuple[int, ...]
-    upper_to_lower: float | None
-    cka_tokens: int
-    prompts: int
-    tokens: int
-    truncated: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +166,8 @@ class StatesDrift(StageSpec):
     @property
     def inputs(self) -> Mapping[str, Json]:
         """Both models, the prompts and the precision: what one phase shifts is small beside what bf16 rounds."""
+        from lingraft.models.compute import compute_for
+
         return {
             "first": self.first.identity,
             "second": self.second.identity,
@@ -225,6 +208,10 @@ class StatesDrift(StageSpec):
 
     def work(self, place: Workplace) -> Work:
         """Run both models over the prompts, the first only where its states are not held any more."""
+        from lingraft.models.compute import compute_for
+        from lingraft.representation.drift import drift_between
+        from lingraft.representation.states import encode_alike, model_states
+
         compute = compute_for("float32")
 
         def states_before() -> tuple[list[LayerStates], EncodedPrompts]:

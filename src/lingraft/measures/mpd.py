@@ -8,7 +8,6 @@ from functools import partial
 from typing import ClassVar
 
 from lingraft.measures.base import FROM_PREVIOUS, Column, Figure, Found, Measure, MeasuredCell, Taken
-from lingraft.models.weights import ModelWeights
 from lingraft.stage import (
     MEASURE_LIBRARIES,
     FinishedStage,
@@ -21,7 +20,6 @@ from lingraft.stage import (
     machine,
     stages_of,
 )
-from lingraft.weights.difference import parameter_difference
 
 
 class Mpd(Measure):
@@ -101,6 +99,9 @@ class Difference(StageSpec):
 
     def work(self, place: Workplace) -> Work:
         """Read both models tensor by tensor."""
+        from lingraft.models.weights import ModelWeights
+        from lingraft.weights.difference import parameter_difference
+
         found = parameter_difference(
             *(
                 ModelWeights(place.model(one), trust_remote_code=self.trust_remote_code)

@@ -54,8 +54,6 @@ class Overlap:
     """Nearest neighbours between two sets, which means cannot show.
 
     Attributes:
-        first: Name of a set.
-        second: Name of the other.
         share: Of the first set's sampled instructions, those with a counterpart in the second's sample whose cosine
             is at least `closeness`; in [0, 1]. Grows with the second sample.
         n: Sampled instructions of each.

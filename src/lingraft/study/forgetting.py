@@ -11,6 +11,7 @@ from lingraft.evaluate.common_items import common_items
 from lingraft.evaluate.forgetting import Taught, ability_matrix, loss_matrix
 from lingraft.evaluate.held_out import item_of, read_losses
 from lingraft.evaluate.predictions import read_predictions
+from lingraft.evaluate.task_records import read_task_records
 from lingraft.stage import FinishedStage
 from lingraft.study.grid import Cell
 from lingraft.study.materials import Materials
@@ -49,13 +50,14 @@ def forgetting_of(
     taught = _taught(study, materials, cell)
     evaluations = [*([] if base is None else [base]), *(end.evaluation for end in ends)]
     read = [read_predictions(one.folder / PREDICTIONS) for one in evaluations]
-    common = common_items(read, [one.result["tasks"] for one in evaluations])
+    tasks = [read_task_records(one.result["tasks"]) for one in evaluations]
+    common = common_items(read, tasks)
     refused = common.refused
     if (
         refused and base is not None
     ):  # such as of a base with another chat template: the phases compare without it
         evaluations = evaluations[1:]
-        common = common_items(read[1:], [one.result["tasks"] for one in evaluations])
+        common = common_items(read[1:], tasks[1:])
     base_abilities = common.models[0] if len(evaluations) > len(ends) else None
     names = [end.name for end in ends]
     abilities = list(zip(names, common.models[-len(ends) :], strict=True))

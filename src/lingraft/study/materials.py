@@ -20,7 +20,7 @@ from lingraft.data.example import UNDETERMINED_LANGUAGE, Example
 from lingraft.data.example_table import columns_of, select, share_a_group
 from lingraft.data.sources import DataSplit, LoadedData, draw_rows, hold_out, load_data, split_data
 from lingraft.data.tokenizer_cost import cost_warnings, language_costs
-from lingraft.errors import ConfigError, LingraftError, ModelError, StrategyError
+from lingraft.errors import ConfigError, ModelError, StrategyError
 from lingraft.evaluate.held_out import item_of
 from lingraft.models.loading import load_tokenizer, parameter_names, stated_rows
 from lingraft.models.token_ids import check_token_ids, unknown_words
@@ -28,7 +28,8 @@ from lingraft.records import fingerprint_of
 from lingraft.representation.prompts import Prompt, prompts_of, read_prompts
 from lingraft.stage import GivenModel, given_model
 from lingraft.strategies.base import Need
-from lingraft.strategies.composition import Composition, build
+from lingraft.strategies.composition import build
+from lingraft.study.checks import place_of
 from lingraft.study.events import Watcher
 from lingraft.study.grid import Cell, cells_of, trained_phases
 from lingraft.text.language_tags import ENGLISH, is_english
@@ -247,12 +248,11 @@ def gather(study: Study, base_folder: Path, watcher: Watcher | None = None) -> M
     """Read, find and build all that `study` needs; `watcher` is told how far the data are read.
 
     Raises:
-        ConfigError: A strategy lacks what it needs or names parts that the model does not have, or a language is
-            unknown; all such problems together.
+        ConfigError: A strategy names parts that the model does not have, or a language is unknown; all such problems
+            together.
         DataError, ModelError: A data set or model cannot be had.
     """
     cells = cells_of(study)
-    check_strategies(study, cells)
     used = {(step.phase, step.data) for cell in cells for step in cell.steps}
     read = partial(_read, base_folder=base_folder, watcher=watcher or Watcher())
     data = {
@@ -378,26 +378,6 @@ def check_added_tokens(materials: Materials, *, trust_remote_code: bool) -> None
         raise ModelError("\n".join(problems))
 
 
-def check_strategies(study: Study, cells: tuple[Cell, ...]) -> None:
-    """Build every strategy of the grid and check that its cell has what it needs.
-
-    Raises:
-        ConfigError: With every problem found.
-    """
-    problems: dict[str, None] = {}
-    for cell in cells:
-        for index, step in enumerate(cell.steps):
-            try:
-                composition = build(step.strategy)
-            except LingraftError as error:
-                problems[f"{_place(step)}: {error}"] = None
-                continue
-            for problem in _missing(study, cell, index, composition):
-                problems[f"{_place(step)}: {problem}"] = None
-    if problems:
-        raise ConfigError("\n".join(problems))
-
-
 def check_named_parts(cells: tuple[Cell, ...], start: GivenModel | None, *, trust_remote_code: bool) -> None:
     """Check that the model that all phases train has the layers, modules and ends that strategies name.
 
@@ -410,34 +390,9 @@ def check_named_parts(cells: tuple[Cell, ...], start: GivenModel | None, *, trus
         try:
             build(step.strategy).check(names)
         except StrategyError as error:
-            problems[f"{_place(step)}: {error}"] = None
+            problems[f"{place_of(step)}: {error}"] = None
     if problems:
         raise ConfigError("\n".join(problems))
-
-
-def _place(step: PathStep) -> str:
-    return f"phase {step.phase!r}, data {step.data!r}, strategy {step.strategy.label!r}"
-
-
-def _missing(study: Study, cell: Cell, index: int, composition: Composition) -> list[str]:
-    step = cell.steps[index]
-    phase = next(phase for phase in study.phases if phase.name == step.phase)
-    has_phase_one = study.phases[0].checkpoint is not None or index > 0
-    known_phase_one = study.phases[0].checkpoint is None and index > 0
-    lacks = {
-        "base": study.model is None or not has_phase_one,
-        "previous": not has_phase_one,
-        "previous_data": not known_phase_one,
-        "english": phase.data[step.data].english is None,
-    }
-    advice = {
-        "base": "needs the base model and a phase before this one: give the study a `model`",
-        "previous": "needs a phase before this one",
-        "previous_data": "needs the data of a trained first phase, which this cell does not have",
-        "english": "needs the set's English parallel: give the data set `english: SOURCE`, or replay what else there "
-        "is (english_replay: `from: phase_one`; generative_replay: `prompts: phase_one` or `self`)",
-    }
-    return [f"{advice[need]}." for need in sorted(composition.needs) if lacks[need]]
 
 
 def _read(

@@ -8,19 +8,19 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from lingraft.config.load import save_study
 from lingraft.config.schema import Study
 from lingraft.data.encodings import discard_encodings
-from lingraft.errors import ConfigError, ModelError, did_you_mean
+from lingraft.errors import ConfigError, ModelError
 from lingraft.evaluate.checks import check_tasks
 from lingraft.evaluate.selection import language_notes, resolve_suites
 from lingraft.models.vllm import check_vllm
 from lingraft.records import from_json, write_json_atomically
 from lingraft.strategies.composition import build
+from lingraft.study.checks import check_names
 from lingraft.study.contamination import tell_contamination
 from lingraft.study.events import Watcher
 from lingraft.study.execute import Executor
@@ -137,7 +137,7 @@ def prepare_study(
     Raises:
         ConfigError, DataError, ModelError: Something is wrong with the study as a whole.
     """
-    _check_trackers(study)
+    check_names(study, base_folder)
     materials = gather(study, base_folder, watcher)
     if processes is not None and processes.sharded:
         _check_sharding(materials.cells)
@@ -152,7 +152,7 @@ def prepare_study(
     return Prepared(study.model_copy(update={"evaluate": evaluation}), materials, tuple(notes))
 
 
-def show_plan(
+def rows_of_plan(
     study: Study, *, runs: Path = Path("runs"), base_folder: Path = Path(), watcher: Watcher | None = None
 ) -> tuple[PlanRow, ...]:
     """Return the stages of a study in the order in which they run, and what of them is finished; nothing is written.
@@ -179,17 +179,6 @@ def _check_sharding(cells: Sequence[Cell]) -> None:
         raise ConfigError(
             f"--sharded divides weights between processes, but whole ones are needed by {', '.join(map(repr, whole))}, "
             "which freeze parts of a tensor or pull weights. Train on processes without --sharded, or leave these out."
-        )
-
-
-def _check_trackers(study: Study) -> None:
-    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-
-    overrides = [phase.training.report_to or () for phase in study.phases]
-    unknown = sorted({*study.training.report_to, *chain(*overrides)} - set(INTEGRATION_TO_CALLBACK))
-    if unknown:
-        raise ConfigError(
-            f"training.report_to: {unknown[0]!r}: {did_you_mean(unknown[0], INTEGRATION_TO_CALLBACK)}"
         )
 
 

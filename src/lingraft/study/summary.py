@@ -11,6 +11,7 @@ from lingraft.errors import LingraftError
 from lingraft.evaluate.common_items import CommonItems, common_items, unpaired_sentence
 from lingraft.evaluate.predictions import read_predictions
 from lingraft.evaluate.scores import differences, differences_over_seeds
+from lingraft.evaluate.task_records import read_task_records
 from lingraft.measures.base import FROM_PHASE_ONE, Column, Found, Measured
 from lingraft.models.compute import compute_for, device_name
 from lingraft.stage import CHECKPOINT, FinishedStage, StageSpec
@@ -110,7 +111,7 @@ class Summary:
         before, after = (one.result["scores"] for one in compared)
         common = common_of(compared)
         for task, count in common.unpaired.items():
-            judged = "judged" in compared[1].result["tasks"][task]
+            judged = compared[1].result["tasks"][task]["judged"] is not None
             note(f"{cell.label}: {unpaired_sentence(task, count, judged=judged)}")
         for problem in common.refused.values():
             note(f"{cell.label}: {problem}")
@@ -204,7 +205,7 @@ class Summary:
 def common_of(evaluations: Sequence[FinishedStage]) -> CommonItems:
     """Return the models' predictions, on the items that all of them have a score of."""
     read = [read_predictions(one.folder / PREDICTIONS) for one in evaluations]
-    return common_items(read, [one.result["tasks"] for one in evaluations])
+    return common_items(read, [read_task_records(one.result["tasks"]) for one in evaluations])
 
 
 def predictions_of(evaluation: FinishedStage) -> str:

@@ -21,15 +21,15 @@ from lingraft.evaluate.manifest import HAS_TEMPLATE, NO_TEMPLATE, manifest_of, o
 from lingraft.evaluate.predictions import write_predictions
 from lingraft.evaluate.running import evaluate_model, truncated_prompts_sentence
 from lingraft.evaluate.scores import ABILITIES, score_summary
+from lingraft.evaluate.task_records import TaskRecord
 from lingraft.evaluate.task_runs import build_runs
 from lingraft.models.adapters import load_merged
 from lingraft.models.compute import compute_for
 from lingraft.models.vllm import VllmGenerator
-from lingraft.records import fingerprint_of, read_json, write_json_atomically
+from lingraft.records import fingerprint_of, read_json, to_json, write_json_atomically
 from lingraft.stage import Json, Model, Needs, StageSpec, Work, Workplace, machine, stages_of
 
 PREDICTIONS = "predictions.parquet"
-ANSWERS = "answers.jsonl"  # what the model has answered so far; only while it is evaluated
 VERDICTS = "verdicts.jsonl"  # in the cache: they are paid for, and serve every cell
 HELD_OUT = "held_out.parquet"
 EVALUATION_SPLIT = "report"
@@ -47,6 +47,7 @@ class Questions:
         base_folder: What the paths of YAML tasks and data files are relative to.
         skip_missing: Leave out tasks whose data cannot be had here, and those whose answers do not fit into a model.
         manifest: What the scores depend on beside the model, resolved (`Manifest.identity`).
+        not_run: By task and language, why its data (or its judge) cannot be had; empty unless such tasks are skipped.
     """
 
     evaluation: Evaluation
@@ -55,6 +56,7 @@ class Questions:
     base_folder: Path
     skip_missing: bool
     manifest: Mapping[str, Json]
+    not_run: Mapping[str, str]
 
 
 def questions(
@@ -94,8 +96,11 @@ def questions(
         }
     )
     kept = None if cache is None else cache / f"manifest-{written}.json"
+    not_run: Mapping[str, str] = {}
     try:
-        runs, _ = build_runs(evaluation, languages, EVALUATION_SPLIT, base_folder, skip_missing=skip_missing)
+        runs, not_run = build_runs(
+            evaluation, languages, EVALUATION_SPLIT, base_folder, skip_missing=skip_missing
+        )
     except NotRunnableError:
         if kept is None or not kept.is_file():
             raise
@@ -109,7 +114,7 @@ def questions(
             kept.parent.mkdir(parents=True, exist_ok=True)
             write_json_atomically(kept, manifest)
     resolved = evaluation.model_copy(update={"precision": precision})
-    return Questions(resolved, tuple(languages), held_out, base_folder, skip_missing, manifest)
+    return Questions(resolved, tuple(languages), held_out, base_folder, skip_missing, manifest, not_run)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,6 +161,12 @@ class Evaluate(StageSpec):
         asked = self.questions
         compute = compute_for(asked.evaluation.precision)
         folder = place.model(self.model)
+        # Answers are kept by prompt and settings. What else decides them is the model and its engine, but no judge: an
+        # evaluation that a judge failed goes on with another one.
+        decides = {key: asked.manifest[key] for key in ("how", "libraries")}
+        answers = fingerprint_of([self.model.identity, CHAT_IDENTITY, decides])
+        log = place.cache / f"answers-{answers}.jsonl"
+        log.parent.mkdir(parents=True, exist_ok=True)
         loaded, tokenizer = load_merged(
             str(folder), dtype=compute.held, trust_remote_code=self.trust_remote_code
         )
@@ -175,14 +186,15 @@ class Evaluate(StageSpec):
             base_folder=asked.base_folder,
             precision=compute.precision,
             skip_missing=asked.skip_missing,
-            log=place.folder / ANSWERS,
+            log=log,
             verdicts=place.cache / VERDICTS,
             make_generator=vllm if asked.evaluation.backend == "vllm" else None,
             on_progress=partial(place.progressed, unit="items"),
             on_judged=partial(place.progressed, unit="verdicts"),
         )
         if not evaluated.predictions:
-            raise EvaluationError("none of the tasks can be run here.")
+            reasons = (f"{task}: {reason}" for task, reason in evaluated.no_room.items())
+            raise EvaluationError(f"{self.label}: none of the tasks can be run ({'; '.join(reasons)}).")
         losses = held_out_losses(
             loaded,
             tokenizer,
@@ -192,7 +204,8 @@ class Evaluate(StageSpec):
         write_predictions(place.folder / PREDICTIONS, evaluated.predictions)
         write_losses(place.folder / HELD_OUT, losses)
         write_json_atomically(place.folder / MANIFEST, evaluated.manifest.to_json())
-        (place.folder / ANSWERS).unlink(missing_ok=True)
+        if not has_missing_verdicts(evaluated.tasks):  # else the next try generates nothing again
+            log.unlink(missing_ok=True)
         note = place.watcher.noted
         if len(losses) < len(asked.held_out):
             note(
@@ -209,7 +222,7 @@ class Evaluate(StageSpec):
             "left_out": list(evaluated.left_out),
             "truncated": evaluated.truncated,
             "truncated_prompts": evaluated.truncated_prompts,
-            "noise": evaluated.noise,
+            "noise": to_json(evaluated.noise),
         }
         if {one.ability for one in evaluated.predictions}.issuperset(
             ABILITIES
@@ -218,9 +231,14 @@ class Evaluate(StageSpec):
             scores = {**score_summary(evaluated.predictions, bits), **scores}
         result = {
             "scores": scores,
-            "tasks": evaluated.tasks,
+            "tasks": to_json(evaluated.tasks),
             "precision": compute.precision,
             "not_run": evaluated.not_run,
             "no_room": evaluated.no_room,
         }
         return Work(result, machine(compute))
+
+
+def has_missing_verdicts(tasks: Mapping[str, TaskRecord]) -> bool:
+    """Return whether a judge named no output on some item."""
+    return any(task.judged["asking"]["unparseable"] for task in tasks.values() if task.judged is not None)

@@ -1,0 +1,51 @@
+"""The table of a study's stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lingraft.report.tables import ABSENT, Column, Table
+from lingraft.study.plan import PlanRow
+
+
+def plan_table(rows: Sequence[PlanRow]) -> Table:
+    """Return one row for each stage, in the order in which they run."""
+    columns = (
+        Column("stage", "what it does"),
+        Column("of", "model, data or cell"),
+        Column("read by", "stages that read its artefacts"),
+        Column("state", "finished, or to be done"),
+        Column("artefacts", "kept, or discarded when the last stage that reads them is done"),
+        Column("on", "accelerator or processor"),
+        Column("memory", "weights, gradients and optimiser states"),
+        Column("disk", "artefacts, with what it keeps there while it works"),
+    )
+    return Table(
+        columns,
+        tuple(
+            (
+                row.kind,
+                row.label,
+                str(row.consumers),
+                "finished" if row.is_finished else "to do",
+                "kept" if row.is_kept else "discarded",
+                row.device,
+                _size(row.memory_bytes),
+                _size(row.disk_bytes),
+            )
+            for row in rows
+        ),
+        2,
+    )
+
+
+def _size(count: int | None) -> str:
+    """Return a number of bytes in a unit that suits it."""
+    if count is None:
+        return ABSENT
+    size, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if size < 1000:
+            break
+        size, unit = size / 1000, larger
+    return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"

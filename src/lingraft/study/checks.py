@@ -1,0 +1,130 @@
+"""All that can be known to be wrong with a study before its first data or model is read: the names that it uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from lingraft.config.schema import PathStep, Study
+from lingraft.errors import ConfigError, LingraftError, did_you_mean
+from lingraft.evaluate.task_names import unknown_tasks
+from lingraft.measures import REGISTRY
+from lingraft.strategies.composition import Composition, build
+from lingraft.study.grid import Cell, cells_of
+
+
+def check_names(study: Study, base_folder: Path) -> None:
+    """Refuse what `name_problems` finds.
+
+    Raises:
+        ConfigError: With every problem.
+    """
+    problems = name_problems(study, base_folder)
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def name_problems(study: Study, base_folder: Path) -> list[str]:
+    """Return every unknown strategy, option, measure, task, suite and tracker, and what strategies and measures lack.
+
+    Nothing is read but local files that tasks are named by. Each problem is one line, or a few, that begin with the
+    place.
+
+    Args:
+        study: The study; what `config.checks` refuses may be wrong with it.
+        base_folder: What the paths of YAML tasks and data files are relative to.
+    """
+    return [
+        *_strategy_problems(study),
+        *_measure_problems(study),
+        *_task_problems(study, base_folder),
+        *_tracker_problems(study),
+    ]
+
+
+def place_of(step: PathStep) -> str:
+    """Return how messages name a step of a cell."""
+    return f"phase {step.phase!r}, data {step.data!r}, strategy {step.strategy.label!r}"
+
+
+def _strategy_problems(study: Study) -> Iterator[str]:
+    problems: dict[str, None] = {}
+    for cell in cells_of(study) if all(study.paths) else ():
+        for index, step in enumerate(cell.steps):
+            try:
+                composition = build(step.strategy)
+            except LingraftError as error:
+                problems[f"{place_of(step)}: {error}"] = None
+                continue
+            for problem in missing_of(study, cell, index, composition):
+                problems[f"{place_of(step)}: {problem}"] = None
+    yield from problems
+
+
+def missing_of(study: Study, cell: Cell, index: int, composition: Composition) -> list[str]:
+    """Return what the strategies of a cell's `index`-th phase need and do not have."""
+    step = cell.steps[index]
+    phase = next((phase for phase in study.phases if phase.name == step.phase), None)
+    if phase is None or step.data not in phase.data:
+        return []
+    has_phase_one = study.phases[0].checkpoint is not None or index > 0
+    known_phase_one = study.phases[0].checkpoint is None and index > 0
+    lacks = {
+        "base": study.model is None or not has_phase_one,
+        "previous": not has_phase_one,
+        "previous_data": not known_phase_one,
+        "english": phase.data[step.data].english is None,
+    }
+    advice = {
+        "base": "needs the base model and a phase before this one: give the study a `model`",
+        "previous": "needs a phase before this one",
+        "previous_data": "needs the data of a trained first phase, which this cell does not have",
+        "english": "needs the set's English parallel: give the data set `english: SOURCE`, or replay what else there "
+        "is (english_replay: `from: phase_one`; generative_replay: `prompts: phase_one` or `self`)",
+    }
+    return [f"{advice[need]}." for need in sorted(composition.needs) if lacks[need]]
+
+
+def _measure_problems(study: Study) -> Iterator[str]:
+    known = []
+    for place, name in enumerate(study.measures):
+        if name in REGISTRY:
+            known.append(REGISTRY.get(name)())
+        else:
+            yield f"measures[{place}]: {name!r} is not a measure. {did_you_mean(name, REGISTRY)}"
+    for measure in known:
+        yield from measure.check(study)
+    if study.prompts and not any(measure.reads_prompts for measure in known):
+        yield "prompts: no measure of the study reads them; add drift to `measures`, or remove them."
+
+
+def _task_problems(study: Study, base_folder: Path) -> Iterator[str]:
+    evaluation = study.evaluate
+    lists = {"task_ability": evaluation.task_ability, "language_ability": evaluation.language_ability}
+    unknown = unknown_tasks((one.task for entries in lists.values() for one in entries), base_folder)
+    for ability, entries in lists.items():
+        for place, entry in enumerate(entries):
+            if entry.task in unknown:
+                yield f"evaluate.{ability}[{place}]: {entry.task}: {unknown[entry.task]}"
+            elif entry.data is not None and not (base_folder / entry.data).is_file():
+                yield f"evaluate.{ability}[{place}]: {entry.task}: there is no file {entry.data}."
+
+
+def _tracker_problems(study: Study) -> Iterator[str]:
+    named = {"training": study.training.report_to}
+    for place, phase in enumerate(study.phases):
+        named[f"phases[{place}] ({phase.name}).training"] = phase.training.report_to or ()
+        choices = [*phase.strategies, *(one for data in phase.data.values() for one in data.strategies)]
+        for part in (part for choice in choices for part in choice.parts):
+            named[f"phases[{place}] ({phase.name}), strategy {part.kind!r}, training"] = (
+                part.training.report_to or ()
+            )
+    if not any(named.values()):
+        return  # the list of trackers takes seconds to import
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    for where, trackers in named.items():
+        for tracker in trackers:
+            if tracker not in INTEGRATION_TO_CALLBACK:
+                hint = did_you_mean(tracker, INTEGRATION_TO_CALLBACK)
+                yield f"{where}.report_to: {tracker!r} is not a tracker. {hint}"

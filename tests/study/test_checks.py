@@ -1,0 +1,91 @@
+"""What names say wrong is found before any data or model is read, all of it at once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lingraft.config.schema import Study
+from lingraft.study.checks import name_problems
+
+
+def content(**changes: Any) -> dict[str, Any]:
+    return {
+        "name": "small",
+        "model": "some/model",
+        "phases": [
+            {"name": "one", "data": {"english": {"source": "absent.jsonl"}}},
+            {"name": "two", "data": {"german": {"source": "absent.jsonl"}}, "strategies": ["plain"]},
+        ],
+        **changes,
+    }
+
+
+CHECKPOINT = [{"name": "one", "checkpoint": "x"}, {"name": "two", "data": {"german": {"source": "x"}}}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "place", "says"),
+    [
+        ({"measures": ["mpd", "dess"]}, "measures[1]: 'dess'", "Did you mean 'des'"),
+        ({"measures": ["mpd_pair"], "phases": CHECKPOINT}, "measures: mpd_pair", "`model`"),
+        ({"measures": ["drift"], "held_out": 0}, "measures: drift", "prompts"),
+        ({"prompts": ["a.txt"]}, "prompts: ", "drift"),
+        ({"training": {"report_to": ["tensorbord"]}}, "training.report_to: 'tensorbord'", "'tensorboard'"),
+        ({"evaluate": {"task_ability": ["suite:papr"]}}, "evaluate.task_ability[0]: suite:papr", "'paper'"),
+        ({"evaluate": {"task_ability": ["worldbook:lokup"]}}, "evaluate.task_ability[0]", "'lookup'"),
+        ({"evaluate": {"task_ability": ["absent.yaml"]}}, "evaluate.task_ability[0]", "no such file"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_its_place(changes: dict[str, Any], place: str, says: str) -> None:
+    (problem,) = name_problems(Study.model_validate(content(**changes)), Path())
+    assert problem.startswith(place)
+    assert says in problem
+
+
+@pytest.mark.parametrize(
+    ("strategy", "says"),
+    [
+        ("plan", "Did you mean 'plain'"),
+        ({"lora": {"rnk": 2}}, "Did you mean 'rank'"),
+        ({"english_replay": {"share": 2}}, "'share'"),
+        ({"english_replay": {}}, "english: SOURCE"),
+        ([{"lora": {}}, "half"], "half"),
+    ],
+)
+def test_an_unknown_strategy_or_option_is_refused_with_its_place(strategy: Any, says: str) -> None:
+    changed = content()
+    changed["phases"][1]["strategies"] = [strategy]
+    (problem,) = name_problems(Study.model_validate(changed), Path())
+    assert problem.startswith("phase 'two', data 'german', strategy ")
+    assert says in problem
+
+
+def test_a_yaml_task_and_a_local_file_that_are_there_are_right(tmp_path: Path) -> None:
+    for name in ("own.yaml", "rows.jsonl"):
+        (tmp_path / name).write_text("")
+    tasks = ["own.yaml", {"task": "worldbook"}, {"task": "gsm8k", "data": "rows.jsonl"}]
+    study = Study.model_validate(content(evaluate={"task_ability": tasks}))
+    assert name_problems(study, tmp_path) == []
+    assert len(name_problems(study, tmp_path / "elsewhere")) == 2
+
+
+def test_validate_reports_all_problems_at_once_and_loads_no_torch(tmp_path: Path) -> None:
+    wrong = content(measures=["dess", "drift"], seeds=[1, 1], evaluate={"task_ability": ["no_such_task"]})
+    wrong["phases"][1]["strategies"] = [{"lora": {"rnk": 2}}]
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(wrong))
+    code = (
+        "import sys\nfrom lingraft.cli.main import main\ntry: main()\n"
+        "finally: print([name for name in ('torch', 'datasets') if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", code, "validate", str(tmp_path / "study.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    for part in ("measures[0]: 'dess'", "seeds: 1", "no_such_task", "'rnk'"):
+        assert part in done.stderr
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,182 @@
+"""A plan is run in topological order; what fails or is discarded does not stop the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from lingraft.errors import DataError
+from lingraft.stage import Json, StageSpec, Work, Workplace
+from lingraft.study.events import Watcher
+from lingraft.study.execute import Executor
+from lingraft.study.plan import Plan
+from lingraft.study.store import Store
+
+
+@dataclass
+class Log:
+    """What the stages of a test did."""
+
+    worked: list[str] = field(default_factory=list)
+    failing: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True, eq=False)
+class Step(StageSpec):
+    """Reads its parents' files and writes one."""
+
+    kind: ClassVar[str] = "train"
+    is_discardable: ClassVar[bool] = True
+
+    log: Log
+    before: tuple[StageSpec, ...] = ()
+
+    @property
+    def inputs(self) -> dict[str, Json]:
+        return {"label": self.label, "before": [one.fingerprint for one in self.before]}
+
+    @property
+    def parents(self) -> tuple[StageSpec, ...]:
+        return self.before
+
+    def work(self, place: Workplace) -> Work:
+        for one in self.before:
+            assert (place.folder_of(one) / "file").read_text() == one.label
+        if self.label in self.log.failing:
+            raise DataError(f"{self.label} is broken")
+        self.log.worked.append(self.label)
+        (place.folder / "file").write_text(self.label)
+        return Work({"label": self.label}, {})
+
+
+class Reading(Step):
+    """A stage whose artefact stays, such as an evaluation."""
+
+    kind: ClassVar[str] = "evaluate"
+    is_discardable: ClassVar[bool] = False
+
+
+@dataclass
+class Graph:
+    """Phase 1, a phase with a state, and what reads them."""
+
+    log: Log = field(default_factory=Log)
+
+    def __post_init__(self) -> None:
+        self.one = Step("one", self.log)
+        self.read_one = Reading("read one", self.log, (self.one,))
+        self.state = Step("state", self.log, (self.one,))
+        self.two = Step("two", self.log, (self.one, self.state))
+        self.read_two = Reading("read two", self.log, (self.two,))
+        self.compare = Reading("compare", self.log, (self.one, self.two))
+        self.stages: list[StageSpec] = [
+            self.one,
+            self.read_one,
+            self.state,
+            self.two,
+            self.read_two,
+            self.compare,
+        ]
+
+    def plan(self, kept: Iterable[StageSpec] = (), stages: Iterable[StageSpec] | None = None) -> Plan:
+        every = self.stages if stages is None else list(stages)
+        return Plan(
+            stages=tuple(every),
+            base=None,
+            cells=(),
+            measures=(),
+            results=frozenset(one.fingerprint for one in every if one is not self.state),
+            kept=frozenset(one.fingerprint for one in kept),
+            notes=(),
+        )
+
+    def run(self, folder: Path, plan: Plan, watcher: Watcher | None = None) -> Executor:
+        self.log.worked.clear()
+        with Store(folder) as store:
+            executor = Executor(store, watcher)
+            self.settled = [stage.label for stage in executor.run(plan)]
+        return executor
+
+    def on_disk(self, folder: Path) -> set[str]:
+        return {path.read_text() for path in folder.glob("stages/train-*/file")}
+
+
+def test_stages_run_in_the_plans_order_and_an_artefact_goes_with_its_last_reader(tmp_path: Path) -> None:
+    graph = Graph()
+    plan = graph.plan(kept=[graph.two])
+    left: dict[str, set[str]] = {}
+    with Store(tmp_path) as store:
+        for stage in Executor(store).run(plan):
+            left[stage.label] = graph.on_disk(tmp_path)
+    assert graph.log.worked == list(left) == [stage.label for stage in graph.stages]
+    assert left["two"] == {"one", "two"}  # the state served `two` alone
+    assert left["read two"] == {"one", "two"}
+    assert left["compare"] == {"two"}
+
+
+def test_a_finished_plan_run_again_makes_nothing_not_even_what_was_discarded(tmp_path: Path) -> None:
+    graph = Graph()
+    graph.run(tmp_path, graph.plan())
+    executor = graph.run(tmp_path, graph.plan())
+    assert graph.log.worked == []
+    assert all(stage.reused for stage in executor.done.values())
+    assert len(executor.done) == len(graph.stages)
+
+
+def test_what_serves_others_alone_is_not_made_anew_for_finished_stages(tmp_path: Path) -> None:
+    graph = Graph()
+    graph.run(tmp_path, graph.plan())
+    (Store(tmp_path).folder_of(graph.state) / "record.json").unlink()
+    graph.run(tmp_path, graph.plan())
+    assert graph.log.worked == []
+
+
+def test_discarded_artefacts_are_made_again_for_a_stage_that_is_added_and_then_discarded(
+    tmp_path: Path,
+) -> None:
+    graph = Graph()
+    graph.run(tmp_path, graph.plan())
+    added = Reading("added", graph.log, (graph.two,))
+    graph.run(tmp_path, graph.plan(stages=[*graph.stages, added]))
+    assert graph.log.worked == ["one", "state", "two", "added"]
+    assert graph.on_disk(tmp_path) == set()
+
+
+def test_a_failure_fails_what_depends_on_it_and_nothing_else(tmp_path: Path) -> None:
+    graph = Graph()
+    graph.log.failing = {"two"}
+    executor = graph.run(tmp_path, graph.plan())
+    assert graph.log.worked == ["one", "read one", "state"]
+    assert {str(executor.failed[one.fingerprint]) for one in (graph.two, graph.read_two, graph.compare)} == {
+        "two is broken"
+    }
+    assert all(executor.is_settled(stage) for stage in graph.stages)
+    assert graph.on_disk(tmp_path) == {"one", "state"}, "what the failed stage reads stays for the next run"
+    graph.log.failing = set()
+    graph.run(tmp_path, graph.plan())
+    assert graph.log.worked == ["two", "read two", "compare"]
+    assert graph.on_disk(tmp_path) == set()
+
+
+def test_what_is_held_in_memory_is_let_go_when_no_stage_will_read_it(tmp_path: Path) -> None:
+    class Held(Reading):
+        kind: ClassVar[str] = "drift"
+
+        @property
+        def holds(self) -> str:
+            return self.label[0]
+
+        def work(self, place: Workplace) -> Work:
+            made = place.shelf.get(self.holds, lambda: self.label)
+            return Work({"made": made}, {})
+
+    log = Log()
+    stages = [Held(label, log) for label in ("a1", "a2", "b1")]
+    graph = Graph()
+    with Store(tmp_path) as store:
+        executor = Executor(store)
+        kept = [executor._shelf._held for _ in executor.run(graph.plan(stages=stages))]
+    assert [executor.done[one.fingerprint].result["made"] for one in stages] == ["a1", "a1", "b1"]
+    assert kept == [("a", "a1"), None, None]
