@@ -252,7 +252,7 @@ def processor(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     """Lets `precision: auto` find a processor that computes bf16 faster, or one that does not."""
 
     def be(has_bf16: bool) -> None:
-        monkeypatch.setattr("lingraft.models.compute._has_bf16", lambda _: has_bf16)
+        monkeypatch.setattr("lingraft.models.compute.has_bf16", lambda _: has_bf16)
         monkeypatch.setattr("lingraft.models.compute.bf16_speed_up", lambda: 9.0)
 
     return be

@@ -23,6 +23,7 @@ from lingraft.models.compute import (
     Machine,
     accumulated,
     compute_for,
+    has_float64,
     machine_with,
     measured_speed_up,
     processor_features,
@@ -38,10 +39,8 @@ def never() -> float:
     raise AssertionError("was measured")
 
 
-def machine(
-    device: torch.device, *, has_bf16: bool, speed_up: float | None = None, has_float64: bool = True
-) -> Machine:
-    return Machine(device, has_bf16, has_float64, never if speed_up is None else lambda: speed_up)
+def machine(device: torch.device, *, has_bf16: bool, speed_up: float | None = None) -> Machine:
+    return Machine(device, has_bf16, never if speed_up is None else lambda: speed_up)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +52,7 @@ def machine(
         (machine(CPU, has_bf16=True, speed_up=2.1), "bf16"),
         (machine(CUDA, has_bf16=True), "bf16"),
         (machine(CUDA, has_bf16=False), "float32"),  # such as a V100 or a T4
-        (machine(MPS, has_bf16=False, has_float64=False), "float32"),
+        (machine(MPS, has_bf16=False), "float32"),
     ],
 )
 def test_auto_is_bf16_where_it_pays(there: Machine, expected: str) -> None:
@@ -72,15 +71,14 @@ def test_what_is_asked_for_by_name_is_taken_and_not_measured(asked: AskedPrecisi
     assert found.held == (torch.float32 if asked == "float32" else torch.bfloat16)
 
 
-def test_float64_sums_are_where_float64_is() -> None:
-    assert compute_for("float32", machine(CUDA, has_bf16=True)).sums_device == CUDA
-    found = compute_for("float32", machine(MPS, has_bf16=False, has_float64=False))
-    assert (found.sums, found.sums_device) == (torch.float64, CPU)
+def test_float64_is_not_on_every_device() -> None:
+    assert [has_float64(device) for device in (CPU, CUDA, MPS)] == [True, True, False]
+    assert accumulated(torch.ones(2, dtype=torch.bfloat16)).dtype == torch.float64
 
 
 def test_apples_gpus_are_known_for_what_they_do_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
     there = machine_with(MPS)
-    assert (there.has_bf16, there.has_float64) == (False, False)
+    assert not there.has_bf16
     monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda *_: False)
     with pytest.raises(ConfigError, match="'bf16': Metal computes no bf16 before macOS 14; take float32"):
         compute_for("bf16", there)
@@ -98,7 +96,7 @@ def test_a_card_that_only_emulates_bf16_computes_in_float32(
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
     there = machine_with(CUDA)
-    assert (there.has_bf16, there.has_float64) == (native, True)
+    assert there.has_bf16 == native
     assert compute_for("auto", there).precision == ("bf16" if native else "float32")
 
 

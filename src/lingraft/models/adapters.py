@@ -98,36 +98,23 @@ def _merge(base: PreTrainedModel, adapter: AdaptedReader, dtype: torch.dtype) ->
         warnings.filterwarnings("ignore", message="Model with `tie_word_embeddings=True`")
         try:
             wrapped: Any = PeftModel.from_pretrained(base, folder)
-            _untie(wrapped)
+            first, last = wrapped.get_input_embeddings(), wrapped.get_output_embeddings()
+            if any(hasattr(end, "base_layer") for end in (first, last)):  # the update is of one of them alone
+                layer = getattr(last, "base_layer", last)
+                layer.weight = torch.nn.Parameter(layer.weight.detach().clone())
             merged: Any = wrapped.merge_and_unload()
         except (RuntimeError, ValueError, KeyError) as error:
             raise ModelError(f"{folder}: cannot be merged into its base: {in_one_line(error)}") from error
-    _state_ties(merged)
-    checked: PreTrainedModel = merged.to(dtype).eval()
-    return checked
-
-
-def _untie(wrapped: Any) -> None:
-    """Give an adapted embedding and the head that it is tied to weights of their own: the update is of one of them."""
-    ends = [wrapped.get_input_embeddings(), wrapped.get_output_embeddings()]
-    if any(hasattr(end, "base_layer") for end in ends):
-        for end in ends[1:]:
-            layer = getattr(end, "base_layer", end)
-            layer.weight = torch.nn.Parameter(layer.weight.detach().clone())
-
-
-def _state_ties(merged: Any) -> None:
-    """Tie the embedding and the head where they are equal and the model had them tied, else say that they are not."""
     first, last = merged.get_input_embeddings(), merged.get_output_embeddings()
     config = merged.config.get_text_config()
-    if first.weight is last.weight or not hasattr(config, "tie_word_embeddings"):
-        return
-    if config.tie_word_embeddings and torch.equal(first.weight, last.weight):
-        last.weight = first.weight
-        return
-    for one in (config, merged.config):
-        one.tie_word_embeddings = False
-    merged.all_tied_weights_keys = {}
+    if first.weight is not last.weight and hasattr(config, "tie_word_embeddings"):
+        if config.tie_word_embeddings and torch.equal(first.weight, last.weight):
+            last.weight = first.weight
+        else:
+            config.tie_word_embeddings = merged.config.tie_word_embeddings = False
+            merged.all_tied_weights_keys = {}
+    checked: PreTrainedModel = merged.to(dtype).eval()
+    return checked
 
 
 def merged_content_hash(name: str) -> str:
@@ -164,11 +151,21 @@ class AdaptedReader:
         self._base = ModelWeights(model_folder(str(named)))
         self._stored = _Stored(folder)
         self._check_fit()
-        self._share_what_is_tied()
+        # What lies under an adapted embedding is its tied head's weight too, and the other way round.
+        whole = self._stored.whole
+        for name, own in self._base.tied.items():
+            for one, other in ((name, own), (own, name)):
+                if one in self._stored.under_factors and other not in whole:
+                    whole[other] = whole[one]
         self.vocabulary = self._resized()
         """Rows of the embeddings where the adapter has resized them; None: as many as the base."""
-        changed = {*self._stored.whole, *(f"{module}.weight" for module in self._stored.factors)}
-        self.names: tuple[str, ...] = tuple(sorted({*self._base.names, *self._apart(changed)}))
+        changed = {*whole, *(f"{module}.weight" for module in self._stored.factors)}
+        apart = [
+            name
+            for name, own in self._base.tied.items()
+            if changed & {name, own} and not repeats(self, name, own)
+        ]
+        self.names: tuple[str, ...] = tuple(sorted({*self._base.names, *apart}))
         """Names of the parameters, of the base's tied ones both where the adapter changes one of them alone."""
 
     @property
@@ -196,8 +193,15 @@ class AdaptedReader:
         if factors is None:
             yield from self._without_factors(name, elements, rows)
             return
-        left, right = factors  # [out, r] and [r, in], scaled
-        left = left * self._scale(name.removesuffix(".weight"), left.shape[1])
+        from peft.utils.other import get_pattern_key
+
+        left, right = factors  # [out, r] and [r, in]
+        patterns: dict[str, float] = self._config.get("alpha_pattern") or {}
+        alpha = patterns.get(
+            get_pattern_key(patterns.keys(), name.removesuffix(".weight")), self._config["lora_alpha"]
+        )
+        rank = left.shape[1]
+        left = left * (float(alpha) / (rank**0.5 if self._config.get("use_rslora") else rank))
         row = 0
         for piece in self._without_factors(name, elements, rows):
             own = piece.view(-1, right.shape[1]).float()
@@ -212,13 +216,6 @@ class AdaptedReader:
         width = stored[0].numel()
         flat = stored.reshape(-1)[: None if rows is None else rows * width]
         yield from torch.split(flat, max(1, elements // width) * width)
-
-    def _scale(self, module: str, rank: int) -> float:
-        from peft.utils.other import get_pattern_key
-
-        patterns: dict[str, Any] = self._config.get("alpha_pattern") or {}
-        alpha = patterns.get(get_pattern_key(patterns.keys(), module), self._config["lora_alpha"])
-        return float(alpha) / (rank**0.5 if self._config.get("use_rslora") else rank)
 
     def _check_fit(self) -> None:
         for module, (stored_left, stored_right) in list(self._stored.factors.items()):
@@ -242,13 +239,6 @@ class AdaptedReader:
                     f"{self.folder}: its {name} is {list(tensor.shape)}, that of {self._base.folder} is "
                     f"{list(self._base.shape(name))}: it belongs to another base. Give it with --adapter-base."
                 )
-
-    def _share_what_is_tied(self) -> None:
-        """Let what lies under an adapted embedding be its tied head's weight too, and the other way round."""
-        for name, own in self._base.tied.items():
-            for one, other in ((name, own), (own, name)):
-                if one in self._stored.under_factors and other not in self._stored.whole:
-                    self._stored.whole[other] = self._stored.whole[one]
 
     def _is_resized(self, name: str) -> bool:
         """Whether a tensor that is saved whole differs from the base's in its number of rows alone: a vocabulary."""
@@ -281,14 +271,6 @@ class AdaptedReader:
                 "the adapter with save_embedding_layers=True, or merge it where it was trained."
             )
         return next(iter(resized.values()))
-
-    def _apart(self, changed: set[str]) -> list[str]:
-        """Return the names that are tied in the base, and of which the adapter makes two different tensors."""
-        return [
-            name
-            for name, own in self._base.tied.items()
-            if changed & {name, own} and not repeats(self, name, own)
-        ]
 
 
 class _Stored:
@@ -325,9 +307,9 @@ class _Stored:
             found.setdefault(module, {})[factor[-1]] = tensor.float()
             if "embedding" in factor:
                 self.embeddings.add(module)
-        lacking = sorted(module for module, pair in found.items() if len(pair) != 2)
-        if lacking:
-            raise ModelError(f"{path}: {lacking[0]} has only one of its two factors.")
+        incomplete = sorted(module for module, pair in found.items() if len(pair) != 2)
+        if incomplete:
+            raise ModelError(f"{path}: {incomplete[0]} has only one of its two factors.")
         self.factors = {module: (pair["B"], pair["A"]) for module, pair in found.items()}
 
 

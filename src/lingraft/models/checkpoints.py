@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import defaultdict
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from lingraft.errors import ModelError
 from lingraft.models.tensor_files import INDEX_FILE
 from lingraft.models.tensor_files import CheckpointReader as CheckpointReader  # noqa: PLC0414 - its old place
 from lingraft.models.weights import ModelWeights
-from lingraft.records import write_json_atomically
+from lingraft.records import read_json, write_json_atomically
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,8 +30,17 @@ def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     """
     folder.mkdir(parents=True, exist_ok=True)
     if any(p.is_floating_point() and p.dtype != torch.float32 for p in model.state_dict().values()):
-        model.save_pretrained(folder, state_dict=_in_float32(model))
-        _state_float32(folder / "config.json")
+        # Tensors that share storage still do in float32, so that ties are saved once.
+        converted: dict[tuple[int, int, tuple[int, ...]], torch.Tensor] = {}
+        state = {}
+        for name, tensor in model.state_dict().items():
+            key = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape))
+            if key not in converted:
+                converted[key] = tensor.float() if tensor.is_floating_point() else tensor
+            state[name] = converted[key]
+        model.save_pretrained(folder, state_dict=state)
+        config = folder / "config.json"
+        write_json_atomically(config, read_json(config) | {"dtype": "float32"})
     else:
         model.save_pretrained(folder)
     own_template = tokenizer.chat_template
@@ -64,7 +72,7 @@ def combine_checkpoints(
         trust_remote_code: Run Python code that the models bring along, which tells the parameters' names.
 
     Raises:
-        ModelError: The first lacks a parameter of the second, or has it in another shape.
+        ModelError: A parameter of the second is missing in the first, or has it in another shape.
     """
     first = ModelWeights(before, trust_remote_code=trust_remote_code)
     second = ModelWeights(after, trust_remote_code=trust_remote_code)
@@ -76,7 +84,15 @@ def combine_checkpoints(
     pending: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
     places: dict[str, str] = {}
     for part in second.parts():
-        made = {name: _combined(name, first, second, combine) for name in part.parameters}
+        made: dict[str, torch.Tensor] = {}
+        for name in part.parameters:
+            if name not in first or first.shape(name) != second.shape(name):
+                raise ModelError(
+                    f"{before}: has no {name} of the shape {list(second.shape(name))} that {after} has."
+                )
+            made[name] = second.tensor(name)
+            if made[name].is_floating_point():  # else it counts or marks something, and is no weight
+                made[name] = combine(name, first.tensor(name).float(), made[name].float())
         files = {name: second.files.file_of(name) for name in part.stored}
         for name, tensor in second.as_stored(part, made).items():
             places[name] = files.get(name, files[part.stored[0]])
@@ -86,38 +102,5 @@ def combine_checkpoints(
         for file in [file for file in pending if not left[file]]:
             save_file(pending.pop(file), folder / file, metadata={"format": "pt"})
     if (after / INDEX_FILE).is_file():
-        index = json.loads((after / INDEX_FILE).read_text(encoding="utf-8"))
+        index = read_json(after / INDEX_FILE)
         write_json_atomically(folder / INDEX_FILE, {**index, "weight_map": dict(sorted(places.items()))})
-
-
-def _combined(
-    name: str,
-    first: ModelWeights,
-    second: ModelWeights,
-    combine: Callable[[str, torch.Tensor, torch.Tensor], torch.Tensor],
-) -> torch.Tensor:
-    if name not in first or first.shape(name) != second.shape(name):
-        raise ModelError(
-            f"{first.folder}: has no {name} of the shape {list(second.shape(name))} that {second.folder} has."
-        )
-    tensor = second.tensor(name)
-    if not tensor.is_floating_point():  # it counts or marks something, and is no weight
-        return tensor
-    return combine(name, first.tensor(name).float(), tensor.float())
-
-
-def _in_float32(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Return the state in float32; tensors that share storage still do, so that ties are saved once."""
-    converted: dict[tuple[int, int, tuple[int, ...]], torch.Tensor] = {}
-    state = {}
-    for name, tensor in model.state_dict().items():
-        key = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape))
-        if key not in converted:
-            converted[key] = tensor.float() if tensor.is_floating_point() else tensor
-        state[name] = converted[key]
-    return state
-
-
-def _state_float32(config_file: Path) -> None:
-    config = json.loads(config_file.read_text(encoding="utf-8"))
-    write_json_atomically(config_file, config | {"dtype": "float32"})

@@ -45,14 +45,12 @@ class Machine:
     Attributes:
         device: What computes.
         has_bf16: A processor: it has bf16 instructions (AMX, AVX-512 or Arm's). A GPU: it computes bf16 itself.
-        has_float64: The device has float64.
         speed_up: Measures how many times as fast a bf16 matrix product is as a float32 one; asked of processors with
             bf16 instructions only.
     """
 
     device: torch.device
     has_bf16: bool
-    has_float64: bool
     speed_up: Callable[[], float]
 
 
@@ -65,16 +63,12 @@ class Compute:
         device: What computes: an accelerator, else the processor.
         arithmetic: Type of matrix products.
         held: Type of weights that are only held: of a model that is evaluated, that answers or that teaches.
-        sums: Type of accumulators, on `sums_device`.
-        sums_device: `device` where that has float64, else the processor.
     """
 
     precision: Precision
     device: torch.device
     arithmetic: torch.dtype
     held: torch.dtype
-    sums: torch.dtype
-    sums_device: torch.device
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return a context in which float32 weights are computed with in `arithmetic`."""
@@ -100,15 +94,14 @@ def compute_for(precision: AskedPrecision = "auto", machine: Machine | None = No
     """
     machine = machine or machine_with(compute_device())
     resolved = resolved_precision(precision, machine)
-    if resolved != "float32" and machine.device.type == "mps" and not _metal_knows_bf16():
+    is_metal = resolved != "float32" and machine.device.type == "mps"
+    if is_metal and not torch.backends.mps.is_macos_or_newer(14, 0):
         raise ConfigError(f"precision {precision!r}: Metal computes no bf16 before macOS 14; take float32.")
     return Compute(
         precision=resolved,
         device=machine.device,
         arithmetic=_HELD[resolved],
         held=_HELD[resolved],
-        sums=torch.float64,
-        sums_device=machine.device if machine.has_float64 else torch.device("cpu"),
     )
 
 
@@ -132,7 +125,14 @@ def accumulated(values: Tensor) -> Tensor:
 
     They are moved before they are widened: Apple's GPUs and some of Intel's have no float64.
     """
-    return (values if _has_float64(values.device) else values.cpu()).double()
+    return (values if has_float64(values.device) else values.cpu()).double()
+
+
+def has_float64(device: torch.device) -> bool:
+    """Return whether a device has float64."""
+    if device.type == "xpu":
+        return bool(torch.xpu.get_device_properties(device).has_fp64)
+    return device.type in ("cpu", "cuda", "meta")
 
 
 def compute_device() -> torch.device:
@@ -142,30 +142,19 @@ def compute_device() -> torch.device:
 
 def machine_with(device: torch.device) -> Machine:
     """Return what this machine has, computing on `device`."""
-    return Machine(device, _has_bf16(device), _has_float64(device), bf16_speed_up)
+    return Machine(device, has_bf16(device), bf16_speed_up)
 
 
-def _has_bf16(device: torch.device) -> bool:
+def has_bf16(device: torch.device) -> bool:
+    """Return whether a device computes bf16 itself, a processor by its instructions."""
     if device.type == "cpu":
         return bool(processor_features() & _BF16_FEATURES)
-    if device.type == "mps":
-        return (
-            False  # emulated in float32 before the M3, refused before macOS 14: float32 works on all of them
-        )
+    if device.type == "mps":  # emulated before the M3, refused before macOS 14: float32 works on all of them
+        return False
     supported = getattr(getattr(torch, device.type, None), "is_bf16_supported", None)
     if supported is None:
         return False
     return bool(supported(including_emulation=False) if device.type in ("cuda", "xpu") else supported())
-
-
-def _has_float64(device: torch.device) -> bool:
-    if device.type == "xpu":
-        return bool(torch.xpu.get_device_properties(device).has_fp64)
-    return device.type in ("cpu", "cuda", "meta")
-
-
-def _metal_knows_bf16() -> bool:
-    return torch.backends.mps.is_macos_or_newer(14, 0)
 
 
 def processor_features() -> frozenset[str]:

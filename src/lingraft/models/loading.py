@@ -63,7 +63,10 @@ def model_folder(name: str, *, trust_remote_code: bool = False) -> Path:
     if name.startswith(EMBEDDED_PREFIX):
         return embedded_folder(name.removeprefix(EMBEDDED_PREFIX))
     folder = local_folder(name, trust_remote_code=trust_remote_code)
-    _check_folder(folder)
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder}: holds no config.json, so it is not a model's folder.")
+    if not any((folder / file).is_file() for file in (SINGLE_FILE, INDEX_FILE)):
+        raise ModelError(missing_weights(folder))
     return folder
 
 
@@ -90,7 +93,7 @@ def load_model(
         trust_remote_code: Run Python code that the model brings along.
 
     Raises:
-        ModelError: The model cannot be had, is of an unknown architecture, or its files lack weights (which
+        ModelError: The model cannot be had, is of an unknown architecture, or weights are missing in its files (which
             transformers would fill with random numbers).
     """
     folder = model_folder(str(name_or_folder), trust_remote_code=trust_remote_code)
@@ -101,7 +104,7 @@ def load_model(
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are told below, by name
+            ignore_mismatched_sizes=True,  # they are named below
         )
     except Exception as error:  # transformers raises whatever the architecture's code raises
         raise ModelError(
@@ -212,26 +215,19 @@ def tokenizer_in(
         raise ModelError(
             f"{name_or_folder}: its tokenizer cannot be loaded: {type(error).__name__}: {in_one_line(error)}"
         ) from error
-    _check_template(tokenizer, name_or_folder)
     if tokenizer.chat_template is None:
         tokenizer.chat_template = FALLBACK_TEMPLATE
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def _check_template(tokenizer: PreTrainedTokenizerBase, name_or_folder: str | Path) -> None:
-    """Refuse a template that is not valid Jinja: it would refuse every row, long after the model was found."""
-    if tokenizer.chat_template is None:
-        return
-    try:
+    try:  # a template that is not valid Jinja would refuse every row, long after the model was found
         tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
     except TemplateSyntaxError as error:
         raise ModelError(
             f"{name_or_folder}: its chat template is broken at line {error.lineno}: {error.message}"
         ) from error
-    except Exception:  # it refuses this conversation; what it makes of the rows is told with them
-        return
+    except Exception:  # it refuses this conversation; what it makes of the rows is reported with them
+        pass
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def model_content_hash(folder: Path) -> str:
@@ -243,13 +239,6 @@ def model_content_hash(folder: Path) -> str:
     for path in sorted({path for pattern in _CONTENT_FILES for path in folder.glob(pattern)}):
         digest.update(f"{path.name}\0{hash_file(path)}\n".encode())
     return digest.hexdigest()
-
-
-def _check_folder(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder}: holds no config.json, so it is not a model's folder.")
-    if not any((folder / file).is_file() for file in (SINGLE_FILE, INDEX_FILE)):
-        raise ModelError(missing_weights(folder))
 
 
 def _from_hub(name: str, trust_remote_code: bool) -> Path:

@@ -183,7 +183,16 @@ def token_losses(
         outputs = model(input_ids=input_ids, use_cache=False, **mask)
     targets = input_ids[:, 1:][supervised[:, 1:]]
     values = cross_entropy(outputs.logits, targets)
-    auxiliary = _auxiliary_loss(unwrapped, outputs) if routed else None
+    auxiliary = None
+    if routed:
+        auxiliary = getattr(outputs, "aux_loss", None)
+        coefficient = getattr(unwrapped.config.get_text_config(), "router_aux_loss_coef", None)
+        if coefficient is None or not isinstance(auxiliary, Tensor):
+            raise ModelError(
+                f"{type(unwrapped).__name__} has output_router_logits set, but gives no aux_loss or its configuration "
+                "no router_aux_loss_coef: its load-balancing loss would be lost. Set output_router_logits to false."
+            )
+        auxiliary = auxiliary * float(coefficient)
     return TokenLosses(values, keep.nonzero()[:, 0], outputs.logits, auxiliary)
 
 
@@ -218,14 +227,3 @@ def supervised_loss(
     for penalty in penalties:
         total = total + penalty(losses.logits, losses.rows, batch)
     return total, losses.values.numel()
-
-
-def _auxiliary_loss(model: Any, outputs: Any) -> Tensor:
-    coefficient = getattr(model.config.get_text_config(), "router_aux_loss_coef", None)
-    auxiliary = getattr(outputs, "aux_loss", None)
-    if coefficient is None or not isinstance(auxiliary, Tensor):
-        raise ModelError(
-            f"{type(model).__name__} has output_router_logits set, but gives no aux_loss or its configuration no "
-            "router_aux_loss_coef: its load-balancing loss would be lost. Set output_router_logits to false."
-        )
-    return auxiliary * float(coefficient)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from io import RawIOBase
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -87,7 +86,12 @@ class CheckpointReader:
         self._folder = Path(folder)
         self._files: dict[str, Any] = {}
         self._headers: dict[Path, tuple[int, dict[str, Any]]] = {}
-        self._file_of = self._places()
+        if (self.folder / INDEX_FILE).is_file():
+            self._file_of = self._places_by_index()
+        elif (self.folder / SINGLE_FILE).is_file():
+            self._file_of = dict.fromkeys(self._open(SINGLE_FILE).keys(), SINGLE_FILE)
+        else:
+            raise ModelError(missing_weights(self.folder))
         self.names: tuple[str, ...] = tuple(sorted(self._file_of))
 
     @property
@@ -173,9 +177,9 @@ class CheckpointReader:
         kind = self.kind(name)
         path, entry, start = self._entry(name)
         shape = entry["shape"]
-        count = shape[0] if shape else 1
+        height = shape[0] if shape else 1
         width = math.prod(shape[1:])  # numbers in a row
-        left = (count if rows is None else min(rows, count)) * width
+        left = (height if rows is None else min(rows, height)) * width
         size = max(1, elements // max(1, width)) * width
         buffer = bytearray(min(size, left) * kind.itemsize)
         with path.open("rb", buffering=0) as file:
@@ -183,8 +187,12 @@ class CheckpointReader:
             while left > 0:
                 numbers = min(size, left)
                 view = memoryview(buffer)[: numbers * kind.itemsize]
-                if _read_into(file, view) < len(view):
-                    raise ModelError(f"{path}: {name} is cut off. Fetch the checkpoint again.")
+                done = 0
+                while done < len(view):  # a single read may stop short of 2 GiB
+                    count = file.readinto(view[done:])
+                    if not count:
+                        raise ModelError(f"{path}: {name} is cut off. Fetch the checkpoint again.")
+                    done += count
                 yield torch.frombuffer(view, dtype=kind)
                 left -= numbers
 
@@ -198,13 +206,6 @@ class CheckpointReader:
                 self._headers[path] = (8 + length, json.loads(file.read(length)))
         begin, header = self._headers[path]
         return path, header[name], begin + int(header[name]["data_offsets"][0])
-
-    def _places(self) -> dict[str, str]:
-        if (self.folder / INDEX_FILE).is_file():
-            return self._places_by_index()
-        if (self.folder / SINGLE_FILE).is_file():
-            return dict.fromkeys(self._open(SINGLE_FILE).keys(), SINGLE_FILE)
-        raise ModelError(missing_weights(self.folder))
 
     def _places_by_index(self) -> dict[str, str]:
         index = self.folder / INDEX_FILE
@@ -239,17 +240,6 @@ class CheckpointReader:
         if name not in self._file_of:
             raise ModelError(f"{self.folder}: no tensor is called {name!r}. {did_you_mean(name, self.names)}")
         return self._open(self._file_of[name])
-
-
-def _read_into(file: RawIOBase, view: memoryview) -> int:
-    """Fill `view`; a single read may stop short of 2 GiB."""
-    done = 0
-    while done < len(view):
-        count = file.readinto(view[done:])
-        if not count:
-            break
-        done += count
-    return done
 
 
 def missing_weights(folder: Path) -> str:

@@ -11,8 +11,9 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -251,7 +252,11 @@ class ModelWeights:
         own = copy.deepcopy(conversion.converter)
         for pattern, stored in sources.items():
             for name in stored:
-                own.add_tensor(conversion.first, name, pattern, self._reading(name, meta))
+                read: Callable[[], torch.Tensor] = partial(self.files.copy_of, name)
+                if meta:
+                    shape, kind = self.files.shape(name), self.files.kind(name)
+                    read = partial(torch.empty, shape, dtype=kind, device="meta")
+                own.add_tensor(conversion.first, name, pattern, read)
         try:
             made = own.convert(
                 conversion.first, model=self._model, config=getattr(self._model, "config", None)
@@ -262,11 +267,6 @@ class ModelWeights:
                 f"{in_one_line(error)}"
             ) from error
         return {name: one[0] if isinstance(one, list) else one for name, one in made.items()}
-
-    def _reading(self, name: str, meta: bool) -> Any:
-        if meta:
-            return lambda: torch.empty(self.files.shape(name), dtype=self.files.kind(name), device="meta")
-        return lambda: self.files.copy_of(name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,7 @@ class Context:
             there by a fingerprint of all that decides it.
         states: Folders that `prepare` filled, by the strategy's kind.
         trust_remote_code: Whether Python code that a model brings along may be run.
-        on_progress: Told how far a long hook is: done and in all.
+        on_progress: Called with how far a long hook is: done and in all.
         compute: What computes where a hook does, and in which types: that of the phase; else as `auto` resolves here.
     """
 
@@ -139,7 +139,7 @@ class Anchor:
 
     Attributes:
         strength: At least 0.
-        importance: By parameter, of its shape, at least 0; None: 1 everywhere. A parameter that it lacks is not pulled.
+        importance: By parameter, of its shape, at least 0; None: 1 everywhere. One that is missing is not pulled.
         names: The parameters that it pulls; None: all that train.
     """
 
@@ -153,7 +153,7 @@ class TrainingRules:
     """What strategies ask of training, besides which parameters train.
 
     Attributes:
-        frozen_mask: By parameter, a bool tensor that can be broadcast to its shape: true cells keep their bits.
+        frozen_mask: By parameter, a bool tensor that can be broadcast to its shape; where it is true, bits stay.
         learning_rates: By parameter, a factor of the learning rate; 1 where absent.
         anchors: Added to the loss once per optimiser step.
         output_penalties: Added to the loss of every micro-batch.
@@ -183,7 +183,7 @@ class Strategy(BaseModel):
     """Strategies that it cannot be composed with, each with the reason."""
 
     whole_tensors: ClassVar[bool] = False
-    """Whether it freezes single cells or pulls weights, which a model divided between processes does not allow."""
+    """Whether it masks elements or pulls weights, which a model divided between processes does not allow."""
     combines: ClassVar[bool] = False
     """Whether it does nothing but `combine`, so that its training is that of the other strategies alone."""
     prepares_by_seed: ClassVar[bool] = True
@@ -237,14 +237,14 @@ class Strategy(BaseModel):
         return None
 
     def check(self, names: Collection[str]) -> None:
-        """Refuse a model, by the names of its parameters, that lacks what the options name.
+        """Refuse a model, by the names of its parameters, in which what the options name is missing.
 
         Raises:
-            StrategyError: It does; says which option and what there is.
+            StrategyError: It is; says which option and what there is.
         """
 
     def frozen_mask(self, model: PreTrainedModel, context: Context) -> Mapping[str, Tensor]:  # noqa: ARG002
-        """Return which cells of trained parameters are frozen all the same; see `TrainingRules`."""
+        """Return which elements of trained parameters are frozen all the same; see `TrainingRules`."""
         return {}
 
     def learning_rates(self, model: PreTrainedModel) -> Mapping[str, float]:  # noqa: ARG002
@@ -273,8 +273,8 @@ class FreezePlanRow:
 
     Attributes:
         part: `embeddings`, `layer 3`, `final norm and head`, `parts that text does not reach`, ...
-        trainable_parameters: Scalars that train.
-        frozen_parameters: Scalars that do not.
+        trainable_parameters: How many parameters train.
+        frozen_parameters: How many do not.
         modules: Kinds of module with a parameter that trains, such as q_proj, in the model's order.
     """
 
@@ -296,19 +296,28 @@ def freeze_plan(model: PreTrainedModel, trainable: Collection[str]) -> tuple[Fre
     tied = {name for group in tied_parameters(model) for name in group}
     parts: dict[str, dict[str, int]] = {}
     for name, parameter in model.named_parameters():
-        part = _part(name, name in tied) if name in reached else "parts that text does not reach"
+        layer = layer_of(name)
+        if name not in reached:
+            part = "parts that text does not reach"
+        elif layer is not None:
+            part = f"layer {layer}"
+        elif is_embedding(name):
+            part = "embeddings (tied head)" if name in tied else "embeddings"
+        else:
+            part = "final norm and head"
         parts.setdefault(part, {})[name] = parameter.numel()
-    return tuple(_plan_row(part, sizes, trainable) for part, sizes in parts.items())
-
-
-def _plan_row(part: str, sizes: Mapping[str, int], trainable: Collection[str]) -> FreezePlanRow:
-    trained = {name: size for name, size in sizes.items() if name in trainable}
-    return FreezePlanRow(
-        part=part,
-        trainable_parameters=sum(trained.values()),
-        frozen_parameters=sum(sizes.values()) - sum(trained.values()),
-        modules=tuple(dict.fromkeys(module_type_of(name) for name in trained)),
-    )
+    rows = []
+    for part, sizes in parts.items():
+        trained = {name: size for name, size in sizes.items() if name in trainable}
+        rows.append(
+            FreezePlanRow(
+                part=part,
+                trainable_parameters=sum(trained.values()),
+                frozen_parameters=sum(sizes.values()) - sum(trained.values()),
+                modules=tuple(dict.fromkeys(module_type_of(name) for name in trained)),
+            )
+        )
+    return tuple(rows)
 
 
 def check_plan(
@@ -340,15 +349,6 @@ def count_masked(
         for name, parameter in model.named_parameters()
         if name in trainable and name in frozen_mask
     )
-
-
-def _part(name: str, is_tied: bool) -> str:
-    layer = layer_of(name)
-    if layer is not None:
-        return f"layer {layer}"
-    if is_embedding(name):
-        return "embeddings (tied head)" if is_tied else "embeddings"
-    return "final norm and head"
 
 
 def is_embedding(name: str) -> bool:

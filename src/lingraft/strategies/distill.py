@@ -23,7 +23,7 @@ class Distill(EnglishReplay):
 
     Mixes rows in as english_replay does, and adds to the loss weight * T^2 * KL(p_start || p) over the supervised
     tokens of all replayed rows, both softened by the temperature T. With `share: 0` it mixes in nothing and acts on
-    what another strategy of the composition replays; where none does, it is plain training, which is told.
+    what another strategy of the composition replays; where none does, it is plain training, which is reported.
 
     Cost: the replayed rows' training and a forward pass of the start model over them; that model in memory, 2 bytes per
     parameter where the phase computes in bf16.
@@ -78,12 +78,13 @@ class _Divergence:
             teacher = token_losses(self._teacher, {key: own[replayed] for key, own in batch.items()}).logits
         student = logits[replayed[rows]]
         parts = zip(torch.split(teacher, _ROWS_AT_A_TIME), torch.split(student, _ROWS_AT_A_TIME), strict=True)
-        return torch.stack([self._divergence(*part) for part in parts]).sum() * self._weight
+        return torch.stack([soft_divergence(*part, self._temperature) for part in parts]).sum() * self._weight
 
-    def _divergence(self, teacher: Tensor, student: Tensor) -> Tensor:
-        """Return the summed KL divergence in nats of [s, V] logits, times the squared temperature."""
-        from torch.nn import functional
 
-        log_p = functional.log_softmax(teacher.float() / self._temperature, dim=1)
-        log_q = functional.log_softmax(student.float() / self._temperature, dim=1)
-        return functional.kl_div(log_q, log_p, reduction="sum", log_target=True) * self._temperature**2
+def soft_divergence(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
+    """Return the summed KL divergence in nats of [s, V] logits softened by a temperature, times its square."""
+    from torch.nn import functional
+
+    log_p = functional.log_softmax(teacher.float() / temperature, dim=1)
+    log_q = functional.log_softmax(student.float() / temperature, dim=1)
+    return functional.kl_div(log_q, log_p, reduction="sum", log_target=True) * temperature**2

@@ -22,7 +22,7 @@ class EnglishReplay(Strategy):
     parallel to the phase's own first; `from: phase_one` draws from Phase 1's training rows.
 
     Cost: training takes 1 / (1 - share) as long; no extra memory. Fewer rows than asked for are a shortfall, which
-    is told and recorded; nothing is repeated.
+    is reported and recorded; nothing is repeated.
 
     Source: arXiv 2410.16006. Relatives: mixed.
     """

@@ -84,11 +84,12 @@ class FreezeModules(Strategy):
         """Return the names of all parameters that are not named."""
         names = [name for name, _ in model.named_parameters()]
         tied = {name for group in tied_parameters(model) for name in group}
-        return frozenset(name for name in names if not self._freezes(name, is_tied=name in tied))
 
-    def _freezes(self, name: str, *, is_tied: bool) -> bool:
-        if any(re.fullmatch(pattern, name) for pattern in self.patterns):
-            return True
-        # Tied embeddings are the head as well.
-        embeddings = self.embeddings or (self.head and is_tied)
-        return is_named(name, layers=self.layers, modules=self.modules, embeddings=embeddings, head=self.head)
+        def is_frozen(name: str) -> bool:
+            # Tied embeddings are the head as well.
+            embeddings = self.embeddings or (self.head and name in tied)
+            return any(re.fullmatch(pattern, name) for pattern in self.patterns) or is_named(
+                name, layers=self.layers, modules=self.modules, embeddings=embeddings, head=self.head
+            )
+
+        return frozenset(name for name in names if not is_frozen(name))

@@ -26,7 +26,7 @@ class GenerativeReplay(Strategy):
     The prompts are, in this order of preference or as `prompts` says: the set's English parallels, those of the
     phase's own rows first (the paper's way); Phase 1's prompts; prompts that the model writes itself from an empty
     user turn, for which nothing old is needed. Answers that are empty, loop or were cut off are dropped and the next
-    prompt is taken; rows that are missing in the end are a shortfall, told and recorded; nothing is repeated.
+    prompt is taken; rows that are missing in the end are a shortfall, reported and recorded; nothing is repeated.
 
     Greedy answers are the default, as in Magpie; how the paper's model answered is not said there. Shares of one run
     share their answers: those of a smaller share are the first of a larger one.
@@ -85,7 +85,18 @@ class GenerativeReplay(Strategy):
         from lingraft.models.generation import Sampling
         from lingraft.strategies.replay_rows import ReplaySettings, make_replay
 
-        source = self._source(context)
+        source: Prompts
+        if self.prompts != "auto":
+            source = self.prompts
+        elif context.english:
+            source = "parallel"
+        else:
+            source = "phase_one" if context.previous_data else "self"
+        pool = None
+        if source != "self":  # the rows whose answers are made anew, in the order in which they are taken
+            rows = context.english if source == "parallel" else context.previous_data
+            parallel_to = phase_data if source == "parallel" else ()
+            pool = select(rows, replay_order(rows, context.generator(self.kind), parallel_to))
         made = make_replay(
             context.previous,
             wanted,
@@ -99,7 +110,7 @@ class GenerativeReplay(Strategy):
             ),
             context.cache,
             source=source,
-            pool=self._pool(source, phase_data, context),
+            pool=pool,
             on_progress=context.on_progress,
         )
         if not made.examples:
@@ -108,23 +119,5 @@ class GenerativeReplay(Strategy):
                 f"train on; dropped: {made.dropped}. Raise `max_new_tokens`, take other `prompts`, or leave it out."
             )
         mixed = interleave(phase_data, made.examples, context.seed_of(f"{self.kind} order"))
-        rows = len(made.examples)
-        return Mix(mixed, rows, wanted - rows, made.dropped, ((made.origin, rows),))
-
-    def _source(self, context: Context) -> Prompts:
-        if self.prompts != "auto":
-            return self.prompts
-        if context.english:
-            return "parallel"
-        return "phase_one" if context.previous_data else "self"
-
-    def _pool(
-        self, source: Prompts, phase_data: Sequence[Example], context: Context
-    ) -> Sequence[Example] | None:
-        """Return the rows whose answers are made anew, in the order in which they are taken; None: there are none."""
-        if source == "self":
-            return None
-        is_parallel = source == "parallel"
-        pool = context.english if is_parallel else context.previous_data
-        order = replay_order(pool, context.generator(self.kind), phase_data if is_parallel else ())
-        return select(pool, order)
+        count = len(made.examples)
+        return Mix(mixed, count, wanted - count, made.dropped, ((made.origin, count),))

@@ -34,16 +34,11 @@ class Half(Strategy):
         for name, parameter in model.named_parameters():
             layer = layer_of(name)
             if layer is not None and parameter.dim() > 1:
-                groups.setdefault((layer, _is_attention(name)), []).append(name)
+                is_attention = any(part in component for component in name.split(".") for part in _ATTENTION)
+                groups.setdefault((layer, is_attention), []).append(name)
         generator = context.generator(self.kind)
         frozen: set[str] = set()
         for _, names in sorted(groups.items()):
-            count = (
-                len(names) + int(generator.integers(2))
-            ) // 2  # of an even number the half, of 3 one or two
+            count = (len(names) + int(generator.integers(2))) // 2  # of 4 two, of 3 one or two
             frozen.update(names[place] for place in generator.permutation(len(names))[:count])
         return frozenset(name for name, _ in model.named_parameters()) - frozen
-
-
-def _is_attention(name: str) -> bool:
-    return any(part in component for component in name.split(".") for part in _ATTENTION)

@@ -66,14 +66,9 @@ class Interpolate(Strategy):
 
     def combine(self, name: str, before: Tensor, after: Tensor) -> Tensor:
         """Return the tensor at its part's alpha; at 1 and 0 bit for bit the one or the other."""
-        alpha = self._alpha_of(name)
-        if alpha in (0.0, 1.0):
-            return after if alpha else before
-        return before + alpha * (after - before)
-
-    def _alpha_of(self, name: str) -> float:
         layer = layer_of(name)
-        for part, alpha in self.layers.items():
+        alpha = self.alpha
+        for part, own in self.layers.items():
             if part == _EMBEDDINGS:
                 fits = is_embedding(name)
             elif part == _HEAD:
@@ -81,5 +76,8 @@ class Interpolate(Strategy):
             else:
                 fits = layer is not None and layer in layers_in(part)
             if fits:
-                return alpha
-        return self.alpha
+                alpha = own
+                break
+        if alpha in (0.0, 1.0):
+            return after if alpha else before
+        return before + alpha * (after - before)

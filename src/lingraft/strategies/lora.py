@@ -57,9 +57,22 @@ class Lora(Strategy):
         import torch
         from peft import LoraConfig, get_peft_model
 
+        from lingraft.models.text_parts import reached_by_text
+
         # A list even of one name: PEFT takes a single string for a regular expression.
-        targets: str | list[str] = _ALL_LINEAR if self.target_modules == _ALL_LINEAR else self._named()
-        left_out = [*_silent_modules(model), *_choosing_modules(model)]
+        targets: str | list[str] = _ALL_LINEAR
+        if self.target_modules != _ALL_LINEAR:
+            targets = (
+                [self.target_modules] if isinstance(self.target_modules, str) else [*self.target_modules]
+            )
+        # Adapters of modules that text does not reach would never have a gradient.
+        reached: dict[str, bool] = {}
+        names = reached_by_text(model)
+        for name, _ in model.named_parameters():
+            module = name.rpartition(".")[0]
+            reached[module] = reached.get(module, False) or name in names
+        left_out = [module for module, is_reached in reached.items() if not is_reached]
+        left_out += _choosing_modules(model)
         if isinstance(targets, list):
             _check_targets(model, targets, left_out)
             left_out = [name for name in left_out if any(_is_called(name, target) for target in targets)]
@@ -86,10 +99,6 @@ class Lora(Strategy):
                 raise StrategyError(f"'lora': target_modules {self.target_modules!r}: {error}") from None
         return wrapped  # type: ignore[no-any-return]
 
-    def _named(self) -> list[str]:
-        named = self.target_modules
-        return [named] if isinstance(named, str) else list(named)
-
     def trainable(self, model: PreTrainedModel, context: Context) -> frozenset[str]:  # noqa: ARG002
         """Return the adapters' parameters."""
         return frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
@@ -113,18 +122,6 @@ def merge(model: PreTrainedModel) -> PreTrainedModel:
     """Return a trained model as a plain one, its adapters added to the weights; a plain one as it is."""
     merge_adapters = getattr(model, "merge_and_unload", None)
     return model if merge_adapters is None else merge_adapters()
-
-
-def _silent_modules(model: PreTrainedModel) -> list[str]:
-    """Return the modules with weights of which text reaches none: their adapters would never have a gradient."""
-    from lingraft.models.text_parts import reached_by_text
-
-    reached = reached_by_text(model)
-    heard: dict[str, bool] = {}
-    for name, _ in model.named_parameters():
-        module = name.rpartition(".")[0]
-        heard[module] = heard.get(module, False) or name in reached
-    return [module for module, is_heard in heard.items() if not is_heard]
 
 
 def _choosing_modules(model: PreTrainedModel) -> list[str]:

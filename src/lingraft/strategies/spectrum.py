@@ -101,7 +101,15 @@ class Spectrum(Strategy):
         state = read_json(context.states[self.kind] / _STATE)
         names = [name for name, _ in model.named_parameters()]
         if "plan" in state:
-            return _planned(state["plan"], names)
+            found: set[str] = set()
+            for pattern in state["plan"]:
+                fitting = {name for name in names if re.match(pattern, name)}
+                if not fitting and "lm_head" not in pattern:  # a tied head has no parameter of its own
+                    raise StrategyError(
+                        f"'spectrum': the plan's {pattern!r} fits no parameter of this model; scan this model."
+                    )
+                found |= fitting
+            return frozenset(found)
         unknown = sorted({name for name, _, _ in state["modules"]} - set(names))
         if unknown:  # it would be frozen under another name, and nobody would know
             raise StrategyError(
@@ -135,15 +143,3 @@ def _patterns(plan: str) -> list[str]:
             f"is no plan with `unfrozen_parameters`, a list of regular expressions ({type(error).__name__})"
         ) from None
     return patterns
-
-
-def _planned(patterns: list[str], names: list[str]) -> frozenset[str]:
-    found: set[str] = set()
-    for pattern in patterns:
-        fitting = {name for name in names if re.match(pattern, name)}
-        if not fitting and "lm_head" not in pattern:  # a tied head has no parameter of its own
-            raise StrategyError(
-                f"'spectrum': the plan's {pattern!r} fits no parameter of this model; scan this model."
-            )
-        found |= fitting
-    return frozenset(found)

@@ -32,8 +32,8 @@ class Ssu(Strategy):
     frozen. Of vectors (norms, biases) the same share of the largest absolute values is frozen. Embeddings and head
     train, except the rows of special tokens.
 
-    The scores are taken once of the model that the phase starts from and kept beside it; frozen cells have no gradient
-    and no weight decay, and are verified bit for bit after training.
+    The scores are taken once of the model that the phase starts from and kept beside it; frozen elements have no
+    gradient and no weight decay, and are verified bit for bit after training.
 
     Cost: one forward pass over the calibration tokens; every step one pass over the gradients; with weight decay a copy
     of the weights.
@@ -85,7 +85,7 @@ class Ssu(Strategy):
         return record
 
     def frozen_mask(self, model: PreTrainedModel, context: Context) -> Mapping[str, Tensor]:
-        """Return the frozen columns [1, in], rows of special tokens [V, 1] and cells of vectors [n].
+        """Return the frozen columns [1, in], rows of special tokens [V, 1] and elements of vectors [n].
 
         Columns are [in, 1] where a weight is stored as [in, out], and [E, 1, in] or [E, in, 1] of a stack of experts.
         """
@@ -98,17 +98,21 @@ class Ssu(Strategy):
         scores = load_file(folder / _SCORES)
         special = read_json(folder / _RECORD)["special_tokens"]
         ends: tuple[Any, ...] = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[no-untyped-call]
-        cells: dict[str, Tensor] = {}
+        masks: dict[str, Tensor] = {}
         for name, parameter in model.named_parameters():
-            if name in scores:
-                cells[name] = _highest_columns(scores[name], self.share)
+            if name in scores:  # [in], [in, 1], or of a stack [E, 1, in] or [E, in, 1]
+                own = scores[name][None, :] if scores[name].dim() == 1 else scores[name]
+                columns = own if own.dim() == 3 else own[None]
+                highest = [_highest(one.reshape(-1), self.share).view(one.shape) for one in columns]
+                masks[name] = torch.stack(highest).view(own.shape)
             elif _is_vector(name, parameter):
                 sizes = parameter.detach().abs().cpu()
                 rows = sizes.view(-1, sizes.shape[-1])
-                cells[name] = torch.stack([_highest(row, self.share) for row in rows]).view(sizes.shape)
+                masks[name] = torch.stack([_highest(row, self.share) for row in rows]).view(sizes.shape)
             elif any(parameter is end.weight for end in ends):  # not a table of positions
-                cells[name] = _rows_of(parameter, special)
-        return cells
+                masks[name] = torch.zeros((parameter.shape[0], 1), dtype=torch.bool)
+                masks[name][[token for token in special if token < parameter.shape[0]]] = True
+        return masks
 
 
 def _is_vector(name: str, parameter: Tensor) -> bool:
@@ -123,28 +127,6 @@ def _highest(scores: Tensor, share: float) -> Tensor:
     chosen = torch.argsort(scores, descending=True, stable=True)[: round(share * len(scores))]
     found = torch.zeros(len(scores), dtype=torch.bool)
     found[chosen] = True
-    return found
-
-
-def _highest_columns(scores: Tensor, share: float) -> Tensor:
-    """Return where the highest scores of a matrix are, of a stack those of each, as cells of the scores' shape.
-
-    A matrix stored as [out, in] has scores [in] and cells [1, in].
-    """
-    import torch
-
-    if scores.dim() == 1:
-        return _highest(scores, share)[None, :]
-    if scores.dim() == 2:
-        return _highest(scores[:, 0], share)[:, None]
-    return torch.stack([_highest(own.reshape(-1), share).view(own.shape) for own in scores])
-
-
-def _rows_of(parameter: Tensor, tokens: list[int]) -> Tensor:
-    import torch
-
-    found = torch.zeros((parameter.shape[0], 1), dtype=torch.bool)
-    found[[token for token in tokens if token < parameter.shape[0]]] = True
     return found
 
 

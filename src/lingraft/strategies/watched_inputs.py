@@ -59,13 +59,15 @@ class WatchedInputs(TorchFunctionMode):
             given, weight = (
                 args[place] if place < len(args) else kwargs[name] for place, name in _OPERANDS[function]
             )
-            self._meet(given, weight, linear=function is torch.nn.functional.linear)
+            name, expert = self._places.get(weight.data_ptr(), ("", ()))
+            if name and weight.dim() == 2:  # a whole stack begins where its first matrix does
+                self._add(name, expert, given, weight, linear=function is torch.nn.functional.linear)
         return function(*args, **kwargs)
 
-    def _meet(self, given: Tensor, weight: Tensor, *, linear: bool) -> None:
-        name, expert = self._places.get(weight.data_ptr(), (None, ()))
-        if name is None or weight.dim() != 2:  # a whole stack begins where its first matrix does
-            return
+    def _add(
+        self, name: str, expert: tuple[int, ...], given: Tensor, weight: Tensor, *, linear: bool
+    ) -> None:
+        """Add the squares of what is multiplied with a matrix to its columns' sums."""
         stored = self._parameters[name][expert]
         # GPT-2's layers and gpt-oss's experts multiply by W as it lies there, Falcon's by W.T.
         turned = not linear and (weight.shape, weight.stride()) == (stored.shape, stored.stride())
