@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
+from example_result import done_cell, failed_cell, phase_one, result
 
 from lingraft.cli import main
 from lingraft.errors import escape_control_characters
 from lingraft.evaluate.predictions import Prediction, write_predictions
+from lingraft.study.result import write_result
 
 SCORES: dict[str, tuple[float, ...]] = {
     "de": (1.0, 0.5, 0.0),
@@ -51,12 +53,17 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         folder.mkdir(parents=True)
         write_predictions(folder / "predictions.parquet", predictions)
     places = {name: f"stages/{name}/predictions.parquet" for name in told}
-    cell: dict[str, Any] = {"data": "similar", "strategy": "plain", "seed": 0, "status": "done"}
-    cell |= {"predictions": places["evaluate-two"], "phase_one_predictions": places["evaluate-one"]}
-    failed = {"data": "similar", "strategy": "lora", "seed": 0, "status": "failed"}
-    one = {"data": "english", "strategy": "plain", "seed": 0, "predictions": places["evaluate-one"]}
-    result = {"base_predictions": places["evaluate-base"], "phase_ones": [one], "cells": [failed, cell]}
-    (tmp_path / "run" / "result.json").write_text(json.dumps(result))
+    cell = replace(
+        done_cell("plain"),
+        predictions=places["evaluate-two"],
+        phase_one_predictions=places["evaluate-one"],
+    )
+    found = replace(
+        result(tmp_path / "run", [failed_cell(), cell]),
+        base_predictions=places["evaluate-base"],
+        phase_ones=(replace(phase_one("english", 0, cell.scores), predictions=places["evaluate-one"]),),
+    )
+    write_result(found)
     return tmp_path / "run"
 
 

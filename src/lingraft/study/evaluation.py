@@ -17,7 +17,7 @@ from pathlib import Path
 from lingraft.errors import ConfigError
 from lingraft.evaluate.common_items import common_items
 from lingraft.evaluate.predictions import Prediction, read_predictions
-from lingraft.evaluate.results import EvaluationRecord, TaskDifference
+from lingraft.evaluate.results import EvaluationRecord, TaskDifference, TaskScore
 from lingraft.evaluate.scores import task_differences
 from lingraft.evaluate.task_runs import SEEDS
 from lingraft.models.adapters import ADAPTER_CONFIG
@@ -48,6 +48,12 @@ class ModelEvaluation:
     model: str
     record: EvaluationRecord
     predictions: tuple[Prediction, ...]
+
+    @property
+    def scores(self) -> dict[str, TaskScore]:
+        """By task and language, in the order in which they were run."""
+        names = dict.fromkeys(f"{one.task}/{one.language}" for one in self.predictions)
+        return {name: self.record.scores.tasks[name] for name in names}
 
     @property
     def not_run(self) -> dict[str, str]:
