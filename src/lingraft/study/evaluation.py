@@ -34,7 +34,6 @@ from lingraft.study.stages.evaluate import (
 )
 from lingraft.study.store import RECORD
 
-
 FORMAT = 2
 """Of what `lingraft evaluate` prints and records of a model; without one it is 1, of earlier versions."""
 
