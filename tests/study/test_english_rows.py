@@ -134,8 +134,8 @@ def test_a_limit_draws_so_many_rows_by_the_seed_of_those_that_are_not_held_out(
             own = drawn(study, materials, seed)
             assert len(own.rows) == (ROWS - 2 if limit is None else limit)
             assert not held_out & {one.group for one in own.rows}
-            assert own.counts["train"] == len(own.rows)
-            assert own.counts["shortfall"] == 0
+            assert own.counts.train == len(own.rows)
+            assert own.counts.shortfall == 0
             found[limit, seed] = own
         assert len(list(training_rows(study, materials))) == 8 + (ROWS - 2 if limit is None else 2 * limit)
     ids = {key: {one.id for one in own.rows} for key, own in found.items()}
@@ -149,7 +149,7 @@ def test_a_limit_above_what_there_is_falls_short_in_the_record(tmp_path: Path, t
     source = write(tmp_path / "en.jsonl", english_rows())
     study = study_of(tmp_path, tiny_model, {"source": source, "limit": 100}, ["english_replay"])
     own = drawn(study, gather(study, tmp_path))
-    assert own.counts["shortfall"] == 100 - (ROWS - 2)
+    assert own.counts.shortfall == 100 - (ROWS - 2)
 
 
 def texts(rows: Any) -> set[str]:
@@ -192,7 +192,7 @@ def test_broken_rows_of_english_are_counted_in_the_record(tmp_path: Path, tiny_m
     english = {"source": write(tmp_path / "en.jsonl", rows), "max_broken_share": 0.1}
     study = study_of(tmp_path, tiny_model, english, ["english_replay"])
     own = drawn(study, gather(study, tmp_path))
-    assert own.counts["broken"] == 1
+    assert own.counts.broken == 1
     assert len(own.rows) == ROWS - 3
 
 

@@ -7,7 +7,7 @@ the paper's value stands one that is corrected for the size of the sets, with an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -50,10 +50,6 @@ class EmbeddingSimilarity:
     def half_width(self) -> float | None:
         """Half of the interval's width."""
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the figures by name."""
-        return asdict(self) | {"n": list(self.n)}
 
 
 def dataset_embedding_similarity(

@@ -6,12 +6,11 @@ to be wrong is known first.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,12 +25,13 @@ from lingraft.models.loading import load_tokenizer, parameter_names, stated_rows
 from lingraft.models.token_ids import check_token_ids, unknown_words
 from lingraft.records import fingerprint_of, from_json
 from lingraft.representation.prompts import Prompt, prompts_of, read_prompts
-from lingraft.stage import GivenModel, given_model
+from lingraft.stage import GivenModel, Json, given_model
 from lingraft.strategies.base import Need
 from lingraft.strategies.composition import build
 from lingraft.study.checks import place_of
 from lingraft.study.events import Watcher
 from lingraft.study.grid import Cell, cells_of, trained_phases
+from lingraft.study.result import DataCounts
 from lingraft.text.language_tags import ENGLISH, is_english
 
 _SHOWN_BROKEN = 3  # places named in the record; all are counted
@@ -64,12 +64,12 @@ class DataSet:
         return self._splits[seed]
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Json]:
         """All that decides the set's rows, as JSON; the seed comes from the cell."""
         return {
             "content": self.loaded.content_hash,
             "format": self.loaded.format,
-            "fields": self.source.fields,
+            "fields": {str(name): place for name, place in self.source.fields.items()},
             "filters": self.source.filters.model_dump(mode="json"),
             "parallel": self.source.parallel,
             "system": self.source.system,
@@ -78,23 +78,23 @@ class DataSet:
             "held_out": self.held_out_groups,
         }
 
-    def counts(self, *, held_out: int, withheld: int, drawn: int, available: int) -> dict[str, Any]:
+    def counts(self, *, held_out: int, withheld: int, drawn: int, available: int) -> DataCounts:
         """Return what was read, dropped, withheld (see `Materials.drawn`) and fell short, for the record."""
-        limit = self.source.limit or 0
-        return {
-            "source": self.source.source,
-            "rows": self.loaded.n_rows,
-            "broken": len(self.loaded.broken),
-            "first_broken": [f"{row.place}: {row.problem}" for row in self.loaded.broken[:_SHOWN_BROKEN]],
-            "filtered": dict(self.loaded.filtered),
-            "incomplete_groups": self.loaded.incomplete_groups,
-            "unknown_keys": dict(self.loaded.unknown_keys),
-            "max_broken_share": self.source.max_broken_share,
-            "held_out": held_out,
-            "withheld": withheld,
-            "train": drawn - withheld,
-            "shortfall": max(0, limit - available),
-        }
+        broken = self.loaded.broken
+        return DataCounts(
+            source=self.source.source,
+            rows=self.loaded.n_rows,
+            broken=len(broken),
+            first_broken=tuple(f"{row.place}: {row.problem}" for row in broken[:_SHOWN_BROKEN]),
+            filtered=dict(self.loaded.filtered),
+            incomplete_groups=self.loaded.incomplete_groups,
+            unknown_keys=dict(self.loaded.unknown_keys),
+            max_broken_share=self.source.max_broken_share,
+            held_out=held_out,
+            withheld=withheld,
+            train=drawn - withheld,
+            shortfall=max(0, (self.source.limit or 0) - available),
+        )
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -115,8 +115,8 @@ class Drawn:
 
     rows: Sequence[Example]
     withheld: tuple[str, ...]
-    identity: dict[str, Any]
-    counts: dict[str, Any]
+    identity: Mapping[str, Json]
+    counts: DataCounts
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ class Materials:
             available = np.flatnonzero(~share_a_group(examples, data.held_out))
             drawn = draw_rows(examples, available, limit, seed)
             rows, withheld = self._withhold(select(examples, drawn))
-            identity: dict[str, Any] = {"english": _identity(english, withheld), "without": data.identity}
+            identity: dict[str, Json] = {"english": _identity(english, withheld), "without": data.identity}
             identity |= {} if limit is None else {"seed": seed}
             counts = english.counts(
                 held_out=0, withheld=len(withheld), drawn=len(drawn), available=len(available)
@@ -234,7 +234,7 @@ class Materials:
         return select(examples, kept), tuple(sorted(withheld.values()))
 
 
-def _identity(data: DataSet, withheld: tuple[str, ...]) -> dict[str, Any]:
+def _identity(data: DataSet, withheld: tuple[str, ...]) -> dict[str, Json]:
     """Return what decides a set's training rows besides the seed."""
     return data.identity | ({"withheld": fingerprint_of(withheld)} if withheld else {})
 
