@@ -172,7 +172,17 @@ def train_phase(
             seed,
             table.content_hash,
             [state.num_processes, sharded],  # the two kinds of checkpoint differ
-            _content_of_rules(rules),
+            # Penalties on outputs are known by the stage alone.
+            {name: _sampled(mask) for name, mask in rules.frozen_mask.items()},
+            dict(rules.learning_rates),
+            [
+                [
+                    anchor.strength,
+                    {name: _sampled(own) for name, own in (anchor.importance or {}).items()},
+                    sorted(anchor.names or ()),
+                ]
+                for anchor in rules.anchors
+            ],
         ]
         _keep_checkpoints_of(fingerprint_of(parts), workplace)
     state.wait_for_everyone()
@@ -258,22 +268,6 @@ def _sampled(tensor: Tensor) -> str:
     flat = tensor.detach().reshape(-1)
     sample = flat[:: max(1, -(-flat.numel() // _SAMPLED))]
     return hashlib.sha256(sample.float().cpu().numpy().tobytes()).hexdigest()
-
-
-def _content_of_rules(rules: TrainingRules) -> list[object]:
-    """Return what of the rules a checkpoint must agree on; penalties on outputs are known by the stage alone."""
-    return [
-        {name: _sampled(mask) for name, mask in rules.frozen_mask.items()},
-        dict(rules.learning_rates),
-        [
-            {
-                "strength": anchor.strength,
-                "importance": {name: _sampled(own) for name, own in (anchor.importance or {}).items()},
-                "names": sorted(anchor.names or ()),
-            }
-            for anchor in rules.anchors
-        ],
-    ]
 
 
 def _keep_checkpoints_of(phase: str, workplace: Path) -> None:
