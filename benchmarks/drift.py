@@ -32,7 +32,7 @@ def bare_seconds(model: Any, prompts: Any) -> float:
     lengths = [len(ids) for ids in prompts.ids]
     with torch.inference_mode():
         for batch in token_budget_batches(lengths, states._TOKENS_PER_BATCH, seed=0, epoch=0):
-            states._forward(model, [prompts.ids[row] for row in sorted(batch)])
+            states.run_decoder(model, [prompts.ids[row] for row in sorted(batch)])
     return time.perf_counter() - started
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lingraft.records import read_json
 from lingraft.report.figures import to_svg, trade_off
 from lingraft.report.tables import Table, change_table, seed_table, strategy_cost_table, study_table
+from lingraft.study.result import read_result
 
 TABLES = {
     "study": study_table,
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--table", choices=TABLES, default="study")
     parser.add_argument("--figure", type=Path)
     options = parser.parse_args()
-    result = read_json(options.run / "result.json")
+    result = read_result(options.run)
     table = TABLES[options.table](result)
     if table is None:
         raise SystemExit(f"{options.run} has nothing for the table {options.table}")

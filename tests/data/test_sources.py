@@ -239,16 +239,7 @@ def test_a_hub_set_is_read_with_its_options_and_its_commit_kept(monkeypatch: pyt
         load_data(spec.model_copy(update={"revision": "b" * 40}))
 
 
-def test_filters_leave_out_rows_of_worldbook_as_of_any_data_set() -> None:
-    plain = load_data(DataSource(source="worldbook:lookup/en"))
-    found = load_data(DataSource(source="worldbook:lookup/en", filters=Filters(near_duplicates=0.5)))
-    left_out = sum(found.filtered.values())
-    assert left_out > 0
-    assert len(found.examples) == found.n_rows - left_out == plain.n_rows - left_out
-    assert {one.id for one in found.examples} < {one.id for one in plain.examples}
-
-
-def test_worldbook_is_read_with_its_languages() -> None:
+def test_worldbook_is_read_with_its_languages_and_filtered_as_any_data_set() -> None:
     loaded = load_data(DataSource(source="worldbook:counting/de,fr"))
     assert {example.language for example in loaded.examples} == {"de", "fr"}
     assert (loaded.format, loaded.n_rows, loaded.broken) == ("worldbook", len(loaded.examples), ())
@@ -258,6 +249,11 @@ def test_worldbook_is_read_with_its_languages() -> None:
     )
     with pytest.raises(DataError, match="its languages are de, not es"):
         load_data(DataSource(source="worldbook:counting/de", language="es"))
+    filtered = load_data(DataSource(source="worldbook:counting/de,fr", filters=Filters(near_duplicates=0.5)))
+    left_out = sum(filtered.filtered.values())
+    assert left_out > 0
+    assert len(filtered.examples) == filtered.n_rows - left_out == loaded.n_rows - left_out
+    assert {one.id for one in filtered.examples} < {one.id for one in loaded.examples}
 
 
 @pytest.mark.parametrize(

@@ -51,28 +51,23 @@ def test_counts_lengths_and_costs_are_those_of_the_rows(tmp_path: Path, tiny_mod
     assert json.loads(json.dumps(summary.to_json()))["languages"]["es"]["tokens"] == spanish.tokens
 
 
-def test_without_english_rows_worldbooks_english_is_compared_with(tmp_path: Path, tiny_model: Path) -> None:
-    (tmp_path / "x.jsonl").write_text(
-        '{"prompt": "uno", "completion": "dos", "language": "es"}', encoding="utf-8"
-    )
-    spec = DataSource(source="x.jsonl")
-    cost = summarise_data(spec, load_tokenizer(tiny_model), base_folder=tmp_path).languages["es"]
-    assert cost.tokens_per_word == cost.tokens / 2
-    assert cost.words_against_english is not None
-    assert (cost.basis, cost.content_against_english is not None) == ("worldbook", True)
-
-
-def test_progress_is_told_of_reading_and_of_tokenising(tmp_path: Path, tiny_model: Path) -> None:
+def test_without_english_rows_worldbooks_english_is_compared_with_and_progress_is_reported(
+    tmp_path: Path, tiny_model: Path
+) -> None:
     lines = ['{"prompt": "uno", "completion": "dos", "language": "es"}'] * 30
     (tmp_path / "x.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    told: list[tuple[str, int, int]] = []
-    summarise_data(
+    steps: list[tuple[str, int, int]] = []
+    summary = summarise_data(
         DataSource(source="x.jsonl"),
         load_tokenizer(tiny_model),
         base_folder=tmp_path,
-        on_progress=lambda *step: told.append(step),
+        on_progress=lambda *step: steps.append(step),
     )
-    assert [step for step in told if step[1] == step[2]] == [("read", 30, 30), ("tokenise", 30, 30)]
+    cost = summary.languages["es"]
+    assert cost.tokens_per_word == cost.tokens / 60
+    assert cost.words_against_english is not None
+    assert (cost.basis, cost.content_against_english is not None) == ("worldbook", True)
+    assert [step for step in steps if step[1] == step[2]] == [("read", 30, 30), ("tokenise", 30, 30)]
 
 
 SPANISH = "¿Cuál es la capital de Francia y cuántos habitantes tiene hoy en día la ciudad?"

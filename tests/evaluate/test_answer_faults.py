@@ -11,6 +11,7 @@ import pytest
 from lingraft.evaluate.answer_faults import AnswerFaults
 from lingraft.evaluate.noise import noise_floor
 from lingraft.evaluate.predictions import Prediction
+from lingraft.evaluate.results import AnswerCounts
 from lingraft.evaluate.scores import score_summary
 
 GERMAN = "Der Hund läuft jeden Morgen durch den großen Garten hinter dem Haus."
@@ -89,12 +90,12 @@ def test_faults_are_counted_and_likelihood_tasks_have_none(faults: AnswerFaults)
     ]
     choice = replace(PLAIN, ability="task_ability", task="mmlu", language="en", response="-1.5")
     scores = score_summary([*judged, choice], {})
-    assert scores["answers"] == {"n": 4, "empty": 1, "looping": 1, "truncated": 1}
-    assert scores["per_language"]["de"]["answers"] == scores["answers"]
-    assert scores["tasks"]["mmlu/en"]["answers"] is None
+    assert scores.answers == AnswerCounts(n=4, empty=1, looping=1, truncated=1)
+    assert scores.per_language["de"].answers == scores.answers
+    assert scores.tasks["mmlu/en"].answers is None
     told = [one.wrong_language for one in judged if one.wrong_language is not None]
-    assert scores["wrong_language"] == sum(told) / len(told)
-    assert scores["undetermined_language"] == 4 - len(told) >= 1
+    assert scores.wrong_language == sum(told) / len(told)
+    assert scores.undetermined_language == 4 - len(told) >= 1
 
 
 def test_the_noise_floor_is_the_spread_over_rounds() -> None:

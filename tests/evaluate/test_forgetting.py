@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from lingraft.errors import EvaluationError
 from lingraft.evaluate.forgetting import Taught, ability_matrix, loss_matrix, transfer
 from lingraft.evaluate.held_out import AnswerLoss
 from lingraft.evaluate.predictions import Ability, Prediction
+from lingraft.evaluate.results import AnyMatrix, MeanBits
 from lingraft.intervals.macro_mean import paired_difference
 
 # Rows: after phase 1, 2, 3. Columns: what phase 1, 2, 3 taught.
@@ -90,28 +90,30 @@ def models() -> tuple[list[tuple[str, Sequence[Prediction]]], list[Prediction]]:
     return [(one.phase, row(values)) for one, values in zip(TAUGHT, ON_PAPER, strict=True)], row(BASE)
 
 
-def matrix_of(found: dict[str, Any]) -> list[list[float]]:
-    return [[entry["value"] for entry in row["scores"]] for row in found["rows"]]
+def matrix_of(found: AnyMatrix) -> list[list[float]]:
+    return [[entry.value for entry in row.scores] for row in found.rows]
 
 
 def test_the_ability_matrix_measures_each_phase_by_the_languages_of_its_set() -> None:
     phases, base = models()
     found = ability_matrix(TAUGHT, phases, base)
     assert found is not None
-    assert [row["after"] for row in found["rows"]] == ["base", "one", "two", "three"]
+    assert [row.after for row in found.rows] == ["base", "one", "two", "three"]
     assert np.array(matrix_of(found)) == pytest.approx(np.array([BASE, *ON_PAPER]))
-    assert [one["measured_by"] for one in found["columns"]] == [["task ability"], ["de"], ["es", "fr"]]
-    assert [one["n"] for one in found["columns"]] == [20, 20, 40]
-    for row in found["rows"]:
-        for entry in row["scores"]:
-            assert 0 <= entry["low"] <= entry["value"] <= entry["high"] <= 1
-            assert entry["n"] in (20, 40)
-    assert found["backward_transfer"]["value"] == pytest.approx(-0.2)
-    assert found["forward_transfer"]["value"] == pytest.approx(0.125)
-    assert found["forgetting"] == pytest.approx(0.25)
-    assert found["average"]["value"] == pytest.approx(2.0 / 3)
-    assert [one["forgetting"] for one in found["columns"]] == [pytest.approx(0.4), pytest.approx(0.1), None]
-    assert [one["forward_transfer"] is None for one in found["columns"]] == [True, False, False]
+    assert [one.measured_by for one in found.columns] == [("task ability",), ("de",), ("es", "fr")]
+    assert [one.n for one in found.columns] == [20, 20, 40]
+    for row in found.rows:
+        for entry in row.scores:
+            assert 0 <= entry.low <= entry.value <= entry.high <= 1
+            assert entry.n in (20, 40)
+    assert found.backward_transfer is not None
+    assert found.backward_transfer.value == pytest.approx(-0.2)
+    assert found.forward_transfer is not None
+    assert found.forward_transfer.value == pytest.approx(0.125)
+    assert found.forgetting == pytest.approx(0.25)
+    assert found.average.value == pytest.approx(2.0 / 3)
+    assert [one.forgetting for one in found.columns] == [pytest.approx(0.4), pytest.approx(0.1), None]
+    assert [one.forward_transfer is None for one in found.columns] == [True, False, False]
 
 
 def test_backward_transfer_of_one_column_is_the_paired_difference_of_its_items() -> None:
@@ -120,24 +122,27 @@ def test_backward_transfer_of_one_column_is_the_paired_difference_of_its_items()
     assert found is not None
     before, after = ([p for p in phases[i][1] if p.language == "de"] for i in (1, 2))
     expected = paired_difference(before, after)
-    german = found["columns"][1]["backward_transfer"]
-    assert (german["value"], german["low"], german["high"]) == (expected.value, expected.low, expected.high)
+    german = found.columns[1].backward_transfer
+    assert german is not None
+    assert (german.value, german.low, german.high) == (expected.value, expected.low, expected.high)
 
 
 def test_the_interval_of_backward_transfer_is_paired_and_covers_every_column_at_once() -> None:
     phases, base = models()
     found = ability_matrix(TAUGHT, phases, base)
     assert found is not None
-    backward = found["backward_transfer"]
-    assert backward["low"] < backward["value"] < backward["high"] < 0
-    assert backward["n"] == 40  # English and German, the columns learned before the last phase
+    backward = found.backward_transfer
+    assert backward is not None
+    assert backward.low < backward.value < backward.high < 0
+    assert backward.n == 40  # English and German, the columns learned before the last phase
     same = [(name, phases[0][1]) for name, _ in phases]
     none = ability_matrix(TAUGHT, same, None)
     assert none is not None
-    assert none["backward_transfer"]["value"] == 0
-    assert none["backward_transfer"]["exact"]  # nothing varies: a bootstrap would claim certainty
-    assert none["backward_transfer"]["low"] < 0 < none["backward_transfer"]["high"]
-    assert none["forward_transfer"] is None
+    assert none.backward_transfer is not None
+    assert none.backward_transfer.value == 0
+    assert none.backward_transfer.exact  # nothing varies: a bootstrap would claim certainty
+    assert none.backward_transfer.low < 0 < none.backward_transfer.high
+    assert none.forward_transfer is None
 
 
 def test_models_asked_other_items_have_no_matrix() -> None:
@@ -174,8 +179,8 @@ def test_what_a_column_is_measured_by_and_what_is_missing_are_told() -> None:
     without = [(name, [one for one in own if one.language != "fr"]) for name, own in phases]
     found = ability_matrix(TAUGHT, without, [one for one in base if one.language != "fr"])
     assert found is not None
-    assert [one["measured_by"] for one in found["columns"]] == [["task ability"], ["de"], ["es"]]
-    assert [one["not_measured"] for one in found["columns"]] == [[], [], ["fr"]]
+    assert [one.measured_by for one in found.columns] == [("task ability",), ("de",), ("es",)]
+    assert [one.not_measured for one in found.columns] == [(), (), ("fr",)]
 
 
 def test_answers_that_one_model_cannot_be_measured_on_are_left_out_of_every_row_and_counted() -> None:
@@ -186,12 +191,12 @@ def test_answers_that_one_model_cannot_be_measured_on_are_left_out_of_every_row_
     assert found is not None
     whole = loss_matrix(LOSS_TAUGHT, phases, losses(level))
     assert whole is not None
-    lost = [one["left_out"] for one in found["columns"]]
+    lost = [one.left_out for one in found.columns]
     assert sum(lost) > 0
-    assert [one["left_out"] for one in whole["columns"]] == [0, 0, 0]
-    sizes = [one["n"] for one in whole["columns"]]
-    for row in found["rows"]:
-        assert [entry["n"] for entry in row["scores"]] == [n - m for n, m in zip(sizes, lost, strict=True)]
+    assert [one.left_out for one in whole.columns] == [0, 0, 0]
+    sizes = [one.n for one in whole.columns]
+    for row in found.rows:
+        assert [entry.n for entry in row.scores] == [n - m for n, m in zip(sizes, lost, strict=True)]
 
 
 def test_losses_are_turned_so_that_worse_is_below_zero() -> None:
@@ -206,10 +211,12 @@ def test_losses_are_turned_so_that_worse_is_below_zero() -> None:
     assert found is not None
     expected = [[2.0, 4.0, 5.0], [1.0, 3.0, 4.0], [1.5, 1.0, 3.0], [1.2, 1.6, 1.5]]
     assert np.array(matrix_of(found)) == pytest.approx(np.array(expected))
-    assert found["backward_transfer"]["value"] == pytest.approx(((1.0 - 1.2) + (1.0 - 1.6)) / 2)
-    assert found["backward_transfer"]["high"] < 0
-    assert found["forward_transfer"]["value"] == pytest.approx(((4.0 - 3.0) + (5.0 - 3.0)) / 2)
-    assert found["forgetting"] == pytest.approx(((1.2 - 1.0) + (1.6 - 1.0)) / 2)
+    assert found.backward_transfer is not None
+    assert found.backward_transfer.value == pytest.approx(((1.0 - 1.2) + (1.0 - 1.6)) / 2)
+    assert (found.backward_transfer.high or 0) < 0
+    assert found.forward_transfer is not None
+    assert found.forward_transfer.value == pytest.approx(((4.0 - 3.0) + (5.0 - 3.0)) / 2)
+    assert found.forgetting == pytest.approx(((1.2 - 1.0) + (1.6 - 1.0)) / 2)
 
 
 def test_a_loss_over_few_groups_has_no_interval() -> None:
@@ -219,7 +226,7 @@ def test_a_loss_over_few_groups_has_no_interval() -> None:
     ]
     found = loss_matrix(taught, [(t.phase, few) for t in taught], None)
     assert found is not None
-    assert found["rows"][0]["scores"][0] == {"value": 1.0, "low": None, "high": None, "n": 1}
+    assert found.rows[0].scores[0] == MeanBits(1.0, None, None, 1)
 
 
 def test_a_phase_whose_data_are_unknown_is_no_column() -> None:
@@ -227,6 +234,6 @@ def test_a_phase_whose_data_are_unknown_is_no_column() -> None:
     level = losses(dict.fromkeys(LANGUAGES, 1.0))
     found = loss_matrix([checkpoint, *LOSS_TAUGHT[1:]], [(t.phase, level) for t in TAUGHT], None)
     assert found is not None
-    assert found["unmeasured"] == ["instruct"]
-    assert [one["phase"] for one in found["columns"]] == ["two", "three"]
+    assert found.unmeasured == ("instruct",)
+    assert [one.phase for one in found.columns] == ["two", "three"]
     assert loss_matrix([checkpoint], [("instruct", level)], None) is None

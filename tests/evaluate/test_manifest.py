@@ -463,14 +463,14 @@ def test_a_command_may_be_repeated_after_sentence_data_were_installed_or_its_opt
     asked = ("evaluate", str(tiny_model), "--task", "ifeval", "--max-new-tokens", "4", "--output", "out")
     assert command(*asked, "--data-dir", "data")[0] == 0
     first = json.loads(Path("out/record.json").read_text())
-    assert first["result"]["scores"]["ifeval/en"]["n"] == 2
+    assert first["result"]["scores"]["tasks"]["ifeval/en"]["n"] == 2
     shutil.copytree("data", "copy")
     assert command(*asked, "--data-dir", "copy", "--limit", "3")[0] == 0  # the same data, and all of them
     install_punkt(data_path)
     code, _, err = command(*asked, "--data-dir", "copy", "--limit", "3")
     assert code == 0, err
     last = json.loads(Path("out/record.json").read_text())
-    assert last["result"]["scores"]["ifeval/en"]["n"] == 3
+    assert last["result"]["scores"]["tasks"]["ifeval/en"]["n"] == 3
     assert last["inputs"]["manifest"] != first["inputs"]["manifest"]
     assert json.loads(Path("out/manifest.json").read_text())["punkt"]
     code, _, err = command(*asked, "--data-dir", "copy", "--limit", "1")

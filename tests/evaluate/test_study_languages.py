@@ -19,6 +19,7 @@ from lingraft.evaluate.tasks.passage_questions import normalised_units
 from lingraft.report.page import render_page
 from lingraft.report.tables import study_table
 from lingraft.study.events import Watcher
+from lingraft.study.result import CellResult
 from lingraft.study.run import run_study
 from lingraft.text.folding import fold_for_scores
 
@@ -166,17 +167,23 @@ def test_a_study_has_a_column_for_each_language_and_a_mean_for_those_only_evalua
     watcher = Noting()
     result = run_study(load_study(file), runs=tmp_path / "runs", base_folder=tmp_path, watcher=watcher)
     assert "worldbook's pt stands for pt-BR." in watcher.notes
-    assert result["language_notes"] == ["worldbook's pt stands for pt-BR."]
+    assert result.language_notes == ("worldbook's pt stands for pt-BR.",)
     assert "worldbook&#39;s pt stands for pt-BR." in render_page(result, load_study(file))
-    (cell,) = result["cells"]
-    assert cell["reason"] is None
-    scores = cell["scores"]
-    assert set(scores["per_language"]) == {"en", "pt-BR", "ko", "th"}
-    assert (scores["language_ability"]["n"], scores["further_languages"]["n"]) == (4, 8)
-    mean = sum(scores["per_language"][tag]["value"] for tag in ("ko", "th")) / 2
-    assert scores["further_languages"]["value"] == pytest.approx(mean)
-    assert scores["language_ability"]["value"] == scores["per_language"]["pt-BR"]["value"]
-    assert set(cell["difference"]["per_language"]) == {"pt-BR", "ko", "th"}
+    (cell,) = result.cells
+    assert isinstance(cell, CellResult), cell.reason
+    by_language, language, further = (
+        cell.scores.per_language,
+        cell.scores.language_ability,
+        cell.scores.further_languages,
+    )
+    assert set(by_language) == {"en", "pt-BR", "ko", "th"}
+    assert language is not None
+    assert further is not None
+    assert (language.n, further.n) == (4, 8)
+    mean = sum(by_language[tag].value or 0.0 for tag in ("ko", "th")) / 2
+    assert further.value == pytest.approx(mean)
+    assert language.value == by_language["pt-BR"].value
+    assert set(cell.difference.per_language) == {"pt-BR", "ko", "th"}
     titles = [column.title for column in study_table(result).columns]
     assert {"pt-BR", "ko", "th", "further languages"} <= set(titles)
 
@@ -188,7 +195,7 @@ def test_scores_without_further_languages_have_no_mean_of_them() -> None:
         return Prediction(ability, "t", language, "c", "i", 1.0, "p", "r", "r")
 
     found = score_summary([one("task_ability", "en"), one("language_ability", "fr")], {})
-    assert found["further_languages"] is None
+    assert found.further_languages is None
 
 
 def test_english_of_any_region_is_no_language_beside_english(tiny_model: Path, tmp_path: Path) -> None:
@@ -214,16 +221,19 @@ def test_english_of_any_region_is_no_language_beside_english(tiny_model: Path, t
         }
     )
     result = run_study(study, runs=tmp_path / "runs", base_folder=tmp_path)
-    (cell,) = result["cells"]
-    assert cell["status"] == "done", cell["reason"]
-    assert result["language_notes"] == []
-    columns = cell["forgetting"]["ability"]["columns"]
-    assert [(one["data"], one["measured_by"]) for one in columns] == [
-        ("english", ["task ability"]),
-        ("german", ["de"]),
+    (cell,) = result.cells
+    assert isinstance(cell, CellResult), cell.reason
+    assert result.language_notes == ()
+    assert cell.forgetting.ability is not None
+    assert [(one.data, one.measured_by) for one in cell.forgetting.ability.columns] == [
+        ("english", ("task ability",)),
+        ("german", ("de",)),
     ]
-    assert cell["scores"]["language_ability"]["n"] == 2
-    assert cell["scores"]["per_language"]["en-US"]["bits_per_character"] > 0
+    assert cell.scores.language_ability is not None
+    assert cell.scores.language_ability.n == 2
+    held_out = cell.scores.per_language["en-US"].held_out
+    assert held_out is not None
+    assert held_out.value > 0
 
 
 def test_a_command_takes_languages_as_people_write_them() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -27,6 +28,7 @@ from lingraft.errors import ConfigError, EvaluationError
 from lingraft.judge.budget import Prices
 from lingraft.judge.client import Endpoint, key_from_environment
 from lingraft.judge.win_rate import Judged
+from lingraft.records import to_json
 
 
 def test_passing_failures_are_waited_for_twice_as_long_each_time(
@@ -55,6 +57,22 @@ def test_a_server_that_wants_an_hour_is_not_waited_for(
     judge_server.behaviour = lambda _: failure(429, "slow down", Retry_After="3600")
     with pytest.raises(EvaluationError, match=r"wait 3600 s \(429: slow down\)"):
         judged(at_once=1)
+
+
+def test_an_error_ends_the_waits_of_the_other_requests(
+    judged: Callable[..., Judged], judge_server: JudgeServer
+) -> None:
+    both = threading.Barrier(2)
+
+    def one_waits_one_fails(asked: Request) -> Response:
+        both.wait(10)
+        return failure(429, Retry_After="300") if asked.output("A") == "middle" else failure(401)
+
+    judge_server.behaviour = one_waits_one_fails
+    started = time.monotonic()
+    with pytest.raises(EvaluationError, match="answers 401"):
+        judged(ANSWERS[:1], at_once=2, sleep=None)
+    assert time.monotonic() - started < 60
 
 
 def test_a_server_that_keeps_failing_is_given_up_after_so_many_attempts(
@@ -237,7 +255,7 @@ def test_the_key_is_sent_and_stands_nowhere_else(
     found = judged(cache=tmp_path / "kept.jsonl")
     assert {one.headers["Authorization"] for one in judge_server.requests} == {"Bearer lj-secret"}
     assert found.judge.key_from == "LINGRAFT_JUDGE_KEY"
-    assert "lj-secret" not in json.dumps(found.to_json()) + (tmp_path / "kept.jsonl").read_text()
+    assert "lj-secret" not in json.dumps(to_json(found)) + (tmp_path / "kept.jsonl").read_text()
     judge_server.behaviour = lambda asked: failure(401, f"you sent {asked.headers['Authorization']}")
     with pytest.raises(EvaluationError, match=r"Bearer \*\*\*\): the key in LINGRAFT_JUDGE_KEY is not taken"):
         judged(cache=tmp_path / "other.jsonl")

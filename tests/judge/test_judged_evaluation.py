@@ -17,6 +17,7 @@ from judge_server import (
     verdict,
     write_rows_to,
 )
+from safetensors.torch import load_file, save_file
 
 from lingraft.cli.main import _run
 from lingraft.config.schema import Evaluation, EvaluationTask, JudgeChoice
@@ -32,6 +33,7 @@ def evaluation_command(judge_server: JudgeServer, tiny_model: Path, tmp_path: Pa
     (tmp_path / "data" / "alpaca_eval").mkdir(parents=True)
     write_rows_to(tmp_path / "data" / "alpaca_eval" / "en.jsonl", REFERENCE)
     only = ["--suite", "paper", "--task", "alpaca_eval", "--task", "worldbook:lookup", "--limit", "3"]
+    only += ["--max-new-tokens", "8"]
     where = ["--data-dir", str(tmp_path / "data"), "--output", str(tmp_path / "out")]
     return ["evaluate", str(tiny_model), *only, *where]
 
@@ -40,10 +42,8 @@ def test_an_evaluation_has_alpaca_eval_judged(
     evaluation_command: list[str],
     judge_server: JudgeServer,
     capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr("lingraft.evaluate.tasks.alpaca_eval.task.LONGEST_ANSWER", 8)
     judge_server.behaviour = lambda asked: (
         verdict("?") if "Say 1" in asked.question else prefers_longer(asked)
     )
@@ -55,11 +55,16 @@ def test_an_evaluation_has_alpaca_eval_judged(
     result = json.loads((tmp_path / "out" / "record.json").read_text())["result"]
     assert result["tasks"]["alpaca_eval/en"]["metric"] == "win_rate"
     assert result["tasks"]["alpaca_eval/en"]["judged"]["reference_items"] == 3
-    assert result["left_out"] == ["alpaca_eval/en: alpaca_eval/en/1: the verdict '?' names neither A nor B"]
-    (answers,) = [one["answers"] for name, one in result["scores"].items() if name == "alpaca_eval/en"]
-    assert (answers["n"], answers["truncated"]) == (2, result["truncated"]["alpaca_eval/en"])
-    assert (result["scores"]["alpaca_eval/en"]["n"], result["scores"]["worldbook:lookup/en"]["n"]) == (2, 3)
-    assert list(result["noise"]["tasks"]) == ["worldbook:lookup/en"]
+    assert result["scores"]["left_out"] == [
+        "alpaca_eval/en: alpaca_eval/en/1: the verdict '?' names neither A nor B"
+    ]
+    (answers,) = [
+        one["answers"] for name, one in result["scores"]["tasks"].items() if name == "alpaca_eval/en"
+    ]
+    assert (answers["n"], answers["truncated"]) == (2, result["scores"]["truncated"]["alpaca_eval/en"])
+    n = [result["scores"]["tasks"][name]["n"] for name in ("alpaca_eval/en", "worldbook:lookup/en")]
+    assert n == [2, 3]
+    assert list(result["scores"]["noise"]["tasks"]) == ["worldbook:lookup/en"]
     said = {
         one.item: one
         for one in read_predictions(tmp_path / "out" / "predictions.parquet")
@@ -78,7 +83,6 @@ def test_another_judge_or_another_try_generates_nothing_anew(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr("lingraft.evaluate.tasks.alpaca_eval.task.LONGEST_ANSWER", 8)
     answered: list[int] = []
     inner = TransformersGenerator.continue_batch
 
@@ -92,13 +96,15 @@ def test_another_judge_or_another_try_generates_nothing_anew(
     assert sum(answered) == 6
     judge_server.behaviour = names_nothing_at_first("Say 1", 2)
     assert _run([*command, judge_server.url]) == 0
-    assert list((tmp_path / "out").glob("answers-*.jsonl"))  # a verdict is missing: it is asked for again
+    assert list(
+        (tmp_path / "out" / "cache").glob("answers-*.jsonl")
+    )  # a verdict is missing: it is asked for again
     assert _run([*command, judge_server.url]) == 0
     assert sum(answered) == 6
     assert {one.body["max_tokens"] for one in judge_server.requests} == {99}
     result = json.loads((tmp_path / "out" / "record.json").read_text())["result"]
-    assert (result["scores"]["alpaca_eval/en"]["n"], result["left_out"]) == (3, [])
-    assert not list((tmp_path / "out").glob("answers-*.jsonl"))
+    assert (result["scores"]["tasks"]["alpaca_eval/en"]["n"], result["scores"]["left_out"]) == (3, [])
+    assert not list((tmp_path / "out" / "cache").glob("answers-*.jsonl"))
 
 
 def test_two_languages_are_judged_each_by_itself(
@@ -127,7 +133,7 @@ def test_two_languages_are_judged_each_by_itself(
     assert sorted(set(verdicts)) == [
         (done, total) for done in range(1, 7) for total in (4, 6) if done <= total
     ]
-    rows = {name: (task.judged or {})["reference_items"] for name, task in found.tasks.items()}
+    rows = {name: task.judged and task.judged.reference_items for name, task in found.tasks.items()}
     assert rows == {"alpaca_eval/en": 2, "alpaca_eval/de": 3}
     assert [one.language for one in found.predictions] == ["en"] * 2 + ["de"] * 3
 
@@ -137,11 +143,15 @@ def test_a_verdict_that_one_of_two_models_lacks_leaves_its_item_out_of_the_compa
     judge_server: JudgeServer,
     tiny_model: Path,
     capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr("lingraft.evaluate.tasks.alpaca_eval.task.LONGEST_ANSWER", 8)
     shutil.copytree(tiny_model, tmp_path / "other")
+    weights = load_file(tmp_path / "other" / "model.safetensors")
+    save_file(
+        {name: one * 1.5 for name, one in weights.items()},
+        tmp_path / "other" / "model.safetensors",
+        {"format": "pt"},
+    )
     judge_server.behaviour = names_nothing_at_first("Say 1", 2)
     command = [*evaluation_command[:2], str(tmp_path / "other"), *evaluation_command[2:]]
     assert _run([*command, "--judge-url", judge_server.url, "--judge-model", "judge"]) == 0
@@ -152,7 +162,7 @@ def test_a_verdict_that_one_of_two_models_lacks_leaves_its_item_out_of_the_compa
     assert result["differences"]["worldbook:lookup/en"]["n"] == 3
     for model, n in ((tiny_model.name, 2), ("other", 3)):
         own = json.loads((tmp_path / "out" / model / "record.json").read_text())["result"]
-        assert own["scores"]["alpaca_eval/en"]["n"] == n
+        assert own["scores"]["tasks"]["alpaca_eval/en"]["n"] == n
 
 
 def test_a_verdict_that_one_model_of_a_study_lacks_fails_no_cell(
@@ -193,7 +203,7 @@ def test_a_verdict_that_one_model_of_a_study_lacks_fails_no_cell(
 def test_an_evaluation_without_a_judge_says_so_and_runs_the_rest(
     evaluation_command: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert _run(evaluation_command) == 0
+    assert _run(evaluation_command) == 3  # it was named
     printed = capfd.readouterr()
     assert "! alpaca_eval/en: not run: a judge scores its answers: give its `url` and `model`" in printed.err
     assert "Its data" not in printed.err

@@ -12,7 +12,7 @@ from judge_server import ANSWERS, REFERENCE, JudgeServer, outputs, prefers_first
 
 from lingraft.errors import EvaluationError
 from lingraft.judge.prompt import Question
-from lingraft.judge.win_rate import Judged, Output
+from lingraft.judge.win_rate import Judged, MeanCharacters, Output
 
 
 def test_the_win_rate_is_the_share_of_items_on_which_the_answer_is_preferred(
@@ -23,7 +23,7 @@ def test_the_win_rate_is_the_share_of_items_on_which_the_answer_is_preferred(
     assert [one.score for one in found.preferences] == [1, 0, 1, 0]
     assert (found.wins, found.losses) == (2, 2)
     assert not found.left_out
-    assert list(found.mean_characters) == [(11 + 5 + 14 + 1) / 4, 6.0]
+    assert found.mean_characters == MeanCharacters((11 + 5 + 14 + 1) / 4, 6.0)
     assert len(judge_server.requests) == 8
     assert {one.path for one in judge_server.requests} == {"/v1/chat/completions"}
     assert found.judge.answered_as == ("judge-2026",)
@@ -48,7 +48,7 @@ def test_a_judge_that_always_takes_the_first_gives_a_half_and_is_found_out(
     assert found.order_effect is not None
     assert found.order_effect.value == 1.0
     assert found.contradictory == 4
-    assert found.to_json()["ties"] == 4
+    assert found.ties == 4
 
 
 def test_a_judge_that_looks_at_the_outputs_has_no_order_effect(judged: Callable[..., Judged]) -> None:

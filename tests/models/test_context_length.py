@@ -24,6 +24,7 @@ from lingraft.strategies.base import Context
 from lingraft.strategies.calibration import calibration_of
 from lingraft.strategies.replay_rows import ReplaySettings, make_replay
 from lingraft.study.events import Watcher
+from lingraft.study.result import CellResult
 from lingraft.study.run import run_study
 
 POSITIONS = 64
@@ -154,6 +155,6 @@ evaluate:
     )
     watcher = Noting()
     result = run_study(load_study(file), runs=tmp_path / "runs", base_folder=tmp_path, watcher=watcher)
-    assert [cell["reason"] for cell in result["cells"]] == [None]
+    assert [type(cell) for cell in result.cells] == [CellResult]
     assert any("reads 64 tokens at once" in note for note in watcher.notes)
     assert any("left out of the" in note for note in watcher.notes)

@@ -2,155 +2,219 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import JsonValue
 
 from lingraft.config.schema import Study
+from lingraft.evaluate.results import (
+    AbilityMatrix,
+    AnswerCounts,
+    BitsPerCharacter,
+    Differences,
+    Forgetting,
+    ForgettingMatrix,
+    LanguageScore,
+    MatrixColumn,
+    MatrixRow,
+    NoiseFloor,
+    ScoreRange,
+    Scores,
+    TaskDifference,
+    TaskScore,
+)
+from lingraft.intervals.macro_mean import Difference, Interval
+from lingraft.measures.base import FROM_PHASE_ONE, Figure, Found, Measured
 from lingraft.report.figures import to_svg, trade_off
+from lingraft.report.notes import failures, notes
 from lingraft.report.page import render_page, write_page
 from lingraft.report.tables import (
     answer_table,
     arrow,
     change_table,
-    failures,
     forgetting_table,
-    noise_note,
-    precision_note,
     seed_table,
     strategy_cost_table,
     study_table,
 )
+from lingraft.study.result import (
+    CellResult,
+    DataCounts,
+    FailedCell,
+    PhaseCost,
+    PhaseOneResult,
+    PhaseResult,
+    Precision,
+    SeedDifferences,
+    StudyResult,
+    TrainingCounts,
+)
 
 
-def score(value: float) -> dict[str, Any]:
-    return {"value": value, "low": value - 0.1, "high": value + 0.1, "n": 40}
+def score(value: float) -> Interval:
+    return Interval(value, value - 0.1, value + 0.1, 40)
 
 
-def scores(task: float, german: float) -> dict[str, Any]:
-    return {
-        "task_ability": score(task),
-        "language_ability": score(german),
-        "per_language": {
-            "de": {**score(german), "bits_per_character": 1.5},
-            "en": {"value": None, "bits_per_character": 1.1},
-        },
-        "wrong_language": 0.25,
-        "left_out": ["ifeval: item 7: needs punkt"],
-        "truncated": {"worldbook:lookup/en": 2},
-        "truncated_prompts": {"worldbook:counting/de": 3},
-        "tasks": {"worldbook:lookup/en": score(task)},
-    }
+def scores(task: float, german: float) -> Scores:
+    def in_language(value: float | None, bits: float) -> LanguageScore:
+        low, high = (None, None) if value is None else (value - 0.1, value + 0.1)
+        held_out = BitsPerCharacter(bits, bits, bits, 6, 600)
+        return LanguageScore(value, low, high, 40, held_out, None, 0, None)
+
+    lookup = TaskScore(task, task - 0.1, task + 0.1, 40, "task_ability", None, None, None, None, 0, None)
+    return Scores(
+        task_ability=score(task),
+        language_ability=score(german),
+        further_languages=None,
+        per_language={"de": in_language(german, 1.5), "en": in_language(None, 1.1)},
+        wrong_language=0.25,
+        undetermined_language=0,
+        answers=None,
+        tasks={"worldbook:lookup/en": lookup},
+        left_out=("ifeval: item 7: needs punkt",),
+        truncated={"worldbook:lookup/en": 2},
+        truncated_prompts={"worldbook:counting/de": 3},
+        noise=None,
+    )
 
 
-def difference(value: float, half_width: float) -> dict[str, Any]:
-    return {
-        "value": value,
-        "low": value - half_width,
-        "high": value + half_width,
-        "minimum_detectable_effect": 0.07,
-        "n": 40,
-    }
+def difference(value: float, half_width: float) -> Difference:
+    return Difference(value, value - half_width, value + half_width, 0.07, 40, 9, exact=False)
 
 
-TRAINED = {
-    "data": [
-        {"broken": 3, "filtered": {"near-duplicate": 4}, "incomplete_groups": 5, "held_out": 6}
-        | {"withheld": 2, "shortfall": 7},
-        {"broken": 0, "filtered": {}, "incomplete_groups": None, "held_out": 6}
-        | {"withheld": 1, "shortfall": 0},
-    ],
-    "examples": 190,
-    "replayed": 0,
-    "truncated": 1,
-    "dropped": 0,
-    "tokens": 10000,
-    "steps": 20,
-    "trainable_parameters": 10,
-    "frozen_parameters": 3,
-}
+def counts(**changes: Any) -> DataCounts:
+    common: dict[str, Any] = {"source": "d", "rows": 200, "first_broken": (), "unknown_keys": {}}
+    common |= {"max_broken_share": 0.0, "held_out": 6, "train": 95}
+    return DataCounts(**common, **changes)
 
 
-def matrix(phases: tuple[str, ...], rows: dict[str, list[float]], backward: float | None) -> dict[str, Any]:
-    return {
-        "columns": [
-            {"phase": phase, "data": f"set {phase}", "measured_by": ["de"], "n": 40} for phase in phases
-        ],
-        "unmeasured": [],
-        "rows": [{"after": name, "scores": [score(value) for value in row]} for name, row in rows.items()],
-        "average": score(sum(list(rows.values())[-1]) / len(phases)),
-        "backward_transfer": None if backward is None else difference(backward, 0.05),
-        "forward_transfer": None,
-        "forgetting": None if backward is None else -backward,
-    }
+TRAINED = TrainingCounts(
+    data=(
+        counts(broken=3, filtered={"near-duplicate": 4}, incomplete_groups=5, withheld=2, shortfall=7),
+        counts(broken=0, filtered={}, incomplete_groups=None, withheld=1, shortfall=0),
+    ),
+    precision="float32",
+    examples=190,
+    replayed=0,
+    replay_share=0.0,
+    replay_shortfall=0,
+    replay_dropped={},
+    replay_origins=(),
+    truncated=1,
+    dropped=0,
+    first_dropped=(),
+    handled={},
+    steps=20,
+    tokens=10000,
+    padded_tokens=11000,
+    supervised_tokens=5000,
+    trainable_parameters=10,
+    frozen_parameters=3,
+    masked_parameters=0,
+)
 
 
-def done_cell(strategy: str, seed: int = 0, task: float = 0.4) -> dict[str, Any]:
+def matrix(phases: tuple[str, ...], rows: dict[str, list[float]], backward: float | None) -> AbilityMatrix:
+    last = list(rows.values())[-1]
+    return ForgettingMatrix(
+        columns=tuple(
+            MatrixColumn(phase, f"set {phase}", ("de",), (), 40, 0, None, None, None) for phase in phases
+        ),
+        unmeasured=(),
+        rows=tuple(MatrixRow(name, tuple(score(value) for value in row)) for name, row in rows.items()),
+        average=score(sum(last) / len(phases)),
+        backward_transfer=None if backward is None else difference(backward, 0.05),
+        forward_transfer=None,
+        forgetting=None if backward is None else -backward,
+        unpaired={},
+        not_paired={},
+    )
+
+
+def done_cell(strategy: str, seed: int = 0, task: float = 0.4) -> CellResult:
     change = round(task - 0.5, 3)
     rows = {"base": [0.2, 0.1], "one": [0.5, 0.3], "two": [task, 0.6]}
-    return {
-        "data": "similar",
-        "strategy": strategy,
-        "seed": seed,
-        "options": {},
-        "status": "done",
-        "reason": None,
-        "des": 0.912,
-        "des_corrected": {"value": 0.934, "low": 0.921, "high": 0.947, "n": [190, 190]},
-        "drift": None,
-        "encoder": "some-encoder==1",
-        "mpd": {"from_phase_one": 0.31, "pair": None},
-        "retention": 0.8,
-        "gain": 0.3,
-        "difference": {
-            "task_ability": difference(change, 0.05),
-            "language_ability": difference(0.3, 0.1),
-            "tasks": {"worldbook:lookup/en": difference(change, 0.05) | {"p": 0.004, "p_adjusted": 0.012}},
-            "correction": "holm",
-        },
-        "scores": scores(task, 0.6),
-        "forgetting": {"ability": matrix(("one", "two"), rows, change), "bits_per_character": None},
-        "training": TRAINED,
-        "cost": {
-            "prepare_seconds": 3.0 if strategy == "ssu" else 0.0,
-            "training_seconds": 20.0 if strategy == "plain" else 22.0,
-            "resumed_from": None,
-            "combine_seconds": 0.0,
-            "peak_bytes": 4e9,
-        },
-        "phases": [
-            {
-                "phase": "two",
-                "data": "similar",
-                "strategy": strategy,
-                "des": {"from_previous": 0.912, "from_phase_one": 0.912},
-                "mpd": {"from_previous": None, "from_phase_one": 0.31},
-                "training": TRAINED,
-                "losses": [[1, 2.0], [2, 1.5]],
-            }
-        ],
-        "checkpoint": None,
-        "seconds": 30.0,
+    in_task = TaskDifference(change, change - 0.05, change + 0.05, 0.07, 40, 9, False, 0.004, 0.012)
+    des = Found({"des": Figure(0.912), "corrected": Figure(0.934, 0.921, 0.947)}, {"encoder": "some==1"})
+    measures = {
+        "des": Measured({FROM_PHASE_ONE: des}),
+        "mpd": Measured({FROM_PHASE_ONE: Found({"mpd": Figure(0.31)})}),
     }
+    return CellResult(
+        data="similar",
+        strategy=strategy,
+        seed=seed,
+        options={},
+        retention=0.8,
+        gain=0.3,
+        difference=Differences(
+            task_ability=difference(change, 0.05),
+            language_ability=difference(0.3, 0.1),
+            further_languages=None,
+            per_language={},
+            tasks={"worldbook:lookup/en": in_task},
+            correction="holm",
+        ),
+        unpaired={},
+        not_paired={},
+        scores=scores(task, 0.6),
+        predictions="stages/evaluate-1/predictions.parquet",
+        phase_one_predictions="stages/evaluate-0/predictions.parquet",
+        forgetting=Forgetting(matrix(("one", "two"), rows, change), None),
+        training=TRAINED,
+        cost=PhaseCost(
+            prepare_seconds=3.0 if strategy == "ssu" else 0.0,
+            training_seconds=20.0 if strategy == "plain" else 22.0,
+            resumed_from=None,
+            combine_seconds=0.0,
+            peak_bytes=4_000_000_000,
+        ),
+        phases=(
+            PhaseResult(
+                phase="two",
+                data="similar",
+                strategy=strategy,
+                options={},
+                measures=measures,
+                scores=scores(task, 0.6),
+                training=TRAINED,
+                losses=((1, 2.0), (2, 1.5)),
+            ),
+        ),
+        checkpoint=None,
+        seconds=30.0,
+    )
 
 
-def result(tmp_path: Path, cells: list[dict[str, Any]]) -> dict[str, Any]:
-    seeds = list(dict.fromkeys(cell["seed"] for cell in cells))
-    phase_ones = [
-        {"data": "e", "strategy": "plain", "seed": seed, "scores": scores(0.5 + 0.1 * seed, 0.3)}
-        for seed in seeds
-    ]
-    return {
-        "run": str(tmp_path),
-        "base": scores(0.2, 0.1),
-        "base_reason": None,
-        "phase_one": phase_ones[0]["scores"],
-        "phase_ones": phase_ones,
-        "cells": cells,
-        "over_seeds": [],
-        "precision": {"training": ["float32"], "evaluation": "float32", "device": "cpu"},
-    }
+def failed_cell(
+    data: str = "similar", strategy: str = "lora", seed: int = 0, reason: str = "no memory"
+) -> FailedCell:
+    return FailedCell(data=data, strategy=strategy, seed=seed, options={}, reason=reason)
+
+
+def phase_one(data: str, seed: int, of: Scores) -> PhaseOneResult:
+    return PhaseOneResult(data=data, strategy="plain", seed=seed, scores=of, predictions="p.parquet")
+
+
+def result(tmp_path: Path, cells: Sequence[CellResult | FailedCell]) -> StudyResult:
+    seeds = list(dict.fromkeys(cell.seed for cell in cells))
+    return StudyResult(
+        run=str(tmp_path),
+        base=scores(0.2, 0.1),
+        base_reason=None,
+        base_predictions="stages/evaluate-b/predictions.parquet",
+        phase_ones=tuple(phase_one("e", seed, scores(0.5 + 0.1 * seed, 0.3)) for seed in seeds),
+        cells=tuple(cells),
+        over_seeds=(),
+        precision=Precision(training=("float32",), evaluation="float32", device="cpu"),
+        tokenizer_cost={},
+        contamination=None,
+        language_notes=(),
+    )
 
 
 STUDY = Study.model_validate(
@@ -166,14 +230,7 @@ STUDY = Study.model_validate(
 
 
 def test_the_table_has_base_phase_one_and_every_cell(tmp_path: Path) -> None:
-    failed = {
-        "data": "other",
-        "strategy": "lora",
-        "seed": 0,
-        "status": "failed",
-        "reason": "no memory\nstack",
-    }
-    table = study_table(result(tmp_path, [done_cell("plain"), failed]))
+    table = study_table(result(tmp_path, [done_cell("plain"), failed_cell("other")]))
     assert [row[:2] for row in table.rows] == [
         ("base model", ""),
         ("phase 1", ""),
@@ -216,25 +273,43 @@ def test_costs_are_ratios_to_plain_of_the_same_data_and_seed(tmp_path: Path) -> 
     assert table is not None
     assert table.rows == (("ssu", "1", "1.10", "0.15", "1.00"),)
     several = [done_cell(name, seed) for seed in (0, 1) for name in ("plain", "ssu")]
-    several[3]["cost"]["training_seconds"] = 30.0
+    several[3] = replace(several[3], cost=replace(several[3].cost, training_seconds=30.0))
     both = strategy_cost_table(result(tmp_path, several))
     assert both is not None
     assert both.rows[0][:3] == ("ssu", "2", "1.30 (1.10 to 1.50)")
-    several[3]["cost"]["resumed_from"] = 4  # its seconds are of the rest only
+    resumed = replace(several[3].cost, resumed_from=4)  # its seconds are of the rest only
+    several[3] = replace(several[3], cost=resumed)
     rest = strategy_cost_table(result(tmp_path, several))
     assert rest is not None
     assert rest.rows[0][:3] == ("ssu", "1", "1.10")
     assert strategy_cost_table(result(tmp_path, [done_cell("ssu")])) is None
 
 
+def with_measure(cell: CellResult, name: str, measured: Measured) -> CellResult:
+    (phase,) = cell.phases
+    return replace(cell, phases=(replace(phase, measures=phase.measures | {name: measured}),))
+
+
 def test_drift_has_a_column_and_a_figure_where_it_was_measured(tmp_path: Path) -> None:
-    layers = [
-        {"layer": layer, "mean_cosine": 0.9, "covariance_change": change}
-        for layer, change in enumerate((0.1, 0.3))
-    ]
-    unmeasured, measured = done_cell("plain"), done_cell("lora") | {"drift": {"layers": layers}}
+    unmeasured, measured = (done_cell(name) for name in ("plain", "lora"))
     assert "drift" not in [column.title for column in study_table(result(tmp_path, [unmeasured])).columns]
-    found = result(tmp_path, [unmeasured, measured])
+    figures: dict[str, JsonValue] = {
+        "mean_cosine": 0.9,
+        "cka": None,
+        "trace_change": None,
+        "variance_change": None,
+    }
+    layers: list[JsonValue] = [
+        figures | {"layer": n, "covariance_change": change} for n, change in enumerate((0.1, 0.3))
+    ]
+    drift = Found({"covariance": Figure(0.2)}, {"layers": layers})
+    found = result(
+        tmp_path,
+        [
+            with_measure(unmeasured, "drift", Measured({})),
+            with_measure(measured, "drift", Measured({FROM_PHASE_ONE: drift})),
+        ],
+    )
     table = study_table(found)
     place = [column.title for column in table.columns].index("drift")
     assert [row[place] for row in table.rows[-2:]] == ["-", "0.200"]
@@ -244,8 +319,7 @@ def test_drift_has_a_column_and_a_figure_where_it_was_measured(tmp_path: Path) -
 
 
 def test_a_seed_that_failed_is_counted_beside_those_that_are_done(tmp_path: Path) -> None:
-    failed = {"data": "similar", "strategy": "plain", "seed": 1, "status": "failed", "reason": "no memory"}
-    found = result(tmp_path, [done_cell("plain"), failed])
+    found = result(tmp_path, [done_cell("plain"), failed_cell(strategy="plain", seed=1)])
     assert study_table(found).rows[-1][:3] == ("similar", "plain", "1 of 2")
     by_seed = seed_table(found)
     assert by_seed is not None
@@ -261,7 +335,7 @@ def test_one_seed_has_no_table_by_seed(tmp_path: Path) -> None:
 
 def test_several_phase_ones_each_have_a_row(tmp_path: Path) -> None:
     found = result(tmp_path, [done_cell("plain")])
-    found["phase_ones"].append({"data": "orca", "strategy": "plain", "seed": 0, "scores": scores(0.6, 0.2)})
+    found = replace(found, phase_ones=(*found.phase_ones, phase_one("orca", 0, scores(0.6, 0.2))))
     assert [row[:2] for row in study_table(found).rows] == [
         ("base model", ""),
         ("phase 1: e", "plain"),
@@ -271,7 +345,7 @@ def test_several_phase_ones_each_have_a_row(tmp_path: Path) -> None:
 
 
 def test_a_failed_base_is_told_with_its_reason(tmp_path: Path) -> None:
-    found = {**result(tmp_path, [done_cell("plain")]), "base": None, "base_reason": "no memory <b>"}
+    found = replace(result(tmp_path, [done_cell("plain")]), base=None, base_reason="no memory <b>")
     assert failures(found) == ["base model: no memory <b>"]
     assert "base model: no memory &lt;b&gt;" in render_page(found, STUDY)
     assert [row[0] for row in study_table(found).rows] == ["phase 1", "similar"]
@@ -307,11 +381,8 @@ def test_the_forgetting_table_averages_seeds(tmp_path: Path) -> None:
 
 
 def test_a_mixed_cell_stands_beside_chains_with_fewer_columns(tmp_path: Path) -> None:
-    mixed = done_cell("mixed")
-    mixed["forgetting"] = {
-        "ability": matrix(("two",), {"base": [0.1], "mixed": [0.7]}, None),
-        "bits_per_character": None,
-    }
+    own = matrix(("two",), {"base": [0.1], "mixed": [0.7]}, None)
+    mixed = replace(done_cell("mixed"), forgetting=Forgetting(own, None))
     table = forgetting_table(result(tmp_path, [done_cell("plain"), mixed]), "ability", with_intervals=False)
     assert table is not None
     assert table.rows[-1] == (
@@ -327,7 +398,7 @@ def test_the_arrow_needs_an_interval_that_excludes_zero(value: float, expected: 
 
 def test_the_page_stands_alone_and_escapes_what_it_is_told(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>"
-    failed = {"data": evil, "strategy": "lora", "seed": 0, "status": "failed", "reason": evil}
+    failed = failed_cell(evil, reason=evil)
     path = write_page(result(tmp_path, [done_cell(evil), failed]), STUDY)
     html = path.read_text(encoding="utf-8")
     assert path == tmp_path / "report" / "index.html"
@@ -345,29 +416,29 @@ def test_the_page_stands_alone_and_escapes_what_it_is_told(tmp_path: Path) -> No
 
 
 def test_a_page_without_a_finished_cell_still_says_why(tmp_path: Path) -> None:
-    failed = {"data": "x", "strategy": "lora", "seed": 0, "status": "failed", "reason": "no memory"}
-    nothing = {**result(tmp_path, [failed]), "phase_one": None, "phase_ones": []}
+    nothing = replace(result(tmp_path, [failed_cell("x")]), phase_ones=())
     html = write_page(nothing, STUDY).read_text(encoding="utf-8")
     assert "no memory" in html
 
 
 def test_the_trade_off_has_a_point_for_each_strategy_and_seeds_make_one(tmp_path: Path) -> None:
     cells = [done_cell("plain", seed, task) for seed, task in ((0, 0.4), (1, 0.2))] + [done_cell("lora")]
-    pooled = {
-        "data": "similar",
-        "strategy": "plain",
-        "seeds": 2,
-        "task_ability": difference(-0.2, 0.04),
-        "language_ability": difference(0.3, 0.05),
-    }
-    chart = trade_off(result(tmp_path, cells) | {"over_seeds": [pooled]})
+    pooled = SeedDifferences(
+        data="similar",
+        strategy="plain",
+        seeds=2,
+        task_ability=difference(-0.2, 0.04),
+        language_ability=difference(0.3, 0.05),
+    )
+    several = replace(result(tmp_path, cells), over_seeds=(pooled,))
+    chart = trade_off(several)
     assert chart is not None
     points = {row["strategy"]: row for row in chart.to_dict()["data"]["values"]}
     assert points.keys() == {"plain", "lora"}
     assert (points["plain"]["change"], points["plain"]["change_low"]) == (-0.2, pytest.approx(-0.24))
     assert points["lora"]["change"] == pytest.approx(-0.1)
     assert "lora" in to_svg(chart)
-    table = change_table(result(tmp_path, cells) | {"over_seeds": [pooled]})
+    table = change_table(several)
     assert table is not None
     assert table.rows == (
         (
@@ -380,10 +451,9 @@ def test_the_trade_off_has_a_point_for_each_strategy_and_seeds_make_one(tmp_path
             "0.070",
         ),
     )
-    assert "Changes over seeds" in render_page(result(tmp_path, cells) | {"over_seeds": [pooled]}, STUDY)
+    assert "Changes over seeds" in render_page(several, STUDY)
     assert change_table(result(tmp_path, cells)) is None
-    failed = done_cell("lora") | {"status": "failed", "reason": "it broke"}
-    assert trade_off(result(tmp_path, [failed])) is None
+    assert trade_off(result(tmp_path, [failed_cell()])) is None
 
 
 def test_the_task_table_has_the_corrected_p_value_of_each_cell_and_names_the_correction(
@@ -398,21 +468,24 @@ def test_what_answers_were_like_and_the_noise_floor_are_told_where_they_were_mea
     cell = done_cell("plain")
     found = result(tmp_path, [cell])
     assert answer_table(found) is None
-    assert noise_note(found) is None
+    assert len(notes(found)) == 2
     assert "What the answers were like" not in render_page(found, STUDY)
-    counts = {"n": 80, "empty": 1, "looping": 2, "truncated": 3}
-    quiet, loud = ({"low": 0.5, "high": 0.5 + width, "deviation": width / 2} for width in (0.01, 0.04))
-    found["base"] |= {"answers": counts, "undetermined_language": 4, "wrong_language": None}
-    found["base"]["noise"] = {"repeats": 3, "task_ability": quiet, "language_ability": None}
-    cell["scores"] |= {"answers": counts, "undetermined_language": 5}
-    cell["scores"]["noise"] = {"repeats": 3, "task_ability": loud, "language_ability": quiet}
+    faults = AnswerCounts(n=80, empty=1, looping=2, truncated=3)
+    quiet, loud = (ScoreRange((0.5,), 0.5, 0.5 + width, width / 2, 3) for width in (0.01, 0.04))
+    base = replace(scores(0.2, 0.1), answers=faults, undetermined_language=4, wrong_language=None)
+    after = replace(cell.scores, answers=faults, undetermined_language=5)
+    found = replace(
+        found,
+        base=replace(base, noise=NoiseFloor(3, quiet, None, None, {})),
+        cells=(replace(cell, scores=replace(after, noise=NoiseFloor(3, loud, quiet, None, {}))),),
+    )
     table = answer_table(found)
     assert table is not None
     assert table.rows == (
         ("base model", "80", "1", "2", "3", "-", "4"),
         ("similar / plain / seed 0", "80", "1", "2", "3", "25.0%", "5"),
     )
-    assert noise_note(found) == (
+    assert notes(found)[-1] == (
         "Noise floor: generated 3 times, each in other batches, scores moved: task ability by up to 0.040 (standard "
         "deviation 0.020), language ability by up to 0.010 (standard deviation 0.005)."
     )
@@ -422,10 +495,18 @@ def test_what_answers_were_like_and_the_noise_floor_are_told_where_they_were_mea
 
 
 def test_table_and_page_say_in_which_precision_models_were_trained_and_evaluated(tmp_path: Path) -> None:
-    used = {"training": ["bf16", "bf16_pure"], "evaluation": "bf16", "device": "NVIDIA H100"}
-    found = result(tmp_path, [done_cell("plain")]) | {"precision": used}
+    used = Precision(training=("bf16", "bf16_pure"), evaluation="bf16", device="NVIDIA H100")
+    found = replace(result(tmp_path, [done_cell("plain")]), precision=used)
     said = "Trained in bf16 and bf16_pure, evaluated in bf16 on NVIDIA H100."
-    assert precision_note(found) == said
+    assert said in notes(found)
     assert said in render_page(found, STUDY)
-    nothing = {"precision": used | {"training": []}}
-    assert precision_note(nothing) == "Evaluated in bf16 on NVIDIA H100."
+    nothing = replace(found, precision=replace(used, training=()))
+    assert "Evaluated in bf16 on NVIDIA H100." in notes(nothing)
+
+
+def test_a_measure_that_could_not_be_taken_is_reported_with_its_reasons(tmp_path: Path) -> None:
+    reasons = ("'x' is in th", None, "'y' is in vi", "'x' is in th")
+    cells = [with_measure(done_cell(f"s{i}"), "des", Measured({}, one)) for i, one in enumerate(reasons)]
+    found = result(tmp_path, cells)
+    assert "DES is missing where 'x' is in th; and where 'y' is in vi." in notes(found)
+    assert "and where &#39;y&#39; is in vi." in render_page(found, STUDY)

@@ -24,7 +24,7 @@ COMMANDS = (
     "ls",
 )
 HELP = "import sys; sys.argv = ['lingraft', *{arguments!r}]; from lingraft.cli.main import main; main()"
-HEAVY = ("torch", "transformers", "datasets", "lm_eval", "altair", "numpy", "peft")
+HEAVY = ("torch", "transformers", "datasets", "lm_eval", "altair", "numpy", "peft", "openai")
 LOADED = f"""
 import atexit, sys
 atexit.register(lambda: print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr))

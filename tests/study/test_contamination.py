@@ -81,9 +81,9 @@ def test_a_task_in_the_training_rows_is_warned_of_and_the_measure_is_kept(
     with Store(tmp_path / "run") as store:
         found = tell_contamination(loaded, materials, store, tmp_path, watcher)
         assert found is not None
-        assert found["tasks"]["towns.yaml/en"]["contaminated"] == 0.5
-        assert found["tasks"]["worldbook:counting/de"]["contaminated"] == 0.0
-        assert found["tasks"]["towns.yaml/en"]["worst"][0]["text"] == QUESTION
+        assert found.tasks["towns.yaml/en"].contaminated == 0.5
+        assert found.tasks["worldbook:counting/de"].contaminated == 0.0
+        assert found.tasks["towns.yaml/en"].worst[0].text == QUESTION
         assert [note.split(":")[0] for note in watcher.notes] == ["towns.yaml/en"]
         assert "50.0% of its 2 items" in watcher.notes[0]
         monkeypatch.delattr(contamination, "overlap")
@@ -111,7 +111,7 @@ def test_a_task_whose_items_cannot_be_read_is_told_and_the_others_are_measured(
     with Store(tmp_path / "run") as store:
         found = tell_contamination(loaded, gather(loaded, tmp_path), store, tmp_path, watcher)
         assert found is not None
-        assert list(found["tasks"]) == ["worldbook:counting/de"]
-        assert len(found["unread"]) == 1
+        assert list(found.tasks) == ["worldbook:counting/de"]
+        assert len(found.unread) == 1
         assert "towns.yaml" in watcher.notes[0]
         assert not list(store.cache.glob("contamination-*"))

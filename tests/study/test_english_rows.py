@@ -17,6 +17,7 @@ from lingraft.strategies.base import Context
 from lingraft.study import materials as module
 from lingraft.study.contamination import training_rows
 from lingraft.study.materials import Drawn, Materials, gather
+from lingraft.study.result import CellResult
 from lingraft.study.run import run_study
 
 ROWS = 60
@@ -133,8 +134,8 @@ def test_a_limit_draws_so_many_rows_by_the_seed_of_those_that_are_not_held_out(
             own = drawn(study, materials, seed)
             assert len(own.rows) == (ROWS - 2 if limit is None else limit)
             assert not held_out & {one.group for one in own.rows}
-            assert own.counts["train"] == len(own.rows)
-            assert own.counts["shortfall"] == 0
+            assert own.counts.train == len(own.rows)
+            assert own.counts.shortfall == 0
             found[limit, seed] = own
         assert len(list(training_rows(study, materials))) == 8 + (ROWS - 2 if limit is None else 2 * limit)
     ids = {key: {one.id for one in own.rows} for key, own in found.items()}
@@ -148,7 +149,7 @@ def test_a_limit_above_what_there_is_falls_short_in_the_record(tmp_path: Path, t
     source = write(tmp_path / "en.jsonl", english_rows())
     study = study_of(tmp_path, tiny_model, {"source": source, "limit": 100}, ["english_replay"])
     own = drawn(study, gather(study, tmp_path))
-    assert own.counts["shortfall"] == 100 - (ROWS - 2)
+    assert own.counts.shortfall == 100 - (ROWS - 2)
 
 
 def texts(rows: Any) -> set[str]:
@@ -191,7 +192,7 @@ def test_broken_rows_of_english_are_counted_in_the_record(tmp_path: Path, tiny_m
     english = {"source": write(tmp_path / "en.jsonl", rows), "max_broken_share": 0.1}
     study = study_of(tmp_path, tiny_model, english, ["english_replay"])
     own = drawn(study, gather(study, tmp_path))
-    assert own.counts["broken"] == 1
+    assert own.counts.broken == 1
     assert len(own.rows) == ROWS - 3
 
 
@@ -251,10 +252,10 @@ def test_a_study_replays_no_more_rows_than_the_limit_of_english(tmp_path: Path, 
         evaluate={"task_ability": tasks, "language_ability": tasks},
     )
     result = run_study(study, runs=tmp_path / "runs", base_folder=tmp_path)
-    (cell,) = result["cells"]
-    assert cell["status"] == "done", cell["reason"]
-    training = cell["training"]
-    assert (training["replayed"], training["replay_shortfall"]) == (3, 8 - 3)
-    own, parallel = training["data"]
-    assert (own["train"], own["held_out"]) == (8, 2)
-    assert (parallel["source"], parallel["train"]) == (english["source"], 3)
+    (cell,) = result.cells
+    assert isinstance(cell, CellResult), cell.reason
+    training = cell.training
+    assert (training.replayed, training.replay_shortfall) == (3, 8 - 3)
+    own, parallel = training.data
+    assert (own.train, own.held_out) == (8, 2)
+    assert (parallel.source, parallel.train) == (english["source"], 3)

@@ -46,22 +46,22 @@ def test_a_study_replays_what_its_record_says_and_goes_on_where_it_was_stopped(
     talkative_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompts: str, taken: str
 ) -> None:
     result = run_study(study(talkative_model, prompts), runs=tmp_path / "whole")
-    assert [cell["status"] for cell in result["cells"]] == ["done", "done"], result["cells"]
-    for cell, wanted in zip(result["cells"], (2, 4), strict=True):  # share / (1 - share) * 16
-        told = cell["training"]
-        assert (told["replayed"], told["replay_shortfall"], told["examples"]) == (wanted, 0, 16 + wanted)
-        assert told["replay_share"] == wanted / (16 + wanted)
-        assert told["replay_dropped"].keys() <= {
+    assert len(result.done) == len(result.cells), result.cells
+    for cell, wanted in zip(result.done, (2, 4), strict=True):  # share / (1 - share) * 16
+        told = cell.training
+        assert (told.replayed, told.replay_shortfall, told.examples) == (wanted, 0, 16 + wanted)
+        assert told.replay_share == wanted / (16 + wanted)
+        assert told.replay_dropped.keys() <= {
             f"{prefix}{reason}" for prefix in ("", "prompt_") for reason in ("empty", "looping", "truncated")
         } | {"repeated"}
-        (origin,) = told["replay_origins"]
-        assert (origin["kind"], origin["rows"]) == ("generative_replay", wanted)
-        assert origin["settings"]["prompts"] == taken
-        assert origin["settings"]["temperature"] == 1.0
+        (origin,) = told.replay_origins
+        assert (origin.kind, origin.rows) == ("generative_replay", wanted)
+        assert origin.settings["prompts"] == taken
+        assert origin.settings["temperature"] == 1.0
     folders = list((tmp_path / "whole" / "small" / "cache").glob("replay-*"))
     assert len(folders) == 1
     settings = json.loads((folders[0] / "settings.json").read_text())["settings"]
-    assert settings == result["cells"][0]["training"]["replay_origins"][0]["settings"]
+    assert settings == result.done[0].training.replay_origins[0].settings
 
     whole, batches = TransformersGenerator.continue_batch, 0
 

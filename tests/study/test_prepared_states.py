@@ -11,6 +11,7 @@ import pytest
 from lingraft.config.schema import Study
 from lingraft.records import read_json
 from lingraft.study.events import Watcher
+from lingraft.study.result import StudyResult
 from lingraft.study.run import run_study
 
 SETS = {name: {"source": f"worldbook:lookup/{name}", "limit": 8} for name in ("de", "es")}
@@ -64,7 +65,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, talkative_model: Path) ->
     watcher = Counted()
     wanted = study(talkative_model, [{"ewc": {"tokens": 100}}, "spectrum"], seeds=[0, 1])
     result = run_study(wanted, runs=tmp_path_factory.mktemp("runs"), watcher=watcher)
-    assert {cell["reason"] for cell in result["cells"]} == {None}
+    assert result.done == result.cells
     return watcher
 
 
@@ -98,7 +99,7 @@ def test_a_state_is_discarded_after_its_last_cell_and_made_again_for_one_that_is
         {"ewc": {"tokens": 100, "strength": one, "name": f"ewc-{one}"}} for one in (0.01, 0.1, 1.0)
     )
 
-    def run(strategies: list[Any]) -> tuple[dict[str, Any], Counted]:
+    def run(strategies: list[Any]) -> tuple[StudyResult, Counted]:
         watcher = Counted()
         wanted = study(talkative_model, strategies, sets=["de"], keep="none")
         return run_study(wanted, runs=tmp_path, watcher=watcher), watcher
@@ -107,10 +108,10 @@ def test_a_state_is_discarded_after_its_last_cell_and_made_again_for_one_that_is
     assert watcher.prepared("ewc") == 1  # it stays until the second strength is trained
     assert states(tmp_path) == {"ewc": False, "spectrum": False}
     again, watcher = run([weak, "spectrum", strong])
-    assert again["cells"] == first["cells"]
+    assert again.cells == first.cells
     assert watcher.prepared("ewc") == watcher.prepared("spectrum") == 0
     grown, watcher = run([weak, "spectrum", strong, stronger])
-    assert {cell["reason"] for cell in grown["cells"]} == {None}
+    assert grown.done == grown.cells
     assert watcher.prepared("ewc") == 1
     assert not [note for note in watcher.notes if "made again" in note], "the state came out otherwise"
     assert states(tmp_path) == {"ewc": False, "spectrum": False}
@@ -124,5 +125,5 @@ def test_a_state_stays_with_the_kept_checkpoint_that_it_made(tmp_path: Path, tal
         {"name": "three", "data": {"es": SETS["es"]}, "strategies": [both]},
     ]
     result = run_study(study(talkative_model, [], phases=phases), runs=tmp_path)
-    assert [cell["reason"] for cell in result["cells"]] == [None]
+    assert result.done == result.cells
     assert states(tmp_path) == {"ewc": True, "spectrum": False}  # the second phase's checkpoint is not kept

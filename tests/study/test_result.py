@@ -8,9 +8,17 @@ from typing import Any
 
 import pytest
 
-from lingraft.errors import ConfigError
+from lingraft.errors import ConfigError, EvaluationError
+from lingraft.evaluate.predictions import Prediction
+from lingraft.evaluate.results import EvaluationRecord
+from lingraft.evaluate.scores import score_summary
+from lingraft.evaluate.task_records import Asked, DataRevision, HowAsked, TaskRecord
 from lingraft.records import to_json
+from lingraft.stage import FinishedStage
 from lingraft.study.result import FailedCell, Precision, StudyResult, read_result, write_result
+from lingraft.study.stages.evaluate import recorded
+
+ASKED = Asked(HowAsked("e 1", "1", "bf16", "x"), {})
 
 
 @pytest.fixture
@@ -64,6 +72,25 @@ def test_what_is_no_result_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "result.json").write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=r"result\.json: is not of this version's format"):
         read_result(tmp_path)
+
+
+def test_an_evaluation_is_read_as_it_was_recorded_and_another_form_is_refused(tmp_path: Path) -> None:
+    record = EvaluationRecord(
+        scores=score_summary([Prediction("task_ability", "t", "en", "c", "i", 1.0, "p", "r", "r")], {}),
+        tasks={
+            "t/en": TaskRecord(
+                "1", "m", "none", 1, "", "", (DataRevision(files={"a.jsonl": "0" * 64}),), None, ASKED
+            )
+        },
+        precision="float32",
+        not_run={},
+        no_room={"u/en": "too long"},
+    )
+    stage = FinishedStage("evaluate", "0" * 16, tmp_path, to_json(record), {}, reused=False)
+    assert recorded(stage) == record
+    del stage.result["tasks"]["t/en"]["asked"]
+    with pytest.raises(EvaluationError, match=r"another version of lingraft .*; evaluate the model anew"):
+        recorded(stage)
 
 
 def test_a_folder_without_a_result_is_refused(tmp_path: Path) -> None:

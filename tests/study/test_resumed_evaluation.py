@@ -13,7 +13,7 @@ from lingraft.records import read_json
 from lingraft.stage import FinishedStage, GivenModel, StageProgress
 from lingraft.study.events import Watcher
 from lingraft.study.execute import Executor
-from lingraft.study.stages.evaluate import ANSWERS, Evaluate, questions
+from lingraft.study.stages.evaluate import Evaluate, questions
 from lingraft.study.store import RECORD, Store
 
 TASK = EvaluationTask(task="worldbook:lookup", limit=4, max_new_tokens=4)
@@ -57,7 +57,7 @@ def test_a_killed_evaluation_stage_is_resumed(
     resumed = evaluated(tiny_model, tmp_path / "killed", Watcher())
     assert generated == [2] * 8
     assert read_json(resumed.folder / RECORD) == read_json(undisturbed.folder / RECORD)
-    assert not (resumed.folder / ANSWERS).exists()
+    assert not list(tmp_path.rglob("answers-*.jsonl"))
     noise = resumed.result["scores"]["noise"]
     assert noise["repeats"] == 2
     assert len(noise["language_ability"]["scores"]) == 2

@@ -18,8 +18,11 @@ from lingraft.config.load import load_study
 from lingraft.config.schema import DataSource
 from lingraft.data.sources import load_data, split_data
 from lingraft.evaluate.held_out import item_of
+from lingraft.evaluate.results import AnyMatrix
+from lingraft.measures.base import FROM_PHASE_ONE, FROM_PREVIOUS, Column, Measured
 from lingraft.records import read_json
 from lingraft.study.events import Watcher
+from lingraft.study.result import CellResult, PhaseResult, StudyResult
 from lingraft.study.run import run_study
 
 HELD_OUT = 6
@@ -87,7 +90,7 @@ class Counted(Watcher):
 @pytest.fixture(scope="module")
 def three(
     tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tasks: dict[str, Path]
-) -> tuple[Path, dict[str, Any], Counted]:
+) -> tuple[Path, StudyResult, Counted]:
     """A finished study of three phases: its file, its result, and what its watcher was told."""
     folder = tmp_path_factory.mktemp("three")
     phases = [
@@ -112,9 +115,10 @@ def three(
     return path, result, watcher
 
 
-def chain_of(cell: dict[str, Any]) -> list[str | None]:
+def chain_of(cell: CellResult) -> list[str | None]:
     """Follow a cell's checkpoint back to the base by the records: fingerprints of its trainings, None the base."""
-    folder = Path(cell["checkpoint"]).parent
+    assert cell.checkpoint is not None
+    folder = Path(cell.checkpoint).parent
     chain: list[str | None] = []
     while True:
         record = read_json(folder / "record.json")
@@ -191,93 +195,101 @@ def lingraft(*arguments: str, before: str = "") -> subprocess.CompletedProcess[s
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
-def check_matrix(found: dict[str, Any], expected: list[list[float]], sign: int) -> None:
-    assert [row["after"] for row in found["rows"]] == ["base", "one", "two", "three"]
-    entries = [[entry["value"] for entry in row["scores"]] for row in found["rows"]]
+def check_matrix(found: AnyMatrix | None, expected: list[list[float]], sign: int) -> None:
+    assert found is not None
+    assert [row.after for row in found.rows] == ["base", "one", "two", "three"]
+    entries = [[entry.value for entry in row.scores] for row in found.rows]
     for row, wanted in zip(entries, expected, strict=True):
         assert row == pytest.approx(wanted, abs=1e-12)
-    for name, number in by_hand(expected, sign).items():
-        value = found[name] if name == "forgetting" else found[name]["value"]
-        assert value == pytest.approx(number, abs=1e-12), name
-    for name in ("average", "backward_transfer", "forward_transfer"):
-        assert found[name]["low"] <= found[name]["value"] <= found[name]["high"]
+    wanted_summary = by_hand(expected, sign)
+    assert found.forgetting == pytest.approx(wanted_summary.pop("forgetting"), abs=1e-12)
+    for name, number in wanted_summary.items():
+        one = getattr(found, name)
+        assert one.value == pytest.approx(number, abs=1e-12), name
+        assert one.low <= one.value <= one.high
     assert len({value for row in entries for value in row}) > 3, "the scores are too alike to show a mistake"
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_the_forgetting_matrix_equals_one_computed_by_hand_from_the_records(
-    three: tuple[Path, dict[str, Any], Counted], number: int
+    three: tuple[Path, StudyResult, Counted], number: int
 ) -> None:
     path, result, _ = three
-    cell = result["cells"][number]
+    cell = result.done[number]
     folders = [evaluation_of(path.parent / "runs/three/stages", one) for one in chain_of(cell)]
     assert len(folders) == 4
-    last = SOURCES[cell["data"]]
+    last = SOURCES[cell.data]
     sets = [(SOURCES["one"], ["en"]), (SOURCES["two"], ["de"]), (last, ["es", "fr"])]
     abilities = [[ability(folder, languages) for _, languages in sets] for folder in folders]
-    check_matrix(cell["forgetting"]["ability"], abilities, 1)
+    check_matrix(cell.forgetting.ability, abilities, 1)
     losses = [[held_out_bits(folder, *one) for one in sets] for folder in folders]
-    check_matrix(cell["forgetting"]["bits_per_character"], losses, -1)
+    check_matrix(cell.forgetting.bits_per_character, losses, -1)
 
 
 def test_the_matrix_agrees_with_the_scores_of_each_phase(
-    three: tuple[Path, dict[str, Any], Counted],
+    three: tuple[Path, StudyResult, Counted],
 ) -> None:
     _, result, _ = three
-    for cell in result["cells"][:3]:
-        rows = cell["forgetting"]["ability"]["rows"]
-        assert rows[0]["scores"][0] == result["base"]["task_ability"]
-        for row, phase in zip(rows[1:], cell["phases"], strict=True):
-            assert row["scores"][0] == phase["scores"]["task_ability"]
-            assert row["scores"][1]["value"] == phase["scores"]["per_language"]["de"]["value"]
-        mean = cell["forgetting"]["bits_per_character"]["rows"][1]["scores"][0]["value"]
-        assert mean == pytest.approx(cell["phases"][0]["scores"]["per_language"]["en"]["bits_per_character"])
+    assert result.base is not None
+    for cell in result.done[:3]:
+        matrix, losses = cell.forgetting.ability, cell.forgetting.bits_per_character
+        assert matrix is not None
+        assert losses is not None
+        assert matrix.rows[0].scores[0] == result.base.task_ability
+        for row, phase in zip(matrix.rows[1:], cell.phases, strict=True):
+            assert row.scores[0] == phase.scores.task_ability
+            assert row.scores[1].value == phase.scores.per_language["de"].value
+        english = cell.phases[0].scores.per_language["en"].held_out
+        assert english is not None
+        assert losses.rows[1].scores[0].value == pytest.approx(english.value)
 
 
 def test_a_mixed_cell_has_one_row_in_which_all_was_learned_at_once(
-    three: tuple[Path, dict[str, Any], Counted],
+    three: tuple[Path, StudyResult, Counted],
 ) -> None:
     _, result, _ = three
-    mixed = result["cells"][3]
-    assert mixed["training"]["examples"] == 96
-    for matrix in mixed["forgetting"].values():
-        assert [row["after"] for row in matrix["rows"]] == ["base", "mixed"]
-        assert matrix["backward_transfer"] is matrix["forward_transfer"] is matrix["forgetting"] is None
-        assert matrix["average"]["value"] == pytest.approx(
-            sum(entry["value"] for entry in matrix["rows"][1]["scores"]) / 3
-        )
+    mixed = result.done[3]
+    assert mixed.training.examples == 96
+    for matrix in (mixed.forgetting.ability, mixed.forgetting.bits_per_character):
+        assert matrix is not None
+        assert [row.after for row in matrix.rows] == ["base", "mixed"]
+        assert (matrix.backward_transfer, matrix.forward_transfer, matrix.forgetting) == (None, None, None)
+        assert matrix.average.value == pytest.approx(sum(entry.value for entry in matrix.rows[1].scores) / 3)
+
+
+def figure(phase: PhaseResult, measure: str, taken_from: str) -> float | None:
+    return phase.measures[measure].figure(Column("", "", measure, taken_from)).value
 
 
 def test_each_phase_is_compared_with_the_one_before_and_with_phase_one(
-    three: tuple[Path, dict[str, Any], Counted],
+    three: tuple[Path, StudyResult, Counted],
 ) -> None:
     _, result, _ = three
-    cell = result["cells"][1]
-    one, two, last = cell["phases"]
-    nothing = {"from_previous": None, "from_phase_one": None}
-    assert one["des"] == one["mpd"] == nothing
-    assert two["des"]["from_previous"] == two["des"]["from_phase_one"]
-    assert two["mpd"]["from_previous"] == two["mpd"]["from_phase_one"] > 0
-    assert last["des"]["from_phase_one"] == cell["des"]
-    assert last["des"]["from_previous"] != cell["des"]
-    assert last["mpd"]["from_phase_one"] == cell["mpd"]["from_phase_one"]
-    assert 0 < last["mpd"]["from_previous"] != last["mpd"]["from_phase_one"]
-    replayed = result["cells"][2]["phases"][2]["training"]
-    assert (replayed["replayed"], replayed["examples"]) == (8, 40)  # 0.2 / 0.8 * 32, from Phase 1
+    one, two, last = result.done[1].phases
+    assert one.measures["des"] == one.measures["mpd"] == Measured({})
+    for name in ("des", "mpd"):
+        previous, first = (figure(two, name, place) for place in (FROM_PREVIOUS, FROM_PHASE_ONE))
+        assert previous == first != 0
+        previous, first = (figure(last, name, place) for place in (FROM_PREVIOUS, FROM_PHASE_ONE))
+        assert None not in (previous, first)
+        assert previous != first
+    assert result.done[1].measures == last.measures
+    replayed = result.done[2].phases[2].training
+    assert (replayed.replayed, replayed.examples) == (8, 40)  # 0.2 / 0.8 * 32, from Phase 1
 
 
-def test_as_many_stages_are_finished_as_were_announced(three: tuple[Path, dict[str, Any], Counted]) -> None:
+def test_as_many_stages_are_finished_as_were_announced(three: tuple[Path, StudyResult, Counted]) -> None:
     _, _, watcher = three
     assert watcher.announced == watcher.finished
 
 
 def test_the_middle_phase_is_trained_once_and_its_checkpoint_is_not_kept(
-    three: tuple[Path, dict[str, Any], Counted],
+    three: tuple[Path, StudyResult, Counted],
 ) -> None:
     path, result, _ = three
     stages = path.parent / "runs/three/stages"
     assert len(list(stages.glob("train-*"))) == 6  # one, two, and four cells
-    middle = chain_of(result["cells"][0])[2]
+    middle = chain_of(result.done[0])[2]
     entries = read_json(stages / f"train-{middle}/record.json")["artefacts"].values()
     assert all(entry["discarded"] for entry in entries)
     before = {path: path.stat().st_mtime_ns for path in stages.rglob("*")}
@@ -287,7 +299,7 @@ def test_the_middle_phase_is_trained_once_and_its_checkpoint_is_not_kept(
 
 
 def test_the_command_prints_the_matrices_and_writes_the_page(
-    three: tuple[Path, dict[str, Any], Counted],
+    three: tuple[Path, StudyResult, Counted],
 ) -> None:
     path, _, _ = three
     done = lingraft("run", str(path), "--runs", str(path.parent / "runs"))
@@ -318,26 +330,30 @@ def test_four_phases_from_a_checkpoint_by_paths(
     path = study_file(tmp_path, known, name="four", phases=phases, paths=[plain, frozen])
     watcher = Counted()
     result = run_study(load_study(path), runs=tmp_path / "runs", watcher=watcher)
-    assert [cell["status"] for cell in result["cells"]] == ["done", "done"], result["cells"]
-    assert [cell["strategy"] for cell in result["cells"]] == ["plain > plain", "freeze_random > plain"]
+    assert len(result.done) == 2, result.cells
+    assert [cell.strategy for cell in result.cells] == ["plain > plain", "freeze_random > plain"]
     assert watcher.announced == watcher.finished
-    cell = result["cells"][1]
-    assert set(cell["scores"]["per_language"]) == {"de", "en", "es"}, "sets that no path uses are not read"
-    assert [phase["phase"] for phase in cell["phases"]] == ["two", "three", "four"]
-    assert cell["phases"][1]["training"]["frozen_parameters"] > 0
-    assert cell["des"] is None  # the checkpoint's instructions are unknown
-    assert cell["phases"][0]["des"]["from_previous"] is None
-    assert cell["phases"][1]["des"]["from_previous"] > 0
-    assert cell["phases"][0]["mpd"]["from_previous"] == cell["phases"][0]["mpd"]["from_phase_one"] > 0
-    matrix, losses = cell["forgetting"]["ability"], cell["forgetting"]["bits_per_character"]
-    assert [row["after"] for row in matrix["rows"]] == ["instruct", "two", "three", "four"]
-    assert [one["measured_by"] for one in matrix["columns"]] == [["task ability"], ["de"], ["de"], ["es"]]
-    assert (matrix["unmeasured"], losses["unmeasured"]) == ([], ["instruct"])
-    rows = [[entry["value"] for entry in row["scores"]] for row in losses["rows"]]
-    assert losses["backward_transfer"]["value"] == pytest.approx(
+    cell = result.done[1]
+    assert set(cell.scores.per_language) == {"de", "en", "es"}, "sets that no path uses are not read"
+    two, three, four = cell.phases
+    assert [phase.phase for phase in cell.phases] == ["two", "three", "four"]
+    assert three.training.frozen_parameters > 0
+    assert figure(four, "des", FROM_PHASE_ONE) is None  # the checkpoint's instructions are unknown
+    assert figure(two, "des", FROM_PREVIOUS) is None
+    assert figure(three, "des", FROM_PREVIOUS) is not None
+    assert figure(two, "mpd", FROM_PREVIOUS) == figure(two, "mpd", FROM_PHASE_ONE) != 0
+    matrix, losses = cell.forgetting.ability, cell.forgetting.bits_per_character
+    assert matrix is not None
+    assert losses is not None
+    assert [row.after for row in matrix.rows] == ["instruct", "two", "three", "four"]
+    assert [one.measured_by for one in matrix.columns] == [("task ability",), ("de",), ("de",), ("es",)]
+    assert (matrix.unmeasured, losses.unmeasured) == ((), ("instruct",))
+    rows = [[entry.value for entry in row.scores] for row in losses.rows]
+    assert losses.backward_transfer is not None
+    assert losses.backward_transfer.value == pytest.approx(
         ((rows[1][0] - rows[3][0]) + (rows[2][1] - rows[3][1])) / 2
     )
-    assert losses["forward_transfer"] is None  # there is no base
+    assert losses.forward_transfer is None  # there is no base
 
 
 def test_a_failed_base_evaluation_is_a_reason_and_exit_code_one(
@@ -388,7 +404,7 @@ def test_a_cell_added_later_makes_the_discarded_middle_phase_again_and_one_stage
     watcher = Recorded()
     more = ["phases.three.strategies=[plain, freeze_random]"]
     second = run_study(load_study(path, more), runs=tmp_path / "runs", watcher=watcher)
-    assert second["cells"][0] == first["cells"][0]
+    assert second.cells[0] == first.cells[0]
     worked = [entry for entry in watcher.told if entry[0] != "reused"]
     assert worked[0::2] == [("began", label) for _, label in worked[1::2]], "one stage inside another"
     assert [label.split()[0] for kind, label in worked if kind == "began"] == ["train", "train", "evaluate"]
@@ -411,14 +427,12 @@ def test_a_row_that_another_set_holds_out_is_not_trained_on_and_counted(
     known = {"en": tasks["en"], "de": tasks["de"], "de-AT": tasks["de"]}
     path = study_file(tmp_path, known, name="shared", model=str(tiny_model), phases=phases, measures=[])
     result = run_study(load_study(path), runs=tmp_path / "runs")
-    assert result["cells"][0]["status"] == "done", result["cells"][0]["reason"]
-    one, two = (phase["training"] for phase in result["cells"][0]["phases"])
-    assert two["data"][0]["withheld"] > 0
+    assert result.done, result.cells
+    one, two = (phase.training for phase in result.done[0].phases)
+    assert two.data[0].withheld > 0
     for phase in (one, two):
-        counts = phase["data"][0]
-        assert (
-            phase["examples"] == counts["train"] == counts["rows"] - counts["held_out"] - counts["withheld"]
-        )
+        counts = phase.data[0]
+        assert phase.examples == counts.train == counts.rows - counts.held_out - counts.withheld
 
 
 def test_mixed_sees_each_set_as_often_as_its_own_phase_does(
@@ -439,12 +453,12 @@ def test_mixed_sees_each_set_as_often_as_its_own_phase_does(
     known = {tag: tasks[tag] for tag in ("en", "de")}
     path = study_file(tmp_path, known, name="epochs", model=str(tiny_model), phases=phases, measures=[])
     result = run_study(load_study(path), runs=tmp_path / "runs")
-    plain, mixed = result["cells"]
-    assert mixed["status"] == "done", mixed["reason"]
+    assert len(result.done) == 2, result.cells
+    plain, mixed = result.done
     trained = [read_json(p)["result"] for p in (tmp_path / "runs").glob("*/stages/train-*/record.json")]
-    assert mixed["training"]["examples"] == 3 * 16 + 16
-    assert mixed["training"]["tokens"] == sum(one["tokens"] for one in trained) - mixed["training"]["tokens"]
-    assert plain["training"]["examples"] == 16
+    assert mixed.training.examples == 3 * 16 + 16
+    assert mixed.training.tokens == sum(one["tokens"] for one in trained) - mixed.training.tokens
+    assert plain.training.examples == 16
 
 
 def test_a_phase_one_whose_cell_fails_stands_in_the_result(
@@ -461,6 +475,5 @@ def test_a_phase_one_whose_cell_fails_stands_in_the_result(
     known = {tag: tasks[tag] for tag in ("en", "de")}
     path = study_file(tmp_path, known, name="fails", model=str(tiny_model), phases=phases, measures=[])
     result = run_study(load_study(path, ["phases.two.training.max_length=8"]), runs=tmp_path / "runs")
-    assert result["cells"][0]["status"] == "failed"
-    assert result["phase_one"] is not None
-    assert [entry["data"] for entry in result["phase_ones"]] == ["english"]
+    assert result.cells[0].status == "failed"
+    assert [entry.data for entry in result.phase_ones] == ["english"]

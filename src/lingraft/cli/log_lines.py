@@ -95,10 +95,15 @@ class LogLines:
                 return
             self._last_line = now
             progress = self._progress
-            parts = [] if progress is None else [_counted(progress), *figures(progress)]
-            left = 0.0
-            if progress is not None and progress.seconds_left is not None:
-                left = progress.seconds_left - (now - self._updated)
+            parts, left = [], 0.0
+            if progress is not None:
+                step, unit = (
+                    "" if progress.loss is None else "step ",
+                    f" {progress.unit}" if progress.unit else "",
+                )
+                of = f"{step}{progress.done:,} of {progress.total:,}{unit}"
+                parts = [of if progress.total else f"{progress.done:,}{unit} done", *figures(progress)]
+                left = (progress.seconds_left or 0.0) - (now - self._updated)
             parts.append(f"{duration(left)} left" if left > 0 else f"{duration(now - self._since)} so far")
             text = ": ".join(part for part in (self._title, self._place, ", ".join(parts)) if part)
         console = self._console or standard_error()
@@ -122,14 +127,6 @@ class LogLines:
 def log_lines() -> LogLines:
     """Return the lines of this process, on stderr."""
     return LogLines()
-
-
-def _counted(progress: StageProgress) -> str:
-    """Return how far a step is, such as `step 40 of 120`; a total of 0 is unknown."""
-    unit = "" if progress.unit is None else f" {progress.unit}"
-    if not progress.total:
-        return f"{progress.done:,}{unit} done"
-    return f"{'' if progress.loss is None else 'step '}{progress.done:,} of {progress.total:,}{unit}"
 
 
 def figures(progress: StageProgress) -> list[str]:

@@ -8,7 +8,7 @@ import re
 import sys
 import traceback
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from lingraft.report.tables import Table
+    from lingraft.stage import Json
 
 _LOG_WIDTH = 160
 _COLUMN_GAP = 3
 _PRECISIONS: tuple[Literal["auto", "bf16", "float32"], ...] = ("auto", "bf16", "float32")
+_BACKENDS: tuple[Literal["transformers", "vllm"], ...] = ("transformers", "vllm")
 _MARK = re.compile(
     r"(⟦|⟧|<[^<>\s]*>|\[/?[A-Z_]+\]|\n)"
 )  # what chat templates put around turns, and our brackets
@@ -83,7 +85,7 @@ def print_json(value: Any) -> None:
 def check_folder(path: Path | None) -> None:
     """Refuse a file that could not be written, before anything is computed; None: none is to be."""
     if path is not None and not path.parent.is_dir():
-        raise ConfigError(f"{path}: there is no folder {path.parent}; make it first.")
+        raise ConfigError(f"{path}: there is no folder {path.parent}; create it first.")
 
 
 def checked_precision(asked: str) -> Literal["auto", "bf16", "float32"]:
@@ -98,6 +100,22 @@ def checked_precision(asked: str) -> Literal["auto", "bf16", "float32"]:
     return known
 
 
+def checked_backend(asked: str) -> Literal["transformers", "vllm"]:
+    """Return what `--backend` names, and which is installed.
+
+    Raises:
+        ConfigError: It names no engine, or one that is absent.
+    """
+    known = next((one for one in _BACKENDS if one == asked), None)
+    if known is None:
+        raise ConfigError(f"--backend {asked!r}: choose {' or '.join(_BACKENDS)}.")
+    if known == "vllm":
+        from lingraft.models.vllm import check_vllm
+
+        check_vllm()
+    return known
+
+
 def quieten_loading() -> None:
     """Keep transformers from drawing a bar for every model that is loaded: our own bars say more."""
     from transformers.utils import logging
@@ -105,14 +123,40 @@ def quieten_loading() -> None:
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def write_record(path: Path, measure: str, inputs: dict[str, Any], result: dict[str, Any]) -> None:
-    """Write what a measure found, and of what, as one JSON file."""
+def write_record(path: Path, measure: str, inputs: Mapping[str, Json], result: Mapping[str, Json]) -> None:
+    """Write what a command found, and of what, as one JSON file."""
     from importlib.metadata import version
 
     from lingraft.records import write_json_atomically
 
     content = {"measure": measure, "lingraft": version("lingraft"), "inputs": inputs, "result": result}
     write_json_atomically(path, content)
+
+
+def recorded_inputs(path: Path) -> Mapping[str, Json] | None:
+    """Return the inputs that `write_record` wrote; None: there is no file, or another one."""
+    from lingraft.records import read_json
+
+    try:
+        inputs = read_json(path)["inputs"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    return inputs if isinstance(inputs, dict) else None
+
+
+def check_same_options(place: str, before: Mapping[str, Json], options: Mapping[str, Json]) -> None:
+    """Refuse to write over what was made with other options.
+
+    Raises:
+        ConfigError: An option has another value than before.
+    """
+    changed = [
+        f"{key} {before.get(key)!r}, not {value!r}"
+        for key, value in options.items()
+        if before.get(key) != value
+    ]
+    if changed:
+        raise ConfigError(f"{place}: was made with {', '.join(changed)}; name another, or delete it.")
 
 
 @cache

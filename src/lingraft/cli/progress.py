@@ -195,13 +195,17 @@ class ProgressWatcher(Watcher):
         )
 
 
-class StepBars:
-    """Bars for steps that are not a study's; plain lines where stderr is no terminal."""
+class StepBars(Watcher):
+    """Bars for the steps of a command, or for its stages, whose notes it leaves to the command.
+
+    Plain lines where stderr is no terminal.
+    """
 
     def __init__(self) -> None:
         self._console = standard_error()
         self._bars = _Bars(self._console)
         self._by_step: dict[str, TaskID] = {}
+        self._stage = ""
         self._lines = _lines_of(self._console)
         self._open = ExitStack()
 
@@ -218,6 +222,18 @@ class StepBars:
 
     def progressed(self, step: str, done: int, total: int) -> None:
         """Move the bar of a step; a total of 0 is unknown."""
+        self._move(step, StageProgress(done, total))
+
+    def stage_started(self, label: str) -> None:
+        """Name the stage at work; its kind is the command's name, with which lines begin."""
+        self._stage = label.partition(" ")[2]
+        self._lines.at(self._stage)
+
+    def stage_progressed(self, progress: StageProgress) -> None:
+        """Move the bar of the stage at work."""
+        self._move(self._stage, progress)
+
+    def _move(self, step: str, progress: StageProgress) -> None:
         if step not in self._by_step:
             self._by_step[step] = self._bars.add(step)
-        self._lines.progressed(step, self._bars.move(self._by_step[step], StageProgress(done, total)))
+        self._lines.progressed(step, self._bars.move(self._by_step[step], progress))

@@ -1,9 +1,9 @@
-"""`lingraft run`: run a study, or go on with it."""
+"""`lingraft run`: run a study, or continue it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,13 +11,16 @@ from lingraft.cli.output import print_json, print_result, print_table, quieten_l
 from lingraft.errors import EXIT_ANSWER_IS_NO
 
 if TYPE_CHECKING:
-    from lingraft.config.schema import Study
+    from lingraft.report.tables import Matrix
 
 _MANY_PHASES = 2  # with more, the forgetting matrix is printed as well; it always stands on the page
-_MATRICES = {
-    "ability": "Forgetting: ability in what each phase taught",
-    "bits_per_character": "Forgetting: bits per character of each phase's held-out answers (lower is better)",
-}
+_MATRICES: tuple[tuple[Matrix, str], ...] = (
+    ("ability", "Forgetting: ability in what each phase taught"),
+    (
+        "bits_per_character",
+        "Forgetting: bits per character of each phase's held-out answers (lower is better)",
+    ),
+)
 
 
 def run(
@@ -31,25 +34,26 @@ def run(
         int, typer.Option(help="Processes that train a phase together, on this machine.")
     ] = 1,
     sharded: Annotated[
-        bool, typer.Option("--sharded", help="Divide the model between the processes (FSDP2).")
+        bool, typer.Option("--sharded", help="Shard the model over the processes (FSDP2).")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")] = False,
 ) -> None:
-    """Run a study and print its table; run again, it goes on where it was stopped.
+    """Run a study and print its table; run it again to continue after an interruption.
 
     Exit code: 0 all cells are done, 1 a cell or the base's evaluation failed, 2 the study is wrong.
     """
     from lingraft.config.load import load_study
     from lingraft.study.checks import name_problems
 
-    loaded = load_study(
-        study, overrides or (), lambda found: name_problems(found, Path())
-    )  # wrong input is told before anything heavy is imported
+    # Wrong input is reported before anything heavy is imported.
+    loaded = load_study(study, overrides or (), lambda found: name_problems(found, Path()))
 
     from lingraft.cli.log_lines import log_lines
     from lingraft.cli.progress import ProgressWatcher
+    from lingraft.records import to_json
+    from lingraft.report.notes import failures, notes
     from lingraft.report.page import write_page
-    from lingraft.report.tables import failures
+    from lingraft.report.tables import forgetting_table, study_table
     from lingraft.study.run import run_study
     from lingraft.train.processes import Processes
 
@@ -57,37 +61,21 @@ def run(
     with ProgressWatcher(loaded.name) as watcher:
         result = run_study(loaded, runs=runs, watcher=watcher, processes=Processes(processes, sharded))
     if json:
-        print_json(result)
+        print_json(to_json(result))
     else:
-        _print(result, loaded)
+        print_table(study_table(result), loaded.name)
+        if len(loaded.phases) > _MANY_PHASES:
+            for kind, title in _MATRICES:
+                matrix = forgetting_table(result, kind, with_intervals=False)
+                if matrix is not None:
+                    print_table(matrix, title)
+        for failure in failures(result):
+            print_result(f"failed: {failure}")
+        for note in notes(result):
+            print_result(note)
     log_lines().at("writing the report")
-    page = write_page(result, loaded)  # after the result: what took hours is told first
+    page = write_page(result, loaded)  # after the result: what took hours is printed first
     if not json:
         print_result(f"Report: {page}")
     if failures(result):
         raise typer.Exit(EXIT_ANSWER_IS_NO)
-
-
-def _print(result: dict[str, Any], study: Study) -> None:
-    from lingraft.report.tables import (
-        des_note,
-        failures,
-        forgetting_table,
-        minimum_detectable_effect,
-        noise_note,
-        precision_note,
-        study_table,
-    )
-
-    print_table(study_table(result), study.name)
-    if len(study.phases) > _MANY_PHASES:
-        for kind, title in _MATRICES.items():
-            matrix = forgetting_table(result, kind, with_intervals=False)
-            if matrix is not None:
-                print_table(matrix, title)
-    for failure in failures(result):
-        print_result(f"failed: {failure}")
-    print_result(minimum_detectable_effect(result))
-    for note in (des_note(result), precision_note(result), noise_note(result)):
-        if note is not None:
-            print_result(note)

@@ -13,7 +13,7 @@ from lingraft.text.language_tags import ENGLISH, is_english
 def check_study(study: Study) -> list[str]:
     """Return every cross-field problem of `study`, each as one line that names the place; empty: none.
 
-    Strategies and what they are called in a sweep are checked where they are built (`strategies.composition`).
+    Names of strategies, measures, tasks and trackers are checked by `study.checks`.
     """
     return [*_in_phases(study), *_in_paths(study), *_in_evaluation(study)]
 

@@ -162,7 +162,7 @@ class DataSource(Section):
     format: RowFormat | None = None
     """Format of the rows; null: detected from the first row."""
     fields: dict[RowField, str] = Field(default_factory=dict)
-    """What a format reads -> where the rows have it: `{instruction: question, output: answers.0.text}`."""
+    """Field paths, what a format reads -> where the rows have it: `{instruction: question, output: answers.0.text}`."""
     language: LanguageTag | None = None
     """Language of all rows, as a tag, a code or an English name; null: from `{language}` in the file's name, else the
     rows' `language` field, else a name that is a language (`es.jsonl`), else und."""
@@ -308,7 +308,7 @@ class EvaluationTask(Section):
     """Local json or jsonl file that stands for a task's data set; its rows have that set's fields, or `fields` makes
     them."""
     fields: dict[str, Text] = Field(default_factory=dict)
-    """Field of the task's data set -> Jinja expression over a row of `data`: `{number: (label + 1) | string}`."""
+    """Field expressions, name in the task's data -> Jinja over a row of `data`: `{number: (label + 1) | string}`."""
     rows: Text | None = None
     """Jinja expression over a row of `data` and `task`, the harness task's name: whether it is used; null: all are."""
     cluster: Text | None = None

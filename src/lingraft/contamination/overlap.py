@@ -70,7 +70,6 @@ class WorstItem:
     """One of the items of which most stands in the training data.
 
     Attributes:
-        item: Its name.
         coverage: Share of its n-grams, in [0, 1].
         duplicate: Whether the whole item is a turn of a training row, alone or with its answer.
         text: The beginning of its prompt.

@@ -56,9 +56,16 @@ class SingleTurn:
     # The field that is joined to the instruction by a blank line; None: there is none.
     context: str | None = None
     system: str | None = None  # the field with the system prompt; None: there is none
+    lists: Reader | None = (
+        None  # reads the row where question or answer is a list of turns; None: they are text
+    )
 
     def __call__(self, row: Row, *, answered: bool = True) -> tuple[Message, ...]:
         """Return the turns."""
+        if self.lists and any(
+            isinstance(row.get(one), (list, tuple)) for one in (self.question, *self.answers)
+        ):
+            return self.lists(row, answered=answered)
         context = optional_text(row, self.context) if self.context else ""
         field = next((one for one in self.answers if one in row), self.answers[0])
         turns = _asked_and_answered(text(row, self.question), context, row, field, answered)
@@ -69,16 +76,15 @@ class SingleTurn:
 def _asked_and_answered(
     instruction: str, context: str, row: Row, answer_field: str, answered: bool, place: str = ""
 ) -> tuple[Message, ...]:
-    asked = Message("user", f"{instruction}\n\n{context}" if context.strip() else instruction)
+    question = Message("user", f"{instruction}\n\n{context}" if context.strip() else instruction)
     try:
-        return asked, Message("assistant", answer(row, answer_field, place))
+        return question, Message("assistant", answer(row, answer_field, place))
     except AnswerError:
         if answered:
             raise
-        return (asked,)
+        return (question,)
 
 
-_PROMPT_COMPLETION = SingleTurn("prompt", ("completion",))
 _INPUTS_TARGETS = SingleTurn("inputs", ("targets",))
 
 
@@ -93,14 +99,9 @@ def _from_self_instruct(row: Row, *, answered: bool = True) -> tuple[Message, ..
     )
 
 
-def _from_prompt_completion(row: Row, *, answered: bool = True) -> tuple[Message, ...]:
-    has_turns = any(isinstance(row.get(field), (list, tuple)) for field in ("prompt", "completion"))
-    return (from_prompt_and_completion if has_turns else _PROMPT_COMPLETION)(row, answered=answered)
-
-
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A format: how its rows are read, and by which fields they are told."""
+    """A format: how its rows are read, and which fields show that a row is of it."""
 
     read: Reader  # from a row to its conversation
     has: Callable[[Row], bool]  # whether a row has the format's fields
@@ -128,7 +129,7 @@ FORMATS: Mapping[str, Format] = {
         from_messages, _all_in("messages"), "'messages', a list of {'role', 'content'}, optionally 'tools'"
     ),
     "prompt_completion": Format(
-        _from_prompt_completion,
+        SingleTurn("prompt", ("completion",), lists=from_prompt_and_completion),
         _all_in("prompt", "completion"),
         "'prompt' and 'completion', text or lists of {'role', 'content'}",
     ),

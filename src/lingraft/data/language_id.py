@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from copy import copy
 from functools import cache
 from typing import Any
 
@@ -42,19 +42,14 @@ def shares_of_languages(texts: Iterable[str]) -> dict[str, float]:
     Of the texts that are long enough to tell; empty where none is. A single short text is often misjudged among so many
     languages: trust what most of a hundred say.
     """
-    identifier = _unrestricted()
+    identifier = LanguageIdentifier(known_tags(_all_languages().labels))  # all but zxx, which is no language
     found = Counter(tag for text in texts if (tag := identifier.identify(text)) is not None)
     return {tag: count / found.total() for tag, count in found.most_common()}
 
 
 @cache
-def _unrestricted() -> LanguageIdentifier:
-    return LanguageIdentifier(known_tags(_all_languages().labels))  # all but zxx, which is no language
-
-
-@cache
 def _all_languages() -> Any:
-    """Return py3langid's model; a copy of it can be restricted to some languages."""
+    """Return the identifier of all languages, read once; it is copied before it is restricted."""
     from py3langid.langid import MODEL_FILE
     from py3langid.langid import LanguageIdentifier as Identifier
 
@@ -62,7 +57,7 @@ def _all_languages() -> Any:
 
 
 class LanguageIdentifier:
-    """Names the language of a text among a few known ones, or says that it cannot tell.
+    """Names the language of a text among a few known ones, or leaves it undetermined.
 
     First by script: text in Hangul is Korean where no other of the languages is written in it. Else py3langid
     (character n-grams, model inside the package, no network) restricted to `languages`.
@@ -72,11 +67,11 @@ class LanguageIdentifier:
     undetermined unless its script tells. Biased towards the languages that are given: text in any other language is
     forced into one of them. Names, digits and quoted foreign words pull the verdict towards their own language.
 
-    The first one of a process takes about half a second to load.
+    The model is loaded once in a process, which takes about half a second.
     """
 
     def __init__(self, languages: Sequence[str]) -> None:
-        """Load the model.
+        """Restrict the model.
 
         Args:
             languages: BCP-47 tags; the identifier's nearest counts ("pt-BR" is "pt", see `nearest_language`).
@@ -88,7 +83,7 @@ class LanguageIdentifier:
             raise DataError(
                 "language identification needs at least one language to choose from; none was given."
             )
-        self._identifier: Any = copy.copy(_all_languages())
+        self._identifier: Any = copy(_all_languages())
         known = tuple(self._identifier.labels)
         self._tag_of: dict[str, str] = {}
         for tag in languages:

@@ -64,7 +64,7 @@ class Grouper:
 
 
 def incomplete_groups(examples: Sequence[Example]) -> int:
-    """Return how many groups lack one or more of the data set's languages."""
+    """Return in how many groups a language of the data set is missing."""
     columns = columns_of(examples)
     pairs = np.unique(columns.group.astype(np.int64) * len(columns.languages) + columns.language)
     languages = np.bincount(pairs // max(1, len(columns.languages)), minlength=columns.groups)

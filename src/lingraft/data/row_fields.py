@@ -115,13 +115,13 @@ def _is_number(value: Any) -> bool:
 
 
 def kind(value: Any) -> str:
-    """Return what a value is and, shortened, the value."""
+    """Return what a value is and, cut to 60 characters, the value."""
     names: dict[type, str] = {dict: "an object", list: "a list", bool: "true or false", str: "text"}
     return f"{names.get(type(value), type(value).__name__)} ({shown(value)})"
 
 
 def shown(value: Any) -> str:
-    """Return a value as it would be written, shortened."""
+    """Return a value as it would be written, cut to 60 characters."""
     written = repr(value)
     return written if len(written) <= _SHOWN_CHARACTERS else written[:_SHOWN_CHARACTERS] + "…"
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _BLOCK_BYTES = 1 << 20
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_PINNED = re.compile(r"[0-9a-f]{7,40}")  # a commit in full or shortened, rather than a branch or tag
+_PINNED = re.compile(r"[0-9a-f]{7,40}")  # a commit, whole or its beginning, rather than a branch or tag
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -45,7 +45,7 @@ class OpenedRows:
     name: str  # of the source, as the user wrote it
     files: tuple[SourceFile, ...] = ()  # the local files; empty where it is on the hub
     hub: Iterable[Mapping[str, Any]] | None = None  # the hub's data set, or None
-    revision: str | None = None  # the hub's commit where the cache tells it
+    revision: str | None = None  # the hub's commit, where the cache says it
     first: int | None = None  # only so many rows of each file, or of the hub's set; None: all
     # Whether a table's cells of NaN, NA, None, ... are None, as pandas reads them.
     null_in_tables: bool = False
@@ -129,7 +129,7 @@ def open_rows(
 
     Raises:
         DataError: There is no such file or hub id, its ending is not known, the hub cannot be reached, an option
-            does not fit, or what is cached is of another commit.
+            does not fit, or the cached copy is of another commit.
     """
     if isinstance(source, Path):
         source = SourceFile(source, str(source))
@@ -139,16 +139,18 @@ def open_rows(
     if not is_local(source.source, base_folder):
         hub = _load_hub(source)
         return OpenedRows(source.source, hub=hub, revision=commit_of(hub.cache_files), first=first)
-    given = {"config": source.config, "revision": source.revision}
-    meaningless = [f"{name} ({value!r})" for name, value in given.items() if value is not None]
-    if source.split != "train":
-        meaningless.append(f"split ({source.split!r})")
-    if meaningless:
-        raise DataError(
-            f"{source.source}: a local file has no {', '.join(meaningless)}: leave that out, or give a hub id."
-        )
+    given = options_given(source, "config", "revision", "split")
+    if given:
+        raise DataError(f"{source.source}: a local file has no {given}: leave that out, or give a hub id.")
     files = checked_files(files_of(source.source, base_folder), with_text=with_text)
     return OpenedRows(source.source, files, first=first, null_in_tables=null_in_tables)
+
+
+def options_given(spec: DataSource, *names: str) -> str:
+    """Return which options differ from their defaults, with their values, for a message; "" for none."""
+    defaults = DataSource(source=spec.source)
+    given = {name: getattr(spec, name) for name in names if getattr(spec, name) != getattr(defaults, name)}
+    return ", ".join(f"{name} ({value!r})" for name, value in given.items())
 
 
 def _load_hub(spec: DataSource) -> Dataset:
@@ -159,8 +161,8 @@ def _load_hub(spec: DataSource) -> Dataset:
         )
     if Path(spec.source).is_dir():  # the datasets library would take the folder in place of the hub
         raise DataError(
-            f"{spec.source!r} is no folder beside the study file, but one here, where the hub id cannot be told from "
-            "it: run elsewhere for the hub, or write the folder's whole path."
+            f"{spec.source!r} is no folder beside the study file, but one here, which would be read in place of the "
+            "hub: run elsewhere for the hub, or write the folder's whole path."
         )
     from datasets import load_dataset
 
@@ -179,7 +181,7 @@ def _load_hub(spec: DataSource) -> Dataset:
     return data
 
 
-def commit_of(cache_files: Iterable[dict[str, Any]]) -> str | None:
+def commit_of(cache_files: Iterable[Mapping[str, str]]) -> str | None:
     """Return the commit in the path of the prepared files: .../CONFIGURATION/VERSION/COMMIT/FILE.arrow."""
     folders = {Path(file["filename"]).parent.name for file in cache_files}
     commits = [folder for folder in folders if _COMMIT.fullmatch(folder)]

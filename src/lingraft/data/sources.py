@@ -37,7 +37,7 @@ from lingraft.data.formats import OASST_TREES, detect_format, example_from_row
 from lingraft.data.parallel import Grouper, incomplete_groups
 from lingraft.data.readers import RawRow
 from lingraft.data.row_fields import AnswerError, is_nothing
-from lingraft.data.rows import open_rows
+from lingraft.data.rows import open_rows, options_given
 from lingraft.data.spool import Spool
 from lingraft.data.trees import conversations_of
 from lingraft.errors import DataError
@@ -48,7 +48,7 @@ WORLDBOOK_FORMAT = "worldbook"
 
 _LISTED_PLACES = 5
 _ROWS_PER_REPORT = 10_000
-_ROWS_WITHOUT_FORMAT = 100_000  # rows kept in memory while none yet tells the format
+_ROWS_WITHOUT_FORMAT = 100_000  # rows kept in memory while none has a known format
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,10 @@ class LoadedData:
     broken: Sequence[BrokenRow]  # the rows left out
     content_hash: str  # SHA-256 of a file's bytes, else of the examples
     revision: str | None = None  # the commit of a hub data set, where known
-    # Rows that `filters` left out or changed, by reason, and those whose language could not be told.
+    # Rows that `filters` left out or changed, by reason, and those whose language is undetermined.
     filtered: Mapping[str, int] = field(default_factory=dict)
     without_answer: int = 0  # how many of the broken rows have no answer and no other fault
-    # Groups that lack one or more of the set's languages; None: the rows are not said to be parallel.
+    # Groups in which a language of the set is missing; None: the rows are not said to be parallel.
     incomplete_groups: int | None = None
     # Of keys in messages that nothing reads, the rows that have them.
     unknown_keys: Mapping[str, int] = field(default_factory=dict)
@@ -121,7 +121,7 @@ def load_data(
     Args:
         spec: Where the data lie and how they are read.
         base_folder: Folder that relative file names start from.
-        on_progress: Called with the lines (of a table: rows) read so far and their number, 0 where it is unknown.
+        on_progress: Called with the lines read so far and their number, 0 where it is unknown.
         answered: Whether rows need an answer. Where instructions alone are read, as for DES, a row without one is
             sound, and its conversation ends with the user's turn.
         first: Read only the first so many rows of each file, or of the hub's or worldbook's set; None: all.
@@ -144,16 +144,10 @@ def load_data(
 def split_data(loaded: LoadedData, *, limit: int | None, held_out_groups: int, seed: int) -> DataSplit:
     """Set whole groups aside, and draw the training rows from the others.
 
-    The held-out groups are the first by a salted hash of the group's name: neither seed nor limit changes
-    them. Of the rest, at most `limit` rows are taken, from the languages equally (where one has too few
-    the others fill up), preferring groups that no other language was given. A smaller limit with the same
-    seed draws a subset of what a larger one draws.
-
-    Args:
-        loaded: The whole data set.
-        limit: Training rows of the whole set; None: all.
-        held_out_groups: Groups that are never trained on.
-        seed: Decides which rows are drawn, and their order.
+    The held-out groups are the first by a salted hash of the group's name: neither seed nor limit changes them. Of the
+    rest, at most `limit` rows of the whole set are taken (None: all), from the languages equally (where one has too few
+    the others fill up), preferring groups that no other language was given. The seed decides which, and their order. A
+    smaller limit with the same seed draws a subset of what a larger one draws.
 
     Raises:
         DataError: Nothing is left to train on.
@@ -224,16 +218,9 @@ def _is_held_out(loaded: LoadedData, columns: Columns, groups: int) -> np.ndarra
 def _load_worldbook(spec: DataSource, first: int | None) -> LoadedData:
     from lingraft.data.worldbook import load_examples
 
-    given = {
-        "format": spec.format,
-        "config": spec.config,
-        "revision": spec.revision,
-        "fields": spec.fields or None,
-        "split": None if spec.split == DataSource.model_fields["split"].default else spec.split,
-    }
-    meaningless = [f"{name} ({value!r})" for name, value in given.items() if value is not None]
-    if meaningless:
-        raise DataError(f"{spec.source}: worldbook has no {', '.join(meaningless)}: leave that out.")
+    given = options_given(spec, "format", "config", "revision", "fields", "split")
+    if given:
+        raise DataError(f"{spec.source}: worldbook has no {given}: leave that out.")
     examples = load_examples(spec.source)[:first]
     languages = {example.language for example in examples}
     if spec.language is not None and languages != {spec.language}:

@@ -68,9 +68,9 @@ class DataSummary:
     # Of the rows that do not say their language, by the identifier -> share of those that are long enough
     # to tell (a sample of 500), the most frequent first.
     guessed_languages: dict[str, float]
-    # Rows that the filters left out, by reason, and those whose language could not be told.
+    # Rows that the filters left out, by reason, and those whose language is undetermined.
     filtered: dict[str, int]
-    # Parallel groups that lack a language; None: the rows are not said to be parallel.
+    # Parallel groups in which a language is missing; None: the rows are not said to be parallel.
     incomplete_groups: int | None
     languages: dict[str, LanguageCost]  # by BCP-47 tag, the most frequent first
     # A sentence for each language that costs more than four times English, and for what a filter or an
@@ -86,10 +86,9 @@ class DataSummary:
     handled: dict[str, int]  # what was done to examples; see `data.chat.WholeBatch`
     unknown_keys: dict[str, int]  # of keys in messages that nothing reads, the rows that have them
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the summary as plain JSON values; ratios are rounded to 4 digits after the point."""
-        plain: dict[str, Any] = _rounded(asdict(self))
-        return plain
+    def to_json(self) -> Any:
+        """Return the summary as JSON values; ratios are rounded to 4 digits after the point."""
+        return _rounded(asdict(self))
 
 
 def summarise_data(
@@ -113,7 +112,7 @@ def summarise_data(
 
     Raises:
         DataError: The data cannot be read (see `load_data`), or the template refuses every example.
-        ModelError: The template does not allow to tell the assistant's tokens.
+        ModelError: The template does not show which tokens are the assistant's.
     """
     reading, encoding = (partial(on_progress, step) if on_progress else None for step in ("read", "tokenise"))
     loaded = load_data(spec, base_folder=base_folder, on_progress=reading, first=first_rows)
@@ -215,7 +214,7 @@ class _Contents:
 
 
 def _languages_by_identifier(examples: Sequence[Example], claimed: str, rows: int) -> dict[str, float]:
-    """Return in which languages the rows are that claim one, judged by so many of them at most."""
+    """Return in which languages the rows are that claim one, by so many of them at most."""
     columns = columns_of(examples)
     if claimed not in columns.languages:
         return {}

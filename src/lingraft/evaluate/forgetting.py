@@ -12,19 +12,33 @@ study starts from, which is no random one.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Generic, TypeVar
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
 from lingraft.evaluate.held_out import AnswerLoss, bits_difference, mean_bits
 from lingraft.evaluate.predictions import Prediction
-from lingraft.intervals.macro_mean import difference_over_columns, mean_over_columns
+from lingraft.evaluate.results import (
+    AbilityMatrix,
+    ForgettingMatrix,
+    LossMatrix,
+    MatrixColumn,
+    MatrixRow,
+    MeanBits,
+)
+from lingraft.intervals.macro_mean import (
+    Difference,
+    Interval,
+    difference_over_columns,
+    mean_over_columns,
+)
 from lingraft.text.language_tags import is_english
 
 BASE = "base"
 _TASK_ABILITY = "task ability"  # what English is measured by
 _Item = TypeVar("_Item")
-_Columns = Sequence[Sequence[_Item]]
-_Pairs = Sequence[tuple[Sequence[_Item], Sequence[_Item]]]
+_Entry = TypeVar("_Entry", Interval, MeanBits)
+_Change = TypeVar("_Change")
+_Pair = tuple[Sequence[_Item], Sequence[_Item]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +91,19 @@ def transfer(
         learned: [columns] the row after which each column was learned.
         base: [columns] the base model's scores, if known.
     """
+
+    def mean(values: Sequence[float]) -> float | None:
+        return sum(values) / len(values) if values else None
+
     columns, last = range(len(learned)), matrix[-1]
     early = [j for j in columns if learned[j] < len(matrix) - 1]
     late = [j for j in columns if learned[j] > 0]
     forward = None if base is None else [matrix[learned[j] - 1][j] - base[j] for j in late]
     return Transfer(
         average=sum(last) / len(last),
-        backward=_mean([last[j] - matrix[learned[j]][j] for j in early]),
-        forward=None if forward is None else _mean(forward),
-        forgetting=_mean([max(row[j] for row in matrix[:-1]) - last[j] for j in early]),
+        backward=mean([last[j] - matrix[learned[j]][j] for j in early]),
+        forward=None if forward is None else mean(forward),
+        forgetting=mean([max(row[j] for row in matrix[:-1]) - last[j] for j in early]),
     )
 
 
@@ -93,8 +111,8 @@ def ability_matrix(
     taught: Sequence[Taught],
     phases: Sequence[tuple[str, Sequence[Prediction]]],
     base: Sequence[Prediction] | None,
-) -> dict[str, Any] | None:
-    """Return the matrix of abilities as JSON (docs/report.md), or None where no column can be measured.
+) -> AbilityMatrix | None:
+    """Return the matrix of abilities; None: no column can be measured.
 
     A column is the mean over its set's languages of the mean over tasks: English by the task ability, any other
     language by its language ability. Two phases of the same languages therefore have equal columns.
@@ -107,14 +125,23 @@ def ability_matrix(
     Raises:
         EvaluationError: The models were not asked the same items.
     """
-    kind = _Kind[Prediction](
-        select=_abilities_of,
-        name=lambda item: _TASK_ABILITY if item.ability == "task_ability" else item.language,
-        wanted=lambda one: list(
-            dict.fromkeys(_TASK_ABILITY if is_english(tag) else tag for tag in one.languages)
-        ),
-        mean=lambda columns: asdict(mean_over_columns(columns)),
-        gain=lambda pairs: asdict(difference_over_columns(pairs)),
+
+    def measured_by(one: Taught) -> list[str]:
+        return list(dict.fromkeys(_TASK_ABILITY if is_english(tag) else tag for tag in one.languages))
+
+    def name(item: Prediction) -> str:
+        return _TASK_ABILITY if item.ability == "task_ability" else item.language
+
+    def select(items: Sequence[Prediction], one: Taught) -> list[Prediction]:
+        names = set(measured_by(one))
+        return [item for item in items if name(item) in names]
+
+    kind = _Kind[Prediction, Interval, Difference](
+        select=select,
+        name=name,
+        measured_by=measured_by,
+        mean=mean_over_columns,
+        gain=difference_over_columns,
         sign=1,
     )
     return _matrix(kind, taught, phases, base)
@@ -124,126 +151,97 @@ def loss_matrix(
     taught: Sequence[Taught],
     phases: Sequence[tuple[str, Sequence[AnswerLoss]]],
     base: Sequence[AnswerLoss] | None,
-) -> dict[str, Any] | None:
-    """Return the matrix of held-out losses in bits per character as JSON, or None where there are none.
+) -> LossMatrix | None:
+    """Return the matrix of held-out losses in bits per character; None: nothing is held out.
 
     A column is the mean over its set's languages of the summed bits over the summed characters of the set's own
     held-out answers. Lower is better; all differences are turned, so that a loss which rose is below 0 in backward
     transfer and above 0 in forgetting, as with abilities.
 
+    Only what all of these models could be measured on counts: templates and tokenizers may differ, and what one
+    refuses or cannot hold whole is left out of all rows. Each column counts that as `left_out`.
+
     Args:
         taught: The columns.
         phases: Name and held-out losses of the model after each phase.
         base: Losses of the base model, if known.
-
-    Only what all of these models could be measured on counts: templates and tokenizers may differ, and what one
-    refuses or cannot hold whole is left out of all rows. Each column counts that as `left_out`.
     """
-    common = frozenset.intersection(*(frozenset(loss.item for loss in own) for own in _all(phases, base)))
-    kind = _Kind[AnswerLoss](
+    models = [*([] if base is None else [base]), *(losses for _, losses in phases)]
+    common = frozenset.intersection(*(frozenset(loss.item for loss in own) for own in models))
+    kind = _Kind[AnswerLoss, MeanBits, MeanBits](
         select=lambda losses, one: [loss for loss in losses if loss.item in one.items & common],
         name=lambda loss: loss.language,
-        wanted=lambda one: list(one.languages),
-        mean=lambda columns: asdict(mean_bits(columns)),
-        gain=lambda pairs: asdict(bits_difference([(after, before) for before, after in pairs])),
+        measured_by=lambda one: one.languages,
+        mean=mean_bits,
+        gain=lambda pairs: bits_difference([(after, before) for before, after in pairs]),
         sign=-1,
     )
     matrix = _matrix(kind, taught, phases, base)
+    if matrix is None:
+        return None
     sizes = {(one.phase, one.data): len(one.items) for one in taught}
-    for column in [] if matrix is None else matrix["columns"]:
-        column["left_out"] = sizes[column["phase"], column["data"]] - column["n"]
-    return matrix
-
-
-def _all(
-    phases: Sequence[tuple[str, Sequence[_Item]]], base: Sequence[_Item] | None
-) -> list[Sequence[_Item]]:
-    return [*([] if base is None else [base]), *(items for _, items in phases)]
+    columns = (replace(one, left_out=sizes[one.phase, one.data] - one.n) for one in matrix.columns)
+    return replace(matrix, columns=tuple(columns))
 
 
 @dataclass(frozen=True)
-class _Kind(Generic[_Item]):
+class _Kind(Generic[_Item, _Entry, _Change]):
     """How one kind of matrix takes its columns, means and gains (always above 0 where things got better)."""
 
     select: Callable[[Sequence[_Item], Taught], list[_Item]]
     name: Callable[[_Item], str]  # what an item measures
-    wanted: Callable[[Taught], list[str]]  # what there is to measure
-    mean: Callable[[_Columns[_Item]], dict[str, Any]]
-    gain: Callable[[_Pairs[_Item]], dict[str, Any]]
+    measured_by: Callable[[Taught], Sequence[str]]  # what would measure all of it
+    mean: Callable[[Sequence[Sequence[_Item]]], _Entry]
+    gain: Callable[[Sequence[_Pair[_Item]]], _Change]
     sign: int
 
 
 def _matrix(
-    kind: _Kind[_Item],
+    kind: _Kind[_Item, _Entry, _Change],
     taught: Sequence[Taught],
     phases: Sequence[tuple[str, Sequence[_Item]]],
     base: Sequence[_Item] | None,
-) -> dict[str, Any] | None:
+) -> ForgettingMatrix[_Entry, _Change] | None:
     columns = [one for one in taught if kind.select(phases[-1][1], one)]
     if not columns:
         return None
-    table = [
-        [kind.select(items, one) for one in columns] for _, items in phases
-    ]  # [phases][columns] of items
-    first = None if base is None else [kind.select(base, one) for one in columns]
-    models = [*([] if first is None else [(BASE, first)]), *zip((n for n, _ in phases), table, strict=True)]
-    entries = [[kind.mean([column]) for column in row] for _, row in models]
-    values = [[kind.sign * entry["value"] for entry in row] for row in entries]
-    after = values if first is None else values[1:]
-    backward, forward = _compared(columns, table, first)
-    return {
-        "columns": [
-            {
-                "phase": one.phase,
-                "data": one.data,
-                **_names(kind, one, table[-1][j]),
-                "n": len(table[-1][j]),
-                "backward_transfer": kind.gain([backward[j]]) if j in backward else None,
-                "forward_transfer": kind.gain([forward[j]]) if j in forward else None,
-                "forgetting": transfer([[row[j]] for row in after], [one.row]).forgetting,
-            }
+    models = [*([] if base is None else [(BASE, base)]), *phases]
+    items = [[kind.select(own, one) for one in columns] for _, own in models]  # [models][columns]
+    entries = [[kind.mean([column]) for column in row] for row in items]
+    first = len(models) - len(phases)  # row of the model after the first phase
+    values = [[kind.sign * entry.value for entry in row] for row in entries[first:]]
+    backward = {
+        j: (items[first + one.row][j], items[-1][j])
+        for j, one in enumerate(columns)
+        if one.row < len(phases) - 1
+    }
+    forward = {
+        j: (items[0][j], items[one.row][j])
+        for j, one in enumerate(columns)
+        if base is not None and one.row > 0
+    }
+    measured = [{kind.name(item) for item in own} for own in items[-1]]
+    return ForgettingMatrix(
+        columns=tuple(
+            MatrixColumn(
+                phase=one.phase,
+                data=one.data,
+                measured_by=tuple(name for name in kind.measured_by(one) if name in measured[j]),
+                not_measured=tuple(name for name in kind.measured_by(one) if name not in measured[j]),
+                n=len(items[-1][j]),
+                left_out=0,
+                backward_transfer=kind.gain([backward[j]]) if j in backward else None,
+                forward_transfer=kind.gain([forward[j]]) if j in forward else None,
+                forgetting=transfer([[row[j]] for row in values], [one.row]).forgetting,
+            )
             for j, one in enumerate(columns)
-        ],
-        "unmeasured": [one.phase for one in taught if one not in columns],
-        "rows": [{"after": name, "scores": row} for (name, _), row in zip(models, entries, strict=True)],
-        "average": kind.mean(table[-1]),
-        "backward_transfer": kind.gain(list(backward.values())) if backward else None,
-        "forward_transfer": kind.gain(list(forward.values())) if forward else None,
-        "forgetting": transfer(after, [one.row for one in columns]).forgetting,
-    }
-
-
-def _names(kind: _Kind[_Item], taught: Taught, items: Sequence[_Item]) -> dict[str, list[str]]:
-    found = {kind.name(item) for item in items}
-    wanted = kind.wanted(taught)
-    return {
-        "measured_by": [name for name in wanted if name in found],
-        "not_measured": [name for name in wanted if name not in found],
-    }
-
-
-def _compared(
-    columns: Sequence[Taught], table: Sequence[_Columns[_Item]], base: _Columns[_Item] | None
-) -> tuple[dict[int, tuple[Any, Any]], dict[int, tuple[Any, Any]]]:
-    """Return by column the pairs (before, after) of backward and of forward transfer."""
-    last = len(table) - 1
-    backward = {j: (table[one.row][j], table[last][j]) for j, one in enumerate(columns) if one.row < last}
-    if base is None:
-        return backward, {}
-    forward = {j: (base[j], table[one.row - 1][j]) for j, one in enumerate(columns) if one.row > 0}
-    return backward, forward
-
-
-def _abilities_of(predictions: Sequence[Prediction], taught: Taught) -> list[Prediction]:
-    others = {tag for tag in taught.languages if not is_english(tag)}
-    has_english = len(others) < len(taught.languages)
-    return [
-        p
-        for p in predictions
-        if (p.ability == "task_ability" and has_english)
-        or (p.ability != "task_ability" and p.language in others)
-    ]
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+        ),
+        unmeasured=tuple(one.phase for one in taught if one not in columns),
+        rows=tuple(MatrixRow(name, tuple(row)) for (name, _), row in zip(models, entries, strict=True)),
+        average=kind.mean(items[-1]),
+        backward_transfer=kind.gain(list(backward.values())) if backward else None,
+        forward_transfer=kind.gain(list(forward.values())) if forward else None,
+        forgetting=transfer(values, [one.row for one in columns]).forgetting,
+        unpaired={},
+        not_paired={},
+    )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from lingraft.evaluate.predictions import Ability
+from lingraft.evaluate.task_records import TaskRecord
 from lingraft.intervals.macro_mean import Difference, Interval
 from lingraft.intervals.multiple_testing import Correction
 
@@ -162,12 +163,12 @@ class NoiseFloor:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """The scores of one model in a study.
+    """The scores of one model.
 
     Attributes:
-        task_ability: Of the English tasks.
+        task_ability: Of the English tasks; None, as of the next two: no such task was run, in a study never.
         language_ability: Of the trained languages.
-        further_languages: Of those that are evaluated and not trained; None: there are none.
+        further_languages: Of those that are evaluated and not trained.
         per_language: By BCP-47 tag: every language that has a score or held-out rows.
         wrong_language: As of a task, over all tasks.
         undetermined_language: As of a task, over all tasks.
@@ -179,18 +180,18 @@ class Scores:
         noise: What repeating the generating tasks changed; None: they ran once.
     """
 
-    task_ability: Interval
-    language_ability: Interval
+    task_ability: Interval | None
+    language_ability: Interval | None
     further_languages: Interval | None
     per_language: dict[str, LanguageScore]
     wrong_language: float | None
     undetermined_language: int
     answers: AnswerCounts | None
     tasks: dict[str, TaskScore]
-    left_out: tuple[str, ...] = ()
+    left_out: tuple[str, ...]
     truncated: dict[str, int]
     truncated_prompts: dict[str, int]
-    noise: NoiseFloor | None = None
+    noise: NoiseFloor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,6 +297,7 @@ class ForgettingMatrix(Generic[Entry_co, Change_co]):
 
 AbilityMatrix = ForgettingMatrix[Interval, Difference]
 LossMatrix = ForgettingMatrix[MeanBits, MeanBits]
+AnyMatrix = ForgettingMatrix[Interval | MeanBits, Difference | MeanBits]
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,3 +312,22 @@ class Forgetting:
 
     ability: AbilityMatrix | None
     bits_per_character: LossMatrix | None
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRecord:
+    """What the evaluation of a model records.
+
+    Attributes:
+        scores: Of the model.
+        tasks: By task and language.
+        precision: Of the arithmetic, as it was resolved.
+        not_run: By task and language, why its data (or its judge) could not be had; in a study empty.
+        no_room: By task and language, why its answers do not fit into the model; in a study empty.
+    """
+
+    scores: Scores
+    tasks: dict[str, TaskRecord]
+    precision: str
+    not_run: dict[str, str]
+    no_room: dict[str, str]

@@ -2,106 +2,141 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
 
 from lingraft.errors import EvaluationError
-from lingraft.evaluate.predictions import Prediction
-from lingraft.evaluate.results import BitsPerCharacter
-from lingraft.intervals.macro_mean import difference_over_columns, macro_mean, paired_difference
+from lingraft.evaluate.predictions import Ability, Prediction
+from lingraft.evaluate.results import (
+    AnswerCounts,
+    BitsPerCharacter,
+    Differences,
+    LanguageScore,
+    NoiseFloor,
+    Scores,
+    TaskDifference,
+    TaskScore,
+)
+from lingraft.intervals.macro_mean import (
+    Difference,
+    Interval,
+    difference_over_columns,
+    macro_mean,
+    paired_difference,
+)
 from lingraft.intervals.multiple_testing import Correction, compare_many
 from lingraft.text.language_tags import ENGLISH
 
 CORRECTION: Correction = "holm"
-ABILITIES = ("task_ability", "language_ability")
-FURTHER = "further_languages"  # evaluated besides those trained; null where there are none
 
 
-def score_summary(predictions: Sequence[Prediction], bits: Mapping[str, BitsPerCharacter]) -> dict[str, Any]:
-    """Return the scores of one model as JSON: per ability, per language and per task, each with n and interval.
+def score_summary(
+    predictions: Sequence[Prediction],
+    bits: Mapping[str, BitsPerCharacter],
+    *,
+    left_out: Sequence[str] = (),
+    truncated: Mapping[str, int] | None = None,
+    truncated_prompts: Mapping[str, int] | None = None,
+    noise: NoiseFloor | None = None,
+) -> Scores:
+    """Return the scores of one model: per ability, per language and per task.
 
-    `wrong_language` is the share of answers in another language than asked, among those that could be told; null
-    where there are none. `answers` counts the generated ones (`n`) and what is wrong with them, one answer perhaps in
-    several ways; null where nothing is generated. English stands in `per_language` with its task ability.
+    Args:
+        predictions: One per item.
+        bits: Loss of its held-out answers, by language.
+        left_out: As these three, see `Scores`.
+        truncated: None: nothing was.
+        truncated_prompts: None: none was.
+        noise: What repeating changed.
     """
-    abilities = {ability: [p for p in predictions if p.ability == ability] for ability in ABILITIES}
-    further = [p for p in predictions if p.ability == FURTHER]
+
+    def ability(name: Ability) -> Interval | None:
+        own = _of(predictions, name)
+        return macro_mean(own) if own else None
+
     languages = sorted({p.language for p in predictions} | set(bits))
+    return Scores(
+        task_ability=ability("task_ability"),
+        language_ability=ability("language_ability"),
+        further_languages=ability("further_languages"),
+        per_language={tag: _language_score(tag, predictions, bits.get(tag)) for tag in languages},
+        tasks=task_scores(predictions),
+        left_out=tuple(left_out),
+        truncated=dict(truncated or {}),
+        truncated_prompts=dict(truncated_prompts or {}),
+        noise=noise,
+        wrong_language=_wrong_language(predictions),
+        undetermined_language=_undetermined_language(predictions),
+        answers=_answer_counts(predictions),
+    )
+
+
+def task_scores(predictions: Sequence[Prediction]) -> dict[str, TaskScore]:
+    """Return the score of every task and language."""
     return {
-        **{ability: asdict(macro_mean(own)) for ability, own in abilities.items()},
-        FURTHER: asdict(macro_mean(further)) if further else None,
-        "per_language": {tag: _language(tag, predictions, bits.get(tag)) for tag in languages},
-        **_wrong_language(predictions),
-        "answers": _answers(predictions),
-        "tasks": task_scores(predictions),
+        name: TaskScore(
+            **asdict(macro_mean(own)),
+            ability=own[0].ability,
+            form=_mean_of_known([p.form for p in own]),
+            content=_mean_of_known([p.content for p in own]),
+            chrf=_mean_of_known([p.chrf for p in own]),
+            wrong_language=_wrong_language(own),
+            undetermined_language=_undetermined_language(own),
+            answers=_answer_counts(own),
+        )
+        for name, own in _by_task(predictions).items()
     }
 
 
-def task_scores(predictions: Sequence[Prediction]) -> dict[str, dict[str, Any]]:
-    """Return the score of every task and language as JSON, with n, interval, and wrong languages."""
-    return {name: _task(own) for name, own in _by_task(predictions).items()}
-
-
-def task_differences(before: Sequence[Prediction], after: Sequence[Prediction]) -> dict[str, dict[str, Any]]:
-    """Return after - before on the same items, for every task and language, with intervals and p-values.
-
-    `p_adjusted` is corrected for the number of tasks (`CORRECTION`).
+def task_differences(before: Sequence[Prediction], after: Sequence[Prediction]) -> dict[str, TaskDifference]:
+    """Return after - before on the same items, for every task and language.
 
     Raises:
         EvaluationError: A task stands on one side only, or the two do not hold the same items of one.
     """
     earlier, later = _by_task(before), _by_task(after)
-    lacking = [
+    missing = [
         f"{', '.join(sorted(set(those) - set(own)))} {where}"
         for own, those, where in ((later, earlier, "before alone"), (earlier, later, "after alone"))
         if set(those) - set(own)
     ]
-    if lacking:
+    if missing:
         raise EvaluationError(
-            f"the two models were not asked the same tasks: {'; '.join(lacking)}. Evaluate both on the same tasks."
+            f"the two models were not asked the same tasks: {'; '.join(missing)}. Evaluate both on the same tasks."
         )
     pairs = {name: (own, later[name]) for name, own in earlier.items()}
     compared = compare_many(pairs, CORRECTION)
-    return {name: asdict(paired_difference(*pair)) | asdict(compared[name]) for name, pair in pairs.items()}
+    return {
+        name: TaskDifference(**asdict(paired_difference(*pair)), **asdict(compared[name]))
+        for name, pair in pairs.items()
+    }
 
 
-def differences(before: Sequence[Prediction], after: Sequence[Prediction]) -> dict[str, Any]:
-    """Return after - before on the same items, per ability and per task, with intervals.
-
-    Each task has beside it `p`, and `p_adjusted` for the number of tasks by `correction`.
+def differences(before: Sequence[Prediction], after: Sequence[Prediction]) -> Differences:
+    """Return after - before on the same items, per ability, language and task.
 
     Raises:
         EvaluationError: The two do not hold the same items.
     """
-    found: dict[str, Any] = {
-        ability: asdict(
-            paired_difference(
-                [p for p in before if p.ability == ability], [p for p in after if p.ability == ability]
-            )
-        )
-        for ability in ABILITIES
-    }
-    further = [[p for p in own if p.ability == FURTHER] for own in (before, after)]
-    found[FURTHER] = asdict(paired_difference(*further)) if any(further) else None
-    found["tasks"] = task_differences(before, after)
-    found["correction"] = CORRECTION
-    found["per_language"] = {
-        tag: asdict(
-            paired_difference(
-                [p for p in before if p.ability != "task_ability" and p.language == tag],
-                [p for p in after if p.ability != "task_ability" and p.language == tag],
-            )
-        )
-        for tag in sorted({p.language for p in before if p.ability != "task_ability"})
-    }
-    return found
+    further = _of(before, "further_languages"), _of(after, "further_languages")
+    earlier, later = ([p for p in own if p.ability != "task_ability"] for own in (before, after))
+    return Differences(
+        task_ability=paired_difference(_of(before, "task_ability"), _of(after, "task_ability")),
+        language_ability=paired_difference(_of(before, "language_ability"), _of(after, "language_ability")),
+        further_languages=paired_difference(*further) if any(further) else None,
+        per_language={
+            tag: paired_difference(*([p for p in own if p.language == tag] for own in (earlier, later)))
+            for tag in sorted({p.language for p in earlier})
+        },
+        tasks=task_differences(before, after),
+        correction=CORRECTION,
+    )
 
 
-def differences_over_seeds(
-    pairs: Sequence[tuple[Sequence[Prediction], Sequence[Prediction]]],
-) -> dict[str, Any]:
-    """Return the mean over seeds of after - before, per ability, with intervals.
+def difference_over_seeds(
+    pairs: Sequence[tuple[Sequence[Prediction], Sequence[Prediction]]], ability: Ability
+) -> Difference:
+    """Return the mean over seeds of after - before in one ability.
 
     Every seed has its own two models; all are asked the same items, which are drawn alike for all seeds. The interval
     covers the choice of items at these seeds, not the choice of seeds.
@@ -109,14 +144,11 @@ def differences_over_seeds(
     Raises:
         EvaluationError: The models of a seed do not hold the same items.
     """
-    found = {}
-    for ability in ABILITIES:
-        columns = [
-            ([p for p in before if p.ability == ability], [p for p in after if p.ability == ability])
-            for before, after in pairs
-        ]
-        found[ability] = asdict(difference_over_columns(columns))
-    return found
+    return difference_over_columns([(_of(before, ability), _of(after, ability)) for before, after in pairs])
+
+
+def _of(predictions: Sequence[Prediction], ability: Ability) -> list[Prediction]:
+    return [p for p in predictions if p.ability == ability]
 
 
 def _by_task(predictions: Sequence[Prediction]) -> dict[str, list[Prediction]]:
@@ -126,51 +158,43 @@ def _by_task(predictions: Sequence[Prediction]) -> dict[str, list[Prediction]]:
     return found
 
 
-def _language(tag: str, predictions: Sequence[Prediction], bits: BitsPerCharacter | None) -> dict[str, Any]:
+def _language_score(
+    tag: str, predictions: Sequence[Prediction], held_out: BitsPerCharacter | None
+) -> LanguageScore:
     own = [p for p in predictions if p.language == tag and (p.ability == "task_ability") == (tag == ENGLISH)]
-    scores: dict[str, Any] = (
-        asdict(macro_mean(own)) if own else {"value": None, "low": None, "high": None, "n": 0}
+    score = macro_mean(own) if own else None
+    return LanguageScore(
+        value=None if score is None else score.value,
+        low=None if score is None else score.low,
+        high=None if score is None else score.high,
+        n=0 if score is None else score.n,
+        held_out=held_out,
+        wrong_language=_wrong_language(own),
+        undetermined_language=_undetermined_language(own),
+        answers=_answer_counts(own),
     )
-    scores["bits_per_character"] = None if bits is None else bits.value
-    scores["held_out"] = None if bits is None else asdict(bits)
-    return scores | _wrong_language(own) | {"answers": _answers(own)}
 
 
-def _wrong_language(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    told = [p.wrong_language for p in predictions if p.wrong_language is not None]
-    asked = [p for p in predictions if p.language_judged]
-    return {
-        "wrong_language": sum(told) / len(told) if told else None,
-        "undetermined_language": len(asked) - len(told),
-    }
+def _wrong_language(predictions: Sequence[Prediction]) -> float | None:
+    return _mean_of_known([p.wrong_language for p in predictions])
 
 
-def _answers(predictions: Sequence[Prediction]) -> dict[str, int] | None:
+def _undetermined_language(predictions: Sequence[Prediction]) -> int:
+    return sum(p.language_judged and p.wrong_language is None for p in predictions)
+
+
+def _answer_counts(predictions: Sequence[Prediction]) -> AnswerCounts | None:
     generated = [p for p in predictions if p.truncated is not None]
     if not generated:
         return None
-    return {
-        "n": len(generated),
-        "empty": sum(bool(p.empty) for p in generated),
-        "looping": sum(bool(p.looping) for p in generated),
-        "truncated": sum(bool(p.truncated) for p in generated),
-    }
+    return AnswerCounts(
+        n=len(generated),
+        empty=sum(bool(p.empty) for p in generated),
+        looping=sum(bool(p.looping) for p in generated),
+        truncated=sum(bool(p.truncated) for p in generated),
+    )
 
 
-def _task(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    parts: dict[str, Callable[[Prediction], float | None]] = {
-        "form": lambda p: p.form,
-        "content": lambda p: p.content,
-        "chrf": lambda p: p.chrf,
-    }
-    means = {}
-    for name, part in parts.items():
-        values = [value for value in map(part, predictions) if value is not None]
-        means[name] = sum(values) / len(values) if values else None
-    return {
-        **asdict(macro_mean(predictions)),
-        **means,
-        **_wrong_language(predictions),
-        "answers": _answers(predictions),
-        "ability": predictions[0].ability,
-    }
+def _mean_of_known(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

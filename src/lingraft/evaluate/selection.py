@@ -6,6 +6,7 @@ data folder has one, else it takes the hub's data set.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from lingraft.evaluate.catalogue import catalogue, code_of, copies_of, filled, s
 from lingraft.evaluate.predictions import Ability
 from lingraft.evaluate.task_names import SUITE, WORLDBOOK, is_worldbook
 from lingraft.text.language_tags import ENGLISH, canonical_tag, is_english, nearest_language
+
+_TAG = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 
 
 def entries(evaluation: Evaluation) -> Iterator[tuple[Ability, EvaluationTask]]:
@@ -124,17 +127,27 @@ def resolve_suites(evaluation: Evaluation, base_folder: Path, *, languages: Sequ
             covers.
     """
     evaluation = in_study_languages(evaluation, languages)
+    folder = evaluation.data_dir
     missing: dict[str, str] = {}
     found: dict[Ability, list[EvaluationTask]] = {"task_ability": [], "language_ability": []}
     for ability, entry in entries(evaluation):
         if not entry.task.startswith(SUITE):
             found[ability].append(entry)
             continue
+        if folder is not None and not (base_folder / folder).is_dir():
+            raise ConfigError(f"data_dir: there is no folder {folder}; it holds local copies of data sets.")
         every = wanted_languages(ability, evaluation, languages)
         wanted = every if entry.language is None else (entry.language,)
-        own = suite_tasks(entry, ability, wanted, evaluation.data_dir, base_folder)
+        options = {key: getattr(entry, key) for key in ("limit", "sample", "max_new_tokens")}
+        given = {key: value for key, value in options.items() if value is not None}  # goes before the suite's
+        listed = listed_tasks(entry, ability)
+        own = [
+            task
+            for one in listed
+            for task in expanded(one.model_copy(update=given), wanted, folder, base_folder)
+        ]
         found[ability] += own
-        names = ", ".join(one.task for one in listed_tasks(entry, ability))
+        names = ", ".join(one.task for one in listed)
         for tag in set(wanted) - {task.language for task in own}:
             missing[tag] = f"{entry.task} has no task in {tag} (only {names}); name others."
     result = evaluation.model_copy(
@@ -178,36 +191,6 @@ def language_notes(written: Evaluation, resolved: Evaluation, languages: Sequenc
             if own is not None and own != language:
                 notes[f"{name.partition(':')[0]}'s {own} stands for {language}."] = None
     return list(notes)
-
-
-def suite_tasks(
-    entry: EvaluationTask, ability: Ability, languages: Sequence[str], data_dir: str | None, base_folder: Path
-) -> list[EvaluationTask]:
-    """Return what a suite has for an ability, in each of the languages that its tasks have.
-
-    Args:
-        entry: `suite:NAME`; its limit, sample and longest answer go before the suite's, and what it is to be without
-            is left out.
-        ability: Which list of the suite.
-        languages: BCP-47 tags.
-        data_dir: Folder of local copies, as it was written; None: none.
-        base_folder: What `data_dir` is relative to.
-
-    Raises:
-        ConfigError: There is no such suite or data folder, or not the task that it is to be without.
-    """
-    if data_dir is not None and not (base_folder / data_dir).is_dir():
-        raise ConfigError(f"data_dir: there is no folder {data_dir}; it holds local copies of data sets.")
-    own = {
-        key: value
-        for key in ("limit", "sample", "max_new_tokens")
-        if (value := getattr(entry, key)) is not None
-    }
-    return [
-        task
-        for one in listed_tasks(entry, ability)
-        for task in expanded(one.model_copy(update=own), languages, data_dir, base_folder)
-    ]
 
 
 def listed_tasks(entry: EvaluationTask, ability: Ability) -> list[EvaluationTask]:
@@ -267,15 +250,23 @@ class Chosen:
 
     Attributes:
         evaluation: The tasks; English ones count as task ability.
+        languages: BCP-47 tags that were asked for.
         missing: `TASK/LANGUAGE` that was asked for where the task has no such language.
     """
 
     evaluation: Evaluation
+    languages: tuple[str, ...]
     missing: tuple[str, ...]
 
 
 def choose_tasks(
-    name: str, only: Sequence[str], *, languages: Sequence[str], data_dir: str | None, limit: int | None
+    name: str,
+    only: Sequence[str],
+    *,
+    languages: Sequence[str],
+    data_dir: str | None,
+    limit: int | None,
+    max_new_tokens: int | None = None,
 ) -> Chosen:
     """Return the tasks of a suite, or those that are named, for English and other languages.
 
@@ -286,14 +277,20 @@ def choose_tasks(
             run in English where it is among them.
         data_dir: Folder of local copies; None: none.
         limit: Items of each task; None: the suite's.
+        max_new_tokens: Longest answer of each task that generates; None: each task's own.
 
     Raises:
-        ConfigError: There is no such suite or data folder, or a task is named twice in a language.
+        ConfigError: There is no such suite or data folder, a language is no tag, or a task is named twice in one.
     """
     if data_dir is not None and not Path(data_dir).is_dir():
         raise ConfigError(f"--data-dir {data_dir}: there is no such folder.")
     languages = list(dict.fromkeys(_tag(written) for written in languages))
+    wrong = [tag for tag in languages if not _TAG.fullmatch(tag)]
+    if wrong:
+        raise ConfigError(f"--languages {wrong[0]!r}: is not a BCP-47 tag such as de or zh-Hant.")
     others = [tag for tag in languages if tag != ENGLISH]
+    given = {"limit": limit, "max_new_tokens": max_new_tokens}
+    changes = {key: value for key, value in given.items() if value is not None}
     chosen = suite(name)
     english = {one.task: one for one in chosen.task_ability}
     other = {one.task: one for one in chosen.language_ability}
@@ -314,7 +311,7 @@ def choose_tasks(
             ability: Ability = "task_ability" if language == ENGLISH else "language_ability"
             listed = english | other if ability == "language_ability" else other | english
             entry = listed.get(task) or EvaluationTask(task=task)
-            entry = entry if limit is None else entry.model_copy(update={"limit": limit})
+            entry = entry.model_copy(update=changes)
             if is_known:
                 tasks = list(expanded(entry, (language,), data_dir, Path()))
             else:
@@ -328,7 +325,7 @@ def choose_tasks(
     repeated = repeated_tasks(evaluation, others)
     if repeated:
         raise ConfigError("\n".join(f"--task: {problem}" for problem in repeated))
-    return Chosen(evaluation, tuple(missing))
+    return Chosen(evaluation, tuple(languages), tuple(missing))
 
 
 def _tag(written: str) -> str:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from lingraft.errors import EvaluationError
-from lingraft.records import from_json
+from lingraft.judge.win_rate import JudgeRecord
 
 
 @dataclass(frozen=True)
@@ -105,7 +102,7 @@ class TaskRecord:
         data: Revision of its data; several where the tasks of a group differ.
         sample: Seed by which items were drawn; None: they were not.
         asked: How it was asked.
-        judged: What a judge said (`Judged.to_json`); None: none was asked.
+        judged: What a judge found; None: none scored it.
     """
 
     version: str
@@ -117,18 +114,4 @@ class TaskRecord:
     data: tuple[DataRevision, ...]
     sample: int | None
     asked: Asked
-    judged: dict[str, Any] | None = None
-
-
-def read_task_records(value: Mapping[str, object]) -> dict[str, TaskRecord]:
-    """Return the task records that a result holds as JSON.
-
-    Raises:
-        EvaluationError: They were written by another version of lingraft.
-    """
-    try:
-        return {name: from_json(TaskRecord, one) for name, one in value.items()}
-    except ValueError as error:
-        raise EvaluationError(
-            f"the record of the tasks was written by another version of lingraft ({error}); evaluate the model anew."
-        ) from None
+    judged: JudgeRecord | None = None

@@ -38,11 +38,9 @@ _NORMAL = float(special.ndtri(1 - _TAIL))  # 1.96
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """A 95 % interval.
+    """The ends of a 95 % interval.
 
     Attributes:
-        low: Lower end.
-        high: Upper end.
         error: Standard error, the one that a planned study would reckon with.
         exact: Whether exact bounds had a part in it.
     """
@@ -54,12 +52,7 @@ class Bounds:
 
 
 def bounds(clusters: Clusters, *, floor: float) -> Bounds:
-    """Return the interval of a macro mean of clusters whose means lie in [floor, 1].
-
-    Args:
-        clusters: Of all tasks.
-        floor: 0 for scores, -1 for differences of scores.
-    """
+    """Return the interval of a macro mean of clusters whose means lie in [floor, 1]; for differences it is -1."""
     strata = _strata(clusters)
     exact = any(_varying(one) < FEWEST_VARYING for _, one in strata)
     below, above, error = 0.0, 0.0, 0.0  # squares

@@ -45,14 +45,7 @@ class Scored(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean with its 95 % interval.
-
-    Attributes:
-        value: The macro mean, in [0, 1].
-        low: Lower end.
-        high: Upper end.
-        n: Items.
-    """
+    """A macro mean of `n` items, in [0, 1], with the ends of its 95 % interval."""
 
     value: float
     low: float
@@ -62,12 +55,9 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A paired difference, after - before, with its 95 % interval.
+    """A paired difference of macro means, after - before, in [-1, 1], with the ends of its 95 % interval.
 
     Attributes:
-        value: Difference of the macro means, in [-1, 1].
-        low: Lower end.
-        high: Upper end.
         minimum_detectable_effect: The smallest true difference that this evaluation would have found with 80 % power
             (5 %, two-sided): 2.80 standard errors, the error taken as at least that of 5 clusters that differ by 1
             where fewer vary.
@@ -87,10 +77,7 @@ class Difference:
 
 
 def macro_mean(items: Sequence[Scored]) -> Interval:
-    """Return the mean over languages of the mean over tasks of the mean over items, with a 95 % interval.
-
-    See `mean_over_columns`, of which it is the case of one column.
-    """
+    """Return the mean over languages of the mean over tasks of the mean over items; see `mean_over_columns`."""
     return mean_over_columns([items])
 
 
@@ -111,10 +98,7 @@ def mean_over_columns(columns: Sequence[Sequence[Scored]]) -> Interval:
 
 
 def paired_difference(before: Sequence[Scored], after: Sequence[Scored]) -> Difference:
-    """Return the difference of two models' macro means on the same items, with a 95 % interval.
-
-    See `difference_over_columns`, of which it is the case of one column.
-    """
+    """Return the difference of two models' macro means on the same items; see `difference_over_columns`."""
     return difference_over_columns([(before, after)])
 
 
@@ -144,11 +128,7 @@ def difference_over_columns(pairs: Sequence[tuple[Sequence[Scored], Sequence[Sco
 
 
 def paired_values(before: Sequence[Scored], after: Sequence[Scored]) -> list[Value]:
-    """Return what each item changed by, after - before.
-
-    Raises:
-        EvaluationError: The two do not hold the same items.
-    """
+    """Return what each item changed by, after - before; raise EvaluationError where the items are not the same."""
     later = {_key(item): item.score for item in after}
     earlier = {_key(item) for item in before}
     if later.keys() != earlier or len(after) != len(before):

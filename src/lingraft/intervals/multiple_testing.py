@@ -83,11 +83,7 @@ def p_value(before: Sequence[Scored], after: Sequence[Scored]) -> float:
 
 
 def adjust(p_values: Sequence[float], correction: Correction = "holm") -> list[float]:
-    """Return p-values corrected for their number, in their order.
-
-    Raises:
-        EvaluationError: There is no such correction.
-    """
+    """Return p-values corrected for their number, in their order; raise EvaluationError for an unknown correction."""
     if correction not in get_args(Correction):
         raise EvaluationError(
             f"there is no correction {correction!r}. {did_you_mean(correction, get_args(Correction))}"

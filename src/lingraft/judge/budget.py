@@ -12,12 +12,7 @@ _MILLION = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Tokens read and written.
-
-    Attributes:
-        read: Tokens of the prompt.
-        written: Tokens of the answer, those of hidden reasoning included.
-    """
+    """Tokens of prompts (`read`) and of answers (`written`), those of hidden reasoning included."""
 
     read: int = 0
     written: int = 0
@@ -28,12 +23,7 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """Prices of a million tokens, in whatever currency the budget is in.
-
-    Attributes:
-        read: Of a million tokens of prompts.
-        written: Of a million tokens of answers.
-    """
+    """Prices of a million tokens of prompts (`read`) and of answers (`written`), in the budget's currency."""
 
     read: float
     written: float
@@ -78,11 +68,7 @@ class Ledger:
             self._used += tokens
 
     def reserve(self, most: Tokens) -> None:
-        """Reserve what a request may use at most.
-
-        Raises:
-            BudgetReachedError: That could exceed the budget.
-        """
+        """Reserve what a request may use at most; raise BudgetReachedError where that could exceed the budget."""
         with self._lock:
             wanted = self._used + self._reserved + most
             if (

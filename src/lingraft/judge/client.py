@@ -78,12 +78,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """The key that requests are signed with.
-
-    Attributes:
-        variable: Environment variable that it came from; "": there is none, as for local servers.
-        value: The secret; not part of the representation.
-    """
+    """The key that requests are signed with, and its environment variable; "": none, as for local servers."""
 
     variable: str = ""
     value: str = field(default="", repr=False)

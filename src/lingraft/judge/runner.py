@@ -20,17 +20,11 @@ _SHOWN_CHARACTERS = 200  # of an answer that the cache keeps
 
 @dataclass(frozen=True, slots=True)
 class RequestOptions:
-    """How each question is put.
+    """How each question is put."""
 
-    Attributes:
-        max_tokens: Longest answer.
-        logprobs: Whether to ask for the letters' probabilities.
-        at_once: Requests under way at a time.
-    """
-
-    max_tokens: int = 8
-    logprobs: bool = True
-    at_once: int = 4
+    max_tokens: int = 8  # of the answer
+    logprobs: bool = True  # ask for the letters' probabilities
+    at_once: int = 4  # requests under way at a time
 
 
 @dataclass(frozen=True, slots=True)

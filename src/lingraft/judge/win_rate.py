@@ -11,10 +11,9 @@ Source: Li et al. 2023, AlpacaEval; Zheng et al. 2023, arXiv 2306.05685 (positio
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from lingraft.config.schema import JudgeChoice
 from lingraft.errors import EvaluationError
@@ -39,13 +38,7 @@ _SHOWN_CHARACTERS = 60
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What a model wrote for an instruction.
-
-    Attributes:
-        item: Unique in its file.
-        instruction: What was asked.
-        output: The answer; may be empty.
-    """
+    """What a model wrote for an instruction; `item` is unique in its file, `output` may be empty."""
 
     item: str
     instruction: str
@@ -72,11 +65,7 @@ class Judge:
 
     @classmethod
     def of(cls, choice: JudgeChoice) -> Judge:
-        """Return the judge that a study file or a command chose.
-
-        Raises:
-            ConfigError: Its URL is none, or holds secrets.
-        """
+        """Return the judge that a study file or a command chose; raise ConfigError where its URL cannot be used."""
         return cls(
             Endpoint(choice.url, choice.model, choice.timeout, choice.attempts),
             both_orders=choice.both_orders,
@@ -153,18 +142,12 @@ class Asking:
 
 @dataclass(frozen=True, slots=True)
 class JudgeDescription:
-    """Which judge gave the verdicts; for the record.
+    """Which judge gave the verdicts, and how it was asked (see `Endpoint`, `Judge` and `RequestOptions`).
 
     Attributes:
-        url: The endpoint's.
-        model: As the endpoint was asked for it.
         answered_as: Models that answered, as the endpoint says.
         key_from: Environment variable of the key; None: no key was sent.
-        prompt_version: Version of the question's wording.
-        prompt: Its fingerprint.
-        both_orders: See `Judge`.
-        logprobs: See `RequestOptions`.
-        max_tokens: See `RequestOptions`.
+        prompt: Fingerprint of the question's wording.
         not_taken: What the endpoint did not take, so that requests went without it.
     """
 
@@ -180,61 +163,63 @@ class JudgeDescription:
     not_taken: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Judged:
-    """A model's answers against a reference's.
+@dataclass(frozen=True, slots=True)
+class MeanCharacters:
+    """Mean length of the answers and of the reference's outputs on the judged items, in characters."""
+
+    answers: float
+    reference: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeRecord:
+    """A model's answers against a reference's, summed up.
 
     Attributes:
         win_rate: Mean preference for the answers, in [0, 1], with a 95 % interval over items; 0.5: as good as the
             reference. Its n counts the items that were judged.
-        preferences: One per item.
+        wins: Items on which the answer is preferred.
+        losses: Items on which the reference's output is preferred.
+        ties: The other items.
         left_out: Items without a verdict, each with its reason; they count nowhere.
         identical: Items whose two outputs are the same text: ties, which nobody is asked about.
         order_effect: Preference for an answer when it is shown first minus when it is shown second, in [-1, 1]; 0: the
             order does not matter, 1: what is shown first always wins. None where each pair was shown one way only.
         contradictory: Items on which the two orders name different outputs; None as above.
         reference_items: Instructions of the reference; those without an answer were not judged.
+        mean_characters: Lengths of what was judged.
         asking: What the verdicts took.
         judge: Who gave them.
     """
 
     win_rate: Interval
-    preferences: tuple[Preference, ...]
+    wins: int
+    losses: int
+    ties: int
     left_out: tuple[str, ...]
     identical: int
     order_effect: Difference | None
     contradictory: int | None
     reference_items: int
+    mean_characters: MeanCharacters
     asking: Asking
     judge: JudgeDescription
 
-    @property
-    def wins(self) -> int:
-        """Items on which the answer is preferred."""
-        return sum(one.score > 0.5 for one in self.preferences)
+
+@dataclass(frozen=True, kw_only=True)
+class Judged(JudgeRecord):
+    """The same with what each item contributes.
+
+    Attributes:
+        preferences: One per item.
+    """
+
+    preferences: tuple[Preference, ...]
 
     @property
-    def losses(self) -> int:
-        """Items on which the reference's output is preferred."""
-        return sum(one.score < 0.5 for one in self.preferences)
-
-    @property
-    def mean_characters(self) -> tuple[float, float]:
-        """Mean length of the answers and of the reference's outputs on the judged items."""
-        return (
-            fmean(one.characters for one in self.preferences),
-            fmean(one.reference_characters for one in self.preferences),
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Return all but the single preferences as one JSON object."""
-        found = asdict(replace(self, preferences=()))
-        del found["preferences"]
-        own, reference = self.mean_characters
-        lengths = {"answers": own, "reference": reference}
-        ties = len(self.preferences) - self.wins - self.losses
-        counts = {"wins": self.wins, "losses": self.losses, "ties": ties}
-        return {**found, **counts, "mean_characters": lengths}
+    def record(self) -> JudgeRecord:
+        """All but the single preferences."""
+        return JudgeRecord(**{one.name: getattr(self, one.name) for one in fields(JudgeRecord)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,14 +292,23 @@ def judge_answers(
     if not preferences:
         raise EvaluationError(f"not one of {len(pairs)} items has a verdict: {left_out[0]}.")
     effect, contradictory = _order_effect(preferences)
+    wins = sum(one.score > 0.5 for one in preferences)
+    losses = sum(one.score < 0.5 for one in preferences)
     return Judged(
         win_rate=macro_mean(preferences),
+        wins=wins,
+        losses=losses,
+        ties=len(preferences) - wins - losses,
         preferences=preferences,
         left_out=left_out,
         identical=sum(pair.is_identical for pair in pairs),
         order_effect=effect,
         contradictory=contradictory,
         reference_items=len(reference),
+        mean_characters=MeanCharacters(
+            answers=fmean(one.characters for one in preferences),
+            reference=fmean(one.reference_characters for one in preferences),
+        ),
         asking=Asking(
             verdicts=len(verdicts),
             new=outcome.new,

@@ -14,12 +14,11 @@ from typing import Any
 from lingraft.errors import ConfigError, did_you_mean
 from lingraft.evaluate.predictions import Prediction, read_predictions
 from lingraft.records import read_json
-from lingraft.report.tables import model_title, phase_one_models
+from lingraft.report.tables import models_of
+from lingraft.study.result import RESULT, read_result
 
-RESULT = "result.json"
 PREDICTIONS = "predictions.parquet"
 RECORD = "record.json"  # of an evaluation
-BASE = "base model"
 
 
 @dataclass(frozen=True)
@@ -56,10 +55,12 @@ class Answered:
         """Return it as JSON values."""
         one, other = self.after, self.before
         return {
-            **{
-                name: getattr(one, name)
-                for name in ("ability", "task", "language", "item", "prompt", "reference")
-            },
+            "ability": one.ability,
+            "task": one.task,
+            "language": one.language,
+            "item": one.item,
+            "prompt": one.prompt,
+            "reference": one.reference,
             "score": one.score,
             "response": one.response,
             "before": None if other is None else {"score": other.score, "response": other.response},
@@ -86,7 +87,13 @@ def read_answers(folder: Path, cell: str | None, against: str | None) -> tuple[A
                 raise ConfigError(f"{option} {given!r}: {folder} holds the answers of one model only.")
         return Answers(folder.name, read_predictions(folder / PREDICTIONS)), None
     if (folder / RESULT).is_file():
-        models = _models(folder)
+        result = read_result(folder)
+        models = {
+            model.title(with_seed=result.has_seeds): _Source(
+                model.predictions, None if model.cell is None else model.cell.phase_one_predictions
+            )
+            for model in models_of(result)
+        }
     elif (folder / RECORD).is_file():
         models = _two_models(folder)
     else:
@@ -108,7 +115,7 @@ def read_answers(folder: Path, cell: str | None, against: str | None) -> tuple[A
 
 
 @dataclass(frozen=True)
-class _Model:
+class _Source:
     """Where a model's answers lie in the folder, and those that they are compared with unless another is named.
 
     These are of a cell those of its Phase 1; a base or Phase 1 model has none.
@@ -118,15 +125,15 @@ class _Model:
     before: str | None = None
 
 
-def _two_models(folder: Path) -> dict[str, _Model]:
+def _two_models(folder: Path) -> dict[str, _Source]:
     """Return the models of an evaluation of two by name, the second first: it is compared with the first."""
     try:
         record = read_json(folder / RECORD)
         first, second = record["inputs"]["models"]
         places = record["result"]["predictions"]
         return {
-            second: _Model(places[second], before=places[first]),
-            first: _Model(places[first], before=places[second]),
+            second: _Source(places[second], before=places[first]),
+            first: _Source(places[first], before=places[second]),
         }
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ConfigError(
@@ -135,27 +142,7 @@ def _two_models(folder: Path) -> dict[str, _Model]:
         ) from None
 
 
-def _models(folder: Path) -> dict[str, _Model]:
-    """Return the models of a run by label, in the order of its tables."""
-    try:
-        result = read_json(folder / RESULT)
-        with_seed = len({one["seed"] for one in result["cells"]}) > 1
-        found = {} if result["base_predictions"] is None else {BASE: _Model(result["base_predictions"])}
-        for one in phase_one_models(result):
-            found[model_title(one, with_seed=with_seed)] = _Model(one["predictions"])
-        for one in result["cells"]:
-            if one["status"] == "done":
-                title = model_title(one, with_seed=with_seed)
-                found[title] = _Model(one["predictions"], one["phase_one_predictions"])
-        return found
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f"{folder / RESULT}: is not a result that says where answers lie ({type(error).__name__}: {error}); run "
-            "the study again: finished stages are not repeated."
-        ) from None
-
-
-def _chosen(models: dict[str, _Model], label: str, option: str) -> _Model:
+def _chosen(models: dict[str, _Source], label: str, option: str) -> _Source:
     if label not in models:
         raise ConfigError(f"{option} {label!r} is no model of this run. {did_you_mean(label, models)}")
     return models[label]
@@ -194,11 +181,12 @@ def worst_answers(
 def _matching(predictions: Sequence[Prediction], option: str, wanted: str | None) -> list[Prediction]:
     if wanted is None:
         return list(predictions)
-    names = {one.language for one in predictions} if option == "--language" else _task_names(predictions)
-    if wanted not in names:
-        raise ConfigError(f"{option} {wanted!r}: no answer is of it. {did_you_mean(wanted, names)}")
-    return [one for one in predictions if wanted in (one.language, one.task, f"{one.task}/{one.language}")]
 
+    def names(one: Prediction) -> tuple[str, ...]:
+        return (one.language,) if option == "--language" else (one.task, f"{one.task}/{one.language}")
 
-def _task_names(predictions: Sequence[Prediction]) -> set[str]:
-    return {name for one in predictions for name in (one.task, f"{one.task}/{one.language}")}
+    found = [one for one in predictions if wanted in names(one)]
+    if not found:
+        known = {name for one in predictions for name in names(one)}
+        raise ConfigError(f"{option} {wanted!r}: no answer is of it. {did_you_mean(wanted, known)}")
+    return found

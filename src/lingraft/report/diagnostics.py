@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import altair as alt
 
 from lingraft.errors import ConfigError
+from lingraft.intervals.macro_mean import mean_of_known
+from lingraft.measures.drift import LayerPoint, layer_curves
 from lingraft.records import write_text_atomically
-from lingraft.report.figures import layer_curves
-from lingraft.report.tables import ABSENT, Column, Table, mean_of_known
+from lingraft.report.tables import Column, Table, written
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +28,13 @@ FIGURE_SUFFIXES = (".svg", ".png", ".html")
 _ESTIMATES = (
     Column("des", "the paper's value: cosine of the mean embeddings"),
     Column("corrected", "without the bias of small sets, with its 95 % interval"),
+)
+_DRIFT = (
+    Column("mean cosine", "cosine of the mean states; 1: same direction"),
+    Column("CKA", "linear CKA of the states of the same tokens; 1: the same up to rotation and scale"),
+    Column("covariance", "change of the covariance, Frobenius norm over the first model's"),
+    Column("trace", "change of the whole variance; above 0 the states vary more"),
+    Column("variance", "sum of the changes of the variances over their sum"),
 )
 
 
@@ -147,35 +155,19 @@ def similarity_figure(found: Comparison) -> alt.LayerChart:
 
 def drift_table(drift: Drift) -> Table:
     """Return a model's drift from the first one, layer by layer."""
-    columns = (
-        Column("layer", "decoder layer"),
-        Column("mean cosine", "cosine of the mean states; 1: same direction"),
-        Column("CKA", "linear CKA of the states of the same tokens; 1: the same up to rotation and scale"),
-        Column("covariance", "change of the covariance, Frobenius norm over the first model's"),
-        Column("trace", "change of the whole variance; above 0 the states vary more"),
-        Column("variance", "sum of the changes of the variances over their sum"),
-    )
     rows = [
-        (str(one.layer), *(_written(value, ".4f") for value in _drift_figures(one))) for one in drift.layers
+        (str(one.layer), *(written(value, ".4f") for value in _drift_figures(one))) for one in drift.layers
     ]
-    return Table(columns, tuple(rows), 1)
+    return Table((Column("layer", "decoder layer"), *_DRIFT), tuple(rows), 1)
 
 
 def language_drift_table(drift: Drift) -> Table:
     """Return a model's drift by language of the prompts, as means over the layers."""
-    columns = (
-        Column("language", "BCP-47 tag of the prompts"),
-        Column("mean cosine", "cosine of the mean states"),
-        Column("CKA", "linear CKA of the states of the same tokens"),
-        Column("covariance", "change of the covariance"),
-        Column("trace", "change of the whole variance"),
-        Column("variance", "change of the variances"),
-    )
     rows = []
     for tag, layers in drift.by_language.items():
         means = [mean_of_known(column) for column in zip(*map(_drift_figures, layers), strict=True)]
-        rows.append((tag, *(_written(value, ".4f") for value in means)))
-    return Table(columns, tuple(rows), 1)
+        rows.append((tag, *(written(value, ".4f") for value in means)))
+    return Table((Column("language", "BCP-47 tag of the prompts"), *_DRIFT), tuple(rows), 1)
 
 
 def _drift_figures(one: LayerDrift) -> tuple[float | None, ...]:
@@ -184,17 +176,12 @@ def _drift_figures(one: LayerDrift) -> tuple[float | None, ...]:
 
 def drift_figure(found: Sequence[Drift]) -> alt.VConcatChart:
     """Draw the paper's Figures 1 and 2: the cosine of mean states, and the covariance's change, over the layers."""
-    rows = [
-        {
-            "model": drift.model,
-            "layer": one.layer,
-            "cosine": one.mean_cosine,
-            "covariance": one.covariance_change,
-        }
+    points = (
+        LayerPoint(drift.model, one.layer, one.mean_cosine, one.covariance_change)
         for drift in found
         for one in drift.layers
-    ]
-    return layer_curves(rows)
+    )
+    return layer_curves(list(points))
 
 
 def signal_table(scan: SignalScan) -> Table:
@@ -246,34 +233,24 @@ def difference_table(groups: Sequence[GroupDifference], name: str, *, with_updat
         Column(name, "what the tensors are grouped by"),
         Column("tensors", "how many"),
         Column("MPD", "mean of the tensors' L2 distances"),
-        Column("L2", "L2 distance of all of their numbers"),
+        Column("L2", "L2 distance of all of their parameters"),
         Column("relative", "L2 distance over the first model's norm"),
-        Column("1 - cosine", "1 minus the cosine of the two models' numbers"),
+        Column("1 - cosine", "1 minus the cosine of the two models' parameters"),
     )
     if with_updates:
         columns += (
             Column("update cosine", "cosine of the two updates from the base; below 0 they undo each other"),
-            Column(
-                "same sign", "share of the numbers that both move, which they move one way; 50 % is chance"
-            ),
+            Column("same sign", "share of the parameters moved by both that move one way; 50 % is chance"),
         )
-    return Table(columns, tuple(_difference_row(one, with_updates) for one in groups), 1)
-
-
-def _difference_row(one: GroupDifference, with_updates: bool) -> tuple[str, ...]:
-    row = (
-        one.name,
-        str(one.tensors),
-        f"{one.mpd:.4f}",
-        f"{one.l2:.4f}",
-        _written(one.relative, ".5f"),
-        _written(None if one.cosine is None else 1 - one.cosine, ".2e"),
-    )
-    return (
-        (*row, _written(one.update_cosine, ".3f"), _written(one.sign_agreement, ".1%"))
-        if with_updates
-        else row
-    )
+    rows: list[tuple[str, ...]] = []
+    for one in groups:
+        turned = None if one.cosine is None else 1 - one.cosine
+        row: tuple[str, ...] = (one.name, str(one.tensors), f"{one.mpd:.4f}", f"{one.l2:.4f}")
+        row += (written(one.relative, ".5f"), written(turned, ".2e"))
+        if with_updates:
+            row += (written(one.update_cosine, ".3f"), written(one.sign_agreement, ".1%"))
+        rows.append(row)
+    return Table(columns, tuple(rows), 1)
 
 
 def difference_figure(found: ParameterDifference) -> alt.LayerChart:
@@ -307,12 +284,8 @@ def _without_shared_folders(names: Sequence[str]) -> dict[str, str]:
     return {name: "/".join(own[shared:]) for name, own in zip(names, parts, strict=True)}
 
 
-def _written(value: float | None, form: str) -> str:
-    return ABSENT if value is None else format(value, form)
-
-
 def _estimates(one: EmbeddingSimilarity) -> tuple[str, str, str]:
-    corrected = ABSENT if one.corrected is None else f"{one.corrected:.3f}"
+    corrected = written(one.corrected, ".3f")
     if one.low is not None and one.high is not None:
         corrected += f" [{one.low:.3f}, {one.high:.3f}]"
     return f"{one.des:.3f}", corrected, f"{one.n[0]}, {one.n[1]}"

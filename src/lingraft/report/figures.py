@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import altair as alt
 
-from lingraft.report.tables import BITS, mean_of_known, model_title, phase_one_models
+from lingraft.intervals.macro_mean import Difference
+from lingraft.report.tables import Matrix, matrix_of, models_of
+from lingraft.study.result import StudyResult
 
 _WIDTH = 620
 _POINT = "#2a6fdb"
@@ -23,19 +25,25 @@ _LOOK = {
 }
 
 
-def trade_off(result: dict[str, Any]) -> alt.FacetChart | None:
+def trade_off(result: StudyResult) -> alt.FacetChart | None:
     """Change of task ability against gain in language ability: a point with both 95 % intervals for each strategy.
 
-    One picture per data set. Several seeds make one point, their mean; None where no cell is done.
+    One picture per data set. Several seeds make one point, their mean; None: no cell is done.
     """
+
+    def interval_of(name: str, one: Difference) -> dict[str, float]:
+        return {name: one.value, f"{name}_low": one.low, f"{name}_high": one.high}
+
+    single = {(cell.data, cell.strategy): cell.difference for cell in result.done}
+    pooled = {(one.data, one.strategy): one for one in result.over_seeds}
     rows = [
         {
-            "data": one["data"],
-            "strategy": one["strategy"],
-            **_spread("gain", one["language_ability"]),
-            **_spread("change", one["task_ability"]),
+            "data": data,
+            "strategy": strategy,
+            **interval_of("gain", one.language_ability),
+            **interval_of("change", one.task_ability),
         }
-        for one in _changes(result)
+        for (data, strategy), one in (single | pooled).items()
     ]
     if not rows:
         return None
@@ -60,32 +68,20 @@ def trade_off(result: dict[str, Any]) -> alt.FacetChart | None:
     )
 
 
-def _changes(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return each strategy's paired differences to Phase 1: over seeds, where several are done of it."""
-    pooled = {(one["data"], one["strategy"]): one for one in result["over_seeds"]}
-    single = {
-        (cell["data"], cell["strategy"]): {"data": cell["data"], "strategy": cell["strategy"]}
-        | cell["difference"]
-        for cell in result["cells"]
-        if cell["status"] == "done"
-    }
-    return list((single | pooled).values())
+def bits_per_character(result: StudyResult) -> alt.Chart | None:
+    """Loss of the held-out answers in bits per character, per language and model; lower is better.
 
-
-def bits_per_character(result: dict[str, Any]) -> alt.Chart | None:
-    """Loss of the held-out answers in bits per character, per language and model; lower is better."""
-    entries = [*phase_one_models(result), *result["cells"]]  # several seeds are drawn as their mean
-    models = [("base model", result["base"])]
-    models += [(model_title(one, with_seed=False), one.get("scores")) for one in entries]
-    order = list(dict.fromkeys(name for name, _ in models))
+    Several seeds are drawn as their mean. None: nothing is held out.
+    """
     rows = [
-        {"model": name, "language": language, "bits": entry["bits_per_character"]}
-        for name, scores in models
-        for language, entry in ((scores or {}).get("per_language") or {}).items()
-        if entry.get("bits_per_character") is not None
+        {"model": model.title(with_seed=False), "language": language, "bits": score.held_out.value}
+        for model in models_of(result)
+        for language, score in model.scores.per_language.items()
+        if score.held_out is not None
     ]
     if not rows:
         return None
+    order = list(dict.fromkeys(row["model"] for row in rows))
     return (
         alt.Chart(alt.Data(values=rows))
         .mark_point(filled=True, size=80)
@@ -98,13 +94,12 @@ def bits_per_character(result: dict[str, Any]) -> alt.Chart | None:
     )
 
 
-def training_loss(result: dict[str, Any]) -> alt.Chart | None:
-    """Training loss of the last phase of each cell, in nats per supervised token, over its steps."""
+def training_loss(result: StudyResult) -> alt.Chart | None:
+    """Training loss of the last phase of each cell, in nats per supervised token, over its steps; None: no cell."""
     rows = [
-        {"cell": f"{cell['data']} / {cell['strategy']} / {cell['seed']}", "step": step, "loss": loss}
-        for cell in result["cells"]
-        if cell["status"] == "done"
-        for step, loss in cell["phases"][-1]["losses"]
+        {"cell": f"{cell.data} / {cell.strategy} / {cell.seed}", "step": step, "loss": loss}
+        for cell in result.done
+        for step, loss in cell.phases[-1].losses
     ]
     if not rows:
         return None
@@ -120,84 +115,48 @@ def training_loss(result: dict[str, Any]) -> alt.Chart | None:
     )
 
 
-def hidden_states(result: dict[str, Any]) -> alt.VConcatChart | None:
-    """Draw the paper's Figures 1 and 2 for the cells: drift of the hidden states from Phase 1, layer by layer.
+@dataclass(frozen=True)
+class _Tile:
+    """An entry of a forgetting matrix in a picture; `shade`, in [0, 1], colours it, and its value stands in it."""
 
-    Several seeds are drawn as their mean.
+    cell: str
+    row: int
+    after: str
+    taught: str
+    data: str
+    value: float
+    shade: float
+
+
+def matrices(result: StudyResult, kind: Matrix) -> alt.FacetChart | None:
+    """Draw the forgetting matrix of each cell; None: nothing measures it. Several seeds are drawn as their mean.
+
+    Darker is higher for abilities. For bits per character darker is lower, among all cells' entries for the same data
+    set: losses of two languages are on no one scale.
     """
-    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for cell in result["cells"]:
-        for one in (cell["drift"] or {"layers": []})["layers"] if cell["status"] == "done" else ():
-            found.setdefault((f"{cell['data']} / {cell['strategy']}", one["layer"]), []).append(one)
-    rows = [
-        {
-            "model": name,
-            "layer": layer,
-            "cosine": mean_of_known([one["mean_cosine"] for one in seeds]),
-            "covariance": mean_of_known([one["covariance_change"] for one in seeds]),
-        }
-        for (name, layer), seeds in found.items()
-    ]
-    return layer_curves(rows) if rows else None
-
-
-def layer_curves(rows: Sequence[dict[str, Any]]) -> alt.VConcatChart:
-    """Draw `cosine` (of mean states) and `covariance` (its change) of each `model` over the layers."""
-    base = alt.Chart(alt.Data(values=rows)).mark_line(point=True).properties(width=520, height=220)
-    layer = alt.X("layer:Q", title="decoder layer", axis=alt.Axis(tickMinStep=1, format="d"))
-    colour = alt.Color("model:N", title="model")
-    cosine = alt.Y("cosine:Q", title="cosine of mean states", scale=alt.Scale(zero=False))
-    change = alt.Y("covariance:Q", title="change of the covariance")
-    return alt.vconcat(
-        base.encode(x=layer, y=cosine, color=colour), base.encode(x=layer, y=change, color=colour)
-    )
-
-
-def ability_matrix(result: dict[str, Any]) -> alt.FacetChart | None:
-    """Forgetting matrix of each cell: ability in what each phase taught, after each phase; darker is higher."""
-    entries = _matrix_entries(result, "ability")
-    return _heat_map([entry | {"shade": entry["value"]} for entry in entries])
-
-
-def loss_matrix(result: dict[str, Any]) -> alt.FacetChart | None:
-    """Forgetting matrix of each cell: bits per character of each phase's own held-out answers, after each phase.
-
-    Darker is lower, among all cells' entries for the same data set: losses of two languages are on no one scale.
-    """
-    entries = _matrix_entries(result, BITS)
-    values: dict[tuple[str, str], list[float]] = {}
-    for entry in entries:
-        values.setdefault((entry["taught"], entry["data"]), []).append(entry["value"])
-    shaded = []
-    for entry in entries:
-        own = values[entry["taught"], entry["data"]]
-        width = (max(own) - min(own)) or 1.0
-        shaded.append(entry | {"shade": (max(own) - entry["value"]) / width})
-    return _heat_map(shaded)
-
-
-def _matrix_entries(result: dict[str, Any], kind: str) -> list[dict[str, Any]]:
-    """Return the entries of the cells' matrices, several seeds' averaged."""
-    found: dict[tuple[str, int, str], list[float]] = {}
-    places: dict[tuple[str, int, str], dict[str, Any]] = {}
-    for cell in result["cells"]:
-        matrix = (cell["forgetting"][kind] if cell["status"] == "done" else None) or {"rows": []}
-        name = f"{cell['data']} / {cell['strategy']}"
-        for number, row in enumerate(matrix["rows"]):
-            for column, entry in zip(matrix["columns"], row["scores"], strict=True):
-                key = (name, number, column["phase"])
-                found.setdefault(key, []).append(entry["value"])
-                places[key] = {"cell": name, "row": number, "after": row["after"]}
-                places[key] |= {"taught": column["phase"], "data": column["data"]}
-    return [places[key] | {"value": sum(values) / len(values)} for key, values in found.items()]
-
-
-def _heat_map(rows: list[dict[str, Any]]) -> alt.FacetChart | None:
-    """Draw one matrix per cell; `shade`, in [0, 1], colours an entry, its number stands in it."""
-    if not rows:
+    found: dict[tuple[str, int, str, str, str], list[float]] = {}
+    for cell in result.done:
+        matrix = matrix_of(cell, kind)
+        if matrix is None:
+            continue
+        for number, row in enumerate(matrix.rows):
+            values = [entry.value for entry in row.scores]
+            for column, value in zip(matrix.columns, values, strict=True):
+                key = (f"{cell.data} / {cell.strategy}", number, row.after, column.phase, column.data)
+                found.setdefault(key, []).append(value)
+    if not found:
         return None
-    cells = list(dict.fromkeys(row["cell"] for row in rows))[:_MOST_MATRICES]
-    phases = list(dict.fromkeys(row["taught"] for row in rows))
+    means = {key: sum(values) / len(values) for key, values in found.items()}
+    tiles = []
+    for key, value in means.items():
+        shade = value
+        if kind != "ability":
+            same = [other for place, other in means.items() if place[3:] == key[3:]]
+            shade = (max(same) - value) / ((max(same) - min(same)) or 1.0)
+        tiles.append(_Tile(*key, value=value, shade=shade))
+
+    cells = list(dict.fromkeys(tile.cell for tile in tiles))[:_MOST_MATRICES]
+    phases = list(dict.fromkeys(tile.taught for tile in tiles))
     base = alt.Chart().encode(
         x=alt.X("taught:N", sort=phases, title="taught by phase", axis=alt.Axis(labelAngle=0)),
         y=alt.Y("after:N", sort=alt.EncodingSortField("row"), title="after phase"),
@@ -207,14 +166,14 @@ def _heat_map(rows: list[dict[str, Any]]) -> alt.FacetChart | None:
         color=alt.condition("datum.shade > 0.5", alt.value("white"), alt.value("#10202f")),
     )
     scale = alt.Scale(scheme="blues", domain=[0, 1])
-    tiles = base.mark_rect(stroke="#88888855").encode(color=alt.Color("shade:Q", scale=scale, legend=None))
+    shades = base.mark_rect(stroke="#88888855").encode(color=alt.Color("shade:Q", scale=scale, legend=None))
     return (
-        alt.layer(tiles, number)
+        alt.layer(shades, number)
         .properties(width=72 * len(phases), height=alt.Step(30))
         .facet(
             facet=alt.Facet("cell:N", title=None, sort=cells),
             columns=max(1, 10 // (len(phases) + 1)),
-            data=alt.Data(values=[row for row in rows if row["cell"] in cells]),
+            data=alt.Data(values=[asdict(tile) for tile in tiles if tile.cell in cells]),
         )
         .resolve_scale(y="independent")
     )
@@ -227,11 +186,3 @@ def to_svg(chart: Any) -> str:
     spec = chart.to_dict()
     svg: str = vl_convert.vegalite_to_svg(spec | {"config": (spec.get("config") or {}) | _LOOK})
     return svg.replace(_INK, "currentColor")
-
-
-def _spread(name: str, difference: dict[str, Any]) -> dict[str, float]:
-    return {
-        name: difference["value"],
-        f"{name}_low": difference["low"],
-        f"{name}_high": difference["high"],
-    }

@@ -6,6 +6,7 @@ renderer has escaped it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,135 +16,122 @@ from markupsafe import Markup
 
 from lingraft.config.load import dump_study
 from lingraft.config.schema import Study
+from lingraft.measures.base import Plot
 from lingraft.records import write_text_atomically
-from lingraft.report.figures import (
-    ability_matrix,
-    bits_per_character,
-    hidden_states,
-    loss_matrix,
-    to_svg,
-    trade_off,
-    training_loss,
-)
+from lingraft.report.figures import bits_per_character, matrices, to_svg, trade_off, training_loss
+from lingraft.report.notes import failures, notes, unpaired_lines
 from lingraft.report.tables import (
-    BITS,
+    Matrix,
+    Table,
     answer_table,
     change_table,
     contamination_table,
-    des_note,
-    failures,
     forgetting_table,
-    minimum_detectable_effect,
-    model_title,
-    noise_note,
-    phase_one_models,
-    precision_note,
+    measures_of,
+    models_of,
     seed_table,
     strategy_cost_table,
     study_table,
     task_table,
     training_table,
-    unpaired_lines,
 )
+from lingraft.study.result import StudyResult
 
-_FIGURES = (
+_MATRICES: tuple[tuple[Matrix, str, str], ...] = (
     (
-        "What it cost and what it gained",
-        "Each point is a cell, with the 95 % intervals of its paired differences to Phase 1. Up is kept English, "
-        "right is more of the new languages.",
-        trade_off,
-    ),
-    (
-        "Loss of held-out answers",
-        "Bits per character of answers that no phase trained on; lower is better, and comparable between tokenizers.",
-        bits_per_character,
-    ),
-    (
-        "Drift of the hidden states",
-        "From Phase 1 to each cell, layer by layer: the cosine of the mean states (1: same direction) and the relative "
-        "change of their covariance, over every token of the prompts. The paper finds that dissimilar data shift high "
-        "layers 3 to 4 times as much.",
-        hidden_states,
-    ),
-    ("Training loss", "Of each cell's last phase.", training_loss),
-)
-_MATRICES = (
-    (
+        "ability",
         "Forgetting: abilities",
         "Rows: the model after each phase. Columns: what each phase taught, measured by the abilities of its data "
         "set's languages (English: task ability), 0 to 1. A column that pales downwards is being forgotten.",
-        ability_matrix,
-        "ability",
     ),
     (
+        "bits_per_character",
         "Forgetting: loss of held-out answers",
         "The same, measured by the bits per character of each phase's own held-out answers, which no phase trained "
         "on. Lower is better; shades compare the entries for one data set, darker is lower. In the summary signs are "
         "turned: backward transfer below 0 is forgotten.",
-        loss_matrix,
-        BITS,
     ),
 )
 
 
-def write_page(result: dict[str, Any], study: Study) -> Path:
+@dataclass(frozen=True)
+class _Drawn:
+    """A figure of the page, perhaps with the same as a table."""
+
+    title: str
+    caption: str
+    svg: Markup
+    table: Table | None = None
+
+
+def write_page(result: StudyResult, study: Study) -> Path:
     """Write `report/index.html` into the run folder of `result`, and return its path."""
-    folder = Path(result["run"]) / "report"
+    folder = Path(result.run) / "report"
     folder.mkdir(exist_ok=True)
     path = folder / "index.html"
     write_text_atomically(path, render_page(result, study))
     return path
 
 
-def render_page(result: dict[str, Any], study: Study) -> str:
+def render_page(result: StudyResult, study: Study) -> str:
     """Return the page's HTML."""
-    drawn = [(title, caption, figure(result)) for title, caption, figure in _FIGURES]
-    matrices = [
-        (title, caption, Markup(to_svg(chart)), forgetting_table(result, kind, with_intervals=True))
-        for title, caption, figure, kind in _MATRICES
-        if (chart := figure(result)) is not None
-    ]
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.from_string((files("lingraft.report") / "page.html").read_text(encoding="utf-8"))
-    done = [cell for cell in result["cells"] if cell["status"] == "done"]
-    models = {} if result["base"] is None else {"base model": result["base"]}
-    models |= {model_title(one, with_seed=True): one["scores"] for one in [*phase_one_models(result), *done]}
+    measures = measures_of(result)
     return template.render(
         study=study,
         study_file=dump_study(study),
+        result=result,
+        models={model.title(with_seed=True): model for model in models_of(result)},
         table=study_table(result),
+        legends=[
+            measure.legend([cell.measures[name] for cell in result.done])
+            for name, measure in measures.items()
+        ],
+        notes=notes(result),
         seeds=seed_table(result),
         changes=change_table(result),
-        matrices=matrices,
-        figures=[
-            (title, caption, Markup(to_svg(chart))) for title, caption, chart in drawn if chart is not None
+        matrices=[
+            _Drawn(title, caption, Markup(to_svg(chart)), forgetting_table(result, kind, with_intervals=True))
+            for kind, title, caption in _MATRICES
+            if (chart := matrices(result, kind)) is not None
         ],
+        figures=[_Drawn(one.title, one.caption, Markup(to_svg(one.chart))) for one in _plots(result)],
         failures=failures(result),
         tasks=task_table(result),
         contamination=contamination_table(result),
-        correction=next((cell["difference"]["correction"].replace("_", " ").title() for cell in done), ""),
         training=training_table(result),
         costs=strategy_cost_table(result),
-        visible=minimum_detectable_effect(result),
-        noise=noise_note(result),
-        des=des_note(result),
-        precision=precision_note(result),
         answers=answer_table(result),
-        unpaired={
-            model_title(one, with_seed=True): unpaired_lines(one) for one in done if unpaired_lines(one)
-        },
-        language_notes=result.get("language_notes") or [],  # results of earlier versions have none
-        left_out={name: scores["left_out"] for name, scores in models.items() if scores["left_out"]},
-        truncated={name: sum(scores["truncated"].values()) for name, scores in models.items()},
-        truncated_prompts={
-            name: scores["truncated_prompts"]
-            for name, scores in models.items()
-            if scores["truncated_prompts"]
-        },
-        encoder=next((cell["encoder"] for cell in done if cell["encoder"]), None),
+        unpaired_lines=unpaired_lines,
         embedded=any(
             (name or "").startswith("embedded:") for name in (study.model, study.phases[0].checkpoint)
         ),
     )
+
+
+def _plots(result: StudyResult) -> list[Plot]:
+    """Return the page's figures: of abilities, of the held-out loss, of each measure, of the training."""
+    charts: tuple[tuple[str, str, Any], ...] = (
+        (
+            "What it cost and what it gained",
+            "Each point is a cell, with the 95 % intervals of its paired differences to Phase 1. Up is kept English, "
+            "right is more of the new languages.",
+            trade_off(result),
+        ),
+        (
+            "Loss of held-out answers",
+            "Bits per character of answers that no phase trained on; lower is better, and comparable between "
+            "tokenizers.",
+            bits_per_character(result),
+        ),
+    )
+    found = [Plot(*one) for one in charts if one[2] is not None]
+    for name, measure in measures_of(result).items():
+        found += measure.plots(
+            [(f"{cell.data} / {cell.strategy}", cell.measures[name]) for cell in result.done]
+        )
+    loss = training_loss(result)
+    return found if loss is None else [*found, Plot("Training loss", "Of each cell's last phase.", loss)]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from lingraft.data.batching import token_budget_batches
 from lingraft.data.chat_format import chat_format
@@ -205,7 +206,7 @@ def layer_states(
     for batch in token_budget_batches([len(ids) for ids in prompts.ids], _TOKENS_PER_BATCH, seed=0, epoch=0):
         rows = sorted(batch)
         with torch.inference_mode(), _recorded(layers) as states:
-            _forward(model, [prompts.ids[row] for row in rows])
+            run_decoder(model, [prompts.ids[row] for row in rows])
         for collector, own in zip(collectors, states, strict=True):
             chosen = {
                 row: own[
@@ -300,13 +301,10 @@ def _recorded(layers: Sequence[torch.nn.Module]) -> Iterator[list[Tensor]]:
             handle.remove()
 
 
-def _forward(model: Any, rows: Sequence[Sequence[int]]) -> None:
+def run_decoder(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> None:
     """Run the decoder alone on rows padded on the right, which a causal model's real tokens never see."""
-    longest = max(map(len, rows))
-    ids = torch.zeros((len(rows), longest), dtype=torch.long)
-    mask = torch.zeros((len(rows), longest), dtype=torch.long)
-    for place, row in enumerate(rows):
-        ids[place, : len(row)] = torch.tensor(row)
-        mask[place, : len(row)] = 1
-    decoder = model.base_model  # without the head: its logits are not asked for
-    decoder(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False)
+    ids = [torch.tensor(row) for row in rows]
+    padded = pad_sequence(ids, batch_first=True).to(model.device)
+    mask = pad_sequence([torch.ones_like(own) for own in ids], batch_first=True).to(model.device)
+    decoder: Any = model.base_model  # without the head: its logits are not asked for
+    decoder(input_ids=padded, attention_mask=mask, use_cache=False)

@@ -7,7 +7,7 @@ the paper's value stands one that is corrected for the size of the sets, with an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,9 @@ from scipy import stats
 from lingraft.data.example import UNDETERMINED_LANGUAGE, Example
 from lingraft.data.example_table import columns_of
 from lingraft.errors import DataError
-from lingraft.similarity.block_sums import BlockSums, encode_rows
+from lingraft.similarity.block_sums import BlockSums, Floats, encode_rows
 from lingraft.similarity.encoders import Encoder
+from lingraft.text.language_tags import primary_subtag
 
 CONFIDENCE = 0.95
 FEWEST_BLOCKS = 5  # an interval from fewer says nothing about its own width
@@ -49,10 +50,6 @@ class EmbeddingSimilarity:
     def half_width(self) -> float | None:
         """Half of the interval's width."""
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the figures by name."""
-        return asdict(self) | {"n": list(self.n)}
 
 
 def dataset_embedding_similarity(
@@ -130,24 +127,20 @@ class _Products:
 
     def corrected(self, without: int | None) -> float | None:
         """Return the corrected similarity, of all blocks but one; None where a squared norm is not above 0."""
+
+        def gone(values: Floats) -> float:
+            return 0.0 if without is None else float(values[without])
+
         products = []
         for i, j in _PAIRS:
             inside, pairs_inside = self._inside[i, j], self._counts[i] * self._counts[j]
-            rows_i, rows_j = float(self._counts[i].sum()), float(self._counts[j].sum())
-            total = float(self._totals[i] @ self._totals[j])
-            same, pairs_same = float(inside.sum()), float(pairs_inside.sum())
-            if without is not None:
-                toward, backward = self._with_total[i, j]
-                total += float(inside[without] - toward[without] - backward[without])
-                rows_i, rows_j = (
-                    rows_i - float(self._counts[i][without]),
-                    rows_j - float(self._counts[j][without]),
-                )
-                same, pairs_same = same - float(inside[without]), pairs_same - float(pairs_inside[without])
-            left = rows_i * rows_j - pairs_same
+            toward, backward = self._with_total[i, j]
+            total = float(self._totals[i] @ self._totals[j]) + gone(inside - toward - backward)
+            rows_i, rows_j = (float(self._counts[k].sum()) - gone(self._counts[k]) for k in (i, j))
+            left = rows_i * rows_j - (float(pairs_inside.sum()) - gone(pairs_inside))
             if left <= 0:
                 return None
-            products.append((total - same) / left)
+            products.append((total - (float(inside.sum()) - gone(inside))) / left)
         both, one, other = products
         return both / float(np.sqrt(one * other)) if one > 0 and other > 0 else None
 
@@ -170,7 +163,7 @@ def unknown_languages(languages: Iterable[str], encoder: Encoder) -> tuple[str, 
     known = encoder.languages
     if known is None:
         return ()
-    return tuple(tag for tag in languages if tag.partition("-")[0].lower() not in known)
+    return tuple(tag for tag in languages if primary_subtag(tag) not in known)
 
 
 def check_languages(examples: Sequence[Example], encoder: Encoder) -> None:

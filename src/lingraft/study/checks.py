@@ -9,8 +9,8 @@ from lingraft.config.schema import PathStep, Study
 from lingraft.errors import ConfigError, LingraftError, did_you_mean
 from lingraft.evaluate.task_names import unknown_tasks
 from lingraft.measures import REGISTRY
-from lingraft.strategies.composition import Composition, build
-from lingraft.study.grid import Cell, cells_of
+from lingraft.strategies.composition import Composition, build, swept
+from lingraft.study.grid import Cell, cells_of, trained_phases
 
 
 def check_names(study: Study, base_folder: Path) -> None:
@@ -48,6 +48,13 @@ def place_of(step: PathStep) -> str:
 
 
 def _strategy_problems(study: Study) -> Iterator[str]:
+    for phase in () if study.paths else trained_phases(study):
+        for name, data in phase.data.items():
+            try:
+                swept((*phase.strategies, *data.strategies), f"phase {phase.name!r}, data {name!r}")
+            except ConfigError as error:
+                yield str(error)
+                return  # cells would share a name
     problems: dict[str, None] = {}
     for cell in cells_of(study) if all(study.paths) else ():
         for index, step in enumerate(cell.steps):

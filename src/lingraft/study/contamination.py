@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from lingraft.config.schema import PhaseData, Study
 from lingraft.contamination.items import evaluation_texts
@@ -12,10 +11,11 @@ from lingraft.contamination.overlap import CHARACTERS, WORDS, TaskOverlap, overl
 from lingraft.data.example import Example
 from lingraft.data.worldbook import VERSION as WORLDBOOK_VERSION
 from lingraft.evaluate.loading import task_identities
-from lingraft.records import fingerprint_of, read_json, write_json_atomically
+from lingraft.records import fingerprint_of, from_json, read_json, to_json, write_json_atomically
 from lingraft.stage import libraries
 from lingraft.study.events import Watcher
 from lingraft.study.materials import DataSet, Materials
+from lingraft.study.result import Contamination
 from lingraft.study.stages.evaluate import EVALUATION_SPLIT
 from lingraft.study.store import Store
 
@@ -24,7 +24,7 @@ _TOLD_EVERY = 1000  # rows
 
 def tell_contamination(
     study: Study, materials: Materials, store: Store, base_folder: Path, watcher: Watcher
-) -> dict[str, Any] | None:
+) -> Contamination | None:
     """Measure the overlap of all evaluation tasks with all training rows, and warn; return it for the result.
 
     It is kept in the run's cache, so that a finished study needs neither its tasks' data nor its rows again, unless a
@@ -34,16 +34,16 @@ def tell_contamination(
         return None
     path = store.cache / f"contamination-{_fingerprint(study, materials, base_folder)}.json"
     if path.is_file():
-        found: dict[str, Any] = read_json(path)
+        found = from_json(Contamination, read_json(path))
     else:
         found = _measured(study, materials, base_folder, watcher)
-        if not found["unread"]:
+        if not found.unread:
             path.parent.mkdir(exist_ok=True)
-            write_json_atomically(path, found)
-    for task, share in found["tasks"].items():
-        if share["contaminated"] > study.contamination:
-            watcher.noted(_warning(task, share))
-    for reason in found["unread"]:
+            write_json_atomically(path, to_json(found))
+    for task, one in found.tasks.items():
+        if one.contaminated > study.contamination:
+            watcher.noted(_warning(task, one))
+    for reason in found.unread:
         watcher.noted(f"contamination: {reason}")
     return found
 
@@ -69,18 +69,17 @@ def _with_english(study: Study, materials: Materials) -> Iterator[tuple[PhaseDat
                 yield source, data, english
 
 
-def _measured(study: Study, materials: Materials, base_folder: Path, watcher: Watcher) -> dict[str, Any]:
+def _measured(study: Study, materials: Materials, base_folder: Path, watcher: Watcher) -> Contamination:
     asked = evaluation_texts(
         study.evaluate, languages=materials.languages, split=EVALUATION_SPLIT, base_folder=base_folder
     )
     rows = _told(training_rows(study, materials), watcher)
-    found: dict[str, TaskOverlap] = overlap(asked.texts, rows)
-    return {
-        "words": WORDS,
-        "characters": CHARACTERS,
-        "tasks": {task: one.to_json() for task, one in sorted(found.items())},
-        "unread": list(asked.unread),
-    }
+    return Contamination(
+        words=WORDS,
+        characters=CHARACTERS,
+        tasks=dict(sorted(overlap(asked.texts, rows).items())),
+        unread=tuple(asked.unread),
+    )
 
 
 def _told(rows: Iterator[Example], watcher: Watcher) -> Iterator[Example]:
@@ -106,9 +105,9 @@ def _fingerprint(study: Study, materials: Materials, base_folder: Path) -> str:
     )
 
 
-def _warning(task: str, found: dict[str, Any]) -> str:
-    worst = found["worst"][0]
+def _warning(task: str, found: TaskOverlap) -> str:
+    worst = found.worst[0]
     return (
-        f"{task}: {found['contaminated']:.1%} of its {found['items']} items stand in the training rows, such as "
-        f"{worst['item']} in {worst['row']}: its score tells what was seen, not what was learned."
+        f"{task}: {found.contaminated:.1%} of its {found.items} items stand in the training rows, such as "
+        f"{worst.item} in {worst.row}: its score tells what was seen, not what was learned."
     )

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 from lingraft.config.schema import Study
 from lingraft.evaluate.common_items import common_items
 from lingraft.evaluate.forgetting import Taught, ability_matrix, loss_matrix
 from lingraft.evaluate.held_out import item_of, read_losses
 from lingraft.evaluate.predictions import read_predictions
-from lingraft.evaluate.task_records import read_task_records
+from lingraft.evaluate.results import Forgetting
 from lingraft.stage import FinishedStage
 from lingraft.study.grid import Cell
 from lingraft.study.materials import Materials
-from lingraft.study.stages.evaluate import HELD_OUT, PREDICTIONS
+from lingraft.study.stages.evaluate import HELD_OUT, PREDICTIONS, recorded
 from lingraft.text.language_tags import ENGLISH
 
 
@@ -34,11 +33,8 @@ class PhaseEnd:
 
 def forgetting_of(
     study: Study, materials: Materials, cell: Cell, ends: Sequence[PhaseEnd], base: FinishedStage | None
-) -> dict[str, Any]:
-    """Return both matrices of a cell as JSON: `ability`, and `bits_per_character` of held-out answers.
-
-    Items that not all of these models have a score of are left out of the first, and counted by task as `unpaired`; a
-    base model that was asked otherwise is left out of it, with the reasons under `not_paired`.
+) -> Forgetting:
+    """Return both matrices of a cell.
 
     Args:
         study: The study.
@@ -47,40 +43,29 @@ def forgetting_of(
         ends: The model after each phase, Phase 1 first; of a mixed cell the one, which learned all sets at once.
         base: The base model's evaluation, if there is one.
     """
-    taught = _taught(study, materials, cell)
+    taught = []
+    if materials.checkpoint is not None:
+        languages = (ENGLISH,) if materials.instructions is None else materials.instructions.languages
+        taught.append(Taught(study.phases[0].name, "", languages, frozenset(), 0))
+    for step in cell.steps:
+        data = materials.data[step.phase, step.data]
+        held_out = frozenset(item_of(example) for example in data.held_out)
+        row = 0 if cell.is_mixed else len(taught)
+        taught.append(Taught(step.phase, step.data, data.languages, held_out, row))
+
     evaluations = [*([] if base is None else [base]), *(end.evaluation for end in ends)]
     read = [read_predictions(one.folder / PREDICTIONS) for one in evaluations]
-    tasks = [read_task_records(one.result["tasks"]) for one in evaluations]
+    tasks = [recorded(one).tasks for one in evaluations]
     common = common_items(read, tasks)
-    refused = common.refused
-    if (
-        refused and base is not None
-    ):  # such as of a base with another chat template: the phases compare without it
-        evaluations = evaluations[1:]
+    not_paired = common.refused
+    if not_paired and base is not None:  # its chat template may be another: the phases compare without it
         common = common_items(read[1:], tasks[1:])
-    base_abilities = common.models[0] if len(evaluations) > len(ends) else None
+    base_abilities = common.models[0] if len(common.models) > len(ends) else None
     names = [end.name for end in ends]
     abilities = list(zip(names, common.models[-len(ends) :], strict=True))
     losses = [(end.name, read_losses(end.evaluation.folder / HELD_OUT)) for end in ends]
     base_losses = None if base is None else read_losses(base.folder / HELD_OUT)
     ability = ability_matrix(taught, abilities, base_abilities)
-    return {
-        "ability": None
-        if ability is None
-        else ability | {"unpaired": common.unpaired, "not_paired": refused},
-        "bits_per_character": loss_matrix(taught, losses, base_losses),
-    }
-
-
-def _taught(study: Study, materials: Materials, cell: Cell) -> list[Taught]:
-    found = []
-    if materials.checkpoint is not None:
-        told = materials.instructions
-        languages = (ENGLISH,) if told is None else told.languages
-        found.append(Taught(study.phases[0].name, "", languages, frozenset(), 0))
-    for step in cell.steps:
-        data = materials.data[step.phase, step.data]
-        items = frozenset(item_of(example) for example in data.held_out)
-        row = 0 if cell.is_mixed else len(found)
-        found.append(Taught(step.phase, step.data, data.languages, items, row))
-    return found
+    if ability is not None:
+        ability = replace(ability, unpaired=common.unpaired, not_paired=not_paired)
+    return Forgetting(ability, loss_matrix(taught, losses, base_losses))

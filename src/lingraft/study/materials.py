@@ -6,12 +6,11 @@ to be wrong is known first.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,19 +18,20 @@ from lingraft.config.schema import DataSource, PathStep, PhaseData, Study
 from lingraft.data.example import UNDETERMINED_LANGUAGE, Example
 from lingraft.data.example_table import columns_of, select, share_a_group
 from lingraft.data.sources import DataSplit, LoadedData, draw_rows, hold_out, load_data, split_data
-from lingraft.data.tokenizer_cost import cost_warnings, language_costs
+from lingraft.data.tokenizer_cost import LanguageCost, cost_warnings, language_costs
 from lingraft.errors import ConfigError, ModelError, StrategyError
 from lingraft.evaluate.held_out import item_of
 from lingraft.models.loading import load_tokenizer, parameter_names, stated_rows
 from lingraft.models.token_ids import check_token_ids, unknown_words
-from lingraft.records import fingerprint_of
+from lingraft.records import fingerprint_of, from_json
 from lingraft.representation.prompts import Prompt, prompts_of, read_prompts
-from lingraft.stage import GivenModel, given_model
+from lingraft.stage import GivenModel, Json, given_model
 from lingraft.strategies.base import Need
 from lingraft.strategies.composition import build
 from lingraft.study.checks import place_of
 from lingraft.study.events import Watcher
 from lingraft.study.grid import Cell, cells_of, trained_phases
+from lingraft.study.result import DataCounts
 from lingraft.text.language_tags import ENGLISH, is_english
 
 _SHOWN_BROKEN = 3  # places named in the record; all are counted
@@ -64,12 +64,12 @@ class DataSet:
         return self._splits[seed]
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Json]:
         """All that decides the set's rows, as JSON; the seed comes from the cell."""
         return {
             "content": self.loaded.content_hash,
             "format": self.loaded.format,
-            "fields": self.source.fields,
+            "fields": {str(name): place for name, place in self.source.fields.items()},
             "filters": self.source.filters.model_dump(mode="json"),
             "parallel": self.source.parallel,
             "system": self.source.system,
@@ -78,23 +78,23 @@ class DataSet:
             "held_out": self.held_out_groups,
         }
 
-    def counts(self, *, held_out: int, withheld: int, drawn: int, available: int) -> dict[str, Any]:
+    def counts(self, *, held_out: int, withheld: int, drawn: int, available: int) -> DataCounts:
         """Return what was read, dropped, withheld (see `Materials.drawn`) and fell short, for the record."""
-        limit = self.source.limit or 0
-        return {
-            "source": self.source.source,
-            "rows": self.loaded.n_rows,
-            "broken": len(self.loaded.broken),
-            "first_broken": [f"{row.place}: {row.problem}" for row in self.loaded.broken[:_SHOWN_BROKEN]],
-            "filtered": dict(self.loaded.filtered),
-            "incomplete_groups": self.loaded.incomplete_groups,
-            "unknown_keys": dict(self.loaded.unknown_keys),
-            "max_broken_share": self.source.max_broken_share,
-            "held_out": held_out,
-            "withheld": withheld,
-            "train": drawn - withheld,
-            "shortfall": max(0, limit - available),
-        }
+        broken = self.loaded.broken
+        return DataCounts(
+            source=self.source.source,
+            rows=self.loaded.n_rows,
+            broken=len(broken),
+            first_broken=tuple(f"{row.place}: {row.problem}" for row in broken[:_SHOWN_BROKEN]),
+            filtered=dict(self.loaded.filtered),
+            incomplete_groups=self.loaded.incomplete_groups,
+            unknown_keys=dict(self.loaded.unknown_keys),
+            max_broken_share=self.source.max_broken_share,
+            held_out=held_out,
+            withheld=withheld,
+            train=drawn - withheld,
+            shortfall=max(0, (self.source.limit or 0) - available),
+        )
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -115,8 +115,8 @@ class Drawn:
 
     rows: Sequence[Example]
     withheld: tuple[str, ...]
-    identity: dict[str, Any]
-    counts: dict[str, Any]
+    identity: Mapping[str, Json]
+    counts: DataCounts
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ class Materials:
             available = np.flatnonzero(~share_a_group(examples, data.held_out))
             drawn = draw_rows(examples, available, limit, seed)
             rows, withheld = self._withhold(select(examples, drawn))
-            identity: dict[str, Any] = {"english": _identity(english, withheld), "without": data.identity}
+            identity: dict[str, Json] = {"english": _identity(english, withheld), "without": data.identity}
             identity |= {} if limit is None else {"seed": seed}
             counts = english.counts(
                 held_out=0, withheld=len(withheld), drawn=len(drawn), available=len(available)
@@ -234,7 +234,7 @@ class Materials:
         return select(examples, kept), tuple(sorted(withheld.values()))
 
 
-def _identity(data: DataSet, withheld: tuple[str, ...]) -> dict[str, Any]:
+def _identity(data: DataSet, withheld: tuple[str, ...]) -> dict[str, Json]:
     """Return what decides a set's training rows besides the seed."""
     return data.identity | ({"withheld": fingerprint_of(withheld)} if withheld else {})
 
@@ -328,22 +328,27 @@ def _english_source(source: PhaseData) -> DataSource | None:
     )
 
 
-def tell_costs(materials: Materials, watcher: Watcher, *, trust_remote_code: bool) -> dict[str, Any]:
+def tell_costs(
+    materials: Materials, watcher: Watcher, *, trust_remote_code: bool
+) -> dict[str, dict[str, LanguageCost]]:
     """Tell, before anything is trained, what each language costs in tokens; return it for the result, by data set."""
     model = materials.checkpoint or materials.base
     if model is None:
         return {}
     tokenizer = load_tokenizer(model.folder, trust_remote_code=trust_remote_code)
-    told: dict[str, Any] = {}
+    found: dict[str, dict[str, LanguageCost]] = {}
     warnings: dict[str, None] = {}
     for (phase, name), one in materials.data.items():
         costs = language_costs(one.loaded.examples, tokenizer)
         watcher.tokenizer_costs(f"{phase}: {name}", costs)
         warnings.update(dict.fromkeys(cost_warnings(costs)))
-        told[f"{phase}/{name}"] = {tag: cost.to_json() for tag, cost in costs.items()}
+        found[f"{phase}/{name}"] = {
+            tag: from_json(LanguageCost, cost.to_json())
+            for tag, cost in costs.items()  # rounded
+        }
     for warning in warnings:
         watcher.noted(warning)
-    return told
+    return found
 
 
 def check_added_tokens(materials: Materials, *, trust_remote_code: bool) -> None:

@@ -18,6 +18,7 @@ from lingraft.data.tokenizer_cost import LanguageCost
 from lingraft.errors import ConfigError
 from lingraft.evaluate.results import Differences, Forgetting, Scores
 from lingraft.intervals.macro_mean import Difference
+from lingraft.measures.base import Measured
 from lingraft.records import from_json, read_json, to_json, write_json_atomically
 
 RESULT = "result.json"
@@ -25,8 +26,6 @@ FORMAT: Final = 1
 """Of result.json; files of earlier versions have none. Another meaning or name of a field raises it."""
 
 Options = dict[str, JsonValue]
-MeasureResults = dict[str, JsonValue]
-"""What measures found, by name; `measures/` reads each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +172,7 @@ class PhaseResult:
         data: Its data set.
         strategy: Its strategy.
         options: The strategy's options that the study file gives; of a composition by strategy.
-        measures: What each measure found, from the phase before and from Phase 1.
+        measures: What each measure of the study found, by its name.
         scores: Of the model after it.
         training: What it was trained on.
         losses: Optimiser step, and its loss in nats per supervised token.
@@ -183,7 +182,7 @@ class PhaseResult:
     data: str
     strategy: str
     options: Options
-    measures: MeasureResults
+    measures: dict[str, Measured]
     scores: Scores
     training: TrainingCounts
     losses: tuple[tuple[int, float], ...]
@@ -199,9 +198,8 @@ class CellResult:
         seed: Of every phase.
         options: The strategy's options that the study file gives; of a composition by strategy.
         status: Tells cells that are done from failed ones.
-        measures: What each measure found.
-        retention: Task ability after / before; None: it was 0 before.
-        gain: Language ability after - before.
+        retention: Task ability after / before; None: it was 0 before, or there is none.
+        gain: Language ability after - before; None: there is none.
         difference: Paired differences from Phase 1.
         unpaired: By task and language, items that only one of the two models has a score of; `difference` leaves
             them out.
@@ -222,9 +220,8 @@ class CellResult:
     seed: int
     options: Options
     status: Literal["done"] = "done"
-    measures: MeasureResults
     retention: float | None
-    gain: float
+    gain: float | None
     difference: Differences
     unpaired: dict[str, int]
     not_paired: dict[str, str]
@@ -237,6 +234,11 @@ class CellResult:
     cost: PhaseCost
     checkpoint: str | None
     seconds: float
+
+    @property
+    def measures(self) -> dict[str, Measured]:
+        """What each measure found of the last phase."""
+        return self.phases[-1].measures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -355,6 +357,20 @@ class StudyResult:
     def has_seeds(self) -> bool:
         """Whether cells have several seeds."""
         return len({cell.seed for cell in self.cells}) > 1
+
+
+def retention(before: Scores, after: Scores) -> float | None:
+    """Return task ability after / before; None: it was 0 before, or no task measures it."""
+    if before.task_ability is None or after.task_ability is None or before.task_ability.value == 0:
+        return None
+    return after.task_ability.value / before.task_ability.value
+
+
+def gain(before: Scores, after: Scores) -> float | None:
+    """Return language ability after - before; None: no task measures it."""
+    if before.language_ability is None or after.language_ability is None:
+        return None
+    return after.language_ability.value - before.language_ability.value
 
 
 def write_result(result: StudyResult) -> None:

@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lingraft.config.load import save_study
 from lingraft.config.schema import Study
@@ -18,7 +17,6 @@ from lingraft.errors import ConfigError, ModelError
 from lingraft.evaluate.checks import check_tasks
 from lingraft.evaluate.selection import language_notes, resolve_suites
 from lingraft.models.vllm import check_vllm
-from lingraft.records import from_json, write_json_atomically
 from lingraft.strategies.composition import build
 from lingraft.study.checks import check_names
 from lingraft.study.contamination import tell_contamination
@@ -27,13 +25,11 @@ from lingraft.study.execute import Executor
 from lingraft.study.grid import Cell
 from lingraft.study.materials import Materials, check_added_tokens, gather, tell_costs
 from lingraft.study.plan import Plan, PlanRow, plan_rows, plan_study
-from lingraft.study.result import FORMAT, StudyResult
+from lingraft.study.result import StudyResult, write_result
 from lingraft.study.stages.evaluate import questions
 from lingraft.study.store import Store
 from lingraft.study.summary import Summary
 from lingraft.train.processes import Processes
-
-RESULT = "result.json"
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,7 @@ def run_study(
     base_folder: Path = Path(),
     watcher: Watcher | None = None,
     processes: Processes | None = None,
-) -> dict[str, Any]:
+) -> StudyResult:
     """Run (or go on with) a study and return its result.
 
     Args:
@@ -82,8 +78,8 @@ def run_study(
             depend on it, but an interrupted phase is only continued by as many as began it.
 
     Returns:
-        The object that `lingraft run --json` prints (docs/report.md); also written to `result.json` in the
-        run folder. Cells that failed are in it, with their reason.
+        What `lingraft run --json` prints (docs/report.md); it is also written to `result.json` in the run folder.
+        Cells that failed are in it, with their reason.
 
     Raises:
         ConfigError, DataError, ModelError: Something is wrong with the study as a whole, before any training.
@@ -119,12 +115,13 @@ def run_study(
                 summary.sum_up_base(failure)
             while waiting and all(executor.is_settled(one) for one in waiting[0].stages):
                 summary.sum_up_cell(waiting.popleft())
-        result = summary.result(folder) | {
-            "tokenizer_cost": costs,
-            "contamination": contamination,
-            "language_notes": list(prepared.language_notes),
-        }
-        write_json_atomically(folder / RESULT, result)
+        result = summary.result(
+            folder,
+            tokenizer_cost=costs,
+            contamination=contamination,
+            language_notes=prepared.language_notes,
+        )
+        write_result(result)
         discard_encodings(store.cache)
     return result
 
@@ -180,66 +177,3 @@ def _check_sharding(cells: Sequence[Cell]) -> None:
             f"--sharded divides weights between processes, but whole ones are needed by {', '.join(map(repr, whole))}, "
             "which freeze parts of a tensor or pull weights. Train on processes without --sharded, or leave these out."
         )
-
-
-def typed_result(found: dict[str, Any]) -> StudyResult:
-    """Return `run_study`'s object as a `StudyResult`."""
-    return from_json(
-        StudyResult,
-        {
-            "format": FORMAT,
-            **{key: value for key, value in found.items() if key not in ("phase_one", "base", "cells")},
-            "base": _typed_scores(found["base"]),
-            "phase_ones": [one | {"scores": _typed_scores(one["scores"])} for one in found["phase_ones"]],
-            "cells": [_typed_cell(cell) for cell in found["cells"]],
-            "tokenizer_cost": found["tokenizer_cost"],
-        },
-    )
-
-
-def _typed_scores(scores: dict[str, Any] | None) -> dict[str, Any] | None:
-    if scores is None:
-        return None
-    languages = scores["per_language"].items()
-    return scores | {
-        "per_language": {
-            tag: {key: value for key, value in one.items() if key != "bits_per_character"}
-            for tag, one in languages
-        }
-    }
-
-
-def _typed_cell(cell: dict[str, Any]) -> dict[str, Any]:
-    if cell["status"] == "failed":
-        return cell
-    measured = {
-        "des": {
-            "from_phase_one": cell["des"],
-            "corrected": cell["des_corrected"],
-            "reason": cell["des_reason"],
-            "encoder": cell["encoder"],
-        },
-        "mpd": {"from_phase_one": cell["mpd"]["from_phase_one"]},
-        "mpd_pair": {"distance": cell["mpd"]["pair"]},
-        "drift": cell["drift"],
-    }
-    matrices: dict[str, Any] = {}
-    for kind, matrix in cell["forgetting"].items():
-        matrices[kind] = None if matrix is None else {"unpaired": {}, "not_paired": {}} | matrix
-        for column in [] if matrix is None else matrix["columns"]:
-            column.setdefault("left_out", 0)
-    dropped = ("des", "des_corrected", "des_reason", "encoder", "mpd", "drift", "reason")
-    return {
-        **{key: value for key, value in cell.items() if key not in dropped},
-        "measures": measured,
-        "scores": _typed_scores(cell["scores"]),
-        "forgetting": matrices,
-        "phases": [
-            {key: value for key, value in one.items() if key not in ("des", "des_reason", "mpd")}
-            | {
-                "measures": {"des": one["des"] | {"reason": one["des_reason"]}, "mpd": one["mpd"]},
-                "scores": _typed_scores(one["scores"]),
-            }
-            for one in cell["phases"]
-        ],
-    }

@@ -47,7 +47,7 @@ class Store:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise LingraftError(
-                f"{self.folder}: another lingraft is running this study; wait for it, or give this one another name."
+                f"{self.folder}: another lingraft is at work in this folder; wait for it, or name another folder."
             ) from None
         return self
 
@@ -104,6 +104,11 @@ class Store:
             raise
         self._done[stage.fingerprint] = done
         return done
+
+    def reopen(self, stage: StageSpec) -> None:
+        """Let a finished stage be made again, from what it left in its folder and in the cache."""
+        (self.folder_of(stage) / RECORD).unlink(missing_ok=True)
+        self._done.pop(stage.fingerprint, None)
 
     def discard(self, stage: StageSpec) -> None:
         """Delete a finished stage's artefacts but keep its record, which says that they were discarded."""

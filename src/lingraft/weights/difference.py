@@ -209,7 +209,12 @@ def parameter_difference(
     one, other = _reader(first), _reader(second)
     origin = None if base is None else _reader(base)
     for model in (other, *([] if origin is None else [origin])):
-        _check_architecture(one, model)
+        kinds = one.architecture, model.architecture
+        if None not in kinds and kinds[0] != kinds[1]:
+            raise ModelError(
+                f"{one.folder} is a {kinds[0]}, {model.folder} a {kinds[1]}: weights of two architectures do not "
+                "compare."
+            )
     repeated, other_repeated = _stored_twice(one), _stored_twice(other)
     counted = frozenset(other.names) - (repeated & other_repeated)
     common = [name for name in one.names if name in counted]
@@ -240,14 +245,6 @@ def parameter_difference(
 
 def _reader(model: Path | WeightReader) -> WeightReader:
     return ModelWeights(model) if isinstance(model, (str, Path)) else model
-
-
-def _check_architecture(first: WeightReader, other: WeightReader) -> None:
-    kinds = first.architecture, other.architecture
-    if None not in kinds and kinds[0] != kinds[1]:
-        raise ModelError(
-            f"{first.folder} is a {kinds[0]}, {other.folder} a {kinds[1]}: weights of two architectures do not compare."
-        )
 
 
 def _common_rows(name: str, one: WeightReader, other: WeightReader) -> int | None:

@@ -46,8 +46,6 @@ class ModuleSignal:
     """One weight matrix's signal-to-noise ratio; of a stack of experts' matrices their mean.
 
     Attributes:
-        name: Parameter name.
-        layer: Decoder layer.
         type: Module type, such as q_proj; ranks compare within it.
         snr: The score, >= 0; higher holds more structure. `median`: sum of the singular values above the edge over the
             sum of the others, unchanged by the matrix's scale. `reference`: the same over its own threshold, divided by

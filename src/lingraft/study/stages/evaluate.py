@@ -19,21 +19,23 @@ from lingraft.evaluate.held_out import bits_by_language, held_out_losses, item_o
 from lingraft.evaluate.loading import NotRunnableError, task_identities
 from lingraft.evaluate.manifest import HAS_TEMPLATE, NO_TEMPLATE, manifest_of, outside_of_the_file
 from lingraft.evaluate.predictions import write_predictions
+from lingraft.evaluate.results import EvaluationRecord
 from lingraft.evaluate.running import evaluate_model, truncated_prompts_sentence
-from lingraft.evaluate.scores import ABILITIES, score_summary
+from lingraft.evaluate.scores import score_summary
+from lingraft.evaluate.task_records import TaskRecord
 from lingraft.evaluate.task_runs import build_runs
 from lingraft.models.adapters import load_merged
 from lingraft.models.compute import compute_for
 from lingraft.models.vllm import VllmGenerator
-from lingraft.records import fingerprint_of, read_json, to_json, write_json_atomically
-from lingraft.stage import Json, Model, Needs, StageSpec, Work, Workplace, machine, stages_of
+from lingraft.records import fingerprint_of, from_json, read_json, to_json, write_json_atomically
+from lingraft.stage import FinishedStage, Json, Model, Needs, StageSpec, Work, Workplace, machine, stages_of
 
 PREDICTIONS = "predictions.parquet"
-ANSWERS = "answers.jsonl"  # what the model has answered so far; only while it is evaluated
 VERDICTS = "verdicts.jsonl"  # in the cache: they are paid for, and serve every cell
 HELD_OUT = "held_out.parquet"
 EVALUATION_SPLIT = "report"
 MANIFEST = "manifest.json"  # what was asked and how
+_RECORD_FORMAT = 1  # of `EvaluationRecord`; an evaluation that was recorded in another is made anew
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Questions:
         base_folder: What the paths of YAML tasks and data files are relative to.
         skip_missing: Leave out tasks whose data cannot be had here, and those whose answers do not fit into a model.
         manifest: What the scores depend on beside the model, resolved (`Manifest.identity`).
+        not_run: By task and language, why its data (or its judge) cannot be had; empty unless such tasks are skipped.
     """
 
     evaluation: Evaluation
@@ -55,6 +58,12 @@ class Questions:
     base_folder: Path
     skip_missing: bool
     manifest: Mapping[str, Json]
+    not_run: Mapping[str, str]
+
+    @property
+    def has_tasks(self) -> bool:
+        """Whether any task is left."""
+        return bool(self.manifest["tasks"])
 
 
 def questions(
@@ -94,8 +103,11 @@ def questions(
         }
     )
     kept = None if cache is None else cache / f"manifest-{written}.json"
+    not_run: Mapping[str, str] = {}
     try:
-        runs, _ = build_runs(evaluation, languages, EVALUATION_SPLIT, base_folder, skip_missing=skip_missing)
+        runs, not_run = build_runs(
+            evaluation, languages, EVALUATION_SPLIT, base_folder, skip_missing=skip_missing
+        )
     except NotRunnableError:
         if kept is None or not kept.is_file():
             raise
@@ -109,7 +121,7 @@ def questions(
             kept.parent.mkdir(parents=True, exist_ok=True)
             write_json_atomically(kept, manifest)
     resolved = evaluation.model_copy(update={"precision": precision})
-    return Questions(resolved, tuple(languages), held_out, base_folder, skip_missing, manifest)
+    return Questions(resolved, tuple(languages), held_out, base_folder, skip_missing, manifest, not_run)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,6 +150,7 @@ class Evaluate(StageSpec):
             "model": self.model.identity,
             "manifest": self.questions.manifest,
             "chat": CHAT_IDENTITY,
+            "record": _RECORD_FORMAT,
         }
 
     @property
@@ -156,6 +169,12 @@ class Evaluate(StageSpec):
         asked = self.questions
         compute = compute_for(asked.evaluation.precision)
         folder = place.model(self.model)
+        # Answers are kept by prompt and settings. What else decides them is the model and its engine, but no judge: an
+        # evaluation that a judge failed goes on with another one.
+        decides = {key: asked.manifest[key] for key in ("how", "libraries")}
+        answers = fingerprint_of([self.model.identity, CHAT_IDENTITY, decides])
+        log = place.cache / f"answers-{answers}.jsonl"
+        log.parent.mkdir(parents=True, exist_ok=True)
         loaded, tokenizer = load_merged(
             str(folder), dtype=compute.held, trust_remote_code=self.trust_remote_code
         )
@@ -175,14 +194,15 @@ class Evaluate(StageSpec):
             base_folder=asked.base_folder,
             precision=compute.precision,
             skip_missing=asked.skip_missing,
-            log=place.folder / ANSWERS,
+            log=log,
             verdicts=place.cache / VERDICTS,
             make_generator=vllm if asked.evaluation.backend == "vllm" else None,
             on_progress=partial(place.progressed, unit="items"),
             on_judged=partial(place.progressed, unit="verdicts"),
         )
         if not evaluated.predictions:
-            raise EvaluationError("none of the tasks can be run here.")
+            reasons = (f"{task}: {reason}" for task, reason in evaluated.no_room.items())
+            raise EvaluationError(f"{self.label}: none of the tasks can be run ({'; '.join(reasons)}).")
         losses = held_out_losses(
             loaded,
             tokenizer,
@@ -192,7 +212,8 @@ class Evaluate(StageSpec):
         write_predictions(place.folder / PREDICTIONS, evaluated.predictions)
         write_losses(place.folder / HELD_OUT, losses)
         write_json_atomically(place.folder / MANIFEST, evaluated.manifest.to_json())
-        (place.folder / ANSWERS).unlink(missing_ok=True)
+        if not has_missing_verdicts(evaluated.tasks):  # else the next try generates nothing again
+            log.unlink(missing_ok=True)
         note = place.watcher.noted
         if len(losses) < len(asked.held_out):
             note(
@@ -205,22 +226,34 @@ class Evaluate(StageSpec):
             )
         for task, count in evaluated.truncated_prompts.items():
             note(f"{self.label}: {truncated_prompts_sentence(task, count)}")
-        scores = {
-            "left_out": list(evaluated.left_out),
-            "truncated": evaluated.truncated,
-            "truncated_prompts": evaluated.truncated_prompts,
-            "noise": to_json(evaluated.noise),
-        }
-        if {one.ability for one in evaluated.predictions}.issuperset(
-            ABILITIES
-        ):  # a command may ask for one alone
-            bits = bits_by_language(losses, asked.held_out)
-            scores = {**score_summary(evaluated.predictions, bits), **scores}
-        result = {
-            "scores": scores,
-            "tasks": to_json(evaluated.tasks),
-            "precision": compute.precision,
-            "not_run": evaluated.not_run,
-            "no_room": evaluated.no_room,
-        }
-        return Work(result, machine(compute))
+        scores = score_summary(
+            evaluated.predictions,
+            bits_by_language(losses, asked.held_out),
+            left_out=evaluated.left_out,
+            truncated=evaluated.truncated,
+            truncated_prompts=evaluated.truncated_prompts,
+            noise=evaluated.noise,
+        )
+        record = EvaluationRecord(
+            scores, evaluated.tasks, compute.precision, evaluated.not_run, evaluated.no_room
+        )
+        return Work(to_json(record), machine(compute))
+
+
+def recorded(evaluation: FinishedStage) -> EvaluationRecord:
+    """Return what an evaluation recorded.
+
+    Raises:
+        EvaluationError: Another version of lingraft recorded it.
+    """
+    try:
+        return from_json(EvaluationRecord, evaluation.result)
+    except ValueError as error:
+        raise EvaluationError(
+            f"{evaluation.folder}: was recorded by another version of lingraft ({error}); evaluate the model anew."
+        ) from None
+
+
+def has_missing_verdicts(tasks: Mapping[str, TaskRecord]) -> bool:
+    """Return whether a judge named no output on some item, of what an evaluation records of its tasks."""
+    return any(task.judged.asking.unparseable for task in tasks.values() if task.judged is not None)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import cast
 
 from lingraft.config.schema import PLAIN, StrategyChoice, Training
 from lingraft.data.example import Example
 from lingraft.stage import MODEL_LIBRARIES, Json, Model
 from lingraft.strategies.base import Strategy
 from lingraft.strategies.composition import Composition, build
+from lingraft.study.result import DataCounts
 
 TRAINING_LIBRARIES = (*MODEL_LIBRARIES, "accelerate", "peft")
 
@@ -39,7 +40,7 @@ class TrainingJob:
     parent: Model
     examples: Sequence[Example]
     data: Sequence[Mapping[str, Json]]
-    counts: Sequence[Mapping[str, Any]]
+    counts: Sequence[DataCounts]
     choice: StrategyChoice
     training: Training
     seed: int
@@ -66,5 +67,4 @@ def training_identity(choice: StrategyChoice) -> list[dict[str, Json]]:
 
 def part_identity(part: Strategy) -> dict[str, Json]:
     """Return what decides a strategy's effect: its kind and options."""
-    options: dict[str, Any] = dict(part.identity)
-    return {"kind": part.kind, "options": options}
+    return {"kind": part.kind, "options": cast("Mapping[str, Json]", part.identity)}

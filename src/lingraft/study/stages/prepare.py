@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from lingraft.models.compute import compute_for
 from lingraft.models.loading import load_model, load_tokenizer
@@ -38,11 +38,10 @@ class Prepare(StageSpec):
     def inputs(self) -> Mapping[str, Json]:
         """The model, the options and rows that decide the state, and the arithmetic."""
         job, part = self.job, self.part
-        options: dict[str, Any] | None = None if part.preparation is None else dict(part.preparation)
         return {
             "parent": job.parent.identity,
             "strategy": part.kind,
-            "options": options,
+            "options": cast("Mapping[str, Json]", part.preparation),
             "data": {need: job.replay_data[need] for need in sorted(part.uses & set(job.replay_data))},
             "seed": job.seed if part.prepares_by_seed else None,
             "precision": compute_for(job.training.precision).inference_precision,

@@ -11,10 +11,14 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import ClassVar
 
+from pydantic import JsonValue
+
 from lingraft.data.chat_format import CHAT_IDENTITY
-from lingraft.data.example import UNDETERMINED_LANGUAGE, Example
+from lingraft.data.example import UNDETERMINED_LANGUAGE, Example, Message
+from lingraft.data.row_sequence import MadeWhenAsked
 from lingraft.errors import DataError
-from lingraft.records import fingerprint_of, write_text_atomically
+from lingraft.records import fingerprint_of, to_json, write_text_atomically
+from lingraft.representation.prompts import Prompt, read_prompts
 from lingraft.stage import (
     MODEL_LIBRARIES,
     Json,
@@ -30,6 +34,30 @@ from lingraft.stage import (
 from lingraft.strategies.replay_rows import SELF, ReplaySettings, make_replay
 
 ROWS = "rows.jsonl"
+
+
+@dataclass(frozen=True)
+class ReplayResult:
+    """What was generated.
+
+    Attributes:
+        asked: Rows that were asked for.
+        rows: Rows that were made.
+        shortfall: The difference: the prompts were at their end, or too many answers were dropped.
+        dropped: Prompts and answers that were not taken, by reason.
+        origin: Of every row.
+    """
+
+    asked: int
+    rows: int
+    shortfall: int
+    dropped: dict[str, int]
+    origin: dict[str, JsonValue]
+
+    @property
+    def reasons(self) -> str:
+        """What was dropped, in words."""
+        return ", ".join(f"{reason} {count}" for reason, count in self.dropped.items()) or "nothing"
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,22 +128,28 @@ class Replay(StageSpec):
             name=self.label,
             on_progress=partial(place.progressed, unit="rows"),
         )
-        if not made.examples:
-            dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(made.dropped.items()))
+        rows = len(made.examples)
+        dropped = dict(sorted(made.dropped.items()))
+        result = ReplayResult(self.rows, rows, self.rows - rows, dropped, asdict(made.origin))
+        if not rows:
             raise DataError(
-                f"{self.source}: none of the answers of {self.label} is fit to train on "
-                f"({dropped or 'nothing'}); raise --max-new-tokens, or give other prompts."
+                f"{self.source}: none of the answers of {self.label} is fit to train on ({result.reasons}); raise "
+                "--max-new-tokens, or give other prompts."
             )
         lines = (json.dumps(row_of(example), ensure_ascii=False) for example in made.examples)
         write_text_atomically(place.folder / ROWS, "".join(f"{line}\n" for line in lines))
-        result = {
-            "asked": self.rows,
-            "rows": len(made.examples),
-            "shortfall": self.rows - len(made.examples),
-            "dropped": dict(sorted(made.dropped.items())),
-            "origin": asdict(made.origin),
-        }
-        return Work(result, machine(self.settings.compute))
+        return Work(to_json(result), machine(self.settings.compute))
+
+
+def rows_to_answer(source: str) -> Sequence[Example]:
+    """Return the prompts of a source as rows whose answers are to be made; of a large source they stay on disk."""
+
+    def row(place: int, prompt: Prompt) -> Example:
+        number = place + 1
+        messages = (*prompt.messages, Message("assistant", ""))
+        return Example(str(number), messages, prompt.language, prompt.group or f"prompt-{number}", source)
+
+    return MadeWhenAsked(read_prompts(source), row)
 
 
 def row_of(example: Example) -> dict[str, Json]:

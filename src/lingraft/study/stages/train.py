@@ -6,13 +6,14 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from lingraft.data.chat_format import CHAT_IDENTITY
 from lingraft.data.encodings import encode_once
 from lingraft.models.compute import compute_for
 from lingraft.models.context_length import at_most, context_length
 from lingraft.models.loading import load_tokenizer
+from lingraft.records import to_json
 from lingraft.stage import (
     CHECKPOINT,
     Json,
@@ -72,7 +73,7 @@ class Train(StageSpec):
     def inputs(self) -> Mapping[str, Json]:
         """The model, rows, strategies with their states, and training options."""
         job = self.job
-        training: dict[str, Any] = job.training.model_dump(mode="json", exclude=_UNCOMPARED_TRAINING_FIELDS)
+        training = job.training.model_dump(mode="json", exclude=_UNCOMPARED_TRAINING_FIELDS)
         uses = job.composition.uses & set(job.replay_data)
         return {
             "parent": job.parent.identity,
@@ -134,7 +135,7 @@ class Train(StageSpec):
             load_tokenizer(parent, trust_remote_code=job.trust_remote_code),
             max_length,
             place.cache,
-            max_refused_share=max((counts["max_broken_share"] for counts in job.counts), default=1.0),
+            max_refused_share=max((counts.max_broken_share for counts in job.counts), default=1.0),
             on_progress=partial(place.progressed, unit="rows are encoded"),
         )
         replayed = encoded.examples.replayed_rows
@@ -173,7 +174,7 @@ class Train(StageSpec):
         trained = train_on(self.processes, task, on_plan=on_plan, on_progress=on_progress)
         outcome = trained.outcome
         record = {
-            "data": job.counts,
+            "data": [to_json(one) for one in job.counts],
             "precision": job.training.precision,
             "examples": outcome.examples,
             "replayed": replayed,
@@ -216,26 +217,26 @@ def _notes_on_data(
 ) -> Iterator[str]:
     """Say what of a phase's data was broken, missing, truncated or dropped; the record counts it as well."""
     for counts in job.counts:
-        if counts["withheld"]:
+        if counts.withheld:
             yield (
-                f"{counts['source']}: {counts['withheld']} rows are not trained on, because another set of the study "
+                f"{counts.source}: {counts.withheld} rows are not trained on, because another set of the study "
                 "holds them out."
             )
-        if counts["filtered"] or counts["incomplete_groups"]:
+        if counts.filtered or counts.incomplete_groups:
             filtered = (
-                ", ".join(f"{reason} {count}" for reason, count in counts["filtered"].items()) or "nothing"
+                ", ".join(f"{reason} {count}" for reason, count in counts.filtered.items()) or "nothing"
             )
             yield (
-                f"{counts['source']}: filters left out or could not judge: {filtered}; "
-                f"{counts['incomplete_groups'] or 0} parallel groups lack a language."
+                f"{counts.source}: filters left out or could not judge: {filtered}; "
+                f"{counts.incomplete_groups or 0} parallel groups are without one of the languages."
             )
-        if counts["unknown_keys"]:
-            keys = ", ".join(f"{key!r} ({rows} rows)" for key, rows in counts["unknown_keys"].items())
-            yield f"{counts['source']}: messages have keys that nothing reads: {keys}."
-        if counts["broken"] or counts["shortfall"]:
+        if counts.unknown_keys:
+            keys = ", ".join(f"{key!r} ({rows} rows)" for key, rows in counts.unknown_keys.items())
+            yield f"{counts.source}: messages have keys that nothing reads: {keys}."
+        if counts.broken or counts.shortfall:
             yield (
-                f"{counts['source']}: {counts['broken']} of {counts['rows']} rows are broken and left out "
-                f"({'; '.join(counts['first_broken']) or 'none'}); {counts['shortfall']} rows fewer than `limit`."
+                f"{counts.source}: {counts.broken} of {counts.rows} rows are broken and left out "
+                f"({'; '.join(counts.first_broken) or 'none'}); {counts.shortfall} rows fewer than `limit`."
             )
     if mix.shortfall:
         yield (

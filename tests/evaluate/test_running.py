@@ -152,8 +152,10 @@ def test_the_same_model_gives_the_same_predictions_and_no_difference(
     evaluation = Evaluation(task_ability=(WORLDBOOK,), language_ability=(WORLDBOOK,), batch_size=4)
     again = evaluate_model(*tiny, evaluation, languages=["de", "es"])
     assert again == worldbook[0]
-    assert score_summary(again.predictions, {})["language_ability"]["n"] == 12
-    assert differences(worldbook[0].predictions, again.predictions)["task_ability"]["value"] == 0
+    ability = score_summary(again.predictions, {}).language_ability
+    assert ability is not None
+    assert ability.n == 12
+    assert differences(worldbook[0].predictions, again.predictions).task_ability.value == 0
 
 
 def test_nothing_is_printed_to_stdout(

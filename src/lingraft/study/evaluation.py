@@ -1,0 +1,132 @@
+"""Models evaluated outside of a study: each evaluation is a stage of a store, of the same fingerprint as in a study.
+
+FOLDER/stages/evaluate-<fingerprint>/    as in a run folder
+      /cache/                            answers of an interrupted evaluation, verdicts of a judge
+      /predictions.parquet               what a reader looks for, copied; of two models in a folder each,
+      /manifest.json                     FOLDER/<model>/
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lingraft.errors import ConfigError
+from lingraft.evaluate.common_items import common_items
+from lingraft.evaluate.predictions import Prediction, read_predictions
+from lingraft.evaluate.results import EvaluationRecord, TaskDifference
+from lingraft.evaluate.scores import task_differences
+from lingraft.evaluate.task_runs import SEEDS
+from lingraft.models.adapters import ADAPTER_CONFIG
+from lingraft.records import to_json
+from lingraft.stage import Json, given_model
+from lingraft.study.execute import Executor
+from lingraft.study.stages.evaluate import (
+    MANIFEST,
+    PREDICTIONS,
+    Evaluate,
+    Questions,
+    has_missing_verdicts,
+    recorded,
+)
+from lingraft.study.store import RECORD
+
+
+@dataclass(frozen=True)
+class ModelEvaluation:
+    """The evaluation of one model.
+
+    Attributes:
+        model: As the user names it.
+        record: What its stage recorded.
+        predictions: One per item.
+    """
+
+    model: str
+    record: EvaluationRecord
+    predictions: tuple[Prediction, ...]
+
+    @property
+    def not_run(self) -> dict[str, str]:
+        """By task and language, why it was not run."""
+        return self.record.not_run | self.record.no_room
+
+    def to_json(self) -> dict[str, Json]:
+        """Return what `lingraft evaluate` prints and records of the model."""
+        return {**to_json(self.record), "seeds": SEEDS | {"bootstrap": 0}}
+
+
+@dataclass(frozen=True)
+class ModelDifferences:
+    """The second of two models against the first, on the items that both were asked alike.
+
+    Attributes:
+        differences: By task and language, paired.
+        unpaired: By task and language, items that only one of the two has a score of.
+        not_paired: By task and language, why the two are not compared.
+    """
+
+    differences: dict[str, TaskDifference]
+    unpaired: dict[str, int]
+    not_paired: dict[str, str]
+
+
+def evaluations(models: Sequence[str], asked: Questions) -> list[Evaluate]:
+    """Return the evaluation of each model: a folder, hub id, `embedded:NAME`, or the folder of a LoRA adapter.
+
+    Raises:
+        ConfigError: vLLM is to generate with an adapter.
+        ModelError: A model cannot be had.
+    """
+    stages = []
+    for name in models:
+        if asked.evaluation.backend == "vllm" and (Path(name).expanduser() / ADAPTER_CONFIG).is_file():
+            raise ConfigError(
+                f"--backend vllm: {name} is an adapter, and vLLM reads whole models; merge it into its base and save "
+                "that, or take --backend transformers."
+            )
+        stages.append(Evaluate(name, given_model(name), asked))
+    return stages
+
+
+def evaluate_into(folder: Path, stage: Evaluate, executor: Executor) -> ModelEvaluation:
+    """Return an evaluation, found in the store or made now, and copy its predictions and manifest into a folder.
+
+    One in which verdicts of a judge are missing is gone on with: the judge is asked for these alone.
+    """
+    found = executor.store.find(stage)
+    if found is not None and has_missing_verdicts(recorded(found).tasks):
+        executor.store.reopen(stage)
+    done = executor.make(stage)
+    (folder / RECORD).unlink(missing_ok=True)  # of what was there before
+    for name in (PREDICTIONS, MANIFEST):
+        shutil.copyfile(done.folder / name, folder / name)
+    return ModelEvaluation(stage.label, recorded(done), read_predictions(done.folder / PREDICTIONS))
+
+
+def compare(before: ModelEvaluation, after: ModelEvaluation) -> ModelDifferences:
+    """Compare two models on the items that both were asked alike."""
+    tasks = [one.record.tasks for one in (before, after)]
+    common = common_items(
+        [
+            [one for one in own.predictions if all(f"{one.task}/{one.language}" in asked for asked in tasks)]
+            for own in (before, after)
+        ],
+        tasks,
+    )
+    return ModelDifferences(task_differences(*common.models), common.unpaired, common.refused)
+
+
+def folder_names(models: Sequence[str]) -> list[str]:
+    """Return what the models' folders are called: the last part of each name, numbered where two are alike."""
+    names = []
+    for model in models:
+        folder = Path(model).expanduser()
+        last = (
+            folder.resolve().name if folder.is_dir() else model.removeprefix("embedded:").rpartition("/")[2]
+        )
+        names.append(re.sub(r"[^\w.+-]+", "-", last))
+    return names if len(set(names)) == len(names) else [f"{name}-{i}" for i, name in enumerate(names, 1)]
