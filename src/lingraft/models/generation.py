@@ -359,7 +359,7 @@ def empty_cache(model: PreTrainedModel) -> DynamicCache | None:
 
 
 def takes_positions(model: PreTrainedModel) -> bool:
-    """Return whether tokens can be told where they stand, whatever padding is before them."""
+    """Return whether tokens can be given their positions, whatever padding is before them."""
     return "position_ids" in inspect.signature(model.forward).parameters
 
 

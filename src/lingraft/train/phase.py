@@ -110,16 +110,15 @@ def train_phase(
 ) -> PhaseOutcome:
     """Train `model` in place on `encoded`, and leave it in eval mode with float32 weights.
 
-    The order of the data depends on the arguments and `seed` alone, and so, on the CPU of one machine and with one
-    number of processes, does every bit of the result, also when an interrupted run is continued.
-
-    Started by torchrun (see `train.processes`), the processes share each batch's rows between them.
+    The arguments alone decide the order of the data, and so, on the CPU of one machine and with one number of
+    processes, every bit of the result, also when an interrupted run is continued. Processes that torchrun started
+    share each batch's rows.
 
     Args:
         model: float32 weights.
         tokenizer: Gives the id that fills rows.
-        encoded: The examples; order does not matter to what is learned together, only to which row is which.
-        training: Every option is honoured; `precision: auto` is resolved for this machine.
+        encoded: The examples.
+        training: `precision: auto` is resolved for this machine.
         trainable: Names from `model.named_parameters()`; all others are frozen, and verified to be bit for bit
             the same afterwards. A tied head has no name of its own: it goes with the embedding.
         folder: Where `folder/trainer` holds checkpoints while the phase runs (`training.save_every`). One that an
