@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -30,8 +30,8 @@ def described(kind: Any, found: dict[str, str]) -> str:
         return f"{{text: {described(inner[1], found)}}}"
     if isinstance(kind, TypeVar):
         return kind.__name__.removesuffix("_co").upper()
-    base = origin or kind
-    if not is_dataclass(base):
+    base: Any = origin or kind
+    if not hasattr(base, "__dataclass_fields__"):
         return "any"
     if base.__name__ not in found:
         found[base.__name__] = ""  # in its place, before what is inside

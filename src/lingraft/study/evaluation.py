@@ -56,7 +56,7 @@ class ModelEvaluation:
 
     @property
     def scores(self) -> dict[str, TaskScore]:
-        """By task and language, in the order in which they were asked."""
+        """By task and language, in the order in which they were run."""
         names = dict.fromkeys(f"{one.task}/{one.language}" for one in self.predictions)
         return {name: self.record.scores.tasks[name] for name in names}
 
