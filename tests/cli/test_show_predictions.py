@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from example_result import done_cell, failed_cell, phase_one, result
 
 from lingraft.cli import main
 from lingraft.errors import escape_control_characters
 from lingraft.evaluate.predictions import Prediction, write_predictions
-from lingraft.study.result import write_result
 
 SCORES: dict[str, tuple[float, ...]] = {
     "de": (1.0, 0.5, 0.0),
@@ -40,30 +38,12 @@ def answers(scores: dict[str, tuple[float, ...]], said: str) -> list[Prediction]
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run folder of one cell, with the answers of three models and what `show` reads of the result."""
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_run: Callable[..., None]) -> Path:
+    """A run folder of one cell, with the answers of three models."""
     monkeypatch.chdir(tmp_path)
-    told = {
-        "evaluate-base": answers({"de": (0.0,) * 3, "th": (0.0,) * 3}, "base "),
-        "evaluate-one": answers({"de": (1.0,) * 3, "th": (0.5,) * 3}, "before "),
-        "evaluate-two": answers(SCORES, "after "),
-    }
-    for name, predictions in told.items():
-        folder = tmp_path / "run" / "stages" / name
-        folder.mkdir(parents=True)
-        write_predictions(folder / "predictions.parquet", predictions)
-    places = {name: f"stages/{name}/predictions.parquet" for name in told}
-    cell = replace(
-        done_cell("plain"),
-        predictions=places["evaluate-two"],
-        phase_one_predictions=places["evaluate-one"],
-    )
-    found = replace(
-        result(tmp_path / "run", [failed_cell(), cell]),
-        base_predictions=places["evaluate-base"],
-        phase_ones=(replace(phase_one("english", 0, cell.scores), predictions=places["evaluate-one"]),),
-    )
-    write_result(found)
+    base = answers({"de": (0.0,) * 3, "th": (0.0,) * 3}, "base ")
+    before = answers({"de": (1.0,) * 3, "th": (0.5,) * 3}, "before ")
+    write_run(tmp_path / "run", base, before, answers(SCORES, "after "))
     return tmp_path / "run"
 
 

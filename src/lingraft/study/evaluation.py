@@ -34,6 +34,9 @@ from lingraft.study.stages.evaluate import (
 )
 from lingraft.study.store import RECORD
 
+FORMAT = 2
+"""Of what `lingraft evaluate` prints and records of a model; without one it is 1, of earlier versions."""
+
 
 @dataclass(frozen=True)
 class ModelEvaluation:
@@ -62,7 +65,7 @@ class ModelEvaluation:
 
     def to_json(self) -> dict[str, Json]:
         """Return what `lingraft evaluate` prints and records of the model."""
-        return {**to_json(self.record), "seeds": SEEDS | {"bootstrap": 0}}
+        return {"format": FORMAT, **to_json(self.record), "seeds": SEEDS | {"bootstrap": 0}}
 
 
 def evaluations(models: Sequence[str], asked: Questions) -> list[Evaluate]:
