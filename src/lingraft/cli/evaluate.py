@@ -24,8 +24,9 @@ from lingraft.text.language_tags import ENGLISH
 
 if TYPE_CHECKING:
     from lingraft.config.schema import JudgeChoice
+    from lingraft.evaluate.results import ModelDifferences
     from lingraft.stage import Json
-    from lingraft.study.evaluation import ModelDifferences, ModelEvaluation
+    from lingraft.study.evaluation import ModelEvaluation
 
 
 def evaluate(
@@ -119,7 +120,7 @@ def evaluate(
     from lingraft.stage import libraries
     from lingraft.study.evaluation import compare, evaluate_into, evaluations, folder_names, not_run_lines
     from lingraft.study.execute import Executor
-    from lingraft.study.stages.evaluate import PREDICTIONS, questions
+    from lingraft.study.stages.evaluate import questions
     from lingraft.study.store import RECORD, Store
 
     quieten_loading()
@@ -223,12 +224,10 @@ def evaluate(
     }
     compared = None
     if len(models) == 2:
-        compared = compare(*evaluated)
+        compared = compare(evaluated[0], evaluated[1], (names[0], names[1]))
         whole |= to_json(compared)
         of_models: dict[str, Json] = {"models": models, "evaluations": fingerprints}
-        places = {model: f"{name}/{PREDICTIONS}" for model, name in zip(models, names, strict=True)}
-        result = {**to_json(compared), "predictions": places}
-        write_record(folder / RECORD, "evaluate", of_models | inputs, result)
+        write_record(folder / RECORD, "evaluate", of_models | inputs, to_json(compared))
     if json:
         print_json(whole)
     else:

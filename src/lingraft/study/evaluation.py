@@ -18,7 +18,7 @@ from lingraft.errors import ConfigError
 from lingraft.evaluate.catalogue import data_places
 from lingraft.evaluate.common_items import common_items
 from lingraft.evaluate.predictions import Prediction, read_predictions
-from lingraft.evaluate.results import EvaluationRecord, TaskDifference, TaskScore
+from lingraft.evaluate.results import EvaluationRecord, ModelDifferences, TaskScore
 from lingraft.evaluate.scores import task_differences
 from lingraft.evaluate.task_runs import SEEDS
 from lingraft.judge.win_rate import ALPACA_EVAL
@@ -78,21 +78,6 @@ class ModelEvaluation:
         return {"format": FORMAT, **to_json(self.record), "seeds": SEEDS | {"bootstrap": 0}}
 
 
-@dataclass(frozen=True)
-class ModelDifferences:
-    """The second of two models against the first, on the items that both were asked alike.
-
-    Attributes:
-        differences: By task and language, paired.
-        unpaired: By task and language, items that only one of the two has a score of.
-        not_paired: By task and language, why the two are not compared.
-    """
-
-    differences: dict[str, TaskDifference]
-    unpaired: dict[str, int]
-    not_paired: dict[str, str]
-
-
 def not_run_lines(asked: Questions, data_dir: str | None) -> list[str]:
     """Return of each task that cannot be run why, and where its data were looked for.
 
@@ -145,8 +130,14 @@ def evaluate_into(folder: Path, stage: Evaluate, executor: Executor) -> ModelEva
     return ModelEvaluation(stage.label, recorded(done), read_predictions(done.folder / PREDICTIONS))
 
 
-def compare(before: ModelEvaluation, after: ModelEvaluation) -> ModelDifferences:
-    """Compare two models on the items that both were asked alike."""
+def compare(before: ModelEvaluation, after: ModelEvaluation, folders: tuple[str, str]) -> ModelDifferences:
+    """Compare two models on the items that both were asked alike.
+
+    Args:
+        before: The first model.
+        after: The second.
+        folders: Where their predictions are, in the folder of results.
+    """
     tasks = [one.record.tasks for one in (before, after)]
     common = common_items(
         [
@@ -155,7 +146,13 @@ def compare(before: ModelEvaluation, after: ModelEvaluation) -> ModelDifferences
         ],
         tasks,
     )
-    return ModelDifferences(task_differences(*common.models), common.unpaired, common.refused)
+    return ModelDifferences(
+        compared=(before.model, after.model),
+        predictions=(f"{folders[0]}/{PREDICTIONS}", f"{folders[1]}/{PREDICTIONS}"),
+        differences=task_differences(*common.models),
+        unpaired=common.unpaired,
+        not_paired=common.refused,
+    )
 
 
 def folder_names(models: Sequence[str]) -> list[str]:
