@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--others", nargs="+", required=True)
     parser.add_argument("--precision", type=float, default=0.02)
     options = parser.parse_args()
+    from lingraft.records import to_json
     from lingraft.similarity.comparison import compare_sets
     from lingraft.similarity.embedding_similarity import dataset_embedding_similarity
     from lingraft.similarity.encoders import load_encoder
@@ -60,15 +61,15 @@ def main() -> None:
                 "first": _name(options.first),
                 "other": _name(named),
                 "rows": list(found[1].rows),
-                "to_precision": found[0].pairs[0, 1].to_json(),
-                "every_row": found[1].pairs[0, 1].to_json(),
+                "to_precision": to_json(found[0].pairs[0, 1]),
+                "every_row": to_json(found[1].pairs[0, 1]),
                 "time_of_sampling_over_every_row": seconds[0] / seconds[1],
             }
         )
     result = {
         "question": "does DES keep the paper's order, what does its correction change, and what does sampling save",
         "precision": options.precision,
-        "halves": halves.to_json(),
+        "halves": to_json(halves),
         "pairs": pairs,
         "versions": {"lingraft": version("lingraft"), "encoder": encoder.name},
         "python": platform.python_version(),

@@ -301,7 +301,6 @@ PATH = "paths: [[{phase: one, data: english}, {phase: two, data: german}]]"
         (STUDY, "  - name: one\n", "  - name: one\n    instructions: x.jsonl\n",
          ("phases[0] (one).instructions", "x.jsonl")),
         (STUDY, "held_out: 2", "seeds: [3, 3]", ("seeds: 3",)),
-        (STUDY, "[plain]", "[plain, plain]", ("phases[1] (two).data.german", "'plain'")),
         (STUDY, "limit: 20}", "limit: 20, strategies: [mixed]}", ("phases[0] (one).data.english.strategies",)),
         (ON_CHECKPOINT, "[plain]", "[mixed]", ("phases[1] (two).strategies", "`model`")),
         (ON_CHECKPOINT, "held_out: 2", "measures: [mpd_pair]", ("measures: mpd_pair",)),
@@ -333,6 +332,7 @@ def test_a_checkpoint_as_the_second_phase_is_wrong_in_three_ways(refuses: Refuse
 @pytest.mark.parametrize(
     ("text", "strategies", "says"),
     [
+        (STUDY, "[plain, plain]", ("'plain'",)),
         (STUDY, "[lorra]", ("'lorra'", "'lora'")),
         (STUDY, "[{lora: {rang: 4}}]", ("'lora'", "'rang'", "'rank'")),
         (STUDY, "[{freeze_random: {share: 1.5}}]", ("'freeze_random'", "'share'", "1.5")),
@@ -361,7 +361,7 @@ def test_a_checkpoint_as_the_second_phase_is_wrong_in_three_ways(refuses: Refuse
 )
 def test_a_strategy(refuses: Refuses, text: str, strategies: str, says: tuple[str, ...]) -> None:
     files = changed(text, "[plain]", strategies)
-    refuses("validate study.yaml", "phase 'two', data 'german', strategy ", *says, files=files)
+    refuses("validate study.yaml", "phase 'two', data 'german'", *says, files=files)
 
 
 @pytest.mark.parametrize("name", ["freeze_changed", "generative_replay"])

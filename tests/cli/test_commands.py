@@ -110,6 +110,10 @@ def test_show_data_says_where_test_items_go_and_takes_a_limit(
         "DIR/mgsm/de.jsonl, then: lingraft evaluate MODEL --data-dir DIR --task mgsm --languages de"
         in done.stdout
     )
+    reference = {"dataset": "koala", "instruction": "Say a.", "output": "a", "generator": "text_davinci_003"}
+    (tmp_path / "reference.jsonl").write_text(json.dumps(reference))
+    done = lingraft("show", "data", "reference.jsonl", "--model", str(tiny_model))
+    assert "test items of alpaca_eval, no training data" in done.stdout
     rows = [{"instruction": f"Say {n}.", "output": "" if n == 1 else f"{n}</s>"} for n in range(9)]
     (tmp_path / "es.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = ("--limit", "3", "--no-answer-filter", "--special-tokens", "strip", "--json")

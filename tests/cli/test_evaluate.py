@@ -316,7 +316,7 @@ def test_what_does_not_fit_into_one_of_two_models_is_told_by_its_name_and_not_co
         (("--languages", "de,german!"), "'german!'"),
         (("--data-dir", "absent"), "--data-dir absent: there is no such folder"),
         (("--precision", "int4"), "--precision 'int4'"),
-        (("--backend", "tgi"), "--backend 'tgi': there are transformers and vllm"),
+        (("--backend", "tgi"), "--backend 'tgi'"),
         (("--task", "th=belebele"), "none of the tasks can be run here"),
     ],
 )

@@ -141,7 +141,7 @@ def test_real_ifeval_items_that_need_sentence_data_are_scored_where_these_are_at
 def test_all_of_real_ifeval_is_scored_or_named_without_sentence_data(
     evaluate: Callable[..., Evaluated], data_path: Path, shared_data: Path, tmp_path: Path
 ) -> None:
-    """The prompts are shortened, which neither scoring nor naming looks at."""
+    """The prompts are truncated, which neither scoring nor naming looks at."""
     rows = [row | {"prompt": row["prompt"][:40]} for row in ifeval_rows(shared_data)]
     found = evaluate(write_rows(tmp_path / "rows.jsonl", rows))
     assert (len(rows), len(found.predictions), len(found.left_out)) == (541, 477, 64)

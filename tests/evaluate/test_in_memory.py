@@ -264,7 +264,7 @@ def test_prompts_that_do_not_fit_are_noted(engine: Callable[..., InMemoryModel])
     assert generating.truncated_prompts == {request_key(asked[1].args)}
 
 
-def test_shortened_prompts_that_go_the_harnesss_own_way_are_noted_as_well(
+def test_truncated_prompts_that_go_the_harnesss_own_way_are_noted_as_well(
     engine: Callable[..., InMemoryModel],
 ) -> None:
     beams = {"until": [], "max_gen_toks": 4, "num_beams": 2}
@@ -274,7 +274,7 @@ def test_shortened_prompts_that_go_the_harnesss_own_way_are_noted_as_well(
     assert generating.truncated_prompts == {request_key(asked[1].args)}
 
 
-def test_an_evaluation_counts_the_items_whose_prompts_were_shortened(
+def test_an_evaluation_counts_the_items_whose_prompts_were_truncated(
     tiny: tuple[Any, Any], tmp_path: Path
 ) -> None:
     row = {"premise": "a.", "choice1": "b", "choice2": "c", "question": "cause", "label": 0, "idx": 0}

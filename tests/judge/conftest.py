@@ -45,7 +45,7 @@ def judged(judge_server: JudgeServer, tmp_path: Path) -> Callable[..., Judged]:
         reference: list[Output] = REFERENCE,
         *,
         cache: Path = tmp_path / "verdicts.jsonl",
-        sleep: Callable[[float], object] = lambda _: None,
+        sleep: Callable[[float], object] | None = lambda _: None,
         **changes: Any,
     ) -> Judged:
         return judge_answers(answers, reference, settings(judge_server, **changes), cache=cache, sleep=sleep)

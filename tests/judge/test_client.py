@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -56,6 +57,22 @@ def test_a_server_that_wants_an_hour_is_not_waited_for(
     judge_server.behaviour = lambda _: failure(429, "slow down", Retry_After="3600")
     with pytest.raises(EvaluationError, match=r"wait 3600 s \(429: slow down\)"):
         judged(at_once=1)
+
+
+def test_an_error_ends_the_waits_of_the_other_requests(
+    judged: Callable[..., Judged], judge_server: JudgeServer
+) -> None:
+    both = threading.Barrier(2)
+
+    def one_waits_one_fails(asked: Request) -> Response:
+        both.wait(10)
+        return failure(429, Retry_After="300") if asked.output("A") == "middle" else failure(401)
+
+    judge_server.behaviour = one_waits_one_fails
+    started = time.monotonic()
+    with pytest.raises(EvaluationError, match="answers 401"):
+        judged(ANSWERS[:1], at_once=2, sleep=None)
+    assert time.monotonic() - started < 60
 
 
 def test_a_server_that_keeps_failing_is_given_up_after_so_many_attempts(

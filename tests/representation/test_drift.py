@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -257,6 +258,14 @@ def test_prompts_are_read_from_text_from_mt_bench_and_from_data_sets(tmp_path: P
     assert [(one.messages[0].content, one.language) for one in found] == [("Say a.", "en")]
     (tmp_path / "c.jsonl").write_text('{"turns": ["Sag a."], "lang": "German"}\n')
     assert [one.language for one in read_prompts(str(tmp_path / "c.jsonl"))] == ["de"]
+    (tmp_path / "languages").mkdir()
+    for tag in ("de", "th"):
+        (tmp_path / "languages" / f"{tag}.jsonl").write_text('{"prompt": "a"}\n')
+    of_each = read_prompts(str(tmp_path / "languages" / "{language}.jsonl"))
+    assert [one.language for one in of_each] == ["de", "th"]
+    with gzip.open(tmp_path / "d.jsonl.gz", "wt") as file:
+        file.write('{"turns": ["Say d."]}\n')
+    assert [one.messages[0].content for one in read_prompts(str(tmp_path / "d.jsonl.gz"))] == ["Say d."]
     found = read_prompts("worldbook:lookup/de", limit=3)
     assert [(one.messages[-1].role, one.language) for one in found] == [("user", "de")] * 3
     for name, content, says in (

@@ -62,11 +62,21 @@ def assert_same_curve(found: PhaseOutcome, expected: PhaseOutcome) -> None:
         assert loss == pytest.approx(other, rel=TOLERANCE)
 
 
-@pytest.mark.parametrize("sharded", [False, True], ids=["replicated", "sharded"])
+def assert_left_alike(task: PhaseTask, model: Any) -> None:
+    trained = dict(load_model(task.checkpoint).named_parameters())
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(trained[name], weight, rtol=1e-3, atol=1e-4)
+    assert sorted(path.name for path in task.folder.iterdir()) == ["checkpoint"]
+
+
 @pytest.mark.parametrize(
-    "choice",
-    ["plain", pytest.param({"lora": {"rank": 2}}, marks=pytest.mark.slow)],
-    ids=["plain", "lora"],
+    ("choice", "sharded"),
+    [
+        ("plain", True),  # replicated, without and with a stop: below
+        pytest.param({"lora": {"rank": 2}}, False, marks=pytest.mark.slow),
+        pytest.param({"lora": {"rank": 2}}, True, marks=pytest.mark.slow),
+    ],
+    ids=["plain-sharded", "lora-replicated", "lora-sharded"],
 )
 def test_two_processes_follow_the_loss_curve_of_one(make_task: Make, choice: Any, sharded: bool) -> None:
     task = make_task(choice)
@@ -81,10 +91,7 @@ def test_two_processes_follow_the_loss_curve_of_one(make_task: Make, choice: Any
     assert [step.step for step in steps] == [step for step, _ in expected.losses]
     assert (found.tokens, found.supervised_tokens) == (expected.tokens, expected.supervised_tokens)
     assert found.trainable_parameters == expected.trainable_parameters
-    trained = dict(load_model(task.checkpoint).named_parameters())
-    for name, weight in model.named_parameters():
-        torch.testing.assert_close(trained[name], weight, rtol=1e-3, atol=1e-4)
-    assert sorted(path.name for path in task.folder.iterdir()) == ["checkpoint"]
+    assert_left_alike(task, model)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +114,7 @@ def test_two_processes_in_bf16_follow_the_loss_curve_of_one_but_for_rounding(
 )
 def test_two_processes_go_on_where_they_were_stopped(make_task: Make, sharded: bool) -> None:
     task = make_task(training=TRAINING.model_copy(update={"save_every": 2}))
-    expected, _ = on_one_process(task)
+    expected, model = on_one_process(task)
 
     def stop(progress: Progress) -> None:
         if progress.step == 6:
@@ -120,6 +127,7 @@ def test_two_processes_go_on_where_they_were_stopped(make_task: Make, sharded: b
     assert found.resumed_from is not None
     assert found.resumed_from >= 4
     assert_same_curve(found, expected)
+    assert_left_alike(task, model)
 
 
 def test_what_a_worker_refuses_is_raised_here_as_it_is(make_task: Make) -> None:

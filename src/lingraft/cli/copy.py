@@ -18,7 +18,7 @@ def copy(
     destination: Annotated[
         Path | None, typer.Argument(help="File to write; default: NAME.yaml here.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     """Copy a recipe."""
     from lingraft.config.recipes import recipe
@@ -28,8 +28,8 @@ def copy(
     target = destination or Path(f"{name}.yaml")
     target = target / f"{name}.yaml" if target.is_dir() else target
     if target.exists() and not force:
-        raise ConfigError(f"{target}: is there already; give another name, or --force to replace it.")
+        raise ConfigError(f"{target}: exists; give another name, or --force to replace it.")
     if not target.parent.is_dir():
-        raise ConfigError(f"{target}: there is no folder {target.parent}; make it first.")
+        raise ConfigError(f"{target}: there is no folder {target.parent}; create it first.")
     write_text_atomically(target, source.read_text(encoding="utf-8"))
     print_result(str(target))

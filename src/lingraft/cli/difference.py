@@ -19,15 +19,15 @@ def difference(
     ],
     second: Annotated[str, typer.Argument(metavar="M2", help="The other one.")],
     base: Annotated[
-        str | None, typer.Option(help="The model that both come from: compares their updates as well.")
+        str | None, typer.Option(help="The model that both come from; compares their updates as well.")
     ] = None,
     adapter_base: Annotated[
-        str | None, typer.Option(help="Base of a LoRA adapter, where it does not name one that can be had.")
+        str | None, typer.Option(help="Base of a LoRA adapter, where the one that it names is missing.")
     ] = None,
     figure: Annotated[
         Path | None, typer.Option(help="Write a map of the layers as .svg, .png or .html.")
     ] = None,
-    record: Annotated[Path | None, typer.Option(help="Write the result and what it is of as JSON.")] = None,
+    record: Annotated[Path | None, typer.Option(help="Write the result and its inputs as JSON.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Print the model parameter difference (MPD) of two models, by layer and by module type.

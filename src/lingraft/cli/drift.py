@@ -38,20 +38,18 @@ def drift(
     ],
     positions: Annotated[
         str,
-        typer.Option("--tokens", help="prompt: every token of the prompts; last: the one before the answer."),
+        typer.Option("--tokens", help="prompt: every token of a prompt; last: the last one."),
     ] = "prompt",
-    limit: Annotated[int | None, typer.Option(min=1, help="Prompts of each source.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most prompts of each source.")] = None,
     max_length: Annotated[
-        int, typer.Option(min=2, help="Tokens of a prompt; longer ones lose their beginning.")
+        int, typer.Option(min=2, help="Most tokens of a prompt; longer ones lose their beginning.")
     ] = 1024,
     precision: Annotated[
         str,
-        typer.Option(
-            help="auto, bf16 or float32; float32, the default, shows shifts that bf16 would round away."
-        ),
+        typer.Option(help="auto, bf16 or float32; bf16 rounds small shifts away."),
     ] = "float32",
     figure: Annotated[Path | None, typer.Option(help="Write the curves as .svg, .png or .html.")] = None,
-    record: Annotated[Path | None, typer.Option(help="Write the result and what it is of as JSON.")] = None,
+    record: Annotated[Path | None, typer.Option(help="Write the result and its inputs as JSON.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Print, layer by layer, how far models' hidden states moved from those of M1 for the same prompts."""
@@ -71,10 +69,10 @@ def drift(
     quieten_loading()
     chosen = next((known for known in POSITIONS if known == positions), None)
     if chosen is None:
-        raise ConfigError(f"--tokens {positions!r}: there are {' and '.join(POSITIONS)}.")
+        raise ConfigError(f"--tokens {positions!r}: choose {' or '.join(POSITIONS)}.")
     asked = checked_precision(precision)
     if len(models) < 2:
-        raise ConfigError(f"{models[0]}: is alone; name two or more models to compare.")
+        raise ConfigError(f"{models[0]}: is the only model; name two or more to compare.")
     check_figure(figure)
     check_folder(record)
     said: list[Prompt] = []

@@ -34,68 +34,69 @@ def evaluate(
         list[str],
         typer.Argument(
             metavar="M1 [M2]",
-            help="Folders, hub ids, embedded:NAME, or folders of LoRA adapters; M2 against M1.",
+            help="Folder, hub id, embedded:NAME or LoRA adapter; M2 is compared with M1.",
         ),
     ],
-    suite: Annotated[str, typer.Option(help="Which tasks: see `lingraft ls suites`.")] = "quick",
+    suite: Annotated[str, typer.Option(help="Suite of tasks; `lingraft ls suites` lists them.")] = "quick",
     languages: Annotated[
-        str, typer.Option(metavar="TAG,...", help="Languages beside English, such as de,th.")
+        str, typer.Option(metavar="TAG,...", help="Languages besides English, such as de,th.")
     ] = "",
     task: Annotated[
         list[str] | None,
         typer.Option(
             metavar="[TAG=]NAME",
-            help="Only this one; of the suite, any harness task, or a YAML file. Repeatable.",
+            help="Run only this task: of the suite, any harness task, or a YAML file. Repeatable.",
         ),
     ] = None,
     data_dir: Annotated[
         str | None,
-        typer.Option(help="Folder of local copies of the data sets; what it lacks comes from the hub."),
+        typer.Option(help="Folder with local copies of data sets; missing ones come from the hub."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Items of each task.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most items of each task.")] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Most answers generated together; default: as many as fit.")
     ] = None,
     max_new_tokens: Annotated[
         int | None,
-        typer.Option(min=1, help="Longest answer of every task that generates; default: each task's own."),
+        typer.Option(min=1, help="Most tokens of an answer; default: each task's own."),
     ] = None,
     repeat: Annotated[
-        int, typer.Option(min=1, help="Generate so many times, in other batches: the noise floor.")
+        int,
+        typer.Option(min=1, help="Generate this many times in other batches, to measure the noise floor."),
     ] = 1,
     precision: Annotated[
-        str, typer.Option(help="auto, bf16 or float32; auto: bf16 where it is clearly faster here.")
+        str, typer.Option(help="auto, bf16 or float32; auto takes bf16 where it is clearly faster.")
     ] = "auto",
     backend: Annotated[
-        str, typer.Option(help="What generates: transformers, or vllm (the extra of this name).")
+        str, typer.Option(help="Generation engine: transformers, or vllm (extra `vllm`).")
     ] = "transformers",
     judge_url: Annotated[
         str | None,
-        typer.Option(help="For AlpacaEval: what stands before /chat/completions; see `lingraft judge`."),
+        typer.Option(help="AlpacaEval's judge: base URL of its endpoint; see `lingraft judge`."),
     ] = None,
     judge_model: Annotated[
-        str | None, typer.Option(help="For AlpacaEval: the judge, as the endpoint names it.")
+        str | None, typer.Option(help="AlpacaEval's judge: its name at the endpoint.")
     ] = None,
     judge_max_tokens: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Tokens that the judge may write; default: 8. One that reasons first needs more."
+            min=1, help="Most tokens of a verdict; default: 8. A judge that reasons first needs more."
         ),
     ] = None,
     one_order: Annotated[
-        bool, typer.Option("--one-order", help="Judge each pair one way only, for half the cost.")
+        bool, typer.Option("--one-order", help="Judge each pair in one order only, for half the cost.")
     ] = False,
     price_in: Annotated[
-        float | None, typer.Option(help="Price of a million tokens that the judge reads.")
+        float | None, typer.Option(help="Price of a million input tokens of the judge.")
     ] = None,
     price_out: Annotated[
-        float | None, typer.Option(help="Price of a million tokens that the judge writes.")
+        float | None, typer.Option(help="Price of a million output tokens of the judge.")
     ] = None,
     budget: Annotated[
-        float | None, typer.Option(help="Stop before the verdicts on one model cost more.")
+        float | None, typer.Option(help="Stop before the verdicts on a model cost more.")
     ] = None,
     chat: Annotated[
-        bool, typer.Option("--chat/--no-chat", help="Put prompts through the chat template.")
+        bool, typer.Option("--chat/--no-chat", help="Apply the chat template to prompts.")
     ] = True,
     output: Annotated[
         Path | None, typer.Option(help="Folder of results; default: runs/evaluate/MODEL-SUITE.")
@@ -126,7 +127,7 @@ def evaluate(
     if len(models) > 2:
         raise ConfigError(f"{len(models)} models: name one, or two to compare.")
     if len(set(models)) < len(models):
-        raise ConfigError(f"{models[0]}: stands twice; name another model to compare it with.")
+        raise ConfigError(f"{models[0]}: is named twice; name another model to compare it with.")
     engine = checked_backend(backend)
     judge = _judge(
         judge_url,
@@ -166,7 +167,7 @@ def evaluate(
         print_message(f"! {note}", "yellow")
     asked = questions(evaluation, trained, skip_missing=True)
     _report_missing(asked, data_dir)
-    if not asked.manifest["tasks"]:
+    if not asked.has_tasks:
         raise EvaluationError("none of the tasks can be run here.")
 
     options: dict[str, Json] = {
@@ -289,7 +290,9 @@ def _prepare(folder: Path, options: dict[str, Json], evaluations: dict[str, str]
         ) from None
     before = recorded_inputs(folder / RECORD)
     if before is None and (folder / RECORD).exists():
-        raise ConfigError(f"--output {folder}: its {RECORD} is none of `lingraft evaluate`; name another.")
+        raise ConfigError(
+            f"--output {folder}: its {RECORD} was not written by `lingraft evaluate`; name another folder."
+        )
     if before is not None and before.get("evaluations") != evaluations:
         check_same_options(f"--output {folder}", before, options)
 

@@ -17,30 +17,32 @@ def judge(
         Path, typer.Argument(help="The answers: instruction and output in each row, or predictions.parquet.")
     ],
     judge_url: Annotated[
-        str, typer.Option(help="What stands before /chat/completions, such as https://api.openai.com/v1.")
+        str, typer.Option(help="Base URL of the endpoint, such as https://api.openai.com/v1.")
     ],
-    judge_model: Annotated[str, typer.Option(help="The judge, as the endpoint names it.")],
+    judge_model: Annotated[str, typer.Option(help="Name of the judge at the endpoint.")],
     reference: Annotated[
         Path | None,
-        typer.Option(help="The reference's outputs; default: AlpacaEval's 805, from the hub."),
+        typer.Option(help="Outputs of the reference; default: AlpacaEval's 805, from the hub."),
     ] = None,
     cache: Annotated[
-        Path | None, typer.Option(help="File that verdicts are kept in; default: ANSWERS.verdicts.jsonl.")
+        Path | None, typer.Option(help="Cache file of the verdicts; default: ANSWERS.verdicts.jsonl.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Answers, from the first on.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Judge only the first answers.")] = None,
     one_order: Annotated[
-        bool, typer.Option("--one-order", help="Show each pair one way only, for half the cost.")
+        bool, typer.Option("--one-order", help="Judge each pair in one order only, for half the cost.")
     ] = False,
     logprobs: Annotated[
-        bool, typer.Option("--logprobs/--no-logprobs", help="Weigh verdicts by the letters' probabilities.")
+        bool, typer.Option("--logprobs/--no-logprobs", help="Weight verdicts by the letters' probabilities.")
     ] = True,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens that the judge may write.")] = 8,
-    price_in: Annotated[float | None, typer.Option(help="Price of a million tokens read.")] = None,
-    price_out: Annotated[float | None, typer.Option(help="Price of a million tokens written.")] = None,
-    budget: Annotated[float | None, typer.Option(help="Stop before all verdicts cost more.")] = None,
-    at_once: Annotated[int, typer.Option(min=1, help="Questions under way at a time.")] = 4,
-    timeout: Annotated[float, typer.Option(help="Seconds of silence after which a question is lost.")] = 60.0,
-    attempts: Annotated[int, typer.Option(min=1, help="How often one question is sent at most.")] = 6,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a verdict.")] = 8,
+    price_in: Annotated[float | None, typer.Option(help="Price of a million input tokens.")] = None,
+    price_out: Annotated[float | None, typer.Option(help="Price of a million output tokens.")] = None,
+    budget: Annotated[float | None, typer.Option(help="Stop before the verdicts cost more.")] = None,
+    at_once: Annotated[int, typer.Option(min=1, help="Concurrent requests.")] = 4,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds without a reply after which a request fails.")
+    ] = 60.0,
+    attempts: Annotated[int, typer.Option(min=1, help="Most attempts of one request.")] = 6,
     length_control: Annotated[
         bool, typer.Option("--length-controlled", help="Print the length-controlled win rate, too.")
     ] = False,
@@ -48,7 +50,7 @@ def judge(
         Path | None, typer.Option(help="Its data, AlpacaEval's df_gamed.csv; default: from the hub.")
     ] = None,
     items: Annotated[Path | None, typer.Option(help="Write the preference on each item as Parquet.")] = None,
-    record: Annotated[Path | None, typer.Option(help="Write the result and what it is of as JSON.")] = None,
+    record: Annotated[Path | None, typer.Option(help="Write the result and its inputs as JSON.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Let a model behind an OpenAI-compatible endpoint compare answers with a reference's outputs.

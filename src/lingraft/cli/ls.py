@@ -44,12 +44,9 @@ def _names(kind: str) -> dict[str, str]:
 
         return {f"embedded:{name}": model.meaning for name, model in EMBEDDED.items()}
     if kind == "measures":
-        return {
-            "des": "similarity of the phases' instructions",
-            "mpd": "distance of the weights from Phase 1",
-            "mpd_pair": "the paper's MPD of a data pair: the base tuned on each set",
-            "drift": "how far the hidden states moved from Phase 1's, layer by layer",
-        }
+        from lingraft.measures import REGISTRY as MEASURES
+
+        return {name: MEASURES.get(name).meaning for name in MEASURES}
     if kind == "suites":
         from lingraft.evaluate.catalogue import suites
 

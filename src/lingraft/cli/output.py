@@ -85,7 +85,7 @@ def print_json(value: Any) -> None:
 def check_folder(path: Path | None) -> None:
     """Refuse a file that could not be written, before anything is computed; None: none is to be."""
     if path is not None and not path.parent.is_dir():
-        raise ConfigError(f"{path}: there is no folder {path.parent}; make it first.")
+        raise ConfigError(f"{path}: there is no folder {path.parent}; create it first.")
 
 
 def checked_precision(asked: str) -> Literal["auto", "bf16", "float32"]:
@@ -108,7 +108,7 @@ def checked_backend(asked: str) -> Literal["transformers", "vllm"]:
     """
     known = next((one for one in _BACKENDS if one == asked), None)
     if known is None:
-        raise ConfigError(f"--backend {asked!r}: there are {' and '.join(_BACKENDS)}.")
+        raise ConfigError(f"--backend {asked!r}: choose {' or '.join(_BACKENDS)}.")
     if known == "vllm":
         from lingraft.models.vllm import check_vllm
 

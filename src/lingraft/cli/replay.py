@@ -27,28 +27,30 @@ if TYPE_CHECKING:
 
 
 def replay(
-    model: Annotated[str, typer.Argument(help="Who answers: a folder, hub id or embedded:NAME.")],
+    model: Annotated[str, typer.Argument(help="The model that answers: folder, hub id or embedded:NAME.")],
     n: Annotated[int, typer.Option("--n", min=1, help="Rows to make.")],
     output: Annotated[Path, typer.Option(help="The data set to write, FILE.jsonl.")],
     prompts: Annotated[
         str,
         typer.Option(
             metavar="SOURCE|self",
-            help="What is answered, in this order: .txt, MT-Bench, or any data set; self: the model's own prompts.",
+            help="Prompts: .txt, MT-Bench or any data set; self: the model writes its own.",
         ),
     ] = "self",
-    temperature: Annotated[float, typer.Option(min=0.0, help="Of the answers; 0: greedy.")] = 0.0,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Sampling temperature; 0: greedy.")] = 0.0,
     top_p: Annotated[
-        float, typer.Option(help="Draw from the tokens that together have this probability.")
+        float, typer.Option(help="Sample from the most probable tokens that together have this probability.")
     ] = 1.0,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longer answers are dropped.")] = 256,
-    seed: Annotated[int, typer.Option(min=0, help="Of all draws.")] = 0,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Most tokens of an answer; longer ones are dropped.")
+    ] = 256,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all sampling.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Answers generated together.")] = 16,
     backend: Annotated[
-        str, typer.Option(help="transformers, or vllm (the extra of this name).")
+        str, typer.Option(help="Generation engine: transformers, or vllm (extra `vllm`).")
     ] = "transformers",
     precision: Annotated[
-        str, typer.Option(help="auto, bf16 or float32; auto: bf16 where it is clearly faster here.")
+        str, typer.Option(help="auto, bf16 or float32; auto takes bf16 where it is clearly faster.")
     ] = "auto",
     show: Annotated[int, typer.Option(min=0, help="Rows to print.")] = 3,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,

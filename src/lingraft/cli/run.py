@@ -1,4 +1,4 @@
-"""`lingraft run`: run a study, or go on with it."""
+"""`lingraft run`: run a study, or continue it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from lingraft.cli.output import print_json, print_result, print_table, quieten_l
 from lingraft.errors import EXIT_ANSWER_IS_NO
 
 if TYPE_CHECKING:
-    from lingraft.config.schema import Study
     from lingraft.report.tables import Matrix
-    from lingraft.study.result import StudyResult
 
 _MANY_PHASES = 2  # with more, the forgetting matrix is printed as well; it always stands on the page
 _MATRICES: tuple[tuple[Matrix, str], ...] = (
@@ -36,26 +34,26 @@ def run(
         int, typer.Option(help="Processes that train a phase together, on this machine.")
     ] = 1,
     sharded: Annotated[
-        bool, typer.Option("--sharded", help="Divide the model between the processes (FSDP2).")
+        bool, typer.Option("--sharded", help="Shard the model over the processes (FSDP2).")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")] = False,
 ) -> None:
-    """Run a study and print its table; run again, it goes on where it was stopped.
+    """Run a study and print its table; run it again to continue after an interruption.
 
     Exit code: 0 all cells are done, 1 a cell or the base's evaluation failed, 2 the study is wrong.
     """
     from lingraft.config.load import load_study
     from lingraft.study.checks import name_problems
 
-    loaded = load_study(
-        study, overrides or (), lambda found: name_problems(found, Path())
-    )  # wrong input is told before anything heavy is imported
+    # Wrong input is reported before anything heavy is imported.
+    loaded = load_study(study, overrides or (), lambda found: name_problems(found, Path()))
 
     from lingraft.cli.log_lines import log_lines
     from lingraft.cli.progress import ProgressWatcher
     from lingraft.records import to_json
-    from lingraft.report.notes import failures
+    from lingraft.report.notes import failures, notes
     from lingraft.report.page import write_page
+    from lingraft.report.tables import forgetting_table, study_table
     from lingraft.study.run import run_study
     from lingraft.train.processes import Processes
 
@@ -65,26 +63,19 @@ def run(
     if json:
         print_json(to_json(result))
     else:
-        _print(result, loaded)
+        print_table(study_table(result), loaded.name)
+        if len(loaded.phases) > _MANY_PHASES:
+            for kind, title in _MATRICES:
+                matrix = forgetting_table(result, kind, with_intervals=False)
+                if matrix is not None:
+                    print_table(matrix, title)
+        for failure in failures(result):
+            print_result(f"failed: {failure}")
+        for note in notes(result):
+            print_result(note)
     log_lines().at("writing the report")
-    page = write_page(result, loaded)  # after the result: what took hours is told first
+    page = write_page(result, loaded)  # after the result: what took hours is printed first
     if not json:
         print_result(f"Report: {page}")
     if failures(result):
         raise typer.Exit(EXIT_ANSWER_IS_NO)
-
-
-def _print(result: StudyResult, study: Study) -> None:
-    from lingraft.report.notes import failures, notes
-    from lingraft.report.tables import forgetting_table, study_table
-
-    print_table(study_table(result), study.name)
-    if len(study.phases) > _MANY_PHASES:
-        for kind, title in _MATRICES:
-            matrix = forgetting_table(result, kind, with_intervals=False)
-            if matrix is not None:
-                print_table(matrix, title)
-    for failure in failures(result):
-        print_result(f"failed: {failure}")
-    for note in notes(result):
-        print_result(note)

@@ -98,37 +98,32 @@ def show_data(
     ] = None,
     field: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=PATH", help="A field that a format reads, and where the rows have it."),
+        typer.Option(metavar="NAME=PATH", help="A field of the format, and where it is in the rows."),
     ] = None,
-    language: Annotated[
-        str | None, typer.Option(help="BCP-47 tag of the rows, where they do not say.")
-    ] = None,
+    language: Annotated[str | None, typer.Option(help="BCP-47 tag of rows that do not state theirs.")] = None,
     near_duplicates: Annotated[
-        float | None, typer.Option(help="Leave out rows at least this like an earlier one, such as 0.8.")
+        float | None, typer.Option(help="Drop rows at least this similar to an earlier one, such as 0.8.")
     ] = None,
     language_filter: Annotated[
-        bool, typer.Option("--language-filter", help="Leave out rows in another language than they claim.")
+        bool, typer.Option("--language-filter", help="Drop rows in another language than they state.")
     ] = False,
     no_answer_filter: Annotated[
-        bool, typer.Option("--no-answer-filter", help="Leave out rows without an answer.")
+        bool, typer.Option("--no-answer-filter", help="Drop rows without an answer.")
     ] = False,
     special_tokens: Annotated[
         str | None,
-        typer.Option(help="strip: take special tokens out of answers that spell them; drop: leave them out."),
+        typer.Option(help="Answers that spell special tokens: strip the tokens, or drop the rows."),
     ] = None,
     parallel: Annotated[str | None, typer.Option(help="What makes rows one group: id or rows.")] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Look at the first so many rows of each file alone.")
-    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Read only the first rows of each file.")] = None,
     system: Annotated[
-        str, typer.Option(help="A system prompt that the chat template has no place for: refuse or fold.")
+        str,
+        typer.Option(help="System prompts, where the chat template has no place for them: refuse or fold."),
     ] = "refuse",
     max_length: Annotated[
-        int, typer.Option(min=8, help="Length in tokens from which examples count as truncated.")
+        int, typer.Option(min=8, help="Most tokens of an example; longer ones count as truncated.")
     ] = 1024,
-    max_broken_share: Annotated[
-        float, typer.Option(help="Show the data although this share of its rows is broken.")
-    ] = 0.99,
+    max_broken_share: Annotated[float, typer.Option(help="Accept up to this share of broken rows.")] = 0.99,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Print counts, languages, token lengths, each language's tokens against English, and one example.
@@ -240,7 +235,7 @@ def show_predictions(
     against: Annotated[
         str | None, typer.Option(help="The model that it is compared with; default: its Phase 1.")
     ] = None,
-    worst: Annotated[int, typer.Option(min=1, help="Items at most.")] = 10,
+    worst: Annotated[int, typer.Option(min=1, help="Most items to print.")] = 10,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Print the answers whose score fell most, beside those of the model before; of one model, the worst.

@@ -20,9 +20,7 @@ def similarity(
     ] = "embedded",
     precision: Annotated[
         float,
-        typer.Option(
-            help="Encode rows until the 95 % intervals reach no further than this from the estimate."
-        ),
+        typer.Option(help="Encode rows until 95 % intervals reach at most this far from the estimate."),
     ] = 0.005,
     encode_all: Annotated[bool, typer.Option("--all", help="Encode every row.")] = False,
     closeness: Annotated[
@@ -30,15 +28,15 @@ def similarity(
     ] = 0.8,
     language: Annotated[
         list[str] | None,
-        typer.Option(metavar="[SOURCE=]TAG", help="Language of a source's rows, where they do not say."),
+        typer.Option(metavar="[SOURCE=]TAG", help="Language of a source's rows that do not state it."),
     ] = None,
     max_broken_share: Annotated[
         float | None,
-        typer.Option(help="Compare although this share of a source's rows is broken; default: 0.01."),
+        typer.Option(help="Accept up to this share of broken rows in a source; default: 0.01."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the draw of rows.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sample of rows.")] = 0,
     figure: Annotated[Path | None, typer.Option(help="Write the matrix as .svg, .png or .html.")] = None,
-    record: Annotated[Path | None, typer.Option(help="Write the result and what it is of as JSON.")] = None,
+    record: Annotated[Path | None, typer.Option(help="Write the result and its inputs as JSON.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Print the dataset embedding similarity (DES) of two or more data sets' instructions.
@@ -62,10 +60,12 @@ def similarity(
     from lingraft.similarity.encoders import load_encoder
 
     if len(sources) < 2:
-        raise ConfigError(f"{sources[0]}: is alone; name two or more data sets to compare.")
+        raise ConfigError(f"{sources[0]}: is the only data set; name two or more to compare.")
     for source in sources:
         if sources.count(source) > 1:
-            raise ConfigError(f"{source}: stands {sources.count(source)} times; a set against itself is 1.")
+            raise ConfigError(
+                f"{source}: is named {sources.count(source)} times; the similarity of a set to itself is 1."
+            )
     if not 0 < precision < 1:
         raise ConfigError(
             f"--precision is {precision}: it must lie between 0 and 1; --all encodes every row."
@@ -99,9 +99,7 @@ def similarity(
         )
     if figure is not None:
         write_figure(similarity_figure(found), figure)
-    result = found.to_json()
-    for one in result["sets"]:
-        one["broken"] = len(loaded[one["name"]].broken)
+    result = found.to_json([len(loaded[name].broken) for name in found.names])
     if record is not None:
         inputs = {"sources": sources, "encoder": encoder, "language": language, "seed": seed}
         write_record(record, "similarity", inputs, result)

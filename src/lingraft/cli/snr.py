@@ -26,7 +26,7 @@ def snr(
     figure: Annotated[
         Path | None, typer.Option(help="Write a map of the layers as .svg, .png or .html.")
     ] = None,
-    record: Annotated[Path | None, typer.Option(help="Write the result and what it is of as JSON.")] = None,
+    record: Annotated[Path | None, typer.Option(help="Write the result and its inputs as JSON.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Rank a model's weight matrices by signal-to-noise ratio within each module type (Spectrum)."""
@@ -40,7 +40,7 @@ def snr(
 
     chosen = next((known for known in ESTIMATORS if known == estimator), None)
     if chosen is None:
-        raise ConfigError(f"--estimator {estimator!r}: there are {' and '.join(ESTIMATORS)}.")
+        raise ConfigError(f"--estimator {estimator!r}: choose {' or '.join(ESTIMATORS)}.")
     if not 0 <= share <= 1:
         raise ConfigError(f"--share is {share}: it must lie between 0 and 1.")
     check_figure(figure)

@@ -90,8 +90,8 @@ class WholeBatch:
 def encode_example(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int) -> EncodedExample:
     """Encode one conversation; what exceeds `max_length` tokens is cut off at the end.
 
-    A token that holds characters of both the prompt and the answer counts as the answer's: it cannot be
-    divided, and leaving it out would hide the answer's first word from the loss where a template ends in a space.
+    A token that holds characters of both the prompt and the answer counts as the answer's: left out, it would hide the
+    answer's first word from the loss where a template ends in a space.
 
     Raises:
         DataError: The template refuses the conversation, or no supervised token is left.

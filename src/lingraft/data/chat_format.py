@@ -121,9 +121,8 @@ class ChatFormat:
         """Return each example's text and the spans of its answers, or why it cannot be trained on."""
         results: list[Rendered | DataError] = []
         source = self.template.source
-        for tools, run in groupby(
-            examples, key=lambda example: example.tools
-        ):  # one set of tools a rendering
+        # One set of tools a rendering.
+        for tools, run in groupby(examples, key=lambda example: example.tools):
             alike, value = list(run), self._tools(tools)
             folded = [self._folded(example) for example in alike]
             turns = [self._turns(messages) for messages, _ in folded]

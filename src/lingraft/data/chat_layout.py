@@ -11,11 +11,8 @@ from lingraft.data.control_tokens import ControlTokens, Span
 from lingraft.data.example import Message, Role
 from lingraft.errors import DataError, ModelError
 
-_QUESTION, _ANSWER, _SYSTEM = (
-    "Which day is it",
-    "Monday",
-    "Be brief",
-)  # no template holds them, and none changes them
+# No template holds these, and none changes them.
+_QUESTION, _ANSWER, _SYSTEM = "Which day is it", "Monday", "Be brief"
 _SECOND_QUESTION, _SECOND_ANSWER = "And then", "Tuesday"
 _THOUGHT = "Pondering"
 
@@ -78,10 +75,8 @@ class Probing:
             asked = text[:first]
         prefix, lead, insert = _between(asked, text[:first])
         if not (lead or insert) and text[:first].endswith(" "):
-            prefix, lead = (
-                prefix[:-1],
-                " ",
-            )  # tokenizers join a space to the word after it: the model writes both
+            # Tokenizers join a space to the word after it: the model writes both.
+            prefix, lead = prefix[:-1], " "
         closings, ending, flaw = self._closings(text, first, last)
         thought = f"{THINKING[0][0]}\n{_THOUGHT}\n{THINKING[0][1]}\n\n{_ANSWER}"
         thinks = THINKING[0][1] in self.template.source

@@ -85,10 +85,18 @@ class ChatTemplate:
 
         if not conversations:
             return []
+        source = self.source
+        if "strftime_now" in source:
+            # That is transformers' clock, and is to show CLOCK: a macro of that name hides the function, since
+            # transformers hands templates no functions of ours.
+            shown = ((one, CLOCK.strftime(one)) for one in (*_DIRECTIVES, "%%"))
+            written = "".join(f" | replace({one!r}, {day!r})" for one, day in shown)
+            # Of the line break after a block Jinja takes one away: that must not be the template's own.
+            source = f"{{% macro strftime_now(format) %}}{{{{ format{written} }}}}{{% endmacro %}}\n{source}"
         try:
             rendered: Any = render_jinja_template(
                 [list(one) for one in conversations],
-                chat_template=_with_clock(self.source),
+                chat_template=source,
                 return_assistant_tokens_mask=blocks,
                 add_generation_prompt=open_answer,
                 tools=tools,
@@ -150,20 +158,6 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
 def tools_value(tools: str) -> Any:
     """Return an example's tools as templates take them; None: it has none."""
     return json.loads(tools) if tools else None
-
-
-def _with_clock(source: str) -> str:
-    """Return a template whose `strftime_now`, which is transformers' clock, tells CLOCK.
-
-    A macro of that name hides the function: transformers hands templates no functions of ours.
-    """
-    if "strftime_now" not in source:
-        return source
-    written = "".join(
-        f" | replace({directive!r}, {CLOCK.strftime(directive)!r})" for directive in (*_DIRECTIVES, "%%")
-    )
-    # Of the line break after a block Jinja takes one away: that must not be the template's own.
-    return f"{{% macro strftime_now(format) %}}{{{{ format{written} }}}}{{% endmacro %}}\n{source}"
 
 
 @cache

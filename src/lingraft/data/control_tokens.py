@@ -37,19 +37,13 @@ _PLACE = (
 )
 _BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 _TEXT_MARK = re.compile(f"{_ESCAPE}(.)|[{TEXT_START}{TEXT_END}{_BREAK}]")
-_PROTECTED = re.compile(
-    f"{TEXT_START}([^{TEXT_START}{TEXT_END}]*){TEXT_END}"
-)  # a template may cut a pair in two
+# A template may cut a pair in two.
+_PROTECTED = re.compile(f"{TEXT_START}([^{TEXT_START}{TEXT_END}]*){TEXT_END}")
 
 
 @dataclass(frozen=True, slots=True)
 class SpelledText:
-    """A text without marks, and where in it control tokens are spelled that are none.
-
-    Attributes:
-        text: As it reads.
-        protected: Places of these spellings, in order.
-    """
+    """A text without marks, and where in it control tokens are spelled that are none, in order."""
 
     text: str
     protected: tuple[Span, ...] = ()

@@ -34,7 +34,7 @@ Int32s = np.ndarray[tuple[int], np.dtype[np.int32]]
 Int64s = np.ndarray[tuple[int], np.dtype[np.int64]]
 Bools = np.ndarray[tuple[int], np.dtype[np.bool_]]
 
-_TOKENS_PER_BATCH = 2**20  # as many are in memory while a table is written
+_TOKENS_PER_BATCH = 2**19  # as many are in memory while a table is written
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,12 +194,6 @@ class EncodedTable(RowSequence[EncodedExample]):
     def lengths(self) -> Int32s:
         """Tokens of each row, [rows]; no row is read for it."""
         return np.concatenate([np.zeros(0, np.int32), *(np.diff(one.offsets) for one in self._chunks)])
-
-    @property
-    def whole_lengths(self) -> Int64s:
-        """Tokens that each row had before truncation, [rows]."""
-        truncated: Int32s = np.concatenate([np.zeros(0, np.int32), *(one.truncated for one in self._chunks)])
-        return np.add(self.lengths, truncated, dtype=np.int64)
 
     def __len__(self) -> int:
         return self._starts[-1]

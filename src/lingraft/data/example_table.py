@@ -117,14 +117,7 @@ class JoinedExamples(RowSequence[Example]):
 
 @dataclass(frozen=True, slots=True)
 class Duplicate:
-    """A row whose id an earlier row has.
-
-    Attributes:
-        row: Number of the row among those collected, from 0.
-        place: Where the row stands.
-        id: The id of both.
-        first_place: Where the earlier one stands.
-    """
+    """A row (by its number among those collected, from 0, and its place) whose id that of an earlier place is."""
 
     row: int
     place: str
@@ -136,7 +129,9 @@ class ExampleCollector:
     """Takes examples as they are read, and finds the ids that occur twice without holding them in memory."""
 
     def __init__(self) -> None:
-        self._spool: Spool[tuple[Example, str]] = Spool(_to_json, _from_json)
+        self._spool: Spool[tuple[Example, str]] = Spool(
+            _to_json, lambda row: (_example_from_json(row), row[0])
+        )
         self._id_hashes = array("q")
         self._languages: dict[str, int] = {}
         self._language = array("i")
@@ -289,10 +284,6 @@ def _to_json(placed: tuple[Example, str]) -> list[Any]:
         example.task_type,
         example.fold_system,
     ]
-
-
-def _from_json(row: list[Any]) -> tuple[Example, str]:
-    return _example_from_json(row), row[0]
 
 
 def _example_from_json(row: list[Any]) -> Example:

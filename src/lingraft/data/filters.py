@@ -7,7 +7,7 @@ import hashlib
 import re
 from collections import Counter
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from lingraft.config.schema import Filters
 from lingraft.data.example import UNDETERMINED_LANGUAGE, Example
@@ -16,6 +16,9 @@ from lingraft.data.row_fields import AnswerError, Row
 from lingraft.text.folding import composed, fold_for_duplicates
 from lingraft.text.language_tags import primary_subtag
 from lingraft.text.scripts import writes_spaces
+
+if TYPE_CHECKING:
+    from datasketch import MinHash, MinHashLSH
 
 EXACT_DUPLICATE = "exact_duplicate"
 NEAR_DUPLICATE = "near_duplicate"
@@ -70,8 +73,8 @@ class RowFilter:
     def __init__(self, options: Filters) -> None:
         self._options = options
         self._seen: set[tuple[str, bytes]] = set()
-        self._indexes: dict[str, Any] = {}  # by language
-        self._signatures: dict[str, list[Any]] = {}  # of the rows that stay, by language
+        self._indexes: dict[str, MinHashLSH] = {}  # by language
+        self._signatures: dict[str, list[MinHash]] = {}  # of the rows that stay, by language
         self._identifiers: dict[str, LanguageIdentifier] = {}
         self.counts: Counter[str] = Counter()
 

@@ -16,10 +16,6 @@ def replay_count(n_new: int, share: float) -> int:
 
     A share is of the final mix, not of the new data; the paper leaves it open.
 
-    Args:
-        n_new: New examples.
-        share: In [0, 1).
-
     Raises:
         ConfigError: `share` is outside [0, 1).
     """
@@ -41,10 +37,7 @@ def replay_order(
 ) -> Rows:
     """Return the places of all rows of `pool` in the order in which they are replayed.
 
-    Args:
-        pool: What may be replayed.
-        generator: Shuffles them.
-        parallel_to: Rows of the same group as one of these come first.
+    It is shuffled; rows of the same group as one of `parallel_to` come first.
     """
     order: Rows = generator.permutation(len(pool))
     if not len(parallel_to):

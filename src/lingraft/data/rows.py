@@ -181,7 +181,7 @@ def _load_hub(spec: DataSource) -> Dataset:
     return data
 
 
-def commit_of(cache_files: Iterable[dict[str, Any]]) -> str | None:
+def commit_of(cache_files: Iterable[Mapping[str, str]]) -> str | None:
     """Return the commit in the path of the prepared files: .../CONFIGURATION/VERSION/COMMIT/FILE.arrow."""
     folders = {Path(file["filename"]).parent.name for file in cache_files}
     commits = [folder for folder in folders if _COMMIT.fullmatch(folder)]

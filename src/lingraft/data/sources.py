@@ -121,7 +121,7 @@ def load_data(
     Args:
         spec: Where the data lie and how they are read.
         base_folder: Folder that relative file names start from.
-        on_progress: Called with the lines (of a table: rows) read so far and their number, 0 where it is unknown.
+        on_progress: Called with the lines read so far and their number, 0 where it is unknown.
         answered: Whether rows need an answer. Where instructions alone are read, as for DES, a row without one is
             sound, and its conversation ends with the user's turn.
         first: Read only the first so many rows of each file, or of the hub's or worldbook's set; None: all.
@@ -144,16 +144,10 @@ def load_data(
 def split_data(loaded: LoadedData, *, limit: int | None, held_out_groups: int, seed: int) -> DataSplit:
     """Set whole groups aside, and draw the training rows from the others.
 
-    The held-out groups are the first by a salted hash of the group's name: neither seed nor limit changes
-    them. Of the rest, at most `limit` rows are taken, from the languages equally (where one has too few
-    the others fill up), preferring groups that no other language was given. A smaller limit with the same
-    seed draws a subset of what a larger one draws.
-
-    Args:
-        loaded: The whole data set.
-        limit: Training rows of the whole set; None: all.
-        held_out_groups: Groups that are never trained on.
-        seed: Decides which rows are drawn, and their order.
+    The held-out groups are the first by a salted hash of the group's name: neither seed nor limit changes them. Of the
+    rest, at most `limit` rows of the whole set are taken (None: all), from the languages equally (where one has too few
+    the others fill up), preferring groups that no other language was given. The seed decides which, and their order. A
+    smaller limit with the same seed draws a subset of what a larger one draws.
 
     Raises:
         DataError: Nothing is left to train on.

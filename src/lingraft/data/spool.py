@@ -88,10 +88,7 @@ class Spool(Generic[T]):
     """
 
     def __init__(
-        self,
-        to_json: Callable[[T], Any],
-        from_json: Callable[[Any], T],
-        bytes_in_memory: int | None = None,
+        self, to_json: Callable[[T], Any], from_json: Callable[[Any], T], bytes_in_memory: int | None = None
     ) -> None:
         self._file = NamelessFile()
         self._offsets = array("q", [0])

@@ -86,10 +86,9 @@ class DataSummary:
     handled: dict[str, int]  # what was done to examples; see `data.chat.WholeBatch`
     unknown_keys: dict[str, int]  # of keys in messages that nothing reads, the rows that have them
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the summary as plain JSON values; ratios are rounded to 4 digits after the point."""
-        plain: dict[str, Any] = _rounded(asdict(self))
-        return plain
+    def to_json(self) -> Any:
+        """Return the summary as JSON values; ratios are rounded to 4 digits after the point."""
+        return _rounded(asdict(self))
 
 
 def summarise_data(

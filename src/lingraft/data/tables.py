@@ -116,13 +116,14 @@ def read_table(opened: Open, name: str, usual: str) -> Iterator[TableRow]:
         try:
             way = _way(opened, usual)
             reader = way.reader(text)
-            header = _header(next((values for values in reader if values), None), name)
-            if header.is_row:
-                yield _row(header.names, header.first, 1)
+            first = next((values for values in reader if values), None)
+            names, is_row = _header(first, name)
+            if first and is_row:
+                yield _row(names, first, 1)
             line = reader.line_num + 1
             for values in reader:
                 if values:
-                    yield _row(header.names, values, line)
+                    yield _row(names, values, line)
                 line = reader.line_num + 1
         except UnicodeDecodeError as error:
             after = 0 if reader is None else reader.line_num
@@ -140,6 +141,7 @@ def without_nothing(cells: Cells) -> dict[str, str | None]:
 
 
 def _way(opened: Open, usual: str) -> _Way:
+    """Return the way in which the first rows fit best."""
     fits = {
         way: fit
         for separator in sorted(_TRIED, key=lambda one: one != usual)
@@ -189,14 +191,8 @@ def _fit(opened: Open, way: _Way, rows: int | None = None) -> _Fit:
     return _Fit(columns, count, misfits, broken, loose, unpaired)
 
 
-@dataclass(frozen=True, slots=True)
-class _Header:
-    names: list[str]
-    first: list[str]
-    is_row: bool
-
-
-def _header(first: list[str] | None, source: str) -> _Header:
+def _header(first: list[str] | None, source: str) -> tuple[list[str], bool]:
+    """Return the columns' names, and whether the first line is a row itself."""
     if not first:
         raise DataError(f"{source}:1: the file is empty; its first line must name the columns.")
 
@@ -207,13 +203,13 @@ def _header(first: list[str] | None, source: str) -> _Header:
             return False
 
     if any(map(is_number, first)):
-        return _Header([f"column_{number}" for number in range(1, len(first) + 1)], first, is_row=True)
+        return [f"column_{number}" for number in range(1, len(first) + 1)], True
     names = [first[0] if first[0].strip() else "column_1", *first[1:]]  # pandas names no column of its index
     for name, count in Counter(names).items():
         if count > 1 or not name.strip():
             problem = f"{count} columns are named {name!r}" if name.strip() else "a column has no name"
             raise DataError(f"{source}:1: {problem}; give every column a name of its own.")
-    return _Header(names, first, is_row=False)
+    return names, False
 
 
 def _row(header: list[str], values: list[str], line: int) -> TableRow:

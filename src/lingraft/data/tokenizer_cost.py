@@ -78,11 +78,8 @@ class LanguageCost:
     @property
     def against_english(self) -> float:
         """The fairest ratio to English that there is: content, else characters."""
-        return (
-            self.characters_against_english
-            if self.content_against_english is None
-            else self.content_against_english
-        )
+        content = self.content_against_english
+        return self.characters_against_english if content is None else content
 
 
 def language_costs(
@@ -97,16 +94,26 @@ def language_costs(
         for code, tag in enumerate(columns.languages)
     }
     english = texts.get(ENGLISH) or meter.worldbook(ENGLISH)
-    return {
-        columns.languages[code]: _cost(
-            columns.languages[code],
-            int(counts[code]),
-            texts[columns.languages[code]],
-            english,
-            _parallel(columns.languages[code], examples, columns, meter),
+    english_per_word = english.per_word(ENGLISH)
+    costs = {}
+    for code in np.argsort(-counts, kind="stable"):
+        tag = columns.languages[code]
+        text, per_word = texts[tag], texts[tag].per_word(tag)
+        content, basis, groups = _parallel(tag, examples, columns, meter) or (None, None, 0)
+        costs[tag] = LanguageCost(
+            examples=int(counts[code]),
+            measured=text.rows,
+            tokens=text.tokens,
+            tokens_per_word=per_word,
+            tokens_per_character=text.per_character,
+            partial_share=text.partial / text.tokens if text.tokens else 0.0,
+            words_against_english=per_word / english_per_word if per_word and english_per_word else None,
+            characters_against_english=text.per_character / english.per_character,
+            content_against_english=content,
+            basis=basis,
+            parallel_groups=groups,
         )
-        for code in np.argsort(-counts, kind="stable")
-    }
+    return costs
 
 
 def cost_warnings(costs: Mapping[str, LanguageCost]) -> list[str]:
@@ -196,52 +203,28 @@ def partial_tokens(tokenizer: PreTrainedTokenizerBase) -> _Bools:
     return partial
 
 
-def _cost(
-    tag: str, examples: int, text: _Count, english: _Count, parallel: tuple[float, Basis, int] | None
-) -> LanguageCost:
-    per_word, english_per_word = text.per_word(tag), english.per_word(ENGLISH)
-    content, basis, groups = parallel or (None, None, 0)
-    return LanguageCost(
-        examples=examples,
-        measured=text.rows,
-        tokens=text.tokens,
-        tokens_per_word=per_word,
-        tokens_per_character=text.per_character,
-        partial_share=text.partial / text.tokens if text.tokens else 0.0,
-        words_against_english=per_word / english_per_word if per_word and english_per_word else None,
-        characters_against_english=text.per_character / english.per_character,
-        content_against_english=content,
-        basis=basis,
-        parallel_groups=groups,
-    )
-
-
 def _parallel(
     tag: str, examples: Sequence[Example], columns: Columns, meter: _Meter
 ) -> tuple[float, Basis, int] | None:
     """Return tokens against English for the same content, where that is from, and the contents compared."""
-    pairs = _parallel_rows(tag, columns)
-    if len(pairs) >= _FEWEST_GROUPS:
-        own, english = (meter.count(select(examples, rows)) for rows in pairs.T)
-        return own.tokens / english.tokens, "groups", len(pairs)
+    if ENGLISH in columns.languages:
+        (own_groups, own_rows), (english_groups, english_rows) = (
+            (groups, rows[first])
+            for rows in (
+                np.flatnonzero(columns.language == columns.languages.index(one)) for one in (tag, ENGLISH)
+            )
+            for groups, first in [np.unique(columns.group[rows], return_index=True)]
+        )
+        _, one, other = np.intersect1d(own_groups, english_groups, assume_unique=True, return_indices=True)
+        pairs = _spread(own_rows[one]), _spread(english_rows[other])
+        if len(pairs[0]) >= _FEWEST_GROUPS:
+            own, english = (meter.count(select(examples, rows)) for rows in pairs)
+            return own.tokens / english.tokens, "groups", len(pairs[0])
     known = nearest_language(tag, LANGUAGES)
     if known is None:
         return None
     own, english = meter.worldbook(known), meter.worldbook(ENGLISH)
     return own.tokens / english.tokens, "worldbook", own.rows
-
-
-def _parallel_rows(tag: str, columns: Columns) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
-    """Return [groups, 2] the first row in the language and in English of groups that hold both."""
-    if ENGLISH not in columns.languages:
-        return np.zeros((0, 2), np.int64)
-    firsts = []
-    for language in (tag, ENGLISH):
-        rows = np.flatnonzero(columns.language == columns.languages.index(language))
-        groups, first = np.unique(columns.group[rows], return_index=True)
-        firsts.append((groups, rows[first]))
-    _, one, other = np.intersect1d(firsts[0][0], firsts[1][0], assume_unique=True, return_indices=True)
-    return np.stack([_spread(firsts[0][1][one]), _spread(firsts[1][1][other])], axis=1)
 
 
 def _spread(rows: Rows) -> Rows:

@@ -56,7 +56,7 @@ class AnswerFaults:
 
     @cached_property
     def _tag_of(self) -> dict[str, str]:
-        """The tag that the identifier gives each of the languages: regions of one language are not told apart."""
+        """The tag that the identifier gives each of the languages: it knows no regions."""
         first: dict[str, str] = {}
         return {tag: first.setdefault(primary_language(tag), tag) for tag in known_tags(self._languages)}
 

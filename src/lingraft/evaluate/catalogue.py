@@ -15,7 +15,7 @@ from pydantic import Field
 
 from lingraft.config.schema import EvaluationTask, Section, Text
 from lingraft.errors import ConfigError, did_you_mean
-from lingraft.text.language_tags import nearest_language
+from lingraft.text.language_tags import nearest_language, primary_subtag
 
 _HERE = Path(__file__).resolve().parent
 
@@ -107,7 +107,7 @@ def copies_of(name: str, language: str, data_dir: str | None) -> Iterator[str]:
     if data_dir is None:
         return
     own = nearest_language(language, tuple(catalogue()[name].languages))
-    tags = dict.fromkeys((language, language.partition("-")[0], *([] if own is None else [own])))
+    tags = dict.fromkeys((language, primary_subtag(language), *([] if own is None else [own])))
     for pattern in catalogue()[name].copies:
         for tag in tags:
             yield str(Path(data_dir) / filled(pattern, tag, tag))

@@ -54,7 +54,19 @@ def check_tasks(evaluation: Evaluation, base_folder: Path, *, languages: Sequenc
             problems.append(f"evaluate.{ability}: {entry.task}: {problem}")
     problems += [f"evaluate.{problem}" for problem in repeated_tasks(evaluation, languages)]
     if not any(problem.startswith("evaluate.language_ability") for problem in problems):
-        problems += _uncovered(evaluation, languages)  # else it may be missing because its task is wrong
+        # Else it may be missing because its task is wrong. Another language's score must not stand for it.
+        covered = covered_languages(evaluation, languages)
+        has = dict.fromkeys(
+            f"{WORLDBOOK} has {', '.join(LANGUAGES)}"
+            if is_worldbook(entry.task) and entry.language is None
+            else f"{label_of(entry)} is in {entry.language or ENGLISH}"
+            for entry in evaluation.language_ability
+        )
+        problems += [
+            f"evaluate.language_ability: no task covers {tag!r} ({'; '.join(has)}); name one with `language: {tag}`."
+            for tag in wanted_languages("language_ability", evaluation, languages)
+            if tag not in covered
+        ]
     if not languages:
         problems.append(
             "evaluate: the study trains no language other than English, so there is no language ability."
@@ -103,21 +115,3 @@ def judge_problem(entry: EvaluationTask, evaluation: Evaluation) -> str | None:
         "a judge scores its answers: give its `url` and `model` as `judge` (--judge-url and --judge-model), or leave "
         f"it out (`without: [{ALPACA_EVAL}]` beside the name of a suite)."
     )
-
-
-def _uncovered(evaluation: Evaluation, languages: Sequence[str]) -> list[str]:
-    """Return a line for each language of the study that no task covers: another one's score must not stand for it."""
-    covered = covered_languages(evaluation, languages)
-    has = "; ".join(
-        dict.fromkeys(
-            f"{WORLDBOOK} has {', '.join(LANGUAGES)}"
-            if is_worldbook(entry.task) and entry.language is None
-            else f"{label_of(entry)} is in {entry.language or ENGLISH}"
-            for entry in evaluation.language_ability
-        )
-    )
-    return [
-        f"evaluate.language_ability: no task covers {tag!r} ({has}); name one with `language: {tag}`."
-        for tag in wanted_languages("language_ability", evaluation, languages)
-        if tag not in covered
-    ]

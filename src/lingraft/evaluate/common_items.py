@@ -59,7 +59,21 @@ def common_items(
     first = by_key[0]
     shared = set(first).intersection(*by_key[1:])
     names = sorted({_name(one) for own in models for one in own})
-    refused = {name: problem for name in names if (problem := _difference(name, tasks)) is not None}
+    refused: dict[str, str] = {}
+    for name in names:
+        asked = [own[name].asked for own in tasks if name in own]
+        differing: dict[str, None] = {}
+        for other in asked[1:]:
+            differing |= _unequal(asked[0].how, other.how)
+            for part in asked[0].parts.keys() & other.parts.keys():
+                differing |= _unequal(asked[0].parts[part], other.parts[part])
+        if differing:
+            advice = [_ADVICE[key] for key in differing if key in _ADVICE]
+            what = ", ".join(key.replace("_", " ") for key in differing)
+            refused[name] = (
+                f"{name}: not compared, because the models were not asked alike (other {what}); "
+                f"{'; '.join(advice) or 'evaluate both again with the same options'}."
+            )
     kept = tuple(
         tuple(
             replace(one, item=first[own[one]].item, cluster=first[own[one]].cluster) if one in own else one
@@ -83,24 +97,6 @@ def _keyed(predictions: Sequence[Prediction]) -> dict[Prediction, _Key]:
         found[one] = (*key, seen[key])
         seen[key] += 1
     return found
-
-
-def _difference(name: str, tasks: Sequence[Mapping[str, TaskRecord]]) -> str | None:
-    """Return what differs in how models were asked a task, and what to do; None: nothing does."""
-    asked = [own[name].asked for own in tasks if name in own]
-    differing: dict[str, None] = {}
-    for other in asked[1:]:
-        differing |= _unequal(asked[0].how, other.how)
-        for part in asked[0].parts.keys() & other.parts.keys():
-            differing |= _unequal(asked[0].parts[part], other.parts[part])
-    if not differing:
-        return None
-    advice = [_ADVICE[key] for key in differing if key in _ADVICE]
-    what = ", ".join(key.replace("_", " ") for key in differing)
-    return (
-        f"{name}: not compared, because the models were not asked alike (other {what}); "
-        f"{'; '.join(advice) or 'evaluate both again with the same options'}."
-    )
 
 
 def _unequal(first: HowAsked | TaskSettings, second: HowAsked | TaskSettings) -> dict[str, None]:

@@ -87,7 +87,7 @@ class InMemoryModel(model_class()):  # type: ignore[misc]
         tokenizer: The model's own.
         batching: See there.
         answers: Where answers are kept; what is in it is not asked again.
-        count: Told of every answer.
+        count: Notified of every answer.
         chat: Whether prompts go through the chat template, which then writes all special tokens: the tokenizer
             adds none, as in training.
         make_generator: Makes another engine for generation, which must fit beside nothing else on the accelerator;

@@ -73,14 +73,21 @@ def continuation_scores(
         By place: the sum of the continuation's log-probabilities in nats, taken in float32, and whether greedy
         decoding would give it.
     """
-    # A shared context is followed by padding: the model must be told where the tokens after it stand.
+    # A shared context is followed by padding: the model needs the positions of the tokens after it.
     cache = empty_cache(model)
     can_share = cache is not None and keeps_all(cache) and takes_positions(model)
     rows = _rows(pairs, max_length, can_share=can_share)
-    sizes = [_size(row, pairs) for row in rows]
-    longest_first = sorted(range(len(rows)), key=lambda row: (-sum(sizes[row]), row))
+    sizes = []  # tokens of each row, and those that its continuations add
+    for row in rows:
+        if len(row.places) == 1:
+            sizes.append((len(row.ids), max(0, _HEAD_TOKENS * row.kept - len(row.ids))))
+            continue
+        added = [len(pairs[place].continuation) for place in row.places]
+        continued = max(len(added) * max(added), _HEAD_TOKENS * sum(added))
+        sizes.append((len(row.ids), (len(added) - 1) * len(row.ids) + continued))
+    longest_first = sorted(range(len(rows)), key=lambda number: (-sum(sizes[number]), number))
     for batch in batches_within(longest_first, sizes, len(rows), tokens_per_batch):
-        own = [rows[row] for row in batch]
+        own = [rows[number] for number in batch]
         if not all(is_done(place) for row in own for place in row.places):
             yield _scores(model, own, pairs)
 
@@ -105,16 +112,6 @@ def _rows(pairs: Sequence[Pair], max_length: int, *, can_share: bool) -> list[_R
 def _alone(pair: Pair, place: int, max_length: int) -> _Row:
     ids = (*pair.context, *pair.continuation)[-(max_length + 1) :][:-1]
     return _Row(ids, min(len(pair.continuation), len(ids)), (place,))
-
-
-def _size(row: _Row, pairs: Sequence[Pair]) -> tuple[int, int]:
-    """Return the tokens of a row, and those that its continuations add."""
-    if len(row.places) == 1:
-        return len(row.ids), max(0, _HEAD_TOKENS * row.kept - len(row.ids))
-    added = [len(pairs[place].continuation) for place in row.places]
-    return len(row.ids), (len(added) - 1) * len(row.ids) + max(
-        len(added) * max(added), _HEAD_TOKENS * sum(added)
-    )
 
 
 @torch.inference_mode()

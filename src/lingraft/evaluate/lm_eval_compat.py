@@ -181,22 +181,25 @@ def run_tasks(**options: Any) -> dict[str, list[Sample]]:
         patch.object(evaluator, "add_env_info"),
     ):
         found = evaluator.simple_evaluate(**options)["samples"]
-    return {task: [_sample(one) for one in own] for task, own in found.items()}
-
-
-def _sample(row: Mapping[str, Any]) -> Sample:
-    given = row["arguments"]  # the harness names them in what it gives out
-    requests = given.values() if isinstance(given, dict) else given
-    return Sample(
-        document=row["doc"],
-        number=row["doc_id"],
-        filter=row["filter"],
-        requests=[list(one.values()) if isinstance(one, dict) else list(one) for one in requests],
-        responses=row["resps"],
-        filtered_response=_text(row["filtered_resps"]),
-        target=str(row["target"]),
-        metrics=row,
-    )
+    samples: dict[str, list[Sample]] = {}
+    for task, rows in found.items():
+        samples[task] = []
+        for row in rows:
+            given = row["arguments"]  # the harness names them in what it gives out
+            requests = given.values() if isinstance(given, dict) else given
+            samples[task].append(
+                Sample(
+                    document=row["doc"],
+                    number=row["doc_id"],
+                    filter=row["filter"],
+                    requests=[list(one.values() if isinstance(one, dict) else one) for one in requests],
+                    responses=row["resps"],
+                    filtered_response=_text(row["filtered_resps"]),
+                    target=str(row["target"]),
+                    metrics=row,
+                )
+            )
+    return samples
 
 
 def _text(responses: Any) -> str:

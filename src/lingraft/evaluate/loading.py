@@ -197,7 +197,18 @@ def load_tasks(
                 )
                 return [own]
             if is_task_file(entry.task):
-                configs = [_users_config(base_folder / entry.task, base_folder)]
+                config = load_config(base_folder / entry.task)
+                if not isinstance(config.get("task"), str):
+                    raise ValueError(
+                        "it names no single task (`task: NAME`); name a group's tasks one by one"
+                    )
+                files = (config.get("dataset_kwargs") or {}).get("data_files")
+                if files is not None:
+                    config["dataset_kwargs"] = {
+                        **(config.get("dataset_kwargs") or {}),
+                        "data_files": _resolved(files, base_folder),
+                    }
+                configs = [config]
             elif data is None:
                 return list(harness_tasks().load([entry.task])["tasks"].values())
             else:
@@ -224,17 +235,6 @@ def _refusal(entry: EvaluationTask, error: Exception) -> EvaluationError:
         )
     advice = f" (its data are {entry.data}: do the rows have the fields of the task's own data set?)"
     return EvaluationError(f"the task {entry.task} cannot be loaded: {reason}{advice if entry.data else ''}.")
-
-
-def _users_config(path: Path, base_folder: Path) -> TaskConfig:
-    config = load_config(path)
-    if not isinstance(config.get("task"), str):
-        raise ValueError("it names no single task (`task: NAME`); name a group's tasks one by one")
-    options = config.get("dataset_kwargs") or {}
-    if "data_files" in options:
-        options = options | {"data_files": _resolved(options["data_files"], base_folder)}
-    config["dataset_kwargs"] = options
-    return config
 
 
 def _leaves(name: str) -> Iterator[TaskConfig]:

@@ -36,6 +36,7 @@ from lingraft.evaluate.task_runs import (
     expected_text,
     few_shot_of,
     item_and_cluster,
+    punkt_data,
     reads_whole_documents,
     template_of,
 )
@@ -46,7 +47,15 @@ if TYPE_CHECKING:
 
 FORMAT = 2  # raised with every change of what stands in it
 # Scores may change with these; the engines and the harness are named apart.
-_LIBRARIES = ("lingraft", "torch", "transformers", "tokenizers", "sacrebleu", "py3langid")
+_LIBRARIES = (
+    "lingraft",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "sacrebleu",
+    "rouge_score",
+    "py3langid",
+)
 # IFEval's verifiers that ask langdetect which language an answer is in.
 _ASKS_LANGDETECT = frozenset(
     {"language:response_language", "change_case:english_capital", "change_case:english_lowercase"}
@@ -252,11 +261,8 @@ def outside_of_the_file() -> dict[str, str | None]:
 
 def punkt_hash() -> str | None:
     """Return the hash of the English sentence data that NLTK finds; None: it finds none."""
-    import nltk
-
-    try:
-        folder = Path(str(nltk.data.find("tokenizers/punkt_tab/english/")))
-    except LookupError:
+    folder = punkt_data()
+    if folder is None:
         return None
     return _hash_of_folder(folder) if folder.is_dir() else "packed"  # it may be read out of a zip file
 

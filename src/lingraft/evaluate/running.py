@@ -7,7 +7,7 @@ Intervals are ours. Nothing is printed: progress is reported through a callback.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -142,7 +142,7 @@ def evaluate_model(
     count = ItemCount(sum(len(run.documents) for own in repeated for run in own), on_progress)
     faults = AnswerFaults([ENGLISH, *languages, *(run.language for run in runs)])
     rounds: list[list[Prediction]] = []
-    truncated_prompts: dict[str, int] = {}
+    truncated_prompts: Counter[str] = Counter()
     for repeat, own in enumerate(repeated):
         with quiet():
             lm = InMemoryModel(
@@ -163,7 +163,13 @@ def evaluate_model(
             ]
         )
         if repeat == 0:
-            truncated_prompts = _truncated_prompts(own, samples, lm.truncated_prompts)
+            truncated_prompts = Counter(
+                run.label
+                for run in own
+                for sample in samples[run.key]
+                if sample.filter == run.filter
+                and any(request_key(request) in lm.truncated_prompts for request in sample.requests)
+            )
     verdicts_of: dict[str, Judged] = {}
     for run in runs:
         if run.is_judged:
@@ -182,7 +188,7 @@ def evaluate_model(
             for run in runs
             if run.generates
         },
-        truncated_prompts=truncated_prompts,
+        truncated_prompts=dict(truncated_prompts),
         tasks=_describe(runs, predictions, verdicts_of, manifest),
         manifest=manifest,
         not_run=not_run,
@@ -221,21 +227,6 @@ def samples_of(
         )
     finally:
         tokenizer.chat_template = given
-
-
-def _truncated_prompts(
-    runs: Sequence[Run], samples: Mapping[str, Sequence[Sample]], truncated: Set[str]
-) -> dict[str, int]:
-    """Return, by task, the items of which a request lost its beginning."""
-    counts: Counter[str] = Counter()
-    for run in runs:
-        own = {
-            sample.number
-            for sample in samples[run.key]
-            if any(request_key(request) in truncated for request in sample.requests)
-        }
-        counts[run.label] += len(own)
-    return dict(+counts)
 
 
 def truncated_prompts_sentence(task: str, count: int) -> str:

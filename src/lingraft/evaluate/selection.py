@@ -127,17 +127,27 @@ def resolve_suites(evaluation: Evaluation, base_folder: Path, *, languages: Sequ
             covers.
     """
     evaluation = in_study_languages(evaluation, languages)
+    folder = evaluation.data_dir
     missing: dict[str, str] = {}
     found: dict[Ability, list[EvaluationTask]] = {"task_ability": [], "language_ability": []}
     for ability, entry in entries(evaluation):
         if not entry.task.startswith(SUITE):
             found[ability].append(entry)
             continue
+        if folder is not None and not (base_folder / folder).is_dir():
+            raise ConfigError(f"data_dir: there is no folder {folder}; it holds local copies of data sets.")
         every = wanted_languages(ability, evaluation, languages)
         wanted = every if entry.language is None else (entry.language,)
-        own = suite_tasks(entry, ability, wanted, evaluation.data_dir, base_folder)
+        options = {key: getattr(entry, key) for key in ("limit", "sample", "max_new_tokens")}
+        given = {key: value for key, value in options.items() if value is not None}  # goes before the suite's
+        listed = listed_tasks(entry, ability)
+        own = [
+            task
+            for one in listed
+            for task in expanded(one.model_copy(update=given), wanted, folder, base_folder)
+        ]
         found[ability] += own
-        names = ", ".join(one.task for one in listed_tasks(entry, ability))
+        names = ", ".join(one.task for one in listed)
         for tag in set(wanted) - {task.language for task in own}:
             missing[tag] = f"{entry.task} has no task in {tag} (only {names}); name others."
     result = evaluation.model_copy(
@@ -181,36 +191,6 @@ def language_notes(written: Evaluation, resolved: Evaluation, languages: Sequenc
             if own is not None and own != language:
                 notes[f"{name.partition(':')[0]}'s {own} stands for {language}."] = None
     return list(notes)
-
-
-def suite_tasks(
-    entry: EvaluationTask, ability: Ability, languages: Sequence[str], data_dir: str | None, base_folder: Path
-) -> list[EvaluationTask]:
-    """Return what a suite has for an ability, in each of the languages that its tasks have.
-
-    Args:
-        entry: `suite:NAME`; its limit, sample and longest answer go before the suite's, and what it is to be without
-            is left out.
-        ability: Which list of the suite.
-        languages: BCP-47 tags.
-        data_dir: Folder of local copies, as it was written; None: none.
-        base_folder: What `data_dir` is relative to.
-
-    Raises:
-        ConfigError: There is no such suite or data folder, or not the task that it is to be without.
-    """
-    if data_dir is not None and not (base_folder / data_dir).is_dir():
-        raise ConfigError(f"data_dir: there is no folder {data_dir}; it holds local copies of data sets.")
-    own = {
-        key: value
-        for key in ("limit", "sample", "max_new_tokens")
-        if (value := getattr(entry, key)) is not None
-    }
-    return [
-        task
-        for one in listed_tasks(entry, ability)
-        for task in expanded(one.model_copy(update=own), languages, data_dir, base_folder)
-    ]
 
 
 def listed_tasks(entry: EvaluationTask, ability: Ability) -> list[EvaluationTask]:
@@ -307,7 +287,7 @@ def choose_tasks(
     languages = list(dict.fromkeys(_tag(written) for written in languages))
     wrong = [tag for tag in languages if not _TAG.fullmatch(tag)]
     if wrong:
-        raise ConfigError(f"--languages {wrong[0]!r}: is no BCP-47 tag such as de or zh-Hant.")
+        raise ConfigError(f"--languages {wrong[0]!r}: is not a BCP-47 tag such as de or zh-Hant.")
     others = [tag for tag in languages if tag != ENGLISH]
     given = {"limit": limit, "max_new_tokens": max_new_tokens}
     changes = {key: value for key, value in given.items() if value is not None}

@@ -30,15 +30,10 @@ class TaskRows:
 
 
 def read_rows(data: Path | None, hub: DataSource | None, *, absent: str) -> TaskRows:
-    """Read all rows of a task: from a local file (json, jsonl, csv, tsv, parquet) where one is given, else the hub.
-
-    Args:
-        data: The local file.
-        hub: What the hub has for the task's language; None: nothing.
-        absent: The message where there is neither.
+    """Return all rows of a task: of a local file where one is given, else of what the hub has for the task's language.
 
     Raises:
-        EvaluationError: There is neither, or a row of the file cannot be read.
+        EvaluationError: There is neither (the message is `absent`), or a row cannot be read.
         DataError: The file or the hub's data set cannot be read as a whole.
     """
     if data is not None:

@@ -52,29 +52,28 @@ def unknown_tasks(names: Iterable[str], base_folder: Path = Path()) -> dict[str,
             lingraft's own or of the harness, or a YAML file.
         base_folder: What YAML files are relative to.
     """
-    found = {name: _problem(name, base_folder) for name in dict.fromkeys(names)}
-    return {name: problem for name, problem in found.items() if problem is not None}
-
-
-def _problem(name: str, base_folder: Path) -> str | None:
-    if name.startswith(SUITE):
-        try:
-            suite(name.removeprefix(SUITE))
-        except ConfigError as error:
-            return str(error)
-        return None
-    if is_worldbook(name):
-        family = name.partition(":")[2]
-        is_known = not family or family in FAMILIES
-        return None if is_known else f"worldbook has no family {family!r}. {did_you_mean(family, FAMILIES)}"
-    if is_task_file(name):
-        return None if (base_folder / name).is_file() else "there is no such file."
-    if name in OWN_TASKS or name in harness_names():
-        return None
-    known = [*OWN_TASKS, *harness_names()]
-    close = difflib.get_close_matches(name, known, n=3)
-    hint = f"Did you mean {', '.join(close)}? " if close else ""
-    return f"is no task of lingraft's own and no harness task. {hint}There are {len(known)} names."
+    problems = {}
+    for name in dict.fromkeys(names):
+        prefix, _, rest = name.partition(":")
+        if name.startswith(SUITE):
+            try:
+                suite(rest)
+            except ConfigError as error:
+                problems[name] = str(error)
+        elif prefix == WORLDBOOK:
+            if rest and rest not in FAMILIES:
+                problems[name] = f"worldbook has no family {rest!r}. {did_you_mean(rest, FAMILIES)}"
+        elif is_task_file(name):
+            if not (base_folder / name).is_file():
+                problems[name] = "there is no such file."
+        elif name not in OWN_TASKS and name not in harness_names():
+            known = [*OWN_TASKS, *harness_names()]
+            close = difflib.get_close_matches(name, known, n=3)
+            hint = f"Did you mean {', '.join(close)}? " if close else ""
+            problems[name] = (
+                f"is no task of lingraft's own and no harness task. {hint}There are {len(known)} names."
+            )
+    return problems
 
 
 def is_worldbook(name: str) -> bool:

@@ -151,9 +151,14 @@ def _run(
         task.set_config("generation_kwargs", {"max_gen_toks": entry.max_new_tokens}, update=True)
     task.set_config("num_fewshot", task.config.num_fewshot or 0)
     rows = task.eval_docs
-    documents = _chosen(len(rows), entry.limit, entry.sample)
+    documents = tuple(range(len(rows)))
+    if entry.limit is not None and entry.limit < len(rows):
+        documents = documents[: entry.limit]
+        if entry.sample is not None:  # parallel sets of one length give the same ones
+            drawn = random.Random(entry.sample).sample(range(len(rows)), entry.limit)
+            documents = tuple(sorted(drawn))
     left_out: tuple[str, ...] = ()
-    if "instruction_id_list" in rows.column_names and not has_punkt():  # never score these items 0
+    if "instruction_id_list" in rows.column_names and punkt_data() is None:  # never score these items 0
         needy = {number for number in documents if NEEDS_PUNKT & set(rows[number]["instruction_id_list"])}
         reason = "needs NLTK's punkt_tab, which is not installed (python -m nltk.downloader punkt_tab)"
         left_out = tuple(f"{name}: item {rows[one].get('key', one)}: {reason}" for one in sorted(needy))
@@ -181,22 +186,14 @@ def _run(
     )
 
 
-def _chosen(count: int, limit: int | None, seed: int | None) -> tuple[int, ...]:
-    """Return the numbers of the documents that are used, in order; parallel sets of one length give the same ones."""
-    if limit is None or limit >= count:
-        return tuple(range(count))
-    return tuple(range(limit) if seed is None else sorted(random.Random(seed).sample(range(count), limit)))
-
-
-def has_punkt() -> bool:
-    """Return whether NLTK finds the English sentence data that some of IFEval's verifiers need."""
+def punkt_data() -> Path | None:
+    """Return where NLTK finds the English sentence data that some of IFEval's verifiers need; None: nowhere."""
     import nltk
 
     try:
-        nltk.data.find("tokenizers/punkt_tab/english/")
+        return Path(str(nltk.data.find("tokenizers/punkt_tab/english/")))
     except LookupError:
-        return False
-    return True
+        return None
 
 
 def item_of_document(run: Run, number: int) -> str:

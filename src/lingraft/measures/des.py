@@ -19,6 +19,7 @@ from lingraft.measures.base import (
     MeasuredCell,
     Taken,
 )
+from lingraft.records import to_json
 from lingraft.similarity.encoders import Encoder, load_encoder
 from lingraft.stage import (
     MEASURE_LIBRARIES,
@@ -153,4 +154,4 @@ class Similarity(StageSpec):
             self.encoder,
             on_progress=partial(place.progressed, unit="instructions"),
         )
-        return Work(found.to_json(), machine())
+        return Work(to_json(found), machine())

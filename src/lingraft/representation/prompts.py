@@ -44,7 +44,7 @@ def read_prompts(
             count.
         language: BCP-47 tag of all; None: as the rows say.
         limit: The first so many; None: all.
-        base_folder: Folder that relative file names start from.
+        base_folder: Folder that relative names start from.
 
     Raises:
         DataError: There is no such file, a row has no prompt, or there are none.
@@ -60,7 +60,8 @@ def read_prompts(
 
 def _from_prompt_file(spec: DataSource, base_folder: Path) -> list[Prompt] | None:
     """Return the prompts of a file that holds nothing but prompts; None: the source is no such file."""
-    if data_suffix(Path(spec.source)) not in _PROMPT_FILES:
+    path = base_folder / spec.source
+    if path.suffix != ".txt" and not (data_suffix(path) in _PROMPT_FILES and path.is_file()):
         return None
     rows = open_rows(spec, base_folder=base_folder, with_text=True)
     first = next(iter(rows), None)

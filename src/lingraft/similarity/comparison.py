@@ -95,8 +95,12 @@ class Comparison:
     precision: float | None
     encoder: str
 
-    def to_json(self) -> dict[str, Any]:
-        """Return everything as JSON values; the top-level figures are those of the first two sets."""
+    def to_json(self, broken: Sequence[int] = ()) -> dict[str, Any]:
+        """Return everything as JSON values; the top-level figures are those of the first two sets.
+
+        Args:
+            broken: Rows of each set that could not be read; empty: none.
+        """
         size = range(len(self.names))
         matrix = {
             key: [
@@ -106,10 +110,12 @@ class Comparison:
             for key in ("des", "corrected", "low", "high")
         }
         return {
-            **self.pairs[0, 1].to_json(),
+            **to_json(self.pairs[0, 1]),
             "sets": [
-                {"name": name, "rows": rows, "encoded": encoded}
-                for name, rows, encoded in zip(self.names, self.rows, self.encoded, strict=True)
+                {"name": name, "rows": rows, "encoded": encoded, "broken": unread}
+                for name, rows, encoded, unread in zip(
+                    self.names, self.rows, self.encoded, broken or [0] * len(size), strict=True
+                )
             ],
             "matrix": matrix,
             "by_language": [own | own.pop("similarity") for own in map(to_json, self.by_language)],

@@ -7,7 +7,7 @@ the paper's value stands one that is corrected for the size of the sets, with an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from lingraft.data.example_table import columns_of
 from lingraft.errors import DataError
 from lingraft.similarity.block_sums import BlockSums, Floats, encode_rows
 from lingraft.similarity.encoders import Encoder
+from lingraft.text.language_tags import primary_subtag
 
 CONFIDENCE = 0.95
 FEWEST_BLOCKS = 5  # an interval from fewer says nothing about its own width
@@ -49,10 +50,6 @@ class EmbeddingSimilarity:
     def half_width(self) -> float | None:
         """Half of the interval's width."""
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the figures by name."""
-        return asdict(self) | {"n": list(self.n)}
 
 
 def dataset_embedding_similarity(
@@ -166,7 +163,7 @@ def unknown_languages(languages: Iterable[str], encoder: Encoder) -> tuple[str, 
     known = encoder.languages
     if known is None:
         return ()
-    return tuple(tag for tag in languages if tag.partition("-")[0].lower() not in known)
+    return tuple(tag for tag in languages if primary_subtag(tag) not in known)
 
 
 def check_languages(examples: Sequence[Example], encoder: Encoder) -> None:

@@ -96,7 +96,7 @@ def make_replay(
     Args:
         folder: Of the model that answers.
         wanted: Rows.
-        settings: See there.
+        settings: How they are generated.
         cache: Where the answers are kept.
         source: What the prompts are, for the provenance.
         pool: Rows whose last answer is made anew, in this order; None: prompts are sampled from the model itself,
@@ -312,11 +312,8 @@ class _Answers:
     @property
     def unit(self) -> int:
         """Rows of the smallest chunk."""
-        return (
-            VllmGenerator.batch_size
-            if self._model.settings.backend == "vllm"
-            else self._model.settings.batch_size
-        )
+        settings = self._model.settings
+        return VllmGenerator.batch_size if settings.backend == "vllm" else settings.batch_size
 
     def to(self, prompts: Mapping[int, Example | str], on_batch: Callable[[int], None]) -> dict[int, _Reply]:
         """Return the reply to each prompt that is one."""

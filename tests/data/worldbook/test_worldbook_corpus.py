@@ -294,11 +294,12 @@ def test_russian_nouns_agree_with_their_count() -> None:
     ]
     for item in all_items("lookup", "ru"):
         if item.task in ("weekday_after", "weekday_before", "month_after", "month_before"):
-            names = lexicon.weekdays("ru") if "weekday" in item.task else lexicon.months("ru")
+            field: lexicon.CalendarField = "day" if "weekday" in item.task else "month"
+            names = lexicon.calendar_names(field, "ru")
             assert item.slot in names
             preposition = "после" if "after" in item.task else "перед"
             case = "genitive" if "after" in item.task else "instrumental"
-            cases = (lexicon.weekday_cases if "weekday" in item.task else lexicon.month_cases)("ru")
+            cases = lexicon.calendar_cases(field, "ru")
             word = item.sentence.split(f"{preposition} ")[1].split()[0]
             assert cases[case].index(word) == names.index(item.given[0])
 

@@ -49,15 +49,10 @@ class Item:
 
 @cache
 def load_items(family: str, language: str, split: str) -> tuple[Item, ...]:
-    """Return one language's items of a split.
+    """Return the items of one of FAMILIES, LANGUAGES and SPLITS.
 
     The order is seeded and mixes all tasks evenly, so that any prefix holds each task equally often (within one);
     position i is the same group in every language.
-
-    Args:
-        family: One of FAMILIES.
-        language: One of LANGUAGES.
-        split: One of SPLITS.
 
     Raises:
         DataError: A name is not known; the message names the closest one.
@@ -118,13 +113,8 @@ def plain_sentence(group: Group, language: str) -> str:
 def item_to_row(item: Item) -> dict[str, Any]:
     """Return an item as plain JSON values, for the documents of an evaluation task."""
     row = {field.name: getattr(item, field.name) for field in dataclasses.fields(item)}
-    row["example"] = {
-        "id": item.example.id,
-        "language": item.example.language,
-        "group": item.example.group,
-        "source": item.example.source,
-        "messages": [{"role": turn.role, "content": turn.content} for turn in item.example.messages],
-    }
+    row["example"] = {key: getattr(item.example, key) for key in ("id", "language", "group", "source")}
+    row["example"]["messages"] = [{"role": one.role, "content": one.content} for one in item.example.messages]
     row["given"] = list(item.given)
     # Pairs, not an object: Arrow, which evaluation tasks read rows with, gives all rows the union of all keys.
     row["other_answers"] = [[language, answer] for language, answer in item.other_answers.items()]
@@ -141,18 +131,11 @@ def item_from_row(row: Mapping[str, Any]) -> Item:
     example = row["example"]
     return Item(
         example=Example(
-            id=example["id"],
             messages=tuple(Message(turn["role"], turn["content"]) for turn in example["messages"]),
-            language=example["language"],
-            group=example["group"],
-            source=example["source"],
             task_type=row["task"],
+            **{key: example[key] for key in ("id", "language", "group", "source")},
         ),
-        family=row["family"],
-        task=row["task"],
-        split=row["split"],
-        slot=row["slot"],
-        sentence=row["sentence"],
+        **{key: row[key] for key in ("family", "task", "split", "slot", "sentence")},
         given=tuple(row["given"]),
         other_answers=dict(row["other_answers"]),
         constraints=tuple(

@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from babel import Locale
@@ -49,6 +49,9 @@ COUNTRIES = (
     "CZ", "NL", "TR", "UA", "VN", "KR", "EE", "LV", "LT", "SI", "HR", "SK", "AL", "IS",
 )  # fmt: skip
 LARGEST_NUMBER = 99
+CalendarField = Literal["day", "month"]
+_CALENDAR = {"day": "weekdays", "month": "months"}  # keys of corrections.yaml
+_CASES = {"day": "weekday_cases", "month": "month_cases"}
 
 # CLDR lists German currency adjectives as titles ("Indische Rupien"); within a sentence they are lower case.
 _GERMAN_ADJECTIVE = re.compile(r"\b[A-ZÄÖÜ]\w*ische\b")
@@ -71,27 +74,16 @@ def _correction(language: str, *keys: str) -> Any:
 
 
 @cache
-def weekdays(language: str) -> tuple[str, ...]:
-    """Return the seven day names, Monday first, as the subject of a sentence."""
-    names = Locale.parse(language).days["format"]["wide"]
-    return tuple(_correction(language, "weekdays") or (str(names[day]) for day in range(7)))
+def calendar_names(field: CalendarField, language: str) -> tuple[str, ...]:
+    """Return the day names, Monday first, or the month names, January first, as the subject of a sentence."""
+    locale = Locale.parse(language)
+    names = (locale.days if field == "day" else locale.months)["format"]["wide"]
+    return tuple(_correction(language, _CALENDAR[field]) or (str(names[number]) for number in sorted(names)))
 
 
-@cache
-def months(language: str) -> tuple[str, ...]:
-    """Return the twelve month names, January first, as the subject of a sentence."""
-    names = Locale.parse(language).months["format"]["wide"]
-    return tuple(_correction(language, "months") or (str(names[month]) for month in range(1, 13)))
-
-
-def weekday_cases(language: str) -> dict[str, tuple[str, ...]]:
-    """Return the day names in the further cases that the language's templates ask for, by the case's name."""
-    return {case: tuple(names) for case, names in (_correction(language, "weekday_cases") or {}).items()}
-
-
-def month_cases(language: str) -> dict[str, tuple[str, ...]]:
-    """Return the month names in the further cases that the language's templates ask for, by the case's name."""
-    return {case: tuple(names) for case, names in (_correction(language, "month_cases") or {}).items()}
+def calendar_cases(field: CalendarField, language: str) -> dict[str, tuple[str, ...]]:
+    """Return these names in the further cases that the language's templates ask for, by the case's name."""
+    return {case: tuple(names) for case, names in (_correction(language, _CASES[field]) or {}).items()}
 
 
 def date_in_words(month: int, day: int, language: str) -> str:

@@ -47,14 +47,11 @@ class Verdict:
 
 
 def score_answer(item: Item, response: str) -> Verdict:
-    """Judge a response to an item.
+    """Return the verdict on a response to an item; the same for the same response and item.
 
     Biases: content is exact, so a right answer in other words than CLDR's ("5th of March" for "March 5") scores 0
     and a model tuned on the templates is favoured over one that was not. What is said about the slot is not
     examined beyond the rule in `has_content`.
-
-    Returns:
-        The verdict; the same response and item always give the same one.
     """
     followed = tuple(follows(constraint, response) for constraint in item.constraints)
     form = sum(followed) / len(followed) if followed else float(is_plain_sentence(response))

@@ -74,24 +74,18 @@ class Task:
     word_slot: bool = True
 
 
-def _names_in_all_cases(field: str, language: str) -> tuple[str, ...]:
-    names, cases = _NAMES[field]
-    return (*names(language), *itertools.chain.from_iterable(cases(language).values()))
+def _names_in_all_cases(field: lexicon.CalendarField, language: str) -> tuple[str, ...]:
+    cases = lexicon.calendar_cases(field, language).values()
+    return (*lexicon.calendar_names(field, language), *itertools.chain.from_iterable(cases))
 
 
-_NAMES = {
-    "day": (lexicon.weekdays, lexicon.weekday_cases),
-    "month": (lexicon.months, lexicon.month_cases),
-}
-
-
-def _calendar_task(name: str, field: str, length: int, offset: int) -> Task:
+def _calendar_task(name: str, field: lexicon.CalendarField, length: int, offset: int) -> Task:
     """Neighbours in a cycle: the day after, the month before."""
-    names, cases = _NAMES[field]
 
     def render(content: Content, language: str) -> Rendered:
-        words, position = names(language), int(content[0])
-        inflected = {f"{field}_{case}": forms[position] for case, forms in cases(language).items()}
+        words, position = lexicon.calendar_names(field, language), int(content[0])
+        cases = lexicon.calendar_cases(field, language)
+        inflected = {f"{field}_{case}": forms[position] for case, forms in cases.items()}
         slot = words[(position + offset) % length]
         return Rendered({field: words[position], **inflected}, slot, (words[position], *inflected.values()))
 

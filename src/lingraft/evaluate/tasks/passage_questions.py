@@ -58,17 +58,6 @@ class Document(TypedDict):
 
 
 @dataclass(frozen=True)
-class _Question:
-    """One question as it was read, with its place."""
-
-    id: str
-    context: str
-    question: str
-    answers: list[str]
-    place: str
-
-
-@dataclass(frozen=True)
 class AnswerScores:
     """How well an answer meets the best of the expected ones.
 
@@ -147,8 +136,35 @@ def passage_documents(
         "local file in SQuAD's layout, or take another language."
     )
     found = read_rows(options.data, hub, absent=absent)
-    questions = [item for row in found.rows for item in _questions_of_row(row.value, row.place)]
-    items = fixed_sample(_with_clusters(questions), options.limit)
+    documents: dict[str, Document] = {}
+    places: dict[str, str] = {}
+    lowest: dict[str, str] = {}  # id by passage
+    for row in found.rows:
+        try:
+            for context, question in _questions(row.value):
+                asked = text(question, "question")
+                own_id = identifier(question, "id") or sha256(f"{context}\0{asked}".encode()).hexdigest()[:16]
+                if own_id in documents:
+                    raise EvaluationError(
+                        f"{row.place}: the id {own_id!r} stands in {places[own_id]} already; every question needs its "
+                        "own."
+                    )
+                documents[own_id] = {
+                    "id": own_id,
+                    "context": context,
+                    "question": asked,
+                    "answers": _answers(question),
+                    "cluster": "",
+                }
+                places[own_id] = row.place
+                lowest[context] = min(lowest.get(context, own_id), own_id)
+        except RowError as error:
+            raise EvaluationError(
+                f"{row.place}: {error}; a row has context, question and answers, or a context and its qas."
+            ) from None
+    for one in documents.values():
+        one["cluster"] = lowest[one["context"]]
+    items = fixed_sample(list(documents.values()), options.limit)
     expected = (answer for item in items for answer in item["answers"])
     return Documents(items, room_for(expected, _FEWEST_NEW_TOKENS), found.source, found.revision)
 
@@ -169,25 +185,6 @@ def target(doc: Document) -> str:
 def scores(doc: Document, results: Sequence[str], language: str) -> dict[str, float]:
     """Return F1 and exact match of an answer."""
     return asdict(answer_scores(results[0], doc["answers"], language))
-
-
-def _questions_of_row(row: Row, place: str) -> list[_Question]:
-    try:
-        return [
-            _Question(
-                identifier(question, "id")
-                or sha256(f"{context}\0{text(question, 'question')}".encode()).hexdigest()[:16],
-                context,
-                text(question, "question"),
-                _answers(question),
-                place,
-            )
-            for context, question in _questions(row)
-        ]
-    except RowError as error:
-        raise EvaluationError(
-            f"{place}: {error}; a row has context, question and answers, or a context and its qas."
-        ) from None
 
 
 def _questions(row: Row) -> Iterator[tuple[str, Row]]:
@@ -217,26 +214,3 @@ def _answers(question: Row) -> list[str]:
     if not found:
         raise RowError("answers", "is empty, so no answer could be right")
     return list(dict.fromkeys(found))
-
-
-def _with_clusters(questions: Sequence[_Question]) -> list[Document]:
-    """Name every question's passage by the lowest id of its questions; refuse an id that stands twice."""
-    lowest: dict[str, str] = {}
-    places: dict[str, str] = {}
-    for one in questions:
-        if one.id in places:
-            raise EvaluationError(
-                f"{one.place}: the id {one.id!r} stands in {places[one.id]} already; every question needs its own."
-            )
-        places[one.id] = one.place
-        lowest[one.context] = min(lowest.get(one.context, one.id), one.id)
-    return [
-        {
-            "id": one.id,
-            "context": one.context,
-            "question": one.question,
-            "answers": one.answers,
-            "cluster": lowest[one.context],
-        }
-        for one in questions
-    ]

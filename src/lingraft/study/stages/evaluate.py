@@ -60,6 +60,11 @@ class Questions:
     manifest: Mapping[str, Json]
     not_run: Mapping[str, str]
 
+    @property
+    def has_tasks(self) -> bool:
+        """Whether any task is left."""
+        return bool(self.manifest["tasks"])
+
 
 def questions(
     evaluation: Evaluation,

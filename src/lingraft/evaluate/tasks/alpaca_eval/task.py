@@ -118,8 +118,8 @@ def judge_predictions(
         on_progress: Called with the verdicts so far and in all.
 
     Returns:
-        The predictions with the judge's preference as their score, without those that have no verdict; and all that
-        is to be told about the judging.
+        The predictions with the judge's preference as their score, without those that have no verdict; and what
+        the judging took.
 
     Raises:
         EvaluationError: As `judge_answers`; or the predictions are of another reference.

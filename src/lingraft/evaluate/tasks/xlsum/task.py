@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from lingraft.config.schema import DataSource
-from lingraft.data.row_fields import Row, RowError, identifier, objects, text
+from lingraft.data.row_fields import RowError, identifier, objects, text
 from lingraft.errors import EvaluationError, did_you_mean
 from lingraft.evaluate.own_task import Documents, Options
 from lingraft.evaluate.task_data import CONVERTED, fixed_sample, read_rows, room_for
@@ -95,7 +95,22 @@ def documents(options: Options) -> Documents:
         f"summary, or take another language. {did_you_mean(options.language, CONFIGS)}"
     )
     found = read_rows(options.data, hub, absent=absent)
-    items = fixed_sample([_article(row.value, row.place) for row in found.rows], options.limit)
+    articles: list[Document] = []
+    for one in found.rows:
+        row, place = one.value, one.place
+        try:
+            if "prompts" in row:  # SEA-HELM's layout
+                prompts = objects(row, "prompts", "'text'")
+                if len(prompts) != 1:
+                    raise RowError("prompts", f"holds {len(prompts)} prompts; an item has one")
+                article, summary = text(prompts[0], "text", "prompts[0]"), text(row, "label")
+            else:
+                article, summary = text(row, "text"), text(row, "summary")
+            own_id = identifier(row, "id") or place
+        except RowError as error:
+            raise EvaluationError(f"{place}: {error}; a row of XL-Sum has text and summary.") from None
+        articles.append({"id": own_id, "article": article, "summary": summary, "cluster": own_id})
+    items = fixed_sample(articles, options.limit)
     longest = room_for((item["summary"] for item in items), _FEWEST_NEW_TOKENS)
     return Documents(items, longest, found.source, found.revision)
 
@@ -114,19 +129,3 @@ def prompt(doc: Document, language: str) -> str:
 def scores(doc: Document, results: Sequence[str], language: str) -> dict[str, float]:
     """Return ROUGE of an answer."""
     return asdict(rouge(doc["summary"], results[0], language))
-
-
-def _article(row: Row, place: str) -> Document:
-    """Return one document of a row in XL-Sum's or in SEA-HELM's layout."""
-    try:
-        if "prompts" in row:
-            prompts = objects(row, "prompts", "'text'")
-            if len(prompts) != 1:
-                raise RowError("prompts", f"holds {len(prompts)} prompts; an item has one")
-            article, summary = text(prompts[0], "text", "prompts[0]"), text(row, "label")
-        else:
-            article, summary = text(row, "text"), text(row, "summary")
-        own_id = identifier(row, "id") or place
-    except RowError as error:
-        raise EvaluationError(f"{place}: {error}; a row of XL-Sum has text and summary.") from None
-    return {"id": own_id, "article": article, "summary": summary, "cluster": own_id}
