@@ -29,7 +29,9 @@ def pattern_of(word: str) -> re.Pattern[str]:
 
 def searched_files() -> list[Path]:
     folders = {"src": ("*.py", "*.html", "*.yaml"), "docs": ("*.md",), "recipes": ("*.yaml",)}
-    found = [path for folder, kinds in folders.items() for kind in kinds for path in (ROOT / folder).rglob(kind)]
+    found = [
+        path for folder, kinds in folders.items() for kind in kinds for path in (ROOT / folder).rglob(kind)
+    ]
     return sorted({*found, ROOT / "README.md", ROOT / "CONTRIBUTING.md"} - {GLOSSARY})
 
 
