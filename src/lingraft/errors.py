@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Iterable
 
 # Bidirectional classes of the characters that turn what follows them: embeddings, overrides, isolates.
-_TURNS = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
+_DIRECTIONS = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
 
 EXIT_DONE = 0
 EXIT_ANSWER_IS_NO = 1
@@ -73,14 +73,11 @@ def escape_control_characters(text: str) -> str:
     tabs, line and paragraph separators, marks that turn the direction of text, and halves of surrogate pairs. Joiners
     stay: scripts need them.
     """
-    return "".join(
-        character if character in "\n\t" or not _steers(character) else ascii(character)[1:-1]
-        for character in text
-    )
-
-
-def _steers(character: str) -> bool:
-    return (
-        unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
-        or unicodedata.bidirectional(character) in _TURNS
-    )
+    shown = []
+    for character in text:
+        steers = (
+            unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+            or unicodedata.bidirectional(character) in _DIRECTIONS
+        )
+        shown.append(ascii(character)[1:-1] if steers and character not in "\n\t" else character)
+    return "".join(shown)

@@ -78,7 +78,9 @@ def from_json(kind: type[Typed], value: Any) -> Typed:
 
     adapter = TypeAdapter(kind)
     try:
-        found = adapter.validate_json(canonical_json(value), strict=True)
+        found: Typed = adapter.validate_json(
+            json.dumps(value, allow_nan=False), strict=True
+        )  # keeps the order of names
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None

@@ -405,12 +405,12 @@ HELLASWAG = {"ind": 1, "activity_label": "a", "ctx_a": "b", "ctx_b": "c", "endin
 @pytest.mark.parametrize(
     ("tasks", "says"),
     [
-        ("task_ability: [hellaswagg]", ("task_ability: hellaswagg", "hellaswag")),
-        ("task_ability: ['worldbook:lokup']", ("task_ability: worldbook:lokup", "'lookup'")),
+        ("task_ability: [hellaswagg]", ("task_ability[0]: hellaswagg", "hellaswag")),
+        ("task_ability: ['worldbook:lokup']", ("task_ability[0]: worldbook:lokup", "'lookup'")),
         ("language_ability: [{task: worldbook, language: xx}]", ("language_ability: worldbook", "'xx'")),
-        ("task_ability: [mine.yaml]", ("task_ability: mine.yaml",)),
+        ("task_ability: [mine.yaml]", ("task_ability[0]: mine.yaml",)),
         ("task_ability: [no_task.yaml]", ("task_ability: no_task.yaml",)),
-        ("task_ability: [{task: ifeval, data: absent.jsonl}]", ("task_ability: ifeval: ", "absent.jsonl")),
+        ("task_ability: [{task: ifeval, data: absent.jsonl}]", ("task_ability[0]: ifeval: ", "absent.jsonl")),
         ("task_ability: [{task: hellaswag, data: rows.jsonl}]", ("hellaswag", "rows.jsonl", "'ctx_a'")),
         ("task_ability: [{task: hellaswag, data: h.jsonl, metric: bleu}]", ("hellaswag", "'bleu'", "acc")),
         ("task_ability: [worldbook, 'worldbook:lookup']", ("task_ability: worldbook:lookup", "en")),
@@ -665,36 +665,37 @@ def test_a_judge(refuses: Refuses, options: str, files: dict[str, str | None], s
     )
 
 
-def _answers(path: Path) -> None:
-    said = [Prediction("task_ability", "towns", "en", i, i, float(i), "?", ".", ".") for i in "01"]
-    write_predictions(path, said)
-
-
-ANSWERS = "stages/evaluate-1/predictions.parquet"
-CELL = {"data": "similar", "strategy": "plain", "seed": 0, "status": "done", "predictions": ANSWERS}
-RESULT: dict[str, Any] = {
-    "base_predictions": ANSWERS,
-    "phase_ones": [{"data": "e", "strategy": "plain", "seed": 0, "predictions": ANSWERS}],
-    "cells": [CELL | {"phase_one_predictions": ANSWERS}],
-}
+ANSWERS = [Prediction("task_ability", "towns", "en", i, i, float(i), "?", ".", ".") for i in "01"]
 
 
 @pytest.mark.parametrize(
-    ("options", "result", "says"),
+    ("options", "says"),
     [
-        ("--cell 'similar / plian'", RESULT, ("--cell", "'similar / plian'", "'similar / plain'")),
-        ("--against base", RESULT, ("--against", "'base'", "base model, phase 1")),
-        ("--language ne", RESULT, ("--language", "'ne'", "en")),
-        ("--task town", RESULT, ("--task", "'town'", "'towns'")),
-        ("--worst 0", RESULT, ("--worst", "0")),
-        ("", {"cells": []}, ("run/result.json",)),
-        ("", [], ("run/result.json",)),
-        ("", RESULT | {"cells": [CELL | {"status": "failed"}]}, ("run: ", "--cell", "base model, phase 1")),
+        ("--cell 'similar / plian'", ("--cell", "'similar / plian'", "'similar / plain'")),
+        ("--against base", ("--against", "'base'", "base model, phase 1")),
+        ("--language ne", ("--language", "'ne'", "en")),
+        ("--task town", ("--task", "'town'", "'towns'")),
+        ("--worst 0", ("--worst", "0")),
     ],
 )
-def test_answers_of_a_run(refuses: Refuses, options: str, result: Any, says: tuple[str, ...]) -> None:
-    files: dict[str, Content] = {"run/result.json": json.dumps(result), f"run/{ANSWERS}": _answers}
-    refuses(f"show predictions run {options}", *says, files=files)
+def test_answers_of_a_run(
+    refuses: Refuses, write_run: Callable[..., None], options: str, says: tuple[str, ...]
+) -> None:
+    refuses(
+        f"show predictions run {options}", *says, files={"run": lambda run: write_run(run, *[ANSWERS] * 3)}
+    )
+
+
+def test_answers_of_a_run_of_which_no_cell_is_done(refuses: Refuses, write_run: Callable[..., None]) -> None:
+    def write(run: Path) -> None:
+        write_run(run, *[ANSWERS] * 3, is_done=False)
+
+    refuses("show predictions run", "run: ", "--cell", "base model, phase 1", files={"run": write})
+
+
+@pytest.mark.parametrize("result", ["[]", '{"cells": []}', "{"])
+def test_a_result_that_is_none(refuses: Refuses, result: str) -> None:
+    refuses("show predictions run", "run/result.json", files={"run/result.json": result})
 
 
 @pytest.mark.parametrize(
@@ -702,10 +703,17 @@ def test_answers_of_a_run(refuses: Refuses, options: str, result: Any, says: tup
     [
         ("show predictions runs/absent", "", ("ConfigError: runs/absent: ", "predictions.parquet")),
         ("show predictions run", b"PAR1 no table PAR1", ("EvaluationError: run/predictions.parquet: ",)),
-        ("show predictions run --cell plain", _answers, ("--cell", "'plain'", "run")),
+        (
+            "show predictions run --cell plain",
+            lambda path: write_predictions(path, ANSWERS),
+            ("--cell", "'plain'", "run"),
+        ),
     ],
 )
 def test_answers_of_an_evaluation(
-    refuses: Refuses, command: str, content: Content, says: tuple[str, ...]
+    refuses: Refuses, command: str, content: str | bytes | None, says: tuple[str, ...]
 ) -> None:
-    refuses(command, *says, files={"run/predictions.parquet": content})
+    def write(path: Path) -> None:
+        write_predictions(path, ANSWERS)
+
+    refuses(command, *says, files={"run/predictions.parquet": write if content is None else content})

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -38,25 +38,12 @@ def answers(scores: dict[str, tuple[float, ...]], said: str) -> list[Prediction]
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run folder of one cell, with the answers of three models and what `show` reads of the result."""
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_run: Callable[..., None]) -> Path:
+    """A run folder of one cell, with the answers of three models."""
     monkeypatch.chdir(tmp_path)
-    told = {
-        "evaluate-base": answers({"de": (0.0,) * 3, "th": (0.0,) * 3}, "base "),
-        "evaluate-one": answers({"de": (1.0,) * 3, "th": (0.5,) * 3}, "before "),
-        "evaluate-two": answers(SCORES, "after "),
-    }
-    for name, predictions in told.items():
-        folder = tmp_path / "run" / "stages" / name
-        folder.mkdir(parents=True)
-        write_predictions(folder / "predictions.parquet", predictions)
-    places = {name: f"stages/{name}/predictions.parquet" for name in told}
-    cell: dict[str, Any] = {"data": "similar", "strategy": "plain", "seed": 0, "status": "done"}
-    cell |= {"predictions": places["evaluate-two"], "phase_one_predictions": places["evaluate-one"]}
-    failed = {"data": "similar", "strategy": "lora", "seed": 0, "status": "failed"}
-    one = {"data": "english", "strategy": "plain", "seed": 0, "predictions": places["evaluate-one"]}
-    result = {"base_predictions": places["evaluate-base"], "phase_ones": [one], "cells": [failed, cell]}
-    (tmp_path / "run" / "result.json").write_text(json.dumps(result))
+    base = answers({"de": (0.0,) * 3, "th": (0.0,) * 3}, "base ")
+    before = answers({"de": (1.0,) * 3, "th": (0.5,) * 3}, "before ")
+    write_run(tmp_path / "run", base, before, answers(SCORES, "after "))
     return tmp_path / "run"
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import Dataset
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lingraft.data.encoded import (
@@ -47,6 +47,7 @@ SOME = [
 ]
 
 
+@settings(deadline=None)
 @given(ROWS)
 def test_rows_come_back_as_they_were(rows: list[EncodedExample]) -> None:
     table = write_table(rows)
@@ -65,6 +66,7 @@ def test_it_is_a_sequence() -> None:
         table[3]
 
 
+@settings(deadline=None)
 @given(ROWS, st.integers(1, 5))
 def test_the_content_hash_is_of_the_rows_and_not_of_how_they_were_written(
     rows: list[EncodedExample], size: int

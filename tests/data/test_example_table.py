@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lingraft.config.schema import DataSource
@@ -55,6 +55,7 @@ def on_disk(examples: list[Example], monkeypatch: pytest.MonkeyPatch) -> Example
     return collector
 
 
+@settings(deadline=None)
 @given(st.lists(some_examples(), min_size=1, max_size=8, unique_by=lambda example: example.id))
 def test_an_example_comes_back_from_disk_as_it_was(examples: list[Example]) -> None:
     with pytest.MonkeyPatch.context() as patch:

@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
+from example_result import difference, done_cell, failed_cell, matrix, phase_one, result, scores
 from pydantic import JsonValue
 
 from lingraft.config.schema import Study
 from lingraft.evaluate.results import (
-    AbilityMatrix,
     AnswerCounts,
-    BitsPerCharacter,
-    Differences,
     Forgetting,
-    ForgettingMatrix,
-    LanguageScore,
-    MatrixColumn,
-    MatrixRow,
     NoiseFloor,
     ScoreRange,
-    Scores,
-    TaskDifference,
-    TaskScore,
 )
-from lingraft.intervals.macro_mean import Difference, Interval
 from lingraft.measures.base import FROM_PHASE_ONE, Figure, Found, Measured
 from lingraft.report.figures import to_svg, trade_off
 from lingraft.report.notes import failures, notes
@@ -43,179 +31,9 @@ from lingraft.report.tables import (
 )
 from lingraft.study.result import (
     CellResult,
-    DataCounts,
-    FailedCell,
-    PhaseCost,
-    PhaseOneResult,
-    PhaseResult,
     Precision,
     SeedDifferences,
-    StudyResult,
-    TrainingCounts,
 )
-
-
-def score(value: float) -> Interval:
-    return Interval(value, value - 0.1, value + 0.1, 40)
-
-
-def scores(task: float, german: float) -> Scores:
-    def in_language(value: float | None, bits: float) -> LanguageScore:
-        low, high = (None, None) if value is None else (value - 0.1, value + 0.1)
-        held_out = BitsPerCharacter(bits, bits, bits, 6, 600)
-        return LanguageScore(value, low, high, 40, held_out, None, 0, None)
-
-    lookup = TaskScore(task, task - 0.1, task + 0.1, 40, "task_ability", None, None, None, None, 0, None)
-    return Scores(
-        task_ability=score(task),
-        language_ability=score(german),
-        further_languages=None,
-        per_language={"de": in_language(german, 1.5), "en": in_language(None, 1.1)},
-        wrong_language=0.25,
-        undetermined_language=0,
-        answers=None,
-        tasks={"worldbook:lookup/en": lookup},
-        left_out=("ifeval: item 7: needs punkt",),
-        truncated={"worldbook:lookup/en": 2},
-        truncated_prompts={"worldbook:counting/de": 3},
-        noise=None,
-    )
-
-
-def difference(value: float, half_width: float) -> Difference:
-    return Difference(value, value - half_width, value + half_width, 0.07, 40, 9, exact=False)
-
-
-def counts(**changes: Any) -> DataCounts:
-    common: dict[str, Any] = {"source": "d", "rows": 200, "first_broken": (), "unknown_keys": {}}
-    common |= {"max_broken_share": 0.0, "held_out": 6, "train": 95}
-    return DataCounts(**common, **changes)
-
-
-TRAINED = TrainingCounts(
-    data=(
-        counts(broken=3, filtered={"near-duplicate": 4}, incomplete_groups=5, withheld=2, shortfall=7),
-        counts(broken=0, filtered={}, incomplete_groups=None, withheld=1, shortfall=0),
-    ),
-    precision="float32",
-    examples=190,
-    replayed=0,
-    replay_share=0.0,
-    replay_shortfall=0,
-    replay_dropped={},
-    replay_origins=(),
-    truncated=1,
-    dropped=0,
-    first_dropped=(),
-    handled={},
-    steps=20,
-    tokens=10000,
-    padded_tokens=11000,
-    supervised_tokens=5000,
-    trainable_parameters=10,
-    frozen_parameters=3,
-    masked_parameters=0,
-)
-
-
-def matrix(phases: tuple[str, ...], rows: dict[str, list[float]], backward: float | None) -> AbilityMatrix:
-    last = list(rows.values())[-1]
-    return ForgettingMatrix(
-        columns=tuple(
-            MatrixColumn(phase, f"set {phase}", ("de",), (), 40, 0, None, None, None) for phase in phases
-        ),
-        unmeasured=(),
-        rows=tuple(MatrixRow(name, tuple(score(value) for value in row)) for name, row in rows.items()),
-        average=score(sum(last) / len(phases)),
-        backward_transfer=None if backward is None else difference(backward, 0.05),
-        forward_transfer=None,
-        forgetting=None if backward is None else -backward,
-        unpaired={},
-        not_paired={},
-    )
-
-
-def done_cell(strategy: str, seed: int = 0, task: float = 0.4) -> CellResult:
-    change = round(task - 0.5, 3)
-    rows = {"base": [0.2, 0.1], "one": [0.5, 0.3], "two": [task, 0.6]}
-    in_task = TaskDifference(change, change - 0.05, change + 0.05, 0.07, 40, 9, False, 0.004, 0.012)
-    des = Found({"des": Figure(0.912), "corrected": Figure(0.934, 0.921, 0.947)}, {"encoder": "some==1"})
-    measures = {
-        "des": Measured({FROM_PHASE_ONE: des}),
-        "mpd": Measured({FROM_PHASE_ONE: Found({"mpd": Figure(0.31)})}),
-    }
-    return CellResult(
-        data="similar",
-        strategy=strategy,
-        seed=seed,
-        options={},
-        retention=0.8,
-        gain=0.3,
-        difference=Differences(
-            task_ability=difference(change, 0.05),
-            language_ability=difference(0.3, 0.1),
-            further_languages=None,
-            per_language={},
-            tasks={"worldbook:lookup/en": in_task},
-            correction="holm",
-        ),
-        unpaired={},
-        not_paired={},
-        scores=scores(task, 0.6),
-        predictions="stages/evaluate-1/predictions.parquet",
-        phase_one_predictions="stages/evaluate-0/predictions.parquet",
-        forgetting=Forgetting(matrix(("one", "two"), rows, change), None),
-        training=TRAINED,
-        cost=PhaseCost(
-            prepare_seconds=3.0 if strategy == "ssu" else 0.0,
-            training_seconds=20.0 if strategy == "plain" else 22.0,
-            resumed_from=None,
-            combine_seconds=0.0,
-            peak_bytes=4_000_000_000,
-        ),
-        phases=(
-            PhaseResult(
-                phase="two",
-                data="similar",
-                strategy=strategy,
-                options={},
-                measures=measures,
-                scores=scores(task, 0.6),
-                training=TRAINED,
-                losses=((1, 2.0), (2, 1.5)),
-            ),
-        ),
-        checkpoint=None,
-        seconds=30.0,
-    )
-
-
-def failed_cell(
-    data: str = "similar", strategy: str = "lora", seed: int = 0, reason: str = "no memory"
-) -> FailedCell:
-    return FailedCell(data=data, strategy=strategy, seed=seed, options={}, reason=reason)
-
-
-def phase_one(data: str, seed: int, of: Scores) -> PhaseOneResult:
-    return PhaseOneResult(data=data, strategy="plain", seed=seed, scores=of, predictions="p.parquet")
-
-
-def result(tmp_path: Path, cells: Sequence[CellResult | FailedCell]) -> StudyResult:
-    seeds = list(dict.fromkeys(cell.seed for cell in cells))
-    return StudyResult(
-        run=str(tmp_path),
-        base=scores(0.2, 0.1),
-        base_reason=None,
-        base_predictions="stages/evaluate-b/predictions.parquet",
-        phase_ones=tuple(phase_one("e", seed, scores(0.5 + 0.1 * seed, 0.3)) for seed in seeds),
-        cells=tuple(cells),
-        over_seeds=(),
-        precision=Precision(training=("float32",), evaluation="float32", device="cpu"),
-        tokenizer_cost={},
-        contamination=None,
-        language_notes=(),
-    )
-
 
 STUDY = Study.model_validate(
     {

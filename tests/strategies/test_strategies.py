@@ -15,7 +15,7 @@ from lingraft.config.schema import StrategyChoice
 from lingraft.data.example import Example, Message
 from lingraft.errors import ConfigError, StrategyError
 from lingraft.models.layers import layer_of
-from lingraft.strategies.base import Context, Strategy, check_plan, freeze_plan
+from lingraft.strategies.base import Context, Strategy, freeze_plan
 from lingraft.strategies.composition import Composition, build
 from lingraft.strategies.freeze_random import FreezeRandom
 from lingraft.strategies.lora import merge
@@ -264,9 +264,10 @@ def test_compositions_intersect_what_trains_and_chain_what_mixes(tmp_path: Path)
     assert both.label == "freeze_random+english_replay"
 
 
-def test_a_plan_that_trains_nothing_is_refused() -> None:
-    with pytest.raises(StrategyError, match="nothing is left to train"):
-        check_plan(model(), frozenset())
+def test_a_plan_that_trains_nothing_is_refused(tmp_path: Path) -> None:
+    everything = composed({"freeze_modules": {"patterns": [".*"]}})
+    with pytest.raises(StrategyError, match=r"nothing is left to train: 'freeze_modules'"):
+        everything.trainable(model(), context(tmp_path))
 
 
 def test_the_plan_counts_every_parameter_once() -> None:

@@ -305,7 +305,7 @@ def _print(models: list[ModelEvaluation], compared: ModelDifferences | None) -> 
 
     for one in models:
         scores = one.record.scores
-        print_table(score_table(scores.tasks), one.model)
+        print_table(score_table(one.scores), one.model)
         if scores.noise is not None:
             print_result(noise_sentence([scores.noise]))
         for name, task in one.record.tasks.items():

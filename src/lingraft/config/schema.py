@@ -257,13 +257,13 @@ def _spec_from_file_form(entry: Any) -> Any:
     raise ValueError(f"write a strategy as NAME or {{NAME: {{option: value}}}}, not {entry!r}")
 
 
-def _data_set(value: Any) -> Any:
-    return {"source": value} if isinstance(value, str) else value
-
-
 # A data set that is written as its source alone where the rest is default.
 _OptionalSource = Annotated[
-    DataSource | None, BeforeValidator(_data_set, json_schema_input_type=str | DataSource | None)
+    DataSource | None,
+    BeforeValidator(
+        lambda value: {"source": value} if isinstance(value, str) else value,
+        json_schema_input_type=str | DataSource | None,
+    ),
 ]
 
 

@@ -293,7 +293,7 @@ class ChatFormat:
                 )
 
     def _laid_out(self, messages: Sequence[Message], marked: str) -> tuple[str, list[Span | None]]:
-        """Return the text, with what it lacks put in, and of each answer the span.
+        """Return the text, with what is missing put in, and of each answer the span.
 
         None: the template writes it otherwise than an answer that is asked for, so the loss must not see it.
         """

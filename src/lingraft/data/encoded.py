@@ -34,7 +34,7 @@ Int32s = np.ndarray[tuple[int], np.dtype[np.int32]]
 Int64s = np.ndarray[tuple[int], np.dtype[np.int64]]
 Bools = np.ndarray[tuple[int], np.dtype[np.bool_]]
 
-_TOKENS_PER_BATCH = 2**19  # as many are in memory while a table is written
+_TOKENS_PER_BATCH = 2**18  # as many are in memory while a table is written
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +158,8 @@ class EncodedTable(RowSequence[EncodedExample]):
         self.replayed_rows = index.replayed_rows
         self.highest_token = index.highest_token
         self.content_hash = index.content_hash
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        batches = list(pa.ipc.open_stream(pa.BufferReader(pa.py_buffer(mapped))))
+        self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        batches = list(pa.ipc.open_stream(pa.BufferReader(pa.py_buffer(self._mapped))))
         self._chunks = [_Chunk(batch) for batch in batches]
         self._starts: list[int] = [0, *accumulate(batch.num_rows for batch in batches)]
 
@@ -193,7 +193,12 @@ class EncodedTable(RowSequence[EncodedExample]):
     @cached_property
     def lengths(self) -> Int32s:
         """Tokens of each row, [rows]; no row is read for it."""
-        return np.concatenate([np.zeros(0, np.int32), *(np.diff(one.offsets) for one in self._chunks)])
+        lengths = [np.zeros(0, np.int32)]
+        for number, chunk in enumerate(self._chunks):
+            lengths.append(np.diff(chunk.offsets))
+            if number % 64 == 0 and hasattr(mmap, "MADV_DONTNEED"):
+                self._mapped.madvise(mmap.MADV_DONTNEED)  # mapped pages count as memory of the process
+        return np.concatenate(lengths)
 
     def __len__(self) -> int:
         return self._starts[-1]

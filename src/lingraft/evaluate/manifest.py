@@ -1,11 +1,11 @@
 """What an evaluation asks and how, resolved before anything is asked: its manifest.
 
-A stage's fingerprint is made of it, not of options as they were written, so that a default written out, another order
-or another path to the same data stays the same evaluation, while what changes scores from outside of the study file
-(NLTK's sentence data, langdetect, the harness) does not. Scores are paired only where the same was asked (`asked`).
+A stage's fingerprint is made of it, not of options as they were written: a default written out, another order or
+another path to the same data is the same evaluation. Other sentence data of NLTK, another langdetect or another harness
+make another one. Scores are paired only where the same was asked (`asked`).
 
-Batch sizes and budgets of tokens are not in it: they change scores by rounding alone, as the machine does, and what
-that amounts to is measured by `repeats`. Prices and budgets of a judge change no verdict.
+Batch sizes are not in it, because they change scores by rounding alone (`repeats` measures that). Prices and budgets of
+a judge are not either.
 """
 
 from __future__ import annotations

@@ -116,16 +116,7 @@ def own_task(
     family: str | None = None,
     split: str = "report",
 ) -> ConfigurableTask:
-    """Return the harness task of a folder.
-
-    Args:
-        name: Of the folder.
-        language: BCP-47 tag.
-        data: A local file in the place of the hub's data set; None: the hub's.
-        limit: Documents; None: all.
-        max_new_tokens: Longest answer; None: the task's own.
-        family: Of worldbook.
-        split: Of worldbook.
+    """Return the harness task of a folder; for the options see `Options`, and `max_new_tokens` is the longest answer.
 
     Raises:
         EvaluationError: The task has nothing in this language, or a row cannot be read.

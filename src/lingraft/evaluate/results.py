@@ -1,6 +1,6 @@
 """What evaluations find, as frozen dataclasses: scores, differences, forgetting matrices, and how tasks were run.
 
-`scores`, `forgetting`, `noise` and `harness` make them, `records.to_json` writes them, the report reads them.
+`scores`, `forgetting`, `noise` and `running` make them, `records.to_json` writes them, the report reads them.
 Scores lie in [0, 1]; `low` and `high` are the ends of 95 % intervals, `n` counts items.
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,7 @@ class AdaptedReader:
     def __init__(self, folder: Path, base: str | None = None) -> None:
         self._folder = folder
         self._config = _read_config(folder)
-        named = base or self._config.get("base_model_name_or_path")
+        named = base or self._config.base
         if not named:
             raise ModelError(
                 f"{folder}: its {ADAPTER_CONFIG} names no base model; give it with --adapter-base."
@@ -196,12 +197,10 @@ class AdaptedReader:
         from peft.utils.other import get_pattern_key
 
         left, right = factors  # [out, r] and [r, in]
-        patterns: dict[str, float] = self._config.get("alpha_pattern") or {}
-        alpha = patterns.get(
-            get_pattern_key(patterns.keys(), name.removesuffix(".weight")), self._config["lora_alpha"]
-        )
+        alphas = self._config.alphas
+        alpha = alphas.get(get_pattern_key(alphas.keys(), name.removesuffix(".weight")), self._config.alpha)
         rank = left.shape[1]
-        left = left * (float(alpha) / (rank**0.5 if self._config.get("use_rslora") else rank))
+        left = left * (float(alpha) / (rank**0.5 if self._config.rank_stabilised else rank))
         row = 0
         for piece in self._without_factors(name, elements, rows):
             own = piece.view(-1, right.shape[1]).float()
@@ -313,7 +312,18 @@ class _Stored:
         self.factors = {module: (pair["B"], pair["A"]) for module, pair in found.items()}
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class _LoraConfig:
+    """What of an adapter's configuration decides its weights; `alphas` are those of modules, by pattern."""
+
+    base: str | None
+    alpha: float
+    alphas: dict[str, float]
+    rank_stabilised: bool
+
+
+def _read_config(folder: Path) -> _LoraConfig:
+    """Return a plain LoRA's configuration; refuse any other."""
     try:
         config = read_json(folder / ADAPTER_CONFIG)
         kind = config["peft_type"]
@@ -337,4 +347,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
             "are not in it. Merge it where it was trained, or convert it there with "
             "save_pretrained(..., path_initial_model_for_weight_conversion=...)."
         )
-    return dict(config)
+    return _LoraConfig(
+        base=config.get("base_model_name_or_path"),
+        alpha=float(config.get("lora_alpha", 8)),  # PEFT's default
+        alphas=config.get("alpha_pattern") or {},
+        rank_stabilised=bool(config.get("use_rslora")),
+    )

@@ -214,20 +214,32 @@ class TransformersGenerator:
             (token for one in prompts for token in one.ids), self._rows, self._tokenizer, "a prompt"
         )
         found: dict[int, Generated] = {}
+        pad = min(*ending.tokens, self._rows - 1)  # any id that the model knows, since the mask covers it
+        untyped: Any = self._model
         with torch.inference_mode(), nullcontext() if self._own_defaults else _own_defaults_off(self._model):
-            rows = self._begin(prompts, sampling, self._pad(ending))
+            rows = self._begin(prompts, sampling, pad)
             width = rows.ids.shape[1]
             while rows.places:
-                ids, has_ended = self._go_on(rows, width, sampling, ending)
+                ends = _Ends(self._tokenizer, ending, width, rows)
+                ids = untyped.generate(  # until enough of the rows have ended
+                    rows.ids,
+                    attention_mask=rows.mask,
+                    generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
+                        do_sample=False,
+                        max_new_tokens=max(rows.limits) - (rows.ids.shape[1] - width),
+                        eos_token_id=sorted(ending.tokens),
+                        pad_token_id=pad,
+                    ),
+                    logits_processor=_processors(sampling, rows.draws),
+                    stopping_criteria=StoppingCriteriaList([ends]),
+                    **({} if rows.cache is None else {"past_key_values": rows.cache}),
+                )
+                has_ended = ends.has_ended.tolist()
                 for row in (row for row, one in enumerate(has_ended) if one):
                     said = ids[row, width : width + rows.limits[row]].tolist()
                     found[rows.places[row]] = finished(said, ending, self._tokenizer)
                 rows = rows.without(has_ended, ids)
         return [found[place] for place in range(len(prompts))]
-
-    def _pad(self, ending: Ending) -> int:
-        """Return what fills rows: any id that the model knows, since the mask covers it."""
-        return min(*ending.tokens, self._rows - 1)
 
     def _begin(self, prompts: Sequence[TokenPrompt], sampling: Sampling, pad: int) -> _Rows:
         """Return the rows of a batch, with the keys and values of their prompts but for the last tokens."""
@@ -296,28 +308,6 @@ class TransformersGenerator:
                 use_cache=True,
             )
 
-    def _go_on(
-        self, rows: _Rows, width: int, sampling: Sampling, ending: Ending
-    ) -> tuple[torch.Tensor, list[bool]]:
-        """Generate until enough of the rows have ended; return all their tokens, and which have."""
-        config = GenerationConfig(  # type: ignore[no-untyped-call]
-            do_sample=False,
-            max_new_tokens=max(rows.limits) - (rows.ids.shape[1] - width),
-            eos_token_id=sorted(ending.tokens),
-            pad_token_id=self._pad(ending),
-        )
-        ends = _Ends(self._tokenizer, ending, width, rows)
-        model: Any = self._model
-        ids = model.generate(
-            rows.ids,
-            attention_mask=rows.mask,
-            generation_config=config,
-            logits_processor=_processors(sampling, rows.draws),
-            stopping_criteria=StoppingCriteriaList([ends]),
-            **({} if rows.cache is None else {"past_key_values": rows.cache}),
-        )
-        return ids, ends.has_ended.tolist()
-
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
@@ -369,7 +359,7 @@ def empty_cache(model: PreTrainedModel) -> DynamicCache | None:
 
 
 def takes_positions(model: PreTrainedModel) -> bool:
-    """Return whether tokens can be told where they stand, whatever padding is before them."""
+    """Return whether tokens can be given their positions, whatever padding is before them."""
     return "position_ids" in inspect.signature(model.forward).parameters
 
 

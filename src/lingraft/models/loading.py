@@ -79,7 +79,30 @@ def local_folder(name: str, *, trust_remote_code: bool = False) -> Path:
     folder = Path(name).expanduser()
     if folder.is_file():
         raise ModelError(f"{name}: is a file. Name the folder that holds config.json and safetensors.")
-    return folder if folder.is_dir() else _from_hub(name, trust_remote_code)
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = name.partition("@")
+    if not _HUB_ID.fullmatch(repository):
+        raise ModelError(
+            f"{name!r}: there is no such folder, and it is not a hub id (OWNER/NAME or OWNER/NAME@REVISION) "
+            "or `embedded:NAME`."
+        )
+    try:
+        fetched = snapshot_download(
+            repository,
+            revision=revision or None,
+            allow_patterns=[*_HUB_FILES, *(["*.py"] if trust_remote_code else [])],
+            ignore_patterns=list(_HUB_LEFT_OUT),
+        )
+    except Exception as error:  # hub, http and cache errors share no base class
+        raise ModelError(
+            f"{name}: there is no such folder, and it cannot be had from the Hugging Face hub ({in_one_line(error)}). "
+            "Check the id and the connection (HF_HUB_OFFLINE must not be set; gated models need a login), or give a "
+            "local folder with config.json and safetensors, or `embedded:smollm2-135m`."
+        ) from error
+    return Path(fetched)
 
 
 def load_model(
@@ -239,28 +262,3 @@ def model_content_hash(folder: Path) -> str:
     for path in sorted({path for pattern in _CONTENT_FILES for path in folder.glob(pattern)}):
         digest.update(f"{path.name}\0{hash_file(path)}\n".encode())
     return digest.hexdigest()
-
-
-def _from_hub(name: str, trust_remote_code: bool) -> Path:
-    from huggingface_hub import snapshot_download
-
-    repository, _, revision = name.partition("@")
-    if not _HUB_ID.fullmatch(repository):
-        raise ModelError(
-            f"{name!r}: there is no such folder, and it is not a hub id (OWNER/NAME or OWNER/NAME@REVISION) "
-            "or `embedded:NAME`."
-        )
-    try:
-        fetched = snapshot_download(
-            repository,
-            revision=revision or None,
-            allow_patterns=[*_HUB_FILES, *(["*.py"] if trust_remote_code else [])],
-            ignore_patterns=list(_HUB_LEFT_OUT),
-        )
-    except Exception as error:  # hub, http and cache errors share no base class
-        raise ModelError(
-            f"{name}: there is no such folder, and it cannot be had from the Hugging Face hub ({in_one_line(error)}). "
-            "Check the id and the connection (HF_HUB_OFFLINE must not be set; gated models need a login), or give a "
-            "local folder with config.json and safetensors, or `embedded:smollm2-135m`."
-        ) from error
-    return Path(fetched)

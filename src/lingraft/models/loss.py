@@ -167,7 +167,7 @@ def token_losses(
 
     The model gets no attention mask where it needs none: padding is on the right, so a causal model's real
     tokens never see it, and without a mask attention takes its fast causal path. Only a router's
-    load-balancing loss, which averages over tokens, is told which are real.
+    load-balancing loss, which averages over tokens, needs to know which are real.
 
     Args:
         model: A causal language model.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -69,6 +70,15 @@ def repeats(reader: WeightReader, one: str, other: str) -> bool:
     return all(first.dtype == second.dtype and torch.equal(first, second) for first, second in pairs)
 
 
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A tensor in a file: its type as the header names it, and where its bytes begin."""
+
+    type: str
+    shape: tuple[int, ...]
+    start: int
+
+
 class CheckpointReader:
     """The tensors of a folder's safetensors files, each read only when asked for.
 
@@ -85,7 +95,7 @@ class CheckpointReader:
     def __init__(self, folder: str | Path) -> None:
         self._folder = Path(folder)
         self._files: dict[str, Any] = {}
-        self._headers: dict[Path, tuple[int, dict[str, Any]]] = {}
+        self._headers: dict[Path, dict[str, _Entry]] = {}
         if (self.folder / INDEX_FILE).is_file():
             self._file_of = self._places_by_index()
         elif (self.folder / SINGLE_FILE).is_file():
@@ -140,10 +150,10 @@ class CheckpointReader:
         Raises:
             ModelError: There is no tensor of that name, or its type is unknown.
         """
-        path, entry, _ = self._entry(name)
-        if entry["dtype"] not in _TYPES:
-            raise ModelError(f"{path}: {name} is of type {entry['dtype']}, which cannot be read.")
-        return _TYPES[entry["dtype"]]
+        path, entry = self._entry(name)
+        if entry.type not in _TYPES:
+            raise ModelError(f"{path}: {name} is of type {entry.type}, which cannot be read.")
+        return _TYPES[entry.type]
 
     def tensor(self, name: str) -> torch.Tensor:
         """Return a tensor in the type it is stored in, on the CPU.
@@ -175,15 +185,15 @@ class CheckpointReader:
             ModelError: There is no tensor of that name, its type is unknown, or the file is cut off.
         """
         kind = self.kind(name)
-        path, entry, start = self._entry(name)
-        shape = entry["shape"]
+        path, entry = self._entry(name)
+        shape = entry.shape
         height = shape[0] if shape else 1
         width = math.prod(shape[1:])  # numbers in a row
         left = (height if rows is None else min(rows, height)) * width
         size = max(1, elements // max(1, width)) * width
         buffer = bytearray(min(size, left) * kind.itemsize)
         with path.open("rb", buffering=0) as file:
-            file.seek(start)
+            file.seek(entry.start)
             while left > 0:
                 numbers = min(size, left)
                 view = memoryview(buffer)[: numbers * kind.itemsize]
@@ -196,16 +206,20 @@ class CheckpointReader:
                 yield torch.frombuffer(view, dtype=kind)
                 left -= numbers
 
-    def _entry(self, name: str) -> tuple[Path, dict[str, Any], int]:
-        """Return a tensor's file, its entry in the header, and where its bytes begin; safe_open has checked them."""
+    def _entry(self, name: str) -> tuple[Path, _Entry]:
+        """Return a tensor's file and its entry in the header, which safe_open has checked."""
         self._in_file(name)
         path = self.folder / self._file_of[name]
         if path not in self._headers:
             with path.open("rb") as file:
                 length = int.from_bytes(file.read(8), "little")
-                self._headers[path] = (8 + length, json.loads(file.read(length)))
-        begin, header = self._headers[path]
-        return path, header[name], begin + int(header[name]["data_offsets"][0])
+                header = json.loads(file.read(length))
+            header.pop("__metadata__", None)
+            self._headers[path] = {
+                one: _Entry(own["dtype"], tuple(own["shape"]), 8 + length + own["data_offsets"][0])
+                for one, own in header.items()
+            }
+        return path, self._headers[path][name]
 
     def _places_by_index(self) -> dict[str, str]:
         index = self.folder / INDEX_FILE

@@ -227,10 +227,7 @@ class ModelWeights:
             found |= dict.fromkeys(part.parameters, part)
         buffers = {name for name, _ in model.named_buffers()}
         self._parts = {name: part for name, part in found.items() if name not in buffers}
-        self._tie(model)
-
-    def _tie(self, model: Any) -> None:
-        """Give what is tied one name, wherever of the two it is stored; what differs keeps both."""
+        # What is tied gets one name, wherever of the two it is stored; what differs keeps both.
         first_names: dict[int, str] = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):
             own = first_names.setdefault(id(parameter), name)

@@ -45,7 +45,7 @@ def task_difference_table(differences: Mapping[str, TaskDifference]) -> Table:
             "difference", "second model - first, on the same items; an arrow where the interval excludes 0"
         ),
         Column("95 % interval", "of the difference"),
-        Column("detectable", "minimum detectable effect: the smallest true difference found with 80 % power"),
+        Column("minimum detectable effect", "the smallest true difference that is found with 80 % power"),
     )
     rows = []
     for name, one in differences.items():

@@ -17,7 +17,6 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from lingraft.data.example import Example, Origin
-from lingraft.errors import StrategyError
 from lingraft.models.layers import layer_of, module_type_of, tied_parameters
 from lingraft.records import fingerprint_of
 
@@ -318,26 +317,6 @@ def freeze_plan(model: PreTrainedModel, trainable: Collection[str]) -> tuple[Fre
             )
         )
     return tuple(rows)
-
-
-def check_plan(
-    model: PreTrainedModel, trainable: Collection[str], strategies: str = "the strategies together"
-) -> None:
-    """Refuse a plan that trains nothing.
-
-    Args:
-        model: The model, wrapped.
-        trainable: Names of the parameters that train.
-        strategies: Whose plan it is, for the message.
-
-    Raises:
-        StrategyError: No parameter of the model is left to train.
-    """
-    if not any(name in trainable for name, _ in model.named_parameters()):
-        raise StrategyError(
-            f"nothing is left to train: {strategies} would freeze every parameter. Lower a `share`, or leave a "
-            "strategy out."
-        )
 
 
 def count_masked(

@@ -69,23 +69,41 @@ def calibration_of(
         ModelError: There is no old English, and the model's chat template has no user turn to write prompts from.
     """
     source = "phase_one" if context.previous_data else "english" if context.english else "self"
+    max_length = at_most(
+        _MAX_LENGTH, context_length(context.previous, trust_remote_code=context.trust_remote_code)
+    )
+    found: list[EncodedExample] = []
     if source == "self":
-        found = _own_rows(tokenizer, context, tokens)
+        from lingraft.models.generation import Sampling
+        from lingraft.strategies.replay_rows import ReplaySettings, make_replay
+
+        settings = ReplaySettings(  # the same for every strategy of a run, so that all take the same rows
+            # At temperature 1: Fisher information is an expectation over the model's own distribution.
+            Sampling(temperature=1.0, max_new_tokens=_OWN_ANSWER),
+            context.seed_of("calibration"),
+            context.compute,
+            trust_remote_code=context.trust_remote_code,
+        )
+        wanted = max(1, tokens // _OWN_ANSWER)
+        is_done = False
+        while not is_done:
+            made = make_replay(
+                context.previous, wanted, settings, context.cache, on_progress=context.on_progress
+            )
+            found = _up_to(tokens, made.examples, tokenizer, max_length)
+            is_done = sum(len(one.input_ids) for one in found) >= tokens or len(made.examples) < wanted
+            wanted *= 2  # those that there are already are read, not made again
     else:
         rows = context.old_english
         order = context.generator(f"{kind} calibration").permutation(len(rows))
         chosen = select(tuple(rows) if isinstance(rows, list) else rows, order)
-        found = _up_to(tokens, chosen, tokenizer, _max_length(context))
+        found = _up_to(tokens, chosen, tokenizer, max_length)
     if not found:
         raise StrategyError(
             f"{kind!r}: no row ({source}) can be looked at: none has an answer that survives the chat template. Give "
             "the data set `english: SOURCE`, or leave the strategy out."
         )
     return Calibration(tuple(found), source)
-
-
-def _max_length(context: Context) -> int:
-    return at_most(_MAX_LENGTH, context_length(context.previous, trust_remote_code=context.trust_remote_code))
 
 
 def _up_to(
@@ -102,26 +120,3 @@ def _up_to(
         if held >= tokens:
             break
     return found
-
-
-def _own_rows(tokenizer: PreTrainedTokenizerBase, context: Context, tokens: int) -> list[EncodedExample]:
-    """Let the model write rows until they hold `tokens` tokens; every strategy of a run takes the same ones.
-
-    Answers are drawn at temperature 1: Fisher information is an expectation over the model's own distribution.
-    """
-    from lingraft.models.generation import Sampling
-    from lingraft.strategies.replay_rows import ReplaySettings, make_replay
-
-    settings = ReplaySettings(
-        Sampling(temperature=1.0, max_new_tokens=_OWN_ANSWER),
-        context.seed_of("calibration"),
-        context.compute,
-        trust_remote_code=context.trust_remote_code,
-    )
-    wanted = max(1, tokens // _OWN_ANSWER)
-    while True:
-        made = make_replay(context.previous, wanted, settings, context.cache, on_progress=context.on_progress)
-        found = _up_to(tokens, made.examples, tokenizer, _max_length(context))
-        if sum(len(one.input_ids) for one in found) >= tokens or len(made.examples) < wanted:
-            return found
-        wanted *= 2  # those that there are already are read, not made again

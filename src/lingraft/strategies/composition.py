@@ -14,7 +14,7 @@ from lingraft.config.schema import MIXED, PLAIN, StrategyChoice
 from lingraft.data.example import Example
 from lingraft.errors import ConfigError, StrategyError, did_you_mean
 from lingraft.registry import Registry
-from lingraft.strategies.base import Context, Mix, Need, Strategy, Swept, TrainingRules, check_plan
+from lingraft.strategies.base import Context, Mix, Need, Strategy, Swept, TrainingRules
 from lingraft.strategies.lora import merge
 
 if TYPE_CHECKING:
@@ -95,11 +95,15 @@ class Composition:
         for part in self.parts:
             allowed = part.trainable(model, context)
             names = names if allowed is None else names & allowed
-        check_plan(model, names, repr(self.label))
+        if not names:
+            raise StrategyError(
+                f"nothing is left to train: {self.label!r} would freeze every parameter. Lower a `share`, or leave a "
+                "strategy out."
+            )
         return names
 
     def check(self, names: Collection[str]) -> None:
-        """Refuse a model that lacks what any of them names."""
+        """Refuse a model in which what any of them names is missing."""
         for part in self.parts:
             part.check(names)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from lingraft.errors import ConfigError
 from lingraft.evaluate.common_items import common_items
 from lingraft.evaluate.predictions import Prediction, read_predictions
-from lingraft.evaluate.results import EvaluationRecord, TaskDifference
+from lingraft.evaluate.results import EvaluationRecord, TaskDifference, TaskScore
 from lingraft.evaluate.scores import task_differences
 from lingraft.evaluate.task_runs import SEEDS
 from lingraft.models.adapters import ADAPTER_CONFIG
@@ -33,6 +33,9 @@ from lingraft.study.stages.evaluate import (
     recorded,
 )
 from lingraft.study.store import RECORD
+
+FORMAT = 2
+"""Of what `lingraft evaluate` prints and records of a model; without one it is 1, of earlier versions."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +53,19 @@ class ModelEvaluation:
     predictions: tuple[Prediction, ...]
 
     @property
+    def scores(self) -> dict[str, TaskScore]:
+        """By task and language, in the order in which they were run."""
+        names = dict.fromkeys(f"{one.task}/{one.language}" for one in self.predictions)
+        return {name: self.record.scores.tasks[name] for name in names}
+
+    @property
     def not_run(self) -> dict[str, str]:
         """By task and language, why it was not run."""
         return self.record.not_run | self.record.no_room
 
     def to_json(self) -> dict[str, Json]:
         """Return what `lingraft evaluate` prints and records of the model."""
-        return {**to_json(self.record), "seeds": SEEDS | {"bootstrap": 0}}
+        return {"format": FORMAT, **to_json(self.record), "seeds": SEEDS | {"bootstrap": 0}}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The units in which a text is scored: words, and characters or syllables in scripts that write no spaces.
 
-Lowest part of text scoring: `summarisation` and `question_answering` compare units, never raw text. What a unit is
-depends on the script of each character, not on the language, so that an English name in a Thai answer stays a word.
+Lowest part of text scoring: `evaluate.tasks` compares units, never raw text. What a unit is depends on the
+script of each character, not on the language, so that an English name in a Thai answer stays a word.
 """
 
 from __future__ import annotations

@@ -110,16 +110,15 @@ def train_phase(
 ) -> PhaseOutcome:
     """Train `model` in place on `encoded`, and leave it in eval mode with float32 weights.
 
-    The order of the data depends on the arguments and `seed` alone, and so, on the CPU of one machine and with one
-    number of processes, does every bit of the result, also when an interrupted run is continued.
-
-    Started by torchrun (see `train.processes`), the processes share each batch's rows between them.
+    The arguments alone decide the order of the data, and so, on the CPU of one machine and with one number of
+    processes, every bit of the result, also when an interrupted run is continued. Processes that torchrun started
+    share each batch's rows.
 
     Args:
         model: float32 weights.
         tokenizer: Gives the id that fills rows.
-        encoded: The examples; order does not matter to what is learned together, only to which row is which.
-        training: Every option is honoured; `precision: auto` is resolved for this machine.
+        encoded: The examples.
+        training: `precision: auto` is resolved for this machine.
         trainable: Names from `model.named_parameters()`; all others are frozen, and verified to be bit for bit
             the same afterwards. A tied head has no name of its own: it goes with the embedding.
         folder: Where `folder/trainer` holds checkpoints while the phase runs (`training.save_every`). One that an
@@ -172,7 +171,17 @@ def train_phase(
             seed,
             table.content_hash,
             [state.num_processes, sharded],  # the two kinds of checkpoint differ
-            _content_of_rules(rules),
+            # Penalties on outputs are known by the stage alone.
+            {name: _sampled(mask) for name, mask in rules.frozen_mask.items()},
+            dict(rules.learning_rates),
+            [
+                [
+                    anchor.strength,
+                    {name: _sampled(own) for name, own in (anchor.importance or {}).items()},
+                    sorted(anchor.names or ()),
+                ]
+                for anchor in rules.anchors
+            ],
         ]
         _keep_checkpoints_of(fingerprint_of(parts), workplace)
     state.wait_for_everyone()
@@ -258,22 +267,6 @@ def _sampled(tensor: Tensor) -> str:
     flat = tensor.detach().reshape(-1)
     sample = flat[:: max(1, -(-flat.numel() // _SAMPLED))]
     return hashlib.sha256(sample.float().cpu().numpy().tobytes()).hexdigest()
-
-
-def _content_of_rules(rules: TrainingRules) -> list[object]:
-    """Return what of the rules a checkpoint must agree on; penalties on outputs are known by the stage alone."""
-    return [
-        {name: _sampled(mask) for name, mask in rules.frozen_mask.items()},
-        dict(rules.learning_rates),
-        [
-            {
-                "strength": anchor.strength,
-                "importance": {name: _sampled(own) for name, own in (anchor.importance or {}).items()},
-                "names": sorted(anchor.names or ()),
-            }
-            for anchor in rules.anchors
-        ],
-    ]
 
 
 def _keep_checkpoints_of(phase: str, workplace: Path) -> None:

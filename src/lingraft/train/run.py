@@ -88,7 +88,7 @@ def train_task(
         on_progress: Called after every optimiser step.
 
     Raises:
-        LingraftError: The model lacks what a strategy names, or what `train_phase` raises.
+        LingraftError: What a strategy names is missing in the model, or what `train_phase` raises.
     """
     composition = build(task.choice)
     context = Context(
