@@ -25,7 +25,7 @@ def check_names(study: Study, base_folder: Path) -> None:
 
 
 def name_problems(study: Study, base_folder: Path) -> list[str]:
-    """Return every unknown strategy, option, measure, task, suite and tracker, and what strategies and measures lack.
+    """Return every unknown strategy, option, measure, task, suite and tracker, and the needs that are not met.
 
     Nothing is read but local files that tasks are named by. Each problem is one line, or a few, that begin with the
     place.
@@ -96,7 +96,7 @@ def missing_of(study: Study, cell: Cell, index: int, composition: Composition) -
         return []
     has_phase_one = study.phases[0].checkpoint is not None or index > 0
     known_phase_one = study.phases[0].checkpoint is None and index > 0
-    lacks = {
+    is_missing = {
         "base": study.model is None or not has_phase_one,
         "previous": not has_phase_one,
         "previous_data": not known_phase_one,
@@ -109,7 +109,7 @@ def missing_of(study: Study, cell: Cell, index: int, composition: Composition) -
         "english": "needs the set's English parallel: give the data set `english: SOURCE`, or replay what else there "
         "is (english_replay: `from: phase_one`; generative_replay: `prompts: phase_one` or `self`)",
     }
-    return [f"{advice[need]}." for need in sorted(composition.needs) if lacks[need]]
+    return [f"{advice[need]}." for need in sorted(composition.needs) if is_missing[need]]
 
 
 def _tracker_problems(study: Study) -> Iterator[str]:

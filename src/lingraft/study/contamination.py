@@ -1,4 +1,4 @@
-"""How much of a study's evaluation stands in its training rows, told before anything is trained."""
+"""How much of a study's evaluation stands in its training rows, reported before anything is trained."""
 
 from __future__ import annotations
 
