@@ -78,7 +78,7 @@ _BOUNDS = {
     "han": (r"(?<![\u3005\u3400-\u4dbf\u4e00-\u9fff])", r"(?![\u3005\u3400-\u4dbf\u4e00-\u9fff])"),
     "katakana": (r"(?<![\u30a1-\u30fa\u30fc])", r"(?![\u30a1-\u30fa\u30fc])"),
     "hiragana": ("", ""),
-    # Thai words cannot be told apart without a dictionary; at least no syllable is cut, and short ones stand alone.
+    # Thai words cannot be separated without a dictionary; at least no syllable is cut, and short ones stand alone.
     "thai": (r"(?<![\u0e40-\u0e44])", r"(?![\u0e30-\u0e3a\u0e45\u0e47-\u0e4e])"),
     "short thai": (rf"(?:(?<![{THAI}]){_THAI_BEFORE})", rf"(?:(?![{THAI}]){_THAI_AFTER})"),
     "other": (r"(?<!\w)", r"(?!\w)"),
