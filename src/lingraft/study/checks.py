@@ -25,7 +25,7 @@ def check_names(study: Study, base_folder: Path) -> None:
 
 
 def name_problems(study: Study, base_folder: Path) -> list[str]:
-    """Return every unknown strategy, option, measure, task, suite and tracker, and what strategies and measures lack.
+    """Return every unknown strategy, option, measure, task, suite and tracker, and the needs that are not met.
 
     Nothing is read but local files that tasks are named by. Each problem is one line, or a few, that begin with the
     place.
@@ -34,12 +34,32 @@ def name_problems(study: Study, base_folder: Path) -> list[str]:
         study: The study; what `config.checks` refuses may be wrong with it.
         base_folder: What the paths of YAML tasks and data files are relative to.
     """
-    return [
-        *_strategy_problems(study),
-        *_measure_problems(study),
-        *_task_problems(study, base_folder),
-        *_tracker_problems(study),
-    ]
+    problems = [*_strategy_problems(study)]
+    measures = []
+    for place, name in enumerate(study.measures):
+        if name in REGISTRY:
+            measures.append(REGISTRY.get(name)())
+        else:
+            problems.append(f"measures[{place}]: {name!r} is not a measure. {did_you_mean(name, REGISTRY)}")
+    for measure in measures:
+        problems += measure.check(study)
+    if study.prompts and not any(measure.reads_prompts for measure in measures):
+        problems.append(
+            "prompts: no measure of the study reads them; add drift to `measures`, or remove them."
+        )
+    tasks = {
+        "task_ability": study.evaluate.task_ability,
+        "language_ability": study.evaluate.language_ability,
+    }
+    unknown = unknown_tasks((one.task for entries in tasks.values() for one in entries), base_folder)
+    for ability, entries in tasks.items():
+        for place, entry in enumerate(entries):
+            problem = unknown.get(entry.task)
+            if problem is None and entry.data is not None and not (base_folder / entry.data).is_file():
+                problem = f"there is no file {entry.data}."
+            if problem is not None:
+                problems.append(f"evaluate.{ability}[{place}]: {entry.task}: {problem}")
+    return [*problems, *_tracker_problems(study)]
 
 
 def place_of(step: PathStep) -> str:
@@ -76,7 +96,7 @@ def missing_of(study: Study, cell: Cell, index: int, composition: Composition) -
         return []
     has_phase_one = study.phases[0].checkpoint is not None or index > 0
     known_phase_one = study.phases[0].checkpoint is None and index > 0
-    lacks = {
+    is_missing = {
         "base": study.model is None or not has_phase_one,
         "previous": not has_phase_one,
         "previous_data": not known_phase_one,
@@ -89,32 +109,7 @@ def missing_of(study: Study, cell: Cell, index: int, composition: Composition) -
         "english": "needs the set's English parallel: give the data set `english: SOURCE`, or replay what else there "
         "is (english_replay: `from: phase_one`; generative_replay: `prompts: phase_one` or `self`)",
     }
-    return [f"{advice[need]}." for need in sorted(composition.needs) if lacks[need]]
-
-
-def _measure_problems(study: Study) -> Iterator[str]:
-    known = []
-    for place, name in enumerate(study.measures):
-        if name in REGISTRY:
-            known.append(REGISTRY.get(name)())
-        else:
-            yield f"measures[{place}]: {name!r} is not a measure. {did_you_mean(name, REGISTRY)}"
-    for measure in known:
-        yield from measure.check(study)
-    if study.prompts and not any(measure.reads_prompts for measure in known):
-        yield "prompts: no measure of the study reads them; add drift to `measures`, or remove them."
-
-
-def _task_problems(study: Study, base_folder: Path) -> Iterator[str]:
-    evaluation = study.evaluate
-    lists = {"task_ability": evaluation.task_ability, "language_ability": evaluation.language_ability}
-    unknown = unknown_tasks((one.task for entries in lists.values() for one in entries), base_folder)
-    for ability, entries in lists.items():
-        for place, entry in enumerate(entries):
-            if entry.task in unknown:
-                yield f"evaluate.{ability}[{place}]: {entry.task}: {unknown[entry.task]}"
-            elif entry.data is not None and not (base_folder / entry.data).is_file():
-                yield f"evaluate.{ability}[{place}]: {entry.task}: there is no file {entry.data}."
+    return [f"{advice[need]}." for need in sorted(composition.needs) if is_missing[need]]
 
 
 def _tracker_problems(study: Study) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""How much of a study's evaluation stands in its training rows, told before anything is trained."""
+"""How much of a study's evaluation stands in its training rows, reported before anything is trained."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lingraft.config.schema import PhaseData, Study
 from lingraft.contamination.items import evaluation_texts
-from lingraft.contamination.overlap import CHARACTERS, WORDS, TaskOverlap, overlap
+from lingraft.contamination.overlap import CHARACTERS, WORDS, overlap
 from lingraft.data.example import Example
 from lingraft.data.worldbook import VERSION as WORLDBOOK_VERSION
 from lingraft.evaluate.loading import task_identities
@@ -19,7 +19,7 @@ from lingraft.study.result import Contamination
 from lingraft.study.stages.evaluate import EVALUATION_SPLIT
 from lingraft.study.store import Store
 
-_TOLD_EVERY = 1000  # rows
+_REPORTED_EVERY = 1000  # rows
 
 
 def tell_contamination(
@@ -36,13 +36,32 @@ def tell_contamination(
     if path.is_file():
         found = from_json(Contamination, read_json(path))
     else:
-        found = _measured(study, materials, base_folder, watcher)
+        asked = evaluation_texts(
+            study.evaluate, languages=materials.languages, split=EVALUATION_SPLIT, base_folder=base_folder
+        )
+
+        def rows() -> Iterator[Example]:
+            for number, row in enumerate(training_rows(study, materials)):
+                if number % _REPORTED_EVERY == 0:
+                    watcher.preparing("contamination", number, 0)
+                yield row
+
+        found = Contamination(
+            words=WORDS,
+            characters=CHARACTERS,
+            tasks=dict(sorted(overlap(asked.texts, rows()).items())),
+            unread=tuple(asked.unread),
+        )
         if not found.unread:
             path.parent.mkdir(exist_ok=True)
             write_json_atomically(path, to_json(found))
     for task, one in found.tasks.items():
         if one.contaminated > study.contamination:
-            watcher.noted(_warning(task, one))
+            worst = one.worst[0]
+            watcher.noted(
+                f"{task}: {one.contaminated:.1%} of its {one.items} items stand in the training rows, such as "
+                f"{worst.item} in {worst.row}: its score tells what was seen, not what was learned."
+            )
     for reason in found.unread:
         watcher.noted(f"contamination: {reason}")
     return found
@@ -69,26 +88,6 @@ def _with_english(study: Study, materials: Materials) -> Iterator[tuple[PhaseDat
                 yield source, data, english
 
 
-def _measured(study: Study, materials: Materials, base_folder: Path, watcher: Watcher) -> Contamination:
-    asked = evaluation_texts(
-        study.evaluate, languages=materials.languages, split=EVALUATION_SPLIT, base_folder=base_folder
-    )
-    rows = _told(training_rows(study, materials), watcher)
-    return Contamination(
-        words=WORDS,
-        characters=CHARACTERS,
-        tasks=dict(sorted(overlap(asked.texts, rows).items())),
-        unread=tuple(asked.unread),
-    )
-
-
-def _told(rows: Iterator[Example], watcher: Watcher) -> Iterator[Example]:
-    for number, row in enumerate(rows):
-        if number % _TOLD_EVERY == 0:
-            watcher.preparing("contamination", number, 0)
-        yield row
-
-
 def _fingerprint(study: Study, materials: Materials, base_folder: Path) -> str:
     english = [[data.identity, own.identity] for _, data, own in _with_english(study, materials)]
     return fingerprint_of(
@@ -102,12 +101,4 @@ def _fingerprint(study: Study, materials: Materials, base_folder: Path) -> str:
             "libraries": libraries(("lingraft", "lm-eval")),
         }
         | ({"english": english} if english else {})
-    )
-
-
-def _warning(task: str, found: TaskOverlap) -> str:
-    worst = found.worst[0]
-    return (
-        f"{task}: {found.contaminated:.1%} of its {found.items} items stand in the training rows, such as "
-        f"{worst.item} in {worst.row}: its score tells what was seen, not what was learned."
     )

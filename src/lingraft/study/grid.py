@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
@@ -49,53 +49,49 @@ def trained_phases(study: Study) -> tuple[Phase, ...]:
 
 
 def cells_of(study: Study) -> tuple[Cell, ...]:
-    """Return the study's cells in the order of the file, seed by seed."""
-    paths = list(study.paths) if study.paths else list(_full_product(study))
-    named = _phases_to_name(paths)
-    return tuple(
-        Cell(steps=path, seed=seed, data=_data_label(study, path), strategy=_strategy_label(path, named))
-        for seed in study.seeds
+    """Return the study's cells in the order of the file, seed by seed.
+
+    A cell is called by its last phase's set and strategy: after the sets of earlier phases that have several to choose
+    from, and after the strategies of earlier phases in which some cell's is not plain.
+    """
+    paths = study.paths or tuple(_full_product(study))
+    phases = trained_phases(study)
+    named = {
+        place
         for path in paths
-    )
+        if not path[-1].strategy.is_mixed
+        for place, step in enumerate(path[:-1])
+        if step.strategy.label != PLAIN
+    }
+    cells = []
+    for seed in study.seeds:
+        for path in paths:
+            *earlier, last = path
+            data = [step.data for step, phase in zip(earlier, phases, strict=False) if len(phase.data) > 1]
+            strategies = [step.strategy.label for place, step in enumerate(earlier) if place in named]
+            if last.strategy.is_mixed:
+                strategies = []
+            label = " > ".join([*strategies, last.strategy.label])
+            cells.append(Cell(steps=path, seed=seed, data=" > ".join([*data, last.data]), strategy=label))
+    return tuple(cells)
 
 
 def _full_product(study: Study) -> Iterator[tuple[PathStep, ...]]:
+    """Yield every path through the trained phases' sets and strategies."""
+    plain = StrategyChoice(parts=(StrategySpec(kind=PLAIN),))
+    steps = []
+    for phase in trained_phases(study):
+        own = []
+        for name, data in phase.data.items():
+            choices = (*phase.strategies, *data.strategies) or (plain,)
+            for one in swept(choices, f"phase {phase.name!r}, data {name!r}"):
+                own.append(PathStep(phase=phase.name, data=name, strategy=one))
+        steps.append(own)
     united: set[tuple[tuple[str, ...], str]] = set()
-    for path in product(*(tuple(_steps_of(phase)) for phase in trained_phases(study))):
+    for path in product(*steps):
         if path[-1].strategy.is_mixed:
             union = (tuple(step.data for step in path), path[-1].strategy.label)
             if union in united:
                 continue  # a mixed cell trains one phase: the earlier phases' strategies make no difference
             united.add(union)
         yield path
-
-
-def _steps_of(phase: Phase) -> Iterator[PathStep]:
-    plain = StrategyChoice(parts=(StrategySpec(kind=PLAIN),))
-    for name, data in phase.data.items():
-        choices = (*phase.strategies, *data.strategies) or (plain,)
-        for one in swept(choices, f"phase {phase.name!r}, data {name!r}"):
-            yield PathStep(phase=phase.name, data=name, strategy=one)
-
-
-def _data_label(study: Study, path: tuple[PathStep, ...]) -> str:
-    """Name the last phase's set, after those of earlier phases where these have several to choose from."""
-    phases = trained_phases(study)
-    earlier = [step.data for step, phase in zip(path[:-1], phases, strict=False) if len(phase.data) > 1]
-    return " > ".join([*earlier, path[-1].data])
-
-
-def _phases_to_name(paths: Sequence[tuple[PathStep, ...]]) -> set[int]:
-    """Return the phases before the last whose strategy is not plain throughout, and so belongs in names."""
-    chains = [path for path in paths if not path[-1].strategy.is_mixed]
-    labels = [(index, step.strategy.label) for path in chains for index, step in enumerate(path[:-1])]
-    return {index for index, label in labels if label != PLAIN}
-
-
-def _strategy_label(path: tuple[PathStep, ...], named: set[int]) -> str:
-    """Name the last phase's strategy, after those of earlier phases where these are told apart by them."""
-    last = path[-1].strategy
-    if last.is_mixed:
-        return last.label
-    earlier = [step.strategy.label for index, step in enumerate(path[:-1]) if index in named]
-    return " > ".join([*earlier, last.label])

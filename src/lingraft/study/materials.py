@@ -245,7 +245,7 @@ def _turns(example: Example) -> str:
 
 
 def gather(study: Study, base_folder: Path, watcher: Watcher | None = None) -> Materials:
-    """Read, find and build all that `study` needs; `watcher` is told how far the data are read.
+    """Read, find and build all that `study` needs; `watcher` receives how far the data are read.
 
     Raises:
         ConfigError: A strategy names parts that the model does not have, or a language is unknown; all such problems

@@ -53,7 +53,7 @@ class Prepared:
             self.materials.languages,
             self.materials.held_out,
             base_folder=base_folder,
-            cache=store.cache,
+            cache=store.cache if store.stages.is_dir() else None,  # no run folder is made for a plan alone
         )
         return plan_study(self.study, self.materials, asked, processes)
 

@@ -15,9 +15,9 @@ import gc
 import shutil
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -28,6 +28,21 @@ from lingraft.stage import FinishedStage, StageSpec, Work
 RECORD = "record.json"
 TIMING = "timing.json"
 _UNLISTED = (RECORD, TIMING, "trackers")  # trackers write times, which two equal runs do not share
+
+
+@dataclass(frozen=True, slots=True)
+class Artefact:
+    """A file that a stage left, as its record lists it.
+
+    Attributes:
+        bytes: Its size.
+        sha256: Its hash.
+        discarded: Whether `keep` deleted it.
+    """
+
+    bytes: int
+    sha256: str
+    discarded: bool = False
 
 
 class Store:
@@ -67,7 +82,7 @@ class Store:
             if found is None:
                 return None
             self._done[stage.fingerprint] = found
-        if with_artefacts and any(entry["discarded"] for entry in _artefacts(found.folder).values()):
+        if with_artefacts and any(one.discarded for one in _artefacts(found.folder).values()):
             return None
         return found
 
@@ -113,12 +128,11 @@ class Store:
     def discard(self, stage: StageSpec) -> None:
         """Delete a finished stage's artefacts but keep its record, which says that they were discarded."""
         folder = self.folder_of(stage)
-        record = read_json(folder / RECORD)
-        if not all(entry["discarded"] for entry in record["artefacts"].values()):
-            for entry in record["artefacts"].values():
-                entry["discarded"] = True
-            write_json_atomically(folder / RECORD, record)
-        for name in record["artefacts"]:
+        artefacts = _artefacts(folder)
+        if not all(one.discarded for one in artefacts.values()):
+            gone = {name: asdict(replace(one, discarded=True)) for name, one in artefacts.items()}
+            write_json_atomically(folder / RECORD, read_json(folder / RECORD) | {"artefacts": gone})
+        for name in artefacts:
             (folder / name).unlink(missing_ok=True)
 
     def folder_of(self, stage: StageSpec) -> Path:
@@ -127,25 +141,19 @@ class Store:
 
 
 def _finish(
-    stage: StageSpec, folder: Path, work: Callable[[Path], Work], before: dict[str, dict[str, Any]]
+    stage: StageSpec, folder: Path, work: Callable[[Path], Work], before: Mapping[str, Artefact]
 ) -> FinishedStage:
     """Do the work and write the record; `before` are the artefacts of the discarded one that is made again."""
     started = time.monotonic()
     done = work(folder)
     artefacts = {
-        str(path.relative_to(folder)): {
-            "bytes": path.stat().st_size,
-            "sha256": hash_file(path),
-            "discarded": False,
-        }
+        str(path.relative_to(folder)): Artefact(path.stat().st_size, hash_file(path))
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.relative_to(folder).parts[0] not in _UNLISTED
     }
     timing = {"seconds": time.monotonic() - started, **done.timing}
     changed = [
-        name
-        for name in before
-        if name not in artefacts or artefacts[name]["sha256"] != before[name]["sha256"]
+        name for name in before if name not in artefacts or artefacts[name].sha256 != before[name].sha256
     ]
     if changed:  # on other threads, another device or another number of processes
         timing["remade_otherwise"] = changed
@@ -155,7 +163,7 @@ def _finish(
         "fingerprint": stage.fingerprint,
         "inputs": stage.inputs,
         "result": done.result,
-        "artefacts": artefacts,
+        "artefacts": {name: asdict(one) for name, one in artefacts.items()},
     }
     write_json_atomically(folder / RECORD, record)
     return FinishedStage(stage.kind, stage.fingerprint, folder, done.result, timing, reused=False)
@@ -174,9 +182,8 @@ def _release(error: BaseException) -> None:
     gc.collect()
 
 
-def _artefacts(folder: Path) -> dict[str, dict[str, Any]]:
-    artefacts: dict[str, dict[str, Any]] = read_json(folder / RECORD)["artefacts"]
-    return artefacts
+def _artefacts(folder: Path) -> dict[str, Artefact]:
+    return {name: Artefact(**one) for name, one in read_json(folder / RECORD)["artefacts"].items()}
 
 
 def _read_stage(stage: StageSpec, folder: Path) -> FinishedStage | None:
@@ -186,10 +193,10 @@ def _read_stage(stage: StageSpec, folder: Path) -> FinishedStage | None:
         timing = read_json(folder / TIMING)
     except (FileNotFoundError, ValueError):
         return None
-    for name, entry in record["artefacts"].items():
-        if entry["discarded"]:
-            continue
+    for name, one in _artefacts(folder).items():
         path = folder / name
-        if not path.is_file() or path.stat().st_size != entry["bytes"] or hash_file(path) != entry["sha256"]:
+        if not one.discarded and not (
+            path.is_file() and path.stat().st_size == one.bytes and hash_file(path) == one.sha256
+        ):
             return None
     return FinishedStage(stage.kind, stage.fingerprint, folder, record["result"], timing, reused=True)

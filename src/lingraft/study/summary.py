@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -157,8 +157,7 @@ class Summary:
         forgetting = forgetting_of(self._study, self._materials, cell, ends, base)
         for problem in () if forgetting.ability is None else forgetting.ability.not_paired.values():
             note(f"{cell.label}: the base model stands in no matrix of abilities: {problem}")
-        measured = self._measured(planned)
-        phases = tuple(self._phase(one, own) for one, own in zip(planned.phases, measured, strict=True))
+        phases = tuple(self._phase(planned, number) for number in range(len(planned.phases)))
         own_stages: dict[str, StageSpec] = {
             one.fingerprint: one for one in (last.train, last.made, last.evaluate)
         }
@@ -185,29 +184,33 @@ class Summary:
             seconds=sum(self._done(one).seconds for one in own_stages.values()),
         )
 
-    def _phase(self, phase: PlannedPhase, measured: Mapping[str, Measured]) -> PhaseResult:
-        """Return what was found of one trained phase."""
-        trained = self._done(phase.train).result
-        counts = {key: value for key, value in trained.items() if key not in ("losses", "plan")}
+    def _phase(self, planned: PlannedCell, number: int) -> PhaseResult:
+        """Return what was found of a cell's `number`-th trained phase."""
+        phase: PlannedPhase = planned.phases[number]
+        measures = {}
+        for measure in self._plan.measures:
+            taken = planned.measures[measure.name][number]
+            found = {place: measure.found(self._done(one)) for place, one in taken.stages.items()}
+            measures[measure.name] = Measured(found, taken.reason)
+        trained = self._done(phase.train)
+        counts = {key: value for key, value in trained.result.items() if key not in ("losses", "plan")}
+        try:
+            training = from_json(TrainingCounts, counts)
+        except ValueError as error:
+            raise LingraftError(
+                f"{trained.folder}: was recorded by another version of lingraft ({error}); run the study anew, under "
+                "another name."
+            ) from None
         return PhaseResult(
             phase=phase.step.phase,
             data=phase.step.data,
             strategy=phase.step.strategy.label,
             options=options_of(phase.step.strategy),
-            measures=dict(measured),
+            measures=measures,
             scores=recorded(self._done(phase.evaluate)).scores,
-            training=from_json(TrainingCounts, counts),
-            losses=tuple((step, loss) for step, loss in trained["losses"]),
+            training=training,
+            losses=tuple((step, loss) for step, loss in trained.result["losses"]),
         )
-
-    def _measured(self, planned: PlannedCell) -> list[dict[str, Measured]]:
-        """Return what each measure found, phase by phase."""
-        found: list[dict[str, Measured]] = [{} for _ in planned.phases]
-        for measure in self._plan.measures:
-            for number, taken in enumerate(planned.measures[measure.name]):
-                stages = {place: measure.found(self._done(one)) for place, one in taken.stages.items()}
-                found[number][measure.name] = Measured(stages, taken.reason)
-        return found
 
     def _cost(self, phase: PlannedPhase) -> PhaseCost:
         """Return what a phase took: of the machine's state, unlike all else in a result."""
