@@ -24,9 +24,9 @@ from lingraft.text.language_tags import ENGLISH
 
 if TYPE_CHECKING:
     from lingraft.config.schema import JudgeChoice
+    from lingraft.evaluate.results import ModelDifferences
     from lingraft.stage import Json
-    from lingraft.study.evaluation import ModelDifferences, ModelEvaluation
-    from lingraft.study.stages.evaluate import Questions
+    from lingraft.study.evaluation import ModelEvaluation
 
 
 def evaluate(
@@ -106,7 +106,8 @@ def evaluate(
     """Score one model, or two on the same items, and print every task's score with n and interval.
 
     Writes predictions.parquet and record.json. A task whose data are missing is named with the places where they were
-    looked for, and the others run. Exit code: 0 done, 2 wrong input or no task can run, 3 a task of --task cannot run.
+    looked for, and the others run. Exit code: 0 done, 2 wrong input or no task can run, 3 a task of --task was run in
+    no language.
     The judge's key is read from LINGRAFT_JUDGE_KEY, else from OPENAI_API_KEY.
     """
     from lingraft.cli.progress import StepBars
@@ -117,9 +118,9 @@ def evaluate(
     from lingraft.evaluate.selection import choose_tasks, language_notes
     from lingraft.records import fingerprint_of, to_json
     from lingraft.stage import libraries
-    from lingraft.study.evaluation import compare, evaluate_into, evaluations, folder_names
+    from lingraft.study.evaluation import compare, evaluate_into, evaluations, folder_names, not_run_lines
     from lingraft.study.execute import Executor
-    from lingraft.study.stages.evaluate import PREDICTIONS, questions
+    from lingraft.study.stages.evaluate import questions
     from lingraft.study.store import RECORD, Store
 
     quieten_loading()
@@ -166,7 +167,8 @@ def evaluate(
     for note in notes:
         print_message(f"! {note}", "yellow")
     asked = questions(evaluation, trained, skip_missing=True)
-    _report_missing(asked, data_dir)
+    for line in not_run_lines(asked, data_dir):
+        print_message(f"! {line}", "yellow")
     if not asked.has_tasks:
         raise EvaluationError("none of the tasks can be run here.")
 
@@ -222,19 +224,17 @@ def evaluate(
     }
     compared = None
     if len(models) == 2:
-        compared = compare(*evaluated)
+        compared = compare(evaluated[0], evaluated[1], (names[0], names[1]))
         whole |= to_json(compared)
         of_models: dict[str, Json] = {"models": models, "evaluations": fingerprints}
-        places = {model: f"{name}/{PREDICTIONS}" for model, name in zip(models, names, strict=True)}
-        result = {**to_json(compared), "predictions": places}
-        write_record(folder / RECORD, "evaluate", of_models | inputs, result)
+        write_record(folder / RECORD, "evaluate", of_models | inputs, to_json(compared))
     if json:
         print_json(whole)
     else:
         _print(evaluated, compared)
         print_result(f"Computed in {asked.evaluation.precision}.")
         print_result(f"Predictions and {RECORD} are in {folder}: see `lingraft show predictions`.")
-    if task and any(model.not_run for model in evaluated):
+    if task and any(model.unscored_tasks for model in evaluated):
         raise typer.Exit(EXIT_CANNOT_TELL)
 
 
@@ -257,21 +257,6 @@ def _judge(url: str | None, model: str | None, **options: float | bool | None) -
     Judge.of(choice)
     key_from_environment()
     return choice
-
-
-def _report_missing(asked: Questions, data_dir: str | None) -> None:
-    """Say of each task that cannot be run why, and where its data were looked for."""
-    from lingraft.evaluate.catalogue import data_places
-    from lingraft.judge.win_rate import ALPACA_EVAL
-
-    for one, reason in asked.not_run.items():
-        name, _, language = one.rpartition("/")
-        line = f"! {one}: not run: {reason.rstrip('.')}."
-        if (
-            name != ALPACA_EVAL or asked.evaluation.judge is not None
-        ):  # else its judge is missing, not its data
-            line += f" Its data: {data_places(name, language, data_dir)}."
-        print_message(line, "yellow")
 
 
 def _prepare(folder: Path, options: dict[str, Json], evaluations: dict[str, str]) -> None:

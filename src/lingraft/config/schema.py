@@ -116,18 +116,9 @@ class TrainingOverrides(
 
 
 RowFormat = Literal[
-    "alpaca",
-    "messages",
-    "prompt_completion",
-    "sharegpt",
-    "conversation",
-    "openorca",
-    "dolly",
-    "aya",
-    "flan",
-    "self_instruct",
-    "oasst",
-]
+    "alpaca", "messages", "prompt_completion", "sharegpt", "conversation", "openorca", "dolly", "aya", "flan",
+    "self_instruct", "oasst",
+]  # fmt: skip
 RowField = Literal[
     "instruction", "input", "output", "response", "context", "instances",
     "prompt", "completion", "messages", "conversations", "conversation", "system", "tools",

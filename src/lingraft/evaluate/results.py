@@ -331,3 +331,22 @@ class EvaluationRecord:
     precision: str
     not_run: dict[str, str]
     no_room: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelDifferences:
+    """The second of two models against the first, on the items that both were asked alike.
+
+    Attributes:
+        compared: The two models, as the user names them.
+        predictions: Where their answers are, in the folder of results.
+        differences: By task and language, paired.
+        unpaired: By task and language, items that only one of the two has a score of.
+        not_paired: By task and language, why the two are not compared.
+    """
+
+    compared: tuple[str, str]
+    predictions: tuple[str, str]
+    differences: dict[str, TaskDifference]
+    unpaired: dict[str, int]
+    not_paired: dict[str, str]

@@ -32,18 +32,9 @@ _PREFIX = "base_model.model."
 _FACTORS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
 # What makes the effective weight something else than W + scale * B A.
 _REFUSED = (
-    "use_dora",
-    "lora_bias",
-    "use_qalora",
-    "use_bdlora",
-    "kasa_config",
-    "monteclora_config",
-    "arrow_config",
-    "alora_invocation_tokens",
-    "layer_replication",
-    "trainable_token_indices",
-    "target_parameters",
-)
+    "use_dora", "lora_bias", "use_qalora", "use_bdlora", "kasa_config", "monteclora_config", "arrow_config",
+    "alora_invocation_tokens", "layer_replication", "trainable_token_indices", "target_parameters",
+)  # fmt: skip
 _CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # values of init_lora_weights begin so
 
 

@@ -34,19 +34,9 @@ EMBEDDED_PREFIX = "embedded:"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _CONTENT_FILES = (  # what decides a model's answers; records and logs beside them do not
-    "*.safetensors",
-    INDEX_FILE,
-    "config.json",
-    "generation_config.json",
-    "tokenizer*.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab*",
-    "merges.txt",
-    "*.model",
-    "chat_template*",
-    "*.py",
-)
+    "*.safetensors", INDEX_FILE, "config.json", "generation_config.json", "tokenizer*.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab*", "merges.txt", "*.model", "chat_template*", "*.py",
+)  # fmt: skip
 _HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab*")
 _HUB_LEFT_OUT = ("*/*", "consolidated*")  # other exports of the same weights
 

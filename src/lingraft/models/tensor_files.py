@@ -25,19 +25,11 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 _TYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
     "BOOL": torch.bool,
-}
+}  # fmt: skip
 
 
 class WeightReader(Protocol):
@@ -227,9 +219,7 @@ class CheckpointReader:
             places = {str(name): str(file) for name, file in read_json(index)["weight_map"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(f"{index}: not an index of shards ({type(error).__name__}: {error}).") from error
-        stored: dict[str, set[str]] = {
-            file: set(self._open(file).keys()) for file in sorted(set(places.values()))
-        }
+        stored = {file: set(self._open(file).keys()) for file in sorted(set(places.values()))}
         for name, file in places.items():
             if name not in stored[file]:
                 raise ModelError(

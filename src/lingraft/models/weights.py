@@ -181,10 +181,6 @@ class ModelWeights:
         saved = revert_weight_conversion(self._model, dict(made))
         return saved if set(saved) == set(part.stored) else dict(made)
 
-    def parameter_named(self, stored: str) -> str:
-        """Return the parameter that transformers makes of a tensor that files call so; the name itself for others."""
-        return stored if self._model is None else _Names(self._model).renamed(stored)[0]
-
     def is_turned(self, name: str) -> bool:
         """Whether a weight is stored as [in, out], as GPT-2's are, and not as a linear layer's [out, in]."""
         from transformers.pytorch_utils import Conv1D

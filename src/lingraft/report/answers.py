@@ -13,7 +13,8 @@ from typing import Any
 
 from lingraft.errors import ConfigError, did_you_mean
 from lingraft.evaluate.predictions import Prediction, read_predictions
-from lingraft.records import read_json
+from lingraft.evaluate.results import ModelDifferences
+from lingraft.records import from_json, read_json
 from lingraft.report.tables import models_of
 from lingraft.study.result import RESULT, read_result
 
@@ -95,7 +96,15 @@ def read_answers(folder: Path, cell: str | None, against: str | None) -> tuple[A
             for model in models_of(result)
         }
     elif (folder / RECORD).is_file():
-        models = _two_models(folder)
+        try:
+            pair = from_json(ModelDifferences, read_json(folder / RECORD)["result"])
+        except (ValueError, KeyError, TypeError):
+            raise ConfigError(
+                f"{folder / RECORD}: is not of an evaluation of two models that says where their answers lie; name "
+                "the folder of one model inside it, or run `lingraft evaluate` again."
+            ) from None
+        (first, second), (before, after) = pair.compared, pair.predictions
+        models = {second: _Source(after, before), first: _Source(before, after)}
     else:
         raise ConfigError(
             f"{folder}: there is neither {RESULT} of a study that ran to its end nor {PREDICTIONS} or {RECORD} of an "
@@ -123,23 +132,6 @@ class _Source:
 
     path: str
     before: str | None = None
-
-
-def _two_models(folder: Path) -> dict[str, _Source]:
-    """Return the models of an evaluation of two by name, the second first: it is compared with the first."""
-    try:
-        record = read_json(folder / RECORD)
-        first, second = record["inputs"]["models"]
-        places = record["result"]["predictions"]
-        return {
-            second: _Source(places[second], before=places[first]),
-            first: _Source(places[first], before=places[second]),
-        }
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ConfigError(
-            f"{folder / RECORD}: is not of an evaluation of two models that says where their answers lie; name the "
-            "folder of one model inside it, or run `lingraft evaluate` again."
-        ) from None
 
 
 def _chosen(models: dict[str, _Source], label: str, option: str) -> _Source:

@@ -39,17 +39,8 @@ ANCHORS_WITH_LORA = {
 
 # What Llama and most others, GPT-2, Bloom and Falcon, GPT-NeoX, InternLM, OPT and Mamba call theirs.
 _EMBEDDINGS = frozenset(
-    (
-        "embed_tokens",
-        "wte",
-        "wpe",
-        "word_embeddings",
-        "embed_in",
-        "tok_embeddings",
-        "embed_positions",
-        "embeddings",
-    )
-)
+    ("embed_tokens", "wte", "wpe", "word_embeddings", "embed_in", "tok_embeddings", "embed_positions", "embeddings")
+)  # fmt: skip
 
 
 def _automatic() -> Compute:

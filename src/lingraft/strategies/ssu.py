@@ -78,9 +78,7 @@ class Ssu(Strategy):
         calibration.check(model, tokenizer)
         scores = _column_scores(model, [row.input_ids for row in calibration.rows], context)
         save_file(scores, context.folder / _SCORES)
-        record = calibration.to_json() | {
-            "special_tokens": sorted(special_tokens(tokenizer)),
-        }
+        record = calibration.to_json() | {"special_tokens": sorted(special_tokens(tokenizer))}
         write_text_atomically(context.folder / _RECORD, json.dumps(record))
         return record
 
@@ -168,9 +166,7 @@ def _column_scores(model: Any, rows: list[tuple[int, ...]], context: Context) ->
             for place, row in enumerate(batch):
                 ids[place, : len(rows[row])] = torch.tensor(rows[row])
                 watched.real[place, : len(rows[row])] = 1.0
-            model.base_model(
-                input_ids=ids.to(model.device), use_cache=False
-            )  # no head: nobody asks for logits
+            model.base_model(input_ids=ids.to(model.device), use_cache=False)  # no head: no logits are needed
             watched.check()
             done += int(watched.real.sum())
             if context.on_progress is not None:

@@ -41,17 +41,15 @@ class WatchedInputs(TorchFunctionMode):
         self._turned: set[str] = set()
         self._met: set[str] = set()
         self._places: dict[int, tuple[str, tuple[int, ...]]] = {}  # by address: the matrix there
-        self._last: list[
-            Tensor
-        ] = []  # an input and its sums: q, k and v read the same one, gate and up as well
+        # An input and its sums: q, k and v read the same one, gate and up as well.
+        self._last: list[Tensor] = []
         for name, parameter in parameters.items():
             experts = parameter.shape[0] if parameter.dim() == 3 else 1
             for expert in range(experts):
                 matrix = parameter[expert] if parameter.dim() == 3 else parameter
                 self._places[matrix.data_ptr()] = (name, (expert,) if parameter.dim() == 3 else ())
-            self._squares[name] = torch.zeros(
-                (*parameter.shape[:-2], parameter.shape[-1]), dtype=torch.float64
-            )
+            shape = (*parameter.shape[:-2], parameter.shape[-1])
+            self._squares[name] = torch.zeros(shape, dtype=torch.float64)
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lingraft.errors import ConfigError
+from lingraft.evaluate.catalogue import data_places
 from lingraft.evaluate.common_items import common_items
 from lingraft.evaluate.predictions import Prediction, read_predictions
-from lingraft.evaluate.results import EvaluationRecord, TaskDifference, TaskScore
+from lingraft.evaluate.results import EvaluationRecord, ModelDifferences, TaskScore
 from lingraft.evaluate.scores import task_differences
 from lingraft.evaluate.task_runs import SEEDS
+from lingraft.judge.win_rate import ALPACA_EVAL
 from lingraft.models.adapters import ADAPTER_CONFIG
 from lingraft.records import to_json
 from lingraft.stage import Json, given_model
@@ -63,24 +65,36 @@ class ModelEvaluation:
         """By task and language, why it was not run."""
         return self.record.not_run | self.record.no_room
 
+    @property
+    def unscored_tasks(self) -> set[str]:
+        """Tasks that were run in no language."""
+        scored, missing = (
+            {name.rpartition("/")[0] for name in names} for names in (self.record.scores.tasks, self.not_run)
+        )
+        return missing - scored
+
     def to_json(self) -> dict[str, Json]:
         """Return what `lingraft evaluate` prints and records of the model."""
         return {"format": FORMAT, **to_json(self.record), "seeds": SEEDS | {"bootstrap": 0}}
 
 
-@dataclass(frozen=True)
-class ModelDifferences:
-    """The second of two models against the first, on the items that both were asked alike.
+def not_run_lines(asked: Questions, data_dir: str | None) -> list[str]:
+    """Return of each task that cannot be run why, and where its data were looked for.
 
-    Attributes:
-        differences: By task and language, paired.
-        unpaired: By task and language, items that only one of the two has a score of.
-        not_paired: By task and language, why the two are not compared.
+    Args:
+        asked: What is asked.
+        data_dir: Folder of local copies; None: none.
     """
-
-    differences: dict[str, TaskDifference]
-    unpaired: dict[str, int]
-    not_paired: dict[str, str]
+    lines = []
+    for one, reason in asked.not_run.items():
+        task, _, language = one.rpartition("/")
+        line = f"{one}: not run: {reason.rstrip('.')}."
+        if (
+            task != ALPACA_EVAL or asked.evaluation.judge is not None
+        ):  # else its judge is missing, not its data
+            line += f" Its data: {data_places(task, language, data_dir)}."
+        lines.append(line)
+    return lines
 
 
 def evaluations(models: Sequence[str], asked: Questions) -> list[Evaluate]:
@@ -116,8 +130,14 @@ def evaluate_into(folder: Path, stage: Evaluate, executor: Executor) -> ModelEva
     return ModelEvaluation(stage.label, recorded(done), read_predictions(done.folder / PREDICTIONS))
 
 
-def compare(before: ModelEvaluation, after: ModelEvaluation) -> ModelDifferences:
-    """Compare two models on the items that both were asked alike."""
+def compare(before: ModelEvaluation, after: ModelEvaluation, folders: tuple[str, str]) -> ModelDifferences:
+    """Compare two models on the items that both were asked alike.
+
+    Args:
+        before: The first model.
+        after: The second.
+        folders: Where their predictions are, in the folder of results.
+    """
     tasks = [one.record.tasks for one in (before, after)]
     common = common_items(
         [
@@ -126,7 +146,13 @@ def compare(before: ModelEvaluation, after: ModelEvaluation) -> ModelDifferences
         ],
         tasks,
     )
-    return ModelDifferences(task_differences(*common.models), common.unpaired, common.refused)
+    return ModelDifferences(
+        compared=(before.model, after.model),
+        predictions=(f"{folders[0]}/{PREDICTIONS}", f"{folders[1]}/{PREDICTIONS}"),
+        differences=task_differences(*common.models),
+        unpaired=common.unpaired,
+        not_paired=common.refused,
+    )
 
 
 def folder_names(models: Sequence[str]) -> list[str]:
