@@ -110,7 +110,7 @@ def harness_names() -> dict[str, HarnessName]:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(FileLock(path.with_suffix(".lock")))
-        except (OSError, NotImplementedError):  # no folder that can be written to, or a file system without locks
+        except (OSError, NotImplementedError):  # nothing can be written or locked here
             return _ask_harness()
         kept = _read(path, state)
         if kept is None:
