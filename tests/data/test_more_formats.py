@@ -5,11 +5,11 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from lingraft.config.schema import DataSource
+from lingraft.config.schema import DataSource, RowFormat
 from lingraft.data.chat import encode_examples, show_supervision
 from lingraft.data.example import Message
 from lingraft.data.formats import FORMATS, detect_format, example_from_row
@@ -62,8 +62,10 @@ def example(row: dict[str, Any], name: str | None = None) -> Any:
     return example_from_row(row, name or detect_format(row), id="1", source="s", language=None)
 
 
-def test_every_format_is_tested() -> None:
-    assert set(ROWS) | {"oasst"} == set(FORMATS)
+def test_every_format_is_tested_described_and_known_to_the_study_file() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    assert set(ROWS) | {"oasst"} == set(FORMATS) == set(get_args(RowFormat))
+    assert [name for name in FORMATS if f"\n| `{name}` | " not in page] == []
 
 
 @pytest.mark.parametrize("name", ROWS)

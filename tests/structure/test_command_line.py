@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -63,12 +65,14 @@ def test_listing_loads_no_torch(arguments: list[str]) -> None:
     assert result.stdout.strip()
 
 
-def test_help_names_every_command_and_no_other() -> None:
+def test_help_and_readme_name_every_command_and_no_other() -> None:
     from typer.main import get_command
 
     from lingraft.cli.main import app
 
     assert set(getattr(get_command(app), "commands", {})) == set(COMMANDS)
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `lingraft (\w+)", readme, re.MULTILINE)) == set(COMMANDS)
 
 
 def test_every_command_explains_itself(capfd: pytest.CaptureFixture[str]) -> None:
