@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -46,6 +48,22 @@ def test_threads_write_whole_lines(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(lambda n: log.append([{"n": n, "text": "x" * 20_000}]), range(40)))
     assert sorted(opened(tmp_path / "log.jsonl").rows) == list(range(40))
+
+
+def test_a_full_disk_costs_only_what_did_not_fit(tmp_path: Path) -> None:
+    log = opened(tmp_path / "log.jsonl")
+    log.append([{"n": 1}])
+    limit, before = 30_000, resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        with pytest.raises(OSError, match="File too large"):
+            log.append([{"n": 2, "text": "x" * 2 * limit}])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    log.append([{"n": 3}])
+    assert opened(tmp_path / "log.jsonl", b'{"n": ').rows == [1, 3]
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:

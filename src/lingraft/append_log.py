@@ -65,12 +65,23 @@ class AppendLog(Generic[Row]):
         os.truncate(path, whole)
 
     def append(self, values: Iterable[Any]) -> None:
-        """Append JSON values, also from several threads; they are on disk when this returns."""
-        text = "".join(f"{json.dumps(value, ensure_ascii=False)}\n" for value in values)
-        with self._lock, self._path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        """Append JSON values, also from several threads; they are on disk when this returns.
+
+        Raises:
+            OSError: They cannot be written, as where the disk is full; none of them is in the file then.
+        """
+        content = "".join(f"{json.dumps(value, ensure_ascii=False)}\n" for value in values).encode("utf-8")
+        with self._lock:
+            whole = self._path.stat().st_size if self._path.exists() else 0
+            try:
+                with self._path.open("ab") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError:
+                if self._path.exists():
+                    os.truncate(self._path, whole)  # half a line would spoil the one that is appended next
+                raise
 
 
 @contextmanager

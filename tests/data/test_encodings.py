@@ -88,3 +88,20 @@ def test_what_is_refused_leaves_nothing(tokenizer: Any, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no example is left"):
         encode_once(ROWS, tokenizer, 2, tmp_path)
     assert list((tmp_path / "encoded").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["index.json", "rows.arrow", "dropped.jsonl", "handled.json"])
+def test_a_damaged_encoding_is_made_again(tokenizer: Any, tmp_path: Path, name: str) -> None:
+    first = encode_once(ROWS, tokenizer, 60, tmp_path)
+    folder, expected = first.examples.folder, (list(first.dropped), first.handled, list(first.examples))
+    assert folder is not None
+    whole = (folder / name).read_bytes()
+    for damage in (
+        Path.unlink,
+        lambda path: path.write_bytes(whole[: len(whole) // 2]),
+        lambda path: path.write_bytes(b""),
+    ):
+        damage(folder / name)
+        again = encode_once(ROWS, tokenizer, 60, tmp_path)
+        assert (list(again.dropped), again.handled, list(again.examples)) == expected
+        assert (folder / name).read_bytes() == whole

@@ -15,7 +15,7 @@ from itertools import groupby, takewhile
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from lingraft.data.chat_layout import Probing
+from lingraft.data.chat_layout import ANSWER, QUESTION, SECOND_ANSWER, SECOND_QUESTION, Probing
 from lingraft.data.chat_template import CLOCK, FALLBACK_TEMPLATE, ChatTemplate, Turn, template_of, tools_value
 from lingraft.data.chat_turns import (
     THINKING,
@@ -40,9 +40,6 @@ if TYPE_CHECKING:
 
 CHAT_IDENTITY: dict[str, int | str] = {"chat": 3, "clock": CLOCK.date().isoformat()}
 """What of this module decides token ids and endings, for fingerprints: raise the number with every change."""
-
-_QUESTION, _ANSWER = "Which day is it", "Monday"
-_SECOND_QUESTION, _SECOND_ANSWER = "And then", "Tuesday"
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +167,7 @@ class ChatFormat:
         Raises:
             DataError: The template refuses the conversation.
         """
-        said = (*messages, Message("assistant", _ANSWER))
+        said = (*messages, Message("assistant", ANSWER))
         example = Example("", said, "", "", "", tools=tools, fold_system=fold_system)
         messages, _ = self._folded(example)
         (marked,) = self.template.render([self._turns(messages)], tools=self._tools(tools))
@@ -432,15 +429,15 @@ class ChatFormat:
             words = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
             return str(words).strip()
 
-        one = (Message("user", _QUESTION), Message("assistant", _ANSWER))
-        two = (*one, Message("user", _SECOND_QUESTION), Message("assistant", _SECOND_ANSWER))
+        one = (Message("user", QUESTION), Message("assistant", ANSWER))
+        two = (*one, Message("user", SECOND_QUESTION), Message("assistant", SECOND_ANSWER))
         for messages in (one, two):
             (rendered,) = self.render([Example("", messages, "", "", "")])
             if isinstance(rendered, DataError):
                 if messages == one:
                     raise ModelError(f"{self.template.model}: {rendered}")
                 return  # single questions alone: rows with more are refused, and counted
-            answers = [_ANSWER, _SECOND_ANSWER][: len(messages) // 2][-len(rendered.spans) :]
+            answers = [ANSWER, SECOND_ANSWER][: len(messages) // 2][-len(rendered.spans) :]
             for answer, span in zip(answers, rendered.spans, strict=True):
                 _, tokens, seen = encode_by_offsets([rendered.text.text], [(span,)], plain_core(tokenizer))
                 trained = [int(token) for token in tokens[seen]]

@@ -12,8 +12,8 @@ from lingraft.data.example import Message, Role
 from lingraft.errors import DataError, ModelError
 
 # No template holds these, and none changes them.
-_QUESTION, _ANSWER, _SYSTEM = "Which day is it", "Monday", "Be brief"
-_SECOND_QUESTION, _SECOND_ANSWER = "And then", "Tuesday"
+QUESTION, ANSWER, _SYSTEM = "Which day is it", "Monday", "Be brief"
+SECOND_QUESTION, SECOND_ANSWER = "And then", "Tuesday"
 _THOUGHT = "Pondering"
 
 
@@ -70,26 +70,26 @@ class Probing:
             ModelError: It shows no question or no answer, or nothing ends an answer.
         """
         text, (first, last) = self._probe_one()
-        (asked,) = self.template.render([self._turns(("user", _QUESTION))], open_answer=True)
-        if isinstance(asked, DataError) or _QUESTION not in asked:
+        (asked,) = self.template.render([self._turns(("user", QUESTION))], open_answer=True)
+        if isinstance(asked, DataError) or QUESTION not in asked:
             asked = text[:first]
         prefix, lead, insert = _between(asked, text[:first])
         if not (lead or insert) and text[:first].endswith(" "):
             # Tokenizers join a space to the word after it: the model writes both.
             prefix, lead = prefix[:-1], " "
         closings, ending, flaw = self._closings(text, first, last)
-        thought = f"{THINKING[0][0]}\n{_THOUGHT}\n{THINKING[0][1]}\n\n{_ANSWER}"
+        thought = f"{THINKING[0][0]}\n{_THOUGHT}\n{THINKING[0][1]}\n\n{ANSWER}"
         thinks = THINKING[0][1] in self.template.source
-        if thinks and _THOUGHT not in str(self._probe(("user", _QUESTION), ("assistant", thought))):
+        if thinks and _THOUGHT not in str(self._probe(("user", QUESTION), ("assistant", thought))):
             flaw = True
-        system = self._probe(("system", _SYSTEM), ("user", _QUESTION), ("assistant", _ANSWER))
+        system = self._probe(("system", _SYSTEM), ("user", QUESTION), ("assistant", ANSWER))
         takes_system = not isinstance(system, DataError) and _SYSTEM in system
         after = text[last:].lstrip()
         closed = next((one for one in closings if after.startswith(one)), "")
         tail = after[len(closed) :] if closed else ""
         layout = Layout(
             as_parts=self._as_parts,
-            header=text[text.index(_QUESTION) + len(_QUESTION) : first - len(prefix) - len(lead)],
+            header=text[text.index(QUESTION) + len(QUESTION) : first - len(prefix) - len(lead)],
             prefix=prefix,
             lead=lead,
             insert=insert,
@@ -105,13 +105,13 @@ class Probing:
     def _system_joint(self) -> str:
         """Return what joins a system prompt to the last question where the template puts it there, else ""."""
         system: tuple[Role, str] = ("system", _SYSTEM)
-        earlier: tuple[tuple[Role, str], ...] = (("user", _SECOND_QUESTION), ("assistant", _SECOND_ANSWER))
-        (shown,) = self.template.render([self._turns(system, ("user", _QUESTION))], open_answer=True)
-        parts = re.search(f"{_SYSTEM}(.*?){_QUESTION}", str(shown), re.DOTALL)
+        earlier: tuple[tuple[Role, str], ...] = (("user", SECOND_QUESTION), ("assistant", SECOND_ANSWER))
+        (shown,) = self.template.render([self._turns(system, ("user", QUESTION))], open_answer=True)
+        parts = re.search(f"{_SYSTEM}(.*?){QUESTION}", str(shown), re.DOTALL)
         joint = parts[1] if parts else ""
-        joined: tuple[Role, str] = ("user", f"{_SYSTEM}{joint}{_QUESTION}")
+        joined: tuple[Role, str] = ("user", f"{_SYSTEM}{joint}{QUESTION}")
         for before in (earlier[:0], earlier):
-            asked = self._turns(system, *before, ("user", _QUESTION)), self._turns(*before, joined)
+            asked = self._turns(system, *before, ("user", QUESTION)), self._turns(*before, joined)
             given, made = self.template.render(asked, open_answer=True)
             if isinstance(given, DataError) or given != made:
                 return ""
@@ -128,14 +128,14 @@ class Probing:
         """Return a question with its answer as the template writes them, and the answer's place."""
         problem = "shows neither question nor answer"
         for self._as_parts in (False, True):
-            found = self._probe(("user", _QUESTION), ("assistant", _ANSWER))
+            found = self._probe(("user", QUESTION), ("assistant", ANSWER))
             if isinstance(found, DataError):
                 problem = f"refuses a question with its answer ({found})" if not self._as_parts else problem
                 continue
             text, answers = without_answer_marks(found)
-            if _QUESTION in text and len(answers) == 1:
+            if QUESTION in text and len(answers) == 1:
                 return text, answers[0]
-            problem = f"shows {'no question' if _QUESTION not in text else 'no answer, or one twice'}"
+            problem = f"shows {'no question' if QUESTION not in text else 'no answer, or one twice'}"
         raise ModelError(
             f"{self.template.model}: its chat template {problem}, so nothing could be learnt from a conversation; give "
             "the model another `chat_template` in its tokenizer_config.json."
@@ -145,23 +145,23 @@ class Probing:
         """Return what closes an answer, what has to be put in where nothing does, and whether that is a flaw."""
         tail, inner, flaw = text[last:], None, False
         found = self._probe(
-            ("user", _QUESTION),
-            ("assistant", _ANSWER),
-            ("user", _SECOND_QUESTION),
-            ("assistant", _SECOND_ANSWER),
+            ("user", QUESTION),
+            ("assistant", ANSWER),
+            ("user", SECOND_QUESTION),
+            ("assistant", SECOND_ANSWER),
         )
         if not isinstance(found, DataError):
             both, answers = without_answer_marks(found)
-            if len(answers) != 2 or _SECOND_QUESTION not in both:
+            if len(answers) != 2 or SECOND_QUESTION not in both:
                 flaw = True
             else:
-                inner, tail = both[answers[0][1] : both.index(_SECOND_QUESTION)], both[answers[1][1] :]
+                inner, tail = both[answers[0][1] : both.index(SECOND_QUESTION)], both[answers[1][1] :]
                 flaw = both[: answers[0][1]] != text[:last]
         pattern = self.control.pattern
         controls = list(pattern.finditer(tail if inner is None else common_beginning(inner, tail)))
         if controls:
             # What ends a question ends an answer in most templates; some write the next message's header at once.
-            likely = (self._eos, next(iter(pattern.findall(text[text.index(_QUESTION) : first])), ""))
+            likely = (self._eos, next(iter(pattern.findall(text[text.index(QUESTION) : first])), ""))
             end = next((one for name in likely for one in controls if one[0] == name), controls[-1])
             return (tail[: end.end()].lstrip(),), "", flaw
         at_once = [

@@ -59,8 +59,7 @@ def has_marks(message: Message) -> bool:
 def without_answer_marks(marked: str) -> tuple[str, list[Span]]:
     """Return a text without the marks of answers, and the places between them; a mark without its fellow is none."""
     answers = [one.span(1) for one in _ANSWER_PAIR.finditer(marked)]
-    text, places = without_marks_of_answers(marked, answers)
-    return text, places
+    return without_marks_of_answers(marked, answers)
 
 
 def without_marks_of_answers(marked: str, spans: Sequence[Span]) -> tuple[str, list[Span]]:

@@ -4,8 +4,8 @@
                                    dropped.jsonl            rows that the template refuses, or whose answer is cut off
                                    handled.json             what the others were treated by; see `WholeBatch`
 
-A folder appears whole, by one rename, and never changes. It may be deleted whenever no training reads it: it is made
-again where it is missing. A study deletes all when its run is over; a run that was interrupted finds them again.
+A folder appears whole, by one rename, and never changes. It may be deleted whenever no training reads it, and is made
+again where it is missing or damaged. A study deletes all when its run is over; an interrupted one finds them again.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ from lingraft.data.example import Example
 from lingraft.data.sources import BrokenRow
 from lingraft.data.spool import Spool
 from lingraft.data.text_encoding import plain_core
+from lingraft.errors import DataError
 from lingraft.records import fingerprint_of, read_json, write_json_atomically
 
 if TYPE_CHECKING:
@@ -71,36 +73,50 @@ def encode_once(
             "libraries": {name: version(name) for name in ("tokenizers", "transformers")},
         }
     )
-    if not folder.exists():
-        own = place / f".{folder.name}-{os.getpid()}"
-        try:
-            made = encode_examples(
-                examples,
-                tokenizer,
-                max_length,
-                folder=own,
-                max_refused_share=max_refused_share,
-                on_progress=on_progress,
-            )
-            with (own / _DROPPED).open("w", encoding="utf-8") as file:
-                file.writelines(f"{json.dumps(row.to_json())}\n" for row in made.dropped)
-            write_json_atomically(own / _HANDLED, made.handled)
-            own.rename(folder)
-        except OSError:
-            if not folder.exists():  # else another process was quicker
-                raise
-        finally:
-            shutil.rmtree(own, ignore_errors=True)
-    table = EncodedTable.open(folder)
-    dropped: Spool[BrokenRow] = Spool(BrokenRow.to_json, BrokenRow.from_json)
-    with (folder / _DROPPED).open(encoding="utf-8") as file:
-        dropped.extend(BrokenRow.from_json(json.loads(line)) for line in file)
-    return EncodedData(table, table.truncated_rows, dropped.finish(), Counter(read_json(folder / _HANDLED)))
+    # Missing, or damaged when the machine went down.
+    with suppress(DataError, OSError, ValueError, TypeError):
+        return _read(folder, len(examples))
+    shutil.rmtree(folder, ignore_errors=True)
+    own = place / f".{folder.name}-{os.getpid()}"
+    try:
+        made = encode_examples(
+            examples,
+            tokenizer,
+            max_length,
+            folder=own,
+            max_refused_share=max_refused_share,
+            on_progress=on_progress,
+        )
+        with (own / _DROPPED).open("w", encoding="utf-8") as file:
+            file.writelines(f"{json.dumps(row.to_json())}\n" for row in made.dropped)
+        write_json_atomically(own / _HANDLED, made.handled)
+        own.rename(folder)
+    except OSError:
+        if not folder.exists():  # else another process was quicker
+            raise
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
+    return _read(folder, len(examples))
 
 
 def discard_encodings(cache: Path) -> None:
     """Delete all encodings of a cache; nothing may be reading them."""
     shutil.rmtree(cache / _FOLDER, ignore_errors=True)
+
+
+def _read(folder: Path, rows: int) -> EncodedData:
+    """Return what a folder holds of so many examples.
+
+    Raises:
+        DataError, OSError, ValueError, TypeError: It is missing or damaged.
+    """
+    table = EncodedTable.open(folder)
+    dropped: Spool[BrokenRow] = Spool(BrokenRow.to_json, BrokenRow.from_json)
+    with (folder / _DROPPED).open(encoding="utf-8") as file:
+        dropped.extend(BrokenRow.from_json(json.loads(line)) for line in file)
+    if len(table) + len(dropped) != rows:
+        raise DataError(f"{folder}: {len(table)} rows and {len(dropped)} dropped ones are not {rows}.")
+    return EncodedData(table, table.truncated_rows, dropped.finish(), Counter(read_json(folder / _HANDLED)))
 
 
 def _content_of(examples: Sequence[Example]) -> str:
