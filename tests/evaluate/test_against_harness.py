@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import yaml
 
 from lingraft.config.schema import Evaluation, EvaluationTask
 from lingraft.evaluate.running import Evaluated, evaluate_model
-from lingraft.evaluate.task_names import TASKS_FOLDER
+from lingraft.evaluate.task_names import OWN_TASKS, TASKS_FOLDER
 from lingraft.models.loading import load_model, load_tokenizer
 
 ROWS: dict[str, list[dict[str, Any]]] = {
@@ -55,7 +56,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         {"question": f"Wie viel ist {i} und {i}?", "answer": None, "answer_number": 2 * i} for i in range(8)
     ],
 }
-OWN_ROWS = [  # for two tasks of our own at once
+OWN_ROWS = [  # for three tasks of our own at once
     {
         "id": f"q{i}",
         "context": f"Es gab {i} Bälle.",
@@ -66,11 +67,23 @@ OWN_ROWS = [  # for two tasks of our own at once
     }
     for i in range(8)
 ]
+ENGLISH_ROWS = [  # for the two of our own that are asked in English alone
+    {
+        "key": i,
+        "prompt": f"Name {i} towns without a comma.",
+        "instruction_id_list": ["punctuation:no_comma"],
+        "kwargs": [{}],
+        "instruction": f"Count to {i}.",
+        "output": " ".join(map(str, range(i + 1))),
+    }
+    for i in range(8)
+]
 METRICS = {
     "hellaswag": "acc_norm",
     "xcopa_id": "acc",
     "mgsm_direct_de": "exact_match",
     "xquad": "f1",
+    "mlqa": "f1",
     "xlsum": "rougeL",
     "worldbook_lookup": "headline",
 }
@@ -81,6 +94,7 @@ FILES = {
 }
 OWN = {
     "xquad": "xquad",
+    "mlqa": "mlqa",
     "xlsum": "xlsum",
     "worldbook_lookup": "worldbook:lookup",
 }  # what a study file calls them
@@ -102,10 +116,10 @@ for arguments in json.loads(sys.argv[1]):
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("data")
-    for name, rows in ROWS.items():
+    written = ROWS | {"own": OWN_ROWS, "english": ENGLISH_ROWS}
+    for name, rows in written.items():
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    (folder / "own.jsonl").write_text("\n".join(map(json.dumps, OWN_ROWS)), encoding="utf-8")
-    return {name: folder / f"{name}.jsonl" for name in (*ROWS, "own")}
+    return {name: folder / f"{name}.jsonl" for name in written}
 
 
 @pytest.fixture(scope="module")
@@ -161,8 +175,8 @@ class Theirs:
 @pytest.fixture(scope="module")
 def theirs(
     varied_model: Path, files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> dict[bool, Theirs]:
-    """Run the harness's command line with and without chat template, in one process: it builds its index once."""
+) -> dict[str, Theirs]:
+    """Run the harness's command line in one process, so that it builds its index once; results by kind of run."""
     folder = tmp_path_factory.mktemp("harness")
     tasks = Path(lm_eval.__file__).parent / "tasks"
     for name, file in FILES.items():
@@ -178,16 +192,22 @@ def theirs(
             "validation_split": "validation" if split == "validation" else None,
         }
         (folder / f"local_{name}.yaml").write_text(yaml.safe_dump(changes))
-    options = {"language": "de", "data": str(files["own"]), "limit": 8}
-    common = [
-        "--model", "hf", "--model_args", f"pretrained={varied_model},dtype=float32",
-        "--tasks", ",".join([*(str(folder / f"local_{name}.yaml") for name in FILES), *OWN]),
-        "--include_path", str(TASKS_FOLDER), "--metadata", json.dumps(options),
-        "--batch_size", "4", "--device", "cpu", "--gen_kwargs", f"max_gen_toks={NEW_TOKENS}", "--log_samples",
-    ]  # fmt: skip
+
+    def command(kind: str, tasks: Sequence[str], language: str, data: Path, *more: str) -> list[str]:
+        return [
+            "--model", "hf", "--model_args", f"pretrained={varied_model},dtype=float32",
+            "--tasks", ",".join(tasks), "--include_path", str(TASKS_FOLDER),
+            "--metadata", json.dumps({"language": language, "data": str(data), "limit": 8}),
+            "--batch_size", "4", "--device", "cpu", "--gen_kwargs", f"max_gen_toks={NEW_TOKENS}",
+            "--log_samples", "--output_path", str(folder / kind), *more,
+        ]  # fmt: skip
+
+    both = [*(str(folder / f"local_{name}.yaml") for name in FILES), *OWN]
+    chat = "--apply_chat_template"
     commands = [
-        [*common, "--output_path", str(folder / "chat"), "--apply_chat_template"],
-        [*common, "--output_path", str(folder / "plain")],
+        command("chat", both, "de", files["own"], chat),
+        command("plain", both, "de", files["own"]),
+        command("english", ["instructions", "alpaca_eval"], "en", files["english"], chat),
     ]
     done = subprocess.run(
         [sys.executable, "-c", COMMANDS, json.dumps(commands)],
@@ -197,29 +217,30 @@ def theirs(
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return {True: read_output(folder / "chat"), False: read_output(folder / "plain")}
+    return {kind: read_output(folder / kind) for kind in ("chat", "plain", "english")}
 
 
 def read_output(folder: Path) -> Theirs:
     (results,) = folder.rglob("results_*.json")
     samples = {}
-    for name in METRICS:
-        own = name if name in OWN else f"local_{name}"
-        (path,) = folder.rglob(f"samples_{own}_*.jsonl")
+    for path in folder.rglob("samples_*.jsonl"):
+        name = path.name.removeprefix("samples_").rpartition("_")[0]
         samples[name] = [json.loads(line) for line in path.read_text().split("\n") if line]
     return Theirs(json.loads(results.read_text())["results"], samples)
 
 
 @pytest.mark.parametrize("chat", [True, False])
 def test_scores_and_answers_are_those_of_the_harness_command_line(
-    chat: bool, varied_model: Path, files: dict[str, Path], theirs: dict[bool, Theirs]
+    chat: bool, varied_model: Path, files: dict[str, Path], theirs: dict[str, Theirs]
 ) -> None:
     found = ours(varied_model, files, chat=chat)
+    run = theirs["chat" if chat else "plain"]
     for name, metric in METRICS.items():
+        key = name if name in OWN else f"local_{name}"
         own = [one for one in found.predictions if one.task == OWN.get(name, name)]
         scored_by = "flexible-extract" if name.startswith("mgsm") else "none"
-        logged = [one for one in theirs[chat].samples[name] if one["filter"] == scored_by]
-        results = theirs[chat].results[name if name in OWN else f"local_{name}"]
+        logged = [one for one in run.samples[key] if one["filter"] == scored_by]
+        results = run.results[key]
         assert len(own) == len(logged) == 8
         assert sum(one.score for one in own) / 8 == pytest.approx(results[f"{metric},{scored_by}"])
         assert [one.score for one in own] == [float(one[metric]) for one in logged]
@@ -229,3 +250,30 @@ def test_scores_and_answers_are_those_of_the_harness_command_line(
             assert len({one.response for one in own}) > 1
     likelihoods = [one.response for one in found.predictions if one.task == "xcopa_id"]
     assert len(set(likelihoods)) == 8
+
+
+def test_tasks_in_english_alone_run_from_the_harness_command_line(
+    varied_model: Path, files: dict[str, Path], theirs: dict[str, Theirs]
+) -> None:
+    task = EvaluationTask(task="instructions", data=str(files["english"]), max_new_tokens=NEW_TOKENS)
+    evaluation = Evaluation(task_ability=(task,), language_ability=(), batch_size=4)
+    found = evaluate_model(
+        load_model(varied_model, dtype=torch.float32), load_tokenizer(varied_model), evaluation, languages=[]
+    )
+    logged = theirs["english"].samples["instructions"]
+    assert [one.prompt for one in found.predictions] == [
+        one["arguments"]["gen_args_0"]["arg_0"] for one in logged
+    ]
+    assert [one.response for one in found.predictions] == [one["resps"][0][0] for one in logged]
+    assert [one.score for one in found.predictions] == [
+        float(one["prompt_level_strict_acc"]) for one in logged
+    ]
+    answers = theirs["english"].samples["alpaca_eval"]
+    assert [one["doc"]["output"] for one in answers] == [row["output"] for row in ENGLISH_ROWS]
+    assert [one["answered"] for one in answers] == [
+        float(bool(one["resps"][0][0].strip())) for one in answers
+    ]
+
+
+def test_every_task_of_our_own_was_run(theirs: dict[str, Theirs]) -> None:
+    assert {*OWN_TASKS, "worldbook_lookup"} <= {name for run in theirs.values() for name in run.samples}

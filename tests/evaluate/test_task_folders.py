@@ -28,6 +28,18 @@ metric_list:
   - {metric: right, aggregation: mean, higher_is_better: true}
 metadata: {version: 3, items: "capitals:{language}"}
 """
+PLAIN = """
+task: sums
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {rows}}}}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{question}}}}"
+doc_to_target: answer
+metric_list:
+  - {{metric: exact_match, aggregation: mean, higher_is_better: true}}
+metadata: {{version: 1}}
+"""
 MODULE = """
 from lingraft.evaluate.own_task import Documents
 
@@ -67,6 +79,16 @@ def test_a_new_task_is_a_yaml_file_and_a_function_of_its_documents(folder: Path)
 def test_a_task_without_documents_is_refused_by_its_name_and_source(folder: Path) -> None:
     with pytest.raises(EvaluationError, match="capitals:th: there are no rows in a book"):
         own_task("capitals", "th", data=folder / "empty.jsonl")
+
+
+def test_a_task_that_reads_no_local_data_refuses_them(folder: Path) -> None:
+    rows = folder / "rows.jsonl"
+    rows.write_text('{"question": "1 + 1?", "answer": "2"}')
+    (folder / "sums").mkdir()
+    (folder / "sums" / "sums.yaml").write_text(PLAIN.format(rows=rows))
+    assert own_task("sums", "en").doc_to_text({"question": "1 + 1?"}) == "1 + 1?"
+    with pytest.raises(EvaluationError, match="sums: reads no local file"):
+        own_task("sums", "en", data=rows)
 
 
 @pytest.mark.parametrize("name", OWN_TASKS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -67,6 +68,28 @@ def test_without_a_folder_to_keep_them_in_the_harness_is_asked(
     times_asked: list[None], tmp_path: Path
 ) -> None:
     (tmp_path / "cache").write_text("a file")
+    assert names_of_a_new_process() == {"ifeval": IFEVAL}
+    assert len(times_asked) == 1
+
+
+def test_names_that_are_kept_are_read_where_nothing_can_be_written(
+    times_asked: list[None], tmp_path: Path
+) -> None:
+    names_of_a_new_process()
+    lock = next((tmp_path / "cache").glob("*.json")).with_suffix(".lock")
+    lock.unlink(missing_ok=True)
+    lock.mkdir()  # so that no lock can be taken
+    assert names_of_a_new_process() == {"ifeval": IFEVAL}
+    assert len(times_asked) == 1
+
+
+def test_names_that_cannot_be_written_are_asked_for_once(
+    times_asked: list[None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(task_names, "write_text_atomically", full)
     assert names_of_a_new_process() == {"ifeval": IFEVAL}
     assert len(times_asked) == 1
 

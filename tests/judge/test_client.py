@@ -127,6 +127,7 @@ PLACE = r"the judge at http://127\.0\.0\.1:\d+/v1/chat/completions "
         ),
         (Response({"error": {"message": "busy"}}), PLACE + r"answers without choices.*busy"),
         (Response([1]), PLACE + r"answers without choices"),
+        (Response({"choices": {"0": "A"}}), PLACE + r"answers without choices"),
         (Response({"choices": [{"text": "A"}]}), PLACE + r"answers without choices"),
         (Response("Not found", 404), PLACE + r"answers 404 \(Not found\)"),
         (Response({"detail": "no"}, 404), PLACE + r"answers 404 \(no\)"),
@@ -283,6 +284,7 @@ def test_nothing_of_the_environment_but_the_key_is_sent(
 ) -> None:
     for name in ("OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_BASE_URL"):
         monkeypatch.setenv(name, "http://secret.example/v1")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "X-Gateway: secret\nauthorization: Bearer secret")
     judged(ANSWERS[:1])
     monkeypatch.setenv("OPENAI_API_KEY", "sk-other")
     monkeypatch.setenv("LINGRAFT_JUDGE_KEY", "")  # none, whatever the other variable holds
@@ -290,6 +292,30 @@ def test_nothing_of_the_environment_but_the_key_is_sent(
     assert len(judge_server.requests) == 4
     assert not re.search("secret|sk-other", repr([dict(one.headers) for one in judge_server.requests]))
     assert all("Authorization" not in one.headers for one in judge_server.requests)
+
+
+@pytest.mark.parametrize("count", ["1e400", "-5000", "1" + "0" * 400, "NaN"])
+def test_a_count_of_tokens_that_cannot_be_is_no_count(
+    judged: Callable[..., Judged], judge_server: JudgeServer, count: str
+) -> None:
+    usage = f'{{"prompt_tokens": {count}, "completion_tokens": 1}}'
+    body = f'{{"choices": [{{"message": {{"content": "A"}}}}], "usage": {usage}}}'
+    judge_server.behaviour = lambda _: Response(body)
+    found = judged(ANSWERS[:1], prices=Prices(1.0, 1.0))
+    assert found.asking.uncounted == found.asking.verdicts == 2
+    assert found.asking.tokens.read > 0
+
+
+def test_an_answer_is_kept_without_the_key_and_without_halves_of_characters(
+    judged: Callable[..., Judged], judge_server: JudgeServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LINGRAFT_JUDGE_KEY", "lj-secret")
+    judge_server.behaviour = lambda asked: (
+        verdict("you sent lj-secret \ud83d") if "long enough" in asked.question else prefers_longer(asked)
+    )
+    found = judged(ANSWERS[:2], cache=tmp_path / "kept.jsonl")
+    assert found.left_out == ("row 0: the verdict 'you sent *** ?' names neither A nor B",)
+    assert "lj-secret" not in (tmp_path / "kept.jsonl").read_text(encoding="utf-8")
 
 
 def test_requests_go_through_the_proxy_of_the_environment(
@@ -311,6 +337,10 @@ def test_requests_go_through_the_proxy_of_the_environment(
         ("http://", "is none"),
         ("http://[::1", "is none"),
         ("http://example.org:99999", "is none"),
+        ("http://999.1.1.1/v1", "is none"),
+        ("http://xn--a/v1", "is none"),
+        ("http://[v1.x]/v1", "is none"),
+        ("http://example.org/\x7f", "is none"),
         ("https://me:secret@example.org/v1", "neither a user nor a query"),
         ("https://example.org/v1?key=secret", "neither a user nor a query"),
     ],

@@ -40,12 +40,64 @@ CHECKPOINT = [{"name": "one", "checkpoint": "x"}, {"name": "two", "data": {"germ
         ({"evaluate": {"task_ability": ["suite:papr"]}}, "evaluate.task_ability[0]: suite:papr", "'paper'"),
         ({"evaluate": {"task_ability": ["worldbook:lokup"]}}, "evaluate.task_ability[0]", "'lookup'"),
         ({"evaluate": {"task_ability": ["absent.yaml"]}}, "evaluate.task_ability[0]", "no such file"),
+        ({"evaluate": {"task_ability": ["alpaca_eval"]}}, "evaluate.task_ability[0]: alpaca_eval", "judge"),
+        ({"evaluate": {"task_ability": ["suite:paper"]}}, "evaluate.task_ability[0]: suite:paper", "judge"),
+        (
+            {"evaluate": {"task_ability": [{"task": "suite:reading", "without": ["mmul"]}]}},
+            "evaluate.task_ability[0]: suite:reading: without 'mmul'",
+            "Options: ",
+        ),
+        (
+            {"evaluate": {"language_ability": [{"task": "worldbook:lookup", "language": "sw"}]}},
+            "evaluate.language_ability[0]: worldbook:lookup",
+            "'sw'",
+        ),
+        (
+            {"evaluate": {"task_ability": ["suite:reading"], "data_dir": "absent"}},
+            "evaluate.data_dir",
+            "absent",
+        ),
     ],
 )
 def test_an_unknown_name_is_refused_with_its_place(changes: dict[str, Any], place: str, says: str) -> None:
     (problem,) = name_problems(Study.model_validate(content(**changes)), Path())
     assert problem.startswith(place)
     assert says in problem
+
+
+BAD = {"lora": {"training": {"report_to": ["tensorbord"]}}}
+
+
+@pytest.mark.parametrize(
+    ("place", "where"),
+    [
+        ("phase", "phases[1] (two).strategies"),
+        ("data", "phases[1] (two).data.german.strategies"),
+        ("path", "paths[0], phase 'two'"),
+    ],
+)
+def test_a_tracker_is_checked_wherever_a_strategy_can_stand(place: str, where: str) -> None:
+    changed = content()
+    del changed["phases"][1]["strategies"]
+    if place == "phase":
+        changed["phases"][1]["strategies"] = [BAD]
+    elif place == "data":
+        changed["phases"][1]["data"]["german"]["strategies"] = [BAD]
+    else:
+        changed["paths"] = [
+            [{"phase": "one", "data": "english"}, {"phase": "two", "data": "german", "strategy": BAD}]
+        ]
+    (problem,) = name_problems(Study.model_validate(changed), Path())
+    assert problem.startswith(f"{where}, strategy 'lora', training.report_to: 'tensorbord'")
+
+
+def test_strategies_with_one_name_hide_no_other_problem() -> None:
+    changed = content()
+    changed["phases"][0]["strategies"] = ["plain", "plain"]
+    changed["phases"][1]["strategies"] = ["half", "half", [{"lora": {"rnk": 2}}, {"ewc": {"strenght": 1}}]]
+    problems = "\n".join(name_problems(Study.model_validate(changed), Path()))
+    for part in ("2 strategies are named 'plain'", "2 strategies are named 'half'", "'rnk'", "'strenght'"):
+        assert part in problems
 
 
 @pytest.mark.parametrize(

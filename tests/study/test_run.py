@@ -235,7 +235,8 @@ def test_a_failed_cell_does_not_stop_the_others(tmp_path: Path, tiny_model: Path
     plain, lora = json.loads(done.stdout)["cells"]
     assert (plain["status"], lora["status"]) == ("done", "failed")
     assert "no_such_module" in lora["reason"]
-    assert plain["mpd"]["pair"] > 0
+    pair = plain["phases"][-1]["measures"]["mpd_pair"]["found"]["pair"]
+    assert pair["figures"]["mpd"]["value"] > 0
     assert plain["checkpoint"] is None
     assert list((tmp_path / "runs").rglob("*.safetensors")), (
         "the failed cell's Phase 1 is there for the next run"

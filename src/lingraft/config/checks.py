@@ -47,7 +47,7 @@ def _in_phases(study: Study) -> Iterator[str]:
                 yield f"{place}.strategies: a checkpoint is not trained, so no strategy applies; remove them."
             if phase.training.model_dump(exclude_none=True):
                 yield f"{place}.training: a checkpoint is not trained; remove it."
-        for where, choice in _choices(phase):
+        for where, choice in choices_of(phase):
             if sum(part.name is not None for part in choice.parts) > 1:
                 yield f"{place}.{where}: {choice.label!r} is named more than once; name one part."
             if choice.is_mixed:
@@ -56,7 +56,7 @@ def _in_phases(study: Study) -> Iterator[str]:
         yield "model: is missing; it may only be left out where the first phase is a checkpoint."
 
 
-def _choices(phase: Phase) -> Iterator[tuple[str, StrategyChoice]]:
+def choices_of(phase: Phase) -> Iterator[tuple[str, StrategyChoice]]:
     """Yield a phase's strategies, each with its place in the phase."""
     for choice in phase.strategies:
         yield "strategies", choice
@@ -99,7 +99,7 @@ def _in_paths(study: Study) -> Iterator[str]:
             )
         called.append(own)
     for index, phase in enumerate(study.phases if study.paths else ()):
-        for where in dict.fromkeys(where for where, _ in _choices(phase)):
+        for where in dict.fromkeys(where for where, _ in choices_of(phase)):
             yield f"phases[{index}] ({phase.name}).{where}: with `paths` each step names its strategy; remove these."
 
 

@@ -119,7 +119,7 @@ def own_task(
     """Return the harness task of a folder; for the options see `Options`, and `max_new_tokens` is the longest answer.
 
     Raises:
-        EvaluationError: The task has nothing in this language, or a row cannot be read.
+        EvaluationError: The task has nothing in this language, reads no local data, or a row cannot be read.
         DataError: The data cannot be read.
     """
     options = {
@@ -131,6 +131,8 @@ def own_task(
     }
     manager = TaskManager(include_path=TASKS_FOLDER, include_defaults=False, metadata=options)
     (task,) = manager.load([name if family is None else f"{name}_{family}"])["tasks"].values()
+    if data is not None and not isinstance(task, OwnTask):
+        raise EvaluationError(f"{name}: reads no local file; leave out its `data`.")
     called = (task.config.metadata or {}).get("items")
     if called is not None:
         task.set_config("task", called.format(language=language, family=family))

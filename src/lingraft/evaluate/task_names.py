@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
+from contextlib import ExitStack, suppress
 from dataclasses import astuple, dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -101,18 +102,23 @@ def harness_names() -> dict[str, HarnessName]:
     root = Path(spec.origin).parent / "tasks"
     place = hashlib.sha256(str(root).encode()).hexdigest()[:8]
     path = cache_folder() / f"harness-{place}.json"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
-            state = _state_of(root)
-            kept = _read(path, state)
-            if kept is None:
-                kept = _ask_harness()
-                content = {"state": state, "names": {name: astuple(one) for name, one in kept.items()}}
+    state = _state_of(root)
+    kept = _read(path, state)  # also from a folder that cannot be written to
+    if kept is not None:
+        return kept
+    with ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(path.with_suffix(".lock")))
+        except (OSError, NotImplementedError):  # nothing can be written or locked here
+            return _ask_harness()
+        kept = _read(path, state)
+        if kept is None:
+            kept = _ask_harness()
+            content = {"state": state, "names": {name: astuple(one) for name, one in kept.items()}}
+            with suppress(OSError):  # a full disk
                 write_text_atomically(path, json.dumps(content))
-            return kept
-    except OSError:  # no folder that can be written to
-        return _ask_harness()
+    return kept
 
 
 def _state_of(root: Path) -> str:
@@ -136,7 +142,7 @@ def _read(path: Path, state: str) -> dict[str, HarnessName] | None:
             name: HarnessName(kind, file, tuple(tags))
             for name, (kind, file, tags) in content["names"].items()
         }
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -17,7 +17,6 @@ from email.utils import parsedate_to_datetime
 from threading import Event
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from lingraft.errors import ConfigError, EvaluationError, escape_control_characters
 from lingraft.judge.budget import Ledger, Tokens
@@ -31,7 +30,9 @@ _FIRST_WAIT_SECONDS = 1.0
 _LONGEST_WAIT_SECONDS = 60.0
 _LONGEST_RETRY_AFTER_SECONDS = 600.0  # a server that wants more is not waited for
 _SHOWN_CHARACTERS = 200
+_READ_CHARACTERS = 10_000  # of what is cleaned to be shown
 _TEMPLATE_TOKENS = 64  # what a chat template may put around two messages
+_MOST_COUNTED = 10**9  # tokens; an endpoint that counts more does not count
 _PER_QUESTION = (400, 413, 422)  # statuses that may concern one question alone, such as one that is too long
 _PASSING = (408, 409, 425, 429)  # and all from 500 on
 _OPTIONAL = {  # what some models do not take, and how their refusal names it
@@ -58,11 +59,17 @@ class Endpoint:
     attempts: int = 6
 
     def __post_init__(self) -> None:
+        import httpx
+
         shown = re.sub(r"//[^/@]*@", "//***@", self.url).partition("?")[0]
         try:
-            parts = urlsplit(self.url)
-            is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:  # such as a port out of range
+            parts = httpx.URL(self.url)
+            is_url = (
+                parts.scheme in ("http", "https")
+                and bool(parts.host)
+                and (parts.port is None or 0 < parts.port < 65536)
+            )
+        except (httpx.InvalidURL, ValueError):  # such as a port out of range, or a host that is no name
             is_url = False
         if not is_url:
             raise ConfigError(
@@ -191,6 +198,7 @@ class ChatClient:
                 # A redirected POST becomes a GET, or takes the key elsewhere.
                 http_client=openai.DefaultHttpxClient(follow_redirects=False),
             )
+            self._client._custom_headers = {}  # OPENAI_CUSTOM_HEADERS may hold a secret of another endpoint
         except (ImportError, ValueError) as error:
             raise EvaluationError(
                 f"{self._place} cannot be reached through the proxy that the environment names: {error}"
@@ -333,7 +341,7 @@ class ChatClient:
             completion = parse()
             choice = completion.choices[0]
             text = choice.message.content
-        except (AttributeError, IndexError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
             if isinstance(completion, str) or isinstance(error, ValueError):
                 raise EvaluationError(
                     f"{self._place} answers with what is no JSON: {self._clean(body)!r}; is the URL what "
@@ -344,9 +352,13 @@ class ChatClient:
             ) from None
         tokens: Tokens | None = None
         written: tuple[WrittenToken, ...] = ()
-        with suppress(AttributeError, TypeError, ValueError):  # an endpoint that does not count
-            tokens = Tokens(int(completion.usage.prompt_tokens), int(completion.usage.completion_tokens))
-        with suppress(AttributeError, TypeError, ValueError):  # one that gives none, or in another form
+        with suppress(
+            AttributeError, TypeError, ValueError, OverflowError
+        ):  # an endpoint that does not count
+            counts = int(completion.usage.prompt_tokens), int(completion.usage.completion_tokens)
+            if all(0 <= count <= _MOST_COUNTED for count in counts):
+                tokens = Tokens(*counts)
+        with suppress(AttributeError, TypeError, ValueError, OverflowError):  # none, or in another form
             written = tuple(
                 WrittenToken(
                     str(one.token), tuple((str(o.token), float(o.logprob)) for o in one.top_logprobs)
@@ -355,7 +367,7 @@ class ChatClient:
             )
         served = getattr(completion, "model", None)
         return Reply(
-            text=text if isinstance(text, str) else "",  # null where a reasoning model used all its tokens
+            text=self._without_key(text) if isinstance(text, str) else "",  # null: reasoning used all tokens
             model=self._clean(served) if isinstance(served, str) else self._endpoint.model,
             written=written,
             tokens=tokens,
@@ -363,7 +375,10 @@ class ChatClient:
 
     def _clean(self, text: str) -> str:
         """Return a server's words in one line, truncated, without the key and unable to steer a terminal."""
-        line = escape_control_characters(" ".join(text.split()))
-        if self._key.value:
-            line = line.replace(self._key.value, "***")
+        line = self._without_key(escape_control_characters(" ".join(text[:_READ_CHARACTERS].split())))
         return (line if len(line) <= _SHOWN_CHARACTERS else f"{line[:_SHOWN_CHARACTERS]}…").rstrip(".")
+
+    def _without_key(self, text: str) -> str:
+        """Return a server's words without the key, and without halves of characters, which no file can hold."""
+        whole = text.encode(errors="replace").decode()
+        return whole.replace(self._key.value, "***") if self._key.value else whole

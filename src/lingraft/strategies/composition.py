@@ -181,20 +181,24 @@ def build(choice: StrategyChoice) -> Composition:
     """Build the strategies of a choice.
 
     Raises:
-        ConfigError: A strategy or an option is unknown or has a wrong value.
+        ConfigError: Strategies or options are unknown or have a wrong value; all of them.
         StrategyError: They cannot be composed; with the reason.
     """
-    parts = []
+    parts, problems = [], []
     for spec in choice.parts:
-        kind: type[Strategy] = REGISTRY.get(spec.kind)
         try:
+            kind: type[Strategy] = REGISTRY.get(spec.kind)
             parts.append(kind.model_validate(spec.options))
+        except ConfigError as error:
+            problems.append(str(error))
         except ValidationError as error:
             # An option of several types fails once per type; the first failure says enough.
             by_option: dict[object, str] = {}
             for detail in error.errors(include_url=False):
                 by_option.setdefault(detail["loc"][:1], _problem(kind, detail))
-            raise ConfigError(" ".join(by_option.values())) from None
+            problems += by_option.values()
+    if problems:
+        raise ConfigError(" ".join(problems))
     kinds = [part.kind for part in parts]
     for alone, reason in _ALONE.items():
         if alone in kinds and len(parts) > 1:

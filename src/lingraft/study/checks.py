@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from lingraft.config.schema import PathStep, Study
+from lingraft.config.checks import choices_of
+from lingraft.config.schema import PathStep, StrategyChoice, Study
 from lingraft.errors import ConfigError, LingraftError, did_you_mean
-from lingraft.evaluate.task_names import unknown_tasks
+from lingraft.evaluate.checks import judge_problem, name_problem
+from lingraft.evaluate.predictions import Ability
+from lingraft.evaluate.selection import listed_tasks
+from lingraft.evaluate.task_names import SUITE
 from lingraft.measures import REGISTRY
 from lingraft.strategies.composition import Composition, build, swept
 from lingraft.study.grid import Cell, cells_of, trained_phases
@@ -47,18 +51,26 @@ def name_problems(study: Study, base_folder: Path) -> list[str]:
         problems.append(
             "prompts: no measure of the study reads them; add drift to `measures`, or remove them."
         )
-    tasks = {
-        "task_ability": study.evaluate.task_ability,
-        "language_ability": study.evaluate.language_ability,
-    }
-    unknown = unknown_tasks((one.task for entries in tasks.values() for one in entries), base_folder)
-    for ability, entries in tasks.items():
-        for place, entry in enumerate(entries):
-            problem = unknown.get(entry.task)
-            if problem is None and entry.data is not None and not (base_folder / entry.data).is_file():
-                problem = f"there is no file {entry.data}."
-            if problem is not None:
-                problems.append(f"evaluate.{ability}[{place}]: {entry.task}: {problem}")
+    asked = study.evaluate
+    abilities: tuple[Ability, ...] = ("task_ability", "language_ability")
+    for ability, place, entry in (
+        (one, place, entry) for one in abilities for place, entry in enumerate(getattr(asked, one))
+    ):
+        problem = name_problem(entry, base_folder)
+        listed = [entry]
+        if problem is None and entry.task.startswith(SUITE):
+            try:
+                listed = listed_tasks(entry, ability)
+            except ConfigError as error:
+                problem = str(error).removeprefix(f"{entry.task}: ")
+        problem = problem or next(filter(None, (judge_problem(one, asked) for one in listed)), None)
+        if problem is not None:
+            problems.append(f"evaluate.{ability}[{place}]: {entry.task}: {problem}")
+    folder = asked.data_dir
+    if folder is not None and not (base_folder / folder).is_dir():
+        problems.append(
+            f"evaluate.data_dir: there is no folder {folder}; it holds local copies of data sets."
+        )
     return [*problems, *_tracker_problems(study)]
 
 
@@ -68,15 +80,21 @@ def place_of(step: PathStep) -> str:
 
 
 def _strategy_problems(study: Study) -> Iterator[str]:
+    problems: dict[str, None] = {}
     for phase in () if study.paths else trained_phases(study):
         for name, data in phase.data.items():
             try:
                 swept((*phase.strategies, *data.strategies), f"phase {phase.name!r}, data {name!r}")
             except ConfigError as error:
-                yield str(error)
-                return  # cells would share a name
-    problems: dict[str, None] = {}
-    for cell in cells_of(study) if all(study.paths) else ():
+                problems[str(error)] = None
+    if problems:  # cells would share a name, so that there are none
+        for where, choice in _choices(study):
+            try:
+                for one in swept([choice], where):
+                    build(one)
+            except LingraftError as error:
+                problems.setdefault(f"{where}, strategy {choice.label!r}: {error}")
+    for cell in cells_of(study) if all(study.paths) and not problems else ():
         for index, step in enumerate(cell.steps):
             try:
                 composition = build(step.strategy)
@@ -86,6 +104,16 @@ def _strategy_problems(study: Study) -> Iterator[str]:
             for problem in missing_of(study, cell, index, composition):
                 problems[f"{place_of(step)}: {problem}"] = None
     yield from problems
+
+
+def _choices(study: Study) -> Iterator[tuple[str, StrategyChoice]]:
+    """Yield every choice of strategies, with its place in the study file."""
+    for place, phase in enumerate(study.phases):
+        for where, choice in choices_of(phase):
+            yield f"phases[{place}] ({phase.name}).{where}", choice
+    for place, path in enumerate(study.paths):
+        for step in path:
+            yield f"paths[{place}], phase {step.phase!r}", step.strategy
 
 
 def missing_of(study: Study, cell: Cell, index: int, composition: Composition) -> list[str]:
@@ -113,19 +141,17 @@ def missing_of(study: Study, cell: Cell, index: int, composition: Composition) -
 
 
 def _tracker_problems(study: Study) -> Iterator[str]:
-    named = {"training": study.training.report_to}
+    named = [("training", study.training.report_to)]
     for place, phase in enumerate(study.phases):
-        named[f"phases[{place}] ({phase.name}).training"] = phase.training.report_to or ()
-        choices = [*phase.strategies, *(one for data in phase.data.values() for one in data.strategies)]
-        for part in (part for choice in choices for part in choice.parts):
-            named[f"phases[{place}] ({phase.name}), strategy {part.kind!r}, training"] = (
-                part.training.report_to or ()
-            )
-    if not any(named.values()):
+        named.append((f"phases[{place}] ({phase.name}).training", phase.training.report_to or ()))
+    for where, choice in _choices(study):
+        for part in choice.parts:
+            named.append((f"{where}, strategy {part.kind!r}, training", part.training.report_to or ()))
+    if not any(trackers for _, trackers in named):
         return  # the list of trackers takes seconds to import
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-    for where, trackers in named.items():
+    for where, trackers in named:
         for tracker in trackers:
             if tracker not in INTEGRATION_TO_CALLBACK:
                 hint = did_you_mean(tracker, INTEGRATION_TO_CALLBACK)

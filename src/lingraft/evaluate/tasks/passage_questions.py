@@ -98,8 +98,8 @@ def normalised_units(answer: str, language: str) -> list[str]:
 
     As in MLQA's scorer, punctuation is deleted rather than replaced by a space (ice-cream is icecream), the Arabic
     article is taken off every word that begins with it, and Chinese is split into characters. Besides: the text is
-    folded (`text_units.fold`); symbols go as well (€ as $); Japanese, Thai, Lao, Khmer and Burmese are split into
-    their `text_units` too; articles of el, fr, it, nl, pt and ro are dropped.
+    folded (`fold_for_scores`); symbols go as well (€ as $); Japanese, Thai, Lao, Khmer and Burmese are split into
+    their `text.units` too; articles of el, fr, it, nl, pt and ro are dropped.
     """
     language = primary_language(language)
     folded = fold_for_scores(answer, language)

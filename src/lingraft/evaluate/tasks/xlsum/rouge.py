@@ -39,7 +39,7 @@ def rouge(reference: str, answer: str, language: str) -> Rouge:
     """Return ROUGE of an answer against one reference; 0 throughout where either has no unit.
 
     English is split as the package rouge_score does (runs of a-z and 0-9 of the text in lower case, no stemming), so
-    its scores are that package's. All other languages are split into the `text_units` of the folded text.
+    its scores are that package's. All other languages are split into the `text.units` of the folded text.
 
     Args:
         reference: The summary to reach.
