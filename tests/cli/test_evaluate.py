@@ -151,6 +151,16 @@ def test_results_of_something_else_are_not_written_over(
     assert Path("here/record.json").read_bytes() == before
 
 
+def test_the_run_folder_of_a_study_takes_no_results_of_an_evaluation(
+    evaluate: Callable[..., tuple[int, str, str]], tiny_model: Path
+) -> None:
+    Path("run").mkdir()
+    Path("run/study.yaml").write_text("name: run\n")
+    code, _, error = evaluate(str(tiny_model), *WORLDBOOK, "--output", "run")
+    assert (code, "run: is the run folder of a study" in error) == (2, True)
+    assert [path.name for path in Path("run").iterdir()] == ["study.yaml"]
+
+
 def test_a_killed_evaluation_goes_on_from_its_answers(
     evaluate: Callable[..., tuple[int, str, str]], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

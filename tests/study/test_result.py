@@ -8,15 +8,19 @@ from typing import Any
 
 import pytest
 
+from lingraft.config.load import load_study
 from lingraft.errors import ConfigError, EvaluationError
 from lingraft.evaluate.predictions import Prediction
 from lingraft.evaluate.results import EvaluationRecord
 from lingraft.evaluate.scores import score_summary
 from lingraft.evaluate.task_records import Asked, DataRevision, HowAsked, TaskRecord
 from lingraft.records import to_json
+from lingraft.report.page import render_page
 from lingraft.stage import FinishedStage
 from lingraft.study.result import FailedCell, Precision, StudyResult, read_result, write_result
+from lingraft.study.run import run_study
 from lingraft.study.stages.evaluate import recorded
+from lingraft.study.summary import Summary
 
 ASKED = Asked(HowAsked("e 1", "1", "bf16", "x"), {})
 
@@ -96,3 +100,36 @@ def test_an_evaluation_is_read_as_it_was_recorded_and_another_form_is_refused(tm
 def test_a_folder_without_a_result_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="a study that ran to its end"):
         read_result(tmp_path)
+
+
+def test_a_cell_that_fails_when_it_is_summed_up_is_in_no_mean_over_seeds(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError("disk is gone")
+
+    monkeypatch.setattr(Summary, "_cost", fails)
+    worldbook = [{"task": "worldbook", "limit": 1, "max_new_tokens": 2}]
+    content = {
+        "name": "tiny",
+        "phases": [
+            {"name": "one", "checkpoint": str(tiny_model)},
+            {
+                "name": "two",
+                "data": {"de": {"source": "worldbook:counting/de", "limit": 4}},
+                "strategies": ["plain"],
+            },
+        ],
+        "seeds": [0, 1],
+        "held_out": 0,
+        "measures": [],
+        "contamination": None,
+        "evaluate": {"task_ability": worldbook, "language_ability": worldbook},
+    }
+    path = tmp_path / "study.yaml"
+    path.write_text(json.dumps(content))  # JSON is YAML
+    study = load_study(path)
+    result = run_study(study, runs=tmp_path)
+    assert [cell.status for cell in result.cells] == ["failed", "failed"]
+    assert result.over_seeds == ()
+    assert "disk is gone" in render_page(result, study)

@@ -11,8 +11,8 @@ from typing import ClassVar
 
 import pytest
 
-from lingraft.errors import DataError, LingraftError
-from lingraft.records import read_json
+from lingraft.errors import ConfigError, DataError, LingraftError
+from lingraft.records import read_json, write_json_atomically
 from lingraft.stage import Json, StageSpec, Work, Workplace
 from lingraft.study.store import Store
 
@@ -176,7 +176,7 @@ def test_times_are_kept_outside_the_compared_record(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         stage = store.run(STAGE, Counted())
     record = read_json(stage.folder / "record.json")
-    assert set(record) == {"stage", "fingerprint", "inputs", "result", "artefacts"}
+    assert set(record) == {"format", "stage", "fingerprint", "inputs", "result", "artefacts"}
     assert set(record["artefacts"]) == {"weights/a.bin"}
     assert read_json(stage.folder / "timing.json")["threads"] == 2
 
@@ -215,3 +215,21 @@ def test_discarding_again_leaves_the_record_alone(tmp_path: Path) -> None:
         before = (stage.folder / "record.json").stat().st_mtime_ns
         store.discard(STAGE)
         assert (stage.folder / "record.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("found", [{}, {"format": 1}])
+def test_stages_of_another_version_are_refused_and_are_not_finished(
+    tmp_path: Path, found: dict[str, int]
+) -> None:
+    with Store(tmp_path) as store:
+        record = store.run(STAGE, Counted()).folder / "record.json"
+    written = read_json(record)
+    del written["format"]
+    write_json_atomically(record, written | found)
+    assert Store(tmp_path).find(STAGE) is None  # as a plan shows it
+    for _ in range(2):  # the lock is free again
+        with (
+            pytest.raises(ConfigError, match=f"another version.*{record.parent.name}.*delete"),
+            Store(tmp_path),
+        ):
+            pass

@@ -260,13 +260,16 @@ def _judge(url: str | None, model: str | None, **options: float | bool | None) -
 
 
 def _prepare(folder: Path, options: dict[str, Json], evaluations: dict[str, str]) -> None:
-    """Make the folder of results; refuse to write over those of something else.
+    """Make the folder of results; refuse to write over those of something else, or into the folder of a study.
 
     Of the same options, what is asked may have changed (sentence data were installed), and of the same evaluations how
     the options were written.
     """
+    from lingraft.study.result import STUDY
     from lingraft.study.store import RECORD
 
+    if (folder / STUDY).exists():  # beside its result, predictions would hide those of its cells
+        raise ConfigError(f"--output {folder}: is the run folder of a study; name another folder.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

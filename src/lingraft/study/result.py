@@ -22,6 +22,7 @@ from lingraft.measures.base import Measured
 from lingraft.records import from_json, read_json, to_json, write_json_atomically
 
 RESULT = "result.json"
+STUDY = "study.yaml"
 FORMAT: Final = 1
 """Of result.json; files of earlier versions have none. Another meaning or name of a field raises it."""
 

@@ -25,7 +25,7 @@ from lingraft.study.execute import Executor
 from lingraft.study.grid import Cell
 from lingraft.study.materials import Materials, check_added_tokens, gather, tell_costs
 from lingraft.study.plan import Plan, PlanRow, plan_rows, plan_study
-from lingraft.study.result import StudyResult, write_result
+from lingraft.study.result import STUDY, StudyResult, write_result
 from lingraft.study.stages.evaluate import questions
 from lingraft.study.store import Store
 from lingraft.study.summary import Summary
@@ -98,7 +98,7 @@ def run_study(
     study, materials = prepared.study, prepared.materials
     costs = tell_costs(materials, watcher, trust_remote_code=study.trust_remote_code)
     with Store(folder) as store:
-        save_study(study, folder / "study.yaml")
+        save_study(study, folder / STUDY)
         plan = prepared.plan(store, base_folder, processes)
         for note in plan.notes:
             watcher.noted(note)

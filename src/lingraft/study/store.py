@@ -21,11 +21,13 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from lingraft.errors import LingraftError
+from lingraft.errors import ConfigError, LingraftError
 from lingraft.records import hash_file, read_json, write_json_atomically
 from lingraft.stage import FinishedStage, StageSpec, Work
 
 RECORD = "record.json"
+FORMAT = 2
+"""Of record.json; files of earlier versions have none. Another meaning or name of a field raises it."""
 TIMING = "timing.json"
 _UNLISTED = (RECORD, TIMING, "trackers")  # trackers write times, which two equal runs do not share
 
@@ -64,7 +66,25 @@ class Store:
             raise LingraftError(
                 f"{self.folder}: another lingraft is at work in this folder; wait for it, or name another folder."
             ) from None
+        try:
+            self._check_formats()
+        except ConfigError:
+            self._lock.release()
+            raise
         return self
+
+    def _check_formats(self) -> None:
+        """Refuse the stages of another version, before any other is computed."""
+        for path in sorted(self.stages.glob(f"*/{RECORD}")):
+            try:
+                found = read_json(path).get("format")
+            except ValueError:  # torn: the stage is not finished
+                continue
+            if found != FORMAT:
+                raise ConfigError(
+                    f"{self.folder}: holds stages of another version of lingraft (such as {path.parent.name}); run "
+                    "anew in another folder, or delete this one first."
+                )
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()
@@ -159,6 +179,7 @@ def _finish(
         timing["remade_otherwise"] = changed
     write_json_atomically(folder / TIMING, timing)
     record = {
+        "format": FORMAT,
         "stage": stage.kind,
         "fingerprint": stage.fingerprint,
         "inputs": stage.inputs,
@@ -192,6 +213,8 @@ def _read_stage(stage: StageSpec, folder: Path) -> FinishedStage | None:
         record = read_json(folder / RECORD)
         timing = read_json(folder / TIMING)
     except (FileNotFoundError, ValueError):
+        return None
+    if record.get("format") != FORMAT:
         return None
     for name, one in _artefacts(folder).items():
         path = folder / name

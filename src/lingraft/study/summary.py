@@ -147,7 +147,6 @@ class Summary:
             note(f"{cell.label}: {unpaired_sentence(task, count, judged=judged)}")
         for problem in common.refused.values():
             note(f"{cell.label}: {problem}")
-        self._compared.setdefault((cell.data, cell.strategy), []).append(compared)
         ends = [PhaseEnd(one.step.phase, self._done(one.evaluate)) for one in planned.phases]
         if cell.is_mixed:
             ends = [PhaseEnd(cell.strategy, compared[1])]
@@ -163,7 +162,7 @@ class Summary:
         }
         for taken in planned.measures.values():
             own_stages |= {one.fingerprint: one for one in taken[-1].stages.values()}
-        return CellResult(
+        found = CellResult(
             data=cell.data,
             strategy=cell.strategy,
             seed=cell.seed,
@@ -183,6 +182,10 @@ class Summary:
             checkpoint=None if self._study.keep == "none" else str(self._done(last.made).folder / CHECKPOINT),
             seconds=sum(self._done(one).seconds for one in own_stages.values()),
         )
+        self._compared.setdefault((cell.data, cell.strategy), []).append(
+            compared
+        )  # nothing can fail any more
+        return found
 
     def _phase(self, planned: PlannedCell, number: int) -> PhaseResult:
         """Return what was found of a cell's `number`-th trained phase."""
