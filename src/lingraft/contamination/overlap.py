@@ -21,9 +21,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
@@ -104,10 +103,6 @@ class TaskOverlap:
     duplicates: float
     coverage: float | None
     worst: tuple[WorstItem, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as JSON values."""
-        return asdict(self) | {"worst": [asdict(one) for one in self.worst]}
 
 
 def overlap(

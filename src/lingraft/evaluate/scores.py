@@ -22,6 +22,7 @@ from lingraft.intervals.macro_mean import (
     Interval,
     difference_over_columns,
     macro_mean,
+    mean_of_known,
     paired_difference,
 )
 from lingraft.intervals.multiple_testing import Correction, compare_many
@@ -77,9 +78,9 @@ def task_scores(predictions: Sequence[Prediction]) -> dict[str, TaskScore]:
         name: TaskScore(
             **asdict(macro_mean(own)),
             ability=own[0].ability,
-            form=_mean_of_known([p.form for p in own]),
-            content=_mean_of_known([p.content for p in own]),
-            chrf=_mean_of_known([p.chrf for p in own]),
+            form=mean_of_known([p.form for p in own]),
+            content=mean_of_known([p.content for p in own]),
+            chrf=mean_of_known([p.chrf for p in own]),
             wrong_language=_wrong_language(own),
             undetermined_language=_undetermined_language(own),
             answers=_answer_counts(own),
@@ -176,7 +177,7 @@ def _language_score(
 
 
 def _wrong_language(predictions: Sequence[Prediction]) -> float | None:
-    return _mean_of_known([p.wrong_language for p in predictions])
+    return mean_of_known([p.wrong_language for p in predictions])
 
 
 def _undetermined_language(predictions: Sequence[Prediction]) -> int:
@@ -193,8 +194,3 @@ def _answer_counts(predictions: Sequence[Prediction]) -> AnswerCounts | None:
         looping=sum(bool(p.looping) for p in generated),
         truncated=sum(bool(p.truncated) for p in generated),
     )
-
-
-def _mean_of_known(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None

@@ -46,17 +46,11 @@ _THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Two outputs in the order in which they are shown.
-
-    Attributes:
-        instruction: What was asked.
-        first: Output A.
-        second: Output B.
-    """
+    """An instruction with two outputs, in the order in which they are shown."""
 
     instruction: str
-    first: str
-    second: str
+    first: str  # output A
+    second: str  # output B
 
     def text(self) -> str:
         """Return the user's turn; the system's is SYSTEM.

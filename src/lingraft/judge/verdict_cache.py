@@ -20,10 +20,10 @@ class Verdict:
     Attributes:
         first: Preference for the output that was shown first, in [0, 1]; None: the answer names none.
         weighted: Whether `first` is from the probabilities of the two letters, not from the letter alone.
-        text: The answer.
+        text: The beginning of the answer.
         model: Which model answered, as the endpoint says.
-        read: Tokens of the prompt; None: the endpoint did not count.
-        written: Tokens of the answer; None: the endpoint did not count.
+        read: Tokens of the prompt; None, as `written`: the endpoint did not count.
+        written: Tokens of the answer.
     """
 
     first: float | None

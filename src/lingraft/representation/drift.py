@@ -144,7 +144,7 @@ def drift_of_models(
 
     Args:
         models: Two or more: folders, hub ids or embedded:NAME.
-        prompts: From `read_prompts` or `prompts_of`; at least one.
+        prompts: From `read_prompts` or `prompt_of`; at least one.
         positions: `prompt`: every token of the prompts; `last`: the one after which the answer begins.
         max_length: Tokens of a prompt; longer ones lose their beginning, and are counted.
         compute: What runs the models, and the type that their weights are held in; None: float32.
@@ -187,16 +187,16 @@ def drift_between(name: str, before: Sequence[LayerStates], after: Sequence[Laye
 
     Args:
         name: The second model's.
-        before: The first model's states, from `layer_states`.
-        after: The second's.
+        before: From `layer_states`.
+        after: The second model's.
 
     Raises:
         ModelError: The models have not as many layers, or other widths.
     """
     if len(before) != len(after):
         raise ModelError(f"{name}: has {len(after)} decoder layers, the first model has {len(before)}.")
-    widths = {(len(one.whole.mean), len(other.whole.mean)) for one, other in zip(before, after, strict=True)}
-    for width, other_width in widths:
+    for states, other_states in zip(before, after, strict=True):
+        width, other_width = (len(next(iter(own.moments.values())).mean) for own in (states, other_states))
         if width != other_width:
             raise ModelError(f"{name}: its states are {other_width} wide, the first model's {width}.")
     languages = list(before[0].moments)

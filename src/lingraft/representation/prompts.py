@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ def read_prompts(
     if prompts is None:
         examples = load_data(spec, base_folder=base_folder, answered=False).examples
         used = examples if limit is None else select(examples, np.arange(min(limit, len(examples))))
-        return MadeWhenAsked(used, lambda _, example: _prompt_of(example))
+        return MadeWhenAsked(used, lambda _, example: prompt_of(example))
     return prompts[:limit]
 
 
@@ -81,12 +81,8 @@ def _from_prompt_file(spec: DataSource, base_folder: Path) -> list[Prompt] | Non
     return prompts
 
 
-def prompts_of(examples: Iterable[Example]) -> list[Prompt]:
-    """Return what is said before the last answer of each example, all of it where the last turn is no answer."""
-    return [_prompt_of(example) for example in examples]
-
-
-def _prompt_of(example: Example) -> Prompt:
+def prompt_of(example: Example) -> Prompt:
+    """Return what is said before the last answer, all of it where the last turn is no answer."""
     turns = example.messages
     asked = turns[:-1] if turns[-1].role == "assistant" else turns
     return Prompt(asked, example.language, example.group, example.fold_system)

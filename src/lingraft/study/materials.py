@@ -24,7 +24,7 @@ from lingraft.evaluate.held_out import item_of
 from lingraft.models.loading import load_tokenizer, parameter_names, stated_rows
 from lingraft.models.token_ids import check_token_ids, unknown_words
 from lingraft.records import fingerprint_of, from_json
-from lingraft.representation.prompts import Prompt, prompts_of, read_prompts
+from lingraft.representation.prompts import Prompt, prompt_of, read_prompts
 from lingraft.stage import GivenModel, Json, given_model
 from lingraft.strategies.base import Need
 from lingraft.strategies.composition import build
@@ -146,7 +146,7 @@ class Materials:
     @cached_property
     def prompts(self) -> tuple[Prompt, ...]:
         """What drift is measured on: the prompts that the study names, else those of the held-out examples."""
-        return self.given_prompts or tuple(prompts_of(self.held_out))
+        return self.given_prompts or tuple(map(prompt_of, self.held_out))
 
     @cached_property
     def held_out(self) -> tuple[Example, ...]:

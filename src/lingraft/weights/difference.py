@@ -22,7 +22,6 @@ from lingraft.models.weights import WRAPPED_ADVICE, ModelWeights
 
 _ELEMENTS_PER_PIECE = 2**20  # read at a time
 _ELEMENTS_IN_CACHE = 2**17  # computed with at a time: 1 MiB in float64
-_OF_UPDATES = ("update_cosine", "sign_agreement")
 _Key = TypeVar("_Key", int, str)
 
 
@@ -151,6 +150,11 @@ class ParameterDifference:
         """Return the figures as JSON values; those of the updates only where there was a base."""
         whole = self.whole()
         update = {"update_cosine": whole.update_cosine, "sign_agreement": whole.sign_agreement}
+        unknown = () if self.has_updates else tuple(update)
+        layers, modules = (
+            [{name: own for name, own in asdict(one).items() if name not in unknown} for one in groups]
+            for groups in (self.by_layer(), self.by_module())
+        )
         tensors = []
         for one in self.tensors:
             own: dict[str, str | int | float | None] = {
@@ -171,16 +175,13 @@ class ParameterDifference:
             "n_tensors": len(self.tensors),
             "relative": self.relative,
             **(update if self.has_updates else {}),
-            "layers": [self._group_to_json(one) for one in self.by_layer()],
-            "modules": [self._group_to_json(one) for one in self.by_module()],
+            "layers": layers,
+            "modules": modules,
             "tensors": tensors,
             "missing": list(self.missing),
             "resized": list(self.resized),
             "without_base": list(self.without_base),
         }
-
-    def _group_to_json(self, one: GroupDifference) -> dict[str, Any]:
-        return {name: own for name, own in asdict(one).items() if self.has_updates or name not in _OF_UPDATES}
 
 
 def parameter_difference(
@@ -351,10 +352,8 @@ def _group(name: str, tensors: Sequence[TensorDifference]) -> GroupDifference:
     l2 = math.sqrt(sum(one.l2**2 for one in tensors))
     product = sum((one.cosine or 0.0) * one.norm * one.other_norm for one in tensors)
     updates = [one.update for one in tensors if one.update is not None]
-    lengths = (
-        math.sqrt(sum(u.first_norm**2 for u in updates)),
-        math.sqrt(sum(u.second_norm**2 for u in updates)),
-    )
+    first_length = math.sqrt(sum(u.first_norm**2 for u in updates))
+    second_length = math.sqrt(sum(u.second_norm**2 for u in updates))
     changed = sum(u.changed for u in updates)
     return GroupDifference(
         name=name,
@@ -363,6 +362,6 @@ def _group(name: str, tensors: Sequence[TensorDifference]) -> GroupDifference:
         l2=l2,
         relative=l2 / norm if norm > 0 else None,
         cosine=_cosine(product, norm, other),
-        update_cosine=_cosine(sum(u.product for u in updates), *lengths),
+        update_cosine=_cosine(sum(u.product for u in updates), first_length, second_length),
         sign_agreement=sum(u.agreeing for u in updates) / changed if changed else None,
     )
