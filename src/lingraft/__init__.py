@@ -11,7 +11,6 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lingraft.config.load import load_study
     from lingraft.config.schema import Study
     from lingraft.data.example import Example
     from lingraft.data.sources import load_data
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from lingraft.representation.states import layer_states
     from lingraft.similarity.comparison import compare_sets
     from lingraft.similarity.embedding_similarity import dataset_embedding_similarity
+    from lingraft.study.checks import load_study
     from lingraft.study.run import run_study
     from lingraft.train.phase import train_phase
     from lingraft.weights.difference import parameter_difference
@@ -37,7 +37,7 @@ _HOMES = {
     "evaluate_model": "lingraft.evaluate.running",
     "layer_states": "lingraft.representation.states",
     "load_data": "lingraft.data.sources",
-    "load_study": "lingraft.config.load",
+    "load_study": "lingraft.study.checks",
     "parameter_difference": "lingraft.weights.difference",
     "run_study": "lingraft.study.run",
     "signal_to_noise": "lingraft.weights.signal_to_noise",

@@ -36,6 +36,7 @@ def test_the_schema_is_json_that_knows_every_section(lingraft: Command) -> None:
     schema = json.loads(lingraft("schema").stdout)
     assert {"PhaseData", "Training", "Evaluation"} <= set(schema["$defs"])
     assert "description" in schema["properties"]["held_out"]
+    assert schema["properties"]["measures"]["items"]["enum"] == ["des", "mpd", "mpd_pair", "drift"]
 
 
 def test_ls_lists_what_a_study_can_name(lingraft: Command) -> None:

@@ -332,6 +332,6 @@ def test_what_is_interrupted_says_that_it_goes_on(
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lingraft.config.load.load_study", interrupt)
+    monkeypatch.setattr("lingraft.study.checks.load_study", interrupt)
     assert _run(["validate", "study.yaml"]) == 130
     assert "Interrupted." in capfd.readouterr().err

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel
 
 from lingraft.config import schema
-from lingraft.config.load import dump_study, load_study
+from lingraft.config.load import data_source, dump_study, judge_choice, load_study
 from lingraft.config.schema import StrategyChoice, Study, TrainingOverrides
 from lingraft.errors import ConfigError, did_you_mean
 
@@ -97,6 +97,11 @@ BAD = [
         ["paths[0]", "'simlar'", "Did you mean 'similar'"],
     ),
     ("  - name: two\n", "  - name: two\n    checkpoint: x\n", ["only the first phase can be a checkpoint"]),
+    (
+        "limit: 20}}",
+        "fields: {instrction: q}}}",
+        ["data.english.fields.instrction is not a field", "Did you mean 'instruction'"],
+    ),
 ]
 
 
@@ -179,12 +184,30 @@ def test_all_errors_come_together(study_file: Path) -> None:
         ("phases.three.name=x", "there is no 'three'"),
         ("name.first=x", "has no parts"),
         ("seeds=[1", "not valid YAML"),
+        ("training.epochs.first=1", "override 'training.epochs.first=1': training.epochs is {'first': 1}"),
+        ("evaluate.judge.budget=1", "override 'evaluate.judge.budget=1': evaluate.judge.url is missing"),
+        ("tranining.epochs=1", "override 'tranining.epochs=1': tranining is not a field"),
     ],
 )
 def test_a_wrong_override_is_named(study_file: Path, override: str, expected: str) -> None:
     with pytest.raises(ConfigError, match="override") as caught:
         load_study(study_file, [override])
     assert expected in str(caught.value)
+
+
+def test_of_two_overrides_that_make_one_section_the_wrong_one_is_named(study_file: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_study(study_file, ["evaluate.repeats=2", "evaluate.batch_size=0"])
+    assert str(caught.value).startswith("override 'evaluate.batch_size=0': evaluate.batch_size is 0")
+
+
+def test_options_of_a_command_are_called_as_they_are_typed() -> None:
+    with pytest.raises(ConfigError, match=r"^--judge-url is ''.*\. --price-in is -1: [^;]*$"):
+        judge_choice("", "some", price_in=-1, price_out=1)
+    with pytest.raises(
+        ConfigError, match=r"^--field\.instrction is not a field\. Did you mean 'instruction'"
+    ):
+        data_source("rows.jsonl", fields={"instrction": "q"})
 
 
 def test_mixed_is_refused_where_phase_one_is_a_checkpoint(tmp_path: Path) -> None:

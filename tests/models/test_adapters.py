@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,30 @@ def test_an_adapter_whose_update_is_not_all_that_it_changed_is_refused(
     for read in (open_weights, load_merged):
         with pytest.raises(ModelError, match=said):
             read(str(adapter))
+
+
+def test_code_of_an_adapters_base_runs_only_where_it_is_trusted(tmp_path: Path, tiny_model: Path) -> None:
+    adapter, expected = trained(tmp_path, tiny_model, False, {})
+    base = tmp_path / "base"
+    config = json.loads((base / "config.json").read_text())
+    config |= {
+        "model_type": "own_llama",
+        "auto_map": {
+            "AutoConfig": "own.OwnConfig",
+            "AutoModelForCausalLM": "own.OwnForCausalLM",
+        },
+    }
+    (base / "config.json").write_text(json.dumps(config))
+    (base / "own.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own_llama'\n"
+        "class OwnForCausalLM(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    with pytest.raises(ModelError):
+        load_merged(str(adapter))
+    merged, _ = load_merged(str(adapter), trust_remote_code=True)
+    with torch.no_grad():
+        torch.testing.assert_close(merged(input_ids=IDS).logits, expected)
 
 
 def change(adapter: Path, with_what: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import pytest
 import torch
@@ -13,9 +13,10 @@ from transformers import AutoModelForCausalLM
 
 from lingraft.config.schema import StrategyChoice
 from lingraft.data.example import Message
+from lingraft.errors import ConfigError
 from lingraft.models.checkpoints import CheckpointReader
 from lingraft.stage import CHECKPOINT, FinishedStage
-from lingraft.strategies.base import Context
+from lingraft.strategies.base import Context, Strategy, Swept
 from lingraft.strategies.composition import REGISTRY, build, swept
 from lingraft.study.execute import Executor
 from lingraft.study.store import Store
@@ -292,15 +293,38 @@ def test_pure_bf16_gives_frozen_elements_their_float32_bits_back(phases: Any) ->
     assert not torch.equal(before[name].bfloat16().float()[:, same], before[name][:, same])
 
 
+class SweptTwice(Strategy):
+    """A strategy of which two options may be swept."""
+
+    kind: ClassVar[str] = "twice"
+
+    alpha: Annotated[float, Swept()] = 0.0
+    beta: Annotated[int, Swept()] = 0
+
+
 SWEEP = {"interpolate": {"alpha": [0.25, 0.5]}}
 
 
 def test_a_sweep_is_a_cell_for_each_value() -> None:
-    choices = swept([StrategyChoice.model_validate(["half", SWEEP])], "here")
+    choices = swept(StrategyChoice.model_validate(["half", SWEEP]))
     assert [one.label for one in choices] == ["half+interpolate-0.25", "half+interpolate-0.5"]
     assert [build(one).parts[1].model_dump()["alpha"] for one in choices] == [0.25, 0.5]
-    (alone,) = swept([StrategyChoice.model_validate("half")], "here")
+    (alone,) = swept(StrategyChoice.model_validate("half"))
     assert alone.label == "half"
+    (nested,) = swept(StrategyChoice.model_validate({"interpolate": {"alpha": [[0.25, 0.5]]}}))
+    with pytest.raises(ConfigError, match=r"'alpha' of 'interpolate' is \[0\.25, 0\.5\]"):
+        build(nested)
+
+
+def test_of_two_swept_options_every_combination_is_a_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(REGISTRY, "_entries", {"twice": f"{__name__}:SweptTwice"})
+    choices = swept(
+        StrategyChoice.model_validate({"twice": {"beta": [1, 2], "alpha": [0.5, 0.25], "name": "t"}})
+    )
+    assert [one.label for one in choices] == ["t-0.5-1", "t-0.5-2", "t-0.25-1", "t-0.25-2"]
+    assert [build(one).parts[0].model_dump() for one in choices] == [
+        {"alpha": alpha, "beta": beta} for alpha in (0.5, 0.25) for beta in (1, 2)
+    ]
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT reads a renamed name

@@ -54,7 +54,7 @@ def test_a_page_names_exactly_the_options_and_their_defaults(name: str) -> None:
 def test_the_examples_of_a_page_can_be_built(page: Path) -> None:
     for example in EXAMPLE.findall(page.read_text(encoding="utf-8")):
         choices = [StrategyChoice.model_validate(one) for one in yaml.safe_load(example)["strategies"]]
-        labels = [build(one).label for one in swept(choices, "page")]
+        labels = [build(one).label for choice in choices for one in swept(choice)]
         assert len(labels) == len(set(labels)), labels
 
 

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
+from lingraft.cli.main import _run
 from lingraft.config.schema import Study
-from lingraft.study.checks import name_problems
+from lingraft.errors import ConfigError
+from lingraft.study.checks import load_study, name_problems
 
 
 def content(**changes: Any) -> dict[str, Any]:
@@ -116,6 +118,35 @@ def test_an_unknown_strategy_or_option_is_refused_with_its_place(strategy: Any, 
     (problem,) = name_problems(Study.model_validate(changed), Path())
     assert problem.startswith("phase 'two', data 'german', strategy ")
     assert says in problem
+
+
+def test_strategies_of_one_name_are_refused_everywhere_a_study_is_read(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    wrong = content()
+    sweep = {"interpolate": {"alpha": [0.5, 0.25]}}
+    wrong["phases"][0]["strategies"] = ["plain", "plain"]
+    wrong["phases"][1]["strategies"] = [sweep, sweep]
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(wrong))
+    expected = (
+        "phases[0] (one).data.english: 2 strategies are named 'plain'",
+        "phases[1] (two).data.german: 2 strategies are named 'interpolate-0.5'",
+        "phases[1] (two).data.german: 2 strategies are named 'interpolate-0.25'",
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_study(tmp_path / "study.yaml")
+    for part in expected:
+        assert part in str(caught.value)
+    assert _run(["show", "study", str(tmp_path / "study.yaml")]) == 2
+    assert expected[2] in capfd.readouterr().err
+
+
+def test_what_python_reads_leaves_files_to_the_run_which_knows_their_folder(tmp_path: Path) -> None:
+    right = content(evaluate={"task_ability": ["own.yaml"]})
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(right))
+    assert load_study(tmp_path / "study.yaml").evaluate.task_ability[0].task == "own.yaml"
+    with pytest.raises(ConfigError, match=r"own\.yaml"):
+        load_study(tmp_path / "study.yaml", base_folder=tmp_path)
 
 
 def test_a_yaml_task_and_a_local_file_that_are_there_are_right(tmp_path: Path) -> None:

@@ -42,11 +42,10 @@ def run(
 
     Exit code: 0 all cells are done, 1 a cell or the base's evaluation failed, 2 the study is wrong.
     """
-    from lingraft.config.load import load_study
-    from lingraft.study.checks import name_problems
+    from lingraft.study.checks import load_study
 
     # Wrong input is reported before anything heavy is imported.
-    loaded = load_study(study, overrides or (), lambda found: name_problems(found, Path()))
+    loaded = load_study(study, overrides or (), Path())
 
     from lingraft.cli.log_lines import log_lines
     from lingraft.cli.progress import ProgressWatcher

@@ -8,5 +8,8 @@ from lingraft.cli.output import print_json
 def schema() -> None:
     """Print the JSON schema of the study file."""
     from lingraft.config.schema import Study
+    from lingraft.measures import REGISTRY
 
-    print_json(Study.model_json_schema())
+    found = Study.model_json_schema()
+    found["properties"]["measures"]["items"] = {"enum": list(REGISTRY), "type": "string"}
+    print_json(found)

@@ -32,10 +32,11 @@ def show_study(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Print a study with every default resolved, and the cells of its grid."""
-    from lingraft.config.load import dump_study, load_study
+    from lingraft.config.load import dump_study
+    from lingraft.study.checks import load_study
     from lingraft.study.grid import cells_of
 
-    loaded = load_study(study, overrides or ())
+    loaded = load_study(study, overrides or (), Path())
     cells = cells_of(loaded)
     if json:
         listed = [
@@ -71,12 +72,11 @@ def show_plan(
     """
     from dataclasses import asdict
 
-    from lingraft.config.load import load_study
     from lingraft.report.plan import plan_table
-    from lingraft.study.checks import name_problems
+    from lingraft.study.checks import load_study
     from lingraft.study.run import rows_of_plan
 
-    loaded = load_study(study, overrides or (), lambda found: name_problems(found, Path()))
+    loaded = load_study(study, overrides or (), Path())
     quieten_loading()
     rows = rows_of_plan(loaded, runs=runs)
     if json:

@@ -21,11 +21,10 @@ def validate(
 
     Exit code 0 it is right, 2 it is wrong.
     """
-    from lingraft.config.load import load_study
-    from lingraft.study.checks import name_problems
+    from lingraft.study.checks import load_study
     from lingraft.study.grid import cells_of
 
-    loaded = load_study(study, overrides or (), lambda found: name_problems(found, Path()))
+    loaded = load_study(study, overrides or (), Path())
     cells = cells_of(loaded)
     if json:
         print_json({"study": loaded.name, "phases": len(loaded.phases), "cells": len(cells), "valid": True})

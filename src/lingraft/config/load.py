@@ -7,7 +7,7 @@ place inside the file and the value.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -64,8 +64,12 @@ def load_study(
             location = detail["loc"]
             if detail["type"] == "too_short" and any(one[: len(location)] == location for one in deeper):
                 continue  # pydantic drops the broken elements, then finds too few: only the first is news
-            overridden = [one for place, one in places.items() if location[: len(place)] == place]
-            where = f"override {overridden[0]!r}" if overridden else f"{path}:{_line_of(root, location)}"
+            overridden = [place for place in places if location[: len(place)] == place]
+            where = (
+                f"override {places[max(overridden, key=len)]!r}"
+                if overridden
+                else f"{path}:{_line_of(root, location)}"
+            )
             lines.append(f"{where}: {_place(location)} {_problem(Study, location, detail)}")
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None
     problems = [*check_study(study), *(() if further_checks is None else further_checks(study))]
@@ -80,7 +84,7 @@ def data_source(source: str, **options: Any) -> DataSource:
     Raises:
         ConfigError: An option is wrong; the message names it and its value.
     """
-    return _from_options(DataSource, source=source, **options)
+    return _from_options(DataSource, {"fields": "field"}, source=source, **options)
 
 
 def judge_choice(url: str, model: str, **options: Any) -> JudgeChoice:
@@ -89,12 +93,17 @@ def judge_choice(url: str, model: str, **options: Any) -> JudgeChoice:
     Raises:
         ConfigError: An option is wrong; the message names it and its value.
     """
-    return _from_options(JudgeChoice, url=url, model=model, **options)
+    return _from_options(
+        JudgeChoice, {"url": "judge-url", "model": "judge-model"}, url=url, model=model, **options
+    )
 
 
-def _from_options(kind: type[SectionOf], **options: Any) -> SectionOf:
-    def option(field: str) -> str:
-        return f"--{field.replace('_', '-')}"
+def _from_options(kind: type[SectionOf], names: Mapping[str, str], **options: Any) -> SectionOf:
+    """Return a section made of command-line options; `names` holds those that are not called like their field."""
+
+    def option(place: str) -> str:
+        field, dot, inner = place.partition(".")
+        return f"--{names.get(field, field.replace('_', '-'))}{dot}{inner}"
 
     try:
         return kind(**options)
@@ -108,7 +117,7 @@ def _from_options(kind: type[SectionOf], **options: Any) -> SectionOf:
             else:  # of several options, which the message names as the study file does
                 message = detail["msg"].removeprefix("Value error, ")
                 problems.append(f"{re.sub('`([a-z_]+)`', lambda name: option(name[1]), message)}.")
-        raise ConfigError("; ".join(problems)) from None
+        raise ConfigError(" ".join(problems)) from None
 
 
 def dump_study(study: Study) -> str:
@@ -201,7 +210,7 @@ def _line(node: yaml.Node) -> int:
 
 
 def _override(content: Any, override: str) -> Location:
-    """Set what a `key=value` pair says in a file's content, in place; return where that is."""
+    """Set what a `key=value` pair says in a file's content, in place; return the place below which all is its own."""
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
         raise ConfigError(f"override {override!r}: write key=value, such as training.epochs=2.")
@@ -212,14 +221,16 @@ def _override(content: Any, override: str) -> Location:
     *parts, last = key.strip().replace("[", ".").replace("]", "").split(".")
     target = content
     location: list[str | int] = []
+    made: Location = ()  # the outermost mapping that the file does not have
     for part in parts:
         location.append(_step(target, part, override))
         if isinstance(target, dict) and target.get(part) is None:
             target[part] = {}
+            made = made or tuple(location)
         target = target[location[-1]]
     location.append(_step(target, last, override))
     target[location[-1]] = value
-    return tuple(location)
+    return made or tuple(location)
 
 
 def _step(target: Any, part: str, override: str) -> str | int:
@@ -256,6 +267,8 @@ def _place(location: Location) -> str:
     for before, part in zip(("", *location), location, strict=False):
         if part == "parts" or (before == "parts" and part == 0):
             continue  # the schema's own wrapping of a strategy; the file does not have it
+        if part == "[key]":
+            continue  # how pydantic says that not the value but the key is wrong
         place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
     return place or "the study"
 
@@ -266,6 +279,9 @@ def _problem(section: type[BaseModel], location: Location, detail: Any) -> str:
     if kind == "extra_forbidden":
         inner = next(sections_at(section, location[:-1]), section)
         return f"is not a field. {did_you_mean(str(location[-1]), inner.model_fields)}"
+    if location[-1:] == ("[key]",) and kind == "literal_error":  # of a mapping whose keys are fixed
+        inner_keys = re.findall(r"'(\w+)'", detail["ctx"]["expected"])
+        return f"is not a field. {did_you_mean(str(location[-2]), inner_keys)}"
     if kind == "invalid_key":
         return "is not a field: a key must be text."
     if kind == "missing":

@@ -69,11 +69,11 @@ def load_merged(
     if not (folder / ADAPTER_CONFIG).is_file():
         model = load_model(name, dtype=dtype, trust_remote_code=trust_remote_code)
         return model, load_tokenizer(name, trust_remote_code=trust_remote_code)
-    adapted = AdaptedReader(folder)  # refuses what does not fit
+    adapted = AdaptedReader(folder, trust_remote_code=trust_remote_code)  # refuses what does not fit
     base = adapted.base_folder
-    model = _merge(load_model(base), adapted, dtype)
-    has_tokenizer = (folder / "tokenizer_config.json").is_file()
-    return model, tokenizer_in(folder, folder) if has_tokenizer else load_tokenizer(base)
+    model = _merge(load_model(base, trust_remote_code=trust_remote_code), adapted, dtype)
+    owner = folder if (folder / "tokenizer_config.json").is_file() else base
+    return model, tokenizer_in(owner, owner, trust_remote_code=trust_remote_code)
 
 
 def _merge(base: PreTrainedModel, adapter: AdaptedReader, dtype: torch.dtype) -> PreTrainedModel:
@@ -127,12 +127,13 @@ class AdaptedReader:
     Args:
         folder: Holds adapter_config.json and adapter_model.safetensors, as PEFT saves them.
         base: The base model; None: the one that adapter_config.json names.
+        trust_remote_code: Fetch and run Python code that the base brings along.
 
     Raises:
         ModelError: The adapter is of another kind, does not fit its base, or one of them cannot be had.
     """
 
-    def __init__(self, folder: Path, base: str | None = None) -> None:
+    def __init__(self, folder: Path, base: str | None = None, *, trust_remote_code: bool = False) -> None:
         self._folder = folder
         self._config = _read_config(folder)
         named = base or self._config.base
@@ -140,7 +141,8 @@ class AdaptedReader:
             raise ModelError(
                 f"{folder}: its {ADAPTER_CONFIG} names no base model; give it with --adapter-base."
             )
-        self._base = ModelWeights(model_folder(str(named)))
+        base_folder = model_folder(str(named), trust_remote_code=trust_remote_code)
+        self._base = ModelWeights(base_folder, trust_remote_code=trust_remote_code)
         self._stored = _Stored(folder)
         self._check_fit()
         # What lies under an adapted embedding is its tied head's weight too, and the other way round.

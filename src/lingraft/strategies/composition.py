@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,35 +145,18 @@ class Composition:
         return merge(model)
 
 
-def swept(choices: Iterable[StrategyChoice], place: str) -> tuple[StrategyChoice, ...]:
-    """Return the choices that a data set is trained with: of an option with a list of values, one for each value.
-
-    Args:
-        choices: As the study file lists them.
-        place: What they are for, for the message.
-
-    Raises:
-        ConfigError: Two of them have the same name.
-    """
-    found = tuple(one for choice in choices for one in _values_of(choice))
-    for label, count in Counter(one.label for one in found).items():
-        if count > 1:
-            raise ConfigError(f"{place}: {count} strategies are named {label!r}; give them a `name:`.")
-    return found
-
-
-def _values_of(choice: StrategyChoice) -> Iterator[StrategyChoice]:
+def swept(choice: StrategyChoice) -> tuple[StrategyChoice, ...]:
+    """Return what a choice is trained as: of options with a list of values, one choice for each combination of them."""
+    found = [choice]
     for place, part in enumerate(choice.parts):
-        if part.kind not in REGISTRY:
-            continue  # refused when it is built
-        for key, field in REGISTRY.get(part.kind).model_fields.items():
+        # An unknown strategy is refused when it is built.
+        fields = REGISTRY.get(part.kind).model_fields if part.kind in REGISTRY else {}
+        for key, field in fields.items():
             option = field.alias or key
             values = part.options.get(option)
             if Swept() in field.metadata and isinstance(values, (list, tuple)) and values:
-                for value in values:  # of several such options every combination
-                    yield from _values_of(choice.with_option(place, option, value))
-                return
-    yield choice
+                found = [one.with_option(place, option, value) for one in found for value in values]
+    return tuple(found)
 
 
 def build(choice: StrategyChoice) -> Composition:

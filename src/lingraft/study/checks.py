@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from lingraft.config import load
 from lingraft.config.checks import choices_of
 from lingraft.config.schema import PathStep, StrategyChoice, Study
 from lingraft.errors import ConfigError, LingraftError, did_you_mean
@@ -14,7 +16,21 @@ from lingraft.evaluate.selection import listed_tasks
 from lingraft.evaluate.task_names import SUITE
 from lingraft.measures import REGISTRY
 from lingraft.strategies.composition import Composition, build, swept
-from lingraft.study.grid import Cell, cells_of, trained_phases
+from lingraft.study.grid import Cell, cells_of
+
+
+def load_study(path: Path | str, overrides: Sequence[str] = (), base_folder: Path | None = None) -> Study:
+    """Read, override and check a study file, the names that it uses included.
+
+    Args:
+        path: The YAML file.
+        overrides: `key=value` pairs, such as `training.epochs=2`; see docs/study_file.md.
+        base_folder: See `name_problems`.
+
+    Raises:
+        ConfigError: The file cannot be read, or anything in it is wrong; one message with every error.
+    """
+    return load.load_study(path, overrides, lambda study: name_problems(study, base_folder))
 
 
 def check_names(study: Study, base_folder: Path) -> None:
@@ -28,7 +44,7 @@ def check_names(study: Study, base_folder: Path) -> None:
         raise ConfigError("\n".join(problems))
 
 
-def name_problems(study: Study, base_folder: Path) -> list[str]:
+def name_problems(study: Study, base_folder: Path | None) -> list[str]:
     """Return every unknown strategy, option, measure, task, suite and tracker, and the needs that are not met.
 
     Nothing is read but local files that tasks are named by. Each problem is one line, or a few, that begin with the
@@ -36,7 +52,8 @@ def name_problems(study: Study, base_folder: Path) -> list[str]:
 
     Args:
         study: The study; what `config.checks` refuses may be wrong with it.
-        base_folder: What the paths of YAML tasks and data files are relative to.
+        base_folder: What the paths of YAML tasks and data files are relative to; None: tasks are left to `run_study`,
+            which knows it.
     """
     problems = [*_strategy_problems(study)]
     measures = []
@@ -51,6 +68,9 @@ def name_problems(study: Study, base_folder: Path) -> list[str]:
         problems.append(
             "prompts: no measure of the study reads them; add drift to `measures`, or remove them."
         )
+    problems += _tracker_problems(study)
+    if base_folder is None:
+        return problems
     asked = study.evaluate
     abilities: tuple[Ability, ...] = ("task_ability", "language_ability")
     for ability, place, entry in (
@@ -71,7 +91,7 @@ def name_problems(study: Study, base_folder: Path) -> list[str]:
         problems.append(
             f"evaluate.data_dir: there is no folder {folder}; it holds local copies of data sets."
         )
-    return [*problems, *_tracker_problems(study)]
+    return problems
 
 
 def place_of(step: PathStep) -> str:
@@ -80,21 +100,16 @@ def place_of(step: PathStep) -> str:
 
 
 def _strategy_problems(study: Study) -> Iterator[str]:
-    problems: dict[str, None] = {}
-    for phase in () if study.paths else trained_phases(study):
+    for index, phase in enumerate(() if study.paths else study.phases):
         for name, data in phase.data.items():
-            try:
-                swept((*phase.strategies, *data.strategies), f"phase {phase.name!r}, data {name!r}")
-            except ConfigError as error:
-                problems[str(error)] = None
-    if problems:  # cells would share a name, so that there are none
-        for where, choice in _choices(study):
-            try:
-                for one in swept([choice], where):
-                    build(one)
-            except LingraftError as error:
-                problems.setdefault(f"{where}, strategy {choice.label!r}: {error}")
-    for cell in cells_of(study) if all(study.paths) and not problems else ():
+            choices = (*phase.strategies, *data.strategies)
+            labels = Counter(one.label for choice in choices for one in swept(choice))
+            for label, count in labels.items():
+                if count > 1:
+                    place = f"phases[{index}] ({phase.name}).data.{name}"
+                    yield f"{place}: {count} strategies are named {label!r}; give them a `name:`."
+    problems: dict[str, None] = {}
+    for cell in cells_of(study) if all(study.paths) else ():
         for index, step in enumerate(cell.steps):
             try:
                 composition = build(step.strategy)

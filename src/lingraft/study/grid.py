@@ -84,7 +84,7 @@ def _full_product(study: Study) -> Iterator[tuple[PathStep, ...]]:
         own = []
         for name, data in phase.data.items():
             choices = (*phase.strategies, *data.strategies) or (plain,)
-            for one in swept(choices, f"phase {phase.name!r}, data {name!r}"):
+            for one in (one for choice in choices for one in swept(choice)):
                 own.append(PathStep(phase=phase.name, data=name, strategy=one))
         steps.append(own)
     united: set[tuple[tuple[str, ...], str]] = set()
