@@ -144,6 +144,43 @@ def test_discarded_artefacts_are_made_again_for_a_stage_that_is_added_and_then_d
     assert graph.on_disk(tmp_path) == set()
 
 
+class Counting(Watcher):
+    """Counts what is announced and what is reported."""
+
+    def __init__(self) -> None:
+        self.announced = 0
+        self.finished: list[str] = []
+
+    def study_started(self, stages: int) -> None:
+        self.announced = stages
+
+    def stage_finished(self, label: str, seconds: float, reused: bool) -> None:  # noqa: ARG002
+        self.finished.append(label)
+
+
+def test_as_many_stages_are_reported_as_were_announced_whatever_was_discarded(tmp_path: Path) -> None:
+    graph = Graph()
+    graph.run(tmp_path, graph.plan())
+    added = Reading("added", graph.log, (graph.two,))
+    remade = Counting()
+    graph.run(tmp_path, graph.plan(stages=[*graph.stages, added]), remade)
+    assert remade.announced == len(remade.finished) == len(graph.stages) + 1
+    (Store(tmp_path).folder_of(graph.state) / "record.json").unlink()
+    unwanted = Counting()
+    graph.run(tmp_path, graph.plan(), unwanted)
+    assert unwanted.announced == len(unwanted.finished) == len(graph.stages) - 1
+
+
+def test_what_cannot_be_made_again_fails_its_new_reader_alone(tmp_path: Path) -> None:
+    graph = Graph()
+    graph.run(tmp_path, graph.plan())
+    graph.log.failing = {"two"}
+    added = Reading("added", graph.log, (graph.two,))
+    executor = graph.run(tmp_path, graph.plan(stages=[*graph.stages, added]))
+    assert set(executor.failed) == {added.fingerprint}
+    assert len(executor.done) == len(graph.stages)
+
+
 def test_a_failure_fails_what_depends_on_it_and_nothing_else(tmp_path: Path) -> None:
     graph = Graph()
     graph.log.failing = {"two"}

@@ -22,7 +22,7 @@ class Watcher(StageWatcher):
         """What the model's tokenizer makes of each language of a data set; reported before training."""
 
     def study_started(self, stages: int) -> None:
-        """`stages` stages will be visited, finished ones included."""
+        """`stages` stages will be reported as finished, unless some fail."""
 
     def stage_started(self, label: str) -> None:
         """A stage begins to work."""

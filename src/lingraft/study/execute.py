@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from graphlib import TopologicalSorter
-from heapq import heappop, heappush
 from pathlib import Path
 from typing import Any
 
@@ -33,47 +31,49 @@ class Executor:
         self._watcher = watcher or Watcher()
         self._shelf: Shelf[Any] = Shelf()
         self._reported: set[str] = set()
-        self._over: set[str] = set()  # done, or wanted by nothing
+        self._over: set[str] = set()  # finished, or wanted by nothing
         self._on_disk: dict[str, StageSpec] = {}  # those with artefacts that may be discarded
 
     def run(self, plan: Plan) -> Iterator[StageSpec]:
-        """Make the stages of a plan in topological order, and yield each when it is done or has failed.
+        """Make the stages of a plan in its order, and yield each when it is done or has failed.
 
         An artefact is discarded when the last stage that reads it is done, unless the plan keeps it; that of a stage
         which has failed stays, for the next run. What is discarded already is made again where a stage needs it.
         """
         consumers = consumers_of(plan)
-        places = {stage.fingerprint: place for place, stage in enumerate(plan.stages)}
-        sorter = TopologicalSorter(
-            {stage.fingerprint: [one.fingerprint for one in stage.parents] for stage in plan.stages}
-        )
-        sorter.prepare()
-        ready: list[int] = []
-        pending = list(plan.stages)
-        while sorter.is_active():
-            for fingerprint in sorter.get_ready():
-                heappush(ready, places[fingerprint])  # of what is ready, the plan's own order decides
-            stage = plan.stages[heappop(ready)]
-            readers = consumers[stage.fingerprint]
+        for number, stage in enumerate(plan.stages):
+            self._watcher.preparing("look what is finished", number, len(plan.stages))
+            if self.store.find(stage) is not None:
+                self._over.add(stage.fingerprint)
+                if stage.is_discardable and self.store.find(stage, with_artefacts=True) is not None:
+                    self._on_disk[stage.fingerprint] = stage
+        # What serves others alone, such as a state, is not made anew for stages that are finished.
+        unwanted = {
+            stage.fingerprint
+            for stage in plan.stages
+            if stage.fingerprint not in plan.results | self._over and not self._is_needed(stage, consumers)
+        }
+        self._over |= unwanted
+        self._watcher.study_started(len(plan.stages) - len(unwanted))
+        for number, stage in enumerate(plan.stages, start=1):
+            found = self.store.find(stage)
             error = next((e for one in stage.parents if (e := self.failed.get(one.fingerprint))), None)
             try:
-                if error is not None and self.store.find(stage) is None:
+                if error is not None and found is None:
                     raise error
-                # What serves others alone, such as a state, is not made anew for stages that are finished.
-                is_wanted = stage.fingerprint in plan.results or any(
-                    self.store.find(one) is None for one in readers
-                )
-                if is_wanted or self.store.find(stage) is not None:
-                    self.done[stage.fingerprint] = self.make(stage)
+                if stage.fingerprint not in unwanted:
+                    needed = self._is_needed(stage, consumers)
+                    self.done[stage.fingerprint] = self.make(stage, with_artefacts=needed)
                 self._over.add(stage.fingerprint)
             except Exception as failure:  # whatever it is, the other stages go on
-                self.failed[stage.fingerprint] = failure
-            sorter.done(stage.fingerprint)
+                if found is None:
+                    self.failed[stage.fingerprint] = failure
+                else:  # its artefacts cannot be made again: what needs them fails
+                    self.done[stage.fingerprint] = found
             for fingerprint, own in list(self._on_disk.items()):
                 if fingerprint not in plan.kept and not self._is_needed(own, consumers):
                     self.store.discard(self._on_disk.pop(fingerprint))
-            pending.remove(stage)
-            self._shelf.clear_but([one.holds for one in pending if one.holds is not None])
+            self._shelf.clear_but([one.holds for one in plan.stages[number:] if one.holds is not None])
             yield stage
 
     def make(self, stage: StageSpec, *, with_artefacts: bool = False) -> FinishedStage:

@@ -179,7 +179,10 @@ class _Planner:
         self.notes: list[str] = []
 
     def add(self, stage: Spec) -> Spec:
-        """Return the stage, or the equal one that is there already."""
+        """Return the stage, added after its parents, or the equal one that is there already."""
+        if stage.fingerprint not in self.stages:
+            for parent in stage.parents:  # one that only a measure knows is planned by this alone
+                self.add(parent)
         known = self.stages.setdefault(stage.fingerprint, stage)
         assert isinstance(known, type(stage))
         return known

@@ -103,7 +103,6 @@ def run_study(
         for note in plan.notes:
             watcher.noted(note)
         contamination = tell_contamination(study, materials, store, base_folder, watcher)
-        watcher.study_started(len(plan.stages))
         executor = Executor(store, watcher)
         summary = Summary(study, materials, plan, executor, watcher)
         waiting = deque(plan.cells)
