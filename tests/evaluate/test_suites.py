@@ -392,3 +392,7 @@ def test_a_yaml_task_whose_data_the_hub_does_not_give_is_named_and_the_rest_runs
     )
     assert evaluated.not_run == {f"{own}/en": "ConnectionError: no network"}
     assert [one.task for one in evaluated.predictions] == ["worldbook:lookup"]
+
+
+def test_the_place_of_a_copy_names_the_language_also_without_a_data_folder() -> None:
+    assert "(belebele/de.jsonl in it)" in data_places("belebele", "de", None)

@@ -252,7 +252,7 @@ def show_predictions(
         return
     for one in found:
         item = one.after
-        print_result(escape_control_characters(f"{item.task}/{item.language}  {item.item}"))
+        print_result(escape_control_characters(f"{item.label}  {item.item}"))
         print_result(
             f"{readable(escape_control_characters(item.prompt))}\n"
             f"=> {readable(escape_control_characters(item.reference))}"

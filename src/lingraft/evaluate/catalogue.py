@@ -125,5 +125,6 @@ def data_places(name: str, language: str, data_dir: str | None) -> str:
         return "it brings its data along" if known is not None else "its data set on the hub"
     copies = list(copies_of(name, language, data_dir))
     if not copies:
-        return f"{known.hub} on the hub; no --data-dir was given ({known.copies[0]} in it)"
+        copy = filled(known.copies[0], language, language)
+        return f"{known.hub} on the hub; no --data-dir was given ({copy} in it)"
     return f"{' or '.join(copies)}, or {known.hub} on the hub"

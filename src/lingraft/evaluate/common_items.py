@@ -53,12 +53,12 @@ def common_items(
         tasks: What each model's evaluation recorded of its tasks, by task and language (`Evaluated.tasks`).
     """
     is_judged = {name for own in tasks for name, one in own.items() if one.judged is not None}
-    unknown = {_name(one) for own in models for one in own if not one.asked} - is_judged
-    keyed = [_keyed([one for one in own if _name(one) not in unknown]) for own in models]
+    unknown = {one.label for own in models for one in own if not one.asked} - is_judged
+    keyed = [_keyed([one for one in own if one.label not in unknown]) for own in models]
     by_key = [{key: one for one, key in own.items()} for own in keyed]
     first = by_key[0]
     shared = set(first).intersection(*by_key[1:])
-    names = sorted({_name(one) for own in models for one in own})
+    names = sorted({one.label for own in models for one in own})
     refused: dict[str, str] = {}
     for name in names:
         asked = [own[name].asked for own in tasks if name in own]
@@ -78,11 +78,11 @@ def common_items(
         tuple(
             replace(one, item=first[own[one]].item, cluster=first[own[one]].cluster) if one in own else one
             for one in whole
-            if _name(one) not in refused and (_name(one) in unknown or own[one] in shared)
+            if one.label not in refused and (one.label in unknown or own[one] in shared)
         )
         for whole, own in zip(models, keyed, strict=True)
     )
-    lost = {key: _name(one) for own in by_key for key, one in own.items() if key not in shared}
+    lost = {key: one.label for own in by_key for key, one in own.items() if key not in shared}
     counts = Counter(name for name in lost.values() if name not in refused)
     return CommonItems(kept, dict(sorted(counts.items())), refused)
 
@@ -108,7 +108,3 @@ def unpaired_sentence(task: str, count: int, *, judged: bool) -> str:
     """Return what is reported of a task, by its name and language, of which not all models have the same items."""
     what = "have a verdict for" if judged else "were asked alike of"
     return f"{task}: {count} items {what} some of the models only; the comparison leaves them out."
-
-
-def _name(prediction: Prediction) -> str:
-    return f"{prediction.task}/{prediction.language}"

@@ -36,14 +36,10 @@ def noise_floor(rounds: Sequence[Sequence[Prediction]]) -> NoiseFloor:
         language_ability=of_ability("language_ability"),
         further_languages=of_ability("further_languages"),
         tasks={
-            name: _range([[one for one in own if _name(one) == name] for own in rounds])
-            for name in dict.fromkeys(_name(one) for one in rounds[1])
+            name: _range([[one for one in own if one.label == name] for own in rounds])
+            for name in dict.fromkeys(one.label for one in rounds[1])
         },
     )
-
-
-def _name(prediction: Prediction) -> str:
-    return f"{prediction.task}/{prediction.language}"
 
 
 def _range(rounds: Sequence[Sequence[Prediction]]) -> ScoreRange:

@@ -69,6 +69,11 @@ class Prediction:
         """What two models' predictions are matched by."""
         return (self.ability, self.task, self.language, self.item)
 
+    @property
+    def label(self) -> str:
+        """Task and language, as tables have them."""
+        return f"{self.task}/{self.language}"
+
 
 def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
     """Write predictions as Parquet, one row per item."""

@@ -112,7 +112,7 @@ def evaluate_model(
         EvaluationError: A task cannot be loaded, has no such metric, has answers that do not fit into the model, or
             scores outside [0, 1]; or the judge gives no verdicts.
     """
-    from lingraft.evaluate.in_memory import Batching, InMemoryModel, room_problem
+    from lingraft.evaluate.in_memory import room_problem
 
     runs, not_run = build_runs(evaluation, languages, split, base_folder, skip_missing=skip_missing)
     manifest = manifest_of(
@@ -122,7 +122,6 @@ def evaluate_model(
         chat=chat_identity(tokenizer, evaluation),
         split=split,
     )
-    asked = manifest.asked
     # Before any other task is generated for in vain.
     no_room = {
         run.label: problem
@@ -136,14 +135,61 @@ def evaluate_model(
     runs = [run for run in runs if run.label not in no_room]
     if not runs and not skip_missing:
         raise EvaluationError("no task is left to evaluate.")
+    rounds, truncated_prompts = _answer(
+        runs, model, tokenizer, evaluation, languages, manifest, AnswerLog(log), make_generator, on_progress
+    )
+    verdicts_of: dict[str, Judged] = {}
+    for run in runs:
+        if run.is_judged:
+            assert evaluation.judge is not None  # else the task would not have been built
+            judge = Judge.of(evaluation.judge)
+            rounds[0], verdicts_of[run.label] = judged(run, rounds[0], judge, verdicts, on_judged)
+    predictions = rounds[0]
+    return Evaluated(
+        predictions=tuple(predictions),
+        left_out=(
+            *(reason for run in runs for reason in run.left_out),
+            *(f"{label}: {reason}" for label, one in verdicts_of.items() for reason in one.left_out),
+        ),
+        truncated={
+            run.label: sum(bool(one.truncated) for one in predictions if run.has(one))
+            for run in runs
+            if run.generates
+        },
+        truncated_prompts=truncated_prompts,
+        tasks=_describe(runs, predictions, verdicts_of, manifest),
+        manifest=manifest,
+        not_run=not_run,
+        no_room=no_room,
+        noise=noise_floor(rounds) if len(rounds) > 1 else None,
+    )
+
+
+def _answer(
+    runs: Sequence[Run],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    evaluation: Evaluation,
+    languages: Sequence[str],
+    manifest: Manifest,
+    answers: AnswerLog,
+    make_generator: MakeGenerator | None,
+    on_progress: OnProgress | None,
+) -> tuple[list[list[Prediction]], dict[str, int]]:
+    """Return the predictions of each round, and by task how many prompts of the first one were truncated.
+
+    The first round runs every task; each repeat runs those that generate and that no judge scores, in other batches.
+    """
+    from lingraft.evaluate.in_memory import Batching, InMemoryModel
+
     again = [run for run in runs if run.generates and not run.is_judged]
-    repeated = [runs, *[again] * (evaluation.repeats - 1)] if again else [runs]
-    answers = AnswerLog(log)
-    count = ItemCount(sum(len(run.documents) for own in repeated for run in own), on_progress)
+    runs_of_rounds = [runs, *[again] * (evaluation.repeats - 1)] if again else [runs]
+    count = ItemCount(sum(len(run.documents) for own in runs_of_rounds for run in own), on_progress)
     faults = AnswerFaults([ENGLISH, *languages, *(run.language for run in runs)])
+    asked = manifest.asked
     rounds: list[list[Prediction]] = []
     truncated_prompts: Counter[str] = Counter()
-    for repeat, own in enumerate(repeated):
+    for repeat, own in enumerate(runs_of_rounds):
         with quiet():
             lm = InMemoryModel(
                 model,
@@ -170,31 +216,7 @@ def evaluate_model(
                 if sample.filter == run.filter
                 and any(request_key(request) in lm.truncated_prompts for request in sample.requests)
             )
-    verdicts_of: dict[str, Judged] = {}
-    for run in runs:
-        if run.is_judged:
-            assert evaluation.judge is not None  # else the task would not have been built
-            judge = Judge.of(evaluation.judge)
-            rounds[0], verdicts_of[run.label] = judged(run, rounds[0], judge, verdicts, on_judged)
-    predictions = rounds[0]
-    return Evaluated(
-        predictions=tuple(predictions),
-        left_out=(
-            *(reason for run in runs for reason in run.left_out),
-            *(f"{label}: {reason}" for label, one in verdicts_of.items() for reason in one.left_out),
-        ),
-        truncated={
-            run.label: sum(bool(one.truncated) for one in predictions if run.has(one))
-            for run in runs
-            if run.generates
-        },
-        truncated_prompts=dict(truncated_prompts),
-        tasks=_describe(runs, predictions, verdicts_of, manifest),
-        manifest=manifest,
-        not_run=not_run,
-        no_room=no_room,
-        noise=noise_floor(rounds) if len(rounds) > 1 else None,
-    )
+    return rounds, dict(truncated_prompts)
 
 
 def samples_of(

@@ -155,7 +155,7 @@ def _of(predictions: Sequence[Prediction], ability: Ability) -> list[Prediction]
 def _by_task(predictions: Sequence[Prediction]) -> dict[str, list[Prediction]]:
     found: dict[str, list[Prediction]] = {}
     for prediction in predictions:
-        found.setdefault(f"{prediction.task}/{prediction.language}", []).append(prediction)
+        found.setdefault(prediction.label, []).append(prediction)
     return found
 
 

@@ -175,7 +175,7 @@ def _matching(predictions: Sequence[Prediction], option: str, wanted: str | None
         return list(predictions)
 
     def names(one: Prediction) -> tuple[str, ...]:
-        return (one.language,) if option == "--language" else (one.task, f"{one.task}/{one.language}")
+        return (one.language,) if option == "--language" else (one.task, one.label)
 
     found = [one for one in predictions if wanted in names(one)]
     if not found:

@@ -57,7 +57,7 @@ class ModelEvaluation:
     @property
     def scores(self) -> dict[str, TaskScore]:
         """By task and language, in the order in which they were run."""
-        names = dict.fromkeys(f"{one.task}/{one.language}" for one in self.predictions)
+        names = dict.fromkeys(one.label for one in self.predictions)
         return {name: self.record.scores.tasks[name] for name in names}
 
     @property
@@ -141,7 +141,7 @@ def compare(before: ModelEvaluation, after: ModelEvaluation, folders: tuple[str,
     tasks = [one.record.tasks for one in (before, after)]
     common = common_items(
         [
-            [one for one in own.predictions if all(f"{one.task}/{one.language}" in asked for asked in tasks)]
+            [one for one in own.predictions if all(one.label in asked for asked in tasks)]
             for own in (before, after)
         ],
         tasks,
