@@ -11,7 +11,7 @@ import yaml
 
 from lingraft.config.schema import Study
 from lingraft.study import contamination
-from lingraft.study.contamination import tell_contamination, training_rows
+from lingraft.study.contamination import report_contamination, training_rows
 from lingraft.study.events import Watcher
 from lingraft.study.materials import gather
 from lingraft.study.store import Store
@@ -79,7 +79,7 @@ def test_a_task_in_the_training_rows_is_warned_of_and_the_measure_is_kept(
     materials = gather(loaded, tmp_path)
     assert len(list(training_rows(loaded, materials))) == 2 * (20 + 4)  # seeds draw other rows under a limit
     with Store(tmp_path / "run") as store:
-        found = tell_contamination(loaded, materials, store, tmp_path, watcher)
+        found = report_contamination(loaded, materials, store, tmp_path, watcher)
         assert found is not None
         assert found.tasks["towns.yaml/en"].contaminated == 0.5
         assert found.tasks["worldbook:counting/de"].contaminated == 0.0
@@ -88,13 +88,13 @@ def test_a_task_in_the_training_rows_is_warned_of_and_the_measure_is_kept(
         assert "50.0% of its 2 items" in watcher.notes[0]
         monkeypatch.delattr(contamination, "overlap")
         again = Notes()
-        assert tell_contamination(loaded, materials, store, tmp_path, again) == found
+        assert report_contamination(loaded, materials, store, tmp_path, again) == found
         assert again.notes == watcher.notes
         lenient = study(tiny_model, tasks, contamination=0.5)
-        assert tell_contamination(lenient, materials, store, tmp_path, quiet := Notes()) == found
+        assert report_contamination(lenient, materials, store, tmp_path, quiet := Notes()) == found
         assert quiet.notes == []
         assert (
-            tell_contamination(
+            report_contamination(
                 study(tiny_model, tasks, contamination=None), materials, store, tmp_path, quiet
             )
             is None
@@ -109,7 +109,7 @@ def test_a_task_whose_items_cannot_be_read_is_told_and_the_others_are_measured(
     broken.write_text(broken.read_text().replace("{{q}}", "{{q.x.y}}"))
     loaded, watcher = study(tiny_model, tasks, held_out=0), Notes()
     with Store(tmp_path / "run") as store:
-        found = tell_contamination(loaded, gather(loaded, tmp_path), store, tmp_path, watcher)
+        found = report_contamination(loaded, gather(loaded, tmp_path), store, tmp_path, watcher)
         assert found is not None
         assert list(found.tasks) == ["worldbook:counting/de"]
         assert len(found.unread) == 1

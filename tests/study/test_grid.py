@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lingraft.config.schema import Study
-from lingraft.errors import ConfigError
+from lingraft.study.checks import name_problems
 from lingraft.study.grid import cells_of
 
 
@@ -130,5 +130,5 @@ def test_two_strategies_of_one_name_are_refused(strategies: list[Any]) -> None:
         {"name": "one", "checkpoint": "some/model"},
         {"name": "two", "data": {"other": {"source": "x.jsonl"}}, "strategies": strategies},
     ]
-    with pytest.raises(ConfigError, match="phase 'two', data 'other': 2 strategies are named"):
-        cells_of(study(phases=phases))
+    (problem,) = name_problems(study(phases=phases), None)
+    assert problem.startswith("phases[1] (two).data.other: 2 strategies are named")

@@ -9,7 +9,7 @@ from pathlib import Path
 from lingraft.config.schema import Study
 from lingraft.data.tokenizer_cost import LanguageCost
 from lingraft.study.events import Watcher
-from lingraft.study.materials import gather, tell_costs
+from lingraft.study.materials import gather, report_costs
 
 
 class Notes(Watcher):
@@ -48,7 +48,7 @@ def test_reading_and_the_cost_of_each_language_are_told_before_training(
     )
     watcher = Notes()
     materials = gather(study, tmp_path, watcher)
-    told = tell_costs(materials, watcher, trust_remote_code=False)
+    told = report_costs(materials, watcher, trust_remote_code=False)
     assert ("read thai.jsonl", 20, 20) in watcher.read
     assert watcher.costs == {"one: english": ["en"], "two: thai": ["th"]}
     assert told["two/thai"]["th"].tokens_per_character == 3.0

@@ -22,7 +22,7 @@ from lingraft.study.store import Store
 _REPORTED_EVERY = 1000  # rows
 
 
-def tell_contamination(
+def report_contamination(
     study: Study, materials: Materials, store: Store, base_folder: Path, watcher: Watcher
 ) -> Contamination | None:
     """Measure the overlap of all evaluation tasks with all training rows, and warn; return it for the result.

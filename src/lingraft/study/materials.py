@@ -328,10 +328,10 @@ def _english_source(source: PhaseData) -> DataSource | None:
     )
 
 
-def tell_costs(
+def report_costs(
     materials: Materials, watcher: Watcher, *, trust_remote_code: bool
 ) -> dict[str, dict[str, LanguageCost]]:
-    """Tell, before anything is trained, what each language costs in tokens; return it for the result, by data set."""
+    """Report, before anything is trained, what each language costs in tokens; return it by data set."""
     model = materials.checkpoint or materials.base
     if model is None:
         return {}

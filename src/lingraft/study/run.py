@@ -19,11 +19,11 @@ from lingraft.evaluate.selection import language_notes, resolve_suites
 from lingraft.models.vllm import check_vllm
 from lingraft.strategies.composition import build
 from lingraft.study.checks import check_names
-from lingraft.study.contamination import tell_contamination
+from lingraft.study.contamination import report_contamination
 from lingraft.study.events import Watcher
 from lingraft.study.execute import Executor
 from lingraft.study.grid import Cell
-from lingraft.study.materials import Materials, check_added_tokens, gather, tell_costs
+from lingraft.study.materials import Materials, check_added_tokens, gather, report_costs
 from lingraft.study.plan import Plan, PlanRow, plan_rows, plan_study
 from lingraft.study.result import STUDY, StudyResult, write_result
 from lingraft.study.stages.evaluate import questions
@@ -96,13 +96,13 @@ def run_study(
         ) from None
     prepared = prepare_study(study, base_folder, watcher, processes)
     study, materials = prepared.study, prepared.materials
-    costs = tell_costs(materials, watcher, trust_remote_code=study.trust_remote_code)
+    costs = report_costs(materials, watcher, trust_remote_code=study.trust_remote_code)
     with Store(folder) as store:
         save_study(study, folder / STUDY)
         plan = prepared.plan(store, base_folder, processes)
         for note in plan.notes:
             watcher.noted(note)
-        contamination = tell_contamination(study, materials, store, base_folder, watcher)
+        contamination = report_contamination(study, materials, store, base_folder, watcher)
         executor = Executor(store, watcher)
         summary = Summary(study, materials, plan, executor, watcher)
         waiting = deque(plan.cells)
