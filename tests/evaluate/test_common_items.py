@@ -11,10 +11,10 @@ from lingraft.errors import EvaluationError
 from lingraft.evaluate.common_items import common_items
 from lingraft.evaluate.predictions import Prediction
 from lingraft.evaluate.scores import task_differences
-from lingraft.evaluate.task_records import Asked, HowAsked, TaskRecord
+from lingraft.evaluate.task_records import EvaluationSettings, ScoreSettings, TaskRecord
 from lingraft.judge.win_rate import JudgeRecord
 
-ASKED = Asked(HowAsked("e 1", "1", "bf16", "x"), {})
+ASKED = ScoreSettings(EvaluationSettings("e 1", "1", "bf16", "x"), {})
 PLAIN = TaskRecord("1", "m", "none", 1, "", "", (), None, ASKED)
 JUDGED = replace(PLAIN, judged=cast(JudgeRecord, object()))
 TASKS = {"judged/en": JUDGED, "judged/de": JUDGED, "plain/en": PLAIN}

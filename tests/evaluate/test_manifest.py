@@ -23,7 +23,7 @@ from lingraft.evaluate.lm_eval_compat import ifeval_verifiers
 from lingraft.evaluate.manifest import Manifest, chat_identity, manifest_of
 from lingraft.evaluate.predictions import Prediction
 from lingraft.evaluate.selection import resolve_suites
-from lingraft.evaluate.task_records import Asked, HowAsked, TaskRecord, TaskSettings
+from lingraft.evaluate.task_records import EvaluationSettings, ScoreSettings, TaskRecord, TaskSettings
 from lingraft.evaluate.task_runs import runs_of
 
 WORLDBOOK = {"task": "worldbook:lookup", "limit": 3, "max_new_tokens": 4}
@@ -359,16 +359,16 @@ def prediction(item: str, asked: str, task: str = "t", score: float = 1.0) -> Pr
     return Prediction("task_ability", task, "en", f"c{item}", item, score, "?", "!", "", asked=asked)
 
 
-def asked_by(how: HowAsked, **metrics: str) -> dict[str, TaskRecord]:
+def asked_by(how: EvaluationSettings, **metrics: str) -> dict[str, TaskRecord]:
     """Return the record of the task t, whose parts have these metrics."""
     parts = {
         part: TaskSettings("1", metric, "none", "generate_until", "", "", "", "", "")
         for part, metric in metrics.items()
     }
-    return {"t/en": TaskRecord("1", "m", "none", 1, "", "", (), None, Asked(how, parts))}
+    return {"t/en": TaskRecord("1", "m", "none", 1, "", "", (), None, ScoreSettings(how, parts))}
 
 
-HOW = HowAsked("e 1", "1", "bf16", "x")
+HOW = EvaluationSettings("e 1", "1", "bf16", "x")
 
 
 def test_items_are_found_again_by_what_was_asked_and_the_rest_is_counted() -> None:

@@ -26,7 +26,7 @@ from lingraft.judge.win_rate import Judged
 
 
 def test_the_cost_is_the_tokens_times_the_prices(judged: Callable[..., Judged]) -> None:
-    asking = judged(prices=Prices(2.5, 10.0)).asking
+    asking = judged(prices=Prices(2.5, 10.0)).usage
     assert (asking.tokens.read, asking.tokens.written, asking.uncounted) == (800, 8, 0)
     assert asking.cost == pytest.approx(800 * 2.5e-6 + 8 * 10e-6)
 
@@ -35,7 +35,7 @@ def test_without_usage_the_most_that_it_can_be_is_taken_and_told(
     judged: Callable[..., Judged], judge_server: JudgeServer
 ) -> None:
     judge_server.behaviour = lambda _: verdict("A", usage=False)
-    asking = judged(prices=Prices(1.0, 1.0)).asking
+    asking = judged(prices=Prices(1.0, 1.0)).usage
     sent = sum(len(m["content"].encode()) for one in judge_server.requests for m in one.body["messages"])
     assert asking.uncounted == 8
     assert asking.tokens.read == sent + 8 * 64
@@ -71,7 +71,7 @@ def test_the_budget_is_never_exceeded_and_a_larger_one_goes_on(
     assert len(judge_server.requests) == first
     found = judged(answers, reference, prices=prices, budget=1000.0, at_once=at_once)
     assert len(judge_server.requests) == 40
-    assert found.asking.cost == pytest.approx((counts["read"] * 1000 + counts["written"] * 2000) / 1e6)
+    assert found.usage.cost == pytest.approx((counts["read"] * 1000 + counts["written"] * 2000) / 1e6)
 
 
 def test_a_retried_question_reserves_its_cost_anew_each_time(
@@ -94,4 +94,4 @@ def test_a_retried_question_reserves_its_cost_anew_each_time(
     judge_server.behaviour = first_then(*[failure(500)] * 5)  # failures that were answered are not billed
     found = judged(ANSWERS[:1], prices=prices, budget=2.5 * most, at_once=1)
     assert len(judge_server.requests) == 7
-    assert found.asking.cost == pytest.approx(0.202)
+    assert found.usage.cost == pytest.approx(0.202)

@@ -95,7 +95,7 @@ def test_a_server_that_says_nothing_is_asked_again_after_the_timeout(
     judge_server.behaviour = slow_at_first
     found = judged(ANSWERS[:1], timeout_seconds=0.2, at_once=1, prices=Prices(1.0, 1.0))
     assert len(judge_server.requests) == 3
-    assert found.asking.tokens.written == 8 + 2  # the lost one may have been billed: as much as it may write
+    assert found.usage.tokens.written == 8 + 2  # the lost one may have been billed: as much as it may write
 
 
 PLACE = r"the judge at http://127\.0\.0\.1:\d+/v1/chat/completions "
@@ -302,8 +302,8 @@ def test_a_count_of_tokens_that_cannot_be_is_no_count(
     body = f'{{"choices": [{{"message": {{"content": "A"}}}}], "usage": {usage}}}'
     judge_server.behaviour = lambda _: Response(body)
     found = judged(ANSWERS[:1], prices=Prices(1.0, 1.0))
-    assert found.asking.uncounted == found.asking.verdicts == 2
-    assert found.asking.tokens.read > 0
+    assert found.usage.uncounted == found.usage.verdicts == 2
+    assert found.usage.tokens.read > 0
 
 
 def test_an_answer_is_kept_without_the_key_and_without_halves_of_characters(

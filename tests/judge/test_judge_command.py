@@ -121,7 +121,7 @@ def test_a_killed_command_goes_on_and_asks_nothing_again_that_it_kept(
     judge_server.behaviour = prefers_longer
     assert _run([*command, "--json"]) == 0
     assert len(judge_server.questions) == 40
-    assert json.loads(capfd.readouterr().out)["asking"]["new"] == 40
+    assert json.loads(capfd.readouterr().out)["usage"]["new"] == 40
 
 
 def test_the_local_copy_of_alpaca_eval_is_read_and_judged(

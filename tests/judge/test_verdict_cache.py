@@ -38,10 +38,10 @@ def test_a_run_that_failed_goes_on_and_asks_nothing_twice(
     found = judged(answers, reference)
     assert len(judge_server.questions) == 27
     assert not set(answered) & set(judge_server.questions)
-    assert (found.asking.verdicts, found.asking.new, found.win_rate.n) == (40, 27, 20)
+    assert (found.usage.verdicts, found.usage.new, found.win_rate.n) == (40, 27, 20)
     again = judged(answers, reference)
     assert len(judge_server.questions) == 27
-    assert (again.asking.new, again.win_rate, again.preferences) == (0, found.win_rate, found.preferences)
+    assert (again.usage.new, again.win_rate, again.preferences) == (0, found.win_rate, found.preferences)
 
 
 def test_another_judge_option_or_output_is_asked_anew(
@@ -68,9 +68,9 @@ def test_an_answer_that_names_no_output_is_asked_again_in_the_next_run_and_both_
     judge_server.behaviour = prefers_longer
     found = judged()
     assert [one.output("B") for one in judge_server.requests] == ["short"]
-    assert (found.win_rate.n, found.left_out, found.asking.unparseable) == (4, (), 0)
-    assert (found.asking.verdicts, found.asking.new, found.asking.tokens.read) == (8, 1, 900)
-    assert judged().asking.tokens.read == 900
+    assert (found.win_rate.n, found.left_out, found.usage.unparseable) == (4, (), 0)
+    assert (found.usage.verdicts, found.usage.new, found.usage.tokens.read) == (8, 1, 900)
+    assert judged().usage.tokens.read == 900
     assert len(judge_server.requests) == 1
 
 
@@ -81,7 +81,7 @@ def test_two_servers_do_not_share_verdicts_although_their_models_have_the_same_n
     judge_server.behaviour = lambda asked: verdict("A" if "middle" in asked.output("B") else "B")
     other = judge_server.url.replace("127.0.0.1", "localhost")
     assert judged(url=other).win_rate.value == 1.0
-    assert judged(url=f"{other}/").asking.new == 0  # the same address
+    assert judged(url=f"{other}/").usage.new == 0  # the same address
 
 
 def test_a_torn_last_line_is_cut_off_and_asked_again(

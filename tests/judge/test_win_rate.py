@@ -77,7 +77,7 @@ def test_log_probabilities_of_the_letters_weigh_the_preference(
     (one,) = found.preferences
     shown = one.when_first if one.when_first is not None else 1 - (one.when_second or 0)
     assert shown == pytest.approx(0.7 / 0.9)
-    assert found.asking.weighted == 1
+    assert found.usage.weighted == 1
     assert judge_server.requests[0].body["top_logprobs"] == 5
 
 
@@ -107,7 +107,7 @@ def test_an_answer_names_an_output_by_its_letter_alone(
     judge_server.behaviour = lambda asked: verdict(text if asked.output("A") == "mine" else "A")
     answers = [*outputs("mine"), Output("row 1", "Say 1.", "other")]
     found = judged(answers, outputs("theirs", "theirs"))
-    assert found.asking.unparseable == (names is None)
+    assert found.usage.unparseable == (names is None)
     assert [one.when_first for one in found.preferences][: found.win_rate.n] == (
         [names, 1.0] if names is not None else [1.0]
     )
@@ -121,7 +121,7 @@ def test_an_item_with_one_verdict_that_names_nothing_is_left_out_and_told(
         verdict("Hmm") if asked.output("B") == "short" else prefers_longer(asked)
     )
     found = judged()
-    assert (found.win_rate.n, found.asking.unparseable) == (3, 1)
+    assert (found.win_rate.n, found.usage.unparseable) == (3, 1)
     assert found.left_out == ("row 1: the verdict 'Hmm' names neither A nor B",)
 
 

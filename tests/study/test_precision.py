@@ -108,7 +108,7 @@ def test_an_evaluation_on_another_kind_of_processor_is_another_one(
     assert quick.fingerprint != slow.fingerprint
     for stage, expected in ((quick, "bf16"), (slow, "float32")):
         record = read_json(stage.folder / RECORD)
-        assert record["inputs"]["manifest"]["how"]["precision"] == record["result"]["precision"] == expected
+        assert record["inputs"]["manifest"]["evaluation"]["precision"] == record["result"]["precision"] == expected
         assert (stage.timing["precision"], stage.timing["device"]) == (expected, "cpu")
         assert read_predictions(stage.folder / PREDICTIONS)
         assert "auto" not in repr(record)

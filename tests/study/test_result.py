@@ -13,7 +13,7 @@ from lingraft.errors import ConfigError, EvaluationError
 from lingraft.evaluate.predictions import Prediction
 from lingraft.evaluate.results import EvaluationRecord
 from lingraft.evaluate.scores import score_summary
-from lingraft.evaluate.task_records import Asked, DataRevision, HowAsked, TaskRecord
+from lingraft.evaluate.task_records import DataRevision, EvaluationSettings, ScoreSettings, TaskRecord
 from lingraft.records import to_json
 from lingraft.report.page import render_page
 from lingraft.stage import FinishedStage
@@ -22,7 +22,7 @@ from lingraft.study.run import run_study
 from lingraft.study.stages.evaluate import recorded
 from lingraft.study.summary import Summary
 
-ASKED = Asked(HowAsked("e 1", "1", "bf16", "x"), {})
+ASKED = ScoreSettings(EvaluationSettings("e 1", "1", "bf16", "x"), {})
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_an_evaluation_is_read_as_it_was_recorded_and_another_form_is_refused(tm
     )
     stage = FinishedStage("evaluate", "0" * 16, tmp_path, to_json(record), {}, reused=False)
     assert recorded(stage) == record
-    del stage.result["tasks"]["t/en"]["asked"]
+    del stage.result["tasks"]["t/en"]["settings"]
     with pytest.raises(EvaluationError, match=r"another version of lingraft .*; evaluate the model anew"):
         recorded(stage)
 

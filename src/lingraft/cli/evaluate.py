@@ -288,7 +288,7 @@ def _prepare(folder: Path, options: dict[str, Json], evaluations: dict[str, str]
 def _print(models: list[ModelEvaluation], compared: ModelDifferences | None) -> None:
     from lingraft.evaluate.common_items import unpaired_sentence
     from lingraft.report.evaluation import score_table, task_difference_table
-    from lingraft.report.judging import asking_clause, order_clause
+    from lingraft.report.judging import order_clause, usage_clause
     from lingraft.report.notes import noise_sentence
 
     for one in models:
@@ -299,7 +299,7 @@ def _print(models: list[ModelEvaluation], compared: ModelDifferences | None) -> 
         for name, task in one.record.tasks.items():
             if (judged := task.judged) is not None:
                 who = ", ".join(judged.judge.answered_as)
-                print_result(f"{name}: judged by {who}; {order_clause(judged)}; {asking_clause(judged)}.")
+                print_result(f"{name}: judged by {who}; {order_clause(judged)}; {usage_clause(judged)}.")
         if scores.left_out:
             print_result(f"{len(scores.left_out)} items are left out, such as {scores.left_out[0]}.")
     if compared is None:

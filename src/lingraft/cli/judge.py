@@ -67,7 +67,7 @@ def judge(
     from lingraft.judge.length_control import check_package, check_reference, gamed_data, length_controlled
     from lingraft.judge.win_rate import Judge, Preference, judge_answers
     from lingraft.records import hash_file, to_json
-    from lingraft.report.judging import asking_clause, order_clause
+    from lingraft.report.judging import order_clause, usage_clause
 
     for path in (items, record):
         check_folder(path)
@@ -114,7 +114,7 @@ def judge(
     if json:
         print_json(result)
         return
-    rate, asking, lengths = judged.win_rate, judged.asking, judged.mean_characters
+    rate, usage, lengths = judged.win_rate, judged.usage, judged.mean_characters
     print_result(
         f"Win rate {rate.value:.1%} ({rate.low:.1%} to {rate.high:.1%}), n = {rate.n} of {judged.reference_items}: "
         f"{judged.wins} wins, {judged.losses} losses, {judged.ties} ties"
@@ -128,16 +128,16 @@ def judge(
     print_result(f"Mean length {lengths.answers:.0f} characters, the reference's {lengths.reference:.0f}")
     order = order_clause(judged)
     print_result(order[0].upper() + order[1:])
-    print_result(f"Judge {', '.join(judged.judge.answered_as)}: {asking_clause(judged)}")
-    if asking.uncounted:
+    print_result(f"Judge {', '.join(judged.judge.answered_as)}: {usage_clause(judged)}")
+    if usage.uncounted:
         print_result(
-            f"{asking.uncounted} verdicts came without a count of tokens: the most that they can be was taken"
+            f"{usage.uncounted} verdicts came without a count of tokens: the most that they can be was taken"
         )
     if judged.judge.not_taken:
         print_result(f"The endpoint does not take: {', '.join(judged.judge.not_taken)}")
     if judged.left_out:
         print_result(
-            f"{len(judged.left_out)} items are left out; {asking.unparseable} verdicts name neither A nor B:"
+            f"{len(judged.left_out)} items are left out; {usage.unparseable} verdicts name neither A nor B:"
         )
     for reason in judged.left_out[:_LISTED]:
         print_result(f"  {reason}")

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 from lingraft.evaluate.predictions import Prediction
-from lingraft.evaluate.task_records import HowAsked, TaskRecord, TaskSettings
+from lingraft.evaluate.task_records import EvaluationSettings, TaskRecord, TaskSettings
 
 _Key = tuple[str, str, str, str, int]
 _ADVICE = {
@@ -61,12 +61,12 @@ def common_items(
     names = sorted({one.label for own in models for one in own})
     refused: dict[str, str] = {}
     for name in names:
-        asked = [own[name].asked for own in tasks if name in own]
+        settings = [own[name].settings for own in tasks if name in own]
         differing: dict[str, None] = {}
-        for other in asked[1:]:
-            differing |= _unequal(asked[0].how, other.how)
-            for part in asked[0].parts.keys() & other.parts.keys():
-                differing |= _unequal(asked[0].parts[part], other.parts[part])
+        for other in settings[1:]:
+            differing |= _unequal(settings[0].evaluation, other.evaluation)
+            for part in settings[0].parts.keys() & other.parts.keys():
+                differing |= _unequal(settings[0].parts[part], other.parts[part])
         if differing:
             advice = [_ADVICE[key] for key in differing if key in _ADVICE]
             what = ", ".join(key.replace("_", " ") for key in differing)
@@ -99,7 +99,9 @@ def _keyed(predictions: Sequence[Prediction]) -> dict[Prediction, _Key]:
     return found
 
 
-def _unequal(first: HowAsked | TaskSettings, second: HowAsked | TaskSettings) -> dict[str, None]:
+def _unequal(
+    first: EvaluationSettings | TaskSettings, second: EvaluationSettings | TaskSettings
+) -> dict[str, None]:
     names = [field.name for field in fields(first)]
     return {name: None for name in names if getattr(first, name) != getattr(second, name)}
 

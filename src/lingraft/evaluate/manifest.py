@@ -25,7 +25,7 @@ from lingraft.data.chat_template import chat_template
 from lingraft.data.worldbook import VERSION as WORLDBOOK_VERSION
 from lingraft.errors import EvaluationError, in_one_line
 from lingraft.evaluate.lm_eval_compat import quiet
-from lingraft.evaluate.task_records import Asked, DataRevision, HowAsked, TaskSettings
+from lingraft.evaluate.task_records import DataRevision, EvaluationSettings, ScoreSettings, TaskSettings
 from lingraft.evaluate.task_runs import (
     NEEDS_PUNKT,
     SEEDS,
@@ -119,7 +119,7 @@ class Manifest:
         held_out: Fingerprint of the held-out examples whose loss is measured.
     """
 
-    how: HowAsked
+    evaluation: EvaluationSettings
     tasks: tuple[TaskManifest, ...]
     libraries: tuple[tuple[str, str | None], ...]
     seeds: tuple[tuple[str, int], ...]
@@ -135,7 +135,7 @@ class Manifest:
         """All that the scores depend on beside the model, as JSON: what a stage's fingerprint is made of."""
         return {
             "format": FORMAT,
-            "how": asdict(self.how),
+            "evaluation": asdict(self.evaluation),
             "tasks": {
                 one.key: asdict(one.settings)
                 | {
@@ -163,16 +163,16 @@ class Manifest:
         """By key of the task and name of the item, the fingerprint of what is asked and how."""
         return {
             one.key: {
-                item.item: fingerprint_of([asdict(self.how), asdict(one.settings), item.content])
+                item.item: fingerprint_of([asdict(self.evaluation), asdict(one.settings), item.content])
                 for item in one.items
             }
             for one in self.tasks
         }
 
-    def asked_of(self, label: str) -> Asked:
+    def settings_of(self, label: str) -> ScoreSettings:
         """Return how a task, by name and language, is asked and scored."""
         parts = {one.key.rpartition("|")[2]: one.settings for one in self.tasks if one.label == label}
-        return Asked(self.how, parts)
+        return ScoreSettings(self.evaluation, parts)
 
     def to_json(self) -> dict[str, Any]:
         """Return the whole manifest as JSON."""
@@ -221,7 +221,9 @@ def manifest_of(
         else fingerprint_of(evaluation.judge.model_dump(mode="json", exclude=UNCOMPARED_JUDGE_FIELDS))
     )
     return Manifest(
-        how=HowAsked(f"{engine} {installed(engine)}", str(installed("lm_eval")), precision, chat),
+        evaluation=EvaluationSettings(
+            f"{engine} {installed(engine)}", str(installed("lm_eval")), precision, chat
+        ),
         tasks=tuple(_task(run, judge) for run in sorted(runs, key=lambda run: run.key)),
         libraries=tuple((name, installed(name)) for name in _LIBRARIES),
         seeds=tuple(SEEDS.items()),

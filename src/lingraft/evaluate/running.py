@@ -280,7 +280,7 @@ def _describe(
             template=fingerprint_of([template_of(part.task) for part in parts]),
             data=data[:1] if all(one == data[0] for one in data) else data,
             sample=first.sample,
-            asked=manifest.asked_of(label),
+            settings=manifest.settings_of(label),
             judged=verdicts[label].record if first.is_judged else None,
         )
     return described

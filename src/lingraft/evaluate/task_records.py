@@ -31,7 +31,7 @@ class DataRevision:
 
 
 @dataclass(frozen=True)
-class HowAsked:
+class EvaluationSettings:
     """What holds for every task of an evaluation, and decides answers beside the prompt.
 
     Attributes:
@@ -76,15 +76,15 @@ class TaskSettings:
 
 
 @dataclass(frozen=True)
-class Asked:
+class ScoreSettings:
     """How a task was asked and scored: of two models, what differs here makes their scores incomparable.
 
     Attributes:
-        how: What holds for the whole evaluation.
+        evaluation: What holds for the whole evaluation.
         parts: By the harness's name of the task; a group has several.
     """
 
-    how: HowAsked
+    evaluation: EvaluationSettings
     parts: dict[str, TaskSettings]
 
 
@@ -101,7 +101,7 @@ class TaskRecord:
         template: Hash of what makes them of documents.
         data: Revision of its data; several where the tasks of a group differ.
         sample: Seed by which items were drawn; None: they were not.
-        asked: How it was asked.
+        settings: How it was asked and scored.
         judged: What a judge found; None: none scored it.
     """
 
@@ -113,5 +113,5 @@ class TaskRecord:
     template: str
     data: tuple[DataRevision, ...]
     sample: int | None
-    asked: Asked
+    settings: ScoreSettings
     judged: JudgeRecord | None = None

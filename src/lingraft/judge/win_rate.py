@@ -117,7 +117,7 @@ class Preference:
 
 
 @dataclass(frozen=True, slots=True)
-class Asking:
+class Usage:
     """What the verdicts took.
 
     Attributes:
@@ -188,7 +188,7 @@ class JudgeRecord:
         contradictory: Items on which the two orders name different outputs; None as above.
         reference_items: Instructions of the reference; those without an answer were not judged.
         mean_characters: Lengths of what was judged.
-        asking: What the verdicts took.
+        usage: What the verdicts took.
         judge: Who gave them.
     """
 
@@ -202,7 +202,7 @@ class JudgeRecord:
     contradictory: int | None
     reference_items: int
     mean_characters: MeanCharacters
-    asking: Asking
+    usage: Usage
     judge: JudgeDescription
 
 
@@ -309,7 +309,7 @@ def judge_answers(
             answers=fmean(one.characters for one in preferences),
             reference=fmean(one.reference_characters for one in preferences),
         ),
-        asking=Asking(
+        usage=Usage(
             verdicts=len(verdicts),
             new=outcome.new,
             unparseable=sum(one.first is None for one in verdicts.values()),

@@ -16,11 +16,11 @@ def order_clause(judged: JudgeRecord) -> str:
     )
 
 
-def asking_clause(judged: JudgeRecord) -> str:
+def usage_clause(judged: JudgeRecord) -> str:
     """Return how many verdicts there are and what they took."""
-    asking = judged.asking
-    cost = "" if asking.cost is None else f", cost {asking.cost:.4f}"
+    usage = judged.usage
+    cost = "" if usage.cost is None else f", cost {usage.cost:.4f}"
     return (
-        f"{asking.verdicts} verdicts, {asking.new} of them new, {asking.weighted} weighted; "
-        f"{asking.tokens.read} tokens read, {asking.tokens.written} written{cost}"
+        f"{usage.verdicts} verdicts, {usage.new} of them new, {usage.weighted} weighted; "
+        f"{usage.tokens.read} tokens read, {usage.tokens.written} written{cost}"
     )

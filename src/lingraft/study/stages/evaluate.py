@@ -171,7 +171,7 @@ class Evaluate(StageSpec):
         folder = place.model(self.model)
         # Answers are kept by prompt and settings. What else decides them is the model and its engine, but no judge: an
         # evaluation that a judge failed goes on with another one.
-        decides = {key: asked.manifest[key] for key in ("how", "libraries")}
+        decides = {key: asked.manifest[key] for key in ("evaluation", "libraries")}
         answers = fingerprint_of([self.model.identity, CHAT_IDENTITY, decides])
         log = place.cache / f"answers-{answers}.jsonl"
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -256,4 +256,4 @@ def recorded(evaluation: FinishedStage) -> EvaluationRecord:
 
 def has_missing_verdicts(tasks: Mapping[str, TaskRecord]) -> bool:
     """Return whether a judge named no output on some item, of what an evaluation records of its tasks."""
-    return any(task.judged.asking.unparseable for task in tasks.values() if task.judged is not None)
+    return any(task.judged.usage.unparseable for task in tasks.values() if task.judged is not None)
