@@ -17,13 +17,14 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
 
-from lingraft.records import fingerprint_of
+from lingraft.records import fingerprint_of, hash_file, read_json
 
 if TYPE_CHECKING:
     from lingraft.models.compute import Compute
     from lingraft.strategies.base import FreezePlanRow
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
+RECORD = "record.json"  # what a stage records, in its folder; written last
 CHECKPOINT = "checkpoint"  # the folder of the model that a stage makes, inside its own
 # A result may change with these; a change of any of them makes a stage again.
 MEASURE_LIBRARIES = ("lingraft",)
@@ -218,7 +219,7 @@ class GivenModel:
     """A model that no stage makes: the base, or a checkpoint.
 
     Attributes:
-        identity: For fingerprints: the hash of its weights.
+        identity: For fingerprints: the hash of its weights, or the stage of a run folder that made it.
         folder: Where it lies; the folder of a LoRA adapter stands for the adapter merged into its base.
         parameters: Their number; 0: unknown.
     """
@@ -266,7 +267,33 @@ def given_model(name: str, *, trust_remote_code: bool = False) -> GivenModel:
     check_model(name, folder, trust_remote_code=trust_remote_code)
     reader = CheckpointReader(folder)
     parameters = sum(prod(reader.shape(tensor)) for tensor in reader.names)
-    return GivenModel({"weights": model_content_hash(folder)}, folder, parameters=parameters)
+    made_by = _maker_of(folder)
+    identity = {"weights": model_content_hash(folder)} if made_by is None else {"stage": made_by}
+    return GivenModel(identity, folder, parameters=parameters)
+
+
+def _maker_of(folder: Path) -> str | None:
+    """Return the fingerprint of the stage that made a checkpoint; None: none did, or a file was changed since.
+
+    So a study's model is the same model to a command that is given its folder.
+    """
+    try:
+        record = read_json(folder.parent / RECORD)
+        listed = {name: one["sha256"] for name, one in record["artefacts"].items()}
+        fingerprint = str(record["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    files = {
+        f"{CHECKPOINT}/{path.relative_to(folder).as_posix()}": path
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+    is_whole = folder.name == CHECKPOINT and bool(files)
+    return (
+        fingerprint
+        if is_whole and all(listed.get(name) == hash_file(path) for name, path in files.items())
+        else None
+    )
 
 
 def stages_of(*models: Model | None) -> tuple[StageSpec, ...]:

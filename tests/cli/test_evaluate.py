@@ -18,6 +18,7 @@ import torch
 from lingraft.cli.main import _run
 from lingraft.evaluate.predictions import read_predictions
 from lingraft.models.generation import Generated, TransformersGenerator
+from lingraft.stage import given_model
 
 FIELDS = {"value", "low", "high", "n", "wrong_language"}
 
@@ -75,7 +76,7 @@ def test_one_model_gives_a_table_a_record_and_its_predictions(
     folder = Path("runs/evaluate/tiny-quick")
     record = json.loads((folder / "record.json").read_text())
     assert record["inputs"]["model"] == str(tiny_model)
-    assert len(record["inputs"]["model_hash"]) == 64
+    assert len(record["inputs"]["model_identity"]["weights"]) == 64
     for name in ("worldbook:lookup/en", "worldbook:lookup/de"):
         assert set(record["result"]["scores"]["tasks"][name]) >= FIELDS
         assert {"template", "prompts", "data", "version"} <= set(record["result"]["tasks"][name])
@@ -104,19 +105,26 @@ def test_a_study_and_the_command_give_an_evaluation_one_fingerprint_and_share_it
     }
     Path("study.yaml").write_text(json.dumps(study))
     assert _run(["run", "study.yaml", "--json"]) == 0
-    assert alone.name in {stage.name for stage in Path("runs/mine/stages").iterdir()}
+    made = {stage.name for stage in Path("runs/mine/stages").iterdir()}
+    assert alone.name in made
+    (checkpoint,) = Path("runs/mine/stages").glob("train-*/checkpoint")
+    code, _, error = evaluate(str(checkpoint), *WORLDBOOK, "--output", "trained")
+    assert code == 0, error
+    assert {stage.name for stage in Path("trained/stages").iterdir()} < made
+    (checkpoint / "generation_config.json").write_text("{}")  # no longer what the study made
+    assert set(given_model(str(checkpoint)).identity) == {"weights"}
 
     def loaded(*_: Any, **__: Any) -> None:
         raise AssertionError("the model is loaded although the store has its evaluation")
 
     monkeypatch.setattr("lingraft.study.stages.evaluate.load_merged", loaded)
-    for folder in ("alone", "runs/mine"):  # the store answers
-        code, out, error = evaluate(str(tiny_model), *WORLDBOOK, "--output", folder, "--json")
-        assert code == 0, error
-        assert json.loads(out)["models"][str(tiny_model)]["scores"]["tasks"]["worldbook:lookup/de"]["n"] == 3
-    assert read_predictions(Path("runs/mine/predictions.parquet")) == read_predictions(
-        Path("alone/predictions.parquet")
-    )
+    code, out, error = evaluate(
+        str(tiny_model), *WORLDBOOK, "--output", "alone", "--json"
+    )  # the store answers
+    assert code == 0, error
+    assert json.loads(out)["models"][str(tiny_model)]["scores"]["tasks"]["worldbook:lookup/de"]["n"] == 3
+    made_by_study = Path("runs/mine/stages") / alone.name / "predictions.parquet"
+    assert read_predictions(made_by_study) == read_predictions(Path("alone/predictions.parquet"))
 
 
 @pytest.mark.parametrize(("has_bf16", "expected"), [(True, "bf16"), (False, "float32")])

@@ -14,14 +14,14 @@ from lingraft.data.example import Example, Message
 from lingraft.evaluate.predictions import read_predictions
 from lingraft.models.adapters import load_merged
 from lingraft.records import read_json
-from lingraft.stage import FinishedStage, GivenModel
+from lingraft.stage import RECORD, FinishedStage, GivenModel
 from lingraft.study.execute import Executor
 from lingraft.study.stages import evaluate, train
 from lingraft.study.stages.evaluate import PREDICTIONS, Evaluate, questions
 from lingraft.study.stages.job import TrainingJob
 from lingraft.study.stages.prepare import Prepare
 from lingraft.study.stages.train import Train
-from lingraft.study.store import RECORD, Store
+from lingraft.study.store import Store
 from lingraft.train.phase import with_resolved_precision
 from lingraft.train.processes import Processes
 from lingraft.train.run import PhaseTask
@@ -108,7 +108,11 @@ def test_an_evaluation_on_another_kind_of_processor_is_another_one(
     assert quick.fingerprint != slow.fingerprint
     for stage, expected in ((quick, "bf16"), (slow, "float32")):
         record = read_json(stage.folder / RECORD)
-        assert record["inputs"]["manifest"]["evaluation"]["precision"] == record["result"]["precision"] == expected
+        assert (
+            record["inputs"]["manifest"]["evaluation"]["precision"]
+            == record["result"]["precision"]
+            == expected
+        )
         assert (stage.timing["precision"], stage.timing["device"]) == (expected, "cpu")
         assert read_predictions(stage.folder / PREDICTIONS)
         assert "auto" not in repr(record)

@@ -10,11 +10,11 @@ import pytest
 from lingraft.config.schema import Evaluation, EvaluationTask
 from lingraft.models.generation import Generated, TransformersGenerator
 from lingraft.records import read_json
-from lingraft.stage import FinishedStage, GivenModel, StageProgress
+from lingraft.stage import RECORD, FinishedStage, GivenModel, StageProgress
 from lingraft.study.events import Watcher
 from lingraft.study.execute import Executor
 from lingraft.study.stages.evaluate import Evaluate, questions
-from lingraft.study.store import RECORD, Store
+from lingraft.study.store import Store
 
 TASK = EvaluationTask(task="worldbook:lookup", limit=4, max_new_tokens=4)
 EVALUATION = Evaluation(task_ability=(TASK,), language_ability=(TASK,), batch_size=2, repeats=2)

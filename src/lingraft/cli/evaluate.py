@@ -117,11 +117,11 @@ def evaluate(
     from lingraft.evaluate.running import truncated_prompts_sentence
     from lingraft.evaluate.selection import choose_tasks, language_notes
     from lingraft.records import fingerprint_of, to_json
-    from lingraft.stage import libraries
+    from lingraft.stage import RECORD, libraries
     from lingraft.study.evaluation import compare, evaluate_into, evaluations, folder_names, not_run_lines
     from lingraft.study.execute import Executor
     from lingraft.study.stages.evaluate import questions
-    from lingraft.study.store import RECORD, Store
+    from lingraft.study.store import Store
 
     quieten_loading()
     asked_precision = checked_precision(precision)
@@ -213,7 +213,7 @@ def evaluate(
                 print_message(f"! {model.model}: {truncated_prompts_sentence(name, count)}", "yellow")
             of_model: dict[str, Json] = {
                 "model": stage.label,
-                "model_hash": stage.model.identity["weights"],
+                "model_identity": stage.model.identity,
                 "evaluations": {stage.label: stage.fingerprint},
             }
             write_record(own / RECORD, "evaluate", of_model | inputs, model.to_json())
@@ -265,8 +265,8 @@ def _prepare(folder: Path, options: dict[str, Json], evaluations: dict[str, str]
     Of the same options, what is asked may have changed (sentence data were installed), and of the same evaluations how
     the options were written.
     """
+    from lingraft.stage import RECORD
     from lingraft.study.result import STUDY
-    from lingraft.study.store import RECORD
 
     if (folder / STUDY).exists():  # beside its result, predictions would hide those of its cells
         raise ConfigError(f"--output {folder}: is the run folder of a study; name another folder.")

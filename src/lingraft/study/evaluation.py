@@ -24,7 +24,7 @@ from lingraft.evaluate.task_runs import SEEDS
 from lingraft.judge.win_rate import ALPACA_EVAL
 from lingraft.models.adapters import ADAPTER_CONFIG
 from lingraft.records import to_json
-from lingraft.stage import Json, given_model
+from lingraft.stage import RECORD, Json, given_model
 from lingraft.study.execute import Executor
 from lingraft.study.stages.evaluate import (
     MANIFEST,
@@ -34,7 +34,6 @@ from lingraft.study.stages.evaluate import (
     has_missing_verdicts,
     recorded,
 )
-from lingraft.study.store import RECORD
 
 FORMAT = 2
 """Of what `lingraft evaluate` prints and records of a model; without one it is 1, of earlier versions."""

@@ -23,9 +23,8 @@ from filelock import FileLock, Timeout
 
 from lingraft.errors import ConfigError, LingraftError
 from lingraft.records import hash_file, read_json, write_json_atomically
-from lingraft.stage import FinishedStage, StageSpec, Work
+from lingraft.stage import RECORD, FinishedStage, StageSpec, Work
 
-RECORD = "record.json"
 FORMAT = 2
 """Of record.json; files of earlier versions have none. Another meaning or name of a field raises it."""
 TIMING = "timing.json"
