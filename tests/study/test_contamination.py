@@ -86,6 +86,9 @@ def test_a_task_in_the_training_rows_is_warned_of_and_the_measure_is_kept(
         assert found.tasks["towns.yaml/en"].worst[0].text == QUESTION
         assert [note.split(":")[0] for note in watcher.notes] == ["towns.yaml/en"]
         assert "50.0% of its 2 items" in watcher.notes[0]
+        (kept,) = store.cache.glob("contamination-*.json")
+        kept.write_text("{}")  # damaged: measured again
+        assert report_contamination(loaded, materials, store, tmp_path, Notes()) == found
         monkeypatch.delattr(contamination, "overlap")
         again = Notes()
         assert report_contamination(loaded, materials, store, tmp_path, again) == found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from lingraft.config.schema import PhaseData, Study
@@ -33,9 +34,11 @@ def report_contamination(
     if study.contamination is None:
         return None
     path = store.cache / f"contamination-{_fingerprint(study, materials, base_folder)}.json"
+    found: Contamination | None = None
     if path.is_file():
-        found = from_json(Contamination, read_json(path))
-    else:
+        with suppress(ValueError):  # damaged, or of another version: measured again
+            found = from_json(Contamination, read_json(path))
+    if found is None:
         asked = evaluation_texts(
             study.evaluate, languages=materials.languages, split=EVALUATION_SPLIT, base_folder=base_folder
         )
