@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 from collections.abc import Callable
@@ -256,3 +257,9 @@ def processor(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
         monkeypatch.setattr("lingraft.models.compute.bf16_speed_up", lambda: 9.0)
 
     return be
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is imported by now out of later collections of garbage: a study collects after every stage."""
+    gc.collect()
+    gc.freeze()

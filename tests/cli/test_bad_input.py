@@ -332,7 +332,6 @@ def test_a_checkpoint_as_the_second_phase_is_wrong_in_three_ways(refuses: Refuse
 @pytest.mark.parametrize(
     ("text", "strategies", "says"),
     [
-        (STUDY, "[plain, plain]", ("'plain'",)),
         (STUDY, "[lorra]", ("'lorra'", "'lora'")),
         (STUDY, "[{lora: {rang: 4}}]", ("'lora'", "'rang'", "'rank'")),
         (STUDY, "[{freeze_random: {share: 1.5}}]", ("'freeze_random'", "'share'", "1.5")),
@@ -362,6 +361,11 @@ def test_a_checkpoint_as_the_second_phase_is_wrong_in_three_ways(refuses: Refuse
 def test_a_strategy(refuses: Refuses, text: str, strategies: str, says: tuple[str, ...]) -> None:
     files = changed(text, "[plain]", strategies)
     refuses("validate study.yaml", "phase 'two', data 'german'", *says, files=files)
+
+
+def test_two_strategies_of_one_name(refuses: Refuses) -> None:
+    files = changed(STUDY, "[plain]", "[plain, plain]")
+    refuses("validate study.yaml", "phases[1] (two).data.german", "'plain'", "`name:`", files=files)
 
 
 @pytest.mark.parametrize("name", ["freeze_changed", "generative_replay"])
@@ -407,7 +411,7 @@ HELLASWAG = {"ind": 1, "activity_label": "a", "ctx_a": "b", "ctx_b": "c", "endin
     [
         ("task_ability: [hellaswagg]", ("task_ability[0]: hellaswagg", "hellaswag")),
         ("task_ability: ['worldbook:lokup']", ("task_ability[0]: worldbook:lokup", "'lookup'")),
-        ("language_ability: [{task: worldbook, language: xx}]", ("language_ability: worldbook", "'xx'")),
+        ("language_ability: [{task: worldbook, language: xx}]", ("language_ability[0]: worldbook", "'xx'")),
         ("task_ability: [mine.yaml]", ("task_ability[0]: mine.yaml",)),
         ("task_ability: [no_task.yaml]", ("task_ability: no_task.yaml",)),
         ("task_ability: [{task: ifeval, data: absent.jsonl}]", ("task_ability[0]: ifeval: ", "absent.jsonl")),

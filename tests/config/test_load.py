@@ -205,7 +205,7 @@ def test_options_of_a_command_are_called_as_they_are_typed() -> None:
     with pytest.raises(ConfigError, match=r"^--judge-url is ''.*\. --price-in is -1: [^;]*$"):
         judge_choice("", "some", price_in=-1, price_out=1)
     with pytest.raises(
-        ConfigError, match=r"^--field\.instrction is not a field\. Did you mean 'instruction'"
+        ConfigError, match=r"^--field 'instrction' is not a field\. Did you mean 'instruction'"
     ):
         data_source("rows.jsonl", fields={"instrction": "q"})
 

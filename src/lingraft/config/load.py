@@ -102,8 +102,8 @@ def _from_options(kind: type[SectionOf], names: Mapping[str, str], **options: An
     """Return a section made of command-line options; `names` holds those that are not called like their field."""
 
     def option(place: str) -> str:
-        field, dot, inner = place.partition(".")
-        return f"--{names.get(field, field.replace('_', '-'))}{dot}{inner}"
+        field, _, inner = place.partition(".")
+        return f"--{names.get(field, field.replace('_', '-'))}" + (f" {inner!r}" if inner else "")
 
     try:
         return kind(**options)
