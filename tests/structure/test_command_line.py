@@ -65,6 +65,13 @@ def test_listing_loads_no_torch(arguments: list[str]) -> None:
     assert result.stdout.strip()
 
 
+def test_wrong_options_of_an_evaluation_are_refused_before_torch_is_loaded() -> None:
+    result = run_python(LOADED + HELP.format(arguments=["evaluate", "a", "--price-in", "1"]))
+    assert result.returncode == 2
+    assert "--judge-url" in result.stderr
+    assert "'torch'" not in result.stderr
+
+
 def test_help_and_readme_name_every_command_and_no_other() -> None:
     from typer.main import get_command
 

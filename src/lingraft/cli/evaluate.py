@@ -110,20 +110,7 @@ def evaluate(
     no language.
     The judge's key is read from LINGRAFT_JUDGE_KEY, else from OPENAI_API_KEY.
     """
-    from lingraft.cli.progress import StepBars
-    from lingraft.config.schema import UNCOMPARED_JUDGE_FIELDS
-    from lingraft.data.chat_format import CHAT_IDENTITY
-    from lingraft.evaluate.checks import check_names
-    from lingraft.evaluate.running import truncated_prompts_sentence
-    from lingraft.evaluate.selection import choose_tasks, language_notes
-    from lingraft.records import fingerprint_of, to_json
-    from lingraft.stage import RECORD, libraries
-    from lingraft.study.evaluation import compare, evaluate_into, evaluations, folder_names, not_run_lines
-    from lingraft.study.execute import Executor
-    from lingraft.study.stages.evaluate import questions
-    from lingraft.study.store import Store
-
-    quieten_loading()
+    # Wrong options are refused before anything heavy is imported.
     asked_precision = checked_precision(precision)
     if len(models) > 2:
         raise ConfigError(f"{len(models)} models: name one, or two to compare.")
@@ -139,6 +126,21 @@ def evaluate(
         price_out=price_out,
         budget=budget,
     )
+
+    from lingraft.cli.progress import StepBars
+    from lingraft.config.schema import UNCOMPARED_JUDGE_FIELDS
+    from lingraft.data.chat_format import CHAT_IDENTITY
+    from lingraft.evaluate.checks import check_names
+    from lingraft.evaluate.running import truncated_prompts_sentence
+    from lingraft.evaluate.selection import choose_tasks, language_notes
+    from lingraft.records import fingerprint_of, to_json
+    from lingraft.stage import RECORD, libraries
+    from lingraft.study.evaluation import compare, evaluate_into, evaluations, folder_names, not_run_lines
+    from lingraft.study.execute import Executor
+    from lingraft.study.stages.evaluate import questions
+    from lingraft.study.store import Store
+
+    quieten_loading()
     chosen = choose_tasks(
         suite,
         task or [],
