@@ -17,6 +17,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
 
+from lingraft.config.paths import user_path
 from lingraft.records import fingerprint_of, hash_file, read_json
 
 if TYPE_CHECKING:
@@ -260,7 +261,7 @@ def given_model(name: str, *, trust_remote_code: bool = False) -> GivenModel:
     from lingraft.models.loading import check_model, model_content_hash, model_folder
     from lingraft.models.tensor_files import CheckpointReader
 
-    adapter = Path(name).expanduser()
+    adapter = user_path(name)
     if (adapter / ADAPTER_CONFIG).is_file():
         return GivenModel({"weights": merged_content_hash(name)}, adapter)
     folder = model_folder(name, trust_remote_code=trust_remote_code)
