@@ -96,7 +96,7 @@ def finish_first() -> Iterator[None]:
 
 def _raise_again(number: int) -> None:
     if not _state.settled:
-        _thread.interrupt_main(number)
+        _thread.interrupt_main(signal.Signals(number))
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
