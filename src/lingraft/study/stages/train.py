@@ -119,6 +119,7 @@ class Train(StageSpec):
             trust_remote_code=job.trust_remote_code,
             on_progress=place.progressed,
             compute=compute,
+            noted=note,
         )
         mix = job.composition.mix(job.examples, context)
         reads = context_length(parent, trust_remote_code=job.trust_remote_code)
@@ -135,6 +136,7 @@ class Train(StageSpec):
             place.cache,
             max_refused_share=max((counts.max_broken_share for counts in job.counts), default=1.0),
             on_progress=partial(place.progressed, unit="rows are encoded"),
+            noted=note,
         )
         replayed = encoded.examples.replayed_rows
         share = replayed / len(encoded.examples)
