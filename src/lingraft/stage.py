@@ -174,6 +174,8 @@ class StageSpec(ABC):
     """What it does; the stage's folder begins with it."""
     resumable: ClassVar[bool] = False
     """Whether its work continues from what an interrupted run left in the folder."""
+    scratch: ClassVar[str | None] = None
+    """Folder in its own with what its work continues from: no artefact, and removed once the record is written."""
     is_discardable: ClassVar[bool] = False
     """Whether its artefacts (a model, a state) serve other stages alone, and go when `keep` says so."""
 

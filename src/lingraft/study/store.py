@@ -119,10 +119,12 @@ class Store:
         """
         if stage.fingerprint in self._failed:
             raise self._failed[stage.fingerprint]
+        folder = self.folder_of(stage)
         found = self.find(stage, with_artefacts=with_artefacts)
         if found is not None:
+            if self.find(stage, with_artefacts=True) is not None:
+                _clear_scratch(stage, folder)  # killed before the record was written, it is of no use now
             return found
-        folder = self.folder_of(stage)
         discarded = self.find(stage)  # its record stays until the artefacts are whole again
         before = {} if discarded is None else _artefacts(folder)
         if discarded is None:
@@ -168,7 +170,7 @@ def _finish(
     artefacts = {
         str(path.relative_to(folder)): Artefact(path.stat().st_size, hash_file(path))
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.relative_to(folder).parts[0] not in _UNLISTED
+        if path.is_file() and path.relative_to(folder).parts[0] not in (*_UNLISTED, stage.scratch)
     }
     timing = {"seconds": time.monotonic() - started, **done.timing}
     changed = [
@@ -186,7 +188,13 @@ def _finish(
         "artefacts": {name: asdict(one) for name, one in artefacts.items()},
     }
     write_json_atomically(folder / RECORD, record)
+    _clear_scratch(stage, folder)
     return FinishedStage(stage.kind, stage.fingerprint, folder, done.result, timing, reused=False)
+
+
+def _clear_scratch(stage: StageSpec, folder: Path) -> None:
+    if stage.scratch is not None:
+        shutil.rmtree(folder / stage.scratch, ignore_errors=True)
 
 
 def _release(error: BaseException) -> None:
