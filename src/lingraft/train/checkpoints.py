@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from lingraft.records import (
     from_json,
     hash_file,
     read_json,
+    remove,
     to_json,
     write_json_atomically,
 )
@@ -94,7 +94,7 @@ class Checkpoints:
     def find(self) -> Found:
         """Return the newest whole checkpoint; remove those that are not whole, set those of another phase aside."""
         if self.folder.is_symlink() or not self.folder.is_dir():
-            _remove(self.folder)
+            remove(self.folder)
             self.folder.mkdir(parents=True)
         self._set_others_aside()
         problems: list[str] = []
@@ -106,13 +106,13 @@ class Checkpoints:
                 found, goes_on = step, f"training goes on from step {step}"
                 break
             problems.append(f"that of step {step} {problem}")
-            _remove(checkpoint)
+            remove(checkpoint)
         if problems:
             self._noted(f"resumable checkpoints are refused and removed ({'; '.join(problems)}); {goes_on}.")
         for other in sorted(self.folder.glob(f"{_OTHER}*")):
             last = max(_checkpoints(other), default=None)
             if last is None or found is not None:
-                _remove(other)
+                remove(other)
             else:
                 self._noted(
                     f"a stopped training lies here at step {last}, which this one cannot continue: "
@@ -126,7 +126,7 @@ class Checkpoints:
         whole = [step for step, one in _checkpoints(self.folder).items() if _manifest_of(one) is not None]
         for step, checkpoint in _checkpoints(self.folder).items():
             if step != max(whole, default=None):
-                _remove(checkpoint)
+                remove(checkpoint)
 
     def seal(self, step: int) -> None:
         """Put the files of a new checkpoint on disk, and list them in its manifest; from then on it counts.
@@ -142,16 +142,16 @@ class Checkpoints:
         }
         write_json_atomically(checkpoint / MANIFEST, to_json(Manifest(_FORMAT, self._phase, step, files)))
         for other in self.folder.glob(f"{_OTHER}*"):
-            _remove(other)
+            remove(other)
 
     def path_of(self, step: int) -> Path:
         """Return the folder of the checkpoint after `step` steps."""
         return self.folder / f"checkpoint-{step}"
 
-    def remove(self) -> None:
+    def clear(self) -> None:
         """Remove the phase's checkpoints."""
         for checkpoint in _checkpoints(self.folder).values():
-            _remove(checkpoint)
+            remove(checkpoint)
 
     def _problem_of(self, checkpoint: Path, step: int) -> str | None:
         """Return why a checkpoint is not whole; None: it is."""
@@ -192,19 +192,19 @@ class Checkpoints:
                     aside.mkdir(exist_ok=True)
                     if isinstance(was, dict):
                         write_json_atomically(aside / _PHASE, was)
-                    _remove(aside / checkpoint.name)
+                    remove(aside / checkpoint.name)
                     checkpoint.rename(aside / checkpoint.name)
             write_json_atomically(self.folder / _PHASE, self._identity)
         own = self.folder / f"{_OTHER}{self._phase}"
         for step, checkpoint in _checkpoints(own).items():
-            _remove(self.path_of(step))
+            remove(self.path_of(step))
             checkpoint.rename(self.path_of(step))
-        _remove(own)
+        remove(own)
 
 
 def clear_checkpoints(folder: Path) -> None:
     """Remove what a phase that is done, and saved, kept in its folder to continue from."""
-    _remove(folder / FOLDER)
+    remove(folder / FOLDER)
 
 
 def _differences(was: object, now: Mapping[str, Any]) -> str:
@@ -251,14 +251,6 @@ def _json_in(path: Path) -> object:
     """Return a file's content; None where it is missing or torn."""
     try:
         content: object = read_json(path)
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         return None
     return content
-
-
-def _remove(path: Path) -> None:
-    """Remove a folder or a file, whichever it is; of a link the link alone."""
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    elif path.exists():
-        shutil.rmtree(path)

@@ -248,7 +248,7 @@ def train_phase(
         after = _frozen_hashes(model, rules.frozen_mask)
         changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
         if changed:
-            checkpoints.remove()
+            checkpoints.clear()
             raise VerificationError(
                 f"{len(changed)} frozen parameters changed in training, the first is {changed[0]!r}. This is a fault "
                 "of lingraft or of a callback; the model must not be used."

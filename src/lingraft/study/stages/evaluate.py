@@ -137,7 +137,6 @@ class Evaluate(StageSpec):
     """
 
     kind: ClassVar[str] = "evaluate"
-    resumable: ClassVar[bool] = True
 
     model: Model
     questions: Questions

@@ -75,7 +75,6 @@ class Replay(StageSpec):
     """
 
     kind: ClassVar[str] = "replay"
-    resumable: ClassVar[bool] = True
 
     model: Model
     rows: int

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -58,8 +57,7 @@ class Train(StageSpec):
     """
 
     kind: ClassVar[str] = "train"
-    resumable: ClassVar[bool] = True
-    scratch: ClassVar[str | None] = FOLDER
+    continues: ClassVar[tuple[str, ...]] = (FOLDER,)
     is_discardable: ClassVar[bool] = True
 
     job: TrainingJob
@@ -110,7 +108,6 @@ class Train(StageSpec):
         """Train, and write the model."""
         job, note = self.job, place.watcher.noted
         checkpoint = place.folder / CHECKPOINT
-        shutil.rmtree(checkpoint, ignore_errors=True)
         parent = place.model(job.parent)
         compute = compute_for(job.training.precision)
         context = Context(
@@ -148,6 +145,7 @@ class Train(StageSpec):
             note(line)
 
         def on_plan(plan: PhasePlan) -> None:
+            place.check_given()  # the models are in memory now
             if any(row.frozen_parameters for row in plan.parts):
                 place.watcher.freeze_plan(job.label, plan.parts)
             if plan.masked_parameters:
