@@ -93,9 +93,7 @@ class Checkpoints:
 
     def find(self) -> Found:
         """Return the newest whole checkpoint; remove those that are not whole, set those of another phase aside."""
-        if self.folder.is_symlink() or not self.folder.is_dir():
-            remove(self.folder)
-            self.folder.mkdir(parents=True)
+        make_folder(self.folder)
         self._set_others_aside()
         problems: list[str] = []
         found: int | None = None
@@ -184,6 +182,8 @@ class Checkpoints:
     def _set_others_aside(self) -> None:
         """Keep checkpoints of another phase, such as one on another number of processes, and say what they are."""
         was = _json_in(self.folder / _PHASE)
+        if was is None:
+            remove(self.folder / _PHASE)  # whatever it is
         if was != self._identity:
             for checkpoint in _checkpoints(self.folder).values():
                 manifest = _manifest_of(checkpoint)
@@ -200,6 +200,16 @@ class Checkpoints:
             remove(self.path_of(step))
             checkpoint.rename(self.path_of(step))
         remove(own)
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of checkpoints where there is none; links in its place and inside, which lead elsewhere, go."""
+    if folder.is_symlink() or not folder.is_dir():
+        remove(folder)
+        folder.mkdir(parents=True)
+    for path in folder.iterdir():
+        if path.is_symlink():
+            path.unlink()
 
 
 def clear_checkpoints(folder: Path) -> None:
@@ -223,7 +233,8 @@ def _differences(was: object, now: Mapping[str, Any]) -> str:
 def _manifest_of(checkpoint: Path) -> Manifest | None:
     """Return a checkpoint's manifest; None where it is missing or no manifest."""
     try:
-        manifest = from_json(Manifest, _json_in(checkpoint / MANIFEST))
+        path = checkpoint / MANIFEST
+        manifest = from_json(Manifest, None if path.is_symlink() else _json_in(path))
     except (ValueError, RecursionError):
         return None
     is_named = re.fullmatch("[0-9a-f]{16}", manifest.phase)  # it becomes a folder's name

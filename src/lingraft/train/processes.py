@@ -20,7 +20,7 @@ from lingraft import errors, stopping
 from lingraft.errors import ConfigError, LingraftError
 from lingraft.records import read_json, write_json_atomically
 from lingraft.stopping import Stopped
-from lingraft.train.checkpoints import FOLDER
+from lingraft.train.checkpoints import FOLDER, make_folder
 from lingraft.train.phase import Progress
 from lingraft.train.run import PhasePlan, PhaseTask, TrainedPhase, train_task
 
@@ -99,7 +99,7 @@ def train_on(
     if processes.count == 1:
         return train_task(task, on_plan=on_plan, on_progress=on_progress, on_note=on_note)
     folder = task.folder / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for left in (OUTCOME, FAILURE):
         (folder / left).unlink(missing_ok=True)
     write_json_atomically(folder / TASK, task.model_dump(mode="json"))
