@@ -146,6 +146,20 @@ def write_json_atomically(path: Path, value: Any) -> None:
     write_text_atomically(path, text + "\n")
 
 
+def flush_folder(folder: Path) -> None:
+    """Wait until all files of a folder, and their names, are on the disk: what is written next comes after them.
+
+    Raises:
+        OSError: The disk is full or fails.
+    """
+    for path in (*folder.rglob("*"), folder, folder.parent):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file written by `write_json_atomically`.
 

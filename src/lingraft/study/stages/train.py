@@ -29,6 +29,7 @@ from lingraft.stage import (
 from lingraft.strategies.base import Context
 from lingraft.study.stages.job import TRAINING_LIBRARIES, TrainingJob, training_identity
 from lingraft.study.stages.prepare import Prepare
+from lingraft.train.checkpoints import FOLDER
 from lingraft.train.phase import Progress
 from lingraft.train.processes import Processes, train_on
 from lingraft.train.run import PhasePlan, PhaseTask
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from lingraft.data.chat import EncodedData
     from lingraft.strategies.base import Mix
 
-_UNCOMPARED_TRAINING_FIELDS = {"report_to", "save_every"}
+_UNCOMPARED_TRAINING_FIELDS = {"report_to", "save_every", "save_minutes"}
 _SHOWN_DROPPED = 3  # places named in the record; all are counted
 
 
@@ -46,8 +47,8 @@ class Train(StageSpec):
     """The training of one phase; interrupted, it goes on from its last checkpoint.
 
     Needs: weights, gradients and both moments of AdamW, in float32 or in bf16, as if every parameter trained, divided
-    between processes that share them. On disk the model in float32, and where it is saved on the way twice as many
-    moments beside it.
+    between processes that share them. On disk the model in float32, and where it is saved on the way two checkpoints of
+    weights and float32 moments beside it.
 
     Attributes:
         job: The phase.
@@ -56,7 +57,7 @@ class Train(StageSpec):
     """
 
     kind: ClassVar[str] = "train"
-    continues: ClassVar[tuple[str, ...]] = ("trainer",)
+    continues: ClassVar[tuple[str, ...]] = (FOLDER,)
     is_discardable: ClassVar[bool] = True
 
     job: TrainingJob
@@ -94,11 +95,13 @@ class Train(StageSpec):
 
     @property
     def needs(self) -> Needs:
-        """Weights, gradients and moments; on disk the model, and its moments where it is saved on the way."""
+        """Weights, gradients and moments; on disk the model, and two checkpoints where it is saved on the way."""
         parameters, training = self.job.parent.parameters, self.job.training
         held = 2 if training.precision == "bf16_pure" else 4
         shared_by = self.processes.count if self.processes.sharded else 1
-        on_disk = 4 if training.save_every == 0 else 16
+        on_disk = 4
+        if training.save_every or training.save_minutes:  # sharded, weights are written in pieces as well
+            on_disk += 2 * (held + 8 + (held if self.processes.sharded else 0))
         return Needs("accelerator", 4 * held * parameters // shared_by or None, on_disk * parameters or None)
 
     def work(self, place: Workplace) -> Work:
@@ -172,7 +175,13 @@ class Train(StageSpec):
             seed=job.seed,
             trust_remote_code=job.trust_remote_code,
         )
-        trained = train_on(self.processes, task, on_plan=on_plan, on_progress=on_progress)
+        trained = train_on(
+            self.processes,
+            task,
+            on_plan=on_plan,
+            on_progress=on_progress,
+            on_note=lambda sentence: note(f"{job.label}: {sentence}"),
+        )
         outcome = trained.outcome
         record = {
             "data": [to_json(one) for one in job.counts],
@@ -208,6 +217,7 @@ class Train(StageSpec):
             "tokens_per_second": outcome.tokens_per_second,
             "peak_bytes": outcome.peak_bytes,
             "resumed_from": outcome.resumed_from,
+            "refused_checkpoints": outcome.refused_checkpoints,
             "processes": self.processes.count,
         }
         return Work(record, {**machine(compute), **timing})
