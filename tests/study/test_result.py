@@ -42,6 +42,7 @@ def failed(tmp_path: Path) -> StudyResult:
         tokenizer_cost={},
         contamination=None,
         language_notes=("a note",),
+        unused=(),
     )
 
 
@@ -98,7 +99,7 @@ def test_an_evaluation_is_read_as_it_was_recorded_and_another_form_is_refused(tm
 
 
 def test_a_folder_without_a_result_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="a study that ran to its end"):
+    with pytest.raises(ConfigError, match="holds no result"):
         read_result(tmp_path)
 
 

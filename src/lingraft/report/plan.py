@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lingraft.report.tables import ABSENT, Column, Table
+from lingraft.report.tables import Column, Table, size_text
 from lingraft.study.plan import PlanRow
 
 
@@ -30,22 +30,10 @@ def plan_table(rows: Sequence[PlanRow]) -> Table:
                 "finished" if row.is_finished else "to do",
                 "kept" if row.is_kept else "discarded",
                 row.device,
-                _size(row.memory_bytes),
-                _size(row.disk_bytes),
+                size_text(row.memory_bytes),
+                size_text(row.disk_bytes),
             )
             for row in rows
         ),
         2,
     )
-
-
-def _size(count: int | None) -> str:
-    """Return a number of bytes in a unit that suits it."""
-    if count is None:
-        return ABSENT
-    size, unit = float(count), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if size < 1000:
-            break
-        size, unit = size / 1000, larger
-    return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
