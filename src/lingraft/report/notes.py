@@ -7,8 +7,9 @@ from pathlib import Path
 
 from lingraft.evaluate.results import NoiseFloor
 from lingraft.evaluate.running import left_out_sentence, truncated_prompts_sentence
-from lingraft.report.tables import Model, checkpoint_table, measures_of, models_of, size_text
+from lingraft.report.tables import Model, checkpoint_table, measures_of, models_of
 from lingraft.study.result import FailedCell, PendingCell, StudyResult
+from lingraft.study.unused import size_text
 
 _NAMED = 3  # cells named in a sentence; the page has all
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lingraft.report.tables import Column, Table, size_text
+from lingraft.report.tables import ABSENT, Column, Table
 from lingraft.study.plan import PlanRow
+from lingraft.study.unused import size_text
 
 
 def plan_table(rows: Sequence[PlanRow]) -> Table:
@@ -30,8 +31,8 @@ def plan_table(rows: Sequence[PlanRow]) -> Table:
                 "finished" if row.is_finished else "to do",
                 "kept" if row.is_kept else "discarded",
                 row.device,
-                size_text(row.memory_bytes),
-                size_text(row.disk_bytes),
+                ABSENT if row.memory_bytes is None else size_text(row.memory_bytes),
+                ABSENT if row.disk_bytes is None else size_text(row.disk_bytes),
             )
             for row in rows
         ),

@@ -18,6 +18,7 @@ from lingraft.measures import REGISTRY
 from lingraft.measures.base import Column as MeasureColumn
 from lingraft.measures.base import Measure
 from lingraft.study.result import CellResult, FailedCell, PendingCell, StudyResult
+from lingraft.study.unused import size_text
 from lingraft.text.language_tags import ENGLISH
 
 ABSENT = "-"
@@ -592,18 +593,6 @@ def unused_table(result: StudyResult) -> Table | None:
 def written(value: float | None, form: str) -> str:
     """Return a value in a format; None: a dash."""
     return ABSENT if value is None else format(value, form)
-
-
-def size_text(count: int | None) -> str:
-    """Return a number of bytes in a unit that suits it."""
-    if count is None:
-        return ABSENT
-    size, unit = float(count), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if size < 1000:
-            break
-        size, unit = size / 1000, larger
-    return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
 
 
 def cost_table(costs: Mapping[str, LanguageCost]) -> Table:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import Literal
@@ -28,7 +28,7 @@ _TEMPORARY = re.compile(
 )  # of an atomic write that was killed
 _OWN_FILES = frozenset({"study.yaml", "result.json", PLAN, ".lock"})
 _OF_TRAINING = ("trainer", "task.json")  # what training leaves where it is killed
-_TRACKERS = "trackers"
+_TEMPORARY_FILE = "temporary file of a run that was killed"
 _KEPT_IN_CACHE = re.compile(r"verdicts\.jsonl|(manifest|contamination)-[0-9a-f]{16}\.json|.*\.lock")
 _ANSWERS = re.compile(r"answers-[0-9a-f]{16}\.jsonl|replay-[0-9a-f]{16}")
 
@@ -109,6 +109,11 @@ class Leftovers:
     removable: tuple[Leftover, ...]
     foreign: tuple[str, ...]
 
+    @property
+    def bytes(self) -> int:
+        """The size of all that can be removed."""
+        return sum(one.bytes for one in self.removable)
+
 
 def write_plan(folder: Path, stages: Mapping[str, ListedStage]) -> None:
     """Write the plan of a run folder; names of stages that are not in it any more stay known while they are there."""
@@ -131,17 +136,19 @@ def unused_stages(folder: Path) -> tuple[UnusedStage, ...]:
         ConfigError: The folder has no plan.
     """
     plan = read_plan(folder)
-    return tuple(
-        UnusedStage(
-            name=plan.former.get(own.name),
-            kind=own.name.partition("-")[0],
-            path=f"stages/{own.name}",
-            bytes=sum(one.lstat().st_size for one in _contents(own)[0]),
-            is_finished=_artefacts(own) is not None,
-        )
-        for own in _stage_folders(folder)
-        if own.name not in plan.stages
-    )
+    found = []
+    for own in sorted((folder / "stages").iterdir()):
+        if _is_stage(own) and own.name not in plan.stages and (files := _contents(own)[0]):
+            found.append(
+                UnusedStage(
+                    name=plan.former.get(own.name),
+                    kind=own.name.partition("-")[0],
+                    path=f"stages/{own.name}",
+                    bytes=sum(one.lstat().st_size for one in files),
+                    is_finished=_artefacts(own) is not None,
+                )
+            )
+    return tuple(found)
 
 
 def read_plan(folder: Path) -> RunPlan:
@@ -171,77 +178,91 @@ def leftovers(folder: Path) -> Leftovers:
         ConfigError: The folder is no run's, or has no plan.
     """
     plan = read_plan(folder)
-    removable: list[Leftover] = []
-    foreign: list[Path] = []
-
-    def add(path: Path, what: str, files: list[Path]) -> None:
-        removable.append(
-            Leftover(
-                path.relative_to(folder).as_posix(),
-                what,
-                sum(one.lstat().st_size for one in files),
-                tuple(files),
-            )
-        )
-
-    def sort(place: Path, known: frozenset[str]) -> Iterator[Path]:
-        """Yield what is in a folder of ours but for the known names, temporary files and what is foreign."""
-        for path in sorted(place.iterdir()) if place.is_dir() and not place.is_symlink() else ():
-            if path.is_symlink():
-                foreign.append(path)
-            elif _is_temporary(path):
-                add(path, "temporary file of a run that was killed", [path])
-            elif path.name not in known:
-                yield path
-
-    foreign += sort(folder, _OWN_FILES | {"stages", "cache", "report"})
-    foreign += sort(folder / "report", frozenset({"index.html"}))
-    folders = set(_stage_folders(folder))
-    foreign += (path for path in sort(folder / "stages", frozenset()) if path not in folders)
+    found = _Found()
+    for path in found.unknown(folder, _OWN_FILES | {"stages", "cache", "report"}):
+        found.foreign.append(path)
+    for path in found.unknown(folder / "report", frozenset({"index.html"})):
+        found.foreign.append(path)
+    for path in found.unknown(folder / "stages"):
+        if not _is_stage(path):
+            found.foreign.append(path)
+        elif (listed := plan.stages.get(path.name)) is None:
+            found.sort_unlisted(path, plan.former.get(path.name))
+        else:
+            found.sort_listed(path, listed)
     is_finished = all(_artefacts(folder / "stages" / name) is not None for name in plan.stages)
-    for own in sorted(folders):
-        listed, artefacts = plan.stages.get(own.name), _artefacts(own)
-        files, others = _contents(own)
-        foreign += others
-        temporary = [one for one in files if one.parent == own and _is_temporary(one)]
-        if artefacts is None:
-            if listed is None or not listed.is_continued:
-                name = plan.former.get(own.name) if listed is None else listed.name
-                add(own, _named("unfinished attempt", name), files)
-            else:
-                for one in temporary:
-                    add(one, "temporary file of a run that was killed", [one])
-            continue
-        ours = {own / name for name in (RECORD, "timing.json", *artefacts)}
-        of_training = [one for one in files if one.relative_to(own).parts[0] in _OF_TRAINING]
-        tracked = [one for one in files if one.relative_to(own).parts[0] == _TRACKERS]
-        foreign += sorted(set(files) - ours - {*temporary, *of_training, *tracked})
-        if listed is None:
-            known = [one for one in files if one in ours or one in (*temporary, *of_training, *tracked)]
-            add(own, _named("stage that the study does not list", plan.former.get(own.name)), known)
-            continue
-        for what, some in (
-            ("temporary file of a run that was killed", temporary),
-            ("what an interrupted training left", of_training),
-            ("artefact that `keep` discards", [own / name for name, gone in artefacts.items() if gone]),
-        ):
-            for one in some:
-                if one in files:
-                    add(one, what, [one])
-    for path in sort(folder / "cache", frozenset()):
-        if path.name == "encoded" and path.is_dir():
-            files, others = _contents(path)
-            foreign += others
-            add(path, "encoded rows, which are made again", files)
+    for path in found.unknown(folder / "cache"):
+        if path.name == "encoded":
+            found.add(path, "encoded rows, which are made again", *_contents(path))
         elif _ANSWERS.fullmatch(path.name):
             if is_finished:
-                files, others = ([path], []) if path.is_file() else _contents(path)
-                foreign += others
-                add(path, "answers that no stage waits for", files)
+                found.add(path, "answers that no stage waits for", *_contents(path))
         elif not _KEPT_IN_CACHE.fullmatch(path.name):
-            foreign.append(path)
-    shown = tuple(sorted({path.relative_to(folder).as_posix() for path in foreign}))
-    return Leftovers(tuple(removable), shown)
+            found.foreign.append(path)
+
+    def inside(path: Path) -> str:
+        return path.relative_to(folder).as_posix()
+
+    return Leftovers(
+        tuple(
+            Leftover(inside(path), what, sum(one.lstat().st_size for one in files), tuple(files))
+            for path, what, files in found.removable
+        ),
+        tuple(sorted({inside(path) for path in found.foreign})),
+    )
+
+
+@dataclass
+class _Found:
+    """Collects what is removable (path, what it is, its files) and what is not ours."""
+
+    removable: list[tuple[Path, str, list[Path]]] = field(default_factory=list)
+    foreign: list[Path] = field(default_factory=list)
+
+    def add(self, path: Path, what: str, files: list[Path], others: Sequence[Path] = ()) -> None:
+        if files or not others:  # else nothing of ours is left in it
+            self.removable.append((path, what, files))
+        self.foreign += others
+
+    def unknown(self, place: Path, known: frozenset[str] = frozenset()) -> list[Path]:
+        """Sort what is in a folder, and return what is neither known by its name nor temporary nor a link."""
+        paths = sorted(place.iterdir()) if place.is_dir() and not place.is_symlink() else []
+        self.foreign += (path for path in paths if path.is_symlink())
+        paths = [path for path in paths if not path.is_symlink()]
+        for path in paths:
+            if _is_temporary(path):
+                self.add(path, _TEMPORARY_FILE, [path])
+        return [path for path in paths if path.name not in known and not _is_temporary(path)]
+
+    def sort_unlisted(self, stage: Path, name: str | None) -> None:
+        """Sort a stage that the study does not list: what its record lists is ours; without one all is."""
+        artefacts = _artefacts(stage)
+        files, others = _contents(stage)
+        if artefacts is not None:
+            foreign = [one for one in files if not _is_ours(one, stage, artefacts)]
+            files, others = [one for one in files if one not in foreign], [*others, *foreign]
+        what = "unfinished attempt" if artefacts is None else "stage that the study does not list"
+        self.add(stage, _named(what, name), files, others)
+
+    def sort_listed(self, stage: Path, listed: ListedStage) -> None:
+        """Sort what a stage of the study does not need in its folder."""
+        artefacts = _artefacts(stage)
+        files, others = _contents(stage)
+        if artefacts is None and not listed.is_continued:  # the next run throws it away
+            self.add(stage, _named("unfinished attempt", listed.name), files, others)
+            return
+        self.foreign += others
+        for one in files:
+            if one.parent == stage and _is_temporary(one):
+                self.add(one, _TEMPORARY_FILE, [one])
+            elif artefacts is None:  # what it goes on with
+                continue
+            elif one.relative_to(stage).parts[0] in _OF_TRAINING:
+                self.add(one, "what an interrupted training left", [one])
+            elif artefacts.get(one.relative_to(stage).as_posix()):
+                self.add(one, "artefact that `keep` discards", [one])
+            elif not _is_ours(one, stage, artefacts):
+                self.foreign.append(one)
 
 
 def remove(folder: Path, found: Leftover) -> None:
@@ -253,6 +274,16 @@ def remove(folder: Path, found: Leftover) -> None:
             Path(place).rmdir()
 
 
+def size_text(count: int) -> str:
+    """Return a number of bytes in a unit that suits it."""
+    size, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if size < 1000:
+            break
+        size, unit = size / 1000, larger
+    return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
+
+
 def _read_plan(folder: Path) -> RunPlan:
     found = from_json(RunPlan, read_json(folder / PLAN))
     return replace(
@@ -260,17 +291,20 @@ def _read_plan(folder: Path) -> RunPlan:
     )
 
 
-def _stage_folders(folder: Path) -> Iterator[Path]:
-    """Yield the folders of stages; a link is none, wherever it leads."""
-    stages = folder / "stages"
-    for path in sorted(stages.iterdir()) if stages.is_dir() and not stages.is_symlink() else ():
-        if path.is_dir() and not path.is_symlink() and _STAGE.fullmatch(path.name):
-            yield path
+def _is_stage(path: Path) -> bool:
+    """Return whether a path is a stage's folder; a link is none, wherever it leads."""
+    return _STAGE.fullmatch(path.name) is not None and path.is_dir() and not path.is_symlink()
 
 
 def _contents(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Return the regular files in a folder, at any depth, and what else there is but folders; no link is followed."""
-    files, others = [], []
+    """Return the regular files in a folder, at any depth, and what else there is but folders; no link is followed.
+
+    Of a file it is the file itself.
+    """
+    if folder.is_file():
+        return [folder], []
+    files: list[Path] = []
+    others: list[Path] = []
     for place, folders, names in os.walk(folder):
         for path in (Path(place) / name for name in sorted([*folders, *names])):
             mode = path.lstat().st_mode
@@ -289,6 +323,16 @@ def _artefacts(stage: Path) -> dict[str, bool] | None:
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def _is_ours(path: Path, stage: Path, artefacts: Mapping[str, bool]) -> bool:
+    """Return whether a file in a finished stage's folder is one that lingraft writes there."""
+    inside = path.relative_to(stage)
+    return (
+        inside.as_posix() in (RECORD, "timing.json", *artefacts)
+        or inside.parts[0] in (*_OF_TRAINING, "trackers")
+        or (path.parent == stage and _is_temporary(path))
+    )
 
 
 def _is_temporary(path: Path) -> bool:
