@@ -57,8 +57,16 @@ def write_json_atomically(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file written by `write_json_atomically`."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Read a JSON file written by `write_json_atomically`.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is damaged, whatever by: no JSON, no UTF-8, nested too deep, a number too long.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deep") from None
 
 
 def to_json(value: object) -> Any:

@@ -24,7 +24,7 @@ from lingraft.stage import RECORD
 PLAN = "plan.json"
 _STAGE = re.compile(r"([a-z_]+)-[0-9a-f]{16}")
 _TEMPORARY = re.compile(
-    r"\.[\w-]+\.(json|jsonl|yaml|html)\.[a-z0-9_]{8}"
+    r"\.[\w-]+\.(json|jsonl|yaml|html|parquet)\.[a-z0-9_]{8}(\.part)?"
 )  # of an atomic write that was killed
 _OWN_FILES = frozenset({"study.yaml", "result.json", PLAN, ".lock"})
 _OF_TRAINING = ("trainer", "task.json")  # what training leaves where it is killed
@@ -321,7 +321,7 @@ def _artefacts(stage: Path) -> dict[str, bool] | None:
         return {
             str(name): bool(one["discarded"]) for name, one in read_json(stage / RECORD)["artefacts"].items()
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
