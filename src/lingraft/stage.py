@@ -67,6 +67,10 @@ class StageWatcher:
     def noted(self, message: str) -> None:
         """Something was dropped, truncated or fell short; counted in the record as well."""
 
+    def noted_of(self, label: str, message: str) -> None:
+        """The same of one model or phase; what holds for several may be shown once."""
+        self.noted(f"{label}: {message}")
+
 
 @dataclass(frozen=True)
 class Needs:

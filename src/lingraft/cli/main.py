@@ -9,6 +9,7 @@ from contextlib import nullcontext
 import typer
 
 from lingraft.cli import (
+    clean,
     copy,
     difference,
     drift,
@@ -55,6 +56,7 @@ app.command("judge")(judge.judge)
 app.command("schema")(schema.schema)
 app.command("copy")(copy.copy)
 app.command("ls")(ls.ls)
+app.command("clean")(clean.clean)
 
 
 @app.callback()

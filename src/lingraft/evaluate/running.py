@@ -260,6 +260,13 @@ def samples_of(
         tokenizer.chat_template = given
 
 
+def left_out_sentence(items: Sequence[str]) -> str:
+    """Return what is reported of items that could not be scored; there is at least one."""
+    are = "1 item is" if len(items) == 1 else f"{len(items)} items are"
+    counts = "counts" if len(items) == 1 else "count"
+    return f"{are} left out and {counts} nowhere, such as {items[0].rstrip('.')}."
+
+
 def truncated_prompts_sentence(task: str, count: int) -> str:
     """Return what is reported of a task, by its name and language, some of whose prompts did not fit."""
     return f"{task}: {count} prompts are longer than the model can read; they lost their beginning."

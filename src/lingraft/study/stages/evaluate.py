@@ -21,7 +21,7 @@ from lingraft.evaluate.loading import NotRunnableError, task_identities
 from lingraft.evaluate.manifest import HAS_TEMPLATE, NO_TEMPLATE, manifest_of, outside_of_the_file
 from lingraft.evaluate.predictions import write_predictions
 from lingraft.evaluate.results import EvaluationRecord
-from lingraft.evaluate.running import evaluate_model, truncated_prompts_sentence
+from lingraft.evaluate.running import evaluate_model, left_out_sentence, truncated_prompts_sentence
 from lingraft.evaluate.scores import score_summary
 from lingraft.evaluate.task_records import TaskRecord
 from lingraft.evaluate.task_runs import build_runs
@@ -223,18 +223,16 @@ class Evaluate(StageSpec):
         write_json_atomically(place.folder / MANIFEST, evaluated.manifest.to_json())
         if not has_missing_verdicts(evaluated.tasks):  # else the next try generates nothing again
             log.unlink(missing_ok=True)
-        note = place.watcher.noted
+        note = partial(place.watcher.noted_of, self.label)
         if len(losses) < len(asked.held_out):
             note(
-                f"{self.label}: {len(asked.held_out) - len(losses)} of {len(asked.held_out)} held-out rows are left "
+                f"{len(asked.held_out) - len(losses)} of {len(asked.held_out)} held-out rows are left "
                 "out of the loss, as longer than the model reads at once or refused by its chat template."
             )
         if evaluated.left_out:
-            note(
-                f"{self.label}: {len(evaluated.left_out)} items are left out, such as {evaluated.left_out[0]}."
-            )
+            note(left_out_sentence(evaluated.left_out))
         for task, count in evaluated.truncated_prompts.items():
-            note(f"{self.label}: {truncated_prompts_sentence(task, count)}")
+            note(truncated_prompts_sentence(task, count))
         scores = score_summary(
             evaluated.predictions,
             bits_by_language(losses, asked.held_out),
