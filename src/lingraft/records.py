@@ -38,10 +38,15 @@ def hash_file(path: Path) -> str:
 
 def write_text_atomically(path: Path, text: str) -> None:
     """Write `text` so that `path` holds either all of it or what it held before, also after a crash."""
+    write_bytes_atomically(path, text.encode("utf-8"))
+
+
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """Write `content` as `write_text_atomically` does."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).replace(path)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lingraft.cli.output import print_json, print_result, print_table, quieten_loading
+from lingraft.cli.output import print_json, print_message, print_result, print_table, quieten_loading
 from lingraft.errors import EXIT_ANSWER_IS_NO
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def run(
         for note in notes(result):
             print_result(note)
     log_lines().at("writing the report")
-    page = write_page(result, loaded)  # after the result: what took hours is printed first
+    page = write_page(result, loaded, print_message)  # after the result: what took hours is printed first
     if not json:
         print_result(f"Report: {page}")
     if failures(result):
