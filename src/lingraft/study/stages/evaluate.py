@@ -40,6 +40,23 @@ MANIFEST = "manifest.json"  # what was asked and how
 _RECORD_FORMAT = 1  # of `EvaluationRecord`; an evaluation that was recorded in another is made anew
 
 
+@dataclass(frozen=True, slots=True)
+class AskedItem:
+    """One item that is asked.
+
+    Attributes:
+        ability: What it counts towards.
+        task: Task without its language.
+        language: BCP-47 tag.
+        cluster: Items of one task in the same cluster are no independent evidence.
+    """
+
+    ability: str
+    task: str
+    language: str
+    cluster: str
+
+
 @dataclass(frozen=True)
 class Questions:
     """What is asked of models and how, resolved once for all of them.
@@ -52,6 +69,7 @@ class Questions:
         skip_missing: Leave out tasks whose data cannot be had here, and those whose answers do not fit into a model.
         manifest: What the scores depend on beside the model, resolved (`Manifest.identity`).
         not_run: By task and language, why its data (or its judge) cannot be had; empty unless such tasks are skipped.
+        items: What is asked, item by item; empty where an earlier run resolved the manifest.
     """
 
     evaluation: Evaluation
@@ -61,6 +79,7 @@ class Questions:
     skip_missing: bool
     manifest: Mapping[str, Json]
     not_run: Mapping[str, str]
+    items: tuple[AskedItem, ...] = ()
 
     @property
     def has_tasks(self) -> bool:
@@ -106,6 +125,7 @@ def questions(
     )
     kept = None if cache is None else cache / f"manifest-{written}.json"
     not_run: Mapping[str, str] = {}
+    asked: tuple[AskedItem, ...] = ()
     try:
         runs, not_run = build_runs(
             evaluation, languages, EVALUATION_SPLIT, base_folder, skip_missing=skip_missing
@@ -119,13 +139,19 @@ def questions(
             raise
     else:
         chat = HAS_TEMPLATE if evaluation.apply_chat_template else NO_TEMPLATE
-        manifest = manifest_of(
+        resolved_manifest = manifest_of(
             runs, evaluation, precision=precision, chat=chat, split=EVALUATION_SPLIT, held_out=items
-        ).identity
+        )
+        manifest = resolved_manifest.identity
+        for task in resolved_manifest.tasks:
+            ability, name, language, _ = task.key.split("|", 3)
+            asked += tuple(AskedItem(ability, name, language, item.cluster) for item in task.items)
         if kept is not None:
             write_kept(kept, manifest)
     resolved = evaluation.model_copy(update={"precision": precision})
-    return Questions(resolved, tuple(languages), held_out, base_folder, skip_missing, manifest, not_run)
+    return Questions(
+        resolved, tuple(languages), held_out, base_folder, skip_missing, manifest, not_run, asked
+    )
 
 
 @dataclass(frozen=True, eq=False)
