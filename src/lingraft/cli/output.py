@@ -15,6 +15,7 @@ import re
 import sys
 import traceback
 import unicodedata
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -150,8 +151,9 @@ class _LibraryText(io.TextIOBase):
 
     def write(self, text: str) -> int:
         *whole, self._begun = (self._begun + text).split("\n")
-        for line in whole:
-            print_message(line.rstrip("\r").rpartition("\r")[2])  # a bar's last state
+        for line in (one.rstrip("\r") for one in whole):
+            if _with_stacks or "\r" not in line:  # a bar goes back to the beginning of its line
+                print_message(line.rpartition("\r")[2])
         return len(text)
 
     def flush(self) -> None:
@@ -170,18 +172,19 @@ class _LibraryText(io.TextIOBase):
 
 @contextmanager
 def streams_of_libraries() -> Iterator[None]:
-    """Show what libraries print as foreign text, and drop what they log, unless `--traceback` asks for all there is.
+    """Show what libraries print as foreign text; drop what they log, their warnings and bars.
 
-    What matters to users is said by lingraft itself, with what to do about it.
+    `--traceback` shows all of it. What matters to users is said by lingraft itself, with what to do about it.
     """
-    before, level = (sys.stdout, sys.stderr), logging.root.manager.disable
+    before, level = (sys.stdout, sys.stderr, warnings.showwarning), logging.root.manager.disable
     sys.stdout, sys.stderr = _LibraryText(before[0]), _LibraryText(before[1])
     if not _with_stacks:
         logging.disable(logging.CRITICAL)
+        warnings.showwarning = lambda *_, **__: None
     try:
         yield
     finally:
-        sys.stdout, sys.stderr = before
+        sys.stdout, sys.stderr, warnings.showwarning = before
         logging.disable(level)
 
 
