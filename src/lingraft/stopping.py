@@ -167,8 +167,13 @@ def keeps(what: str) -> None:
 
 
 def saved(what: str) -> None:
-    """Set what was saved on the way to the end, such as "train similar / plain is saved at step 40"."""
+    """Set what was saved on the way to the end, such as "training stopped after step 40 of 90, which is saved"."""
     _state.saved = what
+
+
+def was_saved() -> str:
+    """Return what `saved` set, in a process that does not say it itself; empty where nothing was."""
+    return _state.saved
 
 
 def sentence(number: int) -> str:

@@ -7,6 +7,7 @@ import os
 import typer
 
 from lingraft.cli import (
+    clean,
     copy,
     difference,
     drift,
@@ -45,6 +46,7 @@ app.command("judge")(judge.judge)
 app.command("schema")(schema.schema)
 app.command("copy")(copy.copy)
 app.command("ls")(ls.ls)
+app.command("clean")(clean.clean)
 
 
 def _print_version(is_asked: bool) -> None:

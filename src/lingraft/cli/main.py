@@ -70,6 +70,7 @@ def _report(error: BaseException) -> int:
         EXIT_INTERNAL,
         EXIT_WRONG_INPUT,
         LingraftError,
+        disk_error,
         in_one_line,
     )
 
@@ -86,6 +87,9 @@ def _report(error: BaseException) -> int:
         print_message(stack)
     name = type(error).__name__
     format_message = getattr(error, "format_message", None)
+    if not isinstance(error, LingraftError) and isinstance(error, Exception):
+        error = disk_error(error) or error
+        name = type(error).__name__
     if isinstance(error, LingraftError):
         print_error(name, error.args[0] if error.args else name, error.exit_code)
         return error.exit_code
