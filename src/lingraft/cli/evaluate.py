@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lingraft import stopping
 from lingraft.cli.output import (
     check_same_options,
     checked_backend,
@@ -131,7 +132,7 @@ def evaluate(
         budget=budget,
     )
 
-    from lingraft.cli.progress import StepBars
+    from lingraft.cli.progress import GOES_ON, StepBars
     from lingraft.config.schema import UNCOMPARED_JUDGE_FIELDS
     from lingraft.data.chat_format import CHAT_IDENTITY
     from lingraft.evaluate.checks import check_names
@@ -209,6 +210,7 @@ def evaluate(
         "libraries": libraries(("lm_eval", "torch", "transformers")),
     }
     evaluated = []
+    stopping.keeps(f"the answers so far are kept; {GOES_ON}")
     with Store(folder) as store, StepBars() as bars:
         for own, stage in zip(folders, stages, strict=True):
             model = evaluate_into(own, stage, Executor(store, bars))
