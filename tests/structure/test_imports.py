@@ -14,7 +14,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 LAYERS = (  # lowest first; parts of one layer do not import each other, except the errors
-    ("append_log", "errors", "records", "registry", "text"),
+    ("append_log", "errors", "records", "registry", "stopping", "text"),
     ("config",),
     ("data",),
     ("intervals",),

@@ -43,7 +43,7 @@ class VerdictCache:
     """Verdicts by fingerprint of their question, in a log (see `AppendLog`).
 
     Answers of an earlier run that name no output are no verdicts: their questions are asked again, since another try
-    may name one, and what they took is remembered.
+    may name one, and what they took is remembered, as is what requests took that were lost.
 
     Raises:
         EvaluationError: The file is another kind of file, or holds a line that is no verdict.
@@ -57,6 +57,9 @@ class VerdictCache:
             key, verdict = row.pop("verdict"), Verdict(**row)
             if not (verdict.first is None or 0 <= verdict.first <= 1):
                 raise ValueError(f"first is {verdict.first!r}")
+            for count in (verdict.read, verdict.written):
+                if not (count is None or (type(count) is int and count >= 0)):
+                    raise ValueError(f"{count!r} is no count of tokens")
             return key, verdict
 
         try:
@@ -78,8 +81,13 @@ class VerdictCache:
         return self._found[key]
 
     def paid_before(self, key: str) -> Sequence[Verdict]:
-        """Return all answers of earlier runs to a question, also those that named no output."""
+        """Return what earlier runs paid for a question: answers, also those that named no output, and lost requests."""
         return self._paid.get(key, ())
+
+    def append_lost(self, key: str, tokens: Tokens) -> None:
+        """Keep what a request may have cost that was not answered."""
+        lost = Verdict(None, False, "", "", tokens.read, tokens.written)
+        self._log.append([{"verdict": key, **asdict(lost)}])
 
     def append(self, key: str, verdict: Verdict) -> None:
         """Keep a verdict; it is on disk when this returns."""
