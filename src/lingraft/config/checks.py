@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lingraft.config.problems import Location, Problem
-from lingraft.config.schema import EvaluationTask, Phase, StrategyChoice, Study
+from lingraft.config.schema import TAG_PATTERN, EvaluationTask, Phase, StrategyChoice, Study
 from lingraft.errors import did_you_mean
 from lingraft.text.language_tags import ENGLISH, is_english
 
@@ -17,7 +18,24 @@ def check_study(study: Study) -> list[Problem]:
 
     Names of strategies, measures, tasks and trackers are checked by `study.checks`.
     """
-    return [*_in_phases(study), *_in_paths(study), *_in_evaluation(study)]
+    return [*_in_phases(study), *_in_paths(study), *_in_evaluation(study), *_in_limits(study)]
+
+
+_ABILITIES = ("task_ability", "language_ability", "further_languages")
+
+
+def _in_limits(study: Study) -> Iterator[Problem]:
+    """Languages and tasks are looked up by `study.limits`, which knows what is asked."""
+    for name in study.limits:
+        if is_english(name):
+            text = f"limits: {name!r}: English is measured by the task ability; write task_ability."
+            yield Problem(("limits", name), text)
+        elif name not in _ABILITIES and "/" not in name and not re.match(TAG_PATTERN, name):
+            yield Problem(
+                ("limits", name),
+                f"limits: {name!r} is no ability, language (a tag, such as de) or task with its language "
+                f"(worldbook:lookup/de). {did_you_mean(name, _ABILITIES)}",
+            )
 
 
 def _in_phases(study: Study) -> Iterator[Problem]:
