@@ -87,7 +87,7 @@ def disk_error(error: BaseException, place: Path | None = None) -> DiskError | N
     """Return what to tell of an error that is the disk's; None: it has another cause.
 
     Args:
-        error: Any error. One of lingraft's own is told as it stands.
+        error: Any error. One of lingraft's own keeps its own words.
         place: The folder that is written to: a missing permission elsewhere, as of a file that is read, is not the
             disk's, but where temporary files lie. None: anywhere.
     """

@@ -156,7 +156,7 @@ def limit_notes(result: StudyResult) -> list[str]:
         return []
     meaning = (
         "Limits: held, no more was lost (the 95 % interval of the paired difference to Phase 1 lies above -limit); "
-        "broken, more was (it lies below); undecided, neither can be told"
+        "broken, more was (it lies below); undecided, neither can be said"
     )
     seeds = (
         "; seeds disagree, one seed says the opposite of another or of the mean" if result.has_seeds else ""
