@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 
 from filelock import FileLock, Timeout
 
-from lingraft.records import remove
+from lingraft.records import remove, write_bytes_atomically
 
 Row = TypeVar("Row")
 _SUM = re.compile(rb', "sum": "([0-9a-f]{16})"\}\n')
@@ -97,6 +97,22 @@ class AppendLog(Generic[Row]):
                 if self._path.exists():
                     os.truncate(self._path, whole)  # half a line would spoil the one that is appended next
                 raise OSError(error.errno, error.strerror, str(self._path)) from None
+
+
+def salvage(path: Path, parse: Callable[[Any], object], begins: bytes) -> int:
+    """Leave the sound lines of a log that `AppendLog` refuses, and return how many were removed."""
+    sound, removed = [], 0
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                if not line.startswith(begins):
+                    raise ValueError("no line that lingraft wrote")
+                parse(_content(line, is_sum_needed=False))
+                sound.append(line)
+            except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
+                removed += 1
+    write_bytes_atomically(path, b"".join(sound))
+    return removed
 
 
 def _line(value: Mapping[str, Any]) -> bytes:

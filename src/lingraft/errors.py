@@ -25,6 +25,8 @@ _DISK_ADVICE = {
     errno.EROFS: "the file system is read-only: make it writable, or name another folder",
     errno.EACCES: "permission denied: change the permissions, or name another folder",
     errno.EPERM: "the operation is not permitted: change the permissions, or name another folder",
+    errno.EISDIR: "a folder is in the way: move it away",
+    errno.ENOTDIR: "a file is in the way of a folder: move it away",
     errno.EIO: "the disk fails (input/output error): check it",
 }
 _ONLY_OF_WRITING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})

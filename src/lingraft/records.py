@@ -23,9 +23,12 @@ def canonical_json(value: Any) -> str:
     """Return `value` as JSON with sorted keys and no spaces, so that equal values give equal text.
 
     Raises:
-        ValueError: `value` holds NaN or an infinity, which JSON cannot carry.
+        ValueError: `value` holds NaN or an infinity, which JSON cannot carry, or is nested too deep.
     """
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    try:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
 
 
 def fingerprint_of(value: Any) -> str:
@@ -168,6 +171,29 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
         raise ValueError("nested too deep") from None
+
+
+def write_kept(path: Path, value: Any) -> None:
+    """Write JSON values into a file of a cache, with their fingerprint; whatever is there is replaced."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        remove(path)
+    write_json_atomically(path, {"content": value, "fingerprint": fingerprint_of(value)})
+
+
+def read_kept(path: Path) -> Any:
+    """Return what `write_kept` wrote.
+
+    Raises:
+        FileNotFoundError: There is nothing.
+        OSError, ValueError: It cannot be read, or is damaged.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict) or found.keys() != {"content", "fingerprint"}:
+        raise ValueError("it is of another form")
+    if fingerprint_of(found["content"]) != found["fingerprint"]:
+        raise ValueError("it does not fit its fingerprint")
+    return found["content"]
 
 
 def to_json(value: object) -> Any:

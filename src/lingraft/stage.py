@@ -67,6 +67,10 @@ class StageWatcher:
     def noted(self, message: str) -> None:
         """Something was dropped, truncated or fell short; counted in the record as well."""
 
+    def noted_of(self, label: str, message: str) -> None:
+        """The same of one model or phase; what holds for several may be shown once."""
+        self.noted(f"{label}: {message}")
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -309,8 +313,13 @@ class MadeModel:
 Model: TypeAlias = GivenModel | MadeModel
 
 
-def given_model(name: str, *, trust_remote_code: bool = False) -> GivenModel:
+def given_model(name: str, *, trust_remote_code: bool = False, is_trained_on: bool = False) -> GivenModel:
     """Return the model of a name: a folder, hub id, `embedded:NAME`, or the folder of a LoRA adapter.
+
+    Args:
+        name: The name.
+        trust_remote_code: Run Python code that the model brings along.
+        is_trained_on: Whether training may start from it, which an adapter is refused for.
 
     Raises:
         ModelError: It cannot be had or loaded.
@@ -326,6 +335,10 @@ def given_model(name: str, *, trust_remote_code: bool = False) -> GivenModel:
             raise ModelError(
                 f"{name}: holds a model ({weights}) and an adapter ({ADAPTER_CONFIG}), so it is not clear which is "
                 "meant; move one of them into a folder of its own."
+            )
+        if is_trained_on:
+            raise ModelError(
+                f"{name}: is a LoRA adapter, and a study trains whole models; merge it into its base and save that."
             )
         stamps = stamps_of(deciding_files(adapter))
         return GivenModel(_identity_of(adapter), adapter, stamps=stamps)

@@ -350,7 +350,7 @@ class JudgeChoice(Section):
     at_once: int = Field(4, ge=1)
     """Requests under way at a time."""
     timeout: float = Field(60.0, gt=0, allow_inf_nan=False)
-    """Seconds of silence after which a request is lost."""
+    """Seconds without a whole reply after which a request is lost."""
     attempts: int = Field(6, ge=1)
     """How often one request is sent at most."""
 

@@ -35,6 +35,18 @@ class Executor:
         self._reported: set[str] = set()
         self._over: set[str] = set()  # finished, or wanted by nothing
         self._on_disk: dict[str, StageSpec] = {}  # those with artefacts that may be discarded
+        self._looked: Plan | None = None
+
+    def look(self, plan: Plan) -> None:
+        """Take over which stages of a plan an earlier run has finished; `run` does it where it was not done."""
+        for number, stage in enumerate(plan.stages):
+            self._watcher.preparing("look what is finished", number, len(plan.stages))
+            if (found := self.store.find(stage)) is not None:
+                self.done[stage.fingerprint] = found
+                self._over.add(stage.fingerprint)
+                if stage.is_discardable and self.store.find(stage, with_artefacts=True) is not None:
+                    self._on_disk[stage.fingerprint] = stage
+        self._looked = plan
 
     def run(self, plan: Plan) -> Iterator[StageSpec]:
         """Make the stages of a plan in its order, and yield each when it is done or has failed.
@@ -46,12 +58,8 @@ class Executor:
             DiskError: The disk is full, or the like: every later stage would fail by it as well.
         """
         consumers = consumers_of(plan)
-        for number, stage in enumerate(plan.stages):
-            self._watcher.preparing("look what is finished", number, len(plan.stages))
-            if self.store.find(stage) is not None:
-                self._over.add(stage.fingerprint)
-                if stage.is_discardable and self.store.find(stage, with_artefacts=True) is not None:
-                    self._on_disk[stage.fingerprint] = stage
+        if self._looked is not plan:
+            self.look(plan)
         # What serves others alone, such as a state, is not made anew for stages that are finished.
         unwanted = {
             stage.fingerprint

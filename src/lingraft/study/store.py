@@ -80,6 +80,9 @@ class Store:
                 ) from None
             try:
                 self._check_formats()
+                for path in self.cache.rglob("*"):
+                    if path.is_symlink():  # nothing of ours, and it may lead anywhere
+                        path.unlink()
                 for folder in (self.folder, self.cache, *self.stages.glob("*/")):
                     if not folder.is_symlink():
                         remove_temporaries(folder)

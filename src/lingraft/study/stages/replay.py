@@ -126,6 +126,7 @@ class Replay(StageSpec):
             pool=self.pool,
             name=self.label,
             on_progress=partial(place.progressed, unit="rows"),
+            noted=place.watcher.noted,
         )
         rows = len(made.examples)
         dropped = dict(sorted(made.dropped.items()))

@@ -106,7 +106,8 @@ class Train(StageSpec):
 
     def work(self, place: Workplace) -> Work:
         """Train, and write the model."""
-        job, note = self.job, place.watcher.noted
+        job = self.job
+        note = partial(place.watcher.noted_of, job.label)
         checkpoint = place.folder / CHECKPOINT
         parent = place.model(job.parent)
         compute = compute_for(job.training.precision)
@@ -122,13 +123,14 @@ class Train(StageSpec):
             trust_remote_code=job.trust_remote_code,
             on_progress=place.progressed,
             compute=compute,
+            noted=note,
         )
         mix = job.composition.mix(job.examples, context)
         reads = context_length(parent, trust_remote_code=job.trust_remote_code)
         max_length = at_most(job.training.max_length, reads)
         if max_length < job.training.max_length:
             note(
-                f"{job.label}: the model reads {max_length} tokens at once, so examples are truncated there and not at "
+                f"the model reads {max_length} tokens at once, so examples are truncated there and not at "
                 f"`max_length` {job.training.max_length}."
             )
         encoded = encode_once(
@@ -138,10 +140,13 @@ class Train(StageSpec):
             place.cache,
             max_refused_share=max((counts.max_broken_share for counts in job.counts), default=1.0),
             on_progress=partial(place.progressed, unit="rows are encoded"),
+            noted=note,
         )
         replayed = encoded.examples.replayed_rows
         share = replayed / len(encoded.examples)
-        for line in _notes_on_data(job, mix, encoded, max_length, share):
+        for line in _notes_on_rows(job):
+            place.watcher.noted(line)
+        for line in _notes_on_mix(job, mix, encoded, max_length, share):
             note(line)
 
         def on_plan(plan: PhasePlan) -> None:
@@ -150,7 +155,7 @@ class Train(StageSpec):
                 place.watcher.freeze_plan(job.label, plan.parts)
             if plan.masked_parameters:
                 note(
-                    f"{job.label}: {plan.masked_parameters:,} parameters inside of tensors that train are frozen by a "
+                    f"{plan.masked_parameters:,} parameters inside of tensors that train are frozen by a "
                     "mask."
                 )
 
@@ -221,10 +226,8 @@ class Train(StageSpec):
         return Work(record, {**machine(compute), **timing})
 
 
-def _notes_on_data(
-    job: TrainingJob, mix: Mix, encoded: EncodedData, max_length: int, share: float
-) -> Iterator[str]:
-    """Say what of a phase's data was broken, missing, truncated or dropped; the record counts it as well."""
+def _notes_on_rows(job: TrainingJob) -> Iterator[str]:
+    """Say what of a phase's data sets is broken, missing or withheld, whoever trains on them."""
     for counts in job.counts:
         if counts.withheld:
             yield (
@@ -247,29 +250,30 @@ def _notes_on_data(
                 f"{counts.source}: {counts.broken} of {counts.rows} rows are broken and left out "
                 f"({'; '.join(counts.first_broken) or 'none'}); {counts.shortfall} rows fewer than `limit`."
             )
+
+
+def _notes_on_mix(
+    job: TrainingJob, mix: Mix, encoded: EncodedData, max_length: int, share: float
+) -> Iterator[str]:
+    """Say what of a phase's mix fell short, was truncated or dropped; the record counts it as well."""
     if mix.shortfall:
-        yield (
-            f"{job.label}: {mix.shortfall} replay examples fewer than asked for; "
-            f"the realised share is {share:.3f}."
-        )
+        yield (f"{mix.shortfall} replay examples fewer than asked for; the realised share is {share:.3f}.")
     idle = [part.kind for part in job.composition.parts if part.holds_replayed]
     if idle and not encoded.examples.replayed_rows:
         yield (
-            f"{job.label}: {idle[0]!r} acts on replayed rows, and there are none: the phase is trained without it. "
+            f"{idle[0]!r} acts on replayed rows, and there are none: the phase is trained without it. "
             "Give it a `share`, or compose it with a strategy that replays."
         )
     if mix.dropped:
         dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(mix.dropped.items()))
-        yield f"{job.label}: replay examples that were dropped: {dropped}."
+        yield f"replay examples that were dropped: {dropped}."
     if encoded.truncated or encoded.dropped:
         yield (
-            f"{job.label}: {encoded.truncated} examples truncated to {max_length} tokens, "
+            f"{encoded.truncated} examples truncated to {max_length} tokens, "
             f"{len(encoded.dropped)} dropped because the chat template refuses them or no answer was left."
         )
     for number, what in encoded.handled_sentences():
-        yield f"{job.label}: {number} {what}."
+        yield f"{number} {what}."
     lost = mix.replayed - encoded.examples.replayed_rows
     if lost:
-        yield (
-            f"{job.label}: {lost} of the dropped examples were replayed; the realised share is {share:.3f}."
-        )
+        yield (f"{lost} of the dropped examples were replayed; the realised share is {share:.3f}.")
