@@ -108,7 +108,12 @@ def test_the_clock_begins_again_at_a_save(
         "lingraft.train.phase.time", SimpleNamespace(monotonic=lambda: now, perf_counter=lambda: now)
     )
     seal = Checkpoints.seal
-    monkeypatch.setattr(Checkpoints, "seal", lambda self, step: (saved.append(step), seal(self, step)))
+
+    def sealed(self: Checkpoints, step: int) -> None:
+        saved.append(step)
+        seal(self, step)
+
+    monkeypatch.setattr(Checkpoints, "seal", sealed)
     done, _, _ = train(training={"save_minutes": 2, "save_every": 5}, on_progress=a_minute_later)
     assert saved == [3, 5, 8, 10]
     assert done.steps == 10
