@@ -130,7 +130,9 @@ def write_run() -> Callable[..., None]:
             checkpoint=None,
             seconds=1.0,
         )
-        one = PhaseOneResult(data="e", strategy="plain", seed=0, scores=_SCORES, predictions=before)
+        one = PhaseOneResult(
+            data="e", strategy="plain", seed=0, scores=_SCORES, predictions=before, checkpoint=None
+        )
         write_result(
             StudyResult(
                 run=str(folder),
@@ -145,6 +147,7 @@ def write_run() -> Callable[..., None]:
                 tokenizer_cost={},
                 contamination=None,
                 language_notes=(),
+                unused=(),
             )
         )
 

@@ -168,6 +168,7 @@ def done_cell(strategy: str, seed: int = 0, task: float = 0.4) -> CellResult:
                 scores=scores(task, 0.6),
                 training=TRAINED,
                 losses=((1, 2.0), (2, 1.5)),
+                checkpoint=None,
             ),
         ),
         checkpoint=None,
@@ -182,7 +183,9 @@ def failed_cell(
 
 
 def phase_one(data: str, seed: int, of: Scores) -> PhaseOneResult:
-    return PhaseOneResult(data=data, strategy="plain", seed=seed, scores=of, predictions="p.parquet")
+    return PhaseOneResult(
+        data=data, strategy="plain", seed=seed, scores=of, predictions="p.parquet", checkpoint=None
+    )
 
 
 def over_seeds(cells: Sequence[CellResult]) -> Iterator[SeedDifferences]:
@@ -220,4 +223,5 @@ def result(tmp_path: Path, cells: Sequence[CellResult | FailedCell]) -> StudyRes
         tokenizer_cost={},
         contamination=None,
         language_notes=(),
+        unused=(),
     )

@@ -24,6 +24,7 @@ COMMANDS = (
     "schema",
     "copy",
     "ls",
+    "clean",
 )
 HELP = "import sys; sys.argv = ['lingraft', *{arguments!r}]; from lingraft.cli.main import main; main()"
 HEAVY = ("torch", "transformers", "datasets", "lm_eval", "altair", "numpy", "peft", "openai")

@@ -13,13 +13,14 @@ from lingraft.errors import ConfigError
 from lingraft.evaluate.predictions import Ability, Prediction
 from lingraft.evaluate.scores import difference_of
 from lingraft.intervals.macro_mean import paired_difference
+from lingraft.stage import Json
 from lingraft.study.limits import LimitPlan, limit_result, limit_sentence, plan_limits
 from lingraft.study.stages.evaluate import AskedItem, Questions
 from lingraft.study.summary import seed_differences
 
 
 def asked(items: tuple[AskedItem, ...], keys: tuple[str, ...] = ()) -> Questions:
-    found = {f"{one.ability}|{one.task}|{one.language}|harness": {} for one in items}
+    found: dict[str, Json] = {f"{one.ability}|{one.task}|{one.language}|harness": {} for one in items}
     return Questions(
         evaluation=Evaluation(),
         languages=("de",),

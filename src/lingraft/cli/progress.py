@@ -94,6 +94,7 @@ class ProgressWatcher(Watcher):
         self._bar: TaskID | None = None
         self._label = ""
         self._finished, self._total = 0, 0
+        self.said: set[str] = set()  # notes: what holds for every model or cell is printed once
         self._open = ExitStack()
 
     def __enter__(self) -> ProgressWatcher:
@@ -160,7 +161,15 @@ class ProgressWatcher(Watcher):
 
     def noted(self, message: str) -> None:
         """Print what was dropped, truncated or fell short."""
-        self._print(f"! {message}", style="yellow")
+        if message not in self.said:
+            self.said.add(message)
+            self._print(f"! {message}", style="yellow")
+
+    def noted_of(self, label: str, message: str) -> None:
+        """Print it of the first that it holds for."""
+        if message not in self.said:
+            self.said.add(message)
+            self._print(f"! {label}: {message}", style="yellow")
 
     def cell_failed(self, label: str, reason: str, error: Exception) -> None:
         """Print a failed cell's reason."""

@@ -20,12 +20,13 @@ from lingraft.config.schema import Study
 from lingraft.measures.base import Plot
 from lingraft.records import write_text_atomically
 from lingraft.report.drawing import draw
-from lingraft.report.notes import failures, notes, unpaired_lines
+from lingraft.report.notes import comparison_notes, failures, model_notes, notes, of_models, unused_notes
 from lingraft.report.tables import (
     Matrix,
     Table,
     answer_table,
     change_table,
+    checkpoint_table,
     contamination_table,
     forgetting_table,
     measures_of,
@@ -35,6 +36,7 @@ from lingraft.report.tables import (
     study_table,
     task_table,
     training_table,
+    unused_table,
 )
 from lingraft.study.result import StudyResult
 
@@ -120,7 +122,11 @@ def render_page(result: StudyResult, study: Study, reported: Callable[[str], Non
         training=training_table(result),
         costs=strategy_cost_table(result),
         answers=answer_table(result),
-        unpaired_lines=unpaired_lines,
+        model_notes=model_notes(result) | comparison_notes(result),
+        of_models=of_models,
+        checkpoints=checkpoint_table(result),
+        unused=unused_table(result),
+        unused_notes=unused_notes(result),
         embedded=any(
             (name or "").startswith("embedded:") for name in (study.model, study.phases[0].checkpoint)
         ),

@@ -20,11 +20,13 @@ from lingraft.measures.base import Column as MeasureColumn
 from lingraft.measures.base import Measure
 from lingraft.report.signs import LIMIT_WORDS, SIGNS
 from lingraft.study.limits import LimitResult
-from lingraft.study.result import CellResult, FailedCell, SeedDifferences, StudyResult
+from lingraft.study.result import CellResult, FailedCell, PendingCell, SeedDifferences, StudyResult
+from lingraft.study.unused import size_text
 from lingraft.text.language_tags import ENGLISH
 
 ABSENT = "-"
 FAILED = "failed"
+PENDING = "pending"
 BASE = "base model"
 
 Matrix = Literal["ability", "bits_per_character"]
@@ -68,6 +70,7 @@ class Model:
         seed: None: it was not trained here.
         scores: Its scores.
         predictions: Where its answers are in the run folder.
+        checkpoint: Where it lies in the run folder; None: it is not kept, or was not made here.
         cell: None: it is no cell's.
     """
 
@@ -76,6 +79,7 @@ class Model:
     seed: int | None
     scores: Scores
     predictions: str
+    checkpoint: str | None = None
     cell: CellResult | None = None
 
     def title(self, *, with_seed: bool) -> str:
@@ -84,29 +88,29 @@ class Model:
         return " / ".join(part for part in (self.data, self.strategy, seed) if part)
 
 
-def entries_of(result: StudyResult) -> list[Model | FailedCell]:
+def entries_of(result: StudyResult) -> list[Model | FailedCell | PendingCell]:
     """Return the base model, the Phase 1 models and the cells, in the order of the tables.
 
     Phase 1 models of one kind are named just as such.
     """
-    found: list[Model | FailedCell] = []
+    found: list[Model | FailedCell | PendingCell] = []
     if result.base is not None:
         found.append(Model(BASE, "", None, result.base, result.base_predictions or ""))
     several = len({(one.data, one.strategy) for one in result.phase_ones}) > 1
     for one in result.phase_ones:
         data, strategy = (f"phase 1: {one.data}", one.strategy or "") if several else ("phase 1", "")
-        found.append(Model(data, strategy, one.seed, one.scores, one.predictions))
+        found.append(Model(data, strategy, one.seed, one.scores, one.predictions, one.checkpoint))
     for cell in result.cells:
         found.append(
-            cell
-            if isinstance(cell, FailedCell)
-            else Model(cell.data, cell.strategy, cell.seed, cell.scores, cell.predictions, cell)
+            Model(cell.data, cell.strategy, cell.seed, cell.scores, cell.predictions, cell.checkpoint, cell)
+            if isinstance(cell, CellResult)
+            else cell
         )
     return found
 
 
 def models_of(result: StudyResult) -> list[Model]:
-    """Return all but the failed cells of `entries_of`."""
+    """Return all but the failed and the pending cells of `entries_of`."""
     return [one for one in entries_of(result) if isinstance(one, Model)]
 
 
@@ -323,7 +327,7 @@ def study_table(result: StudyResult) -> Table:
     """
     columns = _columns(result)
     means = {(one.data, one.strategy): one for one in result.over_seeds}
-    groups: dict[tuple[str, str], list[Model | FailedCell]] = {}
+    groups: dict[tuple[str, str], list[Model | FailedCell | PendingCell]] = {}
     for entry in entries_of(result):
         groups.setdefault((entry.data, entry.strategy), []).append(entry)
     rows = []
@@ -340,7 +344,7 @@ def study_table(result: StudyResult) -> Table:
                 for shown in columns
             ]
         else:
-            texts[0] = FAILED
+            texts[0] = PENDING if all(isinstance(one, PendingCell) for one in entries) else FAILED
         if result.has_seeds:
             n = str(len(done)) if len(done) == len(entries) else f"{len(done)} of {len(entries)}"
             if entries[0].seed is None:
@@ -362,8 +366,8 @@ def seed_table(result: StudyResult) -> Table | None:
             continue
         seed = ABSENT if one.seed is None else str(one.seed)
         texts = [shown.of_model(one).text() if isinstance(one, Model) else ABSENT for shown in columns]
-        if isinstance(one, FailedCell):
-            texts[0] = FAILED
+        if not isinstance(one, Model):
+            texts[0] = FAILED if isinstance(one, FailedCell) else PENDING
         rows.append((one.data, one.strategy, seed, *texts))
     keys = (*_KEYS, Column("seed", "seed of every phase of the cell"))
     return Table((*keys, *(shown.column for shown in columns)), tuple(rows), len(keys))
@@ -625,6 +629,42 @@ def forgetting_table(result: StudyResult, kind: Matrix, *, with_intervals: bool)
         Column("forgetting", "best of the phases before the last - last, over earlier phases"),
     )
     return Table(columns, tuple(rows), len(_KEYS) + 1)
+
+
+def checkpoint_table(result: StudyResult) -> Table | None:
+    """Return where each model that was trained lies in the run folder; None: none was."""
+    rows = tuple(
+        (model.title(with_seed=result.has_seeds), model.checkpoint or "not kept (`keep` in the study file)")
+        for model in models_of(result)
+        if model.cell is not None or model.seed is not None  # else it is a model that the study file names
+    )
+    columns = (
+        Column("model", "data, strategy and seed"),
+        Column("checkpoint", "its folder in the run folder"),
+    )
+    return Table(columns, rows, 2) if rows else None
+
+
+def unused_table(result: StudyResult) -> Table | None:
+    """Return what else lies in the run folder, of cells that the study file does not list; None: nothing."""
+    columns = (
+        Column("of", "cell or model, as it was called when it was made"),
+        Column("stage", "what it does"),
+        Column("state", "finished, or interrupted"),
+        Column("size", "of its files"),
+        Column("folder", "in the run folder"),
+    )
+    rows = tuple(
+        (
+            one.name or ABSENT,
+            one.kind,
+            "finished" if one.is_finished else "unfinished",
+            size_text(one.bytes),
+            one.path,
+        )
+        for one in sorted(result.unused, key=lambda one: (one.name or "", one.path))
+    )
+    return Table(columns, rows, 2) if rows else None
 
 
 def written(value: float | None, form: str) -> str:

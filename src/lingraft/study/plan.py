@@ -35,6 +35,7 @@ from lingraft.study.stages.job import TrainingJob
 from lingraft.study.stages.prepare import Prepare
 from lingraft.study.stages.train import Train
 from lingraft.study.store import Store
+from lingraft.study.unused import ListedStage
 from lingraft.train.phase import with_resolved_precision
 from lingraft.train.processes import Processes
 
@@ -420,6 +421,25 @@ def plan_rows(plan: Plan, store: Store) -> tuple[PlanRow, ...]:
         )
         for stage in plan.stages
     )
+
+
+def listed_stages(plan: Plan) -> dict[str, ListedStage]:
+    """Return a plan's stages by their folders; those that one cell alone needs are called by it."""
+    cells: dict[str, set[str]] = {}
+    for cell in plan.cells:
+        waiting: list[StageSpec] = list(cell.stages)
+        while waiting:
+            stage = waiting.pop()
+            own = cells.setdefault(stage.fingerprint, set())
+            if cell.cell.label not in own:
+                own.add(cell.cell.label)
+                waiting += stage.parents
+    found = {}
+    for stage in plan.stages:
+        own = cells.get(stage.fingerprint, set())
+        name = next(iter(own)) if len(own) == 1 else stage.label
+        found[f"{stage.kind}-{stage.fingerprint}"] = ListedStage(name, stage.resumable)
+    return found
 
 
 def consumers_of(plan: Plan) -> dict[str, list[StageSpec]]:

@@ -15,19 +15,21 @@ from lingraft.config.schema import UNCOMPARED_JUDGE_FIELDS, Evaluation
 from lingraft.data.chat_format import CHAT_IDENTITY
 from lingraft.data.example import Example
 from lingraft.errors import EvaluationError
+from lingraft.evaluate.answers import AnswerLog
 from lingraft.evaluate.held_out import bits_by_language, held_out_losses, item_of, write_losses
 from lingraft.evaluate.loading import NotRunnableError, task_identities
 from lingraft.evaluate.manifest import HAS_TEMPLATE, NO_TEMPLATE, manifest_of, outside_of_the_file
 from lingraft.evaluate.predictions import write_predictions
 from lingraft.evaluate.results import EvaluationRecord
-from lingraft.evaluate.running import evaluate_model, truncated_prompts_sentence
+from lingraft.evaluate.running import evaluate_model, left_out_sentence, truncated_prompts_sentence
 from lingraft.evaluate.scores import score_summary
 from lingraft.evaluate.task_records import TaskRecord
 from lingraft.evaluate.task_runs import build_runs
+from lingraft.judge.verdict_cache import mend_cache
 from lingraft.models.adapters import load_merged
 from lingraft.models.compute import compute_for
 from lingraft.models.vllm import VllmGenerator
-from lingraft.records import fingerprint_of, from_json, read_json, to_json, write_json_atomically
+from lingraft.records import fingerprint_of, from_json, read_kept, to_json, write_json_atomically, write_kept
 from lingraft.stage import FinishedStage, Json, Model, Needs, StageSpec, Work, Workplace, machine, stages_of
 
 PREDICTIONS = "predictions.parquet"
@@ -129,9 +131,12 @@ def questions(
             evaluation, languages, EVALUATION_SPLIT, base_folder, skip_missing=skip_missing
         )
     except NotRunnableError:
-        if kept is None or not kept.is_file():
+        try:
+            manifest = None if kept is None else read_kept(kept)
+        except (OSError, ValueError):  # there is none, or it is damaged
+            manifest = None
+        if manifest is None:
             raise
-        manifest = read_json(kept)
     else:
         chat = HAS_TEMPLATE if evaluation.apply_chat_template else NO_TEMPLATE
         resolved_manifest = manifest_of(
@@ -142,8 +147,7 @@ def questions(
             ability, name, language, _ = task.key.split("|", 3)
             asked += tuple(AskedItem(ability, name, language, item.cluster) for item in task.items)
         if kept is not None:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            write_json_atomically(kept, manifest)
+            write_kept(kept, manifest)
     resolved = evaluation.model_copy(update={"precision": precision})
     return Questions(
         resolved, tuple(languages), held_out, base_folder, skip_missing, manifest, not_run, asked
@@ -163,7 +167,6 @@ class Evaluate(StageSpec):
     """
 
     kind: ClassVar[str] = "evaluate"
-    resumable: ClassVar[bool] = True
 
     model: Model
     questions: Questions
@@ -201,6 +204,11 @@ class Evaluate(StageSpec):
         answers = fingerprint_of([self.model.identity, CHAT_IDENTITY, decides])
         log = place.cache / f"answers-{answers}.jsonl"
         log.parent.mkdir(parents=True, exist_ok=True)
+        if (damage := AnswerLog(log).damage) is not None:
+            place.watcher.noted(damage)
+        verdicts = place.cache / VERDICTS
+        if asked.evaluation.judge is not None and (damage := mend_cache(verdicts)) is not None:
+            place.watcher.noted(damage)
         loaded, tokenizer = load_merged(
             str(folder), dtype=compute.held, trust_remote_code=self.trust_remote_code
         )
@@ -221,7 +229,8 @@ class Evaluate(StageSpec):
             precision=compute.precision,
             skip_missing=asked.skip_missing,
             log=log,
-            verdicts=place.cache / VERDICTS,
+            verdicts=verdicts,
+            resolved=asked.manifest,
             make_generator=vllm if asked.evaluation.backend == "vllm" else None,
             on_progress=partial(place.progressed, unit="items"),
             on_judged=partial(place.progressed, unit="verdicts"),
@@ -240,18 +249,16 @@ class Evaluate(StageSpec):
         write_json_atomically(place.folder / MANIFEST, evaluated.manifest.to_json())
         if not has_missing_verdicts(evaluated.tasks):  # else the next try generates nothing again
             log.unlink(missing_ok=True)
-        note = place.watcher.noted
+        note = partial(place.watcher.noted_of, self.label)
         if len(losses) < len(asked.held_out):
             note(
-                f"{self.label}: {len(asked.held_out) - len(losses)} of {len(asked.held_out)} held-out rows are left "
+                f"{len(asked.held_out) - len(losses)} of {len(asked.held_out)} held-out rows are left "
                 "out of the loss, as longer than the model reads at once or refused by its chat template."
             )
         if evaluated.left_out:
-            note(
-                f"{self.label}: {len(evaluated.left_out)} items are left out, such as {evaluated.left_out[0]}."
-            )
+            note(left_out_sentence(evaluated.left_out))
         for task, count in evaluated.truncated_prompts.items():
-            note(f"{self.label}: {truncated_prompts_sentence(task, count)}")
+            note(truncated_prompts_sentence(task, count))
         scores = score_summary(
             evaluated.predictions,
             bits_by_language(losses, asked.held_out),
