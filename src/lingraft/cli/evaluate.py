@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lingraft import stopping
 from lingraft.cli.output import (
     check_same_options,
     checked_backend,
@@ -131,11 +132,11 @@ def evaluate(
         budget=budget,
     )
 
-    from lingraft.cli.progress import StepBars
+    from lingraft.cli.progress import GOES_ON, StepBars
     from lingraft.config.schema import UNCOMPARED_JUDGE_FIELDS
     from lingraft.data.chat_format import CHAT_IDENTITY
     from lingraft.evaluate.checks import check_names
-    from lingraft.evaluate.running import truncated_prompts_sentence
+    from lingraft.evaluate.running import spelled_prompts_sentence, truncated_prompts_sentence
     from lingraft.evaluate.selection import choose_tasks, language_notes
     from lingraft.records import fingerprint_of, to_json
     from lingraft.stage import RECORD, libraries
@@ -209,6 +210,7 @@ def evaluate(
         "libraries": libraries(("lm_eval", "torch", "transformers")),
     }
     evaluated = []
+    stopping.keeps(f"the answers so far are kept; {GOES_ON}")
     with Store(folder) as store, StepBars() as bars:
         for own, stage in zip(folders, stages, strict=True):
             model = evaluate_into(own, stage, Executor(store, bars))
@@ -217,6 +219,8 @@ def evaluate(
                 print_message(f"! {model.model}: {name}: not run: {reason}", "yellow")
             for name, count in model.record.scores.truncated_prompts.items():
                 print_message(f"! {model.model}: {truncated_prompts_sentence(name, count)}", "yellow")
+            for name, count in model.record.scores.spelled_prompts.items():
+                print_message(f"! {model.model}: {spelled_prompts_sentence(name, count)}", "yellow")
             of_model: dict[str, Json] = {
                 "model": stage.label,
                 "model_identity": stage.model.identity,

@@ -6,7 +6,7 @@ Scores lie in [0, 1]; `low` and `high` are the ends of 95 % intervals, `n` count
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from lingraft.evaluate.predictions import Ability
@@ -190,6 +190,7 @@ class Scores:
         left_out: Items that could not be scored, each with its reason; they count nowhere.
         truncated: Answers that used all the tokens that they were allowed, by task and language.
         truncated_prompts: Items whose prompts did not fit into the model and lost their beginning, likewise.
+        spelled_prompts: Items that spell control tokens of the model, which are read as text, likewise.
         noise: What repeating the generating tasks changed; None: they ran once.
     """
 
@@ -205,6 +206,7 @@ class Scores:
     truncated: dict[str, int]
     truncated_prompts: dict[str, int]
     noise: NoiseFloor | None
+    spelled_prompts: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

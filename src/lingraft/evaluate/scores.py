@@ -41,6 +41,7 @@ def score_summary(
     left_out: Sequence[str] = (),
     truncated: Mapping[str, int] | None = None,
     truncated_prompts: Mapping[str, int] | None = None,
+    spelled_prompts: Mapping[str, int] | None = None,
     noise: NoiseFloor | None = None,
 ) -> Scores:
     """Return the scores of one model: per ability, per language and per task.
@@ -48,9 +49,10 @@ def score_summary(
     Args:
         predictions: One per item.
         bits: Loss of its held-out answers, by language.
-        left_out: As these three, see `Scores`.
+        left_out: As these four, see `Scores`.
         truncated: None: nothing was.
         truncated_prompts: None: none was.
+        spelled_prompts: None: there are none.
         noise: What repeating changed.
     """
 
@@ -68,6 +70,7 @@ def score_summary(
         left_out=tuple(left_out),
         truncated=dict(truncated or {}),
         truncated_prompts=dict(truncated_prompts or {}),
+        spelled_prompts=dict(spelled_prompts or {}),
         noise=noise,
         wrong_language=_wrong_language(predictions),
         undetermined_language=_undetermined_language(predictions),

@@ -299,6 +299,11 @@ class Summary:
         return reason
 
 
+def reason_of(error: Exception) -> str:
+    """Return what went wrong as a result says it."""
+    return str(error) if isinstance(error, LingraftError) else f"{type(error).__name__}: {error}"
+
+
 def seed_differences(
     data: str,
     strategy: str,
@@ -321,11 +326,6 @@ def seed_differences(
         retention=retention(pairs),
         limits=found,
     )
-
-
-def reason_of(error: Exception) -> str:
-    """Return what went wrong as a result says it."""
-    return str(error) if isinstance(error, LingraftError) else f"{type(error).__name__}: {error}"
 
 
 def common_of(evaluations: Sequence[FinishedStage]) -> CommonItems:

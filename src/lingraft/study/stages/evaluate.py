@@ -21,7 +21,12 @@ from lingraft.evaluate.loading import NotRunnableError, task_identities
 from lingraft.evaluate.manifest import HAS_TEMPLATE, NO_TEMPLATE, manifest_of, outside_of_the_file
 from lingraft.evaluate.predictions import write_predictions
 from lingraft.evaluate.results import EvaluationRecord
-from lingraft.evaluate.running import evaluate_model, left_out_sentence, truncated_prompts_sentence
+from lingraft.evaluate.running import (
+    evaluate_model,
+    left_out_sentence,
+    spelled_prompts_sentence,
+    truncated_prompts_sentence,
+)
 from lingraft.evaluate.scores import score_summary
 from lingraft.evaluate.task_records import TaskRecord
 from lingraft.evaluate.task_runs import build_runs
@@ -259,12 +264,15 @@ class Evaluate(StageSpec):
             note(left_out_sentence(evaluated.left_out))
         for task, count in evaluated.truncated_prompts.items():
             note(truncated_prompts_sentence(task, count))
+        for task, count in evaluated.spelled_prompts.items():
+            note(spelled_prompts_sentence(task, count))
         scores = score_summary(
             evaluated.predictions,
             bits_by_language(losses, asked.held_out),
             left_out=evaluated.left_out,
             truncated=evaluated.truncated,
             truncated_prompts=evaluated.truncated_prompts,
+            spelled_prompts=evaluated.spelled_prompts,
             noise=evaluated.noise,
         )
         record = EvaluationRecord(
