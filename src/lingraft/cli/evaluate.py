@@ -316,7 +316,7 @@ def _print(models: list[ModelEvaluation], compared: ModelDifferences | None) -> 
     if compared is None:
         for name, score in models[0].scores.items():
             if score.value in (0, 1):
-                print_result(equal_scores_sentence(name, score.value, "models"))
+                print_result(equal_scores_sentence([name], score.value, "models"))
         return
     first, second = models
     print_table(task_difference_table(compared.differences), f"{second.model} - {first.model}, paired")
@@ -324,7 +324,7 @@ def _print(models: list[ModelEvaluation], compared: ModelDifferences | None) -> 
         print_result(legend("Difference", margin))
     for name, difference in compared.differences.items():
         if difference.all_scores is not None:
-            print_result(equal_scores_sentence(name, difference.all_scores, "these models"))
+            print_result(equal_scores_sentence([name], difference.all_scores))
     for name in sorted(set(first.record.tasks) ^ set(second.record.tasks)):
         print_result(f"{name}: was asked of one of the two models only, and is not compared.")
     for name, count in compared.unpaired.items():

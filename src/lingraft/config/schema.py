@@ -53,9 +53,7 @@ def _quoted_norwegian(value: Any) -> Any:
     return value
 
 
-LimitName = Annotated[
-    str, BeforeValidator(_quoted_norwegian, json_schema_input_type=str), Field(min_length=1)
-]
+LimitName = Annotated[str, BeforeValidator(_quoted_norwegian, json_schema_input_type=str)]
 Limit = Annotated[float, Field(gt=0.0, lt=1.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
 
