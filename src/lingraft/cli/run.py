@@ -83,7 +83,7 @@ def run(
     from lingraft.cli.log_lines import log_lines
     from lingraft.cli.progress import ProgressWatcher
     from lingraft.records import to_json
-    from lingraft.report.notes import checkpoint_lines, failures, model_notes, notes, of_models, unused_notes
+    from lingraft.report.notes import checkpoint_lines, failures, holds_for, model_notes, notes, unused_notes
     from lingraft.report.page import write_page
     from lingraft.report.tables import forgetting_table, models_of, study_table
     from lingraft.study.run import run_study
@@ -118,7 +118,7 @@ def run(
             print_result(note)
         for note, names in model_notes(result).items():
             if note not in watcher.said:
-                print_result(f"{of_models(names, len(models_of(result)))}: {note}")
+                print_result(f"{holds_for(names, len(models_of(result)))}: {note}")
         for line in (*unused_notes(result), *checkpoint_lines(result)):
             print_result(line)
     log_lines().at("writing the report")

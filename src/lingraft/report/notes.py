@@ -75,7 +75,7 @@ def gathered(lines: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     return found
 
 
-def of_models(names: Sequence[str], models: int) -> str:
+def holds_for(names: Sequence[str], models: int) -> str:
     """Return whom a note holds for, of so many models."""
     return "All models" if len(names) == models > 1 else ", ".join(names)
 
