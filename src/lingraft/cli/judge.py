@@ -40,7 +40,7 @@ def judge(
     budget: Annotated[float | None, typer.Option(help="Stop before the verdicts cost more.")] = None,
     at_once: Annotated[int, typer.Option(min=1, help="Concurrent requests.")] = 4,
     timeout: Annotated[
-        float, typer.Option(help="Seconds without a reply after which a request fails.")
+        float, typer.Option(help="Seconds without a whole reply after which a request fails.")
     ] = 60.0,
     attempts: Annotated[int, typer.Option(min=1, help="Most attempts of one request.")] = 6,
     length_control: Annotated[
@@ -132,6 +132,10 @@ def judge(
     if usage.uncounted:
         print_result(
             f"{usage.uncounted} verdicts came without a count of tokens: the most that they can be was taken"
+        )
+    if usage.excess > 1:
+        print_result(
+            f"The endpoint counted up to {usage.excess} times the tokens that a request can use: see what it bills"
         )
     if judged.judge.not_taken:
         print_result(f"The endpoint does not take: {', '.join(judged.judge.not_taken)}")

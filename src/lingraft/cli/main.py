@@ -32,6 +32,7 @@ from lingraft.errors import (
     EXIT_INTERRUPTED,
     EXIT_WRONG_INPUT,
     LingraftError,
+    disk_error,
 )
 
 app = typer.Typer(
@@ -103,6 +104,8 @@ def _run(arguments: list[str]) -> int:
     except typer.Exit as stop:
         return int(stop.exit_code)
     except Exception as error:
+        if (full := disk_error(error)) is not None:
+            return _report(f"{type(full).__name__}: {full}", error, full.exit_code)
         format_message = getattr(error, "format_message", None)
         if format_message is None:
             return _report(

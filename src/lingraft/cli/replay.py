@@ -108,7 +108,7 @@ def replay(
     stage = Replay(model, given_model(model), n, settings, prompts, pool)
     with Store(work) as store, StepBars() as bars:
         made = Executor(store, bars).make(stage)
-    rows = (made.folder / ROWS).read_text(encoding="utf-8")
+    rows = made.artefact(ROWS).read_text(encoding="utf-8")
     record.unlink(missing_ok=True)  # of fewer rows
     write_text_atomically(output, rows)
     found = from_json(ReplayResult, made.result)

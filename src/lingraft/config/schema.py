@@ -79,7 +79,7 @@ class Training(Section):
     """bf16: bf16 arithmetic on float32 weights; bf16_pure: bf16 weights with stochastic rounding; float32; auto: bf16
     where this machine computes it clearly faster, else float32."""
     warmup_share: float = Field(0.05, ge=0, le=1)
-    """Share of the steps in which the learning rate rises from 0."""
+    """Share of the steps in which the learning rate rises to its peak; that of the first step is above 0."""
     scheduler: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"
     """Course of the learning rate after the warm-up."""
     weight_decay: float = Field(0.0, ge=0, le=1)
@@ -89,7 +89,9 @@ class Training(Section):
     gradient_checkpointing: bool = False
     """Trade time for memory: recompute activations in the backward pass."""
     save_every: int = Field(0, ge=0)
-    """Optimiser steps between resumable checkpoints inside a phase; 0: none."""
+    """Optimiser steps between resumable checkpoints inside a phase; 0: by time alone."""
+    save_minutes: float = Field(10.0, ge=0, le=10_080)
+    """Minutes between resumable checkpoints; 0: by steps alone. Both 0: nothing is saved before the phase is done."""
     report_to: tuple[str, ...] = ()
     """Trackers of transformers.Trainer: tensorboard, wandb, mlflow, ..."""
 
@@ -348,7 +350,7 @@ class JudgeChoice(Section):
     at_once: int = Field(4, ge=1)
     """Requests under way at a time."""
     timeout: float = Field(60.0, gt=0, allow_inf_nan=False)
-    """Seconds of silence after which a request is lost."""
+    """Seconds without a whole reply after which a request is lost."""
     attempts: int = Field(6, ge=1)
     """How often one request is sent at most."""
 

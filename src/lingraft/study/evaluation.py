@@ -9,7 +9,6 @@ FOLDER/stages/evaluate-<fingerprint>/    as in a run folder
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from lingraft.evaluate.scores import task_differences
 from lingraft.evaluate.task_runs import SEEDS
 from lingraft.judge.win_rate import ALPACA_EVAL
 from lingraft.models.adapters import ADAPTER_CONFIG
-from lingraft.records import to_json
+from lingraft.records import to_json, write_bytes_atomically
 from lingraft.stage import RECORD, Json, given_model
 from lingraft.study.execute import Executor
 from lingraft.study.stages.evaluate import (
@@ -125,8 +124,8 @@ def evaluate_into(folder: Path, stage: Evaluate, executor: Executor) -> ModelEva
     done = executor.make(stage)
     (folder / RECORD).unlink(missing_ok=True)  # of what was there before
     for name in (PREDICTIONS, MANIFEST):
-        shutil.copyfile(done.folder / name, folder / name)
-    return ModelEvaluation(stage.label, recorded(done), read_predictions(done.folder / PREDICTIONS))
+        write_bytes_atomically(folder / name, done.artefact(name).read_bytes())
+    return ModelEvaluation(stage.label, recorded(done), read_predictions(done.artefact(PREDICTIONS)))
 
 
 def compare(before: ModelEvaluation, after: ModelEvaluation, folders: tuple[str, str]) -> ModelDifferences:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lingraft.errors import LingraftError, disk_error
 from lingraft.stage import FinishedStage, Shelf, StageSpec, Work, Workplace
 from lingraft.study.events import Watcher
 from lingraft.study.plan import Plan, consumers_of
@@ -29,6 +30,7 @@ class Executor:
         self.done: dict[str, FinishedStage] = {}
         self.failed: dict[str, Exception] = {}
         self._watcher = watcher or Watcher()
+        store.noted = self._watcher.noted
         self._shelf: Shelf[Any] = Shelf()
         self._reported: set[str] = set()
         self._over: set[str] = set()  # finished, or wanted by nothing
@@ -51,6 +53,9 @@ class Executor:
 
         An artefact is discarded when the last stage that reads it is done, unless the plan keeps it; that of a stage
         which has failed stays, for the next run. What is discarded already is made again where a stage needs it.
+
+        Raises:
+            DiskError: The disk is full, or the like: every later stage would fail by it as well.
         """
         consumers = consumers_of(plan)
         if self._looked is not plan:
@@ -73,7 +78,9 @@ class Executor:
                     needed = self._is_needed(stage, consumers)
                     self.done[stage.fingerprint] = self.make(stage, with_artefacts=needed)
                 self._over.add(stage.fingerprint)
-            except Exception as failure:  # whatever it is, the other stages go on
+            except Exception as failure:  # whatever else it is, the other stages go on
+                if (full := disk_error(failure, self.store.folder)) is not None:
+                    raise full from failure
                 if found is None:
                     self.failed[stage.fingerprint] = failure
                 else:  # its artefacts cannot be made again: what needs them fails
@@ -102,6 +109,13 @@ class Executor:
             self._watcher.stage_started(stage.name)
             place = Workplace(folder, self.store.cache, self._watcher, self.store.folder_of, self._shelf)
             done = stage.work(place)
+            place.check_given()
+            for parent in stage.parents:
+                if self.store.find(parent, with_artefacts=True) is None:
+                    raise LingraftError(
+                        f"{self.store.folder_of(parent)}: was changed while {stage.name} read it; run the same command "
+                        "again."
+                    )
             gc.collect()  # a model per stage: what cycles keep alive would add up
             torch.cuda.empty_cache()  # the next stage may be other processes' work on the same accelerator
             return done

@@ -54,7 +54,7 @@ def forgetting_of(
         taught.append(Taught(step.phase, step.data, data.languages, held_out, row))
 
     evaluations = [*([] if base is None else [base]), *(end.evaluation for end in ends)]
-    read = [read_predictions(one.folder / PREDICTIONS) for one in evaluations]
+    read = [read_predictions(one.artefact(PREDICTIONS)) for one in evaluations]
     tasks = [recorded(one).tasks for one in evaluations]
     common = common_items(read, tasks)
     not_paired = common.refused
@@ -63,8 +63,8 @@ def forgetting_of(
     base_abilities = common.models[0] if len(common.models) > len(ends) else None
     names = [end.name for end in ends]
     abilities = list(zip(names, common.models[-len(ends) :], strict=True))
-    losses = [(end.name, read_losses(end.evaluation.folder / HELD_OUT)) for end in ends]
-    base_losses = None if base is None else read_losses(base.folder / HELD_OUT)
+    losses = [(end.name, read_losses(end.evaluation.artefact(HELD_OUT))) for end in ends]
+    base_losses = None if base is None else read_losses(base.artefact(HELD_OUT))
     ability = ability_matrix(taught, abilities, base_abilities)
     if ability is not None:
         ability = replace(ability, unpaired=common.unpaired, not_paired=not_paired)

@@ -12,7 +12,7 @@ from pathlib import Path
 from lingraft.config.load import save_study
 from lingraft.config.schema import Study
 from lingraft.data.encodings import discard_encodings
-from lingraft.errors import ConfigError, ModelError
+from lingraft.errors import ConfigError, ModelError, as_disk_error
 from lingraft.evaluate.checks import check_tasks
 from lingraft.evaluate.selection import language_notes, resolve_suites
 from lingraft.models.vllm import check_vllm
@@ -85,6 +85,7 @@ def run_study(
 
     Raises:
         ConfigError, DataError, ModelError: Something is wrong with the study as a whole, before any training.
+        DiskError: The run folder cannot be written any more; the same call goes on when it can.
     """
     watcher = watcher or Watcher()
     processes = processes or Processes()
@@ -99,7 +100,7 @@ def run_study(
     prepared = prepare_study(study, base_folder, watcher, processes)
     study, materials = prepared.study, prepared.materials
     costs = report_costs(materials, watcher, trust_remote_code=study.trust_remote_code)
-    with Store(folder) as store:
+    with as_disk_error(folder), Store(folder, watcher.noted) as store:
         plan = prepared.plan(store, base_folder, processes)
         for note in plan.notes:
             watcher.noted(note)

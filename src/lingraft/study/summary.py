@@ -280,15 +280,16 @@ class Summary:
 
     def _cost(self, phase: PlannedPhase) -> PhaseCost:
         """Return what a phase took: of the machine's state, unlike all else in a result."""
-        timing = self._done(phase.train).timing
+        trained = self._done(phase.train)
+        timing = trained.timing  # empty where it is lost
         states = [self._executor.done.get(one.fingerprint) for one in phase.train.states.values()]
         prepared = [one for one in states if one is not None]
         return PhaseCost(
             prepare_seconds=sum((stage.seconds for stage in prepared), 0.0),
-            training_seconds=timing["training_seconds"],
-            resumed_from=timing["resumed_from"],
+            training_seconds=timing.get("training_seconds", 0.0),
+            resumed_from=timing.get("resumed_from"),
             combine_seconds=0.0 if phase.combine is None else self._done(phase.combine).seconds,
-            peak_bytes=max([timing["peak_bytes"], *(stage.timing["peak_bytes"] for stage in prepared)]),
+            peak_bytes=max(stage.timing.get("peak_bytes", 0) for stage in (trained, *prepared)),
         )
 
     def _done(self, stage: StageSpec) -> FinishedStage:
@@ -308,7 +309,7 @@ def reason_of(error: Exception) -> str:
 
 def common_of(evaluations: Sequence[FinishedStage]) -> CommonItems:
     """Return the models' predictions, on the items that all of them have a score of."""
-    read = [read_predictions(one.folder / PREDICTIONS) for one in evaluations]
+    read = [read_predictions(one.artefact(PREDICTIONS)) for one in evaluations]
     return common_items(read, [recorded(one).tasks for one in evaluations])
 
 

@@ -15,6 +15,7 @@ from lingraft.config.schema import UNCOMPARED_JUDGE_FIELDS, Evaluation
 from lingraft.data.chat_format import CHAT_IDENTITY
 from lingraft.data.example import Example
 from lingraft.errors import EvaluationError
+from lingraft.evaluate.answers import AnswerLog
 from lingraft.evaluate.held_out import bits_by_language, held_out_losses, item_of, write_losses
 from lingraft.evaluate.loading import NotRunnableError, task_identities
 from lingraft.evaluate.manifest import HAS_TEMPLATE, NO_TEMPLATE, manifest_of, outside_of_the_file
@@ -24,10 +25,11 @@ from lingraft.evaluate.running import evaluate_model, left_out_sentence, truncat
 from lingraft.evaluate.scores import score_summary
 from lingraft.evaluate.task_records import TaskRecord
 from lingraft.evaluate.task_runs import build_runs
+from lingraft.judge.verdict_cache import mend_cache
 from lingraft.models.adapters import load_merged
 from lingraft.models.compute import compute_for
 from lingraft.models.vllm import VllmGenerator
-from lingraft.records import fingerprint_of, from_json, read_json, to_json, write_json_atomically
+from lingraft.records import fingerprint_of, from_json, read_kept, to_json, write_json_atomically, write_kept
 from lingraft.stage import FinishedStage, Json, Model, Needs, StageSpec, Work, Workplace, machine, stages_of
 
 PREDICTIONS = "predictions.parquet"
@@ -109,17 +111,19 @@ def questions(
             evaluation, languages, EVALUATION_SPLIT, base_folder, skip_missing=skip_missing
         )
     except NotRunnableError:
-        if kept is None or not kept.is_file():
+        try:
+            manifest = None if kept is None else read_kept(kept)
+        except (OSError, ValueError):  # there is none, or it is damaged
+            manifest = None
+        if manifest is None:
             raise
-        manifest = read_json(kept)
     else:
         chat = HAS_TEMPLATE if evaluation.apply_chat_template else NO_TEMPLATE
         manifest = manifest_of(
             runs, evaluation, precision=precision, chat=chat, split=EVALUATION_SPLIT, held_out=items
         ).identity
         if kept is not None:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            write_json_atomically(kept, manifest)
+            write_kept(kept, manifest)
     resolved = evaluation.model_copy(update={"precision": precision})
     return Questions(resolved, tuple(languages), held_out, base_folder, skip_missing, manifest, not_run)
 
@@ -137,7 +141,6 @@ class Evaluate(StageSpec):
     """
 
     kind: ClassVar[str] = "evaluate"
-    resumable: ClassVar[bool] = True
 
     model: Model
     questions: Questions
@@ -175,6 +178,11 @@ class Evaluate(StageSpec):
         answers = fingerprint_of([self.model.identity, CHAT_IDENTITY, decides])
         log = place.cache / f"answers-{answers}.jsonl"
         log.parent.mkdir(parents=True, exist_ok=True)
+        if (damage := AnswerLog(log).damage) is not None:
+            place.watcher.noted(damage)
+        verdicts = place.cache / VERDICTS
+        if asked.evaluation.judge is not None and (damage := mend_cache(verdicts)) is not None:
+            place.watcher.noted(damage)
         loaded, tokenizer = load_merged(
             str(folder), dtype=compute.held, trust_remote_code=self.trust_remote_code
         )
@@ -195,7 +203,8 @@ class Evaluate(StageSpec):
             precision=compute.precision,
             skip_missing=asked.skip_missing,
             log=log,
-            verdicts=place.cache / VERDICTS,
+            verdicts=verdicts,
+            resolved=asked.manifest,
             make_generator=vllm if asked.evaluation.backend == "vllm" else None,
             on_progress=partial(place.progressed, unit="items"),
             on_judged=partial(place.progressed, unit="verdicts"),

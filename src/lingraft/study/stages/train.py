@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,6 +29,7 @@ from lingraft.stage import (
 from lingraft.strategies.base import Context
 from lingraft.study.stages.job import TRAINING_LIBRARIES, TrainingJob, training_identity
 from lingraft.study.stages.prepare import Prepare
+from lingraft.train.checkpoints import FOLDER
 from lingraft.train.phase import Progress
 from lingraft.train.processes import Processes, train_on
 from lingraft.train.run import PhasePlan, PhaseTask
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from lingraft.data.chat import EncodedData
     from lingraft.strategies.base import Mix
 
-_UNCOMPARED_TRAINING_FIELDS = {"report_to", "save_every"}
+_UNCOMPARED_TRAINING_FIELDS = {"report_to", "save_every", "save_minutes"}
 _SHOWN_DROPPED = 3  # places named in the record; all are counted
 
 
@@ -47,8 +47,8 @@ class Train(StageSpec):
     """The training of one phase; interrupted, it goes on from its last checkpoint.
 
     Needs: weights, gradients and both moments of AdamW, in float32 or in bf16, as if every parameter trained, divided
-    between processes that share them. On disk the model in float32, and where it is saved on the way twice as many
-    moments beside it.
+    between processes that share them. On disk the model in float32, and where it is saved on the way two checkpoints of
+    weights and float32 moments beside it.
 
     Attributes:
         job: The phase.
@@ -57,7 +57,7 @@ class Train(StageSpec):
     """
 
     kind: ClassVar[str] = "train"
-    resumable: ClassVar[bool] = True
+    continues: ClassVar[tuple[str, ...]] = (FOLDER,)
     is_discardable: ClassVar[bool] = True
 
     job: TrainingJob
@@ -95,11 +95,13 @@ class Train(StageSpec):
 
     @property
     def needs(self) -> Needs:
-        """Weights, gradients and moments; on disk the model, and its moments where it is saved on the way."""
+        """Weights, gradients and moments; on disk the model, and two checkpoints where it is saved on the way."""
         parameters, training = self.job.parent.parameters, self.job.training
         held = 2 if training.precision == "bf16_pure" else 4
         shared_by = self.processes.count if self.processes.sharded else 1
-        on_disk = 4 if training.save_every == 0 else 16
+        on_disk = 4
+        if training.save_every or training.save_minutes:  # sharded, weights are written in pieces as well
+            on_disk += 2 * (held + 8 + (held if self.processes.sharded else 0))
         return Needs("accelerator", 4 * held * parameters // shared_by or None, on_disk * parameters or None)
 
     def work(self, place: Workplace) -> Work:
@@ -107,7 +109,6 @@ class Train(StageSpec):
         job = self.job
         note = partial(place.watcher.noted_of, job.label)
         checkpoint = place.folder / CHECKPOINT
-        shutil.rmtree(checkpoint, ignore_errors=True)
         parent = place.model(job.parent)
         compute = compute_for(job.training.precision)
         context = Context(
@@ -122,6 +123,7 @@ class Train(StageSpec):
             trust_remote_code=job.trust_remote_code,
             on_progress=place.progressed,
             compute=compute,
+            noted=note,
         )
         mix = job.composition.mix(job.examples, context)
         reads = context_length(parent, trust_remote_code=job.trust_remote_code)
@@ -138,6 +140,7 @@ class Train(StageSpec):
             place.cache,
             max_refused_share=max((counts.max_broken_share for counts in job.counts), default=1.0),
             on_progress=partial(place.progressed, unit="rows are encoded"),
+            noted=note,
         )
         replayed = encoded.examples.replayed_rows
         share = replayed / len(encoded.examples)
@@ -147,6 +150,7 @@ class Train(StageSpec):
             note(line)
 
         def on_plan(plan: PhasePlan) -> None:
+            place.check_given()  # the models are in memory now
             if any(row.frozen_parameters for row in plan.parts):
                 place.watcher.freeze_plan(job.label, plan.parts)
             if plan.masked_parameters:
@@ -174,7 +178,13 @@ class Train(StageSpec):
             seed=job.seed,
             trust_remote_code=job.trust_remote_code,
         )
-        trained = train_on(self.processes, task, on_plan=on_plan, on_progress=on_progress)
+        trained = train_on(
+            self.processes,
+            task,
+            on_plan=on_plan,
+            on_progress=on_progress,
+            on_note=lambda sentence: note(f"{job.label}: {sentence}"),
+        )
         outcome = trained.outcome
         record = {
             "data": [to_json(one) for one in job.counts],
@@ -210,6 +220,7 @@ class Train(StageSpec):
             "tokens_per_second": outcome.tokens_per_second,
             "peak_bytes": outcome.peak_bytes,
             "resumed_from": outcome.resumed_from,
+            "refused_checkpoints": outcome.refused_checkpoints,
             "processes": self.processes.count,
         }
         return Work(record, {**machine(compute), **timing})
