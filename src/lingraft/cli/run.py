@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lingraft.cli.output import print_json, print_message, print_result, print_table, quieten_loading
-from lingraft.errors import EXIT_ANSWER_IS_NO
+from lingraft.errors import EXIT_ANSWER_IS_NO, DiskError
 
 if TYPE_CHECKING:
     from lingraft.config.schema import Study
@@ -100,6 +100,8 @@ def run(
                 processes=Processes(processes, sharded),
                 on_result=page.show,
             )
+        except DiskError:  # nor could the page be written
+            raise
         except BaseException:  # stopped, or failed as a whole: what is done stands on the page all the same
             page.write()
             raise

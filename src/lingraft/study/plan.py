@@ -432,7 +432,7 @@ def listed_stages(plan: Plan) -> dict[str, ListedStage]:
     for stage in plan.stages:
         own = cells.get(stage.fingerprint, set())
         name = next(iter(own)) if len(own) == 1 else stage.label
-        found[f"{stage.kind}-{stage.fingerprint}"] = ListedStage(name, stage.resumable)
+        found[f"{stage.kind}-{stage.fingerprint}"] = ListedStage(name, bool(stage.continues))
     return found
 
 
