@@ -145,12 +145,12 @@ def in_one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def escape_control_characters(text: str) -> str:
+def escape_control_characters(text: str, keep: str = "\n\t") -> str:
     """Return a text that is not ours with what steers a terminal made visible: \\x1b in place of the escape.
 
-    Such texts are a model's, a data set's or a server's; what steers are control characters but for line breaks and
-    tabs, line and paragraph separators, marks that turn the direction of text, and halves of surrogate pairs. Joiners
-    stay: scripts need them.
+    Such texts are a model's, a data set's or a server's; what steers are control characters but for those in `keep`,
+    line and paragraph separators, marks that turn the direction of text, and halves of surrogate pairs. Joiners stay:
+    scripts need them.
     """
     shown = []
     for character in text:
@@ -158,5 +158,5 @@ def escape_control_characters(text: str) -> str:
             unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
             or unicodedata.bidirectional(character) in _DIRECTIONS
         )
-        shown.append(ascii(character)[1:-1] if steers and character not in "\n\t" else character)
+        shown.append(ascii(character)[1:-1] if steers and character not in keep else character)
     return "".join(shown)

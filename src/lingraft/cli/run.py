@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lingraft import stopping
 from lingraft.cli.output import print_json, print_message, print_result, print_table, quieten_loading
 from lingraft.errors import EXIT_ANSWER_IS_NO, DiskError
 
@@ -81,7 +82,7 @@ def run(
     loaded = load_study(study, overrides or (), Path())
 
     from lingraft.cli.log_lines import log_lines
-    from lingraft.cli.progress import ProgressWatcher
+    from lingraft.cli.progress import GOES_ON, ProgressWatcher
     from lingraft.records import to_json
     from lingraft.report.notes import checkpoint_lines, failures, holds_for, model_notes, notes, unused_notes
     from lingraft.report.page import write_page
@@ -90,6 +91,7 @@ def run(
     from lingraft.train.processes import Processes
 
     quieten_loading()
+    stopping.keeps(f"no stage was begun, those of earlier runs are kept; {GOES_ON}")
     page = _Page(loaded)
     with ProgressWatcher(loaded.name) as watcher:
         try:
@@ -124,7 +126,7 @@ def run(
         for line in (*unused_notes(result), *checkpoint_lines(result)):
             print_result(line)
     log_lines().at("writing the report")
-    path = write_page(result, loaded)  # after the result: what took hours is printed first
+    path = write_page(result, loaded, print_message)  # after the result: what took hours is printed first
     if not json:
         print_result(f"Report: {path}")
     if failures(result):

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lingraft import stopping
 from lingraft.errors import LingraftError, disk_error
 from lingraft.stage import FinishedStage, Shelf, StageSpec, Work, Workplace
 from lingraft.study.events import Watcher
@@ -67,6 +68,7 @@ class Executor:
             if stage.fingerprint not in plan.results | self._over and not self._is_needed(stage, consumers)
         }
         self._over |= unwanted
+        self._watcher.stages_ahead([one.name for one in plan.stages if one.fingerprint not in self._over])
         self._watcher.study_started(len(plan.stages) - len(unwanted))
         for number, stage in enumerate(plan.stages, start=1):
             found = self.store.find(stage)
@@ -79,6 +81,7 @@ class Executor:
                     self.done[stage.fingerprint] = self.make(stage, with_artefacts=needed)
                 self._over.add(stage.fingerprint)
             except Exception as failure:  # whatever else it is, the other stages go on
+                stopping.check()  # a library made an error of a stop
                 if (full := disk_error(failure, self.store.folder)) is not None:
                     raise full from failure
                 if found is None:

@@ -236,9 +236,9 @@ def train_phase(
                 if saving.stopped_by is not None:
                     step, steps = trainer.state.global_step, trainer.state.max_steps
                     is_saved = trainer.saved_step == step
-                    noted(
-                        f"stopped after step {step} of {steps}, which is "
-                        + ("saved: the same command continues there." if is_saved else "not saved.")
+                    stopping.saved(
+                        f"training stopped after step {step} of {steps}, which is "
+                        f"{'saved' if is_saved else 'not saved'}"
                     )
                     raise Stopped(saving.stopped_by)
         finally:

@@ -33,6 +33,7 @@ SHARDED = "--sharded"
 PLAN = "lingraft-plan "
 PROGRESS = "lingraft-progress "
 NOTE = "lingraft-note "
+SAVED = "lingraft-saved "
 READY = "lingraft-ready "
 STOPPED = "Stopped"  # the kind of failure that is none
 _SHOWN_LINES = 20
@@ -138,6 +139,8 @@ def train_on(
                 on_progress(_PROGRESS.validate_json(line.removeprefix(PROGRESS)))
             if line.startswith(NOTE) and on_note is not None:
                 on_note(json.loads(line.removeprefix(NOTE)))
+            if line.startswith(SAVED):
+                stopping.saved(json.loads(line.removeprefix(SAVED)))
     if not (folder / OUTCOME).exists():
         if not (folder / FAILURE).exists():
             last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_SHOWN_LINES:]
@@ -193,6 +196,11 @@ def _signals_handed_on(torchrun: subprocess.Popen[str], workers: list[int]) -> I
 def print_ready() -> None:
     """Send the launcher the id of a process that it may ask to stop."""
     print(f"{READY}{os.getpid()}", flush=True)
+
+
+def print_saved() -> None:
+    """Send the launcher what was saved when a signal stopped this process."""
+    print(SAVED + json.dumps(stopping.was_saved()), flush=True)
 
 
 def print_note(sentence: str) -> None:

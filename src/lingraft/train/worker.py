@@ -21,6 +21,7 @@ from lingraft.train.processes import (
     print_plan,
     print_progress,
     print_ready,
+    print_saved,
     write_failure,
     write_outcome,
 )
@@ -63,6 +64,7 @@ def main() -> None:
         )
     except Stopped as stopped:
         if rank == 0:
+            print_saved()
             write_failure(task.folder, stopped)
         return
     except LingraftError as error:
