@@ -46,7 +46,8 @@ class Stopped:
     rows: Any
 
     def train(self, folder: Path, **options: Any) -> tuple[PhaseOutcome, Any, list[str]]:
-        model, notes = self.build(), []
+        model = self.build()
+        notes: list[str] = []
         done = train_phase(
             model,
             SimpleNamespace(pad_token_id=0),  # type: ignore[arg-type]  # all that training asks of a tokenizer

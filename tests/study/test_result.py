@@ -40,6 +40,7 @@ def failed(tmp_path: Path) -> StudyResult:
             FailedCell(data="d", strategy="lora", seed=0, options={"rank": [1, None]}, reason="no memory"),
         ),
         over_seeds=(),
+        limits={},
         precision=Precision(training=(), evaluation="float32", device="cpu"),
         tokenizer_cost={},
         contamination=None,

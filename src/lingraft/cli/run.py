@@ -124,7 +124,7 @@ def run(
         for line in (*unused_notes(result), *checkpoint_lines(result)):
             print_result(line)
     log_lines().at("writing the report")
-    path = write_page(result, loaded)  # after the result: what took hours is printed first
+    path = write_page(result, loaded, print_message)  # after the result: what took hours is printed first
     if not json:
         print_result(f"Report: {path}")
     if failures(result):

@@ -42,6 +42,21 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._+-]*$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=80)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Text = Annotated[str, Field(min_length=1)]
+
+
+def _quoted_norwegian(value: Any) -> Any:
+    """Refuse what YAML makes of a bare `no` in place of a tag."""
+    if value is False:
+        raise ValueError(
+            "must be an ability, language or task; YAML reads no as false: write Norwegian in quotation marks ('no')"
+        )
+    return value
+
+
+LimitName = Annotated[
+    str, BeforeValidator(_quoted_norwegian, json_schema_input_type=str), Field(min_length=1)
+]
+Limit = Annotated[float, Field(gt=0.0, lt=1.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
 
 
@@ -444,6 +459,8 @@ class Study(Section):
     """Prompts that drift is measured on; none: the instructions of the held-out rows."""
     evaluate: Evaluation = Evaluation()
     """Tasks."""
+    limits: dict[LimitName, Limit] = {}
+    """What may be lost of a score in [0, 1], by ability, language or task: `{task_ability: 0.01, de: 0.02}`."""
     contamination: float | None = Field(0.05, ge=0, le=1)
     """Tasks of which a larger share of the items stands in the training rows are warned of; null: not looked for."""
     seeds: tuple[Seed, ...] = Field((0,), min_length=1)

@@ -51,6 +51,7 @@ class Evaluated:
         truncated: Answers that used all the tokens that they were allowed, by task that generates; of those in
             `predictions`.
         truncated_prompts: Items whose prompts did not fit into the model and lost their beginning, by task.
+        spelled_prompts: Items whose prompts or answers spell control tokens, which the model reads as text, by task.
         tasks: By task and language, how it was asked and scored.
         not_run: By task and language, why its data (or its judge) could not be had here; empty unless such tasks were
             to be skipped.
@@ -63,6 +64,7 @@ class Evaluated:
     left_out: tuple[str, ...]
     truncated: dict[str, int]
     truncated_prompts: dict[str, int]
+    spelled_prompts: dict[str, int]
     tasks: dict[str, TaskRecord]
     not_run: dict[str, str]
     no_room: dict[str, str]
@@ -144,7 +146,7 @@ def evaluate_model(
     runs = [run for run in runs if run.label not in no_room]
     if not runs and not skip_missing:
         raise EvaluationError("no task is left to evaluate.")
-    rounds, truncated_prompts = _answer(
+    rounds, truncated_prompts, spelled_prompts = _answer(
         runs, model, tokenizer, evaluation, languages, manifest, AnswerLog(log), make_generator, on_progress
     )
     verdicts_of: dict[str, Judged] = {}
@@ -166,6 +168,7 @@ def evaluate_model(
             if run.generates
         },
         truncated_prompts=truncated_prompts,
+        spelled_prompts=spelled_prompts,
         tasks=_describe(runs, predictions, verdicts_of, manifest),
         manifest=manifest,
         not_run=not_run,
@@ -184,7 +187,7 @@ def _answer(
     answers: AnswerLog,
     make_generator: MakeGenerator | None,
     on_progress: OnProgress | None,
-) -> tuple[list[list[Prediction]], dict[str, int]]:
+) -> tuple[list[list[Prediction]], dict[str, int], dict[str, int]]:
     """Return the predictions of each round, and by task how many prompts of the first one were truncated.
 
     The first round runs every task; each repeat runs those that generate and that no judge scores, in other batches.
@@ -198,6 +201,7 @@ def _answer(
     asked = manifest.asked
     rounds: list[list[Prediction]] = []
     truncated_prompts: Counter[str] = Counter()
+    spelled_prompts: Counter[str] = Counter()
     for repeat, own in enumerate(runs_of_rounds):
         with quiet():
             lm = InMemoryModel(
@@ -218,14 +222,17 @@ def _answer(
             ]
         )
         if repeat == 0:
-            truncated_prompts = Counter(
-                run.label
-                for run in own
-                for sample in samples[run.key]
-                if sample.filter == run.filter
-                and any(request_key(request) in lm.truncated_prompts for request in sample.requests)
+            truncated_prompts, spelled_prompts = (
+                Counter(
+                    run.label
+                    for run in own
+                    for sample in samples[run.key]
+                    if sample.filter == run.filter
+                    and any(request_key(request) in noted for request in sample.requests)
+                )
+                for noted in (lm.truncated_prompts, lm.spelled_prompts)
             )
-    return rounds, dict(truncated_prompts)
+    return rounds, dict(truncated_prompts), dict(spelled_prompts)
 
 
 def samples_of(
@@ -270,6 +277,11 @@ def left_out_sentence(items: Sequence[str]) -> str:
 def truncated_prompts_sentence(task: str, count: int) -> str:
     """Return what is reported of a task, by its name and language, some of whose prompts did not fit."""
     return f"{task}: {count} prompts are longer than the model can read; they lost their beginning."
+
+
+def spelled_prompts_sentence(task: str, count: int) -> str:
+    """Return what is reported of a task, by its name and language, some of whose items spell control tokens."""
+    return f"{task}: {count} items spell control tokens of the model, which are read as text."
 
 
 def _describe(

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from lingraft.evaluate.results import NoiseFloor
 from lingraft.evaluate.running import left_out_sentence, truncated_prompts_sentence
+from lingraft.report.signs import legend
 from lingraft.report.tables import Model, checkpoint_table, measures_of, models_of
-from lingraft.study.result import FailedCell, PendingCell, StudyResult
+from lingraft.study.limits import limit_sentence
+from lingraft.study.result import CellResult, FailedCell, PendingCell, StudyResult
 from lingraft.study.unused import size_text
 
 _NAMED = 3  # cells named in a sentence; the page has all
@@ -23,7 +25,15 @@ def failures(result: StudyResult) -> list[str]:
 
 def notes(result: StudyResult) -> list[str]:
     """Return what stands below a study's table: what it could find, what is missing, precision and noise."""
-    found = [effect_note(result), *missing_notes(result), precision_note(result)]
+    found = [
+        *sign_notes(result),
+        effect_note(result),
+        *equal_score_notes(result),
+        *retention_notes(result),
+        *limit_notes(result),
+        *missing_notes(result),
+        precision_note(result),
+    ]
     noise = [model.scores.noise for model in models_of(result) if model.scores.noise is not None]
     return [*pending_notes(result), *found, *([noise_sentence(noise)] if noise else [])]
 
@@ -94,6 +104,69 @@ def checkpoint_lines(result: StudyResult) -> list[str]:
 def _first(names: Sequence[str]) -> str:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more
+
+
+def sign_notes(result: StudyResult) -> list[str]:
+    """Return what the signs of the study's table mean."""
+    margins = {cell.difference.task_ability.margin for cell in result.done}
+    return [legend("Task ability against Phase 1", one, has_seeds=result.has_seeds) for one in margins]
+
+
+def equal_score_notes(result: StudyResult) -> list[str]:
+    """Return of which abilities and tasks all scores are equal, so that they cannot tell models apart."""
+    found: dict[tuple[str, float], list[str]] = {}
+    for cell in result.done:
+        own = cell.difference
+        abilities = {
+            "task ability": own.task_ability,
+            "language ability": own.language_ability,
+            "further languages": own.further_languages,
+        }
+        for name, one in (*abilities.items(), *own.tasks.items()):
+            if one is not None and one.all_scores is not None:
+                found.setdefault((name, one.all_scores), []).append(_title(cell, result))
+    return [
+        equal_scores_sentence(
+            name,
+            score,
+            "these models" if len(cells) == len(result.done) else f"{', '.join(cells)} and Phase 1",
+        )
+        for (name, score), cells in found.items()
+    ]
+
+
+def equal_scores_sentence(name: str, score: float, models: str) -> str:
+    """Return that a task or an ability cannot tell models apart."""
+    kind = "task" if "/" in name else "ability"
+    return f"{name}: all scores are {score:g}: this {kind} cannot tell {models} apart."
+
+
+def retention_notes(result: StudyResult) -> list[str]:
+    """Return of which cells there is no retention, and why."""
+    found: dict[str, list[str]] = {}
+    for cell in result.done:
+        if cell.retention.reason is not None:
+            found.setdefault(cell.retention.reason, []).append(_title(cell, result))
+    return [f"Retention is missing where {reason}: {', '.join(cells)}." for reason, cells in found.items()]
+
+
+def limit_notes(result: StudyResult) -> list[str]:
+    """Return what the words of the limits' columns mean, and how many items could decide them."""
+    if not result.limits:
+        return []
+    meaning = (
+        "Limits: held, no more was lost (the 95 % interval of the paired difference to Phase 1 lies above -limit); "
+        "broken, more was (it lies below); undecided, neither can be told"
+    )
+    seeds = (
+        "; seeds disagree, one seed says the opposite of another or of the mean" if result.has_seeds else ""
+    )
+    return [f"{meaning}{seeds}.", *(limit_sentence(name, plan) for name, plan in result.limits.items())]
+
+
+def _title(cell: CellResult, result: StudyResult) -> str:
+    seed = f" / seed {cell.seed}" if result.has_seeds else ""
+    return f"{cell.data} / {cell.strategy}{seed}"
 
 
 def effect_note(result: StudyResult) -> str:

@@ -20,6 +20,7 @@ from lingraft.evaluate.predictions import Prediction, read_predictions
 from lingraft.evaluate.results import EvaluationRecord, ModelDifferences, TaskScore
 from lingraft.evaluate.scores import task_differences
 from lingraft.evaluate.task_runs import SEEDS
+from lingraft.intervals.changes import DEFAULT_MARGIN, Margins
 from lingraft.judge.win_rate import ALPACA_EVAL
 from lingraft.models.adapters import ADAPTER_CONFIG
 from lingraft.records import to_json, write_bytes_atomically
@@ -128,13 +129,19 @@ def evaluate_into(folder: Path, stage: Evaluate, executor: Executor) -> ModelEva
     return ModelEvaluation(stage.label, recorded(done), read_predictions(done.artefact(PREDICTIONS)))
 
 
-def compare(before: ModelEvaluation, after: ModelEvaluation, folders: tuple[str, str]) -> ModelDifferences:
+def compare(
+    before: ModelEvaluation,
+    after: ModelEvaluation,
+    folders: tuple[str, str],
+    margin: float = DEFAULT_MARGIN,
+) -> ModelDifferences:
     """Compare two models on the items that both were asked alike.
 
     Args:
         before: The first model.
         after: The second.
         folders: Where their predictions are, in the folder of results.
+        margin: A change up to it counts as none.
     """
     tasks = [one.record.tasks for one in (before, after)]
     common = common_items(
@@ -147,7 +154,7 @@ def compare(before: ModelEvaluation, after: ModelEvaluation, folders: tuple[str,
     return ModelDifferences(
         compared=(before.model, after.model),
         predictions=(f"{folders[0]}/{PREDICTIONS}", f"{folders[1]}/{PREDICTIONS}"),
-        differences=task_differences(*common.models),
+        differences=task_differences(*common.models, margins=Margins(default=margin)),
         unpaired=common.unpaired,
         not_paired=common.refused,
     )

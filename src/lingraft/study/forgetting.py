@@ -11,6 +11,7 @@ from lingraft.evaluate.forgetting import Taught, ability_matrix, loss_matrix
 from lingraft.evaluate.held_out import item_of, read_losses
 from lingraft.evaluate.predictions import read_predictions
 from lingraft.evaluate.results import Forgetting
+from lingraft.intervals.changes import Margins
 from lingraft.stage import FinishedStage
 from lingraft.study.grid import Cell
 from lingraft.study.materials import Materials
@@ -65,7 +66,7 @@ def forgetting_of(
     abilities = list(zip(names, common.models[-len(ends) :], strict=True))
     losses = [(end.name, read_losses(end.evaluation.artefact(HELD_OUT))) for end in ends]
     base_losses = None if base is None else read_losses(base.artefact(HELD_OUT))
-    ability = ability_matrix(taught, abilities, base_abilities)
+    ability = ability_matrix(taught, abilities, base_abilities, Margins(study.limits))
     if ability is not None:
         ability = replace(ability, unpaired=common.unpaired, not_paired=not_paired)
     return Forgetting(ability, loss_matrix(taught, losses, base_losses))

@@ -17,9 +17,10 @@ from lingraft.contamination.overlap import TaskOverlap
 from lingraft.data.tokenizer_cost import LanguageCost
 from lingraft.errors import ConfigError
 from lingraft.evaluate.results import Differences, Forgetting, Scores
-from lingraft.intervals.macro_mean import Difference
+from lingraft.intervals.macro_mean import Difference, Ratio
 from lingraft.measures.base import Measured
 from lingraft.records import from_json, read_json, to_json, write_json_atomically
+from lingraft.study.limits import LimitPlan, LimitResult
 from lingraft.study.unused import UnusedStage
 
 RESULT = "result.json"
@@ -204,9 +205,10 @@ class CellResult:
         seed: Of every phase.
         options: The strategy's options that the study file gives; of a composition by strategy.
         status: Tells cells that are done from failed ones.
-        retention: Task ability after / before; None: it was 0 before, or there is none.
+        retention: Task ability after / before, on the items of `difference`.
         gain: Language ability after - before; None: there is none.
         difference: Paired differences from Phase 1.
+        limits: By name as the study file has it, whether no more was lost.
         unpaired: By task and language, items that only one of the two models has a score of; `difference` leaves
             them out.
         not_paired: By task and language, why the two are not compared: they were asked in different ways.
@@ -226,9 +228,10 @@ class CellResult:
     seed: int
     options: Options
     status: Literal["done"] = "done"
-    retention: float | None
+    retention: Ratio
     gain: float | None
     difference: Differences
+    limits: dict[str, LimitResult]
     unpaired: dict[str, int]
     not_paired: dict[str, str]
     forgetting: Forgetting
@@ -300,6 +303,8 @@ class SeedDifferences:
         seeds: Seeds that are done.
         task_ability: Change from Phase 1.
         language_ability: Change from Phase 1.
+        retention: Mean task ability over the seeds, after / before.
+        limits: By name, whether the mean lost no more, and no seed says the opposite.
     """
 
     data: str
@@ -307,6 +312,8 @@ class SeedDifferences:
     seeds: int
     task_ability: Difference
     language_ability: Difference
+    retention: Ratio
+    limits: dict[str, LimitResult]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -354,6 +361,7 @@ class StudyResult:
         phase_ones: Every different Phase 1 model, in the order of the cells.
         cells: All that the study file lists, in the order of the grid: done, failed or pending.
         over_seeds: Of each data set and strategy of which several seeds are done.
+        limits: By name as the study file has it, how many items could decide a limit.
         precision: What was computed in.
         tokenizer_cost: What each language costs in tokens, by `phase/data set` and BCP-47 tag.
         contamination: What of the tasks stands in the training rows; None: the study does not ask.
@@ -369,6 +377,7 @@ class StudyResult:
     phase_ones: tuple[PhaseOneResult, ...]
     cells: tuple[CellResult | FailedCell | PendingCell, ...]
     over_seeds: tuple[SeedDifferences, ...]
+    limits: dict[str, LimitPlan]
     precision: Precision
     tokenizer_cost: dict[str, dict[str, LanguageCost]]
     contamination: Contamination | None
@@ -384,13 +393,6 @@ class StudyResult:
     def has_seeds(self) -> bool:
         """Whether cells have several seeds."""
         return len({cell.seed for cell in self.cells}) > 1
-
-
-def retention(before: Scores, after: Scores) -> float | None:
-    """Return task ability after / before; None: it was 0 before, or no task measures it."""
-    if before.task_ability is None or after.task_ability is None or before.task_ability.value == 0:
-        return None
-    return after.task_ability.value / before.task_ability.value
 
 
 def gain(before: Scores, after: Scores) -> float | None:

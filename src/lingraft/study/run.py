@@ -181,9 +181,13 @@ def rows_of_plan(
     Raises:
         ConfigError, DataError, ModelError: As `run_study`.
     """
-    prepared = prepare_study(study, base_folder, watcher or Watcher())
+    watcher = watcher or Watcher()
+    prepared = prepare_study(study, base_folder, watcher)
     store = Store(runs / study.name)
-    return plan_rows(prepared.plan(store, base_folder), store)
+    plan = prepared.plan(store, base_folder)
+    for note in plan.notes:
+        watcher.noted(note)
+    return plan_rows(plan, store)
 
 
 def _other_study_sentence(folder: Path, unused: Sequence[UnusedStage]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,8 +14,9 @@ from lingraft.config.schema import StrategyChoice, Study
 from lingraft.data.tokenizer_cost import LanguageCost
 from lingraft.errors import LingraftError
 from lingraft.evaluate.common_items import CommonItems, common_items, unpaired_sentence
-from lingraft.evaluate.predictions import read_predictions
-from lingraft.evaluate.scores import difference_over_seeds, differences
+from lingraft.evaluate.predictions import Prediction, read_predictions
+from lingraft.evaluate.scores import difference_of, difference_over_seeds, differences, retention
+from lingraft.intervals.changes import Margins
 from lingraft.measures.base import Measured
 from lingraft.models.compute import compute_for, device_name
 from lingraft.records import from_json
@@ -23,6 +24,7 @@ from lingraft.stage import CHECKPOINT, FinishedStage, StageSpec
 from lingraft.study.events import Watcher
 from lingraft.study.execute import Executor
 from lingraft.study.forgetting import PhaseEnd, forgetting_of
+from lingraft.study.limits import limit_result
 from lingraft.study.materials import Materials
 from lingraft.study.plan import Plan, PlannedCell, PlannedPhase
 from lingraft.study.result import (
@@ -38,7 +40,6 @@ from lingraft.study.result import (
     StudyResult,
     TrainingCounts,
     gain,
-    retention,
 )
 from lingraft.study.stages.evaluate import PREDICTIONS, recorded
 from lingraft.study.unused import UnusedStage
@@ -152,6 +153,7 @@ class Summary:
             phase_ones=tuple(self._phase_ones()),
             cells=cells,
             over_seeds=tuple(self._over_seeds()),
+            limits=dict(self._plan.limits),
             precision=Precision(
                 training=tuple(sorted({one.training.precision for cell in done for one in cell.phases})),
                 evaluation=evaluated.precision,
@@ -179,16 +181,7 @@ class Summary:
                 pairs = [
                     (before, after) for before, after in (common_of(pair).models for pair in evaluations)
                 ]
-                known = (
-                    cells,
-                    SeedDifferences(
-                        data=data,
-                        strategy=strategy,
-                        seeds=len(pairs),
-                        task_ability=difference_over_seeds(pairs, "task_ability"),
-                        language_ability=difference_over_seeds(pairs, "language_ability"),
-                    ),
-                )
+                known = (cells, seed_differences(data, strategy, pairs, self._study.limits))
                 self._means[data, strategy] = known
             yield known[1]
 
@@ -225,9 +218,13 @@ class Summary:
             strategy=cell.strategy,
             seed=cell.seed,
             options=options_of(cell.steps[-1].strategy),
-            retention=retention(before.scores, after.scores),
+            retention=retention([(common.models[0], common.models[1])]),
             gain=gain(before.scores, after.scores),
-            difference=differences(*common.models),
+            difference=differences(common.models[0], common.models[1], margins=Margins(self._study.limits)),
+            limits={
+                name: limit_result(limit, difference_of(common.models[0], common.models[1], name, limit))
+                for name, limit in self._study.limits.items()
+            },
             unpaired=common.unpaired,
             not_paired=common.refused,
             forgetting=forgetting,
@@ -305,6 +302,30 @@ class Summary:
 def reason_of(error: Exception) -> str:
     """Return what went wrong as a result says it."""
     return str(error) if isinstance(error, LingraftError) else f"{type(error).__name__}: {error}"
+
+
+def seed_differences(
+    data: str,
+    strategy: str,
+    pairs: Sequence[tuple[Sequence[Prediction], Sequence[Prediction]]],
+    limits: Mapping[str, float],
+) -> SeedDifferences:
+    """Return the mean change over seeds, of which each has its own two models."""
+    margins = Margins(limits)
+    found = {}
+    for name, limit in limits.items():
+        by_seed = [difference_of(before, after, name, limit) for before, after in pairs]
+        mean = None if None in by_seed else difference_over_seeds(pairs, name, limit)
+        found[name] = limit_result(limit, mean, [limit_result(limit, one) for one in by_seed])
+    return SeedDifferences(
+        data=data,
+        strategy=strategy,
+        seeds=len(pairs),
+        task_ability=difference_over_seeds(pairs, "task_ability", margins.of("task_ability")),
+        language_ability=difference_over_seeds(pairs, "language_ability", margins.of("language_ability")),
+        retention=retention(pairs),
+        limits=found,
+    )
 
 
 def common_of(evaluations: Sequence[FinishedStage]) -> CommonItems:

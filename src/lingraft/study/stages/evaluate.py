@@ -21,7 +21,12 @@ from lingraft.evaluate.loading import NotRunnableError, task_identities
 from lingraft.evaluate.manifest import HAS_TEMPLATE, NO_TEMPLATE, manifest_of, outside_of_the_file
 from lingraft.evaluate.predictions import write_predictions
 from lingraft.evaluate.results import EvaluationRecord
-from lingraft.evaluate.running import evaluate_model, left_out_sentence, truncated_prompts_sentence
+from lingraft.evaluate.running import (
+    evaluate_model,
+    left_out_sentence,
+    spelled_prompts_sentence,
+    truncated_prompts_sentence,
+)
 from lingraft.evaluate.scores import score_summary
 from lingraft.evaluate.task_records import TaskRecord
 from lingraft.evaluate.task_runs import build_runs
@@ -40,6 +45,23 @@ MANIFEST = "manifest.json"  # what was asked and how
 _RECORD_FORMAT = 1  # of `EvaluationRecord`; an evaluation that was recorded in another is made anew
 
 
+@dataclass(frozen=True, slots=True)
+class AskedItem:
+    """One item that is asked.
+
+    Attributes:
+        ability: What it counts towards.
+        task: Task without its language.
+        language: BCP-47 tag.
+        cluster: Items of one task in the same cluster are no independent evidence.
+    """
+
+    ability: str
+    task: str
+    language: str
+    cluster: str
+
+
 @dataclass(frozen=True)
 class Questions:
     """What is asked of models and how, resolved once for all of them.
@@ -52,6 +74,7 @@ class Questions:
         skip_missing: Leave out tasks whose data cannot be had here, and those whose answers do not fit into a model.
         manifest: What the scores depend on beside the model, resolved (`Manifest.identity`).
         not_run: By task and language, why its data (or its judge) cannot be had; empty unless such tasks are skipped.
+        items: What is asked, item by item; empty where an earlier run resolved the manifest.
     """
 
     evaluation: Evaluation
@@ -61,6 +84,7 @@ class Questions:
     skip_missing: bool
     manifest: Mapping[str, Json]
     not_run: Mapping[str, str]
+    items: tuple[AskedItem, ...] = ()
 
     @property
     def has_tasks(self) -> bool:
@@ -106,6 +130,7 @@ def questions(
     )
     kept = None if cache is None else cache / f"manifest-{written}.json"
     not_run: Mapping[str, str] = {}
+    asked: tuple[AskedItem, ...] = ()
     try:
         runs, not_run = build_runs(
             evaluation, languages, EVALUATION_SPLIT, base_folder, skip_missing=skip_missing
@@ -119,13 +144,19 @@ def questions(
             raise
     else:
         chat = HAS_TEMPLATE if evaluation.apply_chat_template else NO_TEMPLATE
-        manifest = manifest_of(
+        resolved_manifest = manifest_of(
             runs, evaluation, precision=precision, chat=chat, split=EVALUATION_SPLIT, held_out=items
-        ).identity
+        )
+        manifest = resolved_manifest.identity
+        for task in resolved_manifest.tasks:
+            ability, name, language, _ = task.key.split("|", 3)
+            asked += tuple(AskedItem(ability, name, language, item.cluster) for item in task.items)
         if kept is not None:
             write_kept(kept, manifest)
     resolved = evaluation.model_copy(update={"precision": precision})
-    return Questions(resolved, tuple(languages), held_out, base_folder, skip_missing, manifest, not_run)
+    return Questions(
+        resolved, tuple(languages), held_out, base_folder, skip_missing, manifest, not_run, asked
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,12 +264,15 @@ class Evaluate(StageSpec):
             note(left_out_sentence(evaluated.left_out))
         for task, count in evaluated.truncated_prompts.items():
             note(truncated_prompts_sentence(task, count))
+        for task, count in evaluated.spelled_prompts.items():
+            note(spelled_prompts_sentence(task, count))
         scores = score_summary(
             evaluated.predictions,
             bits_by_language(losses, asked.held_out),
             left_out=evaluated.left_out,
             truncated=evaluated.truncated,
             truncated_prompts=evaluated.truncated_prompts,
+            spelled_prompts=evaluated.spelled_prompts,
             noise=evaluated.noise,
         )
         record = EvaluationRecord(
