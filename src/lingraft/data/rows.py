@@ -7,15 +7,17 @@ and decoded in one place, and every problem is named by file and line. Callers o
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lingraft.config.schema import DataSource
-from lingraft.data.files import SourceFile, checked_files, files_of, is_local
+from lingraft.data.files import SourceFile, checked_files, files_of, is_local, state_of
 from lingraft.data.readers import (
     FILE_FORMATS,
     SUFFIXES,
@@ -26,13 +28,16 @@ from lingraft.data.readers import (
     row_of,
 )
 from lingraft.data.tables import SEPARATORS, without_nothing
-from lingraft.errors import DataError, LingraftError
+from lingraft.errors import DataError, LingraftError, in_one_line
 from lingraft.records import fingerprint_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 _BLOCK_BYTES = 1 << 20
+_CLOCK_NS = (
+    2_000_000_000  # file systems keep times no finer than this: a file may change again unnoticed within it
+)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PINNED = re.compile(r"[0-9a-f]{7,40}")  # a commit, whole or its beginning, rather than a branch or tag
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -49,6 +54,7 @@ class OpenedRows:
     first: int | None = None  # only so many rows of each file, or of the hub's set; None: all
     # Whether a table's cells of NaN, NA, None, ... are None, as pandas reads them.
     null_in_tables: bool = False
+    opened_ns: int = field(default_factory=time.time_ns, compare=False)  # when, by the clock
 
     def __iter__(self) -> Iterator[RawRow]:
         if self.hub is not None:
@@ -69,6 +75,7 @@ class OpenedRows:
                     language=language,
                     likely_language=likely,
                 )
+            self._changed(file)
 
     def sound(self, error: type[LingraftError] = DataError) -> Iterator[RawRow]:
         """Yield the rows where none may be left out.
@@ -93,11 +100,15 @@ class OpenedRows:
         can_count = self.first is None
         for file in self.files:
             digest, last = hashlib.sha256(), b"\n"
-            with file.path.open("rb") as opened:
-                while block := opened.read(_BLOCK_BYTES):
-                    digest.update(block)
-                    lines += block.count(b"\n")
-                    last = block[-1:]
+            try:
+                with file.path.open("rb") as opened:
+                    while block := opened.read(_BLOCK_BYTES):
+                        digest.update(block)
+                        lines += block.count(b"\n")
+                        last = block[-1:]
+            except OSError as error:
+                raise DataError(f"{file.name}: the file cannot be read: {in_one_line(error)}.") from None
+            self._changed(file)
             lines += last != b"\n"
             hashes.append((file.language or file.likely_language, digest.hexdigest()))
             is_text = file.path.suffix.lower() == data_suffix(file.path)  # not compressed
@@ -106,6 +117,37 @@ class OpenedRows:
             return None, 0
         is_plain = len(hashes) == 1 and hashes[0][0] is None
         return hashes[0][1] if is_plain else fingerprint_of(hashes), lines if can_count else 0
+
+    def check_hash(self, content_hash: str | None) -> None:
+        """Check that the rows that were read are those of which `hash_and_lines` told the hash.
+
+        Files whose times cannot tell are read once more: those written to within two seconds of being opened, and those
+        of which nothing but the time of a change is another one, as where a link to them was made.
+
+        Raises:
+            DataError: A file was replaced or written to in between.
+        """
+        changed = [
+            self._changed(file) or self.opened_ns - max(file.state[3:]) < _CLOCK_NS for file in self.files
+        ]
+        if any(changed) and self.hash_and_lines()[0] != content_hash:
+            raise DataError(
+                f"{self.name}: was written to while it was read; run again when nothing writes to it."
+            )
+
+    def _changed(self, file: SourceFile) -> bool:
+        """Return whether a file may have changed since it was opened, though its content is as old.
+
+        Raises:
+            DataError: It is another file, or was written to.
+        """
+        try:
+            state = state_of(file.path.stat())
+        except OSError as error:
+            raise DataError(f"{file.name}: vanished while it was read: {in_one_line(error)}.") from None
+        if state[:-1] != file.state[:-1]:
+            raise DataError(f"{file.name}: was replaced or written to while it was read; run again.")
+        return state != file.state
 
 
 def open_rows(
@@ -159,7 +201,7 @@ def _load_hub(spec: DataSource) -> Dataset:
             f"{spec.source!r} is neither a worldbook set, a local file ({', '.join(SUFFIXES)}) or folder, nor a hub id "
             "(NAME or OWNER/NAME)."
         )
-    if Path(spec.source).is_dir():  # the datasets library would take the folder in place of the hub
+    if os.path.isdir(spec.source):  # noqa: PTH112 - never raises; the datasets library would take the folder in place of the hub
         raise DataError(
             f"{spec.source!r} is no folder beside the study file, but one here, which would be read in place of the "
             "hub: run elsewhere for the hub, or write the folder's whole path."
