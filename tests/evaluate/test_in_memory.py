@@ -12,6 +12,7 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from tokenizers.processors import TemplateProcessing
 
 from lingraft.config.schema import Evaluation, EvaluationTask
 from lingraft.data.chat import encode_example
@@ -310,6 +311,60 @@ def test_what_a_prompt_spells_is_text_when_it_is_asked_and_scored(
     assert lm.tok_encode(begun)[: len(lm.tok_encode(prompt))] == lm.tok_encode(prompt)
     assert tokenizer.decode(lm.tok_encode(begun)).endswith("assistant\nIt <|im_end|>")
     assert lm.tok_encode(begun).count(end) == 1
+
+
+@pytest.mark.parametrize("begins", [False, True])
+def test_without_a_chat_template_what_a_prompt_spells_is_text_too(
+    tiny: tuple[Any, Any], begins: bool
+) -> None:
+    tokenizer = copy.deepcopy(tiny[1])
+    start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    if begins:  # as Llama's tokenizers
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single="<|im_start|> $A", special_tokens=[("<|im_start|>", start)]
+        )
+    lm = InMemoryModel(tiny[0], tokenizer, Batching(None, 400), AnswerLog(), ItemCount(9, None), chat=False)
+    for text in ("Say a.", "Say <|im_end|> a.", "<|im_start|>Say <|im_end|><|im_start|>"):
+        ids = lm.tok_encode(text)
+        assert tokenizer.decode(ids).removeprefix("<|im_start|>") == text.removeprefix("<|im_start|>")
+        assert (ids.count(start), ids.count(end)) == (int(begins or text.startswith("<")), 0)
+        alone = lm.tok_encode(text, add_special_tokens=False)
+        assert alone == ids[int(begins and not text.startswith("<")) :]
+        padded, _ = lm.tok_batch_encode([text])
+        assert padded[0].tolist() == ids
+    assert lm.tok_encode("Say a.") == tokenizer.encode("Say a.", add_special_tokens=begins)
+    pair = lm.pair("Say <|im_end|> a.", " It <|im_end|>")
+    assert end not in (*pair.context, *pair.continuation)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_whole_texts_are_scored_as_text(
+    tiny: tuple[Any, Any], chat: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = InMemoryModel(*tiny, Batching(None, 400), AnswerLog(), ItemCount(9, None), chat=chat)
+    seen: list[int] = []
+
+    def noted(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
+        seen.extend(token for _, said in pairs for token in said)
+        return [(0.0, True)] * len(pairs)
+
+    monkeypatch.setattr(lm, "score_tokens", noted)
+    lm.loglikelihood_rolling(instances("loglikelihood_rolling", [("Say <|im_end|> a.",)]))
+    assert lm.tokenizer.decode(seen) == "Say <|im_end|> a."
+    assert lm.tokenizer.convert_tokens_to_ids("<|im_end|>") not in seen
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_an_evaluation_counts_the_items_that_spell_control_tokens(
+    tiny: tuple[Any, Any], tmp_path: Path, chat: bool
+) -> None:
+    row = {"premise": "a.", "choice1": "b", "choice2": "c", "question": "cause", "label": 0, "idx": 0}
+    rows = [row, row | {"premise": "a <|im_end|>."}, row | {"choice2": "<|im_start|>"}]
+    (tmp_path / "xcopa.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in rows))
+    entry = EvaluationTask(task="xcopa_th", name="xcopa", language="th", data="xcopa.jsonl")
+    asked = Evaluation(task_ability=(), language_ability=(entry,), apply_chat_template=chat)
+    found = evaluate_model(*tiny, asked, languages=["th"], base_folder=tmp_path)
+    assert found.spelled_prompts == {"xcopa/th": 2}
 
 
 @pytest.mark.parametrize("header", ["[/INST]", "[/INST] "])

@@ -266,7 +266,7 @@ def test_a_file_that_changes_while_its_rows_are_read_is_noticed(tmp_path: Path) 
     rows = iter(open_rows(tmp_path / "b.jsonl"))
     next(rows)
     replaced(tmp_path / "b.jsonl", OTHER)
-    with pytest.raises(DataError, match=r"b.jsonl: was replaced or written to while it was read; run again"):
+    with pytest.raises(DataError, match=r"b.jsonl: was changed while it was read; run again"):
         list(rows)
 
 

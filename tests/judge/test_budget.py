@@ -92,6 +92,8 @@ def test_a_retried_question_reserves_its_cost_anew_each_time(
     assert len(judge_server.requests) == 2  # both may have been billed in full
     judge_server.requests.clear()
     judge_server.behaviour = first_then(*[failure(500)] * 5)  # failures that were answered are not billed
-    found = judged(ANSWERS[:1], prices=prices, budget=2.5 * most, at_once=1)
+    with pytest.raises(BudgetReachedError, match=f"{2 * most:.4f} are spent"):  # by the run before
+        judged(ANSWERS[:1], prices=prices, budget=2.5 * most, at_once=1)
+    found = judged(ANSWERS[:1], prices=prices, budget=4.5 * most, at_once=1)
     assert len(judge_server.requests) == 7
-    assert found.usage.cost == pytest.approx(0.202)
+    assert found.usage.cost == pytest.approx(2 * most + 0.202)

@@ -66,7 +66,7 @@ def assert_left_alike(task: PhaseTask, model: Any) -> None:
     trained = dict(load_model(task.checkpoint).named_parameters())
     for name, weight in model.named_parameters():
         torch.testing.assert_close(trained[name], weight, rtol=1e-3, atol=1e-4)
-    assert sorted(path.name for path in task.folder.iterdir()) == ["checkpoint"]
+    assert sorted(path.name for path in task.folder.iterdir()) == ["checkpoint", "trainer"]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from lingraft import stopping
 from lingraft.cli.output import check_folder, print_json, print_result, write_record
 
 _LISTED = 3  # items that are left out, with their reasons; all are in the object
@@ -40,7 +41,7 @@ def judge(
     budget: Annotated[float | None, typer.Option(help="Stop before the verdicts cost more.")] = None,
     at_once: Annotated[int, typer.Option(min=1, help="Concurrent requests.")] = 4,
     timeout: Annotated[
-        float, typer.Option(help="Seconds without a reply after which a request fails.")
+        float, typer.Option(help="Seconds without a whole reply after which a request fails.")
     ] = 60.0,
     attempts: Annotated[int, typer.Option(min=1, help="Most attempts of one request.")] = 6,
     length_control: Annotated[
@@ -60,7 +61,7 @@ def judge(
     from dataclasses import asdict
     from functools import partial
 
-    from lingraft.cli.progress import StepBars
+    from lingraft.cli.progress import GOES_ON, StepBars
     from lingraft.config.load import judge_choice
     from lingraft.evaluate.predictions import write_rows
     from lingraft.evaluate.tasks.alpaca_eval.task import read_outputs, reference_outputs
@@ -94,6 +95,7 @@ def judge(
         check_reference(other)
         data = gamed_data(length_data)
     kept = cache or answers.with_name(f"{answers.name}.verdicts.jsonl")
+    stopping.keeps(f"the verdicts so far are kept; {GOES_ON}")
     with StepBars() as bars:
         judged = judge_answers(
             own, other, chosen, cache=kept, on_progress=partial(bars.progressed, "verdicts")
@@ -132,6 +134,10 @@ def judge(
     if usage.uncounted:
         print_result(
             f"{usage.uncounted} verdicts came without a count of tokens: the most that they can be was taken"
+        )
+    if usage.excess > 1:
+        print_result(
+            f"The endpoint counted up to {usage.excess} times the tokens that a request can use: see what it bills"
         )
     if judged.judge.not_taken:
         print_result(f"The endpoint does not take: {', '.join(judged.judge.not_taken)}")

@@ -42,6 +42,21 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._+-]*$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=80)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Text = Annotated[str, Field(min_length=1)]
+
+
+def _quoted_norwegian(value: Any) -> Any:
+    """Refuse what YAML makes of a bare `no` in place of a tag."""
+    if value is False:
+        raise ValueError(
+            "must be an ability, language or task; YAML reads no as false: write Norwegian in quotation marks ('no')"
+        )
+    return value
+
+
+LimitName = Annotated[
+    str, BeforeValidator(_quoted_norwegian, json_schema_input_type=str), Field(min_length=1)
+]
+Limit = Annotated[float, Field(gt=0.0, lt=1.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
 
 
@@ -79,7 +94,7 @@ class Training(Section):
     """bf16: bf16 arithmetic on float32 weights; bf16_pure: bf16 weights with stochastic rounding; float32; auto: bf16
     where this machine computes it clearly faster, else float32."""
     warmup_share: float = Field(0.05, ge=0, le=1)
-    """Share of the steps in which the learning rate rises from 0."""
+    """Share of the steps in which the learning rate rises to its peak; that of the first step is above 0."""
     scheduler: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"
     """Course of the learning rate after the warm-up."""
     weight_decay: float = Field(0.0, ge=0, le=1)
@@ -89,7 +104,9 @@ class Training(Section):
     gradient_checkpointing: bool = False
     """Trade time for memory: recompute activations in the backward pass."""
     save_every: int = Field(0, ge=0)
-    """Optimiser steps between resumable checkpoints inside a phase; 0: none."""
+    """Optimiser steps between resumable checkpoints inside a phase; 0: by time alone."""
+    save_minutes: float = Field(10.0, ge=0, le=10_080)
+    """Minutes between resumable checkpoints; 0: by steps alone. Both 0: nothing is saved before the phase is done."""
     report_to: tuple[str, ...] = ()
     """Trackers of transformers.Trainer: tensorboard, wandb, mlflow, ..."""
 
@@ -348,7 +365,7 @@ class JudgeChoice(Section):
     at_once: int = Field(4, ge=1)
     """Requests under way at a time."""
     timeout: float = Field(60.0, gt=0, allow_inf_nan=False)
-    """Seconds of silence after which a request is lost."""
+    """Seconds without a whole reply after which a request is lost."""
     attempts: int = Field(6, ge=1)
     """How often one request is sent at most."""
 
@@ -442,6 +459,8 @@ class Study(Section):
     """Prompts that drift is measured on; none: the instructions of the held-out rows."""
     evaluate: Evaluation = Evaluation()
     """Tasks."""
+    limits: dict[LimitName, Limit] = {}
+    """What may be lost of a score in [0, 1], by ability, language or task: `{task_ability: 0.01, de: 0.02}`."""
     contamination: float | None = Field(0.05, ge=0, le=1)
     """Tasks of which a larger share of the items stands in the training rows are warned of; null: not looked for."""
     seeds: tuple[Seed, ...] = Field((0,), min_length=1)

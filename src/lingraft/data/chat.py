@@ -77,8 +77,8 @@ class WholeBatch:
         refused: The others.
         handled: How many `masked_answers` there are, which the loss does not see, because the row says so (weight 0) or
             the template writes them otherwise than an answer that is asked for; how many examples had their
-            `folded_systems`, a system prompt put before the user's text; and in how many `spelled_tokens`, control
-            tokens spelled by what is said, were kept as text.
+            `folded_systems`, a system prompt put before the user's text; in how many `spelled_tokens`, control tokens
+            spelled by what is said, were kept as text; and how many hold `plain_headings`, see `Rendered`.
     """
 
     examples: tuple[Example, ...]
@@ -108,7 +108,7 @@ def encode_answers(
     (rendered,) = encoder.format.render([example])
     if isinstance(rendered, DataError):
         raise rendered
-    batch = encoder.encode([rendered])
+    batch, _ = encoder.encode([rendered])
     tokens, supervised = tuple(batch.tokens.tolist()), tuple(batch.supervised.tolist())
     encoded = truncate(EncodedExample(example.id, example.language, tokens, supervised, 0), max_length)
     if not any(encoded.supervised):
@@ -257,6 +257,8 @@ def handled_sentences(handled: Mapping[str, int]) -> Iterator[tuple[int, str]]:
         "otherwise than an answer that is asked for",
         "folded_systems": "system prompts, for which the chat template has no place, stand before the user's text",
         "spelled_tokens": "examples spell control tokens of the model, which are kept as text",
+        "plain_headings": "examples hold what the chat template writes between turns in ordinary tokens; the model "
+        "cannot tell it from a turn",
     }
     return ((handled[name], sentence) for name, sentence in sentences.items() if handled.get(name))
 
@@ -282,32 +284,37 @@ class _Encoder:
         handled = Counter(
             masked_answers=sum(one.masked for one in accepted),
             folded_systems=sum(one.is_folded for one in accepted),
-            spelled_tokens=sum(bool(one.text.protected) for one in accepted),
+            plain_headings=sum(one.has_headings for one in accepted),
         )
-        return WholeBatch(tuple(one.example for one in accepted), self.encode(accepted), refused, +handled)
+        encoded, handled["spelled_tokens"] = self.encode(accepted)
+        return WholeBatch(tuple(one.example for one in accepted), encoded, refused, +handled)
 
-    def encode(self, rendered: Sequence[Rendered]) -> EncodedBatch:
-        """Return the rows of a batch: many at a time, but those one by one whose words spell control tokens."""
-        plain = [one for one in rendered if not one.text.protected]
-        texts, spans = [one.text.text for one in plain], [one.spans for one in plain]
+    def encode(self, rendered: Sequence[Rendered]) -> tuple[EncodedBatch, int]:
+        """Return the rows of a batch, and how many spell control tokens: these are encoded one by one."""
+        plain = [place for place, one in enumerate(rendered) if not one.text.protected]
+        texts = [rendered[place].text.text for place in plain]
+        spans = [rendered[place].spans for place in plain]
         sizes = self._token_bytes
         found = None if sizes is None else encode_by_bytes(texts, spans, self._core, sizes)
         lengths, tokens, supervised = found or encode_by_offsets(texts, spans, self._core)
-        if len(plain) < len(rendered):
+        misread = self.format.control.misread(texts, lengths, tokens)
+        spelled = {place for place, one in enumerate(rendered) if one.text.protected}
+        spelled |= {plain[row] for row in misread}
+        if spelled:
             borders = np.cumsum(lengths)[:-1]
-            others = zip(np.split(tokens, borders), np.split(supervised, borders), strict=True)
-            rows: list[tuple[Int32s, Bools]] = []
-            for one in rendered:
-                if not one.text.protected:
-                    rows.append(next(others))
-                    continue
-                ids, offsets = self.format.control.encode_spelled(one.text)
+            pairs = zip(np.split(tokens, borders), np.split(supervised, borders), strict=True)
+            rows: dict[int, tuple[Int32s, Bools]] = dict(
+                zip(plain, pairs, strict=False)
+            )  # of no text: one empty part
+            for place in spelled:
+                ids, offsets = self.format.control.encode_spelled(rendered[place].text)
                 length, own = flat([ids])
                 places = np.array(offsets, np.int64).reshape(-1, 2)
-                rows.append((own, within_spans(places[:, 0], places[:, 1], length, [one.spans])))
-            lengths = np.array([len(own) for own, _ in rows], np.int64)
-            tokens = np.concatenate([own for own, _ in rows])
-            supervised = np.concatenate([seen for _, seen in rows])
+                seen = within_spans(places[:, 0], places[:, 1], length, [rendered[place].spans])
+                rows[place] = own, seen
+            lengths = np.array([len(rows[place][0]) for place in range(len(rendered))], np.int64)
+            tokens = np.concatenate([rows[place][0] for place in range(len(rendered))])
+            supervised = np.concatenate([rows[place][1] for place in range(len(rendered))])
         return EncodedBatch(
             ids=[one.example.id for one in rendered],
             languages=[one.example.language for one in rendered],
@@ -316,7 +323,7 @@ class _Encoder:
             tokens=tokens,
             supervised=supervised,
             replayed=np.array([one.example.origin.kind != "original" for one in rendered], bool),
-        )
+        ), len(spelled)
 
 
 def _nothing_left(max_length: int) -> str:

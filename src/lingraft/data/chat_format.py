@@ -38,7 +38,7 @@ from lingraft.errors import DataError, ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CHAT_IDENTITY: dict[str, int | str] = {"chat": 3, "clock": CLOCK.date().isoformat()}
+CHAT_IDENTITY: dict[str, int | str] = {"chat": 4, "clock": CLOCK.date().isoformat()}
 """What of this module decides token ids and endings, for fingerprints: raise the number with every change."""
 
 
@@ -53,6 +53,7 @@ class Rendered:
         characters: Of the answers in `spans`, as the row has them.
         masked: Answers that no span holds, because the row says so or the template writes them otherwise.
         is_folded: Whether the system prompt stands in front of the user's text.
+        has_headings: Whether a message holds what the template writes between turns in ordinary tokens.
     """
 
     example: Example
@@ -61,6 +62,7 @@ class Rendered:
     characters: int
     masked: int
     is_folded: bool
+    has_headings: bool
 
 
 class ChatFormat:
@@ -104,7 +106,7 @@ class ChatFormat:
 
     def _use(self, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> None:
         self.template = template
-        self.control = ControlTokens(tokenizer, template.source)
+        self.control = ControlTokens(tokenizer, template.source + template.frame())
         self._is_marked = re.search(r"\{%-?\s*generation\s*-?%\}", template.source) is not None
 
     @property
@@ -155,7 +157,10 @@ class ChatFormat:
                 spelled, spans = without_marks(text, [span for span, _ in seen])
                 characters = sum(len(one.content) for _, one in seen)
                 masked = len(said) - len(spans)
-                results.append(Rendered(example, spelled, spans, characters, masked, is_folded))
+                # No token tells these from the template's own.
+                headings = self._layout.plain_headings
+                has_headings = any(one in said.content for one in headings for said in messages)
+                results.append(Rendered(example, spelled, spans, characters, masked, is_folded, has_headings))
         return results
 
     def prompt(self, messages: Sequence[Message], *, tools: str = "", fold_system: bool = False) -> str:

@@ -15,6 +15,7 @@ from lingraft.errors import DataError, ModelError
 QUESTION, ANSWER, _SYSTEM = "Which day is it", "Monday", "Be brief"
 SECOND_QUESTION, SECOND_ANSWER = "And then", "Tuesday"
 _THOUGHT = "Pondering"
+_SHORTEST_HEADING = 4  # characters; ordinary text is full of shorter ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,8 @@ class Layout:
         takes_system: Whether it has a place for a system prompt.
         system_joint: What it writes between a system prompt and the last question, where it shows the prompt only
             while that question is unanswered (Mistral v0.3); "": it does not.
+        plain_headings: What it writes before an answer, or between an answer and a question, where no control token is
+            in it, such as `[/INST]` of Llama 2: a text that holds it cannot be told from a turn.
     """
 
     as_parts: bool
@@ -48,6 +51,7 @@ class Layout:
     ending: str
     takes_system: bool
     system_joint: str
+    plain_headings: tuple[str, ...]
 
 
 class Probing:
@@ -77,7 +81,7 @@ class Probing:
         if not (lead or insert) and text[:first].endswith(" "):
             # Tokenizers join a space to the word after it: the model writes both.
             prefix, lead = prefix[:-1], " "
-        closings, ending, flaw = self._closings(text, first, last)
+        closings, ending, inner, flaw = self._closings(text, first, last)
         thought = f"{THINKING[0][0]}\n{_THOUGHT}\n{THINKING[0][1]}\n\n{ANSWER}"
         thinks = THINKING[0][1] in self.template.source
         if thinks and _THOUGHT not in str(self._probe(("user", QUESTION), ("assistant", thought))):
@@ -87,9 +91,11 @@ class Probing:
         after = text[last:].lstrip()
         closed = next((one for one in closings if after.startswith(one)), "")
         tail = after[len(closed) :] if closed else ""
+        header = text[text.index(QUESTION) + len(QUESTION) : first - len(prefix) - len(lead)]
+        plain = (one.strip() for one in (header, inner) if not self.control.pattern.search(one))
         layout = Layout(
             as_parts=self._as_parts,
-            header=text[text.index(QUESTION) + len(QUESTION) : first - len(prefix) - len(lead)],
+            header=header,
             prefix=prefix,
             lead=lead,
             insert=insert,
@@ -99,6 +105,7 @@ class Probing:
             ending=ending,
             takes_system=takes_system,
             system_joint="" if takes_system else self._system_joint(),
+            plain_headings=tuple(one for one in plain if len(one) >= _SHORTEST_HEADING),
         )
         return layout, flaw
 
@@ -141,8 +148,9 @@ class Probing:
             "the model another `chat_template` in its tokenizer_config.json."
         )
 
-    def _closings(self, text: str, first: int, last: int) -> tuple[tuple[str, ...], str, bool]:
-        """Return what closes an answer, what has to be put in where nothing does, and whether that is a flaw."""
+    def _closings(self, text: str, first: int, last: int) -> tuple[tuple[str, ...], str, str, bool]:
+        """Return what closes an answer, what has to be put in where nothing does, what stands between an answer and a
+        question, and whether training needs another template."""
         tail, inner, flaw = text[last:], None, False
         found = self._probe(
             ("user", QUESTION),
@@ -163,20 +171,20 @@ class Probing:
             # What ends a question ends an answer in most templates; some write the next message's header at once.
             likely = (self._eos, next(iter(pattern.findall(text[text.index(QUESTION) : first])), ""))
             end = next((one for name in likely for one in controls if one[0] == name), controls[-1])
-            return (tail[: end.end()].lstrip(),), "", flaw
+            return (tail[: end.end()].lstrip(),), "", inner or "", flaw
         at_once = [
             None if one is None else re.match(rf"\s*({pattern.pattern})", one) for one in (tail, inner)
         ]
         closings = tuple(one[1] for one in at_once if one)
         if all(at_once):  # the last answer is closed otherwise than those before it
-            return closings, "", flaw
+            return closings, "", inner or "", flaw
         ending = closings[0] if closings else self._eos
         if not ending:
             raise ModelError(
                 f"{self.template.model}: its chat template ends an answer with nothing at which generation could stop, "
                 "and its tokenizer names no end token; set `eos_token` in its tokenizer_config.json."
             )
-        return closings, ending, True
+        return closings, ending, inner or "", True
 
 
 def _between(asked: str, before: str) -> tuple[str, str, str]:

@@ -71,6 +71,14 @@ class ChatTemplate:
         found = self.render_with_blocks(conversations, open_answer=open_answer, tools=tools, blocks=False)
         return [one if isinstance(one, DataError) else one[0] for one in found]
 
+    def frame(self) -> str:
+        """Return what the template writes around messages, rendered of a few roles that say next to nothing."""
+        said = {role: {"role": role, "content": "a"} for role in ("system", "user", "assistant", "tool")}
+        pair = [said["user"], said["assistant"]]
+        conversations = [*pair, *pair], [said["system"], *pair], [*pair, said["tool"], said["assistant"]]
+        found = self.render(conversations, open_answer=True)
+        return "".join(one for one in found if isinstance(one, str))
+
     def render_with_blocks(
         self,
         conversations: Sequence[Sequence[Turn]],

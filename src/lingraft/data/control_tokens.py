@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lingraft.data.encoded import Bools, Int32s, Int64s
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -37,8 +39,10 @@ _PLACE = (
 )
 _BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 _TEXT_MARK = re.compile(f"{_ESCAPE}(.)|[{TEXT_START}{TEXT_END}{_BREAK}]")
-# A template may cut a pair in two.
-_PROTECTED = re.compile(f"{TEXT_START}([^{TEXT_START}{TEXT_END}]*){TEXT_END}")
+# A template may cut a pair in two: of half a pair the letters beside the break are text, which splits the spelling.
+_PROTECTED = re.compile(
+    f"{TEXT_START}([^{TEXT_START}{TEXT_END}]*){TEXT_END}|[^{TEXT_START}]{_BREAK}.", re.DOTALL
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +57,13 @@ class ControlTokens:
     """The tokens of a tokenizer that steer a model, and how to write about them.
 
     These are its special tokens, also those that only its file marks as special, and other added tokens that the chat
-    template writes out, such as `<tool_call>`. Added tokens that stand for ordinary text, such as runs of spaces or
-    HTML tags, are none: what they stand for is theirs wherever it is.
+    template writes, such as `<tool_call>`. Added tokens that stand for ordinary text, such as runs of spaces or HTML
+    tags, are none: what they stand for is theirs wherever it is.
 
     Args:
         tokenizer: Of the model.
-        template: Source of its chat template.
+        template: Source of its chat template, and what that writes around messages: templates put tokens together
+            ('<|' + role + '|>').
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
@@ -80,6 +85,16 @@ class ControlTokens:
         self.of_template = re.compile(f"(?<!{TEXT_START})(?:{alternatives})")
         self._core: Any = tokenizer.backend_tokenizer if tokenizer.is_fast else None
         self._slow: Any = None if tokenizer.is_fast else tokenizer
+        # Where a normaliser may make control tokens of other spellings: by id, whether a token is one, and all of them.
+        self._counted: tuple[Bools, re.Pattern[str]] | None = None
+        if self._core is not None and self._core.normalizer is not None:
+            unknown = {None, *self._core.encode(_BREAK, add_special_tokens=False).ids}
+            names = [
+                one for one in longest_first if self._new_name(one) != one and self.ids[one] not in unknown
+            ]
+            is_control: Bools = np.zeros(1 + max([0, *self._core.get_vocab().values()]), bool)
+            is_control[[self.ids[one] for one in names]] = True
+            self._counted = is_control, re.compile("|".join(map(re.escape, names)) or "(?!)")
 
     def protected(self, text: str) -> str:
         """Return a text with marks around every control token that it spells."""
@@ -90,11 +105,11 @@ class ControlTokens:
         return self.pattern.sub(lambda one: f"{TEXT_START}{one[0][0]}{_BREAK}{one[0][1:]}{TEXT_END}", text)
 
     def protected_value(self, value: Any) -> Any:
-        """Return a JSON value, such as a tool's description or arguments, with its texts marked; keys are left."""
+        """Return a JSON value, such as a tool's description or arguments, with its texts and keys marked."""
         if isinstance(value, str):
             return self.protected(value)
         if isinstance(value, dict):
-            return {key: self.protected_value(one) for key, one in value.items()}
+            return {self.protected(key): self.protected_value(one) for key, one in value.items()}
         return [self.protected_value(one) for one in value] if isinstance(value, (list, tuple)) else value
 
     @staticmethod
@@ -119,9 +134,28 @@ class ControlTokens:
         if not self.has_marks(marked) and TEXT_END not in marked:
             self._core.no_truncation()
             self._core.no_padding()
-            return [int(one) for one in self._core.encode(marked, add_special_tokens=False).ids]
+            own = [int(one) for one in self._core.encode(marked, add_special_tokens=False).ids]
+            is_misread = self.misread([marked], np.array([len(own)]), np.array(own, np.int32))
+            return self.encode_spelled(SpelledText(marked))[0] if is_misread else own
         spelled, _ = without_marks(marked)
         return self.encode_spelled(spelled)[0]
+
+    def misread(self, texts: Sequence[str], lengths: Int64s, tokens: Int32s) -> list[int]:
+        """Return the numbers of the texts of which the tokenizer made more or fewer control tokens than they spell.
+
+        Some normalise what they read before they look for these: `<|IM_END|>`, or wide letters, become the token.
+
+        Args:
+            texts: Without marks.
+            lengths: [texts] tokens of each.
+            tokens: Of all of them.
+        """
+        if self._counted is None:
+            return []
+        is_control, names = self._counted
+        rows = np.repeat(np.arange(len(texts)), lengths)
+        found = np.bincount(rows[is_control[tokens]], minlength=len(texts))
+        return [row for row, text in enumerate(texts) if len(names.findall(text)) != found[row]]
 
     def encode_spelled(self, spelled: SpelledText) -> tuple[list[int], list[Span]]:
         """Return the token ids of a text and the characters of it that each is of.
@@ -215,7 +249,7 @@ def without_marks(marked: str, spans: Sequence[Span] = ()) -> tuple[SpelledText,
     def place(at: int) -> int:
         return at - bisect_right(marks, at - 1)
 
-    protected = [one.span(1) for one in _PROTECTED.finditer(marked)]
+    protected = [one.span() if one[1] is None else one.span(1) for one in _PROTECTED.finditer(marked)]
     spelled = SpelledText(
         _TEXT_MARK.sub(lambda mark: chr(ord(mark[1]) - _ESCAPED + 0xFDD0) if mark[1] else "", marked),
         tuple((place(start), place(end)) for start, end in protected),

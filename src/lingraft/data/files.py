@@ -21,6 +21,7 @@ from pathlib import Path
 
 from lingraft.data.readers import COMPRESSED, FILE_FORMATS, SUFFIXES, data_suffix
 from lingraft.errors import DataError, in_one_line
+from lingraft.records import Stamp
 from lingraft.text.language_tags import canonical_tag, primary_subtag, tag_as_written
 
 _LANGUAGE = "{language}"
@@ -36,9 +37,7 @@ class SourceFile:
     name: str  # as places name it
     language: str | None = None  # BCP-47 tag from its name, where the source has `{language}`
     also: tuple[str, ...] = ()  # other names under which the source has the same file, which is read once
-    state: tuple[
-        int, ...
-    ] = ()  # what tells whether the file was replaced or written to, as it was when opened
+    stamp: Stamp | None = None  # of the file when its source was opened; None: it was not yet
 
     @property
     def likely_language(self) -> str | None:
@@ -131,7 +130,7 @@ def _files_of(pattern: str, source: str, base_folder: Path) -> list[SourceFile]:
 
 
 def checked_files(files: Sequence[SourceFile], *, with_text: bool) -> tuple[SourceFile, ...]:
-    """Return the files with their state.
+    """Return the files with their stamps.
 
     Raises:
         DataError: One is missing, no regular file, or of an unknown ending; .txt is known `with_text` alone.
@@ -146,7 +145,7 @@ def checked_files(files: Sequence[SourceFile], *, with_text: bool) -> tuple[Sour
                 f"not in {file.path.suffix or 'nothing'!r}."
             )
         try:
-            status = file.path.stat()
+            mode, stamp = file.path.stat().st_mode, Stamp.of(file.path)
         except (FileNotFoundError, NotADirectoryError):
             raise DataError(
                 f"{file.name}: there is no such file (looked for {file.path.absolute()})."
@@ -156,16 +155,11 @@ def checked_files(files: Sequence[SourceFile], *, with_text: bool) -> tuple[Sour
             ValueError,
         ) as error:  # a name that is too long, a loop of links; a zero byte in a name
             raise DataError(f"{file.name}: the file cannot be read: {in_one_line(error)}.") from None
-        if not stat.S_ISREG(status.st_mode):
-            what = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, a socket or a device"
+        if not stat.S_ISREG(mode):
+            what = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
             raise DataError(f"{file.name}: is {what}, not a file whose rows can be read.")
-        checked.append(replace(file, state=state_of(status)))
+        checked.append(replace(file, stamp=stamp))
     return tuple(checked)
-
-
-def state_of(status: os.stat_result) -> tuple[int, ...]:
-    """Return what changes where a file is replaced or written to: device, number, bytes and both times in ns."""
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _alternatives(source: str) -> list[str]:

@@ -11,13 +11,13 @@ import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lingraft.config.schema import DataSource
-from lingraft.data.files import SourceFile, checked_files, files_of, is_local, state_of
+from lingraft.data.files import SourceFile, checked_files, files_of, is_local
 from lingraft.data.readers import (
     FILE_FORMATS,
     SUFFIXES,
@@ -29,7 +29,7 @@ from lingraft.data.readers import (
 )
 from lingraft.data.tables import SEPARATORS, without_nothing
 from lingraft.errors import DataError, LingraftError, in_one_line
-from lingraft.records import fingerprint_of
+from lingraft.records import Stamp, fingerprint_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -65,6 +65,7 @@ class OpenedRows:
         for file in self.files:
             language, likely, is_one_of_several = file.language, file.likely_language, len(self.files) > 1
             has_nulls = self.null_in_tables and data_suffix(file.path) in SEPARATORS
+            stamp = self._stamp(file)
             for row in islice(read_file(file.path, file.name), self.first):
                 yield RawRow(
                     row.place,
@@ -75,7 +76,7 @@ class OpenedRows:
                     language=language,
                     likely_language=likely,
                 )
-            self._changed(file)
+            self._check(file, stamp)
 
     def sound(self, error: type[LingraftError] = DataError) -> Iterator[RawRow]:
         """Yield the rows where none may be left out.
@@ -108,7 +109,6 @@ class OpenedRows:
                         last = block[-1:]
             except OSError as error:
                 raise DataError(f"{file.name}: the file cannot be read: {in_one_line(error)}.") from None
-            self._changed(file)
             lines += last != b"\n"
             hashes.append((file.language or file.likely_language, digest.hexdigest()))
             is_text = file.path.suffix.lower() == data_suffix(file.path)  # not compressed
@@ -127,27 +127,35 @@ class OpenedRows:
         Raises:
             DataError: A file was replaced or written to in between.
         """
-        changed = [
-            self._changed(file) or self.opened_ns - max(file.state[3:]) < _CLOCK_NS for file in self.files
-        ]
-        if any(changed) and self.hash_and_lines()[0] != content_hash:
+        in_doubt = False
+        for file in self.files:
+            if file.stamp is not None:
+                now = self._check(file, file.stamp)
+                is_fresh = self.opened_ns - max(now.modified, now.changed) < _CLOCK_NS
+                in_doubt = in_doubt or now != file.stamp or is_fresh
+        if in_doubt and self.hash_and_lines()[0] != content_hash:
             raise DataError(
-                f"{self.name}: was written to while it was read; run again when nothing writes to it."
+                f"{self.name}: was changed while it was read; run again when nothing writes to it."
             )
 
-    def _changed(self, file: SourceFile) -> bool:
-        """Return whether a file may have changed since it was opened, though its content is as old.
+    def _stamp(self, file: SourceFile) -> Stamp:
+        try:
+            return Stamp.of(file.path)
+        except OSError as error:
+            raise DataError(f"{file.name}: the file cannot be read: {in_one_line(error)}.") from None
+
+    def _check(self, file: SourceFile, stamp: Stamp) -> Stamp:
+        """Return a file's stamp of now, in which the time of a change may be another one: links change it too.
 
         Raises:
-            DataError: It is another file, or was written to.
+            DataError: It is another file, or was written to, since it had `stamp`.
         """
-        try:
-            state = state_of(file.path.stat())
-        except OSError as error:
-            raise DataError(f"{file.name}: vanished while it was read: {in_one_line(error)}.") from None
-        if state[:-1] != file.state[:-1]:
-            raise DataError(f"{file.name}: was replaced or written to while it was read; run again.")
-        return state != file.state
+        now = self._stamp(file)
+        if replace(now, changed=stamp.changed) != stamp:
+            raise DataError(
+                f"{file.name}: was changed while it was read; run again when nothing writes to it."
+            )
+        return now
 
 
 def open_rows(

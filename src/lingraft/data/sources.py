@@ -132,15 +132,17 @@ def load_data(
 
     Raises:
         DataError: The data cannot be had or read, their format is not known, or a larger share of the rows
-            than `spec.max_broken_share` is broken; then the first places are listed.
+            than `spec.max_broken_share` is broken; then the first places are listed. Or a file changed meanwhile.
     """
     if spec.source.startswith(WORLDBOOK_PREFIX):
         return _load_worldbook(spec, first)
     opened = open_rows(spec, base_folder=base_folder, first=first, null_in_tables=True)
     content_hash, lines = opened.hash_and_lines()
     rows = iter(opened) if on_progress is None else _watched(opened, lines, on_progress)
-    loaded = _collect(spec, rows, answered)
-    opened.check_hash(content_hash)
+    try:
+        loaded = _collect(spec, rows, answered)
+    finally:  # also where rows are broken: by what wrote to the file
+        opened.check_hash(content_hash)
     again = sum(len(file.also) for file in opened.files)
     return replace(
         loaded,

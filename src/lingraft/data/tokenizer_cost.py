@@ -174,9 +174,10 @@ class _Meter:
             found = self._tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]
             for text, ids in zip(batch, found, strict=True):
                 marked = self._control.protected(text)
-                own = (
-                    self._control.encode(marked) if self._control.has_marks(marked) else ids
-                )  # as in training
+                is_read_otherwise = self._control.has_marks(marked) or self._control.misread(
+                    [text], np.array([len(ids)]), np.array(ids, np.int32)
+                )
+                own = self._control.encode(marked) if is_read_otherwise else ids  # as in training
                 tokens += len(own)
                 partial += int(self._is_partial[own].sum())
         words = sum(len(text.split()) for text in texts)

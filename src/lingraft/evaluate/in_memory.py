@@ -18,6 +18,7 @@ import torch
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from lingraft.data.chat_format import chat_format
+from lingraft.data.control_tokens import TEXT_START, ControlTokens
 from lingraft.data.example import Message
 from lingraft.data.special_tokens import special_tokens
 from lingraft.errors import EvaluationError, ModelError
@@ -121,12 +122,15 @@ class InMemoryModel(model_class()):  # type: ignore[misc]
         self._batching, self._answers, self._count = batching, answers, count
         self._make_generator = make_generator
         self._chat = chat_format(tokenizer) if chat else None
+        self._control = ControlTokens(tokenizer, str(tokenizer.chat_template or ""))
         self.ended: dict[str, bool] = {}
         """Whether each answer was ended by the model itself or a stop text, by `request_key`; else it was cut off.
 
         Of several answers to the same request, the first."""
         self.truncated_prompts: set[str] = set()
         """Requests, by `request_key`, whose prompts did not fit into the model and lost their beginning."""
+        self.spelled_prompts: set[str] = set()
+        """Requests, by `request_key`, that spell control tokens of the model, which it reads as text."""
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
@@ -145,11 +149,45 @@ class InMemoryModel(model_class()):  # type: ignore[misc]
         left_truncate_len: int | None = None,
         **_: Any,
     ) -> list[int]:
-        """Return the token ids of a text; see HFLM. In a conversation, what users say is never a control token."""
-        if self._chat is None:
-            return list(super().tok_encode(string, add_special_tokens, left_truncate_len))
-        ids = self._chat.encode(string)
+        """Return the token ids of a text; see HFLM. What a task says is never a control token.
+
+        Without a chat template a prompt may begin with the token that begins texts; all else of it is text.
+        """
+        if self._chat is not None:
+            ids = self._chat.encode(string)
+        else:
+            marked = self._as_text(string)
+            said = self._control.encode(marked)
+            bare = list(super().tok_encode(string, add_special_tokens=False))
+            if said == bare and TEXT_START not in marked:
+                ids = list(super().tok_encode(string, add_special_tokens))
+            else:  # between what the tokenizer puts around any text
+                is_begun = add_special_tokens is None and marked.startswith(self._begin_token or "\0")
+                around = list(super().tok_encode("a", False if is_begun else add_special_tokens))
+                alone = list(super().tok_encode("a", add_special_tokens=False))
+                start = next(at for at in range(len(around)) if around[at : at + len(alone)] == alone)
+                ids = [*around[:start], *said, *around[start + len(alone) :]]
         return ids[-left_truncate_len:] if left_truncate_len else ids
+
+    @property
+    def _begin_token(self) -> str | None:
+        """As the harness looks for it."""
+        return None if self.prefix_token_id is None else str(self.tokenizer.decode(self.prefix_token_id))
+
+    def _as_text(self, string: str) -> str:
+        """Return a text that went through no chat template with marks, but for the token that it begins with."""
+        begin = self._begin_token or ""
+        begin = begin if string.startswith(begin) else ""
+        return begin + self._control.protected(string[len(begin) :])
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
+        """Score whole texts; see HFLM. They go through no chat template."""
+        if self._chat is not None:
+            asked = [copy.copy(one) for one in requests]
+            for one in asked:
+                one.arguments = (self._chat.as_text(one.args[0]),)
+            requests = asked
+        return list(super().loglikelihood_rolling(requests, disable_tqdm))
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:  # noqa: ARG002
         """Answer; see HFLM."""
@@ -202,14 +240,11 @@ class InMemoryModel(model_class()):  # type: ignore[misc]
     def tok_batch_encode(
         self,
         strings: list[str],
-        padding_side: str = "left",
+        padding_side: str = "left",  # noqa: ARG002 - the harness's default
         left_truncate_len: int | None = None,
-        truncation: bool = False,
+        truncation: bool = False,  # noqa: ARG002
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return token ids and mask of several texts, padded on the left; see HFLM and `tok_encode`."""
-        if self._chat is None:
-            found = super().tok_batch_encode(strings, padding_side, left_truncate_len, truncation)
-            return cast("tuple[torch.Tensor, torch.Tensor]", found)
         rows = [self.tok_encode(text, left_truncate_len=left_truncate_len) for text in strings]
         width, pad = max(map(len, rows)), self.tokenizer.pad_token_id or 0
         ids = [[pad] * (width - len(row)) + row for row in rows]
@@ -230,6 +265,10 @@ class InMemoryModel(model_class()):  # type: ignore[misc]
         """Refuse tokens that the model does not know, before anything is answered."""
         where = f"a prompt of the task {request.task_name}" if request.task_name else "a prompt"
         check_token_ids(ids, self._rows, self.tokenizer, where)
+        first, *others = (one for one in request.args if isinstance(one, str))
+        marked = [first if self._chat else self._as_text(first), *map(self._control.protected, others)]
+        if any(TEXT_START in one for one in marked):
+            self.spelled_prompts.add(request_key(request.args))
 
     def _begin(self, requests: Sequence[Instance], keys: Sequence[str]) -> None:
         self._count.expect(requests)

@@ -60,7 +60,7 @@ _LIBRARIES = (
 _ASKS_LANGDETECT = frozenset(
     {"language:response_language", "change_case:english_capital", "change_case:english_lowercase"}
 )
-NO_TEMPLATE = "none"
+NO_TEMPLATE = "none; control tokens are text"
 HAS_TEMPLATE = "the model's"
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lingraft.config.schema import Evaluation
 from lingraft.data.chat_template import chat_template
@@ -28,7 +28,7 @@ from lingraft.evaluate.scoring import judged, predictions_of
 from lingraft.evaluate.task_records import TaskRecord
 from lingraft.evaluate.task_runs import SEEDS, Run, build_runs, template_of
 from lingraft.judge.win_rate import Judge, Judged
-from lingraft.records import fingerprint_of
+from lingraft.records import canonical_json, fingerprint_of
 from lingraft.text.language_tags import ENGLISH
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class Evaluated:
         truncated: Answers that used all the tokens that they were allowed, by task that generates; of those in
             `predictions`.
         truncated_prompts: Items whose prompts did not fit into the model and lost their beginning, by task.
+        spelled_prompts: Items whose prompts or answers spell control tokens, which the model reads as text, by task.
         tasks: By task and language, how it was asked and scored.
         not_run: By task and language, why its data (or its judge) could not be had here; empty unless such tasks were
             to be skipped.
@@ -63,6 +64,7 @@ class Evaluated:
     left_out: tuple[str, ...]
     truncated: dict[str, int]
     truncated_prompts: dict[str, int]
+    spelled_prompts: dict[str, int]
     tasks: dict[str, TaskRecord]
     not_run: dict[str, str]
     no_room: dict[str, str]
@@ -82,6 +84,7 @@ def evaluate_model(
     skip_missing: bool = False,
     log: Path | None = None,
     verdicts: Path | None = None,
+    resolved: Mapping[str, Any] | None = None,
     make_generator: MakeGenerator | None = None,
     on_progress: OnProgress | None = None,
     on_judged: OnProgress | None = None,
@@ -103,6 +106,7 @@ def evaluate_model(
         log: A file that answers of this model are kept in as they come, so that the same evaluation goes on from
             them after an interruption; None: they are not kept.
         verdicts: A file that a judge's verdicts are kept in, for any number of models; None: they are not kept.
+        resolved: The identity of the manifest that the evaluation is known by; its tasks must still be the same.
         make_generator: Makes another engine for generation, such as vLLM, when it is needed; None: the model itself.
         on_progress: Called with the items so far and in all.
         on_judged: Called with a judge's verdicts so far and in all, of one judged task after the other; the items are
@@ -122,6 +126,13 @@ def evaluate_model(
         chat=chat_identity(tokenizer, evaluation),
         split=split,
     )
+    if resolved is not None and canonical_json(manifest.identity["tasks"]) != canonical_json(
+        resolved["tasks"]
+    ):
+        raise EvaluationError(
+            "the tasks are not those that were looked up before: a file of a task or of its data was changed since. "
+            "Run the same command again."
+        )
     # Before any other task is generated for in vain.
     no_room = {
         run.label: problem
@@ -135,7 +146,7 @@ def evaluate_model(
     runs = [run for run in runs if run.label not in no_room]
     if not runs and not skip_missing:
         raise EvaluationError("no task is left to evaluate.")
-    rounds, truncated_prompts = _answer(
+    rounds, truncated_prompts, spelled_prompts = _answer(
         runs, model, tokenizer, evaluation, languages, manifest, AnswerLog(log), make_generator, on_progress
     )
     verdicts_of: dict[str, Judged] = {}
@@ -157,6 +168,7 @@ def evaluate_model(
             if run.generates
         },
         truncated_prompts=truncated_prompts,
+        spelled_prompts=spelled_prompts,
         tasks=_describe(runs, predictions, verdicts_of, manifest),
         manifest=manifest,
         not_run=not_run,
@@ -175,7 +187,7 @@ def _answer(
     answers: AnswerLog,
     make_generator: MakeGenerator | None,
     on_progress: OnProgress | None,
-) -> tuple[list[list[Prediction]], dict[str, int]]:
+) -> tuple[list[list[Prediction]], dict[str, int], dict[str, int]]:
     """Return the predictions of each round, and by task how many prompts of the first one were truncated.
 
     The first round runs every task; each repeat runs those that generate and that no judge scores, in other batches.
@@ -189,6 +201,7 @@ def _answer(
     asked = manifest.asked
     rounds: list[list[Prediction]] = []
     truncated_prompts: Counter[str] = Counter()
+    spelled_prompts: Counter[str] = Counter()
     for repeat, own in enumerate(runs_of_rounds):
         with quiet():
             lm = InMemoryModel(
@@ -209,14 +222,17 @@ def _answer(
             ]
         )
         if repeat == 0:
-            truncated_prompts = Counter(
-                run.label
-                for run in own
-                for sample in samples[run.key]
-                if sample.filter == run.filter
-                and any(request_key(request) in lm.truncated_prompts for request in sample.requests)
+            truncated_prompts, spelled_prompts = (
+                Counter(
+                    run.label
+                    for run in own
+                    for sample in samples[run.key]
+                    if sample.filter == run.filter
+                    and any(request_key(request) in noted for request in sample.requests)
+                )
+                for noted in (lm.truncated_prompts, lm.spelled_prompts)
             )
-    return rounds, dict(truncated_prompts)
+    return rounds, dict(truncated_prompts), dict(spelled_prompts)
 
 
 def samples_of(
@@ -251,9 +267,21 @@ def samples_of(
         tokenizer.chat_template = given
 
 
+def left_out_sentence(items: Sequence[str]) -> str:
+    """Return what is reported of items that could not be scored; there is at least one."""
+    are = "1 item is" if len(items) == 1 else f"{len(items)} items are"
+    counts = "counts" if len(items) == 1 else "count"
+    return f"{are} left out and {counts} nowhere, such as {items[0].rstrip('.')}."
+
+
 def truncated_prompts_sentence(task: str, count: int) -> str:
     """Return what is reported of a task, by its name and language, some of whose prompts did not fit."""
     return f"{task}: {count} prompts are longer than the model can read; they lost their beginning."
+
+
+def spelled_prompts_sentence(task: str, count: int) -> str:
+    """Return what is reported of a task, by its name and language, some of whose items spell control tokens."""
+    return f"{task}: {count} items spell control tokens of the model, which are read as text."
 
 
 def _describe(

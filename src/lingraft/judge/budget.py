@@ -21,6 +21,9 @@ class Tokens:
         return Tokens(self.read + other.read, self.written + other.written)
 
 
+NOTHING = Tokens()
+
+
 @dataclass(frozen=True, slots=True)
 class Prices:
     """Prices of a million tokens of prompts (`read`) and of answers (`written`), in the budget's currency."""
@@ -42,6 +45,9 @@ class Ledger:
 
     Before a request its most expensive outcome is reserved, so that the budget holds whatever comes back, for however
     many requests run at once. Requests that were sent but not answered count in full: they may have been billed.
+
+    An endpoint that counts more than a request can use breaks that once, for the requests under way: each later one
+    reserves as many times its most as the worst of them took.
     """
 
     def __init__(self, prices: Prices | None, budget: float | None) -> None:
@@ -52,6 +58,7 @@ class Ledger:
         self._lock = Lock()
         self._used = Tokens()
         self._reserved = Tokens()
+        self._excess = 1  # the worst of what was counted, in multiples of the most that a request can use
 
     @property
     def used(self) -> Tokens:
@@ -62,14 +69,19 @@ class Ledger:
         """Return what tokens cost; None: no prices are known."""
         return None if self._prices is None else self._prices.of(tokens)
 
-    def count(self, tokens: Tokens) -> None:
-        """Add what was used before, such as for verdicts of an earlier run."""
-        with self._lock:
-            self._used += tokens
+    @property
+    def excess(self) -> int:
+        """How many times the most that a request can use the endpoint counted, at the worst; 1: never more."""
+        return self._excess
 
-    def reserve(self, most: Tokens) -> None:
-        """Reserve what a request may use at most; raise BudgetReachedError where that could exceed the budget."""
+    def reserve(self, most: Tokens) -> Tokens:
+        """Reserve what a request may use at most, and return it.
+
+        Raises:
+            BudgetReachedError: That could exceed the budget.
+        """
         with self._lock:
+            most = Tokens(most.read * self._excess, most.written * self._excess)
             wanted = self._used + self._reserved + most
             if (
                 self._prices is not None
@@ -81,9 +93,16 @@ class Ledger:
                     f"{self._prices.of(self._used):.4f} are spent."
                 )
             self._reserved += most
+            return most
 
-    def settle(self, most: Tokens, used: Tokens) -> None:
-        """Replace a reservation by what the request used."""
+    def settle(self, most: Tokens, used: Tokens, *, reserved: Tokens = NOTHING) -> None:
+        """Count what a request used that can use `most`, in place of what was reserved for it.
+
+        Of a request of an earlier run nothing is reserved.
+        """
         with self._lock:
-            self._reserved += Tokens(-most.read, -most.written)
+            self._reserved += Tokens(-reserved.read, -reserved.written)
             self._used += used
+            self._excess = max(
+                self._excess, -(-used.read // max(1, most.read)), -(-used.written // max(1, most.written))
+            )

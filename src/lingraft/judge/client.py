@@ -10,19 +10,23 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from threading import Event
+from threading import Event, Thread
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from lingraft.errors import ConfigError, EvaluationError, escape_control_characters
-from lingraft.judge.budget import Ledger, Tokens
+from lingraft.judge.budget import NOTHING, Ledger, Tokens
 
 if TYPE_CHECKING:
+    import httpx
     from openai import APIStatusError, Omit
+
+Sent = TypeVar("Sent")
 
 KEY_VARIABLES = ("LINGRAFT_JUDGE_KEY", "OPENAI_API_KEY")
 _CONNECT_SECONDS = 10.0
@@ -33,6 +37,10 @@ _SHOWN_CHARACTERS = 200
 _READ_CHARACTERS = 10_000  # of what is cleaned to be shown
 _TEMPLATE_TOKENS = 64  # what a chat template may put around two messages
 _MOST_COUNTED = 10**9  # tokens; an endpoint that counts more does not count
+_BODY_BYTES, _BODY_BYTES_PER_TOKEN = 2**20, 2**13  # of a reply: its tokens come with five alternatives each
+_MOST_BODY_BYTES = 2**26
+_KEY_CHARACTERS = 8  # so many of the key in a row are not shown
+_OTHER_FORM = (AttributeError, TypeError, ValueError, OverflowError, RecursionError)
 _PER_QUESTION = (400, 413, 422)  # statuses that may concern one question alone, such as one that is too long
 _PASSING = (408, 409, 425, 429)  # and all from 500 on
 _OPTIONAL = {  # what some models do not take, and how their refusal names it
@@ -49,7 +57,7 @@ class Endpoint:
     Attributes:
         url: What stands before /chat/completions, such as https://api.openai.com/v1.
         model: As the endpoint names it.
-        timeout_seconds: Longest silence before a request counts as lost.
+        timeout_seconds: How long a whole request may take before it counts as lost.
         attempts: How often one question is sent at most.
     """
 
@@ -120,6 +128,10 @@ class QuestionRefusedError(EvaluationError):
     """The endpoint does not take this one question, such as one that is longer than its context."""
 
 
+class _UnusableReplyError(Exception):
+    """A reply that is not read to its end; the openai client hands it on as the cause of its own error."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Retry:
     """A failure that may pass: its reason, and how long the server wants us to wait (None: it does not say)."""
@@ -159,25 +171,36 @@ def retry_after(value: str | None) -> float | None:
         return max(0.0, float(value))
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):  # no date, or one far from any calendar
         return None
 
 
 class ChatClient:
     """Sends questions to an endpoint, from any number of threads; a context manager that closes its connections.
 
-    Passing failures (429, 408, 5xx, silence, a lost connection once there was one) are waited for and retried, each
+    Passing failures (429, 408, 5xx, silence, a lost connection) are waited for and retried, each
     time twice as long, from 1 to 60 seconds, or as long as `Retry-After` says. What cannot pass (a wrong key, an
     unknown model, an answer that is none) is an error at once. A redirect is not followed.
+
+    Whatever a server sends takes bounded time and memory: a request `timeout_seconds` in all, a reply 1 MB and 8 kB
+    for each token that it may have.
     """
 
     def __init__(
-        self, endpoint: Endpoint, key: Key, ledger: Ledger, *, sleep: Callable[[float], object] | None = None
+        self,
+        endpoint: Endpoint,
+        key: Key,
+        ledger: Ledger,
+        *,
+        max_tokens: int,
+        sleep: Callable[[float], object] | None = None,
     ) -> None:
         import httpx
         import openai
 
         self._endpoint, self._key, self._ledger = endpoint, key, ledger
+        self._max_tokens = max_tokens
+        self._most_bytes = min(_BODY_BYTES + max_tokens * _BODY_BYTES_PER_TOKEN, _MOST_BODY_BYTES)
         self._stopping = Event()
         self._sleep = sleep or self._stopping.wait
         self._place = f"the judge at {endpoint.url.rstrip('/')}/chat/completions"
@@ -188,6 +211,7 @@ class ChatClient:
             "Authorization": f"Bearer {key.value}" if key.value else openai.omit,
             "OpenAI-Organization": openai.omit,
             "OpenAI-Project": openai.omit,
+            "Accept-Encoding": "identity",  # the size of what is packed is known too late
         }
         try:
             self._client = openai.OpenAI(
@@ -196,7 +220,9 @@ class ChatClient:
                 max_retries=0,
                 timeout=httpx.Timeout(endpoint.timeout_seconds, connect=_CONNECT_SECONDS),
                 # A redirected POST becomes a GET, or takes the key elsewhere.
-                http_client=openai.DefaultHttpxClient(follow_redirects=False),
+                http_client=openai.DefaultHttpxClient(
+                    follow_redirects=False, event_hooks={"response": [self._bound]}
+                ),
             )
             self._client._custom_headers = {}  # OPENAI_CUSTOM_HEADERS may hold a secret of another endpoint
         except (ImportError, ValueError) as error:
@@ -221,14 +247,16 @@ class ChatClient:
         """Let no question be sent again, and end every wait; those that are under way come back."""
         self._stopping.set()
 
-    def ask(self, system: str, question: str, *, max_tokens: int, alternatives: int = 0) -> Reply:
+    def ask(
+        self, system: str, question: str, *, alternatives: int = 0, on_lost: Callable[[Tokens], None]
+    ) -> Reply:
         """Return the model's answer.
 
         Args:
             system: What stands before the conversation.
             question: The user's turn.
-            max_tokens: Longest answer.
             alternatives: How many likeliest tokens to ask for at each position; 0: none.
+            on_lost: Called with what a request used that was not answered but may have been billed.
 
         Raises:
             QuestionRefusedError: The endpoint does not take this question.
@@ -237,7 +265,7 @@ class ChatClient:
         """
         attempt = 1
         while True:
-            found = self._send(system, question, max_tokens, alternatives)
+            found = self._send(system, question, alternatives, on_lost)
             if isinstance(found, Reply):
                 return found
             if not found.counts:
@@ -259,7 +287,9 @@ class ChatClient:
                 raise EvaluationError(f"stopped while waiting for {self._place}.")
             attempt += 1
 
-    def _send(self, system: str, question: str, max_tokens: int, alternatives: int) -> Reply | _Retry:
+    def _send(
+        self, system: str, question: str, alternatives: int, on_lost: Callable[[Tokens], None]
+    ) -> Reply | _Retry:
         """Send a question once, without what the endpoint does not take, and count what that took."""
         import httpx
         import openai
@@ -267,41 +297,93 @@ class ChatClient:
         sent = [
             one for one in _OPTIONAL if one not in self._not_taken and (alternatives or one != "logprobs")
         ]
-        most = most_tokens(system + question, max_tokens)
-        self._ledger.reserve(most)
-        used = most  # where it is not known whether a request was billed
+        most = most_tokens(system + question, self._max_tokens)
+        reserved = self._ledger.reserve(most)
+        used, reply = most, None  # as much, where it is not known whether a request was billed
         try:
-            response = self._client.chat.completions.with_raw_response.create(
-                model=self._endpoint.model,
-                messages=[{"role": "system", "content": system}, {"role": "user", "content": question}],
-                temperature=0 if "temperature" in sent else openai.omit,
-                max_tokens=max_tokens if "max_tokens" in sent else openai.omit,
-                max_completion_tokens=openai.omit if "max_tokens" in sent else max_tokens,
-                logprobs=True if "logprobs" in sent else openai.omit,
-                top_logprobs=alternatives if "logprobs" in sent else openai.omit,
-                extra_headers=self._headers,
+            response = self._in_time(
+                lambda: self._client.chat.completions.with_raw_response.create(
+                    model=self._endpoint.model,
+                    messages=[{"role": "system", "content": system}, {"role": "user", "content": question}],
+                    temperature=0 if "temperature" in sent else openai.omit,
+                    max_tokens=self._max_tokens if "max_tokens" in sent else openai.omit,
+                    max_completion_tokens=openai.omit if "max_tokens" in sent else self._max_tokens,
+                    logprobs=True if "logprobs" in sent else openai.omit,
+                    top_logprobs=alternatives if "logprobs" in sent else openai.omit,
+                    extra_headers=self._headers,
+                )
             )
+            if response is None:
+                return _Retry(f"no answer within {self._endpoint.timeout_seconds:g} s (its `timeout`)")
             self._reached = True
             reply = self._read(response.parse, response.text)
             used = reply.tokens or most
             return reply
         except openai.APIStatusError as error:
-            self._reached, used = True, Tokens()
+            self._reached, used = True, NOTHING
             return self._failure(error, sent)
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
+            if isinstance(cause, _UnusableReplyError):
+                raise EvaluationError(f"{self._place} {cause}") from None
             if isinstance(cause, httpx.TimeoutException) and not isinstance(cause, httpx.ConnectTimeout):
                 return _Retry(f"no answer within {self._endpoint.timeout_seconds:g} s (its `timeout`)")
-            if not self._reached or isinstance(cause, (httpx.ConnectError, httpx.ConnectTimeout)):
-                used = Tokens()
+            no_connection = isinstance(cause, (httpx.ConnectError, httpx.ConnectTimeout))
+            is_lost = isinstance(cause, (httpx.NetworkError, httpx.RemoteProtocolError))
+            if no_connection or not is_lost:
+                used = NOTHING
             reason = self._clean(str(cause) or type(cause).__name__)
             if isinstance(cause, httpx.ConnectTimeout):
                 reason = f"no connection within {_CONNECT_SECONDS:.0f} s"
-            if not self._reached:
+            if not self._reached and (no_connection or not is_lost):
                 raise EvaluationError(f"{self._place} cannot be reached: {reason}.") from None
             return _Retry(reason)
         finally:
-            self._ledger.settle(most, used)
+            self._ledger.settle(most, used, reserved=reserved)
+            if reply is None and used != NOTHING:
+                on_lost(used)
+
+    def _in_time(self, send: Callable[[], Sent]) -> Sent | None:
+        """Return what `send` returns; None: it took longer than a request may.
+
+        The limits of httpx are for each piece of a reply, and one that drips never reaches them. The thread that is
+        left behind ends with its connection: at the next piece of the body, or when the client is closed.
+        """
+        sent: Future[Sent] = Future()
+
+        def run() -> None:
+            try:
+                sent.set_result(send())
+            except BaseException as error:  # raised where it is waited for
+                sent.set_exception(error)
+
+        Thread(target=run, daemon=True).start()
+        try:
+            return sent.result(_CONNECT_SECONDS + self._endpoint.timeout_seconds)
+        except TimeoutError:
+            return None
+
+    def _bound(self, response: httpx.Response) -> None:
+        """Read a reply, up to its largest size and for as long as a request may take."""
+        import httpx
+
+        packed = response.headers.get("Content-Encoding", "identity")
+        if packed.lower() not in ("identity", ""):
+            raise _UnusableReplyError(
+                f"packs its reply ({self._clean(packed)}), although it was asked not to."
+            )
+        ends = time.monotonic() + self._endpoint.timeout_seconds
+        content = bytearray()
+        for piece in cast("Iterator[bytes]", response.stream):
+            content += piece
+            if len(content) > self._most_bytes:
+                raise _UnusableReplyError(
+                    f"answers with more than {self._most_bytes >> 20} MB, which is no verdict."
+                )
+            if time.monotonic() > ends:
+                raise httpx.ReadTimeout("the reply took too long", request=response.request)
+        cast("httpx.SyncByteStream", response.stream).close()
+        response.stream = httpx.ByteStream(bytes(content))
 
     def _failure(self, error: APIStatusError, sent: Sequence[str]) -> _Retry:
         """Return why a question is to be sent again, or raise what stands in the way."""
@@ -341,8 +423,8 @@ class ChatClient:
             completion = parse()
             choice = completion.choices[0]
             text = choice.message.content
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
-            if isinstance(completion, str) or isinstance(error, ValueError):
+        except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+            if isinstance(completion, str) or isinstance(error, (ValueError, RecursionError)):
                 raise EvaluationError(
                     f"{self._place} answers with what is no JSON: {self._clean(body)!r}; is the URL what "
                     "stands before /chat/completions?"
@@ -352,13 +434,11 @@ class ChatClient:
             ) from None
         tokens: Tokens | None = None
         written: tuple[WrittenToken, ...] = ()
-        with suppress(
-            AttributeError, TypeError, ValueError, OverflowError
-        ):  # an endpoint that does not count
-            counts = int(completion.usage.prompt_tokens), int(completion.usage.completion_tokens)
-            if all(0 <= count <= _MOST_COUNTED for count in counts):
+        with suppress(*_OTHER_FORM):  # an endpoint that does not count
+            counts = completion.usage.prompt_tokens, completion.usage.completion_tokens
+            if all(type(count) is int and 0 <= count <= _MOST_COUNTED for count in counts):
                 tokens = Tokens(*counts)
-        with suppress(AttributeError, TypeError, ValueError, OverflowError):  # none, or in another form
+        with suppress(*_OTHER_FORM):  # none, or in another form
             written = tuple(
                 WrittenToken(
                     str(one.token), tuple((str(o.token), float(o.logprob)) for o in one.top_logprobs)
@@ -379,6 +459,15 @@ class ChatClient:
         return (line if len(line) <= _SHOWN_CHARACTERS else f"{line[:_SHOWN_CHARACTERS]}…").rstrip(".")
 
     def _without_key(self, text: str) -> str:
-        """Return a server's words without the key, and without halves of characters, which no file can hold."""
-        whole = text.encode(errors="replace").decode()
-        return whole.replace(self._key.value, "***") if self._key.value else whole
+        """Return a server's words without the key or long parts of it, and without halves of characters."""
+        whole, key = text.encode(errors="replace").decode(), self._key.value
+        parts = {
+            key[start : start + _KEY_CHARACTERS] for start in range(max(1, len(key) - _KEY_CHARACTERS + 1))
+        }
+        anywhere = "|".join(re.escape(part) for part in parts if part)
+        # Looked ahead, so that parts which overlap are found as one.
+        places = list(re.finditer(f"(?i)(?=({anywhere}))", whole)) if anywhere else []
+        characters = list(whole)
+        for place in places:
+            characters[slice(*place.span(1))] = "\0" * len(place[1])
+        return re.sub("\0+", "***", "".join(characters)) if places else whole

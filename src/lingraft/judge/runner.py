@@ -43,10 +43,11 @@ class RequestOutcome:
 def count_earlier_answers(
     questions: Mapping[str, Question], cache: VerdictCache, ledger: Ledger, options: RequestOptions
 ) -> None:
-    """Count what the answers of earlier runs to these questions took."""
+    """Count what the requests of earlier runs for these questions took, also those that were lost."""
     for key, question in questions.items():
+        most = most_tokens(SYSTEM + question.text(), options.max_tokens)
         for verdict in cache.paid_before(key):
-            ledger.count(verdict.tokens or most_tokens(SYSTEM + question.text(), options.max_tokens))
+            ledger.settle(most, verdict.tokens or most)
 
 
 def request_verdicts(
@@ -72,7 +73,7 @@ def request_verdicts(
         try:
             while True:
                 for key, question in islice(todo, options.at_once - len(under_way)):
-                    under_way[pool.submit(_verdict, client, question, options)] = key
+                    under_way[pool.submit(_verdict, client, cache, key, question, options)] = key
                 if not under_way:
                     break
                 for future in wait(under_way, return_when=FIRST_COMPLETED).done:
@@ -103,12 +104,14 @@ def _kept(keys: Iterable[str], cache: VerdictCache) -> int:
     return sum(key in cache for key in keys)
 
 
-def _verdict(client: ChatClient, question: Question, options: RequestOptions) -> Verdict:
+def _verdict(
+    client: ChatClient, cache: VerdictCache, key: str, question: Question, options: RequestOptions
+) -> Verdict:
     reply = client.ask(
         SYSTEM,
         question.text(),
-        max_tokens=options.max_tokens,
         alternatives=ALTERNATIVES if options.logprobs else 0,
+        on_lost=lambda tokens: cache.append_lost(key, tokens),
     )
     first, weighted = first_preference(reply)
     tokens = reply.tokens

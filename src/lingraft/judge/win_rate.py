@@ -125,10 +125,11 @@ class Usage:
         new: Those asked for in this run; the others were kept from before.
         unparseable: Those that named no output; their items are left out.
         weighted: Those from the letters' probabilities; the others are from the letter alone.
-        tokens: Of all these verdicts, of earlier answers to their questions that named no output, and of requests of
-            this run that were lost.
+        tokens: Of all these verdicts, of earlier answers to their questions that named no output, and of requests
+            that were lost.
         cost: Of these tokens, in the currency of the prices; None: no prices were given.
         uncounted: Verdicts whose tokens the endpoint did not count: the most that they can be was taken.
+        excess: How many times the most that a request can use the endpoint counted, at the worst; 1: never more.
     """
 
     verdicts: int
@@ -138,6 +139,7 @@ class Usage:
     tokens: Tokens
     cost: float | None
     uncounted: int
+    excess: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +278,7 @@ def judge_answers(
     shown = [pair.questions(both_orders=judge.both_orders) for pair in pairs]
     questions = {judge.key_of(question): question for both in shown for question in both.values()}
     ledger = Ledger(judge.prices, judge.budget)
-    client = ChatClient(judge.endpoint, signed_with, ledger, sleep=sleep)
+    client = ChatClient(judge.endpoint, signed_with, ledger, max_tokens=judge.options.max_tokens, sleep=sleep)
     with open_cache(cache) as kept, client:
         count_earlier_answers(questions, kept, ledger, judge.options)
         outcome = request_verdicts(questions, client, kept, judge.options, on_progress or (lambda *_: None))
@@ -317,6 +319,7 @@ def judge_answers(
             tokens=ledger.used,
             cost=ledger.cost_of(ledger.used),
             uncounted=sum(one.tokens is None for one in verdicts.values()),
+            excess=ledger.excess,
         ),
         judge=JudgeDescription(
             url=judge.endpoint.url,
