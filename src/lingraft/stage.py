@@ -256,12 +256,13 @@ def given_model(name: str, *, trust_remote_code: bool = False) -> GivenModel:
     Raises:
         ModelError: It cannot be had or loaded.
     """
-    from lingraft.models.adapters import ADAPTER_CONFIG, merged_content_hash
+    from lingraft.models.adapters import check_adapter, merged_content_hash
     from lingraft.models.loading import check_model, model_content_hash, model_folder
-    from lingraft.models.tensor_files import CheckpointReader
+    from lingraft.models.tensor_files import CheckpointReader, is_adapter
 
     adapter = Path(name).expanduser()
-    if (adapter / ADAPTER_CONFIG).is_file():
+    if is_adapter(adapter):
+        check_adapter(adapter, trust_remote_code=trust_remote_code)
         return GivenModel({"weights": merged_content_hash(name)}, adapter)
     folder = model_folder(name, trust_remote_code=trust_remote_code)
     check_model(name, folder, trust_remote_code=trust_remote_code)

@@ -22,7 +22,7 @@ from lingraft.evaluate.results import EvaluationRecord, ModelDifferences, TaskSc
 from lingraft.evaluate.scores import task_differences
 from lingraft.evaluate.task_runs import SEEDS
 from lingraft.judge.win_rate import ALPACA_EVAL
-from lingraft.models.adapters import ADAPTER_CONFIG
+from lingraft.models.tensor_files import is_adapter
 from lingraft.records import to_json
 from lingraft.stage import RECORD, Json, given_model
 from lingraft.study.execute import Executor
@@ -105,7 +105,7 @@ def evaluations(models: Sequence[str], asked: Questions) -> list[Evaluate]:
     """
     stages = []
     for name in models:
-        if asked.evaluation.backend == "vllm" and (Path(name).expanduser() / ADAPTER_CONFIG).is_file():
+        if asked.evaluation.backend == "vllm" and is_adapter(Path(name).expanduser()):
             raise ConfigError(
                 f"--backend vllm: {name} is an adapter, and vLLM reads whole models; merge it into its base and save "
                 "that, or take --backend transformers."
