@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.quantizers.auto import AutoHfQuantizer
 
 from lingraft.data.chat_format import chat_format
 from lingraft.data.chat_template import FALLBACK_TEMPLATE
@@ -184,8 +185,17 @@ def check_model(name: str, folder: Path, *, trust_remote_code: bool = False) -> 
             raise ModelError(
                 f"{name}: the model of its config.json cannot be built: {type(error).__name__}: {_first_lines(error)}"
             ) from error
+    quantised = getattr(config, "quantization_config", None)
+    if quantised:
+        try:
+            quantizer: Any = AutoHfQuantizer.from_config(quantised, pre_quantized=True)
+            quantizer.validate_environment(device_map=None, weights_only=False)
+        except Exception as error:  # each kind needs libraries or devices of its own
+            raise ModelError(
+                f"{name}: its weights are quantised, and cannot be read here: {_first_line(error)}"
+            ) from error
     # Quantised weights are stored under other names and in other shapes.
-    problem = None if getattr(config, "quantization_config", None) else weights.misfit()
+    problem = None if quantised else weights.misfit()
     problem = problem or weights.not_finite()
     if problem:
         raise ModelError(f"{name}: {problem}")

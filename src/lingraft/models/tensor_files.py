@@ -89,11 +89,17 @@ class CheckpointReader:
         self._folder = Path(folder)
         self._files: dict[str, Any] = {}
         self._headers: dict[Path, dict[str, _Entry]] = {}
-        if (self.folder / SINGLE_FILE).is_file():  # where both are, transformers loads this one
-            self._file_of = dict.fromkeys(self._open(SINGLE_FILE).keys(), SINGLE_FILE)
-        elif (self.folder / INDEX_FILE).is_file():
+        has_index = (self.folder / INDEX_FILE).is_file()
+        if has_index:
             self._file_of = self._places_by_index()
-        else:
+        if (self.folder / SINGLE_FILE).is_file():  # where both are, transformers loads this one
+            names = dict.fromkeys(self._open(SINGLE_FILE).keys(), SINGLE_FILE)
+            if has_index and names.keys() != self._file_of.keys():
+                raise ModelError(
+                    f"{self.folder}: {SINGLE_FILE} and {INDEX_FILE} name other tensors. Remove the one that is not meant."
+                )
+            self._file_of = names
+        elif not has_index:
             raise ModelError(missing_weights(self.folder))
         self.names: tuple[str, ...] = tuple(sorted(self._file_of))
 
