@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lingraft.report.figures import to_svg, trade_off
+from lingraft.report.drawing import draw
+from lingraft.report.figures import job_of, svg_of, trade_off
 from lingraft.report.tables import Table, change_table, seed_table, strategy_cost_table, study_table
 from lingraft.study.result import read_result
 
@@ -36,7 +37,10 @@ def main() -> None:
     print_markdown(table)
     chart = trade_off(result)
     if options.figure is not None and chart is not None:
-        svg = to_svg(chart.properties(background="white")).replace("currentColor", INK)
+        (drawing,) = draw([job_of(chart.properties(background="white"))])
+        if drawing.content is None:
+            raise SystemExit(drawing.problem)
+        svg = svg_of(drawing.content).replace("currentColor", INK)
         options.figure.write_text(svg + "\n", encoding="utf-8")
 
 

@@ -126,7 +126,7 @@ _SHAPE: dict[str, Any] = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_llama() -> Callable[..., LlamaForCausalLM]:
     """A function that makes a random Llama of 2 layers and width 32, to be used without a tokenizer."""
 
@@ -165,7 +165,7 @@ def tiny_mixtral() -> Callable[..., MixtralForCausalLM]:
     return build
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def examples() -> Callable[..., list[EncodedExample]]:
     """A function that makes random prompts with random answers, 4 to 24 tokens long."""
 

@@ -6,8 +6,6 @@ transformers.
 
 from __future__ import annotations
 
-from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
     from lingraft.weights.difference import parameter_difference
     from lingraft.weights.signal_to_noise import signal_to_noise
 
-__version__ = version("lingraft")
+    __version__: str
 
 _HOMES = {
     "Example": "lingraft.data.example",
@@ -64,6 +62,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    # What is not needed is not imported, not even of the standard library: the command line takes signals before that.
+    from importlib import import_module
+    from importlib.metadata import version
+
+    if name == "__version__":
+        return version("lingraft")
     if name not in _HOMES:
         raise AttributeError(f"module 'lingraft' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

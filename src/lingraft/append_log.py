@@ -5,9 +5,11 @@ Answers of an evaluation, generated text and a judge's verdicts lie in such logs
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
@@ -15,7 +17,10 @@ from typing import Any, Generic, TypeVar
 
 from filelock import FileLock, Timeout
 
+from lingraft.records import remove, write_bytes_atomically
+
 Row = TypeVar("Row")
+_SUM = re.compile(rb', "sum": "([0-9a-f]{16})"\}\n')
 
 
 class ForeignLineError(Exception):
@@ -29,14 +34,18 @@ class ForeignLineError(Exception):
 class AppendLog(Generic[Row]):
     """A file of rows, one a line. A last line without its end was torn when a process was killed: opening cuts it off.
 
+    Every line ends with a checksum, so that a damaged answer is no other answer.
+
     Attributes:
         rows: What was found when it was opened.
+        damage: What of it was damaged and cut off, in one sentence; None: nothing was, a torn last line apart.
 
     Args:
         path: The file; it may be missing.
         parse: Makes a row of a line's JSON value.
-        begins: What every line begins with. A file with another line, or with one that `parse` refuses, is not cut but
-            refused. None: the log ends before such a line, and the rest is cut off.
+        begins: What every line begins with. A file with another line, or with one that `parse` or the checksum refuses,
+            is not cut but refused; a line without a checksum is taken. None: the log ends before such a line or one
+            without a checksum, and the rest is cut off; what is no file is removed.
 
     Raises:
         ForeignLineError: See `begins`.
@@ -45,6 +54,10 @@ class AppendLog(Generic[Row]):
     def __init__(self, path: Path, parse: Callable[[Any], Row], *, begins: bytes | None = None) -> None:
         self._path, self._lock = path, Lock()
         self.rows: list[Row] = []
+        self.damage: str | None = None
+        if begins is None and (path.is_symlink() or path.is_dir()):  # a link may lead anywhere
+            remove(path)
+            self.damage = f"{path}: is no file; it begins anew."
         if not path.exists():
             return
         whole = 0  # bytes of complete lines
@@ -56,21 +69,23 @@ class AppendLog(Generic[Row]):
                 if is_torn:
                     break
                 try:
-                    self.rows.append(parse(json.loads(line)))
-                except (ValueError, AttributeError, KeyError, TypeError) as error:
+                    self.rows.append(parse(_content(line, is_sum_needed=begins is None)))
+                except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
                     if begins:
                         raise ForeignLineError(number, f"{type(error).__name__}: {error}") from None
+                    self.damage = f"{path}: line {number} is damaged; it and what follows are made again."
                     break
                 whole += len(line)
-        os.truncate(path, whole)
+        if path.stat().st_size != whole:
+            os.truncate(path, whole)
 
-    def append(self, values: Iterable[Any]) -> None:
-        """Append JSON values, also from several threads; they are on disk when this returns.
+    def append(self, values: Iterable[Mapping[str, Any]]) -> None:
+        """Append JSON objects, also from several threads; they are on disk when this returns.
 
         Raises:
             OSError: They cannot be written, as where the disk is full; none of them is in the file then.
         """
-        content = "".join(f"{json.dumps(value, ensure_ascii=False)}\n" for value in values).encode("utf-8")
+        content = b"".join(map(_line, values))
         with self._lock:
             whole = self._path.stat().st_size if self._path.exists() else 0
             try:
@@ -78,10 +93,59 @@ class AppendLog(Generic[Row]):
                     file.write(content)
                     file.flush()
                     os.fsync(file.fileno())
-            except OSError:
+            except OSError as error:
                 if self._path.exists():
                     os.truncate(self._path, whole)  # half a line would spoil the one that is appended next
-                raise
+                raise OSError(error.errno, error.strerror, str(self._path)) from None
+
+
+def salvage(path: Path, parse: Callable[[Any], object], begins: bytes) -> int:
+    """Leave the sound lines of a log that `AppendLog` refuses, and return how many were removed."""
+    sound, removed = [], 0
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                if not line.startswith(begins):
+                    raise ValueError("no line that lingraft wrote")
+                parse(_content(line, is_sum_needed=False))
+                sound.append(line)
+            except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
+                removed += 1
+    write_bytes_atomically(path, b"".join(sound))
+    return removed
+
+
+def _line(value: Mapping[str, Any]) -> bytes:
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        body = text.encode("utf-8")
+    except (
+        UnicodeEncodeError
+    ):  # half of a surrogate pair, as JSON of others may hold: escaped, it can be kept
+        body = json.dumps(value).encode("ascii")
+    return body[:-1] + b', "sum": "' + _sum_of(body) + b'"}\n'
+
+
+def _content(line: bytes, *, is_sum_needed: bool) -> Any:
+    """Return a line's JSON value without its checksum.
+
+    Raises:
+        ValueError: It is no JSON, or the checksum is wrong, or missing where it is needed.
+    """
+    end = line.rfind(b', "sum": "')
+    found = _SUM.fullmatch(line, end) if end >= 0 else None
+    if found is None:
+        if is_sum_needed:
+            raise ValueError("no checksum")
+        return json.loads(line)
+    body = line[:end] + b"}"
+    if _sum_of(body) != found[1]:
+        raise ValueError("the checksum is wrong")
+    return json.loads(body)
+
+
+def _sum_of(body: bytes) -> bytes:
+    return hashlib.sha256(body).hexdigest()[:16].encode()
 
 
 @contextmanager

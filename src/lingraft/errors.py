@@ -7,11 +7,38 @@ A message says what was wrong, the value, where it came from and what to do inst
 from __future__ import annotations
 
 import difflib
+import errno
+import re
+import tempfile
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from shutil import disk_usage
 
 # Bidirectional classes of the characters that turn what follows them: embeddings, overrides, isolates.
 _DIRECTIONS = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
+
+_DISK_ADVICE = {
+    errno.ENOSPC: "the disk is full: free some space",
+    errno.EDQUOT: "your quota of the disk is used up: free some space",
+    errno.EFBIG: "a file may not be that large here: raise the limit (`ulimit -f`)",
+    errno.EROFS: "the file system is read-only: make it writable, or name another folder",
+    errno.EACCES: "permission denied: change the permissions, or name another folder",
+    errno.EPERM: "the operation is not permitted: change the permissions, or name another folder",
+    errno.EISDIR: "a folder is in the way: move it away",
+    errno.ENOTDIR: "a file is in the way of a folder: move it away",
+    errno.EIO: "the disk fails (input/output error): check it",
+}
+_ONLY_OF_WRITING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+# What libraries that raise errors of their own say in place of these; torch says neither which nor why.
+_SAID_BY_LIBRARIES = (
+    (re.compile(r"No space left on device|os error 28\b|StorageFull"), errno.ENOSPC),
+    (re.compile(r"Disk quota exceeded|os error 122\b|QuotaExceeded"), errno.EDQUOT),
+    (re.compile(r"File too large|os error 27\b|FileTooLarge"), errno.EFBIG),
+    (re.compile(r"Read-only file system|os error 30\b|ReadOnlyFilesystem"), errno.EROFS),
+    (re.compile(r"PytorchStreamWriter failed writing|\bunexpected pos \d+ vs \d+"), errno.ENOSPC),
+)
 
 EXIT_DONE = 0
 EXIT_ANSWER_IS_NO = 1
@@ -47,10 +74,65 @@ class EvaluationError(LingraftError):
     """A task cannot be evaluated."""
 
 
+class DiskError(LingraftError):
+    """A file cannot be written: the disk is full or read-only or fails, or a permission is missing."""
+
+
 class VerificationError(LingraftError):
     """A promise that lingraft checks itself was broken, such as a frozen weight that changed."""
 
     exit_code = EXIT_INTERNAL
+
+
+def disk_error(error: BaseException, place: Path | None = None) -> DiskError | None:
+    """Return what to tell of an error that is the disk's; None: it has another cause.
+
+    Args:
+        error: Any error. One of lingraft's own keeps its own words.
+        place: The folder that is written to: a missing permission elsewhere, as of a file that is read, is not the
+            disk's, but where temporary files lie. None: anywhere.
+    """
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        if isinstance(cause, LingraftError):
+            return cause if isinstance(cause, DiskError) else None
+        seen.add(id(cause))
+        # Of a copy the second is written.
+        names = (getattr(cause, "filename2", None), getattr(cause, "filename", None))
+        named = next((Path(one) for one in names if isinstance(one, str)), None)
+        number = cause.errno if isinstance(cause, OSError) else None
+        if number not in _DISK_ADVICE:
+            said = str(cause)
+            number = next((one for pattern, one in _SAID_BY_LIBRARIES if pattern.search(said)), None)
+        if number is not None and (number in _ONLY_OF_WRITING or _lies_in(place, named)):
+            # Of an error without a name, such as a library's, the fuller of the two is meant.
+            places = [one for one in (place, Path(tempfile.gettempdir())) if one is not None and one.is_dir()]
+            shown = named or min(places, key=lambda one: disk_usage(one).free, default="a file")
+            return DiskError(
+                f"{shown}: {_DISK_ADVICE[number]}, and run the same command again; what is finished stays."
+            )
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _lies_in(place: Path | None, file: Path | None) -> bool:
+    places = [Path(tempfile.gettempdir()), *([] if place is None else [place])]
+    return (
+        place is None or file is None or any(file.absolute().is_relative_to(one.absolute()) for one in places)
+    )
+
+
+@contextmanager
+def as_disk_error(place: Path) -> Iterator[None]:
+    """Raise an error inside that is the disk's as a `DiskError`; see `disk_error`."""
+    try:
+        yield
+    except Exception as error:
+        found = disk_error(error, place)
+        if found is None or found is error:
+            raise
+        raise found from error
 
 
 def did_you_mean(value: str, options: Iterable[str]) -> str:
@@ -66,12 +148,12 @@ def in_one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def escape_control_characters(text: str) -> str:
+def escape_control_characters(text: str, keep: str = "\n\t") -> str:
     """Return a text that is not ours with what steers a terminal made visible: \\x1b in place of the escape.
 
-    Such texts are a model's, a data set's or a server's; what steers are control characters but for line breaks and
-    tabs, line and paragraph separators, marks that turn the direction of text, and halves of surrogate pairs. Joiners
-    stay: scripts need them.
+    Such texts are a model's, a data set's or a server's; what steers are control characters but for those in `keep`,
+    line and paragraph separators, marks that turn the direction of text, and halves of surrogate pairs. Joiners stay:
+    scripts need them.
     """
     shown = []
     for character in text:
@@ -79,5 +161,5 @@ def escape_control_characters(text: str) -> str:
             unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
             or unicodedata.bidirectional(character) in _DIRECTIONS
         )
-        shown.append(ascii(character)[1:-1] if steers and character not in "\n\t" else character)
+        shown.append(ascii(character)[1:-1] if steers and character not in keep else character)
     return "".join(shown)

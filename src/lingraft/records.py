@@ -5,11 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
-from pathlib import Path
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
 from typing import Any, TypeVar
 
 _HASH_BLOCK_BYTES = 1 << 20
+_TEMPORARY = ".part"
+# What systems and editors leave in folders; files with a dot in front are left out as well.
+_FOREIGN = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 Typed = TypeVar("Typed")
 
 
@@ -17,9 +23,12 @@ def canonical_json(value: Any) -> str:
     """Return `value` as JSON with sorted keys and no spaces, so that equal values give equal text.
 
     Raises:
-        ValueError: `value` holds NaN or an infinity, which JSON cannot carry.
+        ValueError: `value` holds NaN or an infinity, which JSON cannot carry, or is nested too deep.
     """
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    try:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
 
 
 def fingerprint_of(value: Any) -> str:
@@ -36,18 +45,99 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write `text` so that `path` holds either all of it or what it held before, also after a crash."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What the file system says of a file: as long as it is the same, so are the bytes."""
+
+    device: int
+    inode: int
+    bytes: int
+    modified: int  # ns
+    changed: int  # ns; a copy can keep `modified`, but not this
+
+    @classmethod
+    def of(cls, path: Path) -> Stamp:
+        """Return a file's stamp; of a link the file's that it leads to.
+
+        Raises:
+            OSError: There is no such file.
+        """
+        found = path.stat()
+        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def stamps_of(paths: Iterable[Path]) -> dict[Path, Stamp | None]:
+    """Return the stamp of each file, None of a missing one; taken before files are hashed, it tells later changes."""
+    found: dict[Path, Stamp | None] = {}
+    for path in paths:
+        try:
+            found[path] = Stamp.of(path)
+        except OSError:
+            found[path] = None
+    return found
+
+
+def path_inside(folder: Path, name: str) -> Path:
+    """Return where a relative name leads that a file of a folder holds, whoever wrote it.
+
+    Raises:
+        ValueError: It leads out of the folder: it is absolute, holds `..` or a link stands on the way.
+    """
+    parts = name.split("/")
+    if PureWindowsPath(name).anchor or "\\" in name or "\0" in name or {"", ".", ".."} & set(parts):
+        raise ValueError(f"{name!r} is no relative name of a file inside of the folder")
+    path = folder
+    for part in parts:
+        path /= part
+        if path.is_symlink():
+            raise ValueError(f"{name!r} leads through a link")
+    return path
+
+
+def is_foreign(name: str) -> bool:
+    """Return whether a file or folder of this name is none of ours: hidden, temporary, or of a system or editor."""
+    return name.startswith(".") or name.endswith("~") or name.lower() in _FOREIGN
+
+
+def remove(path: Path) -> None:
+    """Remove what is at a path, whatever it is; of a link the link alone."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what processes that were killed while they wrote a file left beside it; none may be writing now."""
+    for path in folder.glob(f".*{_TEMPORARY}"):
+        remove(path)
+
+
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """Write so that `path` holds either all of `content` or what it held before, also after a crash.
+
+    Raises:
+        OSError: It cannot be written; the error names `path`.
+    """
+    temporary = None
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+    except BaseException as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write `text` as `write_bytes_atomically` does."""
+    write_bytes_atomically(path, text.encode("utf-8"))
 
 
 def write_json_atomically(path: Path, value: Any) -> None:
@@ -56,9 +146,54 @@ def write_json_atomically(path: Path, value: Any) -> None:
     write_text_atomically(path, text + "\n")
 
 
+def flush_folder(folder: Path) -> None:
+    """Wait until all files of a folder, and their names, are on the disk: what is written next comes after them.
+
+    Raises:
+        OSError: The disk is full or fails.
+    """
+    for path in (*folder.rglob("*"), folder, folder.parent):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 def read_json(path: Path) -> Any:
-    """Read a JSON file written by `write_json_atomically`."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Read a JSON file written by `write_json_atomically`.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is damaged, whatever by: no JSON, no UTF-8, nested too deep, a number too long.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+def write_kept(path: Path, value: Any) -> None:
+    """Write JSON values into a file of a cache, with their fingerprint; whatever is there is replaced."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        remove(path)
+    write_json_atomically(path, {"content": value, "fingerprint": fingerprint_of(value)})
+
+
+def read_kept(path: Path) -> Any:
+    """Return what `write_kept` wrote.
+
+    Raises:
+        FileNotFoundError: There is nothing.
+        OSError, ValueError: It cannot be read, or is damaged.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict) or found.keys() != {"content", "fingerprint"}:
+        raise ValueError("it is of another form")
+    if fingerprint_of(found["content"]) != found["fingerprint"]:
+        raise ValueError("it does not fit its fingerprint")
+    return found["content"]
 
 
 def to_json(value: object) -> Any:

@@ -17,14 +17,16 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
 
-from lingraft.records import fingerprint_of, hash_file, read_json
+from lingraft.errors import LingraftError, ModelError
+from lingraft.records import Stamp, fingerprint_of, hash_file, is_foreign, stamps_of
+from lingraft.stage_record import RECORD as RECORD  # noqa: PLC0414 - its old place
+from lingraft.stage_record import DamagedRecordError, read_record, stamps_of_whole
 
 if TYPE_CHECKING:
     from lingraft.models.compute import Compute
     from lingraft.strategies.base import FreezePlanRow
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
-RECORD = "record.json"  # what a stage records, in its folder; written last
 CHECKPOINT = "checkpoint"  # the folder of the model that a stage makes, inside its own
 # A result may change with these; a change of any of them makes a stage again.
 MEASURE_LIBRARIES = ("lingraft",)
@@ -65,6 +67,10 @@ class StageWatcher:
     def noted(self, message: str) -> None:
         """Something was dropped, truncated or fell short; counted in the record as well."""
 
+    def noted_of(self, label: str, message: str) -> None:
+        """The same of one model or phase; what holds for several may be shown once."""
+        self.noted(f"{label}: {message}")
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -99,8 +105,10 @@ class FinishedStage:
         fingerprint: Hash of all that its result depends on.
         folder: Where its artefacts lie.
         result: What it recorded.
-        timing: Seconds and machine figures of the run that made it.
+        timing: Seconds and machine figures of the run that made it; empty where they are lost.
         reused: Whether it was finished before this run.
+        artefacts: The hash of each file that it left and that is kept, by name.
+        stamps: Of these, as they were when they were hashed.
     """
 
     kind: str
@@ -109,11 +117,27 @@ class FinishedStage:
     result: dict[str, Any]
     timing: dict[str, Any]
     reused: bool
+    artefacts: Mapping[str, str] = field(default_factory=dict, repr=False)
+    stamps: Mapping[str, Stamp] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def seconds(self) -> float:
-        """Seconds that the stage took when it was made."""
-        return float(self.timing["seconds"])
+        """Seconds that the stage took when it was made; 0 where that is lost."""
+        return float(self.timing.get("seconds", 0.0))
+
+    def artefact(self, name: str) -> Path:
+        """Return the path of a file that the stage left, which still is what was hashed.
+
+        Raises:
+            LingraftError: It was changed since.
+        """
+        path = self.folder / name
+        stamp = stamps_of([path])[path]
+        if stamp != self.stamps[name] and (stamp is None or hash_file(path) != self.artefacts[name]):
+            raise LingraftError(
+                f"{path}: was changed while lingraft was at work; run the same command again."
+            )
+        return path
 
 
 class Shelf(Generic[Held]):
@@ -145,6 +169,7 @@ class Workplace:
         watcher: Receives what happens.
         folder_of: The folder of a parent, whose artefacts are there.
         shelf: Holds what the stages that follow need in memory; see `StageSpec.holds`.
+        given: The models asked for that no stage makes.
     """
 
     folder: Path
@@ -152,6 +177,7 @@ class Workplace:
     watcher: StageWatcher
     folder_of: Callable[[StageSpec], Path]
     shelf: Shelf[Any] = field(default_factory=Shelf)
+    given: list[GivenModel] = field(default_factory=list)
 
     def progressed(self, done: int, total: int, unit: str | None = None) -> None:
         """Report how far the stage is."""
@@ -159,7 +185,21 @@ class Workplace:
 
     def model(self, model: Model) -> Path:
         """Return the folder of a model."""
-        return self.folder_of(model.stage) / CHECKPOINT if isinstance(model, MadeModel) else model.folder
+        if isinstance(model, MadeModel):
+            return self.folder_of(model.stage) / CHECKPOINT
+        self.given.append(model)
+        return model.folder
+
+    def check_given(self) -> None:
+        """Refuse models that were changed between the hash that they are known by and now.
+
+        The work calls it when all that it reads of models is in memory; else it is called when the work is done.
+
+        Raises:
+            ModelError: One was.
+        """
+        while self.given:
+            self.given.pop().check_unchanged()
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,8 +212,9 @@ class StageSpec(ABC):
 
     kind: ClassVar[str]
     """What it does; the stage's folder begins with it."""
-    resumable: ClassVar[bool] = False
-    """Whether its work continues from what an interrupted run left in the folder."""
+    continues: ClassVar[tuple[str, ...]] = ()
+    """Files and folders, inside of its own, from which interrupted work goes on. They are no artefacts, and are
+    removed when the record is written; all else that an interrupted run left is removed before the work."""
     is_discardable: ClassVar[bool] = False
     """Whether its artefacts (a model, a state) serve other stages alone, and go when `keep` says so."""
 
@@ -222,11 +263,33 @@ class GivenModel:
         identity: For fingerprints: the hash of its weights, or the stage of a run folder that made it.
         folder: Where it lies; the folder of a LoRA adapter stands for the adapter merged into its base.
         parameters: Their number; 0: unknown.
+        stamps: Of the files that decide it, before they were hashed; empty: they are not watched.
     """
 
     identity: Mapping[str, str]
     folder: Path
     parameters: int = 0
+    stamps: Mapping[Path, Stamp | None] = field(default_factory=dict, repr=False, compare=False)
+
+    def check_unchanged(self) -> None:
+        """Refuse a model whose files are not those that its identity was taken of.
+
+        Raises:
+            ModelError: A file was changed, added or removed.
+        """
+        from lingraft.models.adapters import deciding_files
+
+        if not self.stamps:
+            return
+        found = stamps_of(deciding_files(self.folder))
+        if found != self.stamps and _identity_of(self.folder) != self.identity:
+            before, now = self.stamps, found
+            name = next(
+                (path for path in sorted({*before, *now}) if before.get(path) != now.get(path)), self.folder
+            )
+            raise ModelError(
+                f"{name}: was changed since lingraft read it, so the model is another one; run the same command again."
+            )
 
 
 @dataclass(frozen=True)
@@ -250,51 +313,63 @@ class MadeModel:
 Model: TypeAlias = GivenModel | MadeModel
 
 
-def given_model(name: str, *, trust_remote_code: bool = False) -> GivenModel:
+def given_model(name: str, *, trust_remote_code: bool = False, is_trained_on: bool = False) -> GivenModel:
     """Return the model of a name: a folder, hub id, `embedded:NAME`, or the folder of a LoRA adapter.
+
+    Args:
+        name: The name.
+        trust_remote_code: Run Python code that the model brings along.
+        is_trained_on: Whether training may start from it, which an adapter is refused for.
 
     Raises:
         ModelError: It cannot be had or loaded.
     """
-    from lingraft.models.adapters import check_adapter, merged_content_hash
-    from lingraft.models.loading import check_model, model_content_hash, model_folder
+    from lingraft.models.adapters import check_adapter, deciding_files
+    from lingraft.models.loading import check_model, model_folder
     from lingraft.models.tensor_files import CheckpointReader, is_adapter
 
     adapter = Path(name).expanduser()
     if is_adapter(adapter):
+        if is_trained_on:
+            raise ModelError(
+                f"{name}: is a LoRA adapter, and a study trains whole models; merge it into its base and save that."
+            )
+        stamps = stamps_of(deciding_files(adapter))
         check_adapter(adapter, trust_remote_code=trust_remote_code)
-        return GivenModel({"weights": merged_content_hash(name)}, adapter)
+        return GivenModel(_identity_of(adapter), adapter, stamps=stamps)
     folder = model_folder(name, trust_remote_code=trust_remote_code)
+    stamps = stamps_of(deciding_files(folder))
     check_model(name, folder, trust_remote_code=trust_remote_code)
     reader = CheckpointReader(folder)
     parameters = sum(prod(reader.shape(tensor)) for tensor in reader.names)
+    return GivenModel(_identity_of(folder), folder, parameters=parameters, stamps=stamps)
+
+
+def _identity_of(folder: Path) -> dict[str, str]:
+    """Return what a model or adapter is known by: the stage that made its very files, else the hash of these."""
+    from lingraft.models.adapters import merged_content_hash
+
     made_by = _maker_of(folder)
-    identity = {"weights": model_content_hash(folder)} if made_by is None else {"stage": made_by}
-    return GivenModel(identity, folder, parameters=parameters)
+    return {"weights": merged_content_hash(str(folder))} if made_by is None else {"stage": made_by}
 
 
 def _maker_of(folder: Path) -> str | None:
     """Return the fingerprint of the stage that made a checkpoint; None: none did, or a file was changed since.
 
-    So a study's model is the same model to a command that is given its folder.
+    So a study's model is the same model to a command that is given its folder. A record is believed where its digest,
+    its fingerprint, its folder's name and the hashes of all files agree.
     """
-    try:
-        record = read_json(folder.parent / RECORD)
-        listed = {name: one["sha256"] for name, one in record["artefacts"].items()}
-        fingerprint = str(record["fingerprint"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    if folder.name != CHECKPOINT:
         return None
-    files = {
-        f"{CHECKPOINT}/{path.relative_to(folder).as_posix()}": path
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-    is_whole = folder.name == CHECKPOINT and bool(files)
-    return (
-        fingerprint
-        if is_whole and all(listed.get(name) == hash_file(path) for name, path in files.items())
-        else None
-    )
+    stage = folder.absolute().parent
+    try:
+        record = read_record(stage)
+        whole = stamps_of_whole(stage, record)
+    except (OSError, DamagedRecordError):
+        return None
+    found = (path for path in folder.absolute().rglob("*") if not (path.is_dir() or is_foreign(path.name)))
+    files = {path.relative_to(stage).as_posix() for path in found}
+    return record.fingerprint if files and files <= whole.keys() else None
 
 
 def stages_of(*models: Model | None) -> tuple[StageSpec, ...]:

@@ -11,7 +11,7 @@ import pytest
 from lingraft.cli.main import _run
 from lingraft.evaluate.predictions import Prediction, write_predictions
 from lingraft.evaluate.results import Differences, Forgetting, Scores
-from lingraft.intervals.macro_mean import Difference
+from lingraft.intervals.macro_mean import Difference, Ratio
 from lingraft.study.result import (
     CellResult,
     FailedCell,
@@ -37,7 +37,7 @@ _SCORES = Scores(
     truncated_prompts={},
     noise=None,
 )
-_NO_CHANGE = Difference(0.0, 0.0, 0.0, 0.1, 1, 1, exact=False)
+_NO_CHANGE = Difference(0.0, 0.0, 0.0, 0.1, 1, 1, False, None, 0.01, "unchanged")
 _TRAINED = TrainingCounts(
     data=(),
     precision="float32",
@@ -101,7 +101,8 @@ def write_run() -> Callable[..., None]:
             strategy="plain",
             seed=0,
             options={},
-            retention=None,
+            retention=Ratio(None, None, None, 1, "the score before is 0"),
+            limits={},
             gain=0.0,
             difference=Differences(
                 task_ability=_NO_CHANGE,
@@ -129,7 +130,9 @@ def write_run() -> Callable[..., None]:
             checkpoint=None,
             seconds=1.0,
         )
-        one = PhaseOneResult(data="e", strategy="plain", seed=0, scores=_SCORES, predictions=before)
+        one = PhaseOneResult(
+            data="e", strategy="plain", seed=0, scores=_SCORES, predictions=before, checkpoint=None
+        )
         write_result(
             StudyResult(
                 run=str(folder),
@@ -139,10 +142,12 @@ def write_run() -> Callable[..., None]:
                 phase_ones=(one,),
                 cells=(failed, done) if is_done else (failed,),
                 over_seeds=(),
+                limits={},
                 precision=Precision(training=(), evaluation="float32", device="cpu"),
                 tokenizer_cost={},
                 contamination=None,
                 language_notes=(),
+                unused=(),
             )
         )
 

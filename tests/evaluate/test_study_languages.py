@@ -170,7 +170,7 @@ def test_a_study_has_a_column_for_each_language_and_a_mean_for_those_only_evalua
     assert result.language_notes == ("worldbook's pt stands for pt-BR.",)
     assert "worldbook&#39;s pt stands for pt-BR." in render_page(result, load_study(file))
     (cell,) = result.cells
-    assert isinstance(cell, CellResult), cell.reason
+    assert isinstance(cell, CellResult), cell
     by_language, language, further = (
         cell.scores.per_language,
         cell.scores.language_ability,
@@ -222,7 +222,7 @@ def test_english_of_any_region_is_no_language_beside_english(tiny_model: Path, t
     )
     result = run_study(study, runs=tmp_path / "runs", base_folder=tmp_path)
     (cell,) = result.cells
-    assert isinstance(cell, CellResult), cell.reason
+    assert isinstance(cell, CellResult), cell
     assert result.language_notes == ()
     assert cell.forgetting.ability is not None
     assert [(one.data, one.measured_by) for one in cell.forgetting.ability.columns] == [

@@ -89,7 +89,7 @@ def test_names_that_cannot_be_written_are_asked_for_once(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(task_names, "write_text_atomically", full)
+    monkeypatch.setattr(task_names, "write_kept", full)
     assert names_of_a_new_process() == {"ifeval": IFEVAL}
     assert len(times_asked) == 1
 

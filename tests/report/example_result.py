@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from lingraft.evaluate.results import (
     TaskDifference,
     TaskScore,
 )
-from lingraft.intervals.macro_mean import Difference, Interval
+from lingraft.intervals.changes import answer, answer_over_seeds
+from lingraft.intervals.macro_mean import Difference, Interval, Ratio
 from lingraft.measures.base import FROM_PHASE_ONE, Figure, Found, Measured
 from lingraft.study.result import (
     CellResult,
@@ -29,6 +31,7 @@ from lingraft.study.result import (
     PhaseOneResult,
     PhaseResult,
     Precision,
+    SeedDifferences,
     StudyResult,
     TrainingCounts,
 )
@@ -61,8 +64,10 @@ def scores(task: float, german: float) -> Scores:
     )
 
 
-def difference(value: float, half_width: float) -> Difference:
-    return Difference(value, value - half_width, value + half_width, 0.07, 40, 9, exact=False)
+def difference(value: float, half_width: float, margin: float = 0.01) -> Difference:
+    low, high = value - half_width, value + half_width
+    said = answer(low, high, margin)
+    return Difference(value, low, high, 0.07, 40, 9, False, None, margin, said)
 
 
 def counts(**changes: Any) -> DataCounts:
@@ -117,7 +122,7 @@ def matrix(phases: tuple[str, ...], rows: dict[str, list[float]], backward: floa
 def done_cell(strategy: str, seed: int = 0, task: float = 0.4) -> CellResult:
     change = round(task - 0.5, 3)
     rows = {"base": [0.2, 0.1], "one": [0.5, 0.3], "two": [task, 0.6]}
-    in_task = TaskDifference(change, change - 0.05, change + 0.05, 0.07, 40, 9, False, 0.004, 0.012)
+    in_task = TaskDifference(**asdict(difference(change, 0.05)), p=0.004, p_adjusted=0.012)
     des = Found({"des": Figure(0.912), "corrected": Figure(0.934, 0.921, 0.947)}, {"encoder": "some==1"})
     measures = {
         "des": Measured({FROM_PHASE_ONE: des}),
@@ -128,7 +133,7 @@ def done_cell(strategy: str, seed: int = 0, task: float = 0.4) -> CellResult:
         strategy=strategy,
         seed=seed,
         options={},
-        retention=0.8,
+        retention=Ratio(0.8, 0.7, 0.9, 40, None),
         gain=0.3,
         difference=Differences(
             task_ability=difference(change, 0.05),
@@ -138,6 +143,7 @@ def done_cell(strategy: str, seed: int = 0, task: float = 0.4) -> CellResult:
             tasks={"worldbook:lookup/en": in_task},
             correction="holm",
         ),
+        limits={},
         unpaired={},
         not_paired={},
         scores=scores(task, 0.6),
@@ -162,6 +168,7 @@ def done_cell(strategy: str, seed: int = 0, task: float = 0.4) -> CellResult:
                 scores=scores(task, 0.6),
                 training=TRAINED,
                 losses=((1, 2.0), (2, 1.5)),
+                checkpoint=None,
             ),
         ),
         checkpoint=None,
@@ -176,7 +183,29 @@ def failed_cell(
 
 
 def phase_one(data: str, seed: int, of: Scores) -> PhaseOneResult:
-    return PhaseOneResult(data=data, strategy="plain", seed=seed, scores=of, predictions="p.parquet")
+    return PhaseOneResult(
+        data=data, strategy="plain", seed=seed, scores=of, predictions="p.parquet", checkpoint=None
+    )
+
+
+def over_seeds(cells: Sequence[CellResult]) -> Iterator[SeedDifferences]:
+    """Yield the means of cells of several seeds, as a study takes them."""
+    groups: dict[tuple[str, str], list[CellResult]] = {}
+    for cell in cells:
+        groups.setdefault((cell.data, cell.strategy), []).append(cell)
+    for (data, strategy), own in groups.items():
+        if len(own) > 1:
+            seeds = [cell.difference.task_ability for cell in own]
+            mean = difference(round(sum(one.value for one in seeds) / len(seeds), 3), 0.04)
+            yield SeedDifferences(
+                data=data,
+                strategy=strategy,
+                seeds=len(own),
+                task_ability=replace(mean, answer=answer_over_seeds(mean.answer, seeds)),
+                language_ability=difference(0.3, 0.05),
+                retention=Ratio(0.8, 0.75, 0.85, 40, None),
+                limits={},
+            )
 
 
 def result(tmp_path: Path, cells: Sequence[CellResult | FailedCell]) -> StudyResult:
@@ -188,9 +217,11 @@ def result(tmp_path: Path, cells: Sequence[CellResult | FailedCell]) -> StudyRes
         base_predictions="stages/evaluate-b/predictions.parquet",
         phase_ones=tuple(phase_one("e", seed, scores(0.5 + 0.1 * seed, 0.3)) for seed in seeds),
         cells=tuple(cells),
-        over_seeds=(),
+        over_seeds=tuple(over_seeds([cell for cell in cells if isinstance(cell, CellResult)])),
+        limits={},
         precision=Precision(training=("float32",), evaluation="float32", device="cpu"),
         tokenizer_cost={},
         contamination=None,
         language_notes=(),
+        unused=(),
     )

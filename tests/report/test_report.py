@@ -16,13 +16,14 @@ from lingraft.evaluate.results import (
     NoiseFloor,
     ScoreRange,
 )
+from lingraft.intervals.macro_mean import Ratio
 from lingraft.measures.base import FROM_PHASE_ONE, Figure, Found, Measured
-from lingraft.report.figures import to_svg, trade_off
+from lingraft.report.drawing import draw
+from lingraft.report.figures import job_of, trade_off
 from lingraft.report.notes import failures, notes
 from lingraft.report.page import render_page, write_page
 from lingraft.report.tables import (
     answer_table,
-    arrow,
     change_table,
     forgetting_table,
     seed_table,
@@ -60,7 +61,7 @@ def test_the_table_has_base_phase_one_and_every_cell(tmp_path: Path) -> None:
     assert plain["task ability"] == "0.400 [0.30, 0.50] ▼"
     assert plain["change"] == "-0.100 [-0.15, -0.05]"
     assert plain["de"] == "0.600"
-    assert plain["retention"] == "80.0 %"
+    assert plain["retention"] == "80.0 % [70.0, 90.0]"
     assert "en" not in titles
     assert table.rows[3][2] == "failed"
     assert {len(row) for row in table.rows} == {len(titles)}
@@ -75,14 +76,15 @@ def test_several_seeds_are_summed_up_in_one_row_with_their_range(tmp_path: Path)
     assert base["task ability"] == "0.200 [0.10, 0.30]"
     assert phase_one["task ability"] == "0.550 (0.50 to 0.60)"
     assert plain["task ability"] == "0.350 (0.30 to 0.40) ▼"
-    assert plain["change"] == "-0.150 (-0.20 to -0.10)"
+    assert plain["change"] == "-0.150 [-0.19, -0.11] (-0.20 to -0.10)"
+    assert plain["retention"] == "80.0 % [75.0, 85.0] (80.0 to 80.0)"
     assert {len(row) for row in table.rows} == {len(table.columns)}
 
 
-def test_seeds_that_disagree_get_no_arrow(tmp_path: Path) -> None:
+def test_seeds_that_disagree_are_said_to(tmp_path: Path) -> None:
     table = study_table(result(tmp_path, [done_cell("plain", 0, 0.4), done_cell("plain", 1, 0.7)]))
     row = dict(zip([column.title for column in table.columns], table.rows[2], strict=True))
-    assert row["task ability"] == "0.550 (0.40 to 0.70) ="
+    assert row["task ability"] == "0.550 (0.40 to 0.70) seeds disagree"
     assert row["corrected"] == "0.934 (0.93 to 0.93)"
 
 
@@ -181,7 +183,7 @@ def test_the_forgetting_table_has_a_row_per_phase_and_the_summary_in_the_last(tm
         ("similar", "plain", "one", "0.500", "0.300", "", "", "", ""),
         (
             *("similar", "plain", "two", "0.400", "0.600"),
-            *("0.500 [0.40, 0.60]", "-0.100 [-0.15, -0.05]", "-", "+0.100"),
+            *("0.500 [0.40, 0.60]", "-0.100 [-0.15, -0.05] ▼", "-", "+0.100"),
         ),
     )
     assert forgetting_table(found, "bits_per_character", with_intervals=False) is None
@@ -195,7 +197,7 @@ def test_the_forgetting_table_averages_seeds(tmp_path: Path) -> None:
     table = forgetting_table(found, "ability", with_intervals=True)
     assert table is not None
     assert table.rows[2][3:6] == ("0.350", "0.600", "0.475 (0.45 to 0.50)")
-    assert table.rows[2][6] == "-0.150 (-0.20 to -0.10)"
+    assert table.rows[2][6] == "-0.150 (-0.20 to -0.10) ▼"
 
 
 def test_a_mixed_cell_stands_beside_chains_with_fewer_columns(tmp_path: Path) -> None:
@@ -209,11 +211,6 @@ def test_a_mixed_cell_stands_beside_chains_with_fewer_columns(tmp_path: Path) ->
     )
 
 
-@pytest.mark.parametrize(("value", "expected"), [(0.2, "▲"), (-0.2, "▼"), (0.01, "=")])
-def test_the_arrow_needs_an_interval_that_excludes_zero(value: float, expected: str) -> None:
-    assert arrow(difference(value, 0.05)) == expected
-
-
 def test_the_page_stands_alone_and_escapes_what_it_is_told(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>"
     failed = failed_cell(evil, reason=evil)
@@ -225,10 +222,8 @@ def test_the_page_stands_alone_and_escapes_what_it_is_told(tmp_path: Path) -> No
     assert html.count("<svg") == 4
     assert "currentColor" in html  # drawn in the page's ink, light or dark
     assert "task ability 0.070 (40 items)" in html
-    assert "1 items are left out" in html
-    assert (
-        "prompts longer than the model can read, which lost their beginning: worldbook:counting/de 3." in html
-    )
+    assert html.count("1 item is left out") == 1  # of every model, and so said once
+    assert html.count("<p>All models: worldbook:counting/de: 3 prompts are longer") == 1
     assert "http://" not in html.replace("http://www.w3.org/", "")
     assert "https://" not in html
 
@@ -247,15 +242,21 @@ def test_the_trade_off_has_a_point_for_each_strategy_and_seeds_make_one(tmp_path
         seeds=2,
         task_ability=difference(-0.2, 0.04),
         language_ability=difference(0.3, 0.05),
+        retention=Ratio(0.6, 0.5, 0.7, 40, None),
+        limits={},
     )
     several = replace(result(tmp_path, cells), over_seeds=(pooled,))
     chart = trade_off(several)
     assert chart is not None
-    points = {row["strategy"]: row for row in chart.to_dict()["data"]["values"]}
-    assert points.keys() == {"plain", "lora"}
-    assert (points["plain"]["change"], points["plain"]["change_low"]) == (-0.2, pytest.approx(-0.24))
-    assert points["lora"]["change"] == pytest.approx(-0.1)
-    assert "lora" in to_svg(chart)
+    rows = chart.to_dict()["data"]["values"]
+    points = {row["strategy"]: row for row in rows if "strategy" in row}
+    assert points.keys() == {"plain ▼", "lora ▼"}
+    plain = points["plain ▼"]
+    assert (plain["change"], plain["change_low"]) == (-0.2, pytest.approx(-0.24))
+    assert points["lora ▼"]["change"] == pytest.approx(-0.1)
+    assert sorted(row["seed_change"] for row in rows if "seed_change" in row) == [-0.3, -0.1]
+    (drawing,) = draw([job_of(chart)])
+    assert b"lora" in (drawing.content or b"")
     table = change_table(several)
     assert table is not None
     assert table.rows == (
@@ -265,12 +266,13 @@ def test_the_trade_off_has_a_point_for_each_strategy_and_seeds_make_one(tmp_path
             "2",
             "-0.200 [-0.24, -0.16] ▼",
             "-0.30 to -0.10",
-            "+0.300 [+0.25, +0.35]",
+            "60.0 % [50.0, 70.0]",
+            "+0.300 [+0.25, +0.35] ▲",
             "0.070",
         ),
     )
     assert "Changes over seeds" in render_page(several, STUDY)
-    assert change_table(result(tmp_path, cells)) is None
+    assert change_table(result(tmp_path, cells[1:])) is None
     assert trade_off(result(tmp_path, [failed_cell()])) is None
 
 
@@ -278,7 +280,7 @@ def test_the_task_table_has_the_corrected_p_value_of_each_cell_and_names_the_cor
     tmp_path: Path,
 ) -> None:
     page = render_page(result(tmp_path, [done_cell("plain")]), STUDY)
-    assert "(p 0.012)" in page
+    assert "(p 0.012) ▼" in page
     assert "corrected for the number of tasks of a cell by Holm" in page
 
 
@@ -286,7 +288,7 @@ def test_what_answers_were_like_and_the_noise_floor_are_told_where_they_were_mea
     cell = done_cell("plain")
     found = result(tmp_path, [cell])
     assert answer_table(found) is None
-    assert len(notes(found)) == 2
+    assert len(notes(found)) == 3
     assert "What the answers were like" not in render_page(found, STUDY)
     faults = AnswerCounts(n=80, empty=1, looping=2, truncated=3)
     quiet, loud = (ScoreRange((0.5,), 0.5, 0.5 + width, width / 2, 3) for width in (0.01, 0.04))

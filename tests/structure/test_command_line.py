@@ -24,6 +24,7 @@ COMMANDS = (
     "schema",
     "copy",
     "ls",
+    "clean",
 )
 HELP = "import sys; sys.argv = ['lingraft', *{arguments!r}]; from lingraft.cli.main import main; main()"
 HEAVY = ("torch", "transformers", "datasets", "lm_eval", "altair", "numpy", "peft", "openai")
@@ -75,7 +76,7 @@ def test_wrong_options_of_an_evaluation_are_refused_before_torch_is_loaded() -> 
 def test_help_and_readme_name_every_command_and_no_other() -> None:
     from typer.main import get_command
 
-    from lingraft.cli.main import app
+    from lingraft.cli.app import app
 
     assert set(getattr(get_command(app), "commands", {})) == set(COMMANDS)
     readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")

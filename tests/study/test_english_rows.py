@@ -253,7 +253,7 @@ def test_a_study_replays_no_more_rows_than_the_limit_of_english(tmp_path: Path, 
     )
     result = run_study(study, runs=tmp_path / "runs", base_folder=tmp_path)
     (cell,) = result.cells
-    assert isinstance(cell, CellResult), cell.reason
+    assert isinstance(cell, CellResult), cell
     training = cell.training
     assert (training.replayed, training.replay_shortfall) == (3, 8 - 3)
     own, parallel = training.data

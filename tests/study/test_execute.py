@@ -89,6 +89,7 @@ class Graph:
             measures=(),
             results=frozenset(one.fingerprint for one in every if one is not self.state),
             kept=frozenset(one.fingerprint for one in kept),
+            limits={},
             notes=(),
         )
 

@@ -36,7 +36,7 @@ class Described(StageSpec):
 class Resumable(Described):
     """Goes on from what was left."""
 
-    resumable: ClassVar[bool] = True
+    continues: ClassVar[tuple[str, ...]] = ("left",)
 
 
 STAGE = Described("stage")
@@ -101,6 +101,7 @@ def test_unfinished_work_is_thrown_away_unless_it_can_resume(tmp_path: Path) -> 
     def look(folder: Path) -> Work:
         seen.append((folder / "left").exists())
         (folder / "left").write_text("x")
+        (folder / "task.json").write_text("x")
         if len(seen) in (1, 3):
             raise KeyboardInterrupt
         return Work({}, {})
@@ -176,7 +177,7 @@ def test_times_are_kept_outside_the_compared_record(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         stage = store.run(STAGE, Counted())
     record = read_json(stage.folder / "record.json")
-    assert set(record) == {"format", "stage", "fingerprint", "inputs", "result", "artefacts"}
+    assert set(record) == {"format", "stage", "fingerprint", "inputs", "result", "artefacts", "digest"}
     assert set(record["artefacts"]) == {"weights/a.bin"}
     assert read_json(stage.folder / "timing.json")["threads"] == 2
 
@@ -224,7 +225,7 @@ def test_stages_of_another_version_are_refused_and_are_not_finished(
     with Store(tmp_path) as store:
         record = store.run(STAGE, Counted()).folder / "record.json"
     written = read_json(record)
-    del written["format"]
+    del written["format"], written["digest"]  # earlier versions wrote none
     write_json_atomically(record, written | found)
     assert Store(tmp_path).find(STAGE) is None  # as a plan shows it
     for _ in range(2):  # the lock is free again

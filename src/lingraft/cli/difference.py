@@ -8,7 +8,14 @@ from typing import Annotated
 
 import typer
 
-from lingraft.cli.output import check_folder, print_json, print_result, print_table, write_record
+from lingraft.cli.output import (
+    check_folder,
+    print_json,
+    print_message,
+    print_result,
+    print_table,
+    write_record,
+)
 
 _LISTED = 5  # tensors named in a line; all are in the object
 
@@ -55,8 +62,8 @@ def difference(
     with StepBars() as bars:
         found = parameter_difference(*models, on_progress=partial(bars.progressed, "tensors"))
     result = found.to_json() | {"seconds": time.perf_counter() - started, "peak_bytes": peak_bytes()}
-    if figure is not None:
-        write_figure(difference_figure(found), figure)
+    if figure is not None and (problem := write_figure(difference_figure(found), figure)):
+        print_message(f"! {problem}", "yellow")
     if record is not None:
         inputs = {"first": first, "second": second, "base": base, "adapter_base": adapter_base}
         write_record(record, "difference", inputs, result)

@@ -12,6 +12,7 @@ from lingraft.cli.output import (
     check_folder,
     checked_precision,
     print_json,
+    print_message,
     print_result,
     print_table,
     quieten_loading,
@@ -92,8 +93,8 @@ def drift(
             compute=compute,
             on_progress=bars.progressed,
         )
-    if figure is not None:
-        write_figure(drift_figure(found.drifts), figure)
+    if figure is not None and (problem := write_figure(drift_figure(found.drifts), figure)):
+        print_message(f"! {problem}", "yellow")
     if record is not None:
         inputs = {
             "models": models,

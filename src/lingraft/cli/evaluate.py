@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lingraft import stopping
 from lingraft.cli.output import (
     check_same_options,
     checked_backend,
@@ -98,6 +99,10 @@ def evaluate(
     chat: Annotated[
         bool, typer.Option("--chat/--no-chat", help="Apply the chat template to prompts.")
     ] = True,
+    margin: Annotated[
+        float,
+        typer.Option(min=0.0, max=1.0, help="Of two models: a change up to this counts as unchanged."),
+    ] = 0.01,
     output: Annotated[
         Path | None, typer.Option(help="Folder of results; default: runs/evaluate/MODEL-SUITE.")
     ] = None,
@@ -127,7 +132,7 @@ def evaluate(
         budget=budget,
     )
 
-    from lingraft.cli.progress import StepBars
+    from lingraft.cli.progress import GOES_ON, StepBars
     from lingraft.config.schema import UNCOMPARED_JUDGE_FIELDS
     from lingraft.data.chat_format import CHAT_IDENTITY
     from lingraft.evaluate.checks import check_names
@@ -205,6 +210,7 @@ def evaluate(
         "libraries": libraries(("lm_eval", "torch", "transformers")),
     }
     evaluated = []
+    stopping.keeps(f"the answers so far are kept; {GOES_ON}")
     with Store(folder) as store, StepBars() as bars:
         for own, stage in zip(folders, stages, strict=True):
             model = evaluate_into(own, stage, Executor(store, bars))
@@ -228,7 +234,7 @@ def evaluate(
     }
     compared = None
     if len(models) == 2:
-        compared = compare(evaluated[0], evaluated[1], (names[0], names[1]))
+        compared = compare(evaluated[0], evaluated[1], (names[0], names[1]), margin)
         whole |= to_json(compared)
         of_models: dict[str, Json] = {"models": models, "evaluations": fingerprints}
         write_record(folder / RECORD, "evaluate", of_models | inputs, to_json(compared))
@@ -293,7 +299,8 @@ def _print(models: list[ModelEvaluation], compared: ModelDifferences | None) -> 
     from lingraft.evaluate.common_items import unpaired_sentence
     from lingraft.report.evaluation import score_table, task_difference_table
     from lingraft.report.judging import order_clause, usage_clause
-    from lingraft.report.notes import noise_sentence
+    from lingraft.report.notes import equal_scores_sentence, noise_sentence
+    from lingraft.report.signs import legend
 
     for one in models:
         scores = one.record.scores
@@ -307,9 +314,17 @@ def _print(models: list[ModelEvaluation], compared: ModelDifferences | None) -> 
         if scores.left_out:
             print_result(f"{len(scores.left_out)} items are left out, such as {scores.left_out[0]}.")
     if compared is None:
+        for name, score in models[0].scores.items():
+            if score.value in (0, 1):
+                print_result(equal_scores_sentence([name], score.value, "models"))
         return
     first, second = models
     print_table(task_difference_table(compared.differences), f"{second.model} - {first.model}, paired")
+    for margin in {difference.margin for difference in compared.differences.values()}:
+        print_result(legend("Difference", margin))
+    for name, difference in compared.differences.items():
+        if difference.all_scores is not None:
+            print_result(equal_scores_sentence([name], difference.all_scores))
     for name in sorted(set(first.record.tasks) ^ set(second.record.tasks)):
         print_result(f"{name}: was asked of one of the two models only, and is not compared.")
     for name, count in compared.unpaired.items():

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from lingraft import stopping
 from lingraft.cli.output import check_folder, print_json, print_result, write_record
 
 _LISTED = 3  # items that are left out, with their reasons; all are in the object
@@ -60,7 +61,7 @@ def judge(
     from dataclasses import asdict
     from functools import partial
 
-    from lingraft.cli.progress import StepBars
+    from lingraft.cli.progress import GOES_ON, StepBars
     from lingraft.config.load import judge_choice
     from lingraft.evaluate.predictions import write_rows
     from lingraft.evaluate.tasks.alpaca_eval.task import read_outputs, reference_outputs
@@ -94,6 +95,7 @@ def judge(
         check_reference(other)
         data = gamed_data(length_data)
     kept = cache or answers.with_name(f"{answers.name}.verdicts.jsonl")
+    stopping.keeps(f"the verdicts so far are kept; {GOES_ON}")
     with StepBars() as bars:
         judged = judge_answers(
             own, other, chosen, cache=kept, on_progress=partial(bars.progressed, "verdicts")

@@ -7,7 +7,6 @@ command does: import libraries, load a model, answer a long batch, wait for othe
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,8 +14,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING
 
-from lingraft.cli.output import standard_error
-from lingraft.errors import escape_control_characters
+from lingraft.cli.output import print_message, standard_error
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,6 +41,7 @@ class LogLines:
         self._title, self._place = "", ""
         self._progress: StageProgress | None = None
         self._since = self._updated = self._last_line = self._clock()
+        self.estimate: Callable[[], str] = str  # how long the whole takes, or nothing
         self._users = 0
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
@@ -68,6 +67,7 @@ class LogLines:
                 self._thread.join()
                 self._thread = None
                 self.at("")
+                self.estimate = str
             with self._lock:
                 self._title = before
 
@@ -105,15 +105,15 @@ class LogLines:
                 parts = [of if progress.total else f"{progress.done:,}{unit} done", *figures(progress)]
                 left = (progress.seconds_left or 0.0) - (now - self._updated)
             parts.append(f"{duration(left)} left" if left > 0 else f"{duration(now - self._since)} so far")
-            text = ": ".join(part for part in (self._title, self._place, ", ".join(parts)) if part)
-        console = self._console or standard_error()
-        console.print(escape_control_characters(text), markup=False, highlight=False, soft_wrap=True)
+            title = ", ".join(part for part in (self._title, self.estimate()) if part)
+            text = ": ".join(part for part in (title, self._place, ", ".join(parts)) if part)
+        print_message(text, console=self._console)
 
     @property
     def _is_plain(self) -> bool:
         if self._console is not None:
             return not self._console.is_terminal or self._console.is_dumb_terminal
-        return not sys.stderr.isatty() or os.environ.get("TERM", "").lower() in ("dumb", "unknown")
+        return not standard_error().is_terminal or os.environ.get("TERM", "").lower() in ("dumb", "unknown")
 
     def _watch(self) -> None:
         while not self._ended.wait(max(_LEAST_SECONDS, SECONDS_BETWEEN_LINES / _LOOKS_PER_LINE)):

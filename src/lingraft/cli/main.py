@@ -1,131 +1,132 @@
-"""The `lingraft` command: its parts, its exit codes, and a stdout that carries nothing but the result."""
+"""The `lingraft` command: exit codes, one sentence about a signal, and a stdout that carries nothing but the result."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from contextlib import nullcontext
+from typing import Any
 
-import typer
-
-from lingraft.cli import (
-    copy,
-    difference,
-    drift,
-    evaluate,
-    judge,
-    ls,
-    replay,
-    run,
-    schema,
-    show,
-    similarity,
-    snr,
-    validate,
-)
-from lingraft.cli.log_lines import log_lines
-from lingraft.cli.output import keep_stdout_clean, print_message, show_stacks, stack_of
-from lingraft.errors import (
-    EXIT_DONE,
-    EXIT_INTERNAL,
-    EXIT_INTERRUPTED,
-    EXIT_WRONG_INPUT,
-    LingraftError,
-)
-
-app = typer.Typer(
-    name="lingraft",
-    help="Teach a language model new languages; measure, limit and report what it forgets.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-app.command("run")(run.run)
-app.command("validate")(validate.validate)
-app.add_typer(show.app, name="show")
-app.command("similarity")(similarity.similarity)
-app.command("difference")(difference.difference)
-app.command("snr")(snr.snr)
-app.command("drift")(drift.drift)
-app.command("replay")(replay.replay)
-app.command("evaluate")(evaluate.evaluate)
-app.command("judge")(judge.judge)
-app.command("schema")(schema.schema)
-app.command("copy")(copy.copy)
-app.command("ls")(ls.ls)
-
-
-@app.callback()
-def _options(
-    show_traceback: bool = typer.Option(False, "--traceback", help="Print the stack of an error."),
-) -> None:
-    """Take the options that come before the command; `main` reads them, for errors before they are parsed."""
-    del show_traceback
-
-
-# Read by libraries when torch is loaded; what the user has set stays. docs/performance.md has the measurements.
-# Threads that wait for each other by spinning stand still when another process has their core, and threads that
-# sleep at once are woken ten thousand times a step: they spin for some microseconds only.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-# Large tensors in large pages, where the system allows it: a sixth of the page faults.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+# And no more at this place: what is imported before `begin` can be torn by a signal.
+from lingraft import stopping
 
 
 def main() -> None:
     """Run the command line and exit with the code that DESIGN promises.
 
-    0 done, 1 the answer is no, 2 wrong input, 3 cannot tell, 4 internal error, 130 interrupted.
+    0 done, 1 the answer is no, 2 wrong input, 3 cannot tell, 4 internal error, 130 interrupted by Ctrl-C, 143 stopped
+    by SIGTERM, 129 by SIGHUP. A reader of the result who went away, as `head` does, is no error.
     """
-    sys.exit(_run(sys.argv[1:]))
+    stopping.begin(_say_stopped)  # before anything else is imported
+    try:
+        code = _run(sys.argv[1:])
+    except stopping.Stopped:
+        code = stopping.EXIT_OF_SIGNAL  # `end` adds the signal's number
+    sys.exit(stopping.end(code))
 
 
 def _run(arguments: list[str]) -> int:
-    show_stacks("--traceback" in arguments)
+    """Return the exit code of a command, after its result or one message about its error."""
+    from contextlib import ExitStack
+
+    from lingraft.cli.output import help_on_stdout, keep_stdout_clean, show_stacks, streams_of_libraries
+    from lingraft.errors import EXIT_DONE, EXIT_INTERRUPTED
+
+    show_stacks("--traceback" in arguments, as_json="--json" in arguments)
     # Accepted anywhere, so that it can be put at the end of the line that just failed.
-    arguments = [argument for argument in arguments if argument != "--traceback"]
-    asks_for_help = not arguments or "--help" in arguments  # help is the result then
+    arguments = [argument for argument in arguments if argument != "--traceback"] or ["--help"]
+    # What is asked for is the result then.
+    asks_for_help = not {"--help", "-h", "--version"}.isdisjoint(arguments)
     try:
-        quiet = nullcontext() if asks_for_help else log_lines().running(arguments[0])
-        with quiet, nullcontext() if asks_for_help else keep_stdout_clean():
+        from lingraft.cli.app import app
+        from lingraft.cli.log_lines import log_lines
+
+        with ExitStack() as around:
+            if asks_for_help:
+                around.enter_context(help_on_stdout())
+            else:
+                around.enter_context(keep_stdout_clean())
+                around.enter_context(streams_of_libraries())
+                around.enter_context(log_lines().running(arguments[0]))
             code = app(args=arguments, prog_name="lingraft", standalone_mode=False)
-        # As which typer hands on a KeyboardInterrupt inside of a command.
-        return _interrupted() if code == EXIT_INTERRUPTED else int(code or EXIT_DONE)
-    except LingraftError as error:
-        return _report(f"{type(error).__name__}: {error}", error, error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        return _interrupted()
-    except BrokenPipeError:
+        stopping.check()  # typer makes an exit code of it
+        if code == EXIT_INTERRUPTED:
+            raise KeyboardInterrupt
+        return int(code or EXIT_DONE)
+    except BaseException as error:
+        stopping.check()  # whatever a library made of it
+        return _report(error)
+
+
+def _report(error: BaseException) -> int:
+    """Print what was wrong, under `--json` as an object as well, and return the exit code of that kind of error."""
+    import signal
+
+    import typer
+
+    from lingraft.cli.output import print_error, print_message, stack_of
+    from lingraft.errors import (
+        EXIT_DONE,
+        EXIT_INTERNAL,
+        EXIT_WRONG_INPUT,
+        LingraftError,
+        disk_error,
+        in_one_line,
+    )
+
+    if isinstance(error, typer.Exit):
+        return int(error.exit_code)
+    if isinstance(error, (KeyboardInterrupt, typer.Abort)):  # where `main` did not take the signals
+        number = signal.SIGINT
+        print_error("Interrupted", stopping.sentence(number), stopping.EXIT_OF_SIGNAL + number)
+        return stopping.EXIT_OF_SIGNAL + number
+    if isinstance(error, BrokenPipeError):
         return EXIT_DONE
-    except typer.Exit as stop:
-        return int(stop.exit_code)
-    except Exception as error:
-        format_message = getattr(error, "format_message", None)
-        if format_message is None:
-            return _report(
-                f"internal error: {type(error).__name__}: {error}\n"
-                "This is a bug in lingraft; --traceback shows where.",
-                error,
-                EXIT_INTERNAL,
-            )
-        # The parser's own: a wrong option, a missing argument. It leaves out the value.
-        message = " ".join(format_message().split()).rstrip(".")
-        context, invalid = getattr(error, "ctx", None), getattr(error.__cause__, "errors", None)
-        value = "" if invalid is None else f" ({invalid()[0]['input']!r})"
-        end = "" if message.endswith("?") else "."
-        hint = "" if context is None else f" Try `{context.command_path} --help`."
-        return _report(f"UsageError: {message}{value}{end}{hint}", error, EXIT_WRONG_INPUT)
-
-
-def _interrupted() -> int:
-    print_message("Interrupted. Run the same command again to continue.", "yellow")
-    return EXIT_INTERRUPTED
-
-
-def _report(message: str, error: Exception, code: int) -> int:
     stack = stack_of(error)
     if stack is not None:
         print_message(stack)
-    print_message(message, "red")
-    return code
+    name = type(error).__name__
+    format_message = getattr(error, "format_message", None)
+    if not isinstance(error, LingraftError) and isinstance(error, Exception):
+        error = disk_error(error) or error
+        name = type(error).__name__
+    if isinstance(error, LingraftError):
+        print_error(name, error.args[0] if error.args else name, error.exit_code)
+        return error.exit_code
+    if format_message is None:
+        message = f"internal error: {name}: {in_one_line(error)}"
+        print_error(
+            "InternalError", f"{message}\nThis is a bug in lingraft; --traceback shows where.", EXIT_INTERNAL
+        )
+        return EXIT_INTERNAL
+    if name == "NoArgsIsHelpError":  # a group of commands, none of which was named: its message is its help
+        print_error("UsageError", f"name one of these commands.\n{format_message()}", EXIT_WRONG_INPUT)
+        return EXIT_WRONG_INPUT
+    # The parser's own: a wrong option, a missing argument. It leaves out the value.
+    message = " ".join(format_message().split()).rstrip(".")
+    context, invalid = getattr(error, "ctx", None), getattr(error.__cause__, "errors", None)
+    value = "" if invalid is None else f" ({invalid()[0]['input']!r})"
+    end = "" if message.endswith("?") else "."
+    hint = "" if context is None else f" Try `{context.command_path} --help`."
+    print_error("UsageError", f"{message}{value}{end}{hint}", EXIT_WRONG_INPUT)
+    return EXIT_WRONG_INPUT
+
+
+def _say_stopped(number: int) -> None:
+    """Write the sentence about a signal, whatever state the process is in; libraries can print nothing after it."""
+    sentence, code = stopping.sentence(number), stopping.EXIT_OF_SIGNAL + number
+    output: Any = sys.modules.get("lingraft.cli.output")  # it may be half imported
+    find_stdout = getattr(output, "unused_stdout", lambda: 1)
+    with_stacks = "--traceback" in sys.argv
+    try:
+        stdout = find_stdout()
+        if "--json" in sys.argv and stdout is not None:
+            error = {"type": "Interrupted", "message": sentence, "exit_code": code}
+            os.write(stdout, f"{json.dumps({'error': error}, indent=1)}\n".encode())
+        # A bar may stand there, and hide the cursor.
+        clear = "\r\x1b[K\x1b[?25h" if os.isatty(2) and os.environ.get("TERM") != "dumb" else ""
+        os.write(2, f"{clear}{sentence}\n".encode(errors="backslashreplace"))
+        if not with_stacks:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    except OSError:
+        return  # nobody reads it

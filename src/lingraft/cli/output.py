@@ -1,20 +1,29 @@
-"""Where output goes: the result to stdout, everything else to stderr, also what libraries print."""
+"""Where output goes: the result to stdout, everything else to stderr, also what libraries print.
+
+All text passes through here. What is not ours (names, data, answers, what servers and libraries say) could hold
+escapes that steer the terminal, or a line break after which it forges a line of ours: `shown` makes them visible.
+"""
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import logging
 import os
 import re
 import sys
 import traceback
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
 
-from lingraft.errors import ConfigError, did_you_mean, escape_control_characters
+from lingraft.errors import ConfigError, LingraftError, did_you_mean, escape_control_characters
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,42 +38,165 @@ _BACKENDS: tuple[Literal["transformers", "vllm"], ...] = ("transformers", "vllm"
 _MARK = re.compile(
     r"(⟦|⟧|<[^<>\s]*>|\[/?[A-Z_]+\]|\n)"
 )  # what chat templates put around turns, and our brackets
+_STEERING = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")  # what JSON leaves as it is
+_GONE = (errno.EPIPE, errno.EIO)  # a reader that ended, such as `head`; a terminal that was closed
+Result = TypeVar("Result")
 _result_stream: IO[str] | None = None
+_is_begun = False
 _with_stacks = False
+_as_json = False
+
+
+class Shown(str):
+    """Text that can be printed as it is."""
+
+
+def shown(text: str) -> Shown:
+    """Return a text with what steers a terminal made visible, also line breaks: it is one line."""
+    return text if isinstance(text, Shown) else Shown(escape_control_characters(text, keep=""))
+
+
+def shown_lines(text: str) -> Shown:
+    """Return a text that may have several lines, such as an example or an answer, for printing on lines of its own."""
+    return text if isinstance(text, Shown) else Shown(escape_control_characters(text))
+
+
+def shown_message(text: str) -> Shown:
+    """Return a message, whose further lines are indented: a name with a line break in it forges no line of ours."""
+    return text if isinstance(text, Shown) else Shown(shown_lines(text).replace("\n", "\n  "))
+
+
+class _Stdout(io.FileIO):
+    """The stdout of a result. Its reader may go away: what is written from then on goes nowhere, and nothing fails."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError as error:
+            _forget(self.fileno())
+            if error.errno in _GONE:
+                return len(data)
+            raise LingraftError(f"the result cannot be written to stdout: {error.strerror}.") from None
+
+
+def _forget(descriptor: int) -> None:
+    """Let what is written to a descriptor go nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
+def _stdout_on(descriptor: int) -> IO[str]:
+    raw = io.BufferedWriter(_Stdout(descriptor, "w"))
+    return io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", line_buffering=True)
 
 
 @contextmanager
 def keep_stdout_clean() -> Iterator[None]:
     """Point file descriptor 1 at stderr, so that a library that prints cannot spoil the result.
 
-    The result goes to the stdout that was there before, through `print_result` and `result_console`.
+    The result goes to the stdout that was there before, through `print_result` and `result_stream`.
     """
-    global _result_stream
+    global _result_stream, _is_begun
+    _open_missing_streams()
     sys.stdout.flush()
     saved = os.dup(1)
     os.dup2(2, 1)
-    _result_stream = os.fdopen(saved, "w", encoding="utf-8")
+    _result_stream, _is_begun = _stdout_on(saved), False
     try:
         yield
     finally:
-        try:
+        with suppress(OSError):  # nobody reads what a library left there
             sys.stdout.flush()
-            _result_stream.flush()
-        finally:
-            os.dup2(_result_stream.fileno(), 1)
-            _result_stream.close()
-            _result_stream = None
+        os.dup2(saved, 1)
+        _result_stream.close()
+        _result_stream = None
 
 
-def show_stacks(wanted: bool) -> None:
-    """Say whether errors are printed with their stack (`--traceback`)."""
-    global _with_stacks
-    _with_stacks = wanted
+@contextmanager
+def help_on_stdout() -> Iterator[None]:
+    """Let the parser print what it was asked for, to a reader who may go away."""
+    global _is_begun
+    _open_missing_streams()
+    before = sys.stdout
+    before.flush()
+    _is_begun = True
+    sys.stdout = _stdout_on(os.dup(1))
+    try:
+        yield
+    finally:
+        sys.stdout.close()
+        sys.stdout = before
 
 
-def stack_of(error: BaseException) -> str | None:
+def _open_missing_streams() -> None:
+    """Open what was closed by the caller (`2>&-`): else a file of ours would get its number, and messages."""
+    for descriptor, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(descriptor, "r" if name == "stdin" else "w", closefd=False))
+
+
+class _LibraryText(io.TextIOBase):
+    """Stands for stdout and stderr where libraries print: their text is shown as foreign text, line by line."""
+
+    encoding, errors = "utf-8", "backslashreplace"
+
+    def __init__(self, stream: Any) -> None:
+        self.behind = stream
+        self._begun = ""
+
+    def write(self, text: str) -> int:
+        *whole, self._begun = (self._begun + text).split("\n")
+        for line in (one.rstrip("\r") for one in whole):
+            if _with_stacks or "\r" not in line:  # a bar goes back to the beginning of its line
+                print_message(line.rpartition("\r")[2])
+        return len(text)
+
+    def flush(self) -> None:
+        """Do nothing: a line is printed when it is whole."""
+
+    def fileno(self) -> int:
+        return int(self.behind.fileno())
+
+    @property
+    def buffer(self) -> Any:
+        return self.behind.buffer
+
+    def writable(self) -> bool:
+        return True
+
+
+@contextmanager
+def streams_of_libraries() -> Iterator[None]:
+    """Show what libraries print as foreign text; drop what they log, their warnings and bars.
+
+    `--traceback` shows all of it. What matters to users is said by lingraft itself, with what to do about it.
+    """
+    before, level = (sys.stdout, sys.stderr, warnings.showwarning), logging.root.manager.disable
+    sys.stdout, sys.stderr = _LibraryText(before[0]), _LibraryText(before[1])
+    if not _with_stacks:
+        logging.disable(logging.CRITICAL)
+        warnings.showwarning = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr, warnings.showwarning = before
+        logging.disable(level)
+
+
+def show_stacks(wanted: bool, *, as_json: bool = False) -> None:
+    """Say whether errors are printed with their stack (`--traceback`), and as objects on stdout (`--json`)."""
+    global _with_stacks, _as_json
+    _with_stacks, _as_json = wanted, as_json
+
+
+def stack_of(error: BaseException) -> Shown | None:
     """Return an error's stack as text, or None where the user did not ask for it."""
-    return "".join(traceback.format_exception(error)) if _with_stacks else None
+    return shown_lines("".join(traceback.format_exception(error)).rstrip()) if _with_stacks else None
 
 
 def result_stream() -> IO[str]:
@@ -72,14 +204,42 @@ def result_stream() -> IO[str]:
     return _result_stream or sys.stdout
 
 
+def _begun_stream() -> IO[str]:
+    """Return the stream of the result, of which something is written now."""
+    global _is_begun
+    _is_begun = True
+    return result_stream()
+
+
+def unused_stdout() -> int | None:
+    """Return the file descriptor of the real stdout, or None once something of a result stands there."""
+    if _is_begun:
+        return None
+    return 1 if _result_stream is None else _result_stream.fileno()
+
+
 def print_result(text: str) -> None:
-    """Print a result."""
-    print(text, file=result_stream(), flush=True)
+    """Print a result, or a line of one.
+
+    Raises:
+        LingraftError: It cannot be written, as where a file on a full disk stands for stdout.
+    """
+    print(shown(text), file=_begun_stream(), flush=True)
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON object."""
-    print_result(json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False))
+    """Print one JSON object; what steers a terminal is escaped in its strings, and reads back as it was."""
+    text = json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False)
+    print_result(Shown(_STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)))
+
+
+def print_error(kind: str, message: str, exit_code: int) -> None:
+    """Print why a command failed, on stderr; under `--json` as an object on stdout as well, if nothing stands there."""
+    begins = "" if kind in ("Interrupted", "InternalError") else f"{kind}: "
+    print_message(begins + message, "yellow" if kind == "Interrupted" else "red")
+    if _as_json and not _is_begun:
+        with suppress(LingraftError), keep_stdout_clean():  # the message stands on stderr
+            print_json({"error": {"type": kind, "message": message, "exit_code": exit_code}})
 
 
 def check_folder(path: Path | None) -> None:
@@ -159,21 +319,55 @@ def check_same_options(place: str, before: Mapping[str, Json], options: Mapping[
         raise ConfigError(f"{place}: was made with {', '.join(changed)}; name another, or delete it.")
 
 
+class _Messages(io.TextIOBase):
+    """The stderr of the moment, behind what stands for it; it may go away."""
+
+    encoding = "utf-8"
+
+    def write(self, text: str) -> int:
+        return self._try(lambda stream: stream.write(text), len(text))
+
+    def flush(self) -> None:
+        self._try(lambda stream: stream.flush(), None)
+
+    def isatty(self) -> bool:
+        return self._try(lambda stream: stream.isatty(), False)
+
+    def fileno(self) -> int:
+        return int(self._stream().fileno())
+
+    def _stream(self) -> Any:
+        stream: Any = sys.stderr
+        while isinstance(stream, _LibraryText):
+            stream = stream.behind
+        return stream
+
+    def _try(self, act: Callable[[Any], Result], otherwise: Result) -> Result:
+        try:
+            return act(self._stream())
+        except OSError:  # nobody reads it
+            _forget(2)
+        except (AttributeError, ValueError):  # closed, or a script's that has none
+            pass
+        return otherwise
+
+
 @cache
 def standard_error() -> Console:
     """Return the console of progress and messages."""
     from rich.console import Console
 
-    if sys.stderr.isatty():
-        return Console(stderr=True)
+    stream: Any = _Messages()
+    if stream.isatty():
+        return Console(file=stream)
     # A log file is not narrow: tables are not cut there. It gets no control characters, whatever FORCE_COLOR says.
-    return Console(stderr=True, width=_LOG_WIDTH, force_terminal=False)
+    return Console(file=stream, width=_LOG_WIDTH, force_terminal=False)
 
 
-def print_message(text: str, style: str | None = None) -> None:
-    """Print a note or an error on stderr, with what steers a terminal made visible."""
-    standard_error().print(
-        escape_control_characters(text), markup=False, highlight=False, style=style, soft_wrap=True
+def print_message(text: str, style: str | None = None, console: Console | None = None) -> None:
+    """Print a note or an error on stderr, or on `console`, with what steers a terminal made visible."""
+    (console or standard_error()).print(
+        shown_message(text), markup=False, highlight=False, emoji=False, style=style, soft_wrap=True
     )
 
 
@@ -185,14 +379,20 @@ def print_table(table: Table, title: str | None = None, console: Console | None 
     from rich.text import Text
 
     if console is None:
-        stream = result_stream()
+        stream = _begun_stream()
         console = Console(file=stream, width=None if stream.isatty() else _width(table))
     # As text, not markup: a model's path may hold brackets.
-    shown = None if title is None else Text(title, "table.title")
+    heading = None if title is None else Text(shown(title), "table.title")
+    table = replace(
+        table,
+        columns=tuple(replace(column, title=shown(column.title)) for column in table.columns),
+        rows=tuple(tuple(shown(cell) for cell in row) for row in table.rows),
+    )
     for part in _parts(table, console.width):
-        drawn = RichTable(title=shown, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+        drawn = RichTable(title=heading, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
         for index, column in enumerate(part.columns):
-            drawn.add_column(column.title, justify="left" if index < part.n_keys else "right", no_wrap=True)
+            side: Literal["left", "right"] = "left" if index < part.n_keys else "right"
+            drawn.add_column(Text(column.title), justify=side, no_wrap=True)
         for row in part.rows:
             drawn.add_row(*(Text(_isolated(cell)) for cell in row))
         console.print(drawn)
@@ -234,15 +434,19 @@ def print_side_by_side(columns: Sequence[tuple[str, str]]) -> None:
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    stream = result_stream()
+    stream = _begun_stream()
     console = Console(file=stream, width=None if stream.isatty() else _LOG_WIDTH)
     drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
     for title, _ in columns:
-        drawn.add_column(Text(title), overflow="fold", ratio=1)
+        drawn.add_column(Text(shown(title)), overflow="fold", ratio=1)
     drawn.add_row(*(Text(readable(text)) for _, text in columns))
     console.print(drawn)
 
 
-def readable(text: str) -> str:
-    """Keep each right-to-left stretch between a chat template's marks from pulling the marks into its direction."""
-    return "".join(part if _MARK.fullmatch(part) else _isolated(part) for part in _MARK.split(text))
+def readable(text: str) -> Shown:
+    """Return a foreign text of several lines to be printed as it is: visible escapes, and right-to-left text isolated.
+
+    Each right-to-left stretch between a chat template's marks is kept from pulling the marks into its direction.
+    """
+    parts = _MARK.split(shown_lines(text))
+    return Shown("".join(part if _MARK.fullmatch(part) else _isolated(part) for part in parts))

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from rich.cells import cell_len
 from rich.console import Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import Progress, ProgressColumn, Task, TaskID
+from rich.table import Column, Table
 from rich.text import Text
 
+from lingraft import stopping
 from lingraft.cli import output
-from lingraft.cli.log_lines import LogLines, figures, log_lines
-from lingraft.cli.output import stack_of, standard_error
-from lingraft.errors import escape_control_characters
+from lingraft.cli.log_lines import LogLines, duration, figures, log_lines
+from lingraft.cli.output import print_message, shown, stack_of, standard_error
 from lingraft.stage import StageProgress
 from lingraft.study.events import Watcher
 
@@ -29,10 +30,66 @@ if TYPE_CHECKING:
     from lingraft.data.tokenizer_cost import LanguageCost
     from lingraft.strategies.base import FreezePlanRow
 
+GOES_ON = "the same command goes on"  # what a stopped command says at its end
+
+_LONGEST_BAR, _SHORTEST_BAR = 24, 10
+_SHORTEST_NAME = 8
+_GAP = 2  # between the parts of a line
+
 
 def _lines_of(console: Console) -> LogLines:
     """Return what prints plain lines on a console; on stderr the command's own."""
     return log_lines() if console is output.standard_error() else LogLines(console)
+
+
+class _Line(ProgressColumn):
+    """Draws a step in one line: its name, a bar, its counters, the time left, and what else fits.
+
+    In a narrow terminal the bar goes first, then figures, then the middle of the name; counters and time stay.
+    """
+
+    def __init__(self, console: Console, time_left: Callable[[Task], str]) -> None:
+        super().__init__(Column(no_wrap=True))
+        self._console, self._time_left = console, time_left
+
+    def render(self, task: Task) -> Text:
+        """Return the line."""
+        total = "?" if task.total is None else f"{task.total:,.0f}"
+        unit = f" {task.fields['unit']}" if task.fields["unit"] else ""
+        name = shown(task.description)
+        sure = [f"{task.completed:,.0f}/{total}{unit}", self._time_left(task)]
+        room = self._console.width - sum(cell_len(part) + _GAP for part in sure if part)
+        named = min(cell_len(name), max(room, _SHORTEST_NAME))
+        room -= named
+        more = []
+        for figure in task.fields["figures"]:
+            if cell_len(figure) + _GAP <= room:
+                more.append(figure)
+                room -= cell_len(figure) + _GAP
+        line = Text(cut_in_the_middle(name, named))
+        if room >= _SHORTEST_BAR + _GAP:
+            length = min(_LONGEST_BAR, room - _GAP)
+            filled = round(length * min(1.0, task.completed / task.total)) if task.total else 0
+            line.append(" " * _GAP)
+            line.append("━" * filled, "bar.complete").append("━" * (length - filled), "bar.back")
+        for part in filter(None, [*sure, *more]):
+            line.append(" " * _GAP + part)
+        return line
+
+
+def cut_in_the_middle(text: str, width: int) -> str:
+    """Return a text that takes at most `width` cells of a terminal: its beginning and its end."""
+    if cell_len(text) <= width:
+        return text
+    head, tail = "", ""
+    for first, last in zip(text, reversed(text), strict=True):
+        if cell_len(head + first + tail) + 1 > width:
+            break
+        head += first
+        if cell_len(head + last + tail) + 1 > width:
+            break
+        tail = last + tail
+    return f"{head}…{tail}"
 
 
 class _Bars(Progress):
@@ -40,11 +97,7 @@ class _Bars(Progress):
 
     def __init__(self, console: Console) -> None:
         super().__init__(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}", markup=False),
+            _Line(console, lambda task: _time_left(task.fields["left"] or task.time_remaining, task.elapsed)),
             console=console,
             transient=True,
             get_time=time.monotonic,
@@ -53,23 +106,84 @@ class _Bars(Progress):
 
     def add(self, step: str) -> TaskID:
         """Add the bar of a step whose total is not known yet."""
-        return self.add_task(step, total=None, unit=None, figures="")
+        return self.add_task(step, total=None, unit=None, figures=(), left=None)
 
     def move(self, bar: TaskID, progress: StageProgress) -> StageProgress:
         """Move a bar, and return the progress with the seconds left; None where they are not known yet."""
         (task,) = (one for one in self.tasks if one.id == bar)
         if progress.done < task.completed or progress.unit != task.fields["unit"]:
             self.reset(bar)  # another count of the same step
-        beside = [] if progress.unit is None else [progress.unit]
         self.update(
             bar,
             completed=progress.done,
             total=progress.total or None,
             unit=progress.unit,
-            figures="  ".join([*beside, *figures(progress)]),
+            figures=tuple(figures(progress)),
+            left=progress.seconds_left,
         )
         left = task.time_remaining if progress.seconds_left is None else progress.seconds_left
         return replace(progress, seconds_left=None if left is None or math.isinf(left) else left)
+
+
+def _time_left(seconds: float | None, elapsed: float | None) -> str:
+    """Return the time left, or that since the step began where none is known."""
+    if seconds is None or math.isinf(seconds):
+        return f"{duration(elapsed or 0.0)} so far"
+    return f"{duration(seconds)} left"
+
+
+class StudyTime:
+    """Estimates how long a study goes on, from the seconds of finished stages of the same kind.
+
+    Attributes:
+        labels: Of the stages that are to be made; the first word is the kind.
+    """
+
+    def __init__(self) -> None:
+        self.labels: list[str] = []
+        self._seconds: dict[str, list[float]] = {}
+        self._at_work: str | None = None
+        self._since = self._updated = 0.0
+        self._left: float | None = None
+
+    def started(self, label: str) -> None:
+        """A stage begins."""
+        self._at_work, self._left, self._since = label, None, time.monotonic()
+
+    def progressed(self, seconds_left: float | None) -> None:
+        """The stage at work takes so much longer; None: not known."""
+        self._left, self._updated = seconds_left, time.monotonic()
+
+    def finished(self, label: str, seconds: float) -> None:
+        """A stage is finished, now or in an earlier run; it took so long."""
+        self._seconds.setdefault(_kind(label), []).append(seconds)
+        self._at_work = None
+        if label in self.labels:
+            self.labels.remove(label)
+
+    def seconds(self) -> float | None:
+        """Return the seconds left; None: nothing is to be made, or of some kind no stage is finished."""
+        usual = {kind: sum(took) / len(took) for kind, took in self._seconds.items()}
+        if not self.labels or any(_kind(label) not in usual for label in self.labels):
+            return None
+        left = sum(usual[_kind(label)] for label in self.labels)
+        if self._at_work in self.labels:
+            expected, now = usual[_kind(str(self._at_work))], time.monotonic()
+            own = expected - (now - self._since) if self._left is None else self._left - (now - self._updated)
+            left += max(0.0, own) - expected
+        return left
+
+    def sentence(self) -> str:
+        """Return the time left as a line of progress says it; empty where it is not known."""
+        left = self.seconds()
+        if left is None:
+            return ""
+        whole = 60 * math.ceil(left / 60) if left > 60 else left
+        return f"about {duration(whole).removesuffix(' 0 s')} left"
+
+
+def _kind(label: str) -> str:
+    return label.partition(" ")[0]
 
 
 class ProgressWatcher(Watcher):
@@ -82,18 +196,14 @@ class ProgressWatcher(Watcher):
         self._name = name
         self._console = standard_error()
         self._lines = _lines_of(self._console)
-        self._study = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("stages"),
-            console=self._console,
-        )
-        self._stages = self._study.add_task("study", total=None, visible=False)
+        self._ahead = StudyTime()
+        self._study = Progress(_Line(self._console, lambda _: self._ahead.sentence()), console=self._console)
+        self._stages = self._study.add_task("study", total=None, visible=False, unit="stages", figures=())
         self._bars = _Bars(self._console)
         self._bar: TaskID | None = None
         self._label = ""
         self._finished, self._total = 0, 0
+        self.said: set[str] = set()  # notes: what holds for every model or cell is printed once
         self._open = ExitStack()
 
     def __enter__(self) -> ProgressWatcher:
@@ -125,42 +235,62 @@ class ProgressWatcher(Watcher):
 
         print_table(cost_table(costs), f"What the tokenizer makes of {data}", self._console)
 
+    def stages_ahead(self, labels: Sequence[str]) -> None:
+        """Estimate the study's time left from these on."""
+        self._ahead.labels = list(labels)
+        self._lines.estimate = self._ahead.sentence
+
     def study_started(self, stages: int) -> None:
         """Show how many stages there are."""
         self._total = stages
         self._study.update(self._stages, total=stages, visible=True)
         self._end()
+        self._say_what_is_kept()
 
     def stage_started(self, label: str) -> None:
         """Show the stage at work."""
+        self._ahead.started(label)
         self._begin(label)
 
     def stage_progressed(self, progress: StageProgress) -> None:
         """Move the stage's bar."""
         if self._bar is not None:
             progress = self._bars.move(self._bar, progress)
+        self._ahead.progressed(progress.seconds_left)
         self._lines.progressed(self._place, progress)
 
     def stage_finished(self, label: str, seconds: float, reused: bool) -> None:
         """Move the study's bar on."""
         self._finished += 1
+        self._ahead.finished(label, seconds)
+        self._say_what_is_kept()
         self._study.update(self._stages, completed=self._finished)
         self._end()
         self._print(f"✓ {label}  " + ("(finished before)" if reused else f"{seconds:.0f} s"))
 
     def freeze_plan(self, label: str, plan: Sequence[FreezePlanRow]) -> None:
         """Draw the plan before training."""
-        drawn = Table(title=Text(f"What trains in {label}"), title_justify="left")
+        drawn = Table(title=Text(shown(f"What trains in {label}")), title_justify="left")
         drawn.add_column("part")
         for column in ("trained", "frozen"):
             drawn.add_column(column, justify="right")
         for row in plan:
-            drawn.add_row(Text(row.part), f"{row.trainable_parameters:,}", f"{row.frozen_parameters:,}")
+            drawn.add_row(
+                Text(shown(row.part)), f"{row.trainable_parameters:,}", f"{row.frozen_parameters:,}"
+            )
         self._console.print(drawn)
 
     def noted(self, message: str) -> None:
         """Print what was dropped, truncated or fell short."""
-        self._print(f"! {message}", style="yellow")
+        if message not in self.said:
+            self.said.add(message)
+            self._print(f"! {message}", style="yellow")
+
+    def noted_of(self, label: str, message: str) -> None:
+        """Print it of the first that it holds for."""
+        if message not in self.said:
+            self.said.add(message)
+            self._print(f"! {label}: {message}", style="yellow")
 
     def cell_failed(self, label: str, reason: str, error: Exception) -> None:
         """Print a failed cell's reason."""
@@ -169,6 +299,9 @@ class ProgressWatcher(Watcher):
         stack = stack_of(error)
         if stack is not None:
             self._print(stack)
+
+    def _say_what_is_kept(self) -> None:
+        stopping.keeps(f"{self._finished} of {self._total} stages are finished; {GOES_ON}")
 
     @property
     def _place(self) -> str:
@@ -190,9 +323,7 @@ class ProgressWatcher(Watcher):
         self._lines.at(f"{self._finished} of {self._total} stages are done" if self._total else "preparing")
 
     def _print(self, text: str, style: str | None = None) -> None:
-        self._console.print(
-            escape_control_characters(text), markup=False, highlight=False, style=style, soft_wrap=True
-        )
+        print_message(text, style, self._console)
 
 
 class StepBars(Watcher):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lingraft import stopping
 from lingraft.cli.output import (
     check_folder,
     check_same_options,
@@ -61,7 +62,7 @@ def replay(
     """
     import json as js
 
-    from lingraft.cli.progress import StepBars
+    from lingraft.cli.progress import GOES_ON, StepBars
     from lingraft.models.compute import compute_for
     from lingraft.models.generation import Sampling
     from lingraft.records import from_json, write_text_atomically
@@ -106,9 +107,10 @@ def replay(
         )
 
     stage = Replay(model, given_model(model), n, settings, prompts, pool)
+    stopping.keeps(f"the answers so far are kept; {GOES_ON}")
     with Store(work) as store, StepBars() as bars:
         made = Executor(store, bars).make(stage)
-    rows = (made.folder / ROWS).read_text(encoding="utf-8")
+    rows = made.artefact(ROWS).read_text(encoding="utf-8")
     record.unlink(missing_ok=True)  # of fewer rows
     write_text_atomically(output, rows)
     found = from_json(ReplayResult, made.result)

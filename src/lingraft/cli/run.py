@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lingraft.cli.output import print_json, print_result, print_table, quieten_loading
+from lingraft import stopping
+from lingraft.cli.output import print_json, print_message, print_result, print_table, quieten_loading
 from lingraft.errors import EXIT_ANSWER_IS_NO
 
 if TYPE_CHECKING:
+    from lingraft.config.schema import Study
     from lingraft.report.tables import Matrix
+    from lingraft.study.result import StudyResult
 
+_PAGE_SHARE = 0.05  # of the time, at most, pages are drawn while a study runs
 _MANY_PHASES = 2  # with more, the forgetting matrix is printed as well; it always stands on the page
 _MATRICES: tuple[tuple[Matrix, str], ...] = (
     ("ability", "Forgetting: ability in what each phase taught"),
@@ -21,6 +26,35 @@ _MATRICES: tuple[tuple[Matrix, str], ...] = (
         "Forgetting: bits per character of each phase's held-out answers (lower is better)",
     ),
 )
+
+
+class _Page:
+    """The page of a study that is under way: written as often as its drawing takes little of the time."""
+
+    def __init__(self, study: Study) -> None:
+        self._study = study
+        self._waiting: StudyResult | None = None  # not on the page yet
+        self._next = 0.0
+
+    def show(self, result: StudyResult) -> None:
+        """Take over a result, and write the page unless it was written just before."""
+        self._waiting = result
+        if time.monotonic() >= self._next:
+            self.write()
+
+    def write(self) -> None:
+        """Write the page, where there is something new for it."""
+        from lingraft.report.page import write_page
+
+        if self._waiting is None:
+            return
+        result, self._waiting = self._waiting, None
+        started = time.monotonic()
+        try:
+            write_page(result, self._study)
+        except Exception as error:  # the study goes on, and its result is in result.json
+            print_message(f"! The page could not be written ({type(error).__name__}: {error}).", "yellow")
+        self._next = started + (time.monotonic() - started) / _PAGE_SHARE
 
 
 def run(
@@ -48,17 +82,29 @@ def run(
     loaded = load_study(study, overrides or (), Path())
 
     from lingraft.cli.log_lines import log_lines
-    from lingraft.cli.progress import ProgressWatcher
+    from lingraft.cli.progress import GOES_ON, ProgressWatcher
     from lingraft.records import to_json
-    from lingraft.report.notes import failures, notes
+    from lingraft.report.notes import checkpoint_lines, failures, model_notes, notes, of_models, unused_notes
     from lingraft.report.page import write_page
-    from lingraft.report.tables import forgetting_table, study_table
+    from lingraft.report.tables import forgetting_table, models_of, study_table
     from lingraft.study.run import run_study
     from lingraft.train.processes import Processes
 
     quieten_loading()
+    stopping.keeps(f"no stage was begun, those of earlier runs are kept; {GOES_ON}")
+    page = _Page(loaded)
     with ProgressWatcher(loaded.name) as watcher:
-        result = run_study(loaded, runs=runs, watcher=watcher, processes=Processes(processes, sharded))
+        try:
+            result = run_study(
+                loaded,
+                runs=runs,
+                watcher=watcher,
+                processes=Processes(processes, sharded),
+                on_result=page.show,
+            )
+        except BaseException:  # stopped, or failed as a whole: what is done stands on the page all the same
+            page.write()
+            raise
     if json:
         print_json(to_json(result))
     else:
@@ -72,9 +118,14 @@ def run(
             print_result(f"failed: {failure}")
         for note in notes(result):
             print_result(note)
+        for note, names in model_notes(result).items():
+            if note not in watcher.said:
+                print_result(f"{of_models(names, len(models_of(result)))}: {note}")
+        for line in (*unused_notes(result), *checkpoint_lines(result)):
+            print_result(line)
     log_lines().at("writing the report")
-    page = write_page(result, loaded)  # after the result: what took hours is printed first
+    path = write_page(result, loaded, print_message)  # after the result: what took hours is printed first
     if not json:
-        print_result(f"Report: {page}")
+        print_result(f"Report: {path}")
     if failures(result):
         raise typer.Exit(EXIT_ANSWER_IS_NO)

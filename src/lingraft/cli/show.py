@@ -14,8 +14,10 @@ from lingraft.cli.output import (
     print_table,
     quieten_loading,
     readable,
+    shown,
+    shown_lines,
 )
-from lingraft.errors import ConfigError, escape_control_characters
+from lingraft.errors import ConfigError
 
 if TYPE_CHECKING:
     from lingraft.data.summary import DataSummary
@@ -50,7 +52,7 @@ def show_study(
         ]
         print_json({"study": loaded.model_dump(mode="json"), "cells": listed})
         return
-    print_result(dump_study(loaded))
+    print_result(shown_lines(dump_study(loaded)))
     print_result(f"# {len(cells)} cells:")
     for cell in cells:
         print_result(f"#   {cell.label}")
@@ -189,10 +191,10 @@ def _show_items(source: str, json: bool) -> bool:
         print_json({"source": source, "hub_tasks": tasks, "test_items": [asdict(one) for one in files]})
         return True
     for one in files:
-        name = escape_control_characters(one.name)
+        name = shown(one.name)
         tag = one.language or one.likely_language
         guessed = "" if one.likely_language is None else f" (by the identifier it is {one.likely_language})"
-        fields = escape_control_characters(", ".join(one.fields))
+        fields = ", ".join(one.fields)
         what = f"{name}: {one.rows} row{'s' if one.rows != 1 else ''} ({fields})"
         if one.are_prompts:
             print_result(
@@ -211,7 +213,7 @@ def _show_items(source: str, json: bool) -> bool:
             go = f"{convert or 'Put it'} as {' or '.join(places)}, then: "
         print_result(
             f"{what}: test items of {' or '.join(one.places)}, no training data{guessed}. {go}"
-            f"lingraft evaluate MODEL --data-dir {escape_control_characters(one.data_dir or 'DIR')} "
+            f"lingraft evaluate MODEL --data-dir {one.data_dir or 'DIR'} "
             f"--task {next(iter(one.places))} --languages {tag or 'TAG'}"
         )
     for task in tasks:
@@ -252,19 +254,14 @@ def show_predictions(
         return
     for one in found:
         item = one.after
-        print_result(escape_control_characters(f"{item.label}  {item.item}"))
-        print_result(
-            f"{readable(escape_control_characters(item.prompt))}\n"
-            f"=> {readable(escape_control_characters(item.reference))}"
-        )
+        print_result(f"{item.label}  {item.item}")
+        print_result(readable(item.prompt))
+        print_result(readable(f"=> {item.reference}"))
         columns = [(after, item)]
         if one.before is not None and before is not None:
             columns.insert(0, (before, one.before))
         print_side_by_side(
-            [
-                (f"{model.label}: {own.score:.2f}", escape_control_characters(own.response) or "(empty)")
-                for model, own in columns
-            ]
+            [(f"{model.label}: {own.score:.2f}", own.response or "(empty)") for model, own in columns]
         )
 
 
@@ -301,4 +298,5 @@ def _print_summary(summary: DataSummary) -> None:
         print_result(f"Warning: {warning}")
     if summary.fallback_template:
         print_result("The tokenizer has no chat template: lingraft's own is used.")
-    print_result(f"The first example, its supervised part between ⟦ and ⟧:\n{readable(summary.example)}")
+    print_result("The first example, its supervised part between ⟦ and ⟧:")
+    print_result(readable(summary.example))

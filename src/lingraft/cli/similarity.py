@@ -7,7 +7,14 @@ from typing import Annotated
 
 import typer
 
-from lingraft.cli.output import check_folder, print_json, print_result, print_table, write_record
+from lingraft.cli.output import (
+    check_folder,
+    print_json,
+    print_message,
+    print_result,
+    print_table,
+    write_record,
+)
 from lingraft.errors import ConfigError
 
 
@@ -97,8 +104,8 @@ def similarity(
             seed=seed,
             on_progress=bars.progressed,
         )
-    if figure is not None:
-        write_figure(similarity_figure(found), figure)
+    if figure is not None and (problem := write_figure(similarity_figure(found), figure)):
+        print_message(f"! {problem}", "yellow")
     result = found.to_json([len(loaded[name].broken) for name in found.names])
     if record is not None:
         inputs = {"sources": sources, "encoder": encoder, "language": language, "seed": seed}

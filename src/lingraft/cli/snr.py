@@ -7,7 +7,14 @@ from typing import Annotated
 
 import typer
 
-from lingraft.cli.output import check_folder, print_json, print_result, print_table, write_record
+from lingraft.cli.output import (
+    check_folder,
+    print_json,
+    print_message,
+    print_result,
+    print_table,
+    write_record,
+)
 from lingraft.errors import ConfigError
 
 
@@ -53,8 +60,8 @@ def snr(
             share=share,
             on_progress=lambda done, total: bars.progressed("scan", done, total),
         )
-    if figure is not None:
-        write_figure(signal_figure(scan), figure)
+    if figure is not None and (problem := write_figure(signal_figure(scan), figure)):
+        print_message(f"! {problem}", "yellow")
     if record is not None:
         write_record(record, "snr", {"model": model, "estimator": estimator, "share": share}, scan.to_json())
     if plan is not None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 
-from lingraft.config.schema import EvaluationTask, Phase, StrategyChoice, Study
+from lingraft.config.schema import TAG_PATTERN, EvaluationTask, Phase, StrategyChoice, Study
 from lingraft.errors import did_you_mean
 from lingraft.text.language_tags import ENGLISH, is_english
 
@@ -15,7 +16,22 @@ def check_study(study: Study) -> list[str]:
 
     Names of strategies, measures, tasks and trackers are checked by `study.checks`.
     """
-    return [*_in_phases(study), *_in_paths(study), *_in_evaluation(study)]
+    return [*_in_phases(study), *_in_paths(study), *_in_evaluation(study), *_in_limits(study)]
+
+
+_ABILITIES = ("task_ability", "language_ability", "further_languages")
+
+
+def _in_limits(study: Study) -> Iterator[str]:
+    """Languages and tasks are looked up by `study.limits`, which knows what is asked."""
+    for name in study.limits:
+        if is_english(name):
+            yield f"limits: {name!r}: English is measured by the task ability; write task_ability."
+        elif name not in _ABILITIES and "/" not in name and not re.match(TAG_PATTERN, name):
+            yield (
+                f"limits: {name!r} is no ability, language (a tag, such as de) or task with its language "
+                f"(worldbook:lookup/de). {did_you_mean(name, _ABILITIES)}"
+            )
 
 
 def _in_phases(study: Study) -> Iterator[str]:

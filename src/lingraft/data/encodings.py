@@ -3,6 +3,7 @@
     CACHE/encoded/<fingerprint>/   rows.arrow, index.json   the table (see `data.encoded`)
                                    dropped.jsonl            rows that the template refuses, or whose answer is cut off
                                    handled.json             what the others were treated by; see `WholeBatch`
+                                   hashes.json              of the files above
 
 A folder appears whole, by one rename, and never changes. It may be deleted whenever no training reads it, and is made
 again where it is missing or damaged. A study deletes all when its run is over; an interrupted one finds them again.
@@ -23,18 +24,31 @@ from typing import TYPE_CHECKING
 
 from lingraft.data.chat import EncodedData, encode_examples
 from lingraft.data.chat_format import CHAT_IDENTITY, chat_format
-from lingraft.data.encoded import FORMAT, EncodedTable
+from lingraft.data.encoded import FORMAT, INDEX_FILE, ROWS_FILE, EncodedTable
 from lingraft.data.example import Example
 from lingraft.data.sources import BrokenRow
 from lingraft.data.spool import Spool
 from lingraft.data.text_encoding import plain_core
 from lingraft.errors import DataError
-from lingraft.records import fingerprint_of, read_json, write_json_atomically
+from lingraft.records import (
+    Stamp,
+    fingerprint_of,
+    hash_file,
+    read_json,
+    read_kept,
+    remove,
+    stamps_of,
+    write_json_atomically,
+    write_kept,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _FOLDER, _DROPPED, _HANDLED = "encoded", "dropped.jsonl", "handled.json"
+_HASHES = "hashes.json"
+_FILES = (ROWS_FILE, INDEX_FILE, _DROPPED, _HANDLED)
+_whole: dict[Path, dict[Path, Stamp | None]] = {}  # folders whose hashes this process has compared
 
 
 def encode_once(
@@ -45,6 +59,7 @@ def encode_once(
     *,
     max_refused_share: float = 1.0,
     on_progress: Callable[[int, int], None] | None = None,
+    noted: Callable[[str], None] = lambda _: None,
 ) -> EncodedData:
     """Return `encode_examples` of the same arguments, from the cache where the same was encoded before.
 
@@ -55,6 +70,7 @@ def encode_once(
         cache: A folder; made where it is missing.
         max_refused_share: The largest share of the examples that the template may refuse.
         on_progress: Called with the examples done and their number.
+        noted: Called with a sentence where what is in the cache is damaged.
 
     Raises:
         DataError, ModelError: See `encode_examples`; nothing is kept.
@@ -73,10 +89,12 @@ def encode_once(
             "libraries": {name: version(name) for name in ("tokenizers", "transformers")},
         }
     )
-    # Missing, or damaged when the machine went down.
+    # Damaged when the machine went down, or since.
     with suppress(DataError, OSError, ValueError, TypeError):
         return _read(folder, len(examples))
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        noted(f"{folder}: is damaged; its rows are encoded again.")
+    remove(folder)
     own = place / f".{folder.name}-{os.getpid()}"
     try:
         made = encode_examples(
@@ -90,6 +108,7 @@ def encode_once(
         with (own / _DROPPED).open("w", encoding="utf-8") as file:
             file.writelines(f"{json.dumps(row.to_json())}\n" for row in made.dropped)
         write_json_atomically(own / _HANDLED, made.handled)
+        write_kept(own / _HASHES, {name: hash_file(own / name) for name in _FILES})
         own.rename(folder)
     except OSError:
         if not folder.exists():  # else another process was quicker
@@ -110,6 +129,12 @@ def _read(folder: Path, rows: int) -> EncodedData:
     Raises:
         DataError, OSError, ValueError, TypeError: It is missing or damaged.
     """
+    paths = [folder / name for name in _FILES]
+    stamps = stamps_of(paths)
+    if _whole.get(folder) != stamps:  # a file of gigabytes is hashed once a process, not once a cell
+        if read_kept(folder / _HASHES) != {path.name: hash_file(path) for path in paths}:
+            raise DataError(f"{folder}: does not fit its hashes.")
+        _whole[folder] = stamps
     table = EncodedTable.open(folder)
     dropped: Spool[BrokenRow] = Spool(BrokenRow.to_json, BrokenRow.from_json)
     with (folder / _DROPPED).open(encoding="utf-8") as file:

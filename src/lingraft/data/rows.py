@@ -27,7 +27,7 @@ from lingraft.data.readers import (
 )
 from lingraft.data.tables import SEPARATORS, without_nothing
 from lingraft.errors import DataError, LingraftError
-from lingraft.records import fingerprint_of
+from lingraft.records import Stamp, fingerprint_of, stamps_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -83,6 +83,10 @@ class OpenedRows:
             yield row
         if row is None:
             raise error(f"{self.name}: there are no rows in it.")
+
+    def stamps(self) -> Mapping[Path, Stamp | None]:
+        """Return what the file system says of the files: where it is the same later, so are they."""
+        return stamps_of(file.path for file in self.files)
 
     def hash_and_lines(self) -> tuple[str | None, int]:
         """Return a hash of the files' bytes and languages, and their lines, 0 where these cannot be counted.

@@ -128,14 +128,20 @@ def load_data(
 
     Raises:
         DataError: The data cannot be had or read, their format is not known, or a larger share of the rows
-            than `spec.max_broken_share` is broken; then the first places are listed.
+            than `spec.max_broken_share` is broken; then the first places are listed. Or a file changed meanwhile.
     """
     if spec.source.startswith(WORLDBOOK_PREFIX):
         return _load_worldbook(spec, first)
     opened = open_rows(spec, base_folder=base_folder, first=first, null_in_tables=True)
+    stamps = opened.stamps()
     content_hash, lines = opened.hash_and_lines()
     rows = iter(opened) if on_progress is None else _watched(opened, lines, on_progress)
     loaded = _collect(spec, rows, answered)
+    if opened.stamps() != stamps and opened.hash_and_lines()[0] != content_hash:
+        raise DataError(
+            f"{spec.source}: was changed while it was read, so its rows and its hash may be of two files; run the same "
+            "command again."
+        )
     return replace(
         loaded, content_hash=content_hash or _content_hash(loaded.examples), revision=opened.revision
     )

@@ -19,11 +19,15 @@ class AnswerLog:
 
     Args:
         path: A log (see `AppendLog`); None: the answers are kept in memory alone.
+
+    Attributes:
+        damage: What of the log was damaged, in one sentence; None: nothing.
     """
 
     def __init__(self, path: Path | None = None) -> None:
         self._log = None if path is None else AppendLog(path, lambda row: (str(row["asked"]), row["answer"]))
         self._found: dict[str, Any] = dict(self._log.rows) if self._log else {}
+        self.damage = None if self._log is None else self._log.damage
 
     def __contains__(self, key: str) -> bool:
         return key in self._found

@@ -19,12 +19,14 @@ from lingraft.evaluate.held_out import AnswerLoss, bits_difference, mean_bits
 from lingraft.evaluate.predictions import Prediction
 from lingraft.evaluate.results import (
     AbilityMatrix,
+    BitsDifference,
     ForgettingMatrix,
     LossMatrix,
     MatrixColumn,
     MatrixRow,
     MeanBits,
 )
+from lingraft.intervals.changes import NO_LIMITS, Margins
 from lingraft.intervals.macro_mean import (
     Difference,
     Interval,
@@ -111,6 +113,7 @@ def ability_matrix(
     taught: Sequence[Taught],
     phases: Sequence[tuple[str, Sequence[Prediction]]],
     base: Sequence[Prediction] | None,
+    margins: Margins = NO_LIMITS,
 ) -> AbilityMatrix | None:
     """Return the matrix of abilities; None: no column can be measured.
 
@@ -121,6 +124,7 @@ def ability_matrix(
         taught: The columns.
         phases: Name and predictions of the model after each phase, all of the same items.
         base: Predictions of the base model, if known.
+        margins: How large a change nobody minds; of several columns, or languages, the smallest counts.
 
     Raises:
         EvaluationError: The models were not asked the same items.
@@ -136,12 +140,20 @@ def ability_matrix(
         names = set(measured_by(one))
         return [item for item in items if name(item) in names]
 
+    def gain(pairs: Sequence[_Pair[Prediction]]) -> Difference:
+        measured = {(p.ability, p.language) for before, _ in pairs for p in before}
+        smallest = min(
+            margins.of(ability) if ability == "task_ability" else margins.of(language, ability)
+            for ability, language in measured
+        )
+        return difference_over_columns(pairs, smallest)
+
     kind = _Kind[Prediction, Interval, Difference](
         select=select,
         name=name,
         measured_by=measured_by,
         mean=mean_over_columns,
-        gain=difference_over_columns,
+        gain=gain,
         sign=1,
     )
     return _matrix(kind, taught, phases, base)
@@ -168,7 +180,7 @@ def loss_matrix(
     """
     models = [*([] if base is None else [base]), *(losses for _, losses in phases)]
     common = frozenset.intersection(*(frozenset(loss.item for loss in own) for own in models))
-    kind = _Kind[AnswerLoss, MeanBits, MeanBits](
+    kind = _Kind[AnswerLoss, MeanBits, BitsDifference](
         select=lambda losses, one: [loss for loss in losses if loss.item in one.items & common],
         name=lambda loss: loss.language,
         measured_by=lambda one: one.languages,

@@ -20,7 +20,8 @@ from lingraft.data.chat import encode_answers
 from lingraft.data.example import Example
 from lingraft.errors import DataError, EvaluationError
 from lingraft.evaluate.predictions import read_rows, write_rows
-from lingraft.evaluate.results import BitsPerCharacter, MeanBits
+from lingraft.evaluate.results import BitsDifference, BitsPerCharacter, MeanBits
+from lingraft.intervals.changes import Answer, answer
 from lingraft.intervals.clusters import ClusteredValues, Value, percentiles
 from lingraft.models.context_length import context_length_of
 from lingraft.models.loss import collate, token_losses
@@ -190,7 +191,7 @@ def mean_bits(columns: Sequence[Sequence[AnswerLoss]]) -> MeanBits:
     return MeanBits(resampling.value(), low, high, len({one.item for losses in columns for one in losses}))
 
 
-def bits_difference(pairs: Sequence[tuple[Sequence[AnswerLoss], Sequence[AnswerLoss]]]) -> MeanBits:
+def bits_difference(pairs: Sequence[tuple[Sequence[AnswerLoss], Sequence[AnswerLoss]]]) -> BitsDifference:
     """Return the mean over columns of after - before, both on the same examples; see `mean_bits`.
 
     Raises:
@@ -206,7 +207,9 @@ def bits_difference(pairs: Sequence[tuple[Sequence[AnswerLoss], Sequence[AnswerL
         columns.append([_loss_value(one, later[one.item].bits - one.bits) for one in before])
     resampling = ClusteredValues(columns)
     low, high = _bootstrap(resampling)
-    return MeanBits(resampling.value(), low, high, len({one.item for before, _ in pairs for one in before}))
+    n = len({one.item for before, _ in pairs for one in before})
+    said: Answer = "undecided" if low is None or high is None else answer(low, high, margin=None)
+    return BitsDifference(resampling.value(), low, high, n, said)
 
 
 def _loss_value(loss: AnswerLoss, bits: float) -> Value:

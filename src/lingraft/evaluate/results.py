@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 
 from lingraft.evaluate.predictions import Ability
 from lingraft.evaluate.task_records import TaskRecord
+from lingraft.intervals.changes import Answer
 from lingraft.intervals.macro_mean import Difference, Interval
 from lingraft.intervals.multiple_testing import Correction
 
@@ -20,10 +21,10 @@ Change_co = TypeVar("Change_co", covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class MeanBits:
-    """A loss of held-out answers in bits per character (lower is better), or a difference of two.
+    """A loss of held-out answers in bits per character; lower is better.
 
     Attributes:
-        value: Bits per character; of a difference below 0: the loss fell.
+        value: Bits per character.
         low: Lower end of the 95 % interval (bootstrap over groups); None: fewer than 5 groups of some language of a
             column, of which no bootstrap can say how uncertain it is.
         high: Upper end.
@@ -34,6 +35,18 @@ class MeanBits:
     low: float | None
     high: float | None
     n: int
+
+
+@dataclass(frozen=True, slots=True)
+class BitsDifference(MeanBits):
+    """A paired difference of such losses; in forgetting matrices it is turned, so that above 0 the loss fell.
+
+    Attributes:
+        answer: Rose or fell: the interval excludes 0; else undecided, also where there is none. It is never unchanged,
+            because no margin is stated for bits.
+    """
+
+    answer: Answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,8 +311,8 @@ class ForgettingMatrix(Generic[Entry_co, Change_co]):
 
 
 AbilityMatrix = ForgettingMatrix[Interval, Difference]
-LossMatrix = ForgettingMatrix[MeanBits, MeanBits]
-AnyMatrix = ForgettingMatrix[Interval | MeanBits, Difference | MeanBits]
+LossMatrix = ForgettingMatrix[MeanBits, BitsDifference]
+AnyMatrix = ForgettingMatrix[Interval | MeanBits, Difference | BitsDifference]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lingraft.config.schema import Evaluation
 from lingraft.data.chat_template import chat_template
@@ -28,7 +28,7 @@ from lingraft.evaluate.scoring import judged, predictions_of
 from lingraft.evaluate.task_records import TaskRecord
 from lingraft.evaluate.task_runs import SEEDS, Run, build_runs, template_of
 from lingraft.judge.win_rate import Judge, Judged
-from lingraft.records import fingerprint_of
+from lingraft.records import canonical_json, fingerprint_of
 from lingraft.text.language_tags import ENGLISH
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ def evaluate_model(
     skip_missing: bool = False,
     log: Path | None = None,
     verdicts: Path | None = None,
+    resolved: Mapping[str, Any] | None = None,
     make_generator: MakeGenerator | None = None,
     on_progress: OnProgress | None = None,
     on_judged: OnProgress | None = None,
@@ -105,6 +106,7 @@ def evaluate_model(
         log: A file that answers of this model are kept in as they come, so that the same evaluation goes on from
             them after an interruption; None: they are not kept.
         verdicts: A file that a judge's verdicts are kept in, for any number of models; None: they are not kept.
+        resolved: The identity of the manifest that the evaluation is known by; its tasks must still be the same.
         make_generator: Makes another engine for generation, such as vLLM, when it is needed; None: the model itself.
         on_progress: Called with the items so far and in all.
         on_judged: Called with a judge's verdicts so far and in all, of one judged task after the other; the items are
@@ -124,6 +126,13 @@ def evaluate_model(
         chat=chat_identity(tokenizer, evaluation),
         split=split,
     )
+    if resolved is not None and canonical_json(manifest.identity["tasks"]) != canonical_json(
+        resolved["tasks"]
+    ):
+        raise EvaluationError(
+            "the tasks are not those that were looked up before: a file of a task or of its data was changed since. "
+            "Run the same command again."
+        )
     # Before any other task is generated for in vain.
     no_room = {
         run.label: problem
@@ -256,6 +265,13 @@ def samples_of(
         )
     finally:
         tokenizer.chat_template = given
+
+
+def left_out_sentence(items: Sequence[str]) -> str:
+    """Return what is reported of items that could not be scored; there is at least one."""
+    are = "1 item is" if len(items) == 1 else f"{len(items)} items are"
+    counts = "counts" if len(items) == 1 else "count"
+    return f"{are} left out and {counts} nowhere, such as {items[0].rstrip('.')}."
 
 
 def truncated_prompts_sentence(task: str, count: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from lingraft.errors import EvaluationError
 from lingraft.evaluate.predictions import Ability, Prediction
@@ -17,13 +17,16 @@ from lingraft.evaluate.results import (
     TaskDifference,
     TaskScore,
 )
+from lingraft.intervals.changes import DEFAULT_MARGIN, NO_LIMITS, Margins, answer_over_seeds
 from lingraft.intervals.macro_mean import (
     Difference,
     Interval,
+    Ratio,
     difference_over_columns,
     macro_mean,
     mean_of_known,
     paired_difference,
+    ratio_over_columns,
 )
 from lingraft.intervals.multiple_testing import Correction, compare_many
 from lingraft.text.language_tags import ENGLISH
@@ -92,8 +95,15 @@ def task_scores(predictions: Sequence[Prediction]) -> dict[str, TaskScore]:
     }
 
 
-def task_differences(before: Sequence[Prediction], after: Sequence[Prediction]) -> dict[str, TaskDifference]:
+def task_differences(
+    before: Sequence[Prediction], after: Sequence[Prediction], *, margins: Margins = NO_LIMITS
+) -> dict[str, TaskDifference]:
     """Return after - before on the same items, for every task and language.
+
+    Args:
+        before: Of the one model.
+        after: Of the other.
+        margins: How large a change nobody minds; of a task its own, else that of its ability.
 
     Raises:
         EvaluationError: A task stands on one side only, or the two do not hold the same items of one.
@@ -111,44 +121,100 @@ def task_differences(before: Sequence[Prediction], after: Sequence[Prediction]) 
     pairs = {name: (own, later[name]) for name, own in earlier.items()}
     compared = compare_many(pairs, CORRECTION)
     return {
-        name: TaskDifference(**asdict(paired_difference(*pair)), **asdict(compared[name]))
-        for name, pair in pairs.items()
+        name: TaskDifference(
+            **asdict(paired_difference(own, others, margins.of(name, own[0].ability))),
+            **asdict(compared[name]),
+        )
+        for name, (own, others) in pairs.items()
     }
 
 
-def differences(before: Sequence[Prediction], after: Sequence[Prediction]) -> Differences:
+def differences(
+    before: Sequence[Prediction], after: Sequence[Prediction], *, margins: Margins = NO_LIMITS
+) -> Differences:
     """Return after - before on the same items, per ability, language and task.
+
+    Args:
+        before: Of the one model.
+        after: Of the other.
+        margins: How large a change nobody minds; of a language its own, else that of its ability.
 
     Raises:
         EvaluationError: The two do not hold the same items.
     """
-    further = _of(before, "further_languages"), _of(after, "further_languages")
+
+    def of_ability(name: Ability) -> Difference:
+        return paired_difference(_of(before, name), _of(after, name), margins.of(name))
+
+    further = any(_of(own, "further_languages") for own in (before, after))
     earlier, later = ([p for p in own if p.ability != "task_ability"] for own in (before, after))
+    abilities = {p.language: p.ability for p in earlier}
     return Differences(
-        task_ability=paired_difference(_of(before, "task_ability"), _of(after, "task_ability")),
-        language_ability=paired_difference(_of(before, "language_ability"), _of(after, "language_ability")),
-        further_languages=paired_difference(*further) if any(further) else None,
+        task_ability=of_ability("task_ability"),
+        language_ability=of_ability("language_ability"),
+        further_languages=of_ability("further_languages") if further else None,
         per_language={
-            tag: paired_difference(*([p for p in own if p.language == tag] for own in (earlier, later)))
-            for tag in sorted({p.language for p in earlier})
+            tag: paired_difference(
+                [p for p in earlier if p.language == tag],
+                [p for p in later if p.language == tag],
+                margins.of(tag, abilities[tag]),
+            )
+            for tag in sorted(abilities)
         },
-        tasks=task_differences(before, after),
+        tasks=task_differences(before, after, margins=margins),
         correction=CORRECTION,
     )
 
 
+def measured_by(predictions: Sequence[Prediction], name: str) -> list[Prediction]:
+    """Return the predictions of an ability, of a language besides English (its tag), or of a task and language."""
+    return [
+        p
+        for p in predictions
+        if name in (p.ability, p.label) or (name == p.language and p.ability != "task_ability")
+    ]
+
+
+def difference_of(
+    before: Sequence[Prediction], after: Sequence[Prediction], name: str, margin: float
+) -> Difference | None:
+    """Return after - before in what `measured_by` names; None: no item measures it.
+
+    Raises:
+        EvaluationError: The two do not hold the same items.
+    """
+    earlier, later = measured_by(before, name), measured_by(after, name)
+    return paired_difference(earlier, later, margin) if earlier or later else None
+
+
 def difference_over_seeds(
-    pairs: Sequence[tuple[Sequence[Prediction], Sequence[Prediction]]], ability: Ability
+    pairs: Sequence[tuple[Sequence[Prediction], Sequence[Prediction]]],
+    name: str,
+    margin: float = DEFAULT_MARGIN,
 ) -> Difference:
-    """Return the mean over seeds of after - before in one ability.
+    """Return the mean over seeds of after - before in what `measured_by` names.
 
     Every seed has its own two models; all are asked the same items, which are drawn alike for all seeds. The interval
-    covers the choice of items at these seeds, not the choice of seeds.
+    covers the choice of items at these seeds, not the choice of seeds; the answer says where they disagree.
 
     Raises:
         EvaluationError: The models of a seed do not hold the same items.
     """
-    return difference_over_columns([(_of(before, ability), _of(after, ability)) for before, after in pairs])
+    own = [(measured_by(before, name), measured_by(after, name)) for before, after in pairs]
+    pooled = difference_over_columns(own, margin)
+    seeds = [paired_difference(before, after, margin) for before, after in own]
+    return replace(pooled, answer=answer_over_seeds(pooled.answer, seeds))
+
+
+def retention(pairs: Sequence[tuple[Sequence[Prediction], Sequence[Prediction]]]) -> Ratio:
+    """Return task ability after / before on the same items; of several seeds the means over them, divided.
+
+    Raises:
+        EvaluationError: The models of a seed do not hold the same items, or no task measures it.
+    """
+    return ratio_over_columns(
+        [(_of(before, "task_ability"), _of(after, "task_ability")) for before, after in pairs]
+    )
 
 
 def _of(predictions: Sequence[Prediction], ability: Ability) -> list[Prediction]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 import os
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
@@ -19,7 +18,7 @@ from pathlib import Path
 from lingraft.data.worldbook import FAMILIES
 from lingraft.errors import ConfigError, did_you_mean
 from lingraft.evaluate.catalogue import suite
-from lingraft.records import cache_folder, write_text_atomically
+from lingraft.records import cache_folder, read_kept, write_kept
 
 TASKS_FOLDER = Path(__file__).resolve().parent / "tasks"
 WORLDBOOK = "worldbook"
@@ -117,7 +116,7 @@ def harness_names() -> dict[str, HarnessName]:
             kept = _ask_harness()
             content = {"state": state, "names": {name: astuple(one) for name, one in kept.items()}}
             with suppress(OSError):  # a full disk
-                write_text_atomically(path, json.dumps(content))
+                write_kept(path, content)
     return kept
 
 
@@ -135,7 +134,7 @@ def _state_of(root: Path) -> str:
 def _read(path: Path, state: str) -> dict[str, HarnessName] | None:
     """Return the names that a file holds; None: there is none, or it was written in another state of the harness."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_kept(path)
         if content["state"] != state:
             return None
         return {

@@ -8,6 +8,7 @@ languages, or in several columns) are drawn together, so that parallel items are
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,6 +71,11 @@ class Clusters:
         found: Floats = (self.gains - self.losses) / self.shares
         return found
 
+    @property
+    def effective(self) -> float:
+        """Their number where they weigh alike, less where they do not."""
+        return 1 / float(self.shares @ self.shares)
+
     def part(self, chosen: Chosen) -> Clusters:
         """Return the clusters where `chosen` is true, by themselves: their shares sum to 1."""
         whole = self.shares[chosen].sum()
@@ -108,6 +114,15 @@ class ClusteredValues:
                 place = (clusters[one.cluster], slot_numbers[column, one.language])
                 table[0][place] += one.total
                 table[1][place] += one.weight
+
+    def combined(self, factor: float, other: ClusteredValues, of_other: float) -> ClusteredValues:
+        """Return `factor` times these + `of_other` times other values, of the same items in the same order."""
+        found = copy(self)
+        found._tables = {
+            task: np.stack([factor * table[0] + of_other * other._tables[task][0], table[1]])
+            for task, table in self._tables.items()
+        }
+        return found
 
     def fewest_clusters(self) -> int:
         """Return how many clusters the smallest slot has."""

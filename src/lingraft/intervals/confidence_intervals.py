@@ -21,6 +21,7 @@ of the ends from the estimates add in squares); Clopper and Pearson 1934, "The u
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,6 +67,11 @@ def bounds(clusters: Clusters, *, floor: float) -> Bounds:
     return Bounds(min(low, value), max(high, value), error**0.5, exact)
 
 
+def fewest_for_no_change(margin: float) -> int:
+    """Return of how many independent items, none of which changed, a difference's interval lies inside +- margin."""
+    return math.floor(math.log(_TAIL / 2) / math.log1p(-margin)) + 1
+
+
 def distinct(means: Floats) -> Floats:
     """Return means with what differs by rounding alone made equal: those of parallel items are sums of products."""
     rounded: Floats = means.round(12)
@@ -89,11 +95,6 @@ def _strata(clusters: Clusters) -> list[tuple[float, Clusters]]:
         found.append((float(clusters.shares[chosen].sum()), clusters.part(chosen)))
         start = stop
     return found
-
-
-def _effective_clusters(shares: Floats) -> float:
-    """Return their number where they weigh alike, less where they do not; `shares` sum to 1."""
-    return 1 / float(shares @ shares)
 
 
 def _part_bounds(part: Clusters, floor: float) -> Bounds:
@@ -129,7 +130,7 @@ def _trials(part: Clusters, mean: float, errors: Floats) -> float:
 
     Where clusters weigh alike it is at least their number, because no bounded mean varies more than a rate.
     """
-    clusters, variance = _effective_clusters(part.shares), _covariance(part, errors)
+    clusters, variance = part.effective, _covariance(part, errors)
     if variance <= _ROUNDING:
         return clusters
     quantile = float(special.stdtrit(clusters - 1, 1 - _TAIL))
@@ -181,7 +182,7 @@ def _exact_bounds(part: Clusters, floor: float) -> tuple[float, float]:
     usual = _most_common(means)
     upward, downward = max(0.0, 1.0 - usual), max(0.0, usual - floor)  # how far one can rise, and fall
     both = upward > 0 and downward > 0
-    n = _effective_clusters(part.shares)
+    n = part.effective
     if floor == 0 and not both:
         n = max(n, _trials(part, min(1.0, centre), part.gain_errors))
     tail = _TAIL / (2 if both else 1)

@@ -8,9 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lingraft.append_log import AppendLog, ForeignLineError, only_process
+from lingraft.append_log import AppendLog, ForeignLineError, only_process, salvage
 from lingraft.errors import EvaluationError
 from lingraft.judge.budget import Tokens
+from lingraft.records import remove
+
+_BEGINS = b'{"verdict": "'
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,16 @@ class Verdict:
         return None if self.read is None or self.written is None else Tokens(self.read, self.written)
 
 
+def _parse(row: Any) -> tuple[str, Verdict]:
+    key, verdict = row.pop("verdict"), Verdict(**row)
+    if not (verdict.first is None or 0 <= verdict.first <= 1):
+        raise ValueError(f"first is {verdict.first!r}")
+    for count in (verdict.read, verdict.written):
+        if not (count is None or (type(count) is int and count >= 0)):
+            raise ValueError(f"{count!r} is no count of tokens")
+    return key, verdict
+
+
 class VerdictCache:
     """Verdicts by fingerprint of their question, in a log (see `AppendLog`).
 
@@ -53,17 +66,8 @@ class VerdictCache:
         self._found: dict[str, Verdict] = {}
         self._paid: dict[str, list[Verdict]] = {}
 
-        def parse(row: Any) -> tuple[str, Verdict]:
-            key, verdict = row.pop("verdict"), Verdict(**row)
-            if not (verdict.first is None or 0 <= verdict.first <= 1):
-                raise ValueError(f"first is {verdict.first!r}")
-            for count in (verdict.read, verdict.written):
-                if not (count is None or (type(count) is int and count >= 0)):
-                    raise ValueError(f"{count!r} is no count of tokens")
-            return key, verdict
-
         try:
-            self._log = AppendLog(path, parse, begins=b'{"verdict": "')
+            self._log = AppendLog(path, _parse, begins=_BEGINS)
         except ForeignLineError as error:
             raise EvaluationError(
                 f"{path}:{error.line}: is no verdict ({error}); repair the file, move it away, or name another one "
@@ -116,3 +120,19 @@ def open_cache(path: Path) -> Iterator[VerdictCache]:
                 f"{path}: cannot be written ({error.strerror}); check its permissions, or keep the results elsewhere."
             ) from None
         yield VerdictCache(path)
+
+
+def mend_cache(path: Path) -> str | None:
+    """Make a run's own cache one that can be opened, and say in a sentence what was wrong; None: nothing.
+
+    A file of the user's is refused instead (see `VerdictCache`): it may be another kind of file.
+    """
+    if path.is_symlink() or path.is_dir():
+        remove(path)
+        return f"{path}: was no file; verdicts are asked for again."
+    try:
+        VerdictCache(path)
+    except EvaluationError:
+        removed = salvage(path, _parse, _BEGINS)
+        return f"{path}: {removed} damaged lines are left out; these verdicts are asked for again."
+    return None

@@ -18,6 +18,7 @@ from lingraft.models.layers import layer_of
 from lingraft.models.loading import (
     EMBEDDED_PREFIX,
     check_model,
+    content_files,
     load_model,
     load_tokenizer,
     local_folder,
@@ -27,7 +28,7 @@ from lingraft.models.loading import (
 )
 from lingraft.models.tensor_files import ADAPTER_CONFIG, WeightReader, is_adapter, repeats
 from lingraft.models.weights import ModelWeights
-from lingraft.records import fingerprint_of, hash_file, read_json
+from lingraft.records import fingerprint_of, read_json
 
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -112,13 +113,23 @@ def _merge(base: PreTrainedModel, adapter: AdaptedReader, dtype: torch.dtype) ->
 
 
 def merged_content_hash(name: str) -> str:
-    """Return what tells whether a model changed: `model_content_hash`, with an adapter also its files'."""
+    """Return what tells whether a model changed: `model_content_hash`, of an adapter its base's and its own.
+
+    An adapter's own covers its weights, its configuration (alpha, modules) and the tokenizer beside it.
+    """
     folder = Path(name).expanduser()
     if not is_adapter(folder):
         return model_content_hash(model_folder(name))
     base = AdaptedReader(folder).base_folder
-    files = [hash_file(folder / file) for file in (ADAPTER_CONFIG, _ADAPTER_WEIGHTS)]
-    return fingerprint_of([model_content_hash(base), *files])
+    return fingerprint_of([model_content_hash(base), model_content_hash(folder)])
+
+
+def deciding_files(folder: Path) -> list[Path]:
+    """Return the files that decide the answers of the model or adapter in a folder, an adapter's base included."""
+    own = content_files(folder)
+    return (
+        [*own, *content_files(AdaptedReader(folder).base_folder)] if folder / ADAPTER_CONFIG in own else own
+    )
 
 
 def check_adapter(folder: Path, *, trust_remote_code: bool = False) -> None:

@@ -13,11 +13,16 @@ from lingraft.models.generation import Generated
 
 
 class GenerationLog:
-    """Continuations by number, in a log (see `AppendLog`)."""
+    """Continuations by number, in a log (see `AppendLog`).
+
+    Attributes:
+        damage: What of the log was damaged, in one sentence; None: nothing.
+    """
 
     def __init__(self, path: Path) -> None:
         self._log = AppendLog(path, lambda row: (int(row.pop("number")), Generated(**row)))
         self._found: dict[int, Generated] = dict(self._log.rows)
+        self.damage = self._log.damage
 
     def __contains__(self, number: int) -> bool:
         return number in self._found

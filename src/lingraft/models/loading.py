@@ -51,7 +51,8 @@ _GENERATION_RANGES = {
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _CONTENT_FILES = (  # what decides a model's answers; records and logs beside them do not
     "*.safetensors", INDEX_FILE, "config.json", "generation_config.json", "tokenizer*.json", "special_tokens_map.json",
-    "added_tokens.json", "vocab*", "merges.txt", "*.model", "chat_template*", "*.py",
+    "added_tokens.json", "vocab*", "merges.txt", "*.model", "chat_template*", "*.py", "adapter_config.json", "*.jinja",
+    "additional_chat_templates/*", "*.tiktoken", "tekken.json", "*.spm", "bpe.codes",
 )  # fmt: skip
 _HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab*")
 _HUB_LEFT_OUT = ("*/*", "consolidated*")  # other exports of the same weights
@@ -368,12 +369,18 @@ def tokenizer_in(
     return tokenizer
 
 
+def content_files(folder: Path) -> list[Path]:
+    """Return the files of a folder that decide a model's answers, sorted: weights, configuration and tokenizer."""
+    found = {path for pattern in _CONTENT_FILES for path in folder.glob(pattern) if path.is_file()}
+    return sorted(found)
+
+
 def model_content_hash(folder: Path) -> str:
     """Return the SHA-256 over a model's weights, configuration and tokenizer: names and bytes, in sorted order.
 
     Files are read in blocks. Other files in the folder (logs, records, a README) do not count.
     """
     digest = hashlib.sha256()
-    for path in sorted({path for pattern in _CONTENT_FILES for path in folder.glob(pattern)}):
+    for path in content_files(folder):
         digest.update(f"{path.name}\0{hash_file(path)}\n".encode())
     return digest.hexdigest()

@@ -96,7 +96,8 @@ class CheckpointReader:
             names = dict.fromkeys(self._open(SINGLE_FILE).keys(), SINGLE_FILE)
             if has_index and names.keys() != self._file_of.keys():
                 raise ModelError(
-                    f"{self.folder}: {SINGLE_FILE} and {INDEX_FILE} name other tensors. Remove the one that is not meant."
+                    f"{self.folder}: {SINGLE_FILE} and {INDEX_FILE} name other tensors. Remove the one that is not "
+                    "meant."
                 )
             self._file_of = names
         elif not has_index:
@@ -277,8 +278,8 @@ def is_adapter(folder: Path) -> bool:
     weights = next((file for file in (SINGLE_FILE, INDEX_FILE) if (folder / file).is_file()), None)
     if weights is not None:
         raise ModelError(
-            f"{folder}: holds {weights} and {ADAPTER_CONFIG}, a model's weights and an adapter. Move the one that is "
-            "not meant to another folder."
+            f"{folder}: holds a model ({weights}) and an adapter ({ADAPTER_CONFIG}), so it is not clear which is "
+            "meant; move one of them into a folder of its own."
         )
     return True
 

@@ -14,7 +14,7 @@ from typing import Any
 from lingraft.errors import ConfigError, did_you_mean
 from lingraft.evaluate.predictions import Prediction, read_predictions
 from lingraft.evaluate.results import ModelDifferences
-from lingraft.records import from_json, read_json
+from lingraft.records import from_json, path_inside, read_json
 from lingraft.report.tables import models_of
 from lingraft.study.result import RESULT, read_result
 
@@ -116,10 +116,10 @@ def read_answers(folder: Path, cell: str | None, against: str | None) -> tuple[A
     own = _chosen(models, label, "--cell")
     other = own.before if against is None else _chosen(models, against, "--against").path
     if other is None:
-        return Answers(label, read_predictions(folder / own.path)), None
+        return Answers(label, read_predictions(_inside(folder, own.path))), None
     title = against or next((name for name, one in models.items() if one.path == other), "phase 1")
-    return Answers(label, read_predictions(folder / own.path)), Answers(
-        title, read_predictions(folder / other)
+    return Answers(label, read_predictions(_inside(folder, own.path))), Answers(
+        title, read_predictions(_inside(folder, other))
     )
 
 
@@ -132,6 +132,18 @@ class _Source:
 
     path: str
     before: str | None = None
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """Return where answers lie by a file of the folder, which may be from elsewhere.
+
+    Raises:
+        ConfigError: Not in the folder.
+    """
+    try:
+        return path_inside(folder, name)
+    except ValueError as error:
+        raise ConfigError(f"{folder}: its result names answers outside of it: {error}.") from None
 
 
 def _chosen(models: dict[str, _Source], label: str, option: str) -> _Source:

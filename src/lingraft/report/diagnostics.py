@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,8 @@ import altair as alt
 from lingraft.errors import ConfigError
 from lingraft.intervals.macro_mean import mean_of_known
 from lingraft.measures.drift import LayerPoint, layer_curves
-from lingraft.records import write_text_atomically
+from lingraft.records import write_bytes_atomically
+from lingraft.report.drawing import Form, Job, draw
 from lingraft.report.tables import Column, Table, written
 
 if TYPE_CHECKING:
@@ -38,13 +38,6 @@ _DRIFT = (
 )
 
 
-class _ForScript(json.JSONEncoder):
-    """JSON inside a page's script: names of models and data are untrusted, and `</script>` would end it."""
-
-    def encode(self, o: Any) -> str:
-        return super().encode(o).replace("<", "\\u003c")
-
-
 def check_figure(path: Path | None) -> None:
     """Refuse a figure that could not be written, before anything is computed; None: none is to be.
 
@@ -61,14 +54,19 @@ def check_figure(path: Path | None) -> None:
         raise ConfigError(f"{path}: there is no folder {path.parent}; make it first.")
 
 
-def write_figure(chart: Any, path: Path) -> None:
-    """Write a figure as SVG, PNG (at twice its size) or HTML that needs no network, by the name's suffix."""
+def write_figure(chart: Any, path: Path) -> str:
+    """Write a figure as SVG, PNG (at twice its size) or HTML that needs no network, by the name's suffix.
+
+    Returns:
+        Why it could not be drawn, as a sentence; empty: it was.
+    """
     check_figure(path)
-    if path.suffix.lower() == ".html":
-        html = chart.to_html(inline=True, json_kwds={"cls": _ForScript})
-        write_text_atomically(path, html)
-    else:
-        chart.save(str(path), format=path.suffix.lower()[1:], scale_factor=2)
+    forms: dict[str, Form] = {".svg": "svg", ".png": "png", ".html": "html"}
+    (drawing,) = draw([Job(forms[path.suffix.lower()], chart.to_dict())])
+    if drawing.content is None:
+        return f"{path}: the figure is not drawn: {drawing.problem}."
+    write_bytes_atomically(path, drawing.content)
+    return ""
 
 
 def similarity_table(found: Comparison) -> Table:

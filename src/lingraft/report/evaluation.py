@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lingraft.evaluate.results import TaskDifference, TaskScore
-from lingraft.report.tables import ABSENT, Column, Table, arrow, written
+from lingraft.report.signs import SIGNS
+from lingraft.report.tables import ABSENT, Column, Table, written
 
 _KEYS = (Column("task", "what was asked"), Column("language", "BCP-47 tag"))
 
@@ -41,9 +42,7 @@ def task_difference_table(differences: Mapping[str, TaskDifference]) -> Table:
     columns = (
         *_KEYS,
         Column("n", "items"),
-        Column(
-            "difference", "second model - first, on the same items; an arrow where the interval excludes 0"
-        ),
+        Column("difference", "second model - first, on the same items, with the sign of what it says"),
         Column("95 % interval", "of the difference"),
         Column("minimum detectable effect", "the smallest true difference that is found with 80 % power"),
     )
@@ -52,7 +51,7 @@ def task_difference_table(differences: Mapping[str, TaskDifference]) -> Table:
         task, _, language = name.rpartition("/")
         rows.append(
             (
-                *(task, language, str(one.n), f"{arrow(one)} {one.value:+.3f}"),
+                *(task, language, str(one.n), f"{SIGNS[one.answer]} {one.value:+.3f}"),
                 f"[{one.low:+.3f}, {one.high:+.3f}]",
                 f"{one.minimum_detectable_effect:.3f}",
             )

@@ -1,4 +1,4 @@
-"""The figures of a study, as Vega-Lite through altair; drawn to SVG offline by vl-convert."""
+"""The figures of a study, as Vega-Lite through altair; `drawing` draws them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from typing import Any
 
 import altair as alt
 
+from lingraft.evaluate.results import BitsPerCharacter
 from lingraft.intervals.macro_mean import Difference
+from lingraft.report.drawing import Job
+from lingraft.report.signs import SIGNS
 from lingraft.report.tables import Matrix, matrix_of, models_of
 from lingraft.study.result import StudyResult
 
 _WIDTH = 620
 _POINT = "#2a6fdb"
-_INK = "#010203"  # stands for the page's own text colour, light or dark; see `to_svg`
+_INK = "#010203"  # stands for the page's own text colour, light or dark
 _MOST_MATRICES = 12  # drawn; the table below the figure has all
 _LOOK = {
     "background": "transparent",
@@ -28,7 +31,8 @@ _LOOK = {
 def trade_off(result: StudyResult) -> alt.FacetChart | None:
     """Change of task ability against gain in language ability: a point with both 95 % intervals for each strategy.
 
-    One picture per data set. Several seeds make one point, their mean; None: no cell is done.
+    One picture per data set. Several seeds make one point, their mean, with its interval and sign as in the table; each
+    seed is a ring beside it. None: no cell is done.
     """
 
     def interval_of(name: str, one: Difference) -> dict[str, float]:
@@ -36,10 +40,10 @@ def trade_off(result: StudyResult) -> alt.FacetChart | None:
 
     single = {(cell.data, cell.strategy): cell.difference for cell in result.done}
     pooled = {(one.data, one.strategy): one for one in result.over_seeds}
-    rows = [
+    rows: list[dict[str, str | float]] = [
         {
             "data": data,
-            "strategy": strategy,
+            "strategy": f"{strategy} {SIGNS[one.task_ability.answer]}",
             **interval_of("gain", one.language_ability),
             **interval_of("change", one.task_ability),
         }
@@ -47,19 +51,33 @@ def trade_off(result: StudyResult) -> alt.FacetChart | None:
     ]
     if not rows:
         return None
+    rows += [
+        {
+            "data": cell.data,
+            "seed_gain": cell.difference.language_ability.value,
+            "seed_change": cell.difference.task_ability.value,
+        }
+        for cell in result.done
+        if (cell.data, cell.strategy) in pooled
+    ]
     base = alt.Chart()
     gain, change = "gain in language ability", "change of task ability"
     x, y = alt.X("gain:Q", title=gain).scale(zero=False), alt.Y("change:Q", title=change)
     zero = base.transform_calculate(zero="0").mark_rule(strokeDash=[4, 4], color="#888")
     interval = {"opacity": 0.35, "color": _POINT}
     label = {"align": "left", "dx": 7, "dy": -5, "fontSize": 10, "color": _INK}
+    means = base.transform_filter("isValid(datum.gain)")
+    seeds = base.transform_filter("isValid(datum.seed_gain)")
     return (
         alt.layer(
             zero.encode(y="zero:Q"),
-            base.mark_rule(**interval).encode(x=alt.X("gain_low:Q", title=gain), x2="gain_high", y=y),
-            base.mark_rule(**interval).encode(x=x, y=alt.Y("change_low:Q", title=change), y2="change_high"),
-            base.mark_point(filled=True, size=60, opacity=1, color=_POINT).encode(x=x, y=y),
-            base.mark_text(**label).encode(x=x, y=y, text="strategy:N"),
+            means.mark_rule(**interval).encode(x=alt.X("gain_low:Q", title=gain), x2="gain_high", y=y),
+            means.mark_rule(**interval).encode(x=x, y=alt.Y("change_low:Q", title=change), y2="change_high"),
+            seeds.mark_point(size=30, opacity=0.6, color=_POINT).encode(
+                x=alt.X("seed_gain:Q", title=gain), y=alt.Y("seed_change:Q", title=change)
+            ),
+            means.mark_point(filled=True, size=60, opacity=1, color=_POINT).encode(x=x, y=y),
+            means.mark_text(**label).encode(x=x, y=y, text="strategy:N"),
             data=alt.Data(values=rows),
         )
         .properties(width=_WIDTH, height=380)
@@ -68,30 +86,38 @@ def trade_off(result: StudyResult) -> alt.FacetChart | None:
     )
 
 
-def bits_per_character(result: StudyResult) -> alt.Chart | None:
+def bits_per_character(result: StudyResult) -> alt.LayerChart | None:
     """Loss of the held-out answers in bits per character, per language and model; lower is better.
 
-    Several seeds are drawn as their mean. None: nothing is held out.
+    Lines are 95 % intervals; of several seeds, drawn as their mean, from the lowest to the highest. None: nothing is
+    held out.
     """
-    rows = [
-        {"model": model.title(with_seed=False), "language": language, "bits": score.held_out.value}
-        for model in models_of(result)
-        for language, score in model.scores.per_language.items()
-        if score.held_out is not None
-    ]
-    if not rows:
+    groups: dict[tuple[str, str], list[BitsPerCharacter]] = {}
+    for model in models_of(result):
+        for language, score in model.scores.per_language.items():
+            if score.held_out is not None:
+                groups.setdefault((model.title(with_seed=False), language), []).append(score.held_out)
+    if not groups:
         return None
-    order = list(dict.fromkeys(row["model"] for row in rows))
-    return (
-        alt.Chart(alt.Data(values=rows))
-        .mark_point(filled=True, size=80)
-        .encode(
-            x=alt.X("mean(bits):Q", title="bits per character of held-out answers"),
-            y=alt.Y("model:N", sort=order, title=None),
-            color=alt.Color("language:N"),
-        )
-        .properties(width=_WIDTH)
+    rows: list[dict[str, str | float]] = [
+        {
+            "model": model,
+            "language": language,
+            "bits": sum(one.value for one in own) / len(own),
+            "low": own[0].low if len(own) == 1 else min(one.value for one in own),
+            "high": own[0].high if len(own) == 1 else max(one.value for one in own),
+        }
+        for (model, language), own in groups.items()
+    ]
+    order = list(dict.fromkeys(model for model, _ in groups))
+    title = "bits per character of held-out answers"
+    base = alt.Chart(alt.Data(values=rows)).encode(
+        y=alt.Y("model:N", sort=order, title=None), color=alt.Color("language:N")
     )
+    return alt.layer(
+        base.mark_rule(opacity=0.5).encode(x=alt.X("low:Q", title=title), x2="high"),
+        base.mark_point(filled=True, size=80).encode(x=alt.X("bits:Q", title=title)),
+    ).properties(width=_WIDTH)
 
 
 def training_loss(result: StudyResult) -> alt.Chart | None:
@@ -179,10 +205,12 @@ def matrices(result: StudyResult, kind: Matrix) -> alt.FacetChart | None:
     )
 
 
-def to_svg(chart: Any) -> str:
-    """Return the figure as SVG, drawn in the page's own ink; texts in it are escaped by the renderer."""
-    import vl_convert
-
+def job_of(chart: Any) -> Job:
+    """Return what draws a figure for the page, in the page's own ink."""
     spec = chart.to_dict()
-    svg: str = vl_convert.vegalite_to_svg(spec | {"config": (spec.get("config") or {}) | _LOOK})
-    return svg.replace(_INK, "currentColor")
+    return Job("page", spec | {"config": (spec.get("config") or {}) | _LOOK})
+
+
+def svg_of(drawing: bytes) -> str:
+    """Return the SVG of a drawing of `job_of`; texts in it are escaped by the renderer."""
+    return drawing.decode().replace(_INK, "currentColor")

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from lingraft.evaluate.results import NoiseFloor
-from lingraft.report.tables import Model, measures_of, models_of
-from lingraft.study.result import FailedCell, StudyResult
+from lingraft.evaluate.results import Differences, NoiseFloor
+from lingraft.evaluate.running import left_out_sentence, truncated_prompts_sentence
+from lingraft.intervals.macro_mean import Difference
+from lingraft.report.signs import legend
+from lingraft.report.tables import Model, checkpoint_table, measures_of, models_of
+from lingraft.study.limits import limit_sentence
+from lingraft.study.result import CellResult, FailedCell, PendingCell, StudyResult
+from lingraft.study.unused import size_text
+
+_NAMED = 3  # cells named in a sentence; the page has all
 
 
 def failures(result: StudyResult) -> list[str]:
@@ -18,9 +26,151 @@ def failures(result: StudyResult) -> list[str]:
 
 def notes(result: StudyResult) -> list[str]:
     """Return what stands below a study's table: what it could find, what is missing, precision and noise."""
-    found = [effect_note(result), *missing_notes(result), precision_note(result)]
+    found = [
+        *sign_notes(result),
+        effect_note(result),
+        *equal_score_notes(result),
+        *retention_notes(result),
+        *limit_notes(result),
+        *missing_notes(result),
+        precision_note(result),
+    ]
     noise = [model.scores.noise for model in models_of(result) if model.scores.noise is not None]
-    return [*found, noise_sentence(noise)] if noise else found
+    return [*pending_notes(result), *found, *([noise_sentence(noise)] if noise else [])]
+
+
+def pending_notes(result: StudyResult) -> list[str]:
+    """Return which cells are not made yet."""
+    waiting = [cell for cell in result.cells if isinstance(cell, PendingCell)]
+    if not waiting:
+        return []
+    names = _first([f"{cell.data} / {cell.strategy} / seed {cell.seed}" for cell in waiting])
+    return [f"{len(waiting)} of {len(result.cells)} cells are pending: {names}. The same command goes on."]
+
+
+def unused_notes(result: StudyResult) -> list[str]:
+    """Return what else lies in the run folder."""
+    if not result.unused:
+        return []
+    size = size_text(sum(one.bytes for one in result.unused))
+    names = _first(list(dict.fromkeys(one.name or one.path for one in result.unused)))
+    return [
+        f"{result.run} also holds {len(result.unused)} stages ({size}) that the study file does not list: {names}. "
+        f"`lingraft clean {result.run}` shows and removes them."
+    ]
+
+
+def model_notes(result: StudyResult) -> dict[str, list[str]]:
+    """Return what of the evaluation was left out or truncated, each note with the names of its models."""
+    lines = {
+        model.title(with_seed=True): [
+            *([left_out_sentence(model.scores.left_out)] if model.scores.left_out else []),
+            *(truncated_prompts_sentence(*one) for one in model.scores.truncated_prompts.items()),
+        ]
+        for model in models_of(result)
+    }
+    return gathered(lines)
+
+
+def comparison_notes(result: StudyResult) -> dict[str, list[str]]:
+    """Return what the comparisons of cells leave out, each note with the names of its cells."""
+    return gathered({model.title(with_seed=True): unpaired_lines(model) for model in models_of(result)})
+
+
+def gathered(lines: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Return each line once, with the names that it holds for."""
+    found: dict[str, list[str]] = {}
+    for name, own in lines.items():
+        for line in own:
+            found.setdefault(line, []).append(name)
+    return found
+
+
+def of_models(names: Sequence[str], models: int) -> str:
+    """Return whom a note holds for, of so many models."""
+    return "All models" if len(names) == models > 1 else ", ".join(names)
+
+
+def checkpoint_lines(result: StudyResult) -> list[str]:
+    """Return where the models of a study lie, one a line, from the working directory."""
+    table = checkpoint_table(result)
+    if table is None:
+        return []
+    kept = {model.checkpoint for model in models_of(result)}
+    width = max(len(name) for name, _ in table.rows)
+    places = ((name, str(Path(result.run) / place) if place in kept else place) for name, place in table.rows)
+    return ["Checkpoints:", *(f"  {name:<{width}}  {place}" for name, place in places)]
+
+
+def _first(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+def sign_notes(result: StudyResult) -> list[str]:
+    """Return what the signs of the study's table mean."""
+    margins = {cell.difference.task_ability.margin for cell in result.done}
+    return [legend("Task ability against Phase 1", one, has_seeds=result.has_seeds) for one in margins]
+
+
+def equal_score_notes(result: StudyResult) -> list[str]:
+    """Return of which abilities and tasks all scores are equal, so that they cannot tell models apart."""
+    found: dict[tuple[float, str], list[str]] = {}  # by the score, and the cells of which it is that
+    differences = [cell.difference for cell in result.done]
+    for name in dict.fromkeys(name for own in differences for name in _named(own)):
+        scores: dict[float, list[str]] = {}
+        for cell in result.done:
+            one = _named(cell.difference).get(name)
+            if one is not None and one.all_scores is not None:
+                scores.setdefault(one.all_scores, []).append(_title(cell, result))
+        for score, cells in scores.items():
+            whole = len(cells) == len(result.done)
+            found.setdefault((score, "" if whole else f"{', '.join(cells)} and Phase 1"), []).append(name)
+    return [equal_scores_sentence(names, score, models) for (score, models), names in found.items()]
+
+
+def _named(own: Differences) -> dict[str, Difference | None]:
+    """Return the differences of abilities and tasks by name."""
+    return {
+        "task ability": own.task_ability,
+        "language ability": own.language_ability,
+        "further languages": own.further_languages,
+        **own.tasks,
+    }
+
+
+def equal_scores_sentence(names: Sequence[str], score: float, models: str = "") -> str:
+    """Return that tasks or abilities cannot tell models apart; `models` empty: any of these."""
+    subject = "this" if len(names) == 1 else "these"
+    return f"{', '.join(names)}: all scores are {score:g}: {subject} cannot tell {models or 'these models'} apart."
+
+
+def retention_notes(result: StudyResult) -> list[str]:
+    """Return of which cells there is no retention, and why."""
+    found: dict[str, list[str]] = {}
+    for cell in result.done:
+        if cell.retention.reason is not None:
+            found.setdefault(cell.retention.reason, []).append(_title(cell, result))
+    return [f"Retention is missing where {reason}: {', '.join(cells)}." for reason, cells in found.items()]
+
+
+def limit_notes(result: StudyResult) -> list[str]:
+    """Return what the words of the limits' columns mean, and how many items could decide them."""
+    if not result.limits:
+        return []
+    meaning = (
+        "Limits: held, no more was lost (the 95 % interval of the paired difference to Phase 1 lies above -limit); "
+        "broken, more was (it lies below); undecided, these items do not show which"
+    )
+    seeds = (
+        "; seeds disagree, one seed says the opposite of another or of the mean" if result.has_seeds else ""
+    )
+    return [f"{meaning}{seeds}.", *(limit_sentence(name, plan) for name, plan in result.limits.items())]
+
+
+def _title(cell: CellResult, result: StudyResult) -> str:
+    seed = f" / seed {cell.seed}" if result.has_seeds else ""
+    return f"{cell.data} / {cell.strategy}{seed}"
 
 
 def effect_note(result: StudyResult) -> str:
@@ -79,7 +229,7 @@ def unpaired_lines(model: Model) -> list[str]:
         return []
     matrix = cell.forgetting.ability
     return [
-        *(f"{task}: {count} items" for task, count in cell.unpaired.items()),
+        *(f"left out of the comparison: {count} items of {task}." for task, count in cell.unpaired.items()),
         *cell.not_paired.values(),
-        *(f"Base model: {problem}" for problem in (() if matrix is None else matrix.not_paired.values())),
+        *(f"base model: {problem}" for problem in (() if matrix is None else matrix.not_paired.values())),
     ]

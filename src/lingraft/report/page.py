@@ -6,6 +6,7 @@ renderer has escaped it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -18,13 +19,14 @@ from lingraft.config.load import dump_study
 from lingraft.config.schema import Study
 from lingraft.measures.base import Plot
 from lingraft.records import write_text_atomically
-from lingraft.report.figures import bits_per_character, matrices, to_svg, trade_off, training_loss
-from lingraft.report.notes import failures, notes, unpaired_lines
+from lingraft.report.drawing import draw
+from lingraft.report.notes import comparison_notes, failures, model_notes, notes, of_models, unused_notes
 from lingraft.report.tables import (
     Matrix,
     Table,
     answer_table,
     change_table,
+    checkpoint_table,
     contamination_table,
     forgetting_table,
     measures_of,
@@ -34,6 +36,7 @@ from lingraft.report.tables import (
     study_table,
     task_table,
     training_table,
+    unused_table,
 )
 from lingraft.study.result import StudyResult
 
@@ -42,7 +45,8 @@ _MATRICES: tuple[tuple[Matrix, str, str], ...] = (
         "ability",
         "Forgetting: abilities",
         "Rows: the model after each phase. Columns: what each phase taught, measured by the abilities of its data "
-        "set's languages (English: task ability), 0 to 1. A column that pales downwards is being forgotten.",
+        "set's languages (English: task ability), 0 to 1; paler is lower. Whether a fall is more than chance, backward "
+        "transfer says, in the table.",
     ),
     (
         "bits_per_character",
@@ -55,31 +59,47 @@ _MATRICES: tuple[tuple[Matrix, str, str], ...] = (
 
 
 @dataclass(frozen=True)
-class _Drawn:
-    """A figure of the page, perhaps with the same as a table."""
+class _Figure:
+    """A figure of the page, perhaps with the same as a table.
+
+    Attributes:
+        title: Its heading.
+        caption: What it shows.
+        svg: None: it could not be drawn.
+        table: The same as a table.
+    """
 
     title: str
     caption: str
-    svg: Markup
+    svg: Markup | None
     table: Table | None = None
 
 
-def write_page(result: StudyResult, study: Study) -> Path:
-    """Write `report/index.html` into the run folder of `result`, and return its path."""
+def write_page(result: StudyResult, study: Study, reported: Callable[[str], None] | None = None) -> Path:
+    """Write `report/index.html` into the run folder of `result`, and return its path.
+
+    Args:
+        result: What the study found.
+        study: The study.
+        reported: Receives a sentence where pictures are missing from the page.
+    """
     folder = Path(result.run) / "report"
     folder.mkdir(exist_ok=True)
     path = folder / "index.html"
-    write_text_atomically(path, render_page(result, study))
+    write_text_atomically(path, render_page(result, study, reported))
     return path
 
 
-def render_page(result: StudyResult, study: Study) -> str:
-    """Return the page's HTML."""
+def render_page(result: StudyResult, study: Study, reported: Callable[[str], None] | None = None) -> str:
+    """Return the page's HTML; arguments as of `write_page`."""
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.from_string((files("lingraft.report") / "page.html").read_text(encoding="utf-8"))
     measures = measures_of(result)
+    matrices, figures, problem = _drawn(result)
+    if problem and reported is not None:
+        reported(problem)
     return template.render(
         study=study,
         study_file=dump_study(study),
@@ -93,38 +113,77 @@ def render_page(result: StudyResult, study: Study) -> str:
         notes=notes(result),
         seeds=seed_table(result),
         changes=change_table(result),
-        matrices=[
-            _Drawn(title, caption, Markup(to_svg(chart)), forgetting_table(result, kind, with_intervals=True))
-            for kind, title, caption in _MATRICES
-            if (chart := matrices(result, kind)) is not None
-        ],
-        figures=[_Drawn(one.title, one.caption, Markup(to_svg(one.chart))) for one in _plots(result)],
+        matrices=matrices,
+        figures=figures,
+        picture_problem=problem,
         failures=failures(result),
         tasks=task_table(result),
         contamination=contamination_table(result),
         training=training_table(result),
         costs=strategy_cost_table(result),
         answers=answer_table(result),
-        unpaired_lines=unpaired_lines,
+        model_notes=model_notes(result) | comparison_notes(result),
+        of_models=of_models,
+        checkpoints=checkpoint_table(result),
+        unused=unused_table(result),
+        unused_notes=unused_notes(result),
         embedded=any(
             (name or "").startswith("embedded:") for name in (study.model, study.phases[0].checkpoint)
         ),
     )
 
 
+def _drawn(result: StudyResult) -> tuple[list[_Figure], list[_Figure], str]:
+    """Return the matrices, the other figures, and why some have no picture; empty: all have one."""
+    tables = {kind: forgetting_table(result, kind, with_intervals=True) for kind, *_ in _MATRICES}
+    try:
+        from lingraft.report.figures import job_of, matrices, svg_of
+
+        charts = {kind: chart for kind in tables if (chart := matrices(result, kind)) is not None}
+        plots = _plots(result)
+        jobs = [job_of(chart) for chart in (*charts.values(), *(one.chart for one in plots))]
+    except (ImportError, MemoryError) as error:  # the tables need none
+        bare = [
+            _Figure(title, caption, None, tables[kind]) for kind, title, caption in _MATRICES if tables[kind]
+        ]
+        return bare, [], f"The report has no pictures: they cannot be made ({error or 'no memory'})."
+    drawings = draw(jobs)
+    svgs = [None if one.content is None else Markup(svg_of(one.content)) for one in drawings]
+    of_matrix = dict(zip(charts, svgs, strict=False))
+    problems = list(dict.fromkeys(one.problem for one in drawings if one.content is None))
+    missing = svgs.count(None)
+    how_many = "no pictures" if missing == len(svgs) else f"{len(svgs) - missing} of {len(svgs)} pictures"
+    return (
+        [
+            _Figure(title, caption, of_matrix[kind], tables[kind])
+            for kind, title, caption in _MATRICES
+            if kind in charts
+        ],
+        [
+            _Figure(one.title, one.caption, svg)
+            for one, svg in zip(plots, svgs[len(charts) :], strict=True)
+            if svg is not None
+        ],
+        f"The report has {how_many}: {'; '.join(problems)}." if problems else "",
+    )
+
+
 def _plots(result: StudyResult) -> list[Plot]:
     """Return the page's figures: of abilities, of the held-out loss, of each measure, of the training."""
+    from lingraft.report.figures import bits_per_character, trade_off, training_loss
+
     charts: tuple[tuple[str, str, Any], ...] = (
         (
             "What it cost and what it gained",
-            "Each point is a cell, with the 95 % intervals of its paired differences to Phase 1. Up is kept English, "
-            "right is more of the new languages.",
+            "Each point is a cell, with the 95 % intervals of its paired differences to Phase 1, and the sign of its "
+            "task ability; several seeds make one point, their mean, with the interval of that, and a ring for each "
+            "seed. Up is kept English, right is more of the new languages. Where intervals overlap, no order is known.",
             trade_off(result),
         ),
         (
             "Loss of held-out answers",
-            "Bits per character of answers that no phase trained on; lower is better, and comparable between "
-            "tokenizers.",
+            "Bits per character of answers that no phase trained on, with 95 % intervals (of several seeds the mean, "
+            "from the lowest to the highest); lower is better, and comparable between tokenizers.",
             bits_per_character(result),
         ),
     )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from lingraft.report.tables import ABSENT, Column, Table
 from lingraft.study.plan import PlanRow
+from lingraft.study.unused import size_text
 
 
 def plan_table(rows: Sequence[PlanRow]) -> Table:
@@ -30,22 +31,10 @@ def plan_table(rows: Sequence[PlanRow]) -> Table:
                 "finished" if row.is_finished else "to do",
                 "kept" if row.is_kept else "discarded",
                 row.device,
-                _size(row.memory_bytes),
-                _size(row.disk_bytes),
+                ABSENT if row.memory_bytes is None else size_text(row.memory_bytes),
+                ABSENT if row.disk_bytes is None else size_text(row.disk_bytes),
             )
             for row in rows
         ),
         2,
     )
-
-
-def _size(count: int | None) -> str:
-    """Return a number of bytes in a unit that suits it."""
-    if count is None:
-        return ABSENT
-    size, unit = float(count), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if size < 1000:
-            break
-        size, unit = size / 1000, larger
-    return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"

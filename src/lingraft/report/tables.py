@@ -1,7 +1,7 @@
 """The tables of a study: made once here, drawn in the terminal and on the page.
 
-Every score carries its interval; the arrow says whether task ability differs from Phase 1's on the same items:
-▲ or ▼ where the 95 % interval of the paired difference excludes 0, = where it does not.
+Every score carries its interval; the sign beside task ability says what its paired difference to Phase 1 says
+(`signs`).
 """
 
 from __future__ import annotations
@@ -13,15 +13,20 @@ from typing import Literal, Protocol
 
 from lingraft.data.tokenizer_cost import LanguageCost
 from lingraft.evaluate.results import AnyMatrix, Scores
-from lingraft.intervals.macro_mean import Difference
+from lingraft.intervals.changes import Answered, answer_over_seeds
+from lingraft.intervals.macro_mean import Ratio
 from lingraft.measures import REGISTRY
 from lingraft.measures.base import Column as MeasureColumn
 from lingraft.measures.base import Measure
-from lingraft.study.result import CellResult, FailedCell, StudyResult
+from lingraft.report.signs import LIMIT_WORDS, SIGNS
+from lingraft.study.limits import LimitResult
+from lingraft.study.result import CellResult, FailedCell, PendingCell, SeedDifferences, StudyResult
+from lingraft.study.unused import size_text
 from lingraft.text.language_tags import ENGLISH
 
 ABSENT = "-"
 FAILED = "failed"
+PENDING = "pending"
 BASE = "base model"
 
 Matrix = Literal["ability", "bits_per_character"]
@@ -65,6 +70,7 @@ class Model:
         seed: None: it was not trained here.
         scores: Its scores.
         predictions: Where its answers are in the run folder.
+        checkpoint: Where it lies in the run folder; None: it is not kept, or was not made here.
         cell: None: it is no cell's.
     """
 
@@ -73,6 +79,7 @@ class Model:
     seed: int | None
     scores: Scores
     predictions: str
+    checkpoint: str | None = None
     cell: CellResult | None = None
 
     def title(self, *, with_seed: bool) -> str:
@@ -81,29 +88,29 @@ class Model:
         return " / ".join(part for part in (self.data, self.strategy, seed) if part)
 
 
-def entries_of(result: StudyResult) -> list[Model | FailedCell]:
+def entries_of(result: StudyResult) -> list[Model | FailedCell | PendingCell]:
     """Return the base model, the Phase 1 models and the cells, in the order of the tables.
 
     Phase 1 models of one kind are named just as such.
     """
-    found: list[Model | FailedCell] = []
+    found: list[Model | FailedCell | PendingCell] = []
     if result.base is not None:
         found.append(Model(BASE, "", None, result.base, result.base_predictions or ""))
     several = len({(one.data, one.strategy) for one in result.phase_ones}) > 1
     for one in result.phase_ones:
         data, strategy = (f"phase 1: {one.data}", one.strategy or "") if several else ("phase 1", "")
-        found.append(Model(data, strategy, one.seed, one.scores, one.predictions))
+        found.append(Model(data, strategy, one.seed, one.scores, one.predictions, one.checkpoint))
     for cell in result.cells:
         found.append(
-            cell
-            if isinstance(cell, FailedCell)
-            else Model(cell.data, cell.strategy, cell.seed, cell.scores, cell.predictions, cell)
+            Model(cell.data, cell.strategy, cell.seed, cell.scores, cell.predictions, cell.checkpoint, cell)
+            if isinstance(cell, CellResult)
+            else cell
         )
     return found
 
 
 def models_of(result: StudyResult) -> list[Model]:
-    """Return all but the failed cells of `entries_of`."""
+    """Return all but the failed and the pending cells of `entries_of`."""
     return [one for one in entries_of(result) if isinstance(one, Model)]
 
 
@@ -118,62 +125,96 @@ class Estimate(Protocol):
     def high(self) -> float | None: ...  # noqa: D102
 
 
+class Change(Answered, Estimate, Protocol):
+    """A difference of two models, and what it says."""
+
+
 @dataclass(frozen=True)
 class _Entry:
-    """One figure of one model as a table writes it; `arrow` where it is compared with Phase 1's."""
+    """One figure of one model as a table writes it, or a word in its place.
+
+    Attributes:
+        value: None: there is none.
+        low: Lower end of its 95 % interval.
+        high: Upper end.
+        style: How it is written.
+        change: The difference that its sign speaks of; None: it has no sign.
+        word: Stands for all of it, where it is not empty.
+    """
 
     value: float | None
     low: float | None = None
     high: float | None = None
     style: Literal["plain", "signed", "percent"] = "plain"
-    arrow: str = ""
+    change: Answered | None = None
+    word: str = ""
 
     def number(self, value: float, digits: int = 3) -> str:
         if self.style == "percent":
-            return f"{100 * value:.1f} %"
+            return f"{100 * value:.1f}"
         return f"{value:+.{digits}f}" if self.style == "signed" else f"{value:.{digits}f}"
 
+    def written(self, value: float) -> str:
+        return f"{self.number(value)} %" if self.style == "percent" else self.number(value)
+
+    @property
+    def interval(self) -> str:
+        if self.low is None or self.high is None:
+            return ""
+        return f" [{self.number(self.low, 2)}, {self.number(self.high, 2)}]"
+
     def text(self) -> str:
-        if self.value is None:
-            return ABSENT
-        interval = ""
-        if self.low is not None and self.high is not None:
-            interval = f" [{self.number(self.low, 2)}, {self.number(self.high, 2)}]"
-        return f"{self.number(self.value)}{interval}{self.arrow and ' ' + self.arrow}"
+        if self.word or self.value is None:
+            return self.word or ABSENT
+        sign = "" if self.change is None else f" {SIGNS[self.change.answer]}"
+        return f"{self.written(self.value)}{self.interval}{sign}"
 
 
-def _entry(one: Estimate | None, mark: str = "") -> _Entry:
-    return _Entry(None) if one is None else _Entry(one.value, one.low, one.high, arrow=mark)
+def _entry(one: Estimate | None, change: Answered | None = None) -> _Entry:
+    return _Entry(None) if one is None else _Entry(one.value, one.low, one.high, change=change)
 
 
-def _change(one: Estimate | None) -> _Entry:
-    return replace(_entry(one), style="signed")
+def _change(one: Change | None, *, has_sign: bool = False) -> _Entry:
+    return replace(_entry(one, one if has_sign else None), style="signed")
 
 
-def _over_seeds(entries: Sequence[_Entry]) -> str:
-    """Return the text of one entry; of several seeds their mean and range, and the arrow where all have the same.
+def _retention(one: Ratio) -> _Entry:
+    return _Entry(one.value, one.low, one.high, "percent", word=ABSENT if one.value is None else "")
 
-    The range, lowest to highest, stands where one seed has an interval or a sign.
+
+def _limit(one: LimitResult) -> _Entry:
+    return _Entry(None, word=LIMIT_WORDS[one.answer])
+
+
+def _over_seeds(entries: Sequence[_Entry], pooled: _Entry | None = None) -> str:
+    """Return the text of one entry; of several seeds their mean, its interval, and their range in parentheses.
+
+    The range, lowest to highest, stands where one seed has an interval or a sign of its number.
+
+    Args:
+        entries: One for each seed.
+        pooled: Of the mean over them, with its interval; None: no interval of it is known.
     """
     if len(entries) == 1:
         return entries[0].text()
     known = [entry.value for entry in entries if entry.value is not None]
-    if not known:
+    if pooled is not None and pooled.word:
+        return pooled.word
+    value = sum(known) / len(known) if known else None
+    if pooled is not None and pooled.value is not None:
+        value = pooled.value
+    if value is None:
         return ABSENT
     one = next((entry for entry in entries if entry.low is not None), entries[0])
-    marks = {entry.arrow for entry in entries}
-    mark = marks.pop() if len(marks) == 1 else "="
-    spread = ""
-    if one.low is not None or one.style == "signed":
+    spread, sign = "", ""
+    if known and (one.low is not None or one.style == "signed"):
         spread = f" ({one.number(min(known), 2)} to {one.number(max(known), 2)})"
-    return f"{one.number(sum(known) / len(known))}{spread}{mark and ' ' + mark}"
-
-
-def arrow(difference: Difference) -> str:
-    """Return ▲ or ▼ where the difference's interval excludes 0, else =."""
-    if difference.low > 0:
-        return "▲"
-    return "▼" if difference.high < 0 else "="
+    changes = [entry.change for entry in entries if entry.change is not None]
+    if pooled is not None and pooled.change is not None:
+        sign = f" {SIGNS[pooled.change.answer]}"
+    elif changes:
+        sign = f" {SIGNS[answer_over_seeds(None, changes)]}"
+    return f"{one.written(value)}{'' if pooled is None else pooled.interval}{spread}{sign}"
 
 
 def measures_of(result: StudyResult) -> dict[str, Measure]:
@@ -181,8 +222,23 @@ def measures_of(result: StudyResult) -> dict[str, Measure]:
     return {name: REGISTRY.get(name)() for cell in result.done[:1] for name in cell.measures}
 
 
-def _columns(result: StudyResult) -> list[tuple[Column, Callable[[Model], _Entry]]]:
-    """Return the columns of the study's table, each with what it shows of a model."""
+@dataclass(frozen=True)
+class _Shown:
+    """A column of the study's table.
+
+    Attributes:
+        column: Its title and meaning.
+        of_model: What it shows of a model.
+        over_seeds: Of the mean over several seeds, where that has an interval or an answer of its own.
+    """
+
+    column: Column
+    of_model: Callable[[Model], _Entry]
+    over_seeds: Callable[[SeedDifferences], _Entry] | None = None
+
+
+def _columns(result: StudyResult) -> list[_Shown]:
+    """Return the columns of the study's table."""
 
     def of_cell(show: Callable[[CellResult], _Entry]) -> Callable[[Model], _Entry]:
         return lambda model: _Entry(None) if model.cell is None else show(model.cell)
@@ -197,32 +253,41 @@ def _columns(result: StudyResult) -> list[tuple[Column, Callable[[Model], _Entry
 
         return entry
 
-    def task_ability(model: Model) -> _Entry:
-        return _entry(
-            model.scores.task_ability, arrow(model.cell.difference.task_ability) if model.cell else ""
+    def limit(name: str, value: float) -> _Shown:
+        column = Column(f"limit {name} {value:g}", f"whether no more than {value:g} of {name} was lost")
+        return _Shown(
+            column, of_cell(lambda cell: _limit(cell.limits[name])), lambda mean: _limit(mean.limits[name])
         )
 
+    def task_ability(model: Model) -> _Entry:
+        change = None if model.cell is None else model.cell.difference.task_ability
+        return _entry(model.scores.task_ability, change)
+
     models = models_of(result)
-    columns: list[tuple[Column, Callable[[Model], _Entry]]] = [
+    columns = [
         *(
-            (Column(column.title, column.meaning), measured(name, column))
+            _Shown(Column(column.title, column.meaning), measured(name, column))
             for name, measure in measures_of(result).items()
             for column in measure.columns
         ),
-        (
+        _Shown(
             Column("task ability", "mean score of the English tasks, 0 to 1, with its 95 % interval"),
             task_ability,
+            lambda mean: _Entry(None, change=mean.task_ability),
         ),
-        (
+        _Shown(
             Column("change", "paired difference of task ability to Phase 1, with its 95 % interval"),
             of_cell(lambda cell: _change(cell.difference.task_ability)),
+            lambda mean: _change(mean.task_ability),
         ),
-        (
-            Column("retention", "task ability after / before"),
-            of_cell(lambda cell: _Entry(cell.retention, style="percent")),
+        _Shown(
+            Column("retention", "task ability after / before, with its 95 % interval"),
+            of_cell(lambda cell: _retention(cell.retention)),
+            lambda mean: _retention(mean.retention),
         ),
+        *(limit(name, plan.limit) for name, plan in result.limits.items()),
         *(
-            (Column(tag, f"language ability in {tag}"), in_language(tag))
+            _Shown(Column(tag, f"language ability in {tag}"), in_language(tag))
             for tag in dict.fromkeys(
                 tag
                 for model in models
@@ -230,23 +295,26 @@ def _columns(result: StudyResult) -> list[tuple[Column, Callable[[Model], _Entry
                 if score.value is not None and tag != ENGLISH  # which has a loss but is no new language
             )
         ),
-        (
+        _Shown(
             Column("language ability", "mean over the trained languages of the mean over tasks, 0 to 1"),
             lambda model: _entry(model.scores.language_ability),
         ),
-        (
+        _Shown(
             Column("gain", "language ability after - before, with its 95 % interval"),
             of_cell(lambda cell: _change(cell.difference.language_ability)),
+            lambda mean: _change(mean.language_ability),
         ),
     ]
     if any(model.scores.further_languages is not None for model in models):
         meaning = "the same mean over the languages that are evaluated and not trained"
         columns.append(
-            (Column("further languages", meaning), lambda model: _entry(model.scores.further_languages))
+            _Shown(Column("further languages", meaning), lambda model: _entry(model.scores.further_languages))
         )
     meaning = "share of answers in another language than requested"
     columns.append(
-        (Column("wrong lang.", meaning), lambda model: _Entry(model.scores.wrong_language, style="percent"))
+        _Shown(
+            Column("wrong lang.", meaning), lambda model: _Entry(model.scores.wrong_language, style="percent")
+        )
     )
     return columns
 
@@ -254,19 +322,29 @@ def _columns(result: StudyResult) -> list[tuple[Column, Callable[[Model], _Entry
 def study_table(result: StudyResult) -> Table:
     """Return the table of a study: one row per data and strategy.
 
-    With several seeds a row holds the mean over them, in place of an interval with the lowest and the highest in
-    parentheses; their number stands beside it. `seed_table` has them one by one.
+    With several seeds a row holds the mean over them, with its interval where it has one, and the lowest and the
+    highest in parentheses; their number stands beside it. `seed_table` has them one by one.
     """
     columns = _columns(result)
-    groups: dict[tuple[str, str], list[Model | FailedCell]] = {}
+    means = {(one.data, one.strategy): one for one in result.over_seeds}
+    groups: dict[tuple[str, str], list[Model | FailedCell | PendingCell]] = {}
     for entry in entries_of(result):
         groups.setdefault((entry.data, entry.strategy), []).append(entry)
     rows = []
     for key, entries in groups.items():
         done = [one for one in entries if isinstance(one, Model)]
-        texts = [_over_seeds([show(model) for model in done]) if done else ABSENT for _, show in columns]
-        if not done:
-            texts[0] = FAILED
+        mean = means.get(key)
+        texts = [ABSENT] * len(columns)
+        if done:
+            texts = [
+                _over_seeds(
+                    [shown.of_model(model) for model in done],
+                    None if mean is None or shown.over_seeds is None else shown.over_seeds(mean),
+                )
+                for shown in columns
+            ]
+        else:
+            texts[0] = PENDING if all(isinstance(one, PendingCell) for one in entries) else FAILED
         if result.has_seeds:
             n = str(len(done)) if len(done) == len(entries) else f"{len(done)} of {len(entries)}"
             if entries[0].seed is None:
@@ -274,7 +352,7 @@ def study_table(result: StudyResult) -> Table:
             texts.insert(0, n)
         rows.append((*key, *texts))
     keys = (*_KEYS, Column("seeds", "seeds that are done")) if result.has_seeds else _KEYS
-    return Table((*keys, *(column for column, _ in columns)), tuple(rows), len(keys))
+    return Table((*keys, *(shown.column for shown in columns)), tuple(rows), len(keys))
 
 
 def seed_table(result: StudyResult) -> Table | None:
@@ -287,12 +365,12 @@ def seed_table(result: StudyResult) -> Table | None:
         if one.data == BASE and one.seed is None:
             continue
         seed = ABSENT if one.seed is None else str(one.seed)
-        texts = [show(one).text() if isinstance(one, Model) else ABSENT for _, show in columns]
-        if isinstance(one, FailedCell):
-            texts[0] = FAILED
+        texts = [shown.of_model(one).text() if isinstance(one, Model) else ABSENT for shown in columns]
+        if not isinstance(one, Model):
+            texts[0] = FAILED if isinstance(one, FailedCell) else PENDING
         rows.append((one.data, one.strategy, seed, *texts))
     keys = (*_KEYS, Column("seed", "seed of every phase of the cell"))
-    return Table((*keys, *(column for column, _ in columns)), tuple(rows), len(keys))
+    return Table((*keys, *(shown.column for shown in columns)), tuple(rows), len(keys))
 
 
 def change_table(result: StudyResult) -> Table | None:
@@ -305,6 +383,7 @@ def change_table(result: StudyResult) -> Table | None:
         Column("seeds", "seeds that are done"),
         Column("change", "of task ability against Phase 1, mean over seeds"),
         Column("by seed", "the same, lowest to highest"),
+        Column("retention", "task ability after / before, of the means over seeds"),
         Column("gain", "of language ability against Phase 1, mean over seeds"),
         Column(
             "detectable", "minimum detectable effect: the smallest true change that is found with 80 % power"
@@ -321,9 +400,10 @@ def change_table(result: StudyResult) -> Table | None:
         rows.append(
             (
                 *(one.data, one.strategy, str(one.seeds)),
-                replace(_change(task), arrow=arrow(task)).text(),
+                _change(task, has_sign=True).text(),
                 f"{single[0]:+.2f} to {single[-1]:+.2f}",
-                _change(one.language_ability).text(),
+                _retention(one.retention).text(),
+                _change(one.language_ability, has_sign=True).text(),
                 f"{task.minimum_detectable_effect:.3f}",
             )
         )
@@ -333,7 +413,7 @@ def change_table(result: StudyResult) -> Table | None:
 def task_table(result: StudyResult) -> Table | None:
     """Return the score of every task under every Phase 1 model and every cell that is done; None: no cell is.
 
-    A cell's score has the corrected p-value of its change beside it.
+    A cell's score has the sign of its change beside it, and the change's corrected p-value.
     """
     if not result.done:
         return None
@@ -342,8 +422,9 @@ def task_table(result: StudyResult) -> Table | None:
     for name in dict.fromkeys(name for model in models for name in model.scores.tasks):
         texts = []
         for model in models:
-            p = "" if model.cell is None else f" (p {model.cell.difference.tasks[name].p_adjusted:.2g})"
-            texts.append(f"{model.scores.tasks[name].value:.3f}{p}")
+            change = None if model.cell is None else model.cell.difference.tasks.get(name)
+            said = "" if change is None else f" (p {change.p_adjusted:.2g}) {SIGNS[change.answer]}"
+            texts.append(f"{model.scores.tasks[name].value:.3f}{said}")
         rows.append((name, str(models[-1].scores.tasks[name].n), *texts))
     meaning = "score, 0 to 1; p: of its change from Phase 1, corrected for the number of tasks"
     titles = [model.title(with_seed=result.has_seeds) for model in models]
@@ -522,8 +603,8 @@ def forgetting_table(result: StudyResult, kind: Matrix, *, with_intervals: bool)
         places = {column.phase: j for j, column in enumerate(matrices[0].columns)}
         summary = [
             _over_seeds([_entry(one.average) for one in matrices]),
-            _over_seeds([_change(one.backward_transfer) for one in matrices]),
-            _over_seeds([_change(one.forward_transfer) for one in matrices]),
+            _over_seeds([_change(one.backward_transfer, has_sign=True) for one in matrices]),
+            _over_seeds([_change(one.forward_transfer, has_sign=True) for one in matrices]),
             _over_seeds([_Entry(one.forgetting, style="signed") for one in matrices]),
         ]
         for number, row in enumerate(matrices[0].rows):
@@ -548,6 +629,42 @@ def forgetting_table(result: StudyResult, kind: Matrix, *, with_intervals: bool)
         Column("forgetting", "best of the phases before the last - last, over earlier phases"),
     )
     return Table(columns, tuple(rows), len(_KEYS) + 1)
+
+
+def checkpoint_table(result: StudyResult) -> Table | None:
+    """Return where each model that was trained lies in the run folder; None: none was."""
+    rows = tuple(
+        (model.title(with_seed=result.has_seeds), model.checkpoint or "not kept (`keep` in the study file)")
+        for model in models_of(result)
+        if model.cell is not None or model.seed is not None  # else it is a model that the study file names
+    )
+    columns = (
+        Column("model", "data, strategy and seed"),
+        Column("checkpoint", "its folder in the run folder"),
+    )
+    return Table(columns, rows, 2) if rows else None
+
+
+def unused_table(result: StudyResult) -> Table | None:
+    """Return what else lies in the run folder, of cells that the study file does not list; None: nothing."""
+    columns = (
+        Column("of", "cell or model, as it was called when it was made"),
+        Column("stage", "what it does"),
+        Column("state", "finished, or interrupted"),
+        Column("size", "of its files"),
+        Column("folder", "in the run folder"),
+    )
+    rows = tuple(
+        (
+            one.name or ABSENT,
+            one.kind,
+            "finished" if one.is_finished else "unfinished",
+            size_text(one.bytes),
+            one.path,
+        )
+        for one in sorted(result.unused, key=lambda one: (one.name or "", one.path))
+    )
+    return Table(columns, rows, 2) if rows else None
 
 
 def written(value: float | None, form: str) -> str:

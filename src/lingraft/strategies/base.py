@@ -66,6 +66,7 @@ class Context:
         trust_remote_code: Whether Python code that a model brings along may be run.
         on_progress: Called with how far a long hook is: done and in all.
         compute: What computes where a hook does, and in which types: that of the phase; else as `auto` resolves here.
+        noted: Called with a sentence that the user should read.
     """
 
     base: Path | None
@@ -79,6 +80,7 @@ class Context:
     trust_remote_code: bool = False
     on_progress: Callable[[int, int], None] | None = None
     compute: Compute = field(default_factory=_automatic)
+    noted: Callable[[str], None] = lambda _: None
 
     @property
     def old_english(self) -> Sequence[Example]:

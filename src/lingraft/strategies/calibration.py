@@ -88,7 +88,12 @@ def calibration_of(
         is_done = False
         while not is_done:
             made = make_replay(
-                context.previous, wanted, settings, context.cache, on_progress=context.on_progress
+                context.previous,
+                wanted,
+                settings,
+                context.cache,
+                on_progress=context.on_progress,
+                noted=context.noted,
             )
             found = _up_to(tokens, made.examples, tokenizer, max_length)
             is_done = sum(len(one.input_ids) for one in found) >= tokens or len(made.examples) < wanted

@@ -112,6 +112,7 @@ class GenerativeReplay(Strategy):
             source=source,
             pool=pool,
             on_progress=context.on_progress,
+            noted=context.noted,
         )
         if not made.examples:
             raise StrategyError(

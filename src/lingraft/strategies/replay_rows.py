@@ -85,6 +85,7 @@ def make_replay(
     pool: Sequence[Example] | None = None,
     name: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    noted: Callable[[str], None] = lambda _: None,
 ) -> ReplayRows:
     """Let a model answer prompts until there are `wanted` rows, or go on with what an earlier call left in `cache`.
 
@@ -103,6 +104,7 @@ def make_replay(
             from an empty user turn.
         name: The model's name for the provenance; None: the hash of its weights.
         on_progress: Called with the rows that are done and wanted.
+        noted: Called with a sentence where a log was damaged.
 
     Raises:
         ModelError: The model cannot be loaded, or its chat template has no user turn to sample prompts from.
@@ -138,9 +140,13 @@ def make_replay(
     work = cache / f"replay-{fingerprint_of(decides)}"
     with locked(work):
         write_json_atomically(work / "settings.json", decides)
+        logs = GenerationLog(work / "prompts.jsonl"), GenerationLog(work / "answers.jsonl")
+        for log in logs:
+            if log.damage is not None:
+                noted(log.damage)
         model = _Model(folder, settings)
-        prompts = _Sampled(model, work) if pool is None else _Given(pool)
-        made = _take(wanted, prompts, _Answers(model, work), origin, on_progress)
+        prompts = _Sampled(model, logs[0]) if pool is None else _Given(pool)
+        made = _take(wanted, prompts, _Answers(model, logs[1]), origin, on_progress)
     del model, prompts
     gc.collect()  # the model: training is about to load another
     return made
@@ -270,8 +276,8 @@ class _Given:
 class _Sampled:
     """Prompts that the model writes itself, from an empty user turn."""
 
-    def __init__(self, model: _Model, work: Path) -> None:
-        self._model, self._log = model, GenerationLog(work / "prompts.jsonl")
+    def __init__(self, model: _Model, log: GenerationLog) -> None:
+        self._model, self._log = model, log
         self.total: int | None = None
         self._opening, self._ending = empty_user_turn(model.tokenizer, model.ending)
 
@@ -306,8 +312,8 @@ class _Reply:
 class _Answers:
     """The model's answers, kept in a log."""
 
-    def __init__(self, model: _Model, work: Path) -> None:
-        self._model, self._log = model, GenerationLog(work / "answers.jsonl")
+    def __init__(self, model: _Model, log: GenerationLog) -> None:
+        self._model, self._log = model, log
 
     @property
     def unit(self) -> int:

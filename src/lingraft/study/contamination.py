@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from lingraft.config.schema import PhaseData, Study
@@ -12,7 +11,7 @@ from lingraft.contamination.overlap import CHARACTERS, WORDS, overlap
 from lingraft.data.example import Example
 from lingraft.data.worldbook import VERSION as WORLDBOOK_VERSION
 from lingraft.evaluate.loading import task_identities
-from lingraft.records import fingerprint_of, from_json, read_json, to_json, write_json_atomically
+from lingraft.records import fingerprint_of, from_json, read_kept, to_json, write_kept
 from lingraft.stage import libraries
 from lingraft.study.events import Watcher
 from lingraft.study.materials import DataSet, Materials
@@ -35,9 +34,12 @@ def report_contamination(
         return None
     path = store.cache / f"contamination-{_fingerprint(study, materials, base_folder)}.json"
     found: Contamination | None = None
-    if path.is_file():
-        with suppress(ValueError):  # damaged, or of another version: measured again
-            found = from_json(Contamination, read_json(path))
+    try:
+        found = from_json(Contamination, read_kept(path))
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError):
+        watcher.noted(f"{path}: is damaged; the contamination is measured again.")
     if found is None:
         asked = evaluation_texts(
             study.evaluate, languages=materials.languages, split=EVALUATION_SPLIT, base_folder=base_folder
@@ -56,8 +58,7 @@ def report_contamination(
             unread=tuple(asked.unread),
         )
         if not found.unread:
-            path.parent.mkdir(exist_ok=True)
-            write_json_atomically(path, to_json(found))
+            write_kept(path, to_json(found))
     for task, one in found.tasks.items():
         if one.contaminated > study.contamination:
             worst = one.worst[0]

@@ -9,7 +9,6 @@ FOLDER/stages/evaluate-<fingerprint>/    as in a run folder
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,10 @@ from lingraft.evaluate.predictions import Prediction, read_predictions
 from lingraft.evaluate.results import EvaluationRecord, ModelDifferences, TaskScore
 from lingraft.evaluate.scores import task_differences
 from lingraft.evaluate.task_runs import SEEDS
+from lingraft.intervals.changes import DEFAULT_MARGIN, Margins
 from lingraft.judge.win_rate import ALPACA_EVAL
 from lingraft.models.tensor_files import is_adapter
-from lingraft.records import to_json
+from lingraft.records import to_json, write_bytes_atomically
 from lingraft.stage import RECORD, Json, given_model
 from lingraft.study.execute import Executor
 from lingraft.study.stages.evaluate import (
@@ -125,17 +125,23 @@ def evaluate_into(folder: Path, stage: Evaluate, executor: Executor) -> ModelEva
     done = executor.make(stage)
     (folder / RECORD).unlink(missing_ok=True)  # of what was there before
     for name in (PREDICTIONS, MANIFEST):
-        shutil.copyfile(done.folder / name, folder / name)
-    return ModelEvaluation(stage.label, recorded(done), read_predictions(done.folder / PREDICTIONS))
+        write_bytes_atomically(folder / name, done.artefact(name).read_bytes())
+    return ModelEvaluation(stage.label, recorded(done), read_predictions(done.artefact(PREDICTIONS)))
 
 
-def compare(before: ModelEvaluation, after: ModelEvaluation, folders: tuple[str, str]) -> ModelDifferences:
+def compare(
+    before: ModelEvaluation,
+    after: ModelEvaluation,
+    folders: tuple[str, str],
+    margin: float = DEFAULT_MARGIN,
+) -> ModelDifferences:
     """Compare two models on the items that both were asked alike.
 
     Args:
         before: The first model.
         after: The second.
         folders: Where their predictions are, in the folder of results.
+        margin: A change up to it counts as none.
     """
     tasks = [one.record.tasks for one in (before, after)]
     common = common_items(
@@ -148,7 +154,7 @@ def compare(before: ModelEvaluation, after: ModelEvaluation, folders: tuple[str,
     return ModelDifferences(
         compared=(before.model, after.model),
         predictions=(f"{folders[0]}/{PREDICTIONS}", f"{folders[1]}/{PREDICTIONS}"),
-        differences=task_differences(*common.models),
+        differences=task_differences(*common.models, margins=Margins(default=margin)),
         unpaired=common.unpaired,
         not_paired=common.refused,
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from lingraft.stage import StageWatcher
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from lingraft.data.tokenizer_cost import LanguageCost
 
@@ -20,6 +20,9 @@ class Watcher(StageWatcher):
 
     def tokenizer_costs(self, data: str, costs: Mapping[str, LanguageCost]) -> None:
         """What the model's tokenizer makes of each language of a data set; reported before training."""
+
+    def stages_ahead(self, labels: Sequence[str]) -> None:
+        """These stages are to be made now; reported before `study_started`, and without those that are finished."""
 
     def study_started(self, stages: int) -> None:
         """`stages` stages will be reported as finished, unless some fail."""

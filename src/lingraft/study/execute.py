@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from lingraft import stopping
+from lingraft.errors import LingraftError, disk_error
 from lingraft.stage import FinishedStage, Shelf, StageSpec, Work, Workplace
 from lingraft.study.events import Watcher
 from lingraft.study.plan import Plan, consumers_of
@@ -29,24 +31,36 @@ class Executor:
         self.done: dict[str, FinishedStage] = {}
         self.failed: dict[str, Exception] = {}
         self._watcher = watcher or Watcher()
+        store.noted = self._watcher.noted
         self._shelf: Shelf[Any] = Shelf()
         self._reported: set[str] = set()
         self._over: set[str] = set()  # finished, or wanted by nothing
         self._on_disk: dict[str, StageSpec] = {}  # those with artefacts that may be discarded
+        self._looked: Plan | None = None
+
+    def look(self, plan: Plan) -> None:
+        """Take over which stages of a plan an earlier run has finished; `run` does it where it was not done."""
+        for number, stage in enumerate(plan.stages):
+            self._watcher.preparing("look what is finished", number, len(plan.stages))
+            if (found := self.store.find(stage)) is not None:
+                self.done[stage.fingerprint] = found
+                self._over.add(stage.fingerprint)
+                if stage.is_discardable and self.store.find(stage, with_artefacts=True) is not None:
+                    self._on_disk[stage.fingerprint] = stage
+        self._looked = plan
 
     def run(self, plan: Plan) -> Iterator[StageSpec]:
         """Make the stages of a plan in its order, and yield each when it is done or has failed.
 
         An artefact is discarded when the last stage that reads it is done, unless the plan keeps it; that of a stage
         which has failed stays, for the next run. What is discarded already is made again where a stage needs it.
+
+        Raises:
+            DiskError: The disk is full, or the like: every later stage would fail by it as well.
         """
         consumers = consumers_of(plan)
-        for number, stage in enumerate(plan.stages):
-            self._watcher.preparing("look what is finished", number, len(plan.stages))
-            if self.store.find(stage) is not None:
-                self._over.add(stage.fingerprint)
-                if stage.is_discardable and self.store.find(stage, with_artefacts=True) is not None:
-                    self._on_disk[stage.fingerprint] = stage
+        if self._looked is not plan:
+            self.look(plan)
         # What serves others alone, such as a state, is not made anew for stages that are finished.
         unwanted = {
             stage.fingerprint
@@ -54,6 +68,7 @@ class Executor:
             if stage.fingerprint not in plan.results | self._over and not self._is_needed(stage, consumers)
         }
         self._over |= unwanted
+        self._watcher.stages_ahead([one.name for one in plan.stages if one.fingerprint not in self._over])
         self._watcher.study_started(len(plan.stages) - len(unwanted))
         for number, stage in enumerate(plan.stages, start=1):
             found = self.store.find(stage)
@@ -65,7 +80,10 @@ class Executor:
                     needed = self._is_needed(stage, consumers)
                     self.done[stage.fingerprint] = self.make(stage, with_artefacts=needed)
                 self._over.add(stage.fingerprint)
-            except Exception as failure:  # whatever it is, the other stages go on
+            except Exception as failure:  # whatever else it is, the other stages go on
+                stopping.check()  # a library made an error of a stop
+                if (full := disk_error(failure, self.store.folder)) is not None:
+                    raise full from failure
                 if found is None:
                     self.failed[stage.fingerprint] = failure
                 else:  # its artefacts cannot be made again: what needs them fails
@@ -94,6 +112,13 @@ class Executor:
             self._watcher.stage_started(stage.name)
             place = Workplace(folder, self.store.cache, self._watcher, self.store.folder_of, self._shelf)
             done = stage.work(place)
+            place.check_given()
+            for parent in stage.parents:
+                if self.store.find(parent, with_artefacts=True) is None:
+                    raise LingraftError(
+                        f"{self.store.folder_of(parent)}: was changed while {stage.name} read it; run the same command "
+                        "again."
+                    )
             gc.collect()  # a model per stage: what cycles keep alive would add up
             torch.cuda.empty_cache()  # the next stage may be other processes' work on the same accelerator
             return done

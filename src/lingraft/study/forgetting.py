@@ -11,6 +11,7 @@ from lingraft.evaluate.forgetting import Taught, ability_matrix, loss_matrix
 from lingraft.evaluate.held_out import item_of, read_losses
 from lingraft.evaluate.predictions import read_predictions
 from lingraft.evaluate.results import Forgetting
+from lingraft.intervals.changes import Margins
 from lingraft.stage import FinishedStage
 from lingraft.study.grid import Cell
 from lingraft.study.materials import Materials
@@ -54,7 +55,7 @@ def forgetting_of(
         taught.append(Taught(step.phase, step.data, data.languages, held_out, row))
 
     evaluations = [*([] if base is None else [base]), *(end.evaluation for end in ends)]
-    read = [read_predictions(one.folder / PREDICTIONS) for one in evaluations]
+    read = [read_predictions(one.artefact(PREDICTIONS)) for one in evaluations]
     tasks = [recorded(one).tasks for one in evaluations]
     common = common_items(read, tasks)
     not_paired = common.refused
@@ -63,9 +64,9 @@ def forgetting_of(
     base_abilities = common.models[0] if len(common.models) > len(ends) else None
     names = [end.name for end in ends]
     abilities = list(zip(names, common.models[-len(ends) :], strict=True))
-    losses = [(end.name, read_losses(end.evaluation.folder / HELD_OUT)) for end in ends]
-    base_losses = None if base is None else read_losses(base.folder / HELD_OUT)
-    ability = ability_matrix(taught, abilities, base_abilities)
+    losses = [(end.name, read_losses(end.evaluation.artefact(HELD_OUT))) for end in ends]
+    base_losses = None if base is None else read_losses(base.artefact(HELD_OUT))
+    ability = ability_matrix(taught, abilities, base_abilities, Margins(study.limits))
     if ability is not None:
         ability = replace(ability, unpaired=common.unpaired, not_paired=not_paired)
     return Forgetting(ability, loss_matrix(taught, losses, base_losses))

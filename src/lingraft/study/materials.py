@@ -280,7 +280,7 @@ def gather(study: Study, base_folder: Path, watcher: Watcher | None = None) -> M
     if first.instructions is not None:
         instructions = read(first.name, first.instructions, 0, answered=False)
         _check_language(f"{study.name}: phase {first.name!r}, instructions", instructions)
-    find = partial(given_model, trust_remote_code=study.trust_remote_code)
+    find = partial(given_model, trust_remote_code=study.trust_remote_code, is_trained_on=True)
     base = None if study.model is None else find(study.model)
     checkpoint = None if first.checkpoint is None else find(first.checkpoint)
     check_named_parts(cells, checkpoint or base, trust_remote_code=study.trust_remote_code)

@@ -27,6 +27,7 @@ from lingraft.measures.base import (
 )
 from lingraft.stage import MadeModel, Model, StageSpec
 from lingraft.study.grid import Cell
+from lingraft.study.limits import LimitPlan, limit_sentence, plan_limits
 from lingraft.study.materials import DataSet, Materials, past_rows
 from lingraft.study.stages.combine import Combine
 from lingraft.study.stages.evaluate import Evaluate, Questions
@@ -34,6 +35,7 @@ from lingraft.study.stages.job import TrainingJob
 from lingraft.study.stages.prepare import Prepare
 from lingraft.study.stages.train import Train
 from lingraft.study.store import Store
+from lingraft.study.unused import ListedStage
 from lingraft.train.phase import with_resolved_precision
 from lingraft.train.processes import Processes
 
@@ -107,6 +109,7 @@ class Plan:
         measures: The study's measures, in the order of their registry.
         results: Fingerprints of the stages whose results are read; others serve these alone.
         kept: Fingerprints of the stages whose artefacts stay.
+        limits: By name as the study file has it, how many items could decide a limit.
         notes: What is to be said before anything is computed.
     """
 
@@ -116,6 +119,7 @@ class Plan:
     measures: tuple[Measure, ...]
     results: frozenset[str]
     kept: frozenset[str]
+    limits: Mapping[str, LimitPlan]
     notes: tuple[str, ...]
 
 
@@ -131,8 +135,9 @@ def plan_study(
         processes: How many processes train a phase; None: one.
 
     Raises:
-        ConfigError: The encoder of DES is needed and cannot be had.
+        ConfigError: The encoder of DES is needed and cannot be had, or a limit is of nothing that is evaluated.
     """
+    limits = plan_limits(study.limits, questions)
     measures = tuple(REGISTRY.get(name)() for name in REGISTRY if name in study.measures)
     planner = _Planner(study, materials, questions, processes or Processes(), measures)
     base = None if materials.base is None else planner.evaluate("base", materials.base)
@@ -144,6 +149,7 @@ def plan_study(
         if reasons:
             where = "; and where ".join(reasons)
             notes.append(f"{measure.title} is null where {where}. Everything else is measured.")
+    notes += [limit_sentence(name, one) for name, one in limits.items()]
     last = [one for cell in cells for one in (cell.phase_one, cell.phases[-1]) if one is not None]
     final = {stage.fingerprint for one in last for stage in (one.made, *one.train.states.values())}
     kept = {"all": set(planner.stages), "final": final, "none": set[str]()}[study.keep]
@@ -155,6 +161,7 @@ def plan_study(
         measures=measures,
         results=frozenset(stage.fingerprint for stage in read),
         kept=frozenset(kept),
+        limits=limits,
         notes=tuple(notes),
     )
 
@@ -414,6 +421,25 @@ def plan_rows(plan: Plan, store: Store) -> tuple[PlanRow, ...]:
         )
         for stage in plan.stages
     )
+
+
+def listed_stages(plan: Plan) -> dict[str, ListedStage]:
+    """Return a plan's stages by their folders; those that one cell alone needs are called by it."""
+    cells: dict[str, set[str]] = {}
+    for cell in plan.cells:
+        waiting: list[StageSpec] = list(cell.stages)
+        while waiting:
+            stage = waiting.pop()
+            own = cells.setdefault(stage.fingerprint, set())
+            if cell.cell.label not in own:
+                own.add(cell.cell.label)
+                waiting += stage.parents
+    found = {}
+    for stage in plan.stages:
+        own = cells.get(stage.fingerprint, set())
+        name = next(iter(own)) if len(own) == 1 else stage.label
+        found[f"{stage.kind}-{stage.fingerprint}"] = ListedStage(name, bool(stage.continues))
+    return found
 
 
 def consumers_of(plan: Plan) -> dict[str, list[StageSpec]]:

@@ -6,7 +6,7 @@ its own file alone (`measures/`): a new measure changes nothing here. docs/repor
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Final, Literal
@@ -17,13 +17,15 @@ from lingraft.contamination.overlap import TaskOverlap
 from lingraft.data.tokenizer_cost import LanguageCost
 from lingraft.errors import ConfigError
 from lingraft.evaluate.results import Differences, Forgetting, Scores
-from lingraft.intervals.macro_mean import Difference
+from lingraft.intervals.macro_mean import Difference, Ratio
 from lingraft.measures.base import Measured
 from lingraft.records import from_json, read_json, to_json, write_json_atomically
+from lingraft.study.limits import LimitPlan, LimitResult
+from lingraft.study.unused import UnusedStage
 
 RESULT = "result.json"
 STUDY = "study.yaml"
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Of result.json; files of earlier versions have none. Another meaning or name of a field raises it."""
 
 Options = dict[str, JsonValue]
@@ -155,6 +157,7 @@ class PhaseOneResult:
         seed: Its seed.
         scores: Its scores.
         predictions: Where its answers are in the run folder.
+        checkpoint: Its folder in the run folder; None: the study names the checkpoint itself, or `keep` discards it.
     """
 
     data: str | None
@@ -162,6 +165,7 @@ class PhaseOneResult:
     seed: int | None
     scores: Scores
     predictions: str
+    checkpoint: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +181,7 @@ class PhaseResult:
         scores: Of the model after it.
         training: What it was trained on.
         losses: Optimiser step, and its loss in nats per supervised token.
+        checkpoint: Folder of the model after it, in the run folder; None: `keep` discards it.
     """
 
     phase: str
@@ -187,6 +192,7 @@ class PhaseResult:
     scores: Scores
     training: TrainingCounts
     losses: tuple[tuple[int, float], ...]
+    checkpoint: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,9 +205,10 @@ class CellResult:
         seed: Of every phase.
         options: The strategy's options that the study file gives; of a composition by strategy.
         status: Tells cells that are done from failed ones.
-        retention: Task ability after / before; None: it was 0 before, or there is none.
+        retention: Task ability after / before, on the items of `difference`.
         gain: Language ability after - before; None: there is none.
         difference: Paired differences from Phase 1.
+        limits: By name as the study file has it, whether no more was lost.
         unpaired: By task and language, items that only one of the two models has a score of; `difference` leaves
             them out.
         not_paired: By task and language, why the two are not compared: they were asked in different ways.
@@ -212,7 +219,7 @@ class CellResult:
         phases: The phases that were trained for it; of a mixed cell the one.
         training: Of the last phase.
         cost: Of the last phase.
-        checkpoint: Folder of its last model; None: the study keeps none.
+        checkpoint: Folder of its last model, in the run folder; None: `keep` discards it.
         seconds: Of its last training, its evaluation and its measures, when they were made.
     """
 
@@ -221,9 +228,10 @@ class CellResult:
     seed: int
     options: Options
     status: Literal["done"] = "done"
-    retention: float | None
+    retention: Ratio
     gain: float | None
     difference: Differences
+    limits: dict[str, LimitResult]
     unpaired: dict[str, int]
     not_paired: dict[str, str]
     forgetting: Forgetting
@@ -264,6 +272,25 @@ class FailedCell:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PendingCell:
+    """A cell of which something is not made yet: the study is at work, was stopped, or failed as a whole.
+
+    Attributes:
+        data: Data set of the last phase.
+        strategy: Its strategy.
+        seed: Of every phase.
+        options: The strategy's options that the study file gives.
+        status: Tells pending cells from the others.
+    """
+
+    data: str
+    strategy: str
+    seed: int
+    options: Options
+    status: Literal["pending"] = "pending"
+
+
+@dataclass(frozen=True, kw_only=True)
 class SeedDifferences:
     """The mean change of one data set and strategy over its seeds.
 
@@ -276,6 +303,8 @@ class SeedDifferences:
         seeds: Seeds that are done.
         task_ability: Change from Phase 1.
         language_ability: Change from Phase 1.
+        retention: Mean task ability over the seeds, after / before.
+        limits: By name, whether the mean lost no more, and no seed says the opposite.
     """
 
     data: str
@@ -283,6 +312,8 @@ class SeedDifferences:
     seeds: int
     task_ability: Difference
     language_ability: Difference
+    retention: Ratio
+    limits: dict[str, LimitResult]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,31 +354,35 @@ class StudyResult:
 
     Attributes:
         format: Version of this format.
-        run: The run folder.
-        base: Scores of the base model; None: the study has none, or its evaluation failed.
+        run: The run folder, from where it was run or read; all other paths are relative to it.
+        base: Scores of the base model; None: the study has none, it is pending, or its evaluation failed.
         base_reason: Why that failed; None: it did not.
         base_predictions: Where its answers are in the run folder; None as `base`.
         phase_ones: Every different Phase 1 model, in the order of the cells.
-        cells: Those that are done and those that failed, in the order of the grid.
+        cells: All that the study file lists, in the order of the grid: done, failed or pending.
         over_seeds: Of each data set and strategy of which several seeds are done.
+        limits: By name as the study file has it, how many items could decide a limit.
         precision: What was computed in.
         tokenizer_cost: What each language costs in tokens, by `phase/data set` and BCP-47 tag.
         contamination: What of the tasks stands in the training rows; None: the study does not ask.
         language_notes: Which language of a task stands for which of the study's.
+        unused: What else lies in the run folder: stages that the study file does not list (any more).
     """
 
-    format: Literal[1] = FORMAT
+    format: Literal[2] = FORMAT
     run: str
     base: Scores | None
     base_reason: str | None
     base_predictions: str | None
     phase_ones: tuple[PhaseOneResult, ...]
-    cells: tuple[CellResult | FailedCell, ...]
+    cells: tuple[CellResult | FailedCell | PendingCell, ...]
     over_seeds: tuple[SeedDifferences, ...]
+    limits: dict[str, LimitPlan]
     precision: Precision
     tokenizer_cost: dict[str, dict[str, LanguageCost]]
     contamination: Contamination | None
     language_notes: tuple[str, ...]
+    unused: tuple[UnusedStage, ...]
 
     @cached_property
     def done(self) -> tuple[CellResult, ...]:
@@ -358,13 +393,6 @@ class StudyResult:
     def has_seeds(self) -> bool:
         """Whether cells have several seeds."""
         return len({cell.seed for cell in self.cells}) > 1
-
-
-def retention(before: Scores, after: Scores) -> float | None:
-    """Return task ability after / before; None: it was 0 before, or no task measures it."""
-    if before.task_ability is None or after.task_ability is None or before.task_ability.value == 0:
-        return None
-    return after.task_ability.value / before.task_ability.value
 
 
 def gain(before: Scores, after: Scores) -> float | None:
@@ -380,7 +408,7 @@ def write_result(result: StudyResult) -> None:
 
 
 def read_result(folder: Path) -> StudyResult:
-    """Return the result of a study that ran to its end.
+    """Return the result of a study, of one that was stopped as far as it came.
 
     Raises:
         ConfigError: There is none, or its format is another version's.
@@ -391,12 +419,12 @@ def read_result(folder: Path) -> StudyResult:
         if found["format"] != FORMAT:
             raise KeyError("format")
     except FileNotFoundError:
-        raise ConfigError(f"{folder}: holds no {RESULT} of a study that ran to its end.") from None
+        raise ConfigError(f"{folder}: holds no {RESULT} of a study.") from None
     except (ValueError, KeyError, TypeError):
         raise ConfigError(
             f"{path}: is not of this version's format ({FORMAT}); run the study anew with this version."
         ) from None
     try:
-        return from_json(StudyResult, found)
+        return replace(from_json(StudyResult, found), run=str(folder))  # it may have been moved
     except ValueError as error:
         raise ConfigError(f"{path}: is damaged ({error}); run the study anew.") from None

@@ -5,15 +5,14 @@ A cell that fails does not stop the others. A study that was stopped goes on at 
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lingraft.config.load import save_study
 from lingraft.config.schema import Study
 from lingraft.data.encodings import discard_encodings
-from lingraft.errors import ConfigError, ModelError
+from lingraft.errors import ConfigError, ModelError, as_disk_error
 from lingraft.evaluate.checks import check_tasks
 from lingraft.evaluate.selection import language_notes, resolve_suites
 from lingraft.models.vllm import check_vllm
@@ -24,11 +23,12 @@ from lingraft.study.events import Watcher
 from lingraft.study.execute import Executor
 from lingraft.study.grid import Cell
 from lingraft.study.materials import Materials, check_added_tokens, gather, report_costs
-from lingraft.study.plan import Plan, PlanRow, plan_rows, plan_study
+from lingraft.study.plan import Plan, PlanRow, listed_stages, plan_rows, plan_study
 from lingraft.study.result import STUDY, StudyResult, write_result
 from lingraft.study.stages.evaluate import questions
 from lingraft.study.store import Store
-from lingraft.study.summary import Summary
+from lingraft.study.summary import Summary, reason_of
+from lingraft.study.unused import UnusedStage, unused_stages, write_plan
 from lingraft.train.processes import Processes
 
 
@@ -65,6 +65,7 @@ def run_study(
     base_folder: Path = Path(),
     watcher: Watcher | None = None,
     processes: Processes | None = None,
+    on_result: Callable[[StudyResult], None] | None = None,
 ) -> StudyResult:
     """Run (or go on with) a study and return its result.
 
@@ -76,13 +77,15 @@ def run_study(
         watcher: Receives what happens.
         processes: How many processes train a phase; None: this one. Results differ by rounding, so records do not
             depend on it, but an interrupted phase is only continued by as many as began it.
+        on_result: Called with the result so far, before the first stage is made and whenever a cell is done or has
+            failed; it was written to `result.json` just before.
 
     Returns:
-        What `lingraft run --json` prints (docs/report.md); it is also written to `result.json` in the run folder.
-        Cells that failed are in it, with their reason.
+        What `lingraft run --json` prints (docs/report.md). Cells that failed are in it, with their reason.
 
     Raises:
         ConfigError, DataError, ModelError: Something is wrong with the study as a whole, before any training.
+        DiskError: The run folder cannot be written any more; the same call goes on when it can.
     """
     watcher = watcher or Watcher()
     processes = processes or Processes()
@@ -97,30 +100,46 @@ def run_study(
     prepared = prepare_study(study, base_folder, watcher, processes)
     study, materials = prepared.study, prepared.materials
     costs = report_costs(materials, watcher, trust_remote_code=study.trust_remote_code)
-    with Store(folder) as store:
-        save_study(study, folder / STUDY)
+    with as_disk_error(folder), Store(folder, watcher.noted) as store:
         plan = prepared.plan(store, base_folder, processes)
         for note in plan.notes:
             watcher.noted(note)
         contamination = report_contamination(study, materials, store, base_folder, watcher)
+        # From here on the folder is this study's, whatever it was before: file, plan and result are of one.
+        save_study(study, folder / STUDY)
+        write_plan(folder, listed_stages(plan))
         executor = Executor(store, watcher)
+        executor.look(plan)
+        unused = unused_stages(folder)
+        if unused and not executor.done:
+            watcher.noted(_other_study_sentence(folder, unused))
         summary = Summary(study, materials, plan, executor, watcher)
-        waiting = deque(plan.cells)
+
+        def sum_up() -> StudyResult:
+            result = summary.result(
+                folder,
+                tokenizer_cost=costs,
+                contamination=contamination,
+                language_notes=prepared.language_notes,
+                unused=unused,
+            )
+            write_result(result)
+            if on_result is not None:
+                on_result(result)
+            return result
+
+        sum_up()
+        settled = summary.settled
         for stage in executor.run(plan):
-            if stage is plan.base:
-                failure = executor.failed.get(stage.fingerprint)
-                if isinstance(failure, ModelError):  # every cell starts from a model that cannot be used
-                    raise failure
-                summary.sum_up_base(failure)
-            while waiting and all(executor.is_settled(one) for one in waiting[0].stages):
-                summary.sum_up_cell(waiting.popleft())
-        result = summary.result(
-            folder,
-            tokenizer_cost=costs,
-            contamination=contamination,
-            language_notes=prepared.language_notes,
-        )
-        write_result(result)
+            failure = executor.failed.get(stage.fingerprint) if stage is plan.base else None
+            if failure is not None or summary.settled != settled:
+                settled = summary.settled
+                sum_up()
+            if isinstance(failure, ModelError):
+                raise failure  # every cell starts from a model that cannot be used
+            if failure is not None:
+                watcher.cell_failed("base", reason_of(failure), failure)
+        result = sum_up()
         discard_encodings(store.cache)
     return result
 
@@ -162,9 +181,21 @@ def rows_of_plan(
     Raises:
         ConfigError, DataError, ModelError: As `run_study`.
     """
-    prepared = prepare_study(study, base_folder, watcher or Watcher())
+    watcher = watcher or Watcher()
+    prepared = prepare_study(study, base_folder, watcher)
     store = Store(runs / study.name)
-    return plan_rows(prepared.plan(store, base_folder), store)
+    plan = prepared.plan(store, base_folder)
+    for note in plan.notes:
+        watcher.noted(note)
+    return plan_rows(plan, store)
+
+
+def _other_study_sentence(folder: Path, unused: Sequence[UnusedStage]) -> str:
+    return (
+        f"{folder}: holds {len(unused)} stages, and none of this study: another study of this name was run here, or "
+        "the model, the data, the options or the version of lingraft changed. They stay, but are not in this result; "
+        "to keep both results, give this study another `name`."
+    )
 
 
 def _check_sharding(cells: Sequence[Cell]) -> None:

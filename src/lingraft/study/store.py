@@ -6,84 +6,117 @@
                                            /...             artefacts, listed in the record with size and hash
     runs/<name>/cache/                                      what several stages share; may be thrown away
 
-A folder without a record is unfinished work: it is continued where its stage can resume, else thrown away.
+A folder without a record is unfinished work: what its stage may continue from stays, all else is thrown away. A run
+folder may come from elsewhere, or from a disk that failed: what of it does not fit is made again, with a word.
 """
 
 from __future__ import annotations
 
 import gc
-import shutil
 import time
 import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
-from lingraft.errors import ConfigError, LingraftError
-from lingraft.records import hash_file, read_json, write_json_atomically
-from lingraft.stage import RECORD, FinishedStage, StageSpec, Work
+from lingraft.errors import ConfigError, LingraftError, as_disk_error
+from lingraft.records import (
+    path_inside,
+    read_json,
+    remove,
+    remove_temporaries,
+    stamps_of,
+    write_json_atomically,
+)
+from lingraft.stage import FinishedStage, StageSpec, Work
+from lingraft.stage_record import (
+    RECORD,
+    Artefact,
+    DamagedRecordError,
+    OtherFormatError,
+    StageRecord,
+    artefact_of,
+    files_made,
+    read_record,
+    stamps_of_whole,
+)
 
-FORMAT = 2
-"""Of record.json; files of earlier versions have none. Another meaning or name of a field raises it."""
 TIMING = "timing.json"
 _UNLISTED = (RECORD, TIMING, "trackers")  # trackers write times, which two equal runs do not share
 
 
-@dataclass(frozen=True, slots=True)
-class Artefact:
-    """A file that a stage left, as its record lists it.
+class Store:
+    """The stages of one run folder; holds a lock on it while open, and only reads it otherwise.
 
     Attributes:
-        bytes: Its size.
-        sha256: Its hash.
-        discarded: Whether `keep` deleted it.
+        folder: The run folder.
+        stages: Of it, the folder of the stages.
+        cache: Of it, what may be thrown away.
+        noted: Called with a sentence for each stage that is made again because what lies there does not fit.
     """
 
-    bytes: int
-    sha256: str
-    discarded: bool = False
-
-
-class Store:
-    """The stages of one run folder; holds a lock on it while open, and only reads it otherwise."""
-
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, noted: Callable[[str], None] = lambda _: None) -> None:
         self.folder = folder
         self.stages = folder / "stages"
         self.cache = folder / "cache"
+        self.noted = noted
         self._lock = FileLock(folder / ".lock")
         self._done: dict[str, FinishedStage] = {}
         self._failed: dict[str, Exception] = {}
+        self._noted: set[str] = set()
 
     def __enter__(self) -> Store:
-        self.stages.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise LingraftError(
-                f"{self.folder}: another lingraft is at work in this folder; wait for it, or name another folder."
-            ) from None
-        try:
-            self._check_formats()
-        except ConfigError:
-            self._lock.release()
-            raise
+        with as_disk_error(self.folder):
+            self._check_places()
+            self.stages.mkdir(parents=True, exist_ok=True)
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout:
+                raise LingraftError(
+                    f"{self.folder}: another lingraft is at work in this folder; wait for it, or name another folder."
+                ) from None
+            try:
+                self._check_formats()
+                for path in self.cache.rglob("*"):
+                    if path.is_symlink():  # nothing of ours, and it may lead anywhere
+                        path.unlink()
+                for folder in (self.folder, self.cache, *self.stages.glob("*/")):
+                    if not folder.is_symlink():
+                        remove_temporaries(folder)
+            except BaseException:
+                self._lock.release()
+                raise
         return self
+
+    def _check_places(self) -> None:
+        """Refuse a run folder whose own folders lie elsewhere, or are none."""
+        for path in (self.stages, self.cache, self.folder / ".lock"):
+            if path.is_symlink():
+                raise ConfigError(
+                    f"{path}: is a link. What a run folder holds lies inside of it: remove the link (the run folder "
+                    "itself may be one), or name another folder."
+                )
+            if path.exists() and path.is_dir() == (path.name == ".lock"):
+                raise ConfigError(
+                    f"{path}: is in the way, as a {'folder' if path.is_dir() else 'file'}; remove it, or name another "
+                    "folder."
+                )
 
     def _check_formats(self) -> None:
         """Refuse the stages of another version, before any other is computed."""
         for path in sorted(self.stages.glob(f"*/{RECORD}")):
             try:
-                found = read_json(path).get("format")
-            except ValueError:  # torn: the stage is not finished
-                continue
-            if found != FORMAT:
+                read_record(path.parent)
+            except OtherFormatError:
                 raise ConfigError(
                     f"{self.folder}: holds stages of another version of lingraft (such as {path.parent.name}); run "
                     "anew in another folder, or delete this one first."
-                )
+                ) from None
+            except DamagedRecordError:  # the stage is made again
+                continue
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()
@@ -96,12 +129,13 @@ class Store:
             with_artefacts: Also ask for artefacts that `keep` may have discarded.
         """
         found = self._done.get(stage.fingerprint)
-        if found is None:
-            found = _read_stage(stage, self.folder_of(stage))
+        if found is None or not _is_as_hashed(found):
+            self._done.pop(stage.fingerprint, None)
+            found = self._read(stage)
             if found is None:
                 return None
             self._done[stage.fingerprint] = found
-        if with_artefacts and any(one.discarded for one in _artefacts(found.folder).values()):
+        if with_artefacts and read_record(found.folder).has_discarded:
             return None
         return found
 
@@ -120,16 +154,17 @@ class Store:
         if stage.fingerprint in self._failed:
             raise self._failed[stage.fingerprint]
         found = self.find(stage, with_artefacts=with_artefacts)
-        if found is not None:
-            return found
         folder = self.folder_of(stage)
+        if found is not None:
+            _remove_from(folder, stage.continues)  # of a run that was killed right after the record
+            return found
         discarded = self.find(stage)  # its record stays until the artefacts are whole again
-        before = {} if discarded is None else _artefacts(folder)
-        if discarded is None:
-            (folder / RECORD).unlink(missing_ok=True)
-        if folder.exists() and not stage.resumable:
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        before = {} if discarded is None else read_record(folder).artefacts
+        kept = {*stage.continues, *((RECORD, TIMING) if discarded is not None else ())}
+        if folder.is_symlink() or not folder.is_dir():
+            remove(folder)
+            folder.mkdir(parents=True)
+        _remove_from(folder, [path.name for path in folder.iterdir() if path.name not in kept])
         try:
             done = _finish(stage, folder, work, before)
         except Exception as error:
@@ -147,16 +182,67 @@ class Store:
     def discard(self, stage: StageSpec) -> None:
         """Delete a finished stage's artefacts but keep its record, which says that they were discarded."""
         folder = self.folder_of(stage)
-        artefacts = _artefacts(folder)
-        if not all(one.discarded for one in artefacts.values()):
-            gone = {name: asdict(replace(one, discarded=True)) for name, one in artefacts.items()}
-            write_json_atomically(folder / RECORD, read_json(folder / RECORD) | {"artefacts": gone})
-        for name in artefacts:
-            (folder / name).unlink(missing_ok=True)
+        record = read_record(folder)
+        if record != record.discarded():
+            record.discarded().write(folder)
+        for name in record.artefacts:
+            with suppress(ValueError):  # a link has come since: what it leads to is not ours
+                path_inside(folder, name).unlink(missing_ok=True)
 
     def folder_of(self, stage: StageSpec) -> Path:
         """Return the folder of a stage."""
         return self.stages / f"{stage.kind}-{stage.fingerprint}"
+
+    def _read(self, stage: StageSpec) -> FinishedStage | None:
+        """Return the stage where its record is there and every kept artefact has its size and hash."""
+        folder = self.folder_of(stage)
+        try:
+            if self.stages.is_symlink():
+                raise DamagedRecordError("the folder of the stages is a link")
+            record = read_record(folder)
+            if record.fingerprint != stage.fingerprint:
+                raise DamagedRecordError("it is of another stage")
+            stamps = stamps_of_whole(folder, record)
+        except FileNotFoundError:
+            return None
+        except DamagedRecordError as problem:
+            self._note(stage, f"{folder / RECORD}: {problem}; the stage is made again.")
+            return None
+        artefacts = {name: one.sha256 for name, one in record.artefacts.items() if name in stamps}
+        timing = self._timing(stage)
+        return FinishedStage(
+            record.stage, record.fingerprint, folder, record.result, timing, True, artefacts, stamps
+        )
+
+    def _timing(self, stage: StageSpec) -> dict[str, Any]:
+        """Return what timing.json holds; nothing where it is damaged, as no result depends on it."""
+        path = self.folder_of(stage) / TIMING
+        try:
+            found = None if path.is_symlink() else read_json(path)
+        except (FileNotFoundError, IsADirectoryError, ValueError):
+            found = None
+        if isinstance(found, dict) and isinstance(found.get("seconds"), int | float):
+            return found
+        self._note(stage, f"{path}: is missing or damaged; the times of this stage are shown as 0.")
+        return {}
+
+    def _note(self, stage: StageSpec, sentence: str) -> None:
+        if stage.fingerprint not in self._noted:  # asked for again and again while a plan runs
+            self._noted.add(stage.fingerprint)
+            self.noted(sentence)
+
+
+def _is_as_hashed(found: FinishedStage) -> bool:
+    """Return whether a stage's record is there, and its files are still those that were hashed."""
+    now = stamps_of([found.folder / name for name in found.stamps])
+    return (found.folder / RECORD).is_file() and all(
+        now[found.folder / name] == stamp for name, stamp in found.stamps.items()
+    )
+
+
+def _remove_from(folder: Path, names: Collection[str]) -> None:
+    for name in names:
+        remove(folder / name)
 
 
 def _finish(
@@ -165,11 +251,9 @@ def _finish(
     """Do the work and write the record; `before` are the artefacts of the discarded one that is made again."""
     started = time.monotonic()
     done = work(folder)
-    artefacts = {
-        str(path.relative_to(folder)): Artefact(path.stat().st_size, hash_file(path))
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.relative_to(folder).parts[0] not in _UNLISTED
-    }
+    made = dict(files_made(folder, frozenset({*_UNLISTED, *stage.continues})))
+    found = stamps_of(made.values())
+    artefacts = {name: artefact_of(path) for name, path in made.items()}
     timing = {"seconds": time.monotonic() - started, **done.timing}
     changed = [
         name for name in before if name not in artefacts or artefacts[name].sha256 != before[name].sha256
@@ -177,16 +261,18 @@ def _finish(
     if changed:  # on other threads, another device or another number of processes
         timing["remade_otherwise"] = changed
     write_json_atomically(folder / TIMING, timing)
-    record = {
-        "format": FORMAT,
-        "stage": stage.kind,
-        "fingerprint": stage.fingerprint,
-        "inputs": stage.inputs,
-        "result": done.result,
-        "artefacts": {name: asdict(one) for name, one in artefacts.items()},
-    }
-    write_json_atomically(folder / RECORD, record)
-    return FinishedStage(stage.kind, stage.fingerprint, folder, done.result, timing, reused=False)
+    StageRecord(stage.kind, dict(stage.inputs), done.result, artefacts).write(folder)
+    _remove_from(folder, stage.continues)  # now that what they were for is kept
+    return FinishedStage(
+        stage.kind,
+        stage.fingerprint,
+        folder,
+        done.result,
+        timing,
+        reused=False,
+        artefacts={name: one.sha256 for name, one in artefacts.items()},
+        stamps={name: stamp for name, path in made.items() if (stamp := found[path]) is not None},
+    )
 
 
 def _release(error: BaseException) -> None:
@@ -200,25 +286,3 @@ def _release(error: BaseException) -> None:
             traceback.clear_frames(one.__traceback__)
             pending += [one.__cause__, one.__context__]
     gc.collect()
-
-
-def _artefacts(folder: Path) -> dict[str, Artefact]:
-    return {name: Artefact(**one) for name, one in read_json(folder / RECORD)["artefacts"].items()}
-
-
-def _read_stage(stage: StageSpec, folder: Path) -> FinishedStage | None:
-    """Return the stage in `folder` if its record is there and every kept artefact has its size and hash."""
-    try:
-        record = read_json(folder / RECORD)
-        timing = read_json(folder / TIMING)
-    except (FileNotFoundError, ValueError):
-        return None
-    if record.get("format") != FORMAT:
-        return None
-    for name, one in _artefacts(folder).items():
-        path = folder / name
-        if not one.discarded and not (
-            path.is_file() and path.stat().st_size == one.bytes and hash_file(path) == one.sha256
-        ):
-            return None
-    return FinishedStage(stage.kind, stage.fingerprint, folder, record["result"], timing, reused=True)

@@ -15,17 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from transformers import PrinterCallback, TrainerCallback
 
+from lingraft import stopping
 from lingraft.config.schema import Training
 from lingraft.data.encoded import EncodedTable, write_table
 from lingraft.errors import ConfigError, DataError, ModelError, StrategyError, VerificationError, did_you_mean
 from lingraft.models.compute import Compute, compute_for
 from lingraft.models.token_ids import check_token_ids, embedding_rows, padding_id
-from lingraft.records import fingerprint_of, read_json, write_json_atomically
+from lingraft.records import fingerprint_of
+from lingraft.stopping import Stopped
 from lingraft.strategies.base import TrainingRules
 from lingraft.train.attention import grouped_attention
+from lingraft.train.checkpoints import FOLDER, Checkpoints, Found
 from lingraft.train.memory import forget_peak, peak_bytes
 from lingraft.train.sharding import whole
 from lingraft.train.trainer import BatchPlan, PhaseTrainer, training_arguments
@@ -36,8 +40,7 @@ if TYPE_CHECKING:
 
     from lingraft.data.encoded import EncodedExample
 
-_IDENTITY = "phase.json"
-_STATE = "trainer_state.json"  # the Trainer writes it last
+_UNCOMPARED_OPTIONS = {"save_every", "save_minutes", "report_to"}
 _SAMPLED = 1024
 NO_RULES = TrainingRules()
 
@@ -79,6 +82,7 @@ class PhaseOutcome:
         peak_bytes: Largest resident memory of this process since training began (of several, the first); since its
             start where the kernel cannot forget an older peak. Memory of an accelerator is not in it.
         resumed_from: Steps that an interrupted run had done; None: the phase ran in one go.
+        refused_checkpoints: How many newer checkpoints that run had left that were not whole.
     """
 
     steps: int
@@ -93,6 +97,7 @@ class PhaseOutcome:
     tokens_per_second: float
     peak_bytes: int
     resumed_from: int | None
+    refused_checkpoints: int = 0
 
 
 def train_phase(
@@ -105,10 +110,15 @@ def train_phase(
     folder: Path,
     seed: int,
     on_progress: Callable[[Progress], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
+    stop: Callable[[], int | None] = stopping.requested,
     sharded: bool = False,
     rules: TrainingRules = NO_RULES,
 ) -> PhaseOutcome:
     """Train `model` in place on `encoded`, and leave it in eval mode with float32 weights.
+
+    Work that was done is kept: by steps, by time, at a signal and after the last step a checkpoint is written, from
+    which the same call continues. Whoever has saved the model calls `clear_checkpoints`.
 
     The arguments alone decide the order of the data, and so, on the CPU of one machine and with one number of
     processes, every bit of the result, also when an interrupted run is continued. Processes that torchrun started
@@ -121,11 +131,13 @@ def train_phase(
         training: `precision: auto` is resolved for this machine.
         trainable: Names from `model.named_parameters()`; all others are frozen, and verified to be bit for bit
             the same afterwards. A tied head has no name of its own: it goes with the embedding.
-        folder: Where `folder/trainer` holds checkpoints while the phase runs (`training.save_every`). One that an
-            interrupted run of the same phase left is continued; nothing of it remains at the end. Files of
-            trackers are kept in `folder/trackers`.
+        folder: Where `folder/trainer` holds resumable checkpoints. One that an interrupted run of the same phase left
+            is continued. Files of trackers are kept in `folder/trackers`.
         seed: Of data order, dropout and stochastic rounding.
         on_progress: Called after every optimiser step, in the first process; what it raises ends the phase.
+        on_note: Called in the first process with a sentence about checkpoints: refused, of another phase, or saved at a
+            stop.
+        stop: Asked after every step; a signal's number ends the phase once that step is saved.
         sharded: Divide parameters, gradients and optimiser states between the processes (FSDP2). The model is left
             in pieces: `sharding.whole_weights` puts them together.
         rules: What strategies ask besides: a mask that freezes elements of trained parameters (verified as frozen
@@ -139,7 +151,8 @@ def train_phase(
         StrategyError: `trainable` is empty or holds an unknown name.
         DataError: no examples, or an optimiser step without a supervised token.
         ModelError: the data hold a token that the model has no embedding for, or the loss is no longer a number.
-        VerificationError: a frozen parameter changed.
+        VerificationError: a frozen parameter changed, or no trained one did.
+        Stopped: a signal asked for it; what was trained is saved.
     """
     if not encoded:
         raise DataError("a phase needs at least one example, but its data set is empty.")
@@ -160,34 +173,42 @@ def train_phase(
     rows = embedding_rows(model)
     check_token_ids((table.highest_token,), rows, tokenizer, "the training data")
     plan = BatchPlan(table.lengths, training, seed)
-    workplace = folder / "trainer"
+    workplace = folder / FOLDER
     arguments = training_arguments(training, compute, folder=workplace, seed=seed, sharded=sharded)
     state = arguments.distributed_state
-    if state.is_main_process:
-        parts = [
-            [f"{name} {_sampled(parameter)}" for name, parameter in model.named_parameters()],
-            training.model_dump(mode="json", exclude={"save_every", "report_to"}),
-            names,
-            seed,
-            table.content_hash,
-            [state.num_processes, sharded],  # the two kinds of checkpoint differ
-            # Penalties on outputs are known by the stage alone.
-            {name: _sampled(mask) for name, mask in rules.frozen_mask.items()},
-            dict(rules.learning_rates),
+    noted = on_note if on_note is not None and state.is_main_process else _ignore
+    identity = {
+        "processes": state.num_processes,  # each has random states of its own, and sums are rounded otherwise
+        "sharded": sharded,
+        "seed": seed,
+        "options": training.model_dump(mode="json", exclude=_UNCOMPARED_OPTIONS),
+        "data": table.content_hash,
+        "model": fingerprint_of([f"{name} {_sampled(one)}" for name, one in model.named_parameters()]),
+        "trained parameters": fingerprint_of(names),
+        # Penalties on outputs are known by the stage alone.
+        "restraints": fingerprint_of(
             [
+                {name: _sampled(mask) for name, mask in rules.frozen_mask.items()},
+                dict(rules.learning_rates),
                 [
-                    anchor.strength,
-                    {name: _sampled(own) for name, own in (anchor.importance or {}).items()},
-                    sorted(anchor.names or ()),
-                ]
-                for anchor in rules.anchors
-            ],
-        ]
-        _keep_checkpoints_of(fingerprint_of(parts), workplace)
-    state.wait_for_everyone()
-    resumed = max(workplace.glob("checkpoint-*"), key=_steps_of, default=None)
+                    [
+                        anchor.strength,
+                        {name: _sampled(own) for name, own in (anchor.importance or {}).items()},
+                        sorted(anchor.names or ()),
+                    ]
+                    for anchor in rules.anchors
+                ],
+            ]
+        ),
+    }
+    checkpoints = Checkpoints(workplace, identity, noted)
+    found = [checkpoints.find() if state.is_main_process else Found(None, 0)]
+    if state.num_processes > 1:
+        broadcast_object_list(found)
+    resumed, refused = found[0].step, found[0].refused
     with _prepared(model, frozenset(names), training, compute, rules.frozen_mask):
         before = _frozen_hashes(model, rules.frozen_mask)
+        trained_before = _trained_marks(model)
         trainer = PhaseTrainer(
             model,
             arguments,
@@ -197,14 +218,29 @@ def train_phase(
             pad_token_id=padding_id(tokenizer, rows),
             compute=compute,
             rules=rules,
+            checkpoints=checkpoints,
+            noted=noted,
         )
         forget_peak()
         clock = _Clock(plan.tokens_per_step(), on_progress if state.is_main_process else None)
+        saving = _Saving(training, stop, trainer.agreed)
         trainer.add_callback(clock)
+        trainer.add_callback(saving)
         trainer.remove_callback(PrinterCallback)
         own = set(vars(model))
         try:
-            trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+            with stopping.finish_first():
+                trainer.train(
+                    resume_from_checkpoint=None if resumed is None else str(checkpoints.path_of(resumed))
+                )
+                if saving.stopped_by is not None:
+                    step, steps = trainer.state.global_step, trainer.state.max_steps
+                    is_saved = trainer.saved_step == step
+                    stopping.saved(
+                        f"training stopped after step {step} of {steps}, which is "
+                        f"{'saved' if is_saved else 'not saved'}"
+                    )
+                    raise Stopped(saving.stopped_by)
         finally:
             for mark in set(vars(model)) - own:  # accelerate's
                 delattr(model, mark)
@@ -212,16 +248,17 @@ def train_phase(
         after = _frozen_hashes(model, rules.frozen_mask)
         changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
         if changed:
+            checkpoints.clear()
             raise VerificationError(
                 f"{len(changed)} frozen parameters changed in training, the first is {changed[0]!r}. This is a fault "
                 "of lingraft or of a callback; the model must not be used."
             )
+        if _trained_marks(model) == trained_before:
+            raise VerificationError(_why_nothing_moved(trainer.state.log_history, training))
         sizes = [(one.numel(), one.requires_grad) for one in model.parameters()]
     state.wait_for_everyone()
-    if state.is_main_process:
-        if (workplace / "runs").is_dir():  # a tracker's
-            shutil.copytree(workplace / "runs", folder / "trackers", dirs_exist_ok=True)
-        shutil.rmtree(workplace)
+    if state.is_main_process and (workplace / "runs").is_dir():  # a tracker's
+        shutil.copytree(workplace / "runs", folder / "trackers", dirs_exist_ok=True)
     return PhaseOutcome(
         steps=trainer.state.global_step,
         examples=len(table),
@@ -234,7 +271,8 @@ def train_phase(
         seconds=clock.seconds,
         tokens_per_second=clock.tokens_per_second,
         peak_bytes=peak_bytes(),
-        resumed_from=None if resumed is None else _steps_of(resumed),
+        resumed_from=resumed,
+        refused_checkpoints=refused,
     )
 
 
@@ -269,29 +307,34 @@ def _sampled(tensor: Tensor) -> str:
     return hashlib.sha256(sample.float().cpu().numpy().tobytes()).hexdigest()
 
 
-def _keep_checkpoints_of(phase: str, workplace: Path) -> None:
-    """Leave the whole checkpoints of an interrupted run of this very phase in the workplace, and nothing else."""
-    identity = {"fingerprint": phase}
-    if _json_in(workplace / _IDENTITY) != identity:
-        shutil.rmtree(workplace, ignore_errors=True)
-        workplace.mkdir(parents=True)
-        write_json_atomically(workplace / _IDENTITY, identity)
-    for checkpoint in workplace.glob("checkpoint-*"):
-        if not isinstance(_json_in(checkpoint / _STATE), dict):
-            shutil.rmtree(checkpoint)
+def _trained_marks(model: nn.Module) -> dict[str, tuple[str, int]]:
+    """Return of every trained parameter a hash of sampled elements, and the sum of the bits of all as whole numbers.
+
+    The two tell a model in which nothing changed; a change of one bit changes the sum.
+    """
+    marks = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            values = whole(parameter).contiguous()
+            bits = values.view(torch.int32 if values.element_size() == 4 else torch.int16)
+            marks[name] = _sampled(values), int(bits.sum(dtype=torch.int64))
+    return marks
 
 
-def _json_in(path: Path) -> object:
-    """Return a file's content; None where it is missing or torn."""
-    try:
-        content: object = read_json(path)
-    except (OSError, ValueError):
-        return None
-    return content
+def _why_nothing_moved(history: Sequence[Mapping[str, float]], training: Training) -> str:
+    """Return what to say of a phase after which every trained parameter has the bits that it began with."""
+    norms = [one["grad_norm"] for one in history if "grad_norm" in one]
+    reason = (
+        "All gradients were zero: what trains does not touch the loss, or a mask freezes all of it."
+        if norms and not any(norms)
+        else f"The largest gradient's norm was {max(norms, default=0):.3g}, so the steps were too small for the "
+        f"weights' precision ({training.precision}): raise training.learning_rate ({training.learning_rate:g})."
+    )
+    return f"the phase trained nothing: no trained parameter changed by a single bit. {reason}"
 
 
-def _steps_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
+def _ignore(_: str) -> None:
+    """Take no note."""
 
 
 @contextmanager
@@ -336,8 +379,51 @@ def _prepared(
         model.eval()
 
 
+class _Saving(TrainerCallback):
+    """Decides after every step whether to save and whether to stop, in all processes alike.
+
+    Attributes:
+        stopped_by: Number of the signal that stopped the phase.
+
+    Args:
+        training: How often to save; where both are 0, nothing is.
+        stop: Returns the number of a signal that asked to stop.
+        agreed: Returns what the processes' wishes come to: the largest of each.
+    """
+
+    def __init__(
+        self,
+        training: Training,
+        stop: Callable[[], int | None],
+        agreed: Callable[[Sequence[int]], Sequence[int]],
+    ) -> None:
+        self._every, self._seconds = training.save_every, 60 * training.save_minutes
+        self._stop, self._agreed = stop, agreed
+        self._saved_at = time.monotonic()
+        self.stopped_by: int | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Start the clock."""
+        self._saved_at = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Save when it is time, when asked to stop, and after the last step, so that a failing save repeats none."""
+        late = self._seconds > 0 and time.monotonic() - self._saved_at >= self._seconds
+        is_late, number = self._agreed([int(late and args.process_index == 0), self._stop() or 0])
+        if number:
+            self.stopped_by = number
+            control.should_training_stop = True
+        is_due = is_late or (self._every and state.global_step % self._every == 0)
+        is_end = number or state.global_step >= state.max_steps
+        control.should_save = bool((self._every or self._seconds) and (is_due or is_end))
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Start the clock again."""
+        self._saved_at = time.monotonic()
+
+
 class _Clock(TrainerCallback):
-    """Watches the steps: reports progress, stops at a loss that is no number, spares the last checkpoint."""
+    """Watches the steps: reports progress, stops at a loss that is no number."""
 
     def __init__(
         self, tokens_per_step: Sequence[int], on_progress: Callable[[Progress], None] | None
@@ -353,11 +439,6 @@ class _Clock(TrainerCallback):
         """Start the clock where an interrupted run stood."""
         self._first_step = state.global_step
         self._begin = time.perf_counter()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Leave out the checkpoint at the end: whoever called saves the model next."""
-        if state.global_step >= state.max_steps:
-            control.should_save = False
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """Report the step that has just been logged."""

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from pydantic import TypeAdapter
 
-from lingraft import errors
+from lingraft import errors, stopping
 from lingraft.errors import ConfigError, LingraftError
 from lingraft.records import read_json, write_json_atomically
+from lingraft.stopping import Stopped
+from lingraft.train.checkpoints import FOLDER, make_folder
 from lingraft.train.phase import Progress
 from lingraft.train.run import PhasePlan, PhaseTask, TrainedPhase, train_task
 
@@ -26,7 +32,12 @@ SHARDED = "--sharded"
 # What marks the workers' lines; libraries print others.
 PLAN = "lingraft-plan "
 PROGRESS = "lingraft-progress "
+NOTE = "lingraft-note "
+SAVED = "lingraft-saved "
+READY = "lingraft-ready "
+STOPPED = "Stopped"  # the kind of failure that is none
 _SHOWN_LINES = 20
+_SECONDS_BETWEEN_LOOKS = 0.1
 
 _PLANS, _PROGRESS, _TRAINED = TypeAdapter(PhasePlan), TypeAdapter(Progress), TypeAdapter(TrainedPhase)
 
@@ -68,28 +79,34 @@ def train_on(
     *,
     on_plan: Callable[[PhasePlan], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> TrainedPhase:
     """Train a phase and write its checkpoint, in this process or on several of this machine.
+
+    A signal is handed on to several: they finish the step, save it together and end.
 
     Args:
         processes: How many; whatever happens, those that this function starts end with it.
         task: The phase.
         on_plan: Called once, before training.
         on_progress: Called after every optimiser step.
+        on_note: Called with a sentence about resumable checkpoints.
 
     Raises:
+        Stopped: A signal asked for it.
         LingraftError: What `train_task` raises here or in a worker, or the last lines that the workers printed where
             they died.
     """
     if processes.count == 1:
-        return train_task(task, on_plan=on_plan, on_progress=on_progress)
-    task.folder.mkdir(parents=True, exist_ok=True)
+        return train_task(task, on_plan=on_plan, on_progress=on_progress, on_note=on_note)
+    folder = task.folder / FOLDER
+    make_folder(folder)
     for left in (OUTCOME, FAILURE):
-        (task.folder / left).unlink(missing_ok=True)
-    write_json_atomically(task.folder / TASK, task.model_dump(mode="json"))
+        (folder / left).unlink(missing_ok=True)
+    write_json_atomically(folder / TASK, task.model_dump(mode="json"))
     # Safe paths: a file of the user's folder must not stand in for a library, nor be run.
     torchrun = (sys.executable, "-P", "-m", "torch.distributed.run", "--standalone")
-    worker = ("-m", "lingraft.train.worker", str(task.folder / TASK), str(os.getpid()))
+    worker = ("-m", "lingraft.train.worker", str(folder / TASK), str(os.getpid()))
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")
@@ -97,8 +114,10 @@ def train_on(
         "TORCH_CPP_LOG_LEVEL": "ERROR",
         "PYTHONSAFEPATH": "1",
     }
-    log = task.folder / LOG
+    log = folder / LOG
+    workers: list[int] = []
     with (
+        stopping.finish_first(),
         log.open("wb") as errors_go_here,
         subprocess.Popen(
             [*torchrun, f"--nproc-per-node={processes.count}", *worker, *([SHARDED] * processes.sharded)],
@@ -106,30 +125,87 @@ def train_on(
             stderr=errors_go_here,
             text=True,
             env=environment,
+            start_new_session=True,  # a terminal's Ctrl-C reaches this process alone, which hands it on
         ) as running,
+        _signals_handed_on(running, workers),
     ):
         assert running.stdout is not None
-        try:
-            for line in running.stdout:
-                if line.startswith(PLAN) and on_plan is not None:
-                    on_plan(_PLANS.validate_json(line.removeprefix(PLAN)))
-                if line.startswith(PROGRESS) and on_progress is not None:
-                    on_progress(_PROGRESS.validate_json(line.removeprefix(PROGRESS)))
-        except BaseException:
-            running.terminate()  # torchrun hands it on to the workers
-            running.wait()  # leaving the block after an interrupt would not
-            raise
-    if not (task.folder / OUTCOME).exists():
-        if not (task.folder / FAILURE).exists():
+        for line in running.stdout:
+            if line.startswith(READY):
+                workers.append(int(line.removeprefix(READY)))
+            if line.startswith(PLAN) and on_plan is not None:
+                on_plan(_PLANS.validate_json(line.removeprefix(PLAN)))
+            if line.startswith(PROGRESS) and on_progress is not None:
+                on_progress(_PROGRESS.validate_json(line.removeprefix(PROGRESS)))
+            if line.startswith(NOTE) and on_note is not None:
+                on_note(json.loads(line.removeprefix(NOTE)))
+            if line.startswith(SAVED):
+                stopping.saved(json.loads(line.removeprefix(SAVED)))
+    if not (folder / OUTCOME).exists():
+        if not (folder / FAILURE).exists():
             last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_SHOWN_LINES:]
             raise LingraftError("the training processes ended without a result:\n" + "\n".join(last))
-        failure = read_json(task.folder / FAILURE)
+        failure = read_json(folder / FAILURE)
+        if failure["kind"] == STOPPED:  # by a signal that only the workers got
+            raise Stopped(int(failure["message"]))
         error: LingraftError = getattr(errors, failure["kind"], LingraftError)(failure["message"])
         raise error
-    trained = _TRAINED.validate_python(read_json(task.folder / OUTCOME))
-    for done in (OUTCOME, TASK, FAILURE, LOG):
-        (task.folder / done).unlink(missing_ok=True)
+    trained: TrainedPhase = _TRAINED.validate_python(read_json(folder / OUTCOME))
     return trained
+
+
+@contextmanager
+def _signals_handed_on(torchrun: subprocess.Popen[str], workers: list[int]) -> Iterator[None]:
+    """Send a signal that this process gets to the workers that are there, once; leave no process behind on an error.
+
+    Args:
+        torchrun: Leads a process group of its own, and so does each worker.
+        workers: The ids of those that can be asked to stop; it grows. While there are none, nothing is to be saved.
+    """
+
+    def send(number: int) -> None:
+        for process in workers:
+            with suppress(ProcessLookupError):
+                os.kill(process, number)
+
+    def end() -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(torchrun.pid, signal.SIGKILL)  # workers that have not reported yet end with it
+        send(signal.SIGKILL)
+
+    def hand_on() -> None:
+        while not done.wait(_SECONDS_BETWEEN_LOOKS):
+            number = stopping.requested()
+            if number is not None:
+                send(number) if workers else end()
+                return
+
+    done = threading.Event()
+    waiting = threading.Thread(target=hand_on, daemon=True)
+    waiting.start()
+    try:
+        yield
+    except BaseException:  # a second signal, or what a callback raised
+        end()
+        raise
+    finally:
+        done.set()
+        waiting.join()
+
+
+def print_ready() -> None:
+    """Send the launcher the id of a process that it may ask to stop."""
+    print(f"{READY}{os.getpid()}", flush=True)
+
+
+def print_saved() -> None:
+    """Send the launcher what was saved when a signal stopped this process."""
+    print(SAVED + json.dumps(stopping.was_saved()), flush=True)
+
+
+def print_note(sentence: str) -> None:
+    """Send the launcher what happened to resumable checkpoints."""
+    print(NOTE + json.dumps(sentence), flush=True)
 
 
 def print_plan(plan: PhasePlan) -> None:
@@ -144,13 +220,18 @@ def print_progress(progress: Progress) -> None:
 
 def write_outcome(folder: Path, trained: TrainedPhase) -> None:
     """Leave the launcher what the phase did; written last."""
-    write_json_atomically(folder / OUTCOME, _TRAINED.dump_python(trained, mode="json"))
+    write_json_atomically(folder / FOLDER / OUTCOME, _TRAINED.dump_python(trained, mode="json"))
 
 
-def write_failure(folder: Path, error: Exception) -> None:
+def write_failure(folder: Path, error: Exception | Stopped) -> None:
     """Leave the launcher why a worker gave up; the first one knows, the others lost their connection to it."""
-    if (folder / FAILURE).exists():
+    path = folder / FOLDER / FAILURE
+    if path.exists():
         return
-    is_ours = isinstance(error, LingraftError)
-    message = str(error) if is_ours else f"a training process failed with {type(error).__name__}: {error}"
-    write_json_atomically(folder / FAILURE, {"kind": type(error).__name__, "message": message})
+    if isinstance(error, Stopped):
+        message = str(error.number)
+    elif isinstance(error, LingraftError):
+        message = str(error)
+    else:
+        message = f"a training process failed with {type(error).__name__}: {error}"
+    write_json_atomically(path, {"kind": type(error).__name__, "message": message})

@@ -11,11 +11,13 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from lingraft import stopping
 from lingraft.config.schema import StrategyChoice, Training
 from lingraft.data.encoded import EncodedTable
 from lingraft.models.checkpoints import save_checkpoint
 from lingraft.models.compute import compute_for
 from lingraft.models.loading import load_model, load_tokenizer
+from lingraft.records import flush_folder
 from lingraft.strategies.base import Context, FreezePlanRow, count_masked, freeze_plan
 from lingraft.strategies.composition import build
 from lingraft.train.phase import PhaseOutcome, Progress, train_phase
@@ -64,7 +66,7 @@ class PhasePlan:
 
 @dataclass(frozen=True, slots=True)
 class TrainedPhase:
-    """A trained phase, whose checkpoint is on disk."""
+    """A trained phase, whose model is on disk; what it could have continued from still lies in its folder."""
 
     plan: PhasePlan
     outcome: PhaseOutcome
@@ -77,8 +79,12 @@ def train_task(
     sharded: bool = False,
     on_plan: Callable[[PhasePlan], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
+    stop: Callable[[], int | None] = stopping.requested,
 ) -> TrainedPhase:
     """Train a phase and write its checkpoint: load, check, wrap, train, merge adapters, save.
+
+    The resumable checkpoints stay until the caller has recorded the phase: a save that fails repeats no step.
 
     Args:
         task: The phase.
@@ -86,6 +92,8 @@ def train_task(
         sharded: Whether parameters, gradients and optimiser states are divided between the processes (FSDP2).
         on_plan: Called once, before training.
         on_progress: Called after every optimiser step.
+        on_note: Called with a sentence about resumable checkpoints.
+        stop: Returns the number of a signal that asks to stop.
 
     Raises:
         LingraftError: What a strategy names is missing in the model, or what `train_phase` raises.
@@ -121,6 +129,8 @@ def train_task(
         folder=task.folder,
         seed=task.seed,
         on_progress=on_progress,
+        on_note=on_note,
+        stop=stop,
         sharded=sharded,
         rules=rules,
     )
@@ -133,4 +143,5 @@ def train_task(
             model = composition.wrap(model, context)
             set_weights(model, weights)
         save_checkpoint(composition.finish(model, task.folder), tokenizer, task.checkpoint)
+        flush_folder(task.checkpoint)
     return TrainedPhase(plan, outcome)

@@ -8,8 +8,10 @@ set_epoch.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+import shutil
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,17 +19,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import Trainer, TrainingArguments
+from transformers import SchedulerType, Trainer, TrainingArguments
 
 from lingraft.config.schema import Training
 from lingraft.data.batching import Lengths, padded_tokens, token_budget_batches
-from lingraft.errors import DataError
+from lingraft.errors import DataError, LingraftError, in_one_line
 from lingraft.models.compute import Compute
 from lingraft.models.loss import collate, count_supervised, supervised_loss
 from lingraft.strategies.base import TrainingRules
+from lingraft.train.checkpoints import Checkpoints
 from lingraft.train.restraints import Restraints, split_by_rate
 from lingraft.train.sharding import set_weights, whole_weights
 from lingraft.train.stochastic_rounding import StochasticRoundingAdamW
@@ -132,6 +137,8 @@ class PhaseTrainer(Trainer):
         pad_token_id: Fills rows; never seen by the loss.
         compute: What computes, and in which types; in `bf16_pure` the weights are bf16 and AdamW rounds stochastically.
         rules: What strategies ask of training.
+        checkpoints: Where resumable checkpoints go.
+        noted: Receives why one could not be written.
     """
 
     def __init__(
@@ -145,6 +152,8 @@ class PhaseTrainer(Trainer):
         pad_token_id: int,
         compute: Compute,
         rules: TrainingRules,
+        checkpoints: Checkpoints,
+        noted: Callable[[str], None],
     ) -> None:
         options = {
             "lr": arguments.learning_rate,
@@ -155,6 +164,8 @@ class PhaseTrainer(Trainer):
         self._rows = ExampleRows(examples, lengths)
         self._rules = rules
         self._compute = compute
+        self._checkpoints, self._noted = checkpoints, noted
+        self.saved_step: int | None = None  # of the newest checkpoint that this process has seen sealed
         self._restraints = Restraints(model, rules, restore=arguments.weight_decay > 0)
         self._batches_left = 0
         super().__init__(
@@ -247,6 +258,68 @@ class PhaseTrainer(Trainer):
         optimizer.register_step_post_hook(lambda *_: self._restraints.restore_frozen())
         return optimizer
 
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> LambdaLR:
+        """Create the course of the learning rate: see `rate_factor`."""
+        if self.lr_scheduler is None:
+            factor = partial(
+                rate_factor,
+                course=SchedulerType(self.args.lr_scheduler_type).value,
+                warmup_steps=self.args.get_warmup_steps(num_training_steps),
+                steps=num_training_steps,
+            )
+            own = self.optimizer if optimizer is None else optimizer
+            assert own is not None  # it was created before
+            self.lr_scheduler = LambdaLR(own, factor)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
+        """Write a resumable checkpoint and seal it; where the disk is full, training goes on without it.
+
+        Raises:
+            LingraftError: It could not be written, and other processes wait for it.
+        """
+        step, is_first = self.state.global_step, self.args.should_save
+        if is_first:
+            self._checkpoints.make_room()
+        self.accelerator.wait_for_everyone()
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if is_first:
+                self._checkpoints.seal(step)
+        except (
+            OSError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:  # torch and safetensors have types of their own
+            folder = self._checkpoints.path_of(step)
+            problem = f"the checkpoint of step {step} could not be written to {folder} ({in_one_line(error)})"
+            if self.args.world_size > 1:
+                raise LingraftError(
+                    f"{problem}. Free space there and run the same command again: it continues from the one before."
+                ) from error
+            shutil.rmtree(folder, ignore_errors=True)
+            self._noted(f"{problem}; training goes on without it. Free space there.")
+        else:
+            self.saved_step = step
+        self.accelerator.wait_for_everyone()
+
+    def agreed(self, wishes: Sequence[int]) -> list[int]:
+        """Return the largest of all processes' wishes, each."""
+        if self.args.world_size == 1:
+            return list(wishes)
+        own = torch.tensor([wishes], device=self.args.device)
+        together: list[int] = self.accelerator.gather(own).amax(dim=0).tolist()
+        return together
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Write the moments and the schedule; after the last step nobody needs them."""
+        if self.state.global_step < self.state.max_steps:
+            super()._save_optimizer_and_scheduler(output_dir)
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the trained parameters only: what is frozen the caller has, and need not be a saveable model."""
         model: Any = self.model
@@ -261,6 +334,30 @@ class PhaseTrainer(Trainer):
         """Read what `save_model` wrote, bit for bit and in place."""
         own: Any = self.model if model is None else model
         set_weights(own, load_file(Path(resume_from_checkpoint) / TRAINED_WEIGHTS))
+
+
+def rate_factor(step: int, *, course: str, warmup_steps: int, steps: int) -> float:
+    """Return the learning rate of a step as a factor of its peak, in 0 < factor <= 1.
+
+    After the warm-up these are the courses of transformers (`get_scheduler`), bit for bit. Its warm-up of W steps has
+    the rates 0, 1/W, ..., (W-1)/W: the first step trains nothing, and a phase of one step is none. Ours has 1/(W+1),
+    ..., W/(W+1); the peak comes at the same step.
+
+    Args:
+        step: Steps done before, from 0.
+        course: cosine, linear or constant_with_warmup.
+        warmup_steps: Steps before the peak.
+        steps: Of the phase.
+    """
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    if course == "linear":
+        return max(0.0, (steps - step) / max(1, steps - warmup_steps))
+    if course == "cosine":
+        return max(
+            0.0, 0.5 * (1.0 + math.cos(math.pi * ((step - warmup_steps) / max(1, steps - warmup_steps))))
+        )
+    return 1.0
 
 
 def training_arguments(
@@ -283,9 +380,7 @@ def training_arguments(
         optim="adamw_torch_fused",
         bf16=compute.precision == "bf16",
         use_cpu=compute.device.type == "cpu",  # bf16 on a CPU must be asked for
-        save_strategy="steps" if training.save_every else "no",
-        save_steps=training.save_every or 500,
-        save_total_limit=2,  # a kill while the newest is written leaves the one before
+        save_strategy="no",  # `phase` says when
         logging_strategy="steps",
         logging_steps=1,
         logging_nan_inf_filter=False,

@@ -6,6 +6,7 @@ Every process loads the model and trains its share of each batch; the first writ
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -13,7 +14,17 @@ from pathlib import Path
 
 from lingraft.errors import LingraftError
 from lingraft.records import read_json
-from lingraft.train.processes import SHARDED, print_plan, print_progress, write_failure, write_outcome
+from lingraft.stopping import Stopped
+from lingraft.train.processes import (
+    SHARDED,
+    print_note,
+    print_plan,
+    print_progress,
+    print_ready,
+    print_saved,
+    write_failure,
+    write_outcome,
+)
 from lingraft.train.run import PhaseTask, train_task
 
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -24,17 +35,38 @@ def main() -> None:
     path, launcher, *sharded = sys.argv[1:]
     task = PhaseTask.model_validate(read_json(Path(path)))
 
-    def end_with_the_launcher() -> None:  # which cannot send word when it is killed
-        while Path(f"/proc/{launcher}").exists() or not Path("/proc/self").exists():
+    torchrun = os.getppid()
+
+    def end_with_the_launcher() -> None:  # which cannot send word when it is killed; nor can torchrun
+        while os.getppid() == torchrun and (
+            Path(f"/proc/{launcher}").exists() or not Path("/proc/self").exists()
+        ):
             time.sleep(_SECONDS_BETWEEN_LOOKS)
         os._exit(1)
 
     threading.Thread(target=end_with_the_launcher, daemon=True).start()
+    # A signal may come twice, from whoever signals a whole group and from the launcher: only the launcher, by killing,
+    # decides that nothing is saved any more.
+    asked: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: asked.append(number))
+    print_ready()
     rank = int(os.environ["RANK"])
     try:
         trained = train_task(
-            task, rank=rank, sharded=sharded == [SHARDED], on_plan=print_plan, on_progress=print_progress
+            task,
+            rank=rank,
+            sharded=sharded == [SHARDED],
+            on_plan=print_plan,
+            on_progress=print_progress,
+            on_note=print_note,
+            stop=lambda: asked[0] if asked else None,
         )
+    except Stopped as stopped:
+        if rank == 0:
+            print_saved()
+            write_failure(task.folder, stopped)
+        return
     except LingraftError as error:
         write_failure(task.folder, error)
         sys.exit(1)

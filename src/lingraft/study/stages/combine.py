@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from lingraft.models.checkpoints import combine_checkpoints
 from lingraft.models.weights import ModelWeights
+from lingraft.records import flush_folder
 from lingraft.stage import (
     CHECKPOINT,
     MEASURE_LIBRARIES,
@@ -69,4 +70,5 @@ class Combine(StageSpec):
         combine_checkpoints(
             before, after, composition.combine, place.folder / CHECKPOINT, trust_remote_code=trust
         )
+        flush_folder(place.folder / CHECKPOINT)
         return Work({}, machine())

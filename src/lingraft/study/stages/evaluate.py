@@ -15,19 +15,26 @@ from lingraft.config.schema import UNCOMPARED_JUDGE_FIELDS, Evaluation
 from lingraft.data.chat_format import CHAT_IDENTITY
 from lingraft.data.example import Example
 from lingraft.errors import EvaluationError
+from lingraft.evaluate.answers import AnswerLog
 from lingraft.evaluate.held_out import bits_by_language, held_out_losses, item_of, write_losses
 from lingraft.evaluate.loading import NotRunnableError, task_identities
 from lingraft.evaluate.manifest import HAS_TEMPLATE, NO_TEMPLATE, manifest_of, outside_of_the_file
 from lingraft.evaluate.predictions import write_predictions
 from lingraft.evaluate.results import EvaluationRecord
-from lingraft.evaluate.running import evaluate_model, spelled_prompts_sentence, truncated_prompts_sentence
+from lingraft.evaluate.running import (
+    evaluate_model,
+    left_out_sentence,
+    spelled_prompts_sentence,
+    truncated_prompts_sentence,
+)
 from lingraft.evaluate.scores import score_summary
 from lingraft.evaluate.task_records import TaskRecord
 from lingraft.evaluate.task_runs import build_runs
+from lingraft.judge.verdict_cache import mend_cache
 from lingraft.models.adapters import load_merged
 from lingraft.models.compute import compute_for
 from lingraft.models.vllm import VllmGenerator
-from lingraft.records import fingerprint_of, from_json, read_json, to_json, write_json_atomically
+from lingraft.records import fingerprint_of, from_json, read_kept, to_json, write_json_atomically, write_kept
 from lingraft.stage import FinishedStage, Json, Model, Needs, StageSpec, Work, Workplace, machine, stages_of
 
 PREDICTIONS = "predictions.parquet"
@@ -36,6 +43,23 @@ HELD_OUT = "held_out.parquet"
 EVALUATION_SPLIT = "report"
 MANIFEST = "manifest.json"  # what was asked and how
 _RECORD_FORMAT = 1  # of `EvaluationRecord`; an evaluation that was recorded in another is made anew
+
+
+@dataclass(frozen=True, slots=True)
+class AskedItem:
+    """One item that is asked.
+
+    Attributes:
+        ability: What it counts towards.
+        task: Task without its language.
+        language: BCP-47 tag.
+        cluster: Items of one task in the same cluster are no independent evidence.
+    """
+
+    ability: str
+    task: str
+    language: str
+    cluster: str
 
 
 @dataclass(frozen=True)
@@ -50,6 +74,7 @@ class Questions:
         skip_missing: Leave out tasks whose data cannot be had here, and those whose answers do not fit into a model.
         manifest: What the scores depend on beside the model, resolved (`Manifest.identity`).
         not_run: By task and language, why its data (or its judge) cannot be had; empty unless such tasks are skipped.
+        items: What is asked, item by item; empty where an earlier run resolved the manifest.
     """
 
     evaluation: Evaluation
@@ -59,6 +84,7 @@ class Questions:
     skip_missing: bool
     manifest: Mapping[str, Json]
     not_run: Mapping[str, str]
+    items: tuple[AskedItem, ...] = ()
 
     @property
     def has_tasks(self) -> bool:
@@ -104,24 +130,33 @@ def questions(
     )
     kept = None if cache is None else cache / f"manifest-{written}.json"
     not_run: Mapping[str, str] = {}
+    asked: tuple[AskedItem, ...] = ()
     try:
         runs, not_run = build_runs(
             evaluation, languages, EVALUATION_SPLIT, base_folder, skip_missing=skip_missing
         )
     except NotRunnableError:
-        if kept is None or not kept.is_file():
+        try:
+            manifest = None if kept is None else read_kept(kept)
+        except (OSError, ValueError):  # there is none, or it is damaged
+            manifest = None
+        if manifest is None:
             raise
-        manifest = read_json(kept)
     else:
         chat = HAS_TEMPLATE if evaluation.apply_chat_template else NO_TEMPLATE
-        manifest = manifest_of(
+        resolved_manifest = manifest_of(
             runs, evaluation, precision=precision, chat=chat, split=EVALUATION_SPLIT, held_out=items
-        ).identity
+        )
+        manifest = resolved_manifest.identity
+        for task in resolved_manifest.tasks:
+            ability, name, language, _ = task.key.split("|", 3)
+            asked += tuple(AskedItem(ability, name, language, item.cluster) for item in task.items)
         if kept is not None:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            write_json_atomically(kept, manifest)
+            write_kept(kept, manifest)
     resolved = evaluation.model_copy(update={"precision": precision})
-    return Questions(resolved, tuple(languages), held_out, base_folder, skip_missing, manifest, not_run)
+    return Questions(
+        resolved, tuple(languages), held_out, base_folder, skip_missing, manifest, not_run, asked
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +172,6 @@ class Evaluate(StageSpec):
     """
 
     kind: ClassVar[str] = "evaluate"
-    resumable: ClassVar[bool] = True
 
     model: Model
     questions: Questions
@@ -175,6 +209,11 @@ class Evaluate(StageSpec):
         answers = fingerprint_of([self.model.identity, CHAT_IDENTITY, decides])
         log = place.cache / f"answers-{answers}.jsonl"
         log.parent.mkdir(parents=True, exist_ok=True)
+        if (damage := AnswerLog(log).damage) is not None:
+            place.watcher.noted(damage)
+        verdicts = place.cache / VERDICTS
+        if asked.evaluation.judge is not None and (damage := mend_cache(verdicts)) is not None:
+            place.watcher.noted(damage)
         loaded, tokenizer = load_merged(
             str(folder), dtype=compute.held, trust_remote_code=self.trust_remote_code
         )
@@ -195,7 +234,8 @@ class Evaluate(StageSpec):
             precision=compute.precision,
             skip_missing=asked.skip_missing,
             log=log,
-            verdicts=place.cache / VERDICTS,
+            verdicts=verdicts,
+            resolved=asked.manifest,
             make_generator=vllm if asked.evaluation.backend == "vllm" else None,
             on_progress=partial(place.progressed, unit="items"),
             on_judged=partial(place.progressed, unit="verdicts"),
@@ -214,20 +254,18 @@ class Evaluate(StageSpec):
         write_json_atomically(place.folder / MANIFEST, evaluated.manifest.to_json())
         if not has_missing_verdicts(evaluated.tasks):  # else the next try generates nothing again
             log.unlink(missing_ok=True)
-        note = place.watcher.noted
+        note = partial(place.watcher.noted_of, self.label)
         if len(losses) < len(asked.held_out):
             note(
-                f"{self.label}: {len(asked.held_out) - len(losses)} of {len(asked.held_out)} held-out rows are left "
+                f"{len(asked.held_out) - len(losses)} of {len(asked.held_out)} held-out rows are left "
                 "out of the loss, as longer than the model reads at once or refused by its chat template."
             )
         if evaluated.left_out:
-            note(
-                f"{self.label}: {len(evaluated.left_out)} items are left out, such as {evaluated.left_out[0]}."
-            )
+            note(left_out_sentence(evaluated.left_out))
         for task, count in evaluated.truncated_prompts.items():
-            note(f"{self.label}: {truncated_prompts_sentence(task, count)}")
+            note(truncated_prompts_sentence(task, count))
         for task, count in evaluated.spelled_prompts.items():
-            note(f"{self.label}: {spelled_prompts_sentence(task, count)}")
+            note(spelled_prompts_sentence(task, count))
         scores = score_summary(
             evaluated.predictions,
             bits_by_language(losses, asked.held_out),

@@ -84,6 +84,7 @@ class Prepare(StageSpec):
                 trust_remote_code=job.trust_remote_code,
                 on_progress=place.progressed,
                 compute=compute,
+                noted=place.watcher.noted,
             ),
         )
         return Work(dict(found), machine(compute) | {"peak_bytes": peak_bytes()})

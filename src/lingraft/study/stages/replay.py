@@ -75,7 +75,6 @@ class Replay(StageSpec):
     """
 
     kind: ClassVar[str] = "replay"
-    resumable: ClassVar[bool] = True
 
     model: Model
     rows: int
@@ -127,6 +126,7 @@ class Replay(StageSpec):
             pool=self.pool,
             name=self.label,
             on_progress=partial(place.progressed, unit="rows"),
+            noted=place.watcher.noted,
         )
         rows = len(made.examples)
         dropped = dict(sorted(made.dropped.items()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,6 +29,7 @@ from lingraft.stage import (
 from lingraft.strategies.base import Context
 from lingraft.study.stages.job import TRAINING_LIBRARIES, TrainingJob, training_identity
 from lingraft.study.stages.prepare import Prepare
+from lingraft.train.checkpoints import FOLDER
 from lingraft.train.phase import Progress
 from lingraft.train.processes import Processes, train_on
 from lingraft.train.run import PhasePlan, PhaseTask
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from lingraft.data.chat import EncodedData
     from lingraft.strategies.base import Mix
 
-_UNCOMPARED_TRAINING_FIELDS = {"report_to", "save_every"}
+_UNCOMPARED_TRAINING_FIELDS = {"report_to", "save_every", "save_minutes"}
 _SHOWN_DROPPED = 3  # places named in the record; all are counted
 
 
@@ -47,8 +47,8 @@ class Train(StageSpec):
     """The training of one phase; interrupted, it goes on from its last checkpoint.
 
     Needs: weights, gradients and both moments of AdamW, in float32 or in bf16, as if every parameter trained, divided
-    between processes that share them. On disk the model in float32, and where it is saved on the way twice as many
-    moments beside it.
+    between processes that share them. On disk the model in float32, and where it is saved on the way two checkpoints of
+    weights and float32 moments beside it.
 
     Attributes:
         job: The phase.
@@ -57,7 +57,7 @@ class Train(StageSpec):
     """
 
     kind: ClassVar[str] = "train"
-    resumable: ClassVar[bool] = True
+    continues: ClassVar[tuple[str, ...]] = (FOLDER,)
     is_discardable: ClassVar[bool] = True
 
     job: TrainingJob
@@ -95,18 +95,20 @@ class Train(StageSpec):
 
     @property
     def needs(self) -> Needs:
-        """Weights, gradients and moments; on disk the model, and its moments where it is saved on the way."""
+        """Weights, gradients and moments; on disk the model, and two checkpoints where it is saved on the way."""
         parameters, training = self.job.parent.parameters, self.job.training
         held = 2 if training.precision == "bf16_pure" else 4
         shared_by = self.processes.count if self.processes.sharded else 1
-        on_disk = 4 if training.save_every == 0 else 16
+        on_disk = 4
+        if training.save_every or training.save_minutes:  # sharded, weights are written in pieces as well
+            on_disk += 2 * (held + 8 + (held if self.processes.sharded else 0))
         return Needs("accelerator", 4 * held * parameters // shared_by or None, on_disk * parameters or None)
 
     def work(self, place: Workplace) -> Work:
         """Train, and write the model."""
-        job, note = self.job, place.watcher.noted
+        job = self.job
+        note = partial(place.watcher.noted_of, job.label)
         checkpoint = place.folder / CHECKPOINT
-        shutil.rmtree(checkpoint, ignore_errors=True)
         parent = place.model(job.parent)
         compute = compute_for(job.training.precision)
         context = Context(
@@ -121,13 +123,14 @@ class Train(StageSpec):
             trust_remote_code=job.trust_remote_code,
             on_progress=place.progressed,
             compute=compute,
+            noted=note,
         )
         mix = job.composition.mix(job.examples, context)
         reads = context_length(parent, trust_remote_code=job.trust_remote_code)
         max_length = at_most(job.training.max_length, reads)
         if max_length < job.training.max_length:
             note(
-                f"{job.label}: the model reads {max_length} tokens at once, so examples are truncated there and not at "
+                f"the model reads {max_length} tokens at once, so examples are truncated there and not at "
                 f"`max_length` {job.training.max_length}."
             )
         encoded = encode_once(
@@ -137,18 +140,22 @@ class Train(StageSpec):
             place.cache,
             max_refused_share=max((counts.max_broken_share for counts in job.counts), default=1.0),
             on_progress=partial(place.progressed, unit="rows are encoded"),
+            noted=note,
         )
         replayed = encoded.examples.replayed_rows
         share = replayed / len(encoded.examples)
-        for line in _notes_on_data(job, mix, encoded, max_length, share):
+        for line in _notes_on_rows(job):
+            place.watcher.noted(line)
+        for line in _notes_on_mix(job, mix, encoded, max_length, share):
             note(line)
 
         def on_plan(plan: PhasePlan) -> None:
+            place.check_given()  # the models are in memory now
             if any(row.frozen_parameters for row in plan.parts):
                 place.watcher.freeze_plan(job.label, plan.parts)
             if plan.masked_parameters:
                 note(
-                    f"{job.label}: {plan.masked_parameters:,} parameters inside of tensors that train are frozen by a "
+                    f"{plan.masked_parameters:,} parameters inside of tensors that train are frozen by a "
                     "mask."
                 )
 
@@ -171,7 +178,13 @@ class Train(StageSpec):
             seed=job.seed,
             trust_remote_code=job.trust_remote_code,
         )
-        trained = train_on(self.processes, task, on_plan=on_plan, on_progress=on_progress)
+        trained = train_on(
+            self.processes,
+            task,
+            on_plan=on_plan,
+            on_progress=on_progress,
+            on_note=lambda sentence: note(f"{job.label}: {sentence}"),
+        )
         outcome = trained.outcome
         record = {
             "data": [to_json(one) for one in job.counts],
@@ -207,15 +220,14 @@ class Train(StageSpec):
             "tokens_per_second": outcome.tokens_per_second,
             "peak_bytes": outcome.peak_bytes,
             "resumed_from": outcome.resumed_from,
+            "refused_checkpoints": outcome.refused_checkpoints,
             "processes": self.processes.count,
         }
         return Work(record, {**machine(compute), **timing})
 
 
-def _notes_on_data(
-    job: TrainingJob, mix: Mix, encoded: EncodedData, max_length: int, share: float
-) -> Iterator[str]:
-    """Say what of a phase's data was broken, missing, truncated or dropped; the record counts it as well."""
+def _notes_on_rows(job: TrainingJob) -> Iterator[str]:
+    """Say what of a phase's data sets is broken, missing or withheld, whoever trains on them."""
     for counts in job.counts:
         if counts.withheld:
             yield (
@@ -238,29 +250,30 @@ def _notes_on_data(
                 f"{counts.source}: {counts.broken} of {counts.rows} rows are broken and left out "
                 f"({'; '.join(counts.first_broken) or 'none'}); {counts.shortfall} rows fewer than `limit`."
             )
+
+
+def _notes_on_mix(
+    job: TrainingJob, mix: Mix, encoded: EncodedData, max_length: int, share: float
+) -> Iterator[str]:
+    """Say what of a phase's mix fell short, was truncated or dropped; the record counts it as well."""
     if mix.shortfall:
-        yield (
-            f"{job.label}: {mix.shortfall} replay examples fewer than asked for; "
-            f"the realised share is {share:.3f}."
-        )
+        yield (f"{mix.shortfall} replay examples fewer than asked for; the realised share is {share:.3f}.")
     idle = [part.kind for part in job.composition.parts if part.holds_replayed]
     if idle and not encoded.examples.replayed_rows:
         yield (
-            f"{job.label}: {idle[0]!r} acts on replayed rows, and there are none: the phase is trained without it. "
+            f"{idle[0]!r} acts on replayed rows, and there are none: the phase is trained without it. "
             "Give it a `share`, or compose it with a strategy that replays."
         )
     if mix.dropped:
         dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(mix.dropped.items()))
-        yield f"{job.label}: replay examples that were dropped: {dropped}."
+        yield f"replay examples that were dropped: {dropped}."
     if encoded.truncated or encoded.dropped:
         yield (
-            f"{job.label}: {encoded.truncated} examples truncated to {max_length} tokens, "
+            f"{encoded.truncated} examples truncated to {max_length} tokens, "
             f"{len(encoded.dropped)} dropped because the chat template refuses them or no answer was left."
         )
     for number, what in encoded.handled_sentences():
-        yield f"{job.label}: {number} {what}."
+        yield f"{number} {what}."
     lost = mix.replayed - encoded.examples.replayed_rows
     if lost:
-        yield (
-            f"{job.label}: {lost} of the dropped examples were replayed; the realised share is {share:.3f}."
-        )
+        yield (f"{lost} of the dropped examples were replayed; the realised share is {share:.3f}.")

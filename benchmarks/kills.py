@@ -1,0 +1,153 @@
+"""Do signals at random instants of a small study lose anything?
+
+    python benchmarks/kills.py --kill 100 --int 100 --term 50 --seed 0
+
+A run of the study gets one signal at a random instant, and is started again until it is finished; then the next study
+begins. After every signal: the exit code is 137, 130 or 143; SIGINT (sent to the process group, as a terminal does) and
+SIGTERM are answered by exactly one sentence, the last line, and by no traceback; no stage that was finished before is
+made again. Every finished run folder has the records, byte for byte, of one that was never disturbed. Prints a table,
+and exits with 1 where any of it does not hold. Instants lie between the moment at which the command takes signals (of
+SIGKILL: its start) and the time that an undisturbed run takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tiny_study import NAME, make_study, records, start
+
+_SENTENCE = re.compile(r"^(Interrupted|Stopped by SIGTERM): .*\.$", re.MULTILINE)
+_CODES = {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}  # a shell shows -9 as 137
+_LONGEST_SECONDS = 300
+_SECONDS_TO_BE_LOST = 1.0  # in which a command that is over ends
+
+
+def main() -> int:
+    """Return 0 where nothing was lost."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--kill", type=int, default=100, help="SIGKILLs to send.")
+    parser.add_argument("--int", type=int, default=100, help="SIGINTs to send.")
+    parser.add_argument("--term", type=int, default=50, help="SIGTERMs to send.")
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    signals = [signal.SIGKILL] * asked.kill + [signal.SIGINT] * asked.int + [signal.SIGTERM] * asked.term
+    chance = random.Random(asked.seed)
+    chance.shuffle(signals)
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        study = make_study(folder)
+        began = time.monotonic()
+        straight = start(study, folder / "straight")
+        _until_it_takes_signals(straight)
+        start_up = time.monotonic() - began
+        _, said = straight.communicate(timeout=_LONGEST_SECONDS)
+        seconds = time.monotonic() - began
+        if straight.returncode != 0:
+            sys.exit(f"the undisturbed run fails:\n{said}")
+        expected = records(folder / "straight")
+        print(
+            f"{len(expected)} stages, {seconds:.1f} s undisturbed, of them {start_up:.2f} s until signals are taken"
+        )
+
+        sent = dict.fromkeys(_CODES, 0)
+        over = dict.fromkeys(_CODES, 0)  # the command was over before the signal came
+        waits: dict[int, list[float]] = {number: [] for number in _CODES}
+        finished_runs, problems = 0, []
+        runs = folder / "runs"
+        before: dict[str, tuple[int, int]] = {}
+        while signals or before:  # the last study is finished, too
+            number = signals[-1] if signals else None
+            running = start(study, runs)
+            if number != signal.SIGKILL:
+                _until_it_takes_signals(running)
+            if number is not None:
+                time.sleep(chance.uniform(0, seconds))
+                is_over = running.poll() is not None
+                sent_at = time.monotonic()
+                if not is_over:
+                    send = os.killpg if number == signal.SIGINT else os.kill
+                    send(running.pid, number)  # not waited for yet: the process is there
+            _, said = running.communicate(timeout=_LONGEST_SECONDS)
+            where = f"{'no signal' if number is None else signal.Signals(number).name}, {sum(sent.values())}"
+            problems += [
+                f"{where}: {name} was made again"
+                for name, marks in _marks(runs).items()
+                if name in before and before[name] != marks
+            ]
+            problems += [f"{where}: {name} is gone" for name in before.keys() - _marks(runs).keys()]
+            before = _marks(runs)
+            if number is not None and not is_over and running.returncode != 0:
+                sent[number] += 1
+                signals.pop()
+                waits[number].append(time.monotonic() - sent_at)
+                problems += [f"{where}: {one}" for one in _problems(number, running.returncode, said)]
+            elif running.returncode != 0:
+                sys.exit(f"{where}: the run fails with {running.returncode}:\n{said}")
+            else:
+                if number is not None:
+                    over[number] += 1
+                    if not is_over and time.monotonic() - sent_at > _SECONDS_TO_BE_LOST:
+                        problems.append(f"{where}: the signal was lost")
+                finished_runs += 1
+                if records(runs) != expected:
+                    problems.append(f"{where}: the records differ from those of an undisturbed run")
+                runs, before = folder / f"runs-{finished_runs}", {}
+
+    print("| signal | sent | in time | longest wait, s |\n| --- | ---: | ---: | ---: |")
+    for number in _CODES:
+        longest = max(waits[number], default=0.0)
+        print(
+            f"| {signal.Signals(number).name} | {sent[number] + over[number]} | {sent[number]} | {longest:.1f} |"
+        )
+    print(f"{finished_runs} studies were finished, {len(problems)} problems.")
+    for problem in problems:
+        print(problem)
+    return 1 if problems else 0
+
+
+def _problems(number: int, code: int, said: str) -> list[str]:
+    """Return what is wrong with the end of a command that got a signal."""
+    found = [] if code == _CODES[signal.Signals(number)] else [f"exit code {code}"]
+    if number == signal.SIGKILL:
+        return found
+    sentences = len(_SENTENCE.findall(said))
+    if sentences != 1:
+        found.append(f"{sentences} sentences: {said[-2000:]!r}")
+    elif not _SENTENCE.match(said.rstrip("\n").rpartition("\n")[2]):
+        found.append(f"the sentence is not the last line: {said[-500:]!r}")
+    if "Traceback" in said or "Exception ignored" in said:
+        found.append(f"a traceback: {said[-2000:]!r}")
+    return found
+
+
+def _marks(runs: Path) -> dict[str, tuple[int, int]]:
+    """Return of every finished stage what changes when it is made again: its record's place and time on the disk."""
+    found = {}
+    for path in (runs / NAME / "stages").glob("*/record.json"):
+        about = path.stat()
+        found[path.parent.name] = (about.st_ino, about.st_mtime_ns)
+    return found
+
+
+def _until_it_takes_signals(running: subprocess.Popen[str]) -> None:
+    """Wait until the command's handlers are in place: before, Python itself starts, and answers as it does."""
+    bit = 1 << (signal.SIGTERM - 1)
+    while running.poll() is None:
+        caught = re.search(r"^SigCgt:\s*(\w+)", Path(f"/proc/{running.pid}/status").read_text(), re.MULTILINE)
+        if caught and int(caught[1], 16) & bit:
+            return
+        time.sleep(0.002)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

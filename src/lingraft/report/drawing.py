@@ -1,0 +1,150 @@
+"""Draws figures in a process of their own.
+
+The engine (vl-convert, which is V8) reserves gigabytes of address space; where a limit forbids that, it does not raise
+but dies, and takes its process with it. Here only the pictures are lost, and the reason is returned.
+
+    python -m lingraft.report.drawing     reads a list of jobs from stdin, writes a list of drawings to stdout, as JSON
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from io import BytesIO, StringIO
+from typing import Any, Final, Literal
+
+SECONDS: Final = 120.0  # that the engine may take; a page's figures take a few
+
+Form = Literal["page", "svg", "png", "html"]
+"""An SVG for the page, or a file: SVG, PNG at twice its size, HTML that needs no network."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A figure to draw: what it becomes, and its Vega-Lite specification."""
+
+    form: Form
+    spec: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure that was drawn, or why it was not.
+
+    Attributes:
+        content: Of the file; None: it was not drawn.
+        problem: Why not; empty where it was.
+    """
+
+    content: bytes | None
+    problem: str = ""
+
+
+def draw(jobs: Sequence[Job], seconds: float | None = None) -> list[Drawing]:
+    """Return the drawing of each job; whatever becomes of the engine, this process goes on.
+
+    Args:
+        jobs: The figures.
+        seconds: That all of them may take; None: `SECONDS`.
+    """
+    if not jobs:
+        return []
+    limit = SECONDS if seconds is None else seconds
+    # The engine is looked for where this process would, and nowhere else: not in the working directory.
+    places = os.pathsep.join(place for place in sys.path if place)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", __name__],
+            input=json.dumps([asdict(job) for job in jobs]).encode(),
+            capture_output=True,
+            env=os.environ | {"PYTHONPATH": places},
+            timeout=limit,
+            check=False,
+            start_new_session=True,  # Ctrl-C is this process's to answer
+        )
+    except subprocess.TimeoutExpired:
+        return _failed(jobs, f"the picture engine gave no answer in {limit:g} seconds")
+    except (OSError, MemoryError) as error:
+        return _failed(jobs, f"the picture engine could not be started ({error or 'no memory'})")
+    if done.returncode < 0:
+        with contextlib.suppress(ValueError):
+            name = signal.Signals(-done.returncode).name
+            return _failed(
+                jobs, f"the picture engine died of {name}; a limit on memory (ulimit -v) does that"
+            )
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
+        return _failed(jobs, f"the picture engine failed ({said[-1][:200]})")
+    try:
+        found = json.loads(done.stdout)
+        drawings = [Drawing(base64.b64decode(one["content"]), one["problem"]) for one in found]
+    except (ValueError, KeyError, TypeError):
+        drawings = []
+    if len(drawings) != len(jobs):
+        return _failed(jobs, "the picture engine gave no pictures")
+    return [
+        one if one.content or one.problem else Drawing(None, "the picture engine gave no picture")
+        for one in (Drawing(own.content or None, own.problem) for own in drawings)
+    ]
+
+
+def _failed(jobs: Sequence[Job], problem: str) -> list[Drawing]:
+    return [Drawing(None, problem)] * len(jobs)
+
+
+class _ForScript(json.JSONEncoder):
+    """JSON inside a page's script: names of models and data are untrusted, and `</script>` would end it."""
+
+    def encode(self, o: Any) -> str:
+        return super().encode(o).replace("<", "\\u003c")
+
+
+def _drawn(form: Form, spec: dict[str, Any]) -> bytes:
+    if form == "page":
+        import vl_convert
+
+        svg = vl_convert.vegalite_to_svg(spec)
+        if not (isinstance(svg, str) and svg.lstrip().startswith("<svg") and svg.rstrip().endswith("</svg>")):
+            raise ValueError("it drew something else than an SVG")
+        return svg.encode()
+    import altair as alt
+
+    chart = alt.Chart.from_dict(spec, validate=False)
+    if form == "html":
+        return str(chart.to_html(inline=True, json_kwds={"cls": _ForScript})).encode()
+    file = BytesIO() if form == "png" else StringIO()
+    chart.save(file, format=form, scale_factor=2)
+    content = file.getvalue()
+    return content.encode() if isinstance(content, str) else content
+
+
+def main() -> None:
+    """Draw what stdin asks for; nothing that the engine prints reaches stdout."""
+    with contextlib.suppress(ImportError):  # of Windows
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # an engine that dies leaves no file behind
+    answers = os.fdopen(os.dup(1), "w", encoding="ascii")
+    os.dup2(2, 1)
+    found = []
+    for job in json.load(sys.stdin):
+        try:
+            content, problem = base64.b64encode(_drawn(job["form"], job["spec"])).decode(), ""
+        except ImportError:
+            raise  # then none can be drawn
+        except Exception as error:  # of one figure; the others are drawn
+            content, problem = "", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        found.append({"content": content, "problem": problem})
+    json.dump(found, answers)
+    answers.close()
+
+
+if __name__ == "__main__":
+    main()

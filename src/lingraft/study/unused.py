@@ -1,0 +1,343 @@
+"""What lies in a run folder that nothing refers to: stages that its study does not list (any more), and leftovers.
+
+    runs/<name>/plan.json    the stages of the study as it was last run, and names of those that earlier ones had
+
+The plan is kept because it cannot be known from the folder alone: data may have moved, and another version of a
+library gives other fingerprints. Nothing outside of the folder is looked at, and no symbolic link is followed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from stat import S_ISDIR, S_ISREG
+from typing import Literal
+
+from lingraft.errors import ConfigError
+from lingraft.records import from_json, read_json, to_json, write_json_atomically
+from lingraft.stage import RECORD
+
+PLAN = "plan.json"
+_STAGE = re.compile(r"([a-z_]+)-[0-9a-f]{16}")
+_TEMPORARY = re.compile(
+    r"\.[\w-]+\.(json|jsonl|yaml|html|parquet)\.[a-z0-9_]{8}(\.part)?"
+)  # of an atomic write that was killed
+_OWN_FILES = frozenset({"study.yaml", "result.json", PLAN, ".lock"})
+_OF_TRAINING = ("trainer", "task.json")  # what training leaves where it is killed
+_TEMPORARY_FILE = "temporary file of a run that was killed"
+_KEPT_IN_CACHE = re.compile(r"verdicts\.jsonl|(manifest|contamination)-[0-9a-f]{16}\.json|.*\.lock")
+_ANSWERS = re.compile(r"answers-[0-9a-f]{16}\.jsonl|replay-[0-9a-f]{16}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnusedStage:
+    """A stage in the run folder that the study file does not list.
+
+    Attributes:
+        name: Of its cell, or what it was called; None: it is older than what the folder knows.
+        kind: What it does.
+        path: Its folder in the run folder.
+        bytes: Of its files.
+        is_finished: Whether it has a record.
+    """
+
+    name: str | None
+    kind: str
+    path: str
+    bytes: int
+    is_finished: bool
+
+
+@dataclass(frozen=True)
+class ListedStage:
+    """A stage of the study.
+
+    Attributes:
+        name: Of its cell, or of what several share.
+        is_continued: Whether the next run goes on with what an interrupted one left.
+    """
+
+    name: str
+    is_continued: bool
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What `plan.json` holds.
+
+    Attributes:
+        stages: Those of the study as it was last run, by the name of their folder.
+        former: By folder, the names of others that are there from earlier ones.
+        format: Version of this file.
+    """
+
+    stages: dict[str, ListedStage]
+    former: dict[str, str]
+    format: Literal[1] = 1
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """What nothing refers to.
+
+    Attributes:
+        path: In the run folder.
+        what: What it is.
+        bytes: Its size.
+        files: What is removed with it, in the run folder; a folder goes when it is empty then.
+    """
+
+    path: str
+    what: str
+    bytes: int
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Leftovers:
+    """What lies in a run folder besides what its study uses.
+
+    Attributes:
+        removable: What lingraft made.
+        foreign: Paths of what it did not make (links as well), in the run folder.
+    """
+
+    removable: tuple[Leftover, ...]
+    foreign: tuple[str, ...]
+
+    @property
+    def bytes(self) -> int:
+        """The size of all that can be removed."""
+        return sum(one.bytes for one in self.removable)
+
+
+def write_plan(folder: Path, stages: Mapping[str, ListedStage]) -> None:
+    """Write the plan of a run folder; names of stages that are not in it any more stay known while they are there."""
+    before = {}
+    with suppress(FileNotFoundError, ValueError):  # a damaged one: names are lost, and nothing else
+        found = _read_plan(folder)
+        before = found.former | {name: one.name for name, one in found.stages.items()}
+    former = {
+        name: label
+        for name, label in before.items()
+        if name not in stages and _STAGE.fullmatch(name) and (folder / "stages" / name).is_dir()
+    }
+    write_json_atomically(folder / PLAN, to_json(RunPlan(dict(stages), former)))
+
+
+def unused_stages(folder: Path) -> tuple[UnusedStage, ...]:
+    """Return the stages in a run folder that its plan does not have, in the order of their folders' names.
+
+    Raises:
+        ConfigError: The folder has no plan.
+    """
+    plan = read_plan(folder)
+    found = []
+    for own in sorted((folder / "stages").iterdir()):
+        if _is_stage(own) and own.name not in plan.stages and (files := _contents(own)[0]):
+            found.append(
+                UnusedStage(
+                    name=plan.former.get(own.name),
+                    kind=own.name.partition("-")[0],
+                    path=f"stages/{own.name}",
+                    bytes=sum(one.lstat().st_size for one in files),
+                    is_finished=_artefacts(own) is not None,
+                )
+            )
+    return tuple(found)
+
+
+def read_plan(folder: Path) -> RunPlan:
+    """Return the plan of a run folder.
+
+    Raises:
+        ConfigError: It has none, or a damaged one.
+    """
+    if not (folder / "study.yaml").is_file():
+        raise ConfigError(f"{folder}: is no run folder of a study: it holds no study.yaml.")
+    try:
+        return _read_plan(folder)
+    except (FileNotFoundError, ValueError):
+        raise ConfigError(
+            f"{folder / PLAN}: is missing or damaged, so nobody knows which stages the study uses. Run the study "
+            "once more, which writes it; finished stages are not repeated."
+        ) from None
+
+
+def leftovers(folder: Path) -> Leftovers:
+    """Return what lies in a run folder besides what its study uses; its lock must be held.
+
+    What the study goes on with is not in it: checkpoints of an interrupted training, answers of an interrupted
+    evaluation, verdicts that were paid for.
+
+    Raises:
+        ConfigError: The folder is no run's, or has no plan.
+    """
+    plan = read_plan(folder)
+    found = _Found()
+    for path in found.unknown(folder, _OWN_FILES | {"stages", "cache", "report"}):
+        found.foreign.append(path)
+    for path in found.unknown(folder / "report", frozenset({"index.html"})):
+        found.foreign.append(path)
+    for path in found.unknown(folder / "stages"):
+        if not _is_stage(path):
+            found.foreign.append(path)
+        elif (listed := plan.stages.get(path.name)) is None:
+            found.sort_unlisted(path, plan.former.get(path.name))
+        else:
+            found.sort_listed(path, listed)
+    is_finished = all(_artefacts(folder / "stages" / name) is not None for name in plan.stages)
+    for path in found.unknown(folder / "cache"):
+        if path.name == "encoded":
+            found.add(path, "encoded rows, which are made again", *_contents(path))
+        elif _ANSWERS.fullmatch(path.name):
+            if is_finished:
+                found.add(path, "answers that no stage waits for", *_contents(path))
+        elif not _KEPT_IN_CACHE.fullmatch(path.name):
+            found.foreign.append(path)
+
+    def inside(path: Path) -> str:
+        return path.relative_to(folder).as_posix()
+
+    return Leftovers(
+        tuple(
+            Leftover(inside(path), what, sum(one.lstat().st_size for one in files), tuple(files))
+            for path, what, files in found.removable
+        ),
+        tuple(sorted({inside(path) for path in found.foreign})),
+    )
+
+
+@dataclass
+class _Found:
+    """Collects what is removable (path, what it is, its files) and what is not ours."""
+
+    removable: list[tuple[Path, str, list[Path]]] = field(default_factory=list)
+    foreign: list[Path] = field(default_factory=list)
+
+    def add(self, path: Path, what: str, files: list[Path], others: Sequence[Path] = ()) -> None:
+        if files or not others:  # else nothing of ours is left in it
+            self.removable.append((path, what, files))
+        self.foreign += others
+
+    def unknown(self, place: Path, known: frozenset[str] = frozenset()) -> list[Path]:
+        """Sort what is in a folder, and return what is neither known by its name nor temporary nor a link."""
+        paths = sorted(place.iterdir()) if place.is_dir() and not place.is_symlink() else []
+        self.foreign += (path for path in paths if path.is_symlink())
+        paths = [path for path in paths if not path.is_symlink()]
+        for path in paths:
+            if _is_temporary(path):
+                self.add(path, _TEMPORARY_FILE, [path])
+        return [path for path in paths if path.name not in known and not _is_temporary(path)]
+
+    def sort_unlisted(self, stage: Path, name: str | None) -> None:
+        """Sort a stage that the study does not list: what its record lists is ours; without one all is."""
+        artefacts = _artefacts(stage)
+        files, others = _contents(stage)
+        if artefacts is not None:
+            foreign = [one for one in files if not _is_ours(one, stage, artefacts)]
+            files, others = [one for one in files if one not in foreign], [*others, *foreign]
+        what = "unfinished attempt" if artefacts is None else "stage that the study does not list"
+        self.add(stage, _named(what, name), files, others)
+
+    def sort_listed(self, stage: Path, listed: ListedStage) -> None:
+        """Sort what a stage of the study does not need in its folder."""
+        artefacts = _artefacts(stage)
+        files, others = _contents(stage)
+        if artefacts is None and not listed.is_continued:  # the next run throws it away
+            self.add(stage, _named("unfinished attempt", listed.name), files, others)
+            return
+        self.foreign += others
+        for one in files:
+            if one.parent == stage and _is_temporary(one):
+                self.add(one, _TEMPORARY_FILE, [one])
+            elif artefacts is None:  # what it goes on with
+                continue
+            elif one.relative_to(stage).parts[0] in _OF_TRAINING:
+                self.add(one, "what an interrupted training left", [one])
+            elif artefacts.get(one.relative_to(stage).as_posix()):
+                self.add(one, "artefact that `keep` discards", [one])
+            elif not _is_ours(one, stage, artefacts):
+                self.foreign.append(one)
+
+
+def remove(folder: Path, found: Leftover) -> None:
+    """Remove a leftover of a run folder: its files, a stage's record first, and the folders that are empty then."""
+    for path in sorted(found.files, key=lambda one: one.name != RECORD):
+        path.unlink(missing_ok=True)
+    for place, _, _ in os.walk(folder / found.path, topdown=False):
+        with suppress(OSError):  # it holds what is not ours
+            Path(place).rmdir()
+
+
+def size_text(count: int) -> str:
+    """Return a number of bytes in a unit that suits it."""
+    size, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if size < 1000:
+            break
+        size, unit = size / 1000, larger
+    return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
+
+
+def _read_plan(folder: Path) -> RunPlan:
+    found = from_json(RunPlan, read_json(folder / PLAN))
+    return replace(
+        found, former={name: label for name, label in found.former.items() if name not in found.stages}
+    )
+
+
+def _is_stage(path: Path) -> bool:
+    """Return whether a path is a stage's folder; a link is none, wherever it leads."""
+    return _STAGE.fullmatch(path.name) is not None and path.is_dir() and not path.is_symlink()
+
+
+def _contents(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the regular files in a folder, at any depth, and what else there is but folders; no link is followed.
+
+    Of a file it is the file itself.
+    """
+    if folder.is_file():
+        return [folder], []
+    files: list[Path] = []
+    others: list[Path] = []
+    for place, folders, names in os.walk(folder):
+        for path in (Path(place) / name for name in sorted([*folders, *names])):
+            mode = path.lstat().st_mode
+            if S_ISREG(mode):
+                files.append(path)
+            elif not S_ISDIR(mode):
+                others.append(path)
+    return files, others
+
+
+def _artefacts(stage: Path) -> dict[str, bool] | None:
+    """Return the artefacts that a stage's record lists, each with whether it is discarded; None: it has no record."""
+    try:
+        return {
+            str(name): bool(one["discarded"]) for name, one in read_json(stage / RECORD)["artefacts"].items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _is_ours(path: Path, stage: Path, artefacts: Mapping[str, bool]) -> bool:
+    """Return whether a file in a finished stage's folder is one that lingraft writes there."""
+    inside = path.relative_to(stage)
+    return (
+        inside.as_posix() in (RECORD, "timing.json", *artefacts)
+        or inside.parts[0] in (*_OF_TRAINING, "trackers")
+        or (path.parent == stage and _is_temporary(path))
+    )
+
+
+def _is_temporary(path: Path) -> bool:
+    return _TEMPORARY.fullmatch(path.name) is not None and path.is_file()
+
+
+def _named(what: str, name: str | None) -> str:
+    return what if name is None else f"{what}: {name}"
