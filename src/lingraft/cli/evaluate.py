@@ -148,7 +148,14 @@ def evaluate(
     from lingraft.records import fingerprint_of, to_json
     from lingraft.report.notes import gathered, holds_for
     from lingraft.stage import RECORD, libraries
-    from lingraft.study.evaluation import compare, evaluate_into, evaluations, folder_names, not_run_lines
+    from lingraft.study.evaluation import (
+        check_judge,
+        compare,
+        evaluate_into,
+        evaluations,
+        folder_names,
+        not_run_lines,
+    )
     from lingraft.study.execute import Executor
     from lingraft.study.stages.evaluate import questions
     from lingraft.study.store import Store
@@ -220,6 +227,7 @@ def evaluate(
     evaluated = []
     stopping.keeps(f"the answers so far are kept; {GOES_ON}")
     with Store(folder) as store, StepBars() as bars:
+        check_judge(stages, store)
         for own, stage in zip(folders, stages, strict=True):
             model = evaluate_into(own, stage, Executor(store, bars))
             evaluated.append(model)

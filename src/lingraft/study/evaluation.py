@@ -20,6 +20,7 @@ from lingraft.evaluate.common_items import common_items
 from lingraft.evaluate.predictions import Prediction, read_predictions
 from lingraft.evaluate.results import EvaluationRecord, ModelDifferences, TaskScore
 from lingraft.evaluate.scores import task_differences
+from lingraft.evaluate.selection import entries
 from lingraft.evaluate.task_runs import SEEDS
 from lingraft.intervals.changes import DEFAULT_MARGIN, Margins
 from lingraft.judge.win_rate import ALPACA_EVAL
@@ -27,6 +28,7 @@ from lingraft.models.tensor_files import is_adapter
 from lingraft.records import to_json, write_bytes_atomically
 from lingraft.stage import RECORD, Json, given_model
 from lingraft.study.execute import Executor
+from lingraft.study.reach import judge_failure
 from lingraft.study.stages.evaluate import (
     MANIFEST,
     PREDICTIONS,
@@ -35,6 +37,7 @@ from lingraft.study.stages.evaluate import (
     has_missing_verdicts,
     recorded,
 )
+from lingraft.study.store import Store
 
 FORMAT = 2
 """Of what `lingraft evaluate` prints and records of a model; without one it is 1, of earlier versions."""
@@ -116,6 +119,19 @@ def evaluations(
         model = given_model(name, trust_remote_code=trust_remote_code)
         stages.append(Evaluate(name, model, asked, trust_remote_code))
     return stages
+
+
+def check_judge(stages: Sequence[Evaluate], store: Store) -> None:
+    """Refuse a judge that cannot be used, before models answer for it in vain; finished evaluations need none.
+
+    Raises:
+        ConfigError: It cannot be reached, does not take the key, or has no such model.
+    """
+    asked = [stage.questions.evaluation for stage in stages if store.find(stage) is None]
+    is_judged = any(entry.task == ALPACA_EVAL for one in asked for _, entry in entries(one))
+    failure = judge_failure(asked[0], may_ask=False) if is_judged else None
+    if failure is not None:
+        raise ConfigError(failure.removeprefix("evaluate."))
 
 
 def evaluate_into(folder: Path, stage: Evaluate, executor: Executor) -> ModelEvaluation:
