@@ -99,6 +99,13 @@ def evaluate(
     chat: Annotated[
         bool, typer.Option("--chat/--no-chat", help="Apply the chat template to prompts.")
     ] = True,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code",
+            help="Run Python code that models and YAML tasks bring along; read it first.",
+        ),
+    ] = False,
     margin: Annotated[
         float,
         typer.Option(min=0.0, max=1.0, help="Of two models: a change up to this counts as unchanged."),
@@ -158,7 +165,7 @@ def evaluate(
     for one in chosen.missing:
         name, _, language = one.rpartition("/")
         print_message(f"! {one}: {name} has no {language}; it is left out.", "yellow")
-    check_names(chosen.evaluation)
+    check_names(chosen.evaluation, trust_remote_code=trust_remote_code)
     evaluation = chosen.evaluation.model_copy(
         update={
             "batch_size": batch_size,
@@ -174,7 +181,7 @@ def evaluate(
     notes = language_notes(evaluation, evaluation, trained)
     for note in notes:
         print_message(f"! {note}", "yellow")
-    asked = questions(evaluation, trained, skip_missing=True)
+    asked = questions(evaluation, trained, skip_missing=True, trust_remote_code=trust_remote_code)
     for line in not_run_lines(asked, data_dir):
         print_message(f"! {line}", "yellow")
     if not asked.has_tasks:
@@ -196,7 +203,7 @@ def evaluate(
     }
     names = folder_names(models)
     folder = output or Path("runs") / "evaluate" / f"{'+'.join(names)}-{suite}"
-    stages = evaluations(models, asked)
+    stages = evaluations(models, asked, trust_remote_code=trust_remote_code)
     fingerprints = {stage.label: stage.fingerprint for stage in stages}
     folders = [folder] if len(models) == 1 else [folder / name for name in names]
     for own, stage in zip(folders, stages, strict=True):
@@ -326,7 +333,7 @@ def _print(models: list[ModelEvaluation], compared: ModelDifferences | None) -> 
     if compared is None:
         for name, score in models[0].scores.items():
             if score.value in (0, 1):
-                print_result(equal_scores_sentence(name, score.value, "models"))
+                print_result(equal_scores_sentence([name], score.value, "models"))
         return
     first, second = models
     print_table(task_difference_table(compared.differences), f"{second.model} - {first.model}, paired")
@@ -334,7 +341,7 @@ def _print(models: list[ModelEvaluation], compared: ModelDifferences | None) -> 
         print_result(legend("Difference", margin))
     for name, difference in compared.differences.items():
         if difference.all_scores is not None:
-            print_result(equal_scores_sentence(name, difference.all_scores, "these models"))
+            print_result(equal_scores_sentence([name], difference.all_scores))
     for name in sorted(set(first.record.tasks) ^ set(second.record.tasks)):
         print_result(f"{name}: was asked of one of the two models only, and is not compared.")
     for name, count in compared.unpaired.items():
