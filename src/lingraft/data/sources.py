@@ -32,21 +32,26 @@ from lingraft.data.example_table import (
     sorted_by_digest,
 )
 from lingraft.data.field_paths import with_field_paths
+from lingraft.data.files import is_local
 from lingraft.data.filters import RowFilter
 from lingraft.data.formats import OASST_TREES, detect_format, example_from_row
 from lingraft.data.parallel import Grouper, incomplete_groups
 from lingraft.data.readers import RawRow
 from lingraft.data.row_fields import AnswerError, is_nothing
-from lingraft.data.rows import open_rows, options_given
+from lingraft.data.rows import check_hub_id, local_files, open_rows, options_given
 from lingraft.data.spool import Spool
 from lingraft.data.trees import conversations_of
-from lingraft.errors import DataError
+from lingraft.errors import DataError, escape_control_characters
 from lingraft.records import canonical_json
 
 WORLDBOOK_PREFIX = "worldbook:"
 WORLDBOOK_FORMAT = "worldbook"
+SAME_FILE = "same_file_again"  # files, not rows: named more than once, by links or patterns, and read once
 
 _LISTED_PLACES = 5
+_PROBLEM_CHARACTERS = 500
+_UNKNOWN_KEYS = 100  # different ones that are counted by name
+_OTHER_KEYS = "(other keys)"
 _ROWS_PER_REPORT = 10_000
 _ROWS_WITHOUT_FORMAT = 100_000  # rows kept in memory while none has a known format
 
@@ -80,7 +85,7 @@ class LoadedData:
     broken: Sequence[BrokenRow]  # the rows left out
     content_hash: str  # SHA-256 of a file's bytes, else of the examples
     revision: str | None = None  # the commit of a hub data set, where known
-    # Rows that `filters` left out or changed, by reason, and those whose language is undetermined.
+    # Rows that `filters` left out or changed, by reason, and those whose language is undetermined; and SAME_FILE.
     filtered: Mapping[str, int] = field(default_factory=dict)
     without_answer: int = 0  # how many of the broken rows have no answer and no other fault
     # Groups in which a language of the set is missing; None: the rows are not said to be parallel.
@@ -133,17 +138,18 @@ def load_data(
     if spec.source.startswith(WORLDBOOK_PREFIX):
         return _load_worldbook(spec, first)
     opened = open_rows(spec, base_folder=base_folder, first=first, null_in_tables=True)
-    stamps = opened.stamps()
     content_hash, lines = opened.hash_and_lines()
     rows = iter(opened) if on_progress is None else _watched(opened, lines, on_progress)
-    loaded = _collect(spec, rows, answered)
-    if opened.stamps() != stamps and opened.hash_and_lines()[0] != content_hash:
-        raise DataError(
-            f"{spec.source}: was changed while it was read, so its rows and its hash may be of two files; run the same "
-            "command again."
-        )
+    try:
+        loaded = _collect(spec, rows, answered)
+    finally:  # also where rows are broken: by what wrote to the file
+        opened.check_hash(content_hash)
+    again = sum(len(file.also) for file in opened.files)
     return replace(
-        loaded, content_hash=content_hash or _content_hash(loaded.examples), revision=opened.revision
+        loaded,
+        content_hash=content_hash or _content_hash(loaded.examples),
+        revision=opened.revision,
+        filtered=dict(loaded.filtered) | ({SAME_FILE: again} if again else {}),
     )
 
 
@@ -221,19 +227,44 @@ def _is_held_out(loaded: LoadedData, columns: Columns, groups: int) -> np.ndarra
     return columns.group < groups
 
 
-def _load_worldbook(spec: DataSource, first: int | None) -> LoadedData:
-    from lingraft.data.worldbook import load_examples
+def check_source(spec: DataSource, base_folder: Path, *, with_text: bool = False) -> None:
+    """Refuse a source that names nothing: an unknown part of worldbook, missing files, no hub id; nothing is read.
+
+    Args:
+        spec: Where the data lie.
+        base_folder: Folder that relative file names start from.
+        with_text: Take a .txt file too.
+
+    Raises:
+        DataError, ConfigError: There is no such thing, or an option does not fit it.
+    """
+    if spec.source.startswith(WORLDBOOK_PREFIX):
+        _check_worldbook(spec)
+    elif is_local(spec.source, base_folder):
+        local_files(spec, base_folder, with_text=with_text)
+    else:
+        check_hub_id(spec)
+
+
+def _check_worldbook(spec: DataSource) -> None:
+    from lingraft.data.worldbook import parse_source
 
     given = options_given(spec, "format", "config", "revision", "fields", "split")
     if given:
         raise DataError(f"{spec.source}: worldbook has no {given}: leave that out.")
-    examples = load_examples(spec.source)[:first]
-    languages = {example.language for example in examples}
-    if spec.language is not None and languages != {spec.language}:
+    _, languages, _ = parse_source(spec.source)
+    if spec.language is not None and set(languages) != {spec.language}:
         raise DataError(
             f"{spec.source}: its languages are {', '.join(sorted(languages))}, not {spec.language}; "
             "leave `language` out, worldbook knows them."
         )
+
+
+def _load_worldbook(spec: DataSource, first: int | None) -> LoadedData:
+    from lingraft.data.worldbook import load_examples
+
+    _check_worldbook(spec)
+    examples = load_examples(spec.source)[:first]
     row_filter = RowFilter(spec.filters)
     return LoadedData(
         examples=tuple(example for example in examples if row_filter.reason(example) is None),
@@ -263,8 +294,9 @@ def _collect(spec: DataSource, rows: Iterator[RawRow], answered: bool) -> Loaded
         ids_given = ids_given or has_id
         # Among rows with ids the number of one without may be another's id.
         name = row.place if ids_given and not has_id else row.name or str(row.number)
-        unknown.update(unknown_keys(row.value))
         try:
+            for key in unknown_keys(row.value):
+                unknown[key if key in unknown or len(unknown) < _UNKNOWN_KEYS else _OTHER_KEYS] += 1
             if row.problem is not None:
                 raise DataError(row.problem)
             if answered and row_filter.leaves_out_rejected(row.value):
@@ -282,12 +314,14 @@ def _collect(spec: DataSource, rows: Iterator[RawRow], answered: bool) -> Loaded
             example = row_filter.cleaned(grouper.grouped(example, has_id=has_id))
             if row_filter.reason(example) is None:
                 collector.add(example, row.place)
+        except RecursionError:
+            left_out.add(BrokenRow(row.place, "the row is nested too deeply"), len(collector))
         except DataError as error:
             if isinstance(error, AnswerError):
                 if row_filter.leaves_out_unanswered():
                     continue
                 without_answer += 1
-            left_out.add(BrokenRow(row.place, str(error)), len(collector))
+            left_out.add(BrokenRow(row.place, _as_written(str(error))), len(collector))
     examples, duplicates = collector.finish()
     broken = left_out.finish(duplicates)
     n_rows = len(examples) + len(broken) + row_filter.left_out
@@ -304,6 +338,12 @@ def _collect(spec: DataSource, rows: Iterator[RawRow], answered: bool) -> Loaded
         unknown_keys=dict(sorted(unknown.items())),
         content_hash="",
     )
+
+
+def _as_written(problem: str) -> str:
+    """Return a problem as records and pages hold it: of a bounded length, half surrogate pairs and the like escaped."""
+    shown = escape_control_characters(problem[:_PROBLEM_CHARACTERS])
+    return shown if len(problem) <= _PROBLEM_CHARACTERS else f"{shown}…"
 
 
 class _LeftOut:
