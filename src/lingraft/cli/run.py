@@ -17,7 +17,7 @@ from lingraft.cli.output import (
     quieten_loading,
     shown_message,
 )
-from lingraft.errors import EXIT_ANSWER_IS_NO
+from lingraft.errors import EXIT_ANSWER_IS_NO, DiskError
 
 if TYPE_CHECKING:
     from lingraft.config.schema import Study
@@ -91,7 +91,7 @@ def run(
     from lingraft.cli.log_lines import log_lines
     from lingraft.cli.progress import GOES_ON, ProgressWatcher
     from lingraft.records import to_json
-    from lingraft.report.notes import checkpoint_lines, failures, model_notes, notes, of_models, unused_notes
+    from lingraft.report.notes import checkpoint_lines, failures, holds_for, model_notes, notes, unused_notes
     from lingraft.report.page import write_page
     from lingraft.report.tables import forgetting_table, models_of, study_table
     from lingraft.study.run import run_study
@@ -109,6 +109,8 @@ def run(
                 processes=Processes(processes, sharded),
                 on_result=page.show,
             )
+        except DiskError:  # nor could the page be written
+            raise
         except BaseException:  # stopped, or failed as a whole: what is done stands on the page all the same
             page.write()
             raise
@@ -127,7 +129,7 @@ def run(
             print_result(note)
         for note, names in model_notes(result).items():
             if note not in watcher.said:
-                print_result(f"{of_models(names, len(models_of(result)))}: {note}")
+                print_result(f"{holds_for(names, len(models_of(result)))}: {note}")
         for line in (*unused_notes(result), *checkpoint_lines(result)):
             print_result(line)
     log_lines().at("writing the report")

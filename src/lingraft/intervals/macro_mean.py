@@ -89,7 +89,7 @@ class Ratio:
     """A macro mean after over one before, on the same items.
 
     Attributes:
-        value: At least 0, with no upper end; None: the score before is 0, or cannot be told from it.
+        value: At least 0, with no upper end; None: the score before is 0, or not to be distinguished from it.
         low: Lower end of its 95 % interval; None as `value`.
         high: Upper end.
         n: Items.

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lingraft.config.paths import user_path
 from lingraft.errors import ModelError, in_one_line
 from lingraft.models.layers import layer_of
 from lingraft.models.loading import (
-    EMBEDDED_PREFIX,
     content_files,
     load_model,
     load_tokenizer,
@@ -23,6 +23,7 @@ from lingraft.models.loading import (
     model_folder,
     tokenizer_in,
 )
+from lingraft.models.model_names import EMBEDDED_PREFIX
 from lingraft.models.tensor_files import WeightReader, repeats
 from lingraft.models.weights import ModelWeights
 from lingraft.records import fingerprint_of, read_json
@@ -66,7 +67,7 @@ def load_merged(
     Raises:
         ModelError: The model or the adapter's base cannot be had, or the adapter is not plain LoRA or does not fit.
     """
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if not (folder / ADAPTER_CONFIG).is_file():
         model = load_model(name, dtype=dtype, trust_remote_code=trust_remote_code)
         return model, load_tokenizer(name, trust_remote_code=trust_remote_code)
@@ -115,7 +116,7 @@ def merged_content_hash(name: str) -> str:
 
     An adapter's own covers its weights, its configuration (alpha, modules) and the tokenizer beside it.
     """
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if not (folder / ADAPTER_CONFIG).is_file():
         return model_content_hash(model_folder(name))
     base = AdaptedReader(folder).base_folder
