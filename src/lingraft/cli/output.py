@@ -323,7 +323,9 @@ def check_same_options(place: str, before: Mapping[str, Json], options: Mapping[
 class _Messages(io.TextIOBase):
     """The stderr of the moment, behind what stands for it; it may go away."""
 
-    encoding = "utf-8"
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return getattr(self._stream(), "encoding", None) or "utf-8"
 
     def write(self, text: str) -> int:
         return self._try(lambda stream: stream.write(text), len(text))
