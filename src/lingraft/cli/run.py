@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lingraft import stopping
-from lingraft.cli.output import print_json, print_message, print_result, print_table, quieten_loading
+from lingraft.cli.output import (
+    print_json,
+    print_message,
+    print_result,
+    print_table,
+    quieten_loading,
+    shown_message,
+)
 from lingraft.errors import EXIT_ANSWER_IS_NO, DiskError
 
 if TYPE_CHECKING:
@@ -118,7 +125,7 @@ def run(
                 if matrix is not None:
                     print_table(matrix, title)
         for failure in failures(result):
-            print_result(f"failed: {failure}")
+            print_result(shown_message(f"failed: {failure}"))
         for note in notes(result):
             print_result(note)
         for note, names in model_notes(result).items():
