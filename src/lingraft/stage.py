@@ -17,6 +17,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
 
+from lingraft.config.paths import user_path
 from lingraft.errors import LingraftError, ModelError
 from lingraft.records import Stamp, fingerprint_of, hash_file, is_foreign, stamps_of
 from lingraft.stage_record import RECORD as RECORD  # noqa: PLC0414 - its old place
@@ -328,7 +329,7 @@ def given_model(name: str, *, trust_remote_code: bool = False, is_trained_on: bo
     from lingraft.models.loading import check_model, model_folder
     from lingraft.models.tensor_files import CheckpointReader, is_adapter
 
-    adapter = Path(name).expanduser()
+    adapter = user_path(name)
     if is_adapter(adapter):
         if is_trained_on:
             raise ModelError(

@@ -30,7 +30,7 @@ def clean(
     from lingraft.study.unused import leftovers, read_plan, remove, size_text
 
     read_plan(run)  # before the lock, which would make files in a folder that is no run's
-    with Store(run):
+    with Store(run).held():
         found = leftovers(run)
         size = size_text(found.bytes)
         if not json:

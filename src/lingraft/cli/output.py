@@ -27,6 +27,7 @@ from lingraft.errors import ConfigError, LingraftError, did_you_mean, escape_con
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table as RichTable
 
     from lingraft.report.tables import Table
     from lingraft.stage import Json
@@ -371,25 +372,30 @@ def print_message(text: str, style: str | None = None, console: Console | None =
     )
 
 
+def print_drawn(drawn: RichTable, console: Console) -> None:
+    """Print a table of which every text was `shown`."""
+    console.print(drawn)
+
+
 def print_table(table: Table, title: str | None = None, console: Console | None = None) -> None:
     """Draw a table on stdout, or on `console`; in parts where the terminal is too narrow for all columns."""
     from rich import box
     from rich.console import Console
-    from rich.table import Table as RichTable
+    from rich.table import Table as Drawn
     from rich.text import Text
 
-    if console is None:
-        stream = _begun_stream()
-        console = Console(file=stream, width=None if stream.isatty() else _width(table))
-    # As text, not markup: a model's path may hold brackets.
-    heading = None if title is None else Text(shown(title), "table.title")
     table = replace(
         table,
         columns=tuple(replace(column, title=shown(column.title)) for column in table.columns),
         rows=tuple(tuple(shown(cell) for cell in row) for row in table.rows),
     )
+    if console is None:
+        stream = _begun_stream()
+        console = Console(file=stream, width=None if stream.isatty() else _width(table))
+    # As text, not markup: a model's path may hold brackets.
+    heading = None if title is None else Text(shown(title), "table.title")
     for part in _parts(table, console.width):
-        drawn = RichTable(title=heading, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+        drawn = Drawn(title=heading, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
         for index, column in enumerate(part.columns):
             side: Literal["left", "right"] = "left" if index < part.n_keys else "right"
             drawn.add_column(Text(column.title), justify=side, no_wrap=True)
@@ -431,12 +437,12 @@ def print_side_by_side(columns: Sequence[tuple[str, str]]) -> None:
     """Print texts beside each other, each under its title and wrapped; titles and texts are taken literally."""
     from rich import box
     from rich.console import Console
-    from rich.table import Table as RichTable
+    from rich.table import Table as Drawn
     from rich.text import Text
 
     stream = _begun_stream()
     console = Console(file=stream, width=None if stream.isatty() else _LOG_WIDTH)
-    drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
+    drawn = Drawn(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
     for title, _ in columns:
         drawn.add_column(Text(shown(title)), overflow="fold", ratio=1)
     drawn.add_row(*(Text(readable(text)) for _, text in columns))

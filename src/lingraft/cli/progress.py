@@ -20,7 +20,7 @@ from rich.text import Text
 from lingraft import stopping
 from lingraft.cli import output
 from lingraft.cli.log_lines import LogLines, duration, figures, log_lines
-from lingraft.cli.output import print_message, shown, stack_of, standard_error
+from lingraft.cli.output import print_drawn, print_message, shown, stack_of, standard_error
 from lingraft.stage import StageProgress
 from lingraft.study.events import Watcher
 
@@ -278,7 +278,7 @@ class ProgressWatcher(Watcher):
             drawn.add_row(
                 Text(shown(row.part)), f"{row.trainable_parameters:,}", f"{row.frozen_parameters:,}"
             )
-        self._console.print(drawn)
+        print_drawn(drawn, self._console)
 
     def noted(self, message: str) -> None:
         """Print what was dropped, truncated or fell short."""

@@ -10,7 +10,7 @@ import typer
 
 from lingraft import stopping
 from lingraft.cli.output import print_json, print_message, print_result, print_table, quieten_loading
-from lingraft.errors import EXIT_ANSWER_IS_NO
+from lingraft.errors import EXIT_ANSWER_IS_NO, DiskError
 
 if TYPE_CHECKING:
     from lingraft.config.schema import Study
@@ -84,7 +84,7 @@ def run(
     from lingraft.cli.log_lines import log_lines
     from lingraft.cli.progress import GOES_ON, ProgressWatcher
     from lingraft.records import to_json
-    from lingraft.report.notes import checkpoint_lines, failures, model_notes, notes, of_models, unused_notes
+    from lingraft.report.notes import checkpoint_lines, failures, holds_for, model_notes, notes, unused_notes
     from lingraft.report.page import write_page
     from lingraft.report.tables import forgetting_table, models_of, study_table
     from lingraft.study.run import run_study
@@ -102,6 +102,8 @@ def run(
                 processes=Processes(processes, sharded),
                 on_result=page.show,
             )
+        except DiskError:  # nor could the page be written
+            raise
         except BaseException:  # stopped, or failed as a whole: what is done stands on the page all the same
             page.write()
             raise
@@ -120,7 +122,7 @@ def run(
             print_result(note)
         for note, names in model_notes(result).items():
             if note not in watcher.said:
-                print_result(f"{of_models(names, len(models_of(result)))}: {note}")
+                print_result(f"{holds_for(names, len(models_of(result)))}: {note}")
         for line in (*unused_notes(result), *checkpoint_lines(result)):
             print_result(line)
     log_lines().at("writing the report")

@@ -61,7 +61,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
 class Section(BaseModel):
     """Base of every part of a study file: frozen, and unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -357,15 +357,15 @@ class JudgeChoice(Section):
     """Weigh verdicts by the probabilities of their letters, where the endpoint reports them."""
     max_tokens: int = Field(8, ge=1)
     """Tokens that the judge may write."""
-    price_in: float | None = Field(None, ge=0, allow_inf_nan=False)
+    price_in: float | None = Field(None, ge=0)
     """Price of a million tokens read; with `price_out`."""
-    price_out: float | None = Field(None, ge=0, allow_inf_nan=False)
+    price_out: float | None = Field(None, ge=0)
     """Price of a million tokens written; with `price_in`."""
-    budget: float | None = Field(None, ge=0, allow_inf_nan=False)
+    budget: float | None = Field(None, ge=0)
     """What the verdicts on one model may cost; needs the prices."""
     at_once: int = Field(4, ge=1)
     """Requests under way at a time."""
-    timeout: float = Field(60.0, gt=0, allow_inf_nan=False)
+    timeout: float = Field(60.0, gt=0)
     """Seconds without a whole reply after which a request is lost."""
     attempts: int = Field(6, ge=1)
     """How often one request is sent at most."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
 
+from lingraft.config.paths import user_path
 from lingraft.data.readers import COMPRESSED, FILE_FORMATS, SUFFIXES, data_suffix
 from lingraft.errors import DataError
 from lingraft.text.language_tags import canonical_tag, primary_subtag, tag_as_written
@@ -59,7 +60,7 @@ def files_of(source: str, base_folder: Path) -> list[SourceFile]:
     """
     files: list[SourceFile] = []
     for pattern in _alternatives(source):
-        path = base_folder / Path(pattern).expanduser()
+        path = base_folder / user_path(pattern)
         if _LANGUAGE in pattern:
             named = re.compile(re.escape(str(path)).replace(re.escape(_LANGUAGE), r"(?P<language>[^/.]+)", 1))
             matches = (

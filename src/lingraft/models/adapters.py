@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lingraft.config.paths import user_path
 from lingraft.data.chat_format import chat_format
 from lingraft.errors import ModelError, in_one_line
 from lingraft.models.layers import layer_of
 from lingraft.models.loading import (
-    EMBEDDED_PREFIX,
     check_model,
     content_files,
     load_model,
@@ -26,6 +26,7 @@ from lingraft.models.loading import (
     model_folder,
     tokenizer_in,
 )
+from lingraft.models.model_names import EMBEDDED_PREFIX
 from lingraft.models.tensor_files import ADAPTER_CONFIG, WeightReader, is_adapter, repeats
 from lingraft.models.weights import ModelWeights
 from lingraft.records import fingerprint_of, read_json
@@ -68,7 +69,7 @@ def load_merged(
     Raises:
         ModelError: The model or the adapter's base cannot be had, or the adapter is not plain LoRA or does not fit.
     """
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if not is_adapter(folder):
         model = load_model(name, dtype=dtype, trust_remote_code=trust_remote_code)
         return model, load_tokenizer(name, trust_remote_code=trust_remote_code)
@@ -117,7 +118,7 @@ def merged_content_hash(name: str) -> str:
 
     An adapter's own covers its weights, its configuration (alpha, modules) and the tokenizer beside it.
     """
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if not is_adapter(folder):
         return model_content_hash(model_folder(name))
     base = AdaptedReader(folder).base_folder

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +22,18 @@ from transformers import (
 )
 from transformers.quantizers.auto import AutoHfQuantizer
 
+from lingraft.config.paths import user_path
 from lingraft.data.chat_format import chat_format
 from lingraft.data.chat_template import FALLBACK_TEMPLATE
 from lingraft.data.example import Message
 from lingraft.data.template_limits import compiled, limited
 from lingraft.errors import ModelError, in_one_line
 from lingraft.models.embedded import embedded_folder
-from lingraft.models.tensor_files import (
-    INDEX_FILE,
-    SINGLE_FILE,
-    is_adapter,
-    missing_weights,
-)
+from lingraft.models.model_names import EMBEDDED_PREFIX, check_hub_id
+from lingraft.models.tensor_files import INDEX_FILE, SINGLE_FILE, is_adapter, missing_weights
 from lingraft.models.token_ids import check_token_ids
 from lingraft.models.weights import ModelWeights, empty_model, misfit_message
 from lingraft.records import hash_file, read_json
-
-EMBEDDED_PREFIX = "embedded:"
 
 _MOST_LAYERS = 10_000  # more than any model has; a model of so many could not even be described in memory
 _GENERATION_RANGES = {
@@ -48,7 +42,6 @@ _GENERATION_RANGES = {
     "num_beams": (1, math.inf), "no_repeat_ngram_size": (0, math.inf), "length_penalty": (-1e6, 1e6),
 }  # fmt: skip
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _CONTENT_FILES = (  # what decides a model's answers; records and logs beside them do not
     "*.safetensors", INDEX_FILE, "config.json", "generation_config.json", "tokenizer*.json", "special_tokens_map.json",
     "added_tokens.json", "vocab*", "merges.txt", "*.model", "chat_template*", "*.py", "adapter_config.json", "*.jinja",
@@ -84,7 +77,7 @@ def local_folder(name: str, *, trust_remote_code: bool = False) -> Path:
     Raises:
         ModelError: It is a file, or cannot be found or reached.
     """
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if folder.is_file():
         raise ModelError(f"{name}: is a file. Name the folder that holds config.json and safetensors.")
     if folder.is_dir():
@@ -92,11 +85,7 @@ def local_folder(name: str, *, trust_remote_code: bool = False) -> Path:
     from huggingface_hub import snapshot_download
 
     repository, _, revision = name.partition("@")
-    if not _HUB_ID.fullmatch(repository):
-        raise ModelError(
-            f"{name!r}: there is no such folder, and it is not a hub id (OWNER/NAME or OWNER/NAME@REVISION) "
-            "or `embedded:NAME`."
-        )
+    check_hub_id(name)
     try:
         fetched = snapshot_download(
             repository,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lingraft.evaluate.results import Differences, NoiseFloor
-from lingraft.evaluate.running import left_out_sentence, truncated_prompts_sentence
+from lingraft.evaluate.running import left_out_sentence, spelled_prompts_sentence, truncated_prompts_sentence
 from lingraft.intervals.macro_mean import Difference
 from lingraft.report.signs import legend
 from lingraft.report.tables import Model, checkpoint_table, measures_of, models_of
@@ -66,6 +66,7 @@ def model_notes(result: StudyResult) -> dict[str, list[str]]:
         model.title(with_seed=True): [
             *([left_out_sentence(model.scores.left_out)] if model.scores.left_out else []),
             *(truncated_prompts_sentence(*one) for one in model.scores.truncated_prompts.items()),
+            *(spelled_prompts_sentence(*one) for one in model.scores.spelled_prompts.items()),
         ]
         for model in models_of(result)
     }
@@ -86,7 +87,7 @@ def gathered(lines: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     return found
 
 
-def of_models(names: Sequence[str], models: int) -> str:
+def holds_for(names: Sequence[str], models: int) -> str:
     """Return whom a note holds for, of so many models."""
     return "All models" if len(names) == models > 1 else ", ".join(names)
 
