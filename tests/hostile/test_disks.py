@@ -168,6 +168,7 @@ def test_a_full_disk_stops_the_study_and_the_same_command_goes_on(tmp_path: Path
         base=None,
         cells=(),
         measures=(),
+        limits={},
         results=frozenset(one.fingerprint for one in stages),
         kept=frozenset(),
         notes=(),

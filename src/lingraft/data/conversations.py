@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,14 +11,16 @@ from lingraft.data.row_fields import (
     Row,
     RowError,
     answer,
+    as_json,
+    from_json,
     is_nothing,
     kind,
     objects,
     optional_text,
-    present,
     shown,
     text,
 )
+from lingraft.errors import escape_control_characters
 
 # As written in public sets, in lower case. UTILISATEUR is Vigogne's; observation and function_call are Agent sets'.
 _ROLES: dict[str, Role] = {
@@ -31,6 +32,7 @@ _ROLES: dict[str, Role] = {
     ),
     **dict.fromkeys(("tool", "function", "ipython", "observation", "function_response"), "tool"),
 }
+_KEY_CHARACTERS = 60
 _TEXT_PARTS = ("text", "input_text", "output_text")  # of OpenAI's two interfaces
 _DETAILS = ("tool_calls", "tool_call_id", "name", "reasoning_content")
 # OpenAI's, axolotl's and others' word for it: 0 or false masks an answer
@@ -85,24 +87,24 @@ def tools_of(row: Row) -> str:
     if is_nothing(tools):
         return ""
     if isinstance(tools, str) and tools.strip():
-        try:
-            tools = json.loads(tools)
-        except ValueError as error:
-            raise RowError("tools", f"is not JSON: {error}") from None
+        tools = from_json(tools, "tools")
     if not tools:
         return ""
     if not isinstance(tools, (list, tuple)):
         raise RowError("tools", f"must be a list of tools, not {kind(tools)}")
-    return json.dumps(_without_nulls(tools), ensure_ascii=False, sort_keys=True)
+    for index, tool in enumerate(tools):
+        if not isinstance(tool, Mapping):
+            raise RowError(f"tools[{index}]", f"must be an object that describes a tool, not {kind(tool)}")
+    return as_json(tools, "tools")
 
 
 def unknown_keys(row: Row) -> set[str]:
-    """Return the keys of a row's messages that nothing reads; what is null counts as absent."""
+    """Return the keys of a row's messages that nothing reads, of long ones the beginning; null counts as absent."""
     names = ("messages", "conversations", "conversation", "prompt", "completion")
     fields = (row.get(name) for name in names)
     turns = (turn for turns in fields if isinstance(turns, (list, tuple)) for turn in turns)
     return {
-        str(key)
+        escape_control_characters(str(key)[:_KEY_CHARACTERS])
         for turn in turns
         if isinstance(turn, Mapping)
         for key in turn
@@ -156,13 +158,18 @@ def _conversation(
 
 
 def _message(turn: Row, place: str, role_field: str, content_field: str) -> Message:
-    written = text(turn, role_field, place)
-    role = _ROLES.get(written.strip().lower())
+    said = text(turn, role_field, place)
+    role = _ROLES.get(said.strip().lower())
     if role is None:
-        raise RowError(f"{place}.{role_field}", f"is {shown(written)}; known are {', '.join(_ROLES)}")
+        raise RowError(f"{place}.{role_field}", f"is {shown(said)}; known are {', '.join(_ROLES)}")
     details = {name: turn[name] for name in _DETAILS if turn.get(name) and not is_nothing(turn[name])}
     if "tool_calls" in details:
-        details["tool_calls"] = [_call(call, f"{place}.tool_calls") for call in details["tool_calls"]]
+        calls = details["tool_calls"]
+        if not isinstance(calls, (list, tuple)):
+            raise RowError(f"{place}.tool_calls", f"must be a list of calls, not {kind(calls)}")
+        details["tool_calls"] = [_call(call, f"{place}.tool_calls") for call in calls]
+    for name in details.keys() - {"tool_calls"}:
+        text(turn, name, place, may_be_empty=True)  # a number stays one, as templates always saw it
     given = turn.get(content_field)
     if isinstance(given, (list, tuple)):
         turn = {**turn, content_field: _joined_parts(given, f"{place}.{content_field}")}
@@ -178,8 +185,8 @@ def _message(turn: Row, place: str, role_field: str, content_field: str) -> Mess
     for key, mask in masks.items():
         if mask not in (0, 1):
             raise RowError(f"{place}.{key}", f"must be 0 or 1 (or false, true), not {kind(mask)}")
-    as_json = json.dumps(_without_nulls(details), ensure_ascii=False, sort_keys=True) if details else ""
-    return Message(role, content, as_json, supervised=all(masks.values()))
+    written = as_json(details, place) if details else ""
+    return Message(role, content, written, supervised=all(masks.values()))
 
 
 def _joined_parts(parts: Sequence[Any], place: str) -> str:
@@ -203,21 +210,11 @@ def _call(call: Any, place: str) -> Row:
     if not isinstance(call, dict) or not isinstance(call.get("function", call), dict):
         raise RowError(place, f"must hold objects with 'function', not {kind(call)}")
     function = dict(call.get("function", call))
-    present(function, "name", f"{place}.function")
+    text(function, "name", f"{place}.function")
     if isinstance(function.get("arguments"), str):
-        try:
-            function["arguments"] = json.loads(function["arguments"] or "{}")
-        except ValueError as error:
-            raise RowError(f"{place}.function.arguments", f"is not JSON: {error}") from None
+        function["arguments"] = from_json(function["arguments"] or "{}", f"{place}.function.arguments")
     return {**{key: call[key] for key in ("id", "type") if key in call}, "function": function}
 
 
 def _first(turn: Row, names: tuple[str, ...]) -> str:
     return next((name for name in names if name in turn), names[0])
-
-
-def _without_nulls(value: Any) -> Any:
-    """Drop what is null: columnar files give every object the fields of all others."""
-    if isinstance(value, dict):
-        return {key: _without_nulls(one) for key, one in value.items() if one is not None}
-    return [_without_nulls(one) for one in value] if isinstance(value, (list, tuple)) else value

@@ -31,6 +31,7 @@ from lingraft.data.row_fields import (
     optional_text,
     shown,
     text,
+    whole,
 )
 from lingraft.errors import DataError
 
@@ -254,8 +255,8 @@ def example_from_row(
     tools = tools_of(row)
     written = language or row_language(row)
     if is_nothing(row.get("task_type")):
-        types = (row.get(field) for field in ("category", "task"))
-        task_type = next((value for value in types if isinstance(value, str)), "")
+        types = (field for field in ("category", "task") if isinstance(row.get(field), str))
+        task_type = next((whole(row[field], field) for field in types), "")
     else:
         if not isinstance(row["task_type"], str):
             raise RowError("task_type", f"must be text, not {kind(row['task_type'])}")

@@ -5,6 +5,7 @@ Nothing is null or NaN, which is what pandas writes for a value that is missing.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from decimal import Decimal
@@ -14,6 +15,7 @@ from lingraft.errors import DataError
 from lingraft.text.language_tags import tag_as_written
 
 _SHOWN_CHARACTERS = 60
+_DEEPEST = 100  # lists and objects in one another; tools and their schemas have about ten
 _LARGEST_WHOLE_FLOAT = 2**53  # beyond it not every whole number is a float
 
 Row = Mapping[str, Any]
@@ -59,11 +61,55 @@ def text(row: Row, field: str, place: str = "", *, may_be_empty: bool = False) -
         raise RowError(name, f"must be text, not {kind(value)}")
     if not may_be_empty and not value.strip():
         raise RowError(name, "is empty")
+    return whole(value, name)
+
+
+def whole(value: str, name: str) -> str:
+    """Return a text that can be written: JSON's "\\ud800" parses, but neither files nor tokenizers take it.
+
+    Raises:
+        RowError: It holds half a surrogate pair.
+    """
     try:
         value.encode("utf-8")
-    except UnicodeEncodeError as error:  # JSON's "\ud800" parses, but no tokenizer takes it
+    except UnicodeEncodeError as error:
         raise RowError(name, f"holds half a surrogate pair at character {error.start}") from None
     return value
+
+
+def as_json(value: Any, name: str) -> str:
+    """Return a value as JSON text without what is null: columnar files give every object the fields of all others.
+
+    Raises:
+        RowError: It holds what JSON cannot, such as a time or half a surrogate pair, or is nested too deeply.
+    """
+    try:
+        written = json.dumps(_without_nulls(value, name), ensure_ascii=False, sort_keys=True)
+    except (TypeError, ValueError) as error:
+        raise RowError(name, f"cannot be written as JSON: {error}") from None
+    return whole(written, name)
+
+
+def from_json(written: str, name: str) -> Any:
+    """Return what JSON text says.
+
+    Raises:
+        RowError: It is not JSON, or not usable.
+    """
+    try:
+        return json.loads(written)
+    except (ValueError, RecursionError) as error:
+        raise RowError(name, f"is not JSON: {error}") from None
+
+
+def _without_nulls(value: Any, name: str, depth: int = 0) -> Any:
+    if depth > _DEEPEST:  # what goes through it later would not come back from a thousand
+        raise RowError(name, f"is nested more than {_DEEPEST} deep")
+    if isinstance(value, dict):
+        return {key: _without_nulls(one, name, depth + 1) for key, one in value.items() if one is not None}
+    return (
+        [_without_nulls(one, name, depth + 1) for one in value] if isinstance(value, (list, tuple)) else value
+    )
 
 
 def answer(row: Row, field: str, place: str = "") -> str:

@@ -7,9 +7,11 @@ and decoded in one place, and every problem is named by file and line. Callers o
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,13 +28,16 @@ from lingraft.data.readers import (
     row_of,
 )
 from lingraft.data.tables import SEPARATORS, without_nothing
-from lingraft.errors import DataError, LingraftError
-from lingraft.records import Stamp, fingerprint_of, stamps_of
+from lingraft.errors import DataError, LingraftError, in_one_line
+from lingraft.records import Stamp, fingerprint_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 _BLOCK_BYTES = 1 << 20
+_CLOCK_NS = (
+    2_000_000_000  # file systems keep times no finer than this: a file may change again unnoticed within it
+)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PINNED = re.compile(r"[0-9a-f]{7,40}")  # a commit, whole or its beginning, rather than a branch or tag
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -49,6 +54,7 @@ class OpenedRows:
     first: int | None = None  # only so many rows of each file, or of the hub's set; None: all
     # Whether a table's cells of NaN, NA, None, ... are None, as pandas reads them.
     null_in_tables: bool = False
+    opened_ns: int = field(default_factory=time.time_ns, compare=False)  # when, by the clock
 
     def __iter__(self) -> Iterator[RawRow]:
         if self.hub is not None:
@@ -59,6 +65,7 @@ class OpenedRows:
         for file in self.files:
             language, likely, is_one_of_several = file.language, file.likely_language, len(self.files) > 1
             has_nulls = self.null_in_tables and data_suffix(file.path) in SEPARATORS
+            stamp = self._stamp(file)
             for row in islice(read_file(file.path, file.name), self.first):
                 yield RawRow(
                     row.place,
@@ -69,6 +76,7 @@ class OpenedRows:
                     language=language,
                     likely_language=likely,
                 )
+            self._check(file, stamp)
 
     def sound(self, error: type[LingraftError] = DataError) -> Iterator[RawRow]:
         """Yield the rows where none may be left out.
@@ -84,10 +92,6 @@ class OpenedRows:
         if row is None:
             raise error(f"{self.name}: there are no rows in it.")
 
-    def stamps(self) -> Mapping[Path, Stamp | None]:
-        """Return what the file system says of the files: where it is the same later, so are they."""
-        return stamps_of(file.path for file in self.files)
-
     def hash_and_lines(self) -> tuple[str | None, int]:
         """Return a hash of the files' bytes and languages, and their lines, 0 where these cannot be counted.
 
@@ -97,11 +101,14 @@ class OpenedRows:
         can_count = self.first is None
         for file in self.files:
             digest, last = hashlib.sha256(), b"\n"
-            with file.path.open("rb") as opened:
-                while block := opened.read(_BLOCK_BYTES):
-                    digest.update(block)
-                    lines += block.count(b"\n")
-                    last = block[-1:]
+            try:
+                with file.path.open("rb") as opened:
+                    while block := opened.read(_BLOCK_BYTES):
+                        digest.update(block)
+                        lines += block.count(b"\n")
+                        last = block[-1:]
+            except OSError as error:
+                raise DataError(f"{file.name}: the file cannot be read: {in_one_line(error)}.") from None
             lines += last != b"\n"
             hashes.append((file.language or file.likely_language, digest.hexdigest()))
             is_text = file.path.suffix.lower() == data_suffix(file.path)  # not compressed
@@ -110,6 +117,45 @@ class OpenedRows:
             return None, 0
         is_plain = len(hashes) == 1 and hashes[0][0] is None
         return hashes[0][1] if is_plain else fingerprint_of(hashes), lines if can_count else 0
+
+    def check_hash(self, content_hash: str | None) -> None:
+        """Check that the rows that were read are those of which `hash_and_lines` told the hash.
+
+        Files whose times cannot tell are read once more: those written to within two seconds of being opened, and those
+        of which nothing but the time of a change is another one, as where a link to them was made.
+
+        Raises:
+            DataError: A file was replaced or written to in between.
+        """
+        in_doubt = False
+        for file in self.files:
+            if file.stamp is not None:
+                now = self._check(file, file.stamp)
+                is_fresh = self.opened_ns - max(now.modified, now.changed) < _CLOCK_NS
+                in_doubt = in_doubt or now != file.stamp or is_fresh
+        if in_doubt and self.hash_and_lines()[0] != content_hash:
+            raise DataError(
+                f"{self.name}: was changed while it was read; run again when nothing writes to it."
+            )
+
+    def _stamp(self, file: SourceFile) -> Stamp:
+        try:
+            return Stamp.of(file.path)
+        except OSError as error:
+            raise DataError(f"{file.name}: the file cannot be read: {in_one_line(error)}.") from None
+
+    def _check(self, file: SourceFile, stamp: Stamp) -> Stamp:
+        """Return a file's stamp of now, in which the time of a change may be another one: links change it too.
+
+        Raises:
+            DataError: It is another file, or was written to, since it had `stamp`.
+        """
+        now = self._stamp(file)
+        if replace(now, changed=stamp.changed) != stamp:
+            raise DataError(
+                f"{file.name}: was changed while it was read; run again when nothing writes to it."
+            )
+        return now
 
 
 def open_rows(
@@ -177,7 +223,7 @@ def check_hub_id(spec: DataSource) -> None:
 
 def _load_hub(spec: DataSource) -> Dataset:
     check_hub_id(spec)
-    if Path(spec.source).is_dir():  # the datasets library would take the folder in place of the hub
+    if os.path.isdir(spec.source):  # noqa: PTH112 - never raises; the datasets library would take the folder in place of the hub
         raise DataError(
             f"{spec.source!r} is no folder beside the study file, but one here, which would be read in place of the "
             "hub: run elsewhere for the hub, or write the folder's whole path."

@@ -41,13 +41,17 @@ from lingraft.data.row_fields import AnswerError, is_nothing
 from lingraft.data.rows import check_hub_id, local_files, open_rows, options_given
 from lingraft.data.spool import Spool
 from lingraft.data.trees import conversations_of
-from lingraft.errors import DataError
+from lingraft.errors import DataError, escape_control_characters
 from lingraft.records import canonical_json
 
 WORLDBOOK_PREFIX = "worldbook:"
 WORLDBOOK_FORMAT = "worldbook"
+SAME_FILE = "same_file_again"  # files, not rows: named more than once, by links or patterns, and read once
 
 _LISTED_PLACES = 5
+_PROBLEM_CHARACTERS = 500
+_UNKNOWN_KEYS = 100  # different ones that are counted by name
+_OTHER_KEYS = "(other keys)"
 _ROWS_PER_REPORT = 10_000
 _ROWS_WITHOUT_FORMAT = 100_000  # rows kept in memory while none has a known format
 
@@ -81,7 +85,7 @@ class LoadedData:
     broken: Sequence[BrokenRow]  # the rows left out
     content_hash: str  # SHA-256 of a file's bytes, else of the examples
     revision: str | None = None  # the commit of a hub data set, where known
-    # Rows that `filters` left out or changed, by reason, and those whose language is undetermined.
+    # Rows that `filters` left out or changed, by reason, and those whose language is undetermined; and SAME_FILE.
     filtered: Mapping[str, int] = field(default_factory=dict)
     without_answer: int = 0  # how many of the broken rows have no answer and no other fault
     # Groups in which a language of the set is missing; None: the rows are not said to be parallel.
@@ -134,17 +138,20 @@ def load_data(
     if spec.source.startswith(WORLDBOOK_PREFIX):
         return _load_worldbook(spec, first)
     opened = open_rows(spec, base_folder=base_folder, first=first, null_in_tables=True)
-    stamps = opened.stamps()
     content_hash, lines = opened.hash_and_lines()
     rows = iter(opened) if on_progress is None else _watched(opened, lines, on_progress)
-    loaded = _collect(spec, rows, answered)
-    if opened.stamps() != stamps and opened.hash_and_lines()[0] != content_hash:
-        raise DataError(
-            f"{spec.source}: was changed while it was read, so its rows and its hash may be of two files; run the same "
-            "command again."
-        )
+    try:
+        loaded = _collect(spec, rows, answered)
+    except DataError:
+        opened.check_hash(content_hash)  # what broke the rows may have been a write
+        raise
+    opened.check_hash(content_hash)
+    again = sum(len(file.also) for file in opened.files)
     return replace(
-        loaded, content_hash=content_hash or _content_hash(loaded.examples), revision=opened.revision
+        loaded,
+        content_hash=content_hash or _content_hash(loaded.examples),
+        revision=opened.revision,
+        filtered=dict(loaded.filtered) | ({SAME_FILE: again} if again else {}),
     )
 
 
@@ -289,8 +296,9 @@ def _collect(spec: DataSource, rows: Iterator[RawRow], answered: bool) -> Loaded
         ids_given = ids_given or has_id
         # Among rows with ids the number of one without may be another's id.
         name = row.place if ids_given and not has_id else row.name or str(row.number)
-        unknown.update(unknown_keys(row.value))
         try:
+            for key in unknown_keys(row.value):
+                unknown[key if key in unknown or len(unknown) < _UNKNOWN_KEYS else _OTHER_KEYS] += 1
             if row.problem is not None:
                 raise DataError(row.problem)
             if answered and row_filter.leaves_out_rejected(row.value):
@@ -307,13 +315,15 @@ def _collect(spec: DataSource, rows: Iterator[RawRow], answered: bool) -> Loaded
             )
             example = row_filter.cleaned(grouper.grouped(example, has_id=has_id))
             if row_filter.reason(example) is None:
-                collector.add(example, row.place)
+                collector.add(example, row.place, has_own_id=has_id)
+        except RecursionError:
+            left_out.add(BrokenRow(row.place, "the row is nested too deeply"), len(collector))
         except DataError as error:
             if isinstance(error, AnswerError):
                 if row_filter.leaves_out_unanswered():
                     continue
                 without_answer += 1
-            left_out.add(BrokenRow(row.place, str(error)), len(collector))
+            left_out.add(BrokenRow(row.place, _as_written(str(error))), len(collector))
     examples, duplicates = collector.finish()
     broken = left_out.finish(duplicates)
     n_rows = len(examples) + len(broken) + row_filter.left_out
@@ -330,6 +340,12 @@ def _collect(spec: DataSource, rows: Iterator[RawRow], answered: bool) -> Loaded
         unknown_keys=dict(sorted(unknown.items())),
         content_hash="",
     )
+
+
+def _as_written(problem: str) -> str:
+    """Return a problem as records and pages hold it: of a bounded length, half surrogate pairs and the like escaped."""
+    shown = escape_control_characters(problem[:_PROBLEM_CHARACTERS])
+    return shown if len(problem) <= _PROBLEM_CHARACTERS else f"{shown}…"
 
 
 class _LeftOut:

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 _TRIED = (",", "\t", ";", "|")
 _SAMPLED_ROWS = 200
-_LONGEST_FIELD = 1 << 30  # characters; the csv module's own limit is 131,072
+LONGEST_ROW = 1 << 28  # bytes or characters of a line, a field or a JSON value
+TOO_LONG = f"the row is longer than {LONGEST_ROW >> 20} MB, as no text to train on is"
 _BLOCK_CHARACTERS = 1 << 20
 _QUOTED = re.compile(r'"(?:[^"]|"")*"', re.DOTALL)
 
@@ -64,9 +65,10 @@ class _Way:
     quoted: bool
 
     def reader(self, text: TextIO) -> Reader:
+        lines = _lines(text)
         if self.quoted:
-            return csv.reader(text, delimiter=self.separator, strict=True)
-        return csv.reader(text, delimiter=self.separator, quoting=csv.QUOTE_NONE, strict=True)
+            return csv.reader(lines, delimiter=self.separator, strict=True)
+        return csv.reader(lines, delimiter=self.separator, quoting=csv.QUOTE_NONE, strict=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,7 @@ def read_table(opened: Open, name: str, usual: str) -> Iterator[TableRow]:
     Raises:
         DataError: There is no header, the text is not UTF-8, or a quotation mark is missing.
     """
-    csv.field_size_limit(_LONGEST_FIELD)
+    csv.field_size_limit(LONGEST_ROW)  # the csv module's own limit is 131,072
     with opened() as text:
         way, reader = _Way(usual, quoted=True), None
         try:
@@ -131,8 +133,15 @@ def read_table(opened: Open, name: str, usual: str) -> Iterator[TableRow]:
                 f"{name}: the file is not UTF-8 after line {after} ({error.reason}): {HOW_TO_CONVERT}."
             ) from None
         except csv.Error as error:
-            place = f"{name}:{1 if reader is None else reader.line_num}"
+            place = f"{name}:{1 if reader is None else max(1, reader.line_num)}"
             raise DataError(f"{place}: not valid CSV: {error}.") from None
+
+
+def _lines(text: TextIO) -> Iterator[str]:
+    for line in iter(lambda: text.readline(LONGEST_ROW), ""):
+        if len(line) == LONGEST_ROW:
+            raise csv.Error(TOO_LONG)
+        yield line
 
 
 def without_nothing(cells: Cells) -> dict[str, str | None]:

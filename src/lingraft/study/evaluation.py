@@ -23,7 +23,7 @@ from lingraft.evaluate.scores import task_differences
 from lingraft.evaluate.task_runs import SEEDS
 from lingraft.intervals.changes import DEFAULT_MARGIN, Margins
 from lingraft.judge.win_rate import ALPACA_EVAL
-from lingraft.models.adapters import ADAPTER_CONFIG
+from lingraft.models.tensor_files import is_adapter
 from lingraft.records import to_json, write_bytes_atomically
 from lingraft.stage import RECORD, Json, given_model
 from lingraft.study.execute import Executor
@@ -108,7 +108,7 @@ def evaluations(
     """
     stages = []
     for name in models:
-        if asked.evaluation.backend == "vllm" and (user_path(name) / ADAPTER_CONFIG).is_file():
+        if asked.evaluation.backend == "vllm" and is_adapter(user_path(name)):
             raise ConfigError(
                 f"--backend vllm: {name} is an adapter, and vLLM reads whole models; merge it into its base and save "
                 "that, or take --backend transformers."
