@@ -108,7 +108,7 @@ def evaluate(
     ] = False,
     margin: Annotated[
         float,
-        typer.Option(min=0.0, max=1.0, help="Of two models: a change up to this counts as unchanged."),
+        typer.Option(help="Of two models: a change up to this, from 0 to 1, counts as none."),
     ] = 0.01,
     output: Annotated[
         Path | None, typer.Option(help="Folder of results; default: runs/evaluate/MODEL-SUITE.")
@@ -128,6 +128,8 @@ def evaluate(
         raise ConfigError(f"{len(models)} models: name one, or two to compare.")
     if len(set(models)) < len(models):
         raise ConfigError(f"{models[0]}: is named twice; name another model to compare it with.")
+    if not 0 <= margin <= 1:
+        raise ConfigError(f"--margin {margin}: it must lie between 0 and 1.")
     engine = checked_backend(backend)
     judge = _judge(
         judge_url,
