@@ -100,6 +100,8 @@ class _Bars(Progress):
             _Line(console, lambda task: _time_left(task.fields["left"] or task.time_remaining, task.elapsed)),
             console=console,
             transient=True,
+            redirect_stdout=False,  # rich would obey the escapes of what libraries print
+            redirect_stderr=False,
             get_time=time.monotonic,
             speed_estimate_period=math.inf,
         )
@@ -211,7 +213,13 @@ class ProgressWatcher(Watcher):
         self._lines.at("preparing")
         if self._console.is_terminal:
             self._open.enter_context(
-                Live(Group(self._study, self._bars), console=self._console, transient=True)
+                Live(
+                    Group(self._study, self._bars),
+                    console=self._console,
+                    transient=True,
+                    redirect_stdout=False,
+                    redirect_stderr=False,
+                )
             )
         return self
 
