@@ -44,9 +44,10 @@ class _Page:
         self._next = 0.0
 
     def show(self, result: StudyResult) -> None:
-        """Take over a result, and write the page unless it was written just before."""
+        """Take over a result, and write the page unless it was written just before, or is about to be."""
         self._waiting = result
-        if time.monotonic() >= self._next:
+        is_whole = all(cell.status != "pending" for cell in result.cells)
+        if time.monotonic() >= self._next and not is_whole:
             self.write()
 
     def write(self) -> None:
