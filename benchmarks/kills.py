@@ -3,11 +3,11 @@
     python benchmarks/kills.py --kill 100 --int 100 --term 50 --seed 0
 
 A run of the study gets one signal at a random instant, and is started again until it is finished; then the next study
-begins. After every signal: the exit code is 137, 130 or 143; SIGINT (sent to the process group, as a terminal does) and
-SIGTERM are answered by exactly one sentence, the last line, and by no traceback; no stage that was finished before is
-made again. Every finished run folder has the records, byte for byte, of one that was never disturbed. Prints a table,
-and exits with 1 where any of it does not hold. Instants lie between the moment at which the command takes signals (of
-SIGKILL: its start) and the time that an undisturbed run takes.
+begins. After every signal: the exit code is 137, 130 or 143; SIGINT (sent to the process group, as a terminal does)
+and SIGTERM are answered by exactly one sentence, the last line, and by no traceback; no stage that was finished
+before is made again. Every finished run folder has the records, byte for byte, of one that was never disturbed.
+Prints a table (each signal on stderr), and exits with 1 where any of it does not hold. Instants lie between the
+moment at which the command takes signals (of SIGKILL: its start) and the time that an undisturbed run takes.
 """
 
 from __future__ import annotations
@@ -86,6 +86,9 @@ def main() -> int:
             ]
             problems += [f"{where}: {name} is gone" for name in before.keys() - _marks(runs).keys()]
             before = _marks(runs)
+            print(
+                f"{where}: exit code {running.returncode}, {len(before)} stages are finished", file=sys.stderr
+            )
             if number is not None and not is_over and running.returncode != 0:
                 sent[number] += 1
                 signals.pop()

@@ -14,6 +14,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shutil import disk_usage
 
 # Bidirectional classes of the characters that turn what follows them: embeddings, overrides, isolates.
 _DIRECTIONS = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
@@ -87,7 +88,7 @@ def disk_error(error: BaseException, place: Path | None = None) -> DiskError | N
     """Return what to tell of an error that is the disk's; None: it has another cause.
 
     Args:
-        error: Any error. One of lingraft's own is told as it stands.
+        error: Any error. One of lingraft's own keeps its own words.
         place: The folder that is written to: a missing permission elsewhere, as of a file that is read, is not the
             disk's, but where temporary files lie. None: anywhere.
     """
@@ -105,7 +106,9 @@ def disk_error(error: BaseException, place: Path | None = None) -> DiskError | N
             said = str(cause)
             number = next((one for pattern, one in _SAID_BY_LIBRARIES if pattern.search(said)), None)
         if number is not None and (number in _ONLY_OF_WRITING or _lies_in(place, named)):
-            shown = named or place or "a file"
+            # Of an error without a name, such as a library's, the fuller of the two is meant.
+            places = [one for one in (place, Path(tempfile.gettempdir())) if one is not None and one.is_dir()]
+            shown = named or min(places, key=lambda one: disk_usage(one).free, default="a file")
             return DiskError(
                 f"{shown}: {_DISK_ADVICE[number]}, and run the same command again; what is finished stays."
             )

@@ -17,6 +17,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
 
+from lingraft.config.paths import user_path
 from lingraft.errors import LingraftError, ModelError
 from lingraft.records import Stamp, fingerprint_of, hash_file, is_foreign, stamps_of
 from lingraft.stage_record import RECORD as RECORD  # noqa: PLC0414 - its old place
@@ -324,23 +325,18 @@ def given_model(name: str, *, trust_remote_code: bool = False, is_trained_on: bo
     Raises:
         ModelError: It cannot be had or loaded.
     """
-    from lingraft.models.adapters import ADAPTER_CONFIG, deciding_files
+    from lingraft.models.adapters import check_adapter, deciding_files
     from lingraft.models.loading import check_model, model_folder
-    from lingraft.models.tensor_files import INDEX_FILE, SINGLE_FILE, CheckpointReader
+    from lingraft.models.tensor_files import CheckpointReader, is_adapter
 
-    adapter = Path(name).expanduser()
-    if (adapter / ADAPTER_CONFIG).is_file():
-        weights = next((one for one in (SINGLE_FILE, INDEX_FILE) if (adapter / one).is_file()), None)
-        if weights is not None:
-            raise ModelError(
-                f"{name}: holds a model ({weights}) and an adapter ({ADAPTER_CONFIG}), so it is not clear which is "
-                "meant; move one of them into a folder of its own."
-            )
+    adapter = user_path(name)
+    if is_adapter(adapter):
         if is_trained_on:
             raise ModelError(
                 f"{name}: is a LoRA adapter, and a study trains whole models; merge it into its base and save that."
             )
         stamps = stamps_of(deciding_files(adapter))
+        check_adapter(adapter, trust_remote_code=trust_remote_code)
         return GivenModel(_identity_of(adapter), adapter, stamps=stamps)
     folder = model_folder(name, trust_remote_code=trust_remote_code)
     stamps = stamps_of(deciding_files(folder))

@@ -321,7 +321,7 @@ PATH = "paths: [[{phase: one, data: english}, {phase: two, data: german}]]"
 def test_fields_that_do_not_go_together(
     refuses: Refuses, text: str, old: str, new: str, says: tuple[str, ...]
 ) -> None:
-    refuses("validate study.yaml", "ConfigError: study.yaml: ", *says, files=changed(text, old, new))
+    refuses("validate study.yaml", "ConfigError: study.yaml:", *says, files=changed(text, old, new))
 
 
 def test_a_checkpoint_as_the_second_phase_is_wrong_in_three_ways(refuses: Refuses) -> None:

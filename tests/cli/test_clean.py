@@ -13,24 +13,27 @@ import pytest
 from filelock import FileLock
 
 from lingraft.records import read_json, write_json_atomically
+from lingraft.stage_record import Artefact, StageRecord
 from lingraft.study.unused import ListedStage, write_plan
 
 Lingraft = Callable[..., subprocess.CompletedProcess[str]]
 LISTED, UNLISTED, PENDING, TORN = (
-    f"{kind}-{number:016x}" for kind, number in (("train", 1), ("train", 2), ("train", 3), ("combine", 4))
+    f"{kind}-{StageRecord(kind, {'of': number}, {}, {}).fingerprint}"
+    for number, kind in enumerate(("train", "train", "train", "combine"))
 )
 
 
 def stage(folder: Path, name: str, files: dict[str, str], discarded: tuple[str, ...] = ()) -> None:
     """Write a finished stage."""
+    own = folder / "stages" / name
+    own.mkdir(parents=True, exist_ok=True)
     for place, text in files.items():
-        path = folder / "stages" / name / place
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    (folder / "stages" / name).mkdir(parents=True, exist_ok=True)
-    artefacts = {place: {"bytes": 1, "sha256": "", "discarded": place in discarded} for place in files}
-    write_json_atomically(folder / "stages" / name / "record.json", {"format": 2, "artefacts": artefacts})
-    (folder / "stages" / name / "timing.json").write_text("{}")
+        (own / place).parent.mkdir(exist_ok=True)
+        (own / place).write_text(text)
+    artefacts = {place: Artefact(1, "", place in discarded) for place in files}
+    inputs = {"of": [LISTED, UNLISTED, PENDING, TORN].index(name)}
+    StageRecord(name.partition("-")[0], inputs, {}, artefacts).write(own)
+    (own / "timing.json").write_text("{}")
 
 
 @pytest.fixture
@@ -112,7 +115,7 @@ def test_links_are_neither_followed_nor_removed(run: Path, lingraft: Lingraft, t
     (run / "stages" / UNLISTED / "far").symlink_to(outside)
     (run / "cache").mkdir()
     (run / "cache" / "encoded").symlink_to(outside)
-    (run / ".result.json.abcdefgh").symlink_to(victim)
+    (run / ".result.json.abcdefgh.part").symlink_to(victim)
     assert lingraft("clean", "runs/tiny", "--yes").returncode == 0
     assert victim.read_text() == "mine"
     assert len([path for path in run.rglob("*") if path.is_symlink()]) == 5
@@ -138,12 +141,12 @@ def test_a_record_that_lists_files_elsewhere_removes_nothing_there(
 def test_what_killed_runs_leave_is_removed(run: Path, lingraft: Lingraft) -> None:
     stage(run, LISTED, {"checkpoint/model": "weights", "held_out.parquet": "x"}, ("checkpoint/model",))
     own = run / "stages" / LISTED
-    leftovers = [own / ".record.json.a1b2c3d4", run / ".result.json.a1b2c3d4", own / "task.json"]
+    leftovers = [own / ".record.json.a1b2c3d4.part", run / ".result.json.a1b2c3d4.part", own / "task.json"]
     leftovers += [
         own / "trainer" / "checkpoint-5" / "optimizer.pt",
         run / "cache" / "encoded" / "e" / "rows.arrow",
     ]
-    leftovers += [run / "stages" / PENDING / ".timing.json.a1b2c3d4", own / "checkpoint" / "model"]
+    leftovers += [run / "stages" / PENDING / ".timing.json.a1b2c3d4.part", own / "checkpoint" / "model"]
     kept = [run / "cache" / "verdicts.jsonl", run / "cache" / f"answers-{1:016x}.jsonl"]
     kept += [own / "trackers" / "events", run / "cache" / f"manifest-{1:016x}.json", own / ".notes.markdown"]
     for path in (*leftovers, *kept):

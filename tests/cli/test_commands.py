@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import platform
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
+import pytest
 import yaml
+
+from lingraft.cli.output import print_json
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -18,6 +24,81 @@ def test_help_is_the_result_when_it_is_asked_for(lingraft: Command) -> None:
     assert done.returncode == 0
     for command in ("run", "validate", "show", "schema", "copy", "ls"):
         assert f"  {command} " in done.stdout
+
+
+def test_versions_are_told_without_loading_torch(lingraft: Command) -> None:
+    done = lingraft("--version")
+    assert done.returncode == 0
+    versions = f"lingraft {version('lingraft')}, Python {platform.python_version()}, torch {version('torch')}"
+    assert done.stdout == f"{versions}\n"
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("command", [(), ("run",), ("show",), ("show", "data"), ("evaluate",)], ids="-".join)
+def test_help_has_a_short_name_everywhere(lingraft: Command, command: tuple[str, ...]) -> None:
+    short, long = lingraft(*command, "-h"), lingraft(*command, "--help")
+    assert (short.returncode, short.stdout, short.stderr) == (0, long.stdout, "")
+    assert short.stdout.startswith("Usage: lingraft")
+
+
+def test_no_command_is_help_and_a_group_without_one_says_its_commands(lingraft: Command) -> None:
+    assert lingraft().stdout == lingraft("--help").stdout
+    done = lingraft("show")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.search(r"^\s+predictions ", done.stderr, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind"),
+    [
+        (["ls", "mode"], "ConfigError"),
+        (["lss"], "UsageError"),
+        (["show"], "UsageError"),
+        (["run"], "UsageError"),
+        (["evaluate", "a", "--limit", "x"], "UsageError"),
+        (["show", "data", "no.jsonl"], "DataError"),
+        (["show", "predictions", "no"], "ConfigError"),
+        (["validate", "no.yaml"], "ConfigError"),
+        (["difference", "no", "no2"], "ModelError"),
+    ],
+    ids=lambda one: "-".join(one) if isinstance(one, list) else one,
+)
+def test_an_error_under_json_is_an_object(lingraft: Command, arguments: list[str], kind: str) -> None:
+    plain, done = lingraft(*arguments), lingraft(*arguments, "--json")
+    error = json.loads(done.stdout)["error"]
+    assert set(error) == {"type", "message", "exit_code"}
+    assert error["exit_code"] == done.returncode == plain.returncode == 2
+    assert done.stderr.startswith(f"{error['type']}: {error['message']}".partition("\n")[0])
+    assert plain.stdout == ""
+    if arguments != ["show"]:  # `--json` is the wrong option there
+        assert error["type"] == kind
+        assert done.stderr == plain.stderr
+
+
+def test_a_result_that_fails_after_it_was_printed_stays_one_object(
+    lingraft: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        print_json({"valid": True})
+        raise RuntimeError("too late")
+
+    monkeypatch.setattr("lingraft.study.checks.load_study", fails)
+    done = lingraft("validate", "x.yaml", "--json")
+    assert done.returncode == 4
+    assert json.loads(done.stdout) == {"valid": True}
+
+
+def test_a_result_that_cannot_be_written_is_one_line() -> None:
+    starts = [sys.executable, "-c", "from lingraft.cli.main import main; main()"]
+    for arguments in (["ls"], ["--help"], ["ls", "--json"], ["lss", "--json"]):
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                [*starts, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+            )
+        assert done.returncode == 2
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+    closed = subprocess.run(["bash", "-c", '"$@" >&- 2>&- <&-', "-", *starts, "ls"], check=False)
+    assert closed.returncode == 0
 
 
 def test_a_recipe_is_copied_validated_and_shown(lingraft: Command, tmp_path: Path) -> None:

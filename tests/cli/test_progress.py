@@ -14,12 +14,15 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.cells import cell_len
 from rich.console import Console
 
 from lingraft.cli import log_lines, progress
 from lingraft.cli.log_lines import LogLines, duration
 from lingraft.cli.main import _run
-from lingraft.cli.progress import ProgressWatcher, StepBars
+from lingraft.cli.progress import ProgressWatcher, StepBars, cut_in_the_middle
 from lingraft.stage import StageProgress
 
 
@@ -108,6 +111,73 @@ def test_a_study_in_a_terminal_is_a_bar_of_its_stages_and_one_of_the_stage_at_wo
     assert re.search(r"study .* 1/3 stages", shown)
     assert re.search(r"train two:german/plain .*7/50 .* loss 1.500  95 tokens/s", shown)
     assert "! a row is truncated" in shown
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 200])
+def test_counters_and_time_left_stay_whatever_the_width_and_the_name(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock, width: int
+) -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=width, color_system=None)
+    monkeypatch.setattr(progress, "standard_error", lambda: console)
+    monkeypatch.setenv("TERM", "xterm")
+    name = (
+        "train one:english/plain > two:日本語日本語/english_replay+freeze_random > three:german/interpolate"
+    )
+    with ProgressWatcher("mine") as watcher:
+        watcher.stages_ahead(["train a", name])
+        watcher.study_started(2)
+        watcher.stage_started("train a")
+        watcher.stage_finished("train a", 600.0, reused=False)
+        watcher.stage_started(name)
+        for step in range(1, 41):
+            clock.now += 2
+            watcher.stage_progressed(StageProgress(step, 120, 1.5, 95.0, 2.0 * (120 - step)))
+        watcher._bars.refresh()
+        watcher._study.refresh()
+    drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue()).splitlines()
+    stages = [line for line in drawn if "40/120" in line]
+    assert stages
+    assert all("2 min 40 s left" in line for line in stages)
+    assert any("1/2 stages" in line and "about 3 min left" in line for line in drawn)
+    assert all(cell_len(line) <= width for line in drawn if "✓" not in line)
+    assert all(line.startswith("train") for line in stages)
+    if width == 60:
+        assert all(re.match(r"train one.*….*polate  40/120", line) for line in stages), stages
+    if width == 200:
+        assert all(name in line and "95 tokens/s" in line for line in stages)
+
+
+@given(st.text(), st.integers(1, 30))
+@settings(deadline=None, max_examples=100)
+def test_a_name_is_cut_in_the_middle_to_what_fits(text: str, width: int) -> None:
+    cut = cut_in_the_middle(text, width)
+    assert cell_len(cut) <= width
+    assert cut == text if cell_len(text) <= width else "…" in cut
+
+
+def test_a_study_has_a_time_left_once_every_kind_of_its_stages_was_seen(clock: Clock, log: Log) -> None:
+    labels = ["evaluate base", "train a", "evaluate a", "train b", "evaluate b"]
+    with ProgressWatcher("mine") as watcher:
+        watcher.stages_ahead(labels)
+        watcher.study_started(6)
+        watcher.stage_finished("prepare x", 5.0, reused=True)  # found finished, and not among those ahead
+        for label, seconds in zip(labels[:3], (60.0, 600.0, 30.0), strict=True):
+            watcher.stage_started(label)
+            passing(clock, int(seconds), log.lines)
+            watcher.stage_finished(label, seconds, reused=False)
+        watcher.stage_started("train b")
+        passing(clock, 30, log.lines)
+        watcher.stage_progressed(StageProgress(1, 10, seconds_left=900.0))
+        passing(clock, 21, log.lines)
+    told = progress_lines(log)
+    assert told[0] == "mine: stage 2 of 6, evaluate base: 20 s so far"
+    after_training = [line for line in told if "evaluate a" in line]
+    assert after_training == ["mine, about 12 min left: stage 4 of 6, evaluate a: 20 s so far"]
+    assert told[-2:] == [
+        "mine, about 11 min left: stage 5 of 6, train b: 30 s so far",
+        "mine, about 16 min left: stage 5 of 6, train b: 1 of 10, 14 min 40 s left",
+    ]
 
 
 def test_a_terminal_that_draws_nothing_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:

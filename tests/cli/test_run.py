@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lingraft.errors import ModelError
+from lingraft.evaluate import running
 from lingraft.stage import Work, Workplace
+from lingraft.study.stages import evaluate
 from lingraft.study.stages.evaluate import Evaluate
 
 Lingraft = Callable[..., subprocess.CompletedProcess[str]]
@@ -96,13 +99,10 @@ def test_a_base_model_that_cannot_be_used_leaves_a_result_that_says_so(
 def test_a_notice_that_holds_for_every_model_is_printed_once(
     study: str, lingraft: Lingraft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lingraft.evaluate.running import evaluate_model
-    from lingraft.study.stages import evaluate
+    whole = running.evaluate_model
 
     def leaves_out(*arguments: object, **options: object) -> object:
-        from dataclasses import replace
-
-        return replace(evaluate_model(*arguments, **options), left_out=("ifeval: item 7: needs punkt_tab",))  # type: ignore[arg-type]
+        return replace(whole(*arguments, **options), left_out=("ifeval: item 7: needs punkt_tab",))  # type: ignore[arg-type]
 
     monkeypatch.setattr(evaluate, "evaluate_model", leaves_out)
     done = lingraft("run", study)

@@ -266,7 +266,7 @@ def test_a_score_outside_zero_to_one_is_refused(
     }
     path.write_text(yaml.safe_dump(content) + "process_results: !function wild.score\n")
     with pytest.raises(EvaluationError, match=r"'points' is 7 .* \[0, 1\]"):
-        evaluate(EvaluationTask(task="tasks/wild.yaml"))
+        evaluate(EvaluationTask(task="tasks/wild.yaml"), trust_remote_code=True)
 
 
 def test_a_broken_task_is_reported_in_one_line(

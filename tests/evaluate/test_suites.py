@@ -335,7 +335,7 @@ def test_options_that_would_be_read_by_nothing_are_refused(entry: dict[str, Any]
         "evaluate": {"task_ability": [entry], "data_dir": "copies"},
     }
     problems = check_study(Study.model_validate(study))
-    assert any(told in problem for problem in problems), problems
+    assert any(told in problem.text for problem in problems), problems
 
 
 def test_quick_needs_no_data_and_has_every_language_of_worldbook() -> None:

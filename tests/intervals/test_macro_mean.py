@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from lingraft.errors import EvaluationError
 from lingraft.intervals.clusters import ClusteredValues, Value
-from lingraft.intervals.macro_mean import macro_mean, mean_over_columns, paired_difference
+from lingraft.intervals.macro_mean import macro_mean, mean_over_columns, paired_difference, paired_ratio
 
 
 @dataclass(frozen=True)
@@ -257,3 +260,93 @@ def test_one_passage_that_carries_most_of_the_items_leaves_a_wide_interval() -> 
     light = [Item("task", "de", str(i), f"l{i}", float(i % 2)) for i in range(20)]
     found = macro_mean([*heavy, *light])
     assert found.high - found.low > 0.5
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ([1] * 60 + [0] * 40, [1] * 30 + [0] * 70, 0.5),
+        ([1] * 60 + [0] * 40, [0] * 100, 0.0),
+        ([1] * 60 + [0] * 40, [1] * 60 + [0] * 40, 1.0),
+        ([1] * 30 + [0] * 270, [1] * 300, 10.0),
+    ],
+)
+def test_a_ratio_lies_in_its_interval(before: list[float], after: list[float], expected: float) -> None:
+    found = paired_ratio(items(before), items(after))
+    assert found.value == pytest.approx(expected)
+    assert found.low is not None
+    assert found.high is not None
+    assert 0 <= found.low <= expected <= found.high + 1e-9
+    assert found.high < float("inf")
+    assert found.reason is None
+
+
+@pytest.mark.parametrize(
+    ("before", "reason"),
+    [([0] * 50, "is 0"), ([1, 1, 1] + [0] * 97, r"0\.030, is not to be distinguished from 0")],
+)
+def test_a_ratio_to_nothing_is_missing_with_its_reason(before: list[float], reason: str) -> None:
+    found = paired_ratio(items(before), items([1] * len(before)))
+    assert (found.value, found.low, found.high, found.n) == (None, None, None, len(before))
+    assert found.reason is not None
+    assert re.search(reason, found.reason)
+
+
+def test_a_ratio_of_other_items_is_refused() -> None:
+    with pytest.raises(EvaluationError, match="same items only"):
+        paired_ratio(items([1, 0]), items([1]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from((0.0, 1 / 3, 1.0)), st.sampled_from((0.0, 1 / 3, 1.0))),
+        min_size=8,
+        max_size=60,
+    )
+)
+def test_a_ratio_and_a_difference_agree_on_whether_anything_changed(
+    scores: list[tuple[float, float]],
+) -> None:
+    before, after = ([pair[place] for pair in scores] for place in (0, 1))
+    ratio, difference = (
+        paired_ratio(items(before), items(after)),
+        paired_difference(items(before), items(after)),
+    )
+    if ratio.value is None:
+        return
+    assert ratio.low is not None
+    assert ratio.high is not None
+    assert ratio.low <= ratio.value + 1e-9
+    assert ratio.value <= ratio.high + 1e-9
+    if difference.low > 0:
+        assert ratio.low >= 1
+    elif difference.high < 0:
+        assert ratio.high <= 1
+    else:
+        assert ratio.low <= 1 <= ratio.high
+
+
+def test_the_interval_of_a_ratio_holds_the_truth_about_as_often_as_it_says() -> None:
+    draw, held = np.random.default_rng(3), 0
+    for _ in range(100):
+        before = draw.random(100) < 0.6
+        after = np.where(before, draw.random(100) < 0.7, draw.random(100) < 0.1)  # 0.6 * 0.7 + 0.4 * 0.1
+        found = paired_ratio(items(before.tolist()), items(after.tolist()))
+        assert found.low is not None
+        assert found.high is not None
+        held += found.low <= 0.46 / 0.6 <= found.high
+    assert held >= 88
+
+
+@pytest.mark.parametrize(("score", "said"), [(0.0, 0.0), (1.0, 1.0), (0.5, 0.5)])
+def test_scores_that_are_all_equal_are_named_and_never_unchanged(score: float, said: float) -> None:
+    found = paired_difference(items([score] * 2000), items([score] * 2000))
+    assert (found.all_scores, found.answer) == (said, "undecided")
+
+
+def test_equal_models_are_unchanged_where_enough_items_say_so() -> None:
+    scores = [float(i % 2) for i in range(2000)]
+    assert paired_difference(items(scores), items(scores)).answer == "unchanged"
+    assert paired_difference(items(scores[:100]), items(scores[:100])).answer == "undecided"
+    assert paired_difference(items(scores[:100]), items(scores[:100]), 0.1).answer == "unchanged"

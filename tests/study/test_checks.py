@@ -21,8 +21,8 @@ def content(**changes: Any) -> dict[str, Any]:
         "name": "small",
         "model": "some/model",
         "phases": [
-            {"name": "one", "data": {"english": {"source": "absent.jsonl"}}},
-            {"name": "two", "data": {"german": {"source": "absent.jsonl"}}, "strategies": ["plain"]},
+            {"name": "one", "data": {"english": {"source": "owner/rows"}}},
+            {"name": "two", "data": {"german": {"source": "owner/rows"}}, "strategies": ["plain"]},
         ],
         **changes,
     }
@@ -37,7 +37,7 @@ CHECKPOINT = [{"name": "one", "checkpoint": "x"}, {"name": "two", "data": {"germ
         ({"measures": ["mpd", "dess"]}, "measures[1]: 'dess'", "Did you mean 'des'"),
         ({"measures": ["mpd_pair"], "phases": CHECKPOINT}, "measures: mpd_pair", "`model`"),
         ({"measures": ["drift"], "held_out": 0}, "measures: drift", "prompts"),
-        ({"prompts": ["a.txt"]}, "prompts: ", "drift"),
+        ({"prompts": ["owner/prompts"]}, "prompts: ", "drift"),
         ({"training": {"report_to": ["tensorbord"]}}, "training.report_to: 'tensorbord'", "'tensorboard'"),
         ({"evaluate": {"task_ability": ["suite:papr"]}}, "evaluate.task_ability[0]: suite:papr", "'paper'"),
         ({"evaluate": {"task_ability": ["worldbook:lokup"]}}, "evaluate.task_ability[0]", "'lookup'"),
@@ -63,8 +63,8 @@ CHECKPOINT = [{"name": "one", "checkpoint": "x"}, {"name": "two", "data": {"germ
 )
 def test_an_unknown_name_is_refused_with_its_place(changes: dict[str, Any], place: str, says: str) -> None:
     (problem,) = name_problems(Study.model_validate(content(**changes)), Path())
-    assert problem.startswith(place)
-    assert says in problem
+    assert problem.text.startswith(place)
+    assert says in problem.text
 
 
 BAD = {"lora": {"training": {"report_to": ["tensorbord"]}}}
@@ -89,15 +89,15 @@ def test_a_tracker_is_checked_wherever_a_strategy_can_stand(place: str, where: s
         changed["paths"] = [
             [{"phase": "one", "data": "english"}, {"phase": "two", "data": "german", "strategy": BAD}]
         ]
-    (problem,) = name_problems(Study.model_validate(changed), Path())
-    assert problem.startswith(f"{where}, strategy 'lora', training.report_to: 'tensorbord'")
+    (problem,) = name_problems(Study.model_validate(changed), None)
+    assert problem.text.startswith(f"{where}, strategy 'lora', training.report_to: 'tensorbord'")
 
 
 def test_strategies_with_one_name_hide_no_other_problem() -> None:
     changed = content()
     changed["phases"][0]["strategies"] = ["plain", "plain"]
     changed["phases"][1]["strategies"] = ["half", "half", [{"lora": {"rnk": 2}}, {"ewc": {"strenght": 1}}]]
-    problems = "\n".join(name_problems(Study.model_validate(changed), Path()))
+    problems = "\n".join(one.text for one in name_problems(Study.model_validate(changed), None))
     for part in ("2 strategies are named 'plain'", "2 strategies are named 'half'", "'rnk'", "'strenght'"):
         assert part in problems
 
@@ -115,9 +115,9 @@ def test_strategies_with_one_name_hide_no_other_problem() -> None:
 def test_an_unknown_strategy_or_option_is_refused_with_its_place(strategy: Any, says: str) -> None:
     changed = content()
     changed["phases"][1]["strategies"] = [strategy]
-    (problem,) = name_problems(Study.model_validate(changed), Path())
-    assert problem.startswith("phase 'two', data 'german', strategy ")
-    assert says in problem
+    (problem,) = name_problems(Study.model_validate(changed), None)
+    assert problem.text.startswith("phase 'two', data 'german', strategy ")
+    assert says in problem.text
 
 
 def test_strategies_of_one_name_are_refused_everywhere_a_study_is_read(
@@ -150,8 +150,8 @@ def test_what_python_reads_leaves_files_to_the_run_which_knows_their_folder(tmp_
 
 
 def test_a_yaml_task_and_a_local_file_that_are_there_are_right(tmp_path: Path) -> None:
-    for name in ("own.yaml", "rows.jsonl"):
-        (tmp_path / name).write_text("")
+    (tmp_path / "rows.jsonl").write_text("")
+    (tmp_path / "own.yaml").write_text("task: own\n")
     tasks = ["own.yaml", {"task": "worldbook"}, {"task": "gsm8k", "data": "rows.jsonl"}]
     study = Study.model_validate(content(evaluate={"task_ability": tasks}))
     assert name_problems(study, tmp_path) == []

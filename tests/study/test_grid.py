@@ -131,4 +131,4 @@ def test_two_strategies_of_one_name_are_refused(strategies: list[Any]) -> None:
         {"name": "two", "data": {"other": {"source": "x.jsonl"}}, "strategies": strategies},
     ]
     (problem,) = name_problems(study(phases=phases), None)
-    assert problem.startswith("phases[1] (two).data.other: 2 strategies are named")
+    assert problem.text.startswith("phases[1] (two).data.other: 2 strategies are named")

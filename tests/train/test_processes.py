@@ -28,6 +28,25 @@ TRAINING = Training(
 )
 TOLERANCE = 1e-4
 Make = Callable[..., PhaseTask]
+STOPPABLE = """
+import sys
+from lingraft import stopping
+from lingraft.train.processes import Processes, train_on
+from lingraft.train.run import PhaseTask
+
+def show(progress):
+    print(progress.step, flush=True)
+
+with stopping.stoppable():
+    try:
+        task = PhaseTask.model_validate_json(sys.argv[1])
+        train_on(Processes(2), task, on_progress=show)
+    except stopping.Stopped as stopped:
+        stopping.settle()
+        print(stopping.was_saved())
+        code = stopped.exit_code
+sys.exit(code)
+"""
 
 
 @pytest.fixture
@@ -155,6 +174,31 @@ def test_workers_end_when_their_launcher_is_killed(make_task: Make, tmp_path: Pa
     while any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers):
         assert time.monotonic() < until, workers
         time.sleep(0.2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_a_signal_is_handed_on_and_all_processes_save_together(make_task: Make, number: int) -> None:
+    task = make_task(training=TRAINING.model_copy(update={"epochs": 3}))
+    expected, model = on_one_process(task)
+    command = [sys.executable, "-c", STOPPABLE, task.model_dump_json()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as launcher:
+        assert launcher.stdout is not None
+        for line in launcher.stdout:
+            if line.strip() == "3":
+                workers = psutil.Process(launcher.pid).children(recursive=True)
+                launcher.send_signal(number)
+                break
+        said, problems = launcher.communicate(timeout=60)
+    assert not [worker for worker in workers if worker.is_running()]
+    assert "Traceback" not in problems
+    assert launcher.returncode == 128 + number
+    *_, step, note = said.strip().splitlines()
+    assert note == f"training stopped after step {step} of {expected.steps}, which is saved"
+    steps: list[Progress] = []
+    found = train_on(Processes(2), task, on_progress=steps.append).outcome
+    assert found.resumed_from == int(step) == steps[0].step - 1
+    assert_same_curve(found, expected)
+    assert_left_alike(task, model)
 
 
 @pytest.mark.parametrize(

@@ -86,3 +86,5 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 # Large tensors in large pages, where the system allows it: a sixth of the page faults.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+# Native code writes past Python's streams; its warnings are no user's business.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

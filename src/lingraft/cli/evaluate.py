@@ -99,6 +99,13 @@ def evaluate(
     chat: Annotated[
         bool, typer.Option("--chat/--no-chat", help="Apply the chat template to prompts.")
     ] = True,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code",
+            help="Run Python code that models and YAML tasks bring along; read it first.",
+        ),
+    ] = False,
     margin: Annotated[
         float,
         typer.Option(min=0.0, max=1.0, help="Of two models: a change up to this counts as unchanged."),
@@ -139,6 +146,7 @@ def evaluate(
     from lingraft.evaluate.running import spelled_prompts_sentence, truncated_prompts_sentence
     from lingraft.evaluate.selection import choose_tasks, language_notes
     from lingraft.records import fingerprint_of, to_json
+    from lingraft.report.notes import gathered, holds_for
     from lingraft.stage import RECORD, libraries
     from lingraft.study.evaluation import compare, evaluate_into, evaluations, folder_names, not_run_lines
     from lingraft.study.execute import Executor
@@ -157,7 +165,7 @@ def evaluate(
     for one in chosen.missing:
         name, _, language = one.rpartition("/")
         print_message(f"! {one}: {name} has no {language}; it is left out.", "yellow")
-    check_names(chosen.evaluation)
+    check_names(chosen.evaluation, trust_remote_code=trust_remote_code)
     evaluation = chosen.evaluation.model_copy(
         update={
             "batch_size": batch_size,
@@ -173,7 +181,7 @@ def evaluate(
     notes = language_notes(evaluation, evaluation, trained)
     for note in notes:
         print_message(f"! {note}", "yellow")
-    asked = questions(evaluation, trained, skip_missing=True)
+    asked = questions(evaluation, trained, skip_missing=True, trust_remote_code=trust_remote_code)
     for line in not_run_lines(asked, data_dir):
         print_message(f"! {line}", "yellow")
     if not asked.has_tasks:
@@ -195,7 +203,7 @@ def evaluate(
     }
     names = folder_names(models)
     folder = output or Path("runs") / "evaluate" / f"{'+'.join(names)}-{suite}"
-    stages = evaluations(models, asked)
+    stages = evaluations(models, asked, trust_remote_code=trust_remote_code)
     fingerprints = {stage.label: stage.fingerprint for stage in stages}
     folders = [folder] if len(models) == 1 else [folder / name for name in names]
     for own, stage in zip(folders, stages, strict=True):
@@ -215,18 +223,22 @@ def evaluate(
         for own, stage in zip(folders, stages, strict=True):
             model = evaluate_into(own, stage, Executor(store, bars))
             evaluated.append(model)
-            for name, reason in model.record.no_room.items():
-                print_message(f"! {model.model}: {name}: not run: {reason}", "yellow")
-            for name, count in model.record.scores.truncated_prompts.items():
-                print_message(f"! {model.model}: {truncated_prompts_sentence(name, count)}", "yellow")
-            for name, count in model.record.scores.spelled_prompts.items():
-                print_message(f"! {model.model}: {spelled_prompts_sentence(name, count)}", "yellow")
             of_model: dict[str, Json] = {
                 "model": stage.label,
                 "model_identity": stage.model.identity,
                 "evaluations": {stage.label: stage.fingerprint},
             }
             write_record(own / RECORD, "evaluate", of_model | inputs, model.to_json())
+    fell_short = {
+        one.model: [
+            *(f"{name}: not run: {reason}" for name, reason in one.record.no_room.items()),
+            *(truncated_prompts_sentence(*own) for own in one.record.scores.truncated_prompts.items()),
+            *(spelled_prompts_sentence(*own) for own in one.record.scores.spelled_prompts.items()),
+        ]
+        for one in evaluated
+    }
+    for line, named in gathered(fell_short).items():
+        print_message(f"! {holds_for(named, len(evaluated))}: {line}", "yellow")
     whole: dict[str, Json] = {
         "folder": str(folder),
         "precision": asked.evaluation.precision,
@@ -297,9 +309,10 @@ def _prepare(folder: Path, options: dict[str, Json], evaluations: dict[str, str]
 
 def _print(models: list[ModelEvaluation], compared: ModelDifferences | None) -> None:
     from lingraft.evaluate.common_items import unpaired_sentence
+    from lingraft.evaluate.running import left_out_sentence
     from lingraft.report.evaluation import score_table, task_difference_table
     from lingraft.report.judging import order_clause, usage_clause
-    from lingraft.report.notes import equal_scores_sentence, noise_sentence
+    from lingraft.report.notes import equal_scores_sentence, gathered, holds_for, noise_sentence
     from lingraft.report.signs import legend
 
     for one in models:
@@ -311,12 +324,16 @@ def _print(models: list[ModelEvaluation], compared: ModelDifferences | None) -> 
             if (judged := task.judged) is not None:
                 who = ", ".join(judged.judge.answered_as)
                 print_result(f"{name}: judged by {who}; {order_clause(judged)}; {usage_clause(judged)}.")
-        if scores.left_out:
-            print_result(f"{len(scores.left_out)} items are left out, such as {scores.left_out[0]}.")
+    left_out = {
+        one.model: [left_out_sentence(one.record.scores.left_out)] if one.record.scores.left_out else []
+        for one in models
+    }
+    for line, named in gathered(left_out).items():
+        print_result(f"{holds_for(named, len(models))}: {line}")
     if compared is None:
         for name, score in models[0].scores.items():
             if score.value in (0, 1):
-                print_result(equal_scores_sentence(name, score.value, "models"))
+                print_result(equal_scores_sentence([name], score.value, "models"))
         return
     first, second = models
     print_table(task_difference_table(compared.differences), f"{second.model} - {first.model}, paired")
@@ -324,7 +341,7 @@ def _print(models: list[ModelEvaluation], compared: ModelDifferences | None) -> 
         print_result(legend("Difference", margin))
     for name, difference in compared.differences.items():
         if difference.all_scores is not None:
-            print_result(equal_scores_sentence(name, difference.all_scores, "these models"))
+            print_result(equal_scores_sentence([name], difference.all_scores))
     for name in sorted(set(first.record.tasks) ^ set(second.record.tasks)):
         print_result(f"{name}: was asked of one of the two models only, and is not compared.")
     for name, count in compared.unpaired.items():

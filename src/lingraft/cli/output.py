@@ -27,6 +27,7 @@ from lingraft.errors import ConfigError, LingraftError, did_you_mean, escape_con
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table as RichTable
 
     from lingraft.report.tables import Table
     from lingraft.stage import Json
@@ -38,6 +39,7 @@ _BACKENDS: tuple[Literal["transformers", "vllm"], ...] = ("transformers", "vllm"
 _MARK = re.compile(
     r"(⟦|⟧|<[^<>\s]*>|\[/?[A-Z_]+\]|\n)"
 )  # what chat templates put around turns, and our brackets
+_UNINDENTED = re.compile(r"\n(?!  )")
 _STEERING = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")  # what JSON leaves as it is
 _GONE = (errno.EPIPE, errno.EIO)  # a reader that ended, such as `head`; a terminal that was closed
 Result = TypeVar("Result")
@@ -63,7 +65,7 @@ def shown_lines(text: str) -> Shown:
 
 def shown_message(text: str) -> Shown:
     """Return a message, whose further lines are indented: a name with a line break in it forges no line of ours."""
-    return text if isinstance(text, Shown) else Shown(shown_lines(text).replace("\n", "\n  "))
+    return text if isinstance(text, Shown) else Shown(_UNINDENTED.sub("\n  ", shown_lines(text)))
 
 
 class _Stdout(io.FileIO):
@@ -322,7 +324,9 @@ def check_same_options(place: str, before: Mapping[str, Json], options: Mapping[
 class _Messages(io.TextIOBase):
     """The stderr of the moment, behind what stands for it; it may go away."""
 
-    encoding = "utf-8"
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return getattr(self._stream(), "encoding", None) or "utf-8"
 
     def write(self, text: str) -> int:
         return self._try(lambda stream: stream.write(text), len(text))
@@ -371,25 +375,30 @@ def print_message(text: str, style: str | None = None, console: Console | None =
     )
 
 
+def print_drawn(drawn: RichTable, console: Console) -> None:
+    """Print a table of which every text was `shown`."""
+    console.print(drawn)
+
+
 def print_table(table: Table, title: str | None = None, console: Console | None = None) -> None:
     """Draw a table on stdout, or on `console`; in parts where the terminal is too narrow for all columns."""
     from rich import box
     from rich.console import Console
-    from rich.table import Table as RichTable
+    from rich.table import Table as Drawn
     from rich.text import Text
 
-    if console is None:
-        stream = _begun_stream()
-        console = Console(file=stream, width=None if stream.isatty() else _width(table))
-    # As text, not markup: a model's path may hold brackets.
-    heading = None if title is None else Text(shown(title), "table.title")
     table = replace(
         table,
         columns=tuple(replace(column, title=shown(column.title)) for column in table.columns),
         rows=tuple(tuple(shown(cell) for cell in row) for row in table.rows),
     )
+    if console is None:
+        stream = _begun_stream()
+        console = Console(file=stream, width=None if stream.isatty() else _width(table))
+    # As text, not markup: a model's path may hold brackets.
+    heading = None if title is None else Text(shown(title), "table.title")
     for part in _parts(table, console.width):
-        drawn = RichTable(title=heading, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+        drawn = Drawn(title=heading, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
         for index, column in enumerate(part.columns):
             side: Literal["left", "right"] = "left" if index < part.n_keys else "right"
             drawn.add_column(Text(column.title), justify=side, no_wrap=True)
@@ -431,12 +440,12 @@ def print_side_by_side(columns: Sequence[tuple[str, str]]) -> None:
     """Print texts beside each other, each under its title and wrapped; titles and texts are taken literally."""
     from rich import box
     from rich.console import Console
-    from rich.table import Table as RichTable
+    from rich.table import Table as Drawn
     from rich.text import Text
 
     stream = _begun_stream()
     console = Console(file=stream, width=None if stream.isatty() else _LOG_WIDTH)
-    drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
+    drawn = Drawn(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
     for title, _ in columns:
         drawn.add_column(Text(shown(title)), overflow="fold", ratio=1)
     drawn.add_row(*(Text(readable(text)) for _, text in columns))

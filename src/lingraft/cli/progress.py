@@ -20,7 +20,7 @@ from rich.text import Text
 from lingraft import stopping
 from lingraft.cli import output
 from lingraft.cli.log_lines import LogLines, duration, figures, log_lines
-from lingraft.cli.output import print_message, shown, stack_of, standard_error
+from lingraft.cli.output import print_drawn, print_message, shown, stack_of, standard_error
 from lingraft.stage import StageProgress
 from lingraft.study.events import Watcher
 
@@ -100,6 +100,8 @@ class _Bars(Progress):
             _Line(console, lambda task: _time_left(task.fields["left"] or task.time_remaining, task.elapsed)),
             console=console,
             transient=True,
+            redirect_stdout=False,  # rich would obey the escapes of what libraries print
+            redirect_stderr=False,
             get_time=time.monotonic,
             speed_estimate_period=math.inf,
         )
@@ -211,7 +213,13 @@ class ProgressWatcher(Watcher):
         self._lines.at("preparing")
         if self._console.is_terminal:
             self._open.enter_context(
-                Live(Group(self._study, self._bars), console=self._console, transient=True)
+                Live(
+                    Group(self._study, self._bars),
+                    console=self._console,
+                    transient=True,
+                    redirect_stdout=False,
+                    redirect_stderr=False,
+                )
             )
         return self
 
@@ -278,7 +286,7 @@ class ProgressWatcher(Watcher):
             drawn.add_row(
                 Text(shown(row.part)), f"{row.trainable_parameters:,}", f"{row.frozen_parameters:,}"
             )
-        self._console.print(drawn)
+        print_drawn(drawn, self._console)
 
     def noted(self, message: str) -> None:
         """Print what was dropped, truncated or fell short."""

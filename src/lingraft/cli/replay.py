@@ -114,11 +114,11 @@ def replay(
     record.unlink(missing_ok=True)  # of fewer rows
     write_text_atomically(output, rows)
     found = from_json(ReplayResult, made.result)
-    result = {"output": str(output), "record": str(record), **made.result}
+    result = {"output": output.name, "record": record.name, **made.result}
     write_record(record, "replay", {**options, "n": n}, result)
     shown = [js.loads(line) for line in rows.split("\n")[:show] if line]
     if json:
-        print_json(result | {"examples": shown})
+        print_json({"folder": str(output.parent)} | result | {"examples": shown})
         return
     for row in shown:
         for message in row["messages"]:

@@ -9,8 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lingraft import stopping
-from lingraft.cli.output import print_json, print_message, print_result, print_table, quieten_loading
-from lingraft.errors import EXIT_ANSWER_IS_NO
+from lingraft.cli.output import (
+    print_json,
+    print_message,
+    print_result,
+    print_table,
+    quieten_loading,
+    shown_message,
+)
+from lingraft.errors import EXIT_ANSWER_IS_NO, DiskError
 
 if TYPE_CHECKING:
     from lingraft.config.schema import Study
@@ -37,9 +44,10 @@ class _Page:
         self._next = 0.0
 
     def show(self, result: StudyResult) -> None:
-        """Take over a result, and write the page unless it was written just before."""
+        """Take over a result, and write the page unless it was written just before, or is about to be."""
         self._waiting = result
-        if time.monotonic() >= self._next:
+        is_whole = all(cell.status != "pending" for cell in result.cells)
+        if time.monotonic() >= self._next and not is_whole:
             self.write()
 
     def write(self) -> None:
@@ -84,7 +92,7 @@ def run(
     from lingraft.cli.log_lines import log_lines
     from lingraft.cli.progress import GOES_ON, ProgressWatcher
     from lingraft.records import to_json
-    from lingraft.report.notes import checkpoint_lines, failures, model_notes, notes, of_models, unused_notes
+    from lingraft.report.notes import checkpoint_lines, failures, holds_for, model_notes, notes, unused_notes
     from lingraft.report.page import write_page
     from lingraft.report.tables import forgetting_table, models_of, study_table
     from lingraft.study.run import run_study
@@ -102,6 +110,8 @@ def run(
                 processes=Processes(processes, sharded),
                 on_result=page.show,
             )
+        except DiskError:  # nor could the page be written
+            raise
         except BaseException:  # stopped, or failed as a whole: what is done stands on the page all the same
             page.write()
             raise
@@ -115,12 +125,12 @@ def run(
                 if matrix is not None:
                     print_table(matrix, title)
         for failure in failures(result):
-            print_result(f"failed: {failure}")
+            print_result(shown_message(f"failed: {failure}"))
         for note in notes(result):
             print_result(note)
         for note, names in model_notes(result).items():
             if note not in watcher.said:
-                print_result(f"{of_models(names, len(models_of(result)))}: {note}")
+                print_result(f"{holds_for(names, len(models_of(result)))}: {note}")
         for line in (*unused_notes(result), *checkpoint_lines(result)):
             print_result(line)
     log_lines().at("writing the report")

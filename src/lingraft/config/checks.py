@@ -5,118 +5,195 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 
+from lingraft.config.problems import Location, Problem
 from lingraft.config.schema import TAG_PATTERN, EvaluationTask, Phase, StrategyChoice, Study
 from lingraft.errors import did_you_mean
 from lingraft.text.language_tags import ENGLISH, is_english
 
 
-def check_study(study: Study) -> list[str]:
-    """Return every cross-field problem of `study`, each as one line that names the place; empty: none.
+def check_study(study: Study) -> list[Problem]:
+    """Return every cross-field problem of `study`; empty: none.
 
     Names of strategies, measures, tasks and trackers are checked by `study.checks`.
     """
-    return [*_in_phases(study), *_in_paths(study), *_in_evaluation(study), *_in_limits(study)]
+    return [
+        *_in_name(study),
+        *_in_phases(study),
+        *_in_paths(study),
+        *_in_evaluation(study),
+        *_in_limits(study),
+    ]
 
 
 _ABILITIES = ("task_ability", "language_ability", "further_languages")
 
 
-def _in_limits(study: Study) -> Iterator[str]:
+# What Windows keeps for devices, whatever ending follows.
+_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?|.*\.", re.IGNORECASE)
+
+
+def _in_name(study: Study) -> Iterator[Problem]:
+    if _DEVICES.fullmatch(study.name):
+        yield Problem(
+            ("name",),
+            f"name is {study.name!r}: the run folder is called so, and Windows knows no folder of this name.",
+        )
+
+
+def _in_limits(study: Study) -> Iterator[Problem]:
     """Languages and tasks are looked up by `study.limits`, which knows what is asked."""
     for name in study.limits:
         if is_english(name):
-            yield f"limits: {name!r}: English is measured by the task ability; write task_ability."
+            text = f"limits: {name!r}: English is measured by the task ability; write task_ability."
+            yield Problem(("limits", name), text)
         elif name not in _ABILITIES and "/" not in name and not re.match(TAG_PATTERN, name):
-            yield (
+            yield Problem(
+                ("limits", name),
                 f"limits: {name!r} is no ability, language (a tag, such as de) or task with its language "
-                f"(worldbook:lookup/de). {did_you_mean(name, _ABILITIES)}"
+                f"(worldbook:lookup/de). {did_you_mean(name, _ABILITIES)}",
             )
 
 
-def _in_phases(study: Study) -> Iterator[str]:
-    for name, count in Counter(phase.name for phase in study.phases).items():
+def _in_phases(study: Study) -> Iterator[Problem]:
+    names = [phase.name for phase in study.phases]
+    for name, count in Counter(names).items():
         if count > 1:
-            yield f"phases: {count} phases are named {name!r}; give each its own name."
+            last = len(names) - 1 - names[::-1].index(name)
+            yield Problem(
+                ("phases", last, "name"),
+                f"phases: {count} phases are named {name!r}; give each its own name.",
+            )
     for seed, count in Counter(study.seeds).items():
         if count > 1:
-            yield f"seeds: {seed} stands {count} times; each seed trains once."
+            yield Problem(("seeds",), f"seeds: {seed} stands {count} times; each seed trains once.")
     for index, phase in enumerate(study.phases):
-        place = f"phases[{index}] ({phase.name})"
+        place, where = f"phases[{index}] ({phase.name})", ("phases", index)
         if phase.checkpoint is None:
             if not phase.data:
-                yield f"{place}: has neither data nor a checkpoint; give it data."
+                yield Problem((*where, "data"), f"{place}: has neither data nor a checkpoint; give it data.")
             if phase.instructions is not None:
-                yield (
+                yield Problem(
+                    (*where, "instructions"),
                     f"{place}.instructions: {phase.instructions.source!r}: only for a phase that is a checkpoint; "
-                    "a trained phase's data are known."
+                    "a trained phase's data are known.",
                 )
         else:
             if index > 0:
-                yield (
+                yield Problem(
+                    (*where, "checkpoint"),
                     f"{place}.checkpoint: {phase.checkpoint!r}: only the first phase can be a checkpoint; later ones "
-                    "are trained."
+                    "are trained.",
                 )
             if phase.data:
-                yield f"{place}: has a checkpoint and data; a checkpoint is not trained, so keep one of them."
+                yield Problem(
+                    (*where, "checkpoint"),
+                    f"{place}: has a checkpoint and data; a checkpoint is not trained, so keep one of them.",
+                )
             if phase.strategies:
-                yield f"{place}.strategies: a checkpoint is not trained, so no strategy applies; remove them."
+                yield Problem(
+                    (*where, "strategies"),
+                    f"{place}.strategies: a checkpoint is not trained, so no strategy applies; remove them.",
+                )
             if phase.training.model_dump(exclude_none=True):
-                yield f"{place}.training: a checkpoint is not trained; remove it."
-        for where, choice in choices_of(phase):
-            if sum(part.name is not None for part in choice.parts) > 1:
-                yield f"{place}.{where}: {choice.label!r} is named more than once; name one part."
-            if choice.is_mixed:
-                yield from _of_mixed(study, f"{place}.{where}", index)
+                yield Problem(
+                    (*where, "training"), f"{place}.training: a checkpoint is not trained; remove it."
+                )
+        for choice in choices_of(phase):
+            at = f"{place}.{choice.place}"
+            if sum(part.name is not None for part in choice.strategy.parts) > 1:
+                yield Problem(
+                    (*where, *choice.location),
+                    f"{at}: {choice.strategy.label!r} is named more than once; name one part.",
+                )
+            if choice.strategy.is_mixed:
+                yield from _of_mixed(study, at, (*where, *choice.location), index)
     if study.model is None and study.phases[0].checkpoint is None:
-        yield "model: is missing; it may only be left out where the first phase is a checkpoint."
+        yield Problem(
+            ("model",), "model: is missing; it may only be left out where the first phase is a checkpoint."
+        )
 
 
-def choices_of(phase: Phase) -> Iterator[tuple[str, StrategyChoice]]:
+@dataclass(frozen=True)
+class Choice:
+    """What a phase lists under `strategies`, its own or a data set's.
+
+    Attributes:
+        strategy: The choice.
+        place: The list, in words that follow the phase's.
+        location: The choice, inside of the phase.
+        data: The set that lists it; None: the phase does.
+    """
+
+    strategy: StrategyChoice
+    place: str
+    location: Location
+    data: str | None = None
+
+
+def choices_of(phase: Phase) -> Iterator[Choice]:
     """Yield a phase's strategies, each with its place in the phase."""
-    for choice in phase.strategies:
-        yield "strategies", choice
+    for number, choice in enumerate(phase.strategies):
+        yield Choice(choice, "strategies", ("strategies", number))
     for name, data in phase.data.items():
-        for choice in data.strategies:
-            yield f"data.{name}.strategies", choice
+        for number, choice in enumerate(data.strategies):
+            yield Choice(choice, f"data.{name}.strategies", ("data", name, "strategies", number), name)
 
 
-def _of_mixed(study: Study, place: str, index: int) -> Iterator[str]:
+def _of_mixed(study: Study, place: str, location: Location, index: int) -> Iterator[Problem]:
     if index != len(study.phases) - 1:
-        yield f"{place}: mixed belongs to the last phase: it trains on the union of all phases' data at once."
+        yield Problem(
+            location,
+            f"{place}: mixed belongs to the last phase: it trains on the union of all phases' data at once.",
+        )
     if study.model is None or study.phases[0].checkpoint is not None:
-        yield f"{place}: mixed needs `model` and Phase 1 data; where Phase 1 is a checkpoint its data are unknown."
+        yield Problem(
+            location,
+            f"{place}: mixed needs `model` and Phase 1 data; where Phase 1 is a checkpoint its data are unknown.",
+        )
 
 
-def _in_paths(study: Study) -> Iterator[str]:
+def _in_paths(study: Study) -> Iterator[Problem]:
     trained = [phase for phase in study.phases if phase.checkpoint is None]
     called: list[tuple[object, ...]] = []  # what the paths' cells are called by
     for number, path in enumerate(study.paths):
-        place = f"paths[{number}]"
+        place, where = f"paths[{number}]", ("paths", number)
         names = [step.phase for step in path]
         wanted = [phase.name for phase in trained]
         if names != wanted:
-            yield f"{place}: goes through {names}; a path has one step per trained phase, in order: {wanted}."
-        for step, phase in zip(path, trained, strict=False) if names == wanted else ():
+            yield Problem(
+                where,
+                f"{place}: goes through {names}; a path has one step per trained phase, in order: {wanted}.",
+            )
+        for at, (step, phase) in enumerate(zip(path, trained, strict=False) if names == wanted else ()):
             if step.data not in phase.data:
                 hint = did_you_mean(step.data, phase.data)
-                yield f"{place}: {step.data!r} is not a data set of phase {phase.name!r}. {hint}"
+                yield Problem(
+                    (*where, at, "data"),
+                    f"{place}: {step.data!r} is not a data set of phase {phase.name!r}. {hint}",
+                )
             if step.strategy.is_mixed:
-                yield from _of_mixed(study, place, study.phases.index(phase))
+                yield from _of_mixed(study, place, (*where, at, "strategy"), study.phases.index(phase))
         is_mixed = bool(path) and path[-1].strategy.is_mixed  # of such, earlier strategies make no difference
         steps = path[-1:] if is_mixed else path
         own = (tuple(step.data for step in path), *(step.strategy.label for step in steps))
         if own in called and (is_mixed or path in study.paths[:number]):
-            yield f"{place}: stands twice (first as paths[{called.index(own)}]); keep one."
+            yield Problem(where, f"{place}: stands twice (first as paths[{called.index(own)}]); keep one.")
         elif own in called:
-            yield (
+            yield Problem(
+                where,
                 f"{place}: goes by the same names as paths[{called.index(own)}], with other options; "
-                "give a strategy of one of them a `name:`."
+                "give a strategy of one of them a `name:`.",
             )
         called.append(own)
     for index, phase in enumerate(study.phases if study.paths else ()):
-        for where in dict.fromkeys(where for where, _ in choices_of(phase)):
-            yield f"phases[{index}] ({phase.name}).{where}: with `paths` each step names its strategy; remove these."
+        lists = {choice.place: choice.location[:-1] for choice in choices_of(phase)}
+        for words, location in lists.items():
+            yield Problem(
+                ("phases", index, *location),
+                f"phases[{index}] ({phase.name}).{words}: with `paths` each step names its strategy; remove these.",
+            )
 
 
 # What an entry may not say whose tasks bring it along; `suite:` may limit what it has.
@@ -124,49 +201,72 @@ _OWN_TO_A_SUITE = ("name", "data", "fields", "rows", "cluster", "metric", "filte
 _OWN_TO_WORLDBOOK = (*_OWN_TO_A_SUITE, "sample")
 
 
-def _in_evaluation(study: Study) -> Iterator[str]:
+def _in_evaluation(study: Study) -> Iterator[Problem]:
     abilities = {
         "task_ability": study.evaluate.task_ability,
         "language_ability": study.evaluate.language_ability,
     }
     for ability, tasks in abilities.items():
+        where = ("evaluate", ability)
         if not tasks:
-            yield f"evaluate.{ability}: is empty; name at least one task."
-        for name, count in Counter((task.name or task.task, task.language) for task in tasks).items():
+            yield Problem(where, f"evaluate.{ability}: is empty; name at least one task.")
+        names = [(task.name or task.task, task.language) for task in tasks]
+        for name, count in Counter(names).items():
             if count > 1:
-                yield f"evaluate.{ability}: the task {name[0]!r} stands {count} times; keep one."
+                last = len(names) - 1 - names[::-1].index(name)
+                yield Problem(
+                    (*where, last),
+                    f"evaluate.{ability}: the task {name[0]!r} stands {count} times; keep one.",
+                )
         for number, task in enumerate(tasks):
             place = f"evaluate.{ability}[{number}] ({task.task})"
-            yield from (f"{place}: {problem}" for problem in _of_task(task, ability))
+            for field, problem in _of_task(task, ability):
+                yield Problem((*where, number, field), f"{place}: {problem}")
     for tag, count in Counter(study.evaluate.languages).items():
         if count > 1:
-            yield f"evaluate.languages: {tag} stands {count} times; keep one."
+            yield Problem(
+                ("evaluate", "languages"), f"evaluate.languages: {tag} stands {count} times; keep one."
+            )
         if is_english(tag):
-            yield f"evaluate.languages: {tag} is English, which task ability measures; remove it."
+            yield Problem(
+                ("evaluate", "languages", study.evaluate.languages.index(tag)),
+                f"evaluate.languages: {tag} is English, which task ability measures; remove it.",
+            )
     has_suite = any(task.task.startswith("suite:") for tasks in abilities.values() for task in tasks)
     if study.evaluate.data_dir is not None and not has_suite:
-        yield (
+        yield Problem(
+            ("evaluate", "data_dir"),
             f"evaluate.data_dir: {study.evaluate.data_dir!r}: only the data of suites are looked for there; name a "
-            "suite, or give tasks their `data`."
+            "suite, or give tasks their `data`.",
         )
 
 
-def _of_task(task: EvaluationTask, ability: str) -> Iterator[str]:
+def _of_task(task: EvaluationTask, ability: str) -> Iterator[tuple[str, str]]:
+    """Yield fields of a task with what is wrong with them."""
     kind = task.task.partition(":")[0]
     own = {"worldbook": _OWN_TO_WORLDBOOK, "suite": _OWN_TO_A_SUITE}.get(kind, ())
     for field in own:
         if getattr(task, field) not in (None, {}):
-            yield f"{field}: {kind} brings its own; remove {field}."
+            yield field, f"{field}: {kind} brings its own; remove {field}."
     if not own and ability == "language_ability" and task.language is None:
-        yield "which language? Give it `language:`."
+        yield "language", "which language? Give it `language:`."
     if ability == "language_ability" and task.language is not None and is_english(task.language):
-        yield f"{task.language} is English, which task ability measures; move the task to task_ability."
+        yield (
+            "language",
+            f"{task.language} is English, which task ability measures; move the task to task_ability.",
+        )
     if own and ability == "task_ability" and task.language not in (None, ENGLISH):
-        yield f"task ability is English, not {task.language!r}; remove language."
+        yield "language", f"task ability is English, not {task.language!r}; remove language."
     for field in ("fields", "rows"):
         if not own and getattr(task, field) and task.data is None:
-            yield f"{field}: says what a local file's rows are; give the file as `data`, or remove {field}."
+            yield (
+                field,
+                f"{field}: says what a local file's rows are; give the file as `data`, or remove {field}.",
+            )
     if task.without and kind != "suite":
-        yield "without: only a suite has tasks that can be left out; remove without."
+        yield "without", "without: only a suite has tasks that can be left out; remove without."
     if task.sample is not None and task.limit is None:
-        yield f"sample: {task.sample} is the seed by which `limit` items are drawn; give limit, or remove sample."
+        yield (
+            "sample",
+            f"sample: {task.sample} is the seed by which `limit` items are drawn; give limit, or remove sample.",
+        )

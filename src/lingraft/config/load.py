@@ -1,13 +1,15 @@
 """Read a study file: YAML, then `key=value` overrides, then the schema, then the cross-field checks.
 
-All schema errors are reported together, and so are all cross-field errors; each with the file, the line, the
-place inside the file and the value.
+All that is wrong is reported together, each problem with the place, the value, and where it was written: the line of
+the file, or the override as it was typed.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -15,8 +17,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from lingraft.config.checks import check_study
+from lingraft.config.problems import Location, Problem
 from lingraft.config.schema import TAG_PATTERN, DataSource, JudgeChoice, Section, Study
-from lingraft.errors import ConfigError, did_you_mean, in_one_line
+from lingraft.config.yaml_text import compose, content_of, line_of, odd_values, read_text
+from lingraft.errors import ConfigError, did_you_mean
 from lingraft.records import write_text_atomically
 
 _NAME_RULE = "a name is letters, digits and . _ + -, and starts with a letter or digit"
@@ -24,16 +28,15 @@ _TAG_RULE = (
     "no language that is known; write a BCP-47 tag such as es or zh-Hant, or an English name such as Spanish"
 )
 
-_MOST_VALUES = 100_000
+_AFTER_ALL_LINES = 10**9
+_RECIPES = "`lingraft ls recipes` lists ready-made ones, `lingraft copy` copies one."
 
-Location = tuple[str | int, ...]
+FurtherChecks = Callable[[Study], Sequence[Problem]]
 SectionOf = TypeVar("SectionOf", bound=Section)
 
 
 def load_study(
-    path: Path | str,
-    overrides: Sequence[str] = (),
-    further_checks: Callable[[Study], Sequence[str]] | None = None,
+    path: Path | str, overrides: Sequence[str] = (), further_checks: FurtherChecks | None = None
 ) -> Study:
     """Read, override and check a study file.
 
@@ -45,37 +48,91 @@ def load_study(
             (`study.checks.name_problems`); they are reported with the cross-field errors.
 
     Raises:
-        ConfigError: The file cannot be read, or anything in it is wrong; one message with every error.
+        ConfigError: The file cannot be read, or anything in it is wrong; one message with every error, sorted by line,
+            those of overrides last.
     """
     path = Path(path)
     root = _read_yaml(path)
+    odd_nodes = odd_values(root)
+    lines = [(line_of(odd.node), f"{path}:{line_of(odd.node)}: {odd.problem}") for odd in odd_nodes]
+    written = content_of(root, str(path))
+    content, places, wrong = _overridden(written, overrides)
+    lines += [(_AFTER_ALL_LINES, problem) for problem in wrong]
+    study, problems = _problems_of(content, further_checks)
+
+    @cache
+    def texts_with(some: tuple[str, ...]) -> frozenset[str]:
+        return frozenset(one.text for one in _problems_of(_overridden(written, some)[0], further_checks)[1])
+
+    for problem in problems:
+        inside = [place for place in places if problem.location[: len(place)] == place]
+        culprit = places[max(inside, key=len)] if inside else None
+        if not inside and places and problem.text not in texts_with(()):  # two places do not go together
+            culprit = next(
+                one
+                for number, one in enumerate(overrides)
+                if number == len(overrides) - 1
+                or problem.text not in texts_with((*overrides[:number], *overrides[number + 1 :]))
+            )
+        line, node = _found_at(root, problem.location)
+        if culprit is None and any(odd.node is node for odd in odd_nodes):
+            continue  # a consequence
+        if culprit is None:
+            lines.append((line, f"{path}:{line}: {problem.text}"))
+        else:
+            lines.append((_AFTER_ALL_LINES, f"{_name(culprit)}: {problem.text}"))
+    if study is None or lines:
+        lines.sort(key=lambda one: one[0])
+        raise ConfigError("\n".join(dict.fromkeys(text for _, text in lines)))
+    return study
+
+
+def _problems_of(content: Any, further_checks: FurtherChecks | None) -> tuple[Study | None, list[Problem]]:
+    """Return a study and what is wrong with it; where fields are wrong, what the others say wrong together as well."""
+    found: list[Problem] = []
+    left_out: list[Location] = []
     try:
-        content = yaml.SafeLoader("").construct_document(root)
-    except yaml.YAMLError as error:
-        raise ConfigError(_not_yaml(error, path)) from None
-    places = {_override(content, override): override for override in overrides}
-    try:
-        study = Study.model_validate(content)
+        study: Study | None = Study.model_validate(content)
     except ValidationError as error:
         details = error.errors(include_url=False)
         deeper = [detail["loc"] for detail in details if detail["type"] != "too_short"]
-        lines = []
         for detail in details:
             location = detail["loc"]
             if detail["type"] == "too_short" and any(one[: len(location)] == location for one in deeper):
                 continue  # pydantic drops the broken elements, then finds too few: only the first is news
-            overridden = [place for place in places if location[: len(place)] == place]
-            where = (
-                f"override {places[max(overridden, key=len)]!r}"
-                if overridden
-                else f"{path}:{_line_of(root, location)}"
-            )
-            lines.append(f"{where}: {_place(location)} {_problem(Study, location, detail)}")
-        raise ConfigError("\n".join(dict.fromkeys(lines))) from None
-    problems = [*check_study(study), *(() if further_checks is None else further_checks(study))]
-    if problems:
-        raise ConfigError("\n".join(f"{path}: {problem}" for problem in problems))
-    return study
+            found.append(Problem(location, f"{_place(location)} {_problem(Study, location, detail)}"))
+        content = _copied(content)
+        left_out = [_leave_out(content, detail["loc"]) for detail in details if detail["type"] != "missing"]
+        try:
+            study = Study.model_validate(content)
+        except ValidationError:
+            study = None
+    if study is None:
+        return None, found
+    later = [*check_study(study), *(() if further_checks is None else further_checks(study))]
+    found += [
+        one for one in later if not any(one.location[: len(location)] == location for location in left_out)
+    ]
+    return study, found
+
+
+def _leave_out(content: Any, location: Location) -> Location:
+    """Take the value at a place out of a file's content, with the list that it stands in; return its place."""
+    holder, last = content, None
+    reached: list[str | int] = []
+    place: Location = ()
+    for part in location:
+        if isinstance(content, dict) and part in content:
+            reached.append(part)
+            holder, last, place = content, part, tuple(reached)
+        elif isinstance(content, list) and isinstance(part, int) and part < len(content):
+            reached.append(part)
+        else:
+            continue  # a part that the schema adds
+        content = content[part]
+    if last is not None:
+        holder.pop(last, None)
+    return place
 
 
 def data_source(source: str, **options: Any) -> DataSource:
@@ -134,91 +191,65 @@ def save_study(study: Study, path: Path) -> None:
 
 def _read_yaml(path: Path) -> yaml.MappingNode:
     """Return a study file's nodes, which know their lines; keys and aliases are checked."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{path}: no such file. `lingraft ls recipes` lists ready-made ones, `lingraft copy` copies one."
-        ) from None
-    except IsADirectoryError:
-        raise ConfigError(f"{path}: is a folder; name the study file in it.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error}).") from None
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(_not_yaml(error, path)) from None
-    except RecursionError:
-        raise ConfigError(f"{path}: lists or mappings are nested too deeply for a study.") from None
+    if not os.path.exists(path):  # noqa: PTH110 (which no name is too long for)
+        is_override = re.match(r"[\w.\[\]-]+=", str(path))
+        advice = f"It reads like an override: the study file comes first (STUDY {path})."
+        raise ConfigError(f"{path}: no such file. {advice if is_override else _RECIPES}")
+    root = compose(read_text(path), str(path))
     if not isinstance(root, yaml.MappingNode):
         found = "empty" if root is None else "a list" if isinstance(root, yaml.SequenceNode) else "one value"
         raise ConfigError(
-            f"{path}:1: the file is {found}; a study is a mapping (name:, model:, phases:, ...). "
-            "`lingraft ls recipes` lists ready-made ones, `lingraft copy` copies one."
-        )
-    total = _count_values(root, path, {})
-    if total > _MOST_VALUES:
-        raise ConfigError(
-            f"{path}: with its aliases written out the file has {total} values; a study has at most {_MOST_VALUES}."
+            f"{path}:1: the file is {found}; a study is a mapping (name:, model:, phases:, ...). {_RECIPES}"
         )
     return root
 
 
-def _not_yaml(error: yaml.YAMLError, path: Path) -> str:
-    mark = getattr(error, "problem_mark", None)
-    if mark is None:
-        return f"{path}: not valid YAML: {in_one_line(error)}."
-    found = ", ".join(
-        part for part in (getattr(error, "context", None), getattr(error, "problem", None)) if part
-    )
-    advice = " Indent with spaces, not with a tab." if "'\\t'" in found else ""
-    return f"{path}:{mark.line + 1}: not valid YAML: {found} (column {mark.column + 1}).{advice}"
+def _copied(value: Any) -> Any:
+    """Return a file's content of which no part is another's too, as aliases are."""
+    if isinstance(value, dict):
+        return {key: _copied(one) for key, one in value.items()}
+    return [_copied(one) for one in value] if isinstance(value, list) else value
 
 
-def _count_values(node: yaml.Node, path: Path, sizes: dict[int, int]) -> int:
-    """Return how many values a node has, aliases written out; `sizes` holds the nodes so far, 0 while they are open.
+def _overridden(written: Any, overrides: Sequence[str]) -> tuple[Any, dict[Location, str], list[str]]:
+    """Return a file's content with overrides, by the place below which all is its own each override, and what is wrong.
+
+    A wrong override changes nothing.
+    """
+    content = _copied(written)
+    places: dict[Location, str] = {}
+    exact: dict[Location, str] = {}
+    wrong = []
+    for override in overrides:
+        before = _copied(content)
+        try:
+            own, place = _override(content, override)
+        except ConfigError as error:
+            wrong.append(str(error))
+            content = before
+            continue
+        lost = next((earlier for one, earlier in exact.items() if one[: len(place)] == place), None)
+        if lost is not None:
+            wrong.append(f"{_name(override)}: would undo {_name(lost)} before it; keep one.")
+            content = before
+            continue
+        places[own], exact[place] = override, override
+    return content, places, wrong
+
+
+def _override(content: Any, override: str) -> tuple[Location, Location]:
+    """Set what a `key=value` pair says in a file's content; return the place below which all is its own, and its place.
 
     Raises:
-        ConfigError: A key stands twice or is no text, or an alias makes the file endless.
+        ConfigError: It is no such pair, its value is no YAML, or its place lies in nothing that has parts.
     """
-    known = sizes.get(id(node))
-    if known == 0:
-        raise ConfigError(f"{path}:{_line(node)}: an alias stands inside the very value that it names.")
-    if known is not None:
-        return known
-    sizes[id(node)] = 0
-    parts: list[yaml.Node] = list(node.value) if isinstance(node, yaml.SequenceNode) else []
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise ConfigError(
-                    f"{path}:{_line(key)}: a list or mapping cannot be a key; a key must be text."
-                )
-            if key.value in seen:
-                raise ConfigError(
-                    f"{path}:{_line(key)}: the key {key.value!r} stands twice in one mapping; keep one."
-                )
-            seen.add(key.value)
-            parts.append(value)
-    sizes[id(node)] = 1 + sum(_count_values(part, path, sizes) for part in parts)
-    return sizes[id(node)]
-
-
-def _line(node: yaml.Node) -> int:
-    return int(node.start_mark.line) + 1
-
-
-def _override(content: Any, override: str) -> Location:
-    """Set what a `key=value` pair says in a file's content, in place; return the place below which all is its own."""
     key, separator, text = override.partition("=")
-    if not separator or not key.strip():
-        raise ConfigError(f"override {override!r}: write key=value, such as training.epochs=2.")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"override {override!r}: {text!r} is not valid YAML.") from None
     *parts, last = key.strip().replace("[", ".").replace("]", "").split(".")
+    if not separator or not all((*parts, last)):
+        raise ConfigError(f"{_name(override)}: write key=value, such as training.epochs=2.")
+    node = compose(text, f"{_name(override)}: {_shown(text)}", has_lines=False)
+    for odd in odd_values(node):
+        raise ConfigError(f"{_name(override)}: {odd.problem}")
     target = content
     location: list[str | int] = []
     made: Location = ()  # the outermost mapping that the file does not have
@@ -229,8 +260,8 @@ def _override(content: Any, override: str) -> Location:
             made = made or tuple(location)
         target = target[location[-1]]
     location.append(_step(target, last, override))
-    target[location[-1]] = value
-    return made or tuple(location)
+    target[location[-1]] = content_of(node, _name(override))
+    return made or tuple(location), tuple(location)
 
 
 def _step(target: Any, part: str, override: str) -> str | int:
@@ -241,25 +272,31 @@ def _step(target: Any, part: str, override: str) -> str | int:
         names = [entry.get("name") if isinstance(entry, dict) else None for entry in target]
         if part in names:
             return names.index(part)
-        if part.isdecimal() and int(part) < len(target):
+        if part.isdecimal() and len(part) < 10 and int(part) < len(target):
             return int(part)
         known = [str(name) for name in names if name is not None] or [str(i) for i in range(len(target))]
-        raise ConfigError(f"override {override!r}: there is no {part!r} here. {did_you_mean(part, known)}")
-    raise ConfigError(f"override {override!r}: {part!r} lies inside a value that has no parts ({target!r}).")
+        raise ConfigError(f"{_name(override)}: there is no {_shown(part)} here. {did_you_mean(part, known)}")
+    raise ConfigError(
+        f"{_name(override)}: {_shown(part)} lies inside a value that has no parts ({_shown(target)})."
+    )
 
 
-def _line_of(node: yaml.Node, location: Location) -> int:
+def _found_at(node: yaml.Node, location: Location) -> tuple[int, yaml.Node]:
+    """Return the line of a place in a file, and its node; of what the file does not have, those of what holds it."""
     line = node.start_mark.line + 1
     for part in location:
         if isinstance(node, yaml.MappingNode):
-            match = next(((key, value) for key, value in node.value if key.value == str(part)), None)
+            # What is merged into a mapping (`<<`) stands before its own keys.
+            match = next(
+                ((key, value) for key, value in reversed(node.value) if key.value == str(part)), None
+            )
             if match is None:
                 continue  # a part that the schema adds (`parts`, a union's branch) and the file does not have
             line, node = match[0].start_mark.line + 1, match[1]
         elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
             node = node.value[part]
             line = node.start_mark.line + 1
-    return line
+    return line, node
 
 
 def _place(location: Location) -> str:
@@ -292,15 +329,25 @@ def _problem(section: type[BaseModel], location: Location, detail: Any) -> str:
         message = _TAG_RULE if detail["ctx"]["pattern"] == TAG_PATTERN else _NAME_RULE
     if kind == "string_type" and isinstance(detail["input"], bool):
         message = "YAML takes no, yes, on and off for truth values; put it into quotation marks ('no')"
+    elif kind == "string_type" and isinstance(detail["input"], (int, float)):
+        message = "must be text; put it into quotation marks"
     if kind == "tuple_type":
         message = "write a list ([one, two])"
     if kind in ("model_type", "dict_type"):
         message = "write fields and their values ({field: value})"
     if kind == "too_short":
         message = f"give at least {detail['ctx']['min_length']}, not {detail['ctx']['actual_length']}"
-    shown = repr(detail["input"])
-    shown = shown if len(shown) <= 80 else shown[:77] + "..."
-    return f"is {shown}: {message}."
+    return f"is {_shown(detail['input'])}: {message}."
+
+
+def _name(override: str) -> str:
+    shown = override if len(override) <= 120 else override[:117] + "..."
+    return f"override {shown!r}"
+
+
+def _shown(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 80 else shown[:77] + "..."
 
 
 def sections_at(annotation: Any, location: Location) -> Iterator[type[BaseModel]]:

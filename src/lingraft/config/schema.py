@@ -53,9 +53,7 @@ def _quoted_norwegian(value: Any) -> Any:
     return value
 
 
-LimitName = Annotated[
-    str, BeforeValidator(_quoted_norwegian, json_schema_input_type=str), Field(min_length=1)
-]
+LimitName = Annotated[str, BeforeValidator(_quoted_norwegian, json_schema_input_type=str)]
 Limit = Annotated[float, Field(gt=0.0, lt=1.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
 
@@ -63,7 +61,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
 class Section(BaseModel):
     """Base of every part of a study file: frozen, and unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -77,18 +75,21 @@ class Section(BaseModel):
         return value
 
 
+_MANY = 10**9  # more than any phase has: what is larger is a slip of the pen
+
+
 class Training(Section):
     """How a phase is trained. Every strategy and set can override single fields."""
 
-    learning_rate: float = Field(2.0e-5, gt=0, le=1)
+    learning_rate: float = Field(2.0e-5, ge=1e-10, le=1)  # below, no float32 weight moves
     """Peak learning rate of AdamW (default: common for full fine-tuning of 7B models; small models want more)."""
     epochs: int = Field(1, ge=1, le=100)
     """Passes over the phase's examples."""
-    tokens_per_batch: int = Field(4096, ge=16)
+    tokens_per_batch: int = Field(4096, ge=16, le=_MANY)
     """Padded tokens per optimiser step: rows times the longest row of each of its micro-batches."""
     accumulation: int = Field(1, ge=1, le=1024)
     """Micro-batches per optimiser step; each holds tokens_per_batch / accumulation padded tokens."""
-    max_length: int = Field(1024, ge=8)
+    max_length: int = Field(1024, ge=8, le=_MANY)
     """Longest example in tokens; what is cut off is counted and shown."""
     precision: Literal["auto", "bf16", "bf16_pure", "float32"] = "auto"
     """bf16: bf16 arithmetic on float32 weights; bf16_pure: bf16 weights with stochastic rounding; float32; auto: bf16
@@ -99,11 +100,11 @@ class Training(Section):
     """Course of the learning rate after the warm-up."""
     weight_decay: float = Field(0.0, ge=0, le=1)
     """AdamW's decoupled weight decay (default: none, as in Alpaca's training)."""
-    max_gradient_norm: float = Field(1.0, gt=0)
-    """Gradients are scaled down to this norm."""
+    max_gradient_norm: float = Field(1.0, ge=1e-9, le=_MANY)
+    """Gradients are scaled down to this norm; a large one leaves them as they are."""
     gradient_checkpointing: bool = False
     """Trade time for memory: recompute activations in the backward pass."""
-    save_every: int = Field(0, ge=0)
+    save_every: int = Field(0, ge=0, le=_MANY)
     """Optimiser steps between resumable checkpoints inside a phase; 0: by time alone."""
     save_minutes: float = Field(10.0, ge=0, le=10_080)
     """Minutes between resumable checkpoints; 0: by steps alone. Both 0: nothing is saved before the phase is done."""
@@ -356,15 +357,15 @@ class JudgeChoice(Section):
     """Weigh verdicts by the probabilities of their letters, where the endpoint reports them."""
     max_tokens: int = Field(8, ge=1)
     """Tokens that the judge may write."""
-    price_in: float | None = Field(None, ge=0, allow_inf_nan=False)
+    price_in: float | None = Field(None, ge=0)
     """Price of a million tokens read; with `price_out`."""
-    price_out: float | None = Field(None, ge=0, allow_inf_nan=False)
+    price_out: float | None = Field(None, ge=0)
     """Price of a million tokens written; with `price_in`."""
-    budget: float | None = Field(None, ge=0, allow_inf_nan=False)
+    budget: float | None = Field(None, ge=0)
     """What the verdicts on one model may cost; needs the prices."""
     at_once: int = Field(4, ge=1)
     """Requests under way at a time."""
-    timeout: float = Field(60.0, gt=0, allow_inf_nan=False)
+    timeout: float = Field(60.0, gt=0)
     """Seconds without a whole reply after which a request is lost."""
     attempts: int = Field(6, ge=1)
     """How often one request is sent at most."""

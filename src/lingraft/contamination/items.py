@@ -28,7 +28,12 @@ class EvaluationTexts:
 
 
 def evaluation_texts(
-    evaluation: Evaluation, *, languages: Sequence[str], split: str = "report", base_folder: Path = Path()
+    evaluation: Evaluation,
+    *,
+    languages: Sequence[str],
+    split: str = "report",
+    base_folder: Path = Path(),
+    trust_remote_code: bool = False,
 ) -> EvaluationTexts:
     """Return the prompt and the reference of every item that an evaluation will ask, and its texts without template.
 
@@ -40,6 +45,7 @@ def evaluation_texts(
         languages: BCP-47 tags of the study's languages besides English.
         split: worldbook's split.
         base_folder: What the paths of YAML tasks and data files are relative to.
+        trust_remote_code: Run the Python code that YAML tasks name.
     """
     # One evaluation for each task, so that one which cannot be loaded does not hide the others.
     nothing: dict[str, tuple[EvaluationTask, ...]] = {"task_ability": (), "language_ability": ()}
@@ -49,7 +55,8 @@ def evaluation_texts(
     unread = []
     for tasks in single:
         try:
-            runs = runs_of(evaluation.model_copy(update=tasks), languages, split, base_folder)
+            one = evaluation.model_copy(update=tasks)
+            runs = runs_of(one, languages, split, base_folder, trust_remote_code=trust_remote_code)
             with quiet():  # some tasks (Global-MMLU) filter their documents only now, with a bar
                 texts.update(dict.fromkeys(text for run in runs for text in _texts_of(run)))
         except EvaluationError as error:

@@ -37,7 +37,7 @@ class Layout:
         system_joint: What it writes between a system prompt and the last question, where it shows the prompt only
             while that question is unanswered (Mistral v0.3); "": it does not.
         plain_headings: What it writes before an answer, or between an answer and a question, where no control token is
-            in it, such as `[/INST]` of Llama 2: a text that holds it cannot be told from a turn.
+            in it, such as `[/INST]` of Llama 2: a text that holds it cannot be distinguished from a turn.
     """
 
     as_parts: bool

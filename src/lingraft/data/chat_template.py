@@ -87,9 +87,15 @@ class ChatTemplate:
         tools: Any = None,
         blocks: bool = True,
     ) -> list[tuple[str, list[tuple[int, int]]] | DataError]:
-        """Return each rendered text with the places of its {% generation %} blocks, or why it is refused."""
+        """Return each rendered text with the places of its {% generation %} blocks, or why it is refused.
+
+        Raises:
+            ModelError: The template takes more time or memory than it may (see `data.template_limits`).
+        """
         import jinja2
         from transformers.utils.chat_template_utils import render_jinja_template
+
+        from lingraft.data.template_limits import TemplateLimitError, compiled, limited
 
         if not conversations:
             return []
@@ -101,7 +107,9 @@ class ChatTemplate:
             written = "".join(f" | replace({one!r}, {day!r})" for one, day in shown)
             # Of the line break after a block Jinja takes one away: that must not be the template's own.
             source = f"{{% macro strftime_now(format) %}}{{{{ format{written} }}}}{{% endmacro %}}\n{source}"
+        source = limited(source)
         try:
+            compiled(source)  # kept by transformers
             rendered: Any = render_jinja_template(
                 [list(one) for one in conversations],
                 chat_template=source,
@@ -110,6 +118,14 @@ class ChatTemplate:
                 tools=tools,
                 **self.options,
             )
+        except (TemplateLimitError, MemoryError) as error:
+            if len(conversations) == 1:
+                problem = str(error) or "needs more memory than there is"
+                raise ModelError(
+                    f"{self.model}: its chat template {problem}; give the model another `chat_template` in its "
+                    "tokenizer_config.json."
+                ) from error
+            return self._one_by_one(conversations, open_answer=open_answer, tools=tools, blocks=blocks)
         # A template is a program: what it does not foresee ends in Python's own errors.
         except (
             jinja2.TemplateError,
@@ -122,12 +138,15 @@ class ChatTemplate:
         ) as error:
             if len(conversations) == 1:
                 return [DataError(f"the chat template refuses the conversation: {error}")]
-            return [  # which of them it refuses only shows one by one
-                self.render_with_blocks([one], open_answer=open_answer, tools=tools, blocks=blocks)[0]
-                for one in conversations
-            ]
+            return self._one_by_one(conversations, open_answer=open_answer, tools=tools, blocks=blocks)
         texts, places = rendered
         return list(zip(texts, places if blocks else [[] for _ in texts], strict=True))
+
+    def _one_by_one(
+        self, conversations: Sequence[Sequence[Turn]], **options: Any
+    ) -> list[tuple[str, list[tuple[int, int]]] | DataError]:
+        """Render again what was refused together, to see which of them are."""
+        return [self.render_with_blocks([one], **options)[0] for one in conversations]
 
 
 def chat_template(tokenizer: PreTrainedTokenizerBase) -> tuple[str, bool]:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from glob import has_magic
 from pathlib import Path
 
+from lingraft.config.paths import user_path
 from lingraft.data.readers import COMPRESSED, FILE_FORMATS, SUFFIXES, data_suffix
 from lingraft.errors import DataError, in_one_line
 from lingraft.records import Stamp
@@ -87,12 +88,7 @@ def files_of(source: str, base_folder: Path) -> list[SourceFile]:
 
 
 def _files_of(pattern: str, source: str, base_folder: Path) -> list[SourceFile]:
-    try:
-        written = Path(pattern).expanduser()
-    except RuntimeError:
-        raise DataError(
-            f"{source}: no home folder is known for {Path(pattern).parts[0]}; write the whole path."
-        ) from None
+    written = user_path(pattern)
     path = base_folder / written
     if _LANGUAGE in pattern:
         language = re.escape(str(path)).replace(re.escape(_LANGUAGE), r"(?P<language>[^/]+?)", 1)

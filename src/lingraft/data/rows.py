@@ -199,11 +199,16 @@ def open_rows(
     if not is_local(source.source, base_folder):
         hub = _load_hub(source)
         return OpenedRows(source.source, hub=hub, revision=commit_of(hub.cache_files), first=first)
+    files = local_files(source, base_folder, with_text=with_text)
+    return OpenedRows(source.source, files, first=first, null_in_tables=null_in_tables)
+
+
+def local_files(source: DataSource, base_folder: Path, *, with_text: bool) -> tuple[SourceFile, ...]:
+    """Return the files of a source that is local; see `open_rows`."""
     given = options_given(source, "config", "revision", "split")
     if given:
         raise DataError(f"{source.source}: a local file has no {given}: leave that out, or give a hub id.")
-    files = checked_files(files_of(source.source, base_folder), with_text=with_text)
-    return OpenedRows(source.source, files, first=first, null_in_tables=null_in_tables)
+    return checked_files(files_of(source.source, base_folder), with_text=with_text)
 
 
 def options_given(spec: DataSource, *names: str) -> str:
@@ -213,12 +218,21 @@ def options_given(spec: DataSource, *names: str) -> str:
     return ", ".join(f"{name} ({value!r})" for name, value in given.items())
 
 
-def _load_hub(spec: DataSource) -> Dataset:
+def check_hub_id(spec: DataSource) -> None:
+    """Refuse a source that is not local and no hub id.
+
+    Raises:
+        DataError: Naming the value.
+    """
     if not _HUB_ID.fullmatch(spec.source):
         raise DataError(
             f"{spec.source!r} is neither a worldbook set, a local file ({', '.join(SUFFIXES)}) or folder, nor a hub id "
             "(NAME or OWNER/NAME)."
         )
+
+
+def _load_hub(spec: DataSource) -> Dataset:
+    check_hub_id(spec)
     if os.path.isdir(spec.source):  # noqa: PTH112 - never raises; the datasets library would take the folder in place of the hub
         raise DataError(
             f"{spec.source!r} is no folder beside the study file, but one here, which would be read in place of the "

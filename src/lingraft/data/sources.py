@@ -32,12 +32,13 @@ from lingraft.data.example_table import (
     sorted_by_digest,
 )
 from lingraft.data.field_paths import with_field_paths
+from lingraft.data.files import is_local
 from lingraft.data.filters import RowFilter
 from lingraft.data.formats import OASST_TREES, detect_format, example_from_row
 from lingraft.data.parallel import Grouper, incomplete_groups
 from lingraft.data.readers import RawRow
 from lingraft.data.row_fields import AnswerError, is_nothing
-from lingraft.data.rows import open_rows, options_given
+from lingraft.data.rows import check_hub_id, local_files, open_rows, options_given
 from lingraft.data.spool import Spool
 from lingraft.data.trees import conversations_of
 from lingraft.errors import DataError, escape_control_characters
@@ -228,19 +229,44 @@ def _is_held_out(loaded: LoadedData, columns: Columns, groups: int) -> np.ndarra
     return columns.group < groups
 
 
-def _load_worldbook(spec: DataSource, first: int | None) -> LoadedData:
-    from lingraft.data.worldbook import load_examples
+def check_source(spec: DataSource, base_folder: Path, *, with_text: bool = False) -> None:
+    """Refuse a source that names nothing: an unknown part of worldbook, missing files, no hub id; nothing is read.
+
+    Args:
+        spec: Where the data lie.
+        base_folder: Folder that relative file names start from.
+        with_text: Take a .txt file too.
+
+    Raises:
+        DataError, ConfigError: There is no such thing, or an option does not fit it.
+    """
+    if spec.source.startswith(WORLDBOOK_PREFIX):
+        _check_worldbook(spec)
+    elif is_local(spec.source, base_folder):
+        local_files(spec, base_folder, with_text=with_text)
+    else:
+        check_hub_id(spec)
+
+
+def _check_worldbook(spec: DataSource) -> None:
+    from lingraft.data.worldbook import parse_source
 
     given = options_given(spec, "format", "config", "revision", "fields", "split")
     if given:
         raise DataError(f"{spec.source}: worldbook has no {given}: leave that out.")
-    examples = load_examples(spec.source)[:first]
-    languages = {example.language for example in examples}
-    if spec.language is not None and languages != {spec.language}:
+    _, languages, _ = parse_source(spec.source)
+    if spec.language is not None and set(languages) != {spec.language}:
         raise DataError(
             f"{spec.source}: its languages are {', '.join(sorted(languages))}, not {spec.language}; "
             "leave `language` out, worldbook knows them."
         )
+
+
+def _load_worldbook(spec: DataSource, first: int | None) -> LoadedData:
+    from lingraft.data.worldbook import load_examples
+
+    _check_worldbook(spec)
+    examples = load_examples(spec.source)[:first]
     row_filter = RowFilter(spec.filters)
     return LoadedData(
         examples=tuple(example for example in examples if row_filter.reason(example) is None),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lingraft.config.schema import Evaluation, EvaluationTask
 from lingraft.data.worldbook import LANGUAGES
-from lingraft.errors import ConfigError, LingraftError
+from lingraft.errors import ConfigError, EvaluationError, LingraftError, did_you_mean
+from lingraft.evaluate.expressions import Expression
 from lingraft.evaluate.loading import filter_of, is_local, load_tasks, metric_of
 from lingraft.evaluate.selection import (
     covered_languages,
@@ -17,19 +18,35 @@ from lingraft.evaluate.selection import (
     wanted_languages,
     worldbook_language,
 )
-from lingraft.evaluate.task_names import WORLDBOOK, is_worldbook, unknown_tasks
+from lingraft.evaluate.task_files import check_task_file, read_task_file
+from lingraft.evaluate.task_names import (
+    OWN_TASKS,
+    SUITE,
+    WORLDBOOK,
+    harness_names,
+    is_task_file,
+    is_worldbook,
+    unknown_tasks,
+)
 from lingraft.judge.client import key_from_environment
 from lingraft.judge.win_rate import ALPACA_EVAL, Judge
 from lingraft.text.language_tags import ENGLISH
 
 
-def check_tasks(evaluation: Evaluation, base_folder: Path, *, languages: Sequence[str]) -> None:
+def check_tasks(
+    evaluation: Evaluation,
+    base_folder: Path,
+    *,
+    languages: Sequence[str],
+    trust_remote_code: bool = False,
+) -> None:
     """Check that every named task can be found, before anything is trained.
 
     Args:
         evaluation: Its tasks; suites are already resolved (`selection.resolve_suites`).
         base_folder: What the paths of YAML tasks and data files are relative to.
         languages: BCP-47 tags of the study's languages besides English.
+        trust_remote_code: Run the Python code that YAML tasks name.
 
     Raises:
         ConfigError: With every problem: an unknown family, task or language, a language that no task covers, a missing
@@ -40,11 +57,11 @@ def check_tasks(evaluation: Evaluation, base_folder: Path, *, languages: Sequenc
         Judge.of(evaluation.judge)
         key_from_environment()
     for ability, entry in entries(evaluation):
-        problem = name_problem(entry, base_folder)
+        problem = name_problem(entry, base_folder, trust_remote_code=trust_remote_code)
         # What the hub must give is loaded when it is evaluated: a finished study is not to need the hub again.
         if problem is None and not is_worldbook(entry.task) and is_local(entry, base_folder):
             try:
-                for task in load_tasks(entry, base_folder):
+                for task in load_tasks(entry, base_folder, trust_remote_code=trust_remote_code):
                     metric_of(entry, task)
                     filter_of(entry, task)
             except LingraftError as error:
@@ -75,24 +92,29 @@ def check_tasks(evaluation: Evaluation, base_folder: Path, *, languages: Sequenc
         raise ConfigError("\n".join(problems))
 
 
-def check_names(evaluation: Evaluation) -> None:
+def check_names(evaluation: Evaluation, *, trust_remote_code: bool = False) -> None:
     """Check that every task that is not the catalogue's can be found; paths are relative to the working folder.
 
     Raises:
-        ConfigError: With every task that is unknown.
+        ConfigError: With every task that is unknown, or whose file cannot be read or would run code unasked.
     """
     own = [entry for _, entry in entries(evaluation) if entry.name is None]
-    problems = [f"{entry.task}: {problem}" for entry in own if (problem := name_problem(entry, Path()))]
+    problems = [
+        f"{entry.task}: {problem}"
+        for entry in own
+        if (problem := name_problem(entry, Path(), trust_remote_code=trust_remote_code))
+    ]
     if problems:
         raise ConfigError("\n".join(problems))
 
 
-def name_problem(entry: EvaluationTask, base_folder: Path) -> str | None:
-    """Return why there is no such task, language or file, None where there is; nothing is loaded.
+def name_problem(entry: EvaluationTask, base_folder: Path, *, trust_remote_code: bool = False) -> str | None:
+    """Return why there is no such task, language, file, metric or filter, None where there is; only YAML is read.
 
     Args:
         entry: The task.
         base_folder: What its paths are relative to.
+        trust_remote_code: Whether a YAML task may name Python code.
     """
     unknown = unknown_tasks([entry.task], base_folder)
     if is_worldbook(entry.task):
@@ -104,7 +126,55 @@ def name_problem(entry: EvaluationTask, base_folder: Path) -> str | None:
         )
     if entry.data is not None and not (base_folder / entry.data).is_file():
         return f"there is no file {entry.data}."
-    return unknown.get(entry.task)
+    if unknown:
+        return unknown[entry.task]
+    try:
+        if is_task_file(entry.task):
+            check_task_file(base_folder / entry.task, trust_remote_code=trust_remote_code)
+        return _part_problem(entry, base_folder)
+    except ConfigError as error:
+        return str(error)
+
+
+def _part_problem(entry: EvaluationTask, base_folder: Path) -> str | None:
+    """Return why a task has no such metric or filter, as far as its YAML file says; None: it has, or may have."""
+    if (entry.metric is None and entry.filter is None) or entry.task in OWN_TASKS:
+        return None
+    if is_task_file(entry.task):
+        path = base_folder / entry.task
+    elif not entry.task.startswith(SUITE) and harness_names()[entry.task].kind == "TASK":
+        path = Path(str(harness_names()[entry.task].path))
+    else:
+        return None  # of a group, it is known when its tasks are loaded
+    try:
+        content = read_task_file(path)
+    except ConfigError:
+        if is_task_file(entry.task):
+            raise
+        return None
+    for wanted, kind, listed, key in (
+        (entry.metric, "metric", content.get("metric_list"), "metric"),
+        (entry.filter, "filter", content.get("filter_list"), "name"),
+    ):
+        if wanted is None or not isinstance(listed, list):
+            continue
+        names = [str(one[key]) for one in listed if isinstance(one, dict) and key in one]
+        has_code = any("." in name for name in names)  # a function is called by its own name
+        if names and not has_code and wanted not in names:
+            return f"there is no {kind} {wanted!r}. {did_you_mean(wanted, names)}"
+    return None
+
+
+def expression_problems(entry: EvaluationTask) -> Iterator[tuple[str, str]]:
+    """Yield the fields of a task whose expressions are none, each with the reason."""
+    written = [("rows", entry.rows), ("cluster", entry.cluster)]
+    written += [("fields", one) for one in entry.fields.values()]
+    for field, source in written:
+        if source is not None:
+            try:
+                Expression(source, f"{entry.task}: {field}")
+            except EvaluationError as error:
+                yield field, str(error)
 
 
 def judge_problem(entry: EvaluationTask, evaluation: Evaluation) -> str | None:

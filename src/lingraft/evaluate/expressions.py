@@ -1,8 +1,8 @@
 """Jinja expressions over a row's fields: how a task reads a local copy of its data set whose rows have other fields.
 
 In the study file they are a task's `fields`, `rows` and `cluster`: `prompts[0].text`, `(label + 1) | string`,
-`split == 'test'`. (A data set's `fields` are paths, another thing: see `data.field_paths`.) They run in Jinja's
-sandbox, and what a row does not have is an error unless the expression asks (`x is defined`).
+`split == 'test'`. (A data set's `fields` are paths, another thing: see `data.field_paths`.) They run in a sandbox
+within bounds, and what a row does not have is an error unless the expression asks (`x is defined`).
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from jinja2 import StrictUndefined, TemplateError, Undefined
-from jinja2.sandbox import SandboxedEnvironment
+from jinja2 import TemplateError, Undefined
 
 from lingraft.errors import EvaluationError, in_one_line
+from lingraft.text.templates import Sandbox
 
-_ENVIRONMENT = SandboxedEnvironment(undefined=StrictUndefined)
+_ENVIRONMENT = Sandbox()
+_LONGEST_SHOWN = 200
 
 
 class Expression:
@@ -34,14 +35,14 @@ class Expression:
     """
 
     def __init__(self, source: str, place: str) -> None:
-        self._source, self._place = source, place
+        self._place = place
+        self._shown = repr(source if len(source) <= _LONGEST_SHOWN else source[:_LONGEST_SHOWN] + "...")
         self._first_rows: dict[Any, int] = {}
         try:
             self._compiled = _ENVIRONMENT.compile_expression(source, undefined_to_none=False)
-        except TemplateError as error:
-            raise EvaluationError(
-                f"{place}: {source!r} is no Jinja expression: {in_one_line(error)}."
-            ) from None
+        except (TemplateError, RecursionError, ValueError) as error:  # the last: a number of 5,000 digits
+            problem = in_one_line(error).rstrip(".")
+            raise EvaluationError(f"{place}: {self._shown} is no Jinja expression: {problem}.") from None
 
     def __call__(self, fields: Mapping[str, Any], number: int) -> Any:
         """Return the expression's value for one row.
@@ -54,15 +55,16 @@ class Expression:
             return self._first_rows.setdefault(value, number)
 
         problem = "there is no such field"
+        _ENVIRONMENT.begin()
         try:
             value = self._compiled(**{**fields, "row": number, "first_row": first_row})
         except Exception as error:  # an expression can raise whatever Python's operators do
-            problem = in_one_line(error)
+            problem = in_one_line(error).rstrip(".")
         else:
             if not isinstance(value, Undefined):
                 return value
         raise EvaluationError(
-            f"{self._place}: {self._source!r} cannot be read from row {number + 1}: {problem}. "
+            f"{self._place}: {self._shown} cannot be read from row {number + 1}: {problem}. "
             f"The row has: {', '.join(sorted(fields))}."
         )
 

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 from unittest.mock import patch
 
+from lingraft.text.templates import Sandbox
+
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -97,10 +99,11 @@ def quiet() -> Iterator[None]:
 
     That module downloads NLTK's sentence data when it is imported, and prints that it did where it could not. The
     hub's client logs its attempts, and tokenizers log long prompts; we report both in the end. Errors still come
-    through.
+    through. From here on tasks' templates are rendered in the sandbox.
     """
     import datasets
 
+    _sandbox_templates()
     with redirect_stdout(io.StringIO()):
         import lm_eval.api.task as task_module
 
@@ -120,6 +123,14 @@ def quiet() -> Iterator[None]:
                 logging.getLogger(name).setLevel(level)
             if not bars_off:
                 datasets.enable_progress_bars()
+
+
+@cache
+def _sandbox_templates() -> None:
+    """Have the harness render templates in the sandbox, for good: it does so in many places, by one environment."""
+    import lm_eval.utils
+
+    lm_eval.utils.env = Sandbox()
 
 
 @contextmanager

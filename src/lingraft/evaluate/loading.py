@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
@@ -27,6 +27,7 @@ from lingraft.evaluate.lm_eval_compat import (
     task_manager,
 )
 from lingraft.evaluate.selection import entries, worldbook_language
+from lingraft.evaluate.task_files import check_task_file, included_files, own_content
 from lingraft.evaluate.task_names import OWN_TASKS, harness_names, is_task_file, is_worldbook
 from lingraft.evaluate.task_records import DataRevision
 from lingraft.records import hash_file
@@ -100,10 +101,10 @@ def is_local(entry: EvaluationTask, base_folder: Path) -> bool:
     if entry.data is not None or not is_task_file(entry.task):
         return entry.data is not None
     try:
-        config = load_config(base_folder / entry.task, resolve_functions=False)
-        return "task" not in config or bool(_local_data_files(config, base_folder))
-    except Exception:  # YAML's errors, and whatever a file that is no mapping leads to; loading it says which
+        config = own_content(base_folder / entry.task)
+    except ConfigError:  # loading it says which
         return True
+    return "task" not in config or bool(_local_data_files(config, base_folder))
 
 
 @cache
@@ -122,17 +123,19 @@ def _task_files(path: Path, base_folder: Path) -> list[Path]:
     """Return a YAML task, what it includes, the code beside each, and the local data files that it names."""
     if not path.is_file():
         return []
-    config = load_config(path, resolve_functions=False)
+    try:
+        config = own_content(path)
+    except ConfigError:  # it is refused where it is loaded
+        return [path]
     files = [path, *sorted(path.parent.glob("*.py"))]
     for file in _local_data_files(config, base_folder):
         files += sorted(Path(file).parent.glob(Path(file).name))
-    included = config.get("include") or []
-    for name in included if isinstance(included, list) else [included]:
-        files += _task_files(path.parent / name, base_folder)
+    for one in included_files(config, path):
+        files += _task_files(one, base_folder)
     return files
 
 
-def _local_data_files(config: TaskConfig, base_folder: Path) -> list[str]:
+def _local_data_files(config: Mapping[str, Any], base_folder: Path) -> list[str]:
     """Return the local files among a task's data files, as full paths; a pattern stays a pattern."""
     named = (config.get("dataset_kwargs") or {}).get("data_files") or []
     full = _resolved(named, base_folder)
@@ -158,6 +161,7 @@ def load_tasks(
     language: str | None = None,
     split: str = "report",
     hub_out_of_reach: bool = False,
+    trust_remote_code: bool = False,
 ) -> list[ConfigurableTask]:
     """Return the harness tasks that an entry stands for: one, or the tasks of a group.
 
@@ -169,6 +173,7 @@ def load_tasks(
         split: worldbook's.
         hub_out_of_reach: Take from the hub only what is in its cache: without a network, its attempts take half a
             minute.
+        trust_remote_code: Run the Python code that a YAML task names; else one that names some is refused.
 
     Raises:
         NotRunnableError: What must come from the hub or another service cannot be had here.
@@ -197,6 +202,7 @@ def load_tasks(
                 )
                 return [own]
             if is_task_file(entry.task):
+                check_task_file(base_folder / entry.task, trust_remote_code=trust_remote_code)
                 config = load_config(base_folder / entry.task)
                 if not isinstance(config.get("task"), str):
                     raise ValueError(
@@ -226,6 +232,8 @@ def _refusal(entry: EvaluationTask, error: Exception) -> EvaluationError:
     is_out_of_reach = isinstance(error, ConnectionError) or isinstance(error.__cause__, ConnectionError)
     has_no_data = is_out_of_reach or isinstance(error, FileNotFoundError)
     is_of_hub = entry.data is None and (not is_task_file(entry.task) or has_no_data)
+    if isinstance(error, ConfigError) and is_task_file(entry.task):  # of the file itself
+        return EvaluationError(f"the task {entry.task} cannot be loaded: {reason}")
     if isinstance(error, ConfigError) or is_of_hub:
         return NotRunnableError(
             f"the task {entry.task} cannot be loaded: {reason} (where its data set cannot be downloaded, give it "

@@ -82,6 +82,7 @@ def evaluate_model(
     base_folder: Path = Path(),
     precision: str | None = None,
     skip_missing: bool = False,
+    trust_remote_code: bool = False,
     log: Path | None = None,
     verdicts: Path | None = None,
     resolved: Mapping[str, Any] | None = None,
@@ -103,6 +104,7 @@ def evaluate_model(
         precision: Name of the arithmetic that the model is evaluated in; None: the type of its weights.
         skip_missing: Leave out tasks whose data (or a service that they need) cannot be had here, and those whose
             answers do not fit into the model, perhaps all.
+        trust_remote_code: Run the Python code that YAML tasks name.
         log: A file that answers of this model are kept in as they come, so that the same evaluation goes on from
             them after an interruption; None: they are not kept.
         verdicts: A file that a judge's verdicts are kept in, for any number of models; None: they are not kept.
@@ -118,7 +120,14 @@ def evaluate_model(
     """
     from lingraft.evaluate.in_memory import room_problem
 
-    runs, not_run = build_runs(evaluation, languages, split, base_folder, skip_missing=skip_missing)
+    runs, not_run = build_runs(
+        evaluation,
+        languages,
+        split,
+        base_folder,
+        skip_missing=skip_missing,
+        trust_remote_code=trust_remote_code,
+    )
     manifest = manifest_of(
         runs,
         evaluation,

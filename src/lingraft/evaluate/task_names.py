@@ -67,13 +67,16 @@ def unknown_tasks(names: Iterable[str], base_folder: Path = Path()) -> dict[str,
             if not (base_folder / name).is_file():
                 problems[name] = "there is no such file."
         elif name not in OWN_TASKS and name not in harness_names():
-            known = [*OWN_TASKS, *harness_names()]
-            close = difflib.get_close_matches(name, known, n=3)
-            hint = f"Did you mean {', '.join(close)}? " if close else ""
-            problems[name] = (
-                f"is no task of lingraft's own and no harness task. {hint}There are {len(known)} names."
-            )
+            problems[name] = _unknown(name)
     return problems
+
+
+@cache
+def _unknown(name: str) -> str:
+    known = [*OWN_TASKS, *harness_names()]
+    close = difflib.get_close_matches(name, known, n=3)
+    hint = f"Did you mean {', '.join(close)}? " if close else ""
+    return f"is no task of lingraft's own and no harness task. {hint}There are {len(known)} names."
 
 
 def is_worldbook(name: str) -> bool:

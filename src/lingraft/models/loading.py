@@ -6,33 +6,42 @@ A name is `embedded:NAME`, a local folder, or a hub id with an optional revision
 from __future__ import annotations
 
 import hashlib
-import re
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import TemplateSyntaxError
+from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.quantizers.auto import AutoHfQuantizer
 
+from lingraft.config.paths import user_path
 from lingraft.data.chat_format import chat_format
 from lingraft.data.chat_template import FALLBACK_TEMPLATE
 from lingraft.data.example import Message
+from lingraft.data.template_limits import compiled, limited
 from lingraft.errors import ModelError, in_one_line
 from lingraft.models.embedded import embedded_folder
-from lingraft.models.tensor_files import INDEX_FILE, SINGLE_FILE, CheckpointReader, missing_weights
+from lingraft.models.model_names import EMBEDDED_PREFIX, check_hub_id
+from lingraft.models.tensor_files import INDEX_FILE, SINGLE_FILE, is_adapter, missing_weights
 from lingraft.models.token_ids import check_token_ids
-from lingraft.models.weights import WRAPPED_ADVICE, empty_model
-from lingraft.records import hash_file
+from lingraft.models.weights import ModelWeights, empty_model, misfit_message
+from lingraft.records import hash_file, read_json
 
-EMBEDDED_PREFIX = "embedded:"
+_MOST_LAYERS = 10_000  # more than any model has; a model of so many could not even be described in memory
+_GENERATION_RANGES = {
+    "temperature": (0, math.inf), "top_p": (0, 1), "top_k": (0, math.inf), "min_p": (0, 1), "typical_p": (0, 1),
+    "repetition_penalty": (1e-6, 1e6), "max_length": (1, math.inf), "max_new_tokens": (1, math.inf),
+    "num_beams": (1, math.inf), "no_repeat_ngram_size": (0, math.inf), "length_penalty": (-1e6, 1e6),
+}  # fmt: skip
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _CONTENT_FILES = (  # what decides a model's answers; records and logs beside them do not
     "*.safetensors", INDEX_FILE, "config.json", "generation_config.json", "tokenizer*.json", "special_tokens_map.json",
     "added_tokens.json", "vocab*", "merges.txt", "*.model", "chat_template*", "*.py", "adapter_config.json", "*.jinja",
@@ -58,6 +67,7 @@ def model_folder(name: str, *, trust_remote_code: bool = False) -> Path:
         raise ModelError(f"{folder}: holds no config.json, so it is not a model's folder.")
     if not any((folder / file).is_file() for file in (SINGLE_FILE, INDEX_FILE)):
         raise ModelError(missing_weights(folder))
+    is_adapter(folder)  # refuses what is both
     return folder
 
 
@@ -67,7 +77,7 @@ def local_folder(name: str, *, trust_remote_code: bool = False) -> Path:
     Raises:
         ModelError: It is a file, or cannot be found or reached.
     """
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if folder.is_file():
         raise ModelError(f"{name}: is a file. Name the folder that holds config.json and safetensors.")
     if folder.is_dir():
@@ -75,11 +85,7 @@ def local_folder(name: str, *, trust_remote_code: bool = False) -> Path:
     from huggingface_hub import snapshot_download
 
     repository, _, revision = name.partition("@")
-    if not _HUB_ID.fullmatch(repository):
-        raise ModelError(
-            f"{name!r}: there is no such folder, and it is not a hub id (OWNER/NAME or OWNER/NAME@REVISION) "
-            "or `embedded:NAME`."
-        )
+    check_hub_id(name)
     try:
         fetched = snapshot_download(
             repository,
@@ -127,48 +133,141 @@ def load_model(
     model, info = loaded
     mismatched = sorted(info["mismatched_keys"])
     if mismatched:
-        name, stored, wanted = mismatched[0]
-        raise ModelError(
-            f"{name_or_folder}: {len(mismatched)} weights have another size than config.json says; the first is "
-            f"{name}: {list(stored)} in its file, {list(wanted)} by config.json."
-        )
-    lacking = sorted(info["missing_keys"])
-    if lacking:
-        listed = ", ".join(lacking[:3]) + (", ..." if len(lacking) > 3 else "")
-        message = f"{name_or_folder}: {len(lacking)} weights are not in its files ({listed})"
-        others = sorted(info["unexpected_keys"])
-        if others:
-            message += f", which hold {len(others)} that no parameter is called, such as {others[0]}. {WRAPPED_ADVICE}"
-        raise ModelError(message)
+        raise ModelError(f"{name_or_folder}: {misfit_message(mismatched, (), ())}")
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelError(f"{name_or_folder}: {misfit_message((), missing, sorted(info['unexpected_keys']))}")
     checked: PreTrainedModel = model.eval()
     return checked
 
 
 def check_model(name: str, folder: Path, *, trust_remote_code: bool = False) -> None:
-    """Refuse a model that could not be loaded, without loading it: for before anything is trained.
+    """Refuse a model that could not be loaded, or not be trained, without loading it: for before anything is trained.
+
+    Its weights are read once, about a shard at a time.
 
     Raises:
         ModelError: Its configuration cannot be read or is none of a causal language model, its tokenizer cannot be
-            loaded, its chat format fails its test, a file of weights is not whole, or the chat template writes a token
-            that the model has no embedding for; the message is one line.
+            loaded, its chat format fails its test, a file of weights is not whole, its weights are not those of its
+            configuration or no finite numbers, or the tokenizer or chat template has a token that the model has no
+            embedding for; the message is one line.
     """
+    _check_numbers(name, folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:
-        raise ModelError(f"{name}: its config.json cannot be used: {_first_line(error)}") from error
+        raise ModelError(f"{name}: its config.json cannot be used: {_first_lines(error)}") from error
     brings_code = trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     if not brings_code and type(config) not in AutoModelForCausalLM._model_mapping:
         raise ModelError(
             f"{name}: model_type {config.model_type!r} is no causal language model that transformers knows; name a "
             "model that AutoModelForCausalLM can load."
         )
-    CheckpointReader(folder)
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if isinstance(layers, int) and not 0 < layers <= _MOST_LAYERS:
+        raise ModelError(f"{name}: by its config.json it has {layers} layers (num_hidden_layers).")
+    weights = ModelWeights(folder, trust_remote_code=trust_remote_code)
+    if not (weights.has_model or brings_code):
+        try:
+            with torch.device("meta"):
+                AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        except Exception as error:  # whatever the architecture's code raises
+            raise ModelError(
+                f"{name}: the model of its config.json cannot be built: {type(error).__name__}: {_first_lines(error)}"
+            ) from error
+    quantised = getattr(config, "quantization_config", None)
+    if quantised:
+        try:
+            quantizer: Any = AutoHfQuantizer.from_config(quantised, pre_quantized=True)
+            quantizer.validate_environment(device_map=None, weights_only=False)
+        except Exception as error:  # each kind needs libraries or devices of its own
+            raise ModelError(
+                f"{name}: its weights are quantised, and cannot be read here: {_first_line(error)}"
+            ) from error
+    # Quantised weights are stored under other names and in other shapes.
+    problem = None if quantised else weights.misfit()
+    problem = problem or weights.not_finite()
+    if problem:
+        raise ModelError(f"{name}: {problem}")
     tokenizer = tokenizer_in(folder, name, trust_remote_code=trust_remote_code)
     chat = chat_format(tokenizer)
     rows = _stated_rows(config)
     if rows is not None:
+        own: Any = tokenizer
+        added = tokenizer.added_tokens_decoder
+        words = own.backend_tokenizer.get_vocab(with_added_tokens=False).values() if own.is_fast else ()
+        highest = max((one for one in words if one not in added), default=0)
+        if highest >= rows:  # any text may need it
+            raise ModelError(
+                f"{name}: its tokenizer has ids up to {highest}, but the model's embedding has {rows} rows: it belongs "
+                "to another model."
+            )
         written = [*chat.prompt_ids([Message("user", "a")]), *chat.endings]
         check_token_ids(written, rows, tokenizer, f"{name}: its chat template")
+        _check_generation(name, folder, rows)
+
+
+def _check_numbers(name: str, folder: Path) -> None:
+    """Refuse a config.json that is no object, or holds what is no number where numbers stand."""
+    path = folder / "config.json"
+    try:
+        found = read_json(path)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{name}: its config.json cannot be used: {in_one_line(error)}") from error
+    if not isinstance(found, dict):
+        raise ModelError(
+            f"{name}: its config.json holds no object with settings, but {type(found).__name__}."
+        )
+    open_values: list[tuple[str, Any]] = list(found.items())
+    for place, value in open_values:  # grows while it runs
+        if isinstance(value, float) and math.isnan(value):
+            raise ModelError(f"{name}: its config.json says {place}: NaN, which is no number.")
+        inner = (
+            value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        )
+        open_values += [(f"{place}.{key}", one) for key, one in inner]
+
+
+def _check_generation(name: str, folder: Path, rows: int) -> None:
+    """Refuse a generation_config.json by which nothing could be generated, or nothing would end.
+
+    Raises:
+        ModelError: With the first such setting.
+    """
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return
+    try:
+        found = read_json(path)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(
+            f"{name}: its generation_config.json cannot be used: {in_one_line(error)}"
+        ) from error
+    if not isinstance(found, dict):
+        raise ModelError(
+            f"{name}: its generation_config.json holds no object with settings, but {type(found).__name__}."
+        )
+    ends = found.get("eos_token_id")
+    for end in ends if isinstance(ends, list) else [] if ends is None else [ends]:
+        if type(end) is not int or not 0 <= end < rows:
+            raise ModelError(
+                f"{name}: its generation_config.json says eos_token_id: {end!r}, but the ids of the model's tokens are "
+                f"0 to {rows - 1}."
+            )
+    for setting, (least, most) in _GENERATION_RANGES.items():
+        value = found.get(setting)
+        if value is None:
+            continue
+        if not isinstance(value, (int, float)) or not least <= value <= most:
+            raise ModelError(
+                f"{name}: its generation_config.json says {setting}: {value!r}, which cannot be used."
+            )
+    try:
+        GenerationConfig.from_dict(found)
+    except Exception as error:  # its own checks
+        raise ModelError(
+            f"{name}: its generation_config.json cannot be used: {in_one_line(error)}"
+        ) from error
 
 
 def stated_rows(folder: Path, *, trust_remote_code: bool = False) -> int | None:
@@ -193,6 +292,12 @@ def parameter_names(folder: Path, *, trust_remote_code: bool = False) -> tuple[s
 def _first_line(error: Exception) -> str:
     """Return what a library says in its first line; transformers adds paragraphs of advice."""
     return str(error).strip().split("\n", 1)[0].strip()
+
+
+def _first_lines(error: Exception) -> str:
+    """Return the same with what follows a first line that ends in a colon."""
+    first = _first_line(error)
+    return in_one_line(error) if first.endswith(":") else first
 
 
 def load_tokenizer(name_or_folder: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -229,16 +334,25 @@ def tokenizer_in(
         raise ModelError(
             f"{name_or_folder}: its tokenizer cannot be loaded: {type(error).__name__}: {in_one_line(error)}"
         ) from error
+    longest: Any = tokenizer.model_max_length
+    if isinstance(longest, bool) or not isinstance(longest, (int, float)) or not longest > 0:
+        raise ModelError(
+            f"{name_or_folder}: its tokenizer_config.json says model_max_length: {longest!r}, which is no number of "
+            "tokens."
+        )
     if tokenizer.chat_template is None:
         tokenizer.chat_template = FALLBACK_TEMPLATE
-    try:  # a template that is not valid Jinja would refuse every row, long after the model was found
-        tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
-    except TemplateSyntaxError as error:
-        raise ModelError(
-            f"{name_or_folder}: its chat template is broken at line {error.lineno}: {error.message}"
-        ) from error
-    except Exception:  # it refuses this conversation; what it makes of the rows is reported with them
-        pass
+    if isinstance(tokenizer.chat_template, str):
+        try:  # one that is not valid Jinja would refuse every row, long after the model was found
+            compiled(limited(tokenizer.chat_template))
+        except TemplateSyntaxError as error:
+            raise ModelError(
+                f"{name_or_folder}: its chat template is broken at line {error.lineno}: {error.message}"
+            ) from error
+        except (TemplateError, RecursionError, MemoryError, ValueError, OverflowError) as error:
+            raise ModelError(
+                f"{name_or_folder}: its chat template cannot be used: {in_one_line(error)}"
+            ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

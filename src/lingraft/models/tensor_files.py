@@ -20,6 +20,7 @@ from lingraft.records import read_json
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+ADAPTER_CONFIG = "adapter_config.json"
 _ELEMENTS_COMPARED = 2**20
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -88,11 +89,18 @@ class CheckpointReader:
         self._folder = Path(folder)
         self._files: dict[str, Any] = {}
         self._headers: dict[Path, dict[str, _Entry]] = {}
-        if (self.folder / INDEX_FILE).is_file():
+        has_index = (self.folder / INDEX_FILE).is_file()
+        if has_index:
             self._file_of = self._places_by_index()
-        elif (self.folder / SINGLE_FILE).is_file():
-            self._file_of = dict.fromkeys(self._open(SINGLE_FILE).keys(), SINGLE_FILE)
-        else:
+        if (self.folder / SINGLE_FILE).is_file():  # where both are, transformers loads this one
+            names = dict.fromkeys(self._open(SINGLE_FILE).keys(), SINGLE_FILE)
+            if has_index and names.keys() != self._file_of.keys():
+                raise ModelError(
+                    f"{self.folder}: {SINGLE_FILE} and {INDEX_FILE} name other tensors. Remove the one that is not "
+                    "meant."
+                )
+            self._file_of = names
+        elif not has_index:
             raise ModelError(missing_weights(self.folder))
         self.names: tuple[str, ...] = tuple(sorted(self._file_of))
 
@@ -205,8 +213,16 @@ class CheckpointReader:
         if path not in self._headers:
             with path.open("rb") as file:
                 length = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
+                pairs = json.loads(file.read(length), object_pairs_hook=list)
+            names = [one for one, _ in pairs]
+            twice = (
+                next((one for one in names if names.count(one) > 1), None)
+                if len({*names}) < len(names)
+                else None
+            )
+            if twice is not None:
+                raise ModelError(f"{path}: damaged (it names {twice} twice). Fetch the checkpoint again.")
+            header = {one: dict(own) for one, own in pairs if one != "__metadata__"}
             self._headers[path] = {
                 one: _Entry(own["dtype"], tuple(own["shape"]), 8 + length + own["data_offsets"][0])
                 for one, own in header.items()
@@ -234,6 +250,11 @@ class CheckpointReader:
                 raise ModelError(f"{self.folder / INDEX_FILE}: the shard {file!r} is outside the folder.")
             if not path.is_file():
                 raise ModelError(f"{self.folder}: the shard {file} is missing. Fetch the checkpoint again.")
+            if path.suffix != ".safetensors":
+                raise ModelError(
+                    f"{self.folder / INDEX_FILE}: the shard {file} is no safetensors file. Convert the weights (load "
+                    "and save_pretrained in an environment you trust)."
+                )
             try:
                 self._files[file] = safe_open(path, framework="pt", device="cpu")
             except (SafetensorError, OSError) as error:
@@ -244,6 +265,23 @@ class CheckpointReader:
         if name not in self._file_of:
             raise ModelError(f"{self.folder}: no tensor is called {name!r}. {did_you_mean(name, self.names)}")
         return self._open(self._file_of[name])
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds a LoRA adapter.
+
+    Raises:
+        ModelError: It holds a model's weights as well, so that nobody can tell which of them is meant.
+    """
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return False
+    weights = next((file for file in (SINGLE_FILE, INDEX_FILE) if (folder / file).is_file()), None)
+    if weights is not None:
+        raise ModelError(
+            f"{folder}: holds a model ({weights}) and an adapter ({ADAPTER_CONFIG}), so it is not clear which is "
+            "meant; move one of them into a folder of its own."
+        )
+    return True
 
 
 def missing_weights(folder: Path) -> str:

@@ -21,7 +21,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lingraft.errors import ModelError, did_you_mean, in_one_line
+from lingraft.models.layers import layer_count, layer_of
 from lingraft.models.tensor_files import CheckpointReader, repeats
+
+_ELEMENTS_AT_ONCE = 2**22
 
 
 def empty_model(folder: Path, *, trust_remote_code: bool = False) -> Any | None:
@@ -46,6 +49,35 @@ WRAPPED_ADVICE = (
     "base_model.model. of PEFT), save the model inside of it with save_pretrained."
 )
 """For messages on names that the architecture does not know."""
+
+
+def misfit_message(
+    wrong: Sequence[tuple[str, Sequence[int], Sequence[int]]], missing: Sequence[str], others: Sequence[str]
+) -> str:
+    """Return what is said of weights that are not those of the architecture.
+
+    Args:
+        wrong: Names with their shapes, in the files and by config.json.
+        missing: Parameters that are in no file.
+        others: Weights of the files that belong to no parameter.
+    """
+    if wrong:
+        name, stored, own = wrong[0]
+        return (
+            f"{len(wrong)} weights have another size than config.json says; the first is {name}: {list(stored)} in its "
+            f"file, {list(own)} by config.json."
+        )
+    message = f"{len(missing)} weights are not in its files ({listed(missing)})"
+    if others:
+        message += (
+            f", which hold {len(others)} that no parameter is called, such as {others[0]}. {WRAPPED_ADVICE}"
+        )
+    return message
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the first three names."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +186,76 @@ class ModelWeights:
                 for pattern, stored in part.conversion.sources.items()
             }
             yield self._converted(part.conversion, some)[name].reshape(-1)
+
+    @property
+    def has_model(self) -> bool:
+        """Whether the architecture is known, so that names are those of its parameters."""
+        return self._model is not None
+
+    def misfit(self) -> str | None:
+        """Return why these weights are not those of the model that config.json describes, None where they are.
+
+        What a model's own code would tell is not known here: None.
+        """
+        if self._model is None:
+            return None
+        wanted = dict(self._model.named_parameters())
+        ignored = re.compile(
+            "|".join(getattr(self._model, "_keys_to_ignore_on_load_missing", None) or ()) or "(?!)"
+        )
+        wrong = [
+            (name, list(self.shape(name)), list(own.shape))
+            for name, own in wanted.items()
+            if name in self and self.shape(name) != tuple(own.shape)
+        ]
+        missing = [name for name in wanted if name not in self and not ignored.search(name)]
+        others = [name for name in self.names if name not in wanted and name not in self.tied]
+        if wrong or missing:
+            return misfit_message(wrong, missing, others)
+        layers = layer_count(wanted)
+        # Other towers and heads may be left out on purpose; a part of a decoder layer never is.
+        prefixes = {name.partition(f".{layer_of(name)}.")[0] for name in wanted if layer_of(name) is not None}
+        left_out = [
+            name
+            for name in others
+            if layer_of(name) is not None and name.partition(f".{layer_of(name)}.")[0] in prefixes
+        ]
+        if left_out:
+            return (
+                f"its files hold {len(left_out)} weights of layers that the model of its config.json has no place for "
+                f"({listed(left_out)}); by config.json it has {layers} layers, its files hold {layer_count(left_out)}. "
+                "One of the two belongs to another model."
+            )
+        whole_numbers = next(
+            (name for name in wanted if not self._is_floating(name) and wanted[name].is_floating_point()),
+            None,
+        )
+        if whole_numbers is not None:
+            return f"its {whole_numbers} holds whole numbers, where the model has weights."
+        return None
+
+    def _is_floating(self, name: str) -> bool:
+        return name not in self or all(
+            self.files.kind(one).is_floating_point for one in self._part(name).stored
+        )
+
+    def not_finite(self) -> str | None:
+        """Return what weight holds not-a-number or infinite values, None where none does; reads all weights once."""
+        for part in self.parts():
+            for name in part.stored if part.parameters else ():
+                if not self.files.kind(name).is_floating_point:
+                    continue
+                bad = 0
+                for piece in self.files.pieces(name, _ELEMENTS_AT_ONCE):
+                    values = piece.float() if piece.element_size() == 1 else piece
+                    if not values.sum(dtype=torch.float32).isfinite():  # a sum may also be too large
+                        bad += int((~values.isfinite()).sum())
+                if bad:
+                    return (
+                        f"its {name} holds {bad} values that are no finite numbers (NaN, inf), so nothing can be "
+                        "learnt from it; take a checkpoint from before they arose."
+                    )
+        return None
 
     def parts(self) -> tuple[Part, ...]:
         """Return all that is stored, but for `repeated`, in the order of the files."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lingraft.evaluate.results import NoiseFloor
-from lingraft.evaluate.running import left_out_sentence, truncated_prompts_sentence
+from lingraft.evaluate.results import Differences, NoiseFloor
+from lingraft.evaluate.running import left_out_sentence, spelled_prompts_sentence, truncated_prompts_sentence
+from lingraft.intervals.macro_mean import Difference
 from lingraft.report.signs import legend
 from lingraft.report.tables import Model, checkpoint_table, measures_of, models_of
 from lingraft.study.limits import limit_sentence
@@ -65,6 +66,7 @@ def model_notes(result: StudyResult) -> dict[str, list[str]]:
         model.title(with_seed=True): [
             *([left_out_sentence(model.scores.left_out)] if model.scores.left_out else []),
             *(truncated_prompts_sentence(*one) for one in model.scores.truncated_prompts.items()),
+            *(spelled_prompts_sentence(*one) for one in model.scores.spelled_prompts.items()),
         ]
         for model in models_of(result)
     }
@@ -85,7 +87,7 @@ def gathered(lines: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     return found
 
 
-def of_models(names: Sequence[str], models: int) -> str:
+def holds_for(names: Sequence[str], models: int) -> str:
     """Return whom a note holds for, of so many models."""
     return "All models" if len(names) == models > 1 else ", ".join(names)
 
@@ -114,31 +116,34 @@ def sign_notes(result: StudyResult) -> list[str]:
 
 def equal_score_notes(result: StudyResult) -> list[str]:
     """Return of which abilities and tasks all scores are equal, so that they cannot tell models apart."""
-    found: dict[tuple[str, float], list[str]] = {}
-    for cell in result.done:
-        own = cell.difference
-        abilities = {
-            "task ability": own.task_ability,
-            "language ability": own.language_ability,
-            "further languages": own.further_languages,
-        }
-        for name, one in (*abilities.items(), *own.tasks.items()):
+    found: dict[tuple[float, str], list[str]] = {}  # by the score, and the cells of which it is that
+    differences = [cell.difference for cell in result.done]
+    for name in dict.fromkeys(name for own in differences for name in _named(own)):
+        scores: dict[float, list[str]] = {}
+        for cell in result.done:
+            one = _named(cell.difference).get(name)
             if one is not None and one.all_scores is not None:
-                found.setdefault((name, one.all_scores), []).append(_title(cell, result))
-    return [
-        equal_scores_sentence(
-            name,
-            score,
-            "these models" if len(cells) == len(result.done) else f"{', '.join(cells)} and Phase 1",
-        )
-        for (name, score), cells in found.items()
-    ]
+                scores.setdefault(one.all_scores, []).append(_title(cell, result))
+        for score, cells in scores.items():
+            whole = len(cells) == len(result.done)
+            found.setdefault((score, "" if whole else f"{', '.join(cells)} and Phase 1"), []).append(name)
+    return [equal_scores_sentence(names, score, models) for (score, models), names in found.items()]
 
 
-def equal_scores_sentence(name: str, score: float, models: str) -> str:
-    """Return that a task or an ability cannot tell models apart."""
-    kind = "task" if "/" in name else "ability"
-    return f"{name}: all scores are {score:g}: this {kind} cannot tell {models} apart."
+def _named(own: Differences) -> dict[str, Difference | None]:
+    """Return the differences of abilities and tasks by name."""
+    return {
+        "task ability": own.task_ability,
+        "language ability": own.language_ability,
+        "further languages": own.further_languages,
+        **own.tasks,
+    }
+
+
+def equal_scores_sentence(names: Sequence[str], score: float, models: str = "") -> str:
+    """Return that tasks or abilities cannot tell models apart; `models` empty: any of these."""
+    subject = "this" if len(names) == 1 else "these"
+    return f"{', '.join(names)}: all scores are {score:g}: {subject} cannot tell {models or 'these models'} apart."
 
 
 def retention_notes(result: StudyResult) -> list[str]:
@@ -156,7 +161,7 @@ def limit_notes(result: StudyResult) -> list[str]:
         return []
     meaning = (
         "Limits: held, no more was lost (the 95 % interval of the paired difference to Phase 1 lies above -limit); "
-        "broken, more was (it lies below); undecided, neither can be told"
+        "broken, more was (it lies below); undecided, these items do not show which"
     )
     seeds = (
         "; seeds disagree, one seed says the opposite of another or of the mean" if result.has_seeds else ""

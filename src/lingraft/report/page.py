@@ -20,7 +20,7 @@ from lingraft.config.schema import Study
 from lingraft.measures.base import Plot
 from lingraft.records import write_text_atomically
 from lingraft.report.drawing import draw
-from lingraft.report.notes import comparison_notes, failures, model_notes, notes, of_models, unused_notes
+from lingraft.report.notes import comparison_notes, failures, holds_for, model_notes, notes, unused_notes
 from lingraft.report.tables import (
     Matrix,
     Table,
@@ -123,7 +123,7 @@ def render_page(result: StudyResult, study: Study, reported: Callable[[str], Non
         costs=strategy_cost_table(result),
         answers=answer_table(result),
         model_notes=model_notes(result) | comparison_notes(result),
-        of_models=of_models,
+        holds_for=holds_for,
         checkpoints=checkpoint_table(result),
         unused=unused_table(result),
         unused_notes=unused_notes(result),

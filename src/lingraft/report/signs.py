@@ -36,5 +36,5 @@ def legend(subject: str, margin: float, *, has_seeds: bool = False) -> str:
     )
     return (
         f"{subject}: ▲ rose, ▼ fell (the 95 % interval of the paired difference excludes 0); = unchanged (the interval "
-        f"lies within ±{margin:g}); ? undecided: neither can be told from these items{seeds}."
+        f"lies within ±{margin:g}); ? undecided (these items do not show which){seeds}."
     )

@@ -116,13 +116,16 @@ def load_encoder(name: str) -> Encoder:
     Raises:
         ConfigError: sentence-transformers is needed and not installed, or the model cannot be loaded.
     """
-    if name == EMBEDDED:
-        return EmbeddedEncoder()
+    check_encoder(name)
+    return EmbeddedEncoder() if name == EMBEDDED else SentenceTransformer(LABSE if name == "labse" else name)
+
+
+def check_encoder(name: str) -> None:
+    """Refuse an encoder that needs what is not installed, before anything is read; see `load_encoder`."""
     from importlib.util import find_spec
 
-    if find_spec("sentence_transformers") is None:
+    if name != EMBEDDED and find_spec("sentence_transformers") is None:
         raise ConfigError(
             f"encoder {name!r}: needs sentence-transformers (pip install 'lingraft[encoders]'); "
             "`embedded` needs nothing more."
         )
-    return SentenceTransformer(LABSE if name == "labse" else name)

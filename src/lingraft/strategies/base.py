@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
+from lingraft.config.schema import Section
 from lingraft.data.example import Example, Origin
 from lingraft.models.layers import layer_of, module_type_of, tied_parameters
 from lingraft.records import fingerprint_of
@@ -162,12 +163,10 @@ class Swept:
     """Marks an option of which a study may list values, for a cell each: `alpha: Annotated[float, Swept()]`."""
 
 
-class Strategy(BaseModel):
+class Strategy(Section):
     """Base of all strategies; its hooks do nothing. A subclass's fields are its options in the study file."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, populate_by_name=True, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(populate_by_name=True)
 
     kind: ClassVar[str]
     """Registered name."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, field_validator
 
+from lingraft.config.paths import user_path
 from lingraft.errors import StrategyError
 from lingraft.models.layers import layer_of
 from lingraft.records import fingerprint_of, read_json, write_text_atomically
@@ -130,7 +131,7 @@ def _patterns(plan: str) -> list[str]:
     import yaml
 
     try:
-        listed = yaml.safe_load(Path(plan).expanduser().read_text(encoding="utf-8"))["unfrozen_parameters"]
+        listed = yaml.safe_load(user_path(plan).read_text(encoding="utf-8"))["unfrozen_parameters"]
         patterns = [str(one) for one in listed]
         for pattern in patterns:
             re.compile(pattern)

@@ -42,7 +42,11 @@ def report_contamination(
         watcher.noted(f"{path}: is damaged; the contamination is measured again.")
     if found is None:
         asked = evaluation_texts(
-            study.evaluate, languages=materials.languages, split=EVALUATION_SPLIT, base_folder=base_folder
+            study.evaluate,
+            languages=materials.languages,
+            split=EVALUATION_SPLIT,
+            base_folder=base_folder,
+            trust_remote_code=study.trust_remote_code,
         )
 
         def rows() -> Iterator[Example]:

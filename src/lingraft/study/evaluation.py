@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lingraft.config.paths import user_path
 from lingraft.errors import ConfigError
 from lingraft.evaluate.catalogue import data_places
 from lingraft.evaluate.common_items import common_items
@@ -22,7 +23,7 @@ from lingraft.evaluate.scores import task_differences
 from lingraft.evaluate.task_runs import SEEDS
 from lingraft.intervals.changes import DEFAULT_MARGIN, Margins
 from lingraft.judge.win_rate import ALPACA_EVAL
-from lingraft.models.adapters import ADAPTER_CONFIG
+from lingraft.models.tensor_files import is_adapter
 from lingraft.records import to_json, write_bytes_atomically
 from lingraft.stage import RECORD, Json, given_model
 from lingraft.study.execute import Executor
@@ -96,7 +97,9 @@ def not_run_lines(asked: Questions, data_dir: str | None) -> list[str]:
     return lines
 
 
-def evaluations(models: Sequence[str], asked: Questions) -> list[Evaluate]:
+def evaluations(
+    models: Sequence[str], asked: Questions, *, trust_remote_code: bool = False
+) -> list[Evaluate]:
     """Return the evaluation of each model: a folder, hub id, `embedded:NAME`, or the folder of a LoRA adapter.
 
     Raises:
@@ -105,12 +108,13 @@ def evaluations(models: Sequence[str], asked: Questions) -> list[Evaluate]:
     """
     stages = []
     for name in models:
-        if asked.evaluation.backend == "vllm" and (Path(name).expanduser() / ADAPTER_CONFIG).is_file():
+        if asked.evaluation.backend == "vllm" and is_adapter(user_path(name)):
             raise ConfigError(
                 f"--backend vllm: {name} is an adapter, and vLLM reads whole models; merge it into its base and save "
                 "that, or take --backend transformers."
             )
-        stages.append(Evaluate(name, given_model(name), asked))
+        model = given_model(name, trust_remote_code=trust_remote_code)
+        stages.append(Evaluate(name, model, asked, trust_remote_code))
     return stages
 
 
@@ -164,7 +168,7 @@ def folder_names(models: Sequence[str]) -> list[str]:
     """Return what the models' folders are called: the last part of each name, numbered where two are alike."""
     names = []
     for model in models:
-        folder = Path(model).expanduser()
+        folder = user_path(model)
         last = (
             folder.resolve().name if folder.is_dir() else model.removeprefix("embedded:").rpartition("/")[2]
         )

@@ -14,7 +14,8 @@ from lingraft.intervals.macro_mean import POWER_FACTOR, Difference
 from lingraft.study.stages.evaluate import Questions
 
 ASSUMED_SHARE = 0.1
-"""Share of the items whose score a fine-tuning changes; of worldbook's 120 in the lab log it was 0.1 and more."""
+"""Share of the items whose score the last phase changes, rises and falls together. An assumption, stated with the plan:
+what changes more needs more items; what did change is `n_differing` of a difference."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,7 @@ def plan_limits(limits: Mapping[str, float], asked: Questions) -> dict[str, Limi
 def limit_sentence(name: str, plan: LimitPlan) -> str:
     """Return how many items could decide a limit, and what to expect of those that there are."""
     said = (
-        f"limits: {name} may lose {plan.limit:g}: if {plan.assumed_share:.0%} of the items change, about "
+        f"limits: {name} may lose {plan.limit:g}: if {100 * plan.assumed_share:g} % of the items change, about "
         f"{plan.needed:,} independent ones show in 4 of 5 cases that no more was lost"
     )
     if plan.available is None:
@@ -102,8 +103,8 @@ def limit_sentence(name: str, plan: LimitPlan) -> str:
     fewest = fewest_for_no_change(plan.limit)
     if plan.available < fewest:
         return (
-            f"{said}, and at least {fewest:,} if none changes; {plan.available:,} are asked, so it cannot be held. "
-            "Ask more items, or state a wider limit."
+            f"{said}, and at least {fewest:,} if none changes at all; {plan.available:,} are asked, so it cannot be "
+            "shown to hold. Ask more items, or state a wider limit."
         )
     within = POWER_FACTOR * math.sqrt(plan.assumed_share / plan.available)
     return (

@@ -54,6 +54,7 @@ class Prepared:
             self.materials.held_out,
             base_folder=base_folder,
             cache=store.cache if store.stages.is_dir() else None,  # no run folder is made for a plan alone
+            trust_remote_code=self.study.trust_remote_code,
         )
         return plan_study(self.study, self.materials, asked, processes)
 
@@ -158,7 +159,12 @@ def prepare_study(
         _check_sharding(materials.cells)
     check_added_tokens(materials, trust_remote_code=study.trust_remote_code)
     evaluation = resolve_suites(study.evaluate, base_folder, languages=materials.languages)
-    check_tasks(evaluation, base_folder, languages=materials.languages)
+    check_tasks(
+        evaluation,
+        base_folder,
+        languages=materials.languages,
+        trust_remote_code=study.trust_remote_code,
+    )
     notes = language_notes(study.evaluate, evaluation, materials.languages)
     for note in notes:
         watcher.noted(note)

@@ -15,8 +15,8 @@ from __future__ import annotations
 import gc
 import time
 import traceback
-from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +72,7 @@ class Store:
         with as_disk_error(self.folder):
             self._check_places()
             self.stages.mkdir(parents=True, exist_ok=True)
-            try:
-                self._lock.acquire(timeout=0)
-            except Timeout:
-                raise LingraftError(
-                    f"{self.folder}: another lingraft is at work in this folder; wait for it, or name another folder."
-                ) from None
+            self._acquire()
             try:
                 self._check_formats()
                 for path in self.cache.rglob("*"):
@@ -90,6 +85,25 @@ class Store:
                 self._lock.release()
                 raise
         return self
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the lock, and leave all else in the folder as it is."""
+        with as_disk_error(self.folder):
+            self._check_places()
+            self._acquire()
+            try:
+                yield
+            finally:
+                self._lock.release()
+
+    def _acquire(self) -> None:
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise LingraftError(
+                f"{self.folder}: another lingraft is at work in this folder; wait for it, or name another folder."
+            ) from None
 
     def _check_places(self) -> None:
         """Refuse a run folder whose own folders lie elsewhere, or are none."""

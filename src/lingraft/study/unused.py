@@ -18,14 +18,12 @@ from stat import S_ISDIR, S_ISREG
 from typing import Literal
 
 from lingraft.errors import ConfigError
-from lingraft.records import from_json, read_json, to_json, write_json_atomically
-from lingraft.stage import RECORD
+from lingraft.records import from_json, is_foreign, read_kept, to_json, write_kept
+from lingraft.stage_record import RECORD, DamagedRecordError, OtherFormatError, read_record
 
 PLAN = "plan.json"
 _STAGE = re.compile(r"([a-z_]+)-[0-9a-f]{16}")
-_TEMPORARY = re.compile(
-    r"\.[\w-]+\.(json|jsonl|yaml|html|parquet)\.[a-z0-9_]{8}(\.part)?"
-)  # of an atomic write that was killed
+_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.part")  # of an atomic write that was killed
 _OWN_FILES = frozenset({"study.yaml", "result.json", PLAN, ".lock"})
 _OF_TRAINING = ("trainer", "task.json")  # what training leaves where it is killed
 _TEMPORARY_FILE = "temporary file of a run that was killed"
@@ -126,7 +124,7 @@ def write_plan(folder: Path, stages: Mapping[str, ListedStage]) -> None:
         for name, label in before.items()
         if name not in stages and _STAGE.fullmatch(name) and (folder / "stages" / name).is_dir()
     }
-    write_json_atomically(folder / PLAN, to_json(RunPlan(dict(stages), former)))
+    write_kept(folder / PLAN, to_json(RunPlan(dict(stages), former)))
 
 
 def unused_stages(folder: Path) -> tuple[UnusedStage, ...]:
@@ -238,9 +236,8 @@ class _Found:
         """Sort a stage that the study does not list: what its record lists is ours; without one all is."""
         artefacts = _artefacts(stage)
         files, others = _contents(stage)
-        if artefacts is not None:
-            foreign = [one for one in files if not _is_ours(one, stage, artefacts)]
-            files, others = [one for one in files if one not in foreign], [*others, *foreign]
+        foreign = [one for one in files if not _is_ours(one, stage, artefacts)]
+        files, others = [one for one in files if one not in foreign], [*others, *foreign]
         what = "unfinished attempt" if artefacts is None else "stage that the study does not list"
         self.add(stage, _named(what, name), files, others)
 
@@ -285,7 +282,7 @@ def size_text(count: int) -> str:
 
 
 def _read_plan(folder: Path) -> RunPlan:
-    found = from_json(RunPlan, read_json(folder / PLAN))
+    found = from_json(RunPlan, read_kept(folder / PLAN))
     return replace(
         found, former={name: label for name, label in found.former.items() if name not in found.stages}
     )
@@ -318,20 +315,23 @@ def _contents(folder: Path) -> tuple[list[Path], list[Path]]:
 def _artefacts(stage: Path) -> dict[str, bool] | None:
     """Return the artefacts that a stage's record lists, each with whether it is discarded; None: it has no record."""
     try:
-        return {
-            str(name): bool(one["discarded"]) for name, one in read_json(stage / RECORD)["artefacts"].items()
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {name: one.discarded for name, one in read_record(stage).artefacts.items()}
+    except OtherFormatError:
+        return {}  # what it holds is not known to this version
+    except (OSError, DamagedRecordError):
         return None
 
 
-def _is_ours(path: Path, stage: Path, artefacts: Mapping[str, bool]) -> bool:
-    """Return whether a file in a finished stage's folder is one that lingraft writes there."""
+def _is_ours(path: Path, stage: Path, artefacts: Mapping[str, bool] | None) -> bool:
+    """Return whether a file in a stage's folder is one that lingraft writes there; `artefacts` are of its record."""
     inside = path.relative_to(stage)
-    return (
-        inside.as_posix() in (RECORD, "timing.json", *artefacts)
-        or inside.parts[0] in (*_OF_TRAINING, "trackers")
-        or (path.parent == stage and _is_temporary(path))
+    if path.parent == stage and _is_temporary(path):
+        return True
+    if artefacts is None:  # what was written is not listed yet
+        return not any(map(is_foreign, inside.parts))
+    return inside.as_posix() in (RECORD, "timing.json", *artefacts) or inside.parts[0] in (
+        *_OF_TRAINING,
+        "trackers",
     )
 
 

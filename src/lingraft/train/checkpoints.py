@@ -1,6 +1,6 @@
 """Resumable checkpoints of a phase: which are whole, whose they are, and when they go.
 
-    trainer/phase.json               what the phase is, from which a checkpoint of another one is told
+    trainer/phase.json               what the phase is, by which a checkpoint of another one is recognised
            /checkpoint-STEP/         weights, optimiser, schedule, random states
                            /manifest.json   their sizes and hashes; written last, atomically
            /other-FINGERPRINT/       checkpoints of another phase, until this one has saved its first

@@ -100,6 +100,7 @@ def questions(
     base_folder: Path = Path(),
     skip_missing: bool = False,
     cache: Path | None = None,
+    trust_remote_code: bool = False,
 ) -> Questions:
     """Resolve what an evaluation asks and how; the chat template is each model's own.
 
@@ -110,6 +111,7 @@ def questions(
         base_folder: See there.
         skip_missing: See there.
         cache: Folder in which what was resolved is kept, so that a finished study does not need the hub again.
+        trust_remote_code: Run the Python code that YAML tasks name.
 
     Raises:
         EvaluationError: A task's data cannot be had, or its templates fail on an item.
@@ -133,7 +135,12 @@ def questions(
     asked: tuple[AskedItem, ...] = ()
     try:
         runs, not_run = build_runs(
-            evaluation, languages, EVALUATION_SPLIT, base_folder, skip_missing=skip_missing
+            evaluation,
+            languages,
+            EVALUATION_SPLIT,
+            base_folder,
+            skip_missing=skip_missing,
+            trust_remote_code=trust_remote_code,
         )
     except NotRunnableError:
         try:
@@ -168,7 +175,7 @@ class Evaluate(StageSpec):
     Attributes:
         model: The model; a given one may be the folder of a LoRA adapter.
         questions: What it is asked.
-        trust_remote_code: Run Python code that the model brings along.
+        trust_remote_code: Run Python code that the model brings along, and that YAML tasks name.
     """
 
     kind: ClassVar[str] = "evaluate"
@@ -233,6 +240,7 @@ class Evaluate(StageSpec):
             base_folder=asked.base_folder,
             precision=compute.precision,
             skip_missing=asked.skip_missing,
+            trust_remote_code=self.trust_remote_code,
             log=log,
             verdicts=verdicts,
             resolved=asked.manifest,

@@ -1,0 +1,32 @@
+"""Paths as users write them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from lingraft.errors import ConfigError
+
+_LONGEST_NAME = 255
+
+
+def user_path(written: str) -> Path:
+    """Return a path with `~` and `~name` as the home folder that they stand for.
+
+    Raises:
+        ConfigError: There is no such user, or the name holds a zero byte.
+    """
+    if "\0" in written:
+        raise ConfigError(f"{written!r}: no path holds a zero byte.")
+    if any(len(os.fsencode(part)) > _LONGEST_NAME for part in written.split("/")):
+        raise ConfigError(
+            f"{written[:80]!r}...: no file or folder has a name of more than {_LONGEST_NAME} bytes."
+        )
+    try:
+        return Path(written).expanduser()
+    except RuntimeError:
+        user = written.partition("/")[0]
+        raise ConfigError(
+            f"{written}: there is no user {user.removeprefix('~')!r}, whose home folder {user} is; write the path "
+            "itself (or ./ before it, where a folder is called so)."
+        ) from None
