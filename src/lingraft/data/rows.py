@@ -129,7 +129,7 @@ class OpenedRows:
         return hashes[0][1] if is_plain else fingerprint_of(hashes), lines if can_count else 0
 
     def check_hash(self, content_hash: str | None) -> None:
-        """Check that the rows that were read are those of which `hash_and_lines` told the hash.
+        """Check that the rows that were read are those whose hash `hash_and_lines` returned.
 
         Files whose times cannot tell are read once more: those written to within two seconds of being opened, and those
         of which nothing but the time of a change is another one, as where a link to them was made.
