@@ -46,5 +46,5 @@ def test_a_senseless_option_is_refused_with_its_line(tmp_path: Path, field: str,
         written = dict.fromkeys(("study", "phase", "strategy"), "") | {place: f"{field}: {value}"}
         path = tmp_path / "study.yaml"
         path.write_text(dedent(STUDY.format(**written)))
-        with pytest.raises(ConfigError, match=rf"line {line}\b.*{field}"):
+        with pytest.raises(ConfigError, match=rf"study.yaml:{line}: .*{field}"):
             load_study(path)

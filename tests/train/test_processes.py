@@ -37,15 +37,13 @@ from lingraft.train.run import PhaseTask
 def show(progress):
     print(progress.step, flush=True)
 
-def note(sentence):
-    print(sentence, flush=True)
-
 with stopping.stoppable():
     try:
         task = PhaseTask.model_validate_json(sys.argv[1])
-        train_on(Processes(2), task, on_note=note, on_progress=show)
+        train_on(Processes(2), task, on_progress=show)
     except stopping.Stopped as stopped:
         stopping.settle()
+        print(stopping.was_saved())
         code = stopped.exit_code
 sys.exit(code)
 """
@@ -195,10 +193,7 @@ def test_a_signal_is_handed_on_and_all_processes_save_together(make_task: Make, 
     assert "Traceback" not in problems
     assert launcher.returncode == 128 + number
     *_, step, note = said.strip().splitlines()
-    assert (
-        note
-        == f"stopped after step {step} of {expected.steps}, which is saved: the same command continues there."
-    )
+    assert note == f"training stopped after step {step} of {expected.steps}, which is saved"
     steps: list[Progress] = []
     found = train_on(Processes(2), task, on_progress=steps.append).outcome
     assert found.resumed_from == int(step) == steps[0].step - 1

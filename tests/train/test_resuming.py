@@ -127,13 +127,10 @@ def test_without_saving_nothing_is_written(train: Train, tmp_path: Path) -> None
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_at_a_signal_the_step_is_finished_saved_and_said(train: Train, tmp_path: Path, number: int) -> None:
     expected, straight, _ = train("straight")
-    notes: list[str] = []
     with pytest.raises(Stopped) as stopped, stopping.stoppable():
-        train(on_progress=at_step(4, lambda: send(number)), notes=notes)
+        train(on_progress=at_step(4, lambda: send(number)))
     assert stopped.value.exit_code == 128 + number
-    assert notes == [
-        f"stopped after step 5 of {expected.steps}, which is saved: the same command continues there."
-    ]
+    assert stopping.was_saved() == f"training stopped after step 5 of {expected.steps}, which is saved"
     assert steps_saved(tmp_path / "stage") == [5]
     done, model, notes = train()
     assert (done.resumed_from, done.losses, notes) == (5, expected.losses, [])
@@ -161,10 +158,9 @@ def test_a_second_signal_stops_at_once(train: Train, tmp_path: Path) -> None:
 
 
 def test_where_nothing_is_saved_a_stop_says_so(train: Train) -> None:
-    notes: list[str] = []
     with pytest.raises(Stopped), stopping.stoppable():
-        train(training={"save_minutes": 0}, on_progress=at_step(1, lambda: send(signal.SIGINT)), notes=notes)
-    assert notes == ["stopped after step 2 of 10, which is not saved."]
+        train(training={"save_minutes": 0}, on_progress=at_step(1, lambda: send(signal.SIGINT)))
+    assert stopping.was_saved() == "training stopped after step 2 of 10, which is not saved"
 
 
 @pytest.mark.parametrize(

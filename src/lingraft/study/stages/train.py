@@ -183,7 +183,7 @@ class Train(StageSpec):
             task,
             on_plan=on_plan,
             on_progress=on_progress,
-            on_note=lambda sentence: note(f"{job.label}: {sentence}"),
+            on_note=note,
         )
         outcome = trained.outcome
         record = {
