@@ -151,7 +151,6 @@ def evaluate(
     from lingraft.report.notes import gathered, holds_for
     from lingraft.stage import RECORD, libraries
     from lingraft.study.evaluation import (
-        check_judge,
         compare,
         evaluate_into,
         evaluations,
@@ -229,7 +228,6 @@ def evaluate(
     evaluated = []
     stopping.keeps(f"the answers so far are kept; {GOES_ON}")
     with Store(folder) as store, StepBars() as bars:
-        check_judge(stages, store)
         for own, stage in zip(folders, stages, strict=True):
             model = evaluate_into(own, stage, Executor(store, bars))
             evaluated.append(model)

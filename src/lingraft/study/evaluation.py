@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lingraft.config.paths import user_path
+from lingraft.config.schema import Evaluation
 from lingraft.errors import ConfigError
 from lingraft.evaluate.catalogue import data_places
 from lingraft.evaluate.common_items import common_items
@@ -37,7 +38,6 @@ from lingraft.study.stages.evaluate import (
     has_missing_verdicts,
     recorded,
 )
-from lingraft.study.store import Store
 
 FORMAT = 2
 """Of what `lingraft evaluate` prints and records of a model; without one it is 1, of earlier versions."""
@@ -121,15 +121,10 @@ def evaluations(
     return stages
 
 
-def check_judge(stages: Sequence[Evaluate], store: Store) -> None:
-    """Refuse a judge that cannot be used, before models answer for it in vain; finished evaluations need none.
-
-    Raises:
-        ConfigError: It cannot be reached, does not take the key, or has no such model.
-    """
-    asked = [stage.questions.evaluation for stage in stages if store.find(stage) is None]
-    is_judged = any(entry.task == ALPACA_EVAL for one in asked for _, entry in entries(one))
-    failure = judge_failure(asked[0], may_ask=False) if is_judged else None
+def _check_judge(asked: Evaluation) -> None:
+    failure = None
+    if any(entry.task == ALPACA_EVAL for _, entry in entries(asked)):
+        failure = judge_failure(asked, may_ask=False)
     if failure is not None:
         raise ConfigError(failure.removeprefix("evaluate."))
 
@@ -138,9 +133,14 @@ def evaluate_into(folder: Path, stage: Evaluate, executor: Executor) -> ModelEva
     """Return an evaluation, found in the store or made now, and copy its predictions and manifest into a folder.
 
     One in which verdicts of a judge are missing is gone on with: the judge is asked for these alone.
+
+    Raises:
+        ConfigError: Its judge cannot be reached, does not take the key, or has no such model.
     """
     found = executor.store.find(stage)
-    if found is not None and has_missing_verdicts(recorded(found).tasks):
+    if found is None:
+        _check_judge(stage.questions.evaluation)  # before the model answers in vain
+    elif has_missing_verdicts(recorded(found).tasks):
         executor.store.reopen(stage)
     done = executor.make(stage)
     (folder / RECORD).unlink(missing_ok=True)  # of what was there before
