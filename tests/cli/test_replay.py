@@ -44,7 +44,10 @@ def test_rows_of_the_models_own_prompts_are_a_data_set_with_its_record(
     record = json.loads((folder / "a.record.json").read_text())
     assert record["measure"] == "replay"
     assert record["inputs"]["prompts"] == "self"
-    assert record["result"] == {key: value for key, value in found.items() if key != "examples"}
+    assert (found["folder"], found["output"], found["record"]) == (".", "a.jsonl", "a.record.json")
+    assert record["result"] == {
+        key: value for key, value in found.items() if key not in ("examples", "folder")
+    }
     assert all(row["origin"] == found["origin"] for row in written)
     assert found["origin"]["model"] == "model"
     assert found["origin"]["settings"]["max_new_tokens"] == 16

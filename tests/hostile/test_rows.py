@@ -16,15 +16,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lingraft.config.schema import DataSource
-from lingraft.data import readers, tables
+from lingraft.config.schema import DataSource, EvaluationTask
+from lingraft.data import readers, spool, tables
 from lingraft.data.example import Example
 from lingraft.data.formats import FORMATS
 from lingraft.data.rows import open_rows
 from lingraft.data.sources import LoadedData, load_data
-from lingraft.errors import DataError
+from lingraft.errors import DataError, EvaluationError, LingraftError
 from lingraft.evaluate.items_files import items_files
+from lingraft.evaluate.loading import _over_local_file
 from lingraft.evaluate.tasks.alpaca_eval.task import read_outputs
+from lingraft.evaluate.tasks.instructions.task import read_instructions
+from lingraft.judge.win_rate import Output
 from lingraft.records import canonical_json
 from lingraft.representation.prompts import read_prompts
 
@@ -63,6 +66,28 @@ def test_rows_that_share_a_line_amid_a_list_have_ids_and_places_of_their_own(tmp
     ]
 
 
+@pytest.mark.parametrize("bytes_in_memory", [1 << 20, 0])
+def test_a_number_gives_way_to_an_id_that_another_row_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bytes_in_memory: int
+) -> None:
+    monkeypatch.setattr(spool, "BYTES_IN_MEMORY", bytes_in_memory)
+    rows = [
+        row(1),
+        row(2),
+        row(3, id=2),
+        row(4),
+        row(5, id="2"),
+        row(6, id=2.0),
+        row(7, id=True),
+        row(8, id=None),
+    ]
+    found = load(tmp_path, f"[{', '.join(rows)}]")
+    ids = ["1", "x.json:2", "2", "x.json:4", "x.json:8"]
+    assert [one.id for one in found.examples] == [found.examples[n].id for n in range(5)] == ids
+    assert places(found) == ["x.json:5", "x.json:6", "x.json:7"]
+    check(found)
+
+
 def test_outputs_for_the_judge_items_and_prompts_of_one_line_are_all_read(tmp_path: Path) -> None:
     outputs = [{"instruction": f"i{n}", "output": f"o{n}"} for n in range(5)]
     (tmp_path / "outputs.json").write_text(json.dumps(outputs))
@@ -76,6 +101,62 @@ def test_outputs_for_the_judge_items_and_prompts_of_one_line_are_all_read(tmp_pa
     assert [one.messages[0].content for one in read_prompts("prompts.json", base_folder=tmp_path)] == [
         f"t{n}" for n in range(5)
     ]
+
+
+@pytest.mark.parametrize(
+    ("odd", "problem"),
+    [
+        ({"item": "alpaca_eval/1"}, "field 'response' is missing"),
+        ({"item": "alpaca_eval/1", "response": ["x"]}, "field 'response' must be text"),
+        (
+            {"item": "alpaca_eval/0", "response": "x"},
+            "the item alpaca_eval/0 has an answer already, at .*p.json:1",
+        ),
+    ],
+)
+def test_predictions_for_the_judge_that_are_odd_are_named(
+    tmp_path: Path, odd: dict[str, Any], problem: str
+) -> None:
+    reference = [Output(f"r{n}", f"i{n}", f"o{n}") for n in range(2)]
+    sound = {"task": "alpaca_eval", "item": "alpaca_eval/0", "response": "a", "reference": "o0"}
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps([sound, {"other": 1}, {"task": "alpaca_eval", "reference": "o1"} | odd]))
+    with pytest.raises(DataError, match=rf"p.json:3: {problem}"):
+        read_outputs(path, reference)
+    path.write_text(json.dumps([sound, {"other": 1}]))
+    assert [one.output for one in read_outputs(path, reference)] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("odd", "problem"),
+    [
+        ({"prompt": "\ud800"}, "the row holds half a surrogate pair"),
+        ({"kwargs": [{"language": "\ud800"}]}, "the row holds half a surrogate pair"),
+        ({"kwargs": [{"language": "no such"}]}, "language:response_language: KeyError"),
+        ({"kwargs": [{"language": 5}]}, "language:response_language: "),
+    ],
+    ids=range(4),
+)
+def test_odd_items_are_named(tmp_path: Path, odd: dict[str, Any], problem: str) -> None:
+    item = {
+        "key": 1,
+        "prompt": "p",
+        "instruction_id_list": ["language:response_language"],
+        "kwargs": [{"language": "de"}],
+    }
+    path = tmp_path / "items.json"
+    path.write_text(json.dumps([item, item | odd]))
+    with pytest.raises(EvaluationError, match=rf"items.json:2: {problem}"):
+        read_instructions(path)
+
+
+@pytest.mark.parametrize("after", ["\nnote", '{"a": 1, "a": 2}'])
+def test_items_of_a_task_come_from_a_sound_list(tmp_path: Path, after: str) -> None:
+    path = tmp_path / "items.json"
+    path.write_text('[{"a": 1}, {"a": 2}]' + after if after[0] == "\n" else f'[{{"a": 1}}, {after}]')
+    entry = EvaluationTask(task="mine", data="items.json")
+    with pytest.raises(LingraftError, match=r"^items.json:2: "):
+        _over_local_file([{"task": "mine", "test_split": "test"}], entry, path)
 
 
 @pytest.mark.parametrize(

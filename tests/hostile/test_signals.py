@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 SENTENCES = re.compile(r"^(?:Interrupted|Stopped by SIG\w+): .*\.$", re.MULTILINE)
@@ -291,3 +292,49 @@ def test_a_reader_who_went_away_is_no_error() -> None:
         )
         assert done.stdout == "0\n", arguments
         assert done.stderr == "", arguments
+
+
+def test_a_training_is_saved_before_it_stops(tmp_path: Path, tiny_model: Path) -> None:
+    study = {
+        "name": "mine",
+        "phases": [
+            {"name": "one", "checkpoint": str(tiny_model)},
+            {"name": "two", "data": {"german": {"source": "worldbook:lookup/de", "limit": 60}}},
+        ],
+        "training": {"tokens_per_batch": 128, "epochs": 100, "save_every": 0},
+        "held_out": 2,
+        "measures": [],
+        "contamination": None,
+        "evaluate": {
+            "task_ability": [{"task": "worldbook:lookup", "limit": 2, "max_new_tokens": 2}],
+            "language_ability": [{"task": "worldbook:lookup", "limit": 2, "max_new_tokens": 2}],
+        },
+    }
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    short = "from lingraft.cli import log_lines; log_lines.SECONDS_BETWEEN_LINES = 0.1; "
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"{short}from lingraft.cli.main import main; main()",
+            "run",
+            "study.yaml",
+            "--json",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if re.search(r"train .*: step [1-9]", line):
+            break
+    process.send_signal(signal.SIGTERM)
+    out, err = check(process, signal.SIGTERM)
+    step = re.search(
+        r"training stopped after step (\d+) of \d+, which is saved, 1 of 3 stages are finished; ", err
+    )
+    assert step is not None, err
+    assert list(tmp_path.glob(f"runs/mine/stages/train-*/**/checkpoint-{step[1]}"))
+    assert json.loads(out)["error"]["exit_code"] == 143

@@ -169,7 +169,9 @@ def test_labels_notes_and_reasons_of_a_study(monkeypatch: pytest.MonkeyPatch, is
     console = Console(file=stream, force_terminal=is_terminal, width=100, color_system=None)
     monkeypatch.setattr(progress, "standard_error", lambda: console)
     monkeypatch.setenv("TERM", "xterm")
+    streams = sys.stdout, sys.stderr
     with ProgressWatcher("x") as watcher:
+        assert (sys.stdout, sys.stderr) == streams  # rich would obey the escapes of what is printed there
         watcher.study_started(2)
         watcher.stage_started(f"train {ESCAPES}")
         watcher.stage_progressed(StageProgress(1, 2))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lingraft import stopping
 from lingraft.cli.output import print_json, print_message, print_result
 from lingraft.errors import ConfigError
 
@@ -39,6 +40,7 @@ def clean(
                 print_message(f"Remove it ({size})? [y/N]")
                 yes = sys.stdin.readline().strip().lower() in ("y", "yes")
         if yes:
+            stopping.keeps("what is removed by now is gone; the same command goes on")
             for one in found.removable:
                 remove(run, one)
             _update_result(run)

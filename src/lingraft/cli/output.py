@@ -39,6 +39,7 @@ _BACKENDS: tuple[Literal["transformers", "vllm"], ...] = ("transformers", "vllm"
 _MARK = re.compile(
     r"(⟦|⟧|<[^<>\s]*>|\[/?[A-Z_]+\]|\n)"
 )  # what chat templates put around turns, and our brackets
+_UNINDENTED = re.compile(r"\n(?!  )")
 _STEERING = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")  # what JSON leaves as it is
 _GONE = (errno.EPIPE, errno.EIO)  # a reader that ended, such as `head`; a terminal that was closed
 Result = TypeVar("Result")
@@ -64,7 +65,7 @@ def shown_lines(text: str) -> Shown:
 
 def shown_message(text: str) -> Shown:
     """Return a message, whose further lines are indented: a name with a line break in it forges no line of ours."""
-    return text if isinstance(text, Shown) else Shown(shown_lines(text).replace("\n", "\n  "))
+    return text if isinstance(text, Shown) else Shown(_UNINDENTED.sub("\n  ", shown_lines(text)))
 
 
 class _Stdout(io.FileIO):
@@ -323,7 +324,9 @@ def check_same_options(place: str, before: Mapping[str, Json], options: Mapping[
 class _Messages(io.TextIOBase):
     """The stderr of the moment, behind what stands for it; it may go away."""
 
-    encoding = "utf-8"
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return getattr(self._stream(), "encoding", None) or "utf-8"
 
     def write(self, text: str) -> int:
         return self._try(lambda stream: stream.write(text), len(text))

@@ -71,7 +71,7 @@ class _Line(ProgressColumn):
             length = min(_LONGEST_BAR, room - _GAP)
             filled = round(length * min(1.0, task.completed / task.total)) if task.total else 0
             line.append(" " * _GAP)
-            line.append("━" * filled, "bar.complete").append("━" * (length - filled), "bar.back")
+            line.append("━" * filled, "bar.complete").append("─" * (length - filled), "bar.back")
         for part in filter(None, [*sure, *more]):
             line.append(" " * _GAP + part)
         return line
@@ -100,6 +100,8 @@ class _Bars(Progress):
             _Line(console, lambda task: _time_left(task.fields["left"] or task.time_remaining, task.elapsed)),
             console=console,
             transient=True,
+            redirect_stdout=False,  # rich would obey the escapes of what libraries print
+            redirect_stderr=False,
             get_time=time.monotonic,
             speed_estimate_period=math.inf,
         )
@@ -211,7 +213,13 @@ class ProgressWatcher(Watcher):
         self._lines.at("preparing")
         if self._console.is_terminal:
             self._open.enter_context(
-                Live(Group(self._study, self._bars), console=self._console, transient=True)
+                Live(
+                    Group(self._study, self._bars),
+                    console=self._console,
+                    transient=True,
+                    redirect_stdout=False,
+                    redirect_stderr=False,
+                )
             )
         return self
 

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lingraft import stopping
-from lingraft.cli.output import print_json, print_message, print_result, print_table, quieten_loading
+from lingraft.cli.output import (
+    print_json,
+    print_message,
+    print_result,
+    print_table,
+    quieten_loading,
+    shown_message,
+)
 from lingraft.errors import EXIT_ANSWER_IS_NO, DiskError
 
 if TYPE_CHECKING:
@@ -37,9 +44,10 @@ class _Page:
         self._next = 0.0
 
     def show(self, result: StudyResult) -> None:
-        """Take over a result, and write the page unless it was written just before."""
+        """Take over a result, and write the page unless it was written just before, or is about to be."""
         self._waiting = result
-        if time.monotonic() >= self._next:
+        is_whole = all(cell.status != "pending" for cell in result.cells)
+        if time.monotonic() >= self._next and not is_whole:
             self.write()
 
     def write(self) -> None:
@@ -117,7 +125,7 @@ def run(
                 if matrix is not None:
                     print_table(matrix, title)
         for failure in failures(result):
-            print_result(f"failed: {failure}")
+            print_result(shown_message(f"failed: {failure}"))
         for note in notes(result):
             print_result(note)
         for note, names in model_notes(result).items():

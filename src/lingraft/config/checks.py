@@ -18,10 +18,28 @@ def check_study(study: Study) -> list[Problem]:
 
     Names of strategies, measures, tasks and trackers are checked by `study.checks`.
     """
-    return [*_in_phases(study), *_in_paths(study), *_in_evaluation(study), *_in_limits(study)]
+    return [
+        *_in_name(study),
+        *_in_phases(study),
+        *_in_paths(study),
+        *_in_evaluation(study),
+        *_in_limits(study),
+    ]
 
 
 _ABILITIES = ("task_ability", "language_ability", "further_languages")
+
+
+# What Windows keeps for devices, whatever ending follows.
+_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?|.*\.", re.IGNORECASE)
+
+
+def _in_name(study: Study) -> Iterator[Problem]:
+    if _DEVICES.fullmatch(study.name):
+        yield Problem(
+            ("name",),
+            f"name is {study.name!r}: the run folder is called so, and Windows knows no folder of this name.",
+        )
 
 
 def _in_limits(study: Study) -> Iterator[Problem]:

@@ -6,6 +6,7 @@ the file, or the override as it was typed.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
@@ -52,10 +53,11 @@ def load_study(
     """
     path = Path(path)
     root = _read_yaml(path)
-    told = [(line_of(odd.node), f"{path}:{line_of(odd.node)}: {odd.problem}") for odd in odd_values(root)]
+    odd_nodes = odd_values(root)
+    lines = [(line_of(odd.node), f"{path}:{line_of(odd.node)}: {odd.problem}") for odd in odd_nodes]
     written = content_of(root, str(path))
     content, places, wrong = _overridden(written, overrides)
-    told += [(_AFTER_ALL_LINES, problem) for problem in wrong]
+    lines += [(_AFTER_ALL_LINES, problem) for problem in wrong]
     study, problems = _problems_of(content, further_checks)
 
     @cache
@@ -72,14 +74,16 @@ def load_study(
                 if number == len(overrides) - 1
                 or problem.text not in texts_with((*overrides[:number], *overrides[number + 1 :]))
             )
-        line = _line_of(root, problem.location)
+        line, node = _found_at(root, problem.location)
+        if culprit is None and any(odd.node is node for odd in odd_nodes):
+            continue  # a consequence
         if culprit is None:
-            told.append((line, f"{path}:{line}: {problem.text}"))
+            lines.append((line, f"{path}:{line}: {problem.text}"))
         else:
-            told.append((_AFTER_ALL_LINES, f"override {culprit!r}: {problem.text}"))
-    if study is None or told:
-        told.sort(key=lambda one: one[0])
-        raise ConfigError("\n".join(dict.fromkeys(text for _, text in told)))
+            lines.append((_AFTER_ALL_LINES, f"{_name(culprit)}: {problem.text}"))
+    if study is None or lines:
+        lines.sort(key=lambda one: one[0])
+        raise ConfigError("\n".join(dict.fromkeys(text for _, text in lines)))
     return study
 
 
@@ -187,12 +191,10 @@ def save_study(study: Study, path: Path) -> None:
 
 def _read_yaml(path: Path) -> yaml.MappingNode:
     """Return a study file's nodes, which know their lines; keys and aliases are checked."""
-    if "=" in str(path) and not path.exists():
-        raise ConfigError(
-            f"{path}: no such file. It reads like an override: the study file comes first (STUDY {path})."
-        )
-    if not path.exists():
-        raise ConfigError(f"{path}: no such file. {_RECIPES}")
+    if not os.path.exists(path):  # noqa: PTH110 (which no name is too long for)
+        is_override = re.match(r"[\w.\[\]-]+=", str(path))
+        advice = f"It reads like an override: the study file comes first (STUDY {path})."
+        raise ConfigError(f"{path}: no such file. {advice if is_override else _RECIPES}")
     root = compose(read_text(path), str(path))
     if not isinstance(root, yaml.MappingNode):
         found = "empty" if root is None else "a list" if isinstance(root, yaml.SequenceNode) else "one value"
@@ -228,7 +230,7 @@ def _overridden(written: Any, overrides: Sequence[str]) -> tuple[Any, dict[Locat
             continue
         lost = next((earlier for one, earlier in exact.items() if one[: len(place)] == place), None)
         if lost is not None:
-            wrong.append(f"override {override!r}: would undo {lost!r} before it; keep one.")
+            wrong.append(f"{_name(override)}: would undo {_name(lost)} before it; keep one.")
             content = before
             continue
         places[own], exact[place] = override, override
@@ -244,10 +246,10 @@ def _override(content: Any, override: str) -> tuple[Location, Location]:
     key, separator, text = override.partition("=")
     *parts, last = key.strip().replace("[", ".").replace("]", "").split(".")
     if not separator or not all((*parts, last)):
-        raise ConfigError(f"override {override!r}: write key=value, such as training.epochs=2.")
-    node = compose(text, f"override {override!r}: {text!r}", has_lines=False)
+        raise ConfigError(f"{_name(override)}: write key=value, such as training.epochs=2.")
+    node = compose(text, f"{_name(override)}: {_shown(text)}", has_lines=False)
     for odd in odd_values(node):
-        raise ConfigError(f"override {override!r}: {odd.problem}")
+        raise ConfigError(f"{_name(override)}: {odd.problem}")
     target = content
     location: list[str | int] = []
     made: Location = ()  # the outermost mapping that the file does not have
@@ -258,7 +260,7 @@ def _override(content: Any, override: str) -> tuple[Location, Location]:
             made = made or tuple(location)
         target = target[location[-1]]
     location.append(_step(target, last, override))
-    target[location[-1]] = content_of(node, f"override {override!r}")
+    target[location[-1]] = content_of(node, _name(override))
     return made or tuple(location), tuple(location)
 
 
@@ -273,13 +275,14 @@ def _step(target: Any, part: str, override: str) -> str | int:
         if part.isdecimal() and len(part) < 10 and int(part) < len(target):
             return int(part)
         known = [str(name) for name in names if name is not None] or [str(i) for i in range(len(target))]
-        raise ConfigError(f"override {override!r}: there is no {part!r} here. {did_you_mean(part, known)}")
+        raise ConfigError(f"{_name(override)}: there is no {_shown(part)} here. {did_you_mean(part, known)}")
     raise ConfigError(
-        f"override {override!r}: {part!r} lies inside a value that has no parts ({_shown(target)})."
+        f"{_name(override)}: {_shown(part)} lies inside a value that has no parts ({_shown(target)})."
     )
 
 
-def _line_of(node: yaml.Node, location: Location) -> int:
+def _found_at(node: yaml.Node, location: Location) -> tuple[int, yaml.Node]:
+    """Return the line of a place in a file, and its node; of what the file does not have, those of what holds it."""
     line = node.start_mark.line + 1
     for part in location:
         if isinstance(node, yaml.MappingNode):
@@ -293,7 +296,7 @@ def _line_of(node: yaml.Node, location: Location) -> int:
         elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
             node = node.value[part]
             line = node.start_mark.line + 1
-    return line
+    return line, node
 
 
 def _place(location: Location) -> str:
@@ -335,6 +338,11 @@ def _problem(section: type[BaseModel], location: Location, detail: Any) -> str:
     if kind == "too_short":
         message = f"give at least {detail['ctx']['min_length']}, not {detail['ctx']['actual_length']}"
     return f"is {_shown(detail['input'])}: {message}."
+
+
+def _name(override: str) -> str:
+    shown = override if len(override) <= 120 else override[:117] + "..."
+    return f"override {shown!r}"
 
 
 def _shown(value: Any) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from lingraft.errors import ConfigError
+
+_LONGEST_NAME = 255
 
 
 def user_path(written: str) -> Path:
@@ -15,6 +18,10 @@ def user_path(written: str) -> Path:
     """
     if "\0" in written:
         raise ConfigError(f"{written!r}: no path holds a zero byte.")
+    if any(len(os.fsencode(part)) > _LONGEST_NAME for part in written.split("/")):
+        raise ConfigError(
+            f"{written[:80]!r}...: no file or folder has a name of more than {_LONGEST_NAME} bytes."
+        )
     try:
         return Path(written).expanduser()
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""What is wrong with a study, and where: found by several checks, told in one message."""
+"""What is wrong with a study, and where: found by several checks, reported in one message."""
 
 from __future__ import annotations
 

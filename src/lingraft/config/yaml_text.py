@@ -17,7 +17,7 @@ import yaml
 
 from lingraft.errors import ConfigError, in_one_line
 
-_MOST_BYTES = 1_000_000
+_MOST_BYTES = 300_000
 _MOST_VALUES = 100_000
 _MOST_DIGITS = 300
 _SHOWN = 60  # characters of a wrong value
@@ -164,9 +164,10 @@ def _misread(node: yaml.ScalarNode, shown: str) -> str | None:
     if not is_octal and not is_sexagesimal:
         return None
     read = Loader("").construct_document(yaml.ScalarNode(node.tag, node.value))
-    plain = f"{node.value.replace('_', '').lstrip('-+0') or 0} or " if is_octal else ""
     why = "an octal number, as it begins with 0" if is_octal else "base 60"
-    return f"YAML reads {shown} as {read} ({why}); write {plain}{read}, or {shown!r} in quotation marks if it is text."
+    meant = [node.value.replace("_", "").lstrip("-+0") or "0"] if is_octal else []
+    numbers = " or ".join(dict.fromkeys([*meant, str(read)]))
+    return f"YAML reads {shown} as {read} ({why}); write {numbers}, or {shown!r} in quotation marks if it is text."
 
 
 def _steers(character: str) -> bool:

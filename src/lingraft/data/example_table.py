@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -62,10 +62,24 @@ class Columns:
 class ExampleTable(SpooledRows[Example]):
     """All examples of a large data set, in a file, with their columns in memory."""
 
-    def __init__(self, file: NamelessFile, offsets: array[int], columns: Columns) -> None:
+    def __init__(
+        self, file: NamelessFile, offsets: array[int], columns: Columns, renamed: Mapping[int, str]
+    ) -> None:
         """Use `ExampleCollector`."""
         super().__init__(file, offsets, _example_from_json)
         self.columns = columns
+        self._renamed = renamed  # rows whose id is another than the file's
+
+    def row(self, number: int) -> Example:
+        """Read an example."""
+        return self._named(number, super().row(number))
+
+    def __iter__(self) -> Iterator[Example]:
+        rows = super().__iter__()
+        return rows if not self._renamed else (self._named(*row) for row in enumerate(rows))
+
+    def _named(self, number: int, example: Example) -> Example:
+        return example if number not in self._renamed else replace(example, id=self._renamed[number])
 
 
 class ExampleView(RowSequence[Example]):
@@ -133,6 +147,7 @@ class ExampleCollector:
             _to_json, lambda row: (_example_from_json(row), row[0])
         )
         self._id_hashes = array("q")
+        self._has_own_id = bytearray()
         self._languages: dict[str, int] = {}
         self._language = array("i")
         self._group_digests = bytearray()
@@ -141,10 +156,11 @@ class ExampleCollector:
     def __len__(self) -> int:
         return len(self._id_hashes)
 
-    def add(self, example: Example, place: str) -> None:
-        """Take an example that stands at `place`."""
+    def add(self, example: Example, place: str, *, has_own_id: bool = True) -> None:
+        """Take an example that stands at `place`; an id that is not its own gives way to one that another row has."""
         self._spool.append((example, place))
         self._id_hashes.append(hash(example.id))  # 64 bits, the same for equal ids within this process
+        self._has_own_id.append(has_own_id)
         self._language.append(self._languages.setdefault(example.language, len(self._languages)))
         if example.group != self._last_group[0]:
             self._last_group = (example.group, _group_digest(example.group))
@@ -152,16 +168,20 @@ class ExampleCollector:
 
     def finish(self) -> tuple[Sequence[Example], list[Duplicate]]:
         """Return the examples whose id is their own, in order, and the other rows."""
-        duplicates = self._duplicates()
+        duplicates, renamed = self._duplicates()
         self._id_hashes = array("q")
         repeated = {duplicate.row for duplicate in duplicates}
         placed = self._spool.in_memory
         if placed is None:
-            table = ExampleTable(*self._spool.written(), self._columns())
+            table = ExampleTable(*self._spool.written(), self._columns(), renamed)
             rows: Rows = np.delete(np.arange(len(table)), sorted(repeated)) if repeated else np.arange(0)
             examples: Sequence[Example] = ExampleView(table, rows) if repeated else table
         else:
-            examples = tuple(example for row, (example, _) in enumerate(placed) if row not in repeated)
+            examples = tuple(
+                example if row not in renamed else replace(example, id=renamed[row])
+                for row, (example, _) in enumerate(placed)
+                if row not in repeated
+            )
         return examples, duplicates
 
     def _columns(self) -> Columns:
@@ -172,23 +192,32 @@ class ExampleCollector:
         self._group_digests = bytearray()  # sorting takes as much again
         return Columns(tuple(tags), language, *_ranks(digests))
 
-    def _duplicates(self) -> list[Duplicate]:
-        """Compare the ids of those rows alone whose hashes are equal: equal hashes do not make equal ids."""
+    def _duplicates(self) -> tuple[list[Duplicate], dict[int, str]]:
+        """Compare the ids of those rows alone whose hashes are equal: equal hashes do not make equal ids.
+
+        Returns:
+            The rows whose id is that of an earlier one; and new ids (their places) for rows that were given a number in
+            place of an id, which is another row's own.
+        """
         hashes = np.frombuffer(self._id_hashes, np.int64)
         ordered = np.sort(hashes)
         suspects = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
         if not len(suspects):
-            return []
+            return [], {}
         first_places: dict[str, str] = {}
-        found = []
+        found, renamed = [], {}
         placed = self._spool.spooled()
-        for row in np.flatnonzero(np.isin(hashes, suspects)):
-            example, place = placed[int(row)]
-            if example.id in first_places:
-                found.append(Duplicate(int(row), place, example.id, first_places[example.id]))
+        rows = [int(row) for row in np.flatnonzero(np.isin(hashes, suspects))]
+        own = {placed[row][0].id for row in rows if self._has_own_id[row]}
+        for row in rows:
+            example, place = placed[row]
+            if not self._has_own_id[row] and example.id in own and example.id != place:
+                renamed[row] = place
+            elif example.id in first_places:
+                found.append(Duplicate(row, place, example.id, first_places[example.id]))
             else:
                 first_places[example.id] = place
-        return found
+        return found, renamed
 
 
 def columns_of(examples: Sequence[Example]) -> Columns:

@@ -142,8 +142,10 @@ def load_data(
     rows = iter(opened) if on_progress is None else _watched(opened, lines, on_progress)
     try:
         loaded = _collect(spec, rows, answered)
-    finally:  # also where rows are broken: by what wrote to the file
-        opened.check_hash(content_hash)
+    except DataError:
+        opened.check_hash(content_hash)  # what broke the rows may have been a write
+        raise
+    opened.check_hash(content_hash)
     again = sum(len(file.also) for file in opened.files)
     return replace(
         loaded,
@@ -313,7 +315,7 @@ def _collect(spec: DataSource, rows: Iterator[RawRow], answered: bool) -> Loaded
             )
             example = row_filter.cleaned(grouper.grouped(example, has_id=has_id))
             if row_filter.reason(example) is None:
-                collector.add(example, row.place)
+                collector.add(example, row.place, has_own_id=has_id)
         except RecursionError:
             left_out.add(BrokenRow(row.place, "the row is nested too deeply"), len(collector))
         except DataError as error:

@@ -265,8 +265,13 @@ def _over_local_file(configs: Sequence[TaskConfig], entry: EvaluationTask, path:
     Few-shot examples, where a task has them, come from the same file: the harness then leaves out the item that is
     asked.
     """
+    opened = open_rows(SourceFile(path, path.name))
     if not entry.fields and entry.rows is None and len(configs) == 1 and data_suffix(path) in _JSON:
         (config,) = configs
+        for _ in opened.sound(
+            EvaluationError
+        ):  # that library names no place, and takes the last of two values
+            pass
         return [_on_split(config) | {"dataset_kwargs": {"data_files": {_split(config): str(path.resolve())}}}]
     if entry.rows is None and len(configs) > 1:
         raise ValueError(
@@ -274,7 +279,7 @@ def _over_local_file(configs: Sequence[TaskConfig], entry: EvaluationTask, path:
         )
     import datasets
 
-    read = (row.value for row in open_rows(SourceFile(path, path.name)).sound(EvaluationError))
+    read = (row.value for row in opened.sound(EvaluationError))
     rows = list(with_expressions(read, entry.fields, entry.task))
     found: list[TaskConfig] = []
     for config in configs:

@@ -177,7 +177,7 @@ def ratio_over_columns(pairs: Sequence[tuple[Sequence[Scored], Sequence[Scored]]
 
     Its 95 % interval holds every ratio r at which the interval of after - r * before holds 0 (Fieller 1954, "Some
     problems in interval estimation"), which is taken as `difference_over_columns` takes that of after - before. So it
-    holds 1 exactly where the interval of the difference holds 0. Coverage: benchmarks/interval_coverage.py.
+    holds 1 exactly where the interval of the difference holds 0. Coverage: benchmarks/ratio_coverage.py.
 
     Raises:
         EvaluationError: As of `difference_over_columns`.

@@ -14,7 +14,8 @@ from lingraft.intervals.macro_mean import POWER_FACTOR, Difference
 from lingraft.study.stages.evaluate import Questions
 
 ASSUMED_SHARE = 0.1
-"""Share of the items whose score a fine-tuning changes; of worldbook's 120 in the lab log it was 0.1 and more."""
+"""Share of the items whose score the last phase changes, rises and falls together. An assumption, stated with the plan:
+what changes more needs more items; what did change is `n_differing` of a difference."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,7 @@ class LimitPlan:
     Attributes:
         limit: What may be lost of a score in [0, 1].
         needed: Independent items that show in 4 of 5 cases that a limit was kept where nothing is lost on average, if
-            the assumed share of them changes by 1.
+            the assumed share of them changes by 1; at least as many as hold it where none changes.
         available: Independent items that are asked: clusters, fewer where they weigh unequally; None: not known.
         assumed_share: See `needed`.
     """
@@ -82,7 +83,7 @@ def plan_limits(limits: Mapping[str, float], asked: Questions) -> dict[str, Limi
         ]
         found[name] = LimitPlan(
             limit=limit,
-            needed=math.ceil(POWER_FACTOR**2 * ASSUMED_SHARE / limit**2),
+            needed=max(math.ceil(POWER_FACTOR**2 * ASSUMED_SHARE / limit**2), fewest_for_no_change(limit)),
             available=round(ClusteredValues([own]).clusters().effective) if own else None,
             assumed_share=ASSUMED_SHARE,
         )

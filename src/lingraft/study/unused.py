@@ -18,7 +18,7 @@ from stat import S_ISDIR, S_ISREG
 from typing import Literal
 
 from lingraft.errors import ConfigError
-from lingraft.records import from_json, is_foreign, read_json, to_json, write_json_atomically
+from lingraft.records import from_json, is_foreign, read_kept, to_json, write_kept
 from lingraft.stage_record import RECORD, DamagedRecordError, OtherFormatError, read_record
 
 PLAN = "plan.json"
@@ -124,7 +124,7 @@ def write_plan(folder: Path, stages: Mapping[str, ListedStage]) -> None:
         for name, label in before.items()
         if name not in stages and _STAGE.fullmatch(name) and (folder / "stages" / name).is_dir()
     }
-    write_json_atomically(folder / PLAN, to_json(RunPlan(dict(stages), former)))
+    write_kept(folder / PLAN, to_json(RunPlan(dict(stages), former)))
 
 
 def unused_stages(folder: Path) -> tuple[UnusedStage, ...]:
@@ -282,7 +282,7 @@ def size_text(count: int) -> str:
 
 
 def _read_plan(folder: Path) -> RunPlan:
-    found = from_json(RunPlan, read_json(folder / PLAN))
+    found = from_json(RunPlan, read_kept(folder / PLAN))
     return replace(
         found, former={name: label for name, label in found.former.items() if name not in found.stages}
     )

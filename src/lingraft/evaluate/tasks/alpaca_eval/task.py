@@ -80,13 +80,24 @@ def read_outputs(path: Path, reference: Sequence[Output] = ()) -> tuple[Output, 
             except RowError as error:
                 raise DataError(f"{row.place}: {error}.") from None
         return tuple(outputs)
-    own = [row.value for row in rows if row.value["task"] == ALPACA_EVAL]
+    own = [row for row in rows if row.value.get("task") == ALPACA_EVAL]
     if not own:
-        tasks = ", ".join(sorted({str(row.value["task"]) for row in rows}))
+        tasks = ", ".join(sorted({str(row.value.get("task")) for row in rows}))
         raise EvaluationError(f"{path}: holds no predictions of {ALPACA_EVAL}, only of {tasks}.")
-    return tuple(
-        _answer(str(row["item"]), str(row["response"]), str(row["reference"]), reference) for row in own
-    )
+    answers, seen = [], dict[str, str]()
+    for row in own:
+        try:
+            item = text(row.value, "item")
+            response, expected = (
+                text(row.value, one, may_be_empty=True) for one in ("response", "reference")
+            )
+        except RowError as error:
+            raise DataError(f"{row.place}: {error}.") from None
+        if item in seen:
+            raise DataError(f"{row.place}: the item {item} has an answer already, at {seen[item]}.")
+        seen[item] = row.place
+        answers.append(_answer(item, response, expected, reference))
+    return tuple(answers)
 
 
 def _answer(item: str, response: str, expected: str, reference: Sequence[Output]) -> Output:
