@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import disk_usage
 
 import torch
 from pydantic import TypeAdapter
 
 from lingraft import errors, stopping
-from lingraft.errors import ConfigError, LingraftError
+from lingraft.errors import ConfigError, DiskError, LingraftError, disk_error
 from lingraft.records import read_json, write_json_atomically
 from lingraft.stopping import Stopped
 from lingraft.train.checkpoints import FOLDER, make_folder
@@ -36,6 +37,7 @@ NOTE = "lingraft-note "
 SAVED = "lingraft-saved "
 READY = "lingraft-ready "
 STOPPED = "Stopped"  # the kind of failure that is none
+_NO_ROOM = 1 << 14  # bytes
 _SHOWN_LINES = 20
 _SECONDS_BETWEEN_LOOKS = 0.1
 
@@ -143,6 +145,10 @@ def train_on(
                 stopping.saved(json.loads(line.removeprefix(SAVED)))
     if not (folder / OUTCOME).exists():
         if not (folder / FAILURE).exists():
+            if disk_usage(folder).free < _NO_ROOM:  # for the file that would say so
+                raise DiskError(
+                    f"{folder}: the disk is full: free some space, and run the same command again."
+                )
             last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_SHOWN_LINES:]
             raise LingraftError("the training processes ended without a result:\n" + "\n".join(last))
         failure = read_json(folder / FAILURE)
@@ -228,6 +234,8 @@ def write_failure(folder: Path, error: Exception | Stopped) -> None:
     path = folder / FOLDER / FAILURE
     if path.exists():
         return
+    if isinstance(error, Exception):
+        error = disk_error(error, folder) or error  # which stops the study, not this cell alone
     if isinstance(error, Stopped):
         message = str(error.number)
     elif isinstance(error, LingraftError):
