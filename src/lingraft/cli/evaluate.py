@@ -122,6 +122,7 @@ def evaluate(
     no language.
     The judge's key is read from LINGRAFT_JUDGE_KEY, else from OPENAI_API_KEY.
     """
+    stopping.keeps(f"the answers so far are kept; {stopping.GOES_ON}")
     # Wrong options are refused before anything heavy is imported.
     asked_precision = checked_precision(precision)
     if len(models) > 2:
@@ -139,7 +140,7 @@ def evaluate(
         budget=budget,
     )
 
-    from lingraft.cli.progress import GOES_ON, StepBars
+    from lingraft.cli.progress import StepBars
     from lingraft.config.schema import UNCOMPARED_JUDGE_FIELDS
     from lingraft.data.chat_format import CHAT_IDENTITY
     from lingraft.evaluate.checks import check_names
@@ -218,7 +219,6 @@ def evaluate(
         "libraries": libraries(("lm_eval", "torch", "transformers")),
     }
     evaluated = []
-    stopping.keeps(f"the answers so far are kept; {GOES_ON}")
     with Store(folder) as store, StepBars() as bars:
         for own, stage in zip(folders, stages, strict=True):
             model = evaluate_into(own, stage, Executor(store, bars))
