@@ -22,10 +22,11 @@ from lingraft.data.example import Example
 from lingraft.data.formats import FORMATS
 from lingraft.data.rows import open_rows
 from lingraft.data.sources import LoadedData, load_data
-from lingraft.errors import DataError, LingraftError
+from lingraft.errors import DataError, EvaluationError, LingraftError
 from lingraft.evaluate.items_files import items_files
 from lingraft.evaluate.loading import _over_local_file
 from lingraft.evaluate.tasks.alpaca_eval.task import read_outputs
+from lingraft.evaluate.tasks.instructions.task import read_instructions
 from lingraft.judge.win_rate import Output
 from lingraft.records import canonical_json
 from lingraft.representation.prompts import read_prompts
@@ -124,6 +125,29 @@ def test_predictions_for_the_judge_that_are_odd_are_named(
         read_outputs(path, reference)
     path.write_text(json.dumps([sound, {"other": 1}]))
     assert [one.output for one in read_outputs(path, reference)] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("odd", "problem"),
+    [
+        ({"prompt": "\ud800"}, "the row holds half a surrogate pair"),
+        ({"kwargs": [{"language": "\ud800"}]}, "the row holds half a surrogate pair"),
+        ({"kwargs": [{"language": "no such"}]}, "language:response_language: KeyError"),
+        ({"kwargs": [{"language": 5}]}, "language:response_language: "),
+    ],
+    ids=range(4),
+)
+def test_odd_items_are_named(tmp_path: Path, odd: dict[str, Any], problem: str) -> None:
+    item = {
+        "key": 1,
+        "prompt": "p",
+        "instruction_id_list": ["language:response_language"],
+        "kwargs": [{"language": "de"}],
+    }
+    path = tmp_path / "items.json"
+    path.write_text(json.dumps([item, item | odd]))
+    with pytest.raises(EvaluationError, match=rf"items.json:2: {problem}"):
+        read_instructions(path)
 
 
 @pytest.mark.parametrize("after", ["\nnote", '{"a": 1, "a": 2}'])

@@ -7,6 +7,7 @@ and decoded in one place, and every problem is named by file and line. Callers o
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import time
@@ -88,6 +89,15 @@ class OpenedRows:
         for row in self:
             if row.problem is not None:
                 raise error(f"{row.place}: {row.problem}. No row is left out here: mend it.")
+            try:  # whatever of it is used is written into tables and records
+                json.dumps(row.value, ensure_ascii=False, default=repr).encode("utf-8")
+            except (UnicodeEncodeError, RecursionError) as problem:
+                said = (
+                    "half a surrogate pair"
+                    if isinstance(problem, UnicodeError)
+                    else "lists nested too deeply"
+                )
+                raise error(f"{row.place}: the row holds {said}. No row is left out here: mend it.") from None
             yield row
         if row is None:
             raise error(f"{self.name}: there are no rows in it.")
@@ -119,7 +129,7 @@ class OpenedRows:
         return hashes[0][1] if is_plain else fingerprint_of(hashes), lines if can_count else 0
 
     def check_hash(self, content_hash: str | None) -> None:
-        """Check that the rows that were read are those of which `hash_and_lines` told the hash.
+        """Check that the rows that were read are those whose hash `hash_and_lines` returned.
 
         Files whose times cannot tell are read once more: those written to within two seconds of being opened, and those
         of which nothing but the time of a change is another one, as where a link to them was made.
