@@ -333,8 +333,8 @@ def _print(models: list[ModelEvaluation], compared: ModelDifferences | None) -> 
     for line, named in gathered(left_out).items():
         print_result(f"{holds_for(named, len(models))}: {line}")
     if compared is None:
-        scores = {name: one.value if one.value in (0, 1) else None for name, one in models[0].scores.items()}
-        for note in equal_task_notes(scores, "models"):
+        same = {name: one.value if one.value in (0, 1) else None for name, one in models[0].scores.items()}
+        for note in equal_task_notes(same, "models"):
             print_result(note)
         return
     first, second = models
