@@ -24,6 +24,7 @@ from lingraft.study.execute import Executor
 from lingraft.study.grid import Cell
 from lingraft.study.materials import Materials, check_added_tokens, gather, report_costs
 from lingraft.study.plan import Plan, PlanRow, listed_stages, plan_rows, plan_study
+from lingraft.study.reach import check_reach
 from lingraft.study.result import STUDY, StudyResult, write_result
 from lingraft.study.stages.evaluate import questions
 from lingraft.study.store import Store
@@ -98,7 +99,8 @@ def run_study(
         raise ConfigError(
             f"{folder}: the run's folder cannot be made ({error.strerror}: {error.filename}); give other --runs."
         ) from None
-    prepared = prepare_study(study, base_folder, watcher, processes)
+    is_new = not any((folder / "stages").glob("*/"))
+    prepared = prepare_study(study, base_folder, watcher, processes, is_new=is_new)
     study, materials = prepared.study, prepared.materials
     costs = report_costs(materials, watcher, trust_remote_code=study.trust_remote_code)
     with as_disk_error(folder), Store(folder, watcher.noted) as store:
@@ -146,14 +148,28 @@ def run_study(
 
 
 def prepare_study(
-    study: Study, base_folder: Path, watcher: Watcher, processes: Processes | None = None
+    study: Study,
+    base_folder: Path,
+    watcher: Watcher,
+    processes: Processes | None = None,
+    *,
+    is_new: bool = False,
 ) -> Prepared:
     """Read and find all that a study needs, and check it, before anything is computed.
+
+    Args:
+        study: The study.
+        base_folder: See `run_study`.
+        watcher: Receives what happens.
+        processes: How many processes train a phase.
+        is_new: Whether nothing of it was made yet; then what it needs from elsewhere is asked for first.
 
     Raises:
         ConfigError, DataError, ModelError: Something is wrong with the study as a whole.
     """
     check_names(study, base_folder)
+    if is_new:  # a finished study needs neither hub nor judge again
+        check_reach(study, base_folder)
     materials = gather(study, base_folder, watcher)
     if processes is not None and processes.sharded:
         _check_sharding(materials.cells)
