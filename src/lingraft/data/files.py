@@ -65,6 +65,7 @@ def files_of(source: str, base_folder: Path) -> list[SourceFile]:
     and folder is there once, rather under its own name than a link's. A file that is named itself may be missing.
 
     Raises:
+        ConfigError: It is no path (see `user_path`).
         DataError: No file matches, one file has two languages, or a folder cannot be read.
     """
     try:
@@ -72,7 +73,7 @@ def files_of(source: str, base_folder: Path) -> list[SourceFile]:
             file for pattern in _alternatives(source) for file in _files_of(pattern, source, base_folder)
         ]
         reals = [os.path.realpath(file.path) for file in named]
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in a name
+    except OSError as error:
         raise DataError(f"{source}: cannot be read: {in_one_line(error)}.") from None
     found: dict[str, SourceFile] = {}
     for real, file in zip(reals, named, strict=True):
