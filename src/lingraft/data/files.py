@@ -17,6 +17,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from glob import has_magic
+from itertools import dropwhile
 from pathlib import Path
 
 from lingraft.config.paths import user_path
@@ -186,8 +187,9 @@ def _matching(folder: Path, parts: tuple[str, ...]) -> Iterator[Path]:
     if not parts:
         yield folder
     elif parts[0] == "**":
+        rest = tuple(dropwhile("**".__eq__, parts))  # two in a row mean what one does
         for below in _folders_below(folder):
-            yield from _matching(below, parts[1:] or ("*",))
+            yield from _matching(below, rest or ("*",))
     elif not has_magic(parts[0]):
         yield from _matching(folder / parts[0], parts[1:])
     elif folder.is_dir():
