@@ -28,7 +28,7 @@ from tiny_study import NAME, make_study, records, start
 _SENTENCE = re.compile(r"^(Interrupted|Stopped by SIGTERM): .*\.$", re.MULTILINE)
 _CODES = {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}  # a shell shows -9 as 137
 _LONGEST_SECONDS = 300
-_SECONDS_TO_BE_LOST = 1.0  # in which a command that is over ends
+_LAST_LINE = "Report: "  # of the result
 
 
 def main() -> int:
@@ -67,16 +67,14 @@ def main() -> int:
         before: dict[str, tuple[int, int]] = {}
         while signals or before:  # the last study is finished, too
             number = signals[-1] if signals else None
-            running = start(study, runs)
+            result = folder / "stdout"
+            with result.open("w") as stdout:
+                running = start(study, runs, stdout=stdout)
             if number != signal.SIGKILL:
                 _until_it_takes_signals(running)
             if number is not None:
                 time.sleep(chance.uniform(0, seconds))
-                is_over = running.poll() is not None
-                sent_at = time.monotonic()
-                if not is_over:
-                    send = os.killpg if number == signal.SIGINT else os.kill
-                    send(running.pid, number)  # not waited for yet: the process is there
+                is_over, sent_at = _send(number, running, result), time.monotonic()
             _, said = running.communicate(timeout=_LONGEST_SECONDS)
             where = f"{'no signal' if number is None else signal.Signals(number).name}, {sum(sent.values())}"
             problems += [
@@ -89,7 +87,7 @@ def main() -> int:
             print(
                 f"{where}: exit code {running.returncode}, {len(before)} stages are finished", file=sys.stderr
             )
-            if number is not None and not is_over and running.returncode != 0:
+            if number is not None and running.returncode != 0:
                 sent[number] += 1
                 signals.pop()
                 waits[number].append(time.monotonic() - sent_at)
@@ -99,7 +97,7 @@ def main() -> int:
             else:
                 if number is not None:
                     over[number] += 1
-                    if not is_over and time.monotonic() - sent_at > _SECONDS_TO_BE_LOST:
+                    if not is_over:
                         problems.append(f"{where}: the signal was lost")
                 finished_runs += 1
                 if records(runs) != expected:
@@ -116,6 +114,15 @@ def main() -> int:
     for problem in problems:
         print(problem)
     return 1 if problems else 0
+
+
+def _send(number: int, running: subprocess.Popen[str], result: Path) -> bool:
+    """Send a signal, and return whether the command had printed its result by then: it only has to leave."""
+    if running.poll() is not None:
+        return True
+    send = os.killpg if number == signal.SIGINT else os.kill
+    send(running.pid, number)  # not waited for yet: the process is there
+    return _LAST_LINE in result.read_text()
 
 
 def _problems(number: int, code: int, said: str) -> list[str]:

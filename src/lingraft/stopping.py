@@ -75,6 +75,8 @@ def begin(say: Callable[[int], None]) -> None:
     Args:
         say: Writes the one sentence about a signal; called once, in the main thread or another one.
     """
+    if threading.current_thread() is not threading.main_thread():
+        return  # which receives no signal
     _begin(say)
     hooks = sys.excepthook, sys.unraisablehook, threading.excepthook
 

@@ -71,7 +71,7 @@ class _Line(ProgressColumn):
             length = min(_LONGEST_BAR, room - _GAP)
             filled = round(length * min(1.0, task.completed / task.total)) if task.total else 0
             line.append(" " * _GAP)
-            line.append("━" * filled, "bar.complete").append("━" * (length - filled), "bar.back")
+            line.append("━" * filled, "bar.complete").append("─" * (length - filled), "bar.back")
         for part in filter(None, [*sure, *more]):
             line.append(" " * _GAP + part)
         return line

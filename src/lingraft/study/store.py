@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from filelock import FileLock, Timeout
 
 from lingraft.errors import ConfigError, LingraftError, as_disk_error
 from lingraft.records import (
+    Stamp,
     path_inside,
     read_json,
     remove,
@@ -64,7 +66,7 @@ class Store:
         self.cache = folder / "cache"
         self.noted = noted
         self._lock = FileLock(folder / ".lock")
-        self._done: dict[str, FinishedStage] = {}
+        self._done: dict[str, _Whole] = {}
         self._failed: dict[str, Exception] = {}
         self._noted: set[str] = set()
 
@@ -107,7 +109,7 @@ class Store:
 
     def _check_places(self) -> None:
         """Refuse a run folder whose own folders lie elsewhere, or are none."""
-        for path in (self.stages, self.cache, self.folder / ".lock"):
+        for path in (self.stages, self.cache, self.folder / "report", self.folder / ".lock"):
             if path.is_symlink():
                 raise ConfigError(
                     f"{path}: is a link. What a run folder holds lies inside of it: remove the link (the run folder "
@@ -142,16 +144,8 @@ class Store:
             stage: The stage.
             with_artefacts: Also ask for artefacts that `keep` may have discarded.
         """
-        found = self._done.get(stage.fingerprint)
-        if found is None or not _is_as_hashed(found):
-            self._done.pop(stage.fingerprint, None)
-            found = self._read(stage)
-            if found is None:
-                return None
-            self._done[stage.fingerprint] = found
-        if with_artefacts and read_record(found.folder).has_discarded:
-            return None
-        return found
+        whole = self._whole(stage)
+        return None if whole is None or (with_artefacts and whole.record.has_discarded) else whole.stage
 
     def run(
         self, stage: StageSpec, work: Callable[[Path], Work], *, with_artefacts: bool = False
@@ -172,8 +166,8 @@ class Store:
         if found is not None:
             _remove_from(folder, stage.continues)  # of a run that was killed right after the record
             return found
-        discarded = self.find(stage)  # its record stays until the artefacts are whole again
-        before = {} if discarded is None else read_record(folder).artefacts
+        discarded = self._whole(stage)  # its record stays until the artefacts are whole again
+        before = {} if discarded is None else discarded.record.artefacts
         kept = {*stage.continues, *((RECORD, TIMING) if discarded is not None else ())}
         if folder.is_symlink() or not folder.is_dir():
             remove(folder)
@@ -185,7 +179,7 @@ class Store:
             _release(error)
             self._failed[stage.fingerprint] = error
             raise
-        self._done[stage.fingerprint] = done
+        self._done[stage.fingerprint] = _whole_of(done, read_record(folder), stamps_of([folder / RECORD]))
         return done
 
     def reopen(self, stage: StageSpec) -> None:
@@ -195,11 +189,12 @@ class Store:
 
     def discard(self, stage: StageSpec) -> None:
         """Delete a finished stage's artefacts but keep its record, which says that they were discarded."""
-        folder = self.folder_of(stage)
-        record = read_record(folder)
-        if record != record.discarded():
-            record.discarded().write(folder)
-        for name in record.artefacts:
+        folder, whole = self.folder_of(stage), self._whole(stage)
+        if whole is None:  # damaged since: what it lists may not be the stage's
+            return
+        if whole.record != whole.record.discarded():
+            whole.record.discarded().write(folder)
+        for name in whole.record.artefacts:
             with suppress(ValueError):  # a link has come since: what it leads to is not ours
                 path_inside(folder, name).unlink(missing_ok=True)
 
@@ -207,9 +202,19 @@ class Store:
         """Return the folder of a stage."""
         return self.stages / f"{stage.kind}-{stage.fingerprint}"
 
-    def _read(self, stage: StageSpec) -> FinishedStage | None:
+    def _whole(self, stage: StageSpec) -> _Whole | None:
+        """Return the stage as it was read, read again where a file of it changed since; None: it is not whole."""
+        known = self._done.pop(stage.fingerprint, None)
+        if known is None or known.stamps != _stamps(known.stage):
+            known = self._read(stage)
+        if known is not None:
+            self._done[stage.fingerprint] = known
+        return known
+
+    def _read(self, stage: StageSpec) -> _Whole | None:
         """Return the stage where its record is there and every kept artefact has its size and hash."""
         folder = self.folder_of(stage)
+        before = stamps_of([folder / RECORD])
         try:
             if self.stages.is_symlink():
                 raise DamagedRecordError("the folder of the stages is a link")
@@ -224,9 +229,10 @@ class Store:
             return None
         artefacts = {name: one.sha256 for name, one in record.artefacts.items() if name in stamps}
         timing = self._timing(stage)
-        return FinishedStage(
+        found = FinishedStage(
             record.stage, record.fingerprint, folder, record.result, timing, True, artefacts, stamps
         )
+        return _whole_of(found, record, before)
 
     def _timing(self, stage: StageSpec) -> dict[str, Any]:
         """Return what timing.json holds; nothing where it is damaged, as no result depends on it."""
@@ -246,12 +252,24 @@ class Store:
             self.noted(sentence)
 
 
-def _is_as_hashed(found: FinishedStage) -> bool:
-    """Return whether a stage's record is there, and its files are still those that were hashed."""
-    now = stamps_of([found.folder / name for name in found.stamps])
-    return (found.folder / RECORD).is_file() and all(
-        now[found.folder / name] == stamp for name, stamp in found.stamps.items()
+@dataclass(frozen=True)
+class _Whole:
+    """A finished stage as it was read: the record, and the stamps of it and of the files that it lists as kept."""
+
+    stage: FinishedStage
+    record: StageRecord
+    stamps: Mapping[Path, Stamp | None]
+
+
+def _whole_of(found: FinishedStage, record: StageRecord, stamps: Mapping[Path, Stamp | None]) -> _Whole:
+    """Return a stage with the stamps that its record and files had when they were read."""
+    return _Whole(
+        found, record, {**stamps, **{found.folder / name: one for name, one in found.stamps.items()}}
     )
+
+
+def _stamps(found: FinishedStage) -> dict[Path, Stamp | None]:
+    return stamps_of(found.folder / name for name in (RECORD, *found.stamps))
 
 
 def _remove_from(folder: Path, names: Collection[str]) -> None:
