@@ -48,6 +48,16 @@ def tensors(change: Callable[[dict[str, torch.Tensor]], Any]) -> Change:
     )
 
 
+def replaced(put: Callable[[Path], None]) -> Callable[[Path], None]:
+    """Return what puts something else in the place of a model's weights."""
+
+    def put_there(folder: Path) -> None:
+        (folder / SINGLE).unlink()
+        put(folder / SINGLE)
+
+    return put_there
+
+
 def header(change: Callable[[dict[str, Any]], Any]) -> Change:
     """What changes the description of the tensors, and leaves their bytes."""
 
@@ -173,11 +183,11 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "a name twice": (header(twice), f"it names {NORM} twice"),
     "an unknown type": (header(lambda own: own | {NORM: own[NORM] | {"dtype": "F17"}}), "damaged"),
     "a folder as weights": (
-        lambda folder: ((folder / SINGLE).unlink(), (folder / SINGLE).mkdir()),
+        replaced(lambda path: path.mkdir()),
         "there are no weights to read",
     ),
     "a link to itself": (
-        lambda folder: ((folder / SINGLE).unlink(), (folder / SINGLE).symlink_to(folder / SINGLE)),
+        replaced(lambda path: path.symlink_to(path)),
         "there are no weights to read",
     ),
     "a shard outside": (index("../x.safetensors"), "is outside the folder"),
