@@ -79,8 +79,8 @@ def run_study(
         watcher: Receives what happens.
         processes: How many processes train a phase; None: this one. Results differ by rounding, so records do not
             depend on it, but an interrupted phase is only continued by as many as began it.
-        on_result: Called with the result so far, before the first stage is made and whenever a cell is done or has
-            failed; it was written to `result.json` just before.
+        on_result: Called with the result so far, before the first stage is made and whenever a model of it is done or
+            has failed; it was written to `result.json` just before.
 
     Returns:
         What `lingraft run --json` prints (docs/report.md). Cells that failed are in it, with their reason.
@@ -132,11 +132,11 @@ def run_study(
             return result
 
         sum_up()
-        settled = summary.settled
+        known = summary.known
         for stage in executor.run(plan):
             failure = executor.failed.get(stage.fingerprint) if stage is plan.base else None
-            if failure is not None or summary.settled != settled:
-                settled = summary.settled
+            if failure is not None or summary.known != known:
+                known = summary.known
                 sum_up()
             if isinstance(failure, ModelError):
                 raise failure  # every cell starts from a model that cannot be used
