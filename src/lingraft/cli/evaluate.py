@@ -151,7 +151,13 @@ def evaluate(
     from lingraft.records import fingerprint_of, to_json
     from lingraft.report.notes import gathered, holds_for
     from lingraft.stage import RECORD, libraries
-    from lingraft.study.evaluation import compare, evaluate_into, evaluations, folder_names, not_run_lines
+    from lingraft.study.evaluation import (
+        compare,
+        evaluate_into,
+        evaluations,
+        folder_names,
+        not_run_lines,
+    )
     from lingraft.study.execute import Executor
     from lingraft.study.stages.evaluate import questions
     from lingraft.study.store import Store
