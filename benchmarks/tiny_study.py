@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import yaml
 
@@ -55,11 +56,13 @@ def make_study(folder: Path) -> Path:
     return path
 
 
-def start(study: Path, runs: Path, *arguments: str) -> subprocess.Popen[str]:
+def start(
+    study: Path, runs: Path, *arguments: str, stdout: int | IO[str] = subprocess.PIPE
+) -> subprocess.Popen[str]:
     """Start `lingraft run` on a study, on one thread."""
     return subprocess.Popen(
         [*LINGRAFT, "run", str(study), "--runs", str(runs), *arguments],
-        stdout=subprocess.PIPE,
+        stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},

@@ -192,7 +192,8 @@ def test_all_that_decides_an_adapter_is_in_its_identity(adapter: Path, tiny_mode
     ):  # the one beside it is the one that it is asked with
         shutil.copy(tiny_model / name, adapter)
         seen.append(identity())
-    (adapter / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    template = (tiny_model / "chat_template.jinja").read_text()
+    (adapter / "chat_template.jinja").write_text(template + "{# another one #}")
     seen.append(identity())
     in_place(adapter / "adapter_model.safetensors")
     seen.append(identity())

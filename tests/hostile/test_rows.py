@@ -22,10 +22,11 @@ from lingraft.data.example import Example
 from lingraft.data.formats import FORMATS
 from lingraft.data.rows import open_rows
 from lingraft.data.sources import LoadedData, load_data
-from lingraft.errors import DataError, LingraftError
+from lingraft.errors import DataError, EvaluationError, LingraftError
 from lingraft.evaluate.items_files import items_files
 from lingraft.evaluate.loading import _over_local_file
 from lingraft.evaluate.tasks.alpaca_eval.task import read_outputs
+from lingraft.evaluate.tasks.instructions.task import read_instructions
 from lingraft.judge.win_rate import Output
 from lingraft.records import canonical_json
 from lingraft.representation.prompts import read_prompts
@@ -53,6 +54,14 @@ def test_each_row_of_a_list_on_one_line_is_one(tmp_path: Path) -> None:
     found = load(tmp_path, f"[{row(1)}, {row(2)},{row(3)}]")
     assert [(one.id, one.answer) for one in found.examples] == [("1", "c1"), ("2", "c2"), ("3", "c3")]
     assert (found.n_rows, len(found.broken)) == (3, 0)
+
+
+def test_progress_through_a_list_on_one_line_never_passes_its_end(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(f"[{', '.join(map(row, range(25_000)))}]")
+    seen: list[tuple[int, int]] = []
+    spec = DataSource(source="x.json")
+    load_data(spec, base_folder=tmp_path, on_progress=lambda *done: seen.append(done))
+    assert seen == [(1, 1), (10_001, 0), (20_001, 0), (25_000, 25_000)]
 
 
 def test_rows_that_share_a_line_amid_a_list_have_ids_and_places_of_their_own(tmp_path: Path) -> None:
@@ -124,6 +133,29 @@ def test_predictions_for_the_judge_that_are_odd_are_named(
         read_outputs(path, reference)
     path.write_text(json.dumps([sound, {"other": 1}]))
     assert [one.output for one in read_outputs(path, reference)] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("odd", "problem"),
+    [
+        ({"prompt": "\ud800"}, "the row holds half a surrogate pair"),
+        ({"kwargs": [{"language": "\ud800"}]}, "the row holds half a surrogate pair"),
+        ({"kwargs": [{"language": "no such"}]}, "language:response_language: KeyError"),
+        ({"kwargs": [{"language": 5}]}, "language:response_language: "),
+    ],
+    ids=range(4),
+)
+def test_odd_items_are_named(tmp_path: Path, odd: dict[str, Any], problem: str) -> None:
+    item = {
+        "key": 1,
+        "prompt": "p",
+        "instruction_id_list": ["language:response_language"],
+        "kwargs": [{"language": "de"}],
+    }
+    path = tmp_path / "items.json"
+    path.write_text(json.dumps([item, item | odd]))
+    with pytest.raises(EvaluationError, match=rf"items.json:2: {problem}"):
+        read_instructions(path)
 
 
 @pytest.mark.parametrize("after", ["\nnote", '{"a": 1, "a": 2}'])

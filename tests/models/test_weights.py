@@ -62,6 +62,59 @@ def test_names_and_values_are_those_of_the_models_parameters(
     assert signal_to_noise(reader).modules
 
 
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "mistral", "qwen2", "qwen3", "gemma2", "olmo2"])
+def test_what_transformers_loads_fits_its_configuration(make: Callable[..., Any], architecture: str) -> None:
+    folder, _ = make(architecture)
+    assert ModelWeights(folder).misfit() is None
+    assert ModelWeights(folder).not_finite() is None
+    assert ModelWeights(renamed(folder, "hub", as_on_the_hub(architecture))).misfit() is None
+
+
+def test_what_is_stored_otherwise_than_the_configuration_says_is_named(make: Callable[..., Any]) -> None:
+    folder, _ = make("llama")
+
+    def misfit(change: Callable[[dict[str, torch.Tensor]], Any]) -> str:
+        name = f"odd {len(list(folder.parent.iterdir()))}"
+        return str(ModelWeights(renamed(folder, name, change)).misfit())
+
+    up = "model.layers.1.mlp.up_proj.weight"
+    assert "1 weights are not in its files (model.layers.1.mlp.up_proj.weight)" in misfit(
+        lambda own: {name: one for name, one in own.items() if name != up}
+    )
+    assert "up_proj.weight: [48, 31] in its file, [48, 32] by config.json" in misfit(
+        lambda own: {**own, up: own[up][:, :31].contiguous()}
+    )
+    assert "no place for (model.layers.1.mlp.up_proj.bias)" in misfit(
+        lambda own: {**own, "model.layers.1.mlp.up_proj.bias": torch.ones(48)}
+    )
+    assert "by config.json it has 2 layers, its files hold 3" in misfit(
+        lambda own: {**own, "model.layers.2.mlp.up_proj.weight": torch.ones(48, 32)}
+    )
+    assert "holds whole numbers" in misfit(lambda own: {**own, up: own[up].to(torch.int8)})
+    assert misfit(lambda own: {**own, "vision.layers.0.weight": torch.ones(2)}) == "None"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_value_that_is_no_number_is_found(make: Callable[..., Any], dtype: torch.dtype, value: str) -> None:
+    folder, _ = make("mixtral")
+
+    def change(own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        found = {name: one.to(dtype) for name, one in own.items()}
+        found["model.norm.weight"][5] = float(value)
+        return found
+
+    assert "model.norm.weight holds 1 values" in str(
+        ModelWeights(renamed(folder, "odd", change)).not_finite()
+    )
+
+    def large(own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        most = torch.finfo(dtype).max  # their sum overflows
+        return {name: torch.full_like(one, most, dtype=dtype) for name, one in own.items()}
+
+    assert ModelWeights(renamed(folder, "large", large)).not_finite() is None
+
+
 def as_on_the_hub(architecture: str) -> Callable[[dict[str, torch.Tensor]], Any]:
     """Return what makes of a file as transformers saves it one as it lies on the hub."""
 

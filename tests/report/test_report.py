@@ -30,6 +30,7 @@ from lingraft.report.tables import (
     strategy_cost_table,
     study_table,
 )
+from lingraft.study.limits import LimitPlan, LimitResult
 from lingraft.study.result import (
     CellResult,
     Precision,
@@ -330,3 +331,76 @@ def test_a_measure_that_could_not_be_taken_is_reported_with_its_reasons(tmp_path
     found = result(tmp_path, cells)
     assert "DES is missing where 'x' is in th; and where 'y' is in vi." in notes(found)
     assert "and where &#39;y&#39; is in vi." in render_page(found, STUDY)
+
+
+def test_scores_that_are_all_equal_are_said_to_tell_no_models_apart(tmp_path: Path) -> None:
+    cells = [done_cell("plain"), done_cell("lora")]
+    own = cells[0].difference
+    nothing = replace(own.task_ability, value=0.0, low=-0.1, high=0.1, all_scores=0.0, answer="undecided")
+    task = replace(own.tasks["worldbook:lookup/en"], all_scores=0.0, answer="undecided")
+    equal = replace(own, task_ability=nothing, tasks={"worldbook:lookup/en": task})
+    one = result(tmp_path, [replace(cells[0], difference=equal), cells[1]])
+    said = (
+        "All scores are 0 in task ability, worldbook:lookup/en: these tasks cannot tell similar / plain and Phase 1 "
+        "apart."
+    )
+    assert said in notes(one)
+    assert said in render_page(one, STUDY)
+    row = dict(zip([c.title for c in study_table(one).columns], study_table(one).rows[2], strict=True))
+    assert row["task ability"] == "0.400 [0.30, 0.50] ?"
+    whole = replace(equal, language_ability=nothing)
+    every = result(tmp_path, [replace(cell, difference=whole) for cell in cells])
+    assert "All scores are 0: these tasks cannot tell these models apart." in notes(every)
+    assert not any("All scores" in note for note in notes(result(tmp_path, cells)))
+
+
+def test_a_retention_that_is_missing_has_its_reason_below_the_table(tmp_path: Path) -> None:
+    missing = replace(done_cell("plain"), retention=Ratio(None, None, None, 40, "the score before is 0"))
+    found = result(tmp_path, [missing, done_cell("lora")])
+    row = dict(zip([c.title for c in study_table(found).columns], study_table(found).rows[2], strict=True))
+    assert row["retention"] == "-"
+    assert "Retention is missing where the score before is 0: similar / plain." in notes(found)
+
+
+def test_limits_have_a_column_and_say_how_many_items_could_decide_them(tmp_path: Path) -> None:
+    plan = LimitPlan(limit=0.01, needed=7849, available=40, assumed_share=0.1)
+    broken = LimitResult(limit=0.01, low=-0.15, high=-0.05, answer="broken")
+    held = LimitResult(limit=0.01, low=-0.005, high=0.05, answer="held")
+    seeds = [
+        replace(done_cell("plain", seed, task), limits={"task_ability": own})
+        for seed, task, own in ((0, 0.4, broken), (1, 0.7, held))
+    ]
+    found = result(tmp_path, seeds)
+    (mean,) = found.over_seeds
+    apart = replace(broken, answer="seeds_disagree")
+    found = replace(
+        found, limits={"task_ability": plan}, over_seeds=(replace(mean, limits={"task_ability": apart}),)
+    )
+    table, by_seed = study_table(found), seed_table(found)
+    assert by_seed is not None
+    place = [column.title for column in table.columns].index("limit task_ability 0.01")
+    assert [row[place] for row in table.rows] == ["-", "-", "seeds disagree"]
+    assert [row[place] for row in by_seed.rows[-2:]] == ["broken", "held"]
+    page = render_page(found, STUDY)
+    assert '<td class="down">broken</td>' in page
+    assert '<td class="up">held</td>' in page
+    assert any("40 are asked, so it cannot be shown to hold" in note for note in notes(found))
+
+
+def test_the_legend_names_every_sign_and_the_margin(tmp_path: Path) -> None:
+    found = result(tmp_path, [done_cell("plain")])
+    (legend,) = (note for note in notes(found) if "▲" in note)
+    assert all(sign in legend for sign in ("▲", "▼", "=", "?", "±0.01"))
+    assert "seeds disagree" not in legend
+    several = result(tmp_path, [done_cell("plain", 0), done_cell("plain", 1)])
+    assert any("seeds disagree" in note for note in notes(several))
+
+
+def test_no_table_says_unchanged_where_everything_could_have_been_lost(tmp_path: Path) -> None:
+    cell = done_cell("plain", task=0.5)
+    unknown = replace(cell, difference=replace(cell.difference, task_ability=difference(0.0, 0.77)))
+    found = result(tmp_path, [unknown])
+    assert " =" not in "".join(study_table(found).rows[2])
+    assert "0.500 [0.40, 0.60] ?" in study_table(found).rows[2]
+    sure = replace(cell, difference=replace(cell.difference, task_ability=difference(0.0, 0.005)))
+    assert "0.500 [0.40, 0.60] =" in study_table(result(tmp_path, [sure])).rows[2]

@@ -62,6 +62,7 @@ def test_a_plan_counts_the_independent_items_and_those_that_it_would_take() -> N
     assert found["de"].available == 40
     assert found["lookup/en"].available == 120
     assert found["lookup/en"].needed == 79
+    assert plan_limits({"de": 0.3}, questions)["de"].needed == 13  # if none changes; the formula says 9
 
 
 def test_what_an_earlier_run_resolved_has_no_count_of_items() -> None:

@@ -108,7 +108,7 @@ def evaluate(
     ] = False,
     margin: Annotated[
         float,
-        typer.Option(min=0.0, max=1.0, help="Of two models: a change up to this counts as unchanged."),
+        typer.Option(help="Of two models: a change up to this, from 0 to 1, counts as none."),
     ] = 0.01,
     output: Annotated[
         Path | None, typer.Option(help="Folder of results; default: runs/evaluate/MODEL-SUITE.")
@@ -122,12 +122,15 @@ def evaluate(
     no language.
     The judge's key is read from LINGRAFT_JUDGE_KEY, else from OPENAI_API_KEY.
     """
+    stopping.keeps(f"the answers so far are kept; {stopping.GOES_ON}")
     # Wrong options are refused before anything heavy is imported.
     asked_precision = checked_precision(precision)
     if len(models) > 2:
         raise ConfigError(f"{len(models)} models: name one, or two to compare.")
     if len(set(models)) < len(models):
         raise ConfigError(f"{models[0]}: is named twice; name another model to compare it with.")
+    if not 0 <= margin <= 1:
+        raise ConfigError(f"--margin {margin}: it must lie between 0 and 1.")
     engine = checked_backend(backend)
     judge = _judge(
         judge_url,
@@ -139,7 +142,7 @@ def evaluate(
         budget=budget,
     )
 
-    from lingraft.cli.progress import GOES_ON, StepBars
+    from lingraft.cli.progress import StepBars
     from lingraft.config.schema import UNCOMPARED_JUDGE_FIELDS
     from lingraft.data.chat_format import CHAT_IDENTITY
     from lingraft.evaluate.checks import check_names
@@ -148,7 +151,13 @@ def evaluate(
     from lingraft.records import fingerprint_of, to_json
     from lingraft.report.notes import gathered, holds_for
     from lingraft.stage import RECORD, libraries
-    from lingraft.study.evaluation import compare, evaluate_into, evaluations, folder_names, not_run_lines
+    from lingraft.study.evaluation import (
+        compare,
+        evaluate_into,
+        evaluations,
+        folder_names,
+        not_run_lines,
+    )
     from lingraft.study.execute import Executor
     from lingraft.study.stages.evaluate import questions
     from lingraft.study.store import Store
@@ -218,7 +227,6 @@ def evaluate(
         "libraries": libraries(("lm_eval", "torch", "transformers")),
     }
     evaluated = []
-    stopping.keeps(f"the answers so far are kept; {GOES_ON}")
     with Store(folder) as store, StepBars() as bars:
         for own, stage in zip(folders, stages, strict=True):
             model = evaluate_into(own, stage, Executor(store, bars))
@@ -312,7 +320,7 @@ def _print(models: list[ModelEvaluation], compared: ModelDifferences | None) -> 
     from lingraft.evaluate.running import left_out_sentence
     from lingraft.report.evaluation import score_table, task_difference_table
     from lingraft.report.judging import order_clause, usage_clause
-    from lingraft.report.notes import equal_scores_sentence, gathered, holds_for, noise_sentence
+    from lingraft.report.notes import equal_task_notes, gathered, holds_for, noise_sentence
     from lingraft.report.signs import legend
 
     for one in models:
@@ -331,17 +339,17 @@ def _print(models: list[ModelEvaluation], compared: ModelDifferences | None) -> 
     for line, named in gathered(left_out).items():
         print_result(f"{holds_for(named, len(models))}: {line}")
     if compared is None:
-        for name, score in models[0].scores.items():
-            if score.value in (0, 1):
-                print_result(equal_scores_sentence([name], score.value, "models"))
+        same = {name: one.value if one.value in (0, 1) else None for name, one in models[0].scores.items()}
+        for note in equal_task_notes(same, "models"):
+            print_result(note)
         return
     first, second = models
     print_table(task_difference_table(compared.differences), f"{second.model} - {first.model}, paired")
     for margin in {difference.margin for difference in compared.differences.values()}:
         print_result(legend("Difference", margin))
-    for name, difference in compared.differences.items():
-        if difference.all_scores is not None:
-            print_result(equal_scores_sentence([name], difference.all_scores))
+    equal = {name: difference.all_scores for name, difference in compared.differences.items()}
+    for note in equal_task_notes(equal, "these models"):
+        print_result(note)
     for name in sorted(set(first.record.tasks) ^ set(second.record.tasks)):
         print_result(f"{name}: was asked of one of the two models only, and is not compared.")
     for name, count in compared.unpaired.items():

@@ -116,17 +116,18 @@ def _say_stopped(number: int) -> None:
     """Write the sentence about a signal, whatever state the process is in; libraries can print nothing after it."""
     sentence, code = stopping.sentence(number), stopping.EXIT_OF_SIGNAL + number
     output: Any = sys.modules.get("lingraft.cli.output")  # it may be half imported
-    find_stdout = getattr(output, "unused_stdout", lambda: 1)
-    with_stacks = "--traceback" in sys.argv
     try:
-        stdout = find_stdout()
+        stdout = getattr(output, "unused_stdout", lambda: 1)()
         if "--json" in sys.argv and stdout is not None:
             error = {"type": "Interrupted", "message": sentence, "exit_code": code}
             os.write(stdout, f"{json.dumps({'error': error}, indent=1)}\n".encode())
-        # A bar may stand there, and hide the cursor.
-        clear = "\r\x1b[K\x1b[?25h" if os.isatty(2) and os.environ.get("TERM") != "dumb" else ""
+    except (OSError, ValueError):  # nobody reads it, or it is closed by now
+        pass
+    # A bar may stand there, and hide the cursor.
+    clear = "\r\x1b[K\x1b[?25h" if os.isatty(2) and os.environ.get("TERM") != "dumb" else ""
+    try:
         os.write(2, f"{clear}{sentence}\n".encode(errors="backslashreplace"))
-        if not with_stacks:
+        if "--traceback" not in sys.argv:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    except OSError:
-        return  # nobody reads it
+    except OSError:  # nobody reads it
+        pass

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from lingraft.data.tokenizer_cost import LanguageCost
     from lingraft.strategies.base import FreezePlanRow
 
-GOES_ON = "the same command goes on"  # what a stopped command says at its end
-
 _LONGEST_BAR, _SHORTEST_BAR = 24, 10
 _SHORTEST_NAME = 8
 _GAP = 2  # between the parts of a line
@@ -71,7 +69,7 @@ class _Line(ProgressColumn):
             length = min(_LONGEST_BAR, room - _GAP)
             filled = round(length * min(1.0, task.completed / task.total)) if task.total else 0
             line.append(" " * _GAP)
-            line.append("━" * filled, "bar.complete").append("━" * (length - filled), "bar.back")
+            line.append("━" * filled, "bar.complete").append("─" * (length - filled), "bar.back")
         for part in filter(None, [*sure, *more]):
             line.append(" " * _GAP + part)
         return line
@@ -309,7 +307,7 @@ class ProgressWatcher(Watcher):
             self._print(stack)
 
     def _say_what_is_kept(self) -> None:
-        stopping.keeps(f"{self._finished} of {self._total} stages are finished; {GOES_ON}")
+        stopping.keeps(f"{self._finished} of {self._total} stages are finished; {stopping.GOES_ON}")
 
     @property
     def _place(self) -> str:

@@ -7,6 +7,7 @@ and decoded in one place, and every problem is named by file and line. Callers o
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import time
@@ -58,10 +59,9 @@ class OpenedRows:
 
     def __iter__(self) -> Iterator[RawRow]:
         if self.hub is not None:
-            rows = (
-                row_of(row, f"{self.name}:{number}", number) for number, row in enumerate(self.hub, start=1)
-            )
-            yield from islice(rows, self.first)
+            with as_data_error(f"{self.name}: a row of the hub's data set cannot be read"):
+                for number, fields in enumerate(islice(self.hub, self.first), start=1):
+                    yield row_of(fields, f"{self.name}:{number}", number)
         for file in self.files:
             language, likely, is_one_of_several = file.language, file.likely_language, len(self.files) > 1
             has_nulls = self.null_in_tables and data_suffix(file.path) in SEPARATORS
@@ -88,6 +88,15 @@ class OpenedRows:
         for row in self:
             if row.problem is not None:
                 raise error(f"{row.place}: {row.problem}. No row is left out here: mend it.")
+            try:  # whatever of it is used is written into tables and records
+                json.dumps(row.value, ensure_ascii=False, default=repr).encode("utf-8")
+            except (UnicodeEncodeError, RecursionError) as problem:
+                said = (
+                    "half a surrogate pair"
+                    if isinstance(problem, UnicodeError)
+                    else "lists nested too deeply"
+                )
+                raise error(f"{row.place}: the row holds {said}. No row is left out here: mend it.") from None
             yield row
         if row is None:
             raise error(f"{self.name}: there are no rows in it.")
@@ -119,7 +128,7 @@ class OpenedRows:
         return hashes[0][1] if is_plain else fingerprint_of(hashes), lines if can_count else 0
 
     def check_hash(self, content_hash: str | None) -> None:
-        """Check that the rows that were read are those of which `hash_and_lines` told the hash.
+        """Check that the rows that were read are those whose hash `hash_and_lines` returned.
 
         Files whose times cannot tell are read once more: those written to within two seconds of being opened, and those
         of which nothing but the time of a change is another one, as where a link to them was made.

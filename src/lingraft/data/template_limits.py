@@ -123,7 +123,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Call what a template calls; see Jinja."""
         self._spend(1)
-        owner = getattr(obj, "__self__", None)
+        owner = getattr(getattr(obj, "__wrapped__", obj), "__self__", None)  # the sandbox wraps `format`
         _check_growth(str(getattr(obj, "__name__", "")), owner, [*args, *kwargs.values()])
         return _checked(super().call(context, obj, *args, **kwargs))
 

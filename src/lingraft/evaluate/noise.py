@@ -1,7 +1,7 @@
 """The noise floor of generated scores: how far they move when nothing changes but the company of each request.
 
 Greedy answers depend, in the last bits, on what stands beside them in a batch, and one token that tips changes all that
-follow. Drawn answers depend on their draws. A difference between two models within this range is no difference.
+follow. Drawn answers depend on their draws. A difference between two models within this range may be this alone.
 """
 
 from __future__ import annotations

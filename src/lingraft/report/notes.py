@@ -116,34 +116,56 @@ def sign_notes(result: StudyResult) -> list[str]:
 
 def equal_score_notes(result: StudyResult) -> list[str]:
     """Return of which abilities and tasks all scores are equal, so that they cannot tell models apart."""
-    found: dict[tuple[float, str], list[str]] = {}  # by the score, and the cells of which it is that
+    found: dict[tuple[float, str], list[str]] = {}  # by the score, and the models of which it is that
     differences = [cell.difference for cell in result.done]
-    for name in dict.fromkeys(name for own in differences for name in _named(own)):
+    named = list(dict.fromkeys(name for own in differences for name in _named(own)))
+    for name in named:
         scores: dict[float, list[str]] = {}
         for cell in result.done:
             one = _named(cell.difference).get(name)
             if one is not None and one.all_scores is not None:
                 scores.setdefault(one.all_scores, []).append(_title(cell, result))
         for score, cells in scores.items():
-            whole = len(cells) == len(result.done)
-            found.setdefault((score, "" if whole else f"{', '.join(cells)} and Phase 1"), []).append(name)
-    return [equal_scores_sentence(names, score, models) for (score, models), names in found.items()]
+            models = "these models" if len(cells) == len(result.done) else f"{', '.join(cells)} and Phase 1"
+            found.setdefault((score, models), []).append(name)
+    return [
+        equal_scores_sentence([] if len(names) == len(named) else names, score, models)
+        for (score, models), names in found.items()
+    ]
 
 
-def _named(own: Differences) -> dict[str, Difference | None]:
+def _named(own: Differences) -> dict[str, Difference]:
     """Return the differences of abilities and tasks by name."""
-    return {
+    abilities = {
         "task ability": own.task_ability,
         "language ability": own.language_ability,
         "further languages": own.further_languages,
-        **own.tasks,
     }
+    return {name: one for name, one in abilities.items() if one is not None} | own.tasks
 
 
-def equal_scores_sentence(names: Sequence[str], score: float, models: str = "") -> str:
-    """Return that tasks or abilities cannot tell models apart; `models` empty: any of these."""
-    subject = "this" if len(names) == 1 else "these"
-    return f"{', '.join(names)}: all scores are {score:g}: {subject} cannot tell {models or 'these models'} apart."
+def equal_task_notes(scores: Mapping[str, float | None], models: str) -> list[str]:
+    """Return of which tasks all scores are equal.
+
+    Args:
+        scores: By task and language, the score that every item has; None: they vary.
+        models: What such a task cannot tell apart.
+    """
+    found: dict[float, list[str]] = {}
+    for name, score in scores.items():
+        if score is not None:
+            found.setdefault(score, []).append(name)
+    return [
+        equal_scores_sentence([] if len(names) == len(scores) else names, score, models)
+        for score, names in found.items()
+    ]
+
+
+def equal_scores_sentence(names: Sequence[str], score: float, models: str) -> str:
+    """Return that tasks or abilities cannot tell models apart; no names: all of them."""
+    where = f" in {', '.join(names)}" if names else ""
+    subject = "this" if len(names) == 1 else "these tasks"
+    return f"All scores are {score:g}{where}: {subject} cannot tell {models} apart."
 
 
 def retention_notes(result: StudyResult) -> list[str]:

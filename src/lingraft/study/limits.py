@@ -25,7 +25,7 @@ class LimitPlan:
     Attributes:
         limit: What may be lost of a score in [0, 1].
         needed: Independent items that show in 4 of 5 cases that a limit was kept where nothing is lost on average, if
-            the assumed share of them changes by 1.
+            the assumed share of them changes by 1; at least as many as hold it where none changes.
         available: Independent items that are asked: clusters, fewer where they weigh unequally; None: not known.
         assumed_share: See `needed`.
     """
@@ -83,7 +83,7 @@ def plan_limits(limits: Mapping[str, float], asked: Questions) -> dict[str, Limi
         ]
         found[name] = LimitPlan(
             limit=limit,
-            needed=math.ceil(POWER_FACTOR**2 * ASSUMED_SHARE / limit**2),
+            needed=max(math.ceil(POWER_FACTOR**2 * ASSUMED_SHARE / limit**2), fewest_for_no_change(limit)),
             available=round(ClusteredValues([own]).clusters().effective) if own else None,
             assumed_share=ASSUMED_SHARE,
         )

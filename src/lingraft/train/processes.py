@@ -36,7 +36,6 @@ PROGRESS = "lingraft-progress "
 NOTE = "lingraft-note "
 SAVED = "lingraft-saved "
 READY = "lingraft-ready "
-STOPPED = "Stopped"  # the kind of failure that is none
 _NO_ROOM = 1 << 14  # bytes
 _SHOWN_LINES = 20
 _SECONDS_BETWEEN_LOOKS = 0.1
@@ -142,7 +141,9 @@ def train_on(
             if line.startswith(NOTE) and on_note is not None:
                 on_note(json.loads(line.removeprefix(NOTE)))
             if line.startswith(SAVED):
-                stopping.saved(json.loads(line.removeprefix(SAVED)))
+                what, number = json.loads(line.removeprefix(SAVED))
+                stopping.saved(what)
+                raise Stopped(number)  # the workers have nothing more to do, and need not take their time
     if not (folder / OUTCOME).exists():
         if not (folder / FAILURE).exists():
             if disk_usage(folder).free < _NO_ROOM:  # for the file that would say so
@@ -152,8 +153,6 @@ def train_on(
             last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_SHOWN_LINES:]
             raise LingraftError("the training processes ended without a result:\n" + "\n".join(last))
         failure = read_json(folder / FAILURE)
-        if failure["kind"] == STOPPED:  # by a signal that only the workers got
-            raise Stopped(int(failure["message"]))
         error: LingraftError = getattr(errors, failure["kind"], LingraftError)(failure["message"])
         raise error
     trained: TrainedPhase = _TRAINED.validate_python(read_json(folder / OUTCOME))
@@ -204,9 +203,9 @@ def print_ready() -> None:
     print(f"{READY}{os.getpid()}", flush=True)
 
 
-def print_saved() -> None:
-    """Send the launcher what was saved when a signal stopped this process."""
-    print(SAVED + json.dumps(stopping.was_saved()), flush=True)
+def print_saved(number: int) -> None:
+    """Send the launcher what all processes have saved together, and the number of the signal that stopped them."""
+    print(SAVED + json.dumps([stopping.was_saved(), number]), flush=True)
 
 
 def print_note(sentence: str) -> None:
@@ -229,17 +228,12 @@ def write_outcome(folder: Path, trained: TrainedPhase) -> None:
     write_json_atomically(folder / FOLDER / OUTCOME, _TRAINED.dump_python(trained, mode="json"))
 
 
-def write_failure(folder: Path, error: Exception | Stopped) -> None:
+def write_failure(folder: Path, error: Exception) -> None:
     """Leave the launcher why a worker gave up; the first one knows, the others lost their connection to it."""
     path = folder / FOLDER / FAILURE
     if path.exists():
         return
-    if isinstance(error, Exception):
-        error = disk_error(error, folder) or error  # which stops the study, not this cell alone
-    if isinstance(error, Stopped):
-        message = str(error.number)
-    elif isinstance(error, LingraftError):
-        message = str(error)
-    else:
-        message = f"a training process failed with {type(error).__name__}: {error}"
+    error = disk_error(error, folder) or error  # which stops the study, not this cell alone
+    is_ours = isinstance(error, LingraftError)
+    message = str(error) if is_ours else f"a training process failed with {type(error).__name__}: {error}"
     write_json_atomically(path, {"kind": type(error).__name__, "message": message})

@@ -64,8 +64,7 @@ def main() -> None:
         )
     except Stopped as stopped:
         if rank == 0:
-            print_saved()
-            write_failure(task.folder, stopped)
+            print_saved(stopped.number)
         return
     except LingraftError as error:
         write_failure(task.folder, error)

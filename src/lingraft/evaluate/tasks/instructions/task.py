@@ -137,8 +137,8 @@ def row_problem(row: Row) -> str | None:
             return f"{name}: needs the arguments {sorted(needed)}, and has {sorted(present)}."
         try:
             verifier.build_description(**present)
-        except (TypeError, ValueError) as error:
-            return f"{name}: {error}"
+        except (TypeError, ValueError, LookupError, AttributeError) as error:
+            return f"{name}: {type(error).__name__}: {error}"
         kept = verifier.get_instruction_args() or {}
         replaced = [key for key, value in present.items() if _plain(kept[key]) != _plain(value)]
         if replaced:
