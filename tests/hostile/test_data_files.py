@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from lingraft.config.schema import DataSource
 from lingraft.data.files import files_of
 from lingraft.data.rows import OpenedRows, open_rows
 from lingraft.data.sources import load_data
-from lingraft.errors import DataError
+from lingraft.errors import DataError, LingraftError
+from lingraft.representation.prompts import read_prompts
 
 ROWS = [{"prompt": f"p{n}", "completion": f"c{n}"} for n in range(3)]
 LINES = "".join(f"{json.dumps(row)}\n" for row in ROWS)
@@ -129,27 +130,29 @@ def test_a_folder_with_the_name_of_a_file_is_looked_into(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("source", "problem"),
     [
-        ("~no-such-user/x.jsonl", "no home folder is known for ~no-such-user; write the whole path"),
-        ("~no-such-user", "no home folder is known for ~no-such-user"),
-        ("x" * 5000 + ".jsonl", "cannot be read: .*too long"),
+        ("~no-such-user/x.jsonl", "there is no user 'no-such-user'"),
+        ("~no-such-user", "there is no user 'no-such-user'"),
+        ("x" * 5000 + ".jsonl", "name of more than 255 bytes"),
         ("x/" * 3000 + "y.jsonl", "cannot be read: .*too long"),
-        ("*/" + "x" * 5000 + ".jsonl", "cannot be read: .*too long"),
-        ("a\0b.jsonl", "cannot be read: .*null"),
-        ("a\0*.jsonl", "no file matches"),
+        ("*/" + "x" * 5000 + ".jsonl", "name of more than 255 bytes"),
+        ("a\0b.jsonl", "no path holds a zero byte"),
+        ("a\0*.jsonl", "no path holds a zero byte"),
         ("$HOME/x.jsonl", r"there is no such file \(looked for .*/\$HOME/x.jsonl"),
         ("{a,b}" * 20 + ".jsonl", "alternatives stand for more than 10,000 names"),
         ("**/" * 12 + "*.jsonl", "no file matches"),
         ("[", "no file matches"),
-        ("x" * 5000, "neither a worldbook set, a local file|cannot be read from the Hugging Face hub"),
+        ("x" * 5000, "cannot be read from the Hugging Face hub|name of more than 255 bytes"),
     ],
     ids=range(12),
 )
 def test_a_name_that_is_none_is_refused_in_one_line(tmp_path: Path, source: str, problem: str) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "loop").symlink_to("..")
-    with pytest.raises(DataError, match=problem) as raised:
+    with pytest.raises(LingraftError, match=problem) as raised:
         load_data(DataSource(source=source), base_folder=tmp_path)
     assert "\n" not in str(raised.value)
+    with pytest.raises(LingraftError, match=problem):
+        read_prompts(source, base_folder=tmp_path)
 
 
 def test_the_home_folder_may_be_written_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,6 +160,8 @@ def test_the_home_folder_may_be_written_short(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("HOME", str(tmp_path))
     for source in ("~/data/a.jsonl", "~/data", "~/data/*.jsonl"):
         assert load_data(DataSource(source=source)).n_rows == 3
+    write(tmp_path / "turns.jsonl", '{"turns": ["a", "b"]}')
+    assert [one.messages[0].content for one in read_prompts("~/turns.jsonl")] == ["a"]
 
 
 def test_a_name_that_is_not_utf8_is_to_be_changed(tmp_path: Path) -> None:
@@ -284,6 +289,17 @@ def test_a_link_made_to_a_file_is_no_change(tmp_path: Path) -> None:
 def _link(path: Path, link: Path) -> None:
     if not link.exists():
         link.hardlink_to(path)
+
+
+def test_a_row_of_the_hub_that_cannot_be_had_is_an_error_of_the_data() -> None:
+    def rows() -> Iterator[dict[str, Any]]:
+        yield ROWS[0]
+        raise OverflowError("date value out of range")
+
+    with pytest.raises(
+        DataError, match=r"^owner/name: a row of the hub's data set cannot be read: OverflowError"
+    ):
+        list(OpenedRows("owner/name", hub=rows()))
 
 
 def test_a_copy_of_a_file_has_its_hash(tmp_path: Path) -> None:

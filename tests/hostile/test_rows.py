@@ -56,6 +56,14 @@ def test_each_row_of_a_list_on_one_line_is_one(tmp_path: Path) -> None:
     assert (found.n_rows, len(found.broken)) == (3, 0)
 
 
+def test_progress_through_a_list_on_one_line_never_passes_its_end(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(f"[{', '.join(map(row, range(25_000)))}]")
+    seen: list[tuple[int, int]] = []
+    spec = DataSource(source="x.json")
+    load_data(spec, base_folder=tmp_path, on_progress=lambda *done: seen.append(done))
+    assert seen == [(1, 1), (10_001, 0), (20_001, 0), (25_000, 25_000)]
+
+
 def test_rows_that_share_a_line_amid_a_list_have_ids_and_places_of_their_own(tmp_path: Path) -> None:
     content = f"[\n{row(1)},{row(2)},\n{row(3)}\n,\n\n{row(4)}, 5]"
     found = load(tmp_path, content)

@@ -17,6 +17,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from glob import has_magic
+from itertools import dropwhile
 from pathlib import Path
 
 from lingraft.config.paths import user_path
@@ -65,6 +66,7 @@ def files_of(source: str, base_folder: Path) -> list[SourceFile]:
     and folder is there once, rather under its own name than a link's. A file that is named itself may be missing.
 
     Raises:
+        ConfigError: It is no path (see `user_path`).
         DataError: No file matches, one file has two languages, or a folder cannot be read.
     """
     try:
@@ -72,7 +74,7 @@ def files_of(source: str, base_folder: Path) -> list[SourceFile]:
             file for pattern in _alternatives(source) for file in _files_of(pattern, source, base_folder)
         ]
         reals = [os.path.realpath(file.path) for file in named]
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in a name
+    except OSError as error:
         raise DataError(f"{source}: cannot be read: {in_one_line(error)}.") from None
     found: dict[str, SourceFile] = {}
     for real, file in zip(reals, named, strict=True):
@@ -185,8 +187,9 @@ def _matching(folder: Path, parts: tuple[str, ...]) -> Iterator[Path]:
     if not parts:
         yield folder
     elif parts[0] == "**":
+        rest = tuple(dropwhile("**".__eq__, parts))  # two in a row mean what one does
         for below in _folders_below(folder):
-            yield from _matching(below, parts[1:] or ("*",))
+            yield from _matching(below, rest or ("*",))
     elif not has_magic(parts[0]):
         yield from _matching(folder / parts[0], parts[1:])
     elif folder.is_dir():

@@ -379,10 +379,11 @@ def _watched(rows: Iterable[RawRow], lines: int, on_progress: Callable[[int, int
     row = None
     for count, row in enumerate(rows):
         if count % _ROWS_PER_REPORT == 0:
-            on_progress(row.number, lines)
+            on_progress(row.number, lines if row.number <= lines else 0)  # a list on one line has more rows
         yield row
     if row is not None:
-        on_progress(lines or row.number, lines or row.number)
+        read = max(lines, row.number)
+        on_progress(read, read)
 
 
 def _detected(rows: Iterator[RawRow], answered: bool) -> tuple[str, list[RawRow]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lingraft.config.paths import user_path
 from lingraft.config.schema import DataSource
 from lingraft.data.example import Example, Message
 from lingraft.data.example_table import select
@@ -60,8 +62,9 @@ def read_prompts(
 
 def _from_prompt_file(spec: DataSource, base_folder: Path) -> list[Prompt] | None:
     """Return the prompts of a file that holds nothing but prompts; None: the source is no such file."""
-    path = base_folder / spec.source
-    if path.suffix != ".txt" and not (data_suffix(path) in _PROMPT_FILES and path.is_file()):
+    path = base_folder / user_path(spec.source)
+    is_named_so = data_suffix(path) in _PROMPT_FILES
+    if path.suffix != ".txt" and not (is_named_so and os.path.isfile(path)):  # noqa: PTH113 - never raises
         return None
     rows = open_rows(spec, base_folder=base_folder, with_text=True)
     first = next(iter(rows), None)
