@@ -23,7 +23,7 @@ from lingraft.models.checkpoints import CheckpointReader
 from lingraft.stopping import Stopped
 from lingraft.train import run as run_module
 from lingraft.train.checkpoints import Checkpoints
-from lingraft.train.phase import PhaseOutcome, Progress, train_phase
+from lingraft.train.phase import PhaseOutcome, Progress, _trained_marks, train_phase
 from lingraft.train.run import PhaseTask, train_task
 from lingraft.train.trainer import rate_factor
 
@@ -286,14 +286,15 @@ def test_a_phase_without_gradients_is_an_error(train: Train, monkeypatch: pytest
         train()
 
 
-def test_one_bit_is_a_change(tiny_llama: Any) -> None:
-    from lingraft.train.phase import _trained_marks
-
-    model = tiny_llama()
+@pytest.mark.parametrize("rows", [48, 47])  # 47 rows of 33 are no whole number of 64-bit words
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_bit_is_a_change(tiny_llama: Any, rows: int, dtype: torch.dtype) -> None:
+    model = tiny_llama().to(dtype)
+    model.model.embed_tokens.weight = torch.nn.Parameter(torch.randn(rows, 32 + rows % 2).to(dtype))
     before = _trained_marks(model)
     weight = model.model.embed_tokens.weight
     with torch.no_grad():
-        weight.view(torch.int32)[17, 13] ^= 1
+        weight.view(torch.int32 if dtype == torch.float32 else torch.int16)[17, 13] ^= 1
     assert _trained_marks(model) != before
 
 

@@ -315,9 +315,13 @@ def _trained_marks(model: nn.Module) -> dict[str, tuple[str, int]]:
     marks = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            values = whole(parameter).contiguous()
-            bits = values.view(torch.int32 if values.element_size() == 4 else torch.int16)
-            marks[name] = _sampled(values), int(bits.sum(dtype=torch.int64))
+            flat = whole(parameter).reshape(-1)
+            together = (
+                8 // flat.element_size()
+            )  # in whole numbers of 64 bits, which are summed without a copy
+            fits = flat.numel() % together == 0 and flat.storage_offset() % together == 0
+            bits = flat.view(torch.int64 if fits else torch.uint8)
+            marks[name] = _sampled(flat), int(bits.sum(dtype=torch.int64))
     return marks
 
 
