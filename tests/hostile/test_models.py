@@ -264,17 +264,17 @@ REFUSED: dict[str, tuple[Change, str]] = {
         template(
             "{% set n = namespace(x='ab') %}{% for i in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}{{ n.x }}"
         ),
-        "makes a text or list of more than",
+        "makes more than",
     ),
     "a text that is joined to itself": (
         template(
             "{% set n = namespace(x='ab') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}"
         ),
-        "makes a text or list of more than",
+        "makes more than",
     ),
     "a text that is written again and again": (
         template("{% set x = 'a' * 9999999 %}{% for i in range(99999) %}{{ x }}{% endfor %}"),
-        "makes a text or list of more than",
+        "makes more than",
     ),
     "a wide format": (template("{{ '%999999999999d' % 1 }}"), "makes a text of any length"),
     "a wide format of another kind": (

@@ -62,6 +62,13 @@ BOMBS = [
     "{% for i in range(100000) %}{{ 'a' * 1000 }}{% endfor %}",
     "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
     "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "{% for i in range(9999) recursive %}{% if loop.depth < 2 %}{{ loop(range(99999)) }}{% endif %}{% endfor %}",
+    "{% for i in range(100000) %}{{ '" + "text " * 1000 + "' }}{% endfor %}",
+    "{{ (1).to_bytes(10**9, 'big') }}",
+    "{{ 'a'.encode().ljust(10**9) }}",
+    "{{ '%(a)1000000000d' % {'a': 1} }}",
+    "{{ ('{0:9999}' * 10**5).format(1) }}",
+    "{% set b = 'a' * 10**5 %}{{ ('{0}' * 10**5).format(b) }}",
     *(
         f"{{% set ns = namespace(x={start}) %}}{{% for i in range(500) %}}{{% set ns.x = {grown} %}}{{% endfor %}}"
         "{{ ns.x }}"
@@ -100,6 +107,13 @@ def test_no_template_fills_the_memory_or_loops_for_hours(template: str) -> None:
     assert time.process_time() - began < SECONDS
 
 
+def test_no_template_takes_hours_in_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sandbox, "most_seconds", 0.2)
+    slow = "{% set x = 'a' * 999999 %}{% for i in range(99999) %}{% if 'ab' in x %}{% endif %}{% endfor %}"
+    with pytest.raises(TemplateError, match="takes more than"):
+        Sandbox().from_string(slow).render()
+
+
 def test_a_pattern_that_takes_for_ever_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(templates, "_REGEX_SECONDS", 0.2)
     with pytest.raises(TemplateError, match="takes more than"):
@@ -119,6 +133,12 @@ def test_a_pattern_that_takes_for_ever_is_refused(monkeypatch: pytest.MonkeyPatc
         ("{{ '%05d' % 7 }}{{ '{:>3}'.format(a) }}{{ '%s!'|format(a) }}", "00007  AA!"),
         ("{{ absent|default('d') }}{{ a.strip().split('x')[0]|lower }}{{ words.index('y') }}", "da1"),
         ("{{ 'abc'|regex_replace('b+', '\\\\g<0>!') }}{{ words|tojson }}", 'ab!c["x", "y"]'),
+        ("{% for i in range(60) %}{{ words|map('upper')|join }}{% endfor %}", "XY" * 60),
+        ("{{ (a * 100000)|replace('A' * 200, a)|length }}", "500"),
+        (
+            "{{ 'call %s at 0123456789'|format(a) }}{{ '{} {:>3}'.format(123456789, a) }}",
+            "call A at 0123456789123456789   A",
+        ),
         ("{% macro f(x) %}<{{ x }}>{% endmacro %}{{ f(a) }}{{ words|map('upper')|list }}", "<A>['X', 'Y']"),
     ],
 )

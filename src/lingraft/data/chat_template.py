@@ -10,6 +10,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from lingraft.errors import DataError, ModelError
 
@@ -90,12 +91,12 @@ class ChatTemplate:
         """Return each rendered text with the places of its {% generation %} blocks, or why it is refused.
 
         Raises:
-            ModelError: The template takes more time or memory than it may (see `data.template_limits`).
+            ModelError: The template takes more time or memory than it may (see `text.templates`).
         """
         import jinja2
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        from lingraft.data.template_limits import TemplateLimitError, compiled, limited
+        from lingraft.text.templates import TemplateLimitError
 
         if not conversations:
             return []
@@ -109,7 +110,7 @@ class ChatTemplate:
             source = f"{{% macro strftime_now(format) %}}{{{{ format{written} }}}}{{% endmacro %}}\n{source}"
         source = limited(source)
         try:
-            compiled(source)  # kept by transformers
+            compile_bounded(source)  # kept by transformers
             rendered: Any = render_jinja_template(
                 [list(one) for one in conversations],
                 chat_template=source,
@@ -122,8 +123,8 @@ class ChatTemplate:
             if len(conversations) == 1:
                 problem = str(error) or "needs more memory than there is"
                 raise ModelError(
-                    f"{self.model}: its chat template {problem}; give the model another `chat_template` in its "
-                    "tokenizer_config.json."
+                    f"{self.model}: its chat template {problem} for a conversation; give the model another "
+                    "`chat_template` in its tokenizer_config.json."
                 ) from error
             return self._one_by_one(conversations, open_answer=open_answer, tools=tools, blocks=blocks)
         # A template is a program: what it does not foresee ends in Python's own errors.
@@ -147,6 +148,26 @@ class ChatTemplate:
     ) -> list[tuple[str, list[tuple[int, int]]] | DataError]:
         """Render again what was refused together, to see which of them are."""
         return [self.render_with_blocks([one], **options)[0] for one in conversations]
+
+
+def limited(source: str) -> str:
+    """Return a template's text by which only `compile_bounded` knows it: transformers keeps compiled ones by text."""
+    return f"{{#- limited -#}}{source}"
+
+
+def compile_bounded(source: str) -> None:
+    """Have transformers compile a template in our bounded sandbox, and begin the budget of what is rendered next.
+
+    Raises:
+        TemplateSyntaxError: It is not valid Jinja.
+    """
+    from transformers.utils import chat_template_utils
+
+    from lingraft.text.templates import BoundedEnvironment
+
+    with patch.object(chat_template_utils, "ImmutableSandboxedEnvironment", BoundedEnvironment):
+        compiled: Any = chat_template_utils._compile_jinja_template(source)
+    compiled.environment.begin()
 
 
 def chat_template(tokenizer: PreTrainedTokenizerBase) -> tuple[str, bool]:

@@ -24,9 +24,8 @@ from transformers.quantizers.auto import AutoHfQuantizer
 
 from lingraft.config.paths import user_path
 from lingraft.data.chat_format import chat_format
-from lingraft.data.chat_template import FALLBACK_TEMPLATE
+from lingraft.data.chat_template import FALLBACK_TEMPLATE, compile_bounded, limited
 from lingraft.data.example import Message
-from lingraft.data.template_limits import compiled, limited
 from lingraft.errors import ModelError, in_one_line
 from lingraft.models.embedded import embedded_folder
 from lingraft.models.model_names import EMBEDDED_PREFIX, check_hub_id
@@ -344,7 +343,7 @@ def tokenizer_in(
         tokenizer.chat_template = FALLBACK_TEMPLATE
     if isinstance(tokenizer.chat_template, str):
         try:  # one that is not valid Jinja would refuse every row, long after the model was found
-            compiled(limited(tokenizer.chat_template))
+            compile_bounded(limited(tokenizer.chat_template))
         except TemplateSyntaxError as error:
             raise ModelError(
                 f"{name_or_folder}: its chat template is broken at line {error.lineno}: {error.message}"
