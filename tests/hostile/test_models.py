@@ -326,9 +326,7 @@ def test_long_conversations_and_templates_that_do_much_are_no_odd_ones(folder: P
     from lingraft.data.example import Example, Message
     from lingraft.models.loading import load_tokenizer
 
-    looks_back = (
-        "{% for m in messages[::-1] %}{% set x = m['content'].replace('<', '[') | trim ~ '-' * 9 %}{% endfor %}"
-    )
+    looks_back = "{% for m in messages[::-1] %}{% set x = m['content'].replace('<', '[') | trim ~ '-' * 9 %}{% endfor %}"
     template(f"{{% for m in messages %}}{looks_back}{{% endfor %}}{CHATML}")(folder)
     form = chat_format(load_tokenizer(folder))
     turns = [Message(role, "a<b " * 200) for _ in range(150) for role in ("user", "assistant")]
