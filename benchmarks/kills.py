@@ -22,7 +22,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import IO
 
+from forked_study import preload
 from tiny_study import NAME, make_study, records, start
 
 _SENTENCE = re.compile(r"^(Interrupted|Stopped by SIGTERM): .*\.$", re.MULTILINE)
@@ -33,21 +35,20 @@ _LAST_LINE = "Report: "  # of the result
 
 def main() -> int:
     """Return 0 where nothing was lost."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--kill", type=int, default=100, help="SIGKILLs to send.")
-    parser.add_argument("--int", type=int, default=100, help="SIGINTs to send.")
-    parser.add_argument("--term", type=int, default=50, help="SIGTERMs to send.")
-    parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
+    asked = _asked()
     signals = [signal.SIGKILL] * asked.kill + [signal.SIGINT] * asked.int + [signal.SIGTERM] * asked.term
     chance = random.Random(asked.seed)
     chance.shuffle(signals)
 
+    if asked.forked:
+        preload()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         study = make_study(folder)
         began = time.monotonic()
-        straight = start(study, folder / "straight")
+        begin = _Forked if asked.forked else start
+        with (folder / "stdout").open("w") as stdout:
+            straight = begin(study, folder / "straight", stdout=stdout)
         _until_it_takes_signals(straight)
         start_up = time.monotonic() - began
         _, said = straight.communicate(timeout=_LONGEST_SECONDS)
@@ -56,7 +57,8 @@ def main() -> int:
             sys.exit(f"the undisturbed run fails:\n{said}")
         expected = records(folder / "straight")
         print(
-            f"{len(expected)} stages, {seconds:.1f} s undisturbed, of them {start_up:.2f} s until signals are taken"
+            f"{len(expected)} stages, {seconds:.1f} s undisturbed, {start_up:.2f} s until signals are taken",
+            flush=True,  # before it is forked
         )
 
         sent = dict.fromkeys(_CODES, 0)
@@ -69,13 +71,14 @@ def main() -> int:
             number = signals[-1] if signals else None
             result = folder / "stdout"
             with result.open("w") as stdout:
-                running = start(study, runs, stdout=stdout)
+                running = begin(study, runs, stdout=stdout)
             if number != signal.SIGKILL:
                 _until_it_takes_signals(running)
             if number is not None:
                 time.sleep(chance.uniform(0, seconds))
                 is_over, sent_at = _send(number, running, result), time.monotonic()
             _, said = running.communicate(timeout=_LONGEST_SECONDS)
+            code = running.returncode or 0
             where = f"{'no signal' if number is None else signal.Signals(number).name}, {sum(sent.values())}"
             problems += [
                 f"{where}: {name} was made again"
@@ -84,15 +87,13 @@ def main() -> int:
             ]
             problems += [f"{where}: {name} is gone" for name in before.keys() - _marks(runs).keys()]
             before = _marks(runs)
-            print(
-                f"{where}: exit code {running.returncode}, {len(before)} stages are finished", file=sys.stderr
-            )
-            if number is not None and running.returncode != 0:
+            print(f"{where}: exit code {code}, {len(before)} stages are finished", file=sys.stderr)
+            if number is not None and code != 0:
                 sent[number] += 1
                 signals.pop()
                 waits[number].append(time.monotonic() - sent_at)
-                problems += [f"{where}: {one}" for one in _problems(number, running.returncode, said)]
-            elif running.returncode != 0:
+                problems += [f"{where}: {one}" for one in _problems(number, code, said)]
+            elif code != 0:
                 sys.exit(f"{where}: the run fails with {running.returncode}:\n{said}")
             else:
                 if number is not None:
@@ -116,13 +117,69 @@ def main() -> int:
     return 1 if problems else 0
 
 
-def _send(number: int, running: subprocess.Popen[str], result: Path) -> bool:
+def _asked() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--kill", type=int, default=100, help="SIGKILLs to send.")
+    parser.add_argument("--int", type=int, default=100, help="SIGINTs to send.")
+    parser.add_argument("--term", type=int, default=50, help="SIGTERMs to send.")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--forked",
+        action="store_true",
+        help="Load the libraries once and fork the command: quicker, but no signal meets an import or Python's exit.",
+    )
+    return parser.parse_args()
+
+
+def _send(number: int, running: subprocess.Popen[str] | _Forked, result: Path) -> bool:
     """Send a signal, and return whether the command had printed its result by then: it only has to leave."""
     if running.poll() is not None:
         return True
     send = os.killpg if number == signal.SIGINT else os.kill
     send(running.pid, number)  # not waited for yet: the process is there
     return _LAST_LINE in result.read_text()
+
+
+class _Forked:
+    """A command in a process that was forked from this one; as much of `subprocess.Popen` as is used here."""
+
+    def __init__(self, study: Path, runs: Path, *, stdout: IO[str]) -> None:
+        self.returncode: int | None = None
+        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with this object)
+        self.pid = os.fork()
+        if self.pid:
+            return
+        code = 70
+        try:
+            os.setsid()
+            os.dup2(stdout.fileno(), 1)
+            os.dup2(self._said.fileno(), 2)
+            sys.argv = ["lingraft", "run", str(study), "--runs", str(runs)]
+            from lingraft.cli.main import main as run
+
+            run()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 70
+        finally:
+            os._exit(code)
+
+    def poll(self) -> int | None:
+        """Return the exit code, or None while it runs."""
+        if self.returncode is None:
+            process, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if process else None
+        return self.returncode
+
+    def communicate(self, timeout: float) -> tuple[str, str]:
+        """Wait for its end, and return what it wrote on stdout (nothing: it is in a file) and stderr."""
+        until = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > until:
+                os.killpg(self.pid, signal.SIGKILL)
+                raise TimeoutError(f"the command went on for {timeout} s")
+            time.sleep(0.005)
+        self._said.seek(0)
+        return "", self._said.read()
 
 
 def _problems(number: int, code: int, said: str) -> list[str]:
@@ -149,7 +206,7 @@ def _marks(runs: Path) -> dict[str, tuple[int, int]]:
     return found
 
 
-def _until_it_takes_signals(running: subprocess.Popen[str]) -> None:
+def _until_it_takes_signals(running: subprocess.Popen[str] | _Forked) -> None:
     """Wait until the command's handlers are in place: before, Python itself starts, and answers as it does."""
     bit = 1 << (signal.SIGTERM - 1)
     while running.poll() is None:

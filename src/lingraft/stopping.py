@@ -27,6 +27,8 @@ from typing import Any
 
 EXIT_OF_SIGNAL = 128  # exit codes of what a signal stopped: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP
 
+GOES_ON = "the same command goes on"  # what a sentence about kept work ends with
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SECONDS_BETWEEN_LOOKS = 0.05
 _LOOKS_UNTIL_LOST = 2  # in which nothing handles the exception: it may be between two frames at one of them

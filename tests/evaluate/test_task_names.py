@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -137,3 +138,40 @@ def test_the_names_are_those_of_the_harness_itself() -> None:
     assert found.keys() == index.keys()
     assert all(found[name].kind == one.kind.name for name, one in index.items())
     assert all(set(found[name].tags) == one.tags for name, one in index.items())
+
+
+def harness_s_own(**options: Any) -> dict[str, HarnessName]:
+    from lm_eval.tasks import TaskManager
+
+    return {
+        name: HarnessName(
+            one.kind.name, None if one.yaml_path is None else str(one.yaml_path), tuple(sorted(one.tags))
+        )
+        for name, one in TaskManager(**options).task_index.items()
+    }
+
+
+def test_a_folder_is_indexed_as_the_harness_does(tmp_path: Path) -> None:
+    files = {
+        "a.yaml": "task: a\ntag:\n  - one\n  # a comment\n\n  - two\ndoc_to_text: '{{ x }}'\n",
+        "b/base": "dataset_path: json\ntag: [one]\nprocess_docs: !function utils.f\n",
+        "b/b.yaml": "\"task\": 'b'\n'include': base\ndoc_to_text: |\n  task: no\n  group: no\n",
+        "c.yaml": "group: c\ntask:\n- a\n- task: b\n  tag: no\n",
+        "d.yaml": "task: d\nclass: !function utils.D\n",
+        "e.yaml": "task: a\ntag: three\n",  # whose name is taken
+        "f.yaml": "include: absent\ntask: f\n",
+        "g.yaml": "include: g.yaml\ntask: g\n",
+        "h.yaml": "dataset_path: json\n",
+        "__pycache__/i.yaml": "task: i\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    found = task_names.index_of(tmp_path)
+    assert set(found) == {"a", "b", "c", "d", "one", "two"}
+    assert found == harness_s_own(include_path=str(tmp_path), include_defaults=False)
+
+
+@pytest.mark.slow  # the harness takes half a minute to parse its files
+def test_the_harness_s_folder_is_indexed_as_the_harness_does() -> None:
+    assert task_names._ask_harness() == harness_s_own()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import resource
 import signal
@@ -24,6 +25,7 @@ from lingraft.stage import Json, StageSpec, Work, Workplace
 from lingraft.study.execute import Executor
 from lingraft.study.plan import Plan
 from lingraft.study.store import Store
+from lingraft.train.processes import write_failure
 
 LIMIT = 20_000
 
@@ -229,3 +231,11 @@ def test_a_command_on_a_full_disk_says_one_line_and_goes_on_later(tmp_path: Path
     assert "Traceback" not in full.stderr
     later = run(tmp_path, 0)
     assert later.returncode == 0, later.stderr
+
+
+def test_a_full_disk_that_a_training_process_meets_stops_the_study_as_well(tmp_path: Path) -> None:
+    (tmp_path / "trainer").mkdir()
+    write_failure(tmp_path, OSError(errno.ENOSPC, "No space left on device"))
+    failure = json.loads((tmp_path / "trainer" / "failure.json").read_text())
+    assert failure["kind"] == "DiskError"  # which the launcher raises again
+    assert "the disk is full" in failure["message"]

@@ -48,6 +48,16 @@ def tensors(change: Callable[[dict[str, torch.Tensor]], Any]) -> Change:
     )
 
 
+def replaced(put: Callable[[Path], None]) -> Callable[[Path], None]:
+    """Return what puts something else in the place of a model's weights."""
+
+    def put_there(folder: Path) -> None:
+        (folder / SINGLE).unlink()
+        put(folder / SINGLE)
+
+    return put_there
+
+
 def header(change: Callable[[dict[str, Any]], Any]) -> Change:
     """What changes the description of the tensors, and leaves their bytes."""
 
@@ -173,11 +183,11 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "a name twice": (header(twice), f"it names {NORM} twice"),
     "an unknown type": (header(lambda own: own | {NORM: own[NORM] | {"dtype": "F17"}}), "damaged"),
     "a folder as weights": (
-        lambda folder: ((folder / SINGLE).unlink(), (folder / SINGLE).mkdir()),
+        replaced(lambda path: path.mkdir()),
         "there are no weights to read",
     ),
     "a link to itself": (
-        lambda folder: ((folder / SINGLE).unlink(), (folder / SINGLE).symlink_to(folder / SINGLE)),
+        replaced(lambda path: path.symlink_to(path)),
         "there are no weights to read",
     ),
     "a shard outside": (index("../x.safetensors"), "is outside the folder"),
@@ -326,7 +336,9 @@ def test_long_conversations_and_templates_that_do_much_are_no_odd_ones(folder: P
     from lingraft.data.example import Example, Message
     from lingraft.models.loading import load_tokenizer
 
-    looks_back = "{% for m in messages[::-1] %}{% set x = m['content'].replace('<', '[') | trim ~ '-' * 9 %}{% endfor %}"
+    looks_back = (
+        "{% for m in messages[::-1] %}{% set x = m['content'].replace('<', '[') | trim ~ '-' %}{% endfor %}"
+    )
     template(f"{{% for m in messages %}}{looks_back}{{% endfor %}}{CHATML}")(folder)
     form = chat_format(load_tokenizer(folder))
     turns = [Message(role, "a<b " * 200) for _ in range(150) for role in ("user", "assistant")]

@@ -79,6 +79,9 @@ class JudgeServer(ThreadingHTTPServer):
         self.behaviour: Behaviour = prefers_longer
         self.requests: list[Request] = []
         self.lock = threading.Lock()
+        self.models: Response | None = (
+            None  # what it answers to who asks which models it has; None: no such page
+        )
 
     @property
     def url(self) -> str:
@@ -106,6 +109,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(answer.status)
         for name, value in answer.headers.items():
             self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content.encode())))
+        self.end_headers()
+        self.wfile.write(content.encode())
+
+    def do_GET(self) -> None:
+        answer = self.server.models or Response("", 404)
+        content = answer.body if isinstance(answer.body, str) else json.dumps(answer.body)
+        self.send_response(answer.status)
         self.send_header("Content-Length", str(len(content.encode())))
         self.end_headers()
         self.wfile.write(content.encode())

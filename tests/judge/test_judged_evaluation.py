@@ -11,6 +11,7 @@ import pytest
 from judge_server import (
     REFERENCE,
     JudgeServer,
+    failure,
     names_nothing_at_first,
     outputs,
     prefers_longer,
@@ -92,8 +93,12 @@ def test_another_judge_or_another_try_generates_nothing_anew(
 
     monkeypatch.setattr(TransformersGenerator, "continue_batch", counted)
     command = [*evaluation_command, "--judge-model", "judge", "--judge-max-tokens", "99", "--judge-url"]
-    assert _run([*command, "http://127.0.0.1:9/v1"]) == 2  # nobody is there
+    assert _run([*command, "http://127.0.0.1:9/v1"]) == 2  # nobody is there, which is known before
+    assert sum(answered) == 0
+    judge_server.behaviour = lambda _: failure(401)
+    assert _run([*command, judge_server.url]) == 2
     assert sum(answered) == 6
+    judge_server.requests.clear()
     judge_server.behaviour = names_nothing_at_first("Say 1", 2)
     assert _run([*command, judge_server.url]) == 0
     assert list(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lingraft.config.schema import DataSource
 from lingraft.data.example import Example, Message
@@ -152,8 +152,10 @@ def test_models_are_checked_before_any_is_loaded(
     ):
         other = tmp_path / next(iter(change))
         shutil.copytree(tiny_model, other)
-        config = json.loads((other / "config.json").read_text())
-        (other / "config.json").write_text(json.dumps(config | change))
+        config: Any = AutoConfig.from_pretrained(other)
+        kind = change.get("model_type", config.model_type)
+        options = {**config.to_dict(), **change, "model_type": kind}
+        AutoModelForCausalLM.from_config(AutoConfig.for_model(**options)).save_pretrained(other)  # type: ignore[no-untyped-call]
         with pytest.raises(ModelError, match=says):
             drift_of_models([str(tiny_model), str(tiny_model), str(other)], said)
 

@@ -122,6 +122,7 @@ def evaluate(
     no language.
     The judge's key is read from LINGRAFT_JUDGE_KEY, else from OPENAI_API_KEY.
     """
+    stopping.keeps(f"the answers so far are kept; {stopping.GOES_ON}")
     # Wrong options are refused before anything heavy is imported.
     asked_precision = checked_precision(precision)
     if len(models) > 2:
@@ -141,7 +142,7 @@ def evaluate(
         budget=budget,
     )
 
-    from lingraft.cli.progress import GOES_ON, StepBars
+    from lingraft.cli.progress import StepBars
     from lingraft.config.schema import UNCOMPARED_JUDGE_FIELDS
     from lingraft.data.chat_format import CHAT_IDENTITY
     from lingraft.evaluate.checks import check_names
@@ -150,7 +151,13 @@ def evaluate(
     from lingraft.records import fingerprint_of, to_json
     from lingraft.report.notes import gathered, holds_for
     from lingraft.stage import RECORD, libraries
-    from lingraft.study.evaluation import compare, evaluate_into, evaluations, folder_names, not_run_lines
+    from lingraft.study.evaluation import (
+        compare,
+        evaluate_into,
+        evaluations,
+        folder_names,
+        not_run_lines,
+    )
     from lingraft.study.execute import Executor
     from lingraft.study.stages.evaluate import questions
     from lingraft.study.store import Store
@@ -220,7 +227,6 @@ def evaluate(
         "libraries": libraries(("lm_eval", "torch", "transformers")),
     }
     evaluated = []
-    stopping.keeps(f"the answers so far are kept; {GOES_ON}")
     with Store(folder) as store, StepBars() as bars:
         for own, stage in zip(folders, stages, strict=True):
             model = evaluate_into(own, stage, Executor(store, bars))
@@ -333,8 +339,8 @@ def _print(models: list[ModelEvaluation], compared: ModelDifferences | None) -> 
     for line, named in gathered(left_out).items():
         print_result(f"{holds_for(named, len(models))}: {line}")
     if compared is None:
-        scores = {name: one.value if one.value in (0, 1) else None for name, one in models[0].scores.items()}
-        for note in equal_task_notes(scores, "models"):
+        same = {name: one.value if one.value in (0, 1) else None for name, one in models[0].scores.items()}
+        for note in equal_task_notes(same, "models"):
             print_result(note)
         return
     first, second = models

@@ -58,10 +58,11 @@ def judge(
 
     The key is read from LINGRAFT_JUDGE_KEY, else from OPENAI_API_KEY.
     """
+    stopping.keeps(f"the verdicts so far are kept; {stopping.GOES_ON}")
     from dataclasses import asdict
     from functools import partial
 
-    from lingraft.cli.progress import GOES_ON, StepBars
+    from lingraft.cli.progress import StepBars
     from lingraft.config.load import judge_choice
     from lingraft.evaluate.predictions import write_rows
     from lingraft.evaluate.tasks.alpaca_eval.task import read_outputs, reference_outputs
@@ -95,7 +96,6 @@ def judge(
         check_reference(other)
         data = gamed_data(length_data)
     kept = cache or answers.with_name(f"{answers.name}.verdicts.jsonl")
-    stopping.keeps(f"the verdicts so far are kept; {GOES_ON}")
     with StepBars() as bars:
         judged = judge_answers(
             own, other, chosen, cache=kept, on_progress=partial(bars.progressed, "verdicts")

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from lingraft.data.tokenizer_cost import LanguageCost
     from lingraft.strategies.base import FreezePlanRow
 
-GOES_ON = "the same command goes on"  # what a stopped command says at its end
-
 _LONGEST_BAR, _SHORTEST_BAR = 24, 10
 _SHORTEST_NAME = 8
 _GAP = 2  # between the parts of a line
@@ -309,7 +307,7 @@ class ProgressWatcher(Watcher):
             self._print(stack)
 
     def _say_what_is_kept(self) -> None:
-        stopping.keeps(f"{self._finished} of {self._total} stages are finished; {GOES_ON}")
+        stopping.keeps(f"{self._finished} of {self._total} stages are finished; {stopping.GOES_ON}")
 
     @property
     def _place(self) -> str:

@@ -60,9 +60,10 @@ def replay(
 
     Run again after an interruption, it continues; with a larger --n it adds to the rows that are there.
     """
+    stopping.keeps(f"the answers so far are kept; {stopping.GOES_ON}")
     import json as js
 
-    from lingraft.cli.progress import GOES_ON, StepBars
+    from lingraft.cli.progress import StepBars
     from lingraft.models.compute import compute_for
     from lingraft.models.generation import Sampling
     from lingraft.records import from_json, write_text_atomically
@@ -107,7 +108,6 @@ def replay(
         )
 
     stage = Replay(model, given_model(model), n, settings, prompts, pool)
-    stopping.keeps(f"the answers so far are kept; {GOES_ON}")
     with Store(work) as store, StepBars() as bars:
         made = Executor(store, bars).make(stage)
     rows = made.artefact(ROWS).read_text(encoding="utf-8")

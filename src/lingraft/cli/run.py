@@ -84,13 +84,14 @@ def run(
 
     Exit code: 0 all cells are done, 1 a cell or the base's evaluation failed, 2 the study is wrong.
     """
+    stopping.keeps(f"no stage was begun, those of earlier runs are kept; {stopping.GOES_ON}")
     from lingraft.study.checks import load_study
 
     # Wrong input is reported before anything heavy is imported.
     loaded = load_study(study, overrides or (), Path())
 
     from lingraft.cli.log_lines import log_lines
-    from lingraft.cli.progress import GOES_ON, ProgressWatcher
+    from lingraft.cli.progress import ProgressWatcher
     from lingraft.records import to_json
     from lingraft.report.notes import checkpoint_lines, failures, holds_for, model_notes, notes, unused_notes
     from lingraft.report.page import write_page
@@ -99,7 +100,6 @@ def run(
     from lingraft.train.processes import Processes
 
     quieten_loading()
-    stopping.keeps(f"no stage was begun, those of earlier runs are kept; {GOES_ON}")
     page = _Page(loaded)
     with ProgressWatcher(loaded.name) as watcher:
         try:

@@ -60,8 +60,8 @@ class OpenedRows:
     def __iter__(self) -> Iterator[RawRow]:
         if self.hub is not None:
             with as_data_error(f"{self.name}: a row of the hub's data set cannot be read"):
-                for number, value in enumerate(islice(self.hub, self.first), start=1):
-                    yield row_of(value, f"{self.name}:{number}", number)
+                for number, fields in enumerate(islice(self.hub, self.first), start=1):
+                    yield row_of(fields, f"{self.name}:{number}", number)
         for file in self.files:
             language, likely, is_one_of_several = file.language, file.likely_language, len(self.files) > 1
             has_nulls = self.null_in_tables and data_suffix(file.path) in SEPARATORS

@@ -7,6 +7,7 @@ environment and goes into the header of requests to the endpoint: no record, log
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
@@ -286,6 +287,43 @@ class ChatClient:
             if self._stopping.is_set():
                 raise EvaluationError(f"stopped while waiting for {self._place}.")
             attempt += 1
+
+    def check(self, *, may_cost: bool) -> None:
+        """Refuse an endpoint that could answer no question: with one word, or by its list of models.
+
+        Failures that may pass are none, and so is an endpoint that lists no models.
+
+        Args:
+            may_cost: Whether a question may be asked.
+
+        Raises:
+            EvaluationError: It cannot be reached, does not take the key, or has no such model.
+        """
+        import openai
+
+        if may_cost:
+            found = self._send("Answer with one letter.", "Write the letter m.", 0, lambda _: None)
+            while isinstance(found, _Retry) and not found.counts:
+                found = self._send("Answer with one letter.", "Write the letter m.", 0, lambda _: None)
+            return
+        try:
+            response = self._in_time(
+                lambda: self._client.models.with_raw_response.list(extra_headers=self._headers)
+            )
+            listed = [] if response is None else [str(one["id"]) for one in json.loads(response.text)["data"]]
+        except openai.APIStatusError as error:
+            if error.status_code in (401, 403):
+                self._failure(error, ())
+            return
+        except openai.APIConnectionError as error:
+            reason = self._clean(str(error.__cause__ or error))
+            raise EvaluationError(f"{self._place} cannot be reached: {reason}.") from None
+        except (*_OTHER_FORM, LookupError):
+            return
+        model = self._endpoint.model.casefold()
+        if listed and not any(model in one.casefold() or one.casefold() in model for one in listed):
+            names = self._clean(", ".join(listed))
+            raise EvaluationError(f"{self._place} lists no model {self._endpoint.model!r} (it has {names}).")
 
     def _send(
         self, system: str, question: str, alternatives: int, on_lost: Callable[[Tokens], None]

@@ -116,7 +116,7 @@ def _drawn(form: Form, spec: dict[str, Any]) -> bytes:
         return svg.encode()
     import altair as alt
 
-    chart = alt.Chart.from_dict(spec, validate=False)
+    chart = alt.Chart.from_dict(spec)  # validated: else a chart of layers is taken for a simple one
     if form == "html":
         return str(chart.to_html(inline=True, json_kwds={"cls": _ForScript})).encode()
     file = BytesIO() if form == "png" else StringIO()

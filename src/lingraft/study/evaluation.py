@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lingraft.config.paths import user_path
+from lingraft.config.schema import Evaluation
 from lingraft.errors import ConfigError
 from lingraft.evaluate.catalogue import data_places
 from lingraft.evaluate.common_items import common_items
 from lingraft.evaluate.predictions import Prediction, read_predictions
 from lingraft.evaluate.results import EvaluationRecord, ModelDifferences, TaskScore
 from lingraft.evaluate.scores import task_differences
+from lingraft.evaluate.selection import entries
 from lingraft.evaluate.task_runs import SEEDS
 from lingraft.intervals.changes import DEFAULT_MARGIN, Margins
 from lingraft.judge.win_rate import ALPACA_EVAL
@@ -27,6 +29,7 @@ from lingraft.models.tensor_files import is_adapter
 from lingraft.records import to_json, write_bytes_atomically
 from lingraft.stage import RECORD, Json, given_model
 from lingraft.study.execute import Executor
+from lingraft.study.reach import judge_failure
 from lingraft.study.stages.evaluate import (
     MANIFEST,
     PREDICTIONS,
@@ -118,13 +121,26 @@ def evaluations(
     return stages
 
 
+def _check_judge(asked: Evaluation) -> None:
+    failure = None
+    if any(entry.task == ALPACA_EVAL for _, entry in entries(asked)):
+        failure = judge_failure(asked, may_ask=False)
+    if failure is not None:
+        raise ConfigError(failure.removeprefix("evaluate."))
+
+
 def evaluate_into(folder: Path, stage: Evaluate, executor: Executor) -> ModelEvaluation:
     """Return an evaluation, found in the store or made now, and copy its predictions and manifest into a folder.
 
     One in which verdicts of a judge are missing is gone on with: the judge is asked for these alone.
+
+    Raises:
+        ConfigError: Its judge cannot be reached, does not take the key, or has no such model.
     """
     found = executor.store.find(stage)
-    if found is not None and has_missing_verdicts(recorded(found).tasks):
+    if found is None:
+        _check_judge(stage.questions.evaluation)  # before the model answers in vain
+    elif has_missing_verdicts(recorded(found).tasks):
         executor.store.reopen(stage)
     done = executor.make(stage)
     (folder / RECORD).unlink(missing_ok=True)  # of what was there before

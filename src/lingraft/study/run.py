@@ -24,6 +24,7 @@ from lingraft.study.execute import Executor
 from lingraft.study.grid import Cell
 from lingraft.study.materials import Materials, check_added_tokens, gather, report_costs
 from lingraft.study.plan import Plan, PlanRow, listed_stages, plan_rows, plan_study
+from lingraft.study.reach import check_reach
 from lingraft.study.result import STUDY, StudyResult, write_result
 from lingraft.study.stages.evaluate import questions
 from lingraft.study.store import Store
@@ -78,8 +79,8 @@ def run_study(
         watcher: Receives what happens.
         processes: How many processes train a phase; None: this one. Results differ by rounding, so records do not
             depend on it, but an interrupted phase is only continued by as many as began it.
-        on_result: Called with the result so far, before the first stage is made and whenever a cell is done or has
-            failed; it was written to `result.json` just before.
+        on_result: Called with the result so far, before the first stage is made and whenever a model of it is done or
+            has failed; it was written to `result.json` just before.
 
     Returns:
         What `lingraft run --json` prints (docs/report.md). Cells that failed are in it, with their reason.
@@ -98,7 +99,8 @@ def run_study(
         raise ConfigError(
             f"{folder}: the run's folder cannot be made ({error.strerror}: {error.filename}); give other --runs."
         ) from None
-    prepared = prepare_study(study, base_folder, watcher, processes)
+    is_new = not any((folder / "stages").glob("*/"))
+    prepared = prepare_study(study, base_folder, watcher, processes, is_new=is_new)
     study, materials = prepared.study, prepared.materials
     costs = report_costs(materials, watcher, trust_remote_code=study.trust_remote_code)
     with as_disk_error(folder), Store(folder, watcher.noted) as store:
@@ -130,11 +132,11 @@ def run_study(
             return result
 
         sum_up()
-        settled = summary.settled
+        known = summary.known
         for stage in executor.run(plan):
             failure = executor.failed.get(stage.fingerprint) if stage is plan.base else None
-            if failure is not None or summary.settled != settled:
-                settled = summary.settled
+            if failure is not None or summary.known != known:
+                known = summary.known
                 sum_up()
             if isinstance(failure, ModelError):
                 raise failure  # every cell starts from a model that cannot be used
@@ -146,14 +148,28 @@ def run_study(
 
 
 def prepare_study(
-    study: Study, base_folder: Path, watcher: Watcher, processes: Processes | None = None
+    study: Study,
+    base_folder: Path,
+    watcher: Watcher,
+    processes: Processes | None = None,
+    *,
+    is_new: bool = False,
 ) -> Prepared:
     """Read and find all that a study needs, and check it, before anything is computed.
+
+    Args:
+        study: The study.
+        base_folder: See `run_study`.
+        watcher: Receives what happens.
+        processes: How many processes train a phase.
+        is_new: Whether nothing of it was made yet; then what it needs from elsewhere is asked for first.
 
     Raises:
         ConfigError, DataError, ModelError: Something is wrong with the study as a whole.
     """
     check_names(study, base_folder)
+    if is_new:  # a finished study needs neither hub nor judge again
+        check_reach(study, base_folder)
     materials = gather(study, base_folder, watcher)
     if processes is not None and processes.sharded:
         _check_sharding(materials.cells)

@@ -73,9 +73,12 @@ class Summary:
         self._means: dict[tuple[str, str], tuple[list[_SummedUp], SeedDifferences]] = {}
 
     @property
-    def settled(self) -> int:
-        """How many cells have no stage left to be made."""
-        return sum(all(map(self._executor.is_settled, cell.stages)) for cell in self._plan.cells)
+    def known(self) -> int:
+        """How much of the result is known: the base, Phase 1 models, and cells with no stage left to be made."""
+        evaluations = {cell.phase_one_evaluate.fingerprint for cell in self._plan.cells}
+        evaluations |= set() if self._plan.base is None else {self._plan.base.fingerprint}
+        settled = (all(map(self._executor.is_settled, cell.stages)) for cell in self._plan.cells)
+        return len(evaluations & self._executor.done.keys()) + sum(settled)
 
     def _sum_up(self, number: int) -> CellResult | FailedCell | PendingCell:
         """Return what is known of a cell; anew where one of its stages was made again since."""

@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import disk_usage
 
 import torch
 from pydantic import TypeAdapter
 
 from lingraft import errors, stopping
-from lingraft.errors import ConfigError, LingraftError
+from lingraft.errors import ConfigError, DiskError, LingraftError, disk_error
 from lingraft.records import read_json, write_json_atomically
 from lingraft.stopping import Stopped
 from lingraft.train.checkpoints import FOLDER, make_folder
@@ -35,6 +36,7 @@ PROGRESS = "lingraft-progress "
 NOTE = "lingraft-note "
 SAVED = "lingraft-saved "
 READY = "lingraft-ready "
+_NO_ROOM = 1 << 14  # bytes
 _SHOWN_LINES = 20
 _SECONDS_BETWEEN_LOOKS = 0.1
 
@@ -144,6 +146,10 @@ def train_on(
                 raise Stopped(number)  # the workers have nothing more to do, and need not take their time
     if not (folder / OUTCOME).exists():
         if not (folder / FAILURE).exists():
+            if disk_usage(folder).free < _NO_ROOM:  # for the file that would say so
+                raise DiskError(
+                    f"{folder}: the disk is full: free some space, and run the same command again."
+                )
             last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_SHOWN_LINES:]
             raise LingraftError("the training processes ended without a result:\n" + "\n".join(last))
         failure = read_json(folder / FAILURE)
@@ -227,6 +233,7 @@ def write_failure(folder: Path, error: Exception) -> None:
     path = folder / FOLDER / FAILURE
     if path.exists():
         return
+    error = disk_error(error, folder) or error  # which stops the study, not this cell alone
     is_ours = isinstance(error, LingraftError)
     message = str(error) if is_ours else f"a training process failed with {type(error).__name__}: {error}"
     write_json_atomically(path, {"kind": type(error).__name__, "message": message})
