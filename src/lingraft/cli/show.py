@@ -69,18 +69,21 @@ def show_plan(
 ) -> None:
     """Print the stages of a study in the order in which they run, and what of them is finished.
 
-    The data are read and the models are found, but nothing is computed. Memory and disk are estimated from the number
-    of parameters: weights, gradients and optimiser states, without activations.
+    The data are read and the models are found, but nothing is computed. What `lingraft run` would say before it
+    trains, such as how many items could decide a limit, goes to standard error. Memory and disk are estimated from the
+    number of parameters: weights, gradients and optimiser states, without activations.
     """
     from dataclasses import asdict
 
+    from lingraft.cli.progress import ProgressWatcher
     from lingraft.report.plan import plan_table
     from lingraft.study.checks import load_study
     from lingraft.study.run import rows_of_plan
 
     loaded = load_study(study, overrides or (), Path())
     quieten_loading()
-    rows = rows_of_plan(loaded, runs=runs)
+    with ProgressWatcher(loaded.name) as watcher:
+        rows = rows_of_plan(loaded, runs=runs, watcher=watcher)
     if json:
         print_json({"study": loaded.name, "stages": [asdict(row) for row in rows]})
         return
