@@ -139,9 +139,7 @@ def show_data(
     from lingraft.cli.progress import StepBars
     from lingraft.config.load import data_source
     from lingraft.data.formats import UnknownFormatError
-    from lingraft.data.summary import summarise_data
     from lingraft.evaluate.items_files import holds_test_items
-    from lingraft.models.loading import load_tokenizer
 
     for one in field or []:
         if "=" not in one:
@@ -164,6 +162,11 @@ def show_data(
     if data_format is None and not field and holds_test_items(source):
         _show_items(source, json)
         return
+
+    # A wrong name and test items are found before anything heavy is imported.
+    from lingraft.data.summary import summarise_data
+    from lingraft.models.loading import load_tokenizer
+
     try:
         with StepBars() as bars:
             summary = summarise_data(
