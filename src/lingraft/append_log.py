@@ -55,7 +55,8 @@ class AppendLog(Generic[Row]):
         self._path, self._lock = path, Lock()
         self.rows: list[Row] = []
         self.damage: str | None = None
-        if begins is None and (path.is_symlink() or path.is_dir()):  # a link may lead anywhere
+        is_file = path.is_file() and not path.is_symlink()  # a link may lead anywhere
+        if begins is None and os.path.lexists(path) and not is_file:
             remove(path)
             self.damage = f"{path}: is no file; it begins anew."
         if not path.exists():

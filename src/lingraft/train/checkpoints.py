@@ -189,7 +189,7 @@ class Checkpoints:
                 manifest = _manifest_of(checkpoint)
                 if manifest is not None and manifest.phase != self._phase:
                     aside = self.folder / f"{_OTHER}{manifest.phase}"
-                    aside.mkdir(exist_ok=True)
+                    make_folder(aside)
                     if isinstance(was, dict):
                         write_json_atomically(aside / _PHASE, was)
                     remove(aside / checkpoint.name)
