@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -157,6 +158,9 @@ def flush_folder(folder: Path) -> None:
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
+        except OSError as error:
+            if not (path.is_dir() and error.errno == errno.EINVAL):  # some shares flush files alone
+                raise
         finally:
             os.close(handle)
 

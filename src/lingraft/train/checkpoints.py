@@ -212,11 +212,6 @@ def make_folder(folder: Path) -> None:
             path.unlink()
 
 
-def clear_checkpoints(folder: Path) -> None:
-    """Remove what a phase that is done, and saved, kept in its folder to continue from."""
-    remove(folder / FOLDER)
-
-
 def _differences(was: object, now: Mapping[str, Any]) -> str:
     """Return what differs between two identities, with both values where a reader knows them."""
     parts = []
