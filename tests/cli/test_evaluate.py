@@ -74,6 +74,7 @@ def test_one_model_gives_a_table_a_record_and_its_predictions(
     lines = [line.split() for line in out.splitlines() if "worldbook:lookup" in line]
     assert [line[:3] for line in lines] == [["worldbook:lookup", "en", "3"], ["worldbook:lookup", "de", "3"]]
     folder = Path("runs/evaluate/tiny-quick")
+    assert f"To read answers: lingraft show predictions {folder}" in out
     record = json.loads((folder / "record.json").read_text())
     assert record["inputs"]["model"] == str(tiny_model)
     assert len(record["inputs"]["model_identity"]["weights"]) == 64

@@ -261,7 +261,9 @@ def evaluate(
     else:
         _print(evaluated, compared)
         print_result(f"Computed in {asked.evaluation.precision}.")
-        print_result(f"Predictions and {RECORD} are in {folder}: see `lingraft show predictions`.")
+        print_result(
+            f"Predictions and {RECORD} are in {folder}. To read answers: lingraft show predictions {folder}"
+        )
     if task and any(model.unscored_tasks for model in evaluated):
         raise typer.Exit(EXIT_CANNOT_TELL)
 
