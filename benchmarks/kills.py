@@ -87,7 +87,9 @@ def main() -> int:
             ]
             problems += [f"{where}: {name} is gone" for name in before.keys() - _marks(runs).keys()]
             before = _marks(runs)
-            print(f"{where}: exit code {code}, {len(before)} stages are finished", file=sys.stderr)
+            print(
+                f"{where}: exit code {code}, {len(before)} stages, {len(problems)} problems", file=sys.stderr
+            )
             if number is not None and code != 0:
                 sent[number] += 1
                 signals.pop()

@@ -1,6 +1,6 @@
 """How often does the 95 % interval of retention, a ratio of two models' scores on the same items, hold the truth?
 
-    python benchmarks/ratio_coverage.py [--simulations 1000]
+    python benchmarks/ratio_coverage.py [--simulations 500]
 
 Each cell draws that many pairs of models whose true ratio is known, on items that are right or wrong, independent or in
 clusters of 1 to 5 items that all go alike (the worst case), and counts the intervals that hold it. There is none where
@@ -110,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--simulations", type=int, default=1000)
+    parser.add_argument("--simulations", type=int, default=500)
     options = parser.parse_args()
     started = time.perf_counter()
     found = []

@@ -43,7 +43,12 @@ STRATEGIES: dict[str, Any] = {
     "layerwise_rates": "layerwise_rates",
 }
 ROWS, ROUNDS = 24, 3
-TRAINING: dict[str, Any] = {"learning_rate": 2e-4, "tokens_per_batch": 512, "precision": "bf16"}
+TRAINING: dict[str, Any] = {
+    "learning_rate": 2e-4,
+    "tokens_per_batch": 512,
+    "precision": "bf16",
+    "save_minutes": 0,
+}
 
 
 def measured(name: str, threads: int) -> dict[str, Any]:

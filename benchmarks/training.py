@@ -174,6 +174,7 @@ def train_with_lingraft(rows: Sequence[Any], name: str, folder: Path) -> dict[st
         tokens_per_batch=_token_budget([len(row.input_ids) for row in rows]),
         scheduler="constant_with_warmup",
         warmup_share=0.0,
+        save_minutes=0,
         **OURS[name],
     )
     names = [key for key, _ in model.named_parameters()]

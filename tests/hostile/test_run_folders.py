@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from lingraft.data.encodings import encode_once
 from lingraft.data.example import Example, Message
 from lingraft.errors import ConfigError, EvaluationError
 from lingraft.evaluate.answers import AnswerLog
+from lingraft.evaluate.predictions import Prediction, write_predictions
 from lingraft.judge.verdict_cache import Verdict, VerdictCache, mend_cache
 from lingraft.models.generation import Generated
 from lingraft.models.generation_log import GenerationLog
@@ -194,7 +196,7 @@ def test_a_damaged_log_says_where_and_a_torn_end_says_nothing(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "make", [lambda path: path.mkdir(), lambda path: path.symlink_to(path.parent / "victim")]
+    "make", [lambda path: path.mkdir(), lambda path: path.symlink_to(path.parent / "victim"), os.mkfifo]
 )
 def test_a_log_that_is_no_file_begins_anew(tmp_path: Path, make: Callable[[Path], None]) -> None:
     (tmp_path / "victim").write_text("precious")
@@ -280,3 +282,28 @@ def test_answers_are_read_inside_of_the_folder_alone(tmp_path: Path, victim: Pat
     with pytest.raises(ConfigError) as caught:
         read_answers(folder, None, None)
     assert "names answers outside of it" in str(caught.value)
+
+
+def test_answers_that_are_not_those_that_were_scored_are_not_shown(tmp_path: Path) -> None:
+    def answer(score: float) -> Prediction:
+        return Prediction("task_ability", "task", "en", "1", "1", score, "asked", "said", "right")
+
+    def work(folder: Path) -> Work:
+        write_predictions(folder / "predictions.parquet", [answer(0.0)])
+        return Work({}, {})
+
+    with Store(tmp_path) as store:
+        folder = store.run(STAGE, work).folder
+    name = f"stages/{folder.name}/predictions.parquet"
+    result = {
+        "compared": ["a", "b"],
+        "predictions": [name, name],
+        "differences": {},
+        "unpaired": {},
+        "not_paired": {},
+    }
+    (tmp_path / "record.json").write_text(json.dumps({"result": result}))
+    assert read_answers(tmp_path, None, None)[0].predictions == (answer(0.0),)
+    write_predictions(folder / "predictions.parquet", [answer(1.0)])
+    with pytest.raises(ConfigError, match="not those that were scored"):
+        read_answers(tmp_path, None, None)

@@ -20,10 +20,11 @@ from lingraft.config.schema import StrategyChoice, Training
 from lingraft.data.encoded import write_table
 from lingraft.errors import VerificationError
 from lingraft.models.checkpoints import CheckpointReader
+from lingraft.records import fingerprint_of
 from lingraft.stopping import Stopped
 from lingraft.train import run as run_module
 from lingraft.train.checkpoints import Checkpoints
-from lingraft.train.phase import PhaseOutcome, Progress, train_phase
+from lingraft.train.phase import PhaseOutcome, Progress, _trained_marks, train_phase
 from lingraft.train.run import PhaseTask, train_task
 from lingraft.train.trainer import rate_factor
 
@@ -236,6 +237,21 @@ def test_another_number_of_processes_is_told(tmp_path: Path) -> None:
     assert (again.find().step, len(notes)) == (6, 1)
 
 
+def test_what_is_in_the_way_of_checkpoints_is_removed(tmp_path: Path) -> None:
+    notes: list[str] = []
+    first = Checkpoints(tmp_path, {"seed": 1}, notes.append)
+    assert first.find().step is None
+    first.path_of(6).mkdir()
+    (first.path_of(6) / "trainer_state.json").write_text('{"global_step": 6}')
+    first.seal(6)
+    (tmp_path / f"other-{fingerprint_of({'seed': 1})}").write_text("a file")
+    (tmp_path / "phase.json").unlink()
+    os.mkfifo(tmp_path / "phase.json")  # which no reader may wait for
+    assert Checkpoints(tmp_path, {"seed": 2}, notes.append).find().step is None
+    assert "a stopped training lies here at step 6" in notes[0]
+    assert first.find().step == 6
+
+
 @pytest.mark.parametrize("course", ["linear", "cosine", "constant_with_warmup"])
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (1, 1), (2, 1), (3, 1), (3, 3), (20, 1), (97, 5)])
 def test_the_rate_is_never_0_and_after_the_warm_up_that_of_transformers(
@@ -286,14 +302,15 @@ def test_a_phase_without_gradients_is_an_error(train: Train, monkeypatch: pytest
         train()
 
 
-def test_one_bit_is_a_change(tiny_llama: Any) -> None:
-    from lingraft.train.phase import _trained_marks
-
-    model = tiny_llama()
+@pytest.mark.parametrize("rows", [48, 47])  # 47 rows of 33 are no whole number of 64-bit words
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_bit_is_a_change(tiny_llama: Any, rows: int, dtype: torch.dtype) -> None:
+    model = tiny_llama().to(dtype)
+    model.model.embed_tokens.weight = torch.nn.Parameter(torch.randn(rows, 32 + rows % 2).to(dtype))
     before = _trained_marks(model)
     weight = model.model.embed_tokens.weight
     with torch.no_grad():
-        weight.view(torch.int32)[17, 13] ^= 1
+        weight.view(torch.int32 if dtype == torch.float32 else torch.int16)[17, 13] ^= 1
     assert _trained_marks(model) != before
 
 

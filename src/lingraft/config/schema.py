@@ -469,4 +469,4 @@ class Study(Section):
     keep: Literal["all", "final", "none"] = "final"
     """Checkpoints that stay on disk, with the states behind them: all, the cells' last ones (and Phase 1), or none."""
     trust_remote_code: bool = False
-    """Run code that a model brings along. Leave it off unless you have read that code."""
+    """Run code that a model or a YAML task brings along. Leave it off unless you have read that code."""

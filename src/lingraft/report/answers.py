@@ -16,10 +16,12 @@ from lingraft.evaluate.predictions import Prediction, read_predictions
 from lingraft.evaluate.results import ModelDifferences
 from lingraft.records import from_json, path_inside, read_json
 from lingraft.report.tables import models_of
+from lingraft.stage_record import DamagedRecordError, read_record, stamps_of_whole
 from lingraft.study.result import RESULT, read_result
 
 PREDICTIONS = "predictions.parquet"
 RECORD = "record.json"  # of an evaluation
+_STAGES = "stages/"
 
 
 @dataclass(frozen=True)
@@ -138,12 +140,20 @@ def _inside(folder: Path, name: str) -> Path:
     """Return where answers lie by a file of the folder, which may be from elsewhere.
 
     Raises:
-        ConfigError: Not in the folder.
+        ConfigError: Not in the folder, or they are not those that their stage recorded.
     """
     try:
-        return path_inside(folder, name)
+        path = path_inside(folder, name)
     except ValueError as error:
         raise ConfigError(f"{folder}: its result names answers outside of it: {error}.") from None
+    if name.startswith(_STAGES) and (path.parent / RECORD).exists():
+        try:
+            stamps_of_whole(path.parent, read_record(path.parent))
+        except DamagedRecordError as error:
+            raise ConfigError(
+                f"{path}: the answers are not those that were scored ({error}); run the study again."
+            ) from None
+    return path
 
 
 def _chosen(models: dict[str, _Source], label: str, option: str) -> _Source:
