@@ -116,8 +116,20 @@ def test_an_unknown_strategy_or_option_is_refused_with_its_place(strategy: Any, 
     changed = content()
     changed["phases"][1]["strategies"] = [strategy]
     (problem,) = name_problems(Study.model_validate(changed), None)
-    assert problem.text.startswith("phase 'two', data 'german', strategy ")
+    assert problem.text.startswith("phase 'two', ")
     assert says in problem.text
+
+
+def test_what_is_wrong_with_a_strategy_of_a_phase_is_told_once_for_all_its_data_sets() -> None:
+    changed = content()
+    changed["phases"][1]["data"]["other"] = {
+        "source": "worldbook:counting/de",
+        "strategies": [{"lora": {"rnk": 2}}],
+    }
+    changed["phases"][1]["strategies"] = ["plan"]
+    first, second = (one.text for one in name_problems(Study.model_validate(changed), None))
+    assert first.startswith("phase 'two', strategy 'plan': ")
+    assert second.startswith("phase 'two', data 'other', strategy 'lora': ")
 
 
 @pytest.mark.parametrize("trained", [True, False])

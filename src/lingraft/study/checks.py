@@ -212,7 +212,10 @@ def _strategy_problems(study: Study) -> Iterator[Problem]:
             try:
                 composition = build(step.strategy)
             except LingraftError as error:
-                problems[Problem(location, f"{place_of(step)}: {error}")] = None
+                place = place_of(step)
+                if location[2:3] == ("strategies",):  # the phase's: one line, however many data sets it has
+                    place = f"phase {step.phase!r}, strategy {step.strategy.label!r}"
+                problems[Problem(location, f"{place}: {error}")] = None
                 continue
             for problem in missing_of(study, cell, index, composition):
                 problems[Problem(location, f"{place_of(step)}: {problem}")] = None
