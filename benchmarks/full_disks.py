@@ -65,7 +65,7 @@ def main() -> int:
             subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(disk)], check=True)
             try:
                 full = forked_study.run(study, disk, log)
-                done = forked_study.found(disk)
+                done = {name: one for name, one in forked_study.found(disk).items() if name != "result"}
                 is_sound = all(_kept(expected.get(name)) == _kept(record) for name, record in done.items())
                 subprocess.run(["mount", "-o", "remount,size=1g", str(disk)], check=True)
                 later = forked_study.run(study, disk, log)

@@ -187,7 +187,7 @@ def test_what_is_no_file_is_refused(name: str, capfd: pytest.CaptureFixture[str]
         ("model", "study.yaml", "is a file"),
         ("model", "embedded:smolm", "smollm2-135m"),
         ("phases.two.data.german.source", "~nouser/x.jsonl", "there is no user 'nouser'"),
-        ("phases.two.data.german.source", "a" * 5000, "too long"),
+        ("phases.two.data.german.source", "a" * 5000, "nor a hub id"),
         ("phases.two.data.german.source", "absent.jsonl", "there is no such file"),
         ("phases.two.data.german.source", "'{language}.jsonl'", "no file matches"),
         ("phases.two.data.german.source", "worldbook:nope/de", "'nope'"),

@@ -42,6 +42,7 @@ _CLOCK_NS = (
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PINNED = re.compile(r"[0-9a-f]{7,40}")  # a commit, whole or its beginning, rather than a branch or tag
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_LONGEST_ID = 200
 
 
 @dataclass(frozen=True)
@@ -223,9 +224,10 @@ def check_hub_id(spec: DataSource) -> None:
     Raises:
         DataError: Naming the value.
     """
-    if not _HUB_ID.fullmatch(spec.source):
+    if not _HUB_ID.fullmatch(spec.source) or len(spec.source) > _LONGEST_ID:
+        shown = spec.source if len(spec.source) <= _LONGEST_ID else spec.source[:_LONGEST_ID] + "..."
         raise DataError(
-            f"{spec.source!r} is neither a worldbook set, a local file ({', '.join(SUFFIXES)}) or folder, nor a hub id "
+            f"{shown!r} is neither a worldbook set, a local file ({', '.join(SUFFIXES)}) or folder, nor a hub id "
             "(NAME or OWNER/NAME)."
         )
 

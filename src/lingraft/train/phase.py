@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from lingraft.data.encoded import EncodedExample
 
-_UNCOMPARED_OPTIONS = {"save_every", "save_minutes", "report_to"}
+UNCOMPARED_OPTIONS = {"save_every", "save_minutes", "report_to"}  # no result depends on them
 _SAMPLED = 1024
 NO_RULES = TrainingRules()
 
@@ -118,7 +118,7 @@ def train_phase(
     """Train `model` in place on `encoded`, and leave it in eval mode with float32 weights.
 
     Work that was done is kept: by steps, by time, at a signal and after the last step a checkpoint is written, from
-    which the same call continues. Whoever has saved the model calls `clear_checkpoints`.
+    which the same call continues. Whoever has saved the model removes `folder/trainer`.
 
     The arguments alone decide the order of the data, and so, on the CPU of one machine and with one number of
     processes, every bit of the result, also when an interrupted run is continued. Processes that torchrun started
@@ -176,12 +176,12 @@ def train_phase(
     workplace = folder / FOLDER
     arguments = training_arguments(training, compute, folder=workplace, seed=seed, sharded=sharded)
     state = arguments.distributed_state
-    noted = on_note if on_note is not None and state.is_main_process else _ignore
+    noted = on_note if on_note is not None and state.is_main_process else lambda _: None
     identity = {
         "processes": state.num_processes,  # each has random states of its own, and sums are rounded otherwise
         "sharded": sharded,
         "seed": seed,
-        "options": training.model_dump(mode="json", exclude=_UNCOMPARED_OPTIONS),
+        "options": training.model_dump(mode="json", exclude=UNCOMPARED_OPTIONS),
         "data": table.content_hash,
         "model": fingerprint_of([f"{name} {_sampled(one)}" for name, one in model.named_parameters()]),
         "trained parameters": fingerprint_of(names),
@@ -335,10 +335,6 @@ def _why_nothing_moved(history: Sequence[Mapping[str, float]], training: Trainin
         f"weights' precision ({training.precision}): raise training.learning_rate ({training.learning_rate:g})."
     )
     return f"the phase trained nothing: no trained parameter changed by a single bit. {reason}"
-
-
-def _ignore(_: str) -> None:
-    """Take no note."""
 
 
 @contextmanager
