@@ -336,7 +336,8 @@ def test_what_does_not_fit_into_one_of_two_models_is_told_by_its_name_and_not_co
         (("--data-dir", "absent"), "--data-dir absent: there is no such folder"),
         (("--precision", "int4"), "--precision 'int4'"),
         (("--backend", "tgi"), "--backend 'tgi'"),
-        (("--task", "th=belebele"), "none of the tasks can be run here"),
+        (("--task", "th=belebele"), "none of the tasks can be run here. belebele/th: not run: "),
+        (("--languages", "xx"), "--languages xx: no task is in xx (of worldbook, instructions)"),
     ],
 )
 def test_wrong_input_has_exit_code_two(
