@@ -39,6 +39,13 @@ def study(tmp_path: Path, tiny_model: Path) -> str:
     return "study.yaml"
 
 
+def test_the_plan_says_what_the_run_would_say_before_it_trains(study: str, lingraft: Lingraft) -> None:
+    planned = lingraft("show", "plan", study, "limits={task_ability: 0.1}")
+    assert planned.returncode == 0, planned.stderr
+    assert "! limits: task_ability may lose 0.1: " in planned.stderr
+    assert "stages, 0 of them finished." in planned.stdout
+
+
 def test_a_stopped_study_leaves_a_page_and_a_result_with_what_is_done(
     study: str, lingraft: Lingraft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -120,6 +120,16 @@ def test_an_unknown_strategy_or_option_is_refused_with_its_place(strategy: Any, 
     assert says in problem.text
 
 
+@pytest.mark.parametrize("trained", [True, False])
+def test_only_rows_that_the_study_has_are_advised_for_replay(trained: bool) -> None:
+    changed = content() if trained else content(phases=CHECKPOINT)
+    changed["phases"][1] = {**changed["phases"][1], "strategies": ["english_replay"]}
+    (problem,) = name_problems(Study.model_validate(changed), None)
+    assert ("phase_one" in problem.text) is trained  # of a finished model the rows are unknown
+    assert "english: SOURCE" in problem.text
+    assert "self`)" in problem.text
+
+
 def test_strategies_of_one_name_are_refused_everywhere_a_study_is_read(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
