@@ -155,7 +155,6 @@ ANSWER = {"role": "assistant", "content": "a"}
         (ROW | {"language": "Klingonese (Latin)"}, ("'language'", "'Klingonese (Latin)'", "BCP-47")),
         (ROW | {"id": [1]}, ("'id'", "[1]")),
         (ROW | {"group": ""}, ("'group'", "empty")),
-        (ROW | {"id": "1"}, ("'id'", "'1'", "rows.jsonl:1")),
         ('{"instruction": "a", "output": "b", "output": "c"}', ("'output'", "twice")),
     ],
 )
@@ -439,6 +438,16 @@ def _write(name: str, content: str) -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_text(content)
 
 
+def _alone(name: str, content: str) -> Callable[[Path], object]:
+    """Return what leaves a file of this content in the place of a model's weights."""
+
+    def change(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        (folder / name).write_text(content)
+
+    return change
+
+
 def _without(pattern: str) -> Callable[[Path], object]:
     def change(folder: Path) -> None:
         for path in folder.glob(pattern):
@@ -518,7 +527,7 @@ NO_TURNS = "{% for m in messages %}{{ m['content'] + (eos_token if m['role'] == 
         (_configured(hidden_size=64), (RUN,), ("mine", "64")),
         (_configured(hidden_size=48), (DRIFT,), ("mine: ", "48")),
         (_configured(num_hidden_layers=3), (RUN,), ("mine", "layers.2")),
-        (_configured(num_hidden_layers=1), (DRIFT,), ("mine", "1 decoder layers")),
+        (_configured(num_hidden_layers=1), (DRIFT,), ("mine", "it has 1 layers, its files hold 2")),
         (_without("tokenizer*"), (RUN,), ("mine", "tokenizer")),
         (_write("tokenizer.json", "{}"), (RUN,), ("mine", "tokenizer")),
         (_write("chat_template.jinja", "{% for m in %}"), (RUN,), ("mine", "template")),
@@ -532,9 +541,10 @@ NO_TURNS = "{% for m in messages %}{{ m['content'] + (eos_token if m['role'] == 
          ("llama", "mine", "mistral")),
         (_not_finite("model.norm.weight"), (DIFFERENCE,), ("model.norm.weight: ", "finite")),
         (_not_finite(UP), (SNR,), (f"mine: {UP}", "finite")),
-        (_not_finite(UP), (DRIFT,), ("mine", "layer 1", "finite")),
-        (_write("adapter_config.json", ADAPTER), (DIFFERENCE,), ("'./absent'",)),
-        (_write("adapter_config.json", ADAPTER), (f"{DIFFERENCE} --adapter-base model",),
+        (_not_finite(UP), (DRIFT,), ("mine", UP, "finite")),
+        (_write("adapter_config.json", ADAPTER), (DIFFERENCE,), ("mine: ", "model.safetensors", "adapter_config.json")),
+        (_alone("adapter_config.json", ADAPTER), (DIFFERENCE,), ("'./absent'",)),
+        (_alone("adapter_config.json", ADAPTER), (f"{DIFFERENCE} --adapter-base model",),
          ("mine: ", "adapter_model.safetensors")),
     ],
 )  # fmt: skip

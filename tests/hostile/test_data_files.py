@@ -144,7 +144,7 @@ def test_a_folder_with_the_name_of_a_file_is_looked_into(tmp_path: Path) -> None
         ("{a,b}" * 20 + ".jsonl", "alternatives stand for more than 10,000 names"),
         ("**/" * 12 + "*.jsonl", "no file matches"),
         ("[", "no file matches"),
-        ("x" * 5000, "cannot be read from the Hugging Face hub|name of more than 255 bytes"),
+        ("x" * 5000, "is neither a worldbook set|name of more than 255 bytes"),
     ],
     ids=range(12),
 )
