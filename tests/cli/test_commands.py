@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from lingraft.cli.output import print_json
+from lingraft.judge.budget import BudgetReachedError
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -76,6 +77,18 @@ def test_an_error_under_json_is_an_object(lingraft: Command, arguments: list[str
     if arguments != ["show"]:  # `--json` is the wrong option there
         assert error["type"] == kind
         assert said == of_plain
+
+
+def test_the_type_of_an_error_is_one_of_the_documented_ones(
+    lingraft: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise BudgetReachedError("the budget is spent")
+
+    monkeypatch.setattr("lingraft.study.checks.load_study", fails)
+    done = lingraft("validate", "x.yaml", "--json")
+    assert json.loads(done.stdout)["error"]["type"] == "EvaluationError"
+    assert done.stderr == "EvaluationError: the budget is spent\n"
 
 
 def test_a_result_that_fails_after_it_was_printed_stays_one_object(

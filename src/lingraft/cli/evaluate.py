@@ -189,10 +189,12 @@ def evaluate(
     for note in notes:
         print_message(f"! {note}", "yellow")
     asked = questions(evaluation, trained, skip_missing=True, trust_remote_code=trust_remote_code)
+    if not asked.has_tasks:
+        raise EvaluationError(
+            "\n".join(["none of the tasks can be run here.", *not_run_lines(asked, data_dir)])
+        )
     for line in not_run_lines(asked, data_dir):
         print_message(f"! {line}", "yellow")
-    if not asked.has_tasks:
-        raise EvaluationError("none of the tasks can be run here.")
 
     options: dict[str, Json] = {
         "suite": suite,
@@ -261,7 +263,9 @@ def evaluate(
     else:
         _print(evaluated, compared)
         print_result(f"Computed in {asked.evaluation.precision}.")
-        print_result(f"Predictions and {RECORD} are in {folder}: see `lingraft show predictions`.")
+        print_result(
+            f"Predictions and {RECORD} are in {folder}. To read answers: lingraft show predictions {folder}"
+        )
     if task and any(model.unscored_tasks for model in evaluated):
         raise typer.Exit(EXIT_CANNOT_TELL)
 

@@ -89,7 +89,9 @@ def show_plan(
         return
     print_table(plan_table(rows), loaded.name)
     finished = sum(row.is_finished for row in rows)
-    print_result(f"{len(rows)} stages, {finished} of them finished.")
+    print_result(
+        f"{len(rows)} stages, {finished} of them finished. The accelerator is the processor where there is no other."
+    )
 
 
 @app.command("data")

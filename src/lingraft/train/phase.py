@@ -258,7 +258,7 @@ def train_phase(
         sizes = [(one.numel(), one.requires_grad) for one in model.parameters()]
     state.wait_for_everyone()
     if state.is_main_process and (workplace / "runs").is_dir():  # a tracker's
-        shutil.copytree(workplace / "runs", folder / "trackers", dirs_exist_ok=True)
+        shutil.copytree(workplace / "runs", folder / "trackers", dirs_exist_ok=True, ignore=_no_files)
     return PhaseOutcome(
         steps=trainer.state.global_step,
         examples=len(table),
@@ -279,6 +279,12 @@ def train_phase(
 def with_resolved_precision(training: Training) -> Training:
     """Return the options with the precision that `auto` stands for on this machine: what a result depends on."""
     return training.model_copy(update={"precision": compute_for(training.precision).precision})
+
+
+def _no_files(folder: str, names: list[str]) -> list[str]:
+    """Return which of a folder's names no tracker made: links, which may lead anywhere, and pipes."""
+    paths = [Path(folder, name) for name in names]
+    return [one.name for one in paths if one.is_symlink() or not (one.is_file() or one.is_dir())]
 
 
 def _check_trainable(model: nn.Module, trainable: Collection[str]) -> list[str]:
