@@ -115,6 +115,16 @@ def end(exit_code: int) -> int:
     return exit_code
 
 
+def say_now() -> None:
+    """Write the sentence, where a signal asked to stop: what the command still does may take seconds.
+
+    From now on a further signal ends the process at once.
+    """
+    if _state.requested is not None:
+        _say()
+        _state.exit_code = EXIT_OF_SIGNAL + _state.requested
+
+
 @contextmanager
 def stoppable() -> Iterator[None]:
     """Let signals raise `Stopped` inside, until `settle` is called; restore the handlers at the end.
