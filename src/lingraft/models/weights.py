@@ -255,14 +255,12 @@ class ModelWeights:
 
     def not_finite(self) -> str | None:
         """Return what weight holds not-a-number or infinite values, None where none does; reads all weights once."""
-        config = None if self._model is None else self._model.config
-        # Quantised ones have other names than the parameters; what else belongs to none is not read for a model.
-        takes_all = config is None or getattr(config, "quantization_config", None) is not None
-        known = (
-            set() if takes_all else {name for name, _ in self._model.named_parameters()} | self.tied.keys()
-        )
+        # Quantised weights have other names than parameters. Of others, what belongs to no parameter does not count.
+        known: set[str] | None = None
+        if self._model is not None and getattr(self._model.config, "quantization_config", None) is None:
+            known = {name for name, _ in self._model.named_parameters()} | self.tied.keys()
         for part in self.parts():
-            is_used = takes_all or not known.isdisjoint(part.parameters)
+            is_used = known is None or not known.isdisjoint(part.parameters)
             for name in part.stored if part.parameters and is_used else ():
                 if not self.files.kind(name).is_floating_point:
                     continue
