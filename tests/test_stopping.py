@@ -80,6 +80,27 @@ def test_a_signal_that_a_finaliser_swallows_is_raised_again() -> None:
     assert done.stdout == "stopped\n"
 
 
+def test_a_signal_that_another_process_got_ends_the_command_with_its_sentence() -> None:
+    command = (
+        "import signal, sys; from lingraft import stopping\n"
+        "stopping.begin(lambda number: print(stopping.sentence(number)))\n"
+        "try:\n"
+        "    with stopping.finish_first():\n"
+        "        stopping.request(signal.SIGTERM)\n"
+        "        raise stopping.Stopped(signal.SIGTERM)\n"
+        "except stopping.Stopped:\n"
+        "    sys.exit(stopping.end(1))"
+    )
+    done = subprocess.run([sys.executable, "-c", command], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (143, "")
+    assert done.stdout.startswith("Stopped by SIGTERM: ")
+
+
+def test_a_signal_of_another_process_is_nothing_to_a_library() -> None:
+    stopping.request(signal.SIGTERM)
+    assert stopping.requested() is None
+
+
 def test_handlers_are_restored() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with stoppable():

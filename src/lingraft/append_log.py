@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from lingraft.records import remove, write_bytes_atomically
 
 Row = TypeVar("Row")
+_REFUSALS = (ValueError, AttributeError, KeyError, TypeError, RecursionError)  # of a line that is not ours
 _SUM = re.compile(rb', "sum": "([0-9a-f]{16})"\}\n')
 
 
@@ -55,7 +56,8 @@ class AppendLog(Generic[Row]):
         self._path, self._lock = path, Lock()
         self.rows: list[Row] = []
         self.damage: str | None = None
-        if begins is None and (path.is_symlink() or path.is_dir()):  # a link may lead anywhere
+        is_file = path.is_file() and not path.is_symlink()  # a link may lead anywhere
+        if begins is None and os.path.lexists(path) and not is_file:
             remove(path)
             self.damage = f"{path}: is no file; it begins anew."
         if not path.exists():
@@ -70,7 +72,7 @@ class AppendLog(Generic[Row]):
                     break
                 try:
                     self.rows.append(parse(_content(line, is_sum_needed=begins is None)))
-                except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+                except _REFUSALS as error:
                     if begins:
                         raise ForeignLineError(number, f"{type(error).__name__}: {error}") from None
                     self.damage = f"{path}: line {number} is damaged; it and what follows are made again."
@@ -109,7 +111,7 @@ def salvage(path: Path, parse: Callable[[Any], object], begins: bytes) -> int:
                     raise ValueError("no line that lingraft wrote")
                 parse(_content(line, is_sum_needed=False))
                 sound.append(line)
-            except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
+            except _REFUSALS:
                 removed += 1
     write_bytes_atomically(path, b"".join(sound))
     return removed
@@ -119,9 +121,7 @@ def _line(value: Mapping[str, Any]) -> bytes:
     text = json.dumps(value, ensure_ascii=False)
     try:
         body = text.encode("utf-8")
-    except (
-        UnicodeEncodeError
-    ):  # half of a surrogate pair, as JSON of others may hold: escaped, it can be kept
+    except UnicodeEncodeError:  # half of a surrogate pair, as JSON of others may hold: escaped, it is kept
         body = json.dumps(value).encode("ascii")
     return body[:-1] + b', "sum": "' + _sum_of(body) + b'"}\n'
 

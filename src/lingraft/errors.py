@@ -70,6 +70,12 @@ class StrategyError(LingraftError):
     """A strategy cannot be applied: it trains nothing, or conflicts with another one."""
 
 
+class FigureError(LingraftError):
+    """A figure cannot be drawn here; all else that was asked for is done."""
+
+    exit_code = EXIT_ANSWER_IS_NO
+
+
 class EvaluationError(LingraftError):
     """A task cannot be evaluated."""
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -156,6 +158,9 @@ def flush_folder(folder: Path) -> None:
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
+        except OSError as error:
+            if not (path.is_dir() and error.errno == errno.EINVAL):  # some shares flush files alone
+                raise
         finally:
             os.close(handle)
 
@@ -165,8 +170,11 @@ def read_json(path: Path) -> Any:
 
     Raises:
         OSError: It cannot be read.
-        ValueError: It is damaged, whatever by: no JSON, no UTF-8, nested too deep, a number too long.
+        ValueError: It is damaged, whatever by: no JSON, no UTF-8, nested too deep, a number too long, a pipe or device.
     """
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise ValueError("no regular file")  # which might never end
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:

@@ -29,12 +29,13 @@ EXIT_OF_SIGNAL = 128  # exit codes of what a signal stopped: 130 for SIGINT, 143
 
 GOES_ON = "the same command goes on"  # what a sentence about kept work ends with
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SECONDS_BETWEEN_LOOKS = 0.05
 _LOOKS_UNTIL_LOST = 2  # in which nothing handles the exception: it may be between two frames at one of them
 _SECONDS_TO_UNWIND = 5.0  # less than the 10 that container engines wait before they kill
 _SECONDS_TO_EXIT = 3.0
-_NOTHING_KEPT = "nothing is kept; the same command begins anew"
+# Also while the command starts, when nobody knows yet what an earlier run of it has kept.
+_NOTHING_KEPT = "nothing new is kept; run the same command again"
 
 
 class Stopped(KeyboardInterrupt):
@@ -98,7 +99,7 @@ def begin(say: Callable[[int], None]) -> None:
     sys.unraisablehook = silent_when_stopped(hooks[1])
     threading.excepthook = silent_when_stopped(hooks[2])
     # Registered first, called last: what comes after it runs no handler of ours.
-    atexit.register(lambda: [signal.signal(number, signal.SIG_IGN) for number in _SIGNALS])
+    atexit.register(lambda: [signal.signal(number, signal.SIG_IGN) for number in SIGNALS])
 
 
 def end(exit_code: int) -> int:
@@ -112,6 +113,16 @@ def end(exit_code: int) -> int:
     _state.exit_code = exit_code
     _state.settled = True
     return exit_code
+
+
+def say_now() -> None:
+    """Write the sentence, where a signal asked to stop: what the command still does may take seconds.
+
+    From now on a further signal ends the process at once.
+    """
+    if _state.requested is not None:
+        _say()
+        _state.exit_code = EXIT_OF_SIGNAL + _state.requested
 
 
 @contextmanager
@@ -140,6 +151,12 @@ def settle() -> None:
 def requested() -> int | None:
     """Return the number of the signal that asked to stop; None: none did."""
     return _state.requested
+
+
+def request(number: int) -> None:
+    """Take over a signal that another process of this command got; whoever ends the command says its sentence."""
+    if _state.requested is None and not _state.settled:
+        _state.requested = number
 
 
 def check() -> None:
@@ -196,7 +213,7 @@ def _begin(say: Callable[[int], None] | None) -> dict[signal.Signals, Any]:
         _sentence_is_due.release()
     # A command under nohup outlives its terminal. SIGINT is taken even where it is ignored, as it is of a job that a
     # script starts with `&`: who sends it to the process means it.
-    taken = [one for one in _SIGNALS if one != signal.SIGHUP or signal.getsignal(one) != signal.SIG_IGN]
+    taken = [one for one in SIGNALS if one != signal.SIGHUP or signal.getsignal(one) != signal.SIG_IGN]
     return {number: signal.signal(number, _on_signal) for number in taken}
 
 

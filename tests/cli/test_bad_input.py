@@ -155,7 +155,6 @@ ANSWER = {"role": "assistant", "content": "a"}
         (ROW | {"language": "Klingonese (Latin)"}, ("'language'", "'Klingonese (Latin)'", "BCP-47")),
         (ROW | {"id": [1]}, ("'id'", "[1]")),
         (ROW | {"group": ""}, ("'group'", "empty")),
-        (ROW | {"id": "1"}, ("'id'", "'1'", "rows.jsonl:1")),
         ('{"instruction": "a", "output": "b", "output": "c"}', ("'output'", "twice")),
     ],
 )
@@ -360,7 +359,7 @@ def test_a_checkpoint_as_the_second_phase_is_wrong_in_three_ways(refuses: Refuse
 )
 def test_a_strategy(refuses: Refuses, text: str, strategies: str, says: tuple[str, ...]) -> None:
     files = changed(text, "[plain]", strategies)
-    refuses("validate study.yaml", "phase 'two', data 'german'", *says, files=files)
+    refuses("validate study.yaml", "phase 'two', ", *says, files=files)
 
 
 def test_two_strategies_of_one_name(refuses: Refuses) -> None:
@@ -437,6 +436,16 @@ def _configured(**options: Any) -> Callable[[Path], object]:
 
 def _write(name: str, content: str) -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_text(content)
+
+
+def _alone(name: str, content: str) -> Callable[[Path], object]:
+    """Return what leaves a file of this content in the place of a model's weights."""
+
+    def change(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        (folder / name).write_text(content)
+
+    return change
 
 
 def _without(pattern: str) -> Callable[[Path], object]:
@@ -518,7 +527,7 @@ NO_TURNS = "{% for m in messages %}{{ m['content'] + (eos_token if m['role'] == 
         (_configured(hidden_size=64), (RUN,), ("mine", "64")),
         (_configured(hidden_size=48), (DRIFT,), ("mine: ", "48")),
         (_configured(num_hidden_layers=3), (RUN,), ("mine", "layers.2")),
-        (_configured(num_hidden_layers=1), (DRIFT,), ("mine", "1 decoder layers")),
+        (_configured(num_hidden_layers=1), (DRIFT,), ("mine", "it has 1 layers, its files hold 2")),
         (_without("tokenizer*"), (RUN,), ("mine", "tokenizer")),
         (_write("tokenizer.json", "{}"), (RUN,), ("mine", "tokenizer")),
         (_write("chat_template.jinja", "{% for m in %}"), (RUN,), ("mine", "template")),
@@ -532,9 +541,10 @@ NO_TURNS = "{% for m in messages %}{{ m['content'] + (eos_token if m['role'] == 
          ("llama", "mine", "mistral")),
         (_not_finite("model.norm.weight"), (DIFFERENCE,), ("model.norm.weight: ", "finite")),
         (_not_finite(UP), (SNR,), (f"mine: {UP}", "finite")),
-        (_not_finite(UP), (DRIFT,), ("mine", "layer 1", "finite")),
-        (_write("adapter_config.json", ADAPTER), (DIFFERENCE,), ("'./absent'",)),
-        (_write("adapter_config.json", ADAPTER), (f"{DIFFERENCE} --adapter-base model",),
+        (_not_finite(UP), (DRIFT,), ("mine", UP, "finite")),
+        (_write("adapter_config.json", ADAPTER), (DIFFERENCE,), ("mine: ", "model.safetensors", "adapter_config.json")),
+        (_alone("adapter_config.json", ADAPTER), (DIFFERENCE,), ("'./absent'",)),
+        (_alone("adapter_config.json", ADAPTER), (f"{DIFFERENCE} --adapter-base model",),
          ("mine: ", "adapter_model.safetensors")),
     ],
 )  # fmt: skip

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from lingraft.cli.output import print_json
+from lingraft.judge.budget import BudgetReachedError
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -66,13 +67,28 @@ def test_no_command_is_help_and_a_group_without_one_says_its_commands(lingraft: 
 def test_an_error_under_json_is_an_object(lingraft: Command, arguments: list[str], kind: str) -> None:
     plain, done = lingraft(*arguments), lingraft(*arguments, "--json")
     error = json.loads(done.stdout)["error"]
+    said, of_plain = (  # a busy machine adds signs of life
+        [line for line in one.stderr.splitlines() if not line.endswith(" so far")] for one in (done, plain)
+    )
     assert set(error) == {"type", "message", "exit_code"}
     assert error["exit_code"] == done.returncode == plain.returncode == 2
-    assert done.stderr.startswith(f"{error['type']}: {error['message']}".partition("\n")[0])
+    assert said[0].startswith(f"{error['type']}: {error['message']}".partition("\n")[0])
     assert plain.stdout == ""
     if arguments != ["show"]:  # `--json` is the wrong option there
         assert error["type"] == kind
-        assert done.stderr == plain.stderr
+        assert said == of_plain
+
+
+def test_the_type_of_an_error_is_one_of_the_documented_ones(
+    lingraft: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise BudgetReachedError("the budget is spent")
+
+    monkeypatch.setattr("lingraft.study.checks.load_study", fails)
+    done = lingraft("validate", "x.yaml", "--json")
+    assert json.loads(done.stdout)["error"]["type"] == "EvaluationError"
+    assert done.stderr == "EvaluationError: the budget is spent\n"
 
 
 def test_a_result_that_fails_after_it_was_printed_stays_one_object(

@@ -74,6 +74,7 @@ def test_one_model_gives_a_table_a_record_and_its_predictions(
     lines = [line.split() for line in out.splitlines() if "worldbook:lookup" in line]
     assert [line[:3] for line in lines] == [["worldbook:lookup", "en", "3"], ["worldbook:lookup", "de", "3"]]
     folder = Path("runs/evaluate/tiny-quick")
+    assert f"To read answers: lingraft show predictions {folder}" in out
     record = json.loads((folder / "record.json").read_text())
     assert record["inputs"]["model"] == str(tiny_model)
     assert len(record["inputs"]["model_identity"]["weights"]) == 64
@@ -335,7 +336,8 @@ def test_what_does_not_fit_into_one_of_two_models_is_told_by_its_name_and_not_co
         (("--data-dir", "absent"), "--data-dir absent: there is no such folder"),
         (("--precision", "int4"), "--precision 'int4'"),
         (("--backend", "tgi"), "--backend 'tgi'"),
-        (("--task", "th=belebele"), "none of the tasks can be run here"),
+        (("--task", "th=belebele"), "none of the tasks can be run here. belebele/th: not run: "),
+        (("--languages", "xx"), "--languages xx: no task is in xx (of worldbook, instructions)"),
     ],
 )
 def test_wrong_input_has_exit_code_two(

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from lingraft import stopping
+from lingraft.cli.run import _Page
 from lingraft.errors import ModelError
 from lingraft.evaluate import running
+from lingraft.report import page
+from lingraft.report.drawing import Drawing, Job
 from lingraft.stage import Work, Workplace
 from lingraft.study.stages import evaluate
 from lingraft.study.stages.evaluate import Evaluate
@@ -37,6 +41,13 @@ def study(tmp_path: Path, tiny_model: Path) -> str:
     }
     (tmp_path / "study.yaml").write_text(json.dumps(content))  # JSON is YAML
     return "study.yaml"
+
+
+def test_the_plan_says_what_the_run_would_say_before_it_trains(study: str, lingraft: Lingraft) -> None:
+    planned = lingraft("show", "plan", study, "limits={task_ability: 0.1}")
+    assert planned.returncode == 0, planned.stderr
+    assert "! limits: task_ability may lose 0.1: " in planned.stderr
+    assert "stages, 0 of them finished." in planned.stdout
 
 
 def test_a_stopped_study_leaves_a_page_and_a_result_with_what_is_done(
@@ -78,6 +89,26 @@ def test_a_stopped_study_leaves_a_page_and_a_result_with_what_is_done(
     assert without.returncode == 0, without.stderr
     assert "also holds 4 stages" in without.stdout
     assert "de / plain  not kept (`keep` in the study file)" in without.stdout
+
+
+def test_a_stop_is_answered_before_the_page_is_drawn(
+    study: str, lingraft: Lingraft, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def stops(*_: object) -> Work:
+        raise KeyboardInterrupt
+
+    def draws(jobs: Sequence[Job]) -> list[Drawing]:
+        done.append("pictures")
+        return [Drawing(None, "-")] * len(jobs)
+
+    monkeypatch.setattr(Evaluate, "work", stops)
+    monkeypatch.setattr(_Page, "show", lambda own, result: setattr(own, "_waiting", result))
+    monkeypatch.setattr(stopping, "say_now", lambda: done.append("sentence"))
+    monkeypatch.setattr(page, "draw", draws)
+    assert lingraft("run", study).returncode == 130
+    assert done == ["sentence", "pictures"]
 
 
 def test_a_base_model_that_cannot_be_used_leaves_a_result_that_says_so(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -104,3 +106,17 @@ def test_what_models_say_cannot_steer_the_terminal(tmp_path: Path, capfd: pytest
 def test_joiners_line_breaks_and_tabs_are_no_danger() -> None:
     assert escape_control_characters("न\u200dम\n\tmi\u200cr") == "न\u200dम\n\tmi\u200cr"
     assert escape_control_characters("a\u2066b\x00\x7f\ud800") == "a\\u2066b\\x00\\x7f\\ud800"
+
+
+def test_answers_are_shown_without_what_only_models_need(run: Path) -> None:
+    code = (
+        "import atexit, sys\n"
+        "heavy = ('torch', 'transformers', 'datasets', 'lm_eval')\n"
+        "atexit.register(lambda: print([one for one in heavy if one in sys.modules], file=sys.stderr))\n"
+        "sys.argv = ['lingraft', 'show', 'predictions', 'run', '--worst', '1']\n"
+        "from lingraft.cli.main import main; main()"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert "worldbook:lookup/de" in found.stdout
+    assert found.stderr.splitlines()[-1] == "[]"

@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from lingraft.cli.main import _run
+from lingraft.report import diagnostics
+from lingraft.report.drawing import Drawing
 
 
 def test_one_object_with_every_module(tiny_model: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -36,3 +38,15 @@ def test_the_table_the_figure_the_record_and_the_plan(
         f"^{one['name']}$" for one in modules if one["selected"]
     )
     assert len(plan["unfrozen_parameters"]) == 7
+
+
+def test_a_figure_that_cannot_be_drawn_is_missed_after_all_else_is_done(
+    tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(diagnostics, "draw", lambda _: [Drawing(None, "the picture engine died")])
+    files = [f"--figure={tmp_path / 'a.svg'}", f"--record={tmp_path / 'a.json'}"]
+    assert _run(["snr", str(tiny_model), *files, "--json"]) == 1
+    said = capfd.readouterr()
+    assert len(json.loads(said.out)["modules"]) == 2 * 7  # one object, the result
+    assert "a.svg: the figure is not drawn: the picture engine died; all else is done." in said.err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]

@@ -307,6 +307,10 @@ def test_instructions_of_a_checkpoint_are_a_source_or_a_data_set(
 def test_a_missing_file_says_where_recipes_are(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="lingraft ls recipes"):
         load_study(tmp_path / "absent.yaml")
+    (tmp_path / "spanish.yaml").touch()
+    for typed in ("spanish.yml", "spansh.yaml", "spanish"):
+        with pytest.raises(ConfigError, match=r"Did you mean .*/spanish\.yaml\? `lingraft ls recipes`"):
+            load_study(tmp_path / typed)
 
 
 @pytest.mark.parametrize(

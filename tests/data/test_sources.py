@@ -279,7 +279,8 @@ def test_real_data_load_whole(shared_data: Path, name: str, format_name: str, ro
 
 def test_real_data_of_another_format_are_refused_by_name(shared_data: Path) -> None:
     with pytest.raises(
-        DataError, match=r"en.jsonl:1: the row has none of the known formats \(fields: 'question_id'"
+        DataError,
+        match=r"en.jsonl:1: the row has none of the known formats \(fields: 'question_id'.* --field output=",
     ):
         load_data(DataSource(source="mt_bench/en.jsonl"), base_folder=shared_data)
 

@@ -91,6 +91,8 @@ def test_what_a_filter_would_mend_is_counted_and_warned_of_with_the_filter(
     text = "\n".join(found.warnings)
     assert "3 rows spell special tokens in their answers ('</s>', '<|endoftext|>')" in text
     assert "`filters: {special_tokens: strip}` (--special-tokens strip)" in text
+    assert "A study refuses this set: 17% of its rows are broken, and at most 1% may be" in text
+    assert "`max_broken_share: 0.17`" in text
     assert "1 rows have no answer and count as broken: `filters: {no_answer: true}`" in text
     assert "1 rows say what an earlier one says: `filters: {near_duplicates: 1}`" in text
     filters = {"special_tokens": "strip", "no_answer": True, "near_duplicates": 1}

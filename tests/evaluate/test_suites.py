@@ -148,6 +148,30 @@ def test_a_suite_can_be_had_without_some_of_its_tasks() -> None:
     assert [one.name for one in found.task_ability] == ["ifeval", "hellaswag", "xlsum"]
 
 
+@pytest.mark.parametrize(
+    ("only", "languages", "refused"),
+    [
+        ([], ["xx"], "xx"),
+        ([], ["de", "xx"], "xx"),
+        (["instructions"], ["de"], "de"),  # English alone
+        (["hellaswag"], ["de"], "de"),
+        (["worldbook", "hi=xquad"], ["de", "hi"], None),
+        (["de=belebele"], ["de"], None),
+        ([], ["en"], None),
+    ],
+)
+def test_a_language_that_no_task_has_is_refused(
+    only: list[str], languages: list[str], refused: str | None
+) -> None:
+    if refused is None:
+        choose_tasks("quick", only, languages=languages, data_dir=None, limit=None)
+        return
+    with pytest.raises(
+        ConfigError, match=rf"--languages {refused}: no task is in {refused} .*--task {refused}="
+    ):
+        choose_tasks("quick", only, languages=languages, data_dir=None, limit=None)
+
+
 def test_a_command_takes_english_and_the_languages_that_each_task_has() -> None:
     found = choose_tasks("paper", [], languages=["de", "th"], data_dir=None, limit=2)
     tasks = [(one.name, one.language) for one in found.evaluation.language_ability]

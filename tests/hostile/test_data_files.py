@@ -123,8 +123,11 @@ def test_what_is_no_file_is_refused_before_anything_is_read(
 def test_a_folder_with_the_name_of_a_file_is_looked_into(tmp_path: Path) -> None:
     write(tmp_path / "data" / "x.jsonl" / "a.jsonl")
     assert names("data", tmp_path) == ["data/x.jsonl/a.jsonl"]
-    with pytest.raises(DataError, match=r"x.jsonl: is a folder, not a file"):
-        open_rows(tmp_path / "data" / "x.jsonl")
+    for folder in ("data/x.jsonl", "data"):  # a folder's name has no wrong ending
+        with pytest.raises(DataError, match=rf"{folder}: is a folder, not a file .* name a file in it"):
+            open_rows(tmp_path / folder)
+    with pytest.raises(DataError, match=r"y.jsonl: there is no such file\.$"):  # nor is its place said twice
+        open_rows(tmp_path / "y.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -141,7 +144,7 @@ def test_a_folder_with_the_name_of_a_file_is_looked_into(tmp_path: Path) -> None
         ("{a,b}" * 20 + ".jsonl", "alternatives stand for more than 10,000 names"),
         ("**/" * 12 + "*.jsonl", "no file matches"),
         ("[", "no file matches"),
-        ("x" * 5000, "cannot be read from the Hugging Face hub|name of more than 255 bytes"),
+        ("x" * 5000, "is neither a worldbook set|name of more than 255 bytes"),
     ],
     ids=range(12),
 )

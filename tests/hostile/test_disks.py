@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ import yaml
 
 from lingraft.append_log import AppendLog
 from lingraft.errors import DiskError, ModelError, as_disk_error, disk_error
-from lingraft.records import write_json_atomically, write_text_atomically
+from lingraft.records import flush_folder, write_json_atomically, write_text_atomically
 from lingraft.stage import Json, StageSpec, Work, Workplace
 from lingraft.study.execute import Executor
 from lingraft.study.plan import Plan
@@ -51,6 +52,23 @@ def test_a_file_that_does_not_fit_keeps_what_it_held_and_leaves_nothing_beside_i
     assert caught.value.filename == str(path)
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_share_that_flushes_files_alone_is_no_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed = []
+
+    def fsync(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        flushed.append(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_text("x")
+    flush_folder(tmp_path / "folder")
+    assert len(flushed) == 1
 
 
 def test_a_log_that_does_not_fit_is_named(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from lingraft.study.unused import PLAN, ListedStage, leftovers, read_plan, unuse
 OLD, NEW = (f"train-{number:016x}" for number in (1, 2))
 TEXT = st.text(st.characters(codec="utf-8"), max_size=30)
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT,
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=8,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -171,6 +172,16 @@ def test_what_is_replaced_is_made_again_and_what_a_link_leads_to_is_left_alone(
     assert not any(one.is_symlink() for one in (folder, *folder.rglob("*")))
     assert (folder / "weights" / "a.bin").read_bytes() == b"12345"
     assert {one: one.read_bytes() for one in elsewhere.rglob("*") if one.is_file()} == before
+
+
+@pytest.mark.parametrize("name", ["record.json", "timing.json", "b.json", "weights/a.bin"])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    path = finished(tmp_path).folder / name
+    path.unlink()
+    os.mkfifo(path)
+    again = finished(tmp_path)
+    assert (again.reused, again.result) == (name == "timing.json", RESULT)
+    assert path.is_file() != again.reused
 
 
 @settings(max_examples=150, deadline=None)

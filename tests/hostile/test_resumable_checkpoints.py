@@ -242,3 +242,15 @@ def test_links_inside_the_folder_are_not_followed(stopped: Stopped, tmp_path: Pa
     link.symlink_to(elsewhere / "phase.json" if name == "phase.json" else elsewhere)
     assert_ends_as_a_straight_run(stopped, tmp_path / "run", 4, 0)
     assert {path: path.stat().st_mtime_ns for path in elsewhere.rglob("*")} == before
+
+
+def test_of_what_trackers_left_files_alone_are_kept(stopped: Stopped, tmp_path: Path) -> None:
+    damaged_copy(stopped, tmp_path / "run")
+    (tmp_path / "secret").write_text("precious")
+    tracked = tmp_path / "run" / "trainer" / "runs" / "now"
+    tracked.mkdir(parents=True)
+    (tracked / "events").write_text("loss 1.0")
+    (tracked / "link").symlink_to(tmp_path / "secret")
+    os.mkfifo(tracked / "pipe")
+    assert_ends_as_a_straight_run(stopped, tmp_path / "run", 4, 0)
+    assert [path.name for path in (tmp_path / "run" / "trackers").rglob("*")] == ["now", "events"]

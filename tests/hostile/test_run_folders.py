@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -195,7 +196,7 @@ def test_a_damaged_log_says_where_and_a_torn_end_says_nothing(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "make", [lambda path: path.mkdir(), lambda path: path.symlink_to(path.parent / "victim")]
+    "make", [lambda path: path.mkdir(), lambda path: path.symlink_to(path.parent / "victim"), os.mkfifo]
 )
 def test_a_log_that_is_no_file_begins_anew(tmp_path: Path, make: Callable[[Path], None]) -> None:
     (tmp_path / "victim").write_text("precious")

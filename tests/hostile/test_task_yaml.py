@@ -208,6 +208,7 @@ CODE = [
     ("fewshot_config: {samples: !function evil.score}\n", {}, "`!function evil.score`"),
     ("include: other.yaml\n", {}, "other.yaml:1"),
     ("", {"metric_list": [{"metric": "evil_metric", "aggregation": "mean"}]}, "'evil_metric'"),
+    ("", {"metric_list": [{"metric": "exact_mach"}]}, "(did you mean 'exact_match'?)"),
     ("", {"metric_list": [{"metric": "acc", "hf_evaluate": True}]}, "metric_list"),
     ("", {"dataset_path": "pandas"}, "'pandas'"),
     ("", {"dataset_path": "sql"}, "'sql'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,51 @@ def test_what_is_stored_otherwise_than_the_configuration_says_is_named(make: Cal
     )
     assert "holds whole numbers" in misfit(lambda own: {**own, up: own[up].to(torch.int8)})
     assert misfit(lambda own: {**own, "vision.layers.0.weight": torch.ones(2)}) == "None"
+    folder, _ = make("gpt2", "gpt2")
+    assert (
+        "by config.json it has 2 layers, its files hold 3"
+        in misfit(  # as the hub's, without `transformer.`
+            lambda own: {
+                **{name.removeprefix("transformer."): one for name, one in own.items()},
+                "h.2.mlp.c_fc.weight": torch.ones(32, 128),
+            }
+        )
+    )
+
+
+MASK = torch.ones(1, 1, 8, 8).tril()
+NO_NUMBERS = torch.full((2,), float("-inf"))
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {"model.layers.1.self_attn.rotary_emb.inv_freq": torch.ones(4)},
+        {"model.layers.1.self_attn.maybe_rotary.inv_freq": torch.ones(4)},
+        {"model.layers.1.attn.bias": MASK.bool(), "model.layers.1.attn.masked_bias": torch.tensor(-1e9)},
+        {"model.layers.1.attn.attention.bias": MASK, "model.layers.1.attn.masked_bias": NO_NUMBERS},
+        {"model.layers.1.attn.causal_mask": MASK.to(torch.uint8)},
+        {
+            "model.layers.1.self_attn.k_scale": torch.ones(()),
+            "model.layers.1.self_attn.v_scale": torch.ones(()),
+        },
+        {"v_head.summary.weight": NO_NUMBERS, "freqs_cis": torch.ones(4, dtype=torch.complex64)},
+    ],
+)
+def test_what_older_versions_stored_and_no_parameter_is_called_is_no_misfit(
+    make: Callable[..., Any], stored: dict[str, torch.Tensor]
+) -> None:
+    folder, _ = make("llama")
+    found = ModelWeights(renamed(folder, "old", lambda own: own | stored))
+    assert (found.misfit(), found.not_finite()) == (None, None)
+
+
+def test_layers_that_predict_further_tokens_come_after_those_of_the_model(make: Callable[..., Any]) -> None:
+    folder, _ = make("llama")
+    old = renamed(folder, "old", lambda own: {**own, "model.layers.2.mlp.up_proj.weight": torch.ones(48, 32)})
+    path = old / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_nextn_predict_layers": 1}))
+    assert ModelWeights(old).misfit() is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])

@@ -79,6 +79,8 @@ def test_several_seeds_are_summed_up_in_one_row_with_their_range(tmp_path: Path)
     assert plain["task ability"] == "0.350 (0.30 to 0.40) ▼"
     assert plain["change"] == "-0.150 [-0.19, -0.11] (-0.20 to -0.10)"
     assert plain["retention"] == "80.0 % [75.0, 85.0] (80.0 to 80.0)"
+    assert plain["MPD"] == "0.310 (0.31 to 0.31)"
+    assert plain["wrong lang."] == "25.0 % (25.0 to 25.0)"
     assert {len(row) for row in table.rows} == {len(table.columns)}
 
 
@@ -311,6 +313,7 @@ def test_what_answers_were_like_and_the_noise_floor_are_told_where_they_were_mea
         "deviation 0.020), language ability by up to 0.010 (standard deviation 0.005)."
     )
     page = render_page(found, STUDY)
+    assert "Answers that used all" not in page  # the table has them, where there are any
     assert "What the answers were like" in page
     assert "Noise floor" in page
 
@@ -360,6 +363,8 @@ def test_a_retention_that_is_missing_has_its_reason_below_the_table(tmp_path: Pa
     row = dict(zip([c.title for c in study_table(found).columns], study_table(found).rows[2], strict=True))
     assert row["retention"] == "-"
     assert "Retention is missing where the score before is 0: similar / plain." in notes(found)
+    several = result(tmp_path, [missing, replace(missing, seed=1)])
+    assert "Retention is missing where the score before is 0: all cells." in notes(several)
 
 
 def test_limits_have_a_column_and_say_how_many_items_could_decide_them(tmp_path: Path) -> None:

@@ -73,6 +73,20 @@ def test_wrong_options_of_an_evaluation_are_refused_before_torch_is_loaded() -> 
     assert "'torch'" not in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["evaluate", "embedded:smolm2"], "Did you mean 'smollm2-135m'?"),
+        (["show", "data", "nowhere.jsonl"], "there is no such file"),
+    ],
+)
+def test_a_wrong_name_is_refused_before_torch_is_loaded(arguments: list[str], says: str) -> None:
+    result = run_python(LOADED + HELP.format(arguments=arguments))
+    assert result.returncode == 2
+    assert says in result.stderr
+    assert "'torch'" not in result.stderr
+
+
 def test_help_and_readme_name_every_command_and_no_other() -> None:
     from typer.main import get_command
 

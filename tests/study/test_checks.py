@@ -116,8 +116,30 @@ def test_an_unknown_strategy_or_option_is_refused_with_its_place(strategy: Any, 
     changed = content()
     changed["phases"][1]["strategies"] = [strategy]
     (problem,) = name_problems(Study.model_validate(changed), None)
-    assert problem.text.startswith("phase 'two', data 'german', strategy ")
+    assert problem.text.startswith("phase 'two', ")
     assert says in problem.text
+
+
+def test_what_is_wrong_with_a_strategy_of_a_phase_is_told_once_for_all_its_data_sets() -> None:
+    changed = content()
+    changed["phases"][1]["data"]["other"] = {
+        "source": "worldbook:counting/de",
+        "strategies": [{"lora": {"rnk": 2}}],
+    }
+    changed["phases"][1]["strategies"] = ["plan"]
+    first, second = (one.text for one in name_problems(Study.model_validate(changed), None))
+    assert first.startswith("phase 'two', strategy 'plan': ")
+    assert second.startswith("phase 'two', data 'other', strategy 'lora': ")
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_only_rows_that_the_study_has_are_advised_for_replay(trained: bool) -> None:
+    changed = content() if trained else content(phases=CHECKPOINT)
+    changed["phases"][1] = {**changed["phases"][1], "strategies": ["english_replay"]}
+    (problem,) = name_problems(Study.model_validate(changed), None)
+    assert ("phase_one" in problem.text) is trained  # of a finished model the rows are unknown
+    assert "english: SOURCE" in problem.text
+    assert "self`)" in problem.text
 
 
 def test_strategies_of_one_name_are_refused_everywhere_a_study_is_read(

@@ -38,6 +38,7 @@ def test_everything_that_is_missing_stands_in_one_message(tmp_path: Path) -> Non
     )
     assert "evaluate: hellaswag: Rowan/hellaswag: " in str(caught.value)
     assert "give the task `data:`" in str(caught.value)
+    assert "or take it from a suite (`task: suite:NAME`" in str(caught.value)
     assert "put a copy into the folder of `evaluate.data_dir`, as belebele/en.jsonl" in str(caught.value)
     assert any(line.startswith("evaluate: xquad: ") for line in lines)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -174,6 +175,21 @@ def test_a_finished_study_run_again_repeats_nothing(
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout) == result
     assert {path: path.stat().st_mtime_ns for path in folder.glob("stages/*/*")} == before
+
+
+def test_where_the_base_alone_is_evaluated_again_it_stands_in_every_matrix(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path, tiny_model: Path
+) -> None:
+    folder, result = finished
+    shutil.copytree(folder, tmp_path / "runs" / "tiny")
+    for name, record in records(folder).items():
+        if name.startswith("evaluate-") and "weights" in record["inputs"]["model"]:
+            (tmp_path / "runs" / "tiny" / "stages" / name / "manifest.json").unlink()
+    done = run(study_file(tmp_path, tiny_model))
+    assert "is missing; the stage is made again" in done.stderr
+    expected = [cell["forgetting"] for cell in result["cells"]]
+    assert '"after": "base"' in json.dumps(expected)
+    assert [cell["forgetting"] for cell in json.loads(done.stdout)["cells"]] == expected
 
 
 def _killed_runs(tmp_path: Path, model: Path, moments: list[float]) -> Path:

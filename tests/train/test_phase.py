@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from lingraft.config.schema import Training
 from lingraft.data.encoded import EncodedExample
 from lingraft.errors import DataError, ModelError, StrategyError, VerificationError
 from lingraft.models.loss import collate, supervised_loss
-from lingraft.train.checkpoints import clear_checkpoints
 from lingraft.train.phase import PhaseOutcome, Progress, train_phase
 from lingraft.train.trainer import PhaseTrainer
 
@@ -62,7 +62,7 @@ def run(tokenizer: Any, tmp_path: Path) -> Callable[..., PhaseOutcome]:
             on_progress=on_progress,
             **options,
         )
-        clear_checkpoints(folder)
+        shutil.rmtree(folder / "trainer")
         return done
 
     return train

@@ -176,7 +176,9 @@ def test_workers_end_when_their_launcher_is_killed(make_task: Make, tmp_path: Pa
         time.sleep(0.2)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGHUP, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_signal_is_handed_on_and_all_processes_save_together(make_task: Make, number: int) -> None:
     task = make_task(training=TRAINING.model_copy(update={"epochs": 3}))
     expected, model = on_one_process(task)
@@ -199,6 +201,19 @@ def test_a_signal_is_handed_on_and_all_processes_save_together(make_task: Make, 
     assert found.resumed_from == int(step) == steps[0].step - 1
     assert_same_curve(found, expected)
     assert_left_alike(task, model)
+
+
+def test_torchrun_itself_hears_no_signal(make_task: Make) -> None:
+    """Else it would kill, after 30 seconds, workers that a scheduler signals with it while they save."""
+
+    def signal_torchrun(progress: Progress) -> None:
+        if progress.step == 1:
+            (torchrun,) = psutil.Process().children()
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                torchrun.send_signal(number)
+
+    outcome = train_on(Processes(2), make_task(), on_progress=signal_torchrun).outcome
+    assert len(outcome.losses) == outcome.steps
 
 
 @pytest.mark.parametrize(

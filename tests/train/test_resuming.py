@@ -20,6 +20,7 @@ from lingraft.config.schema import StrategyChoice, Training
 from lingraft.data.encoded import write_table
 from lingraft.errors import VerificationError
 from lingraft.models.checkpoints import CheckpointReader
+from lingraft.records import fingerprint_of
 from lingraft.stopping import Stopped
 from lingraft.train import run as run_module
 from lingraft.train.checkpoints import Checkpoints
@@ -234,6 +235,21 @@ def test_another_number_of_processes_is_told(tmp_path: Path) -> None:
     assert "at step 6, which this one cannot continue: other data; processes was 2, not 1." in notes[0]
     again = Checkpoints(tmp_path / "trainer", {"processes": 2, "data": "2"}, notes.append)
     assert (again.find().step, len(notes)) == (6, 1)
+
+
+def test_what_is_in_the_way_of_checkpoints_is_removed(tmp_path: Path) -> None:
+    notes: list[str] = []
+    first = Checkpoints(tmp_path, {"seed": 1}, notes.append)
+    assert first.find().step is None
+    first.path_of(6).mkdir()
+    (first.path_of(6) / "trainer_state.json").write_text('{"global_step": 6}')
+    first.seal(6)
+    (tmp_path / f"other-{fingerprint_of({'seed': 1})}").write_text("a file")
+    (tmp_path / "phase.json").unlink()
+    os.mkfifo(tmp_path / "phase.json")  # which no reader may wait for
+    assert Checkpoints(tmp_path, {"seed": 2}, notes.append).find().step is None
+    assert "a stopped training lies here at step 6" in notes[0]
+    assert first.find().step == 6
 
 
 @pytest.mark.parametrize("course", ["linear", "cosine", "constant_with_warmup"])

@@ -11,7 +11,6 @@ import typer
 from lingraft.cli.output import (
     check_folder,
     print_json,
-    print_message,
     print_result,
     print_table,
     write_record,
@@ -62,36 +61,36 @@ def difference(
     with StepBars() as bars:
         found = parameter_difference(*models, on_progress=partial(bars.progressed, "tensors"))
     result = found.to_json() | {"seconds": time.perf_counter() - started, "peak_bytes": peak_bytes()}
-    if figure is not None and (problem := write_figure(difference_figure(found), figure)):
-        print_message(f"! {problem}", "yellow")
     if record is not None:
         inputs = {"first": first, "second": second, "base": base, "adapter_base": adapter_base}
         write_record(record, "difference", inputs, result)
     if json:
         print_json(result)
-        return
-    updates = found.has_updates
-    print_table(difference_table(found.by_layer(), "layer", with_updates=updates), "By layer")
-    print_table(difference_table(found.by_module(), "module", with_updates=updates), "By module type")
-    relative = "-" if found.relative is None else f"{found.relative:.6f}"
-    print_result(
-        f"MPD {found.mpd:.6f} over {len(found.tensors)} tensors; relative change of all weights {relative}"
-    )
-    whole = found.whole()
-    if updates and whole.update_cosine is None:
-        print_result("One of the models does not differ from the base.")
-    elif updates and whole.update_cosine is not None:
-        angle = math.degrees(math.acos(whole.update_cosine))
-        agreement = "-" if whole.sign_agreement is None else f"{whole.sign_agreement:.1%}"
+    else:
+        updates = found.has_updates
+        print_table(difference_table(found.by_layer(), "layer", with_updates=updates), "By layer")
+        print_table(difference_table(found.by_module(), "module", with_updates=updates), "By module type")
+        relative = "-" if found.relative is None else f"{found.relative:.6f}"
         print_result(
-            f"The two updates from the base: cosine {whole.update_cosine:.4f} (an angle of {angle:.1f} degrees); "
-            f"of the parameters that both move, {agreement} move one way"
+            f"MPD {found.mpd:.6f} over {len(found.tensors)} tensors; relative change of all weights {relative}"
         )
-    for what, names in (
-        ("Only one model has", found.missing),
-        ("Compared in the rows that both have", found.resized),
-        ("Not in the base, so their updates are not compared", found.without_base),
-    ):
-        if names:
-            more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-            print_result(f"{what}: {', '.join(names[:_LISTED])}{more}")
+        whole = found.whole()
+        if updates and whole.update_cosine is None:
+            print_result("One of the models does not differ from the base.")
+        elif updates and whole.update_cosine is not None:
+            angle = math.degrees(math.acos(whole.update_cosine))
+            agreement = "-" if whole.sign_agreement is None else f"{whole.sign_agreement:.1%}"
+            print_result(
+                f"The two updates from the base: cosine {whole.update_cosine:.4f} (an angle of {angle:.1f} degrees); "
+                f"of the parameters that both move, {agreement} move one way"
+            )
+        for what, names in (
+            ("Only one model has", found.missing),
+            ("Compared in the rows that both have", found.resized),
+            ("Not in the base, so their updates are not compared", found.without_base),
+        ):
+            if names:
+                more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+                print_result(f"{what}: {', '.join(names[:_LISTED])}{more}")
+    if figure is not None:
+        write_figure(difference_figure(found), figure)

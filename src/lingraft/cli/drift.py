@@ -12,7 +12,6 @@ from lingraft.cli.output import (
     check_folder,
     checked_precision,
     print_json,
-    print_message,
     print_result,
     print_table,
     quieten_loading,
@@ -93,8 +92,6 @@ def drift(
             compute=compute,
             on_progress=bars.progressed,
         )
-    if figure is not None and (problem := write_figure(drift_figure(found.drifts), figure)):
-        print_message(f"! {problem}", "yellow")
     if record is not None:
         inputs = {
             "models": models,
@@ -106,22 +103,24 @@ def drift(
         write_record(record, "drift", inputs, found.to_json())
     if json:
         print_json(found.to_json() | {"precision": compute.precision})
-        return
-    for drifted in found.drifts:
-        print_table(drift_table(drifted), drifted.model)
-        if drifted.by_language:
-            print_table(language_drift_table(drifted), "By language: mean over the layers")
-        if drifted.most_changed:
-            ratio = "-" if drifted.upper_to_lower is None else f"{drifted.upper_to_lower:.2f}"
-            layers = ", ".join(map(str, drifted.most_changed))
-            print_result(
-                f"Covariance changed most in layers {layers}; upper third over lower third of the layers: {ratio}"
-            )
-        else:
-            print_result("The covariance changed in no layer.")
-    whole = "every token" if found.positions == "prompt" else "the last token"
-    print_result(
-        f"{found.prompts} prompts, {whole} of each, {found.tokens} in all ({found.drifts[0].cka_tokens} for CKA); "
-        f"{found.truncated} prompts cut at their beginning."
-    )
-    print_result(f"Computed in {compute.precision}.")
+    else:
+        for drifted in found.drifts:
+            print_table(drift_table(drifted), drifted.model)
+            if drifted.by_language:
+                print_table(language_drift_table(drifted), "By language: mean over the layers")
+            if drifted.most_changed:
+                ratio = "-" if drifted.upper_to_lower is None else f"{drifted.upper_to_lower:.2f}"
+                layers = ", ".join(map(str, drifted.most_changed))
+                print_result(
+                    f"Covariance changed most in layers {layers}; upper third over lower third of the layers: {ratio}"
+                )
+            else:
+                print_result("The covariance changed in no layer.")
+        whole = "every token" if found.positions == "prompt" else "the last token"
+        print_result(
+            f"{found.prompts} prompts, {whole} of each, {found.tokens} in all ({found.drifts[0].cka_tokens} for CKA); "
+            f"{found.truncated} prompts cut at their beginning."
+        )
+        print_result(f"Computed in {compute.precision}.")
+    if figure is not None:
+        write_figure(drift_figure(found.drifts), figure)

@@ -20,7 +20,8 @@ from lingraft.cli.output import (
     recorded_inputs,
     write_record,
 )
-from lingraft.errors import EXIT_CANNOT_TELL, ConfigError, EvaluationError
+from lingraft.errors import EXIT_CANNOT_TELL, ConfigError, EvaluationError, ModelError
+from lingraft.models.model_names import model_problem
 from lingraft.text.language_tags import ENGLISH
 
 if TYPE_CHECKING:
@@ -123,12 +124,8 @@ def evaluate(
     The judge's key is read from LINGRAFT_JUDGE_KEY, else from OPENAI_API_KEY.
     """
     stopping.keeps(f"the answers so far are kept; {stopping.GOES_ON}")
-    # Wrong options are refused before anything heavy is imported.
+    # Wrong options and names are refused before anything heavy is imported.
     asked_precision = checked_precision(precision)
-    if len(models) > 2:
-        raise ConfigError(f"{len(models)} models: name one, or two to compare.")
-    if len(set(models)) < len(models):
-        raise ConfigError(f"{models[0]}: is named twice; name another model to compare it with.")
     if not 0 <= margin <= 1:
         raise ConfigError(f"--margin {margin}: it must lie between 0 and 1.")
     engine = checked_backend(backend)
@@ -141,6 +138,7 @@ def evaluate(
         price_out=price_out,
         budget=budget,
     )
+    _check_models(models)
 
     from lingraft.cli.progress import StepBars
     from lingraft.config.schema import UNCOMPARED_JUDGE_FIELDS
@@ -191,10 +189,12 @@ def evaluate(
     for note in notes:
         print_message(f"! {note}", "yellow")
     asked = questions(evaluation, trained, skip_missing=True, trust_remote_code=trust_remote_code)
+    if not asked.has_tasks:
+        raise EvaluationError(
+            "\n".join(["none of the tasks can be run here.", *not_run_lines(asked, data_dir)])
+        )
     for line in not_run_lines(asked, data_dir):
         print_message(f"! {line}", "yellow")
-    if not asked.has_tasks:
-        raise EvaluationError("none of the tasks can be run here.")
 
     options: dict[str, Json] = {
         "suite": suite,
@@ -263,9 +263,27 @@ def evaluate(
     else:
         _print(evaluated, compared)
         print_result(f"Computed in {asked.evaluation.precision}.")
-        print_result(f"Predictions and {RECORD} are in {folder}: see `lingraft show predictions`.")
+        print_result(
+            f"Predictions and {RECORD} are in {folder}. To read answers: lingraft show predictions {folder}"
+        )
     if task and any(model.unscored_tasks for model in evaluated):
         raise typer.Exit(EXIT_CANNOT_TELL)
+
+
+def _check_models(models: list[str]) -> None:
+    """Check names and folders alone, which takes no time.
+
+    Raises:
+        ConfigError: There are more than two, or one twice.
+        ModelError: There can be no such model.
+    """
+    if len(models) > 2:
+        raise ConfigError(f"{len(models)} models: name one, or two to compare.")
+    if len(set(models)) < len(models):
+        raise ConfigError(f"{models[0]}: is named twice; name another model to compare it with.")
+    for model in models:
+        if (problem := model_problem(model)) is not None:
+            raise ModelError(problem)
 
 
 def _judge(url: str | None, model: str | None, **options: float | bool | None) -> JudgeChoice | None:

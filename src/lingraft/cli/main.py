@@ -91,6 +91,10 @@ def _report(error: BaseException) -> int:
         error = disk_error(error) or error
         name = type(error).__name__
     if isinstance(error, LingraftError):
+        # Scripts know the kinds of `errors`; what is derived of them elsewhere is one of these.
+        name = next(
+            kind.__name__ for kind in type(error).__mro__ if kind.__module__ == LingraftError.__module__
+        )
         print_error(name, error.args[0] if error.args else name, error.exit_code)
         return error.exit_code
     if format_message is None:

@@ -113,6 +113,7 @@ def run(
         except DiskError:  # nor could the page be written
             raise
         except BaseException:  # stopped, or failed as a whole: what is done stands on the page all the same
+            stopping.say_now()
             page.write()
             raise
     if json:

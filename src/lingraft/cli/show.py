@@ -69,24 +69,29 @@ def show_plan(
 ) -> None:
     """Print the stages of a study in the order in which they run, and what of them is finished.
 
-    The data are read and the models are found, but nothing is computed. Memory and disk are estimated from the number
-    of parameters: weights, gradients and optimiser states, without activations.
+    The data are read and the models are found, but nothing is computed. What `lingraft run` would say before it
+    trains, such as how many items could decide a limit, goes to standard error. Memory and disk are estimated from the
+    number of parameters: weights, gradients and optimiser states, without activations.
     """
     from dataclasses import asdict
 
+    from lingraft.cli.progress import ProgressWatcher
     from lingraft.report.plan import plan_table
     from lingraft.study.checks import load_study
     from lingraft.study.run import rows_of_plan
 
     loaded = load_study(study, overrides or (), Path())
     quieten_loading()
-    rows = rows_of_plan(loaded, runs=runs)
+    with ProgressWatcher(loaded.name) as watcher:
+        rows = rows_of_plan(loaded, runs=runs, watcher=watcher)
     if json:
         print_json({"study": loaded.name, "stages": [asdict(row) for row in rows]})
         return
     print_table(plan_table(rows), loaded.name)
     finished = sum(row.is_finished for row in rows)
-    print_result(f"{len(rows)} stages, {finished} of them finished.")
+    print_result(
+        f"{len(rows)} stages, {finished} of them finished. The accelerator is the processor where there is no other."
+    )
 
 
 @app.command("data")
@@ -136,9 +141,7 @@ def show_data(
     from lingraft.cli.progress import StepBars
     from lingraft.config.load import data_source
     from lingraft.data.formats import UnknownFormatError
-    from lingraft.data.summary import summarise_data
     from lingraft.evaluate.items_files import holds_test_items
-    from lingraft.models.loading import load_tokenizer
 
     for one in field or []:
         if "=" not in one:
@@ -161,6 +164,11 @@ def show_data(
     if data_format is None and not field and holds_test_items(source):
         _show_items(source, json)
         return
+
+    # A wrong name and test items are found before anything heavy is imported.
+    from lingraft.data.summary import summarise_data
+    from lingraft.models.loading import load_tokenizer
+
     try:
         with StepBars() as bars:
             summary = summarise_data(

@@ -10,7 +10,6 @@ import typer
 from lingraft.cli.output import (
     check_folder,
     print_json,
-    print_message,
     print_result,
     print_table,
     write_record,
@@ -104,24 +103,24 @@ def similarity(
             seed=seed,
             on_progress=bars.progressed,
         )
-    if figure is not None and (problem := write_figure(similarity_figure(found), figure)):
-        print_message(f"! {problem}", "yellow")
     result = found.to_json([len(loaded[name].broken) for name in found.names])
     if record is not None:
         inputs = {"sources": sources, "encoder": encoder, "language": language, "seed": seed}
         write_record(record, "similarity", inputs, result)
     if json:
         print_json(result)
-        return
-    print_table(similarity_table(found))
-    if found.by_language:
-        print_table(language_similarity_table(found), "By language")
-    if found.by_task_type:
-        print_table(task_type_similarity_table(found), "By task type")
-    for name in found.too_many_task_types:
-        print_result(f"{name}: has too many task types to compare them one by one.")
-    for name, rows, encoded in zip(found.names, found.rows, found.encoded, strict=True):
-        broken = len(loaded[name].broken)
-        left_out = f"; {broken} of {loaded[name].n_rows} rows are broken and left out" if broken else ""
-        print_result(f"{name}: {encoded} of {rows} instructions encoded{left_out}")
-    print_result(f"Encoder: {found.encoder}; values of two encoders are not comparable.")
+    else:
+        print_table(similarity_table(found))
+        if found.by_language:
+            print_table(language_similarity_table(found), "By language")
+        if found.by_task_type:
+            print_table(task_type_similarity_table(found), "By task type")
+        for name in found.too_many_task_types:
+            print_result(f"{name}: has too many task types to compare them one by one.")
+        for name, rows, encoded in zip(found.names, found.rows, found.encoded, strict=True):
+            broken = len(loaded[name].broken)
+            left_out = f"; {broken} of {loaded[name].n_rows} rows are broken and left out" if broken else ""
+            print_result(f"{name}: {encoded} of {rows} instructions encoded{left_out}")
+        print_result(f"Encoder: {found.encoder}; values of two encoders are not comparable.")
+    if figure is not None:
+        write_figure(similarity_figure(found), figure)

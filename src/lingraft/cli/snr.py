@@ -10,7 +10,6 @@ import typer
 from lingraft.cli.output import (
     check_folder,
     print_json,
-    print_message,
     print_result,
     print_table,
     write_record,
@@ -60,8 +59,6 @@ def snr(
             share=share,
             on_progress=lambda done, total: bars.progressed("scan", done, total),
         )
-    if figure is not None and (problem := write_figure(signal_figure(scan), figure)):
-        print_message(f"! {problem}", "yellow")
     if record is not None:
         write_record(record, "snr", {"model": model, "estimator": estimator, "share": share}, scan.to_json())
     if plan is not None:
@@ -70,9 +67,12 @@ def snr(
         write_text_atomically(plan, yaml.safe_dump(content, sort_keys=False))
     if json:
         print_json(scan.to_json())
-        return
-    print_table(signal_table(scan))
-    if scan.skipped:
-        print_result(
-            f"{len(scan.skipped)} tensors of the layers are no matrices and have no ratio, such as {scan.skipped[0]}"
-        )
+    else:
+        print_table(signal_table(scan))
+        if scan.skipped:
+            print_result(
+                f"{len(scan.skipped)} tensors of the layers are no matrices and have no ratio, such as "
+                f"{scan.skipped[0]}"
+            )
+    if figure is not None:
+        write_figure(signal_figure(scan), figure)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
@@ -193,8 +194,15 @@ def _read_yaml(path: Path) -> yaml.MappingNode:
     """Return a study file's nodes, which know their lines; keys and aliases are checked."""
     if not os.path.exists(path):  # noqa: PTH110 (which no name is too long for)
         is_override = re.match(r"[\w.\[\]-]+=", str(path))
-        advice = f"It reads like an override: the study file comes first (STUDY {path})."
-        raise ConfigError(f"{path}: no such file. {advice if is_override else _RECIPES}")
+        advice = (
+            f"It reads like an override: the study file comes first (STUDY {path})."
+            if is_override
+            else _RECIPES
+        )
+        beside = [one.name for one in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        close = [] if is_override else get_close_matches(path.name, beside, n=1)
+        hint = f"Did you mean {path.parent / close[0]}? " if close else ""
+        raise ConfigError(f"{path}: no such file. {hint}{advice}")
     root = compose(read_text(path), str(path))
     if not isinstance(root, yaml.MappingNode):
         found = "empty" if root is None else "a list" if isinstance(root, yaml.SequenceNode) else "one value"

@@ -280,8 +280,8 @@ class PhaseData(DataSource):
     """A data set of a phase: a column of the grid, with strategies of its own."""
 
     english: _OptionalSource = None
-    """This set's English parallel, from which english_replay and generative_replay draw by default: a source, or a
-    data set of its own, such as the same file with the `fields` that hold English."""
+    """English rows, this set's parallel or any others, from which english_replay and generative_replay draw by default:
+    a source, or a data set of its own, such as the same file with the `fields` that hold English."""
     strategies: tuple[StrategyChoice, ...] = ()
     """Strategies for this set only, added to the phase's."""
 

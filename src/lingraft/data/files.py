@@ -137,6 +137,10 @@ def checked_files(files: Sequence[SourceFile], *, with_text: bool) -> tuple[Sour
     for file in files:
         if not file.name.isprintable() and any("\ud800" <= sign <= "\udfff" for sign in file.name):
             raise DataError(f"{file.name!a}: the file's name is not UTF-8; rename it.")
+        if os.path.isdir(file.path):  # noqa: PTH112 - never raises
+            raise DataError(
+                f"{file.name}: is a folder, not a file whose rows can be read; name a file in it."
+            )
         if data_suffix(file.path) not in (FILE_FORMATS if with_text else SUFFIXES):
             raise DataError(
                 f"{file.name}: a data file's name must end in {', '.join(SUFFIXES)} (or these and {COMPRESSED}), "
@@ -145,17 +149,18 @@ def checked_files(files: Sequence[SourceFile], *, with_text: bool) -> tuple[Sour
         try:
             mode, stamp = file.path.stat().st_mode, Stamp.of(file.path)
         except (FileNotFoundError, NotADirectoryError):
-            raise DataError(
-                f"{file.name}: there is no such file (looked for {file.path.absolute()})."
-            ) from None
+            place = str(file.path.absolute())
+            looked = "" if place == file.name else f" (looked for {place})"
+            raise DataError(f"{file.name}: there is no such file{looked}.") from None
         except (
             OSError,
             ValueError,
         ) as error:  # a name that is too long, a loop of links; a zero byte in a name
             raise DataError(f"{file.name}: the file cannot be read: {in_one_line(error)}.") from None
         if not stat.S_ISREG(mode):
-            what = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
-            raise DataError(f"{file.name}: is {what}, not a file whose rows can be read.")
+            raise DataError(
+                f"{file.name}: is a pipe, a socket or a device, not a file whose rows can be read."
+            )
         checked.append(replace(file, stamp=stamp))
     return tuple(checked)
 

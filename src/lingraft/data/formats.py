@@ -214,8 +214,8 @@ def detect_format(row: Row, *, answered: bool = True) -> str:
     ]
     raise UnknownFormatError(
         f"the row has none of the known formats (fields: {fields}). Say where its question and answer stand, such as "
-        f"fields: {{instruction: question, output: answer}}{''.join(needs)}. docs/data.md shows a row of "
-        "each format"
+        "fields: {instruction: question, output: answer} (--field instruction=question --field output=answer)"
+        f"{''.join(needs)}. docs/data.md shows a row of each format"
     )
 
 

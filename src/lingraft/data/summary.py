@@ -21,7 +21,7 @@ from lingraft.data.example import UNDETERMINED_LANGUAGE, Example
 from lingraft.data.example_table import columns_of, select
 from lingraft.data.filters import EXACT_DUPLICATE, RowFilter, special_tokens_in
 from lingraft.data.language_id import CLEAR_SHARE, known_tags, shares_of_languages
-from lingraft.data.sources import BrokenRow, LoadedData, check_something_left, load_data
+from lingraft.data.sources import BrokenRow, LoadedData, allowing_share, check_something_left, load_data
 from lingraft.data.spool import Spool
 from lingraft.data.tokenizer_cost import LanguageCost, cost_warnings, language_costs
 from lingraft.errors import DataError
@@ -226,6 +226,13 @@ def _languages_by_identifier(examples: Sequence[Example], claimed: str, rows: in
 
 def _warnings(loaded: LoadedData, guessed: dict[str, float], contents: _Contents) -> Iterator[str]:
     """Yield a sentence for what an option or a filter would mend, with what to write."""
+    broken, accepted = len(loaded.broken), DataSource(source="any").max_broken_share
+    if broken / loaded.n_rows > accepted:  # here they are shown, a study stops
+        yield (
+            f"A study refuses this set: {broken / loaded.n_rows:.0%} of its rows are broken, and at most "
+            f"{accepted:.0%} may be. Mend them, or write `max_broken_share: {allowing_share(broken, loaded.n_rows)}` "
+            "beside the source to leave them out."
+        )
     if guessed:
         tag, share = next(iter(guessed.items()))
         most = list(guessed.items())[:_LISTED_LANGUAGES]

@@ -280,7 +280,8 @@ def choose_tasks(
         max_new_tokens: Longest answer of each task that generates; None: each task's own.
 
     Raises:
-        ConfigError: There is no such suite or data folder, a language is no tag, or a task is named twice in one.
+        ConfigError: There is no such suite or data folder, a language is no tag or has no task at all, or a task is
+            named twice in one.
     """
     if data_dir is not None and not Path(data_dir).is_dir():
         raise ConfigError(f"--data-dir {data_dir}: there is no such folder.")
@@ -296,6 +297,7 @@ def choose_tasks(
     other = {one.task: one for one in chosen.language_ability}
     found: dict[Ability, list[EvaluationTask]] = {"task_ability": [], "language_ability": []}
     missing = []
+    unserved = dict.fromkeys(others)  # languages that no task has
     for written in only or chosen.names:
         before, separator, after = written.partition("=")
         task = after if separator else written
@@ -317,7 +319,9 @@ def choose_tasks(
             else:
                 tasks = [entry.model_copy(update={"language": language})]
             found[ability] += tasks
-            if not tasks:
+            if tasks:
+                unserved.pop(language, None)
+            else:
                 missing.append(f"{task}/{language}")
     evaluation = Evaluation(
         task_ability=tuple(found["task_ability"]), language_ability=tuple(found["language_ability"])
@@ -325,6 +329,14 @@ def choose_tasks(
     repeated = repeated_tasks(evaluation, others)
     if repeated:
         raise ConfigError("\n".join(f"--task: {problem}" for problem in repeated))
+    if unserved:
+        names = ", ".join(only or chosen.names)
+        raise ConfigError(
+            "\n".join(
+                f"--languages {tag}: no task is in {tag} (of {names}); take it out, or name one by --task {tag}=NAME."
+                for tag in unserved
+            )
+        )
     return Chosen(evaluation, tuple(languages), tuple(missing))
 
 

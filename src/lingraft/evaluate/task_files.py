@@ -7,6 +7,7 @@ sandbox, trusted or not: see `lm_eval_compat`.) The harness's own files and ling
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -181,9 +182,11 @@ def _runs_code(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         name = metric.get("metric") if isinstance(metric, dict) else None
         # Of a metric that it does not know, the harness runs the code that the library evaluate finds here or there.
         if isinstance(metric, dict) and (metric.get("hf_evaluate") or name not in harness_metrics()):
+            close = difflib.get_close_matches(str(name), harness_metrics(), n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close and close[0] != name else ""
             yield (
                 "metric_list",
-                f"the metric {name!r} is none of the harness's but code of a folder or of the hub",
+                f"the metric {name!r} is none of the harness's{hint} but code of a folder or of the hub",
             )
     if content.get("unsafe_code"):
         yield "unsafe_code", "its metric runs what the model writes"

@@ -25,6 +25,9 @@ from lingraft.models.layers import layer_count, layer_of
 from lingraft.models.tensor_files import CheckpointReader, repeats
 
 _ELEMENTS_AT_ONCE = 2**22
+# What older versions stored and today's make anew, beside what an architecture names itself.
+_OLD_BUFFER = re.compile(r"\.(masked_bias|causal_mask|inv_freq|[kqv]_scale|[kv]_proj\.output_scale)$")
+_MASK = re.compile(r"\battn\.(attention\.)?bias$")
 
 
 def empty_model(folder: Path, *, trust_remote_code: bool = False) -> Any | None:
@@ -213,18 +216,24 @@ class ModelWeights:
         if wrong or missing:
             return misfit_message(wrong, missing, others)
         layers = layer_count(wanted)
+        # What a model predicts further tokens by comes after its own layers, and is trained by few.
+        layers_after = getattr(self._model.config.get_text_config(), "num_nextn_predict_layers", None) or 0
         # Other towers and heads may be left out on purpose; a part of a decoder layer never is.
-        prefixes = {name.partition(f".{layer_of(name)}.")[0] for name in wanted if layer_of(name) is not None}
+        lists = {self._list_of_layers(name) for name in wanted if layer_of(name) is not None}
         left_out = [
             name
             for name in others
-            if layer_of(name) is not None and name.partition(f".{layer_of(name)}.")[0] in prefixes
+            if (layer := layer_of(name)) is not None and not layers <= layer < layers + layers_after
+            if self._list_of_layers(name) in lists
         ]
         if left_out:
+            found = layer_count(left_out)
+            said = (
+                f"by config.json it has {layers} layers, its files hold {found}. " if found > layers else ""
+            )
             return (
                 f"its files hold {len(left_out)} weights of layers that the model of its config.json has no place for "
-                f"({listed(left_out)}); by config.json it has {layers} layers, its files hold {layer_count(left_out)}. "
-                "One of the two belongs to another model."
+                f"({listed(left_out)}); {said}One of the two belongs to another model."
             )
         whole_numbers = next(
             (name for name in wanted if not self._is_floating(name) and wanted[name].is_floating_point()),
@@ -234,6 +243,11 @@ class ModelWeights:
             return f"its {whole_numbers} holds whole numbers, where the model has weights."
         return None
 
+    def _list_of_layers(self, name: str) -> str:
+        """Return what stands before a layer's number, with or without the inner model's prefix in the file."""
+        before = name.partition(f".{layer_of(name)}.")[0]
+        return before.removeprefix(f"{getattr(self._model, 'base_model_prefix', '')}.")
+
     def _is_floating(self, name: str) -> bool:
         return name not in self or all(
             self.files.kind(one).is_floating_point for one in self._part(name).stored
@@ -241,8 +255,13 @@ class ModelWeights:
 
     def not_finite(self) -> str | None:
         """Return what weight holds not-a-number or infinite values, None where none does; reads all weights once."""
+        known: set[str] | None = None
+        # Quantised ones have other names than the parameters; what else belongs to none is not read for a model.
+        if self._model is not None and getattr(self._model.config, "quantization_config", None) is None:
+            known = {name for name, _ in self._model.named_parameters()} | self.tied.keys()
         for part in self.parts():
-            for name in part.stored if part.parameters else ():
+            is_used = known is None or not known.isdisjoint(part.parameters)
+            for name in part.stored if part.parameters and is_used else ():
                 if not self.files.kind(name).is_floating_point:
                     continue
                 bad = 0
@@ -308,7 +327,7 @@ class ModelWeights:
             name, pattern = names.renamed(stored)
             if name in names.state:
                 groups.setdefault(name, {}).setdefault(pattern, []).append(stored)
-            elif not names.is_ignored(name):
+            elif not names.is_ignored(name) and not self._is_old_buffer(stored):
                 found[stored] = Part((stored,), (stored,))
         for name, sources in groups.items():
             stored_names = tuple(one for own in sources.values() for one in own)
@@ -339,6 +358,11 @@ class ModelWeights:
                     continue
                 self.repeated += self._parts.pop(name).stored
             self.tied[name] = own
+
+    def _is_old_buffer(self, stored: str) -> bool:
+        """Whether a stored tensor is no weight but a mask, the frequencies of positions, or scales of a cache."""
+        is_mask = _MASK.search(stored) is not None and len(self.files.shape(stored)) == 4
+        return is_mask or _OLD_BUFFER.search(stored) is not None
 
     def _converted(
         self, conversion: _Conversion, sources: Mapping[str, Sequence[str]], *, meta: bool = False

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import altair as alt
 
-from lingraft.errors import ConfigError
+from lingraft.errors import ConfigError, FigureError
 from lingraft.intervals.macro_mean import mean_of_known
 from lingraft.measures.drift import LayerPoint, layer_curves
 from lingraft.records import write_bytes_atomically
@@ -54,19 +54,17 @@ def check_figure(path: Path | None) -> None:
         raise ConfigError(f"{path}: there is no folder {path.parent}; make it first.")
 
 
-def write_figure(chart: Any, path: Path) -> str:
+def write_figure(chart: Any, path: Path) -> None:
     """Write a figure as SVG, PNG (at twice its size) or HTML that needs no network, by the name's suffix.
 
-    Returns:
-        Why it could not be drawn, as a sentence; empty: it was.
+    Raises:
+        FigureError: It cannot be drawn; a file that stands there stays as it is.
     """
-    check_figure(path)
     forms: dict[str, Form] = {".svg": "svg", ".png": "png", ".html": "html"}
     (drawing,) = draw([Job(forms[path.suffix.lower()], chart.to_dict())])
     if drawing.content is None:
-        return f"{path}: the figure is not drawn: {drawing.problem}."
+        raise FigureError(f"{path}: the figure is not drawn: {drawing.problem}; all else is done.")
     write_bytes_atomically(path, drawing.content)
-    return ""
 
 
 def similarity_table(found: Comparison) -> Table:

@@ -174,7 +174,11 @@ def retention_notes(result: StudyResult) -> list[str]:
     for cell in result.done:
         if cell.retention.reason is not None:
             found.setdefault(cell.retention.reason, []).append(_title(cell, result))
-    return [f"Retention is missing where {reason}: {', '.join(cells)}." for reason, cells in found.items()]
+    return [
+        f"Retention is missing where {reason}: "
+        f"{', '.join(cells) if len(cells) < max(2, len(result.done)) else 'all cells'}."
+        for reason, cells in found.items()
+    ]
 
 
 def limit_notes(result: StudyResult) -> list[str]:

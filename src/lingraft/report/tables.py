@@ -186,14 +186,15 @@ def _limit(one: LimitResult) -> _Entry:
     return _Entry(None, word=LIMIT_WORDS[one.answer])
 
 
-def _over_seeds(entries: Sequence[_Entry], pooled: _Entry | None = None) -> str:
+def _over_seeds(
+    entries: Sequence[_Entry], pooled: _Entry | None = None, *, always_range: bool = False
+) -> str:
     """Return the text of one entry; of several seeds their mean, its interval, and their range in parentheses.
-
-    The range, lowest to highest, stands where one seed has an interval or a sign of its number.
 
     Args:
         entries: One for each seed.
         pooled: Of the mean over them, with its interval; None: no interval of it is known.
+        always_range: Show the range, lowest to highest, also of numbers that have no interval and no sign.
     """
     if len(entries) == 1:
         return entries[0].text()
@@ -207,7 +208,7 @@ def _over_seeds(entries: Sequence[_Entry], pooled: _Entry | None = None) -> str:
         return ABSENT
     one = next((entry for entry in entries if entry.low is not None), entries[0])
     spread, sign = "", ""
-    if known and (one.low is not None or one.style == "signed"):
+    if known and (always_range or one.low is not None or one.style == "signed"):
         spread = f" ({one.number(min(known), 2)} to {one.number(max(known), 2)})"
     changes = [entry.change for entry in entries if entry.change is not None]
     if pooled is not None and pooled.change is not None:
@@ -340,6 +341,7 @@ def study_table(result: StudyResult) -> Table:
                 _over_seeds(
                     [shown.of_model(model) for model in done],
                     None if mean is None or shown.over_seeds is None else shown.over_seeds(mean),
+                    always_range=True,
                 )
                 for shown in columns
             ]

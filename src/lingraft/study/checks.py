@@ -212,7 +212,10 @@ def _strategy_problems(study: Study) -> Iterator[Problem]:
             try:
                 composition = build(step.strategy)
             except LingraftError as error:
-                problems[Problem(location, f"{place_of(step)}: {error}")] = None
+                place = place_of(step)
+                if location[2:3] == ("strategies",):  # the phase's: one line, however many data sets it has
+                    place = f"phase {step.phase!r}, strategy {step.strategy.label!r}"
+                problems[Problem(location, f"{place}: {error}")] = None
                 continue
             for problem in missing_of(study, cell, index, composition):
                 problems[Problem(location, f"{place_of(step)}: {problem}")] = None
@@ -233,12 +236,14 @@ def missing_of(study: Study, cell: Cell, index: int, composition: Composition) -
         "previous_data": not known_phase_one,
         "english": phase.data[step.data].english is None,
     }
+    instead = "english_replay: `from: phase_one`; " if known_phase_one else ""
+    prompts = "phase_one` or `self" if known_phase_one else "self"
     advice = {
         "base": "needs the base model and a phase before this one: give the study a `model`",
         "previous": "needs a phase before this one",
         "previous_data": "needs the data of a trained first phase, which this cell does not have",
-        "english": "needs the set's English parallel: give the data set `english: SOURCE`, or replay what else there "
-        "is (english_replay: `from: phase_one`; generative_replay: `prompts: phase_one` or `self`)",
+        "english": "needs English rows: give the data set `english: SOURCE` (its parallel, or any other English rows), "
+        f"or replay what else there is ({instead}generative_replay: `prompts: {prompts}`)",
     }
     return [f"{advice[need]}." for need in sorted(composition.needs) if is_missing[need]]
 

@@ -22,6 +22,7 @@ from lingraft.evaluate.predictions import Prediction, read_predictions
 from lingraft.evaluate.results import EvaluationRecord, ModelDifferences, TaskScore
 from lingraft.evaluate.scores import task_differences
 from lingraft.evaluate.selection import entries
+from lingraft.evaluate.task_names import is_task_file
 from lingraft.evaluate.task_runs import SEEDS
 from lingraft.intervals.changes import DEFAULT_MARGIN, Margins
 from lingraft.judge.win_rate import ALPACA_EVAL
@@ -92,9 +93,8 @@ def not_run_lines(asked: Questions, data_dir: str | None) -> list[str]:
     for one, reason in asked.not_run.items():
         task, _, language = one.rpartition("/")
         line = f"{one}: not run: {reason.rstrip('.')}."
-        if (
-            task != ALPACA_EVAL or asked.evaluation.judge is not None
-        ):  # else its judge is missing, not its data
+        is_judge_missing = task == ALPACA_EVAL and asked.evaluation.judge is None
+        if not is_judge_missing and not is_task_file(task):  # such a file says itself where its data lie
             line += f" Its data: {data_places(task, language, data_dir)}."
         lines.append(line)
     return lines

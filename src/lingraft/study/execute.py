@@ -41,7 +41,7 @@ class Executor:
     def look(self, plan: Plan) -> None:
         """Take over which stages of a plan an earlier run has finished; `run` does it where it was not done."""
         for number, stage in enumerate(plan.stages):
-            self._watcher.preparing("look what is finished", number, len(plan.stages))
+            self._watcher.preparing("looking for finished stages", number, len(plan.stages))
             if (found := self.store.find(stage)) is not None:
                 self.done[stage.fingerprint] = found
                 self._over.add(stage.fingerprint)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lingraft.errors import ConfigError, did_you_mean
 from lingraft.intervals.changes import LimitAnswer, limit_answer, limit_answer_over_seeds
 from lingraft.intervals.clusters import ClusteredValues, Value
 from lingraft.intervals.confidence_intervals import fewest_for_no_change
 from lingraft.intervals.macro_mean import POWER_FACTOR, Difference
-from lingraft.study.stages.evaluate import Questions
+
+if TYPE_CHECKING:  # it brings torch, and who only reads results needs none
+    from lingraft.study.stages.evaluate import Questions
 
 ASSUMED_SHARE = 0.1
 """Share of the items whose score the last phase changes, rises and falls together. An assumption, stated with the plan:

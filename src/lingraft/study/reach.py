@@ -108,6 +108,11 @@ def needed_of_hub(study: Study, base_folder: Path) -> Iterator[Needed]:
         if known is not None and known.copies:
             copy = filled(known.copies[0], entry.language or "en", entry.language or "en")
             instead = f"put a copy into the folder of `evaluate.data_dir`, as {copy}"
+        elif entry.task in catalogue() and study.evaluate.data_dir is not None:
+            instead += (
+                ", or take it from a suite (`task: suite:NAME`, `without:` the others): only a suite's data are looked "
+                "for in `evaluate.data_dir`"
+            )
         yield Needed(f"evaluate: {label_of(entry)}", "dataset", found, instead)
 
 

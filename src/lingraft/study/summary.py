@@ -85,8 +85,11 @@ class Summary:
         planned = self._plan.cells[number]
         done, failed = self._executor.done, self._executor.failed
         outcomes = tuple(done.get(one.fingerprint) or failed.get(one.fingerprint) for one in planned.stages)
+        base = None if self._plan.base is None else self._plan.base.fingerprint
+        # The base stands in the cell's matrices, and its scores may come last, where they are made again.
+        basis = (*outcomes, done.get(base or "") or failed.get(base or ""))
         known = self._summed_up.get(number)
-        if known is not None and all(map(operator.is_, known.outcomes, outcomes)):
+        if known is not None and all(map(operator.is_, known.outcomes, basis)):
             return known.cell
         cell = planned.cell
         options = options_of(cell.steps[-1].strategy)
@@ -97,13 +100,13 @@ class Summary:
             if error is not None:
                 raise error
             found = _SummedUp(
-                outcomes,
+                basis,
                 self._cell(planned),
                 (self._done(planned.phase_one_evaluate), self._done(planned.phases[-1].evaluate)),
             )
         except Exception as failure:  # whatever it is, the other cells go on and the reason is shown
             found = _SummedUp(
-                outcomes,
+                basis,
                 FailedCell(
                     data=cell.data,
                     strategy=cell.strategy,

@@ -189,7 +189,7 @@ class Checkpoints:
                 manifest = _manifest_of(checkpoint)
                 if manifest is not None and manifest.phase != self._phase:
                     aside = self.folder / f"{_OTHER}{manifest.phase}"
-                    aside.mkdir(exist_ok=True)
+                    make_folder(aside)
                     if isinstance(was, dict):
                         write_json_atomically(aside / _PHASE, was)
                     remove(aside / checkpoint.name)
@@ -210,11 +210,6 @@ def make_folder(folder: Path) -> None:
     for path in folder.iterdir():
         if path.is_symlink():
             path.unlink()
-
-
-def clear_checkpoints(folder: Path) -> None:
-    """Remove what a phase that is done, and saved, kept in its folder to continue from."""
-    remove(folder / FOLDER)
 
 
 def _differences(was: object, now: Mapping[str, Any]) -> str:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from lingraft.data.encoded import EncodedExample
 
-_UNCOMPARED_OPTIONS = {"save_every", "save_minutes", "report_to"}
+UNCOMPARED_OPTIONS = {"save_every", "save_minutes", "report_to"}  # no result depends on them
 _SAMPLED = 1024
 NO_RULES = TrainingRules()
 
@@ -118,7 +118,7 @@ def train_phase(
     """Train `model` in place on `encoded`, and leave it in eval mode with float32 weights.
 
     Work that was done is kept: by steps, by time, at a signal and after the last step a checkpoint is written, from
-    which the same call continues. Whoever has saved the model calls `clear_checkpoints`.
+    which the same call continues. Whoever has saved the model removes `folder/trainer`.
 
     The arguments alone decide the order of the data, and so, on the CPU of one machine and with one number of
     processes, every bit of the result, also when an interrupted run is continued. Processes that torchrun started
@@ -176,12 +176,12 @@ def train_phase(
     workplace = folder / FOLDER
     arguments = training_arguments(training, compute, folder=workplace, seed=seed, sharded=sharded)
     state = arguments.distributed_state
-    noted = on_note if on_note is not None and state.is_main_process else _ignore
+    noted = on_note if on_note is not None and state.is_main_process else lambda _: None
     identity = {
         "processes": state.num_processes,  # each has random states of its own, and sums are rounded otherwise
         "sharded": sharded,
         "seed": seed,
-        "options": training.model_dump(mode="json", exclude=_UNCOMPARED_OPTIONS),
+        "options": training.model_dump(mode="json", exclude=UNCOMPARED_OPTIONS),
         "data": table.content_hash,
         "model": fingerprint_of([f"{name} {_sampled(one)}" for name, one in model.named_parameters()]),
         "trained parameters": fingerprint_of(names),
@@ -258,7 +258,7 @@ def train_phase(
         sizes = [(one.numel(), one.requires_grad) for one in model.parameters()]
     state.wait_for_everyone()
     if state.is_main_process and (workplace / "runs").is_dir():  # a tracker's
-        shutil.copytree(workplace / "runs", folder / "trackers", dirs_exist_ok=True)
+        shutil.copytree(workplace / "runs", folder / "trackers", dirs_exist_ok=True, ignore=_no_files)
     return PhaseOutcome(
         steps=trainer.state.global_step,
         examples=len(table),
@@ -279,6 +279,12 @@ def train_phase(
 def with_resolved_precision(training: Training) -> Training:
     """Return the options with the precision that `auto` stands for on this machine: what a result depends on."""
     return training.model_copy(update={"precision": compute_for(training.precision).precision})
+
+
+def _no_files(folder: str, names: list[str]) -> list[str]:
+    """Return which of a folder's names no tracker made: links, which may lead anywhere, and pipes."""
+    paths = [Path(folder, name) for name in names]
+    return [one.name for one in paths if one.is_symlink() or not (one.is_file() or one.is_dir())]
 
 
 def _check_trainable(model: nn.Module, trainable: Collection[str]) -> list[str]:
@@ -335,10 +341,6 @@ def _why_nothing_moved(history: Sequence[Mapping[str, float]], training: Trainin
         f"weights' precision ({training.precision}): raise training.learning_rate ({training.learning_rate:g})."
     )
     return f"the phase trained nothing: no trained parameter changed by a single bit. {reason}"
-
-
-def _ignore(_: str) -> None:
-    """Take no note."""
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 
 from lingraft import errors, stopping
 from lingraft.errors import ConfigError, DiskError, LingraftError, disk_error
-from lingraft.records import read_json, write_json_atomically
+from lingraft.records import read_json, remove, write_json_atomically
 from lingraft.stopping import Stopped
 from lingraft.train.checkpoints import FOLDER, make_folder
 from lingraft.train.phase import Progress
@@ -36,6 +36,12 @@ PROGRESS = "lingraft-progress "
 NOTE = "lingraft-note "
 SAVED = "lingraft-saved "
 READY = "lingraft-ready "
+# A scheduler signals every process. torchrun would kill the workers 30 seconds later, while they save: it hears no
+# signal. Its workers inherit that, until they listen themselves.
+_TORCHRUN = (
+    f"import signal; signal.pthread_sigmask(signal.SIG_BLOCK, {[int(one) for one in stopping.SIGNALS]}); "
+    "from torch.distributed.run import main; main()"
+)
 _NO_ROOM = 1 << 14  # bytes
 _SHOWN_LINES = 20
 _SECONDS_BETWEEN_LOOKS = 0.1
@@ -102,11 +108,11 @@ def train_on(
         return train_task(task, on_plan=on_plan, on_progress=on_progress, on_note=on_note)
     folder = task.folder / FOLDER
     make_folder(folder)
-    for left in (OUTCOME, FAILURE):
-        (folder / left).unlink(missing_ok=True)
+    for left in (TASK, LOG, OUTCOME, FAILURE):  # whatever they are: a pipe would be waited for
+        remove(folder / left)
     write_json_atomically(folder / TASK, task.model_dump(mode="json"))
     # Safe paths: a file of the user's folder must not stand in for a library, nor be run.
-    torchrun = (sys.executable, "-P", "-m", "torch.distributed.run", "--standalone")
+    torchrun = (sys.executable, "-P", "-c", _TORCHRUN, "--standalone")
     worker = ("-m", "lingraft.train.worker", str(folder / TASK), str(os.getpid()))
     environment = {
         **os.environ,
@@ -143,6 +149,7 @@ def train_on(
             if line.startswith(SAVED):
                 what, number = json.loads(line.removeprefix(SAVED))
                 stopping.saved(what)
+                stopping.request(number)  # it may have come to a worker alone
                 raise Stopped(number)  # the workers have nothing more to do, and need not take their time
     if not (folder / OUTCOME).exists():
         if not (folder / FAILURE).exists():

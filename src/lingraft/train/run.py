@@ -134,9 +134,8 @@ def train_task(
         sharded=sharded,
         rules=rules,
     )
-    weights = (
-        whole_weights(model, trainable) if sharded else None
-    )  # by every process, of pieces that all have
+    # By every process: all have pieces.
+    weights = whole_weights(model, trainable) if sharded else None
     if rank == 0:
         if weights is not None:  # the sharded model is in pieces: its weights go into a whole one
             model = load_model(task.parent, trust_remote_code=task.trust_remote_code)

@@ -294,7 +294,7 @@ class PhaseTrainer(Trainer):
             OSError,
             RuntimeError,
             SafetensorError,
-        ) as error:  # torch and safetensors have types of their own
+        ) as error:  # torch and safetensors have their own types
             folder = self._checkpoints.path_of(step)
             problem = f"the checkpoint of step {step} could not be written to {folder} ({in_one_line(error)})"
             if self.args.world_size > 1:

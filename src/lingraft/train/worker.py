@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+from lingraft import stopping
 from lingraft.errors import LingraftError
 from lingraft.records import read_json
 from lingraft.stopping import Stopped
@@ -48,8 +49,9 @@ def main() -> None:
     # A signal may come twice, from whoever signals a whole group and from the launcher: only the launcher, by killing,
     # decides that nothing is saved any more.
     asked: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in stopping.SIGNALS:
         signal.signal(number, lambda number, _: asked.append(number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, stopping.SIGNALS)  # blocked in torchrun
     print_ready()
     rank = int(os.environ["RANK"])
     try:

@@ -30,7 +30,7 @@ from lingraft.strategies.base import Context
 from lingraft.study.stages.job import TRAINING_LIBRARIES, TrainingJob, training_identity
 from lingraft.study.stages.prepare import Prepare
 from lingraft.train.checkpoints import FOLDER
-from lingraft.train.phase import Progress
+from lingraft.train.phase import UNCOMPARED_OPTIONS, Progress
 from lingraft.train.processes import Processes, train_on
 from lingraft.train.run import PhasePlan, PhaseTask
 
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from lingraft.data.chat import EncodedData
     from lingraft.strategies.base import Mix
 
-_UNCOMPARED_TRAINING_FIELDS = {"report_to", "save_every", "save_minutes"}
 _SHOWN_DROPPED = 3  # places named in the record; all are counted
 
 
@@ -73,7 +72,7 @@ class Train(StageSpec):
     def inputs(self) -> Mapping[str, Json]:
         """The model, rows, strategies with their states, and training options."""
         job = self.job
-        training = job.training.model_dump(mode="json", exclude=_UNCOMPARED_TRAINING_FIELDS)
+        training = job.training.model_dump(mode="json", exclude=UNCOMPARED_OPTIONS)
         uses = job.composition.uses & set(job.replay_data)
         return {
             "parent": job.parent.identity,

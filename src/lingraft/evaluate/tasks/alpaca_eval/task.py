@@ -55,7 +55,12 @@ def reference_outputs(language: str = ENGLISH, data: Path | None = None) -> tupl
             f"{ALPACA_EVAL}: its instructions are English; for {language!r} give `data`, a file with instruction "
             "and output in each row."
         )
-    return read_outputs(hub_file(HUB_FILE, "give a local file with instruction and output in each row"))
+    return read_outputs(
+        hub_file(
+            HUB_FILE,
+            "give a local file with instruction and output in each row (--reference, or --data-dir of an evaluation)",
+        )
+    )
 
 
 def read_outputs(path: Path, reference: Sequence[Output] = ()) -> tuple[Output, ...]:
