@@ -79,10 +79,13 @@ def evaluation(*task_ability: Any, **options: Any) -> Evaluation:
     )
 
 
-def resolve(written: Evaluation, folder: Path = Path(), **changes: Any) -> Manifest:
+def resolve(
+    written: Evaluation, folder: Path = Path(), *, trust_remote_code: bool = False, **changes: Any
+) -> Manifest:
     found = resolve_suites(written, folder, languages=["de"])
     options = {"precision": "bf16", "chat": "template", "split": "report"} | changes
-    return manifest_of(runs_of(found, ["de"], "report", folder), found, **options)
+    runs = runs_of(found, ["de"], "report", folder, trust_remote_code=trust_remote_code)
+    return manifest_of(runs, found, **options)
 
 
 LOCAL = {"task": "mine.yaml"}
@@ -351,7 +354,7 @@ def test_a_users_scoring_code_is_part_of_it(tmp_path: Path) -> None:
     for threshold in (1, 1, 2):
         code = f"def helper():\n    return {threshold}\n\n\ndef score(doc, results):\n    return {{'acc': helper()}}\n"
         (tmp_path / "code.py").write_text(code)
-        found.append(resolve(evaluation({"task": "mine.yaml"}), tmp_path).fingerprint)
+        found.append(resolve(evaluation({"task": "mine.yaml"}), tmp_path, trust_remote_code=True).fingerprint)
     assert found[0] == found[1] != found[2]
 
 
@@ -566,4 +569,4 @@ def test_a_base_of_another_chat_template_stands_in_no_matrix_of_abilities(
     assert result["base"]["task_ability"]["n"] == 3
     assert "the base model stands in no matrix of abilities" in err
     page = next((tmp_path / "runs").rglob("index.html")).read_text(encoding="utf-8")
-    assert "Base model: worldbook:lookup/de: not compared" in page
+    assert "base model: worldbook:lookup/de: not compared" in page

@@ -191,7 +191,10 @@ def test_a_signal_is_handed_on_and_all_processes_save_together(make_task: Make, 
                 launcher.send_signal(number)
                 break
         said, problems = launcher.communicate(timeout=60)
-    assert not [worker for worker in workers if worker.is_running()]
+    # Who adopts them may leave them unburied.
+    assert not [
+        worker for worker in workers if worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE
+    ]
     assert "Traceback" not in problems
     assert launcher.returncode == 128 + number
     *_, step, note = said.strip().splitlines()
@@ -208,7 +211,8 @@ def test_torchrun_itself_hears_no_signal(make_task: Make) -> None:
 
     def signal_torchrun(progress: Progress) -> None:
         if progress.step == 1:
-            (torchrun,) = psutil.Process().children()
+            # Other children are tests' before this one, and libraries' helpers.
+            torchrun = next(one for one in psutil.Process().children() if one.children())
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 torchrun.send_signal(number)
 
