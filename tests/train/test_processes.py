@@ -191,10 +191,9 @@ def test_a_signal_is_handed_on_and_all_processes_save_together(make_task: Make, 
                 launcher.send_signal(number)
                 break
         said, problems = launcher.communicate(timeout=60)
+    _, left = psutil.wait_procs(workers, timeout=20)
     # Who adopts them may leave them unburied.
-    assert not [
-        worker for worker in workers if worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE
-    ]
+    assert not [worker for worker in left if worker.status() != psutil.STATUS_ZOMBIE]
     assert "Traceback" not in problems
     assert launcher.returncode == 128 + number
     *_, step, note = said.strip().splitlines()
