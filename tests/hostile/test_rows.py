@@ -194,6 +194,7 @@ def test_objects_over_several_lines_are_refused_with_what_to_do(tmp_path: Path) 
 UNUSABLE = {
     "a key twice": '{"prompt": "a", "prompt": "}]", "completion": "\\""}',
     "a number of 5,000 digits": f'{{"prompt": {"7" * 5000}, "completion": "c"}}',
+    "nothing but a number of 5,000 digits": "7" * 5000,
     "lists 100,000 deep": f'{{"prompt": "p", "completion": {"[" * 100_000}{"]" * 100_000}}}',
 }
 

@@ -36,6 +36,7 @@ _ALWAYS_UNPACKED = 1 << 26  # bytes, whatever the ratio
 _BLOCK_BYTES = 1 << 20
 _PARQUET_ROWS = 1024  # decoded at a time
 _WHITESPACE = re.compile(r"[ \t\r\n]*")
+_OF_NUMBERS = "0123456789+-.eE"
 _LONGEST_SIGN = 16  # characters of a number or an escape that may be cut off where a block ends
 _DEEPEST = 1_000_000  # lists in lists; what is deeper is not looked at to its end
 # What opens and closes values, strings apart; one without an end (where a block ends) reaches up to it.
@@ -202,8 +203,8 @@ def _read_json_lines(path: Path, name: str) -> Iterator[RawRow]:
             problem = f"not UTF-8 at byte {error.start + 1} of the line"
         except json.JSONDecodeError as error:
             problem = f"not JSON: {error.msg} at character {error.colno}"
-        except (RecursionError, ValueError) as error:  # nested too deeply; a number of thousands of digits
-            problem = f"not usable JSON: {error}"
+        except (RecursionError, ValueError) as error:
+            problem = _not_usable(error)
         yield RawRow(place, number, {}, problem) if problem else row
 
 
@@ -311,11 +312,10 @@ class _JsonValues:
     def __init__(self, file: io.BufferedReader[Any], name: str) -> None:
         self._file, self._name = file, name
         self._decoder = codecs.getincrementaldecoder("utf-8")()
-        self._text, self._position = (
-            "",
-            0,
-        )  # what is held of the text, and where the next value or sign stands
-        self._line, self._counted = 1, 0  # up to where line ends are counted, and the line there
+        # What is held of the text, and where the next value or sign stands.
+        self._text, self._position = "", 0
+        # The line up to which line ends are counted, and the place there.
+        self._line, self._counted = 1, 0
         self._bytes_read = 0
 
     @property
@@ -366,10 +366,14 @@ class _JsonValues:
         """Go past a value that is not usable, without decoding it.
 
         Raises:
-            DataError: The file ends before the value does, or it is a bare number.
+            DataError: The file ends before the value does.
         """
-        is_container = self._text[self._position] in "[{"
-        while is_container:
+        if self._text[self._position] not in "[{":  # a number alone
+            while not (rest := self._text[self._position :].lstrip(_OF_NUMBERS)) and self._read_on():
+                continue
+            self._position = len(self._text) - len(rest)
+            return
+        while True:
             depth = 0
             for found in _JSON_SIGN.finditer(self._text, self._position):
                 depth += (found[0] in "[{") - (found[0] in "]}")
@@ -385,9 +389,8 @@ class _JsonValues:
         line, held = self.line, len(self._text) - self._position
         if held >= LONGEST_ROW:
             raise DataError(f"{self._name}:{line}: {TOO_LONG}.")
-        block = self._file.read(
-            max(_BLOCK_BYTES, held)
-        )  # twice as much each time: few values are decoded again
+        # Twice as much each time: few values are decoded again.
+        block = self._file.read(max(_BLOCK_BYTES, held))
         waiting = len(self._decoder.getstate()[0])
         try:
             more = self._decoder.decode(block, final=not block)
