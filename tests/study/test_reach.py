@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lingraft.config.schema import Study
+from lingraft.config.schema import Evaluation, Study
 from lingraft.errors import ConfigError
 from lingraft.study import run
 from lingraft.study.reach import Needed, _is_cached, check_reach, needed_of_hub
@@ -70,3 +70,25 @@ def test_it_is_asked_before_data_are_read(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(run, "gather", never)
     with pytest.raises(ConfigError, match="Rowan/hellaswag"):
         run.run_study(study(evaluate={"task_ability": ["hellaswag"]}), runs=tmp_path, base_folder=tmp_path)
+
+
+def test_a_study_that_was_run_before_asks_for_what_is_new_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judges: list[str] = []
+
+    def answers(evaluation: Evaluation, **_: object) -> None:
+        judges.append("" if evaluation.judge is None else evaluation.judge.model)
+
+    monkeypatch.setattr("lingraft.study.reach.judge_failure", answers)
+    judge = {"url": "http://127.0.0.1:9/v1", "model": "first"}
+    before = study(evaluate={"task_ability": ["hellaswag", "alpaca_eval"], "judge": judge})
+    check_reach(before, tmp_path, before)
+    assert judges == []
+    other = study(evaluate={"task_ability": ["alpaca_eval"], "judge": judge | {"model": "second"}})
+    check_reach(other, tmp_path, before)
+    assert judges == ["second"]
+    more = study(evaluate={"task_ability": ["hellaswag", "arc_challenge"]})
+    with pytest.raises(ConfigError, match="arc_challenge: allenai/ai2_arc") as caught:
+        check_reach(more, tmp_path, before)
+    assert "hellaswag" not in str(caught.value)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from lingraft.config.paths import user_path
-from lingraft.config.schema import Evaluation, EvaluationTask, Study
+from lingraft.config.schema import Evaluation, EvaluationTask, JudgeChoice, Study
 from lingraft.data.files import is_local
 from lingraft.data.sources import WORLDBOOK_PREFIX
 from lingraft.errors import ConfigError, EvaluationError, in_one_line
@@ -46,25 +46,37 @@ class Needed:
     instead: str
 
 
-def check_reach(study: Study, base_folder: Path) -> None:
+def check_reach(study: Study, base_folder: Path, before: Study | None = None) -> None:
     """Refuse a study that needs what cannot be had here: one message with everything.
+
+    Args:
+        study: The study.
+        base_folder: What the paths of tasks are relative to.
+        before: The study that was run here before: what that had, a finished one needs no more. None: none was.
 
     Raises:
         ConfigError: The hub has something that is in no cache, and cannot be reached; or the judge cannot be used.
     """
     problems: list[str] = []
-    missing = [one for one in needed_of_hub(study, base_folder) if not _is_cached(one)]
+    had = set() if before is None else {one.id for one in needed_of_hub(before, base_folder)}
+    missing = [one for one in needed_of_hub(study, base_folder) if one.id not in had and not _is_cached(one)]
     reason = _why_unreachable() if missing else None
     if reason is not None:
         problems += dict.fromkeys(
             f"{one.place}: {one.id}: is not here, and the Hugging Face hub cannot be reached ({reason}): {one.instead}."
             for one in missing
         )
-    judged = (label_of(entry) for entry in _asked(study, base_folder))
-    if ALPACA_EVAL in judged and (problem := judge_failure(study.evaluate, may_ask=True)) is not None:
-        problems.append(problem)
+    judge = _judge_of(study, base_folder)
+    if judge is not None and (before is None or judge != _judge_of(before, base_folder)):
+        problems += filter(None, [judge_failure(study.evaluate, may_ask=True)])
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def _judge_of(study: Study, base_folder: Path) -> JudgeChoice | None:
+    """Return the judge that a study asks; None: no task of it needs one."""
+    labels = (label_of(entry) for entry in _asked(study, base_folder))
+    return study.evaluate.judge if ALPACA_EVAL in labels else None
 
 
 def judge_failure(evaluation: Evaluation, *, may_ask: bool) -> str | None:

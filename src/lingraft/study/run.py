@@ -6,10 +6,11 @@ A cell that fails does not stop the others. A study that was stopped goes on at 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from lingraft.config.load import save_study
+from lingraft.config.load import load_study, save_study
 from lingraft.config.schema import Study
 from lingraft.data.encodings import discard_encodings
 from lingraft.errors import ConfigError, ModelError, as_disk_error
@@ -99,8 +100,13 @@ def run_study(
         raise ConfigError(
             f"{folder}: the run's folder cannot be made ({error.strerror}: {error.filename}); give other --runs."
         ) from None
-    is_new = not any((folder / "stages").glob("*/"))
-    prepared = prepare_study(study, base_folder, watcher, processes, is_new=is_new)
+    before = None
+    if any((folder / "stages").glob("*/")):
+        with suppress(ConfigError):  # there is none, or it is another version's
+            before = load_study(folder / STUDY)
+    prepared = prepare_study(
+        study, base_folder, watcher, processes, check=lambda: check_reach(study, base_folder, before)
+    )
     study, materials = prepared.study, prepared.materials
     costs = report_costs(materials, watcher, trust_remote_code=study.trust_remote_code)
     with as_disk_error(folder), Store(folder, watcher.noted) as store:
@@ -153,7 +159,7 @@ def prepare_study(
     watcher: Watcher,
     processes: Processes | None = None,
     *,
-    is_new: bool = False,
+    check: Callable[[], None] = lambda: None,
 ) -> Prepared:
     """Read and find all that a study needs, and check it, before anything is computed.
 
@@ -162,14 +168,13 @@ def prepare_study(
         base_folder: See `run_study`.
         watcher: Receives what happens.
         processes: How many processes train a phase.
-        is_new: Whether nothing of it was made yet; then what it needs from elsewhere is asked for first.
+        check: Refuses what else is wrong with it, before data are read.
 
     Raises:
         ConfigError, DataError, ModelError: Something is wrong with the study as a whole.
     """
     check_names(study, base_folder)
-    if is_new:  # a finished study needs neither hub nor judge again
-        check_reach(study, base_folder)
+    check()
     materials = gather(study, base_folder, watcher)
     if processes is not None and processes.sharded:
         _check_sharding(materials.cells)
