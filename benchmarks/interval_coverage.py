@@ -13,17 +13,13 @@ or wrong, the percentile bootstrap (of infinitely many draws). Writes benchmarks
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from coverage_runs import write_coverage
 from scipy import special, stats
 
 from lingraft.intervals.clusters import Floats
@@ -221,27 +217,5 @@ def measured(cell: Cell, seed: int, simulations: int) -> dict[str, Any]:
     return found if bootstrap is None else found | {"bootstrap": bootstrap}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--simulations", type=int, default=4000)
-    options = parser.parse_args()
-    started = time.perf_counter()
-    found = []
-    for seed, cell in enumerate(cells()):
-        found.append(measured(cell, seed, options.simulations))
-        print(json.dumps(found[-1]), flush=True)
-    result = {
-        "simulations": options.simulations,
-        "standard_error": round((0.95 * 0.05 / options.simulations) ** 0.5, 4),
-        "seconds": round(time.perf_counter() - started),
-        "versions": {name: version(name) for name in ("lingraft", "numpy", "scipy")},
-        "python": platform.python_version(),
-        "cells": found,
-    }
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    write_coverage(__doc__, cells(), measured, RESULTS, 4000)

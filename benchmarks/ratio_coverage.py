@@ -9,17 +9,13 @@ the score before is not to be distinguished from 0; these are counted apart. Wri
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from coverage_runs import write_coverage
 
 from lingraft.intervals.macro_mean import paired_ratio
 
@@ -106,27 +102,5 @@ def items(
     return [Item("task", "en", str(c), str(i), float(right[i])) for i, c in enumerate(clusters)]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--simulations", type=int, default=500)
-    options = parser.parse_args()
-    started = time.perf_counter()
-    found = []
-    for seed, cell in enumerate(cells()):
-        found.append(measured(cell, seed, options.simulations))
-        print(json.dumps(found[-1]), flush=True)
-    result = {
-        "simulations": options.simulations,
-        "standard_error": round((0.95 * 0.05 / options.simulations) ** 0.5, 4),
-        "seconds": round(time.perf_counter() - started),
-        "versions": {name: version(name) for name in ("lingraft", "numpy", "scipy")},
-        "python": platform.python_version(),
-        "cells": found,
-    }
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    write_coverage(__doc__, cells(), measured, RESULTS, 500)

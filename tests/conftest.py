@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import random
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -263,3 +264,21 @@ def pytest_collection_finish() -> None:
     """Leave what is imported by now out of later collections of garbage: a study collects after every stage."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def lingraft(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a command in `tmp_path`; returns its exit code and what it printed."""
+    from lingraft.cli.main import _run
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        capfd.readouterr()
+        code = _run(list(arguments))
+        printed = capfd.readouterr()
+        return subprocess.CompletedProcess(arguments, code, printed.out, printed.err)
+
+    return run

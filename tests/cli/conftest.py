@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from lingraft.cli.main import _run
 from lingraft.evaluate.predictions import Prediction, write_predictions
 from lingraft.evaluate.results import Differences, Forgetting, Scores
 from lingraft.intervals.macro_mean import Difference, Ratio
@@ -59,22 +57,6 @@ _TRAINED = TrainingCounts(
     frozen_parameters=0,
     masked_parameters=0,
 )
-
-
-@pytest.fixture
-def lingraft(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs a command in `tmp_path`; returns its exit code and what it printed."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        capfd.readouterr()
-        code = _run(list(arguments))
-        printed = capfd.readouterr()
-        return subprocess.CompletedProcess(arguments, code, printed.out, printed.err)
-
-    return run
 
 
 @pytest.fixture

@@ -30,21 +30,6 @@ ESCAPES = "\x1b[31m\x1b]8;;http://x\x07\u202e\x9b2J\x08[red]x[/red][link=http://
 STEERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066\u2067\ud800-\udfff]")
 
 
-@pytest.fixture
-def lingraft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    from lingraft.cli.main import _run
-
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        capfd.readouterr()
-        code = _run(list(arguments))
-        printed = capfd.readouterr()
-        return subprocess.CompletedProcess(arguments, code, printed.out, printed.err)
-
-    return run
-
-
 def check(done: subprocess.CompletedProcess[str]) -> None:
     assert not STEERS.search(done.stdout), done.stdout
     assert not STEERS.search(done.stderr), done.stderr
