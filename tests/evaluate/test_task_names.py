@@ -22,12 +22,12 @@ def times_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[None]:
     """The cache folder is empty, and the harness knows one task; holds an entry for each time that it is asked."""
     asked: list[None] = []
 
-    def ask() -> dict[str, HarnessName]:
+    def ask(_: Path) -> dict[str, HarnessName]:
         asked.append(None)
         return {"ifeval": IFEVAL}
 
     monkeypatch.setenv("LINGRAFT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(task_names, "_ask_harness", ask)
+    monkeypatch.setattr(task_names, "index_of", ask)
     monkeypatch.setattr(task_names, "_state_of", lambda _: "a state")
     return asked
 
@@ -174,4 +174,4 @@ def test_a_folder_is_indexed_as_the_harness_does(tmp_path: Path) -> None:
 
 @pytest.mark.slow  # the harness takes half a minute to parse its files
 def test_the_harness_s_folder_is_indexed_as_the_harness_does() -> None:
-    assert task_names._ask_harness() == harness_s_own()
+    assert task_names.index_of(task_names.harness_folder()) == harness_s_own()

@@ -11,7 +11,6 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import yaml
 
 from lingraft.config import yaml_text
 from lingraft.errors import ConfigError
-from lingraft.evaluate.task_names import TASKS_FOLDER
+from lingraft.evaluate.task_names import TASKS_FOLDER, harness_folder
 
 FUNCTION = "!function"
 # Formats of the datasets library that hold data alone, of those that are no hub id.
@@ -89,15 +88,6 @@ def included_files(content: Mapping[str, Any], path: Path, before: tuple[Path, .
         if file.resolve() in (one.resolve() for one in (*before, path)):
             raise ConfigError(f"{path}: includes itself, by way of {file.name}.")
     return files
-
-
-@cache
-def harness_folder() -> Path:
-    """Return the folder of the harness's own tasks."""
-    spec = find_spec("lm_eval")
-    assert spec is not None  # a dependency
-    assert spec.origin is not None
-    return Path(spec.origin).parent / "tasks"
 
 
 def _is_ours(path: Path) -> bool:

@@ -94,6 +94,15 @@ def is_task_file(name: str) -> bool:
 
 
 @cache
+def harness_folder() -> Path:
+    """Return the folder of the harness's own tasks."""
+    spec = find_spec("lm_eval")
+    assert spec is not None  # a dependency
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "tasks"
+
+
+@cache
 def harness_names() -> dict[str, HarnessName]:
     """Return all that the harness knows, by name.
 
@@ -102,10 +111,7 @@ def harness_names() -> dict[str, HarnessName]:
     """
     from filelock import FileLock
 
-    spec = find_spec("lm_eval")
-    assert spec is not None  # a dependency
-    assert spec.origin is not None
-    root = Path(spec.origin).parent / "tasks"
+    root = harness_folder()
     place = hashlib.sha256(str(root).encode()).hexdigest()[:8]
     path = cache_folder() / f"harness-{place}.json"
     state = _state_of(root)
@@ -117,10 +123,10 @@ def harness_names() -> dict[str, HarnessName]:
             path.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(FileLock(path.with_suffix(".lock")))
         except (OSError, NotImplementedError):  # nothing can be written or locked here
-            return _ask_harness()
+            return index_of(root)
         kept = _read(path, state)
         if kept is None:
-            kept = _ask_harness()
+            kept = index_of(root)
             content = {"state": state, "names": {name: astuple(one) for name, one in kept.items()}}
             with suppress(OSError):  # a full disk
                 write_kept(path, content)
@@ -150,13 +156,6 @@ def _read(path: Path, state: str) -> dict[str, HarnessName] | None:
         }
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _ask_harness() -> dict[str, HarnessName]:
-    spec = find_spec("lm_eval")
-    assert spec is not None  # a dependency
-    assert spec.origin is not None
-    return index_of(Path(spec.origin).parent / "tasks")
 
 
 def index_of(root: Path) -> dict[str, HarnessName]:
