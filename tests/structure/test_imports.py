@@ -30,6 +30,7 @@ LAYERS = (  # lowest first; parts of one layer do not import each other, except 
     ("stage",),
     ("measures",),
     ("study",),
+    ("adapt",),
     ("report",),
     ("cli",),
 )
