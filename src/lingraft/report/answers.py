@@ -100,12 +100,12 @@ def read_answers(folder: Path, cell: str | None, against: str | None) -> tuple[A
     elif (folder / RECORD).is_file():
         try:
             pair = from_json(ModelDifferences, read_json(folder / RECORD)["result"])
+            (first, second), (before, after) = pair.compared, pair.predictions or ()
         except (ValueError, KeyError, TypeError):
             raise ConfigError(
                 f"{folder / RECORD}: is not of an evaluation of two models that says where their answers lie; name "
                 "the folder of one model inside it, or run `lingraft evaluate` again."
             ) from None
-        (first, second), (before, after) = pair.compared, pair.predictions
         models = {second: _Source(after, before), first: _Source(before, after)}
     else:
         raise ConfigError(
