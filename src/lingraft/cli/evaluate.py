@@ -351,14 +351,14 @@ def _prepare(folder: Path, options: dict[str, Json], evaluations: dict[str, str]
 def _print(models: list[ModelEvaluation], compared: ModelDifferences | None) -> None:
     from lingraft.evaluate.common_items import unpaired_sentence
     from lingraft.evaluate.running import left_out_sentence
-    from lingraft.report.evaluation import score_table, task_difference_table
+    from lingraft.report.evaluation import difference_table, score_table
     from lingraft.report.judging import order_clause, usage_clause
     from lingraft.report.notes import equal_task_notes, gathered, holds_for, noise_sentence
     from lingraft.report.signs import legend
 
     for one in models:
         scores = one.record.scores
-        print_table(score_table(one.task_scores), one.model)
+        print_table(score_table(scores, one.task_scores), one.model)
         if scores.noise is not None:
             print_result(noise_sentence([scores.noise]))
         for name, task in one.record.tasks.items():
@@ -379,7 +379,7 @@ def _print(models: list[ModelEvaluation], compared: ModelDifferences | None) -> 
             print_result(note)
         return
     first, second = models
-    print_table(task_difference_table(compared.differences), f"{second.model} - {first.model}, paired")
+    print_table(difference_table(compared), f"{second.model} - {first.model}, paired")
     for margin in {difference.margin for difference in compared.differences.values()}:
         print_result(legend("Difference", margin))
     equal = {name: difference.all_scores for name, difference in compared.differences.items()}
