@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from lingraft.similarity.embedding_similarity import dataset_embedding_similarity
     from lingraft.study.checks import load_study
     from lingraft.study.run import run_study
+    from lingraft.train.apply import AppliedStrategies, apply_strategies
+    from lingraft.train.mixed_rows import mixed_rows
     from lingraft.train.phase import train_phase
     from lingraft.weights.difference import parameter_difference
     from lingraft.weights.signal_to_noise import signal_to_noise
@@ -26,8 +28,10 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOMES = {
+    "AppliedStrategies": "lingraft.train.apply",
     "Example": "lingraft.data.example",
     "Study": "lingraft.config.schema",
+    "apply_strategies": "lingraft.train.apply",
     "compare_sets": "lingraft.similarity.comparison",
     "dataset_embedding_similarity": "lingraft.similarity.embedding_similarity",
     "drift_between": "lingraft.representation.drift",
@@ -36,6 +40,7 @@ _HOMES = {
     "layer_states": "lingraft.representation.states",
     "load_data": "lingraft.data.sources",
     "load_study": "lingraft.study.checks",
+    "mixed_rows": "lingraft.train.mixed_rows",
     "parameter_difference": "lingraft.weights.difference",
     "run_study": "lingraft.study.run",
     "signal_to_noise": "lingraft.weights.signal_to_noise",
@@ -43,9 +48,11 @@ _HOMES = {
 }
 
 __all__ = [
+    "AppliedStrategies",
     "Example",
     "Study",
     "__version__",
+    "apply_strategies",
     "compare_sets",
     "dataset_embedding_similarity",
     "drift_between",
@@ -54,6 +61,7 @@ __all__ = [
     "layer_states",
     "load_data",
     "load_study",
+    "mixed_rows",
     "parameter_difference",
     "run_study",
     "signal_to_noise",
