@@ -33,13 +33,12 @@ from lingraft.intervals.clusters import CONFIDENCE, Clusters, Floats
 FEWEST_VARYING = 5
 _ALIKE = 2.0  # times the lightest
 _ROUNDING = 1e-20  # a variance below it is none
-_TAIL = (1 - CONFIDENCE) / 2
-_NORMAL = float(special.ndtri(1 - _TAIL))  # 1.96
+TAIL = (1 - CONFIDENCE) / 2
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The ends of a 95 % interval.
+    """The ends of an interval.
 
     Attributes:
         error: Standard error, the one that a planned study would reckon with.
@@ -52,13 +51,20 @@ class Bounds:
     exact: bool
 
 
-def bounds(clusters: Clusters, *, floor: float) -> Bounds:
-    """Return the interval of a macro mean of clusters whose means lie in [floor, 1]; for differences it is -1."""
+def bounds(clusters: Clusters, *, floor: float, tail: float = TAIL) -> Bounds:
+    """Return the interval of a macro mean of clusters.
+
+    Args:
+        clusters: Their means lie in [floor, 1].
+        floor: 0; for differences -1.
+        tail: Probability that the true mean lies below the interval, and as much that it lies above; a 95 % interval
+            by default.
+    """
     strata = _strata(clusters)
     exact = any(_varying(one) < FEWEST_VARYING for _, one in strata)
     below, above, error = 0.0, 0.0, 0.0  # squares
     for share, part in strata if exact else [(1.0, clusters)]:
-        centre, own = _centre(part), _part_bounds(part, floor)
+        centre, own = _centre(part), _part_bounds(part, floor, tail)
         below += (share * (centre - own.low)) ** 2
         above += (share * (own.high - centre)) ** 2
         error += (share * own.error) ** 2
@@ -69,7 +75,7 @@ def bounds(clusters: Clusters, *, floor: float) -> Bounds:
 
 def fewest_for_no_change(margin: float) -> int:
     """Return of how many independent items, none of which changed, a difference's interval lies inside +- margin."""
-    return math.floor(math.log(_TAIL / 2) / math.log1p(-margin)) + 1
+    return math.floor(math.log(TAIL / 2) / math.log1p(-margin)) + 1
 
 
 def distinct(means: Floats) -> Floats:
@@ -97,15 +103,17 @@ def _strata(clusters: Clusters) -> list[tuple[float, Clusters]]:
     return found
 
 
-def _part_bounds(part: Clusters, floor: float) -> Bounds:
+def _part_bounds(part: Clusters, floor: float, tail: float) -> Bounds:
     error = float(np.sqrt(_covariance(part, part.gain_errors - part.loss_errors)))
     if _varying(part) < FEWEST_VARYING:
-        low, high = _exact_bounds(part, floor)
+        low, high = _exact_bounds(part, floor, tail)
         least = min(1.0, float(np.sqrt(FEWEST_VARYING)) / len(part.shares))
         return Bounds(low, high, max(error, least), exact=True)
     gain, loss = float(part.gains.sum()), float(part.losses.sum())
-    low_gain, high_gain = _jeffreys(gain, _trials(part, gain, part.gain_errors))
-    low_loss, high_loss = (0.0, 0.0) if floor == 0 else _jeffreys(loss, _trials(part, loss, part.loss_errors))
+    low_gain, high_gain = _jeffreys(gain, _trials(part, gain, part.gain_errors, tail), tail)
+    low_loss, high_loss = 0.0, 0.0
+    if floor != 0:
+        low_loss, high_loss = _jeffreys(loss, _trials(part, loss, part.loss_errors, tail), tail)
     scale = _covariance(part, part.gain_errors) * _covariance(part, part.loss_errors)
     shared = _covariance(part, part.gain_errors, part.loss_errors)
     correlation = max(-1.0, min(1.0, shared / scale**0.5)) if scale > 0 else 0.0
@@ -125,7 +133,7 @@ def _covariance(part: Clusters, first: Floats, second: Floats | None = None) -> 
     return float((first * (first if second is None else second)) @ weight)
 
 
-def _trials(part: Clusters, mean: float, errors: Floats) -> float:
+def _trials(part: Clusters, mean: float, errors: Floats, tail: float) -> float:
     """Return the effective number of independent trials behind a mean in [0, 1].
 
     Where clusters weigh alike it is at least their number, because no bounded mean varies more than a rate.
@@ -133,17 +141,17 @@ def _trials(part: Clusters, mean: float, errors: Floats) -> float:
     clusters, variance = part.effective, _covariance(part, errors)
     if variance <= _ROUNDING:
         return clusters
-    quantile = float(special.stdtrit(clusters - 1, 1 - _TAIL))
-    found = mean * (1 - mean) / variance * (_NORMAL / quantile) ** 2
+    quantile = float(special.stdtrit(clusters - 1, 1 - tail))
+    found = mean * (1 - mean) / variance * (float(special.ndtri(1 - tail)) / quantile) ** 2
     are_alike = part.shares.max() <= _ALIKE * part.shares.min()
     return max(found, clusters) if are_alike else found
 
 
-def _jeffreys(rate: float, n: float) -> tuple[float, float]:
+def _jeffreys(rate: float, n: float, tail: float) -> tuple[float, float]:
     """Return Jeffreys' bounds of a rate among `n` trials, which may lie between whole numbers."""
     successes, failures = rate * n, (1 - rate) * n
-    low = float(special.betaincinv(successes + 0.5, failures + 0.5, _TAIL)) if successes > 0 else 0.0
-    high = float(special.betaincinv(successes + 0.5, failures + 0.5, 1 - _TAIL)) if failures > 0 else 1.0
+    low = float(special.betaincinv(successes + 0.5, failures + 0.5, tail)) if successes > 0 else 0.0
+    high = float(special.betaincinv(successes + 0.5, failures + 0.5, 1 - tail)) if failures > 0 else 1.0
     return min(low, rate), max(high, rate)
 
 
@@ -172,7 +180,7 @@ def _varying(part: Clusters) -> int:
     return found
 
 
-def _exact_bounds(part: Clusters, floor: float) -> tuple[float, float]:
+def _exact_bounds(part: Clusters, floor: float, tail: float) -> tuple[float, float]:
     """Bound a mean of clusters by bounds of their rises and falls from the most common one.
 
     Each gets half of the error, or all of it where the other cannot be. Of a difference each cluster counts as one
@@ -184,8 +192,8 @@ def _exact_bounds(part: Clusters, floor: float) -> tuple[float, float]:
     both = upward > 0 and downward > 0
     n = part.effective
     if floor == 0 and not both:
-        n = max(n, _trials(part, min(1.0, centre), part.gain_errors))
-    tail = _TAIL / (2 if both else 1)
+        n = max(n, _trials(part, min(1.0, centre), part.gain_errors, tail))
+    tail /= 2 if both else 1
     low_rise, high_rise = _clopper_pearson(float((means - usual).clip(min=0) @ part.shares), upward, n, tail)
     low_fall, high_fall = _clopper_pearson(
         float((usual - means).clip(min=0) @ part.shares), downward, n, tail

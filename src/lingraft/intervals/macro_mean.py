@@ -103,6 +103,11 @@ class Ratio:
     reason: str | None
 
 
+def values_of(items: Sequence[Scored]) -> ClusteredValues:
+    """Return the scores of items as what a mean is taken of."""
+    return ClusteredValues([[_value(item, item.score) for item in items]])
+
+
 def macro_mean(items: Sequence[Scored]) -> Interval:
     """Return the mean over languages of the mean over tasks of the mean over items; see `mean_over_columns`."""
     return mean_over_columns([items])
