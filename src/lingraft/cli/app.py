@@ -7,6 +7,7 @@ import os
 import typer
 
 from lingraft.cli import (
+    check,
     clean,
     copy,
     difference,
@@ -42,6 +43,7 @@ app.command("snr")(snr.snr)
 app.command("drift")(drift.drift)
 app.command("replay")(replay.replay)
 app.command("evaluate")(evaluate.evaluate)
+app.command("check")(check.check)
 app.command("judge")(judge.judge)
 app.command("schema")(schema.schema)
 app.command("copy")(copy.copy)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lingraft.adapt.checked import Checked
 from lingraft.errors import ConfigError, did_you_mean
 from lingraft.evaluate.predictions import Prediction, read_predictions
 from lingraft.evaluate.results import ModelDifferences
@@ -99,13 +100,19 @@ def read_answers(folder: Path, cell: str | None, against: str | None) -> tuple[A
         }
     elif (folder / RECORD).is_file():
         try:
-            pair = from_json(ModelDifferences, read_json(folder / RECORD)["result"])
+            record = read_json(folder / RECORD)
+            if record["measure"] == "check":
+                checked = from_json(Checked, record["result"])
+                names, places = (checked.against, checked.model), checked.predictions
+            else:
+                pair = from_json(ModelDifferences, record["result"])
+                names, places = pair.compared, pair.predictions
+            (first, second), (before, after) = names, places or ()
         except (ValueError, KeyError, TypeError):
             raise ConfigError(
                 f"{folder / RECORD}: is not of an evaluation of two models that says where their answers lie; name "
-                "the folder of one model inside it, or run `lingraft evaluate` again."
+                "the folder of one model inside it, or run `lingraft evaluate` or `lingraft check` again."
             ) from None
-        (first, second), (before, after) = pair.compared, pair.predictions
         models = {second: _Source(after, before), first: _Source(before, after)}
     else:
         raise ConfigError(

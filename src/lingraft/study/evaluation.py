@@ -129,8 +129,8 @@ def _check_judge(asked: Evaluation) -> None:
         raise ConfigError(failure.removeprefix("evaluate."))
 
 
-def evaluate_into(folder: Path, stage: Evaluate, executor: Executor) -> ModelEvaluation:
-    """Return an evaluation, found in the store or made now, and copy its predictions and manifest into a folder.
+def evaluate_in(stage: Evaluate, executor: Executor) -> ModelEvaluation:
+    """Return an evaluation, found in the store or made now.
 
     One in which verdicts of a judge are missing is gone on with: the judge is asked for these alone.
 
@@ -143,10 +143,17 @@ def evaluate_into(folder: Path, stage: Evaluate, executor: Executor) -> ModelEva
     elif has_missing_verdicts(recorded(found).tasks):
         executor.store.reopen(stage)
     done = executor.make(stage)
+    return ModelEvaluation(stage.label, recorded(done), read_predictions(done.artefact(PREDICTIONS)))
+
+
+def evaluate_into(folder: Path, stage: Evaluate, executor: Executor) -> ModelEvaluation:
+    """Return an evaluation as `evaluate_in` does, and copy its predictions and manifest into a folder."""
+    found = evaluate_in(stage, executor)
+    done = executor.make(stage)
     (folder / RECORD).unlink(missing_ok=True)  # of what was there before
     for name in (PREDICTIONS, MANIFEST):
         write_bytes_atomically(folder / name, done.artefact(name).read_bytes())
-    return ModelEvaluation(stage.label, recorded(done), read_predictions(done.artefact(PREDICTIONS)))
+    return found
 
 
 def compare(
