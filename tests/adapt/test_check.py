@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 
-from lingraft.adapt.check import Asked, check, compare_evaluations
+from lingraft.adapt.check import Gate, check, compare_evaluations
 from lingraft.adapt.checked import Checked
 from lingraft.adapt.gate import MaxLosses
 from lingraft.config.schema import Evaluation
@@ -28,7 +28,7 @@ from lingraft.evaluate.scores import score_summary
 from lingraft.evaluate.task_records import EvaluationSettings, ScoreSettings, TaskRecord
 from lingraft.records import from_json
 from lingraft.report.check import check_junit, check_markdown
-from lingraft.study.evaluation import ModelEvaluation
+from lingraft.study.evaluation import Asked, EvaluationOptions, ModelEvaluation
 from lingraft.study.stages.evaluate import Questions
 
 ITEMS = 60
@@ -292,16 +292,22 @@ def evaluation(
     return ModelEvaluation(name, record, tuple(predictions))
 
 
-def asked(
-    *labels: str, max_loss: float = 0.1, not_run: Mapping[str, str] | None = None, **more: Any
-) -> Asked:
+def gate(
+    *labels: str,
+    max_loss: float = 0.1,
+    each_task: bool = False,
+    not_run: Mapping[str, str] | None = None,
+    tasks: tuple[str, ...] = (),
+    notes: tuple[str, ...] = (),
+) -> Gate:
+    """Return what should have been asked; `tasks`: what was named."""
     keys: Any = {
         f"{'task_ability' if label.endswith('/en') else 'language_ability'}|{label.replace('/', '|')}|": None
         for label in labels
     }
     resolved = Questions(Evaluation(), (), (), Path(), True, {"tasks": keys}, dict(not_run or {}))
-    options: dict[str, Any] = {"are_named": False, "each_task": False, "not_run": not_run or {}, "notes": ()}
-    return Asked(resolved, MaxLosses.of(max_loss, {}), **(options | more))
+    what = Asked(EvaluationOptions(tasks=tasks), resolved, (), notes)
+    return Gate(what, MaxLosses.of(max_loss, {}), each_task, not_run or {})
 
 
 GOOD, BAD = [1.0] * 90 + [0.0] * 10, [1.0] * 30 + [0.0] * 70
@@ -311,13 +317,13 @@ def test_one_broken_ability_breaks_the_whole_and_one_undecided_leaves_it_open() 
     labels = ("a/en", "a/de", "a/th")
     before = evaluation("m1", dict.fromkeys(labels, GOOD))
     broken = compare_evaluations(
-        before, evaluation("m2", {"a/en": GOOD, "a/de": BAD, "a/th": GOOD[:88] + BAD[88:]}), asked(*labels)
+        before, evaluation("m2", {"a/en": GOOD, "a/de": BAD, "a/th": GOOD[:88] + BAD[88:]}), gate(*labels)
     )
     assert [one.answer for one in broken.abilities] == ["held", "broken", "held"]
     assert (broken.answer, broken.exit_code) == ("broken", 1)
     some = [0.0] * 8 + GOOD[8:]
     left = compare_evaluations(
-        before, evaluation("m2", {"a/en": GOOD, "a/de": GOOD, "a/th": some}), asked(*labels)
+        before, evaluation("m2", {"a/en": GOOD, "a/de": GOOD, "a/th": some}), gate(*labels)
     )
     assert [one.answer for one in left.abilities] == ["held", "held", "undecided"]
     assert (left.answer, left.exit_code) == ("undecided", 3)
@@ -327,16 +333,16 @@ def test_tasks_decide_nothing_unless_they_are_asked_to() -> None:
     # The one task makes up for the other.
     before = evaluation("m1", {"a/en": BAD + GOOD, "b/en": BAD + GOOD})
     after = evaluation("m2", {"a/en": GOOD + GOOD, "b/en": BAD + BAD})
-    found = compare_evaluations(before, after, asked("a/en", "b/en"))
+    found = compare_evaluations(before, after, gate("a/en", "b/en"))
     assert found.answer == "held"
     assert {one.name: one.answer for one in found.tasks} == {"a/en": "held", "b/en": "broken"}
-    assert compare_evaluations(before, after, asked("a/en", "b/en", each_task=True)).answer == "broken"
+    assert compare_evaluations(before, after, gate("a/en", "b/en", each_task=True)).answer == "broken"
 
 
 def test_a_score_of_0_before_cannot_tell_and_says_why() -> None:
     nothing = [0.0] * 100
     found = compare_evaluations(
-        evaluation("m1", {"a/en": nothing}), evaluation("m2", {"a/en": GOOD}), asked("a/en")
+        evaluation("m1", {"a/en": nothing}), evaluation("m2", {"a/en": GOOD}), gate("a/en")
     )
     assert found.exit_code == 3
     (line,) = found.sentences()
@@ -353,12 +359,12 @@ def test_what_was_asked_in_another_way_is_left_out_and_what_is_left_decides() ->
         replace(after.record, tasks=after.record.tasks | other.record.tasks),
         after.predictions + other.predictions,
     )
-    found = compare_evaluations(before, mixed, asked("a/en", "b/en"))
+    found = compare_evaluations(before, mixed, gate("a/en", "b/en"))
     assert found.exit_code == 0
     assert found.abilities[0].n == 100
     assert [line for line in found.left_out() if line.startswith("b/en: not compared")]
     nothing_left = compare_evaluations(
-        before, evaluation("m2", {"a/en": GOOD, "b/en": GOOD}, template="y"), asked("a/en", "b/en")
+        before, evaluation("m2", {"a/en": GOOD, "b/en": GOOD}, template="y"), gate("a/en", "b/en")
     )
     assert (nothing_left.exit_code, nothing_left.abilities) == (3, ())
     assert "other chat template" in nothing_left.unmeasured["en"]
@@ -367,17 +373,17 @@ def test_what_was_asked_in_another_way_is_left_out_and_what_is_left_decides() ->
 
 def test_a_language_that_could_not_be_asked_leaves_the_answer_open() -> None:
     before, after = evaluation("m1", {"a/en": GOOD}), evaluation("m2", {"a/en": GOOD})
-    found = compare_evaluations(before, after, asked("a/en", not_run={"a/th": "no file a/th.jsonl."}))
+    found = compare_evaluations(before, after, gate("a/en", not_run={"a/th": "no file a/th.jsonl."}))
     assert found.abilities[0].answer == "held"
     assert (found.answer, found.unmeasured) == ("undecided", {"th": "a/th was not run: no file a/th.jsonl."})
     # Of a suite a task may be missing where others measure the ability; one that was named may not.
     missing = {"b/en": "no file b.jsonl."}
-    assert compare_evaluations(before, after, asked("a/en", not_run=missing)).answer == "held"
-    named = compare_evaluations(before, after, asked("a/en", not_run=missing, are_named=True))
+    assert compare_evaluations(before, after, gate("a/en", not_run=missing)).answer == "held"
+    named = compare_evaluations(before, after, gate("a/en", not_run=missing, tasks=("a", "b")))
     assert (named.answer, list(named.unmeasured)) == ("undecided", ["b"])
     small = evaluation("m2", {"a/en": GOOD}, no_room={"b/en": "its answers have no room."})
     wide = evaluation("m1", {"a/en": GOOD, "b/en": GOOD})
-    found = compare_evaluations(wide, small, asked("a/en", "b/en", each_task=True))
+    found = compare_evaluations(wide, small, gate("a/en", "b/en", each_task=True))
     assert found.unmeasured == {"b/en": "b/en was not run: m2: its answers have no room."}
 
 
@@ -388,7 +394,7 @@ def test_names_break_neither_xml_nor_markdown() -> None:
     found = compare_evaluations(
         evaluation(NASTY, {"a/en": GOOD, "a/de": GOOD}),
         evaluation(f"{NASTY}2", {"a/en": BAD, "a/de": GOOD}),
-        asked("a/en", "a/de", notes=(f"A note on {NASTY}.",)),
+        gate("a/en", "a/de", notes=(f"A note on {NASTY}.",)),
     )
     suite = ElementTree.fromstring(check_junit(found, 1.5))[0]
     failure = suite.find("testcase/failure")
@@ -407,7 +413,7 @@ def test_junit_is_what_the_common_schemas_ask_for() -> None:
     found = compare_evaluations(
         evaluation("m1", {"a/en": GOOD}),
         evaluation("m2", {"a/en": BAD}),
-        asked("a/en", not_run={"a/th": "no."}),
+        gate("a/en", not_run={"a/th": "no."}),
     )
     text = check_junit(found, 12.3456)
     assert text.startswith('<?xml version="1.0" encoding="UTF-8"?>\n<testsuites>')

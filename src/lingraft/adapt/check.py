@@ -13,21 +13,26 @@ from typing import Literal
 from lingraft.adapt.checked import FORMAT, Checked
 from lingraft.adapt.gate import MaxLosses, check_pair
 from lingraft.adapt.promise import AbilityLoss, answer_of, loss_of
-from lingraft.errors import EvaluationError
-from lingraft.evaluate.checks import check_names
-from lingraft.evaluate.common_items import common_items
 from lingraft.evaluate.running import (
     left_out_sentence,
     spelled_prompts_sentence,
     truncated_prompts_sentence,
 )
 from lingraft.evaluate.scores import measured_by
-from lingraft.evaluate.selection import choose_tasks, language_notes
 from lingraft.intervals.changes import LimitAnswer
-from lingraft.study.evaluation import ModelEvaluation, evaluate_in, evaluations, not_run_lines
+from lingraft.study.evaluation import (
+    Asked,
+    EvaluationOptions,
+    ModelEvaluation,
+    ask,
+    evaluate_in,
+    evaluations,
+    not_run_lines,
+    paired,
+)
 from lingraft.study.events import Watcher
 from lingraft.study.execute import Executor
-from lingraft.study.stages.evaluate import PREDICTIONS, Questions, questions
+from lingraft.study.stages.evaluate import PREDICTIONS
 from lingraft.study.store import Store
 from lingraft.text.language_tags import ENGLISH
 
@@ -35,36 +40,28 @@ FOLDER = Path("runs") / "check"
 
 
 @dataclass(frozen=True)
-class Asked:
+class Gate:
     """What both models are asked, and what may be lost of it.
 
     Attributes:
-        questions: Resolved.
+        asked: What is asked.
         max_losses: Each ability has a limit.
-        are_named: Whether tasks were asked for by name: one that runs in no language leaves the answer open then.
         each_task: Whether every task decides.
-        not_run: By task and language, why it cannot be run here.
-        notes: Which task or language stands for another or is not there, one sentence each.
+        not_run: By task and language, why it cannot be run here, and where its data were looked for.
     """
 
-    questions: Questions
+    asked: Asked
     max_losses: MaxLosses
-    are_named: bool
     each_task: bool
     not_run: Mapping[str, str]
-    notes: tuple[str, ...]
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """By name and language, what was asked for, also what cannot be run here; English first, then by language."""
-        asked = self.questions.manifest["tasks"]
-        names = ["/".join(key.split("|", 3)[1:3]) for key in asked] if isinstance(asked, Mapping) else []
-        return tuple(
-            sorted(
-                dict.fromkeys([*names, *self.not_run]),
-                key=lambda one: (_language(one) != ENGLISH, _language(one)),
-            )
-        )
+        """By name and language, what was asked for, also what cannot be run; English first, then by language."""
+        keys = self.asked.questions.manifest["tasks"]
+        names = ["/".join(key.split("|", 3)[1:3]) for key in keys] if isinstance(keys, Mapping) else []
+        found = dict.fromkeys([*names, *self.not_run])
+        return tuple(sorted(found, key=lambda one: (_language(one) != ENGLISH, _language(one))))
 
     @property
     def abilities(self) -> tuple[str, ...]:
@@ -75,10 +72,6 @@ class Asked:
     def deciding_tasks(self) -> tuple[str, ...]:
         """The tasks that decide besides the abilities."""
         return tuple(name for name in self.tasks if self.each_task or name in self.max_losses.named)
-
-    def lines(self) -> list[str]:
-        """Return what is not asked, and what stands for something else; known before a model is looked at."""
-        return [*(f"{name}: not run: {reason}" for name, reason in self.not_run.items()), *self.notes]
 
 
 def _language(task: str) -> str:
@@ -93,11 +86,12 @@ def check(
     *,
     limits: Mapping[str, float] | None = None,
     suite: str = "quick",
-    tasks: Sequence[str] = (),
-    languages: Sequence[str] = (),
+    tasks: str | Path | Sequence[str | Path] = (),
+    languages: str | Sequence[str] = (),
     each_task: bool = False,
     data_dir: str | Path | None = None,
     limit: int | None = None,
+    part: Literal["all", "selection", "report"] = "all",
     max_new_tokens: int | None = None,
     batch_size: int | None = None,
     precision: Literal["auto", "bf16", "float32"] = "auto",
@@ -107,7 +101,7 @@ def check(
     folder: str | Path = FOLDER,
     watcher: Watcher | None = None,
 ) -> Checked:
-    """Return whether a model lost more than it may against an earlier one; `lingraft check` prints it.
+    """Return whether a model lost more than it may against an earlier one, as `lingraft check` does.
 
     Args:
         model: A folder, hub id, `embedded:NAME`, or the folder of a LoRA adapter.
@@ -120,6 +114,7 @@ def check(
         each_task: Every task decides as well.
         data_dir: Folder with local copies of data sets; None: all come from the hub.
         limit: Most items of each task; None: the suite's.
+        part: All items, or one half of each task's.
         max_new_tokens: Most tokens of an answer; None: each task's own.
         batch_size: Most answers generated together; None: as many as fit.
         precision: Of the arithmetic; auto: bf16 where it is clearly faster.
@@ -136,144 +131,117 @@ def check(
     """
     max_losses = MaxLosses.of(max_loss, limits or {})
     check_pair(str(model), str(against))
-    asked = ask(
-        max_losses,
+    options = EvaluationOptions(
         suite=suite,
-        tasks=tasks,
-        languages=languages,
-        each_task=each_task,
+        tasks=tuple(map(str, [tasks] if isinstance(tasks, (str, Path)) else tasks)),
+        languages=tuple(languages.split(",") if isinstance(languages, str) else languages),
         data_dir=None if data_dir is None else str(data_dir),
         limit=limit,
+        part=part,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         precision=precision,
         backend=backend,
         chat=chat,
-        trust_remote_code=trust_remote_code,
     )
+    gate = gate_of(options, max_losses, each_task=each_task, trust_remote_code=trust_remote_code)
     return check_models(
         str(model),
         str(against),
-        asked,
+        gate,
         folder=Path(folder),
         trust_remote_code=trust_remote_code,
         watcher=watcher,
     )
 
 
-def ask(
+def gate_of(
+    options: EvaluationOptions,
     max_losses: MaxLosses,
     *,
-    suite: str,
-    tasks: Sequence[str],
-    languages: Sequence[str],
-    each_task: bool,
-    data_dir: str | None,
-    limit: int | None,
-    max_new_tokens: int | None,
-    batch_size: int | None,
-    precision: Literal["auto", "bf16", "float32"],
-    backend: Literal["transformers", "vllm"],
-    chat: bool,
-    trust_remote_code: bool,
-) -> Asked:
-    """Resolve what both models are asked; no model is looked at. Arguments and errors as of `check`."""
-    chosen = choose_tasks(
-        suite, tasks, languages=languages, data_dir=data_dir, limit=limit, max_new_tokens=max_new_tokens
-    )
-    check_names(chosen.evaluation, trust_remote_code=trust_remote_code)
-    evaluation = chosen.evaluation.model_copy(
-        update={
-            "batch_size": batch_size,
-            "backend": backend,
-            "precision": precision,
-            "apply_chat_template": chat,
-        }
-    )
-    trained = sorted({entry.language or ENGLISH for entry in evaluation.language_ability})
-    resolved = questions(evaluation, trained, skip_missing=True, trust_remote_code=trust_remote_code)
-    lines = not_run_lines(resolved, data_dir)
-    if not resolved.has_tasks:
-        raise EvaluationError("\n".join(["none of the tasks can be run here.", *lines]))
-    absent = [
-        f"{one}: {one.rpartition('/')[0]} has no {_language(one)}; it is left out." for one in chosen.missing
-    ]
-    asked = Asked(
-        questions=resolved,
-        max_losses=max_losses,
-        are_named=bool(tasks),
-        each_task=each_task,
-        not_run={line.partition(": ")[0]: line.partition(": not run: ")[2] for line in lines},
-        notes=(*absent, *language_notes(evaluation, evaluation, trained)),
-    )
-    max_losses.check_against(asked.abilities, asked.tasks)
-    return asked
+    each_task: bool = False,
+    trust_remote_code: bool = False,
+) -> Gate:
+    """Resolve what both models are asked; no model is looked at.
+
+    Args:
+        options: What to ask.
+        max_losses: What may be lost.
+        each_task: Whether every task decides.
+        trust_remote_code: Run Python code that YAML tasks bring along.
+
+    Raises:
+        ConfigError: There is no such suite, task, language or folder, or a limit is of nothing that is asked.
+        EvaluationError: None of the tasks can be run, or the templates of one fail.
+    """
+    asked = ask(options, trust_remote_code=trust_remote_code)
+    lines = not_run_lines(asked.questions, options.data_dir)
+    not_run = {
+        name: line.removeprefix(f"{name}: not run: ")
+        for name, line in zip(asked.questions.not_run, lines, strict=True)
+    }
+    gate = Gate(asked, max_losses, each_task, not_run)
+    max_losses.check_against(gate.abilities, gate.tasks)
+    return gate
 
 
 def check_models(
     model: str,
     against: str,
-    asked: Asked,
+    gate: Gate,
     *,
     folder: Path = FOLDER,
     trust_remote_code: bool = False,
     watcher: Watcher | None = None,
 ) -> Checked:
     """Return what a model lost against an earlier one. Arguments and errors as of `check`."""
-    stages = evaluations([against, model], asked.questions, trust_remote_code=trust_remote_code)
+    stages = evaluations([against, model], gate.asked.questions, trust_remote_code=trust_remote_code)
     with Store(folder) as store:
         executor = Executor(store, watcher)
         before, after = (evaluate_in(stage, executor) for stage in stages)
         places = [store.folder_of(stage) / PREDICTIONS for stage in stages]
-    found = compare_evaluations(before, after, asked)
+    found = compare_evaluations(before, after, gate)
     if stages[0].fingerprint == stages[1].fingerprint:
         found = same_model(found)
     first, second = (place.relative_to(folder).as_posix() for place in places)
     return replace(found, folder=str(folder), predictions=(first, second))
 
 
-def compare_evaluations(before: ModelEvaluation, after: ModelEvaluation, asked: Asked) -> Checked:
+def compare_evaluations(before: ModelEvaluation, after: ModelEvaluation, gate: Gate) -> Checked:
     """Return what the second of two evaluations lost against the first, on the items that both were asked alike.
 
     Args:
         before: Of the model from before.
         after: Of the model that is checked.
-        asked: What both should have been asked. What of it decides and could not be measured leaves it undecided.
+        gate: What both should have been asked. What of it decides and could not be measured leaves it undecided.
     """
-    records = [one.record.tasks for one in (before, after)]
-    common = common_items(
-        [
-            [one for one in own.predictions if all(one.label in tasks for tasks in records)]
-            for own in (before, after)
-        ],
-        records,
-    )
-    not_run = dict(asked.not_run)
+    common = paired(before, after)
+    not_run = dict(gate.not_run)
     for own in (before, after):
         not_run |= {name: f"{own.model}: {reason}" for name, reason in own.record.no_room.items()}
     losses: dict[str, AbilityLoss] = {}
-    for name in (*asked.abilities, *asked.tasks):
+    for name in (*gate.abilities, *gate.tasks):
         ability = "task_ability" if name == ENGLISH else name
         earlier, later = (measured_by(own, ability) for own in common.models)
-        max_loss = asked.max_losses.of_ability(name, _language(name))
+        max_loss = gate.max_losses.of_ability(name, _language(name))
         if earlier and max_loss is not None:
             losses[name] = loss_of(name, earlier, later, max_loss)
 
     unmeasured: dict[str, str] = {}
-    for name in (*asked.abilities, *asked.deciding_tasks):
+    for name in (*gate.abilities, *gate.deciding_tasks):
         if name not in losses:
-            own_tasks = [task for task in asked.tasks if name in (task, _language(task))]
+            own_tasks = [task for task in gate.tasks if name in (task, _language(task))]
             reasons = [
                 common.refused.get(task)
                 or f"{task} was {f'not run: {not_run[task]}' if task in not_run else 'asked alike in no item.'}"
                 for task in own_tasks
             ]
             unmeasured[name] = " ".join(reasons)
-    compared = {task.rpartition("/")[0] for task in asked.tasks if task in losses}
-    for name in {task.rpartition("/")[0]: None for task in asked.tasks} if asked.are_named else ():
+    compared = {task.rpartition("/")[0] for task in gate.tasks if task in losses}
+    for name in {task.rpartition("/")[0]: None for task in gate.tasks} if gate.asked.options.tasks else ():
         if name not in compared and not any(one.rpartition("/")[0] == name for one in unmeasured):
             unmeasured[name] = "it was asked for by name, and could be compared in no language."
-    notes = [*asked.notes]
+    notes = [note for note in gate.asked.notes if note.partition(": not run: ")[0] not in gate.not_run]
     for model in (before, after):
         scores = model.record.scores
         own_notes = [
@@ -282,7 +250,7 @@ def compare_evaluations(before: ModelEvaluation, after: ModelEvaluation, asked: 
             *(spelled_prompts_sentence(*one) for one in scores.spelled_prompts.items()),
         ]
         notes += [f"{model.model}: {note}" for note in own_notes]
-    abilities = tuple(losses[name] for name in asked.abilities if name in losses)
+    abilities = tuple(losses[name] for name in gate.abilities if name in losses)
     found = Checked(
         format=FORMAT,
         answer="undecided",
@@ -290,14 +258,15 @@ def compare_evaluations(before: ModelEvaluation, after: ModelEvaluation, asked: 
         against=before.model,
         are_equal=False,
         abilities=abilities,
-        tasks=tuple(losses[name] for name in asked.tasks if name in losses),
-        deciding_tasks=asked.deciding_tasks,
+        tasks=tuple(losses[name] for name in gate.tasks if name in losses),
+        deciding_tasks=gate.deciding_tasks,
         unmeasured=unmeasured,
         not_run=not_run,
         unpaired=common.unpaired,
         not_paired=common.refused,
         notes=tuple(notes),
-        precision=asked.questions.evaluation.precision,
+        part=gate.asked.options.part,
+        precision=gate.asked.options.precision,
         folder=None,
         predictions=None,
     )

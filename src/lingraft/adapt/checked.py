@@ -48,6 +48,7 @@ class Checked:
         unpaired: By task and language, items that only one of the two has a score of; they count nowhere.
         not_paired: By task and language, why the two are not compared in it: they were asked in different ways.
         notes: What else was left out or truncated, one sentence each.
+        part: Which items were asked: all, or one half of each task's.
         precision: Of the arithmetic.
         folder: Where the evaluations are kept; None, as `predictions`: nowhere.
         predictions: In it, the answers of the model from before and of the one that is checked.
@@ -66,6 +67,7 @@ class Checked:
     unpaired: dict[str, int]
     not_paired: dict[str, str]
     notes: tuple[str, ...]
+    part: str
     precision: str
     folder: str | None
     predictions: tuple[str, str] | None

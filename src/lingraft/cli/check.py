@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -19,7 +19,9 @@ from lingraft.cli.output import (
     quieten_loading,
     write_record,
 )
-from lingraft.errors import ConfigError
+from lingraft.errors import ConfigError, did_you_mean
+
+_PARTS: tuple[Literal["all", "selection", "report"], ...] = ("all", "selection", "report")
 
 
 def check(
@@ -51,6 +53,9 @@ def check(
         typer.Option(help="Folder with local copies of data sets; missing ones come from the hub."),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Most items of each task.")] = None,
+    part: Annotated[
+        str, typer.Option(help="all items, or the selection or report half of each task's.")
+    ] = "all",
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Most tokens of an answer; default: each task's own.")
     ] = None,
@@ -100,6 +105,9 @@ def check(
     # Wrong options and names are refused before anything heavy is imported.
     max_losses = MaxLosses.parsed(max_loss)
     asked_precision, engine = checked_precision(precision), checked_backend(backend)
+    asked_part = next((one for one in _PARTS if one == part), None)
+    if asked_part is None:
+        raise ConfigError(f"--part {part!r}: {did_you_mean(part, _PARTS)}")
     check_pair(model, against)
     for option, file in (("--junit", junit), ("--markdown", markdown)):
         check_folder(file)
@@ -107,30 +115,30 @@ def check(
             raise ConfigError(f"{option} {file}: is a folder; name a file.")
     _check_output(output)
 
-    from lingraft.adapt.check import ask, check_models
+    from lingraft.adapt.check import check_models, gate_of
     from lingraft.adapt.checked import ABILITY, TASK
     from lingraft.cli.progress import StepBars
     from lingraft.records import to_json, write_text_atomically
     from lingraft.report.check import check_junit, check_markdown, check_table
     from lingraft.stage_record import RECORD
+    from lingraft.study.evaluation import EvaluationOptions
 
     quieten_loading()
-    asked = ask(
-        max_losses,
+    options = EvaluationOptions(
         suite=suite,
-        tasks=task or [],
-        languages=[tag.strip() for tag in languages.split(",") if tag.strip()],
-        each_task=each_task,
+        tasks=tuple(task or ()),
+        languages=tuple(tag.strip() for tag in languages.split(",") if tag.strip()),
         data_dir=data_dir,
         limit=limit,
+        part=asked_part,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         precision=asked_precision,
         backend=engine,
         chat=chat,
-        trust_remote_code=trust_remote_code,
     )
-    for line in asked.lines():
+    gate = gate_of(options, max_losses, each_task=each_task, trust_remote_code=trust_remote_code)
+    for line in gate.asked.notes:
         print_message(f"! {line}", "yellow")
     summary = os.environ.get("GITHUB_STEP_SUMMARY")
     is_summary = markdown is not None and bool(summary) and markdown.resolve() == Path(str(summary)).resolve()
@@ -139,7 +147,7 @@ def check(
             file.unlink(missing_ok=True)  # of an earlier check, in case this one fails
     with StepBars() as bars:
         found = check_models(
-            model, against, asked, folder=output, trust_remote_code=trust_remote_code, watcher=bars
+            model, against, gate, folder=output, trust_remote_code=trust_remote_code, watcher=bars
         )
     whole = to_json(found)
     write_record(output / RECORD, "check", {"model": model, "against": against}, whole)
@@ -151,7 +159,7 @@ def check(
     elif markdown is not None:
         write_text_atomically(markdown, check_markdown(found))
     for line in found.left_out():
-        if line not in asked.lines():
+        if line not in gate.asked.notes:
             print_message(f"! {line}", "yellow")
     if json:
         print_json(whole)

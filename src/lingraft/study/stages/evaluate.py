@@ -20,8 +20,9 @@ from lingraft.evaluate.held_out import bits_by_language, held_out_losses, item_o
 from lingraft.evaluate.loading import NotRunnableError, task_identities
 from lingraft.evaluate.manifest import HAS_TEMPLATE, NO_TEMPLATE, manifest_of, outside_of_the_file
 from lingraft.evaluate.predictions import write_predictions
-from lingraft.evaluate.results import EvaluationRecord
+from lingraft.evaluate.results import BitsPerCharacter, EvaluationRecord
 from lingraft.evaluate.running import (
+    Evaluated,
     evaluate_model,
     left_out_sentence,
     spelled_prompts_sentence,
@@ -40,7 +41,6 @@ from lingraft.stage import FinishedStage, Json, Model, Needs, StageSpec, Work, W
 PREDICTIONS = "predictions.parquet"
 VERDICTS = "verdicts.jsonl"  # in the cache: they are paid for, and serve every cell
 HELD_OUT = "held_out.parquet"
-EVALUATION_SPLIT = "report"
 MANIFEST = "manifest.json"  # what was asked and how
 _RECORD_FORMAT = 1  # of `EvaluationRecord`; an evaluation that was recorded in another is made anew
 
@@ -121,7 +121,12 @@ def questions(
     written = fingerprint_of(
         {
             "evaluation": evaluation.model_dump(
-                mode="json", exclude={"judge": UNCOMPARED_JUDGE_FIELDS, "precision": True}
+                mode="json",
+                exclude={
+                    "judge": UNCOMPARED_JUDGE_FIELDS,
+                    "precision": True,
+                    **dict.fromkeys(evaluation.idle_fields, True),
+                },
             ),
             "precision": precision,
             "files": task_identities(evaluation, base_folder),
@@ -137,7 +142,6 @@ def questions(
         runs, not_run = build_runs(
             evaluation,
             languages,
-            EVALUATION_SPLIT,
             base_folder,
             skip_missing=skip_missing,
             trust_remote_code=trust_remote_code,
@@ -151,9 +155,7 @@ def questions(
             raise
     else:
         chat = HAS_TEMPLATE if evaluation.apply_chat_template else NO_TEMPLATE
-        resolved_manifest = manifest_of(
-            runs, evaluation, precision=precision, chat=chat, split=EVALUATION_SPLIT, held_out=items
-        )
+        resolved_manifest = manifest_of(runs, evaluation, precision=precision, chat=chat, held_out=items)
         manifest = resolved_manifest.identity
         for task in resolved_manifest.tasks:
             ability, name, language, _ = task.key.split("|", 3)
@@ -236,7 +238,6 @@ class Evaluate(StageSpec):
             tokenizer,
             asked.evaluation,
             languages=asked.languages,
-            split=EVALUATION_SPLIT,
             base_folder=asked.base_folder,
             precision=compute.precision,
             skip_missing=asked.skip_missing,
@@ -248,9 +249,7 @@ class Evaluate(StageSpec):
             on_progress=partial(place.progressed, unit="items"),
             on_judged=partial(place.progressed, unit="verdicts"),
         )
-        if not evaluated.predictions:
-            reasons = (f"{task}: {reason}" for task, reason in evaluated.no_room.items())
-            raise EvaluationError(f"{self.label}: none of the tasks can be run ({'; '.join(reasons)}).")
+        check_any(self.label, evaluated)
         losses = held_out_losses(
             loaded,
             tokenizer,
@@ -274,19 +273,40 @@ class Evaluate(StageSpec):
             note(truncated_prompts_sentence(task, count))
         for task, count in evaluated.spelled_prompts.items():
             note(spelled_prompts_sentence(task, count))
-        scores = score_summary(
-            evaluated.predictions,
-            bits_by_language(losses, asked.held_out),
-            left_out=evaluated.left_out,
-            truncated=evaluated.truncated,
-            truncated_prompts=evaluated.truncated_prompts,
-            spelled_prompts=evaluated.spelled_prompts,
-            noise=evaluated.noise,
-        )
-        record = EvaluationRecord(
-            scores, evaluated.tasks, compute.precision, evaluated.not_run, evaluated.no_room
-        )
+        bits = bits_by_language(losses, asked.held_out)
+        record = record_of(evaluated, bits, compute.precision)
         return Work(to_json(record), machine(compute))
+
+
+def check_any(name: str, evaluated: Evaluated) -> None:
+    """Refuse an evaluation in which no task fits the model, called `name`.
+
+    Raises:
+        EvaluationError: There is no answer at all.
+    """
+    if not evaluated.predictions:
+        reasons = (f"{task}: {reason}" for task, reason in evaluated.no_room.items())
+        raise EvaluationError(f"{name}: none of the tasks can be run ({'; '.join(reasons)}).")
+
+
+def record_of(evaluated: Evaluated, bits: Mapping[str, BitsPerCharacter], precision: str) -> EvaluationRecord:
+    """Return what is recorded of an evaluation.
+
+    Args:
+        evaluated: The model's answers.
+        bits: Loss of its held-out answers, by language.
+        precision: Of the arithmetic.
+    """
+    scores = score_summary(
+        evaluated.predictions,
+        bits,
+        left_out=evaluated.left_out,
+        truncated=evaluated.truncated,
+        truncated_prompts=evaluated.truncated_prompts,
+        spelled_prompts=evaluated.spelled_prompts,
+        noise=evaluated.noise,
+    )
+    return EvaluationRecord(scores, evaluated.tasks, precision, evaluated.not_run, evaluated.no_room)
 
 
 def recorded(evaluation: FinishedStage) -> EvaluationRecord:
