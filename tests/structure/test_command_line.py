@@ -18,6 +18,7 @@ COMMANDS = (
     "drift",
     "replay",
     "evaluate",
+    "check",
     "judge",
     "validate",
     "show",

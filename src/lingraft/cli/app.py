@@ -8,6 +8,7 @@ import typer
 
 from lingraft.cli import (
     adapt,
+    check,
     clean,
     copy,
     difference,
@@ -44,6 +45,7 @@ app.command("snr")(snr.snr)
 app.command("drift")(drift.drift)
 app.command("replay")(replay.replay)
 app.command("evaluate")(evaluate.evaluate)
+app.command("check")(check.check)
 app.command("judge")(judge.judge)
 app.command("schema")(schema.schema)
 app.command("copy")(copy.copy)
