@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import LlamaForCausalLM
 
 from lingraft.data.chat_template import FALLBACK_TEMPLATE
 from lingraft.errors import ModelError
@@ -126,7 +127,41 @@ def test_two_checkpoints_make_a_third_and_what_is_no_weight_is_the_seconds(tmp_p
     reader = CheckpointReader(made)
     assert torch.equal(reader.tensor("weight"), torch.full((2, 3), 2.0))
     assert torch.equal(reader.tensor("seen"), torch.tensor([3]))
-    assert json.loads((made / "config.json").read_text()) == {"of": "after"}
+    assert json.loads((made / "config.json").read_text()) == {"of": "after", "dtype": "float32"}
     save_file({"seen": torch.tensor([1])}, before / "model.safetensors")
     with pytest.raises(ModelError, match=r"has no weight of the shape \[2, 3\]"):
         combine_checkpoints(before, after, lambda _, old, __: old, tmp_path / "none")
+
+
+def test_a_combined_model_can_be_rounded_but_for_what_its_architecture_keeps_in_float32(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LlamaForCausalLM, "_keep_in_fp32_modules_strict", ["input_layernorm.weight"])
+    before, after, made = (tmp_path / name for name in ("before", "after", "made"))
+    for number, folder in enumerate((before, after)):
+        model = load_model(tiny_model)
+        torch.manual_seed(number)
+        for own in model.parameters():
+            own.data += torch.randn_like(own)
+        save_checkpoint(model, load_tokenizer(tiny_model), folder)
+    (after / "pytorch_model.bin").write_bytes(b"the same weights again")
+    config = json.loads((after / "config.json").read_text())
+    del config["dtype"]
+    old = {**config, "torch_dtype": "float32", "part_config": {"dtype": "float32", "name": "dtype"}}
+    (after / "config.json").write_text(json.dumps(old))
+    combine_checkpoints(before, after, lambda _, a, b: (a + b) / 2, made, dtype=torch.bfloat16)
+    reader, first, second = (CheckpointReader(one) for one in (made, before, after))
+    for name in reader.names:
+        mean = (first.tensor(name) + second.tensor(name)) / 2
+        assert torch.equal(
+            reader.tensor(name), mean if "input_layernorm" in name else mean.to(torch.bfloat16)
+        )
+    kept = {name for name in reader.names if reader.kind(name) == torch.float32}
+    assert kept == {f"model.layers.{number}.input_layernorm.weight" for number in (0, 1)}
+    stated = json.loads((made / "config.json").read_text())
+    assert (stated["dtype"], stated["torch_dtype"]) == ("bfloat16", "bfloat16")
+    assert stated["part_config"] == {"dtype": "bfloat16", "name": "dtype"}
+    assert not (made / "pytorch_model.bin").exists()
+    assert (
+        load_model(made, dtype=torch.bfloat16).model.layers[0].input_layernorm.weight.dtype == torch.float32
+    )

@@ -129,7 +129,7 @@ class Phases:
         return self.executor.make(self.described(job), with_artefacts=True)
 
     def combine(self, job: TrainingJob) -> FinishedStage:
-        combine = Combine(job.label, job, MadeModel(self.described(job)))
+        combine = Combine(job.label, job.parent, MadeModel(self.described(job)), job.choice)
         return self.executor.make(combine, with_artefacts=True)
 
     def states(self, job: TrainingJob) -> dict[str, Prepare]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from lingraft.errors import EXIT_ANSWER_IS_NO, EXIT_CANNOT_TELL, EXIT_DONE
-from lingraft.intervals.changes import LimitAnswer
+from lingraft.evaluate.held_out import AnswerLoss, bits_difference, mean_bits
+from lingraft.intervals.changes import Answer, LimitAnswer
 from lingraft.intervals.confidence_intervals import bounds, fewest_for_no_change
 from lingraft.intervals.macro_mean import (
     POWER_FACTOR,
-    Difference,
     Interval,
     Scored,
     macro_mean,
@@ -23,6 +24,7 @@ from lingraft.intervals.macro_mean import (
     paired_ratio,
     values_of,
 )
+from lingraft.text.language_tags import ENGLISH
 
 EXIT_CODES = {
     "held": EXIT_DONE,
@@ -69,19 +71,103 @@ class AbilityLoss:
 
 @dataclass(frozen=True, kw_only=True)
 class Gain:
-    """What was gained of the languages that were learnt.
+    """What was gained of the languages that are learnt.
 
     Attributes:
         languages: BCP-47 tags.
-        before: The start's language ability.
-        after: The other model's, on the same items.
-        difference: after - before, paired, with its 95 % interval.
+        kind: `language ability`: of scores in [0, 1]; `bits per character`: of the loss of held-out answers, turned so
+            that above 0 it fell.
+        before: The start's, on the same items.
+        after: The other model's.
+        value: What was gained.
+        low: Lower end of its 95 % interval; None: too few rows for one.
+        high: Upper end.
+        n: Items.
+        answer: What the interval says.
     """
 
     languages: tuple[str, ...]
-    before: Interval
-    after: Interval
-    difference: Difference
+    kind: Literal["language ability", "bits per character"]
+    before: float
+    after: float
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    answer: Answer
+
+    @property
+    def sentence(self) -> str:
+        """The gain in words."""
+        interval = "" if self.low is None or self.high is None else f" [{self.low:+.3f}, {self.high:+.3f}]"
+        what = "loss in bits per character" if self.kind == "bits per character" else self.kind
+        change = f"{self.before:.3f} -> {self.after:.3f}, gain {self.value:+.3f}{interval}"
+        return f"{what} in {', '.join(self.languages)} {change}"
+
+
+def gain_in_scores(before: Sequence[Scored], after: Sequence[Scored]) -> Gain:
+    """Return what language ability gained, of the scores of two models on the same items."""
+    found = paired_difference(before, after)
+    return Gain(
+        languages=tuple(sorted({one.language for one in before})),
+        kind="language ability",
+        before=macro_mean(before).value,
+        after=macro_mean(after).value,
+        value=found.value,
+        low=found.low,
+        high=found.high,
+        n=found.n,
+        answer=found.answer,
+    )
+
+
+def gain_in_bits(before: Sequence[AnswerLoss], after: Sequence[AnswerLoss]) -> Gain:
+    """Return by how much the loss of held-out answers fell, of two models on the same rows."""
+    found = bits_difference([(after, before)])
+    return Gain(
+        languages=tuple(sorted({one.language for one in before})),
+        kind="bits per character",
+        before=mean_bits([before]).value,
+        after=mean_bits([after]).value,
+        value=found.value,
+        low=found.low,
+        high=found.high,
+        n=found.n,
+        answer=found.answer,
+    )
+
+
+def ability_name(name: str) -> str:
+    """Return how sentences call a promised ability."""
+    return "English" if name == ENGLISH else name
+
+
+def loss_sentence(loss: AbilityLoss) -> str:
+    """Return what of an ability was lost, in words."""
+    name = ability_name(loss.name)
+    if loss.loss is None or loss.low is None or loss.high is None:
+        return f"{name}: what was lost cannot be told: {loss.reason}"
+    return (
+        f"{name} {loss.before.value:.3f} -> {loss.after.value:.3f}, loss {100 * loss.loss:.1f} % "
+        f"[{100 * loss.low:.1f}, {100 * loss.high:.1f}] of {loss.n} items"
+    )
+
+
+def undecided_sentence(loss: AbilityLoss) -> str:
+    """Return what would decide whether a limit was kept: how many items, or which limit."""
+    name, limit = ability_name(loss.name), f"{100 * loss.max_loss:g} %"
+    if loss.certifiable_loss is None:
+        return f"{loss_sentence(loss)}. Ask tasks that the model can do before it learns (--suite, --task)."
+    if loss.items_needed is None:
+        return (
+            f"That nothing at all of {name} was lost cannot be shown by any number of items: {loss.n} can certify a "
+            f"loss of {100 * loss.certifiable_loss:.1f} %. Allow a --max-loss above 0."
+        )
+    return (
+        f"{loss.n} items cannot tell whether no more than {limit} of {name} was lost (they can certify "
+        f"{100 * loss.certifiable_loss:.1f} %; {limit} needs about {loss.items_needed:,}): {loss_sentence(loss)}. Ask "
+        "more items (--suite, --task), or allow a larger --max-loss."
+    )
 
 
 def loss_of(name: str, before: Sequence[Scored], after: Sequence[Scored], max_loss: float) -> AbilityLoss:
@@ -157,10 +243,10 @@ def is_certified(before: Sequence[Scored], after: Sequence[Scored], max_loss: fl
         max_loss: See `AbilityLoss`.
         error: Probability, at most 0.025, of certifying where more was lost.
     """
-    if loss_of("", before, after, max_loss).answer != "held":
-        return False
     rest = values_of(after).combined(1.0, values_of(before), max_loss - 1)
-    return bounds(rest.clusters(), floor=-1.0, tail=error).low > 0
+    if bounds(rest.clusters(), floor=-1.0, tail=error).low <= 0:
+        return False
+    return loss_of("", before, after, max_loss).answer == "held"
 
 
 def answer_of(losses: Sequence[AbilityLoss]) -> LimitAnswer:

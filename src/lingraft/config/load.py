@@ -34,6 +34,7 @@ _RECIPES = "`lingraft ls recipes` lists ready-made ones, `lingraft copy` copies 
 
 FurtherChecks = Callable[[Study], Sequence[Problem]]
 SectionOf = TypeVar("SectionOf", bound=Section)
+Checks = Callable[[SectionOf], Sequence[Problem]]
 
 
 def load_study(
@@ -52,18 +53,42 @@ def load_study(
         ConfigError: The file cannot be read, or anything in it is wrong; one message with every error, sorted by line,
             those of overrides last.
     """
+
+    def problems_of(study: Study) -> list[Problem]:
+        return [*check_study(study), *(() if further_checks is None else further_checks(study))]
+
+    return load_section(
+        Study, path, overrides, problems_of, "a study is a mapping (name:, model:, phases:, ...)"
+    )
+
+
+def load_section(
+    kind: type[SectionOf], path: Path | str, overrides: Sequence[str], checks: Checks[SectionOf], form: str
+) -> SectionOf:
+    """Read, override and check a YAML file of any kind.
+
+    Args:
+        kind: What it holds.
+        path: The file.
+        overrides: See `load_study`.
+        checks: Returns the problems of a section whose fields are right.
+        form: What such a file is, in words for those whose file is something else.
+
+    Raises:
+        ConfigError: As `load_study`.
+    """
     path = Path(path)
-    root = _read_yaml(path)
+    root = _read_yaml(path, form)
     odd_nodes = odd_values(root)
     lines = [(line_of(odd.node), f"{path}:{line_of(odd.node)}: {odd.problem}") for odd in odd_nodes]
     written = content_of(root, str(path))
     content, places, wrong = _overridden(written, overrides)
     lines += [(_AFTER_ALL_LINES, problem) for problem in wrong]
-    study, problems = _problems_of(content, further_checks)
+    section, problems = _problems_of(kind, content, checks)
 
     @cache
     def texts_with(some: tuple[str, ...]) -> frozenset[str]:
-        return frozenset(one.text for one in _problems_of(_overridden(written, some)[0], further_checks)[1])
+        return frozenset(one.text for one in _problems_of(kind, _overridden(written, some)[0], checks)[1])
 
     for problem in problems:
         inside = [place for place in places if problem.location[: len(place)] == place]
@@ -82,18 +107,38 @@ def load_study(
             lines.append((line, f"{path}:{line}: {problem.text}"))
         else:
             lines.append((_AFTER_ALL_LINES, f"{_name(culprit)}: {problem.text}"))
-    if study is None or lines:
+    if section is None or lines:
         lines.sort(key=lambda one: one[0])
         raise ConfigError("\n".join(dict.fromkeys(text for _, text in lines)))
-    return study
+    return section
 
 
-def _problems_of(content: Any, further_checks: FurtherChecks | None) -> tuple[Study | None, list[Problem]]:
-    """Return a study and what is wrong with it; where fields are wrong, what the others say wrong together as well."""
+def overridden_section(section: SectionOf, overrides: Sequence[str], checks: Checks[SectionOf]) -> SectionOf:
+    """Return a section that no file holds with overrides, checked.
+
+    Args:
+        section: As options say it.
+        overrides: See `load_study`.
+        checks: As of `load_section`.
+
+    Raises:
+        ConfigError: With every problem.
+    """
+    content, _, wrong = _overridden(section.model_dump(mode="json", exclude_unset=True), overrides)
+    found, problems = _problems_of(type(section), content, checks)
+    if found is None or problems or wrong:
+        raise ConfigError("\n".join(dict.fromkeys([*(one.text for one in problems), *wrong])))
+    return found
+
+
+def _problems_of(
+    kind: type[SectionOf], content: Any, checks: Checks[SectionOf]
+) -> tuple[SectionOf | None, list[Problem]]:
+    """Return a section and what is wrong with it; where fields are wrong, what others say wrong together as well."""
     found: list[Problem] = []
     left_out: list[Location] = []
     try:
-        study: Study | None = Study.model_validate(content)
+        section: SectionOf | None = kind.model_validate(content)
     except ValidationError as error:
         details = error.errors(include_url=False)
         deeper = [detail["loc"] for detail in details if detail["type"] != "too_short"]
@@ -101,20 +146,21 @@ def _problems_of(content: Any, further_checks: FurtherChecks | None) -> tuple[St
             location = detail["loc"]
             if detail["type"] == "too_short" and any(one[: len(location)] == location for one in deeper):
                 continue  # pydantic drops the broken elements, then finds too few: only the first is news
-            found.append(Problem(location, f"{_place(location)} {_problem(Study, location, detail)}"))
+            found.append(Problem(location, f"{_place(location)} {_problem(kind, location, detail)}"))
         content = _copied(content)
         left_out = [_leave_out(content, detail["loc"]) for detail in details if detail["type"] != "missing"]
         try:
-            study = Study.model_validate(content)
+            section = kind.model_validate(content)
         except ValidationError:
-            study = None
-    if study is None:
+            section = None
+    if section is None:
         return None, found
-    later = [*check_study(study), *(() if further_checks is None else further_checks(study))]
     found += [
-        one for one in later if not any(one.location[: len(location)] == location for location in left_out)
+        one
+        for one in checks(section)
+        if not any(one.location[: len(location)] == location for location in left_out)
     ]
-    return study, found
+    return section, found
 
 
 def _leave_out(content: Any, location: Location) -> Location:
@@ -142,7 +188,7 @@ def data_source(source: str, **options: Any) -> DataSource:
     Raises:
         ConfigError: An option is wrong; the message names it and its value.
     """
-    return _from_options(DataSource, {"fields": "field"}, source=source, **options)
+    return section_from_options(DataSource, {"fields": "field"}, source=source, **options)
 
 
 def judge_choice(url: str, model: str, **options: Any) -> JudgeChoice:
@@ -151,12 +197,12 @@ def judge_choice(url: str, model: str, **options: Any) -> JudgeChoice:
     Raises:
         ConfigError: An option is wrong; the message names it and its value.
     """
-    return _from_options(
+    return section_from_options(
         JudgeChoice, {"url": "judge-url", "model": "judge-model"}, url=url, model=model, **options
     )
 
 
-def _from_options(kind: type[SectionOf], names: Mapping[str, str], **options: Any) -> SectionOf:
+def section_from_options(kind: type[SectionOf], names: Mapping[str, str], **options: Any) -> SectionOf:
     """Return a section made of command-line options; `names` holds those that are not called like their field."""
 
     def option(place: str) -> str:
@@ -190,8 +236,8 @@ def save_study(study: Study, path: Path) -> None:
     write_text_atomically(path, dump_study(study))
 
 
-def _read_yaml(path: Path) -> yaml.MappingNode:
-    """Return a study file's nodes, which know their lines; keys and aliases are checked."""
+def _read_yaml(path: Path, form: str) -> yaml.MappingNode:
+    """Return a file's nodes, which know their lines; keys and aliases are checked."""
     if not os.path.exists(path):  # noqa: PTH110 (which no name is too long for)
         is_override = re.match(r"[\w.\[\]-]+=", str(path))
         advice = (
@@ -206,9 +252,7 @@ def _read_yaml(path: Path) -> yaml.MappingNode:
     root = compose(read_text(path), str(path))
     if not isinstance(root, yaml.MappingNode):
         found = "empty" if root is None else "a list" if isinstance(root, yaml.SequenceNode) else "one value"
-        raise ConfigError(
-            f"{path}:1: the file is {found}; a study is a mapping (name:, model:, phases:, ...). {_RECIPES}"
-        )
+        raise ConfigError(f"{path}:1: the file is {found}; {form}. {_RECIPES}")
     return root
 
 

@@ -1,12 +1,12 @@
-"""Checkpoints on disk: written as float32 safetensors, and made of two others tensor by tensor."""
+"""Checkpoints on disk: written as safetensors, and made of two others tensor by tensor."""
 
 from __future__ import annotations
 
 import shutil
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -20,6 +20,14 @@ from lingraft.records import read_json, write_json_atomically
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+WeightType = Literal["float32", "bf16", "float16"]
+WEIGHT_TYPES: Mapping[WeightType, torch.dtype] = {
+    "float32": torch.float32,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+}
+_PICKLED = frozenset((".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx"))
 
 
 def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -39,8 +47,7 @@ def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
                 converted[key] = tensor.float() if tensor.is_floating_point() else tensor
             state[name] = converted[key]
         model.save_pretrained(folder, state_dict=state)
-        config = folder / "config.json"
-        write_json_atomically(config, read_json(config) | {"dtype": "float32"})
+        state_dtype(folder, torch.float32)
     else:
         model.save_pretrained(folder)
     own_template = tokenizer.chat_template
@@ -58,6 +65,7 @@ def combine_checkpoints(
     combine: Callable[[str, torch.Tensor, torch.Tensor], torch.Tensor],
     folder: Path,
     *,
+    dtype: torch.dtype = torch.float32,
     trust_remote_code: bool = False,
 ) -> None:
     """Write a model of two that share an architecture, parameter by parameter; about a shard is in memory at a time.
@@ -66,9 +74,11 @@ def combine_checkpoints(
 
     Args:
         before: Checkpoint folder of the first, whose files may name tensors otherwise.
-        after: Of the second; all of its files but the weights are taken over, and so are its shards.
+        after: Of the second; all of its files but weights of any format are taken over, and so are its shards.
         combine: Called with a parameter's name and the two tensors in float32; returns the new one.
         folder: Where the model goes.
+        dtype: What the new tensors are rounded to, but for those that the architecture keeps in float32; config.json
+            says so.
         trust_remote_code: Run Python code that the models bring along, which tells the parameters' names.
 
     Raises:
@@ -78,8 +88,9 @@ def combine_checkpoints(
     second = ModelWeights(after, trust_remote_code=trust_remote_code)
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(after.iterdir()):
-        if path.is_file() and path.suffix != ".safetensors":
+        if path.is_file() and path.suffix != ".safetensors" and path.suffix not in _PICKLED:
             shutil.copyfile(path, folder / path.name)
+    state_dtype(folder, dtype)
     left = {file: set(names) - set(second.repeated) for file, names in second.files.files().items()}
     pending: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
     places: dict[str, str] = {}
@@ -92,7 +103,8 @@ def combine_checkpoints(
                 )
             made[name] = second.tensor(name)
             if made[name].is_floating_point():  # else it counts or marks something, and is no weight
-                made[name] = combine(name, first.tensor(name).float(), made[name].float())
+                new = combine(name, first.tensor(name).float(), made[name].float())
+                made[name] = new.to(second.type_in(name, dtype))
         files = {name: second.files.file_of(name) for name in part.stored}
         for name, tensor in second.as_stored(part, made).items():
             places[name] = files.get(name, files[part.stored[0]])
@@ -104,3 +116,30 @@ def combine_checkpoints(
     if (after / INDEX_FILE).is_file():
         index = read_json(after / INDEX_FILE)
         write_json_atomically(folder / INDEX_FILE, {**index, "weight_map": dict(sorted(places.items()))})
+
+
+def state_dtype(folder: Path, dtype: torch.dtype) -> None:
+    """Make a folder's config.json say which type its weights are stored in, of a model of several parts in each.
+
+    A folder without one, and a configuration that says so already, are left as they are.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        return
+    config = read_json(path)
+    stated = _with_dtype({"dtype": None, **config}, str(dtype).removeprefix("torch."))
+    if stated != config:
+        write_json_atomically(path, stated)
+
+
+def _with_dtype(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return a configuration with its own type and those of its parts, under whichever name they stand."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if key in ("dtype", "torch_dtype"):
+            found[key] = name
+        elif isinstance(value, dict) and key.endswith("_config") and key != "quantization_config":
+            found[key] = _with_dtype(value, name)
+        else:
+            found[key] = value
+    return found

@@ -302,6 +302,21 @@ class ModelWeights:
         saved = revert_weight_conversion(self._model, dict(made))
         return saved if set(saved) == set(part.stored) else dict(made)
 
+    def type_in(self, name: str, dtype: torch.dtype) -> torch.dtype:
+        """Return the type of a parameter in a model that is stored or loaded in `dtype`: some stay in float32.
+
+        Architectures name those, such as what chooses a mixture's experts, whose rounding would change the choice.
+        """
+        from transformers.core_model_loading import build_glob_alternation
+
+        if self._model is None:
+            return dtype
+        plan = self._model._get_dtype_plan(dtype)
+        if not plan:
+            return dtype
+        found = build_glob_alternation(list(plan))[0].search(name)
+        return torch.float32 if found else dtype
+
     def is_turned(self, name: str) -> bool:
         """Whether a weight is stored as [in, out], as GPT-2's are, and not as a linear layer's [out, in]."""
         from transformers.pytorch_utils import Conv1D

@@ -323,7 +323,9 @@ class _Planner:
         train = self.add(Train(job.label, job, states, self.processes))
         model, combine = MadeModel(train, job.parent.parameters), None
         if composition.combines:
-            combine = self.add(Combine(job.label, job, model))
+            combine = self.add(
+                Combine(job.label, job.parent, model, job.choice, trust_remote_code=job.trust_remote_code)
+            )
             model = MadeModel(combine, job.parent.parameters)
         return PlannedPhase(step, train, combine, self.evaluate(job.label, model))
 

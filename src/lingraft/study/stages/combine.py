@@ -1,4 +1,4 @@
-"""The stage `combine`: a phase's final model, made of the one that it started from and the one that it trained."""
+"""The stage `combine`: a model made of two, such as a phase's final one of where it started and what it trained."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lingraft.models.checkpoints import combine_checkpoints
+from lingraft.config.schema import StrategyChoice
+from lingraft.models.checkpoints import WEIGHT_TYPES, WeightType, combine_checkpoints
 from lingraft.models.weights import ModelWeights
 from lingraft.records import flush_folder
 from lingraft.stage import (
@@ -22,53 +23,67 @@ from lingraft.stage import (
     machine,
     stages_of,
 )
-from lingraft.study.stages.job import TrainingJob, part_identity
+from lingraft.strategies.composition import build
+from lingraft.study.stages.job import part_identity
 
 
 @dataclass(frozen=True, eq=False)
 class Combine(StageSpec):
-    """What a phase's strategies combine of two models, tensor by tensor.
+    """What strategies combine of two models, tensor by tensor.
 
-    Needs: a tensor of each model at a time, which is not estimated; on disk a model in float32.
+    Needs: a tensor of each model at a time, which is not estimated; on disk a model.
 
     Attributes:
-        job: The phase.
-        trained: The model that it trained.
+        before: The model that training started from.
+        after: The model that was trained.
+        choice: The strategies; those that do not combine are passed over.
+        dtype: What the combined weights are rounded to.
+        trust_remote_code: Run Python code that the models bring along.
     """
 
     kind: ClassVar[str] = "combine"
     is_discardable: ClassVar[bool] = True
 
-    job: TrainingJob
-    trained: Model
+    before: Model
+    after: Model
+    choice: StrategyChoice
+    dtype: WeightType = "float32"
+    trust_remote_code: bool = False
 
     @property
     def inputs(self) -> Mapping[str, Json]:
-        """Both models, and the strategies that combine."""
-        return {
-            "before": self.job.parent.identity,
-            "after": self.trained.identity,
-            "strategy": [part_identity(part) for part in self.job.composition.parts if part.combines],
+        """Both models, the strategies that combine, and the type where it is not float32."""
+        inputs: dict[str, Json] = {
+            "before": self.before.identity,
+            "after": self.after.identity,
+            "strategy": [part_identity(part) for part in build(self.choice).parts if part.combines],
             "libraries": libraries(MEASURE_LIBRARIES),
         }
+        # float32 is not named, so that what was made before there was a choice is not made again.
+        return inputs if self.dtype == "float32" else {**inputs, "dtype": self.dtype}
 
     @property
     def parents(self) -> tuple[StageSpec, ...]:
         """The stages that made the two models."""
-        return stages_of(self.job.parent, self.trained)
+        return stages_of(self.before, self.after)
 
     @property
     def needs(self) -> Needs:
-        """A model in float32 on disk."""
-        return Needs(disk_bytes=4 * self.trained.parameters or None)
+        """A model on disk."""
+        return Needs(disk_bytes=WEIGHT_TYPES[self.dtype].itemsize * self.after.parameters or None)
 
     def work(self, place: Workplace) -> Work:
         """Write the combined model."""
-        trust, composition = self.job.trust_remote_code, self.job.composition
-        before, after = place.model(self.job.parent), place.model(self.trained)
+        trust, composition = self.trust_remote_code, build(self.choice)
+        before, after = place.model(self.before), place.model(self.after)
         composition.check(ModelWeights(after, trust_remote_code=trust).names)
         combine_checkpoints(
-            before, after, composition.combine, place.folder / CHECKPOINT, trust_remote_code=trust
+            before,
+            after,
+            composition.combine,
+            place.folder / CHECKPOINT,
+            dtype=WEIGHT_TYPES[self.dtype],
+            trust_remote_code=trust,
         )
         flush_folder(place.folder / CHECKPOINT)
         return Work({}, machine())

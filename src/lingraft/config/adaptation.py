@@ -1,0 +1,150 @@
+"""What `lingraft adapt` does, as a pydantic model: on the command line its options, in a YAML file its fields."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator
+
+from lingraft.config.load import load_section, overridden_section, section_from_options
+from lingraft.config.problems import Problem
+from lingraft.config.schema import (
+    DataSource,
+    EvaluationTask,
+    LanguageTag,
+    Section,
+    Seed,
+    StrategyChoice,
+    Text,
+    TrainingOverrides,
+)
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def _as_source(value: Any) -> Any:
+    return {"source": value} if isinstance(value, str) else value
+
+
+Source = Annotated[DataSource, BeforeValidator(_as_source, json_schema_input_type=str | DataSource)]
+
+
+class Adaptation(Section):
+    """A model, rows in languages that it is to learn, and what may be lost."""
+
+    model: Text
+    """The model that learns: hub id, folder, `embedded:NAME`, or what an earlier `adapt` wrote."""
+    data: tuple[Source, ...] = Field(min_length=1)
+    """Rows to learn from, all in one training: each written as its source alone, or with the fields of a data set."""
+    languages: tuple[LanguageTag, ...] = ()
+    """What the rows are in. One: of all rows, unless a source says otherwise. Several: every row says its own, and each
+    language occurs. None given: as the sources and rows say."""
+    english_data: Source | None = None
+    """English instructions such as the model was tuned on: compared with the new ones, and replayed; null: prompts that
+    the model writes are compared, and nothing is replayed."""
+    max_loss: float = Field(0.01, ge=0, lt=1)
+    """What may be lost of English, and of each language of an earlier `adapt`: 1 - retention of the model's score."""
+    suite: Text = "quick"
+    """Suite of tasks that measures both; `lingraft ls suites` lists them."""
+    tasks: tuple[EvaluationTask, ...] = ()
+    """Further tasks, English where they name no language."""
+    data_dir: Text | None = None
+    """Folder of local files that stand for the data sets of the suite."""
+    limit: int | None = Field(None, ge=1)
+    """Most items of each task in each half of the items; null: all that there are."""
+    strategy: StrategyChoice | None = None
+    """Strategy or composition of the training; null: english_replay with `english_data`, else plain. In both cases the
+    weights are then interpolated, which docs/results.md finds to keep the most of both abilities."""
+    training: TrainingOverrides = TrainingOverrides()
+    """Training options; null: the learning rate is 2e-4 below a billion parameters, else 2e-5."""
+    steps: int = Field(5, ge=1, le=100)
+    """Points between the model as it was and the trained one, evenly spaced."""
+    groups: int = Field(3, ge=0, le=16)
+    """Groups of layers of which each is tried with the weights that it had; 0: none."""
+    budget: float | None = None
+    """Time for everything, as `2h`, `90m` or seconds; null: no bound."""
+    dtype: Literal["bf16", "float32"] = "bf16"
+    """Type of the written weights, and of those that are evaluated on the way."""
+    held_out: int = Field(100, ge=0)
+    """Groups of rows that are never trained on; their answers' loss is measured."""
+    encoder: Text = "embedded"
+    """Sentence encoder of DES."""
+    seed: Seed = 0
+    """Of everything that is drawn: rows, their order, and the halves of the items."""
+    trust_remote_code: bool = False
+    """Run code that a model or a YAML task brings along. Leave it off unless you have read that code."""
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _seconds(cls, value: Any) -> Any:
+        """Return seconds of what is written with a unit."""
+        if isinstance(value, str):
+            match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd])?\s*", value)
+            if match is None:
+                raise ValueError("write a time such as 2h, 90m or 3600 (seconds)")
+            value = float(match[1]) * _UNITS[match[2] or "s"]
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and not value > 0:
+            raise ValueError("must be a time above 0, such as 2h")
+        return value
+
+
+def sources_of(adaptation: Adaptation) -> tuple[DataSource, ...]:
+    """Return the sources of rows, each with its language where the adaptation names one for all."""
+    if len(adaptation.languages) != 1:
+        return adaptation.data
+    (tag,) = adaptation.languages
+    return tuple(one.model_copy(update={"language": one.language or tag}) for one in adaptation.data)
+
+
+def problems_of(adaptation: Adaptation) -> list[Problem]:
+    """Return what more than one field has wrong."""
+    return [*_in_data(adaptation)]
+
+
+def _in_data(adaptation: Adaptation) -> Iterator[Problem]:
+    sources = [one.source for one in adaptation.data]
+    for place, source in enumerate(sources):
+        if source in sources[:place]:
+            yield Problem(("data", place), f"data: {source!r} stands twice; name each once.")
+
+
+def load_adaptation(path: Path, overrides: Sequence[str] = ()) -> Adaptation:
+    """Read a YAML file.
+
+    Raises:
+        ConfigError: It cannot be read, or anything in it is wrong.
+    """
+    form = "an adaptation is a mapping (model:, data:, max_loss:, ...)"
+    return load_section(Adaptation, path, overrides, problems_of, form)
+
+
+def adaptation_of(
+    model: str,
+    data: Sequence[str],
+    languages: Sequence[str],
+    overrides: Sequence[str] = (),
+    **options: Any,
+) -> Adaptation:
+    """Return what command-line options say.
+
+    Args:
+        model: The model.
+        data: Sources of rows.
+        languages: See `Adaptation`; as many as there are sources: of each its own, in order.
+        overrides: `key=value` pairs.
+        options: Further fields; None: the default.
+
+    Raises:
+        ConfigError: An option is wrong.
+    """
+    sources: list[dict[str, str]] = [{"source": source} for source in data]
+    if len(data) > 1 and len(languages) == len(data):  # one each, in order
+        sources = [one | {"language": tag} for one, tag in zip(sources, languages, strict=True)]
+    given = {name: value for name, value in options.items() if value is not None}
+    written = section_from_options(
+        Adaptation, {"languages": "language"}, model=model, data=sources, languages=languages, **given
+    )
+    return overridden_section(written, overrides, problems_of)
