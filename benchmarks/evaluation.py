@@ -96,7 +96,7 @@ def measured(options: argparse.Namespace, names: Sequence[str]) -> tuple[dict[st
         is_warm_up = number == 0
         tasks = chosen_tasks(options, warm_up=is_warm_up)
         for name in names if number % 2 == 0 else names[::-1]:
-            runs, _ = task_runs.build_runs(tasks, tags, "report", Path(), skip_missing=True)
+            runs, _ = task_runs.build_runs(tasks, tags, Path(), skip_missing=True)
             forget_peak()
             seconds, found = answers(engine(name, model, tokenizer, tasks), tokenizer, tasks, runs)
             if not is_warm_up:

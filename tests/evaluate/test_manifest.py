@@ -83,8 +83,8 @@ def resolve(
     written: Evaluation, folder: Path = Path(), *, trust_remote_code: bool = False, **changes: Any
 ) -> Manifest:
     found = resolve_suites(written, folder, languages=["de"])
-    options = {"precision": "bf16", "chat": "template", "split": "report"} | changes
-    runs = runs_of(found, ["de"], "report", folder, trust_remote_code=trust_remote_code)
+    options = {"precision": "bf16", "chat": "template"} | changes
+    runs = runs_of(found, ["de"], folder, trust_remote_code=trust_remote_code)
     return manifest_of(runs, found, **options)
 
 
@@ -316,9 +316,7 @@ def test_what_changes_scores_or_their_intervals_changes_the_fingerprint(
     assert resolve(other, tmp_path).fingerprint != resolve(ifeval, tmp_path).fingerprint
 
 
-@pytest.mark.parametrize(
-    "changes", [{"precision": "float32"}, {"chat": "another"}, {"held_out": ["x"]}, {"split": "selection"}]
-)
+@pytest.mark.parametrize("changes", [{"precision": "float32"}, {"chat": "another"}, {"held_out": ["x"]}])
 def test_what_holds_for_all_tasks_is_part_of_it(changes: dict[str, Any]) -> None:
     assert resolve(evaluation(WORLDBOOK), **changes).fingerprint != resolve(evaluation(WORLDBOOK)).fingerprint
 

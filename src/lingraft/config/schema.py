@@ -398,6 +398,11 @@ class Evaluation(Section):
     """Most answers generated together; null: as many as `tokens_per_batch` allows."""
     tokens_per_batch: int = Field(32768, ge=1)
     """Tokens of a batch, padding and the longest allowed answers included: its keys and values fill the memory."""
+    part: Literal["all", "selection", "report"] = "all"
+    """Half of each task's items that is asked: what is chosen on `selection` is reported on `report`. Items of one
+    cluster are in the same half, in every language; worldbook has splits of its own, and `all` is its report split."""
+    part_seed: int = Field(0, ge=0)
+    """Seed by which items are divided into halves; worldbook's splits do not depend on it."""
     repeats: int = Field(1, ge=1)
     """Times that generating tasks run, each in other batches (or by other draws): the noise floor of their scores."""
     backend: Literal["transformers", "vllm"] = "transformers"
@@ -408,6 +413,16 @@ class Evaluation(Section):
     """Put harness prompts through the model's chat template."""
     judge: JudgeChoice | None = None
     """Who scores the answers of `alpaca_eval`; null: that task is refused."""
+
+    @property
+    def worldbook_split(self) -> str:
+        """The split of worldbook that is asked."""
+        return "selection" if self.part == "selection" else "report"
+
+    @property
+    def idle_fields(self) -> set[str]:
+        """Fields that decide nothing as they are, which fingerprints leave out."""
+        return {"part", "part_seed"} if self.part == "all" else set()
 
 
 class PathStep(Section):

@@ -31,7 +31,6 @@ def evaluation_texts(
     evaluation: Evaluation,
     *,
     languages: Sequence[str],
-    split: str = "report",
     base_folder: Path = Path(),
     trust_remote_code: bool = False,
 ) -> EvaluationTexts:
@@ -43,7 +42,6 @@ def evaluation_texts(
     Args:
         evaluation: The tasks.
         languages: BCP-47 tags of the study's languages besides English.
-        split: worldbook's split.
         base_folder: What the paths of YAML tasks and data files are relative to.
         trust_remote_code: Run the Python code that YAML tasks name.
     """
@@ -56,7 +54,7 @@ def evaluation_texts(
     for tasks in single:
         try:
             one = evaluation.model_copy(update=tasks)
-            runs = runs_of(one, languages, split, base_folder, trust_remote_code=trust_remote_code)
+            runs = runs_of(one, languages, base_folder, trust_remote_code=trust_remote_code)
             with quiet():  # some tasks (Global-MMLU) filter their documents only now, with a bar
                 texts.update(dict.fromkeys(text for run in runs for text in _texts_of(run)))
         except EvaluationError as error:

@@ -37,7 +37,7 @@ _CHARACTERS = 9  # in a shingle of a language that is written without spaces
 _DIGEST_BYTES = 12
 # What a row may be in besides the language it claims: the larger languages of the web and of worldbook.
 # fmt: off
-_OTHERS = (
+OTHERS = (
     "ar", "de", "en", "es", "fr", "hi", "id", "it", "ja", "ko", "nl", "pl", "pt", "ru", "th", "tr", "vi", "zh",
 )
 # fmt: on
@@ -146,7 +146,7 @@ class RowFilter:
         found = None
         if claimed != UNDETERMINED_LANGUAGE:
             if primary not in self._identifiers:
-                self._identifiers[primary] = LanguageIdentifier(sorted({primary, *_OTHERS}))
+                self._identifiers[primary] = LanguageIdentifier(sorted({primary, *OTHERS}))
             found = self._identifiers[primary].identify(text)
         if found is None:
             self.counts[UNDETERMINED] += 1

@@ -197,18 +197,16 @@ def manifest_of(
     *,
     precision: str,
     chat: str,
-    split: str,
     held_out: Sequence[str] = (),
 ) -> Manifest:
     """Return the manifest of tasks as they will be run (`task_runs.build_runs`).
 
     Args:
         runs: The tasks.
-        evaluation: Which engine, judge and number of repeats; what else it says stands in the runs.
+        evaluation: Which engine, judge, part and number of repeats; what else it says stands in the runs.
         precision: Of the arithmetic, as it was resolved.
         chat: From `chat_identity`; where a stage's fingerprint holds the model itself, whether there is a template is
             enough (`HAS_TEMPLATE`).
-        split: worldbook's.
         held_out: Identities of the held-out examples.
 
     Raises:
@@ -228,7 +226,7 @@ def manifest_of(
         libraries=tuple((name, installed(name)) for name in _LIBRARIES),
         seeds=tuple(SEEDS.items()),
         repeats=evaluation.repeats,
-        split=split,
+        split=evaluation.worldbook_split,
         worldbook=WORLDBOOK_VERSION,
         punkt=punkt_hash(),
         langdetect=installed("langdetect"),

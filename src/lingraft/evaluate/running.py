@@ -78,7 +78,6 @@ def evaluate_model(
     evaluation: Evaluation,
     *,
     languages: Sequence[str],
-    split: str = "report",
     base_folder: Path = Path(),
     precision: str | None = None,
     skip_missing: bool = False,
@@ -99,7 +98,6 @@ def evaluate_model(
             of the evaluation's own.
         languages: BCP-47 tags of the languages besides English that are trained: language ability is the mean over
             them; any other language counts as a further one.
-        split: worldbook's split.
         base_folder: What the paths of YAML tasks and data files are relative to.
         precision: Name of the arithmetic that the model is evaluated in; None: the type of its weights.
         skip_missing: Leave out tasks whose data (or a service that they need) cannot be had here, and those whose
@@ -123,7 +121,6 @@ def evaluate_model(
     runs, not_run = build_runs(
         evaluation,
         languages,
-        split,
         base_folder,
         skip_missing=skip_missing,
         trust_remote_code=trust_remote_code,
@@ -133,7 +130,6 @@ def evaluate_model(
         evaluation,
         precision=precision or str(model.dtype).removeprefix("torch."),
         chat=chat_identity(tokenizer, evaluation),
-        split=split,
     )
     if resolved is not None and canonical_json(manifest.identity["tasks"]) != canonical_json(
         resolved["tasks"]

@@ -6,10 +6,12 @@ What is built here is described by `manifest` and run by `running`.
 from __future__ import annotations
 
 import inspect
+import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ from lingraft.evaluate.lm_eval_compat import quiet
 from lingraft.evaluate.loading import NotRunnableError, data_revision, filter_of, load_tasks, metric_of
 from lingraft.evaluate.predictions import Ability, Prediction
 from lingraft.evaluate.selection import ability_of, asked_in, entries, wanted_languages
+from lingraft.evaluate.task_data import fixed_sample
 from lingraft.evaluate.task_names import OWN_TASKS, is_worldbook
 from lingraft.evaluate.task_records import DataRevision
 from lingraft.judge.win_rate import ALPACA_EVAL
@@ -95,7 +98,6 @@ class Run:
 def runs_of(
     evaluation: Evaluation,
     languages: Sequence[str],
-    split: str,
     base_folder: Path,
     *,
     trust_remote_code: bool = False,
@@ -103,10 +105,10 @@ def runs_of(
     """Return the tasks of an evaluation as they will be run, with their documents; see `evaluate_model`.
 
     Raises:
-        EvaluationError: A task cannot be loaded, or has no such metric.
+        EvaluationError: A task cannot be loaded, has no such metric, or cannot be divided into two parts.
     """
     runs, _ = build_runs(
-        evaluation, languages, split, base_folder, skip_missing=False, trust_remote_code=trust_remote_code
+        evaluation, languages, base_folder, skip_missing=False, trust_remote_code=trust_remote_code
     )
     return runs
 
@@ -114,7 +116,6 @@ def runs_of(
 def build_runs(
     evaluation: Evaluation,
     languages: Sequence[str],
-    split: str,
     base_folder: Path,
     *,
     skip_missing: bool,
@@ -123,7 +124,8 @@ def build_runs(
     """Return the tasks of an evaluation as they will be run, and why others cannot be, by name and language.
 
     Raises:
-        EvaluationError: A task cannot be loaded, or has no such metric; `skip_missing`: not for want of its data.
+        EvaluationError: A task cannot be loaded, has no such metric, or cannot be divided into two parts;
+            `skip_missing`: not for want of its data.
     """
     runs: list[Run] = []
     not_run: dict[str, str] = {}
@@ -136,18 +138,22 @@ def build_runs(
                     raise NotRunnableError(
                         f"the task {entry.task} cannot be run: {problem}", problem, is_hub_out_of_reach=False
                     )
+                # Of a half, the limit is taken once it is known which items are in it.
+                is_halved = evaluation.part != "all" and not is_worldbook(entry.task)
                 tasks = load_tasks(
-                    entry,
+                    entry.model_copy(update={"limit": None}) if is_halved else entry,
                     base_folder,
                     name=name,
                     language=language,
-                    split=split,
+                    split=evaluation.worldbook_split,
                     hub_out_of_reach=hub_out_of_reach,
                     trust_remote_code=trust_remote_code,
                 )
                 counted = ability_of(ability, language, languages)
                 with quiet():
-                    runs += [_run(counted, name, language, entry, task, base_folder) for task in tasks]
+                    runs += [
+                        _run(counted, name, language, entry, task, evaluation, base_folder) for task in tasks
+                    ]
             except NotRunnableError as error:
                 if not skip_missing:
                     raise
@@ -162,18 +168,25 @@ def _run(
     language: str,
     entry: EvaluationTask,
     task: ConfigurableTask,
+    evaluation: Evaluation,
     base_folder: Path,
 ) -> Run:
     if entry.max_new_tokens is not None and task.config.output_type == "generate_until":
         task.set_config("generation_kwargs", {"max_gen_toks": entry.max_new_tokens}, update=True)
     task.set_config("num_fewshot", task.config.num_fewshot or 0)
+    cluster = None if entry.cluster is None else Expression(entry.cluster, f"the task {entry.task}: cluster")
     rows = task.eval_docs
-    documents = tuple(range(len(rows)))
-    if entry.limit is not None and entry.limit < len(rows):
-        documents = documents[: entry.limit]
+    is_halved = evaluation.part != "all" and not is_worldbook(entry.task)
+    documents = _half(entry, task, cluster, evaluation) if is_halved else tuple(range(len(rows)))
+    if entry.limit is not None and entry.limit < len(documents):
         if entry.sample is not None:  # parallel sets of one length give the same ones
-            drawn = random.Random(entry.sample).sample(range(len(rows)), entry.limit)
-            documents = tuple(sorted(drawn))
+            drawn = random.Random(entry.sample).sample(range(len(documents)), entry.limit)
+            documents = tuple(documents[place] for place in sorted(drawn))
+        elif is_halved and entry.task in OWN_TASKS and "id" in rows.column_names:  # as those tasks take it
+            by_id = [{"id": rows[number]["id"], "number": number} for number in documents]
+            documents = tuple(one["number"] for one in fixed_sample(by_id, entry.limit))
+        else:
+            documents = documents[: entry.limit]
     left_out: tuple[str, ...] = ()
     if "instruction_id_list" in rows.column_names and punkt_data() is None:  # never score these items 0
         needy = {number for number in documents if NEEDS_PUNKT & set(rows[number]["instruction_id_list"])}
@@ -193,14 +206,63 @@ def _run(
         filter=filter_of(entry, task),
         documents=documents,
         left_out=left_out,
-        cluster=None
-        if entry.cluster is None
-        else Expression(entry.cluster, f"the task {entry.task}: cluster"),
+        cluster=cluster,
         is_own=entry.task in OWN_TASKS,
         is_judged=entry.task == ALPACA_EVAL,
         data=data_revision(entry, task, base_folder),
         sample=entry.sample,
     )
+
+
+def _half(
+    entry: EvaluationTask, task: ConfigurableTask, cluster: Expression | None, evaluation: Evaluation
+) -> tuple[int, ...]:
+    """Return the numbers of the documents in an evaluation's part, half of the clusters on average.
+
+    The part is a hash of the seed and of the cluster, and of the text where the task says no cluster. So what is
+    parallel or equal is in the same half, whatever task, language or order it stands in.
+
+    Raises:
+        EvaluationError: One half would be empty, or an item cannot be read.
+    """
+    halves: dict[str, list[int]] = {"selection": [], "report": []}
+    keys: set[str] = set()
+    rows = task.eval_docs
+    for number, document in enumerate(rows):
+        key = stated_cluster(cluster, entry.task in OWN_TASKS, number, document)
+        key = _text(task, document) if key is None else key
+        digest = sha256(f"{evaluation.part_seed}\0{key}".encode()).digest()
+        halves["report" if digest[0] % 2 else "selection"].append(number)
+        keys.add(key)
+    if len(rows) and not all(halves.values()):
+        if len(keys) > 1:
+            reason = f"all of its {len(rows)} items fall into one part at part_seed {evaluation.part_seed}"
+        else:
+            reason = "it has 1 item" if len(rows) == 1 else f"its {len(rows)} items share one cluster or text"
+        raise EvaluationError(
+            f"the task {entry.task} cannot be divided into a selection and a report part: {reason}. Give it more items"
+            f"{', or another part_seed' if len(keys) > 1 else ''}."
+        )
+    return tuple(halves[evaluation.part])
+
+
+def _text(task: ConfigurableTask, document: Mapping[str, Any]) -> str:
+    """Return what of a document two equal items share: prompt and choices; of a bare text, that text."""
+    try:
+        parts = [asked_text(task, document), *choices_of(task, document)]
+        found = " ".join(" ".join(parts).split()) or expected_text(task, document)
+    except Exception:  # a kind of task that has no such parts: see `manifest`
+        found = json.dumps(dict(document), sort_keys=True, default=str, ensure_ascii=False)
+    return found
+
+
+def stated_cluster(
+    cluster: Expression | None, is_own: bool, number: int, document: Mapping[str, Any]
+) -> str | None:
+    """Return what a document shares content by, as the entry says it, else as our own task does; None: neither does."""
+    if cluster is not None:
+        return str(cluster(document, number))
+    return str(document["cluster"]) if is_own and "cluster" in document else None
 
 
 def punkt_data() -> Path | None:
@@ -228,10 +290,8 @@ def item_and_cluster(run: Run, number: int, document: Mapping[str, Any]) -> tupl
     if run.is_worldbook:
         group = cluster_of(document["item"])
         return group, group
-    item = item_of_document(run, number)
-    if run.cluster is not None:
-        return item, str(run.cluster(document, number))
-    return item, str(document.get("cluster", item)) if run.is_own else item
+    item, stated = item_of_document(run, number), stated_cluster(run.cluster, run.is_own, number, document)
+    return item, item if stated is None else stated
 
 
 def choices_of(task: ConfigurableTask, row: Any) -> list[str]:

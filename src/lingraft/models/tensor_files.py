@@ -33,6 +33,11 @@ _TYPES = {
 }  # fmt: skip
 
 
+def type_name(dtype: torch.dtype) -> str:
+    """Return what the header of a safetensors file calls a type."""
+    return next(name for name, own in _TYPES.items() if own == dtype)
+
+
 class WeightReader(Protocol):
     """A model's tensors, read piece by piece."""
 

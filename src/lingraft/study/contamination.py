@@ -16,7 +16,6 @@ from lingraft.stage import libraries
 from lingraft.study.events import Watcher
 from lingraft.study.materials import DataSet, Materials
 from lingraft.study.result import Contamination
-from lingraft.study.stages.evaluate import EVALUATION_SPLIT
 from lingraft.study.store import Store
 
 _REPORTED_EVERY = 1000  # rows
@@ -44,7 +43,6 @@ def report_contamination(
         asked = evaluation_texts(
             study.evaluate,
             languages=materials.languages,
-            split=EVALUATION_SPLIT,
             base_folder=base_folder,
             trust_remote_code=study.trust_remote_code,
         )
@@ -100,7 +98,7 @@ def _fingerprint(study: Study, materials: Materials, base_folder: Path) -> str:
     english = [[data.identity, own.identity] for _, data, own in _with_english(study, materials)]
     return fingerprint_of(
         {
-            "evaluation": study.evaluate.model_dump(mode="json"),
+            "evaluation": study.evaluate.model_dump(mode="json", exclude=study.evaluate.idle_fields),
             "tasks": task_identities(study.evaluate, base_folder),
             "languages": list(materials.languages),
             "worldbook": WORLDBOOK_VERSION,

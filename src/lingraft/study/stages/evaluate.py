@@ -40,7 +40,6 @@ from lingraft.stage import FinishedStage, Json, Model, Needs, StageSpec, Work, W
 PREDICTIONS = "predictions.parquet"
 VERDICTS = "verdicts.jsonl"  # in the cache: they are paid for, and serve every cell
 HELD_OUT = "held_out.parquet"
-EVALUATION_SPLIT = "report"
 MANIFEST = "manifest.json"  # what was asked and how
 _RECORD_FORMAT = 1  # of `EvaluationRecord`; an evaluation that was recorded in another is made anew
 
@@ -121,7 +120,12 @@ def questions(
     written = fingerprint_of(
         {
             "evaluation": evaluation.model_dump(
-                mode="json", exclude={"judge": UNCOMPARED_JUDGE_FIELDS, "precision": True}
+                mode="json",
+                exclude={
+                    "judge": UNCOMPARED_JUDGE_FIELDS,
+                    "precision": True,
+                    **dict.fromkeys(evaluation.idle_fields, True),
+                },
             ),
             "precision": precision,
             "files": task_identities(evaluation, base_folder),
@@ -137,7 +141,6 @@ def questions(
         runs, not_run = build_runs(
             evaluation,
             languages,
-            EVALUATION_SPLIT,
             base_folder,
             skip_missing=skip_missing,
             trust_remote_code=trust_remote_code,
@@ -151,9 +154,7 @@ def questions(
             raise
     else:
         chat = HAS_TEMPLATE if evaluation.apply_chat_template else NO_TEMPLATE
-        resolved_manifest = manifest_of(
-            runs, evaluation, precision=precision, chat=chat, split=EVALUATION_SPLIT, held_out=items
-        )
+        resolved_manifest = manifest_of(runs, evaluation, precision=precision, chat=chat, held_out=items)
         manifest = resolved_manifest.identity
         for task in resolved_manifest.tasks:
             ability, name, language, _ = task.key.split("|", 3)
@@ -236,7 +237,6 @@ class Evaluate(StageSpec):
             tokenizer,
             asked.evaluation,
             languages=asked.languages,
-            split=EVALUATION_SPLIT,
             base_folder=asked.base_folder,
             precision=compute.precision,
             skip_missing=asked.skip_missing,
