@@ -15,6 +15,7 @@ from lingraft.cli import (
     judge,
     ls,
     replay,
+    rescue,
     run,
     schema,
     show,
@@ -41,6 +42,7 @@ app.command("difference")(difference.difference)
 app.command("snr")(snr.snr)
 app.command("drift")(drift.drift)
 app.command("replay")(replay.replay)
+app.command("rescue")(rescue.rescue)
 app.command("evaluate")(evaluate.evaluate)
 app.command("judge")(judge.judge)
 app.command("schema")(schema.schema)
