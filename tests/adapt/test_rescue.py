@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lingraft.adapt.history import read_history
 from lingraft.adapt.rescue import RepairOptions, Rescued, rescue
@@ -158,16 +157,6 @@ def test_the_model_that_keeps_the_language_is_written_with_the_damaged_layer_giv
     assert (learnt.languages, learnt.losses) == (("es",), found.report.losses)
 
 
-def test_the_folder_loads_in_plain_transformers(rescued: Rescued) -> None:
-    folder = rescued.adapted.folder
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
-    ids = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "es 3?"}], add_generation_prompt=True, return_tensors="pt"
-    )
-    said = model.generate(ids["input_ids"], max_new_tokens=3, do_sample=False)
-    assert "claro".startswith(tokenizer.decode(said[0, ids["input_ids"].shape[1] :])[:2])
-
-
 def test_the_same_command_again_makes_nothing_anew(rescued: Rescued, run: Run) -> None:
     class Seen(Watcher):
         def __init__(self) -> None:
@@ -192,17 +181,27 @@ def test_without_languages_the_largest_alpha_that_holds_is_kept_and_that_is_said
 
 
 def test_a_repair_comes_before_the_walk(run: Run, models: tuple[Path, Path], tmp_path: Path) -> None:
+    start, _ = models
+    model, tokenizer = load_model(start), load_tokenizer(start)
+    taught(model, tokenizer, {"en": "no"}, layer=1)
+    shutil.copytree(start, tmp_path / "damaged")
+    model.save_pretrained(tmp_path / "damaged")
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("".join(f"en {number}?\n" for number in range(1, _ITEMS, 4)))
-    training = Training(epochs=3, learning_rate=3e-3, tokens_per_batch=512, precision="float32")
-    found = run("repaired", repair=RepairOptions(str(prompts), 40, 4, training), groups=0)
+    training = Training(epochs=4, learning_rate=3e-3, tokens_per_batch=256, precision="float32")
+    found = run(
+        "repaired",
+        models=(start, tmp_path / "damaged"),
+        languages=(),
+        repair=RepairOptions(str(prompts), 40, 4, training),
+        groups=0,
+    )
     assert found.repair is not None
     assert found.repair.prompts + found.repair.held_out == 40
     assert found.repair.after.nats < 0.5 * found.repair.before.nats
     # The way leads to the repaired model, of which less is lost than of the damaged one.
     last = max(found.adapted.walked.points, key=lambda one: one.alpha)
-    assert last.losses[0].loss is not None
-    assert found.damage[0].loss is not None
-    assert last.losses[0].loss < found.damage[0].loss
+    assert found.damage[0].answer == "broken"
+    assert (last.alpha, last.losses[0].answer) == (1.0, "held")
     assert (found.adapted.strategy, found.adapted.steps) == ("repair", found.repair.steps)
     assert json.loads(json.dumps(found.to_json()))["repair"]["steps"] == found.repair.steps

@@ -246,6 +246,7 @@ def rescue(
             max_loss=max_loss,
             learnt=promise.learnt,
             earlier=promise.earlier,
+            outlook=None,
             data=(),
             strategy=None if repair is None else "repair",
             steps=0 if repaired is None else repaired.steps,
