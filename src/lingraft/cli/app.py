@@ -7,6 +7,7 @@ import os
 import typer
 
 from lingraft.cli import (
+    adapt,
     clean,
     copy,
     difference,
@@ -34,6 +35,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("adapt")(adapt.adapt)
 app.command("run")(run.run)
 app.command("validate")(validate.validate)
 app.add_typer(show.app, name="show")

@@ -37,7 +37,6 @@ from lingraft.study.execute import Executor
 from lingraft.study.limits import LimitResult
 from lingraft.study.reach import judge_failure
 from lingraft.study.stages.evaluate import (
-    EVALUATION_SPLIT,
     MANIFEST,
     PREDICTIONS,
     Evaluate,
@@ -364,7 +363,6 @@ def evaluate_loaded(
         tokenizer,
         asked.evaluation,
         languages=asked.languages,
-        split=EVALUATION_SPLIT,
         base_folder=asked.base_folder,
         precision=precision,
         skip_missing=True,
