@@ -17,6 +17,7 @@ from lingraft.cli import (
     judge,
     ls,
     replay,
+    rescue,
     run,
     schema,
     show,
@@ -44,6 +45,7 @@ app.command("difference")(difference.difference)
 app.command("snr")(snr.snr)
 app.command("drift")(drift.drift)
 app.command("replay")(replay.replay)
+app.command("rescue")(rescue.rescue)
 app.command("evaluate")(evaluate.evaluate)
 app.command("check")(check.check)
 app.command("judge")(judge.judge)
