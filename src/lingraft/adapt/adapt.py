@@ -245,7 +245,7 @@ def get_ready(
 
 
 def all_of_worldbook(evaluation: Evaluation) -> Evaluation:
-    """Return an evaluation in which worldbook asks all items that it has where none says how many, as other tasks do."""
+    """Return an evaluation in which worldbook asks all that it has where no entry says how many, as other tasks do."""
 
     def whole(entries: tuple[EvaluationTask, ...]) -> tuple[EvaluationTask, ...]:
         return tuple(
