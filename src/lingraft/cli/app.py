@@ -12,6 +12,7 @@ from lingraft.cli import (
     difference,
     drift,
     evaluate,
+    export,
     judge,
     ls,
     replay,
@@ -46,6 +47,7 @@ app.command("judge")(judge.judge)
 app.command("schema")(schema.schema)
 app.command("copy")(copy.copy)
 app.command("ls")(ls.ls)
+app.command("export")(export.export)
 app.command("clean")(clean.clean)
 
 
