@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lingraft.adapt.between import Between, decoder_layers, final_answer
 from lingraft.adapt.delivery import Delivery, write_adapted
-from lingraft.adapt.export import check_place
+from lingraft.adapt.folder import check_place
 from lingraft.adapt.history import read_history
 from lingraft.adapt.outlook import Outlook, look, outlook_lines
 from lingraft.adapt.promise import promise_sentence

@@ -19,7 +19,8 @@ from lingraft.adapt.card import (
     licence_of,
     public_name,
 )
-from lingraft.adapt.export import new_folder, write_model
+from lingraft.adapt.export import write_model
+from lingraft.adapt.folder import new_folder
 from lingraft.adapt.gguf import check_gguf, convert
 from lingraft.adapt.history import History, Learnt, read_history, write_history
 from lingraft.adapt.promise import ability_name
@@ -134,8 +135,8 @@ def kept_over_history(history: tuple[Learnt, ...]) -> str | None:
         return None
     lost = 1 - prod(1 - limit for limit in limits if limit is not None)
     return (
-        f"Each of {len(limits)} rounds promised a share of the score of the model that it began with, so over all of them "
-        f"up to {100 * lost:.1f} % of the first one's English may be gone. `lingraft check` compares with it directly."
+        f"Each of {len(limits)} rounds promised a share of the score of the model that it began with, so over all of "
+        f"them up to {100 * lost:.1f} % of the first one's English may be gone. `lingraft check` compares with it directly."
     )
 
 

@@ -18,7 +18,8 @@ from typing import Literal
 from lingraft.adapt.alike import check_alike
 from lingraft.adapt.between import Between, decoder_layers, final_answer
 from lingraft.adapt.delivery import Delivery, write_adapted
-from lingraft.adapt.export import check_place, type_of_start
+from lingraft.adapt.export import type_of_start
+from lingraft.adapt.folder import check_place
 from lingraft.adapt.history import read_history
 from lingraft.adapt.promise import AbilityLoss, Gain
 from lingraft.adapt.repair import Repair, Repaired
