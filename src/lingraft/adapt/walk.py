@@ -27,7 +27,7 @@ from lingraft.adapt.promise import (
     loss_sentence,
     undecided_sentence,
 )
-from lingraft.adapt.result import Point, Walked
+from lingraft.adapt.result import Point, Walked, point_name
 from lingraft.config.schema import StrategyChoice, StrategySpec
 from lingraft.errors import EvaluationError
 from lingraft.evaluate.common_items import common_items
@@ -151,6 +151,11 @@ class Candidate:
 
     alpha: float
     kept_back: str | None = None
+
+    @property
+    def name(self) -> str:
+        """How progress lines and tables call it."""
+        return point_name(self.alpha, self.kept_back)
 
     @property
     def choice(self) -> StrategyChoice:

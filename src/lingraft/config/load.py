@@ -212,16 +212,43 @@ def section_from_options(kind: type[SectionOf], names: Mapping[str, str], **opti
     try:
         return kind(**options)
     except ValidationError as error:
-        problems = []
-        for detail in error.errors():
-            location = detail["loc"]
-            if location:
-                field = _place(location).removeprefix("filters.")  # each filter is an option of its own
-                problems.append(f"{option(field)} {_problem(kind, location, detail)}")
-            else:  # of several options, which the message names as the study file does
-                message = detail["msg"].removeprefix("Value error, ")
-                problems.append(f"{re.sub('`([a-z_]+)`', lambda name: option(name[1]), message)}.")
+        raise ConfigError(" ".join(_section_problems(kind, error, option))) from None
+
+
+def section_of(kind: type[SectionOf], given: object, place: str) -> SectionOf:
+    """Return a section of the study file that a Python function is given: itself, or its fields in a mapping.
+
+    Args:
+        kind: Of which section.
+        given: What is given.
+        place: What messages call it.
+
+    Raises:
+        ConfigError: A field is wrong, or it is neither.
+    """
+    if isinstance(given, kind):
+        return given
+    if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
+        raise ConfigError(f"{place} {_shown(given)}: give a {kind.__name__}, or its fields in a dict.")
+    try:
+        return kind(**given)
+    except ValidationError as error:
+        problems = _section_problems(kind, error, lambda field: f"{place}.{field}")
         raise ConfigError(" ".join(problems)) from None
+
+
+def _section_problems(
+    kind: type[BaseModel], error: ValidationError, named: Callable[[str], str]
+) -> Iterator[str]:
+    """Yield what is wrong with a section's fields, each field as it is `named` where it was given."""
+    for detail in error.errors():
+        location = detail["loc"]
+        if location:
+            field = _place(location).removeprefix("filters.")  # each filter is an option of its own
+            yield f"{named(field)} {_problem(kind, location, detail)}"
+        else:  # of several, which the message names as the study file does
+            message = detail["msg"].removeprefix("Value error, ")
+            yield f"{re.sub('`([a-z_]+)`', lambda name: named(name[1]), message)}."
 
 
 def dump_study(study: Study) -> str:
