@@ -205,7 +205,7 @@ def test_a_disk_and_memory_that_may_not_suffice_are_warned_of(
     source = {"source": "rows.jsonl", "language": "de"}
     found = looked(tiny_model, {"rows": source}, ["de"], instructions="worldbook:counting/en")
     assert not [line for line in outlook_lines(found) if "Memory" in line or "Disk" in line if line[0] == "!"]
-    scarce = replace(found.room, memory_free=1000, disk_free=found.room.largest_bytes)
+    scarce = replace(found.room, memory_free=1000, disk_free=found.room.largest_bytes or 0)
     scarce = replace(scarce, disk_bytes=(found.room.largest_bytes or 0) + 1)
     lines = [line for line in outlook_lines(replace(found, room=scarce)) if line.startswith("! ")]
     assert [line.split()[1] for line in lines[-2:]] == ["Memory", "Disk:"]
