@@ -14,9 +14,11 @@ from lingraft.cli import (
     difference,
     drift,
     evaluate,
+    export,
     judge,
     ls,
     replay,
+    rescue,
     run,
     schema,
     show,
@@ -44,12 +46,14 @@ app.command("difference")(difference.difference)
 app.command("snr")(snr.snr)
 app.command("drift")(drift.drift)
 app.command("replay")(replay.replay)
+app.command("rescue")(rescue.rescue)
 app.command("evaluate")(evaluate.evaluate)
 app.command("check")(check.check)
 app.command("judge")(judge.judge)
 app.command("schema")(schema.schema)
 app.command("copy")(copy.copy)
 app.command("ls")(ls.ls)
+app.command("export")(export.export)
 app.command("clean")(clean.clean)
 
 
