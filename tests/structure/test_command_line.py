@@ -25,6 +25,7 @@ COMMANDS = (
     "schema",
     "copy",
     "ls",
+    "adapt",
     "clean",
 )
 HELP = "import sys; sys.argv = ['lingraft', *{arguments!r}]; from lingraft.cli.main import main; main()"
