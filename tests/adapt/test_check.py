@@ -294,6 +294,10 @@ def test_python_returns_what_the_command_prints_and_shows_it_as_a_table(
     assert from_json(Checked, json.loads(json.dumps(_json(found)))) == found
     with pytest.raises(ConfigError, match="say what may be lost"):
         check("worse", "start")
+    with pytest.raises(ConfigError, match="limit 0: must be a whole number"):
+        check("worse", "start", 0.2, limit=0)
+    with pytest.raises(ConfigError, match="part 'half': Options: all, report, selection"):
+        check("worse", "start", 0.2, part="half")  # type: ignore[arg-type]
     with pytest.raises(LingraftError, match="is a share of the score before"):
         check("worse", "start", "0.2")  # type: ignore[arg-type]
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from lingraft.adapt.checked import FORMAT, Checked
 from lingraft.adapt.gate import MaxLosses, check_pair
 from lingraft.adapt.promise import AbilityLoss, answer_of, loss_of
+from lingraft.errors import ConfigError, did_you_mean
 from lingraft.evaluate.manifest import chat_identity
 from lingraft.evaluate.running import (
     left_out_sentence,
@@ -41,6 +42,9 @@ from lingraft.study.store import Store
 from lingraft.text.language_tags import ENGLISH
 
 FOLDER = Path("runs") / "check"
+Part = Literal["all", "selection", "report"]
+Precision = Literal["auto", "bf16", "float32"]
+Backend = Literal["transformers", "vllm"]
 
 
 @dataclass(frozen=True)
@@ -95,11 +99,11 @@ def check(
     each_task: bool = False,
     data_dir: str | Path | None = None,
     limit: int | None = None,
-    part: Literal["all", "selection", "report"] = "all",
+    part: Part = "all",
     max_new_tokens: int | None = None,
     batch_size: int | None = None,
-    precision: Literal["auto", "bf16", "float32"] = "auto",
-    backend: Literal["transformers", "vllm"] = "transformers",
+    precision: Precision = "auto",
+    backend: Backend = "transformers",
     chat: bool = True,
     trust_remote_code: bool = False,
     folder: str | Path = FOLDER,
@@ -135,6 +139,14 @@ def check(
     """
     max_losses = MaxLosses.of(max_loss, limits or {})
     check_pair(str(model), str(against))
+    counts = {"limit": limit, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    for name, count in counts.items():
+        if count is not None and (not isinstance(count, int) or count < 1):
+            raise ConfigError(f"{name} {count!r}: must be a whole number from 1 on.")
+    chosen = {"part": (part, Part), "precision": (precision, Precision), "backend": (backend, Backend)}
+    for name, (given, kind) in chosen.items():
+        if given not in get_args(kind):
+            raise ConfigError(f"{name} {given!r}: {did_you_mean(str(given), get_args(kind))}")
     options = EvaluationOptions(
         suite=suite,
         tasks=tuple(map(str, [tasks] if isinstance(tasks, (str, Path)) else tasks)),
