@@ -77,12 +77,12 @@ def _check_shapes(first: ModelWeights, second: ModelWeights, names: tuple[str, s
         )
 
 
-def _check_tokenizers(
-    before: Path, after: Path, names: tuple[str, str], *, trust_remote_code: bool
-) -> None:
+def _check_tokenizers(before: Path, after: Path, names: tuple[str, str], *, trust_remote_code: bool) -> None:
     """Refuse another vocabulary or chat template."""
     one, other = names
-    first, second = (load_tokenizer(folder, trust_remote_code=trust_remote_code) for folder in (before, after))
+    first, second = (
+        load_tokenizer(folder, trust_remote_code=trust_remote_code) for folder in (before, after)
+    )
     own, its = first.get_vocab(), second.get_vocab()
     differing = sorted(token for token in own.keys() | its.keys() if own.get(token) != its.get(token))
     if differing:
