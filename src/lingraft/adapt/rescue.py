@@ -171,7 +171,9 @@ def rescue(
     check_place(Path(output), overwrite=overwrite or went_on)
     given = [_given(str(name), trust_remote_code=trust_remote_code) for name in (before, after)]
     if given[0].identity == given[1].identity:
-        raise ConfigError(f"--after {after}: is the same model as --before {before}; there is nothing to rescue.")
+        raise ConfigError(
+            f"--after {after}: is the same model as --before {before}; there is nothing to rescue."
+        )
     earlier = read_history(given[0].folder).languages
     chosen = choose_tasks(
         suite,
@@ -262,9 +264,7 @@ def rescue(
         combine = way.combine(Candidate(walked.kept.alpha, walked.kept.kept_back))
         made = executor.make(combine, with_artefacts=True)
         write_adapted(adapted, made.folder / CHECKPOINT, given[0], overwrite=overwrite or went_on)
-    return Rescued(
-        adapted=adapted, damage=damage, given_back=given_back, repair=repaired, notes=tuple(notes)
-    )
+    return Rescued(adapted=adapted, damage=damage, given_back=given_back, repair=repaired, notes=tuple(notes))
 
 
 def _given(name: str, *, trust_remote_code: bool) -> GivenModel:
@@ -294,7 +294,9 @@ def _questions(
         EvaluationError: None of the tasks can be run here.
     """
     if not evaluation.task_ability:
-        raise ConfigError("--task: none of the tasks is in English, so what was lost of it cannot be known; name one.")
+        raise ConfigError(
+            "--task: none of the tasks is in English, so what was lost of it cannot be known; name one."
+        )
     check_names(evaluation, trust_remote_code=trust_remote_code)
     evaluation = evaluation.model_copy(
         update={"precision": precision, "languages": promise.earlier, "part_seed": seed}
@@ -310,7 +312,12 @@ def _questions(
     }
     if not asked["selection"].has_tasks:
         raise EvaluationError(
-            "\n".join(["none of the tasks can be run here.", *not_run_lines(asked["selection"], evaluation.data_dir)])
+            "\n".join(
+                [
+                    "none of the tasks can be run here.",
+                    *not_run_lines(asked["selection"], evaluation.data_dir),
+                ]
+            )
         )
     return asked
 
@@ -360,5 +367,12 @@ def _repair(
         random.Random(f"repair with seed {seed}").shuffle(prompts)
         prompts = prompts[: options.n]
     return Repair(
-        f"{name} <- damaged", start, damaged, prompts, training, options.max_new_tokens, seed, trust_remote_code
+        f"{name} <- damaged",
+        start,
+        damaged,
+        prompts,
+        training,
+        options.max_new_tokens,
+        seed,
+        trust_remote_code,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -12,7 +12,6 @@ from lingraft import stopping
 from lingraft.cli.output import (
     checked_precision,
     print_json,
-    print_message,
     print_result,
     print_table,
     quieten_loading,
@@ -23,13 +22,15 @@ from lingraft.models.model_names import model_problem
 if TYPE_CHECKING:
     from lingraft.adapt.rescue import RepairOptions
 
-_TYPES = ("bf16", "float16", "float32")
+_TYPES: Final = ("bf16", "float16", "float32")
 
 
 def rescue(
     before: Annotated[
         str,
-        typer.Option(metavar="M1", help="The model before the damage: folder, hub id, embedded:NAME or LoRA adapter."),
+        typer.Option(
+            metavar="M1", help="The model before the damage: folder, hub id, embedded:NAME or LoRA adapter."
+        ),
     ],
     after: Annotated[
         str, typer.Option(metavar="M2", help="The damaged model, which was trained from it; likewise.")
@@ -39,14 +40,18 @@ def rescue(
     ] = 0.01,
     languages: Annotated[
         str,
-        typer.Option(metavar="TAG,...", help="What M2 has learnt; the model that keeps the most of it is taken."),
+        typer.Option(
+            metavar="TAG,...", help="What M2 has learnt; the model that keeps the most of it is taken."
+        ),
     ] = "",
     suite: Annotated[str, typer.Option(help="Suite of tasks that measures.")] = "quick",
     task: Annotated[
         list[str] | None,
         typer.Option(metavar="[TAG=]NAME", help="Ask only this task. Repeatable."),
     ] = None,
-    data_dir: Annotated[str | None, typer.Option(help="Folder with local copies of the tasks' data sets.")] = None,
+    data_dir: Annotated[
+        str | None, typer.Option(help="Folder with local copies of the tasks' data sets.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Most items of each task in each half.")] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Most tokens of an answer; default: each task's own.")
@@ -60,13 +65,18 @@ def rescue(
     ] = False,
     train: Annotated[
         bool,
-        typer.Option("--train", help="Repair M2 first: M1 corrects its own answers to prompts (on-policy distillation)."),
+        typer.Option(
+            "--train",
+            help="Repair M2 first: M1 corrects its own answers to prompts (on-policy distillation).",
+        ),
     ] = False,
     prompts: Annotated[
         str | None,
         typer.Option(metavar="SOURCE|self", help="Prompts of the repair; default: self, M1 writes them."),
     ] = None,
-    n: Annotated[int | None, typer.Option("--n", min=16, help="Most prompts of the repair; default: 256.")] = None,
+    n: Annotated[
+        int | None, typer.Option("--n", min=16, help="Most prompts of the repair; default: 256.")
+    ] = None,
     rounds: Annotated[
         int | None, typer.Option(min=1, max=100, help="Times that every prompt is answered; default: 4.")
     ] = None,
@@ -88,12 +98,15 @@ def rescue(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a model that lingraft wrote there.")
     ] = False,
-    runs: Annotated[Path, typer.Option(help="Folder of all runs; this one's is RUNS/rescue/<name of OUTPUT>.")] = Path(
-        "runs"
-    ),
+    runs: Annotated[
+        Path, typer.Option(help="Folder of all runs; this one's is RUNS/rescue/<name of OUTPUT>.")
+    ] = Path("runs"),
     trust_remote_code: Annotated[
         bool,
-        typer.Option("--trust-remote-code", help="Run Python code that models and YAML tasks bring along; read it first."),
+        typer.Option(
+            "--trust-remote-code",
+            help="Run Python code that models and YAML tasks bring along; read it first.",
+        ),
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
@@ -104,7 +117,8 @@ def rescue(
     """
     stopping.keeps(f"what was finished is kept; {stopping.GOES_ON}")
     asked_precision = checked_precision(precision)
-    if dtype is not None and dtype not in _TYPES:
+    weight_type = next((one for one in _TYPES if one == dtype), None)
+    if dtype is not None and weight_type is None:
         raise ConfigError(f"--dtype {dtype!r}: take one of {', '.join(_TYPES)}.")
     if not 0 <= max_loss < 1:
         raise ConfigError(f"--max-loss {max_loss}: must be a share from 0 to below 1, such as 0.01 for 1 %.")
@@ -146,8 +160,10 @@ def rescue(
             steps=steps,
             groups=groups,
             by_layer=by_layer,
-            repair=_repair(prompts, n, rounds, answer_tokens, learning_rate, tokens_per_batch) if train else None,
-            dtype=dtype,
+            repair=_repair(prompts, n, rounds, answer_tokens, learning_rate, tokens_per_batch)
+            if train
+            else None,
+            dtype=weight_type,
             precision=asked_precision,
             seed=seed,
             overwrite=overwrite,

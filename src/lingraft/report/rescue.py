@@ -13,18 +13,22 @@ from lingraft.report.tables import ABSENT, Column, Table
 
 
 def damage_table(found: Rescued) -> Table:
-    """Return what the damaged model lost, and what it loses with each part given back; what carries most comes first."""
+    """Return what the damaged model lost, and what with each part given back; the one that carries most comes first."""
     has_gain = any(one.gain is not None for one in found.given_back)
     columns = (
         Column("given back", "part of the damaged model that got the start's weights"),
         *_loss_columns(found.damage),
-        Column("English changes", "by giving the part back, paired over the items: above 0 the part carries loss"),
+        Column(
+            "English changes", "by giving the part back, paired over the items: above 0 the part carries loss"
+        ),
         *([Column("gain", "language ability above the start's that is left")] if has_gain else []),
     )
     rows = [("nothing", *_loss_cells(found.damage), ABSENT, *([ABSENT] if has_gain else []))]
     for one in found.given_back:
         change = f"{SIGNS[one.change.answer]} {one.change.value:+.3f} [{one.change.low:+.3f}, {one.change.high:+.3f}]"
-        rows.append((_part(one.part), *_loss_cells(one.losses), change, *([_gain_cell(one.gain)] if has_gain else [])))
+        rows.append(
+            (_part(one.part), *_loss_cells(one.losses), change, *([_gain_cell(one.gain)] if has_gain else []))
+        )
     return Table(columns, tuple(rows), 1)
 
 
@@ -58,9 +62,10 @@ def _loss_columns(losses: Sequence[AbilityLoss]) -> list[Column]:
 def _loss_cells(losses: Sequence[AbilityLoss]) -> list[str]:
     cells = []
     for one in losses:
-        known = one.loss is not None and one.low is not None and one.high is not None
-        cells.append(f"{one.loss:.1%} [{100 * one.low:.1f}, {100 * one.high:.1f}]" if known else ABSENT)
-        cells.append(LIMIT_WORDS[one.answer])
+        shown = ABSENT
+        if one.loss is not None and one.low is not None and one.high is not None:
+            shown = f"{one.loss:.1%} [{100 * one.low:.1f}, {100 * one.high:.1f}]"
+        cells += [shown, LIMIT_WORDS[one.answer]]
     return cells
 
 
