@@ -8,6 +8,7 @@ import typer
 
 from lingraft.cli import (
     adapt,
+    check,
     clean,
     copy,
     difference,
@@ -46,6 +47,7 @@ app.command("drift")(drift.drift)
 app.command("replay")(replay.replay)
 app.command("rescue")(rescue.rescue)
 app.command("evaluate")(evaluate.evaluate)
+app.command("check")(check.check)
 app.command("judge")(judge.judge)
 app.command("schema")(schema.schema)
 app.command("copy")(copy.copy)

@@ -32,6 +32,7 @@ from lingraft.train.attention import grouped_attention
 from lingraft.train.checkpoints import FOLDER, Checkpoints, Found
 from lingraft.train.memory import forget_peak, peak_bytes
 from lingraft.train.on_policy import OnPolicy
+from lingraft.train.restraints import frozen_changed, frozen_hashes
 from lingraft.train.sharding import whole
 from lingraft.train.trainer import BatchPlan, PhaseTrainer, training_arguments
 
@@ -213,7 +214,7 @@ def train_phase(
         broadcast_object_list(found)
     resumed, refused = found[0].step, found[0].refused
     with _prepared(model, frozenset(names), training, compute, rules.frozen_mask):
-        before = _frozen_hashes(model, rules.frozen_mask)
+        before = frozen_hashes(model, rules.frozen_mask)
         trained_before = _trained_marks(model)
         trainer = PhaseTrainer(
             model,
@@ -252,14 +253,10 @@ def train_phase(
             for mark in set(vars(model)) - own:  # accelerate's
                 delattr(model, mark)
             trainer.accelerator.free_memory()
-        after = _frozen_hashes(model, rules.frozen_mask)
-        changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-        if changed:
+        after = frozen_hashes(model, rules.frozen_mask)
+        if before != after:
             checkpoints.clear()
-            raise VerificationError(
-                f"{len(changed)} frozen parameters changed in training, the first is {changed[0]!r}. This is a fault "
-                "of lingraft or of a callback; the model must not be used."
-            )
+            raise frozen_changed(before, after)
         if _trained_marks(model) == trained_before:
             raise VerificationError(_why_nothing_moved(trainer.state.log_history, training))
         sizes = [(one.numel(), one.requires_grad) for one in model.parameters()]
@@ -470,17 +467,3 @@ class _Clock(TrainerCallback):
         left = (self._tokens_after[-1] - self._tokens_after[step]) / self.tokens_per_second
         if self._on_progress is not None:
             self._on_progress(Progress(step, state.max_steps, loss, self.tokens_per_second, left))
-
-
-def _frozen_hashes(model: nn.Module, frozen_mask: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return the SHA-256 of the bytes of every parameter that is not trained, and of what a mask freezes of others."""
-    hashes = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            kept = whole(parameter).cpu().contiguous()
-        elif name in frozen_mask:
-            kept = parameter.detach().cpu()[frozen_mask[name].expand(parameter.shape)]
-        else:
-            continue
-        hashes[name] = hashlib.sha256(kept.view(-1).view(torch.uint8).numpy().data).hexdigest()
-    return hashes

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import SchedulerType, Trainer, TrainingArguments
+from transformers import SchedulerType, TrainingArguments
 
 from lingraft.config.schema import Training
 from lingraft.data.batching import Lengths, padded_tokens, token_budget_batches
@@ -35,7 +35,8 @@ from lingraft.models.loss import collate, count_supervised, supervised_loss
 from lingraft.strategies.base import TrainingRules
 from lingraft.train.checkpoints import Checkpoints
 from lingraft.train.on_policy import OnPolicy
-from lingraft.train.restraints import Restraints, split_by_rate
+from lingraft.train.restrained import RestrainedTrainer
+from lingraft.train.restraints import Restraints
 from lingraft.train.sharding import set_weights, whole_weights
 from lingraft.train.stochastic_rounding import StochasticRoundingAdamW
 
@@ -131,7 +132,7 @@ class ExampleRows(Dataset["EncodedExample"]):
         return len(self._examples) + 1
 
 
-class PhaseTrainer(Trainer):
+class PhaseTrainer(RestrainedTrainer):
     """Trainer whose loss is the mean over the supervised tokens of the whole optimiser step.
 
     Args:
@@ -171,15 +172,14 @@ class PhaseTrainer(Trainer):
         }
         rows = ExampleRows(examples, lengths)
         self._rows: Any = rows if on_policy is None else range(len(rows))
-        self._rules = rules
+        self.rules = rules
         self._on_policy, self._plan = on_policy, plan
         self._round: tuple[int, Sequence[EncodedExample]] | None = None
         self._collate = partial(collate, pad_token_id=pad_token_id)
         self._compute = compute
         self._checkpoints, self._noted = checkpoints, noted
         self.saved_step: int | None = None  # of the newest checkpoint that this process has seen sealed
-        self._restraints = Restraints(model, rules, restore=arguments.weight_decay > 0)
-        self._batches_left = 0
+        self.restraints = Restraints(model, rules, restore=arguments.weight_decay > 0)
         super().__init__(
             model=model,
             args=arguments,
@@ -227,7 +227,6 @@ class PhaseTrainer(Trainer):
         if self._on_policy is not None:
             first = self.state.global_step * self.args.gradient_accumulation_steps
             batches = [self._answered(rows, number) for number, rows in enumerate(batches, start=first)]
-        self._batches_left = len(batches)
         count = torch.tensor(sum(count_supervised(batch) for batch in batches), device=device)
         count = self.accelerator.gather(count).sum()
         if int(count) == 0:
@@ -261,30 +260,13 @@ class PhaseTrainer(Trainer):
             inputs,
             with_auxiliary=True,
             arithmetic=self._compute.autocast() if self._compute.precision == "bf16" else None,
-            penalties=self._rules.output_penalties
+            penalties=self.rules.output_penalties
             if own is None
-            else (*self._rules.output_penalties, own.loss),
+            else (*self.rules.output_penalties, own.loss),
             has_likelihood=own is None,
         )
         # Processes' gradients are averaged, but each divides by the tokens of all.
         return total * self.accelerator.num_processes / num_items_in_batch
-
-    def training_step(
-        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
-    ) -> Tensor:
-        """Add a micro-batch's gradients; with the step's last one, what depends on the weights alone."""
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        self._batches_left -= 1
-        if self._batches_left == 0:  # all processes' gradients are summed up, and none is clipped yet
-            self._restraints.change_gradients()
-        return loss
-
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Create AdamW, with a group of its own for each factor of the learning rate."""
-        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
-        split_by_rate(optimizer, self.model, self._rules.learning_rates)
-        optimizer.register_step_post_hook(lambda *_: self._restraints.restore_frozen())
-        return optimizer
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
