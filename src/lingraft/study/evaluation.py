@@ -37,7 +37,6 @@ from lingraft.study.execute import Executor
 from lingraft.study.limits import LimitResult
 from lingraft.study.reach import judge_failure
 from lingraft.study.stages.evaluate import (
-    EVALUATION_SPLIT,
     MANIFEST,
     PREDICTIONS,
     Evaluate,
@@ -364,7 +363,6 @@ def evaluate_loaded(
         tokenizer,
         asked.evaluation,
         languages=asked.languages,
-        split=EVALUATION_SPLIT,
         base_folder=asked.base_folder,
         precision=precision,
         skip_missing=True,
@@ -407,7 +405,7 @@ def compare(
         language_ability=difference_of(earlier, later, "language_ability", margin),
         further_languages=difference_of(earlier, later, "further_languages", margin),
         per_language={tag: one for tag in others if (one := difference_of(earlier, later, tag, margin))},
-        retention=retention([common.models]) if has_english else None,
+        retention=retention([(earlier, later)]) if has_english else None,
         differences=task_differences(earlier, later, margins=Margins(default=margin)),
         unpaired=common.unpaired,
         not_paired=common.refused,
