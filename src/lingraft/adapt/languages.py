@@ -140,16 +140,19 @@ def languages_of(data: DataSet, said: Sequence[str], base_folder: Path = Path())
     )
 
 
-def check_languages(found: Sequence[RowLanguages]) -> None:
+def check_languages(found: Sequence[RowLanguages], said: Sequence[str]) -> None:
     """Refuse data that are mostly in another language than was said, or hold no row of a language that was.
 
     Rows that read otherwise but whose own field says what the user says are believed: two against the identifier.
+
+    Args:
+        found: Of each data set.
+        said: All languages that the user named, BCP-47 tags.
 
     Raises:
         ConfigError: With every problem, each with counts and examples.
     """
     problems: list[str] = []
-    said = tuple(dict.fromkeys(tag for one in found for tag in one.said))
     if english := [tag for tag in said if is_english(tag)]:
         problems.append(
             f"--language {english[0]}: English is the ability that is kept, not a new language. Give English rows by "
