@@ -37,6 +37,7 @@ from lingraft.config.schema import (
 )
 from lingraft.data.example import Example
 from lingraft.errors import ConfigError, as_disk_error
+from lingraft.evaluate.task_names import is_worldbook
 from lingraft.intervals.macro_mean import Interval, macro_mean, values_of
 from lingraft.models.loading import model_folder, parameter_names
 from lingraft.records import fingerprint_of, from_json
@@ -60,6 +61,7 @@ _SMALL = 1_000_000_000  # parameters
 SMALL_RATE, LARGE_RATE = 2.0e-4, 2.0e-5
 """Learning rates: of docs/results.md's runs of a model of 135 million parameters; and the study file's default, which
 is common for full fine-tuning of 7 billion."""
+_ALL = 10_000  # items; more than worldbook has
 REPLAY, PLAIN = "english_replay", "plain"
 
 
@@ -206,12 +208,12 @@ def get_ready(
     materials = prepared.materials
     start = materials.checkpoint
     assert start is not None
+    study = prepared.study.model_copy(update={"evaluate": all_of_worldbook(prepared.study.evaluate)})
     if adaptation.training.learning_rate is None:
         rate = SMALL_RATE if 0 < start.parameters < _SMALL else LARGE_RATE
-        training = prepared.study.training.model_copy(update={"learning_rate": rate})
-        prepared = Prepared(
-            prepared.study.model_copy(update={"training": training}), materials, prepared.language_notes
-        )
+        training = study.training.model_copy(update={"learning_rate": rate})
+        study = study.model_copy(update={"training": training})
+    prepared = Prepared(study, materials, prepared.language_notes)
     promise = Promise(
         adaptation.max_loss,
         earlier=tuple(tag for tag in earlier if tag not in materials.languages),
@@ -219,7 +221,7 @@ def get_ready(
     )
     asked = {
         part: questions(
-            prepared.study.evaluate.model_copy(update={"part": part}),
+            study.evaluate.model_copy(update={"part": part}),
             materials.languages,
             held_out_part(materials, part, adaptation.seed),
             base_folder=base_folder,
@@ -228,18 +230,35 @@ def get_ready(
         )
         for part in ("selection", "report")
     }
-    planner = Planner(prepared.study, materials, asked["selection"], processes, ())
+    planner = Planner(study, materials, asked["selection"], processes, ())
     strategy = strategy_of(adaptation)
     steps = [
         PathStep(phase=_ADAPTED, data=data, strategy=strategy)
         for phase, data in materials.data
         if phase == _ADAPTED
     ]
-    taken = past_rows(prepared.study, 0, steps[0])
+    taken = past_rows(study, 0, steps[0])
     phase = planner.phase_of(
         steps, f"{adaptation.model} on {', '.join(one.data for one in steps)}", start, adaptation.seed, taken
     )
     return Ready(adaptation, prepared, start, phase, asked["selection"], asked["report"], promise)
+
+
+def all_of_worldbook(evaluation: Evaluation) -> Evaluation:
+    """Return an evaluation in which worldbook asks all that it has where no entry says how many, as other tasks do."""
+
+    def whole(entries: tuple[EvaluationTask, ...]) -> tuple[EvaluationTask, ...]:
+        return tuple(
+            one.model_copy(update={"limit": _ALL}) if is_worldbook(one.task) and one.limit is None else one
+            for one in entries
+        )
+
+    return evaluation.model_copy(
+        update={
+            "task_ability": whole(evaluation.task_ability),
+            "language_ability": whole(evaluation.language_ability),
+        }
+    )
 
 
 def held_out_part(materials: Materials, part: str, seed: int) -> tuple[Example, ...]:
