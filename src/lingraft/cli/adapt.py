@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -109,6 +108,8 @@ def adapt(
     written), 3 the items cannot tell, 2 wrong input.
     """
     stopping.keeps(f"what was finished is kept; {stopping.GOES_ON}")
+    from lingraft.config.adaptation import name_of_adapted
+
     options = {
         "max_loss": max_loss,
         "english_data": english_data,
@@ -123,7 +124,7 @@ def adapt(
         "trust_remote_code": trust_remote_code,
     }
     adaptation = _asked(model, data or [], language or [], overrides or [], options)
-    output = output or Path("adapted") / _name(adaptation)
+    output = output or Path("adapted") / name_of_adapted(adaptation)
     _check(adaptation)
 
     from lingraft.adapt.adapt import run_adaptation
@@ -188,14 +189,6 @@ def _task(written: str) -> dict[str, str]:
     """Return a task of the command line as a file has it."""
     before, separator, after = written.partition("=")
     return {"task": after, "language": before} if separator else {"task": written}
-
-
-def _name(adaptation: Adaptation) -> str:
-    """Return what the new model is called where the user does not say: the model and its new languages."""
-    tags = adaptation.languages or tuple(one.language for one in adaptation.data if one.language)
-    last = adaptation.model.rstrip("/").removeprefix("embedded:").rpartition("/")[2]
-    named = "-".join([last, *(tags or [Path(one.source).stem for one in adaptation.data])])
-    return re.sub(r"[^\w.+-]+", "-", named)[:80]
 
 
 def _check(adaptation: Adaptation) -> None:
