@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from lingraft.study.checks import load_study
     from lingraft.study.result import StudyResult
     from lingraft.study.run import run_study
+    from lingraft.train.apply import AppliedStrategies, apply_strategies
+    from lingraft.train.mixed_rows import mixed_rows
     from lingraft.train.phase import PhaseOutcome, train_phase
     from lingraft.weights.difference import ParameterDifference, parameter_difference
     from lingraft.weights.signal_to_noise import SignalScan, signal_to_noise
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOMES = {
+    "AppliedStrategies": "lingraft.train.apply",
     "Comparison": "lingraft.similarity.comparison",
     "ComparisonResult": "lingraft.api",
     "ConfigError": "lingraft.errors",
@@ -63,6 +66,7 @@ _HOMES = {
     "Study": "lingraft.config.schema",
     "StudyResult": "lingraft.study.result",
     "Training": "lingraft.config.schema",
+    "apply_strategies": "lingraft.train.apply",
     "compare": "lingraft.api",
     "compare_sets": "lingraft.similarity.comparison",
     "dataset_embedding_similarity": "lingraft.similarity.embedding_similarity",
@@ -72,6 +76,7 @@ _HOMES = {
     "layer_states": "lingraft.representation.states",
     "load_data": "lingraft.data.sources",
     "load_study": "lingraft.study.checks",
+    "mixed_rows": "lingraft.train.mixed_rows",
     "parameter_difference": "lingraft.weights.difference",
     "run_study": "lingraft.study.run",
     "signal_to_noise": "lingraft.weights.signal_to_noise",
@@ -79,6 +84,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AppliedStrategies",
     "Comparison",
     "ComparisonResult",
     "ConfigError",
@@ -105,6 +111,7 @@ __all__ = [
     "StudyResult",
     "Training",
     "__version__",
+    "apply_strategies",
     "compare",
     "compare_sets",
     "dataset_embedding_similarity",
@@ -114,6 +121,7 @@ __all__ = [
     "layer_states",
     "load_data",
     "load_study",
+    "mixed_rows",
     "parameter_difference",
     "run_study",
     "signal_to_noise",

@@ -27,6 +27,9 @@ PUBLIC = [
     "drift_of_models",
     "evaluate_model",
     "train_phase",
+    "mixed_rows",
+    "apply_strategies",
+    "AppliedStrategies",
     "__version__",
 ]
 

@@ -8,6 +8,7 @@ import typer
 
 from lingraft.cli import (
     adapt,
+    check,
     clean,
     copy,
     difference,
@@ -16,6 +17,7 @@ from lingraft.cli import (
     judge,
     ls,
     replay,
+    rescue,
     run,
     schema,
     show,
@@ -43,7 +45,9 @@ app.command("difference")(difference.difference)
 app.command("snr")(snr.snr)
 app.command("drift")(drift.drift)
 app.command("replay")(replay.replay)
+app.command("rescue")(rescue.rescue)
 app.command("evaluate")(evaluate.evaluate)
+app.command("check")(check.check)
 app.command("judge")(judge.judge)
 app.command("schema")(schema.schema)
 app.command("copy")(copy.copy)

@@ -36,7 +36,7 @@ from lingraft.data.files import is_local
 from lingraft.data.filters import RowFilter
 from lingraft.data.formats import OASST_TREES, detect_format, example_from_row
 from lingraft.data.parallel import Grouper, incomplete_groups
-from lingraft.data.readers import RawRow
+from lingraft.data.readers import RawRow, row_of
 from lingraft.data.row_fields import AnswerError, is_nothing
 from lingraft.data.rows import check_hub_id, local_files, open_rows, options_given
 from lingraft.data.spool import Spool
@@ -153,6 +153,17 @@ def load_data(
         revision=opened.revision,
         filtered=dict(loaded.filtered) | ({SAME_FILE: again} if again else {}),
     )
+
+
+def load_rows(rows: Iterable[Mapping[str, Any]], spec: DataSource) -> LoadedData:
+    """Read rows that are in memory already, as those of a file; `spec.source` is only what messages call them.
+
+    Raises:
+        DataError: As `load_data`.
+    """
+    found = (row_of(fields, f"{spec.source}:{number}", number) for number, fields in enumerate(rows, start=1))
+    loaded = _collect(spec, found, answered=True)
+    return replace(loaded, content_hash=_content_hash(loaded.examples))
 
 
 def split_data(loaded: LoadedData, *, limit: int | None, held_out_groups: int, seed: int) -> DataSplit:

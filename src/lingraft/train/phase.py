@@ -31,6 +31,8 @@ from lingraft.strategies.base import TrainingRules
 from lingraft.train.attention import grouped_attention
 from lingraft.train.checkpoints import FOLDER, Checkpoints, Found
 from lingraft.train.memory import forget_peak, peak_bytes
+from lingraft.train.on_policy import OnPolicy
+from lingraft.train.restraints import frozen_changed, frozen_hashes
 from lingraft.train.sharding import whole
 from lingraft.train.trainer import BatchPlan, PhaseTrainer, training_arguments
 
@@ -114,6 +116,7 @@ def train_phase(
     stop: Callable[[], int | None] = stopping.requested,
     sharded: bool = False,
     rules: TrainingRules = NO_RULES,
+    on_policy: OnPolicy | None = None,
 ) -> PhaseOutcome:
     """Train `model` in place on `encoded`, and leave it in eval mode with float32 weights.
 
@@ -142,6 +145,8 @@ def train_phase(
             in pieces: `sharding.whole_weights` puts them together.
         rules: What strategies ask besides: a mask that freezes elements of trained parameters (verified as frozen
             parameters are), learning rates, pulls towards the start, penalties on outputs.
+        on_policy: Train on the model's own answers, which `encoded` stands for, in one process; the counts of tokens
+            are then those of the longest answers allowed.
 
     Returns:
         Counts, losses and times.
@@ -176,6 +181,8 @@ def train_phase(
     workplace = folder / FOLDER
     arguments = training_arguments(training, compute, folder=workplace, seed=seed, sharded=sharded)
     state = arguments.distributed_state
+    if on_policy is not None and state.num_processes > 1:
+        raise ConfigError("training on a model's own answers runs in one process; start it without torchrun.")
     noted = on_note if on_note is not None and state.is_main_process else lambda _: None
     identity = {
         "processes": state.num_processes,  # each has random states of its own, and sums are rounded otherwise
@@ -207,7 +214,7 @@ def train_phase(
         broadcast_object_list(found)
     resumed, refused = found[0].step, found[0].refused
     with _prepared(model, frozenset(names), training, compute, rules.frozen_mask):
-        before = _frozen_hashes(model, rules.frozen_mask)
+        before = frozen_hashes(model, rules.frozen_mask)
         trained_before = _trained_marks(model)
         trainer = PhaseTrainer(
             model,
@@ -220,6 +227,7 @@ def train_phase(
             rules=rules,
             checkpoints=checkpoints,
             noted=noted,
+            on_policy=on_policy,
         )
         forget_peak()
         clock = _Clock(plan.tokens_per_step(), on_progress if state.is_main_process else None)
@@ -245,14 +253,10 @@ def train_phase(
             for mark in set(vars(model)) - own:  # accelerate's
                 delattr(model, mark)
             trainer.accelerator.free_memory()
-        after = _frozen_hashes(model, rules.frozen_mask)
-        changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-        if changed:
+        after = frozen_hashes(model, rules.frozen_mask)
+        if before != after:
             checkpoints.clear()
-            raise VerificationError(
-                f"{len(changed)} frozen parameters changed in training, the first is {changed[0]!r}. This is a fault "
-                "of lingraft or of a callback; the model must not be used."
-            )
+            raise frozen_changed(before, after)
         if _trained_marks(model) == trained_before:
             raise VerificationError(_why_nothing_moved(trainer.state.log_history, training))
         sizes = [(one.numel(), one.requires_grad) for one in model.parameters()]
@@ -463,17 +467,3 @@ class _Clock(TrainerCallback):
         left = (self._tokens_after[-1] - self._tokens_after[step]) / self.tokens_per_second
         if self._on_progress is not None:
             self._on_progress(Progress(step, state.max_steps, loss, self.tokens_per_second, left))
-
-
-def _frozen_hashes(model: nn.Module, frozen_mask: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return the SHA-256 of the bytes of every parameter that is not trained, and of what a mask freezes of others."""
-    hashes = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            kept = whole(parameter).cpu().contiguous()
-        elif name in frozen_mask:
-            kept = parameter.detach().cpu()[frozen_mask[name].expand(parameter.shape)]
-        else:
-            continue
-        hashes[name] = hashlib.sha256(kept.view(-1).view(torch.uint8).numpy().data).hexdigest()
-    return hashes
