@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -20,7 +19,6 @@ from lingraft.report.adaptation import (
     history_table,
     promise_table,
     render_adaptation,
-    write_adaptation_page,
 )
 from lingraft.report.adaptation_figure import adaptation_trade_off
 from lingraft.report.drawing import draw
@@ -155,7 +153,7 @@ OUTLOOK = Outlook(
     strategy="plain",
     max_length=512,
     alike=(),
-    contamination=None,
+    contamination={},
     room=Room(
         place="processor",
         memory_bytes=None,
@@ -230,10 +228,8 @@ def test_what_has_no_loss_and_no_gain_is_absent_and_its_reason_is_given() -> Non
     assert "<svg" not in page
 
 
-def test_the_page_says_the_answer_first_and_needs_no_network(tmp_path: Path) -> None:
-    path = tmp_path / "index.html"
-    write_adaptation_page(adapted(), History(learnt=(LEARNT,)), path)
-    page = path.read_text(encoding="utf-8")
+def test_the_page_says_the_answer_first_and_needs_no_network() -> None:
+    page = render_adaptation(adapted(), History(learnt=(LEARNT,)))
     places = [
         page.index(one)
         for one in (

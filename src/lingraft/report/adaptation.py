@@ -7,7 +7,6 @@ has escaped it. The page needs nothing but itself.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 from markupsafe import Markup
 
@@ -15,7 +14,6 @@ from lingraft.adapt.history import History, Learnt
 from lingraft.adapt.outlook import outlook_lines
 from lingraft.adapt.promise import AbilityLoss, Gain, ability_name
 from lingraft.adapt.result import Adapted, Point, point_name
-from lingraft.records import write_text_atomically
 from lingraft.report.drawing import draw
 from lingraft.report.page import template_of
 from lingraft.report.signs import LIMIT_WORDS, SIGNS
@@ -180,24 +178,16 @@ def _learnt(one: Learnt) -> tuple[str, ...]:
     )
 
 
-def write_adaptation_page(
-    adapted: Adapted, history: History, path: Path, reported: Callable[[str], None] | None = None
-) -> None:
-    """Write the page of an adaptation, one self-contained HTML file.
+def render_adaptation(
+    adapted: Adapted, history: History, reported: Callable[[str], None] | None = None
+) -> str:
+    """Return the page of an adaptation, one self-contained HTML file.
 
     Args:
         adapted: What was done.
         history: What the kept model was taught, this time included.
-        path: Where to.
         reported: Receives a sentence where the picture is missing from the page.
     """
-    write_text_atomically(path, render_adaptation(adapted, history, reported))
-
-
-def render_adaptation(
-    adapted: Adapted, history: History, reported: Callable[[str], None] | None = None
-) -> str:
-    """Return the page's HTML; arguments as of `write_adaptation_page`."""
     svg, problem = _drawn(adapted)
     if problem and reported is not None:
         reported(problem)
