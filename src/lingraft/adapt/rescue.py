@@ -17,7 +17,7 @@ from typing import Literal
 
 from lingraft.adapt.alike import check_alike
 from lingraft.adapt.between import Between, decoder_layers, final_answer
-from lingraft.adapt.delivery import Delivery, write_adapted
+from lingraft.adapt.delivery import Delivery, Draw, write_adapted
 from lingraft.adapt.export import type_of_start
 from lingraft.adapt.folder import check_place
 from lingraft.adapt.history import read_history
@@ -133,6 +133,7 @@ def rescue(
     trust_remote_code: bool = False,
     overwrite: bool = False,
     runs: str | Path = "runs",
+    draw: Draw | None = None,
     watcher: Watcher | None = None,
 ) -> Rescued:
     """Write the model between two that lost no more than allowed; the same call goes on after an interruption.
@@ -159,6 +160,7 @@ def rescue(
         trust_remote_code: Run Python code that models and YAML tasks bring along.
         overwrite: Replace a model that lingraft wrote into `output`; that of the same run is replaced anyway.
         runs: Folder of all runs.
+        draw: Draws the page; None: there is none.
         watcher: Receives what happens.
 
     Raises:
@@ -264,7 +266,7 @@ def rescue(
         )
         combine = way.combine(Candidate(walked.kept.alpha, walked.kept.kept_back))
         made = executor.make(combine, with_artefacts=True)
-        delivery = Delivery(Path(output), overwrite=overwrite or went_on)
+        delivery = Delivery(Path(output), overwrite=overwrite or went_on, draw=draw)
         write_adapted(adapted, made.folder / CHECKPOINT, given[0].folder, delivery)
     return Rescued(adapted=adapted, damage=damage, given_back=given_back, repair=repaired, notes=tuple(notes))
 
