@@ -87,6 +87,16 @@ def adapt(
             "--trust-remote-code", help="Run Python code that the model brings along; read it first."
         ),
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a model that lingraft wrote into OUTPUT.")
+    ] = False,
+    push: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Upload the model to the Hugging Face hub.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make that repository a private one.")] = False,
+    gguf: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="Also convert it for llama.cpp, such as q8_0.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Look and say what is expected; train nothing.")
     ] = False,
@@ -118,6 +128,7 @@ def adapt(
     _check(adaptation)
 
     from lingraft.adapt.adapt import run_adaptation
+    from lingraft.adapt.delivery import Delivery
     from lingraft.adapt.promise import EXIT_CODES
     from lingraft.cli.progress import ProgressWatcher
     from lingraft.records import to_json
@@ -131,10 +142,11 @@ def adapt(
         if dry_run:
             raise typer.Exit
 
+    delivery = Delivery(output, overwrite=overwrite, repository=push, private=private, gguf=gguf)
     with ProgressWatcher(f"adapt {adaptation.model}") as watcher:
         adapted = run_adaptation(
             adaptation,
-            output,
+            delivery,
             runs=runs,
             watcher=watcher,
             processes=Processes(processes, sharded),
@@ -145,6 +157,8 @@ def adapt(
     else:
         print_result(adapted.sentence)
         print_result(f"Model: {output}")
+    for line in delivery.send():
+        print_message(line)
     raise typer.Exit(EXIT_CODES[adapted.answer])
 
 
