@@ -91,7 +91,7 @@ def test_the_outlook_counts_rows_costs_and_room_and_can_be_written(
     assert found.room.memory_bytes > 16 * found.parameters - 1
     assert from_json(Outlook, to_json(found)) == found
     text = "\n".join(outlook_lines(found))
-    assert "41 rows (40 de" in text
+    assert "41 rows (de 40" in text
     assert "35 are trained on (1 broken, 5 held out to measure on)" in text
     assert f"DES {similarity.corrected:.2f}" in text
 

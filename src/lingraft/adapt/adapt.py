@@ -23,6 +23,7 @@ from lingraft.adapt.history import History, Learnt, read_history, write_history
 from lingraft.adapt.outlook import Outlook, look, outlook_lines
 from lingraft.adapt.promise import promise_sentence
 from lingraft.adapt.result import FORMAT, Adapted
+from lingraft.adapt.start import whole_model
 from lingraft.adapt.walk import Candidate, Promise, answers_of, compared
 from lingraft.config.adaptation import Adaptation, sources_of
 from lingraft.config.schema import (
@@ -201,6 +202,11 @@ def get_ready(
     study = study_of(adaptation, name)
     check_names(study, base_folder)
     check_reach(study, base_folder)
+    trust = adaptation.trust_remote_code
+    whole, merged = whole_model(adaptation.model, Executor(store, watcher), trust_remote_code=trust)
+    if merged is not None:
+        adaptation = adaptation.model_copy(update={"model": whole})
+        watcher.noted(merged)
     given = model_folder(adaptation.model, trust_remote_code=adaptation.trust_remote_code)
     earlier = read_history(given).languages
     study = study_of(adaptation, name, earlier)

@@ -389,10 +389,10 @@ def _data_lines(one: DataOutlook) -> Iterator[str]:
     left_out |= {reason.replace("_", " "): count for reason, count in counts.filtered.items()}
     said = ", ".join(f"{count} {reason}" for reason, count in left_out.items() if count)
     tokens = sum(cost.tokens * cost.examples / cost.measured for cost in one.costs.values() if cost.measured)
-    by_language = ", ".join(f"{count} {tag}" for tag, count in one.languages.rows.items())
+    by_language = ", ".join(f"{tag} {count:,}" for tag, count in one.languages.rows.items())
     yield (
-        f"{counts.source}: {counts.rows} rows ({by_language}; about {tokens:,.0f} tokens), of which {counts.train} are "
-        f"trained on{f' ({said})' if said else ''}."
+        f"{counts.source}: {counts.rows:,} rows ({by_language}; about {tokens:,.0f} tokens), of which {counts.train:,} "
+        f"are trained on{f' ({said})' if said else ''}."
     )
     yield from (f"! {line}" for line in language_lines(one.languages))
 
@@ -422,12 +422,12 @@ def _cost_lines(costs: Mapping[str, LanguageCost], max_length: int) -> Iterator[
 
 def _strategy_line(outlook: Outlook) -> str:
     replayed = {
-        "data": f"{outlook.english_rows} rows of English data are replayed from",
-        "own": "English rows to replay are answers that the start writes itself",
+        "data": f"old rows are drawn from {outlook.english_rows:,} English ones",
+        "own": "what stands for old rows are answers that the model writes before it is trained",
         "nothing": "nothing old is replayed",
     }[outlook.replayed]
     without = "" if outlook.english_rows else "No English data (--english-data) were given. "
-    return f"{without}It is trained by {outlook.strategy}: {replayed}."
+    return f"{without}It is trained with {outlook.strategy}: {replayed}."
 
 
 def _alike_lines(alike: Alike) -> Iterator[str]:
