@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import sys
 from pathlib import Path
 
 from lingraft.adapt.history import HISTORY
@@ -69,9 +69,10 @@ def push(folder: Path, repository: str, *, private: bool = False) -> str:
         LingraftError: It could not be uploaded; the folder stays.
     """
     from huggingface_hub import HfApi
+    from huggingface_hub.utils import disable_progress_bars
 
-    # Its own lines and bars would stand between ours.
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     api = HfApi()
     try:
         made = api.create_repo(repository, private=private, exist_ok=True)
@@ -83,10 +84,16 @@ def push(folder: Path, repository: str, *, private: bool = False) -> str:
         )
     except Exception as error:  # hub and http errors share no base class
         raise LingraftError(
-            f"{repository}: could not be uploaded ({in_one_line(error)}). The model is whole in {folder}; when the hub "
+            f"{repository}: could not be uploaded ({_said(error)}). The model is whole in {folder}; when the hub "
             f"can be reached: hf upload {repository} {folder}"
         ) from error
     return str(made)
+
+
+def _said(error: BaseException) -> str:
+    """Return what the library says, with what it says of the cause."""
+    cause = error.__cause__
+    return in_one_line(error) if cause is None else f"{in_one_line(error)} {in_one_line(cause)}"
 
 
 def _is_id(repository: str) -> bool:

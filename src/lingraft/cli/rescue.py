@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -22,7 +22,7 @@ from lingraft.models.model_names import model_problem
 if TYPE_CHECKING:
     from lingraft.adapt.rescue import RepairOptions
 
-_TYPES = ("bf16", "float16", "float32")
+_TYPES: Final = ("bf16", "float16", "float32")
 
 
 def rescue(
@@ -117,7 +117,8 @@ def rescue(
     """
     stopping.keeps(f"what was finished is kept; {stopping.GOES_ON}")
     asked_precision = checked_precision(precision)
-    if dtype is not None and dtype not in _TYPES:
+    weight_type = next((one for one in _TYPES if one == dtype), None)
+    if dtype is not None and weight_type is None:
         raise ConfigError(f"--dtype {dtype!r}: take one of {', '.join(_TYPES)}.")
     if not 0 <= max_loss < 1:
         raise ConfigError(f"--max-loss {max_loss}: must be a share from 0 to below 1, such as 0.01 for 1 %.")
@@ -162,7 +163,7 @@ def rescue(
             repair=_repair(prompts, n, rounds, answer_tokens, learning_rate, tokens_per_batch)
             if train
             else None,
-            dtype=dtype,
+            dtype=weight_type,
             precision=asked_precision,
             seed=seed,
             overwrite=overwrite,
