@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lingraft.adapt.languages import checked_languages
 from lingraft.adapt.outlook import Outlook, look, outlook_lines
 from lingraft.config.schema import Study
 from lingraft.data.worldbook import load_items
@@ -67,7 +68,8 @@ def looked(tmp_path: Path) -> Look:
         prepared = prepare_study(study_of(model, data, **changes), tmp_path, Watcher())
         with Store(tmp_path / "run") as store:
             stages = prepared.plan(store, tmp_path).stages
-            return look(prepared, Executor(store), languages=languages, stages=stages, base_folder=tmp_path)
+            spoken = checked_languages(prepared.materials, languages, tmp_path)
+            return look(prepared, Executor(store), spoken=spoken, stages=stages, base_folder=tmp_path)
 
     return run
 

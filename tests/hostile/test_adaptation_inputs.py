@@ -52,6 +52,7 @@ def refused(
     monkeypatch.setattr("lingraft.adapt.probe.load_model", unasked)
     monkeypatch.setattr("lingraft.evaluate.running.evaluate_model", unasked)
     write(tmp_path / "th.jsonl", rows_in("th"))
+    write(tmp_path / "rows.jsonl", rows_in("th"))
     write(tmp_path / "de.jsonl", rows_in("de"))
     write(tmp_path / "said_th.jsonl", rows_in("th", language="th"))
     write(tmp_path / "said_de.jsonl", rows_in("de", language="de"))
@@ -71,11 +72,15 @@ def refused(
         ("--data th.jsonl --language xxx", ("language", "xxx")),
         ("--data th.jsonl --language th --max-loss 1", ("--max-loss is 1.0", "less than 1")),
         ("--data th.jsonl --language th --max-loss -0.1", ("--max-loss is -0.1",)),
-        ("--data th.jsonl", ("do not say their language",)),
-        ("--data de.jsonl --language th", ("30 of 30 rows", "not in th (Thai)", "de (German) 30", "--language de")),
+        ("--data rows.jsonl", ("do not say their language", "--language es")),
+        ("--data en.jsonl", ("all rows are English",)),
+        (
+            "--data de.jsonl --language th",
+            ("30 of 30 rows", "not in th (Thai)", "de (German) 30", "--language de"),
+        ),
         ("--data said_de.jsonl --language th", ("say themselves", "de (German) 30", "--language de")),
         ("--data said_th.jsonl --language th --language ar", ("no row is in ar (Arabic)", "--language ar")),
-        ("--data en.jsonl --language en", ("English is the ability that is kept",)),
+        ("--data en.jsonl --language en-GB", ("'en-GB' is English, the ability that is kept",)),
         ("--data th.jsonl --data de.jsonl --language th", ("de.jsonl: ", "30 of 30 rows")),
     ],
 )

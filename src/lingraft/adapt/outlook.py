@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import torch
 
-from lingraft.adapt.languages import RowLanguages, check_languages, language_lines, languages_of
+from lingraft.adapt.languages import RowLanguages, language_lines
 from lingraft.adapt.probe import SOURCE, Probe, Probed, own_prompts
 from lingraft.data.chat_template import chat_template
 from lingraft.data.example_table import columns_of, select
@@ -179,7 +179,7 @@ def look(
     prepared: Prepared,
     executor: Executor,
     *,
-    languages: Sequence[str],
+    spoken: Mapping[str, RowLanguages],
     stages: Sequence[StageSpec],
     base_folder: Path = Path(),
     watcher: Watcher | None = None,
@@ -192,25 +192,18 @@ def look(
         prepared: A study of a checkpoint and one phase that is trained; the checkpoint's `instructions` are what it was
             tuned on, if that is known.
         executor: Makes the stages that are needed for it, in an open store.
-        languages: The languages that the user named, BCP-47 tags; none: those that rows and sets say. A set with a
-            `language` of its own is in that one.
+        spoken: In which languages each set's rows are, checked (`checked_languages`).
         stages: All stages that will be made; those that are finished need nothing more.
         base_folder: What relative paths of data are relative to.
         watcher: Receives how far it is.
 
     Raises:
-        ConfigError: The data are mostly in another language than was said, or hold no row of one.
         DiskError: The disk has no room for what is written.
     """
     study, materials = prepared.study, prepared.materials
     start, cell = materials.checkpoint, materials.cells[0]
     assert start is not None  # the study's first phase is one
     progress = _ProgressAlone(watcher or Watcher())
-    spoken = {
-        name: languages_of(one, [one.source.language] if one.source.language else languages, base_folder)
-        for (_, name), one in materials.data.items()
-    }
-    check_languages(tuple(spoken.values()), languages)
     room = room_for(stages, executor.store)
     check_disk(room, executor.store.folder)
     contamination: dict[str, Contamination] = {}
