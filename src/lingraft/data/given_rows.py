@@ -38,11 +38,12 @@ def examples_of(
         try:
             rows = DataSource.model_validate(rows)
         except ValidationError as error:
-            first_error = error.errors(include_url=False)[0]
-            option = ".".join(str(part) for part in first_error["loc"])
+            wrong = "; ".join(
+                f"{'.'.join(str(part) for part in one['loc'])}: {one['msg'][:1].lower()}{one['msg'][1:]}"
+                for one in error.errors(include_url=False)
+            )
             raise DataError(
-                f"{name}: {option}: {first_error['msg'][:1].lower()}{first_error['msg'][1:]}. Give a file's name, "
-                '{"source": ...} with its options, or a list of rows.'
+                f'{name}: {wrong}. Give a file\'s name, {{"source": ...}} with its options, or a list of rows.'
             ) from None
     if isinstance(rows, DataSource):
         loaded, limit, name = load_data(rows), rows.limit, rows.source
@@ -55,11 +56,11 @@ def examples_of(
         kinds = {type(one) for one in listed}
         if kinds <= {Example}:
             return listed
-        wrong = sorted(kind.__name__ for kind in kinds if not issubclass(kind, Mapping))
-        if wrong:
+        others = sorted(kind.__name__ for kind in kinds if not issubclass(kind, Mapping))
+        if others:
             raise DataError(
                 f"{name}: a row is a dict such as {{'instruction': ..., 'output': ...}} or {{'messages': [...]}}, and "
-                f"these are {', '.join(wrong)}."
+                f"these are {', '.join(others)}."
             )
         loaded, limit = load_rows(listed, DataSource(source=name)), None
     if loaded.broken:
