@@ -1,4 +1,4 @@
-"""docs/report.md describes the JSON of a result with the fields that it has."""
+"""The pages describe the JSON of results with the fields that these have."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import pytest
+
+from lingraft.adapt.checked import Checked
 from lingraft.study.result import StudyResult
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "report.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 NAMES = {int: "n", float: "x", str: "text", bool: "true|false", NoneType: "null"}
 
 
@@ -43,13 +46,15 @@ def described(kind: Any, found: dict[str, str]) -> str:
     return str(base.__name__)
 
 
-def schema() -> str:
+def schema(kind: type) -> str:
     found: dict[str, str] = {}
-    described(StudyResult, found)
+    described(kind, found)
     lines = [f"{name} = {fields_of}" for name, fields_of in found.items()]
     return "\n".join(textwrap.fill(line, 140, subsequent_indent="    ") for line in lines)
 
 
-def test_the_page_describes_the_fields_of_a_result_as_they_are() -> None:
-    block = PAGE.read_text(encoding="utf-8").partition("```text\nStudyResult")[2].partition("```")[0]
-    assert f"StudyResult{block}".rstrip("\n") == schema()
+@pytest.mark.parametrize(("page", "kind"), [("report.md", StudyResult), ("check.md", Checked)])
+def test_the_page_describes_the_fields_of_a_result_as_they_are(page: str, kind: type) -> None:
+    text = (DOCS / page).read_text(encoding="utf-8")
+    block = text.partition(f"```text\n{kind.__name__}")[2].partition("```")[0]
+    assert f"{kind.__name__}{block}".rstrip("\n") == schema(kind)

@@ -18,12 +18,14 @@ COMMANDS = (
     "drift",
     "replay",
     "evaluate",
+    "check",
     "judge",
     "validate",
     "show",
     "schema",
     "copy",
     "ls",
+    "adapt",
     "clean",
 )
 HELP = "import sys; sys.argv = ['lingraft', *{arguments!r}]; from lingraft.cli.main import main; main()"

@@ -47,10 +47,10 @@ class Adaptation(Section):
     the model writes are compared, and nothing is replayed."""
     max_loss: float = Field(0.01, ge=0, lt=1)
     """What may be lost of English, and of each language of an earlier `adapt`: 1 - retention of the model's score."""
-    suite: Text = "quick"
-    """Suite of tasks that measures both; `lingraft ls suites` lists them."""
+    suite: Text | None = None
+    """Suite of tasks that measures both; `lingraft ls suites` lists them. Null: quick, where no `tasks` are named."""
     tasks: tuple[EvaluationTask, ...] = ()
-    """Further tasks, English where they name no language."""
+    """Tasks, English where they name no language; those of a named suite are asked as well."""
     data_dir: Text | None = None
     """Folder of local files that stand for the data sets of the suite."""
     limit: int | None = Field(None, ge=1)

@@ -160,6 +160,7 @@ def prepare_study(
     processes: Processes | None = None,
     *,
     check: Callable[[], None] = lambda: None,
+    may_lack_tasks: bool = False,
 ) -> Prepared:
     """Read and find all that a study needs, and check it, before anything is computed.
 
@@ -169,6 +170,7 @@ def prepare_study(
         watcher: Receives what happens.
         processes: How many processes train a phase.
         check: Refuses what else is wrong with it, before data are read.
+        may_lack_tasks: The languages that are trained may be without a task.
 
     Raises:
         ConfigError, DataError, ModelError: Something is wrong with the study as a whole.
@@ -179,11 +181,14 @@ def prepare_study(
     if processes is not None and processes.sharded:
         _check_sharding(materials.cells)
     check_added_tokens(materials, trust_remote_code=study.trust_remote_code)
-    evaluation = resolve_suites(study.evaluate, base_folder, languages=materials.languages)
+    evaluation = resolve_suites(
+        study.evaluate, base_folder, languages=materials.languages, may_lack_tasks=may_lack_tasks
+    )
     check_tasks(
         evaluation,
         base_folder,
         languages=materials.languages,
+        may_lack_tasks=may_lack_tasks,
         trust_remote_code=study.trust_remote_code,
     )
     notes = language_notes(study.evaluate, evaluation, materials.languages)

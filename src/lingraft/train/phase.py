@@ -31,6 +31,7 @@ from lingraft.strategies.base import TrainingRules
 from lingraft.train.attention import grouped_attention
 from lingraft.train.checkpoints import FOLDER, Checkpoints, Found
 from lingraft.train.memory import forget_peak, peak_bytes
+from lingraft.train.on_policy import OnPolicy
 from lingraft.train.restraints import frozen_changed, frozen_hashes
 from lingraft.train.sharding import whole
 from lingraft.train.trainer import BatchPlan, PhaseTrainer, training_arguments
@@ -115,6 +116,7 @@ def train_phase(
     stop: Callable[[], int | None] = stopping.requested,
     sharded: bool = False,
     rules: TrainingRules = NO_RULES,
+    on_policy: OnPolicy | None = None,
 ) -> PhaseOutcome:
     """Train `model` in place on `encoded`, and leave it in eval mode with float32 weights.
 
@@ -143,6 +145,8 @@ def train_phase(
             in pieces: `sharding.whole_weights` puts them together.
         rules: What strategies ask besides: a mask that freezes elements of trained parameters (verified as frozen
             parameters are), learning rates, pulls towards the start, penalties on outputs.
+        on_policy: Train on the model's own answers, which `encoded` stands for, in one process; the counts of tokens
+            are then those of the longest answers allowed.
 
     Returns:
         Counts, losses and times.
@@ -177,6 +181,8 @@ def train_phase(
     workplace = folder / FOLDER
     arguments = training_arguments(training, compute, folder=workplace, seed=seed, sharded=sharded)
     state = arguments.distributed_state
+    if on_policy is not None and state.num_processes > 1:
+        raise ConfigError("training on a model's own answers runs in one process; start it without torchrun.")
     noted = on_note if on_note is not None and state.is_main_process else lambda _: None
     identity = {
         "processes": state.num_processes,  # each has random states of its own, and sums are rounded otherwise
@@ -221,6 +227,7 @@ def train_phase(
             rules=rules,
             checkpoints=checkpoints,
             noted=noted,
+            on_policy=on_policy,
         )
         forget_peak()
         clock = _Clock(plan.tokens_per_step(), on_progress if state.is_main_process else None)
