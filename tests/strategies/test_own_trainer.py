@@ -110,7 +110,7 @@ class Script:
     def model(self, **options: Any) -> Any:
         return AutoModelForCausalLM.from_pretrained(self.previous, **{"dtype": torch.float32, **options})
 
-    def trainer(self, written: Any, **options: Any) -> ScriptTrainer:
+    def trainer(self, written: Any, **options: Any) -> Any:
         rows = self.rows(written)
         accumulation = options.get("gradient_accumulation_steps", 1)
         training = self.phases.job(written, accumulation=accumulation).training
@@ -246,7 +246,7 @@ def with_stock_trainer(script: Script, rows: Any) -> Trainer:
     )
 
 
-def with_trl(script: Script, rows: Any) -> Trainer:
+def with_trl(script: Script, rows: Any) -> Any:
     from trl import SFTConfig, SFTTrainer
 
     options = script.arguments(
@@ -256,10 +256,7 @@ def with_trl(script: Script, rows: Any) -> Trainer:
         activation_checkpointing=False,
         bf16=False,
     )
-    trainer: Trainer = SFTTrainer(
-        script.model(), options, train_dataset=rows, processing_class=script.tokenizer
-    )
-    return trainer
+    return SFTTrainer(script.model(), options, train_dataset=rows, processing_class=script.tokenizer)
 
 
 @pytest.mark.parametrize("written", KEPT, ids=["mask", "penalty", "adapters"])
@@ -361,7 +358,8 @@ def test_what_cannot_be_applied_is_refused_and_the_trainer_left_as_it_was(
     with pytest.raises((lingraft.StrategyError, lingraft.ConfigError), match=re.escape(message)) as refusal:
         script.apply(trainer, written)
     assert "\n" not in str(refusal.value)
-    assert type(trainer) is ScriptTrainer
+    kind = type(trainer)
+    assert kind is ScriptTrainer
     for (name, trains, value), (now, one) in zip(before, trainer.model.named_parameters(), strict=True):
         assert (name, trains) == (now, one.requires_grad)
         assert torch.equal(value, one)
@@ -372,7 +370,7 @@ def test_rows_that_a_strategy_mixes_in_must_be_there_before_the_trainer(script: 
     rows = script.rows("plain").remove_columns("replayed")
     with pytest.raises(lingraft.StrategyError, match=r"'english_replay' mixes rows in before.*mixed_rows"):
         script.apply(with_stock_trainer(script, rows), "english_replay")
-    packed: Any = with_trl(script, script.rows(DISTILL))
+    packed = with_trl(script, script.rows(DISTILL))
     packed.args.packing = True
     with pytest.raises(lingraft.StrategyError, match="'distill' acts on replayed rows, which packing"):
         script.apply(packed, DISTILL)
@@ -386,8 +384,8 @@ def test_what_is_no_trainer_is_refused(script: Script, given: Any) -> None:
 
 def test_strategies_that_read_the_start_ask_for_it(script: Script) -> None:
     trainer = script.trainer("plain")
-    trainer.model.config._name_or_path = ""  # type: ignore[union-attr]
-    trainer.model.name_or_path = ""  # type: ignore[union-attr]
+    trainer.model.config._name_or_path = ""
+    trainer.model.name_or_path = ""
     with pytest.raises(lingraft.StrategyError, match="give previous=FOLDER"):
         script.apply(trainer, "interpolate", previous=None)
     with pytest.raises(
@@ -424,9 +422,9 @@ def test_a_frozen_bit_that_a_callback_changes_is_found(script: Script) -> None:
 
 def test_what_was_frozen_before_stays_frozen(script: Script) -> None:
     trainer = script.trainer("plain")
-    trainer.model.get_input_embeddings().requires_grad_(False)  # type: ignore[union-attr, operator]
+    trainer.model.get_input_embeddings().requires_grad_(False)
     script.apply(trainer, "l2_anchor")
-    trained = {name for name, one in trainer.model.named_parameters() if one.requires_grad}  # type: ignore[union-attr]
+    trained = {name for name, one in trainer.model.named_parameters() if one.requires_grad}
     assert len(trained) > 10
     assert not [name for name in trained if "embed" in name]
 
@@ -441,7 +439,7 @@ def test_the_trainer_saves_the_final_model_and_what_is_kept(script: Script) -> N
     expected = weights(trainer.model)
     assert all(torch.equal(own, expected[name]) for name, own in weights(saved).items())
     assert (applied.folder / "adapter" / "adapter_model.safetensors").is_file()
-    assert trainer.evaluate(trainer.train_dataset.select(range(2)))["eval_loss"] > 0  # type: ignore[union-attr]
+    assert trainer.evaluate(trainer.train_dataset.select(range(2)))["eval_loss"] > 0
 
 
 def test_a_state_is_prepared_once_for_equal_rows_and_options(script: Script) -> None:
@@ -505,7 +503,8 @@ def test_what_a_strategy_draws_from_is_asked_for(script: Script) -> None:
 def test_what_is_short_cut_or_broken_is_warned_of(script: Script) -> None:
     rows = [{"instruction": f"question {number}", "output": "an answer " * 40} for number in range(120)]
     rows.append({"instruction": "without an answer"})
-    with pytest.warns(UserWarning, match="rows are broken") as caught:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         lingraft.mixed_rows(
             rows, {"english_replay": {"share": 0.5}}, script.tokenizer, english=rows[:5], max_length=64
         )
@@ -524,8 +523,8 @@ def test_a_penalty_is_the_same_however_rows_are_padded(script: Script) -> None:
         script.tokenizer.padding_side = side
         collator = DataCollatorForSeq2Seq(script.tokenizer)
         batch = collator([{"input_ids": one, "labels": [IGNORED, *one[1:]]} for one in ids])
-        trainer.model.model.norm.weight.data.fill_(1.5)  # type: ignore[union-attr]
-        penalty = trainer._penalty(trainer.model, batch, torch.tensor([True, True]))  # type: ignore[attr-defined]
+        trainer.model.model.norm.weight.data.fill_(1.5)
+        penalty = trainer._penalty(trainer.model, batch, torch.tensor([True, True]))
         found.append(penalty.item())
     assert found[0] > 0
     assert found[0] == pytest.approx(found[1], rel=1e-6)
@@ -560,3 +559,19 @@ def test_trl_encodes_the_conversations_and_the_replayed_rows_are_still_known(scr
         assert moved > 0
     assert len(rows) == 16
     assert losses[1] != losses[0]
+
+
+@pytest.mark.parametrize(
+    "written",
+    [[STRATEGIES["ssu"], STRATEGIES["l2_anchor"]], STRATEGIES["adapters and back"]],
+    ids=["all", "adapters"],
+)
+def test_a_training_that_is_resumed_ends_with_the_same_bits(script: Script, written: Any) -> None:
+    found = []
+    for place in (None, "checkpoint-2"):
+        trainer = script.trainer(written, save_strategy="steps", save_steps=2)
+        script.apply(trainer, written)
+        trainer.train(resume_from_checkpoint=None if place is None else str(script.folder / place))
+        assert trainer.state.global_step > 3
+        found.append(weights(trainer.model))
+    assert all(torch.equal(own, found[1][name]) for name, own in found[0].items())
