@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from lingraft.adapt.adapt import run_adaptation
+from lingraft.adapt.delivery import Delivery
 from lingraft.adapt.history import read_history
 from lingraft.adapt.result import Adapted
 from lingraft.config.adaptation import Adaptation
@@ -84,7 +85,10 @@ class Seen(Watcher):
 def adapted(tiny_model: Path, places: Path) -> tuple[Adapted, Seen]:
     seen = Seen()
     found = run_adaptation(
-        adaptation(tiny_model, places), places / "out" / "tiny-es", runs=places / "runs", watcher=seen
+        adaptation(tiny_model, places),
+        Delivery(places / "out" / "tiny-es"),
+        runs=places / "runs",
+        watcher=seen,
     )
     return found, seen
 
@@ -124,7 +128,10 @@ def test_the_same_command_again_makes_nothing_anew(
 ) -> None:
     seen = Seen()
     again = run_adaptation(
-        adaptation(tiny_model, places), places / "out" / "tiny-es", runs=places / "runs", watcher=seen
+        adaptation(tiny_model, places),
+        Delivery(places / "out" / "tiny-es"),
+        runs=places / "runs",
+        watcher=seen,
     )
     assert (again.walked, again.report, again.sentence) == (
         adapted[0].walked,
@@ -144,7 +151,7 @@ def test_a_third_language_keeps_the_promise_about_the_second(
     third = adaptation(
         Path(adapted[0].folder), places, data=[str(places / "de.jsonl")], languages=["de"], steps=1, groups=0
     )
-    found = run_adaptation(third, places / "out" / "tiny-es-de", runs=places / "runs")
+    found = run_adaptation(third, Delivery(places / "out" / "tiny-es-de"), runs=places / "runs")
     assert found.earlier == ("es",)
     assert [one.name for one in found.report.losses] == ["en", "es"]
     assert found.report.gain is not None

@@ -104,11 +104,12 @@ def languages_of(data: DataSet, said: Sequence[str], base_folder: Path = Path())
 
     Args:
         data: The set, read.
-        said: The languages that were said of it, BCP-47 tags.
+        said: The languages that were said of it, BCP-47 tags; none: those that its rows say.
         base_folder: What relative paths of data are relative to.
     """
     examples = data.loaded.examples
     columns = columns_of(examples)
+    said = said or columns.languages
     counts = np.bincount(columns.language, minlength=len(columns.languages))
     claimed, shown = _claimed(data, said, base_folder)
     read = undetermined = 0
@@ -180,6 +181,12 @@ def check_languages(found: Sequence[RowLanguages], said: Sequence[str]) -> None:
                 f"give rows in {named}. If they are in it all the same, say so in each row: a field `language`."
             )
     has_rows = {tag for one in found for tag in one.rows}
+    if all(map(is_english, has_rows)) and not problems:
+        listed = ", ".join(one.source for one in found)
+        problems.append(
+            f"{listed}: all rows are English, so there is no language to learn. Say the rows' language "
+            "(--language th), or give rows in a new one."
+        )
     missing = [tag for tag in said if not any(_is_one_of(other, (tag,)) for other in has_rows)]
     if missing and not problems:
         listed = "; ".join(f"{one.source}: {_counts(one.rows)}" for one in found)

@@ -15,10 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from lingraft.adapt.adapt import all_of_worldbook, write_adapted
+from lingraft.adapt.adapt import all_of_worldbook
 from lingraft.adapt.alike import check_alike
 from lingraft.adapt.between import Between, decoder_layers, final_answer
-from lingraft.adapt.export import check_place, type_of_start
+from lingraft.adapt.delivery import Delivery, write_adapted
+from lingraft.adapt.export import type_of_start
+from lingraft.adapt.folder import check_place
 from lingraft.adapt.history import read_history
 from lingraft.adapt.promise import AbilityLoss, Gain
 from lingraft.adapt.repair import FEWEST_PROMPTS, Repair, Repaired
@@ -268,7 +270,8 @@ def rescue(
         )
         combine = way.combine(Candidate(walked.kept.alpha, walked.kept.kept_back))
         made = executor.make(combine, with_artefacts=True)
-        write_adapted(adapted, made.folder / CHECKPOINT, given[0], overwrite=overwrite or went_on)
+        delivery = Delivery(Path(output), overwrite=overwrite or went_on)
+        write_adapted(adapted, made.folder / CHECKPOINT, given[0].folder, delivery)
     return Rescued(adapted=adapted, damage=damage, given_back=given_back, repair=repaired, notes=tuple(notes))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -88,6 +87,16 @@ def adapt(
             "--trust-remote-code", help="Run Python code that the model brings along; read it first."
         ),
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a model that lingraft wrote into OUTPUT.")
+    ] = False,
+    push: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Upload the model to the Hugging Face hub.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make that repository a private one.")] = False,
+    gguf: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="Also convert it for llama.cpp, such as q8_0.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Look and say what is expected; train nothing.")
     ] = False,
@@ -99,6 +108,8 @@ def adapt(
     written), 3 the items cannot tell, 2 wrong input.
     """
     stopping.keeps(f"what was finished is kept; {stopping.GOES_ON}")
+    from lingraft.config.adaptation import name_of_adapted
+
     options = {
         "max_loss": max_loss,
         "english_data": english_data,
@@ -113,10 +124,11 @@ def adapt(
         "trust_remote_code": trust_remote_code,
     }
     adaptation = _asked(model, data or [], language or [], overrides or [], options)
-    output = output or Path("adapted") / _name(adaptation)
+    output = output or Path("adapted") / name_of_adapted(adaptation)
     _check(adaptation)
 
     from lingraft.adapt.adapt import run_adaptation
+    from lingraft.adapt.delivery import Delivery
     from lingraft.adapt.promise import EXIT_CODES
     from lingraft.cli.progress import ProgressWatcher
     from lingraft.records import to_json
@@ -130,10 +142,11 @@ def adapt(
         if dry_run:
             raise typer.Exit
 
+    delivery = Delivery(output, overwrite=overwrite, repository=push, private=private, gguf=gguf)
     with ProgressWatcher(f"adapt {adaptation.model}") as watcher:
         adapted = run_adaptation(
             adaptation,
-            output,
+            delivery,
             runs=runs,
             watcher=watcher,
             processes=Processes(processes, sharded),
@@ -144,6 +157,8 @@ def adapt(
     else:
         print_result(adapted.sentence)
         print_result(f"Model: {output}")
+    for line in delivery.send():
+        print_message(line)
     raise typer.Exit(EXIT_CODES[adapted.answer])
 
 
@@ -174,14 +189,6 @@ def _task(written: str) -> dict[str, str]:
     """Return a task of the command line as a file has it."""
     before, separator, after = written.partition("=")
     return {"task": after, "language": before} if separator else {"task": written}
-
-
-def _name(adaptation: Adaptation) -> str:
-    """Return what the new model is called where the user does not say: the model and its new languages."""
-    tags = adaptation.languages or tuple(one.language for one in adaptation.data if one.language)
-    last = adaptation.model.rstrip("/").removeprefix("embedded:").rpartition("/")[2]
-    named = "-".join([last, *(tags or [Path(one.source).stem for one in adaptation.data])])
-    return re.sub(r"[^\w.+-]+", "-", named)[:80]
 
 
 def _check(adaptation: Adaptation) -> None:

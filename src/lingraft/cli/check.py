@@ -150,7 +150,8 @@ def check(
             model, against, gate, folder=output, trust_remote_code=trust_remote_code, watcher=bars
         )
     whole = to_json(found)
-    write_record(output / RECORD, "check", {"model": model, "against": against}, whole)
+    if found.folder is not None:
+        write_record(output / RECORD, "check", {"model": model, "against": against}, whole)
     if junit is not None:
         write_text_atomically(junit, check_junit(found, time.monotonic() - started))
     if markdown is not None and is_summary:
@@ -164,12 +165,16 @@ def check(
     if json:
         print_json(whole)
         raise typer.Exit(found.exit_code)
-    print_table(check_table(ABILITY, found.abilities), found.title)
+    if found.abilities:
+        print_table(check_table(ABILITY, found.abilities), found.title)
+    else:
+        print_result(found.title)
     if found.tasks:
         print_table(check_table(TASK, found.tasks), found.task_title)
     for line in found.sentences():
         print_result(line)
-    print_result(f"To read answers: lingraft show predictions {output}")
+    if found.predictions is not None:
+        print_result(f"To read answers: lingraft show predictions {output}")
     raise typer.Exit(found.exit_code)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -123,7 +123,7 @@ def load_adaptation(path: Path, overrides: Sequence[str] = ()) -> Adaptation:
 
 def adaptation_of(
     model: str,
-    data: Sequence[str],
+    data: Sequence[str | Mapping[str, Any]],
     languages: Sequence[str],
     overrides: Sequence[str] = (),
     **options: Any,
@@ -132,7 +132,7 @@ def adaptation_of(
 
     Args:
         model: The model.
-        data: Sources of rows.
+        data: Sources of rows, or the fields of data sets.
         languages: See `Adaptation`; as many as there are sources: of each its own, in order.
         overrides: `key=value` pairs.
         options: Further fields; None: the default.
@@ -140,7 +140,7 @@ def adaptation_of(
     Raises:
         ConfigError: An option is wrong.
     """
-    sources: list[dict[str, str]] = [{"source": source} for source in data]
+    sources = [{"source": one} if isinstance(one, str) else dict(one) for one in data]
     if len(data) > 1 and len(languages) == len(data):  # one each, in order
         sources = [one | {"language": tag} for one, tag in zip(sources, languages, strict=True)]
     given = {name: value for name, value in options.items() if value is not None}
@@ -148,3 +148,11 @@ def adaptation_of(
         Adaptation, {"languages": "language"}, model=model, data=sources, languages=languages, **given
     )
     return overridden_section(written, overrides, problems_of)
+
+
+def name_of_adapted(adaptation: Adaptation) -> str:
+    """Return what the new model is called where the user does not say: the model and its new languages."""
+    tags = adaptation.languages or tuple(one.language for one in adaptation.data if one.language)
+    last = adaptation.model.rstrip("/").removeprefix("embedded:").rpartition("/")[2]
+    named = "-".join([last, *(tags or [Path(one.source).stem for one in adaptation.data])])
+    return re.sub(r"[^\w.+-]+", "-", named)[:80]

@@ -418,7 +418,7 @@ def compare(
         language_ability=difference_of(earlier, later, "language_ability", margin),
         further_languages=difference_of(earlier, later, "further_languages", margin),
         per_language={tag: one for tag in others if (one := difference_of(earlier, later, tag, margin))},
-        retention=retention([common.models]) if has_english else None,
+        retention=retention([(earlier, later)]) if has_english else None,
         differences=task_differences(earlier, later, margins=Margins(default=margin)),
         unpaired=common.unpaired,
         not_paired=common.refused,
