@@ -133,6 +133,7 @@ def rescue(
     seed: int = 0,
     trust_remote_code: bool = False,
     overwrite: bool = False,
+    repository: str | None = None,
     runs: str | Path = "runs",
     watcher: Watcher | None = None,
 ) -> Rescued:
@@ -159,6 +160,7 @@ def rescue(
         seed: Of the halves of the items, and of a repair.
         trust_remote_code: Run Python code that models and YAML tasks bring along.
         overwrite: Replace a model that lingraft wrote into `output`; that of the same run is replaced anyway.
+        repository: Id on the hub under which the model will be known, for its card.
         runs: Folder of all runs.
         watcher: Receives what happens.
 
@@ -270,7 +272,7 @@ def rescue(
         )
         combine = way.combine(Candidate(walked.kept.alpha, walked.kept.kept_back))
         made = executor.make(combine, with_artefacts=True)
-        delivery = Delivery(Path(output), overwrite=overwrite or went_on)
+        delivery = Delivery(Path(output), overwrite=overwrite or went_on, repository=repository)
         write_adapted(adapted, made.folder / CHECKPOINT, given[0].folder, delivery)
     return Rescued(adapted=adapted, damage=damage, given_back=given_back, repair=repaired, notes=tuple(notes))
 
