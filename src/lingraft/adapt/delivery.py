@@ -136,7 +136,8 @@ def kept_over_history(history: tuple[Learnt, ...]) -> str | None:
     lost = 1 - prod(1 - limit for limit in limits if limit is not None)
     return (
         f"Each of {len(limits)} rounds promised a share of the score of the model that it began with, so over all of "
-        f"them up to {100 * lost:.1f} % of the first one's English may be gone. `lingraft check` compares with it directly."
+        f"them up to {100 * lost:.1f} % of the first one's English may be gone. `lingraft check` compares with it "
+        "directly."
     )
 
 

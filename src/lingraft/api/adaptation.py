@@ -13,6 +13,7 @@ from lingraft.adapt import check as checking
 from lingraft.adapt import rescue as rescuing
 from lingraft.adapt.adapt import Expected, run_adaptation
 from lingraft.adapt.checked import Checked
+from lingraft.adapt.delivery import Delivery
 from lingraft.adapt.promise import EXIT_CODES
 from lingraft.adapt.rescue import Rescued
 from lingraft.adapt.result import Adapted
@@ -145,13 +146,13 @@ def adapt(
                 max_loss=max_loss,
                 **fields_of_adaptation,
             )
+        folder = Path(output) if output is not None else Path("adapted") / name_of_adapted(adaptation)
         found = run_adaptation(
             adaptation,
-            Path(output) if output is not None else Path("adapted") / name_of_adapted(adaptation),
+            Delivery(folder, overwrite=overwrite),
             runs=Path(runs),
             watcher=watcher,
             processes=processes,
-            overwrite=overwrite,
             on_expected=on_expected,
         )
     return AdaptationResult(**{field.name: getattr(found, field.name) for field in fields(Adapted)})
