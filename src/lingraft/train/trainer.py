@@ -243,7 +243,8 @@ class PhaseTrainer(RestrainedTrainer):
         if self._round is None or self._round[0] != number:
             step = self.state.global_step
             if self._on_policy.saves_rounds and self._round is not None and self.saved_step != step:
-                self._save_checkpoint(self.model)  # sampling takes a while, and may be stopped
+                model: Any = self.model
+                self._save_checkpoint(model)  # sampling takes a while, and may be stopped
             self._round = number, self._on_policy.rows(number)
         return self._collate([self._round[1][row] for row in rows])
 
