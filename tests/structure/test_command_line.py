@@ -25,6 +25,7 @@ COMMANDS = (
     "copy",
     "ls",
     "clean",
+    "export",
 )
 HELP = "import sys; sys.argv = ['lingraft', *{arguments!r}]; from lingraft.cli.main import main; main()"
 HEAVY = ("torch", "transformers", "datasets", "lm_eval", "altair", "numpy", "peft", "openai")
