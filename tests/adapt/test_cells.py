@@ -23,7 +23,9 @@ from lingraft.adapt.export import stored_type
 from lingraft.adapt.history import read_history
 from lingraft.config.load import load_study
 from lingraft.errors import ConfigError
+from lingraft.intervals.changes import LimitAnswer
 from lingraft.intervals.macro_mean import Difference, Interval
+from lingraft.models.adapters import load_merged
 from lingraft.models.loading import load_model, load_tokenizer
 from lingraft.study.limits import LimitResult
 from lingraft.study.result import CellResult, FailedCell, PendingCell, StudyResult, read_result
@@ -205,6 +207,26 @@ def test_a_discarded_checkpoint_is_named_with_what_to_type_and_trained_again(
     assert not list((tmp_path / "gone").rglob("*.safetensors"))  # `keep` holds for what was made again
 
 
+def test_an_adapter_names_a_base_that_loads(runs: Path, lingraft: Lingraft, place: Path) -> None:
+    done = lingraft("export", "runs/tiny", "out", "--cell", "de / lora", "--adapter")
+    assert done.returncode == 0, done.stderr
+    out = runs.parent / "out"
+    assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == str(
+        place / "start"
+    )
+    merged = runs / "tiny" / str(done_cell(read_result(runs / "tiny"), "lora").checkpoint)
+    expected = load_model(merged).state_dict()
+    for name, own in load_merged(str(out))[0].state_dict().items():
+        torch.testing.assert_close(own, expected[name])
+    card = (out / "README.md").read_text()
+    assert "library_name: peft" in card
+    assert "With transformers, torch and peft" in card
+    none = lingraft("export", "runs/tiny", "two", *NAMED, "--adapter")
+    assert none.returncode == 2
+    assert "there is no adapter of 'de / english_replay': none was kept" in none.stderr
+    assert not (runs.parent / "two").exists()
+
+
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of the hub's library itself
 def test_it_is_converted_and_uploaded(
     runs: Path, lingraft: Lingraft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -295,9 +317,10 @@ def test_the_most_language_ability_of_those_that_kept_english_is_recommended(pla
     assert chosen.reason is not None
     assert "of the 1 of 2 cells that kept English it has the most language ability, 0.300" in chosen.reason
     assert "task ability +0.000 [-0.001, +0.001]: unchanged" in chosen.reason
+    answers: tuple[tuple[CellResult, LimitAnswer], ...] = ((kept, "undecided"), (lost, "held"))
     with_limits = [
         replace(cell, limits={"task_ability": LimitResult(limit=0.2, low=-0.1, high=0.0, answer=answer)})
-        for cell, answer in ((kept, "undecided"), (lost, "held"))
+        for cell, answer in answers
     ]
     chosen = choose_cell(replace(result, cells=tuple(with_limits)), None)
     assert chosen.label == "de / lora"

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _ALL_LINEAR = "all-linear"
-_ADAPTER, _WEIGHTS = "adapter", "adapter_model.safetensors"
+ADAPTER = "adapter"  # the folder, in the stage's
+_WEIGHTS = "adapter_model.safetensors"
 
 
 class Lora(Strategy):
@@ -117,8 +118,8 @@ class Lora(Strategy):
         config = replace(
             own, base_model_name_or_path=str(Path(base).absolute()) if base else None, inference_mode=True
         )
-        config.save_pretrained(folder / _ADAPTER)
-        save_file({name: one.contiguous() for name, one in weights.items()}, folder / _ADAPTER / _WEIGHTS)
+        config.save_pretrained(folder / ADAPTER)
+        save_file({name: one.contiguous() for name, one in weights.items()}, folder / ADAPTER / _WEIGHTS)
 
 
 def merge(model: PreTrainedModel) -> PreTrainedModel:
