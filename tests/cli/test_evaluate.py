@@ -299,6 +299,71 @@ def test_a_task_without_data_is_named_with_where_they_were_looked_for_and_the_re
     assert "xcopa/de: xcopa has no de" in error
 
 
+def test_the_exit_code_says_whether_an_ability_fell(
+    evaluate: Callable[..., tuple[int, str, str]], tiny_model: Path, talkative_model: Path
+) -> None:
+    Path("data/xcopa").mkdir(parents=True)
+    rows = [
+        {
+            "premise": f"It rained {n} days.",
+            "choice1": str(1000 + 37 * n),
+            "choice2": str(9999 - 53 * n),
+            "question": "cause",
+            "idx": n,
+        }
+        for n in range(40)
+    ]
+
+    def write(labels: list[int]) -> None:
+        lines = [json.dumps(row | {"label": label}) for row, label in zip(rows, labels, strict=True)]
+        Path("data/xcopa/th.jsonl").write_text("\n".join(lines) + "\n")
+
+    asked = ("--suite", "reading", "--task", "th=xcopa", "--data-dir", "data")
+    write([0] * 40)
+    assert evaluate(str(tiny_model), *asked, "--output", "alone")[0] == 0
+    chosen = {
+        one.prompt.partition("rained ")[2].partition(" ")[0]: one.score
+        for one in read_predictions(Path("alone/predictions.parquet"))
+    }
+    write([1 - int(chosen[str(n)]) for n in range(40)])  # as the tiny model chooses: it scores 1
+    better, worse = str(tiny_model), str(talkative_model)
+
+    code, out, error = evaluate(better, worse, *asked, "--fail-below", "-0.01", "--output", "fell")
+    assert code == 1, out + error
+    assert "Language ability: broken: it fell below -0.01; the 95 % interval of the difference is [-" in out
+    code, out, _ = evaluate(
+        worse, better, *asked, "--fail-below", "-0.01", "--output", "rose", "--json", "--task", "worldbook:lookup",
+        "--limit", "40", "--max-new-tokens", "1",
+    )  # fmt: skip
+    found = json.loads(out)
+    assert found["limits"]["language_ability"]["answer"] == "held"
+    assert found["limits"]["task_ability"]["answer"] == "undecided"  # both answer nothing right
+    assert code == 3
+    assert found["language_ability"]["low"] > 0
+    assert found["per_language"] == {"th": found["language_ability"]}
+    assert found["limits"]["language_ability"]["high"] == found["language_ability"]["high"]
+    assert evaluate(worse, better, *asked, "--fail-below", "-0.01", "--output", "held")[0] == 0
+    code, out, _ = evaluate(better, worse, *asked, "--fail-below", "-0.4", "--output", "unsure")
+    assert (code, "Language ability: undecided whether it fell below -0.4" in out) == (3, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--fail-below", "0.01"), "To allow a loss of 0.01: --fail-below -0.01."),
+        (("--fail-below", "-3"), "--fail-below -3: is the lowest difference that is accepted, from -1 to 0."),
+        (("--fail-below", "nan"), "--fail-below nan: is the lowest difference"),
+        (("--fail-below", "-0.01"), "--fail-below: needs two models"),
+    ],
+)
+def test_a_difference_to_fail_below_is_refused_before_anything_is_loaded(
+    evaluate: Callable[..., tuple[int, str, str]], tiny_model: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    code, _, error = evaluate(str(tiny_model), *arguments)
+    assert code == 2
+    assert said in error
+
+
 def test_what_does_not_fit_into_one_of_two_models_is_told_by_its_name_and_not_compared(
     evaluate: Callable[..., tuple[int, str, str]], tiny_model: Path, tmp_path: Path
 ) -> None:

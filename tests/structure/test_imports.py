@@ -32,7 +32,7 @@ LAYERS = (  # lowest first; parts of one layer do not import each other, except 
     ("study",),
     ("adapt",),
     ("report",),
-    ("cli",),
+    ("cli", "api"),
 )
 LAYER_OF = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 

@@ -67,8 +67,8 @@ _QUESTIONS = (
     "Which is heavier, a stone or a feather?",
 )
 _ANSWERS = Sampling(max_new_tokens=64)
-# A prompt that is cut off there still says what kind of instruction it is: DES against five sets moved by less than 0.01
-# from 128 tokens to 64, by up to 0.05 from 64 to 32 (200 prompts of SmolLM2-135M-Instruct).
+# A prompt that is cut off there still says what kind of instruction it is: DES against six sets moved by at most 0.01
+# from 128 tokens to 64, by up to 0.05 from these to 32 (200 prompts of SmolLM2-135M-Instruct).
 _PROMPTS = Sampling(temperature=1.0, max_new_tokens=64)
 _BATCH = 64  # short rows
 
@@ -175,11 +175,11 @@ class Probe(StageSpec):
             }
             log = GenerationLog(place.folder / _LOGS[1])
             for text in speaker.say(log, asked, _PROMPTS, ending, partial(place.progressed, unit="prompts")):
-                fault = degeneration(text, ended=True) or ("repeated" if text.strip() in written else None)
-                if fault is None:
+                prompt_fault = degeneration(text, ended=True)
+                if prompt_fault is None and text.strip() not in written:
                     written[text.strip()] = None
                 else:
-                    dropped[fault] += 1
+                    dropped[prompt_fault or "repeated"] += 1
         write_text_atomically(
             place.folder / OWN_PROMPTS, "".join(f"{json.dumps(one, ensure_ascii=False)}\n" for one in written)
         )

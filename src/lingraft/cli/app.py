@@ -7,6 +7,8 @@ import os
 import typer
 
 from lingraft.cli import (
+    adapt,
+    check,
     clean,
     copy,
     difference,
@@ -16,6 +18,7 @@ from lingraft.cli import (
     judge,
     ls,
     replay,
+    rescue,
     run,
     schema,
     show,
@@ -34,6 +37,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("adapt")(adapt.adapt)
 app.command("run")(run.run)
 app.command("validate")(validate.validate)
 app.add_typer(show.app, name="show")
@@ -42,7 +46,9 @@ app.command("difference")(difference.difference)
 app.command("snr")(snr.snr)
 app.command("drift")(drift.drift)
 app.command("replay")(replay.replay)
+app.command("rescue")(rescue.rescue)
 app.command("evaluate")(evaluate.evaluate)
+app.command("check")(check.check)
 app.command("judge")(judge.judge)
 app.command("schema")(schema.schema)
 app.command("copy")(copy.copy)

@@ -20,15 +20,15 @@ from lingraft.cli.output import (
     recorded_inputs,
     write_record,
 )
-from lingraft.errors import EXIT_CANNOT_TELL, ConfigError, EvaluationError, ModelError
+from lingraft.errors import EXIT_ANSWER_IS_NO, EXIT_CANNOT_TELL, ConfigError, ModelError
 from lingraft.models.model_names import model_problem
-from lingraft.text.language_tags import ENGLISH
 
 if TYPE_CHECKING:
     from lingraft.config.schema import JudgeChoice
     from lingraft.evaluate.results import ModelDifferences
     from lingraft.stage import Json
     from lingraft.study.evaluation import ModelEvaluation
+    from lingraft.study.limits import LimitResult
 
 
 def evaluate(
@@ -111,6 +111,14 @@ def evaluate(
         float,
         typer.Option(help="Of two models: a change up to this, from 0 to 1, counts as none."),
     ] = 0.01,
+    fail_below: Annotated[
+        float | None,
+        typer.Option(
+            metavar="DIFFERENCE",
+            help="Of two models, such as -0.01: exit with 1 where an ability changed by less, with 3 where these items "
+            "cannot tell.",
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder of results; default: runs/evaluate/MODEL-SUITE.")
     ] = None,
@@ -119,8 +127,8 @@ def evaluate(
     """Score one model, or two on the same items, and print every task's score with n and interval.
 
     Writes predictions.parquet and record.json. A task whose data are missing is named with the places where they were
-    looked for, and the others run. Exit code: 0 done, 2 wrong input or no task can run, 3 a task of --task was run in
-    no language.
+    looked for, and the others run. Exit code: 0 done, 1 an ability fell below --fail-below, 2 wrong input or no task
+    can run, 3 a task of --task was run in no language, or whether an ability fell below --fail-below is undecided.
     The judge's key is read from LINGRAFT_JUDGE_KEY, else from OPENAI_API_KEY.
     """
     stopping.keeps(f"the answers so far are kept; {stopping.GOES_ON}")
@@ -128,6 +136,7 @@ def evaluate(
     asked_precision = checked_precision(precision)
     if not 0 <= margin <= 1:
         raise ConfigError(f"--margin {margin}: it must lie between 0 and 1.")
+    _check_fail_below(fail_below, models)
     engine = checked_backend(backend)
     judge = _judge(
         judge_url,
@@ -141,78 +150,48 @@ def evaluate(
     _check_models(models)
 
     from lingraft.cli.progress import StepBars
-    from lingraft.config.schema import UNCOMPARED_JUDGE_FIELDS
     from lingraft.data.chat_format import CHAT_IDENTITY
-    from lingraft.evaluate.checks import check_names
     from lingraft.evaluate.running import spelled_prompts_sentence, truncated_prompts_sentence
-    from lingraft.evaluate.selection import choose_tasks, language_notes
     from lingraft.records import fingerprint_of, to_json
     from lingraft.report.notes import gathered, holds_for
     from lingraft.stage import RECORD, libraries
     from lingraft.study.evaluation import (
+        FORMAT,
+        EvaluationOptions,
+        PrintedComparison,
+        PrintedEvaluation,
+        ask,
         compare,
         evaluate_into,
         evaluations,
         folder_names,
-        not_run_lines,
+        limits_of,
     )
     from lingraft.study.execute import Executor
-    from lingraft.study.stages.evaluate import questions
     from lingraft.study.store import Store
 
     quieten_loading()
-    chosen = choose_tasks(
-        suite,
-        task or [],
-        languages=[tag.strip() for tag in languages.split(",") if tag.strip()],
+    wanted = EvaluationOptions(
+        suite=suite,
+        tasks=tuple(task or ()),
+        languages=tuple(tag.strip() for tag in languages.split(",") if tag.strip()),
         data_dir=data_dir,
         limit=limit,
+        batch_size=batch_size,
         max_new_tokens=max_new_tokens,
+        repeat=repeat,
+        precision=asked_precision,
+        backend=engine,
+        chat=chat,
+        judge=judge,
     )
-    for one in chosen.missing:
-        name, _, language = one.rpartition("/")
-        print_message(f"! {one}: {name} has no {language}; it is left out.", "yellow")
-    check_names(chosen.evaluation, trust_remote_code=trust_remote_code)
-    evaluation = chosen.evaluation.model_copy(
-        update={
-            "batch_size": batch_size,
-            "repeats": repeat,
-            "backend": engine,
-            "precision": asked_precision,
-            "apply_chat_template": chat,
-            "judge": judge,
-        }
-    )
-    # A command trains no language: each counts as one that is trained.
-    trained = sorted({entry.language or ENGLISH for entry in evaluation.language_ability})
-    notes = language_notes(evaluation, evaluation, trained)
-    for note in notes:
+    asked = ask(wanted, trust_remote_code=trust_remote_code)
+    for note in asked.notes:
         print_message(f"! {note}", "yellow")
-    asked = questions(evaluation, trained, skip_missing=True, trust_remote_code=trust_remote_code)
-    if not asked.has_tasks:
-        raise EvaluationError(
-            "\n".join(["none of the tasks can be run here.", *not_run_lines(asked, data_dir)])
-        )
-    for line in not_run_lines(asked, data_dir):
-        print_message(f"! {line}", "yellow")
-
-    options: dict[str, Json] = {
-        "suite": suite,
-        "tasks": sorted(task or []),
-        "languages": list(chosen.languages),
-        "data_dir": data_dir,
-        "limit": limit,
-        "batch_size": batch_size,
-        "max_new_tokens": max_new_tokens,
-        "repeat": repeat,
-        "precision": asked.evaluation.precision,
-        "backend": engine,
-        "chat": chat,
-        "judge": None if judge is None else judge.model_dump(exclude=UNCOMPARED_JUDGE_FIELDS),
-    }
+    options = asked.to_json()
     names = folder_names(models)
     folder = output or Path("runs") / "evaluate" / f"{'+'.join(names)}-{suite}"
-    stages = evaluations(models, asked, trust_remote_code=trust_remote_code)
+    stages = evaluations(models, asked.questions, trust_remote_code=trust_remote_code)
     fingerprints = {stage.label: stage.fingerprint for stage in stages}
     folders = [folder] if len(models) == 1 else [folder / name for name in names]
     for own, stage in zip(folders, stages, strict=True):
@@ -221,8 +200,8 @@ def evaluate(
         _prepare(folder, {"models": models, **options}, fingerprints)
     inputs: dict[str, Json] = {
         **options,
-        "manifest": fingerprint_of(asked.manifest),
-        "language_notes": notes,
+        "manifest": fingerprint_of(asked.questions.manifest),
+        "language_notes": asked.language_notes,
         "chat_format": CHAT_IDENTITY,
         "libraries": libraries(("lm_eval", "torch", "transformers")),
     }
@@ -236,7 +215,7 @@ def evaluate(
                 "model_identity": stage.model.identity,
                 "evaluations": {stage.label: stage.fingerprint},
             }
-            write_record(own / RECORD, "evaluate", of_model | inputs, model.to_json())
+            write_record(own / RECORD, "evaluate", of_model | inputs, to_json(model.printed()))
     fell_short = {
         one.model: [
             *(f"{name}: not run: {reason}" for name, reason in one.record.no_room.items()),
@@ -247,27 +226,65 @@ def evaluate(
     }
     for line, named in gathered(fell_short).items():
         print_message(f"! {holds_for(named, len(evaluated))}: {line}", "yellow")
-    whole: dict[str, Json] = {
-        "folder": str(folder),
-        "precision": asked.evaluation.precision,
-        "models": {model.model: model.to_json() for model in evaluated},
-    }
+    found = PrintedEvaluation(
+        format=FORMAT,
+        folder=str(folder),
+        precision=asked.options.precision,
+        models={model.model: model.printed() for model in evaluated},
+    )
     compared = None
+    limits: dict[str, LimitResult] = {}
     if len(models) == 2:
         compared = compare(evaluated[0], evaluated[1], (names[0], names[1]), margin)
-        whole |= to_json(compared)
+        if fail_below is not None:
+            limits = limits_of(compared, asked.questions, -fail_below)
+        found = PrintedComparison(**vars(found), **vars(compared), limits=limits)
         of_models: dict[str, Json] = {"models": models, "evaluations": fingerprints}
         write_record(folder / RECORD, "evaluate", of_models | inputs, to_json(compared))
     if json:
-        print_json(whole)
+        print_json(to_json(found))
     else:
         _print(evaluated, compared)
-        print_result(f"Computed in {asked.evaluation.precision}.")
+        for name, one in limits.items():
+            print_result(_limit_sentence(name, one))
+        print_result(f"Computed in {found.precision}.")
         print_result(
             f"Predictions and {RECORD} are in {folder}. To read answers: lingraft show predictions {folder}"
         )
-    if task and any(model.unscored_tasks for model in evaluated):
+    answers = {one.answer for one in limits.values()}
+    if "broken" in answers:
+        raise typer.Exit(EXIT_ANSWER_IS_NO)
+    if "undecided" in answers or (task and any(model.unscored_tasks for model in evaluated)):
         raise typer.Exit(EXIT_CANNOT_TELL)
+
+
+def _check_fail_below(fail_below: float | None, models: list[str]) -> None:
+    """Refuse a difference that no loss has, or one of a single model."""
+    if fail_below is None:
+        return
+    if not -1 <= fail_below <= 0:
+        hint = (
+            f" To allow a loss of {fail_below:g}: --fail-below -{fail_below:g}."
+            if 0 < fail_below <= 1
+            else ""
+        )
+        raise ConfigError(
+            f"--fail-below {fail_below:g}: is the lowest difference that is accepted, from -1 to 0.{hint}"
+        )
+    if len(models) != 2:
+        raise ConfigError("--fail-below: needs two models, M1 and M2, whose difference it judges.")
+
+
+def _limit_sentence(name: str, limit: LimitResult) -> str:
+    ability = name.replace("_", " ").capitalize()
+    if limit.low is None or limit.high is None:
+        return f"{ability}: undecided whether it fell below {-limit.limit:+g}: the two models share no item of it."
+    interval = f"the 95 % interval of the difference is [{limit.low:+.3f}, {limit.high:+.3f}]"
+    if limit.answer == "held":
+        return f"{ability}: held: it did not fall below {-limit.limit:+g}; {interval}."
+    if limit.answer == "broken":
+        return f"{ability}: broken: it fell below {-limit.limit:+g}; {interval}."
+    return f"{ability}: undecided whether it fell below {-limit.limit:+g}; {interval}. Evaluate more items."
 
 
 def _check_models(models: list[str]) -> None:
@@ -336,14 +353,14 @@ def _prepare(folder: Path, options: dict[str, Json], evaluations: dict[str, str]
 def _print(models: list[ModelEvaluation], compared: ModelDifferences | None) -> None:
     from lingraft.evaluate.common_items import unpaired_sentence
     from lingraft.evaluate.running import left_out_sentence
-    from lingraft.report.evaluation import score_table, task_difference_table
+    from lingraft.report.evaluation import difference_table, score_table
     from lingraft.report.judging import order_clause, usage_clause
     from lingraft.report.notes import equal_task_notes, gathered, holds_for, noise_sentence
     from lingraft.report.signs import legend
 
     for one in models:
         scores = one.record.scores
-        print_table(score_table(one.scores), one.model)
+        print_table(score_table(scores, one.task_scores), one.model)
         if scores.noise is not None:
             print_result(noise_sentence([scores.noise]))
         for name, task in one.record.tasks.items():
@@ -357,12 +374,14 @@ def _print(models: list[ModelEvaluation], compared: ModelDifferences | None) -> 
     for line, named in gathered(left_out).items():
         print_result(f"{holds_for(named, len(models))}: {line}")
     if compared is None:
-        same = {name: one.value if one.value in (0, 1) else None for name, one in models[0].scores.items()}
+        same = {
+            name: one.value if one.value in (0, 1) else None for name, one in models[0].task_scores.items()
+        }
         for note in equal_task_notes(same, "models"):
             print_result(note)
         return
     first, second = models
-    print_table(task_difference_table(compared.differences), f"{second.model} - {first.model}, paired")
+    print_table(difference_table(compared), f"{second.model} - {first.model}, paired")
     for margin in {difference.margin for difference in compared.differences.values()}:
         print_result(legend("Difference", margin))
     equal = {name: difference.all_scores for name, difference in compared.differences.items()}

@@ -38,12 +38,14 @@ Checks = Callable[[SectionOf], Sequence[Problem]]
 
 
 def load_study(
-    path: Path | str, overrides: Sequence[str] = (), further_checks: FurtherChecks | None = None
+    path: Path | str | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    further_checks: FurtherChecks | None = None,
 ) -> Study:
     """Read, override and check a study file.
 
     Args:
-        path: The YAML file.
+        path: The YAML file, or its content.
         overrides: `key=value` pairs; the key is a dotted place (`training.epochs`, `phases.two.data.similar.limit`,
             a phase by name or number), the value is YAML.
         further_checks: Returns problems of a study whose fields are right, such as unknown names
@@ -57,6 +59,8 @@ def load_study(
     def problems_of(study: Study) -> list[Problem]:
         return [*check_study(study), *(() if further_checks is None else further_checks(study))]
 
+    if isinstance(path, Mapping):
+        return checked_section(Study, path, overrides, problems_of)
     return load_section(
         Study, path, overrides, problems_of, "a study is a mapping (name:, model:, phases:, ...)"
     )
@@ -124,8 +128,20 @@ def overridden_section(section: SectionOf, overrides: Sequence[str], checks: Che
     Raises:
         ConfigError: With every problem.
     """
-    content, _, wrong = _overridden(section.model_dump(mode="json", exclude_unset=True), overrides)
-    found, problems = _problems_of(type(section), content, checks)
+    content = section.model_dump(mode="json", exclude_unset=True)
+    return checked_section(type(section), content, overrides, checks)
+
+
+def checked_section(
+    kind: type[SectionOf], given: Mapping[str, Any], overrides: Sequence[str], checks: Checks[SectionOf]
+) -> SectionOf:
+    """Return a section of what a file would hold, with overrides, checked.
+
+    Raises:
+        ConfigError: With every problem.
+    """
+    content, _, wrong = _overridden(dict(given), overrides)
+    found, problems = _problems_of(kind, content, checks)
     if found is None or problems or wrong:
         raise ConfigError("\n".join(dict.fromkeys([*(one.text for one in problems), *wrong])))
     return found
@@ -212,16 +228,43 @@ def section_from_options(kind: type[SectionOf], names: Mapping[str, str], **opti
     try:
         return kind(**options)
     except ValidationError as error:
-        problems = []
-        for detail in error.errors():
-            location = detail["loc"]
-            if location:
-                field = _place(location).removeprefix("filters.")  # each filter is an option of its own
-                problems.append(f"{option(field)} {_problem(kind, location, detail)}")
-            else:  # of several options, which the message names as the study file does
-                message = detail["msg"].removeprefix("Value error, ")
-                problems.append(f"{re.sub('`([a-z_]+)`', lambda name: option(name[1]), message)}.")
+        raise ConfigError(" ".join(_section_problems(kind, error, option))) from None
+
+
+def section_of(kind: type[SectionOf], given: object, place: str) -> SectionOf:
+    """Return a section of the study file that a Python function is given: itself, or its fields in a mapping.
+
+    Args:
+        kind: Of which section.
+        given: What is given.
+        place: What messages call it.
+
+    Raises:
+        ConfigError: A field is wrong, or it is neither.
+    """
+    if isinstance(given, kind):
+        return given
+    if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
+        raise ConfigError(f"{place} {_shown(given)}: give a {kind.__name__}, or its fields in a dict.")
+    try:
+        return kind(**given)
+    except ValidationError as error:
+        problems = _section_problems(kind, error, lambda field: f"{place}.{field}")
         raise ConfigError(" ".join(problems)) from None
+
+
+def _section_problems(
+    kind: type[BaseModel], error: ValidationError, named: Callable[[str], str]
+) -> Iterator[str]:
+    """Yield what is wrong with a section's fields, each field as it is `named` where it was given."""
+    for detail in error.errors():
+        location = detail["loc"]
+        if location:
+            field = _place(location).removeprefix("filters.")  # each filter is an option of its own
+            yield f"{named(field)} {_problem(kind, location, detail)}"
+        else:  # of several, which the message names as the study file does
+            message = detail["msg"].removeprefix("Value error, ")
+            yield f"{re.sub('`([a-z_]+)`', lambda name: named(name[1]), message)}."
 
 
 def dump_study(study: Study) -> str:

@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 from lingraft.evaluate.predictions import Ability
 from lingraft.evaluate.task_records import TaskRecord
 from lingraft.intervals.changes import Answer
-from lingraft.intervals.macro_mean import Difference, Interval
+from lingraft.intervals.macro_mean import Difference, Interval, Ratio
 from lingraft.intervals.multiple_testing import Correction
 
 Entry_co = TypeVar("Entry_co", covariant=True)
@@ -350,18 +350,28 @@ class EvaluationRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelDifferences:
-    """The second of two models against the first, on the items that both were asked alike.
+    """The second of two models against the first, on the items that both were asked alike: second - first, paired.
 
     Attributes:
         compared: The two models, as the user names them.
-        predictions: Where their answers are, in the folder of results.
-        differences: By task and language, paired.
+        predictions: Where their answers are, in the folder of results; None: they were not kept.
+        task_ability: Of the English tasks; None, as the next two: no such task was asked of both alike.
+        language_ability: Of the other languages.
+        further_languages: Of those that are evaluated and not trained: in a study alone.
+        per_language: Of each language besides English, by BCP-47 tag.
+        retention: Task ability of the second model over that of the first; None: as `task_ability`.
+        differences: By task and language.
         unpaired: By task and language, items that only one of the two has a score of.
         not_paired: By task and language, why the two are not compared.
     """
 
     compared: tuple[str, str]
-    predictions: tuple[str, str]
+    predictions: tuple[str, str] | None
+    task_ability: Difference | None = None
+    language_ability: Difference | None = None
+    further_languages: Difference | None = None
+    per_language: dict[str, Difference] = field(default_factory=dict)
+    retention: Ratio | None = None
     differences: dict[str, TaskDifference]
     unpaired: dict[str, int]
     not_paired: dict[str, str]

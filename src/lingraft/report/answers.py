@@ -13,8 +13,7 @@ from typing import Any
 
 from lingraft.errors import ConfigError, did_you_mean
 from lingraft.evaluate.predictions import Prediction, read_predictions
-from lingraft.evaluate.results import ModelDifferences
-from lingraft.records import from_json, path_inside, read_json
+from lingraft.records import path_inside, read_json
 from lingraft.report.tables import models_of
 from lingraft.stage_record import DamagedRecordError, read_record, stamps_of_whole
 from lingraft.study.result import RESULT, read_result
@@ -99,13 +98,15 @@ def read_answers(folder: Path, cell: str | None, against: str | None) -> tuple[A
         }
     elif (folder / RECORD).is_file():
         try:
-            pair = from_json(ModelDifferences, read_json(folder / RECORD)["result"])
+            found = read_json(folder / RECORD)["result"]
+            # A check says which of the two it is about.
+            first, second = found["compared"] if "compared" in found else (found["against"], found["model"])
+            before, after = found["predictions"]
         except (ValueError, KeyError, TypeError):
             raise ConfigError(
                 f"{folder / RECORD}: is not of an evaluation of two models that says where their answers lie; name "
                 "the folder of one model inside it, or run `lingraft evaluate` again."
             ) from None
-        (first, second), (before, after) = pair.compared, pair.predictions
         models = {second: _Source(after, before), first: _Source(before, after)}
     else:
         raise ConfigError(

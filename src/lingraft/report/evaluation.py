@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 
-from lingraft.evaluate.results import TaskDifference, TaskScore
+from lingraft.evaluate.results import LanguageScore, ModelDifferences, Scores, TaskDifference, TaskScore
+from lingraft.intervals.macro_mean import Difference, Interval
 from lingraft.report.signs import SIGNS
 from lingraft.report.tables import ABSENT, Column, Table, written
+from lingraft.text.language_tags import ENGLISH
 
-_KEYS = (Column("task", "what was asked"), Column("language", "BCP-47 tag"))
+_KEYS = (
+    Column("task", "what was asked; an ability is the mean over languages of the mean over tasks"),
+    Column("language", "BCP-47 tag"),
+)
+_SEVERAL = "all"
 
 
-def score_table(scores: Mapping[str, TaskScore]) -> Table:
-    """Return the table of task scores: a row for every task and language."""
+def score_table(scores: Scores, tasks: Iterable[str]) -> Table:
+    """Return the table of scores: a row for every ability, for every one of several languages, and for every task.
+
+    Args:
+        scores: Of the model.
+        tasks: The tasks and languages, in the order of their rows.
+    """
     columns = (
         *_KEYS,
         Column("n", "items"),
@@ -23,37 +34,58 @@ def score_table(scores: Mapping[str, TaskScore]) -> Table:
         ),
         Column("empty, looping, truncated", "generated answers that are so; one may be several of them"),
     )
+    languages = [tag for tag, one in scores.per_language.items() if tag != ENGLISH and one.value is not None]
+    found: list[tuple[str, str, Interval | LanguageScore | None]] = [
+        ("task ability", ENGLISH, scores.task_ability and scores.per_language[ENGLISH]),
+    ]
+    if len(languages) > 1:
+        found.append(("language ability", _SEVERAL, scores.language_ability))
+    found += [("language ability", tag, scores.per_language[tag]) for tag in languages]
+    found += [(*_named(name), scores.tasks[name]) for name in tasks]
     rows = []
-    for name, one in scores.items():
-        task, _, language = name.rpartition("/")
-        faults = one.answers and f"{one.answers.empty}, {one.answers.looping}, {one.answers.truncated}"
+    for task, language, one in found:
+        if one is None or one.value is None:
+            continue
+        counted = one if isinstance(one, (LanguageScore, TaskScore)) else None
+        faults = None if counted is None else counted.answers
         rows.append(
             (
                 *(task, language, str(one.n), f"{one.value:.3f}", f"[{one.low:.3f}, {one.high:.3f}]"),
-                written(one.wrong_language, ".1%"),
-                faults or ABSENT,
+                written(None if counted is None else counted.wrong_language, ".1%"),
+                f"{faults.empty}, {faults.looping}, {faults.truncated}" if faults else ABSENT,
             )
         )
     return Table(columns, tuple(rows), len(_KEYS))
 
 
-def task_difference_table(differences: Mapping[str, TaskDifference]) -> Table:
-    """Return the table of paired differences: a row for every task and language."""
+def difference_table(compared: ModelDifferences) -> Table:
+    """Return the table of two models' paired differences, with the rows of `score_table`."""
     columns = (
         *_KEYS,
-        Column("n", "items"),
+        Column("n", "items that both models were asked alike"),
         Column("difference", "second model - first, on the same items, with the sign of what it says"),
         Column("95 % interval", "of the difference"),
         Column("minimum detectable effect", "the smallest true difference that is found with 80 % power"),
     )
-    rows = []
-    for name, one in differences.items():
-        task, _, language = name.rpartition("/")
-        rows.append(
-            (
-                *(task, language, str(one.n), f"{SIGNS[one.answer]} {one.value:+.3f}"),
-                f"[{one.low:+.3f}, {one.high:+.3f}]",
-                f"{one.minimum_detectable_effect:.3f}",
-            )
+    found: list[tuple[str, str, Difference | TaskDifference | None]] = [
+        ("task ability", ENGLISH, compared.task_ability),
+    ]
+    if len(compared.per_language) > 1:
+        found.append(("language ability", _SEVERAL, compared.language_ability))
+    found += [("language ability", tag, one) for tag, one in compared.per_language.items()]
+    found += [(*_named(name), one) for name, one in compared.differences.items()]
+    rows = [
+        (
+            *(task, language, str(one.n), f"{SIGNS[one.answer]} {one.value:+.3f}"),
+            f"[{one.low:+.3f}, {one.high:+.3f}]",
+            f"{one.minimum_detectable_effect:.3f}",
         )
+        for task, language, one in found
+        if one is not None
+    ]
     return Table(columns, tuple(rows), len(_KEYS))
+
+
+def _named(label: str) -> tuple[str, str]:
+    task, _, language = label.rpartition("/")
+    return task, language

@@ -10,38 +10,119 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from lingraft.config.paths import user_path
-from lingraft.config.schema import Evaluation
-from lingraft.errors import ConfigError
+from lingraft.config.schema import UNCOMPARED_JUDGE_FIELDS, Evaluation, JudgeChoice
+from lingraft.errors import ConfigError, EvaluationError
 from lingraft.evaluate.catalogue import data_places
-from lingraft.evaluate.common_items import common_items
+from lingraft.evaluate.checks import check_names
+from lingraft.evaluate.common_items import CommonItems, common_items
 from lingraft.evaluate.predictions import Prediction, read_predictions
-from lingraft.evaluate.results import EvaluationRecord, ModelDifferences, TaskScore
-from lingraft.evaluate.scores import task_differences
-from lingraft.evaluate.selection import entries
+from lingraft.evaluate.results import EvaluationRecord, ModelDifferences, Scores, TaskScore
+from lingraft.evaluate.running import evaluate_model
+from lingraft.evaluate.scores import difference_of, retention, task_differences
+from lingraft.evaluate.selection import choose_tasks, entries, language_notes
 from lingraft.evaluate.task_names import is_task_file
+from lingraft.evaluate.task_records import TaskRecord
 from lingraft.evaluate.task_runs import SEEDS
-from lingraft.intervals.changes import DEFAULT_MARGIN, Margins
+from lingraft.intervals.changes import DEFAULT_MARGIN, Margins, limit_answer
 from lingraft.judge.win_rate import ALPACA_EVAL
 from lingraft.models.tensor_files import is_adapter
-from lingraft.records import to_json, write_bytes_atomically
+from lingraft.records import write_bytes_atomically
 from lingraft.stage import RECORD, Json, given_model
 from lingraft.study.execute import Executor
+from lingraft.study.limits import LimitResult
 from lingraft.study.reach import judge_failure
 from lingraft.study.stages.evaluate import (
     MANIFEST,
     PREDICTIONS,
     Evaluate,
     Questions,
+    check_any,
     has_missing_verdicts,
+    questions,
+    record_of,
     recorded,
 )
+from lingraft.text.language_tags import ENGLISH
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from lingraft.evaluate.running import OnProgress
 
 FORMAT = 2
-"""Of what `lingraft evaluate` prints and records of a model; without one it is 1, of earlier versions."""
+"""Of what `lingraft evaluate` prints, and records of a model; without one it is 1, of earlier versions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """What is asked of models, as the command line and Python take it; `Evaluation` explains the fields that it has.
+
+    Attributes:
+        suite: Name of a suite.
+        tasks: `[TAG=]NAME`: only these tasks of it, harness tasks or YAML files; empty: all of the suite.
+        languages: BCP-47 tags besides English.
+        data_dir: Folder of local copies of data sets; None: none.
+        limit: Most items of each task; None: the suite's.
+        part: See there.
+        batch_size: See there.
+        max_new_tokens: Most tokens of an answer; None: each task's own.
+        repeat: See there (`repeats`).
+        precision: See there.
+        backend: See there.
+        chat: See there (`apply_chat_template`).
+        judge: See there.
+    """
+
+    suite: str = "quick"
+    tasks: tuple[str, ...] = ()
+    languages: tuple[str, ...] = ()
+    data_dir: str | None = None
+    limit: int | None = None
+    part: Literal["all", "selection", "report"] = "all"
+    batch_size: int | None = None
+    max_new_tokens: int | None = None
+    repeat: int = 1
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    backend: Literal["transformers", "vllm"] = "transformers"
+    chat: bool = True
+    judge: JudgeChoice | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What `ask` makes of options.
+
+    Attributes:
+        options: These, with languages as tags and the precision resolved.
+        questions: What is asked; every language that is asked counts as one that is trained.
+        language_notes: Which language of a task stands for which that was asked for.
+        notes: These, and what is left out, each with its reason.
+    """
+
+    options: EvaluationOptions
+    questions: Questions
+    language_notes: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the options as `lingraft evaluate` records them; a judge without what no result depends on."""
+        judge = self.options.judge
+        idle = self.questions.evaluation.idle_fields
+        return {
+            **{
+                one.name: getattr(self.options, one.name)
+                for one in fields(self.options)
+                if one.name not in idle
+            },
+            "tasks": sorted(self.options.tasks),
+            "languages": list(self.options.languages),
+            "judge": None if judge is None else judge.model_dump(exclude=UNCOMPARED_JUDGE_FIELDS),
+        }
 
 
 @dataclass(frozen=True)
@@ -50,16 +131,21 @@ class ModelEvaluation:
 
     Attributes:
         model: As the user names it.
-        record: What its stage recorded.
-        predictions: One per item.
+        record: What was found, and how it was asked.
+        predictions: One per item, with prompt, answer and score.
     """
 
     model: str
     record: EvaluationRecord
-    predictions: tuple[Prediction, ...]
+    predictions: tuple[Prediction, ...] = field(repr=False)
 
     @property
-    def scores(self) -> dict[str, TaskScore]:
+    def scores(self) -> Scores:
+        """By ability, language and task."""
+        return self.record.scores
+
+    @property
+    def task_scores(self) -> dict[str, TaskScore]:
         """By task and language, in the order in which they were run."""
         names = dict.fromkeys(one.label for one in self.predictions)
         return {name: self.record.scores.tasks[name] for name in names}
@@ -77,9 +163,109 @@ class ModelEvaluation:
         )
         return missing - scored
 
-    def to_json(self) -> dict[str, Json]:
+    def printed(self) -> PrintedModel:
         """Return what `lingraft evaluate` prints and records of the model."""
-        return {"format": FORMAT, **to_json(self.record), "seeds": SEEDS | {"bootstrap": 0}}
+        own = self.record
+        return PrintedModel(
+            format=FORMAT,
+            scores=own.scores,
+            tasks=own.tasks,
+            precision=own.precision,
+            not_run=own.not_run,
+            no_room=own.no_room,
+            seeds=SEEDS | {"bootstrap": 0},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrintedModel:
+    """What `lingraft evaluate --json` prints of a model, and its record.json holds (docs/evaluation.md).
+
+    Attributes:
+        format: Version of this format.
+        scores: By ability, language and task.
+        tasks: As of `EvaluationRecord`, as the next three.
+        precision: See there.
+        not_run: See there.
+        no_room: See there.
+        seeds: Of whatever is drawn.
+    """
+
+    format: int
+    scores: Scores
+    tasks: dict[str, TaskRecord]
+    precision: str
+    not_run: dict[str, str]
+    no_room: dict[str, str]
+    seeds: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrintedEvaluation:
+    """What `lingraft evaluate --json` prints (docs/evaluation.md).
+
+    Attributes:
+        format: Version of this format.
+        folder: Of the results.
+        precision: Of the arithmetic, as it was resolved.
+        models: By name.
+    """
+
+    format: int
+    folder: str
+    precision: str
+    models: dict[str, PrintedModel]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrintedComparison(ModelDifferences, PrintedEvaluation):
+    """What it prints of two models.
+
+    Attributes:
+        limits: By ability, whether more was lost than `--fail-below` allows; empty without it.
+    """
+
+    limits: dict[str, LimitResult]
+
+
+def ask(options: EvaluationOptions, *, trust_remote_code: bool = False) -> Asked:
+    """Choose the tasks, and find out which of them can be run here.
+
+    Raises:
+        ConfigError: There is no such suite, task, language or folder.
+        EvaluationError: None of the tasks can be run, or the templates of one fail.
+    """
+    chosen = choose_tasks(
+        options.suite,
+        options.tasks,
+        languages=options.languages,
+        data_dir=options.data_dir,
+        limit=options.limit,
+        max_new_tokens=options.max_new_tokens,
+    )
+    missing = [one.rpartition("/") for one in chosen.missing]
+    check_names(chosen.evaluation, trust_remote_code=trust_remote_code)
+    evaluation = chosen.evaluation.model_copy(
+        update={
+            "part": options.part,
+            "batch_size": options.batch_size,
+            "repeats": options.repeat,
+            "backend": options.backend,
+            "precision": options.precision,
+            "apply_chat_template": options.chat,
+            "judge": options.judge,
+        }
+    )
+    # Nothing is trained: each language counts as one that is.
+    trained = sorted({entry.language or ENGLISH for entry in evaluation.language_ability})
+    stand_ins = language_notes(evaluation, evaluation, trained)
+    asked = questions(evaluation, trained, skip_missing=True, trust_remote_code=trust_remote_code)
+    not_run = not_run_lines(asked, options.data_dir)
+    if not asked.has_tasks:
+        raise EvaluationError("\n".join(["none of the tasks can be run here.", *not_run]))
+    absent = [f"{name}/{tag}: {name} has no {tag}; it is left out." for name, _, tag in missing]
+    resolved = replace(options, languages=chosen.languages, precision=asked.evaluation.precision)
+    return Asked(resolved, asked, tuple(stand_ins), (*absent, *stand_ins, *not_run))
 
 
 def not_run_lines(asked: Questions, data_dir: str | None) -> list[str]:
@@ -129,8 +315,8 @@ def _check_judge(asked: Evaluation) -> None:
         raise ConfigError(failure.removeprefix("evaluate."))
 
 
-def evaluate_into(folder: Path, stage: Evaluate, executor: Executor) -> ModelEvaluation:
-    """Return an evaluation, found in the store or made now, and copy its predictions and manifest into a folder.
+def evaluate_in(stage: Evaluate, executor: Executor) -> ModelEvaluation:
+    """Return an evaluation, found in the store or made now.
 
     One in which verdicts of a judge are missing is gone on with: the judge is asked for these alone.
 
@@ -143,16 +329,76 @@ def evaluate_into(folder: Path, stage: Evaluate, executor: Executor) -> ModelEva
     elif has_missing_verdicts(recorded(found).tasks):
         executor.store.reopen(stage)
     done = executor.make(stage)
+    return ModelEvaluation(stage.label, recorded(done), read_predictions(done.artefact(PREDICTIONS)))
+
+
+def evaluate_into(folder: Path, stage: Evaluate, executor: Executor) -> ModelEvaluation:
+    """Return an evaluation as `evaluate_in` does, and copy its predictions and manifest into a folder."""
+    found = evaluate_in(stage, executor)
+    done = executor.make(stage)
     (folder / RECORD).unlink(missing_ok=True)  # of what was there before
     for name in (PREDICTIONS, MANIFEST):
         write_bytes_atomically(folder / name, done.artefact(name).read_bytes())
-    return ModelEvaluation(stage.label, recorded(done), read_predictions(done.artefact(PREDICTIONS)))
+    return found
+
+
+def evaluate_loaded(
+    name: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Questions,
+    *,
+    precision: str,
+    trust_remote_code: bool = False,
+    on_progress: OnProgress | None = None,
+) -> ModelEvaluation:
+    """Evaluate a model that is in memory, where it is and in the type of its weights; nothing is kept on disk.
+
+    Args:
+        name: What it is called in the result.
+        model: In evaluation mode.
+        tokenizer: Its own.
+        asked: From `ask`.
+        precision: Of its weights, as records name it.
+        trust_remote_code: Run the Python code that YAML tasks name.
+        on_progress: Called with the items done and all of them.
+
+    Raises:
+        ConfigError: As `evaluate_in`.
+        EvaluationError: None of the tasks can be run, or one fails.
+    """
+    _check_judge(asked.evaluation)
+    evaluated = evaluate_model(
+        model,
+        tokenizer,
+        asked.evaluation,
+        languages=asked.languages,
+        base_folder=asked.base_folder,
+        precision=precision,
+        skip_missing=True,
+        trust_remote_code=trust_remote_code,
+        on_progress=on_progress,
+    )
+    check_any(name, evaluated)
+    return ModelEvaluation(name, record_of(evaluated, {}, precision), evaluated.predictions)
+
+
+def paired(before: ModelEvaluation, after: ModelEvaluation) -> CommonItems:
+    """Return the predictions of two models on the items that both were asked alike."""
+    tasks = [one.record.tasks for one in (before, after)]
+    return common_items(
+        [
+            [one for one in own.predictions if all(one.label in asked for asked in tasks)]
+            for own in (before, after)
+        ],
+        tasks,
+    )
 
 
 def compare(
     before: ModelEvaluation,
     after: ModelEvaluation,
-    folders: tuple[str, str],
+    folders: tuple[str, str] | None = None,
     margin: float = DEFAULT_MARGIN,
 ) -> ModelDifferences:
     """Compare two models on the items that both were asked alike.
@@ -160,24 +406,53 @@ def compare(
     Args:
         before: The first model.
         after: The second.
-        folders: Where their predictions are, in the folder of results.
+        folders: Where their predictions are, in the folder of results; None: nowhere.
         margin: A change up to it counts as none.
     """
-    tasks = [one.record.tasks for one in (before, after)]
-    common = common_items(
-        [
-            [one for one in own.predictions if all(one.label in asked for asked in tasks)]
-            for own in (before, after)
-        ],
-        tasks,
-    )
+    common = paired(before, after)
+    earlier, later = common.models
+    others = sorted({one.language for one in earlier if one.ability != "task_ability"})
+    has_english = any(one.ability == "task_ability" for one in earlier)
     return ModelDifferences(
         compared=(before.model, after.model),
-        predictions=(f"{folders[0]}/{PREDICTIONS}", f"{folders[1]}/{PREDICTIONS}"),
-        differences=task_differences(*common.models, margins=Margins(default=margin)),
+        predictions=folders and (f"{folders[0]}/{PREDICTIONS}", f"{folders[1]}/{PREDICTIONS}"),
+        task_ability=difference_of(earlier, later, "task_ability", margin),
+        language_ability=difference_of(earlier, later, "language_ability", margin),
+        further_languages=difference_of(earlier, later, "further_languages", margin),
+        per_language={tag: one for tag in others if (one := difference_of(earlier, later, tag, margin))},
+        retention=retention([(earlier, later)]) if has_english else None,
+        differences=task_differences(earlier, later, margins=Margins(default=margin)),
         unpaired=common.unpaired,
         not_paired=common.refused,
     )
+
+
+def limits_of(compared: ModelDifferences, asked: Questions, limit: float) -> dict[str, LimitResult]:
+    """Return by ability that is asked whether the second model lost more of it than a limit.
+
+    An ability in which the two could not be compared is undecided.
+
+    Args:
+        compared: The two models.
+        asked: What both were asked.
+        limit: What may be lost of a score in [0, 1].
+    """
+    differences = {
+        "task_ability": (compared.task_ability, asked.evaluation.task_ability),
+        "language_ability": (compared.language_ability, asked.evaluation.language_ability),
+    }
+    return {
+        name: LimitResult(limit=limit, low=None, high=None, answer="undecided")
+        if own is None
+        else LimitResult(
+            limit=limit,
+            low=own.low,
+            high=own.high,
+            answer=limit_answer(own.low, own.high, limit, own.all_scores),
+        )
+        for name, (own, tasks) in differences.items()
+        if tasks
+    }
 
 
 def folder_names(models: Sequence[str]) -> list[str]:

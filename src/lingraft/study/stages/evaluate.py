@@ -20,8 +20,9 @@ from lingraft.evaluate.held_out import bits_by_language, held_out_losses, item_o
 from lingraft.evaluate.loading import NotRunnableError, task_identities
 from lingraft.evaluate.manifest import HAS_TEMPLATE, NO_TEMPLATE, manifest_of, outside_of_the_file
 from lingraft.evaluate.predictions import write_predictions
-from lingraft.evaluate.results import EvaluationRecord
+from lingraft.evaluate.results import BitsPerCharacter, EvaluationRecord
 from lingraft.evaluate.running import (
+    Evaluated,
     evaluate_model,
     left_out_sentence,
     spelled_prompts_sentence,
@@ -248,9 +249,7 @@ class Evaluate(StageSpec):
             on_progress=partial(place.progressed, unit="items"),
             on_judged=partial(place.progressed, unit="verdicts"),
         )
-        if not evaluated.predictions:
-            reasons = (f"{task}: {reason}" for task, reason in evaluated.no_room.items())
-            raise EvaluationError(f"{self.label}: none of the tasks can be run ({'; '.join(reasons)}).")
+        check_any(self.label, evaluated)
         losses = held_out_losses(
             loaded,
             tokenizer,
@@ -274,19 +273,40 @@ class Evaluate(StageSpec):
             note(truncated_prompts_sentence(task, count))
         for task, count in evaluated.spelled_prompts.items():
             note(spelled_prompts_sentence(task, count))
-        scores = score_summary(
-            evaluated.predictions,
-            bits_by_language(losses, asked.held_out),
-            left_out=evaluated.left_out,
-            truncated=evaluated.truncated,
-            truncated_prompts=evaluated.truncated_prompts,
-            spelled_prompts=evaluated.spelled_prompts,
-            noise=evaluated.noise,
-        )
-        record = EvaluationRecord(
-            scores, evaluated.tasks, compute.precision, evaluated.not_run, evaluated.no_room
-        )
+        bits = bits_by_language(losses, asked.held_out)
+        record = record_of(evaluated, bits, compute.precision)
         return Work(to_json(record), machine(compute))
+
+
+def check_any(name: str, evaluated: Evaluated) -> None:
+    """Refuse an evaluation in which no task fits the model, called `name`.
+
+    Raises:
+        EvaluationError: There is no answer at all.
+    """
+    if not evaluated.predictions:
+        reasons = (f"{task}: {reason}" for task, reason in evaluated.no_room.items())
+        raise EvaluationError(f"{name}: none of the tasks can be run ({'; '.join(reasons)}).")
+
+
+def record_of(evaluated: Evaluated, bits: Mapping[str, BitsPerCharacter], precision: str) -> EvaluationRecord:
+    """Return what is recorded of an evaluation.
+
+    Args:
+        evaluated: The model's answers.
+        bits: Loss of its held-out answers, by language.
+        precision: Of the arithmetic.
+    """
+    scores = score_summary(
+        evaluated.predictions,
+        bits,
+        left_out=evaluated.left_out,
+        truncated=evaluated.truncated,
+        truncated_prompts=evaluated.truncated_prompts,
+        spelled_prompts=evaluated.spelled_prompts,
+        noise=evaluated.noise,
+    )
+    return EvaluationRecord(scores, evaluated.tasks, precision, evaluated.not_run, evaluated.no_room)
 
 
 def recorded(evaluation: FinishedStage) -> EvaluationRecord:
