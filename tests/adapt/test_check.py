@@ -169,7 +169,8 @@ def test_a_limit_of_its_own_for_a_language_or_a_task_goes_first(checked: Lingraf
         ),
         (("worse", "--against", "start", "--max-loss", "de"), "'de': write a share such as 0.02"),
         (("worse", "--against", "start", "--max-loss", "en=nan"), "nan: is a share"),
-        (("worse", "--against", "start", "--junit", "."), "--junit .: is a folder"),
+        (("worse", "--against", "start", "--junit", "."), "--junit .: is a folder, a link or a device"),
+        (("worse", "--against", "start", "--markdown", "/dev/stdout"), "--markdown /dev/stdout: is a folder"),
         (("worse", "--against", "start", "--markdown", "no/where.md"), "there is no folder no"),
         (("worse", "--against", "start", "--output", "rows.jsonl"), "a file is in the way"),
         (("worse", "--against", "start", "--output", "a_study"), "is the run folder of a study"),
@@ -199,6 +200,44 @@ def test_two_copies_of_a_model_are_called_one_and_lose_nothing(checked: Lingraft
     assert result.returncode == 0
     assert "Both are the same model" in result.stdout
     assert "the 95 % interval of the loss is 0.0 % to 0.0 %" in result.stdout
+
+
+def test_two_chat_templates_are_found_before_a_model_is_asked(
+    checked: Lingraft, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(place / "start", place / "other")
+    template = place / "other" / "chat_template.jinja"
+    template.write_text(template.read_text().replace("assistant", "helper"))
+
+    def loaded(*_: Any, **__: Any) -> None:
+        raise AssertionError("a model is loaded although nothing can be compared")
+
+    monkeypatch.setattr("lingraft.study.stages.evaluate.load_merged", loaded)
+    asked = ("other", "--against", "start", "--max-loss", "0.2")
+    result = checked(*asked, "--output", "templates", "--junit", "templates.xml")
+    assert result.returncode == 3
+    assert result.stdout.splitlines()[0] == "other against start: undecided"
+    assert "different chat templates; ask both without one (`--no-chat`)" in result.stdout
+    (case,) = ElementTree.parse(place / "templates.xml").getroot().iter("testcase")
+    assert [one.tag for one in case] == ["skipped"]
+    monkeypatch.undo()
+    monkeypatch.chdir(place)
+    assert checked(*asked, "--no-chat", "--output", "templates").returncode == 0
+
+
+def test_half_of_the_items_is_asked_where_a_part_is_named(checked: Lingraft) -> None:
+    both = ("same_answers", "--against", "start", "--max-loss", "0.3", "--json")
+    sizes = []
+    for part in ("all", "selection", "report"):
+        found = from_json(Checked, json.loads(checked(*both, "--part", part).stdout))
+        assert found.part == part
+        sizes.append(found.abilities[0].n)
+    assert sizes[0] == ITEMS == sizes[1] + sizes[2]
+    refused = checked(*both, "--part", "half")
+    assert (refused.returncode, "--part 'half': Options: all, report, selection" in refused.stdout) == (
+        2,
+        True,
+    )
 
 
 def test_the_answers_of_the_last_check_can_be_read(checked: Lingraft, lingraft: Lingraft) -> None:
@@ -256,6 +295,10 @@ def test_python_returns_what_the_command_prints_and_shows_it_as_a_table(
     assert from_json(Checked, json.loads(json.dumps(_json(found)))) == found
     with pytest.raises(ConfigError, match="say what may be lost"):
         check("worse", "start")
+    with pytest.raises(ConfigError, match="limit 0: must be a whole number"):
+        check("worse", "start", 0.2, limit=0)
+    with pytest.raises(ConfigError, match="part 'half': Options: all, report, selection"):
+        check("worse", "start", 0.2, part="half")  # type: ignore[arg-type]
     with pytest.raises(LingraftError, match="is a share of the score before"):
         check("worse", "start", "0.2")  # type: ignore[arg-type]
 

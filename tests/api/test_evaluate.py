@@ -261,7 +261,7 @@ def test_compare_refuses_what_is_no_model_before_it_evaluates_one(
 
 
 def test_the_name_of_a_subpackage_is_the_public_function_and_the_subpackage() -> None:
-    from lingraft.api import evaluate
+    from lingraft.api.evaluation import evaluate
 
     importlib.import_module("lingraft.evaluate.running")
     assert inspect.signature(lingraft.evaluate) == inspect.signature(evaluate)

@@ -12,17 +12,18 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from datetime import date
-from importlib.metadata import version
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lingraft.adapt.between import Between, decoder_layers, final_answer
-from lingraft.adapt.export import check_place, new_folder, write_model
-from lingraft.adapt.history import History, Learnt, read_history, write_history
+from lingraft.adapt.delivery import Delivery, write_adapted
+from lingraft.adapt.folder import check_place
+from lingraft.adapt.history import read_history
+from lingraft.adapt.languages import RowLanguages, checked_languages
 from lingraft.adapt.outlook import Outlook, look, outlook_lines
 from lingraft.adapt.promise import promise_sentence
 from lingraft.adapt.result import FORMAT, Adapted
+from lingraft.adapt.start import whole_model
 from lingraft.adapt.walk import Candidate, Promise, answers_of, compared
 from lingraft.config.adaptation import Adaptation, sources_of
 from lingraft.config.schema import (
@@ -72,6 +73,7 @@ class Ready:
     Attributes:
         adaptation: What was asked.
         prepared: The study that it is trained as.
+        spoken: In which languages the rows of each of its sets are.
         start: The model.
         phase: The training.
         selection: What is asked where the model is chosen.
@@ -81,6 +83,7 @@ class Ready:
 
     adaptation: Adaptation
     prepared: Prepared
+    spoken: Mapping[str, RowLanguages]
     start: GivenModel
     phase: PlannedPhase
     selection: Questions
@@ -201,10 +204,25 @@ def get_ready(
     study = study_of(adaptation, name)
     check_names(study, base_folder)
     check_reach(study, base_folder)
+    trust = adaptation.trust_remote_code
+    whole, merged = whole_model(adaptation.model, Executor(store, watcher), trust_remote_code=trust)
+    if merged is not None:
+        adaptation = adaptation.model_copy(update={"model": whole})
+        watcher.noted(merged)
     given = model_folder(adaptation.model, trust_remote_code=adaptation.trust_remote_code)
     earlier = read_history(given).languages
     study = study_of(adaptation, name, earlier)
-    prepared = prepare_study(study, base_folder, watcher, processes, may_lack_tasks=True)
+    spoken: dict[str, RowLanguages] = {}
+    prepared = prepare_study(
+        study,
+        base_folder,
+        watcher,
+        processes,
+        check_materials=lambda read: spoken.update(
+            checked_languages(read, adaptation.languages, base_folder)
+        ),
+        may_lack_tasks=True,
+    )
     materials = prepared.materials
     start = materials.checkpoint
     assert start is not None
@@ -241,11 +259,11 @@ def get_ready(
     phase = planner.phase_of(
         steps, f"{adaptation.model} on {', '.join(one.data for one in steps)}", start, adaptation.seed, taken
     )
-    return Ready(adaptation, prepared, start, phase, asked["selection"], asked["report"], promise)
+    return Ready(adaptation, prepared, spoken, start, phase, asked["selection"], asked["report"], promise)
 
 
 def all_of_worldbook(evaluation: Evaluation) -> Evaluation:
-    """Return an evaluation in which worldbook asks all items that it has where none says how many, as other tasks do."""
+    """Return an evaluation in which worldbook asks all that it has where no entry says how many, as other tasks do."""
 
     def whole(entries: tuple[EvaluationTask, ...]) -> tuple[EvaluationTask, ...]:
         return tuple(
@@ -282,7 +300,7 @@ def expect(ready: Ready, executor: Executor, base_folder: Path, watcher: Watcher
     outlook = look(
         ready.prepared,
         executor,
-        languages=ready.adaptation.languages,
+        spoken=ready.spoken,
         stages=ready.stages,
         base_folder=base_folder,
         watcher=watcher,
@@ -300,25 +318,24 @@ def expect(ready: Ready, executor: Executor, base_folder: Path, watcher: Watcher
 
 def run_adaptation(
     adaptation: Adaptation,
-    output: Path,
+    delivery: Delivery,
     *,
     runs: Path = Path("runs"),
     base_folder: Path = Path(),
     watcher: Watcher | None = None,
     processes: Processes | None = None,
-    overwrite: bool = False,
     on_expected: Callable[[Expected], None] = lambda _: None,
 ) -> Adapted:
     """Teach a model languages, and write the model that keeps the limit; the same call goes on after an interruption.
 
     Args:
         adaptation: What is asked.
-        output: Folder of the model; its name is that of the run folder `runs/adapt/<name>`.
+        delivery: Where the model goes; the name of its folder is that of the run folder `runs/adapt/<name>`. A model
+            that the same run has written there is replaced.
         runs: Folder of all runs.
         base_folder: What relative paths of data and tasks are relative to.
         watcher: Receives what happens.
         processes: How many processes train; None: this one.
-        overwrite: Replace a model that lingraft wrote into `output`; that of the same run is replaced anyway.
         on_expected: Called when everything is checked, before anything is trained.
 
     Raises:
@@ -328,9 +345,11 @@ def run_adaptation(
     watcher, processes = watcher or Watcher(), processes or Processes()
     processes.check()
     deadline = None if adaptation.budget is None else time.monotonic() + adaptation.budget
-    folder = runs / "adapt" / output.name
-    went_on = (folder / "stages").is_dir()
-    check_place(output, overwrite=overwrite or went_on)
+    folder = runs / "adapt" / delivery.folder.name
+    if (folder / "stages").is_dir():
+        delivery = replace(delivery, overwrite=True)
+    check_place(delivery.folder, overwrite=delivery.overwrite)
+    delivery.check()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -338,7 +357,7 @@ def run_adaptation(
     with as_disk_error(folder), Store(folder, watcher.noted) as store:
         ready = get_ready(
             adaptation,
-            output.name,
+            delivery.folder.name,
             store=store,
             base_folder=base_folder,
             watcher=watcher,
@@ -385,42 +404,9 @@ def run_adaptation(
             report=report,
             answer=answer,
             sentence=sentence,
-            folder=str(output),
+            folder=str(delivery.folder),
         )
         combine = between.combine(Candidate(walked.kept.alpha, walked.kept.kept_back))
         made = executor.make(combine, with_artefacts=True)
-        write_adapted(adapted, made.folder / CHECKPOINT, ready.start, overwrite=overwrite or went_on)
+        write_adapted(adapted, made.folder / CHECKPOINT, ready.start.folder, delivery)
     return adapted
-
-
-def write_adapted(adapted: Adapted, checkpoint: Path, start: GivenModel, *, overwrite: bool) -> None:
-    """Write the folder of an adapted model: the model, and what it was taught, by whom and when.
-
-    Args:
-        adapted: What was done; its `folder` is where it goes.
-        checkpoint: The model's checkpoint.
-        start: The model that was adapted, whose history goes on.
-        overwrite: Replace what lingraft wrote there.
-
-    Raises:
-        ConfigError: The folder holds something else.
-        DiskError: It cannot be written; what was there before is as it was.
-    """
-    learnt = Learnt(
-        date=date.today().isoformat(),
-        languages=adapted.learnt,
-        data={one.source: one.train for one in adapted.data},
-        strategy=adapted.strategy or "none: weights interpolated",
-        alpha=adapted.report.alpha,
-        kept_back=adapted.report.kept_back,
-        max_loss=adapted.max_loss,
-        losses=adapted.report.losses,
-        gain=adapted.report.gain,
-        start=adapted.start,
-        start_identity=next(iter(adapted.start_identity.values())),
-        lingraft=version("lingraft"),
-    )
-    earlier = read_history(start.folder).learnt
-    with new_folder(Path(adapted.folder), overwrite=overwrite) as folder:
-        write_model(checkpoint, folder, dtype=adapted.dtype)
-        write_history(folder, History(learnt=(*earlier, learnt)))

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from lingraft.adapt.checked import FORMAT, Checked
 from lingraft.adapt.gate import MaxLosses, check_pair
 from lingraft.adapt.promise import AbilityLoss, answer_of, loss_of
+from lingraft.errors import ConfigError, did_you_mean
+from lingraft.evaluate.manifest import chat_identity
 from lingraft.evaluate.running import (
     left_out_sentence,
     spelled_prompts_sentence,
@@ -20,6 +22,9 @@ from lingraft.evaluate.running import (
 )
 from lingraft.evaluate.scores import measured_by
 from lingraft.intervals.changes import LimitAnswer
+from lingraft.models.loading import load_tokenizer
+from lingraft.models.tensor_files import is_adapter
+from lingraft.stage import GivenModel
 from lingraft.study.evaluation import (
     Asked,
     EvaluationOptions,
@@ -32,11 +37,14 @@ from lingraft.study.evaluation import (
 )
 from lingraft.study.events import Watcher
 from lingraft.study.execute import Executor
-from lingraft.study.stages.evaluate import PREDICTIONS
+from lingraft.study.stages.evaluate import PREDICTIONS, Evaluate
 from lingraft.study.store import Store
 from lingraft.text.language_tags import ENGLISH
 
 FOLDER = Path("runs") / "check"
+Part = Literal["all", "selection", "report"]
+Precision = Literal["auto", "bf16", "float32"]
+Backend = Literal["transformers", "vllm"]
 
 
 @dataclass(frozen=True)
@@ -91,11 +99,11 @@ def check(
     each_task: bool = False,
     data_dir: str | Path | None = None,
     limit: int | None = None,
-    part: Literal["all", "selection", "report"] = "all",
+    part: Part = "all",
     max_new_tokens: int | None = None,
     batch_size: int | None = None,
-    precision: Literal["auto", "bf16", "float32"] = "auto",
-    backend: Literal["transformers", "vllm"] = "transformers",
+    precision: Precision = "auto",
+    backend: Backend = "transformers",
     chat: bool = True,
     trust_remote_code: bool = False,
     folder: str | Path = FOLDER,
@@ -131,6 +139,14 @@ def check(
     """
     max_losses = MaxLosses.of(max_loss, limits or {})
     check_pair(str(model), str(against))
+    counts = {"limit": limit, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    for name, count in counts.items():
+        if count is not None and (not isinstance(count, int) or count < 1):
+            raise ConfigError(f"{name} {count!r}: must be a whole number from 1 on.")
+    chosen = {"part": (part, Part), "precision": (precision, Precision), "backend": (backend, Backend)}
+    for name, (given, kind) in chosen.items():
+        if given not in get_args(kind):
+            raise ConfigError(f"{name} {given!r}: {did_you_mean(str(given), get_args(kind))}")
     options = EvaluationOptions(
         suite=suite,
         tasks=tuple(map(str, [tasks] if isinstance(tasks, (str, Path)) else tasks)),
@@ -196,6 +212,11 @@ def check_models(
 ) -> Checked:
     """Return what a model lost against an earlier one. Arguments and errors as of `check`."""
     stages = evaluations([against, model], gate.asked.questions, trust_remote_code=trust_remote_code)
+    if _are_prompted_otherwise(stages):  # known without an answer
+        advice = "ask both without one (`--no-chat`), or give both models the same"
+        sentence = f"not compared, because the models have different chat templates; {advice}."
+        not_paired = {task: f"{task}: {sentence}" for task in gate.tasks if task not in gate.not_run}
+        return replace(_found(gate, {}, gate.not_run, {}, not_paired, ()), model=model, against=against)
     with Store(folder) as store:
         executor = Executor(store, watcher)
         before, after = (evaluate_in(stage, executor) for stage in stages)
@@ -207,6 +228,18 @@ def check_models(
     return replace(found, folder=str(folder), predictions=(first, second))
 
 
+def _are_prompted_otherwise(stages: Sequence[Evaluate]) -> bool:
+    """Return whether prompts go through different chat templates; of an adapter that is known once it is loaded."""
+    folders = [stage.model.folder for stage in stages if isinstance(stage.model, GivenModel)]
+    if any(is_adapter(folder) for folder in folders):
+        return False
+    tokenizers = [
+        load_tokenizer(folder, trust_remote_code=stage.trust_remote_code)
+        for folder, stage in zip(folders, stages, strict=True)
+    ]
+    return len({chat_identity(one, stages[0].questions.evaluation) for one in tokenizers}) > 1
+
+
 def compare_evaluations(before: ModelEvaluation, after: ModelEvaluation, gate: Gate) -> Checked:
     """Return what the second of two evaluations lost against the first, on the items that both were asked alike.
 
@@ -216,9 +249,6 @@ def compare_evaluations(before: ModelEvaluation, after: ModelEvaluation, gate: G
         gate: What both should have been asked. What of it decides and could not be measured leaves it undecided.
     """
     common = paired(before, after)
-    not_run = dict(gate.not_run)
-    for own in (before, after):
-        not_run |= {name: f"{own.model}: {reason}" for name, reason in own.record.no_room.items()}
     losses: dict[str, AbilityLoss] = {}
     for name in (*gate.abilities, *gate.tasks):
         ability = "task_ability" if name == ENGLISH else name
@@ -226,45 +256,61 @@ def compare_evaluations(before: ModelEvaluation, after: ModelEvaluation, gate: G
         max_loss = gate.max_losses.of_ability(name, _language(name))
         if earlier and max_loss is not None:
             losses[name] = loss_of(name, earlier, later, max_loss)
-
-    unmeasured: dict[str, str] = {}
-    for name in (*gate.abilities, *gate.deciding_tasks):
-        if name not in losses:
-            own_tasks = [task for task in gate.tasks if name in (task, _language(task))]
-            reasons = [
-                common.refused.get(task)
-                or f"{task} was {f'not run: {not_run[task]}' if task in not_run else 'asked alike in no item.'}"
-                for task in own_tasks
-            ]
-            unmeasured[name] = " ".join(reasons)
-    compared = {task.rpartition("/")[0] for task in gate.tasks if task in losses}
-    for name in {task.rpartition("/")[0]: None for task in gate.tasks} if gate.asked.options.tasks else ():
-        if name not in compared and not any(one.rpartition("/")[0] == name for one in unmeasured):
-            unmeasured[name] = "it was asked for by name, and could be compared in no language."
-    notes = [note for note in gate.asked.notes if note.partition(": not run: ")[0] not in gate.not_run]
-    for model in (before, after):
-        scores = model.record.scores
+    not_run, notes = dict(gate.not_run), []
+    for own in (before, after):
+        not_run |= {name: f"{own.model}: {reason}" for name, reason in own.record.no_room.items()}
+        scores = own.record.scores
         own_notes = [
             *([left_out_sentence(scores.left_out)] if scores.left_out else []),
             *(truncated_prompts_sentence(*one) for one in scores.truncated_prompts.items()),
             *(spelled_prompts_sentence(*one) for one in scores.spelled_prompts.items()),
         ]
-        notes += [f"{model.model}: {note}" for note in own_notes]
-    abilities = tuple(losses[name] for name in gate.abilities if name in losses)
+        notes += [f"{own.model}: {note}" for note in own_notes]
+    found = _found(gate, losses, not_run, common.unpaired, common.refused, notes)
+    return replace(found, model=after.model, against=before.model)
+
+
+def _found(
+    gate: Gate,
+    losses: Mapping[str, AbilityLoss],
+    not_run: Mapping[str, str],
+    unpaired: Mapping[str, int],
+    not_paired: Mapping[str, str],
+    notes: Sequence[str],
+) -> Checked:
+    """Return what is found of two models, yet to be named, of the losses that could be measured."""
+    unmeasured: dict[str, str] = {}
+    for name in (*gate.abilities, *gate.deciding_tasks):
+        if name not in losses:
+            unmeasured[name] = " ".join(
+                not_paired.get(task)
+                or f"{task} was {f'not run: {not_run[task]}' if task in not_run else 'asked alike in no item.'}"
+                for task in gate.tasks
+                if name in (task, _language(task))
+            )
+    if gate.asked.options.tasks:  # each that was named is missed
+        by_task: dict[str, list[str]] = {}
+        for task in gate.tasks:
+            by_task.setdefault(task.rpartition("/")[0], []).append(task)
+        for name, own in by_task.items():
+            is_said = all({task, _language(task)} & unmeasured.keys() for task in own)
+            if not is_said and not losses.keys() & set(own):
+                unmeasured[name] = "it was asked for by name, and could be compared in no language."
+    stand_ins = [note for note in gate.asked.notes if note.partition(": not run: ")[0] not in gate.not_run]
     found = Checked(
         format=FORMAT,
         answer="undecided",
-        model=after.model,
-        against=before.model,
+        model="",
+        against="",
         are_equal=False,
-        abilities=abilities,
+        abilities=tuple(losses[name] for name in gate.abilities if name in losses),
         tasks=tuple(losses[name] for name in gate.tasks if name in losses),
         deciding_tasks=gate.deciding_tasks,
         unmeasured=unmeasured,
-        not_run=not_run,
-        unpaired=common.unpaired,
-        not_paired=common.refused,
-        notes=tuple(notes),
+        not_run=dict(not_run),
+        unpaired=dict(unpaired),
+        not_paired=dict(not_paired),
+        notes=(*stand_ins, *notes),
         part=gate.asked.options.part,
         precision=gate.asked.options.precision,
         folder=None,

@@ -99,14 +99,19 @@ class Checked:
         return said
 
     def left_out(self) -> list[str]:
-        """Return what counts nowhere, and what else is to be known of the evaluation."""
+        """Return what counts nowhere and is no reason for `unmeasured`, and what else is to be known."""
+        said = " ".join(self.unmeasured.values())
         return [
-            *self.not_paired.values(),
+            *(problem for problem in self.not_paired.values() if problem not in said),
             *(
                 f"{name}: {count} items were asked alike of one of the two models only; they are left out."
                 for name, count in self.unpaired.items()
             ),
-            *(f"{name}: not run: {reason}" for name, reason in self.not_run.items()),
+            *(
+                f"{name}: not run: {reason}"
+                for name, reason in self.not_run.items()
+                if f"{name} was not run" not in said
+            ),
             *self.notes,
         ]
 

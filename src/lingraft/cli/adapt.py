@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lingraft import stopping
-from lingraft.cli.output import print_json, print_message, print_result, quieten_loading
+from lingraft.cli.output import print_json, print_message, print_result, print_table, quieten_loading
 from lingraft.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
@@ -88,6 +88,16 @@ def adapt(
             "--trust-remote-code", help="Run Python code that the model brings along; read it first."
         ),
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a model that lingraft wrote into OUTPUT.")
+    ] = False,
+    push: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Upload the model to the Hugging Face hub.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make that repository a private one.")] = False,
+    gguf: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="Also convert it for llama.cpp, such as q8_0.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Look and say what is expected; train nothing.")
     ] = False,
@@ -99,6 +109,8 @@ def adapt(
     written), 3 the items cannot tell, 2 wrong input.
     """
     stopping.keeps(f"what was finished is kept; {stopping.GOES_ON}")
+    from lingraft.config.adaptation import name_of_adapted
+
     options = {
         "max_loss": max_loss,
         "english_data": english_data,
@@ -113,13 +125,15 @@ def adapt(
         "trust_remote_code": trust_remote_code,
     }
     adaptation = _asked(model, data or [], language or [], overrides or [], options)
-    output = output or Path("adapted") / _name(adaptation)
+    output = output or Path("adapted") / name_of_adapted(adaptation)
     _check(adaptation)
 
     from lingraft.adapt.adapt import run_adaptation
+    from lingraft.adapt.delivery import PAGE, Delivery
     from lingraft.adapt.promise import EXIT_CODES
     from lingraft.cli.progress import ProgressWatcher
     from lingraft.records import to_json
+    from lingraft.report.adaptation import adaptation_table, render_adaptation
     from lingraft.train.processes import Processes
 
     quieten_loading()
@@ -131,9 +145,13 @@ def adapt(
             raise typer.Exit
 
     with ProgressWatcher(f"adapt {adaptation.model}") as watcher:
+        draw = partial(render_adaptation, reported=watcher.noted)
+        delivery = Delivery(
+            output, overwrite=overwrite, draw=draw, repository=push, private=private, gguf=gguf
+        )
         adapted = run_adaptation(
             adaptation,
-            output,
+            delivery,
             runs=runs,
             watcher=watcher,
             processes=Processes(processes, sharded),
@@ -142,8 +160,12 @@ def adapt(
     if json:
         print_json(to_json(adapted))
     else:
+        print_table(adaptation_table(adapted), f"{adaptation.model}: {', '.join(adapted.learnt)}")
         print_result(adapted.sentence)
         print_result(f"Model: {output}")
+        print_result(f"Page: {output / PAGE}")
+    for line in delivery.send():
+        print_message(line)
     raise typer.Exit(EXIT_CODES[adapted.answer])
 
 
@@ -174,14 +196,6 @@ def _task(written: str) -> dict[str, str]:
     """Return a task of the command line as a file has it."""
     before, separator, after = written.partition("=")
     return {"task": after, "language": before} if separator else {"task": written}
-
-
-def _name(adaptation: Adaptation) -> str:
-    """Return what the new model is called where the user does not say: the model and its new languages."""
-    tags = adaptation.languages or tuple(one.language for one in adaptation.data if one.language)
-    last = adaptation.model.rstrip("/").removeprefix("embedded:").rpartition("/")[2]
-    named = "-".join([last, *(tags or [Path(one.source).stem for one in adaptation.data])])
-    return re.sub(r"[^\w.+-]+", "-", named)[:80]
 
 
 def _check(adaptation: Adaptation) -> None:

@@ -14,6 +14,7 @@ from lingraft.cli import (
     difference,
     drift,
     evaluate,
+    export,
     judge,
     ls,
     replay,
@@ -52,6 +53,7 @@ app.command("judge")(judge.judge)
 app.command("schema")(schema.schema)
 app.command("copy")(copy.copy)
 app.command("ls")(ls.ls)
+app.command("export")(export.export)
 app.command("clean")(clean.clean)
 
 

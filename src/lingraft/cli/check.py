@@ -111,8 +111,8 @@ def check(
     check_pair(model, against)
     for option, file in (("--junit", junit), ("--markdown", markdown)):
         check_folder(file)
-        if file is not None and file.is_dir():
-            raise ConfigError(f"{option} {file}: is a folder; name a file.")
+        if file is not None and (file.is_symlink() or (file.exists() and not file.is_file())):
+            raise ConfigError(f"{option} {file}: is a folder, a link or a device; name a file.")
     _check_output(output)
 
     from lingraft.adapt.check import check_models, gate_of
@@ -150,7 +150,8 @@ def check(
             model, against, gate, folder=output, trust_remote_code=trust_remote_code, watcher=bars
         )
     whole = to_json(found)
-    write_record(output / RECORD, "check", {"model": model, "against": against}, whole)
+    if found.folder is not None:
+        write_record(output / RECORD, "check", {"model": model, "against": against}, whole)
     if junit is not None:
         write_text_atomically(junit, check_junit(found, time.monotonic() - started))
     if markdown is not None and is_summary:
@@ -164,12 +165,16 @@ def check(
     if json:
         print_json(whole)
         raise typer.Exit(found.exit_code)
-    print_table(check_table(ABILITY, found.abilities), found.title)
+    if found.abilities:
+        print_table(check_table(ABILITY, found.abilities), found.title)
+    else:
+        print_result(found.title)
     if found.tasks:
         print_table(check_table(TASK, found.tasks), found.task_title)
     for line in found.sentences():
         print_result(line)
-    print_result(f"To read answers: lingraft show predictions {output}")
+    if found.predictions is not None:
+        print_result(f"To read answers: lingraft show predictions {output}")
     raise typer.Exit(found.exit_code)
 
 

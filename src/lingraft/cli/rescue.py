@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -12,6 +13,7 @@ from lingraft import stopping
 from lingraft.cli.output import (
     checked_precision,
     print_json,
+    print_message,
     print_result,
     print_table,
     quieten_loading,
@@ -22,7 +24,7 @@ from lingraft.models.model_names import model_problem
 if TYPE_CHECKING:
     from lingraft.adapt.rescue import RepairOptions
 
-_TYPES = ("bf16", "float16", "float32")
+_TYPES: Final = ("bf16", "float16", "float32")
 
 
 def rescue(
@@ -98,6 +100,13 @@ def rescue(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a model that lingraft wrote there.")
     ] = False,
+    push: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Upload the model to the Hugging Face hub.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make that repository a private one.")] = False,
+    gguf: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="Also convert it for llama.cpp, such as q8_0.")
+    ] = None,
     runs: Annotated[
         Path, typer.Option(help="Folder of all runs; this one's is RUNS/rescue/<name of OUTPUT>.")
     ] = Path("runs"),
@@ -117,7 +126,8 @@ def rescue(
     """
     stopping.keeps(f"what was finished is kept; {stopping.GOES_ON}")
     asked_precision = checked_precision(precision)
-    if dtype is not None and dtype not in _TYPES:
+    weight_type = next((one for one in _TYPES if one == dtype), None)
+    if dtype is not None and weight_type is None:
         raise ConfigError(f"--dtype {dtype!r}: take one of {', '.join(_TYPES)}.")
     if not 0 <= max_loss < 1:
         raise ConfigError(f"--max-loss {max_loss}: must be a share from 0 to below 1, such as 0.01 for 1 %.")
@@ -138,12 +148,16 @@ def rescue(
     last = after.rstrip("/").removeprefix("embedded:").rpartition("/")[2]
     output = output or Path("rescued") / (re.sub(r"[^\w.+-]+", "-", last)[:80] or "model")
 
+    from lingraft.adapt.delivery import PAGE, Delivery
     from lingraft.adapt.promise import EXIT_CODES
     from lingraft.adapt.rescue import rescue as run_rescue
     from lingraft.cli.progress import ProgressWatcher
+    from lingraft.report.adaptation import render_adaptation
     from lingraft.report.rescue import damage_table, repair_sentence, walk_table
 
     quieten_loading()
+    delivery = Delivery(output, overwrite=overwrite, repository=push, private=private, gguf=gguf)
+    delivery.check()
     with ProgressWatcher(f"rescue {after}") as watcher:
         found = run_rescue(
             before,
@@ -162,12 +176,14 @@ def rescue(
             repair=_repair(prompts, n, rounds, answer_tokens, learning_rate, tokens_per_batch)
             if train
             else None,
-            dtype=dtype,
+            dtype=weight_type,
             precision=asked_precision,
             seed=seed,
             overwrite=overwrite,
+            repository=push,
             runs=runs,
             trust_remote_code=trust_remote_code,
+            draw=partial(render_adaptation, reported=watcher.noted),
             watcher=watcher,
         )
     if json:
@@ -179,6 +195,9 @@ def rescue(
         print_table(walk_table(found.adapted.walked.points, found.adapted.walked.kept), "Between M1 and M2")
         print_result(found.adapted.sentence)
         print_result(f"Model: {output}")
+        print_result(f"Page: {output / PAGE}")
+    for line in delivery.send():
+        print_message(line)
     raise typer.Exit(EXIT_CODES[found.adapted.answer])
 
 

@@ -143,7 +143,7 @@ def weights_of(model: object) -> WeightReader:
     """
     if isinstance(model, (str, Path)):
         folder = user_path(str(model))
-        if folder.is_dir() and not is_adapter(folder):
+        if str(model).strip() and folder.is_dir() and not is_adapter(folder):
             return ModelWeights(folder)  # which a folder of weights alone is enough for
         return open_weights(str(name_of(model)))
     if all(hasattr(model, part) for part in ("folder", "names", "pieces", "shape")):

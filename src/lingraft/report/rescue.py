@@ -13,7 +13,7 @@ from lingraft.report.tables import ABSENT, Column, Table
 
 
 def damage_table(found: Rescued) -> Table:
-    """Return what the damaged model lost, and what it loses with each part given back; what carries most comes first."""
+    """Return what the damaged model lost, and what with each part given back; the one that carries most comes first."""
     has_gain = any(one.gain is not None for one in found.given_back)
     columns = (
         Column("given back", "part of the damaged model that got the start's weights"),
@@ -62,9 +62,10 @@ def _loss_columns(losses: Sequence[AbilityLoss]) -> list[Column]:
 def _loss_cells(losses: Sequence[AbilityLoss]) -> list[str]:
     cells = []
     for one in losses:
-        known = one.loss is not None and one.low is not None and one.high is not None
-        cells.append(f"{one.loss:.1%} [{100 * one.low:.1f}, {100 * one.high:.1f}]" if known else ABSENT)
-        cells.append(LIMIT_WORDS[one.answer])
+        shown = ABSENT
+        if one.loss is not None and one.low is not None and one.high is not None:
+            shown = f"{one.loss:.1%} [{100 * one.low:.1f}, {100 * one.high:.1f}]"
+        cells += [shown, LIMIT_WORDS[one.answer]]
     return cells
 
 
