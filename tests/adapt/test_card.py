@@ -133,6 +133,12 @@ def test_the_card_holds_every_fact_and_its_metadata_are_the_hubs() -> None:
     assert card.data.to_dict()["model-index"] == found["model-index"]
 
 
+def test_abilities_stand_in_the_metadata_where_no_task_does() -> None:
+    (result,) = metadata(card_text(replace(FACTS, scores=FACTS.scores[:1])))["model-index"][0]["results"]
+    assert (result["dataset"]["name"], result["dataset"]["config"]) == ("task ability", "en")
+    assert "model-index" not in metadata(card_text(replace(FACTS, scores=())))
+
+
 def test_a_licence_is_never_invented() -> None:
     text = card_text(FACTS)
     assert "license" not in metadata(text)
