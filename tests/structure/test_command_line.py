@@ -26,7 +26,9 @@ COMMANDS = (
     "copy",
     "ls",
     "adapt",
+    "rescue",
     "clean",
+    "export",
 )
 HELP = "import sys; sys.argv = ['lingraft', *{arguments!r}]; from lingraft.cli.main import main; main()"
 HEAVY = ("torch", "transformers", "datasets", "lm_eval", "altair", "numpy", "peft", "openai")
