@@ -115,10 +115,10 @@ def adapt(
         "max_loss": max_loss,
         "english_data": english_data,
         "suite": suite,
-        "tasks": [_task(one) for one in task] if task else None,
+        "tasks": task or None,
         "data_dir": data_dir,
         "limit": limit,
-        "strategy": None if strategy is None else strategy.split("+"),
+        "strategy": strategy,
         "budget": budget,
         "dtype": dtype,
         "seed": seed,
@@ -190,12 +190,6 @@ def _asked(
             "such as max_loss=0.02."
         )
     return load_adaptation(Path(model), overrides)
-
-
-def _task(written: str) -> dict[str, str]:
-    """Return a task of the command line as a file has it."""
-    before, separator, after = written.partition("=")
-    return {"task": after, "language": before} if separator else {"task": written}
 
 
 def _check(adaptation: Adaptation) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lingraft.config.load import load_study, save_study
+from lingraft.config.paths import path_of
 from lingraft.config.schema import Study
 from lingraft.data.encodings import discard_encodings
 from lingraft.errors import ConfigError, ModelError, as_disk_error
@@ -95,9 +96,9 @@ def run_study(
     watcher = watcher or Watcher()
     processes = processes or Processes()
     processes.check()
-    base_folder = Path(base_folder)
+    base_folder = path_of(base_folder, "base_folder")
     asked = study if isinstance(study, Study) else read_study(study, base_folder=base_folder)
-    folder = Path(runs) / asked.name
+    folder = path_of(runs, "runs") / asked.name
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
