@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional
 
+from lingraft import stopping
 from lingraft.adapt.repair import (
     ANSWERS,
     OwnAnswers,
@@ -32,6 +35,7 @@ from lingraft.models.loading import load_model, load_tokenizer
 from lingraft.models.loss import collate, reverse_divergence, supervised_loss
 from lingraft.representation.prompts import Prompt
 from lingraft.stage import CHECKPOINT, FinishedStage, StageProgress, given_model
+from lingraft.stopping import Stopped
 from lingraft.strategies.replay_rows import ReplaySettings
 from lingraft.study.events import Watcher
 from lingraft.study.execute import Executor
@@ -174,6 +178,32 @@ def test_an_interrupted_repair_ends_as_a_straight_one(
     assert all(torch.equal(first.tensor(name), second.tensor(name)) for name in first.names)
 
 
+def test_a_signal_stops_a_repair_while_a_round_is_sampled(
+    talkative_model: Path, damaged_model: Path, tmp_path: Path
+) -> None:
+    class Stopping(Watcher):
+        """Sends a signal after the first batch of the second round."""
+
+        trained = False
+
+        def stage_progressed(self, progress: StageProgress) -> None:
+            self.trained |= progress.loss is not None
+            if self.trained and progress.unit == "answers":
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    rare = TRAINING.model_copy(update={"save_every": 0, "save_minutes": 60})
+    stage = repair_of(talkative_model, damaged_model, training=rare)
+    straight = made(tmp_path / "straight", stage)
+    with pytest.raises(Stopped), stopping.stoppable():
+        made(tmp_path / "stopped", stage, Stopping())
+    folder = tmp_path / "stopped" / "stages" / f"repair-{stage.fingerprint}"
+    rounds = [json.loads(line)["round"] for line in (folder / ANSWERS).read_text().splitlines()]
+    assert [rounds.count(number) for number in (0, 1, 2)] == [21, 16, 0]
+    again = made(tmp_path / "stopped", stage)
+    assert again.timing["resumed_from"] is not None  # saved before the round, not by time
+    assert again.result == straight.result
+
+
 def test_prompts_can_come_from_the_start_itself(
     talkative_model: Path, damaged_model: Path, tmp_path: Path
 ) -> None:
@@ -195,7 +225,7 @@ def test_prompts_can_come_from_the_start_itself(
 def test_a_repair_answers_with_the_weights_in_the_type_that_they_are_deployed_in(
     talkative_model: Path, damaged_model: Path, tmp_path: Path, precision: str
 ) -> None:
-    training = TRAINING.model_copy(update={"precision": precision})
+    training = TRAINING.model_copy(update={"precision": precision, "gradient_checkpointing": True})
     found = made(tmp_path, repair_of(talkative_model, damaged_model, training=training)).result
     assert found["after"]["nats"] < 0.6 * found["before"]["nats"]
 

@@ -26,6 +26,7 @@ COMMANDS = (
     "copy",
     "ls",
     "adapt",
+    "rescue",
     "clean",
 )
 HELP = "import sys; sys.argv = ['lingraft', *{arguments!r}]; from lingraft.cli.main import main; main()"

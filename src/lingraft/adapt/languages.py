@@ -217,7 +217,7 @@ def check_languages(found: Sequence[RowLanguages], said: Sequence[str]) -> None:
 
 def language_lines(one: RowLanguages) -> list[str]:
     """Return what is to be known of a set that is not refused: rows in languages that were not said, English ones, and
-    how many could not be judged."""
+    how many are too short for it."""
     lines = []
     named = " or ".join(one.said)
     such_as = f" ({'; '.join(one.examples)})" if one.examples else ""

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from lingraft import stopping
 from lingraft.append_log import AppendLog
 from lingraft.config.schema import Training
 from lingraft.data.batching import token_budget_batches
@@ -61,6 +62,7 @@ from lingraft.stage import (
     machine,
     stages_of,
 )
+from lingraft.stopping import Stopped
 from lingraft.study.stages.job import TRAINING_LIBRARIES
 from lingraft.study.stages.replay import ROWS, Replay
 from lingraft.train.checkpoints import FOLDER
@@ -258,6 +260,7 @@ class Repair(StageSpec):
 
         model.to(compute.device)  # type: ignore[arg-type]
         before = measured("before")
+        saves = bool(self.training.save_every or self.training.save_minutes)
         fill = (padding_id(tokenizer, embedding_rows(model)),) * self.max_new_tokens
         outcome = train_phase(
             model,
@@ -269,7 +272,7 @@ class Repair(StageSpec):
             seed=self.seed,
             on_progress=on_progress,
             on_note=note,
-            on_policy=OnPolicy(partial(answers.to, asked), ReverseDivergence(teacher)),
+            on_policy=OnPolicy(partial(answers.to, asked), ReverseDivergence(teacher), saves_rounds=saves),
         )
         save_checkpoint(model, tokenizer, place.folder / CHECKPOINT)
         flush_folder(place.folder / CHECKPOINT)
@@ -349,7 +352,11 @@ class OwnAnswers:
         self._found = {(number, row): tokens for number, row, tokens in self._log.rows}
 
     def to(self, prompts: Sequence[tuple[int, ...]], number: int) -> list[EncodedExample]:
-        """Return prompts (as token ids) with the answers of a round, whose tokens alone are supervised."""
+        """Return prompts (as token ids) with the answers of a round, whose tokens alone are supervised.
+
+        Raises:
+            Stopped: A signal asked for it; the answers so far are kept.
+        """
         requests = [
             TokenPrompt(ids, int(fingerprint_of([self._seed, "repair", number, row])[:15], 16))
             for row, ids in enumerate(prompts)
@@ -372,7 +379,11 @@ class OwnAnswers:
                 {"round": number, "row": row, "tokens": said} for row, said in sorted(new.items())
             )
             self._found |= {(number, row): said for row, said in new.items()}
-            self._on_progress(sum(map(is_done, order)), len(order))
+            there = sum(map(is_done, order))
+            self._on_progress(there, len(order))
+            if (signal := stopping.requested()) is not None:  # training does not raise it by itself
+                stopping.saved(f"{there} of {len(order)} answers of a round are there")
+                raise Stopped(signal)
         return [_row(row, ids, self._found[number, row]) for row, ids in enumerate(prompts)]
 
     def counts(self, number: int) -> RoundCounts:

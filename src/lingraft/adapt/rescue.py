@@ -15,18 +15,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from lingraft.adapt.adapt import all_of_worldbook
 from lingraft.adapt.alike import check_alike
 from lingraft.adapt.between import Between, decoder_layers, final_answer
-from lingraft.adapt.delivery import Delivery, write_adapted
+from lingraft.adapt.delivery import Delivery, Draw, write_adapted
 from lingraft.adapt.export import type_of_start
 from lingraft.adapt.folder import check_place
 from lingraft.adapt.history import read_history
 from lingraft.adapt.promise import AbilityLoss, Gain
-from lingraft.adapt.repair import Repair, Repaired
+from lingraft.adapt.repair import FEWEST_PROMPTS, Repair, Repaired
 from lingraft.adapt.result import FORMAT, Adapted
 from lingraft.adapt.walk import Answers, Candidate, Promise, answers_of, compared, judged, layer_groups
 from lingraft.config.schema import Evaluation, Training
-from lingraft.errors import ConfigError, EvaluationError, as_disk_error
+from lingraft.errors import ConfigError, DataError, EvaluationError, as_disk_error
 from lingraft.evaluate.checks import check_names
 from lingraft.evaluate.selection import choose_tasks
 from lingraft.intervals.macro_mean import Difference, paired_difference
@@ -132,7 +133,9 @@ def rescue(
     seed: int = 0,
     trust_remote_code: bool = False,
     overwrite: bool = False,
+    repository: str | None = None,
     runs: str | Path = "runs",
+    draw: Draw | None = None,
     watcher: Watcher | None = None,
 ) -> Rescued:
     """Write the model between two that lost no more than allowed; the same call goes on after an interruption.
@@ -158,7 +161,9 @@ def rescue(
         seed: Of the halves of the items, and of a repair.
         trust_remote_code: Run Python code that models and YAML tasks bring along.
         overwrite: Replace a model that lingraft wrote into `output`; that of the same run is replaced anyway.
+        repository: Id on the hub under which the model will be known, for its card.
         runs: Folder of all runs.
+        draw: Draws the page; None: there is none.
         watcher: Receives what happens.
 
     Raises:
@@ -193,8 +198,11 @@ def rescue(
             "What the model has learnt is not said (--languages), so of the models that meet the limit the one that is "
             "nearest to it is kept, and no gain is measured."
         )
-    asked = _questions(chosen.evaluation, promise, precision, seed, trust_remote_code=trust_remote_code)
+    asked = _questions(
+        all_of_worldbook(chosen.evaluation), promise, precision, seed, trust_remote_code=trust_remote_code
+    )
     notes += not_run_lines(asked["selection"], None if data_dir is None else str(data_dir))
+    prompts = None if repair is None or repair.prompts == SELF else _prompts(repair, seed)
     for note in notes:
         watcher.noted(note)
 
@@ -233,7 +241,9 @@ def rescue(
         damage, given_back = _given_back(between(damaged), names, layers if by_layer else groups)
         repaired, trained = None, damaged
         if repair is not None:
-            stage = _repair(str(before), start, damaged, repair, seed, trust_remote_code=trust_remote_code)
+            stage = _repair(
+                str(before), start, damaged, repair, prompts, seed, trust_remote_code=trust_remote_code
+            )
             repaired = from_json(Repaired, executor.make(stage, with_artefacts=True).result)
             trained = MadeModel(stage, given[1].parameters)
         way = between(trained)
@@ -264,7 +274,7 @@ def rescue(
         )
         combine = way.combine(Candidate(walked.kept.alpha, walked.kept.kept_back))
         made = executor.make(combine, with_artefacts=True)
-        delivery = Delivery(Path(output), overwrite=overwrite or went_on)
+        delivery = Delivery(Path(output), overwrite=overwrite or went_on, draw=draw, repository=repository)
         write_adapted(adapted, made.folder / CHECKPOINT, given[0].folder, delivery)
     return Rescued(adapted=adapted, damage=damage, given_back=given_back, repair=repaired, notes=tuple(notes))
 
@@ -353,26 +363,40 @@ def _given_back(
     return damage, tuple(sorted(found, key=lambda one: -one.change.value))
 
 
+def _prompts(options: RepairOptions, seed: int) -> Sequence[Prompt]:
+    """Return the prompts of a source, drawn where there are more than are wanted.
+
+    Raises:
+        DataError: There are too few.
+    """
+    prompts = read_prompts(options.prompts)
+    if len(prompts) < FEWEST_PROMPTS:
+        raise DataError(
+            f"--prompts {options.prompts}: holds {len(prompts)} prompts; a repair needs at least {FEWEST_PROMPTS}."
+        )
+    count = min(options.n, len(prompts))
+    return [prompts[place] for place in random.Random(f"repair {seed}").sample(range(len(prompts)), count)]
+
+
 def _repair(
-    name: str, start: Model, damaged: Model, options: RepairOptions, seed: int, *, trust_remote_code: bool
+    name: str,
+    start: Model,
+    damaged: Model,
+    options: RepairOptions,
+    prompts: Sequence[Prompt] | None,
+    seed: int,
+    *,
+    trust_remote_code: bool,
 ) -> Repair:
     """Return the stage that repairs the damaged model; the start samples prompts where none are given."""
     training = with_resolved_precision(options.training)
-    prompts: Sequence[Prompt] | Replay
-    if options.prompts == SELF:
-        settings = ReplaySettings(
-            Sampling(), seed, compute_for(training.precision), trust_remote_code=trust_remote_code
-        )
-        prompts = Replay(name, start, options.n, settings, answered=False)
-    else:
-        prompts = list(read_prompts(options.prompts))
-        random.Random(f"repair with seed {seed}").shuffle(prompts)
-        prompts = prompts[: options.n]
+    compute = compute_for(training.precision)
+    settings = ReplaySettings(Sampling(), seed, compute, trust_remote_code=trust_remote_code)
     return Repair(
         f"{name} <- damaged",
         start,
         damaged,
-        prompts,
+        Replay(name, start, options.n, settings, answered=False) if prompts is None else prompts,
         training,
         options.max_new_tokens,
         seed,

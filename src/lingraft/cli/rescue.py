@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -12,6 +13,7 @@ from lingraft import stopping
 from lingraft.cli.output import (
     checked_precision,
     print_json,
+    print_message,
     print_result,
     print_table,
     quieten_loading,
@@ -98,6 +100,13 @@ def rescue(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a model that lingraft wrote there.")
     ] = False,
+    push: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Upload the model to the Hugging Face hub.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make that repository a private one.")] = False,
+    gguf: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="Also convert it for llama.cpp, such as q8_0.")
+    ] = None,
     runs: Annotated[
         Path, typer.Option(help="Folder of all runs; this one's is RUNS/rescue/<name of OUTPUT>.")
     ] = Path("runs"),
@@ -139,12 +148,16 @@ def rescue(
     last = after.rstrip("/").removeprefix("embedded:").rpartition("/")[2]
     output = output or Path("rescued") / (re.sub(r"[^\w.+-]+", "-", last)[:80] or "model")
 
+    from lingraft.adapt.delivery import PAGE, Delivery
     from lingraft.adapt.promise import EXIT_CODES
     from lingraft.adapt.rescue import rescue as run_rescue
     from lingraft.cli.progress import ProgressWatcher
+    from lingraft.report.adaptation import render_adaptation
     from lingraft.report.rescue import damage_table, repair_sentence, walk_table
 
     quieten_loading()
+    delivery = Delivery(output, overwrite=overwrite, repository=push, private=private, gguf=gguf)
+    delivery.check()
     with ProgressWatcher(f"rescue {after}") as watcher:
         found = run_rescue(
             before,
@@ -167,8 +180,10 @@ def rescue(
             precision=asked_precision,
             seed=seed,
             overwrite=overwrite,
+            repository=push,
             runs=runs,
             trust_remote_code=trust_remote_code,
+            draw=partial(render_adaptation, reported=watcher.noted),
             watcher=watcher,
         )
     if json:
@@ -180,6 +195,9 @@ def rescue(
         print_table(walk_table(found.adapted.walked.points, found.adapted.walked.kept), "Between M1 and M2")
         print_result(found.adapted.sentence)
         print_result(f"Model: {output}")
+        print_result(f"Page: {output / PAGE}")
+    for line in delivery.send():
+        print_message(line)
     raise typer.Exit(EXIT_CODES[found.adapted.answer])
 
 

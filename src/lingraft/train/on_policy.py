@@ -22,7 +22,9 @@ class OnPolicy:
         rows: Returns a round's rows, from 0, in the order of the prompts, as the model answers when it is called; asked
             for once a round, and after an interruption again.
         loss: A sum over the answers' tokens in nats.
+        saves_rounds: Whether a checkpoint is written before a round's answers are sampled.
     """
 
     rows: Callable[[int], Sequence[EncodedExample]]
     loss: OutputPenalty
+    saves_rounds: bool = False

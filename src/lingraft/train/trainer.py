@@ -241,6 +241,10 @@ class PhaseTrainer(RestrainedTrainer):
         assert self._on_policy is not None
         number = self._plan.epoch_of(batch)
         if self._round is None or self._round[0] != number:
+            step = self.state.global_step
+            if self._on_policy.saves_rounds and self._round is not None and self.saved_step != step:
+                model: Any = self.model
+                self._save_checkpoint(model)  # sampling takes a while, and may be stopped
             self._round = number, self._on_policy.rows(number)
         return self._collate([self._round[1][row] for row in rows])
 
