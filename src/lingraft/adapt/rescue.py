@@ -18,7 +18,7 @@ from typing import Literal
 from lingraft.adapt.adapt import all_of_worldbook
 from lingraft.adapt.alike import check_alike
 from lingraft.adapt.between import Between, decoder_layers, final_answer
-from lingraft.adapt.delivery import Delivery, write_adapted
+from lingraft.adapt.delivery import Delivery, Draw, write_adapted
 from lingraft.adapt.export import type_of_start
 from lingraft.adapt.folder import check_place
 from lingraft.adapt.history import read_history
@@ -134,6 +134,7 @@ def rescue(
     trust_remote_code: bool = False,
     overwrite: bool = False,
     repository: str | None = None,
+    draw: Draw | None = None,
     runs: str | Path = "runs",
     watcher: Watcher | None = None,
 ) -> Rescued:
@@ -161,6 +162,7 @@ def rescue(
         trust_remote_code: Run Python code that models and YAML tasks bring along.
         overwrite: Replace a model that lingraft wrote into `output`; that of the same run is replaced anyway.
         repository: Id on the hub under which the model will be known, for its card.
+        draw: Draws the page that lies beside the model; None: there is none.
         runs: Folder of all runs.
         watcher: Receives what happens.
 
@@ -272,7 +274,7 @@ def rescue(
         )
         combine = way.combine(Candidate(walked.kept.alpha, walked.kept.kept_back))
         made = executor.make(combine, with_artefacts=True)
-        delivery = Delivery(Path(output), overwrite=overwrite or went_on, repository=repository)
+        delivery = Delivery(Path(output), overwrite=overwrite or went_on, draw=draw, repository=repository)
         write_adapted(adapted, made.folder / CHECKPOINT, given[0].folder, delivery)
     return Rescued(adapted=adapted, damage=damage, given_back=given_back, repair=repaired, notes=tuple(notes))
 
