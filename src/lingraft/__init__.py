@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         StrategyError,
         VerificationError,
     )
+    from lingraft.models.loading import model_folder
     from lingraft.representation.drift import Drift, DriftOfModels, drift_between, drift_of_models
     from lingraft.representation.prompts import Prompt
     from lingraft.representation.states import EncodedPrompts, LayerStates, layer_states
@@ -95,6 +96,7 @@ _HOMES = {
     "load_data": "lingraft.data.sources",
     "load_study": "lingraft.study.checks",
     "mixed_rows": "lingraft.train.mixed_rows",
+    "model_folder": "lingraft.models.loading",
     "parameter_difference": "lingraft.weights.difference",
     "rescue": "lingraft.api.adaptation",
     "run_study": "lingraft.study.run",
@@ -152,6 +154,7 @@ __all__ = [
     "load_data",
     "load_study",
     "mixed_rows",
+    "model_folder",
     "parameter_difference",
     "rescue",
     "run_study",

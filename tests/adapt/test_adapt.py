@@ -9,10 +9,11 @@ import pytest
 import yaml
 
 from lingraft.adapt.adapt import run_adaptation
-from lingraft.adapt.delivery import Delivery
+from lingraft.adapt.delivery import PAGE, Delivery
 from lingraft.adapt.history import read_history
 from lingraft.adapt.result import Adapted
 from lingraft.config.adaptation import Adaptation
+from lingraft.report.adaptation import render_adaptation
 from lingraft.study.events import Watcher
 
 _ITEMS = 240
@@ -86,7 +87,7 @@ def adapted(tiny_model: Path, places: Path) -> tuple[Adapted, Seen]:
     seen = Seen()
     found = run_adaptation(
         adaptation(tiny_model, places),
-        Delivery(places / "out" / "tiny-es"),
+        Delivery(places / "out" / "tiny-es", draw=render_adaptation),
         runs=places / "runs",
         watcher=seen,
     )
@@ -104,6 +105,14 @@ def test_the_model_that_learnt_is_kept_and_written(adapted: tuple[Adapted, Seen]
     (learnt,) = read_history(Path(found.folder)).learnt
     assert (learnt.languages, learnt.max_loss, learnt.alpha) == (("es",), 0.2, found.walked.chosen.alpha)
     assert learnt.losses == found.report.losses
+
+
+def test_the_page_is_a_part_of_the_folder(adapted: tuple[Adapted, Seen]) -> None:
+    found, _ = adapted
+    folder = Path(found.folder)
+    page = (folder / PAGE).read_text(encoding="utf-8")
+    assert found.report.name in page
+    assert PAGE in read_history(folder).files
 
 
 def test_the_written_model_is_in_the_type_that_was_asked_for(adapted: tuple[Adapted, Seen]) -> None:

@@ -103,8 +103,6 @@ def test_a_language_that_was_named_and_has_no_row_is_refused(spoken: Spoken) -> 
 
 
 def test_english_is_no_new_language(spoken: Spoken) -> None:
-    with pytest.raises(ConfigError, match="English is the ability that is kept"):
-        check_languages([spoken(rows_in("en"), ["en"])], ["en"])
     with pytest.raises(ConfigError, match="all rows are English"):
         check_languages([spoken(rows_in("en", language="en"), [])], [])
 

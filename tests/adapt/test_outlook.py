@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lingraft.adapt.languages import checked_languages
 from lingraft.adapt.outlook import Outlook, look, outlook_lines
 from lingraft.config.schema import Study
 from lingraft.data.worldbook import load_items
@@ -67,7 +68,8 @@ def looked(tmp_path: Path) -> Look:
         prepared = prepare_study(study_of(model, data, **changes), tmp_path, Watcher())
         with Store(tmp_path / "run") as store:
             stages = prepared.plan(store, tmp_path).stages
-            return look(prepared, Executor(store), languages=languages, stages=stages, base_folder=tmp_path)
+            spoken = checked_languages(prepared.materials, languages, tmp_path)
+            return look(prepared, Executor(store), spoken=spoken, stages=stages, base_folder=tmp_path)
 
     return run
 
@@ -91,7 +93,7 @@ def test_the_outlook_counts_rows_costs_and_room_and_can_be_written(
     assert found.room.memory_bytes > 16 * found.parameters - 1
     assert from_json(Outlook, to_json(found)) == found
     text = "\n".join(outlook_lines(found))
-    assert "41 rows (40 de" in text
+    assert "41 rows (de 40" in text
     assert "35 are trained on (1 broken, 5 held out to measure on)" in text
     assert f"DES {similarity.corrected:.2f}" in text
 

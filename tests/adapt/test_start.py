@@ -65,7 +65,7 @@ def test_it_is_merged_once(
 ) -> None:
     with Store(tmp_path / "run") as store:
         first = whole_model(str(adapter[0]), Executor(store))
-    monkeypatch.setattr("lingraft.adapt.start.load_merged", None)
+    monkeypatch.setattr("lingraft.study.stages.merge.load_merged", None)
     with Store(tmp_path / "run") as store:
         assert whole_model(str(adapter[0]), Executor(store)) == first
 

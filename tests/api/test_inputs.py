@@ -274,7 +274,7 @@ def test_a_phase_trains_on_rows_by_name_as_on_encoded_examples(
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     encoded = [encode_example(one, tokenizer, 1024) for one in lingraft.load_data(rows).examples]
     names = [name for name, _ in models[1].named_parameters()]
-    training = lingraft.Training(**options)  # type: ignore[arg-type]
+    training = lingraft.Training(**options)
     second = lingraft.train_phase(
         models[1], tokenizer, encoded, training, trainable=names, folder=tmp_path / "b", seed=0
     )

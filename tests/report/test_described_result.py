@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import pytest
 
 from lingraft.adapt.checked import Checked
+from lingraft.study.evaluation import PrintedComparison, PrintedEvaluation
 from lingraft.study.result import StudyResult
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -46,15 +47,30 @@ def described(kind: Any, found: dict[str, str]) -> str:
     return str(base.__name__)
 
 
-def schema(kind: type) -> str:
-    found: dict[str, str] = {}
-    described(kind, found)
-    lines = [f"{name} = {fields_of}" for name, fields_of in found.items()]
+def schema(*kinds: type, known: type | None = None) -> str:
+    """Return types as a page writes them, without what stands in the description of `known` on another page."""
+    elsewhere: dict[str, str] = {}
+    if known is not None:
+        described(known, elsewhere)
+    found = dict(elsewhere)
+    for kind in kinds:
+        described(kind, found)
+    lines = [f"{name} = {fields_of}" for name, fields_of in found.items() if name not in elsewhere]
     return "\n".join(textwrap.fill(line, 140, subsequent_indent="    ") for line in lines)
 
 
-@pytest.mark.parametrize(("page", "kind"), [("report.md", StudyResult), ("check.md", Checked)])
-def test_the_page_describes_the_fields_of_a_result_as_they_are(page: str, kind: type) -> None:
+@pytest.mark.parametrize(
+    ("page", "kinds", "known"),
+    [
+        ("report.md", [StudyResult], None),
+        ("check.md", [Checked], None),
+        ("evaluation.md", [PrintedEvaluation, PrintedComparison], StudyResult),
+    ],
+)
+def test_the_page_describes_the_fields_of_a_result_as_they_are(
+    page: str, kinds: list[type], known: type | None
+) -> None:
     text = (DOCS / page).read_text(encoding="utf-8")
-    block = text.partition(f"```text\n{kind.__name__}")[2].partition("```")[0]
-    assert f"{kind.__name__}{block}".rstrip("\n") == schema(kind)
+    first = kinds[0].__name__
+    block = text.partition(f"```text\n{first} =")[2].partition("```")[0]
+    assert f"{first} ={block}".rstrip("\n") == schema(*kinds, known=known)

@@ -28,6 +28,7 @@ COMMANDS = (
     "adapt",
     "rescue",
     "clean",
+    "export",
 )
 HELP = "import sys; sys.argv = ['lingraft', *{arguments!r}]; from lingraft.cli.main import main; main()"
 HEAVY = ("torch", "transformers", "datasets", "lm_eval", "altair", "numpy", "peft", "openai")

@@ -31,6 +31,7 @@ FUNCTIONS = [
     "load_data",
     "load_study",
     "mixed_rows",
+    "model_folder",
     "parameter_difference",
     "rescue",
     "run_study",
@@ -114,6 +115,12 @@ def test_what_a_public_function_takes_returns_and_raises_is_public(name: str) ->
     words = set(re.findall(r"\w+", " ".join([*annotations, str(shape.return_annotation), raised])))
     classes = {one for one in words if is_class_of_ours(module, one)}
     assert classes <= {*lingraft.__all__, *INTERNAL}
+
+
+def test_the_page_of_the_api_has_every_public_name() -> None:
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    listed = {one.rpartition(".")[2] for one in re.findall(r"^::: (\S+)$", page, re.MULTILINE)}
+    assert listed == {*lingraft.__all__} - {"__version__"}
 
 
 def is_class_of_ours(module: ModuleType, name: str) -> bool:

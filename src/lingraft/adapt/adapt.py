@@ -19,9 +19,11 @@ from lingraft.adapt.between import Between, decoder_layers, final_answer
 from lingraft.adapt.delivery import Delivery, write_adapted
 from lingraft.adapt.folder import check_place
 from lingraft.adapt.history import read_history
+from lingraft.adapt.languages import RowLanguages, checked_languages
 from lingraft.adapt.outlook import Outlook, look, outlook_lines
 from lingraft.adapt.promise import promise_sentence
 from lingraft.adapt.result import FORMAT, Adapted
+from lingraft.adapt.start import whole_model
 from lingraft.adapt.walk import Candidate, Promise, answers_of, compared
 from lingraft.config.adaptation import Adaptation, sources_of
 from lingraft.config.schema import (
@@ -71,6 +73,7 @@ class Ready:
     Attributes:
         adaptation: What was asked.
         prepared: The study that it is trained as.
+        spoken: In which languages the rows of each of its sets are.
         start: The model.
         phase: The training.
         selection: What is asked where the model is chosen.
@@ -80,6 +83,7 @@ class Ready:
 
     adaptation: Adaptation
     prepared: Prepared
+    spoken: Mapping[str, RowLanguages]
     start: GivenModel
     phase: PlannedPhase
     selection: Questions
@@ -200,10 +204,25 @@ def get_ready(
     study = study_of(adaptation, name)
     check_names(study, base_folder)
     check_reach(study, base_folder)
+    trust = adaptation.trust_remote_code
+    whole, merged = whole_model(adaptation.model, Executor(store, watcher), trust_remote_code=trust)
+    if merged is not None:
+        adaptation = adaptation.model_copy(update={"model": whole})
+        watcher.noted(merged)
     given = model_folder(adaptation.model, trust_remote_code=adaptation.trust_remote_code)
     earlier = read_history(given).languages
     study = study_of(adaptation, name, earlier)
-    prepared = prepare_study(study, base_folder, watcher, processes, may_lack_tasks=True)
+    spoken: dict[str, RowLanguages] = {}
+    prepared = prepare_study(
+        study,
+        base_folder,
+        watcher,
+        processes,
+        check_materials=lambda read: spoken.update(
+            checked_languages(read, adaptation.languages, base_folder)
+        ),
+        may_lack_tasks=True,
+    )
     materials = prepared.materials
     start = materials.checkpoint
     assert start is not None
@@ -240,7 +259,7 @@ def get_ready(
     phase = planner.phase_of(
         steps, f"{adaptation.model} on {', '.join(one.data for one in steps)}", start, adaptation.seed, taken
     )
-    return Ready(adaptation, prepared, start, phase, asked["selection"], asked["report"], promise)
+    return Ready(adaptation, prepared, spoken, start, phase, asked["selection"], asked["report"], promise)
 
 
 def all_of_worldbook(evaluation: Evaluation) -> Evaluation:
@@ -281,7 +300,7 @@ def expect(ready: Ready, executor: Executor, base_folder: Path, watcher: Watcher
     outlook = look(
         ready.prepared,
         executor,
-        languages=ready.adaptation.languages,
+        spoken=ready.spoken,
         stages=ready.stages,
         base_folder=base_folder,
         watcher=watcher,

@@ -17,11 +17,12 @@ from lingraft.adapt.card import (
     LossFact,
     ScoreFact,
     card_text,
+    hub_id,
     licence_of,
     public_name,
 )
 from lingraft.adapt.choice import cell_key, choose_cell
-from lingraft.adapt.export import type_of, write_model
+from lingraft.adapt.export import Written, type_of, write_adapter, write_model
 from lingraft.adapt.folder import check_place, new_folder
 from lingraft.adapt.history import History, Learnt, read_history, write_history
 from lingraft.adapt.promise import Gain
@@ -37,6 +38,7 @@ from lingraft.intervals.macro_mean import Difference, Ratio
 from lingraft.models.checkpoints import WeightType
 from lingraft.stage import CHECKPOINT, RECORD, given_model
 from lingraft.stage_record import DamagedRecordError, read_record
+from lingraft.strategies.lora import ADAPTER
 from lingraft.study.events import Watcher
 from lingraft.study.execute import Executor
 from lingraft.study.limits import LimitResult, limit_result
@@ -107,6 +109,7 @@ def export_cell(
     overwrite: bool = False,
     evaluate: bool = True,
     train: bool = False,
+    adapter: bool = False,
     repository: str | None = None,
     watcher: Watcher | None = None,
 ) -> ExportedCell:
@@ -123,6 +126,7 @@ def export_cell(
         overwrite: Replace what lingraft wrote there.
         evaluate: Evaluate what was not scored.
         train: Train the cell again where `keep` discarded its checkpoint.
+        adapter: Write the LoRA adapter that training kept, and not the model that it was merged into.
         repository: Id on the hub under which the card speaks of the model; None: it stays in a folder.
         watcher: Receives what happens.
 
@@ -139,7 +143,11 @@ def export_cell(
     cell = chosen.cell
     start = study.phases[0].checkpoint or study.model
     assert start is not None  # a study has one of the two
-    dtype = dtype or type_of(start)
+    if adapter and dtype is not None:
+        raise ConfigError(
+            "--dtype: an adapter is stored as it was trained, in float32; leave one of the two out."
+        )
+    dtype = "float32" if adapter else dtype or type_of(start)
     checkpoint = None if cell.checkpoint is None else run / cell.checkpoint
     if checkpoint is not None and not (checkpoint / "config.json").is_file():
         checkpoint = None
@@ -150,7 +158,7 @@ def export_cell(
         )
     scored_in = result.precision.evaluation
     # bf16 arithmetic scores weights that were rounded to it, which float32 ones are when they are loaded so.
-    is_scored = dtype == scored_in or (scored_in == "bf16" and dtype == "float32")
+    is_scored = adapter or dtype == scored_in or (scored_in == "bf16" and dtype == "float32")
     stored = Store(run, watcher.noted)
     executor = Executor(stored, watcher)
     plan, planned = None, None
@@ -163,7 +171,12 @@ def export_cell(
     found = _Found(cell.scores, cell.retention, cell.difference.language_ability, cell.limits)
     exported: Scores | None = None
     with new_folder(folder, overwrite=overwrite) as own:
-        written = write_model(checkpoint, own, dtype=dtype, trust_remote_code=study.trust_remote_code)
+        if adapter:
+            written = _written_adapter(
+                checkpoint.parent, own, chosen.label, start, is_published=repository is not None
+            )
+        else:
+            written = write_model(checkpoint, own, dtype=dtype, trust_remote_code=study.trust_remote_code)
         if evaluate and not is_scored:
             assert planned is not None
             with stored:
@@ -183,7 +196,7 @@ def export_cell(
             strategy=cell.strategy,
             amount=_amount(cell),
             combined=None,
-            dtype=dtype,
+            dtype=None if adapter else dtype,
             scores=_scores(before, found.scores),
             scored_on=_scored_on(scored_in, dtype, is_scored=is_scored, anew=exported is not None),
             losses=_losses(found),
@@ -191,7 +204,7 @@ def export_cell(
             licence=licence_of(start),
             history=learnt,
             notes=_notes(found, own_template=written.own_template),
-            is_adapter=False,
+            is_adapter=adapter,
             brings_code=any(own.glob("*.py")),
             lingraft=version("lingraft"),
         )
@@ -213,6 +226,30 @@ def export_cell(
         exported_scores=exported,
         is_scored=is_scored,
     )
+
+
+def _written_adapter(stage: Path, folder: Path, label: str, start: str, *, is_published: bool) -> Written:
+    """Write the adapter that a cell's training kept; it names the hub's id of its base where that has one."""
+    source = stage / ADAPTER
+    if not source.is_dir():
+        why = (
+            "its weights were combined after training"
+            if stage.name.startswith("combine-")
+            else "none was kept"
+        )
+        raise ConfigError(
+            f"--adapter: there is no adapter of {label!r}: {why}. Train with `lora: {{keep_adapter: true}}`, or export "
+            "the whole model."
+        )
+    is_of_start = "weights" in (read_record(stage).inputs.get("parent") or {})
+    base = hub_id(start) if is_of_start else None
+    if is_published and base is None:
+        raise ConfigError(
+            f"--push: the adapter of {label!r} belongs to a model that is not on the hub, so nobody else could load it; "
+            "leave --adapter out."
+        )
+    write_adapter(source, folder, base)
+    return Written("float32", sum(one.stat().st_size for one in folder.glob("*.safetensors")), True)
 
 
 def _planned(study: Study, cell: CellResult, store: Store, watcher: Watcher) -> tuple[Plan, PlannedCell]:

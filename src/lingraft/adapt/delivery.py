@@ -29,8 +29,8 @@ from lingraft.adapt.result import Adapted
 from lingraft.text.language_tags import ENGLISH
 
 PAGE = "adaptation.html"
-Draw = Callable[[Adapted], str]
-"""Returns the page of what was done, as HTML."""
+Draw = Callable[[Adapted, History], str]
+"""Returns the page of what was done, and of what the model was taught, as HTML."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def write_adapted(adapted: Adapted, checkpoint: Path, start: Path, delivery: Del
         )
         (folder / CARD).write_text(card_text(facts), encoding="utf-8")
         if delivery.draw is not None:
-            (folder / PAGE).write_text(delivery.draw(adapted), encoding="utf-8")
+            (folder / PAGE).write_text(delivery.draw(adapted, History(learnt=history)), encoding="utf-8")
 
 
 def strategy_in_words(adapted: Adapted) -> str:

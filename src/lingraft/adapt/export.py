@@ -195,7 +195,7 @@ def write_adapter(source: Path, folder: Path, base: str | None = None) -> None:
         ModelError: The source is no adapter, or its base cannot be had.
         DiskError: It cannot be written; nothing is left.
     """
-    AdaptedReader(source, base)  # refuses what does not fit
+    AdaptedReader(source)  # refuses what does not fit
     merged = source.parent / CHECKPOINT
     with new_folder(folder) as own:
         for path in sorted(source.iterdir()):

@@ -13,9 +13,9 @@ from typing import Final, Literal
 from lingraft.adapt.promise import AbilityLoss, Gain
 from lingraft.errors import ModelError, in_one_line
 from lingraft.records import from_json, read_json, to_json, write_json_atomically
+from lingraft.study.stages.merge import HISTORY as HISTORY  # noqa: PLC0414 - the one home of its meaning
 from lingraft.text.language_tags import ENGLISH
 
-HISTORY = "lingraft.json"
 FORMAT: Final = 1
 _MOST_BYTES = 2**24
 

@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import torch
 
-from lingraft.adapt.languages import RowLanguages, check_languages, language_lines, languages_of
+from lingraft.adapt.languages import RowLanguages, language_lines
 from lingraft.adapt.probe import SOURCE, Probe, Probed, own_prompts
 from lingraft.data.chat_template import chat_template
 from lingraft.data.example_table import columns_of, select
@@ -179,7 +179,7 @@ def look(
     prepared: Prepared,
     executor: Executor,
     *,
-    languages: Sequence[str],
+    spoken: Mapping[str, RowLanguages],
     stages: Sequence[StageSpec],
     base_folder: Path = Path(),
     watcher: Watcher | None = None,
@@ -192,25 +192,18 @@ def look(
         prepared: A study of a checkpoint and one phase that is trained; the checkpoint's `instructions` are what it was
             tuned on, if that is known.
         executor: Makes the stages that are needed for it, in an open store.
-        languages: The languages that the user named, BCP-47 tags; none: those that rows and sets say. A set with a
-            `language` of its own is in that one.
+        spoken: In which languages each set's rows are, checked (`checked_languages`).
         stages: All stages that will be made; those that are finished need nothing more.
         base_folder: What relative paths of data are relative to.
         watcher: Receives how far it is.
 
     Raises:
-        ConfigError: The data are mostly in another language than was said, or hold no row of one.
         DiskError: The disk has no room for what is written.
     """
     study, materials = prepared.study, prepared.materials
     start, cell = materials.checkpoint, materials.cells[0]
     assert start is not None  # the study's first phase is one
     progress = _ProgressAlone(watcher or Watcher())
-    spoken = {
-        name: languages_of(one, [one.source.language] if one.source.language else languages, base_folder)
-        for (_, name), one in materials.data.items()
-    }
-    check_languages(tuple(spoken.values()), languages)
     room = room_for(stages, executor.store)
     check_disk(room, executor.store.folder)
     contamination: dict[str, Contamination] = {}
@@ -389,10 +382,10 @@ def _data_lines(one: DataOutlook) -> Iterator[str]:
     left_out |= {reason.replace("_", " "): count for reason, count in counts.filtered.items()}
     said = ", ".join(f"{count} {reason}" for reason, count in left_out.items() if count)
     tokens = sum(cost.tokens * cost.examples / cost.measured for cost in one.costs.values() if cost.measured)
-    by_language = ", ".join(f"{count} {tag}" for tag, count in one.languages.rows.items())
+    by_language = ", ".join(f"{tag} {count:,}" for tag, count in one.languages.rows.items())
     yield (
-        f"{counts.source}: {counts.rows} rows ({by_language}; about {tokens:,.0f} tokens), of which {counts.train} are "
-        f"trained on{f' ({said})' if said else ''}."
+        f"{counts.source}: {counts.rows:,} rows ({by_language}; about {tokens:,.0f} tokens), of which {counts.train:,} "
+        f"are trained on{f' ({said})' if said else ''}."
     )
     yield from (f"! {line}" for line in language_lines(one.languages))
 
@@ -422,12 +415,12 @@ def _cost_lines(costs: Mapping[str, LanguageCost], max_length: int) -> Iterator[
 
 def _strategy_line(outlook: Outlook) -> str:
     replayed = {
-        "data": f"{outlook.english_rows} rows of English data are replayed from",
-        "own": "English rows to replay are answers that the start writes itself",
+        "data": f"old rows are drawn from {outlook.english_rows:,} English ones",
+        "own": "what stands for old rows are answers that the model writes before it is trained",
         "nothing": "nothing old is replayed",
     }[outlook.replayed]
     without = "" if outlook.english_rows else "No English data (--english-data) were given. "
-    return f"{without}It is trained by {outlook.strategy}: {replayed}."
+    return f"{without}It is trained with {outlook.strategy}: {replayed}."
 
 
 def _alike_lines(alike: Alike) -> Iterator[str]:

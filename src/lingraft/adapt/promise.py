@@ -147,7 +147,7 @@ def loss_sentence(loss: AbilityLoss) -> str:
     """Return what of an ability was lost, in words."""
     name = ability_name(loss.name)
     if loss.loss is None or loss.low is None or loss.high is None:
-        return f"{name}: what was lost cannot be told: {loss.reason}"
+        return f"{name}: what was lost is not known: {loss.reason}"
     return (
         f"{name} {loss.before.value:.3f} -> {loss.after.value:.3f}, loss {100 * loss.loss:.1f} % "
         f"[{100 * loss.low:.1f}, {100 * loss.high:.1f}] of {loss.n} items"
@@ -235,7 +235,7 @@ def promise_sentence(name: str, score: Interval, independent: float, max_loss: f
     if score.low <= 0:
         return (
             f"! {limit} may be lost, and the model scores {score.value:.3f} [{score.low:.3f}, {score.high:.3f}] of it: "
-            "whether it was lost will not be told. Measure by tasks that it can do (--suite, --task)."
+            "nothing will show whether it was lost. Measure by tasks that it can do (--suite, --task)."
         )
     certifiable = POWER_FACTOR * math.sqrt(ASSUMED_SHARE / independent) / score.value
     needed = items_needed(round(independent), certifiable, max_loss, score.value)
@@ -249,7 +249,7 @@ def promise_sentence(name: str, score: Interval, independent: float, max_loss: f
     if needed > independent:
         return (
             f"! {said}; {100 * max_loss:g} % needs about {needed:,}. Ask more items (--suite, --task), or allow a "
-            "larger --max-loss; else the answer may well be that it cannot be told."
+            "larger --max-loss; else the answer may well stay undecided."
         )
     return f"{said}."
 

@@ -69,7 +69,7 @@ def push(folder: Path, repository: str, *, private: bool = False) -> str:
         LingraftError: It could not be uploaded; the folder stays.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     if not sys.stderr.isatty():
         disable_progress_bars()

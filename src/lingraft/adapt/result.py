@@ -100,7 +100,7 @@ class Adapted:
         walked: The walk on the selection part.
         report: The model that is kept, on the report part, on which nothing was chosen.
         answer: Held: chosen on the selection part with its confidence, and not broken on the report part. Broken: no
-            model met the limit, or the report part says that this one did not. Undecided: it cannot be told.
+            model met the limit, or the report part says that this one did not. Undecided: neither can be shown.
         sentence: The same in words.
         folder: Where the model was written.
     """

@@ -74,6 +74,10 @@ class EvaluationResult(Printed, ModelEvaluation):
     """What `evaluate` found; printed, its scores by ability, language and task, and never its predictions.
 
     Attributes:
+        model: As it was named; one in memory by where it was loaded from.
+        record: What was found and how it was asked, as `lingraft evaluate` records it.
+        predictions: One per item, with prompt, answer and score.
+        scores: By ability, language and task.
         notes: What was left out or fell short, each with its reason.
     """
 
@@ -93,6 +97,13 @@ class ComparisonResult(Printed, ModelDifferences):
     """What `compare` found; printed, the paired differences by ability, language and task.
 
     Attributes:
+        task_ability: Of the English tasks; None, as the next: no such task was asked of both alike.
+        language_ability: Of the other languages.
+        per_language: Of each language besides English, by BCP-47 tag.
+        differences: By task and language.
+        retention: Task ability of the second model over that of the first.
+        unpaired: By task and language, items that only one of the two has a score of.
+        not_paired: By task and language, why the two are not compared.
         before: The first model.
         after: The second.
         margin: A change up to it counts as none.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lingraft import stopping
-from lingraft.cli.output import print_json, print_message, print_result, quieten_loading
+from lingraft.cli.output import print_json, print_message, print_result, print_table, quieten_loading
 from lingraft.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
@@ -128,10 +129,11 @@ def adapt(
     _check(adaptation)
 
     from lingraft.adapt.adapt import run_adaptation
-    from lingraft.adapt.delivery import Delivery
+    from lingraft.adapt.delivery import PAGE, Delivery
     from lingraft.adapt.promise import EXIT_CODES
     from lingraft.cli.progress import ProgressWatcher
     from lingraft.records import to_json
+    from lingraft.report.adaptation import adaptation_table, render_adaptation
     from lingraft.train.processes import Processes
 
     quieten_loading()
@@ -142,8 +144,11 @@ def adapt(
         if dry_run:
             raise typer.Exit
 
-    delivery = Delivery(output, overwrite=overwrite, repository=push, private=private, gguf=gguf)
     with ProgressWatcher(f"adapt {adaptation.model}") as watcher:
+        draw = partial(render_adaptation, reported=watcher.noted)
+        delivery = Delivery(
+            output, overwrite=overwrite, draw=draw, repository=push, private=private, gguf=gguf
+        )
         adapted = run_adaptation(
             adaptation,
             delivery,
@@ -155,8 +160,10 @@ def adapt(
     if json:
         print_json(to_json(adapted))
     else:
+        print_table(adaptation_table(adapted), f"{adaptation.model}: {', '.join(adapted.learnt)}")
         print_result(adapted.sentence)
         print_result(f"Model: {output}")
+        print_result(f"Page: {output / PAGE}")
     for line in delivery.send():
         print_message(line)
     raise typer.Exit(EXIT_CODES[adapted.answer])

@@ -111,8 +111,8 @@ def check(
     check_pair(model, against)
     for option, file in (("--junit", junit), ("--markdown", markdown)):
         check_folder(file)
-        if file is not None and file.is_dir():
-            raise ConfigError(f"{option} {file}: is a folder; name a file.")
+        if file is not None and (file.is_symlink() or (file.exists() and not file.is_file())):
+            raise ConfigError(f"{option} {file}: is a folder, a link or a device; name a file.")
     _check_output(output)
 
     from lingraft.adapt.check import check_models, gate_of

@@ -43,6 +43,10 @@ def export(
     no_evaluate: Annotated[
         bool, typer.Option("--no-evaluate", help="Do not evaluate what differs from what the study scored.")
     ] = False,
+    adapter: Annotated[
+        bool,
+        typer.Option("--adapter", help="Write the LoRA adapter that `keep_adapter` kept, not the model."),
+    ] = False,
     gguf: Annotated[
         str | None, typer.Option(metavar="TYPE", help="Convert it for llama.cpp as well, such as q8_0.")
     ] = None,
@@ -63,6 +67,8 @@ def export(
     if private and push is None:
         raise ConfigError("--private: goes with --push REPO.")
     # Wrong input is reported before anything heavy is imported.
+    if gguf is not None and adapter:
+        raise ConfigError("--gguf: the converter takes whole models; leave --adapter out.")
     from lingraft.adapt.choice import choose_cell
     from lingraft.adapt.folder import check_place
     from lingraft.study.result import read_result
@@ -96,6 +102,7 @@ def export(
             overwrite=overwrite,
             evaluate=not no_evaluate,
             train=train,
+            adapter=adapter,
             repository=push,
             watcher=watcher,
         )
@@ -121,6 +128,7 @@ def export(
 
 
 def _show(done: ExportedCell) -> None:
+
     chosen = f"recommended: {done.reason}" if done.reason else "as asked"
     print_result(shown_message(f"Cell {done.cell!r}, {chosen}."))
     print_result(f"Scored by the study in {done.scored_in}: {_abilities(done.scores)}.")
@@ -129,7 +137,7 @@ def _show(done: ExportedCell) -> None:
     elif not done.is_scored:
         print_result(f"What is stored is rounded to {done.dtype} and was not scored (--no-evaluate).")
     print_result(
-        shown_message(f"Model: {done.folder} ({done.bytes / 1e9:.2f} GB, {done.dtype}); its card: README.md")
+        shown_message(f"Written: {done.folder} ({size_text(done.bytes)}, {done.dtype}); its card: README.md")
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -147,10 +148,11 @@ def rescue(
     last = after.rstrip("/").removeprefix("embedded:").rpartition("/")[2]
     output = output or Path("rescued") / (re.sub(r"[^\w.+-]+", "-", last)[:80] or "model")
 
-    from lingraft.adapt.delivery import Delivery
+    from lingraft.adapt.delivery import PAGE, Delivery
     from lingraft.adapt.promise import EXIT_CODES
     from lingraft.adapt.rescue import rescue as run_rescue
     from lingraft.cli.progress import ProgressWatcher
+    from lingraft.report.adaptation import render_adaptation
     from lingraft.report.rescue import damage_table, repair_sentence, walk_table
 
     quieten_loading()
@@ -181,6 +183,7 @@ def rescue(
             repository=push,
             runs=runs,
             trust_remote_code=trust_remote_code,
+            draw=partial(render_adaptation, reported=watcher.noted),
             watcher=watcher,
         )
     if json:
@@ -192,6 +195,7 @@ def rescue(
         print_table(walk_table(found.adapted.walked.points, found.adapted.walked.kept), "Between M1 and M2")
         print_result(found.adapted.sentence)
         print_result(f"Model: {output}")
+        print_result(f"Page: {output / PAGE}")
     for line in delivery.send():
         print_message(line)
     raise typer.Exit(EXIT_CODES[found.adapted.answer])

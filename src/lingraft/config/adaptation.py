@@ -21,6 +21,7 @@ from lingraft.config.schema import (
     Text,
     TrainingOverrides,
 )
+from lingraft.text.language_tags import is_english
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -101,7 +102,17 @@ def sources_of(adaptation: Adaptation) -> tuple[DataSource, ...]:
 
 def problems_of(adaptation: Adaptation) -> list[Problem]:
     """Return what more than one field has wrong."""
-    return [*_in_data(adaptation)]
+    return [*_in_data(adaptation), *_in_languages(adaptation)]
+
+
+def _in_languages(adaptation: Adaptation) -> Iterator[Problem]:
+    named = (*adaptation.languages, *(one.language for one in adaptation.data if one.language))
+    if (english := next(filter(is_english, named), None)) is not None:
+        yield Problem(
+            ("languages",),
+            f"language: {english!r} is English, the ability that is kept, and no new one. Give English rows as "
+            "--english-data (english_data), and as data those of the languages that the model is to learn.",
+        )
 
 
 def _in_data(adaptation: Adaptation) -> Iterator[Problem]:

@@ -4,64 +4,57 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from pydantic import ValidationError
+from typing import Any, TypeAlias
 
 from lingraft.config.schema import DataSource
 from lingraft.data.example import Example
-from lingraft.data.sources import load_data, load_rows, split_data
+from lingraft.data.sources import LoadedData, data_source_of, load_data, load_rows, split_data
 from lingraft.errors import DataError
 
-GivenRows = str | Path | DataSource | Mapping[str, Any] | Iterable[Example] | Iterable[Mapping[str, Any]]
+GivenRows: TypeAlias = (
+    str | Path | DataSource | Mapping[str, Any] | LoadedData | Iterable[Example] | Iterable[Mapping[str, Any]]
+)
 """A file or other source by its name, the same with options (`{"source": ..., "limit": ...}`), or the rows themselves:
-dicts of any format that a file may have, a `datasets.Dataset`, or examples."""
+dicts of any format that a file may have, a `datasets.Dataset`, examples, or what `load_data` returns."""
 
 
-def examples_of(
-    rows: GivenRows, name: str, *, seed: int = 0, noted: Callable[[str], None] = lambda _: None
+def rows_of(
+    given: GivenRows, name: str, *, seed: int = 0, noted: Callable[[str], None] = lambda _: None
 ) -> Sequence[Example]:
     """Return rows as examples; none of no rows.
 
     Args:
-        rows: See `GivenRows`; of a source with a `limit` so many are drawn.
+        given: See `GivenRows`; of a source with a `limit` so many are drawn.
         name: What messages call rows that have no name of their own.
         seed: Decides what a limit draws.
         noted: Called with a sentence that counts the broken rows, which are left out.
 
     Raises:
+        ConfigError: A field of a source is wrong.
         DataError: They are no rows, or as `load_data`.
     """
-    if isinstance(rows, (str, Path)):
-        rows = {"source": str(rows)}
-    if isinstance(rows, Mapping):
-        try:
-            rows = DataSource.model_validate(rows)
-        except ValidationError as error:
-            first_error = error.errors(include_url=False)[0]
-            option = ".".join(str(part) for part in first_error["loc"])
-            raise DataError(
-                f"{name}: {option}: {first_error['msg'][:1].lower()}{first_error['msg'][1:]}. Give a file's name, "
-                '{"source": ...} with its options, or a list of rows.'
-            ) from None
-    if isinstance(rows, DataSource):
-        loaded, limit, name = load_data(rows), rows.limit, rows.source
-    elif not isinstance(rows, Iterable):
+    limit = None
+    if isinstance(given, (str, Path, DataSource, Mapping)):
+        source = data_source_of(given, name)
+        loaded, limit, name = load_data(source), source.limit, source.source
+    elif isinstance(given, LoadedData):
+        loaded = given
+    elif not isinstance(given, Iterable):
         raise DataError(
-            f"{name}: {type(rows).__name__} is no set of rows: give a file's name or a list of dicts."
+            f"{name}: {type(given).__name__} is no set of rows: give a file's name or a list of dicts."
         )
     else:
-        listed: Sequence[Any] = rows if isinstance(rows, Sequence) else list(rows)
+        listed: Sequence[Any] = given if isinstance(given, Sequence) else list(given)
         kinds = {type(one) for one in listed}
         if kinds <= {Example}:
             return listed
-        wrong = sorted(kind.__name__ for kind in kinds if not issubclass(kind, Mapping))
-        if wrong:
+        others = sorted(kind.__name__ for kind in kinds if not issubclass(kind, Mapping))
+        if others:
             raise DataError(
                 f"{name}: a row is a dict such as {{'instruction': ..., 'output': ...}} or {{'messages': [...]}}, and "
-                f"these are {', '.join(wrong)}."
+                f"these are {', '.join(others)}."
             )
-        loaded, limit = load_rows(listed, DataSource(source=name)), None
+        loaded = load_rows(listed, DataSource(source=name))
     if loaded.broken:
         first = loaded.broken[0]
         noted(

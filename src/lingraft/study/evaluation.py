@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from lingraft.evaluate.running import OnProgress
 
 FORMAT = 2
-"""Of what `lingraft evaluate` prints and records of a model; without one it is 1, of earlier versions."""
+"""Of what `lingraft evaluate` prints, and records of a model; without one it is 1, of earlier versions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,11 +205,13 @@ class PrintedEvaluation:
     """What `lingraft evaluate --json` prints (docs/evaluation.md).
 
     Attributes:
+        format: Version of this format.
         folder: Of the results.
         precision: Of the arithmetic, as it was resolved.
         models: By name.
     """
 
+    format: int
     folder: str
     precision: str
     models: dict[str, PrintedModel]

@@ -164,6 +164,7 @@ def prepare_study(
     processes: Processes | None = None,
     *,
     check: Callable[[], None] = lambda: None,
+    check_materials: Callable[[Materials], None] = lambda _: None,
     may_lack_tasks: bool = False,
 ) -> Prepared:
     """Read and find all that a study needs, and check it, before anything is computed.
@@ -174,6 +175,7 @@ def prepare_study(
         watcher: Receives what happens.
         processes: How many processes train a phase.
         check: Refuses what else is wrong with it, before data are read.
+        check_materials: Refuses what is wrong with the data and models, before tasks are looked at.
         may_lack_tasks: The languages that are trained may be without a task.
 
     Raises:
@@ -182,6 +184,7 @@ def prepare_study(
     check_names(study, base_folder)
     check()
     materials = gather(study, base_folder, watcher)
+    check_materials(materials)
     if processes is not None and processes.sharded:
         _check_sharding(materials.cells)
     check_added_tokens(materials, trust_remote_code=study.trust_remote_code)

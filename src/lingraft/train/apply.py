@@ -338,9 +338,10 @@ def _check_trainer(trainer: Any) -> None:
             "the trainer has an optimizer or scheduler already, made for the parameters that trained before: let the "
             "trainer make them (`optim`, `learning_rate`, `optimizer_cls_and_kwargs`)."
         )
-    if any(word in str(args.optim).lower() for word in ("lomo", "layerwise")):
+    optimizer = str(getattr(args.optim, "value", args.optim))
+    if any(word in optimizer.lower() for word in ("lomo", "layerwise")):
         raise StrategyError(
-            f"optim {str(args.optim)!r} moves weights in the backward pass, where no pull or mask can act: take "
+            f"optim {optimizer!r} moves weights in the backward pass, where no pull or mask can act: take "
             "another, such as adamw_torch_fused."
         )
     if args.torch_compile or any(name.startswith("_orig_mod.") for name, _ in model.named_parameters()):

@@ -13,7 +13,7 @@ from lingraft.config.schema import Training
 from lingraft.data.chat import EncodedData, encode_examples
 from lingraft.data.encoded import EncodedTable
 from lingraft.data.example import Example
-from lingraft.data.given_rows import GivenRows, examples_of
+from lingraft.data.given_rows import GivenRows, rows_of
 from lingraft.errors import StrategyError
 from lingraft.models.loading import model_folder
 from lingraft.strategies.base import Context, Mix
@@ -96,7 +96,7 @@ def mixed_rows(
                     raise StrategyError(
                         f"{part.kind!r} mixes in what it takes from `{name}`: call mixed_rows with {name}=..., too."
                     )
-        new = examples_of(rows, "rows", seed=seed, noted=notes.append)
+        new = rows_of(rows, "rows", seed=seed, noted=notes.append)
         mix = composition.mix(new, context)
         if tokenizer is None:
             table = _conversations(mix.examples)
@@ -164,8 +164,8 @@ def context_of(
     return Context(
         base=None if base is None else found(base),
         previous=Path() if previous is None else found(previous),
-        previous_data=examples_of(previous_data, "previous_data", seed=seed, noted=noted),
-        english=examples_of(english, "english", seed=seed, noted=noted),
+        previous_data=rows_of(previous_data, "previous_data", seed=seed, noted=noted),
+        english=rows_of(english, "english", seed=seed, noted=noted),
         seed=seed,
         folder=folder,
         cache=folder,

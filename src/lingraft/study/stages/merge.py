@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -21,6 +22,9 @@ from lingraft.stage import (
     libraries,
     machine,
 )
+
+HISTORY = "lingraft.json"
+"""What a model that lingraft wrote was taught (see `adapt.history`); a merged adapter's is the adapter's own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,5 +61,7 @@ class Merge(StageSpec):
         folder = place.model(self.adapter)
         model, tokenizer = load_merged(str(folder), trust_remote_code=self.trust_remote_code)
         save_checkpoint(model, tokenizer, place.folder / CHECKPOINT)
+        if (folder / HISTORY).is_file():
+            shutil.copyfile(folder / HISTORY, place.folder / CHECKPOINT / HISTORY)
         flush_folder(place.folder / CHECKPOINT)
         return Work({}, machine())
