@@ -136,7 +136,6 @@ def rescue(
     repository: str | None = None,
     draw: Draw | None = None,
     runs: str | Path = "runs",
-    draw: Draw | None = None,
     watcher: Watcher | None = None,
 ) -> Rescued:
     """Write the model between two that lost no more than allowed; the same call goes on after an interruption.
@@ -165,7 +164,6 @@ def rescue(
         repository: Id on the hub under which the model will be known, for its card.
         draw: Draws the page that lies beside the model; None: there is none.
         runs: Folder of all runs.
-        draw: Draws the page; None: there is none.
         watcher: Receives what happens.
 
     Raises:
