@@ -134,8 +134,8 @@ def rescue(
     trust_remote_code: bool = False,
     overwrite: bool = False,
     repository: str | None = None,
-    runs: str | Path = "runs",
     draw: Draw | None = None,
+    runs: str | Path = "runs",
     watcher: Watcher | None = None,
 ) -> Rescued:
     """Write the model between two that lost no more than allowed; the same call goes on after an interruption.
@@ -162,8 +162,8 @@ def rescue(
         trust_remote_code: Run Python code that models and YAML tasks bring along.
         overwrite: Replace a model that lingraft wrote into `output`; that of the same run is replaced anyway.
         repository: Id on the hub under which the model will be known, for its card.
+        draw: Draws the page that lies beside the model; None: there is none.
         runs: Folder of all runs.
-        draw: Draws the page; None: there is none.
         watcher: Receives what happens.
 
     Raises:

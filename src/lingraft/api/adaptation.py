@@ -22,7 +22,8 @@ from lingraft.config.adaptation import Adaptation, adaptation_of, load_adaptatio
 from lingraft.config.schema import DataSource
 from lingraft.errors import ConfigError, ModelError
 from lingraft.models.loaded import display_name, name_of
-from lingraft.report.rescue import damage_table, repair_sentence, walk_table
+from lingraft.report.adaptation import adaptation_table
+from lingraft.report.rescue import damage_table, repair_sentence
 from lingraft.report.tables import Table
 from lingraft.study.events import Watcher
 from lingraft.train.processes import Processes
@@ -55,10 +56,7 @@ class AdaptationResult(Printed, Adapted):
 
     def tables(self) -> Sequence[tuple[str, Table]]:
         """Return the walk on the selection part, and the kept model on the report part."""
-        return [
-            ("On the way, on the selection part", walk_table(self.walked.points, self.walked.kept)),
-            ("The model that is kept, on the report part", walk_table([self.report], self.report)),
-        ]
+        return [("On the way, and the model that is kept", adaptation_table(self))]
 
     def lines(self) -> Sequence[str]:
         """Return the answer, and where the model is."""
@@ -79,8 +77,7 @@ class RescueResult(Printed, Rescued):
         found = self.adapted
         return [
             (f"What {found.trained} loses, and with a part of it given back", damage_table(self)),
-            ("On the way, on the selection part", walk_table(found.walked.points, found.walked.kept)),
-            ("The model that is kept, on the report part", walk_table([found.report], found.report)),
+            ("On the way, and the model that is kept", adaptation_table(found)),
         ]
 
     def lines(self) -> Sequence[str]:
