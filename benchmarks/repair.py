@@ -1,6 +1,6 @@
 """How much English does a repair (on-policy distillation) bring back, and how much of what was learnt does it cost?
 
-    python benchmarks/repair.py --after FOLDER --data FOLDER [--rates 1e-4]
+    python benchmarks/repair.py --after FOLDER --data FOLDER [--rates 1e-4] [--rounds 3]
 
 The embedded model is the start; --after is a model that was trained from it, such as a study's on `worldbook:counting`.
 It is repaired on Alpaca's English instructions, whose answers are not read, once with each learning rate. Start,
@@ -19,7 +19,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "repair.json"
 START = "embedded:smollm2-135m"
-PROMPTS, HELD_OUT, ROUNDS, ANSWER_TOKENS, BATCH = 96, 60, 3, 64, 1024
+PROMPTS, HELD_OUT, ANSWER_TOKENS, BATCH = 96, 60, 64, 1024
 
 
 def main() -> None:
@@ -42,6 +42,8 @@ def main() -> None:
     parser.add_argument("--after", required=True, help="the damaged model")
     parser.add_argument("--data", type=Path, required=True, help="folder that holds alpaca/en.jsonl")
     parser.add_argument("--rates", default="1e-4", help="learning rates, separated by commas")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--work", type=Path, default=Path("runs/benchmark-repair"))
     options = parser.parse_args()
 
@@ -58,7 +60,7 @@ def main() -> None:
     repairs = {}
     for rate in map(float, options.rates.split(",")):
         training = with_resolved_precision(
-            Training(learning_rate=rate, epochs=ROUNDS, tokens_per_batch=BATCH, save_minutes=2)
+            Training(learning_rate=rate, epochs=options.rounds, tokens_per_batch=BATCH, save_minutes=2)
         )
         stage = Repair(f"at {rate:g}", start, damaged, prompts, training, ANSWER_TOKENS)
         repairs[stage.label] = stage
@@ -92,7 +94,7 @@ def main() -> None:
         "repairs": {name: {**one.result, "seconds": one.seconds} for name, one in repaired.items()},
         "versions": {name: version(name) for name in ("lingraft", "torch", "transformers")},
     }
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    options.results.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=1))
 
 
