@@ -62,6 +62,8 @@ _SMALL = 1_000_000_000  # parameters
 SMALL_RATE, LARGE_RATE = 2.0e-4, 2.0e-5
 """Learning rates: of docs/results.md's runs of a model of 135 million parameters; and the study file's default, which
 is common for full fine-tuning of 7 billion."""
+MOST_HELD_OUT = 0.1
+"""Share of a set's groups that is held out at most: of few rows most are for training."""
 _ALL = 10_000  # items; more than worldbook has
 REPLAY, PLAIN = "english_replay", "plain"
 
@@ -221,7 +223,8 @@ def get_ready(
         check_materials=lambda read: spoken.update(
             checked_languages(read, adaptation.languages, base_folder)
         ),
-        may_lack_tasks=True,
+        without_tasks=True,
+        most_held_out=MOST_HELD_OUT,
     )
     materials = prepared.materials
     start = materials.checkpoint

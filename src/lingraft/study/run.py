@@ -166,7 +166,8 @@ def prepare_study(
     *,
     check: Callable[[], None] = lambda: None,
     check_materials: Callable[[Materials], None] = lambda _: None,
-    may_lack_tasks: bool = False,
+    without_tasks: bool = False,
+    most_held_out: float | None = None,
 ) -> Prepared:
     """Read and find all that a study needs, and check it, before anything is computed.
 
@@ -177,26 +178,27 @@ def prepare_study(
         processes: How many processes train a phase.
         check: Refuses what else is wrong with it, before data are read.
         check_materials: Refuses what is wrong with the data and models, before tasks are looked at.
-        may_lack_tasks: The languages that are trained may be without a task.
+        without_tasks: The languages that are trained may be without a task.
+        most_held_out: See `gather`.
 
     Raises:
         ConfigError, DataError, ModelError: Something is wrong with the study as a whole.
     """
     check_names(study, base_folder)
     check()
-    materials = gather(study, base_folder, watcher)
+    materials = gather(study, base_folder, watcher, most_held_out)
     check_materials(materials)
     if processes is not None and processes.sharded:
         _check_sharding(materials.cells)
     check_added_tokens(materials, trust_remote_code=study.trust_remote_code)
     evaluation = resolve_suites(
-        study.evaluate, base_folder, languages=materials.languages, may_lack_tasks=may_lack_tasks
+        study.evaluate, base_folder, languages=materials.languages, without_tasks=without_tasks
     )
     check_tasks(
         evaluation,
         base_folder,
         languages=materials.languages,
-        may_lack_tasks=may_lack_tasks,
+        without_tasks=without_tasks,
         trust_remote_code=study.trust_remote_code,
     )
     notes = language_notes(study.evaluate, evaluation, materials.languages)
