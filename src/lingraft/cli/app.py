@@ -14,6 +14,7 @@ from lingraft.cli import (
     evaluate,
     judge,
     ls,
+    plan,
     replay,
     run,
     schema,
@@ -34,6 +35,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("run")(run.run)
+app.command("plan")(plan.plan)
 app.command("validate")(validate.validate)
 app.add_typer(show.app, name="show")
 app.command("similarity")(similarity.similarity)

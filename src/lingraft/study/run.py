@@ -22,9 +22,10 @@ from lingraft.study.checks import check_names
 from lingraft.study.contamination import report_contamination
 from lingraft.study.events import Watcher
 from lingraft.study.execute import Executor
+from lingraft.study.forecast import Forecast, forecast
 from lingraft.study.grid import Cell
 from lingraft.study.materials import Materials, check_added_tokens, gather, report_costs
-from lingraft.study.plan import Plan, PlanRow, listed_stages, plan_rows, plan_study
+from lingraft.study.plan import Plan, listed_stages, plan_study
 from lingraft.study.reach import check_reach
 from lingraft.study.result import STUDY, StudyResult, write_result
 from lingraft.study.stages.evaluate import questions
@@ -194,27 +195,38 @@ def prepare_study(
     return Prepared(study.model_copy(update={"evaluate": evaluation}), materials, tuple(notes))
 
 
-def rows_of_plan(
-    study: Study, *, runs: Path = Path("runs"), base_folder: Path = Path(), watcher: Watcher | None = None
-) -> tuple[PlanRow, ...]:
-    """Return the stages of a study in the order in which they run, and what of them is finished; nothing is written.
+def forecast_study(
+    study: Study,
+    *,
+    runs: Path = Path("runs"),
+    base_folder: Path = Path(),
+    watcher: Watcher | None = None,
+    processes: Processes | None = None,
+    measure: bool = False,
+) -> Forecast:
+    """Return the stages of a study in the order in which they run, what they will take, and what of them is finished.
+
+    Nothing is written but rates that were measured, into the user's cache.
 
     Args:
         study: The study, checked.
         runs: Folder of all runs.
         base_folder: See `run_study`.
         watcher: Receives what happens while the data are read.
+        processes: See `run_study`.
+        measure: Time a few real steps and answers on this machine.
 
     Raises:
         ConfigError, DataError, ModelError: As `run_study`.
     """
-    watcher = watcher or Watcher()
-    prepared = prepare_study(study, base_folder, watcher)
+    watcher, processes = watcher or Watcher(), processes or Processes()
+    processes.check()
+    prepared = prepare_study(study, base_folder, watcher, processes)
     store = Store(runs / study.name)
-    plan = prepared.plan(store, base_folder)
+    plan = prepared.plan(store, base_folder, processes)
     for note in plan.notes:
         watcher.noted(note)
-    return plan_rows(plan, store)
+    return forecast(plan, store, measure=measure, watcher=watcher, trust_remote_code=study.trust_remote_code)
 
 
 def _other_study_sentence(folder: Path, unused: Sequence[UnusedStage]) -> str:

@@ -1,0 +1,434 @@
+"""What a plan will take: of every stage its work, memory, disk and time, and what of it is done already.
+
+Tokens, steps and prompts are counted (`study.counts`), memory follows from them (`train.memory_plan`). Time is known
+where this machine did the like: in `--measure` (`study.measuring`), or in a stage of the same run folder.
+"""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal, TypeVar
+
+import psutil
+import torch
+
+from lingraft.models.compute import Compute, compute_for
+from lingraft.models.shape import ModelShape, shape_of
+from lingraft.models.weights import empty_model
+from lingraft.stage import GivenModel, StageSpec, root_of
+from lingraft.study.counts import AnswerCount, count_answers, count_training
+from lingraft.study.events import Watcher
+from lingraft.study.measuring import (
+    AnswerRate,
+    Batching,
+    TrainingRate,
+    answer_key,
+    keep_rate,
+    kept_rate,
+    measure_answers,
+    measure_training,
+    training_key,
+)
+from lingraft.study.plan import Plan, consumers_of
+from lingraft.study.stages.evaluate import Evaluate
+from lingraft.study.stages.train import Train
+from lingraft.study.store import Store
+from lingraft.study.unused import size_text
+from lingraft.train.memory_plan import MemoryPlan, evaluation_memory
+
+FORMAT = 1
+MOST_ROWS_GENERATED = 1024  # together, where the study names no number
+State = Literal["finished", "begun", "to do"]
+Source = Literal["measured", "stage"]
+Rate = TypeVar("Rate", TrainingRate, AnswerRate)
+
+
+@dataclass(frozen=True)
+class TrainingWork:
+    """What a training works through; see `TrainingCount`."""
+
+    rows: int
+    replayed: int
+    tokens: int
+    padded_tokens: int
+    supervised_tokens: int
+    steps: int
+    trained_parameters: int | None
+    is_exact: bool
+
+
+@dataclass(frozen=True)
+class AnswerWork:
+    """What an evaluation asks; see `AnswerCount`.
+
+    Attributes:
+        items: See there.
+        prompt_tokens: See there.
+        most_generated: See there.
+        expected_generated: See there; of a model that was measured, by the length of its own answers.
+    """
+
+    items: int
+    prompt_tokens: int
+    most_generated: int
+    expected_generated: int
+
+
+@dataclass(frozen=True)
+class StageForecast:
+    """One stage of a plan.
+
+    Attributes:
+        kind: What it does.
+        label: Its name.
+        fingerprint: Of its inputs.
+        consumers: How many stages read its artefacts.
+        state: `finished`, `begun` (interrupted: it goes on), or `to do`.
+        is_kept: Whether its artefacts stay when the study is over.
+        device: What it computes on: `accelerator` or `processor`.
+        training: Its work, where it trains.
+        answers: Its work, where it evaluates.
+        flops: Floating-point operations of its work; None: not known.
+        memory: Bytes at its peak, by part; None: not known.
+        memory_bytes: Of these the sum; of what was measured, as measured.
+        disk_bytes: Of its artefacts, with what it keeps there while it works; None: not known.
+        seconds: That it will take, or took; None: not known.
+        seconds_from: `measured`, or `stage`: a finished stage of this run folder is the like; None: not known.
+    """
+
+    kind: str
+    label: str
+    fingerprint: str
+    consumers: int
+    state: State
+    is_kept: bool
+    device: str
+    training: TrainingWork | None = None
+    answers: AnswerWork | None = None
+    flops: float | None = None
+    memory: MemoryPlan | None = None
+    memory_bytes: int | None = None
+    disk_bytes: int | None = None
+    seconds: float | None = None
+    seconds_from: Source | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it is finished already."""
+        return self.state == "finished"
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a plan will take.
+
+    Attributes:
+        stages: In the order in which they run.
+        seconds: Of the stages that are not finished, where all that train or evaluate are known; None: not known.
+        stages_without_time: How many of the unfinished ones are not in `seconds`.
+        flops: Of the unfinished stages.
+        memory_bytes: The most that one of the unfinished stages takes at a time.
+        free_memory_bytes: Of the device that trains.
+        disk_bytes: The most that lies on the disk at a time, beyond what does now.
+        free_disk_bytes: Of the disk of the run folder.
+        format: Of its JSON.
+    """
+
+    stages: tuple[StageForecast, ...]
+    seconds: float | None
+    stages_without_time: int
+    flops: float
+    memory_bytes: int | None
+    free_memory_bytes: int
+    disk_bytes: int
+    free_disk_bytes: int
+    format: int = FORMAT
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What does not fit this machine, each in a sentence."""
+        return tuple(
+            problem
+            for problem in (
+                _memory_problem(self.memory_bytes or 0, self.free_memory_bytes),
+                _disk_problem(self.disk_bytes, self.free_disk_bytes),
+            )
+            if problem is not None
+        )
+
+
+def free_memory(compute: Compute) -> int:
+    """Return the bytes that a stage may take: the device's free ones, with what this process holds on a processor."""
+    if compute.device.type == "cuda":
+        return int(torch.cuda.mem_get_info(compute.device)[0])
+    return int(psutil.virtual_memory().available) + psutil.Process().memory_info().rss
+
+
+def _memory_problem(needed: int, free: int) -> str | None:
+    if needed <= free:
+        return None
+    return (
+        f"a stage needs about {size_text(needed)} of memory, and {size_text(free)} are free: it may be killed. Lower "
+        "training.tokens_per_batch or raise training.accumulation (of an evaluation lower evaluate.tokens_per_batch), "
+        "set training.gradient_checkpointing=true, or train fewer parameters (lora)."
+    )
+
+
+def _disk_problem(needed: int, free: int) -> str | None:
+    if needed <= free:
+        return None
+    return (
+        f"the run needs about {size_text(needed)} of disk, and {size_text(free)} are free: free some, name other "
+        "--runs, or set keep=none."
+    )
+
+
+def forecast(
+    plan: Plan,
+    store: Store,
+    *,
+    measure: bool = False,
+    watcher: Watcher | None = None,
+    trust_remote_code: bool = False,
+) -> Forecast:
+    """Return what a plan will take; nothing is written but rates that were measured.
+
+    Args:
+        plan: The stages.
+        store: Where what is finished lies.
+        measure: Time a few real steps and answers on this machine.
+        watcher: Receives how far the counting is.
+        trust_remote_code: Run Python code that models and tasks bring along.
+
+    Raises:
+        DataError, ModelError: Rows cannot be encoded, or a model cannot be loaded; as the run would.
+    """
+    with TemporaryDirectory(prefix="lingraft-plan-") as place:
+        own = _Forecaster(plan, store, Path(place), measure, watcher or Watcher(), trust_remote_code)
+        stages = tuple(own.stage(number, stage) for number, stage in enumerate(plan.stages))
+    stages = tuple(_after_the_like(one, stages) for one in stages)
+    ahead = [one for one in stages if not one.is_finished]
+    unknown = [one for one in ahead if one.seconds is None]
+    heavy = any(one.kind in ("train", "evaluate") for one in unknown)
+    memory = [one.memory_bytes for one in ahead if one.memory_bytes is not None]
+    folder = next(
+        path for path in (store.folder.absolute(), *store.folder.absolute().parents) if path.exists()
+    )
+    return Forecast(
+        stages=stages,
+        seconds=None if heavy else sum(one.seconds or 0.0 for one in ahead),
+        stages_without_time=len(unknown),
+        flops=sum(one.flops or 0.0 for one in ahead),
+        memory_bytes=max(memory, default=None),
+        free_memory_bytes=free_memory(compute_for()),
+        disk_bytes=_disk(plan, stages),
+        free_disk_bytes=shutil.disk_usage(folder).free,
+    )
+
+
+class _Forecaster:
+    """Counts and measures what stages share once."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        store: Store,
+        place: Path,
+        measure: bool,
+        watcher: Watcher,
+        trust_remote_code: bool,
+    ) -> None:
+        self._plan, self._store, self._place = plan, store, place
+        self._measure, self._watcher, self._trust = measure, watcher, trust_remote_code
+        self._consumers = consumers_of(plan)
+        self._shapes: dict[Path, ModelShape | None] = {}
+        self._answers: dict[tuple[int, Path], AnswerCount | None] = {}
+        self._rates: dict[str, TrainingRate | AnswerRate | None] = {}
+
+    def stage(self, number: int, stage: StageSpec) -> StageForecast:
+        """Return what one stage will take, or took."""
+        doing = "measuring" if self._measure else "counting"
+        self._watcher.preparing(f"{doing} {stage.name}", number, len(self._plan.stages))
+        found, needs = self._store.find(stage), stage.needs
+        begun = any((self._store.folder_of(stage) / name).exists() for name in stage.continues)
+        one = StageForecast(
+            kind=stage.kind,
+            label=stage.label,
+            fingerprint=stage.fingerprint,
+            consumers=len(self._consumers[stage.fingerprint]),
+            state="finished" if found is not None else "begun" if begun else "to do",
+            is_kept=not stage.is_discardable or stage.fingerprint in self._plan.kept,
+            device=needs.device,
+            memory_bytes=needs.memory_bytes,
+            disk_bytes=needs.disk_bytes,
+        )
+        if isinstance(stage, Train) and (root := root_of(stage.job.parent)) is not None:
+            one = self._training(one, stage, root)
+        if isinstance(stage, Evaluate) and (root := root_of(stage.model)) is not None:
+            one = self._evaluation(one, stage, root)
+        if found is not None:
+            one = replace(one, seconds=found.seconds or None, seconds_from="stage")
+        return one
+
+    def _training(self, one: StageForecast, stage: Train, root: GivenModel) -> StageForecast:
+        job = stage.job
+        count = count_training(job, root, self._place)
+        memory = stage.memory(count.largest, base=_held_now(compute_for(job.training.precision)))
+        work = TrainingWork(
+            rows=count.rows,
+            replayed=count.replayed,
+            tokens=count.tokens,
+            padded_tokens=count.padded_tokens,
+            supervised_tokens=count.supervised_tokens,
+            steps=count.steps,
+            trained_parameters=None if job.shape is None else job.shape.trained,
+            is_exact=count.is_exact,
+        )
+        one = replace(one, training=work, flops=count.flops, memory=memory)
+        if memory is None or job.shape is None:
+            return one
+        rate = None
+        if stage.processes.count == 1 and one.state != "finished":
+            key = training_key(job, root, job.shape)
+            rate = self._rate(
+                TrainingRate,
+                key,
+                lambda shape=job.shape: measure_training(  # type: ignore[misc]
+                    job, root, count, shape, memory.total, self._place
+                ),
+            )
+        if rate is None:
+            return replace(one, memory_bytes=memory.total)
+        return replace(
+            one,
+            memory_bytes=memory.total + rate.unplanned_bytes,
+            seconds=rate.seconds(count),
+            seconds_from="measured",
+        )
+
+    def _evaluation(self, one: StageForecast, stage: Evaluate, root: GivenModel) -> StageForecast:
+        asked = stage.questions
+        known = id(asked), root.folder
+        if known not in self._answers:
+            self._answers[known] = count_answers(asked, root, trust_remote_code=self._trust)
+        count = self._answers[known]
+        if root.folder not in self._shapes:
+            model = empty_model(root.folder, trust_remote_code=self._trust)
+            self._shapes[root.folder] = None if model is None else shape_of(model)
+        shape = self._shapes[root.folder]
+        if count is None or shape is None:
+            return one
+        compute = compute_for(asked.evaluation.precision)
+        batching = Batching(
+            asked.evaluation.batch_size or MOST_ROWS_GENERATED, asked.evaluation.tokens_per_batch
+        )
+        rows, length = max(
+            (
+                (len(own), max(len(group.prompts[row].ids) + group.limit(row) for row in own))
+                for group in count.groups
+                for own in group.batches(batching.most_rows, batching.tokens)
+            ),
+            key=lambda batch: batch[0] * batch[1],
+            default=(0, 0),
+        )
+        positions = min(
+            sum(len(pair.continuation) for pair in count.pairs) + count.held_out_tokens, batching.tokens // 8
+        )
+        memory = evaluation_memory(
+            shape, compute, rows=rows, length=length, positions=positions, base=_held_now(compute)
+        )
+        rate = None
+        if one.state != "finished" and asked.evaluation.backend == "transformers":
+            rate = self._rate(
+                AnswerRate,
+                answer_key(count, compute, root),
+                lambda: measure_answers(asked, root, count, shape, trust_remote_code=self._trust),
+            )
+        is_root = isinstance(stage.model, GivenModel)
+        expected = count.expected_generated
+        if rate is not None and is_root:
+            expected = min(count.most_generated, round(expected * rate.length_share))
+        work = AnswerWork(count.items, count.prompt_tokens, count.most_generated, expected)
+        one = replace(one, answers=work, flops=count.flops(shape), memory=memory, memory_bytes=memory.total)
+        if rate is None:
+            return one
+        return replace(
+            one,
+            memory_bytes=memory.total + rate.unplanned_bytes,
+            seconds=rate.seconds(count, shape, batching, is_root=is_root),
+            seconds_from="measured",
+        )
+
+    def _rate(self, kind: type[Rate], key: str, measured: Callable[[], Rate]) -> Rate | None:
+        """Return a rate: measured now, once, where that is asked for, else what an earlier plan measured."""
+        if key not in self._rates:
+            if self._measure:
+                self._rates[key] = measured()
+                gc.collect()
+                keep_rate(key, self._rates[key])
+            else:
+                self._rates[key] = kept_rate(kind, key)
+        found = self._rates[key]
+        assert found is None or isinstance(found, kind)
+        return found
+
+
+def _held_now(compute: Compute) -> int:
+    """Return the bytes that this process holds before any stage, where that is the memory that counts."""
+    return int(psutil.Process().memory_info().rss) if compute.device.type == "cpu" else 0
+
+
+def _after_the_like(one: StageForecast, stages: tuple[StageForecast, ...]) -> StageForecast:
+    """Return a stage with the time that finished ones of its kind took, for as much work; as it is, where none is."""
+    if one.seconds is not None or one.is_finished:
+        return one
+    alike = [
+        other
+        for other in stages
+        if other.kind == one.kind
+        and other.is_finished
+        and other.seconds
+        and bool(other.flops) == bool(one.flops)
+    ]
+    if one.training is not None:
+        alike = [
+            other
+            for other in alike
+            if other.training is not None
+            and other.training.trained_parameters == one.training.trained_parameters
+        ]
+    if not alike:
+        return one
+    seconds = sum(other.seconds or 0.0 for other in alike)
+    if one.flops:
+        seconds *= one.flops / sum(other.flops or 0.0 for other in alike)
+    else:
+        seconds /= len(alike)
+    return replace(one, seconds=seconds, seconds_from="stage")
+
+
+def _disk(plan: Plan, stages: tuple[StageForecast, ...]) -> int:
+    """Return the most that the run will have on the disk at a time, beyond what lies there now."""
+    consumers = consumers_of(plan)
+    open_readers = {
+        stage.fingerprint: {reader.fingerprint for reader in consumers[stage.fingerprint]}
+        for stage in plan.stages
+    }
+    lying: dict[str, int] = {}
+    most = 0
+    for stage, one in zip(plan.stages, stages, strict=True):
+        if not one.is_finished:
+            most = max(most, sum(lying.values()) + (one.disk_bytes or 0))
+            start = stage.starts_from
+            made = 4 * start.parameters if start is not None else one.disk_bytes or 0
+            lying[stage.fingerprint] = min(made, one.disk_bytes or 0)
+        for readers in open_readers.values():
+            readers.discard(stage.fingerprint)
+        for fingerprint in [key for key in lying if not open_readers[key] and key not in plan.kept]:
+            del lying[fingerprint]
+    return most
