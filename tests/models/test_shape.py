@@ -80,7 +80,7 @@ def test_a_shape_is_read_of_many_architectures(
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(tiny_configuration(architecture, 48))
+        model = AutoModelForCausalLM.from_config(tiny_configuration(architecture, 48))  # type: ignore[no-untyped-call]
     shape = shape_of(model)
     assert (shape.layers, shape.reached_layers, shape.hidden, shape.heads) == (2, 2, 32, 4)
     assert shape.head == 32 * 48

@@ -13,9 +13,14 @@ from lingraft.config.schema import Study
 from lingraft.evaluate.predictions import read_predictions
 from lingraft.models.compute import Compute
 from lingraft.records import read_json
+from lingraft.stage import StageProgress
 from lingraft.study import counts, forecast
+from lingraft.study.events import Watcher
 from lingraft.study.forecast import Forecast, StageForecast
 from lingraft.study.run import forecast_study, run_study
+from lingraft.train.memory_plan import free_memory
+
+GERMAN = {"german": {"source": "worldbook:lookup/de", "limit": 24}}
 
 
 def study(model: Path, **options: Any) -> Study:
@@ -28,7 +33,7 @@ def study(model: Path, **options: Any) -> Study:
                 {"name": "one", "data": {"english": {"source": "worldbook:lookup/en", "limit": 24}}},
                 {
                     "name": "two",
-                    "data": {"german": {"source": "worldbook:lookup/de", "limit": 24}},
+                    "data": GERMAN,
                     "strategies": [
                         {"english_replay": {"share": 0.25, "from": "phase_one"}},
                         {"interpolate": {"alpha": 0.5}},
@@ -143,13 +148,7 @@ def test_measured_rates_are_kept_and_say_time_and_memory(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LINGRAFT_CACHE", str(tmp_path / "cache"))
-    asked = study(
-        tiny_model,
-        phases=[
-            study(tiny_model).phases[0],
-            {"name": "two", "data": {"german": {"source": "worldbook:lookup/de", "limit": 24}}},
-        ],
-    )
+    asked = study(tiny_model, phases=[study(tiny_model).phases[0], {"name": "two", "data": GERMAN}])
     found = forecast_study(asked, runs=tmp_path / "runs", measure=True)
     assert not (tmp_path / "runs").exists()
     for stage in found.stages:
@@ -194,7 +193,7 @@ def test_rows_that_a_model_will_write_are_counted_without_it(tiny_model: Path, t
         study(tiny_model).phases[0],
         {
             "name": "two",
-            "data": {"german": {"source": "worldbook:lookup/de", "limit": 24}},
+            "data": GERMAN,
             "strategies": [{"generative_replay": {"share": 0.2}}],
         },
     ]
@@ -209,13 +208,38 @@ def test_what_does_not_fit_is_said_with_what_to_do(
     _, before, _ = planned
     assert before.problems == ()
     memory, disk = replace(before, free_memory_bytes=10, free_disk_bytes=10).problems
-    assert "needs about" in memory
+    assert "of memory are needed" in memory
     assert "training.gradient_checkpointing=true" in memory
     assert "10 B are free" in disk
     assert "keep=none" in disk
     card = Compute("bf16", torch.device("cuda"), torch.bfloat16, torch.bfloat16)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (123, 456))
-    assert forecast.free_memory(card) == 123
+    assert free_memory(card) == 123
+
+
+def test_a_run_says_before_it_trains_what_does_not_fit(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    class Listener(Watcher):
+        def noted(self, message: str) -> None:
+            said.append(message)
+
+        def stage_progressed(self, progress: StageProgress) -> None:
+            if progress.loss is not None:
+                said.append("trained")
+
+    monkeypatch.setattr("lingraft.study.run.free_disk", lambda _: 10)
+    monkeypatch.setattr("lingraft.study.stages.train.free_memory", lambda _: 10)
+    run_study(
+        study(tiny_model, phases=[study(tiny_model).phases[0], {"name": "two", "data": GERMAN}]),
+        runs=tmp_path,
+        watcher=Listener(),
+    )
+    before = said[: said.index("trained")]
+    assert any("of disk, and 10 B are free" in one for one in before)
+    assert any("of memory are needed, and 0.0 GB are free" in one for one in before)
 
 
 @pytest.mark.parametrize("keep", ["all", "none"])

@@ -31,7 +31,7 @@ from lingraft.stage import GivenModel
 from lingraft.strategies.base import Context, Mix
 from lingraft.study.stages.evaluate import Questions
 from lingraft.study.stages.job import TrainingJob
-from lingraft.train.memory_plan import LargestBatch
+from lingraft.train.memory_plan import LargestBatch, largest_batch
 from lingraft.train.trainer import BatchPlan
 
 if TYPE_CHECKING:
@@ -60,7 +60,6 @@ class TrainingCount:
         flops: Of forward and backward passes; None: the architecture is not known.
         is_exact: Whether all rows were mixed and encoded; else a sample was, or some are made by a model.
         seconds: That mixing and encoding took.
-        batches: All micro-batches in order, as (rows, longest); for measuring.
         table: The encoded rows of which it was counted; for measuring.
     """
 
@@ -74,7 +73,6 @@ class TrainingCount:
     flops: float | None
     is_exact: bool
     seconds: float
-    batches: tuple[tuple[int, int], ...] = field(repr=False)
     table: EncodedTable = field(repr=False)
 
     @property
@@ -117,12 +115,10 @@ def count_training(job: TrainingJob, root: GivenModel, place: Path) -> TrainingC
     own: _Lengths = np.asarray(table.lengths, np.int64)
     rows = round(len(own) * whole / len(examples))
     lengths = own if rows == len(own) else own[np.arange(rows) * len(own) // rows]
-    plan = BatchPlan(lengths, training, job.seed)
-    batches = tuple((len(batch), int(lengths[batch].max())) for batch in plan)
+    batches = BatchPlan(lengths, training, job.seed).shapes
     padded = sum(count * longest for count, longest in batches)
     predicted = round(training.epochs * table.predicted_tokens * rows / len(own))
-    count, longest = max(batches, key=lambda one: (one[0] * one[1], one[1]))
-    share, shape = predicted / padded, job.shape
+    shape = job.shape
     pairs = sum(number * width**2 for number, width in batches)
     checkpointing = training.gradient_checkpointing
     replayed = (table.replayed_rows if len(examples) == len(mix.examples) else mix.replayed) + made_later
@@ -133,13 +129,12 @@ def count_training(job: TrainingJob, root: GivenModel, place: Path) -> TrainingC
         padded_tokens=padded,
         supervised_tokens=predicted,
         steps=-(-len(batches) // training.accumulation),
-        largest=LargestBatch(count, longest, round(share * count * longest)),
+        largest=largest_batch(batches, predicted),
         flops=None
         if shape is None
         else shape.training_flops(padded, pairs, predicted, checkpointing=checkpointing),
         is_exact=rows == len(own),
         seconds=time.perf_counter() - started,
-        batches=batches,
         table=table,
     )
 

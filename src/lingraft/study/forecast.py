@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import gc
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal, TypeVar
 
-import psutil
-import torch
-
-from lingraft.models.compute import Compute, compute_for
+from lingraft.models.compute import compute_for
 from lingraft.models.shape import ModelShape, shape_of
 from lingraft.models.weights import empty_model
 from lingraft.stage import GivenModel, StageSpec, root_of
@@ -39,7 +36,7 @@ from lingraft.study.stages.evaluate import Evaluate
 from lingraft.study.stages.train import Train
 from lingraft.study.store import Store
 from lingraft.study.unused import size_text
-from lingraft.train.memory_plan import MemoryPlan, evaluation_memory
+from lingraft.train.memory_plan import MemoryPlan, evaluation_memory, free_memory, held_now, memory_problem
 
 FORMAT = 1
 MOST_ROWS_GENERATED = 1024  # together, where the study names no number
@@ -155,31 +152,21 @@ class Forecast:
         return tuple(
             problem
             for problem in (
-                _memory_problem(self.memory_bytes or 0, self.free_memory_bytes),
-                _disk_problem(self.disk_bytes, self.free_disk_bytes),
+                memory_problem(self.memory_bytes or 0, self.free_memory_bytes),
+                disk_problem(self.disk_bytes, self.free_disk_bytes),
             )
             if problem is not None
         )
 
 
-def free_memory(compute: Compute) -> int:
-    """Return the bytes that a stage may take: the device's free ones, with what this process holds on a processor."""
-    if compute.device.type == "cuda":
-        return int(torch.cuda.mem_get_info(compute.device)[0])
-    return int(psutil.virtual_memory().available) + psutil.Process().memory_info().rss
+def free_disk(folder: Path) -> int:
+    """Return the free bytes of the disk on which a folder lies, or will."""
+    place = folder.absolute()
+    return shutil.disk_usage(next(path for path in (place, *place.parents) if path.exists())).free
 
 
-def _memory_problem(needed: int, free: int) -> str | None:
-    if needed <= free:
-        return None
-    return (
-        f"a stage needs about {size_text(needed)} of memory, and {size_text(free)} are free: it may be killed. Lower "
-        "training.tokens_per_batch or raise training.accumulation (of an evaluation lower evaluate.tokens_per_batch), "
-        "set training.gradient_checkpointing=true, or train fewer parameters (lora)."
-    )
-
-
-def _disk_problem(needed: int, free: int) -> str | None:
+def disk_problem(needed: int, free: int) -> str | None:
+    """Return what is said where a run needs more disk than is free, in bytes; None: it fits."""
     if needed <= free:
         return None
     return (
@@ -216,9 +203,6 @@ def forecast(
     unknown = [one for one in ahead if one.seconds is None]
     heavy = any(one.kind in ("train", "evaluate") for one in unknown)
     memory = [one.memory_bytes for one in ahead if one.memory_bytes is not None]
-    folder = next(
-        path for path in (store.folder.absolute(), *store.folder.absolute().parents) if path.exists()
-    )
     return Forecast(
         stages=stages,
         seconds=None if heavy else sum(one.seconds or 0.0 for one in ahead),
@@ -226,8 +210,8 @@ def forecast(
         flops=sum(one.flops or 0.0 for one in ahead),
         memory_bytes=max(memory, default=None),
         free_memory_bytes=free_memory(compute_for()),
-        disk_bytes=_disk(plan, stages),
-        free_disk_bytes=shutil.disk_usage(folder).free,
+        disk_bytes=disk_needed(plan, [one.fingerprint for one in stages if one.is_finished]),
+        free_disk_bytes=free_disk(store.folder),
     )
 
 
@@ -278,7 +262,7 @@ class _Forecaster:
     def _training(self, one: StageForecast, stage: Train, root: GivenModel) -> StageForecast:
         job = stage.job
         count = count_training(job, root, self._place)
-        memory = stage.memory(count.largest, base=_held_now(compute_for(job.training.precision)))
+        memory = stage.memory(count.largest, base=held_now(compute_for(job.training.precision)))
         work = TrainingWork(
             rows=count.rows,
             replayed=count.replayed,
@@ -340,7 +324,7 @@ class _Forecaster:
             sum(len(pair.continuation) for pair in count.pairs) + count.held_out_tokens, batching.tokens // 8
         )
         memory = evaluation_memory(
-            shape, compute, rows=rows, length=length, positions=positions, base=_held_now(compute)
+            shape, compute, rows=rows, length=length, positions=positions, base=held_now(compute)
         )
         rate = None
         if one.state != "finished" and asked.evaluation.backend == "transformers":
@@ -368,19 +352,15 @@ class _Forecaster:
         """Return a rate: measured now, once, where that is asked for, else what an earlier plan measured."""
         if key not in self._rates:
             if self._measure:
-                self._rates[key] = measured()
-                gc.collect()
-                keep_rate(key, self._rates[key])
+                rate = measured()
+                gc.collect()  # a model a measurement, as of stages
+                keep_rate(key, rate)
+                self._rates[key] = rate
             else:
                 self._rates[key] = kept_rate(kind, key)
         found = self._rates[key]
         assert found is None or isinstance(found, kind)
         return found
-
-
-def _held_now(compute: Compute) -> int:
-    """Return the bytes that this process holds before any stage, where that is the memory that counts."""
-    return int(psutil.Process().memory_info().rss) if compute.device.type == "cpu" else 0
 
 
 def _after_the_like(one: StageForecast, stages: tuple[StageForecast, ...]) -> StageForecast:
@@ -412,23 +392,27 @@ def _after_the_like(one: StageForecast, stages: tuple[StageForecast, ...]) -> St
     return replace(one, seconds=seconds, seconds_from="stage")
 
 
-def _disk(plan: Plan, stages: tuple[StageForecast, ...]) -> int:
-    """Return the most that the run will have on the disk at a time, beyond what lies there now."""
-    consumers = consumers_of(plan)
-    open_readers = {
-        stage.fingerprint: {reader.fingerprint for reader in consumers[stage.fingerprint]}
-        for stage in plan.stages
+def disk_needed(plan: Plan, finished: Collection[str]) -> int:
+    """Return the most bytes that the run will have on the disk at a time, beyond what lies there now.
+
+    Args:
+        plan: The stages.
+        finished: Fingerprints of those that are.
+    """
+    readers = {
+        key: {reader.fingerprint for reader in found} - set(finished)
+        for key, found in consumers_of(plan).items()
     }
     lying: dict[str, int] = {}
     most = 0
-    for stage, one in zip(plan.stages, stages, strict=True):
-        if not one.is_finished:
-            most = max(most, sum(lying.values()) + (one.disk_bytes or 0))
-            start = stage.starts_from
-            made = 4 * start.parameters if start is not None else one.disk_bytes or 0
-            lying[stage.fingerprint] = min(made, one.disk_bytes or 0)
-        for readers in open_readers.values():
-            readers.discard(stage.fingerprint)
-        for fingerprint in [key for key in lying if not open_readers[key] and key not in plan.kept]:
+    for stage in plan.stages:
+        if stage.fingerprint not in finished:
+            own, start = stage.needs.disk_bytes or 0, stage.starts_from
+            most = max(most, sum(lying.values()) + own)
+            lying[stage.fingerprint] = own if start is None else min(own, 4 * start.parameters)
+        for waiting in readers.values():
+            waiting.discard(stage.fingerprint)
+        over = [key for key in lying if not readers[key] and key not in plan.kept]
+        for fingerprint in over:
             del lying[fingerprint]
     return most

@@ -292,7 +292,7 @@ def _fitted(sizes: Sequence[float], seconds: Sequence[float]) -> tuple[float, fl
 
 def _saving_seconds(model: Any, path: Path) -> float:
     """Return what writing and hashing a model as float32 takes, from a part of it."""
-    sizes = {id(one): 4 * one.numel() for one in model.parameters()}
+    whole = sum(4 * int(one.numel()) for one in model.parameters())
     part: dict[str, torch.Tensor] = {}
     for name, one in model.named_parameters():
         if not part or 4 * sum(own.numel() for own in part.values()) < _MOST_SAVED:
@@ -302,7 +302,7 @@ def _saving_seconds(model: Any, path: Path) -> float:
     flush_folder(path.parent)
     hash_file(path)
     spent = time.perf_counter() - started
-    return spent * sum(sizes.values()) / path.stat().st_size
+    return spent * whole / path.stat().st_size
 
 
 def measure_answers(

@@ -22,7 +22,7 @@ from lingraft.study.checks import check_names
 from lingraft.study.contamination import report_contamination
 from lingraft.study.events import Watcher
 from lingraft.study.execute import Executor
-from lingraft.study.forecast import Forecast, forecast
+from lingraft.study.forecast import Forecast, disk_needed, disk_problem, forecast, free_disk
 from lingraft.study.grid import Cell
 from lingraft.study.materials import Materials, check_added_tokens, gather, report_costs
 from lingraft.study.plan import Plan, listed_stages, plan_study
@@ -120,6 +120,9 @@ def run_study(
         write_plan(folder, listed_stages(plan))
         executor = Executor(store, watcher)
         executor.look(plan)
+        problem = disk_problem(disk_needed(plan, executor.done), free_disk(folder))
+        if problem is not None:
+            watcher.noted(problem)
         unused = unused_stages(folder)
         if unused and not executor.done:
             watcher.noted(_other_study_sentence(folder, unused))

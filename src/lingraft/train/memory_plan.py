@@ -8,7 +8,11 @@ it is an estimate.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+
+import psutil
+import torch
 
 from lingraft.models.compute import Compute, Precision
 from lingraft.models.shape import ModelShape
@@ -54,6 +58,18 @@ class LargestBatch:
     rows: int
     length: int
     supervised: int
+
+
+def largest_batch(shapes: Sequence[tuple[int, int]], predicted: int) -> LargestBatch:
+    """Return the micro-batch of the most tokens, as if learned ones were spread evenly.
+
+    Args:
+        shapes: Of each micro-batch its rows and the tokens of the longest.
+        predicted: Tokens that are learned in all of them.
+    """
+    rows, length = max(shapes, key=lambda one: (one[0] * one[1], one[1]))
+    share = predicted / sum(count * longest for count, longest in shapes)
+    return LargestBatch(rows, length, round(share * rows * length))
 
 
 def training_memory(
@@ -172,4 +188,27 @@ def evaluation_memory(
         activations=width * read * (4 * shape.hidden + 3 * shape.intermediate + 2 * shape.attention),
         keys_values=width * rows * length * 2 * shape.keys * shape.layers,
         logits=max(_SCORES * 4 * rows, width * positions) * shape.vocabulary,
+    )
+
+
+def held_now(compute: Compute) -> int:
+    """Return the bytes that this process holds, where that is the memory that counts; 0 on an accelerator."""
+    return int(psutil.Process().memory_info().rss) if compute.device.type == "cpu" else 0
+
+
+def free_memory(compute: Compute) -> int:
+    """Return the bytes that a stage may take of the device, with what this process holds of it on a processor."""
+    if compute.device.type == "cuda":
+        return int(torch.cuda.mem_get_info(compute.device)[0])
+    return int(psutil.virtual_memory().available) + int(psutil.Process().memory_info().rss)
+
+
+def memory_problem(needed: int, free: int) -> str | None:
+    """Return what is said where a stage needs more memory than is free, in bytes; None: it fits."""
+    if needed <= free:
+        return None
+    return (
+        f"about {needed / 1e9:.1f} GB of memory are needed, and {free / 1e9:.1f} GB are free: it may be killed. Lower "
+        "training.tokens_per_batch or raise training.accumulation (of an evaluation lower evaluate.tokens_per_batch), "
+        "set training.gradient_checkpointing=true, or train fewer parameters (lora)."
     )

@@ -30,10 +30,19 @@ from lingraft.strategies.base import Context
 from lingraft.study.stages.job import TRAINING_LIBRARIES, TrainingJob, training_identity
 from lingraft.study.stages.prepare import Prepare
 from lingraft.train.checkpoints import FOLDER
-from lingraft.train.memory_plan import LargestBatch, MemoryPlan, training_memory
+from lingraft.train.memory_plan import (
+    LargestBatch,
+    MemoryPlan,
+    free_memory,
+    held_now,
+    largest_batch,
+    memory_problem,
+    training_memory,
+)
 from lingraft.train.phase import UNCOMPARED_OPTIONS, Progress
 from lingraft.train.processes import Processes, train_on
 from lingraft.train.run import PhasePlan, PhaseTask
+from lingraft.train.trainer import BatchPlan
 
 if TYPE_CHECKING:
     from lingraft.data.chat import EncodedData
@@ -175,6 +184,14 @@ class Train(StageSpec):
         )
         replayed = encoded.examples.replayed_rows
         share = replayed / len(encoded.examples)
+        shapes = BatchPlan(encoded.examples.lengths, job.training, job.seed).shapes
+        largest = largest_batch(shapes, job.training.epochs * encoded.examples.predicted_tokens)
+        planned = self.memory(largest, base=held_now(compute))
+        if (
+            planned is not None
+            and (problem := memory_problem(planned.total, free_memory(compute))) is not None
+        ):
+            note(problem)
         for line in _notes_on_rows(job):
             place.watcher.noted(line)
         for line in _notes_on_mix(job, mix, encoded, max_length, share):
