@@ -336,8 +336,11 @@ def given_model(name: str, *, trust_remote_code: bool = False, is_trained_on: bo
     adapter = user_path(name)
     if is_adapter(adapter):
         if is_trained_on:
+            merge = f"AutoPeftModelForCausalLM.from_pretrained({name!r}).merge_and_unload().save_pretrained('merged')"
             raise ModelError(
-                f"{name}: is a LoRA adapter, and a study trains whole models; merge it into its base and save that."
+                f'{name}: is a LoRA adapter, and a study trains whole models. Merge it into its base (python -c "from '
+                f"peft import AutoPeftModelForCausalLM; {merge}\"), copy the tokenizer's files there, and name that "
+                "folder; `lingraft adapt` does it by itself."
             )
         stamps = stamps_of(deciding_files(adapter))
         check_adapter(adapter, trust_remote_code=trust_remote_code)

@@ -15,7 +15,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lingraft.adapt import export
-from lingraft.adapt.export import new_folder, stored_type, type_of_start, write_model
+from lingraft.adapt import folder as folder_module
+from lingraft.adapt.export import stored_type, type_of_start, write_model
+from lingraft.adapt.folder import new_folder
 from lingraft.adapt.history import HISTORY, History, Learnt, read_history, write_history
 from lingraft.data.chat_template import FALLBACK_TEMPLATE
 from lingraft.errors import ConfigError, DiskError, LingraftError, ModelError
@@ -232,7 +234,7 @@ def test_a_full_disk_is_one_error_and_leaves_nothing(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(export, "flush_folder", full)
+        patched.setattr(folder_module, "flush_folder", full)
         with pytest.raises(DiskError, match="the disk is full"):
             write_model(tiny_model, tmp_path / "made")
     assert left(tmp_path) == []

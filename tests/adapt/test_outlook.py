@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lingraft.adapt.languages import checked_languages
 from lingraft.adapt.outlook import Outlook, look, outlook_lines
 from lingraft.config.schema import Study
 from lingraft.data.worldbook import load_items
+from lingraft.errors import DiskError
 from lingraft.records import from_json, to_json
 from lingraft.study.events import Watcher
 from lingraft.study.execute import Executor
@@ -44,7 +50,12 @@ def study_of(model: Path | str, data: dict[str, Any], **changes: Any) -> Study:
                 {"name": "start", "checkpoint": str(model), **changes},
                 {"name": "learn", "data": data, "strategies": ["plain"]},
             ],
-            "evaluate": {"task_ability": tasks, "language_ability": tasks, "precision": "float32"},
+            "evaluate": {
+                "task_ability": tasks,
+                "language_ability": tasks,
+                "precision": "float32",
+                "part": "selection",
+            },
         }
     )
 
@@ -57,7 +68,8 @@ def looked(tmp_path: Path) -> Look:
         prepared = prepare_study(study_of(model, data, **changes), tmp_path, Watcher())
         with Store(tmp_path / "run") as store:
             stages = prepared.plan(store, tmp_path).stages
-            return look(prepared, Executor(store), languages=languages, stages=stages, base_folder=tmp_path)
+            spoken = checked_languages(prepared.materials, languages, tmp_path)
+            return look(prepared, Executor(store), spoken=spoken, stages=stages, base_folder=tmp_path)
 
     return run
 
@@ -81,6 +93,121 @@ def test_the_outlook_counts_rows_costs_and_room_and_can_be_written(
     assert found.room.memory_bytes > 16 * found.parameters - 1
     assert from_json(Outlook, to_json(found)) == found
     text = "\n".join(outlook_lines(found))
-    assert "41 rows (40 de" in text
+    assert "41 rows (de 40" in text
     assert "35 are trained on (1 broken, 5 held out to measure on)" in text
     assert f"DES {similarity.corrected:.2f}" in text
+
+
+def test_where_no_instructions_are_known_the_model_writes_prompts_once(
+    looked: Look, tmp_path: Path, talkative_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lingraft.adapt.outlook.PROMPTS", 40)
+    write(tmp_path / "rows.jsonl", rows_in("de"))
+    data = {"rows": {"source": "rows.jsonl", "language": "de"}}
+    found = looked(talkative_model, data, ["de"])
+    (alike,) = found.alike
+    assert alike.sampled
+    assert alike.similarity is not None
+    assert alike.similarity.n == (found.probed.prompts, 35)
+    assert found.probed.prompts + sum(found.probed.dropped.values()) == 40
+    text = "\n".join(outlook_lines(found))
+    assert f"{found.probed.prompts} prompts sampled from the model" in text
+    assert "No English data (--english-data) were given" in text
+    assert "nothing old is replayed" in text
+    assert "No threshold is known" in text
+    # The probe and DES are in the store: the model is not even loaded again.
+    monkeypatch.setattr("lingraft.adapt.probe.load_model", None)
+    monkeypatch.setattr("lingraft.similarity.encoders.EmbeddedEncoder.encode", None)
+    assert replace(looked(talkative_model, data, ["de"]), room=found.room) == found
+
+
+def test_a_model_that_answers_nothing_is_said_to_be_no_instruct_model(
+    looked: Look, tmp_path: Path, tiny_model: Path
+) -> None:
+    write(tmp_path / "rows.jsonl", rows_in("de"))
+    silent = tmp_path / "silent"
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    model.config.tie_word_embeddings = False
+    with torch.no_grad():  # after any token the end token is the most probable
+        model.model.embed_tokens.weight[:] = 0.0
+        model.model.embed_tokens.weight[:, 0] = 1.0
+        head = torch.zeros_like(model.model.embed_tokens.weight)
+        head[tokenizer.eos_token_id, 0] = 100.0
+        model.lm_head.weight = torch.nn.Parameter(head)
+    tokenizer.chat_template = None
+    model.save_pretrained(silent)
+    tokenizer.save_pretrained(silent)
+    found = looked(silent, {"rows": {"source": "rows.jsonl", "language": "de"}}, ["de"])
+    assert (found.probed.answered, found.probed.faults) == (0, {"empty": 8})
+    assert not found.has_chat_template
+    (alike,) = found.alike
+    assert alike.similarity is None
+    text = "\n".join(outlook_lines(found))
+    assert "! It answered 0 of 8 plain English questions (8 with nothing)" in text
+    assert "! It has no chat template" in text
+    assert "DES of rows.jsonl is not known: of 200 prompts that it was to write 0 are of use" in text
+
+
+def test_a_language_that_the_tokenizer_spells_in_bytes_is_a_stated_cost(
+    looked: Look, tmp_path: Path, tiny_model: Path
+) -> None:
+    write(tmp_path / "rows.jsonl", rows_in("th"))
+    found = looked(tiny_model, {"rows": {"source": "rows.jsonl", "language": "th"}}, ["th"])
+    cost = found.data["rows"].costs["th"]
+    assert cost.partial_share > 0.8
+    assert cost.tokens_per_character > 2  # three bytes each, spaces and digits one
+    line = next(line for line in outlook_lines(found) if "in bytes" in line)
+    assert line.startswith("! The tokenizer spells th in bytes: ")
+    assert f"{cost.against_english:.1f} times the tokens of English" in line
+
+
+def test_des_is_null_with_its_reason_where_the_encoder_does_not_know_the_language(
+    looked: Look, tmp_path: Path, tiny_model: Path
+) -> None:
+    write(tmp_path / "rows.jsonl", rows_in("vi"))
+    source = {"source": "rows.jsonl", "language": "vi"}
+    found = looked(tiny_model, {"rows": source}, ["vi"], instructions="worldbook:counting/en")
+    assert found.alike[0].similarity is None
+    assert "'vi', which the encoder" in "\n".join(outlook_lines(found))
+
+
+def test_items_that_stand_in_the_rows_are_counted_for_both_parts(
+    looked: Look, tmp_path: Path, tiny_model: Path
+) -> None:
+    items = [one for split in ("report", "selection") for one in load_items("lookup", "de", split)[:4]]
+    rows = [{"instruction": one.example.instruction, "output": one.example.answer} for one in items]
+    write(tmp_path / "rows.jsonl", [*rows_in("de"), *rows])
+    data = {"rows": {"source": "rows.jsonl", "language": "de"}}
+    found = looked(tiny_model, data, ["de"], instructions="worldbook:counting/en")
+    assert set(found.contamination) == {"selection", "report"}
+    for part in found.contamination.values():
+        assert part.tasks["worldbook:lookup/de"].contaminated > 0
+        assert part.tasks["worldbook:lookup/en"].contaminated == 0
+    assert "! Contamination: " in "\n".join(outlook_lines(found))
+
+
+def test_a_disk_that_is_too_small_is_refused_before_anything_is_asked(
+    looked: Look, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "rows.jsonl", rows_in("de"))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("lingraft.adapt.outlook.shutil.disk_usage", lambda _: usage._replace(free=100_000))
+    monkeypatch.setattr("lingraft.adapt.probe.load_model", None)
+    with pytest.raises(
+        DiskError, match=r"100 kB are free on its disk, and training writes up to .*Free some space"
+    ):
+        looked(tiny_model, {"rows": {"source": "rows.jsonl", "language": "de"}}, ["de"])
+
+
+def test_a_disk_and_memory_that_may_not_suffice_are_warned_of(
+    looked: Look, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "rows.jsonl", rows_in("de"))
+    source = {"source": "rows.jsonl", "language": "de"}
+    found = looked(tiny_model, {"rows": source}, ["de"], instructions="worldbook:counting/en")
+    assert not [line for line in outlook_lines(found) if "Memory" in line or "Disk" in line if line[0] == "!"]
+    scarce = replace(found.room, memory_free=1000, disk_free=found.room.largest_bytes or 0)
+    scarce = replace(scarce, disk_bytes=(found.room.largest_bytes or 0) + 1)
+    lines = [line for line in outlook_lines(replace(found, room=scarce)) if line.startswith("! ")]
+    assert [line.split()[1] for line in lines[-2:]] == ["Memory", "Disk:"]

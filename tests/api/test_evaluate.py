@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import subprocess
@@ -195,7 +196,8 @@ def on_meta(folder: Path) -> Any:
     from transformers import AutoConfig
 
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+        build: Any = AutoModelForCausalLM.from_config
+        return build(AutoConfig.from_pretrained(folder))
 
 
 @pytest.mark.parametrize(
@@ -259,10 +261,11 @@ def test_compare_refuses_what_is_no_model_before_it_evaluates_one(
 
 
 def test_the_name_of_a_subpackage_is_the_public_function_and_the_subpackage() -> None:
-    import lingraft.evaluate.running
-    from lingraft.api import evaluate
+    from lingraft.api.evaluation import evaluate
 
+    importlib.import_module("lingraft.evaluate.running")
     assert inspect.signature(lingraft.evaluate) == inspect.signature(evaluate)
-    assert lingraft.evaluate.running.evaluate_model
+    subpackage: Any = lingraft.evaluate
+    assert subpackage.running.evaluate_model
     code = "import lingraft; from lingraft import evaluate; assert callable(evaluate) and callable(lingraft.evaluate)"
     subprocess.run([sys.executable, "-c", code], check=True)

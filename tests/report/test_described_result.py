@@ -1,4 +1,4 @@
-"""docs/report.md describes the JSON of a result with the fields that it has."""
+"""The pages describe the JSON of results with the fields that these have."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import pytest
+
+from lingraft.adapt.checked import Checked
+from lingraft.study.evaluation import PrintedComparison, PrintedEvaluation
 from lingraft.study.result import StudyResult
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "report.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 NAMES = {int: "n", float: "x", str: "text", bool: "true|false", NoneType: "null"}
 
 
@@ -43,13 +47,30 @@ def described(kind: Any, found: dict[str, str]) -> str:
     return str(base.__name__)
 
 
-def schema() -> str:
-    found: dict[str, str] = {}
-    described(StudyResult, found)
-    lines = [f"{name} = {fields_of}" for name, fields_of in found.items()]
+def schema(*kinds: type, known: type | None = None) -> str:
+    """Return types as a page writes them, without what stands in the description of `known` on another page."""
+    elsewhere: dict[str, str] = {}
+    if known is not None:
+        described(known, elsewhere)
+    found = dict(elsewhere)
+    for kind in kinds:
+        described(kind, found)
+    lines = [f"{name} = {fields_of}" for name, fields_of in found.items() if name not in elsewhere]
     return "\n".join(textwrap.fill(line, 140, subsequent_indent="    ") for line in lines)
 
 
-def test_the_page_describes_the_fields_of_a_result_as_they_are() -> None:
-    block = PAGE.read_text(encoding="utf-8").partition("```text\nStudyResult")[2].partition("```")[0]
-    assert f"StudyResult{block}".rstrip("\n") == schema()
+@pytest.mark.parametrize(
+    ("page", "kinds", "known"),
+    [
+        ("report.md", [StudyResult], None),
+        ("check.md", [Checked], None),
+        ("evaluation.md", [PrintedEvaluation, PrintedComparison], StudyResult),
+    ],
+)
+def test_the_page_describes_the_fields_of_a_result_as_they_are(
+    page: str, kinds: list[type], known: type | None
+) -> None:
+    text = (DOCS / page).read_text(encoding="utf-8")
+    first = kinds[0].__name__
+    block = text.partition(f"```text\n{first} =")[2].partition("```")[0]
+    assert f"{first} ={block}".rstrip("\n") == schema(*kinds, known=known)

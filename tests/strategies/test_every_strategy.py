@@ -14,7 +14,9 @@ from transformers import AutoModelForCausalLM
 from lingraft.config.schema import StrategyChoice
 from lingraft.data.example import Message
 from lingraft.errors import ConfigError
+from lingraft.models.adapters import open_weights
 from lingraft.models.checkpoints import CheckpointReader
+from lingraft.models.weights import ModelWeights
 from lingraft.stage import CHECKPOINT, FinishedStage
 from lingraft.strategies.base import Context, Strategy, Swept
 from lingraft.strategies.composition import REGISTRY, build, swept
@@ -333,10 +335,15 @@ def test_of_two_swept_options_every_combination_is_a_cell(monkeypatch: pytest.Mo
 )  # of expert stacks
 @pytest.mark.parametrize(
     "architecture",
-    ["llama", "mixtral", *(pytest.param(one, marks=pytest.mark.slow) for one in ("qwen2", "gemma2"))],
+    [
+        "llama",
+        "mixtral",
+        "qwen3_moe",
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ("qwen2", "gemma2")),
+    ],
 )
 def test_adapters_that_are_kept_unmerged_make_the_merged_model(phases: Any, architecture: str) -> None:
-    from peft import PeftModel
+    from peft import AutoPeftModelForCausalLM, PeftModel
 
     done = phases.train({"lora": {"rank": 2, "keep_adapter": True}}, architecture)
     ids = torch.tensor([[5, 9, 31, 44]])
@@ -347,5 +354,15 @@ def test_adapters_that_are_kept_unmerged_make_the_merged_model(phases: Any, arch
     with torch.no_grad():
         torch.testing.assert_close(adapted(input_ids=ids).logits, merged(input_ids=ids).logits)
         assert not torch.allclose(adapted(input_ids=ids).logits, before)
+    # It names its base, so that it loads by itself, and lingraft reads of it what was merged.
+    named = AutoPeftModelForCausalLM.from_pretrained(done.stage.folder / "adapter")
+    with torch.no_grad():
+        torch.testing.assert_close(named(input_ids=ids).logits, merged(input_ids=ids).logits)
+    reader, expected = open_weights(str(done.stage.folder / "adapter")), ModelWeights(done.folder)
+    assert reader.names == expected.names
+    for name in reader.names:
+        (read,) = reader.pieces(name, 10**6)
+        torch.testing.assert_close(read, expected.tensor(name).reshape(-1))
+        torch.testing.assert_close(torch.cat([one.clone() for one in reader.pieces(name, 1)]), read)
     again = phases.train({"lora": {"rank": 2}}, architecture)
     assert not (again.stage.folder / "adapter").exists()

@@ -18,13 +18,17 @@ COMMANDS = (
     "drift",
     "replay",
     "evaluate",
+    "check",
     "judge",
     "validate",
     "show",
     "schema",
     "copy",
     "ls",
+    "adapt",
+    "rescue",
     "clean",
+    "export",
 )
 HELP = "import sys; sys.argv = ['lingraft', *{arguments!r}]; from lingraft.cli.main import main; main()"
 HEAVY = ("torch", "transformers", "datasets", "lm_eval", "altair", "numpy", "peft", "openai")

@@ -1,30 +1,26 @@
 """A model as an ordinary Hugging Face folder: what transformers, vLLM or llama.cpp's converter read, without lingraft.
 
-The folder is whole or not there: it is written beside its place and moved when all of it is on the disk.
+The folder is whole or not there; see `adapt.folder`.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from transformers import AutoTokenizer, PreTrainedConfig
 
-from lingraft.adapt.history import HISTORY, read_history, write_history
+from lingraft.adapt.folder import new_folder
 from lingraft.config.load import load_study
 from lingraft.config.paths import user_path
 from lingraft.data.chat_template import FALLBACK_TEMPLATE
-from lingraft.errors import ConfigError, LingraftError, ModelError, as_disk_error, in_one_line
+from lingraft.errors import ModelError, in_one_line
 from lingraft.models.adapters import AdaptedReader
 from lingraft.models.checkpoints import WEIGHT_TYPES, WeightType, state_dtype
 from lingraft.models.loading import content_files, model_folder
@@ -32,7 +28,7 @@ from lingraft.models.model_names import EMBEDDED_PREFIX
 from lingraft.models.shards import write_shards
 from lingraft.models.tensor_files import INDEX_FILE, CheckpointReader, is_adapter
 from lingraft.models.weights import ModelWeights
-from lingraft.records import flush_folder, is_foreign, read_json, remove
+from lingraft.records import read_json
 from lingraft.stage import CHECKPOINT, RECORD
 from lingraft.study.result import STUDY
 
@@ -199,7 +195,7 @@ def write_adapter(source: Path, folder: Path, base: str | None = None) -> None:
         ModelError: The source is no adapter, or its base cannot be had.
         DiskError: It cannot be written; nothing is left.
     """
-    AdaptedReader(source, base)  # refuses what does not fit
+    AdaptedReader(source)  # refuses what does not fit
     merged = source.parent / CHECKPOINT
     with new_folder(folder) as own:
         for path in sorted(source.iterdir()):
@@ -216,112 +212,3 @@ def write_adapter(source: Path, folder: Path, base: str | None = None) -> None:
                 place = own / path.relative_to(merged)
                 place.parent.mkdir(exist_ok=True)
                 shutil.copyfile(path, place)
-
-
-def check_place(folder: Path, *, overwrite: bool = False) -> None:
-    """Refuse a place at which nothing may be written, before anything long is done.
-
-    Raises:
-        ConfigError: It is a file, a folder that is not empty, or with `overwrite` one that holds what lingraft did not
-            write.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder}: is a file; name a folder.")
-    found = sorted(_names_in(folder)) if folder.is_dir() else []
-    if not found:
-        return
-    if not (folder / HISTORY).is_file():
-        raise ConfigError(f"{folder}: is not empty, and lingraft did not write it; name another folder.")
-    if not overwrite:
-        raise ConfigError(f"{folder}: is not empty; name another folder, or replace it by --overwrite.")
-    written = read_history(folder).files
-    foreign = [name for name in found if name not in written]
-    if foreign:
-        raise ConfigError(
-            f"{folder}: holds {foreign[0]}{' and other files' if len(foreign) > 1 else ''}, which lingraft did not "
-            "write; move it away, or name another folder."
-        )
-
-
-@contextmanager
-def new_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Give an empty folder, which takes the place of `folder` when the block ends without an error.
-
-    Blocks may be nested: what they write into the outer one's folder is a part of it. The list of its files goes into
-    its `lingraft.json`. However the block ends, nothing but a whole folder is left, unless the process is killed: then
-    the next one for the same place removes what lies beside it.
-
-    Args:
-        folder: The place: absent, or empty.
-        overwrite: It may also hold what lingraft wrote.
-
-    Raises:
-        ConfigError: See `check_place`.
-        LingraftError: Another process writes there.
-        DiskError: It cannot be written; what was there before is as it was.
-    """
-    check_place(folder, overwrite=overwrite)
-    place = Path(os.path.realpath(folder))
-    # Nothing can be moved onto a mounted disk's own folder, so what goes there is moved file by file.
-    inside = place.is_mount()
-    parent = place if inside else place.parent
-    staging = parent / f".{place.name}.part"
-    lock = FileLock(parent / f".{place.name}.lock")
-    with as_disk_error(parent):
-        parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise LingraftError(
-                f"{folder}: another lingraft writes it; wait for it, or name another folder."
-            ) from None
-        try:
-            remove(staging)
-            staging.mkdir()
-            yield staging
-            history = read_history(staging)
-            write_history(staging, history)  # so that its name is listed
-            write_history(staging, replace(history, files=tuple(sorted(_names_in(staging)))))
-            flush_folder(staging)
-            if inside:
-                _move_into(staging, place)
-            else:
-                _put(staging, place)
-        finally:
-            remove(staging)
-            with suppress(OSError):
-                Path(lock.lock_file).unlink()
-            lock.release()
-
-
-def _names_in(folder: Path) -> set[str]:
-    """Return the files of a folder, its folders' as well, without what systems and editors leave."""
-    return {
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if (path.is_symlink() or not path.is_dir()) and not is_foreign(path.name)
-    }
-
-
-def _put(staging: Path, place: Path) -> None:
-    """Move a folder to a place, where an empty or a former one may be."""
-    former = place.parent / f".{place.name}.former"
-    remove(former)
-    if place.exists():
-        place.rename(former)
-    try:
-        staging.rename(place)
-    except OSError:
-        if former.exists():
-            former.rename(place)
-        raise
-    remove(former)
-
-
-def _move_into(staging: Path, place: Path) -> None:
-    """Move all that a folder holds into one that is mounted; what makes it a model's comes last."""
-    for name in _names_in(place) - {f"{staging.name}/{own}" for own in _names_in(staging)}:
-        (place / name).unlink()
-    for path in sorted(staging.iterdir(), key=lambda one: one.name == "config.json"):
-        remove(place / path.name)
-        path.rename(place / path.name)

@@ -13,9 +13,9 @@ from typing import Final, Literal
 from lingraft.adapt.promise import AbilityLoss, Gain
 from lingraft.errors import ModelError, in_one_line
 from lingraft.records import from_json, read_json, to_json, write_json_atomically
+from lingraft.study.stages.merge import HISTORY as HISTORY  # noqa: PLC0414 - the one home of its meaning
 from lingraft.text.language_tags import ENGLISH
 
-HISTORY = "lingraft.json"
 FORMAT: Final = 1
 _MOST_BYTES = 2**24
 
@@ -27,14 +27,14 @@ class Learnt:
     Attributes:
         date: Day on which it ended, such as 2026-05-01.
         languages: BCP-47 tags of the languages that were taught.
-        data: The data sets, as the user named them, with their number of rows.
+        data: The data sets with their rows, named as `card.public_name` does.
         strategy: How it was trained.
         alpha: Share of the way from the start to the trained model; see the strategy `interpolate`. None: all of it.
         kept_back: Decoder layers that kept the start's weights, such as `0-9`; None: none did.
         max_loss: What could be lost of each promised ability, in [0, 1); None: nothing was promised.
         losses: Of each promised ability, on items on which nothing was chosen.
         gain: Of the languages, likewise; None: nothing was asked in them.
-        start: The model that was taught, as the user named it.
+        start: The model that was taught, named likewise.
         start_identity: By what it is known: the hash of its weights, or the stage that made it.
         lingraft: Version.
     """
@@ -100,3 +100,4 @@ def read_history(folder: Path) -> History:
 def write_history(folder: Path, history: History) -> None:
     """Write `lingraft.json` into a model's folder."""
     write_json_atomically(folder / HISTORY, to_json(history))
+    (folder / HISTORY).chmod(0o644)  # others read the model too

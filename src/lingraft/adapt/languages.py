@@ -26,7 +26,7 @@ from lingraft.data.row_fields import RowError
 from lingraft.data.rows import open_rows
 from lingraft.data.sources import WORLDBOOK_PREFIX
 from lingraft.errors import ConfigError, escape_control_characters
-from lingraft.study.materials import DataSet
+from lingraft.study.materials import DataSet, Materials
 from lingraft.text.language_tags import ENGLISH, english_name, is_english, nearest_language, primary_subtag
 from lingraft.text.scripts import is_in_usual_script, share_in_script
 
@@ -104,11 +104,12 @@ def languages_of(data: DataSet, said: Sequence[str], base_folder: Path = Path())
 
     Args:
         data: The set, read.
-        said: The languages that were said of it, BCP-47 tags.
+        said: The languages that were said of it, BCP-47 tags; none: those that its rows say.
         base_folder: What relative paths of data are relative to.
     """
     examples = data.loaded.examples
     columns = columns_of(examples)
+    said = said or columns.languages
     counts = np.bincount(columns.language, minlength=len(columns.languages))
     claimed, shown = _claimed(data, said, base_folder)
     read = undetermined = 0
@@ -140,6 +141,28 @@ def languages_of(data: DataSet, said: Sequence[str], base_folder: Path = Path())
     )
 
 
+def checked_languages(
+    materials: Materials, said: Sequence[str], base_folder: Path = Path()
+) -> dict[str, RowLanguages]:
+    """Return the languages of each data set's rows, by its name.
+
+    Args:
+        materials: The data sets, read.
+        said: The languages that the user named, BCP-47 tags; none: those that rows and sets say. A set with a
+            `language` of its own is in that one.
+        base_folder: What relative paths of data are relative to.
+
+    Raises:
+        ConfigError: See `check_languages`.
+    """
+    found = {
+        name: languages_of(one, [one.source.language] if one.source.language else said, base_folder)
+        for (_, name), one in materials.data.items()
+    }
+    check_languages(tuple(found.values()), said)
+    return found
+
+
 def check_languages(found: Sequence[RowLanguages], said: Sequence[str]) -> None:
     """Refuse data that are mostly in another language than was said, or hold no row of a language that was.
 
@@ -153,11 +176,6 @@ def check_languages(found: Sequence[RowLanguages], said: Sequence[str]) -> None:
         ConfigError: With every problem, each with counts and examples.
     """
     problems: list[str] = []
-    if english := [tag for tag in said if is_english(tag)]:
-        problems.append(
-            f"--language {english[0]}: English is the ability that is kept, not a new language. Give English rows by "
-            "--english-data, and here the languages that the model is to learn."
-        )
     for one in found:
         named, all_rows = " or ".join(map(_named, one.said)), sum(one.rows.values())
         such_as = f" ({'; '.join(one.examples)})" if one.examples else ""
@@ -180,6 +198,12 @@ def check_languages(found: Sequence[RowLanguages], said: Sequence[str]) -> None:
                 f"give rows in {named}. If they are in it all the same, say so in each row: a field `language`."
             )
     has_rows = {tag for one in found for tag in one.rows}
+    if all(map(is_english, has_rows)) and not problems:
+        listed = ", ".join(one.source for one in found)
+        problems.append(
+            f"{listed}: all rows are English, so there is no language to learn. Say the rows' language "
+            "(--language th), or give rows in a new one."
+        )
     missing = [tag for tag in said if not any(_is_one_of(other, (tag,)) for other in has_rows)]
     if missing and not problems:
         listed = "; ".join(f"{one.source}: {_counts(one.rows)}" for one in found)
@@ -193,7 +217,7 @@ def check_languages(found: Sequence[RowLanguages], said: Sequence[str]) -> None:
 
 def language_lines(one: RowLanguages) -> list[str]:
     """Return what is to be known of a set that is not refused: rows in languages that were not said, English ones, and
-    how many could not be told."""
+    how many are too short for it."""
     lines = []
     named = " or ".join(one.said)
     such_as = f" ({'; '.join(one.examples)})" if one.examples else ""

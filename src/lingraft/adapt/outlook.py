@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import torch
 
-from lingraft.adapt.languages import RowLanguages, check_languages, language_lines, languages_of
+from lingraft.adapt.languages import RowLanguages, language_lines
 from lingraft.adapt.probe import SOURCE, Probe, Probed, own_prompts
 from lingraft.data.chat_template import chat_template
 from lingraft.data.example_table import columns_of, select
@@ -128,7 +128,8 @@ class Outlook:
         strategy: What keeps its English while it learns.
         max_length: Tokens at which an example is cut off.
         alike: DES of each set.
-        contamination: What of the evaluation stands in the training rows; None: it was not looked for.
+        contamination: What of the evaluation stands in the training rows, by the part of its items (`selection`,
+            `report`, or `all` where it is not divided); empty: it was not looked for.
         room: Memory and disk.
     """
 
@@ -143,7 +144,7 @@ class Outlook:
     strategy: str
     max_length: int
     alike: tuple[Alike, ...]
-    contamination: Contamination | None
+    contamination: dict[str, Contamination]
     room: Room
 
 
@@ -178,7 +179,7 @@ def look(
     prepared: Prepared,
     executor: Executor,
     *,
-    languages: Sequence[str],
+    spoken: Mapping[str, RowLanguages],
     stages: Sequence[StageSpec],
     base_folder: Path = Path(),
     watcher: Watcher | None = None,
@@ -191,27 +192,26 @@ def look(
         prepared: A study of a checkpoint and one phase that is trained; the checkpoint's `instructions` are what it was
             tuned on, if that is known.
         executor: Makes the stages that are needed for it, in an open store.
-        languages: The languages that the user named, BCP-47 tags. A set with a `language` of its own is in that one.
+        spoken: In which languages each set's rows are, checked (`checked_languages`).
         stages: All stages that will be made; those that are finished need nothing more.
         base_folder: What relative paths of data are relative to.
         watcher: Receives how far it is.
 
     Raises:
-        ConfigError: The data are mostly in another language than was said, or hold no row of one.
         DiskError: The disk has no room for what is written.
     """
     study, materials = prepared.study, prepared.materials
     start, cell = materials.checkpoint, materials.cells[0]
     assert start is not None  # the study's first phase is one
     progress = _ProgressAlone(watcher or Watcher())
-    spoken = {
-        name: languages_of(one, [one.source.language] if one.source.language else languages, base_folder)
-        for (_, name), one in materials.data.items()
-    }
-    check_languages(tuple(spoken.values()), languages)
     room = room_for(stages, executor.store)
     check_disk(room, executor.store.folder)
-    contamination = report_contamination(study, materials, executor.store, base_folder, progress)
+    contamination: dict[str, Contamination] = {}
+    for part in ("all",) if study.evaluate.part == "all" else ("selection", "report"):
+        evaluation = study.evaluate.model_copy(update={"part": part})
+        asked = study.model_copy(update={"evaluate": evaluation})
+        found = report_contamination(asked, materials, executor.store, base_folder, progress)
+        contamination |= {} if found is None else {part: found}
     costs = report_costs(materials, progress, trust_remote_code=study.trust_remote_code)
     wanted = PROMPTS if materials.instructions is None else 0
     compute = compute_for(study.evaluate.precision)
@@ -382,10 +382,10 @@ def _data_lines(one: DataOutlook) -> Iterator[str]:
     left_out |= {reason.replace("_", " "): count for reason, count in counts.filtered.items()}
     said = ", ".join(f"{count} {reason}" for reason, count in left_out.items() if count)
     tokens = sum(cost.tokens * cost.examples / cost.measured for cost in one.costs.values() if cost.measured)
-    by_language = ", ".join(f"{count} {tag}" for tag, count in one.languages.rows.items())
+    by_language = ", ".join(f"{tag} {count:,}" for tag, count in one.languages.rows.items())
     yield (
-        f"{counts.source}: {counts.rows} rows ({by_language}; about {tokens:,.0f} tokens), of which {counts.train} are "
-        f"trained on{f' ({said})' if said else ''}."
+        f"{counts.source}: {counts.rows:,} rows ({by_language}; about {tokens:,.0f} tokens), of which {counts.train:,} "
+        f"are trained on{f' ({said})' if said else ''}."
     )
     yield from (f"! {line}" for line in language_lines(one.languages))
 
@@ -415,12 +415,12 @@ def _cost_lines(costs: Mapping[str, LanguageCost], max_length: int) -> Iterator[
 
 def _strategy_line(outlook: Outlook) -> str:
     replayed = {
-        "data": f"{outlook.english_rows} rows of English data are replayed from",
-        "own": "English rows to replay are answers that the start writes itself",
+        "data": f"old rows are drawn from {outlook.english_rows:,} English ones",
+        "own": "what stands for old rows are answers that the model writes before it is trained",
         "nothing": "nothing old is replayed",
     }[outlook.replayed]
     without = "" if outlook.english_rows else "No English data (--english-data) were given. "
-    return f"{without}It is trained by {outlook.strategy}: {replayed}."
+    return f"{without}It is trained with {outlook.strategy}: {replayed}."
 
 
 def _alike_lines(alike: Alike) -> Iterator[str]:
@@ -450,22 +450,22 @@ def _alike_lines(alike: Alike) -> Iterator[str]:
         )
 
 
-def _contamination_lines(found: Contamination | None) -> Iterator[str]:
-    if found is None:
-        return
-    items = sum(one.items for one in found.tasks.values())
-    touched = {task: one for task, one in found.tasks.items() if one.contaminated > 0}
-    if not touched and items:
-        yield f"Contamination: none of {items:,} items of {len(found.tasks)} tasks stands in the training rows."
-    for task, one in sorted(touched.items(), key=lambda found: -found[1].contaminated)[:_SHOWN_TASKS]:
+def _contamination_lines(found: Mapping[str, Contamination]) -> Iterator[str]:
+    parts = [(part, task, one) for part, own in found.items() for task, one in own.tasks.items()]
+    touched = sorted((one for one in parts if one[2].contaminated > 0), key=lambda one: -one[2].contaminated)
+    items = sum(one.items for _, _, one in parts)
+    if items and not touched:
+        yield f"Contamination: none of the {items:,} items that are asked stands in the training rows."
+    for part, task, one in touched[:_SHOWN_TASKS]:
         worst = one.worst[0]
+        where = "" if part == "all" else f" ({part} part)"
         yield (
-            f"! Contamination: {one.contaminated:.1%} of the {one.items} items of {task} stand in the training rows, "
-            f"such as {worst.item} in {worst.row}: that part of its score tells what was seen, not what was learned."
+            f"! Contamination: {one.contaminated:.1%} of the {one.items} items of {task}{where} stand in the training "
+            f"rows, such as {worst.item} in {worst.row}: so much of the score was seen, not learned."
         )
     if len(touched) > _SHOWN_TASKS:
         yield f"! Contamination: {len(touched) - _SHOWN_TASKS} more tasks have items that stand in the training rows."
-    for reason in found.unread:
+    for reason in dict.fromkeys(reason for own in found.values() for reason in own.unread):
         yield f"! Contamination: {reason}"
 
 

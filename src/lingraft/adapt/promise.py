@@ -24,6 +24,7 @@ from lingraft.intervals.macro_mean import (
     paired_ratio,
     values_of,
 )
+from lingraft.study.limits import ASSUMED_SHARE
 from lingraft.text.language_tags import ENGLISH
 
 EXIT_CODES = {
@@ -146,7 +147,7 @@ def loss_sentence(loss: AbilityLoss) -> str:
     """Return what of an ability was lost, in words."""
     name = ability_name(loss.name)
     if loss.loss is None or loss.low is None or loss.high is None:
-        return f"{name}: what was lost cannot be told: {loss.reason}"
+        return f"{name}: what was lost is not known: {loss.reason}"
     return (
         f"{name} {loss.before.value:.3f} -> {loss.after.value:.3f}, loss {100 * loss.loss:.1f} % "
         f"[{100 * loss.low:.1f}, {100 * loss.high:.1f}] of {loss.n} items"
@@ -221,15 +222,36 @@ def items_needed(n: int, certifiable_loss: float, max_loss: float, score: float)
     return max(math.ceil(n * (certifiable_loss / max_loss) ** 2), fewest_for_no_change(max_loss * score))
 
 
-def assumed_certifiable_loss(clusters: float, score: float, share: float) -> float:
-    """Return the smallest loss that an evaluation could certify, before anything is trained.
+def promise_sentence(name: str, score: Interval, independent: float, max_loss: float) -> str:
+    """Return what an evaluation will be able to certify, before anything is trained.
 
     Args:
-        clusters: Independent items.
-        score: The start's, above 0.
-        share: Assumed share of the items whose score changes by 1, rises and falls together.
+        name: Of the promised ability.
+        score: The start's.
+        independent: Independent items.
+        max_loss: What may be lost.
     """
-    return POWER_FACTOR * math.sqrt(share / clusters) / score
+    limit = f"{100 * max_loss:g} % of {ability_name(name)}"
+    if score.low <= 0:
+        return (
+            f"! {limit} may be lost, and the model scores {score.value:.3f} [{score.low:.3f}, {score.high:.3f}] of it: "
+            "nothing will show whether it was lost. Measure by tasks that it can do (--suite, --task)."
+        )
+    certifiable = POWER_FACTOR * math.sqrt(ASSUMED_SHARE / independent) / score.value
+    needed = items_needed(round(independent), certifiable, max_loss, score.value)
+    said = (
+        f"{limit} may be lost, of a score of {score.value:.3f} [{score.low:.3f}, {score.high:.3f}]; if "
+        f"{100 * ASSUMED_SHARE:g} % of the {independent:,.0f} independent items change, a loss of "
+        f"{100 * certifiable:.1f} % can be certified"
+    )
+    if needed is None:
+        return f"! {said}, and one of 0 only where the score rises. Allow a --max-loss above 0."
+    if needed > independent:
+        return (
+            f"! {said}; {100 * max_loss:g} % needs about {needed:,}. Ask more items (--suite, --task), or allow a "
+            "larger --max-loss; else the answer may well stay undecided."
+        )
+    return f"{said}."
 
 
 def is_certified(before: Sequence[Scored], after: Sequence[Scored], max_loss: float, error: float) -> bool:

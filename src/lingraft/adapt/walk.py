@@ -27,7 +27,7 @@ from lingraft.adapt.promise import (
     loss_sentence,
     undecided_sentence,
 )
-from lingraft.adapt.result import Point, Walked
+from lingraft.adapt.result import Point, Walked, point_name
 from lingraft.config.schema import StrategyChoice, StrategySpec
 from lingraft.errors import EvaluationError
 from lingraft.evaluate.common_items import common_items
@@ -153,6 +153,11 @@ class Candidate:
     kept_back: str | None = None
 
     @property
+    def name(self) -> str:
+        """How progress lines and tables call it."""
+        return point_name(self.alpha, self.kept_back)
+
+    @property
     def choice(self) -> StrategyChoice:
         """The interpolation that makes it."""
         layers = {} if self.kept_back is None else {self.kept_back: 0.0}
@@ -223,9 +228,8 @@ def walk(
         if stopped := stopped or not may_go_on():
             break
         end = seen(Candidate(steps[-1], group), error)
-        if _gained(end) <= max(
-            (_gained(one) for one in points if one.certified and one is not end), default=0.0
-        ):
+        others = (one for one in points if one.certified and one is not end)
+        if _gained(end, len(groups)) <= max((_gained(one, len(groups)) for one in others), default=0.0):
             points[-1] = replace(end, certified=False)  # its turn would come after all smaller alphas
             continue
         chain_holds = True
@@ -237,14 +241,17 @@ def walk(
                 break
         if not chain_holds or stopped:
             points[points.index(end)] = replace(end, certified=False)
-    return _choice(promise, points, stopped)
+    return _choice(promise, points, stopped, len(groups))
 
 
-def _gained(point: Point) -> float:
-    return 0.0 if point.gain is None else point.gain.value
+def _gained(point: Point, groups: int) -> float:
+    """Return what a point gained; where that is not known, the share of the change that it keeps, over all layers."""
+    if point.gain is not None:
+        return point.gain.value
+    return point.alpha if point.kept_back is None else point.alpha * (1 - 1 / groups)
 
 
-def _choice(promise: Promise, points: Sequence[Point], stopped: bool) -> Walked:
+def _choice(promise: Promise, points: Sequence[Point], stopped: bool, groups: int) -> Walked:
     """Return what is chosen of the points that were looked at, and why."""
     limit = f"{100 * promise.max_loss:g} %"
     of = " and ".join(map(ability_name, (ENGLISH, *promise.earlier)))
@@ -253,7 +260,7 @@ def _choice(promise: Promise, points: Sequence[Point], stopped: bool) -> Walked:
     if certified:
         best = max(
             certified,
-            key=lambda one: (one.gain is None or one.gain.answer == "rose", _gained(one), one.alpha),
+            key=lambda one: (one.gain is None or one.gain.answer == "rose", _gained(one, groups), one.alpha),
         )
         said = f"{best.name}: no more than {limit} of {of} was lost, with 95 % confidence"
         if best.gain is None or best.gain.answer == "rose":

@@ -7,15 +7,19 @@ import os
 import typer
 
 from lingraft.cli import (
+    adapt,
+    check,
     clean,
     copy,
     difference,
     drift,
     evaluate,
+    export,
     judge,
     ls,
     plan,
     replay,
+    rescue,
     run,
     schema,
     show,
@@ -34,6 +38,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("adapt")(adapt.adapt)
 app.command("run")(run.run)
 app.command("plan")(plan.plan)
 app.command("validate")(validate.validate)
@@ -43,11 +48,14 @@ app.command("difference")(difference.difference)
 app.command("snr")(snr.snr)
 app.command("drift")(drift.drift)
 app.command("replay")(replay.replay)
+app.command("rescue")(rescue.rescue)
 app.command("evaluate")(evaluate.evaluate)
+app.command("check")(check.check)
 app.command("judge")(judge.judge)
 app.command("schema")(schema.schema)
 app.command("copy")(copy.copy)
 app.command("ls")(ls.ls)
+app.command("export")(export.export)
 app.command("clean")(clean.clean)
 
 

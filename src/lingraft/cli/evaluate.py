@@ -156,6 +156,7 @@ def evaluate(
     from lingraft.report.notes import gathered, holds_for
     from lingraft.stage import RECORD, libraries
     from lingraft.study.evaluation import (
+        FORMAT,
         EvaluationOptions,
         PrintedComparison,
         PrintedEvaluation,
@@ -226,6 +227,7 @@ def evaluate(
     for line, named in gathered(fell_short).items():
         print_message(f"! {holds_for(named, len(evaluated))}: {line}", "yellow")
     found = PrintedEvaluation(
+        format=FORMAT,
         folder=str(folder),
         precision=asked.options.precision,
         models={model.model: model.printed() for model in evaluated},

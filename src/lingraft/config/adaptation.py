@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +21,7 @@ from lingraft.config.schema import (
     Text,
     TrainingOverrides,
 )
+from lingraft.text.language_tags import is_english
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -47,10 +48,10 @@ class Adaptation(Section):
     the model writes are compared, and nothing is replayed."""
     max_loss: float = Field(0.01, ge=0, lt=1)
     """What may be lost of English, and of each language of an earlier `adapt`: 1 - retention of the model's score."""
-    suite: Text = "quick"
-    """Suite of tasks that measures both; `lingraft ls suites` lists them."""
+    suite: Text | None = None
+    """Suite of tasks that measures both; `lingraft ls suites` lists them. Null: quick, where no `tasks` are named."""
     tasks: tuple[EvaluationTask, ...] = ()
-    """Further tasks, English where they name no language."""
+    """Tasks, English where they name no language; those of a named suite are asked as well."""
     data_dir: Text | None = None
     """Folder of local files that stand for the data sets of the suite."""
     limit: int | None = Field(None, ge=1)
@@ -101,7 +102,17 @@ def sources_of(adaptation: Adaptation) -> tuple[DataSource, ...]:
 
 def problems_of(adaptation: Adaptation) -> list[Problem]:
     """Return what more than one field has wrong."""
-    return [*_in_data(adaptation)]
+    return [*_in_data(adaptation), *_in_languages(adaptation)]
+
+
+def _in_languages(adaptation: Adaptation) -> Iterator[Problem]:
+    named = (*adaptation.languages, *(one.language for one in adaptation.data if one.language))
+    if (english := next(filter(is_english, named), None)) is not None:
+        yield Problem(
+            ("languages",),
+            f"language: {english!r} is English, the ability that is kept, and no new one. Give English rows as "
+            "--english-data (english_data), and as data those of the languages that the model is to learn.",
+        )
 
 
 def _in_data(adaptation: Adaptation) -> Iterator[Problem]:
@@ -123,7 +134,7 @@ def load_adaptation(path: Path, overrides: Sequence[str] = ()) -> Adaptation:
 
 def adaptation_of(
     model: str,
-    data: Sequence[str],
+    data: Sequence[str | Mapping[str, Any]],
     languages: Sequence[str],
     overrides: Sequence[str] = (),
     **options: Any,
@@ -132,7 +143,7 @@ def adaptation_of(
 
     Args:
         model: The model.
-        data: Sources of rows.
+        data: Sources of rows, or the fields of data sets.
         languages: See `Adaptation`; as many as there are sources: of each its own, in order.
         overrides: `key=value` pairs.
         options: Further fields; None: the default.
@@ -140,7 +151,7 @@ def adaptation_of(
     Raises:
         ConfigError: An option is wrong.
     """
-    sources: list[dict[str, str]] = [{"source": source} for source in data]
+    sources = [{"source": one} if isinstance(one, str) else dict(one) for one in data]
     if len(data) > 1 and len(languages) == len(data):  # one each, in order
         sources = [one | {"language": tag} for one, tag in zip(sources, languages, strict=True)]
     given = {name: value for name, value in options.items() if value is not None}
@@ -148,3 +159,11 @@ def adaptation_of(
         Adaptation, {"languages": "language"}, model=model, data=sources, languages=languages, **given
     )
     return overridden_section(written, overrides, problems_of)
+
+
+def name_of_adapted(adaptation: Adaptation) -> str:
+    """Return what the new model is called where the user does not say: the model and its new languages."""
+    tags = adaptation.languages or tuple(one.language for one in adaptation.data if one.language)
+    last = adaptation.model.rstrip("/").removeprefix("embedded:").rpartition("/")[2]
+    named = "-".join([last, *(tags or [Path(one.source).stem for one in adaptation.data])])
+    return re.sub(r"[^\w.+-]+", "-", named)[:80]

@@ -38,12 +38,14 @@ Checks = Callable[[SectionOf], Sequence[Problem]]
 
 
 def load_study(
-    path: Path | str, overrides: Sequence[str] = (), further_checks: FurtherChecks | None = None
+    path: Path | str | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    further_checks: FurtherChecks | None = None,
 ) -> Study:
     """Read, override and check a study file.
 
     Args:
-        path: The YAML file.
+        path: The YAML file, or its content.
         overrides: `key=value` pairs; the key is a dotted place (`training.epochs`, `phases.two.data.similar.limit`,
             a phase by name or number), the value is YAML.
         further_checks: Returns problems of a study whose fields are right, such as unknown names
@@ -57,6 +59,8 @@ def load_study(
     def problems_of(study: Study) -> list[Problem]:
         return [*check_study(study), *(() if further_checks is None else further_checks(study))]
 
+    if isinstance(path, Mapping):
+        return checked_section(Study, path, overrides, problems_of)
     return load_section(
         Study, path, overrides, problems_of, "a study is a mapping (name:, model:, phases:, ...)"
     )
@@ -124,8 +128,20 @@ def overridden_section(section: SectionOf, overrides: Sequence[str], checks: Che
     Raises:
         ConfigError: With every problem.
     """
-    content, _, wrong = _overridden(section.model_dump(mode="json", exclude_unset=True), overrides)
-    found, problems = _problems_of(type(section), content, checks)
+    content = section.model_dump(mode="json", exclude_unset=True)
+    return checked_section(type(section), content, overrides, checks)
+
+
+def checked_section(
+    kind: type[SectionOf], given: Mapping[str, Any], overrides: Sequence[str], checks: Checks[SectionOf]
+) -> SectionOf:
+    """Return a section of what a file would hold, with overrides, checked.
+
+    Raises:
+        ConfigError: With every problem.
+    """
+    content, _, wrong = _overridden(dict(given), overrides)
+    found, problems = _problems_of(kind, content, checks)
     if found is None or problems or wrong:
         raise ConfigError("\n".join(dict.fromkeys([*(one.text for one in problems), *wrong])))
     return found

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from lingraft.config.load import section_of
 from lingraft.config.schema import DataSource
 from lingraft.data.conversations import unknown_keys
 from lingraft.data.example import Example
@@ -36,12 +37,12 @@ from lingraft.data.files import is_local
 from lingraft.data.filters import RowFilter
 from lingraft.data.formats import OASST_TREES, detect_format, example_from_row
 from lingraft.data.parallel import Grouper, incomplete_groups
-from lingraft.data.readers import RawRow
+from lingraft.data.readers import RawRow, row_of
 from lingraft.data.row_fields import AnswerError, is_nothing
 from lingraft.data.rows import check_hub_id, local_files, open_rows, options_given
 from lingraft.data.spool import Spool
 from lingraft.data.trees import conversations_of
-from lingraft.errors import DataError, escape_control_characters
+from lingraft.errors import ConfigError, DataError, escape_control_characters
 from lingraft.records import canonical_json
 
 WORLDBOOK_PREFIX = "worldbook:"
@@ -75,14 +76,14 @@ class BrokenRow:
 
 @dataclass(frozen=True)
 class LoadedData:
-    """A data set as it was read, before any limit."""
+    """A data set as it was read, before any limit; its rows are not shown when it is printed."""
 
     # Every row that could be used, in the order of the source; a tuple where they are few (16 MB), else a
     # sequence that reads them from a nameless temporary file (see `data.spool`).
-    examples: Sequence[Example]
+    examples: Sequence[Example] = field(repr=False)
     format: str  # one of `formats.FORMATS`, or "worldbook"
     n_rows: int  # rows read, broken ones included; blank lines are no rows
-    broken: Sequence[BrokenRow]  # the rows left out
+    broken: Sequence[BrokenRow] = field(repr=False)  # the rows left out
     content_hash: str  # SHA-256 of a file's bytes, else of the examples
     revision: str | None = None  # the commit of a hub data set, where known
     # Rows that `filters` left out or changed, by reason, and those whose language is undetermined; and SAME_FILE.
@@ -111,10 +112,58 @@ class DataSplit:
         return 0 if self.requested is None else max(0, self.requested - len(self.train))
 
 
+def data_source_of(given: object, place: str = "data") -> DataSource:
+    """Return where data lie, of what a user gives: a file, folder, pattern, hub id or `worldbook:...`, or a section.
+
+    Args:
+        given: A name or path, a DataSource, or its fields in a mapping.
+        place: What messages call it.
+
+    Raises:
+        ConfigError: A field is wrong.
+        DataError: It is none of these.
+    """
+    if isinstance(given, (str, Path)):
+        return section_of(DataSource, {"source": str(given)}, place)
+    if isinstance(given, (DataSource, Mapping)):
+        return section_of(DataSource, given, place)
+    raise DataError(
+        f"{place}: {_named(given)} names no data; give a file, a folder, a hub id or `worldbook:FAMILY/LANGUAGES`, or "
+        "the fields of a DataSource. Rows in memory: write them to a .jsonl file first."
+    )
+
+
+def examples_of(given: object, place: str, *, answered: bool) -> Sequence[Example]:
+    """Return the examples that a user gives: themselves, as `load_data` returns them, or by where they lie.
+
+    Args:
+        given: Examples, LoadedData, or what `data_source_of` takes.
+        place: What messages call it.
+        answered: Whether rows need an answer.
+
+    Raises:
+        DataError, ConfigError: It is none of these, or the data cannot be read.
+    """
+    if isinstance(given, LoadedData):
+        return given.examples
+    if isinstance(given, Sequence) and not isinstance(given, str):
+        if not given or isinstance(given[0], Example):
+            return given
+        raise DataError(
+            f"{place}: a {type(given).__name__} of {type(given[0]).__name__} holds no lingraft.Example; give where the "
+            "rows lie (a .jsonl file), or what load_data returns."
+        )
+    return load_data(data_source_of(given, place), answered=answered).examples
+
+
+def _named(given: object) -> str:
+    return "None" if given is None else f"a {type(given).__name__}"
+
+
 def load_data(
-    spec: DataSource,
+    spec: DataSource | str | Path | Mapping[str, Any],
     *,
-    base_folder: Path = Path(),
+    base_folder: str | Path = Path(),
     on_progress: Callable[[int, int], None] | None = None,
     answered: bool = True,
     first: int | None = None,
@@ -124,7 +173,8 @@ def load_data(
     Memory does not grow with the rows but for some 50 bytes each.
 
     Args:
-        spec: Where the data lie and how they are read.
+        spec: Where the data lie and how they are read: a DataSource or its fields, or its `source` alone: a file,
+            folder, pattern, hub id or `worldbook:FAMILY/LANGUAGES`.
         base_folder: Folder that relative file names start from.
         on_progress: Called with the lines read so far and their number, 0 where it is unknown.
         answered: Whether rows need an answer. Where instructions alone are read, as for DES, a row without one is
@@ -134,7 +184,11 @@ def load_data(
     Raises:
         DataError: The data cannot be had or read, their format is not known, or a larger share of the rows
             than `spec.max_broken_share` is broken; then the first places are listed. Or a file changed meanwhile.
+        ConfigError: A field is wrong.
     """
+    spec, base_folder = data_source_of(spec), Path(base_folder)
+    if first is not None and first < 1:
+        raise ConfigError(f"first {first}: must be 1 or more; None reads all rows.")
     if spec.source.startswith(WORLDBOOK_PREFIX):
         return _load_worldbook(spec, first)
     opened = open_rows(spec, base_folder=base_folder, first=first, null_in_tables=True)
@@ -153,6 +207,17 @@ def load_data(
         revision=opened.revision,
         filtered=dict(loaded.filtered) | ({SAME_FILE: again} if again else {}),
     )
+
+
+def load_rows(rows: Iterable[Mapping[str, Any]], spec: DataSource) -> LoadedData:
+    """Read rows that are in memory already, as those of a file; `spec.source` is only what messages call them.
+
+    Raises:
+        DataError: As `load_data`.
+    """
+    found = (row_of(fields, f"{spec.source}:{number}", number) for number, fields in enumerate(rows, start=1))
+    loaded = _collect(spec, found, answered=True)
+    return replace(loaded, content_hash=_content_hash(loaded.examples))
 
 
 def split_data(loaded: LoadedData, *, limit: int | None, held_out_groups: int, seed: int) -> DataSplit:

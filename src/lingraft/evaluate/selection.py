@@ -112,7 +112,9 @@ def in_study_languages(evaluation: Evaluation, languages: Sequence[str]) -> Eval
     return evaluation.model_copy(update={"language_ability": tuple(named)})
 
 
-def resolve_suites(evaluation: Evaluation, base_folder: Path, *, languages: Sequence[str]) -> Evaluation:
+def resolve_suites(
+    evaluation: Evaluation, base_folder: Path, *, languages: Sequence[str], may_lack_tasks: bool = False
+) -> Evaluation:
     """Return an evaluation with the tasks of its suites in their place, and their local copies in that of a folder.
 
     What a suite does not have in a language is left out, where another task covers it.
@@ -121,6 +123,7 @@ def resolve_suites(evaluation: Evaluation, base_folder: Path, *, languages: Sequ
         evaluation: As the study file has it.
         base_folder: What its data folder is relative to.
         languages: BCP-47 tags of the languages besides English that are trained.
+        may_lack_tasks: Leave it out also where none does, in these languages.
 
     Raises:
         ConfigError: There is no such suite or data folder, or a suite has nothing in a language that no other task
@@ -158,7 +161,8 @@ def resolve_suites(evaluation: Evaluation, base_folder: Path, *, languages: Sequ
         }
     )
     covered = covered_languages(result, languages)
-    problems = [problem for tag, problem in sorted(missing.items()) if tag not in covered]
+    optional = covered | (set(languages) if may_lack_tasks else set())
+    problems = [problem for tag, problem in sorted(missing.items()) if tag not in optional]
     if problems:
         raise ConfigError("\n".join(problems))
     return result

@@ -33,11 +33,12 @@ from lingraft.records import fingerprint_of, read_json
 
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+_WRAPPED = "base_layer"
 _FACTORS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
 # What makes the effective weight something else than W + scale * B A.
 _REFUSED = (
     "use_dora", "lora_bias", "use_qalora", "use_bdlora", "kasa_config", "monteclora_config", "arrow_config",
-    "alora_invocation_tokens", "layer_replication", "trainable_token_indices", "target_parameters",
+    "alora_invocation_tokens", "layer_replication", "trainable_token_indices",
 )  # fmt: skip
 _CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # values of init_lora_weights begin so
 
@@ -210,21 +211,27 @@ class AdaptedReader:
 
     def pieces(self, name: str, elements: int, rows: int | None = None) -> Iterator[torch.Tensor]:
         """Yield a tensor's rows as `CheckpointReader.pieces` does; an adapted one in float32."""
-        factors = self._stored.factors.get(name.removesuffix(".weight"))
+        from peft.utils.other import get_pattern_key
+
+        factors = self._stored.factors.get(name.removesuffix(".weight")) or self._stored.stacks.get(name)
         if factors is None:
             yield from self._without_factors(name, elements, rows)
             return
-        from peft.utils.other import get_pattern_key
-
-        left, right = factors  # [out, r] and [r, in]
+        left, right = (
+            factors  # [out, r] and [r, in]; of a stack of experts [experts, out, r] and [experts, r, in]
+        )
         alphas = self._config.alphas
         alpha = alphas.get(get_pattern_key(alphas.keys(), name.removesuffix(".weight")), self._config.alpha)
-        rank = left.shape[1]
+        rank = left.shape[-1]
         left = left * (float(alpha) / (rank**0.5 if self._config.rank_stabilised else rank))
         row = 0
         for piece in self._without_factors(name, elements, rows):
-            own = piece.view(-1, right.shape[1]).float()
-            yield (own + left[row : row + len(own)] @ right).view(-1)
+            if left.dim() == 3:
+                own = piece.view(-1, left.shape[1], right.shape[2]).float()
+                yield (own + left[row : row + len(own)] @ right[row : row + len(own)]).view(-1)
+            else:
+                own = piece.view(-1, right.shape[1]).float()
+                yield (own + left[row : row + len(own)] @ right).view(-1)
             row += len(own)
 
     def check_finite(self) -> None:
@@ -233,7 +240,8 @@ class AdaptedReader:
         Raises:
             ModelError: With its first such weight.
         """
-        factors = [(module, one) for module, pair in self._stored.factors.items() for one in pair]
+        pairs = {**self._stored.factors, **self._stored.stacks}
+        factors = [(module, one) for module, pair in pairs.items() for one in pair]
         tensors = [*factors, *self._stored.whole.items()]
         bad = next((name for name, one in tensors if not one.isfinite().all()), None)
         if bad is not None or not math.isfinite(self._config.alpha):
@@ -255,6 +263,8 @@ class AdaptedReader:
         for module, (stored_left, stored_right) in list(self._stored.factors.items()):
             left, right = stored_left, stored_right
             name = f"{module}.weight"
+            if name not in self._base and self._take_stack(module):
+                continue
             if name not in self._base:
                 raise ModelError(f"{self.folder}: adapts {name}, which {self._base.folder} does not have.")
             if self._base.is_turned(name) or module in self._stored.embeddings:
@@ -273,6 +283,38 @@ class AdaptedReader:
                     f"{self.folder}: its {name} is {list(tensor.shape)}, that of {self._base.folder} is "
                     f"{list(self._base.shape(name))}: it belongs to another base. Give it with --adapter-base."
                 )
+
+    def _take_stack(self, module: str) -> bool:
+        """Turn factors of a mixture's experts, which lie in one parameter, into those of each expert, if they fit one.
+
+        PEFT writes them as [r * experts, in] and [out, experts of r], and which of a module's parameters they are of
+        only by how deep its wrappers are nested.
+
+        Raises:
+            ModelError: They fit several.
+        """
+        left, right = self._stored.factors[module]
+        owner = module.replace(f".{_WRAPPED}", "")
+        fits: dict[str, bool] = {}  # by name, whether the experts are stored as [in, out]
+        for name in self._base.names:
+            shape = self._base.shape(name)
+            if name.rpartition(".")[0] != owner or len(shape) != 3 or right.shape[0] % shape[0]:
+                continue
+            # A square expert is taken as [out, in], as nearly all architectures store it.
+            if right.shape[0] == left.shape[1] and sorted(shape[1:]) == sorted((len(left), right.shape[1])):
+                fits[name] = shape[1:] != (len(left), right.shape[1])
+        if len(fits) > 1:
+            raise ModelError(
+                f"{self.folder}: adapts one of {', '.join(fits)}, which have one shape, so it is not clear which; "
+                "merge it where it was trained."
+            )
+        for name, is_turned in fits.items():
+            experts = self._base.shape(name)[0]
+            of_in = right.reshape(experts, -1, right.shape[1])  # [experts, r, in]
+            of_out = left.reshape(len(left), -1, experts).permute(2, 0, 1)  # [experts, out, r]
+            self._stored.stacks[name] = (of_in.mT, of_out.mT) if is_turned else (of_out, of_in)
+            del self._stored.factors[module]
+        return bool(fits)
 
     def _is_resized(self, name: str) -> bool:
         """Whether a tensor that is saved whole differs from the base's in its number of rows alone: a vocabulary."""
@@ -326,7 +368,7 @@ class _Stored:
         self.under_factors: set[str] = set()  # of the whole ones, those that the factors are added to
         found: dict[str, dict[str, torch.Tensor]] = {}
         for key, tensor in tensors.items():
-            name = key.removeprefix(_PREFIX)
+            written = name = key.removeprefix(_PREFIX)
             if ".original_module." in name:  # what a module saved whole was before
                 continue
             # PEFT saves adapted and resized embeddings whole as well.
@@ -337,14 +379,19 @@ class _Stored:
                 if ".base_layer." in key:
                     self.under_factors.add(name)
                 continue
-            module = name[: name.index(f".{factor}")]
+            # Wrapped twice, as a stack of experts is, one module has several pairs of factors.
+            module = written[: written.index(f".{factor}")].replace(".modules_to_save", "")
             found.setdefault(module, {})[factor[-1]] = tensor.float()
             if "embedding" in factor:
                 self.embeddings.add(module)
         incomplete = sorted(module for module, pair in found.items() if len(pair) != 2)
         if incomplete:
             raise ModelError(f"{path}: {incomplete[0]} has only one of its two factors.")
-        self.factors = {module: (pair["B"], pair["A"]) for module, pair in found.items()}
+        self.factors = {}
+        for module, pair in found.items():
+            plain = module.replace(f".{_WRAPPED}", "")
+            self.factors[module if plain in found else plain] = (pair["B"], pair["A"])
+        self.stacks: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # by parameter, of a mixture's experts
 
 
 @dataclass(frozen=True, slots=True)

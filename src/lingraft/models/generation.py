@@ -210,10 +210,17 @@ class TransformersGenerator:
         self, prompts: Sequence[TokenPrompt], sampling: Sampling, ending: Ending
     ) -> list[Generated]:
         """Return one continuation per prompt; shorter ones are padded before what they do not share."""
+        said = self.continue_tokens(prompts, sampling, ending)
+        return [finished(one, ending, self._tokenizer) for one in said]
+
+    def continue_tokens(
+        self, prompts: Sequence[TokenPrompt], sampling: Sampling, ending: Ending
+    ) -> list[tuple[int, ...]]:
+        """Return the new tokens of each prompt, with the one that ended it where one did."""
         check_token_ids(
             (token for one in prompts for token in one.ids), self._rows, self._tokenizer, "a prompt"
         )
-        found: dict[int, Generated] = {}
+        found: dict[int, tuple[int, ...]] = {}
         pad = min(*ending.tokens, self._rows - 1)  # any id that the model knows, since the mask covers it
         untyped: Any = self._model
         with torch.inference_mode(), nullcontext() if self._own_defaults else _own_defaults_off(self._model):
@@ -237,7 +244,8 @@ class TransformersGenerator:
                 has_ended = ends.has_ended.tolist()
                 for row in (row for row, one in enumerate(has_ended) if one):
                     said = ids[row, width : width + rows.limits[row]].tolist()
-                    found[rows.places[row]] = finished(said, ending, self._tokenizer)
+                    words = len(list(takewhile(lambda token: token not in ending.tokens, said)))
+                    found[rows.places[row]] = tuple(said[: words + 1])
                 rows = rows.without(has_ended, ids)
         return [found[place] for place in range(len(prompts))]
 

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lingraft.config.paths import user_path
 from lingraft.errors import ModelError
 from lingraft.models.adapters import open_weights
 from lingraft.models.loading import load_tokenizer
 from lingraft.models.model_names import model_problem
-from lingraft.models.tensor_files import WeightReader
+from lingraft.models.tensor_files import WeightReader, is_adapter
+from lingraft.models.weights import ModelWeights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -54,13 +56,22 @@ def model_in_memory(model: object) -> PreTrainedModel:
         if isinstance(model, (list, tuple)):
             shown = f"a {type(model).__name__} of {len(model)}"
         raise ModelError(f"{shown}: is no model; give {_KINDS}.")
-    meta = next((name for name, own in inner.named_parameters() if own.is_meta), None)
+    check_has_values(inner)
+    return inner
+
+
+def check_has_values(model: torch.nn.Module) -> None:
+    """Refuse a model whose weights are not in memory.
+
+    Raises:
+        ModelError: Naming the first such weight.
+    """
+    meta = next((name for name, own in model.named_parameters() if own.is_meta), None)
     if meta is not None:
         raise ModelError(
-            f"{display_name(inner)}: its {meta} is on the meta device, so it has no values; load the weights "
+            f"{display_name(model)}: its {meta} is on the meta device, so it has no values; load the weights "
             "(from_pretrained without a meta device, or a device_map that leaves nothing on disk)."
         )
-    return inner
 
 
 def display_name(model: object) -> str:
@@ -130,9 +141,11 @@ def weights_of(model: object) -> WeightReader:
     Raises:
         ModelError: It cannot be had, or is none of these.
     """
-    name = name_of(model)
-    if name is not None:
-        return open_weights(name)
+    if isinstance(model, (str, Path)):
+        folder = user_path(str(model))
+        if str(model).strip() and folder.is_dir() and not is_adapter(folder):
+            return ModelWeights(folder)  # which a folder of weights alone is enough for
+        return open_weights(str(name_of(model)))
     if all(hasattr(model, part) for part in ("folder", "names", "pieces", "shape")):
         reader: Any = model
         return reader  # type: ignore[no-any-return]

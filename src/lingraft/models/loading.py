@@ -50,15 +50,23 @@ _HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vo
 _HUB_LEFT_OUT = ("*/*", "consolidated*")  # other exports of the same weights
 
 
-def model_folder(name: str, *, trust_remote_code: bool = False) -> Path:
+def model_folder(name: str | Path, *, trust_remote_code: bool = False) -> Path:
     """Return the local folder of a model, downloading it from the hub or unpacking it where needed.
 
     Only configuration, safetensors and tokenizer files are fetched, never a pickle; Python files only with
     `trust_remote_code`.
 
+    Args:
+        name: A folder, hub id (`ID@REVISION`) or `embedded:NAME`.
+        trust_remote_code: Fetch Python code that the model brings along.
+
     Raises:
         ModelError: The model cannot be found or reached, or has no safetensors.
     """
+    given: object = name
+    if not isinstance(given, (str, Path)) or not str(given).strip():
+        raise ModelError(f"{given!r:.80}: names no model; give a folder, a hub id or embedded:NAME.")
+    name = str(name)
     if name.startswith(EMBEDDED_PREFIX):
         return embedded_folder(name.removeprefix(EMBEDDED_PREFIX))
     folder = local_folder(name, trust_remote_code=trust_remote_code)

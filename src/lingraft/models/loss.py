@@ -143,6 +143,50 @@ class _CrossEntropy(torch.autograd.Function):
         return result, None
 
 
+def reverse_divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return each position's KL(student || teacher) in nats, over the whole vocabulary, computed in float32.
+
+    Its gradient is the student's alone, p_i (log p_i - log q_i - KL). It is made in the forward pass, in place of the
+    teacher's logits: so the two take no more memory than a cross entropy and its gradient.
+
+    Args:
+        student: [S, V] logits, floating.
+        teacher: [S, V] logits, which this call overwrites.
+
+    Returns:
+        [S] float32, at least 0 but for rounding.
+    """
+    values: Tensor = _ReverseDivergence.apply(student, teacher)  # type: ignore[no-untyped-call]
+    return values
+
+
+class _ReverseDivergence(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, student: Tensor, teacher: Tensor) -> Tensor:
+        gradient = teacher if teacher.dtype == student.dtype else torch.empty_like(student)
+        parts = []
+        columns = [torch.split(tensor, _ROWS_AT_A_TIME) for tensor in (gradient, student, teacher)]
+        for into, own, other in zip(*columns, strict=True):
+            log_p = own.float().log_softmax(dim=1)
+            ratio = log_p - other.float().log_softmax(dim=1)
+            p = log_p.exp_()
+            values = (p * ratio).sum(dim=1)
+            into.copy_(ratio.sub_(values[:, None]).mul_(p))
+            parts.append(values)
+        context.save_for_backward(gradient)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = context.saved_tensors
+        (upstream,) = gradients  # [S]
+        result = torch.empty_like(gradient)
+        columns = [tensor.split(_ROWS_AT_A_TIME) for tensor in (result, gradient, upstream)]
+        for into, part, above in zip(*columns, strict=True):
+            into.copy_(part * above[:, None])  # the product is float32
+        return result, None
+
+
 @dataclass(frozen=True, slots=True)
 class TokenLosses:
     """The loss of every supervised token of a batch (S of them).
@@ -203,6 +247,7 @@ def supervised_loss(
     with_auxiliary: bool = False,
     arithmetic: AbstractContextManager[object] | None = None,
     penalties: Sequence[OutputPenalty] = (),
+    has_likelihood: bool = True,
 ) -> tuple[Tensor, int]:
     """Return the summed cross entropy of a batch's supervised tokens and their number.
 
@@ -216,12 +261,13 @@ def supervised_loss(
             after the division it is the mean over micro-batches, weighted as the loss is. For training.
         arithmetic: See `token_losses`.
         penalties: Added to the sum.
+        has_likelihood: Whether the cross entropy is in the sum; else the penalties alone are.
 
     Returns:
         The sum in nats, a float32 scalar, and the number of supervised tokens.
     """
     losses = token_losses(model, batch, arithmetic=arithmetic)
-    total = losses.values.sum()
+    total = losses.values.sum() if has_likelihood else losses.values.new_zeros(())
     if with_auxiliary and losses.auxiliary is not None:
         total = total + losses.auxiliary.float() * losses.values.numel()
     for penalty in penalties:

@@ -99,7 +99,9 @@ def read_answers(folder: Path, cell: str | None, against: str | None) -> tuple[A
     elif (folder / RECORD).is_file():
         try:
             found = read_json(folder / RECORD)["result"]
-            (first, second), (before, after) = found["compared"], found["predictions"]
+            # A check says which of the two it is about.
+            first, second = found["compared"] if "compared" in found else (found["against"], found["model"])
+            before, after = found["predictions"]
         except (ValueError, KeyError, TypeError):
             raise ConfigError(
                 f"{folder / RECORD}: is not of an evaluation of two models that says where their answers lie; name "

@@ -47,11 +47,11 @@ def score_table(scores: Scores, tasks: Iterable[str]) -> Table:
         if one is None or one.value is None:
             continue
         counted = one if isinstance(one, (LanguageScore, TaskScore)) else None
-        faults = counted and counted.answers
+        faults = None if counted is None else counted.answers
         rows.append(
             (
                 *(task, language, str(one.n), f"{one.value:.3f}", f"[{one.low:.3f}, {one.high:.3f}]"),
-                written(counted and counted.wrong_language, ".1%"),
+                written(None if counted is None else counted.wrong_language, ".1%"),
                 f"{faults.empty}, {faults.looping}, {faults.truncated}" if faults else ABSENT,
             )
         )

@@ -14,17 +14,17 @@ from lingraft.report.signs import SIGNS
 from lingraft.report.tables import Matrix, matrix_of, models_of
 from lingraft.study.result import StudyResult
 
-_WIDTH = 620
-_POINT = "#2a6fdb"
-_INK = "#010203"  # stands for the page's own text colour, light or dark
+WIDTH = 620
+POINT_COLOUR = "#2a6fdb"
+INK = "#010203"  # stands for the page's own text colour, light or dark
 _MOST_MATRICES = 12  # drawn; the table below the figure has all
 _LOOK = {
     "background": "transparent",
     "view": {"stroke": "transparent"},
-    "axis": dict.fromkeys(("labelColor", "titleColor", "tickColor", "domainColor"), _INK)
+    "axis": dict.fromkeys(("labelColor", "titleColor", "tickColor", "domainColor"), INK)
     | {"gridColor": "#88888855"},
-    "legend": {"labelColor": _INK, "titleColor": _INK},
-    "header": {"labelColor": _INK, "titleColor": _INK},
+    "legend": {"labelColor": INK, "titleColor": INK},
+    "header": {"labelColor": INK, "titleColor": INK},
 }
 
 
@@ -64,8 +64,8 @@ def trade_off(result: StudyResult) -> alt.FacetChart | None:
     gain, change = "gain in language ability", "change of task ability"
     x, y = alt.X("gain:Q", title=gain).scale(zero=False), alt.Y("change:Q", title=change)
     zero = base.transform_calculate(zero="0").mark_rule(strokeDash=[4, 4], color="#888")
-    interval = {"opacity": 0.35, "color": _POINT}
-    label = {"align": "left", "dx": 7, "dy": -5, "fontSize": 10, "color": _INK}
+    interval = {"opacity": 0.35, "color": POINT_COLOUR}
+    label = {"align": "left", "dx": 7, "dy": -5, "fontSize": 10, "color": INK}
     means = base.transform_filter("isValid(datum.gain)")
     seeds = base.transform_filter("isValid(datum.seed_gain)")
     return (
@@ -73,14 +73,14 @@ def trade_off(result: StudyResult) -> alt.FacetChart | None:
             zero.encode(y="zero:Q"),
             means.mark_rule(**interval).encode(x=alt.X("gain_low:Q", title=gain), x2="gain_high", y=y),
             means.mark_rule(**interval).encode(x=x, y=alt.Y("change_low:Q", title=change), y2="change_high"),
-            seeds.mark_point(size=30, opacity=0.6, color=_POINT).encode(
+            seeds.mark_point(size=30, opacity=0.6, color=POINT_COLOUR).encode(
                 x=alt.X("seed_gain:Q", title=gain), y=alt.Y("seed_change:Q", title=change)
             ),
-            means.mark_point(filled=True, size=60, opacity=1, color=_POINT).encode(x=x, y=y),
+            means.mark_point(filled=True, size=60, opacity=1, color=POINT_COLOUR).encode(x=x, y=y),
             means.mark_text(**label).encode(x=x, y=y, text="strategy:N"),
             data=alt.Data(values=rows),
         )
-        .properties(width=_WIDTH, height=380)
+        .properties(width=WIDTH, height=380)
         .facet(row=alt.Row("data:N", title=None))
         .resolve_scale(x="independent")
     )
@@ -117,7 +117,7 @@ def bits_per_character(result: StudyResult) -> alt.LayerChart | None:
     return alt.layer(
         base.mark_rule(opacity=0.5).encode(x=alt.X("low:Q", title=title), x2="high"),
         base.mark_point(filled=True, size=80).encode(x=alt.X("bits:Q", title=title)),
-    ).properties(width=_WIDTH)
+    ).properties(width=WIDTH)
 
 
 def training_loss(result: StudyResult) -> alt.Chart | None:
@@ -137,7 +137,7 @@ def training_loss(result: StudyResult) -> alt.Chart | None:
             y=alt.Y("loss:Q", title="loss in nats per token", scale=alt.Scale(zero=False)),
             color=alt.Color("cell:N", title="cell"),
         )
-        .properties(width=_WIDTH, height=260)
+        .properties(width=WIDTH, height=260)
     )
 
 
@@ -213,4 +213,4 @@ def job_of(chart: Any) -> Job:
 
 def svg_of(drawing: bytes) -> str:
     """Return the SVG of a drawing of `job_of`; texts in it are escaped by the renderer."""
-    return drawing.decode().replace(_INK, "currentColor")
+    return drawing.decode().replace(INK, "currentColor")

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from lingraft.config.load import dump_study
@@ -92,15 +91,11 @@ def write_page(result: StudyResult, study: Study, reported: Callable[[str], None
 
 def render_page(result: StudyResult, study: Study, reported: Callable[[str], None] | None = None) -> str:
     """Return the page's HTML; arguments as of `write_page`."""
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string((files("lingraft.report") / "page.html").read_text(encoding="utf-8"))
     measures = measures_of(result)
     matrices, figures, problem = _drawn(result)
     if problem and reported is not None:
         reported(problem)
-    return template.render(
+    return template_of("page.html").render(
         study=study,
         study_file=dump_study(study),
         result=result,
@@ -131,6 +126,18 @@ def render_page(result: StudyResult, study: Study, reported: Callable[[str], Non
             (name or "").startswith("embedded:") for name in (study.model, study.phases[0].checkpoint)
         ),
     )
+
+
+def template_of(name: str) -> Template:
+    """Return a page's template; it escapes all that it is given."""
+    environment = Environment(
+        loader=PackageLoader("lingraft", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
 
 
 def _drawn(result: StudyResult) -> tuple[list[_Figure], list[_Figure], str]:

@@ -8,23 +8,29 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lingraft.errors import ModelError
+from lingraft.errors import DataError, ModelError
+from lingraft.models.loaded import display_name, model_in_memory, name_of
 from lingraft.representation.covariance import covariance_change, trace_change, variance_change
-from lingraft.representation.prompts import Prompt
+from lingraft.representation.prompts import prompts_of
 from lingraft.representation.similarity import linear_cka, mean_cosine
 from lingraft.representation.states import (
+    AskedPrompts,
     LayerStates,
     Positions,
     check_alike,
+    check_positions,
     encode_alike,
     model_states,
 )
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from lingraft.models.compute import Compute
 
 
@@ -129,9 +135,10 @@ class DriftOfModels:
 
 
 def drift_of_models(
-    models: Sequence[str],
-    prompts: Sequence[Prompt],
+    models: Sequence[str | Path | PreTrainedModel],
+    prompts: AskedPrompts,
     *,
+    tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
     positions: Positions = "prompt",
     max_length: int = 1024,
     compute: Compute | None = None,
@@ -143,11 +150,13 @@ def drift_of_models(
     One model is in memory at a time, beside what is kept of the first one's states and its own (`layer_states`).
 
     Args:
-        models: Two or more: folders, hub ids or embedded:NAME.
-        prompts: From `read_prompts` or `prompt_of`; at least one.
+        models: Two or more: folders, hub ids, embedded:NAME, or models in memory.
+        prompts: A list of texts, of `Prompt` or of `Example`; or a .txt file, MT-Bench file or data set by its name.
+        tokenizer: Of the models in memory; None: those that lie where they were loaded from.
         positions: `prompt`: every token of the prompts; `last`: the one after which the answer begins.
         max_length: Tokens of a prompt; longer ones lose their beginning, and are counted.
-        compute: What runs the models, and the type that their weights are held in; None: float32.
+        compute: What runs models that are loaded by their names, and the type that their weights are held in; None:
+            float32. Those in memory run where they are, in their own type.
         trust_remote_code: Run code that a model brings along.
         on_progress: Called with the model's name, its prompts done and all of them.
 
@@ -156,25 +165,32 @@ def drift_of_models(
             compared: another architecture, width, number of layers, or other tokens of the prompts.
         DataError: There are no prompts, or a chat template refuses one.
     """
+    check_positions(positions)
+    if isinstance(models, (str, Path)) or not isinstance(models, Sequence):
+        raise ModelError(f"models {models!r:.80}: give two models or more in a list.")
     if len(models) < 2:
         raise ModelError(f"{len(models)} model has nothing to drift from; name two or more.")
-    check_alike(models, trust_remote_code=trust_remote_code)
-    encoded = encode_alike(models, prompts, max_length=max_length, trust_remote_code=trust_remote_code)
+    known = [name_of(one) or model_in_memory(one) for one in models]
+    said = prompts_of(prompts)
+    check_alike(known, trust_remote_code=trust_remote_code)
+    encoded = encode_alike(
+        known, said, tokenizer=tokenizer, max_length=max_length, trust_remote_code=trust_remote_code
+    )
 
     states = (
         model_states(
-            name,
+            model,
             encoded,
             positions=positions,
             compute=compute,
             trust_remote_code=trust_remote_code,
-            on_progress=None if on_progress is None else partial(on_progress, name),
+            on_progress=None if on_progress is None else partial(on_progress, display_name(model)),
         )
-        for name in models
+        for model in known
     )
     first = next(states)
     return DriftOfModels(
-        drifts=tuple(drift_between(name, first, next(states)) for name in models[1:]),
+        drifts=tuple(drift_between(display_name(model), first, next(states)) for model in known[1:]),
         prompts=len(encoded.ids),
         tokens=sum(map(len, encoded.ids)) if positions == "prompt" else len(encoded.ids),
         positions=positions,
@@ -192,13 +208,25 @@ def drift_between(name: str, before: Sequence[LayerStates], after: Sequence[Laye
 
     Raises:
         ModelError: The models have not as many layers, or other widths.
+        DataError: These are no states, or none of the same prompts.
     """
+    for layers in (before, after):
+        if not isinstance(layers, Sequence) or [one for one in layers if not isinstance(one, LayerStates)]:
+            raise DataError("states: give what layer_states returns, of two models and the same prompts.")
+        if not layers:
+            raise DataError("states: there are none, of no layer.")
     if len(before) != len(after):
         raise ModelError(f"{name}: has {len(after)} decoder layers, the first model has {len(before)}.")
     for states, other_states in zip(before, after, strict=True):
         width, other_width = (len(next(iter(own.moments.values())).mean) for own in (states, other_states))
         if width != other_width:
             raise ModelError(f"{name}: its states are {other_width} wide, the first model's {width}.")
+    for one, other in zip(before, after, strict=True):
+        counts, other_counts = (
+            {tag: own.n for tag, own in states.moments.items()} for states in (one, other)
+        )
+        if counts != other_counts:
+            raise DataError(f"{name}: its states are of other prompts or tokens than the first model's.")
     languages = list(before[0].moments)
     return Drift(
         model=name,

@@ -12,14 +12,14 @@ import numpy as np
 
 from lingraft.config.paths import user_path
 from lingraft.config.schema import DataSource
-from lingraft.data.example import Example, Message
+from lingraft.data.example import UNDETERMINED_LANGUAGE, Example, Message
 from lingraft.data.example_table import select
 from lingraft.data.formats import row_language
 from lingraft.data.readers import PROMPT_FIELD, data_suffix
 from lingraft.data.row_fields import Row, RowError
 from lingraft.data.row_sequence import MadeWhenAsked
 from lingraft.data.rows import open_rows
-from lingraft.data.sources import load_data
+from lingraft.data.sources import LoadedData, load_data
 from lingraft.errors import DataError
 
 _PROMPT_FILES = (".txt", ".jsonl", ".json")
@@ -82,6 +82,37 @@ def _from_prompt_file(spec: DataSource, base_folder: Path) -> list[Prompt] | Non
             raise DataError(f"{row.place}: {error}.") from None
         prompts.append(Prompt((Message("user", said),), tag))
     return prompts
+
+
+def prompts_of(given: object) -> Sequence[Prompt]:
+    """Return prompts, of what a user gives: a source as `read_prompts` takes it, a list of texts, or examples.
+
+    Raises:
+        DataError: It is none of these, or there are none.
+    """
+    if isinstance(given, (str, Path)):
+        try:
+            return read_prompts(str(given))
+        except DataError as error:
+            raise DataError(f'{error} A prompt itself stands in a list: ["{str(given)[:40]}"].') from None
+    rows = given.examples if isinstance(given, LoadedData) else given
+    if not isinstance(rows, Sequence):
+        raise DataError(
+            f"prompts: {'None' if given is None else f'a {type(given).__name__}'} holds none; give a list of texts, "
+            "or a .txt file or a data set by its name."
+        )
+    if not rows:
+        raise DataError("there are no prompts to look at the model's states with.")
+    if isinstance(rows[0], Prompt):
+        return rows
+    if isinstance(rows[0], Example):
+        return MadeWhenAsked(rows, lambda _, example: prompt_of(example))
+    for number, text in enumerate(rows):
+        if not isinstance(text, str) or not text.strip():
+            raise DataError(
+                f"prompts[{number}] is {text!r:.80}: give texts, lingraft.Prompt or lingraft.Example."
+            )
+    return [Prompt((Message("user", text),), UNDETERMINED_LANGUAGE) for text in rows]
 
 
 def prompt_of(example: Example) -> Prompt:

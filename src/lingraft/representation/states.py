@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,20 +16,31 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lingraft.data.batching import token_budget_batches
 from lingraft.data.chat_format import chat_format
-from lingraft.errors import DataError, ModelError
+from lingraft.errors import ConfigError, DataError, ModelError
 from lingraft.models.compute import compute_for
-from lingraft.models.context_length import at_most, context_length
+from lingraft.models.context_length import at_most, context_length, context_length_of
 from lingraft.models.layers import layer_of
+from lingraft.models.loaded import (
+    display_name,
+    in_evaluation_mode,
+    model_in_memory,
+    name_of,
+    tokenizer_for,
+)
 from lingraft.models.loading import check_model, load_model, load_tokenizer, model_folder
 from lingraft.models.token_ids import check_token_ids, embedding_rows
 from lingraft.representation.covariance import Moments
-from lingraft.representation.prompts import Prompt
+from lingraft.representation.prompts import Prompt, prompts_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from lingraft.data.example import Example
+    from lingraft.data.sources import LoadedData
     from lingraft.models.compute import Compute
 
+AskedPrompts: TypeAlias = "str | Path | LoadedData | Sequence[str] | Sequence[Prompt] | Sequence[Example]"
+"""What `prompts_of` takes."""
 Positions = Literal["prompt", "last"]
 POSITIONS: tuple[Positions, ...] = ("prompt", "last")
 KEPT_BYTES = 2**30  # of the states that are kept for CKA, of all layers of a model
@@ -88,7 +99,7 @@ def encode_prompts(
     )
 
 
-def check_alike(models: Sequence[str], *, trust_remote_code: bool = False) -> None:
+def check_alike(models: Sequence[str | PreTrainedModel], *, trust_remote_code: bool = False) -> None:
     """Refuse models whose states cannot be compared, by their configurations: before any is loaded.
 
     Raises:
@@ -100,10 +111,14 @@ def check_alike(models: Sequence[str], *, trust_remote_code: bool = False) -> No
     first: tuple[str, int | None, int | None] | None = (
         None  # architecture, layers and width of the first model
     )
-    for name in models:
-        folder = model_folder(name, trust_remote_code=trust_remote_code)
-        check_model(name, folder, trust_remote_code=trust_remote_code)
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    for model in models:
+        name = display_name(model)
+        if isinstance(model, str):
+            folder = model_folder(name, trust_remote_code=trust_remote_code)
+            check_model(name, folder, trust_remote_code=trust_remote_code)
+            config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        else:
+            config = model.config
         decoder = config.get_text_config()
         layers, width = getattr(decoder, "num_hidden_layers", None), getattr(decoder, "hidden_size", None)
         first = first or (config.model_type, layers, width)
@@ -118,34 +133,48 @@ def check_alike(models: Sequence[str], *, trust_remote_code: bool = False) -> No
 
 
 def encode_alike(
-    models: Sequence[str],
+    models: Sequence[str | PreTrainedModel],
     prompts: Sequence[Prompt],
     *,
+    tokenizer: object = None,
     max_length: int = 1024,
     trust_remote_code: bool = False,
 ) -> EncodedPrompts:
     """Return the prompts as tokens, the same for all models.
 
+    Args:
+        models: Names, or models in memory.
+        prompts: At least one.
+        tokenizer: Of the models in memory; None: those that lie where they were loaded from.
+        max_length: Tokens of a prompt; longer ones lose their beginning.
+        trust_remote_code: Run code that a model brings along.
+
     Raises:
         ModelError: A model makes other tokens of them than the first.
         DataError: A chat template refuses a prompt.
     """
-    for name in models:
-        folder = model_folder(name, trust_remote_code=trust_remote_code)
-        max_length = at_most(max_length, context_length(folder, trust_remote_code=trust_remote_code))
-    tokenizers = [load_tokenizer(name, trust_remote_code=trust_remote_code) for name in models]
-    encoded = [encode_prompts(prompts, tokenizer, max_length=max_length) for tokenizer in tokenizers]
-    for name, own in zip(models, encoded, strict=True):
+    tokenizers = []
+    for model in models:
+        if isinstance(model, str):
+            folder = model_folder(model, trust_remote_code=trust_remote_code)
+            most = context_length(folder, trust_remote_code=trust_remote_code)
+            tokenizers.append(load_tokenizer(model, trust_remote_code=trust_remote_code))
+        else:
+            most = context_length_of(model.config)
+            tokenizers.append(tokenizer_for(model, tokenizer, trust_remote_code=trust_remote_code))
+        max_length = at_most(max_length, most)
+    encoded = [encode_prompts(prompts, own, max_length=max_length) for own in tokenizers]
+    for model, own in zip(models, encoded, strict=True):
         if own.ids != encoded[0].ids:
             raise ModelError(
-                f"{name}: its tokenizer or chat template makes other tokens of the prompts than {models[0]}'s, so "
-                "states cannot be compared token by token."
+                f"{display_name(model)}: its tokenizer or chat template makes other tokens of the prompts than "
+                f"{display_name(models[0])}'s, so states cannot be compared token by token."
             )
     return encoded[0]
 
 
 def model_states(
-    name: str | Path,
+    name: str | Path | PreTrainedModel,
     prompts: EncodedPrompts,
     *,
     positions: Positions = "prompt",
@@ -156,7 +185,7 @@ def model_states(
     """Load a model, run it over the prompts and let it go; see `layer_states`, also for the other arguments and errors.
 
     Args:
-        name: Folder, hub id or embedded:NAME.
+        name: Folder, hub id or embedded:NAME; a model in memory runs where it is, in its own type.
         prompts: From `encode_prompts`.
         positions: See `layer_states`.
         compute: What runs the model, and the type that its weights are held in; None: float32, which shows what
@@ -164,6 +193,8 @@ def model_states(
         trust_remote_code: Run code that the model brings along.
         on_progress: See `layer_states`.
     """
+    if not isinstance(name, (str, Path)):
+        return layer_states(name, prompts, positions=positions, on_progress=on_progress)
     compute = compute or compute_for("float32")
     model = load_model(name, dtype=compute.held, trust_remote_code=trust_remote_code)
     model.to(compute.device)  # type: ignore[arg-type]
@@ -171,10 +202,13 @@ def model_states(
 
 
 def layer_states(
-    model: PreTrainedModel,
-    prompts: EncodedPrompts,
+    model: str | Path | PreTrainedModel,
+    prompts: EncodedPrompts | AskedPrompts,
     *,
+    tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
     positions: Positions = "prompt",
+    max_length: int = 1024,
+    trust_remote_code: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[LayerStates]:
     """Return, layer by layer, what the decoder layers give for the prompts.
@@ -184,18 +218,64 @@ def layer_states(
     FEWEST_KEPT of each layer where that is more.
 
     Args:
-        model: A causal language model, in evaluation mode.
-        prompts: From `encode_prompts`.
+        model: A causal language model in memory, which is left as it was; or a folder, hub id or `embedded:NAME`, which
+            is loaded in float32.
+        prompts: A list of texts, of `Prompt` or of `Example`; a .txt file, MT-Bench file or data set by its name; or
+            what `encode_prompts` returned.
+        tokenizer: Of a model in memory; None: the one that lies where it was loaded from. Tokens need none.
         positions: `prompt`: every token of the prompt; `last`: the one after which the answer begins.
+        max_length: Tokens of a prompt; longer ones lose their beginning.
+        trust_remote_code: Run code that the model brings along.
         on_progress: Called with the prompts done and all of them.
 
     Raises:
+        ConfigError: There are no such positions.
         DataError: There are no prompts.
         ModelError: The model has no embedding of a token or no decoder layers that its modules' names show, or its
             states are not finite.
     """
+    check_positions(positions)
+    name = name_of(model)
+    known = model_in_memory(model) if name is None else None
+    if not isinstance(prompts, EncodedPrompts):
+        prompts = encode_alike(
+            [name or known],  # type: ignore[list-item]
+            prompts_of(prompts),
+            tokenizer=tokenizer,
+            max_length=max_length,
+            trust_remote_code=trust_remote_code,
+        )
     if not prompts.ids:
         raise DataError("there are no prompts to look at the model's states with.")
+    if name is not None:
+        return model_states(
+            name,
+            prompts,
+            positions=positions,
+            trust_remote_code=trust_remote_code,
+            on_progress=on_progress,
+        )
+    assert known is not None
+    with in_evaluation_mode(known):
+        return _layer_states(known, prompts, positions, on_progress)
+
+
+def check_positions(positions: str) -> None:
+    """Refuse what names no tokens of a prompt.
+
+    Raises:
+        ConfigError: With those that there are.
+    """
+    if positions not in POSITIONS:
+        raise ConfigError(f"positions {positions!r}: choose {' or '.join(POSITIONS)}.")
+
+
+def _layer_states(
+    model: PreTrainedModel,
+    prompts: EncodedPrompts,
+    positions: Positions,
+    on_progress: Callable[[int, int], None] | None,
+) -> list[LayerStates]:
     tokens = (token for ids in prompts.ids for token in ids)
     check_token_ids(tokens, embedding_rows(model), None, "the prompts")
     layers = _decoder_layers(model)

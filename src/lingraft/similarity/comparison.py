@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, permutations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lingraft.data.example import Example
 from lingraft.data.example_table import select
-from lingraft.errors import DataError
+from lingraft.data.sources import data_source_of, examples_of
+from lingraft.errors import ConfigError, DataError
 from lingraft.records import to_json
 from lingraft.similarity.block_sums import BlockSums, EncodedRows, encode_rows
 from lingraft.similarity.embedding_similarity import (
+    DataSet,
     EmbeddingSimilarity,
     check_languages,
     similarity_of_sums,
 )
-from lingraft.similarity.encoders import Encoder, Vectors
+from lingraft.similarity.encoders import EMBEDDED, Encoder, Vectors, encoder_of
 
 FIRST_SAMPLE = 500  # rows of each set; doubled until the intervals are narrow enough
 NEIGHBOURS_AMONG = 2000  # rows of each set
@@ -128,8 +131,8 @@ class Comparison:
 
 
 def compare_sets(
-    sets: Mapping[str, Sequence[Example]],
-    encoder: Encoder,
+    sets: Mapping[str, DataSet] | Sequence[str | Path],
+    encoder: Encoder | str = EMBEDDED,
     *,
     precision: float | None = 0.005,
     closeness: float = 0.8,
@@ -143,19 +146,34 @@ def compare_sets(
     alone. Looking several times makes intervals a little too narrow, by less than their steps from look to look.
 
     Args:
-        sets: Examples by name, two sets or more.
-        encoder: Sentence encoder.
+        sets: By name, two or more: examples, or what `load_data` returns or takes; rows need no answer. Or a list of
+            sources, which are their names.
+        encoder: Sentence encoder, or its name: `embedded`, `labse`, a sentence-transformers id or folder.
         precision: Half-width of the intervals to stop at; None: encode every row.
         closeness: Cosine from which a nearest neighbour counts as a close counterpart.
         seed: Of the draw.
         on_progress: Called with the set's name, rows encoded and rows it has.
 
     Raises:
-        DataError: Fewer than two sets, an empty one, or one in a language that the encoder does not know.
+        DataError: Fewer than two sets, one that cannot be read, an empty one, or one in a language that the encoder
+            does not know.
+        ConfigError: There is no such encoder, or a figure is out of its range.
     """
-    if len(sets) < 2:
-        raise DataError(f"{len(sets)} data set cannot be compared; name two or more.")
-    samples = [_Sample(name, rows, encoder, seed) for name, rows in sets.items()]
+    if precision is not None and not 0 < precision < 1:
+        raise ConfigError(f"precision {precision}: must lie between 0 and 1; None encodes every row.")
+    if not -1 <= closeness <= 1:
+        raise ConfigError(f"closeness {closeness}: is a cosine, from -1 to 1.")
+    if isinstance(sets, str) or not isinstance(sets, (Mapping, Sequence)):
+        raise DataError(f"sets {sets!r:.80}: give two data sets or more, by name or in a list.")
+    named = sets if isinstance(sets, Mapping) else {str(one): one for one in sets}
+    if len(named) < 2:
+        raise DataError(f"{len(named)} data set cannot be compared; name two or more.")
+    if not isinstance(sets, Mapping):
+        for source in sets:
+            data_source_of(source, str(source))
+    encoder = encoder_of(encoder)
+    read = {name: examples_of(given, name, answered=False) for name, given in named.items()}
+    samples = [_Sample(name, rows, encoder, seed) for name, rows in read.items()]
     positions = list(combinations(range(len(samples)), 2))
     growing = set(range(len(samples)))
     pairs: dict[tuple[int, int], EmbeddingSimilarity] = {}
@@ -187,8 +205,8 @@ def compare_sets(
                 for second, b in parts[1].items()
             ]
     return Comparison(
-        names=tuple(sets),
-        rows=tuple(len(rows) for rows in sets.values()),
+        names=tuple(read),
+        rows=tuple(len(rows) for rows in read.values()),
         encoded=tuple(sample.done for sample in samples),
         pairs=pairs,
         by_language=tuple(by_language),

@@ -6,19 +6,25 @@ the paper's value stands one that is corrected for the size of the sets, with an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 from scipy import stats
 
+from lingraft.config.schema import DataSource
 from lingraft.data.example import UNDETERMINED_LANGUAGE, Example
 from lingraft.data.example_table import columns_of
+from lingraft.data.sources import LoadedData, examples_of
 from lingraft.errors import DataError
 from lingraft.similarity.block_sums import BlockSums, Floats, encode_rows
-from lingraft.similarity.encoders import Encoder
+from lingraft.similarity.encoders import EMBEDDED, Encoder, encoder_of
 from lingraft.text.language_tags import primary_subtag
+
+DataSet: TypeAlias = Sequence[Example] | LoadedData | DataSource | str | Path | Mapping[str, Any]
+"""What stands for a data set: examples, what `load_data` returns, or what it takes."""
 
 CONFIDENCE = 0.95
 FEWEST_BLOCKS = 5  # an interval from fewer says nothing about its own width
@@ -53,28 +59,39 @@ class EmbeddingSimilarity:
 
 
 def dataset_embedding_similarity(
-    first: Sequence[Example],
-    second: Sequence[Example],
-    encoder: Encoder,
+    first: DataSet,
+    second: DataSet,
+    encoder: Encoder | str = EMBEDDED,
     *,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> EmbeddingSimilarity:
     """Return DES(D1, D2) = <e(D1), e(D2)> over the instructions (the user's turns, never the answers).
 
     e(D) is the mean embedding divided by its L2 norm. Every row is read and encoded once; memory does not grow with
-    the sets. See `similarity_of_sums` for the correction and the interval. `on_progress` is called with the
-    instructions encoded so far and their number.
+    the sets. See `similarity_of_sums` for the correction and the interval.
+
+    Args:
+        first: A data set: examples, what `load_data` returns or takes; rows need no answer.
+        second: Another one.
+        encoder: Sentence encoder, or its name: `embedded`, `labse`, a sentence-transformers id or folder.
+        on_progress: Called with the instructions encoded so far and their number.
 
     Raises:
-        DataError: A set is empty, or in a language that the encoder does not know, or its embeddings cancel to zero.
+        DataError: A set cannot be read, is empty, or in a language that the encoder does not know, or its embeddings
+            cancel to zero.
+        ConfigError: There is no such encoder.
     """
-    for examples in (first, second):
-        check_languages(examples, encoder)
-    total = len(first) + len(second)
+    known = encoder_of(encoder)
+    sets = [
+        examples_of(given, place, answered=False) for place, given in (("first", first), ("second", second))
+    ]
+    for examples in sets:
+        check_languages(examples, known)
+    total = sum(map(len, sets))
     report = on_progress or (lambda *_: None)
-    one = encode_rows(first, encoder, on_progress=lambda done: report(done, total)).whole
-    other = encode_rows(second, encoder, on_progress=lambda done: report(len(first) + done, total)).whole
-    return similarity_of_sums(one, other, encoder.name)
+    one = encode_rows(sets[0], known, on_progress=lambda done: report(done, total)).whole
+    other = encode_rows(sets[1], known, on_progress=lambda done: report(len(sets[0]) + done, total)).whole
+    return similarity_of_sums(one, other, known.name)
 
 
 def similarity_of_sums(first: BlockSums, second: BlockSums, encoder: str) -> EmbeddingSimilarity:

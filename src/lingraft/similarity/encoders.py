@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -105,6 +106,23 @@ class SentenceTransformer:
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Return one vector per text, [n, d] float32."""
         return np.asarray(self._model.encode(list(texts), show_progress_bar=False), dtype=np.float32)
+
+
+def encoder_of(given: object) -> Encoder:
+    """Return an encoder, of what a user gives: one, or its name as `load_encoder` takes it.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    if isinstance(given, (str, Path)):
+        return load_encoder(str(given))
+    if not callable(getattr(given, "encode", None)) or not isinstance(getattr(given, "name", None), str):
+        raise ConfigError(
+            f"encoder: a {type(given).__name__} is none; give `embedded`, `labse`, a sentence-transformers id or "
+            "folder, or an object with `name`, `languages` and `encode(texts)`."
+        )
+    encoder: Any = given
+    return encoder  # type: ignore[no-any-return]
 
 
 def load_encoder(name: str) -> Encoder:

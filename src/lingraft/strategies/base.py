@@ -211,6 +211,11 @@ class Strategy(Section):
         return self.needs
 
     @property
+    def mixes(self) -> bool:
+        """Whether it may mix rows in."""
+        return False
+
+    @property
     def holds_replayed(self) -> bool:
         """Whether it acts on replayed rows, whoever mixed them in: without any the phase is trained without it."""
         return False

@@ -159,6 +159,37 @@ def swept(choice: StrategyChoice) -> tuple[StrategyChoice, ...]:
     return tuple(found)
 
 
+def composition_of(strategies: object) -> Composition:
+    """Build strategies as a script writes them: one, or a list that is applied together, each as in a study file.
+
+    Raises:
+        ConfigError, StrategyError: As `build`; or they are none, or say what only a study decides.
+    """
+    if isinstance(strategies, StrategyChoice):
+        choice = strategies
+    else:
+        try:
+            choice = StrategyChoice.model_validate(strategies)
+        except ValidationError as error:
+            detail = error.errors(include_url=False)[0]
+            problem = str(detail["msg"]).removeprefix("Value error, ")
+            if detail["type"] == "too_short":
+                problem = "name at least one, such as ['english_replay']"
+            raise ConfigError(f"strategies: {problem[:1].lower()}{problem[1:]}") from None
+    for part in choice.parts:
+        if part.training.model_dump(exclude_none=True):
+            raise ConfigError(
+                f"{part.kind!r}: `training` sets options of a study's training; in a script of your own set them in "
+                "the trainer's arguments."
+            )
+    composition = build(choice)
+    if choice.is_mixed:
+        raise StrategyError(
+            f"{MIXED!r} is no strategy to apply: train the base model on the rows of both phases instead."
+        )
+    return composition
+
+
 def build(choice: StrategyChoice) -> Composition:
     """Build the strategies of a choice.
 

@@ -41,6 +41,11 @@ class EnglishReplay(Strategy):
             return frozenset()
         return frozenset(("english",) if self.source == "parallel" else ("previous_data",))
 
+    @property
+    def mixes(self) -> bool:
+        """Unless its share is 0."""
+        return self.share > 0
+
     def mix(self, phase_data: Sequence[Example], context: Context) -> Mix:
         """Return the phase's examples with the replayed ones among them.
 

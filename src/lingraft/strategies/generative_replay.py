@@ -72,6 +72,11 @@ class GenerativeReplay(Strategy):
         """What it needs; with `auto` also whatever prompts there are."""
         return frozenset(_NEEDS.values()) if self.prompts == "auto" else self.needs
 
+    @property
+    def mixes(self) -> bool:
+        """Unless its share is 0."""
+        return self.share > 0
+
     def mix(self, phase_data: Sequence[Example], context: Context) -> Mix:
         """Return the phase's examples with the generated ones among them.
 

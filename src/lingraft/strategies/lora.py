@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _ALL_LINEAR = "all-linear"
-_ADAPTER, _WEIGHTS = "adapter", "adapter_model.safetensors"
+ADAPTER = "adapter"  # the folder, in the stage's
+_WEIGHTS = "adapter_model.safetensors"
 
 
 class Lora(Strategy):
@@ -104,7 +105,7 @@ class Lora(Strategy):
         return frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
 
     def keep(self, model: PreTrainedModel, folder: Path) -> None:
-        """Write the adapters, to be put on the model that the phase started from."""
+        """Write the adapters, to be put on the model that the phase started from, whose folder they name."""
         if not self.keep_adapter:
             return
         from peft import get_peft_model_state_dict
@@ -112,10 +113,13 @@ class Lora(Strategy):
 
         wrapped: Any = model
         weights = get_peft_model_state_dict(wrapped)
-        # The path of the model that it belongs to is this machine's, and would make equal runs differ.
-        config = replace(wrapped.peft_config["default"], base_model_name_or_path=None, inference_mode=True)
-        config.save_pretrained(folder / _ADAPTER)
-        save_file({name: own.contiguous() for name, own in weights.items()}, folder / _ADAPTER / _WEIGHTS)
+        own = wrapped.peft_config["default"]
+        base = own.base_model_name_or_path  # the folder that the phase started from
+        config = replace(
+            own, base_model_name_or_path=str(Path(base).absolute()) if base else None, inference_mode=True
+        )
+        config.save_pretrained(folder / ADAPTER)
+        save_file({name: one.contiguous() for name, one in weights.items()}, folder / ADAPTER / _WEIGHTS)
 
 
 def merge(model: PreTrainedModel) -> PreTrainedModel:

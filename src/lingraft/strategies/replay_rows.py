@@ -84,6 +84,7 @@ def make_replay(
     source: str = SELF,
     pool: Sequence[Example] | None = None,
     name: str | None = None,
+    answered: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
     noted: Callable[[str], None] = lambda _: None,
 ) -> ReplayRows:
@@ -103,6 +104,7 @@ def make_replay(
         pool: Rows whose last answer is made anew, in this order; None: prompts are sampled from the model itself,
             from an empty user turn.
         name: The model's name for the provenance; None: the hash of its weights.
+        answered: Whether the prompts are answered; else their last turn stays as it is, and is dropped for no reason.
         on_progress: Called with the rows that are done and wanted.
         noted: Called with a sentence where a log was damaged.
 
@@ -146,7 +148,8 @@ def make_replay(
                 noted(log.damage)
         model = _Model(folder, settings)
         prompts = _Sampled(model, logs[0]) if pool is None else _Given(pool)
-        made = _take(wanted, prompts, _Answers(model, logs[1]), origin, on_progress)
+        answers = _Answers(model, logs[1]) if answered else _Unanswered(model, logs[1])
+        made = _take(wanted, prompts, answers, origin, on_progress)
     del model, prompts
     gc.collect()  # the model: training is about to load another
     return made
@@ -351,3 +354,12 @@ class _Answers:
         if longest is not None and len(ids) + self._model.settings.sampling.max_new_tokens > longest:
             return "too_long"
         return TokenPrompt(tuple(ids), _seed(self._model.settings, "answer", number))
+
+
+class _Unanswered(_Answers):
+    """Answers for those who want the prompts alone."""
+
+    def to(self, prompts: Mapping[int, Example | str], on_batch: Callable[[int], None]) -> dict[int, _Reply]:
+        """Return no words for each prompt."""
+        on_batch(len(prompts))
+        return {number: _Reply() for number, prompt in prompts.items() if isinstance(prompt, Example)}

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from lingraft.config import load
 from lingraft.config.checks import choices_of
@@ -40,18 +41,31 @@ _TRACKER_MODULES = {
 _DES = "des"
 
 
-def load_study(path: Path | str, overrides: Sequence[str] = (), base_folder: Path | None = None) -> Study:
+def load_study(
+    path: Path | str | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    base_folder: str | Path | None = None,
+) -> Study:
     """Read, override and check a study file, the names that it uses included.
 
     Args:
-        path: The YAML file.
+        path: The YAML file, or its content in a dict.
         overrides: `key=value` pairs, such as `training.epochs=2`; see docs/study_file.md.
         base_folder: See `name_problems`.
 
     Raises:
         ConfigError: The file cannot be read, or anything in it is wrong; one message with every error.
     """
-    return load.load_study(path, overrides, lambda study: name_problems(study, base_folder))
+    given: object = path
+    if not isinstance(given, (str, Path, Mapping)):
+        kind = "None" if path is None else f"a {type(path).__name__}"
+        raise ConfigError(f"{kind} is no study: give a YAML file, or its content in a dict.")
+    if isinstance(overrides, str) or [one for one in overrides if not isinstance(one, str)]:
+        raise ConfigError(
+            f"overrides {overrides!r:.80}: give a list of texts, such as ['training.epochs=2']."
+        )
+    folder = None if base_folder is None else Path(base_folder)
+    return load.load_study(path, overrides, lambda study: name_problems(study, folder))
 
 
 def check_names(study: Study, base_folder: Path) -> None:

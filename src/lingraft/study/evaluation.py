@@ -19,7 +19,7 @@ from lingraft.config.schema import UNCOMPARED_JUDGE_FIELDS, Evaluation, JudgeCho
 from lingraft.errors import ConfigError, EvaluationError
 from lingraft.evaluate.catalogue import data_places
 from lingraft.evaluate.checks import check_names
-from lingraft.evaluate.common_items import common_items
+from lingraft.evaluate.common_items import CommonItems, common_items
 from lingraft.evaluate.predictions import Prediction, read_predictions
 from lingraft.evaluate.results import EvaluationRecord, ModelDifferences, Scores, TaskScore
 from lingraft.evaluate.running import evaluate_model
@@ -37,7 +37,6 @@ from lingraft.study.execute import Executor
 from lingraft.study.limits import LimitResult
 from lingraft.study.reach import judge_failure
 from lingraft.study.stages.evaluate import (
-    EVALUATION_SPLIT,
     MANIFEST,
     PREDICTIONS,
     Evaluate,
@@ -56,7 +55,7 @@ if TYPE_CHECKING:
     from lingraft.evaluate.running import OnProgress
 
 FORMAT = 2
-"""Of what `lingraft evaluate` prints and records of a model; without one it is 1, of earlier versions."""
+"""Of what `lingraft evaluate` prints, and records of a model; without one it is 1, of earlier versions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +68,7 @@ class EvaluationOptions:
         languages: BCP-47 tags besides English.
         data_dir: Folder of local copies of data sets; None: none.
         limit: Most items of each task; None: the suite's.
+        part: See there.
         batch_size: See there.
         max_new_tokens: Most tokens of an answer; None: each task's own.
         repeat: See there (`repeats`).
@@ -83,6 +83,7 @@ class EvaluationOptions:
     languages: tuple[str, ...] = ()
     data_dir: str | None = None
     limit: int | None = None
+    part: Literal["all", "selection", "report"] = "all"
     batch_size: int | None = None
     max_new_tokens: int | None = None
     repeat: int = 1
@@ -111,8 +112,13 @@ class Asked:
     def to_json(self) -> dict[str, Json]:
         """Return the options as `lingraft evaluate` records them; a judge without what no result depends on."""
         judge = self.options.judge
+        idle = self.questions.evaluation.idle_fields
         return {
-            **{one.name: getattr(self.options, one.name) for one in fields(self.options)},
+            **{
+                one.name: getattr(self.options, one.name)
+                for one in fields(self.options)
+                if one.name not in idle
+            },
             "tasks": sorted(self.options.tasks),
             "languages": list(self.options.languages),
             "judge": None if judge is None else judge.model_dump(exclude=UNCOMPARED_JUDGE_FIELDS),
@@ -199,11 +205,13 @@ class PrintedEvaluation:
     """What `lingraft evaluate --json` prints (docs/evaluation.md).
 
     Attributes:
+        format: Version of this format.
         folder: Of the results.
         precision: Of the arithmetic, as it was resolved.
         models: By name.
     """
 
+    format: int
     folder: str
     precision: str
     models: dict[str, PrintedModel]
@@ -239,6 +247,7 @@ def ask(options: EvaluationOptions, *, trust_remote_code: bool = False) -> Asked
     check_names(chosen.evaluation, trust_remote_code=trust_remote_code)
     evaluation = chosen.evaluation.model_copy(
         update={
+            "part": options.part,
             "batch_size": options.batch_size,
             "repeats": options.repeat,
             "backend": options.backend,
@@ -364,7 +373,6 @@ def evaluate_loaded(
         tokenizer,
         asked.evaluation,
         languages=asked.languages,
-        split=EVALUATION_SPLIT,
         base_folder=asked.base_folder,
         precision=precision,
         skip_missing=True,
@@ -373,6 +381,18 @@ def evaluate_loaded(
     )
     check_any(name, evaluated)
     return ModelEvaluation(name, record_of(evaluated, {}, precision), evaluated.predictions)
+
+
+def paired(before: ModelEvaluation, after: ModelEvaluation) -> CommonItems:
+    """Return the predictions of two models on the items that both were asked alike."""
+    tasks = [one.record.tasks for one in (before, after)]
+    return common_items(
+        [
+            [one for one in own.predictions if all(one.label in asked for asked in tasks)]
+            for own in (before, after)
+        ],
+        tasks,
+    )
 
 
 def compare(
@@ -389,14 +409,7 @@ def compare(
         folders: Where their predictions are, in the folder of results; None: nowhere.
         margin: A change up to it counts as none.
     """
-    tasks = [one.record.tasks for one in (before, after)]
-    common = common_items(
-        [
-            [one for one in own.predictions if all(one.label in asked for asked in tasks)]
-            for own in (before, after)
-        ],
-        tasks,
-    )
+    common = paired(before, after)
     earlier, later = common.models
     others = sorted({one.language for one in earlier if one.ability != "task_ability"})
     has_english = any(one.ability == "task_ability" for one in earlier)
@@ -407,7 +420,7 @@ def compare(
         language_ability=difference_of(earlier, later, "language_ability", margin),
         further_languages=difference_of(earlier, later, "further_languages", margin),
         per_language={tag: one for tag in others if (one := difference_of(earlier, later, tag, margin))},
-        retention=retention([common.models]) if has_english else None,
+        retention=retention([(earlier, later)]) if has_english else None,
         differences=task_differences(earlier, later, margins=Margins(default=margin)),
         unpaired=common.unpaired,
         not_paired=common.refused,

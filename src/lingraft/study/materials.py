@@ -425,5 +425,5 @@ def _check_language(place: str, one: DataSet) -> None:
     if UNDETERMINED_LANGUAGE in one.languages:
         raise ConfigError(
             f"{place} ({one.source.source}): the rows do not say their language; give the data set `language:` "
-            "(a BCP-47 tag such as es)."
+            "(a BCP-47 tag such as es; `lingraft adapt`: --language es)."
         )

@@ -6,7 +6,7 @@ share stand once; each stands after those whose artefacts it reads, in the order
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
@@ -25,10 +25,11 @@ from lingraft.measures.base import (
     Start,
     Taken,
 )
-from lingraft.stage import MadeModel, Model, StageSpec
+from lingraft.stage import Json, MadeModel, Model, StageSpec
+from lingraft.strategies.base import Need
 from lingraft.study.grid import Cell
 from lingraft.study.limits import LimitPlan, limit_sentence, plan_limits
-from lingraft.study.materials import DataSet, Materials, past_rows
+from lingraft.study.materials import DataSet, Drawn, Materials, past_rows
 from lingraft.study.stages.combine import Combine
 from lingraft.study.stages.evaluate import Evaluate, Questions
 from lingraft.study.stages.job import TrainingJob
@@ -138,7 +139,7 @@ def plan_study(
     """
     limits = plan_limits(study.limits, questions)
     measures = tuple(REGISTRY.get(name)() for name in REGISTRY if name in study.measures)
-    planner = _Planner(study, materials, questions, processes or Processes(), measures)
+    planner = Planner(study, materials, questions, processes or Processes(), measures)
     base = None if materials.base is None else planner.evaluate("base", materials.base)
     cells = tuple(planner.cell(cell) for cell in materials.cells)
     notes = list(dict.fromkeys(planner.notes))
@@ -165,7 +166,7 @@ def plan_study(
     )
 
 
-class _Planner:
+class Planner:
     """Collects stages, each once: of equal ones the first stands for all."""
 
     def __init__(
@@ -229,31 +230,58 @@ class _Planner:
     def step(self, cell: Cell, index: int, parent: Model) -> PlannedPhase:
         """Add the stages of the `index`-th phase of a cell that trains its phases one by one."""
         step = cell.steps[index]
-        data = self.data(step)
         taken = past_rows(self.study, index, step)
-        english = old = None
-        if "english" in taken:
-            source = self.phase(step.phase).data[step.data]
-            english = self.materials.drawn_english(source, data, cell.seed)
+        old = None
         if "previous_data" in taken:
             old = self.materials.drawn(self.data(cell.steps[0]), cell.seed)
-        english_identity = None if english is None else english.identity
-        old_identity = None if old is None else old.identity
         label = " > ".join(f"{s.phase}:{s.data}/{s.strategy.label}" for s in cell.steps[: index + 1])
-        job = self.job(label, step, [data], parent, cell.seed)
+        return self.phase_of([step], label, parent, cell.seed, taken, old)
+
+    def phase_of(
+        self,
+        steps: Sequence[PathStep],
+        label: str,
+        parent: Model,
+        seed: int,
+        taken: Collection[Need],
+        old: Drawn | None = None,
+    ) -> PlannedPhase:
+        """Add the stages of a phase that trains on the union of what `steps` name, with the strategy of the last.
+
+        Args:
+            steps: One, or several of one phase.
+            label: For progress lines.
+            parent: What it starts from.
+            seed: Of what is drawn.
+            taken: Which rows of the past its strategies take; see `past_rows`.
+            old: Phase 1's rows, where they are taken.
+        """
+        sets = [self.data(step) for step in steps]
+        english = []
+        if "english" in taken:
+            sources = [self.phase(step.phase).data[step.data] for step in steps]
+            drawn = [
+                self.materials.drawn_english(source, data, seed)
+                for source, data in zip(sources, sets, strict=True)
+            ]
+            english = [one for one in drawn if one is not None]
+        identities = [one.identity for one in english]
+        english_identity: Json = identities[0] if len(identities) == 1 else identities or None
+        old_identity = None if old is None else old.identity
+        job = self.job(label, steps[-1], sets, parent, seed)
         job = replace(
             job,
-            counts=[*job.counts, *([] if english is None else [english.counts])],
+            counts=[*job.counts, *(one.counts for one in english)],
             base=self.materials.base,
             previous_data=() if old is None else old.rows,
-            english=() if english is None else english.rows,
+            english=joined([one.rows for one in english]) if english else (),
             replay_data={
                 "previous_data": old_identity,
                 "english": english_identity,
                 "old_english": english_identity if old_identity is None else old_identity,
             },
         )
-        return self.phase_stages(step, job)
+        return self.phase_stages(steps[-1], job)
 
     def mixed(self, cell: Cell) -> PlannedPhase:
         """Add the stages of a mixed cell's one phase over the union of the path's sets, from the base.

@@ -15,7 +15,7 @@ from pydantic import JsonValue
 
 from lingraft.contamination.overlap import TaskOverlap
 from lingraft.data.tokenizer_cost import LanguageCost
-from lingraft.errors import ConfigError
+from lingraft.errors import ConfigError, escape_control_characters
 from lingraft.evaluate.results import Differences, Forgetting, Scores
 from lingraft.intervals.macro_mean import Difference, Ratio
 from lingraft.measures.base import Measured
@@ -348,7 +348,7 @@ class Contamination:
     unread: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class StudyResult:
     """What a study found.
 
@@ -383,6 +383,23 @@ class StudyResult:
     contamination: Contamination | None
     language_notes: tuple[str, ...]
     unused: tuple[UnusedStage, ...]
+
+    def __repr__(self) -> str:
+        lines = [f"{self.run}: {len(self.done)} of {len(self.cells)} cells done"]
+        for cell in self.cells:
+            own = cell.scores if isinstance(cell, CellResult) else None
+            said: list[str] = [cell.status]
+            if own is not None:
+                abilities = {"task ability": own.task_ability, "language ability": own.language_ability}
+                said = [
+                    f"{name} {one.value:.3f} [{one.low:.3f}, {one.high:.3f}]"
+                    for name, one in abilities.items()
+                    if one is not None
+                ]
+            elif isinstance(cell, FailedCell):
+                said.append(cell.reason)
+            lines.append(f"  {cell.data} / {cell.strategy}, seed {cell.seed}: {', '.join(said)}")
+        return escape_control_characters("\n".join(lines))
 
     @cached_property
     def done(self) -> tuple[CellResult, ...]:

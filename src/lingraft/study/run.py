@@ -5,10 +5,11 @@ A cell that fails does not stop the others. A study that was stopped goes on at 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lingraft.config.load import load_study, save_study
 from lingraft.config.schema import Study
@@ -19,6 +20,7 @@ from lingraft.evaluate.selection import language_notes, resolve_suites
 from lingraft.models.vllm import check_vllm
 from lingraft.strategies.composition import build
 from lingraft.study.checks import check_names
+from lingraft.study.checks import load_study as read_study
 from lingraft.study.contamination import report_contamination
 from lingraft.study.events import Watcher
 from lingraft.study.execute import Executor
@@ -63,10 +65,10 @@ class Prepared:
 
 
 def run_study(
-    study: Study,
+    study: Study | str | Path | Mapping[str, Any],
     *,
-    runs: Path = Path("runs"),
-    base_folder: Path = Path(),
+    runs: str | Path = Path("runs"),
+    base_folder: str | Path = Path(),
     watcher: Watcher | None = None,
     processes: Processes | None = None,
     on_result: Callable[[StudyResult], None] | None = None,
@@ -74,7 +76,7 @@ def run_study(
     """Run (or go on with) a study and return its result.
 
     Args:
-        study: The study, checked.
+        study: The study as `load_study` returns it, or a study file or its content, which are checked as there.
         runs: Folder of all runs; this one's is `runs/<study.name>`.
         base_folder: What relative paths of data, prompts and tasks are relative to; those of models and of strategies'
             files are relative to the working directory. On the command line both are the same folder.
@@ -94,7 +96,9 @@ def run_study(
     watcher = watcher or Watcher()
     processes = processes or Processes()
     processes.check()
-    folder = runs / study.name
+    base_folder = Path(base_folder)
+    asked = study if isinstance(study, Study) else read_study(study, base_folder=base_folder)
+    folder = Path(runs) / asked.name
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -106,7 +110,7 @@ def run_study(
         with suppress(ConfigError):  # there is none, or it is another version's
             before = load_study(folder / STUDY)
     prepared = prepare_study(
-        study, base_folder, watcher, processes, check=lambda: check_reach(study, base_folder, before)
+        asked, base_folder, watcher, processes, check=lambda: check_reach(asked, base_folder, before)
     )
     study, materials = prepared.study, prepared.materials
     costs = report_costs(materials, watcher, trust_remote_code=study.trust_remote_code)
@@ -164,6 +168,8 @@ def prepare_study(
     processes: Processes | None = None,
     *,
     check: Callable[[], None] = lambda: None,
+    check_materials: Callable[[Materials], None] = lambda _: None,
+    may_lack_tasks: bool = False,
 ) -> Prepared:
     """Read and find all that a study needs, and check it, before anything is computed.
 
@@ -173,6 +179,8 @@ def prepare_study(
         watcher: Receives what happens.
         processes: How many processes train a phase.
         check: Refuses what else is wrong with it, before data are read.
+        check_materials: Refuses what is wrong with the data and models, before tasks are looked at.
+        may_lack_tasks: The languages that are trained may be without a task.
 
     Raises:
         ConfigError, DataError, ModelError: Something is wrong with the study as a whole.
@@ -180,14 +188,18 @@ def prepare_study(
     check_names(study, base_folder)
     check()
     materials = gather(study, base_folder, watcher)
+    check_materials(materials)
     if processes is not None and processes.sharded:
         _check_sharding(materials.cells)
     check_added_tokens(materials, trust_remote_code=study.trust_remote_code)
-    evaluation = resolve_suites(study.evaluate, base_folder, languages=materials.languages)
+    evaluation = resolve_suites(
+        study.evaluate, base_folder, languages=materials.languages, may_lack_tasks=may_lack_tasks
+    )
     check_tasks(
         evaluation,
         base_folder,
         languages=materials.languages,
+        may_lack_tasks=may_lack_tasks,
         trust_remote_code=study.trust_remote_code,
     )
     notes = language_notes(study.evaluate, evaluation, materials.languages)

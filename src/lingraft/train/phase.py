@@ -20,10 +20,15 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, TrainerCallback
 
 from lingraft import stopping
-from lingraft.config.schema import Training
-from lingraft.data.encoded import EncodedTable, write_table
+from lingraft.config.load import section_of
+from lingraft.config.schema import DataSource, Training
+from lingraft.data.chat import encode_examples
+from lingraft.data.encoded import EncodedExample, EncodedTable, write_table
+from lingraft.data.example import Example
+from lingraft.data.sources import LoadedData, examples_of
 from lingraft.errors import ConfigError, DataError, ModelError, StrategyError, VerificationError, did_you_mean
 from lingraft.models.compute import Compute, compute_for
+from lingraft.models.loaded import check_has_values, model_in_memory, tokenizer_for
 from lingraft.models.token_ids import check_token_ids, embedding_rows, padding_id
 from lingraft.records import fingerprint_of
 from lingraft.stopping import Stopped
@@ -31,14 +36,14 @@ from lingraft.strategies.base import TrainingRules
 from lingraft.train.attention import grouped_attention
 from lingraft.train.checkpoints import FOLDER, Checkpoints, Found
 from lingraft.train.memory import forget_peak, peak_bytes
+from lingraft.train.on_policy import OnPolicy
+from lingraft.train.restraints import frozen_changed, frozen_hashes
 from lingraft.train.sharding import whole
 from lingraft.train.trainer import BatchPlan, PhaseTrainer, training_arguments
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from lingraft.data.encoded import EncodedExample
 
 UNCOMPARED_OPTIONS = {"save_every", "save_minutes", "report_to"}  # no result depends on them
 _SAMPLED = 1024
@@ -102,18 +107,25 @@ class PhaseOutcome:
 
 def train_phase(
     model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    encoded: Sequence[EncodedExample],
-    training: Training,
+    tokenizer: PreTrainedTokenizerBase | None,
+    encoded: Sequence[EncodedExample]
+    | Sequence[Example]
+    | LoadedData
+    | DataSource
+    | str
+    | Path
+    | Mapping[str, Any],
+    training: Training | Mapping[str, Any] | None = None,
     *,
-    trainable: Collection[str],
-    folder: Path,
-    seed: int,
+    trainable: Collection[str] | None = None,
+    folder: str | Path,
+    seed: int = 0,
     on_progress: Callable[[Progress], None] | None = None,
     on_note: Callable[[str], None] | None = None,
     stop: Callable[[], int | None] = stopping.requested,
     sharded: bool = False,
     rules: TrainingRules = NO_RULES,
+    on_policy: OnPolicy | None = None,
 ) -> PhaseOutcome:
     """Train `model` in place on `encoded`, and leave it in eval mode with float32 weights.
 
@@ -125,12 +137,15 @@ def train_phase(
     share each batch's rows.
 
     Args:
-        model: float32 weights.
-        tokenizer: Gives the id that fills rows.
-        encoded: The examples.
-        training: `precision: auto` is resolved for this machine.
-        trainable: Names from `model.named_parameters()`; all others are frozen, and verified to be bit for bit
-            the same afterwards. A tied head has no name of its own: it goes with the embedding.
+        model: In memory, float32 weights.
+        tokenizer: Gives the id that fills rows, and what examples are encoded by; None: the one that lies where the
+            model was loaded from.
+        encoded: The examples: encoded (all tokens are known), as `load_data` returns them, or what it takes. Rows that
+            the chat template refuses are left out, and noted.
+        training: Options of training, or their fields in a dict; None: the defaults of a study. `precision: auto` is
+            resolved for this machine.
+        trainable: Names from `model.named_parameters()`; None: all. All others are frozen, and verified to be bit for
+            bit the same afterwards. A tied head has no name of its own: it goes with the embedding.
         folder: Where `folder/trainer` holds resumable checkpoints. One that an interrupted run of the same phase left
             is continued. Files of trackers are kept in `folder/trackers`.
         seed: Of data order, dropout and stochastic rounding.
@@ -142,6 +157,8 @@ def train_phase(
             in pieces: `sharding.whole_weights` puts them together.
         rules: What strategies ask besides: a mask that freezes elements of trained parameters (verified as frozen
             parameters are), learning rates, pulls towards the start, penalties on outputs.
+        on_policy: Train on the model's own answers, which `encoded` stands for, in one process; the counts of tokens
+            are then those of the longest answers allowed.
 
     Returns:
         Counts, losses and times.
@@ -154,9 +171,9 @@ def train_phase(
         VerificationError: a frozen parameter changed, or no trained one did.
         Stopped: a signal asked for it; what was trained is saved.
     """
-    if not encoded:
-        raise DataError("a phase needs at least one example, but its data set is empty.")
-    training = with_resolved_precision(training)
+    training = with_resolved_precision(section_of(Training, {} if training is None else training, "training"))
+    folder = Path(folder)
+    tokenizer, table = _checked(model, tokenizer, encoded, training.max_length, on_note)
     compute = compute_for(training.precision)
     if sharded and compute.precision == "bf16_pure":
         raise ConfigError(
@@ -169,13 +186,14 @@ def train_phase(
             "weights, which needs whole tensors here. Train it on processes without --sharded."
         )
     names = _check_trainable(model, trainable)
-    table = encoded if isinstance(encoded, EncodedTable) else write_table(encoded)
     rows = embedding_rows(model)
     check_token_ids((table.highest_token,), rows, tokenizer, "the training data")
     plan = BatchPlan(table.lengths, training, seed)
     workplace = folder / FOLDER
     arguments = training_arguments(training, compute, folder=workplace, seed=seed, sharded=sharded)
     state = arguments.distributed_state
+    if on_policy is not None and state.num_processes > 1:
+        raise ConfigError("training on a model's own answers runs in one process; start it without torchrun.")
     noted = on_note if on_note is not None and state.is_main_process else lambda _: None
     identity = {
         "processes": state.num_processes,  # each has random states of its own, and sums are rounded otherwise
@@ -207,7 +225,7 @@ def train_phase(
         broadcast_object_list(found)
     resumed, refused = found[0].step, found[0].refused
     with _prepared(model, frozenset(names), training, compute, rules.frozen_mask):
-        before = _frozen_hashes(model, rules.frozen_mask)
+        before = frozen_hashes(model, rules.frozen_mask)
         trained_before = _trained_marks(model)
         trainer = PhaseTrainer(
             model,
@@ -220,6 +238,7 @@ def train_phase(
             rules=rules,
             checkpoints=checkpoints,
             noted=noted,
+            on_policy=on_policy,
         )
         forget_peak()
         clock = _Clock(plan.tokens_per_step(), on_progress if state.is_main_process else None)
@@ -245,14 +264,10 @@ def train_phase(
             for mark in set(vars(model)) - own:  # accelerate's
                 delattr(model, mark)
             trainer.accelerator.free_memory()
-        after = _frozen_hashes(model, rules.frozen_mask)
-        changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-        if changed:
+        after = frozen_hashes(model, rules.frozen_mask)
+        if before != after:
             checkpoints.clear()
-            raise VerificationError(
-                f"{len(changed)} frozen parameters changed in training, the first is {changed[0]!r}. This is a fault "
-                "of lingraft or of a callback; the model must not be used."
-            )
+            raise frozen_changed(before, after)
         if _trained_marks(model) == trained_before:
             raise VerificationError(_why_nothing_moved(trainer.state.log_history, training))
         sizes = [(one.numel(), one.requires_grad) for one in model.parameters()]
@@ -276,6 +291,37 @@ def train_phase(
     )
 
 
+def _checked(
+    model: object,
+    tokenizer: object,
+    encoded: object,
+    max_length: int,
+    on_note: Callable[[str], None] | None,
+) -> tuple[PreTrainedTokenizerBase, EncodedTable]:
+    """Return tokenizer and encoded examples, of what `train_phase` is given, or refuse it."""
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"a phase trains a model in memory, in place, and {model!r:.80} is none; load it first "
+            "(AutoModelForCausalLM.from_pretrained) and save it afterwards (save_pretrained)."
+        )
+    check_has_values(model)
+    known: Any = tokenizer
+    if tokenizer is None or not hasattr(tokenizer, "pad_token_id"):
+        known = tokenizer_for(model_in_memory(model), tokenizer)
+    if isinstance(encoded, EncodedTable):
+        return known, encoded
+    if isinstance(encoded, Sequence) and not isinstance(encoded, str):
+        if not encoded:
+            raise DataError("a phase needs at least one example, but its data set is empty.")
+        if isinstance(encoded[0], EncodedExample):
+            return known, write_table(encoded)
+    found = encode_examples(examples_of(encoded, "data", answered=True), known, max_length)
+    if found.dropped and on_note is not None:
+        first = found.dropped[0]
+        on_note(f"{len(found.dropped)} examples are left out, the first at {first.place}: {first.problem}.")
+    return known, found.examples
+
+
 def with_resolved_precision(training: Training) -> Training:
     """Return the options with the precision that `auto` stands for on this machine: what a result depends on."""
     return training.model_copy(update={"precision": compute_for(training.precision).precision})
@@ -287,9 +333,13 @@ def _no_files(folder: str, names: list[str]) -> list[str]:
     return [one.name for one in paths if one.is_symlink() or not (one.is_file() or one.is_dir())]
 
 
-def _check_trainable(model: nn.Module, trainable: Collection[str]) -> list[str]:
-    """Return the sorted names, or say which of them the model does not have."""
+def _check_trainable(model: nn.Module, trainable: Collection[str] | None) -> list[str]:
+    """Return the sorted names, None standing for all, or say which of them the model does not have."""
     names = {name for name, _ in model.named_parameters()}
+    if trainable is None:
+        return sorted(names)
+    if isinstance(trainable, str):
+        raise StrategyError(f"trainable {trainable!r}: give a list of parameters' names.")
     if not trainable:
         raise StrategyError(
             f"nothing would be trained: all {len(names)} parameters are frozen. Leave at least one to train."
@@ -463,17 +513,3 @@ class _Clock(TrainerCallback):
         left = (self._tokens_after[-1] - self._tokens_after[step]) / self.tokens_per_second
         if self._on_progress is not None:
             self._on_progress(Progress(step, state.max_steps, loss, self.tokens_per_second, left))
-
-
-def _frozen_hashes(model: nn.Module, frozen_mask: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return the SHA-256 of the bytes of every parameter that is not trained, and of what a mask freezes of others."""
-    hashes = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            kept = whole(parameter).cpu().contiguous()
-        elif name in frozen_mask:
-            kept = parameter.detach().cpu()[frozen_mask[name].expand(parameter.shape)]
-        else:
-            continue
-        hashes[name] = hashlib.sha256(kept.view(-1).view(torch.uint8).numpy().data).hexdigest()
-    return hashes

@@ -5,13 +5,16 @@ All of it acts once per optimiser step, on whole gradients, and knows nothing of
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lingraft.errors import VerificationError
 from lingraft.strategies.base import Anchor, TrainingRules
+from lingraft.train.sharding import whole
 
 _PIECE = 1 << 18  # elements that are pulled at once
 
@@ -104,3 +107,26 @@ def split_by_rate(optimizer: torch.optim.Optimizer, model: Any, factors: Mapping
             {**group, "params": own, "lr": group["lr"] * factor} for factor, own in sorted(parts.items())
         ]
     optimizer.param_groups[:] = groups
+
+
+def frozen_hashes(model: nn.Module, frozen_mask: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return the SHA-256 of the bytes of every parameter that is not trained, and of what a mask freezes of others."""
+    hashes = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            kept = whole(parameter).cpu().contiguous()
+        elif name in frozen_mask:
+            kept = parameter.detach().cpu()[frozen_mask[name].expand(parameter.shape)]
+        else:
+            continue
+        hashes[name] = hashlib.sha256(kept.view(-1).view(torch.uint8).numpy().data).hexdigest()
+    return hashes
+
+
+def frozen_changed(before: Mapping[str, str], after: Mapping[str, str]) -> VerificationError:
+    """Return what is raised where `frozen_hashes` before and after training differ."""
+    changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    return VerificationError(
+        f"{len(changed)} frozen parameters changed in training, the first is {changed[0]!r}. This is a fault of "
+        "lingraft or of a callback; the model must not be used."
+    )

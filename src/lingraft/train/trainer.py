@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 import shutil
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import chain, islice
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import SchedulerType, Trainer, TrainingArguments
+from transformers import SchedulerType, TrainingArguments
 
 from lingraft.config.schema import Training
 from lingraft.data.batching import Lengths, padded_tokens, token_budget_batches
@@ -33,7 +34,9 @@ from lingraft.models.compute import Compute
 from lingraft.models.loss import collate, count_supervised, supervised_loss
 from lingraft.strategies.base import TrainingRules
 from lingraft.train.checkpoints import Checkpoints
-from lingraft.train.restraints import Restraints, split_by_rate
+from lingraft.train.on_policy import OnPolicy
+from lingraft.train.restrained import RestrainedTrainer
+from lingraft.train.restraints import Restraints
 from lingraft.train.sharding import set_weights, whole_weights
 from lingraft.train.stochastic_rounding import StochasticRoundingAdamW
 
@@ -69,6 +72,10 @@ class BatchPlan(Collection[list[int]]):
 
     def __contains__(self, batch: object) -> bool:
         return any(batch == own for own in self)
+
+    def epoch_of(self, batch: int) -> int:
+        """Return the epoch of a micro-batch, both from 0."""
+        return bisect_right(list(accumulate(len(epoch) for epoch in self._epochs)), batch)
 
     @property
     def padded_tokens(self) -> int:
@@ -130,7 +137,7 @@ class ExampleRows(Dataset["EncodedExample"]):
         return len(self._examples) + 1
 
 
-class PhaseTrainer(Trainer):
+class PhaseTrainer(RestrainedTrainer):
     """Trainer whose loss is the mean over the supervised tokens of the whole optimiser step.
 
     Args:
@@ -144,6 +151,7 @@ class PhaseTrainer(Trainer):
         rules: What strategies ask of training.
         checkpoints: Where resumable checkpoints go.
         noted: Receives why one could not be written.
+        on_policy: Says what the rows are and what the loss is, where the model trains on its own answers.
     """
 
     def __init__(
@@ -159,6 +167,7 @@ class PhaseTrainer(Trainer):
         rules: TrainingRules,
         checkpoints: Checkpoints,
         noted: Callable[[str], None],
+        on_policy: OnPolicy | None = None,
     ) -> None:
         options = {
             "lr": arguments.learning_rate,
@@ -166,18 +175,22 @@ class PhaseTrainer(Trainer):
             "eps": arguments.adam_epsilon,
             "seed": arguments.seed,
         }
-        self._rows = ExampleRows(examples, lengths)
-        self._rules = rules
+        rows = ExampleRows(examples, lengths)
+        self._rows: Any = rows if on_policy is None else range(len(rows))
+        self.rules = rules
+        self._on_policy, self._plan = on_policy, plan
+        self._round: tuple[int, Sequence[EncodedExample]] | None = None
+        self._collate = partial(collate, pad_token_id=pad_token_id)
         self._compute = compute
         self._checkpoints, self._noted = checkpoints, noted
         self.saved_step: int | None = None  # of the newest checkpoint that this process has seen sealed
-        self._restraints = Restraints(model, rules, restore=arguments.weight_decay > 0)
-        self._batches_left = 0
+        self.restraints = Restraints(model, rules, restore=arguments.weight_decay > 0)
         super().__init__(
             model=model,
             args=arguments,
             train_dataset=self._rows,
-            data_collator=lambda rows: collate(rows, pad_token_id),
+            # The loader is a batch ahead of the model, whose answers are known when their batch is due.
+            data_collator=self._collate if on_policy is None else _numbers,
             optimizer_cls_and_kwargs=(StochasticRoundingAdamW, options)
             if compute.precision == "bf16_pure"
             else None,
@@ -216,7 +229,9 @@ class PhaseTrainer(Trainer):
             DataError: there is none; such a step has trained on nothing with a normal loss curve elsewhere.
         """
         batches = list(islice(epoch_iterator, num_batches))
-        self._batches_left = len(batches)
+        if self._on_policy is not None:
+            first = self.state.global_step * self.args.gradient_accumulation_steps
+            batches = [self._answered(rows, number) for number, rows in enumerate(batches, start=first)]
         count = torch.tensor(sum(count_supervised(batch) for batch in batches), device=device)
         count = self.accelerator.gather(count).sum()
         if int(count) == 0:
@@ -225,6 +240,18 @@ class PhaseTrainer(Trainer):
                 "an answer that survived the chat template and max_length. Raise training.max_length or leave them out."
             )
         return batches, count
+
+    def _answered(self, rows: Sequence[int], batch: int) -> dict[str, Tensor]:
+        """Return a micro-batch of the model's own answers; a round's are sampled at its first step."""
+        assert self._on_policy is not None
+        number = self._plan.epoch_of(batch)
+        if self._round is None or self._round[0] != number:
+            step = self.state.global_step
+            if self._on_policy.saves_rounds and self._round is not None and self.saved_step != step:
+                model: Any = self.model
+                self._save_checkpoint(model)  # sampling takes a while, and may be stopped
+            self._round = number, self._on_policy.rows(number)
+        return self._collate([self._round[1][row] for row in rows])
 
     def compute_loss(
         self,
@@ -236,32 +263,19 @@ class PhaseTrainer(Trainer):
         """Return the micro-batch's share of the step's mean loss, in nats per supervised token."""
         if return_outputs or num_items_in_batch is None:
             raise NotImplementedError("PhaseTrainer trains only; evaluate with lingraft.models.loss")
+        own = self._on_policy
         total, _ = supervised_loss(
             model,
             inputs,
             with_auxiliary=True,
             arithmetic=self._compute.autocast() if self._compute.precision == "bf16" else None,
-            penalties=self._rules.output_penalties,
+            penalties=self.rules.output_penalties
+            if own is None
+            else (*self.rules.output_penalties, own.loss),
+            has_likelihood=own is None,
         )
         # Processes' gradients are averaged, but each divides by the tokens of all.
         return total * self.accelerator.num_processes / num_items_in_batch
-
-    def training_step(
-        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
-    ) -> Tensor:
-        """Add a micro-batch's gradients; with the step's last one, what depends on the weights alone."""
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        self._batches_left -= 1
-        if self._batches_left == 0:  # all processes' gradients are summed up, and none is clipped yet
-            self._restraints.change_gradients()
-        return loss
-
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Create AdamW, with a group of its own for each factor of the learning rate."""
-        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
-        split_by_rate(optimizer, self.model, self._rules.learning_rates)
-        optimizer.register_step_post_hook(lambda *_: self._restraints.restore_frozen())
-        return optimizer
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
@@ -339,6 +353,11 @@ class PhaseTrainer(Trainer):
         """Read what `save_model` wrote, bit for bit and in place."""
         own: Any = self.model if model is None else model
         set_weights(own, load_file(Path(resume_from_checkpoint) / TRAINED_WEIGHTS))
+
+
+def _numbers(rows: list[int]) -> Any:
+    """Return the numbers of rows that are collated later."""
+    return rows
 
 
 def rate_factor(step: int, *, course: str, warmup_steps: int, steps: int) -> float:

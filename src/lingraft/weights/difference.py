@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from lingraft.errors import ModelError
 from lingraft.models.layers import layer_of, module_type_of
+from lingraft.models.loaded import weights_of
 from lingraft.models.tensor_files import WeightReader, repeats
-from lingraft.models.weights import WRAPPED_ADVICE, ModelWeights
+from lingraft.models.weights import WRAPPED_ADVICE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _ELEMENTS_PER_PIECE = 2**20  # read at a time
 _ELEMENTS_IN_CACHE = 2**17  # computed with at a time: 1 MiB in float64
@@ -118,7 +122,7 @@ class ParameterDifference:
 
     mpd: float
     relative: float | None
-    tensors: tuple[TensorDifference, ...]
+    tensors: tuple[TensorDifference, ...] = field(repr=False)
     missing: tuple[str, ...]
     resized: tuple[str, ...] = ()
     without_base: tuple[str, ...] = ()
@@ -185,9 +189,9 @@ class ParameterDifference:
 
 
 def parameter_difference(
-    first: Path | WeightReader,
-    second: Path | WeightReader,
-    base: Path | WeightReader | None = None,
+    first: str | Path | PreTrainedModel | WeightReader,
+    second: str | Path | PreTrainedModel | WeightReader,
+    base: str | Path | PreTrainedModel | WeightReader | None = None,
     *,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> ParameterDifference:
@@ -198,7 +202,7 @@ def parameter_difference(
     heads of which one has more rows (a resized vocabulary) the common rows are compared.
 
     Args:
-        first: Checkpoint folder of safetensors, or its reader (`models.adapters.open_weights` reads adapters, too).
+        first: A folder (also of a LoRA adapter), hub id or `embedded:NAME`, a model in memory, or a reader.
         second: The other one.
         base: The model that both come from: compares the two updates as well.
         on_progress: Called with the tensors done and all of them.
@@ -207,8 +211,8 @@ def parameter_difference(
         ModelError: A folder is no checkpoint, the models are of two architectures (their configurations say so, or
             they have no tensor in common), shapes differ, or weights are not finite.
     """
-    one, other = _reader(first), _reader(second)
-    origin = None if base is None else _reader(base)
+    one, other = weights_of(first), weights_of(second)
+    origin = None if base is None else weights_of(base)
     for model in (other, *([] if origin is None else [origin])):
         kinds = one.architecture, model.architecture
         if None not in kinds and kinds[0] != kinds[1]:
@@ -242,10 +246,6 @@ def parameter_difference(
         resized=tuple(name for name in common if rows[name] is not None),
         without_base=tuple(one.name for one in tensors if origin is not None and one.update is None),
     )
-
-
-def _reader(model: Path | WeightReader) -> WeightReader:
-    return ModelWeights(model) if isinstance(model, (str, Path)) else model
 
 
 def _common_rows(name: str, one: WeightReader, other: WeightReader) -> int | None:

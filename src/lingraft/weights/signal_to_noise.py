@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -28,8 +28,11 @@ from threadpoolctl import threadpool_limits
 
 from lingraft.errors import ConfigError, ModelError
 from lingraft.models.layers import layer_of, module_type_of
+from lingraft.models.loaded import weights_of
 from lingraft.models.tensor_files import WeightReader
-from lingraft.models.weights import ModelWeights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Estimator = Literal["reference", "median"]
 ESTIMATORS: tuple[Estimator, ...] = ("median", "reference")
@@ -116,7 +119,7 @@ class SignalScan:
 
 
 def signal_to_noise(
-    model: Path | WeightReader,
+    model: str | Path | PreTrainedModel | WeightReader,
     *,
     estimator: Estimator = "median",
     share: float = 0.5,
@@ -125,7 +128,7 @@ def signal_to_noise(
     """Rank the weight matrices of a model's decoder layers by signal-to-noise ratio, within each module type.
 
     Args:
-        model: Checkpoint folder of safetensors, or its reader.
+        model: A folder (also of a LoRA adapter), hub id or `embedded:NAME`, a model in memory, or a reader.
         estimator: `median` or `reference`; see `signal_of`.
         share: Of each type, the share to select, in [0, 1]; int(share * modules) of them, as the public scanner does.
         on_progress: Called with the matrices done and all of them.
@@ -136,9 +139,9 @@ def signal_to_noise(
     """
     if estimator not in ESTIMATORS:
         raise ConfigError(f"estimator {estimator!r}: there are {' and '.join(ESTIMATORS)}.")
-    if not 0 <= share <= 1:
-        raise ConfigError(f"share {share}: must lie between 0 and 1.")
-    reader = ModelWeights(model) if isinstance(model, (str, Path)) else model
+    if not isinstance(share, (int, float)) or not 0 <= share <= 1:
+        raise ConfigError(f"share {share!r}: must lie between 0 and 1.")
+    reader = weights_of(model)
     inside = [name for name in reader.names if layer_of(name) is not None]
     # Matrices or, of a mixture of experts, stacks of them.
     matrices = [

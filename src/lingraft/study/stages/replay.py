@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import ClassVar
 
@@ -72,6 +72,7 @@ class Replay(StageSpec):
         settings: How they are generated.
         source: What the prompts are, for the provenance.
         pool: Rows whose last answer is made anew, in this order; None: the model samples its own prompts.
+        answered: Whether the prompts are answered; else they are the rows.
     """
 
     kind: ClassVar[str] = "replay"
@@ -81,6 +82,7 @@ class Replay(StageSpec):
     settings: ReplaySettings
     source: str = SELF
     pool: Sequence[Example] | None = None
+    answered: bool = True
 
     @property
     def inputs(self) -> Mapping[str, Json]:
@@ -102,6 +104,7 @@ class Replay(StageSpec):
             "precision": made.compute.precision,
             "chat": CHAT_IDENTITY,
             "libraries": libraries(MODEL_LIBRARIES),
+            **({} if self.answered else {"answered": False}),
         }
 
     @property
@@ -125,6 +128,7 @@ class Replay(StageSpec):
             source=self.source,
             pool=self.pool,
             name=self.label,
+            answered=self.answered,
             on_progress=partial(place.progressed, unit="rows"),
             noted=place.watcher.noted,
         )
@@ -136,7 +140,10 @@ class Replay(StageSpec):
                 f"{self.source}: none of the answers of {self.label} is fit to train on ({result.reasons}); raise "
                 "--max-new-tokens, or give other prompts."
             )
-        lines = (json.dumps(row_of(example), ensure_ascii=False) for example in made.examples)
+        written = [
+            one if self.answered else replace(one, messages=one.messages[:-1]) for one in made.examples
+        ]
+        lines = (json.dumps(row_of(example), ensure_ascii=False) for example in written)
         write_text_atomically(place.folder / ROWS, "".join(f"{line}\n" for line in lines))
         return Work(to_json(result), machine(self.settings.compute))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from lingraft.data.chat_format import CHAT_IDENTITY
 from lingraft.data.encodings import encode_once
@@ -39,14 +39,11 @@ from lingraft.train.memory_plan import (
     memory_problem,
     training_memory,
 )
+from lingraft.train.mixed_rows import notes_on_mix
 from lingraft.train.phase import UNCOMPARED_OPTIONS, Progress
 from lingraft.train.processes import Processes, train_on
 from lingraft.train.run import PhasePlan, PhaseTask
 from lingraft.train.trainer import BatchPlan
-
-if TYPE_CHECKING:
-    from lingraft.data.chat import EncodedData
-    from lingraft.strategies.base import Mix
 
 _SHOWN_DROPPED = 3  # places named in the record; all are counted
 
@@ -194,7 +191,7 @@ class Train(StageSpec):
             note(problem)
         for line in _notes_on_rows(job):
             place.watcher.noted(line)
-        for line in _notes_on_mix(job, mix, encoded, max_length, share):
+        for line in notes_on_mix(job.composition, mix, encoded, max_length):
             note(line)
 
         def on_plan(plan: PhasePlan) -> None:
@@ -298,30 +295,3 @@ def _notes_on_rows(job: TrainingJob) -> Iterator[str]:
                 f"{counts.source}: {counts.broken} of {counts.rows} rows are broken and left out "
                 f"({'; '.join(counts.first_broken) or 'none'}); {counts.shortfall} rows fewer than `limit`."
             )
-
-
-def _notes_on_mix(
-    job: TrainingJob, mix: Mix, encoded: EncodedData, max_length: int, share: float
-) -> Iterator[str]:
-    """Say what of a phase's mix fell short, was truncated or dropped; the record counts it as well."""
-    if mix.shortfall:
-        yield (f"{mix.shortfall} replay examples fewer than asked for; the realised share is {share:.3f}.")
-    idle = [part.kind for part in job.composition.parts if part.holds_replayed]
-    if idle and not encoded.examples.replayed_rows:
-        yield (
-            f"{idle[0]!r} acts on replayed rows, and there are none: the phase is trained without it. "
-            "Give it a `share`, or compose it with a strategy that replays."
-        )
-    if mix.dropped:
-        dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(mix.dropped.items()))
-        yield f"replay examples that were dropped: {dropped}."
-    if encoded.truncated or encoded.dropped:
-        yield (
-            f"{encoded.truncated} examples truncated to {max_length} tokens, "
-            f"{len(encoded.dropped)} dropped because the chat template refuses them or no answer was left."
-        )
-    for number, what in encoded.handled_sentences():
-        yield f"{number} {what}."
-    lost = mix.replayed - encoded.examples.replayed_rows
-    if lost:
-        yield (f"{lost} of the dropped examples were replayed; the realised share is {share:.3f}.")

@@ -1,27 +1,24 @@
-"""Evaluation from Python, with results that print as tables; `lingraft/__init__.py` says what is public."""
+"""`lingraft.evaluate` and `lingraft.compare`."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from html import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack
 
 import torch
 
+from lingraft.api.printed import Printed, options_as_arguments
 from lingraft.config.load import section_of
 from lingraft.config.schema import JudgeChoice
 from lingraft.errors import (
     ConfigError,
     EvaluationError,
-    LingraftError,
     as_disk_error,
     did_you_mean,
-    escape_control_characters,
 )
 from lingraft.evaluate.common_items import unpaired_sentence
 from lingraft.evaluate.results import ModelDifferences
@@ -66,33 +63,10 @@ if TYPE_CHECKING:
     from lingraft.stage import StageProgress
 
 Choice = TypeVar("Choice", bound=str)
-_OPTION = re.compile(r"--([a-z]+(?:-[a-z]+)*)")
-_ARGUMENTS = {"task": "tasks", "no-chat": "chat=False"}
 _PRECISIONS: tuple[Literal["auto", "bf16", "float32"], ...] = ("auto", "bf16", "float32")
+_PARTS: tuple[Literal["all", "selection", "report"], ...] = ("all", "selection", "report")
 _BACKENDS: tuple[Literal["transformers", "vllm"], ...] = ("transformers", "vllm")
 _NAMES = {torch.float32: "float32", torch.bfloat16: "bf16"}  # of types, as records have them
-
-
-class Printed:
-    """A result that prints as its tables: at the prompt, by `print`, and in a notebook."""
-
-    def tables(self) -> Sequence[tuple[str, Table]]:
-        """Return the tables, each with its title."""
-        raise NotImplementedError
-
-    def lines(self) -> Sequence[str]:
-        """Return what is said below them."""
-        return ()
-
-    def __str__(self) -> str:
-        parts = [f"{title}\n{_text(table)}" for title, table in self.tables() if table.rows]
-        return "\n\n".join([*parts, *(["\n".join(self.lines())] if self.lines() else [])])
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        tables = "".join(f"<p>{escape(title)}</p>{_html(table)}" for title, table in self.tables())
-        return tables + "".join(f"<p>{escape(line)}</p>" for line in self.lines())
 
 
 @dataclass(frozen=True, repr=False)
@@ -100,6 +74,10 @@ class EvaluationResult(Printed, ModelEvaluation):
     """What `evaluate` found; printed, its scores by ability, language and task, and never its predictions.
 
     Attributes:
+        model: As it was named; one in memory by where it was loaded from.
+        record: What was found and how it was asked, as `lingraft evaluate` records it.
+        predictions: One per item, with prompt, answer and score.
+        scores: By ability, language and task.
         notes: What was left out or fell short, each with its reason.
     """
 
@@ -119,6 +97,13 @@ class ComparisonResult(Printed, ModelDifferences):
     """What `compare` found; printed, the paired differences by ability, language and task.
 
     Attributes:
+        task_ability: Of the English tasks; None, as the next: no such task was asked of both alike.
+        language_ability: Of the other languages.
+        per_language: Of each language besides English, by BCP-47 tag.
+        differences: By task and language.
+        retention: Task ability of the second model over that of the first.
+        unpaired: By task and language, items that only one of the two has a score of.
+        not_paired: By task and language, why the two are not compared.
         before: The first model.
         after: The second.
         margin: A change up to it counts as none.
@@ -152,6 +137,7 @@ class EvaluateOptions(TypedDict, total=False):
     tasks: str | Path | Sequence[str | Path] | None
     languages: str | Sequence[str] | None
     limit: int | None
+    part: Literal["all", "selection", "report"]
     max_new_tokens: int | None
     batch_size: int | None
     repeat: int
@@ -173,6 +159,7 @@ def evaluate(
     tasks: str | Path | Sequence[str | Path] | None = None,
     languages: str | Sequence[str] | None = None,
     limit: int | None = None,
+    part: Literal["all", "selection", "report"] = "all",
     max_new_tokens: int | None = None,
     batch_size: int | None = None,
     repeat: int = 1,
@@ -196,6 +183,7 @@ def evaluate(
         tasks: `[TAG=]NAME`: only these: tasks of the suite, harness tasks, or YAML files; None: all of the suite.
         languages: BCP-47 tags besides English, such as `["de", "th"]`.
         limit: Most items of each task; None: the suite's.
+        part: All items, or one half of each task's, as `adapt` divides them.
         max_new_tokens: Most tokens of an answer; None: each task's own.
         batch_size: Most answers generated together; None: as many as fit.
         repeat: Generate so many times in other batches, to measure the noise floor.
@@ -218,7 +206,7 @@ def evaluate(
         ConfigError: An option is wrong, or there is no such task or language.
         EvaluationError: None of the tasks can be run.
     """
-    with _arguments():
+    with options_as_arguments():
         name = name_of(model)
         loaded = None if name is not None else model_in_memory(model)
         if loaded is not None and precision != "auto":
@@ -231,6 +219,7 @@ def evaluate(
             tasks=tasks,
             languages=languages,
             limit=limit,
+            part=part,
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
             repeat=repeat,
@@ -339,6 +328,7 @@ def _ask(
     tasks: str | Path | Sequence[str | Path] | None,
     languages: str | Sequence[str] | None,
     limit: int | None,
+    part: str,
     max_new_tokens: int | None,
     batch_size: int | None,
     repeat: int,
@@ -384,6 +374,7 @@ def _ask(
         languages=tuple(one for one in _texts("languages", tags or None) if one),
         data_dir=None if data_dir is None else str(data_dir),
         limit=limit,
+        part=_one_of("part", part, _PARTS),
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         repeat=repeat,
@@ -419,18 +410,6 @@ def _one_of(option: str, given: str, known: Sequence[Choice]) -> Choice:
 
 
 @contextmanager
-def _arguments() -> Iterator[None]:
-    """Let errors call options as Python does: `max_new_tokens` in place of `--max-new-tokens`."""
-    try:
-        yield
-    except LingraftError as error:
-        said = _OPTION.sub(lambda found: _ARGUMENTS.get(found[1], found[1].replace("-", "_")), str(error))
-        if said == str(error):
-            raise
-        raise type(error)(said) from error
-
-
-@contextmanager
 def _store(folder: str | Path | None) -> Iterator[Store]:
     """Open the store in a folder; None: in one that is removed afterwards."""
     if folder is None:
@@ -453,36 +432,3 @@ class _Progress(Watcher):
         """Report it."""
         if self._on_progress is not None:
             self._on_progress(progress.done, progress.total)
-
-
-def _shown(text: str) -> str:
-    return escape_control_characters(text, keep="")
-
-
-def _text(table: Table) -> str:
-    """Return a table as text: names to the left, figures to the right."""
-    from rich.cells import cell_len
-
-    rows = [[_shown(cell) for cell in row] for row in ([one.title for one in table.columns], *table.rows)]
-    widths = [max(cell_len(row[column]) for row in rows) for column in range(len(table.columns))]
-
-    def line(row: Sequence[str]) -> str:
-        cells = []
-        for column, cell in enumerate(row):
-            space = " " * (widths[column] - cell_len(cell))
-            cells.append(cell + space if column < table.n_keys else space + cell)
-        return "  ".join(cells).rstrip()
-
-    return "\n".join([line(rows[0]), "  ".join("-" * width for width in widths), *map(line, rows[1:])])
-
-
-def _html(table: Table) -> str:
-    """Return a table as HTML."""
-    head = "".join(
-        f'<th title="{escape(one.meaning, quote=True)}">{escape(_shown(one.title))}</th>'
-        for one in table.columns
-    )
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(_shown(cell))}</td>" for cell in row) + "</tr>" for row in table.rows
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

@@ -1,0 +1,412 @@
+"""Teach a model languages, and keep a stated share of what it could do: from rows to a folder that can be deployed.
+
+    RUNS/adapt/<name>/stages/   the training, the models on the way and their evaluations, as in a run of a study
+                     /cache/
+    OUTPUT/                     the model, its card, its history, the page
+
+The training is the one cell of a study whose Phase 1 is the given model; what is written lies between the two.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lingraft.adapt.between import Between, decoder_layers, final_answer
+from lingraft.adapt.delivery import Delivery, write_adapted
+from lingraft.adapt.folder import check_place
+from lingraft.adapt.history import read_history
+from lingraft.adapt.languages import RowLanguages, checked_languages
+from lingraft.adapt.outlook import Outlook, look, outlook_lines
+from lingraft.adapt.promise import promise_sentence
+from lingraft.adapt.result import FORMAT, Adapted
+from lingraft.adapt.start import whole_model
+from lingraft.adapt.walk import Candidate, Promise, answers_of, compared
+from lingraft.config.adaptation import Adaptation, sources_of
+from lingraft.config.schema import (
+    Evaluation,
+    EvaluationTask,
+    PathStep,
+    Phase,
+    PhaseData,
+    StrategyChoice,
+    Study,
+    Training,
+)
+from lingraft.data.example import Example
+from lingraft.errors import ConfigError, as_disk_error
+from lingraft.evaluate.task_names import is_worldbook
+from lingraft.intervals.macro_mean import Interval, macro_mean, values_of
+from lingraft.models.loading import model_folder, parameter_names
+from lingraft.records import fingerprint_of, from_json
+from lingraft.stage import CHECKPOINT, GivenModel, MadeModel, StageSpec
+from lingraft.study.checks import check_names
+from lingraft.study.events import Watcher
+from lingraft.study.execute import Executor
+from lingraft.study.materials import Materials, past_rows
+from lingraft.study.plan import PlannedPhase, Planner
+from lingraft.study.reach import check_reach
+from lingraft.study.result import DataCounts
+from lingraft.study.run import Prepared, prepare_study
+from lingraft.study.stages.combine import Combine
+from lingraft.study.stages.evaluate import Evaluate, Questions, questions
+from lingraft.study.store import Store
+from lingraft.text.language_tags import is_english
+from lingraft.train.processes import Processes
+
+_START, _ADAPTED = "start", "adapted"
+_SMALL = 1_000_000_000  # parameters
+SMALL_RATE, LARGE_RATE = 2.0e-4, 2.0e-5
+"""Learning rates: of docs/results.md's runs of a model of 135 million parameters; and the study file's default, which
+is common for full fine-tuning of 7 billion."""
+_ALL = 10_000  # items; more than worldbook has
+REPLAY, PLAIN = "english_replay", "plain"
+
+
+@dataclass(frozen=True)
+class Ready:
+    """An adaptation whose data are read and whose stages are described; nothing is trained yet.
+
+    Attributes:
+        adaptation: What was asked.
+        prepared: The study that it is trained as.
+        spoken: In which languages the rows of each of its sets are.
+        start: The model.
+        phase: The training.
+        selection: What is asked where the model is chosen.
+        report: What is asked of the chosen one.
+        promise: What may be lost.
+    """
+
+    adaptation: Adaptation
+    prepared: Prepared
+    spoken: Mapping[str, RowLanguages]
+    start: GivenModel
+    phase: PlannedPhase
+    selection: Questions
+    report: Questions
+    promise: Promise
+
+    @property
+    def stages(self) -> tuple[StageSpec, ...]:
+        """The stages that are known before the walk: those of the training, and one model on the way."""
+        made = MadeModel(self.phase.made, self.start.parameters)
+        combine = Combine(
+            "a model on the way", self.start, made, Candidate(0.5).choice, self.adaptation.dtype
+        )
+        states = tuple(self.phase.train.states.values())
+        asked = Evaluate("the start", self.start, self.selection)
+        return (*states, self.phase.train, self.phase.made, asked, combine)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What is known before anything is trained.
+
+    Attributes:
+        outlook: Of the data, the model and the machine.
+        start: The start's score in each promised ability, on the selection part.
+        independent: By promised ability, independent items of that part.
+        max_loss: What may be lost.
+    """
+
+    outlook: Outlook
+    start: Mapping[str, Interval]
+    independent: Mapping[str, float]
+    max_loss: float
+
+    @property
+    def lines(self) -> list[str]:
+        """The same in plain sentences; those that begin with `!` are warnings."""
+        said = [
+            promise_sentence(name, score, self.independent[name], self.max_loss)
+            for name, score in self.start.items()
+        ]
+        return [*outlook_lines(self.outlook), *said]
+
+
+def strategy_of(adaptation: Adaptation) -> StrategyChoice:
+    """Return the strategies of the training: those that are asked for, else what docs/results.md supports.
+
+    There, replayed English with interpolated weights kept the most of English on dissimilar instructions, at 97 % of
+    plain's gain; interpolated weights alone, which need no English rows, kept it at 94 % (similar) and 96 %
+    (dissimilar) of plain's gain. The weights are interpolated by the walk.
+    """
+    if adaptation.strategy is not None:
+        return adaptation.strategy
+    return StrategyChoice.model_validate(PLAIN if adaptation.english_data is None else REPLAY)
+
+
+def study_of(adaptation: Adaptation, name: str, earlier: tuple[str, ...] = ()) -> Study:
+    """Return the study that an adaptation is trained as; its one cell is the training.
+
+    Args:
+        adaptation: What was asked.
+        name: Of the run folder.
+        earlier: Languages that the model was taught before, which are evaluated as well.
+    """
+    english = adaptation.english_data
+    strategy = strategy_of(adaptation)
+    data: dict[str, PhaseData] = {}
+    for number, source in enumerate(sources_of(adaptation), start=1):
+        stem = re.sub(r"[^A-Za-z0-9._+-]+|^[^A-Za-z0-9]+", "", Path(source.source).stem)[:40]
+        called = stem if stem and stem not in data else f"{stem or 'rows'}-{number}"
+        # What is replayed is drawn once, however many sets there are.
+        data[called] = PhaseData(**source.model_dump(), english=english if number == 1 else None)
+    name_of_suite = adaptation.suite or ("" if adaptation.tasks else "quick")
+    suite = [EvaluationTask(task=f"suite:{name_of_suite}", limit=adaptation.limit)] if name_of_suite else []
+    given: dict[bool, list[EvaluationTask]] = {True: [], False: []}
+    for task in adaptation.tasks:
+        own = task if task.limit is not None else task.model_copy(update={"limit": adaptation.limit})
+        given[task.language is None or is_english(task.language)].append(own)
+    evaluation = Evaluation(
+        task_ability=(*suite, *given[True]),
+        language_ability=(*suite, *given[False]),
+        languages=earlier,
+        data_dir=adaptation.data_dir,
+        part="selection",
+        part_seed=adaptation.seed,
+    )
+    return Study(
+        name=name,
+        phases=(
+            Phase(name=_START, checkpoint=adaptation.model, instructions=english),
+            Phase(name=_ADAPTED, data=data, strategies=(strategy,)),
+        ),
+        training=adaptation.training.apply_to(Training()),
+        encoder=adaptation.encoder,
+        held_out=adaptation.held_out,
+        measures=(),
+        evaluate=evaluation,
+        seeds=(adaptation.seed,),
+        keep="all",
+        trust_remote_code=adaptation.trust_remote_code,
+    )
+
+
+def get_ready(
+    adaptation: Adaptation,
+    name: str,
+    *,
+    store: Store,
+    base_folder: Path,
+    watcher: Watcher,
+    processes: Processes,
+) -> Ready:
+    """Read and find all that an adaptation needs, check it, and describe its stages.
+
+    Raises:
+        ConfigError, DataError, ModelError: Something is wrong with it, before anything is trained.
+    """
+    study = study_of(adaptation, name)
+    check_names(study, base_folder)
+    check_reach(study, base_folder)
+    trust = adaptation.trust_remote_code
+    whole, merged = whole_model(adaptation.model, Executor(store, watcher), trust_remote_code=trust)
+    if merged is not None:
+        adaptation = adaptation.model_copy(update={"model": whole})
+        watcher.noted(merged)
+    given = model_folder(adaptation.model, trust_remote_code=adaptation.trust_remote_code)
+    earlier = read_history(given).languages
+    study = study_of(adaptation, name, earlier)
+    spoken: dict[str, RowLanguages] = {}
+    prepared = prepare_study(
+        study,
+        base_folder,
+        watcher,
+        processes,
+        check_materials=lambda read: spoken.update(
+            checked_languages(read, adaptation.languages, base_folder)
+        ),
+        may_lack_tasks=True,
+    )
+    materials = prepared.materials
+    start = materials.checkpoint
+    assert start is not None
+    study = prepared.study.model_copy(update={"evaluate": all_of_worldbook(prepared.study.evaluate)})
+    if adaptation.training.learning_rate is None:
+        rate = SMALL_RATE if 0 < start.parameters < _SMALL else LARGE_RATE
+        training = study.training.model_copy(update={"learning_rate": rate})
+        study = study.model_copy(update={"training": training})
+    prepared = Prepared(study, materials, prepared.language_notes)
+    promise = Promise(
+        adaptation.max_loss,
+        earlier=tuple(tag for tag in earlier if tag not in materials.languages),
+        learnt=materials.languages,
+    )
+    asked = {
+        part: questions(
+            study.evaluate.model_copy(update={"part": part}),
+            materials.languages,
+            held_out_part(materials, part, adaptation.seed),
+            base_folder=base_folder,
+            cache=store.cache if store.stages.is_dir() else None,
+            trust_remote_code=adaptation.trust_remote_code,
+        )
+        for part in ("selection", "report")
+    }
+    planner = Planner(study, materials, asked["selection"], processes, ())
+    strategy = strategy_of(adaptation)
+    steps = [
+        PathStep(phase=_ADAPTED, data=data, strategy=strategy)
+        for phase, data in materials.data
+        if phase == _ADAPTED
+    ]
+    taken = past_rows(study, 0, steps[0])
+    phase = planner.phase_of(
+        steps, f"{adaptation.model} on {', '.join(one.data for one in steps)}", start, adaptation.seed, taken
+    )
+    return Ready(adaptation, prepared, spoken, start, phase, asked["selection"], asked["report"], promise)
+
+
+def all_of_worldbook(evaluation: Evaluation) -> Evaluation:
+    """Return an evaluation in which worldbook asks all that it has where no entry says how many, as other tasks do."""
+
+    def whole(entries: tuple[EvaluationTask, ...]) -> tuple[EvaluationTask, ...]:
+        return tuple(
+            one.model_copy(update={"limit": _ALL}) if is_worldbook(one.task) and one.limit is None else one
+            for one in entries
+        )
+
+    return evaluation.model_copy(
+        update={
+            "task_ability": whole(evaluation.task_ability),
+            "language_ability": whole(evaluation.language_ability),
+        }
+    )
+
+
+def held_out_part(materials: Materials, part: str, seed: int) -> tuple[Example, ...]:
+    """Return the held-out rows of one half of the evaluation; parallel rows are in the same one."""
+    halves = {"selection": 0, "report": 1}
+    return tuple(
+        one
+        for one in materials.held_out
+        if int(fingerprint_of([seed, one.source, one.group])[:8], 16) % 2 == halves[part]
+    )
+
+
+def expect(ready: Ready, executor: Executor, base_folder: Path, watcher: Watcher) -> Expected:
+    """Return what is known before anything is trained; the start answers the selection part for it.
+
+    Raises:
+        ConfigError: The rows are in another language than was said.
+        DiskError: There is no room for the training.
+        EvaluationError: Nothing is asked in a promised language.
+    """
+    outlook = look(
+        ready.prepared,
+        executor,
+        spoken=ready.spoken,
+        stages=ready.stages,
+        base_folder=base_folder,
+        watcher=watcher,
+    )
+    asked = Evaluate("the start", ready.start, ready.selection, ready.adaptation.trust_remote_code)
+    answers = answers_of(executor.make(asked))
+    abilities = compared(ready.promise, answers, answers).abilities
+    return Expected(
+        outlook=outlook,
+        start={name: macro_mean(before) for name, (before, _) in abilities.items()},
+        independent={name: values_of(before).clusters().effective for name, (before, _) in abilities.items()},
+        max_loss=ready.promise.max_loss,
+    )
+
+
+def run_adaptation(
+    adaptation: Adaptation,
+    delivery: Delivery,
+    *,
+    runs: Path = Path("runs"),
+    base_folder: Path = Path(),
+    watcher: Watcher | None = None,
+    processes: Processes | None = None,
+    on_expected: Callable[[Expected], None] = lambda _: None,
+) -> Adapted:
+    """Teach a model languages, and write the model that keeps the limit; the same call goes on after an interruption.
+
+    Args:
+        adaptation: What is asked.
+        delivery: Where the model goes; the name of its folder is that of the run folder `runs/adapt/<name>`. A model
+            that the same run has written there is replaced.
+        runs: Folder of all runs.
+        base_folder: What relative paths of data and tasks are relative to.
+        watcher: Receives what happens.
+        processes: How many processes train; None: this one.
+        on_expected: Called when everything is checked, before anything is trained.
+
+    Raises:
+        ConfigError, DataError, ModelError: Something is wrong, before anything is trained.
+        DiskError: The disk is full; the same call goes on when it is not.
+    """
+    watcher, processes = watcher or Watcher(), processes or Processes()
+    processes.check()
+    deadline = None if adaptation.budget is None else time.monotonic() + adaptation.budget
+    folder = runs / "adapt" / delivery.folder.name
+    if (folder / "stages").is_dir():
+        delivery = replace(delivery, overwrite=True)
+    check_place(delivery.folder, overwrite=delivery.overwrite)
+    delivery.check()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be made ({error.strerror}: {error.filename}).") from None
+    with as_disk_error(folder), Store(folder, watcher.noted) as store:
+        ready = get_ready(
+            adaptation,
+            delivery.folder.name,
+            store=store,
+            base_folder=base_folder,
+            watcher=watcher,
+            processes=processes,
+        )
+        executor = Executor(store, watcher)
+        expected = expect(ready, executor, base_folder, watcher)
+        on_expected(expected)
+        executor.make(ready.phase.made, with_artefacts=True)
+        between = Between(
+            start=ready.start,
+            trained=MadeModel(ready.phase.made, ready.start.parameters),
+            selection=ready.selection,
+            report=ready.report,
+            promise=ready.promise,
+            dtype=adaptation.dtype,
+            executor=executor,
+            trust_remote_code=adaptation.trust_remote_code,
+        )
+        names = parameter_names(ready.start.folder, trust_remote_code=adaptation.trust_remote_code)
+        walked = between.walk(
+            steps=adaptation.steps, groups=adaptation.groups, layers=decoder_layers(names), deadline=deadline
+        )
+        report = between.reported(walked.kept)
+        answer, sentence = final_answer(walked, report)
+        training = executor.make(ready.phase.train).result
+        adapted = Adapted(
+            format=FORMAT,
+            command="adapt",
+            start=adaptation.model,
+            start_identity=ready.start.identity,
+            trained=None,
+            max_loss=adaptation.max_loss,
+            learnt=ready.promise.learnt,
+            earlier=ready.promise.earlier,
+            data=tuple(from_json(DataCounts, one) for one in training["data"]),
+            strategy=strategy_of(adaptation).label,
+            steps=training["steps"],
+            seed=adaptation.seed,
+            dtype=adaptation.dtype,
+            precision=ready.selection.evaluation.precision,
+            outlook=expected.outlook,
+            walked=walked,
+            report=report,
+            answer=answer,
+            sentence=sentence,
+            folder=str(delivery.folder),
+        )
+        combine = between.combine(Candidate(walked.kept.alpha, walked.kept.kept_back))
+        made = executor.make(combine, with_artefacts=True)
+        write_adapted(adapted, made.folder / CHECKPOINT, ready.start.folder, delivery)
+    return adapted

@@ -1,0 +1,209 @@
+"""The folder of an adapted or rescued model: the model, its card, its history and the page, all or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import version
+from math import prod
+from pathlib import Path
+
+from lingraft.adapt.card import (
+    CARD,
+    CardFacts,
+    DataFact,
+    LossFact,
+    ScoreFact,
+    card_text,
+    licence_of,
+    public_name,
+)
+from lingraft.adapt.export import write_model
+from lingraft.adapt.folder import new_folder
+from lingraft.adapt.gguf import check_gguf, convert
+from lingraft.adapt.history import History, Learnt, read_history, write_history
+from lingraft.adapt.promise import ability_name
+from lingraft.adapt.push import check_push, push
+from lingraft.adapt.result import Adapted
+from lingraft.text.language_tags import ENGLISH
+
+PAGE = "adaptation.html"
+Draw = Callable[[Adapted, History], str]
+"""Returns the page of what was done, and of what the model was taught, as HTML."""
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """Where a model goes.
+
+    Attributes:
+        folder: Its folder.
+        overwrite: Replace a model that lingraft wrote there.
+        draw: Draws the page; None: there is none.
+        repository: Id on the hub to which it is uploaded; None: it is not.
+        private: Make that repository a private one.
+        gguf: Type of a GGUF file beside it; None: there is none.
+    """
+
+    folder: Path
+    overwrite: bool = False
+    draw: Draw | None = None
+    repository: str | None = None
+    private: bool = False
+    gguf: str | None = None
+
+    def check(self) -> None:
+        """Refuse what could not be done in the end, before anything long.
+
+        Raises:
+            ConfigError: There is no converter, no token, or the hub does not let it be uploaded.
+        """
+        if self.gguf is not None:
+            check_gguf(self.gguf)
+        if self.repository is not None:
+            check_push(self.repository)
+
+    def send(self) -> list[str]:
+        """Convert and upload the written folder as asked; return a sentence for each.
+
+        Raises:
+            ConfigError, LingraftError: It failed; the folder is whole all the same.
+        """
+        said = []
+        if self.gguf is not None:
+            said.append(f"GGUF: {convert(self.folder, self.gguf)}")
+        if self.repository is not None:
+            said.append(f"Uploaded: {push(self.folder, self.repository, private=self.private)}")
+        return said
+
+
+def write_adapted(adapted: Adapted, checkpoint: Path, start: Path, delivery: Delivery) -> None:
+    """Write the folder of a model that was adapted or rescued.
+
+    Args:
+        adapted: What was done; its `folder` is where it goes.
+        checkpoint: The model's checkpoint.
+        start: Folder of the model that was adapted, whose history goes on.
+        delivery: Where it goes.
+
+    Raises:
+        ConfigError: The folder holds something else.
+        DiskError: It cannot be written; what was there before is as it was.
+    """
+    report = adapted.report
+    learnt = Learnt(
+        date=date.today().isoformat(),
+        languages=adapted.learnt,
+        data={one.source: one.train for one in adapted.data},
+        strategy=strategy_in_words(adapted),
+        alpha=report.alpha,
+        kept_back=report.kept_back,
+        max_loss=adapted.max_loss,
+        losses=report.losses,
+        gain=report.gain,
+        start=adapted.start,
+        start_identity=next(iter(adapted.start_identity.values())),
+        lingraft=version("lingraft"),
+    )
+    history = (*read_history(start).learnt, learnt)
+    with new_folder(delivery.folder, overwrite=delivery.overwrite) as folder:
+        written = write_model(checkpoint, folder, dtype=adapted.dtype)
+        write_history(folder, History(learnt=history))
+        facts = card_facts(
+            adapted,
+            history,
+            own_template=written.own_template,
+            brings_code=any(folder.glob("*.py")),
+            repository=delivery.repository,
+        )
+        (folder / CARD).write_text(card_text(facts), encoding="utf-8")
+        if delivery.draw is not None:
+            (folder / PAGE).write_text(delivery.draw(adapted, History(learnt=history)), encoding="utf-8")
+
+
+def strategy_in_words(adapted: Adapted) -> str:
+    """Return how a model was trained, and that its weights lie between two."""
+    trained = "weights of two models" if adapted.strategy is None else adapted.strategy
+    return f"{trained}, interpolated"
+
+
+def kept_over_history(history: tuple[Learnt, ...]) -> str | None:
+    """Return what all rounds together may have lost of English; None: there was one, or one without a limit."""
+    limits = [one.max_loss for one in history]
+    if len(limits) < 2 or any(limit is None for limit in limits):
+        return None
+    lost = 1 - prod(1 - limit for limit in limits if limit is not None)
+    return (
+        f"Each of {len(limits)} rounds promised a share of the score of the model that it began with, so over all of "
+        f"them up to {100 * lost:.1f} % of the first one's English may be gone. `lingraft check` compares with it "
+        "directly."
+    )
+
+
+def card_facts(
+    adapted: Adapted,
+    history: tuple[Learnt, ...],
+    *,
+    own_template: bool,
+    brings_code: bool,
+    repository: str | None = None,
+) -> CardFacts:
+    """Return what the card says of an adapted model, as the report part sees it."""
+    report = adapted.report
+    gain = report.gain
+    layers = "" if report.kept_back is None else f"; decoder layers {report.kept_back} keep the start's"
+    other = "the damaged model" if adapted.command == "rescue" else "the trained model"
+    rows = sum(one.train for one in adapted.data)
+    notes = [adapted.sentence]
+    notes += filter(None, [kept_over_history(history)])
+    if not own_template:
+        notes.append(
+            "The start has no chat template of its own; the one here is what it was trained and scored with."
+        )
+    return CardFacts(
+        name=repository or Path(adapted.folder).absolute().name,
+        repository=repository,
+        start=public_name(adapted.start),
+        languages=adapted.learnt,
+        data=tuple(
+            DataFact(source=public_name(one.source), rows=one.train, languages=adapted.learnt)
+            for one in adapted.data
+        ),
+        strategy=strategy_in_words(adapted),
+        amount=f"{rows:,} rows, {adapted.steps:,} steps" if adapted.steps else None,
+        combined=f"start + {report.alpha:g} x ({other} - start){layers}",
+        dtype=adapted.dtype,
+        scores=tuple(
+            ScoreFact(
+                name="English" if one.name == ENGLISH else "what was learnt before",
+                language=one.name,
+                before=one.before,
+                after=one.after,
+                is_task=False,
+            )
+            for one in report.losses
+        ),
+        scored_on=(
+            f"On items on which nothing was chosen, by the written weights ({adapted.dtype}) in {adapted.precision}."
+        ),
+        losses=tuple(
+            LossFact(
+                name=ability_name(one.name),
+                loss=one.loss,
+                low=one.low,
+                high=one.high,
+                limit=f"{100 * one.max_loss:g} %",
+                answer=one.answer,
+                n=one.n,
+            )
+            for one in report.losses
+        ),
+        gain=None if gain is None else f"{gain.sentence[0].upper()}{gain.sentence[1:]} ({gain.n} items).",
+        licence=licence_of(adapted.start),
+        history=history,
+        notes=tuple(notes),
+        is_adapter=False,
+        brings_code=brings_code,
+        lingraft=version("lingraft"),
+    )

@@ -1,0 +1,1 @@
+"""What Python has beside the command line: functions that take what people have, and results that print as tables."""

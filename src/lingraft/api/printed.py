@@ -1,0 +1,81 @@
+"""How results print, and what errors call options."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from html import escape
+
+from lingraft.errors import LingraftError, escape_control_characters
+from lingraft.report.tables import Table
+
+_OPTION = re.compile(r"--([a-z]+(?:-[a-z]+)*)")
+_ARGUMENTS = {"task": "tasks", "language": "languages", "no-chat": "chat=False"}
+
+
+class Printed:
+    """A result that prints as its tables: at the prompt, by `print`, and in a notebook."""
+
+    def tables(self) -> Sequence[tuple[str, Table]]:
+        """Return the tables, each with its title."""
+        raise NotImplementedError
+
+    def lines(self) -> Sequence[str]:
+        """Return what is said below them."""
+        return ()
+
+    def __str__(self) -> str:
+        parts = [f"{title}\n{_text(table)}" for title, table in self.tables() if table.rows]
+        return "\n\n".join([*parts, *(["\n".join(self.lines())] if self.lines() else [])])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        tables = "".join(f"<p>{escape(title)}</p>{_html(table)}" for title, table in self.tables())
+        return tables + "".join(f"<p>{escape(line)}</p>" for line in self.lines())
+
+
+@contextmanager
+def options_as_arguments() -> Iterator[None]:
+    """Let errors call options as Python does: `max_new_tokens` in place of `--max-new-tokens`."""
+    try:
+        yield
+    except LingraftError as error:
+        said = _OPTION.sub(lambda found: _ARGUMENTS.get(found[1], found[1].replace("-", "_")), str(error))
+        if said == str(error):
+            raise
+        raise type(error)(said) from error
+
+
+def _shown(text: str) -> str:
+    return escape_control_characters(text, keep="")
+
+
+def _text(table: Table) -> str:
+    """Return a table as text: names to the left, figures to the right."""
+    from rich.cells import cell_len
+
+    rows = [[_shown(cell) for cell in row] for row in ([one.title for one in table.columns], *table.rows)]
+    widths = [max(cell_len(row[column]) for row in rows) for column in range(len(table.columns))]
+
+    def line(row: Sequence[str]) -> str:
+        cells = []
+        for column, cell in enumerate(row):
+            space = " " * (widths[column] - cell_len(cell))
+            cells.append(cell + space if column < table.n_keys else space + cell)
+        return "  ".join(cells).rstrip()
+
+    return "\n".join([line(rows[0]), "  ".join("-" * width for width in widths), *map(line, rows[1:])])
+
+
+def _html(table: Table) -> str:
+    """Return a table as HTML."""
+    head = "".join(
+        f'<th title="{escape(one.meaning, quote=True)}">{escape(_shown(one.title))}</th>'
+        for one in table.columns
+    )
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(_shown(cell))}</td>" for cell in row) + "</tr>" for row in table.rows
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

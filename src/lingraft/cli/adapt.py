@@ -1,0 +1,206 @@
+"""`lingraft adapt`: teach a model languages, and keep a stated share of what it could do."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lingraft import stopping
+from lingraft.cli.output import print_json, print_message, print_result, print_table, quieten_loading
+from lingraft.errors import ConfigError, ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lingraft.adapt.adapt import Expected
+    from lingraft.config.adaptation import Adaptation
+
+_YAML = (".yaml", ".yml")
+
+
+def adapt(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL|FILE", help="The model: folder, hub id or embedded:NAME; or a YAML file."
+        ),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Further fields, such as training.epochs=2."),
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Rows to learn from: file, pattern, folder or hub id. Repeatable."),
+    ] = None,
+    language: Annotated[
+        list[str] | None,
+        typer.Option(help="Their language, such as th; one for all, or one for each --data. Repeatable."),
+    ] = None,
+    max_loss: Annotated[
+        float | None,
+        typer.Option(help="What may be lost, as a share of the model's own English score; default: 0.01."),
+    ] = None,
+    english_data: Annotated[
+        str | None, typer.Option(help="English rows such as the model was tuned on; some are replayed.")
+    ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(help="Suite of tasks that measures; default: quick, where no --task is named."),
+    ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[TAG=]NAME",
+            help="A task that measures, English without a TAG; a harness task or YAML file.",
+        ),
+    ] = None,
+    data_dir: Annotated[
+        str | None, typer.Option(help="Folder with local copies of the suite's data sets.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Most items of each task in each half; default: all.")
+    ] = None,
+    strategy: Annotated[
+        str | None, typer.Option(help="Strategies of the training, such as lora or english_replay+ssu.")
+    ] = None,
+    budget: Annotated[str | None, typer.Option(help="Time for everything, such as 2h or 90m.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the new model; default: adapted/MODEL-LANGUAGES.")
+    ] = None,
+    runs: Annotated[
+        Path, typer.Option(help="Folder of all runs; this one's is RUNS/adapt/<name of OUTPUT>.")
+    ] = Path("runs"),
+    dtype: Annotated[
+        str | None, typer.Option(help="Type of the written weights: bf16 (default) or float32.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything that is drawn; default: 0.")] = None,
+    processes: Annotated[int, typer.Option(help="Processes that train together, on this machine.")] = 1,
+    sharded: Annotated[
+        bool, typer.Option("--sharded", help="Shard the model over the processes (FSDP2).")
+    ] = False,
+    trust_remote_code: Annotated[
+        bool | None,
+        typer.Option(
+            "--trust-remote-code", help="Run Python code that the model brings along; read it first."
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a model that lingraft wrote into OUTPUT.")
+    ] = False,
+    push: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Upload the model to the Hugging Face hub.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make that repository a private one.")] = False,
+    gguf: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="Also convert it for llama.cpp, such as q8_0.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Look and say what is expected; train nothing.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")] = False,
+) -> None:
+    """Teach MODEL the languages of rows, losing no more English than allowed, and write the new model.
+
+    Run it again to go on after an interruption. Exit code: 0 the limit is held, 1 no model meets it (the nearest is
+    written), 3 the items cannot tell, 2 wrong input.
+    """
+    stopping.keeps(f"what was finished is kept; {stopping.GOES_ON}")
+    from lingraft.config.adaptation import name_of_adapted
+
+    options = {
+        "max_loss": max_loss,
+        "english_data": english_data,
+        "suite": suite,
+        "tasks": [_task(one) for one in task] if task else None,
+        "data_dir": data_dir,
+        "limit": limit,
+        "strategy": None if strategy is None else strategy.split("+"),
+        "budget": budget,
+        "dtype": dtype,
+        "seed": seed,
+        "trust_remote_code": trust_remote_code,
+    }
+    adaptation = _asked(model, data or [], language or [], overrides or [], options)
+    output = output or Path("adapted") / name_of_adapted(adaptation)
+    _check(adaptation)
+
+    from lingraft.adapt.adapt import run_adaptation
+    from lingraft.adapt.delivery import PAGE, Delivery
+    from lingraft.adapt.promise import EXIT_CODES
+    from lingraft.cli.progress import ProgressWatcher
+    from lingraft.records import to_json
+    from lingraft.report.adaptation import adaptation_table, render_adaptation
+    from lingraft.train.processes import Processes
+
+    quieten_loading()
+
+    def looked(expected: Expected) -> None:
+        for line in expected.lines:
+            print_message(line, "yellow" if line.startswith("!") else None)
+        if dry_run:
+            raise typer.Exit
+
+    with ProgressWatcher(f"adapt {adaptation.model}") as watcher:
+        draw = partial(render_adaptation, reported=watcher.noted)
+        delivery = Delivery(
+            output, overwrite=overwrite, draw=draw, repository=push, private=private, gguf=gguf
+        )
+        adapted = run_adaptation(
+            adaptation,
+            delivery,
+            runs=runs,
+            watcher=watcher,
+            processes=Processes(processes, sharded),
+            on_expected=looked,
+        )
+    if json:
+        print_json(to_json(adapted))
+    else:
+        print_table(adaptation_table(adapted), f"{adaptation.model}: {', '.join(adapted.learnt)}")
+        print_result(adapted.sentence)
+        print_result(f"Model: {output}")
+        print_result(f"Page: {output / PAGE}")
+    for line in delivery.send():
+        print_message(line)
+    raise typer.Exit(EXIT_CODES[adapted.answer])
+
+
+def _asked(
+    model: str, data: list[str], languages: list[str], overrides: list[str], options: Mapping[str, object]
+) -> Adaptation:
+    """Return what is asked, by options or by a file, whose fields options stand before."""
+    from lingraft.config.adaptation import adaptation_of, load_adaptation
+
+    if not model.endswith(_YAML):
+        if not data:
+            raise ConfigError(
+                "--data is missing: name the rows to learn from, such as --data rows.jsonl --language th "
+                "(`lingraft show data FILE` tells what a file holds)."
+            )
+        return adaptation_of(model, data, languages, overrides, **options)
+    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
+    given += ["--data"] * bool(data) + ["--language"] * bool(languages)
+    if given:
+        raise ConfigError(
+            f"{model}: is a YAML file, so {', '.join(given)} stand in it; change a field for one run by KEY=VALUE, "
+            "such as max_loss=0.02."
+        )
+    return load_adaptation(Path(model), overrides)
+
+
+def _task(written: str) -> dict[str, str]:
+    """Return a task of the command line as a file has it."""
+    before, separator, after = written.partition("=")
+    return {"task": after, "language": before} if separator else {"task": written}
+
+
+def _check(adaptation: Adaptation) -> None:
+    """Refuse what names alone say, before anything heavy is imported."""
+    from lingraft.models.model_names import model_problem
+
+    if (problem := model_problem(adaptation.model)) is not None:
+        raise ModelError(problem)

@@ -1,0 +1,97 @@
+"""What `lingraft rescue` prints: which parts of a damaged model carry the loss, and what a repair did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lingraft.adapt.promise import AbilityLoss, Gain, ability_name
+from lingraft.adapt.repair import Repaired
+from lingraft.adapt.rescue import Rescued
+from lingraft.adapt.result import Point
+from lingraft.report.signs import LIMIT_WORDS, SIGNS
+from lingraft.report.tables import ABSENT, Column, Table
+
+
+def damage_table(found: Rescued) -> Table:
+    """Return what the damaged model lost, and what with each part given back; the one that carries most comes first."""
+    has_gain = any(one.gain is not None for one in found.given_back)
+    columns = (
+        Column("given back", "part of the damaged model that got the start's weights"),
+        *_loss_columns(found.damage),
+        Column(
+            "English changes", "by giving the part back, paired over the items: above 0 the part carries loss"
+        ),
+        *([Column("gain", "language ability above the start's that is left")] if has_gain else []),
+    )
+    rows = [("nothing", *_loss_cells(found.damage), ABSENT, *([ABSENT] if has_gain else []))]
+    for one in found.given_back:
+        change = f"{SIGNS[one.change.answer]} {one.change.value:+.3f} [{one.change.low:+.3f}, {one.change.high:+.3f}]"
+        rows.append(
+            (_part(one.part), *_loss_cells(one.losses), change, *([_gain_cell(one.gain)] if has_gain else []))
+        )
+    return Table(columns, tuple(rows), 1)
+
+
+def repair_sentence(repaired: Repaired) -> str:
+    """Return what a repair did, in a sentence."""
+    tokens = sum(one.tokens for one in repaired.rounds)
+    return (
+        f"Repaired in {repaired.steps} steps on {tokens:,} tokens of its own answers to {repaired.prompts} prompts, in "
+        f"{len(repaired.rounds)} rounds: on {repaired.held_out} other prompts its divergence from M1 went from "
+        f"{repaired.before.nats:.4f} to {repaired.after.nats:.4f} nats a token."
+    )
+
+
+def _part(part: str) -> str:
+    if not part[0].isdecimal():
+        return part
+    return f"layers {part}" if "-" in part else f"layer {part}"
+
+
+def _loss_columns(losses: Sequence[AbilityLoss]) -> list[Column]:
+    return [
+        column
+        for one in losses
+        for column in (
+            Column(f"{ability_name(one.name)} lost", "1 - retention, with its 95 % interval"),
+            Column("limit", "held, broken or undecided"),
+        )
+    ]
+
+
+def _loss_cells(losses: Sequence[AbilityLoss]) -> list[str]:
+    cells = []
+    for one in losses:
+        shown = ABSENT
+        if one.loss is not None and one.low is not None and one.high is not None:
+            shown = f"{one.loss:.1%} [{100 * one.low:.1f}, {100 * one.high:.1f}]"
+        cells += [shown, LIMIT_WORDS[one.answer]]
+    return cells
+
+
+def _gain_cell(gain: Gain | None) -> str:
+    if gain is None:
+        return ABSENT
+    interval = "" if gain.low is None or gain.high is None else f" [{gain.low:+.3f}, {gain.high:+.3f}]"
+    return f"{SIGNS[gain.answer]} {gain.value:+.3f}{interval}"
+
+
+def walk_table(points: Sequence[Point], kept: Point) -> Table:
+    """Return the models that were looked at on the way, in that order; the kept one is marked."""
+    has_gain = any(one.gain is not None for one in points)
+    columns = (
+        Column("model", "share of the way from M1 (0) to M2 (1), and layers that keep M1's weights"),
+        *_loss_columns(points[0].losses),
+        Column("certified", "that no promised ability lost more than allowed, by fixed-sequence testing"),
+        *([Column("gain", "language ability above M1's")] if has_gain else []),
+    )
+    rows = [
+        (
+            f"{one.name}{' (kept)' if one is kept else ''}",
+            *_loss_cells(one.losses),
+            "yes" if one.certified else "no",
+            *([_gain_cell(one.gain)] if has_gain else []),
+        )
+        for one in points
+    ]
+    return Table(columns, tuple(rows), 1)

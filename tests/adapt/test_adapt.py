@@ -1,0 +1,168 @@
+"""A tiny model that learns Spanish from end to end: its folder, the record, what goes on, what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lingraft.adapt.adapt import run_adaptation
+from lingraft.adapt.delivery import PAGE, Delivery
+from lingraft.adapt.history import read_history
+from lingraft.adapt.result import Adapted
+from lingraft.config.adaptation import Adaptation
+from lingraft.report.adaptation import render_adaptation
+from lingraft.study.events import Watcher
+
+_ITEMS = 240
+_CHOICES = {"en": ("yes", "no"), "es": ("jamás", "claro")}
+
+
+def write_lines(path: Path, rows: list[dict[str, object]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with rows to learn from, and a task in each language whose answers are given choices.
+
+    In English either choice is right as often, so that training changes the score little; in Spanish always the first.
+    """
+    folder = tmp_path_factory.mktemp("adapt")
+    for tag, (first, second) in _CHOICES.items():
+        items = [
+            {
+                "question": f"{tag} {number}?",
+                "choices": [first, second],
+                "answer": number % 2 if tag == "en" else 0,
+            }
+            for number in range(_ITEMS)
+        ]
+        write_lines(folder / f"{tag}_items.jsonl", [dict(one) for one in items])
+        task = {
+            "task": f"asked_{tag}",
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": {"test": str(folder / f"{tag}_items.jsonl")}},
+            "test_split": "test",
+            "output_type": "multiple_choice",
+            "doc_to_text": "{{question}}",
+            "doc_to_choice": "{{choices}}",
+            "doc_to_target": "answer",
+            "metric_list": [{"metric": "acc"}],
+        }
+        (folder / f"{tag}.yaml").write_text(yaml.safe_dump(task))
+    rows = [{"instruction": f"es {number}?", "input": "", "output": "jamás"} for number in range(64)]
+    write_lines(folder / "es.jsonl", [dict(one) for one in rows])
+    return folder
+
+
+def adaptation(model: Path, places: Path, **changes: object) -> Adaptation:
+    content = {
+        "model": str(model),
+        "data": [str(places / "es.jsonl")],
+        "languages": ["es"],
+        "max_loss": 0.2,
+        "tasks": [str(places / "en.yaml"), {"task": str(places / "es.yaml"), "language": "es"}],
+        "training": {"learning_rate": 1e-2, "tokens_per_batch": 512, "precision": "float32"},
+        "steps": 2,
+        "held_out": 4,
+    }
+    return Adaptation.model_validate(content | changes)
+
+
+class Seen(Watcher):
+    """Collects the stages that were made."""
+
+    def __init__(self) -> None:
+        self.started: list[str] = []
+
+    def stage_started(self, label: str) -> None:
+        self.started.append(label)
+
+
+@pytest.fixture(scope="module")
+def adapted(tiny_model: Path, places: Path) -> tuple[Adapted, Seen]:
+    seen = Seen()
+    found = run_adaptation(
+        adaptation(tiny_model, places),
+        Delivery(places / "out" / "tiny-es", draw=render_adaptation),
+        runs=places / "runs",
+        watcher=seen,
+    )
+    return found, seen
+
+
+def test_the_model_that_learnt_is_kept_and_written(adapted: tuple[Adapted, Seen]) -> None:
+    found, _ = adapted
+    assert found.answer == "held", found.sentence
+    assert found.walked.chosen is not None
+    assert found.learnt == ("es",)
+    assert found.report.gain is not None
+    assert found.report.gain.answer == "rose"
+    assert [one.name for one in found.report.losses] == ["en"]
+    (learnt,) = read_history(Path(found.folder)).learnt
+    assert (learnt.languages, learnt.max_loss, learnt.alpha) == (("es",), 0.2, found.walked.chosen.alpha)
+    assert learnt.losses == found.report.losses
+
+
+def test_the_page_is_a_part_of_the_folder(adapted: tuple[Adapted, Seen]) -> None:
+    found, _ = adapted
+    folder = Path(found.folder)
+    page = (folder / PAGE).read_text(encoding="utf-8")
+    assert found.report.name in page
+    assert PAGE in read_history(folder).files
+
+
+def test_the_written_model_is_in_the_type_that_was_asked_for(adapted: tuple[Adapted, Seen]) -> None:
+    from safetensors import safe_open
+
+    found, _ = adapted
+    (file,) = Path(found.folder).glob("*.safetensors")
+    with safe_open(file, framework="pt") as tensors:
+        assert {str(tensors.get_slice(name).get_dtype()) for name in tensors.keys()} == {"BF16"}  # noqa: SIM118
+
+
+def test_the_parts_share_no_item(adapted: tuple[Adapted, Seen]) -> None:
+    found, _ = adapted
+    chosen = found.walked.chosen
+    assert chosen is not None
+    assert chosen.evaluation != found.report.evaluation
+    assert chosen.losses[0].n + found.report.losses[0].n == _ITEMS
+
+
+def test_the_same_command_again_makes_nothing_anew(
+    adapted: tuple[Adapted, Seen], tiny_model: Path, places: Path
+) -> None:
+    seen = Seen()
+    again = run_adaptation(
+        adaptation(tiny_model, places),
+        Delivery(places / "out" / "tiny-es"),
+        runs=places / "runs",
+        watcher=seen,
+    )
+    assert (again.walked, again.report, again.sentence) == (
+        adapted[0].walked,
+        adapted[0].report,
+        adapted[0].sentence,
+    )
+    assert not [
+        one for one in seen.started if not one.startswith("combine")
+    ]  # the model is made for the folder
+
+
+def test_a_third_language_keeps_the_promise_about_the_second(
+    adapted: tuple[Adapted, Seen], places: Path
+) -> None:
+    rows = [{"instruction": f"de {number}?", "input": "", "output": "klar"} for number in range(32)]
+    write_lines(places / "de.jsonl", [dict(one) for one in rows])
+    third = adaptation(
+        Path(adapted[0].folder), places, data=[str(places / "de.jsonl")], languages=["de"], steps=1, groups=0
+    )
+    found = run_adaptation(third, Delivery(places / "out" / "tiny-es-de"), runs=places / "runs")
+    assert found.earlier == ("es",)
+    assert [one.name for one in found.report.losses] == ["en", "es"]
+    assert found.report.gain is not None
+    assert found.report.gain.kind == "bits per character"  # no task is asked in German
+    assert [one.languages for one in read_history(Path(found.folder)).learnt] == [("es",), ("de",)]
