@@ -245,8 +245,8 @@ def _written_adapter(stage: Path, folder: Path, label: str, start: str, *, is_pu
     base = hub_id(start) if is_of_start else None
     if is_published and base is None:
         raise ConfigError(
-            f"--push: the adapter of {label!r} belongs to a model that is not on the hub, so nobody else could load it; "
-            "leave --adapter out."
+            f"--push: the adapter of {label!r} belongs to a model that is not on the hub, so nobody else could load "
+            "it; leave --adapter out."
         )
     write_adapter(source, folder, base)
     return Written("float32", sum(one.stat().st_size for one in folder.glob("*.safetensors")), True)

@@ -128,6 +128,7 @@ def export(
 
 
 def _show(done: ExportedCell) -> None:
+    from lingraft.study.unused import size_text
 
     chosen = f"recommended: {done.reason}" if done.reason else "as asked"
     print_result(shown_message(f"Cell {done.cell!r}, {chosen}."))
