@@ -77,15 +77,18 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=24)
     parser.add_argument("--tokens", type=int, default=384)
     parser.add_argument("--cpu-seconds", action="store_true")
+    parser.add_argument("--folder", type=Path, help="Where to work, to be kept; default: a temporary folder.")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
+        folder = options.folder or Path(place)
+        folder.mkdir(parents=True, exist_ok=True)
         asked = study(options.precision, options.rows, options.items, options.tokens)
         (folder / "study.yaml").write_text(yaml.safe_dump(asked), encoding="utf-8")
         planned = json.loads(
             lingraft(folder, options.cpu_seconds, "plan", "study.yaml", "--measure", "--json")
         )
+        (folder / "planned.json").write_text(json.dumps(planned), encoding="utf-8")
         unmeasured = json.loads(lingraft(folder, options.cpu_seconds, "plan", "study.yaml", "--json"))
         lingraft(folder, options.cpu_seconds, "run", "study.yaml", "--json")
         found = [

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lingraft.report.tables import ABSENT, Column, Table
-from lingraft.study.forecast import Forecast, StageForecast
+from lingraft.study.forecast import Forecast, StageForecast, time_text, work_text
 from lingraft.study.unused import size_text
-
-_MINUTE, _HOUR, _DAY = 60, 3600, 86_400
-_FEW_MINUTES = 10 * _MINUTE  # from here on seconds say nothing
 
 
 def plan_table(forecast: Forecast) -> Table:
@@ -39,37 +36,12 @@ def _row(one: StageForecast) -> tuple[str, ...]:
         str(one.consumers),
         one.state,
         "kept" if one.is_kept else "discarded",
-        work_text(one),
+        work_text(one) or ABSENT,
         ABSENT if one.flops is None else f"{one.flops:.2g}",
         ABSENT if one.memory_bytes is None else size_text(one.memory_bytes),
         ABSENT if one.disk_bytes is None else size_text(one.disk_bytes),
         ABSENT if one.seconds is None else time_text(one.seconds),
     )
-
-
-def work_text(one: StageForecast) -> str:
-    """Return what a stage works through, in a few words."""
-    if one.training is not None:
-        about = "" if one.training.is_exact else "about "
-        replayed = f", {one.training.replayed:,} rows replayed" if one.training.replayed else ""
-        return f"{about}{one.training.steps:,} steps, {one.training.tokens:,} tokens{replayed}"
-    if one.answers is not None:
-        asked = one.answers
-        return (
-            f"{asked.items:,} items, {asked.expected_generated:,} tokens (at most {asked.most_generated:,})"
-        )
-    return ABSENT
-
-
-def time_text(seconds: float) -> str:
-    """Return a length of time: in seconds below ten minutes, then in minutes, hours and minutes, or days and hours."""
-    if seconds < _FEW_MINUTES:
-        return f"{seconds:.0f} s"
-    if seconds < 2 * _HOUR:
-        return f"{seconds / _MINUTE:.0f} min"
-    if seconds < 2 * _DAY:
-        return f"{seconds // _HOUR:.0f} h {seconds % _HOUR // _MINUTE:.0f} min"
-    return f"{seconds // _DAY:.0f} days {seconds % _DAY // _HOUR:.0f} h"
 
 
 def plan_lines(forecast: Forecast) -> Iterator[str]:

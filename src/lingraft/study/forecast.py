@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,7 +31,7 @@ from lingraft.study.measuring import (
     measure_training,
     training_key,
 )
-from lingraft.study.plan import Plan, consumers_of
+from lingraft.study.plan import consumers_of
 from lingraft.study.stages.evaluate import Evaluate
 from lingraft.study.stages.train import Train
 from lingraft.study.store import Store
@@ -42,6 +42,8 @@ FORMAT = 1
 MOST_ROWS_GENERATED = 1024  # together, where the study names no number
 State = Literal["finished", "begun", "to do"]
 Source = Literal["measured", "stage"]
+_MINUTE, _HOUR, _DAY = 60, 3600, 86_400
+_FEW_MINUTES = 10 * _MINUTE  # from here on seconds say nothing
 Rate = TypeVar("Rate", TrainingRate, AnswerRate)
 
 
@@ -159,6 +161,31 @@ class Forecast:
         )
 
 
+def work_text(one: StageForecast) -> str:
+    """Return what a stage works through, in a few words; of other kinds than training and evaluating nothing."""
+    if one.training is not None:
+        about = "" if one.training.is_exact else "about "
+        replayed = f", {one.training.replayed:,} rows replayed" if one.training.replayed else ""
+        return f"{about}{one.training.steps:,} steps, {one.training.tokens:,} tokens{replayed}"
+    if one.answers is not None:
+        asked = one.answers
+        return (
+            f"{asked.items:,} items, {asked.expected_generated:,} tokens (at most {asked.most_generated:,})"
+        )
+    return ""
+
+
+def time_text(seconds: float) -> str:
+    """Return a length of time: in seconds below ten minutes, then in minutes, hours and minutes, or days and hours."""
+    if seconds < _FEW_MINUTES:
+        return f"{seconds:.0f} s"
+    if seconds < 2 * _HOUR:
+        return f"{seconds / _MINUTE:.0f} min"
+    if seconds < 2 * _DAY:
+        return f"{seconds // _HOUR:.0f} h {seconds % _HOUR // _MINUTE:.0f} min"
+    return f"{seconds // _DAY:.0f} days {seconds % _DAY // _HOUR:.0f} h"
+
+
 def free_disk(folder: Path) -> int:
     """Return the free bytes of the disk on which a folder lies, or will."""
     place = folder.absolute()
@@ -176,19 +203,22 @@ def disk_problem(needed: int, free: int) -> str | None:
 
 
 def forecast(
-    plan: Plan,
+    stages: Sequence[StageSpec],
+    kept: Collection[str],
     store: Store,
     *,
-    measure: bool = False,
+    measure_from: int | None = None,
     watcher: Watcher | None = None,
     trust_remote_code: bool = False,
 ) -> Forecast:
-    """Return what a plan will take; nothing is written but rates that were measured.
+    """Return what stages will take; nothing is written but rates that were measured.
 
     Args:
-        plan: The stages.
+        stages: In the order in which they run.
+        kept: Fingerprints of those whose artefacts stay.
         store: Where what is finished lies.
-        measure: Time a few real steps and answers on this machine.
+        measure_from: Time a few real steps of trainings of at least so many, and a few real answers of evaluations
+            where no finished one asks the same; None: measure nothing.
         watcher: Receives how far the counting is.
         trust_remote_code: Run Python code that models and tasks bring along.
 
@@ -196,21 +226,23 @@ def forecast(
         DataError, ModelError: Rows cannot be encoded, or a model cannot be loaded; as the run would.
     """
     with TemporaryDirectory(prefix="lingraft-plan-") as place:
-        own = _Forecaster(plan, store, Path(place), measure, watcher or Watcher(), trust_remote_code)
-        stages = tuple(own.stage(number, stage) for number, stage in enumerate(plan.stages))
-    stages = tuple(_after_the_like(one, stages) for one in stages)
-    ahead = [one for one in stages if not one.is_finished]
+        own = _Forecaster(
+            stages, kept, store, Path(place), measure_from, watcher or Watcher(), trust_remote_code
+        )
+        alone = tuple(own.stage(number, stage) for number, stage in enumerate(stages))
+    found = tuple(_after_the_like(one, alone) for one in alone)
+    ahead = [one for one in found if not one.is_finished]
     unknown = [one for one in ahead if one.seconds is None]
     heavy = any(one.kind in ("train", "evaluate") for one in unknown)
     memory = [one.memory_bytes for one in ahead if one.memory_bytes is not None]
     return Forecast(
-        stages=stages,
+        stages=found,
         seconds=None if heavy else sum(one.seconds or 0.0 for one in ahead),
         stages_without_time=len(unknown),
         flops=sum(one.flops or 0.0 for one in ahead),
         memory_bytes=max(memory, default=None),
         free_memory_bytes=free_memory(compute_for()),
-        disk_bytes=disk_needed(plan, [one.fingerprint for one in stages if one.is_finished]),
+        disk_bytes=disk_needed(stages, kept, [one.fingerprint for one in found if one.is_finished]),
         free_disk_bytes=free_disk(store.folder),
     )
 
@@ -220,24 +252,30 @@ class _Forecaster:
 
     def __init__(
         self,
-        plan: Plan,
+        stages: Sequence[StageSpec],
+        kept: Collection[str],
         store: Store,
         place: Path,
-        measure: bool,
+        measure_from: int | None,
         watcher: Watcher,
         trust_remote_code: bool,
     ) -> None:
-        self._plan, self._store, self._place = plan, store, place
-        self._measure, self._watcher, self._trust = measure, watcher, trust_remote_code
-        self._consumers = consumers_of(plan)
+        self._stages, self._kept, self._store, self._place = stages, kept, store, place
+        self._measure_from, self._watcher, self._trust = measure_from, watcher, trust_remote_code
+        self._consumers = consumers_of(stages)
+        self._was_asked = {
+            id(one.questions)
+            for one in stages
+            if isinstance(one, Evaluate) and store.find(one) is not None  # it says how long the others take
+        }
         self._shapes: dict[Path, ModelShape | None] = {}
         self._answers: dict[tuple[int, Path], AnswerCount | None] = {}
         self._rates: dict[str, TrainingRate | AnswerRate | None] = {}
 
     def stage(self, number: int, stage: StageSpec) -> StageForecast:
         """Return what one stage will take, or took."""
-        doing = "measuring" if self._measure else "counting"
-        self._watcher.preparing(f"{doing} {stage.name}", number, len(self._plan.stages))
+        doing = "counting" if self._measure_from is None else "measuring"
+        self._watcher.preparing(f"{doing} {stage.name}", number, len(self._stages))
         found, needs = self._store.find(stage), stage.needs
         begun = any((self._store.folder_of(stage) / name).exists() for name in stage.continues)
         one = StageForecast(
@@ -246,7 +284,7 @@ class _Forecaster:
             fingerprint=stage.fingerprint,
             consumers=len(self._consumers[stage.fingerprint]),
             state="finished" if found is not None else "begun" if begun else "to do",
-            is_kept=not stage.is_discardable or stage.fingerprint in self._plan.kept,
+            is_kept=not stage.is_discardable or stage.fingerprint in self._kept,
             device=needs.device,
             memory_bytes=needs.memory_bytes,
             disk_bytes=needs.disk_bytes,
@@ -285,6 +323,7 @@ class _Forecaster:
                 lambda shape=job.shape: measure_training(  # type: ignore[misc]
                     job, root, count, shape, memory.total, self._place
                 ),
+                is_wanted=self._measure_from is not None and count.steps >= self._measure_from,
             )
         if rate is None:
             return replace(one, memory_bytes=memory.total)
@@ -332,6 +371,7 @@ class _Forecaster:
                 AnswerRate,
                 answer_key(count, compute, root),
                 lambda: measure_answers(asked, root, count, shape, trust_remote_code=self._trust),
+                is_wanted=self._measure_from is not None and id(asked) not in self._was_asked,
             )
         is_root = isinstance(stage.model, GivenModel)
         expected = count.expected_generated
@@ -348,10 +388,12 @@ class _Forecaster:
             seconds_from="measured",
         )
 
-    def _rate(self, kind: type[Rate], key: str, measured: Callable[[], Rate]) -> Rate | None:
+    def _rate(
+        self, kind: type[Rate], key: str, measured: Callable[[], Rate], *, is_wanted: bool
+    ) -> Rate | None:
         """Return a rate: measured now, once, where that is asked for, else what an earlier plan measured."""
         if key not in self._rates:
-            if self._measure:
+            if is_wanted:
                 rate = measured()
                 gc.collect()  # a model a measurement, as of stages
                 keep_rate(key, rate)
@@ -392,27 +434,28 @@ def _after_the_like(one: StageForecast, stages: tuple[StageForecast, ...]) -> St
     return replace(one, seconds=seconds, seconds_from="stage")
 
 
-def disk_needed(plan: Plan, finished: Collection[str]) -> int:
-    """Return the most bytes that the run will have on the disk at a time, beyond what lies there now.
+def disk_needed(stages: Sequence[StageSpec], kept: Collection[str], finished: Collection[str]) -> int:
+    """Return the most bytes that stages will have on the disk at a time, beyond what lies there now.
 
     Args:
-        plan: The stages.
+        stages: In the order in which they run.
+        kept: Fingerprints of those whose artefacts stay.
         finished: Fingerprints of those that are.
     """
     readers = {
         key: {reader.fingerprint for reader in found} - set(finished)
-        for key, found in consumers_of(plan).items()
+        for key, found in consumers_of(stages).items()
     }
     lying: dict[str, int] = {}
     most = 0
-    for stage in plan.stages:
+    for stage in stages:
         if stage.fingerprint not in finished:
             own, start = stage.needs.disk_bytes or 0, stage.starts_from
             most = max(most, sum(lying.values()) + own)
             lying[stage.fingerprint] = own if start is None else min(own, 4 * start.parameters)
         for waiting in readers.values():
             waiting.discard(stage.fingerprint)
-        over = [key for key in lying if not readers[key] and key not in plan.kept]
+        over = [key for key in lying if not readers[key] and key not in kept]
         for fingerprint in over:
             del lying[fingerprint]
     return most

@@ -425,10 +425,10 @@ def listed_stages(plan: Plan) -> dict[str, ListedStage]:
     return found
 
 
-def consumers_of(plan: Plan) -> dict[str, list[StageSpec]]:
+def consumers_of(stages: Sequence[StageSpec]) -> dict[str, list[StageSpec]]:
     """Return, by fingerprint, the stages that read a stage's artefacts."""
-    found: dict[str, list[StageSpec]] = {stage.fingerprint: [] for stage in plan.stages}
-    for stage in plan.stages:
+    found: dict[str, list[StageSpec]] = {stage.fingerprint: [] for stage in stages}
+    for stage in stages:
         for fingerprint in {parent.fingerprint for parent in stage.parents}:
             found[fingerprint].append(stage)
     return found

@@ -124,7 +124,7 @@ def run_study(
         write_plan(folder, listed_stages(plan))
         executor = Executor(store, watcher)
         executor.look(plan)
-        problem = disk_problem(disk_needed(plan, executor.done), free_disk(folder))
+        problem = disk_problem(disk_needed(plan.stages, plan.kept, executor.done), free_disk(folder))
         if problem is not None:
             watcher.noted(problem)
         unused = unused_stages(folder)
@@ -241,7 +241,14 @@ def forecast_study(
     plan = prepared.plan(store, base_folder, processes)
     for note in plan.notes:
         watcher.noted(note)
-    return forecast(plan, store, measure=measure, watcher=watcher, trust_remote_code=study.trust_remote_code)
+    return forecast(
+        plan.stages,
+        plan.kept,
+        store,
+        measure_from=0 if measure else None,
+        watcher=watcher,
+        trust_remote_code=study.trust_remote_code,
+    )
 
 
 def _other_study_sentence(folder: Path, unused: Sequence[UnusedStage]) -> str:
