@@ -263,6 +263,7 @@ class _Forecaster:
         self._stages, self._kept, self._store, self._place = stages, kept, store, place
         self._measure_from, self._watcher, self._trust = measure_from, watcher, trust_remote_code
         self._consumers = consumers_of(stages)
+        self._base = held_now(compute_for())  # before anything is measured, which leaves a larger heap
         self._was_asked = {
             id(one.questions)
             for one in stages
@@ -300,7 +301,7 @@ class _Forecaster:
     def _training(self, one: StageForecast, stage: Train, root: GivenModel) -> StageForecast:
         job = stage.job
         count = count_training(job, root, self._place)
-        memory = stage.memory(count.largest, base=held_now(compute_for(job.training.precision)))
+        memory = stage.memory(count.largest, base=self._base)
         work = TrainingWork(
             rows=count.rows,
             replayed=count.replayed,
@@ -363,14 +364,16 @@ class _Forecaster:
             sum(len(pair.continuation) for pair in count.pairs) + count.held_out_tokens, batching.tokens // 8
         )
         memory = evaluation_memory(
-            shape, compute, rows=rows, length=length, positions=positions, base=held_now(compute)
+            shape, compute, rows=rows, length=length, positions=positions, base=self._base
         )
         rate = None
         if one.state != "finished" and asked.evaluation.backend == "transformers":
             rate = self._rate(
                 AnswerRate,
                 answer_key(count, compute, root),
-                lambda: measure_answers(asked, root, count, shape, trust_remote_code=self._trust),
+                lambda: measure_answers(
+                    asked, root, count, shape, base=self._base, trust_remote_code=self._trust
+                ),
                 is_wanted=self._measure_from is not None and id(asked) not in self._was_asked,
             )
         is_root = isinstance(stage.model, GivenModel)

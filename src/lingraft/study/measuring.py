@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from safetensors.torch import save_file
 
@@ -40,7 +39,7 @@ _HOOKS = ("wrap", "frozen_mask", "learning_rates", "anchor", "output_penalty")  
 _STEPS = 5  # that are timed, after one that warms up
 _ANSWERS = 32  # that are generated together to be timed
 _FEW = 4  # answers that are generated together for what a step costs whatever the rows
-_FEWEST = 3  # steps from which both can be told
+_FEWEST = 3  # steps from which both are known
 _MOST_SAVED = 2**29  # bytes of a model that are written to see how fast the disk is
 _ALIKE = 0.2  # steps whose sizes differ less say nothing about what a step costs whatever its size
 
@@ -306,15 +305,28 @@ def _saving_seconds(model: Any, path: Path) -> float:
 
 
 def measure_answers(
-    asked: Questions, root: GivenModel, count: AnswerCount, shape: ModelShape, *, trust_remote_code: bool
+    asked: Questions,
+    root: GivenModel,
+    count: AnswerCount,
+    shape: ModelShape,
+    *,
+    base: int,
+    trust_remote_code: bool,
 ) -> AnswerRate:
     """Let the root answer a few of an evaluation's prompts, and time it: many together, few, and reading alone.
+
+    Args:
+        asked: What it is asked.
+        root: The model.
+        count: The prompts.
+        shape: Of the model.
+        base: See `MemoryPlan`.
+        trust_remote_code: Run Python code that the model brings along.
 
     Raises:
         LingraftError: The model cannot be loaded, or generate.
     """
     compute = compute_for(asked.evaluation.precision)
-    base = psutil.Process().memory_info().rss if compute.device.type == "cpu" else 0
     forget_peak()
     started = time.perf_counter()
     model, tokenizer = load_merged(str(root.folder), dtype=compute.held, trust_remote_code=trust_remote_code)
