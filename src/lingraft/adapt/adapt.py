@@ -382,6 +382,7 @@ def run_adaptation(
     folder = runs / "adapt" / delivery.folder.name
     if (folder / "stages").is_dir():
         delivery = replace(delivery, overwrite=True)
+    delivery = replace(delivery, trust_remote_code=adaptation.trust_remote_code)
     check_place(delivery.folder, overwrite=delivery.overwrite)
     delivery.check()
     try:
