@@ -52,7 +52,7 @@ def main() -> None:
         for cut in CUTS:
             ids = [tokenizer(row.instruction, add_special_tokens=False)["input_ids"][:cut] for row in rows]
             shorter = [
-                replace(row, messages=(Message("user", tokenizer.decode(own)),))
+                replace(row, messages=(Message("user", str(tokenizer.decode(own))),))
                 for row, own in zip(rows, ids, strict=True)
             ]
             found = dataset_embedding_similarity(shorter, other, encoder)

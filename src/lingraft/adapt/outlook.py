@@ -463,8 +463,8 @@ def _room_lines(room: Room) -> Iterator[str]:
     if room.memory_bytes is not None and room.memory_free is not None:
         fits = room.memory_bytes <= room.memory_free
         yield (
-            f"{'' if fits else '! '}Memory on the {room.place}: {size_text(room.memory_bytes)} of weights, gradients "
-            f"and optimiser states, activations not counted; {size_text(room.memory_free)} are free"
+            f"{'' if fits else '! '}Memory on the {room.place}: at most {size_text(room.memory_bytes)}, with the "
+            f"fullest batch; {size_text(room.memory_free)} are free"
             + (
                 "."
                 if fits

@@ -274,7 +274,13 @@ def rescue(
         )
         combine = way.combine(Candidate(walked.kept.alpha, walked.kept.kept_back))
         made = executor.make(combine, with_artefacts=True)
-        delivery = Delivery(Path(output), overwrite=overwrite or went_on, draw=draw, repository=repository)
+        delivery = Delivery(
+            Path(output),
+            overwrite=overwrite or went_on,
+            draw=draw,
+            repository=repository,
+            trust_remote_code=trust_remote_code,
+        )
         write_adapted(adapted, made.folder / CHECKPOINT, given[0].folder, delivery)
     return Rescued(adapted=adapted, damage=damage, given_back=given_back, repair=repaired, notes=tuple(notes))
 

@@ -128,7 +128,7 @@ def adapt(
     output = output or Path("adapted") / name_of_adapted(adaptation)
     _check(adaptation)
 
-    from lingraft.adapt.adapt import run_adaptation
+    from lingraft.adapt.adapt import LONG_TRAINING, run_adaptation
     from lingraft.adapt.delivery import PAGE, Delivery
     from lingraft.adapt.promise import EXIT_CODES
     from lingraft.cli.progress import ProgressWatcher
@@ -156,6 +156,7 @@ def adapt(
             watcher=watcher,
             processes=Processes(processes, sharded),
             on_expected=looked,
+            measure_from=0 if dry_run else LONG_TRAINING,
         )
     if json:
         print_json(to_json(adapted))

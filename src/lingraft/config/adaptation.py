@@ -70,7 +70,7 @@ class Adaptation(Section):
     dtype: Literal["bf16", "float32"] = "bf16"
     """Type of the written weights, and of those that are evaluated on the way."""
     held_out: int = Field(100, ge=0)
-    """Groups of rows that are never trained on; their answers' loss is measured."""
+    """Groups of each source's rows that are never trained on, at most a tenth; their answers' loss is measured."""
     encoder: Text = "embedded"
     """Sentence encoder of DES."""
     seed: Seed = 0
