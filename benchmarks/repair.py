@@ -70,7 +70,8 @@ def main() -> None:
         repaired = {name: executor.make(stage) for name, stage in repairs.items()}
     answers = {name: read_predictions(one.artefact(PREDICTIONS)) for name, one in evaluated.items()}
     for name, one in evaluated.items():
-        found[name] = {"bits_per_character": to_json(recorded(one).scores)["bits_per_character"]}
+        english = recorded(one).scores.per_language["en"]
+        found[name] = {"english_bits_per_character": to_json(english.held_out)}
         for ability in ("task_ability", "language_ability"):
             own, first, second = (
                 [item for item in answers[which] if item.ability == ability]

@@ -177,6 +177,10 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(_HOMES[name]), name)
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 _SUBPACKAGES = frozenset({"adapt", "evaluate"})
 """Public functions that share their name with a subpackage. Whoever imports that, Python puts it in the function's
 place; so it is made to be called, and `lingraft.evaluate` is both."""

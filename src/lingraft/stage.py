@@ -75,12 +75,11 @@ class StageWatcher:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a stage needs of the machine, estimated from the number of parameters; None: not estimated.
+    """What a stage needs of the machine, estimated from the model's sizes and the options; None: not estimated.
 
     Attributes:
         device: `accelerator` where there is one, or `processor`.
-        memory_bytes: Of weights, gradients and optimiser states on that device. Activations, caches of keys and values
-            and the data are not in it.
+        memory_bytes: At most on that device (see `train.memory_plan`), without what the process and its data hold.
         disk_bytes: Of its artefacts, with what it keeps there while it works.
     """
 
@@ -237,6 +236,11 @@ class StageSpec(ABC):
         return Needs()
 
     @property
+    def starts_from(self) -> Model | None:
+        """The model that the one that it makes was made of, and whose shape that has; None: it makes none."""
+        return None
+
+    @property
     def holds(self) -> str | None:
         """Key of what the work leaves on the shelf for others with the same key; None: nothing."""
         return None
@@ -374,6 +378,14 @@ def _maker_of(folder: Path) -> str | None:
     found = (path for path in folder.absolute().rglob("*") if not (path.is_dir() or is_foreign(path.name)))
     files = {path.relative_to(stage).as_posix() for path in found}
     return record.fingerprint if files and files <= whole.keys() else None
+
+
+def root_of(model: Model) -> GivenModel | None:
+    """Return the given model that a model was made of, stage by stage; None: a stage does not say."""
+    start: Model | None = model
+    while isinstance(start, MadeModel):
+        start = start.stage.starts_from
+    return start
 
 
 def stages_of(*models: Model | None) -> tuple[StageSpec, ...]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import lingraft
 from lingraft.adapt.adapt import run_adaptation
 from lingraft.adapt.delivery import PAGE, Delivery
 from lingraft.adapt.history import read_history
@@ -150,6 +151,34 @@ def test_the_same_command_again_makes_nothing_anew(
     assert not [
         one for one in seen.started if not one.startswith("combine")
     ]  # the model is made for the folder
+
+
+def test_python_adapts_as_the_command_does_and_prints_what_it_found(
+    adapted: tuple[Adapted, Seen], tiny_model: Path, places: Path
+) -> None:
+    seen = Seen()
+    asked = adaptation(tiny_model, places)
+    found = lingraft.adapt(
+        tiny_model,
+        places / "es.jsonl",
+        "es",
+        0.2,
+        output=places / "out" / "tiny-es",
+        runs=places / "runs",
+        watcher=seen,
+        tasks=[places / "en.yaml", f"es={places / 'es.yaml'}"],
+        training=asked.training,
+        steps=2,
+        held_out=4,
+    )
+    assert [one for one in seen.started if not one.startswith("combine")] == []
+    for name in ("walked", "report", "answer", "sentence", "learnt"):
+        assert getattr(found, name) == getattr(adapted[0], name)
+    shown = str(found)
+    assert found.sentence in shown
+    assert "the report part" in shown
+    assert f"Model: {places / 'out' / 'tiny-es'}" in shown
+    assert found.exit_code == 0
 
 
 def test_a_third_language_keeps_the_promise_about_the_second(

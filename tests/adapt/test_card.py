@@ -133,6 +133,12 @@ def test_the_card_holds_every_fact_and_its_metadata_are_the_hubs() -> None:
     assert card.data.to_dict()["model-index"] == found["model-index"]
 
 
+def test_abilities_stand_in_the_metadata_where_no_task_does() -> None:
+    (result,) = metadata(card_text(replace(FACTS, scores=FACTS.scores[:1])))["model-index"][0]["results"]
+    assert (result["dataset"]["name"], result["dataset"]["config"]) == ("task ability", "en")
+    assert "model-index" not in metadata(card_text(replace(FACTS, scores=())))
+
+
 def test_a_licence_is_never_invented() -> None:
     text = card_text(FACTS)
     assert "license" not in metadata(text)
@@ -198,7 +204,11 @@ def test_names_that_may_be_published_and_that_are_the_hubs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models" / "mine").mkdir(parents=True)
-    assert public_name("/home/jane/models/mine/") == "mine"
+<<<<<<< HEAD
+    assert public_name("/srv/jane/models/mine/") == "mine"
+=======
+    assert public_name("/data/jane/models/mine/") == "mine"
+>>>>>>> export
     assert public_name("~/rows.jsonl") == "rows.jsonl"
     assert public_name("C:\\data\\rows.jsonl") == "rows.jsonl"
     for name in ("owner/model@v1", "embedded:smollm2-135m", "worldbook:lookup/de", "data/rows.jsonl"):

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,42 +61,68 @@ def study_of(model: Path | str, data: dict[str, Any], **changes: Any) -> Study:
     )
 
 
+def looked_at(
+    folder: Path, model: Path | str, data: dict[str, Any], said: Sequence[str], **changes: Any
+) -> Outlook:
+    """Look at the adaptation of a model to data sets, in the store of a folder."""
+    prepared = prepare_study(study_of(model, data, **changes), folder, Watcher())
+    with Store(folder / "run") as store:
+        stages = prepared.plan(store, folder).stages
+        spoken = checked_languages(prepared.materials, said, folder)
+        return look(prepared, Executor(store), spoken=spoken, stages=stages, base_folder=folder)
+
+
 @pytest.fixture
 def looked(tmp_path: Path) -> Look:
-    """A function that looks at the adaptation of a model to data sets, in a store of its own."""
-
-    def run(model: Path | str, data: dict[str, Any], languages: Sequence[str], **changes: Any) -> Outlook:
-        prepared = prepare_study(study_of(model, data, **changes), tmp_path, Watcher())
-        with Store(tmp_path / "run") as store:
-            stages = prepared.plan(store, tmp_path).stages
-            spoken = checked_languages(prepared.materials, languages, tmp_path)
-            return look(prepared, Executor(store), spoken=spoken, stages=stages, base_folder=tmp_path)
-
-    return run
+    """`looked_at` in a store of the test's own."""
+    return partial(looked_at, tmp_path)
 
 
-def test_the_outlook_counts_rows_costs_and_room_and_can_be_written(
-    looked: Look, tmp_path: Path, tiny_model: Path
-) -> None:
-    write(tmp_path / "rows.jsonl", [*rows_in("de"), {"instruction": "Was?", "output": ""}])
+@pytest.fixture(scope="module")
+def german(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Outlook:
+    """The outlook of German rows, some of them items of the evaluation, after English ones of other tasks."""
+    folder = tmp_path_factory.mktemp("outlook")
+    items = [one for split in ("report", "selection") for one in load_items("lookup", "de", split)[:4]]
+    asked = [{"instruction": one.example.instruction, "output": one.example.answer} for one in items]
+    write(folder / "rows.jsonl", [*rows_in("de"), *asked, {"instruction": "Was?", "output": ""}])
     source = {"source": "rows.jsonl", "language": "de", "max_broken_share": 0.1}
-    found = looked(tiny_model, {"rows": source}, ["de"], instructions="worldbook:counting/en")
-    data = found.data["rows"]
-    assert (data.counts.rows, data.counts.broken, data.counts.held_out, data.counts.train) == (41, 1, 5, 35)
-    assert data.languages.rows == {"de": 40}
-    assert found.has_chat_template
-    assert found.alike[0].against == "worldbook:counting/en"
-    assert not found.alike[0].sampled
-    similarity = found.alike[0].similarity
+    return looked_at(folder, tiny_model, {"rows": source}, ["de"], instructions="worldbook:counting/en")
+
+
+def test_the_outlook_counts_rows_and_costs_and_can_be_written(german: Outlook) -> None:
+    data = german.data["rows"]
+    assert (data.counts.rows, data.counts.broken, data.counts.held_out, data.counts.train) == (49, 1, 5, 43)
+    assert data.languages.rows == {"de": 48}
+    assert german.has_chat_template
+    assert german.alike[0].against == "worldbook:counting/en"
+    assert not german.alike[0].sampled
+    similarity = german.alike[0].similarity
     assert similarity is not None
     assert 0 < similarity.des < 0.8  # other tasks
-    assert found.room.memory_bytes is not None
-    assert found.room.memory_bytes > 16 * found.parameters - 1
-    assert from_json(Outlook, to_json(found)) == found
-    text = "\n".join(outlook_lines(found))
-    assert "41 rows (de 40" in text
-    assert "35 are trained on (1 broken, 5 held out to measure on)" in text
+    assert from_json(Outlook, to_json(german)) == german
+    text = "\n".join(outlook_lines(german))
+    assert "49 rows (de 48" in text
+    assert "43 are trained on (1 broken, 5 held out to measure on)" in text
     assert f"DES {similarity.corrected:.2f}" in text
+
+
+def test_items_that_stand_in_the_rows_are_counted_for_both_parts(german: Outlook) -> None:
+    assert set(german.contamination) == {"selection", "report"}
+    for part in german.contamination.values():
+        assert part.tasks["worldbook:lookup/de"].contaminated > 0
+        assert part.tasks["worldbook:lookup/en"].contaminated == 0
+    assert "! Contamination: " in "\n".join(outlook_lines(german))
+
+
+def test_a_disk_and_memory_that_may_not_suffice_are_warned_of(german: Outlook) -> None:
+    room = german.room
+    assert room.memory_bytes is not None
+    assert room.largest_bytes is not None
+    assert room.memory_bytes >= 16 * german.parameters  # weights, gradients and two moments in float32
+    assert not [line for line in outlook_lines(german) if line.startswith(("! Memory", "! Disk"))]
+    scarce = replace(room, memory_free=1000, disk_free=room.largest_bytes, disk_bytes=room.largest_bytes + 1)
+    lines = [line for line in outlook_lines(replace(german, room=scarce)) if line.startswith("! ")]
+    assert [line.split()[1] for line in lines[-2:]] == ["Memory", "Disk:"]
 
 
 def test_where_no_instructions_are_known_the_model_writes_prompts_once(
@@ -172,21 +199,6 @@ def test_des_is_null_with_its_reason_where_the_encoder_does_not_know_the_languag
     assert "'vi', which the encoder" in "\n".join(outlook_lines(found))
 
 
-def test_items_that_stand_in_the_rows_are_counted_for_both_parts(
-    looked: Look, tmp_path: Path, tiny_model: Path
-) -> None:
-    items = [one for split in ("report", "selection") for one in load_items("lookup", "de", split)[:4]]
-    rows = [{"instruction": one.example.instruction, "output": one.example.answer} for one in items]
-    write(tmp_path / "rows.jsonl", [*rows_in("de"), *rows])
-    data = {"rows": {"source": "rows.jsonl", "language": "de"}}
-    found = looked(tiny_model, data, ["de"], instructions="worldbook:counting/en")
-    assert set(found.contamination) == {"selection", "report"}
-    for part in found.contamination.values():
-        assert part.tasks["worldbook:lookup/de"].contaminated > 0
-        assert part.tasks["worldbook:lookup/en"].contaminated == 0
-    assert "! Contamination: " in "\n".join(outlook_lines(found))
-
-
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_asked(
     looked: Look, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,16 +210,3 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_asked(
         DiskError, match=r"100 kB are free on its disk, and training writes up to .*Free some space"
     ):
         looked(tiny_model, {"rows": {"source": "rows.jsonl", "language": "de"}}, ["de"])
-
-
-def test_a_disk_and_memory_that_may_not_suffice_are_warned_of(
-    looked: Look, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write(tmp_path / "rows.jsonl", rows_in("de"))
-    source = {"source": "rows.jsonl", "language": "de"}
-    found = looked(tiny_model, {"rows": source}, ["de"], instructions="worldbook:counting/en")
-    assert not [line for line in outlook_lines(found) if "Memory" in line or "Disk" in line if line[0] == "!"]
-    scarce = replace(found.room, memory_free=1000, disk_free=found.room.largest_bytes or 0)
-    scarce = replace(scarce, disk_bytes=(found.room.largest_bytes or 0) + 1)
-    lines = [line for line in outlook_lines(replace(found, room=scarce)) if line.startswith("! ")]
-    assert [line.split()[1] for line in lines[-2:]] == ["Memory", "Disk:"]

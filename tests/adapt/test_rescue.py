@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+import lingraft
 from lingraft.adapt.history import read_history
 from lingraft.adapt.rescue import RepairOptions, Rescued, rescue
 from lingraft.config.schema import Training
@@ -141,6 +142,31 @@ def test_the_layer_that_carries_the_loss_comes_first(rescued: Rescued) -> None:
     embeddings = next(one for one in others if one.part == "embeddings")
     assert embeddings.change.value == 0  # they are the start's already
     assert embeddings.losses == rescued.damage
+
+
+def test_python_rescues_as_the_command_does_and_prints_what_it_found(
+    rescued: Rescued, models: tuple[Path, Path], tasks: Path
+) -> None:
+    place = Path(rescued.adapted.folder).parents[1]
+    found = lingraft.rescue(
+        models[0],
+        models[1],
+        0.1,
+        output=place / "out" / "kept",
+        runs=place / "runs",
+        languages="es",
+        tasks=[str(tasks / "en.yaml"), f"es={tasks / 'es'}.yaml"],
+        steps=2,
+        groups=2,
+        precision="float32",
+    )
+    assert found.damage == rescued.damage
+    assert found.adapted.walked == rescued.adapted.walked
+    shown = str(found)
+    assert found.adapted.sentence in shown
+    assert f"What {models[1]} loses, and with a part of it given back" in shown
+    assert "layer 1" in shown
+    assert found.exit_code == 0
 
 
 def test_the_model_that_keeps_the_language_is_written_with_the_damaged_layer_given_back(

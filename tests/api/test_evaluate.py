@@ -200,6 +200,12 @@ def on_meta(folder: Path) -> Any:
         return build(AutoConfig.from_pretrained(folder))
 
 
+def without_head(folder: Path) -> Any:
+    from transformers import AutoModel
+
+    return AutoModel.from_pretrained(folder)
+
+
 @pytest.mark.parametrize(
     ("model", "options", "error", "message"),
     [
@@ -217,6 +223,14 @@ def on_meta(folder: Path) -> Any:
         (Path, {"limit": 0}, lingraft.ConfigError, "limit 0: must be a whole number from 1 on"),
         (Path, {"repeat": None}, lingraft.ConfigError, "repeat None"),
         (Path, {"precision": "fp16"}, lingraft.ConfigError, "precision 'fp16'"),
+        (Path, {"suite": None}, lingraft.ConfigError, "suite None: give the name of a suite"),
+        (without_head, {}, lingraft.ModelError, "a LlamaModel is no causal language model"),
+        (
+            Path,
+            {"cache": __file__, "tasks": "worldbook:lookup", "limit": 1},
+            lingraft.ConfigError,
+            "cannot be made",
+        ),
         (Path, {"suite": "quik"}, lingraft.ConfigError, "Did you mean 'quick'"),
         (Path, {"data_dir": "nowhere"}, lingraft.ConfigError, "^data_dir nowhere: there is no such folder"),
         (Path, {"judge": {"url": 3}}, lingraft.ConfigError, "judge.url is 3"),
@@ -236,7 +250,7 @@ def test_what_is_no_model_or_option_is_refused_by_its_name(
     tiny_model: Path,
 ) -> None:
     given = {"loaded": loaded}.get(model, model) if isinstance(model, str) else model
-    given = tiny_model if given is Path else given(tiny_model) if given is on_meta else given
+    given = tiny_model if given is Path else given(tiny_model) if given in (on_meta, without_head) else given
     with pytest.raises(error, match=message):
         lingraft.evaluate(given, **options)
 

@@ -76,6 +76,7 @@ def test_data_are_loaded_by_name_path_fields_or_section(rows: Path) -> None:
         ({1: 2}, lingraft.ConfigError, "give a DataSource, or its fields"),
         ("nowhere.jsonl", lingraft.DataError, "nowhere.jsonl"),
         (b"x", lingraft.DataError, "a bytes names no data"),
+        ({"source": "x.jsonl", "limit": 0}, lingraft.ConfigError, "data.limit is 0"),
     ],
 )
 def test_what_names_no_data_is_refused(given: Any, error: type[Exception], message: str) -> None:
@@ -298,6 +299,9 @@ def test_a_phase_trains_on_rows_by_name_as_on_encoded_examples(
         ({"training": 3}, lingraft.ConfigError, "training 3: give a Training"),
         ({"trainable": "lm_head"}, lingraft.StrategyError, "give a list of parameters"),
         ({"trainable": []}, lingraft.StrategyError, "nothing would be trained"),
+        ({"folder": None}, lingraft.ConfigError, "folder None: give a path"),
+        ({"seed": "a"}, lingraft.ConfigError, "seed 'a': must be a whole number"),
+        ({"seed": -1}, lingraft.ConfigError, "seed -1: must be a whole number"),
     ],
 )
 def test_what_no_phase_trains_with_is_refused(
@@ -340,10 +344,19 @@ def content(tiny_model: Path, rows: Path) -> dict[str, Any]:
     }
 
 
-def test_a_study_is_run_by_its_file_or_its_content(content: dict[str, Any], tmp_path: Path) -> None:
+def test_a_study_is_run_by_its_file_or_its_content(
+    content: dict[str, Any], tiny_model: Path, tmp_path: Path
+) -> None:
     (tmp_path / "study.yaml").write_text(json.dumps(content))
     study = lingraft.load_study(content, ["seeds=[3]"], base_folder=str(tmp_path))
     assert study == lingraft.load_study(str(tmp_path / "study.yaml"), ["seeds=[3]"])
+    assert lingraft.load_study(study) == study
+    with_path = content | {"phases": [{"name": "one", "checkpoint": tiny_model}, *content["phases"][1:]]}
+    assert lingraft.load_study(with_path, ["seeds=[3]"]) == study
+    places: list[dict[str, Any]] = [{"runs": None}, {"base_folder": None}]
+    for place in places:
+        with pytest.raises(lingraft.ConfigError, match="None: give a path"):
+            lingraft.run_study(study, **place)
     first = lingraft.run_study(tmp_path / "study.yaml", runs=str(tmp_path / "runs"))
     assert len(first.done) == 1
     shown = repr(first)

@@ -438,6 +438,8 @@ def test_the_trainer_saves_the_final_model_and_what_is_kept(script: Script) -> N
     saved = AutoModelForCausalLM.from_pretrained(script.folder / "final", dtype=torch.float32)
     expected = weights(trainer.model)
     assert all(torch.equal(own, expected[name]) for name, own in weights(saved).items())
+    config = json.loads((applied.folder / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["base_model_name_or_path"] == str(script.previous)
     assert (applied.folder / "adapter" / "adapter_model.safetensors").is_file()
     assert trainer.evaluate(trainer.train_dataset.select(range(2)))["eval_loss"] > 0
 

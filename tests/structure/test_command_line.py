@@ -20,6 +20,7 @@ COMMANDS = (
     "evaluate",
     "check",
     "judge",
+    "plan",
     "validate",
     "show",
     "schema",

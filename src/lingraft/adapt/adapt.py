@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -46,6 +46,7 @@ from lingraft.stage import CHECKPOINT, GivenModel, MadeModel, StageSpec
 from lingraft.study.checks import check_names
 from lingraft.study.events import Watcher
 from lingraft.study.execute import Executor
+from lingraft.study.forecast import Forecast, forecast, time_text, work_text
 from lingraft.study.materials import Materials, past_rows
 from lingraft.study.plan import PlannedPhase, Planner
 from lingraft.study.reach import check_reach
@@ -54,6 +55,7 @@ from lingraft.study.run import Prepared, prepare_study
 from lingraft.study.stages.combine import Combine
 from lingraft.study.stages.evaluate import Evaluate, Questions, questions
 from lingraft.study.store import Store
+from lingraft.study.unused import size_text
 from lingraft.text.language_tags import is_english
 from lingraft.train.processes import Processes
 
@@ -62,8 +64,12 @@ _SMALL = 1_000_000_000  # parameters
 SMALL_RATE, LARGE_RATE = 2.0e-4, 2.0e-5
 """Learning rates: of docs/results.md's runs of a model of 135 million parameters; and the study file's default, which
 is common for full fine-tuning of 7 billion."""
+MOST_HELD_OUT = 0.1
+"""Share of a set's groups that is held out at most: of few rows most are for training."""
 _ALL = 10_000  # items; more than worldbook has
 REPLAY, PLAIN = "english_replay", "plain"
+LONG_TRAINING = 60
+"""Steps of a training from which a few are timed before it begins."""
 
 
 @dataclass(frozen=True)
@@ -111,12 +117,14 @@ class Expected:
         start: The start's score in each promised ability, on the selection part.
         independent: By promised ability, independent items of that part.
         max_loss: What may be lost.
+        forecast: What the training, and one model on the way to it, will take.
     """
 
     outlook: Outlook
     start: Mapping[str, Interval]
     independent: Mapping[str, float]
     max_loss: float
+    forecast: Forecast
 
     @property
     def lines(self) -> list[str]:
@@ -125,7 +133,16 @@ class Expected:
             promise_sentence(name, score, self.independent[name], self.max_loss)
             for name, score in self.start.items()
         ]
-        return [*outlook_lines(self.outlook), *said]
+        return [*outlook_lines(self.outlook), *self._work_lines(), *said]
+
+    def _work_lines(self) -> Iterator[str]:
+        for kind, name in (("train", "The training"), ("evaluate", "Each model on the way to it")):
+            for one in self.forecast.stages:
+                if one.kind != kind or one.is_finished:
+                    continue
+                time_needed = "" if one.seconds is None else f"; about {time_text(one.seconds)}"
+                memory = "" if one.memory_bytes is None else f"; {size_text(one.memory_bytes)} of memory"
+                yield f"{name}: {work_text(one)}{time_needed}{memory}."
 
 
 def strategy_of(adaptation: Adaptation) -> StrategyChoice:
@@ -221,7 +238,8 @@ def get_ready(
         check_materials=lambda read: spoken.update(
             checked_languages(read, adaptation.languages, base_folder)
         ),
-        may_lack_tasks=True,
+        without_tasks=True,
+        most_held_out=MOST_HELD_OUT,
     )
     materials = prepared.materials
     start = materials.checkpoint
@@ -289,8 +307,12 @@ def held_out_part(materials: Materials, part: str, seed: int) -> tuple[Example, 
     )
 
 
-def expect(ready: Ready, executor: Executor, base_folder: Path, watcher: Watcher) -> Expected:
+def expect(
+    ready: Ready, executor: Executor, base_folder: Path, watcher: Watcher, measure_from: int = LONG_TRAINING
+) -> Expected:
     """Return what is known before anything is trained; the start answers the selection part for it.
+
+    A training of at least `measure_from` steps is timed by a few of them.
 
     Raises:
         ConfigError: The rows are in another language than was said.
@@ -307,12 +329,22 @@ def expect(ready: Ready, executor: Executor, base_folder: Path, watcher: Watcher
     )
     asked = Evaluate("the start", ready.start, ready.selection, ready.adaptation.trust_remote_code)
     answers = answers_of(executor.make(asked))
+    model = MadeModel(ready.stages[-1], ready.start.parameters)
+    on_the_way = Evaluate("a model on the way", model, ready.selection, ready.adaptation.trust_remote_code)
     abilities = compared(ready.promise, answers, answers).abilities
     return Expected(
         outlook=outlook,
         start={name: macro_mean(before) for name, (before, _) in abilities.items()},
         independent={name: values_of(before).clusters().effective for name, (before, _) in abilities.items()},
         max_loss=ready.promise.max_loss,
+        forecast=forecast(
+            tuple({one.fingerprint: one for one in (asked, *ready.stages, on_the_way)}.values()),
+            (),
+            executor.store,
+            measure_from=measure_from,
+            watcher=watcher,
+            trust_remote_code=ready.adaptation.trust_remote_code,
+        ),
     )
 
 
@@ -324,6 +356,7 @@ def run_adaptation(
     base_folder: Path = Path(),
     watcher: Watcher | None = None,
     processes: Processes | None = None,
+    measure_from: int = LONG_TRAINING,
     on_expected: Callable[[Expected], None] = lambda _: None,
 ) -> Adapted:
     """Teach a model languages, and write the model that keeps the limit; the same call goes on after an interruption.
@@ -336,6 +369,7 @@ def run_adaptation(
         base_folder: What relative paths of data and tasks are relative to.
         watcher: Receives what happens.
         processes: How many processes train; None: this one.
+        measure_from: Steps of a training from which a few are timed first, to say how long it takes.
         on_expected: Called when everything is checked, before anything is trained.
 
     Raises:
@@ -348,6 +382,7 @@ def run_adaptation(
     folder = runs / "adapt" / delivery.folder.name
     if (folder / "stages").is_dir():
         delivery = replace(delivery, overwrite=True)
+    delivery = replace(delivery, trust_remote_code=adaptation.trust_remote_code)
     check_place(delivery.folder, overwrite=delivery.overwrite)
     delivery.check()
     try:
@@ -364,7 +399,7 @@ def run_adaptation(
             processes=processes,
         )
         executor = Executor(store, watcher)
-        expected = expect(ready, executor, base_folder, watcher)
+        expected = expect(ready, executor, base_folder, watcher, measure_from)
         on_expected(expected)
         executor.make(ready.phase.made, with_artefacts=True)
         between = Between(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lingraft.adapt.history import Learnt
+from lingraft.adapt.history import public_name as public_name  # noqa: PLC0414 - what cards say of a user's names
 from lingraft.config.paths import user_path
 from lingraft.errors import escape_control_characters
 from lingraft.intervals.changes import LimitAnswer
@@ -76,7 +77,7 @@ class ScoreFact:
         language: BCP-47 tag; None: several.
         before: The start's; None: it was not asked.
         after: This model's.
-        is_task: Whether it is of a single task, which the metadata list.
+        is_task: Whether it is of a single task. The metadata list those, and abilities where there are none.
     """
 
     name: str
@@ -179,8 +180,7 @@ def card_text(facts: CardFacts) -> str:
                 "n": score.after.n,
             },
         )
-        for score in facts.scores
-        if score.is_task
+        for score in [one for one in facts.scores if one.is_task] or facts.scores
     ]
     start = hub_id(facts.start)
     datasets = [found for one in facts.data if (found := hub_id(one.source)) is not None]
@@ -217,12 +217,6 @@ def hub_id(name: str) -> str | None:
     return (
         None if re.search(r"\.(jsonl?|csv|tsv|parquet|txt|ya?ml|gz|zst|xz|bz2)$", identifier) else identifier
     )
-
-
-def public_name(name: str) -> str:
-    """Return what may be published of a user's name of a model or file: of a path outside of the project its end."""
-    is_path = name.startswith(("/", "~", "..", "\\\\")) or re.match(r"[A-Za-z]:[\\/]", name) is not None
-    return re.split(r"[\\/]", name.rstrip("\\/"))[-1] if is_path else name
 
 
 def licence_of(start: str) -> Licence | None:

@@ -44,6 +44,7 @@ class Delivery:
         repository: Id on the hub to which it is uploaded; None: it is not.
         private: Make that repository a private one.
         gguf: Type of a GGUF file beside it; None: there is none.
+        trust_remote_code: Run Python code that the model brings along.
     """
 
     folder: Path
@@ -52,6 +53,7 @@ class Delivery:
     repository: str | None = None
     private: bool = False
     gguf: str | None = None
+    trust_remote_code: bool = False
 
     def check(self) -> None:
         """Refuse what could not be done in the end, before anything long.
@@ -108,7 +110,9 @@ def write_adapted(adapted: Adapted, checkpoint: Path, start: Path, delivery: Del
     )
     history = (*read_history(start).learnt, learnt)
     with new_folder(delivery.folder, overwrite=delivery.overwrite) as folder:
-        written = write_model(checkpoint, folder, dtype=adapted.dtype)
+        written = write_model(
+            checkpoint, folder, dtype=adapted.dtype, trust_remote_code=delivery.trust_remote_code
+        )
         write_history(folder, History(learnt=history))
         facts = card_facts(
             adapted,

@@ -6,7 +6,8 @@ may come with a model from anywhere: it is read strictly, and what does not fit 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -27,14 +28,14 @@ class Learnt:
     Attributes:
         date: Day on which it ended, such as 2026-05-01.
         languages: BCP-47 tags of the languages that were taught.
-        data: The data sets with their rows, named as `card.public_name` does.
+        data: The data sets with their rows; see `public_name`.
         strategy: How it was trained.
         alpha: Share of the way from the start to the trained model; see the strategy `interpolate`. None: all of it.
         kept_back: Decoder layers that kept the start's weights, such as `0-9`; None: none did.
         max_loss: What could be lost of each promised ability, in [0, 1); None: nothing was promised.
         losses: Of each promised ability, on items on which nothing was chosen.
         gain: Of the languages, likewise; None: nothing was asked in them.
-        start: The model that was taught, named likewise.
+        start: The model that was taught; see `public_name`.
         start_identity: By what it is known: the hash of its weights, or the stage that made it.
         lingraft: Version.
     """
@@ -98,6 +99,18 @@ def read_history(folder: Path) -> History:
 
 
 def write_history(folder: Path, history: History) -> None:
-    """Write `lingraft.json` into a model's folder."""
-    write_json_atomically(folder / HISTORY, to_json(history))
+    """Write `lingraft.json` into a model's folder; of names of models and data what may be published."""
+    learnt = []
+    for one in history.learnt:
+        data: dict[str, int] = {}
+        for name, rows in one.data.items():
+            data[public_name(name)] = data.get(public_name(name), 0) + rows
+        learnt.append(replace(one, start=public_name(one.start), data=data))
+    write_json_atomically(folder / HISTORY, to_json(replace(history, learnt=tuple(learnt))))
     (folder / HISTORY).chmod(0o644)  # others read the model too
+
+
+def public_name(name: str) -> str:
+    """Return what may be published of a user's name of a model or file: of a path outside of the project its end."""
+    is_path = name.startswith(("/", "~", "..", "\\\\")) or re.match(r"[A-Za-z]:[\\/]", name) is not None
+    return re.split(r"[\\/]", name.rstrip("\\/"))[-1] if is_path else name

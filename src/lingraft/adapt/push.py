@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import os
 from pathlib import Path
 
 from lingraft.adapt.history import HISTORY
@@ -71,7 +71,11 @@ def push(folder: Path, repository: str, *, private: bool = False) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    if not sys.stderr.isatty():
+<<<<<<< HEAD
+    if not os.isatty(2):  # its bars are for people
+=======
+    if not os.isatty(2):  # bars are for people
+>>>>>>> export
         disable_progress_bars()
     api = HfApi()
     try:

@@ -134,8 +134,8 @@ def rescue(
     trust_remote_code: bool = False,
     overwrite: bool = False,
     repository: str | None = None,
-    runs: str | Path = "runs",
     draw: Draw | None = None,
+    runs: str | Path = "runs",
     watcher: Watcher | None = None,
 ) -> Rescued:
     """Write the model between two that lost no more than allowed; the same call goes on after an interruption.
@@ -162,8 +162,8 @@ def rescue(
         trust_remote_code: Run Python code that models and YAML tasks bring along.
         overwrite: Replace a model that lingraft wrote into `output`; that of the same run is replaced anyway.
         repository: Id on the hub under which the model will be known, for its card.
+        draw: Draws the page that lies beside the model; None: there is none.
         runs: Folder of all runs.
-        draw: Draws the page; None: there is none.
         watcher: Receives what happens.
 
     Raises:
@@ -274,7 +274,13 @@ def rescue(
         )
         combine = way.combine(Candidate(walked.kept.alpha, walked.kept.kept_back))
         made = executor.make(combine, with_artefacts=True)
-        delivery = Delivery(Path(output), overwrite=overwrite or went_on, draw=draw, repository=repository)
+        delivery = Delivery(
+            Path(output),
+            overwrite=overwrite or went_on,
+            draw=draw,
+            repository=repository,
+            trust_remote_code=trust_remote_code,
+        )
         write_adapted(adapted, made.folder / CHECKPOINT, given[0].folder, delivery)
     return Rescued(adapted=adapted, damage=damage, given_back=given_back, repair=repaired, notes=tuple(notes))
 

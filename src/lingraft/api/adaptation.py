@@ -22,7 +22,8 @@ from lingraft.config.adaptation import Adaptation, adaptation_of, load_adaptatio
 from lingraft.config.schema import DataSource
 from lingraft.errors import ConfigError, ModelError
 from lingraft.models.loaded import display_name, name_of
-from lingraft.report.rescue import damage_table, repair_sentence, walk_table
+from lingraft.report.adaptation import adaptation_table
+from lingraft.report.rescue import damage_table, repair_sentence
 from lingraft.report.tables import Table
 from lingraft.study.events import Watcher
 from lingraft.train.processes import Processes
@@ -35,7 +36,18 @@ _YAML = (".yaml", ".yml")
 
 @dataclass(frozen=True, repr=False, kw_only=True)
 class AdaptationResult(Printed, Adapted):
-    """What `adapt` did; printed, the models between the start and the trained one, and the report on the one kept."""
+    """What `adapt` did; printed, the models between the start and the trained one, and the report on the one kept.
+
+    Attributes:
+        answer: `held`, `broken` or `undecided`.
+        sentence: The same in words.
+        folder: Where the model was written.
+        walked: The models that were looked at, on the selection part.
+        report: The model that is kept, on the report part, on which nothing was chosen: its losses and its gain.
+        sent: What was converted or uploaded, one sentence each.
+    """
+
+    sent: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -44,14 +56,11 @@ class AdaptationResult(Printed, Adapted):
 
     def tables(self) -> Sequence[tuple[str, Table]]:
         """Return the walk on the selection part, and the kept model on the report part."""
-        return [
-            ("On the way, on the selection part", walk_table(self.walked.points, self.walked.kept)),
-            ("The model that is kept, on the report part", walk_table([self.report], self.report)),
-        ]
+        return [("On the way, and the model that is kept", adaptation_table(self))]
 
     def lines(self) -> Sequence[str]:
         """Return the answer, and where the model is."""
-        return [self.sentence, f"Model: {self.folder}"]
+        return [self.sentence, f"Model: {self.folder}", *self.sent]
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)
@@ -68,8 +77,7 @@ class RescueResult(Printed, Rescued):
         found = self.adapted
         return [
             (f"What {found.trained} loses, and with a part of it given back", damage_table(self)),
-            ("On the way, on the selection part", walk_table(found.walked.points, found.walked.kept)),
-            ("The model that is kept, on the report part", walk_table([found.report], found.report)),
+            ("On the way, and the model that is kept", adaptation_table(found)),
         ]
 
     def lines(self) -> Sequence[str]:
@@ -91,6 +99,9 @@ def adapt(
     output: str | Path | None = None,
     runs: str | Path = "runs",
     overwrite: bool = False,
+    push: str | None = None,
+    private: bool = False,
+    gguf: str | None = None,
     processes: Processes | None = None,
     watcher: Watcher | None = None,
     on_expected: Callable[[Expected], None] = lambda _: None,
@@ -108,12 +119,16 @@ def adapt(
         output: Folder of the new model; None: `adapted/MODEL-LANGUAGES`.
         runs: Folder of all runs.
         overwrite: Replace a model that lingraft wrote into `output`; that of the same run is replaced anyway.
+        push: Id on the hub to which the folder is uploaded.
+        private: Make that repository a private one.
+        gguf: Type of a GGUF file for llama.cpp beside it, such as `q8_0`.
         processes: How many processes train; None: this one.
         watcher: Receives what happens.
         on_expected: Called when everything is checked, before anything is trained; `lines` say what is expected. What
             it raises ends the call.
-        **fields_of_adaptation: Further fields, as in the YAML file: `english_data`, `suite`, `tasks`, `data_dir`,
-            `limit`, `strategy`, `training`, `budget`, `dtype`, `seed`, `trust_remote_code` and others.
+        **fields_of_adaptation: Further fields, as in the YAML file: `english_data`, `suite`, `tasks` (also as
+            `[TAG=]NAME`), `data_dir`, `limit`, `strategy`, `training`, `budget`, `dtype`, `seed`, `trust_remote_code`
+            and others.
 
     Returns:
         The answer (`held`, `broken` or `undecided`) with the models that were looked at; `result.folder` holds the
@@ -147,15 +162,19 @@ def adapt(
                 **fields_of_adaptation,
             )
         folder = Path(output) if output is not None else Path("adapted") / name_of_adapted(adaptation)
+        delivery = Delivery(folder, overwrite=overwrite, repository=push, private=private, gguf=gguf)
         found = run_adaptation(
             adaptation,
-            Delivery(folder, overwrite=overwrite),
+            delivery,
             runs=Path(runs),
             watcher=watcher,
             processes=processes,
             on_expected=on_expected,
         )
-    return AdaptationResult(**{field.name: getattr(found, field.name) for field in fields(Adapted)})
+        sent = tuple(delivery.send())
+    return AdaptationResult(
+        **{field.name: getattr(found, field.name) for field in fields(Adapted)}, sent=sent
+    )
 
 
 def _named(argument: str, model: object) -> str:

@@ -13,6 +13,7 @@ import torch
 
 from lingraft.api.printed import Printed, options_as_arguments
 from lingraft.config.load import section_of
+from lingraft.config.paths import path_of
 from lingraft.config.schema import JudgeChoice
 from lingraft.errors import (
     ConfigError,
@@ -32,6 +33,7 @@ from lingraft.judge.client import key_from_environment
 from lingraft.judge.win_rate import Judge
 from lingraft.models.compute import compute_for
 from lingraft.models.loaded import (
+    check_is_causal,
     display_name,
     in_evaluation_mode,
     model_in_memory,
@@ -209,6 +211,8 @@ def evaluate(
     with options_as_arguments():
         name = name_of(model)
         loaded = None if name is not None else model_in_memory(model)
+        if loaded is not None:
+            check_is_causal(loaded)
         if loaded is not None and precision != "auto":
             raise ConfigError(
                 f"precision {precision!r}: a loaded model is evaluated in the type of its weights, "
@@ -351,6 +355,8 @@ def _ask(
         is_count = isinstance(count, int) and not isinstance(count, bool) and count >= 1
         if not is_count and not (count is None and option != "repeat"):
             raise ConfigError(f"{option} {count!r}: must be a whole number from 1 on.")
+    if not isinstance(suite, str):
+        raise ConfigError(f"suite {suite!r}: give the name of a suite, such as 'quick'.")
     engine = _one_of("backend", backend, _BACKENDS)
     if engine == "vllm":
         check_vllm()
@@ -416,9 +422,13 @@ def _store(folder: str | Path | None) -> Iterator[Store]:
         with TemporaryDirectory(prefix="lingraft-") as temporary, Store(Path(temporary)) as store:
             yield store
         return
-    with as_disk_error(Path(folder)):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    with Store(Path(folder)) as store:
+    place = path_of(folder, "cache")
+    try:
+        with as_disk_error(place):
+            place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cache {folder}: cannot be made ({error.strerror}: {error.filename}).") from None
+    with Store(place) as store:
         yield store
 
 

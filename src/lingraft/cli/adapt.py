@@ -115,10 +115,10 @@ def adapt(
         "max_loss": max_loss,
         "english_data": english_data,
         "suite": suite,
-        "tasks": [_task(one) for one in task] if task else None,
+        "tasks": task or None,
         "data_dir": data_dir,
         "limit": limit,
-        "strategy": None if strategy is None else strategy.split("+"),
+        "strategy": strategy,
         "budget": budget,
         "dtype": dtype,
         "seed": seed,
@@ -128,7 +128,7 @@ def adapt(
     output = output or Path("adapted") / name_of_adapted(adaptation)
     _check(adaptation)
 
-    from lingraft.adapt.adapt import run_adaptation
+    from lingraft.adapt.adapt import LONG_TRAINING, run_adaptation
     from lingraft.adapt.delivery import PAGE, Delivery
     from lingraft.adapt.promise import EXIT_CODES
     from lingraft.cli.progress import ProgressWatcher
@@ -156,6 +156,7 @@ def adapt(
             watcher=watcher,
             processes=Processes(processes, sharded),
             on_expected=looked,
+            measure_from=0 if dry_run else LONG_TRAINING,
         )
     if json:
         print_json(to_json(adapted))
@@ -190,12 +191,6 @@ def _asked(
             "such as max_loss=0.02."
         )
     return load_adaptation(Path(model), overrides)
-
-
-def _task(written: str) -> dict[str, str]:
-    """Return a task of the command line as a file has it."""
-    before, separator, after = written.partition("=")
-    return {"task": after, "language": before} if separator else {"task": written}
 
 
 def _check(adaptation: Adaptation) -> None:

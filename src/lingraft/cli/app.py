@@ -17,6 +17,7 @@ from lingraft.cli import (
     export,
     judge,
     ls,
+    plan,
     replay,
     rescue,
     run,
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 app.command("adapt")(adapt.adapt)
 app.command("run")(run.run)
+app.command("plan")(plan.plan)
 app.command("validate")(validate.validate)
 app.add_typer(show.app, name="show")
 app.command("similarity")(similarity.similarity)

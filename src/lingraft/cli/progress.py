@@ -307,7 +307,10 @@ class ProgressWatcher(Watcher):
             self._print(stack)
 
     def _say_what_is_kept(self) -> None:
-        stopping.keeps(f"{self._finished} of {self._total} stages are finished; {stopping.GOES_ON}")
+        count = (
+            f"{self._finished} of {self._total}" if self._total else str(self._finished)
+        )  # else nobody knows
+        stopping.keeps(f"{count} stages are finished; {stopping.GOES_ON}")
 
     @property
     def _place(self) -> str:

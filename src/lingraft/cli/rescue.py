@@ -152,8 +152,8 @@ def rescue(
     from lingraft.adapt.promise import EXIT_CODES
     from lingraft.adapt.rescue import rescue as run_rescue
     from lingraft.cli.progress import ProgressWatcher
-    from lingraft.report.adaptation import render_adaptation
-    from lingraft.report.rescue import damage_table, repair_sentence, walk_table
+    from lingraft.report.adaptation import adaptation_table, render_adaptation
+    from lingraft.report.rescue import damage_table, repair_sentence
 
     quieten_loading()
     delivery = Delivery(output, overwrite=overwrite, repository=push, private=private, gguf=gguf)
@@ -192,7 +192,7 @@ def rescue(
         print_table(damage_table(found), "What M2 loses, and with a part of it given back to M1")
         if found.repair is not None:
             print_result(repair_sentence(found.repair))
-        print_table(walk_table(found.adapted.walked.points, found.adapted.walked.kept), "Between M1 and M2")
+        print_table(adaptation_table(found.adapted), "Between M1 and M2")
         print_result(found.adapted.sentence)
         print_result(f"Model: {output}")
         print_result(f"Page: {output / PAGE}")

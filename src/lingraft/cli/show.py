@@ -12,7 +12,6 @@ from lingraft.cli.output import (
     print_result,
     print_side_by_side,
     print_table,
-    quieten_loading,
     readable,
     shown,
     shown_lines,
@@ -56,42 +55,6 @@ def show_study(
     print_result(f"# {len(cells)} cells:")
     for cell in cells:
         print_result(f"#   {cell.label}")
-
-
-@app.command("plan")
-def show_plan(
-    study: Annotated[Path, typer.Argument(help="The study file (YAML).")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides.")
-    ] = None,
-    runs: Annotated[Path, typer.Option(help="Folder of all runs, for what is finished.")] = Path("runs"),
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
-    """Print the stages of a study in the order in which they run, and what of them is finished.
-
-    The data are read and the models are found, but nothing is computed. What `lingraft run` would say before it
-    trains, such as how many items could decide a limit, goes to standard error. Memory and disk are estimated from the
-    number of parameters: weights, gradients and optimiser states, without activations.
-    """
-    from dataclasses import asdict
-
-    from lingraft.cli.progress import ProgressWatcher
-    from lingraft.report.plan import plan_table
-    from lingraft.study.checks import load_study
-    from lingraft.study.run import rows_of_plan
-
-    loaded = load_study(study, overrides or (), Path())
-    quieten_loading()
-    with ProgressWatcher(loaded.name) as watcher:
-        rows = rows_of_plan(loaded, runs=runs, watcher=watcher)
-    if json:
-        print_json({"study": loaded.name, "stages": [asdict(row) for row in rows]})
-        return
-    print_table(plan_table(rows), loaded.name)
-    finished = sum(row.is_finished for row in rows)
-    print_result(
-        f"{len(rows)} stages, {finished} of them finished. The accelerator is the processor where there is no other."
-    )
 
 
 @app.command("data")

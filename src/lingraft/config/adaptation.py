@@ -70,7 +70,7 @@ class Adaptation(Section):
     dtype: Literal["bf16", "float32"] = "bf16"
     """Type of the written weights, and of those that are evaluated on the way."""
     held_out: int = Field(100, ge=0)
-    """Groups of rows that are never trained on; their answers' loss is measured."""
+    """Groups of each source's rows that are never trained on, at most a tenth; their answers' loss is measured."""
     encoder: Text = "embedded"
     """Sentence encoder of DES."""
     seed: Seed = 0
@@ -146,7 +146,8 @@ def adaptation_of(
         data: Sources of rows, or the fields of data sets.
         languages: See `Adaptation`; as many as there are sources: of each its own, in order.
         overrides: `key=value` pairs.
-        options: Further fields; None: the default.
+        options: Further fields; None: the default. A task may be written as `[TAG=]NAME`, strategies that go together
+            with `+` between them, and paths as such.
 
     Raises:
         ConfigError: An option is wrong.
@@ -154,11 +155,26 @@ def adaptation_of(
     sources = [{"source": one} if isinstance(one, str) else dict(one) for one in data]
     if len(data) > 1 and len(languages) == len(data):  # one each, in order
         sources = [one | {"language": tag} for one, tag in zip(sources, languages, strict=True)]
-    given = {name: value for name, value in options.items() if value is not None}
+    given = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in options.items()
+        if value is not None
+    }
+    if isinstance(given.get("strategy"), str):
+        given["strategy"] = given["strategy"].split("+")
+    if "tasks" in given:
+        tasks = [given["tasks"]] if isinstance(given["tasks"], str) else given["tasks"]
+        given["tasks"] = [_task_of(one) if isinstance(one, (str, Path)) else one for one in tasks]
     written = section_from_options(
         Adaptation, {"languages": "language"}, model=model, data=sources, languages=languages, **given
     )
     return overridden_section(written, overrides, problems_of)
+
+
+def _task_of(written: str | Path) -> dict[str, str]:
+    """Return a task that is written as `[TAG=]NAME` as a file has it."""
+    before, separator, after = str(written).partition("=")
+    return {"task": after, "language": before} if separator else {"task": str(written)}
 
 
 def name_of_adapted(adaptation: Adaptation) -> str:

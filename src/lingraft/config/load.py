@@ -140,7 +140,7 @@ def checked_section(
     Raises:
         ConfigError: With every problem.
     """
-    content, _, wrong = _overridden(dict(given), overrides)
+    content, _, wrong = _overridden(_copied(dict(given)), overrides)
     found, problems = _problems_of(kind, content, checks)
     if found is None or problems or wrong:
         raise ConfigError("\n".join(dict.fromkeys([*(one.text for one in problems), *wrong])))
@@ -303,6 +303,8 @@ def _copied(value: Any) -> Any:
     """Return a file's content of which no part is another's too, as aliases are."""
     if isinstance(value, dict):
         return {key: _copied(one) for key, one in value.items()}
+    if isinstance(value, Path):  # where Python gives the content
+        return str(value)
     return [_copied(one) for one in value] if isinstance(value, list) else value
 
 

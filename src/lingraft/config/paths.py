@@ -10,6 +10,17 @@ from lingraft.errors import ConfigError
 _LONGEST_NAME = 255
 
 
+def path_of(given: object, argument: str) -> Path:
+    """Return the path that a Python function is given, as a text or a path.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    if not isinstance(given, (str, Path)) or not str(given):
+        raise ConfigError(f"{argument} {given!r:.80}: give a path.")
+    return user_path(str(given))
+
+
 def user_path(written: str) -> Path:
     """Return a path with `~` and `~name` as the home folder that they stand for.
 

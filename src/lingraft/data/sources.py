@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from lingraft.config.load import section_of
+from lingraft.config.paths import path_of
 from lingraft.config.schema import DataSource
 from lingraft.data.conversations import unknown_keys
 from lingraft.data.example import Example
@@ -186,9 +187,9 @@ def load_data(
             than `spec.max_broken_share` is broken; then the first places are listed. Or a file changed meanwhile.
         ConfigError: A field is wrong.
     """
-    spec, base_folder = data_source_of(spec), Path(base_folder)
-    if first is not None and first < 1:
-        raise ConfigError(f"first {first}: must be 1 or more; None reads all rows.")
+    spec, base_folder = data_source_of(spec), path_of(base_folder, "base_folder")
+    if first is not None and (not isinstance(first, int) or first < 1):
+        raise ConfigError(f"first {first!r}: must be 1 or more; None reads all rows.")
     if spec.source.startswith(WORLDBOOK_PREFIX):
         return _load_worldbook(spec, first)
     opened = open_rows(spec, base_folder=base_folder, first=first, null_in_tables=True)

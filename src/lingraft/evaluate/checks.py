@@ -38,7 +38,7 @@ def check_tasks(
     base_folder: Path,
     *,
     languages: Sequence[str],
-    may_lack_tasks: bool = False,
+    without_tasks: bool = False,
     trust_remote_code: bool = False,
 ) -> None:
     """Check that every named task can be found, before anything is trained.
@@ -47,7 +47,7 @@ def check_tasks(
         evaluation: Its tasks; suites are already resolved (`selection.resolve_suites`).
         base_folder: What the paths of YAML tasks and data files are relative to.
         languages: BCP-47 tags of the study's languages besides English.
-        may_lack_tasks: These may be without a task.
+        without_tasks: These may be without a task.
         trust_remote_code: Run the Python code that YAML tasks name.
 
     Raises:
@@ -84,7 +84,7 @@ def check_tasks(
         problems += [
             f"evaluate.language_ability: no task covers {tag!r} ({'; '.join(has)}); name one with `language: {tag}`."
             for tag in wanted_languages("language_ability", evaluation, languages)
-            if tag not in covered and not (may_lack_tasks and tag in languages)
+            if tag not in covered and not (without_tasks and tag in languages)
         ]
     if not languages:
         problems.append(

@@ -113,7 +113,7 @@ def in_study_languages(evaluation: Evaluation, languages: Sequence[str]) -> Eval
 
 
 def resolve_suites(
-    evaluation: Evaluation, base_folder: Path, *, languages: Sequence[str], may_lack_tasks: bool = False
+    evaluation: Evaluation, base_folder: Path, *, languages: Sequence[str], without_tasks: bool = False
 ) -> Evaluation:
     """Return an evaluation with the tasks of its suites in their place, and their local copies in that of a folder.
 
@@ -123,7 +123,7 @@ def resolve_suites(
         evaluation: As the study file has it.
         base_folder: What its data folder is relative to.
         languages: BCP-47 tags of the languages besides English that are trained.
-        may_lack_tasks: Leave it out also where none does, in these languages.
+        without_tasks: Leave it out also where none does, in these languages.
 
     Raises:
         ConfigError: There is no such suite or data folder, or a suite has nothing in a language that no other task
@@ -161,7 +161,7 @@ def resolve_suites(
         }
     )
     covered = covered_languages(result, languages)
-    optional = covered | (set(languages) if may_lack_tasks else set())
+    optional = covered | (set(languages) if without_tasks else set())
     problems = [problem for tag, problem in sorted(missing.items()) if tag not in optional]
     if problems:
         raise ConfigError("\n".join(problems))

@@ -60,6 +60,19 @@ def model_in_memory(model: object) -> PreTrainedModel:
     return inner
 
 
+def check_is_causal(model: PreTrainedModel) -> None:
+    """Refuse a model that is not asked as a causal language model: one without a head, or with an encoder.
+
+    Raises:
+        ModelError: Saying how to load it.
+    """
+    if getattr(model.config, "is_encoder_decoder", False) or not model.can_generate():
+        raise ModelError(
+            f"{display_name(model)}: a {type(model).__name__} is no causal language model, which generates by itself; "
+            "load the model by AutoModelForCausalLM.from_pretrained."
+        )
+
+
 def check_has_values(model: torch.nn.Module) -> None:
     """Refuse a model whose weights are not in memory.
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lingraft.models.layers import layer_of
 from lingraft.models.token_ids import embedding_rows
@@ -24,18 +26,22 @@ def reached_by_text(model: nn.Module) -> frozenset[str]:
     as reached where another one of its layer is.
 
     Args:
-        model: A causal language model, also one wrapped by PEFT; left as it was.
+        model: A causal language model, also one wrapped by PEFT, and one without memory for its weights (on torch's
+            device `meta`); left as it was.
     """
     parameters = dict(model.named_parameters())
     wanted = {name: parameter.requires_grad for name, parameter in parameters.items()}
     was_training = model.training
     device = next(iter(parameters.values())).device
+    # Without weights there are no values either, which models look at unless they see that nothing is computed.
+    values: AbstractContextManager[object]
+    values = FakeTensorMode(allow_non_fake_inputs=True) if device.type == "meta" else nullcontext()
     try:
         model.eval()
         for parameter in parameters.values():
             if parameter.is_floating_point():
                 parameter.requires_grad_(True)
-        with torch.enable_grad():
+        with torch.enable_grad(), values:
             any_model: Any = model
             ids = torch.arange(_TOKENS, device=device) % embedding_rows(model)
             logits = any_model(input_ids=ids[None], use_cache=False).logits

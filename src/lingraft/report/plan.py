@@ -1,40 +1,71 @@
-"""The table of a study's stages."""
+"""The table of what a study will take, and the lines below it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 from lingraft.report.tables import ABSENT, Column, Table
-from lingraft.study.plan import PlanRow
+from lingraft.study.forecast import Forecast, StageForecast, time_text, work_text
 from lingraft.study.unused import size_text
 
 
-def plan_table(rows: Sequence[PlanRow]) -> Table:
+def plan_table(forecast: Forecast) -> Table:
     """Return one row for each stage, in the order in which they run."""
     columns = (
         Column("stage", "what it does"),
         Column("of", "model, data or cell"),
         Column("read by", "stages that read its artefacts"),
-        Column("state", "finished, or to be done"),
+        Column("state", "finished, begun (it goes on), or to be done"),
         Column("artefacts", "kept, or discarded when the last stage that reads them is done"),
-        Column("on", "accelerator or processor"),
-        Column("memory", "weights, gradients and optimiser states"),
-        Column("disk", "artefacts, with what it keeps there while it works"),
-    )
-    return Table(
-        columns,
-        tuple(
-            (
-                row.kind,
-                row.label,
-                str(row.consumers),
-                "finished" if row.is_finished else "to do",
-                "kept" if row.is_kept else "discarded",
-                row.device,
-                ABSENT if row.memory_bytes is None else size_text(row.memory_bytes),
-                ABSENT if row.disk_bytes is None else size_text(row.disk_bytes),
-            )
-            for row in rows
+        Column(
+            "work",
+            "steps and real tokens of a training; items and generated tokens (at most) of an evaluation",
         ),
-        2,
+        Column("FLOPs", "floating-point operations"),
+        Column("memory", "at its peak"),
+        Column("disk", "artefacts, with what it keeps there while it works"),
+        Column("time", "that it will take, or took"),
     )
+    return Table(columns, tuple(_row(one) for one in forecast.stages), 2)
+
+
+def _row(one: StageForecast) -> tuple[str, ...]:
+    return (
+        one.kind,
+        one.label,
+        str(one.consumers),
+        one.state,
+        "kept" if one.is_kept else "discarded",
+        work_text(one) or ABSENT,
+        ABSENT if one.flops is None else f"{one.flops:.2g}",
+        ABSENT if one.memory_bytes is None else size_text(one.memory_bytes),
+        ABSENT if one.disk_bytes is None else size_text(one.disk_bytes),
+        ABSENT if one.seconds is None else time_text(one.seconds),
+    )
+
+
+def plan_lines(forecast: Forecast) -> Iterator[str]:
+    """Yield what is said below the table: what is done, what the rest takes, and what does not fit."""
+    finished = sum(one.is_finished for one in forecast.stages)
+    yield f"{len(forecast.stages)} stages, {finished} of them finished."
+    if finished < len(forecast.stages):
+        yield _time_line(forecast)
+        memory = (
+            "not known"
+            if forecast.memory_bytes is None
+            else f"at most {size_text(forecast.memory_bytes)} at a time"
+        )
+        yield (
+            f"Memory: {memory}, of {size_text(forecast.free_memory_bytes)} that are free. Disk: at most "
+            f"{size_text(forecast.disk_bytes)} at a time, of {size_text(forecast.free_disk_bytes)}."
+        )
+    for problem in forecast.problems:
+        yield f"! {problem[0].upper()}{problem[1:]}"
+
+
+def _time_line(forecast: Forecast) -> str:
+    if forecast.seconds is None:
+        return "Time: not known. --measure times a few real steps and answers on this machine."
+    without = forecast.stages_without_time
+    rest = f", and {without} stages more whose time is not known" if without else ""
+    return f"Time: about {time_text(forecast.seconds)}{rest}."

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from lingraft.adapt.promise import AbilityLoss, Gain, ability_name
 from lingraft.adapt.repair import Repaired
 from lingraft.adapt.rescue import Rescued
-from lingraft.adapt.result import Point
 from lingraft.report.signs import LIMIT_WORDS, SIGNS
 from lingraft.report.tables import ABSENT, Column, Table
 
@@ -74,24 +73,3 @@ def _gain_cell(gain: Gain | None) -> str:
         return ABSENT
     interval = "" if gain.low is None or gain.high is None else f" [{gain.low:+.3f}, {gain.high:+.3f}]"
     return f"{SIGNS[gain.answer]} {gain.value:+.3f}{interval}"
-
-
-def walk_table(points: Sequence[Point], kept: Point) -> Table:
-    """Return the models that were looked at on the way, in that order; the kept one is marked."""
-    has_gain = any(one.gain is not None for one in points)
-    columns = (
-        Column("model", "share of the way from M1 (0) to M2 (1), and layers that keep M1's weights"),
-        *_loss_columns(points[0].losses),
-        Column("certified", "that no promised ability lost more than allowed, by fixed-sequence testing"),
-        *([Column("gain", "language ability above M1's")] if has_gain else []),
-    )
-    rows = [
-        (
-            f"{one.name}{' (kept)' if one is kept else ''}",
-            *_loss_cells(one.losses),
-            "yes" if one.certified else "no",
-            *([_gain_cell(one.gain)] if has_gain else []),
-        )
-        for one in points
-    ]
-    return Table(columns, tuple(rows), 1)

@@ -237,6 +237,8 @@ def layer_states(
     check_positions(positions)
     name = name_of(model)
     known = model_in_memory(model) if name is None else None
+    if known is not None and getattr(known.config, "is_encoder_decoder", False):
+        raise ModelError(f"{display_name(known)}: has an encoder; states are those of a decoder alone.")
     if not isinstance(prompts, EncodedPrompts):
         prompts = encode_alike(
             [name or known],  # type: ignore[list-item]

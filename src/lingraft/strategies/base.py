@@ -258,6 +258,16 @@ class Strategy(Section):
     def keep(self, model: PreTrainedModel, folder: Path) -> None:
         """Write what is kept of the trained, still wrapped model beside its checkpoint, into the stage's folder."""
 
+    def held_bytes(self, parameters: int, trained: int, width: int) -> int:  # noqa: ARG002
+        """Return the bytes of other weights that it holds while the phase trains, such as a teacher's.
+
+        Args:
+            parameters: Of the model.
+            trained: Of these, those that train.
+            width: Bytes of a weight that is only held.
+        """
+        return 0
+
     def combine(self, name: str, before: Tensor, after: Tensor) -> Tensor:  # noqa: ARG002
         """Return a tensor of the phase's final model, from the previous phase's and the trained one's, in float32."""
         return after

@@ -44,6 +44,10 @@ class Distill(EnglishReplay):
         """Unless its weight is 0, where it is english_replay."""
         return self.weight > 0
 
+    def held_bytes(self, parameters: int, trained: int, width: int) -> int:  # noqa: ARG002
+        """Return the size of the start model."""
+        return width * parameters if self.weight > 0 else 0
+
     def output_penalty(self, context: Context) -> OutputPenalty | None:
         """Return the divergence; None where its weight is 0."""
         if self.weight == 0:

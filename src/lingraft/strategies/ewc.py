@@ -74,6 +74,10 @@ class Ewc(Strategy):
         save_file({name: (one / mean).bfloat16() for name, one in fisher.items()}, context.folder / _FISHER)
         return calibration.to_json() | {"mean": mean}
 
+    def held_bytes(self, parameters: int, trained: int, width: int) -> int:  # noqa: ARG002
+        """Return the size of the weights that the pull goes towards, and of their importance."""
+        return 8 * trained
+
     def anchor(self, model: PreTrainedModel, context: Context) -> Anchor | None:  # noqa: ARG002
         """Return the weighted pull; None where its strength is 0."""
         if self.strength == 0:

@@ -40,6 +40,10 @@ class L2Anchor(Strategy):
         if self.layers is not None:
             check_layers(self.kind, self.layers, names)
 
+    def held_bytes(self, parameters: int, trained: int, width: int) -> int:  # noqa: ARG002
+        """Return the size of the weights that the pull goes towards."""
+        return 4 * trained
+
     def anchor(self, model: PreTrainedModel, context: Context) -> Anchor | None:  # noqa: ARG002
         """Return the pull; None where its strength is 0."""
         if self.strength == 0:

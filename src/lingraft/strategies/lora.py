@@ -114,10 +114,10 @@ class Lora(Strategy):
         wrapped: Any = model
         weights = get_peft_model_state_dict(wrapped)
         own = wrapped.peft_config["default"]
-        base = own.base_model_name_or_path  # the folder that the phase started from
-        config = replace(
-            own, base_model_name_or_path=str(Path(base).absolute()) if base else None, inference_mode=True
-        )
+        base = own.base_model_name_or_path or None  # what the phase started from
+        if base is not None and Path(base).is_dir():  # else a hub id, in a script of one's own
+            base = str(Path(base).absolute())
+        config = replace(own, base_model_name_or_path=base, inference_mode=True)
         config.save_pretrained(folder / ADAPTER)
         save_file({name: one.contiguous() for name, one in weights.items()}, folder / ADAPTER / _WEIGHTS)
 

@@ -82,6 +82,10 @@ class Ssu(Strategy):
         write_text_atomically(context.folder / _RECORD, json.dumps(record))
         return record
 
+    def held_bytes(self, parameters: int, trained: int, width: int) -> int:  # noqa: ARG002
+        """Return the size of the mask: a byte a parameter."""
+        return trained
+
     def frozen_mask(self, model: PreTrainedModel, context: Context) -> Mapping[str, Tensor]:
         """Return the frozen columns [1, in], rows of special tokens [V, 1] and elements of vectors [n].
 

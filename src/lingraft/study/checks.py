@@ -15,6 +15,7 @@ from typing import Any
 
 from lingraft.config import load
 from lingraft.config.checks import choices_of
+from lingraft.config.paths import path_of
 from lingraft.config.problems import Location, Problem
 from lingraft.config.schema import DataSource, PathStep, PromptSource, Study
 from lingraft.data.sources import check_source
@@ -42,20 +43,22 @@ _DES = "des"
 
 
 def load_study(
-    path: Path | str | Mapping[str, Any],
+    path: Path | str | Mapping[str, Any] | Study,
     overrides: Sequence[str] = (),
     base_folder: str | Path | None = None,
 ) -> Study:
     """Read, override and check a study file, the names that it uses included.
 
     Args:
-        path: The YAML file, or its content in a dict.
+        path: The YAML file, its content in a dict, or a Study to be checked again.
         overrides: `key=value` pairs, such as `training.epochs=2`; see docs/study_file.md.
         base_folder: See `name_problems`.
 
     Raises:
         ConfigError: The file cannot be read, or anything in it is wrong; one message with every error.
     """
+    if isinstance(path, Study):
+        path = path.model_dump(mode="json", exclude_unset=True)
     given: object = path
     if not isinstance(given, (str, Path, Mapping)):
         kind = "None" if path is None else f"a {type(path).__name__}"
@@ -64,7 +67,7 @@ def load_study(
         raise ConfigError(
             f"overrides {overrides!r:.80}: give a list of texts, such as ['training.epochs=2']."
         )
-    folder = None if base_folder is None else Path(base_folder)
+    folder = None if base_folder is None else path_of(base_folder, "base_folder")
     return load.load_study(path, overrides, lambda study: name_problems(study, folder))
 
 

@@ -58,7 +58,7 @@ class Executor:
         Raises:
             DiskError: The disk is full, or the like: every later stage would fail by it as well.
         """
-        consumers = consumers_of(plan)
+        consumers = consumers_of(plan.stages)
         if self._looked is not plan:
             self.look(plan)
         # What serves others alone, such as a state, is not made anew for stages that are finished.

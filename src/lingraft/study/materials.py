@@ -244,8 +244,19 @@ def _turns(example: Example) -> str:
     return fingerprint_of([[message.role, message.content] for message in example.messages])
 
 
-def gather(study: Study, base_folder: Path, watcher: Watcher | None = None) -> Materials:
+def gather(
+    study: Study,
+    base_folder: Path,
+    watcher: Watcher | None = None,
+    most_held_out: float | None = None,
+) -> Materials:
     """Read, find and build all that `study` needs; `watcher` receives how far the data are read.
+
+    Args:
+        study: The study.
+        base_folder: What relative paths are relative to.
+        watcher: See above.
+        most_held_out: Share of a set's groups that is held out at most; None: as many as `study.held_out` says.
 
     Raises:
         ConfigError: A strategy names parts that the model does not have, or a language is unknown; all such problems
@@ -254,7 +265,7 @@ def gather(study: Study, base_folder: Path, watcher: Watcher | None = None) -> M
     """
     cells = cells_of(study)
     used = {(step.phase, step.data) for cell in cells for step in cell.steps}
-    read = partial(_read, base_folder=base_folder, watcher=watcher or Watcher())
+    read = partial(_read, base_folder=base_folder, watcher=watcher or Watcher(), most_held_out=most_held_out)
     data = {
         (phase.name, name): read(name, source, study.held_out)
         for phase in trained_phases(study)
@@ -406,10 +417,13 @@ def _read(
     held_out: int,
     base_folder: Path,
     watcher: Watcher,
+    most_held_out: float | None,
     answered: bool = True,
 ) -> DataSet:
     on_progress = partial(watcher.preparing, f"read {source.source}")
     loaded = load_data(source, base_folder=base_folder, on_progress=on_progress, answered=answered)
+    if most_held_out is not None:
+        held_out = min(held_out, int(columns_of(loaded.examples).groups * most_held_out))
     return DataSet(name, source, loaded, hold_out(loaded, held_out), held_out)
 
 

@@ -35,7 +35,6 @@ from lingraft.study.stages.evaluate import Evaluate, Questions
 from lingraft.study.stages.job import TrainingJob
 from lingraft.study.stages.prepare import Prepare
 from lingraft.study.stages.train import Train
-from lingraft.study.store import Store
 from lingraft.study.unused import ListedStage
 from lingraft.train.phase import with_resolved_precision
 from lingraft.train.processes import Processes
@@ -407,52 +406,6 @@ class Planner:
         return label if len(self.study.seeds) == 1 else f"{label} (seed {seed})"
 
 
-@dataclass(frozen=True)
-class PlanRow:
-    """A stage of a plan, as `lingraft show plan` shows it.
-
-    Attributes:
-        kind: What it does.
-        label: Its name.
-        fingerprint: Of its inputs.
-        consumers: How many stages read its artefacts.
-        is_finished: Whether it is finished already.
-        is_kept: Whether its artefacts stay when the study is over.
-        device: What it computes on: `accelerator` or `processor`.
-        memory_bytes: See `stage.Needs`.
-        disk_bytes: See `stage.Needs`.
-    """
-
-    kind: str
-    label: str
-    fingerprint: str
-    consumers: int
-    is_finished: bool
-    is_kept: bool
-    device: str
-    memory_bytes: int | None
-    disk_bytes: int | None
-
-
-def plan_rows(plan: Plan, store: Store) -> tuple[PlanRow, ...]:
-    """Return the stages of a plan in their order, with what of them is finished in a run folder."""
-    consumers = consumers_of(plan)
-    return tuple(
-        PlanRow(
-            stage.kind,
-            stage.label,
-            stage.fingerprint,
-            len(consumers[stage.fingerprint]),
-            store.find(stage) is not None,
-            not stage.is_discardable or stage.fingerprint in plan.kept,
-            stage.needs.device,
-            stage.needs.memory_bytes,
-            stage.needs.disk_bytes,
-        )
-        for stage in plan.stages
-    )
-
-
 def listed_stages(plan: Plan) -> dict[str, ListedStage]:
     """Return a plan's stages by their folders; those that one cell alone needs are called by it."""
     cells: dict[str, set[str]] = {}
@@ -472,10 +425,10 @@ def listed_stages(plan: Plan) -> dict[str, ListedStage]:
     return found
 
 
-def consumers_of(plan: Plan) -> dict[str, list[StageSpec]]:
+def consumers_of(stages: Sequence[StageSpec]) -> dict[str, list[StageSpec]]:
     """Return, by fingerprint, the stages that read a stage's artefacts."""
-    found: dict[str, list[StageSpec]] = {stage.fingerprint: [] for stage in plan.stages}
-    for stage in plan.stages:
+    found: dict[str, list[StageSpec]] = {stage.fingerprint: [] for stage in stages}
+    for stage in stages:
         for fingerprint in {parent.fingerprint for parent in stage.parents}:
             found[fingerprint].append(stage)
     return found

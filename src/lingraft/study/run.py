@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lingraft.config.load import load_study, save_study
+from lingraft.config.paths import path_of
 from lingraft.config.schema import Study
 from lingraft.data.encodings import discard_encodings
 from lingraft.errors import ConfigError, ModelError, as_disk_error
@@ -24,9 +25,10 @@ from lingraft.study.checks import load_study as read_study
 from lingraft.study.contamination import report_contamination
 from lingraft.study.events import Watcher
 from lingraft.study.execute import Executor
+from lingraft.study.forecast import Forecast, disk_needed, disk_problem, forecast, free_disk
 from lingraft.study.grid import Cell
 from lingraft.study.materials import Materials, check_added_tokens, gather, report_costs
-from lingraft.study.plan import Plan, PlanRow, listed_stages, plan_rows, plan_study
+from lingraft.study.plan import Plan, listed_stages, plan_study
 from lingraft.study.reach import check_reach
 from lingraft.study.result import STUDY, StudyResult, write_result
 from lingraft.study.stages.evaluate import questions
@@ -95,9 +97,9 @@ def run_study(
     watcher = watcher or Watcher()
     processes = processes or Processes()
     processes.check()
-    base_folder = Path(base_folder)
+    base_folder = path_of(base_folder, "base_folder")
     asked = study if isinstance(study, Study) else read_study(study, base_folder=base_folder)
-    folder = Path(runs) / asked.name
+    folder = path_of(runs, "runs") / asked.name
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -123,6 +125,9 @@ def run_study(
         write_plan(folder, listed_stages(plan))
         executor = Executor(store, watcher)
         executor.look(plan)
+        problem = disk_problem(disk_needed(plan.stages, plan.kept, executor.done), free_disk(folder))
+        if problem is not None:
+            watcher.noted(problem)
         unused = unused_stages(folder)
         if unused and not executor.done:
             watcher.noted(_other_study_sentence(folder, unused))
@@ -165,7 +170,8 @@ def prepare_study(
     *,
     check: Callable[[], None] = lambda: None,
     check_materials: Callable[[Materials], None] = lambda _: None,
-    may_lack_tasks: bool = False,
+    without_tasks: bool = False,
+    most_held_out: float | None = None,
 ) -> Prepared:
     """Read and find all that a study needs, and check it, before anything is computed.
 
@@ -176,26 +182,27 @@ def prepare_study(
         processes: How many processes train a phase.
         check: Refuses what else is wrong with it, before data are read.
         check_materials: Refuses what is wrong with the data and models, before tasks are looked at.
-        may_lack_tasks: The languages that are trained may be without a task.
+        without_tasks: The languages that are trained may be without a task.
+        most_held_out: See `gather`.
 
     Raises:
         ConfigError, DataError, ModelError: Something is wrong with the study as a whole.
     """
     check_names(study, base_folder)
     check()
-    materials = gather(study, base_folder, watcher)
+    materials = gather(study, base_folder, watcher, most_held_out)
     check_materials(materials)
     if processes is not None and processes.sharded:
         _check_sharding(materials.cells)
     check_added_tokens(materials, trust_remote_code=study.trust_remote_code)
     evaluation = resolve_suites(
-        study.evaluate, base_folder, languages=materials.languages, may_lack_tasks=may_lack_tasks
+        study.evaluate, base_folder, languages=materials.languages, without_tasks=without_tasks
     )
     check_tasks(
         evaluation,
         base_folder,
         languages=materials.languages,
-        may_lack_tasks=may_lack_tasks,
+        without_tasks=without_tasks,
         trust_remote_code=study.trust_remote_code,
     )
     notes = language_notes(study.evaluate, evaluation, materials.languages)
@@ -206,27 +213,45 @@ def prepare_study(
     return Prepared(study.model_copy(update={"evaluate": evaluation}), materials, tuple(notes))
 
 
-def rows_of_plan(
-    study: Study, *, runs: Path = Path("runs"), base_folder: Path = Path(), watcher: Watcher | None = None
-) -> tuple[PlanRow, ...]:
-    """Return the stages of a study in the order in which they run, and what of them is finished; nothing is written.
+def forecast_study(
+    study: Study,
+    *,
+    runs: Path = Path("runs"),
+    base_folder: Path = Path(),
+    watcher: Watcher | None = None,
+    processes: Processes | None = None,
+    measure: bool = False,
+) -> Forecast:
+    """Return the stages of a study in the order in which they run, what they will take, and what of them is finished.
+
+    Nothing is written but rates that were measured, into the user's cache.
 
     Args:
         study: The study, checked.
         runs: Folder of all runs.
         base_folder: See `run_study`.
         watcher: Receives what happens while the data are read.
+        processes: See `run_study`.
+        measure: Time a few real steps and answers on this machine.
 
     Raises:
         ConfigError, DataError, ModelError: As `run_study`.
     """
-    watcher = watcher or Watcher()
-    prepared = prepare_study(study, base_folder, watcher)
+    watcher, processes = watcher or Watcher(), processes or Processes()
+    processes.check()
+    prepared = prepare_study(study, base_folder, watcher, processes)
     store = Store(runs / study.name)
-    plan = prepared.plan(store, base_folder)
+    plan = prepared.plan(store, base_folder, processes)
     for note in plan.notes:
         watcher.noted(note)
-    return plan_rows(plan, store)
+    return forecast(
+        plan.stages,
+        plan.kept,
+        store,
+        measure_from=0 if measure else None,
+        watcher=watcher,
+        trust_remote_code=study.trust_remote_code,
+    )
 
 
 def _other_study_sentence(folder: Path, unused: Sequence[UnusedStage]) -> str:

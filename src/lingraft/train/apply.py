@@ -128,7 +128,7 @@ def apply_strategies(
     composition.check(names)
     start: str | Path | None = None
     if any(_reads_start(part) for part in composition.parts):
-        start = previous or getattr(model, "name_or_path", "")
+        start = getattr(model, "name_or_path", "") if previous is None else previous
         if not start:
             raise StrategyError(
                 f"{composition.label!r} reads the files of the model that training starts from, and the trainer's "
@@ -406,7 +406,7 @@ def _check_parts(trainer: Any, parts: Sequence[Strategy]) -> None:
 def _columns(rows: Any) -> frozenset[str]:
     """Return the columns of a trainer's data set, as far as it says."""
     named = getattr(rows, "column_names", None)
-    if named is None and isinstance(rows, Sequence) and len(rows):
+    if named is None and hasattr(rows, "__getitem__") and hasattr(rows, "__len__") and len(rows):
         named = rows[0] if isinstance(rows[0], Mapping) else None
     return frozenset(named or ())
 

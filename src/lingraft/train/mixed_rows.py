@@ -158,12 +158,19 @@ def context_of(
 ) -> Context:
     """Return what the past left, as a script names it; see `mixed_rows`."""
 
-    def found(model: str | Path) -> Path:
+    def found(model: str | Path | None, name: str) -> Path | None:
+        if model is None:
+            return None
+        if not isinstance(model, (str, Path)) or not str(model).strip():
+            shown = repr(model) if isinstance(model, str) else type(model).__name__
+            raise StrategyError(
+                f"{name}: {shown} is no folder or hub id, and strategies read a model's files."
+            )
         return model_folder(str(model), trust_remote_code=trust_remote_code)
 
     return Context(
-        base=None if base is None else found(base),
-        previous=Path() if previous is None else found(previous),
+        base=found(base, "base"),
+        previous=found(previous, "previous") or Path(),
         previous_data=rows_of(previous_data, "previous_data", seed=seed, noted=noted),
         english=rows_of(english, "english", seed=seed, noted=noted),
         seed=seed,

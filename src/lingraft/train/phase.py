@@ -21,6 +21,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from lingraft import stopping
 from lingraft.config.load import section_of
+from lingraft.config.paths import path_of
 from lingraft.config.schema import DataSource, Training
 from lingraft.data.chat import encode_examples
 from lingraft.data.encoded import EncodedExample, EncodedTable, write_table
@@ -172,7 +173,9 @@ def train_phase(
         Stopped: a signal asked for it; what was trained is saved.
     """
     training = with_resolved_precision(section_of(Training, {} if training is None else training, "training"))
-    folder = Path(folder)
+    folder = path_of(folder, "folder")
+    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ConfigError(f"seed {seed!r}: must be a whole number from 0 to 2**32 - 1.")
     tokenizer, table = _checked(model, tokenizer, encoded, training.max_length, on_note)
     compute = compute_for(training.precision)
     if sharded and compute.precision == "bf16_pure":

@@ -82,6 +82,11 @@ class BatchPlan(Collection[list[int]]):
         """Tokens that a model computes over all epochs, padding included."""
         return sum(padded_tokens(epoch, self._lengths) for epoch in self._epochs)
 
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Of each micro-batch its rows and the tokens of the longest."""
+        return [(len(batch), int(self._lengths[batch].max())) for batch in self]
+
     def tokens_per_step(self) -> list[int]:
         """Return the real tokens of each optimiser step, over all processes."""
         tokens = [int(self._lengths[batch].sum()) for batch in self]

@@ -68,6 +68,11 @@ class Combine(StageSpec):
         return stages_of(self.before, self.after)
 
     @property
+    def starts_from(self) -> Model:
+        """The model that was trained."""
+        return self.after
+
+    @property
     def needs(self) -> Needs:
         """A model on disk."""
         return Needs(disk_bytes=WEIGHT_TYPES[self.dtype].itemsize * self.after.parameters or None)

@@ -37,6 +37,7 @@ from lingraft.models.compute import compute_for
 from lingraft.models.vllm import VllmGenerator
 from lingraft.records import fingerprint_of, from_json, read_kept, to_json, write_json_atomically, write_kept
 from lingraft.stage import FinishedStage, Json, Model, Needs, StageSpec, Work, Workplace, machine, stages_of
+from lingraft.train.memory import forget_peak, peak_bytes
 
 PREDICTIONS = "predictions.parquet"
 VERDICTS = "verdicts.jsonl"  # in the cache: they are paid for, and serve every cell
@@ -223,6 +224,7 @@ class Evaluate(StageSpec):
         verdicts = place.cache / VERDICTS
         if asked.evaluation.judge is not None and (damage := mend_cache(verdicts)) is not None:
             place.watcher.noted(damage)
+        forget_peak()
         loaded, tokenizer = load_merged(
             str(folder), dtype=compute.held, trust_remote_code=self.trust_remote_code
         )
@@ -275,7 +277,7 @@ class Evaluate(StageSpec):
             note(spelled_prompts_sentence(task, count))
         bits = bits_by_language(losses, asked.held_out)
         record = record_of(evaluated, bits, compute.precision)
-        return Work(to_json(record), machine(compute))
+        return Work(to_json(record), {**machine(compute), "peak_bytes": peak_bytes()})
 
 
 def check_any(name: str, evaluated: Evaluated) -> None:

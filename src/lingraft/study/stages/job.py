@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
 from typing import cast
 
 from lingraft.config.schema import PLAIN, StrategyChoice, Training
 from lingraft.data.example import Example
-from lingraft.stage import MODEL_LIBRARIES, Json, Model
-from lingraft.strategies.base import Strategy
+from lingraft.errors import LingraftError
+from lingraft.models.shape import ModelShape, shape_of
+from lingraft.models.weights import empty_model
+from lingraft.stage import MODEL_LIBRARIES, Json, Model, root_of
+from lingraft.strategies.base import Context, Strategy
 from lingraft.strategies.composition import Composition, build
 from lingraft.study.result import DataCounts
 
@@ -54,6 +59,48 @@ class TrainingJob:
     def composition(self) -> Composition:
         """The strategies, built."""
         return build(self.choice)
+
+    @property
+    def shape(self) -> ModelShape | None:
+        """The shape of the model that it trains, adapters and frozen parts included; None: it cannot be known.
+
+        What a state or another model decides to freeze is taken to train.
+        """
+        root = root_of(self.parent)
+        if root is None:
+            return None
+        return _shape(root.folder, self.choice.model_dump_json(), self.seed, self.trust_remote_code)
+
+
+def foreseeable(composition: Composition) -> Composition:
+    """Return the strategies without those that need a state or the base: what these freeze is not known yet."""
+    parts = (part for part in composition.parts if part.preparation is None and "base" not in part.needs)
+    return replace(composition, parts=tuple(parts))
+
+
+@cache
+def _shape(folder: Path, choice: str, seed: int, trust_remote_code: bool) -> ModelShape | None:
+    model = empty_model(folder, trust_remote_code=trust_remote_code)
+    if model is None:
+        return None
+    composition = foreseeable(build(StrategyChoice.model_validate_json(choice)))
+    context = Context(
+        base=None,
+        previous=folder,
+        previous_data=(),
+        english=(),
+        seed=seed,
+        folder=folder,
+        cache=folder,
+        trust_remote_code=trust_remote_code,
+    )
+    try:
+        model = composition.wrap(model, context)
+        return shape_of(model, composition.trainable(model, context))
+    except LingraftError:
+        raise
+    except Exception:  # whatever a model's own code raises without weights; training will tell
+        return None
 
 
 def training_identity(choice: StrategyChoice) -> list[dict[str, Json]]:

@@ -30,10 +30,20 @@ from lingraft.strategies.base import Context
 from lingraft.study.stages.job import TRAINING_LIBRARIES, TrainingJob, training_identity
 from lingraft.study.stages.prepare import Prepare
 from lingraft.train.checkpoints import FOLDER
+from lingraft.train.memory_plan import (
+    LargestBatch,
+    MemoryPlan,
+    free_memory,
+    held_now,
+    largest_batch,
+    memory_problem,
+    training_memory,
+)
 from lingraft.train.mixed_rows import notes_on_mix
 from lingraft.train.phase import UNCOMPARED_OPTIONS, Progress
 from lingraft.train.processes import Processes, train_on
 from lingraft.train.run import PhasePlan, PhaseTask
+from lingraft.train.trainer import BatchPlan
 
 _SHOWN_DROPPED = 3  # places named in the record; all are counted
 
@@ -42,9 +52,8 @@ _SHOWN_DROPPED = 3  # places named in the record; all are counted
 class Train(StageSpec):
     """The training of one phase; interrupted, it goes on from its last checkpoint.
 
-    Needs: weights, gradients and both moments of AdamW, in float32 or in bf16, as if every parameter trained, divided
-    between processes that share them. On disk the model in float32, and where it is saved on the way two checkpoints of
-    weights and float32 moments beside it.
+    Needs: see `train.memory_plan`, for a micro-batch of the longest rows, all learned. On disk the model in float32,
+    and where it is saved on the way two checkpoints of weights and float32 moments beside it.
 
     Attributes:
         job: The phase.
@@ -90,15 +99,47 @@ class Train(StageSpec):
         return (*stages_of(self.job.parent, self.base), *self.states.values())
 
     @property
+    def starts_from(self) -> Model:
+        """The model that training starts from."""
+        return self.job.parent
+
+    def memory(self, batch: LargestBatch, *, base: int = 0) -> MemoryPlan | None:
+        """Return what it holds with a largest micro-batch; None: the model's shape is not known.
+
+        Args:
+            batch: The micro-batch.
+            base: Bytes that the process holds before.
+        """
+        job, shape, compute = self.job, self.job.shape, compute_for(self.job.training.precision)
+        if shape is None:
+            return None
+        held = (
+            part.held_bytes(shape.parameters, shape.trained, compute.held.itemsize)
+            for part in job.composition.parts
+        )
+        return training_memory(
+            shape,
+            batch,
+            compute.precision,
+            on_processor=compute.device.type == "cpu",
+            base=base,
+            checkpointing=job.training.gradient_checkpointing,
+            shared_by=self.processes.count if self.processes.sharded else 1,
+            held=sum(held),
+        )
+
+    @property
     def needs(self) -> Needs:
-        """Weights, gradients and moments; on disk the model, and two checkpoints where it is saved on the way."""
+        """What the fullest micro-batch needs; on disk the model, and two checkpoints where it is saved on the way."""
         parameters, training = self.job.parent.parameters, self.job.training
         held = 2 if training.precision == "bf16_pure" else 4
-        shared_by = self.processes.count if self.processes.sharded else 1
         on_disk = 4
         if training.save_every or training.save_minutes:  # sharded, weights are written in pieces as well
             on_disk += 2 * (held + 8 + (held if self.processes.sharded else 0))
-        return Needs("accelerator", 4 * held * parameters // shared_by or None, on_disk * parameters or None)
+        tokens = max(1, training.tokens_per_batch // training.accumulation)
+        length = min(tokens, training.max_length)
+        memory = self.memory(LargestBatch(tokens // length, length, tokens))
+        return Needs("accelerator", None if memory is None else memory.total, on_disk * parameters or None)
 
     def work(self, place: Workplace) -> Work:
         """Train, and write the model."""
@@ -140,6 +181,14 @@ class Train(StageSpec):
         )
         replayed = encoded.examples.replayed_rows
         share = replayed / len(encoded.examples)
+        shapes = BatchPlan(encoded.examples.lengths, job.training, job.seed).shapes
+        largest = largest_batch(shapes, job.training.epochs * encoded.examples.predicted_tokens)
+        planned = self.memory(largest, base=held_now(compute))
+        if (
+            planned is not None
+            and (problem := memory_problem(planned.total, free_memory(compute))) is not None
+        ):
+            note(problem)
         for line in _notes_on_rows(job):
             place.watcher.noted(line)
         for line in notes_on_mix(job.composition, mix, encoded, max_length):

@@ -1,0 +1,95 @@
+"""FLOPs by formula are those that torch counts of the same passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from lingraft.models.loss import SupervisedHead
+from lingraft.models.shape import shape_of
+
+ROWS, LENGTH, LEARNED = 3, 20, 7
+
+
+def counted(model: Any, trainable: frozenset[str]) -> tuple[int, int]:
+    """Return the FLOPs of a forward pass, and of forward and backward pass, as torch counts matrix products."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trainable)
+    keep = torch.zeros((ROWS, LENGTH), dtype=torch.bool)
+    keep[0, :LEARNED] = True
+    counter = FlopCounterMode(display=False)
+    with counter, SupervisedHead(model, keep):
+        logits = model(input_ids=torch.ones((ROWS, LENGTH), dtype=torch.long), use_cache=False).logits
+        forward = counter.get_total_flops()
+        logits.sum().backward()
+    return forward, counter.get_total_flops()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("what", ["all", "upper layer", "head", "matrices of one kind"])
+def test_flops_are_those_of_the_matrix_products_that_run(
+    tiny_llama: Callable[..., Any], tied: bool, what: str
+) -> None:
+    model = tiny_llama(tied=tied, attn_implementation="eager")
+    names = [name for name, _ in model.named_parameters()]
+    trainable = frozenset(
+        {
+            "all": names,
+            "upper layer": [name for name in names if ".layers.1." in name],
+            "head": [name for name in names if name.startswith("lm_head") or "model.norm" in name],
+            "matrices of one kind": [name for name in names if "up_proj" in name],
+        }[what]
+    )
+    forward, both = counted(model, trainable)
+    shape = shape_of(model, trainable)
+    sizes = (ROWS * LENGTH, ROWS * LENGTH**2, LEARNED)
+    assert shape.forward_flops(*sizes) == forward
+    # Of the lowest part that trains torch leaves out what nothing below it asks for: less than a layer's share.
+    layer = 2 * shape.matrices / shape.layers * sizes[0] + 8 * shape.attention * sizes[1]
+    planned = shape.training_flops(*sizes)
+    assert both <= planned < both + layer + 2 * shape.head * LEARNED
+    if what == "all":
+        assert planned == both
+
+
+def test_a_mixture_computes_with_the_experts_that_a_token_is_sent_to(
+    tiny_mixtral: Callable[..., Any],
+) -> None:
+    shape = shape_of(tiny_mixtral())
+    experts = sum(
+        one.numel()
+        for name, one in tiny_mixtral().named_parameters()
+        if ".experts." in name and one.dim() > 1
+    )
+    others = sum(
+        one.numel()
+        for name, one in tiny_mixtral().named_parameters()
+        if ".layers." in name and ".experts." not in name and one.dim() > 1
+    )
+    assert shape.matrices == others + experts / 2, "two of four experts"
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "gemma2", "gpt2", "gpt_neox", "phi3", "bloom", "gemma3"])
+def test_a_shape_is_read_of_many_architectures(
+    tiny_configuration: Callable[..., Any], architecture: str
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(tiny_configuration(architecture, 48))  # type: ignore[no-untyped-call]
+    shape = shape_of(model)
+    assert (shape.layers, shape.reached_layers, shape.hidden, shape.heads) == (2, 2, 32, 4)
+    assert shape.head == 32 * 48
+    assert shape.intermediate == 48
+    assert 0 < shape.matrices <= shape.parameters
+
+
+def test_checkpointing_runs_the_layers_once_more(tiny_llama: Callable[..., Any]) -> None:
+    shape = shape_of(tiny_llama())
+    sizes = (100.0, 2000.0, 10.0)
+    more = shape.training_flops(*sizes, checkpointing=True) - shape.training_flops(*sizes)
+    assert more == shape.forward_flops(*sizes) - 2 * shape.head * sizes[2]
