@@ -204,11 +204,7 @@ def test_names_that_may_be_published_and_that_are_the_hubs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models" / "mine").mkdir(parents=True)
-<<<<<<< HEAD
-    assert public_name("/srv/jane/models/mine/") == "mine"
-=======
     assert public_name("/data/jane/models/mine/") == "mine"
->>>>>>> export
     assert public_name("~/rows.jsonl") == "rows.jsonl"
     assert public_name("C:\\data\\rows.jsonl") == "rows.jsonl"
     for name in ("owner/model@v1", "embedded:smollm2-135m", "worldbook:lookup/de", "data/rows.jsonl"):

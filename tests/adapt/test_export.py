@@ -298,11 +298,7 @@ def test_a_history_comes_back_and_one_that_does_not_fit_is_refused(tmp_path: Pat
     write_history(tmp_path, history)
     assert read_history(tmp_path) == history
     assert history.languages == ("th",)
-<<<<<<< HEAD
-    local = replace(learnt, start="/srv/jane/start", data={"/srv/jane/a/x.csv": 1, "~/x.csv": 2})
-=======
     local = replace(learnt, start="/data/jane/start", data={"/data/jane/a/x.csv": 1, "~/x.csv": 2})
->>>>>>> export
     write_history(tmp_path, replace(history, learnt=(local,)))
     published = replace(learnt, start="start", data={"x.csv": 3})
     assert read_history(tmp_path).learnt == (published,)

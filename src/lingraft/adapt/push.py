@@ -71,11 +71,7 @@ def push(folder: Path, repository: str, *, private: bool = False) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-<<<<<<< HEAD
-    if not os.isatty(2):  # its bars are for people
-=======
     if not os.isatty(2):  # bars are for people
->>>>>>> export
         disable_progress_bars()
     api = HfApi()
     try:
