@@ -348,6 +348,8 @@ class _Forecaster:
         if count is None or shape is None:
             return one
         compute = compute_for(asked.evaluation.precision)
+        if not self._rates:  # the harness is loaded now, and nothing has been measured yet
+            self._base = held_now(compute)
         batching = Batching(
             asked.evaluation.batch_size or MOST_ROWS_GENERATED, asked.evaluation.tokens_per_batch
         )
