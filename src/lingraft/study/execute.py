@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from lingraft.stage import FinishedStage, Shelf, StageSpec, Work, Workplace
 from lingraft.study.events import Watcher
 from lingraft.study.plan import Plan, consumers_of
 from lingraft.study.store import Store
+from lingraft.train.memory import give_back
 
 
 class Executor:
@@ -119,7 +119,7 @@ class Executor:
                         f"{self.store.folder_of(parent)}: was changed while {stage.name} read it; run the same command "
                         "again."
                     )
-            gc.collect()  # a model per stage: what cycles keep alive would add up
+            give_back()  # a model per stage: what cycles keep alive would add up
             torch.cuda.empty_cache()  # the next stage may be other processes' work on the same accelerator
             return done
 

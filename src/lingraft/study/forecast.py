@@ -6,7 +6,6 @@ where this machine did the like: in `--measure` (`study.measuring`), or in a sta
 
 from __future__ import annotations
 
-import gc
 import shutil
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
@@ -36,6 +35,7 @@ from lingraft.study.stages.evaluate import Evaluate
 from lingraft.study.stages.train import Train
 from lingraft.study.store import Store
 from lingraft.study.unused import size_text
+from lingraft.train.memory import give_back
 from lingraft.train.memory_plan import MemoryPlan, evaluation_memory, free_memory, held_now, memory_problem
 
 FORMAT = 1
@@ -94,7 +94,7 @@ class StageForecast:
         answers: Its work, where it evaluates.
         flops: Floating-point operations of its work; None: not known.
         memory: Bytes at its peak, by part; None: not known.
-        memory_bytes: Of these the sum; of what was measured, as measured.
+        memory_bytes: Of these the sum; of a training that was measured, as measured.
         disk_bytes: Of its artefacts, with what it keeps there while it works; None: not known.
         seconds: That it will take, or took; None: not known.
         seconds_from: `measured`, or `stage`: a finished stage of this run folder is the like; None: not known.
@@ -348,6 +348,8 @@ class _Forecaster:
         if count is None or shape is None:
             return one
         compute = compute_for(asked.evaluation.precision)
+        if not self._rates:  # the harness is loaded now, and nothing has been measured yet
+            self._base = held_now(compute)
         batching = Batching(
             asked.evaluation.batch_size or MOST_ROWS_GENERATED, asked.evaluation.tokens_per_batch
         )
@@ -371,9 +373,7 @@ class _Forecaster:
             rate = self._rate(
                 AnswerRate,
                 answer_key(count, compute, root),
-                lambda: measure_answers(
-                    asked, root, count, shape, base=self._base, trust_remote_code=self._trust
-                ),
+                lambda: measure_answers(asked, root, count, shape, trust_remote_code=self._trust),
                 is_wanted=self._measure_from is not None and id(asked) not in self._was_asked,
             )
         is_root = isinstance(stage.model, GivenModel)
@@ -384,12 +384,8 @@ class _Forecaster:
         one = replace(one, answers=work, flops=count.flops(shape), memory=memory, memory_bytes=memory.total)
         if rate is None:
             return one
-        return replace(
-            one,
-            memory_bytes=memory.total + rate.unplanned_bytes,
-            seconds=rate.seconds(count, shape, batching, is_root=is_root),
-            seconds_from="measured",
-        )
+        seconds = rate.seconds(count, shape, batching, is_root=is_root)
+        return replace(one, seconds=seconds, seconds_from="measured")
 
     def _rate(
         self, kind: type[Rate], key: str, measured: Callable[[], Rate], *, is_wanted: bool
@@ -398,7 +394,7 @@ class _Forecaster:
         if key not in self._rates:
             if is_wanted:
                 rate = measured()
-                gc.collect()  # a model a measurement, as of stages
+                give_back()  # a model a measurement, as of stages
                 keep_rate(key, rate)
                 self._rates[key] = rate
             else:

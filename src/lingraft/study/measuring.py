@@ -29,8 +29,6 @@ from lingraft.strategies.base import Strategy
 from lingraft.study.counts import AnswerCount, Prompts, TrainingCount, context_of
 from lingraft.study.stages.evaluate import Questions
 from lingraft.study.stages.job import TrainingJob, foreseeable, part_identity
-from lingraft.train.memory import forget_peak, peak_bytes
-from lingraft.train.memory_plan import evaluation_memory
 from lingraft.train.phase import UNCOMPARED_OPTIONS, train_phase
 from lingraft.train.trainer import BatchPlan
 
@@ -93,7 +91,6 @@ class AnswerRate:
         token_seconds: Seconds a generated token besides.
         length_share: Tokens of the model's own answers by those of their references.
         most_share: The same of the longest answer by what was allowed.
-        unplanned_bytes: Largest resident memory while these were answered, less what was planned.
     """
 
     fixed_seconds: float
@@ -102,7 +99,6 @@ class AnswerRate:
     token_seconds: float
     length_share: float
     most_share: float
-    unplanned_bytes: int
 
     def seconds(self, count: AnswerCount, shape: ModelShape, batching: Batching, *, is_root: bool) -> float:
         """Return what an evaluation takes.
@@ -310,7 +306,6 @@ def measure_answers(
     count: AnswerCount,
     shape: ModelShape,
     *,
-    base: int,
     trust_remote_code: bool,
 ) -> AnswerRate:
     """Let the root answer a few of an evaluation's prompts, and time it: many together, few, and reading alone.
@@ -320,14 +315,12 @@ def measure_answers(
         root: The model.
         count: The prompts.
         shape: Of the model.
-        base: See `MemoryPlan`.
         trust_remote_code: Run Python code that the model brings along.
 
     Raises:
         LingraftError: The model cannot be loaded, or generate.
     """
     compute = compute_for(asked.evaluation.precision)
-    forget_peak()
     started = time.perf_counter()
     model, tokenizer = load_merged(str(root.folder), dtype=compute.held, trust_remote_code=trust_remote_code)
     model.to(compute.device)  # type: ignore[arg-type]
@@ -361,8 +354,6 @@ def measure_answers(
         (max(few_lengths), sum(few_lengths), few_whole - few_reading),
     )
     limits = [group.limit(row) for row in many]
-    length = max(len(group.prompts[row].ids) for row in many) + max(lengths)
-    planned = evaluation_memory(shape, compute, rows=len(many), length=length, base=base)
     return AnswerRate(
         fixed_seconds=fixed,
         read_seconds=read,
@@ -370,7 +361,6 @@ def measure_answers(
         token_seconds=token,
         length_share=sum(lengths) / sum(group.references[row] for row in many),
         most_share=max(lengths) / max(limits),
-        unplanned_bytes=peak_bytes() - planned.total,
     )
 
 
