@@ -195,3 +195,22 @@ def test_a_third_language_keeps_the_promise_about_the_second(
     assert found.report.gain is not None
     assert found.report.gain.kind == "bits per character"  # no task is asked in German
     assert [one.languages for one in read_history(Path(found.folder)).learnt] == [("es",), ("de",)]
+
+
+def test_a_dry_run_trains_nothing_and_is_what_plan_says(
+    tiny_model: Path, places: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lingraft.cli.main import main
+
+    file = places / "asked.yaml"
+    file.write_text(yaml.safe_dump(adaptation(tiny_model, places).model_dump(mode="json", exclude_unset=True)))
+    options = [str(file), "--output", str(places / "out" / "planned"), "--runs", str(places / "planned"), "--json"]
+    monkeypatch.setattr("sys.argv", ["lingraft", "plan", "adapt", *options])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["outlook"]["parameters"] > 0
+    assert found["start"]["en"]["n"] + 1 > _ITEMS / 3
+    assert not list((places / "planned").rglob("train-*/record.json"))
+    assert not (places / "out" / "planned").exists()

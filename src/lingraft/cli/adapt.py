@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lingraft import stopping
-from lingraft.cli.output import print_json, print_message, print_result, print_table, quieten_loading
+from lingraft.cli.output import (
+    print_json,
+    print_message,
+    print_result,
+    print_table,
+    quieten_loading,
+    shown_message,
+)
 from lingraft.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
@@ -139,8 +146,13 @@ def adapt(
     quieten_loading()
 
     def looked(expected: Expected) -> None:
-        for line in expected.lines:
-            print_message(line, "yellow" if line.startswith("!") else None)
+        if dry_run and json:
+            print_json(to_json(expected))
+        for line in expected.lines if not (dry_run and json) else ():
+            if dry_run:  # the result then
+                print_result(shown_message(line))
+            else:
+                print_message(line, "yellow" if line.startswith("!") else None)
         if dry_run:
             raise typer.Exit
 

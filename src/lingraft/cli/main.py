@@ -35,6 +35,8 @@ def _run(arguments: list[str]) -> int:
     show_stacks("--traceback" in arguments, as_json="--json" in arguments)
     # Accepted anywhere, so that it can be put at the end of the line that just failed.
     arguments = [argument for argument in arguments if argument != "--traceback"] or ["--help"]
+    if arguments[:2] == ["plan", "adapt"]:  # what it will take is measured by its own look ahead
+        arguments = ["adapt", *(one for one in arguments[2:] if one != "--measure"), "--dry-run"]
     # What is asked for is the result then.
     asks_for_help = not {"--help", "-h", "--version"}.isdisjoint(arguments)
     try:

@@ -31,7 +31,8 @@ def plan(
     """Print every stage of a study, its tokens, steps, FLOPs, memory, disk and time, and what of it is finished.
 
     The data are read and encoded, and the models are found, but nothing is trained. Without --measure, time is known
-    where an earlier plan measured it or a finished stage of the run folder is alike.
+    where an earlier plan measured it or a finished stage of the run folder is alike. `lingraft plan adapt ...` plans an
+    adaptation: it takes what `lingraft adapt` takes, and is its --dry-run.
     """
     from lingraft.study.checks import load_study
 
