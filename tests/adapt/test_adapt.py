@@ -203,8 +203,17 @@ def test_a_dry_run_trains_nothing_and_is_what_plan_says(
     from lingraft.cli.main import main
 
     file = places / "asked.yaml"
-    file.write_text(yaml.safe_dump(adaptation(tiny_model, places).model_dump(mode="json", exclude_unset=True)))
-    options = [str(file), "--output", str(places / "out" / "planned"), "--runs", str(places / "planned"), "--json"]
+    file.write_text(
+        yaml.safe_dump(adaptation(tiny_model, places).model_dump(mode="json", exclude_unset=True))
+    )
+    options = [
+        str(file),
+        "--output",
+        str(places / "out" / "planned"),
+        "--runs",
+        str(places / "planned"),
+        "--json",
+    ]
     monkeypatch.setattr("sys.argv", ["lingraft", "plan", "adapt", *options])
     with pytest.raises(SystemExit) as stopped:
         main()

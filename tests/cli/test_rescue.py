@@ -104,3 +104,17 @@ def test_its_answer_is_its_exit_code_also_where_the_damaged_model_is_an_adapter(
     assert done.returncode == 3, done.stderr
     assert "English lost" in done.stdout
     shutil.rmtree("rescued")
+
+
+@pytest.mark.parametrize("command", ["adapt", "rescue"])
+def test_commands_that_write_a_model_refuse_a_private_repository_that_nothing_goes_to(
+    lingraft: Lingraft, tiny_model: Path, talkative_model: Path, command: str
+) -> None:
+    Path("rows.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
+    given = {
+        "adapt": (str(tiny_model), "--data", "rows.jsonl", "--languages", "es,de", "--dtype", "bfloat16"),
+        "rescue": ("--before", str(tiny_model), "--after", str(talkative_model), "--language", "es"),
+    }[command]
+    done = lingraft(command, *given, "--private")
+    assert done.returncode == 2
+    assert "--private: belongs to an upload; add --push OWNER/NAME" in " ".join(done.stderr.split())

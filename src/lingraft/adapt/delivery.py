@@ -26,6 +26,7 @@ from lingraft.adapt.history import History, Learnt, read_history, write_history
 from lingraft.adapt.promise import ability_name
 from lingraft.adapt.push import check_push, push
 from lingraft.adapt.result import Adapted
+from lingraft.errors import ConfigError
 from lingraft.text.language_tags import ENGLISH
 
 PAGE = "adaptation.html"
@@ -59,8 +60,10 @@ class Delivery:
         """Refuse what could not be done in the end, before anything long.
 
         Raises:
-            ConfigError: There is no converter, no token, or the hub does not let it be uploaded.
+            ConfigError: There is no converter, no token, or the hub does not let it be uploaded; or nothing is to be.
         """
+        if self.private and self.repository is None:
+            raise ConfigError("--private: belongs to an upload; add --push OWNER/NAME.")
         if self.gguf is not None:
             check_gguf(self.gguf)
         if self.repository is not None:
