@@ -425,6 +425,7 @@ def run_adaptation(
             start=adaptation.model,
             start_identity=ready.start.identity,
             trained=None,
+            trained_identity=None,
             max_loss=adaptation.max_loss,
             learnt=ready.promise.learnt,
             earlier=ready.promise.earlier,

@@ -18,7 +18,7 @@ from typing import Literal
 from lingraft.adapt.adapt import all_of_worldbook
 from lingraft.adapt.alike import check_alike
 from lingraft.adapt.between import Between, decoder_layers, final_answer
-from lingraft.adapt.delivery import Delivery, Draw, write_adapted
+from lingraft.adapt.delivery import Delivery, Draw, known_by, write_adapted
 from lingraft.adapt.export import type_of_start
 from lingraft.adapt.folder import check_place
 from lingraft.adapt.history import read_history
@@ -29,7 +29,7 @@ from lingraft.adapt.walk import Answers, Candidate, Promise, answers_of, compare
 from lingraft.config.schema import Evaluation, Training
 from lingraft.errors import ConfigError, DataError, EvaluationError, as_disk_error
 from lingraft.evaluate.checks import check_names
-from lingraft.evaluate.selection import choose_tasks
+from lingraft.evaluate.selection import Chosen, choose_tasks
 from lingraft.intervals.macro_mean import Difference, paired_difference
 from lingraft.models.checkpoints import WeightType
 from lingraft.models.compute import AskedPrecision, compute_for
@@ -145,8 +145,9 @@ def rescue(
         after: The damaged one, likewise; an adapter is merged into its base.
         max_loss: What may be lost of English, as a share of the first model's score, in [0, 1).
         output: Folder of the model; its name is that of the run folder `runs/rescue/<name>`.
-        languages: What the second model has learnt. Of the models that meet the limit, the one with the most language
-            ability is kept; none given: that with the largest alpha.
+        languages: What the second model has learnt; none given: what lingraft taught it, by its history. Of the models
+            that meet the limit, the one with the most language ability is kept; of no language: that with the largest
+            alpha.
         suite: Suite of tasks that measures.
         tasks: `[TAG=]NAME`: only these tasks.
         data_dir: Folder with local copies of data sets.
@@ -176,23 +177,37 @@ def rescue(
     went_on = (folder / "stages").is_dir()
     check_place(Path(output), overwrite=overwrite or went_on)
     given = [_given(str(name), trust_remote_code=trust_remote_code) for name in (before, after)]
+    # Models of another run, whose folder is only called as this one's, are not replaced.
+    overwrite = overwrite or (went_on and _was_made_of(Path(output), given[0], given[1]))
+    check_place(Path(output), overwrite=overwrite)
     if given[0].identity == given[1].identity:
         raise ConfigError(
             f"--after {after}: is the same model as --before {before}; there is nothing to rescue."
         )
-    earlier = read_history(given[0].folder).languages
-    chosen = choose_tasks(
-        suite,
-        tasks,
-        languages=[*languages, *earlier],
-        data_dir=None if data_dir is None else str(data_dir),
-        limit=limit,
-        max_new_tokens=max_new_tokens,
-    )
+    earlier, later = (read_history(one.folder) for one in given)
+
+    def tasks_in(languages: Sequence[str]) -> Chosen:
+        return choose_tasks(
+            suite,
+            tasks,
+            languages=[*languages, *earlier.languages],
+            data_dir=None if data_dir is None else str(data_dir),
+            limit=limit,
+            max_new_tokens=max_new_tokens,
+        )
+
+    taught = [] if languages else [tag for tag in later.languages if tag not in earlier.languages]
+    try:
+        chosen = tasks_in(languages or taught)
+    except ConfigError:  # no task may be in what the user has not named
+        if not taught:
+            raise
+        chosen, taught = tasks_in(()), []
+    languages = languages or taught
     notes = [f"{one}: there is no such task; it is left out." for one in chosen.missing]
     named = {ENGLISH if is_english(tag) else canonical_tag(tag) or tag for tag in languages}
     learnt = tuple(tag for tag in chosen.languages if tag in named and tag != ENGLISH)
-    promise = Promise(max_loss, tuple(tag for tag in earlier if tag not in learnt), learnt)
+    promise = Promise(max_loss, tuple(tag for tag in earlier.languages if tag not in learnt), learnt)
     if not learnt:
         notes.append(
             "What the model has learnt is not said (--languages), so of the models that meet the limit the one that is "
@@ -256,6 +271,7 @@ def rescue(
             start=str(before),
             start_identity=given[0].identity,
             trained=str(after),
+            trained_identity=given[1].identity,
             max_loss=max_loss,
             learnt=promise.learnt,
             earlier=promise.earlier,
@@ -276,12 +292,12 @@ def rescue(
         made = executor.make(combine, with_artefacts=True)
         delivery = Delivery(
             Path(output),
-            overwrite=overwrite or went_on,
+            overwrite=overwrite,
             draw=draw,
             repository=repository,
             trust_remote_code=trust_remote_code,
         )
-        write_adapted(adapted, made.folder / CHECKPOINT, given[0].folder, delivery)
+        write_adapted(adapted, made.folder / CHECKPOINT, given[0].folder, delivery, damaged=given[1].folder)
     return Rescued(adapted=adapted, damage=damage, given_back=given_back, repair=repaired, notes=tuple(notes))
 
 
@@ -291,6 +307,13 @@ def _given(name: str, *, trust_remote_code: bool) -> GivenModel:
         folder = local_folder(name, trust_remote_code=trust_remote_code)
         name = str(folder) if is_adapter(folder) else name
     return given_model(name, trust_remote_code=trust_remote_code)
+
+
+def _was_made_of(folder: Path, start: GivenModel, damaged: GivenModel) -> bool:
+    """Whether the model that lies in a folder is a rescue of these two."""
+    learnt = read_history(folder).learnt
+    identities = [known_by(one.identity) for one in (start, damaged)]
+    return bool(learnt) and [learnt[-1].start_identity, learnt[-1].damaged_identity] == identities
 
 
 def _whole(model: GivenModel, executor: Executor, *, trust_remote_code: bool) -> Model:
