@@ -31,6 +31,7 @@ from lingraft.errors import ConfigError, DataError, EvaluationError, as_disk_err
 from lingraft.evaluate.checks import check_names
 from lingraft.evaluate.selection import Chosen, choose_tasks
 from lingraft.intervals.macro_mean import Difference, paired_difference
+from lingraft.models.adapters import AdaptedReader
 from lingraft.models.checkpoints import WeightType
 from lingraft.models.compute import AskedPrecision, compute_for
 from lingraft.models.generation import Sampling
@@ -239,7 +240,10 @@ def rescue(
             watcher.noted(difference)
         names = parameter_names(folders[1], trust_remote_code=trust_remote_code)
         layers = decoder_layers(names)
-        written = dtype or type_of_start(given[1].folder if not is_adapter(given[1].folder) else folders[0])
+        made_of = given[1].folder
+        if is_adapter(made_of):  # merging makes it float32
+            made_of = AdaptedReader(made_of, trust_remote_code=trust_remote_code).base_folder
+        written = dtype or type_of_start(made_of)
 
         def between(trained: Model) -> Between:
             return Between(
