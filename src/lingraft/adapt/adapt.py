@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lingraft.adapt.between import Between, decoder_layers, final_answer
 from lingraft.adapt.delivery import Delivery, write_adapted
-from lingraft.adapt.folder import check_place
+from lingraft.adapt.folder import check_place, run_folder
 from lingraft.adapt.history import read_history
 from lingraft.adapt.languages import RowLanguages, checked_languages
 from lingraft.adapt.outlook import Outlook, look, outlook_lines
@@ -379,7 +379,7 @@ def run_adaptation(
     watcher, processes = watcher or Watcher(), processes or Processes()
     processes.check()
     deadline = None if adaptation.budget is None else time.monotonic() + adaptation.budget
-    folder = runs / "adapt" / delivery.folder.name
+    folder = run_folder(runs, "adapt", delivery.folder)
     if (folder / "stages").is_dir():
         delivery = replace(delivery, overwrite=True)
     delivery = replace(delivery, trust_remote_code=adaptation.trust_remote_code)
@@ -392,7 +392,7 @@ def run_adaptation(
     with as_disk_error(folder), Store(folder, watcher.noted) as store:
         ready = get_ready(
             adaptation,
-            delivery.folder.name,
+            folder.name,
             store=store,
             base_folder=base_folder,
             watcher=watcher,

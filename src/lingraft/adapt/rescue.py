@@ -20,7 +20,7 @@ from lingraft.adapt.alike import check_alike
 from lingraft.adapt.between import Between, decoder_layers, final_answer
 from lingraft.adapt.delivery import Delivery, Draw, known_by, write_adapted
 from lingraft.adapt.export import type_of_start
-from lingraft.adapt.folder import check_place
+from lingraft.adapt.folder import check_place, run_folder
 from lingraft.adapt.history import read_history
 from lingraft.adapt.promise import AbilityLoss, Gain
 from lingraft.adapt.repair import FEWEST_PROMPTS, Repair, Repaired
@@ -34,6 +34,7 @@ from lingraft.intervals.macro_mean import Difference, paired_difference
 from lingraft.models.adapters import AdaptedReader
 from lingraft.models.checkpoints import WeightType
 from lingraft.models.compute import AskedPrecision, compute_for
+from lingraft.models.context_length import context_length
 from lingraft.models.generation import Sampling
 from lingraft.models.loading import local_folder, parameter_names
 from lingraft.models.model_names import EMBEDDED_PREFIX
@@ -174,7 +175,7 @@ def rescue(
     watcher = watcher or Watcher()
     if not 0 <= max_loss < 1:
         raise ConfigError(f"--max-loss {max_loss}: must be a share from 0 to below 1, such as 0.01 for 1 %.")
-    folder = Path(runs) / "rescue" / Path(output).name
+    folder = run_folder(Path(runs), "rescue", Path(output))
     went_on = (folder / "stages").is_dir()
     check_place(Path(output), overwrite=overwrite or went_on)
     given = [_given(str(name), trust_remote_code=trust_remote_code) for name in (before, after)]
@@ -208,7 +209,9 @@ def rescue(
     notes = [f"{one}: there is no such task; it is left out." for one in chosen.missing]
     named = {ENGLISH if is_english(tag) else canonical_tag(tag) or tag for tag in languages}
     learnt = tuple(tag for tag in chosen.languages if tag in named and tag != ENGLISH)
-    promise = Promise(max_loss, tuple(tag for tag in earlier.languages if tag not in learnt), learnt)
+    promise = Promise(
+        max_loss, tuple(tag for tag in earlier.languages if tag not in learnt), learnt, is_rescue=True
+    )
     if not learnt:
         notes.append(
             "What the model has learnt is not said (--languages), so of the models that meet the limit the one that is "
@@ -218,6 +221,8 @@ def rescue(
         all_of_worldbook(chosen.evaluation), promise, precision, seed, trust_remote_code=trust_remote_code
     )
     notes += not_run_lines(asked["selection"], None if data_dir is None else str(data_dir))
+    if repair is not None:
+        _check_room(repair, given[1], trust_remote_code=trust_remote_code)
     prompts = None if repair is None or repair.prompts == SELF else _prompts(repair, seed)
     for note in notes:
         watcher.noted(note)
@@ -409,6 +414,19 @@ def _prompts(options: RepairOptions, seed: int) -> Sequence[Prompt]:
         )
     count = min(options.n, len(prompts))
     return [prompts[place] for place in random.Random(f"repair {seed}").sample(range(len(prompts)), count)]
+
+
+def _check_room(options: RepairOptions, damaged: GivenModel, *, trust_remote_code: bool) -> None:
+    """Refuse answers so long that no prompt would have room before them."""
+    folder = damaged.folder
+    if is_adapter(folder):
+        folder = AdaptedReader(folder, trust_remote_code=trust_remote_code).base_folder
+    length = context_length(folder, trust_remote_code=trust_remote_code)
+    if length is not None and options.max_new_tokens >= length:
+        raise ConfigError(
+            f"--answer-tokens {options.max_new_tokens}: leaves no room for a prompt, as the model reads {length} "
+            "tokens; take fewer."
+        )
 
 
 def _repair(
