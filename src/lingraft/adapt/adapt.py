@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lingraft.adapt.between import Between, decoder_layers, final_answer
-from lingraft.adapt.delivery import Delivery, write_adapted
+from lingraft.adapt.delivery import Delivery, is_made_of, write_adapted
 from lingraft.adapt.folder import check_place, run_folder
 from lingraft.adapt.history import read_history
 from lingraft.adapt.languages import RowLanguages, checked_languages
@@ -364,7 +364,7 @@ def run_adaptation(
     Args:
         adaptation: What is asked.
         delivery: Where the model goes; the name of its folder is that of the run folder `runs/adapt/<name>`. A model
-            that the same run has written there is replaced.
+            that this run has made there of the same start is replaced.
         runs: Folder of all runs.
         base_folder: What relative paths of data and tasks are relative to.
         watcher: Receives what happens.
@@ -380,6 +380,7 @@ def run_adaptation(
     processes.check()
     deadline = None if adaptation.budget is None else time.monotonic() + adaptation.budget
     folder = run_folder(runs, "adapt", delivery.folder)
+    may_replace = delivery.overwrite
     if (folder / "stages").is_dir():
         delivery = replace(delivery, overwrite=True)
     delivery = replace(delivery, trust_remote_code=adaptation.trust_remote_code)
@@ -398,6 +399,9 @@ def run_adaptation(
             watcher=watcher,
             processes=processes,
         )
+        # Another start's model, whose folder is only called as this one's, is not replaced.
+        may_replace = may_replace or is_made_of(delivery.folder, ready.start.identity)
+        check_place(delivery.folder, overwrite=may_replace)
         executor = Executor(store, watcher)
         expected = expect(ready, executor, base_folder, watcher, measure_from)
         on_expected(expected)

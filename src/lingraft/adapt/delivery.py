@@ -91,6 +91,16 @@ def known_by(identity: Mapping[str, str]) -> str:
     return next(iter(identity.values()))
 
 
+def is_made_of(folder: Path, start: Mapping[str, str], damaged: Mapping[str, str] | None = None) -> bool:
+    """Return whether the model that lies in a folder was made of these: an adaptation's start, or a rescue's two."""
+    learnt = read_history(folder).learnt
+    other = "" if damaged is None else known_by(damaged)
+    return bool(learnt) and (learnt[-1].start_identity, learnt[-1].damaged_identity) == (
+        known_by(start),
+        other,
+    )
+
+
 def write_adapted(
     adapted: Adapted, checkpoint: Path, start: Path, delivery: Delivery, *, damaged: Path | None = None
 ) -> None:

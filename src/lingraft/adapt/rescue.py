@@ -18,7 +18,7 @@ from typing import Literal
 from lingraft.adapt.adapt import all_of_worldbook
 from lingraft.adapt.alike import check_alike
 from lingraft.adapt.between import Between, decoder_layers, final_answer
-from lingraft.adapt.delivery import Delivery, Draw, known_by, write_adapted
+from lingraft.adapt.delivery import Delivery, Draw, is_made_of, write_adapted
 from lingraft.adapt.export import type_of_start
 from lingraft.adapt.folder import check_place, run_folder
 from lingraft.adapt.history import read_history
@@ -180,7 +180,7 @@ def rescue(
     check_place(Path(output), overwrite=overwrite or went_on)
     given = [_given(str(name), trust_remote_code=trust_remote_code) for name in (before, after)]
     # Models of another run, whose folder is only called as this one's, are not replaced.
-    overwrite = overwrite or (went_on and _was_made_of(Path(output), given[0], given[1]))
+    overwrite = overwrite or (went_on and is_made_of(Path(output), given[0].identity, given[1].identity))
     check_place(Path(output), overwrite=overwrite)
     if given[0].identity == given[1].identity:
         raise ConfigError(
@@ -316,13 +316,6 @@ def _given(name: str, *, trust_remote_code: bool) -> GivenModel:
         folder = local_folder(name, trust_remote_code=trust_remote_code)
         name = str(folder) if is_adapter(folder) else name
     return given_model(name, trust_remote_code=trust_remote_code)
-
-
-def _was_made_of(folder: Path, start: GivenModel, damaged: GivenModel) -> bool:
-    """Whether the model that lies in a folder is a rescue of these two."""
-    learnt = read_history(folder).learnt
-    identities = [known_by(one.identity) for one in (start, damaged)]
-    return bool(learnt) and [learnt[-1].start_identity, learnt[-1].damaged_identity] == identities
 
 
 def _whole(model: GivenModel, executor: Executor, *, trust_remote_code: bool) -> Model:
