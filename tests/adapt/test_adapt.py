@@ -199,7 +199,7 @@ def test_python_adapts_as_the_command_does_and_prints_what_it_found(
         assert getattr(found, name) == getattr(adapted[0], name)
     shown = str(found)
     assert found.sentence in shown
-    assert "the report part" in shown
+    assert "report" in shown
     assert f"Model: {places / 'out' / 'tiny-es'}" in shown
     assert found.exit_code == 0
 

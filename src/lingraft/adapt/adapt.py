@@ -423,6 +423,12 @@ def run_adaptation(
         report = between.reported(walked.kept)
         answer, sentence = final_answer(walked, report)
         training = executor.make(ready.phase.train).result
+        counts = [from_json(DataCounts, one) for one in training["data"]]
+        learnt = len(ready.phase.train.job.data)  # what comes after them is replayed from
+        data = (
+            *counts[:learnt],
+            *(replace(one, train=training["replayed"]) for one in counts[learnt:]),
+        )
         adapted = Adapted(
             format=FORMAT,
             command="adapt",
@@ -433,7 +439,7 @@ def run_adaptation(
             max_loss=adaptation.max_loss,
             learnt=ready.promise.learnt,
             earlier=ready.promise.earlier,
-            data=tuple(from_json(DataCounts, one) for one in training["data"]),
+            data=data,
             strategy=strategy_of(adaptation).label,
             steps=training["steps"],
             seed=adaptation.seed,

@@ -208,6 +208,9 @@ def card_facts(
     layers = "" if report.kept_back is None else f"; decoder layers {report.kept_back} keep the start's"
     rescued = "the damaged model" if adapted.strategy is None else "the damaged model after its repair"
     other = rescued if adapted.command == "rescue" else "the trained model"
+    sets = () if adapted.outlook is None else tuple(adapted.outlook.data.values())
+    # Those that the outlook does not have are replayed from.
+    languages = [tuple(one.languages.rows) for one in sets] + [(ENGLISH,)] * (len(adapted.data) - len(sets))
     rows = sum(one.train for one in adapted.data)
     trained_on = f"{rows:,} rows" if rows else "its own answers"
     notes = [adapted.sentence]
@@ -224,7 +227,8 @@ def card_facts(
         start=adapted.start,
         languages=adapted.learnt,
         data=tuple(
-            DataFact(source=one.source, rows=one.train, languages=adapted.learnt) for one in adapted.data
+            DataFact(source=one.source, rows=one.train, languages=tags)
+            for one, tags in zip(adapted.data, languages, strict=True)
         ),
         strategy=strategy_in_words(adapted),
         amount=f"{trained_on}, {adapted.steps:,} steps" if adapted.steps else None,
