@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import lingraft
 from lingraft.adapt.adapt import run_adaptation
+from lingraft.adapt.card import CARD
 from lingraft.adapt.delivery import PAGE, Delivery
 from lingraft.adapt.history import read_history
 from lingraft.adapt.result import Adapted
 from lingraft.config.adaptation import Adaptation
+from lingraft.errors import ConfigError
+from lingraft.models.loading import load_model
 from lingraft.report.adaptation import render_adaptation
 from lingraft.study.events import Watcher
 
@@ -114,6 +119,24 @@ def test_the_page_is_a_part_of_the_folder(adapted: tuple[Adapted, Seen]) -> None
     page = (folder / PAGE).read_text(encoding="utf-8")
     assert found.report.name in page
     assert PAGE in read_history(folder).files
+    card = (folder / CARD).read_text(encoding="utf-8")
+    places = str(folder.parents[1])
+    assert places not in page + card  # which are published
+
+
+def test_another_start_whose_folder_is_called_alike_replaces_no_model(
+    adapted: tuple[Adapted, Seen], tiny_model: Path, places: Path, tmp_path: Path
+) -> None:
+    folder = Path(adapted[0].folder)
+    other = load_model(tiny_model)
+    with torch.no_grad():
+        other.model.layers[0].mlp.up_proj.weight.mul_(0.5)
+    shutil.copytree(tiny_model, tmp_path / "other")
+    other.save_pretrained(tmp_path / "other")
+    before = read_history(folder)
+    with pytest.raises(ConfigError, match="is not empty; name another folder, or replace it by --overwrite"):
+        run_adaptation(adaptation(tmp_path / "other", places), Delivery(folder), runs=places / "runs")
+    assert read_history(folder) == before
 
 
 def test_the_written_model_is_in_the_type_that_was_asked_for(adapted: tuple[Adapted, Seen]) -> None:
@@ -176,7 +199,7 @@ def test_python_adapts_as_the_command_does_and_prints_what_it_found(
         assert getattr(found, name) == getattr(adapted[0], name)
     shown = str(found)
     assert found.sentence in shown
-    assert "the report part" in shown
+    assert "report" in shown
     assert f"Model: {places / 'out' / 'tiny-es'}" in shown
     assert found.exit_code == 0
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lingraft.adapt.between import Between, decoder_layers, final_answer
-from lingraft.adapt.delivery import Delivery, write_adapted
-from lingraft.adapt.folder import check_place
+from lingraft.adapt.delivery import Delivery, is_made_of, write_adapted
+from lingraft.adapt.folder import check_place, run_folder
 from lingraft.adapt.history import read_history
 from lingraft.adapt.languages import RowLanguages, checked_languages
 from lingraft.adapt.outlook import Outlook, look, outlook_lines
@@ -364,7 +364,7 @@ def run_adaptation(
     Args:
         adaptation: What is asked.
         delivery: Where the model goes; the name of its folder is that of the run folder `runs/adapt/<name>`. A model
-            that the same run has written there is replaced.
+            that this run has made there of the same start is replaced.
         runs: Folder of all runs.
         base_folder: What relative paths of data and tasks are relative to.
         watcher: Receives what happens.
@@ -379,7 +379,8 @@ def run_adaptation(
     watcher, processes = watcher or Watcher(), processes or Processes()
     processes.check()
     deadline = None if adaptation.budget is None else time.monotonic() + adaptation.budget
-    folder = runs / "adapt" / delivery.folder.name
+    folder = run_folder(runs, "adapt", delivery.folder)
+    may_replace = delivery.overwrite
     if (folder / "stages").is_dir():
         delivery = replace(delivery, overwrite=True)
     delivery = replace(delivery, trust_remote_code=adaptation.trust_remote_code)
@@ -392,12 +393,15 @@ def run_adaptation(
     with as_disk_error(folder), Store(folder, watcher.noted) as store:
         ready = get_ready(
             adaptation,
-            delivery.folder.name,
+            folder.name,
             store=store,
             base_folder=base_folder,
             watcher=watcher,
             processes=processes,
         )
+        # Another start's model, whose folder is only called as this one's, is not replaced.
+        may_replace = may_replace or is_made_of(delivery.folder, ready.start.identity)
+        check_place(delivery.folder, overwrite=may_replace)
         executor = Executor(store, watcher)
         expected = expect(ready, executor, base_folder, watcher, measure_from)
         on_expected(expected)
@@ -419,16 +423,23 @@ def run_adaptation(
         report = between.reported(walked.kept)
         answer, sentence = final_answer(walked, report)
         training = executor.make(ready.phase.train).result
+        counts = [from_json(DataCounts, one) for one in training["data"]]
+        learnt = len(ready.phase.train.job.data)  # what comes after them is replayed from
+        data = (
+            *counts[:learnt],
+            *(replace(one, train=training["replayed"]) for one in counts[learnt:]),
+        )
         adapted = Adapted(
             format=FORMAT,
             command="adapt",
             start=adaptation.model,
             start_identity=ready.start.identity,
             trained=None,
+            trained_identity=None,
             max_loss=adaptation.max_loss,
             learnt=ready.promise.learnt,
             earlier=ready.promise.earlier,
-            data=tuple(from_json(DataCounts, one) for one in training["data"]),
+            data=data,
             strategy=strategy_of(adaptation).label,
             steps=training["steps"],
             seed=adaptation.seed,

@@ -40,6 +40,21 @@ def check_place(folder: Path, *, overwrite: bool = False) -> None:
         )
 
 
+def run_folder(runs: Path, command: str, output: Path) -> Path:
+    """Return where the stages of a run are kept whose model goes to a folder: RUNS/COMMAND/<its name>.
+
+    Raises:
+        ConfigError: It would lie in the model's folder, which is to hold the model alone.
+    """
+    place = output.resolve() if output.name in ("", "..") else output
+    folder = runs / command / place.name
+    if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(place)):
+        raise ConfigError(
+            f"--output {output}: would hold {folder} as well, where the run is kept; name another folder."
+        )
+    return folder
+
+
 @contextmanager
 def new_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Give an empty folder, which takes the place of `folder` when the block ends without an error.

@@ -18,6 +18,7 @@ from lingraft.cli.output import (
     print_table,
     quieten_loading,
     recorded_inputs,
+    tags_of,
     write_record,
 )
 from lingraft.errors import EXIT_ANSWER_IS_NO, EXIT_CANNOT_TELL, ConfigError, ModelError
@@ -41,8 +42,14 @@ def evaluate(
     ],
     suite: Annotated[str, typer.Option(help="Suite of tasks; `lingraft ls suites` lists them.")] = "quick",
     languages: Annotated[
-        str, typer.Option(metavar="TAG,...", help="Languages besides English, such as de,th.")
-    ] = "",
+        list[str] | None,
+        typer.Option(
+            "--languages",
+            "--language",
+            metavar="TAG,...",
+            help="Languages besides English, such as de,th. Repeatable.",
+        ),
+    ] = None,
     task: Annotated[
         list[str] | None,
         typer.Option(
@@ -174,7 +181,7 @@ def evaluate(
     wanted = EvaluationOptions(
         suite=suite,
         tasks=tuple(task or ()),
-        languages=tuple(tag.strip() for tag in languages.split(",") if tag.strip()),
+        languages=tuple(tags_of(languages)),
         data_dir=data_dir,
         limit=limit,
         batch_size=batch_size,

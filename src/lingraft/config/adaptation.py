@@ -67,7 +67,7 @@ class Adaptation(Section):
     """Groups of layers of which each is tried with the weights that it had; 0: none."""
     budget: float | None = None
     """Time for everything, as `2h`, `90m` or seconds; null: no bound."""
-    dtype: Literal["bf16", "float32"] = "bf16"
+    dtype: Literal["bf16", "float16", "float32"] = "bf16"
     """Type of the written weights, and of those that are evaluated on the way."""
     held_out: int = Field(100, ge=0)
     """Groups of each source's rows that are never trained on, at most a tenth; their answers' loss is measured."""
