@@ -30,9 +30,9 @@ from lingraft.evaluate.task_records import TaskRecord
 from lingraft.evaluate.task_runs import SEEDS
 from lingraft.intervals.changes import DEFAULT_MARGIN, Margins, limit_answer
 from lingraft.judge.win_rate import ALPACA_EVAL
+from lingraft.models import vllm
 from lingraft.models.compute import AskedPrecision
 from lingraft.models.tensor_files import is_adapter
-from lingraft.models.vllm import check_vllm
 from lingraft.records import write_bytes_atomically
 from lingraft.stage import RECORD, Json, given_model
 from lingraft.study.execute import Executor
@@ -119,7 +119,7 @@ class EvaluationOptions:
             if given not in choices:
                 raise ConfigError(f"--{name} {given!r}: {did_you_mean(str(given), choices)}")
         if self.backend == "vllm":
-            check_vllm()
+            vllm.check_vllm()
 
 
 @dataclass(frozen=True)
