@@ -14,6 +14,7 @@ from lingraft.adapt.delivery import PAGE, Delivery
 from lingraft.adapt.history import read_history
 from lingraft.adapt.result import Adapted
 from lingraft.config.adaptation import Adaptation
+from lingraft.errors import ConfigError
 from lingraft.report.adaptation import render_adaptation
 from lingraft.study.events import Watcher
 
@@ -176,7 +177,7 @@ def test_python_adapts_as_the_command_does_and_prints_what_it_found(
         assert getattr(found, name) == getattr(adapted[0], name)
     shown = str(found)
     assert found.sentence in shown
-    assert "the report part" in shown
+    assert "On the way, and the model that is kept" in shown
     assert f"Model: {places / 'out' / 'tiny-es'}" in shown
     assert found.exit_code == 0
 
@@ -203,8 +204,17 @@ def test_a_dry_run_trains_nothing_and_is_what_plan_says(
     from lingraft.cli.main import main
 
     file = places / "asked.yaml"
-    file.write_text(yaml.safe_dump(adaptation(tiny_model, places).model_dump(mode="json", exclude_unset=True)))
-    options = [str(file), "--output", str(places / "out" / "planned"), "--runs", str(places / "planned"), "--json"]
+    file.write_text(
+        yaml.safe_dump(adaptation(tiny_model, places).model_dump(mode="json", exclude_unset=True))
+    )
+    options = [
+        str(file),
+        "--output",
+        str(places / "out" / "planned"),
+        "--runs",
+        str(places / "planned"),
+        "--json",
+    ]
     monkeypatch.setattr("sys.argv", ["lingraft", "plan", "adapt", *options])
     with pytest.raises(SystemExit) as stopped:
         main()
@@ -214,3 +224,31 @@ def test_a_dry_run_trains_nothing_and_is_what_plan_says(
     assert found["start"]["en"]["n"] + 1 > _ITEMS / 3
     assert not list((places / "planned").rglob("train-*/record.json"))
     assert not (places / "out" / "planned").exists()
+
+
+def test_the_model_of_other_rows_is_not_replaced_unasked(
+    adapted: tuple[Adapted, Seen], tiny_model: Path, places: Path
+) -> None:
+    before = read_history(Path(adapted[0].folder))
+    write_lines(places / "other.jsonl", [{"instruction": "es?", "input": "", "output": "claro"}])
+    with pytest.raises(ConfigError, match=r"tiny-es: is not empty; .* --overwrite"):
+        run_adaptation(
+            adaptation(tiny_model, places, data=[str(places / "other.jsonl")]),
+            Delivery(places / "out" / "tiny-es"),
+            runs=places / "runs",
+        )
+    assert read_history(Path(adapted[0].folder)) == before
+
+
+def test_a_training_that_takes_longer_than_is_allowed_is_refused_before_it_begins(
+    tiny_model: Path, places: Path
+) -> None:
+    seen = Seen()
+    with pytest.raises(ConfigError, match=r"--budget: the training takes about .* Allow more, or train less"):
+        run_adaptation(
+            adaptation(tiny_model, places, seed=7, budget=0.001),
+            Delivery(places / "out" / "hasty"),
+            runs=places / "runs",
+            watcher=seen,
+        )
+    assert not [one for one in seen.started if one.startswith("train")]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lingraft.adapt.between import Between, decoder_layers, final_answer
 from lingraft.adapt.delivery import Delivery, write_adapted
-from lingraft.adapt.folder import check_place
+from lingraft.adapt.folder import check_place, delivers, has_delivered
 from lingraft.adapt.history import read_history
 from lingraft.adapt.languages import RowLanguages, checked_languages
 from lingraft.adapt.outlook import Outlook, look, outlook_lines
@@ -42,7 +42,7 @@ from lingraft.evaluate.task_names import is_worldbook
 from lingraft.intervals.macro_mean import Interval, macro_mean, values_of
 from lingraft.models.loading import model_folder, parameter_names
 from lingraft.records import fingerprint_of, from_json
-from lingraft.stage import CHECKPOINT, GivenModel, MadeModel, StageSpec
+from lingraft.stage import CHECKPOINT, GivenModel, Json, MadeModel, StageSpec
 from lingraft.study.checks import check_names
 from lingraft.study.events import Watcher
 from lingraft.study.execute import Executor
@@ -118,6 +118,7 @@ class Expected:
         independent: By promised ability, independent items of that part.
         max_loss: What may be lost.
         forecast: What the training, and one model on the way to it, will take.
+        budget: Seconds for everything; None: no bound.
     """
 
     outlook: Outlook
@@ -125,6 +126,21 @@ class Expected:
     independent: Mapping[str, float]
     max_loss: float
     forecast: Forecast
+    budget: float | None
+
+    @property
+    def budget_problem(self) -> str | None:
+        """Why nothing is trained: a training that is not begun takes longer than the time for everything."""
+        seconds = [
+            one.seconds for one in self.forecast.stages if one.kind == "train" and one.state == "to do"
+        ]
+        known = sum(one for one in seconds if one is not None)
+        if self.budget is None or known <= self.budget:
+            return None
+        return (
+            f"--budget: the training takes about {time_text(known)}, and {time_text(self.budget)} are allowed for "
+            "everything. Allow more, or train less: fewer rows (`limit` of the data, in a file), or training.epochs=1."
+        )
 
     @property
     def lines(self) -> list[str]:
@@ -133,7 +149,8 @@ class Expected:
             promise_sentence(name, score, self.independent[name], self.max_loss)
             for name, score in self.start.items()
         ]
-        return [*outlook_lines(self.outlook), *self._work_lines(), *said]
+        budget = [] if self.budget_problem is None else [f"! {self.budget_problem}"]
+        return [*outlook_lines(self.outlook), *self._work_lines(), *budget, *said]
 
     def _work_lines(self) -> Iterator[str]:
         for kind, name in (("train", "The training"), ("evaluate", "Each model on the way to it")):
@@ -337,6 +354,7 @@ def expect(
         start={name: macro_mean(before) for name, (before, _) in abilities.items()},
         independent={name: values_of(before).clusters().effective for name, (before, _) in abilities.items()},
         max_loss=ready.promise.max_loss,
+        budget=ready.adaptation.budget,
         forecast=forecast(
             tuple({one.fingerprint: one for one in (asked, *ready.stages, on_the_way)}.values()),
             (),
@@ -363,8 +381,8 @@ def run_adaptation(
 
     Args:
         adaptation: What is asked.
-        delivery: Where the model goes; the name of its folder is that of the run folder `runs/adapt/<name>`. A model
-            that the same run has written there is replaced.
+        delivery: Where the model goes; the name of its folder is that of the run folder `runs/adapt/<name>`. What an
+            earlier call has made there of the same model and rows is replaced.
         runs: Folder of all runs.
         base_folder: What relative paths of data and tasks are relative to.
         watcher: Receives what happens.
@@ -380,9 +398,12 @@ def run_adaptation(
     processes.check()
     deadline = None if adaptation.budget is None else time.monotonic() + adaptation.budget
     folder = runs / "adapt" / delivery.folder.name
-    if (folder / "stages").is_dir():
-        delivery = replace(delivery, overwrite=True)
-    delivery = replace(delivery, trust_remote_code=adaptation.trust_remote_code)
+    what: Json = [adaptation.model, *(one.model_dump(mode="json") for one in sources_of(adaptation))]
+    delivery = replace(
+        delivery,
+        overwrite=delivery.overwrite or has_delivered(folder, delivery.folder, what),
+        trust_remote_code=adaptation.trust_remote_code,
+    )
     check_place(delivery.folder, overwrite=delivery.overwrite)
     delivery.check()
     try:
@@ -399,8 +420,13 @@ def run_adaptation(
             processes=processes,
         )
         executor = Executor(store, watcher)
-        expected = expect(ready, executor, base_folder, watcher, measure_from)
+        # A bound can only be kept where it is known how long the training takes.
+        measured = measure_from if deadline is None else 0
+        expected = expect(ready, executor, base_folder, watcher, measured)
         on_expected(expected)
+        if (problem := expected.budget_problem) is not None:
+            raise ConfigError(problem)
+        delivers(folder, delivery.folder, what)
         executor.make(ready.phase.made, with_artefacts=True)
         between = Between(
             start=ready.start,

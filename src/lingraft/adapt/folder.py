@@ -12,7 +12,10 @@ from filelock import FileLock, Timeout
 
 from lingraft.adapt.history import HISTORY, read_history, write_history
 from lingraft.errors import ConfigError, LingraftError, as_disk_error
-from lingraft.records import flush_folder, is_foreign, remove
+from lingraft.records import flush_folder, is_foreign, read_json, remove, write_json_atomically
+from lingraft.stage import Json
+
+_DELIVERY = "delivery.json"  # in a run folder: what the run made of what, and where it goes
 
 
 def check_place(folder: Path, *, overwrite: bool = False) -> None:
@@ -38,6 +41,23 @@ def check_place(folder: Path, *, overwrite: bool = False) -> None:
             f"{folder}: holds {foreign[0]}{' and other files' if len(foreign) > 1 else ''}, which lingraft did not "
             "write; move it away, or name another folder."
         )
+
+
+def has_delivered(run: Path, folder: Path, what: Json) -> bool:
+    """Return whether a run folder's last run made the same and wrote it into the same place, so may replace it."""
+    try:
+        return bool(read_json(run / _DELIVERY) == _delivery(folder, what))
+    except (OSError, ValueError):
+        return False
+
+
+def delivers(run: Path, folder: Path, what: Json) -> None:
+    """Note in a run folder what is made there and where it goes; see `has_delivered`."""
+    write_json_atomically(run / _DELIVERY, _delivery(folder, what))
+
+
+def _delivery(folder: Path, what: Json) -> Json:
+    return {"folder": os.path.realpath(folder), "what": what}
 
 
 @contextmanager

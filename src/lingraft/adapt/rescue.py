@@ -20,7 +20,7 @@ from lingraft.adapt.alike import check_alike
 from lingraft.adapt.between import Between, decoder_layers, final_answer
 from lingraft.adapt.delivery import Delivery, Draw, write_adapted
 from lingraft.adapt.export import type_of_start
-from lingraft.adapt.folder import check_place
+from lingraft.adapt.folder import check_place, delivers, has_delivered
 from lingraft.adapt.history import read_history
 from lingraft.adapt.promise import AbilityLoss, Gain
 from lingraft.adapt.repair import FEWEST_PROMPTS, Repair, Repaired
@@ -160,7 +160,8 @@ def rescue(
         precision: Of the arithmetic.
         seed: Of the halves of the items, and of a repair.
         trust_remote_code: Run Python code that models and YAML tasks bring along.
-        overwrite: Replace a model that lingraft wrote into `output`; that of the same run is replaced anyway.
+        overwrite: Replace a model that lingraft wrote into `output`; one made there of the same two is replaced
+            anyway.
         repository: Id on the hub under which the model will be known, for its card.
         draw: Draws the page that lies beside the model; None: there is none.
         runs: Folder of all runs.
@@ -173,8 +174,9 @@ def rescue(
     if not 0 <= max_loss < 1:
         raise ConfigError(f"--max-loss {max_loss}: must be a share from 0 to below 1, such as 0.01 for 1 %.")
     folder = Path(runs) / "rescue" / Path(output).name
-    went_on = (folder / "stages").is_dir()
-    check_place(Path(output), overwrite=overwrite or went_on)
+    what: Json = [str(before), str(after)]
+    overwrite = overwrite or has_delivered(folder, Path(output), what)
+    check_place(Path(output), overwrite=overwrite)
     given = [_given(str(name), trust_remote_code=trust_remote_code) for name in (before, after)]
     if given[0].identity == given[1].identity:
         raise ConfigError(
@@ -238,6 +240,7 @@ def rescue(
                 trust_remote_code=trust_remote_code,
             )
 
+        delivers(folder, Path(output), what)
         damage, given_back = _given_back(between(damaged), names, layers if by_layer else groups)
         repaired, trained = None, damaged
         if repair is not None:
@@ -276,7 +279,7 @@ def rescue(
         made = executor.make(combine, with_artefacts=True)
         delivery = Delivery(
             Path(output),
-            overwrite=overwrite or went_on,
+            overwrite=overwrite,
             draw=draw,
             repository=repository,
             trust_remote_code=trust_remote_code,
