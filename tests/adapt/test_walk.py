@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -106,6 +107,11 @@ def test_more_was_lost_than_allowed() -> None:
     assert (found.answer, found.chosen, len(found.points)) == ("broken", None, 1)
     assert EXIT_CODES[found.answer] == 1
     assert found.kept == found.points[0]
+    assert "strategy=NAME" in found.sentence
+    look = looks(lambda _: 100, lambda _: 100)
+    rescued = walk(replace(PROMISE, is_rescue=True), look, steps=alphas(2), groups=())
+    assert "strategy" not in rescued.sentence  # nothing is trained
+    assert "repair the model first (--train)" in rescued.sentence
 
 
 def test_a_walk_that_may_not_go_on_keeps_what_it_has() -> None:

@@ -31,12 +31,15 @@ Lingraft = Callable[..., subprocess.CompletedProcess[str]]
         (("--rounds", "2", "--n", "20"), "--n, --rounds: belong to a repair; add --train"),
         (("--train", "--learning-rate", "7"), "--learning-rate"),
         (("--train", "--prompts", "absent.txt"), "absent.txt"),
+        (("--train", "--answer-tokens", "100000"), "--answer-tokens 100000: leaves no room for a prompt"),
         (("--languages", "e*s"), "--languages 'e*s': is not a BCP-47 tag"),
         (("--languages", "klingon"), "--languages tlh: no task is in tlh"),
         (("--task", "es=worldbook", "--languages", "es"), "none of the tasks is in English"),
         (("--train", "--prompts", "few.txt"), "few.txt: holds 3 prompts; a repair needs at least 16"),
         (("--suite", "absent"), "absent"),
         (("--output", "full"), "full: is not empty, and lingraft did not write it"),
+        (("--output", "."), "--output .: would hold runs/rescue/"),
+        (("--output", "runs"), "--output runs: would hold runs/rescue/runs as well"),
         (("--after", "{before}"), "is the same model as --before"),
     ],
 )
@@ -104,3 +107,17 @@ def test_its_answer_is_its_exit_code_also_where_the_damaged_model_is_an_adapter(
     assert done.returncode == 3, done.stderr
     assert "English lost" in done.stdout
     shutil.rmtree("rescued")
+
+
+@pytest.mark.parametrize("command", ["adapt", "rescue"])
+def test_commands_that_write_a_model_refuse_a_private_repository_that_nothing_goes_to(
+    lingraft: Lingraft, tiny_model: Path, talkative_model: Path, command: str
+) -> None:
+    Path("rows.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
+    given = {
+        "adapt": (str(tiny_model), "--data", "rows.jsonl", "--languages", "es,de", "--dtype", "bfloat16"),
+        "rescue": ("--before", str(tiny_model), "--after", str(talkative_model), "--language", "es"),
+    }[command]
+    done = lingraft(command, *given, "--private")
+    assert done.returncode == 2
+    assert "--private: belongs to an upload; add --push OWNER/NAME" in " ".join(done.stderr.split())

@@ -88,6 +88,17 @@ def test_a_shape_is_read_of_many_architectures(
     assert 0 < shape.matrices <= shape.parameters
 
 
+def test_a_model_without_attention_has_no_heads() -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    configuration = AutoConfig.for_model("mamba", vocab_size=48, hidden_size=32, num_hidden_layers=2)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(configuration)  # type: ignore[no-untyped-call]
+    shape = shape_of(model)
+    assert (shape.layers, shape.heads, shape.attention, shape.keys) == (2, 0, 0, 0)
+    assert shape.forward_flops(10.0, 100.0, 0.0) == 2 * shape.matrices * 10
+
+
 def test_checkpointing_runs_the_layers_once_more(tiny_llama: Callable[..., Any]) -> None:
     shape = shape_of(tiny_llama())
     sizes = (100.0, 2000.0, 10.0)

@@ -107,6 +107,7 @@ def adapted(**changes: object) -> Adapted:
         start="org/model",
         start_identity={"weights": "abc"},
         trained=None,
+        trained_identity=None,
         max_loss=0.05,
         learnt=("de",),
         earlier=(),

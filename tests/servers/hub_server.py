@@ -24,6 +24,7 @@ class Hub(ThreadingHTTPServer):
         self.private: set[str] = set()
         self.large: dict[str, bytes] = {}  # by hash, before a commit names them
         self.fails_at = ""
+        self.role = "write"
 
     @property
     def address(self) -> str:
@@ -77,7 +78,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.refused(path):
             return
         if path == "/api/whoami-v2":
-            self.answer({"name": "owner", "type": "user", "auth": {"accessToken": {"role": "write"}}})
+            self.answer(
+                {"name": "owner", "type": "user", "auth": {"accessToken": {"role": self.server.role}}}
+            )
             return
         name = "/".join(path.split("/")[3:5])
         files = self.server.repositories.get(name)

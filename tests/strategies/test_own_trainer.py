@@ -490,6 +490,8 @@ def test_rows_come_as_a_script_has_them(script: Script, tmp_path: Path) -> None:
 def test_rows_that_are_none_are_refused(script: Script, rows: Any, message: str) -> None:
     with pytest.raises(lingraft.LingraftError, match=message):
         lingraft.mixed_rows(rows, "plain", script.tokenizer)
+    with pytest.raises(lingraft.LingraftError, match=message):
+        lingraft.mixed_rows(rows, "plain")
 
 
 def test_what_a_strategy_draws_from_is_asked_for(script: Script) -> None:

@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lingraft.adapt.between import Between, decoder_layers, final_answer
-from lingraft.adapt.delivery import Delivery, write_adapted
-from lingraft.adapt.folder import check_place, delivers, has_delivered
+from lingraft.adapt.delivery import Delivery, is_made_of, write_adapted
+from lingraft.adapt.folder import check_place, run_folder
 from lingraft.adapt.history import read_history
 from lingraft.adapt.languages import RowLanguages, checked_languages
 from lingraft.adapt.outlook import Outlook, look, outlook_lines
@@ -42,7 +42,7 @@ from lingraft.evaluate.task_names import is_worldbook
 from lingraft.intervals.macro_mean import Interval, macro_mean, values_of
 from lingraft.models.loading import model_folder, parameter_names
 from lingraft.records import fingerprint_of, from_json
-from lingraft.stage import CHECKPOINT, GivenModel, Json, MadeModel, StageSpec
+from lingraft.stage import CHECKPOINT, GivenModel, MadeModel, StageSpec
 from lingraft.study.checks import check_names
 from lingraft.study.events import Watcher
 from lingraft.study.execute import Executor
@@ -381,8 +381,8 @@ def run_adaptation(
 
     Args:
         adaptation: What is asked.
-        delivery: Where the model goes; the name of its folder is that of the run folder `runs/adapt/<name>`. What an
-            earlier call has made there of the same model and rows is replaced.
+        delivery: Where the model goes; the name of its folder is that of the run folder `runs/adapt/<name>`. A model
+            that this run has made there of the same start is replaced.
         runs: Folder of all runs.
         base_folder: What relative paths of data and tasks are relative to.
         watcher: Receives what happens.
@@ -397,13 +397,11 @@ def run_adaptation(
     watcher, processes = watcher or Watcher(), processes or Processes()
     processes.check()
     deadline = None if adaptation.budget is None else time.monotonic() + adaptation.budget
-    folder = runs / "adapt" / delivery.folder.name
-    what: Json = [adaptation.model, *(one.model_dump(mode="json") for one in sources_of(adaptation))]
-    delivery = replace(
-        delivery,
-        overwrite=delivery.overwrite or has_delivered(folder, delivery.folder, what),
-        trust_remote_code=adaptation.trust_remote_code,
-    )
+    folder = run_folder(runs, "adapt", delivery.folder)
+    may_replace = delivery.overwrite
+    if (folder / "stages").is_dir():
+        delivery = replace(delivery, overwrite=True)
+    delivery = replace(delivery, trust_remote_code=adaptation.trust_remote_code)
     check_place(delivery.folder, overwrite=delivery.overwrite)
     delivery.check()
     try:
@@ -413,12 +411,15 @@ def run_adaptation(
     with as_disk_error(folder), Store(folder, watcher.noted) as store:
         ready = get_ready(
             adaptation,
-            delivery.folder.name,
+            folder.name,
             store=store,
             base_folder=base_folder,
             watcher=watcher,
             processes=processes,
         )
+        # Another start's model, whose folder is only called as this one's, is not replaced.
+        may_replace = may_replace or is_made_of(delivery.folder, ready.start.identity)
+        check_place(delivery.folder, overwrite=may_replace)
         executor = Executor(store, watcher)
         # A bound can only be kept where it is known how long the training takes.
         measured = measure_from if deadline is None else 0
@@ -426,7 +427,6 @@ def run_adaptation(
         on_expected(expected)
         if (problem := expected.budget_problem) is not None:
             raise ConfigError(problem)
-        delivers(folder, delivery.folder, what)
         executor.make(ready.phase.made, with_artefacts=True)
         between = Between(
             start=ready.start,
@@ -445,16 +445,23 @@ def run_adaptation(
         report = between.reported(walked.kept)
         answer, sentence = final_answer(walked, report)
         training = executor.make(ready.phase.train).result
+        counts = [from_json(DataCounts, one) for one in training["data"]]
+        learnt = len(ready.phase.train.job.data)  # what comes after them is replayed from
+        data = (
+            *counts[:learnt],
+            *(replace(one, train=training["replayed"]) for one in counts[learnt:]),
+        )
         adapted = Adapted(
             format=FORMAT,
             command="adapt",
             start=adaptation.model,
             start_identity=ready.start.identity,
             trained=None,
+            trained_identity=None,
             max_loss=adaptation.max_loss,
             learnt=ready.promise.learnt,
             earlier=ready.promise.earlier,
-            data=tuple(from_json(DataCounts, one) for one in training["data"]),
+            data=data,
             strategy=strategy_of(adaptation).label,
             steps=training["steps"],
             seed=adaptation.seed,

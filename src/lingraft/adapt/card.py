@@ -20,11 +20,14 @@ from lingraft.errors import escape_control_characters
 from lingraft.intervals.changes import LimitAnswer
 from lingraft.intervals.macro_mean import Interval
 from lingraft.models.checkpoints import WeightType
+from lingraft.models.embedded import EMBEDDED
+from lingraft.models.model_names import EMBEDDED_PREFIX
 from lingraft.records import read_json
 from lingraft.text.language_tags import ENGLISH, english_name, primary_subtag
 
 CARD = "README.md"
 _LONGEST = 300  # characters of a name
+_LONGEST_NOTE = 3000  # sentences of our own
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,60}")
 _TAG = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*")
@@ -224,6 +227,9 @@ def licence_of(start: str) -> Licence | None:
 
     Of a model on the hub its card is fetched where it can be, and nothing else.
     """
+    if start.startswith(EMBEDDED_PREFIX):
+        known = EMBEDDED[start.removeprefix(EMBEDDED_PREFIX)]
+        return Licence(identifier=known.licence, name=None, link=None, stated_in=f"the wheel {known.module}")
     place, identifier = user_path(start), hub_id(start)
     found: list[tuple[str, dict[str, Any], str | None]] = []
     if place.is_dir():
@@ -356,7 +362,7 @@ def _body(facts: CardFacts) -> Iterator[str]:
     yield ""
     if facts.notes:
         yield from ("## Notes", "")
-        yield from (f"- {_escaped(note)}" for note in facts.notes)
+        yield from (f"- {_escaped(note, _LONGEST_NOTE)}" for note in facts.notes)
         yield ""
     yield f"Written by lingraft {facts.lingraft}."
 
@@ -397,15 +403,15 @@ def code(text: str) -> str:
     return f"{fence}{space}{line.replace('|', chr(92) + '|')}{space}{fence}"
 
 
-def _line(text: str) -> str:
+def _line(text: str, longest: int = _LONGEST) -> str:
     """Return a text in one line, of a length that can be read, with what steers a terminal made visible."""
     line = " ".join(escape_control_characters(text).split())
-    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
+    return line if len(line) <= longest else f"{line[:longest]}..."
 
 
-def _escaped(text: str) -> str:
+def _escaped(text: str, longest: int = _LONGEST) -> str:
     """Return a text in which no sign means anything to Markdown or HTML."""
-    return re.sub(r"([\\`*_{}\[\]<>#|~&!$])", r"\\\1", _line(text))
+    return re.sub(r"([\\`*_{}\[\]<>#|~&!$])", r"\\\1", _line(text, longest))
 
 
 def _interval(one: Interval) -> str:

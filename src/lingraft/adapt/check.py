@@ -8,27 +8,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
 
 from lingraft.adapt.checked import FORMAT, Checked
 from lingraft.adapt.gate import MaxLosses, check_pair
 from lingraft.adapt.promise import AbilityLoss, answer_of, loss_of
-from lingraft.errors import ConfigError, did_you_mean
 from lingraft.evaluate.manifest import chat_identity
 from lingraft.evaluate.running import (
-    left_out_sentence,
-    spelled_prompts_sentence,
-    truncated_prompts_sentence,
+    shortfalls,
 )
 from lingraft.evaluate.scores import measured_by
 from lingraft.intervals.changes import LimitAnswer
+from lingraft.models.compute import AskedPrecision
 from lingraft.models.loading import load_tokenizer
 from lingraft.models.tensor_files import is_adapter
 from lingraft.stage import GivenModel
 from lingraft.study.evaluation import (
     Asked,
+    Backend,
     EvaluationOptions,
     ModelEvaluation,
+    Part,
     ask,
     evaluate_in,
     evaluations,
@@ -42,9 +41,6 @@ from lingraft.study.store import Store
 from lingraft.text.language_tags import ENGLISH
 
 FOLDER = Path("runs") / "check"
-Part = Literal["all", "selection", "report"]
-Precision = Literal["auto", "bf16", "float32"]
-Backend = Literal["transformers", "vllm"]
 
 
 @dataclass(frozen=True)
@@ -102,7 +98,7 @@ def check(
     part: Part = "all",
     max_new_tokens: int | None = None,
     batch_size: int | None = None,
-    precision: Precision = "auto",
+    precision: AskedPrecision = "auto",
     backend: Backend = "transformers",
     chat: bool = True,
     trust_remote_code: bool = False,
@@ -139,14 +135,6 @@ def check(
     """
     max_losses = MaxLosses.of(max_loss, limits or {})
     check_pair(str(model), str(against))
-    counts = {"limit": limit, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
-    for name, count in counts.items():
-        if count is not None and (not isinstance(count, int) or count < 1):
-            raise ConfigError(f"{name} {count!r}: must be a whole number from 1 on.")
-    chosen = {"part": (part, Part), "precision": (precision, Precision), "backend": (backend, Backend)}
-    for name, (given, kind) in chosen.items():
-        if given not in get_args(kind):
-            raise ConfigError(f"{name} {given!r}: {did_you_mean(str(given), get_args(kind))}")
     options = EvaluationOptions(
         suite=suite,
         tasks=tuple(map(str, [tasks] if isinstance(tasks, (str, Path)) else tasks)),
@@ -259,13 +247,7 @@ def compare_evaluations(before: ModelEvaluation, after: ModelEvaluation, gate: G
     not_run, notes = dict(gate.not_run), []
     for own in (before, after):
         not_run |= {name: f"{own.model}: {reason}" for name, reason in own.record.no_room.items()}
-        scores = own.record.scores
-        own_notes = [
-            *([left_out_sentence(scores.left_out)] if scores.left_out else []),
-            *(truncated_prompts_sentence(*one) for one in scores.truncated_prompts.items()),
-            *(spelled_prompts_sentence(*one) for one in scores.spelled_prompts.items()),
-        ]
-        notes += [f"{own.model}: {note}" for note in own_notes]
+        notes += [f"{own.model}: {note}" for note in shortfalls(own.scores)]
     found = _found(gate, losses, not_run, common.unpaired, common.refused, notes)
     return replace(found, model=after.model, against=before.model)
 

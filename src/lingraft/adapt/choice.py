@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from lingraft.errors import ConfigError
 from lingraft.study.result import STUDY, CellResult, FailedCell, PendingCell, StudyResult
+from lingraft.text.language_tags import ENGLISH
 
 AnyCell = CellResult | FailedCell | PendingCell
 
@@ -29,8 +30,8 @@ class Chosen:
 def choose_cell(result: StudyResult, asked: str | None) -> Chosen:
     """Return the cell of a label, or the one that is recommended.
 
-    Recommended is the cell with the most language ability among those that kept English: where the study states limits
-    those whose limits all held, else those whose task ability is shown not to have fallen by more than the margin.
+    Recommended is the cell with the most language ability among those that kept English and all limits of the study:
+    where no limit is on English, those whose task ability is shown not to have fallen by more than the margin.
 
     Args:
         result: Of the study.
@@ -116,9 +117,11 @@ def _evidence(result: StudyResult, cell: CellResult) -> tuple[bool, str]:
     """Return whether a cell, or the mean over its seeds, is shown to have kept English, and by what."""
     mean = next((one for one in result.over_seeds if (one.data, one.strategy) == cell_key(cell)[:2]), None)
     limits = cell.limits if mean is None else mean.limits
-    if limits:
-        said = ", ".join(f"limit {name} {one.limit:g}: {one.answer}" for name, one in limits.items())
-        return all(one.answer == "held" for one in limits.values()), said
+    stated = [f"limit {name} {one.limit:g}: {one.answer}" for name, one in limits.items()]
+    held = all(one.answer == "held" for one in limits.values())
+    if "task_ability" in limits or ENGLISH in limits:
+        return held, ", ".join(stated)
+    # Limits on other languages or single tasks say nothing of English as a whole.
     change = cell.difference.task_ability if mean is None else mean.task_ability
     said = f"task ability {change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]: {change.answer}"
-    return change.answer in ("unchanged", "rose"), said
+    return held and change.answer in ("unchanged", "rose"), ", ".join([*stated, said])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
@@ -13,6 +13,7 @@ from lingraft.adapt.card import (
     CARD,
     CardFacts,
     DataFact,
+    Licence,
     LossFact,
     ScoreFact,
     card_text,
@@ -26,6 +27,9 @@ from lingraft.adapt.history import History, Learnt, read_history, write_history
 from lingraft.adapt.promise import ability_name
 from lingraft.adapt.push import check_push, push
 from lingraft.adapt.result import Adapted
+from lingraft.errors import ConfigError
+from lingraft.records import from_json, to_json
+from lingraft.stage import Json
 from lingraft.text.language_tags import ENGLISH
 
 PAGE = "adaptation.html"
@@ -59,8 +63,10 @@ class Delivery:
         """Refuse what could not be done in the end, before anything long.
 
         Raises:
-            ConfigError: There is no converter, no token, or the hub does not let it be uploaded.
+            ConfigError: There is no converter, no token, or the hub does not let it be uploaded; or nothing is to be.
         """
+        if self.private and self.repository is None:
+            raise ConfigError("--private: belongs to an upload; add --push OWNER/NAME.")
         if self.gguf is not None:
             check_gguf(self.gguf)
         if self.repository is not None:
@@ -80,7 +86,24 @@ class Delivery:
         return said
 
 
-def write_adapted(adapted: Adapted, checkpoint: Path, start: Path, delivery: Delivery) -> None:
+def known_by(identity: Mapping[str, str]) -> str:
+    """Return by what a history knows a model: the hash of its weights, or the stage that made it."""
+    return next(iter(identity.values()))
+
+
+def is_made_of(folder: Path, start: Mapping[str, str], damaged: Mapping[str, str] | None = None) -> bool:
+    """Return whether the model that lies in a folder was made of these: an adaptation's start, or a rescue's two."""
+    learnt = read_history(folder).learnt
+    other = "" if damaged is None else known_by(damaged)
+    return bool(learnt) and (learnt[-1].start_identity, learnt[-1].damaged_identity) == (
+        known_by(start),
+        other,
+    )
+
+
+def write_adapted(
+    adapted: Adapted, checkpoint: Path, start: Path, delivery: Delivery, *, damaged: Path | None = None
+) -> None:
     """Write the folder of a model that was adapted or rescued.
 
     Args:
@@ -88,6 +111,7 @@ def write_adapted(adapted: Adapted, checkpoint: Path, start: Path, delivery: Del
         checkpoint: The model's checkpoint.
         start: Folder of the model that was adapted, whose history goes on.
         delivery: Where it goes.
+        damaged: Of a rescue the folder of the damaged model: what lingraft taught it since then goes on as well.
 
     Raises:
         ConfigError: The folder holds something else.
@@ -105,25 +129,49 @@ def write_adapted(adapted: Adapted, checkpoint: Path, start: Path, delivery: Del
         losses=report.losses,
         gain=report.gain,
         start=adapted.start,
-        start_identity=next(iter(adapted.start_identity.values())),
+        start_identity=known_by(adapted.start_identity),
         lingraft=version("lingraft"),
+        damaged_identity="" if adapted.trained_identity is None else known_by(adapted.trained_identity),
     )
-    history = (*read_history(start).learnt, learnt)
+    earlier = read_history(start).learnt
+    since = () if damaged is None else read_history(damaged).learnt
+    history = (*earlier, *(since[len(earlier) :] if since[: len(earlier)] == earlier else ()), learnt)
     with new_folder(delivery.folder, overwrite=delivery.overwrite) as folder:
         written = write_model(
             checkpoint, folder, dtype=adapted.dtype, trust_remote_code=delivery.trust_remote_code
         )
         write_history(folder, History(learnt=history))
+        public, published = _published(adapted), read_history(folder)
         facts = card_facts(
-            adapted,
-            history,
+            public,
+            published.learnt,
+            licence=licence_of(adapted.start),
             own_template=written.own_template,
             brings_code=any(folder.glob("*.py")),
             repository=delivery.repository,
         )
         (folder / CARD).write_text(card_text(facts), encoding="utf-8")
         if delivery.draw is not None:
-            (folder / PAGE).write_text(delivery.draw(adapted, History(learnt=history)), encoding="utf-8")
+            (folder / PAGE).write_text(delivery.draw(public, published), encoding="utf-8")
+
+
+def _published(adapted: Adapted) -> Adapted:
+    """Return what was done, with what may be published of the names in it and its sentences; see `public_name`."""
+    names = {adapted.start, adapted.trained or "", adapted.folder, *(one.source for one in adapted.data)}
+    if adapted.outlook is not None:
+        names |= {adapted.outlook.model, *(one.against for one in adapted.outlook.alike)}
+    private = [name for name in sorted(names, key=len, reverse=True) if public_name(name) not in ("", name)]
+
+    def published(value: Json) -> Json:
+        if isinstance(value, str):
+            for name in private:
+                value = value.replace(name, public_name(name))
+            return value
+        if isinstance(value, dict):
+            return {key: published(own) for key, own in value.items()}
+        return [published(own) for own in value] if isinstance(value, list) else value
+
+    return from_json(Adapted, published(to_json(adapted)))
 
 
 def strategy_in_words(adapted: Adapted) -> str:
@@ -149,6 +197,7 @@ def card_facts(
     adapted: Adapted,
     history: tuple[Learnt, ...],
     *,
+    licence: Licence | None,
     own_template: bool,
     brings_code: bool,
     repository: str | None = None,
@@ -157,9 +206,16 @@ def card_facts(
     report = adapted.report
     gain = report.gain
     layers = "" if report.kept_back is None else f"; decoder layers {report.kept_back} keep the start's"
-    other = "the damaged model" if adapted.command == "rescue" else "the trained model"
+    rescued = "the damaged model" if adapted.strategy is None else "the damaged model after its repair"
+    other = rescued if adapted.command == "rescue" else "the trained model"
+    sets = () if adapted.outlook is None else tuple(adapted.outlook.data.values())
+    # Those that the outlook does not have are replayed from.
+    languages = [tuple(one.languages.rows) for one in sets] + [(ENGLISH,)] * (len(adapted.data) - len(sets))
     rows = sum(one.train for one in adapted.data)
+    trained_on = f"{rows:,} rows" if rows else "its own answers"
     notes = [adapted.sentence]
+    if adapted.trained is not None:
+        notes.append(f"The damaged model is {adapted.trained}.")
     notes += filter(None, [kept_over_history(history)])
     if not own_template:
         notes.append(
@@ -168,14 +224,14 @@ def card_facts(
     return CardFacts(
         name=repository or Path(adapted.folder).absolute().name,
         repository=repository,
-        start=public_name(adapted.start),
+        start=adapted.start,
         languages=adapted.learnt,
         data=tuple(
-            DataFact(source=public_name(one.source), rows=one.train, languages=adapted.learnt)
-            for one in adapted.data
+            DataFact(source=one.source, rows=one.train, languages=tags)
+            for one, tags in zip(adapted.data, languages, strict=True)
         ),
         strategy=strategy_in_words(adapted),
-        amount=f"{rows:,} rows, {adapted.steps:,} steps" if adapted.steps else None,
+        amount=f"{trained_on}, {adapted.steps:,} steps" if adapted.steps else None,
         combined=f"start + {report.alpha:g} x ({other} - start){layers}",
         dtype=adapted.dtype,
         scores=tuple(
@@ -204,7 +260,7 @@ def card_facts(
             for one in report.losses
         ),
         gain=None if gain is None else f"{gain.sentence[0].upper()}{gain.sentence[1:]} ({gain.n} items).",
-        licence=licence_of(adapted.start),
+        licence=licence,
         history=history,
         notes=tuple(notes),
         is_adapter=False,

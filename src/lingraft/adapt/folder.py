@@ -12,10 +12,7 @@ from filelock import FileLock, Timeout
 
 from lingraft.adapt.history import HISTORY, read_history, write_history
 from lingraft.errors import ConfigError, LingraftError, as_disk_error
-from lingraft.records import flush_folder, is_foreign, read_json, remove, write_json_atomically
-from lingraft.stage import Json
-
-_DELIVERY = "delivery.json"  # in a run folder: what the run made of what, and where it goes
+from lingraft.records import flush_folder, is_foreign, remove
 
 
 def check_place(folder: Path, *, overwrite: bool = False) -> None:
@@ -43,21 +40,19 @@ def check_place(folder: Path, *, overwrite: bool = False) -> None:
         )
 
 
-def has_delivered(run: Path, folder: Path, what: Json) -> bool:
-    """Return whether a run folder's last run made the same and wrote it into the same place, so may replace it."""
-    try:
-        return bool(read_json(run / _DELIVERY) == _delivery(folder, what))
-    except (OSError, ValueError):
-        return False
+def run_folder(runs: Path, command: str, output: Path) -> Path:
+    """Return where the stages of a run are kept whose model goes to a folder: RUNS/COMMAND/<its name>.
 
-
-def delivers(run: Path, folder: Path, what: Json) -> None:
-    """Note in a run folder what is made there and where it goes; see `has_delivered`."""
-    write_json_atomically(run / _DELIVERY, _delivery(folder, what))
-
-
-def _delivery(folder: Path, what: Json) -> Json:
-    return {"folder": os.path.realpath(folder), "what": what}
+    Raises:
+        ConfigError: It would lie in the model's folder, which is to hold the model alone.
+    """
+    place = output.resolve() if output.name in ("", "..") else output
+    folder = runs / command / place.name
+    if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(place)):
+        raise ConfigError(
+            f"--output {output}: would hold {folder} as well, where the run is kept; name another folder."
+        )
+    return folder
 
 
 @contextmanager

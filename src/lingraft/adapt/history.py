@@ -38,6 +38,7 @@ class Learnt:
         start: The model that was taught; see `public_name`.
         start_identity: By what it is known: the hash of its weights, or the stage that made it.
         lingraft: Version.
+        damaged_identity: Of a rescue by what the damaged model is known; else empty.
     """
 
     date: str
@@ -52,6 +53,7 @@ class Learnt:
     start: str
     start_identity: str
     lingraft: str
+    damaged_identity: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,15 +35,20 @@ def check_push(repository: str) -> None:
         )
     api = HfApi()
     try:
-        api.whoami()
+        role = api.whoami().get("auth", {}).get("accessToken", {}).get("role")
         files = api.list_repo_files(repository)
     except RepositoryNotFoundError:
-        return  # it is made
+        files = []  # it is made
     except Exception as error:  # hub and http errors share no base class
         raise ConfigError(
             f"--push {repository}: the hub does not let it be uploaded ({in_one_line(error)}). Check the token (it "
             "must be valid, and may write) and the connection."
         ) from error
+    if role == "read":
+        raise ConfigError(
+            "--push: the token of the Hugging Face hub may only read; make one that may write, and log in with it "
+            "(`hf auth login`), or set HF_TOKEN to it."
+        )
     others = [one for one in files if one not in (".gitattributes", "README.md")]
     if others and HISTORY not in files:
         raise ConfigError(

@@ -18,9 +18,9 @@ from typing import Literal
 from lingraft.adapt.adapt import all_of_worldbook
 from lingraft.adapt.alike import check_alike
 from lingraft.adapt.between import Between, decoder_layers, final_answer
-from lingraft.adapt.delivery import Delivery, Draw, write_adapted
+from lingraft.adapt.delivery import Delivery, Draw, is_made_of, write_adapted
 from lingraft.adapt.export import type_of_start
-from lingraft.adapt.folder import check_place, delivers, has_delivered
+from lingraft.adapt.folder import check_place, run_folder
 from lingraft.adapt.history import read_history
 from lingraft.adapt.promise import AbilityLoss, Gain
 from lingraft.adapt.repair import FEWEST_PROMPTS, Repair, Repaired
@@ -29,10 +29,12 @@ from lingraft.adapt.walk import Answers, Candidate, Promise, answers_of, compare
 from lingraft.config.schema import Evaluation, Training
 from lingraft.errors import ConfigError, DataError, EvaluationError, as_disk_error
 from lingraft.evaluate.checks import check_names
-from lingraft.evaluate.selection import choose_tasks
+from lingraft.evaluate.selection import Chosen, choose_tasks
 from lingraft.intervals.macro_mean import Difference, paired_difference
+from lingraft.models.adapters import AdaptedReader
 from lingraft.models.checkpoints import WeightType
 from lingraft.models.compute import AskedPrecision, compute_for
+from lingraft.models.context_length import context_length
 from lingraft.models.generation import Sampling
 from lingraft.models.loading import local_folder, parameter_names
 from lingraft.models.model_names import EMBEDDED_PREFIX
@@ -145,8 +147,9 @@ def rescue(
         after: The damaged one, likewise; an adapter is merged into its base.
         max_loss: What may be lost of English, as a share of the first model's score, in [0, 1).
         output: Folder of the model; its name is that of the run folder `runs/rescue/<name>`.
-        languages: What the second model has learnt. Of the models that meet the limit, the one with the most language
-            ability is kept; none given: that with the largest alpha.
+        languages: What the second model has learnt; none given: what lingraft taught it, by its history. Of the models
+            that meet the limit, the one with the most language ability is kept; of no language: that with the largest
+            alpha.
         suite: Suite of tasks that measures.
         tasks: `[TAG=]NAME`: only these tasks.
         data_dir: Folder with local copies of data sets.
@@ -173,28 +176,43 @@ def rescue(
     watcher = watcher or Watcher()
     if not 0 <= max_loss < 1:
         raise ConfigError(f"--max-loss {max_loss}: must be a share from 0 to below 1, such as 0.01 for 1 %.")
-    folder = Path(runs) / "rescue" / Path(output).name
-    what: Json = [str(before), str(after)]
-    overwrite = overwrite or has_delivered(folder, Path(output), what)
-    check_place(Path(output), overwrite=overwrite)
+    folder = run_folder(Path(runs), "rescue", Path(output))
+    went_on = (folder / "stages").is_dir()
+    check_place(Path(output), overwrite=overwrite or went_on)
     given = [_given(str(name), trust_remote_code=trust_remote_code) for name in (before, after)]
+    # Models of another run, whose folder is only called as this one's, are not replaced.
+    overwrite = overwrite or (went_on and is_made_of(Path(output), given[0].identity, given[1].identity))
+    check_place(Path(output), overwrite=overwrite)
     if given[0].identity == given[1].identity:
         raise ConfigError(
             f"--after {after}: is the same model as --before {before}; there is nothing to rescue."
         )
-    earlier = read_history(given[0].folder).languages
-    chosen = choose_tasks(
-        suite,
-        tasks,
-        languages=[*languages, *earlier],
-        data_dir=None if data_dir is None else str(data_dir),
-        limit=limit,
-        max_new_tokens=max_new_tokens,
-    )
+    earlier, later = (read_history(one.folder) for one in given)
+
+    def tasks_in(languages: Sequence[str]) -> Chosen:
+        return choose_tasks(
+            suite,
+            tasks,
+            languages=[*languages, *earlier.languages],
+            data_dir=None if data_dir is None else str(data_dir),
+            limit=limit,
+            max_new_tokens=max_new_tokens,
+        )
+
+    taught = [] if languages else [tag for tag in later.languages if tag not in earlier.languages]
+    try:
+        chosen = tasks_in(languages or taught)
+    except ConfigError:  # no task may be in what the user has not named
+        if not taught:
+            raise
+        chosen, taught = tasks_in(()), []
+    languages = languages or taught
     notes = [f"{one}: there is no such task; it is left out." for one in chosen.missing]
     named = {ENGLISH if is_english(tag) else canonical_tag(tag) or tag for tag in languages}
     learnt = tuple(tag for tag in chosen.languages if tag in named and tag != ENGLISH)
-    promise = Promise(max_loss, tuple(tag for tag in earlier if tag not in learnt), learnt)
+    promise = Promise(
+        max_loss, tuple(tag for tag in earlier.languages if tag not in learnt), learnt, is_rescue=True
+    )
     if not learnt:
         notes.append(
             "What the model has learnt is not said (--languages), so of the models that meet the limit the one that is "
@@ -204,6 +222,8 @@ def rescue(
         all_of_worldbook(chosen.evaluation), promise, precision, seed, trust_remote_code=trust_remote_code
     )
     notes += not_run_lines(asked["selection"], None if data_dir is None else str(data_dir))
+    if repair is not None:
+        _check_room(repair, given[1], trust_remote_code=trust_remote_code)
     prompts = None if repair is None or repair.prompts == SELF else _prompts(repair, seed)
     for note in notes:
         watcher.noted(note)
@@ -226,7 +246,10 @@ def rescue(
             watcher.noted(difference)
         names = parameter_names(folders[1], trust_remote_code=trust_remote_code)
         layers = decoder_layers(names)
-        written = dtype or type_of_start(given[1].folder if not is_adapter(given[1].folder) else folders[0])
+        made_of = given[1].folder
+        if is_adapter(made_of):  # merging makes it float32
+            made_of = AdaptedReader(made_of, trust_remote_code=trust_remote_code).base_folder
+        written = dtype or type_of_start(made_of)
 
         def between(trained: Model) -> Between:
             return Between(
@@ -240,7 +263,6 @@ def rescue(
                 trust_remote_code=trust_remote_code,
             )
 
-        delivers(folder, Path(output), what)
         damage, given_back = _given_back(between(damaged), names, layers if by_layer else groups)
         repaired, trained = None, damaged
         if repair is not None:
@@ -259,6 +281,7 @@ def rescue(
             start=str(before),
             start_identity=given[0].identity,
             trained=str(after),
+            trained_identity=given[1].identity,
             max_loss=max_loss,
             learnt=promise.learnt,
             earlier=promise.earlier,
@@ -284,7 +307,7 @@ def rescue(
             repository=repository,
             trust_remote_code=trust_remote_code,
         )
-        write_adapted(adapted, made.folder / CHECKPOINT, given[0].folder, delivery)
+        write_adapted(adapted, made.folder / CHECKPOINT, given[0].folder, delivery, damaged=given[1].folder)
     return Rescued(adapted=adapted, damage=damage, given_back=given_back, repair=repaired, notes=tuple(notes))
 
 
@@ -385,6 +408,19 @@ def _prompts(options: RepairOptions, seed: int) -> Sequence[Prompt]:
         )
     count = min(options.n, len(prompts))
     return [prompts[place] for place in random.Random(f"repair {seed}").sample(range(len(prompts)), count)]
+
+
+def _check_room(options: RepairOptions, damaged: GivenModel, *, trust_remote_code: bool) -> None:
+    """Refuse answers so long that no prompt would have room before them."""
+    folder = damaged.folder
+    if is_adapter(folder):
+        folder = AdaptedReader(folder, trust_remote_code=trust_remote_code).base_folder
+    length = context_length(folder, trust_remote_code=trust_remote_code)
+    if length is not None and options.max_new_tokens >= length:
+        raise ConfigError(
+            f"--answer-tokens {options.max_new_tokens}: leaves no room for a prompt, as the model reads {length} "
+            "tokens; take fewer."
+        )
 
 
 def _repair(

@@ -88,6 +88,7 @@ class Adapted:
         start: The model that was adapted (or that a damaged one is rescued towards), as the user named it.
         start_identity: What it is known by: the hash of its weights, or the stage that made them.
         trained: Of a rescue the damaged model, as the user named it; None: it was trained here.
+        trained_identity: What that is known by; None: it was trained here.
         max_loss: What may be lost, in [0, 1).
         learnt: BCP-47 tags of the languages that were learnt.
         earlier: Those that an earlier `adapt` taught the start, which are promised as English is.
@@ -111,6 +112,7 @@ class Adapted:
     start: str
     start_identity: Mapping[str, str]
     trained: str | None
+    trained_identity: Mapping[str, str] | None
     max_loss: float
     learnt: tuple[str, ...]
     earlier: tuple[str, ...]

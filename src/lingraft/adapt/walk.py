@@ -51,11 +51,13 @@ class Promise:
         max_loss: See `AbilityLoss`.
         earlier: BCP-47 tags of the languages that were learnt before, of which no more may be lost than of English.
         learnt: BCP-47 tags of the languages that are learnt now.
+        is_rescue: Whether the trained model was given, so that nothing about its training can be advised.
     """
 
     max_loss: float
     earlier: tuple[str, ...] = ()
     learnt: tuple[str, ...] = ()
+    is_rescue: bool = False
 
 
 @dataclass(frozen=True)
@@ -273,14 +275,18 @@ def _choice(promise: Promise, points: Sequence[Point], stopped: bool, groups: in
                 sentence=f"{said}{gained}.{over}",
             )
         answer: LimitAnswer = "undecided" if best.gain.answer == "undecided" else "broken"
-        said += f", but no gain is to be seen: {best.gain.sentence}. Train on more rows, or ask more items."
+        advice = "Ask more items" if promise.is_rescue else "Train on more rows, or ask more items"
+        said += f", but no gain is to be seen: {best.gain.sentence}. {advice}."
         return Walked(points=tuple(points), chosen=None, nearest=best, answer=answer, sentence=said + over)
     nearest = min(points, key=lambda one: max(loss.loss or 0.0 for loss in one.losses))
     if answer_of(points[0].losses) == "broken":
         worst = next(one for one in points[0].losses if one.answer == "broken")
+        advice = "Take a mitigation (strategy=NAME), less training"
+        if promise.is_rescue:
+            advice = "Take more --steps, repair the model first (--train)"
         said = (
-            f"{points[0].name} already loses more than {limit}: {loss_sentence(worst)}. Take a mitigation "
-            "(strategy=NAME), less training, or allow a larger --max-loss."
+            f"{points[0].name} already loses more than {limit}: {loss_sentence(worst)}. {advice}, or allow a larger "
+            "--max-loss."
         )
         return Walked(
             points=tuple(points), chosen=None, nearest=nearest, answer="broken", sentence=said + over

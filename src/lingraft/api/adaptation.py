@@ -17,14 +17,18 @@ from lingraft.adapt.delivery import Delivery
 from lingraft.adapt.promise import EXIT_CODES
 from lingraft.adapt.rescue import Rescued
 from lingraft.adapt.result import Adapted
-from lingraft.api.printed import Printed, options_as_arguments
+from lingraft.api.arguments import names_given, options_as_arguments
+from lingraft.api.printed import Printed
 from lingraft.config.adaptation import Adaptation, adaptation_of, load_adaptation, name_of_adapted
+from lingraft.config.paths import path_of
 from lingraft.config.schema import DataSource
-from lingraft.errors import ConfigError, ModelError
+from lingraft.errors import ConfigError, ModelError, did_you_mean
+from lingraft.models.checkpoints import WEIGHT_TYPES
 from lingraft.models.loaded import display_name, name_of
 from lingraft.report.adaptation import adaptation_table
 from lingraft.report.rescue import damage_table, repair_sentence
 from lingraft.report.tables import Table
+from lingraft.study.evaluation import EvaluationOptions
 from lingraft.study.events import Watcher
 from lingraft.train.processes import Processes
 
@@ -32,6 +36,7 @@ Called = ParamSpec("Called")
 Found = TypeVar("Found")
 Result = TypeVar("Result")
 _YAML = (".yaml", ".yml")
+_OF_EVALUATION = frozenset(one.name for one in fields(EvaluationOptions))
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)
@@ -153,20 +158,21 @@ def adapt(
             sources = [data] if isinstance(data, (str, Path, DataSource, Mapping)) else data
             if not isinstance(sources, Sequence) or not sources:
                 raise ConfigError(f"data {data!r:.80}: name the rows to learn from, such as 'rows.jsonl'.")
-            tags = languages.split(",") if isinstance(languages, str) else languages
             adaptation = adaptation_of(
                 name,
                 [_source(one) for one in sources],
-                [tag.strip() for tag in tags if tag.strip()],
+                names_given("languages", languages),
                 max_loss=max_loss,
                 **fields_of_adaptation,
             )
-        folder = Path(output) if output is not None else Path("adapted") / name_of_adapted(adaptation)
+        folder = (
+            Path("adapted") / name_of_adapted(adaptation) if output is None else path_of(output, "output")
+        )
         delivery = Delivery(folder, overwrite=overwrite, repository=push, private=private, gguf=gguf)
         found = run_adaptation(
             adaptation,
             delivery,
-            runs=Path(runs),
+            runs=path_of(runs, "runs"),
             watcher=watcher,
             processes=processes,
             on_expected=on_expected,
@@ -219,15 +225,24 @@ def _from_python(
         given = bound.arguments
         for name in models:
             given[name] = _named(name, given[name])
-        for name in ("languages", "tasks"):
-            if isinstance(given.get(name), (str, Path)):
-                given[name] = [one.strip() for one in str(given[name]).split(",")]
-            given.update({name: []} if name in given and given[name] is None else {})
-        if not isinstance(given.get("max_loss", 0), (int, float, type(None))):
+        for name in {"languages", "tasks"} & given.keys():
+            given[name] = names_given(name, given[name])
+        for name in {"output", "runs", "folder"} & given.keys():
+            given[name] = path_of(given[name], name)
+        if given.get("max_loss") is None:  # the function's own, then
+            given.pop("max_loss", None)
+        if not isinstance(given.get("max_loss", 0), (int, float)):
             raise ConfigError(
                 f"max_loss {given['max_loss']!r}: is a share of the score before, from 0 to below 1."
             )
+        for name, least in {"steps": 1, "groups": 0, "seed": 0}.items():
+            count = given.get(name, least)
+            if not isinstance(count, int) or isinstance(count, bool) or count < least:
+                raise ConfigError(f"{name} {count!r}: must be a whole number from {least} on.")
+        if given.get("dtype") not in (None, *WEIGHT_TYPES):
+            raise ConfigError(f"dtype {given['dtype']!r}: {did_you_mean(str(given['dtype']), WEIGHT_TYPES)}")
         with options_as_arguments():
+            EvaluationOptions(**{key: value for key, value in given.items() if key in _OF_EVALUATION})
             return result(function(*bound.args, **bound.kwargs))
 
     return called

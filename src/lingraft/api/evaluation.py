@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast, get_args
 
 import torch
 
-from lingraft.api.printed import Printed, options_as_arguments
+from lingraft.api.arguments import names_given, options_as_arguments
+from lingraft.api.printed import Printed
 from lingraft.config.load import section_of
 from lingraft.config.paths import path_of
 from lingraft.config.schema import JudgeChoice
@@ -19,19 +20,16 @@ from lingraft.errors import (
     ConfigError,
     EvaluationError,
     as_disk_error,
-    did_you_mean,
 )
 from lingraft.evaluate.common_items import unpaired_sentence
 from lingraft.evaluate.results import ModelDifferences
 from lingraft.evaluate.running import (
-    left_out_sentence,
-    spelled_prompts_sentence,
-    truncated_prompts_sentence,
+    shortfalls,
 )
 from lingraft.intervals.changes import DEFAULT_MARGIN
 from lingraft.judge.client import key_from_environment
 from lingraft.judge.win_rate import Judge
-from lingraft.models.compute import compute_for
+from lingraft.models.compute import AskedPrecision, compute_for
 from lingraft.models.loaded import (
     check_is_causal,
     display_name,
@@ -41,14 +39,15 @@ from lingraft.models.loaded import (
     tokenizer_for,
 )
 from lingraft.models.loading import load_model
-from lingraft.models.vllm import check_vllm
 from lingraft.report.evaluation import difference_table, score_table
 from lingraft.report.signs import legend
 from lingraft.report.tables import Table
 from lingraft.study.evaluation import (
     Asked,
+    Backend,
     EvaluationOptions,
     ModelEvaluation,
+    Part,
     ask,
     evaluate_in,
     evaluate_loaded,
@@ -64,10 +63,6 @@ if TYPE_CHECKING:
 
     from lingraft.stage import StageProgress
 
-Choice = TypeVar("Choice", bound=str)
-_PRECISIONS: tuple[Literal["auto", "bf16", "float32"], ...] = ("auto", "bf16", "float32")
-_PARTS: tuple[Literal["all", "selection", "report"], ...] = ("all", "selection", "report")
-_BACKENDS: tuple[Literal["transformers", "vllm"], ...] = ("transformers", "vllm")
 _NAMES = {torch.float32: "float32", torch.bfloat16: "bf16"}  # of types, as records have them
 
 
@@ -139,12 +134,12 @@ class EvaluateOptions(TypedDict, total=False):
     tasks: str | Path | Sequence[str | Path] | None
     languages: str | Sequence[str] | None
     limit: int | None
-    part: Literal["all", "selection", "report"]
+    part: Part
     max_new_tokens: int | None
     batch_size: int | None
     repeat: int
-    precision: Literal["auto", "bf16", "float32"]
-    backend: Literal["transformers", "vllm"]
+    precision: AskedPrecision
+    backend: Backend
     chat: bool
     judge: JudgeChoice | Mapping[str, Any] | None
     data_dir: str | Path | None
@@ -161,12 +156,12 @@ def evaluate(
     tasks: str | Path | Sequence[str | Path] | None = None,
     languages: str | Sequence[str] | None = None,
     limit: int | None = None,
-    part: Literal["all", "selection", "report"] = "all",
+    part: Part = "all",
     max_new_tokens: int | None = None,
     batch_size: int | None = None,
     repeat: int = 1,
-    precision: Literal["auto", "bf16", "float32"] = "auto",
-    backend: Literal["transformers", "vllm"] = "transformers",
+    precision: AskedPrecision = "auto",
+    backend: Backend = "transformers",
     chat: bool = True,
     judge: JudgeChoice | Mapping[str, Any] | None = None,
     data_dir: str | Path | None = None,
@@ -256,13 +251,10 @@ def evaluate(
             (stage,) = evaluations([str(name)], asked.questions, trust_remote_code=trust_remote_code)
             with _store(cache) as store:
                 found = evaluate_in(stage, Executor(store, _Progress(on_progress)))
-    fell_short = found.record.scores
     notes = [
         *asked.notes,
         *(f"{task}: not run: {reason}" for task, reason in found.record.no_room.items()),
-        *(truncated_prompts_sentence(*one) for one in fell_short.truncated_prompts.items()),
-        *(spelled_prompts_sentence(*one) for one in fell_short.spelled_prompts.items()),
-        *([left_out_sentence(fell_short.left_out)] if fell_short.left_out else []),
+        *shortfalls(found.scores),
     ]
     return EvaluationResult(found.model, found.record, found.predictions, tuple(notes))
 
@@ -308,7 +300,12 @@ def compare(
     ]
     by_name: EvaluateOptions = {}
     if len(loaded) == 1 and options.get("precision", "auto") == "auto":  # in the other's types they compare
-        by_name["precision"] = _one_of("precision", _precision_of(loaded[0]), _PRECISIONS)
+        own_type = _precision_of(loaded[0])
+        if own_type not in get_args(AskedPrecision):
+            raise ConfigError(
+                f"the loaded model is in {own_type}, in which no model by its name is evaluated: load both in it."
+            )
+        by_name["precision"] = cast(AskedPrecision, own_type)
 
     def evaluated(one: str | Path | PreTrainedModel | EvaluationResult) -> EvaluationResult:
         if isinstance(one, EvaluationResult):
@@ -332,12 +329,12 @@ def _ask(
     tasks: str | Path | Sequence[str | Path] | None,
     languages: str | Sequence[str] | None,
     limit: int | None,
-    part: str,
+    part: Part,
     max_new_tokens: int | None,
     batch_size: int | None,
     repeat: int,
-    precision: str,
-    backend: str,
+    precision: AskedPrecision,
+    backend: Backend,
     chat: bool,
     judge: JudgeChoice | Mapping[str, Any] | None,
     data_dir: str | Path | None,
@@ -346,22 +343,25 @@ def _ask(
     cache: str | Path | None,
 ) -> Asked:
     """Check what evaluate is given, and return what is asked."""
-    for option, count in {
-        "limit": limit,
-        "max_new_tokens": max_new_tokens,
-        "batch_size": batch_size,
-        "repeat": repeat,
-    }.items():
-        is_count = isinstance(count, int) and not isinstance(count, bool) and count >= 1
-        if not is_count and not (count is None and option != "repeat"):
-            raise ConfigError(f"{option} {count!r}: must be a whole number from 1 on.")
-    if not isinstance(suite, str):
-        raise ConfigError(f"suite {suite!r}: give the name of a suite, such as 'quick'.")
-    engine = _one_of("backend", backend, _BACKENDS)
-    if engine == "vllm":
-        check_vllm()
+    if tasks is not None and not isinstance(tasks, (str, Path)) and not tasks:
+        raise ConfigError("tasks: the list is empty; leave it out for all of the suite.")
+    options = EvaluationOptions(
+        suite=suite,
+        tasks=names_given("tasks", tasks),
+        languages=names_given("languages", languages),
+        data_dir=None if data_dir is None else str(data_dir),
+        limit=limit,
+        part=part,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        repeat=repeat,
+        precision=precision,
+        backend=backend,
+        chat=chat,
+        judge=None if judge is None else section_of(JudgeChoice, judge, "judge"),
+    )
     for unused, is_given in {
-        "backend": engine != "transformers",
+        "backend": backend != "transformers",
         "cache": cache is not None,
     }.items():
         if loaded and is_given:
@@ -369,50 +369,15 @@ def _ask(
                 f"{unused}: is for models by their name alone; save this one (save_pretrained) with its tokenizer, and "
                 "name the folder."
             )
-    chosen = None if judge is None else section_of(JudgeChoice, judge, "judge")
-    if chosen is not None:
-        Judge.of(chosen)
+    if options.judge is not None:
+        Judge.of(options.judge)
         key_from_environment()
-    tags = languages.split(",") if isinstance(languages, str) else languages
-    options = EvaluationOptions(
-        suite=suite,
-        tasks=_texts("tasks", tasks),
-        languages=tuple(one for one in _texts("languages", tags or None) if one),
-        data_dir=None if data_dir is None else str(data_dir),
-        limit=limit,
-        part=_one_of("part", part, _PARTS),
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        repeat=repeat,
-        precision=_one_of("precision", precision, _PRECISIONS),
-        backend=engine,
-        chat=chat,
-        judge=chosen,
-    )
     return ask(options, trust_remote_code=trust_remote_code)
 
 
 def _precision_of(model: PreTrainedModel) -> str:
     """Return the type of a model's weights, as records name it."""
     return _NAMES.get(model.dtype, str(model.dtype).removeprefix("torch."))
-
-
-def _texts(option: str, given: str | Path | Sequence[str | Path] | None) -> tuple[str, ...]:
-    if given is None:
-        return ()
-    listed = [given] if isinstance(given, (str, Path)) else given
-    if not isinstance(listed, Sequence) or not all(isinstance(one, (str, Path)) for one in listed):
-        raise ConfigError(f"{option} {given!r:.80}: give a list of names.")
-    if not listed:
-        raise ConfigError(f"{option}: the list is empty; leave it out for all of the suite.")
-    return tuple(str(one).strip() for one in listed)
-
-
-def _one_of(option: str, given: str, known: Sequence[Choice]) -> Choice:
-    found = next((one for one in known if one == given), None)
-    if found is None:
-        raise ConfigError(f"{option} {given!r}: {did_you_mean(str(given), known)}")
-    return found
 
 
 @contextmanager

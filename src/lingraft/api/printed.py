@@ -1,17 +1,12 @@
-"""How results print, and what errors call options."""
+"""How results print."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from html import escape
 
-from lingraft.errors import LingraftError, escape_control_characters
+from lingraft.errors import escape_control_characters
 from lingraft.report.tables import Table
-
-_OPTION = re.compile(r"--([a-z]+(?:-[a-z]+)*)")
-_ARGUMENTS = {"task": "tasks", "language": "languages", "no-chat": "chat=False"}
 
 
 class Printed:
@@ -34,18 +29,6 @@ class Printed:
     def _repr_html_(self) -> str:
         tables = "".join(f"<p>{escape(title)}</p>{_html(table)}" for title, table in self.tables())
         return tables + "".join(f"<p>{escape(line)}</p>" for line in self.lines())
-
-
-@contextmanager
-def options_as_arguments() -> Iterator[None]:
-    """Let errors call options as Python does: `max_new_tokens` in place of `--max-new-tokens`."""
-    try:
-        yield
-    except LingraftError as error:
-        said = _OPTION.sub(lambda found: _ARGUMENTS.get(found[1], found[1].replace("-", "_")), str(error))
-        if said == str(error):
-            raise
-        raise type(error)(said) from error
 
 
 def _shown(text: str) -> str:

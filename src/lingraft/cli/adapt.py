@@ -10,12 +10,14 @@ import typer
 
 from lingraft import stopping
 from lingraft.cli.output import (
+    checked_weight_type,
     print_json,
     print_message,
     print_result,
     print_table,
     quieten_loading,
     shown_message,
+    tags_of,
 )
 from lingraft.errors import ConfigError, ModelError
 
@@ -45,7 +47,12 @@ def adapt(
     ] = None,
     language: Annotated[
         list[str] | None,
-        typer.Option(help="Their language, such as th; one for all, or one for each --data. Repeatable."),
+        typer.Option(
+            "--language",
+            "--languages",
+            metavar="TAG,...",
+            help="Their language, such as th; one for all, or one for each --data. Repeatable.",
+        ),
     ] = None,
     max_loss: Annotated[
         float | None,
@@ -62,7 +69,7 @@ def adapt(
         list[str] | None,
         typer.Option(
             metavar="[TAG=]NAME",
-            help="A task that measures, English without a TAG; a harness task or YAML file.",
+            help="A task that measures, English without a TAG; a harness task or YAML file. Repeatable.",
         ),
     ] = None,
     data_dir: Annotated[
@@ -82,7 +89,7 @@ def adapt(
         Path, typer.Option(help="Folder of all runs; this one's is RUNS/adapt/<name of OUTPUT>.")
     ] = Path("runs"),
     dtype: Annotated[
-        str | None, typer.Option(help="Type of the written weights: bf16 (default) or float32.")
+        str | None, typer.Option(help="Type of the written weights: bf16, float16 or float32; default: bf16.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything that is drawn; default: 0.")] = None,
     processes: Annotated[int, typer.Option(help="Processes that train together, on this machine.")] = 1,
@@ -127,11 +134,11 @@ def adapt(
         "limit": limit,
         "strategy": strategy,
         "budget": budget,
-        "dtype": dtype,
+        "dtype": checked_weight_type(dtype),
         "seed": seed,
         "trust_remote_code": trust_remote_code,
     }
-    adaptation = _asked(model, data or [], language or [], overrides or [], options)
+    adaptation = _asked(model, data or [], tags_of(language), overrides or [], options)
     output = output or Path("adapted") / name_of_adapted(adaptation)
     _check(adaptation)
 

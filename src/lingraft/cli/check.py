@@ -17,6 +17,7 @@ from lingraft.cli.output import (
     print_result,
     print_table,
     quieten_loading,
+    tags_of,
     write_record,
 )
 from lingraft.errors import ConfigError, did_you_mean
@@ -43,8 +44,14 @@ def check(
         ),
     ] = None,
     languages: Annotated[
-        str, typer.Option(metavar="TAG,...", help="Languages besides English, such as de,th; each decides.")
-    ] = "",
+        list[str] | None,
+        typer.Option(
+            "--languages",
+            "--language",
+            metavar="TAG,...",
+            help="Languages besides English, such as de,th; each decides. Repeatable.",
+        ),
+    ] = None,
     each_task: Annotated[
         bool, typer.Option("--each-task", help="Every task decides as well, not only the abilities.")
     ] = False,
@@ -127,7 +134,7 @@ def check(
     options = EvaluationOptions(
         suite=suite,
         tasks=tuple(task or ()),
-        languages=tuple(tag.strip() for tag in languages.split(",") if tag.strip()),
+        languages=tuple(tags_of(languages)),
         data_dir=data_dir,
         limit=limit,
         part=asked_part,

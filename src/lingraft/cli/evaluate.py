@@ -18,6 +18,7 @@ from lingraft.cli.output import (
     print_table,
     quieten_loading,
     recorded_inputs,
+    tags_of,
     write_record,
 )
 from lingraft.errors import EXIT_ANSWER_IS_NO, EXIT_CANNOT_TELL, ConfigError, ModelError
@@ -41,8 +42,14 @@ def evaluate(
     ],
     suite: Annotated[str, typer.Option(help="Suite of tasks; `lingraft ls suites` lists them.")] = "quick",
     languages: Annotated[
-        str, typer.Option(metavar="TAG,...", help="Languages besides English, such as de,th.")
-    ] = "",
+        list[str] | None,
+        typer.Option(
+            "--languages",
+            "--language",
+            metavar="TAG,...",
+            help="Languages besides English, such as de,th. Repeatable.",
+        ),
+    ] = None,
     task: Annotated[
         list[str] | None,
         typer.Option(
@@ -115,7 +122,7 @@ def evaluate(
         float | None,
         typer.Option(
             metavar="DIFFERENCE",
-            help="Of two models, such as -0.01: exit with 1 where an ability changed by less, with 3 where these items "
+            help="Of two models, such as -0.01: exit with 1 where an ability fell by more, with 3 where these items "
             "cannot tell.",
         ),
     ] = None,
@@ -151,7 +158,7 @@ def evaluate(
 
     from lingraft.cli.progress import StepBars
     from lingraft.data.chat_format import CHAT_IDENTITY
-    from lingraft.evaluate.running import spelled_prompts_sentence, truncated_prompts_sentence
+    from lingraft.evaluate.running import shortfalls
     from lingraft.records import fingerprint_of, to_json
     from lingraft.report.notes import gathered, holds_for
     from lingraft.stage import RECORD, libraries
@@ -174,7 +181,7 @@ def evaluate(
     wanted = EvaluationOptions(
         suite=suite,
         tasks=tuple(task or ()),
-        languages=tuple(tag.strip() for tag in languages.split(",") if tag.strip()),
+        languages=tuple(tags_of(languages)),
         data_dir=data_dir,
         limit=limit,
         batch_size=batch_size,
@@ -219,8 +226,7 @@ def evaluate(
     fell_short = {
         one.model: [
             *(f"{name}: not run: {reason}" for name, reason in one.record.no_room.items()),
-            *(truncated_prompts_sentence(*own) for own in one.record.scores.truncated_prompts.items()),
-            *(spelled_prompts_sentence(*own) for own in one.record.scores.spelled_prompts.items()),
+            *shortfalls(one.scores),
         ]
         for one in evaluated
     }
@@ -352,10 +358,9 @@ def _prepare(folder: Path, options: dict[str, Json], evaluations: dict[str, str]
 
 def _print(models: list[ModelEvaluation], compared: ModelDifferences | None) -> None:
     from lingraft.evaluate.common_items import unpaired_sentence
-    from lingraft.evaluate.running import left_out_sentence
     from lingraft.report.evaluation import difference_table, score_table
     from lingraft.report.judging import order_clause, usage_clause
-    from lingraft.report.notes import equal_task_notes, gathered, holds_for, noise_sentence
+    from lingraft.report.notes import equal_task_notes, noise_sentence
     from lingraft.report.signs import legend
 
     for one in models:
@@ -367,12 +372,6 @@ def _print(models: list[ModelEvaluation], compared: ModelDifferences | None) -> 
             if (judged := task.judged) is not None:
                 who = ", ".join(judged.judge.answered_as)
                 print_result(f"{name}: judged by {who}; {order_clause(judged)}; {usage_clause(judged)}.")
-    left_out = {
-        one.model: [left_out_sentence(one.record.scores.left_out)] if one.record.scores.left_out else []
-        for one in models
-    }
-    for line, named in gathered(left_out).items():
-        print_result(f"{holds_for(named, len(models))}: {line}")
     if compared is None:
         same = {
             name: one.value if one.value in (0, 1) else None for name, one in models[0].task_scores.items()

@@ -8,18 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lingraft import stopping
-from lingraft.cli.output import print_json, print_result, quieten_loading, shown_message
+from lingraft.cli.output import checked_weight_type, print_json, print_result, quieten_loading, shown_message
 from lingraft.errors import ConfigError
 
 if TYPE_CHECKING:
     from lingraft.adapt.cells import ExportedCell
     from lingraft.evaluate.results import Scores
-    from lingraft.models.checkpoints import WeightType
-
-_TYPES: dict[str, WeightType] = {
-    "bf16": "bf16", "bfloat16": "bf16", "fp16": "float16", "float16": "float16", "fp32": "float32",
-    "float32": "float32",
-}  # fmt: skip
 
 
 def export(
@@ -32,10 +26,13 @@ def export(
         ),
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="bf16, float16 or float32; default: the type of the study's start.")
+        str | None,
+        typer.Option(
+            help="Type of the written weights: bf16, float16 or float32; default: that of the study's start."
+        ),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what lingraft wrote there.")
+        bool, typer.Option("--overwrite", help="Replace a model that lingraft wrote into DEST.")
     ] = False,
     train: Annotated[
         bool, typer.Option("--train", help="Train the cell again where `keep` discarded its checkpoint.")
@@ -48,12 +45,12 @@ def export(
         typer.Option("--adapter", help="Write the LoRA adapter that `keep_adapter` kept, not the model."),
     ] = False,
     gguf: Annotated[
-        str | None, typer.Option(metavar="TYPE", help="Convert it for llama.cpp as well, such as q8_0.")
+        str | None, typer.Option(metavar="TYPE", help="Also convert it for llama.cpp, such as q8_0.")
     ] = None,
     push: Annotated[
-        str | None, typer.Option(metavar="REPO", help="Upload it to the Hugging Face hub: OWNER/NAME.")
+        str | None, typer.Option(metavar="OWNER/NAME", help="Upload the model to the Hugging Face hub.")
     ] = None,
-    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Make that repository a private one.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Write a cell of a study as an ordinary Hugging Face folder, with its model card.
@@ -62,14 +59,12 @@ def export(
     Weights are stored in the type of the model that the study starts from. What is stored is evaluated where it is
     another model than the one that the study scored.
     """
-    if dtype is not None and dtype.lower() not in _TYPES:
-        raise ConfigError(f"--dtype {dtype}: is none of bf16, float16 and float32.")
-    if private and push is None:
-        raise ConfigError("--private: goes with --push REPO.")
     # Wrong input is reported before anything heavy is imported.
+    weight_type = checked_weight_type(dtype)
     if gguf is not None and adapter:
         raise ConfigError("--gguf: the converter takes whole models; leave --adapter out.")
     from lingraft.adapt.choice import choose_cell
+    from lingraft.adapt.delivery import Delivery
     from lingraft.adapt.folder import check_place
     from lingraft.study.result import read_result
     from lingraft.study.unused import read_plan
@@ -79,14 +74,7 @@ def export(
     read_plan(run)
     choose_cell(read_result(run), cell)
     check_place(folder, overwrite=overwrite)
-    if gguf is not None:
-        from lingraft.adapt.gguf import check_gguf
-
-        check_gguf(gguf)
-    if push is not None:
-        from lingraft.adapt.push import check_push
-
-        check_push(push)
+    Delivery(folder, repository=push, private=private, gguf=gguf).check()
     stopping.keeps("nothing is left of an unfinished folder; run the same command again")
     quieten_loading()
     from lingraft.adapt.cells import export_cell
@@ -98,7 +86,7 @@ def export(
             run,
             cell,
             folder,
-            dtype=None if dtype is None else _TYPES[dtype.lower()],
+            dtype=weight_type,
             overwrite=overwrite,
             evaluate=not no_evaluate,
             train=train,

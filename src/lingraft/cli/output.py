@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table as RichTable
 
+    from lingraft.models.checkpoints import WeightType
     from lingraft.report.tables import Table
     from lingraft.stage import Json
 
@@ -260,6 +261,28 @@ def checked_precision(asked: str) -> Literal["auto", "bf16", "float32"]:
     if known is None:
         raise ConfigError(f"--precision {asked!r}: {did_you_mean(asked, _PRECISIONS)}")
     return known
+
+
+def tags_of(asked: Sequence[str] | None) -> list[str]:
+    """Return the language tags of an option that takes several at once (`de,th`) and may be repeated."""
+    return [tag.strip() for one in asked or () for tag in one.split(",") if tag.strip()]
+
+
+def checked_weight_type(asked: str | None) -> WeightType | None:
+    """Return what `--dtype` names, before anything heavy is imported; None: it was not given.
+
+    Raises:
+        ConfigError: It names no type that weights are written in.
+    """
+    if asked is None:
+        return None
+    names: dict[str, WeightType] = {
+        "bf16": "bf16", "bfloat16": "bf16", "fp16": "float16", "float16": "float16", "fp32": "float32",
+        "float32": "float32",
+    }  # fmt: skip
+    if asked.lower() not in names:
+        raise ConfigError(f"--dtype {asked!r}: take one of bf16, float16, float32.")
+    return names[asked.lower()]
 
 
 def checked_backend(asked: str) -> Literal["transformers", "vllm"]:

@@ -5,26 +5,26 @@ from __future__ import annotations
 import re
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lingraft import stopping
 from lingraft.cli.output import (
     checked_precision,
+    checked_weight_type,
     print_json,
     print_message,
     print_result,
     print_table,
     quieten_loading,
+    tags_of,
 )
 from lingraft.errors import ConfigError, ModelError
 from lingraft.models.model_names import model_problem
 
 if TYPE_CHECKING:
     from lingraft.adapt.rescue import RepairOptions
-
-_TYPES: Final = ("bf16", "float16", "float32")
 
 
 def rescue(
@@ -41,11 +41,14 @@ def rescue(
         float, typer.Option(help="What may be lost, as a share of M1's English score.")
     ] = 0.01,
     languages: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
-            metavar="TAG,...", help="What M2 has learnt; the model that keeps the most of it is taken."
+            "--languages",
+            "--language",
+            metavar="TAG,...",
+            help="What M2 has learnt; the model that keeps the most of it is taken. Repeatable.",
         ),
-    ] = "",
+    ] = None,
     suite: Annotated[str, typer.Option(help="Suite of tasks that measures.")] = "quick",
     task: Annotated[
         list[str] | None,
@@ -98,7 +101,7 @@ def rescue(
     seed: Annotated[int, typer.Option(min=0, help="Of the halves of the items, and of the repair.")] = 0,
     output: Annotated[Path | None, typer.Option(help="Folder of the model; default: rescued/M2.")] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a model that lingraft wrote there.")
+        bool, typer.Option("--overwrite", help="Replace a model that lingraft wrote into OUTPUT.")
     ] = False,
     push: Annotated[
         str | None, typer.Option(metavar="OWNER/NAME", help="Upload the model to the Hugging Face hub.")
@@ -126,9 +129,7 @@ def rescue(
     """
     stopping.keeps(f"what was finished is kept; {stopping.GOES_ON}")
     asked_precision = checked_precision(precision)
-    weight_type = next((one for one in _TYPES if one == dtype), None)
-    if dtype is not None and weight_type is None:
-        raise ConfigError(f"--dtype {dtype!r}: take one of {', '.join(_TYPES)}.")
+    weight_type = checked_weight_type(dtype)
     if not 0 <= max_loss < 1:
         raise ConfigError(f"--max-loss {max_loss}: must be a share from 0 to below 1, such as 0.01 for 1 %.")
     for name in (before, after):
@@ -164,7 +165,7 @@ def rescue(
             after,
             max_loss,
             output=output,
-            languages=[tag.strip() for tag in languages.split(",") if tag.strip()],
+            languages=tags_of(languages),
             suite=suite,
             tasks=task or [],
             data_dir=data_dir,

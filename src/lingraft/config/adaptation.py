@@ -68,7 +68,7 @@ class Adaptation(Section):
     budget: float | None = None
     """Time for everything, as `2h`, `90m` or seconds: the walk ends in time, and a training that takes longer is
     refused; null: no bound."""
-    dtype: Literal["bf16", "float32"] = "bf16"
+    dtype: Literal["bf16", "float16", "float32"] = "bf16"
     """Type of the written weights, and of those that are evaluated on the way."""
     held_out: int = Field(100, ge=0)
     """Groups of each source's rows that are never trained on, at most a tenth; their answers' loss is measured."""

@@ -23,7 +23,7 @@ from lingraft.evaluate.loading import file_manager
 from lingraft.evaluate.manifest import Manifest, chat_identity, manifest_of
 from lingraft.evaluate.noise import noise_floor
 from lingraft.evaluate.predictions import Prediction
-from lingraft.evaluate.results import NoiseFloor
+from lingraft.evaluate.results import NoiseFloor, Scores
 from lingraft.evaluate.scoring import judged, predictions_of
 from lingraft.evaluate.task_records import TaskRecord
 from lingraft.evaluate.task_runs import SEEDS, Run, build_runs, template_of
@@ -272,21 +272,18 @@ def samples_of(
         tokenizer.chat_template = given
 
 
-def left_out_sentence(items: Sequence[str]) -> str:
-    """Return what is reported of items that could not be scored; there is at least one."""
-    are = "1 item is" if len(items) == 1 else f"{len(items)} items are"
-    counts = "counts" if len(items) == 1 else "count"
-    return f"{are} left out and {counts} nowhere, such as {items[0].rstrip('.')}."
-
-
-def truncated_prompts_sentence(task: str, count: int) -> str:
-    """Return what is reported of a task, by its name and language, some of whose prompts did not fit."""
-    return f"{task}: {count} prompts are longer than the model can read; they lost their beginning."
-
-
-def spelled_prompts_sentence(task: str, count: int) -> str:
-    """Return what is reported of a task, by its name and language, some of whose items spell control tokens."""
-    return f"{task}: {count} items spell control tokens of the model, which are read as text."
+def shortfalls(found: Scores | Evaluated) -> list[str]:
+    """Return what is reported of items that could not be scored, prompts that did not fit, and control tokens."""
+    said = []
+    if found.left_out:
+        are = "1 item is" if len(found.left_out) == 1 else f"{len(found.left_out)} items are"
+        counts = "counts" if len(found.left_out) == 1 else "count"
+        said.append(f"{are} left out and {counts} nowhere, such as {found.left_out[0].rstrip('.')}.")
+    for task, count in found.truncated_prompts.items():
+        said.append(f"{task}: {count} prompts are longer than the model can read; they lost their beginning.")
+    for task, count in found.spelled_prompts.items():
+        said.append(f"{task}: {count} items spell control tokens of the model, which are read as text.")
+    return said
 
 
 def _describe(

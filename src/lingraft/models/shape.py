@@ -118,8 +118,8 @@ def shape_of(model: Any, trainable: Collection[str] | None = None) -> ModelShape
 
     matrices = [name for name in layer if parameters[name].dim() > 1]
     head = model.get_output_embeddings()
-    heads = int(config.num_attention_heads)
-    width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    heads = _first(config, "num_attention_heads") or 0  # a state space model has none
+    width = int(getattr(config, "head_dim", None) or config.hidden_size // max(1, heads))
     attention, keys = heads * width, int(getattr(config, "num_key_value_heads", None) or heads) * width
     lowest = min(layer.values(), default=0)
     norms = [

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lingraft.evaluate.results import Differences, NoiseFloor
-from lingraft.evaluate.running import left_out_sentence, spelled_prompts_sentence, truncated_prompts_sentence
+from lingraft.evaluate.running import shortfalls
 from lingraft.intervals.macro_mean import Difference
 from lingraft.report.signs import legend
 from lingraft.report.tables import Model, checkpoint_table, measures_of, models_of
@@ -62,15 +62,7 @@ def unused_notes(result: StudyResult) -> list[str]:
 
 def model_notes(result: StudyResult) -> dict[str, list[str]]:
     """Return what of the evaluation was left out or truncated, each note with the names of its models."""
-    lines = {
-        model.title(with_seed=True): [
-            *([left_out_sentence(model.scores.left_out)] if model.scores.left_out else []),
-            *(truncated_prompts_sentence(*one) for one in model.scores.truncated_prompts.items()),
-            *(spelled_prompts_sentence(*one) for one in model.scores.spelled_prompts.items()),
-        ]
-        for model in models_of(result)
-    }
-    return gathered(lines)
+    return gathered({model.title(with_seed=True): shortfalls(model.scores) for model in models_of(result)})
 
 
 def comparison_notes(result: StudyResult) -> dict[str, list[str]]:

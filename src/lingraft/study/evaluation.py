@@ -12,11 +12,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from lingraft.config.paths import user_path
 from lingraft.config.schema import UNCOMPARED_JUDGE_FIELDS, Evaluation, JudgeChoice
-from lingraft.errors import ConfigError, EvaluationError
+from lingraft.errors import ConfigError, EvaluationError, did_you_mean
 from lingraft.evaluate.catalogue import data_places
 from lingraft.evaluate.checks import check_names
 from lingraft.evaluate.common_items import CommonItems, common_items
@@ -30,7 +30,9 @@ from lingraft.evaluate.task_records import TaskRecord
 from lingraft.evaluate.task_runs import SEEDS
 from lingraft.intervals.changes import DEFAULT_MARGIN, Margins, limit_answer
 from lingraft.judge.win_rate import ALPACA_EVAL
+from lingraft.models.compute import AskedPrecision
 from lingraft.models.tensor_files import is_adapter
+from lingraft.models.vllm import check_vllm
 from lingraft.records import write_bytes_atomically
 from lingraft.stage import RECORD, Json, given_model
 from lingraft.study.execute import Executor
@@ -57,10 +59,16 @@ if TYPE_CHECKING:
 FORMAT = 2
 """Of what `lingraft evaluate` prints, and records of a model; without one it is 1, of earlier versions."""
 
+Part = Literal["all", "selection", "report"]
+Backend = Literal["transformers", "vllm"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOptions:
     """What is asked of models, as the command line and Python take it; `Evaluation` explains the fields that it has.
+
+    Raises:
+        ConfigError: One is of a wrong type, or nothing that there is.
 
     Attributes:
         suite: Name of a suite.
@@ -83,14 +91,35 @@ class EvaluationOptions:
     languages: tuple[str, ...] = ()
     data_dir: str | None = None
     limit: int | None = None
-    part: Literal["all", "selection", "report"] = "all"
+    part: Part = "all"
     batch_size: int | None = None
     max_new_tokens: int | None = None
     repeat: int = 1
-    precision: Literal["auto", "bf16", "float32"] = "auto"
-    backend: Literal["transformers", "vllm"] = "transformers"
+    precision: AskedPrecision = "auto"
+    backend: Backend = "transformers"
     chat: bool = True
     judge: JudgeChoice | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what Python may pass; the command line refuses it before anything heavy is imported."""
+        if not isinstance(self.suite, str):
+            raise ConfigError(f"--suite {self.suite!r}: give the name of a suite, such as 'quick'.")
+        for name in ("limit", "max_new_tokens", "batch_size", "repeat"):
+            count = getattr(self, name)
+            is_count = isinstance(count, int) and not isinstance(count, bool) and count >= 1
+            if not is_count and (count is not None or name == "repeat"):
+                raise ConfigError(f"--{name.replace('_', '-')} {count!r}: must be a whole number from 1 on.")
+        known: dict[str, tuple[str, ...]] = {
+            "part": get_args(Part),
+            "precision": get_args(AskedPrecision),
+            "backend": get_args(Backend),
+        }
+        for name, choices in known.items():
+            given = getattr(self, name)
+            if given not in choices:
+                raise ConfigError(f"--{name} {given!r}: {did_you_mean(str(given), choices)}")
+        if self.backend == "vllm":
+            check_vllm()
 
 
 @dataclass(frozen=True)

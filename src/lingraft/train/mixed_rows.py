@@ -14,7 +14,7 @@ from lingraft.data.chat import EncodedData, encode_examples
 from lingraft.data.encoded import EncodedTable
 from lingraft.data.example import Example
 from lingraft.data.given_rows import GivenRows, rows_of
-from lingraft.errors import StrategyError
+from lingraft.errors import DataError, StrategyError
 from lingraft.models.loading import model_folder
 from lingraft.strategies.base import Context, Mix
 from lingraft.strategies.composition import Composition, composition_of
@@ -97,6 +97,8 @@ def mixed_rows(
                         f"{part.kind!r} mixes in what it takes from `{name}`: call mixed_rows with {name}=..., too."
                     )
         new = rows_of(rows, "rows", seed=seed, noted=notes.append)
+        if not len(new):
+            raise DataError("rows: there are no rows to train on.")
         mix = composition.mix(new, context)
         if tokenizer is None:
             table = _conversations(mix.examples)

@@ -24,9 +24,7 @@ from lingraft.evaluate.results import BitsPerCharacter, EvaluationRecord
 from lingraft.evaluate.running import (
     Evaluated,
     evaluate_model,
-    left_out_sentence,
-    spelled_prompts_sentence,
-    truncated_prompts_sentence,
+    shortfalls,
 )
 from lingraft.evaluate.scores import score_summary
 from lingraft.evaluate.task_records import TaskRecord
@@ -269,12 +267,8 @@ class Evaluate(StageSpec):
                 f"{len(asked.held_out) - len(losses)} of {len(asked.held_out)} held-out rows are left "
                 "out of the loss, as longer than the model reads at once or refused by its chat template."
             )
-        if evaluated.left_out:
-            note(left_out_sentence(evaluated.left_out))
-        for task, count in evaluated.truncated_prompts.items():
-            note(truncated_prompts_sentence(task, count))
-        for task, count in evaluated.spelled_prompts.items():
-            note(spelled_prompts_sentence(task, count))
+        for sentence in shortfalls(evaluated):
+            note(sentence)
         bits = bits_by_language(losses, asked.held_out)
         record = record_of(evaluated, bits, compute.precision)
         return Work(to_json(record), {**machine(compute), "peak_bytes": peak_bytes()})
