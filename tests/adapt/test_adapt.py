@@ -246,3 +246,17 @@ def test_a_dry_run_trains_nothing_and_is_what_plan_says(
     assert found["start"]["en"]["n"] + 1 > _ITEMS / 3
     assert not list((places / "planned").rglob("train-*/record.json"))
     assert not (places / "out" / "planned").exists()
+
+
+def test_a_training_that_takes_longer_than_is_allowed_is_refused_before_it_begins(
+    tiny_model: Path, places: Path
+) -> None:
+    seen = Seen()
+    with pytest.raises(ConfigError, match=r"--budget: the training takes about .* Allow more, or train less"):
+        run_adaptation(
+            adaptation(tiny_model, places, seed=7, budget=0.001),
+            Delivery(places / "out" / "hasty"),
+            runs=places / "runs",
+            watcher=seen,
+        )
+    assert not [one for one in seen.started if one.startswith("train")]

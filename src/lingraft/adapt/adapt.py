@@ -118,6 +118,7 @@ class Expected:
         independent: By promised ability, independent items of that part.
         max_loss: What may be lost.
         forecast: What the training, and one model on the way to it, will take.
+        budget: Seconds for everything; None: no bound.
     """
 
     outlook: Outlook
@@ -125,6 +126,21 @@ class Expected:
     independent: Mapping[str, float]
     max_loss: float
     forecast: Forecast
+    budget: float | None
+
+    @property
+    def budget_problem(self) -> str | None:
+        """Why nothing is trained: a training that is not begun takes longer than the time for everything."""
+        seconds = [
+            one.seconds for one in self.forecast.stages if one.kind == "train" and one.state == "to do"
+        ]
+        known = sum(one for one in seconds if one is not None)
+        if self.budget is None or known <= self.budget:
+            return None
+        return (
+            f"--budget: the training takes about {time_text(known)}, and {time_text(self.budget)} are allowed for "
+            "everything. Allow more, or train less: fewer rows (`limit` of the data, in a file), or training.epochs=1."
+        )
 
     @property
     def lines(self) -> list[str]:
@@ -133,7 +149,8 @@ class Expected:
             promise_sentence(name, score, self.independent[name], self.max_loss)
             for name, score in self.start.items()
         ]
-        return [*outlook_lines(self.outlook), *self._work_lines(), *said]
+        budget = [] if self.budget_problem is None else [f"! {self.budget_problem}"]
+        return [*outlook_lines(self.outlook), *self._work_lines(), *budget, *said]
 
     def _work_lines(self) -> Iterator[str]:
         for kind, name in (("train", "The training"), ("evaluate", "Each model on the way to it")):
@@ -337,6 +354,7 @@ def expect(
         start={name: macro_mean(before) for name, (before, _) in abilities.items()},
         independent={name: values_of(before).clusters().effective for name, (before, _) in abilities.items()},
         max_loss=ready.promise.max_loss,
+        budget=ready.adaptation.budget,
         forecast=forecast(
             tuple({one.fingerprint: one for one in (asked, *ready.stages, on_the_way)}.values()),
             (),
@@ -403,8 +421,12 @@ def run_adaptation(
         may_replace = may_replace or is_made_of(delivery.folder, ready.start.identity)
         check_place(delivery.folder, overwrite=may_replace)
         executor = Executor(store, watcher)
-        expected = expect(ready, executor, base_folder, watcher, measure_from)
+        # A bound can only be kept where it is known how long the training takes.
+        measured = measure_from if deadline is None else 0
+        expected = expect(ready, executor, base_folder, watcher, measured)
         on_expected(expected)
+        if (problem := expected.budget_problem) is not None:
+            raise ConfigError(problem)
         executor.make(ready.phase.made, with_artefacts=True)
         between = Between(
             start=ready.start,

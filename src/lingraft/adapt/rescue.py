@@ -163,7 +163,8 @@ def rescue(
         precision: Of the arithmetic.
         seed: Of the halves of the items, and of a repair.
         trust_remote_code: Run Python code that models and YAML tasks bring along.
-        overwrite: Replace a model that lingraft wrote into `output`; that of the same run is replaced anyway.
+        overwrite: Replace a model that lingraft wrote into `output`; one made there of the same two is replaced
+            anyway.
         repository: Id on the hub under which the model will be known, for its card.
         draw: Draws the page that lies beside the model; None: there is none.
         runs: Folder of all runs.

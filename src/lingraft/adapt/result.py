@@ -59,7 +59,8 @@ class Walked:
         points: In the order in which they were looked at.
         chosen: The certified one with the most language ability, whose gain's interval lies above 0; None: there is
             none.
-        nearest: What is kept where none was chosen: the one with the least loss among those that gained, else of all.
+        nearest: What is kept where none was chosen: of the certified ones the one that gained the most, else the one
+            that lost the least.
         answer: Held: one was chosen. Broken: the first point lost more than allowed, or nothing was gained. Undecided:
             the items cannot tell.
         sentence: The same in words, with what to do.

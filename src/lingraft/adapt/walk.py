@@ -291,7 +291,8 @@ def _choice(promise: Promise, points: Sequence[Point], stopped: bool, groups: in
         return Walked(
             points=tuple(points), chosen=None, nearest=nearest, answer="broken", sentence=said + over
         )
-    unsure = next(one for one in points[0].losses if one.answer != "held")
+    # Where all are held by a hair, the one that is nearest to the limit.
+    unsure = max(points[0].losses, key=lambda one: (one.answer != "held", one.high or 0.0))
     said = undecided_sentence(unsure)
     return Walked(
         points=tuple(points), chosen=None, nearest=nearest, answer="undecided", sentence=said + over

@@ -66,7 +66,8 @@ class Adaptation(Section):
     groups: int = Field(3, ge=0, le=16)
     """Groups of layers of which each is tried with the weights that it had; 0: none."""
     budget: float | None = None
-    """Time for everything, as `2h`, `90m` or seconds; null: no bound."""
+    """Time for everything, as `2h`, `90m` or seconds: the walk ends in time, and a training that takes longer is
+    refused; null: no bound."""
     dtype: Literal["bf16", "float16", "float32"] = "bf16"
     """Type of the written weights, and of those that are evaluated on the way."""
     held_out: int = Field(100, ge=0)
