@@ -44,7 +44,7 @@ def study(tmp_path: Path, tiny_model: Path) -> str:
 
 
 def test_the_plan_says_what_the_run_would_say_before_it_trains(study: str, lingraft: Lingraft) -> None:
-    planned = lingraft("show", "plan", study, "limits={task_ability: 0.1}")
+    planned = lingraft("plan", study, "limits={task_ability: 0.1}")
     assert planned.returncode == 0, planned.stderr
     assert "! limits: task_ability may lose 0.1: " in planned.stderr
     assert "stages, 0 of them finished." in planned.stdout

@@ -280,7 +280,7 @@ def test_a_process_under_nohup_outlives_its_terminal() -> None:
 
 def test_signals_while_the_command_starts_are_answered(tmp_path: Path) -> None:
     """Modules are being imported: an exception in there comes out in many shapes."""
-    starts = [sys.executable, "-c", "from lingraft.cli.main import main; main()", "show", "plan", "no.yaml"]
+    starts = [sys.executable, "-c", "from lingraft.cli.main import main; main()", "plan", "no.yaml"]
     for delay in (0.0, 0.01, 0.03, 0.06, 0.1, 0.2):
         process = subprocess.Popen(
             starts, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
