@@ -10,7 +10,6 @@ from typing import cast
 
 from lingraft.config.schema import PLAIN, StrategyChoice, Training
 from lingraft.data.example import Example
-from lingraft.errors import LingraftError
 from lingraft.models.shape import ModelShape, shape_of
 from lingraft.models.weights import empty_model
 from lingraft.stage import MODEL_LIBRARIES, Json, Model, root_of
@@ -97,9 +96,7 @@ def _shape(folder: Path, choice: str, seed: int, trust_remote_code: bool) -> Mod
     try:
         model = composition.wrap(model, context)
         return shape_of(model, composition.trainable(model, context))
-    except LingraftError:
-        raise
-    except Exception:  # whatever a model's own code raises without weights; training will tell
+    except Exception:  # what strategies refuse, or a model's own code raises without weights: training says it
         return None
 
 
