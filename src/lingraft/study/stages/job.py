@@ -96,7 +96,9 @@ def _shape(folder: Path, choice: str, seed: int, trust_remote_code: bool) -> Mod
     try:
         model = composition.wrap(model, context)
         return shape_of(model, composition.trainable(model, context))
-    except Exception:  # what strategies refuse, or a model's own code raises without weights: training says it
+    except (
+        Exception
+    ):  # what strategies refuse, or a model's own code raises without weights: training says it
         return None
 
 
