@@ -186,7 +186,7 @@ def study_of(adaptation: Adaptation, name: str, earlier: tuple[str, ...] = ()) -
     strategy = strategy_of(adaptation)
     data: dict[str, PhaseData] = {}
     for number, source in enumerate(sources_of(adaptation), start=1):
-        stem = re.sub(r"[^A-Za-z0-9._+-]+|^[^A-Za-z0-9]+", "", Path(source.source).stem)[:40]
+        stem = re.sub(r"[^A-Za-z0-9._+-]+", "-", Path(source.source).stem).lstrip("._+-")[:40]
         called = stem if stem and stem not in data else f"{stem or 'rows'}-{number}"
         # What is replayed is drawn once, however many sets there are.
         data[called] = PhaseData(**source.model_dump(), english=english if number == 1 else None)
