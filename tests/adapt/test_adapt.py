@@ -124,6 +124,18 @@ def test_the_page_is_a_part_of_the_folder(adapted: tuple[Adapted, Seen]) -> None
     assert places not in page + card  # which are published
 
 
+def test_other_rows_replace_no_model_that_learnt_these(
+    adapted: tuple[Adapted, Seen], tiny_model: Path, places: Path
+) -> None:
+    folder = Path(adapted[0].folder)
+    shutil.copyfile(places / "es.jsonl", places / "others.jsonl")
+    others = adaptation(tiny_model, places, data=[str(places / "others.jsonl")])
+    before = read_history(folder)
+    with pytest.raises(ConfigError, match="is not empty; name another folder, or replace it by --overwrite"):
+        run_adaptation(others, Delivery(folder), runs=places / "runs")
+    assert read_history(folder) == before
+
+
 def test_another_start_whose_folder_is_called_alike_replaces_no_model(
     adapted: tuple[Adapted, Seen], tiny_model: Path, places: Path, tmp_path: Path
 ) -> None:

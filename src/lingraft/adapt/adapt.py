@@ -418,7 +418,9 @@ def run_adaptation(
             processes=processes,
         )
         # Another start's model, whose folder is only called as this one's, is not replaced.
-        may_replace = may_replace or is_made_of(delivery.folder, ready.start.identity)
+        may_replace = may_replace or is_made_of(
+            delivery.folder, ready.start.identity, data=[one.source for one in adaptation.data]
+        )
         check_place(delivery.folder, overwrite=may_replace)
         executor = Executor(store, watcher)
         # A bound can only be kept where it is known how long the training takes.

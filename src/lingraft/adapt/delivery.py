@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
@@ -91,14 +91,26 @@ def known_by(identity: Mapping[str, str]) -> str:
     return next(iter(identity.values()))
 
 
-def is_made_of(folder: Path, start: Mapping[str, str], damaged: Mapping[str, str] | None = None) -> bool:
-    """Return whether the model that lies in a folder was made of these: an adaptation's start, or a rescue's two."""
+def is_made_of(
+    folder: Path,
+    start: Mapping[str, str],
+    damaged: Mapping[str, str] | None = None,
+    data: Collection[str] = (),
+) -> bool:
+    """Return whether the model that lies in a folder was made of these: an adaptation's start, or a rescue's two.
+
+    Args:
+        folder: Where the model lies.
+        start: What the start is known by.
+        damaged: What a damaged model is known by; None: it was adapted.
+        data: Sources of the rows that it is to have learnt, at least.
+    """
     learnt = read_history(folder).learnt
-    other = "" if damaged is None else known_by(damaged)
-    return bool(learnt) and (learnt[-1].start_identity, learnt[-1].damaged_identity) == (
-        known_by(start),
-        other,
-    )
+    if not learnt:
+        return False
+    last, other = learnt[-1], "" if damaged is None else known_by(damaged)
+    is_same = (last.start_identity, last.damaged_identity) == (known_by(start), other)
+    return is_same and {public_name(one) for one in data} <= {public_name(one) for one in last.data}
 
 
 def write_adapted(
