@@ -2,7 +2,8 @@
 
     python benchmarks/adapt_promise.py [--run runs/NAME ...] [--divisions 1000] [--simulations 500]
 
-recorded (with `--run`: studies that interpolate, such as benchmarks/studies/adapt_promise_*.yaml): the answers that
+recorded (with `--run`: run folders of `lingraft adapt`, or of studies that interpolate, such as
+benchmarks/studies/adapt_promise_*.yaml): the answers that
 real models gave are divided into a selection and a report part at random, by cluster, `--divisions` times. On the one
 the walk of `adapt` chooses a model, on the other the chosen one is looked at. What is counted is how often it lost
 more than the limit there: by the estimate, by the interval, and of all items together. The models are those that were
@@ -36,7 +37,9 @@ from lingraft.adapt import walk as walk_module
 from lingraft.adapt.promise import AbilityLoss, Gain, gain_in_scores, items_needed, loss_of
 from lingraft.adapt.walk import Candidate, Compared, Look, Promise, alphas, judged, walk
 from lingraft.evaluate.predictions import Ability, Prediction, read_predictions
+from lingraft.records import read_json
 from lingraft.study.result import read_result
+from lingraft.study.stages.evaluate import PREDICTIONS
 
 RESULTS = Path(__file__).parent / "results" / "adapt_promise.json"
 LIMITS = (0.02, 0.05, 0.1, 0.2)
@@ -76,15 +79,42 @@ class Recorded:
 
 
 def recorded(run: Path) -> Recorded:
-    """Return what a study recorded; its strategies are plain and interpolate."""
+    """Return what a study recorded, whose strategies are plain and interpolate; or an adaptation, of all weights."""
+    if not (run / "result.json").is_file():
+        return of_adaptation(run)
     result = read_result(run)
     models = {}
     for cell in result.done:
         alpha = 1.0 if cell.strategy == "plain" else float(cell.strategy.removeprefix("interpolate-"))
         models[alpha] = read_predictions(run / cell.predictions)
     start = read_predictions(run / result.done[0].phase_one_predictions)
-    languages = sorted({one.language for one in start if one.ability == "language_ability"})
-    return Recorded(run.name, tuple(languages), start, dict(sorted(models.items())))
+    return Recorded(run.name, languages_of(start), start, dict(sorted(models.items())))
+
+
+def of_adaptation(run: Path) -> Recorded:
+    """Return what an adaptation's models answered to the selection part; the trained one must be among them."""
+    alphas: dict[str, float] = {}
+    for path in (run / "stages").glob("combine-*/record.json"):
+        (part,) = read_json(path)["inputs"]["strategy"]
+        if not part["options"]["layers"]:
+            alphas[path.parent.name.removeprefix("combine-")] = part["options"]["alpha"]
+    start: tuple[Prediction, ...] = ()
+    models: dict[float, tuple[Prediction, ...]] = {}
+    for path in (run / "stages").glob("evaluate-*/record.json"):
+        inputs = read_json(path)["inputs"]
+        if inputs["manifest"]["split"] != "selection":
+            continue
+        stage = inputs["model"].get("stage")
+        if stage in alphas:
+            models[alphas[stage]] = read_predictions(path.parent / PREDICTIONS)
+        elif "weights" in inputs["model"]:
+            start = read_predictions(path.parent / PREDICTIONS)
+    return Recorded(run.name, languages_of(start), start, dict(sorted(models.items())))
+
+
+def languages_of(predictions: Sequence[Prediction]) -> tuple[str, ...]:
+    """Return the languages that are learnt."""
+    return tuple(sorted({one.language for one in predictions if one.ability == "language_ability"}))
 
 
 def divided(seed: int) -> tuple[Callable[[Prediction], bool], Callable[[Prediction], bool]]:
