@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from html import escape
 
@@ -9,12 +10,12 @@ from lingraft.errors import escape_control_characters
 from lingraft.report.tables import Table
 
 
-class Printed:
+class Printed(ABC):
     """A result that prints as its tables: at the prompt, by `print`, and in a notebook."""
 
+    @abstractmethod
     def tables(self) -> Sequence[tuple[str, Table]]:
         """Return the tables, each with its title."""
-        raise NotImplementedError
 
     def lines(self) -> Sequence[str]:
         """Return what is said below them."""

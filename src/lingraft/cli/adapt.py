@@ -9,6 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lingraft import stopping
+from lingraft.cli.options import (
+    DataDirOption,
+    GgufOption,
+    JsonOption,
+    OverwriteOption,
+    PrivateOption,
+    ProcessesOption,
+    PushOption,
+    ShardedOption,
+)
 from lingraft.cli.output import (
     checked_weight_type,
     print_json,
@@ -72,9 +82,7 @@ def adapt(
             help="A task that measures, English without a TAG; a harness task or YAML file. Repeatable.",
         ),
     ] = None,
-    data_dir: Annotated[
-        str | None, typer.Option(help="Folder with local copies of the suite's data sets.")
-    ] = None,
+    data_dir: DataDirOption = None,
     limit: Annotated[
         int | None, typer.Option(help="Most items of each task in each half; default: all.")
     ] = None,
@@ -92,30 +100,22 @@ def adapt(
         str | None, typer.Option(help="Type of the written weights: bf16, float16 or float32; default: bf16.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything that is drawn; default: 0.")] = None,
-    processes: Annotated[int, typer.Option(help="Processes that train together, on this machine.")] = 1,
-    sharded: Annotated[
-        bool, typer.Option("--sharded", help="Shard the model over the processes (FSDP2).")
-    ] = False,
+    processes: ProcessesOption = 1,
+    sharded: ShardedOption = False,
     trust_remote_code: Annotated[
         bool | None,
         typer.Option(
             "--trust-remote-code", help="Run Python code that the model brings along; read it first."
         ),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a model that lingraft wrote into OUTPUT.")
-    ] = False,
-    push: Annotated[
-        str | None, typer.Option(metavar="OWNER/NAME", help="Upload the model to the Hugging Face hub.")
-    ] = None,
-    private: Annotated[bool, typer.Option("--private", help="Make that repository a private one.")] = False,
-    gguf: Annotated[
-        str | None, typer.Option(metavar="TYPE", help="Also convert it for llama.cpp, such as q8_0.")
-    ] = None,
+    overwrite: OverwriteOption = False,
+    push: PushOption = None,
+    private: PrivateOption = False,
+    gguf: GgufOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Look and say what is expected; train nothing.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Teach MODEL the languages of rows, losing no more English than allowed, and write the new model.
 

@@ -8,6 +8,19 @@ from typing import Annotated, Literal
 import typer
 
 from lingraft import stopping
+from lingraft.cli.options import (
+    BackendOption,
+    BatchSizeOption,
+    ChatOption,
+    DataDirOption,
+    JsonOption,
+    LimitOption,
+    MaxNewTokensOption,
+    PrecisionOption,
+    SuiteOption,
+    TaskOption,
+    TrustOption,
+)
 from lingraft.cli.output import (
     check_folder,
     checked_backend,
@@ -35,14 +48,8 @@ def check(
             help="What may be lost of each ability, or of one language or task: 0.02 is 2 % of M1's score. Repeatable.",
         ),
     ],
-    suite: Annotated[str, typer.Option(help="Suite of tasks; `lingraft ls suites` lists them.")] = "quick",
-    task: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="[TAG=]NAME",
-            help="Ask only this task: of the suite, any harness task, or a YAML file. Repeatable.",
-        ),
-    ] = None,
+    suite: SuiteOption = "quick",
+    task: TaskOption = None,
     languages: Annotated[
         list[str] | None,
         typer.Option(
@@ -55,36 +62,17 @@ def check(
     each_task: Annotated[
         bool, typer.Option("--each-task", help="Every task decides as well, not only the abilities.")
     ] = False,
-    data_dir: Annotated[
-        str | None,
-        typer.Option(help="Folder with local copies of data sets; missing ones come from the hub."),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Most items of each task.")] = None,
+    data_dir: DataDirOption = None,
+    limit: LimitOption = None,
     part: Annotated[
         str, typer.Option(help="all items, or the selection or report half of each task's.")
     ] = "all",
-    max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Most tokens of an answer; default: each task's own.")
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Most answers generated together; default: as many as fit.")
-    ] = None,
-    precision: Annotated[
-        str, typer.Option(help="auto, bf16 or float32; auto takes bf16 where it is clearly faster.")
-    ] = "auto",
-    backend: Annotated[
-        str, typer.Option(help="Generation engine: transformers, or vllm (extra `vllm`).")
-    ] = "transformers",
-    chat: Annotated[
-        bool, typer.Option("--chat/--no-chat", help="Apply the chat template to prompts.")
-    ] = True,
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option(
-            "--trust-remote-code",
-            help="Run Python code that models and YAML tasks bring along; read it first.",
-        ),
-    ] = False,
+    max_new_tokens: MaxNewTokensOption = None,
+    batch_size: BatchSizeOption = None,
+    precision: PrecisionOption = "auto",
+    backend: BackendOption = "transformers",
+    chat: ChatOption = True,
+    trust_remote_code: TrustOption = False,
     output: Annotated[
         Path, typer.Option(help="Folder in which evaluations are kept: M1 is asked once for all checks.")
     ] = Path("runs/check"),
@@ -95,7 +83,7 @@ def check(
         Path | None,
         typer.Option(metavar="FILE", help="Write a summary as Markdown; appended to $GITHUB_STEP_SUMMARY."),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Say whether MODEL lost more of its abilities than it may, on items that both models are asked.
 

@@ -8,6 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lingraft import stopping
+from lingraft.cli.options import (
+    BackendOption,
+    BatchSizeOption,
+    ChatOption,
+    DataDirOption,
+    JsonOption,
+    LimitOption,
+    MaxNewTokensOption,
+    PrecisionOption,
+    SuiteOption,
+    TaskOption,
+    TrustOption,
+)
 from lingraft.cli.output import (
     check_same_options,
     checked_backend,
@@ -40,7 +53,7 @@ def evaluate(
             help="Folder, hub id, embedded:NAME or LoRA adapter; M2 is compared with M1.",
         ),
     ],
-    suite: Annotated[str, typer.Option(help="Suite of tasks; `lingraft ls suites` lists them.")] = "quick",
+    suite: SuiteOption = "quick",
     languages: Annotated[
         list[str] | None,
         typer.Option(
@@ -50,35 +63,17 @@ def evaluate(
             help="Languages besides English, such as de,th. Repeatable.",
         ),
     ] = None,
-    task: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="[TAG=]NAME",
-            help="Run only this task: of the suite, any harness task, or a YAML file. Repeatable.",
-        ),
-    ] = None,
-    data_dir: Annotated[
-        str | None,
-        typer.Option(help="Folder with local copies of data sets; missing ones come from the hub."),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Most items of each task.")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Most answers generated together; default: as many as fit.")
-    ] = None,
-    max_new_tokens: Annotated[
-        int | None,
-        typer.Option(min=1, help="Most tokens of an answer; default: each task's own."),
-    ] = None,
+    task: TaskOption = None,
+    data_dir: DataDirOption = None,
+    limit: LimitOption = None,
+    batch_size: BatchSizeOption = None,
+    max_new_tokens: MaxNewTokensOption = None,
     repeat: Annotated[
         int,
         typer.Option(min=1, help="Generate this many times in other batches, to measure the noise floor."),
     ] = 1,
-    precision: Annotated[
-        str, typer.Option(help="auto, bf16 or float32; auto takes bf16 where it is clearly faster.")
-    ] = "auto",
-    backend: Annotated[
-        str, typer.Option(help="Generation engine: transformers, or vllm (extra `vllm`).")
-    ] = "transformers",
+    precision: PrecisionOption = "auto",
+    backend: BackendOption = "transformers",
     judge_url: Annotated[
         str | None,
         typer.Option(help="AlpacaEval's judge: base URL of its endpoint; see `lingraft judge`."),
@@ -104,16 +99,8 @@ def evaluate(
     budget: Annotated[
         float | None, typer.Option(help="Stop before the verdicts on a model cost more.")
     ] = None,
-    chat: Annotated[
-        bool, typer.Option("--chat/--no-chat", help="Apply the chat template to prompts.")
-    ] = True,
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option(
-            "--trust-remote-code",
-            help="Run Python code that models and YAML tasks bring along; read it first.",
-        ),
-    ] = False,
+    chat: ChatOption = True,
+    trust_remote_code: TrustOption = False,
     margin: Annotated[
         float,
         typer.Option(help="Of two models: a change up to this, from 0 to 1, counts as none."),
@@ -129,7 +116,7 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option(help="Folder of results; default: runs/evaluate/MODEL-SUITE.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Score one model, or two on the same items, and print every task's score with n and interval.
 

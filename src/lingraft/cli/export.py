@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lingraft import stopping
+from lingraft.cli.options import GgufOption, JsonOption, OverwriteOption, PrivateOption, PushOption
 from lingraft.cli.output import checked_weight_type, print_json, print_result, quieten_loading, shown_message
 from lingraft.errors import ConfigError
 
@@ -31,9 +32,7 @@ def export(
             help="Type of the written weights: bf16, float16 or float32; default: that of the study's start."
         ),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a model that lingraft wrote into DEST.")
-    ] = False,
+    overwrite: OverwriteOption = False,
     train: Annotated[
         bool, typer.Option("--train", help="Train the cell again where `keep` discarded its checkpoint.")
     ] = False,
@@ -44,14 +43,10 @@ def export(
         bool,
         typer.Option("--adapter", help="Write the LoRA adapter that `keep_adapter` kept, not the model."),
     ] = False,
-    gguf: Annotated[
-        str | None, typer.Option(metavar="TYPE", help="Also convert it for llama.cpp, such as q8_0.")
-    ] = None,
-    push: Annotated[
-        str | None, typer.Option(metavar="OWNER/NAME", help="Upload the model to the Hugging Face hub.")
-    ] = None,
-    private: Annotated[bool, typer.Option("--private", help="Make that repository a private one.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    gguf: GgufOption = None,
+    push: PushOption = None,
+    private: PrivateOption = False,
+    json: JsonOption = False,
 ) -> None:
     """Write a cell of a study as an ordinary Hugging Face folder, with its model card.
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from lingraft.cli.options import JsonOption, ProcessesOption, ShardedOption
 from lingraft.cli.output import print_json, print_result, print_table, quieten_loading
 
 
@@ -20,13 +21,9 @@ def plan(
         bool, typer.Option("--measure", help="Time a few real steps and answers on this machine.")
     ] = False,
     runs: Annotated[Path, typer.Option(help="Folder of all runs, for what is finished.")] = Path("runs"),
-    processes: Annotated[
-        int, typer.Option(help="Processes that train a phase together, on this machine.")
-    ] = 1,
-    sharded: Annotated[
-        bool, typer.Option("--sharded", help="Shard the model over the processes (FSDP2).")
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    processes: ProcessesOption = 1,
+    sharded: ShardedOption = False,
+    json: JsonOption = False,
 ) -> None:
     """Print every stage of a study, its tokens, steps, FLOPs, memory, disk and time, and what of it is finished.
 

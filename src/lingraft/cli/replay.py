@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lingraft import stopping
+from lingraft.cli.options import BackendOption, JsonOption, PrecisionOption
 from lingraft.cli.output import (
     check_folder,
     check_same_options,
@@ -47,14 +48,10 @@ def replay(
     ] = 256,
     seed: Annotated[int, typer.Option(min=0, help="Seed of all sampling.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Answers generated together.")] = 16,
-    backend: Annotated[
-        str, typer.Option(help="Generation engine: transformers, or vllm (extra `vllm`).")
-    ] = "transformers",
-    precision: Annotated[
-        str, typer.Option(help="auto, bf16 or float32; auto takes bf16 where it is clearly faster.")
-    ] = "auto",
+    backend: BackendOption = "transformers",
+    precision: PrecisionOption = "auto",
     show: Annotated[int, typer.Option(min=0, help="Rows to print.")] = 3,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Write prompts with a model's answers as rows to train on, and beside them a record of how they were made.
 

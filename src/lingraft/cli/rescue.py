@@ -10,6 +10,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lingraft import stopping
+from lingraft.cli.options import (
+    DataDirOption,
+    GgufOption,
+    JsonOption,
+    MaxNewTokensOption,
+    OverwriteOption,
+    PrecisionOption,
+    PrivateOption,
+    PushOption,
+    SuiteOption,
+    TaskOption,
+    TrustOption,
+)
 from lingraft.cli.output import (
     checked_precision,
     checked_weight_type,
@@ -49,18 +62,11 @@ def rescue(
             help="What M2 has learnt; the model that keeps the most of it is taken. Repeatable.",
         ),
     ] = None,
-    suite: Annotated[str, typer.Option(help="Suite of tasks that measures.")] = "quick",
-    task: Annotated[
-        list[str] | None,
-        typer.Option(metavar="[TAG=]NAME", help="Ask only this task. Repeatable."),
-    ] = None,
-    data_dir: Annotated[
-        str | None, typer.Option(help="Folder with local copies of the tasks' data sets.")
-    ] = None,
+    suite: SuiteOption = "quick",
+    task: TaskOption = None,
+    data_dir: DataDirOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Most items of each task in each half.")] = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Most tokens of an answer; default: each task's own.")
-    ] = None,
+    max_new_tokens: MaxNewTokensOption = None,
     steps: Annotated[int, typer.Option(min=1, max=100, help="Points between the two models.")] = 5,
     groups: Annotated[
         int, typer.Option(min=0, max=16, help="Groups of layers that are each tried with M1's weights.")
@@ -95,32 +101,18 @@ def rescue(
     dtype: Annotated[
         str | None, typer.Option(help="Type of the written weights: bf16, float16 or float32; default: M2's.")
     ] = None,
-    precision: Annotated[
-        str, typer.Option(help="auto, bf16 or float32; auto takes bf16 where it is clearly faster.")
-    ] = "auto",
+    precision: PrecisionOption = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Of the halves of the items, and of the repair.")] = 0,
     output: Annotated[Path | None, typer.Option(help="Folder of the model; default: rescued/M2.")] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a model that lingraft wrote into OUTPUT.")
-    ] = False,
-    push: Annotated[
-        str | None, typer.Option(metavar="OWNER/NAME", help="Upload the model to the Hugging Face hub.")
-    ] = None,
-    private: Annotated[bool, typer.Option("--private", help="Make that repository a private one.")] = False,
-    gguf: Annotated[
-        str | None, typer.Option(metavar="TYPE", help="Also convert it for llama.cpp, such as q8_0.")
-    ] = None,
+    overwrite: OverwriteOption = False,
+    push: PushOption = None,
+    private: PrivateOption = False,
+    gguf: GgufOption = None,
     runs: Annotated[
         Path, typer.Option(help="Folder of all runs; this one's is RUNS/rescue/<name of OUTPUT>.")
     ] = Path("runs"),
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option(
-            "--trust-remote-code",
-            help="Run Python code that models and YAML tasks bring along; read it first.",
-        ),
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+    trust_remote_code: TrustOption = False,
+    json: JsonOption = False,
 ) -> None:
     """Say which layers of M2 carry the loss, and write the model between M1 and M2 that lost no more than allowed.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lingraft import stopping
+from lingraft.cli.options import JsonOption, ProcessesOption, ShardedOption
 from lingraft.cli.output import (
     print_json,
     print_message,
@@ -72,13 +73,9 @@ def run(
         typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as training.epochs=2."),
     ] = None,
     runs: Annotated[Path, typer.Option(help="Folder of all runs; this one's is RUNS/<name>.")] = Path("runs"),
-    processes: Annotated[
-        int, typer.Option(help="Processes that train a phase together, on this machine.")
-    ] = 1,
-    sharded: Annotated[
-        bool, typer.Option("--sharded", help="Shard the model over the processes (FSDP2).")
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")] = False,
+    processes: ProcessesOption = 1,
+    sharded: ShardedOption = False,
+    json: JsonOption = False,
 ) -> None:
     """Run a study and print its table; run it again to continue after an interruption.
 
