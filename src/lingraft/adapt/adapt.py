@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lingraft.adapt.between import Between, decoder_layers, final_answer
 from lingraft.adapt.delivery import Delivery, is_made_of, write_adapted
@@ -54,6 +55,7 @@ from lingraft.study.result import DataCounts
 from lingraft.study.run import Prepared, prepare_study
 from lingraft.study.stages.combine import Combine
 from lingraft.study.stages.evaluate import Evaluate, Questions, questions
+from lingraft.study.stages.train import Train
 from lingraft.study.store import Store
 from lingraft.study.unused import size_text
 from lingraft.text.language_tags import is_english
@@ -366,6 +368,13 @@ def expect(
     )
 
 
+def trained_rows(train: Train, record: Mapping[str, Any]) -> tuple[DataCounts, ...]:
+    """Return what was read and trained on of each set, by a training's record; of one that is replayed from, that."""
+    counts = [from_json(DataCounts, one) for one in record["data"]]
+    learnt = len(train.job.data)
+    return (*counts[:learnt], *(replace(one, train=record["replayed"]) for one in counts[learnt:]))
+
+
 def run_adaptation(
     adaptation: Adaptation,
     delivery: Delivery,
@@ -398,11 +407,8 @@ def run_adaptation(
     processes.check()
     deadline = None if adaptation.budget is None else time.monotonic() + adaptation.budget
     folder = run_folder(runs, "adapt", delivery.folder)
-    may_replace = delivery.overwrite
-    if (folder / "stages").is_dir():
-        delivery = replace(delivery, overwrite=True)
-    delivery = replace(delivery, trust_remote_code=adaptation.trust_remote_code)
-    check_place(delivery.folder, overwrite=delivery.overwrite)
+    went_on = (folder / "stages").is_dir()  # then it may be this run's own model, which `ready` tells
+    check_place(delivery.folder, overwrite=delivery.overwrite or went_on)
     delivery.check()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -417,11 +423,16 @@ def run_adaptation(
             watcher=watcher,
             processes=processes,
         )
-        # Another start's model, whose folder is only called as this one's, is not replaced.
-        may_replace = may_replace or is_made_of(
+        # A model of another start, or of other rows, whose folder is only called as this one's, is not replaced.
+        is_own = is_made_of(
             delivery.folder, ready.start.identity, data=[one.source for one in adaptation.data]
         )
-        check_place(delivery.folder, overwrite=may_replace)
+        delivery = replace(
+            delivery,
+            overwrite=delivery.overwrite or (went_on and is_own),
+            trust_remote_code=adaptation.trust_remote_code,
+        )
+        check_place(delivery.folder, overwrite=delivery.overwrite)
         executor = Executor(store, watcher)
         # A bound can only be kept where it is known how long the training takes.
         measured = measure_from if deadline is None else 0
@@ -447,12 +458,6 @@ def run_adaptation(
         report = between.reported(walked.kept)
         answer, sentence = final_answer(walked, report)
         training = executor.make(ready.phase.train).result
-        counts = [from_json(DataCounts, one) for one in training["data"]]
-        learnt = len(ready.phase.train.job.data)  # what comes after them is replayed from
-        data = (
-            *counts[:learnt],
-            *(replace(one, train=training["replayed"]) for one in counts[learnt:]),
-        )
         adapted = Adapted(
             format=FORMAT,
             command="adapt",
@@ -463,7 +468,7 @@ def run_adaptation(
             max_loss=adaptation.max_loss,
             learnt=ready.promise.learnt,
             earlier=ready.promise.earlier,
-            data=data,
+            data=trained_rows(ready.phase.train, training),
             strategy=strategy_of(adaptation).label,
             steps=training["steps"],
             seed=adaptation.seed,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from lingraft.adapt.promise import ability_name, answer_of, loss_sentence
 from lingraft.adapt.result import Point, Walked
 from lingraft.adapt.walk import (
+    Answers,
     Candidate,
     Compared,
     Promise,
@@ -62,17 +63,25 @@ class Between:
             candidate.name, self.start, self.trained, candidate.choice, self.dtype, self.trust_remote_code
         )
 
-    def look(self, candidate: Candidate, asked: Questions) -> tuple[Compared, str, str]:
-        """Ask a candidate and the start; return their answers, and the fingerprints of the candidate's stages."""
+    def start_answers(self, asked: Questions) -> Answers:
+        """Return what the start answers."""
+        return answers_of(self.executor.make(Evaluate("start", self.start, asked, self.trust_remote_code)))
+
+    def answers(self, candidate: Candidate, asked: Questions) -> tuple[Answers, str, str]:
+        """Return what a candidate answers, and the fingerprints of the stages that made and asked it."""
         combine = self.combine(candidate)
         made = MadeModel(combine, self.trained.parameters)
-        first = self.executor.make(Evaluate("start", self.start, asked, self.trust_remote_code))
         stage = Evaluate(candidate.name, made, asked, self.trust_remote_code)
-        second = self.executor.make(stage)
+        done = self.executor.make(stage)
         if self.executor.store.find(combine, with_artefacts=True) is not None:
             self.executor.store.discard(combine)
-        pair = compared(self.promise, answers_of(first), answers_of(second))
-        return pair, combine.fingerprint, stage.fingerprint
+        return answers_of(done), combine.fingerprint, stage.fingerprint
+
+    def look(self, candidate: Candidate, asked: Questions) -> tuple[Compared, str, str]:
+        """Ask a candidate and the start; return their answers, and the fingerprints of the candidate's stages."""
+        start = self.start_answers(asked)
+        found, model, evaluation = self.answers(candidate, asked)
+        return compared(self.promise, start, found), model, evaluation
 
     def walk(self, *, steps: int, groups: int, layers: int, deadline: float | None = None) -> Walked:
         """Walk from the start outwards, and choose; see `walk.walk`.

@@ -25,7 +25,7 @@ from lingraft.adapt.history import read_history
 from lingraft.adapt.promise import AbilityLoss, Gain
 from lingraft.adapt.repair import FEWEST_PROMPTS, Repair, Repaired
 from lingraft.adapt.result import FORMAT, Adapted
-from lingraft.adapt.walk import Answers, Candidate, Promise, answers_of, compared, judged, layer_groups
+from lingraft.adapt.walk import Candidate, Promise, compared, judged, layer_groups
 from lingraft.config.schema import Evaluation, Training
 from lingraft.errors import ConfigError, DataError, EvaluationError, as_disk_error
 from lingraft.evaluate.checks import check_names
@@ -48,7 +48,7 @@ from lingraft.strategies.selection import is_head
 from lingraft.study.evaluation import not_run_lines
 from lingraft.study.events import Watcher
 from lingraft.study.execute import Executor
-from lingraft.study.stages.evaluate import Evaluate, Questions, questions
+from lingraft.study.stages.evaluate import Questions, questions
 from lingraft.study.stages.merge import Merge
 from lingraft.study.stages.replay import Replay
 from lingraft.study.store import Store
@@ -370,25 +370,16 @@ def _given_back(
     between: Between, names: Sequence[str], groups: int
 ) -> tuple[tuple[AbilityLoss, ...], tuple[GivenBack, ...]]:
     """Return what the damaged model lost, and what it loses with each part given back, which carries most first."""
-    promise, asked, trust = between.promise, between.selection, between.trust_remote_code
-
-    def answers(candidate: Candidate) -> Answers:
-        combine = between.combine(candidate)
-        made = MadeModel(combine, between.trained.parameters)
-        done = between.executor.make(Evaluate(candidate.name, made, asked, trust))
-        if between.executor.store.find(combine, with_artefacts=True) is not None:
-            between.executor.store.discard(combine)
-        return answers_of(done)
-
-    start = answers_of(between.executor.make(Evaluate("start", between.start, asked, trust)))
-    whole = answers(Candidate(1.0))
+    promise, asked = between.promise, between.selection
+    start = between.start_answers(asked)
+    whole, *_ = between.answers(Candidate(1.0), asked)
     damage, _ = judged(promise, compared(promise, start, whole))
     parts = list(layer_groups(decoder_layers(tuple(names)), groups))
     parts += ["embeddings"] if any(map(is_embedding, names)) else []
     parts += ["head"] if any(map(is_head, names)) else []
     found = []
     for part in parts:
-        own = answers(Candidate(1.0, part))
+        own, *_ = between.answers(Candidate(1.0, part), asked)
         losses, gain = judged(promise, compared(promise, start, own))
         change = paired_difference(*compared(promise, whole, own).abilities[ENGLISH])
         found.append(GivenBack(part=part, losses=losses, gain=gain, change=change))
