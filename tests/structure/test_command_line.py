@@ -83,6 +83,18 @@ def test_wrong_options_of_an_evaluation_are_refused_before_torch_is_loaded() -> 
     [
         (["evaluate", "embedded:smolm2"], "Did you mean 'smollm2-135m'?"),
         (["show", "data", "nowhere.jsonl"], "there is no such file"),
+        (
+            ["adapt", "embedded:smollm2-135m", "--data", "nowhere.jsonl"],
+            "data: nowhere.jsonl: there is no such",
+        ),
+        (
+            ["adapt", "embedded:smollm2-135m", "--data", "worldbook:lookup/de", "--strategy", "loraa"],
+            "strategy: 'loraa' is not a strategy. Did you mean 'lora'?",
+        ),
+        (
+            ["rescue", "--before", "embedded:smollm2-135m", "--after", "embedded:smollm2-135m"],
+            "nothing to rescue",
+        ),
     ],
 )
 def test_a_wrong_name_is_refused_before_torch_is_loaded(arguments: list[str], says: str) -> None:

@@ -9,13 +9,13 @@ The training is the one cell of a study whose Phase 1 is the given model; what i
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lingraft.adapt.as_study import ADAPTED, check_adaptation, in_words_of_adapt, strategy_of, study_of
 from lingraft.adapt.between import Between, decoder_layers, final_answer
 from lingraft.adapt.delivery import Delivery, is_made_of, write_adapted
 from lingraft.adapt.folder import check_place, run_folder
@@ -26,17 +26,8 @@ from lingraft.adapt.promise import promise_sentence
 from lingraft.adapt.result import FORMAT, Adapted
 from lingraft.adapt.start import whole_model
 from lingraft.adapt.walk import Candidate, Promise, answers_of, compared
-from lingraft.config.adaptation import Adaptation, sources_of
-from lingraft.config.schema import (
-    Evaluation,
-    EvaluationTask,
-    PathStep,
-    Phase,
-    PhaseData,
-    StrategyChoice,
-    Study,
-    Training,
-)
+from lingraft.config.adaptation import Adaptation
+from lingraft.config.schema import Evaluation, EvaluationTask, PathStep
 from lingraft.data.example import Example
 from lingraft.errors import ConfigError, as_disk_error
 from lingraft.evaluate.task_names import is_worldbook
@@ -44,7 +35,6 @@ from lingraft.intervals.macro_mean import Interval, macro_mean, values_of
 from lingraft.models.loading import model_folder, parameter_names
 from lingraft.records import fingerprint_of, from_json
 from lingraft.stage import CHECKPOINT, GivenModel, MadeModel, StageSpec
-from lingraft.study.checks import check_names
 from lingraft.study.events import Watcher
 from lingraft.study.execute import Executor
 from lingraft.study.forecast import Forecast, forecast, time_text, work_text
@@ -58,10 +48,8 @@ from lingraft.study.stages.evaluate import Evaluate, Questions, questions
 from lingraft.study.stages.train import Train
 from lingraft.study.store import Store
 from lingraft.study.unused import size_text
-from lingraft.text.language_tags import is_english
 from lingraft.train.processes import Processes
 
-_START, _ADAPTED = "start", "adapted"
 _SMALL = 1_000_000_000  # parameters
 SMALL_RATE, LARGE_RATE = 2.0e-4, 2.0e-5
 """Learning rates: of docs/results.md's runs of a model of 135 million parameters; and the study file's default, which
@@ -69,7 +57,6 @@ is common for full fine-tuning of 7 billion."""
 MOST_HELD_OUT = 0.1
 """Share of a set's groups that is held out at most: of few rows most are for training."""
 _ALL = 10_000  # items; more than worldbook has
-REPLAY, PLAIN = "english_replay", "plain"
 LONG_TRAINING = 60
 """Steps of a training from which a few are timed before it begins."""
 
@@ -164,65 +151,6 @@ class Expected:
                 yield f"{name}: {work_text(one)}{time_needed}{memory}."
 
 
-def strategy_of(adaptation: Adaptation) -> StrategyChoice:
-    """Return the strategies of the training: those that are asked for, else what docs/results.md supports.
-
-    There, replayed English with interpolated weights kept the most of English on dissimilar instructions, at 97 % of
-    plain's gain; interpolated weights alone, which need no English rows, kept it at 94 % (similar) and 96 %
-    (dissimilar) of plain's gain. The weights are interpolated by the walk.
-    """
-    if adaptation.strategy is not None:
-        return adaptation.strategy
-    return StrategyChoice.model_validate(PLAIN if adaptation.english_data is None else REPLAY)
-
-
-def study_of(adaptation: Adaptation, name: str, earlier: tuple[str, ...] = ()) -> Study:
-    """Return the study that an adaptation is trained as; its one cell is the training.
-
-    Args:
-        adaptation: What was asked.
-        name: Of the run folder.
-        earlier: Languages that the model was taught before, which are evaluated as well.
-    """
-    english = adaptation.english_data
-    strategy = strategy_of(adaptation)
-    data: dict[str, PhaseData] = {}
-    for number, source in enumerate(sources_of(adaptation), start=1):
-        stem = re.sub(r"[^A-Za-z0-9._+-]+", "-", Path(source.source).stem).lstrip("._+-")[:40]
-        called = stem if stem and stem not in data else f"{stem or 'rows'}-{number}"
-        # What is replayed is drawn once, however many sets there are.
-        data[called] = PhaseData(**source.model_dump(), english=english if number == 1 else None)
-    name_of_suite = adaptation.suite or ("" if adaptation.tasks else "quick")
-    suite = [EvaluationTask(task=f"suite:{name_of_suite}", limit=adaptation.limit)] if name_of_suite else []
-    given: dict[bool, list[EvaluationTask]] = {True: [], False: []}
-    for task in adaptation.tasks:
-        own = task if task.limit is not None else task.model_copy(update={"limit": adaptation.limit})
-        given[task.language is None or is_english(task.language)].append(own)
-    evaluation = Evaluation(
-        task_ability=(*suite, *given[True]),
-        language_ability=(*suite, *given[False]),
-        languages=earlier,
-        data_dir=adaptation.data_dir,
-        part="selection",
-        part_seed=adaptation.seed,
-    )
-    return Study(
-        name=name,
-        phases=(
-            Phase(name=_START, checkpoint=adaptation.model, instructions=english),
-            Phase(name=_ADAPTED, data=data, strategies=(strategy,)),
-        ),
-        training=adaptation.training.apply_to(Training()),
-        encoder=adaptation.encoder,
-        held_out=adaptation.held_out,
-        measures=(),
-        evaluate=evaluation,
-        seeds=(adaptation.seed,),
-        keep="all",
-        trust_remote_code=adaptation.trust_remote_code,
-    )
-
-
 def get_ready(
     adaptation: Adaptation,
     name: str,
@@ -237,9 +165,8 @@ def get_ready(
     Raises:
         ConfigError, DataError, ModelError: Something is wrong with it, before anything is trained.
     """
-    study = study_of(adaptation, name)
-    check_names(study, base_folder)
-    check_reach(study, base_folder)
+    check_adaptation(adaptation, base_folder)
+    check_reach(study_of(adaptation, name), base_folder)
     trust = adaptation.trust_remote_code
     whole, merged = whole_model(adaptation.model, Executor(store, watcher), trust_remote_code=trust)
     if merged is not None:
@@ -288,9 +215,9 @@ def get_ready(
     planner = Planner(study, materials, asked["selection"], processes, ())
     strategy = strategy_of(adaptation)
     steps = [
-        PathStep(phase=_ADAPTED, data=data, strategy=strategy)
+        PathStep(phase=ADAPTED, data=data, strategy=strategy)
         for phase, data in materials.data
-        if phase == _ADAPTED
+        if phase == ADAPTED
     ]
     taken = past_rows(study, 0, steps[0])
     phase = planner.phase_of(
@@ -415,14 +342,15 @@ def run_adaptation(
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be made ({error.strerror}: {error.filename}).") from None
     with as_disk_error(folder), Store(folder, watcher.noted) as store:
-        ready = get_ready(
-            adaptation,
-            folder.name,
-            store=store,
-            base_folder=base_folder,
-            watcher=watcher,
-            processes=processes,
-        )
+        with in_words_of_adapt():
+            ready = get_ready(
+                adaptation,
+                folder.name,
+                store=store,
+                base_folder=base_folder,
+                watcher=watcher,
+                processes=processes,
+            )
         # A model of another start, or of other rows, whose folder is only called as this one's, is not replaced.
         is_own = is_made_of(
             delivery.folder, ready.start.identity, data=[one.source for one in adaptation.data]

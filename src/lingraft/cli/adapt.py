@@ -214,7 +214,9 @@ def _asked(
 
 def _check(adaptation: Adaptation) -> None:
     """Refuse what names alone say, before anything heavy is imported."""
+    from lingraft.adapt.as_study import check_adaptation
     from lingraft.models.model_names import model_problem
 
     if (problem := model_problem(adaptation.model)) is not None:
         raise ModelError(problem)
+    check_adaptation(adaptation, Path())

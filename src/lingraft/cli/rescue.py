@@ -124,6 +124,8 @@ def rescue(
     weight_type = checked_weight_type(dtype)
     if not 0 <= max_loss < 1:
         raise ConfigError(f"--max-loss {max_loss}: must be a share from 0 to below 1, such as 0.01 for 1 %.")
+    if before == after:
+        raise ConfigError(f"--after {after}: is the same model as --before; there is nothing to rescue.")
     for name in (before, after):
         if (problem := model_problem(name)) is not None:
             raise ModelError(problem)
