@@ -239,7 +239,7 @@ def walk(
             if stopped := stopped or not may_go_on():
                 break
             chain_holds = seen(Candidate(alpha, group), error).certified
-            if not chain_holds or stopped:
+            if not chain_holds:
                 break
         if not chain_holds or stopped:
             points[points.index(end)] = replace(end, certified=False)
