@@ -233,9 +233,9 @@ def test_a_third_language_keeps_the_promise_about_the_second(
 
 
 def test_a_dry_run_trains_nothing_and_is_what_plan_says(
-    tiny_model: Path, places: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path, places: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from lingraft.cli.main import main
+    from lingraft.cli.main import _run
 
     file = places / "asked.yaml"
     file.write_text(
@@ -249,10 +249,7 @@ def test_a_dry_run_trains_nothing_and_is_what_plan_says(
         str(places / "planned"),
         "--json",
     ]
-    monkeypatch.setattr("sys.argv", ["lingraft", "plan", "adapt", *options])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    assert stopped.value.code == 0
+    assert _run(["plan", "adapt", *options]) == 0
     found = json.loads(capfd.readouterr().out)
     assert found["outlook"]["parameters"] > 0
     assert found["start"]["en"]["n"] + 1 > _ITEMS / 3
