@@ -17,6 +17,7 @@ from lingraft.evaluate.scores import score_summary
 from lingraft.evaluate.selection import ability_of, choose_tasks, language_notes, resolve_suites
 from lingraft.evaluate.tasks.passage_questions import normalised_units
 from lingraft.report.page import render_page
+from lingraft.report.runs import report_of
 from lingraft.report.tables import study_table
 from lingraft.study.events import Watcher
 from lingraft.study.result import CellResult
@@ -168,7 +169,7 @@ def test_a_study_has_a_column_for_each_language_and_a_mean_for_those_only_evalua
     result = run_study(load_study(file), runs=tmp_path / "runs", base_folder=tmp_path, watcher=watcher)
     assert "worldbook's pt stands for pt-BR." in watcher.notes
     assert result.language_notes == ("worldbook's pt stands for pt-BR.",)
-    assert "worldbook&#39;s pt stands for pt-BR." in render_page(result, load_study(file))
+    assert "worldbook&#39;s pt stands for pt-BR." in render_page(report_of(result, load_study(file)))
     (cell,) = result.cells
     assert isinstance(cell, CellResult), cell
     by_language, language, further = (

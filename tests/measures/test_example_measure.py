@@ -26,6 +26,7 @@ from lingraft.models.checkpoints import CheckpointReader
 from lingraft.records import read_json
 from lingraft.report.page import render_page
 from lingraft.report.plan import plan_table
+from lingraft.report.runs import report_of
 from lingraft.report.tables import study_table, training_table
 from lingraft.stage import FinishedStage, Json, Model, StageSpec, Work, Workplace, stages_of
 from lingraft.study.run import forecast_study, run_study
@@ -158,7 +159,7 @@ def test_a_registered_measure_stands_in_plan_table_page_and_json(
     assert table.rows[-1][place] == f"{change:.3f}"
     assert trained is not None
     assert "largest step" in [column.title for column in trained.columns]
-    page = render_page(result, asked)
+    page = render_page(report_of(result, asked))
     assert "Largest change: of any weight from Phase 1. In 1 cells." in page
     stored = read_json(tmp_path / "example" / "result.json")["cells"][0]["phases"][-1]["measures"]
     assert stored["largest_change"]["found"]["from_phase_one"]["figures"]["change"]["value"] == change

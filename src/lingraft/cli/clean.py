@@ -82,6 +82,7 @@ def _update_result(run: Path) -> None:
 
     from lingraft.config.load import load_study
     from lingraft.report.page import write_page
+    from lingraft.report.runs import report_of
     from lingraft.study.result import STUDY, read_result, write_result
     from lingraft.study.unused import unused_stages
 
@@ -94,4 +95,4 @@ def _update_result(run: Path) -> None:
         return
     result = replace(before, unused=unused_stages(run))
     write_result(result)
-    write_page(result, study)
+    write_page(report_of(result, study))

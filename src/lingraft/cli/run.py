@@ -54,13 +54,14 @@ class _Page:
     def write(self) -> None:
         """Write the page, where there is something new for it."""
         from lingraft.report.page import write_page
+        from lingraft.report.runs import report_of
 
         if self._waiting is None:
             return
         result, self._waiting = self._waiting, None
         started = time.monotonic()
         try:
-            write_page(result, self._study)
+            write_page(report_of(result, self._study))
         except Exception as error:  # the study goes on, and its result is in result.json
             print_message(f"! The page could not be written ({type(error).__name__}: {error}).", "yellow")
         self._next = started + (time.monotonic() - started) / _PAGE_SHARE
@@ -92,6 +93,7 @@ def run(
     from lingraft.records import to_json
     from lingraft.report.notes import checkpoint_lines, failures, holds_for, model_notes, notes, unused_notes
     from lingraft.report.page import write_page
+    from lingraft.report.runs import report_of
     from lingraft.report.tables import forgetting_table, models_of, study_table
     from lingraft.study.run import run_study
     from lingraft.train.processes import Processes
@@ -132,7 +134,9 @@ def run(
         for line in (*unused_notes(result), *checkpoint_lines(result)):
             print_result(line)
     log_lines().at("writing the report")
-    path = write_page(result, loaded, print_message)  # after the result: what took hours is printed first
+    path = write_page(
+        report_of(result, loaded), reported=print_message
+    )  # after the result: what took hours is printed first
     if not json:
         print_result(f"Report: {path}")
     if failures(result):

@@ -181,17 +181,21 @@ class Column:
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure of the page.
+    """A figure of the report.
 
     Attributes:
+        name: Of its files and its anchor on the page: lower-case letters, digits and hyphens, unique in the report.
         title: Its heading.
-        caption: What it shows.
-        chart: The drawing.
+        caption: What it shows, and how to read it.
+        chart: Makes the drawing; altair is imported there, so that tables need none.
+        description: Its text alternative: what can be seen in it, with the values that matter most.
     """
 
+    name: str
     title: str
     caption: str
-    chart: alt.TopLevelMixin
+    chart: Callable[[], alt.TopLevelMixin]
+    description: str = ""
 
 
 class Measure(ABC):

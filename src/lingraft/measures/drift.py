@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, ClassVar
 
 from lingraft.config.schema import Study
@@ -103,11 +103,12 @@ class Drift(Measure):
         ]
         if rows:
             yield Plot(
+                "drift-by-layer",
                 "Drift of the hidden states",
                 "From Phase 1 to each cell, layer by layer: the cosine of the mean states (1: same direction) and the "
                 "relative change of their covariance, over every token of the prompts. The paper finds that dissimilar "
                 "data shift high layers 3 to 4 times as much.",
-                layer_curves(rows),
+                partial(layer_curves, rows),
             )
 
 

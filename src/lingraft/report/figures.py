@@ -28,11 +28,11 @@ _LOOK = {
 }
 
 
-def trade_off(result: StudyResult) -> alt.FacetChart | None:
+def trade_off(result: StudyResult) -> alt.FacetChart:
     """Change of task ability against gain in language ability: a point with both 95 % intervals for each strategy.
 
     One picture per data set. Several seeds make one point, their mean, with its interval and sign as in the table; each
-    seed is a ring beside it. None: no cell is done.
+    seed is a ring beside it.
     """
 
     def interval_of(name: str, one: Difference) -> dict[str, float]:
@@ -49,8 +49,6 @@ def trade_off(result: StudyResult) -> alt.FacetChart | None:
         }
         for (data, strategy), one in (single | pooled).items()
     ]
-    if not rows:
-        return None
     rows += [
         {
             "data": cell.data,
@@ -86,19 +84,16 @@ def trade_off(result: StudyResult) -> alt.FacetChart | None:
     )
 
 
-def bits_per_character(result: StudyResult) -> alt.LayerChart | None:
+def bits_per_character(result: StudyResult) -> alt.LayerChart:
     """Loss of the held-out answers in bits per character, per language and model; lower is better.
 
-    Lines are 95 % intervals; of several seeds, drawn as their mean, from the lowest to the highest. None: nothing is
-    held out.
+    Lines are 95 % intervals; of several seeds, drawn as their mean, from the lowest to the highest.
     """
     groups: dict[tuple[str, str], list[BitsPerCharacter]] = {}
     for model in models_of(result):
         for language, score in model.scores.per_language.items():
             if score.held_out is not None:
                 groups.setdefault((model.title(with_seed=False), language), []).append(score.held_out)
-    if not groups:
-        return None
     rows: list[dict[str, str | float]] = [
         {
             "model": model,
@@ -120,15 +115,13 @@ def bits_per_character(result: StudyResult) -> alt.LayerChart | None:
     ).properties(width=WIDTH)
 
 
-def training_loss(result: StudyResult) -> alt.Chart | None:
-    """Training loss of the last phase of each cell, in nats per supervised token, over its steps; None: no cell."""
+def training_loss(result: StudyResult) -> alt.Chart:
+    """Training loss of the last phase of each cell, in nats per supervised token, over its steps."""
     rows = [
         {"cell": f"{cell.data} / {cell.strategy} / {cell.seed}", "step": step, "loss": loss}
         for cell in result.done
         for step, loss in cell.phases[-1].losses
     ]
-    if not rows:
-        return None
     return (
         alt.Chart(alt.Data(values=rows))
         .mark_line()
@@ -154,8 +147,8 @@ class _Tile:
     shade: float
 
 
-def matrices(result: StudyResult, kind: Matrix) -> alt.FacetChart | None:
-    """Draw the forgetting matrix of each cell; None: nothing measures it. Several seeds are drawn as their mean.
+def matrices(result: StudyResult, kind: Matrix) -> alt.FacetChart:
+    """Draw the forgetting matrix of each cell. Several seeds are drawn as their mean.
 
     Darker is higher for abilities. For bits per character darker is lower, among all cells' entries for the same data
     set: losses of two languages are on no one scale.
@@ -170,8 +163,6 @@ def matrices(result: StudyResult, kind: Matrix) -> alt.FacetChart | None:
             for column, value in zip(matrix.columns, values, strict=True):
                 key = (f"{cell.data} / {cell.strategy}", number, row.after, column.phase, column.data)
                 found.setdefault(key, []).append(value)
-    if not found:
-        return None
     means = {key: sum(values) / len(values) for key, values in found.items()}
     tiles = []
     for key, value in means.items():

@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 from lingraft.data.tokenizer_cost import LanguageCost
 from lingraft.evaluate.results import AnyMatrix, Scores
-from lingraft.intervals.changes import Answered, answer_over_seeds
+from lingraft.intervals.changes import Answer, Answered, LimitAnswer, answer_over_seeds
 from lingraft.intervals.macro_mean import Ratio
 from lingraft.measures import REGISTRY
 from lingraft.measures.base import Column as MeasureColumn
@@ -34,10 +34,51 @@ Matrix = Literal["ability", "bits_per_character"]
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its title, and a longer explanation."""
+    """One column.
+
+    Attributes:
+        title: Its heading.
+        meaning: A longer explanation.
+        is_detail: Folded at first, and left out of narrow terminals; without these a table fits 80 columns.
+        term: What of the page's list of terms explains it; empty: `meaning` says all.
+        best: Which of its figures is the best one; None: none is better than another.
+    """
 
     title: str
     meaning: str
+    is_detail: bool = False
+    term: str = ""
+    best: Literal["highest", "lowest"] | None = None
+
+
+class Entry(str):
+    """A table's text that shows a figure; plain text is a `str`.
+
+    Attributes:
+        value: The figure, by which a column is sorted and which exports write; None: there is none, or not yet.
+        low: Lower end of its 95 % interval; None: it has none.
+        high: Upper end.
+        answer: What its sign says; None: it has none.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    answer: Answer | LimitAnswer | None
+    __slots__ = ("answer", "high", "low", "value")
+
+    def __new__(
+        cls,
+        text: str,
+        value: float | None = None,
+        low: float | None = None,
+        high: float | None = None,
+        answer: Answer | LimitAnswer | None = None,
+    ) -> Entry:
+        """Return the text with its figure."""
+        own = super().__new__(cls, text)
+        own.value, own.low, own.high, own.answer = value, low, high, answer
+        return own
 
 
 _KEYS = (Column("data", "data set of the last phase"), Column("strategy", "mitigation of the last phase"))
@@ -45,7 +86,7 @@ _KEYS = (Column("data", "data set of the last phase"), Column("strategy", "mitig
 
 @dataclass(frozen=True)
 class Table:
-    """Columns and rows of text; the first `n_keys` columns name the row."""
+    """Columns and rows of text, or `Entry` where it shows a figure; the first `n_keys` columns name the row."""
 
     columns: tuple[Column, ...]
     rows: tuple[tuple[str, ...], ...]
