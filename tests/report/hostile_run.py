@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 from example_result import done_cell, failed_cell, phase_one, result, scores
 from pyarrow import parquet
+from pydantic import JsonValue
 
 from lingraft.evaluate.predictions import Ability, Prediction, read_predictions, write_predictions
 from lingraft.evaluate.results import AnswerCounts, Scores
@@ -101,7 +102,7 @@ def hostile_result(folder: Path) -> StudyResult:
     cells: list[CellResult] = []
     for number, (data, strategy) in enumerate(CELLS):
         plain = done_cell("plain", task=0.3 + 0.1 * number)
-        layers = [
+        layers: list[JsonValue] = [
             {"layer": n, "mean_cosine": 0.9, "cka": None, "trace_change": None, "variance_change": None}
             | {"covariance_change": 0.1 * n}
             for n in range(3)
