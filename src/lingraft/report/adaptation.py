@@ -14,7 +14,7 @@ from lingraft.measures.base import Plot
 from lingraft.report.contents import Lines, PlacedTable, Section
 from lingraft.report.page import EMBEDDED_NOTICE, Page, render
 from lingraft.report.signs import LIMIT_WORDS, SIGNS
-from lingraft.report.tables import ABSENT, Column, Table
+from lingraft.report.tables import ABSENT, Column, Entry, Table, counted, written
 
 if TYPE_CHECKING:
     import altair as alt
@@ -62,7 +62,7 @@ def adaptation_table(adapted: Adapted) -> Table:
 
 
 def _start_row(adapted: Adapted, beside: Point, items: str) -> tuple[str, ...]:
-    scores = [cell for one in beside.losses for cell in (f"{one.before.value:.3f}", ABSENT, ABSENT)]
+    scores = [cell for one in beside.losses for cell in (written(one.before.value, ".3f"), ABSENT, ABSENT)]
     return (f"start: {adapted.start}", items, "", *scores, ABSENT, ABSENT)
 
 
@@ -70,7 +70,11 @@ def _row(point: Point, items: str, kept: str, certified: str) -> tuple[str, ...]
     losses = [
         cell
         for one in point.losses
-        for cell in (f"{one.after.value:.3f}", _loss(one), LIMIT_WORDS[one.answer])
+        for cell in (
+            written(one.after.value, ".3f"),
+            _loss(one),
+            Entry(LIMIT_WORDS[one.answer], answer=one.answer),
+        )
     ]
     return (point.name, items, kept, *losses, _gain(point.gain), certified)
 
@@ -79,17 +83,20 @@ def _percent(share: float) -> str:
     return f"{100 * share:g} %"
 
 
-def _loss(loss: AbilityLoss) -> str:
+def _loss(loss: AbilityLoss) -> Entry:
     if loss.loss is None or loss.low is None or loss.high is None:
-        return ABSENT
-    return f"{100 * loss.loss:.1f} % [{100 * loss.low:.1f}, {100 * loss.high:.1f}]"
+        return Entry(ABSENT)
+    text = f"{100 * loss.loss:.1f} % [{100 * loss.low:.1f}, {100 * loss.high:.1f}]"
+    return Entry(text, loss.loss, loss.low, loss.high)
 
 
-def _gain(gain: Gain | None) -> str:
+def _gain(gain: Gain | None) -> Entry:
     if gain is None:
-        return ABSENT
+        return Entry(ABSENT)
     interval = "" if gain.low is None or gain.high is None else f" [{gain.low:+.2f}, {gain.high:+.2f}]"
-    return f"{gain.value:+.3f}{interval} {SIGNS[gain.answer]}"
+    return Entry(
+        f"{gain.value:+.3f}{interval} {SIGNS[gain.answer]}", gain.value, gain.low, gain.high, gain.answer
+    )
 
 
 def promise_table(adapted: Adapted) -> Table:
@@ -107,11 +114,17 @@ def promise_table(adapted: Adapted) -> Table:
     )
     rows = [
         (
-            *(ability_name(one.name), f"{one.n:,}"),
-            *(f"{own.value:.3f} [{own.low:.2f}, {own.high:.2f}]" for own in (one.before, one.after)),
-            *(_loss(one), _percent(one.max_loss), LIMIT_WORDS[one.answer]),
-            ABSENT if one.certifiable_loss is None else f"{100 * one.certifiable_loss:.1f} %",
-            ABSENT if one.items_needed is None else f"{one.items_needed:,}",
+            *(ability_name(one.name), counted(one.n)),
+            *(
+                Entry(f"{own.value:.3f} [{own.low:.2f}, {own.high:.2f}]", own.value, own.low, own.high)
+                for own in (one.before, one.after)
+            ),
+            *(_loss(one), Entry(_percent(one.max_loss), one.max_loss)),
+            Entry(LIMIT_WORDS[one.answer], answer=one.answer),
+            ABSENT
+            if one.certifiable_loss is None
+            else Entry(f"{100 * one.certifiable_loss:.1f} %", one.certifiable_loss),
+            ABSENT if one.items_needed is None else counted(one.items_needed),
         )
         for one in adapted.report.losses
     ]
@@ -131,15 +144,15 @@ def data_table(adapted: Adapted) -> Table:
     rows = [
         (
             one.source,
-            *(
-                f"{count:,}"
-                for count in (
+            *map(
+                counted,
+                (
                     one.rows,
                     one.broken,
                     sum(one.filtered.values()) + one.withheld,
                     one.held_out,
                     one.train,
-                )
+                ),
             ),
         )
         for one in adapted.data
@@ -169,7 +182,7 @@ def _learnt(one: Learnt) -> tuple[str, ...]:
         one.date,
         ", ".join(one.languages),
         one.start,
-        f"{sum(one.data.values()):,}",
+        counted(sum(one.data.values())),
         one.strategy,
         "trained" if one.alpha is None else point_name(one.alpha, one.kept_back),
         ABSENT if one.max_loss is None else _percent(one.max_loss),
