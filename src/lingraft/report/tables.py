@@ -43,7 +43,7 @@ class Column:
         is_detail: Folded at first, and left out of narrow terminals; without these a table fits 80 columns.
         term: What of the page's list of terms explains it; empty: `meaning` says all.
         best: Which of its figures is the best one; None: none is better than another, or no interval could tell.
-            The entries that are, or that cannot be told from it, say so themselves (`Entry.is_best`).
+            The entries that are, or are not distinguishable from it, say so themselves (`Entry.is_best`).
     """
 
     title: str
@@ -64,7 +64,7 @@ class Entry(str):
         answer: What its sign says; None: it has none.
         shorter: The same for narrow terminals: without the range of its seeds, then also without its interval; empty
             where it has neither.
-        is_best: Whether it is the best of its column, or cannot be told from that.
+        is_best: Whether it is the best of its column, or not distinguishable from that.
     """
 
     value: float | None
