@@ -118,6 +118,15 @@ class Table:
             self.n_keys,
         )
 
+    @property
+    def essential(self) -> Table:
+        """Return the table without its details."""
+        return self.part([i for i, column in enumerate(self.columns) if not column.is_detail])
+
+    def is_of_figures(self, index: int) -> bool:
+        """Return whether a column shows figures; a word may stand in place of some."""
+        return any(isinstance(row[index], Entry) and row[index].value is not None for row in self.rows)
+
 
 @dataclass(frozen=True)
 class Model:
