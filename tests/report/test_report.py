@@ -19,8 +19,9 @@ from lingraft.evaluate.results import (
 )
 from lingraft.intervals.macro_mean import Ratio
 from lingraft.measures.base import FROM_PHASE_ONE, Figure, Found, Measured
+from lingraft.report.charts.trade_off import trade_off
 from lingraft.report.drawing import draw
-from lingraft.report.figures import job_of, trade_off
+from lingraft.report.figures import job_of
 from lingraft.report.notes import failures, notes
 from lingraft.report.page import render_page, write_page
 from lingraft.report.runs import report_of
