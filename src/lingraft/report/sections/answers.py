@@ -24,7 +24,7 @@ def section(report: Report) -> Section | None:
             SideBySide("answers-side-by-side", "Answers side by side", caption, partial(answering, report))
         )
     if table is not None:
-        title = "What was wrong with generated answers"
-        caption = "One may count in several columns; likelihood tasks generate none."
+        title = "What the answers were like"
+        caption = "Generated answers only. One may count in several columns; likelihood tasks generate none."
         blocks.append(PlacedTable("answers", title, caption, table, is_folded=True))
     return Section("said", "What the models answered", tuple(blocks)) if blocks else None
