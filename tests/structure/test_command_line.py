@@ -12,6 +12,7 @@ import pytest
 
 COMMANDS = (
     "run",
+    "report",
     "similarity",
     "difference",
     "snr",

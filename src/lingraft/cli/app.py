@@ -19,6 +19,7 @@ from lingraft.cli import (
     ls,
     plan,
     replay,
+    report,
     rescue,
     run,
     schema,
@@ -40,6 +41,7 @@ app = typer.Typer(
 )
 app.command("adapt")(adapt.adapt)
 app.command("run")(run.run)
+app.command("report")(report.report)
 app.command("plan")(plan.plan)
 app.command("validate")(validate.validate)
 app.add_typer(show.app, name="show")

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from lingraft.stage import Json
 
 _LOG_WIDTH = 160
+_HEAD = 4096  # characters of a page, in which its title stands
 _COLUMN_GAP = 3
 _PRECISIONS: tuple[Literal["auto", "bf16", "float32"], ...] = ("auto", "bf16", "float32")
 _BACKENDS: tuple[Literal["transformers", "vllm"], ...] = ("transformers", "vllm")
@@ -249,6 +250,37 @@ def check_folder(path: Path | None) -> None:
     """Refuse a file that could not be written, before anything is computed; None: none is to be."""
     if path is not None and not path.parent.is_dir():
         raise ConfigError(f"{path}: there is no folder {path.parent}; create it first.")
+
+
+def check_page(path: Path, option: str, *, is_given: bool) -> None:
+    """Refuse a page that could not be written, or would replace what is no page of lingraft's.
+
+    Args:
+        path: Where it goes.
+        option: Which option names the place.
+        is_given: The user named it; its folder must exist then.
+
+    Raises:
+        ConfigError: Name another place.
+    """
+    begin = f"{option} {path}" if is_given else str(path)
+    if path.is_dir():
+        raise ConfigError(
+            f"{begin}: is a folder; name a file in it, such as {option} {path / 'report.html'}."
+        )
+    if is_given:
+        check_folder(path)
+    if not path.exists():
+        return
+    try:
+        with path.open(encoding="utf-8") as file:
+            is_ours = "lingraft</title>" in file.read(_HEAD)
+    except (OSError, UnicodeDecodeError):
+        is_ours = False
+    if not is_ours:
+        raise ConfigError(
+            f"{begin}: is there, and no page of lingraft's; name another file ({option} PAGE.html)."
+        )
 
 
 def checked_precision(asked: str) -> Literal["auto", "bf16", "float32"]:

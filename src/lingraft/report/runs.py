@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lingraft.config.load import load_study
+from lingraft.config.named import Named
+from lingraft.config.paths import user_path
 from lingraft.config.schema import Study
-from lingraft.errors import ConfigError
+from lingraft.errors import ConfigError, did_you_mean
 from lingraft.records import path_inside
-from lingraft.study.result import STUDY, StudyResult, read_result
+from lingraft.study.result import RESULT, STUDY, StudyResult, read_result
 
 
 @dataclass(frozen=True)
@@ -70,15 +72,55 @@ def report_of(result: StudyResult, study: Study | None) -> Report:
     return Report((Run(folder.name if study is None else study.name, folder, result, study),), result)
 
 
-def read_report(folders: Sequence[Path]) -> Report:
+def read_report(named: Sequence[Named]) -> Report:
     """Return the report of run folders.
+
+    Args:
+        named: The folders, each with the name that the report calls it.
 
     Raises:
         ConfigError: A folder holds no result.
     """
-    (folder,) = folders
+    if len(named) > 1:
+        raise ConfigError(f"{len(named)} runs: name one.")
+    (run,) = [_read(one) for one in named]
+    return Report((run,), run.result)
+
+
+def _read(one: Named) -> Run:
+    folder = user_path(one.value)
+    if not (folder / RESULT).is_file():
+        raise ConfigError(_no_run(folder))
     try:
         study = load_study(folder / STUDY)
     except ConfigError:
         study = None
-    return report_of(read_result(folder), study)
+    name = folder.name if study is None else study.name
+    return Run(one.name if one.is_given else name, folder, read_result(folder), study)
+
+
+def _no_run(folder: Path) -> str:
+    """Return what to type in place of what is no run folder."""
+    if not folder.exists():
+        inside = [] if not folder.parent.is_dir() else _runs_in(folder.parent)
+        there = f" {did_you_mean(str(folder), map(str, inside))}" if inside else ""
+        return f"{folder}: there is no such folder.{there}"
+    if folder.name in (RESULT, STUDY, "plan.json") and (folder.parent / RESULT).is_file():
+        return f"{folder}: is a file of a run; name its folder: lingraft report {folder.parent}"
+    if folder.is_file():
+        try:
+            name = load_study(folder).name
+        except ConfigError:
+            return f"{folder}: is a file; name the folder of a run, such as runs/NAME."
+        run = Path("runs") / name
+        if (run / RESULT).is_file():
+            return f"{folder}: is a study file; name the run that it left: lingraft report {run}"
+        return f"{folder}: is a study file, and {run} holds no run of it; run it first: lingraft run {folder}"
+    inside = _runs_in(folder)
+    if inside:
+        return f"{folder}: holds runs, and is none; name one or more of them: {', '.join(map(str, inside))}."
+    return f"{folder}: holds no {RESULT} of a study; name the folder of a run, such as runs/NAME."
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    return sorted(path.parent for path in folder.glob(f"*/{RESULT}"))
