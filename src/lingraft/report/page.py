@@ -22,7 +22,7 @@ from markupsafe import Markup
 
 from lingraft.measures.base import Plot
 from lingraft.records import write_text_atomically
-from lingraft.report.contents import Lines, PlacedTable, Section
+from lingraft.report.contents import Lines, PlacedTable, Section, SideBySide
 from lingraft.report.drawing import draw
 from lingraft.report.markup import drawn
 from lingraft.report.runs import Report
@@ -110,7 +110,9 @@ def render(page: Page, reported: Callable[[str], None] | None = None) -> str:
         for section in page.sections
         if any(tables[block.name].is_wide for block in section.blocks if isinstance(block, PlacedTable))
     }
-    style, script = (_own(name) for name in ("style.css", "page.js"))
+    has_answers = any(isinstance(block, SideBySide) for section in page.sections for block in section.blocks)
+    style, script = _own("style.css") + _own("answers.css"), _own("page.js")
+    answers_script = _own("answers.js") if has_answers else ""
     return (
         _environment()
         .get_template("page.html")
@@ -123,7 +125,8 @@ def render(page: Page, reported: Callable[[str], None] | None = None) -> str:
             picture_problem=problem,
             style=Markup(style),
             script=Markup(script),
-            policy=_policy([style], [script]),
+            answers_script=Markup(answers_script),
+            policy=_policy([style], [script, *([answers_script] if has_answers else [])]),
         )
     )
 
@@ -158,6 +161,7 @@ def _environment() -> Environment:
     environment.tests |= {
         "plot": lambda block: isinstance(block, Plot),
         "table": lambda block: isinstance(block, PlacedTable),
+        "side_by_side": lambda block: isinstance(block, SideBySide),
     }
     return environment
 
