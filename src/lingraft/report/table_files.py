@@ -64,7 +64,7 @@ def csv_table(table: Table) -> str:
             columns.append((title, ["" if cell == ABSENT else _harmless(cell) for cell in cells]))
             continue
         entries = [cell if isinstance(cell, Entry) else Entry(cell) for cell in cells]
-        figures = {
+        figures: dict[str, list[str]] = {
             "": [_number(one.value) for one in entries],
             " low": [_number(one.low) for one in entries],
             " high": [_number(one.high) for one in entries],
@@ -82,7 +82,7 @@ def csv_table(table: Table) -> str:
 def markdown_table(table: Table, title: str = "", caption: str = "", *, wide: bool = False) -> str:
     """Return a table as a pipe table; arguments as of `table_texts`.
 
-    The best figures are bold, and what cannot be told from them.
+    The best figures are bold, with all that are as good as them.
     """
     shown = table if wide else table.essential
     sides = ("---:" if shown.is_of_figures(i) else "---" for i in range(len(shown.columns)))
