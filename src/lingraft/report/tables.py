@@ -118,6 +118,15 @@ class Table:
             self.n_keys,
         )
 
+    @property
+    def essential(self) -> Table:
+        """Return the table without its details."""
+        return self.part([i for i, column in enumerate(self.columns) if not column.is_detail])
+
+    def is_of_figures(self, index: int) -> bool:
+        """Return whether a column shows figures; a word may stand in place of some."""
+        return any(isinstance(row[index], Entry) and row[index].value is not None for row in self.rows)
+
 
 @dataclass(frozen=True)
 class Model:
@@ -636,10 +645,11 @@ def training_table(result: StudyResult) -> Table | None:
     return Table(columns, tuple(rows), 2) if rows else None
 
 
-def strategy_cost_table(result: StudyResult) -> Table | None:
-    """Return what each strategy cost, as a ratio to plain of the same data and seed; None: plain is missing.
+def cost_ratios(result: StudyResult) -> dict[str, list[tuple[float, float, float]]]:
+    """Return by strategy what each cell cost over plain of the same data and seed; empty: plain is missing.
 
-    Several data sets and seeds are summed up by the median, with the lowest and the highest in parentheses.
+    The ratios are seconds of training, seconds of preparing and combining over those of plain's training, and largest
+    resident memory. Cells that were interrupted are left out: their seconds are of the rest only.
     """
     whole = [cell for cell in result.done if cell.cost.resumed_from is None]
     plain = {(cell.data, cell.seed): cell.cost for cell in whole if cell.strategy == "plain"}
@@ -654,6 +664,14 @@ def strategy_cost_table(result: StudyResult) -> Table | None:
                     own.peak_bytes / base.peak_bytes,
                 )
             )
+    return ratios
+
+
+def strategy_cost_table(result: StudyResult) -> Table | None:
+    """Return what each strategy cost, as a ratio to plain of the same data and seed; None: plain is missing.
+
+    Several data sets and seeds are summed up by the median, with the lowest and the highest in parentheses.
+    """
 
     def spread(values: Sequence[float]) -> Entry:
         middle = f"{median(values):.2f}"
@@ -667,7 +685,10 @@ def strategy_cost_table(result: StudyResult) -> Table | None:
         Column("before and after", "seconds of preparing and combining over those of plain's training"),
         Column("peak memory", "largest resident memory over plain's; an accelerator's is not in it"),
     )
-    rows = [(name, counted(len(own)), *map(spread, zip(*own, strict=True))) for name, own in ratios.items()]
+    rows = [
+        (name, counted(len(own)), *map(spread, zip(*own, strict=True)))
+        for name, own in cost_ratios(result).items()
+    ]
     return Table(columns, tuple(rows), 1) if rows else None
 
 
