@@ -26,8 +26,8 @@ class Rivals:
     Attributes:
         alike: Those that are not distinguishable from it: the 95 % interval of the paired difference holds 0, or those
             of single seeds say opposite things.
-        by_overlap: Of all others those whose answers are gone, or were asked otherwise: they were compared by whether the
-            intervals of the two scores overlap, which finds fewer differences.
+        by_overlap: Those of them whose answers are gone, or were asked otherwise: the intervals of the two scores
+            overlap, which finds fewer differences.
     """
 
     alike: tuple[Candidate, ...]
@@ -97,7 +97,7 @@ class Comparer:
 
 def _overlap(ability: Compared, one: Candidate, other: Candidate) -> bool:
     """Return whether the intervals of two scores have a value in common; of several seeds those of any two."""
-    ends = []
+    ends: list[tuple[float, float]] = []
     for own in (one, other):
         scores = [getattr(cell.scores, ability) for cell in own.cells]
         known = [score for score in scores if score is not None]

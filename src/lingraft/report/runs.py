@@ -13,6 +13,7 @@ from lingraft.config.paths import user_path
 from lingraft.config.schema import Study
 from lingraft.errors import ConfigError, did_you_mean
 from lingraft.records import path_inside
+from lingraft.report.rivals import Comparer
 from lingraft.study.result import RESULT, STUDY, StudyResult, read_result
 
 

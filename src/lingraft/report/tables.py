@@ -466,8 +466,8 @@ def study_table(result: StudyResult, best: Mapping[str, Collection[tuple[str, st
                 )
                 for shown in columns
             ]
-            for shown, entry in zip(columns, shown_entries, strict=True):
-                entry.is_best = key in best.get(shown.column.title, ())
+            for shown, own in zip(columns, shown_entries, strict=True):
+                own.is_best = key in best.get(shown.column.title, ())
             texts = list(shown_entries)
         else:
             texts[first_shown] = PENDING if all(isinstance(one, PendingCell) for one in entries) else FAILED

@@ -15,7 +15,7 @@ from lingraft.intervals.confidence_intervals import fewest_for_no_change
 from lingraft.intervals.macro_mean import Difference
 from lingraft.report.rivals import Rivals
 from lingraft.report.runs import Report
-from lingraft.study.result import CellResult, FailedCell, PendingCell, StudyResult
+from lingraft.study.result import FailedCell, PendingCell, StudyResult
 from lingraft.text.language_tags import ENGLISH
 
 _ROLES = {"mixed": "the upper bound", "plain": "the lower bound"}
@@ -30,8 +30,8 @@ class Verdict:
     Attributes:
         answer: Kept: some cell is shown to have kept English. Undecided: none is, and of some it is not known. Lost:
             all cells lost more than they may. Nothing: no cell is done.
-        best: Of cells that kept English the one with the most language ability; else the one that lost least of English,
-            of those of which nothing is decided if there are any. None: no cell is done.
+        best: Of cells that kept English the one with the most language ability; else the one that lost least of
+            English, of those of which nothing is decided if there are any. None: no cell is done.
         alike: Those that are not distinguishable from it: in language ability, of those that kept English as well; else
             in task ability.
         sentence: The verdict.
@@ -64,7 +64,9 @@ def verdict_of(report: Report) -> Verdict:
     unknown = [one for one in found if one.kept != "broken"]
     least = max(unknown or found, key=lambda one: one.task_ability.value)
     rivals = report.comparer.rivals("task_ability", least, unknown or found)
-    sentence = _lost_sentence(result, least, found) if not unknown else _undecided_sentence(result, least, found)
+    sentence = (
+        _lost_sentence(result, least, found) if not unknown else _undecided_sentence(result, least, found)
+    )
     if rivals.alike:
         sentence += f" {_named(result, rivals.alike)} not distinguishable from it in English."
     return Verdict(
@@ -93,14 +95,16 @@ def _kept_sentence(result: StudyResult, best: Candidate, kept: Sequence[Candidat
     what = "kept English" + (" and all limits" if set(best.cells[0].limits) - set(_OF_ENGLISH) else "")
     cells = "" if result.has_seeds else " cells"  # a cell is of one seed
     if of == 1:
-        rank = f"as the only one it is shown to have {what}" if not cells else f"it is the only cell, and {what}"
+        rank = (
+            f"as the only one it is shown to have {what}" if not cells else f"it is the only cell, and {what}"
+        )
     elif len(kept) == 1:
         rank = f"the only one of the {of}{cells} that is shown to have {what}"
     elif len(kept) == of:
         rank = f"the most of the {of}{cells}, all of which {what}"
     else:
         rank = f"the most of the {len(kept)} of {of}{cells} that {what}"
-    return f"{_name(result, best)} {_kept(best)} and {_gained(best.language_ability)}: {rank}.{_seeds(best)}"
+    return f"{_name(result, best)} {_did(best)}: {rank}.{_seeds(best)}"
 
 
 def _rivals_sentence(result: StudyResult, rivals: Rivals, kept: int) -> str:
@@ -115,21 +119,29 @@ def _lost_sentence(result: StudyResult, least: Candidate, found: Sequence[Candid
     cells = "" if result.has_seeds else " cells"
     whom = f"None of the {len(found)}{cells}" if len(found) > 1 else "The only cell has not"
     begin = f"{whom} kept English" + (" within the limits" if least.cells[0].limits else "")
-    lost = "lost least: it " if len(found) > 1 else ""
-    return f"{begin}. {_name(result, least)} {lost}{_kept(least)} and {_gained(least.language_ability)}.{_seeds(least)}"
+    return f"{begin}. {_name(result, least)} {_least(least, found)}{_did(least)}.{_seeds(least)}"
 
 
 def _undecided_sentence(result: StudyResult, least: Candidate, found: Sequence[Candidate]) -> str:
     """Return that nothing is decided, and what is known of the one that lost least."""
     lost = sum(one.kept == "broken" for one in found)
-    begin = "It is not shown whether English was kept." if len(found) == 1 else "No cell is shown to have kept English."
+    begin = (
+        "It is not shown whether English was kept."
+        if len(found) == 1
+        else "No cell is shown to have kept English."
+    )
     if lost:
         begin = f"No cell is shown to have kept English, and {lost} of {len(found)} lost some of it."
-    least_of = "lost least: it " if len(found) > 1 else ""
     return (
-        f"{begin} {_name(result, least)} {least_of}{_kept(least)} and {_gained(least.language_ability)}, but "
+        f"{begin} {_name(result, least)} {_least(least, found)}{_did(least)}, but "
         f"{_open_question(least)}.{_seeds(least)}"
     )
+
+
+def _least(least: Candidate, found: Sequence[Candidate]) -> str:
+    if len(found) == 1:
+        return ""
+    return f"{'lost least' if least.task_ability.value < 0 else 'did best'}: it "
 
 
 def _open_question(one: Candidate) -> str:
@@ -140,7 +152,9 @@ def _open_question(one: Candidate) -> str:
     limits = {name: limit for name, limit in one.cells[0].limits.items() if limit.answer != "held"}
     asked = ", ".join(f"{limit.limit:g} of {_spelled(name)}" for name, limit in limits.items())
     if change.all_scores is not None and not limits:
-        return f"all its answers and Phase 1's score {change.all_scores:g}, so that nothing is known of English"
+        return (
+            f"all its answers and Phase 1's score {change.all_scores:g}, so that nothing is known of English"
+        )
     return f"{change.n:,} items cannot rule out a loss of more than {asked or f'{change.margin:g}'}"
 
 
@@ -185,14 +199,15 @@ def _notes(
     failed = [cell for cell in result.cells if isinstance(cell, FailedCell)]
     pending = sum(isinstance(cell, PendingCell) for cell in result.cells)
     if failed:
-        names = dict.fromkeys(f"{cell.strategy} on {cell.data}" for cell in failed)
-        yield f"{len(failed)} of {len(result.cells)} cells failed: {_first(list(names))}."
+        lost = list(dict.fromkeys(f"{cell.strategy} on {cell.data}" for cell in failed))
+        yield f"{len(failed)} of {len(result.cells)} cells failed: {_first(lost)}."
     if pending:
         yield f"{pending} of {len(result.cells)} cells are pending: the verdict may change."
     if rivals is not None and rivals.by_overlap:
+        names = _first([_name(result, one) for one in rivals.by_overlap])
         yield (
-            f"{_first([_name(result, one) for one in rivals.by_overlap])}: compared with it by whether the intervals of "
-            "the two scores overlap, since their answers are gone or were asked otherwise."
+            f"{names}: compared by whether the intervals of the two scores overlap, since answers are gone or were "
+            "asked otherwise."
         )
 
 
@@ -227,7 +242,7 @@ def _bounds(result: StudyResult, found: Sequence[Candidate], best: Candidate | N
         if one.data == name and one.strategy == strategy and one is not best
     ]
     for one in shown:
-        yield f"{_name(result, one)} {_kept(one)} and {_gained(one.language_ability)}."
+        yield f"{_name(result, one)} {_did(one)}."
     rest = sum(one.strategy in _ROLES and one.data in sets[_NAMED:] for one in found)
     if rest:
         yield f"The bounds of the other {len(sets) - _NAMED} data sets stand in the table."
@@ -248,6 +263,11 @@ def _first(names: Sequence[str]) -> str:
     if len(names) <= _NAMED:
         return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
     return f"{', '.join(names[:_NAMED])} and {len(names) - _NAMED} more"
+
+
+def _did(one: Candidate) -> str:
+    """Return what was kept and gained."""
+    return f"{_kept(one)} and {_gained(one.language_ability)}"
 
 
 def _kept(one: Candidate) -> str:
@@ -278,5 +298,5 @@ def _spelled(name: str) -> str:
 
 def _rounded(count: int) -> int:
     """Return a count with two digits that matter, rounded up: it is an estimate."""
-    step = 10 ** max(len(str(count)) - 2, 0)
+    step: int = 10 ** max(len(str(count)) - 2, 0)
     return math.ceil(count / step) * step
