@@ -64,7 +64,7 @@ def csv_table(table: Table) -> str:
             columns.append((title, ["" if cell == ABSENT else _harmless(cell) for cell in cells]))
             continue
         entries = [cell if isinstance(cell, Entry) else Entry(cell) for cell in cells]
-        figures = {
+        figures: dict[str, list[str]] = {
             "": [_number(one.value) for one in entries],
             " low": [_number(one.low) for one in entries],
             " high": [_number(one.high) for one in entries],

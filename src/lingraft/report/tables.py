@@ -125,7 +125,8 @@ class Table:
 
     def is_of_figures(self, index: int) -> bool:
         """Return whether a column shows figures; a word may stand in place of some."""
-        return any(isinstance(row[index], Entry) and row[index].value is not None for row in self.rows)
+        cells = (row[index] for row in self.rows)
+        return any(isinstance(cell, Entry) and cell.value is not None for cell in cells)
 
 
 @dataclass(frozen=True)
