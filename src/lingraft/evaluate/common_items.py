@@ -94,7 +94,7 @@ def _keyed(predictions: Sequence[Item]) -> dict[Item, _Key]:
     found: dict[Item, _Key] = {}
     for one in predictions:
         asked = one.asked or one.item  # files of earlier versions do not say
-        key = (one.ability, one.task, one.language, asked)
+        key: tuple[str, str, str, str] = (one.ability, one.task, one.language, asked)
         found[one] = (*key, seen[key])
         seen[key] += 1
     return found
