@@ -70,8 +70,10 @@ def write_page(
     return path
 
 
-def render_page(report: Report, reported: Callable[[str], None] | None = None) -> str:
-    """Return the HTML of a report's page; arguments as of `write_page`."""
+def render_page(
+    report: Report, reported: Callable[[str], None] | None = None, *, live: str | None = None
+) -> str:
+    """Return the HTML of a report's page; arguments as of `write_page` and `render`."""
     is_embedded = any(
         (name or "").startswith("embedded:")
         for run in report.runs
@@ -85,15 +87,17 @@ def render_page(report: Report, reported: Callable[[str], None] | None = None) -
         notices=(EMBEDDED_NOTICE,) if is_embedded else (),
         sections=contents_of(report),
     )
-    return render(page, reported)
+    return render(page, reported, live=live)
 
 
-def render(page: Page, reported: Callable[[str], None] | None = None) -> str:
+def render(page: Page, reported: Callable[[str], None] | None = None, *, live: str | None = None) -> str:
     """Return the HTML of a page.
 
     Args:
         page: What it shows.
         reported: Receives a sentence where pictures are missing from it.
+        live: Version of a page that `watch` serves: it has a part that follows the run, and may ask the server that
+            it comes from. None: a file.
     """
     pictures, problem = _drawn(page.sections)
     if problem and reported is not None:
@@ -110,6 +114,8 @@ def render(page: Page, reported: Callable[[str], None] | None = None) -> str:
         if any(tables[block.name].is_wide for block in section.blocks if isinstance(block, PlacedTable))
     }
     style, script = (_own(name) for name in ("style.css", "page.js"))
+    if live is not None:
+        style, script = style + _own("live.css"), script + _own("live.js")
     return (
         _environment()
         .get_template("page.html")
@@ -121,7 +127,8 @@ def render(page: Page, reported: Callable[[str], None] | None = None) -> str:
             picture_problem=problem,
             style=Markup(style),
             script=Markup(script),
-            policy=_policy([style], [script]),
+            policy=_policy([style], [script]) + ("" if live is None else "; connect-src 'self'"),
+            live=live,
         )
     )
 
