@@ -13,8 +13,10 @@ from lingraft.cli.output import check_page, print_json, print_message, print_res
 from lingraft.errors import ConfigError, FigureError
 
 if TYPE_CHECKING:
+    from lingraft.config.named import Named
     from lingraft.report.files import WrittenFiles
     from lingraft.report.runs import Report
+
 
 SEVERAL = Path("report.html")  # in the working directory: several runs have no folder of their own
 
@@ -49,6 +51,17 @@ def report(
         bool, typer.Option("--wide", help="All columns in LaTeX and Markdown, not the essential ones alone.")
     ] = False,
     fonts: FontsOption = None,
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch",
+            help="Serve the page of a run while it is under way, on this machine alone, until Ctrl-C.",
+        ),
+    ] = False,
+    port: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, max=65535, help="The port of --watch; default: a free one."),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Write one page about one or more runs: tables, figures, what went wrong and how it was made.
@@ -62,6 +75,20 @@ def report(
     from lingraft.report.formats import check_files_folder, check_fonts, checked_formats
 
     named = all_named(runs)
+    if port is not None and not watch:
+        raise ConfigError(
+            "--port: goes with --watch, which serves the page; add --watch, or leave --port out."
+        )
+    if watch:
+        if len(named) > 1:
+            raise ConfigError(f"--watch: follows one run, and {len(named)} are named; name one.")
+        if output is not None or figures is not None or json:
+            option = "--json" if json else "--output" if output is not None else "--figures"
+            raise ConfigError(
+                f"{option}: goes without --watch, which writes nothing; leave one of the two out."
+            )
+        _watch(named[0], port or 0)
+        return
     chosen = checked_formats(formats)
     check_fonts(fonts)
     for option, is_given in (("--format", formats), ("--wide", wide), ("--fonts", fonts)):
@@ -118,3 +145,18 @@ def _print(found: Report, files: WrittenFiles, page: Path | None) -> None:
         print_result(f"{len(files.files)} files written.")
     else:
         print_result(f"Report: {page}")
+
+
+def _watch(run: Named, port: int) -> None:
+    """Serve the page of a run until a signal ends it."""
+    import threading
+
+    from lingraft.cli.log_lines import log_lines
+    from lingraft.report.watch import serving
+
+    stopping.keeps("the page is not served any more; the run does not need it")
+    with serving(run, port) as address:
+        print_result(address)
+        print_message("Open it in a browser of this machine. Ctrl-C ends it; the run goes on.")
+        log_lines().at(f"serving {address}")
+        threading.Event().wait()
