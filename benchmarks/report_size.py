@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,8 @@ def opened(page: Path, times: int = 3) -> dict[str, Any]:
         for _ in range(times + 1):  # the first is not counted
             tab = browser.new_page(viewport={"width": 1400, "height": 900})
             problems: list[str] = []
-            tab.on("console", lambda said, kept=problems: kept.append(said.text))
-            tab.on("pageerror", lambda error, kept=problems: kept.append(str(error)))
+            tab.on("console", partial(_keep, problems))
+            tab.on("pageerror", partial(_keep, problems))
             before = time.monotonic()
             tab.goto(page.as_uri(), wait_until="load")
             loaded = time.monotonic() - before
@@ -90,6 +91,10 @@ def opened(page: Path, times: int = 3) -> dict[str, Any]:
         "seconds_to_answers": round(answers, 2),
         "problems": problems,
     }
+
+
+def _keep(problems: list[str], said: object) -> None:
+    problems.append(str(said))
 
 
 def main() -> None:

@@ -105,12 +105,9 @@ def large_run(folder: Path, size: Size, written: Callable[[int], None] = lambda 
                         limits={},
                     )
                 )
-    cells_with_failure = [
-        *cells,
-        failed_cell(sets[0], "lora-of-rank-512", reason="out of memory: 81 GB are asked for"),
-    ]
+    failed = failed_cell(sets[0], "lora-of-rank-512", reason="out of memory: 81 GB are asked for")
     found = replace(
-        result(folder, cells_with_failure),
+        result(folder, [*cells, failed]),
         base=base_scores,
         base_predictions=base_path,
         phase_ones=tuple(
