@@ -11,6 +11,7 @@ import stat
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PureWindowsPath
 from typing import Any, TypeVar
 
@@ -206,9 +207,7 @@ def read_kept(path: Path) -> Any:
 
 def to_json(value: object) -> Any:
     """Return a dataclass as JSON values."""
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(type(value)).dump_python(value, mode="json")
+    return _adapter(type(value)).dump_python(value, mode="json")
 
 
 def from_json(kind: type[Typed], value: Any) -> Typed:
@@ -217,9 +216,9 @@ def from_json(kind: type[Typed], value: Any) -> Typed:
     Raises:
         ValueError: A field is absent, unknown or of another type; the message names the first.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
-    adapter = TypeAdapter(kind)
+    adapter = _adapter(kind)
     try:
         found: Typed = adapter.validate_json(
             json.dumps(value, allow_nan=False), strict=True
@@ -230,6 +229,14 @@ def from_json(kind: type[Typed], value: Any) -> Typed:
     if adapter.dump_python(found, mode="json") != value:
         raise ValueError(f"it holds fields that {kind.__name__} does not have")
     return found
+
+
+@cache
+def _adapter(kind: Any) -> Any:
+    """Return what reads and writes a type: made once, which takes longer than most values do."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
 
 
 def cache_folder() -> Path:
