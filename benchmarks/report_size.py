@@ -61,6 +61,10 @@ def made(run: Path) -> dict[str, Any]:
     }
 
 
+def _keep(kept: list[str], said: object) -> None:
+    kept.append(str(said))
+
+
 def opened(page: Path, times: int = 3) -> dict[str, Any]:
     """Return the median seconds until the page has loaded, can be used, and shows the answers."""
     from playwright.sync_api import sync_playwright
@@ -91,10 +95,6 @@ def opened(page: Path, times: int = 3) -> dict[str, Any]:
         "seconds_to_answers": round(answers, 2),
         "problems": problems,
     }
-
-
-def _keep(problems: list[str], said: object) -> None:
-    problems.append(str(said))
 
 
 def main() -> None:

@@ -11,12 +11,12 @@ import stat
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path, PureWindowsPath
 from typing import Any, TypeVar
 
 _HASH_BLOCK_BYTES = 1 << 20
 _TEMPORARY = ".part"
+_ADAPTERS: dict[Any, Any] = {}  # by type
 # What systems and editors leave in folders; files with a dot in front are left out as well.
 _FOREIGN = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 Typed = TypeVar("Typed")
@@ -231,12 +231,13 @@ def from_json(kind: type[Typed], value: Any) -> Typed:
     return found
 
 
-@cache
 def _adapter(kind: Any) -> Any:
-    """Return what reads and writes a type: made once, which takes longer than most values do."""
+    """Return what reads and writes a type: made once, which takes longer than to read most values."""
     from pydantic import TypeAdapter
 
-    return TypeAdapter(kind)
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]
 
 
 def cache_folder() -> Path:

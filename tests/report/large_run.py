@@ -25,7 +25,14 @@ from lingraft.evaluate.scores import difference_over_seeds, differences, retenti
 from lingraft.measures.base import FROM_PHASE_ONE, Figure, Found, Measured
 from lingraft.records import fingerprint_of, to_json
 from lingraft.stage_record import StageRecord, artefact_of
-from lingraft.study.result import CellResult, PhaseOneResult, SeedDifferences, StudyResult, write_result
+from lingraft.study.result import (
+    CellResult,
+    FailedCell,
+    PhaseOneResult,
+    SeedDifferences,
+    StudyResult,
+    write_result,
+)
 
 # Letters of each language's words; a comma is none of them.
 LETTERS: Final = {
@@ -105,9 +112,12 @@ def large_run(folder: Path, size: Size, written: Callable[[int], None] = lambda 
                         limits={},
                     )
                 )
-    failed = failed_cell(sets[0], "lora-of-rank-512", reason="out of memory: 81 GB are asked for")
+    cells_with_failure: list[CellResult | FailedCell] = [
+        *cells,
+        failed_cell(sets[0], "lora-of-rank-512", reason="out of memory: 81 GB are asked for"),
+    ]
     found = replace(
-        result(folder, [*cells, failed]),
+        result(folder, cells_with_failure),
         base=base_scores,
         base_predictions=base_path,
         phase_ones=tuple(

@@ -1,4 +1,4 @@
-"""The study's table fits a terminal, and what is left out or shortened is said once."""
+"""The study's table fits a terminal, and what is left out or cut is said once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from lingraft.cli import output
-from lingraft.report.narrow import narrow, shortened
+from lingraft.report.narrow import narrow, without_middle
 from lingraft.report.tables import Column, Entry, Table, study_table
 from lingraft.study.result import CellResult, StudyResult
 
@@ -83,7 +83,7 @@ def test_a_wider_terminal_shows_the_intervals_from_the_first_column_on(
     assert all("25.0 %" in text for text in at.values())  # answers in a wrong language
 
 
-def test_long_names_are_shortened_in_their_middle_and_said_once(
+def test_long_names_lose_their_middle_which_is_said_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = "english_replay+l2_anchor+layerwise_rates"
@@ -93,7 +93,7 @@ def test_long_names_are_shortened_in_their_middle_and_said_once(
     assert max(map(cell_len, table)) <= 80
     assert sum("…" in line for line in table) == 3
     assert len({line[:20] for line in table if "…" in line}) == 3  # the ends tell them apart
-    assert note == f"Shortened above: {', '.join(cell.data for cell in cells)}, {name}"
+    assert note == f"Cut in the middle above: {', '.join(cell.data for cell in cells)}, {name}"
 
 
 def test_a_file_gets_whole_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,8 +110,8 @@ def test_a_failed_cell_says_so_in_a_column_that_is_shown(
 
 
 @given(st.text(max_size=30), st.integers(4, 40))
-def test_a_shortened_name_fits_and_keeps_both_ends(text: str, width: int) -> None:
-    short = shortened(text, width)
+def test_a_name_without_its_middle_fits_and_keeps_both_ends(text: str, width: int) -> None:
+    short = without_middle(text, width)
     assert cell_len(short) <= width or short == text
     head, _, tail = short.partition("…") if short != text else (text, "", "")
     assert text.startswith(head)

@@ -19,8 +19,9 @@ from lingraft.evaluate.results import (
 )
 from lingraft.intervals.macro_mean import Ratio
 from lingraft.measures.base import FROM_PHASE_ONE, Figure, Found, Measured
+from lingraft.report.charts.trade_off import trade_off
 from lingraft.report.drawing import draw
-from lingraft.report.figures import job_of, trade_off
+from lingraft.report.figures import job_of
 from lingraft.report.notes import failures, notes
 from lingraft.report.page import render_page, write_page
 from lingraft.report.runs import report_of
@@ -228,7 +229,7 @@ def test_the_page_stands_alone_and_escapes_what_it_is_told(tmp_path: Path) -> No
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
     assert html.count("<svg") == 4
     assert "currentColor" in html  # drawn in the page's ink, light or dark
-    assert "task ability 0.070 (40 items)" in html
+    assert "task ability 0.070 (40 items)" in read_page(html).text
     assert html.count("1 item is left out") == 1  # of every model, and so said once
     assert html.count("<p>All models: worldbook:counting/de: 3 prompts are longer") == 1
 
@@ -349,7 +350,7 @@ def test_scores_that_are_all_equal_are_said_to_tell_no_models_apart(tmp_path: Pa
         "apart."
     )
     assert said in notes(one)
-    assert said in render_page(report_of(one, STUDY))
+    assert said in read_page(render_page(report_of(one, STUDY))).text
     row = dict(zip([c.title for c in study_table(one).columns], study_table(one).rows[2], strict=True))
     assert row["task ability"] == "0.400 [0.30, 0.50] ?"
     whole = replace(equal, language_ability=nothing)

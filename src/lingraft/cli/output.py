@@ -478,8 +478,8 @@ def print_table(
     lines = []
     if found.left_out:
         lines.append(f"Not shown (`--wide` shows all): {', '.join(found.left_out)}")
-    if found.shortened:
-        lines.append(f"Shortened above: {', '.join(found.shortened)}")
+    if found.cut:
+        lines.append(f"Cut in the middle above: {', '.join(found.cut)}")
     for line in lines:
         console.print(Text(line), soft_wrap=True)
 

@@ -98,5 +98,6 @@ def _entry(text: str, kinds: str) -> str:
             )
         elif sign:
             inner += Markup(" {}").format(sign)
-    kinds = " ".join(kind for kind in (kinds, look) if kind)
+    best = "best" if isinstance(text, Entry) and text.is_best else ""
+    kinds = " ".join(kind for kind in (kinds, look, best) if kind)
     return f"<td{f' class={chr(34)}{kinds}{chr(34)}' if kinds else ''}{data}>{inner}</td>"

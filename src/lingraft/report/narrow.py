@@ -19,14 +19,14 @@ class Narrow:
     """A table that fits.
 
     Attributes:
-        table: The columns that are left; titles hold line breaks, and names may be shortened.
+        table: The columns that are left; titles hold line breaks, and names may be without their middle.
         left_out: Titles of the columns that are not in it.
-        shortened: Names that were shortened in their middle.
+        cut: Names without their middle.
     """
 
     table: Table
     left_out: tuple[str, ...]
-    shortened: tuple[str, ...]
+    cut: tuple[str, ...]
 
 
 def narrow(table: Table, width: int, gap: int, *, names_whole: bool = False) -> Narrow:
@@ -65,7 +65,7 @@ def narrow(table: Table, width: int, gap: int, *, names_whole: bool = False) -> 
             before, chosen[i] = chosen[i], forms[i][level]
             if total(names) > width:
                 chosen[i] = before
-    columns = [[shortened(text, names[i]) for text in wide[i]] for i in keys] + [chosen[i] for i in kept]
+    columns = [[without_middle(text, names[i]) for text in wide[i]] for i in keys] + [chosen[i] for i in kept]
     places = [*keys, *kept]
     titles = [_wrapped(table.columns[i].title, own) for i, own in zip(places, columns, strict=True)]
     cut = (wide[i][row] for i in keys for row in range(len(table.rows)) if columns[i][row] != wide[i][row])
@@ -80,7 +80,7 @@ def narrow(table: Table, width: int, gap: int, *, names_whole: bool = False) -> 
     )
 
 
-def shortened(text: str, width: int) -> str:
+def without_middle(text: str, width: int) -> str:
     """Return a text without its middle, where it is wider; letters stay with their marks."""
     if cell_len(text) <= width:
         return text

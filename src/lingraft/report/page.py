@@ -22,11 +22,12 @@ from markupsafe import Markup
 
 from lingraft.measures.base import Plot
 from lingraft.records import write_text_atomically
-from lingraft.report.contents import PlacedTable, Section, SideBySide
+from lingraft.report.contents import Lines, PlacedTable, Section, SideBySide
 from lingraft.report.drawing import draw
 from lingraft.report.markup import drawn
 from lingraft.report.runs import Report
 from lingraft.report.sections import contents_of
+from lingraft.report.terms import Term, term_of, terms_in, with_terms
 
 PAGE = Path("report", "index.html")  # in a run folder
 EMBEDDED_NOTICE: Final = (
@@ -119,6 +120,7 @@ def render(page: Page, reported: Callable[[str], None] | None = None) -> str:
             page=page,
             tables=tables,
             on_their_side=on_their_side,
+            terms=_terms(page.sections),
             pictures=pictures,
             picture_problem=problem,
             style=Markup(style),
@@ -127,6 +129,22 @@ def render(page: Page, reported: Callable[[str], None] | None = None) -> str:
             policy=_policy([style], [script, *([answers_script] if has_answers else [])]),
         )
     )
+
+
+def _terms(sections: tuple[Section, ...]) -> tuple[Term, ...]:
+    """Return the terms that a page explains: those of its columns and sentences."""
+    texts: list[str] = []
+    for section in sections:
+        texts += [section.title, section.intro]
+        for block in section.blocks:
+            if isinstance(block, PlacedTable):
+                texts += [block.title, block.caption]
+                texts += [text for column in block.table.columns for text in (column.term, column.title)]
+            elif isinstance(block, Plot):
+                texts += [block.title, block.caption]
+            elif isinstance(block, Lines) and block.kind != "text":
+                texts += [block.title, *block.lines]
+    return terms_in(texts)
 
 
 @cache
@@ -139,6 +157,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {"with_terms": with_terms, "term": term_of}
     environment.tests |= {
         "plot": lambda block: isinstance(block, Plot),
         "table": lambda block: isinstance(block, PlacedTable),

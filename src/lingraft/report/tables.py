@@ -43,7 +43,7 @@ class Column:
         is_detail: Folded at first, and left out of narrow terminals; without these a table fits 80 columns.
         term: What of the page's list of terms explains it; empty: `meaning` says all.
         best: Which of its figures is the best one; None: none is better than another, or no interval could tell.
-            The entries that are, or that cannot be told from it, say so themselves (`Entry.is_best`).
+            The entries that are, or are not distinguishable from it, say so themselves (`Entry.is_best`).
     """
 
     title: str
@@ -64,7 +64,7 @@ class Entry(str):
         answer: What its sign says; None: it has none.
         shorter: The same for narrow terminals: without the range of its seeds, then also without its interval; empty
             where it has neither.
-        is_best: Whether it is the best of its column, or cannot be told from that.
+        is_best: Whether it is the best of its column, or not distinguishable from that.
     """
 
     value: float | None
@@ -117,6 +117,16 @@ class Table:
             tuple(tuple(row[i] for i in chosen) for row in self.rows),
             self.n_keys,
         )
+
+    @property
+    def essential(self) -> Table:
+        """Return the table without its details."""
+        return self.part([i for i, column in enumerate(self.columns) if not column.is_detail])
+
+    def is_of_figures(self, index: int) -> bool:
+        """Return whether a column shows figures; a word may stand in place of some."""
+        cells = (row[index] for row in self.rows)
+        return any(isinstance(cell, Entry) and cell.value is not None for cell in cells)
 
 
 @dataclass(frozen=True)
@@ -627,10 +637,11 @@ def training_table(result: StudyResult) -> Table | None:
     return Table(columns, tuple(rows), 2) if rows else None
 
 
-def strategy_cost_table(result: StudyResult) -> Table | None:
-    """Return what each strategy cost, as a ratio to plain of the same data and seed; None: plain is missing.
+def cost_ratios(result: StudyResult) -> dict[str, list[tuple[float, float, float]]]:
+    """Return by strategy what each cell cost over plain of the same data and seed; empty: plain is missing.
 
-    Several data sets and seeds are summed up by the median, with the lowest and the highest in parentheses.
+    The ratios are seconds of training, seconds of preparing and combining over those of plain's training, and largest
+    resident memory. Cells that were interrupted are left out: their seconds are of the rest only.
     """
     whole = [cell for cell in result.done if cell.cost.resumed_from is None]
     plain = {(cell.data, cell.seed): cell.cost for cell in whole if cell.strategy == "plain"}
@@ -645,6 +656,14 @@ def strategy_cost_table(result: StudyResult) -> Table | None:
                     own.peak_bytes / base.peak_bytes,
                 )
             )
+    return ratios
+
+
+def strategy_cost_table(result: StudyResult) -> Table | None:
+    """Return what each strategy cost, as a ratio to plain of the same data and seed; None: plain is missing.
+
+    Several data sets and seeds are summed up by the median, with the lowest and the highest in parentheses.
+    """
 
     def spread(values: Sequence[float]) -> Entry:
         middle = f"{median(values):.2f}"
@@ -658,7 +677,10 @@ def strategy_cost_table(result: StudyResult) -> Table | None:
         Column("before and after", "seconds of preparing and combining over those of plain's training"),
         Column("peak memory", "largest resident memory over plain's; an accelerator's is not in it"),
     )
-    rows = [(name, counted(len(own)), *map(spread, zip(*own, strict=True))) for name, own in ratios.items()]
+    rows = [
+        (name, counted(len(own)), *map(spread, zip(*own, strict=True)))
+        for name, own in cost_ratios(result).items()
+    ]
     return Table(columns, tuple(rows), 1) if rows else None
 
 
