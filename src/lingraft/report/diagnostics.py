@@ -14,7 +14,7 @@ from lingraft.measures.look import BLUE, VERMILLION, looks_of, shapes_of
 from lingraft.records import write_bytes_atomically
 from lingraft.report.drawing import Form, Job, draw
 from lingraft.report.figures import GRID, rounded, spec_of, tooltips
-from lingraft.report.tables import Column, Table, written
+from lingraft.report.tables import Column, Table, counted, written
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,7 +85,9 @@ def similarity_table(found: Comparison) -> Table:
     for (i, j), one in found.pairs.items():
         first, second = found.names[i], found.names[j]
         shares = (overlaps[first, second], overlaps[second, first])
-        rows.append((short[first], short[second], *_estimates(one), *(f"{share:.1%}" for share in shares)))
+        rows.append(
+            (short[first], short[second], *_estimates(one), *(written(share, ".1%") for share in shares))
+        )
     return Table(columns, tuple(rows), 2)
 
 
@@ -163,7 +165,8 @@ def similarity_figure(found: Comparison) -> alt.LayerChart:
 def drift_table(drift: Drift) -> Table:
     """Return a model's drift from the first one, layer by layer."""
     rows = [
-        (str(one.layer), *(written(value, ".4f") for value in _drift_figures(one))) for one in drift.layers
+        (counted(one.layer), *(written(value, ".4f") for value in _drift_figures(one)))
+        for one in drift.layers
     ]
     return Table((Column("layer", "decoder layer"), *_DRIFT), tuple(rows), 1)
 
@@ -208,8 +211,12 @@ def signal_table(scan: SignalScan) -> Table:
         scores = sorted(one.snr for one in own)
         chosen = [str(one.layer) for one in own if one.selected]
         signal = sum(one.above for one in own) / sum(one.of for one in own)
-        numbers = (f"{scores[-1]:.4g}", f"{scores[len(scores) // 2]:.4g}", f"{signal:.1%}")
-        rows.append((name, str(len(own)), str(len(chosen)), *numbers, " ".join(chosen)))
+        figures = (
+            written(scores[-1], ".4g"),
+            written(scores[len(scores) // 2], ".4g"),
+            written(signal, ".1%"),
+        )
+        rows.append((name, counted(len(own)), counted(len(chosen)), *figures, " ".join(chosen)))
     return Table(columns, tuple(rows), 1)
 
 
@@ -263,7 +270,8 @@ def difference_table(groups: Sequence[GroupDifference], name: str, *, with_updat
     rows: list[tuple[str, ...]] = []
     for one in groups:
         turned = None if one.cosine is None else 1 - one.cosine
-        row: tuple[str, ...] = (one.name, str(one.tensors), f"{one.mpd:.4f}", f"{one.l2:.4f}")
+        row: tuple[str, ...] = (one.name, counted(one.tensors), written(one.mpd, ".4f"))
+        row += (written(one.l2, ".4f"),)
         row += (written(one.relative, ".5f"), written(turned, ".2e"))
         if with_updates:
             row += (written(one.update_cosine, ".3f"), written(one.sign_agreement, ".1%"))
@@ -313,7 +321,7 @@ def without_shared_folders(names: Sequence[str]) -> dict[str, str]:
 
 
 def _estimates(one: EmbeddingSimilarity) -> tuple[str, str, str]:
-    corrected = written(one.corrected, ".3f")
+    corrected = written(one.corrected, ".3f", one.low, one.high)
     if one.low is not None and one.high is not None:
-        corrected += f" [{one.low:.3f}, {one.high:.3f}]"
-    return f"{one.des:.3f}", corrected, f"{one.n[0]}, {one.n[1]}"
+        corrected = corrected.with_text(f"{corrected} [{one.low:.3f}, {one.high:.3f}]")
+    return written(one.des, ".3f"), corrected, f"{one.n[0]}, {one.n[1]}"
