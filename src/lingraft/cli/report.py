@@ -34,28 +34,36 @@ def report(
     """
     stopping.keeps("the page before this one is as it was")
     # Wrong input is refused before anything heavy is imported.
-    from lingraft.config.named import all_named
+    from lingraft.config.named import named
+    from lingraft.config.paths import user_path
     from lingraft.records import to_json
-    from lingraft.report.notes import failures, pending_notes
+    from lingraft.report.notes import failures
     from lingraft.report.page import PAGE, write_page
     from lingraft.report.runs import read_report
 
-    named = all_named(runs)
-    place = output or (Path(named[0].value) / PAGE if len(named) == 1 else SEVERAL)
+    place = output or (user_path(named(runs[0]).value) / PAGE if len(runs) == 1 else SEVERAL)
     check_page(place, "--output", is_given=output is not None)
-    found = read_report(named)
+    found = read_report(runs)
     path = write_page(found, place, reported=print_message)
     if json:
         of_runs = [
             {"name": one.name, "folder": str(one.folder), "remarks": one.remarks} for one in found.runs
         ]
-        print_json({"format": 1, "page": str(path), "runs": of_runs, "result": to_json(found.result)})
+        print_json(
+            {
+                "format": 1,
+                "page": str(path),
+                "runs": of_runs,
+                "remarks": found.remarks,
+                "result": to_json(found.result),
+            }
+        )
         return
+    for remark in found.remarks:
+        print_result(shown_message(remark))
     for one in found.runs:
         for remark in one.remarks:
             print_result(shown_message(f"{one.name}: {remark}"))
     for failure in failures(found.result):
         print_result(shown_message(f"failed: {failure}"))
-    for note in pending_notes(found.result):
-        print_result(note)
     print_result(f"Report: {path}")

@@ -16,11 +16,13 @@ from lingraft.report.sections import (
     main_table,
     measured,
     problems,
+    remarks,
     trade_off,
     trained,
 )
 
 SECTIONS = (
+    remarks.section,
     trade_off.section,
     main_table.section,
     abilities.section,

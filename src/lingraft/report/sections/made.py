@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from lingraft.config.load import dump_study
 from lingraft.report.contents import Block, Lines, PlacedTable, Section
 from lingraft.report.runs import Report
-from lingraft.report.tables import checkpoint_table
+from lingraft.report.tables import checkpoint_table, models_of
 
 
 def section(report: Report) -> Section:
@@ -13,7 +15,13 @@ def section(report: Report) -> Section:
     blocks: list[Block] = []
     checkpoints = checkpoint_table(report.result)
     if checkpoints is not None:
-        caption = "Folders in the run folder, which may be moved: this page lies in its folder report."
+        places = {model.checkpoint for model in models_of(report.result)} - {None}
+        gone = [place for place in places if place is not None and not _has_weights(report.path_of(place))]
+        caption = "Folders in the run folder, which may be moved."
+        if gone:
+            caption += (
+                f" The weights of {len(gone)} of {len(places)} are gone; the report needs none of them."
+            )
         blocks.append(PlacedTable("checkpoints", "Checkpoints", caption, checkpoints, is_folded=True))
     for run in report.runs:
         if run.study is not None:
@@ -22,3 +30,7 @@ def section(report: Report) -> Section:
                 title += f": {run.name}"
             blocks.append(Lines(title, tuple(dump_study(run.study).splitlines()), "text", is_folded=True))
     return Section("made", "How it was made", tuple(blocks))
+
+
+def _has_weights(folder: Path | None) -> bool:
+    return folder is not None and any(folder.glob("*.safetensors"))
