@@ -10,14 +10,14 @@ import difflib
 import errno
 import re
 import tempfile
-import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from shutil import disk_usage
 
-# Bidirectional classes of the characters that turn what follows them: embeddings, overrides, isolates.
-_DIRECTIONS = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
+# Control characters; line and paragraph separators; embeddings, overrides and isolates, which turn the direction of
+# what follows; halves of surrogate pairs; and what is no character at all, which XML (so SVG) forbids.
+_STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 
 _DISK_ADVICE = {
     errno.ENOSPC: "the disk is full: free some space",
@@ -158,14 +158,7 @@ def escape_control_characters(text: str, keep: str = "\n\t") -> str:
     """Return a text that is not ours with what steers a terminal made visible: \\x1b in place of the escape.
 
     Such texts are a model's, a data set's or a server's; what steers are control characters but for those in `keep`,
-    line and paragraph separators, marks that turn the direction of text, and halves of surrogate pairs. Joiners stay:
-    scripts need them.
+    line and paragraph separators, marks that turn the direction of text, halves of surrogate pairs and non-characters.
+    Joiners stay: scripts need them.
     """
-    shown = []
-    for character in text:
-        steers = (
-            unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
-            or unicodedata.bidirectional(character) in _DIRECTIONS
-        )
-        shown.append(ascii(character)[1:-1] if steers and character not in keep else character)
-    return "".join(shown)
+    return _STEERING.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text)

@@ -155,8 +155,8 @@ used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesi
 limit = used + {more} * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 said = []
-path = write_page(example_result.result(Path({run!r}), [example_result.done_cell("plain")]),
-                  Study.model_validate_json({study!r}), said.append)
+found = example_result.result(Path({run!r}), [example_result.done_cell("plain")])
+path = write_page(report_of(found, Study.model_validate_json({study!r})), reported=said.append)
 print(json.dumps([said, path.read_text(encoding="utf-8").count("<svg")]))
 """
 

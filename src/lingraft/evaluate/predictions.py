@@ -109,5 +109,5 @@ def read_rows(path: Path, kind: type[Row]) -> tuple[Row, ...]:
     try:
         rows = parquet.read_table(path).to_pylist()
         return tuple(kind(**row) for row in rows)
-    except (OSError, ArrowException, TypeError) as error:
+    except (OSError, ArrowException, TypeError, ValueError) as error:  # a ValueError: bytes that are no text
         raise EvaluationError(f"{path}: cannot be read as rows of {kind.__name__} ({error}).") from None

@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass
 from io import BytesIO, StringIO
 from typing import Any, Final, Literal
 
+from lingraft.errors import escape_control_characters
+
 SECONDS: Final = 120.0  # that the engine may take; a page's figures take a few
 
 Form = Literal["page", "svg", "png", "html"]
@@ -28,10 +30,26 @@ Form = Literal["page", "svg", "png", "html"]
 
 @dataclass(frozen=True)
 class Job:
-    """A figure to draw: what it becomes, and its Vega-Lite specification."""
+    """A figure to draw: what it becomes, and its Vega-Lite specification.
+
+    Control characters of names in the specification are made visible: in an SVG, or in the expressions that Vega-Lite
+    makes of an axis's order, they would end the engine or the figure.
+    """
 
     form: Form
     spec: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "spec", _visible(self.spec))
+
+
+def _visible(value: Any) -> Any:
+    """Return JSON values with the control characters of all texts, also of names, made visible."""
+    if isinstance(value, str):
+        return escape_control_characters(value)
+    if isinstance(value, Mapping):
+        return {_visible(key): _visible(one) for key, one in value.items()}
+    return [_visible(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 @dataclass(frozen=True)
