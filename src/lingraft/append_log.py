@@ -101,6 +101,27 @@ class AppendLog(Generic[Row]):
                 raise OSError(error.errno, error.strerror, str(self._path)) from None
 
 
+def rows_so_far(path: Path, parse: Callable[[Any], Row]) -> list[Row]:
+    """Return the sound rows at the beginning of a log that another process may be writing; nothing is changed.
+
+    Args:
+        path: The log; where there is none, it has no rows.
+        parse: As of `AppendLog`.
+    """
+    rows: list[Row] = []
+    if path.is_symlink() or not path.is_file():
+        return rows
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                if not line.endswith(b"\n"):
+                    raise ValueError("its end is not written yet")
+                rows.append(parse(_content(line, is_sum_needed=True)))
+            except _REFUSALS:
+                break
+    return rows
+
+
 def salvage(path: Path, parse: Callable[[Any], object], begins: bytes) -> int:
     """Leave the sound lines of a log that `AppendLog` refuses, and return how many were removed."""
     sound, removed = [], 0

@@ -98,8 +98,7 @@ def quickstart_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def quickstart_page(quickstart_run: Path) -> Path:
     """Its page, as `lingraft report` writes it."""
-    from lingraft.config.named import all_named
     from lingraft.report.page import write_page
     from lingraft.report.runs import read_report
 
-    return write_page(read_report(all_named([str(quickstart_run)])))
+    return write_page(read_report([str(quickstart_run)]))

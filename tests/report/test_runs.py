@@ -6,6 +6,7 @@ import fcntl
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from lingraft.config.load import save_study
 from lingraft.config.schema import Study
 from lingraft.errors import ConfigError
 from lingraft.intervals.macro_mean import Ratio
+from lingraft.report.contents import Lines, PlacedTable
 from lingraft.report.merge import MergedResult
 from lingraft.report.page import render_page
 from lingraft.report.runs import Report, read_report
 from lingraft.report.sections import contents_of
 from lingraft.report.tables import study_table, task_table
 from lingraft.study.limits import LimitPlan, LimitResult
+from lingraft.study.made import noted_in
 from lingraft.study.result import CellResult, FailedCell, PendingCell, StudyResult, read_result, write_result
 
 Write = Callable[..., Path]
@@ -193,3 +196,60 @@ def test_a_run_that_is_at_work_is_said_to_be_and_not_disturbed(write: Write) -> 
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert any("at work" in remark for remark in read_report([str(folder)]).runs[0].remarks)
     assert not any("at work" in remark for remark in read_report([str(folder)]).runs[0].remarks)
+
+
+def table_of(report: Report, name: str) -> list[list[str]]:
+    blocks = [block for section in contents_of(report) for block in section.blocks]
+    (placed,) = [block for block in blocks if isinstance(block, PlacedTable) and block.name == name]
+    return [list(row) for row in placed.table.rows]
+
+
+def test_what_cells_share_is_counted_once_and_the_largest_share_comes_first(write: Write) -> None:
+    def with_truncated(cell: CellResult, truncated: int) -> CellResult:
+        (*before, last) = cell.phases
+        training = replace(last.training, truncated=truncated, examples=100, dropped=0)
+        return replace(cell, phases=(*before, replace(last, training=training)))
+
+    run = write("first", with_truncated(done_cell("plain"), 60), with_truncated(done_cell("lora"), 20))
+    found = {row[0]: row[1:] for row in table_of(read_report([str(run)]), "left-out")}
+    # Each strategy trained on its own examples; both read the same rows of the same set.
+    last = f"{done_cell('plain').phases[-1].data}"
+    assert found["examples cut to `max_length`"][:3] == ["80", "200 examples", "40.0%"]
+    assert found["examples cut to `max_length`"][3].startswith(last)
+    broken = sum(data.broken for data in done_cell("plain").phases[-1].training.data)
+    assert found["rows that could not be read"][0] == str(broken)
+    shares = [float(row[2].rstrip("%")) for row in found.values() if row[2] != "-"]
+    assert shares == sorted(shares, reverse=True)
+
+
+def test_a_reason_that_failed_several_cells_stands_once(write: Write) -> None:
+    cells = [
+        failed_cell(),
+        failed_cell(seed=1),
+        failed_cell(strategy="ewc", reason="no room in /home/anna/x"),
+    ]
+    report = read_report([str(write("first", *cells))])
+    (section,) = [one for one in contents_of(report) if one.name == "problems"]
+    failed = section.blocks[0]
+    assert isinstance(failed, Lines)
+    assert failed.lines == (
+        "2 cells (similar / lora / seed 0, similar / lora / seed 1): no memory",
+        "similar / ewc / seed 0: no room in ~/x",
+    )
+
+
+def test_the_report_says_how_the_run_was_made_and_hides_what_is_secret(write: Write) -> None:
+    folder = write("first")
+    study = (folder / "study.yaml").read_text().replace("e.jsonl", "/home/anna/e.jsonl")
+    (folder / "study.yaml").write_text(study)
+    with noted_in(folder, ["lingraft", "run", "a.yaml", "judge.url=https://me:pw@host"], 1) as ending:
+        ending.outcome = "done"
+    report = read_report([str(folder)])
+    (row,) = table_of(report, "made")
+    assert row[2:5] == ["done", "lingraft run a.yaml judge.url=https://***@host", version("lingraft")]
+    assert dict(report.facts)["Model"] == "a/model"
+    assert dict(report.facts)["Cells"] == "1 of 2 done, 1 failed"
+    page = render_page(report)
+    assert "anna" not in page
+    assert "me:pw" not in page
+    assert "~/e.jsonl" in page

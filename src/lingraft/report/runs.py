@@ -6,7 +6,7 @@ import fcntl
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -25,9 +25,11 @@ from lingraft.report.notes import pending_notes
 from lingraft.report.older import read_any_result
 from lingraft.report.tables import models_of
 from lingraft.stage_record import FORMAT, RECORD, read_record
-from lingraft.study.result import RESULT, STUDY, StudyResult
+from lingraft.study.made import Invocation, invocations, without_secrets
+from lingraft.study.result import RESULT, STUDY, FailedCell, StudyResult
 
 LOCK: Final = ".lock"
+_MANIFEST = "manifest.json"  # of an evaluation; its stage's own module brings torch
 _RECORDS_LOOKED_AT = 20  # of a run's stages, all of which one version made
 _NAMED = 3  # tasks in a sentence
 
@@ -42,6 +44,8 @@ class Run:
         result: What was found, as far as it is made.
         study: The resolved study; None: its file is missing, or of another version.
         remarks: What a reader must know of the run as a whole: another version made it, a file is damaged.
+        invocations: The calls that worked on it, the oldest first; empty: an earlier version made it.
+        versions: Of lingraft and libraries, as one of its evaluations recorded them, by name; empty: unknown.
     """
 
     name: str
@@ -49,6 +53,8 @@ class Run:
     result: StudyResult
     study: Study | None
     remarks: tuple[str, ...] = ()
+    invocations: tuple[Invocation, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,35 @@ class Report:
         """Return the heading: the names of the runs."""
         return ", ".join(run.name for run in self.runs)
 
+    @property
+    def facts(self) -> tuple[tuple[str, str], ...]:
+        """What stands below the heading: names and texts, each once."""
+        studies = [run.study for run in self.runs if run.study is not None]
+        models = [
+            name
+            for study in studies
+            for name in (study.model, study.phases[0].checkpoint)
+            if name is not None
+        ]
+        calls = [one for run in self.runs for one in run.invocations]
+        dates = sorted((one.ended or one.began)[:10] for one in calls)
+        versions = [one.lingraft for one in calls] or [
+            run.versions["lingraft"] for run in self.runs if "lingraft" in run.versions
+        ]
+        cells = self.result.cells
+        seeds = sorted({cell.seed for cell in cells})
+        failed = sum(isinstance(cell, FailedCell) for cell in cells)
+        found = {
+            "Model": ", ".join(dict.fromkeys(map(without_secrets, models))),
+            "Made": " to ".join(dict.fromkeys(dates[:1] + dates[-1:])),
+            "lingraft": ", ".join(dict.fromkeys(versions)),
+            "Cells": f"{len(self.result.done)} of {len(cells)} done"
+            + (f", {failed} failed" if failed else ""),
+            "Seeds": ", ".join(map(str, seeds)),
+            "Computed on": f"{self.result.precision.device}, in {self.result.precision.evaluation}",
+        }
+        return tuple((name, text) for name, text in found.items() if text)
+
     def path_of(self, inside: str) -> Path | None:
         """Return where a file of a run folder lies, which the result names; None: no run has it (any more).
 
@@ -88,7 +123,11 @@ class Report:
 def report_of(result: StudyResult, study: Study | None) -> Report:
     """Return the report of one run whose result is at hand."""
     folder = Path(result.run)
-    return Report((Run(folder.name if study is None else study.name, folder, result, study),), result)
+    name = folder.name if study is None else study.name
+    run = Run(
+        name, folder, result, study, invocations=invocations(folder), versions=_versions(folder, result)
+    )
+    return Report((run,), result)
 
 
 def read_report(written: Sequence[str]) -> Report:
@@ -132,7 +171,16 @@ def _read(folder: Path, name: str) -> Run:
     result = replace(result, cells=tuple(with_all_measures(result.cells)))
     remarks += _stage_remarks(folder, result)
     remarks += pending_notes(result)
-    return Run(name, folder, result, study, tuple(remarks))
+    return Run(name, folder, result, study, tuple(remarks), invocations(folder), _versions(folder, result))
+
+
+def _versions(folder: Path, result: StudyResult) -> dict[str, str]:
+    """Return the versions that the manifest of an evaluation holds; empty: there is none that can be read."""
+    for model in models_of(result):
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            found = read_json(path_inside(folder, model.predictions).parent / _MANIFEST)["libraries"]
+            return {str(name): str(own) for name, own in found.items()}
+    return {}
 
 
 def _stage_remarks(folder: Path, result: StudyResult) -> Iterator[str]:
