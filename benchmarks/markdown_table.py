@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lingraft.report.charts.trade_off import trade_off
 from lingraft.report.drawing import draw
-from lingraft.report.figures import job_of, svg_of, trade_off
+from lingraft.report.figures import job_of, svg_of
 from lingraft.report.tables import Table, change_table, seed_table, strategy_cost_table, study_table
 from lingraft.study.result import read_result
 

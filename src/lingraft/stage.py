@@ -62,6 +62,9 @@ class StageWatcher:
     def stage_progressed(self, progress: StageProgress) -> None:
         """The stage that began last is this far."""
 
+    def answered(self, task: str, prompt: str, answer: str) -> None:
+        """The stage's model answered this; reported of the first answers of each task alone."""
+
     def freeze_plan(self, label: str, plan: Sequence[FreezePlanRow]) -> None:
         """Which parts train and which are frozen; reported before training, where anything is frozen."""
 
@@ -253,6 +256,11 @@ class StageSpec(ABC):
     def fingerprint(self) -> str:
         """Return the hash of kind and inputs: equal stages run once."""
         return fingerprint_of({"kind": self.kind, **self.inputs})
+
+    @property
+    def folder_name(self) -> str:
+        """Name of its folder among those of the stages."""
+        return f"{self.kind}-{self.fingerprint}"
 
     @property
     def name(self) -> str:

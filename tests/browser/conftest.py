@@ -67,9 +67,11 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
         one.dismiss()
 
     def open_it(path: Path, anchor: str = "", **options: Any) -> Page:
-        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}} | options)
+        context = browser.new_context(
+            **{"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce"} | options
+        )
         contexts.append(context)
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(5_000)
         context.add_init_script(_REPORT_VIOLATIONS)
         context.route(lambda url: not url.startswith(_LOADED_ALONE), lambda route: route.abort())
         page = context.new_page()
@@ -98,7 +100,7 @@ def quickstart_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def quickstart_page(quickstart_run: Path) -> Path:
     """Its page, as `lingraft report` writes it."""
-    from lingraft.report.page import write_page
-    from lingraft.report.runs import read_report
+    from lingraft.cli.main import _run
 
-    return write_page(read_report([str(quickstart_run)]))
+    assert _run(["report", str(quickstart_run)]) == 0
+    return quickstart_run / "report" / "index.html"

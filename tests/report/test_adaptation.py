@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 
 import pytest
+from page_reader import assert_harmless
 
 from lingraft.adapt.history import History, Learnt
 from lingraft.adapt.outlook import Outlook, Room
@@ -237,13 +238,13 @@ def test_the_page_says_the_answer_first_and_needs_no_network() -> None:
             "Held.",
             "no more than 5 % of English was lost",
             "<svg",
-            "What was looked at",
+            "<h2>What was looked at",
             "2026-05-01",
         )
     ]
     assert places == sorted(places)
-    assert not re.search(r"(?:src|href)=|@import|url\((?!#)", page)  # a clip path of the figure has url(#...)
-    assert "rows.jsonl" in page
+    assert not re.search(r"@import|url\((?!#)", page)  # a clip path of the figure has url(#...)
+    assert "rows.jsonl" in assert_harmless(page).text
     assert "{{" not in page
 
 
@@ -285,6 +286,6 @@ def test_the_history_has_a_row_for_each_time() -> None:
 def test_nothing_that_a_model_or_a_data_set_says_is_executed(changes: dict[str, object]) -> None:
     learnt = replace(LEARNT, start=HOSTILE, data={HOSTILE: 1}, strategy=HOSTILE)
     page = render_adaptation(adapted(**changes), History(learnt=(learnt,)))
-    assert "<script" not in page
-    assert "&lt;script&gt;" in page
+    assert HOSTILE not in page
+    assert HOSTILE in assert_harmless(page).text
     assert ("135,000,000 parameters" in page) == ("outlook" in changes)

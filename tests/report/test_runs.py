@@ -77,7 +77,7 @@ def test_several_runs_are_one_result_with_data_sets_named_after_them(write: Writ
     ]
     assert report.result.language_notes == ("shared", "first: own")
     table = study_table(report.result)
-    place = [column.title for column in table.columns].index("limit task_ability 0.03")
+    place = [column.title for column in table.columns].index("limit task ability 0.03")
     assert [row[place] for row in table.rows[2:]] == ["held", "-"]
     assert "2nd: similar" in render_page(report)
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lingraft.errors import ConfigError
+from lingraft.intervals.changes import LimitAnswer
+from lingraft.intervals.macro_mean import Difference, Ratio
+from lingraft.study.limits import LimitResult
 from lingraft.study.result import STUDY, CellResult, FailedCell, PendingCell, StudyResult
 from lingraft.text.language_tags import ENGLISH
 
@@ -25,6 +29,79 @@ class Chosen:
     cell: CellResult
     label: str
     reason: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """What may be recommended: the cells of one data set and strategy that are done, one for each seed.
+
+    Attributes:
+        cells: One for each seed.
+        task_ability: Change from Phase 1; of several seeds the mean over them, as the next two.
+        language_ability: Change from Phase 1.
+        retention: Task ability after / before.
+        kept: Whether English and all limits of the study were kept. Held: shown to be; broken: shown not to be.
+        evidence: What says so.
+    """
+
+    cells: tuple[CellResult, ...]
+    task_ability: Difference
+    language_ability: Difference
+    retention: Ratio
+    kept: LimitAnswer
+    evidence: str
+
+    @property
+    def data(self) -> str:
+        """Data set of the last phase."""
+        return self.cells[0].data
+
+    @property
+    def strategy(self) -> str:
+        """Its strategy."""
+        return self.cells[0].strategy
+
+    @property
+    def score(self) -> float | None:
+        """Language ability, as the mean over the seeds, in [0, 1]; None: no task measures it."""
+        own = [one.scores.language_ability for one in self.cells]
+        known = [one.value for one in own if one is not None]
+        return sum(known) / len(known) if known else None
+
+
+def candidates_of(result: StudyResult) -> list[Candidate]:
+    """Return what may be recommended, in the order of the table.
+
+    English was kept where no more was lost of it than the study's limit on it allows; where it states none, where task
+    ability did not fall, and the 95 % interval of its change lies above -margin, which is a point of a hundred.
+    """
+    means = {(one.data, one.strategy): one for one in result.over_seeds}
+    groups: dict[tuple[str, str], list[CellResult]] = {}
+    for cell in result.done:
+        groups.setdefault((cell.data, cell.strategy), []).append(cell)
+    found = []
+    for key, cells in groups.items():
+        mean = means.get(key)
+        own = cells[0].difference
+        change = own.task_ability if mean is None else mean.task_ability
+        kept, evidence = _evidence(cells, change, cells[0].limits if mean is None else mean.limits)
+        found.append(
+            Candidate(
+                cells=tuple(cells),
+                task_ability=change,
+                language_ability=own.language_ability if mean is None else mean.language_ability,
+                retention=cells[0].retention if mean is None else mean.retention,
+                kept=kept,
+                evidence=evidence,
+            )
+        )
+    return found
+
+
+def best_of(candidates: Sequence[Candidate]) -> Candidate | None:
+    """Return the one with the most language ability of those that kept English; None: none is shown to have."""
+    kept = [one for one in candidates if one.kept == "held" and one.score is not None]
+    return max(kept, key=lambda one: one.score or 0.0, default=None)
 
 
 def choose_cell(result: StudyResult, asked: str | None) -> Chosen:
@@ -78,34 +155,30 @@ def _listed(result: StudyResult) -> str:
 
 
 def _recommended(result: StudyResult) -> Chosen:
-    evidence = {cell_key(cell): _evidence(result, cell) for cell in result.done}
-    fit = [cell for cell in result.done if evidence[cell_key(cell)][0] and cell.scores.language_ability]
-    if not fit:
-        why = "; ".join(f"{label_of(result, cell)!r}: {evidence[cell_key(cell)][1]}" for cell in result.done)
+    found = candidates_of(result)
+    best = best_of(found)
+    if best is None:
+        why = "; ".join(f"{label_of(result, cell)!r}: {one.evidence}" for one in found for cell in one.cells)
         raise ConfigError(
             f"{result.run}: no cell can be recommended, since none is shown to have kept English "
             f"({why or 'none is done'}). Name one with --cell. {_listed(result)}"
         )
 
-    def ability_of(cell: CellResult) -> tuple[float, float]:
-        """Return language ability as the mean over the seeds, then the seed's own."""
-        own = {
-            one.seed: one.scores.language_ability.value
-            for one in fit
-            if (one.data, one.strategy) == (cell.data, cell.strategy) and one.scores.language_ability
-        }
-        return sum(own.values()) / len(own), own[cell.seed]
+    def own_ability(cell: CellResult) -> float:
+        ability = cell.scores.language_ability
+        return 0.0 if ability is None else ability.value
 
-    best = max(fit, key=ability_of)
-    ability, gained = best.scores.language_ability, best.difference.language_ability
+    kept = sum(len(one.cells) for one in found if one.kept == "held" and one.score is not None)
+    cell = max(best.cells, key=own_ability)
+    ability, gained = cell.scores.language_ability, cell.difference.language_ability
     assert ability is not None
     reason = (
-        f"of the {len(fit)} of {len(result.done)} cells that kept English it has the most language ability, "
-        f"{ability.value:.3f} [{ability.low:.3f}, {ability.high:.3f}] ({evidence[cell_key(best)][1]}; gain "
+        f"of the {kept} of {len(result.done)} cells that kept English it has the most language ability, "
+        f"{ability.value:.3f} [{ability.low:.3f}, {ability.high:.3f}] ({best.evidence}; gain "
         f"{gained.value:+.3f} [{gained.low:+.3f}, {gained.high:+.3f}]"
         f"{'' if gained.low > 0 else ', which is not shown to be above 0'})"
     )
-    return Chosen(cell=best, label=label_of(result, best), reason=reason)
+    return Chosen(cell=cell, label=label_of(result, cell), reason=reason)
 
 
 def cell_key(cell: AnyCell) -> tuple[str, str, int]:
@@ -113,15 +186,28 @@ def cell_key(cell: AnyCell) -> tuple[str, str, int]:
     return cell.data, cell.strategy, cell.seed
 
 
-def _evidence(result: StudyResult, cell: CellResult) -> tuple[bool, str]:
-    """Return whether a cell, or the mean over its seeds, is shown to have kept English, and by what."""
-    mean = next((one for one in result.over_seeds if (one.data, one.strategy) == cell_key(cell)[:2]), None)
-    limits = cell.limits if mean is None else mean.limits
+def _evidence(
+    cells: Sequence[CellResult], change: Difference, limits: Mapping[str, LimitResult]
+) -> tuple[LimitAnswer, str]:
+    """Return whether cells that differ in their seed kept English and all limits, and by what."""
     stated = [f"limit {name} {one.limit:g}: {one.answer}" for name, one in limits.items()]
-    held = all(one.answer == "held" for one in limits.values())
-    if "task_ability" in limits or ENGLISH in limits:
-        return held, ", ".join(stated)
-    # Limits on other languages or single tasks say nothing of English as a whole.
-    change = cell.difference.task_ability if mean is None else mean.task_ability
-    said = f"task ability {change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]: {change.answer}"
-    return held and change.answer in ("unchanged", "rose"), ", ".join([*stated, said])
+    answers = [one.answer for one in limits.values()]
+    if "task_ability" not in limits and ENGLISH not in limits:
+        # Limits on other languages or single tasks say nothing of English as a whole.
+        answers.append(_kept(change, cells))
+        stated.append(
+            f"task ability {change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]: {change.answer}"
+        )
+    worst: tuple[LimitAnswer, ...] = ("broken", "seeds_disagree", "undecided", "held")
+    return next(one for one in worst if one in answers), ", ".join(stated)
+
+
+def _kept(change: Difference, cells: Sequence[CellResult]) -> LimitAnswer:
+    """Return whether no more of task ability was lost than the margin: where it rose nobody can say, that is enough."""
+    if change.answer in ("unchanged", "rose"):
+        return "held"
+    if change.answer in ("fell", "seeds_disagree"):
+        return "broken" if change.answer == "fell" else "seeds_disagree"
+    has_fallen = any(cell.difference.task_ability.answer == "fell" for cell in cells)
+    is_above = change.low > -change.margin and change.all_scores is None
+    return "held" if is_above and not has_fallen else "undecided"

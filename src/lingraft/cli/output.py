@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 _LOG_WIDTH = 160
 _HEAD = 4096  # characters of a page, in which its title stands
 _COLUMN_GAP = 3
+_ESSENTIAL_GAP = 2  # of the table that has to fit
+_NO_TERMINAL = 80  # characters of a line where nothing says how many there are
+_NARROWEST = 40
 _PRECISIONS: tuple[Literal["auto", "bf16", "float32"], ...] = ("auto", "bf16", "float32")
 _BACKENDS: tuple[Literal["transformers", "vllm"], ...] = ("transformers", "vllm")
 _MARK = re.compile(
@@ -435,31 +438,100 @@ def print_drawn(drawn: RichTable, console: Console) -> None:
     console.print(drawn)
 
 
-def print_table(table: Table, title: str | None = None, console: Console | None = None) -> None:
-    """Draw a table on stdout, or on `console`; in parts where the terminal is too narrow for all columns."""
-    from rich import box
+def print_table(
+    table: Table, title: str | None = None, console: Console | None = None, *, essential: bool = False
+) -> None:
+    """Draw a table on stdout, or on `console`.
+
+    Args:
+        table: The table.
+        title: Stands above it.
+        console: None: stdout.
+        essential: Only its essential columns, made to fit, and a line that says what is not shown; else all of them, in
+            parts where the terminal is too narrow.
+    """
     from rich.console import Console
+
+    table = _drawable(table)
+    if console is None:
+        stream = _begun_stream()
+        asked = os.environ.get("COLUMNS", "")
+        width = (
+            int(asked) if essential and asked.isdecimal() else _NO_TERMINAL if essential else _width(table)
+        )
+        console = Console(file=stream, width=None if stream.isatty() else max(width, _NARROWEST))
+        names_whole = essential and not stream.isatty() and not asked.isdecimal()
+    else:
+        names_whole = False
+    if not essential:
+        for part in _parts(table, console.width):
+            _draw(part, title, console)
+        return
+    from rich.text import Text
+
+    from lingraft.report.narrow import narrow
+
+    found = narrow(table, console.width, _ESSENTIAL_GAP, names_whole=names_whole)
+    if names_whole:  # nothing cuts a file's lines
+        console.width = max(console.width, _width(found.table))
+    _draw(found.table, title, console, is_close=True)
+    lines = []
+    if found.left_out:
+        lines.append(f"Not shown (`--wide` shows all): {', '.join(found.left_out)}")
+    if found.cut:
+        lines.append(f"Cut in the middle above: {', '.join(found.cut)}")
+    for line in lines:
+        console.print(Text(line), soft_wrap=True)
+
+
+def _drawable(table: Table) -> Table:
+    """Return a table with what steers a terminal made visible, and its best entries marked."""
+
+    def mark(cell: str) -> str:
+        if not isinstance(cell, Entry):
+            return shown(cell)
+        sign = BEST if cell.is_best else ""
+        shorter = tuple(sign + shown(one) for one in cell.shorter)
+        return cell.with_text(sign + shown(cell), shorter)
+
+    from lingraft.report.tables import BEST, Entry
+
+    return replace(
+        table,
+        columns=tuple(replace(column, title=shown(column.title)) for column in table.columns),
+        rows=tuple(tuple(mark(cell) for cell in row) for row in table.rows),
+    )
+
+
+def _draw(table: Table, title: str | None, console: Console, *, is_close: bool = False) -> None:
+    from rich import box
     from rich.table import Table as Drawn
     from rich.text import Text
 
-    table = replace(
-        table,
-        columns=tuple(replace(column, title=shown(column.title)) for column in table.columns),
-        rows=tuple(tuple(shown(cell) for cell in row) for row in table.rows),
-    )
-    if console is None:
-        stream = _begun_stream()
-        console = Console(file=stream, width=None if stream.isatty() else _width(table))
+    from lingraft.report.tables import Entry
+
     # As text, not markup: a model's path may hold brackets.
     heading = None if title is None else Text(shown(title), "table.title")
-    for part in _parts(table, console.width):
-        drawn = Drawn(title=heading, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-        for index, column in enumerate(part.columns):
-            side: Literal["left", "right"] = "left" if index < part.n_keys else "right"
-            drawn.add_column(Text(column.title), justify=side, no_wrap=True)
-        for row in part.rows:
-            drawn.add_row(*(Text(_isolated(cell)) for cell in row))
-        console.print(drawn)
+    # The essential table has to do with little room: one character between columns less, and none at the edges.
+    drawn = Drawn(
+        title=heading,
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        pad_edge=False,
+        show_edge=not is_close,
+        padding=(0, 1, 0, 0) if is_close else (0, 1),
+    )
+    for index, column in enumerate(table.columns):
+        side: Literal["left", "right"] = "left" if index < table.n_keys else "right"
+        drawn.add_column(Text(column.title), justify=side, no_wrap=True, vertical="bottom")
+    for row in table.rows:
+        drawn.add_row(
+            *(
+                Text(_isolated(cell), "bold" if isinstance(cell, Entry) and cell.is_best else "")
+                for cell in row
+            )
+        )
+    console.print(drawn)
 
 
 def _parts(table: Table, width: int) -> Iterator[Table]:

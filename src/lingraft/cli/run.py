@@ -77,6 +77,10 @@ def run(
     runs: Annotated[Path, typer.Option(help="Folder of all runs; this one's is RUNS/<name>.")] = Path("runs"),
     processes: ProcessesOption = 1,
     sharded: ShardedOption = False,
+    wide: Annotated[
+        bool,
+        typer.Option("--wide", help="Print every column of the table, not only those that fit the terminal."),
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Run a study and print its table; run it again to continue after an interruption.
@@ -120,7 +124,7 @@ def run(
     if json:
         print_json(to_json(result))
     else:
-        print_table(study_table(result), loaded.name)
+        print_table(study_table(result), loaded.name, essential=not wide)
         if len(loaded.phases) > _MANY_PHASES:
             for kind, title in _MATRICES:
                 matrix = forgetting_table(result, kind, with_intervals=False)

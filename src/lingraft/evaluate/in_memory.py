@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import gc
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -18,7 +19,7 @@ import torch
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from lingraft.data.chat_format import chat_format
-from lingraft.data.control_tokens import TEXT_START, ControlTokens
+from lingraft.data.control_tokens import TEXT_START, ControlTokens, without_marks
 from lingraft.data.example import Message
 from lingraft.data.special_tokens import special_tokens
 from lingraft.errors import EvaluationError, ModelError
@@ -48,6 +49,8 @@ _MOST_ROWS = 1024
 LONGEST_ANSWER = 256  # the harness's, where a task's settings say nothing
 
 MakeGenerator = Callable[[], Generator]
+OnAnswer = Callable[[str, str, str], None]
+_FIRST = 3  # answers of a task that are shown while others are awaited
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,8 @@ class InMemoryModel(model_class()):  # type: ignore[misc]
             adds none, as in training.
         make_generator: Makes another engine for generation, which must fit beside nothing else on the accelerator;
             None: the model itself.
+        on_answer: Called with the name of the task, the prompt and the answer, of the first answers of each task that
+            generates.
     """
 
     def __init__(
@@ -105,6 +110,7 @@ class InMemoryModel(model_class()):  # type: ignore[misc]
         *,
         chat: bool,
         make_generator: MakeGenerator | None = None,
+        on_answer: OnAnswer | None = None,
     ) -> None:
         super().__init__(
             pretrained=model,
@@ -121,6 +127,7 @@ class InMemoryModel(model_class()):  # type: ignore[misc]
             self.tokenizer = own
         self._batching, self._answers, self._count = batching, answers, count
         self._make_generator = make_generator
+        self._on_answer, self._shown = on_answer, Counter[str]()
         self._chat = chat_format(tokenizer) if chat else None
         self._control = ControlTokens(tokenizer, str(tokenizer.chat_template or ""))
         self.ended: dict[str, bool] = {}
@@ -274,13 +281,25 @@ class InMemoryModel(model_class()):  # type: ignore[misc]
         self._count.expect(requests)
         for request, key in zip(requests, keys, strict=True):
             if key in self._answers:
+                self._show(request, self._answers[key])
                 self._count.answered(request)
 
     def _keep(self, requests: Sequence[Instance], keys: Sequence[str], found: Mapping[int, Any]) -> None:
         new = [place for place in sorted(found) if keys[place] not in self._answers]
         self._answers.append({keys[place]: found[place] for place in new})
         for place in new:
+            self._show(requests[place], found[place])
             self._count.answered(requests[place])
+
+    def _show(self, request: Instance, answer: Any) -> None:
+        """Report an answer, where it is among the first that its task generates."""
+        task = str(request.task_name)
+        if self._on_answer is None or not isinstance(answer, Mapping) or self._shown[task] >= _FIRST:
+            return
+        self._shown[task] += 1
+        said = str(answer["text"])
+        said = said if self._chat is None else self._chat.answer_in(said)
+        self._on_answer(task, without_marks(request.args[0])[0].text, said)
 
     def _grouped(
         self, requests: Sequence[Instance], keys: Sequence[str]

@@ -34,7 +34,7 @@ from lingraft.text.language_tags import ENGLISH
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from lingraft.evaluate.in_memory import InMemoryModel, MakeGenerator
+    from lingraft.evaluate.in_memory import InMemoryModel, MakeGenerator, OnAnswer
 
 WIN_RATE = "win_rate"
 
@@ -88,6 +88,7 @@ def evaluate_model(
     make_generator: MakeGenerator | None = None,
     on_progress: OnProgress | None = None,
     on_judged: OnProgress | None = None,
+    on_answer: OnAnswer | None = None,
 ) -> Evaluated:
     """Score a model on the tasks of a study.
 
@@ -111,6 +112,8 @@ def evaluate_model(
         on_progress: Called with the items so far and in all.
         on_judged: Called with a judge's verdicts so far and in all, of one judged task after the other; the items are
             done then.
+        on_answer: Called with task and language, the prompt and the answer, of the first answers of each task that
+            generates, also of those that an interrupted evaluation had.
 
     Raises:
         EvaluationError: A task cannot be loaded, has no such metric, has answers that do not fit into the model, or
@@ -152,7 +155,16 @@ def evaluate_model(
     if not runs and not skip_missing:
         raise EvaluationError("no task is left to evaluate.")
     rounds, truncated_prompts, spelled_prompts = _answer(
-        runs, model, tokenizer, evaluation, languages, manifest, AnswerLog(log), make_generator, on_progress
+        runs,
+        model,
+        tokenizer,
+        evaluation,
+        languages,
+        manifest,
+        AnswerLog(log),
+        make_generator,
+        on_progress,
+        on_answer,
     )
     verdicts_of: dict[str, Judged] = {}
     for run in runs:
@@ -192,6 +204,7 @@ def _answer(
     answers: AnswerLog,
     make_generator: MakeGenerator | None,
     on_progress: OnProgress | None,
+    on_answer: OnAnswer | None,
 ) -> tuple[list[list[Prediction]], dict[str, int], dict[str, int]]:
     """Return the predictions of each round, and by task how many prompts of the first one were truncated.
 
@@ -207,6 +220,12 @@ def _answer(
     rounds: list[list[Prediction]] = []
     truncated_prompts: Counter[str] = Counter()
     spelled_prompts: Counter[str] = Counter()
+    labels = {run.key: run.label for run in runs}
+
+    def tell(key: str, prompt: str, answer: str) -> None:
+        if on_answer is not None:
+            on_answer(labels[key], prompt, answer)
+
     for repeat, own in enumerate(runs_of_rounds):
         with quiet():
             lm = InMemoryModel(
@@ -217,6 +236,7 @@ def _answer(
                 count,
                 chat=evaluation.apply_chat_template,
                 make_generator=make_generator,
+                on_answer=tell if repeat == 0 else None,
             )
         samples = samples_of(lm, tokenizer, evaluation, own) if own else {}
         rounds.append(

@@ -162,6 +162,21 @@ class Measured:
         return Figure(None) if one is None else one.figures.get(column.figure, Figure(None))
 
 
+@dataclass(frozen=True)
+class PlottedCell:
+    """What a measure found of the cells of one data set and strategy, which differ by their seeds.
+
+    Attributes:
+        data: Data set of the last phase.
+        strategy: Its strategy.
+        seeds: What was found of each.
+    """
+
+    data: str
+    strategy: str
+    seeds: tuple[Measured, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """A column of a table.
@@ -230,6 +245,6 @@ class Measure(ABC):
         """Return what the page says of the measure, whose cells found `measured`."""
         return self.meaning
 
-    def plots(self, cells: Sequence[tuple[str, Measured]]) -> Iterator[Plot]:  # noqa: ARG002
-        """Yield the page's figures of finished cells; cells with the same label differ by their seeds."""
+    def plots(self, cells: Sequence[PlottedCell]) -> Iterator[Plot]:  # noqa: ARG002
+        """Yield the page's figures of finished cells, in the order of the tables."""
         yield from ()

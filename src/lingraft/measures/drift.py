@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from lingraft.config.schema import Study
 from lingraft.data.chat_format import CHAT_IDENTITY
@@ -16,12 +16,13 @@ from lingraft.measures.base import (
     Figure,
     Found,
     Measure,
-    Measured,
     MeasuredCell,
     Plot,
+    PlottedCell,
     Taken,
 )
-from lingraft.records import fingerprint_of, from_json
+from lingraft.measures.look import PLAIN, WIDTH, Look, looks_of, shapes_of
+from lingraft.records import fingerprint_of
 from lingraft.stage import (
     MODEL_LIBRARIES,
     FinishedStage,
@@ -80,36 +81,53 @@ class Drift(Measure):
         changes = [one["covariance_change"] for one in stage.result["layers"]]
         return Found({"covariance": Figure(mean_of_known(changes))}, stage.result)
 
-    def plots(self, cells: Sequence[tuple[str, Measured]]) -> Iterator[Plot]:
-        """Yield the paper's Figures 1 and 2 for the cells; several seeds are drawn as their mean."""
-        from lingraft.representation.drift import LayerDrift
-
-        found: dict[tuple[str, int], list[LayerDrift]] = {}
-        for label, measured in cells:
-            one = measured.found.get(FROM_PHASE_ONE)
-            details = None if one is None else one.details
-            layers = details["layers"] if isinstance(details, dict) else []
-            for layer in layers if isinstance(layers, list) else []:
-                own = from_json(LayerDrift, layer)
-                found.setdefault((label, own.layer), []).append(own)
-        rows = [
-            LayerPoint(
-                label,
-                layer,
-                mean_of_known([one.mean_cosine for one in seeds]),
-                mean_of_known([one.covariance_change for one in seeds]),
-            )
-            for (label, layer), seeds in found.items()
-        ]
-        if rows:
-            yield Plot(
+    def plots(self, cells: Sequence[PlottedCell]) -> Iterator[Plot]:
+        """Yield the paper's Figures 1 and 2 for plain training, and Figure C4, the same two for mitigations."""
+        points = [point for cell in cells for point in _points(cell)]
+        measured = {(one.data, one.strategy) for one in points}
+        drawn = list(dict.fromkeys(one.data for one in points))[:MOST_PANELS]
+        looks = looks_of(cell.strategy for cell in cells)
+        shapes = shapes_of(cell.data for cell in cells)
+        left_out = len({data for data, _ in measured}) - len(drawn)
+        more = f" Of {left_out} more data sets only the table has the drift." if left_out > 0 else ""
+        for name, title, about, taken in (
+            (
                 "drift-by-layer",
-                "Drift of the hidden states",
-                "From Phase 1 to each cell, layer by layer: the cosine of the mean states (1: same direction) and the "
-                "relative change of their covariance, over every token of the prompts. The paper finds that dissimilar "
-                "data shift high layers 3 to 4 times as much.",
-                partial(layer_curves, rows),
-            )
+                "Drift of the hidden states, by data set",
+                "From Phase 1 to plain training on each data set",
+                [replace(one, panel="") for one in points if one.strategy == PLAIN],
+            ),
+            (
+                "drift-with-mitigations",
+                "Drift of the hidden states, by strategy",
+                "From Phase 1 to each cell",
+                points if any(strategy != PLAIN for _, strategy in measured) else [],
+            ),
+        ):
+            own = [one for one in taken if one.data in drawn]
+            if own:
+                ratios = [
+                    f"{cell.data} / {cell.strategy} {ratio:.1f}"
+                    for cell in cells
+                    if (cell.data, cell.strategy) in {(one.data, one.strategy) for one in own}
+                    and (ratio := upper_to_lower(_points(cell))) is not None
+                ]
+                told = "; ".join(ratios[:_MOST_TOLD]) or "not known"
+                yield Plot(
+                    name,
+                    title,
+                    f"{about}, layer by layer: the cosine of the mean states (1: same direction) and the relative "
+                    "change of their covariance, over every token of the prompts; several seeds are drawn as their "
+                    "mean. The paper finds that dissimilar data shift high layers 3 to 4 times as much (Figures 1 "
+                    f"and 2), and that mitigations shrink the shift (Figure C4).{more}",
+                    partial(layer_curves, own, looks, shapes),
+                    "Two line charts over the decoder layers. Mean change of the covariance in the upper third of the "
+                    f"layers over that in the lower third: {told}.",
+                )
+
+
+MOST_PANELS: Final = 12  # data sets drawn apart
+_MOST_TOLD: Final = 12  # cells in a text alternative
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,31 +135,122 @@ class LayerPoint:
     """A layer of a model in the figure.
 
     Attributes:
-        model: Name of the model.
+        data: Its marks' shape stands for it.
+        strategy: Its colour stands for it.
         layer: From 0.
         cosine: Of the mean states.
         covariance: Relative change of the covariance.
+        panel: Which picture it is drawn in.
     """
 
-    model: str
+    data: str
+    strategy: str
     layer: int
     cosine: float | None
     covariance: float | None
+    panel: str = ""
 
 
-def layer_curves(points: Sequence[LayerPoint]) -> alt.VConcatChart:
-    """Draw the cosine of the mean states and the change of the covariance of each model over its layers."""
+def _points(cell: PlottedCell) -> list[LayerPoint]:
+    """Return the layers of a cell, of several seeds their mean."""
+    layers: dict[int, list[Mapping[str, Any]]] = {}
+    for measured in cell.seeds:
+        one = measured.found.get(FROM_PHASE_ONE)
+        details = None if one is None else one.details
+        found = details.get("layers") if isinstance(details, dict) else None
+        for layer in found if isinstance(found, list) else []:
+            if isinstance(layer, dict) and isinstance(number := layer.get("layer"), int):
+                layers.setdefault(number, []).append(layer)
+    return [
+        LayerPoint(
+            cell.data,
+            cell.strategy,
+            number,
+            mean_of_known([one["mean_cosine"] for one in own]),
+            mean_of_known([one["covariance_change"] for one in own]),
+            cell.data,
+        )
+        for number, own in sorted(layers.items())
+    ]
+
+
+def upper_to_lower(points: Sequence[LayerPoint]) -> float | None:
+    """Return the mean change of the covariance in the upper third of the layers over that in the lower third.
+
+    None: nothing moved there.
+    """
+    third = max(1, len(points) // 3)
+    lower, upper = (
+        mean_of_known([one.covariance for one in own]) for own in (points[:third], points[-third:])
+    )
+    return upper / lower if lower and upper is not None else None
+
+
+def layer_curves(
+    points: Sequence[LayerPoint], looks: Mapping[str, Look], shapes: Mapping[str, str], model: str = ""
+) -> alt.VConcatChart:
+    """Draw the cosine of the mean states and the change of the covariance over the layers, a line for each model.
+
+    Args:
+        points: The layers.
+        looks: Of the strategies.
+        shapes: Of the data sets.
+        model: Title of the legend, where colours and shapes stand for the same; empty: they do not.
+    """
     import altair as alt
 
-    rows = alt.Data(values=[asdict(one) for one in points])
-    base = alt.Chart(rows).mark_line(point=True).properties(width=520, height=220)
-    layer = alt.X("layer:Q", title="decoder layer", axis=alt.Axis(tickMinStep=1, format="d"))
-    colour = alt.Color("model:N", title="model")
-    cosine = alt.Y("cosine:Q", title="cosine of mean states", scale=alt.Scale(zero=False))
-    change = alt.Y("covariance:Q", title="change of the covariance")
-    return alt.vconcat(
-        base.encode(x=layer, y=cosine, color=colour), base.encode(x=layer, y=change, color=colour)
+    panels = list(dict.fromkeys(one.panel for one in points))
+    strategies = {one.strategy for one in points}
+    looks = {name: look for name, look in looks.items() if name in strategies}
+    data = {one.data for one in points}
+    shapes = {name: shape for name, shape in shapes.items() if name in data}
+    rows = alt.Data(
+        values=[
+            {
+                name: float(f"{value:.5g}") if isinstance(value, float) else value
+                for name, value in asdict(one).items()
+            }
+            | {"order": panels.index(one.panel)}
+            for one in points
+        ]
     )
+    colours = alt.Scale(domain=list(looks), range=[one.colour for one in looks.values()])
+    dashes = alt.Scale(domain=list(looks), range=[one.dash for one in looks.values()])
+    many = len(panels) > 1
+    key = "data" if model else "strategy"  # one field for all, so that there is one legend
+    strategy = alt.Legend(title=model or "strategy", symbolLimit=0) if len(looks) > 1 else None
+    shape = alt.Legend(title=model or "data", symbolLimit=0) if len(shapes) > 1 and not many else None
+    charts = []
+    for field, title, scale in (
+        ("cosine", "cosine of mean states", alt.Scale(zero=False)),
+        ("covariance", "change of covariance", alt.Scale(zero=True)),
+    ):
+        lines = alt.Chart().encode(
+            x=alt.X("layer:Q", title="decoder layer", axis=alt.Axis(tickMinStep=1, format="d")),
+            y=alt.Y(f"{field}:Q", title=title, scale=scale),
+            color=alt.Color(f"{key}:N", scale=colours, legend=strategy),
+            detail="data:N",
+        )
+        hover = [
+            alt.Tooltip("data:N", title=model or "data"),
+            *([] if model else [alt.Tooltip("strategy:N", title="strategy")]),
+            alt.Tooltip("layer:Q", title="layer"),
+            alt.Tooltip(f"{field}:Q", title=title, format=".4f"),
+        ]
+        chart = alt.layer(
+            lines.mark_line(strokeWidth=1.8).encode(
+                strokeDash=alt.StrokeDash(f"{key}:N", scale=dashes, legend=strategy)
+            ),
+            lines.mark_point(size=28, filled=True, opacity=1).encode(
+                shape=alt.Shape(
+                    "data:N", scale=alt.Scale(domain=list(shapes), range=list(shapes.values())), legend=shape
+                ),
+                tooltip=hover,
+            ),
+        ).properties(width=WIDTH // 2 - 40 if many else WIDTH, height=180)
+        facet = alt.Facet("panel:N", title=None, sort=alt.EncodingSortField("order", op="min"))
+        charts.append(chart.facet(facet=facet, columns=2) if many else chart)
+    return alt.vconcat(*charts, data=rows)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,23 +1,23 @@
-"""The table and the page of an adaptation: what was lost, what was gained, and which model was kept.
-
-What models and data sets say is untrusted: the template escapes everything but the figure's SVG, in which the renderer
-has escaped it. The page needs nothing but itself.
-"""
+"""The tables and the page of an adaptation: what was lost, what was gained, and which model was kept."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-
-from markupsafe import Markup
+from functools import partial
+from typing import TYPE_CHECKING
 
 from lingraft.adapt.history import History, Learnt
 from lingraft.adapt.outlook import outlook_lines
 from lingraft.adapt.promise import AbilityLoss, Gain, ability_name
 from lingraft.adapt.result import Adapted, Point, point_name
-from lingraft.report.drawing import draw
-from lingraft.report.page import template_of
+from lingraft.measures.base import Plot
+from lingraft.report.contents import Lines, PlacedTable, Section
+from lingraft.report.page import EMBEDDED_NOTICE, Page, render
 from lingraft.report.signs import LIMIT_WORDS, SIGNS
-from lingraft.report.tables import ABSENT, Column, Table
+from lingraft.report.tables import ABSENT, Column, Entry, Table, counted, written
+
+if TYPE_CHECKING:
+    import altair as alt
 
 SELECTION, REPORT = "selection", "report"
 _GAIN_MEANING = {
@@ -62,7 +62,7 @@ def adaptation_table(adapted: Adapted) -> Table:
 
 
 def _start_row(adapted: Adapted, beside: Point, items: str) -> tuple[str, ...]:
-    scores = [cell for one in beside.losses for cell in (f"{one.before.value:.3f}", ABSENT, ABSENT)]
+    scores = [cell for one in beside.losses for cell in (written(one.before.value, ".3f"), ABSENT, ABSENT)]
     return (f"start: {adapted.start}", items, "", *scores, ABSENT, ABSENT)
 
 
@@ -70,7 +70,11 @@ def _row(point: Point, items: str, kept: str, certified: str) -> tuple[str, ...]
     losses = [
         cell
         for one in point.losses
-        for cell in (f"{one.after.value:.3f}", _loss(one), LIMIT_WORDS[one.answer])
+        for cell in (
+            written(one.after.value, ".3f"),
+            _loss(one),
+            Entry(LIMIT_WORDS[one.answer], answer=one.answer),
+        )
     ]
     return (point.name, items, kept, *losses, _gain(point.gain), certified)
 
@@ -79,17 +83,20 @@ def _percent(share: float) -> str:
     return f"{100 * share:g} %"
 
 
-def _loss(loss: AbilityLoss) -> str:
+def _loss(loss: AbilityLoss) -> Entry:
     if loss.loss is None or loss.low is None or loss.high is None:
-        return ABSENT
-    return f"{100 * loss.loss:.1f} % [{100 * loss.low:.1f}, {100 * loss.high:.1f}]"
+        return Entry(ABSENT)
+    text = f"{100 * loss.loss:.1f} % [{100 * loss.low:.1f}, {100 * loss.high:.1f}]"
+    return Entry(text, loss.loss, loss.low, loss.high)
 
 
-def _gain(gain: Gain | None) -> str:
+def _gain(gain: Gain | None) -> Entry:
     if gain is None:
-        return ABSENT
+        return Entry(ABSENT)
     interval = "" if gain.low is None or gain.high is None else f" [{gain.low:+.2f}, {gain.high:+.2f}]"
-    return f"{gain.value:+.3f}{interval} {SIGNS[gain.answer]}"
+    return Entry(
+        f"{gain.value:+.3f}{interval} {SIGNS[gain.answer]}", gain.value, gain.low, gain.high, gain.answer
+    )
 
 
 def promise_table(adapted: Adapted) -> Table:
@@ -107,11 +114,17 @@ def promise_table(adapted: Adapted) -> Table:
     )
     rows = [
         (
-            *(ability_name(one.name), f"{one.n:,}"),
-            *(f"{own.value:.3f} [{own.low:.2f}, {own.high:.2f}]" for own in (one.before, one.after)),
-            *(_loss(one), _percent(one.max_loss), LIMIT_WORDS[one.answer]),
-            ABSENT if one.certifiable_loss is None else f"{100 * one.certifiable_loss:.1f} %",
-            ABSENT if one.items_needed is None else f"{one.items_needed:,}",
+            *(ability_name(one.name), counted(one.n)),
+            *(
+                Entry(f"{own.value:.3f} [{own.low:.2f}, {own.high:.2f}]", own.value, own.low, own.high)
+                for own in (one.before, one.after)
+            ),
+            *(_loss(one), Entry(_percent(one.max_loss), one.max_loss)),
+            Entry(LIMIT_WORDS[one.answer], answer=one.answer),
+            ABSENT
+            if one.certifiable_loss is None
+            else Entry(f"{100 * one.certifiable_loss:.1f} %", one.certifiable_loss),
+            ABSENT if one.items_needed is None else counted(one.items_needed),
         )
         for one in adapted.report.losses
     ]
@@ -131,15 +144,15 @@ def data_table(adapted: Adapted) -> Table:
     rows = [
         (
             one.source,
-            *(
-                f"{count:,}"
-                for count in (
+            *map(
+                counted,
+                (
                     one.rows,
                     one.broken,
                     sum(one.filtered.values()) + one.withheld,
                     one.held_out,
                     one.train,
-                )
+                ),
             ),
         )
         for one in adapted.data
@@ -169,7 +182,7 @@ def _learnt(one: Learnt) -> tuple[str, ...]:
         one.date,
         ", ".join(one.languages),
         one.start,
-        f"{sum(one.data.values()):,}",
+        counted(sum(one.data.values())),
         one.strategy,
         "trained" if one.alpha is None else point_name(one.alpha, one.kept_back),
         ABSENT if one.max_loss is None else _percent(one.max_loss),
@@ -188,43 +201,111 @@ def render_adaptation(
         history: What the kept model was taught, this time included.
         reported: Receives a sentence where the picture is missing from the page.
     """
-    svg, problem = _drawn(adapted)
-    if problem and reported is not None:
-        reported(problem)
+    learnt = ", ".join(adapted.learnt)
+    is_rescue = adapted.command == "rescue"
+    page = Page(
+        title=f"{adapted.start}: {learnt}" if learnt else adapted.start,
+        kind="A lingraft rescue: what a damaged model gets back, and what that costs"
+        if is_rescue
+        else "A lingraft adaptation: what learning new languages gained, and what it cost",
+        facts=(),
+        notices=(EMBEDDED_NOTICE,) if adapted.start.startswith("embedded:") else (),
+        sections=adaptation_sections(adapted, history),
+    )
+    return render(page, reported)
+
+
+def adaptation_sections(adapted: Adapted, history: History) -> tuple[Section, ...]:
+    """Return what the page of an adaptation shows, in reading order."""
+    answer = LIMIT_WORDS[adapted.answer]
+    limit = _percent(adapted.max_loss)
     promised = " and ".join(ability_name(one.name) for one in adapted.report.losses)
-    return template_of("adaptation.html").render(
-        adapted=adapted,
-        answer=LIMIT_WORDS[adapted.answer],
-        limit=_percent(adapted.max_loss),
-        promised=promised,
-        svg=svg,
-        picture_problem=problem,
-        table=adaptation_table(adapted),
-        promise=promise_table(adapted),
-        reasons=[
-            f"{ability_name(one.name)}: {one.reason}"
-            for one in adapted.report.losses
-            if one.reason is not None
-        ],
-        outlook=[] if adapted.outlook is None else outlook_lines(adapted.outlook),
-        data=data_table(adapted),
-        history=history_table(history),
-        embedded=adapted.start.startswith("embedded:"),
+    sections = [
+        Section(
+            "answer",
+            "Answer",
+            (Lines("", (f"{answer.capitalize()}. {adapted.sentence}",), answer_kind(adapted)),),
+        )
+    ]
+    if _has_figure(adapted):
+        title = "What it cost and what it gained"
+        caption = (
+            "Each point is a model between the start and the trained one, on the selection items, with the 95 % "
+            "intervals of its loss and its gain; lines join the models of one chain. Down is kept ability, right is "
+            f"more of the new languages. The dashed red line is the limit, {limit}: a model meets it where its whole "
+            "interval lies at or below it. The diamond is the kept model on the report items, on which nothing was "
+            "chosen."
+        )
+        sections.append(
+            Section("trade-off", title, (Plot("trade-off", title, caption, partial(_chart, adapted)),))
+        )
+    caption = (
+        "Loss is 1 - retention: the share of the start's own score that is gone; below 0 it rose. Brackets are 95 % "
+        "intervals. The walk goes outwards from the start and stops at the first model that is not certified to have "
+        f"lost no more than {limit} of {promised}; of the certified ones it keeps the one that gained most. So the "
+        "choice is wrong in at most 5 of 100 such walks, however many models were looked at (Learn then Test, arXiv "
+        "2110.01052). Signs of the gain: ▲ rose, ▼ fell, = unchanged, ? undecided."
+    )
+    looked = PlacedTable("looked-at", "", caption, adaptation_table(adapted))
+    sections.append(Section("looked-at", "What was looked at", (looked,)))
+    reasons = tuple(
+        f"{ability_name(one.name)}: {one.reason}" for one in adapted.report.losses if one.reason is not None
+    )
+    kept = PlacedTable("promise", "", "", promise_table(adapted))
+    sections.append(
+        Section("promise", "The promise, on items on which nothing was chosen", (kept, Lines("", reasons)))
+    )
+    done = [PlacedTable("done", "", "", done_table(adapted))]
+    data = data_table(adapted)
+    if data.rows:
+        done.append(PlacedTable("data", "Data", "", data))
+    sections.append(Section("done", "What was done", tuple(done)))
+    if adapted.outlook is not None:
+        known = Lines("", tuple(outlook_lines(adapted.outlook)))
+        sections.append(Section("outlook", "What was known before the training", (known,)))
+    if history.learnt:
+        taught = PlacedTable("history", "", "", history_table(history))
+        sections.append(Section("history", "What the model was taught, and when", (taught,)))
+    return tuple(sections)
+
+
+def done_table(adapted: Adapted) -> Table:
+    """Return what was done with which model, a name and a text in each row."""
+    rows = [("start", adapted.start)]
+    if adapted.trained is not None:
+        rows.append(("damaged model", adapted.trained))
+    rows.append(("languages", ", ".join(adapted.learnt) or ABSENT))
+    if adapted.earlier:
+        rows.append(("taught before, promised as well", ", ".join(adapted.earlier)))
+    training = (
+        "none" if adapted.strategy is None else f"{adapted.strategy}, {adapted.steps:,} optimiser steps"
+    )
+    rows += [
+        ("training", training),
+        ("kept model", adapted.report.name),
+        ("written", f"{adapted.folder}, weights in {adapted.dtype}"),
+        ("evaluated in", adapted.precision),
+        ("seed", str(adapted.seed)),
+    ]
+    return Table((Column("what", ""), Column("which", "")), tuple(rows), 1)
+
+
+def answer_kind(adapted: Adapted) -> str:
+    """Return how the answer looks: held, broken or undecided."""
+    return adapted.answer if adapted.answer in ("held", "broken") else "undecided"
+
+
+def _has_figure(adapted: Adapted) -> bool:
+    """Return whether a model has both a loss and a gain."""
+    return any(
+        point.gain is not None and any(loss.loss is not None for loss in point.losses)
+        for point in (*adapted.walked.points, adapted.report)
     )
 
 
-def _drawn(adapted: Adapted) -> tuple[Markup | None, str]:
-    """Return the figure of the trade-off, and why it has no picture; empty: it has one, or there is nothing to draw."""
-    try:
-        from lingraft.report.adaptation_figure import adaptation_trade_off
-        from lingraft.report.figures import job_of, svg_of
+def _chart(adapted: Adapted) -> alt.TopLevelMixin:
+    from lingraft.report.adaptation_figure import adaptation_trade_off
 
-        chart = adaptation_trade_off(adapted)
-        if chart is None:
-            return None, ""
-        (drawing,) = draw([job_of(chart)])
-    except (ImportError, MemoryError) as error:  # the tables need none
-        return None, f"The page has no picture: it cannot be made ({error or 'no memory'})."
-    if drawing.content is None:
-        return None, f"The page has no picture: {drawing.problem}."
-    return Markup(svg_of(drawing.content)), ""
+    chart = adaptation_trade_off(adapted)
+    assert chart is not None  # `_has_figure`
+    return chart

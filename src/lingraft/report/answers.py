@@ -20,7 +20,7 @@ from lingraft.study.result import RESULT, read_result
 
 PREDICTIONS = "predictions.parquet"
 RECORD = "record.json"  # of an evaluation
-_STAGES = "stages/"
+_STAGES = "stages"
 
 
 @dataclass(frozen=True)
@@ -147,14 +147,24 @@ def _inside(folder: Path, name: str) -> Path:
         path = path_inside(folder, name)
     except ValueError as error:
         raise ConfigError(f"{folder}: its result names answers outside of it: {error}.") from None
-    if name.startswith(_STAGES) and (path.parent / RECORD).exists():
-        try:
-            stamps_of_whole(path.parent, read_record(path.parent))
-        except DamagedRecordError as error:
-            raise ConfigError(
-                f"{path}: the answers are not those that were scored ({error}); run the study again."
-            ) from None
+    check_whole(path)
     return path
+
+
+def check_whole(path: Path) -> None:
+    """Refuse answers in a stage's folder that are not those which the stage recorded; without a record all pass.
+
+    Raises:
+        ConfigError: They were changed, or the record was.
+    """
+    if path.parent.parent.name != _STAGES or not (path.parent / RECORD).exists():
+        return
+    try:
+        stamps_of_whole(path.parent, read_record(path.parent))
+    except DamagedRecordError as error:
+        raise ConfigError(
+            f"{path}: the answers are not those that were scored ({error}); run the study again."
+        ) from None
 
 
 def _chosen(models: dict[str, _Source], label: str, option: str) -> _Source:

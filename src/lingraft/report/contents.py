@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from lingraft.measures.base import Plot
+from lingraft.report.side_by_side import Answering
 from lingraft.report.tables import Table
 
 
@@ -44,7 +46,24 @@ class Lines:
     is_folded: bool = False
 
 
-Block = Plot | PlacedTable | Lines
+@dataclass(frozen=True)
+class SideBySide:
+    """What the models answered to the same items, beside each other; of the page alone.
+
+    Attributes:
+        name: As of a table.
+        title: Its heading.
+        caption: How to read it.
+        answering: Reads the answers, which may be many.
+    """
+
+    name: str
+    title: str
+    caption: str
+    answering: Callable[[], Answering]
+
+
+Block = Plot | PlacedTable | Lines | SideBySide
 
 
 @dataclass(frozen=True)

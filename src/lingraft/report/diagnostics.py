@@ -10,9 +10,11 @@ import altair as alt
 from lingraft.errors import ConfigError, FigureError
 from lingraft.intervals.macro_mean import mean_of_known
 from lingraft.measures.drift import LayerPoint, layer_curves
+from lingraft.measures.look import BLUE, VERMILLION, looks_of, shapes_of
 from lingraft.records import write_bytes_atomically
 from lingraft.report.drawing import Form, Job, draw
-from lingraft.report.tables import Column, Table, written
+from lingraft.report.figures import GRID, rounded, spec_of, tooltips
+from lingraft.report.tables import Column, Table, counted, written
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from lingraft.representation.drift import Drift, LayerDrift
     from lingraft.similarity.comparison import Comparison
     from lingraft.similarity.embedding_similarity import EmbeddingSimilarity
-    from lingraft.weights.difference import GroupDifference, ParameterDifference
+    from lingraft.weights.difference import GroupDifference, ParameterDifference, TensorDifference
     from lingraft.weights.signal_to_noise import SignalScan
 
 FIGURE_SUFFIXES = (".svg", ".png", ".html")
@@ -61,7 +63,7 @@ def write_figure(chart: Any, path: Path) -> None:
         FigureError: It cannot be drawn; a file that stands there stays as it is.
     """
     forms: dict[str, Form] = {".svg": "svg", ".png": "png", ".html": "html"}
-    (drawing,) = draw([Job(forms[path.suffix.lower()], chart.to_dict())])
+    (drawing,) = draw([Job(forms[path.suffix.lower()], spec_of(chart, "white"))])
     if drawing.content is None:
         raise FigureError(f"{path}: the figure is not drawn: {drawing.problem}; all else is done.")
     write_bytes_atomically(path, drawing.content)
@@ -70,7 +72,7 @@ def write_figure(chart: Any, path: Path) -> None:
 def similarity_table(found: Comparison) -> Table:
     """Return DES of every pair of sets, and the nearest neighbours in both directions."""
     overlaps = {(one.first, one.second): one.share for one in found.overlaps}
-    short = _without_shared_folders(found.names)
+    short = without_shared_folders(found.names)
     columns = (
         Column("first", "a data set"),
         Column("second", "another one"),
@@ -83,7 +85,9 @@ def similarity_table(found: Comparison) -> Table:
     for (i, j), one in found.pairs.items():
         first, second = found.names[i], found.names[j]
         shares = (overlaps[first, second], overlaps[second, first])
-        rows.append((short[first], short[second], *_estimates(one), *(f"{share:.1%}" for share in shares)))
+        rows.append(
+            (short[first], short[second], *_estimates(one), *(written(share, ".1%") for share in shares))
+        )
     return Table(columns, tuple(rows), 2)
 
 
@@ -96,7 +100,7 @@ def task_type_similarity_table(found: Comparison) -> Table:
         *_ESTIMATES,
         Column("n", "instructions encoded of each"),
     )
-    short = _without_shared_folders(found.names)
+    short = without_shared_folders(found.names)
     rows = [
         (short[one.first], one.task_type, short[one.second], *_estimates(one.similarity))
         for one in found.by_task_type
@@ -112,7 +116,7 @@ def language_similarity_table(found: Comparison) -> Table:
         *_ESTIMATES,
         Column("n", "instructions encoded of each"),
     )
-    short = _without_shared_folders(found.names)
+    short = without_shared_folders(found.names)
     rows = [
         (
             f"{short[one.first]} ({one.first_language})",
@@ -126,23 +130,32 @@ def language_similarity_table(found: Comparison) -> Table:
 
 def similarity_figure(found: Comparison) -> alt.LayerChart:
     """Draw the matrix of corrected similarities; where there is none, the paper's value."""
-    order = list(_without_shared_folders(found.names).values())
+    order = list(without_shared_folders(found.names).values())
     rows = []
     for i, first in enumerate(order):
         for j, second in enumerate(order):
             one = None if i == j else found.pairs[min(i, j), max(i, j)]
             value = 1.0 if one is None else one.des if one.corrected is None else one.corrected
-            rows.append({"first": first, "second": second, "similarity": value})
-    whole = alt.Axis(labelLimit=0)
+            said_value = f"{value:.3f}"
+            if one is not None and one.corrected is not None and one.low is not None and one.high is not None:
+                said_value += f" [{one.low:.3f}, {one.high:.3f}]; as in the paper {one.des:.3f}"
+            rows.append({"first": first, "second": second, "similarity": value, "said": said_value})
+    longest = alt.Axis(labelLimit=260)
     base = alt.Chart(alt.Data(values=rows)).encode(
-        x=alt.X("second:N", sort=order, title=None, axis=whole),
-        y=alt.Y("first:N", sort=order, title=None, axis=whole),
+        x=alt.X(
+            "second:N",
+            scale=alt.Scale(domain=order),
+            title=None,
+            axis=alt.Axis(labelLimit=260, labelAngle=-30),
+        ),
+        y=alt.Y("first:N", scale=alt.Scale(domain=order), title=None, axis=longest),
+        tooltip=tooltips(first="first", second="second", said="DES"),
     )
-    scale = alt.Scale(scheme="blues", domain=[0, 1], clamp=True)
+    scale = alt.Scale(range=["#f3f3f3", BLUE], domain=[0, 1], clamp=True, interpolate="lab")
     tiles = base.mark_rect().encode(color=alt.Color("similarity:Q", scale=scale, title="DES (corrected)"))
     numbers = base.mark_text().encode(
         text=alt.Text("similarity:Q", format=".3f"),
-        color=alt.condition("datum.similarity > 0.6", alt.value("white"), alt.value("#10202f")),
+        color=alt.condition("datum.similarity > 0.55", alt.value("white"), alt.value("#10202f")),
     )
     return alt.layer(tiles, numbers).properties(
         width=alt.Step(90), height=alt.Step(40), title=f"encoder: {found.encoder}"
@@ -152,7 +165,8 @@ def similarity_figure(found: Comparison) -> alt.LayerChart:
 def drift_table(drift: Drift) -> Table:
     """Return a model's drift from the first one, layer by layer."""
     rows = [
-        (str(one.layer), *(written(value, ".4f") for value in _drift_figures(one))) for one in drift.layers
+        (counted(one.layer), *(written(value, ".4f") for value in _drift_figures(one)))
+        for one in drift.layers
     ]
     return Table((Column("layer", "decoder layer"), *_DRIFT), tuple(rows), 1)
 
@@ -172,12 +186,13 @@ def _drift_figures(one: LayerDrift) -> tuple[float | None, ...]:
 
 def drift_figure(found: Sequence[Drift]) -> alt.VConcatChart:
     """Draw the paper's Figures 1 and 2: the cosine of mean states, and the covariance's change, over the layers."""
-    points = (
-        LayerPoint(drift.model, one.layer, one.mean_cosine, one.covariance_change)
+    short = without_shared_folders([drift.model for drift in found])
+    points = [
+        LayerPoint(short[drift.model], short[drift.model], one.layer, one.mean_cosine, one.covariance_change)
         for drift in found
         for one in drift.layers
-    )
-    return layer_curves(list(points))
+    ]
+    return layer_curves(points, looks_of(short.values()), shapes_of(short.values()), "model")
 
 
 def signal_table(scan: SignalScan) -> Table:
@@ -196,8 +211,12 @@ def signal_table(scan: SignalScan) -> Table:
         scores = sorted(one.snr for one in own)
         chosen = [str(one.layer) for one in own if one.selected]
         signal = sum(one.above for one in own) / sum(one.of for one in own)
-        numbers = (f"{scores[-1]:.4g}", f"{scores[len(scores) // 2]:.4g}", f"{signal:.1%}")
-        rows.append((name, str(len(own)), str(len(chosen)), *numbers, " ".join(chosen)))
+        figures = (
+            written(scores[-1], ".4g"),
+            written(scores[len(scores) // 2], ".4g"),
+            written(signal, ".1%"),
+        )
+        rows.append((name, counted(len(own)), counted(len(chosen)), *figures, " ".join(chosen)))
     return Table(columns, tuple(rows), 1)
 
 
@@ -207,19 +226,29 @@ def signal_figure(scan: SignalScan) -> alt.LayerChart:
         {
             "type": one.type,
             "layer": one.layer,
-            "place": 1 - (one.rank - 1) / max(1, len(own) - 1),
+            "place": rounded(1 - (one.rank - 1) / max(1, len(own) - 1)),
             "selected": one.selected,
+            "said": f"{one.snr:.4g}",
+            "rank": f"{one.rank} of {len(own)}",
         }
         for own in scan.by_type().values()
         for one in own
     ]
+    types = list(scan.by_type())
     base = alt.Chart(alt.Data(values=rows)).encode(
-        x=alt.X("type:N", title=None), y=alt.Y("layer:O", title="layer")
+        x=alt.X("type:N", title=None, scale=alt.Scale(domain=types), axis=alt.Axis(labelAngle=-60)),
+        y=alt.Y("layer:O", title="layer"),
+        tooltip=tooltips(type="type", layer="layer", said="signal-to-noise ratio", rank="rank in its type"),
     )
-    colour = alt.Color("place:Q", scale=alt.Scale(scheme="blues"), title="place in its type (1: highest)")
-    dots = base.transform_filter("datum.selected").mark_point(filled=True, color="#e45756", size=18)
-    return alt.layer(base.mark_rect().encode(color=colour), dots).properties(
-        width=alt.Step(44), height=alt.Step(14), title=f"signal-to-noise ratio, {scan.estimator}"
+    scale = alt.Scale(range=["#f3f3f3", BLUE], domain=[0, 1], interpolate="lab")
+    colour = alt.Color("place:Q", scale=scale, title="place in its type (1: highest)")
+    dots = base.transform_filter("datum.selected").mark_point(
+        filled=True, color=VERMILLION, size=22, opacity=1
+    )
+    return alt.layer(base.mark_rect(stroke=GRID, strokeWidth=0.5).encode(color=colour), dots).properties(
+        width=alt.Step(30),
+        height=alt.Step(14),
+        title=f"signal-to-noise ratio, {scan.estimator}; dots are selected",
     )
 
 
@@ -241,7 +270,8 @@ def difference_table(groups: Sequence[GroupDifference], name: str, *, with_updat
     rows: list[tuple[str, ...]] = []
     for one in groups:
         turned = None if one.cosine is None else 1 - one.cosine
-        row: tuple[str, ...] = (one.name, str(one.tensors), f"{one.mpd:.4f}", f"{one.l2:.4f}")
+        row: tuple[str, ...] = (one.name, counted(one.tensors), written(one.mpd, ".4f"))
+        row += (written(one.l2, ".4f"),)
         row += (written(one.relative, ".5f"), written(turned, ".2e"))
         if with_updates:
             row += (written(one.update_cosine, ".3f"), written(one.sign_agreement, ".1%"))
@@ -250,28 +280,38 @@ def difference_table(groups: Sequence[GroupDifference], name: str, *, with_updat
 
 
 def difference_figure(found: ParameterDifference) -> alt.LayerChart:
-    """Draw each tensor's relative change: module types across, layers down; darker moved further."""
+    """Draw the mean of the tensors' relative changes: module types across, layers down; darker moved further."""
+    groups: dict[tuple[str, str], list[TensorDifference]] = {}
+    for one in found.tensors:
+        layer = "outside" if one.layer is None else str(one.layer)
+        groups.setdefault((one.module, layer), []).append(one)
     rows = [
         {
-            "module": one.module,
-            "layer": "outside" if one.layer is None else str(one.layer),
-            "relative": one.relative,
+            "module": module,
+            "layer": layer,
+            "relative": rounded(mean),
+            "said": f"{mean:.3g}",
+            "mpd": f"{sum(one.l2 for one in own) / len(own):.4g}",
         }
-        for one in found.tensors
-        if one.relative is not None
+        for (module, layer), own in groups.items()
+        if (mean := mean_of_known([one.relative for one in own])) is not None
     ]
     numbers = sorted({-1 if one.layer is None else one.layer for one in found.tensors})
     layers = ["outside" if number < 0 else str(number) for number in numbers]
+    modules = list(dict.fromkeys(one.module for one in found.tensors))
     base = alt.Chart(alt.Data(values=rows)).encode(
-        x=alt.X("module:N", title=None), y=alt.Y("layer:N", sort=layers, title="layer")
+        x=alt.X("module:N", title=None, scale=alt.Scale(domain=modules), axis=alt.Axis(labelAngle=-60)),
+        y=alt.Y("layer:N", scale=alt.Scale(domain=layers), title="layer"),
+        tooltip=tooltips(module="module", layer="layer", said="relative change", mpd="MPD"),
     )
-    colour = alt.Color("mean(relative):Q", scale=alt.Scale(scheme="blues"), title="relative change")
-    return alt.layer(base.mark_rect().encode(color=colour)).properties(
-        width=alt.Step(40), height=alt.Step(14)
+    scale = alt.Scale(range=["#f3f3f3", BLUE], interpolate="lab", domainMin=0)
+    colour = alt.Color("relative:Q", scale=scale, title="relative change")
+    return alt.layer(base.mark_rect(stroke=GRID, strokeWidth=0.5).encode(color=colour)).properties(
+        width=alt.Step(26), height=alt.Step(14)
     )
 
 
-def _without_shared_folders(names: Sequence[str]) -> dict[str, str]:
+def without_shared_folders(names: Sequence[str]) -> dict[str, str]:
     """Return names to be read, by name: paths without the folders that all of them share."""
     parts = [name.split("/") for name in names]
     shared = 0
@@ -281,7 +321,7 @@ def _without_shared_folders(names: Sequence[str]) -> dict[str, str]:
 
 
 def _estimates(one: EmbeddingSimilarity) -> tuple[str, str, str]:
-    corrected = written(one.corrected, ".3f")
+    corrected = written(one.corrected, ".3f", one.low, one.high)
     if one.low is not None and one.high is not None:
-        corrected += f" [{one.low:.3f}, {one.high:.3f}]"
-    return f"{one.des:.3f}", corrected, f"{one.n[0]}, {one.n[1]}"
+        corrected = corrected.with_text(f"{corrected} [{one.low:.3f}, {one.high:.3f}]")
+    return written(one.des, ".3f"), corrected, f"{one.n[0]}, {one.n[1]}"

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from lingraft.evaluate.results import LanguageScore, ModelDifferences, Scores, TaskDifference, TaskScore
 from lingraft.intervals.macro_mean import Difference, Interval
 from lingraft.report.signs import SIGNS
-from lingraft.report.tables import ABSENT, Column, Table, written
+from lingraft.report.tables import ABSENT, Column, Entry, Table, counted, written
 from lingraft.text.language_tags import ENGLISH
 
 _KEYS = (
@@ -46,12 +46,13 @@ def score_table(scores: Scores, tasks: Iterable[str]) -> Table:
     for task, language, one in found:
         if one is None or one.value is None:
             continue
-        counted = one if isinstance(one, (LanguageScore, TaskScore)) else None
-        faults = None if counted is None else counted.answers
+        generated = one if isinstance(one, (LanguageScore, TaskScore)) else None
+        faults = None if generated is None else generated.answers
         rows.append(
             (
-                *(task, language, str(one.n), f"{one.value:.3f}", f"[{one.low:.3f}, {one.high:.3f}]"),
-                written(None if counted is None else counted.wrong_language, ".1%"),
+                *(task, language, counted(one.n), written(one.value, ".3f", one.low, one.high)),
+                f"[{one.low:.3f}, {one.high:.3f}]",
+                written(None if generated is None else generated.wrong_language, ".1%"),
                 f"{faults.empty}, {faults.looping}, {faults.truncated}" if faults else ABSENT,
             )
         )
@@ -76,9 +77,10 @@ def difference_table(compared: ModelDifferences) -> Table:
     found += [(*_named(name), one) for name, one in compared.differences.items()]
     rows = [
         (
-            *(task, language, str(one.n), f"{SIGNS[one.answer]} {one.value:+.3f}"),
+            *(task, language, counted(one.n)),
+            Entry(f"{SIGNS[one.answer]} {one.value:+.3f}", one.value, one.low, one.high, one.answer),
             f"[{one.low:+.3f}, {one.high:+.3f}]",
-            f"{one.minimum_detectable_effect:.3f}",
+            written(one.minimum_detectable_effect, ".3f"),
         )
         for task, language, one in found
         if one is not None

@@ -1,205 +1,168 @@
-"""The figures of a study, as Vega-Lite through altair; `drawing` draws them."""
+"""What all figures share: how they look, and what turns one into a job for `drawing`.
+
+What models and data sets are called is data of a figure, and nothing else: never a field, an expression or a sort
+order, which Vega would read as code.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, Final, Protocol
 
 import altair as alt
 
-from lingraft.evaluate.results import BitsPerCharacter
-from lingraft.intervals.macro_mean import Difference
+from lingraft.intervals.changes import Answer
+from lingraft.measures.look import BLUE, INK, VERMILLION, WIDTH, Look
 from lingraft.report.drawing import Job
 from lingraft.report.signs import SIGNS
-from lingraft.report.tables import Matrix, matrix_of, models_of
-from lingraft.study.result import StudyResult
 
-WIDTH = 620
-POINT_COLOUR = "#2a6fdb"
-INK = "#010203"  # stands for the page's own text colour, light or dark
-_MOST_MATRICES = 12  # drawn; the table below the figure has all
-_LOOK = {
-    "background": "transparent",
+__all__ = ["INK", "WIDTH"]
+
+NARROW: Final = 280
+"""Of a plot in a window of 360 pixels."""
+POINT_COLOUR: Final = BLUE
+GRID: Final = "#88888840"
+MOST_IN_LEGEND: Final = 20
+_LOOK: Final = {
+    "aria": False,  # the page has a text alternative for the figure as a whole
+    "font": "sans-serif",
     "view": {"stroke": "transparent"},
     "axis": dict.fromkeys(("labelColor", "titleColor", "tickColor", "domainColor"), INK)
-    | {"gridColor": "#88888855"},
-    "legend": {"labelColor": INK, "titleColor": INK},
-    "header": {"labelColor": INK, "titleColor": INK},
+    | {
+        "gridColor": GRID,
+        "tickCount": 8,
+        "labelFontSize": 11,
+        "titleFontSize": 12,
+        "titleFontWeight": "normal",
+    },
+    "legend": {
+        "labelColor": INK,
+        "titleColor": INK,
+        "labelFontSize": 12,
+        "titleFontSize": 12,
+        "labelLimit": 200,
+        "orient": "bottom",
+        "columns": 4,
+    },
+    "header": {"labelColor": INK, "titleColor": INK, "labelFontSize": 12, "labelLimit": 300},
+    "title": {"color": INK, "fontSize": 12, "fontWeight": "normal"},
+    "text": {"color": INK},
 }
 
 
-def trade_off(result: StudyResult) -> alt.FacetChart:
-    """Change of task ability against gain in language ability: a point with both 95 % intervals for each strategy.
+class Bounded(Protocol):
+    """A figure with its interval."""
 
-    One picture per data set. Several seeds make one point, their mean, with its interval and sign as in the table; each
-    seed is a ring beside it.
-    """
+    @property
+    def value(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
 
-    def interval_of(name: str, one: Difference) -> dict[str, float]:
-        return {name: one.value, f"{name}_low": one.low, f"{name}_high": one.high}
 
-    single = {(cell.data, cell.strategy): cell.difference for cell in result.done}
-    pooled = {(one.data, one.strategy): one for one in result.over_seeds}
-    rows: list[dict[str, str | float]] = [
-        {
-            "data": data,
-            "strategy": f"{strategy} {SIGNS[one.task_ability.answer]}",
-            **interval_of("gain", one.language_ability),
-            **interval_of("change", one.task_ability),
-        }
-        for (data, strategy), one in (single | pooled).items()
-    ]
-    rows += [
-        {
-            "data": cell.data,
-            "seed_gain": cell.difference.language_ability.value,
-            "seed_change": cell.difference.task_ability.value,
-        }
-        for cell in result.done
-        if (cell.data, cell.strategy) in pooled
-    ]
-    base = alt.Chart()
-    gain, change = "gain in language ability", "change of task ability"
-    x, y = alt.X("gain:Q", title=gain).scale(zero=False), alt.Y("change:Q", title=change)
-    zero = base.transform_calculate(zero="0").mark_rule(strokeDash=[4, 4], color="#888")
-    interval = {"opacity": 0.35, "color": POINT_COLOUR}
-    label = {"align": "left", "dx": 7, "dy": -5, "fontSize": 10, "color": INK}
-    means = base.transform_filter("isValid(datum.gain)")
-    seeds = base.transform_filter("isValid(datum.seed_gain)")
+class Changed(Bounded, Protocol):
+    """A change with its interval, and what it says."""
+
+    @property
+    def answer(self) -> Answer: ...
+
+
+Row = dict[str, str | float | bool]
+"""A row of a figure's data, by field; fields are ours, texts in them may be anyone's."""
+
+
+def said(one: Bounded | None, form: str = ".3f") -> str:
+    """Return a figure with its interval, for what is shown on hover; None: a dash."""
+    return "-" if one is None else f"{one.value:{form}} [{one.low:{form}}, {one.high:{form}}]"
+
+
+def said_change(one: Changed) -> str:
+    """Return a change with its interval and its sign, for what is shown on hover."""
+    return f"{said(one, '+.3f')} {SIGNS[one.answer]}"
+
+
+def shortened(name: str, most: int = 30) -> str:
+    """Return a name for a label; the whole of it is shown on hover."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+def rounded(value: float) -> float:
+    """Return a number as figures hold it: with five significant digits."""
+    return float(f"{value:.5g}")
+
+
+def row_of(**fields: str | float | Bounded | None) -> Row:
+    """Return a row of a figure's data: of a figure with an interval its value, both ends, and how it is written."""
+    row: Row = {}
+    for name, one in fields.items():
+        if isinstance(one, (int, float)):
+            row[name] = rounded(one)
+        elif isinstance(one, str):
+            row[name] = one
+        elif one is not None:
+            row |= {
+                name: rounded(one.value),
+                f"{name}_low": rounded(one.low),
+                f"{name}_high": rounded(one.high),
+            }
+            row[f"said_{name}"] = said(one)
+    return row
+
+
+def colour_scale(looks: Mapping[str, Look]) -> alt.Scale:
+    """Return the colours of strategies."""
+    return alt.Scale(domain=list(looks), range=[one.colour for one in looks.values()])
+
+
+def fill_scale(looks: Mapping[str, Look]) -> alt.Scale:
+    """Return what strategies' marks are filled with."""
+    return alt.Scale(domain=list(looks), range=[one.fill for one in looks.values()])
+
+
+def dash_scale(looks: Mapping[str, Look]) -> alt.Scale:
+    """Return the dashes of strategies' lines."""
+    return alt.Scale(domain=list(looks), range=[one.dash for one in looks.values()])
+
+
+def diverging_scale(most: float) -> alt.Scale:
+    """Return the colours of changes: orange below 0, blue above."""
+    return alt.Scale(
+        domain=[-most, 0, most], range=[VERMILLION, "#f3f3f3", BLUE], interpolate="lab", clamp=True
+    )
+
+
+def columns_of(width: int, gap: int, labels: int = 60) -> int:
+    """Return how many plots of a width stand side by side."""
+    return max(1, (WIDTH + labels - 20) // (width + gap))
+
+
+def legend_for(names: Collection[str], title: str) -> alt.Legend | None:
+    """Return the legend of so many names; None: there are too many to find one in it, or there is one alone."""
     return (
-        alt.layer(
-            zero.encode(y="zero:Q"),
-            means.mark_rule(**interval).encode(x=alt.X("gain_low:Q", title=gain), x2="gain_high", y=y),
-            means.mark_rule(**interval).encode(x=x, y=alt.Y("change_low:Q", title=change), y2="change_high"),
-            seeds.mark_point(size=30, opacity=0.6, color=POINT_COLOUR).encode(
-                x=alt.X("seed_gain:Q", title=gain), y=alt.Y("seed_change:Q", title=change)
-            ),
-            means.mark_point(filled=True, size=60, opacity=1, color=POINT_COLOUR).encode(x=x, y=y),
-            means.mark_text(**label).encode(x=x, y=y, text="strategy:N"),
-            data=alt.Data(values=rows),
-        )
-        .properties(width=WIDTH, height=380)
-        .facet(row=alt.Row("data:N", title=None))
-        .resolve_scale(x="independent")
+        alt.Legend(title=title, symbolLimit=0, symbolOpacity=1) if 1 < len(names) <= MOST_IN_LEGEND else None
     )
 
 
-def bits_per_character(result: StudyResult) -> alt.LayerChart:
-    """Loss of the held-out answers in bits per character, per language and model; lower is better.
+def tooltips(**titles: str) -> list[alt.Tooltip]:
+    """Return what is shown on hover: fields of the data that are text already, with their titles."""
+    return [alt.Tooltip(f"{field}:N", title=title) for field, title in titles.items()]
 
-    Lines are 95 % intervals; of several seeds, drawn as their mean, from the lowest to the highest.
+
+def spec_of(chart: Any, background: str = "transparent") -> dict[str, Any]:
+    """Return a figure's Vega-Lite specification with the look that all share.
+
+    Args:
+        chart: The figure.
+        background: Of the whole; ink is for light paper unless `INK` is replaced.
     """
-    groups: dict[tuple[str, str], list[BitsPerCharacter]] = {}
-    for model in models_of(result):
-        for language, score in model.scores.per_language.items():
-            if score.held_out is not None:
-                groups.setdefault((model.title(with_seed=False), language), []).append(score.held_out)
-    rows: list[dict[str, str | float]] = [
-        {
-            "model": model,
-            "language": language,
-            "bits": sum(one.value for one in own) / len(own),
-            "low": own[0].low if len(own) == 1 else min(one.value for one in own),
-            "high": own[0].high if len(own) == 1 else max(one.value for one in own),
-        }
-        for (model, language), own in groups.items()
-    ]
-    order = list(dict.fromkeys(model for model, _ in groups))
-    title = "bits per character of held-out answers"
-    base = alt.Chart(alt.Data(values=rows)).encode(
-        y=alt.Y("model:N", sort=order, title=None), color=alt.Color("language:N")
-    )
-    return alt.layer(
-        base.mark_rule(opacity=0.5).encode(x=alt.X("low:Q", title=title), x2="high"),
-        base.mark_point(filled=True, size=80).encode(x=alt.X("bits:Q", title=title)),
-    ).properties(width=WIDTH)
-
-
-def training_loss(result: StudyResult) -> alt.Chart:
-    """Training loss of the last phase of each cell, in nats per supervised token, over its steps."""
-    rows = [
-        {"cell": f"{cell.data} / {cell.strategy} / {cell.seed}", "step": step, "loss": loss}
-        for cell in result.done
-        for step, loss in cell.phases[-1].losses
-    ]
-    return (
-        alt.Chart(alt.Data(values=rows))
-        .mark_line()
-        .encode(
-            x=alt.X("step:Q", title="optimiser step"),
-            y=alt.Y("loss:Q", title="loss in nats per token", scale=alt.Scale(zero=False)),
-            color=alt.Color("cell:N", title="cell"),
-        )
-        .properties(width=WIDTH, height=260)
-    )
-
-
-@dataclass(frozen=True)
-class _Tile:
-    """An entry of a forgetting matrix in a picture; `shade`, in [0, 1], colours it, and its value stands in it."""
-
-    cell: str
-    row: int
-    after: str
-    taught: str
-    data: str
-    value: float
-    shade: float
-
-
-def matrices(result: StudyResult, kind: Matrix) -> alt.FacetChart:
-    """Draw the forgetting matrix of each cell. Several seeds are drawn as their mean.
-
-    Darker is higher for abilities. For bits per character darker is lower, among all cells' entries for the same data
-    set: losses of two languages are on no one scale.
-    """
-    found: dict[tuple[str, int, str, str, str], list[float]] = {}
-    for cell in result.done:
-        matrix = matrix_of(cell, kind)
-        if matrix is None:
-            continue
-        for number, row in enumerate(matrix.rows):
-            values = [entry.value for entry in row.scores]
-            for column, value in zip(matrix.columns, values, strict=True):
-                key = (f"{cell.data} / {cell.strategy}", number, row.after, column.phase, column.data)
-                found.setdefault(key, []).append(value)
-    means = {key: sum(values) / len(values) for key, values in found.items()}
-    tiles = []
-    for key, value in means.items():
-        shade = value
-        if kind != "ability":
-            same = [other for place, other in means.items() if place[3:] == key[3:]]
-            shade = (max(same) - value) / ((max(same) - min(same)) or 1.0)
-        tiles.append(_Tile(*key, value=value, shade=shade))
-
-    cells = list(dict.fromkeys(tile.cell for tile in tiles))[:_MOST_MATRICES]
-    phases = list(dict.fromkeys(tile.taught for tile in tiles))
-    base = alt.Chart().encode(
-        x=alt.X("taught:N", sort=phases, title="taught by phase", axis=alt.Axis(labelAngle=0)),
-        y=alt.Y("after:N", sort=alt.EncodingSortField("row"), title="after phase"),
-    )
-    number = base.mark_text(fontSize=13).encode(
-        text=alt.Text("value:Q", format=".3f"),
-        color=alt.condition("datum.shade > 0.5", alt.value("white"), alt.value("#10202f")),
-    )
-    scale = alt.Scale(scheme="blues", domain=[0, 1])
-    shades = base.mark_rect(stroke="#88888855").encode(color=alt.Color("shade:Q", scale=scale, legend=None))
-    return (
-        alt.layer(shades, number)
-        .properties(width=72 * len(phases), height=alt.Step(30))
-        .facet(
-            facet=alt.Facet("cell:N", title=None, sort=cells),
-            columns=max(1, 10 // (len(phases) + 1)),
-            data=alt.Data(values=[asdict(tile) for tile in tiles if tile.cell in cells]),
-        )
-        .resolve_scale(y="independent")
-    )
+    spec: dict[str, Any] = chart.to_dict()
+    return spec | {"config": (spec.get("config") or {}) | _LOOK | {"background": background}}
 
 
 def job_of(chart: Any) -> Job:
     """Return what draws a figure for the page, in the page's own ink."""
-    spec = chart.to_dict()
-    return Job("page", spec | {"config": (spec.get("config") or {}) | _LOOK})
+    return Job("page", spec_of(chart))
 
 
 def svg_of(drawing: bytes) -> str:

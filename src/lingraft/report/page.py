@@ -1,25 +1,58 @@
-"""The report page of a study: one self-contained HTML file.
+"""Pages: one self-contained HTML file each, for the report of a study and for an adaptation.
 
-What models and data sets say is untrusted: the template escapes everything but the figures' SVG, in which the
-renderer has escaped it.
+What models and data sets say is untrusted: the templates escape all but the figures' SVG, in which the renderer has
+escaped it, and the page's policy (CSP) lets nothing run or load but its own style and scripts, which it names by their
+hashes.
 """
 
 from __future__ import annotations
 
+import hashlib
+import re
+from base64 import b64encode
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
+from typing import Final
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from lingraft.measures.base import Plot
 from lingraft.records import write_text_atomically
-from lingraft.report.contents import Section
+from lingraft.report.contents import Lines, PlacedTable, Section, SideBySide
 from lingraft.report.drawing import draw
+from lingraft.report.markup import drawn
 from lingraft.report.runs import Report
 from lingraft.report.sections import contents_of
+from lingraft.report.terms import Term, term_of, terms_in, with_terms
 
 PAGE = Path("report", "index.html")  # in a run folder
+EMBEDDED_NOTICE: Final = (
+    "The embedded model is SmolLM2-135M-Instruct, dequantised from 4 bits: "
+    "its figures are not those of the published model."
+)
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a page shows.
+
+    Attributes:
+        title: Its heading.
+        kind: A line above the heading that says what it is.
+        facts: Names and texts below the heading: when it was made, of which model.
+        notices: What must be known of all of it.
+        sections: Its content.
+    """
+
+    title: str
+    kind: str
+    facts: tuple[tuple[str, str], ...]
+    notices: tuple[str, ...]
+    sections: tuple[Section, ...]
 
 
 def write_page(
@@ -39,27 +72,84 @@ def write_page(
 
 
 def render_page(report: Report, reported: Callable[[str], None] | None = None) -> str:
-    """Return the page's HTML; arguments as of `write_page`."""
-    sections = contents_of(report)
-    pictures, problem = _drawn(sections)
+    """Return the HTML of a report's page; arguments as of `write_page`."""
+    is_embedded = any(
+        (name or "").startswith("embedded:")
+        for run in report.runs
+        if run.study is not None
+        for name in (run.study.model, run.study.phases[0].checkpoint)
+    )
+    page = Page(
+        title=report.title,
+        kind="A lingraft study: what fine-tuning on new languages gained, and what it cost",
+        facts=report.facts,
+        notices=(EMBEDDED_NOTICE,) if is_embedded else (),
+        sections=contents_of(report),
+    )
+    return render(page, reported)
+
+
+def render(page: Page, reported: Callable[[str], None] | None = None) -> str:
+    """Return the HTML of a page.
+
+    Args:
+        page: What it shows.
+        reported: Receives a sentence where pictures are missing from it.
+    """
+    pictures, problem = _drawn(page.sections)
     if problem and reported is not None:
         reported(problem)
-    return template_of("page.html").render(
-        title=report.title,
-        sections=sections,
-        pictures=pictures,
-        picture_problem=problem,
-        embedded=any(
-            (name or "").startswith("embedded:")
-            for run in report.runs
-            if run.study is not None
-            for name in (run.study.model, run.study.phases[0].checkpoint)
-        ),
+    tables = {
+        block.name: drawn(block.table)
+        for section in page.sections
+        for block in section.blocks
+        if isinstance(block, PlacedTable)
+    }
+    on_their_side = {
+        section.name
+        for section in page.sections
+        if any(tables[block.name].is_wide for block in section.blocks if isinstance(block, PlacedTable))
+    }
+    has_answers = any(isinstance(block, SideBySide) for section in page.sections for block in section.blocks)
+    style, script = _own("style.css") + _own("answers.css"), _own("page.js")
+    answers_script = _own("answers.js") if has_answers else ""
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            page=page,
+            tables=tables,
+            on_their_side=on_their_side,
+            terms=_terms(page.sections),
+            pictures=pictures,
+            picture_problem=problem,
+            style=Markup(style),
+            script=Markup(script),
+            answers_script=Markup(answers_script),
+            policy=_policy([style], [script, *([answers_script] if has_answers else [])]),
+        )
     )
 
 
-def template_of(name: str) -> Template:
-    """Return a page's template; it escapes all that it is given."""
+def _terms(sections: tuple[Section, ...]) -> tuple[Term, ...]:
+    """Return the terms that a page explains: those of its columns and sentences."""
+    texts: list[str] = []
+    for section in sections:
+        texts += [section.title, section.intro]
+        for block in section.blocks:
+            if isinstance(block, PlacedTable):
+                texts += [block.title, block.caption]
+                texts += [text for column in block.table.columns for text in (column.term, column.title)]
+            elif isinstance(block, Plot):
+                texts += [block.title, block.caption]
+            elif isinstance(block, Lines) and block.kind != "text":
+                texts += [block.title, *block.lines]
+    return terms_in(texts)
+
+
+@cache
+def _environment() -> Environment:
+    """Return what makes HTML of the templates; it escapes all that it is given."""
     environment = Environment(
         loader=PackageLoader("lingraft", "report"),
         autoescape=True,
@@ -67,8 +157,33 @@ def template_of(name: str) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.tests |= {"plot": lambda block: isinstance(block, Plot)}
-    return environment.get_template(name)
+    environment.filters |= {"with_terms": with_terms, "term": term_of}
+    environment.tests |= {
+        "plot": lambda block: isinstance(block, Plot),
+        "table": lambda block: isinstance(block, PlacedTable),
+        "side_by_side": lambda block: isinstance(block, SideBySide),
+    }
+    return environment
+
+
+@cache
+def _own(name: str) -> str:
+    """Return the text of a style or script of ours."""
+    return files("lingraft.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _policy(styles: list[str], scripts: list[str]) -> str:
+    """Return the Content-Security-Policy of a page: these styles and scripts, pictures made in it, and nothing else."""
+
+    def hashes(texts: list[str]) -> str:
+        return " ".join(
+            f"'sha256-{b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in texts
+        )
+
+    return (
+        f"default-src 'none'; script-src {hashes(scripts)}; style-src {hashes(styles)}; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
 
 
 def _drawn(sections: tuple[Section, ...]) -> tuple[dict[str, Markup], str]:
@@ -82,10 +197,16 @@ def _drawn(sections: tuple[Section, ...]) -> tuple[dict[str, Markup], str]:
         return {}, f"The report has no pictures: they cannot be made ({error or 'no memory'})."
     drawings = draw(jobs)
     found = {
-        plot.name: Markup(svg_of(one.content))
+        plot.name: Markup(_with_own_names(svg_of(one.content), plot.name))
         for plot, one in zip(plots, drawings, strict=True)
         if one.content is not None
     }
     problems = list(dict.fromkeys(one.problem for one in drawings if one.content is None))
     how_many = f"{len(found)} of {len(plots)} pictures" if found else "no pictures"
     return found, f"The report has {how_many}: {'; '.join(problems)}." if problems else ""
+
+
+def _with_own_names(svg: str, name: str) -> str:
+    """Return an SVG whose clip paths and gradients are named after it: all figures of a page share one name space."""
+    svg = re.sub(r'(<(?:clipPath|linearGradient|radialGradient)\b[^>]*? id=")', rf"\g<1>{name}-", svg)
+    return re.sub(r'(="url\(#)', rf"\g<1>{name}-", svg)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lingraft.report.tables import ABSENT, Column, Table
+from lingraft.report.tables import ABSENT, Column, Entry, Table, counted
 from lingraft.study.forecast import Forecast, StageForecast, time_text, work_text
 from lingraft.study.unused import size_text
 
@@ -33,14 +33,14 @@ def _row(one: StageForecast) -> tuple[str, ...]:
     return (
         one.kind,
         one.label,
-        str(one.consumers),
+        counted(one.consumers),
         one.state,
         "kept" if one.is_kept else "discarded",
         work_text(one) or ABSENT,
-        ABSENT if one.flops is None else f"{one.flops:.2g}",
-        ABSENT if one.memory_bytes is None else size_text(one.memory_bytes),
-        ABSENT if one.disk_bytes is None else size_text(one.disk_bytes),
-        ABSENT if one.seconds is None else time_text(one.seconds),
+        ABSENT if one.flops is None else Entry(f"{one.flops:.2g}", one.flops),
+        ABSENT if one.memory_bytes is None else Entry(size_text(one.memory_bytes), one.memory_bytes),
+        ABSENT if one.disk_bytes is None else Entry(size_text(one.disk_bytes), one.disk_bytes),
+        ABSENT if one.seconds is None else Entry(time_text(one.seconds), one.seconds),
     )
 
 

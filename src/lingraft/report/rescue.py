@@ -8,7 +8,7 @@ from lingraft.adapt.promise import AbilityLoss, Gain, ability_name
 from lingraft.adapt.repair import Repaired
 from lingraft.adapt.rescue import Rescued
 from lingraft.report.signs import LIMIT_WORDS, SIGNS
-from lingraft.report.tables import ABSENT, Column, Table
+from lingraft.report.tables import ABSENT, Column, Entry, Table
 
 
 def damage_table(found: Rescued) -> Table:
@@ -24,7 +24,9 @@ def damage_table(found: Rescued) -> Table:
     )
     rows = [("nothing", *_loss_cells(found.damage), ABSENT, *([ABSENT] if has_gain else []))]
     for one in found.given_back:
-        change = f"{SIGNS[one.change.answer]} {one.change.value:+.3f} [{one.change.low:+.3f}, {one.change.high:+.3f}]"
+        own = one.change
+        text = f"{SIGNS[own.answer]} {own.value:+.3f} [{own.low:+.3f}, {own.high:+.3f}]"
+        change = Entry(text, own.value, own.low, own.high, own.answer)
         rows.append(
             (_part(one.part), *_loss_cells(one.losses), change, *([_gain_cell(one.gain)] if has_gain else []))
         )
@@ -59,17 +61,20 @@ def _loss_columns(losses: Sequence[AbilityLoss]) -> list[Column]:
 
 
 def _loss_cells(losses: Sequence[AbilityLoss]) -> list[str]:
-    cells = []
+    cells: list[str] = []
     for one in losses:
-        shown = ABSENT
+        shown = Entry(ABSENT)
         if one.loss is not None and one.low is not None and one.high is not None:
-            shown = f"{one.loss:.1%} [{100 * one.low:.1f}, {100 * one.high:.1f}]"
-        cells += [shown, LIMIT_WORDS[one.answer]]
+            text = f"{one.loss:.1%} [{100 * one.low:.1f}, {100 * one.high:.1f}]"
+            shown = Entry(text, one.loss, one.low, one.high)
+        cells += [shown, Entry(LIMIT_WORDS[one.answer], answer=one.answer)]
     return cells
 
 
-def _gain_cell(gain: Gain | None) -> str:
+def _gain_cell(gain: Gain | None) -> Entry:
     if gain is None:
-        return ABSENT
+        return Entry(ABSENT)
     interval = "" if gain.low is None or gain.high is None else f" [{gain.low:+.3f}, {gain.high:+.3f}]"
-    return f"{SIGNS[gain.answer]} {gain.value:+.3f}{interval}"
+    return Entry(
+        f"{SIGNS[gain.answer]} {gain.value:+.3f}{interval}", gain.value, gain.low, gain.high, gain.answer
+    )

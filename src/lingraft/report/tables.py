@@ -29,6 +29,7 @@ ABSENT = "-"
 FAILED = "failed"
 PENDING = "pending"
 BASE = "base model"
+BEST = "*"  # before the best of a column in text
 
 Matrix = Literal["ability", "bits_per_character"]
 
@@ -42,7 +43,8 @@ class Column:
         meaning: A longer explanation.
         is_detail: Folded at first, and left out of narrow terminals; without these a table fits 80 columns.
         term: What of the page's list of terms explains it; empty: `meaning` says all.
-        best: Which of its figures is the best one; None: none is better than another.
+        best: Which of its figures is the best one; None: none is better than another, or no interval could tell.
+            The entries that are, or are not distinguishable from it, say so themselves (`Entry.is_best`).
     """
 
     title: str
@@ -56,17 +58,23 @@ class Entry(str):
     """A table's text that shows a figure; plain text is a `str`.
 
     Attributes:
-        value: The figure, by which a column is sorted and which exports write; None: there is none, or not yet.
+        value: The figure, by which a column is sorted and which exports write; of what is written in per cent the
+            share. None: there is none, or not yet.
         low: Lower end of its 95 % interval; None: it has none.
         high: Upper end.
         answer: What its sign says; None: it has none.
+        shorter: The same for narrow terminals: without the range of its seeds, then also without its interval; empty
+            where it has neither.
+        is_best: Whether it is the best of its column, or not distinguishable from that.
     """
 
     value: float | None
     low: float | None
     high: float | None
     answer: Answer | LimitAnswer | None
-    __slots__ = ("answer", "high", "low", "value")
+    shorter: tuple[str, ...]
+    is_best: bool
+    __slots__ = ("answer", "high", "is_best", "low", "shorter", "value")
 
     def __new__(
         cls,
@@ -75,11 +83,21 @@ class Entry(str):
         low: float | None = None,
         high: float | None = None,
         answer: Answer | LimitAnswer | None = None,
+        *,
+        shorter: tuple[str, ...] = (),
+        is_best: bool = False,
     ) -> Entry:
         """Return the text with its figure."""
         own = super().__new__(cls, text)
         own.value, own.low, own.high, own.answer = value, low, high, answer
+        own.shorter, own.is_best = shorter, is_best
         return own
+
+    def with_text(self, text: str, shorter: tuple[str, ...] = ()) -> Entry:
+        """Return the same figure, written in another way."""
+        return Entry(
+            text, self.value, self.low, self.high, self.answer, shorter=shorter, is_best=self.is_best
+        )
 
 
 _KEYS = (Column("data", "data set of the last phase"), Column("strategy", "mitigation of the last phase"))
@@ -100,6 +118,16 @@ class Table:
             tuple(tuple(row[i] for i in chosen) for row in self.rows),
             self.n_keys,
         )
+
+    @property
+    def essential(self) -> Table:
+        """Return the table without its details."""
+        return self.part([i for i, column in enumerate(self.columns) if not column.is_detail])
+
+    def is_of_figures(self, index: int) -> bool:
+        """Return whether a column shows figures; a word may stand in place of some."""
+        cells = (row[index] for row in self.rows)
+        return any(isinstance(cell, Entry) and cell.value is not None for cell in cells)
 
 
 @dataclass(frozen=True)
@@ -174,7 +202,7 @@ class Change(Answered, Estimate, Protocol):
 
 
 @dataclass(frozen=True)
-class _Entry:
+class _Figure:
     """One figure of one model as a table writes it, or a word in its place.
 
     Attributes:
@@ -184,6 +212,7 @@ class _Entry:
         style: How it is written.
         change: The difference that its sign speaks of; None: it has no sign.
         word: Stands for all of it, where it is not empty.
+        limit: What the word says of a limit.
     """
 
     value: float | None
@@ -192,6 +221,7 @@ class _Entry:
     style: Literal["plain", "signed", "percent"] = "plain"
     change: Answered | None = None
     word: str = ""
+    limit: LimitAnswer | None = None
 
     def number(self, value: float, digits: int = 3) -> str:
         if self.style == "percent":
@@ -207,59 +237,74 @@ class _Entry:
             return ""
         return f" [{self.number(self.low, 2)}, {self.number(self.high, 2)}]"
 
-    def text(self) -> str:
+    def entry(self) -> Entry:
         if self.word or self.value is None:
-            return self.word or ABSENT
+            return Entry(self.word or ABSENT, answer=self.said)
         sign = "" if self.change is None else f" {SIGNS[self.change.answer]}"
-        return f"{self.written(self.value)}{self.interval}{sign}"
+        return _joined(self, self.value, self.interval, "", sign, self.said)
+
+    @property
+    def said(self) -> Answer | LimitAnswer | None:
+        return self.limit if self.change is None else self.change.answer
 
 
-def _entry(one: Estimate | None, change: Answered | None = None) -> _Entry:
-    return _Entry(None) if one is None else _Entry(one.value, one.low, one.high, change=change)
+def _joined(
+    one: _Figure, value: float, interval: str, spread: str, sign: str, said: Answer | LimitAnswer | None
+) -> Entry:
+    """Return the parts of an entry as its text, with its shorter forms."""
+    number = one.written(value)
+    low, high = (one.low, one.high) if interval else (None, None)
+    shorter = (number + (interval or spread) + sign, number + sign)
+    return Entry(number + interval + spread + sign, value, low, high, said, shorter=shorter)
 
 
-def _change(one: Change | None, *, has_sign: bool = False) -> _Entry:
+def _entry(one: Estimate | None, change: Answered | None = None) -> _Figure:
+    return _Figure(None) if one is None else _Figure(one.value, one.low, one.high, change=change)
+
+
+def _change(one: Change | None, *, has_sign: bool = False) -> _Figure:
     return replace(_entry(one, one if has_sign else None), style="signed")
 
 
-def _retention(one: Ratio) -> _Entry:
-    return _Entry(one.value, one.low, one.high, "percent", word=ABSENT if one.value is None else "")
+def _retention(one: Ratio) -> _Figure:
+    return _Figure(one.value, one.low, one.high, "percent", word=ABSENT if one.value is None else "")
 
 
-def _limit(one: LimitResult | None) -> _Entry:
-    return _Entry(None) if one is None else _Entry(None, word=LIMIT_WORDS[one.answer])
+def _limit(one: LimitResult | None) -> _Figure:
+    return _Figure(None) if one is None else _Figure(None, word=LIMIT_WORDS[one.answer], limit=one.answer)
 
 
 def _over_seeds(
-    entries: Sequence[_Entry], pooled: _Entry | None = None, *, always_range: bool = False
-) -> str:
-    """Return the text of one entry; of several seeds their mean, its interval, and their range in parentheses.
+    figures: Sequence[_Figure], pooled: _Figure | None = None, *, always_range: bool = False
+) -> Entry:
+    """Return one entry; of several seeds their mean, its interval, and their range in parentheses.
 
     Args:
-        entries: One for each seed.
+        figures: One for each seed.
         pooled: Of the mean over them, with its interval; None: no interval of it is known.
         always_range: Show the range, lowest to highest, also of numbers that have no interval and no sign.
     """
-    if len(entries) == 1:
-        return entries[0].text()
-    known = [entry.value for entry in entries if entry.value is not None]
+    if len(figures) == 1:
+        return figures[0].entry()
+    known = [one.value for one in figures if one.value is not None]
     if pooled is not None and pooled.word:
-        return pooled.word
+        return pooled.entry()
     value = sum(known) / len(known) if known else None
     if pooled is not None and pooled.value is not None:
         value = pooled.value
     if value is None:
-        return ABSENT
-    one = next((entry for entry in entries if entry.low is not None), entries[0])
-    spread, sign = "", ""
+        return Entry(ABSENT)
+    one = next((figure for figure in figures if figure.low is not None), figures[0])
+    spread = ""
     if known and (always_range or one.low is not None or one.style == "signed"):
         spread = f" ({one.number(min(known), 2)} to {one.number(max(known), 2)})"
-    changes = [entry.change for entry in entries if entry.change is not None]
+    changes = [figure.change for figure in figures if figure.change is not None]
+    said = answer_over_seeds(None, changes) if changes else None
     if pooled is not None and pooled.change is not None:
-        sign = f" {SIGNS[pooled.change.answer]}"
-    elif changes:
-        sign = f" {SIGNS[answer_over_seeds(None, changes)]}"
-    return f"{one.written(value)}{'' if pooled is None else pooled.interval}{spread}{sign}"
+        said = pooled.change.answer
+    sign = "" if said is None else f" {SIGNS[said]}"
+    written_as = one if pooled is None else replace(one, low=pooled.low, high=pooled.high)
+    return _joined(written_as, value, "" if pooled is None else pooled.interval, spread, sign, said)
 
 
 def measures_of(result: StudyResult) -> dict[str, Measure]:
@@ -278,63 +323,83 @@ class _Shown:
     """
 
     column: Column
-    of_model: Callable[[Model], _Entry]
-    over_seeds: Callable[[SeedDifferences], _Entry] | None = None
+    of_model: Callable[[Model], _Figure]
+    over_seeds: Callable[[SeedDifferences], _Figure] | None = None
 
 
 def _columns(result: StudyResult) -> list[_Shown]:
     """Return the columns of the study's table."""
 
-    def of_cell(show: Callable[[CellResult], _Entry]) -> Callable[[Model], _Entry]:
-        return lambda model: _Entry(None) if model.cell is None else show(model.cell)
+    def of_cell(show: Callable[[CellResult], _Figure]) -> Callable[[Model], _Figure]:
+        return lambda model: _Figure(None) if model.cell is None else show(model.cell)
 
-    def measured(name: str, column: MeasureColumn) -> Callable[[Model], _Entry]:
+    def measured(name: str, column: MeasureColumn) -> Callable[[Model], _Figure]:
         return of_cell(lambda cell: _entry(cell.measures[name].figure(column)))
 
-    def in_language(tag: str) -> Callable[[Model], _Entry]:
-        def entry(model: Model) -> _Entry:
+    def in_language(tag: str) -> Callable[[Model], _Figure]:
+        def entry(model: Model) -> _Figure:
             score = model.scores.per_language.get(tag)
-            return _Entry(None if score is None else score.value)
+            return _Figure(None if score is None else score.value)
 
         return entry
 
     def limit(name: str, value: float) -> _Shown:
-        column = Column(f"limit {name} {value:g}", f"whether no more than {value:g} of {name} was lost")
+        column = Column(
+            f"limit {name.replace('_', ' ')} {value:g}",
+            f"whether no more than {value:g} of {name} was lost",
+            term="limit",
+        )
         return _Shown(
             column,
             of_cell(lambda cell: _limit(cell.limits.get(name))),
             lambda mean: _limit(mean.limits.get(name)),
         )
 
-    def task_ability(model: Model) -> _Entry:
+    def task_ability(model: Model) -> _Figure:
         change = None if model.cell is None else model.cell.difference.task_ability
         return _entry(model.scores.task_ability, change)
 
     models = models_of(result)
     columns = [
         *(
-            _Shown(Column(column.title, column.meaning), measured(name, column))
+            _Shown(
+                Column(column.title, column.meaning, is_detail=True, term=measure.title),
+                measured(name, column),
+            )
             for name, measure in measures_of(result).items()
             for column in measure.columns
         ),
         _Shown(
-            Column("task ability", "mean score of the English tasks, 0 to 1, with its 95 % interval"),
+            Column(
+                "task ability",
+                "mean score of the English tasks, 0 to 1, with its 95 % interval",
+                term="task ability",
+                best="highest",
+            ),
             task_ability,
-            lambda mean: _Entry(None, change=mean.task_ability),
+            lambda mean: _Figure(None, change=mean.task_ability),
         ),
         _Shown(
-            Column("change", "paired difference of task ability to Phase 1, with its 95 % interval"),
+            Column(
+                "change",
+                "paired difference of task ability to Phase 1, with its 95 % interval",
+                is_detail=True,
+                term="paired difference",
+            ),
             of_cell(lambda cell: _change(cell.difference.task_ability)),
             lambda mean: _change(mean.task_ability),
         ),
         _Shown(
-            Column("retention", "task ability after / before, with its 95 % interval"),
+            Column("retention", "task ability after / before, with its 95 % interval", term="retention"),
             of_cell(lambda cell: _retention(cell.retention)),
             lambda mean: _retention(mean.retention),
         ),
         *(limit(name, plan.limit) for name, plan in result.limits.items()),
         *(
-            _Shown(Column(tag, f"language ability in {tag}"), in_language(tag))
+            _Shown(
+                Column(tag, f"language ability in {tag}", is_detail=True, term="language ability"),
+                in_language(tag),
+            )
             for tag in dict.fromkeys(
                 tag
                 for model in models
@@ -343,11 +408,16 @@ def _columns(result: StudyResult) -> list[_Shown]:
             )
         ),
         _Shown(
-            Column("language ability", "mean over the trained languages of the mean over tasks, 0 to 1"),
+            Column(
+                "language ability",
+                "mean over the trained languages of the mean over tasks, 0 to 1",
+                term="language ability",
+                best="highest",
+            ),
             lambda model: _entry(model.scores.language_ability),
         ),
         _Shown(
-            Column("gain", "language ability after - before, with its 95 % interval"),
+            Column("gain", "language ability after - before, with its 95 % interval", term="gain"),
             of_cell(lambda cell: _change(cell.difference.language_ability)),
             lambda mean: _change(mean.language_ability),
         ),
@@ -355,12 +425,16 @@ def _columns(result: StudyResult) -> list[_Shown]:
     if any(model.scores.further_languages is not None for model in models):
         meaning = "the same mean over the languages that are evaluated and not trained"
         columns.append(
-            _Shown(Column("further languages", meaning), lambda model: _entry(model.scores.further_languages))
+            _Shown(
+                Column("further languages", meaning, term="further languages"),
+                lambda model: _entry(model.scores.further_languages),
+            )
         )
     meaning = "share of answers in another language than requested"
     columns.append(
         _Shown(
-            Column("wrong lang.", meaning), lambda model: _Entry(model.scores.wrong_language, style="percent")
+            Column("wrong lang.", meaning),
+            lambda model: _Figure(model.scores.wrong_language, style="percent"),
         )
     )
     return columns
@@ -373,6 +447,7 @@ def study_table(result: StudyResult) -> Table:
     highest in parentheses; their number stands beside it. `seed_table` has them one by one.
     """
     columns = _columns(result)
+    first_shown = next(i for i, one in enumerate(columns) if not one.column.is_detail)
     means = {(one.data, one.strategy): one for one in result.over_seeds}
     groups: dict[tuple[str, str], list[Model | FailedCell | PendingCell]] = {}
     for entry in entries_of(result):
@@ -381,7 +456,7 @@ def study_table(result: StudyResult) -> Table:
     for key, entries in groups.items():
         done = [one for one in entries if isinstance(one, Model)]
         mean = means.get(key)
-        texts = [ABSENT] * len(columns)
+        texts: list[str] = [ABSENT] * len(columns)
         if done:
             texts = [
                 _over_seeds(
@@ -392,11 +467,13 @@ def study_table(result: StudyResult) -> Table:
                 for shown in columns
             ]
         else:
-            texts[0] = PENDING if all(isinstance(one, PendingCell) for one in entries) else FAILED
+            texts[first_shown] = PENDING if all(isinstance(one, PendingCell) for one in entries) else FAILED
         if result.has_seeds:
-            n = str(len(done)) if len(done) == len(entries) else f"{len(done)} of {len(entries)}"
+            n = Entry(
+                str(len(done)) if len(done) == len(entries) else f"{len(done)} of {len(entries)}", len(done)
+            )
             if entries[0].seed is None:
-                n = "" if key == (BASE, "") else ABSENT  # a checkpoint has no seed of ours
+                n = Entry("" if key == (BASE, "") else ABSENT)  # a checkpoint has no seed of ours
             texts.insert(0, n)
         rows.append((*key, *texts))
     keys = (*_KEYS, Column("seeds", "seeds that are done")) if result.has_seeds else _KEYS
@@ -408,14 +485,17 @@ def seed_table(result: StudyResult) -> Table | None:
     if not result.has_seeds:
         return None
     columns = _columns(result)
+    first_shown = next(i for i, one in enumerate(columns) if not one.column.is_detail)
     rows = []
     for one in entries_of(result):
         if one.data == BASE and one.seed is None:
             continue
         seed = ABSENT if one.seed is None else str(one.seed)
-        texts = [shown.of_model(one).text() if isinstance(one, Model) else ABSENT for shown in columns]
+        texts: list[str] = [
+            shown.of_model(one).entry() if isinstance(one, Model) else ABSENT for shown in columns
+        ]
         if not isinstance(one, Model):
-            texts[0] = FAILED if isinstance(one, FailedCell) else PENDING
+            texts[first_shown] = FAILED if isinstance(one, FailedCell) else PENDING
         rows.append((one.data, one.strategy, seed, *texts))
     keys = (*_KEYS, Column("seed", "seed of every phase of the cell"))
     return Table((*keys, *(shown.column for shown in columns)), tuple(rows), len(keys))
@@ -447,12 +527,12 @@ def change_table(result: StudyResult) -> Table | None:
         )
         rows.append(
             (
-                *(one.data, one.strategy, str(one.seeds)),
-                _change(task, has_sign=True).text(),
+                *(one.data, one.strategy, counted(one.seeds)),
+                _change(task, has_sign=True).entry(),
                 f"{single[0]:+.2f} to {single[-1]:+.2f}",
-                _retention(one.retention).text(),
-                _change(one.language_ability, has_sign=True).text(),
-                f"{task.minimum_detectable_effect:.3f}",
+                _retention(one.retention).entry(),
+                _change(one.language_ability, has_sign=True).entry(),
+                written(task.minimum_detectable_effect, ".3f"),
             )
         )
     return Table(columns, tuple(rows), len(_KEYS)) if rows else None
@@ -499,9 +579,9 @@ def contamination_table(result: StudyResult) -> Table | None:
     rows = tuple(
         (
             task,
-            str(one.items),
-            f"{one.contaminated:.1%}",
-            f"{one.touched:.1%}",
+            counted(one.items),
+            written(one.contaminated, ".1%"),
+            written(one.touched, ".1%"),
             written(one.coverage, ".1%"),
         )
         for task, one in result.contamination.tasks.items()
@@ -558,16 +638,17 @@ def training_table(result: StudyResult) -> Table | None:
                     f"{cell.data} / {cell.strategy} / seed {cell.seed}",
                     f"{phase.phase}: {phase.data} / {phase.strategy}",
                     *(written(phase.measures[name].figure(column).value, ".3f") for name, column in measured),
-                    *(f"{number:,}" for number in numbers),
+                    *map(counted, numbers),
                 )
             )
     return Table(columns, tuple(rows), 2) if rows else None
 
 
-def strategy_cost_table(result: StudyResult) -> Table | None:
-    """Return what each strategy cost, as a ratio to plain of the same data and seed; None: plain is missing.
+def cost_ratios(result: StudyResult) -> dict[str, list[tuple[float, float, float]]]:
+    """Return by strategy what each cell cost over plain of the same data and seed; empty: plain is missing.
 
-    Several data sets and seeds are summed up by the median, with the lowest and the highest in parentheses.
+    The ratios are seconds of training, seconds of preparing and combining over those of plain's training, and largest
+    resident memory. Cells that were interrupted are left out: their seconds are of the rest only.
     """
     whole = [cell for cell in result.done if cell.cost.resumed_from is None]
     plain = {(cell.data, cell.seed): cell.cost for cell in whole if cell.strategy == "plain"}
@@ -582,10 +663,19 @@ def strategy_cost_table(result: StudyResult) -> Table | None:
                     own.peak_bytes / base.peak_bytes,
                 )
             )
+    return ratios
 
-    def spread(values: Sequence[float]) -> str:
+
+def strategy_cost_table(result: StudyResult) -> Table | None:
+    """Return what each strategy cost, as a ratio to plain of the same data and seed; None: plain is missing.
+
+    Several data sets and seeds are summed up by the median, with the lowest and the highest in parentheses.
+    """
+
+    def spread(values: Sequence[float]) -> Entry:
         middle = f"{median(values):.2f}"
-        return middle if len(values) == 1 else f"{middle} ({min(values):.2f} to {max(values):.2f})"
+        text = middle if len(values) == 1 else f"{middle} ({min(values):.2f} to {max(values):.2f})"
+        return Entry(text, median(values))
 
     columns = (
         Column("strategy", "of the last phase"),
@@ -594,7 +684,10 @@ def strategy_cost_table(result: StudyResult) -> Table | None:
         Column("before and after", "seconds of preparing and combining over those of plain's training"),
         Column("peak memory", "largest resident memory over plain's; an accelerator's is not in it"),
     )
-    rows = [(name, str(len(own)), *map(spread, zip(*own, strict=True))) for name, own in ratios.items()]
+    rows = [
+        (name, counted(len(own)), *map(spread, zip(*own, strict=True)))
+        for name, own in cost_ratios(result).items()
+    ]
     return Table(columns, tuple(rows), 1) if rows else None
 
 
@@ -603,9 +696,9 @@ def answer_table(result: StudyResult) -> Table | None:
     rows = [
         (
             model.title(with_seed=True),
-            *(str(count) for count in (answers.n, answers.empty, answers.looping, answers.truncated)),
+            *map(counted, (answers.n, answers.empty, answers.looping, answers.truncated)),
             written(model.scores.wrong_language, ".1%"),
-            str(model.scores.undetermined_language),
+            counted(model.scores.undetermined_language),
         )
         for model in models_of(result)
         if (answers := model.scores.answers) is not None
@@ -655,7 +748,7 @@ def forgetting_table(result: StudyResult, kind: Matrix, *, with_intervals: bool)
             _over_seeds([_entry(one.average) for one in matrices]),
             _over_seeds([_change(one.backward_transfer, has_sign=True) for one in matrices]),
             _over_seeds([_change(one.forward_transfer, has_sign=True) for one in matrices]),
-            _over_seeds([_Entry(one.forgetting, style="signed") for one in matrices]),
+            _over_seeds([_Figure(one.forgetting, style="signed") for one in matrices]),
         ]
         for number, row in enumerate(matrices[0].rows):
             texts = []
@@ -709,7 +802,7 @@ def unused_table(result: StudyResult) -> Table | None:
             one.name or ABSENT,
             one.kind,
             "finished" if one.is_finished else "unfinished",
-            size_text(one.bytes),
+            Entry(size_text(one.bytes), one.bytes),
             one.path,
         )
         for one in sorted(result.unused, key=lambda one: (one.name or "", one.path))
@@ -717,9 +810,14 @@ def unused_table(result: StudyResult) -> Table | None:
     return Table(columns, rows, 2) if rows else None
 
 
-def written(value: float | None, form: str) -> str:
-    """Return a value in a format; None: a dash."""
-    return ABSENT if value is None else format(value, form)
+def written(value: float | None, form: str, low: float | None = None, high: float | None = None) -> Entry:
+    """Return a figure in a format, with the interval that its column does not write; None: a dash."""
+    return Entry(ABSENT) if value is None else Entry(format(value, form), value, low, high)
+
+
+def counted(count: int) -> Entry:
+    """Return a count."""
+    return Entry(f"{count:,}", count)
 
 
 def cost_table(costs: Mapping[str, LanguageCost]) -> Table:
@@ -738,14 +836,16 @@ def cost_table(costs: Mapping[str, LanguageCost]) -> Table:
     rows = tuple(
         (
             tag,
-            str(cost.examples),
+            counted(cost.examples),
             written(cost.tokens_per_word, ".3f"),
             written(cost.words_against_english, ".3f"),
             written(cost.tokens_per_character, ".3f"),
             written(cost.characters_against_english, ".3f"),
             written(cost.content_against_english, ".3f"),
-            ABSENT if cost.basis is None else f"{cost.parallel_groups} {cost.basis}",
-            f"{cost.partial_share:.1%}",
+            ABSENT
+            if cost.basis is None
+            else Entry(f"{cost.parallel_groups} {cost.basis}", cost.parallel_groups),
+            written(cost.partial_share, ".1%"),
         )
         for tag, cost in costs.items()
     )

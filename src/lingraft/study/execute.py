@@ -10,10 +10,11 @@ import torch
 
 from lingraft import stopping
 from lingraft.errors import LingraftError, disk_error
-from lingraft.stage import FinishedStage, Shelf, StageSpec, Work, Workplace
+from lingraft.stage import FinishedStage, Shelf, StageSpec, StageWatcher, Work, Workplace
 from lingraft.study.events import Watcher
 from lingraft.study.plan import Plan, consumers_of
 from lingraft.study.store import Store
+from lingraft.study.under_way import Heard, UnderWayFile
 from lingraft.train.memory import give_back
 
 
@@ -24,13 +25,21 @@ class Executor:
         store: Where they are.
         done: By fingerprint, the stages that are done.
         failed: By fingerprint, why others are not; what depends on a failed stage fails with its error.
+
+    Args:
+        store: Where the stages are made.
+        watcher: Receives what happens.
+        said: What of it is written into the run folder, for those who look at it; None: nothing is.
     """
 
-    def __init__(self, store: Store, watcher: Watcher | None = None) -> None:
+    def __init__(
+        self, store: Store, watcher: Watcher | None = None, said: UnderWayFile | None = None
+    ) -> None:
         self.store = store
         self.done: dict[str, FinishedStage] = {}
         self.failed: dict[str, Exception] = {}
         self._watcher = watcher or Watcher()
+        self._said = said
         store.noted = self._watcher.noted
         self._shelf: Shelf[Any] = Shelf()
         self._reported: set[str] = set()
@@ -68,6 +77,8 @@ class Executor:
             if stage.fingerprint not in plan.results | self._over and not self._is_needed(stage, consumers)
         }
         self._over |= unwanted
+        if self._said is not None:
+            self._said.not_needed([one.folder_name for one in plan.stages if one.fingerprint in unwanted])
         self._watcher.stages_ahead([one.name for one in plan.stages if one.fingerprint not in self._over])
         self._watcher.study_started(len(plan.stages) - len(unwanted))
         for number, stage in enumerate(plan.stages, start=1):
@@ -86,6 +97,8 @@ class Executor:
                     raise full from failure
                 if found is None:
                     self.failed[stage.fingerprint] = failure
+                    if self._said is not None:
+                        self._said.failed(stage.folder_name, failure)
                 else:  # its artefacts cannot be made again: what needs them fails
                     self.done[stage.fingerprint] = found
             for fingerprint, own in list(self._on_disk.items()):
@@ -110,7 +123,11 @@ class Executor:
             nonlocal worked
             worked = True
             self._watcher.stage_started(stage.name)
-            place = Workplace(folder, self.store.cache, self._watcher, self.store.folder_of, self._shelf)
+            watcher: StageWatcher = self._watcher
+            if self._said is not None:
+                self._said.started(folder)
+                watcher = Heard(watcher, self._said)
+            place = Workplace(folder, self.store.cache, watcher, self.store.folder_of, self._shelf)
             done = stage.work(place)
             place.check_given()
             for parent in stage.parents:
@@ -121,12 +138,16 @@ class Executor:
                     )
             give_back()  # a model per stage: what cycles keep alive would add up
             torch.cuda.empty_cache()  # the next stage may be other processes' work on the same accelerator
+            if self._said is not None:
+                self._said.worked()
             return done
 
         if self.store.find(stage, with_artefacts=with_artefacts) is None:
             for parent in stage.parents:  # before this stage begins, not inside of it
                 self.make(parent, with_artefacts=True)
         done = self.store.run(stage, watched, with_artefacts=with_artefacts)
+        if worked and self._said is not None:
+            self._said.finished()
         if stage.is_discardable and self.store.find(stage, with_artefacts=True) is not None:
             self._on_disk[stage.fingerprint] = stage
         if worked or done.fingerprint not in self._reported:

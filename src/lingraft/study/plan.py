@@ -6,6 +6,7 @@ share stand once; each stands after those whose artefacts it reads, in the order
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -407,7 +408,10 @@ class Planner:
 
 
 def listed_stages(plan: Plan) -> dict[str, ListedStage]:
-    """Return a plan's stages by their folders; those that one cell alone needs are called by it."""
+    """Return a plan's stages by their folders, in their order; those that one cell alone needs are called by it.
+
+    Of a cell with several stages of one kind, such as the trainings of three phases, each keeps its own label.
+    """
     cells: dict[str, set[str]] = {}
     for cell in plan.cells:
         waiting: list[StageSpec] = list(cell.stages)
@@ -417,12 +421,18 @@ def listed_stages(plan: Plan) -> dict[str, ListedStage]:
             if cell.cell.label not in own:
                 own.add(cell.cell.label)
                 waiting += stage.parents
-    found = {}
+    names = {}
     for stage in plan.stages:
         own = cells.get(stage.fingerprint, set())
-        name = next(iter(own)) if len(own) == 1 else stage.label
-        found[f"{stage.kind}-{stage.fingerprint}"] = ListedStage(name, bool(stage.continues))
-    return found
+        names[stage.folder_name] = next(iter(own)) if len(own) == 1 else stage.label
+    alike = Counter((stage.kind, names[stage.folder_name]) for stage in plan.stages)
+    return {
+        stage.folder_name: ListedStage(
+            stage.label if alike[stage.kind, own] > 1 else own, bool(stage.continues)
+        )
+        for stage in plan.stages
+        for own in (names[stage.folder_name],)
+    }
 
 
 def consumers_of(stages: Sequence[StageSpec]) -> dict[str, list[StageSpec]]:

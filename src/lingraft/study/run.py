@@ -35,6 +35,7 @@ from lingraft.study.result import STUDY, StudyResult, write_result
 from lingraft.study.stages.evaluate import questions
 from lingraft.study.store import Store
 from lingraft.study.summary import Summary, reason_of
+from lingraft.study.under_way import UnderWayFile
 from lingraft.study.unused import UnusedStage, unused_stages, write_plan
 from lingraft.train.processes import Processes
 
@@ -122,6 +123,7 @@ def run_study(
         as_disk_error(folder),
         Store(folder, watcher.noted) as store,
         noted_in(folder, command, processes.count) as ending,
+        UnderWayFile(folder) as said,
     ):
         plan = prepared.plan(store, base_folder, processes)
         for note in plan.notes:
@@ -130,7 +132,7 @@ def run_study(
         # From here on the folder is this study's, whatever it was before: file, plan and result are of one.
         save_study(study, folder / STUDY)
         write_plan(folder, listed_stages(plan))
-        executor = Executor(store, watcher)
+        executor = Executor(store, watcher, said)
         executor.look(plan)
         problem = disk_problem(disk_needed(plan.stages, plan.kept, executor.done), free_disk(folder))
         if problem is not None:

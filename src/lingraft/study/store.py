@@ -200,7 +200,7 @@ class Store:
 
     def folder_of(self, stage: StageSpec) -> Path:
         """Return the folder of a stage."""
-        return self.stages / f"{stage.kind}-{stage.fingerprint}"
+        return self.stages / stage.folder_name
 
     def _whole(self, stage: StageSpec) -> _Whole | None:
         """Return the stage as it was read, read again where a file of it changed since; None: it is not whole."""

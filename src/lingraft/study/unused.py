@@ -21,12 +21,13 @@ from lingraft.errors import ConfigError
 from lingraft.records import from_json, is_foreign, read_kept, to_json, write_kept
 from lingraft.stage_record import RECORD, DamagedRecordError, OtherFormatError, read_record
 from lingraft.study.made import MADE
+from lingraft.study.under_way import LOSSES, UNDER_WAY
 
 PLAN = "plan.json"
 _STAGE = re.compile(r"([a-z_]+)-[0-9a-f]{16}")
 _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.part")  # of an atomic write that was killed
-_OWN_FILES = frozenset({"study.yaml", "result.json", PLAN, MADE, ".lock"})
-_OF_TRAINING = ("trainer", "task.json")  # what training leaves where it is killed
+_OWN_FILES = frozenset({"study.yaml", "result.json", PLAN, MADE, UNDER_WAY, ".lock"})
+_OF_TRAINING = ("trainer", "task.json", LOSSES)  # what training leaves where it is killed
 _TEMPORARY_FILE = "temporary file of a run that was killed"
 _KEPT_IN_CACHE = re.compile(r"verdicts\.jsonl|(manifest|contamination)-[0-9a-f]{16}\.json|.*\.lock")
 _ANSWERS = re.compile(r"answers-[0-9a-f]{16}\.jsonl|replay-[0-9a-f]{16}")
@@ -71,11 +72,13 @@ class RunPlan:
     Attributes:
         stages: Those of the study as it was last run, by the name of their folder.
         former: By folder, the names of others that are there from earlier ones.
+        order: Their folders in the order in which they are made; empty in a file of an earlier version.
         format: Version of this file.
     """
 
     stages: dict[str, ListedStage]
     former: dict[str, str]
+    order: tuple[str, ...] = ()
     format: Literal[1] = 1
 
 
@@ -125,7 +128,7 @@ def write_plan(folder: Path, stages: Mapping[str, ListedStage]) -> None:
         for name, label in before.items()
         if name not in stages and _STAGE.fullmatch(name) and (folder / "stages" / name).is_dir()
     }
-    write_kept(folder / PLAN, to_json(RunPlan(dict(stages), former)))
+    write_kept(folder / PLAN, to_json(RunPlan(dict(stages), former, tuple(stages))))
 
 
 def unused_stages(folder: Path) -> tuple[UnusedStage, ...]:
@@ -283,7 +286,8 @@ def size_text(count: int) -> str:
 
 
 def _read_plan(folder: Path) -> RunPlan:
-    found = from_json(RunPlan, read_kept(folder / PLAN))
+    kept = read_kept(folder / PLAN)
+    found = from_json(RunPlan, {"order": [], **kept} if isinstance(kept, dict) else kept)
     return replace(
         found, former={name: label for name, label in found.former.items() if name not in found.stages}
     )

@@ -6,6 +6,7 @@ by characters instead.
 
 from __future__ import annotations
 
+import unicodedata
 from functools import cache
 
 import regex
@@ -32,6 +33,13 @@ _ALSO_IN = {
     "az": ("Arab", "Cyrl"), "bs": ("Cyrl",), "kk": ("Arab", "Latn"), "ku": ("Arab",), "ms": ("Arab",), "pa": ("Arab",),
     "sd": ("Deva",), "sr": ("Latn",), "tt": ("Latn",), "tk": ("Cyrl",), "ug": ("Cyrl", "Latn"), "uz": ("Cyrl",),
 }  # fmt: skip
+# As Unicode's names of characters begin, where a reader would not know it.
+_SCRIPT_NAMES = {
+    "CJK": "Chinese characters",
+    "HANGUL": "Korean",
+    "COMBINING": "accents",
+    "symbols": "symbols",
+}
 _LETTER = regex.compile(r"\p{L}")
 
 
@@ -55,6 +63,14 @@ def share_in_script(text: str, tag: str) -> float | None:
     """
     letters = _LETTER.findall(text)
     return len(_letters_of(tag).findall(text)) / len(letters) if letters else None
+
+
+def script_name(character: str) -> str:
+    """Return what a character's script is called, such as Thai; of digits, punctuation and pictures `symbols`."""
+    if unicodedata.category(character)[0] not in "LM":
+        return "symbols"
+    name = unicodedata.name(character, "symbols").split()[0].split("-")[0]
+    return _SCRIPT_NAMES.get(name, name.capitalize())
 
 
 def _script(tag: str) -> str:

@@ -51,6 +51,6 @@ def section(report: Report) -> Section | None:
 
 
 def _chart(report: Report, kind: Matrix) -> alt.TopLevelMixin:
-    from lingraft.report.figures import matrices
+    from lingraft.report.charts.forgetting import matrices
 
     return matrices(report.result, kind)

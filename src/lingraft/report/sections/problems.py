@@ -65,7 +65,7 @@ def _failed(report: Report) -> tuple[str, ...]:
         if isinstance(cell, FailedCell)
     }
     grouped = sorted(gathered(by_cell).items(), key=lambda one: -len(one[1]))
-    base = [] if result.base_reason is None else [f"Base model: {without_secrets(result.base_reason)}"]
+    base = [] if result.base_reason is None else [f"base model: {without_secrets(result.base_reason)}"]
     return (
         *base,
         *(
@@ -164,7 +164,7 @@ def _counts(run: Run) -> Iterator[_Count]:
             place,
             left_out,
             items + left_out,
-            "".join(scores.left_out[:1]),
+            "",  # stands below, with the models
         )
         for what, by_task in (
             ("prompts that did not fit, and lost their beginning", scores.truncated_prompts),

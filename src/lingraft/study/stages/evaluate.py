@@ -248,6 +248,7 @@ class Evaluate(StageSpec):
             make_generator=vllm if asked.evaluation.backend == "vllm" else None,
             on_progress=partial(place.progressed, unit="items"),
             on_judged=partial(place.progressed, unit="verdicts"),
+            on_answer=place.watcher.answered,
         )
         check_any(self.label, evaluated)
         losses = held_out_losses(

@@ -29,6 +29,7 @@ from lingraft.stage import (
 from lingraft.strategies.base import Context
 from lingraft.study.stages.job import TRAINING_LIBRARIES, TrainingJob, training_identity
 from lingraft.study.stages.prepare import Prepare
+from lingraft.study.under_way import LOSSES
 from lingraft.train.checkpoints import FOLDER
 from lingraft.train.memory_plan import (
     LargestBatch,
@@ -62,7 +63,7 @@ class Train(StageSpec):
     """
 
     kind: ClassVar[str] = "train"
-    continues: ClassVar[tuple[str, ...]] = (FOLDER,)
+    continues: ClassVar[tuple[str, ...]] = (FOLDER, LOSSES)
     is_discardable: ClassVar[bool] = True
 
     job: TrainingJob

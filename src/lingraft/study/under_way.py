@@ -1,0 +1,327 @@
+"""What a run says of itself while it works, for those who only look at its folder.
+
+    runs/<name>/under_way.json            the stage at work and how far it is, what failed, and a sign of life
+               /stages/train-*/losses.jsonl   the losses of a training so far; gone when the record holds them
+
+A thread of its own writes both, at most once a second, so that work never waits for it. No result depends on them, and
+where they cannot be written the run goes on.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+import psutil
+
+from lingraft.append_log import AppendLog, rows_so_far
+from lingraft.errors import in_one_line
+from lingraft.records import from_json, read_json, to_json, write_json_atomically
+from lingraft.stage import StageProgress, StageWatcher
+from lingraft.strategies.base import FreezePlanRow
+
+UNDER_WAY = "under_way.json"  # in a run folder
+LOSSES = "losses.jsonl"  # in the folder of a training that is not finished
+_SECONDS_BETWEEN_WRITES = 1.0
+_SECONDS_BETWEEN_SIGNS = 10.0  # of life, while nothing else is to be said
+_SECONDS_UNTIL_LOST = 90.0  # without a sign, a process of another machine is taken for dead
+_SECONDS_ALIKE = 5.0  # by which two readings of one start differ where a clock is set
+_MOST_ANSWERS = 60
+_MOST_CHARACTERS = 2000  # of a prompt or an answer
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The process that holds a run.
+
+    Attributes:
+        process: Its number on its machine.
+        machine: Where it runs: processes of one machine (or container) see each other.
+        started: When, in seconds since 1970.
+    """
+
+    process: int
+    machine: str
+    started: float
+
+    @classmethod
+    def this(cls) -> Holder:
+        """Return this process."""
+        return cls(os.getpid(), _this_machine(), psutil.Process().create_time())
+
+
+@dataclass(frozen=True)
+class FirstAnswer:
+    """One of the first answers of a task.
+
+    Attributes:
+        task: The task, with its language.
+        prompt: What was asked, the chat template included; a long one is cut.
+        answer: What the model said; a long one is cut.
+    """
+
+    task: str
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class StageAtWork:
+    """The stage that is at work.
+
+    Attributes:
+        folder: The name of its folder.
+        since: When it began, in seconds since 1970.
+        progress: How far it is; None: it has not said.
+        updated: When it said so.
+        answers: First answers, where it asks a model.
+    """
+
+    folder: str
+    since: float
+    progress: StageProgress | None = None
+    updated: float = 0.0
+    answers: tuple[FirstAnswer, ...] = ()
+
+
+@dataclass(frozen=True)
+class UnderWay:
+    """What `under_way.json` holds.
+
+    Attributes:
+        holder: Who wrote it.
+        began: When this process took the run up, in seconds since 1970.
+        sign: When it gave its last sign of life.
+        at_work: The stage at work; None: none is, such as before the first.
+        failed: Why stages failed, by the names of their folders.
+        not_needed: Of the plan, the folders of stages that nothing unfinished reads.
+        ended: How it ended; `no`: it is at work, or was killed.
+        format: Version of this file.
+    """
+
+    holder: Holder
+    began: float
+    sign: float
+    at_work: StageAtWork | None = None
+    failed: dict[str, str] = field(default_factory=dict)
+    not_needed: tuple[str, ...] = ()
+    ended: Literal["no", "done", "stopped"] = "no"
+    format: Literal[1] = 1
+
+    def is_held(self, now: float) -> bool:
+        """Return whether the process that wrote it still holds the run.
+
+        On the machine of the process it is looked for; a file that comes from another machine tells by its last sign.
+        """
+        if self.ended != "no":
+            return False
+        is_fresh = now - self.sign < _SECONDS_UNTIL_LOST
+        if self.holder.machine != _this_machine():
+            return is_fresh
+        try:
+            process = psutil.Process(self.holder.process)
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return False
+            return is_fresh or abs(process.create_time() - self.holder.started) < _SECONDS_ALIKE
+        except psutil.NoSuchProcess:
+            return False
+        except psutil.Error:  # it is there, and another user's
+            return True
+
+
+class UnderWayFile:
+    """Writes what a run says of itself, while it is open."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()  # of what is said, and of the files
+        self._said = UnderWay(Holder.this(), time.time(), time.time())
+        self._is_new = True
+        self._losses: AppendLog[tuple[int, float]] | None = None
+        self._waiting: list[tuple[int, float]] = []
+        self._is_closed = False  # the folder of the stage at work
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._write_again_and_again, daemon=True)
+
+    def __enter__(self) -> UnderWayFile:
+        self._write()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, stack: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+        with self._lock:
+            at_work = None if kind is None else self._said.at_work
+            self._said = replace(self._said, at_work=at_work, ended="done" if kind is None else "stopped")
+            self._is_new = True
+        self._write()
+
+    def not_needed(self, folders: Sequence[str]) -> None:
+        """Say which stages of the plan are not made, as nothing unfinished reads them."""
+        with self._lock:
+            self._said, self._is_new = replace(self._said, not_needed=tuple(sorted(folders))), True
+
+    def started(self, folder: Path) -> None:
+        """Say that a stage begins to work in its folder."""
+        with self._lock:
+            self._said, self._is_new = (
+                replace(self._said, at_work=StageAtWork(folder.name, time.time())),
+                True,
+            )
+            self._losses, self._waiting, self._is_closed = None, [], False
+
+    def progressed(self, progress: StageProgress) -> None:
+        """Say how far the stage at work is."""
+        with self._lock:
+            if (at_work := self._said.at_work) is None:
+                return
+            known = replace(
+                progress,
+                loss=_finite(progress.loss),
+                tokens_per_second=_finite(progress.tokens_per_second),
+                seconds_left=_finite(progress.seconds_left),
+            )
+            now = time.time()
+            self._said = replace(self._said, at_work=replace(at_work, progress=known, updated=now))
+            self._is_new = True
+            if known.loss is not None and not self._is_closed:
+                self._waiting.append((known.done, known.loss))
+
+    def answered(self, task: str, prompt: str, answer: str) -> None:
+        """Say what the model of the stage at work answered."""
+        one = FirstAnswer(task, _cut(prompt), _cut(answer))
+        with self._lock:
+            at_work = self._said.at_work
+            if at_work is not None and len(at_work.answers) < _MOST_ANSWERS:
+                at_work = replace(at_work, answers=(*at_work.answers, one))
+                self._said, self._is_new = replace(self._said, at_work=at_work), True
+
+    def worked(self) -> None:
+        """Say that the work is done and its record follows: nothing is written into the stage's folder any more."""
+        with self._lock:
+            self._losses, self._waiting, self._is_closed = None, [], True
+
+    def finished(self) -> None:
+        """Say that the stage at work is done."""
+        with self._lock:
+            self._said, self._is_new = replace(self._said, at_work=None), True
+
+    def failed(self, folder: str, error: Exception) -> None:
+        """Say why a stage failed."""
+        with self._lock:
+            self._append_losses()
+            failed = self._said.failed | {folder: in_one_line(error) or type(error).__name__}
+            self._said, self._is_new = replace(self._said, failed=failed, at_work=None), True
+
+    def _write_again_and_again(self) -> None:
+        while not self._ended.wait(_SECONDS_BETWEEN_WRITES):
+            self._write()
+
+    def _write(self) -> None:
+        with self._lock:
+            self._append_losses()
+            now = time.time()
+            if not self._is_new and now - self._said.sign < _SECONDS_BETWEEN_SIGNS:
+                return
+            self._said, self._is_new = replace(self._said, sign=now), False
+            said = self._said
+        with suppress(OSError):  # a full disk is for the stages to report
+            write_json_atomically(self._folder / UNDER_WAY, to_json(said))
+
+    def _append_losses(self) -> None:
+        """Append the losses that wait, behind those of an interrupted run; the lock is held."""
+        if not self._waiting or self._said.at_work is None:
+            return
+        with suppress(OSError):
+            if self._losses is None:
+                self._losses = AppendLog(
+                    self._folder / "stages" / self._said.at_work.folder / LOSSES, _loss_of
+                )
+            self._losses.append({"step": step, "loss": loss} for step, loss in self._waiting)
+        self._waiting = []
+
+
+class Heard(StageWatcher):
+    """Passes on what happens inside of a stage, and says it of the run."""
+
+    def __init__(self, watcher: StageWatcher, said: UnderWayFile) -> None:
+        self._watcher, self._said = watcher, said
+
+    def stage_progressed(self, progress: StageProgress) -> None:
+        """See StageWatcher."""
+        self._said.progressed(progress)
+        self._watcher.stage_progressed(progress)
+
+    def answered(self, task: str, prompt: str, answer: str) -> None:
+        """See StageWatcher."""
+        self._said.answered(task, prompt, answer)
+        self._watcher.answered(task, prompt, answer)
+
+    def freeze_plan(self, label: str, plan: Sequence[FreezePlanRow]) -> None:
+        """See StageWatcher."""
+        self._watcher.freeze_plan(label, plan)
+
+    def noted(self, message: str) -> None:
+        """See StageWatcher."""
+        self._watcher.noted(message)
+
+    def noted_of(self, label: str, message: str) -> None:
+        """See StageWatcher."""
+        self._watcher.noted_of(label, message)
+
+
+def read_under_way(folder: Path) -> UnderWay | None:
+    """Return what a run says of itself; None: it has said nothing, or its file is damaged or of another version."""
+    try:
+        found: UnderWay = from_json(UnderWay, read_json(folder / UNDER_WAY))
+    except (OSError, ValueError):
+        return None
+    return found
+
+
+def losses_so_far(stage: Path) -> tuple[tuple[int, float], ...]:
+    """Return the losses of a training that is not finished: (step, nats per supervised token), in order of steps.
+
+    A training that went on from a checkpoint repeats steps; the later loss is that of the model.
+    """
+    found: list[tuple[int, float]] = []
+    for step, loss in rows_so_far(stage / LOSSES, _loss_of):
+        while found and found[-1][0] >= step:
+            found.pop()
+        found.append((step, loss))
+    return tuple(found)
+
+
+def _loss_of(row: dict[str, object]) -> tuple[int, float]:
+    step, loss = row["step"], row["loss"]
+    if not isinstance(step, int) or not isinstance(loss, float) or not math.isfinite(loss):
+        raise ValueError("no loss")
+    return step, loss
+
+
+def _this_machine() -> str:
+    namespace = Path("/proc/self/ns/pid")  # containers of one machine number their processes each for itself
+    try:
+        return f"{platform.node()} {namespace.readlink()}"
+    except OSError:
+        return platform.node()
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MOST_CHARACTERS else text[:_MOST_CHARACTERS] + "…"

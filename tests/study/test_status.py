@@ -1,0 +1,316 @@
+"""How far a run is, as its folder alone says it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from lingraft.append_log import AppendLog
+from lingraft.errors import ConfigError, DataError
+from lingraft.records import fingerprint_of, read_json, to_json, write_json_atomically
+from lingraft.stage import Json, StageProgress, StageSpec, Work, Workplace
+from lingraft.study import under_way
+from lingraft.study.execute import Executor
+from lingraft.study.plan import Plan, listed_stages
+from lingraft.study.status import RunStatus, status_of
+from lingraft.study.store import Store
+from lingraft.study.under_way import (
+    LOSSES,
+    UNDER_WAY,
+    Holder,
+    StageAtWork,
+    UnderWay,
+    UnderWayFile,
+    losses_so_far,
+)
+from lingraft.study.unused import PLAN, leftovers, write_plan
+
+Act = Callable[[Workplace], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Step(StageSpec):
+    """Does what a test says, and records its label."""
+
+    kind: ClassVar[str] = "evaluate"
+
+    act: Act = field(default=lambda _: None)
+    before: tuple[StageSpec, ...] = ()
+
+    @property
+    def inputs(self) -> dict[str, Json]:
+        return {"label": self.label}
+
+    @property
+    def parents(self) -> tuple[StageSpec, ...]:
+        return self.before
+
+    def work(self, place: Workplace) -> Work:
+        self.act(place)
+        return Work({"label": self.label}, {})
+
+
+@dataclass(frozen=True, eq=False)
+class Training(Step):
+    """A training, which goes on from what an interrupted one left."""
+
+    kind: ClassVar[str] = "train"
+    continues: ClassVar[tuple[str, ...]] = (LOSSES,)
+
+
+def plan_of(*stages: StageSpec) -> Plan:
+    return Plan(
+        stages=stages,
+        base=None,
+        cells=(),
+        measures=(),
+        results=frozenset(one.fingerprint for one in stages),
+        kept=frozenset(),
+        limits={},
+        notes=(),
+    )
+
+
+def run(folder: Path, *stages: StageSpec) -> None:
+    """Make stages as `run_study` does."""
+    plan = plan_of(*stages)
+    with Store(folder) as store, UnderWayFile(folder) as said:
+        (folder / "study.yaml").touch()
+        write_plan(folder, listed_stages(plan))
+        for _ in Executor(store, said=said).run(plan):
+            pass
+
+
+def until(folder: Path, holds: Callable[[RunStatus], bool]) -> RunStatus:
+    """Return the status when it says something, which another thread writes within a second."""
+    for _ in range(100):
+        if holds(found := status_of(folder)):
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"it never came: {found}")
+
+
+def failing(_: Workplace) -> None:
+    raise DataError("the rows\nare broken")
+
+
+@pytest.fixture(autouse=True)
+def quick_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(under_way, "_SECONDS_BETWEEN_WRITES", 0.05)
+
+
+def test_a_run_tells_the_stage_at_work_its_losses_and_what_is_ahead(tmp_path: Path) -> None:
+    seen: list[RunStatus] = []
+
+    def train(place: Workplace) -> None:
+        for step in (1, 2, 3):
+            place.watcher.stage_progressed(StageProgress(step, 8, 3.0 - step / 4, 50.0, 40.0))
+        seen.append(until(tmp_path, lambda one: one.at_work is not None and len(one.at_work.losses) == 3))
+
+    first, later = Training("one"), Training("two", train)
+    run(tmp_path, first, later, Step("score"))
+    (found,) = seen
+    assert found.state == "under way"
+    assert [(one.name, one.kind, one.state) for one in found.stages] == [
+        ("one", "train", "done"),
+        ("two", "train", "under way"),
+        ("score", "evaluate", "waiting"),
+    ]
+    assert found.at_work is not None
+    assert found.at_work.losses == ((1, 2.75), (2, 2.5), (3, 2.25))
+    assert found.at_work.progress is not None
+    assert (found.at_work.progress.done, found.at_work.progress.total) == (3, 8)
+    assert found.holder is not None
+    assert found.holder.process == os.getpid()
+    assert found.seconds_left is None  # nothing is known of an evaluation
+
+
+def test_a_finished_run_is_done_and_keeps_no_losses(tmp_path: Path) -> None:
+    def train(place: Workplace) -> None:
+        place.watcher.stage_progressed(StageProgress(1, 2, 3.0))
+
+    stage = Training("one", train)
+    run(tmp_path, stage)
+    found = status_of(tmp_path)
+    assert (found.state, found.at_work, found.holder, found.seconds_left) == ("done", None, None, None)
+    assert {one.name for one in (tmp_path / "stages" / stage.folder_name).iterdir()} == {
+        "record.json",
+        "timing.json",
+    }
+    assert read_json(tmp_path / "stages" / stage.folder_name / "record.json")["artefacts"] == {}
+    with Store(tmp_path):
+        assert leftovers(tmp_path).removable == ()
+        assert leftovers(tmp_path).foreign == ()
+
+
+def test_a_stage_that_failed_has_its_reason_and_so_has_what_depends_on_it(tmp_path: Path) -> None:
+    bad = Training("one", failing)
+    run(tmp_path, bad, Step("score", before=(bad,)), Step("other"))
+    found = status_of(tmp_path)
+    assert found.state == "failed"
+    assert [(one.state, one.reason) for one in found.stages] == [
+        ("failed", "the rows are broken"),
+        ("failed", "the rows are broken"),
+        ("done", None),
+    ]
+    run(tmp_path, Training("one"), Step("score"), Step("other"))
+    assert status_of(tmp_path).state == "done"
+
+
+def test_first_answers_are_told_and_long_ones_cut(tmp_path: Path) -> None:
+    seen: list[RunStatus] = []
+
+    def ask(place: Workplace) -> None:
+        place.watcher.answered("lookup (de)", "Was?", "<b>\x1b[31m" + "x" * 5000)
+        place.progressed(2, 4, "items")
+        seen.append(until(tmp_path, lambda one: one.at_work is not None and one.at_work.progress is not None))
+
+    run(tmp_path, Step("score", ask), Step("other"))
+    at_work = seen[0].at_work
+    assert at_work is not None
+    (answer,) = at_work.answers
+    assert (answer.task, answer.prompt) == ("lookup (de)", "Was?")
+    assert answer.answer.startswith("<b>\x1b[31mxxx")
+    assert len(answer.answer) == 2001
+    assert seen[0].seconds_left is not None  # the other one is taken to be like it
+
+
+@contextmanager
+def killed_run(folder: Path) -> Iterator[int]:
+    """A process that holds a run, and is killed in its second stage when the block ends; yields its number."""
+    code = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_status import Training, run
+from lingraft.stage import StageProgress
+def train(place):
+    place.watcher.stage_progressed(StageProgress(3, 8, 2.25, 50.0, 40.0))
+    time.sleep(60)
+run(Path(sys.argv[1]), Training("one"), Training("two", train))
+"""
+    started = subprocess.Popen([sys.executable, "-c", code, str(folder), str(Path(__file__).parent)])
+    try:
+        yield started.pid
+        started.kill()
+        until(folder, lambda one: one.state == "stopped")  # while it is a zombie as well
+    finally:
+        started.kill()
+        started.wait()
+
+
+def test_a_killed_run_is_stopped_where_it_was_and_another_process_takes_it_up(tmp_path: Path) -> None:
+    tmp_path = tmp_path / "run"
+    tmp_path.mkdir()
+    with killed_run(tmp_path) as process:
+        while True:
+            found = status_of(tmp_path)
+            if found.at_work is not None and found.at_work.losses:
+                break
+            time.sleep(0.05)
+        assert found.holder is not None
+        assert found.holder.process == process
+    found = status_of(tmp_path)
+    assert (found.state, found.holder) == ("stopped", None)
+    assert [one.state for one in found.stages] == ["done", "waiting"]
+    assert found.at_work is not None
+    assert (found.at_work.name, found.at_work.losses) == ("two", ((3, 2.25),))
+
+    def train(place: Workplace) -> None:  # from a checkpoint two steps earlier
+        for step in (2, 3, 4):
+            place.watcher.stage_progressed(StageProgress(step, 8, float(step)))
+        folder = tmp_path / "stages" / place.folder.name
+        until(tmp_path, lambda _: losses_so_far(folder) == ((2, 2.0), (3, 3.0), (4, 4.0)))
+
+    run(tmp_path, Training("one"), Training("two", train))
+    assert status_of(tmp_path).state == "done"
+
+
+def said_by(folder: Path, **changes: object) -> None:
+    said = UnderWay(Holder.this(), time.time() - 100, time.time())
+    write_json_atomically(folder / UNDER_WAY, to_json(replace(said, **changes)))  # type: ignore[arg-type]
+
+
+def test_a_process_of_another_machine_tells_by_its_sign_of_life(tmp_path: Path) -> None:
+    elsewhere = Holder(1, "another machine", 0.0)
+    said_by(tmp_path, holder=elsewhere)
+    assert status_of(tmp_path).state == "under way"
+    said_by(tmp_path, holder=elsewhere, sign=time.time() - 1000)
+    assert status_of(tmp_path).state == "not begun"
+
+
+def test_a_process_that_got_the_number_of_a_dead_one_holds_nothing(tmp_path: Path) -> None:
+    said_by(tmp_path, holder=replace(Holder.this(), started=1.0), sign=time.time() - 1000)
+    assert status_of(tmp_path).holder is None
+
+
+@pytest.mark.parametrize("name", [PLAN, UNDER_WAY, "stages"])
+@pytest.mark.parametrize("content", [b"", b'{"content": {"sta', b"\xff\x00", b"[]", b"null"])
+def test_half_written_files_are_no_error(tmp_path: Path, name: str, content: bytes) -> None:
+    run(tmp_path, Training("one"), Step("score"))
+    if name == "stages":
+        for path in tmp_path.glob("stages/*/timing.json"):
+            path.write_bytes(content)
+    else:
+        (tmp_path / name).write_bytes(content)
+    found = status_of(tmp_path)
+    assert found.state == ("not begun" if name == PLAN else "done") or found.remarks
+    assert len(found.remarks) == (name != "stages")
+
+
+def test_a_torn_line_of_losses_is_left_to_its_writer(tmp_path: Path) -> None:
+    AppendLog(tmp_path / LOSSES, dict).append({"step": one, "loss": 1.0 / one} for one in (1, 2))
+    with (tmp_path / LOSSES).open("ab") as file:
+        file.write(b'{"step": 3, "lo')
+    size = (tmp_path / LOSSES).stat().st_size
+    assert losses_so_far(tmp_path) == ((1, 1.0), (2, 0.5))
+    assert (tmp_path / LOSSES).stat().st_size == size
+
+
+def test_a_plan_of_an_earlier_version_has_no_order_and_is_read(tmp_path: Path) -> None:
+    run(tmp_path, Training("one"), Step("score"))
+    kept = read_json(tmp_path / PLAN)
+    del kept["content"]["order"]
+    kept["fingerprint"] = fingerprint_of(kept["content"])
+    (tmp_path / PLAN).write_text(json.dumps(kept))
+    (tmp_path / UNDER_WAY).unlink()
+    found = status_of(tmp_path)
+    assert (found.state, found.remarks) == ("done", ())
+    assert {one.name for one in found.stages} == {"one", "score"}
+
+
+def test_a_folder_whose_run_has_not_begun_and_one_that_is_no_run(tmp_path: Path) -> None:
+    assert status_of(tmp_path).state == "not begun"
+    (tmp_path / "study.yaml").touch()
+    assert status_of(tmp_path).state == "not begun"
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "notes").touch()
+    with pytest.raises(ConfigError, match="is no run folder of a study"):
+        status_of(other)
+    with pytest.raises(ConfigError, match="there is no such run folder"):
+        status_of(tmp_path / "nothing")
+
+
+def test_a_long_curve_is_thinned_out_evenly_from_the_first_to_the_last_step(tmp_path: Path) -> None:
+    stage = tmp_path / "stages" / "train-0123456789abcdef"
+    stage.mkdir(parents=True)
+    AppendLog(stage / LOSSES, dict).append({"step": step, "loss": 1.0} for step in range(1, 5001))
+    said_by(tmp_path, at_work=StageAtWork(stage.name, time.time()))
+    at_work = status_of(tmp_path).at_work
+    assert at_work is not None
+    steps = [step for step, _ in at_work.losses]
+    assert (len(steps), steps[0], steps[-1]) == (400, 1, 5000)
+    gaps = [after - before for before, after in pairwise(steps)]
+    assert max(gaps) - min(gaps) <= 1
