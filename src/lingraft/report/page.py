@@ -23,8 +23,8 @@ from markupsafe import Markup
 from lingraft.measures.base import Plot
 from lingraft.records import write_text_atomically
 from lingraft.report.contents import Lines, PlacedTable, Section, SideBySide
-from lingraft.report.live import figures_of, packed
 from lingraft.report.markup import drawn
+from lingraft.report.page_figures import figures_of, packed
 from lingraft.report.runs import Report
 from lingraft.report.sections import contents_of
 from lingraft.report.table_files import table_texts
@@ -72,8 +72,10 @@ def write_page(
     return path
 
 
-def render_page(report: Report, reported: Callable[[str], None] | None = None) -> str:
-    """Return the HTML of a report's page; arguments as of `write_page`."""
+def render_page(
+    report: Report, reported: Callable[[str], None] | None = None, *, live: str | None = None
+) -> str:
+    """Return the HTML of a report's page; arguments as of `write_page` and `render`."""
     is_embedded = any(
         (name or "").startswith("embedded:")
         for run in report.runs
@@ -83,19 +85,21 @@ def render_page(report: Report, reported: Callable[[str], None] | None = None) -
     page = Page(
         title=report.title,
         kind="A lingraft study: what fine-tuning on new languages gained, and what it cost",
-        facts=(),
+        facts=report.facts,
         notices=(EMBEDDED_NOTICE,) if is_embedded else (),
         sections=contents_of(report),
     )
-    return render(page, reported)
+    return render(page, reported, live=live)
 
 
-def render(page: Page, reported: Callable[[str], None] | None = None) -> str:
+def render(page: Page, reported: Callable[[str], None] | None = None, *, live: str | None = None) -> str:
     """Return the HTML of a page.
 
     Args:
         page: What it shows.
         reported: Receives a sentence where pictures are missing from it.
+        live: Version of a page that `watch` serves: it has a part that follows the run, and may ask the server that
+            it comes from. None: a file.
     """
     blocks = [block for section in page.sections for block in section.blocks]
     figures = figures_of([block for block in blocks if isinstance(block, Plot)])
@@ -115,6 +119,8 @@ def render(page: Page, reported: Callable[[str], None] | None = None) -> str:
     has_answers = any(isinstance(block, SideBySide) for block in blocks)
     style, script = _own("style.css") + _own("answers.css"), _own("page.js")
     answers_script = _own("answers.js") if has_answers else ""
+    if live is not None:
+        style, script = style + _own("live.css"), script + _own("live.js")
     return (
         _environment()
         .get_template("page.html")
@@ -131,7 +137,9 @@ def render(page: Page, reported: Callable[[str], None] | None = None) -> str:
             style=Markup(style),
             script=Markup(script),
             answers_script=Markup(answers_script),
-            policy=_policy([style], [one for one in (script, answers_script, figures.engine) if one]),
+            policy=_policy([style], [one for one in (script, answers_script, figures.engine) if one])
+            + ("" if live is None else "; connect-src 'self'"),
+            live=live,
         )
     )
 

@@ -16,12 +16,12 @@ import pytest
 from page_reader import assert_harmless
 
 from lingraft.measures.base import Plot
-from lingraft.report import live
+from lingraft.report import page_figures
 from lingraft.report.contents import PlacedTable, Section
 from lingraft.report.drawing import Drawing, Job, draw
 from lingraft.report.figures import INK
-from lingraft.report.live import figures_of
 from lingraft.report.page import Page, render
+from lingraft.report.page_figures import figures_of
 from lingraft.report.table_files import table_texts
 from lingraft.report.tables import Column, Entry, Table
 
@@ -100,7 +100,7 @@ def test_the_engine_is_made_once_and_a_damaged_one_is_made_anew(
         asked.extend(job.form for job in jobs)
         return [Drawing(f"<svg>{job.form}</svg>".encode()) for job in jobs]
 
-    monkeypatch.setattr(live, "draw", drawn)
+    monkeypatch.setattr(page_figures, "draw", drawn)
     assert figures_of(PLOTS[:1]).engine == carried(html, "engine")
     assert asked == ["page", "pdf"]
     (kept,) = cache.glob("page-engine-*.json")
@@ -119,8 +119,8 @@ def test_without_the_engine_and_without_pdf_figures_stand_in_the_page(
         found = draw([job for job in jobs if job.form == "page"])
         return [found.pop(0) if job.form == "page" else Drawing(None, "no memory") for job in jobs]
 
-    monkeypatch.setattr(live, "draw", drawn)
-    monkeypatch.setattr(live, "_kept_engine", lambda: "")
+    monkeypatch.setattr(page_figures, "draw", drawn)
+    monkeypatch.setattr(page_figures, "_kept_engine", lambda: "")
     html = render(Page("title", "kind", (), (), (Section("first", "First", PLOTS[:1]),)))
     assert_harmless(html)
     assert html.count("<svg") == 1
@@ -131,7 +131,7 @@ def test_a_figure_that_cannot_be_made_says_why(monkeypatch: pytest.MonkeyPatch) 
     def failing(jobs: Sequence[Job]) -> list[Drawing]:
         return [Drawing(None, "no memory")] * len(jobs)
 
-    monkeypatch.setattr(live, "draw", failing)
-    monkeypatch.setattr(live, "_kept_engine", lambda: "engine")
+    monkeypatch.setattr(page_figures, "draw", failing)
+    monkeypatch.setattr(page_figures, "_kept_engine", lambda: "engine")
     found: Any = figures_of(PLOTS)
     assert (found.pictures, found.problem) == ({}, "The report has no pictures: no memory.")
