@@ -136,11 +136,13 @@ def test_without_the_library_of_figures_the_page_has_its_tables(
     assert "Forgetting" in html
 
 
-@pytest.mark.parametrize("form", ["svg", "png", "html"])
+@pytest.mark.parametrize("form", ["svg", "png", "pdf", "html"])
 def test_a_figure_of_a_file_is_drawn_as_before(form: drawing.Form) -> None:
     (drawn,) = draw([Job(form, CHART)])
     content = drawn.content or b""
-    assert content.startswith({"svg": b"<svg", "png": b"\x89PNG", "html": b"<!DOCTYPE html>"}[form])
+    assert content.startswith(
+        {"svg": b"<svg", "png": b"\x89PNG", "pdf": b"%PDF-", "html": b"<!DOCTYPE html>"}[form]
+    )
     assert b"</script><script>" not in content
 
 

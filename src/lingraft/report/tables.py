@@ -547,8 +547,10 @@ def task_table(result: StudyResult) -> Table | None:
         for model in models:
             change = None if model.cell is None else model.cell.difference.tasks.get(name)
             said = "" if change is None else f" (p {change.p_adjusted:.2g}) {SIGNS[change.answer]}"
-            texts.append(f"{model.scores.tasks[name].value:.3f}{said}")
-        rows.append((name, str(models[-1].scores.tasks[name].n), *texts))
+            score = model.scores.tasks[name]
+            answer = None if change is None else change.answer
+            texts.append(Entry(f"{score.value:.3f}{said}", score.value, score.low, score.high, answer))
+        rows.append((name, counted(models[-1].scores.tasks[name].n), *texts))
     meaning = "score, 0 to 1; p: of its change from Phase 1, corrected for the number of tasks"
     titles = [model.title(with_seed=result.has_seeds) for model in models]
     keys = (Column("task", "task and language"), Column("n", "items"))
