@@ -44,8 +44,9 @@ class Face:
 
     @property
     def attribute(self) -> str:
-        """Return what names it in SVG."""
-        return f'font-family="{html.escape(self.family)}, sans-serif"'
+        """Return what names it in SVG: in quotation marks, without which a name may hold letters and hyphens alone."""
+        name = self.family.replace("\\", r"\\").replace("'", r"\'")
+        return f"font-family=\"'{html.escape(name)}', sans-serif\""
 
     def has(self, text: Iterable[str]) -> bool:
         """Return whether it can draw all of a text."""
