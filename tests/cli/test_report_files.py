@@ -59,8 +59,10 @@ def test_with_an_output_there_are_both(run: Path, lingraft: Lingraft) -> None:
             ["--figures", "out", "--format", "pfd"],
             "--format pfd: is no format of figures or tables. Did you mean",
         ),
-        (["--figures", "notes.txt"], "--figures notes.txt: is a file; name a folder."),
-        (["--figures", "notes.txt/out"], "notes.txt"),
+        (["--figures", "notes.txt"], "--figures notes.txt: notes.txt is a file; name a folder."),
+        (["--figures", "notes.txt/out"], "--figures notes.txt/out: notes.txt is a file"),
+        (["--watch", "--fonts", "."], "--fonts: goes with --figures"),
+        (["--watch", "--figures", "out"], "--figures: goes without --watch"),
         (["--figures", "out", "--fonts", "."], "--fonts .: holds no font"),
     ],
 )

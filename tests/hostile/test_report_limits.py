@@ -16,6 +16,7 @@ import pytest
 from lingraft.config.schema import Study
 from lingraft.report import drawing
 from lingraft.report.drawing import Job, draw
+from lingraft.report.formats import Form
 from lingraft.report.page import write_page
 from lingraft.report.runs import report_of
 from lingraft.study.result import StudyResult
@@ -104,8 +105,8 @@ def test_one_figure_that_cannot_be_drawn_costs_no_other(
     )
     said: list[str] = []
     html = write_page(report_of(found, STUDY), reported=said.append).read_text(encoding="utf-8")
-    assert said == ["The report has 3 of 4 pictures: ValueError: one odd name."]
-    assert html.count("<svg") == 3
+    assert said == ["The report has 4 of 5 pictures: ValueError: one odd name."]
+    assert html.count("<svg") == 4
 
 
 def test_the_engine_is_not_looked_for_in_the_working_directory(
@@ -137,7 +138,7 @@ def test_without_the_library_of_figures_the_page_has_its_tables(
 
 
 @pytest.mark.parametrize("form", ["svg", "png", "pdf", "html"])
-def test_a_figure_of_a_file_is_drawn_as_before(form: drawing.Form) -> None:
+def test_a_figure_of_a_file_is_drawn_as_before(form: Form) -> None:
     (drawn,) = draw([Job(form, CHART)])
     content = drawn.content or b""
     assert content.startswith(

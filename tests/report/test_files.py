@@ -120,7 +120,7 @@ def test_a_figure_that_cannot_be_drawn_costs_itself_alone(tmp_path: Path) -> Non
 
     class Broken:
         def to_dict(self) -> dict[str, Any]:
-            return broken.to_dict() | {"mark": "no-mark"}
+            return dict(broken.to_dict()) | {"mark": "no-mark"}
 
     found = write_files(sections(Broken), tmp_path)
     assert [one.path.name for one in found.files] == ["listed.csv", "listed.tex"]
@@ -178,10 +178,12 @@ def test_a_folder_of_fonts_must_hold_some(tmp_path: Path, own_fonts: Path) -> No
         check_fonts(tmp_path / "absent")
 
 
-def test_the_folder_of_files_is_made_and_a_file_is_refused(tmp_path: Path) -> None:
+def test_the_folder_of_files_is_made_when_it_is_written_and_a_file_is_refused(tmp_path: Path) -> None:
     check_files_folder(tmp_path / "a" / "b")
-    assert (tmp_path / "a" / "b").is_dir()
-    assert not list((tmp_path / "a" / "b").iterdir())
+    assert not list(tmp_path.iterdir())
+    write_files(sections(), tmp_path / "a" / "b", ("csv",))
+    assert (tmp_path / "a" / "b" / "listed.csv").exists()
     (tmp_path / "c").write_text("")
-    with pytest.raises(ConfigError, match="is a file; name a folder"):
-        check_files_folder(tmp_path / "c")
+    for place in (tmp_path / "c", tmp_path / "c" / "d"):
+        with pytest.raises(ConfigError, match="c is a file; name a folder"):
+            check_files_folder(place)
