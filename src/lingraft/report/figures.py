@@ -20,7 +20,6 @@ __all__ = ["INK", "WIDTH"]
 
 NARROW: Final = 280
 """Of a plot in a window of 360 pixels."""
-POINT_COLOUR: Final = BLUE
 GRID: Final = "#88888840"
 MOST_IN_LEGEND: Final = 20
 _LOOK: Final = {
@@ -40,9 +39,10 @@ _LOOK: Final = {
         "titleColor": INK,
         "labelFontSize": 12,
         "titleFontSize": 12,
-        "labelLimit": 200,
+        "labelLimit": 170,
         "orient": "bottom",
-        "columns": 4,
+        "columns": 3,
+        "layout": {"bottom": {"anchor": "start", "direction": "vertical"}},
     },
     "header": {"labelColor": INK, "titleColor": INK, "labelFontSize": 12, "labelLimit": 300},
     "title": {"color": INK, "fontSize": 12, "fontWeight": "normal"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from lingraft.config.load import load_study
@@ -12,6 +13,7 @@ from lingraft.config.paths import user_path
 from lingraft.config.schema import Study
 from lingraft.errors import ConfigError, did_you_mean
 from lingraft.records import path_inside
+from lingraft.report.rivals import Comparer
 from lingraft.study.result import RESULT, STUDY, StudyResult, read_result
 
 
@@ -50,6 +52,11 @@ class Report:
     def title(self) -> str:
         """Return the heading: the names of the runs."""
         return ", ".join(run.name for run in self.runs)
+
+    @cached_property
+    def comparer(self) -> Comparer:
+        """Compares the cells; it keeps what it has read and found."""
+        return Comparer(self.path_of)
 
     def path_of(self, inside: str) -> Path | None:
         """Return where a file of a run folder lies, which the result names; None: no run has it (any more).

@@ -6,7 +6,7 @@ Every score carries its interval; the sign beside task ability says what its pai
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Literal, Protocol
@@ -435,12 +435,18 @@ def _columns(result: StudyResult) -> list[_Shown]:
     return columns
 
 
-def study_table(result: StudyResult) -> Table:
+def study_table(result: StudyResult, best: Mapping[str, Collection[tuple[str, str]]] | None = None) -> Table:
     """Return the table of a study: one row per data and strategy.
 
     With several seeds a row holds the mean over them, with its interval where it has one, and the lowest and the
     highest in parentheses; their number stands beside it. `seed_table` has them one by one.
+
+    Args:
+        result: Of the study.
+        best: By title of a column, the data and strategies whose entry is the best, or is not distinguishable from it
+            (`rivals.best_cells`); None: none is marked.
     """
+    best = best or {}
     columns = _columns(result)
     first_shown = next(i for i, one in enumerate(columns) if not one.column.is_detail)
     means = {(one.data, one.strategy): one for one in result.over_seeds}
@@ -453,7 +459,7 @@ def study_table(result: StudyResult) -> Table:
         mean = means.get(key)
         texts: list[str] = [ABSENT] * len(columns)
         if done:
-            texts = [
+            shown_entries = [
                 _over_seeds(
                     [shown.of_model(model) for model in done],
                     None if mean is None or shown.over_seeds is None else shown.over_seeds(mean),
@@ -461,6 +467,9 @@ def study_table(result: StudyResult) -> Table:
                 )
                 for shown in columns
             ]
+            for shown, own in zip(columns, shown_entries, strict=True):
+                own.is_best = key in best.get(shown.column.title, ())
+            texts = list(shown_entries)
         else:
             texts[first_shown] = PENDING if all(isinstance(one, PendingCell) for one in entries) else FAILED
         if result.has_seeds:

@@ -20,9 +20,11 @@ from lingraft.report.sections import (
     problems,
     trade_off,
     trained,
+    verdict,
 )
 
 SECTIONS = (
+    verdict.section,
     trade_off.section,
     main_table.section,
     abilities.section,
