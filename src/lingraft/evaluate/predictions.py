@@ -144,9 +144,7 @@ def read_rows(path: Path, kind: type[Row], columns: Sequence[str] | None = None)
     try:
         # A report reads hundreds of small files; through `read_table` and its threads each takes three times as long.
         with parquet.ParquetFile(BufferReader(path.read_bytes())) as file:
-            rows = file.read(
-                columns=None if columns is None else list(columns), use_threads=False
-            ).to_pylist()
+            rows = file.read(columns=columns, use_threads=False).to_pylist()
         return tuple(kind(**row) for row in rows)
     except (OSError, ArrowException, TypeError, ValueError) as error:  # a ValueError: bytes that are no text
         raise EvaluationError(f"{path}: cannot be read as rows of {kind.__name__} ({error}).") from None

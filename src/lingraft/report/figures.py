@@ -24,6 +24,7 @@ GRID: Final = "#88888840"
 MOST_IN_LEGEND: Final = 20
 _LOOK: Final = {
     "aria": False,  # the page has a text alternative for the figure as a whole
+    "mark": {"aria": False},  # of layers, which the line above does not reach
     "font": "sans-serif",
     "view": {"stroke": "transparent"},
     "axis": dict.fromkeys(("labelColor", "titleColor", "tickColor", "domainColor"), INK)
