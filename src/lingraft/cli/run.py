@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -114,6 +115,7 @@ def run(
                 watcher=watcher,
                 processes=Processes(processes, sharded),
                 on_result=page.show,
+                command=["lingraft", *sys.argv[1:]],
             )
         except DiskError:  # nor could the page be written
             raise

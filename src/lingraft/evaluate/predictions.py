@@ -139,10 +139,12 @@ def read_rows(path: Path, kind: type[Row], columns: Sequence[str] | None = None)
     Raises:
         EvaluationError: The file is absent, no Parquet file, or holds rows of another kind.
     """
-    from pyarrow import ArrowException, parquet
+    from pyarrow import ArrowException, BufferReader, parquet
 
     try:
-        rows = parquet.read_table(path, columns=columns).to_pylist()
+        # A report reads hundreds of small files; through `read_table` and its threads each takes three times as long.
+        with parquet.ParquetFile(BufferReader(path.read_bytes())) as file:
+            rows = file.read(columns=columns, use_threads=False).to_pylist()
         return tuple(kind(**row) for row in rows)
     except (OSError, ArrowException, TypeError, ValueError) as error:  # a ValueError: bytes that are no text
         raise EvaluationError(f"{path}: cannot be read as rows of {kind.__name__} ({error}).") from None

@@ -241,7 +241,7 @@ def layer_curves(
             lines.mark_line(strokeWidth=1.8).encode(
                 strokeDash=alt.StrokeDash(f"{key}:N", scale=dashes, legend=strategy)
             ),
-            lines.mark_point(size=28, filled=True, opacity=1).encode(
+            lines.mark_point(size=14 if many else 28, filled=True, opacity=1).encode(
                 shape=alt.Shape(
                     "data:N", scale=alt.Scale(domain=list(shapes), range=list(shapes.values())), legend=shape
                 ),
@@ -249,8 +249,8 @@ def layer_curves(
             ),
         ).properties(width=WIDTH // 2 - 40 if many else WIDTH, height=180)
         facet = alt.Facet("panel:N", title=None, sort=alt.EncodingSortField("order", op="min"))
-        charts.append(chart.facet(facet=facet, columns=2) if many else chart)
-    return alt.vconcat(*charts, data=rows)
+        charts.append(chart.facet(facet=facet, columns=2, data=rows) if many else chart.properties(data=rows))
+    return alt.vconcat(*charts)
 
 
 @dataclass(frozen=True, eq=False)

@@ -84,7 +84,7 @@ def render_page(
     page = Page(
         title=report.title,
         kind="A lingraft study: what fine-tuning on new languages gained, and what it cost",
-        facts=(),
+        facts=report.facts,
         notices=(EMBEDDED_NOTICE,) if is_embedded else (),
         sections=contents_of(report),
     )

@@ -18,6 +18,7 @@ from lingraft.intervals.macro_mean import Ratio
 from lingraft.measures import REGISTRY
 from lingraft.measures.base import Column as MeasureColumn
 from lingraft.measures.base import Measure
+from lingraft.report.merge import MergedResult
 from lingraft.report.signs import LIMIT_WORDS, SIGNS
 from lingraft.study.limits import LimitResult
 from lingraft.study.result import CellResult, FailedCell, PendingCell, SeedDifferences, StudyResult
@@ -165,6 +166,8 @@ def entries_of(result: StudyResult) -> list[Model | FailedCell | PendingCell]:
     found: list[Model | FailedCell | PendingCell] = []
     if result.base is not None:
         found.append(Model(BASE, "", None, result.base, result.base_predictions or ""))
+    for own in result.bases if isinstance(result, MergedResult) else ():
+        found.append(Model(f"{own.run}: {BASE}", "", None, own.scores, own.predictions))
     several = len({(one.data, one.strategy) for one in result.phase_ones}) > 1
     for one in result.phase_ones:
         data, strategy = (f"phase 1: {one.data}", one.strategy or "") if several else ("phase 1", "")
@@ -267,8 +270,8 @@ def _retention(one: Ratio) -> _Figure:
     return _Figure(one.value, one.low, one.high, "percent", word=ABSENT if one.value is None else "")
 
 
-def _limit(one: LimitResult) -> _Figure:
-    return _Figure(None, word=LIMIT_WORDS[one.answer], limit=one.answer)
+def _limit(one: LimitResult | None) -> _Figure:
+    return _Figure(None) if one is None else _Figure(None, word=LIMIT_WORDS[one.answer], limit=one.answer)
 
 
 def _over_seeds(
@@ -305,7 +308,7 @@ def _over_seeds(
 
 
 def measures_of(result: StudyResult) -> dict[str, Measure]:
-    """Return the measures of a study by name; without a cell that is done there are none."""
+    """Return the measures of a study by name; without a cell that is done there are none, and all cells have them."""
     return {name: REGISTRY.get(name)() for cell in result.done[:1] for name in cell.measures}
 
 
@@ -347,7 +350,9 @@ def _columns(result: StudyResult) -> list[_Shown]:
             term="limit",
         )
         return _Shown(
-            column, of_cell(lambda cell: _limit(cell.limits[name])), lambda mean: _limit(mean.limits[name])
+            column,
+            of_cell(lambda cell: _limit(cell.limits.get(name))),
+            lambda mean: _limit(mean.limits.get(name)),
         )
 
     def task_ability(model: Model) -> _Figure:
@@ -556,8 +561,10 @@ def task_table(result: StudyResult) -> Table | None:
         for model in models:
             change = None if model.cell is None else model.cell.difference.tasks.get(name)
             said = "" if change is None else f" (p {change.p_adjusted:.2g}) {SIGNS[change.answer]}"
-            texts.append(f"{model.scores.tasks[name].value:.3f}{said}")
-        rows.append((name, str(models[-1].scores.tasks[name].n), *texts))
+            own = model.scores.tasks.get(name)  # of another run, it may not have been asked
+            texts.append(ABSENT if own is None else f"{own.value:.3f}{said}")
+        items = {model.scores.tasks[name].n: None for model in models if name in model.scores.tasks}
+        rows.append((name, ", ".join(map(str, items)), *texts))
     meaning = "score, 0 to 1; p: of its change from Phase 1, corrected for the number of tasks"
     titles = [model.title(with_seed=result.has_seeds) for model in models]
     keys = (Column("task", "task and language"), Column("n", "items"))

@@ -300,7 +300,8 @@ def main() -> None:
     version = sys.argv[1]
     folder = user_path(named.value)
     try:
-        content = render_page(read_report([named]), live=version)
+        written = f"{named.name}={named.value}" if named.is_given else named.value
+        content = render_page(read_report([written]), live=version)
     except ConfigError as error:
         notice = (
             str(error) if (folder / RESULT).exists() else "There are no results yet; they come by themselves."

@@ -18,6 +18,7 @@ from lingraft.report.sections import (
     measured,
     pairs,
     problems,
+    remarks,
     trade_off,
     trained,
     verdict,
@@ -25,6 +26,7 @@ from lingraft.report.sections import (
 
 SECTIONS = (
     verdict.section,
+    remarks.section,
     trade_off.section,
     main_table.section,
     abilities.section,
