@@ -18,7 +18,12 @@ from lingraft.errors import ConfigError
 
 
 def snr(
-    model: Annotated[str, typer.Argument(metavar="M", help="Folder, hub id or embedded:NAME.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="[NAME=]M", help="Folder, hub id or embedded:NAME; NAME is what the figure says."
+        ),
+    ],
     estimator: Annotated[
         str, typer.Option(help="median (sound), or reference (as the public Spectrum scanner).")
     ] = "median",
@@ -42,6 +47,7 @@ def snr(
     from lingraft.models.adapters import open_weights
     from lingraft.records import write_text_atomically
     from lingraft.report.diagnostics import check_figure, signal_figure, signal_table, write_figure
+    from lingraft.study.cell_names import named_models
     from lingraft.weights.signal_to_noise import ESTIMATORS, signal_to_noise
 
     chosen = next((known for known in ESTIMATORS if known == estimator), None)
@@ -49,21 +55,29 @@ def snr(
         raise ConfigError(f"--estimator {estimator!r}: choose {' or '.join(ESTIMATORS)}.")
     if not 0 <= share <= 1:
         raise ConfigError(f"--share is {share}: it must lie between 0 and 1.")
+    (named,) = named_models([model])
     check_figure(figure)
     for path in (record, plan):
         check_folder(path)
     with StepBars() as bars:
         scan = signal_to_noise(
-            open_weights(model),
+            open_weights(named.value),
             estimator=chosen,
             share=share,
             on_progress=lambda done, total: bars.progressed("scan", done, total),
         )
     if record is not None:
-        write_record(record, "snr", {"model": model, "estimator": estimator, "share": share}, scan.to_json())
+        write_record(
+            record, "snr", {"model": named.value, "estimator": estimator, "share": share}, scan.to_json()
+        )
     if plan is not None:
         patterns = scan.unfrozen_parameters(with_outside=outside)
-        content = {"model": model, "estimator": estimator, "share": share, "unfrozen_parameters": patterns}
+        content = {
+            "model": named.value,
+            "estimator": estimator,
+            "share": share,
+            "unfrozen_parameters": patterns,
+        }
         write_text_atomically(plan, yaml.safe_dump(content, sort_keys=False))
     if json:
         print_json(scan.to_json())
@@ -75,4 +89,4 @@ def snr(
                 f"{scan.skipped[0]}"
             )
     if figure is not None:
-        write_figure(signal_figure(scan), figure)
+        write_figure(signal_figure(scan).properties(title=named.name), figure)
