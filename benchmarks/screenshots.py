@@ -51,7 +51,6 @@ SHOTS = (
 def main() -> None:
     from playwright.sync_api import sync_playwright
 
-    from lingraft.config.named import all_named
     from lingraft.report.page import write_page
     from lingraft.report.runs import read_report
 
@@ -67,7 +66,7 @@ def main() -> None:
             with tarfile.open(QUICKSTART) as archive:
                 archive.extractall(folder, filter="data")
             run = Path(folder, "quickstart")
-        path = write_page(read_report(all_named([str(run)])), Path(folder, "page.html"))
+        path = write_page(read_report([str(run)]), Path(folder, "page.html"))
         browser = playwright.chromium.launch(executable_path=chromium, args=options)
         for shot in SHOTS:
             page = browser.new_page(

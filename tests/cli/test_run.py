@@ -17,6 +17,7 @@ from lingraft.evaluate import running
 from lingraft.report import page
 from lingraft.report.drawing import Drawing, Job
 from lingraft.stage import Work, Workplace
+from lingraft.study.made import invocations
 from lingraft.study.stages import evaluate
 from lingraft.study.stages.evaluate import Evaluate
 
@@ -89,6 +90,8 @@ def test_a_stopped_study_leaves_a_page_and_a_result_with_what_is_done(
     assert without.returncode == 0, without.stderr
     assert "also holds 4 stages" in without.stdout
     assert "de / plain  not kept (`keep` in the study file)" in without.stdout
+    made = invocations(tmp_path / "runs" / "tiny")
+    assert [one.outcome for one in made] == ["done", "stopped", "done"]
 
 
 def test_a_stop_is_answered_before_the_page_is_drawn(

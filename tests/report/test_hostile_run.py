@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from hostile_run import CONTROLS, SCRIPT, hostile_run
 
-from lingraft.config.named import all_named
 from lingraft.errors import EvaluationError
 from lingraft.evaluate.predictions import read_predictions
 from lingraft.report.drawing import Job, draw
@@ -41,7 +40,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_hostile_names_and_answers_become_no_elements(run: Path) -> None:
     said: list[str] = []
-    page = write_page(read_report(all_named([str(run)])), reported=said.append)
+    page = write_page(read_report([str(run)]), reported=said.append)
     assert said == []  # all pictures are there
     elements = Elements()
     elements.feed(page.read_text(encoding="utf-8"))

@@ -93,7 +93,8 @@ def test_long_names_lose_their_middle_which_is_said_once(
     assert max(map(cell_len, table)) <= 80
     assert sum("…" in line for line in table) == 3
     assert len({line[:20] for line in table if "…" in line}) == 3  # the ends tell them apart
-    assert note == f"Cut in the middle above: {', '.join(cell.data for cell in cells)}, {name}"
+    names = ", ".join(cell.data for cell in cells)
+    assert note == f"4 names are cut in the middle (`--wide` shows them whole): {names} ..."
 
 
 def test_a_file_gets_whole_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 from example_result import difference, done_cell, failed_cell, matrix, phase_one, result, scores
 from page_reader import assert_harmless, read_page
 from pydantic import JsonValue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -97,8 +98,10 @@ def run(
     from lingraft.records import to_json
     from lingraft.report.notes import checkpoint_lines, failures, holds_for, model_notes, notes, unused_notes
     from lingraft.report.page import write_page
+    from lingraft.report.rivals import best_cells
     from lingraft.report.runs import report_of
     from lingraft.report.tables import forgetting_table, models_of, study_table
+    from lingraft.report.verdict import verdict_of
     from lingraft.study.run import run_study
     from lingraft.train.processes import Processes
 
@@ -112,6 +115,7 @@ def run(
                 watcher=watcher,
                 processes=Processes(processes, sharded),
                 on_result=page.show,
+                command=["lingraft", *sys.argv[1:]],
             )
         except DiskError:  # nor could the page be written
             raise
@@ -119,10 +123,12 @@ def run(
             stopping.say_now()
             page.write()
             raise
+    report = report_of(result, loaded)
     if json:
         print_json(to_json(result))
     else:
-        print_table(study_table(result), loaded.name, essential=not wide)
+        print_table(study_table(result, best_cells(result, report.comparer)), loaded.name, essential=not wide)
+        print_result(shown_message(verdict_of(report).sentence))
         if len(loaded.phases) > _MANY_PHASES:
             for kind, title in _MATRICES:
                 matrix = forgetting_table(result, kind, with_intervals=False)
@@ -138,9 +144,7 @@ def run(
         for line in (*unused_notes(result), *checkpoint_lines(result)):
             print_result(line)
     log_lines().at("writing the report")
-    path = write_page(
-        report_of(result, loaded), reported=print_message
-    )  # after the result: what took hours is printed first
+    path = write_page(report, reported=print_message)  # after the result: what took hours is printed first
     if not json:
         print_result(f"Report: {path}")
     if failures(result):

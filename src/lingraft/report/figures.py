@@ -20,7 +20,6 @@ __all__ = ["INK", "WIDTH"]
 
 NARROW: Final = 280
 """Of a plot in a window of 360 pixels."""
-POINT_COLOUR: Final = BLUE
 GRID: Final = "#88888840"
 MOST_IN_LEGEND: Final = 20
 _LOOK: Final = {

@@ -71,8 +71,10 @@ def write_page(
     return path
 
 
-def render_page(report: Report, reported: Callable[[str], None] | None = None) -> str:
-    """Return the HTML of a report's page; arguments as of `write_page`."""
+def render_page(
+    report: Report, reported: Callable[[str], None] | None = None, *, live: str | None = None
+) -> str:
+    """Return the HTML of a report's page; arguments as of `write_page` and `render`."""
     is_embedded = any(
         (name or "").startswith("embedded:")
         for run in report.runs
@@ -82,19 +84,21 @@ def render_page(report: Report, reported: Callable[[str], None] | None = None) -
     page = Page(
         title=report.title,
         kind="A lingraft study: what fine-tuning on new languages gained, and what it cost",
-        facts=(),
+        facts=report.facts,
         notices=(EMBEDDED_NOTICE,) if is_embedded else (),
         sections=contents_of(report),
     )
-    return render(page, reported)
+    return render(page, reported, live=live)
 
 
-def render(page: Page, reported: Callable[[str], None] | None = None) -> str:
+def render(page: Page, reported: Callable[[str], None] | None = None, *, live: str | None = None) -> str:
     """Return the HTML of a page.
 
     Args:
         page: What it shows.
         reported: Receives a sentence where pictures are missing from it.
+        live: Version of a page that `watch` serves: it has a part that follows the run, and may ask the server that
+            it comes from. None: a file.
     """
     pictures, problem = _drawn(page.sections)
     if problem and reported is not None:
@@ -113,6 +117,8 @@ def render(page: Page, reported: Callable[[str], None] | None = None) -> str:
     has_answers = any(isinstance(block, SideBySide) for section in page.sections for block in section.blocks)
     style, script = _own("style.css") + _own("answers.css"), _own("page.js")
     answers_script = _own("answers.js") if has_answers else ""
+    if live is not None:
+        style, script = style + _own("live.css"), script + _own("live.js")
     return (
         _environment()
         .get_template("page.html")
@@ -126,7 +132,9 @@ def render(page: Page, reported: Callable[[str], None] | None = None) -> str:
             style=Markup(style),
             script=Markup(script),
             answers_script=Markup(answers_script),
-            policy=_policy([style], [script, *([answers_script] if has_answers else [])]),
+            policy=_policy([style], [script, *([answers_script] if has_answers else [])])
+            + ("" if live is None else "; connect-src 'self'"),
+            live=live,
         )
     )
 

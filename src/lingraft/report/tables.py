@@ -6,7 +6,7 @@ Every score carries its interval; the sign beside task ability says what its pai
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Literal, Protocol
@@ -18,6 +18,7 @@ from lingraft.intervals.macro_mean import Ratio
 from lingraft.measures import REGISTRY
 from lingraft.measures.base import Column as MeasureColumn
 from lingraft.measures.base import Measure
+from lingraft.report.merge import MergedResult
 from lingraft.report.signs import LIMIT_WORDS, SIGNS
 from lingraft.study.limits import LimitResult
 from lingraft.study.result import CellResult, FailedCell, PendingCell, SeedDifferences, StudyResult
@@ -165,6 +166,8 @@ def entries_of(result: StudyResult) -> list[Model | FailedCell | PendingCell]:
     found: list[Model | FailedCell | PendingCell] = []
     if result.base is not None:
         found.append(Model(BASE, "", None, result.base, result.base_predictions or ""))
+    for own in result.bases if isinstance(result, MergedResult) else ():
+        found.append(Model(f"{own.run}: {BASE}", "", None, own.scores, own.predictions))
     several = len({(one.data, one.strategy) for one in result.phase_ones}) > 1
     for one in result.phase_ones:
         data, strategy = (f"phase 1: {one.data}", one.strategy or "") if several else ("phase 1", "")
@@ -267,8 +270,8 @@ def _retention(one: Ratio) -> _Figure:
     return _Figure(one.value, one.low, one.high, "percent", word=ABSENT if one.value is None else "")
 
 
-def _limit(one: LimitResult) -> _Figure:
-    return _Figure(None, word=LIMIT_WORDS[one.answer], limit=one.answer)
+def _limit(one: LimitResult | None) -> _Figure:
+    return _Figure(None) if one is None else _Figure(None, word=LIMIT_WORDS[one.answer], limit=one.answer)
 
 
 def _over_seeds(
@@ -305,7 +308,7 @@ def _over_seeds(
 
 
 def measures_of(result: StudyResult) -> dict[str, Measure]:
-    """Return the measures of a study by name; without a cell that is done there are none."""
+    """Return the measures of a study by name; without a cell that is done there are none, and all cells have them."""
     return {name: REGISTRY.get(name)() for cell in result.done[:1] for name in cell.measures}
 
 
@@ -347,7 +350,9 @@ def _columns(result: StudyResult) -> list[_Shown]:
             term="limit",
         )
         return _Shown(
-            column, of_cell(lambda cell: _limit(cell.limits[name])), lambda mean: _limit(mean.limits[name])
+            column,
+            of_cell(lambda cell: _limit(cell.limits.get(name))),
+            lambda mean: _limit(mean.limits.get(name)),
         )
 
     def task_ability(model: Model) -> _Figure:
@@ -435,12 +440,18 @@ def _columns(result: StudyResult) -> list[_Shown]:
     return columns
 
 
-def study_table(result: StudyResult) -> Table:
+def study_table(result: StudyResult, best: Mapping[str, Collection[tuple[str, str]]] | None = None) -> Table:
     """Return the table of a study: one row per data and strategy.
 
     With several seeds a row holds the mean over them, with its interval where it has one, and the lowest and the
     highest in parentheses; their number stands beside it. `seed_table` has them one by one.
+
+    Args:
+        result: Of the study.
+        best: By title of a column, the data and strategies whose entry is the best, or is not distinguishable from it
+            (`rivals.best_cells`); None: none is marked.
     """
+    best = best or {}
     columns = _columns(result)
     first_shown = next(i for i, one in enumerate(columns) if not one.column.is_detail)
     means = {(one.data, one.strategy): one for one in result.over_seeds}
@@ -453,7 +464,7 @@ def study_table(result: StudyResult) -> Table:
         mean = means.get(key)
         texts: list[str] = [ABSENT] * len(columns)
         if done:
-            texts = [
+            shown_entries = [
                 _over_seeds(
                     [shown.of_model(model) for model in done],
                     None if mean is None or shown.over_seeds is None else shown.over_seeds(mean),
@@ -461,6 +472,9 @@ def study_table(result: StudyResult) -> Table:
                 )
                 for shown in columns
             ]
+            for shown, own in zip(columns, shown_entries, strict=True):
+                own.is_best = key in best.get(shown.column.title, ())
+            texts = list(shown_entries)
         else:
             texts[first_shown] = PENDING if all(isinstance(one, PendingCell) for one in entries) else FAILED
         if result.has_seeds:
@@ -547,8 +561,10 @@ def task_table(result: StudyResult) -> Table | None:
         for model in models:
             change = None if model.cell is None else model.cell.difference.tasks.get(name)
             said = "" if change is None else f" (p {change.p_adjusted:.2g}) {SIGNS[change.answer]}"
-            texts.append(f"{model.scores.tasks[name].value:.3f}{said}")
-        rows.append((name, str(models[-1].scores.tasks[name].n), *texts))
+            own = model.scores.tasks.get(name)  # of another run, it may not have been asked
+            texts.append(ABSENT if own is None else f"{own.value:.3f}{said}")
+        items = {model.scores.tasks[name].n: None for model in models if name in model.scores.tasks}
+        rows.append((name, ", ".join(map(str, items)), *texts))
     meaning = "score, 0 to 1; p: of its change from Phase 1, corrected for the number of tasks"
     titles = [model.title(with_seed=result.has_seeds) for model in models]
     keys = (Column("task", "task and language"), Column("n", "items"))

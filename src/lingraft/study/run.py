@@ -27,6 +27,7 @@ from lingraft.study.events import Watcher
 from lingraft.study.execute import Executor
 from lingraft.study.forecast import Forecast, disk_needed, disk_problem, forecast, free_disk
 from lingraft.study.grid import Cell
+from lingraft.study.made import noted_in
 from lingraft.study.materials import Materials, check_added_tokens, gather, report_costs
 from lingraft.study.plan import Plan, listed_stages, plan_study
 from lingraft.study.reach import check_reach
@@ -74,6 +75,7 @@ def run_study(
     watcher: Watcher | None = None,
     processes: Processes | None = None,
     on_result: Callable[[StudyResult], None] | None = None,
+    command: Sequence[str] | None = None,
 ) -> StudyResult:
     """Run (or go on with) a study and return its result.
 
@@ -87,6 +89,7 @@ def run_study(
             depend on it, but an interrupted phase is only continued by as many as began it.
         on_result: Called with the result so far, before the first stage is made and whenever a model of it is done or
             has failed; it was written to `result.json` just before.
+        command: What was typed, for the report; None: nothing was, this is Python.
 
     Returns:
         What `lingraft run --json` prints (docs/report.md). Cells that failed are in it, with their reason.
@@ -119,6 +122,7 @@ def run_study(
     with (
         as_disk_error(folder),
         Store(folder, watcher.noted) as store,
+        noted_in(folder, command, processes.count) as ending,
         UnderWayFile(folder) as said,
     ):
         plan = prepared.plan(store, base_folder, processes)
@@ -163,6 +167,8 @@ def run_study(
             if failure is not None:
                 watcher.cell_failed("base", reason_of(failure), failure)
         result = sum_up()
+        if result.base_reason is None and len(result.done) == len(result.cells):
+            ending.outcome = "done"
         discard_encodings(store.cache)
     return result
 

@@ -18,11 +18,15 @@ from lingraft.report.sections import (
     measured,
     pairs,
     problems,
+    remarks,
     trade_off,
     trained,
+    verdict,
 )
 
 SECTIONS = (
+    remarks.section,
+    verdict.section,
     trade_off.section,
     main_table.section,
     abilities.section,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lingraft.report.contents import Block, Lines, PlacedTable, Section
 from lingraft.report.notes import notes
+from lingraft.report.rivals import best_cells
 from lingraft.report.runs import Report
 from lingraft.report.tables import change_table, measures_of, seed_table, study_table
 
@@ -25,7 +26,7 @@ def section(report: Report) -> Section:
     meaning = "Retention is task ability after / before; gain is language ability after - before."
     caption = " ".join((intervals, meaning, *legends))
     blocks: list[Block] = [
-        PlacedTable("results", "", caption, study_table(result)),
+        PlacedTable("results", "", caption, study_table(result, best_cells(result, report.comparer))),
         Lines("", (*notes(result), *result.language_notes)),
     ]
     if changes is not None:
