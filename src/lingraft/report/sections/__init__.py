@@ -25,8 +25,8 @@ from lingraft.report.sections import (
 )
 
 SECTIONS = (
-    remarks.section,
     verdict.section,
+    remarks.section,
     trade_off.section,
     main_table.section,
     abilities.section,
