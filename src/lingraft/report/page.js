@@ -87,6 +87,10 @@
       list.append(one);
     }
     menu.append(list);
+    menu.addEventListener("toggle", () => { // inside of the window
+      list.style.translate = "none";
+      list.style.translate = `${Math.min(0, root.clientWidth - 8 - list.getBoundingClientRect().right)}px`;
+    });
     return menu;
   }
 

@@ -114,7 +114,11 @@ def render(page: Page, reported: Callable[[str], None] | None = None, *, live: s
     on_their_side = {
         section.name
         for section in page.sections
-        if any(tables[block.name].is_wide for block in section.blocks if isinstance(block, PlacedTable))
+        if any(
+            tables[block.name].on_paper == "wide"
+            for block in section.blocks
+            if isinstance(block, PlacedTable)
+        )
     }
     has_answers = any(isinstance(block, SideBySide) for block in blocks)
     style, script = _own("style.css") + _own("answers.css"), _own("page.js")
