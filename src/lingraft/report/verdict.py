@@ -13,12 +13,13 @@ from typing import Literal
 from lingraft.adapt.choice import Candidate, best_of, candidates_of
 from lingraft.intervals.confidence_intervals import fewest_for_no_change
 from lingraft.intervals.macro_mean import Difference
+from lingraft.measures.look import MIXED, PLAIN
 from lingraft.report.rivals import Rivals
 from lingraft.report.runs import Report
 from lingraft.study.result import FailedCell, PendingCell, StudyResult
 from lingraft.text.language_tags import ENGLISH
 
-_ROLES = {"mixed": "the upper bound", "plain": "the lower bound"}
+_ROLES = {MIXED: "the upper bound", PLAIN: "the lower bound"}
 _NAMED = 3  # cells named in a sentence, and data sets with a sentence of their own; the table has all
 _OF_ENGLISH = ("task_ability", ENGLISH)
 
@@ -237,7 +238,7 @@ def _bounds(result: StudyResult, found: Sequence[Candidate], best: Candidate | N
     shown = [
         one
         for name in sets[:_NAMED]
-        for strategy in ("plain", "mixed")
+        for strategy in (PLAIN, MIXED)
         for one in found
         if one.data == name and one.strategy == strategy and one is not best
     ]
@@ -284,6 +285,8 @@ def _gained(gain: Difference) -> str:
         return f"shows no gain, since all answers in the new languages score {gain.all_scores:g}"
     if gain.high < 0:
         return f"lost {-gain.value:.2f} [{-gain.high:.2f}, {-gain.low:.2f}] in the new languages"
+    if gain.value < 0:
+        return f"shows no gain in the new languages ({gain.value:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}])"
     unsure = "" if gain.low > 0 else ", which is not shown to be above 0"
     return f"gained {gain.value:.2f} [{gain.low:.2f}, {gain.high:.2f}] in the new languages{unsure}"
 
