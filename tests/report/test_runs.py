@@ -137,7 +137,7 @@ def test_a_result_of_an_earlier_version_is_shown_as_far_as_it_says_something(wri
     assert "An earlier version of lingraft wrote result.json (of format 1; now 2)" in said
     assert "it does not say unused" in said
     assert "cells.scores.of_then is of no meaning to this version" in said
-    assert contents_of(report)[0].title == "Read this first"
+    assert contents_of(report)[1].title == "Read this first"
 
 
 def test_a_result_of_a_later_version_is_refused(write: Write) -> None:
