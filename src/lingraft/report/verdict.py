@@ -97,7 +97,9 @@ def _kept_sentence(result: StudyResult, best: Candidate, kept: Sequence[Candidat
     cells = "" if result.has_seeds else " cells"  # a cell is of one seed
     if of == 1:
         rank = (
-            f"as the only one it is shown to have {what}" if not cells else f"it is the only cell, and {what}"
+            f"as the only one it is shown to have {what}"
+            if not cells
+            else f"it is {_only(result)}, and {what}"
         )
     elif len(kept) == 1:
         rank = f"the only one of the {of}{cells} that is shown to have {what}"
@@ -118,7 +120,7 @@ def _rivals_sentence(result: StudyResult, rivals: Rivals, kept: int) -> str:
 
 def _lost_sentence(result: StudyResult, least: Candidate, found: Sequence[Candidate]) -> str:
     cells = "" if result.has_seeds else " cells"
-    whom = f"None of the {len(found)}{cells}" if len(found) > 1 else "The only cell has not"
+    whom = f"None of the {len(found)}{cells}" if len(found) > 1 else f"{_only(result).capitalize()} has not"
     begin = f"{whom} kept English" + (" within the limits" if least.cells[0].limits else "")
     return f"{begin}. {_name(result, least)} {_least(least, found)}{_did(least)}.{_seeds(least)}"
 
@@ -137,6 +139,10 @@ def _undecided_sentence(result: StudyResult, least: Candidate, found: Sequence[C
         f"{begin} {_name(result, least)} {_least(least, found)}{_did(least)}, but "
         f"{_open_question(least)}.{_seeds(least)}"
     )
+
+
+def _only(result: StudyResult) -> str:
+    return "the only cell" if len(result.cells) == 1 else "the only cell that is done"
 
 
 def _least(least: Candidate, found: Sequence[Candidate]) -> str:
