@@ -26,13 +26,9 @@ def section(report: Report) -> Section:
     meaning = "Retention is task ability after / before; gain is language ability after - before."
     best = best_cells(result, report.comparer)
     marks = (
-        [
-            "Marked: the best of a column, and what is not distinguishable from it by paired differences over the items."
-        ]
-        if best
-        else []
+        "Marked: the best of a column, and what paired differences over the items do not distinguish from it."
     )
-    caption = " ".join((intervals, meaning, *marks, *legends))
+    caption = " ".join((intervals, meaning, *([marks] if best else []), *legends))
     blocks: list[Block] = [
         PlacedTable("results", "", caption, study_table(result, best)),
         Lines("", (*notes(result), *result.language_notes)),
