@@ -135,7 +135,7 @@ def test_labels_of_twenty_points_lie_over_no_other_label_and_no_mark(seed: int) 
             )
 
 
-def test_a_label_that_has_no_room_is_shortened_or_left_out() -> None:
+def test_a_label_that_has_no_room_gives_way_to_a_shorter_one_or_is_left_out() -> None:
     sizes = [(620.0, 380.0)]
     assert placed([Spot(0.5, 0.5, ("x" * 200,))], sizes) == [None]
     assert placed([Spot(0.5, 0.5, ("x" * 200, "x"))], sizes) == [Label("x", 0)]

@@ -20,7 +20,7 @@ from lingraft.report.figures import (
     legend_for,
     row_of,
     said_change,
-    shortened,
+    limited,
     tooltips,
 )
 from lingraft.report.labels import FONT_SIZE, PLACES, Spot, placed
@@ -180,11 +180,11 @@ def _rows(
 
     def texts(mark: _Mark) -> tuple[str, ...]:
         if mark.cell is None:
-            return (shortened(mark.name),)
+            return (limited(mark.name),)
         if is_crowded and mark.cell not in best:
             return ()
-        short = shortened(mark.cell.strategy)
-        return (shortened(mark.name, 40), short) if with_data else (short,)
+        short = limited(mark.cell.strategy)
+        return (limited(mark.name, 40), short) if with_data else (short,)
 
     ordered = sorted(marks, key=order)
     spots = [
