@@ -63,7 +63,8 @@ def _description(table: Table) -> str:
     """Return the backward transfer of the first cells."""
     place = [column.title for column in table.columns].index("backward")
     named = [f"{row[0]} / {row[1]} {row[place]}" for row in table.rows if row[place]][:_MOST_NAMED]
-    return f"Forgetting matrices of {len({row[:2] for row in table.rows})} cells. Backward transfer: {'; '.join(named)}."
+    n = len({row[:2] for row in table.rows})
+    return f"Forgetting matrices of {n} cells. Backward transfer: {'; '.join(named)}."
 
 
 def _chart(report: Report, kind: Matrix) -> alt.TopLevelMixin:
