@@ -338,6 +338,13 @@ def test_what_was_trained_and_what_moved_is_read_from_the_records(is_combined: b
     ]
     names = {one.name for section in contents_of(report) for one in section.blocks if isinstance(one, Plot)}
     assert {"trained-parameters", "moved-weights"} <= names
+    odd = record(
+        tmp_path, "train", {"of": "odd"}, {"plan": [{"part": "layer x", "trainable": 1, "frozen": 1}]}
+    )
+    other = (
+        f"stages/evaluate-{record(tmp_path, 'evaluate', {'model': {'stage': odd}}, {})}/predictions.parquet"
+    )
+    assert trained_shares(report, replace(cell, predictions=other)) == ()
     for damaged in (tmp_path / "stages").glob("*/record.json"):
         damaged.write_text("{", encoding="utf-8")
     assert trained_shares(report, cell) == ()

@@ -186,11 +186,15 @@ def _points(cell: PlottedCell) -> list[LayerPoint]:
             cell.data,
             cell.strategy,
             number,
-            mean_of_known([one["mean_cosine"] for one in own]),
-            mean_of_known([one["covariance_change"] for one in own]),
+            mean_of_known([_number(one.get("mean_cosine")) for one in own]),
+            mean_of_known([_number(one.get("covariance_change")) for one in own]),
         )
         for number, own in sorted(layers.items())
     ]
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
 
 
 def upper_to_lower(points: Sequence[LayerPoint]) -> float | None:
