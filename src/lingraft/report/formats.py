@@ -10,9 +10,10 @@ from typing import Final, Literal
 
 from lingraft.errors import ConfigError, as_disk_error, did_you_mean
 
-Form = Literal["page", "svg", "png", "pdf", "html"]
+Form = Literal["page", "svg", "png", "pdf", "html", "engine"]
 """An SVG for the page, or a file: SVG, PNG at twice its size, PDF of vectors with embedded fonts, offline HTML.
-All but the last are made of the same drawing: asked for in one call, it is drawn once."""
+All but the last two are made of the same drawing: asked for in one call, it is drawn once.
+The engine is that of no figure: the script that draws figures in a browser."""
 
 FIGURE_FORMATS: Final[tuple[Form, ...]] = ("pdf", "svg", "png")
 TABLE_SUFFIXES: Final = {"csv": "csv", "latex": "tex", "markdown": "md"}  # by format
