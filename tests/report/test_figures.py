@@ -26,7 +26,7 @@ from lingraft.report.charts.abilities import bits_per_character, changes_by_task
 from lingraft.report.charts.trade_off import TOGETHER, trade_off
 from lingraft.report.charts.training import curves_of, smoothed, training_loss
 from lingraft.report.figures import job_of
-from lingraft.report.labels import PLACES, Spot, label_box, placed
+from lingraft.report.labels import PLACES, Label, Spot, label_box, placed
 from lingraft.report.pairs import measures_of_cells
 from lingraft.report.runs import report_of
 from lingraft.report.sections import contents_of
@@ -114,19 +114,18 @@ def test_the_mean_over_seeds_has_the_mean_of_their_intervals() -> None:
 @pytest.mark.parametrize("seed", range(10))
 def test_labels_of_twenty_points_lie_over_no_other_label_and_no_mark(seed: int) -> None:
     draw = random.Random(seed)
-    spots = [
-        Spot(draw.random(), draw.random(), "dissimilar / english_replay"[: draw.randint(3, 27)])
-        for _ in range(20)
-    ]
+    names = ["dissimilar / english_replay"[: draw.randint(3, 27)] for _ in range(20)]
+    spots = [Spot(draw.random(), draw.random(), (name, name[:2])) for name in names]
     sizes = [(620.0, 380.0), (280.0, 380.0)]
-    places = placed(spots, sizes)
-    assert places == placed(spots, sizes)
-    assert sum(one is not None for one in places) >= 8
+    labels = placed(spots, sizes)
+    assert labels == placed(spots, sizes)
+    assert sum(one is not None for one in labels) >= 15
+    assert sum(one is not None and len(one.text) > 2 for one in labels) >= 8
     for width, height in sizes:
         boxes = [
-            label_box(spot, PLACES[place], width, height)
-            for spot, place in zip(spots, places, strict=True)
-            if place is not None
+            label_box(spot, label.text, PLACES[label.place], width, height)
+            for spot, label in zip(spots, labels, strict=True)
+            if label is not None
         ]
         assert not any(a.meets(b) for a, b in combinations(boxes, 2))
         for box in boxes:
@@ -136,9 +135,11 @@ def test_labels_of_twenty_points_lie_over_no_other_label_and_no_mark(seed: int) 
             )
 
 
-def test_a_label_that_has_no_room_is_left_out() -> None:
-    assert placed([Spot(0.5, 0.5, "x" * 200)], [(620, 380)]) == [None]
-    assert placed([Spot(0.5, 0.5, "a"), Spot(0.5, 0.5)], [(620, 380)]) == [0, None]
+def test_a_label_that_has_no_room_is_shortened_or_left_out() -> None:
+    sizes = [(620.0, 380.0)]
+    assert placed([Spot(0.5, 0.5, ("x" * 200,))], sizes) == [None]
+    assert placed([Spot(0.5, 0.5, ("x" * 200, "x"))], sizes) == [Label("x", 0)]
+    assert placed([Spot(0.5, 0.5, ("a",)), Spot(0.5, 0.5)], sizes) == [Label("a", 0), None]
 
 
 def test_the_trade_off_has_phase_one_the_base_and_the_line_of_the_non_dominated(tmp_path: Path) -> None:

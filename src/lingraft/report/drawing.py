@@ -19,15 +19,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from lingraft.errors import escape_control_characters
+from lingraft.report.formats import Form
 
 SECONDS: Final = 120.0  # that the engine may take; a page's figures take a few
 
-Form = Literal["page", "svg", "png", "pdf", "html"]
-"""An SVG for the page, or a file: SVG, PNG at twice its size, PDF of vectors with embedded fonts, offline HTML.
-All but the last are made of the same drawing: asked for in one call, it is drawn once."""
+ENGINE: Final = """
+window.drawFigure = (place, spec) =>
+  vegaEmbed(place, spec, {
+    ast: true, renderer: "svg", logLevel: 1, actions: false,
+    defaultStyle: false, tooltip: { disableDefaultStyle: true },
+  });
+"""
+"""What the engine of a browser offers: a function that draws a figure in a place, without `eval` and styles of its own,
+and returns a promise of what can be finalised."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +151,12 @@ class _ForScript(json.JSONEncoder):
 
 
 def _drawn(form: Form, spec: dict[str, Any], fonts: Path | None) -> Drawing:
+    if form == "engine":
+        import vl_convert
+
+        # Advice to the author of a figure is not for the console of its readers.
+        quiet = "const console = { ...window.console, warn() {} };"
+        return Drawing(f"{{{quiet}\n{vl_convert.javascript_bundle(ENGINE)}\n}}".encode())
     if form == "html":
         import altair as alt
 

@@ -75,7 +75,7 @@ def training_loss(result: StudyResult) -> alt.LayerChart | alt.FacetChart:
     rows: list[Row] = []
     for number, curve in enumerate(curves):
         steps, losses = zip(*curve.losses, strict=True)
-        every = max(1, round(len(steps) / min(POINTS, max(30, _ALL_POINTS // len(curves)))))
+        every = max(1, round(len(steps) / min(POINTS, max(20, _ALL_POINTS // len(curves)))))
         for step, loss, mean in list(
             zip(steps, losses, smoothed(losses, max(1, round(_WINDOW * len(steps)))), strict=True)
         )[::every]:

@@ -115,7 +115,7 @@ def _name(cells: list[ShownCell]) -> str:
     strategies = list(dict.fromkeys(one.strategy for one in cells))
     several = len(cells) > 1
     named = ", ".join(strategies[:3]) + (f" and {len(strategies) - 3} more" if len(strategies) > 3 else "")
-    return f"{named} ({len(cells)} cells)" if several else cells[0].label
+    return f"{len(cells)} cells: {named}" if several else cells[0].label
 
 
 def _curve_chart(report: Report) -> alt.TopLevelMixin:
