@@ -177,6 +177,14 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(_HOMES[name]), name)
 
 
+def _html_of(result: object) -> str:
+    """Return a result as a notebook shows it."""
+    from importlib import import_module
+
+    html: str = import_module("lingraft.api.notebook").html_of(result)
+    return html
+
+
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 _HASH_BLOCK_BYTES = 1 << 20
 _TEMPORARY = ".part"
+_ADAPTERS: dict[Any, Any] = {}  # by type
 # What systems and editors leave in folders; files with a dot in front are left out as well.
 _FOREIGN = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 Typed = TypeVar("Typed")
@@ -206,9 +207,7 @@ def read_kept(path: Path) -> Any:
 
 def to_json(value: object) -> Any:
     """Return a dataclass as JSON values."""
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(type(value)).dump_python(value, mode="json")
+    return _adapter(type(value)).dump_python(value, mode="json")
 
 
 def from_json(kind: type[Typed], value: Any) -> Typed:
@@ -217,9 +216,9 @@ def from_json(kind: type[Typed], value: Any) -> Typed:
     Raises:
         ValueError: A field is absent, unknown or of another type; the message names the first.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
-    adapter = TypeAdapter(kind)
+    adapter = _adapter(kind)
     try:
         found: Typed = adapter.validate_json(
             json.dumps(value, allow_nan=False), strict=True
@@ -230,6 +229,15 @@ def from_json(kind: type[Typed], value: Any) -> Typed:
     if adapter.dump_python(found, mode="json") != value:
         raise ValueError(f"it holds fields that {kind.__name__} does not have")
     return found
+
+
+def _adapter(kind: Any) -> Any:
+    """Return what reads and writes a type: made once, which takes longer than to read most values."""
+    from pydantic import TypeAdapter
+
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]
 
 
 def cache_folder() -> Path:

@@ -448,7 +448,12 @@ def test_names_break_neither_xml_nor_markdown() -> None:
     assert lines[2].startswith("Of a\\|b\\`\\<script\\>\\&\\\\x1b\\[31m\\\\n")
     rows = [line for line in lines if line.startswith("| en ")]
     assert [row.count(" | ") for row in rows] == [8]
-    assert not set("\x1b\ud800") & set(str(found) + check_markdown(found))
+    html = found._repr_html_()
+    assert html.count("<table>") == 2
+    assert "<td>broken</td>" in html
+    assert "a|b`&lt;script&gt;&amp;\\x1b[31m" in html
+    assert "<script" not in html
+    assert not set("\x1b\ud800") & set(str(found) + check_markdown(found) + html)
 
 
 def test_junit_is_what_the_common_schemas_ask_for() -> None:

@@ -57,6 +57,27 @@ def read_through(page: Page) -> None:
     )
 
 
+@pytest.mark.parametrize("colours", ["light", "dark"])
+def test_axe_finds_no_serious_fault(open_page: OpenPage, quickstart_page: Path, colours: str) -> None:
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright",
+        reason="axe-core is missing: pip install axe-playwright-python",
+    )
+    page = open_page(quickstart_page, color_scheme=colours)
+    options = {"resultTypes": ["violations"]}
+    if colours == "dark":
+        options["runOnly"] = ["color-contrast"]  # all else is the same
+    for _ in range(2):  # as it opens, then with all folds open and live figures
+        found = axe.Axe().run(page, options=options).response["violations"]
+        serious = {
+            one["id"]: [node["html"][:200] for node in one["nodes"][:4]]
+            for one in found
+            if one["impact"] in ("serious", "critical")
+        }
+        assert not serious, serious
+        read_through(page)
+
+
 def test_in_the_dark_the_paper_is_dark_and_the_text_is_light(
     open_page: OpenPage, quickstart_page: Path
 ) -> None:
@@ -117,3 +138,126 @@ def test_nothing_of_a_hostile_run_is_more_than_text(open_page: OpenPage, tmp_pat
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280, (
         "a long word does not widen the page"
     )
+
+
+def column(page: Page, table: str, title: str) -> int:
+    heads = page.locator(f"#table-{table} thead th")
+    titles = [head.strip() for head in heads.all_inner_texts()]
+    return titles.index(title)
+
+
+def figures_in(page: Page, table: str, place: int) -> list[float | None]:
+    """Return the figures of a column from top to bottom; None: absent."""
+    found = page.evaluate(
+        "([table, place]) => [...document.querySelector(`#table-${table} tbody`).rows]"
+        ".map((row) => row.cells[place].dataset.value ?? null)",
+        [table, place],
+    )
+    return [None if one is None else float(one) for one in found]
+
+
+def test_a_table_sorts_by_its_figures_with_mouse_and_keys(open_page: OpenPage, quickstart_page: Path) -> None:
+    page = open_page(quickstart_page)
+    place = column(page, "results", "retention")
+    at_first = figures_in(page, "results", place)
+    head = page.locator("#table-results thead th").nth(place)
+    head.get_by_role("button").click()
+    assert head.get_attribute("aria-sort") == "ascending"
+    known = sorted(one for one in at_first if one is not None)
+    absent = [None] * (len(at_first) - len(known))
+    assert known
+    assert absent
+    assert figures_in(page, "results", place) == known + absent
+    page.keyboard.press("Enter")
+    assert head.get_attribute("aria-sort") == "descending"
+    assert figures_in(page, "results", place) == known[::-1] + absent
+    page.keyboard.press("Space")
+    assert head.get_attribute("aria-sort") is None
+    assert figures_in(page, "results", place) == at_first
+
+
+def test_columns_of_details_are_folded_until_asked_for(open_page: OpenPage, quickstart_page: Path) -> None:
+    page = open_page(quickstart_page)
+    table = page.locator("#table-results")
+    detail = table.locator("th.detail").first
+    assert not detail.is_visible()
+    table.get_by_role("button", name="All columns").click()
+    assert detail.is_visible()
+    assert table.get_by_role("button", name="All columns").get_attribute("aria-pressed") == "true"
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+
+
+def test_rows_are_filtered_by_what_they_say(open_page: OpenPage, quickstart_page: Path) -> None:
+    page = open_page(quickstart_page)
+    page.evaluate("document.querySelectorAll('details.fold').forEach((one) => { one.open = true })")
+    table = page.locator("#table-forgetting-ability-table")
+    n = table.locator("tbody tr").count()
+    table.get_by_role("searchbox").fill("dissimilar MIXED")
+    shown = [row for row in table.locator("tbody tr").all() if row.is_visible()]
+    assert 0 < len(shown) < n
+    assert all("dissimilar" in row.inner_text() and "mixed" in row.inner_text() for row in shown)
+    assert table.get_by_role("status").inner_text() == f"{len(shown)} of {n} rows"
+    table.get_by_role("searchbox").fill("")
+    assert table.locator("tbody tr:visible").count() == n
+
+
+def test_a_term_is_explained_on_hover_and_on_focus(open_page: OpenPage, quickstart_page: Path) -> None:
+    page = open_page(quickstart_page)
+    tip = page.get_by_role("tooltip")
+    term = page.locator("#results .term", has_text="etention").first
+    term.scroll_into_view_if_needed()
+    page.wait_for_timeout(100)  # scrolling hides it
+    term.hover()
+    assert "after Phase 1" in tip.inner_text()
+    page.keyboard.press("Escape")
+    assert not tip.is_visible()
+    page.mouse.move(0, 0)
+    head = page.locator("#table-results thead th").nth(column(page, "results", "gain")).get_by_role("button")
+    page.locator("#table-results thead button").nth(column(page, "results", "data")).focus()
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        if head.evaluate("(one) => one === document.activeElement"):
+            break
+    assert tip.is_visible(), "the heading of a column says what it means when it is reached by keys"
+    assert (head.get_attribute("aria-describedby") or "").split()
+
+
+def test_answers_stand_side_by_side_and_are_filtered(open_page: OpenPage, quickstart_page: Path) -> None:
+    from playwright.sync_api import expect
+
+    page = open_page(quickstart_page)
+    answers = page.locator(".answers")
+    answers.scroll_into_view_if_needed()
+    status = answers.get_by_role("status")
+    status.wait_for()
+    assert answers.locator("article:visible").count() == 5
+    answers.get_by_role("combobox", name="Outcome", exact=True).select_option(label="all items")
+    assert "152 items" in status.inner_text()
+    answers.get_by_role("combobox", name="Language", exact=True).select_option("de")
+    assert "of 24 items" in status.inner_text()
+    answers.get_by_role("combobox", name="Task", exact=True).select_option("worldbook:counting")
+    answers.get_by_role("combobox", name="Outcome", exact=True).select_option(label="gained")
+    for article in answers.locator("article:visible").all():
+        assert "worldbook:counting, de" in article.locator("h4").inner_text()
+        assert "gained" in article.inner_text()
+    answers.get_by_role("button", name="Reset").click()
+    answers.get_by_role("searchbox", name="Text").fill("Netherlands")
+    expect(status).to_contain_text("of 1 items")
+    answers.get_by_role("combobox", name="Outcome", exact=True).select_option(label="wrong language")
+    for article in answers.locator("article:visible").all():
+        assert "wrong language" in article.inner_text()
+
+
+def test_an_answer_has_an_address(open_page: OpenPage, quickstart_page: Path) -> None:
+    page = open_page(quickstart_page)
+    answers = page.locator(".answers")
+    answers.scroll_into_view_if_needed()
+    answers.get_by_role("button", name="Next").click()
+    answers.get_by_role("link", name="Link to").nth(2).click()
+    wanted = answers.locator("article.linked").inner_text()
+    again = open_page(quickstart_page, page.url.partition("#")[1] + page.url.partition("#")[2])
+    linked = again.locator("article.linked")
+    assert linked.inner_text() == wanted
+    box = linked.bounding_box()
+    assert box is not None
+    assert -50 < box["y"] < 800

@@ -86,7 +86,8 @@ def test_three_sets_give_a_table_a_matrix_a_figure_and_a_record(
 
 
 def test_a_name_cannot_end_the_script_of_a_html_figure(tmp_path: Path) -> None:
-    from lingraft.report.diagnostics import similarity_figure, write_figure
+    from lingraft.report.diagnostics import similarity_figure
+    from lingraft.report.files import write_figure
     from lingraft.similarity.comparison import Comparison
     from lingraft.similarity.embedding_similarity import EmbeddingSimilarity
 

@@ -104,8 +104,8 @@ def test_one_figure_that_cannot_be_drawn_costs_no_other(
     )
     said: list[str] = []
     html = write_page(report_of(found, STUDY), reported=said.append).read_text(encoding="utf-8")
-    assert said == ["The report has 3 of 4 pictures: ValueError: one odd name."]
-    assert html.count("<svg") == 3
+    assert said == ["The report has 4 of 5 pictures: ValueError: one odd name."]
+    assert html.count("<svg") == 4
 
 
 def test_the_engine_is_not_looked_for_in_the_working_directory(

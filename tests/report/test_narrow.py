@@ -14,7 +14,7 @@ from rich.cells import cell_len
 
 from lingraft.cli import output
 from lingraft.report.narrow import narrow, without_middle
-from lingraft.report.tables import Column, Entry, Table, study_table
+from lingraft.report.tables import Column, Entry, Table, study_table, task_table
 from lingraft.study.result import CellResult, StudyResult
 
 QUICKSTART = (
@@ -93,7 +93,8 @@ def test_long_names_lose_their_middle_which_is_said_once(
     assert max(map(cell_len, table)) <= 80
     assert sum("…" in line for line in table) == 3
     assert len({line[:20] for line in table if "…" in line}) == 3  # the ends tell them apart
-    assert note == f"Cut in the middle above: {', '.join(cell.data for cell in cells)}, {name}"
+    names = ", ".join(cell.data for cell in cells)
+    assert note == f"4 names are cut in the middle (`--wide` shows them whole): {names} ..."
 
 
 def test_a_file_gets_whole_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,3 +166,39 @@ def test_the_mean_over_seeds_is_an_entry_with_the_interval_of_the_mean(tmp_path:
     assert (ability.value, ability.low, ability.answer) == (0.4, None, "fell")
     assert retention == "80.0 % [75.0, 85.0] (80.0 to 80.0)"
     assert retention.shorter == ("80.0 % [75.0, 85.0]", "80.0 %")
+
+
+def test_the_task_table_has_a_row_for_each_model_and_folds_all_but_the_first_tasks(tmp_path: Path) -> None:
+    cells = []
+    for strategy in ("plain", "lora"):
+        own = done_cell(strategy)
+        lookup, change = own.scores.tasks["worldbook:lookup/en"], own.difference.tasks["worldbook:lookup/en"]
+        names = [f"task/{i}" for i in range(20)]
+        cells.append(
+            replace(
+                own,
+                scores=replace(own.scores, tasks=dict.fromkeys(names, lookup)),
+                difference=replace(own.difference, tasks=dict.fromkeys(names[:19], change)),
+            )
+        )
+    table = task_table(result(tmp_path, cells))
+    assert table is not None
+    assert [row[:2] for row in table.rows[-2:]] == [("similar", "plain"), ("similar", "lora")]
+    place = [one.title for one in table.columns].index("task/0")
+    entry = table.rows[-1][place]
+    assert isinstance(entry, Entry)
+    assert (entry, entry.value, entry.low, entry.answer) == (
+        "0.400 (p 0.012) ▼",
+        0.4,
+        0.30000000000000004,
+        "fell",
+    )
+    assert table.rows[-1][place + 19] == "0.400"  # it was not compared in this one
+    assert sum(not one.is_detail for one in table.columns) == 2 + 12
+
+
+def test_the_task_table_sums_up_seeds(tmp_path: Path) -> None:
+    found = result(tmp_path, [done_cell("plain", seed, task) for seed, task in ((0, 0.4), (1, 0.2))])
+    table = task_table(found)
+    assert table is not None
+    assert table.rows[-1] == ("similar", "plain", "0.300 (0.20 to 0.40) ▼")

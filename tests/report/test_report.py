@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 from example_result import difference, done_cell, failed_cell, matrix, phase_one, result, scores
 from page_reader import assert_harmless, read_page
 from pydantic import JsonValue
@@ -140,7 +139,7 @@ def test_drift_has_a_column_and_a_figure_where_it_was_measured(tmp_path: Path) -
     place = [column.title for column in table.columns].index("drift")
     assert [row[place] for row in table.rows[-2:]] == ["-", "0.200"]
     html = write_page(report_of(found, STUDY)).read_text(encoding="utf-8")
-    assert html.count("<svg") == 5
+    assert html.count("<svg") == 7
     assert "Drift of the hidden states" in html
 
 
@@ -227,7 +226,7 @@ def test_the_page_stands_alone_and_escapes_what_it_is_told(tmp_path: Path) -> No
     assert evil not in html
     assert_harmless(html)
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
-    assert html.count("<svg") == 4
+    assert html.count("<svg") == 5
     assert "currentColor" in html  # drawn in the page's ink, light or dark
     assert "task ability 0.070 (40 items)" in read_page(html).text
     assert html.count("1 item is left out") == 1  # of every model, and so said once
@@ -254,12 +253,14 @@ def test_the_trade_off_has_a_point_for_each_strategy_and_seeds_make_one(tmp_path
     several = replace(result(tmp_path, cells), over_seeds=(pooled,))
     chart = trade_off(several)
     rows = chart.to_dict()["data"]["values"]
-    points = {row["strategy"]: row for row in rows if "strategy" in row}
-    assert points.keys() == {"plain ▼", "lora ▼"}
-    plain = points["plain ▼"]
-    assert (plain["change"], plain["change_low"]) == (-0.2, pytest.approx(-0.24))
-    assert points["lora ▼"]["change"] == pytest.approx(-0.1)
-    assert sorted(row["seed_change"] for row in rows if "seed_change" in row) == [-0.3, -0.1]
+    points = {row["strategy"]: row for row in rows if row["kind"] == "cell"}
+    assert points.keys() == {"plain", "lora"}
+    plain = points["plain"]
+    assert (plain["task"], plain["task_low"], plain["task_high"]) == (0.3, 0.2, 0.4)  # means over the seeds
+    assert (plain["language"], plain["seeds"]) == (0.6, "2")
+    assert plain["said_change"] == "-0.200 [-0.240, -0.160] ▼"
+    assert points["lora"]["task"] == 0.4
+    assert sorted(row["task"] for row in rows if row["kind"] == "seed") == [0.2, 0.4]
     (drawing,) = draw([job_of(chart)])
     assert b"lora" in (drawing.content or b"")
     table = change_table(several)

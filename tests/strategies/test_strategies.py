@@ -343,9 +343,11 @@ def test_strategies_that_leave_nothing_are_named(tmp_path: Path) -> None:
 def test_the_plan_names_the_kinds_of_module_that_train() -> None:
     network = model()
     trainable = frozenset(name for name in names(network) if "layers.2.self_attn" in name)
-    modules = {row.part: row.modules for row in freeze_plan(network, trainable)}
-    assert modules.pop("layer 2") == ("q_proj", "k_proj", "v_proj", "o_proj")
-    assert set(modules.values()) == {()}
+    kinds = {row.part: row.kinds for row in freeze_plan(network, trainable)}
+    trained = [one for one in kinds.pop("layer 2") if one.trainable_parameters]
+    assert [one.kind for one in trained] == ["q_proj", "k_proj", "v_proj", "o_proj"]
+    assert {one.frozen_parameters for one in trained} == {0}
+    assert {one.trainable_parameters for own in kinds.values() for one in own} == {0}
 
 
 def test_merging_leaves_a_plain_model_as_it_is() -> None:

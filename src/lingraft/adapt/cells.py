@@ -31,6 +31,7 @@ from lingraft.config.paths import user_path
 from lingraft.config.schema import Study
 from lingraft.errors import ConfigError, LingraftError
 from lingraft.evaluate.common_items import CommonItems
+from lingraft.evaluate.predictions import Prediction
 from lingraft.evaluate.results import Scores
 from lingraft.evaluate.scores import difference_of, differences, retention
 from lingraft.intervals.changes import Margins
@@ -287,7 +288,7 @@ def _scored(
     evaluated = executor.make(stage)
     gc.collect()
     phase_one = executor.make(planned.phase_one_evaluate)
-    common: CommonItems = common_of((phase_one, evaluated))
+    common: CommonItems[Prediction] = common_of((phase_one, evaluated))
     before, after = common.models
     return _Found(
         recorded(evaluated).scores,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lingraft.adapt.promise import EXIT_CODES, AbilityLoss, undecided_sentence
 from lingraft.errors import escape_control_characters
 from lingraft.intervals.changes import LimitAnswer
+from lingraft.notebook import InNotebook
 
 FORMAT = 1
 """Of what `lingraft check --json` prints."""
@@ -29,7 +29,7 @@ ABILITY, TASK = "ability", "task"
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Checked:
+class Checked(InNotebook):
     """What a model lost against an earlier one.
 
     Attributes:
@@ -125,9 +125,6 @@ class Checked:
         )
 
     __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(str(self))}</pre>"
 
     @property
     def task_title(self) -> str:

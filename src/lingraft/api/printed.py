@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 
 from lingraft.errors import escape_control_characters
-from lingraft.report.tables import Table
+from lingraft.report.tables import Entry, Table
 
 
 class Printed(ABC):
@@ -28,8 +28,7 @@ class Printed(ABC):
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        tables = "".join(f"<p>{escape(title)}</p>{_html(table)}" for title, table in self.tables())
-        return tables + "".join(f"<p>{escape(line)}</p>" for line in self.lines())
+        return html_of_tables(self.tables(), self.lines())
 
 
 def _shown(text: str) -> str:
@@ -53,13 +52,29 @@ def _text(table: Table) -> str:
     return "\n".join([line(rows[0]), "  ".join("-" * width for width in widths), *map(line, rows[1:])])
 
 
+def html_of_tables(tables: Sequence[tuple[str, Table]], lines: Sequence[str] = ()) -> str:
+    """Return tables, each with its title, and what is said below them, as HTML without style and script.
+
+    A table with details has them folded below it.
+    """
+    parts = []
+    for title, table in tables:
+        parts.append(f"<p>{escape(_shown(title))}</p>{_html(table.essential)}")
+        if any(column.is_detail for column in table.columns):
+            parts.append(f"<details><summary>All columns</summary>{_html(table)}</details>")
+    return "".join((*parts, *(f"<p>{escape(_shown(line))}</p>" for line in lines)))
+
+
 def _html(table: Table) -> str:
-    """Return a table as HTML."""
     head = "".join(
-        f'<th title="{escape(one.meaning, quote=True)}">{escape(_shown(one.title))}</th>'
+        f'<th scope="col" title="{escape(one.meaning, quote=True)}">{escape(_shown(one.title))}</th>'
         for one in table.columns
     )
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(_shown(cell))}</td>" for cell in row) + "</tr>" for row in table.rows
-    )
+    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in table.rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _cell(cell: str) -> str:
+    text = escape(_shown(cell))
+    is_best = isinstance(cell, Entry) and cell.is_best
+    return f"<td><strong>{text}</strong></td>" if is_best else f"<td>{text}</td>"

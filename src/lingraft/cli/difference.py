@@ -8,9 +8,11 @@ from typing import Annotated
 
 import typer
 
+from lingraft.cli.options import FontsOption
 from lingraft.cli.output import (
     check_folder,
     print_json,
+    print_message,
     print_result,
     print_table,
     write_record,
@@ -35,8 +37,9 @@ def difference(
         str | None, typer.Option(help="Base of a LoRA adapter, where the one that it names is missing.")
     ] = None,
     figure: Annotated[
-        Path | None, typer.Option(help="Write a map of the layers as .svg, .png or .html.")
+        Path | None, typer.Option(help="Write a map of the layers as .svg, .png, .pdf or .html.")
     ] = None,
+    fonts: FontsOption = None,
     record: Annotated[Path | None, typer.Option(help="Write the result and its inputs as JSON.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -44,23 +47,25 @@ def difference(
 
     With --base also whether the two updates agree: their cosine, and the share of parameters that both move one way.
     """
+    from lingraft.report.formats import check_figure
+
+    check_figure(figure, fonts)
+    check_folder(record)
+
     import time
     from functools import partial
 
     from lingraft.cli.progress import StepBars
     from lingraft.models.adapters import open_weights
     from lingraft.report.diagnostics import (
-        check_figure,
         difference_figure,
         difference_table,
-        write_figure,
     )
+    from lingraft.report.files import write_figure
     from lingraft.study.cell_names import named_models
     from lingraft.train.memory import peak_bytes
     from lingraft.weights.difference import parameter_difference
 
-    check_figure(figure)
-    check_folder(record)
     named = named_models([first, second, *([] if base is None else [base])])
     started = time.perf_counter()
     models = [open_weights(one.value, adapter_base) for one in named]
@@ -104,4 +109,5 @@ def difference(
                 more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
                 print_result(f"{what}: {', '.join(names[:_LISTED])}{more}")
     if figure is not None:
-        write_figure(difference_figure(found).properties(title=title), figure)
+        for warning in write_figure(difference_figure(found).properties(title=title), figure, fonts):
+            print_message(warning, "yellow")

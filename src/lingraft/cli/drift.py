@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lingraft.cli.options import FontsOption
 from lingraft.cli.output import (
     check_folder,
     checked_precision,
     print_json,
+    print_message,
     print_result,
     print_table,
     quieten_loading,
@@ -51,22 +53,29 @@ def drift(
         str,
         typer.Option(help="auto, bf16 or float32; bf16 rounds small shifts away."),
     ] = "float32",
-    figure: Annotated[Path | None, typer.Option(help="Write the curves as .svg, .png or .html.")] = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="Write the curves as .svg, .png, .pdf or .html.")
+    ] = None,
+    fonts: FontsOption = None,
     record: Annotated[Path | None, typer.Option(help="Write the result and its inputs as JSON.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Print, layer by layer, how far models' hidden states moved from those of M1 for the same prompts."""
     from dataclasses import replace
 
+    from lingraft.report.formats import check_figure
+
+    check_figure(figure, fonts)
+    check_folder(record)
+
     from lingraft.cli.progress import StepBars
     from lingraft.models.compute import compute_for
     from lingraft.report.diagnostics import (
-        check_figure,
         drift_figure,
         drift_table,
         language_drift_table,
-        write_figure,
     )
+    from lingraft.report.files import write_figure
     from lingraft.representation.drift import drift_of_models
     from lingraft.representation.prompts import read_prompts
     from lingraft.representation.states import POSITIONS
@@ -80,8 +89,6 @@ def drift(
     if len(models) < 2:
         raise ConfigError(f"{models[0]}: is the only model; name two or more to compare.")
     named = named_models(models)
-    check_figure(figure)
-    check_folder(record)
     said: list[Prompt] = []
     for one in prompts:
         tag, separator, source = one.partition("=")
@@ -135,4 +142,5 @@ def drift(
         )
         print_result(f"Computed in {compute.precision}.")
     if figure is not None:
-        write_figure(drift_figure(found.drifts), figure)
+        for warning in write_figure(drift_figure(found.drifts), figure, fonts):
+            print_message(warning, "yellow")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -50,3 +51,7 @@ GgufOption = Annotated[
     str | None, typer.Option(metavar="TYPE", help="Also convert it for llama.cpp, such as q8_0.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+FontsOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Fonts for PDF and PNG in other scripts, such as Noto's."),
+]

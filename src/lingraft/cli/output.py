@@ -39,6 +39,7 @@ _COLUMN_GAP = 3
 _ESSENTIAL_GAP = 2  # of the table that has to fit
 _NO_TERMINAL = 80  # characters of a line where nothing says how many there are
 _NARROWEST = 40
+_NAMED = 3
 _PRECISIONS: tuple[Literal["auto", "bf16", "float32"], ...] = ("auto", "bf16", "float32")
 _BACKENDS: tuple[Literal["transformers", "vllm"], ...] = ("transformers", "vllm")
 _MARK = re.compile(
@@ -451,41 +452,45 @@ def print_table(
             parts where the terminal is too narrow.
     """
     from rich.console import Console
-
-    table = _drawable(table)
-    if console is None:
-        stream = _begun_stream()
-        asked = os.environ.get("COLUMNS", "")
-        width = (
-            int(asked) if essential and asked.isdecimal() else _NO_TERMINAL if essential else _width(table)
-        )
-        console = Console(file=stream, width=None if stream.isatty() else max(width, _NARROWEST))
-        names_whole = essential and not stream.isatty() and not asked.isdecimal()
-    else:
-        names_whole = False
-    if not essential:
-        for part in _parts(table, console.width):
-            _draw(part, title, console)
-        return
     from rich.text import Text
 
     from lingraft.report.narrow import narrow
+    from lingraft.report.tables import BEST, Entry
 
-    found = narrow(table, console.width, _ESSENTIAL_GAP, names_whole=names_whole)
-    if names_whole:  # nothing cuts a file's lines
-        console.width = max(console.width, _width(found.table))
-    _draw(found.table, title, console, is_close=True)
+    table = _drawable(table)
+    is_file, is_ours = False, console is None
+    if console is None:
+        stream = _begun_stream()
+        asked = os.environ.get("COLUMNS", "")
+        is_file = not stream.isatty() and not asked.isdecimal()
+        width = int(asked) if asked.isdecimal() else _NO_TERMINAL
+        width = max(width, _NARROWEST) if essential else _width(table)
+        console = Console(file=stream, width=None if stream.isatty() else width)
     lines = []
-    if found.left_out:
-        lines.append(f"Not shown (`--wide` shows all): {', '.join(found.left_out)}")
-    if found.cut:
-        lines.append(f"Cut in the middle above: {', '.join(found.cut)}")
+    if essential:
+        # Nothing cuts a file's lines, so names stand there as they are.
+        found = narrow(table, console.width, _ESSENTIAL_GAP, names_whole=is_file)
+        parts = [found.table]
+        if found.left_out:
+            lines.append(f"Not shown (`--wide` shows all): {', '.join(found.left_out)}")
+        if found.cut:
+            names = ", ".join(found.cut[:_NAMED]) + (" ..." if len(found.cut) > _NAMED else "")
+            lines.append(f"{len(found.cut)} names are cut in the middle (`--wide` shows them whole): {names}")
+    else:
+        parts = list(_parts(table, console.width))
+    if any(isinstance(cell, Entry) and cell.is_best for part in parts for row in part.rows for cell in row):
+        lines.insert(0, f"{BEST} the best of its column, and what is not distinguishable from it")
+    if is_ours:  # where a name alone is wider, the terminal breaks the lines: no entry is cut
+        console.width = max(console.width, *map(_width, parts))
+    for part in parts:
+        _draw(part, title, console, is_close=essential)
     for line in lines:
         console.print(Text(line), soft_wrap=True)
 
 
 def _drawable(table: Table) -> Table:
     """Return a table with what steers a terminal made visible, and its best entries marked."""
+    from lingraft.report.tables import BEST, Entry
 
     def mark(cell: str) -> str:
         if not isinstance(cell, Entry):
@@ -494,8 +499,6 @@ def _drawable(table: Table) -> Table:
         shorter = tuple(sign + shown(one) for one in cell.shorter)
         return cell.with_text(sign + shown(cell), shorter)
 
-    from lingraft.report.tables import BEST, Entry
-
     return replace(
         table,
         columns=tuple(replace(column, title=shown(column.title)) for column in table.columns),
@@ -503,7 +506,7 @@ def _drawable(table: Table) -> Table:
     )
 
 
-def _draw(table: Table, title: str | None, console: Console, *, is_close: bool = False) -> None:
+def _draw(table: Table, title: str | None, console: Console, *, is_close: bool) -> None:
     from rich import box
     from rich.table import Table as Drawn
     from rich.text import Text

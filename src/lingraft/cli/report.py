@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lingraft import stopping
-from lingraft.cli.options import JsonOption
-from lingraft.cli.output import check_page, print_json, print_message, print_result, shown_message
+from lingraft.cli.options import FontsOption, JsonOption
+from lingraft.cli.output import check_page, print_json, print_message, print_result, shown, shown_message
+from lingraft.errors import ConfigError, FigureError
+
+if TYPE_CHECKING:
+    from lingraft.config.named import Named
+    from lingraft.report.files import WrittenFiles
+    from lingraft.report.runs import Report
+
 
 SEVERAL = Path("report.html")  # in the working directory: several runs have no folder of their own
 
@@ -26,6 +33,35 @@ def report(
             help="The page; default: report/index.html in the run folder, of several runs report.html here.",
         ),
     ] = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Write every figure and table as a file of its own, in place of the page."
+        ),
+    ] = None,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format",
+            metavar="FORMAT,...",
+            help="Figures as pdf, svg, png; tables as csv, latex, markdown; default: pdf,latex,csv. Repeatable.",
+        ),
+    ] = None,
+    wide: Annotated[
+        bool, typer.Option("--wide", help="All columns in LaTeX and Markdown, not the essential ones alone.")
+    ] = False,
+    fonts: FontsOption = None,
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch",
+            help="Serve the page of a run while it is under way, on this machine alone, until Ctrl-C.",
+        ),
+    ] = False,
+    port: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, max=65535, help="The port of --watch; default: a free one."),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Write one page about one or more runs: tables, figures, what went wrong and how it was made.
@@ -37,28 +73,71 @@ def report(
     from lingraft.config.named import named
     from lingraft.config.paths import user_path
     from lingraft.records import to_json
-    from lingraft.report.notes import failures
+    from lingraft.report.formats import check_files_folder, check_fonts, checked_formats
+
+    if port is not None and not watch:
+        raise ConfigError(
+            "--port: goes with --watch, which serves the page; add --watch, or leave --port out."
+        )
+    if watch:
+        if len(runs) > 1:
+            raise ConfigError(f"--watch: follows one run, and {len(runs)} are named; name one.")
+        if output is not None or figures is not None or json:
+            option = "--json" if json else "--output" if output is not None else "--figures"
+            raise ConfigError(
+                f"{option}: goes without --watch, which writes nothing; leave one of the two out."
+            )
+        _watch(named(runs[0]), port or 0)
+        return
+    chosen = checked_formats(formats)
+    check_fonts(fonts)
+    for option, is_given in (("--format", formats), ("--wide", wide), ("--fonts", fonts)):
+        if is_given and figures is None:
+            raise ConfigError(f"{option}: goes with --figures; add --figures FOLDER, or leave {option} out.")
+
+    from lingraft.report.files import WrittenFiles, write_files
     from lingraft.report.page import PAGE, write_page
     from lingraft.report.runs import read_report
+    from lingraft.report.sections import contents_of
 
     place = output or (user_path(named(runs[0]).value) / PAGE if len(runs) == 1 else SEVERAL)
-    check_page(place, "--output", is_given=output is not None)
+    has_page = figures is None or output is not None
+    if has_page:
+        check_page(place, "--output", is_given=output is not None)
+    if figures is not None:
+        check_files_folder(figures)
     found = read_report(runs)
-    path = write_page(found, place, reported=print_message)
+    files = WrittenFiles(())
+    if figures is not None:
+        files = write_files(contents_of(found), figures, chosen, fonts=fonts, wide=wide)
+    path = write_page(found, place, reported=print_message) if has_page else None
+    for warning in files.warnings:
+        print_message(warning, "yellow")
     if json:
         of_runs = [
             {"name": one.name, "folder": str(one.folder), "remarks": one.remarks} for one in found.runs
         ]
+        page = None if path is None else str(path)
+        of_files = [{"path": str(one.path), "title": one.title} for one in files.files]
         print_json(
             {
                 "format": 1,
-                "page": str(path),
+                "page": page,
+                "files": of_files,
                 "runs": of_runs,
                 "remarks": found.remarks,
                 "result": to_json(found.result),
             }
         )
-        return
+    else:
+        _print(found, files, path)
+    if files.problems:
+        raise FigureError(f"{'; '.join(files.problems)}; all else is done.")
+
+
+def _print(found: Report, files: WrittenFiles, page: Path | None) -> None:
+    from lingraft.report.notes import failures
+
     for remark in found.remarks:
         print_result(shown_message(remark))
     for one in found.runs:
@@ -66,4 +145,25 @@ def report(
             print_result(shown_message(f"{one.name}: {remark}"))
     for failure in failures(found.result):
         print_result(shown_message(f"failed: {failure}"))
-    print_result(f"Report: {path}")
+    width = max((len(str(one.path)) for one in files.files), default=0)
+    for written in files.files:
+        print_result(shown(f"{written.path!s:<{width}}  {written.title}"))
+    if page is None:
+        print_result(f"{len(files.files)} files written.")
+    else:
+        print_result(f"Report: {page}")
+
+
+def _watch(run: Named, port: int) -> None:
+    """Serve the page of a run until a signal ends it."""
+    import threading
+
+    from lingraft.cli.log_lines import log_lines
+    from lingraft.report.watch import serving
+
+    stopping.keeps("the page is not served any more; the run does not need it")
+    with serving(run, port) as address:
+        print_result(address)
+        print_message("Open it in a browser of this machine. Ctrl-C ends it; the run goes on.")
+        log_lines().at(f"serving {address}")
+        threading.Event().wait()

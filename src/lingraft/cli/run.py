@@ -96,10 +96,12 @@ def run(
     from lingraft.cli.log_lines import log_lines
     from lingraft.cli.progress import ProgressWatcher
     from lingraft.records import to_json
-    from lingraft.report.notes import checkpoint_lines, failures, holds_for, model_notes, notes, unused_notes
+    from lingraft.report.notes import checkpoint_lines, failures, model_notes, notes, summed_up, unused_notes
     from lingraft.report.page import write_page
+    from lingraft.report.rivals import best_cells
     from lingraft.report.runs import report_of
-    from lingraft.report.tables import forgetting_table, models_of, study_table
+    from lingraft.report.tables import forgetting_table, study_table
+    from lingraft.report.verdict import verdict_of
     from lingraft.study.run import run_study
     from lingraft.train.processes import Processes
 
@@ -121,10 +123,12 @@ def run(
             stopping.say_now()
             page.write()
             raise
+    report = report_of(result, loaded)
     if json:
         print_json(to_json(result))
     else:
-        print_table(study_table(result), loaded.name, essential=not wide)
+        print_table(study_table(result, best_cells(result, report.comparer)), loaded.name, essential=not wide)
+        print_result(shown_message(verdict_of(report).sentence))
         if len(loaded.phases) > _MANY_PHASES:
             for kind, title in _MATRICES:
                 matrix = forgetting_table(result, kind, with_intervals=False)
@@ -134,15 +138,13 @@ def run(
             print_result(shown_message(f"failed: {failure}"))
         for note in notes(result):
             print_result(note)
-        for note, names in model_notes(result).items():
-            if note not in watcher.said:
-                print_result(f"{holds_for(names, len(models_of(result)))}: {note}")
+        unsaid = {note: names for note, names in model_notes(result).items() if note not in watcher.said}
+        for line in summed_up(unsaid, result):
+            print_result(shown_message(line))
         for line in (*unused_notes(result), *checkpoint_lines(result)):
             print_result(line)
     log_lines().at("writing the report")
-    path = write_page(
-        report_of(result, loaded), reported=print_message
-    )  # after the result: what took hours is printed first
+    path = write_page(report, reported=print_message)  # after the result: what took hours is printed first
     if not json:
         print_result(f"Report: {path}")
     if failures(result):

@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from lingraft.cli.options import FontsOption
 from lingraft.cli.output import (
     check_folder,
     print_json,
+    print_message,
     print_result,
     print_table,
     write_record,
@@ -45,7 +47,10 @@ def similarity(
         typer.Option(help="Accept up to this share of broken rows in a source; default: 0.01."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the sample of rows.")] = 0,
-    figure: Annotated[Path | None, typer.Option(help="Write the matrix as .svg, .png or .html.")] = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="Write the matrix as .svg, .png, .pdf or .html.")
+    ] = None,
+    fonts: FontsOption = None,
     record: Annotated[Path | None, typer.Option(help="Write the result and its inputs as JSON.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -53,6 +58,11 @@ def similarity(
 
     des is the paper's value, which is too small for small sets; corrected is without that bias, with a 95 % interval.
     """
+    from lingraft.report.formats import check_figure
+
+    check_figure(figure, fonts)
+    check_folder(record)
+
     from functools import partial
 
     from lingraft.cli.progress import StepBars
@@ -60,13 +70,12 @@ def similarity(
     from lingraft.config.named import all_named
     from lingraft.data.sources import load_data
     from lingraft.report.diagnostics import (
-        check_figure,
         language_similarity_table,
         similarity_figure,
         similarity_table,
         task_type_similarity_table,
-        write_figure,
     )
+    from lingraft.report.files import write_figure
     from lingraft.similarity.comparison import compare_sets
     from lingraft.similarity.encoders import load_encoder
 
@@ -85,8 +94,6 @@ def similarity(
         )
     if not -1 <= closeness <= 1:
         raise ConfigError(f"--closeness is {closeness}: it is a cosine, from -1 to 1.")
-    check_figure(figure)
-    check_folder(record)
     languages: dict[str, str] = {}
     for one in language or []:
         of, separator, tag = one.rpartition("=")
@@ -137,4 +144,5 @@ def similarity(
             print_result(f"{name}: {encoded} of {rows} instructions encoded{left_out}")
         print_result(f"Encoder: {found.encoder}; values of two encoders are not comparable.")
     if figure is not None:
-        write_figure(similarity_figure(found), figure)
+        for warning in write_figure(similarity_figure(found), figure, fonts):
+            print_message(warning, "yellow")

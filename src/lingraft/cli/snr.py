@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from lingraft.cli.options import FontsOption
 from lingraft.cli.output import (
     check_folder,
     print_json,
+    print_message,
     print_result,
     print_table,
     write_record,
@@ -35,18 +37,26 @@ def snr(
         bool, typer.Option("--outside/--no-outside", help="Train embeddings and head in the plan.")
     ] = True,
     figure: Annotated[
-        Path | None, typer.Option(help="Write a map of the layers as .svg, .png or .html.")
+        Path | None, typer.Option(help="Write a map of the layers as .svg, .png, .pdf or .html.")
     ] = None,
+    fonts: FontsOption = None,
     record: Annotated[Path | None, typer.Option(help="Write the result and its inputs as JSON.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Rank a model's weight matrices by signal-to-noise ratio within each module type (Spectrum)."""
+    from lingraft.report.formats import check_figure
+
+    check_figure(figure, fonts)
+    for path in (record, plan):
+        check_folder(path)
+
     import yaml
 
     from lingraft.cli.progress import StepBars
     from lingraft.models.adapters import open_weights
     from lingraft.records import write_text_atomically
-    from lingraft.report.diagnostics import check_figure, signal_figure, signal_table, write_figure
+    from lingraft.report.diagnostics import signal_figure, signal_table
+    from lingraft.report.files import write_figure
     from lingraft.study.cell_names import named_models
     from lingraft.weights.signal_to_noise import ESTIMATORS, signal_to_noise
 
@@ -56,9 +66,6 @@ def snr(
     if not 0 <= share <= 1:
         raise ConfigError(f"--share is {share}: it must lie between 0 and 1.")
     (named,) = named_models([model])
-    check_figure(figure)
-    for path in (record, plan):
-        check_folder(path)
     with StepBars() as bars:
         scan = signal_to_noise(
             open_weights(named.value),
@@ -89,4 +96,5 @@ def snr(
                 f"{scan.skipped[0]}"
             )
     if figure is not None:
-        write_figure(signal_figure(scan).properties(title=named.name), figure)
+        for warning in write_figure(signal_figure(scan).properties(title=named.name), figure, fonts):
+            print_message(warning, "yellow")

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Generic
 
-from lingraft.evaluate.predictions import Prediction
+from lingraft.evaluate.predictions import Item
 from lingraft.evaluate.task_records import EvaluationSettings, TaskRecord, TaskSettings
 
 _Key = tuple[str, str, str, str, int]
@@ -24,7 +25,7 @@ _ADVICE = {
 
 
 @dataclass(frozen=True)
-class CommonItems:
+class CommonItems(Generic[Item]):
     """Predictions of several models on the same items.
 
     Attributes:
@@ -35,14 +36,14 @@ class CommonItems:
             its items is in `models`.
     """
 
-    models: tuple[tuple[Prediction, ...], ...]
+    models: tuple[tuple[Item, ...], ...]
     unpaired: dict[str, int]
     refused: dict[str, str]
 
 
 def common_items(
-    models: Sequence[Sequence[Prediction]], tasks: Sequence[Mapping[str, TaskRecord]]
-) -> CommonItems:
+    models: Sequence[Sequence[Item]], tasks: Sequence[Mapping[str, TaskRecord]]
+) -> CommonItems[Item]:
     """Leave out what not every model was asked, and asked alike: it must neither be compared nor cost the whole.
 
     Predictions of earlier versions do not say what was asked: their tasks are left as they are, and are compared only
@@ -87,13 +88,13 @@ def common_items(
     return CommonItems(kept, dict(sorted(counts.items())), refused)
 
 
-def _keyed(predictions: Sequence[Prediction]) -> dict[Prediction, _Key]:
+def _keyed(predictions: Sequence[Item]) -> dict[Item, _Key]:
     """Return the key of each prediction: what was asked; of items that ask the same, with their number among these."""
     seen: Counter[tuple[str, str, str, str]] = Counter()
-    found: dict[Prediction, _Key] = {}
+    found: dict[Item, _Key] = {}
     for one in predictions:
         asked = one.asked or one.item  # files of earlier versions do not say
-        key = (one.ability, one.task, one.language, asked)
+        key: tuple[str, str, str, str] = (one.ability, one.task, one.language, asked)
         found[one] = (*key, seen[key])
         seen[key] += 1
     return found

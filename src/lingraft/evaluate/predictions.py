@@ -75,6 +75,27 @@ class Prediction:
         return f"{self.task}/{self.language}"
 
 
+@dataclass(frozen=True, slots=True)
+class ItemScore:
+    """What of a `Prediction` paired differences need, without its texts; attributes as there."""
+
+    ability: Ability
+    task: str
+    language: str
+    cluster: str
+    item: str
+    score: float
+    asked: str = ""
+
+    @property
+    def label(self) -> str:
+        """Task and language, as tables have them."""
+        return f"{self.task}/{self.language}"
+
+
+Item = TypeVar("Item", Prediction, ItemScore)
+
+
 def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
     """Write predictions as Parquet, one row per item."""
     write_rows(path, predictions, Prediction)
@@ -89,6 +110,15 @@ def read_predictions(path: Path) -> tuple[Prediction, ...]:
     return read_rows(path, Prediction)
 
 
+def read_item_scores(path: Path) -> tuple[ItemScore, ...]:
+    """Read of what `write_predictions` wrote the scores alone: of hundreds of models, texts would fill the memory.
+
+    Raises:
+        EvaluationError: As of `read_predictions`.
+    """
+    return read_rows(path, ItemScore, columns=[field.name for field in fields(ItemScore)])
+
+
 def write_rows(path: Path, rows: Sequence[Row], kind: type[Row]) -> None:
     """Write the rows, all of the dataclass `kind`, as Parquet with a column per field."""
     import pyarrow as pa
@@ -98,16 +128,23 @@ def write_rows(path: Path, rows: Sequence[Row], kind: type[Row]) -> None:
     parquet.write_table(pa.table(columns), path, compression="zstd")
 
 
-def read_rows(path: Path, kind: type[Row]) -> tuple[Row, ...]:
+def read_rows(path: Path, kind: type[Row], columns: Sequence[str] | None = None) -> tuple[Row, ...]:
     """Read what `write_rows` wrote.
+
+    Args:
+        path: The file.
+        kind: Of the rows.
+        columns: The columns that are read, where the file holds more; None: it holds those of `kind`.
 
     Raises:
         EvaluationError: The file is absent, no Parquet file, or holds rows of another kind.
     """
-    from pyarrow import ArrowException, parquet
+    from pyarrow import ArrowException, BufferReader, parquet
 
     try:
-        rows = parquet.read_table(path).to_pylist()
+        # A report reads hundreds of small files; through `read_table` and its threads each takes three times as long.
+        with parquet.ParquetFile(BufferReader(path.read_bytes())) as file:
+            rows = file.read(columns=columns, use_threads=False).to_pylist()
         return tuple(kind(**row) for row in rows)
     except (OSError, ArrowException, TypeError, ValueError) as error:  # a ValueError: bytes that are no text
         raise EvaluationError(f"{path}: cannot be read as rows of {kind.__name__} ({error}).") from None

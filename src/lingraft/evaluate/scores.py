@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 
 from lingraft.errors import EvaluationError
-from lingraft.evaluate.predictions import Ability, Prediction
+from lingraft.evaluate.predictions import Ability, Item, Prediction
 from lingraft.evaluate.results import (
     AnswerCounts,
     BitsPerCharacter,
@@ -166,7 +166,7 @@ def differences(
     )
 
 
-def measured_by(predictions: Sequence[Prediction], name: str) -> list[Prediction]:
+def measured_by(predictions: Sequence[Item], name: str) -> list[Item]:
     """Return the predictions of an ability, of a language besides English (its tag), or of a task and language."""
     return [
         p
@@ -176,7 +176,7 @@ def measured_by(predictions: Sequence[Prediction], name: str) -> list[Prediction
 
 
 def difference_of(
-    before: Sequence[Prediction], after: Sequence[Prediction], name: str, margin: float
+    before: Sequence[Item], after: Sequence[Item], name: str, margin: float
 ) -> Difference | None:
     """Return after - before in what `measured_by` names; None: no item measures it.
 
@@ -188,7 +188,7 @@ def difference_of(
 
 
 def difference_over_seeds(
-    pairs: Sequence[tuple[Sequence[Prediction], Sequence[Prediction]]],
+    pairs: Sequence[tuple[Sequence[Item], Sequence[Item]]],
     name: str,
     margin: float = DEFAULT_MARGIN,
 ) -> Difference:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -21,7 +21,7 @@ from lingraft.measures.base import (
     PlottedCell,
     Taken,
 )
-from lingraft.measures.look import PLAIN, WIDTH, Look, looks_of, shapes_of
+from lingraft.measures.look import MIXED, PLAIN, SHAPES, WIDTH, Look, looks_of, shapes_of
 from lingraft.records import fingerprint_of
 from lingraft.stage import (
     MODEL_LIBRARIES,
@@ -83,50 +83,70 @@ class Drift(Measure):
 
     def plots(self, cells: Sequence[PlottedCell]) -> Iterator[Plot]:
         """Yield the paper's Figures 1 and 2 for plain training, and Figure C4, the same two for mitigations."""
-        points = [point for cell in cells for point in _points(cell)]
-        measured = {(one.data, one.strategy) for one in points}
-        drawn = list(dict.fromkeys(one.data for one in points))[:MOST_PANELS]
+        layers = {(cell.data, cell.strategy): own for cell in cells if (own := _points(cell))}
         looks = looks_of(cell.strategy for cell in cells)
         shapes = shapes_of(cell.data for cell in cells)
-        left_out = len({data for data, _ in measured}) - len(drawn)
-        more = f" Of {left_out} more data sets only the table has the drift." if left_out > 0 else ""
-        for name, title, about, taken in (
-            (
-                "drift-by-layer",
-                "Drift of the hidden states, by data set",
-                "From Phase 1 to plain training on each data set",
-                [replace(one, panel="") for one in points if one.strategy == PLAIN],
-            ),
-            (
+        plain = {key: own for key, own in layers.items() if key[1] == PLAIN}
+        yield from _plot(
+            "drift-by-layer",
+            "Drift of the hidden states, by data set",
+            "From Phase 1 to plain training on each data set",
+            plain,
+            len(plain) > len(SHAPES),
+            partial(layer_curves, looks=looks, shapes=shapes),
+        )
+        if len(layers) > len(plain):
+            yield from _plot(
                 "drift-with-mitigations",
                 "Drift of the hidden states, by strategy",
                 "From Phase 1 to each cell",
-                points if any(strategy != PLAIN for _, strategy in measured) else [],
-            ),
-        ):
-            own = [one for one in taken if one.data in drawn]
-            if own:
-                ratios = [
-                    f"{cell.data} / {cell.strategy} {ratio:.1f}"
-                    for cell in cells
-                    if (cell.data, cell.strategy) in {(one.data, one.strategy) for one in own}
-                    and (ratio := upper_to_lower(_points(cell))) is not None
-                ]
-                told = "; ".join(ratios[:_MOST_TOLD]) or "not known"
-                yield Plot(
-                    name,
-                    title,
-                    f"{about}, layer by layer: the cosine of the mean states (1: same direction) and the relative "
-                    "change of their covariance, over every token of the prompts; several seeds are drawn as their "
-                    "mean. The paper finds that dissimilar data shift high layers 3 to 4 times as much (Figures 1 "
-                    f"and 2), and that mitigations shrink the shift (Figure C4).{more}",
-                    partial(layer_curves, own, looks, shapes),
-                    "Two line charts over the decoder layers. Mean change of the covariance in the upper third of the "
-                    f"layers over that in the lower third: {told}.",
-                )
+                layers,
+                len({data for data, _ in layers}) > 1,
+                partial(layer_curves, looks=looks, shapes=shapes),
+            )
 
 
-MOST_PANELS: Final = 12  # data sets drawn apart
+def _plot(
+    name: str,
+    title: str,
+    about: str,
+    layers: Mapping[tuple[str, str], Sequence[LayerPoint]],
+    are_apart: bool,
+    draw: Callable[[Sequence[LayerPoint]], alt.VConcatChart],
+) -> Iterator[Plot]:
+    """Yield the figure of cells, by data set and strategy, each data set in a picture of its own or not."""
+    named = dict.fromkeys(strategy for _, strategy in layers)
+    strategies = sorted(named, key=lambda one: one not in (PLAIN, MIXED))[:_MOST_LINES]  # the bounds first
+    n_layers = max((len(own) for own in layers.values()), default=0)
+    if not n_layers:
+        return
+    most = max(2, min(_MOST_PANELS, _MOST_POINTS // (n_layers * len(strategies))))
+    data = list(dict.fromkeys(one for one, _ in layers))[:most]
+    drawn = {key: own for key, own in layers.items() if key[0] in data and key[1] in strategies}
+    more = f" Drawn are {len(drawn)} of {len(layers)} cells." if len(drawn) < len(layers) else ""
+    ratios = [
+        f"{' / '.join(key)} {ratio:.1f}"
+        for key, own in drawn.items()
+        if (ratio := upper_to_lower(own)) is not None
+    ]
+    yield Plot(
+        name,
+        title,
+        f"{about}, layer by layer: the cosine of the mean states (1: same direction) and the relative change of their "
+        "covariance, over every token of the prompts; several seeds are drawn as their mean. The paper finds that "
+        "dissimilar data shift high layers 3 to 4 times as much (Figures 1 and 2), and that mitigations shrink the "
+        f"shift (Figure C4).{more}",
+        partial(
+            draw, [replace(one, panel=one.data if are_apart else "") for own in drawn.values() for one in own]
+        ),
+        "Two line charts over the decoder layers. Mean change of the covariance in the upper third of the layers "
+        f"over that in the lower third: {'; '.join(ratios[:_MOST_TOLD]) or 'not known'}.",
+    )
+
+
+_MOST_PANELS: Final = 12  # data sets drawn apart
+_MOST_LINES: Final = 10  # strategies of one picture
+_MOST_POINTS: Final = 2500  # of all lines
 _MOST_TOLD: Final = 12  # cells in a text alternative
 
 
@@ -168,7 +188,6 @@ def _points(cell: PlottedCell) -> list[LayerPoint]:
             number,
             mean_of_known([one["mean_cosine"] for one in own]),
             mean_of_known([one["covariance_change"] for one in own]),
-            cell.data,
         )
         for number, own in sorted(layers.items())
     ]
@@ -241,7 +260,7 @@ def layer_curves(
             lines.mark_line(strokeWidth=1.8).encode(
                 strokeDash=alt.StrokeDash(f"{key}:N", scale=dashes, legend=strategy)
             ),
-            lines.mark_point(size=28, filled=True, opacity=1).encode(
+            lines.mark_point(size=14 if many else 28, filled=True, opacity=1).encode(
                 shape=alt.Shape(
                     "data:N", scale=alt.Scale(domain=list(shapes), range=list(shapes.values())), legend=shape
                 ),
@@ -249,8 +268,8 @@ def layer_curves(
             ),
         ).properties(width=WIDTH // 2 - 40 if many else WIDTH, height=180)
         facet = alt.Facet("panel:N", title=None, sort=alt.EncodingSortField("order", op="min"))
-        charts.append(chart.facet(facet=facet, columns=2) if many else chart)
-    return alt.vconcat(*charts, data=rows)
+        charts.append(chart.facet(facet=facet, columns=2, data=rows) if many else chart.properties(data=rows))
+    return alt.vconcat(*charts)
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ import altair as alt
 
 from lingraft.adapt.promise import ability_name
 from lingraft.adapt.result import Adapted
-from lingraft.report.figures import INK, POINT_COLOUR, WIDTH
+from lingraft.measures.look import BLUE, INK, VERMILLION, WIDTH
 
 
 def adaptation_trade_off(adapted: Adapted) -> alt.FacetChart | None:
@@ -47,7 +47,7 @@ def adaptation_trade_off(adapted: Adapted) -> alt.FacetChart | None:
         alt.Y("loss:Q", title="loss in % of the start's score"),
     )
     kinds = ["looked at", "kept", "kept, on the report items"]
-    scale = {"domain": kinds, "range": ["#8a94a3", POINT_COLOUR, "#c2571a"]}
+    scale = {"domain": kinds, "range": ["#8a94a3", BLUE, VERMILLION]}
     color = alt.Color("kind:N", scale=alt.Scale(**scale), title=None)
     shape = alt.Shape(
         "kind:N", scale=alt.Scale(domain=kinds, range=["circle", "circle", "diamond"]), title=None

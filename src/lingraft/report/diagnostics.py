@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import altair as alt
 
-from lingraft.errors import ConfigError, FigureError
 from lingraft.intervals.macro_mean import mean_of_known
 from lingraft.measures.drift import LayerPoint, layer_curves
 from lingraft.measures.look import BLUE, VERMILLION, looks_of, shapes_of
-from lingraft.records import write_bytes_atomically
-from lingraft.report.drawing import Form, Job, draw
-from lingraft.report.figures import GRID, rounded, spec_of, tooltips
+from lingraft.report.figures import GRID, rounded, tooltips
 from lingraft.report.tables import Column, Table, counted, written
 
 if TYPE_CHECKING:
@@ -24,8 +20,6 @@ if TYPE_CHECKING:
     from lingraft.similarity.embedding_similarity import EmbeddingSimilarity
     from lingraft.weights.difference import GroupDifference, ParameterDifference, TensorDifference
     from lingraft.weights.signal_to_noise import SignalScan
-
-FIGURE_SUFFIXES = (".svg", ".png", ".html")
 
 _ESTIMATES = (
     Column("des", "the paper's value: cosine of the mean embeddings"),
@@ -38,35 +32,6 @@ _DRIFT = (
     Column("trace", "change of the whole variance; above 0 the states vary more"),
     Column("variance", "sum of the changes of the variances over their sum"),
 )
-
-
-def check_figure(path: Path | None) -> None:
-    """Refuse a figure that could not be written, before anything is computed; None: none is to be.
-
-    Raises:
-        ConfigError: Its suffix is unknown, or its folder is not there.
-    """
-    if path is None:
-        return
-    if path.suffix.lower() not in FIGURE_SUFFIXES:
-        raise ConfigError(
-            f"{path}: a figure's name must end in {', '.join(FIGURE_SUFFIXES)}, not {path.suffix!r}."
-        )
-    if not path.parent.is_dir():
-        raise ConfigError(f"{path}: there is no folder {path.parent}; make it first.")
-
-
-def write_figure(chart: Any, path: Path) -> None:
-    """Write a figure as SVG, PNG (at twice its size) or HTML that needs no network, by the name's suffix.
-
-    Raises:
-        FigureError: It cannot be drawn; a file that stands there stays as it is.
-    """
-    forms: dict[str, Form] = {".svg": "svg", ".png": "png", ".html": "html"}
-    (drawing,) = draw([Job(forms[path.suffix.lower()], spec_of(chart, "white"))])
-    if drawing.content is None:
-        raise FigureError(f"{path}: the figure is not drawn: {drawing.problem}; all else is done.")
-    write_bytes_atomically(path, drawing.content)
 
 
 def similarity_table(found: Comparison) -> Table:

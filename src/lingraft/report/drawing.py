@@ -17,15 +17,28 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from io import BytesIO, StringIO
+from functools import cache
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from lingraft.errors import escape_control_characters
 
 SECONDS: Final = 120.0  # that the engine may take; a page's figures take a few
 
-Form = Literal["page", "svg", "png", "html"]
-"""An SVG for the page, or a file: SVG, PNG at twice its size, HTML that needs no network."""
+Form = Literal["page", "svg", "png", "pdf", "html", "engine"]
+"""An SVG for the page, or a file: SVG, PNG at twice its size, PDF of vectors with embedded fonts, offline HTML.
+All but the last are made of the same drawing: asked for in one call, it is drawn once.
+The engine is that of no figure: the script that draws figures in a browser."""
+
+ENGINE: Final = """
+window.drawFigure = (place, spec) =>
+  vegaEmbed(place, spec, {
+    ast: true, renderer: "svg", logLevel: 1, actions: false,
+    defaultStyle: false, tooltip: { disableDefaultStyle: true },
+  });
+"""
+"""What the engine of a browser offers: a function that draws a figure in a place, without `eval` and styles of its own,
+and returns a promise of what can be finalised."""
 
 
 @dataclass(frozen=True)
@@ -59,28 +72,37 @@ class Drawing:
     Attributes:
         content: Of the file; None: it was not drawn.
         problem: Why not; empty where it was.
+        boxes: Scripts that no font has, of a PDF or PNG: boxes stand in their place.
+        crowded: Scripts whose signs overlap there.
     """
 
     content: bytes | None
     problem: str = ""
+    boxes: tuple[str, ...] = ()
+    crowded: tuple[str, ...] = ()
 
 
-def draw(jobs: Sequence[Job], seconds: float | None = None) -> list[Drawing]:
+def draw(jobs: Sequence[Job], seconds: float | None = None, fonts: Path | None = None) -> list[Drawing]:
     """Return the drawing of each job; whatever becomes of the engine, this process goes on.
 
     Args:
         jobs: The figures.
         seconds: That all of them may take; None: `SECONDS`.
+        fonts: Folder of fonts that PDF and PNG may use besides the system's.
     """
     if not jobs:
         return []
     limit = SECONDS if seconds is None else seconds
+    asked = {
+        "jobs": [asdict(job) for job in jobs],
+        "fonts": None if fonts is None else str(fonts.resolve()),
+    }
     # The engine is looked for where this process would, and nowhere else: not in the working directory.
     places = os.pathsep.join(place for place in sys.path if place)
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-m", __name__],
-            input=json.dumps([asdict(job) for job in jobs]).encode(),
+            input=json.dumps(asked).encode(),
             capture_output=True,
             env=os.environ | {"PYTHONPATH": places},
             timeout=limit,
@@ -102,14 +124,22 @@ def draw(jobs: Sequence[Job], seconds: float | None = None) -> list[Drawing]:
         return _failed(jobs, f"the picture engine failed ({said[-1][:200]})")
     try:
         found = json.loads(done.stdout)
-        drawings = [Drawing(base64.b64decode(one["content"]), one["problem"]) for one in found]
+        drawings = [
+            Drawing(
+                base64.b64decode(one["content"]) or None,
+                one["problem"],
+                tuple(one["boxes"]),
+                tuple(one["crowded"]),
+            )
+            for one in found
+        ]
     except (ValueError, KeyError, TypeError):
         drawings = []
     if len(drawings) != len(jobs):
         return _failed(jobs, "the picture engine gave no pictures")
     return [
         one if one.content or one.problem else Drawing(None, "the picture engine gave no picture")
-        for one in (Drawing(own.content or None, own.problem) for own in drawings)
+        for one in drawings
     ]
 
 
@@ -124,23 +154,40 @@ class _ForScript(json.JSONEncoder):
         return super().encode(o).replace("<", "\\u003c")
 
 
-def _drawn(form: Form, spec: dict[str, Any]) -> bytes:
-    if form == "page":
+def _drawn(form: Form, spec: dict[str, Any], fonts: Path | None) -> Drawing:
+    if form == "engine":
         import vl_convert
 
-        svg = vl_convert.vegalite_to_svg(spec)
-        if not (isinstance(svg, str) and svg.lstrip().startswith("<svg") and svg.rstrip().endswith("</svg>")):
-            raise ValueError("it drew something else than an SVG")
-        return svg.encode()
-    import altair as alt
-
-    chart = alt.Chart.from_dict(spec)  # validated: else a chart of layers is taken for a simple one
+        # Advice to the author of a figure is not for the console of its readers.
+        quiet = "const console = { ...window.console, warn() {} };"
+        return Drawing(f"{{{quiet}\n{vl_convert.javascript_bundle(ENGINE)}\n}}".encode())
     if form == "html":
-        return str(chart.to_html(inline=True, json_kwds={"cls": _ForScript})).encode()
-    file = BytesIO() if form == "png" else StringIO()
-    chart.save(file, format=form, scale_factor=2)
-    content = file.getvalue()
-    return content.encode() if isinstance(content, str) else content
+        import altair as alt
+
+        chart = alt.Chart.from_dict(spec)  # validated: else a chart of layers is taken for a simple one
+        return Drawing(str(chart.to_html(inline=True, json_kwds={"cls": _ForScript})).encode())
+    svg = _svg(json.dumps(spec))
+    if form in ("page", "svg"):
+        return Drawing(svg.encode())
+    import vl_convert
+
+    from lingraft.report.fonts import fit_fonts
+
+    fitted = fit_fonts(svg, fonts)
+    content = (
+        vl_convert.svg_to_pdf(fitted.svg) if form == "pdf" else vl_convert.svg_to_png(fitted.svg, scale=2)
+    )
+    return Drawing(content, boxes=fitted.boxes, crowded=fitted.crowded)
+
+
+@cache
+def _svg(spec: str) -> str:
+    import vl_convert
+
+    svg = vl_convert.vegalite_to_svg(spec)
+    if not (isinstance(svg, str) and svg.lstrip().startswith("<svg") and svg.rstrip().endswith("</svg>")):
+        raise ValueError("it drew something else than an SVG")
+    return svg
 
 
 def main() -> None:
@@ -151,15 +198,21 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # an engine that dies leaves no file behind
     answers = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)
+    asked = json.load(sys.stdin)
+    fonts = None if asked["fonts"] is None else Path(asked["fonts"])
+    if fonts is not None:
+        import vl_convert
+
+        vl_convert.register_font_directory(str(fonts))
     found = []
-    for job in json.load(sys.stdin):
+    for job in asked["jobs"]:
         try:
-            content, problem = base64.b64encode(_drawn(job["form"], job["spec"])).decode(), ""
+            drawing = _drawn(job["form"], job["spec"], fonts)
         except ImportError:
             raise  # then none can be drawn
         except Exception as error:  # of one figure; the others are drawn
-            content, problem = "", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        found.append({"content": content, "problem": problem})
+            drawing = Drawing(None, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        found.append(asdict(drawing) | {"content": base64.b64encode(drawing.content or b"").decode()})
     json.dump(found, answers)
     answers.close()
 

@@ -20,11 +20,11 @@ __all__ = ["INK", "WIDTH"]
 
 NARROW: Final = 280
 """Of a plot in a window of 360 pixels."""
-POINT_COLOUR: Final = BLUE
 GRID: Final = "#88888840"
 MOST_IN_LEGEND: Final = 20
 _LOOK: Final = {
     "aria": False,  # the page has a text alternative for the figure as a whole
+    "mark": {"aria": False},  # of layers, which the line above does not reach
     "font": "sans-serif",
     "view": {"stroke": "transparent"},
     "axis": dict.fromkeys(("labelColor", "titleColor", "tickColor", "domainColor"), INK)
@@ -40,9 +40,10 @@ _LOOK: Final = {
         "titleColor": INK,
         "labelFontSize": 12,
         "titleFontSize": 12,
-        "labelLimit": 200,
+        "labelLimit": 170,
         "orient": "bottom",
-        "columns": 4,
+        "columns": 3,
+        "layout": {"bottom": {"anchor": "start", "direction": "vertical"}},
     },
     "header": {"labelColor": INK, "titleColor": INK, "labelFontSize": 12, "labelLimit": 300},
     "title": {"color": INK, "fontSize": 12, "fontWeight": "normal"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Final, Literal
 from unicodedata import east_asian_width
 
@@ -42,11 +43,30 @@ PLACES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Spot:
-    """A mark: its place in the plot, from 0 to 1 to the right and upwards, and its label; empty: it has none."""
+    """A mark: its place in the plot, from 0 to 1 to the right and upwards, and what may stand beside it.
+
+    Attributes:
+        x: To the right.
+        y: Upwards.
+        texts: Its label, then shorter ones that say less, for where the first has no room; empty: it has none.
+    """
 
     x: float
     y: float
-    text: str = ""
+    texts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A label that was placed.
+
+    Attributes:
+        text: Which of its spot's texts it is.
+        place: Number of its place in `PLACES`.
+    """
+
+    text: str
+    place: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +88,16 @@ class Box:
         )
 
 
-def label_box(spot: Spot, place: Place, width: float, height: float) -> Box:
+def label_box(spot: Spot, text: str, place: Place, width: float, height: float) -> Box:
     """Return where a label stands in a plot of that size; letters are taken for rather too wide."""
-    length = sum(FONT_SIZE if east_asian_width(letter) in "WF" else 0.6 * FONT_SIZE for letter in spot.text)
+    length = sum(FONT_SIZE if east_asian_width(letter) in "WF" else 0.6 * FONT_SIZE for letter in text)
     x, y = spot.x * width + place.dx, (1 - spot.y) * height + place.dy
     left = x - {"left": 0.0, "right": length, "center": length / 2}[place.align]
     return Box(left, y - _HEIGHT / 2, left + length, y + _HEIGHT / 2)
 
 
-def placed(spots: Sequence[Spot], sizes: Sequence[tuple[float, float]]) -> list[int | None]:
-    """Return for each spot which of `PLACES` its label takes; None: it has none, or every place is taken.
+def placed(spots: Sequence[Spot], sizes: Sequence[tuple[float, float]]) -> list[Label | None]:
+    """Return each spot's label; None: it has none, or every place is taken.
 
     Earlier spots choose first. A place is free if no mark and no label that was placed lies there, and the label stays
     in the plot: in each of the sizes, since the page draws the same figure for wide and for narrow windows.
@@ -90,22 +110,26 @@ def placed(spots: Sequence[Spot], sizes: Sequence[tuple[float, float]]) -> list[
         for w, h in sizes
     ]
     taken: list[list[Box]] = [[] for _ in sizes]
-    chosen: list[int | None] = []
+
+    def is_free(box: Box, number: int) -> bool:
+        width, height = sizes[number]
+        return (
+            box.left >= -_OVERHANG
+            and box.right <= width + _OVERHANG
+            and box.top >= 0
+            and box.bottom <= height
+            and not any(map(box.meets, (*marks[number], *taken[number])))
+        )
+
+    chosen: list[Label | None] = []
     for spot in spots:
         found = None
-        for number, place in enumerate(PLACES if spot.text else ()):
-            boxes = [label_box(spot, place, w, h) for w, h in sizes]
-            if all(
-                box.left >= -_OVERHANG
-                and box.right <= w + _OVERHANG
-                and box.top >= 0
-                and box.bottom <= h
-                and not any(map(box.meets, (*marks[size], *taken[size])))
-                for size, (box, (w, h)) in enumerate(zip(boxes, sizes, strict=True))
-            ):
-                found = number
-                for size, box in enumerate(boxes):
-                    taken[size].append(box)
+        for text, (number, place) in product(spot.texts, enumerate(PLACES)):
+            boxes = [label_box(spot, text, place, w, h) for w, h in sizes]
+            if all(is_free(box, size) for size, box in enumerate(boxes)):
+                found = Label(text, number)
+                for own, box in zip(taken, boxes, strict=True):
+                    own.append(box)
                 break
         chosen.append(found)
     return chosen

@@ -45,7 +45,7 @@ _FOREIGN_MACRO: Final = (
 def latex_table(table: Table, title: str = "", caption: str = "", *, wide: bool = False) -> str:
     """Return a table as the text of a .tex file.
 
-    It needs `booktabs`, and `amssymb` for the signs. The best figures are bold, and what cannot be told from them. A
+    It needs `booktabs`, and `amssymb` for the signs. The best figures are bold, with all that are as good as them. A
     name in a script that pdfLaTeX cannot set stands in a macro of its own, which keeps it for XeLaTeX and LuaLaTeX.
 
     Args:

@@ -19,7 +19,8 @@ _LOOK_OF_SIGN: Final = {SIGNS["rose"]: ("up", "rose"), SIGNS["fell"]: ("down", "
 }
 _LOOK_OF_WORD: Final = {LIMIT_WORDS["held"]: "up", LIMIT_WORDS["broken"]: "down", FAILED: "down"}
 _LONG = 24  # characters; a column with longer texts is one of prose, which is broken into lines
-_PAPER_MM, _MM_PER_CHARACTER, _MM_PER_COLUMN = 186, 1.6, 3  # of A4 upright, at the size of tables
+_PAPER_MM, _MM_PER_CHARACTER, _MM_PER_COLUMN = 186, 1.35, 2.4  # of A4 upright, at the size of tables on paper
+_SMALLEST = 0.82  # of that size, before a table is put on its side
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,14 @@ class Drawn:
         meanings: Each explanation with the titles and numbers of the columns that it explains.
         rows: All rows.
         detail: How many columns are folded at first.
-        is_wide: Whether the others need a page on its side.
+        on_paper: How the others fit on a page: empty as they are, `small`, or on its side (`wide`).
     """
 
     heads: tuple[str, ...]
     meanings: tuple[tuple[str, tuple[tuple[int, str], ...]], ...]
     rows: Markup
     detail: int
-    is_wide: bool
+    on_paper: str
 
 
 def drawn(table: Table) -> Drawn:
@@ -57,7 +58,9 @@ def drawn(table: Table) -> Drawn:
         classes.append(" ".join(kind for kind in kinds if kind))
         if not column.is_detail:
             widths.append(max(min(longest, _LONG), max(map(len, column.title.split()), default=0)))
-    is_grouped = table.n_keys > 1 and len({row[0] for row in table.rows}) < len(table.rows) > 3
+    needed = sum(widths) * _MM_PER_CHARACTER + len(widths) * _MM_PER_COLUMN
+    groups = {row[: table.n_keys - 1] for row in table.rows}
+    is_grouped = table.n_keys > 1 and 2 * len(groups) <= len(table.rows)
     rows, before = [], None
     for row in table.rows:
         group = row[: max(1, table.n_keys - 1)]
@@ -74,7 +77,7 @@ def drawn(table: Table) -> Drawn:
         meanings=tuple((meaning, tuple(named)) for meaning, named in meanings.items()),
         rows=Markup("\n".join(rows)),
         detail=sum(column.is_detail for column in table.columns),
-        is_wide=sum(widths) * _MM_PER_CHARACTER + len(widths) * _MM_PER_COLUMN > _PAPER_MM,
+        on_paper="" if needed <= _PAPER_MM else "small" if _SMALLEST * needed <= _PAPER_MM else "wide",
     )
 
 

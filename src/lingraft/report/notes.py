@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from lingraft.study.limits import limit_sentence
 from lingraft.study.result import CellResult, FailedCell, PendingCell, StudyResult
 from lingraft.study.unused import size_text
 
+_EXAMPLE = ", such as "
+_NUMBER = re.compile(r"(?<![\w./-])\d+(?:,\d{3})*(?:\.\d+)?(?![\w/-])")  # none that is part of a name
 _NAMED = 3  # cells named in a sentence; the page has all
 
 
@@ -84,6 +88,45 @@ def holds_for(names: Sequence[str], models: int) -> str:
     return "All models" if len(names) == models > 1 else ", ".join(names)
 
 
+def summed_up(notes: Mapping[str, Sequence[str]], result: StudyResult) -> list[str]:
+    """Return notes that say the same of several tasks or with other numbers as one, with the range of the numbers.
+
+    Args:
+        notes: Each with the names of the models that it holds for.
+        result: Of the study.
+    """
+    models = models_of(result)
+    tasks = {name for model in models for name in model.scores.tasks}
+    titles = {model.title(with_seed=True) for model in models}
+    by_length = sorted(tasks, key=len, reverse=True)
+    task = re.compile("|".join(rf"(?<!\S){re.escape(one)}(?=[:.,]?(?:\s|$))" for one in by_length) or "(?!)")
+    kinds: dict[str, list[tuple[str, Sequence[str]]]] = {}
+    for note, names in notes.items():
+        said = note.partition(_EXAMPLE)[0]
+        kinds.setdefault(_NUMBER.sub("0", task.sub("\0", said)), []).append((note, names))
+    found = []
+    for own in kinds.values():
+        whom = list(dict.fromkeys(name for _, names in own for name in names))
+        who = "All models" if len(whom) == len(titles) > 1 else _first(whom)
+        if len(own) == 1:
+            found.append(f"{who}: {own[0][0]}")
+            continue
+        named = list(
+            dict.fromkeys(one for note, _ in own for one in task.findall(note.partition(_EXAMPLE)[0]))
+        )
+        _, such_as, example = own[0][0].partition(_EXAMPLE)
+        text = _with_ranges([task.sub("\0", note.partition(_EXAMPLE)[0]) for note, _ in own])
+        text = text.replace("\0", _first(named))
+        found.append(f"{who}: {text}{such_as}{example}")
+    return found
+
+
+def _range(numbers: Sequence[str]) -> str:
+    """Return the lowest and the highest of numbers as they are written."""
+    ordered = sorted(set(numbers), key=lambda one: float(one.replace(",", "")))
+    return ordered[0] if len(ordered) == 1 else f"{ordered[0]} to {ordered[-1]}"
+
+
 def checkpoint_lines(result: StudyResult) -> list[str]:
     """Return where the models of a study lie, one a line, from the working directory."""
     table = checkpoint_table(result)
@@ -107,17 +150,36 @@ def sign_notes(result: StudyResult) -> list[str]:
 
 
 def equal_score_notes(result: StudyResult) -> list[str]:
-    """Return of which abilities and tasks all scores are equal, so that they cannot tell models apart."""
+    """Return of which abilities and tasks all scores are equal, so that they cannot tell models apart; many as one."""
+    lines = equal_score_lines(result)
+    if len(lines) <= _NAMED:
+        return lines
+    equal = [
+        {name for name, one in _named(cell.difference).items() if _is_equal(one)} for cell in result.done
+    ]
+    counts = Counter(name for own in equal for name in own)
+    tasks = [f"{name} in {count} cells" for name, count in counts.most_common()]
+    return [
+        f"All scores of a cell and of Phase 1 are equal in some tasks of {sum(map(bool, equal))} of {len(equal)} "
+        f"cells, which cannot tell the two apart: {_first(tasks)}."
+    ]
+
+
+def _is_equal(one: Difference) -> bool:
+    return one.all_scores is not None
+
+
+def equal_score_lines(result: StudyResult) -> list[str]:
+    """Return the same of each group of cells."""
     found: dict[tuple[float, str], list[str]] = {}  # by the score, and the models of which it is that
-    differences = [cell.difference for cell in result.done]
-    named = list(dict.fromkeys(name for own in differences for name in _named(own)))
-    for name in named:
-        scores: dict[float, list[str]] = {}
-        for cell in result.done:
-            one = _named(cell.difference).get(name)
-            if one is not None and one.all_scores is not None:
-                scores.setdefault(one.all_scores, []).append(_title(cell, result))
-        for score, cells in scores.items():
+    named = list(dict.fromkeys(name for cell in result.done for name in _named(cell.difference)))
+    scores: dict[str, dict[float, list[str]]] = {name: {} for name in named}
+    for cell in result.done:
+        for name, one in _named(cell.difference).items():
+            if one.all_scores is not None:
+                scores[name].setdefault(one.all_scores, []).append(_title(cell, result))
+    for name, own in scores.items():
+        for score, cells in own.items():
             models = "these models" if len(cells) == len(result.done) else f"{', '.join(cells)} and Phase 1"
             found.setdefault((score, models), []).append(name)
     return [
@@ -163,14 +225,24 @@ def equal_scores_sentence(names: Sequence[str], score: float, models: str) -> st
 def retention_notes(result: StudyResult) -> list[str]:
     """Return of which cells there is no retention, and why."""
     found: dict[str, list[str]] = {}
+    reasons: dict[str, list[str]] = {}
     for cell in result.done:
-        if cell.retention.reason is not None:
-            found.setdefault(cell.retention.reason, []).append(_title(cell, result))
+        reason = cell.retention.reason
+        if reason is not None:
+            kind = _NUMBER.sub("0", reason)
+            found.setdefault(kind, []).append(_title(cell, result))
+            reasons.setdefault(kind, []).append(reason)
     return [
-        f"Retention is missing where {reason}: "
-        f"{', '.join(cells) if len(cells) < max(2, len(result.done)) else 'all cells'}."
-        for reason, cells in found.items()
+        f"Retention is missing where {_with_ranges(reasons[kind])}: "
+        f"{_first(cells) if len(cells) < max(2, len(result.done)) else 'all cells'}."
+        for kind, cells in found.items()
     ]
+
+
+def _with_ranges(lines: Sequence[str]) -> str:
+    """Return lines that differ in their numbers as one."""
+    ranges = iter([_range(column) for column in zip(*map(_NUMBER.findall, lines), strict=True)])
+    return _NUMBER.sub(lambda _: next(ranges), lines[0])
 
 
 def limit_notes(result: StudyResult) -> list[str]:
@@ -212,8 +284,12 @@ def missing_notes(result: StudyResult) -> list[str]:
     for name, measure in measures_of(result).items():
         reasons = dict.fromkeys(phase.measures[name].reason for cell in result.done for phase in cell.phases)
         known = [reason for reason in reasons if reason is not None]
+        kinds: dict[str, list[str]] = {}
+        for reason in known:
+            kinds.setdefault(_NUMBER.sub("0", reason), []).append(reason)
         if known:
-            found.append(f"{measure.title} is missing where {'; and where '.join(known)}.")
+            said = "; and where ".join(map(_with_ranges, kinds.values()))
+            found.append(f"{measure.title} is missing where {said}.")
     return found
 
 

@@ -87,6 +87,10 @@
       list.append(one);
     }
     menu.append(list);
+    menu.addEventListener("toggle", () => { // inside of the window
+      list.style.translate = "none";
+      list.style.translate = `${Math.min(0, root.clientWidth - 8 - list.getBoundingClientRect().right)}px`;
+    });
     return menu;
   }
 
@@ -190,6 +194,135 @@
     places.forEach((place, i) => table.style.setProperty(`--left-${i}`, fits ? `${place}px` : "auto"));
   }
 
+  // Figures. What stands in the page is drawn already; near the view it is drawn anew, so that it tells its values.
+  /** @type {Promise<void> | undefined} */
+  let engine;
+  function loadedEngine() {
+    engine ??= unpacked("packed-engine").then(text => {
+      const script = element("script");
+      script.textContent = text; // the page's policy names its hash
+      document.head.append(script);
+      if (!window.drawFigure) throw new Error("the engine does not run here");
+    });
+    return engine;
+  }
+
+  /** Make a specification narrower: plots side by side go below each other, then each gets narrower.
+   * @param {any} spec @param {number} room in pixels @param {number} width of the figure as it was drawn */
+  function fit(spec, room, width) {
+    const parts = spec.vconcat ?? spec.hconcat ?? spec.concat;
+    if (spec.hconcat) { spec.vconcat = spec.hconcat; delete spec.hconcat; }
+    if (spec.concat) spec.columns = 1;
+    if (parts) return parts.forEach(part => fit(part, room, Math.max(width, (part.width ?? 0) + 90)));
+    const inner = spec.spec ?? spec, columns = spec.spec ? spec.columns ?? 1 : 1;
+    const around = Math.max(20, width / columns - inner.width);
+    if (columns > 1) spec.columns = Math.max(1, Math.min(columns, Math.floor(room / (inner.width + around))));
+    if (typeof inner.width === "number") inner.width = Math.max(140, Math.min(inner.width, Math.floor(room / (spec.columns ?? 1) - around)));
+  }
+
+  /** All rows of a figure's data. @param {any} spec @returns {Record<string, unknown>[]} */
+  function rowsOf(spec) {
+    const found = new Set();
+    const look = part => {
+      if (!part || typeof part !== "object") return;
+      if (Array.isArray(part.data?.values)) found.add(part.data.values);
+      if (part.datasets) Object.values(part.datasets).forEach(rows => found.add(rows));
+      for (const inner of [part.spec, ...(part.layer ?? []), ...(part.vconcat ?? []), ...(part.hconcat ?? []), ...(part.concat ?? [])]) look(inner);
+    };
+    look(spec);
+    return [...found].flat();
+  }
+
+  /** @param {Record<string, unknown>[]} rows */
+  function csvOf(rows) {
+    const names = [...new Set(rows.flatMap(Object.keys))];
+    const field = value => {
+      let text = value === null || value === undefined ? "" : String(value);
+      if (typeof value === "string" && /^[=+\-@\t\r]/.test(text)) text = `'${text}`; // else a spreadsheet would run it
+      return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+    };
+    return [names, ...rows.map(row => names.map(name => row[name]))].map(row => row.map(field).join(",")).join("\n") + "\n";
+  }
+
+  /** A figure as a file of its own, in black on white. @param {SVGElement} svg */
+  function standingAlone(svg) {
+    const copy = /** @type {SVGElement} */ (svg.cloneNode(true));
+    copy.setAttribute("color", "#1b2330");
+    return new XMLSerializer().serializeToString(copy);
+  }
+
+  /** @param {SVGElement} svg @returns {Promise<Blob>} */
+  async function png(svg, scale = 3) {
+    const picture = new Image();
+    picture.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(standingAlone(svg))}`;
+    await picture.decode();
+    const canvas = /** @type {HTMLCanvasElement} */ (element("canvas"));
+    canvas.width = scale * Number(svg.getAttribute("width"));
+    canvas.height = scale * Number(svg.getAttribute("height"));
+    const context = canvas.getContext("2d");
+    context.fillStyle = "#ffffff";
+    context.fillRect(0, 0, canvas.width, canvas.height);
+    context.drawImage(picture, 0, 0, canvas.width, canvas.height);
+    return new Promise((done, failed) => canvas.toBlob(made => made ? done(made) : failed(new Error("no picture")), "image/png"));
+  }
+
+  /** @param {HTMLElement} figure */
+  function liveFigure(figure) {
+    const { name } = figure.dataset, drawing = figure.querySelector(".drawing"), still = drawing.querySelector("svg");
+    const natural = Number(still.getAttribute("width")), title = drawing.querySelector(".still").getAttribute("aria-label");
+    let drawn = 0; // the room that it was drawn for
+    let view = null;
+    const draw = async () => {
+      const room = figure.clientWidth;
+      if (!room || (drawn && Math.min(room, natural) === Math.min(drawn, natural))) return;
+      drawn = room;
+      const host = element("div", { class: "live", role: "img", "aria-label": title });
+      try {
+        const spec = structuredClone((await data("packed-figures"))[name]);
+        await loadedEngine();
+        drawing.append(host);
+        let made;
+        for (let width = natural, tries = 0; ; tries += 1) {
+          if (width > room) {
+            spec.config.legend.columns = 2;
+            fit(spec, room, width);
+          }
+          made?.finalize();
+          made = await window.drawFigure(host, structuredClone(spec));
+          width = Number(host.querySelector("svg").getAttribute("width"));
+          if (width <= room || tries === 2) break;
+        }
+        view?.finalize();
+        view = made;
+        drawing.querySelectorAll(".live").forEach(old => { if (old !== host) old.remove(); });
+        drawing.classList.add("is-live");
+        drawing.toggleAttribute("tabindex", host.querySelector("svg").width.baseVal.value > room);
+      } catch (error) { // then it stays as it stands in the page
+        drawing.dataset.problem = String(error);
+        host.remove();
+      }
+    };
+    if (document.getElementById("packed-engine")) {
+      const near = new IntersectionObserver(entries => {
+        if (!entries.some(entry => entry.isIntersecting)) return;
+        near.disconnect();
+        draw();
+        let waiting = 0;
+        new ResizeObserver(() => { clearTimeout(waiting); waiting = setTimeout(draw, 250); }).observe(figure);
+      }, { rootMargin: "600px 0px" });
+      near.observe(figure);
+    }
+    /** @type {[string, () => Promise<void>][]} */
+    const choices = [
+      ["SVG", async () => save(`${name}.svg`, new Blob([standingAlone(still)], { type: "image/svg+xml" }))],
+      ["PNG", async () => save(`${name}.png`, await png(still))],
+    ];
+    const pdf = document.getElementById(`pdf-${name}`);
+    if (pdf) choices.push(["PDF", async () => save(`${name}.pdf`, new Blob([Uint8Array.from(atob(pdf.textContent), one => one.charCodeAt(0))], { type: "application/pdf" }))]);
+    choices.push(["Values as CSV", async () => save(`${name}.csv`, new Blob([csvOf(rowsOf((await data("packed-figures"))[name]))], { type: "text/csv;charset=utf-8" }))]);
+    figure.querySelector("figcaption").append(saveMenu(`the figure ${title}`, choices));
+  }
+
   // What a word, or a column, means: beside it, on hover and on focus.
   function tips() {
     const tip = element("div", { id: "tip", role: "tooltip", hidden: "" });
@@ -242,6 +375,7 @@
     closeMenus();
     tips();
     document.querySelectorAll(".table").forEach(liveTable);
+    document.querySelectorAll("figure[data-name]").forEach(liveFigure);
     unfoldForPaper();
     addEventListener("hashchange", openTarget);
     openTarget();

@@ -8,10 +8,10 @@ hashes.
 from __future__ import annotations
 
 import hashlib
-import re
+import json
 from base64 import b64encode
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -23,10 +23,11 @@ from markupsafe import Markup
 from lingraft.measures.base import Plot
 from lingraft.records import write_text_atomically
 from lingraft.report.contents import Lines, PlacedTable, Section, SideBySide
-from lingraft.report.drawing import draw
 from lingraft.report.markup import drawn
+from lingraft.report.page_figures import figures_of, packed
 from lingraft.report.runs import Report
 from lingraft.report.sections import contents_of
+from lingraft.report.table_files import table_texts
 from lingraft.report.terms import Term, term_of, terms_in, with_terms
 
 PAGE = Path("report", "index.html")  # in a run folder
@@ -71,8 +72,10 @@ def write_page(
     return path
 
 
-def render_page(report: Report, reported: Callable[[str], None] | None = None) -> str:
-    """Return the HTML of a report's page; arguments as of `write_page`."""
+def render_page(
+    report: Report, reported: Callable[[str], None] | None = None, *, live: str | None = None
+) -> str:
+    """Return the HTML of a report's page; arguments as of `write_page` and `render`."""
     is_embedded = any(
         (name or "").startswith("embedded:")
         for run in report.runs
@@ -86,33 +89,42 @@ def render_page(report: Report, reported: Callable[[str], None] | None = None) -
         notices=(EMBEDDED_NOTICE,) if is_embedded else (),
         sections=contents_of(report),
     )
-    return render(page, reported)
+    return render(page, reported, live=live)
 
 
-def render(page: Page, reported: Callable[[str], None] | None = None) -> str:
+def render(page: Page, reported: Callable[[str], None] | None = None, *, live: str | None = None) -> str:
     """Return the HTML of a page.
 
     Args:
         page: What it shows.
         reported: Receives a sentence where pictures are missing from it.
+        live: Version of a page that `watch` serves: it has a part that follows the run, and may ask the server that
+            it comes from. None: a file.
     """
-    pictures, problem = _drawn(page.sections)
-    if problem and reported is not None:
-        reported(problem)
-    tables = {
-        block.name: drawn(block.table)
-        for section in page.sections
-        for block in section.blocks
-        if isinstance(block, PlacedTable)
+    blocks = [block for section in page.sections for block in section.blocks]
+    figures = figures_of([block for block in blocks if isinstance(block, Plot)])
+    if figures.problem and reported is not None:
+        reported(figures.problem)
+    placed = [block for block in blocks if isinstance(block, PlacedTable)]
+    tables = {block.name: drawn(block.table) for block in placed}
+    texts = {
+        block.name: asdict(table_texts(block.table, block.title, block.caption, wide=True))
+        for block in placed
     }
     on_their_side = {
         section.name
         for section in page.sections
-        if any(tables[block.name].is_wide for block in section.blocks if isinstance(block, PlacedTable))
+        if any(
+            tables[block.name].on_paper == "wide"
+            for block in section.blocks
+            if isinstance(block, PlacedTable)
+        )
     }
-    has_answers = any(isinstance(block, SideBySide) for section in page.sections for block in section.blocks)
+    has_answers = any(isinstance(block, SideBySide) for block in blocks)
     style, script = _own("style.css") + _own("answers.css"), _own("page.js")
     answers_script = _own("answers.js") if has_answers else ""
+    if live is not None:
+        style, script = style + _own("live.css"), script + _own("live.js")
     return (
         _environment()
         .get_template("page.html")
@@ -121,12 +133,17 @@ def render(page: Page, reported: Callable[[str], None] | None = None) -> str:
             tables=tables,
             on_their_side=on_their_side,
             terms=_terms(page.sections),
-            pictures=pictures,
-            picture_problem=problem,
+            figures=figures,
+            pdfs={name: b64encode(content).decode() for name, content in figures.pdfs.items()},
+            packed_figures=packed(json.dumps(figures.specs)) if figures.specs else "",
+            packed_engine=packed(figures.engine) if figures.specs and figures.engine else "",
+            packed_tables=packed(json.dumps(texts)) if texts else "",
             style=Markup(style),
             script=Markup(script),
             answers_script=Markup(answers_script),
-            policy=_policy([style], [script, *([answers_script] if has_answers else [])]),
+            policy=_policy([style], [one for one in (script, answers_script, figures.engine) if one])
+            + ("" if live is None else "; connect-src 'self'"),
+            live=live,
         )
     )
 
@@ -184,29 +201,3 @@ def _policy(styles: list[str], scripts: list[str]) -> str:
         f"default-src 'none'; script-src {hashes(scripts)}; style-src {hashes(styles)}; img-src data: blob:; "
         "base-uri 'none'; form-action 'none'"
     )
-
-
-def _drawn(sections: tuple[Section, ...]) -> tuple[dict[str, Markup], str]:
-    """Return the pictures by name, and why some are missing; empty: none is."""
-    plots = [block for section in sections for block in section.blocks if isinstance(block, Plot)]
-    try:
-        from lingraft.report.figures import job_of, svg_of
-
-        jobs = [job_of(one.chart()) for one in plots]
-    except (ImportError, MemoryError) as error:  # the tables need none
-        return {}, f"The report has no pictures: they cannot be made ({error or 'no memory'})."
-    drawings = draw(jobs)
-    found = {
-        plot.name: Markup(_with_own_names(svg_of(one.content), plot.name))
-        for plot, one in zip(plots, drawings, strict=True)
-        if one.content is not None
-    }
-    problems = list(dict.fromkeys(one.problem for one in drawings if one.content is None))
-    how_many = f"{len(found)} of {len(plots)} pictures" if found else "no pictures"
-    return found, f"The report has {how_many}: {'; '.join(problems)}." if problems else ""
-
-
-def _with_own_names(svg: str, name: str) -> str:
-    """Return an SVG whose clip paths and gradients are named after it: all figures of a page share one name space."""
-    svg = re.sub(r'(<(?:clipPath|linearGradient|radialGradient)\b[^>]*? id=")', rf"\g<1>{name}-", svg)
-    return re.sub(r'(="url\(#)', rf"\g<1>{name}-", svg)

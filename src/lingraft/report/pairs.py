@@ -25,7 +25,8 @@ class Against:
 
 
 def measures_of_cells(result: StudyResult) -> tuple[Against, ...]:
-    """Return each measure's columns with the cells that have a value; without those that fewer than two cells have.
+    """Return each measure's columns with the cells that have a value; without those that are the same for
+    all.
 
     Of DES the paper's value is taken, and not the corrected one besides.
     """
@@ -43,6 +44,6 @@ def measures_of_cells(result: StudyResult) -> tuple[Against, ...]:
                 ]
                 if values:
                     cells.append((cell, sum(values) / len(values)))
-            if len(cells) > 1:
+            if len({value for _, value in cells}) > 1:
                 found.append(Against(column.title, column.meaning, tuple(cells)))
     return tuple(found)

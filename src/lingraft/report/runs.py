@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +24,7 @@ from lingraft.records import from_json, path_inside, read_json
 from lingraft.report.merge import merged, with_all_measures
 from lingraft.report.notes import pending_notes
 from lingraft.report.older import read_any_result
+from lingraft.report.rivals import Comparer
 from lingraft.report.tables import models_of
 from lingraft.stage_record import FORMAT, RECORD, read_record
 from lingraft.study.made import Invocation, invocations, without_secrets
@@ -75,6 +77,11 @@ class Report:
     def title(self) -> str:
         """Return the heading: the names of the runs."""
         return ", ".join(run.name for run in self.runs)
+
+    @cached_property
+    def comparer(self) -> Comparer:
+        """Compares the cells; it keeps what it has read and found."""
+        return Comparer(self.path_of)
 
     @property
     def facts(self) -> tuple[tuple[str, str], ...]:

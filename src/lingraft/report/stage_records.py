@@ -68,15 +68,11 @@ def trained_shares(report: Report, cell: CellResult) -> tuple[TrainedShare, ...]
     for part in () if record is None else record.result.get("plan", ()):
         name = str(part["part"])
         layer = name.removeprefix("layer ") if name.startswith("layer ") else OUTSIDE
-        modules = part.get("modules") or {_module(name): part}
-        for module, counts in modules.items():
-            trained = int(counts["trainable"])
-            found.append(TrainedShare(layer, str(module), trained, trained + int(counts["frozen"])))
+        kind = ALL_MODULES if layer != OUTSIDE else name
+        for module in part.get("modules") or [part | {"kind": kind}]:  # records of 0.1 tell no kinds apart
+            trained = int(module["trainable"])
+            found.append(TrainedShare(layer, str(module["kind"]), trained, trained + int(module["frozen"])))
     return tuple(found)
-
-
-def _module(part: str) -> str:
-    return ALL_MODULES if part.startswith("layer ") else part
 
 
 def differences_of(report: Report) -> Mapping[tuple[str, str], Path]:

@@ -82,7 +82,7 @@ def csv_table(table: Table) -> str:
 def markdown_table(table: Table, title: str = "", caption: str = "", *, wide: bool = False) -> str:
     """Return a table as a pipe table; arguments as of `table_texts`.
 
-    The best figures are bold, and what cannot be told from them.
+    The best figures are bold, with all that are as good as them.
     """
     shown = table if wide else table.essential
     sides = ("---:" if shown.is_of_figures(i) else "---" for i in range(len(shown.columns)))

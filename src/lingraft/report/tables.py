@@ -6,7 +6,7 @@ Every score carries its interval; the sign beside task ability says what its pai
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Literal, Protocol
@@ -29,6 +29,7 @@ ABSENT = "-"
 FAILED = "failed"
 PENDING = "pending"
 BASE = "base model"
+_TASKS_SHOWN = 12  # columns of the table of tasks; the rest is folded at first
 BEST = "*"  # before the best of a column in text
 
 Matrix = Literal["ability", "bits_per_character"]
@@ -440,12 +441,18 @@ def _columns(result: StudyResult) -> list[_Shown]:
     return columns
 
 
-def study_table(result: StudyResult) -> Table:
+def study_table(result: StudyResult, best: Mapping[str, Collection[tuple[str, str]]] | None = None) -> Table:
     """Return the table of a study: one row per data and strategy.
 
     With several seeds a row holds the mean over them, with its interval where it has one, and the lowest and the
     highest in parentheses; their number stands beside it. `seed_table` has them one by one.
+
+    Args:
+        result: Of the study.
+        best: By title of a column, the data and strategies whose entry is the best, or is not distinguishable from it
+            (`rivals.best_cells`); None: none is marked.
     """
+    best = best or {}
     columns = _columns(result)
     first_shown = next(i for i, one in enumerate(columns) if not one.column.is_detail)
     means = {(one.data, one.strategy): one for one in result.over_seeds}
@@ -458,7 +465,7 @@ def study_table(result: StudyResult) -> Table:
         mean = means.get(key)
         texts: list[str] = [ABSENT] * len(columns)
         if done:
-            texts = [
+            shown_entries = [
                 _over_seeds(
                     [shown.of_model(model) for model in done],
                     None if mean is None or shown.over_seeds is None else shown.over_seeds(mean),
@@ -466,6 +473,9 @@ def study_table(result: StudyResult) -> Table:
                 )
                 for shown in columns
             ]
+            for shown, own in zip(columns, shown_entries, strict=True):
+                own.is_best = key in best.get(shown.column.title, ())
+            texts = list(shown_entries)
         else:
             texts[first_shown] = PENDING if all(isinstance(one, PendingCell) for one in entries) else FAILED
         if result.has_seeds:
@@ -539,27 +549,53 @@ def change_table(result: StudyResult) -> Table | None:
 
 
 def task_table(result: StudyResult) -> Table | None:
-    """Return the score of every task under every Phase 1 model and every cell that is done; None: no cell is.
+    """Return the score of every task: a row for each model, a column for each task; None: no cell is done.
 
-    A cell's score has the sign of its change beside it, and the change's corrected p-value.
+    A cell's score has the sign of its change from Phase 1 beside it, and the change's corrected p-value. With several
+    seeds a row holds the means over them, from the lowest to the highest.
     """
     if not result.done:
         return None
-    models = [model for model in models_of(result) if model.data != BASE or model.seed is not None]
-    rows = []
-    for name in dict.fromkeys(name for model in models for name in model.scores.tasks):
-        texts = []
-        for model in models:
-            change = None if model.cell is None else model.cell.difference.tasks.get(name)
-            said = "" if change is None else f" (p {change.p_adjusted:.2g}) {SIGNS[change.answer]}"
-            own = model.scores.tasks.get(name)  # of another run, it may not have been asked
-            texts.append(ABSENT if own is None else f"{own.value:.3f}{said}")
-        items = {model.scores.tasks[name].n: None for model in models if name in model.scores.tasks}
-        rows.append((name, ", ".join(map(str, items)), *texts))
-    meaning = "score, 0 to 1; p: of its change from Phase 1, corrected for the number of tasks"
-    titles = [model.title(with_seed=result.has_seeds) for model in models]
-    keys = (Column("task", "task and language"), Column("n", "items"))
-    return Table((*keys, *(Column(title, meaning) for title in titles)), tuple(rows), 1)
+    groups: dict[tuple[str, str], list[Model]] = {}
+    for model in models_of(result):
+        groups.setdefault((model.data, model.strategy), []).append(model)
+    names = list(dict.fromkeys(name for own in groups.values() for one in own for name in one.scores.tasks))
+    rows = [(*key, *(_task_entry(own, name) for name in names)) for key, own in groups.items()]
+    columns = [*_KEYS]
+    for number, name in enumerate(names):
+        items = dict.fromkeys(
+            one.scores.tasks[name].n for own in groups.values() for one in own if name in one.scores.tasks
+        )
+        meaning = (
+            f"score in {name}, 0 to 1, of {', '.join(map(str, items))} items; p: of its change from Phase 1, corrected "
+            "for the number of tasks"
+        )
+        columns.append(Column(name, meaning, is_detail=number >= _TASKS_SHOWN))
+    return Table(tuple(columns), tuple(rows), len(_KEYS))
+
+
+def _task_entry(models: Sequence[Model], name: str) -> Entry:
+    """Return a task's score, of several seeds their mean; of another run's models it may not have been asked."""
+    own = [one.scores.tasks[name] for one in models if name in one.scores.tasks]
+    if not own:
+        return Entry(ABSENT)
+    changes = [
+        one.cell.difference.tasks[name]
+        for one in models
+        if one.cell is not None and name in one.cell.difference.tasks
+    ]
+    value = sum(one.value for one in own) / len(own)
+    spread = (
+        ""
+        if len(own) == 1
+        else f" ({min(one.value for one in own):.2f} to {max(one.value for one in own):.2f})"
+    )
+    p = f" (p {changes[0].p_adjusted:.2g})" if len(changes) == len(own) == 1 else ""
+    said = answer_over_seeds(None, changes) if changes else None
+    sign = "" if said is None else f" {SIGNS[said]}"
+    low, high = (own[0].low, own[0].high) if len(own) == 1 else (None, None)
+    shorter = (f"{value:.3f}{spread}{sign}", f"{value:.3f}{sign}")
+    return Entry(f"{value:.3f}{spread}{p}{sign}", value, low, high, said, shorter=shorter)
 
 
 def contamination_table(result: StudyResult) -> Table | None:

@@ -15,6 +15,7 @@ import torch
 
 from lingraft.errors import DataError, ModelError
 from lingraft.models.loaded import display_name, model_in_memory, name_of
+from lingraft.notebook import InNotebook
 from lingraft.representation.covariance import covariance_change, trace_change, variance_change
 from lingraft.representation.prompts import prompts_of
 from lingraft.representation.similarity import linear_cka, mean_cosine
@@ -57,7 +58,7 @@ class LayerDrift:
 
 
 @dataclass(frozen=True)
-class Drift:
+class Drift(InNotebook):
     """A model's drift from the first one.
 
     Attributes:
@@ -104,7 +105,7 @@ class Drift:
 
 
 @dataclass(frozen=True)
-class DriftOfModels:
+class DriftOfModels(InNotebook):
     """Several models' drift from the first.
 
     Attributes:

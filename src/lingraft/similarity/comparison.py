@@ -14,6 +14,7 @@ from lingraft.data.example import Example
 from lingraft.data.example_table import select
 from lingraft.data.sources import data_source_of, examples_of
 from lingraft.errors import ConfigError, DataError
+from lingraft.notebook import InNotebook
 from lingraft.records import to_json
 from lingraft.similarity.block_sums import BlockSums, EncodedRows, encode_rows
 from lingraft.similarity.embedding_similarity import (
@@ -69,7 +70,7 @@ class Overlap:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(InNotebook):
     """Several data sets, compared in pairs.
 
     Attributes:

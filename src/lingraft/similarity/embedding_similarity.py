@@ -19,6 +19,7 @@ from lingraft.data.example import UNDETERMINED_LANGUAGE, Example
 from lingraft.data.example_table import columns_of
 from lingraft.data.sources import LoadedData, examples_of
 from lingraft.errors import DataError
+from lingraft.notebook import InNotebook
 from lingraft.similarity.block_sums import BlockSums, Floats, encode_rows
 from lingraft.similarity.encoders import EMBEDDED, Encoder, encoder_of
 from lingraft.text.language_tags import primary_subtag
@@ -31,7 +32,7 @@ FEWEST_BLOCKS = 5  # an interval from fewer says nothing about its own width
 
 
 @dataclass(frozen=True, slots=True)
-class EmbeddingSimilarity:
+class EmbeddingSimilarity(InNotebook):
     """DES of two data sets.
 
     Attributes:

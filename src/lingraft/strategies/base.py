@@ -274,6 +274,21 @@ class Strategy(Section):
 
 
 @dataclass(frozen=True, slots=True)
+class ModulePlan:
+    """One kind of module in one part of a model.
+
+    Attributes:
+        kind: Such as q_proj.
+        trainable_parameters: How many of its parameters train.
+        frozen_parameters: How many do not.
+    """
+
+    kind: str
+    trainable_parameters: int
+    frozen_parameters: int
+
+
+@dataclass(frozen=True, slots=True)
 class FreezePlanRow:
     """One part of a model in the plan that is shown before training.
 
@@ -281,13 +296,13 @@ class FreezePlanRow:
         part: `embeddings`, `layer 3`, `final norm and head`, `parts that text does not reach`, ...
         trainable_parameters: How many parameters train.
         frozen_parameters: How many do not.
-        modules: Kinds of module with a parameter that trains, such as q_proj, in the model's order.
+        kinds: The same by kind of module, in the model's order.
     """
 
     part: str
     trainable_parameters: int
     frozen_parameters: int
-    modules: tuple[str, ...]
+    kinds: tuple[ModulePlan, ...]
 
 
 def freeze_plan(model: PreTrainedModel, trainable: Collection[str]) -> tuple[FreezePlanRow, ...]:
@@ -314,13 +329,17 @@ def freeze_plan(model: PreTrainedModel, trainable: Collection[str]) -> tuple[Fre
         parts.setdefault(part, {})[name] = parameter.numel()
     rows = []
     for part, sizes in parts.items():
-        trained = {name: size for name, size in sizes.items() if name in trainable}
+        kinds: dict[str, tuple[int, int]] = {}
+        for name, size in sizes.items():
+            kind = module_type_of(name)
+            trains, keeps = kinds.get(kind, (0, 0))
+            kinds[kind] = (trains + size, keeps) if name in trainable else (trains, keeps + size)
         rows.append(
             FreezePlanRow(
                 part=part,
-                trainable_parameters=sum(trained.values()),
-                frozen_parameters=sum(sizes.values()) - sum(trained.values()),
-                modules=tuple(dict.fromkeys(module_type_of(name) for name in trained)),
+                trainable_parameters=sum(trains for trains, _ in kinds.values()),
+                frozen_parameters=sum(keeps for _, keeps in kinds.values()),
+                kinds=tuple(ModulePlan(kind, *counts) for kind, counts in kinds.items()),
             )
         )
     return tuple(rows)

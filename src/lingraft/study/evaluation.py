@@ -424,7 +424,7 @@ def evaluate_loaded(
     return ModelEvaluation(name, record_of(evaluated, {}, precision), evaluated.predictions)
 
 
-def paired(before: ModelEvaluation, after: ModelEvaluation) -> CommonItems:
+def paired(before: ModelEvaluation, after: ModelEvaluation) -> CommonItems[Prediction]:
     """Return the predictions of two models on the items that both were asked alike."""
     tasks = [one.record.tasks for one in (before, after)]
     return common_items(

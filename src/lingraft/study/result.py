@@ -19,6 +19,7 @@ from lingraft.errors import ConfigError, escape_control_characters
 from lingraft.evaluate.results import Differences, Forgetting, Scores
 from lingraft.intervals.macro_mean import Difference, Ratio
 from lingraft.measures.base import Measured
+from lingraft.notebook import InNotebook
 from lingraft.records import from_json, read_json, to_json, write_json_atomically
 from lingraft.study.limits import LimitPlan, LimitResult
 from lingraft.study.unused import UnusedStage
@@ -349,7 +350,7 @@ class Contamination:
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class StudyResult:
+class StudyResult(InNotebook):
     """What a study found.
 
     Attributes:

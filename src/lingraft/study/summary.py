@@ -334,7 +334,7 @@ def seed_differences(
     )
 
 
-def common_of(evaluations: Sequence[FinishedStage]) -> CommonItems:
+def common_of(evaluations: Sequence[FinishedStage]) -> CommonItems[Prediction]:
     """Return the models' predictions, on the items that all of them have a score of."""
     read = [read_predictions(one.artefact(PREDICTIONS)) for one in evaluations]
     return common_items(read, [recorded(one).tasks for one in evaluations])

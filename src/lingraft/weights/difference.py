@@ -20,6 +20,7 @@ from lingraft.models.layers import layer_of, module_type_of
 from lingraft.models.loaded import weights_of
 from lingraft.models.tensor_files import WeightReader, repeats
 from lingraft.models.weights import WRAPPED_ADVICE
+from lingraft.notebook import InNotebook
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -108,7 +109,7 @@ class GroupDifference:
 
 
 @dataclass(frozen=True, slots=True)
-class ParameterDifference:
+class ParameterDifference(InNotebook):
     """Two models' distance.
 
     Attributes:

@@ -30,6 +30,7 @@ from lingraft.errors import ConfigError, ModelError
 from lingraft.models.layers import layer_of, module_type_of
 from lingraft.models.loaded import weights_of
 from lingraft.models.tensor_files import WeightReader
+from lingraft.notebook import InNotebook
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -70,7 +71,7 @@ class ModuleSignal:
 
 
 @dataclass(frozen=True)
-class SignalScan:
+class SignalScan(InNotebook):
     """A model's weight matrices by signal-to-noise ratio.
 
     Attributes:

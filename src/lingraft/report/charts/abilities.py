@@ -97,7 +97,7 @@ def changes_by_task(result: StudyResult) -> alt.FacetChart:
             text="number:N", color=alt.condition("datum.is_deep", alt.value("#ffffff"), alt.value("#10202f"))
         )
     )
-    wide = max(130, 46 * len(tasks))
+    wide = max(130, 36 * len(tasks))
     return (
         alt.layer(
             missing.mark_rect(fillOpacity=0, stroke=INK, strokeOpacity=0.35, strokeDash=[2, 2]),
@@ -105,7 +105,7 @@ def changes_by_task(result: StudyResult) -> alt.FacetChart:
             tiles,
             numbers,
         )
-        .properties(width=wide, height=alt.Step(19))
+        .properties(width=wide, height=alt.Step(17))
         .facet(
             facet=alt.Facet(
                 "cell:N",

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import median
+from typing import Final
 
 import altair as alt
 
 from lingraft.measures.look import BLUE, INK
 from lingraft.report.figures import WIDTH, Row, row_of, tooltips
 
+_SAME: Final = 0.005  # ratios that differ by less have one tick
+
 
 def tokenizer_cost(costs: Mapping[str, Mapping[str, float]]) -> alt.LayerChart:
-    """Draw the tokens that each language takes for what takes one in English: a bar, and a tick for each data set.
+    """Draw the tokens that each language takes for what takes one in English: a bar, and a tick for each data set
+    where they differ.
 
     Args:
         costs: By language, the ratio in each data set.
@@ -26,7 +30,7 @@ def tokenizer_cost(costs: Mapping[str, Mapping[str, float]]) -> alt.LayerChart:
         rows += [
             row_of(language=language, kind="data", ratio=one, said=f"{one:.2f}", data=name)
             for name, one in own.items()
-            if len(own) > 1
+            if max(own.values()) - min(own.values()) > _SAME
         ]
     base = alt.Chart(alt.Data(values=rows)).encode(
         y=alt.Y("language:N", title=None, scale=alt.Scale(domain=list(costs))),

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Final
 
 import altair as alt
 
+from lingraft.measures.look import BLUE
+from lingraft.report.figures import GRID, columns_of, rounded, tooltips
 from lingraft.report.tables import Matrix, matrix_of
 from lingraft.study.result import StudyResult
-
-_MOST_MATRICES: Final = 12  # drawn; the table below the figure has all
 
 
 @dataclass(frozen=True)
@@ -26,11 +25,11 @@ class _Tile:
     shade: float
 
 
-def matrices(result: StudyResult, kind: Matrix) -> alt.FacetChart:
+def matrices(result: StudyResult, kind: Matrix, most: int) -> alt.FacetChart:
     """Draw the forgetting matrix of each cell. Several seeds are drawn as their mean.
 
-    Darker is higher for abilities. For bits per character darker is lower, among all cells' entries for the same data
-    set: losses of two languages are on no one scale.
+    At most so many cells are drawn. Darker is higher for abilities. For bits per character darker is lower, among all
+    cells' entries for the same data set: losses of two languages are on no one scale.
     """
     found: dict[tuple[str, int, str, str, str], list[float]] = {}
     for cell in result.done:
@@ -51,25 +50,41 @@ def matrices(result: StudyResult, kind: Matrix) -> alt.FacetChart:
             shade = (max(same) - value) / ((max(same) - min(same)) or 1.0)
         tiles.append(_Tile(*key, value=value, shade=shade))
 
-    cells = list(dict.fromkeys(tile.cell for tile in tiles))[:_MOST_MATRICES]
+    cells = list(dict.fromkeys(tile.cell for tile in tiles))[:most]
     phases = list(dict.fromkeys(tile.taught for tile in tiles))
     base = alt.Chart().encode(
-        x=alt.X("taught:N", sort=phases, title="taught by phase", axis=alt.Axis(labelAngle=0)),
+        x=alt.X(
+            "taught:N", scale=alt.Scale(domain=phases), title="taught by phase", axis=alt.Axis(labelAngle=0)
+        ),
         y=alt.Y("after:N", sort=alt.EncodingSortField("row"), title="after phase"),
+        tooltip=tooltips(
+            cell="cell", after="after phase", taught="taught by phase", data="data", said="value"
+        ),
     )
     number = base.mark_text(fontSize=13).encode(
-        text=alt.Text("value:Q", format=".3f"),
-        color=alt.condition("datum.shade > 0.5", alt.value("white"), alt.value("#10202f")),
+        text="said:N", color=alt.condition("datum.shade > 0.55", alt.value("#ffffff"), alt.value("#10202f"))
     )
-    scale = alt.Scale(scheme="blues", domain=[0, 1])
-    shades = base.mark_rect(stroke="#88888855").encode(color=alt.Color("shade:Q", scale=scale, legend=None))
+    scale = alt.Scale(range=["#f3f3f3", BLUE], domain=[0, 1], interpolate="lab")
+    shades = base.mark_rect(stroke=GRID).encode(color=alt.Color("shade:Q", scale=scale, legend=None))
+    wide = max(130, 72 * len(phases))
+    rows = [
+        asdict(tile)
+        | {"order": cells.index(tile.cell), "said": f"{tile.value:.3f}", "shade": rounded(tile.shade)}
+        for tile in tiles
+        if tile.cell in cells
+    ]
     return (
         alt.layer(shades, number)
-        .properties(width=72 * len(phases), height=alt.Step(30))
+        .properties(width=wide, height=alt.Step(30))
         .facet(
-            facet=alt.Facet("cell:N", title=None, sort=cells),
-            columns=max(1, 10 // (len(phases) + 1)),
-            data=alt.Data(values=[asdict(tile) for tile in tiles if tile.cell in cells]),
+            facet=alt.Facet(
+                "cell:N",
+                title=None,
+                sort=alt.EncodingSortField("order", op="min"),
+                header=alt.Header(labelLimit=wide + 20),
+            ),
+            columns=columns_of(wide, 60),
+            data=alt.Data(values=rows),
         )
         .resolve_scale(y="independent")
     )

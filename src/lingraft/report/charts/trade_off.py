@@ -35,15 +35,15 @@ def trade_off(result: StudyResult) -> alt.LayerChart | alt.FacetChart:
     """Draw task ability against language ability: a mark with both 95 % intervals for each cell.
 
     The base model, Phase 1, plain and mixed are drawn in ink; the non-dominated cells are joined. More than `TOGETHER`
-    data sets have a picture each, the first `MOST_PANELS` of them; of three times as many all are in one again.
+    data sets have a picture each, of more than `MOST_PANELS` all are in one again.
     """
     marks = _marks(result)
     names = list(dict.fromkeys(one.cell.data for one in marks if one.cell is not None))
-    apart = TOGETHER < len(names) <= 3 * MOST_PANELS
+    apart = TOGETHER < len(names) <= MOST_PANELS
     width, height = (WIDTH // 2 - 40, 230) if apart else (WIDTH, 380)
     panels = {
         name: [one for one in marks if one.cell is None or not name or one.cell.data == name]
-        for name in (names[:MOST_PANELS] if apart else [""])
+        for name in (names if apart else [""])
     }
     x_ends = _domain([one.language for own in panels.values() for one in own])
     y_ends = _domain([one.task for own in panels.values() for one in own])
@@ -178,24 +178,25 @@ def _rows(
     def order(mark: _Mark) -> int:  # in which labels choose their places
         return 0 if mark.cell is None else 1 if mark.cell.is_bound else 2 if mark.cell in best else 3
 
+    def texts(mark: _Mark) -> tuple[str, ...]:
+        if mark.cell is None:
+            return (shortened(mark.name),)
+        if is_crowded and mark.cell not in best:
+            return ()
+        short = shortened(mark.cell.strategy)
+        return (shortened(mark.name, 40), short) if with_data else (short,)
+
     ordered = sorted(marks, key=order)
-    texts = [
-        ""
-        if is_crowded and mark.cell is not None and mark.cell not in best
-        else shortened(mark.name if mark.cell is None or with_data else mark.cell.strategy)
-        for mark in ordered
-    ]
     spots = [
-        Spot(_part(mark.language.value, x_ends), _part(mark.task.value, y_ends), text)
-        for mark, text in zip(ordered, texts, strict=True)
+        Spot(_part(one.language.value, x_ends), _part(one.task.value, y_ends), texts(one)) for one in ordered
     ]
-    places = placed(spots, [size, (min(NARROW, size[0]), size[1])])
+    labels = placed(spots, [size, (min(NARROW, size[0]), size[1])])
     rows: list[Row] = []
-    for mark, text, place in zip(ordered, texts, places, strict=True):
+    for mark, label in zip(ordered, labels, strict=True):
         row = row_of(kind=mark.kind, cell=mark.name, language=mark.language, task=mark.task)
         row |= {"has_bars": mark.cell is None or not is_crowded or mark.cell in best}
-        if place is not None:
-            row |= {"text": text, "place": place}
+        if label is not None:
+            row |= {"text": label.text, "place": label.place}
         if (cell := mark.cell) is not None:
             row |= {"data": cell.data, "strategy": cell.strategy, "seeds": str(len(cell.seeds))}
             row |= {"said_change": said_change(cell.change), "said_gain": said_change(cell.gain)}

@@ -15,7 +15,9 @@ from lingraft.study.result import StudyResult
 
 MOST_PANELS: Final = 12
 MOST_LINES: Final = 10  # strategies of one picture
-POINTS: Final = 120  # of a line
+POINTS: Final = 120  # of a line, at most
+_ALL_POINTS: Final = 2000  # of all lines
+_MOST_CLOUDS: Final = 12  # lines with points of single steps
 _WINDOW: Final = 0.1  # of the steps: what a smoothed point is the mean of
 
 
@@ -73,7 +75,7 @@ def training_loss(result: StudyResult) -> alt.LayerChart | alt.FacetChart:
     rows: list[Row] = []
     for number, curve in enumerate(curves):
         steps, losses = zip(*curve.losses, strict=True)
-        every = max(1, len(steps) // POINTS)
+        every = max(1, round(len(steps) / min(POINTS, max(20, _ALL_POINTS // len(curves)))))
         for step, loss, mean in list(
             zip(steps, losses, smoothed(losses, max(1, round(_WINDOW * len(steps)))), strict=True)
         )[::every]:
@@ -84,7 +86,7 @@ def training_loss(result: StudyResult) -> alt.LayerChart | alt.FacetChart:
                     strategy=curve.strategy,
                     line=number,
                     step=step,
-                    loss=loss,
+                    loss=loss if len(curves) <= _MOST_CLOUDS else None,
                     mean=mean,
                     seed=str(curve.seed),
                 )

@@ -21,9 +21,11 @@ from lingraft.report.sections import (
     remarks,
     trade_off,
     trained,
+    verdict,
 )
 
 SECTIONS = (
+    verdict.section,
     remarks.section,
     trade_off.section,
     main_table.section,

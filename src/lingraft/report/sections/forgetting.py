@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from lingraft.measures.base import Plot
 from lingraft.report.contents import Block, PlacedTable, Section
 from lingraft.report.runs import Report
-from lingraft.report.tables import Matrix, forgetting_table
+from lingraft.report.tables import Matrix, Table, forgetting_table
 
 if TYPE_CHECKING:
     import altair as alt
@@ -31,6 +31,8 @@ _MATRICES: Final[tuple[tuple[Matrix, str, str, str], ...]] = (
         "turned: backward transfer below 0 is forgotten.",
     ),
 )
+_MOST_MATRICES: Final = 12  # drawn
+_MOST_NAMED: Final = 8  # cells in a text alternative
 _SUMMARY: Final = (
     "Average: mean of the columns after the last phase. Backward transfer: after the last phase - just after learning, "
     "mean over the earlier phases' columns, paired over the same items. Forward transfer: just before learning - base "
@@ -44,13 +46,27 @@ def section(report: Report) -> Section | None:
     for kind, name, title, caption in _MATRICES:
         table = forgetting_table(report.result, kind, with_intervals=True)
         if table is not None:
-            blocks.append(Plot(name, title, caption, partial(_chart, report, kind)))
+            cells = list(dict.fromkeys(row[:2] for row in table.rows))
+            drawn = (
+                f" Drawn are the first {_MOST_MATRICES} of {len(cells)} cells; the table has all."
+                if len(cells) > _MOST_MATRICES
+                else ""
+            )
+            description = _description(table)
+            blocks.append(Plot(name, title, caption + drawn, partial(_chart, report, kind), description))
             heading = f"{title}: with intervals and the summary"
             blocks.append(PlacedTable(f"{name}-table", heading, _SUMMARY, table, is_folded=True))
     return Section("forgetting", "Forgetting", tuple(blocks)) if blocks else None
 
 
+def _description(table: Table) -> str:
+    """Return the backward transfer of the first cells."""
+    place = [column.title for column in table.columns].index("backward")
+    told = [f"{row[0]} / {row[1]} {row[place]}" for row in table.rows if row[place]][:_MOST_NAMED]
+    return f"Forgetting matrices of {len({row[:2] for row in table.rows})} cells. Backward transfer: {'; '.join(told)}."
+
+
 def _chart(report: Report, kind: Matrix) -> alt.TopLevelMixin:
     from lingraft.report.charts.forgetting import matrices
 
-    return matrices(report.result, kind)
+    return matrices(report.result, kind, _MOST_MATRICES)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from lingraft.report.contents import Block, Lines, PlacedTable, Section
-from lingraft.report.notes import notes
+from lingraft.report.notes import equal_score_lines, equal_score_notes, notes
+from lingraft.report.rivals import best_cells
 from lingraft.report.runs import Report
 from lingraft.report.tables import change_table, measures_of, seed_table, study_table
 
@@ -25,9 +26,12 @@ def section(report: Report) -> Section:
     meaning = "Retention is task ability after / before; gain is language ability after - before."
     caption = " ".join((intervals, meaning, *legends))
     blocks: list[Block] = [
-        PlacedTable("results", "", caption, study_table(result)),
+        PlacedTable("results", "", caption, study_table(result, best_cells(result, report.comparer))),
         Lines("", (*notes(result), *result.language_notes)),
     ]
+    equal = equal_score_lines(result)
+    if len(equal) > len(equal_score_notes(result)):
+        blocks.append(Lines("Which scores are equal", tuple(equal), is_folded=True))
     if changes is not None:
         caption = (
             "Mean over seeds of the paired difference to Phase 1, with its 95 % interval: it covers the choice of "

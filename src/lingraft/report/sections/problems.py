@@ -14,6 +14,7 @@ from lingraft.report.notes import (
     holds_for,
     missing_notes,
     model_notes,
+    summed_up,
     unused_notes,
 )
 from lingraft.report.runs import Report, Run
@@ -40,6 +41,9 @@ def section(report: Report) -> Section | None:
     missing = tuple(missing_notes(result))
     if missing:
         blocks.append(Lines("What is missing", missing))
+    left_out = tuple(summed_up(comparison_notes(result), result))
+    if left_out:
+        blocks.append(Lines("What the comparisons leave out", left_out))
     models = len({model.title(with_seed=True) for model in models_of(result)})
     noted = model_notes(result) | comparison_notes(result)
     if noted:

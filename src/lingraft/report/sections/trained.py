@@ -90,7 +90,8 @@ def _trained(report: Report) -> Plot | None:
     ]
     caption = (
         "Share of the parameters of each kind of module of each layer that training could change in the last phase, "
-        "of the first seed; cells that trained the same are drawn once. What an adapter trains is of the adapter."
+        "of the first seed; cells that trained the same are drawn once. An adapter's parameters count to the module "
+        "that it adapts."
     )
     if masked:
         caption += f" Inside of tensors that train, a mask froze besides: {', '.join(masked[:8])} parameters."
@@ -114,7 +115,7 @@ def _name(cells: list[ShownCell]) -> str:
     strategies = list(dict.fromkeys(one.strategy for one in cells))
     several = len(cells) > 1
     named = ", ".join(strategies[:3]) + (f" and {len(strategies) - 3} more" if len(strategies) > 3 else "")
-    return f"{named} ({len(cells)} cells)" if several else cells[0].label
+    return f"{len(cells)} cells: {named}" if several else cells[0].label
 
 
 def _curve_chart(report: Report) -> alt.TopLevelMixin:

@@ -256,7 +256,19 @@ class Train(StageSpec):
             "frozen_parameters": outcome.frozen_parameters,
             "masked_parameters": trained.plan.masked_parameters,
             "plan": [
-                {"part": row.part, "trainable": row.trainable_parameters, "frozen": row.frozen_parameters}
+                {
+                    "part": row.part,
+                    "trainable": row.trainable_parameters,
+                    "frozen": row.frozen_parameters,
+                    "modules": [
+                        {
+                            "kind": one.kind,
+                            "trainable": one.trainable_parameters,
+                            "frozen": one.frozen_parameters,
+                        }
+                        for one in row.kinds
+                    ],
+                }
                 for row in trained.plan.parts
             ],
             "losses": [[step, loss] for step, loss in outcome.losses],

@@ -1,0 +1,150 @@
+"""Figures and tables as files: those of a report, one each, and the figure of a single measure.
+
+Names are those of the report's blocks: a paper that takes `trade-off.pdf` and `results.tex` finds them again after the
+next run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from lingraft.errors import FigureError
+from lingraft.measures.base import Plot
+from lingraft.records import write_bytes_atomically
+from lingraft.report.contents import PlacedTable, Section
+from lingraft.report.drawing import Drawing, Form, Job, draw
+from lingraft.report.fonts import font_warnings
+from lingraft.report.formats import DEFAULT_FORMATS, FIGURE_FORMATS, FORM_OF_SUFFIX, TABLE_SUFFIXES
+from lingraft.report.table_files import table_texts
+
+_NAME: Final = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """A file that was written.
+
+    Attributes:
+        path: Where.
+        title: Heading of the figure or table in the report.
+    """
+
+    path: Path
+    title: str
+
+
+@dataclass(frozen=True)
+class WrittenFiles:
+    """What became of the figures and tables of a report.
+
+    Attributes:
+        files: What was written, in reading order.
+        warnings: What in them cannot be read well, such as letters that no font has.
+        problems: Which figures could not be drawn, and why; files of these names are as they were.
+    """
+
+    files: tuple[WrittenFile, ...]
+    warnings: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+def write_figure(chart: Any, path: Path, fonts: Path | None = None) -> list[str]:
+    """Write a figure in the form that the name's suffix says, and return what in it cannot be read well.
+
+    SVG; PNG at twice its size; PDF with vectors and embedded fonts; HTML that needs no network.
+
+    Raises:
+        FigureError: It cannot be drawn; a file that stands there stays as it is.
+    """
+    from lingraft.report.figures import spec_of
+
+    form = FORM_OF_SUFFIX[path.suffix.lower()]
+    (drawing,) = draw([Job(form, spec_of(chart, _background(form)))], fonts=fonts)
+    if drawing.content is None:
+        raise FigureError(f"{path}: the figure is not drawn: {drawing.problem}; all else is done.")
+    write_bytes_atomically(path, drawing.content)
+    return font_warnings(drawing.boxes, drawing.crowded)
+
+
+def write_files(
+    sections: Sequence[Section],
+    folder: Path,
+    formats: Sequence[str] = DEFAULT_FORMATS,
+    *,
+    fonts: Path | None = None,
+    wide: bool = False,
+) -> WrittenFiles:
+    """Write every figure and table of a report into a folder, each file whole or not at all.
+
+    Args:
+        sections: Of the report.
+        folder: Where to; it exists.
+        formats: Of `FORMATS`: figures as each of pdf, svg, png that is named, tables as each of csv, latex, markdown.
+        fonts: Folder of fonts that PDF and PNG may use besides the system's.
+        wide: All columns of a table in LaTeX and Markdown, as CSV has them always; else the essential ones.
+    """
+    blocks = [
+        (block, block.title or section.title)
+        for section in sections
+        for block in section.blocks
+        if isinstance(block, Plot | PlacedTable)
+    ]
+    forms = [form for form in FIGURE_FORMATS if form in formats]
+    jobs = [(one, form) for one, _ in blocks if isinstance(one, Plot) for form in forms]
+    drawings = {
+        (plot.name, form): one for (plot, form), one in zip(jobs, _drawings(jobs, fonts), strict=True)
+    }
+    written = []
+    for block, title in blocks:
+        if not _NAME.fullmatch(block.name):
+            raise ValueError(f"{block.name!r} is no name of a file")
+        contents: dict[str, bytes | None]
+        if isinstance(block, Plot):
+            contents = {form: drawings[block.name, form].content for form in forms}
+        else:
+            texts = asdict(table_texts(block.table, title, block.caption, wide=wide))
+            contents = {
+                ending: texts[one].encode() for one, ending in TABLE_SUFFIXES.items() if one in formats
+            }
+        for ending, content in contents.items():
+            if content is not None:
+                path = folder / f"{block.name}.{ending}"
+                write_bytes_atomically(path, content)
+                written.append(WrittenFile(path, title))
+    return WrittenFiles(
+        tuple(written),
+        tuple(
+            font_warnings(
+                (script for one in drawings.values() for script in one.boxes),
+                (script for one in drawings.values() for script in one.crowded),
+            )
+        ),
+        tuple(
+            f"{name}.{form}: the figure is not drawn: {one.problem}"
+            for (name, form), one in drawings.items()
+            if one.content is None
+        ),
+    )
+
+
+def _drawings(jobs: Sequence[tuple[Plot, Form]], fonts: Path | None) -> list[Drawing]:
+    """Return each figure in its form, all drawn in one process."""
+    if not jobs:
+        return []
+    try:
+        from lingraft.report.figures import spec_of
+
+        charts = {plot.name: plot.chart() for plot, _ in jobs}
+        asked = [Job(form, spec_of(charts[plot.name], _background(form))) for plot, form in jobs]
+    except (ImportError, MemoryError) as error:  # the tables need none
+        return [Drawing(None, str(error) or "no memory")] * len(jobs)
+    return draw(asked, fonts=fonts)
+
+
+def _background(form: Form) -> str:
+    """Return what lies behind a figure: nothing in a PDF, which stands on a page's or a slide's own ground."""
+    return "transparent" if form == "pdf" else "white"
