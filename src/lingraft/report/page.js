@@ -46,7 +46,7 @@
       for (const entry of entries) entry.isIntersecting ? seen.add(entry.target.id) : seen.delete(entry.target.id);
       const current = [...links.keys()].find(name => seen.has(name));
       if (current) links.forEach((link, name) => name === current ? link.setAttribute("aria-current", "true") : link.removeAttribute("aria-current"));
-    }, { rootMargin: "0px 0px -60% 0px" });
+    }, { rootMargin: "-15% 0px -60% 0px" });
     document.querySelectorAll("main > section").forEach(section => watcher.observe(section));
   }
 
