@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import subprocess
 import sys
 import tempfile
@@ -50,11 +51,13 @@ def made(run: Path) -> dict[str, Any]:
         time.sleep(0.1)
     seconds = time.monotonic() - before
     output, errors = process.communicate()
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
     if process.returncode:
         raise SystemExit(errors or output)
     page = run / "report" / "index.html"
     return {
         "seconds": round(seconds, 1),
+        "processor_seconds": round(used.ru_utime + used.ru_stime, 1),
         "peak_bytes": peak,
         "page_bytes": page.stat().st_size,
         "said": errors.strip().splitlines(),

@@ -20,8 +20,10 @@ from lingraft.adapt.choice import choose_cell
 from lingraft.errors import ConfigError, EvaluationError, escape_control_characters
 from lingraft.evaluate.predictions import Prediction, read_predictions
 from lingraft.report.answers import check_whole
+from lingraft.report.cells import non_dominated, shown_cells
 from lingraft.report.runs import Report
 from lingraft.report.tables import BASE, Model, models_of
+from lingraft.study.result import CellResult
 
 BUDGET: Final = 6_000_000
 """Bytes of the page, which may have 15 million in all."""
@@ -31,7 +33,7 @@ _SHOWN = 4  # models beside each other at first
 _LONGEST = 4_000  # characters of a text, where not all of the texts fit
 _TRIALS = 6  # numbers of items, the next one by the size of the last
 _EXAMPLES = 2  # of each outcome
-_LIKELIHOOD = re.compile(r"\(\s*'?(-?(?:[\d.]+(?:e[+-]?\d+)?|inf|nan))'?\s*,\s*'?(True|False)'?\s*\)")
+_LIKELIHOOD = re.compile(r"\(\s*'?(-?(?:\d+(?:\.\d+)?(?:e[+-]?\d+)?|inf|nan))'?\s*,\s*'?(True|False)'?\s*\)")
 
 # What is true of an answer; `answers.js` has the same.
 WRONG_LANGUAGE, EMPTY, LOOPING, TRUNCATED, LOST, GAINED = (1 << bit for bit in range(6))
@@ -272,10 +274,12 @@ def _mark_changes(replies: Sequence[dict[ItemKey, Reply]], starts: Sequence[int 
 
 def _first_shown(report: Report, models: Sequence[Model], starts: Sequence[int | None]) -> list[int]:
     """Return places of models, those that matter most first: base, Phase 1, the best cell, plain, the others."""
+    best: CellResult | None
     try:
         best = choose_cell(report.result, None).cell
-    except ConfigError:  # none can be recommended
-        best = None
+    except ConfigError:  # none can be recommended: then one that no other dominates
+        strategies = [one for one in non_dominated(shown_cells(report.result)) if not one.is_bound]
+        best = strategies[-1].seeds[0] if strategies else None
     cells = [place for place, model in enumerate(models) if model.cell is not None]
     cells.sort(
         key=lambda place: (
@@ -291,25 +295,29 @@ def _first_shown(report: Report, models: Sequence[Model], starts: Sequence[int |
     return [*firsts, *cells, *(place for place in others if place not in firsts)]
 
 
-def _outcome(key: ItemKey, replies: Sequence[Mapping[ItemKey, Reply]]) -> str:
-    """Return what happened to an item in most of the models."""
+def _outcome(key: ItemKey, replies: Sequence[Mapping[ItemKey, Reply]]) -> int:
+    """Return what most models did with an item: 0 lost it, 1 gained it, 2 answered in the wrong language, 3 none."""
     flags = [own[key].flags for own in replies if key in own]
     lost, gained, wrong = (sum(bool(one & flag) for one in flags) for flag in (LOST, GAINED, WRONG_LANGUAGE))
     if lost or gained:
-        return "lost" if lost >= gained else "gained"
-    return "wrong language" if wrong else "about the same"
+        return 0 if lost >= gained else 1
+    return 2 if wrong else 3
 
 
 def _in_strata(keys: Sequence[ItemKey], replies: Sequence[Mapping[ItemKey, Reply]]) -> list[ItemKey]:
-    """Return the items in an order whose beginnings hold of each language, task and outcome as many."""
-    strata: dict[tuple[str, str, str], list[tuple[str, ItemKey]]] = {}
+    """Return the items in an order whose beginnings hold of each language, then of each task and outcome, as many."""
+    languages: dict[str, dict[tuple[int, str], list[tuple[str, ItemKey]]]] = {}
     for key in keys:
         drawn = hashlib.sha256("\0".join(map(str, key)).encode(errors="replace")).hexdigest()
-        strata.setdefault((key.language, key.task, _outcome(key, replies)), []).append((drawn, key))
+        strata = languages.setdefault(key.language, {})
+        strata.setdefault((_outcome(key, replies), key.task), []).append((drawn, key))
     ranked = [
-        (rank, stratum, key) for stratum, own in strata.items() for rank, (_, key) in enumerate(sorted(own))
+        (rank, place, language, key)
+        for language, strata in languages.items()
+        for place, stratum in enumerate(sorted(strata))
+        for rank, (_, key) in enumerate(sorted(strata[stratum]))
     ]
-    return [key for _, _, key in sorted(ranked)]
+    return [key for *_, key in sorted(ranked)]
 
 
 def _within(budget: int, read: _Read, keys: Sequence[ItemKey]) -> tuple[str, list[str]]:
