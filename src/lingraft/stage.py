@@ -182,6 +182,11 @@ class Workplace:
     shelf: Shelf[Any] = field(default_factory=Shelf)
     given: list[GivenModel] = field(default_factory=list)
 
+    @property
+    def run_name(self) -> str:
+        """The name of the run folder that the stage is in; of a study the study's."""
+        return self.cache.absolute().parent.name
+
     def progressed(self, done: int, total: int, unit: str | None = None) -> None:
         """Report how far the stage is."""
         self.watcher.stage_progressed(StageProgress(done, total, unit=unit))

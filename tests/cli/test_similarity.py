@@ -100,7 +100,7 @@ def test_a_name_cannot_end_the_script_of_a_html_figure(tmp_path: Path) -> None:
     assert "</script><script>alert" not in page
 
 
-@pytest.mark.parametrize("suffix", [".png", ".html"])
+@pytest.mark.parametrize("suffix", [".png", ".pdf", ".html"])
 def test_a_figure_is_written_by_its_suffix(
     tmp_path: Path, suffix: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,6 +108,8 @@ def test_a_figure_is_written_by_its_suffix(
     assert _run(["similarity", "worldbook:lookup/en", FAR, *QUICK, "--figure", str(figure)]) == 0
     capfd.readouterr()
     content = figure.read_bytes()
-    assert content.startswith(b"\x89PNG") if suffix == ".png" else b"worldbook:counting/de" in content
+    begins = {".png": b"\x89PNG", ".pdf": b"%PDF-", ".html": b"<!DOCTYPE html>"}
+    assert content.startswith(begins[suffix])
     if suffix == ".html":
+        assert b"worldbook:counting/de" in content
         assert b"cdn." not in content  # opens without a network

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from lingraft.cli.main import _run
-from lingraft.report import diagnostics
+from lingraft.report import files as report_files
 from lingraft.report.drawing import Drawing
 
 
@@ -43,7 +43,7 @@ def test_the_table_the_figure_the_record_and_the_plan(
 def test_a_figure_that_cannot_be_drawn_is_missed_after_all_else_is_done(
     tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(diagnostics, "draw", lambda _: [Drawing(None, "the picture engine died")])
+    monkeypatch.setattr(report_files, "draw", lambda *_, **__: [Drawing(None, "the picture engine died")])
     files = [f"--figure={tmp_path / 'a.svg'}", f"--record={tmp_path / 'a.json'}"]
     assert _run(["snr", str(tiny_model), *files, "--json"]) == 1
     said = capfd.readouterr()

@@ -16,6 +16,7 @@ import pytest
 from lingraft.config.schema import Study
 from lingraft.report import drawing
 from lingraft.report.drawing import Job, draw
+from lingraft.report.formats import Form
 from lingraft.report.page import write_page
 from lingraft.report.runs import report_of
 from lingraft.study.result import StudyResult
@@ -136,11 +137,13 @@ def test_without_the_library_of_figures_the_page_has_its_tables(
     assert "Forgetting" in html
 
 
-@pytest.mark.parametrize("form", ["svg", "png", "html"])
-def test_a_figure_of_a_file_is_drawn_as_before(form: drawing.Form) -> None:
+@pytest.mark.parametrize("form", ["svg", "png", "pdf", "html"])
+def test_a_figure_of_a_file_is_drawn_as_before(form: Form) -> None:
     (drawn,) = draw([Job(form, CHART)])
     content = drawn.content or b""
-    assert content.startswith({"svg": b"<svg", "png": b"\x89PNG", "html": b"<!DOCTYPE html>"}[form])
+    assert content.startswith(
+        {"svg": b"<svg", "png": b"\x89PNG", "pdf": b"%PDF-", "html": b"<!DOCTYPE html>"}[form]
+    )
     assert b"</script><script>" not in content
 
 

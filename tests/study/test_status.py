@@ -133,7 +133,9 @@ def test_a_run_tells_the_stage_at_work_its_losses_and_what_is_ahead(tmp_path: Pa
     assert (found.at_work.progress.done, found.at_work.progress.total) == (3, 8)
     assert found.holder is not None
     assert found.holder.process == os.getpid()
-    assert found.seconds_left is None  # nothing is known of an evaluation
+    assert found.seconds_left is not None
+    assert 35.0 < found.seconds_left <= 40.0  # as the training says, and a second passed
+    assert found.unknown == ("evaluate",)
 
 
 def test_a_finished_run_is_done_and_keeps_no_losses(tmp_path: Path) -> None:
@@ -183,7 +185,12 @@ def test_first_answers_are_told_and_long_ones_cut(tmp_path: Path) -> None:
     assert (answer.task, answer.prompt) == ("lookup (de)", "Was?")
     assert answer.answer.startswith("<b>\x1b[31mxxx")
     assert len(answer.answer) == 2001
-    assert seen[0].seconds_left is not None  # the other one is taken to be like it
+    own = at_work.progress
+    assert own is not None
+    assert own.seconds_left is not None
+    assert seen[0].seconds_left is not None
+    assert seen[0].unknown == ()
+    assert seen[0].seconds_left > 2 * own.seconds_left  # the other one is taken to be like it
 
 
 @contextmanager

@@ -194,17 +194,29 @@ def check_models(
     against: str,
     gate: Gate,
     *,
+    names: tuple[str, str] | None = None,
     folder: Path = FOLDER,
     trust_remote_code: bool = False,
     watcher: Watcher | None = None,
 ) -> Checked:
-    """Return what a model lost against an earlier one. Arguments and errors as of `check`."""
-    stages = evaluations([against, model], gate.asked.questions, trust_remote_code=trust_remote_code)
+    """Return what a model lost against an earlier one. Arguments and errors as of `check`.
+
+    `names` are what the answer calls the two, the one that is checked first; None: as they are named.
+    """
+    called, before_called = names or (model, against)
+    stages = evaluations(
+        [against, model],
+        gate.asked.questions,
+        [before_called, called],
+        trust_remote_code=trust_remote_code,
+    )
     if _are_prompted_otherwise(stages):  # known without an answer
         advice = "ask both without one (`--no-chat`), or give both models the same"
         sentence = f"not compared, because the models have different chat templates; {advice}."
         not_paired = {task: f"{task}: {sentence}" for task in gate.tasks if task not in gate.not_run}
-        return replace(_found(gate, {}, gate.not_run, {}, not_paired, ()), model=model, against=against)
+        return replace(
+            _found(gate, {}, gate.not_run, {}, not_paired, ()), model=called, against=before_called
+        )
     with Store(folder) as store:
         executor = Executor(store, watcher)
         before, after = (evaluate_in(stage, executor) for stage in stages)

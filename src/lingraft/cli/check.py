@@ -39,8 +39,14 @@ _PARTS: tuple[Literal["all", "selection", "report"], ...] = ("all", "selection",
 
 
 def check(
-    model: Annotated[str, typer.Argument(help="Folder, hub id, embedded:NAME or LoRA adapter.")],
-    against: Annotated[str, typer.Option(metavar="M1", help="The model from before, likewise.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="[NAME=]MODEL",
+            help="Folder, hub id, embedded:NAME or LoRA adapter; NAME is what the answer calls it.",
+        ),
+    ],
+    against: Annotated[str, typer.Option(metavar="[NAME=]M1", help="The model from before, likewise.")],
     max_loss: Annotated[
         list[str],
         typer.Option(
@@ -103,7 +109,10 @@ def check(
     asked_part = next((one for one in _PARTS if one == part), None)
     if asked_part is None:
         raise ConfigError(f"--part {part!r}: {did_you_mean(part, _PARTS)}")
-    check_pair(model, against)
+    from lingraft.study.cell_names import named_models
+
+    named = named_models([against, model])
+    check_pair(named[1].value, named[0].value)
     for option, file in (("--junit", junit), ("--markdown", markdown)):
         check_folder(file)
         if file is not None and (file.is_symlink() or (file.exists() and not file.is_file())):
@@ -142,11 +151,17 @@ def check(
             file.unlink(missing_ok=True)  # of an earlier check, in case this one fails
     with StepBars() as bars:
         found = check_models(
-            model, against, gate, folder=output, trust_remote_code=trust_remote_code, watcher=bars
+            named[1].value,
+            named[0].value,
+            gate,
+            names=(named[1].name, named[0].name),
+            folder=output,
+            trust_remote_code=trust_remote_code,
+            watcher=bars,
         )
     whole = to_json(found)
     if found.folder is not None:
-        write_record(output / RECORD, "check", {"model": model, "against": against}, whole)
+        write_record(output / RECORD, "check", {"model": named[1].value, "against": named[0].value}, whole)
     if junit is not None:
         write_text_atomically(junit, check_junit(found, time.monotonic() - started))
     if markdown is not None and is_summary:

@@ -23,9 +23,13 @@ _LISTED = 5  # tensors named in a line; all are in the object
 
 def difference(
     first: Annotated[
-        str, typer.Argument(metavar="M1", help="Folder, hub id, embedded:NAME or LoRA adapter.")
+        str,
+        typer.Argument(
+            metavar="[NAME=]M1",
+            help="Folder, hub id, embedded:NAME or LoRA adapter; NAME is what is printed and drawn.",
+        ),
     ],
-    second: Annotated[str, typer.Argument(metavar="M2", help="The other one.")],
+    second: Annotated[str, typer.Argument(metavar="[NAME=]M2", help="The other one.")],
     base: Annotated[
         str | None, typer.Option(help="The model that both come from; compares their updates as well.")
     ] = None,
@@ -58,23 +62,30 @@ def difference(
         difference_table,
     )
     from lingraft.report.files import write_figure
+    from lingraft.study.cell_names import named_models
     from lingraft.train.memory import peak_bytes
     from lingraft.weights.difference import parameter_difference
 
+    named = named_models([first, second, *([] if base is None else [base])])
     started = time.perf_counter()
-    models = [open_weights(name, adapter_base) for name in (first, second, *([] if base is None else [base]))]
+    models = [open_weights(one.value, adapter_base) for one in named]
     with StepBars() as bars:
         found = parameter_difference(*models, on_progress=partial(bars.progressed, "tensors"))
-    result = found.to_json() | {"seconds": time.perf_counter() - started, "peak_bytes": peak_bytes()}
+    title = f"{named[1].name} - {named[0].name}"
+    of = {"models": [{"name": one.name, "path": one.value} for one in named]}
+    result = found.to_json() | of | {"seconds": time.perf_counter() - started, "peak_bytes": peak_bytes()}
     if record is not None:
-        inputs = {"first": first, "second": second, "base": base, "adapter_base": adapter_base}
+        paths = dict(zip(("first", "second", "base"), (one.value for one in named), strict=False))
+        inputs = {"base": None, **paths, "adapter_base": adapter_base}
         write_record(record, "difference", inputs, result)
     if json:
         print_json(result)
     else:
         updates = found.has_updates
-        print_table(difference_table(found.by_layer(), "layer", with_updates=updates), "By layer")
-        print_table(difference_table(found.by_module(), "module", with_updates=updates), "By module type")
+        print_table(difference_table(found.by_layer(), "layer", with_updates=updates), f"{title}, by layer")
+        print_table(
+            difference_table(found.by_module(), "module", with_updates=updates), f"{title}, by module type"
+        )
         relative = "-" if found.relative is None else f"{found.relative:.6f}"
         print_result(
             f"MPD {found.mpd:.6f} over {len(found.tensors)} tensors; relative change of all weights {relative}"
@@ -98,5 +109,5 @@ def difference(
                 more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
                 print_result(f"{what}: {', '.join(names[:_LISTED])}{more}")
     if figure is not None:
-        for warning in write_figure(difference_figure(found), figure, fonts):
+        for warning in write_figure(difference_figure(found).properties(title=title), figure, fonts):
             print_message(warning, "yellow")

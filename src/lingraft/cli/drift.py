@@ -30,7 +30,10 @@ _TAG = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 def drift(
     models: Annotated[
         list[str],
-        typer.Argument(metavar="M1 M2 [M3]...", help="Folders, hub ids or embedded:NAME; all against M1."),
+        typer.Argument(
+            metavar="[NAME=]M1 [NAME=]M2 ...",
+            help="Folders, hub ids or embedded:NAME; all against M1. NAME is what tables and figures call it.",
+        ),
     ],
     prompts: Annotated[
         list[str],
@@ -58,6 +61,8 @@ def drift(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Print, layer by layer, how far models' hidden states moved from those of M1 for the same prompts."""
+    from dataclasses import replace
+
     from lingraft.report.formats import check_figure
 
     check_figure(figure, fonts)
@@ -74,6 +79,7 @@ def drift(
     from lingraft.representation.drift import drift_of_models
     from lingraft.representation.prompts import read_prompts
     from lingraft.representation.states import POSITIONS
+    from lingraft.study.cell_names import named_models
 
     quieten_loading()
     chosen = next((known for known in POSITIONS if known == positions), None)
@@ -82,6 +88,7 @@ def drift(
     asked = checked_precision(precision)
     if len(models) < 2:
         raise ConfigError(f"{models[0]}: is the only model; name two or more to compare.")
+    named = named_models(models)
     said: list[Prompt] = []
     for one in prompts:
         tag, separator, source = one.partition("=")
@@ -92,24 +99,29 @@ def drift(
     compute = compute_for(asked)
     with StepBars() as bars:
         found = drift_of_models(
-            models,
+            [one.value for one in named],
             said,
             positions=chosen,
             max_length=max_length,
             compute=compute,
             on_progress=bars.progressed,
         )
+    drifts = tuple(replace(one, model=own.name) for one, own in zip(found.drifts, named[1:], strict=True))
+    found = replace(found, drifts=drifts)
+    result = found.to_json() | {"first": {"model": named[0].name, "path": named[0].value}}
+    for one, own in zip(result["models"], named[1:], strict=True):
+        one["path"] = own.value
     if record is not None:
         inputs = {
-            "models": models,
+            "models": [one.value for one in named],
             "prompts": prompts,
             "limit": limit,
             "max_length": max_length,
             "precision": compute.precision,
         }
-        write_record(record, "drift", inputs, found.to_json())
+        write_record(record, "drift", inputs, result)
     if json:
-        print_json(found.to_json() | {"precision": compute.precision})
+        print_json(result | {"precision": compute.precision})
     else:
         for drifted in found.drifts:
             print_table(drift_table(drifted), drifted.model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -49,8 +50,8 @@ def evaluate(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="M1 [M2]",
-            help="Folder, hub id, embedded:NAME or LoRA adapter; M2 is compared with M1.",
+            metavar="[NAME=]M1 [[NAME=]M2]",
+            help="Folder, hub id, embedded:NAME or LoRA adapter; M2 is compared with M1. NAME is what tables call it.",
         ),
     ],
     suite: SuiteOption = "quick",
@@ -131,6 +132,10 @@ def evaluate(
     if not 0 <= margin <= 1:
         raise ConfigError(f"--margin {margin}: it must lie between 0 and 1.")
     _check_fail_below(fail_below, models)
+    from lingraft.study.cell_names import named_models
+
+    named = named_models(models)
+    models = [one.value for one in named]
     engine = checked_backend(backend)
     judge = _judge(
         judge_url,
@@ -183,13 +188,15 @@ def evaluate(
     for note in asked.notes:
         print_message(f"! {note}", "yellow")
     options = asked.to_json()
-    names = folder_names(models)
+    labels = [one.name if one.is_given else one.value for one in named]
+    titles = dict(zip(labels, (one.name for one in named), strict=True))
+    names = folder_names(labels)
     folder = output or Path("runs") / "evaluate" / f"{'+'.join(names)}-{suite}"
-    stages = evaluations(models, asked.questions, trust_remote_code=trust_remote_code)
+    stages = evaluations(models, asked.questions, labels, trust_remote_code=trust_remote_code)
     fingerprints = {stage.label: stage.fingerprint for stage in stages}
     folders = [folder] if len(models) == 1 else [folder / name for name in names]
-    for own, stage in zip(folders, stages, strict=True):
-        _prepare(own, {"model": stage.label, **options}, {stage.label: stage.fingerprint})
+    for own, stage, path in zip(folders, stages, models, strict=True):
+        _prepare(own, {"model": path, **options}, {stage.label: stage.fingerprint})
     if len(models) == 2:
         _prepare(folder, {"models": models, **options}, fingerprints)
     inputs: dict[str, Json] = {
@@ -201,11 +208,12 @@ def evaluate(
     }
     evaluated = []
     with Store(folder) as store, StepBars() as bars:
-        for own, stage in zip(folders, stages, strict=True):
+        for own, stage, path in zip(folders, stages, models, strict=True):
             model = evaluate_into(own, stage, Executor(store, bars))
             evaluated.append(model)
             of_model: dict[str, Json] = {
-                "model": stage.label,
+                "model": path,
+                "name": titles[stage.label],
                 "model_identity": stage.model.identity,
                 "evaluations": {stage.label: stage.fingerprint},
             }
@@ -217,13 +225,14 @@ def evaluate(
         ]
         for one in evaluated
     }
-    for line, named in gathered(fell_short).items():
-        print_message(f"! {holds_for(named, len(evaluated))}: {line}", "yellow")
+    for line, of in gathered(fell_short).items():
+        print_message(f"! {holds_for(of, len(evaluated))}: {line}", "yellow")
     found = PrintedEvaluation(
         format=FORMAT,
         folder=str(folder),
         precision=asked.options.precision,
         models={model.model: model.printed() for model in evaluated},
+        paths=dict(zip(labels, models, strict=True)),
     )
     compared = None
     limits: dict[str, LimitResult] = {}
@@ -232,12 +241,16 @@ def evaluate(
         if fail_below is not None:
             limits = limits_of(compared, asked.questions, -fail_below)
         found = PrintedComparison(**vars(found), **vars(compared), limits=limits)
-        of_models: dict[str, Json] = {"models": models, "evaluations": fingerprints}
+        of_models: dict[str, Json] = {
+            "models": models,
+            "names": list(titles.values()),
+            "evaluations": fingerprints,
+        }
         write_record(folder / RECORD, "evaluate", of_models | inputs, to_json(compared))
     if json:
         print_json(to_json(found))
     else:
-        _print(evaluated, compared)
+        _print(evaluated, compared, titles)
         for name, one in limits.items():
             print_result(_limit_sentence(name, one))
         print_result(f"Computed in {found.precision}.")
@@ -343,7 +356,9 @@ def _prepare(folder: Path, options: dict[str, Json], evaluations: dict[str, str]
         check_same_options(f"--output {folder}", before, options)
 
 
-def _print(models: list[ModelEvaluation], compared: ModelDifferences | None) -> None:
+def _print(
+    models: list[ModelEvaluation], compared: ModelDifferences | None, titles: Mapping[str, str]
+) -> None:
     from lingraft.evaluate.common_items import unpaired_sentence
     from lingraft.report.evaluation import difference_table, score_table
     from lingraft.report.judging import order_clause, usage_clause
@@ -352,7 +367,7 @@ def _print(models: list[ModelEvaluation], compared: ModelDifferences | None) -> 
 
     for one in models:
         scores = one.record.scores
-        print_table(score_table(scores, one.task_scores), one.model)
+        print_table(score_table(scores, one.task_scores), titles[one.model])
         if scores.noise is not None:
             print_result(noise_sentence([scores.noise]))
         for name, task in one.record.tasks.items():
@@ -367,7 +382,7 @@ def _print(models: list[ModelEvaluation], compared: ModelDifferences | None) -> 
             print_result(note)
         return
     first, second = models
-    print_table(difference_table(compared), f"{second.model} - {first.model}, paired")
+    print_table(difference_table(compared), f"{titles[second.model]} - {titles[first.model]}, paired")
     for margin in {difference.margin for difference in compared.differences.values()}:
         print_result(legend("Difference", margin))
     equal = {name: difference.all_scores for name, difference in compared.differences.items()}

@@ -75,6 +75,9 @@ def report(
     from lingraft.records import to_json
     from lingraft.report.formats import check_files_folder, check_fonts, checked_formats
 
+    for option, is_given in (("--format", formats), ("--wide", wide), ("--fonts", fonts)):
+        if is_given and figures is None:
+            raise ConfigError(f"{option}: goes with --figures; add --figures FOLDER, or leave {option} out.")
     if port is not None and not watch:
         raise ConfigError(
             "--port: goes with --watch, which serves the page; add --watch, or leave --port out."
@@ -91,9 +94,6 @@ def report(
         return
     chosen = checked_formats(formats)
     check_fonts(fonts)
-    for option, is_given in (("--format", formats), ("--wide", wide), ("--fonts", fonts)):
-        if is_given and figures is None:
-            raise ConfigError(f"{option}: goes with --figures; add --figures FOLDER, or leave {option} out.")
 
     from lingraft.report.files import WrittenFiles, write_files
     from lingraft.report.page import PAGE, write_page

@@ -21,7 +21,11 @@ from lingraft.errors import ConfigError
 
 def similarity(
     sources: Annotated[
-        list[str], typer.Argument(metavar="A B [C]...", help="Files, hub ids, or worldbook:FAMILY/LANGUAGES.")
+        list[str],
+        typer.Argument(
+            metavar="[NAME=]A [NAME=]B ...",
+            help="Files, hub ids, or worldbook:FAMILY/LANGUAGES; NAME is what tables call it.",
+        ),
     ],
     encoder: Annotated[
         str, typer.Option(help="embedded, labse (the paper's), or a sentence-transformers id or folder.")
@@ -63,6 +67,7 @@ def similarity(
 
     from lingraft.cli.progress import StepBars
     from lingraft.config.load import data_source
+    from lingraft.config.named import all_named
     from lingraft.data.sources import load_data
     from lingraft.report.diagnostics import (
         language_similarity_table,
@@ -76,10 +81,12 @@ def similarity(
 
     if len(sources) < 2:
         raise ConfigError(f"{sources[0]}: is the only data set; name two or more to compare.")
-    for source in sources:
-        if sources.count(source) > 1:
+    named = all_named(sources)
+    values = [one.value for one in named]
+    for source in values:
+        if values.count(source) > 1:
             raise ConfigError(
-                f"{source}: is named {sources.count(source)} times; the similarity of a set to itself is 1."
+                f"{source}: is named {values.count(source)} times; the similarity of a set to itself is 1."
             )
     if not 0 < precision < 1:
         raise ConfigError(
@@ -89,21 +96,26 @@ def similarity(
         raise ConfigError(f"--closeness is {closeness}: it is a cosine, from -1 to 1.")
     languages: dict[str, str] = {}
     for one in language or []:
-        named, separator, tag = one.rpartition("=")
-        if separator and named not in sources:
-            raise ConfigError(f"--language {one!r}: {named!r} is none of the sources ({', '.join(sources)}).")
-        languages |= dict.fromkeys([named] if separator else sources, tag)
+        of, separator, tag = one.rpartition("=")
+        meant = (
+            [own.name for own in named if of in (own.name, own.value)]
+            if separator
+            else [own.name for own in named]
+        )
+        if not meant:
+            raise ConfigError(f"--language {one!r}: {of!r} is none of the sources ({', '.join(values)}).")
+        languages |= dict.fromkeys(meant, tag)
     chosen = load_encoder(encoder)
     most_broken = {} if max_broken_share is None else {"max_broken_share": max_broken_share}
     with StepBars() as bars:
         loaded = {}
-        for source in sources:
-            spec = data_source(source, language=languages.get(source), **most_broken)
-            loaded[source] = load_data(
-                spec, on_progress=partial(bars.progressed, f"read {source}"), answered=False
+        for own in named:
+            spec = data_source(own.value, language=languages.get(own.name), **most_broken)
+            loaded[own.name] = load_data(
+                spec, on_progress=partial(bars.progressed, f"read {own.name}"), answered=False
             )
         found = compare_sets(
-            {source: own.examples for source, own in loaded.items()},
+            {name: data.examples for name, data in loaded.items()},
             chosen,
             precision=None if encode_all else precision,
             closeness=closeness,
@@ -111,8 +123,10 @@ def similarity(
             on_progress=bars.progressed,
         )
     result = found.to_json([len(loaded[name].broken) for name in found.names])
+    for one, own in zip(result["sets"], named, strict=True):
+        one["source"] = own.value
     if record is not None:
-        inputs = {"sources": sources, "encoder": encoder, "language": language, "seed": seed}
+        inputs = {"sources": values, "encoder": encoder, "language": language, "seed": seed}
         write_record(record, "similarity", inputs, result)
     if json:
         print_json(result)

@@ -20,7 +20,12 @@ from lingraft.errors import ConfigError
 
 
 def snr(
-    model: Annotated[str, typer.Argument(metavar="M", help="Folder, hub id or embedded:NAME.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="[NAME=]M", help="Folder, hub id or embedded:NAME; NAME is what the figure says."
+        ),
+    ],
     estimator: Annotated[
         str, typer.Option(help="median (sound), or reference (as the public Spectrum scanner).")
     ] = "median",
@@ -52,6 +57,7 @@ def snr(
     from lingraft.records import write_text_atomically
     from lingraft.report.diagnostics import signal_figure, signal_table
     from lingraft.report.files import write_figure
+    from lingraft.study.cell_names import named_models
     from lingraft.weights.signal_to_noise import ESTIMATORS, signal_to_noise
 
     chosen = next((known for known in ESTIMATORS if known == estimator), None)
@@ -59,18 +65,26 @@ def snr(
         raise ConfigError(f"--estimator {estimator!r}: choose {' or '.join(ESTIMATORS)}.")
     if not 0 <= share <= 1:
         raise ConfigError(f"--share is {share}: it must lie between 0 and 1.")
+    (named,) = named_models([model])
     with StepBars() as bars:
         scan = signal_to_noise(
-            open_weights(model),
+            open_weights(named.value),
             estimator=chosen,
             share=share,
             on_progress=lambda done, total: bars.progressed("scan", done, total),
         )
     if record is not None:
-        write_record(record, "snr", {"model": model, "estimator": estimator, "share": share}, scan.to_json())
+        write_record(
+            record, "snr", {"model": named.value, "estimator": estimator, "share": share}, scan.to_json()
+        )
     if plan is not None:
         patterns = scan.unfrozen_parameters(with_outside=outside)
-        content = {"model": model, "estimator": estimator, "share": share, "unfrozen_parameters": patterns}
+        content = {
+            "model": named.value,
+            "estimator": estimator,
+            "share": share,
+            "unfrozen_parameters": patterns,
+        }
         write_text_atomically(plan, yaml.safe_dump(content, sort_keys=False))
     if json:
         print_json(scan.to_json())
@@ -82,5 +96,5 @@ def snr(
                 f"{scan.skipped[0]}"
             )
     if figure is not None:
-        for warning in write_figure(signal_figure(scan), figure, fonts):
+        for warning in write_figure(signal_figure(scan).properties(title=named.name), figure, fonts):
             print_message(warning, "yellow")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from lingraft.config.paths import user_path
 from lingraft.errors import ConfigError
@@ -42,43 +41,45 @@ def named(written: str) -> Named:
 
 
 def all_named(
-    written: Sequence[str], short: Callable[[str], str | None] = lambda _: None
+    written: Sequence[str], proposed: Callable[[str], Sequence[str]] = lambda _: ()
 ) -> tuple[Named, ...]:
     """Return what each of several arguments stands for; their names differ.
 
     Args:
         written: The arguments.
-        short: The name of one without a name; None: the shortest end of its path in which it differs from the others.
+        proposed: The names that one without a name could have, the best first; after these, a file's stem and the ends
+            of its path. It gets the first that no other could have; where there is none, all of its path.
 
     Raises:
         ConfigError: A name is given twice, or one is not written as `NAME=PATH`.
     """
     found = [named(one) for one in written]
-    proposed = [one.name if one.is_given else short(one.value) or _end(one.value, 1) for one in found]
-    for one, name in zip(found, proposed, strict=True):
-        both = [other.value for other, own in zip(found, proposed, strict=True) if own == name]
-        if one.is_given and len(both) > 1:
+    for one in found:
+        same = [other.value for other in found if other.is_given and other.name == one.name]
+        if one.is_given and len(same) > 1:
             raise ConfigError(
-                f"{name}: is the name of {' and '.join(both)}; give each another name (NAME=PATH)."
+                f"{one.name}: is the name of {' and '.join(same)}; give each another name (NAME=PATH)."
             )
-    return tuple(
-        Named(name if proposed.count(name) == 1 else _unique_end(one, found), one.value, one.is_given)
-        for one, name in zip(found, proposed, strict=True)
-    )
+    options = [(one.name,) if one.is_given else (*proposed(one.value), *_ends(one.value)) for one in found]
+    names = []
+    for number, one in enumerate(found):
+        others = {name for place, own in enumerate(options) if place != number for name in own}
+        names.append(
+            one.name
+            if one.is_given
+            else next((name for name in options[number] if name not in others), one.value)
+        )
+    return tuple(Named(name, one.value, one.is_given) for one, name in zip(found, names, strict=True))
 
 
-def _unique_end(one: Named, among: Sequence[Named]) -> str:
-    """Return the shortest end of a path that no other path ends in; where there is none, all of it."""
-    others = [other.value for other in among if other is not one]
-    for parts in range(1, len(Path(one.value).parts)):
-        end = _end(one.value, parts)
-        if end not in (_end(other, parts) for other in others):
-            return end
-    return one.value
-
-
-def _end(path: str, parts: int) -> str:
-    """Return the last parts of a path; what is no path, such as `embedded:NAME`, stays whole."""
-    if ":" in path and not user_path(path).exists():
-        return path
-    return "/".join(user_path(path).absolute().parts[-parts:])
+def _ends(value: str) -> Iterator[str]:
+    """Yield a file's name without its endings, then longer and longer ends of a path; of what is no path nothing."""
+    path = user_path(value)
+    if not path.exists():
+        yield value
+        return
+    path = path.absolute()
+    if path.is_file() and (stem := path.name.partition(".")[0]):
+        yield stem
+    for parts in range(1, len(path.parts)):
+        yield "/".join(path.parts[-parts:])

@@ -19,16 +19,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from lingraft.errors import escape_control_characters
+from lingraft.report.formats import Form
 
 SECONDS: Final = 120.0  # that the engine may take; a page's figures take a few
-
-Form = Literal["page", "svg", "png", "pdf", "html", "engine"]
-"""An SVG for the page, or a file: SVG, PNG at twice its size, PDF of vectors with embedded fonts, offline HTML.
-All but the last are made of the same drawing: asked for in one call, it is drawn once.
-The engine is that of no figure: the script that draws figures in a browser."""
 
 ENGINE: Final = """
 window.drawFigure = (place, spec) =>

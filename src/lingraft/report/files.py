@@ -16,9 +16,9 @@ from lingraft.errors import FigureError
 from lingraft.measures.base import Plot
 from lingraft.records import write_bytes_atomically
 from lingraft.report.contents import PlacedTable, Section
-from lingraft.report.drawing import Drawing, Form, Job, draw
+from lingraft.report.drawing import Drawing, Job, draw
 from lingraft.report.fonts import font_warnings
-from lingraft.report.formats import DEFAULT_FORMATS, FIGURE_FORMATS, FORM_OF_SUFFIX, TABLE_SUFFIXES
+from lingraft.report.formats import DEFAULT_FORMATS, FIGURE_FORMATS, FORM_OF_SUFFIX, TABLE_SUFFIXES, Form
 from lingraft.report.table_files import table_texts
 
 _NAME: Final = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
@@ -82,7 +82,7 @@ def write_files(
 
     Args:
         sections: Of the report.
-        folder: Where to; it exists.
+        folder: Where to; it is made where it is not there.
         formats: Of `FORMATS`: figures as each of pdf, svg, png that is named, tables as each of csv, latex, markdown.
         fonts: Folder of fonts that PDF and PNG may use besides the system's.
         wide: All columns of a table in LaTeX and Markdown, as CSV has them always; else the essential ones.
@@ -98,6 +98,7 @@ def write_files(
     drawings = {
         (plot.name, form): one for (plot, form), one in zip(jobs, _drawings(jobs, fonts), strict=True)
     }
+    folder.mkdir(parents=True, exist_ok=True)
     written = []
     for block, title in blocks:
         if not _NAME.fullmatch(block.name):

@@ -1,8 +1,8 @@
 """Fonts of the texts in a figure that becomes a PDF or PNG, so that names in every script can be read.
 
-The engine draws a text in Liberation Sans, which it brings along. Where that lacks a character, it draws the whole text
-in the first of the system's fonts that has it, be that bold or with serifs. So a text of such characters is given a
-family here: the first plain one that has all of them. In a process of its own (`drawing`), like the engine.
+The engine draws a text in Liberation Sans, which it brings along. Where that has not all characters, it takes the first
+of the system's fonts that has them, be that bold or with serifs. So a text of such characters is given a family here:
+the first plain one that has all of them. This runs in the engine's own process (`drawing`).
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ class Face:
 
     @property
     def attribute(self) -> str:
-        """Return what names it in SVG."""
-        return f'font-family="{html.escape(self.family)}, sans-serif"'
+        """Return what names it in SVG: in quotation marks, without which a name may hold letters and hyphens alone."""
+        name = self.family.replace("\\", r"\\").replace("'", r"\'")
+        return f"font-family=\"'{html.escape(name)}', sans-serif\""
 
     def has(self, text: Iterable[str]) -> bool:
         """Return whether it can draw all of a text."""

@@ -6,10 +6,14 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from lingraft.errors import ConfigError, as_disk_error, did_you_mean
-from lingraft.report.drawing import Form
+
+Form = Literal["page", "svg", "png", "pdf", "html", "engine"]
+"""An SVG for the page, or a file: SVG, PNG at twice its size, PDF of vectors with embedded fonts, offline HTML.
+All but the last two are made of the same drawing: asked for in one call, it is drawn once.
+The engine is that of no figure: the script that draws figures in a browser."""
 
 FIGURE_FORMATS: Final[tuple[Form, ...]] = ("pdf", "svg", "png")
 TABLE_SUFFIXES: Final = {"csv": "csv", "latex": "tex", "markdown": "md"}  # by format
@@ -35,18 +39,17 @@ def checked_formats(asked: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def check_files_folder(folder: Path) -> None:
-    """Make the folder of `--figures` where it is not there, and refuse one in which nothing can be written.
+    """Refuse a folder of `--figures` that could not be made or written.
 
     Raises:
-        ConfigError: It is a file.
-        DiskError: It cannot be made or written.
+        ConfigError: It is a file, or lies in one.
+        DiskError: Writing is forbidden.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--figures {folder}: is a file; name a folder.")
-    with as_disk_error(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+    place = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not place.is_dir():
+        raise ConfigError(f"--figures {folder}: {place.name} is a file; name a folder.")
+    with as_disk_error(place), tempfile.TemporaryFile(dir=place):
+        pass
 
 
 def check_fonts(folder: Path | None) -> None:

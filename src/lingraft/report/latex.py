@@ -57,10 +57,13 @@ def latex_table(table: Table, title: str = "", caption: str = "", *, wide: bool 
     shown = table if wide else table.essential
     kept = [column.title for column in shown.columns]
     left_out = [column.title for column in table.columns if column not in shown.columns]
+    meanings: dict[str, list[str]] = {}
+    for column in shown.columns:
+        meanings.setdefault(column.meaning, []).append(column.title)
     comments = [
         title,
         caption,
-        *(f"{column.title}: {column.meaning}" for column in shown.columns),
+        *(f"{', '.join(names)}: {meaning}" for meaning, names in meanings.items()),
         f"Left out (--wide writes them, CSV has them): {', '.join(left_out)}." if left_out else "",
         r"Needs \usepackage{booktabs}, and \usepackage{amssymb} for the signs. Too wide: "
         r"\resizebox{\linewidth}{!}{\input{...}}, with \usepackage{graphicx}.",

@@ -75,7 +75,8 @@
     const [bar, text] = part("all").children;
     bar.max = needed.length || 1;
     bar.value = over;
-    const left = status.seconds_left === null ? "time left: not known yet" : `about ${duration(status.seconds_left)} left`;
+    const unknown = status.unknown.join(", ");
+    const left = status.seconds_left === null ? "time left: not known yet" : unknown ? `at least ${duration(status.seconds_left)} left (not known of: ${unknown})` : `about ${duration(status.seconds_left)} left`;
     say(text, `${number(over)} of ${number(needed.length)} stages` + (status.state === "under way" ? `, ${left}` : ""));
   }
 

@@ -280,12 +280,12 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + more
 
 
-def _name_of_study(written: str) -> str | None:
-    """Return the name of the study whose run folder this is; None: its file cannot be read."""
+def _name_of_study(written: str) -> tuple[str, ...]:
+    """Return the name of the study whose run folder this is; none: its file cannot be read."""
     try:
-        return load_study(user_path(written) / STUDY).name
+        return (load_study(user_path(written) / STUDY).name,)
     except ConfigError:
-        return None
+        return ()
 
 
 def _has_stages(folder: Path) -> bool:

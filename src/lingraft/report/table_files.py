@@ -22,6 +22,7 @@ TableFormat = Literal["csv", "latex", "markdown"]
 _FORMULA: Final = re.compile("^[=+\\-@\t\r＝＋－＠]")  # noqa: RUF001
 _NUMBER: Final = r"[+-]?[\d,]*\.?\d+( %)?"
 _HARMLESS: Final = re.compile(rf"{_NUMBER}( to {_NUMBER})?")
+_IN_PARENTHESES: Final = re.compile(r"\(([^()]*)\)")
 # What Markdown takes for markup; underscores only where a word begins or ends, so that names stay as they are.
 _MARKUP: Final = re.compile(r"[\\`*{}\[\]<>&|~$!#]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=\bwww)\.")
 
@@ -52,9 +53,10 @@ def csv_table(table: Table) -> str:
     """Return a table as CSV: a row of names, then values with all of their digits.
 
     A column of figures named X becomes `X`, where it has intervals `X low` and `X high`, where it has signs `X sign`
-    (rose, fell, unchanged, undecided, seeds_disagree), and where a word stands in place of figures, such as failed,
-    `X note`. A share is a share, also where the table shows per cent. What is not there is empty. Text that a
-    spreadsheet would run as a formula has an apostrophe in front.
+    (rose, fell, unchanged, undecided, seeds_disagree), and `X note` where a word stands in place of figures, such as
+    failed, or something in parentheses beside them, such as the range of seeds. A share is a share, also where the
+    table shows per cent. What is not there is empty. Text that a spreadsheet would run as a formula has an apostrophe
+    in front.
     """
     columns: list[tuple[str, list[str]]] = []
     for index, column in enumerate(table.columns):
@@ -69,7 +71,7 @@ def csv_table(table: Table) -> str:
             " low": [_number(one.low) for one in entries],
             " high": [_number(one.high) for one in entries],
             " sign": [one.answer or "" for one in entries],
-            " note": ["" if one.value is not None or one == ABSENT else _harmless(one) for one in entries],
+            " note": [_note(one) for one in entries],
         }
         columns += [(title + part, texts) for part, texts in figures.items() if not part or any(texts)]
     file = StringIO()
@@ -106,6 +108,13 @@ def markdown_text(text: str) -> str:
 
 def _row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def _note(entry: Entry) -> str:
+    """Return what an entry says besides its figure, interval and sign."""
+    if entry.value is None:
+        return "" if entry == ABSENT else _harmless(entry)
+    return "; ".join(_IN_PARENTHESES.findall(entry))
 
 
 def _number(value: float | None) -> str:

@@ -45,7 +45,7 @@ _NAMES: Final = (
     "127.0.0.1",
     "localhost",
 )  # by which a page of another site, renamed to this address, does not call
-_PAGE_SHARE: Final = 0.05  # of the time, at most, pages are drawn
+_PAGE_SHARE: Final = 0.1  # of the time, at most, pages are drawn
 _SECONDS_ALIKE: Final = 0.5  # in which all who ask get the same status
 _MOST_CONNECTIONS: Final = 200
 _SECONDS_TO_END: Final = 2
@@ -162,7 +162,8 @@ class _Run:
                 self._drawn = _Drawn(before.version, before.content, basis)
         finally:
             self._drawing = None
-            self._next = started + (time.monotonic() - started) / _PAGE_SHARE
+            if (self._folder / RESULT).exists():  # else there was next to nothing to draw
+                self._next = started + (time.monotonic() - started) / _PAGE_SHARE
         return self._drawn
 
     def _page(self, version: str, *, without_results: bool = False) -> str:

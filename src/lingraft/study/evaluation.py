@@ -237,13 +237,15 @@ class PrintedEvaluation:
         format: Version of this format.
         folder: Of the results.
         precision: Of the arithmetic, as it was resolved.
-        models: By name.
+        models: By the name that was given, else as the user named the model.
+        paths: By the same, the model as the user named it.
     """
 
     format: int
     folder: str
     precision: str
     models: dict[str, PrintedModel]
+    paths: dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,23 +318,33 @@ def not_run_lines(asked: Questions, data_dir: str | None) -> list[str]:
 
 
 def evaluations(
-    models: Sequence[str], asked: Questions, *, trust_remote_code: bool = False
+    models: Sequence[str],
+    asked: Questions,
+    labels: Sequence[str] | None = None,
+    *,
+    trust_remote_code: bool = False,
 ) -> list[Evaluate]:
     """Return the evaluation of each model: a folder, hub id, `embedded:NAME`, or the folder of a LoRA adapter.
+
+    Args:
+        models: These.
+        asked: What they are asked.
+        labels: What results call them; None: as they are named.
+        trust_remote_code: Run Python code that models bring along.
 
     Raises:
         ConfigError: vLLM is to generate with an adapter.
         ModelError: A model cannot be had.
     """
     stages = []
-    for name in models:
+    for name, label in zip(models, labels or models, strict=True):
         if asked.evaluation.backend == "vllm" and is_adapter(user_path(name)):
             raise ConfigError(
                 f"--backend vllm: {name} is an adapter, and vLLM reads whole models; merge it into its base and save "
                 "that, or take --backend transformers."
             )
         model = given_model(name, trust_remote_code=trust_remote_code)
-        stages.append(Evaluate(name, model, asked, trust_remote_code))
+        stages.append(Evaluate(label, model, asked, trust_remote_code))
     return stages
 
 

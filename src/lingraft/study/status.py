@@ -88,7 +88,8 @@ class RunStatus:
         state: `failed`: it ended, and not every stage could be made; `stopped`: it ended before, or was killed.
         stages: Those of the study in the order in which they are made; empty where no plan is there.
         at_work: The stage at work.
-        seconds_left: What the stages ahead take; None: not known, as of some kind none is finished yet.
+        seconds_left: What the stages ahead take, without the kinds in `unknown`; None: of no kind is anything known.
+        unknown: Kinds of stages ahead of which none is finished yet, so that nobody knows how long they take.
         holder: The process that holds the run; None: none does, or it does not say.
         remarks: What could not be read.
         format: Version of this object as JSON.
@@ -99,6 +100,7 @@ class RunStatus:
     stages: tuple[StageStatus, ...] = ()
     at_work: AtWork | None = None
     seconds_left: float | None = None
+    unknown: tuple[str, ...] = ()
     holder: Holder | None = None
     remarks: tuple[str, ...] = ()
     format: Literal[1] = 1
@@ -147,42 +149,46 @@ def status_of(folder: Path) -> RunStatus:
         state = "failed"
     else:
         state = "stopped" if stages else "not begun"
+    left, unknown = seconds_left(stages, at_work) if state in ("under way", "stopped") else (None, ())
     return RunStatus(
         run=str(folder),
         state=state,
         stages=stages,
         at_work=at_work,
-        seconds_left=seconds_left(stages, at_work) if state in ("under way", "stopped") else None,
+        seconds_left=left,
+        unknown=unknown,
         holder=said.holder if said is not None and is_held else None,
         remarks=tuple(remarks),
     )
 
 
-def seconds_left(stages: Sequence[StageStatus], at_work: AtWork | None) -> float | None:
+def seconds_left(
+    stages: Sequence[StageStatus], at_work: AtWork | None
+) -> tuple[float | None, tuple[str, ...]]:
     """Return what the stages ahead take, from the mean seconds of finished ones of the same kind.
 
     The stage at work says for itself what it still takes, where it can; where it is the first of its kind, others of
-    that kind are taken to be like it. None: of some kind nothing is known.
+    that kind are taken to be like it.
+
+    Returns:
+        The seconds without those of unknown kinds (None: no kind is known), and the unknown kinds.
     """
     took: dict[str, list[float]] = {}
     for stage in stages:
         if stage.state == "done" and stage.seconds:
             took.setdefault(stage.kind, []).append(stage.seconds)
-    left = 0.0
+    usual = {kind: sum(seconds) / len(seconds) for kind, seconds in took.items()}
+    ahead: list[tuple[str, float | None]] = []
     if at_work is not None:
         own = None if at_work.progress is None else at_work.progress.seconds_left
-        if own is None and at_work.kind in took:
-            own = max(0.0, sum(took[at_work.kind]) / len(took[at_work.kind]) - at_work.seconds)
-        if own is None:
-            return None
-        took.setdefault(at_work.kind, [at_work.seconds + own])
-        left = own
-    for stage in stages:
-        if stage.state == "waiting":
-            if stage.kind not in took:
-                return None
-            left += sum(took[stage.kind]) / len(took[stage.kind])
-    return left
+        if own is None and at_work.kind in usual:
+            own = max(0.0, usual[at_work.kind] - at_work.seconds)
+        if own is not None:
+            usual.setdefault(at_work.kind, at_work.seconds + own)
+        ahead.append((at_work.kind, own))
+    ahead += ((stage.kind, usual.get(stage.kind)) for stage in stages if stage.state == "waiting")
+    known = [seconds for _, seconds in ahead if seconds is not None]
+    return sum(known) if known else None, tuple(dict.fromkeys(kind for kind, own in ahead if own is None))
 
 
 def _stage(
@@ -215,8 +221,8 @@ def _at_work(folder: Path, said: StageAtWork, plan: Mapping[str, ListedStage], n
     if progress is not None:
         spent = max(0.0, now - said.updated)
         left = progress.seconds_left
-        # A training first counts rows, which say nothing of its steps.
-        if left is None and progress.total and progress.done and not said.folder.startswith("train-"):
+        # What is counted in another unit comes before or after most of the work, such as rows that are encoded.
+        if left is None and progress.total and progress.done and progress.unit in (None, "items"):
             left = (said.updated - said.since) / progress.done * (progress.total - progress.done)
         progress = replace(progress, seconds_left=None if left is None else max(0.0, left - spent))
     losses = losses_so_far(folder / "stages" / said.folder)

@@ -40,6 +40,7 @@ from lingraft.train.memory import forget_peak, peak_bytes
 from lingraft.train.on_policy import OnPolicy
 from lingraft.train.restraints import frozen_changed, frozen_hashes
 from lingraft.train.sharding import whole
+from lingraft.train.trackers import RUNS, TrackedRun, tracked
 from lingraft.train.trainer import BatchPlan, PhaseTrainer, training_arguments
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ def train_phase(
     sharded: bool = False,
     rules: TrainingRules = NO_RULES,
     on_policy: OnPolicy | None = None,
+    run: TrackedRun | None = None,
 ) -> PhaseOutcome:
     """Train `model` in place on `encoded`, and leave it in eval mode with float32 weights.
 
@@ -160,6 +162,7 @@ def train_phase(
             parameters are), learning rates, pulls towards the start, penalties on outputs.
         on_policy: Train on the model's own answers, which `encoded` stands for, in one process; the counts of tokens
             are then those of the longest answers allowed.
+        run: What trackers call it; None: it is called by its folder.
 
     Returns:
         Counts, losses and times.
@@ -193,7 +196,9 @@ def train_phase(
     check_token_ids((table.highest_token,), rows, tokenizer, "the training data")
     plan = BatchPlan(table.lengths, training, seed)
     workplace = folder / FOLDER
+    run = run or TrackedRun("lingraft", folder.absolute().name)
     arguments = training_arguments(training, compute, folder=workplace, seed=seed, sharded=sharded)
+    arguments.run_name, arguments.project = run.name, run.project
     state = arguments.distributed_state
     if on_policy is not None and state.num_processes > 1:
         raise ConfigError("training on a model's own answers runs in one process; start it without torchrun.")
@@ -244,14 +249,15 @@ def train_phase(
             on_policy=on_policy,
         )
         forget_peak()
-        clock = _Clock(plan.tokens_per_step(), on_progress if state.is_main_process else None)
+        tokens_after = [0, *accumulate(plan.tokens_per_step())]  # by number of steps done
+        clock = _Clock(tokens_after, on_progress if state.is_main_process else None)
         saving = _Saving(training, stop, trainer.agreed)
         trainer.add_callback(clock)
         trainer.add_callback(saving)
         trainer.remove_callback(PrinterCallback)
         own = set(vars(model))
         try:
-            with stopping.finish_first():
+            with stopping.finish_first(), tracked(trainer, run, workplace / RUNS, tokens_after):
                 trainer.train(
                     resume_from_checkpoint=None if resumed is None else str(checkpoints.path_of(resumed))
                 )
@@ -275,8 +281,8 @@ def train_phase(
             raise VerificationError(_why_nothing_moved(trainer.state.log_history, training))
         sizes = [(one.numel(), one.requires_grad) for one in model.parameters()]
     state.wait_for_everyone()
-    if state.is_main_process and (workplace / "runs").is_dir():  # a tracker's
-        shutil.copytree(workplace / "runs", folder / "trackers", dirs_exist_ok=True, ignore=_no_files)
+    if state.is_main_process and (workplace / RUNS).is_dir():  # a tracker's
+        shutil.copytree(workplace / RUNS, folder / "trackers", dirs_exist_ok=True, ignore=_no_files)
     return PhaseOutcome(
         steps=trainer.state.global_step,
         examples=len(table),
@@ -484,10 +490,8 @@ class _Saving(TrainerCallback):
 class _Clock(TrainerCallback):
     """Watches the steps: reports progress, stops at a loss that is no number."""
 
-    def __init__(
-        self, tokens_per_step: Sequence[int], on_progress: Callable[[Progress], None] | None
-    ) -> None:
-        self._tokens_after = [0, *accumulate(tokens_per_step)]  # by number of steps done
+    def __init__(self, tokens_after: Sequence[int], on_progress: Callable[[Progress], None] | None) -> None:
+        self._tokens_after = tokens_after
         self._on_progress = on_progress
         self._first_step = 0
         self._begin = time.perf_counter()

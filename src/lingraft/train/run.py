@@ -22,6 +22,7 @@ from lingraft.strategies.base import Context, FreezePlanRow, count_masked, freez
 from lingraft.strategies.composition import build
 from lingraft.train.phase import PhaseOutcome, Progress, train_phase
 from lingraft.train.sharding import set_weights, whole_weights
+from lingraft.train.trackers import TrackedRun
 
 
 class PhaseTask(BaseModel):
@@ -49,6 +50,8 @@ class PhaseTask(BaseModel):
     """The cell's seed."""
     trust_remote_code: bool
     """Whether Python code that a model brings along may be run."""
+    run: TrackedRun | None = None
+    """What trackers call it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +136,7 @@ def train_task(
         stop=stop,
         sharded=sharded,
         rules=rules,
+        run=task.run,
     )
     # By every process: all have pieces.
     weights = whole_weights(model, trainable) if sharded else None

@@ -44,6 +44,7 @@ from lingraft.train.mixed_rows import notes_on_mix
 from lingraft.train.phase import UNCOMPARED_OPTIONS, Progress
 from lingraft.train.processes import Processes, train_on
 from lingraft.train.run import PhasePlan, PhaseTask
+from lingraft.train.trackers import TrackedRun
 from lingraft.train.trainer import BatchPlan
 
 _SHOWN_DROPPED = 3  # places named in the record; all are counted
@@ -223,6 +224,7 @@ class Train(StageSpec):
             checkpoint=checkpoint.absolute(),
             seed=job.seed,
             trust_remote_code=job.trust_remote_code,
+            run=TrackedRun(place.run_name, job.label),
         )
         trained = train_on(
             self.processes,
