@@ -6,9 +6,9 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
@@ -119,20 +119,24 @@ def remove_temporaries(folder: Path) -> None:
 def write_bytes_atomically(path: Path, content: bytes) -> None:
     """Write so that `path` holds either all of `content` or what it held before, also after a crash.
 
+    Who may read it the user's umask says, as of any new file.
+
     Raises:
         OSError: It cannot be written; the error names `path`.
     """
     temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY)
+        name = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_TEMPORARY}")
+        handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        temporary = name
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException as error:
         if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise

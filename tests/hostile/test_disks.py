@@ -257,3 +257,12 @@ def test_a_full_disk_that_a_training_process_meets_stops_the_study_as_well(tmp_p
     failure = json.loads((tmp_path / "trainer" / "failure.json").read_text())
     assert failure["kind"] == "DiskError"  # which the launcher raises again
     assert "the disk is full" in failure["message"]
+
+
+def test_who_may_read_a_file_the_umask_says(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_text_atomically(tmp_path / "index.html", "page")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "index.html").stat().st_mode) == 0o640
