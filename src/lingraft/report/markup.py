@@ -50,11 +50,10 @@ def drawn(table: Table) -> Drawn:
     for place, column in enumerate(table.columns):
         texts = [row[place] for row in table.rows]
         longest = max(map(len, texts), default=0)
-        is_prose = longest > _LONG and not any(
-            isinstance(text, Entry) or _FIGURE.fullmatch(text) for text in texts
-        )
+        is_text = any(text not in (ABSENT, "") for text in texts) and not any(map(_is_figure, texts))
         kinds = (
-            "key" if place < table.n_keys else "text" if is_prose else "",
+            "key" if place < table.n_keys else "text" if is_text else "",
+            "prose" if is_text and longest > _LONG else "",
             "detail" if column.is_detail else "",
         )
         classes.append(" ".join(kind for kind in kinds if kind))
@@ -82,6 +81,10 @@ def drawn(table: Table) -> Drawn:
         on_paper="" if needed <= _PAPER_MM else "small" if _SMALLEST * needed <= _PAPER_MM else "wide",
         has_best=any(isinstance(text, Entry) and text.is_best for row in table.rows for text in row),
     )
+
+
+def _is_figure(text: str) -> bool:
+    return isinstance(text, Entry) or _FIGURE.fullmatch(text) is not None
 
 
 def _entry(text: str, kinds: str) -> str:
