@@ -20,12 +20,12 @@ from lingraft.evaluate.results import BitsPerCharacter, LanguageScore
 from lingraft.intervals.macro_mean import Interval
 from lingraft.measures.base import FROM_PHASE_ONE, Figure, Found, Measured, Plot, PlottedCell
 from lingraft.measures.drift import Drift, LayerPoint, upper_to_lower
-from lingraft.measures.look import COLOURS, INK, looks_of, shapes_of
+from lingraft.measures.look import BLUE, COLOURS, INK, VERMILLION, looks_of, shapes_of
 from lingraft.report.cells import chosen_cells, mean_of, non_dominated, shown_cells
 from lingraft.report.charts.abilities import bits_per_character, changes_by_task
 from lingraft.report.charts.trade_off import TOGETHER, trade_off
 from lingraft.report.charts.training import curves_of, smoothed, training_loss
-from lingraft.report.figures import job_of
+from lingraft.report.figures import DEEP, job_of
 from lingraft.report.labels import PLACES, Label, Spot, label_box, placed
 from lingraft.report.pairs import measures_of_cells
 from lingraft.report.runs import report_of
@@ -67,6 +67,16 @@ def luminance(colour: str) -> float:
 def test_every_colour_can_be_seen_on_light_and_on_dark_paper(colour: str, paper: str) -> None:
     low, high = sorted((luminance(colour), luminance(paper)))
     assert (high + 0.05) / (low + 0.05) >= 3  # WCAG 1.4.11
+
+
+@pytest.mark.parametrize("deepest", [BLUE, VERMILLION])
+def test_texts_on_tiles_can_be_read_on_every_depth(deepest: str) -> None:
+    ends = [116 * luminance(colour) ** (1 / 3) - 16 for colour in ("#f3f3f3", deepest)]
+    for number in range(101):
+        depth = number / 100
+        light = ((ends[0] + (ends[1] - ends[0]) * depth + 16) / 116) ** 3  # as the scale mixes: in CIELAB
+        contrast = 1.05 / (light + 0.05) if depth > DEEP else (light + 0.05) / 0.05
+        assert contrast > 4.4
 
 
 def test_strategies_differ_in_colour_or_fill_and_the_bounds_are_drawn_in_ink() -> None:
