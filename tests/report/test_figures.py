@@ -86,6 +86,18 @@ def test_the_non_dominated_cells_are_known_by_hand(tmp_path: Path) -> None:
     assert names == ["s0", "s5", "s1", "s4"]  # s0 and s5 are equal: neither dominates the other
 
 
+def test_cells_of_other_tasks_dominate_each_other_in_nothing(tmp_path: Path) -> None:
+    first, second = cell_at(0.2, 0.2, "a", "plain"), cell_at(0.5, 0.5, "b", "plain")
+    assert len(non_dominated(shown_cells(result(tmp_path, [first, second])))) == 1
+    second = replace(
+        second, scores=replace(second.scores, tasks={"other/en": second.scores.tasks["worldbook:lookup/en"]})
+    )
+    found = result(tmp_path, [first, second])
+    assert len(non_dominated(shown_cells(found))) == 2
+    spec = trade_off(found).to_dict()
+    assert {row["panel"] for row in spec["data"]["values"] if row["kind"] == "cell"} == {"a", "b"}
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_cell_is_left_out_exactly_if_another_one_dominates_it(seed: int, tmp_path: Path) -> None:
     draw = random.Random(seed)
@@ -135,7 +147,7 @@ def test_labels_of_twenty_points_lie_over_no_other_label_and_no_mark(seed: int) 
             )
 
 
-def test_a_label_that_has_no_room_is_shortened_or_left_out() -> None:
+def test_a_label_that_has_no_room_gives_way_to_a_shorter_one_or_is_left_out() -> None:
     sizes = [(620.0, 380.0)]
     assert placed([Spot(0.5, 0.5, ("x" * 200,))], sizes) == [None]
     assert placed([Spot(0.5, 0.5, ("x" * 200, "x"))], sizes) == [Label("x", 0)]
@@ -230,6 +242,8 @@ def test_a_training_that_cells_share_is_drawn_once_and_smoothed(tmp_path: Path) 
         ("two: similar", "plain"),
         ("two: similar", "lora"),
     ]
+    several = replace(found, cells=tuple(replace(cell, data=f"run 1: {cell.data}") for cell in found.done))
+    assert [one.phase for one in curves_of(several)][:2] == ["one: run 1: e", "two: run 1: similar"]
     rows = values_of(training_loss(found))
     assert [(row["step"], row["loss"], row["mean"]) for row in rows if row["phase"] == "one: e"] == [
         (1, 3.0, 3.0),
@@ -324,6 +338,13 @@ def test_what_was_trained_and_what_moved_is_read_from_the_records(is_combined: b
     ]
     names = {one.name for section in contents_of(report) for one in section.blocks if isinstance(one, Plot)}
     assert {"trained-parameters", "moved-weights"} <= names
+    odd = record(
+        tmp_path, "train", {"of": "odd"}, {"plan": [{"part": "layer x", "trainable": 1, "frozen": 1}]}
+    )
+    other = (
+        f"stages/evaluate-{record(tmp_path, 'evaluate', {'model': {'stage': odd}}, {})}/predictions.parquet"
+    )
+    assert trained_shares(report, replace(cell, predictions=other)) == ()
     for damaged in (tmp_path / "stages").glob("*/record.json"):
         damaged.write_text("{", encoding="utf-8")
     assert trained_shares(report, cell) == ()

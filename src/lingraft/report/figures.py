@@ -83,7 +83,7 @@ def said_change(one: Changed) -> str:
     return f"{said(one, '+.3f')} {SIGNS[one.answer]}"
 
 
-def shortened(name: str, most: int = 30) -> str:
+def limited(name: str, most: int = 30) -> str:
     """Return a name for a label; the whole of it is shown on hover."""
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
