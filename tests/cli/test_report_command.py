@@ -35,6 +35,14 @@ def test_a_run_gets_its_page_and_what_failed_is_said(run: Path, lingraft: Lingra
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "Report: runs/tiny/report/index.html"
     assert "failed: similar / lora / seed 0: no memory" in done.stdout
+    assert (
+        "The only cell that is done has not kept English. plain (the lower bound) kept 80 % [70, 90]"
+        in done.stdout
+    )
+    assert "Not shown (`--wide` shows all): DES, corrected, MPD, change, de\n" in done.stdout
+    whole = lingraft("report", "runs/tiny", "--wide").stdout
+    assert "0.934 [0.92, 0.95]" in whole
+    assert "Not shown" not in whole
     assert "<h1>tiny</h1>" in (run / "report" / "index.html").read_text()
 
 

@@ -10,6 +10,7 @@ import typer
 from lingraft import stopping
 from lingraft.cli.options import FontsOption, JsonOption
 from lingraft.cli.output import check_page, print_json, print_message, print_result, shown, shown_message
+from lingraft.cli.study_table import print_study
 from lingraft.errors import ConfigError, FigureError
 
 if TYPE_CHECKING:
@@ -48,7 +49,10 @@ def report(
         ),
     ] = None,
     wide: Annotated[
-        bool, typer.Option("--wide", help="All columns in LaTeX and Markdown, not the essential ones alone.")
+        bool,
+        typer.Option(
+            "--wide", help="All columns, printed and in LaTeX and Markdown, not the essential ones."
+        ),
     ] = False,
     fonts: FontsOption = None,
     watch: Annotated[
@@ -75,9 +79,12 @@ def report(
     from lingraft.records import to_json
     from lingraft.report.formats import check_files_folder, check_fonts, checked_formats
 
-    for option, is_given in (("--format", formats), ("--wide", wide), ("--fonts", fonts)):
+    for option, is_given in (("--format", formats), ("--fonts", fonts)):
         if is_given and figures is None:
             raise ConfigError(f"{option}: goes with --figures; add --figures FOLDER, or leave {option} out.")
+    if wide and (watch or (json and figures is None)):
+        option = "--watch" if watch else "--json"
+        raise ConfigError(f"--wide: goes without {option}, which prints no table; leave one of the two out.")
     if port is not None and not watch:
         raise ConfigError(
             "--port: goes with --watch, which serves the page; add --watch, or leave --port out."
@@ -130,14 +137,15 @@ def report(
             }
         )
     else:
-        _print(found, files, path)
+        _print(found, files, path, wide=wide)
     if files.problems:
         raise FigureError(f"{'; '.join(files.problems)}; all else is done.")
 
 
-def _print(found: Report, files: WrittenFiles, page: Path | None) -> None:
+def _print(found: Report, files: WrittenFiles, page: Path | None, *, wide: bool) -> None:
     from lingraft.report.notes import failures
 
+    print_study(found, wide=wide)
     for remark in found.remarks:
         print_result(shown_message(remark))
     for one in found.runs:
