@@ -37,6 +37,7 @@ FUNCTIONS = [
     "run_study",
     "signal_to_noise",
     "train_phase",
+    "write_report",
 ]
 TYPES = [  # what they take and return, and raise
     "AdaptationResult",

@@ -72,25 +72,27 @@ def _row(point: Point, items: str, kept: str, certified: str) -> tuple[str, ...]
         for one in point.losses
         for cell in (
             written(one.after.value, ".3f"),
-            _loss(one),
+            loss_entry(one),
             Entry(LIMIT_WORDS[one.answer], answer=one.answer),
         )
     ]
-    return (point.name, items, kept, *losses, _gain(point.gain), certified)
+    return (point.name, items, kept, *losses, gain_entry(point.gain), certified)
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:g} %"
 
 
-def _loss(loss: AbilityLoss) -> Entry:
+def loss_entry(loss: AbilityLoss) -> Entry:
+    """Return what was lost of an ability, in per cent of the start's score, with its interval."""
     if loss.loss is None or loss.low is None or loss.high is None:
         return Entry(ABSENT)
     text = f"{100 * loss.loss:.1f} % [{100 * loss.low:.1f}, {100 * loss.high:.1f}]"
     return Entry(text, loss.loss, loss.low, loss.high)
 
 
-def _gain(gain: Gain | None) -> Entry:
+def gain_entry(gain: Gain | None) -> Entry:
+    """Return what was gained, with its interval and its sign."""
     if gain is None:
         return Entry(ABSENT)
     interval = "" if gain.low is None or gain.high is None else f" [{gain.low:+.2f}, {gain.high:+.2f}]"
@@ -119,7 +121,7 @@ def promise_table(adapted: Adapted) -> Table:
                 Entry(f"{own.value:.3f} [{own.low:.2f}, {own.high:.2f}]", own.value, own.low, own.high)
                 for own in (one.before, one.after)
             ),
-            *(_loss(one), Entry(_percent(one.max_loss), one.max_loss)),
+            *(loss_entry(one), Entry(_percent(one.max_loss), one.max_loss)),
             Entry(LIMIT_WORDS[one.answer], answer=one.answer),
             ABSENT
             if one.certifiable_loss is None
@@ -177,7 +179,7 @@ def history_table(history: History) -> Table:
 
 
 def _learnt(one: Learnt) -> tuple[str, ...]:
-    losses = "; ".join(f"{ability_name(loss.name)} {_loss(loss)}" for loss in one.losses)
+    losses = "; ".join(f"{ability_name(loss.name)} {loss_entry(loss)}" for loss in one.losses)
     return (
         one.date,
         ", ".join(one.languages),
@@ -187,7 +189,7 @@ def _learnt(one: Learnt) -> tuple[str, ...]:
         "trained" if one.alpha is None else point_name(one.alpha, one.kept_back),
         ABSENT if one.max_loss is None else _percent(one.max_loss),
         losses or ABSENT,
-        _gain(one.gain),
+        gain_entry(one.gain),
     )
 
 

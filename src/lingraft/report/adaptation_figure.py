@@ -7,6 +7,8 @@ import altair as alt
 from lingraft.adapt.promise import ability_name
 from lingraft.adapt.result import Adapted
 from lingraft.measures.look import BLUE, INK, VERMILLION, WIDTH
+from lingraft.report.adaptation import gain_entry, loss_entry
+from lingraft.report.figures import tooltips
 
 
 def adaptation_trade_off(adapted: Adapted) -> alt.FacetChart | None:
@@ -28,6 +30,9 @@ def adaptation_trade_off(adapted: Adapted) -> alt.FacetChart | None:
                     "ability": f"loss of {ability_name(loss.name)}",
                     "name": "" if point is adapted.report else point.name.removeprefix("alpha "),
                     "kind": kind,
+                    "model": point.name,
+                    "said_loss": str(loss_entry(loss)),
+                    "said_gain": str(gain_entry(gain)),
                     "chain": "report" if point is adapted.report else point.kept_back or "",
                     "alpha": point.alpha,
                     "loss": 100 * loss.loss,
@@ -48,11 +53,12 @@ def adaptation_trade_off(adapted: Adapted) -> alt.FacetChart | None:
     )
     kinds = ["looked at", "kept", "kept, on the report items"]
     scale = {"domain": kinds, "range": ["#8a94a3", BLUE, VERMILLION]}
-    color = alt.Color("kind:N", scale=alt.Scale(**scale), title=None)
+    color = alt.Color("kind:N", scale=alt.Scale(**scale), legend=alt.Legend(title=None, symbolOpacity=1))
     shape = alt.Shape(
         "kind:N", scale=alt.Scale(domain=kinds, range=["circle", "circle", "diamond"]), title=None
     )
     limit = base.transform_calculate(limit=repr(100 * adapted.max_loss))
+    hover = tooltips(model="model", kind="which", said_loss="loss", said_gain="gain")
     label = {"align": "left", "dx": 7, "dy": -6, "fontSize": 10, "color": INK}
     return (
         alt.layer(
@@ -68,7 +74,9 @@ def adaptation_trade_off(adapted: Adapted) -> alt.FacetChart | None:
                 y2="loss_high",
                 color=color,
             ),
-            base.mark_point(filled=True, size=80, opacity=1).encode(x=x, y=y, color=color, shape=shape),
+            base.mark_point(filled=True, size=80, opacity=1).encode(
+                x=x, y=y, color=color, shape=shape, tooltip=hover
+            ),
             base.mark_text(**label).encode(x=x, y=y, text="name:N"),
             data=alt.Data(values=rows),
         )

@@ -19,6 +19,7 @@ _LOOK_OF_SIGN: Final = {SIGNS["rose"]: ("up", "rose"), SIGNS["fell"]: ("down", "
 }
 _LOOK_OF_WORD: Final = {LIMIT_WORDS["held"]: "up", LIMIT_WORDS["broken"]: "down", FAILED: "down"}
 _LONG = 24  # characters; a column with longer texts is one of prose, which is broken into lines
+_LONG_NAME = 12  # characters; a longer name of a row may be broken
 _PAPER_MM, _MM_PER_CHARACTER, _MM_PER_COLUMN = 186, 1.35, 2.4  # of A4 upright, at the size of tables on paper
 _SMALLEST = 0.82  # of that size, before a table is put on its side
 
@@ -33,6 +34,7 @@ class Drawn:
         rows: All rows.
         detail: How many columns are folded at first.
         on_paper: How the others fit on a page: empty as they are, `small`, or on its side (`wide`).
+        has_best: Whether entries are marked as the best of their column.
     """
 
     heads: tuple[str, ...]
@@ -40,6 +42,7 @@ class Drawn:
     rows: Markup
     detail: int
     on_paper: str
+    has_best: bool
 
 
 def drawn(table: Table) -> Drawn:
@@ -48,11 +51,10 @@ def drawn(table: Table) -> Drawn:
     for place, column in enumerate(table.columns):
         texts = [row[place] for row in table.rows]
         longest = max(map(len, texts), default=0)
-        is_prose = longest > _LONG and not any(
-            isinstance(text, Entry) or _FIGURE.fullmatch(text) for text in texts
-        )
+        is_text = any(text not in (ABSENT, "") for text in texts) and not any(map(_is_figure, texts))
         kinds = (
-            "key" if place < table.n_keys else "text" if is_prose else "",
+            "key" if place < table.n_keys else "text" if is_text else "",
+            "prose" if is_text and longest > _LONG else "",
             "detail" if column.is_detail else "",
         )
         classes.append(" ".join(kind for kind in kinds if kind))
@@ -78,7 +80,12 @@ def drawn(table: Table) -> Drawn:
         rows=Markup("\n".join(rows)),
         detail=sum(column.is_detail for column in table.columns),
         on_paper="" if needed <= _PAPER_MM else "small" if _SMALLEST * needed <= _PAPER_MM else "wide",
+        has_best=any(isinstance(text, Entry) and text.is_best for row in table.rows for text in row),
     )
+
+
+def _is_figure(text: str) -> bool:
+    return isinstance(text, Entry) or _FIGURE.fullmatch(text) is not None
 
 
 def _entry(text: str, kinds: str) -> str:
@@ -86,7 +93,9 @@ def _entry(text: str, kinds: str) -> str:
     value = text.value if isinstance(text, Entry) else None
     data = "" if value is None else f' data-value="{value:.7g}"'
     if kinds.startswith("key"):
-        name = re.sub(r"([_/])(?=\w)", r"\1<wbr>", str(escape(text)))  # where it may be broken
+        name = str(escape(text))
+        if len(text) > _LONG_NAME:
+            name = re.sub(r"([_/])(?=\w)", r"\1<wbr>", name)  # where it may be broken
         return f'<th scope="row" class="{kinds}"{data}>{name}</th>'
     look = _LOOK_OF_WORD.get(text, "absent" if text in (ABSENT, PENDING) else "")
     inner = escape(text)

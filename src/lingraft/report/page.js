@@ -244,6 +244,28 @@
     return [names, ...rows.map(row => names.map(name => row[name]))].map(row => row.map(field).join(",")).join("\n") + "\n";
   }
 
+  const MOST_VALUES = 300;
+
+  /** What is shown on hover, as a table: for the keyboard, for fingers and for screen readers.
+   * @param {any} spec @param {string} title */
+  function valuesOf(spec, title) {
+    /** @type {Map<string, string>} */
+    const shown = new Map();
+    const look = part => {
+      for (const one of [part.encoding?.tooltip ?? []].flat()) if (one.field) shown.set(one.field, one.title ?? one.field);
+      for (const inner of [part.spec, ...(part.layer ?? []), ...(part.vconcat ?? []), ...(part.hconcat ?? []), ...(part.concat ?? [])]) if (inner) look(inner);
+    };
+    look(spec);
+    if (!shown.size) for (const field of rowsOf(spec).flatMap(Object.keys)) shown.set(field, field);
+    const said = value => value === undefined || value === null ? "" : String(value);
+    const texts = rowsOf(spec).filter(row => [...shown.keys()].some(field => field in row)).map(row => [...shown.keys()].map(field => said(row[field])));
+    const rows = [...new Map(texts.map(row => [JSON.stringify(row), row])).values()];
+    const line = (row, tag) => element("tr", {}, ...row.map(text => element(tag, { class: "text" }, text)));
+    const table = element("table", {}, element("thead", {}, line([...shown.values()], "th")), element("tbody", {}, ...rows.slice(0, MOST_VALUES).map(row => line(row, "td"))));
+    const rest = rows.length > MOST_VALUES ? [element("p", { class: "caption" }, `The first ${MOST_VALUES} of ${rows.length}; the saved values are all.`)] : [];
+    return [element("div", { class: "frame", tabindex: "0", role: "region", "aria-label": `Values of ${title}` }, table), ...rest];
+  }
+
   /** A figure as a file of its own, in black on white. @param {SVGElement} svg */
   function standingAlone(svg) {
     const copy = /** @type {SVGElement} */ (svg.cloneNode(true));
@@ -320,7 +342,13 @@
     const pdf = document.getElementById(`pdf-${name}`);
     if (pdf) choices.push(["PDF", async () => save(`${name}.pdf`, new Blob([Uint8Array.from(atob(pdf.textContent), one => one.charCodeAt(0))], { type: "application/pdf" }))]);
     choices.push(["Values as CSV", async () => save(`${name}.csv`, new Blob([csvOf(rowsOf((await data("packed-figures"))[name]))], { type: "text/csv;charset=utf-8" }))]);
-    figure.querySelector("figcaption").append(saveMenu(`the figure ${title}`, choices));
+    const heading = document.getElementById(`title-${name}`)?.textContent ?? name;
+    const values = element("details", { class: "values" }, element("summary", {}, "Values"));
+    values.addEventListener("toggle", async () => {
+      if (values.open && values.childElementCount === 1) values.append(...valuesOf((await data("packed-figures"))[name], heading));
+    });
+    figure.querySelector("figcaption").append(saveMenu(`the figure ${heading}`, choices));
+    figure.append(values);
   }
 
   // What a word, or a column, means: beside it, on hover and on focus.

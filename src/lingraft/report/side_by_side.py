@@ -16,14 +16,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
-from lingraft.adapt.choice import choose_cell
 from lingraft.errors import ConfigError, EvaluationError, escape_control_characters
 from lingraft.evaluate.predictions import Prediction, read_predictions
 from lingraft.report.answers import check_whole
-from lingraft.report.cells import non_dominated, shown_cells
 from lingraft.report.runs import Report
 from lingraft.report.tables import BASE, Model, models_of
-from lingraft.study.result import CellResult
+from lingraft.report.verdict import verdict_of
 
 BUDGET: Final = 6_000_000
 """Bytes of the page, which may have 15 million in all."""
@@ -275,13 +273,9 @@ def _mark_changes(replies: Sequence[dict[ItemKey, Reply]], starts: Sequence[int 
 
 
 def _first_shown(report: Report, models: Sequence[Model], starts: Sequence[int | None]) -> list[int]:
-    """Return places of models, those that matter most first: base, Phase 1, the best cell, plain, the others."""
-    best: CellResult | None
-    try:
-        best = choose_cell(report.result, None).cell
-    except ConfigError:  # none can be recommended: then one that no other dominates
-        strategies = [one for one in non_dominated(shown_cells(report.result)) if not one.is_bound]
-        best = strategies[-1].seeds[0] if strategies else None
+    """Return places of models, those that matter most first: base, Phase 1, the verdict's best cell, plain, others."""
+    found = verdict_of(report).best
+    best = None if found is None else found.cells[0]
     cells = [place for place, model in enumerate(models) if model.cell is not None]
     cells.sort(
         key=lambda place: (
