@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from hostile_run import CONTROLS, SCRIPT, hostile_run
+from page_reader import assert_harmless
 
 from lingraft.errors import EvaluationError
 from lingraft.evaluate.predictions import read_predictions
@@ -42,6 +43,7 @@ def test_hostile_names_and_answers_become_no_elements(run: Path) -> None:
     said: list[str] = []
     page = write_page(read_report([str(run)]), reported=said.append)
     assert said == []  # all pictures are there
+    assert_harmless(page.read_text(encoding="utf-8"))
     elements = Elements()
     elements.feed(page.read_text(encoding="utf-8"))
     assert not {"img", "iframe", "object", "embed", "base", "form"} & {tag for tag, _ in elements.found}

@@ -201,7 +201,7 @@ def test_nothing_done_failed_and_pending(tmp_path: Path) -> None:
     assert both.sentence == "There is no verdict yet: 1 cells failed and 1 are pending. (no memory)"
     some = verdict(tmp_path, cell(tmp_path, "replay", 0.5, 0.6), failed_cell(), pending)
     assert "1 of 3 cells failed: lora on similar." in some.notes
-    assert "1 of 3 cells are pending: the verdict may change." in some.notes
+    assert "1 of 3 cells is pending: the verdict may change." in some.notes
 
 
 def test_only_the_bounds_are_named_as_bounds(tmp_path: Path) -> None:

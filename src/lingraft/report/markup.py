@@ -19,6 +19,7 @@ _LOOK_OF_SIGN: Final = {SIGNS["rose"]: ("up", "rose"), SIGNS["fell"]: ("down", "
 }
 _LOOK_OF_WORD: Final = {LIMIT_WORDS["held"]: "up", LIMIT_WORDS["broken"]: "down", FAILED: "down"}
 _LONG = 24  # characters; a column with longer texts is one of prose, which is broken into lines
+_LONG_NAME = 12  # characters; a longer name of a row may be broken
 _PAPER_MM, _MM_PER_CHARACTER, _MM_PER_COLUMN = 186, 1.35, 2.4  # of A4 upright, at the size of tables on paper
 _SMALLEST = 0.82  # of that size, before a table is put on its side
 
@@ -92,7 +93,9 @@ def _entry(text: str, kinds: str) -> str:
     value = text.value if isinstance(text, Entry) else None
     data = "" if value is None else f' data-value="{value:.7g}"'
     if kinds.startswith("key"):
-        name = re.sub(r"([_/])(?=\w)", r"\1<wbr>", str(escape(text)))  # where it may be broken
+        name = str(escape(text))
+        if len(text) > _LONG_NAME:
+            name = re.sub(r"([_/])(?=\w)", r"\1<wbr>", name)  # where it may be broken
         return f'<th scope="row" class="{kinds}"{data}>{name}</th>'
     look = _LOOK_OF_WORD.get(text, "absent" if text in (ABSENT, PENDING) else "")
     inner = escape(text)

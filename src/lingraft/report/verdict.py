@@ -209,7 +209,8 @@ def _notes(
         lost = list(dict.fromkeys(f"{cell.strategy} on {cell.data}" for cell in failed))
         yield f"{len(failed)} of {len(result.cells)} cells failed: {_first(lost)}."
     if pending:
-        yield f"{pending} of {len(result.cells)} cells are pending: the verdict may change."
+        are = "is" if pending == 1 else "are"
+        yield f"{pending} of {len(result.cells)} cells {are} pending: the verdict may change."
     if rivals is not None and rivals.by_overlap:
         names = _first([_name(result, one) for one in rivals.by_overlap])
         yield (
@@ -232,8 +233,8 @@ def _needed(result: StudyResult, one: Candidate) -> Iterator[str]:
         needed = max(math.ceil(change.n * growth), fewest_for_no_change(margin))
     if needed > change.n:
         yield (
-            f"About {_rounded(needed):,} items of English tasks show in 4 of 5 cases that no more than {margin:g} was "
-            f"lost, if nothing was; {change.n:,} were asked."
+            f"About {_rounded(needed):,} items of English tasks would show in 4 of 5 cases that no more than "
+            f"{margin:g} was lost, if nothing was; {change.n:,} were asked."
         )
 
 
@@ -252,7 +253,7 @@ def _bounds(result: StudyResult, found: Sequence[Candidate], best: Candidate | N
         yield f"{_name(result, one)} {_did(one)}."
     rest = sum(one.strategy in _ROLES and one.data in sets[_NAMED:] for one in found)
     if rest:
-        yield f"The bounds of the other {len(sets) - _NAMED} data sets stand in the table."
+        yield f"The bounds of {len(sets) - _NAMED} more data sets stand in the table."
 
 
 def _name(result: StudyResult, one: Candidate) -> str:
