@@ -281,7 +281,7 @@ def test_the_best_of_each_column_are_marked_with_all_that_are_as_good(tmp_path: 
     assert best_cells(alone, Comparer(lambda _: None)) == {}
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=1, max_size=4), st.booleans())
 def test_no_cell_that_failed_its_limit_is_ever_called_the_best(
     tmp_path: Path, scores: list[tuple[int, int]], has_limit: bool
