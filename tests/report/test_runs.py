@@ -248,7 +248,7 @@ def test_the_report_says_how_the_run_was_made_and_hides_what_is_secret(write: Wr
     with noted_in(folder, ["lingraft", "run", "a.yaml", "judge.url=https://me:pw@host"], 1) as ending:
         ending.outcome = "done"
     report = read_report([str(folder)])
-    (row,) = table_of(report, "made")
+    (row,) = table_of(report, "calls")
     assert row[2:5] == ["done", "lingraft run a.yaml judge.url=https://***@host", version("lingraft")]
     assert dict(report.facts)["Model"] == "a/model"
     assert dict(report.facts)["Cells"] == "1 of 2 done, 1 failed"

@@ -85,7 +85,9 @@ def _scores(title: str, result: dict[str, Any], name: str) -> Section:
     """Return the scores of one model, with what was not run of it."""
     scores = from_json(Scores, result["scores"])
     tasks = sorted(scores.tasks, key=lambda one: one.rpartition("/")[::-1])
-    blocks: list[Block] = [PlacedTable(name, "", "Brackets are 95 % intervals.", score_table(scores, tasks))]
+    blocks: list[Block] = [
+        PlacedTable(f"{name}-table", "", "Brackets are 95 % intervals.", score_table(scores, tasks))
+    ]
     same = {task: one.value if one.value in (0, 1) else None for task, one in scores.tasks.items()}
     left_out = [
         *equal_task_notes(same, "models"),
