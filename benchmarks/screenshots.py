@@ -41,9 +41,10 @@ class Shot:
 
 
 SHOTS = (
-    Shot("page"),
-    Shot("answers", "answers"),
-    Shot("dark", colours="dark"),
+    Shot("page", height=1240),
+    Shot("table", "results", height=1000),
+    Shot("answers", "said"),
+    Shot("dark", "trade-off", height=1000, colours="dark"),
     Shot("phone", width=400, height=800),
 )
 
