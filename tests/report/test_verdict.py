@@ -19,7 +19,7 @@ from lingraft.report.runs import report_of
 from lingraft.report.sections import SECTIONS
 from lingraft.report.sections.verdict import section
 from lingraft.report.verdict import Verdict, verdict_of
-from lingraft.study.limits import LimitPlan, limit_result
+from lingraft.study.limits import LimitPlan, LimitResult, limit_result
 from lingraft.study.result import CellResult, FailedCell, PendingCell, StudyResult
 from lingraft.study.summary import seed_differences
 
@@ -158,7 +158,7 @@ def test_too_few_items_to_know_say_how_many_would_show_it(tmp_path: Path) -> Non
     assert found.best is not None
     assert found.best.strategy == "replay"
     assert found.sentence.startswith(
-        "No cell is shown to have kept English, and 1 of 3 lost some of it. replay did best: it kept 100 % ["
+        "None of the 3 cells is shown to have kept English, and 1 lost more than it may. replay did best"
     )
     assert "but 40 items cannot rule out a loss of more than 0.01." in found.sentence
     assert "lora is not distinguishable from it in English." in found.sentence
@@ -194,11 +194,13 @@ def test_one_cell(tmp_path: Path) -> None:
 
 def test_nothing_done_failed_and_pending(tmp_path: Path) -> None:
     pending = PendingCell(data="similar", strategy="plain", seed=0, options={})
-    assert verdict(tmp_path, pending).sentence == "There is no verdict yet: none of the 1 cells is done."
-    assert verdict(tmp_path, failed_cell()).sentence == "There is no verdict: all 1 cells failed (no memory)."
+    assert verdict(tmp_path, pending).sentence == "There is no verdict yet: the only cell is not done."
+    assert (
+        verdict(tmp_path, failed_cell()).sentence == "There is no verdict: the only cell failed (no memory)."
+    )
     both = verdict(tmp_path, failed_cell(), pending)
     assert both.answer == "nothing"
-    assert both.sentence == "There is no verdict yet: 1 cells failed and 1 are pending. (no memory)"
+    assert both.sentence == "There is no verdict yet: 1 cell failed (no memory) and 1 is pending."
     some = verdict(tmp_path, cell(tmp_path, "replay", 0.5, 0.6), failed_cell(), pending)
     assert "1 of 3 cells failed: lora on similar." in some.notes
     assert "1 of 3 cells is pending: the verdict may change." in some.notes
@@ -208,6 +210,40 @@ def test_only_the_bounds_are_named_as_bounds(tmp_path: Path) -> None:
     found = verdict(tmp_path, cell(tmp_path, "plain", 0.2, 0.7), cell(tmp_path, "mixed", 0.5, 0.6))
     assert found.sentence.startswith("mixed (the upper bound) kept 100 %")
     assert "Nothing but the bounds plain and mixed is done: no strategy is compared." in found.notes
+
+
+def test_a_bound_that_is_best_leaves_the_best_strategy_to_be_named(tmp_path: Path) -> None:
+    plain, mixed = cell(tmp_path, "plain", 0.2, 0.7), cell(tmp_path, "mixed", 0.5, 0.7)
+    kept = verdict(
+        tmp_path, plain, mixed, cell(tmp_path, "replay", 0.5, 0.6), cell(tmp_path, "ewc", 0.5, 0.3)
+    )
+    assert kept.sentence.endswith(
+        "It is ahead of all others of them. Of the strategies besides the bounds replay did best: it kept 100 % "
+        "[99, 101] of the English score and gained 0.50 [0.47, 0.53] in the new languages."
+    )
+    lost = verdict(
+        tmp_path, plain, mixed, cell(tmp_path, "replay", 0.3, 0.6), cell(tmp_path, "ewc", 0.4, 0.3)
+    )
+    assert (
+        "the only one of the 4 cells that is shown to have kept English. No strategy besides" in lost.sentence
+    )
+    assert "is shown to have kept English; ewc lost least: it kept 80 % [" in lost.sentence
+
+
+def test_what_lost_in_the_new_languages_is_not_called_the_most(tmp_path: Path) -> None:
+    found = verdict(tmp_path, cell(tmp_path, "a", 0.5, 0.05), cell(tmp_path, "b", 0.5, 0.08))
+    assert "b kept 100 % [99, 101] of the English score and lost 0.02 [0.01, 0.03] in the" in found.sentence
+    assert "the highest score in them of the 2 cells, all of which kept English" in found.sentence
+    same = verdict(tmp_path, cell(tmp_path, "a", 0.5, 0.1))
+    assert "shows no gain in the new languages (+0.00 [-0.01, +0.01])" in same.sentence
+
+
+def test_a_limit_on_a_task_keeps_its_name(tmp_path: Path) -> None:
+    limits = {"toy_task/en": 0.02}
+    own = cell(tmp_path, "a", 0.5, 0.6, items=60)
+    one = LimitResult(limit=0.02, low=-0.1, high=0.1, answer="undecided")
+    found = verdict(tmp_path, replace(own, limits=dict.fromkeys(limits, one)))
+    assert "cannot rule out a loss of more than 0.02 of toy_task/en" in found.sentence
 
 
 def test_several_data_sets_are_named(tmp_path: Path) -> None:
@@ -239,7 +275,7 @@ def test_several_seeds_are_judged_by_their_mean(tmp_path: Path) -> None:
     found = verdict(tmp_path, *cells, over_seeds=means)
     assert found.sentence == (
         "a kept 100 % [99, 101] of the English score and gained 0.51 [0.47, 0.54] in the new languages: the most of "
-        "the 3, all of which kept English. These are means over 2 seeds. c is not distinguishable from it."
+        "the 3 strategies, all of which kept English. These are means over 2 seeds. c is not distinguishable from it."
     )
 
 

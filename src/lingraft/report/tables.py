@@ -358,8 +358,8 @@ def _columns(result: StudyResult) -> list[_Shown]:
 
     def limit(name: str, value: float) -> _Shown:
         column = Column(
-            f"limit {name.replace('_', ' ')} {value:g}",
-            f"whether no more than {value:g} of {name} was lost",
+            f"limit {spelled_limit(name)} {value:g}",
+            f"whether no more than {value:g} of {spelled_limit(name)} was lost",
             term="limit",
         )
         return _Shown(
@@ -856,6 +856,11 @@ def unused_table(result: StudyResult) -> Table | None:
         for one in sorted(result.unused, key=lambda one: (one.name or "", one.path))
     )
     return Table(columns, rows, 2) if rows else None
+
+
+def spelled_limit(name: str) -> str:
+    """Return what a limit is on as words; a task keeps its name as it is."""
+    return name.replace("_", " ") if "/" not in name else name
 
 
 def written(value: float | None, form: str, low: float | None = None, high: float | None = None) -> Entry:

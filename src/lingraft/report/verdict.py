@@ -16,6 +16,7 @@ from lingraft.intervals.macro_mean import Difference
 from lingraft.measures.look import MIXED, PLAIN
 from lingraft.report.rivals import Rivals
 from lingraft.report.runs import Report
+from lingraft.report.tables import spelled_limit
 from lingraft.study.result import FailedCell, PendingCell, StudyResult
 from lingraft.text.language_tags import ENGLISH
 
@@ -57,7 +58,7 @@ def verdict_of(report: Report) -> Verdict:
         kept = [one for one in found if one.kept == "held" and one.score is not None]
         rivals = report.comparer.rivals("language_ability", best, kept)
         sentence = _kept_sentence(result, best, kept, len(found))
-        sentence += _rivals_sentence(result, rivals, len(kept))
+        sentence += _rivals_sentence(result, rivals, len(kept)) + _next_sentence(result, best, kept, found)
         return Verdict("kept", best, rivals.alike, sentence, tuple(_notes(result, found, best, rivals)))
     held = [one for one in found if one.kept == "held"]
     if held:  # and no task measures the new languages
@@ -83,31 +84,60 @@ def _nothing(result: StudyResult) -> str:
     failed = [cell for cell in result.cells if isinstance(cell, FailedCell)]
     pending = len(result.cells) - len(failed)
     if not failed:
-        return f"There is no verdict yet: none of the {pending} cells is done."
+        whom = "the only cell is not" if pending == 1 else f"none of the {pending} cells is"
+        return f"There is no verdict yet: {whom} done."
     reasons = list(dict.fromkeys(cell.reason for cell in failed))
-    why = f"{reasons[0]}" if len(reasons) == 1 else f"{reasons[0]}; and {len(reasons) - 1} more reasons"
+    why = reasons[0].rstrip(".")
+    if len(reasons) > 1:
+        why += f"; and {len(reasons) - 1} more reason{'s' if len(reasons) > 2 else ''}"
     if pending:
-        return f"There is no verdict yet: {len(failed)} cells failed and {pending} are pending. ({why})"
-    return f"There is no verdict: all {len(failed)} cells failed ({why})."
+        count = "1 cell" if len(failed) == 1 else f"{len(failed)} cells"
+        are = "is" if pending == 1 else "are"
+        return f"There is no verdict yet: {count} failed ({why}) and {pending} {are} pending."
+    whom = "the only cell" if len(failed) == 1 else f"all {len(failed)} cells"
+    return f"There is no verdict: {whom} failed ({why})."
 
 
 def _kept_sentence(result: StudyResult, best: Candidate, kept: Sequence[Candidate], of: int) -> str:
     """Return what the best of those that kept English did, and of how many it is."""
-    what = "kept English" + (" and all limits" if set(best.cells[0].limits) - set(_OF_ENGLISH) else "")
-    cells = "" if result.has_seeds else " cells"  # a cell is of one seed
+    what = _kept_what(best)
+    gain = best.language_ability
+    has_gained = gain.value > 0 and gain.all_scores is None
+    most = (
+        "the most" if has_gained else "the highest score in them"
+    )  # "lost 0.02: the most" says the opposite
     if of == 1:
-        rank = (
-            f"as the only one it is shown to have {what}"
-            if not cells
-            else f"it is {_only(result)}, and {what}"
-        )
+        rank = f"it is {_only(result)}, and {what}"
     elif len(kept) == 1:
-        rank = f"the only one of the {of}{cells} that is shown to have {what}"
+        rank = f"the only one of the {_counted(result, of)} that is shown to have {what}"
     elif len(kept) == of:
-        rank = f"the most of the {of}{cells}, all of which {what}"
+        rank = f"{most} of the {_counted(result, of)}, all of which {what}"
     else:
-        rank = f"the most of the {len(kept)} of {of}{cells} that {what}"
+        rank = f"{most} of the {len(kept)} of {_counted(result, of)} that {what}"
     return f"{_name(result, best)} {_did(best)}: {rank}.{_seeds(best)}"
+
+
+def _kept_what(one: Candidate) -> str:
+    return "kept English" + (" and all limits" if set(one.cells[0].limits) - set(_OF_ENGLISH) else "")
+
+
+def _next_sentence(
+    result: StudyResult, best: Candidate, kept: Sequence[Candidate], found: Sequence[Candidate]
+) -> str:
+    """Return how the best strategy did where a bound is the best of all: a bound is the yardstick, and no answer."""
+    strategies = [one for one in found if one.strategy not in _ROLES]
+    if best.strategy not in _ROLES or not strategies:
+        return ""
+    own = max(
+        (one for one in kept if one.strategy not in _ROLES), key=lambda one: one.score or 0.0, default=None
+    )
+    if own is not None:
+        return f" Of the strategies besides the bounds {_name(result, own)} did best: it {_did(own)}."
+    least = max(strategies, key=lambda one: one.task_ability.value)
+    return (
+        f" No strategy besides the bounds is shown to have {_kept_what(best)}; {_name(result, least)} "
+        f"{'lost least' if least.task_ability.value < 0 else 'did best'}: it {_did(least)}."
+    )
 
 
 def _rivals_sentence(result: StudyResult, rivals: Rivals, kept: int) -> str:
@@ -119,8 +149,12 @@ def _rivals_sentence(result: StudyResult, rivals: Rivals, kept: int) -> str:
 
 
 def _lost_sentence(result: StudyResult, least: Candidate, found: Sequence[Candidate]) -> str:
-    cells = "" if result.has_seeds else " cells"
-    whom = f"None of the {len(found)}{cells}" if len(found) > 1 else f"{_only(result).capitalize()} has not"
+    only = _only(result)
+    whom = (
+        f"None of the {_counted(result, len(found))}"
+        if len(found) > 1
+        else f"{only[0].upper()}{only[1:]} has not"
+    )
     begin = f"{whom} kept English" + (" within the limits" if least.cells[0].limits else "")
     return f"{begin}. {_name(result, least)} {_least(least, found)}{_did(least)}.{_seeds(least)}"
 
@@ -131,10 +165,10 @@ def _undecided_sentence(result: StudyResult, least: Candidate, found: Sequence[C
     begin = (
         "It is not shown whether English was kept."
         if len(found) == 1
-        else "No cell is shown to have kept English."
+        else f"None of the {_counted(result, len(found))} is shown to have kept English."
     )
     if lost:
-        begin = f"No cell is shown to have kept English, and {lost} of {len(found)} lost some of it."
+        begin = f"{begin[:-1]}, and {lost} lost more than {'it' if lost == 1 else 'they'} may."
     return (
         f"{begin} {_name(result, least)} {_least(least, found)}{_did(least)}, but "
         f"{_open_question(least)}.{_seeds(least)}"
@@ -142,7 +176,18 @@ def _undecided_sentence(result: StudyResult, least: Candidate, found: Sequence[C
 
 
 def _only(result: StudyResult) -> str:
-    return "the only cell" if len(result.cells) == 1 else "the only cell that is done"
+    one = _counted(result, 1).removeprefix("1 ")
+    is_whole = len({(cell.data, cell.strategy) for cell in result.cells}) == 1
+    return f"the only {one}" + ("" if is_whole else " that is done")
+
+
+def _counted(result: StudyResult, count: int) -> str:
+    """Return how many are compared: cells, or where these have several seeds what has one mean over them."""
+    if not result.has_seeds:
+        return f"{count} cell{'' if count == 1 else 's'}"
+    if len({cell.data for cell in result.cells}) == 1:
+        return f"{count} {'strategy' if count == 1 else 'strategies'}"
+    return f"{count} pair{'' if count == 1 else 's'} of data and strategy"
 
 
 def _least(least: Candidate, found: Sequence[Candidate]) -> str:
@@ -168,15 +213,13 @@ def _open_question(one: Candidate) -> str:
 def _by_held_out(result: StudyResult, found: Sequence[Candidate], held: Sequence[Candidate]) -> Verdict:
     """Return the verdict where no task measures the new languages: by the loss of their held-out answers."""
     bits = [(value, one) for one in held if (value := _held_out(one)) is not None]
+    kept = f"{len(held)} of {_counted(result, len(found))}"
     if not bits:
-        sentence = (
-            f"{len(held)} of {len(found)} cells kept English; nothing measures what they gained in the new "
-            "languages."
-        )
+        sentence = f"{kept} kept English; nothing measures what was gained in the new languages."
         return Verdict("kept", None, (), sentence, tuple(_notes(result, found, None, None)))
     value, best = min(bits, key=lambda pair: pair[0])
     sentence = (
-        f"No task measures the new languages. Of the {len(held)} of {len(found)} cells that kept English "
+        f"No task measures the new languages. Of the {kept} that kept English "
         f"{_name(result, best)} has the lowest loss of held-out answers in them, {value:.2f} bits per character; it "
         f"{_kept(best)}.{_seeds(best)}"
     )
@@ -292,7 +335,7 @@ def _gained(gain: Difference) -> str:
         return f"shows no gain, since all answers in the new languages score {gain.all_scores:g}"
     if gain.high < 0:
         return f"lost {-gain.value:.2f} [{-gain.high:.2f}, {-gain.low:.2f}] in the new languages"
-    if gain.value < 0:
+    if gain.value <= 0:
         return f"shows no gain in the new languages ({gain.value:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}])"
     unsure = "" if gain.low > 0 else ", which is not shown to be above 0"
     return f"gained {gain.value:.2f} [{gain.low:.2f}, {gain.high:.2f}] in the new languages{unsure}"
@@ -303,7 +346,7 @@ def _seeds(one: Candidate) -> str:
 
 
 def _spelled(name: str) -> str:
-    return "English" if name in _OF_ENGLISH else name.replace("_", " ")
+    return "English" if name in _OF_ENGLISH else spelled_limit(name)
 
 
 def _rounded(count: int) -> int:
