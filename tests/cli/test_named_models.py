@@ -91,6 +91,8 @@ def test_models_of_an_evaluation_have_the_names_that_are_given(tiny_model: Path,
     assert (record["inputs"]["model"], record["inputs"]["name"]) == ("other", "new")
     shown = lingraft("show", "predictions", "out", "--cell", "old", "--json")
     assert json.loads(shown.stdout)["before"] == "new"
+    alone = lingraft("show", "predictions", "out/old", "--worst", "1")
+    assert "old: 0.00" in alone.stdout
     # It has a page as well, and so has each model of it.
     made = lingraft("report", "out", "--json")
     assert made.returncode == 0, made.stderr

@@ -41,6 +41,9 @@ Lingraft = Callable[..., subprocess.CompletedProcess[str]]
         (("--output", "."), "--output .: would hold runs/rescue/"),
         (("--output", "runs"), "--output runs: would hold runs/rescue/runs as well"),
         (("--after", "{before}"), "is the same model as --before"),
+        (("--after", "new={before}"), "is the same model as --before"),
+        (("--before", "a={before}", "--after", "a={after}"), "a: is the name of"),
+        (("--before", "={before}"), "write NAME=PATH, or the path alone"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_made(
@@ -49,7 +52,7 @@ def test_what_is_wrong_is_said_before_anything_is_made(
     Path("full").mkdir()
     Path("full/notes.txt").touch()
     Path("few.txt").write_text("a\nb\nc\n")
-    given = [one.format(before=tiny_model) for one in options]
+    given = [one.format(before=tiny_model, after=talkative_model) for one in options]
     if said.startswith("Missing"):
         base: list[str] = []
     else:
@@ -106,6 +109,7 @@ def test_its_answer_is_its_exit_code_also_where_the_damaged_model_is_an_adapter(
     done = lingraft(*base, "--groups", "0", "--max-loss", "0", "--overwrite")
     assert done.returncode == 3, done.stderr
     assert "English lost" in done.stdout
+    assert "What adapter loses, and with a part of it given back from tiny" in " ".join(done.stdout.split())
     shutil.rmtree("rescued")
 
 

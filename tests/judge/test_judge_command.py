@@ -37,11 +37,13 @@ def test_the_command_prints_win_rate_order_effect_and_cost(
 ) -> None:
     assert _run([*command, "--price-in", "2.5", "--price-out", "10"]) == 0
     printed = capfd.readouterr().out
-    assert "Win rate 50.0% (" in printed
+    assert "Win rate of answers against reference: 50.0% (" in printed
     assert "n = 4 of 4: 2 wins, 2 losses, 0 ties" in printed
     assert "Shown first, an answer gains +0.000" in printed
     assert "8 verdicts, 8 of them new, 0 weighted; 800 tokens read, 8 written, cost 0.0021" in printed
     assert f"Verdicts are kept in {tmp_path / 'answers.jsonl.verdicts.jsonl'}" in printed
+    assert _run([command[0], f"new model={command[1]}", *command[2:]]) == 0
+    assert "Win rate of new model against reference: 50.0% (" in capfd.readouterr().out
 
 
 def test_the_command_gives_one_object_the_items_and_a_record(

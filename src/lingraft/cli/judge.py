@@ -8,22 +8,28 @@ from typing import Annotated
 import typer
 
 from lingraft import stopping
-from lingraft.cli.output import check_folder, print_json, print_result, write_record
+from lingraft.cli.output import check_folder, print_json, print_result, shown_message, write_record
 
 _LISTED = 3  # items that are left out, with their reasons; all are in the object
 
 
 def judge(
     answers: Annotated[
-        Path, typer.Argument(help="The answers: instruction and output in each row, or predictions.parquet.")
+        str,
+        typer.Argument(
+            metavar="[NAME=]ANSWERS",
+            help="The answers: instruction and output in each row, or predictions.parquet.",
+        ),
     ],
     judge_url: Annotated[
         str, typer.Option(help="Base URL of the endpoint, such as https://api.openai.com/v1.")
     ],
     judge_model: Annotated[str, typer.Option(help="Name of the judge at the endpoint.")],
     reference: Annotated[
-        Path | None,
-        typer.Option(help="Outputs of the reference; default: AlpacaEval's 805, from the hub."),
+        str | None,
+        typer.Option(
+            metavar="[NAME=]FILE", help="Outputs of the reference; default: AlpacaEval's 805, from the hub."
+        ),
     ] = None,
     cache: Annotated[
         Path | None, typer.Option(help="Cache file of the verdicts; default: ANSWERS.verdicts.jsonl.")
@@ -64,6 +70,8 @@ def judge(
 
     from lingraft.cli.progress import StepBars
     from lingraft.config.load import judge_choice
+    from lingraft.config.named import all_named
+    from lingraft.config.paths import user_path
     from lingraft.evaluate.predictions import write_rows
     from lingraft.evaluate.tasks.alpaca_eval.task import read_outputs, reference_outputs
     from lingraft.judge.length_control import check_package, check_reference, gamed_data, length_controlled
@@ -88,14 +96,16 @@ def judge(
             attempts=attempts,
         )
     )
-    other = reference_outputs(data=reference)
-    own = read_outputs(answers, other)[:limit]
+    sets = all_named([answers] if reference is None else [answers, reference])
+    own_file, *others = (user_path(one.value) for one in sets)
+    other = reference_outputs(data=others[0] if others else None)
+    own = read_outputs(own_file, other)[:limit]
     data = None
     if length_control or length_data:  # what is missing is said before anything is paid for
         check_package()
         check_reference(other)
         data = gamed_data(length_data)
-    kept = cache or answers.with_name(f"{answers.name}.verdicts.jsonl")
+    kept = cache or own_file.with_name(f"{own_file.name}.verdicts.jsonl")
     with StepBars() as bars:
         judged = judge_answers(
             own, other, chosen, cache=kept, on_progress=partial(bars.progressed, "verdicts")
@@ -110,16 +120,20 @@ def judge(
     if items is not None:
         write_rows(items, judged.preferences, Preference)
     if record is not None:
-        files = {"answers": answers} | ({} if reference is None else {"reference": reference})
-        inputs = {name: {"file": str(path), "hash": hash_file(path)} for name, path in files.items()}
+        inputs = {
+            kind: {"file": one.value, "name": one.name, "hash": hash_file(user_path(one.value))}
+            for kind, one in zip(("answers", "reference"), sets, strict=False)
+        }
         write_record(record, "judge", inputs, result)
     if json:
         print_json(result)
         return
     rate, usage, lengths = judged.win_rate, judged.usage, judged.mean_characters
+    against = f" against {sets[1].name}" if others else ""
+    whose = f" of {sets[0].name}{against}:" if others or sets[0].is_given else ""
     print_result(
-        f"Win rate {rate.value:.1%} ({rate.low:.1%} to {rate.high:.1%}), n = {rate.n} of {judged.reference_items}: "
-        f"{judged.wins} wins, {judged.losses} losses, {judged.ties} ties"
+        f"Win rate{shown_message(whose)} {rate.value:.1%} ({rate.low:.1%} to {rate.high:.1%}), n = {rate.n} of "
+        f"{judged.reference_items}: {judged.wins} wins, {judged.losses} losses, {judged.ties} ties"
     )
     if controlled is not None:
         doubt = ", far from the plain one: doubtful" if controlled.is_extreme else ""

@@ -44,7 +44,8 @@ def rescue(
     before: Annotated[
         str,
         typer.Option(
-            metavar="M1", help="The model before the damage: folder, hub id, embedded:NAME or LoRA adapter."
+            metavar="[NAME=]M1",
+            help="The model before the damage: folder, hub id, embedded:NAME or LoRA adapter.",
         ),
     ],
     after: Annotated[
@@ -124,6 +125,10 @@ def rescue(
     weight_type = checked_weight_type(dtype)
     if not 0 <= max_loss < 1:
         raise ConfigError(f"--max-loss {max_loss}: must be a share from 0 to below 1, such as 0.01 for 1 %.")
+    from lingraft.study.cell_names import named_models
+
+    titles = named_models([before, after])
+    before, after = (one.value for one in titles)
     if before == after:
         raise ConfigError(f"--after {after}: is the same model as --before; there is nothing to rescue.")
     for name in (before, after):
@@ -140,7 +145,11 @@ def rescue(
     given = [f"--{name}" for name, value in options.items() if value is not None]
     if given and not train:
         raise ConfigError(f"{', '.join(given)}: belong to a repair; add --train.")
-    last = after.rstrip("/").removeprefix("embedded:").rpartition("/")[2]
+    last = (
+        titles[1].name
+        if titles[1].is_given
+        else after.rstrip("/").removeprefix("embedded:").rpartition("/")[2]
+    )
     output = output or Path("rescued") / (re.sub(r"[^\w.+-]+", "-", last)[:80] or "model")
 
     from lingraft.adapt.delivery import PAGE, Delivery
@@ -153,7 +162,7 @@ def rescue(
     quieten_loading()
     delivery = Delivery(output, overwrite=overwrite, repository=push, private=private, gguf=gguf)
     delivery.check()
-    with ProgressWatcher(f"rescue {after}") as watcher:
+    with ProgressWatcher(f"rescue {titles[1].name}") as watcher:
         found = run_rescue(
             before,
             after,
@@ -184,10 +193,13 @@ def rescue(
     if json:
         print_json(found.to_json())
     else:
-        print_table(damage_table(found), "What M2 loses, and with a part of it given back to M1")
+        first, second = (one.name for one in titles)
+        print_table(
+            damage_table(found), f"What {second} loses, and with a part of it given back from {first}"
+        )
         if found.repair is not None:
             print_result(repair_sentence(found.repair))
-        print_table(adaptation_table(found.adapted), "Between M1 and M2")
+        print_table(adaptation_table(found.adapted), f"Between {first} and {second}")
         print_result(found.adapted.sentence)
         print_result(f"Model: {output}")
         print_result(f"Page: {output / PAGE}")

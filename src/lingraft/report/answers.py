@@ -96,7 +96,7 @@ def read_answers(folder: Path, cell: str | None, against: str | None) -> tuple[A
         for option, given in (("--cell", cell), ("--against", against)):
             if given is not None:
                 raise ConfigError(f"{option} {given!r}: {folder} holds the answers of one model only.")
-        return Answers(folder.name, read_predictions(folder / PREDICTIONS)), None
+        return Answers(_name_of(folder), read_predictions(folder / PREDICTIONS)), None
     if (folder / RESULT).is_file():
         result = read_result(folder)
         models = {
@@ -133,6 +133,14 @@ def read_answers(folder: Path, cell: str | None, against: str | None) -> tuple[A
     return Answers(label, read_predictions(_inside(folder, own.path))), Answers(
         title, read_predictions(_inside(folder, other))
     )
+
+
+def _name_of(folder: Path) -> str:
+    """Return what the model of an evaluation's folder was named; without its record the folder's own name."""
+    try:
+        return str(read_json(folder / RECORD)["inputs"]["name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return folder.name
 
 
 @dataclass(frozen=True)
