@@ -478,7 +478,8 @@ def print_table(
             lines.append(f"Not shown (`--wide` shows all): {', '.join(found.left_out)}")
         if found.cut:
             names = ", ".join(found.cut[:_NAMED]) + (" ..." if len(found.cut) > _NAMED else "")
-            lines.append(f"{len(found.cut)} names are cut in the middle (`--wide` shows them whole): {names}")
+            are, them = ("name is", "it") if len(found.cut) == 1 else ("names are", "them")
+            lines.append(f"{len(found.cut)} {are} cut in the middle (`--wide` shows {them} whole): {names}")
     else:
         parts = list(_parts(table, console.width))
     if any(isinstance(cell, Entry) and cell.is_best for part in parts for row in part.rows for cell in row):

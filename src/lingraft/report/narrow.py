@@ -12,6 +12,9 @@ from lingraft.report.tables import Entry, Table
 ELLIPSIS = "…"
 _SHARES = (0.5, 0.7, 0.3, 0.85, 0.15)
 _JOINER = "\u200d"  # of two emoji into one
+_MOST_TELLING = (
+    4  # columns of figures that the first one's interval gives way for: abilities, retention and gain
+)
 _SHORTEST_NAME = 12  # characters of a name that columns give way for
 
 
@@ -33,8 +36,9 @@ class Narrow:
 def narrow(table: Table, width: int, gap: int, *, names_whole: bool = False) -> Narrow:
     """Return the essential columns of a table in `width` characters.
 
-    In this order: entries lose the range of seeds and their intervals, but for the first figure's interval; columns go,
-    from the last one on; names lose their middle.
+    In this order: entries lose the range of seeds and their intervals, but for the first figure's; columns go, from the
+    last one on, until four are left; the first figure loses its interval or range; more columns go; names lose their
+    middle.
 
     Args:
         table: The table.
@@ -54,10 +58,11 @@ def narrow(table: Table, width: int, gap: int, *, names_whole: bool = False) -> 
 
     whole = [_width(table.columns[i].title, wide[i]) for i in keys]
     least = whole if names_whole else [_least(table.columns[i].title, wide[i]) for i in keys]
-    while len(kept) > 1 and total(least) > width:
-        kept.pop()
-    if total(least) > width:
-        chosen[kept[0]] = forms[kept[0]][2]
+    for fewest in (_MOST_TELLING, 1):
+        while len(kept) > fewest and total(least) > width:
+            kept.pop()
+        if total(least) > width:
+            chosen[kept[0]] = forms[kept[0]][2]
     names = list(whole)
     while not names_whole and total(names) > width and names != least:
         spare = [own - shortest for own, shortest in zip(names, least, strict=True)]
