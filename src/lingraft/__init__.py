@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lingraft.adapt.rescue import RepairOptions
     from lingraft.api.adaptation import AdaptationResult, RescueResult, adapt, check, rescue
     from lingraft.api.evaluation import ComparisonResult, EvaluationResult, compare, evaluate
+    from lingraft.api.report import write_report
     from lingraft.config.schema import DataSource, JudgeChoice, Study, Training
     from lingraft.data.example import Example, Message
     from lingraft.data.sources import LoadedData, load_data
@@ -102,6 +103,7 @@ _HOMES = {
     "run_study": "lingraft.study.run",
     "signal_to_noise": "lingraft.weights.signal_to_noise",
     "train_phase": "lingraft.train.phase",
+    "write_report": "lingraft.api.report",
 }
 
 __all__ = [
@@ -160,6 +162,7 @@ __all__ = [
     "run_study",
     "signal_to_noise",
     "train_phase",
+    "write_report",
 ]
 
 

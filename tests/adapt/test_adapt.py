@@ -257,6 +257,23 @@ def test_a_dry_run_trains_nothing_and_is_what_plan_says(
     assert not (places / "out" / "planned").exists()
 
 
+def test_its_trade_off_is_a_figure_of_its_own(
+    adapted: tuple[Adapted, Seen], tiny_model: Path, places: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from lingraft.cli.main import _run
+
+    file = places / "again.yaml"
+    file.write_text(
+        yaml.safe_dump(adaptation(tiny_model, places).model_dump(mode="json", exclude_unset=True))
+    )
+    figure = places / "trade-off.pdf"
+    options = ["--output", adapted[0].folder, "--runs", str(places / "runs"), "--figure", str(figure)]
+    assert _run(["adapt", str(file), *options, "--dry-run"]) == 2
+    assert "--figure: goes without --dry-run" in capfd.readouterr().err
+    assert _run(["adapt", str(file), *options]) == 0, capfd.readouterr().err
+    assert figure.read_bytes().startswith(b"%PDF-")
+
+
 def test_a_training_that_takes_longer_than_is_allowed_is_refused_before_it_begins(
     tiny_model: Path, places: Path
 ) -> None:

@@ -319,6 +319,14 @@ def test_the_most_language_ability_of_those_that_kept_english_is_recommended(pla
     assert chosen.reason is not None
     assert "of the 1 of 2 cells that kept English it has the most language ability, 0.300" in chosen.reason
     assert "task ability +0.000 [-0.001, +0.001]: unchanged" in chosen.reason
+    # Who may have risen, and is shown to have lost no more than the margin, kept English as well.
+    wide = replace(kept.difference.task_ability, low=-0.009, high=0.05, answer="undecided", all_scores=None)
+    may_have_risen = replace(kept, difference=replace(kept.difference, task_ability=wide))
+    assert choose_cell(replace(result, cells=(may_have_risen, lost)), None).label == "de / english_replay"
+    for other in (replace(wide, low=-0.011), replace(wide, answer="fell"), replace(wide, all_scores=1.0)):
+        unsure = replace(kept, difference=replace(kept.difference, task_ability=other))
+        with pytest.raises(ConfigError, match="none is shown to have kept English"):
+            choose_cell(replace(result, cells=(unsure, lost)), None)
     answers: tuple[tuple[CellResult, LimitAnswer], ...] = ((kept, "undecided"), (lost, "held"))
     with_limits = [
         replace(cell, limits={"task_ability": LimitResult(limit=0.2, low=-0.1, high=0.0, answer=answer)})
@@ -333,11 +341,11 @@ def test_the_most_language_ability_of_those_that_kept_english_is_recommended(pla
     chosen = choose_cell(replace(result, cells=both), None)
     assert chosen.label == "de / english_replay"
     assert "limit de 0.2: held, task ability +0.000" in str(chosen.reason)
-    unsure = replace(with_limits[0]), replace(with_limits[0], strategy="lora")
+    undecided = replace(with_limits[0]), replace(with_limits[0], strategy="lora")
     with pytest.raises(
         ConfigError, match=r"none is shown to have kept English \('de / english_replay': limit task"
     ):
-        choose_cell(replace(result, cells=unsure), None)
+        choose_cell(replace(result, cells=undecided), None)
 
 
 def test_of_several_seeds_one_is_named_and_cells_without_a_model_say_why(place: Path) -> None:

@@ -118,7 +118,7 @@ def test_what_undecided_needs_is_said(checked: Lingraft) -> None:
 
 
 def test_the_model_from_before_is_asked_once_for_all_checks(
-    checked: Lingraft, monkeypatch: pytest.MonkeyPatch
+    checked: Lingraft, lingraft: Lingraft, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lingraft.models.adapters import load_merged
 
@@ -135,6 +135,8 @@ def test_the_model_from_before_is_asked_once_for_all_checks(
             1,
         )
     assert loaded == ["start", "same_answers", "worse"]
+    assert lingraft("report", "kept").returncode == 0  # of the last of them
+    assert "worse against start" in Path("kept/report/index.html").read_text()
 
 
 def test_a_limit_of_its_own_for_a_language_or_a_task_goes_first(checked: Lingraft) -> None:

@@ -71,7 +71,7 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
             **{"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce"} | options
         )
         contexts.append(context)
-        context.set_default_timeout(5_000)
+        context.set_default_timeout(30_000)
         context.add_init_script(_REPORT_VIOLATIONS)
         context.route(lambda url: not url.startswith(_LOADED_ALONE), lambda route: route.abort())
         page = context.new_page()

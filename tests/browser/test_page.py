@@ -128,6 +128,8 @@ def test_without_scripts_verdict_tables_and_pictures_are_there(
     page = open_page(quickstart_page, java_script_enabled=False)
     assert page.locator(RESULTS).first.locator("tbody tr").count() == 6
     assert page.locator("figure svg").first.is_visible()
+    assert "english_replay on dissimilar" in page.locator("#verdict").inner_text()
+    assert page.locator(".answers article").count() > 0
 
 
 def test_nothing_of_a_hostile_run_is_more_than_text(open_page: OpenPage, tmp_path: Path) -> None:
@@ -309,6 +311,28 @@ def test_answers_stand_side_by_side_and_are_filtered(open_page: OpenPage, quicks
     answers.get_by_role("combobox", name="Outcome", exact=True).select_option(label="wrong language")
     for article in answers.locator("article:visible").all():
         assert "wrong language" in article.inner_text()
+
+
+def test_keys_reach_what_the_mouse_does(open_page: OpenPage, quickstart_page: Path) -> None:
+    page = open_page(quickstart_page)
+    reached: list[str] = []
+    while len(reached) < 90 and "retention" not in reached[-1:]:
+        page.keyboard.press("Tab")
+        name, width = page.evaluate(
+            "() => { const one = document.activeElement; return ["
+            "(one.getAttribute('aria-label') || one.innerText).trim(), one.getBoundingClientRect().width] }"
+        )
+        assert width > 0, f"{name} has the focus, and is not in sight"
+        reached.append(name)
+        if name == "Save the table Result":
+            page.keyboard.press("Enter")
+            assert page.locator(".save[open]").count() == 1
+            page.keyboard.press("Escape")
+            assert page.locator(".save[open]").count() == 0
+    assert reached[0] == "Skip to the results"
+    assert {"☾ Dark", "Verdict", "Save the table Result", "All columns (7 more)", "data"} <= set(reached)
+    page.keyboard.press("Enter")
+    assert page.locator("#table-results th[aria-sort=ascending]").inner_text().strip() == "retention"
 
 
 def test_an_answer_has_an_address(open_page: OpenPage, quickstart_page: Path) -> None:

@@ -79,6 +79,12 @@ def test_an_error_under_json_is_an_object(lingraft: Command, arguments: list[str
         assert said == of_plain
 
 
+def test_all_columns_and_json_exclude_each_other(lingraft: Command) -> None:
+    done = lingraft("run", "no.yaml", "--wide", "--json")
+    assert done.returncode == 2
+    assert "--wide: goes without --json" in done.stderr
+
+
 def test_the_type_of_an_error_is_one_of_the_documented_ones(
     lingraft: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

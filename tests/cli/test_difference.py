@@ -50,7 +50,7 @@ def test_with_a_base_tables_tell_whether_the_updates_agree(
     files = ["--figure", str(tmp_path / "map.svg"), "--record", str(tmp_path / "record.json")]
     assert _run(["difference", *map(str, moved), "--base", str(tiny_model), *files]) == 0
     printed = capfd.readouterr().out
-    assert "By layer" in printed
+    assert ", by layer" in printed
     assert "update cosine" in printed
     assert "outside the layers" in printed
     assert "MPD" in printed

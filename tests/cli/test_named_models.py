@@ -77,6 +77,20 @@ def test_models_of_an_evaluation_have_the_names_that_are_given(tiny_model: Path,
     assert (record["inputs"]["model"], record["inputs"]["name"]) == ("other", "new")
     shown = lingraft("show", "predictions", "out", "--cell", "old", "--json")
     assert json.loads(shown.stdout)["before"] == "new"
+    # It has a page as well, and so has each model of it.
+    made = lingraft("report", "out", "--json")
+    assert made.returncode == 0, made.stderr
+    page = (Path("out") / "report" / "index.html").read_text()
+    assert json.loads(made.stdout)["page"] == "out/report/index.html"
+    assert "new - old" in page
+    assert "two models on the same items" in page
+    assert lingraft("report", "out/new", "--output", "new.html").returncode == 0
+    assert "what a model scored" in Path("new.html").read_text()
+    files = lingraft("report", "out", "--figures", "tables", "--format", "csv")
+    assert files.returncode == 0, files.stderr
+    assert len(list(Path("tables").glob("*.csv"))) == 3
+    Path("out/record.json").write_text('{"measure": "evaluate", "inputs": {}, "result": {}}')
+    assert "is damaged, or of another version" in lingraft("report", "out").stderr
 
 
 def test_sets_are_called_by_given_names_and_by_their_files(lingraft: Lingraft) -> None:

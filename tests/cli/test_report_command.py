@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,14 @@ def test_a_run_gets_its_page_and_what_failed_is_said(run: Path, lingraft: Lingra
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "Report: runs/tiny/report/index.html"
     assert "failed: similar / lora / seed 0: no memory" in done.stdout
+    assert (
+        "The only cell that is done has not kept English. plain (the lower bound) kept 80 % [70, 90]"
+        in done.stdout
+    )
+    assert "Not shown (`--wide` shows all): DES, corrected, MPD, change, de\n" in done.stdout
+    whole = lingraft("report", "runs/tiny", "--wide").stdout
+    assert "0.934 [0.92, 0.95]" in whole
+    assert "Not shown" not in whole
     assert "<h1>tiny</h1>" in (run / "report" / "index.html").read_text()
 
 
@@ -75,3 +84,31 @@ def test_what_is_no_run_is_refused_with_what_to_type(
     assert refused.stdout == ""
     assert Path("notes.txt").read_text() == "mine"
     assert not (run / "report").exists()
+
+
+def test_of_an_adaptation_the_page_that_it_wrote_is_named_or_copied(lingraft: Lingraft) -> None:
+    Path("german").mkdir()
+    Path("german/adaptation.html").write_text("its page")
+    done = lingraft("report", "german")
+    assert done.stdout == "Report: german/adaptation.html\n"
+    assert lingraft("report", "german", "--output", "copy.html").stdout == "Report: copy.html\n"
+    assert Path("copy.html").read_text() == "its page"
+    refused = lingraft("report", "german", "--figures", "out")
+    assert refused.returncode == 2
+    assert "nothing is left but its page" in refused.stderr
+
+
+def test_a_folder_that_cannot_be_written_gets_its_page_elsewhere(
+    run: Path, lingraft: Lingraft, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_writable(path: Path, mode: int) -> bool:  # as root, all of them are
+        return mode != os.W_OK or "runs" not in Path(path).parts
+
+    monkeypatch.setattr(os, "access", is_writable)
+    refused = lingraft("report", "runs/tiny")
+    assert refused.returncode == 2
+    assert (
+        "runs/tiny/report/index.html: cannot be written; name another place: --output PAGE.html."
+        in refused.stderr
+    )
+    assert lingraft("report", "runs/tiny", "--output", "page.html").returncode == 0

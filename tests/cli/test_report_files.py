@@ -54,7 +54,8 @@ def test_with_an_output_there_are_both(run: Path, lingraft: Lingraft) -> None:
     ("arguments", "says"),
     [
         (["--format", "pdf"], "--format: goes with --figures; add --figures FOLDER, or leave --format out."),
-        (["--wide"], "--wide: goes with --figures"),
+        (["--wide", "--json"], "--wide: goes without --json"),
+        (["--wide", "--watch"], "--wide: goes without --watch"),
         (
             ["--figures", "out", "--format", "pfd"],
             "--format pfd: is no format of figures or tables. Did you mean",

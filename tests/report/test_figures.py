@@ -20,12 +20,12 @@ from lingraft.evaluate.results import BitsPerCharacter, LanguageScore
 from lingraft.intervals.macro_mean import Interval
 from lingraft.measures.base import FROM_PHASE_ONE, Figure, Found, Measured, Plot, PlottedCell
 from lingraft.measures.drift import Drift, LayerPoint, upper_to_lower
-from lingraft.measures.look import COLOURS, INK, looks_of, shapes_of
+from lingraft.measures.look import BLUE, COLOURS, INK, VERMILLION, looks_of, shapes_of
 from lingraft.report.cells import chosen_cells, mean_of, non_dominated, shown_cells
 from lingraft.report.charts.abilities import bits_per_character, changes_by_task
 from lingraft.report.charts.trade_off import TOGETHER, trade_off
 from lingraft.report.charts.training import curves_of, smoothed, training_loss
-from lingraft.report.figures import job_of
+from lingraft.report.figures import DEEP, job_of
 from lingraft.report.labels import PLACES, Label, Spot, label_box, placed
 from lingraft.report.pairs import measures_of_cells
 from lingraft.report.runs import report_of
@@ -69,6 +69,16 @@ def test_every_colour_can_be_seen_on_light_and_on_dark_paper(colour: str, paper:
     assert (high + 0.05) / (low + 0.05) >= 3  # WCAG 1.4.11
 
 
+@pytest.mark.parametrize("deepest", [BLUE, VERMILLION])
+def test_texts_on_tiles_can_be_read_on_every_depth(deepest: str) -> None:
+    ends = [116 * luminance(colour) ** (1 / 3) - 16 for colour in ("#f3f3f3", deepest)]
+    for number in range(101):
+        depth = number / 100
+        light = ((ends[0] + (ends[1] - ends[0]) * depth + 16) / 116) ** 3  # as the scale mixes: in CIELAB
+        contrast = 1.05 / (light + 0.05) if depth > DEEP else (light + 0.05) / 0.05
+        assert contrast > 4.4
+
+
 def test_strategies_differ_in_colour_or_fill_and_the_bounds_are_drawn_in_ink() -> None:
     names = ["lora", "plain", "mixed", *(f"s{number}" for number in range(10))]
     looks = looks_of(names)
@@ -84,6 +94,18 @@ def test_the_non_dominated_cells_are_known_by_hand(tmp_path: Path) -> None:
     found = cells_at(tmp_path, [(0.5, 0.1), (0.4, 0.4), (0.3, 0.3), (0.4, 0.2), (0.1, 0.6), (0.5, 0.1)])
     names = [one.strategy for one in non_dominated(shown_cells(found))]
     assert names == ["s0", "s5", "s1", "s4"]  # s0 and s5 are equal: neither dominates the other
+
+
+def test_cells_of_other_tasks_dominate_each_other_in_nothing(tmp_path: Path) -> None:
+    first, second = cell_at(0.2, 0.2, "a", "plain"), cell_at(0.5, 0.5, "b", "plain")
+    assert len(non_dominated(shown_cells(result(tmp_path, [first, second])))) == 1
+    second = replace(
+        second, scores=replace(second.scores, tasks={"other/en": second.scores.tasks["worldbook:lookup/en"]})
+    )
+    found = result(tmp_path, [first, second])
+    assert len(non_dominated(shown_cells(found))) == 2
+    spec = trade_off(found).to_dict()
+    assert {row["panel"] for row in spec["data"]["values"] if row["kind"] == "cell"} == {"a", "b"}
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -135,7 +157,7 @@ def test_labels_of_twenty_points_lie_over_no_other_label_and_no_mark(seed: int) 
             )
 
 
-def test_a_label_that_has_no_room_is_shortened_or_left_out() -> None:
+def test_a_label_that_has_no_room_gives_way_to_a_shorter_one_or_is_left_out() -> None:
     sizes = [(620.0, 380.0)]
     assert placed([Spot(0.5, 0.5, ("x" * 200,))], sizes) == [None]
     assert placed([Spot(0.5, 0.5, ("x" * 200, "x"))], sizes) == [Label("x", 0)]
@@ -230,6 +252,8 @@ def test_a_training_that_cells_share_is_drawn_once_and_smoothed(tmp_path: Path) 
         ("two: similar", "plain"),
         ("two: similar", "lora"),
     ]
+    several = replace(found, cells=tuple(replace(cell, data=f"run 1: {cell.data}") for cell in found.done))
+    assert [one.phase for one in curves_of(several)][:2] == ["one: run 1: e", "two: run 1: similar"]
     rows = values_of(training_loss(found))
     assert [(row["step"], row["loss"], row["mean"]) for row in rows if row["phase"] == "one: e"] == [
         (1, 3.0, 3.0),
@@ -324,6 +348,13 @@ def test_what_was_trained_and_what_moved_is_read_from_the_records(is_combined: b
     ]
     names = {one.name for section in contents_of(report) for one in section.blocks if isinstance(one, Plot)}
     assert {"trained-parameters", "moved-weights"} <= names
+    odd = record(
+        tmp_path, "train", {"of": "odd"}, {"plan": [{"part": "layer x", "trainable": 1, "frozen": 1}]}
+    )
+    other = (
+        f"stages/evaluate-{record(tmp_path, 'evaluate', {'model': {'stage': odd}}, {})}/predictions.parquet"
+    )
+    assert trained_shares(report, replace(cell, predictions=other)) == ()
     for damaged in (tmp_path / "stages").glob("*/record.json"):
         damaged.write_text("{", encoding="utf-8")
     assert trained_shares(report, cell) == ()

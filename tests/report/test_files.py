@@ -139,8 +139,8 @@ def test_what_no_font_has_is_said_and_a_folder_of_fonts_mends_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_fonts: Path
 ) -> None:
     without_fonts(tmp_path, monkeypatch)
-    (said,) = write_figure(chart("ก & ก"), tmp_path / "a.pdf")
-    assert said.startswith("No font here has Thai: PDF and PNG show boxes.")
+    (said,) = write_figure(chart("ก & ก 😀"), tmp_path / "a.pdf")
+    assert said.startswith("No font here has Thai, U+1F600: PDF and PNG show boxes.")
     assert "fonts-noto-core" in said
     assert "--fonts FOLDER" in said
     assert write_figure(chart("ก & ก"), tmp_path / "b.pdf", own_fonts) == []
@@ -160,6 +160,7 @@ def test_signs_that_the_engine_sets_over_letters_are_said() -> None:
     assert pdf.crowded == ("Devanagari",)
     assert page == Drawing(page.content)
     assert font_warnings((), pdf.crowded)[0].startswith("In PDF and PNG signs of Devanagari overlap")
+    assert " and 2 more: " in font_warnings(map(str, range(10)), ())[0]
     assert len(font_warnings(("Devanagari", "Devanagari"), pdf.crowded)) == 1  # boxes overlap nothing
 
 

@@ -97,6 +97,25 @@ def test_long_names_lose_their_middle_which_is_said_once(
     assert note == f"4 names are cut in the middle (`--wide` shows them whole): {names} ..."
 
 
+def test_names_that_are_cut_stay_different(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("first: similar", "first: dissimilar", "second: similar", "second: dissimilar")
+    cells = [replace(done_cell("english_replay"), data=data) for data in names]
+    lines = printed(monkeypatch, study_table(result(tmp_path, cells)), "80")
+    shown = {line[:15] for line in lines if "▼" in line}
+    assert len(shown) == len(names)
+    assert max(map(cell_len, lines[:-2])) <= 80
+
+
+@given(
+    st.lists(st.text(alphabet="abc漢", min_size=1, max_size=25), min_size=1, max_size=6), st.integers(30, 60)
+)
+def test_cut_names_are_as_many_as_before(names: list[str], width: int) -> None:
+    columns = (Column("data", "d"), Column("score", "s"))
+    table = Table(columns, tuple((name, Entry("0.123", 0.123)) for name in names), 1)
+    cut = [row[0] for row in narrow(table, width, 2).table.rows]
+    assert len(set(cut)) == len(set(names))
+
+
 def test_a_file_gets_whole_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = "a_name_" * 12
     lines = printed(monkeypatch, study_table(result(tmp_path, [done_cell(name)])), None)

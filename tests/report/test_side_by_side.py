@@ -73,9 +73,9 @@ def test_what_was_lost_and_gained_is_counted_from_phase_one(tmp_path: Path) -> N
     assert [row[2] for row in found["scores"]] == [0, 1, 1, 0.25, 0.5]
     assert [found["texts"][row[2]] for row in found["answers"]] == ["non", "yes", "yes", "yes", "ye"]
     assert len(found["texts"]) == len(set(found["texts"]))
-    assert [one.item.name for one in view.examples] == ["a", "e", "b"]
+    assert [one.item.name for one in view.examples] == ["e", "a", "b"]
     assert [one.replies[2].outcome for one in view.examples if one.replies[2]] == [
-        *("lost, wrong language", "lost, truncated", "gained")
+        *("lost, truncated", "lost, wrong language", "gained")
     ]
 
 
@@ -87,9 +87,7 @@ def test_items_are_matched_by_what_was_asked_not_by_their_name(tmp_path: Path) -
     found = unpacked(view)
     assert [row[0] >= 0 for row in found["answers"]] == [True, False, False]
     assert found["texts"][found["answers"][2][2]] == "again"
-    assert view.remarks == (
-        "1 items were asked of one model only, or of each in another way; they are left out.",
-    )
+    assert view.remarks == ("Left out: 1 item was asked of one model only, or of each model in another way.",)
 
 
 def test_files_that_are_gone_or_damaged_are_counted_and_cost_no_others(tmp_path: Path) -> None:
@@ -174,6 +172,16 @@ def test_long_answers_are_cut_only_where_not_all_fits(tmp_path: Path) -> None:
     view = answering(report, budget=20_000)
     assert view.remarks == ("3 texts are cut after 4,000 characters.",)
     assert max(map(len, unpacked(view)["texts"])) == 4_002
+
+
+def test_examples_are_short_and_hold_the_end_of_a_prompt(tmp_path: Path) -> None:
+    before = [prediction("a", 1.0, prompt="shot " * 1_000 + "What?")]
+    after = [prediction("a", 0.0, "no " * 1_000, prompt="shot " * 1_000 + "What?")]
+    (example,) = answering(report_with(tmp_path, before, before, after)).examples
+    assert example.item.prompt.endswith("shot What?")
+    assert example.replies[2] is not None
+    assert example.replies[2].text.endswith(" …")
+    assert max(len(example.item.prompt), len(example.replies[2].text)) < 610
 
 
 def test_the_page_of_many_cells_stays_small(run: Path, tmp_path: Path) -> None:

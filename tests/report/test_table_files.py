@@ -98,6 +98,11 @@ def test_latex_has_the_sign_the_interval_and_the_best_in_bold() -> None:
     assert r"a & \textbf{\(-\)0.123} {\scriptsize [\(-\)0.20, \(-\)0.05]} \(\blacktriangledown\) \\" in text
     assert "b & -- \\\\" in text
     assert r"\begin{tabular}{lr}" in text
+    assert (
+        "% Bold: the best of a column, and all that cannot be distinguished from it.\n% ▲ rose, ▼ fell,"
+        in text
+    )
+    assert "Bold" not in table_texts(table(("a", Entry("1", 1), "-"))).latex
     assert text.startswith("% Title \\bad\n% How to read it\n")
 
 

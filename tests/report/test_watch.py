@@ -13,18 +13,27 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import psutil
 import pytest
 import yaml
+from example_result import failed_cell, result
 
 from lingraft.config.named import named
 from lingraft.errors import ConfigError
 from lingraft.report import watch
 from lingraft.report.watch import serving
+from lingraft.stage import Json, StageSpec, Work, Workplace
+from lingraft.study.execute import Executor
+from lingraft.study.plan import Plan, listed_stages
+from lingraft.study.result import write_result
+from lingraft.study.store import Store
+from lingraft.study.under_way import UnderWayFile
+from lingraft.study.unused import write_plan
 
 LINGRAFT = [sys.executable, "-c", "from lingraft.cli.main import main; main()"]
 _EVALUATED = [{"task": "worldbook:lookup", "limit": 12, "max_new_tokens": 16}]
@@ -75,7 +84,7 @@ def asked(client: httpx.Client) -> dict[str, Any]:
 
 
 def until(
-    client: httpx.Client, holds: Callable[[dict[str, Any]], Any], seconds: float = 90.0
+    client: httpx.Client, holds: Callable[[dict[str, Any]], Any], seconds: float = 300.0
 ) -> dict[str, Any]:
     """Return the first status that something holds for."""
     end = time.monotonic() + seconds
@@ -87,6 +96,7 @@ def until(
     raise AssertionError(f"it never came: {found}")
 
 
+@pytest.mark.slow
 def test_a_study_is_watched_from_its_beginning_over_its_death_to_its_end(
     tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -115,7 +125,7 @@ def test_a_study_is_watched_from_its_beginning_over_its_death_to_its_end(
             answer = found["status"]["at_work"]["answers"][0]
             assert answer["task"].startswith("worldbook:lookup")
             assert answer["prompt"].startswith("<|im_start|>user\n")
-            assert run.wait(120) == 0
+            assert run.wait(300) == 0
         done = until(client, lambda one: one["status"]["state"] != "under way")
         assert done["status"]["state"] == "done"
         assert done["status"]["at_work"] is None
@@ -131,6 +141,56 @@ def test_a_study_is_watched_from_its_beginning_over_its_death_to_its_end(
         assert client.get("/").status_code == 200  # the last page
     with pytest.raises(httpx.ConnectError):
         httpx.get(address)
+
+
+@dataclass(frozen=True, eq=False)
+class Asking(StageSpec):
+    """An evaluation that does what a test says."""
+
+    kind: ClassVar[str] = "evaluate"
+
+    act: Callable[[Workplace], None]
+
+    @property
+    def inputs(self) -> dict[str, Json]:
+        return {"label": self.label}
+
+    def work(self, place: Workplace) -> Work:
+        self.act(place)
+        return Work({}, {})
+
+
+def test_a_page_follows_a_run_and_opens_anew_with_its_results(tmp_path: Path) -> None:
+    hostile = "<script>alert(1)</script>"
+    with serving(named(str(tmp_path))) as address, httpx.Client(base_url=address, timeout=60) as client:
+        first = client.get("/").text
+        assert "There are no results yet" in first
+        assert f'data-version="{asked(client)["page"]}"' in first
+
+        def ask(place: Workplace) -> None:
+            place.watcher.answered(hostile, hostile, hostile)
+            place.progressed(1, 4, "items")
+            found = until(
+                client, lambda one: one["status"]["at_work"] and one["status"]["at_work"]["answers"]
+            )
+            assert found["status"]["state"] == "under way"
+            assert found["status"]["at_work"]["answers"][0]["answer"] == hostile
+            assert client.get("/status").headers["content-type"] == "application/json"
+            assert hostile not in client.get("/").text
+
+        stage = Asking("base", ask)
+        plan = Plan((stage,), None, (), (), frozenset({stage.fingerprint}), frozenset(), {}, ())
+        with Store(tmp_path) as store, UnderWayFile(tmp_path) as said:
+            (tmp_path / "study.yaml").touch()
+            write_plan(tmp_path, listed_stages(plan))
+            list(Executor(store, said=said).run(plan))
+            write_result(result(tmp_path, [failed_cell("lora")]))
+        done = until(client, lambda one: one["status"]["state"] == "done")
+        until(client, lambda one: int(one["page"]) > int(done["page"]) or "lora" in client.get("/").text)
+        page = client.get("/").text
+        assert 'id="results"' in page
+        assert "lora" in page
+        assert f'data-version="{asked(client)["page"]}"' in page
 
 
 @pytest.fixture(scope="module")

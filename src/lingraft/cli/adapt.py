@@ -11,6 +11,7 @@ import typer
 from lingraft import stopping
 from lingraft.cli.options import (
     DataDirOption,
+    FontsOption,
     GgufOption,
     JsonOption,
     OverwriteOption,
@@ -29,7 +30,7 @@ from lingraft.cli.output import (
     shown_message,
     tags_of,
 )
-from lingraft.errors import ConfigError, ModelError
+from lingraft.errors import ConfigError, FigureError, ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -112,6 +113,10 @@ def adapt(
     push: PushOption = None,
     private: PrivateOption = False,
     gguf: GgufOption = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="Write the trade-off as .svg, .png, .pdf or .html.")
+    ] = None,
+    fonts: FontsOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Look and say what is expected; train nothing.")
     ] = False,
@@ -124,7 +129,11 @@ def adapt(
     """
     stopping.keeps(f"what was finished is kept; {stopping.GOES_ON}")
     from lingraft.config.adaptation import name_of_adapted
+    from lingraft.report.formats import check_figure
 
+    check_figure(figure, fonts)
+    if figure is not None and dry_run:
+        raise ConfigError("--figure: goes without --dry-run, which trains nothing; leave one of the two out.")
     options = {
         "max_loss": max_loss,
         "english_data": english_data,
@@ -148,6 +157,8 @@ def adapt(
     from lingraft.cli.progress import ProgressWatcher
     from lingraft.records import to_json
     from lingraft.report.adaptation import adaptation_table, render_adaptation
+    from lingraft.report.adaptation_figure import adaptation_trade_off
+    from lingraft.report.files import write_figure
     from lingraft.train.processes import Processes
 
     quieten_loading()
@@ -186,6 +197,14 @@ def adapt(
         print_result(f"Page: {output / PAGE}")
     for line in delivery.send():
         print_message(line)
+    if figure is not None:
+        chart = adaptation_trade_off(adapted)
+        if chart is None:
+            raise FigureError(
+                f"{figure}: the figure is not drawn: no model has both a loss and a gain; all else is done."
+            )
+        for warning in write_figure(chart, figure, fonts):
+            print_message(warning, "yellow")
     raise typer.Exit(EXIT_CODES[adapted.answer])
 
 

@@ -154,7 +154,7 @@ def check(
             named[1].value,
             named[0].value,
             gate,
-            names=(named[1].name, named[0].name),
+            names=(named[1].label, named[0].label),
             folder=output,
             trust_remote_code=trust_remote_code,
             watcher=bars,

@@ -188,7 +188,7 @@ def evaluate(
     for note in asked.notes:
         print_message(f"! {note}", "yellow")
     options = asked.to_json()
-    labels = [one.name if one.is_given else one.value for one in named]
+    labels = [one.label for one in named]
     titles = dict(zip(labels, (one.name for one in named), strict=True))
     names = folder_names(labels)
     folder = output or Path("runs") / "evaluate" / f"{'+'.join(names)}-{suite}"

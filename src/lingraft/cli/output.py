@@ -274,6 +274,9 @@ def check_page(path: Path, option: str, *, is_given: bool) -> None:
         )
     if is_given:
         check_folder(path)
+    place = next((one for one in (path.parent, path.parent.parent) if one.is_dir()), None)
+    if place is not None and not os.access(path if path.exists() else place, os.W_OK):
+        raise ConfigError(f"{begin}: cannot be written; name another place: {option} PAGE.html.")
     if not path.exists():
         return
     try:

@@ -10,11 +10,13 @@ import typer
 from lingraft import stopping
 from lingraft.cli.options import FontsOption, JsonOption
 from lingraft.cli.output import check_page, print_json, print_message, print_result, shown, shown_message
+from lingraft.cli.study_table import print_study
 from lingraft.errors import ConfigError, FigureError
 
 if TYPE_CHECKING:
     from lingraft.config.named import Named
     from lingraft.report.files import WrittenFiles
+    from lingraft.report.folders import OtherFolder
     from lingraft.report.runs import Report
 
 
@@ -48,7 +50,10 @@ def report(
         ),
     ] = None,
     wide: Annotated[
-        bool, typer.Option("--wide", help="All columns in LaTeX and Markdown, not the essential ones alone.")
+        bool,
+        typer.Option(
+            "--wide", help="All columns, printed and in LaTeX and Markdown, not the essential ones."
+        ),
     ] = False,
     fonts: FontsOption = None,
     watch: Annotated[
@@ -72,12 +77,15 @@ def report(
     # Wrong input is refused before anything heavy is imported.
     from lingraft.config.named import named
     from lingraft.config.paths import user_path
-    from lingraft.records import to_json
+    from lingraft.records import to_json, write_text_atomically
     from lingraft.report.formats import check_files_folder, check_fonts, checked_formats
 
-    for option, is_given in (("--format", formats), ("--wide", wide), ("--fonts", fonts)):
+    for option, is_given in (("--format", formats), ("--fonts", fonts)):
         if is_given and figures is None:
             raise ConfigError(f"{option}: goes with --figures; add --figures FOLDER, or leave {option} out.")
+    if wide and (watch or (json and figures is None)):
+        option = "--watch" if watch else "--json"
+        raise ConfigError(f"--wide: goes without {option}, which prints no table; leave one of the two out.")
     if port is not None and not watch:
         raise ConfigError(
             "--port: goes with --watch, which serves the page; add --watch, or leave --port out."
@@ -96,7 +104,8 @@ def report(
     check_fonts(fonts)
 
     from lingraft.report.files import WrittenFiles, write_files
-    from lingraft.report.page import PAGE, write_page
+    from lingraft.report.folders import other_folder
+    from lingraft.report.page import PAGE, render, write_page
     from lingraft.report.runs import read_report
     from lingraft.report.sections import contents_of
 
@@ -106,45 +115,77 @@ def report(
         check_page(place, "--output", is_given=output is not None)
     if figures is not None:
         check_files_folder(figures)
-    found = read_report(runs)
-    files = WrittenFiles(())
+    other = other_folder(user_path(named(runs[0]).value)) if len(runs) == 1 else None
+    if other is not None and other.page is None:
+        _show_written(other, output, figures, json=json)
+        return
+    page = None if other is None else other.page
+    found = read_report(runs) if page is None else None
+    files, path = WrittenFiles(()), place if has_page else None
     if figures is not None:
-        files = write_files(contents_of(found), figures, chosen, fonts=fonts, wide=wide)
-    path = write_page(found, place, reported=print_message) if has_page else None
+        sections = page.sections if page is not None else () if found is None else contents_of(found)
+        files = write_files(sections, figures, chosen, fonts=fonts, wide=wide)
+    if path is not None and found is not None:
+        write_page(found, path, reported=print_message)
+    elif path is not None and page is not None:
+        path.parent.mkdir(exist_ok=True)
+        write_text_atomically(path, render(page, print_message))
     for warning in files.warnings:
         print_message(warning, "yellow")
     if json:
-        of_runs = [
-            {"name": one.name, "folder": str(one.folder), "remarks": one.remarks} for one in found.runs
-        ]
-        page = None if path is None else str(path)
-        of_files = [{"path": str(one.path), "title": one.title} for one in files.files]
+        shown_runs = () if found is None else found.runs
         print_json(
             {
                 "format": 1,
-                "page": page,
-                "files": of_files,
-                "runs": of_runs,
-                "remarks": found.remarks,
-                "result": to_json(found.result),
+                "page": None if path is None else str(path),
+                "files": [{"path": str(one.path), "title": one.title} for one in files.files],
+                "runs": [
+                    {"name": one.name, "folder": str(one.folder), "remarks": one.remarks}
+                    for one in shown_runs
+                ],
+                "remarks": () if found is None else found.remarks,
+                "result": to_json(found.result) if found is not None else other and other.result,
             }
         )
     else:
-        _print(found, files, path)
+        _print(found, files, path, wide=wide)
     if files.problems:
         raise FigureError(f"{'; '.join(files.problems)}; all else is done.")
 
 
-def _print(found: Report, files: WrittenFiles, page: Path | None) -> None:
+def _show_written(other: OtherFolder, output: Path | None, figures: Path | None, *, json: bool) -> None:
+    """Say where the page is that the command wrote which made the folder: it has all that is left of it."""
+    from lingraft.records import write_text_atomically
+
+    written = other.written
+    if written is None:
+        return
+    if figures is not None:
+        raise ConfigError(
+            f"--figures: of {written.parent} nothing is left but its page, {written}; leave it out."
+        )
+    if output is not None:
+        write_text_atomically(output, written.read_text(encoding="utf-8"))
+    path = str(output or written)
+    if json:
+        print_json({"format": 1, "page": path, "files": [], "runs": [], "remarks": [], "result": None})
+    else:
+        print_result(f"Report: {path}")
+
+
+def _print(found: Report | None, files: WrittenFiles, page: Path | None, *, wide: bool) -> None:
+    """Print what must be known of the runs, and what was written; None: it is of no study."""
     from lingraft.report.notes import failures
 
-    for remark in found.remarks:
-        print_result(shown_message(remark))
-    for one in found.runs:
-        for remark in one.remarks:
-            print_result(shown_message(f"{one.name}: {remark}"))
-    for failure in failures(found.result):
-        print_result(shown_message(f"failed: {failure}"))
+    if found is not None:
+        print_study(found, wide=wide)
+        for remark in found.remarks:
+            print_result(shown_message(remark))
+        for one in found.runs:
+            for remark in one.remarks:
+                print_result(shown_message(f"{one.name}: {remark}"))
+        for failure in failures(found.result):
+            print_result(shown_message(f"failed: {failure}"))
     width = max((len(str(one.path)) for one in files.files), default=0)
     for written in files.files:
         print_result(shown(f"{written.path!s:<{width}}  {written.title}"))

@@ -19,7 +19,8 @@ from lingraft.cli.output import (
     quieten_loading,
     shown_message,
 )
-from lingraft.errors import EXIT_ANSWER_IS_NO, DiskError
+from lingraft.cli.study_table import print_study
+from lingraft.errors import EXIT_ANSWER_IS_NO, ConfigError, DiskError
 
 if TYPE_CHECKING:
     from lingraft.config.schema import Study
@@ -90,6 +91,8 @@ def run(
     stopping.keeps(f"no stage was begun, those of earlier runs are kept; {stopping.GOES_ON}")
     from lingraft.study.checks import load_study
 
+    if wide and json:
+        raise ConfigError("--wide: goes without --json, which has everything; leave one of the two out.")
     # Wrong input is reported before anything heavy is imported.
     loaded = load_study(study, overrides or (), Path())
 
@@ -98,10 +101,8 @@ def run(
     from lingraft.records import to_json
     from lingraft.report.notes import checkpoint_lines, failures, model_notes, notes, summed_up, unused_notes
     from lingraft.report.page import write_page
-    from lingraft.report.rivals import best_cells
     from lingraft.report.runs import report_of
-    from lingraft.report.tables import forgetting_table, study_table
-    from lingraft.report.verdict import verdict_of
+    from lingraft.report.tables import forgetting_table
     from lingraft.study.run import run_study
     from lingraft.train.processes import Processes
 
@@ -127,8 +128,7 @@ def run(
     if json:
         print_json(to_json(result))
     else:
-        print_table(study_table(result, best_cells(result, report.comparer)), loaded.name, essential=not wide)
-        print_result(shown_message(verdict_of(report).sentence))
+        print_study(report, wide=wide)
         if len(loaded.phases) > _MANY_PHASES:
             for kind, title in _MATRICES:
                 matrix = forgetting_table(result, kind, with_intervals=False)

@@ -23,6 +23,11 @@ class Named:
     value: str
     is_given: bool = False
 
+    @property
+    def label(self) -> str:
+        """What objects and records are keyed by: the name, but of one that is just a path's end all of the path."""
+        return self.value if self.value.endswith(self.name) and not self.is_given else self.name
+
 
 def named(written: str) -> Named:
     """Return what `NAME=PATH` or `PATH` stands for; without a name it is the path's own.

@@ -109,7 +109,7 @@ class Training(Section):
     save_minutes: float = Field(10.0, ge=0, le=10_080)
     """Minutes between resumable checkpoints; 0: by steps alone. Both 0: nothing is saved before the phase is done."""
     report_to: tuple[str, ...] = ()
-    """Trackers of transformers.Trainer: tensorboard, wandb, mlflow, ..."""
+    """Trackers of transformers.Trainer: tensorboard, trackio, wandb, mlflow, ..."""
 
 
 def _or_absent(field: FieldInfo) -> tuple[Any, FieldInfo]:

@@ -140,14 +140,14 @@ def _plot(
             draw, [replace(one, panel=one.data if are_apart else "") for own in drawn.values() for one in own]
         ),
         "Two line charts over the decoder layers. Mean change of the covariance in the upper third of the layers "
-        f"over that in the lower third: {'; '.join(ratios[:_MOST_TOLD]) or 'not known'}.",
+        f"over that in the lower third: {'; '.join(ratios[:_MOST_NAMED]) or 'not known'}.",
     )
 
 
 _MOST_PANELS: Final = 12  # data sets drawn apart
 _MOST_LINES: Final = 10  # strategies of one picture
 _MOST_POINTS: Final = 2500  # of all lines
-_MOST_TOLD: Final = 12  # cells in a text alternative
+_MOST_NAMED: Final = 12  # cells in a text alternative
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,11 +186,15 @@ def _points(cell: PlottedCell) -> list[LayerPoint]:
             cell.data,
             cell.strategy,
             number,
-            mean_of_known([one["mean_cosine"] for one in own]),
-            mean_of_known([one["covariance_change"] for one in own]),
+            mean_of_known([_number(one.get("mean_cosine")) for one in own]),
+            mean_of_known([_number(one.get("covariance_change")) for one in own]),
         )
         for number, own in sorted(layers.items())
     ]
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
 
 
 def upper_to_lower(points: Sequence[LayerPoint]) -> float | None:

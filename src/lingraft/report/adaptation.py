@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from lingraft.adapt.history import History, Learnt
 from lingraft.adapt.outlook import outlook_lines
-from lingraft.adapt.promise import AbilityLoss, Gain, ability_name
+from lingraft.adapt.promise import ability_name
 from lingraft.adapt.result import Adapted, Point, point_name
 from lingraft.measures.base import Plot
+from lingraft.report.adaptation_entries import gain_entry, loss_entry
 from lingraft.report.contents import Lines, PlacedTable, Section
 from lingraft.report.page import EMBEDDED_NOTICE, Page, render
-from lingraft.report.signs import LIMIT_WORDS, SIGNS
+from lingraft.report.signs import LIMIT_WORDS
 from lingraft.report.tables import ABSENT, Column, Entry, Table, counted, written
 
 if TYPE_CHECKING:
@@ -81,24 +82,6 @@ def _row(point: Point, items: str, kept: str, certified: str) -> tuple[str, ...]
 
 def _percent(share: float) -> str:
     return f"{100 * share:g} %"
-
-
-def loss_entry(loss: AbilityLoss) -> Entry:
-    """Return what was lost of an ability, in per cent of the start's score, with its interval."""
-    if loss.loss is None or loss.low is None or loss.high is None:
-        return Entry(ABSENT)
-    text = f"{100 * loss.loss:.1f} % [{100 * loss.low:.1f}, {100 * loss.high:.1f}]"
-    return Entry(text, loss.loss, loss.low, loss.high)
-
-
-def gain_entry(gain: Gain | None) -> Entry:
-    """Return what was gained, with its interval and its sign."""
-    if gain is None:
-        return Entry(ABSENT)
-    interval = "" if gain.low is None or gain.high is None else f" [{gain.low:+.2f}, {gain.high:+.2f}]"
-    return Entry(
-        f"{gain.value:+.3f}{interval} {SIGNS[gain.answer]}", gain.value, gain.low, gain.high, gain.answer
-    )
 
 
 def promise_table(adapted: Adapted) -> Table:

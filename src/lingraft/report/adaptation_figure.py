@@ -7,7 +7,7 @@ import altair as alt
 from lingraft.adapt.promise import ability_name
 from lingraft.adapt.result import Adapted
 from lingraft.measures.look import BLUE, INK, VERMILLION, WIDTH
-from lingraft.report.adaptation import gain_entry, loss_entry
+from lingraft.report.adaptation_entries import gain_entry, loss_entry
 from lingraft.report.figures import tooltips
 
 

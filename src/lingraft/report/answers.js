@@ -234,7 +234,11 @@
     function change(what, keepsPage = false) {
       state = { ...state, ...(keepsPage ? {} : { page: 0, item: -1 }), ...what };
       draw();
-      history.replaceState(null, "", linkOf(state));
+      try {
+        history.replaceState(null, "", linkOf(state));
+      } catch {
+        // A page inside of another one has no address of its own; then links cannot be made.
+      }
     }
 
     /** Show what the address names; what it does not know of that is left out. */

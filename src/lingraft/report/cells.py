@@ -46,6 +46,11 @@ class ShownCell:
         """Whether it is the lower or the upper bound."""
         return self.strategy in (PLAIN, MIXED)
 
+    @property
+    def asked(self) -> frozenset[str]:
+        """The tasks, with their languages, that it has scores of: cells of other tasks compare with it in nothing."""
+        return frozenset(self.seeds[0].scores.tasks)
+
     @cached_property
     def task_ability(self) -> Interval | None:
         """Mean over the seeds; None: not measured."""
@@ -87,20 +92,24 @@ def shown_cells(result: StudyResult) -> tuple[ShownCell, ...]:
 
 
 def non_dominated(cells: Sequence[ShownCell]) -> tuple[ShownCell, ...]:
-    """Return the cells that no other one is as good as in both abilities and better in one; language ability rises."""
+    """Return the cells that no other one of the same tasks is as good as in both abilities and better in one.
+
+    They are in the order of their language ability, the lowest first.
+    """
     known = [
-        (one.language_ability.value, one.task_ability.value, one)
-        for one in cells
+        (one.language_ability.value, one.task_ability.value, one.asked, number, one)
+        for number, one in enumerate(cells)
         if one.language_ability is not None and one.task_ability is not None
     ]
     kept = [
         (language, -task, number, cell)
-        for number, (language, task, cell) in enumerate(known)
+        for language, task, asked, number, cell in known
         if not any(
             other_language >= language
             and other_task >= task
             and (other_language, other_task) != (language, task)
-            for other_language, other_task, _ in known
+            and other_asked == asked
+            for other_language, other_task, other_asked, *_ in known
         )
     ]
     return tuple(cell for *_, cell in sorted(kept, key=lambda one: one[:3]))

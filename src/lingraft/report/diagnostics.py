@@ -9,7 +9,7 @@ import altair as alt
 from lingraft.intervals.macro_mean import mean_of_known
 from lingraft.measures.drift import LayerPoint, layer_curves
 from lingraft.measures.look import BLUE, VERMILLION, looks_of, shapes_of
-from lingraft.report.figures import GRID, rounded, tooltips
+from lingraft.report.figures import GRID, rounded, text_on, tooltips
 from lingraft.report.tables import Column, Table, counted, written
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def similarity_figure(found: Comparison) -> alt.LayerChart:
     tiles = base.mark_rect().encode(color=alt.Color("similarity:Q", scale=scale, title="DES (corrected)"))
     numbers = base.mark_text().encode(
         text=alt.Text("similarity:Q", format=".3f"),
-        color=alt.condition("datum.similarity > 0.55", alt.value("white"), alt.value("#10202f")),
+        color=text_on("similarity"),
     )
     return alt.layer(tiles, numbers).properties(
         width=alt.Step(90), height=alt.Step(40), title=f"encoder: {found.encoder}"

@@ -22,6 +22,7 @@ NARROW: Final = 280
 """Of a plot in a window of 360 pixels."""
 GRID: Final = "#88888840"
 MOST_IN_LEGEND: Final = 20
+DEEP: Final = 0.92  # of the way from nearly white to a tile's deepest colour; white text is on no paler ones
 _LOOK: Final = {
     "aria": False,  # the page has a text alternative for the figure as a whole
     "mark": {"aria": False},  # of layers, which the line above does not reach
@@ -83,7 +84,7 @@ def said_change(one: Changed) -> str:
     return f"{said(one, '+.3f')} {SIGNS[one.answer]}"
 
 
-def shortened(name: str, most: int = 30) -> str:
+def limited(name: str, most: int = 30) -> str:
     """Return a name for a label; the whole of it is shown on hover."""
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
@@ -131,6 +132,15 @@ def diverging_scale(most: float) -> alt.Scale:
     return alt.Scale(
         domain=[-most, 0, most], range=[VERMILLION, "#f3f3f3", BLUE], interpolate="lab", clamp=True
     )
+
+
+def text_on(depth: str) -> Any:
+    """Return the colour of a text on a tile: black, on the deepest colours white; its contrast is at least 4.4.
+
+    Args:
+        depth: The field that says, from 0 to 1, how far the tile's colour is from nearly white.
+    """
+    return alt.condition(f"datum.{depth} > {DEEP}", alt.value("#ffffff"), alt.value("#000000"))
 
 
 def columns_of(width: int, gap: int, labels: int = 60) -> int:

@@ -32,6 +32,7 @@ _STYLED: Final = re.compile(
     re.IGNORECASE,
 )
 _FIRST: Final = ("LiberationSans-Regular", "DejaVuSans", "NotoSans-Regular")
+_NAMED: Final = 8  # scripts and symbols in a warning
 _UNDRAWABLE: Final = "\U0001fffe"  # no character, so no font has it: the engine draws a box
 
 
@@ -59,7 +60,7 @@ class Fitted:
 
     Attributes:
         svg: The drawing.
-        boxes: Scripts of which no font has a character: the engine draws boxes.
+        boxes: Scripts of which no font has a character, and symbols by their number: the engine draws boxes.
         crowded: Scripts with signs beside their letters, such as vowels, which the engine sets over them.
     """
 
@@ -93,7 +94,7 @@ def fit_fonts(svg: str, folder: Path | None) -> Fitted:
 
     found = _TEXT.sub(fitted, svg)
     unknown = [one for one in foreign if _face(frozenset(one), folder) is None]
-    examples = {script_name(one): one for one in unknown}
+    examples = {_name_of(one): one for one in unknown}
     return Fitted(
         svg=found,
         boxes=tuple(script for script, one in examples.items() if _is_box(one)),
@@ -107,9 +108,10 @@ def font_warnings(boxes: Iterable[str], crowded: Iterable[str]) -> list[str]:
     """Return what to say of scripts that figures hold as boxes, or crowded; each may be named several times."""
     warnings = []
     if lacking := sorted(set(boxes)):
+        more = f" and {len(lacking) - _NAMED} more" if len(lacking) > _NAMED else ""
         warnings.append(
-            f"No font here has {', '.join(lacking)}: PDF and PNG show boxes. Install fonts that do (`apt install "
-            "fonts-noto-core fonts-noto-cjk`), or name a folder that holds some: --fonts FOLDER."
+            f"No font here has {', '.join(lacking[:_NAMED])}{more}: PDF and PNG show boxes. Install fonts that do "
+            "(`apt install fonts-noto-core fonts-noto-cjk`), or name a folder that holds some: --fonts FOLDER."
         )
     if overlapping := sorted(set(crowded) - set(lacking)):
         warnings.append(
@@ -117,6 +119,12 @@ def font_warnings(boxes: Iterable[str], crowded: Iterable[str]) -> list[str]:
             "right, or print the page as a PDF."
         )
     return warnings
+
+
+def _name_of(character: str) -> str:
+    """Return what a warning calls a character: its script, which is tested by one of them, or of a symbol itself."""
+    name = script_name(character)
+    return f"U+{ord(character):04X}" if name == "symbols" else name
 
 
 def _spans(text: str, folder: Path | None) -> str:

@@ -63,6 +63,7 @@ def latex_table(table: Table, title: str = "", caption: str = "", *, wide: bool 
     comments = [
         title,
         caption,
+        *shown.marks,
         *(f"{', '.join(names)}: {meaning}" for meaning, names in meanings.items()),
         f"Left out (--wide writes them, CSV has them): {', '.join(left_out)}." if left_out else "",
         r"Needs \usepackage{booktabs}, and \usepackage{amssymb} for the signs. Too wide: "

@@ -34,6 +34,7 @@ class Drawn:
         rows: All rows.
         detail: How many columns are folded at first.
         on_paper: How the others fit on a page: empty as they are, `small`, or on its side (`wide`).
+        has_best: Whether entries are marked as the best of their column.
     """
 
     heads: tuple[str, ...]
@@ -41,6 +42,7 @@ class Drawn:
     rows: Markup
     detail: int
     on_paper: str
+    has_best: bool
 
 
 def drawn(table: Table) -> Drawn:
@@ -78,6 +80,7 @@ def drawn(table: Table) -> Drawn:
         rows=Markup("\n".join(rows)),
         detail=sum(column.is_detail for column in table.columns),
         on_paper="" if needed <= _PAPER_MM else "small" if _SMALLEST * needed <= _PAPER_MM else "wide",
+        has_best=any(isinstance(text, Entry) and text.is_best for row in table.rows for text in row),
     )
 
 

@@ -10,6 +10,7 @@ from rich.cells import cell_len
 from lingraft.report.tables import Entry, Table
 
 ELLIPSIS = "…"
+_SHARES = (0.5, 0.7, 0.3, 0.85, 0.15)
 _JOINER = "\u200d"  # of two emoji into one
 _SHORTEST_NAME = 12  # characters of a name that columns give way for
 
@@ -52,20 +53,21 @@ def narrow(table: Table, width: int, gap: int, *, names_whole: bool = False) -> 
         return sum(columns) + gap * (len(columns) - 1)
 
     whole = [_width(table.columns[i].title, wide[i]) for i in keys]
-    least = whole if names_whole else [min(own, _SHORTEST_NAME) for own in whole]
+    least = whole if names_whole else [_least(table.columns[i].title, wide[i]) for i in keys]
     while len(kept) > 1 and total(least) > width:
         kept.pop()
     if total(least) > width:
         chosen[kept[0]] = forms[kept[0]][2]
     names = list(whole)
-    while not names_whole and total(names) > width and max(names) > _SHORTEST_NAME:
-        names[names.index(max(names))] -= 1
+    while not names_whole and total(names) > width and names != least:
+        spare = [own - shortest for own, shortest in zip(names, least, strict=True)]
+        names[spare.index(max(spare))] -= 1
     for level in (1, 0):  # what there is room for after all, from the first column on
         for i in kept:
             before, chosen[i] = chosen[i], forms[i][level]
             if total(names) > width:
                 chosen[i] = before
-    columns = [[without_middle(text, names[i]) for text in wide[i]] for i in keys] + [chosen[i] for i in kept]
+    columns = [_cut(wide[i], names[i]) for i in keys] + [chosen[i] for i in kept]
     places = [*keys, *kept]
     titles = [_wrapped(table.columns[i].title, own) for i, own in zip(places, columns, strict=True)]
     cut = (wide[i][row] for i in keys for row in range(len(table.rows)) if columns[i][row] != wide[i][row])
@@ -80,8 +82,14 @@ def narrow(table: Table, width: int, gap: int, *, names_whole: bool = False) -> 
     )
 
 
-def without_middle(text: str, width: int) -> str:
-    """Return a text without its middle, where it is wider; letters stay with their marks."""
+def without_middle(text: str, width: int, share: float = 0.5) -> str:
+    """Return a text without its middle, where it is wider; letters stay with their marks.
+
+    Args:
+        text: The text.
+        width: Of what is returned, at most.
+        share: Of what is left, how much stands before the gap.
+    """
     if cell_len(text) <= width:
         return text
     letters: list[str] = []
@@ -92,12 +100,27 @@ def without_middle(text: str, width: int) -> str:
             letters.append(character)
     head, tail = "", ""
     while letters:
-        from_start = cell_len(head) <= cell_len(tail)
+        from_start = cell_len(head) * (1 - share) <= cell_len(tail) * share
         longer = head + letters.pop(0) if from_start else letters.pop() + tail
         if cell_len(longer) + cell_len(tail if from_start else head) + len(ELLIPSIS) > width:
             break
         head, tail = (longer, tail) if from_start else (head, longer)
     return f"{head}{ELLIPSIS}{tail}"
+
+
+def _cut(names: Sequence[str], width: int) -> list[str]:
+    """Return names in `width` characters, cut where they stay different; where they would not, a little wider."""
+    for own in range(width, max(map(cell_len, names), default=width) + 1):
+        for share in _SHARES:
+            cut = [without_middle(name, own, share) for name in names]
+            if len(set(cut)) == len(set(names)):
+                return cut
+    return list(names)
+
+
+def _least(title: str, names: Sequence[str]) -> int:
+    """Return in how few characters a column of names can stand."""
+    return _width(title, _cut(names, min(_width(title, names), _SHORTEST_NAME)))
 
 
 def _cells_of(table: Table, column: int, level: int) -> list[str]:

@@ -12,7 +12,8 @@ from lingraft.errors import EvaluationError
 from lingraft.evaluate.common_items import common_items
 from lingraft.evaluate.predictions import ItemScore, read_item_scores
 from lingraft.evaluate.scores import difference_over_seeds, measured_by
-from lingraft.intervals.macro_mean import Difference
+from lingraft.intervals.macro_mean import Difference, Interval
+from lingraft.report.cells import mean_of
 from lingraft.study.result import CellResult, StudyResult
 
 Compared = Literal["task_ability", "language_ability"]
@@ -40,7 +41,7 @@ class Comparer:
     def __init__(self, path_of: Callable[[str], Path | None]) -> None:
         """Take where a file of a run folder lies; None: it is gone."""
         self._path_of = path_of
-        self._read: dict[str, tuple[ItemScore, ...] | None] = {}
+        self._read: dict[tuple[str, Compared], _Items | None] = {}
         self._compared: dict[tuple[Compared, str, str], Difference | None] = {}
 
     def rivals(self, ability: Compared, best: Candidate, others: Sequence[Candidate]) -> Rivals:
@@ -69,42 +70,49 @@ class Comparer:
         for cell in after.cells:
             if cell.seed not in seeds:
                 continue
-            own, others = self._scores(cell, ability), self._scores(seeds[cell.seed], ability)
+            own, others = self._items(cell, ability), self._items(seeds[cell.seed], ability)
             if own is None or others is None:
                 return None
-            if {(one.label, one.item, one.asked) for one in own} != {
-                (one.label, one.item, one.asked) for one in others
-            }:
-                others, own = common_items([others, own], [{}, {}]).models
-            if not own:
+            pair = (others.items, own.items)
+            if own.asked != others.asked:
+                pair = common_items(pair, [{}, {}]).models  # type: ignore[assignment]
+            if not pair[0]:
                 return None
-            pairs.append((others, own))
+            pairs.append(pair)
         try:
             return difference_over_seeds(pairs, ability) if pairs else None
         except EvaluationError:  # predictions of earlier versions do not say what was asked
             return None
 
-    def _scores(self, cell: CellResult, ability: Compared) -> tuple[ItemScore, ...] | None:
-        if cell.predictions not in self._read:
+    def _items(self, cell: CellResult, ability: Compared) -> _Items | None:
+        if (cell.predictions, ability) not in self._read:
             path = self._path_of(cell.predictions)
             try:
-                self._read[cell.predictions] = None if path is None else read_item_scores(path)
+                whole = None if path is None else read_item_scores(path)
             except EvaluationError:  # damaged: as if it were gone
-                self._read[cell.predictions] = None
-        whole = self._read[cell.predictions]
-        return None if whole is None else tuple(measured_by(whole, ability))
+                whole = None
+            for name in ABILITIES:
+                own = None if whole is None else tuple(measured_by(whole, name))
+                self._read[cell.predictions, name] = None if own is None else _Items(own, _asked(own))
+        return self._read[cell.predictions, ability]
+
+
+@dataclass(frozen=True)
+class _Items:
+    """The items of an ability, and what they ask."""
+
+    items: tuple[ItemScore, ...]
+    asked: frozenset[tuple[str, str, str]]
+
+
+def _asked(items: Sequence[ItemScore]) -> frozenset[tuple[str, str, str]]:
+    return frozenset((one.label, one.item, one.asked) for one in items)
 
 
 def _overlap(ability: Compared, one: Candidate, other: Candidate) -> bool:
-    """Return whether the intervals of two scores have a value in common; of several seeds those of any two."""
-    ends: list[tuple[float, float]] = []
-    for own in (one, other):
-        scores = [getattr(cell.scores, ability) for cell in own.cells]
-        known = [score for score in scores if score is not None]
-        if not known:
-            return False
-        ends.append((min(score.low for score in known), max(score.high for score in known)))
-    return ends[0][0] <= ends[1][1] and ends[1][0] <= ends[0][1]
+    """Return whether the intervals of two scores have a value in common; of several seeds their mean ends."""
+    first, second = _mean_score(one, ability), _mean_score(other, ability)
+    return first is not None and second is not None and first.low <= second.high and second.low <= first.high
 
 
 def best_cells(result: StudyResult, comparer: Comparer) -> dict[str, frozenset[tuple[str, str]]]:
@@ -115,7 +123,9 @@ def best_cells(result: StudyResult, comparer: Comparer) -> dict[str, frozenset[t
     found = {}
     candidates = candidates_of(result)
     for ability in ABILITIES:
-        scores = [(score, one) for one in candidates if (score := mean_score(one, ability)) is not None]
+        scores = [
+            (score.value, one) for one in candidates if (score := _mean_score(one, ability)) is not None
+        ]
         if len(scores) > 1:
             _, best = max(scores, key=lambda pair: pair[0])
             rivals = comparer.rivals(ability, best, [one for _, one in scores])
@@ -124,7 +134,6 @@ def best_cells(result: StudyResult, comparer: Comparer) -> dict[str, frozenset[t
     return found
 
 
-def mean_score(one: Candidate, ability: Compared) -> float | None:
-    """Return a score as the mean over the seeds, in [0, 1]; None: no task measures it."""
-    known = [score.value for cell in one.cells if (score := getattr(cell.scores, ability)) is not None]
-    return sum(known) / len(known) if known else None
+def _mean_score(one: Candidate, ability: Compared) -> Interval | None:
+    """Return a score, of several seeds their mean; None: no task measures it."""
+    return mean_of([getattr(cell.scores, ability) for cell in one.cells])

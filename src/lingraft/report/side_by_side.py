@@ -13,17 +13,15 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
-from lingraft.adapt.choice import choose_cell
 from lingraft.errors import ConfigError, EvaluationError, escape_control_characters
 from lingraft.evaluate.predictions import Prediction, read_predictions
 from lingraft.report.answers import check_whole
-from lingraft.report.cells import non_dominated, shown_cells
 from lingraft.report.runs import Report
 from lingraft.report.tables import BASE, Model, models_of
-from lingraft.study.result import CellResult
+from lingraft.report.verdict import verdict_of
 
 BUDGET: Final = 6_000_000
 """Bytes of the page, which may have 15 million in all."""
@@ -33,6 +31,7 @@ _SHOWN = 4  # models beside each other at first
 _LONGEST = 4_000  # characters of a text, where not all of the texts fit
 _TRIALS = 6  # numbers of items, the next one by the size of the last
 _EXAMPLES = 2  # of each outcome
+_CLIPPED = 600  # characters of a text in an example
 _LIKELIHOOD = re.compile(r"\(\s*'?(-?(?:\d+(?:\.\d+)?(?:e[+-]?\d+)?|inf|nan))'?\s*,\s*'?(True|False)'?\s*\)")
 
 # What is true of an answer; `answers.js` has the same.
@@ -167,12 +166,13 @@ def answering(report: Report, budget: int = BUDGET) -> Answering:
     packed, packing = _within(budget, read, _in_strata(shared, replies)) if shared else ("", [])
     remarks = [f"Not here: the answers of {_listed(own)} ({reason})." for reason, own in absent.items()]
     if asked_once := len(items) - len(shared):
+        what = "item was" if asked_once == 1 else "items were"
         remarks.append(
-            f"{asked_once} items were asked of one model only, or of each in another way; they are left out."
+            f"Left out: {asked_once:,} {what} asked of one model only, or of each model in another way."
         )
     remarks += packing
     examples = tuple(
-        Example(items[key], tuple(replies[place].get(key) for place in shown))
+        Example(_clipped_item(items[key]), tuple(_clipped_reply(replies[place].get(key)) for place in shown))
         for key in _telling(read, shared)
     )
     return Answering(titles, shown, examples, tuple(remarks), packed)
@@ -273,13 +273,9 @@ def _mark_changes(replies: Sequence[dict[ItemKey, Reply]], starts: Sequence[int 
 
 
 def _first_shown(report: Report, models: Sequence[Model], starts: Sequence[int | None]) -> list[int]:
-    """Return places of models, those that matter most first: base, Phase 1, the best cell, plain, the others."""
-    best: CellResult | None
-    try:
-        best = choose_cell(report.result, None).cell
-    except ConfigError:  # none can be recommended: then one that no other dominates
-        strategies = [one for one in non_dominated(shown_cells(report.result)) if not one.is_bound]
-        best = strategies[-1].seeds[0] if strategies else None
+    """Return places of models, those that matter most first: base, Phase 1, the verdict's best cell, plain, others."""
+    found = verdict_of(report).best
+    best = None if found is None else found.cells[0]
     cells = [place for place, model in enumerate(models) if model.cell is not None]
     cells.sort(
         key=lambda place: (
@@ -390,12 +386,13 @@ def _packed(read: _Read, keys: Sequence[ItemKey], longest: int | None) -> str:
 
 
 def _telling(read: _Read, keys: Sequence[ItemKey]) -> list[ItemKey]:
-    """Return some items that models shown lost, gained or answered in the wrong language, short ones first."""
+    """Return some items that cells shown lost, gained or answered in the wrong language, short ones first."""
+    cells = [place for place in read.shown if read.starts[place] is not None]
     found: list[ItemKey] = []
     for flag in (LOST, GAINED, WRONG_LANGUAGE):
         fit = {}
         for key in keys:
-            own = [read.replies[place][key] for place in read.shown if key in read.replies[place]]
+            own = [read.replies[place][key] for place in cells if key in read.replies[place]]
             if any(one.flags & flag for one in own):
                 fit[key] = max(len(read.items[key].prompt), *(len(one.text) for one in own))
         for _ in range(_EXAMPLES):
@@ -404,6 +401,20 @@ def _telling(read: _Read, keys: Sequence[ItemKey]) -> list[ItemKey]:
             if rest:  # of another language and task than the ones before, where there is any
                 found.append(min(rest, key=lambda key: (seen[key.language, key.task], fit[key], key)))
     return found
+
+
+def _clipped_item(item: Item) -> Item:
+    """Return an item for an example: of a long prompt the end, where the question is."""
+    prompt = item.prompt if len(item.prompt) <= _CLIPPED else f"… {item.prompt[-_CLIPPED:]}"
+    return replace(item, prompt=prompt, reference=_clipped(item.reference))
+
+
+def _clipped_reply(reply: Reply | None) -> Reply | None:
+    return None if reply is None else replace(reply, text=_clipped(reply.text))
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= _CLIPPED else f"{text[:_CLIPPED]} …"
 
 
 def _listed(titles: Sequence[str], most: int = 3) -> str:

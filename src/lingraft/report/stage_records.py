@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from lingraft.records import read_json
 from lingraft.report.runs import Report
-from lingraft.stage_record import DamagedRecordError, StageRecord, read_record
+from lingraft.stage_record import RECORD, DamagedRecordError, StageRecord, read_record
 from lingraft.study.result import CellResult
 
 OUTSIDE: Final = "outside"  # of the layers: embeddings, head, final norm
 ALL_MODULES: Final = "all"  # where a record does not tell modules apart
+_MISSHAPED: Final = (KeyError, TypeError, ValueError, AttributeError)  # what a record of another shape raises
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,25 +67,36 @@ def trained_shares(report: Report, cell: CellResult) -> tuple[TrainedShare, ...]
         after = None if combined is None else _stage_of(combined.inputs.get("after"))
         record = None if after is None else _record(report, f"train-{after}")
     found = []
-    for part in () if record is None else record.result.get("plan", ()):
-        name = str(part["part"])
-        layer = name.removeprefix("layer ") if name.startswith("layer ") else OUTSIDE
-        kind = ALL_MODULES if layer != OUTSIDE else name
-        for module in part.get("modules") or [part | {"kind": kind}]:  # records of 0.1 tell no kinds apart
-            trained = int(module["trainable"])
-            found.append(TrainedShare(layer, str(module["kind"]), trained, trained + int(module["frozen"])))
+    try:
+        for part in () if record is None else record.result.get("plan", ()):
+            name = str(part["part"])
+            layer = str(int(name.removeprefix("layer "))) if name.startswith("layer ") else OUTSIDE
+            kind = ALL_MODULES if layer != OUTSIDE else name
+            for module in part.get("modules") or [
+                part | {"kind": kind}
+            ]:  # earlier records tell no kinds apart
+                trained = int(module["trainable"])
+                found.append(
+                    TrainedShare(layer, str(module["kind"]), trained, trained + int(module["frozen"]))
+                )
+    except _MISSHAPED:
+        return ()
     return tuple(found)
 
 
 def differences_of(report: Report) -> Mapping[tuple[str, str], Path]:
-    """Return the folders of the stages that compared two models' weights, by the stages that made the models."""
+    """Return the folders of the stages that compared two models' weights, by the stages that made the models.
+
+    The records are not verified here, which takes long of many; who reads more of one does.
+    """
     found = {}
     for run in report.runs:
         for folder in sorted((run.folder / "stages").glob("difference-*")):
-            record = _read(folder)
-            if record is not None:
-                first, second = (_stage_of(record.inputs.get(name)) or "" for name in ("first", "second"))
-                found[first, second] = folder
+            try:
+                inputs = read_json(folder / RECORD)["inputs"]
+                found[_stage_of(inputs["first"]) or "", _stage_of(inputs["second"]) or ""] = folder
+            except (OSError, ValueError, KeyError, TypeError, RecursionError):
+                continue
     return found
 
 
@@ -95,13 +108,16 @@ def moved_tensors(
     folder = differences.get((first, second))
     record = None if folder is None or not second else _read(folder)
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for one in () if record is None else record.result.get("tensors", ()):
-        layer = OUTSIDE if one["layer"] is None else str(one["layer"])
-        groups.setdefault((layer, str(one["module"])), []).append(one)
-    return tuple(
-        Moved(*key, _mean([one["l2"] for one in own]) or 0.0, _mean([one["relative"] for one in own]))
-        for key, own in groups.items()
-    )
+    try:
+        for one in () if record is None else record.result.get("tensors", ()):
+            layer = OUTSIDE if one["layer"] is None else str(int(one["layer"]))
+            groups.setdefault((layer, str(one["module"])), []).append(one)
+        return tuple(
+            Moved(*key, _mean([one["l2"] for one in own]) or 0.0, _mean([one["relative"] for one in own]))
+            for key, own in groups.items()
+        )
+    except _MISSHAPED:
+        return ()
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -96,7 +96,11 @@ def markdown_table(table: Table, title: str = "", caption: str = "", *, wide: bo
         for row in shown.rows
     ]
     lines = [_row([markdown_text(column.title) for column in shown.columns]), _row(sides), *map(_row, rows)]
-    parts = [f"### {markdown_text(title)}" if title else "", "\n".join(lines), markdown_text(caption)]
+    parts = [
+        f"### {markdown_text(title)}" if title else "",
+        "\n".join(lines),
+        markdown_text(" ".join((caption, *shown.marks))),
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

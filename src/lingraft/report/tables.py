@@ -125,6 +125,18 @@ class Table:
         """Return the table without its details."""
         return self.part([i for i, column in enumerate(self.columns) if not column.is_detail])
 
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """Return what bold figures and signs in it mean, for a file that stands alone."""
+        entries = [cell for row in self.rows for cell in row if isinstance(cell, Entry)]
+        bold = "Bold: the best of a column, and all that cannot be distinguished from it."
+        signs = ", ".join(f"{SIGNS[one]} {one}" for one in ("rose", "fell", "unchanged", "undecided"))
+        has_signs = any(one.value is not None and one.answer is not None for one in entries)
+        return (
+            *([bold] if any(one.is_best for one in entries) else []),
+            *([f"{signs}."] if has_signs else []),
+        )
+
     def is_of_figures(self, index: int) -> bool:
         """Return whether a column shows figures; a word may stand in place of some."""
         cells = (row[index] for row in self.rows)

@@ -13,12 +13,13 @@ from typing import Literal
 from lingraft.adapt.choice import Candidate, best_of, candidates_of
 from lingraft.intervals.confidence_intervals import fewest_for_no_change
 from lingraft.intervals.macro_mean import Difference
+from lingraft.measures.look import MIXED, PLAIN
 from lingraft.report.rivals import Rivals
 from lingraft.report.runs import Report
 from lingraft.study.result import FailedCell, PendingCell, StudyResult
 from lingraft.text.language_tags import ENGLISH
 
-_ROLES = {"mixed": "the upper bound", "plain": "the lower bound"}
+_ROLES = {MIXED: "the upper bound", PLAIN: "the lower bound"}
 _NAMED = 3  # cells named in a sentence, and data sets with a sentence of their own; the table has all
 _OF_ENGLISH = ("task_ability", ENGLISH)
 
@@ -96,7 +97,9 @@ def _kept_sentence(result: StudyResult, best: Candidate, kept: Sequence[Candidat
     cells = "" if result.has_seeds else " cells"  # a cell is of one seed
     if of == 1:
         rank = (
-            f"as the only one it is shown to have {what}" if not cells else f"it is the only cell, and {what}"
+            f"as the only one it is shown to have {what}"
+            if not cells
+            else f"it is {_only(result)}, and {what}"
         )
     elif len(kept) == 1:
         rank = f"the only one of the {of}{cells} that is shown to have {what}"
@@ -117,7 +120,7 @@ def _rivals_sentence(result: StudyResult, rivals: Rivals, kept: int) -> str:
 
 def _lost_sentence(result: StudyResult, least: Candidate, found: Sequence[Candidate]) -> str:
     cells = "" if result.has_seeds else " cells"
-    whom = f"None of the {len(found)}{cells}" if len(found) > 1 else "The only cell has not"
+    whom = f"None of the {len(found)}{cells}" if len(found) > 1 else f"{_only(result).capitalize()} has not"
     begin = f"{whom} kept English" + (" within the limits" if least.cells[0].limits else "")
     return f"{begin}. {_name(result, least)} {_least(least, found)}{_did(least)}.{_seeds(least)}"
 
@@ -136,6 +139,10 @@ def _undecided_sentence(result: StudyResult, least: Candidate, found: Sequence[C
         f"{begin} {_name(result, least)} {_least(least, found)}{_did(least)}, but "
         f"{_open_question(least)}.{_seeds(least)}"
     )
+
+
+def _only(result: StudyResult) -> str:
+    return "the only cell" if len(result.cells) == 1 else "the only cell that is done"
 
 
 def _least(least: Candidate, found: Sequence[Candidate]) -> str:
@@ -202,7 +209,8 @@ def _notes(
         lost = list(dict.fromkeys(f"{cell.strategy} on {cell.data}" for cell in failed))
         yield f"{len(failed)} of {len(result.cells)} cells failed: {_first(lost)}."
     if pending:
-        yield f"{pending} of {len(result.cells)} cells are pending: the verdict may change."
+        are = "is" if pending == 1 else "are"
+        yield f"{pending} of {len(result.cells)} cells {are} pending: the verdict may change."
     if rivals is not None and rivals.by_overlap:
         names = _first([_name(result, one) for one in rivals.by_overlap])
         yield (
@@ -225,8 +233,8 @@ def _needed(result: StudyResult, one: Candidate) -> Iterator[str]:
         needed = max(math.ceil(change.n * growth), fewest_for_no_change(margin))
     if needed > change.n:
         yield (
-            f"About {_rounded(needed):,} items of English tasks show in 4 of 5 cases that no more than {margin:g} was "
-            f"lost, if nothing was; {change.n:,} were asked."
+            f"About {_rounded(needed):,} items of English tasks would show in 4 of 5 cases that no more than "
+            f"{margin:g} was lost, if nothing was; {change.n:,} were asked."
         )
 
 
@@ -237,7 +245,7 @@ def _bounds(result: StudyResult, found: Sequence[Candidate], best: Candidate | N
     shown = [
         one
         for name in sets[:_NAMED]
-        for strategy in ("plain", "mixed")
+        for strategy in (PLAIN, MIXED)
         for one in found
         if one.data == name and one.strategy == strategy and one is not best
     ]
@@ -245,7 +253,7 @@ def _bounds(result: StudyResult, found: Sequence[Candidate], best: Candidate | N
         yield f"{_name(result, one)} {_did(one)}."
     rest = sum(one.strategy in _ROLES and one.data in sets[_NAMED:] for one in found)
     if rest:
-        yield f"The bounds of the other {len(sets) - _NAMED} data sets stand in the table."
+        yield f"The bounds of {len(sets) - _NAMED} more data sets stand in the table."
 
 
 def _name(result: StudyResult, one: Candidate) -> str:
@@ -284,6 +292,8 @@ def _gained(gain: Difference) -> str:
         return f"shows no gain, since all answers in the new languages score {gain.all_scores:g}"
     if gain.high < 0:
         return f"lost {-gain.value:.2f} [{-gain.high:.2f}, {-gain.low:.2f}] in the new languages"
+    if gain.value < 0:
+        return f"shows no gain in the new languages ({gain.value:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}])"
     unsure = "" if gain.low > 0 else ", which is not shown to be above 0"
     return f"gained {gain.value:.2f} [{gain.low:.2f}, {gain.high:.2f}] in the new languages{unsure}"
 

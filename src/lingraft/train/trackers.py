@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from transformers import Trainer
-from transformers.integrations import get_reporting_integration_callbacks
+from transformers.integrations import integration_utils
 
 RUNS: Final = "runs"  # in the workplace of a training, which is kept as its folder `trackers`
 # By the Trainer's names. The first four are logged after each step, the last with the summary at the end.
@@ -52,7 +52,7 @@ def tracked(trainer: Trainer, run: TrackedRun, folder: Path, tokens_after: Seque
         folder: Where trackers that write files put them, unless the user's environment says where.
         tokens_after: Real tokens trained on after so many steps.
     """
-    kinds = tuple(get_reporting_integration_callbacks(list(trainer.args.report_to or ())))
+    kinds = tuple(integration_utils.INTEGRATION_TO_CALLBACK[name] for name in trainer.args.report_to or ())
     own: list[Any] = (
         [one for one in trainer.callback_handler.callbacks if isinstance(one, kinds)] if kinds else []
     )

@@ -19,6 +19,7 @@ from lingraft.report.figures import (
     rounded,
     row_of,
     said,
+    text_on,
     tooltips,
 )
 from lingraft.report.signs import SIGNS
@@ -67,7 +68,7 @@ def changes_by_task(result: StudyResult) -> alt.FacetChart:
     most = max([abs(float(row["change"])) for row in rows if "change" in row] or [0.0]) or 0.1
     for row in rows:
         if "change" in row:
-            row["is_deep"] = abs(float(row["change"])) / most > 0.55
+            row["depth"] = rounded(abs(float(row["change"])) / most)
 
     base = alt.Chart().encode(
         x=alt.X(
@@ -93,9 +94,7 @@ def changes_by_task(result: StudyResult) -> alt.FacetChart:
     numbers = (
         base.mark_text(fontSize=10)
         .transform_filter("isValid(datum.change)")
-        .encode(
-            text="number:N", color=alt.condition("datum.is_deep", alt.value("#ffffff"), alt.value("#10202f"))
-        )
+        .encode(text="number:N", color=text_on("depth"))
     )
     wide = max(130, 36 * len(tasks))
     return (

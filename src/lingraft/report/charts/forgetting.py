@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 import altair as alt
 
 from lingraft.measures.look import BLUE
-from lingraft.report.figures import GRID, columns_of, rounded, tooltips
+from lingraft.report.figures import GRID, columns_of, rounded, text_on, tooltips
 from lingraft.report.tables import Matrix, matrix_of
 from lingraft.study.result import StudyResult
 
@@ -61,9 +61,7 @@ def matrices(result: StudyResult, kind: Matrix, most: int) -> alt.FacetChart:
             cell="cell", after="after phase", taught="taught by phase", data="data", said="value"
         ),
     )
-    number = base.mark_text(fontSize=13).encode(
-        text="said:N", color=alt.condition("datum.shade > 0.55", alt.value("#ffffff"), alt.value("#10202f"))
-    )
+    number = base.mark_text(fontSize=13).encode(text="said:N", color=text_on("shade"))
     scale = alt.Scale(range=["#f3f3f3", BLUE], domain=[0, 1], interpolate="lab")
     shades = base.mark_rect(stroke=GRID).encode(color=alt.Color("shade:Q", scale=scale, legend=None))
     wide = max(130, 72 * len(phases))

@@ -18,9 +18,9 @@ from lingraft.report.figures import (
     colour_scale,
     fill_scale,
     legend_for,
+    limited,
     row_of,
     said_change,
-    shortened,
     tooltips,
 )
 from lingraft.report.labels import FONT_SIZE, PLACES, Spot, placed
@@ -35,11 +35,12 @@ def trade_off(result: StudyResult) -> alt.LayerChart | alt.FacetChart:
     """Draw task ability against language ability: a mark with both 95 % intervals for each cell.
 
     The base model, Phase 1, plain and mixed are drawn in ink; the non-dominated cells are joined. More than `TOGETHER`
-    data sets have a picture each, of more than `MOST_PANELS` all are in one again.
+    data sets have a picture each, as do those of runs that asked other tasks; of more than `MOST_PANELS` all are in one
+    again.
     """
     marks = _marks(result)
     names = list(dict.fromkeys(one.cell.data for one in marks if one.cell is not None))
-    apart = TOGETHER < len(names) <= MOST_PANELS
+    apart = (len(names) > TOGETHER or not _compare(marks)) and 1 < len(names) <= MOST_PANELS
     width, height = (WIDTH // 2 - 40, 230) if apart else (WIDTH, 380)
     panels = {
         name: [one for one in marks if one.cell is None or not name or one.cell.data == name]
@@ -162,6 +163,11 @@ def _marks(result: StudyResult) -> list[_Mark]:
     ]
 
 
+def _compare(marks: Sequence[_Mark]) -> bool:
+    """Return whether all cells were asked the same tasks."""
+    return len({one.cell.asked for one in marks if one.cell is not None}) <= 1
+
+
 def _rows(
     marks: Sequence[_Mark],
     x_ends: tuple[float, float],
@@ -180,11 +186,11 @@ def _rows(
 
     def texts(mark: _Mark) -> tuple[str, ...]:
         if mark.cell is None:
-            return (shortened(mark.name),)
+            return (limited(mark.name),)
         if is_crowded and mark.cell not in best:
             return ()
-        short = shortened(mark.cell.strategy)
-        return (shortened(mark.name, 40), short) if with_data else (short,)
+        short = limited(mark.cell.strategy)
+        return (limited(mark.name, 40), short) if with_data else (short,)
 
     ordered = sorted(marks, key=order)
     spots = [
@@ -200,7 +206,7 @@ def _rows(
         if (cell := mark.cell) is not None:
             row |= {"data": cell.data, "strategy": cell.strategy, "seeds": str(len(cell.seeds))}
             row |= {"said_change": said_change(cell.change), "said_gain": said_change(cell.gain)}
-            if cell in best:
+            if cell in best and _compare(marks):
                 row["step"] = best.index(cell)
         rows.append(row)
     for cell in cells:

@@ -42,11 +42,13 @@ def curves_of(result: StudyResult) -> tuple[Curve, ...]:
     """Return the trainings of all phases, each once however many cells share it."""
     found: dict[Curve, None] = {}
     for cell in result.done:
+        # Of several runs a cell's data set is named after its run; its phases' are not.
+        run = cell.data.removesuffix(cell.phases[-1].data)
+        run = "" if run == cell.data else run
         for phase in cell.phases:
             if phase.losses:
-                found.setdefault(
-                    Curve(f"{phase.phase}: {phase.data}", phase.strategy, cell.seed, phase.losses)
-                )
+                name = f"{phase.phase}: {run}{phase.data}"
+                found.setdefault(Curve(name, phase.strategy, cell.seed, phase.losses))
     return tuple(found)
 
 

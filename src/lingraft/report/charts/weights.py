@@ -46,7 +46,7 @@ def _tiles(rows: list[Row], title: str, hover: list[alt.Tooltip], most: float | 
     top = most if most is not None else max([float(row["depth"]) for row in rows] or [1.0]) or 1.0
     height = max(6, min(14, 420 // len(layers)))
     step = 1 if height > 12 else 2 if height > 7 else 5  # of the layers that the axis names
-    wide = 20 * len(modules)
+    wide = max(120, 20 * len(modules))
     named = [OUTSIDE, *(str(n) for n in range(0, max(map(number, layers)) + 1, step))]
     return (
         alt.Chart()

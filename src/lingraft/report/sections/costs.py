@@ -40,7 +40,7 @@ def section(report: Report) -> Section | None:
         if len(drawn) < len(ratios)
         else ""
     )
-    told = [
+    named = [
         f"{strategy} {median(times):.2f} times the time and {median(of_quantity['peak memory'][strategy]):.2f} times "
         "the memory"
         for strategy, times in list(of_quantity["training time"].items())[:10]
@@ -50,7 +50,7 @@ def section(report: Report) -> Section | None:
         "Time and memory over plain",
         f"{caption} 1 is as much as plain; what is done before and after training is over plain's training.{more}",
         partial(_chart, of_quantity),
-        f"Dot plots of {len(drawn)} strategies. Medians: {'; '.join(told)}.",
+        f"Dot plots of {len(drawn)} strategies. Medians: {'; '.join(named)}.",
     )
     return Section("costs", "What strategies cost", (plot, PlacedTable("costs", "", caption, table)))
 

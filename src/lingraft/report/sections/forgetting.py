@@ -62,8 +62,9 @@ def section(report: Report) -> Section | None:
 def _description(table: Table) -> str:
     """Return the backward transfer of the first cells."""
     place = [column.title for column in table.columns].index("backward")
-    told = [f"{row[0]} / {row[1]} {row[place]}" for row in table.rows if row[place]][:_MOST_NAMED]
-    return f"Forgetting matrices of {len({row[:2] for row in table.rows})} cells. Backward transfer: {'; '.join(told)}."
+    named = [f"{row[0]} / {row[1]} {row[place]}" for row in table.rows if row[place]][:_MOST_NAMED]
+    n = len({row[:2] for row in table.rows})
+    return f"Forgetting matrices of {n} cells. Backward transfer: {'; '.join(named)}."
 
 
 def _chart(report: Report, kind: Matrix) -> alt.TopLevelMixin:

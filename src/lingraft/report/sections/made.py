@@ -21,7 +21,7 @@ def section(report: Report) -> Section:
     made = _made_table(report)
     if made is not None:
         caption = "Each call that worked on the run, in UTC. Details: the machine and the versions."
-        blocks.append(PlacedTable("made", "", caption, made))
+        blocks.append(PlacedTable("calls", "", caption, made))
     for run in report.runs:
         blocks.append(Lines(f"To make it again: {run.name}" if several else "To make it again", _again(run)))
     checkpoints = checkpoint_table(report.result)

@@ -24,9 +24,13 @@ def section(report: Report) -> Section:
         for name, measure in measures_of(result).items()
     ]
     meaning = "Retention is task ability after / before; gain is language ability after - before."
-    caption = " ".join((intervals, meaning, *legends))
+    best = best_cells(result, report.comparer)
+    marks = (
+        "Marked: the best of a column, and what paired differences over the items do not distinguish from it."
+    )
+    caption = " ".join((intervals, meaning, *([marks] if best else []), *legends))
     blocks: list[Block] = [
-        PlacedTable("results", "", caption, study_table(result, best_cells(result, report.comparer))),
+        PlacedTable("results", "", caption, study_table(result, best)),
         Lines("", (*notes(result), *result.language_notes)),
     ]
     equal = equal_score_lines(result)

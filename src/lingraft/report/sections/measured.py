@@ -66,14 +66,14 @@ def section(report: Report) -> Section | None:
 
 def _description(moved: Mapping[str, Sequence[Moved]]) -> str:
     """Return the kind of module and layer that moved furthest in each cell."""
-    told = []
+    named = []
     for name, own in moved.items():
         known = [one for one in own if one.relative is not None]
         if known:
             most = max(known, key=lambda one: one.relative or 0.0)
             where = f"layer {most.layer}" if most.layer.isdecimal() else "outside of the layers"
-            told.append(f"{name}: {most.module} {where}, {most.relative:.3g}")
-    return f"Heat map of layers and kinds of module. What moved furthest, relative to its norm: {'; '.join(told)}."
+            named.append(f"{name}: {most.module} {where}, {most.relative:.3g}")
+    return f"Heat map of layers and kinds of module. What moved furthest, relative to its norm: {'; '.join(named)}."
 
 
 def _chart(moved: Mapping[str, Sequence[Moved]]) -> alt.TopLevelMixin:

@@ -34,7 +34,7 @@ def section(report: Report) -> Section | None:
 
 
 def _description(panels: tuple[Against, ...]) -> str:
-    told = []
+    named = []
     for panel in panels:
         cells = sorted(panel.cells, key=lambda one: (one[0].strategy != PLAIN, one[1]))[:_MOST_NAMED]
         values = "; ".join(
@@ -42,8 +42,8 @@ def _description(panels: tuple[Against, ...]) -> str:
             f"{cell.change.high:+.2f}] {SIGNS[cell.change.answer]}"
             for cell, value in cells
         )
-        told.append(f"{panel.title} of {len(panel.cells)} cells, plain first: {values}.")
-    return f"Scatter plots. {' '.join(told)}"
+        named.append(f"{panel.title} of {len(panel.cells)} cells, plain first: {values}.")
+    return f"Scatter plots. {' '.join(named)}"
 
 
 def _chart(report: Report, panels: tuple[Against, ...]) -> alt.TopLevelMixin:

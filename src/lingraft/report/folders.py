@@ -1,0 +1,136 @@
+"""Pages of other folders than a study's: an evaluation of one or two models, a check, an adaptation or a rescue."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lingraft.adapt.checked import ABILITY, TASK, Checked
+from lingraft.adapt.delivery import PAGE as ADAPTATION
+from lingraft.errors import ConfigError
+from lingraft.evaluate.results import ModelDifferences, Scores
+from lingraft.records import from_json, path_inside, read_json
+from lingraft.report.check import check_table
+from lingraft.report.contents import Block, Lines, PlacedTable, Section
+from lingraft.report.evaluation import difference_table, score_table
+from lingraft.report.notes import equal_task_notes
+from lingraft.report.page import Page
+from lingraft.report.signs import legend
+from lingraft.stage_record import RECORD
+from lingraft.study.made import without_secrets
+from lingraft.study.result import RESULT, STUDY
+
+
+@dataclass(frozen=True)
+class OtherFolder:
+    """A folder that `lingraft report` can show, and that is no study's.
+
+    Attributes:
+        written: Its page, where the command that made the folder wrote it, and nothing else is left to make one of.
+        page: What its page shows; None: `written` is all there is.
+        result: What its record holds; None: as `page`.
+    """
+
+    written: Path | None = None
+    page: Page | None = None
+    result: Any = None
+
+
+def other_folder(folder: Path) -> OtherFolder | None:
+    """Return what there is to show of a folder; None: it is a study's, or none of lingraft's.
+
+    Raises:
+        ConfigError: Its record is damaged, or another version's.
+    """
+    if (folder / STUDY).exists() or (folder / RESULT).exists():
+        return None
+    if (folder / ADAPTATION).is_file():
+        return OtherFolder(written=folder / ADAPTATION)
+    if not (folder / RECORD).is_file():
+        return None
+    try:
+        record = read_json(folder / RECORD)
+        measure, inputs, result = record["measure"], record["inputs"], record["result"]
+        if measure == "check":
+            page = _of_check(folder, from_json(Checked, result), record)
+        elif measure == "evaluate" and "compared" in result:
+            page = _of_two(folder, from_json(ModelDifferences, result), record)
+        elif measure == "evaluate":
+            sections = (_scores(str(inputs.get("name") or inputs["model"]), result, "scores"),)
+            page = _page(folder, "A lingraft evaluation: what a model scored", record, sections)
+        else:
+            return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{folder / RECORD}: is damaged, or of another version of lingraft ({error}); run the command that made it "
+            "again."
+        ) from None
+    return OtherFolder(page=page, result=result)
+
+
+def _page(folder: Path, kind: str, record: dict[str, Any], sections: tuple[Section, ...]) -> Page:
+    inputs = record["inputs"]
+    names = inputs.get("models") or [inputs[key] for key in ("model", "against") if key in inputs]
+    facts = {
+        "Models": ", ".join(without_secrets(str(name)) for name in names),
+        "lingraft": str(record.get("lingraft", "")),
+        "Suite": str(inputs.get("suite", "")),
+        "Computed in": str(inputs.get("precision", "")),
+    }
+    return Page(folder.name, kind, tuple((name, text) for name, text in facts.items() if text), (), sections)
+
+
+def _scores(title: str, result: dict[str, Any], name: str) -> Section:
+    """Return the scores of one model, with what was not run of it."""
+    scores = from_json(Scores, result["scores"])
+    tasks = sorted(scores.tasks, key=lambda one: one.rpartition("/")[::-1])
+    blocks: list[Block] = [
+        PlacedTable(f"{name}-table", "", "Brackets are 95 % intervals.", score_table(scores, tasks))
+    ]
+    same = {task: one.value if one.value in (0, 1) else None for task, one in scores.tasks.items()}
+    left_out = [
+        *equal_task_notes(same, "models"),
+        *(f"{task}: not run: {reason}" for task, reason in (result["not_run"] | result["no_room"]).items()),
+        *scores.left_out,
+    ]
+    if left_out:
+        blocks.append(Lines("", tuple(map(without_secrets, left_out))))
+    return Section(name, without_secrets(title), tuple(blocks))
+
+
+def _of_two(folder: Path, compared: ModelDifferences, record: dict[str, Any]) -> Page:
+    first, second = compared.compared
+    legends = [legend("Difference", one) for one in {own.margin for own in compared.differences.values()}]
+    equal = {name: own.all_scores for name, own in compared.differences.items()}
+    notes = (
+        *legends,
+        *equal_task_notes(equal, "these models"),
+        *(
+            f"{task}: {count} items have a score of one model only."
+            for task, count in compared.unpaired.items()
+        ),
+        *compared.not_paired.values(),
+    )
+    caption = "Paired: the same items, asked alike."
+    blocks = (PlacedTable("difference", "", caption, difference_table(compared)), Lines("", notes))
+    sections = [Section("compared", without_secrets(f"{second} - {first}"), blocks)]
+    for number, (name, place) in enumerate(
+        zip(compared.compared, compared.predictions or (), strict=False), 1
+    ):
+        own = path_inside(folder, place).parent / RECORD
+        if own.is_file():
+            sections.append(_scores(name, read_json(own)["result"], f"scores-{number}"))
+    return _page(folder, "A lingraft evaluation: two models on the same items", record, tuple(sections))
+
+
+def _of_check(folder: Path, found: Checked, record: dict[str, Any]) -> Page:
+    blocks: list[Block] = [Lines("", (found.title, *found.sentences()), "notes")]
+    if found.abilities:
+        blocks.append(PlacedTable("abilities", "", "", check_table(ABILITY, found.abilities)))
+    if found.tasks:
+        blocks.append(PlacedTable("tasks", found.task_title, "", check_table(TASK, found.tasks)))
+    if found.left_out():
+        blocks.append(Lines("What was left out", tuple(found.left_out())))
+    section = Section("answer", "Answer", tuple(blocks))
+    return _page(folder, "A lingraft check: whether a model lost more than it may", record, (section,))
