@@ -87,6 +87,7 @@ INTERNAL = {  # what parts of lingraft hand to each other; nobody has to make on
     "Progress",
     "Rescued",
     "Stopped",
+    "TrackedRun",
     "TrainingRules",
     "WeightReader",
 }

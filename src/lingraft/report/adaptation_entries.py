@@ -1,4 +1,4 @@
-"""What an adaptation's tables and figure say of a loss and of a gain."""
+"""What an adaptation lost and gained, as table and figure write it."""
 
 from __future__ import annotations
 
