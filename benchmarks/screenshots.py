@@ -45,7 +45,6 @@ SHOTS = (
     Shot("table", "results", height=720),
     Shot("answers", "said"),
     Shot("dark", "trade-off", height=800, colours="dark"),
-    Shot("phone", width=400, height=800),
 )
 
 
