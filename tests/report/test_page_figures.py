@@ -135,3 +135,15 @@ def test_a_figure_that_cannot_be_made_says_why(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(page_figures, "_kept_engine", lambda: "engine")
     found: Any = figures_of(PLOTS)
     assert (found.pictures, found.problem) == ({}, "The report has no pictures: no memory.")
+
+
+def test_a_chart_that_raises_costs_its_picture_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing() -> Any:
+        raise KeyError("strategy")
+
+    monkeypatch.setattr(page_figures, "_kept_engine", lambda: "engine")
+    found = figures_of([Plot("broken", "Broken", "", failing), *PLOTS])
+    assert list(found.pictures) == list(found.specs) == list(found.pdfs) == ["one", "two"]
+    assert found.problem == "The report has 2 of 3 pictures: KeyError: 'strategy'."
+    alone = figures_of([Plot("broken", "Broken", "", failing)])
+    assert (alone.pictures, alone.problem) == ({}, "The report has no pictures: KeyError: 'strategy'.")
