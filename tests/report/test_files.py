@@ -109,9 +109,11 @@ def test_a_pdf_is_vectors_with_its_fonts_embedded(tmp_path: Path) -> None:
 
 
 def test_tables_alone_draw_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "draw", None)
-    found = write_files(sections(), tmp_path, ("csv",))
+    made: list[object] = []
+    monkeypatch.setattr(files, "draw", lambda jobs, **_: made.extend(jobs) or [])
+    found = write_files(sections(lambda: made.append("chart")), tmp_path, ("csv",))
     assert [one.path.name for one in found.files] == ["listed.csv"]
+    assert made == []
 
 
 def test_a_figure_that_cannot_be_drawn_costs_itself_alone(tmp_path: Path) -> None:
@@ -127,6 +129,18 @@ def test_a_figure_that_cannot_be_drawn_costs_itself_alone(tmp_path: Path) -> Non
     (problem,) = found.problems
     assert problem.startswith("drawn.pdf: the figure is not drawn: ")
     assert (tmp_path / "drawn.pdf").read_bytes() == b"before"
+
+
+def test_a_figure_that_cannot_be_made_costs_itself_alone(tmp_path: Path) -> None:
+    def failing() -> Any:
+        raise KeyError("strategy")
+
+    broken = Section("three", "Third", (Plot("broken", "Broken", "", failing),))
+    found = write_files([broken, *sections()], tmp_path, ("pdf", "svg", "csv"))
+    assert [one.path.name for one in found.files] == ["drawn.pdf", "drawn.svg", "listed.csv"]
+    assert found.problems == tuple(
+        f"broken.{form}: the figure is not drawn: KeyError: 'strategy'" for form in ("pdf", "svg")
+    )
 
 
 def test_a_name_that_leads_elsewhere_is_no_file(tmp_path: Path) -> None:
