@@ -152,7 +152,8 @@ def rescue(
     )
     output = output or Path("rescued") / (re.sub(r"[^\w.+-]+", "-", last)[:80] or "model")
 
-    from lingraft.adapt.delivery import PAGE, Delivery
+    from lingraft.adapt import PAGE
+    from lingraft.adapt.delivery import Delivery
     from lingraft.adapt.promise import EXIT_CODES
     from lingraft.adapt.rescue import rescue as run_rescue
     from lingraft.cli.progress import ProgressWatcher
