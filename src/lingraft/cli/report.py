@@ -102,6 +102,10 @@ def report(
         return
     chosen = checked_formats(formats)
     check_fonts(fonts)
+    if output is not None:  # before what takes seconds to import
+        check_page(output, "--output", is_given=True)
+    if figures is not None:
+        check_files_folder(figures)
 
     from lingraft.report.files import WrittenFiles, write_files
     from lingraft.report.folders import other_folder
@@ -111,10 +115,8 @@ def report(
 
     place = output or (user_path(named(runs[0]).value) / PAGE if len(runs) == 1 else SEVERAL)
     has_page = figures is None or output is not None
-    if has_page:
-        check_page(place, "--output", is_given=output is not None)
-    if figures is not None:
-        check_files_folder(figures)
+    if has_page and output is None:
+        check_page(place, "--output", is_given=False)
     other = other_folder(user_path(named(runs[0]).value)) if len(runs) == 1 else None
     if other is not None and other.page is None:
         _show_written(other, output, figures, json=json)
@@ -175,10 +177,12 @@ def _show_written(other: OtherFolder, output: Path | None, figures: Path | None,
 
 def _print(found: Report | None, files: WrittenFiles, page: Path | None, *, wide: bool) -> None:
     """Print what must be known of the runs, and what was written; None: it is of no study."""
-    from lingraft.report.notes import failures
+    from lingraft.report.notes import failures, sign_notes
 
     if found is not None:
         print_study(found, wide=wide)
+        for note in sign_notes(found.result):
+            print_result(note)
         for remark in found.remarks:
             print_result(shown_message(remark))
         for one in found.runs:
