@@ -11,9 +11,10 @@ import torch
 import yaml
 
 import lingraft
+from lingraft.adapt import PAGE
 from lingraft.adapt.adapt import run_adaptation
 from lingraft.adapt.card import CARD
-from lingraft.adapt.delivery import PAGE, Delivery
+from lingraft.adapt.delivery import Delivery
 from lingraft.adapt.history import read_history
 from lingraft.adapt.result import Adapted
 from lingraft.config.adaptation import Adaptation

@@ -133,7 +133,7 @@ def test_without_the_library_of_figures_the_page_has_its_tables(
     monkeypatch.setitem(sys.modules, "altair", None)
     said: list[str] = []
     html = write_page(report_of(found, STUDY), reported=said.append).read_text(encoding="utf-8")
-    assert said[0].startswith("The report has no pictures: they cannot be made (")
+    assert said[0].startswith("The report has no pictures: ModuleNotFoundError: import of altair halted")
     assert "Forgetting" in html
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +109,16 @@ def test_a_pdf_is_vectors_with_its_fonts_embedded(tmp_path: Path) -> None:
 
 
 def test_tables_alone_draw_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "draw", None)
-    found = write_files(sections(), tmp_path, ("csv",))
+    made: list[object] = []
+
+    def drawn(jobs: Sequence[object], **_: object) -> list[object]:
+        made.extend(jobs)
+        return []
+
+    monkeypatch.setattr(files, "draw", drawn)
+    found = write_files(sections(lambda: made.append("chart")), tmp_path, ("csv",))
     assert [one.path.name for one in found.files] == ["listed.csv"]
+    assert made == []
 
 
 def test_a_figure_that_cannot_be_drawn_costs_itself_alone(tmp_path: Path) -> None:
@@ -127,6 +134,18 @@ def test_a_figure_that_cannot_be_drawn_costs_itself_alone(tmp_path: Path) -> Non
     (problem,) = found.problems
     assert problem.startswith("drawn.pdf: the figure is not drawn: ")
     assert (tmp_path / "drawn.pdf").read_bytes() == b"before"
+
+
+def test_a_figure_that_cannot_be_made_costs_itself_alone(tmp_path: Path) -> None:
+    def failing() -> Any:
+        raise KeyError("strategy")
+
+    broken = Section("three", "Third", (Plot("broken", "Broken", "", failing),))
+    found = write_files([broken, *sections()], tmp_path, ("pdf", "svg", "csv"))
+    assert [one.path.name for one in found.files] == ["drawn.pdf", "drawn.svg", "listed.csv"]
+    assert found.problems == tuple(
+        f"broken.{form}: the figure is not drawn: KeyError: 'strategy'" for form in ("pdf", "svg")
+    )
 
 
 def test_a_name_that_leads_elsewhere_is_no_file(tmp_path: Path) -> None:

@@ -144,3 +144,15 @@ def test_a_name_that_vega_keeps_no_group_by_is_drawn_as_another() -> None:
     svg = (drawing.content or b"").decode()
     assert "__proto__" in svg
     assert svg.count('aria-roledescription="point"') == 2
+
+
+def test_a_chart_that_raises_costs_its_picture_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing() -> Any:
+        raise KeyError("strategy")
+
+    monkeypatch.setattr(page_figures, "_kept_engine", lambda: "engine")
+    found = figures_of([Plot("broken", "Broken", "", failing), *PLOTS])
+    assert list(found.pictures) == list(found.specs) == list(found.pdfs) == ["one", "two"]
+    assert found.problem == "The report has 2 of 3 pictures: KeyError: 'strategy'."
+    alone = figures_of([Plot("broken", "Broken", "", failing)])
+    assert (alone.pictures, alone.problem) == ({}, "The report has no pictures: KeyError: 'strategy'.")

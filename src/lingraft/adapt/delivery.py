@@ -9,6 +9,7 @@ from importlib.metadata import version
 from math import prod
 from pathlib import Path
 
+from lingraft.adapt import PAGE
 from lingraft.adapt.card import (
     CARD,
     CardFacts,
@@ -32,7 +33,6 @@ from lingraft.records import from_json, to_json
 from lingraft.stage import Json
 from lingraft.text.language_tags import ENGLISH
 
-PAGE = "adaptation.html"
 Draw = Callable[[Adapted, History], str]
 """Returns the page of what was done, and of what the model was taught, as HTML."""
 

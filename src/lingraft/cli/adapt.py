@@ -151,8 +151,9 @@ def adapt(
     output = output or Path("adapted") / name_of_adapted(adaptation)
     _check(adaptation)
 
+    from lingraft.adapt import PAGE
     from lingraft.adapt.adapt import LONG_TRAINING, run_adaptation
-    from lingraft.adapt.delivery import PAGE, Delivery
+    from lingraft.adapt.delivery import Delivery
     from lingraft.adapt.promise import EXIT_CODES
     from lingraft.cli.progress import ProgressWatcher
     from lingraft.records import to_json

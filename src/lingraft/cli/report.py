@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,7 +16,6 @@ from lingraft.errors import ConfigError, FigureError
 if TYPE_CHECKING:
     from lingraft.config.named import Named
     from lingraft.report.files import WrittenFiles
-    from lingraft.report.folders import OtherFolder
     from lingraft.report.runs import Report
 
 
@@ -74,11 +73,10 @@ def report(
     Reads what a study left in its folder, also of one that is at work, was stopped, or lost its models.
     """
     stopping.keeps("the page before this one is as it was")
-    # Wrong input is refused before anything heavy is imported.
+    # What is asked: wrong input is refused before anything heavy is imported.
     from lingraft.config.named import named
     from lingraft.config.paths import user_path
-    from lingraft.records import to_json, write_text_atomically
-    from lingraft.report.formats import check_files_folder, check_fonts, checked_formats
+    from lingraft.report.formats import PAGE, check_files_folder, check_fonts, checked_formats
 
     for option, is_given in (("--format", formats), ("--fonts", fonts)):
         if is_given and figures is None:
@@ -90,14 +88,12 @@ def report(
         raise ConfigError(
             "--port: goes with --watch, which serves the page; add --watch, or leave --port out."
         )
+    if watch and len(runs) > 1:
+        raise ConfigError(f"--watch: follows one run, and {len(runs)} are named; name one.")
+    if watch and (output is not None or figures is not None or json):
+        option = "--json" if json else "--output" if output is not None else "--figures"
+        raise ConfigError(f"{option}: goes without --watch, which writes nothing; leave one of the two out.")
     if watch:
-        if len(runs) > 1:
-            raise ConfigError(f"--watch: follows one run, and {len(runs)} are named; name one.")
-        if output is not None or figures is not None or json:
-            option = "--json" if json else "--output" if output is not None else "--figures"
-            raise ConfigError(
-                f"{option}: goes without --watch, which writes nothing; leave one of the two out."
-            )
         _watch(named(runs[0]), port or 0)
         return
     chosen = checked_formats(formats)
@@ -106,89 +102,92 @@ def report(
         check_page(output, "--output", is_given=True)
     if figures is not None:
         check_files_folder(figures)
+    folder = user_path(named(runs[0]).value) if len(runs) == 1 else None
+    place = output
+    if place is None and figures is None:
+        place = SEVERAL if folder is None else folder / PAGE
 
-    from lingraft.report.files import WrittenFiles, write_files
-    from lingraft.report.folders import other_folder
-    from lingraft.report.page import PAGE, render, write_page
-    from lingraft.report.runs import read_report
-    from lingraft.report.sections import contents_of
+    from lingraft.report.folders import adaptation_page, read_reported
 
-    place = output or (user_path(named(runs[0]).value) / PAGE if len(runs) == 1 else SEVERAL)
-    has_page = figures is None or output is not None
-    if has_page and output is None:
-        check_page(place, "--output", is_given=False)
-    other = other_folder(user_path(named(runs[0]).value)) if len(runs) == 1 else None
-    if other is not None and other.page is None:
-        _show_written(other, output, figures, json=json)
+    written = None if folder is None else adaptation_page(folder)
+    if written is not None:
+        _name_or_copy(written, output, figures, json=json)
         return
-    page = None if other is None else other.page
-    found = read_report(runs) if page is None else None
-    files, path = WrittenFiles(()), place if has_page else None
+    if place is not None and output is None:
+        check_page(place, "--output", is_given=False)
+
+    # What is read.
+    found = read_reported(runs)
+
+    # What is written.
+    from lingraft.records import write_text_atomically
+    from lingraft.report.files import WrittenFiles, write_files
+    from lingraft.report.page import render
+
+    files = WrittenFiles(())
     if figures is not None:
-        sections = page.sections if page is not None else () if found is None else contents_of(found)
-        files = write_files(sections, figures, chosen, fonts=fonts, wide=wide)
-    if path is not None and found is not None:
-        write_page(found, path, reported=print_message)
-    elif path is not None and page is not None:
-        path.parent.mkdir(exist_ok=True)
-        write_text_atomically(path, render(page, print_message))
+        files = write_files(found.page.sections, figures, chosen, fonts=fonts, wide=wide)
+    if place is not None:
+        place.parent.mkdir(exist_ok=True)
+        write_text_atomically(place, render(found.page, print_message))
+
+    # What is printed.
     for warning in files.warnings:
         print_message(warning, "yellow")
     if json:
-        shown_runs = () if found is None else found.runs
-        print_json(
-            {
-                "format": 1,
-                "page": None if path is None else str(path),
-                "files": [{"path": str(one.path), "title": one.title} for one in files.files],
-                "runs": [
-                    {"name": one.name, "folder": str(one.folder), "remarks": one.remarks}
-                    for one in shown_runs
-                ],
-                "remarks": () if found is None else found.remarks,
-                "result": to_json(found.result) if found is not None else other and other.result,
-            }
-        )
+        _print_json(place, files, found.report, found.result)
     else:
-        _print(found, files, path, wide=wide)
+        _print(place, files, found.report, wide=wide)
     if files.problems:
         raise FigureError(f"{'; '.join(files.problems)}; all else is done.")
 
 
-def _show_written(other: OtherFolder, output: Path | None, figures: Path | None, *, json: bool) -> None:
-    """Say where the page is that the command wrote which made the folder: it has all that is left of it."""
+def _name_or_copy(written: Path, output: Path | None, figures: Path | None, *, json: bool) -> None:
+    """Say where the page is that `adapt` or `rescue` wrote: it has all that is left; with an output, copy it there."""
     from lingraft.records import write_text_atomically
+    from lingraft.report.files import WrittenFiles
 
-    written = other.written
-    if written is None:
-        return
     if figures is not None:
         raise ConfigError(
             f"--figures: of {written.parent} nothing is left but its page, {written}; leave it out."
         )
     if output is not None:
         write_text_atomically(output, written.read_text(encoding="utf-8"))
-    path = str(output or written)
     if json:
-        print_json({"format": 1, "page": path, "files": [], "runs": [], "remarks": [], "result": None})
+        _print_json(output or written, WrittenFiles(()), None, None)
     else:
-        print_result(f"Report: {path}")
+        _print(output or written, WrittenFiles(()), None, wide=False)
 
 
-def _print(found: Report | None, files: WrittenFiles, page: Path | None, *, wide: bool) -> None:
+def _print_json(page: Path | None, files: WrittenFiles, report: Report | None, result: Any) -> None:
+    """Print what was written and what was found; None of a report: it is of no study."""
+    runs = () if report is None else report.runs
+    print_json(
+        {
+            "format": 1,
+            "page": None if page is None else str(page),
+            "files": [{"path": str(one.path), "title": one.title} for one in files.files],
+            "runs": [{"name": one.name, "folder": str(one.folder), "remarks": one.remarks} for one in runs],
+            "remarks": () if report is None else report.remarks,
+            "result": result,
+        }
+    )
+
+
+def _print(page: Path | None, files: WrittenFiles, report: Report | None, *, wide: bool) -> None:
     """Print what must be known of the runs, and what was written; None: it is of no study."""
     from lingraft.report.notes import failures, sign_notes
 
-    if found is not None:
-        print_study(found, wide=wide)
-        for note in sign_notes(found.result):
+    if report is not None:
+        print_study(report, wide=wide)
+        for note in sign_notes(report.result):
             print_result(note)
-        for remark in found.remarks:
+        for remark in report.remarks:
             print_result(shown_message(remark))
-        for one in found.runs:
+        for one in report.runs:
             for remark in one.remarks:
                 print_result(shown_message(f"{one.name}: {remark}"))
-        for failure in failures(found.result):
+        for failure in failures(report.result):
             print_result(shown_message(f"failed: {failure}"))
     width = max((len(str(one.path)) for one in files.files), default=0)
     for written in files.files:

@@ -143,7 +143,8 @@ def rescue(
     last = after.rstrip("/").removeprefix("embedded:").rpartition("/")[2]
     output = output or Path("rescued") / (re.sub(r"[^\w.+-]+", "-", last)[:80] or "model")
 
-    from lingraft.adapt.delivery import PAGE, Delivery
+    from lingraft.adapt import PAGE
+    from lingraft.adapt.delivery import Delivery
     from lingraft.adapt.promise import EXIT_CODES
     from lingraft.adapt.rescue import rescue as run_rescue
     from lingraft.cli.progress import ProgressWatcher

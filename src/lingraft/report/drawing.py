@@ -39,7 +39,7 @@ and returns a promise of what can be finalised."""
 
 @dataclass(frozen=True)
 class Job:
-    """A figure to draw: what it becomes, and its Vega-Lite specification.
+    """A figure to draw: what it becomes, and its Vega-Lite specification; or why it has none, and is not drawn.
 
     Control characters of names in the specification are made visible: in an SVG, or in the expressions that Vega-Lite
     makes of an axis's order, they would end the engine or the figure.
@@ -47,6 +47,7 @@ class Job:
 
     form: Form
     spec: Mapping[str, Any]
+    problem: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "spec", _visible(self.spec))
@@ -87,6 +88,9 @@ def draw(jobs: Sequence[Job], seconds: float | None = None, fonts: Path | None =
         seconds: That all of them may take; None: `SECONDS`.
         fonts: Folder of fonts that PDF and PNG may use besides the system's.
     """
+    if any(job.problem for job in jobs):
+        drawn = iter(draw([job for job in jobs if not job.problem], seconds, fonts))
+        return [Drawing(None, job.problem) if job.problem else next(drawn) for job in jobs]
     if not jobs:
         return []
     limit = SECONDS if seconds is None else seconds
@@ -142,6 +146,12 @@ def draw(jobs: Sequence[Job], seconds: float | None = None, fonts: Path | None =
 
 def _failed(jobs: Sequence[Job], problem: str) -> list[Drawing]:
     return [Drawing(None, problem)] * len(jobs)
+
+
+def reason_of(error: Exception) -> str:
+    """Return why a figure is not drawn, in a line."""
+    text = " ".join(str(error).split())[:200]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 class _ForScript(json.JSONEncoder):
@@ -208,7 +218,7 @@ def main() -> None:
         except ImportError:
             raise  # then none can be drawn
         except Exception as error:  # of one figure; the others are drawn
-            drawing = Drawing(None, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+            drawing = Drawing(None, reason_of(error))
         found.append(asdict(drawing) | {"content": base64.b64encode(drawing.content or b"").decode()})
     json.dump(found, answers)
     answers.close()

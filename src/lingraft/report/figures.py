@@ -14,6 +14,7 @@ import altair as alt
 from lingraft.intervals.changes import Answer
 from lingraft.measures.look import BLUE, INK, VERMILLION, WIDTH, Look
 from lingraft.report.drawing import Job
+from lingraft.report.formats import Form
 from lingraft.report.signs import SIGNS
 
 __all__ = ["INK", "WIDTH"]
@@ -160,20 +161,14 @@ def tooltips(**titles: str) -> list[alt.Tooltip]:
     return [alt.Tooltip(f"{field}:N", title=title) for field, title in titles.items()]
 
 
-def spec_of(chart: Any, background: str = "transparent") -> dict[str, Any]:
-    """Return a figure's Vega-Lite specification with the look that all share.
+def job_of(chart: Any, form: Form = "page") -> Job:
+    """Return what draws a figure, with the look that all share; on the page it is in the page's own ink.
 
-    Args:
-        chart: The figure.
-        background: Of the whole; ink is for light paper unless `INK` is replaced.
+    Behind it is nothing on the page and in a PDF, which stand on a page's or a slide's own ground, else white.
     """
     spec: dict[str, Any] = chart.to_dict()
-    return spec | {"config": (spec.get("config") or {}) | _LOOK | {"background": background}}
-
-
-def job_of(chart: Any) -> Job:
-    """Return what draws a figure for the page, in the page's own ink."""
-    return Job("page", spec_of(chart))
+    background = "transparent" if form in ("page", "pdf") else "white"
+    return Job(form, spec | {"config": (spec.get("config") or {}) | _LOOK | {"background": background}})
 
 
 def svg_of(drawing: bytes) -> str:

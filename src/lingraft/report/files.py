@@ -16,9 +16,10 @@ from lingraft.errors import FigureError
 from lingraft.measures.base import Plot
 from lingraft.records import write_bytes_atomically
 from lingraft.report.contents import PlacedTable, Section
-from lingraft.report.drawing import Drawing, Job, draw
+from lingraft.report.drawing import draw
 from lingraft.report.fonts import font_warnings
-from lingraft.report.formats import DEFAULT_FORMATS, FIGURE_FORMATS, FORM_OF_SUFFIX, TABLE_SUFFIXES, Form
+from lingraft.report.formats import DEFAULT_FORMATS, FIGURE_FORMATS, FORM_OF_SUFFIX, TABLE_SUFFIXES
+from lingraft.report.jobs import jobs_of
 from lingraft.report.table_files import table_texts
 
 _NAME: Final = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
@@ -60,10 +61,9 @@ def write_figure(chart: Any, path: Path, fonts: Path | None = None) -> list[str]
     Raises:
         FigureError: It cannot be drawn; a file that stands there stays as it is.
     """
-    from lingraft.report.figures import spec_of
+    from lingraft.report.figures import job_of
 
-    form = FORM_OF_SUFFIX[path.suffix.lower()]
-    (drawing,) = draw([Job(form, spec_of(chart, _background(form)))], fonts=fonts)
+    (drawing,) = draw([job_of(chart, FORM_OF_SUFFIX[path.suffix.lower()])], fonts=fonts)
     if drawing.content is None:
         raise FigureError(f"{path}: the figure is not drawn: {drawing.problem}; all else is done.")
     write_bytes_atomically(path, drawing.content)
@@ -94,10 +94,9 @@ def write_files(
         if isinstance(block, Plot | PlacedTable)
     ]
     forms = [form for form in FIGURE_FORMATS if form in formats]
-    jobs = [(one, form) for one, _ in blocks if isinstance(one, Plot) for form in forms]
-    drawings = {
-        (plot.name, form): one for (plot, form), one in zip(jobs, _drawings(jobs, fonts), strict=True)
-    }
+    plots = [one for one, _ in blocks if isinstance(one, Plot)]
+    names = [(plot.name, form) for plot in plots for form in forms]
+    drawings = dict(zip(names, draw(jobs_of(plots, forms), fonts=fonts), strict=True))
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for block, title in blocks:
@@ -130,22 +129,3 @@ def write_files(
             if one.content is None
         ),
     )
-
-
-def _drawings(jobs: Sequence[tuple[Plot, Form]], fonts: Path | None) -> list[Drawing]:
-    """Return each figure in its form, all drawn in one process."""
-    if not jobs:
-        return []
-    try:
-        from lingraft.report.figures import spec_of
-
-        charts = {plot.name: plot.chart() for plot, _ in jobs}
-        asked = [Job(form, spec_of(charts[plot.name], _background(form))) for plot, form in jobs]
-    except (ImportError, MemoryError) as error:  # the tables need none
-        return [Drawing(None, str(error) or "no memory")] * len(jobs)
-    return draw(asked, fonts=fonts)
-
-
-def _background(form: Form) -> str:
-    """Return what lies behind a figure: nothing in a PDF, which stands on a page's or a slide's own ground."""
-    return "transparent" if form == "pdf" else "white"

@@ -15,6 +15,7 @@ Form = Literal["page", "svg", "png", "pdf", "html", "engine"]
 All but the last two are made of the same drawing: asked for in one call, it is drawn once.
 The engine is that of no figure: the script that draws figures in a browser."""
 
+PAGE: Final = Path("report", "index.html")  # in a run folder
 FIGURE_FORMATS: Final[tuple[Form, ...]] = ("pdf", "svg", "png")
 TABLE_SUFFIXES: Final = {"csv": "csv", "latex": "tex", "markdown": "md"}  # by format
 FORMATS: Final = (*FIGURE_FORMATS, *TABLE_SUFFIXES)

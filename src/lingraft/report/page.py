@@ -23,6 +23,7 @@ from markupsafe import Markup
 from lingraft.measures.base import Plot
 from lingraft.records import write_text_atomically
 from lingraft.report.contents import Lines, PlacedTable, Section, SideBySide
+from lingraft.report.formats import PAGE
 from lingraft.report.markup import drawn
 from lingraft.report.page_figures import figures_of, packed
 from lingraft.report.runs import Report
@@ -30,7 +31,6 @@ from lingraft.report.sections import contents_of
 from lingraft.report.table_files import table_texts
 from lingraft.report.terms import Term, term_of, terms_in, with_terms
 
-PAGE = Path("report", "index.html")  # in a run folder
 EMBEDDED_NOTICE: Final = (
     "The embedded model is SmolLM2-135M-Instruct, dequantised from 4 bits: "
     "its figures are not those of the published model."
@@ -76,20 +76,24 @@ def render_page(
     report: Report, reported: Callable[[str], None] | None = None, *, live: str | None = None
 ) -> str:
     """Return the HTML of a report's page; arguments as of `write_page` and `render`."""
+    return render(page_of(report), reported, live=live)
+
+
+def page_of(report: Report) -> Page:
+    """Return what the page of a report shows."""
     is_embedded = any(
         (name or "").startswith("embedded:")
         for run in report.runs
         if run.study is not None
         for name in (run.study.model, run.study.phases[0].checkpoint)
     )
-    page = Page(
+    return Page(
         title=report.title,
         kind="A lingraft study: what fine-tuning on new languages gained, and what it cost",
         facts=report.facts,
         notices=(EMBEDDED_NOTICE,) if is_embedded else (),
         sections=contents_of(report),
     )
-    return render(page, reported, live=live)
 
 
 def render(page: Page, reported: Callable[[str], None] | None = None, *, live: str | None = None) -> str:

@@ -22,6 +22,7 @@ from markupsafe import Markup
 from lingraft.measures.base import Plot
 from lingraft.records import cache_folder, fingerprint_of, read_kept, write_kept
 from lingraft.report.drawing import ENGINE, Drawing, Job, draw
+from lingraft.report.jobs import jobs_of
 
 JsonSpec = Mapping[str, Any]
 
@@ -47,16 +48,12 @@ class Figures:
 
 def figures_of(plots: Sequence[Plot]) -> Figures:
     """Return the figures of a page, drawn; what cannot be drawn is missing, and its reason is given."""
-    try:
-        from lingraft.report.figures import INK, spec_of, svg_of
+    jobs = jobs_of(plots, ("page", "pdf"))
+    if all(job.problem for job in jobs):
+        return Figures(problem=_problem(len(plots), draw(jobs)))
+    from lingraft.report.figures import INK, svg_of
 
-        specs = [spec_of(plot.chart()) for plot in plots]
-    except (ImportError, MemoryError) as error:  # the tables need none
-        return Figures(problem=f"The report has no pictures: they cannot be made ({error or 'no memory'}).")
-    if not specs:
-        return Figures()
     engine = _kept_engine()
-    jobs = [Job(form, spec) for spec in specs for form in ("page", "pdf")]
     drawings = draw(jobs if engine else [*jobs, Job("engine", {})])
     if not engine and (made := drawings.pop().content):
         engine = made.decode()
