@@ -40,6 +40,7 @@ def test_a_run_gets_its_page_and_what_failed_is_said(run: Path, lingraft: Lingra
         "The only cell that is done has not kept English. plain (the lower bound) kept 80 % [70, 90]"
         in done.stdout
     )
+    assert "Task ability against Phase 1: ▲ rose, ▼ fell" in done.stdout
     assert "Not shown (`--wide` shows all): DES, corrected, MPD, change, de\n" in done.stdout
     whole = lingraft("report", "runs/tiny", "--wide").stdout
     assert "0.934 [0.92, 0.95]" in whole
@@ -69,6 +70,7 @@ def test_the_page_goes_where_it_is_asked_to_under_the_name_that_is_given(
         (["runs/tiny/stages"], "there is no such folder."),
         (["=runs/tiny"], "write NAME=PATH"),
         (["runs/tiny", "--output", "notes.txt"], "is there, and no page of lingraft's"),
+        (["runs/tiny", "--output", "paper.pdf"], "a page is HTML; name --output paper.html."),
         (["runs/tiny", "--output", "there/page.html"], "there is no folder there; create it first."),
         (["runs/tiny", "--output", "runs"], "--output runs: is a folder; name a file in it"),
     ],

@@ -59,6 +59,13 @@ def test_what_has_no_name_gets_the_shortest_in_which_it_differs(tmp_path: Path) 
     ]
 
 
+def test_a_name_that_is_proposed_for_two_leaves_a_folder_its_own(tmp_path: Path) -> None:
+    for place in ("quickstart", "second"):
+        (tmp_path / place).mkdir()
+    given = [str(tmp_path / place) for place in ("quickstart", "second")]
+    assert [one.name for one in all_named(given, lambda _: ("quickstart",))] == ["quickstart", "second"]
+
+
 def test_a_name_that_is_given_twice_is_refused() -> None:
     with pytest.raises(ConfigError, match="m: is the name of a and b"):
         all_named(["m=a", "m=b"])

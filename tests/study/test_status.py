@@ -370,7 +370,7 @@ def test_a_folder_whose_run_has_not_begun_and_one_that_is_no_run(tmp_path: Path)
     (other / "notes").touch()
     with pytest.raises(ConfigError, match="is no run folder of a study"):
         status_of(other)
-    with pytest.raises(ConfigError, match="there is no such run folder"):
+    with pytest.raises(ConfigError, match="there is no such run folder; `lingraft run STUDY` makes it"):
         status_of(tmp_path / "nothing")
 
 

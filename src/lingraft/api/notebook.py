@@ -7,7 +7,7 @@ from functools import singledispatch
 from lingraft.adapt.checked import ABILITY, TASK, Checked
 from lingraft.api.printed import html_of_tables
 from lingraft.report.check import check_table
-from lingraft.report.notes import failures
+from lingraft.report.notes import failures, sign_notes
 from lingraft.report.rivals import best_cells
 from lingraft.report.runs import report_of
 from lingraft.report.tables import Column, Table, study_table, written
@@ -35,7 +35,8 @@ def _(found: StudyResult) -> str:
     report = report_of(found, None)
     verdict = verdict_of(report)
     table = study_table(report.result, best_cells(report.result, report.comparer))
-    lines = (verdict.sentence, *verdict.notes, *(f"failed: {one}" for one in failures(found)))
+    failed = (f"failed: {one}" for one in failures(found))
+    lines = (verdict.sentence, *verdict.notes, *sign_notes(found), *failed)
     return html_of_tables([(report.title, table)], lines)
 
 

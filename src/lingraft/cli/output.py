@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from lingraft.stage import Json
 
 _LOG_WIDTH = 160
+_PAGE_ENDINGS = (".html", ".htm")
 _HEAD = 4096  # characters of a page, in which its title stands
 _COLUMN_GAP = 3
 _ESSENTIAL_GAP = 2  # of the table that has to fit
@@ -271,6 +272,11 @@ def check_page(path: Path, option: str, *, is_given: bool) -> None:
     if path.is_dir():
         raise ConfigError(
             f"{begin}: is a folder; name a file in it, such as {option} {path / 'report.html'}."
+        )
+    if is_given and path.suffix.lower() not in _PAGE_ENDINGS and not path.exists():
+        raise ConfigError(
+            f"{begin}: a page is HTML; name {option} {path.with_suffix('.html')}. For PDF print it from a browser; its "
+            "figures are written as PDF by --figures FOLDER --format pdf."
         )
     if is_given:
         check_folder(path)

@@ -98,6 +98,8 @@ def report(
         return
     chosen = checked_formats(formats)
     check_fonts(fonts)
+    if output is not None:  # before what takes seconds to import
+        check_page(output, "--output", is_given=True)
     if figures is not None:
         check_files_folder(figures)
     folder = user_path(named(runs[0]).value) if len(runs) == 1 else None
@@ -111,8 +113,8 @@ def report(
     if written is not None:
         _name_or_copy(written, output, figures, json=json)
         return
-    if place is not None:
-        check_page(place, "--output", is_given=output is not None)
+    if place is not None and output is None:
+        check_page(place, "--output", is_given=False)
 
     # What is read.
     found = read_reported(runs)
@@ -150,7 +152,6 @@ def _name_or_copy(written: Path, output: Path | None, figures: Path | None, *, j
             f"--figures: of {written.parent} nothing is left but its page, {written}; leave it out."
         )
     if output is not None:
-        check_page(output, "--output", is_given=True)
         write_text_atomically(output, written.read_text(encoding="utf-8"))
     if json:
         _print_json(output or written, WrittenFiles(()), None, None)
@@ -175,10 +176,12 @@ def _print_json(page: Path | None, files: WrittenFiles, report: Report | None, r
 
 def _print(page: Path | None, files: WrittenFiles, report: Report | None, *, wide: bool) -> None:
     """Print what must be known of the runs, and what was written; None: it is of no study."""
-    from lingraft.report.notes import failures
+    from lingraft.report.notes import failures, sign_notes
 
     if report is not None:
         print_study(report, wide=wide)
+        for note in sign_notes(report.result):
+            print_result(note)
         for remark in report.remarks:
             print_result(shown_message(remark))
         for one in report.runs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -65,7 +66,13 @@ def all_named(
             raise ConfigError(
                 f"{one.name}: is the name of {' and '.join(same)}; give each another name (NAME=PATH)."
             )
-    options = [(one.name,) if one.is_given else (*proposed(one.value), *_ends(one.value)) for one in found]
+    proposals = [() if one.is_given else tuple(dict.fromkeys(proposed(one.value))) for one in found]
+    counts = Counter(name for own in proposals for name in own)
+    options = [
+        # What is proposed for two tells neither apart, and must not take a folder's own name from it.
+        (one.name,) if one.is_given else (*(name for name in own if counts[name] == 1), *_ends(one.value))
+        for one, own in zip(found, proposals, strict=True)
+    ]
     names = []
     for number, one in enumerate(found):
         others = {name for place, own in enumerate(options) if place != number for name in own}

@@ -425,13 +425,13 @@ def write_result(result: StudyResult) -> None:
     write_json_atomically(Path(result.run) / RESULT, to_json(result))
 
 
-def read_result(folder: Path) -> StudyResult:
+def read_result(folder: Path | str) -> StudyResult:
     """Return the result of a study, of one that was stopped as far as it came.
 
     Raises:
         ConfigError: There is none, or its format is another version's.
     """
-    path = folder / RESULT
+    path = Path(folder) / RESULT
     try:
         found = read_json(path)
         if found["format"] != FORMAT:

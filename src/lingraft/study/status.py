@@ -117,7 +117,7 @@ def status_of(folder: Path) -> RunStatus:
         ConfigError: There is no such folder, or it is no run folder.
     """
     if not folder.is_dir():
-        raise ConfigError(f"{folder}: there is no such run folder.")
+        raise ConfigError(f"{folder}: there is no such run folder; `lingraft run STUDY` makes it.")
     if any(folder.iterdir()) and not any((folder / name).exists() for name in _OF_A_RUN):
         raise ConfigError(
             f"{folder}: is no run folder of a study; name the one that `lingraft run` made, such as runs/quickstart."
