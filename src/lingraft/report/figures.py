@@ -136,7 +136,9 @@ def diverging_scale(most: float) -> alt.Scale:
 
 
 def text_on(depth: str) -> Any:
-    """Return the colour of a text on a tile: black, on the deepest colours white; its contrast is at least 4.5 (WCAG 1.4.3).
+    """Return the colour of a text on a tile: black, on the deepest colours white.
+
+    Its contrast is at least 4.5 (WCAG 1.4.3).
 
     Args:
         depth: The field that says, from 0 to 1, how far the tile's colour is from nearly white.
