@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -32,14 +32,14 @@ READ = """() => [...document.querySelectorAll("main > section")]
   .map((one) => [one.id, one.getBoundingClientRect().top]).filter((one) => one[1] <= 1).pop()"""
 
 
-def at_work(run: Path, **changes: object) -> None:
+def at_work(run: Path, **changes: Any) -> None:
     """Let a run folder say that this process is at work on a training, with the answers of an evaluation as well."""
     name = next(name for name in read_plan(run).stages if name.startswith("train"))
     now = time.time()
     answers = (FirstAnswer("lookup (de)", HOSTILE, HOSTILE),) * 3
     stage = StageAtWork(name, now - 9, StageProgress(8, 20, 2.5, 900.0, 33.0), now, answers)
     said = UnderWay(Holder.this(), now - 60, now, stage)
-    write_json_atomically(run / UNDER_WAY, to_json(replace(said, **changes)))  # type: ignore[arg-type]
+    write_json_atomically(run / UNDER_WAY, to_json(replace(said, **changes)))
     losses = ({"step": step, "loss": 3.0 - step / 9} for step in range(1, 9))
     AppendLog(run / "stages" / name / LOSSES, dict).append(losses)
 
@@ -72,7 +72,7 @@ def test_who_follows_a_run_sees_it_without_serious_faults_on_a_phone_and_in_the_
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
     page.evaluate("document.getElementById('live-news').hidden = false")
     for colours in ("dark", "light"):
-        page.emulate_media(color_scheme=colours)  # type: ignore[arg-type]
+        page.emulate_media(color_scheme=colours)
         found = axe.Axe().run(page, context="#under-way", options={"resultTypes": ["violations"]})
         serious = {
             one["id"]: [node["html"][:200] for node in one["nodes"][:4]]
@@ -91,9 +91,9 @@ def test_new_results_leave_the_reader_at_the_place_and_with_the_folds_that_were_
     for fold in ("#live-answers", "#live-stages"):
         page.locator(f"{fold} summary").click()
     page.locator("#live-stages tbody tr").first.wait_for()
-    fold = page.locator("main > section:not(#under-way) details:not(.save):not([open])").first
-    title = fold.locator("summary").first.inner_text()
-    fold.evaluate("one => { one.open = true; scrollTo(0, one.closest('section').offsetTop + 130) }")
+    closed = page.locator("main > section:not(#under-way) details:not(.save):not([open])").first
+    title = closed.locator("summary").first.inner_text()
+    closed.evaluate("one => { one.open = true; scrollTo(0, one.closest('section').offsetTop + 130) }")
     page.wait_for_timeout(500)
     before, version = page.evaluate(READ), page.locator("#under-way").get_attribute("data-version")
     os.utime(run / "result.json")

@@ -198,7 +198,7 @@ def test_first_answers_are_told_and_long_ones_cut(tmp_path: Path) -> None:
 def test_what_utf8_does_not_have_is_told_without_it(tmp_path: Path) -> None:
     def ask(place: Workplace) -> None:
         place.watcher.answered("lookup\udcff", "\ud83d", "\ude00")
-        found = until(tmp_path, lambda one: one.at_work is not None and one.at_work.answers)
+        found = until(tmp_path, lambda one: one.at_work is not None and bool(one.at_work.answers))
         assert found.at_work is not None
         (answer,) = found.at_work.answers
         assert (answer.task, answer.prompt, answer.answer) == ("lookup?", "?", "?")
