@@ -161,6 +161,8 @@ def test_figures_come_alive_and_tell_their_values(open_page: OpenPage, quickstar
         mark.hover(force=True)
         if tip.count():
             found += tip.inner_text()
+            page.keyboard.press("Escape")
+            assert tip.count() == 0, "it goes without the pointer being moved"
     assert "english_replay" in found
     assert "0.512" in found, "the task ability, as in the table"
 
@@ -298,6 +300,10 @@ def test_answers_stand_side_by_side_and_are_filtered(open_page: OpenPage, quicks
     assert answers.locator("article:visible").count() == 5
     answers.get_by_role("combobox", name="Outcome", exact=True).select_option(label="all items")
     assert "152 items" in status.inner_text()
+    answers.get_by_role("combobox", name="Language", exact=True).select_option(label="fr")
+    prompt, reference = answers.locator("article:visible dd .said").all()[:2]
+    assert (prompt.get_attribute("lang"), reference.get_attribute("lang")) == ("fr", "fr")
+    answers.get_by_role("combobox", name="Language", exact=True).select_option(label="all")
     answers.get_by_role("combobox", name="Language", exact=True).select_option("de")
     assert "of 24 items" in status.inner_text()
     answers.get_by_role("combobox", name="Task", exact=True).select_option("worldbook:counting")

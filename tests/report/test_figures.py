@@ -24,12 +24,13 @@ from lingraft.measures.look import BLUE, COLOURS, INK, VERMILLION, looks_of, sha
 from lingraft.report.cells import chosen_cells, mean_of, non_dominated, shown_cells
 from lingraft.report.charts.abilities import bits_per_character, changes_by_task
 from lingraft.report.charts.trade_off import TOGETHER, trade_off
-from lingraft.report.charts.training import curves_of, smoothed, training_loss
+from lingraft.report.charts.training import smoothed, training_loss
+from lingraft.report.curves import MOST_LINES, curves_of
 from lingraft.report.figures import DEEP, job_of
 from lingraft.report.labels import PLACES, Label, Spot, label_box, placed
 from lingraft.report.pairs import measures_of_cells
 from lingraft.report.runs import report_of
-from lingraft.report.sections import contents_of
+from lingraft.report.sections import contents_of, trained
 from lingraft.report.stage_records import differences_of, moved_tensors, trained_shares
 from lingraft.stage_record import StageRecord
 from lingraft.study.result import CellResult, StudyResult
@@ -72,11 +73,11 @@ def test_every_colour_can_be_seen_on_light_and_on_dark_paper(colour: str, paper:
 @pytest.mark.parametrize("deepest", [BLUE, VERMILLION])
 def test_texts_on_tiles_can_be_read_on_every_depth(deepest: str) -> None:
     ends = [116 * luminance(colour) ** (1 / 3) - 16 for colour in ("#f3f3f3", deepest)]
-    for number in range(101):
-        depth = number / 100
+    for number in range(1001):
+        depth = number / 1000
         light = ((ends[0] + (ends[1] - ends[0]) * depth + 16) / 116) ** 3  # as the scale mixes: in CIELAB
         contrast = 1.05 / (light + 0.05) if depth > DEEP else (light + 0.05) / 0.05
-        assert contrast > 4.4
+        assert contrast >= 4.5  # WCAG 1.4.3
 
 
 def test_strategies_differ_in_colour_or_fill_and_the_bounds_are_drawn_in_ink() -> None:
@@ -238,6 +239,20 @@ def test_losses_that_differ_a_little_can_be_told_apart(tmp_path: Path) -> None:
     drawn = vl_convert.vegalite_to_svg(dict(job_of(chart).spec))
     ticks = [float(text) for text in re.findall(r">(\d+\.\d+)<", drawn)]
     assert min(ticks) > 5.7
+
+
+def test_a_caption_says_of_how_many_trainings_those_are_that_are_drawn(tmp_path: Path) -> None:
+    def words(strategies: int) -> str:
+        cells = [done_cell(name) for name in ("plain", *(f"s{number}" for number in range(1, strategies)))]
+        found = trained.section(report_of(result(tmp_path, cells), None))
+        assert found is not None
+        plot = found.blocks[0]
+        assert isinstance(plot, Plot)
+        return plot.caption + plot.description
+
+    assert "Drawn are" not in words(MOST_LINES)
+    assert "Line charts of 10 trainings." in words(MOST_LINES)
+    assert "Drawn are 10 of 12 trainings" in words(MOST_LINES + 2)
 
 
 def test_a_training_that_cells_share_is_drawn_once_and_smoothed(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from lingraft.config.load import save_study
 from lingraft.config.schema import Study
 from lingraft.errors import ConfigError
 from lingraft.intervals.macro_mean import Ratio
+from lingraft.report import older
 from lingraft.report.contents import Lines, PlacedTable
 from lingraft.report.merge import MergedResult
 from lingraft.report.page import render_page
@@ -146,9 +147,20 @@ def test_a_result_of_a_later_version_is_refused(write: Write) -> None:
         changed(write("first"), lambda content: content.update(format=3))
 
 
-def test_a_result_that_this_version_wrote_is_read_whole(write: Write) -> None:
+def test_a_result_that_this_version_wrote_is_read_whole_and_not_field_by_field(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = write("first")
+    monkeypatch.delattr(older, "_result")
     assert read_report([str(folder)]).result == replace(read_result(folder), run=str(folder))
+
+
+def test_a_result_that_is_nested_too_deep_is_one_that_is_damaged(write: Write) -> None:
+    folder = write("first")
+    (folder / "result.json").write_text('{"format": 2, "cells": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    report = read_report([str(folder)])
+    assert [type(cell) for cell in report.result.cells] == [PendingCell, PendingCell]
+    assert "result.json was cut or damaged" in report.runs[0].remarks[0]
 
 
 def test_of_a_result_that_was_cut_the_whole_cells_are_shown(write: Write) -> None:

@@ -15,7 +15,7 @@ WIDTH: Final = 620
 INK: Final = "#010203"
 """Stands for the page's own text colour, light or dark."""
 BLUE: Final = "#0072B2"
-VERMILLION: Final = "#B54700"
+VERMILLION: Final = "#BA4900"
 COLOURS: Final = (BLUE, VERMILLION, "#009E73", "#CC79A7", "#449AD2", "#C08A00")
 SHAPES: Final = ("circle", "square", "triangle-up", "diamond", "triangle-down", "triangle-right")
 BASE_MARK: Final = "M-1,-1L1,1M1,-1L-1,1"  # an x, for the base model; Phase 1 is a cross

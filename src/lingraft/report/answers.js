@@ -21,6 +21,7 @@
     [FLAGS.empty, "empty", ""], [FLAGS.looping, "looping", ""], [FLAGS.truncated, "truncated", ""],
   ];
   const MARKS = /(⟦|⟧|<[^<>\s]*>|\[\/?[A-Z_]+\])/; // of chat templates
+  const TAG = /^[a-z]{2,3}(-[a-z0-9]{1,8})*$/i; // of a language (BCP-47)
   const LINK = "#answers?"; // what a permalink begins with
 
   /** Return an element with its properties, attributes (of names with a hyphen, or `role`) and children. */
@@ -42,10 +43,11 @@
     return JSON.parse(await new Response(stream).text());
   }
 
-  /** Return a text as it is: marks of chat templates paler, long ones clipped at the end, or at their beginning. */
-  function said(text, keepsEnd = false) {
+  /** Return a text in a language as it is: marks of chat templates paler, long ones clipped at the end, or at their
+   * beginning. Fonts and screen readers follow the language; it is "" where that is not known. */
+  function said(text, language, keepsEnd = false) {
     if (!text.trim()) return make("div", { className: "said faint", textContent: "(empty)" });
-    const place = make("div", { className: "said", dir: "auto" });
+    const place = make("div", { className: "said", dir: "auto", lang: TAG.test(language) ? language : "" });
     const show = (shown) =>
       place.replaceChildren(
         ...shown.split(MARKS).map((part, i) => (i % 2 ? make("span", { className: "mark", textContent: part }) : part)),
@@ -177,7 +179,7 @@
       for (const [flag, word, look] of WORDS) {
         if (flags[item][model] & flag) line.append(" ", make("b", { className: `outcome ${look}`, textContent: word }));
       }
-      box.append(line, said(texts[answers[item][model]]));
+      box.append(line, said(texts[answers[item][model]], flags[item][model] & FLAGS.wrong ? "" : of(item, "language")));
       return box;
     }
 
@@ -194,8 +196,8 @@
         make("h4", {}, make("bdi", { textContent: of(item, "task") }), ", ", make("bdi", { textContent: of(item, "language") }),
           ", ", make("bdi", { textContent: of(item, "name") }), " ", link),
         make("dl", {},
-          make("div", {}, make("dt", { textContent: "Prompt" }), make("dd", {}, said(of(item, "prompt"), true))),
-          make("div", {}, make("dt", { textContent: "Reference" }), make("dd", {}, said(of(item, "reference"))))),
+          make("div", {}, make("dt", { textContent: "Prompt" }), make("dd", {}, said(of(item, "prompt"), of(item, "language"), true))),
+          make("div", {}, make("dt", { textContent: "Reference" }), make("dd", {}, said(of(item, "reference"), of(item, "language"))))),
         make("div", { className: "replies" }, ...state.models.map((model) => reply(item, model))),
       );
     }

@@ -23,7 +23,7 @@ NARROW: Final = 280
 """Of a plot in a window of 360 pixels."""
 GRID: Final = "#88888840"
 MOST_IN_LEGEND: Final = 20
-DEEP: Final = 0.92  # of the way from nearly white to a tile's deepest colour; white text is on no paler ones
+DEEP: Final = 0.93  # of the way from nearly white to a tile's deepest colour; white text is on no paler ones
 _LOOK: Final = {
     "aria": False,  # the page has a text alternative for the figure as a whole
     "mark": {"aria": False},  # of layers, which the line above does not reach
@@ -136,7 +136,9 @@ def diverging_scale(most: float) -> alt.Scale:
 
 
 def text_on(depth: str) -> Any:
-    """Return the colour of a text on a tile: black, on the deepest colours white; its contrast is at least 4.4.
+    """Return the colour of a text on a tile: black, on the deepest colours white.
+
+    Its contrast is at least 4.5 (WCAG 1.4.3).
 
     Args:
         depth: The field that says, from 0 to 1, how far the tile's colour is from nearly white.

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from contextlib import suppress
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -79,7 +80,7 @@ def read_any_result(folder: Path, study: Study | None) -> tuple[StudyResult, tup
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); change its permissions.") from None
     try:
         content = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         content, is_whole = _beginning(text), False
     if not isinstance(content, dict):
         content, is_whole = {}, False
@@ -97,6 +98,11 @@ def read_any_result(folder: Path, study: Study | None) -> tuple[StudyResult, tup
     if is_whole and made_by != FORMAT:
         older = "without a format number" if made_by is None else f"of format {made_by!r}"
         remarks.append(f"An earlier version of lingraft wrote {RESULT} ({older}; now {FORMAT}).")
+    if is_whole and made_by == FORMAT:
+        with suppress(
+            ValueError, RecursionError
+        ):  # what does not fit is looked for below, field by field, which takes far longer
+            return replace(from_json(StudyResult, content), run=str(folder)), tuple(remarks)
     lost = _Lost()
     result = _result(folder, content, study, lost, is_whole=is_whole)
     remarks += [f"Of {RESULT}: {sentence}." for sentence in lost.sentences()]
@@ -297,6 +303,6 @@ def _beginning(text: str) -> Any:
     for end, closing in reversed(ends):
         try:
             return json.loads(text[:end] + closing)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
     return None

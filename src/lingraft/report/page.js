@@ -377,7 +377,11 @@
     });
     document.addEventListener("focusin", event => { const trigger = of(event); if (trigger?.matches(":focus-visible")) show(trigger); });
     document.addEventListener("focusout", event => { if (of(event)) hide(); });
-    document.addEventListener("keydown", event => { if (event.key === "Escape") hide(); });
+    document.addEventListener("keydown", event => {
+      if (event.key !== "Escape") return;
+      hide();
+      document.getElementById("vg-tooltip-element")?.classList.remove("visible"); // a figure's
+    });
     document.addEventListener("scroll", hide, { passive: true, capture: true });
   }
 
@@ -394,7 +398,9 @@
 
   // A link to a place inside of what is folded opens it.
   function openTarget() {
-    for (let fold = document.getElementById(decodeURIComponent(location.hash.slice(1)))?.closest("details"); fold; fold = fold.parentElement.closest("details")) fold.open = true;
+    let name = location.hash.slice(1);
+    try { name = decodeURIComponent(name); } catch { return; } // typed by hand
+    for (let fold = document.getElementById(name)?.closest("details"); fold; fold = fold.parentElement.closest("details")) fold.open = true;
   }
 
   document.addEventListener("DOMContentLoaded", () => {

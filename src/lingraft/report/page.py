@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -31,6 +32,7 @@ from lingraft.report.sections import contents_of
 from lingraft.report.table_files import table_texts
 from lingraft.report.terms import Term, term_of, terms_in, with_terms
 
+_LANGUAGE_TAG: Final = re.compile(r"[a-zA-Z]{2,3}(-[a-zA-Z0-9]{1,8})*")  # as in answers.js
 EMBEDDED_NOTICE: Final = (
     "The embedded model is SmolLM2-135M-Instruct, dequantised from 4 bits: "
     "its figures are not those of the published model."
@@ -180,6 +182,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {"with_terms": with_terms, "term": term_of}
     environment.tests |= {
+        "language_tag": lambda text: _LANGUAGE_TAG.fullmatch(text) is not None,
         "plot": lambda block: isinstance(block, Plot),
         "table": lambda block: isinstance(block, PlacedTable),
         "side_by_side": lambda block: isinstance(block, SideBySide),

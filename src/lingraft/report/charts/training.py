@@ -3,63 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import altair as alt
 
 from lingraft.measures.look import looks_of
-from lingraft.report.cells import chosen_cells, shown_cells
+from lingraft.report.curves import drawn_curves
 from lingraft.report.figures import WIDTH, Row, colour_scale, dash_scale, legend_for, row_of, tooltips
 from lingraft.study.result import StudyResult
 
-MOST_PANELS: Final = 12
-MOST_LINES: Final = 10  # strategies of one picture
 POINTS: Final = 120  # of a line, at most
 _ALL_POINTS: Final = 2000  # of all lines
 _MOST_CLOUDS: Final = 12  # lines with points of single steps
 _WINDOW: Final = 0.1  # of the steps: what a smoothed point is the mean of
-
-
-@dataclass(frozen=True)
-class Curve:
-    """The training of one phase.
-
-    Attributes:
-        phase: Phase and data set.
-        strategy: Its strategy.
-        seed: Its seed.
-        losses: Steps with their losses in nats per supervised token.
-    """
-
-    phase: str
-    strategy: str
-    seed: int
-    losses: tuple[tuple[int, float], ...]
-
-
-def curves_of(result: StudyResult) -> tuple[Curve, ...]:
-    """Return the trainings of all phases, each once however many cells share it."""
-    found: dict[Curve, None] = {}
-    for cell in result.done:
-        # Of several runs a cell's data set is named after its run; its phases' are not.
-        run = cell.data.removesuffix(cell.phases[-1].data)
-        run = "" if run == cell.data else run
-        for phase in cell.phases:
-            if phase.losses:
-                name = f"{phase.phase}: {run}{phase.data}"
-                found.setdefault(Curve(name, phase.strategy, cell.seed, phase.losses))
-    return tuple(found)
-
-
-def drawn_curves(result: StudyResult) -> tuple[Curve, ...]:
-    """Return those that are drawn: of each phase and data set the first strategies, the bounds before others."""
-    curves = curves_of(result)
-    panels = list(dict.fromkeys(one.phase for one in curves))[:MOST_PANELS]
-    strategies = list(dict.fromkeys(one.strategy for one in chosen_cells(shown_cells(result), MOST_LINES)))
-    rest = [one.strategy for one in curves if one.strategy not in strategies]
-    kept = list(dict.fromkeys([*strategies, *rest]))[:MOST_LINES]
-    return tuple(one for one in curves if one.phase in panels and one.strategy in kept)
 
 
 def smoothed(values: Sequence[float], window: int) -> list[float]:

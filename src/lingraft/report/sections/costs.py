@@ -50,7 +50,7 @@ def section(report: Report) -> Section | None:
         "Time and memory over plain",
         f"{caption} 1 is as much as plain; what is done before and after training is over plain's training.{more}",
         partial(_chart, of_quantity),
-        f"Dot plots of {len(drawn)} strategies. Medians: {'; '.join(named)}.",
+        f"Dot plots; strategies: {len(drawn)}. Medians: {'; '.join(named)}.",
     )
     return Section("costs", "What strategies cost", (plot, PlacedTable("costs", "", caption, table)))
 

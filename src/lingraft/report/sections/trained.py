@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from lingraft.measures.base import Plot
 from lingraft.report.cells import ShownCell, chosen_cells, shown_cells
 from lingraft.report.contents import Block, PlacedTable, Section
+from lingraft.report.curves import MOST_LINES, MOST_PANELS, curves_of, drawn_curves
 from lingraft.report.runs import Report
 from lingraft.report.stage_records import TrainedShare, trained_shares
 from lingraft.report.tables import training_table
@@ -50,18 +51,13 @@ def _curves(report: Report) -> Plot:
         "faint points of single steps, in nats per supervised token. Strategies train on other rows (replay), so "
         "lower is not better."
     )
-    trainings = {
-        (phase.phase, phase.data, phase.strategy, cell.seed, phase.losses[-1:])
-        for cell in cells
-        for phase in cell.phases
-    }
-    caption += (
-        " Of many, at most 12 phases and data sets with 10 strategies each are drawn, the bounds and the non-dominated "
-        "first; all losses stand in result.json."
-        if len(trainings) > 10
-        else ""
-    )
-    description = f"Line charts of {len(trainings)} trainings. " + (
+    curves, drawn = curves_of(report.result), drawn_curves(report.result)
+    if len(drawn) < len(curves):
+        caption += (
+            f" Drawn are {len(drawn)} of {len(curves)} trainings, of at most {MOST_PANELS} phases and data sets with "
+            f"{MOST_LINES} strategies each, the bounds and the non-dominated first; all losses stand in result.json."
+        )
+    description = f"Line charts of {len(drawn)} trainings. " + (
         f"Mean loss of the last five steps of the last phase: lowest {ends[0][1]:.3f} ({ends[0][0]}), highest "
         f"{ends[-1][1]:.3f} ({ends[-1][0]})."
         if ends
