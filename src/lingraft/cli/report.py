@@ -190,7 +190,8 @@ def _print(page: Path | None, files: WrittenFiles, report: Report | None, *, wid
     for written in files.files:
         print_result(shown(f"{written.path!s:<{width}}  {written.title}"))
     if page is None:
-        print_result(f"{len(files.files)} files written.")
+        replaced = f", {files.replaced} of them in place of earlier ones" if files.replaced else ""
+        print_result(f"{len(files.files)} files written{replaced}.")
     else:
         print_result(f"Report: {page}")
 
