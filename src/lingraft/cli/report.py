@@ -191,7 +191,8 @@ def _print(page: Path | None, files: WrittenFiles, report: Report | None, *, wid
         print_result(shown(f"{written.path!s:<{width}}  {written.title}"))
     if page is None:
         replaced = f", {files.replaced} of them in place of earlier ones" if files.replaced else ""
-        print_result(f"{len(files.files)} files written{replaced}.")
+        count = "1 file" if len(files.files) == 1 else f"{len(files.files)} files"
+        print_result(f"{count} written{replaced}.")
     else:
         print_result(f"Report: {page}")
 
