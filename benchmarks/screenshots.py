@@ -42,10 +42,9 @@ class Shot:
 
 SHOTS = (
     Shot("page", height=1240),
-    Shot("table", "results", height=1000),
+    Shot("table", "results", height=720),
     Shot("answers", "said"),
-    Shot("dark", "trade-off", height=1000, colours="dark"),
-    Shot("phone", width=400, height=800),
+    Shot("dark", "trade-off", height=800, colours="dark"),
 )
 
 

@@ -46,16 +46,18 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
-    """A function that opens a file as a reader does, who double-clicks it; options are those of Playwright's contexts.
+    """A function that opens a file as a reader does, who double-clicks it, or an address; options are those of
+    Playwright's contexts.
 
     Whatever a test does with the page, it fails in the end where the page asked for anything outside of itself, said an
     error or a warning on the console, broke its own policy or opened a dialog.
     """
     contexts: list[BrowserContext] = []
     faults: list[str] = []
+    own: list[str] = [*_LOADED_ALONE]
 
     def request(one: Request) -> None:
-        if not one.url.startswith(_LOADED_ALONE):
+        if not one.url.startswith(tuple(own)):
             faults.append(f"asks for {one.url}")
 
     def console(message: ConsoleMessage) -> None:
@@ -66,20 +68,22 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
         faults.append(f"opens a dialog: {one.message}")
         one.dismiss()
 
-    def open_it(path: Path, anchor: str = "", **options: Any) -> Page:
+    def open_it(place: Path | str, anchor: str = "", **options: Any) -> Page:
+        address = place if isinstance(place, str) else place.as_uri()
+        own.extend([place] if isinstance(place, str) else ())
         context = browser.new_context(
             **{"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce"} | options
         )
         contexts.append(context)
         context.set_default_timeout(30_000)
         context.add_init_script(_REPORT_VIOLATIONS)
-        context.route(lambda url: not url.startswith(_LOADED_ALONE), lambda route: route.abort())
+        context.route(lambda url: not url.startswith(tuple(own)), lambda route: route.abort())
         page = context.new_page()
         page.on("request", request)
         page.on("console", console)
         page.on("pageerror", lambda error: faults.append(f"raises {error}"))
         page.on("dialog", dialog)
-        page.goto(path.as_uri() + anchor)
+        page.goto(address + anchor)
         return page
 
     yield open_it

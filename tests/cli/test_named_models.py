@@ -64,13 +64,27 @@ def test_cells_of_two_runs_with_one_name_are_told_apart_by_their_runs(
 def test_models_of_an_evaluation_have_the_names_that_are_given(tiny_model: Path, lingraft: Lingraft) -> None:
     other = Path("other")
     shutil.copytree(tiny_model, other)
-    models = (f"old={tiny_model}", "new=other")
-    done = lingraft(
-        *("evaluate", *models, "--task", "worldbook:lookup", "--limit", "2", "--max-new-tokens", "2"),
-        *("--output", "out", "--json"),
+    rows = [{"q": f"what is {number}", "a": str(number)} for number in range(3)]
+    Path("rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    Path("tasks").mkdir()
+    Path("tasks/mine.yaml").write_text(
+        "task: toy\ndataset_path: json\ndataset_kwargs: {data_files: {test: rows.jsonl}}\ntest_split: test\n"
+        "output_type: generate_until\ndoc_to_text: '{{q}}'\ndoc_to_target: '{{a}}'\n"
+        "metric_list: [{metric: exact_match}]\n"
     )
+    models = (f"old={tiny_model}", "new=other")
+    tasks = ("--task", "worldbook:lookup", "--task", "en=tasks/mine.yaml")
+    arguments = ("evaluate", *models, *tasks, "--limit", "2", "--max-new-tokens", "2", "--output", "out")
+    done = lingraft(*arguments, "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
+    assert "tasks/mine.yaml/en" in found["differences"]
+    # A task that is given as a file is shown by the name in it.
+    printed = lingraft(*arguments).stdout
+    assert printed.count("toy ") == 3
+    assert "mine.yaml" not in printed
+    shown = lingraft("show", "predictions", "out", "--task", "toy")
+    assert "toy/en  toy/0" in shown.stdout
     assert found["compared"] == list(found["models"]) == ["old", "new"]
     assert found["paths"] == {"old": str(tiny_model), "new": "other"}
     record = json.loads(Path("out/new/record.json").read_text())
@@ -83,6 +97,7 @@ def test_models_of_an_evaluation_have_the_names_that_are_given(tiny_model: Path,
     page = (Path("out") / "report" / "index.html").read_text()
     assert json.loads(made.stdout)["page"] == "out/report/index.html"
     assert "new - old" in page
+    assert "mine.yaml" not in page
     assert "two models on the same items" in page
     assert lingraft("report", "out/new", "--output", "new.html").returncode == 0
     assert "what a model scored" in Path("new.html").read_text()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,12 @@ def test_a_pdf_is_vectors_with_its_fonts_embedded(tmp_path: Path) -> None:
 
 def test_tables_alone_draw_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[object] = []
-    monkeypatch.setattr(files, "draw", lambda jobs, **_: made.extend(jobs) or [])
+
+    def drawn(jobs: Sequence[object], **_: object) -> list[object]:
+        made.extend(jobs)
+        return []
+
+    monkeypatch.setattr(files, "draw", drawn)
     found = write_files(sections(lambda: made.append("chart")), tmp_path, ("csv",))
     assert [one.path.name for one in found.files] == ["listed.csv"]
     assert made == []

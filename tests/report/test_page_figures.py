@@ -137,6 +137,15 @@ def test_a_figure_that_cannot_be_made_says_why(monkeypatch: pytest.MonkeyPatch) 
     assert (found.pictures, found.problem) == ({}, "The report has no pictures: no memory.")
 
 
+def test_a_name_that_vega_keeps_no_group_by_is_drawn_as_another() -> None:
+    rows = [{"set": one, "a": 1} for one in ("__proto__", "plain")]
+    facets = alt.Chart(alt.Data(values=rows)).mark_point().encode(x="a:Q", facet="set:N")
+    (drawing,) = draw([Job("page", facets.to_dict())])
+    svg = (drawing.content or b"").decode()
+    assert "__proto__" in svg
+    assert svg.count('aria-roledescription="point"') == 2
+
+
 def test_a_chart_that_raises_costs_its_picture_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     def failing() -> Any:
         raise KeyError("strategy")

@@ -256,3 +256,34 @@ def test_the_report_says_how_the_run_was_made_and_hides_what_is_secret(write: Wr
     assert "anna" not in page
     assert "me:pw" not in page
     assert "~/e.jsonl" in page
+
+
+def test_a_task_that_is_given_as_a_file_is_called_by_its_name(write: Write) -> None:
+    file = "tasks/toy_pt.yaml"
+
+    def asked(cell: CellResult, **changes: Any) -> CellResult:
+        own, change = cell.scores.tasks, cell.difference.tasks
+        tasks = {f"{file}/pt": own["worldbook:lookup/en"]}
+        difference = replace(cell.difference, tasks={f"{file}/pt": change["worldbook:lookup/en"]})
+        truncated = {f"{file}/pt": 3}
+        scores = replace(cell.scores, tasks=tasks, truncated_prompts=truncated, left_out=(f"{file}: no",))
+        return replace(cell, scores=scores, difference=difference, **changes)
+
+    failed = failed_cell(reason=f"the task {file}: no such column")
+    cells = [asked(done_cell("plain")), asked(done_cell("ssu")), failed]
+    first, second = write("first", *cells), write("second", *cells)
+    manifest = first / Path(done_cell("plain").predictions).with_name("manifest.json")
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text(json.dumps({"libraries": {}, "tasks": {f"language_ability|{file}|pt|toy": {}}}))
+    for runs in ([first], [first, second]):  # of the second nothing is known
+        report = read_report([str(run) for run in runs])
+        assert report.task_names == {file: "toy"}
+        table = task_table(report.result)
+        assert table is not None
+        assert "toy/pt" in [column.title for column in table.columns]
+        page = render_page(report)
+        assert "toy/pt: 3 prompts" in page
+        without_reason = page.replace(failed.reason, "")
+        assert failed.reason in page  # who mends that looks for the file
+        assert file not in without_reason
+    assert read_report([str(second)]).task_names == {file: "toy_pt"}

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -191,6 +193,68 @@ def test_first_answers_are_told_and_long_ones_cut(tmp_path: Path) -> None:
     assert seen[0].seconds_left is not None
     assert seen[0].unknown == ()
     assert seen[0].seconds_left > 2 * own.seconds_left  # the other one is taken to be like it
+
+
+def test_what_utf8_does_not_have_is_told_without_it(tmp_path: Path) -> None:
+    def ask(place: Workplace) -> None:
+        place.watcher.answered("lookup\udcff", "\ud83d", "\ude00")
+        found = until(tmp_path, lambda one: one.at_work is not None and bool(one.at_work.answers))
+        assert found.at_work is not None
+        (answer,) = found.at_work.answers
+        assert (answer.task, answer.prompt, answer.answer) == ("lookup?", "?", "?")
+        raise DataError("rows\udcff.jsonl: is broken")
+
+    run(tmp_path, Step("score", ask))
+    assert status_of(tmp_path).stages[0].reason == "rows?.jsonl: is broken"
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS])
+def test_a_run_that_cannot_say_where_it_is_goes_on_and_leaves_no_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    tried: list[object] = []
+
+    def refuse(*_: object) -> None:
+        tried.append(None)
+        raise OSError(error, os.strerror(error))
+
+    def train(place: Workplace) -> None:
+        place.watcher.stage_progressed(StageProgress(1, 2, 3.0))
+        before = len(tried)
+        while len(tried) < before + 2:  # the thread lives, and tries
+            place.watcher.stage_progressed(StageProgress(2, 2, 2.0))
+            time.sleep(0.01)
+
+    monkeypatch.setattr(under_way, "write_json_atomically", refuse)
+    monkeypatch.setattr(AppendLog, "append", refuse)
+    threads = threading.active_count()
+    run(tmp_path, Training("one", train))
+    assert threading.active_count() == threads
+    found = status_of(tmp_path)
+    assert (found.state, found.remarks) == ("done", ())
+
+
+def test_training_does_not_wait_for_a_slow_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_disk = threading.Event()
+    append = AppendLog.append
+
+    def slow(log: Any, values: Any) -> None:
+        at_disk.set()
+        time.sleep(1.0)
+        append(log, values)
+
+    def train(place: Workplace) -> None:
+        place.watcher.stage_progressed(StageProgress(1, 2, 3.0))
+        assert at_disk.wait(10)
+        began = time.monotonic()
+        place.watcher.stage_progressed(StageProgress(2, 2, 2.0))
+        assert time.monotonic() - began < 0.5
+
+    monkeypatch.setattr(AppendLog, "append", slow)
+    stage = Training("one", train)
+    run(tmp_path, stage)
+    assert read_json(tmp_path / "stages" / stage.folder_name / "record.json")["artefacts"] == {}
+    assert not (tmp_path / "stages" / stage.folder_name / LOSSES).exists()
 
 
 @contextmanager

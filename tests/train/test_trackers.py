@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 from transformers.integrations import integration_utils
 
 from lingraft.config.schema import Training
@@ -82,6 +82,19 @@ def test_a_training_that_fails_closes_its_tracker(
     with pytest.raises(ModelError, match="enough"):
         trained(tiny_llama, examples(), tokenizer, tmp_path, "fake", on_progress=fail)
     assert fake[0].closed == [True]
+
+
+def test_a_process_that_is_not_the_first_closes_no_tracker(
+    fake: list[FakeTracker],
+    tiny_llama: Build,
+    examples: Build,
+    tokenizer: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Trainer, "is_world_process_zero", lambda _: False)
+    trained(tiny_llama, examples(), tokenizer, tmp_path, "fake")
+    assert fake[0].closed == []
 
 
 @pytest.mark.parametrize("is_shared", [False, True])

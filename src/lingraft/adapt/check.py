@@ -17,6 +17,7 @@ from lingraft.evaluate.running import (
     shortfalls,
 )
 from lingraft.evaluate.scores import measured_by
+from lingraft.evaluate.shown_names import names_in_files, names_in_keys
 from lingraft.intervals.changes import LimitAnswer
 from lingraft.models.compute import AskedPrecision
 from lingraft.models.loading import load_tokenizer
@@ -62,10 +63,19 @@ class Gate:
     @property
     def tasks(self) -> tuple[str, ...]:
         """By name and language, what was asked for, also what cannot be run; English first, then by language."""
-        keys = self.asked.questions.manifest["tasks"]
-        names = ["/".join(key.split("|", 3)[1:3]) for key in keys] if isinstance(keys, Mapping) else []
+        names = ["/".join(key.split("|", 3)[1:3]) for key in self._keys]
         found = dict.fromkeys([*names, *self.not_run])
         return tuple(sorted(found, key=lambda one: (_language(one) != ENGLISH, _language(one))))
+
+    @property
+    def _keys(self) -> tuple[str, ...]:
+        keys = self.asked.questions.manifest["tasks"]
+        return tuple(keys) if isinstance(keys, Mapping) else ()
+
+    @property
+    def shown_names(self) -> dict[str, str]:
+        """By path, what a task that is given as a file is called in tables."""
+        return names_in_files(names_in_keys(self._keys))
 
     @property
     def abilities(self) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from lingraft.evaluate.results import ModelDifferences
 from lingraft.evaluate.running import (
     shortfalls,
 )
+from lingraft.evaluate.shown_names import renamed
 from lingraft.intervals.changes import DEFAULT_MARGIN
 from lingraft.judge.client import key_from_environment
 from lingraft.judge.win_rate import Judge
@@ -82,11 +83,14 @@ class EvaluationResult(Printed, ModelEvaluation):
 
     def tables(self) -> Sequence[tuple[str, Table]]:
         """Return the table of scores."""
-        return [(self.model, score_table(self.scores, self.task_scores))]
+        names = self.shown_names
+        return [
+            (self.model, score_table(renamed(self.scores, names), renamed(list(self.task_scores), names)))
+        ]
 
     def lines(self) -> Sequence[str]:
         """Return the notes."""
-        return [*self.notes, f"Computed in {self.record.precision}."]
+        return [*renamed(self.notes, self.shown_names), f"Computed in {self.record.precision}."]
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)
@@ -112,18 +116,20 @@ class ComparisonResult(Printed, ModelDifferences):
 
     def tables(self) -> Sequence[tuple[str, Table]]:
         """Return the table of differences."""
-        return [(f"{self.after.model} - {self.before.model}, paired", difference_table(self))]
+        named = renamed(self, self.before.shown_names)
+        return [(f"{self.after.model} - {self.before.model}, paired", difference_table(named))]
 
     def lines(self) -> Sequence[str]:
         """Return what the signs mean, and what is not compared."""
-        tasks = self.before.record.tasks
+        named = renamed(self, self.before.shown_names)
+        tasks = named.before.record.tasks
         return [
             legend("Difference", self.margin),
             *(
                 unpaired_sentence(name, count, judged=tasks[name].judged is not None)
-                for name, count in self.unpaired.items()
+                for name, count in named.unpaired.items()
             ),
-            *self.not_paired.values(),
+            *named.not_paired.values(),
         ]
 
 

@@ -34,7 +34,7 @@ def html_of(found: object) -> str:
 def _(found: StudyResult) -> str:
     report = report_of(found, None)
     verdict = verdict_of(report)
-    table = study_table(found, best_cells(found, report.comparer))
+    table = study_table(report.result, best_cells(report.result, report.comparer))
     lines = (verdict.sentence, *verdict.notes, *(f"failed: {one}" for one in failures(found)))
     return html_of_tables([(report.title, table)], lines)
 

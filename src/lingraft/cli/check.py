@@ -122,6 +122,7 @@ def check(
     from lingraft.adapt.check import check_models, gate_of
     from lingraft.adapt.checked import ABILITY, TASK
     from lingraft.cli.progress import StepBars
+    from lingraft.evaluate.shown_names import renamed
     from lingraft.records import to_json, write_text_atomically
     from lingraft.report.check import check_junit, check_markdown, check_table
     from lingraft.stage_record import RECORD
@@ -159,7 +160,8 @@ def check(
             trust_remote_code=trust_remote_code,
             watcher=bars,
         )
-    whole = to_json(found)
+    whole = to_json(found)  # with the tasks as they were named, unlike what is shown
+    found = renamed(found, gate.shown_names)
     if found.folder is not None:
         write_record(output / RECORD, "check", {"model": named[1].value, "against": named[0].value}, whole)
     if junit is not None:

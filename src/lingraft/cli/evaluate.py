@@ -151,6 +151,7 @@ def evaluate(
     from lingraft.cli.progress import StepBars
     from lingraft.data.chat_format import CHAT_IDENTITY
     from lingraft.evaluate.running import shortfalls
+    from lingraft.evaluate.shown_names import names_of_records, renamed
     from lingraft.records import fingerprint_of, to_json
     from lingraft.report.notes import gathered, holds_for
     from lingraft.stage import RECORD, libraries
@@ -225,7 +226,8 @@ def evaluate(
         ]
         for one in evaluated
     }
-    for line, of in gathered(fell_short).items():
+    shown_names = names_of_records(one.record.tasks for one in evaluated)
+    for line, of in gathered(renamed(fell_short, shown_names)).items():
         print_message(f"! {holds_for(of, len(evaluated))}: {line}", "yellow")
     found = PrintedEvaluation(
         format=FORMAT,
@@ -250,7 +252,7 @@ def evaluate(
     if json:
         print_json(to_json(found))
     else:
-        _print(evaluated, compared, titles)
+        _print(evaluated, compared, titles, shown_names)
         for name, one in limits.items():
             print_result(_limit_sentence(name, one))
         print_result(f"Computed in {found.precision}.")
@@ -357,27 +359,33 @@ def _prepare(folder: Path, options: dict[str, Json], evaluations: dict[str, str]
 
 
 def _print(
-    models: list[ModelEvaluation], compared: ModelDifferences | None, titles: Mapping[str, str]
+    models: list[ModelEvaluation],
+    compared: ModelDifferences | None,
+    titles: Mapping[str, str],
+    names: Mapping[str, str],
 ) -> None:
     from lingraft.evaluate.common_items import unpaired_sentence
+    from lingraft.evaluate.shown_names import renamed
     from lingraft.report.evaluation import difference_table, score_table
     from lingraft.report.judging import order_clause, usage_clause
     from lingraft.report.notes import equal_task_notes, noise_sentence
     from lingraft.report.signs import legend
 
-    for one in models:
-        scores = one.record.scores
-        print_table(score_table(scores, one.task_scores), titles[one.model])
+    compared = renamed(compared, names)
+    records = [renamed(one.record, names) for one in models]
+    asked = [renamed(list(one.task_scores), names) for one in models]
+    for one, record, own in zip(models, records, asked, strict=True):
+        scores = record.scores
+        print_table(score_table(scores, own), titles[one.model])
         if scores.noise is not None:
             print_result(noise_sentence([scores.noise]))
-        for name, task in one.record.tasks.items():
+        for name, task in record.tasks.items():
             if (judged := task.judged) is not None:
                 who = ", ".join(judged.judge.answered_as)
                 print_result(f"{name}: judged by {who}; {order_clause(judged)}; {usage_clause(judged)}.")
     if compared is None:
-        same = {
-            name: one.value if one.value in (0, 1) else None for name, one in models[0].task_scores.items()
-        }
+        values = {name: records[0].scores.tasks[name].value for name in asked[0]}
+        same = {name: value if value in (0, 1) else None for name, value in values.items()}
         for note in equal_task_notes(same, "models"):
             print_result(note)
         return
@@ -388,10 +396,10 @@ def _print(
     equal = {name: difference.all_scores for name, difference in compared.differences.items()}
     for note in equal_task_notes(equal, "these models"):
         print_result(note)
-    for name in sorted(set(first.record.tasks) ^ set(second.record.tasks)):
+    for name in sorted(set(records[0].tasks) ^ set(records[1].tasks)):
         print_result(f"{name}: was asked of one of the two models only, and is not compared.")
     for name, count in compared.unpaired.items():
-        is_judged = first.record.tasks[name].judged is not None
+        is_judged = records[0].tasks[name].judged is not None
         print_result(unpaired_sentence(name, count, judged=is_judged))
     for problem in compared.not_paired.values():
         print_result(problem)

@@ -136,10 +136,12 @@ def run(
                     print_table(matrix, title)
         for failure in failures(result):
             print_result(shown_message(f"failed: {failure}"))
-        for note in notes(result):
+        for note in notes(report.result):
             print_result(note)
-        unsaid = {note: names for note, names in model_notes(result).items() if note not in watcher.said}
-        for line in summed_up(unsaid, result):
+        unsaid = {
+            note: names for note, names in model_notes(report.result).items() if note not in watcher.said
+        }
+        for line in summed_up(unsaid, report.result):
             print_result(shown_message(line))
         for line in (*unused_notes(result), *checkpoint_lines(result)):
             print_result(line)

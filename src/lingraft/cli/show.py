@@ -215,6 +215,7 @@ def show_predictions(
 
     Models are named like `similar / plain`, `phase 1` or `base model`.
     """
+    from lingraft.evaluate.shown_names import renamed
     from lingraft.report.answers import read_answers, worst_answers
 
     after, before = read_answers(run, cell, against)
@@ -223,9 +224,10 @@ def show_predictions(
         labels = {"model": after.label, "before": None if before is None else before.label}
         print_json({"run": str(run), **labels, "items": [one.to_json() for one in found]})
         return
+    names = after.task_names
     for one in found:
         item = one.after
-        print_result(f"{item.label}  {item.item}")
+        print_result(f"{renamed(item.label, names)}  {item.item}")
         print_result(readable(item.prompt))
         print_result(readable(f"=> {item.reference}"))
         columns = [(after, item)]

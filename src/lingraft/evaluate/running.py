@@ -25,6 +25,7 @@ from lingraft.evaluate.noise import noise_floor
 from lingraft.evaluate.predictions import Prediction
 from lingraft.evaluate.results import NoiseFloor, Scores
 from lingraft.evaluate.scoring import judged, predictions_of
+from lingraft.evaluate.shown_names import names_in_files, names_in_keys, renamed
 from lingraft.evaluate.task_records import TaskRecord
 from lingraft.evaluate.task_runs import SEEDS, Run, build_runs, template_of
 from lingraft.judge.win_rate import Judge, Judged
@@ -220,7 +221,8 @@ def _answer(
     rounds: list[list[Prediction]] = []
     truncated_prompts: Counter[str] = Counter()
     spelled_prompts: Counter[str] = Counter()
-    labels = {run.key: run.label for run in runs}
+    shown = names_in_files(names_in_keys(run.key for run in runs))
+    labels = {run.key: renamed(run.label, shown) for run in runs}
 
     def tell(key: str, prompt: str, answer: str) -> None:
         if on_answer is not None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from lingraft.errors import ConfigError, did_you_mean
 from lingraft.evaluate.predictions import Prediction, read_predictions
+from lingraft.evaluate.shown_names import names_in_files, renamed
 from lingraft.records import path_inside, read_json
 from lingraft.report.tables import models_of
 from lingraft.stage_record import DamagedRecordError, read_record, stamps_of_whole
@@ -34,6 +35,14 @@ class Answers:
 
     label: str
     predictions: tuple[Prediction, ...]
+
+    @property
+    def task_names(self) -> dict[str, str]:
+        """By path, what a task that is given as a file is called: its items have the name that it has in the file."""
+        asked: dict[str, set[str]] = {}
+        for one in self.predictions:
+            asked.setdefault(one.task, set()).add(one.item.rpartition("/")[0])
+        return names_in_files(asked)
 
 
 @dataclass(frozen=True)
@@ -188,7 +197,7 @@ def worst_answers(
     Raises:
         ConfigError: No item is of that language or task, or none of them was asked alike of both models.
     """
-    chosen = _matching(_matching(after.predictions, "--language", language), "--task", task)
+    chosen = _matching(after, _matching(after, after.predictions, "--language", language), "--task", task)
     others = None if before is None else {one.key: one for one in before.predictions}
     answered = [
         Answered(one, None if others is None else others[one.key])
@@ -203,12 +212,17 @@ def worst_answers(
     return sorted(answered, key=lambda one: (one.change, one.after.key))[:count]
 
 
-def _matching(predictions: Sequence[Prediction], option: str, wanted: str | None) -> list[Prediction]:
+def _matching(
+    model: Answers, predictions: Sequence[Prediction], option: str, wanted: str | None
+) -> list[Prediction]:
     if wanted is None:
         return list(predictions)
+    shown = model.task_names
 
     def names(one: Prediction) -> tuple[str, ...]:
-        return (one.language,) if option == "--language" else (one.task, one.label)
+        if option == "--language":
+            return (one.language,)
+        return (one.task, one.label, renamed(one.task, shown), renamed(one.label, shown))
 
     found = [one for one in predictions if wanted in names(one)]
     if not found:

@@ -56,7 +56,8 @@ class Job:
 def _visible(value: Any) -> Any:
     """Return JSON values with the control characters of all texts, also of names, made visible."""
     if isinstance(value, str):
-        return escape_control_characters(value)
+        # Vega keeps groups by name in objects, of which this name is no name but the parent.
+        return "__proto__ " if value == "__proto__" else escape_control_characters(value)
     if isinstance(value, Mapping):
         return {_visible(key): _visible(one) for key, one in value.items()}
     return [_visible(one) for one in value] if isinstance(value, list | tuple) else value

@@ -12,12 +12,14 @@ from lingraft.config.named import named
 from lingraft.config.paths import user_path
 from lingraft.errors import ConfigError
 from lingraft.evaluate.results import ModelDifferences, Scores
+from lingraft.evaluate.shown_names import names_in_files, names_in_keys, names_of_records, renamed
+from lingraft.evaluate.task_records import TaskRecord
 from lingraft.records import from_json, path_inside, read_json, to_json
 from lingraft.report.contents import Block, Lines, PlacedTable, Section
 from lingraft.report.evaluation import difference_table, score_table
 from lingraft.report.notes import equal_task_notes
 from lingraft.report.page import Page, page_of
-from lingraft.report.runs import Report, read_report
+from lingraft.report.runs import MANIFEST, Report, read_report
 from lingraft.report.signs import legend
 from lingraft.stage_record import RECORD
 from lingraft.study.made import without_secrets
@@ -104,7 +106,8 @@ def _page(folder: Path, kind: str, record: dict[str, Any], sections: tuple[Secti
 
 def _scores(title: str, result: dict[str, Any], name: str) -> Section:
     """Return the scores of one model, with what was not run of it."""
-    scores = from_json(Scores, result["scores"])
+    names = _names(result)
+    scores = renamed(from_json(Scores, result["scores"]), names)
     tasks = sorted(scores.tasks, key=lambda one: one.rpartition("/")[::-1])
     blocks: list[Block] = [
         PlacedTable(f"{name}-table", "", "Brackets are 95 % intervals.", score_table(scores, tasks))
@@ -112,7 +115,10 @@ def _scores(title: str, result: dict[str, Any], name: str) -> Section:
     same = {task: one.value if one.value in (0, 1) else None for task, one in scores.tasks.items()}
     left_out = [
         *equal_task_notes(same, "models"),
-        *(f"{task}: not run: {reason}" for task, reason in (result["not_run"] | result["no_room"]).items()),
+        *(
+            f"{renamed(task, names)}: not run: {reason}"
+            for task, reason in (result["not_run"] | result["no_room"]).items()
+        ),
         *scores.left_out,
     ]
     if left_out:
@@ -120,8 +126,16 @@ def _scores(title: str, result: dict[str, Any], name: str) -> Section:
     return Section(name, without_secrets(title), tuple(blocks))
 
 
+def _names(*results: dict[str, Any]) -> dict[str, str]:
+    """Return what the tasks are called that evaluations were given as files."""
+    return names_of_records(from_json(dict[str, TaskRecord], one["tasks"]) for one in results)
+
+
 def _of_two(folder: Path, compared: ModelDifferences, record: dict[str, Any]) -> Page:
     first, second = compared.compared
+    places = [path_inside(folder, place).parent / RECORD for place in compared.predictions or ()]
+    results = [read_json(place)["result"] if place.is_file() else None for place in places]
+    compared = renamed(compared, _names(*filter(None, results)))
     legends = [legend("Difference", one) for one in {own.margin for own in compared.differences.values()}]
     equal = {name: own.all_scores for name, own in compared.differences.items()}
     notes = (
@@ -136,12 +150,9 @@ def _of_two(folder: Path, compared: ModelDifferences, record: dict[str, Any]) ->
     caption = "Paired: the same items, asked alike."
     blocks = (PlacedTable("difference", "", caption, difference_table(compared)), Lines("", notes))
     sections = [Section("compared", without_secrets(f"{second} - {first}"), blocks)]
-    for number, (name, place) in enumerate(
-        zip(compared.compared, compared.predictions or (), strict=False), 1
-    ):
-        own = path_inside(folder, place).parent / RECORD
-        if own.is_file():
-            sections.append(_scores(name, read_json(own)["result"], f"scores-{number}"))
+    for number, (name, own) in enumerate(zip(compared.compared, results, strict=False), 1):
+        if own is not None:
+            sections.append(_scores(name, own, f"scores-{number}"))
     return _page(folder, "A lingraft evaluation: two models on the same items", record, tuple(sections))
 
 
@@ -150,6 +161,11 @@ def _of_check(folder: Path, result: Any, record: dict[str, Any]) -> Page:
     from lingraft.report.check import check_table
 
     found = from_json(Checked, result)
+    for place in found.predictions or ():
+        manifest = path_inside(folder, place).parent / MANIFEST
+        if manifest.is_file():
+            found = renamed(found, names_in_files(names_in_keys(read_json(manifest)["tasks"])))
+            break
     blocks: list[Block] = [Lines("", (found.title, *found.sentences()), "notes")]
     if found.abilities:
         blocks.append(PlacedTable("abilities", "", "", check_table(ABILITY, found.abilities)))

@@ -32,23 +32,37 @@
   function say(where, text) { if (where.textContent !== text) where.textContent = text; }
 
   // A new page of the same run opens as the reader left the old one: the same folds, the same place.
-  const foldsOf = () => [...document.querySelectorAll("details")].map(one => [`${one.closest("section")?.id} ${one.querySelector("summary")?.textContent}`, one]);
+  function folds() {
+    const seen = new Map();
+    return [...document.querySelectorAll("details:not(.save)")].map(one => {
+      const name = one.id || `${one.closest("section")?.id} ${one.querySelector("summary")?.textContent}`;
+      seen.set(name, (seen.get(name) ?? 0) + 1);
+      return [`${name} ${seen.get(name)}`, one];
+    });
+  }
   function keep() {
     const section = [...document.querySelectorAll("main > section")].filter(one => one.getBoundingClientRect().top <= 1).pop();
-    const kept = { open: foldsOf().map(([name, one]) => [name, one.open]), section: section?.id ?? "", offset: section ? -section.getBoundingClientRect().top : scrollY };
-    try { sessionStorage.setItem(KEPT, JSON.stringify(kept)); } catch { /* nothing is kept then */ }
+    const kept = { found: newest, open: folds().map(([name, one]) => [name, one.open]), section: section?.id ?? "", offset: section ? -section.getBoundingClientRect().top : scrollY };
+    try {
+      sessionStorage.setItem(KEPT, JSON.stringify(kept));
+      history.scrollRestoration = "manual";
+    } catch { /* nothing is kept then */ }
   }
   function restore() {
     let kept = null;
     try { kept = JSON.parse(sessionStorage.getItem(KEPT)); sessionStorage.removeItem(KEPT); } catch { return; }
     if (!kept) return;
-    history.scrollRestoration = "manual";
     const open = new Map(kept.open);
-    for (const [name, one] of foldsOf()) if (open.has(name)) one.open = open.get(name);
+    for (const [name, one] of folds()) if (open.has(name)) one.open = open.get(name);
+    // What was last known has its height before the place is sought.
+    if (kept.found) show(newest = { ...kept.found, page: version() });
     const section = document.getElementById(kept.section);
-    scrollTo({ top: (section ? section.getBoundingClientRect().top + scrollY : 0) + kept.offset, behavior: "instant" });
+    const place = () => scrollTo({ top: (section ? section.getBoundingClientRect().top + scrollY : 0) + kept.offset, behavior: "instant" });
+    place();
+    addEventListener("load", () => { place(); history.scrollRestoration = "auto"; }); // an address with a # has scrolled
   }
 
+  const version = () => document.getElementById("under-way").dataset.version;
   let isTouched = false; // by a click or key: such a page is not replaced unasked
   let isReplaced = false;
   function replacePage() { isReplaced = true; keep(); location.reload(); }
@@ -145,6 +159,7 @@
       const asked = element("dd"), said = element("dd");
       asked.append(element("pre", prompt));
       said.append(element("pre", answer || "(nothing)", "said"));
+      asked.firstChild.tabIndex = said.firstChild.tabIndex = 0; // a long one is scrolled by keys
       asked.dir = said.dir = "auto";
       list.append(element("dt", task), asked, said);
     }
@@ -168,7 +183,6 @@
   }
 
   function show(found) {
-    const own = document.getElementById("under-way").dataset.version;
     say(part("state"), sentence(found));
     part("state").className = found.status ? found.status.state.replace(" ", "-") : "gone";
     if (found.status) {
@@ -179,7 +193,7 @@
       part("remarks").hidden = !remarks.length;
       if (part("remarks").textContent !== remarks.join("")) part("remarks").replaceChildren(...remarks.map(one => element("li", one)));
     }
-    if (found.page !== own && !isReplaced) {
+    if (found.page !== version() && !isReplaced) {
       part("news").hidden = false;
       if (!isTouched) replacePage();
     }
@@ -196,6 +210,7 @@
       say(part("state"), "lingraft report --watch does not answer any more: it was ended. What stands here is as it was then; the run does not need it.");
       part("state").className = "gone";
     }
+    clearTimeout(waiting); // of another look that was under way
     waiting = setTimeout(follow, document.hidden ? WHILE_HIDDEN : EVERY);
   }
 

@@ -19,6 +19,7 @@ from lingraft.errors import ConfigError, EvaluationError, did_you_mean
 from lingraft.evaluate.common_items import common_items
 from lingraft.evaluate.predictions import Prediction, read_predictions
 from lingraft.evaluate.results import EvaluationRecord
+from lingraft.evaluate.shown_names import names_in_files, names_in_keys, renamed
 from lingraft.evaluate.task_records import TaskRecord
 from lingraft.records import from_json, path_inside, read_json
 from lingraft.report.merge import merged, with_all_measures
@@ -31,7 +32,7 @@ from lingraft.study.made import Invocation, invocations, without_secrets
 from lingraft.study.result import RESULT, STUDY, FailedCell, StudyResult
 
 LOCK: Final = ".lock"
-_MANIFEST = "manifest.json"  # of an evaluation; its stage's own module brings torch
+MANIFEST: Final = "manifest.json"  # of an evaluation; its stage's own module brings torch
 _RECORDS_LOOKED_AT = 20  # of a run's stages, all of which one version made
 _NAMED = 3  # tasks in a sentence
 
@@ -48,6 +49,7 @@ class Run:
         remarks: What a reader must know of the run as a whole: another version made it, a file is damaged.
         invocations: The calls that worked on it, the oldest first; empty: an earlier version made it.
         versions: Of lingraft and libraries, as one of its evaluations recorded them, by name; empty: unknown.
+        asked: By task as the study file has it, the harness's names of what it stands for.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Run:
     remarks: tuple[str, ...] = ()
     invocations: tuple[Invocation, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
+    asked: dict[str, set[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,11 +70,13 @@ class Report:
         runs: At least one; of several, names differ.
         result: What is shown: that of the only run, or of several all their models, each data set named after its run.
         remarks: What a reader who compares the runs must know: their models were asked otherwise, their seeds differ.
+        task_names: What tasks that are given as files are called, by their paths; the results have these names already.
     """
 
     runs: tuple[Run, ...]
     result: StudyResult
     remarks: tuple[str, ...] = ()
+    task_names: dict[str, str] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -131,10 +136,23 @@ def report_of(result: StudyResult, study: Study | None) -> Report:
     """Return the report of one run whose result is at hand."""
     folder = Path(result.run)
     name = folder.name if study is None else study.name
-    run = Run(
-        name, folder, result, study, invocations=invocations(folder), versions=_versions(folder, result)
-    )
-    return Report((run,), result)
+    versions, asked = _asked_with(folder, result)
+    run = Run(name, folder, result, study, (), invocations(folder), versions, asked)
+    return _with_task_names((run,))
+
+
+def _with_task_names(runs: Sequence[Run]) -> Report:
+    """Return the report of runs, with their tasks called by the names in their files, in place of paths."""
+    asked: dict[str, set[str]] = {}
+    for run in runs:
+        for task, own in run.asked.items():
+            asked.setdefault(task, set()).update(own)
+    names = names_in_files(asked)
+    runs = tuple(replace(run, result=renamed(run.result, names)) for run in runs)
+    if len(runs) == 1:
+        return Report(runs, runs[0].result, (), names)
+    between = tuple(renamed(one, names) for one in _between(runs))
+    return Report(runs, merged({run.name: run.result for run in runs}), between, names)
 
 
 def read_report(written: Sequence[str]) -> Report:
@@ -156,9 +174,7 @@ def read_report(written: Sequence[str]) -> Report:
             raise ConfigError(f"{folder}: is given {places.count(place)} times; name each run once.")
     names = all_named(written, _name_of_study)
     runs = tuple(_read(folder, one.name) for folder, one in zip(folders, names, strict=True))
-    if len(runs) == 1:
-        return Report(runs, runs[0].result)
-    return Report(runs, merged({run.name: run.result for run in runs}), tuple(_between(runs)))
+    return _with_task_names(runs)
 
 
 def _read(folder: Path, name: str) -> Run:
@@ -178,16 +194,22 @@ def _read(folder: Path, name: str) -> Run:
     result = replace(result, cells=tuple(with_all_measures(result.cells)))
     remarks += _stage_remarks(folder, result)
     remarks += pending_notes(result)
-    return Run(name, folder, result, study, tuple(remarks), invocations(folder), _versions(folder, result))
+    versions, asked = _asked_with(folder, result)
+    return Run(name, folder, result, study, tuple(remarks), invocations(folder), versions, asked)
 
 
-def _versions(folder: Path, result: StudyResult) -> dict[str, str]:
-    """Return the versions that the manifest of an evaluation holds; empty: there is none that can be read."""
-    for model in models_of(result):
+def _asked_with(folder: Path, result: StudyResult) -> tuple[dict[str, str], dict[str, set[str]]]:
+    """Return `Run.versions` and `Run.asked`, from the manifest of an evaluation: all of a run were asked alike."""
+    models = models_of(result)
+    asked: dict[str, set[str]] = {
+        label.rpartition("/")[0]: set() for one in models for label in one.scores.tasks
+    }
+    for model in models:
         with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-            found = read_json(path_inside(folder, model.predictions).parent / _MANIFEST)["libraries"]
-            return {str(name): str(own) for name, own in found.items()}
-    return {}
+            found = read_json(path_inside(folder, model.predictions).parent / MANIFEST)
+            versions = {str(name): str(own) for name, own in found["libraries"].items()}
+            return versions, asked | names_in_keys(found["tasks"])
+    return {}, asked
 
 
 def _stage_remarks(folder: Path, result: StudyResult) -> Iterator[str]:

@@ -152,7 +152,7 @@ def answering(report: Report, budget: int = BUDGET) -> Answering:
         try:
             for key, one in _keyed(_predictions(report, model.predictions)):
                 if key not in items:
-                    items[key] = _item(one)
+                    items[key] = _item(one, report.task_names.get(one.task, one.task))
                 own[key] = _reply(one)
         except _AbsentError as error:
             absent.setdefault(str(error), []).append(title)
@@ -225,8 +225,8 @@ def _keyed(predictions: Iterable[Prediction]) -> Iterable[tuple[ItemKey, Predict
         seen[asked] += 1
 
 
-def _item(one: Prediction) -> Item:
-    texts = (escape_control_characters(text, keep="") for text in (one.task, one.language, one.item))
+def _item(one: Prediction, task: str) -> Item:
+    texts = (escape_control_characters(text, keep="") for text in (task, one.language, one.item))
     return Item(*texts, *map(escape_control_characters, (one.prompt, one.reference)))
 
 

@@ -25,6 +25,7 @@ from lingraft.evaluate.results import EvaluationRecord, ModelDifferences, Scores
 from lingraft.evaluate.running import evaluate_model
 from lingraft.evaluate.scores import difference_of, retention, task_differences
 from lingraft.evaluate.selection import choose_tasks, entries, language_notes
+from lingraft.evaluate.shown_names import names_of_records
 from lingraft.evaluate.task_names import is_task_file
 from lingraft.evaluate.task_records import TaskRecord
 from lingraft.evaluate.task_runs import SEEDS
@@ -172,6 +173,11 @@ class ModelEvaluation:
     def scores(self) -> Scores:
         """By ability, language and task."""
         return self.record.scores
+
+    @property
+    def shown_names(self) -> dict[str, str]:
+        """By path, what a task that is given as a file is called in tables."""
+        return names_of_records([self.record.tasks])
 
     @property
     def task_scores(self) -> dict[str, TaskScore]:

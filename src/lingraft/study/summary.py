@@ -16,6 +16,7 @@ from lingraft.errors import LingraftError
 from lingraft.evaluate.common_items import CommonItems, common_items, unpaired_sentence
 from lingraft.evaluate.predictions import Prediction, read_predictions
 from lingraft.evaluate.scores import difference_of, difference_over_seeds, differences, retention
+from lingraft.evaluate.shown_names import names_of_records, renamed
 from lingraft.intervals.changes import Margins
 from lingraft.measures.base import Measured
 from lingraft.models.compute import compute_for, device_name
@@ -199,11 +200,12 @@ class Summary:
         compared = (self._done(planned.phase_one_evaluate), self._done(last.evaluate))
         before, after = (recorded(one) for one in compared)
         common = common_of(compared)
+        names = names_of_records([before.tasks, after.tasks])
         for task, count in common.unpaired.items():
             judged = after.tasks[task].judged is not None
-            note(f"{unpaired_sentence(task, count, judged=judged)}")
+            note(renamed(unpaired_sentence(task, count, judged=judged), names))
         for problem in common.refused.values():
-            note(problem)
+            note(renamed(problem, names))
         ends = [PhaseEnd(one.step.phase, self._done(one.evaluate)) for one in planned.phases]
         if cell.is_mixed:
             ends = [PhaseEnd(cell.strategy, compared[1])]

@@ -3,8 +3,8 @@
     runs/<name>/under_way.json            the stage at work and how far it is, what failed, and a sign of life
                /stages/train-*/losses.jsonl   the losses of a training so far; gone when the record holds them
 
-A thread of its own writes both, at most once a second, so that work never waits for it. No result depends on them, and
-where they cannot be written the run goes on.
+A thread of its own writes both, at most once a second, so that work never waits for a disk. No result depends on them,
+and where they cannot be written the run goes on.
 """
 
 from __future__ import annotations
@@ -143,7 +143,8 @@ class UnderWayFile:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._lock = threading.Lock()  # of what is said, and of the files
+        self._lock = threading.Lock()  # of what is said; never held while a disk is waited for
+        self._writing = threading.Lock()  # of the files; taken before the other
         self._said = UnderWay(Holder.this(), time.time(), time.time())
         self._is_new = True
         self._losses: AppendLog[tuple[int, float]] | None = None
@@ -175,11 +176,9 @@ class UnderWayFile:
 
     def started(self, folder: Path) -> None:
         """Say that a stage begins to work in its folder."""
-        with self._lock:
-            self._said, self._is_new = (
-                replace(self._said, at_work=StageAtWork(folder.name, time.time())),
-                True,
-            )
+        with self._writing, self._lock:
+            at_work = StageAtWork(folder.name, time.time())
+            self._said, self._is_new = replace(self._said, at_work=at_work), True
             self._losses, self._waiting, self._is_closed = None, [], False
 
     def progressed(self, progress: StageProgress) -> None:
@@ -201,7 +200,7 @@ class UnderWayFile:
 
     def answered(self, task: str, prompt: str, answer: str) -> None:
         """Say what the model of the stage at work answered."""
-        one = FirstAnswer(task, _cut(prompt), _cut(answer))
+        one = FirstAnswer(_writable(task), _cut(prompt), _cut(answer))
         with self._lock:
             at_work = self._said.at_work
             if at_work is not None and len(at_work.answers) < _MOST_ANSWERS:
@@ -210,7 +209,7 @@ class UnderWayFile:
 
     def worked(self) -> None:
         """Say that the work is done and its record follows: nothing is written into the stage's folder any more."""
-        with self._lock:
+        with self._writing, self._lock:  # what is being written is in the folder before its files are listed
             self._losses, self._waiting, self._is_closed = None, [], True
 
     def finished(self) -> None:
@@ -220,9 +219,10 @@ class UnderWayFile:
 
     def failed(self, folder: str, error: Exception) -> None:
         """Say why a stage failed."""
+        self._write()  # the losses that wait are of the stage at work
         with self._lock:
-            self._append_losses()
-            failed = self._said.failed | {folder: in_one_line(error) or type(error).__name__}
+            reason = _writable(in_one_line(error)) or type(error).__name__
+            failed = self._said.failed | {folder: reason}
             self._said, self._is_new = replace(self._said, failed=failed, at_work=None), True
 
     def _write_again_and_again(self) -> None:
@@ -230,27 +230,24 @@ class UnderWayFile:
             self._write()
 
     def _write(self) -> None:
-        with self._lock:
-            self._append_losses()
-            now = time.time()
-            if not self._is_new and now - self._said.sign < _SECONDS_BETWEEN_SIGNS:
-                return
-            self._said, self._is_new = replace(self._said, sign=now), False
-            said = self._said
-        with suppress(OSError):  # a full disk is for the stages to report
-            write_json_atomically(self._folder / UNDER_WAY, to_json(said))
-
-    def _append_losses(self) -> None:
-        """Append the losses that wait, behind those of an interrupted run; the lock is held."""
-        if not self._waiting or self._said.at_work is None:
-            return
-        with suppress(OSError):
-            if self._losses is None:
-                self._losses = AppendLog(
-                    self._folder / "stages" / self._said.at_work.folder / LOSSES, _loss_of
-                )
-            self._losses.append({"step": step, "loss": loss} for step, loss in self._waiting)
-        self._waiting = []
+        """Write what is new, and a sign of life where nothing was written for long."""
+        with self._writing:
+            with self._lock:
+                waiting, self._waiting = self._waiting, []
+                now = time.time()
+                is_due = self._is_new or now - self._said.sign >= _SECONDS_BETWEEN_SIGNS
+                if is_due:
+                    self._said, self._is_new = replace(self._said, sign=now), False
+                said = self._said
+            with suppress(OSError):  # a full disk is for the stages to report
+                if waiting and said.at_work is not None:
+                    if self._losses is None:  # behind those of an interrupted run
+                        place = self._folder / "stages" / said.at_work.folder
+                        self._losses = AppendLog(place / LOSSES, _loss_of)
+                    self._losses.append({"step": step, "loss": loss} for step, loss in waiting)
+            with suppress(OSError):
+                if is_due:
+                    write_json_atomically(self._folder / UNDER_WAY, to_json(said))
 
 
 class Heard(StageWatcher):
@@ -323,5 +320,11 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
+def _writable(text: str) -> str:
+    """Return a text without what UTF-8 does not have: half of a surrogate pair, as in a name that cannot be read."""
+    return text.encode("utf-8", errors="replace").decode()
+
+
 def _cut(text: str) -> str:
+    text = _writable(text)
     return text if len(text) <= _MOST_CHARACTERS else text[:_MOST_CHARACTERS] + "…"

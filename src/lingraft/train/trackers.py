@@ -71,8 +71,11 @@ def tracked(trainer: Trainer, run: TrackedRun, folder: Path, tokens_after: Seque
     try:
         yield
     finally:
-        for one in own:
-            _close(one)
+        if (
+            trainer.is_world_process_zero()
+        ):  # others opened none, and trackio refuses to close what is not open
+            for one in own:
+                _close(one)
 
 
 def _with_readable_names(on_log: Callable[..., Any], tokens_after: Sequence[int]) -> Callable[..., Any]:

@@ -27,6 +27,7 @@ from lingraft.evaluate.running import (
     shortfalls,
 )
 from lingraft.evaluate.scores import score_summary
+from lingraft.evaluate.shown_names import names_of_records, renamed
 from lingraft.evaluate.task_records import TaskRecord
 from lingraft.evaluate.task_runs import build_runs
 from lingraft.judge.verdict_cache import mend_cache
@@ -268,7 +269,7 @@ class Evaluate(StageSpec):
                 f"{len(asked.held_out) - len(losses)} of {len(asked.held_out)} held-out rows are left "
                 "out of the loss, as longer than the model reads at once or refused by its chat template."
             )
-        for sentence in shortfalls(evaluated):
+        for sentence in renamed(shortfalls(evaluated), names_of_records([evaluated.tasks])):
             note(sentence)
         bits = bits_by_language(losses, asked.held_out)
         record = record_of(evaluated, bits, compute.precision)
