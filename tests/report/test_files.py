@@ -204,6 +204,22 @@ def test_the_folder_of_files_is_made_when_it_is_written_and_a_file_is_refused(tm
     write_files(sections(), tmp_path / "a" / "b", ("csv",))
     assert (tmp_path / "a" / "b" / "listed.csv").exists()
     (tmp_path / "c").write_text("")
+    (tmp_path / "e").symlink_to(tmp_path / "nowhere")
     for place in (tmp_path / "c", tmp_path / "c" / "d"):
         with pytest.raises(ConfigError, match="c is a file; name a folder"):
             check_files_folder(place)
+    for place in (tmp_path / "e", tmp_path / "e" / "d"):
+        with pytest.raises(ConfigError, match="e is a link to nothing; name a folder"):
+            check_files_folder(place)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a file system that holds no files")
+def test_a_folder_in_which_no_file_can_be_made_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"nothing can be written in /proc .*; name another folder"):
+        check_files_folder(Path("/proc/out"))
+
+
+def test_files_that_are_replaced_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "listed.csv").write_text("before")
+    assert write_files(sections(), tmp_path, ("csv", "latex")).replaced == 1
+    assert "before" not in (tmp_path / "listed.csv").read_text()

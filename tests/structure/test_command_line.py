@@ -84,6 +84,7 @@ def test_wrong_options_of_an_evaluation_are_refused_before_torch_is_loaded() -> 
     [
         (["evaluate", "embedded:smolm2"], "Did you mean 'smollm2-135m'?"),
         (["show", "data", "nowhere.jsonl"], "there is no such file"),
+        (["report", "nowhere"], "there is no such folder"),
         (
             ["adapt", "embedded:smollm2-135m", "--data", "nowhere.jsonl"],
             "data: nowhere.jsonl: there is no such",

@@ -52,6 +52,13 @@ def test_a_folder_of_an_earlier_version_has_no_invocation(tmp_path: Path) -> Non
         ("--hf-token hf_abc x", "--hf-token *** x"),
         ("judge.api_key=abc", "judge.api_key=***"),
         ("sk-abcdefghijkl", "sk-***"),
+        ("--set 'judge.api_key=two words' 'a b'", "--set 'judge.api_key=***' 'a b'"),
+        ("--hf-token 'two words' x", "--hf-token *** x"),
+        ("https://me:p@w@host/v1 https://host/a@b", "https://***@host/v1 https://host/a@b"),
+        ("api_key: 'quoted'\nkey:\n  name: 1", "api_key: ***\nkey:\n  name: 1"),
+        ('{"api_key": "quoted", "n": 1}', '{"api_key": ***, "n": 1}'),
+        ("Authorization: Bearer abcdefgh; the bearer of it", "Authorization: Bearer *** the bearer of it"),
+        ("github_pat_11ABCDEFG0abcdef glpat-abcdefgh", "github_pat_*** glpat-***"),
         (
             "training.max_new_tokens=5 special_tokens: strip",
             "training.max_new_tokens=5 special_tokens: strip",

@@ -193,7 +193,9 @@ def _print(page: Path | None, files: WrittenFiles, report: Report | None, *, wid
     for written in files.files:
         print_result(shown(f"{written.path!s:<{width}}  {written.title}"))
     if page is None:
-        print_result(f"{len(files.files)} files written.")
+        replaced = f", {files.replaced} of them in place of earlier ones" if files.replaced else ""
+        count = "1 file" if len(files.files) == 1 else f"{len(files.files)} files"
+        print_result(f"{count} written{replaced}.")
     else:
         print_result(f"Report: {page}")
 

@@ -44,11 +44,13 @@ class WrittenFiles:
 
     Attributes:
         files: What was written, in reading order.
+        replaced: How many of these names were there before.
         warnings: What in them cannot be read well, such as letters that no font has.
         problems: Which figures could not be drawn, and why; files of these names are as they were.
     """
 
     files: tuple[WrittenFile, ...]
+    replaced: int = 0
     warnings: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
@@ -98,7 +100,7 @@ def write_files(
     names = [(plot.name, form) for plot in plots for form in forms]
     drawings = dict(zip(names, draw(jobs_of(plots, forms), fonts=fonts), strict=True))
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
+    written, replaced = [], 0
     for block, title in blocks:
         if not _NAME.fullmatch(block.name):
             raise ValueError(f"{block.name!r} is no name of a file")
@@ -113,10 +115,12 @@ def write_files(
         for ending, content in contents.items():
             if content is not None:
                 path = folder / f"{block.name}.{ending}"
+                replaced += path.exists()
                 write_bytes_atomically(path, content)
                 written.append(WrittenFile(path, title))
     return WrittenFiles(
         tuple(written),
+        replaced,
         tuple(
             font_warnings(
                 (script for one in drawings.values() for script in one.boxes),

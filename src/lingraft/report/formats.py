@@ -43,14 +43,21 @@ def check_files_folder(folder: Path) -> None:
     """Refuse a folder of `--figures` that could not be made or written.
 
     Raises:
-        ConfigError: It is a file, or lies in one.
+        ConfigError: It is a file, or lies in one; or nothing can be made there.
         DiskError: Writing is forbidden.
     """
-    place = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    place = next(one for one in (folder, *folder.absolute().parents) if one.exists() or one.is_symlink())
+    if not place.exists():
+        raise ConfigError(f"--figures {folder}: {place.name} is a link to nothing; name a folder.")
     if not place.is_dir():
         raise ConfigError(f"--figures {folder}: {place.name} is a file; name a folder.")
-    with as_disk_error(place), tempfile.TemporaryFile(dir=place):
-        pass
+    try:
+        with as_disk_error(place), tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:  # of a file system that holds no files of ours
+        raise ConfigError(
+            f"--figures {folder}: nothing can be written in {place} ({error.strerror}); name another folder."
+        ) from None
 
 
 def check_fonts(folder: Path | None) -> None:

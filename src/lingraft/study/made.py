@@ -25,15 +25,24 @@ MADE: Final = "made.jsonl"
 _LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "peft", "lm_eval", "numpy")
 _IN_PYTHON = "lingraft.run_study(...), in Python"
 _SECRET = r"(?:api[_-]?key|key|token|secret|password|passwd)"
+_VALUE = r"""(?:"[^"\n]*"|'[^'\n]*'|[^\s'"&]+)"""
 _SECRETS = (
-    (re.compile(r"(//)[^/@\s]+@"), r"\1***@"),  # user and password of an address
+    (re.compile(r"(//)[^/\s'\"]+@"), r"\1***@"),  # user and password of an address
     (re.compile(rf"([?&][^=&\s]*{_SECRET}=)[^&\s'\"]+", re.IGNORECASE), r"\1***"),
-    (re.compile(rf"((?:^|[\s.'\"_-]){_SECRET}\s*[=:]\s*)[^\s'\"&]+", re.IGNORECASE | re.MULTILINE), r"\1***"),
-    (re.compile(rf"(--[a-z-]*{_SECRET} )\S+", re.IGNORECASE), r"\1***"),
+    (re.compile(rf"('(?:[\w-]+\.)*[\w-]*{_SECRET}=)[^'\n]+", re.IGNORECASE), r"\1***"),  # quoted by a shell
     (
-        re.compile(r"\b((?:sk|hf|gsk|ghp|xoxb)[-_])[A-Za-z0-9_-]{8,}"),
+        re.compile(
+            rf"((?:^|[\s.'\"_-]){_SECRET}['\"]?[ \t]*[=:][ \t]*){_VALUE}", re.IGNORECASE | re.MULTILINE
+        ),
+        r"\1***",
+    ),
+    (re.compile(rf"(--[a-z-]*{_SECRET} ){_VALUE}", re.IGNORECASE), r"\1***"),
+    (re.compile(r"\b(Bearer )(?=\S{8})[^\s'\"]+", re.IGNORECASE), r"\1***"),
+    (
+        re.compile(r"\b((?:sk|hf|gsk|gh[pousr]|github_pat|glpat|xoxb)[-_])[A-Za-z0-9_-]{8,}"),
         r"\1***",
     ),  # as services begin their keys
+    (re.compile(r"\b(AKIA|AIza)[A-Za-z0-9_-]{12,}"), r"\1***"),
 )
 _HOME = re.compile(
     r"(?<![\w.~/])(?:/home/[^/\s'\"]+|/Users/[^/\s'\"]+|/root|[A-Za-z]:\\Users\\[^\\\s'\"]+)(?![\w.-])"
