@@ -21,6 +21,7 @@ import pytest
 from lingraft.append_log import AppendLog
 from lingraft.errors import ConfigError, DataError
 from lingraft.records import fingerprint_of, read_json, to_json, write_json_atomically
+from lingraft.report.runs import read_report
 from lingraft.stage import Json, StageProgress, StageSpec, Work, Workplace
 from lingraft.study import under_way
 from lingraft.study.execute import Executor
@@ -385,3 +386,13 @@ def test_a_long_curve_is_thinned_out_evenly_from_the_first_to_the_last_step(tmp_
     assert (len(steps), steps[0], steps[-1]) == (400, 1, 5000)
     gaps = [after - before for before, after in pairwise(steps)]
     assert max(gaps) - min(gaps) <= 1
+
+
+def test_a_folder_that_may_not_be_read_is_refused_by_status_and_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path, Training("one"))
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may read all
+    for read in (status_of, lambda folder: read_report([str(folder)])):
+        with pytest.raises(ConfigError, match="you may not read it; ask its owner"):
+            read(tmp_path)

@@ -41,3 +41,13 @@ def user_path(written: str) -> Path:
             f"{written}: there is no user {user.removeprefix('~')!r}, whose home folder {user} is; write the path "
             "itself (or ./ before it, where a folder is called so)."
         ) from None
+
+
+def check_may_read(folder: Path) -> None:
+    """Refuse a folder, such as another user's, that this process may not read.
+
+    Raises:
+        ConfigError: It may not.
+    """
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise ConfigError(f"{folder}: you may not read it; ask its owner for read permission.")

@@ -13,7 +13,7 @@ from typing import Final
 
 from lingraft.config.load import load_study
 from lingraft.config.named import all_named, named
-from lingraft.config.paths import user_path
+from lingraft.config.paths import check_may_read, user_path
 from lingraft.config.schema import Study
 from lingraft.errors import ConfigError, EvaluationError, did_you_mean
 from lingraft.evaluate.common_items import common_items
@@ -166,6 +166,8 @@ def read_report(written: Sequence[str]) -> Report:
     """
     folders = [user_path(named(one).value) for one in written]
     for folder in folders:
+        if folder.is_dir():
+            check_may_read(folder)
         if not (folder / RESULT).is_file() and not _has_stages(folder):
             raise ConfigError(_no_run(folder))
     places = [folder.resolve() for folder in folders]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from lingraft.config.paths import check_may_read
 from lingraft.errors import ConfigError
 from lingraft.records import read_json
 from lingraft.stage import StageProgress
@@ -114,10 +115,11 @@ def status_of(folder: Path) -> RunStatus:
     """Return how far the run of a folder is; whatever is half-written or damaged in it is left out, with a remark.
 
     Raises:
-        ConfigError: There is no such folder, or it is no run folder.
+        ConfigError: There is no such folder, it is no run folder, or it may not be read.
     """
     if not folder.is_dir():
         raise ConfigError(f"{folder}: there is no such run folder; `lingraft run STUDY` makes it.")
+    check_may_read(folder)
     if any(folder.iterdir()) and not any((folder / name).exists() for name in _OF_A_RUN):
         raise ConfigError(
             f"{folder}: is no run folder of a study; name the one that `lingraft run` made, such as runs/quickstart."
@@ -133,7 +135,9 @@ def status_of(folder: Path) -> RunStatus:
             remarks.append(f"the stages are not known: {error}")
     said = read_under_way(folder)
     if said is None and (folder / UNDER_WAY).exists():
-        remarks.append(f"{folder / UNDER_WAY}: is damaged or of another version of lingraft.")
+        remarks.append(
+            f"{folder / UNDER_WAY}: cannot be read; it is damaged, closed to you, or of another version."
+        )
     is_held = said is not None and said.is_held(now)
     stages = tuple(_stage(folder, name, listed, said, is_held=is_held) for name, listed in plan.items())
     at_work = None
