@@ -160,6 +160,7 @@ def test_too_few_items_to_know_say_how_many_would_show_it(tmp_path: Path) -> Non
     assert found.sentence.startswith(
         "None of the 3 cells is shown to have kept English, and 1 lost more than it may. replay did best"
     )
+    assert "it has 100 % [" in found.sentence  # nothing is shown to be kept
     assert "but 40 items cannot rule out a loss of more than 0.01." in found.sentence
     assert "lora is not distinguishable from it in English." in found.sentence
     assert any(

@@ -322,12 +322,15 @@ def _did(one: Candidate) -> str:
 
 
 def _kept(one: Candidate) -> str:
-    """Return how much English is left."""
+    """Return how much English is left; it is called kept only where that is decided."""
     own = one.retention
     if own.value is None or own.low is None or own.high is None:
         change = one.task_ability
         return f"changed English by {change.value:+.2f} [{change.low:+.2f}, {change.high:+.2f}]"
-    return f"kept {100 * own.value:.0f} % [{100 * own.low:.0f}, {100 * own.high:.0f}] of the English score"
+    share = f"{100 * own.value:.0f} % [{100 * own.low:.0f}, {100 * own.high:.0f}]"
+    if one.kept in ("held", "broken"):
+        return f"kept {share} of the English score"
+    return f"has {share} of Phase 1's English score"
 
 
 def _gained(gain: Difference) -> str:
