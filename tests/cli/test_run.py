@@ -14,7 +14,7 @@ from lingraft import stopping
 from lingraft.cli.run import _Page
 from lingraft.errors import ModelError
 from lingraft.evaluate import running
-from lingraft.report import page
+from lingraft.report import page_figures
 from lingraft.report.drawing import Drawing, Job
 from lingraft.stage import Work, Workplace
 from lingraft.study.made import invocations
@@ -73,12 +73,12 @@ def test_a_stopped_study_leaves_a_page_and_a_result_with_what_is_done(
     assert stopped.returncode == 130
     page = (tmp_path / "runs" / "tiny" / "report" / "index.html").read_text(encoding="utf-8")
     assert "1 of 2 cells are pending: de / plain / seed 1" in page
-    assert "1 of 2</td>" in page
+    assert "1 of 2</th>" in page
     result = json.loads((tmp_path / "runs" / "tiny" / "result.json").read_text(encoding="utf-8"))
     assert [cell["status"] for cell in result["cells"]] == ["done", "pending"]
     assert [one["seed"] for one in result["phase_ones"]] == [0, 1]  # Phase 1 of the new seed is done
     for checkpoint in (result["cells"][0]["checkpoint"], result["phase_ones"][0]["checkpoint"]):
-        assert f'<td class="key">{checkpoint}</td>' in page
+        assert f">{checkpoint}</" in page
         assert (tmp_path / "runs" / "tiny" / checkpoint / "model.safetensors").is_file()
 
     assert lingraft("show", "predictions", "runs/tiny", "--json").returncode == 0  # of what is done
@@ -109,7 +109,7 @@ def test_a_stop_is_answered_before_the_page_is_drawn(
     monkeypatch.setattr(Evaluate, "work", stops)
     monkeypatch.setattr(_Page, "show", lambda own, result: setattr(own, "_waiting", result))
     monkeypatch.setattr(stopping, "say_now", lambda: done.append("sentence"))
-    monkeypatch.setattr(page, "draw", draws)
+    monkeypatch.setattr(page_figures, "draw", draws)
     assert lingraft("run", study).returncode == 130
     assert done == ["sentence", "pictures"]
 

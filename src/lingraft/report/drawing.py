@@ -171,6 +171,10 @@ def _drawn(form: Form, spec: dict[str, Any], fonts: Path | None) -> Drawing:
     if form == "html":
         import altair as alt
 
+        config = dict(spec.get("config") or {})
+        legend = dict(config.get("legend") or {})
+        legend.pop("layout", None)  # altair's schema has no layout of legends by side, which Vega-Lite takes
+        spec = spec | {"config": config | {"legend": legend}}
         chart = alt.Chart.from_dict(spec)  # validated: else a chart of layers is taken for a simple one
         return Drawing(str(chart.to_html(inline=True, json_kwds={"cls": _ForScript})).encode())
     svg = _svg(json.dumps(spec))

@@ -128,7 +128,7 @@ def _scores(title: str, result: dict[str, Any], name: str) -> Section:
 
 def _names(*results: dict[str, Any]) -> dict[str, str]:
     """Return what the tasks are called that evaluations were given as files."""
-    return names_of_records(from_json(dict[str, TaskRecord], one["tasks"]) for one in results)
+    return names_of_records(from_json(dict[str, TaskRecord], one.get("tasks", {})) for one in results)
 
 
 def _of_two(folder: Path, compared: ModelDifferences, record: dict[str, Any]) -> Page:
