@@ -1,4 +1,4 @@
-"""What an adaptation lost and gained, as table and figure write it."""
+"""What an adaptation or a rescue lost and gained, as tables and figures write it."""
 
 from __future__ import annotations
 

@@ -146,9 +146,25 @@ def text_on(depth: str) -> Any:
     return alt.condition(f"datum.{depth} > {DEEP}", alt.value("#ffffff"), alt.value("#000000"))
 
 
-def columns_of(width: int, gap: int, labels: int = 60) -> int:
-    """Return how many plots of a width stand side by side."""
-    return max(1, (WIDTH + labels - 20) // (width + gap))
+def facets_by_cell(chart: Any, rows: list[dict[str, Any]], width: int, gap: int) -> alt.FacetChart:
+    """Return a picture for each cell, side by side.
+
+    Args:
+        chart: One of them.
+        rows: Their data; `cell` is its name, `order` its place.
+        width: Of one, in pixels.
+        gap: Between two, with what stands beside the axes.
+    """
+    return chart.facet(
+        facet=alt.Facet(
+            "cell:N",
+            title=None,
+            sort=alt.EncodingSortField("order", op="min"),
+            header=alt.Header(labelLimit=width + 20),
+        ),
+        columns=max(1, (WIDTH + 40) // (width + gap)),
+        data=alt.Data(values=rows),
+    )
 
 
 def legend_for(names: Collection[str], title: str) -> alt.Legend | None:

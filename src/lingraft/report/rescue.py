@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lingraft.adapt.promise import AbilityLoss, Gain, ability_name
+from lingraft.adapt.promise import AbilityLoss, ability_name
 from lingraft.adapt.repair import Repaired
 from lingraft.adapt.rescue import Rescued
+from lingraft.report.adaptation_entries import gain_entry, loss_entry
 from lingraft.report.signs import LIMIT_WORDS, SIGNS
 from lingraft.report.tables import ABSENT, Column, Entry, Table
 
@@ -28,7 +29,7 @@ def damage_table(found: Rescued) -> Table:
         text = f"{SIGNS[own.answer]} {own.value:+.3f} [{own.low:+.3f}, {own.high:+.3f}]"
         change = Entry(text, own.value, own.low, own.high, own.answer)
         rows.append(
-            (_part(one.part), *_loss_cells(one.losses), change, *([_gain_cell(one.gain)] if has_gain else []))
+            (_part(one.part), *_loss_cells(one.losses), change, *([gain_entry(one.gain)] if has_gain else []))
         )
     return Table(columns, tuple(rows), 1)
 
@@ -63,18 +64,5 @@ def _loss_columns(losses: Sequence[AbilityLoss]) -> list[Column]:
 def _loss_cells(losses: Sequence[AbilityLoss]) -> list[str]:
     cells: list[str] = []
     for one in losses:
-        shown = Entry(ABSENT)
-        if one.loss is not None and one.low is not None and one.high is not None:
-            text = f"{one.loss:.1%} [{100 * one.low:.1f}, {100 * one.high:.1f}]"
-            shown = Entry(text, one.loss, one.low, one.high)
-        cells += [shown, Entry(LIMIT_WORDS[one.answer], answer=one.answer)]
+        cells += [loss_entry(one), Entry(LIMIT_WORDS[one.answer], answer=one.answer)]
     return cells
-
-
-def _gain_cell(gain: Gain | None) -> Entry:
-    if gain is None:
-        return Entry(ABSENT)
-    interval = "" if gain.low is None or gain.high is None else f" [{gain.low:+.3f}, {gain.high:+.3f}]"
-    return Entry(
-        f"{SIGNS[gain.answer]} {gain.value:+.3f}{interval}", gain.value, gain.low, gain.high, gain.answer
-    )

@@ -13,8 +13,8 @@ from lingraft.report.figures import (
     GRID,
     Row,
     colour_scale,
-    columns_of,
     diverging_scale,
+    facets_by_cell,
     fill_scale,
     rounded,
     row_of,
@@ -97,25 +97,13 @@ def changes_by_task(result: StudyResult) -> alt.FacetChart:
         .encode(text="number:N", color=text_on("depth"))
     )
     wide = max(130, 36 * len(tasks))
-    return (
-        alt.layer(
-            missing.mark_rect(fillOpacity=0, stroke=INK, strokeOpacity=0.35, strokeDash=[2, 2]),
-            missing.mark_text(text="/", color=INK, opacity=0.5),
-            tiles,
-            numbers,
-        )
-        .properties(width=wide, height=alt.Step(17))
-        .facet(
-            facet=alt.Facet(
-                "cell:N",
-                title=None,
-                sort=alt.EncodingSortField("order", op="min"),
-                header=alt.Header(labelLimit=wide + 10),
-            ),
-            columns=columns_of(wide, 20),
-            data=alt.Data(values=rows),
-        )
-    )
+    chart = alt.layer(
+        missing.mark_rect(fillOpacity=0, stroke=INK, strokeOpacity=0.35, strokeDash=[2, 2]),
+        missing.mark_text(text="/", color=INK, opacity=0.5),
+        tiles,
+        numbers,
+    ).properties(width=wide, height=alt.Step(17))
+    return facets_by_cell(chart, rows, wide, 20)
 
 
 def _score(scores: Sequence[TaskScore]) -> str:

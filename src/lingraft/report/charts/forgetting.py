@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 import altair as alt
 
 from lingraft.measures.look import BLUE
-from lingraft.report.figures import GRID, columns_of, rounded, text_on, tooltips
+from lingraft.report.figures import GRID, facets_by_cell, rounded, text_on, tooltips
 from lingraft.report.tables import Matrix, matrix_of
 from lingraft.study.result import StudyResult
 
@@ -71,18 +71,5 @@ def matrices(result: StudyResult, kind: Matrix, most: int) -> alt.FacetChart:
         for tile in tiles
         if tile.cell in cells
     ]
-    return (
-        alt.layer(shades, number)
-        .properties(width=wide, height=alt.Step(30))
-        .facet(
-            facet=alt.Facet(
-                "cell:N",
-                title=None,
-                sort=alt.EncodingSortField("order", op="min"),
-                header=alt.Header(labelLimit=wide + 20),
-            ),
-            columns=columns_of(wide, 60),
-            data=alt.Data(values=rows),
-        )
-        .resolve_scale(y="independent")
-    )
+    chart = alt.layer(shades, number).properties(width=wide, height=alt.Step(30))
+    return facets_by_cell(chart, rows, wide, 60).resolve_scale(y="independent")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import altair as alt
 
 from lingraft.measures.look import BLUE
-from lingraft.report.figures import GRID, Row, columns_of, rounded, row_of, tooltips
+from lingraft.report.figures import GRID, Row, facets_by_cell, rounded, row_of, tooltips
 from lingraft.report.stage_records import OUTSIDE, Moved, TrainedShare
 
 
@@ -48,7 +48,7 @@ def _tiles(rows: list[Row], title: str, hover: list[alt.Tooltip], most: float | 
     step = 1 if height > 12 else 2 if height > 7 else 5  # of the layers that the axis names
     wide = max(120, 20 * len(modules))
     named = [OUTSIDE, *(str(n) for n in range(0, max(map(number, layers)) + 1, step))]
-    return (
+    chart = (
         alt.Chart()
         .mark_rect(stroke=GRID, strokeWidth=0.5)
         .encode(
@@ -72,14 +72,5 @@ def _tiles(rows: list[Row], title: str, hover: list[alt.Tooltip], most: float | 
             tooltip=hover,
         )
         .properties(width=wide, height=alt.Step(height))
-        .facet(
-            facet=alt.Facet(
-                "cell:N",
-                title=None,
-                sort=alt.EncodingSortField("order", op="min"),
-                header=alt.Header(labelLimit=wide + 20),
-            ),
-            columns=columns_of(wide, 20),
-            data=alt.Data(values=rows),
-        )
     )
+    return facets_by_cell(chart, rows, wide, 20)
