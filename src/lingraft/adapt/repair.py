@@ -67,7 +67,7 @@ from lingraft.study.stages.job import TRAINING_LIBRARIES
 from lingraft.study.stages.replay import ROWS, Replay
 from lingraft.train.checkpoints import FOLDER
 from lingraft.train.on_policy import OnPolicy
-from lingraft.train.phase import UNCOMPARED_OPTIONS, Progress, train_phase
+from lingraft.train.phase import Progress, train_phase
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -178,7 +178,7 @@ class Repair(StageSpec):
             "start": self.start.identity,
             "damaged": self.damaged.identity,
             "prompts": prompts,
-            "training": self.training.model_dump(mode="json", exclude=UNCOMPARED_OPTIONS),
+            "training": self.training.compared(),
             "max_new_tokens": self.max_new_tokens,
             "seed": self.seed,
             "chat": CHAT_IDENTITY,

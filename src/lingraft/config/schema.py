@@ -6,6 +6,7 @@ errors can be reported together. Defaults name their source.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from copy import copy
 from typing import Annotated, Any, Literal, cast
 
@@ -110,6 +111,17 @@ class Training(Section):
     """Minutes between resumable checkpoints; 0: by steps alone. Both 0: nothing is saved before the phase is done."""
     report_to: tuple[str, ...] = ()
     """Trackers of transformers.Trainer: tensorboard, trackio, wandb, mlflow, ..."""
+
+    def compared(self, *, without: Collection[str] = ()) -> dict[str, Any]:
+        """Return the options that a result depends on, as fingerprints and resumable checkpoints hold them.
+
+        Args:
+            without: Options that do not matter to who asks.
+        """
+        return self.model_dump(mode="json", exclude={*_UNCOMPARED, *without})
+
+
+_UNCOMPARED = {"save_every", "save_minutes", "report_to"}
 
 
 def _or_absent(field: FieldInfo) -> tuple[Any, FieldInfo]:

@@ -29,7 +29,7 @@ from lingraft.strategies.base import Strategy
 from lingraft.study.counts import AnswerCount, Prompts, TrainingCount, context_of
 from lingraft.study.stages.evaluate import Questions
 from lingraft.study.stages.job import TrainingJob, foreseeable, part_identity
-from lingraft.train.phase import UNCOMPARED_OPTIONS, train_phase
+from lingraft.train.phase import train_phase
 from lingraft.train.trainer import BatchPlan
 
 _FORMAT = 1  # of kept rates
@@ -131,9 +131,7 @@ class AnswerRate:
 
 def training_key(job: TrainingJob, root: GivenModel, shape: ModelShape) -> str:
     """Return what a rate of training is known by: what computes, not the rows."""
-    training = job.training.model_dump(
-        mode="json", exclude={*UNCOMPARED_OPTIONS, "epochs", "learning_rate", "warmup_share"}
-    )
+    training = job.training.compared(without=("epochs", "learning_rate", "warmup_share"))
     acting = [
         part_identity(part)
         for part in foreseeable(job.composition).parts

@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-UNCOMPARED_OPTIONS = {"save_every", "save_minutes", "report_to"}  # no result depends on them
 _SAMPLED = 1024
 NO_RULES = TrainingRules()
 
@@ -207,7 +206,7 @@ def train_phase(
         "processes": state.num_processes,  # each has random states of its own, and sums are rounded otherwise
         "sharded": sharded,
         "seed": seed,
-        "options": training.model_dump(mode="json", exclude=UNCOMPARED_OPTIONS),
+        "options": training.compared(),
         "data": table.content_hash,
         "model": fingerprint_of([f"{name} {_sampled(one)}" for name, one in model.named_parameters()]),
         "trained parameters": fingerprint_of(names),

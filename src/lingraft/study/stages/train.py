@@ -41,7 +41,7 @@ from lingraft.train.memory_plan import (
     training_memory,
 )
 from lingraft.train.mixed_rows import notes_on_mix
-from lingraft.train.phase import UNCOMPARED_OPTIONS, Progress
+from lingraft.train.phase import Progress
 from lingraft.train.processes import Processes, train_on
 from lingraft.train.run import PhasePlan, PhaseTask
 from lingraft.train.trackers import TrackedRun
@@ -80,7 +80,6 @@ class Train(StageSpec):
     def inputs(self) -> Mapping[str, Json]:
         """The model, rows, strategies with their states, and training options."""
         job = self.job
-        training = job.training.model_dump(mode="json", exclude=UNCOMPARED_OPTIONS)
         uses = job.composition.uses & set(job.replay_data)
         return {
             "parent": job.parent.identity,
@@ -89,7 +88,7 @@ class Train(StageSpec):
             "replay_data": {need: job.replay_data[need] for need in sorted(uses)},
             "strategy": training_identity(job.choice),
             "states": {kind: {"stage": state.fingerprint} for kind, state in self.states.items()},
-            "training": training,
+            "training": job.training.compared(),
             "chat": CHAT_IDENTITY,
             "seed": job.seed,
             "libraries": libraries(TRAINING_LIBRARIES),
