@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from transformers import PrinterCallback, TrainerCallback
@@ -39,7 +41,7 @@ from lingraft.train.checkpoints import FOLDER, Checkpoints, Found
 from lingraft.train.memory import forget_peak, peak_bytes
 from lingraft.train.on_policy import OnPolicy
 from lingraft.train.restraints import frozen_changed, frozen_hashes
-from lingraft.train.sharding import whole
+from lingraft.train.sharding import from_all, piece, take_layout
 from lingraft.train.trackers import RUNS, TrackedRun, tracked
 from lingraft.train.trainer import BatchPlan, PhaseTrainer, training_arguments
 
@@ -155,8 +157,9 @@ def train_phase(
         on_note: Called in the first process with a sentence about checkpoints: refused, of another phase, or saved at a
             stop.
         stop: Asked after every step; a signal's number ends the phase once that step is saved.
-        sharded: Divide parameters, gradients and optimiser states between the processes (FSDP2). The model is left
-            in pieces: `sharding.whole_weights` puts them together.
+        sharded: Divide parameters, gradients and optimiser states between the processes (FSDP2). The weights are those
+            of the first process's model; those of the others may lie on the meta device. The model is left in pieces:
+            `sharding.whole_weights` puts them together.
         rules: What strategies ask besides: a mask that freezes elements of trained parameters (verified as frozen
             parameters are), learning rates, pulls towards the start, penalties on outputs.
         on_policy: Train on the model's own answers, which `encoded` stands for, in one process; the counts of tokens
@@ -178,13 +181,16 @@ def train_phase(
     folder = path_of(folder, "folder")
     if not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise ConfigError(f"seed {seed!r}: must be a whole number from 0 to 2**32 - 1.")
-    tokenizer, table = _checked(model, tokenizer, encoded, training.max_length, on_note)
+    tokenizer, table = _checked(model, tokenizer, encoded, training.max_length, on_note, sharded=sharded)
     compute = compute_for(training.precision)
     if sharded and compute.precision == "bf16_pure":
         raise ConfigError(
             "training.precision bf16_pure does not go with sharded training: its optimiser rounds whole tensors. "
             "Use bf16, whose float32 weights are divided between the processes."
         )
+    if sharded:
+        PartialState(cpu=compute.device.type == "cpu")
+        take_layout(model)
     names = _check_trainable(model, trainable)
     rows = embedding_rows(model)
     check_token_ids((table.highest_token,), rows, tokenizer, "the training data")
@@ -203,7 +209,9 @@ def train_phase(
         "seed": seed,
         "options": training.compared(),
         "data": table.content_hash,
-        "model": fingerprint_of([f"{name} {_sampled(one)}" for name, one in model.named_parameters()]),
+        "model": fingerprint_of(
+            [f"{name} {_sampled(one)}" for name, one in model.named_parameters() if not one.is_meta]
+        ),
         "trained parameters": fingerprint_of(names),
         # Penalties on outputs are known by the stage alone.
         "restraints": fingerprint_of(
@@ -226,9 +234,14 @@ def train_phase(
     if state.num_processes > 1:
         broadcast_object_list(found)
     resumed, refused = found[0].step, found[0].refused
+    before: dict[str, str] = {}
+    trained_before: dict[str, tuple[str, int]] = {}
+
+    def remember() -> None:
+        before.update(frozen_hashes(model, rules.frozen_mask))
+        trained_before.update(_trained_marks(model))
+
     with _prepared(model, frozenset(names), training, compute, rules.frozen_mask):
-        before = frozen_hashes(model, rules.frozen_mask)
-        trained_before = _trained_marks(model)
         trainer = PhaseTrainer(
             model,
             arguments,
@@ -241,6 +254,7 @@ def train_phase(
             checkpoints=checkpoints,
             noted=noted,
             on_policy=on_policy,
+            prepared=remember,
         )
         forget_peak()
         tokens_after = [0, *accumulate(plan.tokens_per_step())]  # by number of steps done
@@ -271,7 +285,7 @@ def train_phase(
         if before != after:
             checkpoints.clear()
             raise frozen_changed(before, after)
-        if _trained_marks(model) == trained_before:
+        if all(from_all(_trained_marks(model) == trained_before)):
             raise VerificationError(_why_nothing_moved(trainer.state.log_history, training))
         sizes = [(one.numel(), one.requires_grad) for one in model.parameters()]
     state.wait_for_everyone()
@@ -300,6 +314,8 @@ def _checked(
     encoded: object,
     max_length: int,
     on_note: Callable[[str], None] | None,
+    *,
+    sharded: bool,
 ) -> tuple[PreTrainedTokenizerBase, EncodedTable]:
     """Return tokenizer and encoded examples, of what `train_phase` is given, or refuse it."""
     if not isinstance(model, nn.Module):
@@ -307,7 +323,8 @@ def _checked(
             f"a phase trains a model in memory, in place, and {model!r:.80} is none; load it first "
             "(AutoModelForCausalLM.from_pretrained) and save it afterwards (save_pretrained)."
         )
-    check_has_values(model)
+    if not sharded or int(os.environ.get("RANK", "0")) == 0:  # others are given their pieces
+        check_has_values(model)
     known: Any = tokenizer
     if tokenizer is None or not hasattr(tokenizer, "pad_token_id"):
         known = tokenizer_for(model_in_memory(model), tokenizer)
@@ -369,12 +386,13 @@ def _sampled(tensor: Tensor) -> str:
 def _trained_marks(model: nn.Module) -> dict[str, tuple[str, int]]:
     """Return of every trained parameter a hash of sampled elements, and the sum of the bits of all as whole numbers.
 
-    The two tell a model in which nothing changed; a change of one bit changes the sum.
+    Of a divided parameter they are those of this process's piece. The two tell a model in which nothing changed; a
+    change of one bit changes the sum.
     """
     marks = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            flat = whole(parameter).reshape(-1)
+            flat = piece(parameter).reshape(-1)
             together = (
                 8 // flat.element_size()
             )  # in whole numbers of 64 bits, which are summed without a copy

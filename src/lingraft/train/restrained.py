@@ -25,9 +25,10 @@ class RestrainedTrainer(Trainer):
 
     def restrain(self, rules: TrainingRules, *, restore: bool) -> None:
         """Set what strategies ask of training; see `Restraints`."""
+        model: Any = self.model
         self.rules, self._restore = rules, restore
         if not self.is_fsdp_enabled:
-            self.restraints = Restraints(self.model, rules, restore=restore)
+            self.restraints = Restraints(model, rules, restore=restore)
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
@@ -36,8 +37,9 @@ class RestrainedTrainer(Trainer):
 
         No checkpoint has been read into them yet, so they are those of the start.
         """
+        model: Any = self.model
         if self.is_fsdp_enabled:
-            self.restraints = Restraints(self.model, self.rules, restore=self._restore)
+            self.restraints = Restraints(model, self.rules, restore=self._restore)
         return super().create_scheduler(num_training_steps, optimizer)
 
     def training_step(

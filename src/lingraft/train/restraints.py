@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from lingraft.errors import VerificationError
 from lingraft.strategies.base import Anchor, TrainingRules
-from lingraft.train.sharding import beside, own_piece, whole
+from lingraft.train.sharding import beside, from_all, piece
 
 _PIECE = 1 << 18  # elements that are pulled at once
 
@@ -51,7 +52,7 @@ class Restraints:
         ]
         kept = {name for anchor in rules.anchors for name in self._pulled_by(anchor)}
         kept |= set(self._masks) if restore else set()
-        self._start = {name: own_piece(self._parameters[name].detach()).clone() for name in sorted(kept)}
+        self._start = {name: piece(self._parameters[name]).clone() for name in sorted(kept)}
 
     def _pulled_by(self, anchor: Anchor) -> set[str]:
         names = set(self._parameters)
@@ -72,7 +73,7 @@ class Restraints:
                 parameter = self._parameters[name]
                 if parameter.grad is None:
                     continue
-                used = [own_piece(parameter), self._start[name], own_piece(parameter.grad)]
+                used = [piece(parameter), self._start[name], piece(parameter.grad)]
                 if importance is not None:
                     used.append(importance[name])
                 used = [one[None] if one.ndim == 0 else one for one in used]
@@ -88,13 +89,13 @@ class Restraints:
         for name, mask in self._masks.items():
             gradient = self._parameters[name].grad
             if gradient is not None:
-                own_piece(gradient).masked_fill_(mask, 0)
+                piece(gradient).masked_fill_(mask, 0)
 
     @torch.no_grad()
     def restore_frozen(self) -> None:
         """Give frozen elements the bits that they began with, where the optimiser moves them without a gradient."""
         for name, mask in self._masks.items() if self._restore else ():
-            parameter = own_piece(self._parameters[name])
+            parameter = piece(self._parameters[name])
             parameter.copy_(torch.where(mask, self._start[name], parameter))
 
 
@@ -115,17 +116,26 @@ def split_by_rate(optimizer: torch.optim.Optimizer, model: Any, factors: Mapping
 
 
 def frozen_hashes(model: nn.Module, frozen_mask: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return the SHA-256 of the bytes of every parameter that is not trained, and of what a mask freezes of others."""
+    """Return the SHA-256 of the bytes of every parameter that is not trained, and of what a mask freezes of others.
+
+    Of a divided parameter it is that of the processes' hashes of their pieces; every process must call this.
+    """
     hashes = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
-            kept = whole(parameter).cpu().contiguous()
+            kept = piece(parameter).cpu().contiguous()
         elif name in frozen_mask:
-            kept = whole(parameter).cpu()[frozen_mask[name].expand(parameter.shape)]
+            own = piece(parameter).cpu()
+            kept = own[beside(frozen_mask[name], parameter).expand(own.shape)]
         else:
             continue
         hashes[name] = hashlib.sha256(kept.view(-1).view(torch.uint8).numpy().data).hexdigest()
-    return hashes
+    if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        return hashes
+    pieces = from_all(hashes)
+    return {
+        name: hashlib.sha256("".join(own[name] for own in pieces).encode()).hexdigest() for name in hashes
+    }
 
 
 def frozen_changed(before: Mapping[str, str], after: Mapping[str, str]) -> VerificationError:

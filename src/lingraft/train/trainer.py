@@ -11,6 +11,7 @@ import math
 import shutil
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate, chain, islice
@@ -23,6 +24,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import SchedulerType, TrainingArguments
@@ -36,7 +38,7 @@ from lingraft.strategies.base import TrainingRules
 from lingraft.train.checkpoints import Checkpoints
 from lingraft.train.on_policy import OnPolicy
 from lingraft.train.restrained import RestrainedTrainer
-from lingraft.train.sharding import set_weights, whole_weights
+from lingraft.train.sharding import set_weights, whole_buffers, whole_weights
 from lingraft.train.stochastic_rounding import StochasticRoundingAdamW
 
 if TYPE_CHECKING:
@@ -151,6 +153,7 @@ class PhaseTrainer(RestrainedTrainer):
         checkpoints: Where resumable checkpoints go.
         noted: Receives why one could not be written.
         on_policy: Says what the rows are and what the loss is, where the model trains on its own answers.
+        prepared: Called once, when the weights lie where they train, before a checkpoint is read into them.
     """
 
     def __init__(
@@ -167,7 +170,9 @@ class PhaseTrainer(RestrainedTrainer):
         checkpoints: Checkpoints,
         noted: Callable[[str], None],
         on_policy: OnPolicy | None = None,
+        prepared: Callable[[], None] = lambda: None,
     ) -> None:
+        self._prepared = prepared
         options = {
             "lr": arguments.learning_rate,
             "betas": (arguments.adam_beta1, arguments.adam_beta2),
@@ -208,9 +213,39 @@ class PhaseTrainer(RestrainedTrainer):
         if self.args.fsdp and state.distributed_type == DistributedType.MULTI_CPU:
             state.distributed_type = DistributedType.FSDP
             state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
-            if state.mixed_precision != "no":
-                state.fsdp_plugin.set_mixed_precision(state.mixed_precision)
             self.is_fsdp_enabled = True
+        if self.is_fsdp_enabled and self._compute.arithmetic != torch.float32:
+            # Weights travel as they are computed with; gradients of several processes are added in float32.
+            state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
+                param_dtype=self._compute.arithmetic, reduce_dtype=torch.float32
+            )
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Create the optimiser, and note the names of what it trains: dividing the model gives it other parameters."""
+        optimizer = super().create_optimizer(model)
+        own: Any = self.model
+        names = {parameter: name for name, parameter in own.named_parameters()}
+        self._trained = [[names[one] for one in group["params"]] for group in optimizer.param_groups]
+        return optimizer
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> tuple[nn.Module, Any]:
+        """Divide the model or copy it to all processes, as asked; then read a checkpoint."""
+        own: Any = self.model
+        with whole_buffers(own) if self.is_fsdp_enabled else nullcontext():
+            model, loader = super()._prepare_for_training(max_steps, train_dataloader, None)
+        if self.is_fsdp_enabled:
+            # accelerate tells parameters apart by where they lie, and on the meta device all lie nowhere.
+            divided = dict(model.named_parameters())
+            assert self.optimizer is not None
+            for group, names in zip(self.optimizer.param_groups, self._trained, strict=True):
+                group["params"] = [divided[name] for name in names]
+        self._prepared()
+        if resume_from_checkpoint is not None:
+            self._load_from_checkpoint(resume_from_checkpoint, self.model)
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return model, loader
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return the planned batches, dealt to the processes."""
@@ -350,8 +385,9 @@ class PhaseTrainer(RestrainedTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Read what `save_model` wrote, bit for bit and in place."""
-        own: Any = self.model if model is None else model
-        set_weights(own, load_file(Path(resume_from_checkpoint) / TRAINED_WEIGHTS))
+        if model is None:  # the Trainer asks before the weights lie where they train
+            return
+        set_weights(model, load_file(Path(resume_from_checkpoint) / TRAINED_WEIGHTS))
 
 
 def _numbers(rows: list[int]) -> Any:
@@ -414,7 +450,7 @@ def training_arguments(
         remove_unused_columns=False,
         dataloader_pin_memory=torch.accelerator.is_available(),
         fsdp=sharded or None,  # type: ignore[arg-type]  # the type is older than what the field means now
-        fsdp_config={"version": 2} if sharded else None,
+        fsdp_config={"version": 2, "cpu_ram_efficient_loading": True} if sharded else None,
         ddp_find_unused_parameters=False,  # what is frozen is known, and all else takes part in every step
     )
     # With several GPUs and one process the Trainer would replicate the model in threads, which hides its parts.
