@@ -30,15 +30,20 @@ class ModelFiles:
     dtype: torch.dtype
     trust_remote_code: bool = False
 
-    def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """Return the model, on the processor and in evaluation mode, and its tokenizer.
+    def load(self, *, with_weights: bool = True) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Return the model, on the processor and in evaluation mode, and its tokenizer; see `load_merged`.
 
         Raises:
-            ModelError: See `load_merged`.
+            ModelError: It cannot be had, or an adapter does not fit its base.
         """
         from lingraft.models.adapters import load_merged
 
-        return load_merged(str(self.folder), dtype=self.dtype, trust_remote_code=self.trust_remote_code)
+        return load_merged(
+            str(self.folder),
+            dtype=self.dtype,
+            trust_remote_code=self.trust_remote_code,
+            with_weights=with_weights,
+        )
 
 
 @dataclass(frozen=True, slots=True)
