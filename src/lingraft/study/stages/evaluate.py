@@ -208,7 +208,7 @@ class Evaluate(StageSpec):
 
     @property
     def needs(self) -> Needs:
-        """The weights in the type of the evaluation, once on an accelerator, once a worker on the processor."""
+        """The weights in the type of the evaluation, once on an accelerator, else once a process."""
         compute = compute_for(self.questions.evaluation.precision)
         models = self.questions.workers if compute.device.type == "cpu" else 1
         return Needs("accelerator", models * compute.held.itemsize * self.model.parameters or None, 0)

@@ -162,6 +162,7 @@ class Train(StageSpec):
             on_progress=place.progressed,
             compute=compute,
             noted=note,
+            workers=self.processes.workers,
         )
         mix = job.composition.mix(job.examples, context)
         reads = context_length(parent, trust_remote_code=job.trust_remote_code)
