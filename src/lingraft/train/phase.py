@@ -28,7 +28,7 @@ from lingraft.data.encoded import EncodedExample, EncodedTable, write_table
 from lingraft.data.example import Example
 from lingraft.data.sources import LoadedData, examples_of
 from lingraft.errors import ConfigError, DataError, ModelError, StrategyError, VerificationError, did_you_mean
-from lingraft.models.compute import Compute, compute_for
+from lingraft.models.compute import Compute, compute_for, trained_in
 from lingraft.models.loaded import check_has_values, model_in_memory, tokenizer_for
 from lingraft.models.token_ids import check_token_ids, embedding_rows, padding_id
 from lingraft.records import fingerprint_of
@@ -331,8 +331,15 @@ def _checked(
 
 
 def with_resolved_precision(training: Training) -> Training:
-    """Return the options with the precision that `auto` stands for on this machine: what a result depends on."""
-    return training.model_copy(update={"precision": compute_for(training.precision).precision})
+    """Return the options with the precision that `auto` stands for on this machine: what a result depends on.
+
+    Raises:
+        ConfigError: The optimizer does not train in the precision that is asked for.
+    """
+    problem = training.conflict()
+    if problem is not None:
+        raise ConfigError(f"training: {problem}")
+    return training.model_copy(update={"precision": trained_in(training.precision, training.optimizer)})
 
 
 def _no_files(folder: str, names: list[str]) -> list[str]:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import SchedulerType, TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from lingraft.config.schema import Training
 from lingraft.data.batching import Lengths, padded_tokens, token_budget_batches
@@ -175,6 +176,13 @@ class PhaseTrainer(RestrainedTrainer):
             "eps": arguments.adam_epsilon,
             "seed": arguments.seed,
         }
+        optimizer: type[torch.optim.Optimizer] | None = None
+        if arguments.optim == OptimizerNames.ADAMW_TORCH_8BIT:
+            from lingraft.train.eight_bit import EightBitAdamW  # takes a second to import
+
+            optimizer = EightBitAdamW
+        elif compute.precision == "bf16_pure":
+            optimizer = StochasticRoundingAdamW
         rows = ExampleRows(examples, lengths)
         self._rows: Any = rows if on_policy is None else range(len(rows))
         self.rules = rules
@@ -191,9 +199,7 @@ class PhaseTrainer(RestrainedTrainer):
             train_dataset=self._rows,
             # The loader is a batch ahead of the model, whose answers are known when their batch is due.
             data_collator=self._collate if on_policy is None else _numbers,
-            optimizer_cls_and_kwargs=(StochasticRoundingAdamW, options)
-            if compute.precision == "bf16_pure"
-            else None,
+            optimizer_cls_and_kwargs=None if optimizer is None else (optimizer, options),
         )
         self._parts = ProcessShares(plan, arguments.world_size, silent_row=len(examples))
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the tokens of the whole step
@@ -401,7 +407,7 @@ def training_arguments(
         warmup_steps=min(training.warmup_share, _LARGEST_SHARE),
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_gradient_norm,
-        optim="adamw_torch_fused",
+        optim="adamw_torch_8bit" if training.optimizer == "adamw_8bit" else "adamw_torch_fused",
         bf16=compute.precision == "bf16",
         use_cpu=compute.device.type == "cpu",  # bf16 on a CPU must be asked for
         save_strategy="no",  # `phase` says when
