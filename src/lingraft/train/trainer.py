@@ -90,9 +90,16 @@ class BatchPlan(Collection[list[int]]):
 
     def tokens_per_step(self) -> list[int]:
         """Return the real tokens of each optimiser step, over all processes."""
-        tokens = [int(self._lengths[batch].sum()) for batch in self]
+        return [int(own) for own in self._per_step(self._lengths)]
+
+    def pairs_per_step(self) -> list[float]:
+        """Return of each optimiser step the sum over its rows of the squared tokens, which attention's FLOPs follow."""
+        return self._per_step(self._lengths.astype(np.float64) ** 2)
+
+    def _per_step(self, of_rows: np.ndarray[Any, Any]) -> list[float]:
+        sums = [float(of_rows[batch].sum()) for batch in self]
         size = self._accumulation
-        return [sum(tokens[start : start + size]) for start in range(0, len(tokens), size)]
+        return [sum(sums[start : start + size]) for start in range(0, len(sums), size)]
 
 
 class ProcessShares(Sampler[list[int]]):
