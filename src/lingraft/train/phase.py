@@ -250,7 +250,6 @@ def train_phase(
             model,
             arguments,
             table,
-            table.lengths,
             plan,
             pad_token_id=padding_id(tokenizer, rows),
             compute=compute,
