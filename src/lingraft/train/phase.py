@@ -176,7 +176,7 @@ def train_phase(
         Counts, losses and times.
 
     Raises:
-        ConfigError: sharded training in pure bf16, or with rules that need whole tensors.
+        ConfigError: sharded training in pure bf16.
         StrategyError: `trainable` is empty or holds an unknown name.
         DataError: no examples, or an optimiser step without a supervised token.
         ModelError: the data hold a token that the model has no embedding for, or the loss is no longer a number.
@@ -193,11 +193,6 @@ def train_phase(
         raise ConfigError(
             "training.precision bf16_pure does not go with sharded training: its optimiser rounds whole tensors. "
             "Use bf16, whose float32 weights are divided between the processes."
-        )
-    if sharded and (rules.frozen_mask or rules.anchors):
-        raise ConfigError(
-            "sharded training divides weights between processes, but this strategy freezes parts of tensors or pulls "
-            "weights, which needs whole tensors here. Train it on processes without --sharded."
         )
     names = _check_trainable(model, trainable)
     rows = embedding_rows(model)

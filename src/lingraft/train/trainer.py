@@ -37,7 +37,6 @@ from lingraft.strategies.base import TrainingRules
 from lingraft.train.checkpoints import Checkpoints
 from lingraft.train.on_policy import OnPolicy
 from lingraft.train.restrained import RestrainedTrainer
-from lingraft.train.restraints import Restraints
 from lingraft.train.sharding import set_weights, whole_weights
 from lingraft.train.stochastic_rounding import StochasticRoundingAdamW
 
@@ -195,7 +194,6 @@ class PhaseTrainer(RestrainedTrainer):
             optimizer = StochasticRoundingAdamW
         rows = ExampleRows(examples)
         self._rows: Any = rows if on_policy is None else range(len(rows))
-        self.rules = rules
         self._on_policy, self._plan = on_policy, plan
         self._round: tuple[int, Sequence[EncodedExample]] | None = None
         self._learned_per_step = plan.tokens_per_step(examples.predicted_per_row)
@@ -203,7 +201,6 @@ class PhaseTrainer(RestrainedTrainer):
         self._compute = compute
         self._checkpoints, self._noted = checkpoints, noted
         self.saved_step: int | None = None  # of the newest checkpoint that this process has seen sealed
-        self.restraints = Restraints(model, rules, restore=arguments.weight_decay > 0)
         super().__init__(
             model=model,
             args=arguments,
@@ -212,6 +209,7 @@ class PhaseTrainer(RestrainedTrainer):
             data_collator=self._collate if on_policy is None else _numbers,
             optimizer_cls_and_kwargs=None if optimizer is None else (optimizer, options),
         )
+        self.restrain(rules, restore=arguments.weight_decay > 0)
         self._parts = ProcessShares(plan, arguments.world_size, silent_row=len(examples))
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the tokens of the whole step
 
@@ -315,6 +313,7 @@ class PhaseTrainer(RestrainedTrainer):
             assert own is not None  # it was created before
             self.lr_scheduler = LambdaLR(own, factor)
             self._created_lr_scheduler = True
+        super().create_scheduler(num_training_steps, optimizer)
         return self.lr_scheduler
 
     def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
