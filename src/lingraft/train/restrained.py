@@ -27,7 +27,11 @@ class RestrainedTrainer(Trainer):
         """Set what strategies ask of training; see `Restraints`."""
         self.rules, self._restore = rules, restore
         if not self.is_fsdp_enabled:
-            self.restraints = Restraints(self.model, rules, restore=restore)
+            self._take_up_weights()
+
+    def _take_up_weights(self) -> None:
+        model: Any = self.model
+        self.restraints = Restraints(model, self.rules, restore=self._restore)
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
@@ -37,7 +41,7 @@ class RestrainedTrainer(Trainer):
         No checkpoint has been read into them yet, so they are those of the start.
         """
         if self.is_fsdp_enabled:
-            self.restraints = Restraints(self.model, self.rules, restore=self._restore)
+            self._take_up_weights()
         return super().create_scheduler(num_training_steps, optimizer)
 
     def training_step(

@@ -66,11 +66,6 @@ def set_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
             parameter.copy_(weight)
 
 
-def own_piece(tensor: Tensor) -> Tensor:
-    """Return what of a divided tensor lies in this process, sharing its memory; an undivided one as it is."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
 def piece_number(tensor: Tensor) -> int:
     """Return which of a divided tensor's different pieces lies in this process, from 0; 0 of an undivided one."""
     if not isinstance(tensor, DTensor):
