@@ -208,44 +208,13 @@ def train_phase(
     if on_policy is not None and state.num_processes > 1:
         raise ConfigError("training on a model's own answers runs in one process; start it without torchrun.")
     noted = on_note if on_note is not None and state.is_main_process else lambda _: None
-    identity = {
-        "processes": state.num_processes,  # each has random states of its own, and sums are rounded otherwise
-        "sharded": sharded,
-        "seed": seed,
-        "options": training.compared(),
-        "data": table.content_hash,
-        "model": fingerprint_of(
-            [f"{name} {_sampled(one)}" for name, one in model.named_parameters() if not one.is_meta]
-        ),
-        "trained parameters": fingerprint_of(names),
-        # Penalties on outputs are known by the stage alone.
-        "restraints": fingerprint_of(
-            [
-                {name: _sampled(mask) for name, mask in rules.frozen_mask.items()},
-                dict(rules.learning_rates),
-                [
-                    [
-                        anchor.strength,
-                        {name: _sampled(own) for name, own in (anchor.importance or {}).items()},
-                        sorted(anchor.names or ()),
-                    ]
-                    for anchor in rules.anchors
-                ],
-            ]
-        ),
-    }
+    identity = _identity(model, names, training, table, rules, seed)
     checkpoints = Checkpoints(workplace, identity, noted)
     found = [checkpoints.find() if state.is_main_process else Found(None, 0)]
     if state.num_processes > 1:
         broadcast_object_list(found)
     resumed, refused = found[0].step, found[0].refused
-    before: dict[str, str] = {}
-    trained_before: dict[str, tuple[str, int]] = {}
-
-    def remember() -> None:
-        before.update(frozen_hashes(model, rules.frozen_mask))
-        trained_before.update(_trained_marks(model))
-
+    bits = _Bits(model, rules.frozen_mask)
     with _prepared(model, frozenset(names), training, compute, rules.frozen_mask):
         trainer = PhaseTrainer(
             model,
@@ -259,7 +228,7 @@ def train_phase(
             checkpoints=checkpoints,
             noted=noted,
             on_policy=on_policy,
-            prepared=remember,
+            prepared=bits.remember,
         )
         forget_peak()
         tokens_after = [0, *accumulate(plan.tokens_per_step())]  # by number of steps done
@@ -274,6 +243,7 @@ def train_phase(
                 trainer.train(
                     resume_from_checkpoint=None if resumed is None else str(checkpoints.path_of(resumed))
                 )
+                trainer.finish_saving()
                 if saving.stopped_by is not None:
                     step, steps = trainer.state.global_step, trainer.state.max_steps
                     is_saved = trainer.saved_step == step
@@ -282,15 +252,19 @@ def train_phase(
                         f"{'saved' if is_saved else 'not saved'}"
                     )
                     raise Stopped(saving.stopped_by)
+        except BaseException:
+            if state.num_processes == 1:  # others may have gone
+                trainer.finish_saving()  # what was begun counts
+            raise
         finally:
             for mark in set(vars(model)) - own:  # accelerate's
                 delattr(model, mark)
             trainer.accelerator.free_memory()
-        after = frozen_hashes(model, rules.frozen_mask)
-        if before != after:
+        changed = bits.changed_though_frozen()
+        if changed is not None:
             checkpoints.clear()
-            raise frozen_changed(before, after)
-        if all(from_all(_trained_marks(model) == trained_before)):
+            raise changed
+        if not bits.have_changed():
             raise VerificationError(_why_nothing_moved(trainer.state.log_history, training))
         sizes = [(one.numel(), one.requires_grad) for one in model.parameters()]
     state.wait_for_everyone()
@@ -347,6 +321,40 @@ def _checked(
     return known, found.examples
 
 
+def _identity(
+    model: nn.Module,
+    names: Sequence[str],
+    training: Training,
+    table: EncodedTable,
+    rules: TrainingRules,
+    seed: int,
+) -> dict[str, object]:
+    """Return all that decides a phase's steps but for rounding: the number of processes does not."""
+    weights = [f"{name} {_sampled(one)}" for name, one in model.named_parameters() if not one.is_meta]
+    return {
+        "seed": seed,
+        "options": training.compared(),
+        "data": table.content_hash,
+        "model": fingerprint_of(weights),
+        "trained parameters": fingerprint_of(names),
+        # Penalties on outputs are known by the stage alone.
+        "restraints": fingerprint_of(
+            [
+                {name: _sampled(mask) for name, mask in rules.frozen_mask.items()},
+                dict(rules.learning_rates),
+                [
+                    [
+                        anchor.strength,
+                        {name: _sampled(own) for name, own in (anchor.importance or {}).items()},
+                        sorted(anchor.names or ()),
+                    ]
+                    for anchor in rules.anchors
+                ],
+            ]
+        ),
+    }
+
+
 def with_resolved_precision(training: Training) -> Training:
     """Return the options with the precision that `auto` stands for on this machine: what a result depends on."""
     return training.model_copy(update={"precision": compute_for(training.precision).precision})
@@ -386,6 +394,34 @@ def _sampled(tensor: Tensor) -> str:
     flat = tensor.detach().reshape(-1)
     sample = flat[:: max(1, -(-flat.numel() // _SAMPLED))]
     return hashlib.sha256(sample.float().cpu().numpy().tobytes()).hexdigest()
+
+
+class _Bits:
+    """What the weights' bits were before training; every process asks together.
+
+    Args:
+        model: Its parameters say themselves whether they train.
+        frozen_mask: Freezes elements of those that do.
+    """
+
+    def __init__(self, model: nn.Module, frozen_mask: Mapping[str, Tensor]) -> None:
+        self._model, self._frozen_mask = model, frozen_mask
+        self._frozen: dict[str, str] = {}
+        self._trained: dict[str, tuple[str, int]] = {}
+
+    def remember(self) -> None:
+        """Note what they are now, where they lie while they train."""
+        self._frozen = frozen_hashes(self._model, self._frozen_mask)
+        self._trained = _trained_marks(self._model)
+
+    def changed_though_frozen(self) -> VerificationError | None:
+        """Return what to raise where a frozen weight has other bits now."""
+        now = frozen_hashes(self._model, self._frozen_mask)
+        return None if now == self._frozen else frozen_changed(self._frozen, now)
+
+    def have_changed(self) -> bool:
+        """Return whether any bit of what trains is another one now."""
+        return any(from_all(_trained_marks(self._model) != self._trained))
 
 
 def _trained_marks(model: nn.Module) -> dict[str, tuple[str, int]]:
