@@ -68,6 +68,7 @@ class Context:
         on_progress: Called with how far a long hook is: done and in all.
         compute: What computes where a hook does, and in which types: that of the phase; else as `auto` resolves here.
         noted: Called with a sentence that the user should read.
+        workers: Processes that answer where a hook generates; answers do not depend on it.
     """
 
     base: Path | None
@@ -82,6 +83,7 @@ class Context:
     on_progress: Callable[[int, int], None] | None = None
     compute: Compute = field(default_factory=_automatic)
     noted: Callable[[str], None] = lambda _: None
+    workers: int = 1
 
     @property
     def old_english(self) -> Sequence[Example]:

@@ -61,6 +61,7 @@ class Prepared:
             base_folder=base_folder,
             cache=store.cache if store.stages.is_dir() else None,  # no run folder is made for a plan alone
             trust_remote_code=self.study.trust_remote_code,
+            workers=(processes or Processes()).workers,
         )
         return plan_study(self.study, self.materials, asked, processes)
 
@@ -83,8 +84,9 @@ def run_study(
         base_folder: What relative paths of data, prompts and tasks are relative to; those of models and of strategies'
             files are relative to the working directory. On the command line both are the same folder.
         watcher: Receives what happens.
-        processes: How many processes train a phase; None: this one. Results differ by rounding, so records do not
-            depend on it, but an interrupted phase is only continued by as many as began it.
+        processes: How many processes train a phase, and how many answer; None: this one trains. Models differ by
+            rounding and answers not at all, so records do not depend on it, but an interrupted phase is only continued
+            by as many as began it.
         on_result: Called with the result so far, before the first stage is made and whenever a model of it is done or
             has failed; it was written to `result.json` just before.
         command: What was typed, for the report; None: nothing was, this is Python.

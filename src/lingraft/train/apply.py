@@ -14,16 +14,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import Trainer, TrainerCallback
 
+from lingraft.data.encoded import TokenArrays
 from lingraft.data.given_rows import GivenRows
 from lingraft.errors import StrategyError
 from lingraft.models.compute import compute_for, machine_with
 from lingraft.models.loading import load_model, load_tokenizer, model_content_hash
-from lingraft.models.loss import token_losses
+from lingraft.models.loss import collate, token_losses
 from lingraft.models.weights import ModelWeights
 from lingraft.records import fingerprint_of, write_json_atomically
 from lingraft.strategies.base import Context, FreezePlanRow, Strategy, count_masked, freeze_plan
@@ -31,7 +32,7 @@ from lingraft.strategies.composition import Composition, composition_of
 from lingraft.train.mixed_rows import REPLAYED, context_of
 from lingraft.train.restrained import RestrainedTrainer
 from lingraft.train.restraints import frozen_changed, frozen_hashes
-from lingraft.train.sharding import beside, piece, whole
+from lingraft.train.sharding import beside, own_piece, whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -231,18 +232,16 @@ class StrategyTrainer(RestrainedTrainer):
         These rows run through the model once more: a trainer's own loss need not make logits, and whoever makes them
         may keep them. They are padded on the right, whatever the trainer's collator does.
         """
-        ids, labels = inputs["input_ids"], inputs["labels"]
+        host = {name: inputs[name].cpu().numpy() for name in ("input_ids", "labels")}
         mask = inputs.get("attention_mask")
-        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-        rows = [int(row) for row in replayed.nonzero()[:, 0]]
-        batch = {
-            "input_ids": pad_sequence([ids[row][real[row]] for row in rows], batch_first=True),
-            "attention_mask": pad_sequence([real[row][real[row]] for row in rows], batch_first=True),
-            "supervised": pad_sequence(
-                [labels[row][real[row]] != _IGNORED for row in rows], batch_first=True
-            ),
-            REPLAYED: torch.ones(len(rows), dtype=torch.bool, device=ids.device),
-        }
+        real = np.ones(host["labels"].shape, bool) if mask is None else mask.bool().cpu().numpy()
+        rows = [
+            TokenArrays(
+                host["input_ids"][row][real[row]], host["labels"][row][real[row]] != _IGNORED, replayed=True
+            )
+            for row in np.flatnonzero(replayed.cpu().numpy())
+        ]
+        batch = {name: own.to(replayed.device) for name, own in collate(rows).items()}
         losses = token_losses(model, batch)
         penalties = [penalty(losses.logits, losses.rows, batch) for penalty in self.rules.output_penalties]
         return torch.stack(penalties).sum()
@@ -304,7 +303,7 @@ class _Ending(TrainerCallback):
                 if parameter.is_floating_point():
                     trained = whole(parameter).cpu().float()
                     combined = composition.combine(name, start.tensor(name).float(), trained)
-                    piece(parameter).copy_(beside(combined, parameter))
+                    own_piece(parameter).copy_(beside(combined, parameter))
 
 
 def _has(part: Strategy, hook: str) -> bool:

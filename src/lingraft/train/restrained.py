@@ -25,10 +25,13 @@ class RestrainedTrainer(Trainer):
 
     def restrain(self, rules: TrainingRules, *, restore: bool) -> None:
         """Set what strategies ask of training; see `Restraints`."""
-        model: Any = self.model
         self.rules, self._restore = rules, restore
         if not self.is_fsdp_enabled:
-            self.restraints = Restraints(model, rules, restore=restore)
+            self._take_up_weights()
+
+    def _take_up_weights(self) -> None:
+        model: Any = self.model
+        self.restraints = Restraints(model, self.rules, restore=self._restore)
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
@@ -37,9 +40,8 @@ class RestrainedTrainer(Trainer):
 
         No checkpoint has been read into them yet, so they are those of the start.
         """
-        model: Any = self.model
         if self.is_fsdp_enabled:
-            self.restraints = Restraints(model, self.rules, restore=self._restore)
+            self._take_up_weights()
         return super().create_scheduler(num_training_steps, optimizer)
 
     def training_step(

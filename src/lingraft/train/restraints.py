@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from lingraft.errors import VerificationError
 from lingraft.strategies.base import Anchor, TrainingRules
-from lingraft.train.sharding import beside, from_all, piece
+from lingraft.train.sharding import beside, from_all, own_piece
 
 _PIECE = 1 << 18  # elements that are pulled at once
 
@@ -52,7 +52,7 @@ class Restraints:
         ]
         kept = {name for anchor in rules.anchors for name in self._pulled_by(anchor)}
         kept |= set(self._masks) if restore else set()
-        self._start = {name: piece(self._parameters[name]).clone() for name in sorted(kept)}
+        self._start = {name: own_piece(self._parameters[name].detach()).clone() for name in sorted(kept)}
 
     def _pulled_by(self, anchor: Anchor) -> set[str]:
         names = set(self._parameters)
@@ -73,7 +73,7 @@ class Restraints:
                 parameter = self._parameters[name]
                 if parameter.grad is None:
                     continue
-                used = [piece(parameter), self._start[name], piece(parameter.grad)]
+                used = [own_piece(parameter), self._start[name], own_piece(parameter.grad)]
                 if importance is not None:
                     used.append(importance[name])
                 used = [one[None] if one.ndim == 0 else one for one in used]
@@ -89,13 +89,13 @@ class Restraints:
         for name, mask in self._masks.items():
             gradient = self._parameters[name].grad
             if gradient is not None:
-                piece(gradient).masked_fill_(mask, 0)
+                own_piece(gradient).masked_fill_(mask, 0)
 
     @torch.no_grad()
     def restore_frozen(self) -> None:
         """Give frozen elements the bits that they began with, where the optimiser moves them without a gradient."""
         for name, mask in self._masks.items() if self._restore else ():
-            parameter = piece(self._parameters[name])
+            parameter = own_piece(self._parameters[name])
             parameter.copy_(torch.where(mask, self._start[name], parameter))
 
 
@@ -123,10 +123,10 @@ def frozen_hashes(model: nn.Module, frozen_mask: Mapping[str, Tensor]) -> dict[s
     hashes = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
-            kept = piece(parameter).cpu().contiguous()
+            kept = own_piece(parameter).detach().cpu().contiguous()
         elif name in frozen_mask:
-            own = piece(parameter).cpu()
-            kept = own[beside(frozen_mask[name], parameter).expand(own.shape)]
+            mask = beside(frozen_mask[name].expand(parameter.shape), parameter)
+            kept = own_piece(parameter).detach().cpu()[mask]
         else:
             continue
         hashes[name] = hashlib.sha256(kept.view(-1).view(torch.uint8).numpy().data).hexdigest()

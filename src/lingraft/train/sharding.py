@@ -101,12 +101,6 @@ def whole_buffers(model: nn.Module) -> Iterator[None]:
             module._non_persistent_buffers_set.discard(name)
 
 
-def piece(parameter: Tensor) -> Tensor:
-    """Return what of a parameter lies in this process, without a gradient: all of it, unless it is divided."""
-    own: Tensor = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-    return own.detach()
-
-
 def whole(parameter: Tensor) -> Tensor:
     """Return a parameter's values, without a gradient; those of a divided one come from all processes."""
     full: Tensor = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
@@ -152,3 +146,16 @@ def set_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
             parameter.copy_(distribute_tensor(weight, parameter.device_mesh, parameter.placements))
         else:
             parameter.copy_(weight)
+
+
+def piece_number(tensor: Tensor) -> int:
+    """Return which of a divided tensor's different pieces lies in this process, from 0; 0 of an undivided one."""
+    if not isinstance(tensor, DTensor):
+        return 0
+    number, mesh = 0, tensor.device_mesh
+    for dimension, (placement, own) in enumerate(
+        zip(tensor.placements, mesh.get_coordinate() or [0] * mesh.ndim, strict=True)
+    ):
+        if placement.is_shard():
+            number = number * mesh.size(dimension) + own
+    return number
