@@ -41,7 +41,7 @@ from lingraft.train.checkpoints import FOLDER, Checkpoints, Found
 from lingraft.train.memory import forget_peak, peak_bytes
 from lingraft.train.on_policy import OnPolicy
 from lingraft.train.restraints import frozen_changed, frozen_hashes
-from lingraft.train.sharding import from_all, piece, take_layout
+from lingraft.train.sharding import from_all, own_piece, take_layout
 from lingraft.train.trackers import RUNS, TrackedRun, tracked
 from lingraft.train.trainer import BatchPlan, PhaseTrainer, training_arguments
 
@@ -159,7 +159,7 @@ def train_phase(
         stop: Asked after every step; a signal's number ends the phase once that step is saved.
         sharded: Divide parameters, gradients and optimiser states between the processes (FSDP2). The weights are those
             of the first process's model; those of the others may lie on the meta device. The model is left in pieces:
-            `sharding.whole_weights` puts them together.
+            `divided_model.save_divided` writes it.
         rules: What strategies ask besides: a mask that freezes elements of trained parameters (verified as frozen
             parameters are), learning rates, pulls towards the start, penalties on outputs.
         on_policy: Train on the model's own answers, which `encoded` stands for, in one process; the counts of tokens
@@ -433,7 +433,7 @@ def _trained_marks(model: nn.Module) -> dict[str, tuple[str, int]]:
     marks = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            flat = piece(parameter).reshape(-1)
+            flat = own_piece(parameter.detach()).reshape(-1)
             together = (
                 8 // flat.element_size()
             )  # in whole numbers of 64 bits, which are summed without a copy

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from lingraft.errors import VerificationError
 from lingraft.strategies.base import Anchor, TrainingRules
-from lingraft.train.sharding import from_all, piece
+from lingraft.train.sharding import from_all, own_piece
 
 _PIECE = 1 << 18  # elements that are pulled at once
 
@@ -118,7 +118,7 @@ def frozen_hashes(model: nn.Module, frozen_mask: Mapping[str, Tensor]) -> dict[s
     hashes = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
-            kept = piece(parameter).cpu().contiguous()
+            kept = own_piece(parameter.detach()).cpu().contiguous()
         elif name in frozen_mask:
             kept = parameter.detach().cpu()[frozen_mask[name].expand(parameter.shape)]
         else:

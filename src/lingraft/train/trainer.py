@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import shutil
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -40,13 +42,14 @@ from lingraft.train.on_policy import OnPolicy
 from lingraft.train.restrained import RestrainedTrainer
 from lingraft.train.restraints import Restraints
 from lingraft.train.saved_state import Saving, read_training, training_tensors, write_optimizer
-from lingraft.train.sharding import whole_buffers
+from lingraft.train.sharding import while_it_is_divided
 from lingraft.train.stochastic_rounding import StochasticRoundingAdamW
 
 if TYPE_CHECKING:
     from lingraft.data.encoded import EncodedExample
 
 _LARGEST_SHARE = math.nextafter(1.0, 0.0)  # the Trainer reads a warm-up of 1 as one step
+_SHARDING_VARIABLES = ("ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING", "FSDP_VERSION")
 # torch and safetensors have their own types.
 _DISK_ERRORS = (OSError, RuntimeError, SafetensorError)
 
@@ -193,6 +196,7 @@ class PhaseTrainer(RestrainedTrainer):
         self.saved_step: int | None = None  # of the newest checkpoint that this process has seen sealed
         self._being_saved: int | None = None
         self._saving: Saving | None = None
+        self._hosts: dist.ProcessGroup | None = None
         self.restraints = Restraints(model, rules, restore=arguments.weight_decay > 0)
         super().__init__(
             model=model,
@@ -214,6 +218,8 @@ class PhaseTrainer(RestrainedTrainer):
         FSDP2 runs over gloo; without this, accelerate would replicate the model and not say so.
         """
         super().create_accelerator_and_postprocess()
+        for name in _SHARDING_VARIABLES:  # else models that are loaded later are taken for divided
+            os.environ.pop(name, None)
         self.accelerator.native_amp = False
         state = self.accelerator.state
         if self.args.fsdp and state.distributed_type == DistributedType.MULTI_CPU:
@@ -239,7 +245,7 @@ class PhaseTrainer(RestrainedTrainer):
     ) -> tuple[nn.Module, Any]:
         """Divide the model or copy it to all processes, as asked; then read a checkpoint."""
         own: Any = self.model
-        with whole_buffers(own) if self.is_fsdp_enabled else nullcontext():
+        with while_it_is_divided(own) if self.is_fsdp_enabled else nullcontext():
             model, loader = super()._prepare_for_training(max_steps, train_dataloader, None)
         if self.is_fsdp_enabled:
             # accelerate tells parameters apart by where they lie, and on the meta device all lie nowhere.
@@ -405,9 +411,12 @@ class PhaseTrainer(RestrainedTrainer):
         """Return the largest of all processes' wishes, each."""
         if self.args.world_size == 1:
             return list(wishes)
-        own = torch.tensor([wishes], device=self.args.device)
-        together: list[int] = self.accelerator.gather(own).amax(dim=0).tolist()
-        return together
+        if self._hosts is None:
+            self._hosts = dist.new_group(backend="gloo")  # between processors: no device is waited for
+        together = torch.tensor(wishes)
+        dist.all_reduce(together, dist.ReduceOp.MAX, self._hosts)
+        agreed: list[int] = together.tolist()
+        return agreed
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Leave this to `_save_checkpoint`."""
