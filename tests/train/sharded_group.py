@@ -19,8 +19,8 @@ from typing import Any
 import safetensors
 import torch
 import torch.distributed as dist
-import transformers.modeling_utils
 from accelerate.state import AcceleratorState
+from transformers import modeling_utils
 
 from lingraft.records import read_json, write_json_atomically
 from lingraft.stopping import Stopped
@@ -46,7 +46,7 @@ def watched(seen: dict[str, Any]) -> Iterator[None]:
     begin = live_bytes()
     places: list[tuple[Any, str, Any]] = [
         (safetensors, "safe_open", safetensors.safe_open),
-        (transformers.modeling_utils, "safe_open", transformers.modeling_utils.safe_open),
+        (modeling_utils, "safe_open", safetensors.safe_open),
         (dist, "broadcast", dist.broadcast),
     ]
 

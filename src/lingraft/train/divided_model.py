@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.distributed.checkpoint import HuggingFaceStorageWriter
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
 from lingraft.models.checkpoints import state_dtype
 from lingraft.models.loading import load_model

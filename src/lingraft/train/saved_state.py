@@ -19,12 +19,13 @@ from typing import Any
 import psutil
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -125,7 +126,7 @@ def write_pieces(
         OSError: A file could not be written, here or in another process.
     """
     try:
-        dcp.save(dict(tensors), storage_writer=writer, process_group=group)
+        save(dict(tensors), storage_writer=writer, process_group=group)
     except CheckpointException as error:  # which no `except Exception` would catch
         raise OSError("; ".join(in_one_line(own) for own, _ in error.failures.values())) from error
 
@@ -196,7 +197,7 @@ def read_training(
         warnings.filterwarnings(
             "ignore", message="torch.distributed is disabled"
         )  # one process reads by itself
-        dcp.load(wanted, storage_reader=HuggingFaceStorageReader(str(folder)))
+        load(wanted, storage_reader=HuggingFaceStorageReader(str(folder)))
     own: Any = getattr(optimizer, "optimizer", optimizer)  # out of accelerate's wrapper
     quantised = getattr(own, "_new_buffer", None)  # torchao's, whose moments are of few bits
     names = {parameter: name for name, parameter in trained.items()}
