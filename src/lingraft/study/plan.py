@@ -343,7 +343,7 @@ class Planner:
         """Add what a phase prepares, trains, combines and evaluates."""
         composition = job.composition
         states = {
-            part.kind: self.add(Prepare(f"{part.kind} for {job.label}", job, part))
+            part.kind: self.add(Prepare(f"{part.kind} for {job.label}", job, part, self.processes.workers))
             for part in composition.parts
             if part.preparation is not None
         }
