@@ -368,7 +368,8 @@ def _check_parts(trainer: Any, parts: Sequence[Strategy]) -> None:
                 raise StrategyError(f"{part.kind!r} cannot be applied to a model with adapters: {reason}.")
     if _is_sharded(trainer):
         for part in parts:
-            if part.whole_tensors or part.combines or part.holds_replayed or _has(part, "wrap"):
+            hooks = ("wrap", "anchor", "frozen_mask")
+            if part.combines or part.holds_replayed or any(_has(part, hook) for hook in hooks):
                 raise StrategyError(
                     f"{part.kind!r} needs whole tensors, and this trainer divides its parameters (DeepSpeed, FSDP or a "
                     "device mesh): train on processes that each hold the model (torchrun alone)."
