@@ -180,7 +180,6 @@ def get_ready(
         study,
         base_folder,
         watcher,
-        processes,
         check_materials=lambda read: spoken.update(
             checked_languages(read, adaptation.languages, base_folder)
         ),

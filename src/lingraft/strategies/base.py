@@ -175,8 +175,6 @@ class Strategy(Section):
     conflicts: ClassVar[dict[str, str]] = {}
     """Strategies that it cannot be composed with, each with the reason."""
 
-    whole_tensors: ClassVar[bool] = False
-    """Whether it masks elements or pulls weights, which a model divided between processes does not allow."""
     combines: ClassVar[bool] = False
     """Whether it does nothing but `combine`, so that its training is that of the other strategies alone."""
     prepares_by_seed: ClassVar[bool] = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from transformers import PrinterCallback, TrainerCallback
@@ -28,8 +30,10 @@ from lingraft.data.encoded import EncodedExample, EncodedTable, write_table
 from lingraft.data.example import Example
 from lingraft.data.sources import LoadedData, examples_of
 from lingraft.errors import ConfigError, DataError, ModelError, StrategyError, VerificationError, did_you_mean
-from lingraft.models.compute import Compute, compute_for
+from lingraft.models.compute import Compute, compute_for, trained_in
 from lingraft.models.loaded import check_has_values, model_in_memory, tokenizer_for
+from lingraft.models.peak import Peak, peak_of
+from lingraft.models.shape import shape_of
 from lingraft.models.token_ids import check_token_ids, embedding_rows, padding_id
 from lingraft.records import fingerprint_of
 from lingraft.stopping import Stopped
@@ -39,7 +43,7 @@ from lingraft.train.checkpoints import FOLDER, Checkpoints, Found
 from lingraft.train.memory import forget_peak, peak_bytes
 from lingraft.train.on_policy import OnPolicy
 from lingraft.train.restraints import frozen_changed, frozen_hashes
-from lingraft.train.sharding import whole
+from lingraft.train.sharding import from_all, own_piece, take_layout
 from lingraft.train.trackers import RUNS, TrackedRun, tracked
 from lingraft.train.trainer import BatchPlan, PhaseTrainer, training_arguments
 
@@ -61,6 +65,8 @@ class Progress:
         loss: Mean loss of this step in nats per supervised token.
         tokens_per_second: Real tokens (no padding) per second since this process began or resumed.
         seconds_left: Expected at that rate.
+        mfu: Model FLOPs utilisation in that time: the FLOPs that the model needs for real tokens, recomputed
+            activations not counted, over what the devices could have done (`models.peak`); None: not known.
     """
 
     step: int
@@ -68,6 +74,7 @@ class Progress:
     loss: float
     tokens_per_second: float
     seconds_left: float
+    mfu: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +96,8 @@ class PhaseOutcome:
             start where the kernel cannot forget an older peak. Memory of an accelerator is not in it.
         resumed_from: Steps that an interrupted run had done; None: the phase ran in one go.
         refused_checkpoints: How many newer checkpoints that run had left that were not whole.
+        mfu: See `Progress`; None: not known, or nothing was left to do.
+        peak: What one device can compute at most; None: the model's FLOPs are not known.
     """
 
     steps: int
@@ -104,6 +113,8 @@ class PhaseOutcome:
     peak_bytes: int
     resumed_from: int | None
     refused_checkpoints: int = 0
+    mfu: float | None = None
+    peak: Peak | None = None
 
 
 def train_phase(
@@ -155,8 +166,9 @@ def train_phase(
         on_note: Called in the first process with a sentence about checkpoints: refused, of another phase, or saved at a
             stop.
         stop: Asked after every step; a signal's number ends the phase once that step is saved.
-        sharded: Divide parameters, gradients and optimiser states between the processes (FSDP2). The model is left
-            in pieces: `sharding.whole_weights` puts them together.
+        sharded: Divide parameters, gradients and optimiser states between the processes (FSDP2). The weights are those
+            of the first process's model; those of the others may lie on the meta device. The model is left in pieces:
+            `sharding.whole_weights` puts them together.
         rules: What strategies ask besides: a mask that freezes elements of trained parameters (verified as frozen
             parameters are), learning rates, pulls towards the start, penalties on outputs.
         on_policy: Train on the model's own answers, which `encoded` stands for, in one process; the counts of tokens
@@ -167,7 +179,7 @@ def train_phase(
         Counts, losses and times.
 
     Raises:
-        ConfigError: sharded training in pure bf16, or with rules that need whole tensors.
+        ConfigError: sharded training in pure bf16.
         StrategyError: `trainable` is empty or holds an unknown name.
         DataError: no examples, or an optimiser step without a supervised token.
         ModelError: the data hold a token that the model has no embedding for, or the loss is no longer a number.
@@ -178,18 +190,16 @@ def train_phase(
     folder = path_of(folder, "folder")
     if not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise ConfigError(f"seed {seed!r}: must be a whole number from 0 to 2**32 - 1.")
-    tokenizer, table = _checked(model, tokenizer, encoded, training.max_length, on_note)
+    tokenizer, table = _checked(model, tokenizer, encoded, training.max_length, on_note, sharded=sharded)
     compute = compute_for(training.precision)
     if sharded and compute.precision == "bf16_pure":
         raise ConfigError(
             "training.precision bf16_pure does not go with sharded training: its optimiser rounds whole tensors. "
             "Use bf16, whose float32 weights are divided between the processes."
         )
-    if sharded and (rules.frozen_mask or rules.anchors):
-        raise ConfigError(
-            "sharded training divides weights between processes, but this strategy freezes parts of tensors or pulls "
-            "weights, which needs whole tensors here. Train it on processes without --sharded."
-        )
+    if sharded:
+        PartialState(cpu=compute.device.type == "cpu")
+        take_layout(model)
     names = _check_trainable(model, trainable)
     rows = embedding_rows(model)
     check_token_ids((table.highest_token,), rows, tokenizer, "the training data")
@@ -202,43 +212,21 @@ def train_phase(
     if on_policy is not None and state.num_processes > 1:
         raise ConfigError("training on a model's own answers runs in one process; start it without torchrun.")
     noted = on_note if on_note is not None and state.is_main_process else lambda _: None
-    identity = {
-        "processes": state.num_processes,  # each has random states of its own, and sums are rounded otherwise
-        "sharded": sharded,
-        "seed": seed,
-        "options": training.compared(),
-        "data": table.content_hash,
-        "model": fingerprint_of([f"{name} {_sampled(one)}" for name, one in model.named_parameters()]),
-        "trained parameters": fingerprint_of(names),
-        # Penalties on outputs are known by the stage alone.
-        "restraints": fingerprint_of(
-            [
-                {name: _sampled(mask) for name, mask in rules.frozen_mask.items()},
-                dict(rules.learning_rates),
-                [
-                    [
-                        anchor.strength,
-                        {name: _sampled(own) for name, own in (anchor.importance or {}).items()},
-                        sorted(anchor.names or ()),
-                    ]
-                    for anchor in rules.anchors
-                ],
-            ]
-        ),
-    }
+    # The answers that the model trains on may be shorter than planned, so their FLOPs are not known before.
+    flops = None if on_policy is not None else _flops_of_steps(model, names, table, plan)
+    peak = peak_of(compute) if flops is not None and state.is_main_process else None
+    identity = _identity(model, names, training, table, rules, seed)
     checkpoints = Checkpoints(workplace, identity, noted)
     found = [checkpoints.find() if state.is_main_process else Found(None, 0)]
     if state.num_processes > 1:
         broadcast_object_list(found)
     resumed, refused = found[0].step, found[0].refused
+    bits = _Bits(model, rules.frozen_mask)
     with _prepared(model, frozenset(names), training, compute, rules.frozen_mask):
-        before = frozen_hashes(model, rules.frozen_mask)
-        trained_before = _trained_marks(model)
         trainer = PhaseTrainer(
             model,
             arguments,
             table,
-            table.lengths,
             plan,
             pad_token_id=padding_id(tokenizer, rows),
             compute=compute,
@@ -246,10 +234,12 @@ def train_phase(
             checkpoints=checkpoints,
             noted=noted,
             on_policy=on_policy,
+            prepared=bits.remember,
         )
         forget_peak()
         tokens_after = [0, *accumulate(plan.tokens_per_step())]  # by number of steps done
-        clock = _Clock(tokens_after, on_progress if state.is_main_process else None)
+        could = None if peak is None else peak.flops * state.num_processes
+        clock = _Clock(tokens_after, flops, could, on_progress if state.is_main_process else None)
         saving = _Saving(training, stop, trainer.agreed)
         trainer.add_callback(clock)
         trainer.add_callback(saving)
@@ -260,6 +250,7 @@ def train_phase(
                 trainer.train(
                     resume_from_checkpoint=None if resumed is None else str(checkpoints.path_of(resumed))
                 )
+                trainer.finish_saving()
                 if saving.stopped_by is not None:
                     step, steps = trainer.state.global_step, trainer.state.max_steps
                     is_saved = trainer.saved_step == step
@@ -268,15 +259,19 @@ def train_phase(
                         f"{'saved' if is_saved else 'not saved'}"
                     )
                     raise Stopped(saving.stopped_by)
+        except BaseException:
+            if state.num_processes == 1:  # others may have gone
+                trainer.finish_saving()  # what was begun counts
+            raise
         finally:
             for mark in set(vars(model)) - own:  # accelerate's
                 delattr(model, mark)
             trainer.accelerator.free_memory()
-        after = frozen_hashes(model, rules.frozen_mask)
-        if before != after:
+        changed = bits.changed_though_frozen()
+        if changed is not None:
             checkpoints.clear()
-            raise frozen_changed(before, after)
-        if _trained_marks(model) == trained_before:
+            raise changed
+        if not bits.have_changed():
             raise VerificationError(_why_nothing_moved(trainer.state.log_history, training))
         sizes = [(one.numel(), one.requires_grad) for one in model.parameters()]
     state.wait_for_everyone()
@@ -296,7 +291,22 @@ def train_phase(
         peak_bytes=peak_bytes(),
         resumed_from=resumed,
         refused_checkpoints=refused,
+        mfu=clock.mfu,
+        peak=peak,
     )
+
+
+def _flops_of_steps(
+    model: Any, trainable: Collection[str], table: EncodedTable, plan: BatchPlan
+) -> list[float] | None:
+    """Return the FLOPs that a model needs for the real tokens of each optimiser step; None: its sizes are not known."""
+    config = model.config.get_text_config()
+    if getattr(config, "hidden_size", None) is None or model.get_output_embeddings() is None:
+        return None
+    shape = shape_of(model, trainable)
+    learned = table.predicted_tokens / int(np.sum(table.lengths))
+    sizes = zip(plan.tokens_per_step(), plan.pairs_per_step(), strict=True)
+    return [shape.training_flops(tokens, pairs, learned * tokens) for tokens, pairs in sizes]
 
 
 def _checked(
@@ -305,6 +315,8 @@ def _checked(
     encoded: object,
     max_length: int,
     on_note: Callable[[str], None] | None,
+    *,
+    sharded: bool,
 ) -> tuple[PreTrainedTokenizerBase, EncodedTable]:
     """Return tokenizer and encoded examples, of what `train_phase` is given, or refuse it."""
     if not isinstance(model, nn.Module):
@@ -312,7 +324,8 @@ def _checked(
             f"a phase trains a model in memory, in place, and {model!r:.80} is none; load it first "
             "(AutoModelForCausalLM.from_pretrained) and save it afterwards (save_pretrained)."
         )
-    check_has_values(model)
+    if not sharded or int(os.environ.get("RANK", "0")) == 0:  # others are given their pieces
+        check_has_values(model)
     known: Any = tokenizer
     if tokenizer is None or not hasattr(tokenizer, "pad_token_id"):
         known = tokenizer_for(model_in_memory(model), tokenizer)
@@ -330,9 +343,50 @@ def _checked(
     return known, found.examples
 
 
+def _identity(
+    model: nn.Module,
+    names: Sequence[str],
+    training: Training,
+    table: EncodedTable,
+    rules: TrainingRules,
+    seed: int,
+) -> dict[str, object]:
+    """Return all that decides a phase's steps but for rounding: the number of processes does not."""
+    weights = [f"{name} {_sampled(one)}" for name, one in model.named_parameters() if not one.is_meta]
+    return {
+        "seed": seed,
+        "options": training.compared(),
+        "data": table.content_hash,
+        "model": fingerprint_of(weights),
+        "trained parameters": fingerprint_of(names),
+        # Penalties on outputs are known by the stage alone.
+        "restraints": fingerprint_of(
+            [
+                {name: _sampled(mask) for name, mask in rules.frozen_mask.items()},
+                dict(rules.learning_rates),
+                [
+                    [
+                        anchor.strength,
+                        {name: _sampled(own) for name, own in (anchor.importance or {}).items()},
+                        sorted(anchor.names or ()),
+                    ]
+                    for anchor in rules.anchors
+                ],
+            ]
+        ),
+    }
+
+
 def with_resolved_precision(training: Training) -> Training:
-    """Return the options with the precision that `auto` stands for on this machine: what a result depends on."""
-    return training.model_copy(update={"precision": compute_for(training.precision).precision})
+    """Return the options with the precision that `auto` stands for on this machine: what a result depends on.
+
+    Raises:
+        ConfigError: The optimizer does not train in the precision that is asked for.
+    """
+    problem = training.conflict()
+    if problem is not None:
+        raise ConfigError(f"training: {problem}")
+    return training.model_copy(update={"precision": trained_in(training.precision, training.optimizer)})
 
 
 def _no_files(folder: str, names: list[str]) -> list[str]:
@@ -371,15 +425,44 @@ def _sampled(tensor: Tensor) -> str:
     return hashlib.sha256(sample.float().cpu().numpy().tobytes()).hexdigest()
 
 
+class _Bits:
+    """What the weights' bits were before training; every process asks together.
+
+    Args:
+        model: Its parameters say themselves whether they train.
+        frozen_mask: Freezes elements of those that do.
+    """
+
+    def __init__(self, model: nn.Module, frozen_mask: Mapping[str, Tensor]) -> None:
+        self._model, self._frozen_mask = model, frozen_mask
+        self._frozen: dict[str, str] = {}
+        self._trained: dict[str, tuple[str, int]] = {}
+
+    def remember(self) -> None:
+        """Note what they are now, where they lie while they train."""
+        self._frozen = frozen_hashes(self._model, self._frozen_mask)
+        self._trained = _trained_marks(self._model)
+
+    def changed_though_frozen(self) -> VerificationError | None:
+        """Return what to raise where a frozen weight has other bits now."""
+        now = frozen_hashes(self._model, self._frozen_mask)
+        return None if now == self._frozen else frozen_changed(self._frozen, now)
+
+    def have_changed(self) -> bool:
+        """Return whether any bit of what trains is another one now."""
+        return any(from_all(_trained_marks(self._model) != self._trained))
+
+
 def _trained_marks(model: nn.Module) -> dict[str, tuple[str, int]]:
     """Return of every trained parameter a hash of sampled elements, and the sum of the bits of all as whole numbers.
 
-    The two tell a model in which nothing changed; a change of one bit changes the sum.
+    Of a divided parameter they are those of this process's piece. The two tell a model in which nothing changed; a
+    change of one bit changes the sum.
     """
     marks = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            flat = whole(parameter).reshape(-1)
+            flat = own_piece(parameter).detach().reshape(-1)
             together = (
                 8 // flat.element_size()
             )  # in whole numbers of 64 bits, which are summed without a copy
@@ -489,9 +572,17 @@ class _Saving(TrainerCallback):
 class _Clock(TrainerCallback):
     """Watches the steps: reports progress, stops at a loss that is no number."""
 
-    def __init__(self, tokens_after: Sequence[int], on_progress: Callable[[Progress], None] | None) -> None:
+    def __init__(
+        self,
+        tokens_after: Sequence[int],
+        flops: Sequence[float] | None,
+        peak: float | None,
+        on_progress: Callable[[Progress], None] | None,
+    ) -> None:
         self._tokens_after = tokens_after
+        self._flops, self._peak = flops, peak
         self._on_progress = on_progress
+        self.mfu: float | None = None
         self._first_step = 0
         self._begin = time.perf_counter()
         self.seconds = 0.0
@@ -517,5 +608,7 @@ class _Clock(TrainerCallback):
         done = self._tokens_after[step] - self._tokens_after[self._first_step]
         self.tokens_per_second = done / max(self.seconds, 1e-9)
         left = (self._tokens_after[-1] - self._tokens_after[step]) / self.tokens_per_second
+        if self._flops is not None and self._peak is not None:
+            self.mfu = sum(self._flops[self._first_step : step]) / max(self.seconds, 1e-9) / self._peak
         if self._on_progress is not None:
-            self._on_progress(Progress(step, state.max_steps, loss, self.tokens_per_second, left))
+            self._on_progress(Progress(step, state.max_steps, loss, self.tokens_per_second, left, self.mfu))

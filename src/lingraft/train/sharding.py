@@ -5,17 +5,133 @@ Every function works on undivided parameters too; with divided ones every proces
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """What a model is made of: by name each parameter's own name (that of the one it is tied to), shape and type.
+
+    Attributes:
+        parameters: See above, the shape and type of meta tensors.
+        buffers: By name, with values: the frequencies of positions and the like, which no file holds.
+    """
+
+    parameters: Mapping[str, tuple[str, tuple[int, ...], torch.dtype]]
+    buffers: Mapping[str, Tensor]
+
+
+def from_first(value: _Value) -> _Value:
+    """Return the first process's value, in all."""
+    values = [value]
+    broadcast_object_list(values)
+    return values[0]
+
+
+def from_all(value: _Value) -> list[_Value]:
+    """Return the values of all processes in order; of a process by itself its own."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def take_layout(model: nn.Module) -> None:
+    """Give a model that was begun without weights the ties, types and buffers of the first process's model.
+
+    Its configuration alone does not tell them: files may hold a head of its own beside embeddings that could be tied.
+
+    Args:
+        model: With the same modules as the first process's, which stays as it is; the parameters of another become
+            empty ones on the meta device.
+    """
+    is_first = dist.get_rank() == 0
+    owners = {id(parameter): name for name, parameter in model.named_parameters()}
+    named = dict(model.named_parameters(remove_duplicate=False))
+    layout = from_first(
+        _Layout(
+            {name: (owners[id(one)], tuple(one.shape), one.dtype) for name, one in named.items()},
+            {name: one.detach().cpu() for name, one in model.named_buffers()},
+        )
+        if is_first
+        else _Layout({}, {})
+    )
+    if is_first:
+        return
+    made: dict[str, nn.Parameter] = {}
+    for name, (owner, shape, dtype) in layout.parameters.items():
+        if owner not in made:
+            empty = torch.empty(shape, dtype=dtype, device="meta")
+            made[owner] = nn.Parameter(empty, requires_grad=dtype.is_floating_point)
+        module, _, own = name.rpartition(".")
+        setattr(model.get_submodule(module), own, made[owner])
+    for name, value in layout.buffers.items():
+        module, _, own = name.rpartition(".")
+        setattr(model.get_submodule(module), own, value)
+
+
+@contextmanager
+def whole_buffers(model: nn.Module) -> Iterator[None]:
+    """Let accelerate leave a model's buffers alone while it divides the parameters: it would divide stored ones."""
+    stored = [
+        (module, name)
+        for module in model.modules()
+        for name in module._buffers
+        if name not in module._non_persistent_buffers_set
+    ]
+    for module, name in stored:
+        module._non_persistent_buffers_set.add(name)
+    try:
+        yield
+    finally:
+        for module, name in stored:
+            module._non_persistent_buffers_set.discard(name)
 
 
 def whole(parameter: Tensor) -> Tensor:
     """Return a parameter's values, without a gradient; those of a divided one come from all processes."""
     full: Tensor = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
     return full.detach()
+
+
+def own_piece(tensor: Tensor) -> Tensor:
+    """Return what this process holds of a tensor, in place: its piece of a divided one, else all."""
+    piece: Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return piece
+
+
+def beside(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """Return of a whole tensor what lies over this process's piece of a parameter, as a view; nothing is sent.
+
+    Args:
+        tensor: Of the parameter's shape, or one that is broadcast to it.
+        parameter: Divided or not.
+    """
+    if not isinstance(parameter, DTensor):
+        return tensor
+    shape, offset = compute_local_shape_and_global_offset(
+        parameter.shape, parameter.device_mesh, parameter.placements
+    )
+    missing = parameter.dim() - tensor.dim()
+    for dimension, size in enumerate(tensor.shape):
+        if size > 1 or parameter.shape[missing + dimension] == 1:
+            length = shape[missing + dimension]
+            begin = offset[missing + dimension] if length else 0
+            tensor = tensor.narrow(dimension, begin, length)
+    return tensor
 
 
 def whole_weights(model: nn.Module, names: Collection[str]) -> dict[str, Tensor]:
@@ -36,3 +152,16 @@ def set_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
             parameter.copy_(distribute_tensor(weight, parameter.device_mesh, parameter.placements))
         else:
             parameter.copy_(weight)
+
+
+def piece_number(tensor: Tensor) -> int:
+    """Return which of a divided tensor's different pieces lies in this process, from 0; 0 of an undivided one."""
+    if not isinstance(tensor, DTensor):
+        return 0
+    number, mesh = 0, tensor.device_mesh
+    for dimension, (placement, own) in enumerate(
+        zip(tensor.placements, mesh.get_coordinate() or [0] * mesh.ndim, strict=True)
+    ):
+        if placement.is_shard():
+            number = number * mesh.size(dimension) + own
+    return number

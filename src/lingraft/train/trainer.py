@@ -7,10 +7,12 @@ set_epoch.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import shutil
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate, chain, islice
@@ -21,11 +23,12 @@ import numpy as np
 import torch
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import SchedulerType, TrainingArguments
+from transformers import SchedulerType, TrainingArguments, set_seed
+from transformers.training_args import OptimizerNames
 
 from lingraft.config.schema import Training
 from lingraft.data.batching import Lengths, padded_tokens, token_budget_batches
@@ -36,15 +39,16 @@ from lingraft.strategies.base import TrainingRules
 from lingraft.train.checkpoints import Checkpoints
 from lingraft.train.on_policy import OnPolicy
 from lingraft.train.restrained import RestrainedTrainer
-from lingraft.train.restraints import Restraints
-from lingraft.train.sharding import set_weights, whole_weights
+from lingraft.train.saved_state import Saving, read_training, training_tensors, write_optimizer
+from lingraft.train.sharding import whole_buffers
 from lingraft.train.stochastic_rounding import StochasticRoundingAdamW
 
 if TYPE_CHECKING:
-    from lingraft.data.encoded import EncodedExample
+    from lingraft.data.encoded import EncodedExample, EncodedTable, TokenArrays
 
 _LARGEST_SHARE = math.nextafter(1.0, 0.0)  # the Trainer reads a warm-up of 1 as one step
-TRAINED_WEIGHTS = "trained_weights.safetensors"
+# torch and safetensors have their own types.
+_DISK_ERRORS = (OSError, RuntimeError, SafetensorError)
 
 
 class BatchPlan(Collection[list[int]]):
@@ -87,11 +91,23 @@ class BatchPlan(Collection[list[int]]):
         """Of each micro-batch its rows and the tokens of the longest."""
         return [(len(batch), int(self._lengths[batch].max())) for batch in self]
 
-    def tokens_per_step(self) -> list[int]:
-        """Return the real tokens of each optimiser step, over all processes."""
-        tokens = [int(self._lengths[batch].sum()) for batch in self]
+    def tokens_per_step(self, of_rows: Lengths | None = None) -> list[int]:
+        """Return the tokens of each optimiser step, over all processes.
+
+        Args:
+            of_rows: Tokens of each row that count; None: all, without padding.
+        """
+        counted = self._lengths if of_rows is None else np.asarray(of_rows, np.int64)
+        return [int(own) for own in self._per_step(counted)]
+
+    def pairs_per_step(self) -> list[float]:
+        """Return of each optimiser step the sum over its rows of the squared tokens, which attention's FLOPs follow."""
+        return self._per_step(self._lengths.astype(np.float64) ** 2)
+
+    def _per_step(self, of_rows: np.ndarray[Any, Any]) -> list[float]:
+        sums = [float(of_rows[batch].sum()) for batch in self]
         size = self._accumulation
-        return [sum(tokens[start : start + size]) for start in range(0, len(tokens), size)]
+        return [sum(sums[start : start + size]) for start in range(0, len(sums), size)]
 
 
 class ProcessShares(Sampler[list[int]]):
@@ -122,16 +138,16 @@ class ProcessShares(Sampler[list[int]]):
         return len(self._batches) * self._processes
 
 
-class ExampleRows(Dataset["EncodedExample"]):
+class ExampleRows(Dataset["TokenArrays"]):
     """The examples by row number, and behind the last a silent one: the shortest, nothing supervised."""
 
-    def __init__(self, examples: Sequence[EncodedExample], lengths: Lengths) -> None:
-        shortest = examples[int(np.argmin(lengths))]
-        self._silent = replace(shortest, supervised=(False,) * len(shortest.supervised))
+    def __init__(self, examples: EncodedTable) -> None:
+        shortest = examples.arrays(int(np.argmin(examples.lengths)))
+        self._silent = replace(shortest, supervised=np.zeros(len(shortest.supervised), bool))
         self._examples = examples
 
-    def __getitem__(self, row: int) -> EncodedExample:
-        return self._silent if row == len(self._examples) else self._examples[row]
+    def __getitem__(self, row: int) -> TokenArrays:
+        return self._silent if row == len(self._examples) else self._examples.arrays(row)
 
     def __len__(self) -> int:
         return len(self._examples) + 1
@@ -144,7 +160,6 @@ class PhaseTrainer(RestrainedTrainer):
         model: The model; parameters that require no gradient are neither trained nor checkpointed.
         arguments: From `training_arguments`.
         examples: Encoded examples.
-        lengths: Their tokens.
         plan: Rows of each micro-batch.
         pad_token_id: Fills rows; never seen by the loss.
         compute: What computes, and in which types; in `bf16_pure` the weights are bf16 and AdamW rounds stochastically.
@@ -152,14 +167,14 @@ class PhaseTrainer(RestrainedTrainer):
         checkpoints: Where resumable checkpoints go.
         noted: Receives why one could not be written.
         on_policy: Says what the rows are and what the loss is, where the model trains on its own answers.
+        prepared: Called once, when the weights lie where they train, before a checkpoint is read into them.
     """
 
     def __init__(
         self,
         model: nn.Module,
         arguments: TrainingArguments,
-        examples: Sequence[EncodedExample],
-        lengths: Lengths,
+        examples: EncodedTable,
         plan: BatchPlan,
         *,
         pad_token_id: int,
@@ -168,33 +183,42 @@ class PhaseTrainer(RestrainedTrainer):
         checkpoints: Checkpoints,
         noted: Callable[[str], None],
         on_policy: OnPolicy | None = None,
+        prepared: Callable[[], None] = lambda: None,
     ) -> None:
+        self._prepared = prepared
         options = {
             "lr": arguments.learning_rate,
             "betas": (arguments.adam_beta1, arguments.adam_beta2),
             "eps": arguments.adam_epsilon,
             "seed": arguments.seed,
         }
-        rows = ExampleRows(examples, lengths)
+        optimizer: type[torch.optim.Optimizer] | None = None
+        if arguments.optim == OptimizerNames.ADAMW_TORCH_8BIT:
+            from lingraft.train.eight_bit import EightBitAdamW  # takes a second to import
+
+            optimizer = EightBitAdamW
+        elif compute.precision == "bf16_pure":
+            optimizer = StochasticRoundingAdamW
+        rows = ExampleRows(examples)
         self._rows: Any = rows if on_policy is None else range(len(rows))
-        self.rules = rules
         self._on_policy, self._plan = on_policy, plan
         self._round: tuple[int, Sequence[EncodedExample]] | None = None
+        self._learned_per_step = plan.tokens_per_step(examples.predicted_per_row)
         self._collate = partial(collate, pad_token_id=pad_token_id)
         self._compute = compute
         self._checkpoints, self._noted = checkpoints, noted
         self.saved_step: int | None = None  # of the newest checkpoint that this process has seen sealed
-        self.restraints = Restraints(model, rules, restore=arguments.weight_decay > 0)
+        self._being_saved: int | None = None
+        self._saving: Saving | None = None
         super().__init__(
             model=model,
             args=arguments,
             train_dataset=self._rows,
             # The loader is a batch ahead of the model, whose answers are known when their batch is due.
             data_collator=self._collate if on_policy is None else _numbers,
-            optimizer_cls_and_kwargs=(StochasticRoundingAdamW, options)
-            if compute.precision == "bf16_pure"
-            else None,
+            optimizer_cls_and_kwargs=None if optimizer is None else (optimizer, options),
         )
+        self.restrain(rules, restore=arguments.weight_decay > 0)
         self._parts = ProcessShares(plan, arguments.world_size, silent_row=len(examples))
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the tokens of the whole step
 
@@ -210,9 +234,40 @@ class PhaseTrainer(RestrainedTrainer):
         if self.args.fsdp and state.distributed_type == DistributedType.MULTI_CPU:
             state.distributed_type = DistributedType.FSDP
             state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
-            if state.mixed_precision != "no":
-                state.fsdp_plugin.set_mixed_precision(state.mixed_precision)
             self.is_fsdp_enabled = True
+        if self.is_fsdp_enabled and self._compute.arithmetic != torch.float32:
+            # Weights travel as they are computed with; gradients of several processes are added in float32.
+            state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
+                param_dtype=self._compute.arithmetic, reduce_dtype=torch.float32
+            )
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Create the optimiser, and note the names of what it trains: dividing the model gives it other parameters."""
+        optimizer = super().create_optimizer(model)
+        own: Any = self.model
+        names = {parameter: name for name, parameter in own.named_parameters()}
+        self._trained = [[names[one] for one in group["params"]] for group in optimizer.param_groups]
+        return optimizer
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> tuple[nn.Module, Any]:
+        """Divide the model or copy it to all processes, as asked; then read a checkpoint."""
+        own: Any = self.model
+        with whole_buffers(own) if self.is_fsdp_enabled else nullcontext():
+            model, loader = super()._prepare_for_training(max_steps, train_dataloader, None)
+        if self.is_fsdp_enabled:
+            # accelerate tells parameters apart by where they lie, and on the meta device all lie nowhere.
+            divided = dict(model.named_parameters())
+            assert self.optimizer is not None
+            for group, names in zip(self.optimizer.param_groups, self._trained, strict=True):
+                group["params"] = [divided[name] for name in names]
+        self._prepared()
+        if resume_from_checkpoint is not None:
+            assert self.optimizer is not None
+            assert isinstance(self.lr_scheduler, LambdaLR)
+            read_training(Path(resume_from_checkpoint), model, self.optimizer, self.lr_scheduler)
+        return model, loader
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return the planned batches, dealt to the processes."""
@@ -221,22 +276,28 @@ class PhaseTrainer(RestrainedTrainer):
         return prepared
 
     def get_batch_samples(
-        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], Tensor]:
-        """Take one optimiser step's micro-batches and count their supervised tokens over all processes.
+        self,
+        epoch_iterator: Iterator[Any],
+        num_batches: int,
+        device: torch.device,  # noqa: ARG002
+    ) -> tuple[list[Any], int]:
+        """Take one optimiser step's micro-batches, and say how many tokens of all processes it learns.
+
+        The host knows that number without a word from the device or from another process.
 
         Raises:
             DataError: there is none; such a step has trained on nothing with a normal loss curve elsewhere.
         """
+        step = self.state.global_step
         batches = list(islice(epoch_iterator, num_batches))
+        count = self._learned_per_step[step]
         if self._on_policy is not None:
-            first = self.state.global_step * self.args.gradient_accumulation_steps
+            first = step * self.args.gradient_accumulation_steps
             batches = [self._answered(rows, number) for number, rows in enumerate(batches, start=first)]
-        count = torch.tensor(sum(count_supervised(batch) for batch in batches), device=device)
-        count = self.accelerator.gather(count).sum()
-        if int(count) == 0:
+            count = sum(count_supervised(batch) for batch in batches)
+        if count == 0:
             raise DataError(
-                f"optimiser step {self.state.global_step + 1} has no supervised token: none of its examples has "
+                f"optimiser step {step + 1} has no supervised token: none of its examples has "
                 "an answer that survived the chat template and max_length. Raise training.max_length or leave them out."
             )
         return batches, count
@@ -247,7 +308,11 @@ class PhaseTrainer(RestrainedTrainer):
         number = self._plan.epoch_of(batch)
         if self._round is None or self._round[0] != number:
             step = self.state.global_step
-            if self._on_policy.saves_rounds and self._round is not None and self.saved_step != step:
+            if (
+                self._on_policy.saves_rounds
+                and self._round is not None
+                and step not in (self.saved_step, self._being_saved)
+            ):
                 model: Any = self.model
                 self._save_checkpoint(model)  # sampling takes a while, and may be stopped
             self._round = number, self._on_policy.rows(number)
@@ -292,39 +357,71 @@ class PhaseTrainer(RestrainedTrainer):
             assert own is not None  # it was created before
             self.lr_scheduler = LambdaLR(own, factor)
             self._created_lr_scheduler = True
+        super().create_scheduler(num_training_steps, optimizer)
         return self.lr_scheduler
 
     def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
-        """Write a resumable checkpoint and seal it; where the disk is full, training goes on without it.
+        """Begin to write a resumable checkpoint, which is sealed when all of it is on disk; training goes on.
+
+        Raises:
+            LingraftError: The one before could not be written, and other processes wait for it.
+        """
+        self.finish_saving()
+        step, is_first = self.state.global_step, self.args.should_save
+        folder = self._checkpoints.path_of(step)
+        own: Any = self.model
+        optimizer = (
+            self.optimizer if step < self.state.max_steps else None
+        )  # nobody needs it after the last step
+        self._being_saved = step
+        try:
+            if is_first:
+                self._checkpoints.make_room()
+                folder.mkdir(parents=True)
+                write_optimizer(own, optimizer, step, folder)
+            self.accelerator.wait_for_everyone()
+            super()._save_checkpoint(
+                model, trial
+            )  # where the trainer stands, and each process's random state
+            self.accelerator.wait_for_everyone()  # the seal lists all of it
+            if self._saving is None:
+                self._saving = Saving(self.args.world_size)
+            # What every process holds whole the first one writes.
+            tensors = training_tensors(own, optimizer) if is_first or self.is_fsdp_enabled else {}
+            self._saving.begin(
+                tensors, folder, partial(self._checkpoints.seal, step) if is_first else _nothing
+            )
+        except _DISK_ERRORS as error:
+            self._not_saved(step, error)
+
+    def finish_saving(self) -> None:
+        """Wait until the checkpoint that is being written is sealed; where the disk is full, training goes on without.
 
         Raises:
             LingraftError: It could not be written, and other processes wait for it.
         """
-        step, is_first = self.state.global_step, self.args.should_save
-        if is_first:
-            self._checkpoints.make_room()
-        self.accelerator.wait_for_everyone()
+        step = self._being_saved
+        if step is None:
+            return
         try:
-            super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
-            if is_first:
-                self._checkpoints.seal(step)
-        except (
-            OSError,
-            RuntimeError,
-            SafetensorError,
-        ) as error:  # torch and safetensors have their own types
-            folder = self._checkpoints.path_of(step)
-            problem = f"the checkpoint of step {step} could not be written to {folder} ({in_one_line(error)})"
-            if self.args.world_size > 1:
-                raise LingraftError(
-                    f"{problem}. Free space there and run the same command again: it continues from the one before."
-                ) from error
-            shutil.rmtree(folder, ignore_errors=True)
-            self._noted(f"{problem}; training goes on without it. Free space there.")
+            if self._saving is not None:
+                self._saving.finish()
+        except _DISK_ERRORS as error:
+            self._not_saved(step, error)
         else:
             self.saved_step = step
+        self._being_saved = None
         self.accelerator.wait_for_everyone()
+
+    def _not_saved(self, step: int, error: Exception) -> None:
+        folder, self._being_saved = self._checkpoints.path_of(step), None
+        problem = f"the checkpoint of step {step} could not be written to {folder} ({in_one_line(error)})"
+        if self.args.world_size > 1:
+            raise LingraftError(
+                f"{problem}. Free space there and run the same command again: it continues from the one before."
+            ) from error
+        shutil.rmtree(folder, ignore_errors=True)
+        self._noted(f"{problem}; training goes on without it. Free space there.")
 
     def agreed(self, wishes: Sequence[int]) -> list[int]:
         """Return the largest of all processes' wishes, each."""
@@ -335,24 +432,29 @@ class PhaseTrainer(RestrainedTrainer):
         return together
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """Write the moments and the schedule; after the last step nobody needs them."""
-        if self.state.global_step < self.state.max_steps:
-            super()._save_optimizer_and_scheduler(output_dir)
+        """Leave this to `_save_checkpoint`."""
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the trained parameters only: what is frozen the caller has, and need not be a saveable model."""
-        model: Any = self.model
-        trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-        weights = whole_weights(model, trained)  # by every process, also by those that do not write
-        if self.args.should_save:
-            folder = Path(output_dir or self.args.output_dir or "")
-            folder.mkdir(parents=True, exist_ok=True)
-            save_file(weights, folder / TRAINED_WEIGHTS)
+        """Leave this to `_save_checkpoint`: what is frozen the caller has, and it need not be a saveable model."""
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Read what `save_model` wrote, bit for bit and in place."""
-        own: Any = self.model if model is None else model
-        set_weights(own, load_file(Path(resume_from_checkpoint) / TRAINED_WEIGHTS))
+        """Leave this to `_prepare_for_training`: the Trainer asks before the weights lie where they train."""
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Continue each process's random numbers; of another number of processes, begin those that the step decides."""
+        if checkpoint is None:
+            return
+        count = self.args.world_size
+        expected = {f"rng_state_{one}.pth" for one in range(count)} if count > 1 else {"rng_state.pth"}
+        if {path.name for path in Path(checkpoint).glob("rng_state*.pth")} == expected:
+            super()._load_rng_state(checkpoint)
+        else:
+            digest = hashlib.sha256(f"{self.args.seed} {self.state.global_step}".encode()).digest()
+            set_seed(int.from_bytes(digest[:4], "big"))
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 def _numbers(rows: list[int]) -> Any:
@@ -401,7 +503,7 @@ def training_arguments(
         warmup_steps=min(training.warmup_share, _LARGEST_SHARE),
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_gradient_norm,
-        optim="adamw_torch_fused",
+        optim="adamw_torch_8bit" if training.optimizer == "adamw_8bit" else "adamw_torch_fused",
         bf16=compute.precision == "bf16",
         use_cpu=compute.device.type == "cpu",  # bf16 on a CPU must be asked for
         save_strategy="no",  # `phase` says when
@@ -415,7 +517,7 @@ def training_arguments(
         remove_unused_columns=False,
         dataloader_pin_memory=torch.accelerator.is_available(),
         fsdp=sharded or None,  # type: ignore[arg-type]  # the type is older than what the field means now
-        fsdp_config={"version": 2} if sharded else None,
+        fsdp_config={"version": 2, "cpu_ram_efficient_loading": True} if sharded else None,
         ddp_find_unused_parameters=False,  # what is frozen is known, and all else takes part in every step
     )
     # With several GPUs and one process the Trainer would replicate the model in threads, which hides its parts.
