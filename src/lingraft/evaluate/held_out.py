@@ -23,7 +23,9 @@ from lingraft.evaluate.predictions import read_rows, write_rows
 from lingraft.evaluate.results import BitsDifference, BitsPerCharacter, MeanBits
 from lingraft.intervals.changes import Answer, answer
 from lingraft.intervals.clusters import ClusteredValues, Value, percentiles
+from lingraft.models.answering import InThisProcess
 from lingraft.models.context_length import context_length_of
+from lingraft.models.loaded import in_evaluation_mode
 from lingraft.models.loss import collate, token_losses
 from lingraft.models.token_ids import check_token_ids, embedding_rows
 from lingraft.records import fingerprint_of
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
     from lingraft.data.encoded import EncodedExample
     from lingraft.intervals.clusters import Floats
+    from lingraft.models.answering import Answering, Held
 
 _RESAMPLES = 2000
 _UNLIMITED = 4096  # tokens of an example, where the model could read any number: for memory's sake
@@ -85,6 +88,7 @@ def held_out_losses(
     *,
     tokens_per_batch: int = 2048,
     max_length: int | None = None,
+    answering: Answering | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[AnswerLoss, ...]:
     """Return the loss of the assistant turns of each example, in the order of `examples`.
@@ -100,6 +104,7 @@ def held_out_losses(
         max_length: Longer examples are left out, and so are those that the chat template refuses: a cut answer
             would have characters without a loss. None: what the model reads at once (`context_length_of`), 4,096
             tokens where it names no limit.
+        answering: Who computes; None: the model itself, in this process. Else the model may be without weights.
         on_progress: Called with the examples done and their number.
 
     Raises:
@@ -118,7 +123,8 @@ def held_out_losses(
             encoded.append((example, one, characters))
     if not encoded:
         return ()
-    nats = _nats_per_example(model, [one for _, one, _ in encoded], tokens_per_batch, on_progress)
+    answering = answering or InThisProcess(model, tokenizer)
+    nats = _nats_per_example(answering, [one for _, one, _ in encoded], tokens_per_batch, on_progress)
     return tuple(
         AnswerLoss(
             item_of(example),
@@ -222,28 +228,37 @@ def _bootstrap(resampling: ClusteredValues) -> tuple[float | None, float | None]
     return percentiles(resampling.replicates(seed=0))
 
 
+@dataclass(frozen=True, slots=True)
+class LossOf:
+    """Encoded examples whose loss is measured together: a `Batch`."""
+
+    examples: tuple[EncodedExample, ...]
+
+    def __call__(self, held: Held) -> list[float]:
+        """Return the cross entropy of each example's supervised tokens in nats, summed in float64."""
+        tensors = collate(self.examples)
+        with in_evaluation_mode(held.model), torch.inference_mode():
+            losses = token_losses(
+                held.model, {name: one.to(held.model.device) for name, one in tensors.items()}
+            )
+            sums = torch.zeros(len(self.examples), dtype=torch.float64)  # on the processor, which has it
+            sums.index_add_(0, losses.rows.cpu(), losses.values.cpu().double())
+        return sums.tolist()
+
+
 def _nats_per_example(
-    model: PreTrainedModel,
+    answering: Answering,
     encoded: Sequence[EncodedExample],
     tokens_per_batch: int,
     on_progress: Callable[[int, int], None] | None,
 ) -> Floats:
     nats = np.zeros(len(encoded))
     batches = token_budget_batches([len(one.input_ids) for one in encoded], tokens_per_batch, seed=0, epoch=0)
-    was_training = model.training
+    asked = [LossOf(tuple(encoded[i] for i in batch)) for batch in batches]
     done = 0
-    model.train(False)
-    try:
-        with torch.inference_mode():
-            for batch in batches:
-                tensors = collate([encoded[i] for i in batch])
-                losses = token_losses(model, {name: one.to(model.device) for name, one in tensors.items()})
-                sums = torch.zeros(len(batch), dtype=torch.float64)  # on the processor, which has it
-                sums.index_add_(0, losses.rows.cpu(), losses.values.cpu().double())
-                nats[batch] = sums.numpy()
-                done += len(batch)
-                if on_progress is not None:
-                    on_progress(done, len(encoded))
-    finally:
-        model.train(was_training)
+    for number, sums in answering.answers(asked):
+        nats[batches[number]] = sums
+        done += len(sums)
+        if on_progress is not None:
+            on_progress(done, len(encoded))
     return nats

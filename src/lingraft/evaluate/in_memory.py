@@ -16,30 +16,34 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from lm_eval.api.instance import Instance
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from lingraft.data.chat_format import chat_format
+from lingraft.data.chat_template import chat_template
 from lingraft.data.control_tokens import TEXT_START, ControlTokens, without_marks
 from lingraft.data.example import Message
 from lingraft.data.special_tokens import special_tokens
 from lingraft.errors import EvaluationError, ModelError
 from lingraft.evaluate.answers import AnswerLog, ItemCount, request_key, request_keys
 from lingraft.evaluate.likelihood import Pair, Score, continuation_scores
-from lingraft.evaluate.lm_eval_compat import longest_input, model_class
+from lingraft.evaluate.lm_eval_compat import longest_input, model_class, quiet
+from lingraft.evaluate.task_runs import SEEDS
+from lingraft.models.answering import Answering, Continue, Held, InThisProcess
+from lingraft.models.engine import Engine
 from lingraft.models.generation import (
     Ending,
     Generated,
     Generator,
     Sampling,
     TokenPrompt,
-    TransformersGenerator,
     chat_ending,
     generate,
+    planned_batches,
 )
 from lingraft.models.token_ids import check_token_ids, embedding_rows, padding_id
 
 if TYPE_CHECKING:
-    from lm_eval.api.instance import Instance
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lingraft.data.example import Role
@@ -94,8 +98,9 @@ class InMemoryModel(model_class()):  # type: ignore[misc]
         count: Notified of every answer.
         chat: Whether prompts go through the chat template, which then writes all special tokens: the tokenizer
             adds none, as in training.
+        answering: Who answers; None: the model itself, in this process. Else the model may be without weights.
         make_generator: Makes another engine for generation, which must fit beside nothing else on the accelerator;
-            None: the model itself.
+            None: `answering`.
         on_answer: Called with the name of the task, the prompt and the answer, of the first answers of each task that
             generates.
     """
@@ -109,6 +114,7 @@ class InMemoryModel(model_class()):  # type: ignore[misc]
         count: ItemCount,
         *,
         chat: bool,
+        answering: Answering | None = None,
         make_generator: MakeGenerator | None = None,
         on_answer: OnAnswer | None = None,
     ) -> None:
@@ -126,6 +132,7 @@ class InMemoryModel(model_class()):  # type: ignore[misc]
             own.pad_token = own.convert_ids_to_tokens(pad)
             self.tokenizer = own
         self._batching, self._answers, self._count = batching, answers, count
+        self._answering = answering or InThisProcess(model, tokenizer)
         self._make_generator = make_generator
         self._on_answer, self._shown = on_answer, Counter[str]()
         self._chat = chat_format(tokenizer) if chat else None
@@ -237,7 +244,7 @@ class InMemoryModel(model_class()):  # type: ignore[misc]
 
     def _scored(self, pairs: Sequence[Pair], is_done: Callable[[int], bool] = lambda _: False) -> Any:
         return continuation_scores(
-            self.model,
+            self._answering,
             pairs,
             max_length=self.max_length,
             tokens_per_batch=self._batching.tokens,
@@ -348,13 +355,38 @@ class InMemoryModel(model_class()):  # type: ignore[misc]
         keys: Sequence[str],
         groups: Sequence[tuple[tuple[Sampling, Ending], dict[int, TokenPrompt]]],
     ) -> None:
+        if self._make_generator is not None:
+            self._generate_elsewhere(requests, keys, groups, self._make_generator)
+            return
+        most = self._batching.most_rows or _MOST_ROWS
+        engine = Engine(batch_size=most, own_defaults=True)
+        batches, places = [], []  # of all groups, so that no worker waits for the last batch of one
+        for (sampling, ending), prompts in groups:
+            own, asked = list(prompts), list(prompts.values())
+            for rows in planned_batches(
+                asked,
+                sampling,
+                most,
+                lambda row, own=own: keys[own[row]] in self._answers,  # type: ignore[misc]
+                tokens_per_batch=self._batching.tokens,
+                shuffle=self._batching.repeat or None,
+            ):
+                batches.append(Continue(engine, tuple(asked[row] for row in rows), sampling, ending))
+                places.append([own[row] for row in rows])
+        for number, answers in self._answering.answers(batches):
+            found = zip(places[number], answers, strict=True)
+            self._keep(requests, keys, {place: asdict(one) for place, one in found})
+
+    def _generate_elsewhere(
+        self,
+        requests: Sequence[Instance],
+        keys: Sequence[str],
+        groups: Sequence[tuple[tuple[Sampling, Ending], dict[int, TokenPrompt]]],
+        make_generator: MakeGenerator,
+    ) -> None:
         device = self.model.device
-        if self._make_generator is None:
-            most = self._batching.most_rows or _MOST_ROWS
-            generator: Generator = TransformersGenerator(self.model, self.tokenizer, most, own_defaults=True)
-        else:
-            self.model.to("cpu")  # the other engine takes the accelerator's memory
-            generator = self._make_generator()
+        self.model.to("cpu")  # the other engine takes the accelerator's memory
+        generator = make_generator()
         for (sampling, ending), prompts in groups:
             places = list(prompts)
             batches = generate(
@@ -363,16 +395,14 @@ class InMemoryModel(model_class()):  # type: ignore[misc]
                 sampling,
                 ending,
                 lambda row, places=places: keys[places[row]] in self._answers,  # type: ignore[misc]
-                tokens_per_batch=None if self._make_generator else self._batching.tokens,
                 shuffle=self._batching.repeat or None,
             )
             for batch in batches:
                 self._keep(requests, keys, {places[row]: asdict(one) for row, one in batch.items()})
-        if self._make_generator is not None:
-            del generator
-            gc.collect()
-            torch.cuda.empty_cache()
-            self.model.to(device)
+        del generator
+        gc.collect()
+        torch.cuda.empty_cache()
+        self.model.to(device)
 
     def _generate_as_harness(
         self, requests: Sequence[Instance], keys: Sequence[str], places: Sequence[int]
@@ -382,8 +412,9 @@ class InMemoryModel(model_class()):  # type: ignore[misc]
                 f"the task {requests[places[0]].task_name}: its generation settings "
                 f"{requests[places[0]].args[1]} need the backend 'transformers'."
             )
-        asked = [self._ended(requests[place]) for place in places]
-        answers = super().generate_until(asked, disable_tqdm=True)
+        asked = tuple(tuple(self._ended(requests[place]).args) for place in places)
+        batch = AsHarness(asked, self._batching, chat=self._chat is not None)
+        ((_, answers),) = self._answering.answers([batch])
         for place, text in zip(places, answers, strict=True):
             tokens = len(self.tok_encode(text, add_special_tokens=False))
             limit = normalize_gen_kwargs(requests[place].args[1], self.max_gen_toks)["max_gen_toks"]
@@ -399,3 +430,31 @@ class InMemoryModel(model_class()):  # type: ignore[misc]
         changed = copy.copy(request)
         changed.arguments = (text, {**settings, "until": stops})
         return changed
+
+
+@dataclass(frozen=True, slots=True)
+class AsHarness:
+    """Requests that go the harness's own way, as prompts with settings: a `Batch`, which is not divided."""
+
+    requests: tuple[tuple[str, Mapping[str, Any]], ...]
+    batching: Batching
+    chat: bool
+
+    def __call__(self, held: Held) -> list[str]:
+        """Return the answers."""
+        template, is_fallback = chat_template(held.tokenizer)
+        if is_fallback:  # as in the process that asks
+            held.tokenizer.chat_template = template
+        with quiet():
+            lm = InMemoryModel(
+                held.model,
+                held.tokenizer,
+                self.batching,
+                AnswerLog(),
+                ItemCount(len(self.requests), None),
+                chat=self.chat,
+            )
+            torch.manual_seed(SEEDS["torch"])  # as the harness does
+            asked = [Instance("generate_until", {}, one, 0) for one in self.requests]
+            said: list[str] = super(InMemoryModel, lm).generate_until(asked, disable_tqdm=True)
+        return said

@@ -6,7 +6,7 @@ positions that predict a continuation and no others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,8 @@ from lingraft.models.loss import SupervisedHead, cross_entropy
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import DynamicCache, PreTrainedModel
+
+    from lingraft.models.answering import Answering, Held
 
 _HEAD_TOKENS = 8  # a position whose logits are made counts as so many tokens of a batch
 
@@ -50,8 +52,20 @@ class _Predicted:
     places: list[int]
 
 
+@dataclass(frozen=True, slots=True)
+class ScoreRows:
+    """Rows of one forward pass with the continuations that are scored, by place: a `Batch`."""
+
+    rows: tuple[_Row, ...]
+    pairs: Mapping[int, Pair]
+
+    def __call__(self, held: Held) -> dict[int, Score]:
+        """Return each place's score."""
+        return _scores(held.model, self.rows, self.pairs)
+
+
 def continuation_scores(
-    model: PreTrainedModel,
+    answering: Answering,
     pairs: Sequence[Pair],
     *,
     max_length: int,
@@ -60,10 +74,10 @@ def continuation_scores(
 ) -> Iterator[dict[int, Score]]:
     """Score continuations, and yield each batch when it is finished, by place in `pairs`.
 
-    A batch of which anything is missing is made whole again; see `generate`.
+    A batch of which anything is missing is made whole again; see `planned_batches`.
 
     Args:
-        model: A causal language model; left as it is.
+        answering: Asks a causal language model, which is left as it is.
         pairs: What is scored.
         max_length: Tokens that the model reads; what is longer loses its beginning.
         tokens_per_batch: Most tokens of a batch, padding included, were no context shared.
@@ -74,8 +88,8 @@ def continuation_scores(
         decoding would give it.
     """
     # A shared context is followed by padding: the model needs the positions of the tokens after it.
-    cache = empty_cache(model)
-    can_share = cache is not None and keeps_all(cache) and takes_positions(model)
+    cache = empty_cache(answering.model)
+    can_share = cache is not None and keeps_all(cache) and takes_positions(answering.model)
     rows = _rows(pairs, max_length, can_share=can_share)
     sizes = []  # tokens of each row, and those that its continuations add
     for row in rows:
@@ -86,10 +100,14 @@ def continuation_scores(
         continued = max(len(added) * max(added), _HEAD_TOKENS * sum(added))
         sizes.append((len(row.ids), (len(added) - 1) * len(row.ids) + continued))
     longest_first = sorted(range(len(rows)), key=lambda number: (-sum(sizes[number]), number))
+    batches = []
     for batch in batches_within(longest_first, sizes, len(rows), tokens_per_batch):
-        own = [rows[number] for number in batch]
-        if not all(is_done(place) for row in own for place in row.places):
-            yield _scores(model, own, pairs)
+        own = tuple(rows[number] for number in batch)
+        places = [place for row in own for place in row.places]
+        if not all(map(is_done, places)):
+            batches.append(ScoreRows(own, {place: pairs[place] for place in places}))
+    for _, scores in answering.answers(batches):
+        yield scores
 
 
 def _rows(pairs: Sequence[Pair], max_length: int, *, can_share: bool) -> list[_Row]:
@@ -115,7 +133,7 @@ def _alone(pair: Pair, place: int, max_length: int) -> _Row:
 
 
 @torch.inference_mode()
-def _scores(model: PreTrainedModel, rows: Sequence[_Row], pairs: Sequence[Pair]) -> dict[int, Score]:
+def _scores(model: PreTrainedModel, rows: Sequence[_Row], pairs: Mapping[int, Pair]) -> dict[int, Score]:
     is_shared = any(len(row.places) > 1 for row in rows)
     cache = empty_cache(model) if is_shared else None
     found = [_first_tokens(model, rows, pairs, cache)]
@@ -141,7 +159,7 @@ def _scores(model: PreTrainedModel, rows: Sequence[_Row], pairs: Sequence[Pair])
 
 
 def _first_tokens(
-    model: PreTrainedModel, rows: Sequence[_Row], pairs: Sequence[Pair], cache: DynamicCache | None
+    model: PreTrainedModel, rows: Sequence[_Row], pairs: Mapping[int, Pair], cache: DynamicCache | None
 ) -> _Predicted:
     """Read the rows, padded at their end; return what they predict: of a shared context, each first token."""
     ids = _padded([row.ids for row in rows], model.device)
@@ -169,7 +187,7 @@ def _first_tokens(
 def _later_tokens(
     model: PreTrainedModel,
     rows: Sequence[_Row],
-    pairs: Sequence[Pair],
+    pairs: Mapping[int, Pair],
     cache: DynamicCache,
     later: Sequence[tuple[int, int]],
 ) -> _Predicted:

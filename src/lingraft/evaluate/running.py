@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lingraft.evaluate.in_memory import InMemoryModel, MakeGenerator, OnAnswer
+    from lingraft.models.answering import Answering
 
 WIN_RATE = "win_rate"
 
@@ -86,6 +87,7 @@ def evaluate_model(
     log: Path | None = None,
     verdicts: Path | None = None,
     resolved: Mapping[str, Any] | None = None,
+    answering: Answering | None = None,
     make_generator: MakeGenerator | None = None,
     on_progress: OnProgress | None = None,
     on_judged: OnProgress | None = None,
@@ -109,7 +111,8 @@ def evaluate_model(
             them after an interruption; None: they are not kept.
         verdicts: A file that a judge's verdicts are kept in, for any number of models; None: they are not kept.
         resolved: The identity of the manifest that the evaluation is known by; its tasks must still be the same.
-        make_generator: Makes another engine for generation, such as vLLM, when it is needed; None: the model itself.
+        answering: Who answers; None: the model itself, in this process. Else the model may be without weights.
+        make_generator: Makes another engine for generation, such as vLLM, when it is needed; None: `answering`.
         on_progress: Called with the items so far and in all.
         on_judged: Called with a judge's verdicts so far and in all, of one judged task after the other; the items are
             done then.
@@ -163,6 +166,7 @@ def evaluate_model(
         languages,
         manifest,
         AnswerLog(log),
+        answering,
         make_generator,
         on_progress,
         on_answer,
@@ -203,6 +207,7 @@ def _answer(
     languages: Sequence[str],
     manifest: Manifest,
     answers: AnswerLog,
+    answering: Answering | None,
     make_generator: MakeGenerator | None,
     on_progress: OnProgress | None,
     on_answer: OnAnswer | None,
@@ -237,6 +242,7 @@ def _answer(
                 answers,
                 count,
                 chat=evaluation.apply_chat_template,
+                answering=answering,
                 make_generator=make_generator,
                 on_answer=tell if repeat == 0 else None,
             )

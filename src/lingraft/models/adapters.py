@@ -61,22 +61,32 @@ def open_weights(name: str, adapter_base: str | None = None) -> WeightReader:
 
 
 def load_merged(
-    name: str, *, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False
+    name: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    trust_remote_code: bool = False,
+    with_weights: bool = True,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model to run it, with its tokenizer: a folder, hub id, `embedded:NAME`, or the folder of a LoRA adapter.
 
-    An adapter is merged into its base in float32. Its tokenizer is the one beside it, else the base's.
+    An adapter is merged into its base in float32. Its tokenizer is the one beside it, else the base's. Without weights
+    (see `load_model`) its base has the rows that the adapter gives it.
 
     Raises:
         ModelError: The model or the adapter's base cannot be had, or the adapter is not plain LoRA or does not fit.
     """
     folder = user_path(name)
     if not is_adapter(folder):
-        model = load_model(name, dtype=dtype, trust_remote_code=trust_remote_code)
+        model = load_model(name, dtype=dtype, trust_remote_code=trust_remote_code, with_weights=with_weights)
         return model, load_tokenizer(name, trust_remote_code=trust_remote_code)
     adapted = AdaptedReader(folder, trust_remote_code=trust_remote_code)  # refuses what does not fit
     base = adapted.base_folder
-    model = _merge(load_model(base, trust_remote_code=trust_remote_code), adapted, dtype)
+    if with_weights:
+        model = _merge(load_model(base, trust_remote_code=trust_remote_code), adapted, dtype)
+    else:
+        model = load_model(base, dtype=dtype, trust_remote_code=trust_remote_code, with_weights=False)
+        if adapted.vocabulary is not None:
+            model.resize_token_embeddings(adapted.vocabulary, mean_resizing=False)
     owner = folder if (folder / "tokenizer_config.json").is_file() else base
     return model, tokenizer_in(owner, owner, trust_remote_code=trust_remote_code)
 

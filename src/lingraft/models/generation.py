@@ -132,29 +132,54 @@ def generate(
     tokens_per_batch: int | None = None,
     shuffle: int | None = None,
 ) -> Iterator[dict[int, Generated]]:
-    """Continue prompts, the longest first, and yield each batch when it is finished, by place in `prompts`.
-
-    Batches do not depend on what is done: one of which anything is missing is made whole again, so that work that was
-    interrupted ends as it would have, also in a precision in which rounding depends on the neighbours.
+    """Continue prompts, and yield each batch when it is finished, by place in `prompts`; see `planned_batches`.
 
     Args:
         generator: Does the work.
         prompts: As tokens.
         sampling: For all.
         ending: For all.
+        is_done: Whether a prompt's continuation is not needed.
+        tokens_per_batch: See there; None: only the generator's `batch_size` limits a batch.
+        shuffle: See there.
+    """
+    for rows in planned_batches(
+        prompts, sampling, generator.batch_size, is_done, tokens_per_batch=tokens_per_batch, shuffle=shuffle
+    ):
+        found = generator.continue_batch([prompts[row] for row in rows], sampling, ending)
+        yield dict(zip(rows, found, strict=True))
+
+
+def planned_batches(
+    prompts: Sequence[TokenPrompt],
+    sampling: Sampling,
+    most: int,
+    is_done: Callable[[int], bool] = lambda _: False,
+    *,
+    tokens_per_batch: int | None = None,
+    shuffle: int | None = None,
+) -> Iterator[list[int]]:
+    """Cut prompts into batches, the longest first; yield those of which anything is missing, as places in `prompts`.
+
+    Batches do not depend on what is done: one of which anything is missing is made whole again, so that work that was
+    interrupted ends as it would have, also in a precision in which rounding depends on the neighbours.
+
+    Args:
+        prompts: As tokens.
+        sampling: For all.
+        most: Prompts in a batch.
         is_done: Whether a prompt's continuation is not needed; a batch of such is left out.
         tokens_per_batch: Most tokens of a batch, were each row as long as its longest prompt and its longest allowed
-            continuation together; None: no such limit, only the generator's `batch_size`.
+            continuation together; None: no such limit.
         shuffle: Seed of another order, so that rows get other neighbours; None: the longest first.
     """
     order = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row].ids), row))
     if shuffle is not None:
         random.Random(f"order {shuffle}").shuffle(order)
     sizes = [(len(one.ids), one.limit(sampling)) for one in prompts]
-    for rows in batches_within(order, sizes, generator.batch_size, tokens_per_batch):
+    for rows in batches_within(order, sizes, most, tokens_per_batch):
         if not all(is_done(row) for row in rows):
-            found = generator.continue_batch([prompts[row] for row in rows], sampling, ending)
-            yield dict(zip(rows, found, strict=True))
+            yield rows
 
 
 def batches_within(

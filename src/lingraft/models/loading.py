@@ -110,7 +110,11 @@ def local_folder(name: str, *, trust_remote_code: bool = False) -> Path:
 
 
 def load_model(
-    name_or_folder: str | Path, *, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False
+    name_or_folder: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    trust_remote_code: bool = False,
+    with_weights: bool = True,
 ) -> PreTrainedModel:
     """Load a causal language model on the CPU, in evaluation mode.
 
@@ -118,6 +122,7 @@ def load_model(
         name_or_folder: See `model_folder`.
         dtype: Type of the weights in memory, whatever it is on disk.
         trust_remote_code: Run Python code that the model brings along.
+        with_weights: False: they stay on the meta device, for who asks about the model and not the model itself.
 
     Raises:
         ModelError: The model cannot be had, is of an unknown architecture, or weights are missing in its files (which
@@ -132,6 +137,7 @@ def load_model(
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are named below
+            **({} if with_weights else {"device_map": "meta"}),
         )
     except Exception as error:  # transformers raises whatever the architecture's code raises
         raise ModelError(

@@ -31,9 +31,10 @@ from lingraft.evaluate.shown_names import names_of_records, renamed
 from lingraft.evaluate.task_records import TaskRecord
 from lingraft.evaluate.task_runs import build_runs
 from lingraft.judge.verdict_cache import mend_cache
-from lingraft.models.adapters import load_merged
 from lingraft.models.compute import compute_for
+from lingraft.models.engine import ModelFiles
 from lingraft.models.vllm import VllmGenerator
+from lingraft.models.workers import answered_by
 from lingraft.records import fingerprint_of, from_json, read_kept, to_json, write_json_atomically, write_kept
 from lingraft.stage import FinishedStage, Json, Model, Needs, StageSpec, Work, Workplace, machine, stages_of
 from lingraft.train.memory import forget_peak, peak_bytes
@@ -75,6 +76,7 @@ class Questions:
         manifest: What the scores depend on beside the model, resolved (`Manifest.identity`).
         not_run: By task and language, why its data (or its judge) cannot be had; empty unless such tasks are skipped.
         items: What is asked, item by item; empty where an earlier run resolved the manifest.
+        workers: How many processes answer; answers do not depend on it.
     """
 
     evaluation: Evaluation
@@ -85,6 +87,7 @@ class Questions:
     manifest: Mapping[str, Json]
     not_run: Mapping[str, str]
     items: tuple[AskedItem, ...] = ()
+    workers: int = 1
 
     @property
     def has_tasks(self) -> bool:
@@ -101,6 +104,7 @@ def questions(
     skip_missing: bool = False,
     cache: Path | None = None,
     trust_remote_code: bool = False,
+    workers: int = 1,
 ) -> Questions:
     """Resolve what an evaluation asks and how; the chat template is each model's own.
 
@@ -112,6 +116,7 @@ def questions(
         skip_missing: See there.
         cache: Folder in which what was resolved is kept, so that a finished study does not need the hub again.
         trust_remote_code: Run the Python code that YAML tasks name.
+        workers: See `Questions`.
 
     Raises:
         EvaluationError: A task's data cannot be had, or its templates fail on an item.
@@ -164,7 +169,7 @@ def questions(
             write_kept(kept, manifest)
     resolved = evaluation.model_copy(update={"precision": precision})
     return Questions(
-        resolved, tuple(languages), held_out, base_folder, skip_missing, manifest, not_run, asked
+        resolved, tuple(languages), held_out, base_folder, skip_missing, manifest, not_run, asked, workers
     )
 
 
@@ -203,9 +208,10 @@ class Evaluate(StageSpec):
 
     @property
     def needs(self) -> Needs:
-        """The weights in the type of the evaluation."""
-        width = compute_for(self.questions.evaluation.precision).held.itemsize
-        return Needs("accelerator", width * self.model.parameters or None, 0)
+        """The weights in the type of the evaluation, once on an accelerator, once a worker on the processor."""
+        compute = compute_for(self.questions.evaluation.precision)
+        models = self.questions.workers if compute.device.type == "cpu" else 1
+        return Needs("accelerator", models * compute.held.itemsize * self.model.parameters or None, 0)
 
     def work(self, place: Workplace) -> Work:
         """Ask the model, and write its predictions, losses and the manifest."""
@@ -224,40 +230,43 @@ class Evaluate(StageSpec):
         if asked.evaluation.judge is not None and (damage := mend_cache(verdicts)) is not None:
             place.watcher.noted(damage)
         forget_peak()
-        loaded, tokenizer = load_merged(
-            str(folder), dtype=compute.held, trust_remote_code=self.trust_remote_code
-        )
-        loaded.to(compute.device)  # type: ignore[arg-type]
+        files = ModelFiles(folder, compute.held, self.trust_remote_code)
+        with answered_by(asked.workers, files, compute.device, place.watcher.noted) as answering:
 
-        def vllm() -> VllmGenerator:
-            return VllmGenerator(
-                folder, tokenizer, dtype=compute.held, trust_remote_code=self.trust_remote_code
+            def vllm() -> VllmGenerator:
+                return VllmGenerator(
+                    folder,
+                    answering.tokenizer,
+                    dtype=compute.held,
+                    trust_remote_code=self.trust_remote_code,
+                )
+
+            evaluated = evaluate_model(
+                answering.model,
+                answering.tokenizer,
+                asked.evaluation,
+                languages=asked.languages,
+                base_folder=asked.base_folder,
+                precision=compute.precision,
+                skip_missing=asked.skip_missing,
+                trust_remote_code=self.trust_remote_code,
+                log=log,
+                verdicts=verdicts,
+                resolved=asked.manifest,
+                answering=answering,
+                make_generator=vllm if asked.evaluation.backend == "vllm" else None,
+                on_progress=partial(place.progressed, unit="items"),
+                on_judged=partial(place.progressed, unit="verdicts"),
+                on_answer=place.watcher.answered,
             )
-
-        evaluated = evaluate_model(
-            loaded,
-            tokenizer,
-            asked.evaluation,
-            languages=asked.languages,
-            base_folder=asked.base_folder,
-            precision=compute.precision,
-            skip_missing=asked.skip_missing,
-            trust_remote_code=self.trust_remote_code,
-            log=log,
-            verdicts=verdicts,
-            resolved=asked.manifest,
-            make_generator=vllm if asked.evaluation.backend == "vllm" else None,
-            on_progress=partial(place.progressed, unit="items"),
-            on_judged=partial(place.progressed, unit="verdicts"),
-            on_answer=place.watcher.answered,
-        )
-        check_any(self.label, evaluated)
-        losses = held_out_losses(
-            loaded,
-            tokenizer,
-            asked.held_out,
-            on_progress=partial(place.progressed, unit="held-out answers"),
-        )
+            check_any(self.label, evaluated)
+            losses = held_out_losses(
+                answering.model,
+                answering.tokenizer,
+                asked.held_out,
+                answering=answering,
+                on_progress=partial(place.progressed, unit="held-out answers"),
+            )
         write_predictions(place.folder / PREDICTIONS, evaluated.predictions)
         write_losses(place.folder / HELD_OUT, losses)
         write_json_atomically(place.folder / MANIFEST, evaluated.manifest.to_json())

@@ -1,0 +1,65 @@
+"""A model and the engine that generates with it, described: any process can load the one and make the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from lingraft.models.generation import BATCH_SIZE, Generator, TransformersGenerator
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+EngineName = Literal["transformers"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """Where a model lies, and how it is loaded to be asked.
+
+    Attributes:
+        folder: Of the model, or of a LoRA adapter, which is merged into its base.
+        dtype: Type of the weights in memory.
+        trust_remote_code: Run Python code that the model brings along.
+    """
+
+    folder: Path
+    dtype: torch.dtype
+    trust_remote_code: bool = False
+
+    def load(self, *, with_weights: bool = True) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Return the model, on the processor and in evaluation mode, and its tokenizer; see `load_merged`.
+
+        Raises:
+            ModelError: It cannot be had, or an adapter does not fit its base.
+        """
+        from lingraft.models.adapters import load_merged
+
+        return load_merged(
+            str(self.folder),
+            dtype=self.dtype,
+            trust_remote_code=self.trust_remote_code,
+            with_weights=with_weights,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What generates.
+
+    Attributes:
+        name: The engine.
+        batch_size: Most rows at a time.
+        own_defaults: Keep what the model's generation_config.json adds to greedy search, such as a repetition penalty.
+    """
+
+    name: EngineName = "transformers"
+    batch_size: int = BATCH_SIZE
+    own_defaults: bool = False
+
+    def generator(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Generator:
+        """Return the engine over a model in memory, which is left as it is."""
+        return TransformersGenerator(model, tokenizer, self.batch_size, own_defaults=self.own_defaults)

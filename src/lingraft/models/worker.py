@@ -1,0 +1,64 @@
+"""One of several processes that answer batches: `python -m lingraft.models.worker CONNECTION LAUNCHER`.
+
+It loads the model that it is sent first, then answers one batch after the other. What it prints goes into a log.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from multiprocessing.connection import Connection
+
+import torch
+
+from lingraft import stopping
+from lingraft.errors import LingraftError
+from lingraft.models.answering import Held
+from lingraft.models.workers import Answered, Failed, Ready
+
+_SECONDS_BETWEEN_LOOKS = 1.0
+
+
+def main() -> None:
+    """Answer until there is nobody to answer to."""
+    descriptor, launcher = (int(one) for one in sys.argv[1:])
+
+    def end_with_the_launcher() -> None:  # which cannot send word when it is killed
+        while os.getppid() == launcher:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        os._exit(1)
+
+    threading.Thread(target=end_with_the_launcher, daemon=True).start()
+    # Who signals a whole group means the launcher, which alone decides that nothing is answered any more.
+    for number in stopping.SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    with Connection(descriptor) as connection:
+        try:
+            files, device = connection.recv()
+            if device.type != "cpu":
+                torch.accelerator.set_device_index(device.index)
+            model, tokenizer = files.load()
+            held = Held(model.to(device), tokenizer)
+            connection.send(Ready())
+            while True:
+                batch = connection.recv()
+                connection.send(Answered(batch(held)))
+        except EOFError:
+            return
+        except (torch.OutOfMemoryError, MemoryError):  # a death: another one, with empty memory, may answer
+            traceback.print_exc()
+            sys.exit(1)
+        except LingraftError as error:
+            connection.send(Failed(type(error).__name__, str(error)))
+        except Exception as error:
+            traceback.print_exc()
+            message = f"a process that answers failed with {type(error).__name__}: {error}"
+            connection.send(Failed(LingraftError.__name__, message))
+
+
+if __name__ == "__main__":
+    main()

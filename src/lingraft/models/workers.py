@@ -1,0 +1,293 @@
+"""Several processes that each hold a model and answer batches from one queue; this process alone keeps the answers.
+
+Each worker (`models.worker`) is sent a batch when it is free, so none waits while there are any. A worker that dies
+costs its batch, which is asked again: first by others that are free, else by the worker, which is started again. One
+that dies twice without an answer stays away, and a batch that costs two workers their lives is an error.
+
+A worker hears no signal: it ends when this process does, or when this process kills it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Pipe, wait
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import torch
+
+from lingraft import errors
+from lingraft.errors import LingraftError
+from lingraft.models.answering import Answer, Answering, Batch, InThisProcess
+from lingraft.models.engine import ModelFiles
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_SHOWN_LINES = 20
+_SHOWN_BYTES = 1 << 14
+_MOST_DEATHS = 2  # of a worker without an answer between them, and of workers over one batch
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Sent by a worker whose model is loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """Sent by a worker: the answer to the batch that it has."""
+
+    answer: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Sent by a worker whose model cannot be loaded, or whose batch cannot be answered: the error, by name."""
+
+    kind: str
+    message: str
+
+    @property
+    def error(self) -> LingraftError:
+        """The error, to be raised by who asked."""
+        error: LingraftError = getattr(errors, self.kind, LingraftError)(self.message)
+        return error
+
+
+def worker_environment(processes: int) -> dict[str, str]:
+    """Return the environment of one of several processes: each gets its share of the threads.
+
+    Safe paths: a file of the user's folder must not stand in for a library, nor be run.
+    """
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, torch.get_num_threads() // processes))
+    return {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONSAFEPATH": "1"}
+
+
+@contextmanager
+def answered_by(
+    workers: int,
+    files: ModelFiles,
+    device: torch.device,
+    noted: Callable[[str], None] = lambda _: None,
+) -> Iterator[Answering]:
+    """Load a model in this process (1) or in several, to answer batches inside; nothing of it is left at the end.
+
+    Args:
+        workers: How many processes answer; each holds the whole model, on an accelerator of its own if there are any.
+        files: The model.
+        device: What one process computes on.
+        noted: Called with a sentence where a worker died and its batch is asked again.
+
+    Raises:
+        ModelError: It cannot be loaded.
+    """
+    if workers == 1:
+        model, tokenizer = files.load()
+        model.to(device)  # type: ignore[arg-type]
+        yield InThisProcess(model, tokenizer)
+        return
+    with Workers(workers, files, device, noted) as several:
+        yield several
+
+
+class Workers:
+    """Processes that answer batches; see `Answering`. They are started at once, and end with the context.
+
+    Args:
+        count: How many, at least 2.
+        files: The model that each loads.
+        device: What one process would compute on; of accelerators, each worker has its own.
+        noted: Called with a sentence where a worker died and its batch is asked again.
+
+    Raises:
+        ModelError: The model cannot be loaded.
+    """
+
+    def __init__(
+        self, count: int, files: ModelFiles, device: torch.device, noted: Callable[[str], None]
+    ) -> None:
+        self.model: PreTrainedModel
+        self.tokenizer: PreTrainedTokenizerBase
+        self._noted = noted
+        self._workers = [_Worker(count, files, _device_of(number, device)) for number in range(count)]
+        try:
+            self.model, self.tokenizer = files.load(with_weights=False)
+        except BaseException:
+            self.end()
+            raise
+
+    def __enter__(self) -> Workers:
+        """Return the workers."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """End them."""
+        self.end()
+
+    def end(self) -> None:
+        """Kill the workers, whatever they do, and wait for their ends."""
+        for worker in self._workers:
+            worker.kill()
+            worker.log.close()
+
+    def answers(self, batches: Sequence[Batch[Answer]]) -> Iterator[tuple[int, Answer]]:
+        """See `Answering`.
+
+        Raises:
+            LingraftError: A worker raised it, the workers died over one batch, or all of them died.
+        """
+        left = deque(range(len(batches)))
+        deaths: Counter[int] = Counter()
+        missing = len(batches)
+        try:
+            while missing:
+                for worker in self._workers:
+                    if left and worker.is_free:
+                        worker.ask(left.popleft(), batches)
+                there = {worker.connection: worker for worker in self._workers if worker.process is not None}
+                if not there:
+                    raise LingraftError(
+                        f"the processes that answer died before they could.{self._workers[-1].last_lines()}"
+                    )
+                for ready in wait(list(there)):
+                    worker = there[ready]  # type: ignore[index]
+                    said = worker.hear()
+                    if isinstance(said, Failed):
+                        raise said.error
+                    if isinstance(said, Answered):
+                        place, worker.asked = worker.asked, None
+                        assert place is not None
+                        if left:  # before the answer is kept, which takes time
+                            worker.ask(left.popleft(), batches)
+                        missing -= 1
+                        yield place, said.answer
+                    if said is None:
+                        place = worker.asked
+                        how = worker.bury()
+                        if place is not None:
+                            deaths[place] += 1
+                            left.appendleft(place)
+                            if deaths[place] == _MOST_DEATHS:
+                                raise LingraftError(_fatal_sentence(how, worker.last_lines()))
+                        self._noted(
+                            f"a process that answers {how}; "
+                            + ("its batch is asked again." if place is not None else "it had no batch yet.")
+                        )
+        finally:
+            for worker in self._workers:
+                if worker.asked is not None:  # its answer would be taken for that of another batch
+                    worker.kill()
+
+
+class _Worker:
+    """A process that answers, seen from here; it is started again where it died."""
+
+    def __init__(self, count: int, files: ModelFiles, device: torch.device) -> None:
+        self._count, self._files, self._device = count, files, device
+        self.log: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 - closed by who ends it
+        self._deaths = 0  # since it last answered
+        self._is_loaded = False
+        self.asked: int | None = None
+        """The place of the batch that it has."""
+        self.process: subprocess.Popen[bytes] | None = None
+        """None: it has died, and stays away."""
+        self._start()
+
+    def _start(self) -> None:
+        self.asked, self._is_loaded = None, False
+        self.connection, theirs = Pipe()
+        with theirs:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-P", "-m", "lingraft.models.worker"),
+                    *(str(theirs.fileno()), str(os.getpid())),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=self.log,
+                stderr=self.log,
+                env=worker_environment(self._count),
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # a terminal's Ctrl-C reaches this process alone
+            )
+        self._send((self._files, self._device))
+
+    @property
+    def is_free(self) -> bool:
+        """Whether it waits for a batch."""
+        return self.process is not None and self._is_loaded and self.asked is None
+
+    def ask(self, place: int, batches: Sequence[Batch[Any]]) -> None:
+        """Send it a batch."""
+        self.asked = place
+        self._send(batches[place])
+
+    def _send(self, value: object) -> None:
+        try:
+            self.connection.send(value)
+        except (BrokenPipeError, ConnectionResetError):
+            return  # it has died, which `hear` finds out
+
+    def hear(self) -> Ready | Answered | Failed | None:
+        """Return what it sent; None: it has died."""
+        try:
+            said: Ready | Answered | Failed = self.connection.recv()
+        except (EOFError, OSError):
+            return None
+        if isinstance(said, Ready):
+            self._is_loaded = True
+        elif isinstance(said, Answered):
+            self._deaths = 0
+        return said
+
+    def bury(self) -> str:
+        """Start it again where it has not died too often, and return how it died."""
+        assert self.process is not None
+        self.connection.close()
+        self.process.kill()  # it may have closed its connection alone
+        code = self.process.wait()
+        self.process = None
+        self._deaths += 1
+        if self._deaths < _MOST_DEATHS:
+            self._start()
+        name = signal.Signals(-code).name if code < 0 else ""
+        return f"was killed by {name}" if name else f"ended with exit code {code}"
+
+    def kill(self) -> None:
+        """End it; it stays away."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+            self.connection.close()
+        self.asked = None
+
+    def last_lines(self) -> str:
+        """Return the last lines that it printed, after a line break; empty where it printed nothing."""
+        self.log.seek(max(0, self.log.seek(0, os.SEEK_END) - _SHOWN_BYTES))
+        lines = self.log.read().decode("utf-8", errors="replace").splitlines()[-_SHOWN_LINES:]
+        return "".join(f"\n{line}" for line in lines if line.strip())
+
+
+def _device_of(number: int, device: torch.device) -> torch.device:
+    return device if device.type == "cpu" else torch.device(device.type, number)
+
+
+def _fatal_sentence(how: str, lines: str) -> str:
+    return (
+        f"two processes died over the same batch; the last one {how}. Where memory was short, take fewer --processes "
+        f"or a smaller --batch-size; the answers so far are kept.{lines}"
+    )
