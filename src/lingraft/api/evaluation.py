@@ -13,9 +13,9 @@ import torch
 
 from lingraft.api.arguments import names_given, options_as_arguments
 from lingraft.api.printed import Printed
-from lingraft.config.load import section_of
+from lingraft.config.load import backend_of, section_of
 from lingraft.config.paths import path_of
-from lingraft.config.schema import JudgeChoice
+from lingraft.config.schema import JudgeChoice, ServerChoice
 from lingraft.errors import (
     ConfigError,
     EvaluationError,
@@ -45,7 +45,6 @@ from lingraft.report.signs import legend
 from lingraft.report.tables import Table
 from lingraft.study.evaluation import (
     Asked,
-    Backend,
     EvaluationOptions,
     ModelEvaluation,
     Part,
@@ -145,7 +144,7 @@ class EvaluateOptions(TypedDict, total=False):
     batch_size: int | None
     repeat: int
     precision: AskedPrecision
-    backend: Backend
+    backend: str | ServerChoice | Mapping[str, Any]
     chat: bool
     judge: JudgeChoice | Mapping[str, Any] | None
     data_dir: str | Path | None
@@ -167,7 +166,7 @@ def evaluate(
     batch_size: int | None = None,
     repeat: int = 1,
     precision: AskedPrecision = "auto",
-    backend: Backend = "transformers",
+    backend: str | ServerChoice | Mapping[str, Any] = "transformers",
     chat: bool = True,
     judge: JudgeChoice | Mapping[str, Any] | None = None,
     data_dir: str | Path | None = None,
@@ -191,7 +190,8 @@ def evaluate(
         batch_size: Most answers generated together; None: as many as fit.
         repeat: Generate so many times in other batches, to measure the noise floor.
         precision: Of a model that is loaded by its name; `auto`: bf16 where that is clearly faster, else float32.
-        backend: What generates, for a model by its name: `transformers` or `vllm`.
+        backend: What generates, for a model by its name: `transformers`, or a server: `{"server": URL}` or
+            `{"command": "vllm serve {model} --port {port}"}`, with other fields of `evaluate.backend`.
         chat: Apply the chat template to prompts.
         judge: Who scores AlpacaEval: `url`, `model` and other fields of `evaluate.judge`.
         data_dir: Folder with local copies of data sets; missing ones come from the hub.
@@ -340,7 +340,7 @@ def _ask(
     batch_size: int | None,
     repeat: int,
     precision: AskedPrecision,
-    backend: Backend,
+    backend: str | ServerChoice | Mapping[str, Any],
     chat: bool,
     judge: JudgeChoice | Mapping[str, Any] | None,
     data_dir: str | Path | None,
@@ -362,7 +362,7 @@ def _ask(
         max_new_tokens=max_new_tokens,
         repeat=repeat,
         precision=precision,
-        backend=backend,
+        backend=backend_of(backend, "backend"),
         chat=chat,
         judge=None if judge is None else section_of(JudgeChoice, judge, "judge"),
     )

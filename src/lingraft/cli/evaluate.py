@@ -74,7 +74,7 @@ def evaluate(
         typer.Option(min=1, help="Generate this many times in other batches, to measure the noise floor."),
     ] = 1,
     precision: PrecisionOption = "auto",
-    backend: BackendOption = "transformers",
+    backend: BackendOption = None,
     judge_url: Annotated[
         str | None,
         typer.Option(help="AlpacaEval's judge: base URL of its endpoint; see `lingraft judge`."),

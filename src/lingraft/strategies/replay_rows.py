@@ -11,21 +11,25 @@ import gc
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from lingraft.config.schema import Backend
 from lingraft.data.chat_format import CHAT_IDENTITY, chat_format
 from lingraft.data.degeneration import degeneration
 from lingraft.data.example import UNDETERMINED_LANGUAGE, Example, Message, Origin
 from lingraft.errors import DataError
+from lingraft.models.answering import InThisProcess
 from lingraft.models.context_length import at_most, context_length
 from lingraft.models.empty_turn import empty_user_turn
 from lingraft.models.generation import (
     BATCH_SIZE,
     Ending,
+    Generated,
     Generator,
     Sampling,
     TokenPrompt,
@@ -35,7 +39,7 @@ from lingraft.models.generation import (
 )
 from lingraft.models.generation_log import GenerationLog, locked
 from lingraft.models.loading import load_model, load_tokenizer, model_content_hash
-from lingraft.models.vllm import VllmGenerator
+from lingraft.models.server import ServerGenerator, check_same_model, engine_of
 from lingraft.records import canonical_json, fingerprint_of, write_json_atomically
 
 if TYPE_CHECKING:
@@ -60,9 +64,14 @@ class ReplaySettings:
     sampling: Sampling  # of the answers
     seed: int  # of all draws
     compute: Compute  # what the model answers on, and in which type its weights are held
-    backend: Literal["transformers", "vllm"] = "transformers"  # what generates
-    batch_size: int = BATCH_SIZE  # rows generated together by transformers; vLLM chooses its own
+    backend: Backend = "transformers"  # what generates
+    batch_size: int = BATCH_SIZE  # rows generated together by transformers; a server chooses its own
     trust_remote_code: bool = False  # run Python code that the model brings along
+
+    @property
+    def engine(self) -> str:
+        """What generates, as records and fingerprints have it."""
+        return self.backend if isinstance(self.backend, str) else engine_of(self.backend)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +127,7 @@ def make_replay(
         "top_p": settings.sampling.top_p,
         "max_new_tokens": settings.sampling.max_new_tokens,
         "seed": settings.seed,
-        "backend": settings.backend,
+        "backend": settings.engine,
         "precision": settings.compute.inference_precision,
     }
     if source == SELF:
@@ -146,10 +155,11 @@ def make_replay(
         for log in logs:
             if log.damage is not None:
                 noted(log.damage)
-        model = _Model(folder, settings)
-        prompts = _Sampled(model, logs[0]) if pool is None else _Given(pool)
-        answers = _Answers(model, logs[1]) if answered else _Unanswered(model, logs[1])
-        made = _take(wanted, prompts, answers, origin, on_progress)
+        with ExitStack() as ends:
+            model = _Model(folder, settings, ends, noted)
+            prompts = _Sampled(model, logs[0]) if pool is None else _Given(pool)
+            answers = _Answers(model, logs[1]) if answered else _Unanswered(model, logs[1])
+            made = _take(wanted, prompts, answers, origin, on_progress)
     del model, prompts
     gc.collect()  # the model: training is about to load another
     return made
@@ -226,8 +236,11 @@ def _seed(settings: ReplaySettings, purpose: str, number: int) -> int:
 class _Model:
     """The model that answers; loaded when there is something to generate."""
 
-    def __init__(self, folder: Path, settings: ReplaySettings) -> None:
+    def __init__(
+        self, folder: Path, settings: ReplaySettings, ends: ExitStack, noted: Callable[[str], None]
+    ) -> None:
         self.settings = settings
+        self._ends, self._noted, self._is_checked = ends, noted, False
         self._folder, self._trust = folder, settings.trust_remote_code
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(folder, trust_remote_code=self._trust)
         self.ending = answer_ending(folder, self.tokenizer)
@@ -235,11 +248,10 @@ class _Model:
 
     @cached_property
     def generator(self) -> Generator:
-        compute = self.settings.compute
-        if self.settings.backend == "vllm":
-            return VllmGenerator(
-                self._folder, self.tokenizer, dtype=compute.held, trust_remote_code=self._trust
-            )
+        compute, backend = self.settings.compute, self.settings.backend
+        if not isinstance(backend, str):
+            server = ServerGenerator(backend, self._folder, self.tokenizer, noted=self._noted)
+            return self._ends.enter_context(server)
         model = load_model(self._folder, dtype=compute.held, trust_remote_code=self._trust)
         model.to(compute.device)  # type: ignore[arg-type]
         return TransformersGenerator(model, self.tokenizer, self.settings.batch_size)
@@ -256,12 +268,29 @@ class _Model:
         numbers = list(prompts)
         if all(number in log for number in numbers):
             return
-        batches = generate(
-            self.generator, list(prompts.values()), sampling, ending, lambda place: numbers[place] in log
-        )
+        batches: Iterator[dict[int, Generated]]
+        generator = self.generator
+        if isinstance(generator, ServerGenerator):
+            missing = [place for place, number in enumerate(numbers) if number not in log]
+            asked = [prompts[numbers[place]] for place in missing]
+            self._check(generator, asked)
+            answers = generator.continue_each(asked, sampling, ending)
+            batches = ({missing[place]: one} for place, one in answers)
+        else:
+            batches = generate(
+                generator, list(prompts.values()), sampling, ending, lambda place: numbers[place] in log
+            )
         for batch in batches:
             log.append({numbers[place]: one for place, one in batch.items()})
             on_batch(sum(number in log for number in numbers))
+
+    def _check(self, server: ServerGenerator, asked: Sequence[TokenPrompt]) -> None:
+        """Refuse a server that runs and has another model; the model is read for it once, and not kept."""
+        if not server.is_ours and not self._is_checked:
+            held = self.settings.compute.held
+            model = load_model(self._folder, dtype=held, trust_remote_code=self._trust)
+            check_same_model(server, InThisProcess(model, self.tokenizer), [one.ids for one in asked])
+            self._is_checked = True
 
 
 class _Given:
@@ -322,7 +351,7 @@ class _Answers:
     def unit(self) -> int:
         """Rows of the smallest chunk."""
         settings = self._model.settings
-        return VllmGenerator.batch_size if settings.backend == "vllm" else settings.batch_size
+        return settings.batch_size if isinstance(settings.backend, str) else ServerGenerator.batch_size
 
     def to(self, prompts: Mapping[int, Example | str], on_batch: Callable[[int], None]) -> dict[int, _Reply]:
         """Return the reply to each prompt that is one."""
