@@ -24,7 +24,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -64,7 +64,8 @@ _VERSIONS = (
 )
 
 # A server that has the model agrees on nearly all tokens, also where it computes in few bits.
-_CHECKED_PROMPTS, _CHECKED_TOKENS, _FEWEST_ALIKE = 8, 16, 0.8
+_CHECKED_PROMPTS, _CHECKED_TOKENS = 8, 16
+_FEWEST_TOKENS, _FEWEST_CHARACTERS = 0.9, 0.7
 _NEAR_BEST = 0.25  # standard deviations of the logits: rounding may choose another token among those
 
 Answer = TypeVar("Answer")
@@ -535,24 +536,20 @@ class ServerGenerator:
 
         yield from self._each(pairs, ask, connection)
 
-    def first_tokens(
+    def first_words(
         self, prompts: Sequence[Sequence[int]], tokens: int
-    ) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-        """Return prompts with what the server says after them, greedily, in tokens of the model's own tokenizer."""
+    ) -> list[tuple[list[int] | None, str]]:
+        """Return what the server says after each prompt, greedily: its tokens (None: it has none), and text."""
         session = self._ready()
         connection = _connection(session.endpoint)
-        rows = []
+        options = {"max_tokens": tokens, "temperature": 0.0, **self._extras(session, ())}
+        said = []
         for ids in prompts:
-            body = self._sent(
-                connection, session, ids, max_tokens=tokens, temperature=0.0, **self._extras(session, ())
-            )
-            choice, _ = _only_choice(body, connection)
-            said = choice.get("token_ids")
-            if not isinstance(said, list):
-                said = self._tokenizer.encode(choice["text"], add_special_tokens=False)
-            rows.append((tuple(ids), tuple(int(one) for one in said)[:tokens]))
+            choice, _ = _only_choice(self._sent(connection, session, ids, **options), connection)
+            found = choice.get("token_ids")
+            said.append(([int(one) for one in found] if isinstance(found, list) else None, choice["text"]))
         connection.close()
-        return rows
+        return said
 
     def _each(
         self, asked: Sequence[Asked], ask: Callable[[Asked], Answer], connection: Connection
@@ -812,6 +809,9 @@ class _Alike:
         found = []
         with torch.inference_mode():
             for prompt, said in self.rows:
+                if not said:
+                    found.append(0)
+                    continue
                 ids = torch.tensor([[*prompt, *said]], device=untyped.device)
                 logits = untyped(input_ids=ids[:, :-1], use_cache=False).logits[0, len(prompt) - 1 :].float()
                 own = logits.gather(1, ids[0, len(prompt) :, None])[:, 0]
@@ -821,7 +821,11 @@ class _Alike:
 
 
 def check_same_model(server: ServerGenerator, answering: Answering, prompts: Sequence[Sequence[int]]) -> None:
-    """Refuse a server that serves another model: its greedy tokens after a few prompts must be the model's own.
+    """Refuse a server that serves another model: what it says after a few prompts must be what the model says.
+
+    Of tokens, nine in ten must be those that the model finds likeliest after the tokens before them, or as good as
+    likeliest. Of a server that says no tokens, texts are compared up to where they first differ: seven in ten
+    characters must be alike, as rounding may choose another token once, and all after it follows.
 
     Args:
         server: What will be asked.
@@ -829,17 +833,34 @@ def check_same_model(server: ServerGenerator, answering: Answering, prompts: Seq
         prompts: Of what will be asked; the shortest are taken.
 
     Raises:
-        EvaluationError: Less than four fifths of the tokens are.
+        EvaluationError: They are not.
     """
-    shortest = sorted(prompts, key=len)[:_CHECKED_PROMPTS]
-    rows = tuple(row for row in server.first_tokens(shortest, _CHECKED_TOKENS) if row[1])
-    if not rows:  # it ends every answer at once, as the model may as well
-        return
-    ((_, alike),) = answering.answers([_Alike(rows)])
-    total, agreed = sum(len(said) for _, said in rows), sum(alike)
-    if agreed < _FEWEST_ALIKE * total:
+    from lingraft.models.answering import Continue
+    from lingraft.models.engine import Engine
+    from lingraft.models.generation import Ending, Sampling, TokenPrompt
+
+    shortest = [tuple(one) for one in sorted(prompts, key=len)[:_CHECKED_PROMPTS]]
+    said = server.first_words(shortest, _CHECKED_TOKENS)
+    if all(tokens is not None for tokens, _ in said):
+        rows = tuple((ids, tuple(tokens or ())) for ids, (tokens, _) in zip(shortest, said, strict=True))
+        ((_, near),) = answering.answers([_Alike(rows)])
+        total, alike, kind, fewest = sum(len(one) for _, one in rows), sum(near), "tokens", _FEWEST_TOKENS
+    else:
+        end = answering.tokenizer.eos_token_id
+        asked = tuple(TokenPrompt(one) for one in shortest)
+        sampling = Sampling(max_new_tokens=_CHECKED_TOKENS)
+        ending = Ending(frozenset([0 if end is None else int(end)]))
+        batch = Continue(Engine(own_defaults=True), asked, sampling, ending)
+        ((_, own),) = answering.answers([batch])
+        pairs = [(text, one.text) for (_, text), one in zip(said, own, strict=True)]
+        total = sum(max(map(len, pair)) for pair in pairs)
+        alike = sum(
+            len(list(takewhile(lambda two: two[0] == two[1], zip(*pair, strict=False)))) for pair in pairs
+        )
+        kind, fewest = "characters", _FEWEST_CHARACTERS
+    if alike < fewest * total:
         raise EvaluationError(
-            f"{server.place} serves another model than {server.folder}: of {total} tokens that it wrote after "
-            f"{len(rows)} prompts, {agreed} are that model's. Serve that folder, or let it be started for each model: "
-            "{command: 'vllm serve {model} --port {port}'}."
+            f"{server.place} serves another model than {server.folder}: of {total} {kind} that it wrote after "
+            f"{len(shortest)} prompts, {alike} are that model's. Serve that folder, or let it be started for "
+            "each model: {command: 'vllm serve {model} --port {port}'}."
         )
