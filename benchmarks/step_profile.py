@@ -101,7 +101,7 @@ def _needed(model: Any, batch: dict[str, Any]) -> float:
     """Return the TFLOP of a step: 6 a weight and token, the head on learned positions only."""
     head = model.get_output_embeddings().weight.numel()
     body = sum(parameter.numel() for parameter in model.parameters()) - head
-    tokens, learned = int(batch["attention_mask"].sum()), int(batch["supervised"][:, 1:].sum())
+    tokens, learned = int(batch["attention_mask"].sum()), len(batch["targets"])
     return float(6 * body * tokens + 6 * head * learned) / 1e12
 
 
@@ -148,7 +148,7 @@ def main() -> None:
         "question": "where does the time of one optimiser step go",
         "rows": len(chosen),
         "tokens": int(batch["attention_mask"].sum()),
-        "learned": int(batch["supervised"][:, 1:].sum()),
+        "learned": len(batch["targets"]),
         "precisions": {
             "float32 weights (bf16)": profile_of("bf16", batch),
             "bf16 weights (bf16_pure)": profile_of("bf16_pure", batch),

@@ -218,7 +218,7 @@ def from_json(kind: type[Typed], value: Any) -> Typed:
     """Return the dataclass that `to_json` made `value` of.
 
     Raises:
-        ValueError: A field is absent, unknown or of another type; the message names the first.
+        ValueError: A field is unknown, of another type, or absent and without a default; the message names the first.
     """
     from pydantic import ValidationError
 
@@ -230,9 +230,18 @@ def from_json(kind: type[Typed], value: Any) -> Typed:
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    if adapter.dump_python(found, mode="json") != value:
+    if not _holds(adapter.dump_python(found, mode="json"), value):
         raise ValueError(f"it holds fields that {kind.__name__} does not have")
     return found
+
+
+def _holds(whole: Any, value: Any) -> bool:
+    """Return whether `value` says nothing that `whole` does not: it may leave out what has a default."""
+    if isinstance(value, dict) and isinstance(whole, dict):
+        return all(name in whole and _holds(whole[name], one) for name, one in value.items())
+    if isinstance(value, list) and isinstance(whole, list):
+        return len(whole) == len(value) and all(map(_holds, whole, value))
+    return bool(whole == value)
 
 
 def _adapter(kind: Any) -> Any:

@@ -46,6 +46,7 @@ class StageProgress:
         tokens_per_second: Training speed, where the stage trains.
         seconds_left: Estimated time to the stage's end, if known.
         unit: What is counted, where it is neither steps nor items.
+        mfu: Model FLOPs utilisation (`train.phase.Progress`), where the stage trains and it is known.
     """
 
     done: int
@@ -54,6 +55,12 @@ class StageProgress:
     tokens_per_second: float | None = None
     seconds_left: float | None = None
     unit: str | None = None
+    mfu: float | None = None
+
+
+def mfu_text(mfu: float) -> str:
+    """Return a model FLOPs utilisation as a reader says it: 41%, 0.3%."""
+    return f"{mfu:.1%}" if mfu < 0.1 else f"{mfu:.0%}"
 
 
 class StageWatcher:

@@ -105,11 +105,11 @@ def test_a_study_in_a_terminal_is_a_bar_of_its_stages_and_one_of_the_stage_at_wo
         watcher.study_started(3)
         watcher.stage_finished("evaluate base", 1.0, reused=True)
         watcher.stage_started("train two:german/plain")
-        watcher.stage_progressed(StageProgress(7, 50, 1.5, 95.0))
+        watcher.stage_progressed(StageProgress(7, 50, 1.5, 95.0, mfu=0.406))
         watcher.noted("a row is truncated")
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
     assert re.search(r"study .* 1/3 stages", shown)
-    assert re.search(r"train two:german/plain .*7/50 .* loss 1.500  95 tokens/s", shown)
+    assert re.search(r"train two:german/plain .*7/50 .* loss 1.500  95 tokens/s  MFU 41%", shown)
     assert "! a row is truncated" in shown
 
 

@@ -210,6 +210,36 @@ def test_options_of_a_command_are_called_as_they_are_typed() -> None:
         data_source("rows.jsonl", fields={"instrction": "q"})
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("2.0e-4}", "2.0e-4, optimizer: adamw_8bit}", None),
+        ("2.0e-4}", "2.0e-4, optimizer: adamw_8bit, precision: bf16_pure}", None),
+        (
+            "2.0e-4}",
+            "2.0e-4, optimizer: adamw_8bit, precision: bf16}",
+            "study.yaml:14: training: optimizer adamw_8bit trains bf16 weights, and precision is 'bf16'",
+        ),
+        (
+            "1.0e-3}",
+            "1.0e-3, optimizer: adamw_8bit, precision: float32}",
+            "phases[1] (two).data.other.strategies: 'lora', training: optimizer adamw_8bit",
+        ),
+    ],
+)
+def test_8_bit_moments_are_refused_with_float32_weights(
+    study_file: Path, old: str, new: str, expected: str | None
+) -> None:
+    path = rewritten(study_file, old, new)
+    if expected is None:
+        assert "adamw_8bit" in dump_study(load_study(path))
+        return
+    with pytest.raises(ConfigError) as caught:
+        load_study(path)
+    assert str(caught.value).count("adamw_8bit") == 1
+    assert expected in str(caught.value)
+
+
 def test_mixed_is_refused_where_phase_one_is_a_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     path.write_text(

@@ -57,6 +57,12 @@ def test_rows_come_back_as_they_were(rows: list[EncodedExample]) -> None:
     assert table.supervised_tokens == sum(sum(row.supervised) for row in rows)
     assert table.predicted_tokens == sum(sum(row.supervised[1:]) for row in rows)
     assert table.truncated_rows == sum(row.truncated_tokens > 0 for row in rows)
+    assert table.predicted_per_row.tolist() == [sum(row.supervised[1:]) for row in rows]
+    for number, row in enumerate(rows):
+        arrays = table.arrays(number)
+        assert tuple(arrays.input_ids.tolist()) == row.input_ids
+        assert tuple(arrays.supervised.tolist()) == row.supervised
+        assert arrays.replayed is row.replayed
 
 
 def test_it_is_a_sequence() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,13 +12,14 @@ import torch
 from torch import nn
 from transformers import LlamaModel
 
-from lingraft.data.encoded import EncodedExample
+from lingraft.data.encoded import EncodedExample, write_table
 from lingraft.errors import ModelError
 from lingraft.models.loss import (
     SupervisedHead,
     collate,
     count_supervised,
     cross_entropy,
+    replayed_part,
     supervised_loss,
     token_losses,
 )
@@ -82,6 +84,34 @@ def test_cross_entropy_and_its_gradient_are_torchs_own_in_float32(rows: int, kin
     torch.testing.assert_close(logits.grad, reference.grad.to(kind))
 
 
+def test_a_batch_names_the_places_of_what_is_learned() -> None:
+    rows = [
+        EncodedExample("a", "en", (1, 2, 3), (True, False, True), 0),
+        EncodedExample("b", "en", (4, 5, 6, 7, 8), (False, True, True, False, True), 0, replayed=True),
+        EncodedExample("c", "en", (9,), (True,), 0, replayed=True),
+        EncodedExample("d", "en", (10, 11), (False, True), 0, replayed=True),
+    ]
+    batch = {name: own.tolist() for name, own in collate(rows, pad_token_id=99).items()}
+    assert batch["input_ids"][0] == [1, 2, 3, 99, 99]
+    assert batch["attention_mask"][3] == [True, True, False, False, False]
+    assert batch["positions"] == [1, 5, 6, 8, 15]
+    assert batch["targets"] == [3, 5, 6, 8, 11]
+    assert batch["rows"] == [0, 1, 1, 1, 3]
+    part = {name: own.tolist() for name, own in replayed_part(collate(rows, pad_token_id=99)).items()}
+    alone = collate(rows[1:], pad_token_id=99)
+    assert part == {name: alone[name].tolist() for name in part}
+    assert batch["replayed_tokens"] == [1, 2, 3, 4]
+
+
+def test_rows_from_a_table_make_the_same_batch(examples: Build) -> None:
+    rows = [replace(row, replayed=number % 2 == 0) for number, row in enumerate(examples(7))]
+    table = write_table(rows)
+    found = collate([table.arrays(number) for number in range(7)], pad_token_id=3)
+    for name, own in collate(rows, pad_token_id=3).items():
+        assert torch.equal(found[name], own)
+        assert found[name].dtype == own.dtype == (torch.bool if name == "attention_mask" else torch.int64)
+
+
 def test_eight_accumulated_batches_of_unequal_length_equal_one(tiny_llama: Build, examples: Build) -> None:
     rows = examples(20)
     whole, parts = tiny_llama(), tiny_llama()
@@ -98,17 +128,16 @@ def test_eight_accumulated_batches_of_unequal_length_equal_one(tiny_llama: Build
 
 def test_the_head_computes_logits_of_supervised_positions_only(tiny_llama: Build, examples: Build) -> None:
     model, batch = tiny_llama(), collate(examples())
-    keep = torch.nn.functional.pad(batch["supervised"][:, 1:], (0, 1))
-    with SupervisedHead(model, keep):
+    with SupervisedHead(model, batch["positions"]):
         inside = model(input_ids=batch["input_ids"]).logits
     outside = model(input_ids=batch["input_ids"]).logits
     assert inside.shape == (count_supervised(batch), model.config.vocab_size)
-    torch.testing.assert_close(inside, outside[keep])
+    torch.testing.assert_close(inside, outside.flatten(0, 1)[batch["positions"]])
 
 
 def test_the_hook_is_gone_after_an_error(tiny_llama: Build, examples: Build) -> None:
     model, batch = tiny_llama(), collate(examples())
-    with pytest.raises(RuntimeError, match="stop"), SupervisedHead(model, batch["supervised"]):
+    with pytest.raises(RuntimeError, match="stop"), SupervisedHead(model, batch["positions"]):
         raise RuntimeError("stop")
     assert model(input_ids=batch["input_ids"]).logits.shape[:2] == batch["input_ids"].shape
 
@@ -140,7 +169,8 @@ def test_the_auxiliary_loss_of_a_mixture_of_experts_is_kept(tiny_mixtral: Build,
     rows = examples(6)
     batch = collate(rows)
     model = tiny_mixtral()
-    labels = batch["input_ids"].masked_fill(~batch["supervised"], -100)
+    labels = torch.full_like(batch["input_ids"], -100)
+    labels.view(-1)[batch["positions"] + 1] = batch["targets"]
     reference = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels)
     total, count = supervised_loss(model, batch, with_auxiliary=True)
     plain, _ = supervised_loss(model, batch)
@@ -161,4 +191,4 @@ def test_a_dense_run_of_a_mixture_of_experts_has_no_auxiliary_loss(
 def test_a_model_without_head_is_refused(tiny_llama: Build) -> None:
     headless = LlamaModel(tiny_llama().config)
     with pytest.raises(ModelError, match="has no output embedding"):
-        SupervisedHead(headless, torch.ones((1, 1), dtype=torch.bool))
+        SupervisedHead(headless, torch.zeros(1, dtype=torch.long))

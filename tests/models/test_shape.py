@@ -19,10 +19,8 @@ def counted(model: Any, trainable: frozenset[str]) -> tuple[int, int]:
     """Return the FLOPs of a forward pass, and of forward and backward pass, as torch counts matrix products."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trainable)
-    keep = torch.zeros((ROWS, LENGTH), dtype=torch.bool)
-    keep[0, :LEARNED] = True
     counter = FlopCounterMode(display=False)
-    with counter, SupervisedHead(model, keep):
+    with counter, SupervisedHead(model, torch.arange(LEARNED)):
         logits = model(input_ids=torch.ones((ROWS, LENGTH), dtype=torch.long), use_cache=False).logits
         forward = counter.get_total_flops()
         logits.sum().backward()

@@ -96,7 +96,7 @@ def test_seeds_that_disagree_are_said_to(tmp_path: Path) -> None:
 def test_costs_are_ratios_to_plain_of_the_same_data_and_seed(tmp_path: Path) -> None:
     table = strategy_cost_table(result(tmp_path, [done_cell("plain"), done_cell("ssu")]))
     assert table is not None
-    assert table.rows == (("ssu", "1", "1.10", "0.15", "1.00"),)
+    assert table.rows == (("ssu", "1", "1.10", "0.15", "1.00", "31%", "34%"),)
     several = [done_cell(name, seed) for seed in (0, 1) for name in ("plain", "ssu")]
     several[3] = replace(several[3], cost=replace(several[3].cost, training_seconds=30.0))
     both = strategy_cost_table(result(tmp_path, several))

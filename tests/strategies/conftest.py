@@ -140,10 +140,16 @@ class Phases:
         return Train(job.label, job, self.states(job), self.processes)
 
 
+@pytest.fixture(scope="session")
+def phases_in(tiny_model: Path, tiny_configuration: Callable[..., Any]) -> Callable[[Store], Phases]:
+    """A function that trains phases in a store."""
+    return lambda store: Phases(store, tiny_model, tiny_configuration)
+
+
 @pytest.fixture
-def phases(tmp_path: Path, tiny_model: Path, tiny_configuration: Callable[..., Any]) -> Iterator[Phases]:
+def phases(tmp_path: Path, phases_in: Callable[[Store], Phases]) -> Iterator[Phases]:
     with Store(tmp_path / "run") as store:
-        yield Phases(store, tiny_model, tiny_configuration)
+        yield phases_in(store)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -17,11 +24,15 @@ from lingraft.errors import ConfigError
 from lingraft.models.adapters import open_weights
 from lingraft.models.checkpoints import CheckpointReader
 from lingraft.models.weights import ModelWeights
+from lingraft.records import read_json, write_json_atomically
 from lingraft.stage import CHECKPOINT, FinishedStage
 from lingraft.strategies.base import Context, Strategy, Swept
 from lingraft.strategies.composition import REGISTRY, build, swept
 from lingraft.study.execute import Executor
+from lingraft.study.stages import train
 from lingraft.study.store import Store
+from lingraft.train.processes import Processes
+from lingraft.train.run import PhaseTask, TrainedPhase, train_task
 
 SHIELDED = {"ssu": {"tokens": 300}}
 STRATEGIES: dict[str, Any] = {
@@ -276,6 +287,104 @@ def train_afresh(phases: Any, job: Any) -> FinishedStage:
     """Train a job in a run of its own."""
     with Store(phases.store.folder.parent / "afresh") as store:
         return Executor(store).make(phases.described(replace(job, label="afresh")))
+
+
+FILE = "model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def on_processes(
+    phases_in: Callable[[Store], Any], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., tuple[list[Any], dict[str, torch.Tensor], Path]]:
+    """Train every strategy on one process, and where it is asked for on a group of two.
+
+    Returns a function of a strategy's name and a way (`sharded`, `replicated`; None: one process) that returns the
+    losses, the weights and the start.
+    """
+    folder = tmp_path_factory.mktemp("processes")
+    alone: dict[str, PhaseTask] = {}
+
+    def train_alone(_: Processes, task: PhaseTask, **given: Any) -> TrainedPhase:
+        alone[label] = task
+        trained = train_task(task, **given)
+        write_json_atomically(task.folder / "losses.json", trained.outcome.losses)
+        return trained
+
+    with pytest.MonkeyPatch.context() as patch, Store(folder / "run") as store:
+        patch.setattr(train, "train_on", train_alone)
+        phases = phases_in(store)
+        for label, written in STRATEGIES.items():  # noqa: B007  # the label is read in `train_alone`
+            phases.make(phases.job(written, learning_rate=1e-3, accumulation=2))
+    for name in {*REGISTRY, *STRATEGIES} - set(alone):  # they train as plain does
+        choice = StrategyChoice.model_validate(STRATEGIES.get(name, name))
+        alone[name] = alone["plain"].model_copy(update={"choice": choice})
+
+    @cache
+    def tasks(way: str | None) -> dict[str, PhaseTask]:
+        if way is None:
+            return alone
+        places = {name: folder / way / name for name in alone}
+        own = {
+            name: task.model_copy(update={"folder": places[name], "checkpoint": places[name] / CHECKPOINT})
+            for name, task in alone.items()
+        }
+        written = folder / f"{way}.json"
+        write_json_atomically(written, {name: task.model_dump(mode="json") for name, task in own.items()})
+        run_group(written, *(["--sharded"] if way == "sharded" else []))
+        return own
+
+    def found(name: str, way: str | None) -> tuple[list[Any], dict[str, torch.Tensor], Path]:
+        task = tasks(way)[name]
+        return read_json(task.folder / "losses.json"), load_file(task.checkpoint / FILE), task.parent
+
+    return found
+
+
+def run_group(tasks: Path, *options: str) -> None:
+    """Train tasks on two processes."""
+    worker = Path(__file__).with_name("process_worker.py")
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    logs = [tasks.with_suffix(f".{rank}.log") for rank in range(2)]
+    workers = []
+    for rank, log in enumerate(logs):
+        place = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": 2,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
+        environment = {
+            **os.environ,
+            **{key: str(value) for key, value in place.items()},
+            "OMP_NUM_THREADS": "1",
+        }
+        with log.open("w") as errors_go_here:
+            workers.append(
+                subprocess.Popen(
+                    [sys.executable, str(worker), str(tasks), *options],
+                    env=environment,
+                    stderr=errors_go_here,
+                )
+            )
+    assert [one.wait(timeout=300) for one in workers] == [0, 0], "\n".join(map(Path.read_text, logs))
+
+
+@pytest.mark.parametrize("way", ["sharded", pytest.param("replicated", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", sorted({*REGISTRY, *STRATEGIES}))
+def test_two_processes_train_what_one_trains(on_processes: Any, name: str, way: str) -> None:
+    expected, weights, _ = on_processes(name, None)
+    losses, own, start = on_processes(name, way)
+    assert [step for step, _ in losses] == [step for step, _ in expected]
+    assert [loss for _, loss in losses] == pytest.approx([loss for _, loss in expected], abs=1e-5)
+    before = load_file(start / FILE)
+    assert own.keys() == weights.keys()
+    for one, tensor in own.items():
+        torch.testing.assert_close(tensor, weights[one], rtol=0, atol=1e-5)
+        kept = weights[one] == before[one]  # bit for bit, as in one process
+        assert torch.equal(tensor[kept], before[one][kept]), one
 
 
 def test_a_prepared_state_is_shared_by_cells_that_start_alike(phases: Any) -> None:

@@ -41,9 +41,9 @@ def with_labels(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
             for row in rows
         ]
     )
-    supervised = batch.pop("supervised")
-    del batch["replayed"]
-    return {**batch, "labels": batch["input_ids"].masked_fill(~supervised, IGNORED)}
+    labels = torch.full_like(batch["input_ids"], IGNORED)
+    labels.view(-1)[batch["positions"] + 1] = batch["targets"]
+    return {**batch, "labels": labels}
 
 
 class ScriptTrainer(Trainer):
@@ -62,8 +62,7 @@ class ScriptTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        batch = {"input_ids": inputs["input_ids"], "supervised": inputs["labels"] != IGNORED}
-        loss = supervised_loss(model, batch)[0] / num_items_in_batch
+        loss = supervised_loss(model, inputs)[0] / num_items_in_batch
         return (loss, {}) if return_outputs else loss
 
 

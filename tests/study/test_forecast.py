@@ -113,6 +113,7 @@ def test_finished_stages_say_what_they_took(planned: tuple[Path, Forecast, Forec
     assert before.seconds is None
     assert before.stages_without_time == len(before.stages)
     assert all(stage.is_finished and stage.seconds_from == "stage" for stage in after.stages)
+    assert all((stage.mfu is not None) == (stage.kind == "train") for stage in after.stages)
     assert (after.flops, after.disk_bytes, after.seconds) == (0, 0, 0)
     assert [stage.fingerprint for stage in after.stages] == [stage.fingerprint for stage in before.stages]
 
@@ -157,6 +158,8 @@ def test_measured_rates_are_kept_and_say_time_and_memory(
             assert stage.seconds is not None
             assert 0 < stage.seconds < 600
             assert (stage.memory_bytes or 0) > 50e6, "the process is counted as well"
+        if stage.kind == "train":
+            assert 0 < (stage.mfu or 0) < 1.5, "other work may have the machine while its peak is measured"
     assert found.seconds is not None
     rates = list((tmp_path / "cache" / "rates").iterdir())
     assert len(rates) == 2, "phases that compute alike, and evaluations that ask alike, are measured once"

@@ -11,8 +11,6 @@ from lingraft.config.schema import Study
 from lingraft.errors import ConfigError
 from lingraft.models.loading import load_model, parameter_names
 from lingraft.study.materials import gather
-from lingraft.study.run import run_study
-from lingraft.train.processes import Processes
 
 
 def study(model: Path, *strategies: Any) -> Study:
@@ -43,11 +41,3 @@ def test_every_part_that_the_model_lacks_is_told_before_anything_runs(tiny_model
     )
     assert "no layer has a module 'q_prj'. Did you mean 'q_proj'" in told[1]
     gather(study(tiny_model, "plain", {"freeze_modules": {"layers": 0}}), Path())
-
-
-@pytest.mark.parametrize("written", ["ssu", {"l2_anchor": {"layers": "0"}}, ["half", "ewc"]])
-def test_what_needs_whole_tensors_is_refused_before_anything_runs_on_a_divided_model(
-    tiny_model: Path, tmp_path: Path, written: Any
-) -> None:
-    with pytest.raises(ConfigError, match="--sharded divides weights"):
-        run_study(study(tiny_model, written), runs=tmp_path, processes=Processes(2, sharded=True))

@@ -15,12 +15,20 @@ from lingraft.evaluate.predictions import Prediction
 from lingraft.evaluate.results import EvaluationRecord
 from lingraft.evaluate.scores import score_summary
 from lingraft.evaluate.task_records import DataRevision, EvaluationSettings, ScoreSettings, TaskRecord
-from lingraft.records import to_json
+from lingraft.records import from_json, to_json
 from lingraft.report.page import render_page
 from lingraft.report.runs import report_of
 from lingraft.stage import FinishedStage
 from lingraft.study.events import Watcher
-from lingraft.study.result import CellResult, FailedCell, Precision, StudyResult, read_result, write_result
+from lingraft.study.result import (
+    CellResult,
+    FailedCell,
+    PhaseCost,
+    Precision,
+    StudyResult,
+    read_result,
+    write_result,
+)
 from lingraft.study.run import run_study
 from lingraft.study.stages.evaluate import recorded
 from lingraft.study.summary import Summary
@@ -55,6 +63,21 @@ def test_a_result_is_written_and_read_back(failed: StudyResult, tmp_path: Path) 
     assert read_result(tmp_path) == failed
     assert (failed.done, failed.has_seeds) == ((), False)
     assert to_json(failed)["cells"][0]["status"] == "failed"
+
+
+def test_a_cost_that_an_older_version_wrote_has_no_utilisation() -> None:
+    cost = PhaseCost(
+        prepare_seconds=0.0,
+        training_seconds=2.0,
+        resumed_from=None,
+        combine_seconds=0.0,
+        peak_bytes=1,
+        mfu=0.4,
+    )
+    written = to_json(cost)
+    assert from_json(PhaseCost, written) == cost
+    del written["mfu"]
+    assert from_json(PhaseCost, written) == replace(cost, mfu=None)
 
 
 @pytest.mark.parametrize(

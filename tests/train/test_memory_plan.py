@@ -30,17 +30,17 @@ def saved_bytes(model: Any, precision: str) -> int:
             kept[place] = tensor
         return tensor
 
-    learned = torch.zeros((BATCH.rows, BATCH.length), dtype=torch.bool)
-    learned[0, : BATCH.supervised] = True
     arithmetic = torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else nullcontext()
     model.train()
     with (
         grouped_attention(model),
-        SupervisedHead(model, learned),
+        SupervisedHead(model, torch.arange(BATCH.supervised)),
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         arithmetic,
     ):
-        logits = model(input_ids=torch.ones(learned.shape, dtype=torch.long), use_cache=False).logits
+        logits = model(
+            input_ids=torch.ones((BATCH.rows, BATCH.length), dtype=torch.long), use_cache=False
+        ).logits
         found = sum(one.untyped_storage().nbytes() for one in kept.values())
     assert logits.shape == (BATCH.supervised, logits.shape[1])
     return found

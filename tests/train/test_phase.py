@@ -17,6 +17,7 @@ from lingraft.config.schema import Training
 from lingraft.data.encoded import EncodedExample
 from lingraft.errors import DataError, ModelError, StrategyError, VerificationError
 from lingraft.models.loss import collate, supervised_loss
+from lingraft.models.shape import shape_of
 from lingraft.train.phase import PhaseOutcome, Progress, train_phase
 from lingraft.train.trainer import PhaseTrainer
 
@@ -91,6 +92,24 @@ def test_training_learns_and_counts(
     assert not model.training
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_utilisation_is_what_real_tokens_need_over_what_the_device_could_do(
+    tiny_llama: Build, examples: Build, run: Build, checkpointing: bool
+) -> None:
+    model, rows = tiny_llama(), examples()
+    upper = [name for name in names_of(model) if ".layers.1." in name]
+    steps: list[Progress] = []
+    training = TRAINING.model_copy(update={"gradient_checkpointing": checkpointing})
+    outcome = run(model, rows, training, trainable=upper, on_progress=steps.append)
+    lengths = [len(row.input_ids) for row in rows]
+    needed = training.epochs * shape_of(model, upper).training_flops(
+        sum(lengths), sum(length**2 for length in lengths), sum(sum(row.supervised) for row in rows)
+    )
+    assert outcome.peak is not None
+    assert outcome.mfu == steps[-1].mfu
+    assert outcome.mfu == pytest.approx(needed / outcome.seconds / outcome.peak.flops, rel=1e-6)
 
 
 def test_accumulated_steps_are_one_batch_over_all_their_tokens(

@@ -180,7 +180,6 @@ def get_ready(
         study,
         base_folder,
         watcher,
-        processes,
         check_materials=lambda read: spoken.update(
             checked_languages(read, adaptation.languages, base_folder)
         ),
@@ -209,6 +208,7 @@ def get_ready(
             base_folder=base_folder,
             cache=store.cache if store.stages.is_dir() else None,
             trust_remote_code=adaptation.trust_remote_code,
+            workers=processes.workers,
         )
         for part in ("selection", "report")
     }

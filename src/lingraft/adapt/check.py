@@ -113,6 +113,7 @@ def check(
     precision: AskedPrecision = "auto",
     backend: str | ServerChoice | Mapping[str, Any] = "transformers",
     chat: bool = True,
+    processes: int | None = None,
     trust_remote_code: bool = False,
     folder: str | Path = FOLDER,
     watcher: Watcher | None = None,
@@ -136,6 +137,7 @@ def check(
         precision: Of the arithmetic; auto: bf16 where it is clearly faster.
         backend: What generates answers; see `evaluate`.
         chat: Apply the chat template to prompts.
+        processes: How many answer, each with the whole model; None: one an accelerator, one without any.
         trust_remote_code: Run Python code that models and YAML tasks bring along.
         folder: Where evaluations are kept: what is there is not asked again.
         watcher: Receives progress.
@@ -160,7 +162,13 @@ def check(
         backend=backend_of(backend, "backend"),
         chat=chat,
     )
-    gate = gate_of(options, max_losses, each_task=each_task, trust_remote_code=trust_remote_code)
+    gate = gate_of(
+        options,
+        max_losses,
+        each_task=each_task,
+        trust_remote_code=trust_remote_code,
+        processes=processes,
+    )
     return check_models(
         str(model),
         str(against),
@@ -177,6 +185,7 @@ def gate_of(
     *,
     each_task: bool = False,
     trust_remote_code: bool = False,
+    processes: int | None = None,
 ) -> Gate:
     """Resolve what both models are asked; no model is looked at.
 
@@ -185,12 +194,13 @@ def gate_of(
         max_losses: What may be lost.
         each_task: Whether every task decides.
         trust_remote_code: Run Python code that YAML tasks bring along.
+        processes: How many answer; None: one an accelerator, one without any.
 
     Raises:
         ConfigError: There is no such suite, task, language or folder, or a limit is of nothing that is asked.
         EvaluationError: None of the tasks can be run, or the templates of one fail.
     """
-    asked = ask(options, trust_remote_code=trust_remote_code)
+    asked = ask(options, trust_remote_code=trust_remote_code, processes=processes)
     lines = not_run_lines(asked.questions, options.data_dir)
     not_run = {
         name: line.removeprefix(f"{name}: not run: ")

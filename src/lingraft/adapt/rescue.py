@@ -39,6 +39,7 @@ from lingraft.models.generation import Sampling
 from lingraft.models.loading import local_folder, parameter_names
 from lingraft.models.model_names import EMBEDDED_PREFIX
 from lingraft.models.tensor_files import is_adapter
+from lingraft.models.workers import worker_count
 from lingraft.records import from_json, to_json
 from lingraft.representation.prompts import Prompt, read_prompts
 from lingraft.stage import CHECKPOINT, GivenModel, Json, MadeModel, Model, given_model
@@ -132,6 +133,7 @@ def rescue(
     repair: RepairOptions | None = None,
     dtype: WeightType | None = None,
     precision: Literal["auto", "bf16", "float32"] = "auto",
+    processes: int | None = None,
     seed: int = 0,
     trust_remote_code: bool = False,
     overwrite: bool = False,
@@ -161,6 +163,7 @@ def rescue(
         repair: Train the damaged model back towards the first one before.
         dtype: Type of the written weights; None: that of the second model.
         precision: Of the arithmetic.
+        processes: How many answer, each with the whole model; None: one an accelerator, one without any.
         seed: Of the halves of the items, and of a repair.
         trust_remote_code: Run Python code that models and YAML tasks bring along.
         overwrite: Replace a model that lingraft wrote into `output`; one made there of the same two is replaced
@@ -174,6 +177,7 @@ def rescue(
         ConfigError, ModelError, EvaluationError: Something is wrong, before anything is made.
     """
     watcher = watcher or Watcher()
+    workers = worker_count(processes)
     if not 0 <= max_loss < 1:
         raise ConfigError(f"--max-loss {max_loss}: must be a share from 0 to below 1, such as 0.01 for 1 %.")
     folder = run_folder(Path(runs), "rescue", Path(output))
@@ -219,7 +223,12 @@ def rescue(
             "nearest to it is kept, and no gain is measured."
         )
     asked = _questions(
-        all_of_worldbook(chosen.evaluation), promise, precision, seed, trust_remote_code=trust_remote_code
+        all_of_worldbook(chosen.evaluation),
+        promise,
+        precision,
+        seed,
+        trust_remote_code=trust_remote_code,
+        workers=workers,
     )
     notes += not_run_lines(asked["selection"], None if data_dir is None else str(data_dir))
     if repair is not None:
@@ -267,7 +276,14 @@ def rescue(
         repaired, trained = None, damaged
         if repair is not None:
             stage = _repair(
-                str(before), start, damaged, repair, prompts, seed, trust_remote_code=trust_remote_code
+                str(before),
+                start,
+                damaged,
+                repair,
+                prompts,
+                seed,
+                trust_remote_code=trust_remote_code,
+                workers=workers,
             )
             repaired = from_json(Repaired, executor.make(stage, with_artefacts=True).result)
             trained = MadeModel(stage, given[1].parameters)
@@ -329,7 +345,13 @@ def _whole(model: GivenModel, executor: Executor, *, trust_remote_code: bool) ->
 
 
 def _questions(
-    evaluation: Evaluation, promise: Promise, precision: AskedPrecision, seed: int, *, trust_remote_code: bool
+    evaluation: Evaluation,
+    promise: Promise,
+    precision: AskedPrecision,
+    seed: int,
+    *,
+    trust_remote_code: bool,
+    workers: int,
 ) -> dict[str, Questions]:
     """Return what is asked of each half of the items.
 
@@ -351,6 +373,7 @@ def _questions(
             promise.learnt,
             skip_missing=True,
             trust_remote_code=trust_remote_code,
+            workers=workers,
         )
         for part in ("selection", "report")
     }
@@ -423,11 +446,12 @@ def _repair(
     seed: int,
     *,
     trust_remote_code: bool,
+    workers: int,
 ) -> Repair:
     """Return the stage that repairs the damaged model; the start samples prompts where none are given."""
     training = with_resolved_precision(options.training)
     compute = compute_for(training.precision)
-    settings = ReplaySettings(Sampling(), seed, compute, trust_remote_code=trust_remote_code)
+    settings = ReplaySettings(Sampling(), seed, compute, trust_remote_code=trust_remote_code, workers=workers)
     return Repair(
         f"{name} <- damaged",
         start,

@@ -145,6 +145,7 @@ class EvaluateOptions(TypedDict, total=False):
     repeat: int
     precision: AskedPrecision
     backend: str | ServerChoice | Mapping[str, Any]
+    processes: int | None
     chat: bool
     judge: JudgeChoice | Mapping[str, Any] | None
     data_dir: str | Path | None
@@ -167,6 +168,7 @@ def evaluate(
     repeat: int = 1,
     precision: AskedPrecision = "auto",
     backend: str | ServerChoice | Mapping[str, Any] = "transformers",
+    processes: int | None = None,
     chat: bool = True,
     judge: JudgeChoice | Mapping[str, Any] | None = None,
     data_dir: str | Path | None = None,
@@ -192,6 +194,8 @@ def evaluate(
         precision: Of a model that is loaded by its name; `auto`: bf16 where that is clearly faster, else float32.
         backend: What generates, for a model by its name: `transformers`, or a server: `{"server": URL}` or
             `{"command": "vllm serve {model} --port {port}"}`, with other fields of `evaluate.backend`.
+        processes: For a model by its name: how many share the items, each with the whole model; None: one a GPU, or
+            this process alone. Answers do not depend on it.
         chat: Apply the chat template to prompts.
         judge: Who scores AlpacaEval: `url`, `model` and other fields of `evaluate.judge`.
         data_dir: Folder with local copies of data sets; missing ones come from the hub.
@@ -230,6 +234,7 @@ def evaluate(
             repeat=repeat,
             precision=precision,
             backend=backend,
+            processes=processes,
             chat=chat,
             judge=judge,
             data_dir=data_dir,
@@ -341,6 +346,7 @@ def _ask(
     repeat: int,
     precision: AskedPrecision,
     backend: str | ServerChoice | Mapping[str, Any],
+    processes: int | None,
     chat: bool,
     judge: JudgeChoice | Mapping[str, Any] | None,
     data_dir: str | Path | None,
@@ -368,6 +374,7 @@ def _ask(
     )
     for unused, is_given in {
         "backend": backend != "transformers",
+        "processes": processes not in (None, 1),
         "cache": cache is not None,
     }.items():
         if loaded and is_given:
@@ -378,7 +385,7 @@ def _ask(
     if options.judge is not None:
         Judge.of(options.judge)
         key_from_environment()
-    return ask(options, trust_remote_code=trust_remote_code)
+    return ask(options, trust_remote_code=trust_remote_code, processes=processes)
 
 
 def _precision_of(model: PreTrainedModel) -> str:

@@ -101,7 +101,7 @@ def adapt(
         str | None, typer.Option(help="Type of the written weights: bf16, float16 or float32; default: bf16.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything that is drawn; default: 0.")] = None,
-    processes: ProcessesOption = 1,
+    processes: ProcessesOption = None,
     sharded: ShardedOption = False,
     trust_remote_code: Annotated[
         bool | None,
@@ -185,7 +185,7 @@ def adapt(
             delivery,
             runs=runs,
             watcher=watcher,
-            processes=Processes(processes, sharded),
+            processes=Processes.of(processes, sharded=sharded),
             on_expected=looked,
             measure_from=0 if dry_run else LONG_TRAINING,
         )

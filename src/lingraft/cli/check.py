@@ -9,6 +9,7 @@ import typer
 
 from lingraft import stopping
 from lingraft.cli.options import (
+    AnsweringOption,
     BackendOption,
     BatchSizeOption,
     ChatOption,
@@ -77,6 +78,7 @@ def check(
     batch_size: BatchSizeOption = None,
     precision: PrecisionOption = "auto",
     backend: BackendOption = None,
+    processes: AnsweringOption = None,
     chat: ChatOption = True,
     trust_remote_code: TrustOption = False,
     output: Annotated[
@@ -142,7 +144,9 @@ def check(
         backend=engine,
         chat=chat,
     )
-    gate = gate_of(options, max_losses, each_task=each_task, trust_remote_code=trust_remote_code)
+    gate = gate_of(
+        options, max_losses, each_task=each_task, trust_remote_code=trust_remote_code, processes=processes
+    )
     for line in gate.asked.notes:
         print_message(f"! {line}", "yellow")
     summary = os.environ.get("GITHUB_STEP_SUMMARY")

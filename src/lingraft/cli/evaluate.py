@@ -10,6 +10,7 @@ import typer
 
 from lingraft import stopping
 from lingraft.cli.options import (
+    AnsweringOption,
     BackendOption,
     BatchSizeOption,
     ChatOption,
@@ -75,6 +76,7 @@ def evaluate(
     ] = 1,
     precision: PrecisionOption = "auto",
     backend: BackendOption = None,
+    processes: AnsweringOption = None,
     judge_url: Annotated[
         str | None,
         typer.Option(help="AlpacaEval's judge: base URL of its endpoint; see `lingraft judge`."),
@@ -185,7 +187,7 @@ def evaluate(
         chat=chat,
         judge=judge,
     )
-    asked = ask(wanted, trust_remote_code=trust_remote_code)
+    asked = ask(wanted, trust_remote_code=trust_remote_code, processes=processes)
     for note in asked.notes:
         print_message(f"! {note}", "yellow")
     options = asked.to_json()

@@ -15,6 +15,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from lingraft.cli.output import print_message, standard_error
+from lingraft.stage import mfu_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -130,12 +131,14 @@ def log_lines() -> LogLines:
 
 
 def figures(progress: StageProgress) -> list[str]:
-    """Return a training's loss and speed; of another step nothing."""
+    """Return a training's loss, speed and MFU; of another step nothing."""
     parts = []
     if progress.loss is not None:
         parts.append(f"loss {progress.loss:.3f}")
     if progress.tokens_per_second is not None:
         parts.append(f"{progress.tokens_per_second:.0f} tokens/s")
+    if progress.mfu is not None:
+        parts.append(f"MFU {mfu_text(progress.mfu)}")
     return parts
 
 

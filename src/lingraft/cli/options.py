@@ -45,7 +45,21 @@ TrustOption = Annotated[
         help="Run Python code that models and YAML tasks bring along; read it first.",
     ),
 ]
-ProcessesOption = Annotated[int, typer.Option(help="Processes that train a phase together, on this machine.")]
+ProcessesOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Processes of this machine: as many train a phase together, and share an evaluation's items and replay's "
+        "prompts. Default: one trains, and one a GPU answers."
+    ),
+]
+AnsweringOption = Annotated[
+    int | None,
+    typer.Option(
+        "--processes",
+        help="Processes of this machine that share the items or prompts, each with the whole model; default: one a "
+        "GPU, without one 1.",
+    ),
+]
 ShardedOption = Annotated[bool, typer.Option("--sharded", help="Shard the model over the processes (FSDP2).")]
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace a model that lingraft wrote into that folder.")

@@ -21,7 +21,7 @@ def plan(
         bool, typer.Option("--measure", help="Time a few real steps and answers on this machine.")
     ] = False,
     runs: Annotated[Path, typer.Option(help="Folder of all runs, for what is finished.")] = Path("runs"),
-    processes: ProcessesOption = 1,
+    processes: ProcessesOption = None,
     sharded: ShardedOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -45,7 +45,11 @@ def plan(
     quieten_loading()
     with ProgressWatcher(loaded.name) as watcher:
         found = forecast_study(
-            loaded, runs=runs, watcher=watcher, processes=Processes(processes, sharded), measure=measure
+            loaded,
+            runs=runs,
+            watcher=watcher,
+            processes=Processes.of(processes, sharded=sharded),
+            measure=measure,
         )
     if json:
         print_json({"study": loaded.name, **to_json(found)})

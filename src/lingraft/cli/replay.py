@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lingraft import stopping
-from lingraft.cli.options import BackendOption, JsonOption, PrecisionOption
+from lingraft.cli.options import AnsweringOption, BackendOption, JsonOption, PrecisionOption
 from lingraft.cli.output import (
     check_folder,
     check_same_options,
@@ -50,6 +50,7 @@ def replay(
     batch_size: Annotated[int, typer.Option(min=1, help="Answers generated together.")] = 16,
     backend: BackendOption = None,
     precision: PrecisionOption = "auto",
+    processes: AnsweringOption = None,
     show: Annotated[int, typer.Option(min=0, help="Rows to print.")] = 3,
     json: JsonOption = False,
 ) -> None:
@@ -63,6 +64,7 @@ def replay(
     from lingraft.cli.progress import StepBars
     from lingraft.models.compute import compute_for
     from lingraft.models.generation import Sampling
+    from lingraft.models.workers import worker_count
     from lingraft.records import from_json, write_text_atomically
     from lingraft.stage import given_model
     from lingraft.strategies.replay_rows import SELF, ReplaySettings
@@ -80,7 +82,14 @@ def replay(
         raise ConfigError(f"--output {output}: the name must end in .jsonl.")
     check_folder(output)
     compute = compute_for(checked_precision(precision))
-    settings = ReplaySettings(Sampling(temperature, top_p, max_new_tokens), seed, compute, engine, batch_size)
+    settings = ReplaySettings(
+        Sampling(temperature, top_p, max_new_tokens),
+        seed,
+        compute,
+        engine,
+        batch_size,
+        workers=worker_count(processes),
+    )
     pool = None if prompts == SELF else rows_to_answer(prompts)
     options: dict[str, Json] = {
         "model": model,

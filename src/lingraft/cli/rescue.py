@@ -11,6 +11,7 @@ import typer
 
 from lingraft import stopping
 from lingraft.cli.options import (
+    AnsweringOption,
     DataDirOption,
     GgufOption,
     JsonOption,
@@ -103,6 +104,7 @@ def rescue(
         str | None, typer.Option(help="Type of the written weights: bf16, float16 or float32; default: M2's.")
     ] = None,
     precision: PrecisionOption = "auto",
+    processes: AnsweringOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the halves of the items, and of the repair.")] = 0,
     output: Annotated[Path | None, typer.Option(help="Folder of the model; default: rescued/M2.")] = None,
     overwrite: OverwriteOption = False,
@@ -183,6 +185,7 @@ def rescue(
             else None,
             dtype=weight_type,
             precision=asked_precision,
+            processes=processes,
             seed=seed,
             overwrite=overwrite,
             repository=push,

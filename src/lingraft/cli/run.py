@@ -76,7 +76,7 @@ def run(
         typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as training.epochs=2."),
     ] = None,
     runs: Annotated[Path, typer.Option(help="Folder of all runs; this one's is RUNS/<name>.")] = Path("runs"),
-    processes: ProcessesOption = 1,
+    processes: ProcessesOption = None,
     sharded: ShardedOption = False,
     wide: Annotated[
         bool,
@@ -114,7 +114,7 @@ def run(
                 loaded,
                 runs=runs,
                 watcher=watcher,
-                processes=Processes(processes, sharded),
+                processes=Processes.of(processes, sharded=sharded),
                 on_result=page.show,
                 command=["lingraft", *sys.argv[1:]],
             )

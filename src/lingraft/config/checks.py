@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lingraft.config.problems import Location, Problem
-from lingraft.config.schema import TAG_PATTERN, EvaluationTask, Phase, StrategyChoice, Study
+from lingraft.config.schema import TAG_PATTERN, EvaluationTask, Phase, StrategyChoice, Study, Training
 from lingraft.errors import did_you_mean
 from lingraft.text.language_tags import ENGLISH, is_english
 
@@ -21,6 +21,7 @@ def check_study(study: Study) -> list[Problem]:
     return [
         *_in_name(study),
         *_in_phases(study),
+        *_in_training(study),
         *_in_paths(study),
         *_in_evaluation(study),
         *_in_limits(study),
@@ -113,6 +114,48 @@ def _in_phases(study: Study) -> Iterator[Problem]:
         yield Problem(
             ("model",), "model: is missing; it may only be left out where the first phase is a checkpoint."
         )
+
+
+def _in_training(study: Study) -> Iterator[Problem]:
+    """Options of training are judged as each strategy has them; what all of a phase's have wrong is said once."""
+    for index, phase in enumerate(study.phases):
+        if phase.checkpoint is not None:
+            continue
+        of_phase = phase.training.apply_to(study.training)
+        wrong = {
+            (*choice.location, choice.place, choice.strategy.label): problem
+            for choice in choices_of(phase)
+            if (problem := trained_with(choice.strategy, of_phase).conflict())
+        }
+        own = of_phase.conflict()
+        if own is not None and len(wrong) == len(list(choices_of(phase))):
+            is_own = phase.training.optimizer is not None or phase.training.precision is not None
+            place = f"phases[{index}] ({phase.name}).training" if is_own else "training"
+            yield Problem(("phases", index, "training") if is_own else ("training",), f"{place}: {own}")
+            continue
+        for (*location, words, label), problem in wrong.items():
+            at = f"phases[{index}] ({phase.name}).{words}: {label!r}"
+            yield Problem(("phases", index, *location), f"{at}, training: {problem}")
+    for number, path in enumerate(study.paths):
+        trained = {phase.name: phase for phase in study.phases if phase.checkpoint is None}
+        for at_step, step in enumerate(path):
+            if step.phase in trained and any(
+                part.training.model_dump(exclude_none=True) for part in step.strategy.parts
+            ):
+                of_phase = trained[step.phase].training.apply_to(study.training)
+                found = trained_with(step.strategy, of_phase).conflict()
+                if found is not None:
+                    place = (
+                        f"paths[{number}], phase {step.phase!r}, strategy {step.strategy.label!r}, training"
+                    )
+                    yield Problem(("paths", number, at_step, "strategy"), f"{place}: {found}")
+
+
+def trained_with(strategy: StrategyChoice, training: Training) -> Training:
+    """Return a phase's options of training with what the strategies set otherwise."""
+    for part in strategy.parts:
+        training = part.training.apply_to(training)
+    return training
 
 
 @dataclass(frozen=True)

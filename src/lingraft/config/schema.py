@@ -98,6 +98,9 @@ class Training(Section):
     precision: Literal["auto", "bf16", "bf16_pure", "float32"] = "auto"
     """bf16: bf16 arithmetic on float32 weights; bf16_pure: bf16 weights with stochastic rounding; float32; auto: bf16
     where this machine computes it clearly faster, else float32."""
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """adamw: float32 moments; adamw_8bit: moments of 8 bits (torchao) on bf16 weights, 6 bytes for a trained parameter
+    in place of 18; takes precision bf16_pure, which auto then means."""
     warmup_share: float = Field(0.05, ge=0, le=1)
     """Share of the steps in which the learning rate rises to its peak; that of the first step is above 0."""
     scheduler: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"
@@ -121,7 +124,19 @@ class Training(Section):
         Args:
             without: Options that do not matter to who asks.
         """
-        return self.model_dump(mode="json", exclude={*_UNCOMPARED, *without})
+        compared = self.model_dump(mode="json", exclude={*_UNCOMPARED, *without})
+        if self.optimizer == "adamw":  # as before there was another
+            compared.pop("optimizer", None)
+        return compared
+
+    def conflict(self) -> str | None:
+        """Return which options do not go together and what to write instead; None: all do."""
+        if self.optimizer == "adamw_8bit" and self.precision in ("bf16", "float32"):
+            return (
+                f"optimizer adamw_8bit trains bf16 weights, and precision is {self.precision!r}; write precision: "
+                "bf16_pure (or auto), or optimizer: adamw."
+            )
+        return None
 
 
 _UNCOMPARED = {"save_every", "save_minutes", "report_to"}

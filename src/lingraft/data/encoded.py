@@ -59,6 +59,21 @@ class EncodedExample:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenArrays:
+    """What training needs of a row, as arrays.
+
+    Attributes:
+        input_ids: [tokens] token ids; a view of the file, where they come from one.
+        supervised: [tokens] True where the loss sees the token.
+        replayed: Whether a strategy mixed the row in.
+    """
+
+    input_ids: np.ndarray[tuple[int], np.dtype[np.integer]]
+    supervised: Bools
+    replayed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class EncodedBatch:
     """Some encoded rows as flat arrays: what is appended to a table.
 
@@ -103,22 +118,35 @@ class _Chunk:
     def __init__(self, batch: RecordBatch) -> None:
         self.ids, self.languages, truncated, replayed, tokens, supervised = batch.columns
         self.truncated: Int32s = truncated.to_numpy()
-        self.replayed = replayed
+        self.replayed: Bools = replayed.to_numpy(zero_copy_only=False)
         self.offsets: Int32s = tokens.offsets.to_numpy()
         self.tokens: Int32s = tokens.values.to_numpy()
         self.bits = np.frombuffer(supervised.values.buffers()[1] or b"", np.uint8)
 
-    def row(self, number: int) -> EncodedExample:
+    def arrays(self, number: int) -> TokenArrays:
         start, stop = int(self.offsets[number]), int(self.offsets[number + 1])
         bits = np.unpackbits(self.bits[start // 8 : -(-stop // 8)], bitorder="little")
+        supervised = bits[start % 8 :][: stop - start].view(bool)
+        return TokenArrays(self.tokens[start:stop], supervised, bool(self.replayed[number]))
+
+    def row(self, number: int) -> EncodedExample:
+        arrays = self.arrays(number)
         return EncodedExample(
             self.ids[number].as_py(),
             self.languages[number].as_py(),
-            tuple(self.tokens[start:stop].tolist()),
-            tuple(bits[start % 8 :][: stop - start].astype(bool).tolist()),
+            tuple(arrays.input_ids.tolist()),
+            tuple(arrays.supervised.tolist()),
             int(self.truncated[number]),
-            self.replayed[number].as_py(),
+            arrays.replayed,
         )
+
+    def predicted(self) -> Int64s:
+        starts, stops = self.offsets[:-1].astype(np.int64), self.offsets[1:].astype(np.int64)
+        bits = np.unpackbits(self.bits, count=int(self.offsets[-1]), bitorder="little")
+        before = np.concatenate([np.zeros(1, np.int64), np.cumsum(bits, dtype=np.int64)])
+        firsts = np.minimum(starts + 1, stops)  # nothing predicts a row's first token
+        counts: Int64s = before[stops] - before[firsts]
+        return counts
 
 
 class EncodedTable(RowSequence[EncodedExample]):
@@ -194,14 +222,32 @@ class EncodedTable(RowSequence[EncodedExample]):
     def lengths(self) -> Int32s:
         """Tokens of each row, [rows]; no row is read for it."""
         lengths = [np.zeros(0, np.int32)]
-        for number, chunk in enumerate(self._chunks):
+        for chunk in self._chunks:
             lengths.append(np.diff(chunk.offsets))
-            if number % 64 == 0 and hasattr(mmap, "MADV_DONTNEED"):
-                self._mapped.madvise(mmap.MADV_DONTNEED)  # mapped pages count as memory of the process
+            self._forget_pages(len(lengths))
         return np.concatenate(lengths)
+
+    @cached_property
+    def predicted_per_row(self) -> Int64s:
+        """Tokens of each row that are predicted and that the loss sees, [rows]."""
+        counts = [np.zeros(0, np.int64)]
+        for chunk in self._chunks:
+            counts.append(chunk.predicted())
+            self._forget_pages(len(counts))
+        return np.concatenate(counts)
+
+    def _forget_pages(self, read: int) -> None:
+        """Give mapped pages back after every 64th batch: they count as memory of the process."""
+        if read % 64 == 0 and hasattr(mmap, "MADV_DONTNEED"):
+            self._mapped.madvise(mmap.MADV_DONTNEED)
 
     def __len__(self) -> int:
         return self._starts[-1]
+
+    def arrays(self, number: int) -> TokenArrays:
+        """Read what training needs of a row; its token ids stay in the file until they are used."""
+        chunk = bisect_right(self._starts, number) - 1
+        return self._chunks[chunk].arrays(number - self._starts[chunk])
 
     def row(self, number: int) -> EncodedExample:
         """Read a row."""

@@ -163,10 +163,12 @@ def _first_tokens(
 ) -> _Predicted:
     """Read the rows, padded at their end; return what they predict: of a shared context, each first token."""
     ids = _padded([row.ids for row in rows], model.device)
-    keep = torch.zeros(ids.shape, dtype=torch.bool)
-    for number, row in enumerate(rows):
-        keep[number, len(row.ids) - row.kept : len(row.ids)] = True
-    with SupervisedHead(model, keep):  # no mask: causal, so padding at the end is never seen
+    kept = [
+        number * ids.shape[1] + place
+        for number, row in enumerate(rows)
+        for place in range(len(row.ids) - row.kept, len(row.ids))
+    ]
+    with SupervisedHead(model, torch.tensor(kept)):  # no mask: causal, so padding at the end is never seen
         options: dict[str, Any] = {"use_cache": False} if cache is None else {"past_key_values": cache}
         logits = model(input_ids=ids, **options).logits
     chosen: list[int] = []
@@ -198,7 +200,8 @@ def _later_tokens(
     before = torch.arange(cache.get_seq_length()) < lengths[:, None]
     steps = torch.arange(ids.shape[1])
     cache.batch_select_indices(torch.tensor([number for number, _ in later], device=model.device))
-    with SupervisedHead(model, steps < torch.tensor([len(one) - 1 for one in said])[:, None]):
+    read = [number * ids.shape[1] + step for number, one in enumerate(said) for step in range(len(one) - 1)]
+    with SupervisedHead(model, torch.tensor(read)):
         logits = model(
             input_ids=ids,
             attention_mask=torch.cat([before, torch.ones(ids.shape, dtype=torch.bool)], dim=1).to(

@@ -332,7 +332,7 @@ class TransformersGenerator:
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache) -> None:
         """Add the keys and values of `ids` to a cache; `mask` covers what is in it as well. No logits are made."""
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        with SupervisedHead(self._model, torch.zeros(ids.shape, dtype=torch.bool)):
+        with SupervisedHead(self._model, torch.zeros(0, dtype=torch.long)):
             self._model(
                 input_ids=ids,
                 attention_mask=mask,

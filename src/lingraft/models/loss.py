@@ -3,24 +3,29 @@
 The output head over a large vocabulary is a big share of a small model's cost, and prompts need no
 logits: a hook keeps only the positions whose next token is supervised, for any architecture. Of these logits, which
 are of the type that the model computes in, no float32 copy is made but of a few rows at a time.
+
+Where these positions are, and how many, `collate` says before a batch goes to its device: a mask there would have to be
+read back to be used, and the host would wait for the device in every micro-batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from lingraft.errors import ModelError
 
 if TYPE_CHECKING:
-    from lingraft.data.encoded import EncodedExample
+    from lingraft.data.encoded import EncodedExample, TokenArrays
 
 Batch = Mapping[str, Tensor]
 
@@ -31,54 +36,84 @@ OutputPenalty = Callable[[Tensor, Tensor, Batch], Tensor]
 _ROWS_AT_A_TIME = 64  # of logits in float32: 13 MB at a vocabulary of 50,000
 
 
-def collate(examples: Sequence[EncodedExample], pad_token_id: int = 0) -> dict[str, Tensor]:
+def collate(examples: Sequence[EncodedExample | TokenArrays], pad_token_id: int = 0) -> dict[str, Tensor]:
     """Pad examples on the right into one batch (B rows, L tokens of the longest).
 
-    Masks come from lengths, never from ids: a pad token may equal the end token.
+    Masks come from lengths, never from ids: a pad token may equal the end token. A place is a number in 0..B*L-1, rows
+    first.
 
     Returns:
-        `input_ids` [B, L] int64; `attention_mask` [B, L] bool, true on real tokens; `supervised` [B, L]
-        bool, true where the token itself is to be learned; `replayed` [B] bool, true where a strategy mixed the row in.
+        All int64 but the mask. `input_ids` [B, L]; `attention_mask` [B, L] bool, true on real tokens.
+
+        Of the S tokens that are to be learned (a row's first never is: nothing predicts it) `positions` [S], the places
+        of the tokens that predict them; their ids `targets` [S]; `rows` [S], in which they stand.
+
+        Of the R rows that a strategy mixed in their numbers, `replayed_rows` [R]; of their T learned tokens the numbers
+        among the S, `replayed_tokens` [T], and the places in a batch of these rows alone, `replayed_positions` [T].
     """
-    longest = max(len(example.input_ids) for example in examples)
-    input_ids = torch.full((len(examples), longest), pad_token_id, dtype=torch.long)
-    attention_mask = torch.zeros((len(examples), longest), dtype=torch.bool)
-    supervised = torch.zeros((len(examples), longest), dtype=torch.bool)
-    for row, example in enumerate(examples):
-        length = len(example.input_ids)
-        input_ids[row, :length] = torch.tensor(example.input_ids)
-        attention_mask[row, :length] = True
-        supervised[row, :length] = torch.tensor(example.supervised)
-    replayed = torch.tensor([example.replayed for example in examples])
+    lengths = np.array([len(one.input_ids) for one in examples])
+    length = int(lengths.max())
+    real = np.arange(length) < lengths[:, None]
+    input_ids = np.full(real.shape, pad_token_id, np.int64)
+    input_ids[real] = np.concatenate([np.asarray(one.input_ids) for one in examples])
+    learned = np.zeros(real.shape, bool)
+    learned[real] = np.concatenate([np.asarray(one.supervised) for one in examples])
+    learned[:, 0] = False
+    targets = np.flatnonzero(learned)  # places
+    rows = targets // length
+    replayed = np.array([one.replayed for one in examples])
+    among_replayed = np.cumsum(replayed) - 1
+    replayed_tokens = np.flatnonzero(replayed[rows])
+    positions = targets - 1
+    arrays = {
+        "input_ids": input_ids,
+        "attention_mask": real,
+        "positions": positions,
+        "targets": input_ids.reshape(-1)[targets],
+        "rows": rows,
+        "replayed_rows": np.flatnonzero(replayed),
+        "replayed_tokens": replayed_tokens,
+        "replayed_positions": among_replayed[rows[replayed_tokens]] * length
+        + positions[replayed_tokens] % length,
+    }
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def replayed_part(batch: Batch) -> Batch:
+    """Return the rows of a batch that a strategy mixed in, as a batch of their own; there must be some."""
+    rows, tokens = batch["replayed_rows"], batch["replayed_tokens"]
+    positions = batch["replayed_positions"]
+    input_ids = batch["input_ids"].index_select(0, rows)
     return {
         "input_ids": input_ids,
-        "attention_mask": attention_mask,
-        "supervised": supervised,
-        "replayed": replayed,
+        "attention_mask": batch["attention_mask"].index_select(0, rows),
+        "positions": positions,
+        "targets": batch["targets"].index_select(0, tokens),
+        "rows": positions.div(input_ids.shape[1], rounding_mode="floor"),
     }
 
 
 def count_supervised(batch: Batch) -> int:
     """Return how many tokens of a batch are predicted and learned; a row's first token never is."""
-    return int(batch["supervised"][:, 1:].sum())
+    return len(batch["targets"])
 
 
 class SupervisedHead:
-    """Context manager: inside, the output head of `model` sees only the positions in `keep`.
+    """Context manager: inside, the output head of `model` sees only some positions.
 
     A forward pre-hook on `model.get_output_embeddings()`: [B, L, width] becomes [S, width], so that
-    `outputs.logits` is [S, vocabulary], rows first, positions in order.
+    `outputs.logits` is [S, vocabulary].
 
     Args:
         model: A causal language model, also one wrapped by PEFT.
-        keep: [B, L] bool; true where the *next* token is supervised (S of them; none is allowed: the
-            head still runs, as sharded training needs of every process).
+        positions: [S] int64, their places in 0..B*L-1, rows first (none is allowed: the head still runs, as sharded
+            training needs of every process).
 
     Raises:
         ModelError: the model has no output embedding.
     """
 
-    def __init__(self, model: nn.Module, keep: Tensor) -> None:
+    def __init__(self, model: nn.Module, positions: Tensor) -> None:
         head = model.get_output_embeddings()  # type: ignore[operator]
         if not isinstance(head, nn.Module):
             raise ModelError(
@@ -86,7 +121,7 @@ class SupervisedHead:
                 "which lingraft needs. Name a model that AutoModelForCausalLM can load."
             )
         self._head = head
-        self._keep = keep
+        self._positions = positions
 
     def __enter__(self) -> SupervisedHead:
         """Put the hook on."""
@@ -100,8 +135,37 @@ class SupervisedHead:
         self._handle.remove()
 
     def _select(self, _head: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        hidden = inputs[0]  # [B, L, width]
-        return (hidden[self._keep.to(hidden.device)], *inputs[1:])
+        hidden = inputs[0].flatten(0, 1)  # [B L, width]
+        return (hidden.index_select(0, self._positions.to(hidden.device)), *inputs[1:])
+
+
+_rows_are_whole: ContextVar[bool] = ContextVar("_rows_are_whole", default=False)
+
+
+@contextmanager
+def whole_rows() -> Iterator[None]:
+    """Inside, no row holds several sequences, and transformers need not look whether one does.
+
+    It would in every forward pass without a mask, and the host would wait for the answer.
+    """
+    _let_rows_be_known()
+    before = _rows_are_whole.set(True)
+    try:
+        yield
+    finally:
+        _rows_are_whole.reset(before)
+
+
+@cache
+def _let_rows_be_known() -> None:
+    from transformers import masking_utils
+
+    look = masking_utils.find_packed_sequence_indices
+
+    def found(position_ids: Tensor) -> Tensor | None:
+        return None if _rows_are_whole.get() else look(position_ids)
+
+    masking_utils.find_packed_sequence_indices = found
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -138,7 +202,7 @@ class _CrossEntropy(torch.autograd.Function):
         ]
         for into, part, target, normaliser, above in zip(*columns, strict=True):
             chances = torch.sub(part, normaliser[:, None]).exp_()  # float32: the normaliser is
-            chances[torch.arange(len(target), device=target.device), target] -= 1
+            chances.scatter_(1, target[:, None], chances.gather(1, target[:, None]) - 1)
             into.copy_(chances.mul_(above[:, None]))
         return result, None
 
@@ -219,14 +283,11 @@ def token_losses(
         arithmetic: What the model runs in, such as `Compute.autocast()`; the loss is taken outside of it.
     """
     unwrapped: Any = getattr(model, "module", model)  # DistributedDataParallel hides the model's methods
-    input_ids, supervised = batch["input_ids"], batch["supervised"]
-    keep = functional.pad(supervised[:, 1:], (0, 1), value=False)  # position t predicts token t + 1
     routed = bool(getattr(unwrapped.config.get_text_config(), "output_router_logits", False))
     mask = {"attention_mask": batch["attention_mask"]} if routed else {}
-    with SupervisedHead(unwrapped, keep), arithmetic or nullcontext():
-        outputs = model(input_ids=input_ids, use_cache=False, **mask)
-    targets = input_ids[:, 1:][supervised[:, 1:]]
-    values = cross_entropy(outputs.logits, targets)
+    with SupervisedHead(unwrapped, batch["positions"]), whole_rows(), arithmetic or nullcontext():
+        outputs = model(input_ids=batch["input_ids"], use_cache=False, **mask)
+    values = cross_entropy(outputs.logits, batch["targets"])
     auxiliary = None
     if routed:
         auxiliary = getattr(outputs, "aux_loss", None)
@@ -237,7 +298,7 @@ def token_losses(
                 "no router_aux_loss_coef: its load-balancing loss would be lost. Set output_router_logits to false."
             )
         auxiliary = auxiliary * float(coefficient)
-    return TokenLosses(values, keep.nonzero()[:, 0], outputs.logits, auxiliary)
+    return TokenLosses(values, batch["rows"], outputs.logits, auxiliary)
 
 
 def supervised_loss(

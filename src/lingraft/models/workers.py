@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import torch
 
 from lingraft import errors
-from lingraft.errors import LingraftError
+from lingraft.errors import ConfigError, LingraftError
 from lingraft.models.answering import Answer, Answering, Batch, InThisProcess
 from lingraft.models.engine import ModelFiles
 
@@ -61,6 +61,24 @@ class Failed:
         """The error, to be raised by who asked."""
         error: LingraftError = getattr(errors, self.kind, LingraftError)(self.message)
         return error
+
+
+def worker_count(asked: int | None = None) -> int:
+    """Return how many processes answer: as many as are asked for; None: one an accelerator, one without any.
+
+    Raises:
+        ConfigError: None, or more than there are accelerators.
+    """
+    devices = torch.accelerator.device_count() if torch.accelerator.is_available() else None
+    if asked is None:
+        return devices or 1
+    if asked < 1:
+        raise ConfigError(f"--processes {asked}: give at least 1.")
+    if devices is not None and asked > devices:
+        raise ConfigError(
+            f"--processes {asked}: there are {devices} accelerators, and each process needs one; give at most so many."
+        )
+    return asked
 
 
 def worker_environment(processes: int) -> dict[str, str]:

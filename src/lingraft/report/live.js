@@ -108,6 +108,7 @@
       parts.push(`${number(now.done)}${now.total ? ` of ${number(now.total)}` : ""} ${unit}`.trim());
       if (now.loss !== null) parts.push(`loss ${now.loss.toFixed(3)}`);
       if (now.tokens_per_second !== null) parts.push(`${number(Math.round(now.tokens_per_second))} tokens/s`);
+      if (now.mfu !== null) parts.push(`MFU ${(100 * now.mfu).toFixed(now.mfu < 0.1 ? 1 : 0)}%`);
       if (now.seconds_left !== null && status.state === "under way") parts.push(`${duration(now.seconds_left)} left`);
     }
     parts.push(`${duration(own.seconds)} so far`);

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lingraft.report.tables import ABSENT, Column, Entry, Table, counted
+from lingraft.stage import mfu_text
 from lingraft.study.forecast import Forecast, StageForecast, time_text, work_text
 from lingraft.study.unused import size_text
 
@@ -25,6 +26,10 @@ def plan_table(forecast: Forecast) -> Table:
         Column("memory", "at its peak"),
         Column("disk", "artefacts, with what it keeps there while it works"),
         Column("time", "that it will take, or took"),
+        Column(
+            "MFU",
+            "model FLOPs utilisation of a training: what real tokens need over what the device could compute",
+        ),
     )
     return Table(columns, tuple(_row(one) for one in forecast.stages), 2)
 
@@ -41,6 +46,7 @@ def _row(one: StageForecast) -> tuple[str, ...]:
         ABSENT if one.memory_bytes is None else Entry(size_text(one.memory_bytes), one.memory_bytes),
         ABSENT if one.disk_bytes is None else Entry(size_text(one.disk_bytes), one.disk_bytes),
         ABSENT if one.seconds is None else Entry(time_text(one.seconds), one.seconds),
+        ABSENT if one.mfu is None else Entry(mfu_text(one.mfu), one.mfu),
     )
 
 

@@ -20,6 +20,7 @@ from lingraft.measures.base import Column as MeasureColumn
 from lingraft.measures.base import Measure
 from lingraft.report.merge import MergedResult
 from lingraft.report.signs import LIMIT_WORDS, SIGNS
+from lingraft.stage import mfu_text
 from lingraft.study.limits import LimitResult
 from lingraft.study.result import CellResult, FailedCell, PendingCell, SeedDifferences, StudyResult
 from lingraft.study.unused import size_text
@@ -731,9 +732,23 @@ def strategy_cost_table(result: StudyResult) -> Table | None:
         Column("training", "seconds of training over plain's"),
         Column("before and after", "seconds of preparing and combining over those of plain's training"),
         Column("peak memory", "largest resident memory over plain's; an accelerator's is not in it"),
+        Column(
+            "MFU",
+            "model FLOPs utilisation of the training, the median: what real tokens need over what the device could "
+            "compute in the time",
+        ),
+        Column("plain's MFU", "of plain training, for comparison"),
     )
+
+    def utilisation(strategy: str) -> Entry | str:
+        own = [
+            cell.cost.mfu for cell in result.done if cell.strategy == strategy and cell.cost.mfu is not None
+        ]
+        return Entry(mfu_text(median(own)), median(own)) if own else ABSENT
+
+    plain = utilisation("plain")
     rows = [
-        (name, counted(len(own)), *map(spread, zip(*own, strict=True)))
+        (name, counted(len(own)), *map(spread, zip(*own, strict=True)), utilisation(name), plain)
         for name, own in cost_ratios(result).items()
     ]
     return Table(columns, tuple(rows), 1) if rows else None

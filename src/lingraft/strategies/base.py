@@ -68,6 +68,7 @@ class Context:
         on_progress: Called with how far a long hook is: done and in all.
         compute: What computes where a hook does, and in which types: that of the phase; else as `auto` resolves here.
         noted: Called with a sentence that the user should read.
+        workers: Processes that answer where a hook generates; answers do not depend on it.
     """
 
     base: Path | None
@@ -82,6 +83,7 @@ class Context:
     on_progress: Callable[[int, int], None] | None = None
     compute: Compute = field(default_factory=_automatic)
     noted: Callable[[str], None] = lambda _: None
+    workers: int = 1
 
     @property
     def old_english(self) -> Sequence[Example]:
@@ -173,8 +175,6 @@ class Strategy(Section):
     conflicts: ClassVar[dict[str, str]] = {}
     """Strategies that it cannot be composed with, each with the reason."""
 
-    whole_tensors: ClassVar[bool] = False
-    """Whether it masks elements or pulls weights, which a model divided between processes does not allow."""
     combines: ClassVar[bool] = False
     """Whether it does nothing but `combine`, so that its training is that of the other strategies alone."""
     prepares_by_seed: ClassVar[bool] = True

@@ -83,6 +83,7 @@ def calibration_of(
             context.seed_of("calibration"),
             context.compute,
             trust_remote_code=context.trust_remote_code,
+            workers=context.workers,
         )
         wanted = max(1, tokens // _OWN_ANSWER)
         is_done = False

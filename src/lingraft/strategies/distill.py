@@ -64,14 +64,13 @@ class _Divergence:
         self._temperature = temperature
         self._teacher: Any = None
 
-    def __call__(self, logits: Tensor, rows: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    def __call__(self, logits: Tensor, rows: Tensor, batch: Mapping[str, Tensor]) -> Tensor:  # noqa: ARG002
         import torch
 
         from lingraft.models.loading import load_model
-        from lingraft.models.loss import token_losses
+        from lingraft.models.loss import replayed_part, token_losses
 
-        replayed = batch["replayed"]
-        if not bool(replayed.any()):
+        if not len(batch["replayed_rows"]):
             return logits.new_zeros((), dtype=torch.float32)
         if self._teacher is None:
             self._teacher = load_model(
@@ -79,8 +78,8 @@ class _Divergence:
             )
             self._teacher.to(logits.device)
         with torch.no_grad():
-            teacher = token_losses(self._teacher, {key: own[replayed] for key, own in batch.items()}).logits
-        student = logits[replayed[rows]]
+            teacher = token_losses(self._teacher, replayed_part(batch)).logits
+        student = logits.index_select(0, batch["replayed_tokens"])
         parts = zip(torch.split(teacher, _ROWS_AT_A_TIME), torch.split(student, _ROWS_AT_A_TIME), strict=True)
         return torch.stack([soft_divergence(*part, self._temperature) for part in parts]).sum() * self._weight
 

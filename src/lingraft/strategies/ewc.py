@@ -35,7 +35,6 @@ class Ewc(Strategy):
 
     kind: ClassVar[str] = "ewc"
     conflicts: ClassVar[dict[str, str]] = ANCHORS_WITH_LORA
-    whole_tensors: ClassVar[bool] = True
 
     strength: float = Field(0.01, ge=0)
     """Factor of the penalty; 0: none."""

@@ -120,6 +120,7 @@ class GenerativeReplay(Strategy):
                 self.backend,
                 self.batch_size,
                 context.trust_remote_code,
+                context.workers,
             ),
             context.cache,
             source=source,

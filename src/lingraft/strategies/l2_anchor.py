@@ -28,7 +28,6 @@ class L2Anchor(Strategy):
 
     kind: ClassVar[str] = "l2_anchor"
     conflicts: ClassVar[dict[str, str]] = ANCHORS_WITH_LORA
-    whole_tensors: ClassVar[bool] = True
 
     strength: float = Field(0.01, ge=0)
     """Factor of the penalty; 0: none."""

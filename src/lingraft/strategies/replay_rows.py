@@ -23,23 +23,22 @@ from lingraft.data.chat_format import CHAT_IDENTITY, chat_format
 from lingraft.data.degeneration import degeneration
 from lingraft.data.example import UNDETERMINED_LANGUAGE, Example, Message, Origin
 from lingraft.errors import DataError
-from lingraft.models.answering import InThisProcess
+from lingraft.models.answering import Answering, Continue, InThisProcess
 from lingraft.models.context_length import at_most, context_length
 from lingraft.models.empty_turn import empty_user_turn
+from lingraft.models.engine import Engine, ModelFiles
 from lingraft.models.generation import (
     BATCH_SIZE,
     Ending,
-    Generated,
-    Generator,
     Sampling,
     TokenPrompt,
-    TransformersGenerator,
     answer_ending,
-    generate,
+    planned_batches,
 )
 from lingraft.models.generation_log import GenerationLog, locked
-from lingraft.models.loading import load_model, load_tokenizer, model_content_hash
+from lingraft.models.loading import load_tokenizer, model_content_hash
 from lingraft.models.server import ServerGenerator, check_same_model, engine_of
+from lingraft.models.workers import answered_by
 from lingraft.records import canonical_json, fingerprint_of, write_json_atomically
 
 if TYPE_CHECKING:
@@ -67,6 +66,7 @@ class ReplaySettings:
     backend: Backend = "transformers"  # what generates
     batch_size: int = BATCH_SIZE  # rows generated together by transformers; a server chooses its own
     trust_remote_code: bool = False  # run Python code that the model brings along
+    workers: int = 1  # processes that answer; rows do not depend on it
 
     @property
     def engine(self) -> str:
@@ -155,12 +155,11 @@ def make_replay(
         for log in logs:
             if log.damage is not None:
                 noted(log.damage)
-        with ExitStack() as ends:
-            model = _Model(folder, settings, ends, noted)
+        with _Model(folder, settings, noted) as model:
             prompts = _Sampled(model, logs[0]) if pool is None else _Given(pool)
             answers = _Answers(model, logs[1]) if answered else _Unanswered(model, logs[1])
             made = _take(wanted, prompts, answers, origin, on_progress)
-    del model, prompts
+    del model, prompts, answers
     gc.collect()  # the model: training is about to load another
     return made
 
@@ -176,25 +175,28 @@ def _take(
     taken: list[Example] = []
     dropped: Counter[str] = Counter()
     seen: set[bytes] = set()
-    for start, end in _chunks(prompts.total, answers.unit):
-        if len(taken) == wanted or start >= _TRIES_PER_ROW * wanted + _TRIES_AT_LEAST:
-            break
-        chunk: dict[int, Example | str] = {}  # a prompt, or why it is not taken
-        for number, prompt in zip(range(start, end), prompts.between(start, end), strict=True):
-            chunk[number] = prompt
-            if isinstance(prompt, Example):
-                key = hashlib.sha256(_turns(prompt).encode()).digest()
-                if key in seen:
-                    chunk[number] = "repeated"
-                seen.add(key)
+    most = _TRIES_PER_ROW * wanted + _TRIES_AT_LEAST
+    chunks = _chunks(prompts.total, answers.unit)
+    while len(taken) < wanted and (needed := _needed(chunks, wanted - len(taken), most)):
+        asked: list[dict[int, Example | str]] = []  # by chunk and number a prompt, or why it is not taken
+        for (start, end), found in zip(needed, prompts.of(needed), strict=True):
+            chunk: dict[int, Example | str] = {}
+            for number, prompt in zip(range(start, end), found, strict=True):
+                chunk[number] = prompt
+                if isinstance(prompt, Example):
+                    key = hashlib.sha256(_turns(prompt).encode()).digest()
+                    if key in seen:
+                        chunk[number] = "repeated"
+                    seen.add(key)
+            asked.append(chunk)
 
-        def report_part(answered: int, before: int = len(taken), rows: int = end - start) -> None:
-            # As if all that is missing came from this chunk.
+        def report_part(answered: int, before: int = len(taken), rows: int = sum(map(len, asked))) -> None:
+            # As if all that is missing came from these chunks.
             if on_progress is not None:
                 on_progress(before + int((wanted - before) / (rows + 1) * answered), wanted)
 
-        replies = answers.to(chunk, report_part)
-        for number, prompt in chunk.items():
+        replies = answers.to(asked, report_part)
+        for number, prompt in (item for chunk in asked for item in chunk.items()):
             if len(taken) == wanted:
                 break
             reply = replies[number] if isinstance(prompt, Example) else _Reply(reason=prompt)
@@ -206,6 +208,20 @@ def _take(
         if on_progress is not None:
             on_progress(len(taken), wanted)
     return ReplayRows(tuple(taken), dict(dropped), origin)
+
+
+def _needed(chunks: Iterator[tuple[int, int]], missing: int, most: int) -> list[tuple[int, int]]:
+    """Take the next chunks that are asked for certain: a row is at most one of those that are missing.
+
+    Their batches are answered together, so that all processes have work.
+    """
+    found: list[tuple[int, int]] = []
+    while not found or found[-1][1] - found[0][0] < missing:
+        start, end = next(chunks, (most, most))
+        if start >= most:
+            break
+        found.append((start, end))
+    return found
 
 
 def _chunks(total: int | None, unit: int) -> Iterator[tuple[int, int]]:
@@ -234,62 +250,91 @@ def _seed(settings: ReplaySettings, purpose: str, number: int) -> int:
 
 
 class _Model:
-    """The model that answers; loaded when there is something to generate."""
+    """The model that answers; loaded when there is something to generate, and gone with the context."""
 
-    def __init__(
-        self, folder: Path, settings: ReplaySettings, ends: ExitStack, noted: Callable[[str], None]
-    ) -> None:
+    def __init__(self, folder: Path, settings: ReplaySettings, noted: Callable[[str], None]) -> None:
         self.settings = settings
-        self._ends, self._noted, self._is_checked = ends, noted, False
-        self._folder, self._trust = folder, settings.trust_remote_code
+        self._folder, self._trust, self._noted = folder, settings.trust_remote_code, noted
+        self._is_checked = False
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(folder, trust_remote_code=self._trust)
         self.ending = answer_ending(folder, self.tokenizer)
         self.context_length = context_length(folder, trust_remote_code=self._trust)
+        self._open = ExitStack()
+
+    def __enter__(self) -> _Model:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of a batch."""
+        settings = self.settings
+        return settings.batch_size if isinstance(settings.backend, str) else ServerGenerator.batch_size
 
     @cached_property
-    def generator(self) -> Generator:
-        compute, backend = self.settings.compute, self.settings.backend
-        if not isinstance(backend, str):
-            server = ServerGenerator(backend, self._folder, self.tokenizer, noted=self._noted)
-            return self._ends.enter_context(server)
-        model = load_model(self._folder, dtype=compute.held, trust_remote_code=self._trust)
-        model.to(compute.device)  # type: ignore[arg-type]
-        return TransformersGenerator(model, self.tokenizer, self.settings.batch_size)
+    def _server(self) -> ServerGenerator | None:
+        backend = self.settings.backend
+        if isinstance(backend, str):
+            return None
+        return self._open.enter_context(
+            ServerGenerator(backend, self._folder, self.tokenizer, noted=self._noted)
+        )
+
+    @cached_property
+    def _answering(self) -> Answering:
+        compute = self.settings.compute
+        files = ModelFiles(self._folder, compute.held, self._trust)
+        return self._open.enter_context(
+            answered_by(self.settings.workers, files, compute.device, self._noted)
+        )
 
     def continue_into(
         self,
         log: GenerationLog,
-        prompts: Mapping[int, TokenPrompt],
+        chunks: Sequence[Mapping[int, TokenPrompt]],
         sampling: Sampling,
         ending: Ending,
         on_batch: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """Continue the prompts whose numbers are missing in the log; report how many of them it has."""
-        numbers = list(prompts)
-        if all(number in log for number in numbers):
+        """Continue the prompts whose numbers are missing in the log; report how many of them it has.
+
+        A batch has prompts of one chunk.
+        """
+        numbers: list[list[int]] = []  # of each batch
+        batches: list[Continue] = []
+        engine = Engine(batch_size=self.batch_size)
+        for chunk in chunks:
+            own, prompts = list(chunk), list(chunk.values())
+            for rows in planned_batches(
+                prompts,
+                sampling,
+                engine.batch_size,
+                lambda row, own=own: own[row] in log,  # type: ignore[misc]
+            ):
+                numbers.append([own[row] for row in rows])
+                batches.append(Continue(engine, tuple(prompts[row] for row in rows), sampling, ending))
+        if not batches:
             return
-        batches: Iterator[dict[int, Generated]]
-        generator = self.generator
-        if isinstance(generator, ServerGenerator):
-            missing = [place for place, number in enumerate(numbers) if number not in log]
-            asked = [prompts[numbers[place]] for place in missing]
-            self._check(generator, asked)
-            answers = generator.continue_each(asked, sampling, ending)
-            batches = ({missing[place]: one} for place, one in answers)
-        else:
-            batches = generate(
-                generator, list(prompts.values()), sampling, ending, lambda place: numbers[place] in log
-            )
-        for batch in batches:
-            log.append({numbers[place]: one for place, one in batch.items()})
-            on_batch(sum(number in log for number in numbers))
+        if self._server is not None:
+            missing = [number for own in numbers for number in own if number not in log]
+            by_number = {number: one for chunk in chunks for number, one in chunk.items()}
+            asked = [by_number[number] for number in missing]
+            self._check(self._server, asked)
+            for place, answer in self._server.continue_each(asked, sampling, ending):
+                log.append({missing[place]: answer})
+                on_batch(sum(number in log for chunk in chunks for number in chunk))
+            return
+        for place, answers in self._answering.answers(batches):
+            log.append(dict(zip(numbers[place], answers, strict=True)))
+            on_batch(sum(number in log for chunk in chunks for number in chunk))
 
     def _check(self, server: ServerGenerator, asked: Sequence[TokenPrompt]) -> None:
         """Refuse a server that runs and has another model; the model is read for it once, and not kept."""
         if not server.is_ours and not self._is_checked:
-            held = self.settings.compute.held
-            model = load_model(self._folder, dtype=held, trust_remote_code=self._trust)
-            check_same_model(server, InThisProcess(model, self.tokenizer), [one.ids for one in asked])
+            files = ModelFiles(self._folder, self.settings.compute.held, self._trust)
+            check_same_model(server, InThisProcess(*files.load()), [one.ids for one in asked])
             self._is_checked = True
 
 
@@ -300,9 +345,9 @@ class _Given:
         self._pool = pool
         self.total: int | None = len(pool)
 
-    def between(self, start: int, end: int) -> Iterator[Example]:
-        """Return the rows of a chunk, whose answers do not count."""
-        return (self._pool[number] for number in range(start, end))
+    def of(self, chunks: Sequence[tuple[int, int]]) -> Iterator[Sequence[Example | str]]:
+        """Return the rows of each chunk, whose answers do not count."""
+        return ([self._pool[number] for number in range(start, end)] for start, end in chunks)
 
 
 class _Sampled:
@@ -313,24 +358,28 @@ class _Sampled:
         self.total: int | None = None
         self._opening, self._ending = empty_user_turn(model.tokenizer, model.ending)
 
-    def between(self, start: int, end: int) -> Iterator[Example | str]:
-        """Return the prompts of a chunk, or why one is none."""
+    def of(self, chunks: Sequence[tuple[int, int]]) -> Iterator[Sequence[Example | str]]:
+        """Return the prompts of each chunk, or why one is none."""
         length = self._model.context_length
         room = None if length is None else length - len(self._opening)
         longest = at_most(PROMPT_SAMPLING.max_new_tokens, room)
-        requests = {
-            number: TokenPrompt(self._opening, _seed(self._model.settings, "prompt", number), longest)
-            for number in range(start, end)
-        }
+        requests = [
+            {
+                number: TokenPrompt(self._opening, _seed(self._model.settings, "prompt", number), longest)
+                for number in range(start, end)
+            }
+            for start, end in chunks
+        ]
         self._model.continue_into(self._log, requests, PROMPT_SAMPLING, self._ending)
-        for number in requests:
-            found = self._log[number]
-            reason = degeneration(found.text, ended=found.ended)
-            if reason is None:
-                turns = (Message("user", found.text.strip()), Message("assistant", ""))
-                yield Example(f"self-{number}", turns, UNDETERMINED_LANGUAGE, f"self-{number}", SELF)
-            else:
-                yield f"prompt_{reason}"
+        return ([self._prompt(number) for number in range(start, end)] for start, end in chunks)
+
+    def _prompt(self, number: int) -> Example | str:
+        found = self._log[number]
+        reason = degeneration(found.text, ended=found.ended)
+        if reason is not None:
+            return f"prompt_{reason}"
+        turns = (Message("user", found.text.strip()), Message("assistant", ""))
+        return Example(f"self-{number}", turns, UNDETERMINED_LANGUAGE, f"self-{number}", SELF)
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,22 +399,27 @@ class _Answers:
     @property
     def unit(self) -> int:
         """Rows of the smallest chunk."""
-        settings = self._model.settings
-        return settings.batch_size if isinstance(settings.backend, str) else ServerGenerator.batch_size
+        return self._model.batch_size
 
-    def to(self, prompts: Mapping[int, Example | str], on_batch: Callable[[int], None]) -> dict[int, _Reply]:
+    def to(
+        self, chunks: Sequence[Mapping[int, Example | str]], on_batch: Callable[[int], None]
+    ) -> dict[int, _Reply]:
         """Return the reply to each prompt that is one."""
-        encoded = {
-            number: self._encode(prompt, number)
-            for number, prompt in prompts.items()
-            if isinstance(prompt, Example)
-        }
-        requests = {number: one for number, one in encoded.items() if isinstance(one, TokenPrompt)}
+        replies: dict[int, _Reply] = {}
+        requests: list[dict[int, TokenPrompt]] = []
+        for chunk in chunks:
+            requests.append({})
+            for number, prompt in chunk.items():
+                if isinstance(prompt, Example):
+                    encoded = self._encode(prompt, number)
+                    if isinstance(encoded, str):
+                        replies[number] = _Reply(reason=encoded)
+                    else:
+                        requests[-1][number] = encoded
         sampling = self._model.settings.sampling
         self._model.continue_into(self._log, requests, sampling, self._model.ending, on_batch)
-        replies = {number: _Reply(reason=one) for number, one in encoded.items() if isinstance(one, str)}
         chat = chat_format(self._model.tokenizer)
-        for number in requests:
+        for number in (number for own in requests for number in own):
             found = self._log[number]
             said = chat.answer_in(found.text)
             replies[number] = _Reply(said.strip(), degeneration(said, ended=found.ended))
@@ -388,7 +442,10 @@ class _Answers:
 class _Unanswered(_Answers):
     """Answers for those who want the prompts alone."""
 
-    def to(self, prompts: Mapping[int, Example | str], on_batch: Callable[[int], None]) -> dict[int, _Reply]:
+    def to(
+        self, chunks: Sequence[Mapping[int, Example | str]], on_batch: Callable[[int], None]
+    ) -> dict[int, _Reply]:
         """Return no words for each prompt."""
-        on_batch(len(prompts))
-        return {number: _Reply() for number, prompt in prompts.items() if isinstance(prompt, Example)}
+        asked = [(number, prompt) for chunk in chunks for number, prompt in chunk.items()]
+        on_batch(len(asked))
+        return {number: _Reply() for number, prompt in asked if isinstance(prompt, Example)}

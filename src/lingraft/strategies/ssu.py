@@ -44,7 +44,6 @@ class Ssu(Strategy):
 
     kind: ClassVar[str] = "ssu"
     conflicts: ClassVar[dict[str, str]] = FREEZES_WITH_LORA
-    whole_tensors: ClassVar[bool] = True
 
     share: float = Field(0.5, ge=0, le=1)
     """Share of every matrix's columns that is frozen."""

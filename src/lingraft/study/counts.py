@@ -58,6 +58,7 @@ class TrainingCount:
         steps: Optimiser steps.
         largest: The micro-batch that takes the most memory.
         flops: Of forward and backward passes; None: the architecture is not known.
+        model_flops: Of these what real tokens need, without padding and recomputed activations: what MFU counts.
         is_exact: Whether all rows were mixed and encoded; else a sample was, or some are made by a model.
         seconds: That mixing and encoding took.
         table: The encoded rows of which it was counted; for measuring.
@@ -71,6 +72,7 @@ class TrainingCount:
     steps: int
     largest: LargestBatch
     flops: float | None
+    model_flops: float | None
     is_exact: bool
     seconds: float
     table: EncodedTable = field(repr=False)
@@ -133,6 +135,11 @@ def count_training(job: TrainingJob, root: GivenModel, place: Path) -> TrainingC
         flops=None
         if shape is None
         else shape.training_flops(padded, pairs, predicted, checkpointing=checkpointing),
+        model_flops=None
+        if shape is None
+        else shape.training_flops(
+            training.epochs * int(lengths.sum()), training.epochs * float((lengths**2).sum()), predicted
+        ),
         is_exact=rows == len(own),
         seconds=time.perf_counter() - started,
         table=table,

@@ -35,6 +35,7 @@ from lingraft.judge.win_rate import ALPACA_EVAL
 from lingraft.models.compute import AskedPrecision
 from lingraft.models.server import check_server, engine_of
 from lingraft.models.tensor_files import is_adapter
+from lingraft.models.workers import worker_count
 from lingraft.records import write_bytes_atomically
 from lingraft.stage import RECORD, Json, given_model
 from lingraft.study.execute import Executor
@@ -265,13 +266,21 @@ class PrintedComparison(ModelDifferences, PrintedEvaluation):
     limits: dict[str, LimitResult]
 
 
-def ask(options: EvaluationOptions, *, trust_remote_code: bool = False) -> Asked:
+def ask(
+    options: EvaluationOptions, *, trust_remote_code: bool = False, processes: int | None = None
+) -> Asked:
     """Choose the tasks, and find out which of them can be run here.
+
+    Args:
+        options: What to ask.
+        trust_remote_code: Run Python code that YAML tasks bring along.
+        processes: How many answer; see `worker_count`.
 
     Raises:
         ConfigError: There is no such suite, task, language or folder.
         EvaluationError: None of the tasks can be run, or the templates of one fail.
     """
+    workers = worker_count(processes)
     chosen = choose_tasks(
         options.suite,
         options.tasks,
@@ -296,7 +305,9 @@ def ask(options: EvaluationOptions, *, trust_remote_code: bool = False) -> Asked
     # Nothing is trained: each language counts as one that is.
     trained = sorted({entry.language or ENGLISH for entry in evaluation.language_ability})
     stand_ins = language_notes(evaluation, evaluation, trained)
-    asked = questions(evaluation, trained, skip_missing=True, trust_remote_code=trust_remote_code)
+    asked = questions(
+        evaluation, trained, skip_missing=True, trust_remote_code=trust_remote_code, workers=workers
+    )
     not_run = not_run_lines(asked, options.data_dir)
     if not asked.has_tasks:
         raise EvaluationError("\n".join(["none of the tasks can be run here.", *not_run]))

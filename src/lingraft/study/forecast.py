@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Literal, TypeVar
 
 from lingraft.models.compute import compute_for
+from lingraft.models.peak import peak_of
 from lingraft.models.shape import ModelShape, shape_of
 from lingraft.models.weights import empty_model
 from lingraft.stage import GivenModel, StageSpec, root_of
@@ -98,6 +99,8 @@ class StageForecast:
         disk_bytes: Of its artefacts, with what it keeps there while it works; None: not known.
         seconds: That it will take, or took; None: not known.
         seconds_from: `measured`, or `stage`: a finished stage of this run folder is the like; None: not known.
+        mfu: Model FLOPs utilisation of a training, at the measured rate, or what a finished one reached; None: not
+            known.
     """
 
     kind: str
@@ -115,6 +118,7 @@ class StageForecast:
     disk_bytes: int | None = None
     seconds: float | None = None
     seconds_from: Source | None = None
+    mfu: float | None = None
 
     @property
     def is_finished(self) -> bool:
@@ -295,7 +299,8 @@ class _Forecaster:
         if isinstance(stage, Evaluate) and (root := root_of(stage.model)) is not None:
             one = self._evaluation(one, stage, root)
         if found is not None:
-            one = replace(one, seconds=found.seconds or None, seconds_from="stage")
+            own = found.timing.get("mfu")
+            one = replace(one, seconds=found.seconds or None, seconds_from="stage", mfu=own)
         return one
 
     def _training(self, one: StageForecast, stage: Train, root: GivenModel) -> StageForecast:
@@ -328,11 +333,13 @@ class _Forecaster:
             )
         if rate is None:
             return replace(one, memory_bytes=memory.total)
+        needed = (count.model_flops or 0.0) / max(rate.step_seconds_of(count), 1e-9)
         return replace(
             one,
             memory_bytes=memory.total + rate.unplanned_bytes,
             seconds=rate.seconds(count),
             seconds_from="measured",
+            mfu=needed / peak_of(compute_for(job.training.precision)).flops,
         )
 
     def _evaluation(self, one: StageForecast, stage: Evaluate, root: GivenModel) -> StageForecast:

@@ -62,14 +62,12 @@ class TrainingRate:
 
     def seconds(self, count: TrainingCount) -> float:
         """Return what a training takes whose FLOPs are known."""
+        return count.seconds + self.fixed_seconds + self.step_seconds_of(count)
+
+    def step_seconds_of(self, count: TrainingCount) -> float:
+        """Return what the optimiser steps of a training take whose FLOPs are known."""
         assert count.flops is not None
-        return (
-            count.seconds
-            + self.fixed_seconds
-            + self.first_seconds
-            + self.step_seconds * count.steps
-            + self.flop_seconds * count.flops
-        )
+        return self.first_seconds + self.step_seconds * count.steps + self.flop_seconds * count.flops
 
 
 @dataclass(frozen=True)

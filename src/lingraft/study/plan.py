@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
+from lingraft.config.checks import trained_with
 from lingraft.config.schema import PLAIN, PathStep, Phase, StrategyChoice, StrategySpec, Study
 from lingraft.data.example_table import joined
 from lingraft.errors import LingraftError
@@ -326,8 +327,6 @@ class Planner:
         """
         drawn = [self.materials.drawn(one, seed) for one in sets]
         training = self.phase(step.phase).training.apply_to(self.study.training)
-        for part in step.strategy.parts:
-            training = part.training.apply_to(training)
         return TrainingJob(
             label=self.seeded(label, seed),
             parent=parent,
@@ -335,7 +334,7 @@ class Planner:
             data=[own.identity for own in drawn],
             counts=[own.counts for own in drawn],
             choice=step.strategy,
-            training=with_resolved_precision(training),
+            training=with_resolved_precision(trained_with(step.strategy, training)),
             seed=seed,
             trust_remote_code=self.study.trust_remote_code,
         )
@@ -344,7 +343,7 @@ class Planner:
         """Add what a phase prepares, trains, combines and evaluates."""
         composition = job.composition
         states = {
-            part.kind: self.add(Prepare(f"{part.kind} for {job.label}", job, part))
+            part.kind: self.add(Prepare(f"{part.kind} for {job.label}", job, part, self.processes.workers))
             for part in composition.parts
             if part.preparation is not None
         }

@@ -139,6 +139,7 @@ class PhaseCost:
         resumed_from: Steps of an interrupted run, which are not in `training_seconds`; None: it ran in one go.
         combine_seconds: Making the final model of the one before and the trained one.
         peak_bytes: Largest resident memory; an accelerator's is not in it.
+        mfu: Model FLOPs utilisation of the training; None: not known, as of results of older versions.
     """
 
     prepare_seconds: float
@@ -146,6 +147,7 @@ class PhaseCost:
     resumed_from: int | None
     combine_seconds: float
     peak_bytes: int
+    mfu: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,14 +18,12 @@ from lingraft.data.encodings import discard_encodings
 from lingraft.errors import ConfigError, ModelError, as_disk_error
 from lingraft.evaluate.checks import check_tasks
 from lingraft.evaluate.selection import language_notes, resolve_suites
-from lingraft.strategies.composition import build
 from lingraft.study.checks import check_names
 from lingraft.study.checks import load_study as read_study
 from lingraft.study.contamination import report_contamination
 from lingraft.study.events import Watcher
 from lingraft.study.execute import Executor
 from lingraft.study.forecast import Forecast, disk_needed, disk_problem, forecast, free_disk
-from lingraft.study.grid import Cell
 from lingraft.study.made import noted_in
 from lingraft.study.materials import Materials, check_added_tokens, gather, report_costs
 from lingraft.study.plan import Plan, listed_stages, plan_study
@@ -62,6 +60,7 @@ class Prepared:
             base_folder=base_folder,
             cache=store.cache if store.stages.is_dir() else None,  # no run folder is made for a plan alone
             trust_remote_code=self.study.trust_remote_code,
+            workers=(processes or Processes()).workers,
         )
         return plan_study(self.study, self.materials, asked, processes)
 
@@ -84,8 +83,9 @@ def run_study(
         base_folder: What relative paths of data, prompts and tasks are relative to; those of models and of strategies'
             files are relative to the working directory. On the command line both are the same folder.
         watcher: Receives what happens.
-        processes: How many processes train a phase; None: this one. Results differ by rounding, so records do not
-            depend on it, but an interrupted phase is only continued by as many as began it.
+        processes: How many processes train a phase, and how many answer; None: this one trains. Models differ by
+            rounding and answers not at all, so records do not depend on it, but an interrupted phase is only continued
+            by as many as began it.
         on_result: Called with the result so far, before the first stage is made and whenever a model of it is done or
             has failed; it was written to `result.json` just before.
         command: What was typed, for the report; None: nothing was, this is Python.
@@ -114,7 +114,7 @@ def run_study(
         with suppress(ConfigError):  # there is none, or it is another version's
             before = load_study(folder / STUDY)
     prepared = prepare_study(
-        asked, base_folder, watcher, processes, check=lambda: check_reach(asked, base_folder, before)
+        asked, base_folder, watcher, check=lambda: check_reach(asked, base_folder, before)
     )
     study, materials = prepared.study, prepared.materials
     costs = report_costs(materials, watcher, trust_remote_code=study.trust_remote_code)
@@ -176,7 +176,6 @@ def prepare_study(
     study: Study,
     base_folder: Path,
     watcher: Watcher,
-    processes: Processes | None = None,
     *,
     check: Callable[[], None] = lambda: None,
     check_materials: Callable[[Materials], None] = lambda _: None,
@@ -189,7 +188,6 @@ def prepare_study(
         study: The study.
         base_folder: See `run_study`.
         watcher: Receives what happens.
-        processes: How many processes train a phase.
         check: Refuses what else is wrong with it, before data are read.
         check_materials: Refuses what is wrong with the data and models, before tasks are looked at.
         without_tasks: The languages that are trained may be without a task.
@@ -202,8 +200,6 @@ def prepare_study(
     check()
     materials = gather(study, base_folder, watcher, most_held_out)
     check_materials(materials)
-    if processes is not None and processes.sharded:
-        _check_sharding(materials.cells)
     check_added_tokens(materials, trust_remote_code=study.trust_remote_code)
     evaluation = resolve_suites(
         study.evaluate, base_folder, languages=materials.languages, without_tasks=without_tasks
@@ -247,7 +243,7 @@ def forecast_study(
     """
     watcher, processes = watcher or Watcher(), processes or Processes()
     processes.check()
-    prepared = prepare_study(study, base_folder, watcher, processes)
+    prepared = prepare_study(study, base_folder, watcher)
     store = Store(runs / study.name)
     plan = prepared.plan(store, base_folder, processes)
     for note in plan.notes:
@@ -268,14 +264,3 @@ def _other_study_sentence(folder: Path, unused: Sequence[UnusedStage]) -> str:
         "the model, the data, the options or the version of lingraft changed. They stay, but are not in this result; "
         "to keep both results, give this study another `name`."
     )
-
-
-def _check_sharding(cells: Sequence[Cell]) -> None:
-    """Refuse, before anything is prepared, what training on a divided model would refuse."""
-    choices = {step.strategy.label: step.strategy for cell in cells for step in cell.steps}
-    whole = [label for label, one in choices.items() if any(part.whole_tensors for part in build(one).parts)]
-    if whole:
-        raise ConfigError(
-            f"--sharded divides weights between processes, but whole ones are needed by {', '.join(map(repr, whole))}, "
-            "which freeze parts of a tensor or pull weights. Train on processes without --sharded, or leave these out."
-        )

@@ -295,6 +295,7 @@ class Summary:
             resumed_from=timing.get("resumed_from"),
             combine_seconds=0.0 if phase.combine is None else self._done(phase.combine).seconds,
             peak_bytes=max(stage.timing.get("peak_bytes", 0) for stage in (trained, *prepared)),
+            mfu=timing.get("mfu"),
         )
 
     def _done(self, stage: StageSpec) -> FinishedStage:

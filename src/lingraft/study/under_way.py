@@ -191,6 +191,7 @@ class UnderWayFile:
                 loss=_finite(progress.loss),
                 tokens_per_second=_finite(progress.tokens_per_second),
                 seconds_left=_finite(progress.seconds_left),
+                mfu=_finite(progress.mfu),
             )
             now = time.time()
             self._said = replace(self._said, at_work=replace(at_work, progress=known, updated=now))

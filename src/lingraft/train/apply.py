@@ -14,16 +14,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import Trainer, TrainerCallback
 
+from lingraft.data.encoded import TokenArrays
 from lingraft.data.given_rows import GivenRows
 from lingraft.errors import StrategyError
 from lingraft.models.compute import compute_for, machine_with
 from lingraft.models.loading import load_model, load_tokenizer, model_content_hash
-from lingraft.models.loss import token_losses
+from lingraft.models.loss import collate, token_losses
 from lingraft.models.weights import ModelWeights
 from lingraft.records import fingerprint_of, write_json_atomically
 from lingraft.strategies.base import Context, FreezePlanRow, Strategy, count_masked, freeze_plan
@@ -231,18 +232,16 @@ class StrategyTrainer(RestrainedTrainer):
         These rows run through the model once more: a trainer's own loss need not make logits, and whoever makes them
         may keep them. They are padded on the right, whatever the trainer's collator does.
         """
-        ids, labels = inputs["input_ids"], inputs["labels"]
+        host = {name: inputs[name].cpu().numpy() for name in ("input_ids", "labels")}
         mask = inputs.get("attention_mask")
-        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-        rows = [int(row) for row in replayed.nonzero()[:, 0]]
-        batch = {
-            "input_ids": pad_sequence([ids[row][real[row]] for row in rows], batch_first=True),
-            "attention_mask": pad_sequence([real[row][real[row]] for row in rows], batch_first=True),
-            "supervised": pad_sequence(
-                [labels[row][real[row]] != _IGNORED for row in rows], batch_first=True
-            ),
-            REPLAYED: torch.ones(len(rows), dtype=torch.bool, device=ids.device),
-        }
+        real = np.ones(host["labels"].shape, bool) if mask is None else mask.bool().cpu().numpy()
+        rows = [
+            TokenArrays(
+                host["input_ids"][row][real[row]], host["labels"][row][real[row]] != _IGNORED, replayed=True
+            )
+            for row in np.flatnonzero(replayed.cpu().numpy())
+        ]
+        batch = {name: own.to(replayed.device) for name, own in collate(rows).items()}
         losses = token_losses(model, batch)
         penalties = [penalty(losses.logits, losses.rows, batch) for penalty in self.rules.output_penalties]
         return torch.stack(penalties).sum()
@@ -369,7 +368,8 @@ def _check_parts(trainer: Any, parts: Sequence[Strategy]) -> None:
                 raise StrategyError(f"{part.kind!r} cannot be applied to a model with adapters: {reason}.")
     if _is_sharded(trainer):
         for part in parts:
-            if part.whole_tensors or part.combines or part.holds_replayed or _has(part, "wrap"):
+            hooks = ("wrap", "anchor", "frozen_mask")
+            if part.combines or part.holds_replayed or any(_has(part, hook) for hook in hooks):
                 raise StrategyError(
                     f"{part.kind!r} needs whole tensors, and this trainer divides its parameters (DeepSpeed, FSDP or a "
                     "device mesh): train on processes that each hold the model (torchrun alone)."

@@ -28,8 +28,10 @@ from lingraft.data.encoded import EncodedExample, EncodedTable, write_table
 from lingraft.data.example import Example
 from lingraft.data.sources import LoadedData, examples_of
 from lingraft.errors import ConfigError, DataError, ModelError, StrategyError, VerificationError, did_you_mean
-from lingraft.models.compute import Compute, compute_for
+from lingraft.models.compute import Compute, compute_for, trained_in
 from lingraft.models.loaded import check_has_values, model_in_memory, tokenizer_for
+from lingraft.models.peak import Peak, peak_of
+from lingraft.models.shape import shape_of
 from lingraft.models.token_ids import check_token_ids, embedding_rows, padding_id
 from lingraft.records import fingerprint_of
 from lingraft.stopping import Stopped
@@ -61,6 +63,8 @@ class Progress:
         loss: Mean loss of this step in nats per supervised token.
         tokens_per_second: Real tokens (no padding) per second since this process began or resumed.
         seconds_left: Expected at that rate.
+        mfu: Model FLOPs utilisation in that time: the FLOPs that the model needs for real tokens, recomputed
+            activations not counted, over what the devices could have done (`models.peak`); None: not known.
     """
 
     step: int
@@ -68,6 +72,7 @@ class Progress:
     loss: float
     tokens_per_second: float
     seconds_left: float
+    mfu: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +94,8 @@ class PhaseOutcome:
             start where the kernel cannot forget an older peak. Memory of an accelerator is not in it.
         resumed_from: Steps that an interrupted run had done; None: the phase ran in one go.
         refused_checkpoints: How many newer checkpoints that run had left that were not whole.
+        mfu: See `Progress`; None: not known, or nothing was left to do.
+        peak: What one device can compute at most; None: the model's FLOPs are not known.
     """
 
     steps: int
@@ -104,6 +111,8 @@ class PhaseOutcome:
     peak_bytes: int
     resumed_from: int | None
     refused_checkpoints: int = 0
+    mfu: float | None = None
+    peak: Peak | None = None
 
 
 def train_phase(
@@ -167,7 +176,7 @@ def train_phase(
         Counts, losses and times.
 
     Raises:
-        ConfigError: sharded training in pure bf16, or with rules that need whole tensors.
+        ConfigError: sharded training in pure bf16.
         StrategyError: `trainable` is empty or holds an unknown name.
         DataError: no examples, or an optimiser step without a supervised token.
         ModelError: the data hold a token that the model has no embedding for, or the loss is no longer a number.
@@ -185,11 +194,6 @@ def train_phase(
             "training.precision bf16_pure does not go with sharded training: its optimiser rounds whole tensors. "
             "Use bf16, whose float32 weights are divided between the processes."
         )
-    if sharded and (rules.frozen_mask or rules.anchors):
-        raise ConfigError(
-            "sharded training divides weights between processes, but this strategy freezes parts of tensors or pulls "
-            "weights, which needs whole tensors here. Train it on processes without --sharded."
-        )
     names = _check_trainable(model, trainable)
     rows = embedding_rows(model)
     check_token_ids((table.highest_token,), rows, tokenizer, "the training data")
@@ -202,6 +206,9 @@ def train_phase(
     if on_policy is not None and state.num_processes > 1:
         raise ConfigError("training on a model's own answers runs in one process; start it without torchrun.")
     noted = on_note if on_note is not None and state.is_main_process else lambda _: None
+    # The answers that the model trains on may be shorter than planned, so their FLOPs are not known before.
+    flops = None if on_policy is not None else _flops_of_steps(model, names, table, plan)
+    peak = peak_of(compute) if flops is not None and state.is_main_process else None
     identity = {
         "processes": state.num_processes,  # each has random states of its own, and sums are rounded otherwise
         "sharded": sharded,
@@ -238,7 +245,6 @@ def train_phase(
             model,
             arguments,
             table,
-            table.lengths,
             plan,
             pad_token_id=padding_id(tokenizer, rows),
             compute=compute,
@@ -249,7 +255,8 @@ def train_phase(
         )
         forget_peak()
         tokens_after = [0, *accumulate(plan.tokens_per_step())]  # by number of steps done
-        clock = _Clock(tokens_after, on_progress if state.is_main_process else None)
+        could = None if peak is None else peak.flops * state.num_processes
+        clock = _Clock(tokens_after, flops, could, on_progress if state.is_main_process else None)
         saving = _Saving(training, stop, trainer.agreed)
         trainer.add_callback(clock)
         trainer.add_callback(saving)
@@ -296,7 +303,22 @@ def train_phase(
         peak_bytes=peak_bytes(),
         resumed_from=resumed,
         refused_checkpoints=refused,
+        mfu=clock.mfu,
+        peak=peak,
     )
+
+
+def _flops_of_steps(
+    model: Any, trainable: Collection[str], table: EncodedTable, plan: BatchPlan
+) -> list[float] | None:
+    """Return the FLOPs that a model needs for the real tokens of each optimiser step; None: its sizes are not known."""
+    config = model.config.get_text_config()
+    if getattr(config, "hidden_size", None) is None or model.get_output_embeddings() is None:
+        return None
+    shape = shape_of(model, trainable)
+    learned = table.predicted_tokens / int(np.sum(table.lengths))
+    sizes = zip(plan.tokens_per_step(), plan.pairs_per_step(), strict=True)
+    return [shape.training_flops(tokens, pairs, learned * tokens) for tokens, pairs in sizes]
 
 
 def _checked(
@@ -331,8 +353,15 @@ def _checked(
 
 
 def with_resolved_precision(training: Training) -> Training:
-    """Return the options with the precision that `auto` stands for on this machine: what a result depends on."""
-    return training.model_copy(update={"precision": compute_for(training.precision).precision})
+    """Return the options with the precision that `auto` stands for on this machine: what a result depends on.
+
+    Raises:
+        ConfigError: The optimizer does not train in the precision that is asked for.
+    """
+    problem = training.conflict()
+    if problem is not None:
+        raise ConfigError(f"training: {problem}")
+    return training.model_copy(update={"precision": trained_in(training.precision, training.optimizer)})
 
 
 def _no_files(folder: str, names: list[str]) -> list[str]:
@@ -489,9 +518,17 @@ class _Saving(TrainerCallback):
 class _Clock(TrainerCallback):
     """Watches the steps: reports progress, stops at a loss that is no number."""
 
-    def __init__(self, tokens_after: Sequence[int], on_progress: Callable[[Progress], None] | None) -> None:
+    def __init__(
+        self,
+        tokens_after: Sequence[int],
+        flops: Sequence[float] | None,
+        peak: float | None,
+        on_progress: Callable[[Progress], None] | None,
+    ) -> None:
         self._tokens_after = tokens_after
+        self._flops, self._peak = flops, peak
         self._on_progress = on_progress
+        self.mfu: float | None = None
         self._first_step = 0
         self._begin = time.perf_counter()
         self.seconds = 0.0
@@ -517,5 +554,7 @@ class _Clock(TrainerCallback):
         done = self._tokens_after[step] - self._tokens_after[self._first_step]
         self.tokens_per_second = done / max(self.seconds, 1e-9)
         left = (self._tokens_after[-1] - self._tokens_after[step]) / self.tokens_per_second
+        if self._flops is not None and self._peak is not None:
+            self.mfu = sum(self._flops[self._first_step : step]) / max(self.seconds, 1e-9) / self._peak
         if self._on_progress is not None:
-            self._on_progress(Progress(step, state.max_steps, loss, self.tokens_per_second, left))
+            self._on_progress(Progress(step, state.max_steps, loss, self.tokens_per_second, left, self.mfu))

@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 
 from lingraft import errors, stopping
 from lingraft.errors import ConfigError, DiskError, LingraftError, disk_error
+from lingraft.models.workers import worker_count
 from lingraft.records import read_json, remove, write_json_atomically
 from lingraft.stopping import Stopped
 from lingraft.train.checkpoints import FOLDER, make_folder
@@ -51,15 +52,32 @@ _PLANS, _PROGRESS, _TRAINED = TypeAdapter(PhasePlan), TypeAdapter(Progress), Typ
 
 @dataclass(frozen=True)
 class Processes:
-    """How many processes train a phase, and whether they share its weights between them.
+    """How many processes train a phase and whether they share its weights between them; how many answer.
 
     Attributes:
         count: 1: the phase is trained in this process.
         sharded: FSDP2 in place of DistributedDataParallel.
+        answering: Processes that evaluate and generate replay, each with a whole model; None: `count`, where that is
+            more than 1, else one an accelerator, one without any.
     """
 
     count: int = 1
     sharded: bool = False
+    answering: int | None = None
+
+    @classmethod
+    def of(cls, processes: int | None, *, sharded: bool = False) -> Processes:
+        """Return what the options `--processes` and `--sharded` mean; None: the first was not given."""
+        return cls(1 if processes is None else processes, sharded, processes)
+
+    @property
+    def workers(self) -> int:
+        """How many processes answer.
+
+        Raises:
+            ConfigError: See `worker_count`.
+        """
+        return worker_count(self.answering or (self.count if self.count > 1 else None))
 
     def check(self) -> None:
         """Refuse what cannot run.
@@ -78,6 +96,7 @@ class Processes:
             raise ConfigError(
                 f"--processes {self.count}: there are {devices} accelerators, and each trains one."
             )
+        worker_count(self.answering)
 
 
 def train_on(

@@ -13,15 +13,36 @@ from lingraft.train.restraints import Restraints, split_by_rate
 
 
 class RestrainedTrainer(Trainer):
-    """Trainer with pulls, frozen masks and rates of their own; whoever makes it sets the two attributes.
+    """Trainer with pulls, frozen masks and rates of their own; whoever makes it calls `restrain`.
 
     Attributes:
         rules: What strategies ask of training.
-        restraints: The pulls and masks of these rules.
+        restraints: The pulls and masks of these rules; of a model that FSDP2 divides, from when it has.
     """
 
     rules: TrainingRules
     restraints: Restraints
+
+    def restrain(self, rules: TrainingRules, *, restore: bool) -> None:
+        """Set what strategies ask of training; see `Restraints`."""
+        self.rules, self._restore = rules, restore
+        if not self.is_fsdp_enabled:
+            self._take_up_weights()
+
+    def _take_up_weights(self) -> None:
+        model: Any = self.model
+        self.restraints = Restraints(model, self.rules, restore=self._restore)
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> Any:
+        """Create the scheduler, and take up the pieces that FSDP2 has just put in place of the parameters.
+
+        No checkpoint has been read into them yet, so they are those of the start.
+        """
+        if self.is_fsdp_enabled:
+            self._take_up_weights()
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None

@@ -14,19 +14,20 @@ from torch import Tensor, nn
 
 from lingraft.errors import VerificationError
 from lingraft.strategies.base import Anchor, TrainingRules
-from lingraft.train.sharding import whole
+from lingraft.train.sharding import beside, own_piece, whole
 
 _PIECE = 1 << 18  # elements that are pulled at once
 
 
 class Restraints:
-    """Pulls and frozen masks of one training.
+    """Pulls and frozen masks of one training. Of a divided model each process acts on its pieces.
 
-    Memory: for each pulled parameter a copy of it; for frozen elements their mask, and where weight decay would move
-    them a copy of the parameter.
+    Memory: for each pulled parameter a copy of it, and its importance; for frozen elements their mask, and where weight
+    decay would move them a copy of the parameter. All of it of this process's pieces, where they are.
 
     Args:
-        model: At the start: pulls go towards its weights, and frozen elements keep them.
+        model: At the start, placed and divided as it trains: pulls go towards its weights, and frozen elements keep
+            them.
         rules: What is asked.
         restore: Whether the optimiser moves elements that have no gradient (weight decay does).
     """
@@ -36,12 +37,21 @@ class Restraints:
             name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
         }
         self._anchors = rules.anchors
-        self._masks = {name: own for name, own in rules.frozen_mask.items() if name in self._parameters}
         self._restore = restore
+        self._masks = {
+            name: self._placed(name, own)
+            for name, own in rules.frozen_mask.items()
+            if name in self._parameters
+        }
+        self._importance = [
+            {name: self._placed(name, (anchor.importance or {})[name]) for name in self._pulled_by(anchor)}
+            if anchor.importance is not None
+            else None
+            for anchor in rules.anchors
+        ]
         kept = {name for anchor in rules.anchors for name in self._pulled_by(anchor)}
         kept |= set(self._masks) if restore else set()
-        self._start = {name: self._parameters[name].detach().clone() for name in sorted(kept)}
-        self._here: dict[tuple[str, str], Tensor] = {}
+        self._start = {name: own_piece(self._parameters[name].detach()).clone() for name in sorted(kept)}
 
     def _pulled_by(self, anchor: Anchor) -> set[str]:
         names = set(self._parameters)
@@ -49,20 +59,25 @@ class Restraints:
             names &= anchor.names
         return names if anchor.importance is None else names & set(anchor.importance)
 
+    def _placed(self, name: str, tensor: Tensor) -> Tensor:
+        """Return what lies over this process's piece of a parameter, where that is."""
+        parameter = self._parameters[name]
+        return beside(tensor, parameter).to(parameter.device)
+
     @torch.no_grad()
     def change_gradients(self) -> None:
         """Add each pull's gradient, strength * importance * (w - start); then take frozen elements' gradients away."""
-        for number, anchor in enumerate(self._anchors):
+        for anchor, importance in zip(self._anchors, self._importance, strict=True):
             for name in self._pulled_by(anchor):
                 parameter = self._parameters[name]
                 if parameter.grad is None:
                     continue
-                used = [parameter, self._placed(name, "start", self._start[name]), parameter.grad]
-                if anchor.importance is not None:
-                    used.append(self._placed(name, f"importance {number}", anchor.importance[name]))
+                used = [own_piece(parameter), self._start[name], own_piece(parameter.grad)]
+                if importance is not None:
+                    used.append(importance[name])
                 used = [one[None] if one.ndim == 0 else one for one in used]
                 # A piece at a time: a temporary copy of an embedding costs twice the time.
-                rows = max(1, _PIECE * len(used[0]) // parameter.numel())
+                rows = max(1, _PIECE * len(used[0]) // max(1, used[0].numel()))
                 for here, start, gradient, *weights in zip(
                     *(torch.split(one, rows) for one in used), strict=True
                 ):
@@ -73,24 +88,14 @@ class Restraints:
         for name, mask in self._masks.items():
             gradient = self._parameters[name].grad
             if gradient is not None:
-                gradient.masked_fill_(self._placed(name, "mask", mask), 0)
+                own_piece(gradient).masked_fill_(mask, 0)
 
     @torch.no_grad()
     def restore_frozen(self) -> None:
         """Give frozen elements the bits that they began with, where the optimiser moves them without a gradient."""
         for name, mask in self._masks.items() if self._restore else ():
-            parameter = self._parameters[name]
-            start = self._placed(name, "start", self._start[name])
-            parameter.copy_(torch.where(self._placed(name, "mask", mask), start, parameter))
-
-    def _placed(self, name: str, what: str, tensor: Tensor) -> Tensor:
-        """Return a tensor on its parameter's device: the Trainer moves the model after this object is made."""
-        device = self._parameters[name].device
-        if tensor.device == device:
-            return tensor
-        if (name, what) not in self._here:
-            self._here[name, what] = tensor.to(device)
-        return self._here[name, what]
+            parameter = own_piece(self._parameters[name])
+            parameter.copy_(torch.where(mask, self._start[name], parameter))
 
 
 def split_by_rate(optimizer: torch.optim.Optimizer, model: Any, factors: Mapping[str, float]) -> None:
@@ -116,7 +121,7 @@ def frozen_hashes(model: nn.Module, frozen_mask: Mapping[str, Tensor]) -> dict[s
         if not parameter.requires_grad:
             kept = whole(parameter).cpu().contiguous()
         elif name in frozen_mask:
-            kept = parameter.detach().cpu()[frozen_mask[name].expand(parameter.shape)]
+            kept = whole(parameter).cpu()[frozen_mask[name].expand(parameter.shape)]
         else:
             continue
         hashes[name] = hashlib.sha256(kept.view(-1).view(torch.uint8).numpy().data).hexdigest()

@@ -8,7 +8,7 @@ in 8 % of the steps, 1.2e-4 at once.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, overload
 
 import torch
@@ -110,10 +110,8 @@ class StochasticRoundingAdamW(torch.optim.Optimizer):
                         state[moment] = torch.zeros_like(parameter, dtype=torch.float32)
                 state["step"] += 1
                 if parameter.device not in noises:
-                    # 32 bits of both numbers: torch's generator of a CPU drops all others.
-                    digest = hashlib.sha256(f"{self._seed} {state['step']}".encode()).digest()
                     generator = torch.Generator(parameter.device)
-                    generator.manual_seed(int.from_bytes(digest[:4], "big"))
+                    generator.manual_seed(seed_of(self._seed, state["step"]))
                     noises[parameter.device] = RoundingNoise(generator)
                 flat = (
                     parameter.detach(),
@@ -147,9 +145,23 @@ class StochasticRoundingAdamW(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load moments without the cast to the weights' type that torch would apply."""
         super().load_state_dict(state_dict)
-        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
-        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
-        for number, parameter in zip(numbers, parameters, strict=True):
-            for key, value in state_dict["state"].get(number, {}).items():
-                if isinstance(value, Tensor):
-                    self.state[parameter][key] = value.to(parameter.device, copy=True)
+        load_uncast(self, state_dict)
+
+
+def load_uncast(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any]) -> None:
+    """Give an optimizer that has loaded `state_dict` its moments in the types that they were saved in.
+
+    The number of the step stays where it is read: in the processor's memory.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+    for number, parameter in zip(numbers, parameters, strict=True):
+        for key, value in state_dict["state"].get(number, {}).items():
+            if isinstance(value, Tensor):
+                device = "cpu" if key == "step" else parameter.device
+                optimizer.state[parameter][key] = value.to(device, copy=True)
+
+
+def seed_of(*numbers: int) -> int:
+    """Return 32 bits that depend on all numbers: torch's generator of a CPU drops all others."""
+    return int.from_bytes(hashlib.sha256(" ".join(map(str, numbers)).encode()).digest()[:4], "big")

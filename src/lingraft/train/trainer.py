@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import SchedulerType, TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from lingraft.config.schema import Training
 from lingraft.data.batching import Lengths, padded_tokens, token_budget_batches
@@ -36,12 +37,11 @@ from lingraft.strategies.base import TrainingRules
 from lingraft.train.checkpoints import Checkpoints
 from lingraft.train.on_policy import OnPolicy
 from lingraft.train.restrained import RestrainedTrainer
-from lingraft.train.restraints import Restraints
 from lingraft.train.sharding import set_weights, whole_weights
 from lingraft.train.stochastic_rounding import StochasticRoundingAdamW
 
 if TYPE_CHECKING:
-    from lingraft.data.encoded import EncodedExample
+    from lingraft.data.encoded import EncodedExample, EncodedTable, TokenArrays
 
 _LARGEST_SHARE = math.nextafter(1.0, 0.0)  # the Trainer reads a warm-up of 1 as one step
 TRAINED_WEIGHTS = "trained_weights.safetensors"
@@ -87,11 +87,23 @@ class BatchPlan(Collection[list[int]]):
         """Of each micro-batch its rows and the tokens of the longest."""
         return [(len(batch), int(self._lengths[batch].max())) for batch in self]
 
-    def tokens_per_step(self) -> list[int]:
-        """Return the real tokens of each optimiser step, over all processes."""
-        tokens = [int(self._lengths[batch].sum()) for batch in self]
+    def tokens_per_step(self, of_rows: Lengths | None = None) -> list[int]:
+        """Return the tokens of each optimiser step, over all processes.
+
+        Args:
+            of_rows: Tokens of each row that count; None: all, without padding.
+        """
+        counted = self._lengths if of_rows is None else np.asarray(of_rows, np.int64)
+        return [int(own) for own in self._per_step(counted)]
+
+    def pairs_per_step(self) -> list[float]:
+        """Return of each optimiser step the sum over its rows of the squared tokens, which attention's FLOPs follow."""
+        return self._per_step(self._lengths.astype(np.float64) ** 2)
+
+    def _per_step(self, of_rows: np.ndarray[Any, Any]) -> list[float]:
+        sums = [float(of_rows[batch].sum()) for batch in self]
         size = self._accumulation
-        return [sum(tokens[start : start + size]) for start in range(0, len(tokens), size)]
+        return [sum(sums[start : start + size]) for start in range(0, len(sums), size)]
 
 
 class ProcessShares(Sampler[list[int]]):
@@ -122,16 +134,16 @@ class ProcessShares(Sampler[list[int]]):
         return len(self._batches) * self._processes
 
 
-class ExampleRows(Dataset["EncodedExample"]):
+class ExampleRows(Dataset["TokenArrays"]):
     """The examples by row number, and behind the last a silent one: the shortest, nothing supervised."""
 
-    def __init__(self, examples: Sequence[EncodedExample], lengths: Lengths) -> None:
-        shortest = examples[int(np.argmin(lengths))]
-        self._silent = replace(shortest, supervised=(False,) * len(shortest.supervised))
+    def __init__(self, examples: EncodedTable) -> None:
+        shortest = examples.arrays(int(np.argmin(examples.lengths)))
+        self._silent = replace(shortest, supervised=np.zeros(len(shortest.supervised), bool))
         self._examples = examples
 
-    def __getitem__(self, row: int) -> EncodedExample:
-        return self._silent if row == len(self._examples) else self._examples[row]
+    def __getitem__(self, row: int) -> TokenArrays:
+        return self._silent if row == len(self._examples) else self._examples.arrays(row)
 
     def __len__(self) -> int:
         return len(self._examples) + 1
@@ -144,7 +156,6 @@ class PhaseTrainer(RestrainedTrainer):
         model: The model; parameters that require no gradient are neither trained nor checkpointed.
         arguments: From `training_arguments`.
         examples: Encoded examples.
-        lengths: Their tokens.
         plan: Rows of each micro-batch.
         pad_token_id: Fills rows; never seen by the loss.
         compute: What computes, and in which types; in `bf16_pure` the weights are bf16 and AdamW rounds stochastically.
@@ -158,8 +169,7 @@ class PhaseTrainer(RestrainedTrainer):
         self,
         model: nn.Module,
         arguments: TrainingArguments,
-        examples: Sequence[EncodedExample],
-        lengths: Lengths,
+        examples: EncodedTable,
         plan: BatchPlan,
         *,
         pad_token_id: int,
@@ -175,26 +185,31 @@ class PhaseTrainer(RestrainedTrainer):
             "eps": arguments.adam_epsilon,
             "seed": arguments.seed,
         }
-        rows = ExampleRows(examples, lengths)
+        optimizer: type[torch.optim.Optimizer] | None = None
+        if arguments.optim == OptimizerNames.ADAMW_TORCH_8BIT:
+            from lingraft.train.eight_bit import EightBitAdamW  # takes a second to import
+
+            optimizer = EightBitAdamW
+        elif compute.precision == "bf16_pure":
+            optimizer = StochasticRoundingAdamW
+        rows = ExampleRows(examples)
         self._rows: Any = rows if on_policy is None else range(len(rows))
-        self.rules = rules
         self._on_policy, self._plan = on_policy, plan
         self._round: tuple[int, Sequence[EncodedExample]] | None = None
+        self._learned_per_step = plan.tokens_per_step(examples.predicted_per_row)
         self._collate = partial(collate, pad_token_id=pad_token_id)
         self._compute = compute
         self._checkpoints, self._noted = checkpoints, noted
         self.saved_step: int | None = None  # of the newest checkpoint that this process has seen sealed
-        self.restraints = Restraints(model, rules, restore=arguments.weight_decay > 0)
         super().__init__(
             model=model,
             args=arguments,
             train_dataset=self._rows,
             # The loader is a batch ahead of the model, whose answers are known when their batch is due.
             data_collator=self._collate if on_policy is None else _numbers,
-            optimizer_cls_and_kwargs=(StochasticRoundingAdamW, options)
-            if compute.precision == "bf16_pure"
-            else None,
+            optimizer_cls_and_kwargs=None if optimizer is None else (optimizer, options),
         )
+        self.restrain(rules, restore=arguments.weight_decay > 0)
         self._parts = ProcessShares(plan, arguments.world_size, silent_row=len(examples))
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the tokens of the whole step
 
@@ -221,22 +236,28 @@ class PhaseTrainer(RestrainedTrainer):
         return prepared
 
     def get_batch_samples(
-        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], Tensor]:
-        """Take one optimiser step's micro-batches and count their supervised tokens over all processes.
+        self,
+        epoch_iterator: Iterator[Any],
+        num_batches: int,
+        device: torch.device,  # noqa: ARG002
+    ) -> tuple[list[Any], int]:
+        """Take one optimiser step's micro-batches, and say how many tokens of all processes it learns.
+
+        The host knows that number without a word from the device or from another process.
 
         Raises:
             DataError: there is none; such a step has trained on nothing with a normal loss curve elsewhere.
         """
+        step = self.state.global_step
         batches = list(islice(epoch_iterator, num_batches))
+        count = self._learned_per_step[step]
         if self._on_policy is not None:
-            first = self.state.global_step * self.args.gradient_accumulation_steps
+            first = step * self.args.gradient_accumulation_steps
             batches = [self._answered(rows, number) for number, rows in enumerate(batches, start=first)]
-        count = torch.tensor(sum(count_supervised(batch) for batch in batches), device=device)
-        count = self.accelerator.gather(count).sum()
-        if int(count) == 0:
+            count = sum(count_supervised(batch) for batch in batches)
+        if count == 0:
             raise DataError(
-                f"optimiser step {self.state.global_step + 1} has no supervised token: none of its examples has "
+                f"optimiser step {step + 1} has no supervised token: none of its examples has "
                 "an answer that survived the chat template and max_length. Raise training.max_length or leave them out."
             )
         return batches, count
@@ -292,6 +313,7 @@ class PhaseTrainer(RestrainedTrainer):
             assert own is not None  # it was created before
             self.lr_scheduler = LambdaLR(own, factor)
             self._created_lr_scheduler = True
+        super().create_scheduler(num_training_steps, optimizer)
         return self.lr_scheduler
 
     def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
@@ -401,7 +423,7 @@ def training_arguments(
         warmup_steps=min(training.warmup_share, _LARGEST_SHARE),
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_gradient_norm,
-        optim="adamw_torch_fused",
+        optim="adamw_torch_8bit" if training.optimizer == "adamw_8bit" else "adamw_torch_fused",
         bf16=compute.precision == "bf16",
         use_cpu=compute.device.type == "cpu",  # bf16 on a CPU must be asked for
         save_strategy="no",  # `phase` says when

@@ -210,7 +210,7 @@ class Evaluate(StageSpec):
 
     @property
     def needs(self) -> Needs:
-        """The weights in the type of the evaluation, once on an accelerator, once a worker on the processor."""
+        """The weights in the type of the evaluation, once on an accelerator, else once a process."""
         compute = compute_for(self.questions.evaluation.precision)
         models = self.questions.workers if compute.device.type == "cpu" else 1
         return Needs("accelerator", models * compute.held.itemsize * self.model.parameters or None, 0)
@@ -234,8 +234,10 @@ class Evaluate(StageSpec):
         forget_peak()
         files = ModelFiles(folder, compute.held, self.trust_remote_code)
         backend = asked.evaluation.backend
+        # A server that is started needs the memory of the accelerators.
+        workers = asked.workers if isinstance(backend, str) or backend.server else 1
         with (
-            answered_by(asked.workers, files, compute.device, place.watcher.noted) as answering,
+            answered_by(workers, files, compute.device, place.watcher.noted) as answering,
             ExitStack() as ends,
         ):
             server = None

@@ -26,6 +26,7 @@ class Prepare(StageSpec):
     Attributes:
         job: A phase that the state is for.
         part: The strategy.
+        workers: Processes that answer where the strategy generates; the state does not depend on it.
     """
 
     kind: ClassVar[str] = "prepare"
@@ -33,6 +34,7 @@ class Prepare(StageSpec):
 
     job: TrainingJob
     part: Strategy
+    workers: int = 1
 
     @property
     def inputs(self) -> Mapping[str, Json]:
@@ -85,6 +87,7 @@ class Prepare(StageSpec):
                 on_progress=place.progressed,
                 compute=compute,
                 noted=place.watcher.noted,
+                workers=self.workers,
             ),
         )
         return Work(dict(found), machine(compute) | {"peak_bytes": peak_bytes()})

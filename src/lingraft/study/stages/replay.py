@@ -114,9 +114,10 @@ class Replay(StageSpec):
 
     @property
     def needs(self) -> Needs:
-        """The weights in the type that answers are generated in."""
-        width = self.settings.compute.held.itemsize
-        return Needs("accelerator", width * self.model.parameters or None, 0)
+        """The weights in the type that answers are generated in: once on an accelerator, else once a process."""
+        compute = self.settings.compute
+        models = self.settings.workers if compute.device.type == "cpu" else 1
+        return Needs("accelerator", models * compute.held.itemsize * self.model.parameters or None, 0)
 
     def work(self, place: Workplace) -> Work:
         """Generate the rows, and write them in the format `messages` with where they came from."""

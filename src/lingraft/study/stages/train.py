@@ -162,6 +162,7 @@ class Train(StageSpec):
             on_progress=place.progressed,
             compute=compute,
             noted=note,
+            workers=self.processes.workers,
         )
         mix = job.composition.mix(job.examples, context)
         reads = context_length(parent, trust_remote_code=job.trust_remote_code)
@@ -208,7 +209,7 @@ class Train(StageSpec):
         def on_progress(now: Progress) -> None:
             speed = now.tokens_per_second
             place.watcher.stage_progressed(
-                StageProgress(now.step, now.steps, now.loss, speed, now.seconds_left)
+                StageProgress(now.step, now.steps, now.loss, speed, now.seconds_left, mfu=now.mfu)
             )
 
         assert encoded.examples.folder is not None  # it lies in the cache
@@ -281,6 +282,8 @@ class Train(StageSpec):
             "resumed_from": outcome.resumed_from,
             "refused_checkpoints": outcome.refused_checkpoints,
             "processes": self.processes.count,
+            "mfu": outcome.mfu,
+            "peak": None if outcome.peak is None else to_json(outcome.peak),
         }
         return Work(record, {**machine(compute), **timing})
 
