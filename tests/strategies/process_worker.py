@@ -21,7 +21,7 @@ from lingraft.models.loading import load_model
 from lingraft.records import read_json, write_json_atomically
 from lingraft.train.divided import load_divided
 from lingraft.train.run import PhaseTask, train_task
-from lingraft.train.sharding import own_piece, whole_weights
+from lingraft.train.sharding import own_piece, whole
 
 STRATEGIES = [
     {"ssu": {"tokens": 300}},
@@ -66,7 +66,7 @@ def train_in_a_script(start: Path, folder: Path, processes: int) -> None:
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
-            fsdp=processes > 1 or None,
+            fsdp=processes > 1 or None,  # type: ignore[arg-type]  # the type is older than its meaning
             fsdp_config={"version": 2} if processes > 1 else None,
         ),
         train_dataset=[{"input_ids": row, "labels": row} for row in ids],
@@ -74,7 +74,7 @@ def train_in_a_script(start: Path, folder: Path, processes: int) -> None:
     lingraft.apply_strategies(trainer, STRATEGIES, previous=start, previous_data=old)
     trainer.train()
     model: Any = trainer.model
-    weights = whole_weights(model, [name for name, _ in model.named_parameters()])
+    weights = {name: whole(own).contiguous() for name, own in model.named_parameters()}
     if trainer.args.process_index == 0:
         save_file({name: one.clone() for name, one in weights.items()}, folder / TRAINED)
 
