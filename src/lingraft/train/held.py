@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
 from lingraft.models.compute import Compute
@@ -54,7 +55,11 @@ def held_weights(
             continue
         low = parameter.data.to(torch.bfloat16)
         is_needed = not divided and (not parameter.requires_grad or name in frozen_mask)
-        is_held = not is_needed or low.dtype == parameter.dtype or torch.equal(low.to(parameter.dtype), parameter.data)
+        is_held = (
+            not is_needed
+            or low.dtype == parameter.dtype
+            or torch.equal(low.to(parameter.dtype), parameter.data)
+        )
         if is_cast and parameter in embeddings:
             if not is_held:  # it would return other numbers
                 parameter.data = parameter.data.float()
@@ -74,6 +79,10 @@ def held_weights(
         for name, parameter in model.named_parameters():
             if name not in types:
                 continue
+            if isinstance(parameter, DTensor):
+                if parameter.requires_grad and parameter.dtype != torch.float32:
+                    _replace(model, parameter, parameter.detach().float())
+                continue
             original = originals.pop(name, None)
             if original is not None:
                 original = original.to(parameter.device)
@@ -84,6 +93,15 @@ def held_weights(
             if original is not None:
                 trained = torch.where(frozen_mask[name].to(trained.device), original.float(), trained)
             parameter.data = trained
+
+
+def _replace(model: nn.Module, old: nn.Parameter, new: Tensor) -> None:
+    """Put a divided tensor in a parameter's place, wherever it stands: `data` would leave its piece as it was."""
+    made = nn.Parameter(new, requires_grad=old.requires_grad)
+    for module in model.modules():
+        for name, own in module._parameters.items():
+            if own is old:
+                module._parameters[name] = made
 
 
 def _reached_by_autocast(model: nn.Module) -> tuple[dict[Tensor, nn.Module], dict[Tensor, nn.Module]]:

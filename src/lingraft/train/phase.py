@@ -141,7 +141,7 @@ def train_phase(
     on_policy: OnPolicy | None = None,
     run: TrackedRun | None = None,
 ) -> PhaseOutcome:
-    """Train `model` in place on `encoded`, and leave it in eval mode: what trained in float32, what is frozen as it was.
+    """Train `model` in place on `encoded`, and leave it in eval mode: what trained is float32, what is frozen as it was.
 
     Work that was done is kept: by steps, by time, at a signal and after the last step a checkpoint is written, from
     which the same call continues. Whoever has saved the model removes `folder/trainer`.
@@ -180,7 +180,7 @@ def train_phase(
         Counts, losses and times.
 
     Raises:
-        ConfigError: sharded training in pure bf16.
+        ConfigError: the model's own answers are to be trained on by several processes.
         StrategyError: `trainable` is empty or holds an unknown name.
         DataError: no examples, or an optimiser step without a supervised token.
         ModelError: the data hold a token that the model has no embedding for, or the loss is no longer a number.
@@ -193,11 +193,6 @@ def train_phase(
         raise ConfigError(f"seed {seed!r}: must be a whole number from 0 to 2**32 - 1.")
     tokenizer, table = _checked(model, tokenizer, encoded, training.max_length, on_note, sharded=sharded)
     compute = compute_for(training.precision)
-    if sharded and compute.precision == "bf16_pure":
-        raise ConfigError(
-            "training.precision bf16_pure does not go with sharded training: its optimiser rounds whole tensors. "
-            "Use bf16, whose float32 weights are divided between the processes."
-        )
     if sharded:
         PartialState(cpu=compute.device.type == "cpu")
         take_layout(model)

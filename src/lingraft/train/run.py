@@ -19,13 +19,15 @@ from lingraft.data.encoded import EncodedTable
 from lingraft.models.checkpoints import save_checkpoint, save_tokenizer
 from lingraft.models.compute import compute_for
 from lingraft.models.loading import load_empty_model, load_model, load_tokenizer
+from lingraft.models.weights import ModelWeights
 from lingraft.records import flush_folder
 from lingraft.strategies.base import Context, FreezePlanRow, count_masked, freeze_plan
 from lingraft.strategies.composition import build
-from lingraft.train.divided import load_divided
 from lingraft.train.divided_model import save_divided, wants_whole
 from lingraft.train.phase import PhaseOutcome, Progress, train_phase
+from lingraft.train.restraints import give_back_bits
 from lingraft.train.sharding import from_first, set_whole
+from lingraft.train.teacher import load_divided
 from lingraft.train.trackers import TrackedRun
 
 
@@ -157,6 +159,9 @@ def train_task(
         rules=rules,
         run=task.run,
     )
+    if sharded and frozen_mask and compute.precision == "bf16_pure":
+        start = ModelWeights(task.parent, trust_remote_code=task.trust_remote_code)
+        give_back_bits(model, frozen_mask, start)
     if sharded and not from_first(is_first and wants_whole(model)):
         save_divided(model, task.parent, task.checkpoint, trust_remote_code=task.trust_remote_code)
         if is_first:
