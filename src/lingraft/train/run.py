@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from accelerate import PartialState
 from pydantic import BaseModel, ConfigDict
 
 from lingraft import stopping
@@ -16,12 +17,13 @@ from lingraft.config.schema import StrategyChoice, Training
 from lingraft.data.encoded import EncodedTable
 from lingraft.models.checkpoints import save_checkpoint
 from lingraft.models.compute import compute_for
-from lingraft.models.loading import load_model, load_tokenizer
+from lingraft.models.loading import load_empty_model, load_for_training, load_model, load_tokenizer
 from lingraft.records import flush_folder
 from lingraft.strategies.base import Context, FreezePlanRow, count_masked, freeze_plan
 from lingraft.strategies.composition import build
+from lingraft.train.held import in_float32
 from lingraft.train.phase import PhaseOutcome, Progress, train_phase
-from lingraft.train.sharding import set_weights, whole_weights
+from lingraft.train.sharding import from_first, set_weights, whole_weights
 from lingraft.train.trackers import TrackedRun
 
 
@@ -115,13 +117,21 @@ def train_task(
         compute=compute_for(task.training.precision),
     )
     tokenizer = load_tokenizer(task.parent, trust_remote_code=task.trust_remote_code)
-    model = load_model(task.parent, trust_remote_code=task.trust_remote_code)
+    is_first = rank == 0
+    # Of a sharded model each process gets its piece of every weight from the first, which alone reads the files.
+    has_weights = is_first or not sharded
+    load = load_for_training if not sharded else load_model if has_weights else load_empty_model
+    model = load(task.parent, trust_remote_code=task.trust_remote_code)
     composition.check([name for name, _ in model.named_parameters()])
     model = composition.wrap(model, context)
     trainable = composition.trainable(model, context)
-    rules = composition.rules(model, context)
-    plan = PhasePlan(freeze_plan(model, trainable), count_masked(model, trainable, rules.frozen_mask))
-    if rank == 0 and on_plan is not None:
+    frozen_mask = composition.frozen_mask(model, context) if has_weights else {}
+    plan = PhasePlan(freeze_plan(model, trainable), count_masked(model, trainable, frozen_mask))
+    if sharded:
+        PartialState(cpu=context.compute.device.type == "cpu")  # the processes meet
+        trainable, frozen_mask, plan = from_first((trainable, frozen_mask, plan))
+    rules = composition.rules(model, context, frozen_mask)
+    if is_first and on_plan is not None:
         on_plan(plan)
     outcome = train_phase(
         model,
@@ -140,11 +150,11 @@ def train_task(
     )
     # By every process: all have pieces.
     weights = whole_weights(model, trainable) if sharded else None
-    if rank == 0:
+    if is_first:
         if weights is not None:  # the sharded model is in pieces: its weights go into a whole one
             model = load_model(task.parent, trust_remote_code=task.trust_remote_code)
             model = composition.wrap(model, context)
             set_weights(model, weights)
-        save_checkpoint(composition.finish(model, task.folder), tokenizer, task.checkpoint)
+        save_checkpoint(composition.finish(in_float32(model), task.folder), tokenizer, task.checkpoint)
         flush_folder(task.checkpoint)
     return TrainedPhase(plan, outcome)

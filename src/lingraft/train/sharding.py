@@ -5,12 +5,100 @@ Every function works on undivided parameters too; with divided ones every proces
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """What a model is made of: by name each parameter's own name (that of the one it is tied to), shape and type.
+
+    Attributes:
+        parameters: See above, the shape and type of meta tensors.
+        buffers: By name, with values: the frequencies of positions and the like, which no file holds.
+    """
+
+    parameters: Mapping[str, tuple[str, tuple[int, ...], torch.dtype]]
+    buffers: Mapping[str, Tensor]
+
+
+def from_first(value: _Value) -> _Value:
+    """Return the first process's value, in all."""
+    values = [value]
+    broadcast_object_list(values)
+    return values[0]
+
+
+def from_all(value: _Value) -> list[_Value]:
+    """Return the values of all processes in order; of a process by itself its own."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def take_layout(model: nn.Module) -> None:
+    """Give a model that was begun without weights the ties, types and buffers of the first process's model.
+
+    Its configuration alone does not tell them: files may hold a head of its own beside embeddings that could be tied.
+
+    Args:
+        model: With the same modules as the first process's, which stays as it is; the parameters of another become
+            empty ones on the meta device.
+    """
+    is_first = dist.get_rank() == 0
+    owners = {id(parameter): name for name, parameter in model.named_parameters()}
+    named = dict(model.named_parameters(remove_duplicate=False))
+    layout = from_first(
+        _Layout(
+            {name: (owners[id(one)], tuple(one.shape), one.dtype) for name, one in named.items()},
+            {name: one.detach().cpu() for name, one in model.named_buffers()},
+        )
+        if is_first
+        else _Layout({}, {})
+    )
+    if is_first:
+        return
+    made: dict[str, nn.Parameter] = {}
+    for name, (owner, shape, dtype) in layout.parameters.items():
+        if owner not in made:
+            empty = torch.empty(shape, dtype=dtype, device="meta")
+            made[owner] = nn.Parameter(empty, requires_grad=dtype.is_floating_point)
+        module, _, own = name.rpartition(".")
+        setattr(model.get_submodule(module), own, made[owner])
+    for name, value in layout.buffers.items():
+        module, _, own = name.rpartition(".")
+        setattr(model.get_submodule(module), own, value)
+
+
+@contextmanager
+def whole_buffers(model: nn.Module) -> Iterator[None]:
+    """Let accelerate leave a model's buffers alone while it divides the parameters: it would divide stored ones."""
+    stored = [
+        (module, name)
+        for module in model.modules()
+        for name in module._buffers
+        if name not in module._non_persistent_buffers_set
+    ]
+    for module, name in stored:
+        module._non_persistent_buffers_set.add(name)
+    try:
+        yield
+    finally:
+        for module, name in stored:
+            module._non_persistent_buffers_set.discard(name)
 
 
 def whole(parameter: Tensor) -> Tensor:
