@@ -169,7 +169,7 @@ def train_phase(
         stop: Asked after every step; a signal's number ends the phase once that step is saved.
         sharded: Divide parameters, gradients and optimiser states between the processes (FSDP2). The weights are those
             of the first process's model; those of the others may lie on the meta device. The model is left in pieces:
-            `sharding.whole_weights` puts them together.
+            `divided_model.save_divided` writes it.
         rules: What strategies ask besides: a mask that freezes elements of trained parameters (verified as frozen
             parameters are), learning rates, pulls towards the start, penalties on outputs.
         on_policy: Train on the model's own answers, which `encoded` stands for, in one process; the counts of tokens
@@ -251,7 +251,6 @@ def train_phase(
                 trainer.train(
                     resume_from_checkpoint=None if resumed is None else str(checkpoints.path_of(resumed))
                 )
-                trainer.finish_saving()
                 if saving.stopped_by is not None:
                     step, steps = trainer.state.global_step, trainer.state.max_steps
                     is_saved = trainer.saved_step == step
@@ -260,10 +259,6 @@ def train_phase(
                         f"{'saved' if is_saved else 'not saved'}"
                     )
                     raise Stopped(saving.stopped_by)
-        except BaseException:
-            if state.num_processes == 1:  # others may have gone
-                trainer.finish_saving()  # what was begun counts
-            raise
         finally:
             for mark in set(vars(model)) - own:  # accelerate's
                 delattr(model, mark)
