@@ -406,7 +406,8 @@ def test_bf16_weights_in_pieces_follow_those_of_one_process_but_for_rounding(
     before = load_file(start / FILE)
     for one, tensor in own.items():
         # Each is rounded at random to one of its two neighbours in every step.
-        print(one, float((tensor-weights[one]).abs().max()), float((tensor-before[one]).abs().max()), float((weights[one]-before[one]).abs().max()))
+        # Noise of as many neighbours as there are steps, and no more than a few times what the weights move.
+        torch.testing.assert_close(tensor, weights[one], rtol=2**-5, atol=8e-3)
         kept = (weights[one] == before[one]) & (before[one].bfloat16() != before[one])  # what trains is bf16
         assert torch.equal(tensor[kept], before[one][kept]), one
     assert not all(torch.equal(own[one], before[one]) for one in own)

@@ -84,6 +84,10 @@ class Lora(Strategy):
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
             warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match")
             torch.manual_seed(context.seed_of(self.kind))
+            # PEFT makes adapters of the type of the weights under them: while it does, those seem to be float32.
+            low = {own: own.data for own in model.parameters() if own.dtype == torch.bfloat16}
+            for own in low:
+                own.data = torch.zeros((), device=own.device).expand(own.shape)
             try:
                 wrapped: Any = get_peft_model(
                     model,
@@ -98,6 +102,9 @@ class Lora(Strategy):
                 )
             except ValueError as error:
                 raise StrategyError(f"'lora': target_modules {self.target_modules!r}: {error}") from None
+            finally:
+                for own, values in low.items():
+                    own.data = values
         return wrapped  # type: ignore[no-any-return]
 
     def trainable(self, model: PreTrainedModel, context: Context) -> frozenset[str]:  # noqa: ARG002

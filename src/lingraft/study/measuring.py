@@ -21,7 +21,7 @@ from lingraft.data.encoded import EncodedTable, Int64s, write_table
 from lingraft.models.adapters import load_merged
 from lingraft.models.compute import Compute, compute_for, device_name
 from lingraft.models.generation import Sampling, TokenPrompt, TransformersGenerator, chat_ending
-from lingraft.models.loading import load_model, load_tokenizer
+from lingraft.models.loading import load_for_training, load_tokenizer
 from lingraft.models.shape import ModelShape
 from lingraft.records import cache_folder, fingerprint_of, flush_folder, hash_file, read_kept, write_kept
 from lingraft.stage import MODEL_LIBRARIES, GivenModel, Json, libraries
@@ -29,6 +29,7 @@ from lingraft.strategies.base import Strategy
 from lingraft.study.counts import AnswerCount, Prompts, TrainingCount, context_of
 from lingraft.study.stages.evaluate import Questions
 from lingraft.study.stages.job import TrainingJob, foreseeable, part_identity
+from lingraft.train.held import in_float32
 from lingraft.train.phase import train_phase
 from lingraft.train.trainer import BatchPlan
 
@@ -199,7 +200,7 @@ def measure_training(
     )
     started = time.perf_counter()
     tokenizer = load_tokenizer(root.folder, trust_remote_code=job.trust_remote_code)
-    model = load_model(root.folder, trust_remote_code=job.trust_remote_code)
+    model = load_for_training(root.folder, trust_remote_code=job.trust_remote_code)
     composition, context = foreseeable(job.composition), context_of(job, root, place)
     model = composition.wrap(model, context)
     trainable = composition.trainable(model, context)
@@ -220,7 +221,7 @@ def measure_training(
         rules=rules,
     )
     trained = time.perf_counter()
-    finished = composition.finish(model, place)
+    finished = composition.finish(in_float32(model), place)
     merged = time.perf_counter()
     saving = _saving_seconds(finished, place / "weights")
     fixed = (loaded - started) + (trained - loaded - outcome.seconds) + (merged - trained) + saving

@@ -141,7 +141,7 @@ def train_phase(
     on_policy: OnPolicy | None = None,
     run: TrackedRun | None = None,
 ) -> PhaseOutcome:
-    """Train `model` in place on `encoded`, and leave it in eval mode: what trained is float32, what is frozen as it was.
+    """Train `model` in place on `encoded`, and leave it in eval mode: what trained in float32, the rest as it was.
 
     Work that was done is kept: by steps, by time, at a signal and after the last step a checkpoint is written, from
     which the same call continues. Whoever has saved the model removes `folder/trainer`.
@@ -151,7 +151,7 @@ def train_phase(
     share each batch's rows.
 
     Args:
-        model: In memory, float32 weights.
+        model: In memory; what trains is computed with and left in float32, whatever type it has.
         tokenizer: Gives the id that fills rows, and what examples are encoded by; None: the one that lies where the
             model was loaded from.
         encoded: The examples: encoded (all tokens are known), as `load_data` returns them, or what it takes. Rows that

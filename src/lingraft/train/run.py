@@ -18,12 +18,13 @@ from lingraft.config.schema import StrategyChoice, Training
 from lingraft.data.encoded import EncodedTable
 from lingraft.models.checkpoints import save_checkpoint, save_tokenizer
 from lingraft.models.compute import compute_for
-from lingraft.models.loading import load_empty_model, load_model, load_tokenizer
+from lingraft.models.loading import load_empty_model, load_for_training, load_model, load_tokenizer
 from lingraft.models.weights import ModelWeights
 from lingraft.records import flush_folder
 from lingraft.strategies.base import Context, FreezePlanRow, count_masked, freeze_plan
 from lingraft.strategies.composition import build
 from lingraft.train.divided_model import save_divided, wants_whole
+from lingraft.train.held import in_float32
 from lingraft.train.phase import PhaseOutcome, Progress, train_phase
 from lingraft.train.restraints import give_back_bits
 from lingraft.train.sharding import from_first, set_whole
@@ -128,7 +129,7 @@ def train_task(
     is_first = rank == 0
     # Of a sharded model each process gets its piece of every weight from the first, which alone reads the files.
     has_weights = is_first or not sharded
-    load = load_model if has_weights else load_empty_model
+    load = load_for_training if not sharded else load_model if has_weights else load_empty_model
     model = load(task.parent, trust_remote_code=task.trust_remote_code)
     composition.check([name for name, _ in model.named_parameters()])
     model = composition.wrap(model, context)
@@ -173,7 +174,7 @@ def train_task(
         if sharded:
             set_whole(model if is_first else None, trained, trainable)
         if is_first:
-            save_checkpoint(composition.finish(model, task.folder), tokenizer, task.checkpoint)
+            save_checkpoint(composition.finish(in_float32(model), task.folder), tokenizer, task.checkpoint)
     if is_first:
         flush_folder(task.checkpoint)
     return TrainedPhase(plan, outcome)
