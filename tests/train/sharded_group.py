@@ -31,6 +31,7 @@ RANK = int(os.environ["RANK"])
 
 def live_bytes() -> int:
     """Return the bytes of all tensors' memory in this process."""
+    gc.collect()
     found: dict[int, int] = {}
     for one in gc.get_objects():
         if type(one) in (torch.Tensor, torch.nn.Parameter) and one.device.type == "cpu":
@@ -50,9 +51,9 @@ def watched(seen: dict[str, Any]) -> Iterator[None]:
         (dist, "broadcast", dist.broadcast),
     ]
 
-    def opening(file: Any, *arguments: Any, **options: Any) -> Any:
-        seen["opened"].append(str(file))
-        return places[0][2](file, *arguments, **options)
+    def opening(*arguments: Any, **options: Any) -> Any:
+        seen["opened"].append(str(arguments[0] if arguments else options["filename"]))
+        return places[0][2](*arguments, **options)
 
     def sending(*arguments: Any, **options: Any) -> Any:
         seen["most"] = max(seen["most"], live_bytes() - begin)

@@ -293,7 +293,7 @@ def test_a_phase_that_moves_no_weight_is_an_error(train: Train, tiny_llama: Any,
 
 def test_a_phase_without_gradients_is_an_error(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "lingraft.train.trainer.Restraints.change_gradients",
+        "lingraft.train.restrained.Restraints.change_gradients",
         lambda self: [one.grad.zero_() for one in self._parameters.values() if one.grad is not None],
     )
     with pytest.raises(VerificationError, match=r"trained nothing.*All gradients were zero"):
