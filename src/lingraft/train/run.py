@@ -6,7 +6,8 @@ The same function runs in this process and as one of torchrun's (`train.processe
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from accelerate import PartialState
@@ -21,6 +22,7 @@ from lingraft.models.loading import load_empty_model, load_model, load_tokenizer
 from lingraft.records import flush_folder
 from lingraft.strategies.base import Context, FreezePlanRow, count_masked, freeze_plan
 from lingraft.strategies.composition import build
+from lingraft.train.divided import load_divided
 from lingraft.train.divided_model import save_divided, wants_whole
 from lingraft.train.phase import PhaseOutcome, Progress, train_phase
 from lingraft.train.sharding import from_first, set_whole
@@ -104,6 +106,7 @@ def train_task(
         LingraftError: What a strategy names is missing in the model, or what `train_phase` raises.
     """
     composition = build(task.choice)
+    compute = compute_for(task.training.precision)
     context = Context(
         base=task.base,
         previous=task.parent,
@@ -114,7 +117,10 @@ def train_task(
         cache=task.folder,
         states=task.states,
         trust_remote_code=task.trust_remote_code,
-        compute=compute_for(task.training.precision),
+        compute=compute,
+        load_divided=partial(load_divided, dtype=compute.held, trust_remote_code=task.trust_remote_code)
+        if sharded
+        else None,
     )
     tokenizer = load_tokenizer(task.parent, trust_remote_code=task.trust_remote_code)
     is_first = rank == 0
@@ -128,15 +134,18 @@ def train_task(
     frozen_mask = composition.frozen_mask(model, context) if has_weights else {}
     plan = PhasePlan(freeze_plan(model, trainable), count_masked(model, trainable, frozen_mask))
     if sharded:
-        PartialState(cpu=context.compute.device.type == "cpu")  # the processes meet
+        PartialState(cpu=compute.device.type == "cpu")  # the processes meet
         trainable, frozen_mask, plan = from_first((trainable, frozen_mask, plan))
     rules = composition.rules(model, context, frozen_mask)
+    rows = EncodedTable.open(task.encoded)
+    if not rows.replayed_rows:  # which alone they are taken of
+        rules = replace(rules, output_penalties=())
     if is_first and on_plan is not None:
         on_plan(plan)
     outcome = train_phase(
         model,
         tokenizer,
-        EncodedTable.open(task.encoded),
+        rows,
         task.training,
         trainable=trainable,
         folder=task.folder,

@@ -11,12 +11,14 @@ import hashlib
 import math
 import os
 import shutil
+import signal
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate, chain, islice
+from multiprocessing import get_start_method
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +35,7 @@ from transformers import SchedulerType, TrainingArguments, set_seed
 from transformers.trainer_utils import TrainOutput
 from transformers.training_args import OptimizerNames
 
+from lingraft import stopping
 from lingraft.config.schema import Training
 from lingraft.data.batching import Lengths, padded_tokens, token_budget_batches
 from lingraft.errors import DataError, LingraftError, in_one_line
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
     from lingraft.data.encoded import EncodedExample, EncodedTable, TokenArrays
 
 _LARGEST_SHARE = math.nextafter(1.0, 0.0)  # the Trainer reads a warm-up of 1 as one step
+_WORKERS, _BATCHES_AHEAD = 2, 4  # processes that make batches for an accelerator, and how many each is ahead
 _SHARDING_VARIABLES = ("ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING", "FSDP_VERSION")
 # torch and safetensors have their own types.
 _DISK_ERRORS = (OSError, RuntimeError, SafetensorError)
@@ -149,6 +153,11 @@ class ExampleRows(Dataset["TokenArrays"]):
         shortest = examples.arrays(int(np.argmin(examples.lengths)))
         self._silent = replace(shortest, supervised=np.zeros(len(shortest.supervised), bool))
         self._examples = examples
+
+    @property
+    def is_nameless(self) -> bool:
+        """Whether no other process can open the rows."""
+        return self._examples.folder is None
 
     def __getitem__(self, row: int) -> TokenArrays:
         return self._silent if row == len(self._examples) else self._examples.arrays(row)
@@ -278,8 +287,19 @@ class PhaseTrainer(RestrainedTrainer):
         return model, loader
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Return the planned batches, dealt to the processes."""
-        loader = DataLoader(self._rows, batch_sampler=self._parts, collate_fn=self.data_collator)
+        """Return the planned batches, dealt to the processes; on an accelerator other processes make them ahead."""
+        workers = self.args.dataloader_num_workers
+        if isinstance(self._rows, range) or (self._rows.is_nameless and get_start_method() != "fork"):
+            workers = 0  # there is nothing to make yet; or no other process can open the rows
+        loader = DataLoader(
+            self._rows,
+            batch_sampler=self._parts,
+            collate_fn=self.data_collator,
+            num_workers=workers,
+            prefetch_factor=_BATCHES_AHEAD if workers else None,
+            pin_memory=self.args.dataloader_pin_memory,
+            worker_init_fn=_leave_signals,
+        )
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
         return prepared
 
@@ -479,6 +499,12 @@ def _nothing() -> None:
     """Do nothing."""
 
 
+def _leave_signals(_: int) -> None:
+    """Let the training process alone answer signals, which a terminal or a scheduler sends to all."""
+    for number in stopping.SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _numbers(rows: list[int]) -> Any:
     """Return the numbers of rows that are collated later."""
     return rows
@@ -516,6 +542,7 @@ def training_arguments(
     Gradient checkpointing is switched on by `train_phase`: the Trainer's own way sends gradients through
     frozen embeddings.
     """
+    has_own_memory = compute.device.type not in ("cpu", "mps")
     arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=1,  # the loader holds all epochs
@@ -537,7 +564,9 @@ def training_arguments(
         seed=seed,
         data_seed=seed,
         remove_unused_columns=False,
-        dataloader_pin_memory=torch.accelerator.is_available(),
+        dataloader_num_workers=_WORKERS if has_own_memory else 0,
+        dataloader_pin_memory=has_own_memory,
+        accelerator_config={"non_blocking": has_own_memory},
         fsdp=sharded or None,  # type: ignore[arg-type]  # the type is older than what the field means now
         fsdp_config={"version": 2, "cpu_ram_efficient_loading": True} if sharded else None,
         ddp_find_unused_parameters=False,  # what is frozen is known, and all else takes part in every step
