@@ -566,7 +566,11 @@ def training_arguments(
         remove_unused_columns=False,
         dataloader_num_workers=_WORKERS if has_own_memory else 0,
         dataloader_pin_memory=has_own_memory,
-        accelerator_config={"non_blocking": has_own_memory},
+        accelerator_config={
+            "non_blocking": has_own_memory,
+            # Else every process would gather whole gradients until the step's last micro-batch.
+            "gradient_accumulation_kwargs": {"sync_each_batch": True} if sharded else None,
+        },
         fsdp=sharded or None,  # type: ignore[arg-type]  # the type is older than what the field means now
         fsdp_config={"version": 2, "cpu_ram_efficient_loading": True} if sharded else None,
         ddp_find_unused_parameters=False,  # what is frozen is known, and all else takes part in every step
