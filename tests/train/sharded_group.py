@@ -31,7 +31,6 @@ RANK = int(os.environ["RANK"])
 
 def live_bytes() -> int:
     """Return the bytes of all tensors' memory in this process."""
-    gc.collect()
     found: dict[int, int] = {}
     for one in gc.get_objects():
         if type(one) in (torch.Tensor, torch.nn.Parameter) and one.device.type == "cpu":
@@ -41,9 +40,10 @@ def live_bytes() -> int:
 
 
 @contextmanager
-def watched(seen: dict[str, Any]) -> Iterator[None]:
-    """Note which files of weights are opened, and how much memory tensors take whenever one is sent or written."""
+def watched(seen: dict[str, Any], *, measured: bool) -> Iterator[None]:
+    """Note which files of weights are opened and, where asked, what tensors take whenever one is sent."""
     seen |= {"opened": [], "most": 0}
+    gc.collect()
     begin = live_bytes()
     places: list[tuple[Any, str, Any]] = [
         (safetensors, "safe_open", safetensors.safe_open),
@@ -56,7 +56,8 @@ def watched(seen: dict[str, Any]) -> Iterator[None]:
         return places[0][2](*arguments, **options)
 
     def sending(*arguments: Any, **options: Any) -> Any:
-        seen["most"] = max(seen["most"], live_bytes() - begin)
+        if measured:
+            seen["most"] = max(seen["most"], live_bytes() - begin)
         return places[2][2](*arguments, **options)
 
     for place, name, own in places:
@@ -85,7 +86,7 @@ def main() -> None:
         asked = entry["stop_after"] if entry["asked"] == RANK else None
         begin = time.monotonic()
         try:
-            with watched(seen):
+            with watched(seen, measured=entry["measured"]):
                 done = train_task(task, rank=RANK, sharded=entry["sharded"], stop=stop_after(asked))
             seen |= {"losses": done.outcome.losses, "resumed_from": done.outcome.resumed_from}
         except Stopped:

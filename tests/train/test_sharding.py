@@ -66,7 +66,7 @@ class Bench:
         results = self.folder / f"on {processes}"
         results.mkdir()
         entries = {
-            name: {"sharded": True, "asked": None, "stop_after": None, **entry}
+            name: {"sharded": True, "measured": False, "asked": None, "stop_after": None, **entry}
             | {"task": entry["task"].model_dump(mode="json")}
             for name, entry in tasks.items()
         }
@@ -92,9 +92,13 @@ class Bench:
                         stderr=errors_go_here,
                     )
                 )
-        assert [one.wait(timeout=300) for one in workers] == [0] * processes, "\n".join(
-            map(Path.read_text, logs)
-        )
+        try:
+            codes = [one.wait(timeout=300) for one in workers]
+        finally:
+            for one in workers:
+                one.kill()
+                one.wait()
+        assert codes == [0] * processes, "\n".join(map(Path.read_text, logs))
         return {
             name: [read_json(results / f"{name}.{rank}.json") for rank in range(processes)] for name in tasks
         }
@@ -134,7 +138,7 @@ def on_two(bench: Bench, untied: Path) -> Seen:
     return bench.run(
         2,
         {
-            "straight": {"task": bench.task("straight")},
+            "straight": {"task": bench.task("straight"), "measured": True},
             "untied": {"task": bench.task("untied", HALF, parent=untied)},
             "asked": {"task": bench.task("asked", save_every=0), "asked": 1, "stop_after": 2},
             "replicated": {
