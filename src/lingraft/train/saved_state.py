@@ -85,9 +85,7 @@ class Saving:
         own = sum(one.numel() * one.element_size() for one in map(own_piece, tensors.values()))
         has_room = own <= _SHARE_OF_FREE * psutil.virtual_memory().available
         copies = dict(tensors)
-        if (
-            has_room
-        ):  # a copy of this checkpoint's own: kept for the next, it would be memory that training lacks
+        if has_room:  # a copy for this checkpoint alone: until the next one training has the memory
             options = StagingOptions(False, False, False, False)
             copies = DefaultStager(options).stage(copies)  # type: ignore[assignment]
         files = _files_of(tensors, self._processes)
