@@ -275,7 +275,7 @@ class PhaseTrainer(RestrainedTrainer):
             model, loader = parent._prepare_for_training(max_steps, train_dataloader, None)
         if self.is_fsdp_enabled:
             # accelerate tells parameters apart by where they lie, and on the meta device all lie nowhere.
-            divided = dict(model.named_parameters())
+            divided = dict(own.named_parameters())
             assert self.optimizer is not None
             for group, names in zip(self.optimizer.param_groups, self._trained, strict=True):
                 group["params"] = [divided[name] for name in names]
@@ -283,7 +283,7 @@ class PhaseTrainer(RestrainedTrainer):
         if resume_from_checkpoint is not None:
             assert self.optimizer is not None
             assert isinstance(self.lr_scheduler, LambdaLR)
-            read_training(Path(resume_from_checkpoint), model, self.optimizer, self.lr_scheduler)
+            read_training(Path(resume_from_checkpoint), own, self.optimizer, self.lr_scheduler)
         return model, loader
 
     def get_train_dataloader(self) -> DataLoader[Any]:
