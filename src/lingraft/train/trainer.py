@@ -275,7 +275,7 @@ class PhaseTrainer(RestrainedTrainer):
             model, loader = parent._prepare_for_training(max_steps, train_dataloader, None)
         if self.is_fsdp_enabled:
             # accelerate tells parameters apart by where they lie, and on the meta device all lie nowhere.
-            divided = dict(model.named_parameters())
+            divided = dict(own.named_parameters())
             assert self.optimizer is not None
             for group, names in zip(self.optimizer.param_groups, self._trained, strict=True):
                 group["params"] = [divided[name] for name in names]
@@ -283,7 +283,7 @@ class PhaseTrainer(RestrainedTrainer):
         if resume_from_checkpoint is not None:
             assert self.optimizer is not None
             assert isinstance(self.lr_scheduler, LambdaLR)
-            read_training(Path(resume_from_checkpoint), model, self.optimizer, self.lr_scheduler)
+            read_training(Path(resume_from_checkpoint), own, self.optimizer, self.lr_scheduler)
         return model, loader
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -566,7 +566,11 @@ def training_arguments(
         remove_unused_columns=False,
         dataloader_num_workers=_WORKERS if has_own_memory else 0,
         dataloader_pin_memory=has_own_memory,
-        accelerator_config={"non_blocking": has_own_memory},
+        accelerator_config={
+            "non_blocking": has_own_memory,
+            # Else every process would gather whole gradients until the step's last micro-batch.
+            "gradient_accumulation_kwargs": {"sync_each_batch": True} if sharded else None,
+        },
         fsdp=sharded or None,  # type: ignore[arg-type]  # the type is older than what the field means now
         fsdp_config={"version": 2, "cpu_ram_efficient_loading": True} if sharded else None,
         ddp_find_unused_parameters=False,  # what is frozen is known, and all else takes part in every step

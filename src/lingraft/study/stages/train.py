@@ -134,9 +134,9 @@ class Train(StageSpec):
         """What the fullest micro-batch needs; on disk the model, and two checkpoints where it is saved on the way."""
         parameters, training = self.job.parent.parameters, self.job.training
         held = 2 if training.precision == "bf16_pure" else 4
-        on_disk = 4
-        if training.save_every or training.save_minutes:  # sharded, weights are written in pieces as well
-            on_disk += 2 * (held + 8 + (held if self.processes.sharded else 0))
+        on_disk = 8 if self.processes.sharded else 4  # the model's pieces, too, until it is put together
+        if training.save_every or training.save_minutes:
+            on_disk += 2 * (held + 8)
         tokens = max(1, training.tokens_per_batch // training.accumulation)
         length = min(tokens, training.max_length)
         memory = self.memory(LargestBatch(tokens // length, length, tokens))
