@@ -221,7 +221,11 @@ def measure_training(
         rules=rules,
     )
     trained = time.perf_counter()
-    finished = composition.finish(in_float32(model), place)
+    finished = composition.finish(
+        in_float32(model),
+        place,
+        lambda: in_float32(load_for_training(root.folder, trust_remote_code=job.trust_remote_code)),
+    )
     merged = time.perf_counter()
     saving = _saving_seconds(finished, place / "weights")
     fixed = (loaded - started) + (trained - loaded - outcome.seconds) + (merged - trained) + saving

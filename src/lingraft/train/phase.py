@@ -31,6 +31,7 @@ from lingraft.data.example import Example
 from lingraft.data.sources import LoadedData, examples_of
 from lingraft.errors import ConfigError, DataError, ModelError, StrategyError, VerificationError, did_you_mean
 from lingraft.models.compute import Compute, compute_for, trained_in
+from lingraft.models.four_bits import parameter_count
 from lingraft.models.loaded import check_has_values, model_in_memory, tokenizer_for
 from lingraft.models.peak import Peak, peak_of
 from lingraft.models.shape import shape_of
@@ -264,7 +265,7 @@ def train_phase(
             raise changed
         if not bits.have_changed():
             raise VerificationError(_why_nothing_moved(trainer.state.log_history, training))
-        sizes = [(one.numel(), one.requires_grad) for one in model.parameters()]
+        sizes = [(parameter_count(one), one.requires_grad) for one in model.parameters()]
     state.wait_for_everyone()
     if state.is_main_process and (workplace / RUNS).is_dir():  # a tracker's
         shutil.copytree(workplace / RUNS, folder / "trackers", dirs_exist_ok=True, ignore=_no_files)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from accelerate import PartialState
 from pydantic import BaseModel, ConfigDict
@@ -30,6 +31,9 @@ from lingraft.train.restraints import give_back_bits
 from lingraft.train.sharding import from_first, set_whole
 from lingraft.train.teacher import load_divided
 from lingraft.train.trackers import TrackedRun
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class PhaseTask(BaseModel):
@@ -131,6 +135,10 @@ def train_task(
     has_weights = is_first or not sharded
     load = load_for_training if not sharded else load_model if has_weights else load_empty_model
     model = load(task.parent, trust_remote_code=task.trust_remote_code)
+
+    def start() -> PreTrainedModel:
+        return in_float32(load_for_training(task.parent, trust_remote_code=task.trust_remote_code))
+
     composition.check([name for name, _ in model.named_parameters()])
     model = composition.wrap(model, context)
     trainable = composition.trainable(model, context)
@@ -174,7 +182,8 @@ def train_task(
         if sharded:
             set_whole(model if is_first else None, trained, trainable)
         if is_first:
-            save_checkpoint(composition.finish(in_float32(model), task.folder), tokenizer, task.checkpoint)
+            finished = composition.finish(in_float32(model), task.folder, start)
+            save_checkpoint(finished, tokenizer, task.checkpoint)
     if is_first:
         flush_folder(task.checkpoint)
     return TrainedPhase(plan, outcome)
