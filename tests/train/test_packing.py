@@ -28,7 +28,7 @@ from lingraft.train.packing import Packing, can_pack, packed, packed_attention, 
 from lingraft.train.phase import train_phase
 
 Build = Callable[..., Any]
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": 97,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -44,13 +44,14 @@ SIZES = {
 
 def made(config: Any) -> Any:
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config).train()
+    kind: Any = AutoModelForCausalLM
+    return kind.from_config(config).train()
 
 
 def losses_and_gradients(model: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     model.zero_grad()
     total, count = supervised_loss(model, batch)
-    (total / count).backward()
+    torch.autograd.backward(total / count)
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     return total.detach() / count, gradients
 
@@ -106,7 +107,7 @@ def test_one_length_holds_the_batches_of_all_processes() -> None:
     "config",
     [
         MistralConfig(**SIZES, sliding_window=16),
-        LlamaConfig(**SIZES, attn_logit_softcapping=50.0),
+        LlamaConfig(**SIZES | {"attn_logit_softcapping": 50.0}),
         MixtralConfig(**SIZES, num_local_experts=4, output_router_logits=True),
         LlamaConfig(**SIZES, attention_dropout=0.1),
         LlamaConfig(**SIZES | {"attn_implementation": "eager"}),
@@ -129,7 +130,12 @@ def test_a_packed_phase_in_one_graph_learns_what_a_padded_one_does(
     precision: str,
 ) -> None:
     graphs: list[Any] = []
-    monkeypatch.setattr(compiled, "_BACKEND", lambda graph, _: graphs.append(graph) or graph.forward)
+
+    def backend(graph: Any, _: object) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(compiled, "_BACKEND", backend)
     monkeypatch.setattr(phase, "PACKING", {("cpu", torch.float32), ("cpu", torch.bfloat16)})
     torch._dynamo.reset()
     outcomes = [

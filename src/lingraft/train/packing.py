@@ -178,9 +178,11 @@ def attend(
 
     # Rotary positions make float32 of what autocast computed; the kernel is not known to autocast.
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype
-    rows = [part[0].transpose(0, 1).to(dtype) for part in (query, key, value)]
+    queries, keys, values = (part[0].transpose(0, 1).to(dtype) for part in (query, key, value))
     attended = varlen_attn(
-        *rows,
+        queries,
+        keys,
+        values,
         cu_seq_lens_q,
         cu_seq_lens_q,
         longest,
@@ -222,11 +224,11 @@ def kernel_problem(model: nn.Module, device: torch.device, dtype: torch.dtype) -
         values = torch.randn((1, number, 64, width), generator=generator)
         return values.to(device=device, dtype=dtype).requires_grad_()
 
-    given = [drawn(heads), drawn(keys), drawn(keys)]
+    query, key, value = given = drawn(heads), drawn(keys), drawn(keys)
     upstream = torch.randn((1, 64, heads, width), generator=generator).to(device=device, dtype=dtype)
     try:
-        found, _ = attend(model, *given, None, longest=43, cu_seq_lens_q=begins)
-        expected = _masked(*(one.float() for one in given), None, begins).transpose(1, 2)
+        found, _ = attend(model, query, key, value, None, longest=43, cu_seq_lens_q=begins)
+        expected = _masked(query.float(), key.float(), value.float(), None, begins).transpose(1, 2)
         mine = torch.autograd.grad(found, given, upstream)
         theirs = torch.autograd.grad(expected, given, upstream.float())
     except (RuntimeError, ValueError) as error:
