@@ -111,6 +111,9 @@ class Training(Section):
     """Gradients are scaled down to this norm; a large one leaves them as they are."""
     gradient_checkpointing: bool = False
     """Trade time for memory: recompute activations in the backward pass."""
+    compile: Literal["auto"] | bool = "auto"
+    """Compile the decoder layers (torch.compile); auto: where the phase is long enough to pay for it and the machine
+    has a compiler. Results differ by rounding only."""
     save_every: int = Field(0, ge=0, le=_MANY)
     """Optimiser steps between resumable checkpoints inside a phase; 0: by time alone."""
     save_minutes: float = Field(10.0, ge=0, le=10_080)
@@ -139,7 +142,7 @@ class Training(Section):
         return None
 
 
-_UNCOMPARED = {"save_every", "save_minutes", "report_to"}
+_UNCOMPARED = {"compile", "save_every", "save_minutes", "report_to"}
 
 
 def _or_absent(field: FieldInfo) -> tuple[Any, FieldInfo]:

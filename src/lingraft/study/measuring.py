@@ -137,6 +137,8 @@ def training_key(job: TrainingJob, root: GivenModel, shape: ModelShape) -> str:
         if any(getattr(type(part), hook) is not getattr(Strategy, hook) for hook in _HOOKS)
     ]
     own: dict[str, Any] = {"root": root.identity, "shape": asdict(shape), "acting": acting}
+    if job.training.compile is True:  # a result does not depend on it, but its rate does
+        training["compile"] = True
     own["training"] = training
     return fingerprint_of({"kind": "train", **own, **_machine(compute_for(job.training.precision))})
 

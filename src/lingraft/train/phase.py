@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -41,13 +41,22 @@ from lingraft.stopping import Stopped
 from lingraft.strategies.base import TrainingRules
 from lingraft.train.attention import grouped_attention
 from lingraft.train.checkpoints import FOLDER, Checkpoints, Found
+from lingraft.train.compiled import compiled_layers, compiles
 from lingraft.train.held import held_weights
 from lingraft.train.memory import forget_peak, peak_bytes
 from lingraft.train.on_policy import OnPolicy
+from lingraft.train.packing import (
+    PACKING,
+    Packing,
+    can_pack,
+    kernel_problem,
+    packed_attention,
+    packing_for,
+)
 from lingraft.train.restraints import frozen_changed, frozen_hashes
 from lingraft.train.sharding import from_all, own_piece, take_layout
 from lingraft.train.trackers import RUNS, TrackedRun, tracked
-from lingraft.train.trainer import BatchPlan, PhaseTrainer, training_arguments
+from lingraft.train.trainer import BatchPlan, PhaseTrainer, ProcessShares, training_arguments
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -100,6 +109,8 @@ class PhaseOutcome:
         refused_checkpoints: How many newer checkpoints that run had left that were not whole.
         mfu: See `Progress`; None: not known, or nothing was left to do.
         peak: What one device can compute at most; None: the model's FLOPs are not known.
+        compiled: Whether its layers were compiled.
+        packed: Whether rows were laid end to end (`train.packing`) and not padded.
     """
 
     steps: int
@@ -117,6 +128,8 @@ class PhaseOutcome:
     refused_checkpoints: int = 0
     mfu: float | None = None
     peak: Peak | None = None
+    compiled: bool = False
+    packed: bool = False
 
 
 def train_phase(
@@ -181,7 +194,8 @@ def train_phase(
         Counts, losses and times.
 
     Raises:
-        ConfigError: the model's own answers are to be trained on by several processes.
+        ConfigError: the model's own answers are to be trained on by several processes; `compile: true` where nothing
+            compiles.
         StrategyError: `trainable` is empty or holds an unknown name.
         DataError: no examples, or an optimiser step without a supervised token.
         ModelError: the data hold a token that the model has no embedding for, or the loss is no longer a number.
@@ -211,7 +225,7 @@ def train_phase(
     noted = on_note if on_note is not None and state.is_main_process else lambda _: None
     # The answers that the model trains on may be shorter than planned, so their FLOPs are not known before.
     flops = None if on_policy is not None else _flops_of_steps(model, names, table, plan)
-    peak = peak_of(compute) if flops is not None and state.is_main_process else None
+    layers = _layers(model, training, compute, rules, table, plan, state.num_processes, flops, noted)
     identity = _identity(model, names, training, table, rules, seed)
     checkpoints = Checkpoints(workplace, identity, noted)
     found = [checkpoints.find() if state.is_main_process else Found(None, 0)]
@@ -219,7 +233,15 @@ def train_phase(
         broadcast_object_list(found)
     resumed, refused = found[0].step, found[0].refused
     bits = _Bits(model, rules.frozen_mask)
-    with _prepared(model, frozenset(names), training, compute, rules.frozen_mask, sharded=sharded):
+    with _prepared(
+        model,
+        frozenset(names),
+        training,
+        compute,
+        rules.frozen_mask,
+        sharded=sharded,
+        layers=layers,
+    ):
         trainer = PhaseTrainer(
             model,
             arguments,
@@ -232,11 +254,17 @@ def train_phase(
             noted=noted,
             on_policy=on_policy,
             prepared=bits.remember,
+            packing=layers.packing,
         )
         forget_peak()
         tokens_after = [0, *accumulate(plan.tokens_per_step())]  # by number of steps done
-        could = None if peak is None else peak.flops * state.num_processes
-        clock = _Clock(tokens_after, flops, could, on_progress if state.is_main_process else None)
+        clock = _Clock(
+            tokens_after,
+            flops if state.is_main_process else None,
+            compute,
+            state.num_processes,
+            on_progress if state.is_main_process else None,
+        )
         saving = _Saving(training, stop, trainer.agreed)
         trainer.add_callback(clock)
         trainer.add_callback(saving)
@@ -273,7 +301,9 @@ def train_phase(
         steps=trainer.state.global_step,
         examples=len(table),
         tokens=training.epochs * int(np.sum(table.lengths)),
-        padded_tokens=plan.padded_tokens,
+        padded_tokens=plan.padded_tokens
+        if layers.packing is None
+        else layers.packing.length * len(plan) * state.num_processes,
         supervised_tokens=training.epochs * table.predicted_tokens,
         losses=tuple((int(e["step"]), e["loss"]) for e in trainer.state.log_history if "loss" in e),
         trainable_parameters=sum(size for size, is_trained in sizes if is_trained),
@@ -284,7 +314,9 @@ def train_phase(
         resumed_from=resumed,
         refused_checkpoints=refused,
         mfu=clock.mfu,
-        peak=peak,
+        peak=clock.peak,
+        compiled=layers.is_compiled,
+        packed=layers.packing is not None,
     )
 
 
@@ -299,6 +331,43 @@ def _flops_of_steps(
     learned = table.predicted_tokens / int(np.sum(table.lengths))
     sizes = zip(plan.tokens_per_step(), plan.pairs_per_step(), strict=True)
     return [shape.training_flops(tokens, pairs, learned * tokens) for tokens, pairs in sizes]
+
+
+@dataclass(frozen=True, slots=True)
+class _Layers:
+    """How a phase's layers run: compiled or not, on rows that are packed or (None) padded."""
+
+    is_compiled: bool
+    packing: Packing | None
+
+
+def _layers(
+    model: nn.Module,
+    training: Training,
+    compute: Compute,
+    rules: TrainingRules,
+    table: EncodedTable,
+    plan: BatchPlan,
+    processes: int,
+    flops: Sequence[float] | None,
+    noted: Callable[[str], None],
+) -> _Layers:
+    """Decide how a phase's layers run; rows are packed for compiled layers on accelerators, in 16 bits."""
+    is_compiled = compiles(training.compile, compute.device, flops, noted)
+    if (
+        not is_compiled
+        or flops is None  # the model's own answers are no table's rows
+        or (compute.device.type, compute.arithmetic) not in PACKING
+        or rules.output_penalties  # they read padded rows
+        or not can_pack(model, int(np.max(table.lengths)))
+    ):
+        return _Layers(is_compiled, None)
+    problem = kernel_problem(model, compute.device, compute.arithmetic)
+    if problem is not None:
+        noted(f"rows are padded, as attention within packed rows does not work on this device: {problem}.")
+        return _Layers(is_compiled, None)
+    parts = ProcessShares(plan, processes, silent_row=len(table))
+    return _Layers(is_compiled, packing_for(parts, table.lengths))
 
 
 def _checked(
@@ -485,8 +554,9 @@ def _prepared(
     frozen_mask: Mapping[str, Tensor],
     *,
     sharded: bool,
+    layers: _Layers,
 ) -> Iterator[None]:
-    """Set what trains, the weights' types and gradient checkpointing; undo all but the training at the end."""
+    """Set what trains, the weights' types, checkpointing of activations and compiling; undo all but the training."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names)
     use_cache = getattr(model.config, "use_cache", None)
@@ -495,7 +565,11 @@ def _prepared(
         # Only the re-entrant kind needs gradients at the embeddings; they would cost the frozen layers' backward.
         model.disable_input_require_grads()
     try:
-        with held_weights(model, compute, frozen_mask, divided=sharded), grouped_attention(model):
+        with (
+            held_weights(model, compute, frozen_mask, divided=sharded),
+            grouped_attention(model) if layers.packing is None else packed_attention(model, layers.packing),
+            compiled_layers(model) if layers.is_compiled else nullcontext(),
+        ):
             yield
     finally:
         if training.gradient_checkpointing:
@@ -555,11 +629,13 @@ class _Clock(TrainerCallback):
         self,
         tokens_after: Sequence[int],
         flops: Sequence[float] | None,
-        peak: float | None,
+        compute: Compute,
+        processes: int,
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
         self._tokens_after = tokens_after
-        self._flops, self._peak = flops, peak
+        self._flops, self._processes = flops, processes
+        self.peak = None if flops is None else peak_of(compute)
         self._on_progress = on_progress
         self.mfu: float | None = None
         self._first_step = 0
@@ -587,7 +663,8 @@ class _Clock(TrainerCallback):
         done = self._tokens_after[step] - self._tokens_after[self._first_step]
         self.tokens_per_second = done / max(self.seconds, 1e-9)
         left = (self._tokens_after[-1] - self._tokens_after[step]) / self.tokens_per_second
-        if self._flops is not None and self._peak is not None:
-            self.mfu = sum(self._flops[self._first_step : step]) / max(self.seconds, 1e-9) / self._peak
+        if self._flops is not None and self.peak is not None:
+            could = self.peak.flops * self._processes * max(self.seconds, 1e-9)
+            self.mfu = sum(self._flops[self._first_step : step]) / could
         if self._on_progress is not None:
             self._on_progress(Progress(step, state.max_steps, loss, self.tokens_per_second, left, self.mfu))

@@ -44,6 +44,7 @@ from lingraft.models.loss import collate, count_supervised, supervised_loss
 from lingraft.strategies.base import TrainingRules
 from lingraft.train.checkpoints import Checkpoints
 from lingraft.train.on_policy import OnPolicy
+from lingraft.train.packing import Packing, packed
 from lingraft.train.restrained import RestrainedTrainer
 from lingraft.train.saved_state import Saving, read_training, training_tensors, write_optimizer
 from lingraft.train.sharding import while_it_is_divided
@@ -181,6 +182,7 @@ class PhaseTrainer(RestrainedTrainer):
         noted: Receives why one could not be written.
         on_policy: Says what the rows are and what the loss is, where the model trains on its own answers.
         prepared: Called once, when the weights lie where they train, before a checkpoint is read into them.
+        packing: How batches are packed; None: rows are padded.
     """
 
     def __init__(
@@ -197,6 +199,7 @@ class PhaseTrainer(RestrainedTrainer):
         noted: Callable[[str], None],
         on_policy: OnPolicy | None = None,
         prepared: Callable[[], None] = lambda: None,
+        packing: Packing | None = None,
     ) -> None:
         self._prepared = prepared
         options = {
@@ -217,7 +220,7 @@ class PhaseTrainer(RestrainedTrainer):
         self._on_policy, self._plan = on_policy, plan
         self._round: tuple[int, Sequence[EncodedExample]] | None = None
         self._learned_per_step = plan.tokens_per_step(examples.predicted_per_row)
-        self._collate = partial(collate, pad_token_id=pad_token_id)
+        self._collate = partial(_collated, pad_token_id=pad_token_id, packing=packing)
         self._compute = compute
         self._checkpoints, self._noted = checkpoints, noted
         self.saved_step: int | None = None  # of the newest checkpoint that this process has seen sealed
@@ -503,6 +506,13 @@ def _leave_signals(_: int) -> None:
     """Let the training process alone answer signals, which a terminal or a scheduler sends to all."""
     for number in stopping.SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def _collated(
+    examples: Sequence[EncodedExample | TokenArrays], pad_token_id: int, packing: Packing | None
+) -> dict[str, Tensor]:
+    batch = collate(examples, pad_token_id)
+    return batch if packing is None else packed(batch, packing)
 
 
 def _numbers(rows: list[int]) -> Any:

@@ -282,6 +282,8 @@ class Train(StageSpec):
             "resumed_from": outcome.resumed_from,
             "refused_checkpoints": outcome.refused_checkpoints,
             "processes": self.processes.count,
+            "compiled": outcome.compiled,
+            "packed": outcome.packed,
             "mfu": outcome.mfu,
             "peak": None if outcome.peak is None else to_json(outcome.peak),
         }
