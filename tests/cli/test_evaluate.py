@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -202,6 +204,37 @@ def test_a_killed_evaluation_goes_on_from_its_answers(
         read_predictions(Path(one) / "predictions.parquet") for one in ("killed", "undisturbed")
     )
     assert killed == undisturbed
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_two_processes_end_with_the_command_and_leave_their_answers(
+    evaluate: Callable[..., tuple[int, str, str]], tiny_model: Path, number: signal.Signals
+) -> None:
+    asked = (str(tiny_model), "--task", "worldbook:lookup", "--limit", "120", "--batch-size", "2")
+    starts = [sys.executable, "-c", "from lingraft.cli.main import main; main()", "evaluate"]
+    command = [*starts, *asked, "--processes", "2", "--output", "stopped"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        kept = 0
+        while kept < 8 and process.poll() is None:
+            logs = list(Path("stopped/cache").glob("answers-*.jsonl"))
+            kept = len(logs[0].read_bytes().splitlines()) if logs else 0
+            time.sleep(0.01)
+        workers = psutil.Process(process.pid).children()
+        process.send_signal(number)
+        _, told = process.communicate()
+    assert len(workers) == 2
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert not alive
+    if number == signal.SIGTERM:
+        assert process.returncode == 143
+        assert "the answers so far are kept" in told
+        return
+    assert evaluate(*asked, "--output", "stopped")[0] == 0  # one process goes on from the answers of two
+    assert evaluate(*asked, "--output", "undisturbed")[0] == 0
+    stopped, undisturbed = (
+        Path(one, "predictions.parquet").read_bytes() for one in ("stopped", "undisturbed")
+    )
+    assert stopped == undisturbed
 
 
 def test_a_model_that_was_finished_before_the_interruption_answers_nothing_again(

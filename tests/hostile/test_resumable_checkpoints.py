@@ -22,10 +22,9 @@ from lingraft.train.phase import PhaseOutcome, Progress, train_phase
 
 FILES = (
     "manifest.json",
-    "optimizer.pt",
+    "optimizer.json",
     "rng_state.pth",
-    "scheduler.pt",
-    "trained_weights.safetensors",
+    "shard-00001-model-00001-of-00001.safetensors",
     "trainer_state.json",
 )
 TRAINING = Training(learning_rate=1e-2, epochs=2, tokens_per_batch=64, precision="float32", save_every=2)
@@ -132,7 +131,7 @@ FORGERIES: dict[str, Callable[[Path], object]] = {
     "the step of another": lambda one: edit(one / "manifest.json", step=6),
     "another phase": lambda one: edit(one / "manifest.json", phase="0" * 16),
     "a path as phase": lambda one: edit(one / "manifest.json", phase="../../../x"),
-    "another format": lambda one: edit(one / "manifest.json", format=2),
+    "another format": lambda one: edit(one / "manifest.json", format=3),
     "no list of files": lambda one: edit(one / "manifest.json", files=None),
     "no file": lambda one: edit(one / "manifest.json", files={}),
     "a file elsewhere": lambda one: edit(
@@ -184,8 +183,15 @@ def test_what_is_not_what_was_saved_is_refused(stopped: Stopped, tmp_path: Path,
 def test_without_a_whole_one_training_begins_anew_and_says_so(stopped: Stopped, tmp_path: Path) -> None:
     damaged_copy(stopped, tmp_path / "run")
     for step in (2, 4):
-        truncate(tmp_path / "run" / "trainer" / f"checkpoint-{step}" / "optimizer.pt")
+        truncate(tmp_path / "run" / "trainer" / f"checkpoint-{step}" / "optimizer.json")
     assert_ends_as_a_straight_run(stopped, tmp_path / "run", None, 2, "step 4", "step 2", "begins anew")
+
+
+def test_a_checkpoint_of_an_older_format_is_refused_and_told(stopped: Stopped, tmp_path: Path) -> None:
+    damaged_copy(stopped, tmp_path / "run")
+    for step in (2, 4):
+        edit(tmp_path / "run" / "trainer" / f"checkpoint-{step}" / "manifest.json", format=1)
+    assert_ends_as_a_straight_run(stopped, tmp_path / "run", None, 2, "by an older lingraft", "begins anew")
 
 
 @pytest.mark.parametrize("damage", ["truncated", "emptied", "missing", "bit flipped", "a folder"])

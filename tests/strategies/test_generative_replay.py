@@ -367,3 +367,13 @@ def test_the_embedded_model_answers_prompts_of_its_own_and_of_others(tmp_path: P
     made = make_replay(folder, 1, settings, tmp_path, source="parallel", pool=pool)
     assert "Paris" in made.examples[0].answer
     assert "system" not in made.examples[0].answer
+
+
+def test_two_processes_make_the_rows_of_one(chatty: Path, tmp_path: Path) -> None:
+    def made(count: int, cache: str, workers: int) -> Any:
+        return make_replay(chatty, count, replace(SETTINGS, workers=workers), tmp_path / cache)
+
+    one = made(24, "one", 1)
+    assert len(one.examples) == 24
+    assert made(3, "two", 1).examples == one.examples[:3]
+    assert made(24, "two", 2) == one  # goes on from what one process has made

@@ -220,20 +220,18 @@ def test_a_checkpoint_of_another_phase_is_told_and_stays_until_this_one_has_save
     assert [path.name for path in (tmp_path / "stage" / "trainer").glob("*-*")] == ["checkpoint-2"]
 
 
-def test_another_number_of_processes_is_told(tmp_path: Path) -> None:
+def test_what_another_phase_differs_in_is_told(tmp_path: Path) -> None:
     notes: list[str] = []
-    for processes in (2, 1):
-        own = Checkpoints(
-            tmp_path / "trainer", {"processes": processes, "data": f"{processes}"}, notes.append
-        )
+    for seed in (2, 1):
+        own = Checkpoints(tmp_path / "trainer", {"seed": seed, "data": f"{seed}"}, notes.append)
         assert own.find().step is None
-        if processes == 2:
+        if seed == 2:
             own.path_of(6).mkdir()
             (own.path_of(6) / "trainer_state.json").write_text('{"global_step": 6}')
             own.seal(6)
     assert len(notes) == 1
-    assert "at step 6, which this one cannot continue: other data; processes was 2, not 1." in notes[0]
-    again = Checkpoints(tmp_path / "trainer", {"processes": 2, "data": "2"}, notes.append)
+    assert "at step 6, which this one cannot continue: other data; seed was 2, not 1." in notes[0]
+    again = Checkpoints(tmp_path / "trainer", {"seed": 2, "data": "2"}, notes.append)
     assert (again.find().step, len(notes)) == (6, 1)
 
 

@@ -154,6 +154,23 @@ def load_model(
     return checked
 
 
+def load_empty_model(name_or_folder: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Return what `load_model` returns but for its weights: parameters are on the meta device, no file of them is read.
+
+    Raises:
+        ModelError: The model cannot be built of its config.json.
+    """
+    folder = model_folder(str(name_or_folder), trust_remote_code=trust_remote_code)
+    found = empty_model(folder, trust_remote_code=trust_remote_code)
+    if found is None:
+        raise ModelError(
+            f"{name_or_folder}: the model of its config.json cannot be built without its weights, so it cannot be "
+            "trained with --sharded; train it without."
+        )
+    empty: PreTrainedModel = found.float().eval()
+    return empty
+
+
 def check_model(name: str, folder: Path, *, trust_remote_code: bool = False) -> None:
     """Refuse a model that could not be loaded, or not be trained, without loading it: for before anything is trained.
 

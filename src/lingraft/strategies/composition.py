@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,13 +106,27 @@ class Composition:
         for part in self.parts:
             part.check(names)
 
-    def rules(self, model: PreTrainedModel, context: Context) -> TrainingRules:
-        """Return all that they ask of training: frozen masks unite, factors multiply, pulls and penalties add."""
+    def frozen_mask(self, model: PreTrainedModel, context: Context) -> dict[str, Tensor]:
+        """Return what they freeze inside of tensors that train: masks unite. The model's weights may decide it."""
         frozen: dict[str, Tensor] = {}
-        rates: dict[str, float] = {}
         for part in self.parts:
             for name, own in part.frozen_mask(model, context).items():
                 frozen[name] = own | frozen[name] if name in frozen else own
+        return frozen
+
+    def rules(
+        self, model: PreTrainedModel, context: Context, frozen_mask: Mapping[str, Tensor] | None = None
+    ) -> TrainingRules:
+        """Return all that they ask of training: factors multiply, pulls and penalties add.
+
+        Args:
+            model: It may lie on the meta device where `frozen_mask` is given.
+            context: What strategies need.
+            frozen_mask: What `frozen_mask` returned in another process; None: it is asked for.
+        """
+        frozen = self.frozen_mask(model, context) if frozen_mask is None else frozen_mask
+        rates: dict[str, float] = {}
+        for part in self.parts:
             for name, factor in part.learning_rates(model).items():
                 rates[name] = rates.get(name, 1.0) * factor
         anchors = (part.anchor(model, context) for part in self.parts)

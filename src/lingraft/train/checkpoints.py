@@ -1,7 +1,7 @@
 """Resumable checkpoints of a phase: which are whole, whose they are, and when they go.
 
     trainer/phase.json               what the phase is, by which a checkpoint of another one is recognised
-           /checkpoint-STEP/         weights, optimiser, schedule, random states
+           /checkpoint-STEP/         weights, optimiser, random states (`train.saved_state`)
                            /manifest.json   their sizes and hashes; written last, atomically
            /other-FINGERPRINT/       checkpoints of another phase, until this one has saved its first
            /runs/                    what trackers write
@@ -35,7 +35,7 @@ MANIFEST = "manifest.json"
 _PHASE = "phase.json"
 _STATE = "trainer_state.json"
 _OTHER = "other-"
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +157,13 @@ class Checkpoints:
             return "was not finished"
         manifest = _manifest_of(checkpoint)
         if manifest is None:
+            stated = _json_in(checkpoint / MANIFEST)
+            if (
+                isinstance(stated, dict)
+                and isinstance(stated.get("format"), int)
+                and stated["format"] < _FORMAT
+            ):
+                return "was written by an older lingraft in another format"
             return f"has no {MANIFEST} that can be read"
         if (manifest.phase, manifest.step) != (self._phase, step):
             return "is of another step or phase than it says"
@@ -180,7 +187,7 @@ class Checkpoints:
         return None
 
     def _set_others_aside(self) -> None:
-        """Keep checkpoints of another phase, such as one on another number of processes, and say what they are."""
+        """Keep checkpoints of another phase, such as one with another learning rate, and say what they are."""
         was = _json_in(self.folder / _PHASE)
         if was is None:
             remove(self.folder / _PHASE)  # whatever it is

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from transformers import PrinterCallback, TrainerCallback
@@ -38,10 +40,11 @@ from lingraft.stopping import Stopped
 from lingraft.strategies.base import TrainingRules
 from lingraft.train.attention import grouped_attention
 from lingraft.train.checkpoints import FOLDER, Checkpoints, Found
+from lingraft.train.held import held_weights
 from lingraft.train.memory import forget_peak, peak_bytes
 from lingraft.train.on_policy import OnPolicy
 from lingraft.train.restraints import frozen_changed, frozen_hashes
-from lingraft.train.sharding import whole
+from lingraft.train.sharding import from_all, own_piece, take_layout
 from lingraft.train.trackers import RUNS, TrackedRun, tracked
 from lingraft.train.trainer import BatchPlan, PhaseTrainer, training_arguments
 
@@ -138,7 +141,7 @@ def train_phase(
     on_policy: OnPolicy | None = None,
     run: TrackedRun | None = None,
 ) -> PhaseOutcome:
-    """Train `model` in place on `encoded`, and leave it in eval mode with float32 weights.
+    """Train `model` in place on `encoded`, and leave it in eval mode: what trained in float32, what is frozen as it was.
 
     Work that was done is kept: by steps, by time, at a signal and after the last step a checkpoint is written, from
     which the same call continues. Whoever has saved the model removes `folder/trainer`.
@@ -164,8 +167,9 @@ def train_phase(
         on_note: Called in the first process with a sentence about checkpoints: refused, of another phase, or saved at a
             stop.
         stop: Asked after every step; a signal's number ends the phase once that step is saved.
-        sharded: Divide parameters, gradients and optimiser states between the processes (FSDP2). The model is left
-            in pieces: `sharding.whole_weights` puts them together.
+        sharded: Divide parameters, gradients and optimiser states between the processes (FSDP2). The weights are those
+            of the first process's model; those of the others may lie on the meta device. The model is left in pieces:
+            `divided_model.save_divided` writes it.
         rules: What strategies ask besides: a mask that freezes elements of trained parameters (verified as frozen
             parameters are), learning rates, pulls towards the start, penalties on outputs.
         on_policy: Train on the model's own answers, which `encoded` stands for, in one process; the counts of tokens
@@ -187,13 +191,16 @@ def train_phase(
     folder = path_of(folder, "folder")
     if not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise ConfigError(f"seed {seed!r}: must be a whole number from 0 to 2**32 - 1.")
-    tokenizer, table = _checked(model, tokenizer, encoded, training.max_length, on_note)
+    tokenizer, table = _checked(model, tokenizer, encoded, training.max_length, on_note, sharded=sharded)
     compute = compute_for(training.precision)
     if sharded and compute.precision == "bf16_pure":
         raise ConfigError(
             "training.precision bf16_pure does not go with sharded training: its optimiser rounds whole tensors. "
             "Use bf16, whose float32 weights are divided between the processes."
         )
+    if sharded:
+        PartialState(cpu=compute.device.type == "cpu")
+        take_layout(model)
     names = _check_trainable(model, trainable)
     rows = embedding_rows(model)
     check_token_ids((table.highest_token,), rows, tokenizer, "the training data")
@@ -209,38 +216,14 @@ def train_phase(
     # The answers that the model trains on may be shorter than planned, so their FLOPs are not known before.
     flops = None if on_policy is not None else _flops_of_steps(model, names, table, plan)
     peak = peak_of(compute) if flops is not None and state.is_main_process else None
-    identity = {
-        "processes": state.num_processes,  # each has random states of its own, and sums are rounded otherwise
-        "sharded": sharded,
-        "seed": seed,
-        "options": training.compared(),
-        "data": table.content_hash,
-        "model": fingerprint_of([f"{name} {_sampled(one)}" for name, one in model.named_parameters()]),
-        "trained parameters": fingerprint_of(names),
-        # Penalties on outputs are known by the stage alone.
-        "restraints": fingerprint_of(
-            [
-                {name: _sampled(mask) for name, mask in rules.frozen_mask.items()},
-                dict(rules.learning_rates),
-                [
-                    [
-                        anchor.strength,
-                        {name: _sampled(own) for name, own in (anchor.importance or {}).items()},
-                        sorted(anchor.names or ()),
-                    ]
-                    for anchor in rules.anchors
-                ],
-            ]
-        ),
-    }
+    identity = _identity(model, names, training, table, rules, seed)
     checkpoints = Checkpoints(workplace, identity, noted)
     found = [checkpoints.find() if state.is_main_process else Found(None, 0)]
     if state.num_processes > 1:
         broadcast_object_list(found)
     resumed, refused = found[0].step, found[0].refused
-    with _prepared(model, frozenset(names), training, compute, rules.frozen_mask):
-        before = frozen_hashes(model, rules.frozen_mask)
-        trained_before = _trained_marks(model)
+    bits = _Bits(model, rules.frozen_mask)
+    with _prepared(model, frozenset(names), training, compute, rules.frozen_mask, sharded=sharded):
         trainer = PhaseTrainer(
             model,
             arguments,
@@ -252,6 +235,7 @@ def train_phase(
             checkpoints=checkpoints,
             noted=noted,
             on_policy=on_policy,
+            prepared=bits.remember,
         )
         forget_peak()
         tokens_after = [0, *accumulate(plan.tokens_per_step())]  # by number of steps done
@@ -279,11 +263,11 @@ def train_phase(
             for mark in set(vars(model)) - own:  # accelerate's
                 delattr(model, mark)
             trainer.accelerator.free_memory()
-        after = frozen_hashes(model, rules.frozen_mask)
-        if before != after:
+        changed = bits.changed_though_frozen()
+        if changed is not None:
             checkpoints.clear()
-            raise frozen_changed(before, after)
-        if _trained_marks(model) == trained_before:
+            raise changed
+        if not bits.have_changed():
             raise VerificationError(_why_nothing_moved(trainer.state.log_history, training))
         sizes = [(one.numel(), one.requires_grad) for one in model.parameters()]
     state.wait_for_everyone()
@@ -327,6 +311,8 @@ def _checked(
     encoded: object,
     max_length: int,
     on_note: Callable[[str], None] | None,
+    *,
+    sharded: bool,
 ) -> tuple[PreTrainedTokenizerBase, EncodedTable]:
     """Return tokenizer and encoded examples, of what `train_phase` is given, or refuse it."""
     if not isinstance(model, nn.Module):
@@ -334,7 +320,8 @@ def _checked(
             f"a phase trains a model in memory, in place, and {model!r:.80} is none; load it first "
             "(AutoModelForCausalLM.from_pretrained) and save it afterwards (save_pretrained)."
         )
-    check_has_values(model)
+    if not sharded or int(os.environ.get("RANK", "0")) == 0:  # others are given their pieces
+        check_has_values(model)
     known: Any = tokenizer
     if tokenizer is None or not hasattr(tokenizer, "pad_token_id"):
         known = tokenizer_for(model_in_memory(model), tokenizer)
@@ -350,6 +337,40 @@ def _checked(
         first = found.dropped[0]
         on_note(f"{len(found.dropped)} examples are left out, the first at {first.place}: {first.problem}.")
     return known, found.examples
+
+
+def _identity(
+    model: nn.Module,
+    names: Sequence[str],
+    training: Training,
+    table: EncodedTable,
+    rules: TrainingRules,
+    seed: int,
+) -> dict[str, object]:
+    """Return all that decides a phase's steps but for rounding: the number of processes does not."""
+    weights = [f"{name} {_sampled(one)}" for name, one in model.named_parameters() if not one.is_meta]
+    return {
+        "seed": seed,
+        "options": training.compared(),
+        "data": table.content_hash,
+        "model": fingerprint_of(weights),
+        "trained parameters": fingerprint_of(names),
+        # Penalties on outputs are known by the stage alone.
+        "restraints": fingerprint_of(
+            [
+                {name: _sampled(mask) for name, mask in rules.frozen_mask.items()},
+                dict(rules.learning_rates),
+                [
+                    [
+                        anchor.strength,
+                        {name: _sampled(own) for name, own in (anchor.importance or {}).items()},
+                        sorted(anchor.names or ()),
+                    ]
+                    for anchor in rules.anchors
+                ],
+            ]
+        ),
+    }
 
 
 def with_resolved_precision(training: Training) -> Training:
@@ -400,15 +421,44 @@ def _sampled(tensor: Tensor) -> str:
     return hashlib.sha256(sample.float().cpu().numpy().tobytes()).hexdigest()
 
 
+class _Bits:
+    """What the weights' bits were before training; every process asks together.
+
+    Args:
+        model: Its parameters say themselves whether they train.
+        frozen_mask: Freezes elements of those that do.
+    """
+
+    def __init__(self, model: nn.Module, frozen_mask: Mapping[str, Tensor]) -> None:
+        self._model, self._frozen_mask = model, frozen_mask
+        self._frozen: dict[str, str] = {}
+        self._trained: dict[str, tuple[str, int]] = {}
+
+    def remember(self) -> None:
+        """Note what they are now, where they lie while they train."""
+        self._frozen = frozen_hashes(self._model, self._frozen_mask)
+        self._trained = _trained_marks(self._model)
+
+    def changed_though_frozen(self) -> VerificationError | None:
+        """Return what to raise where a frozen weight has other bits now."""
+        now = frozen_hashes(self._model, self._frozen_mask)
+        return None if now == self._frozen else frozen_changed(self._frozen, now)
+
+    def have_changed(self) -> bool:
+        """Return whether any bit of what trains is another one now."""
+        return any(from_all(_trained_marks(self._model) != self._trained))
+
+
 def _trained_marks(model: nn.Module) -> dict[str, tuple[str, int]]:
     """Return of every trained parameter a hash of sampled elements, and the sum of the bits of all as whole numbers.
 
-    The two tell a model in which nothing changed; a change of one bit changes the sum.
+    Of a divided parameter they are those of this process's piece. The two tell a model in which nothing changed; a
+    change of one bit changes the sum.
     """
     marks = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            flat = whole(parameter).reshape(-1)
+            flat = own_piece(parameter).detach().reshape(-1)
             together = (
                 8 // flat.element_size()
             )  # in whole numbers of 64 bits, which are summed without a copy
@@ -437,11 +487,10 @@ def _prepared(
     training: Training,
     compute: Compute,
     frozen_mask: Mapping[str, Tensor],
+    *,
+    sharded: bool,
 ) -> Iterator[None]:
-    """Set what trains, the weights' type and gradient checkpointing; undo all but the training at the end.
-
-    In pure bf16 the weights are bf16 inside. Outside, what is frozen has the very float32 bits that it had.
-    """
+    """Set what trains, the weights' types and gradient checkpointing; undo all but the training at the end."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names)
     use_cache = getattr(model.config, "use_cache", None)
@@ -449,22 +498,10 @@ def _prepared(
         model.activation_checkpointing_enable({"use_reentrant": False})
         # Only the re-entrant kind needs gradients at the embeddings; they would cost the frozen layers' backward.
         model.disable_input_require_grads()
-    originals: dict[str, Tensor] = {}
-    if compute.precision == "bf16_pure":
-        for name, parameter in model.named_parameters():
-            if not parameter.requires_grad or name in frozen_mask:
-                originals[name] = parameter.data
-            parameter.data = parameter.data.to(compute.held)
     try:
-        with grouped_attention(model):
+        with held_weights(model, compute, frozen_mask, divided=sharded), grouped_attention(model):
             yield
     finally:
-        for name, parameter in model.named_parameters() if compute.precision == "bf16_pure" else ():
-            kept = originals.pop(name, None)
-            kept = parameter.data.float() if kept is None else kept.to(parameter.device)
-            if name in frozen_mask and parameter.requires_grad:
-                kept = torch.where(frozen_mask[name].to(parameter.device), kept, parameter.data.float())
-            parameter.data = kept
         if training.gradient_checkpointing:
             model.activation_checkpointing_disable()
         model.config.use_cache = use_cache  # the Trainer switches it off, and generation would crawl

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from lingraft.errors import VerificationError
 from lingraft.strategies.base import Anchor, TrainingRules
-from lingraft.train.sharding import beside, own_piece, whole
+from lingraft.train.sharding import beside, from_all, own_piece
 
 _PIECE = 1 << 18  # elements that are pulled at once
 
@@ -115,17 +116,26 @@ def split_by_rate(optimizer: torch.optim.Optimizer, model: Any, factors: Mapping
 
 
 def frozen_hashes(model: nn.Module, frozen_mask: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return the SHA-256 of the bytes of every parameter that is not trained, and of what a mask freezes of others."""
+    """Return the SHA-256 of the bytes of every parameter that is not trained, and of what a mask freezes of others.
+
+    Of a divided parameter it is that of the processes' hashes of their pieces; every process must call this.
+    """
     hashes = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
-            kept = whole(parameter).cpu().contiguous()
+            kept = own_piece(parameter).detach().cpu().contiguous()
         elif name in frozen_mask:
-            kept = whole(parameter).cpu()[frozen_mask[name].expand(parameter.shape)]
+            mask = beside(frozen_mask[name].expand(parameter.shape), parameter)
+            kept = own_piece(parameter).detach().cpu()[mask]
         else:
             continue
         hashes[name] = hashlib.sha256(kept.view(-1).view(torch.uint8).numpy().data).hexdigest()
-    return hashes
+    if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        return hashes
+    pieces = from_all(hashes)
+    return {
+        name: hashlib.sha256("".join(own[name] for own in pieces).encode()).hexdigest() for name in hashes
+    }
 
 
 def frozen_changed(before: Mapping[str, str], after: Mapping[str, str]) -> VerificationError:

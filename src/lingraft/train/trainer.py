@@ -7,27 +7,35 @@ set_epoch.
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 import shutil
+import signal
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate, chain, islice
+from multiprocessing import get_start_method
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import SchedulerType, TrainingArguments
+from transformers import SchedulerType, TrainingArguments, set_seed
+from transformers.trainer_utils import TrainOutput
 from transformers.training_args import OptimizerNames
 
+from lingraft import stopping
 from lingraft.config.schema import Training
 from lingraft.data.batching import Lengths, padded_tokens, token_budget_batches
 from lingraft.errors import DataError, LingraftError, in_one_line
@@ -37,14 +45,18 @@ from lingraft.strategies.base import TrainingRules
 from lingraft.train.checkpoints import Checkpoints
 from lingraft.train.on_policy import OnPolicy
 from lingraft.train.restrained import RestrainedTrainer
-from lingraft.train.sharding import set_weights, whole_weights
+from lingraft.train.saved_state import Saving, read_training, training_tensors, write_optimizer
+from lingraft.train.sharding import while_it_is_divided
 from lingraft.train.stochastic_rounding import StochasticRoundingAdamW
 
 if TYPE_CHECKING:
     from lingraft.data.encoded import EncodedExample, EncodedTable, TokenArrays
 
 _LARGEST_SHARE = math.nextafter(1.0, 0.0)  # the Trainer reads a warm-up of 1 as one step
-TRAINED_WEIGHTS = "trained_weights.safetensors"
+_WORKERS, _BATCHES_AHEAD = 2, 4  # processes that make batches for an accelerator, and how many each is ahead
+_SHARDING_VARIABLES = ("ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING", "FSDP_VERSION")
+# torch and safetensors have their own types.
+_DISK_ERRORS = (OSError, RuntimeError, SafetensorError)
 
 
 class BatchPlan(Collection[list[int]]):
@@ -142,6 +154,11 @@ class ExampleRows(Dataset["TokenArrays"]):
         self._silent = replace(shortest, supervised=np.zeros(len(shortest.supervised), bool))
         self._examples = examples
 
+    @property
+    def is_nameless(self) -> bool:
+        """Whether no other process can open the rows."""
+        return self._examples.folder is None
+
     def __getitem__(self, row: int) -> TokenArrays:
         return self._silent if row == len(self._examples) else self._examples.arrays(row)
 
@@ -163,6 +180,7 @@ class PhaseTrainer(RestrainedTrainer):
         checkpoints: Where resumable checkpoints go.
         noted: Receives why one could not be written.
         on_policy: Says what the rows are and what the loss is, where the model trains on its own answers.
+        prepared: Called once, when the weights lie where they train, before a checkpoint is read into them.
     """
 
     def __init__(
@@ -178,7 +196,9 @@ class PhaseTrainer(RestrainedTrainer):
         checkpoints: Checkpoints,
         noted: Callable[[str], None],
         on_policy: OnPolicy | None = None,
+        prepared: Callable[[], None] = lambda: None,
     ) -> None:
+        self._prepared = prepared
         options = {
             "lr": arguments.learning_rate,
             "betas": (arguments.adam_beta1, arguments.adam_beta2),
@@ -201,6 +221,9 @@ class PhaseTrainer(RestrainedTrainer):
         self._compute = compute
         self._checkpoints, self._noted = checkpoints, noted
         self.saved_step: int | None = None  # of the newest checkpoint that this process has seen sealed
+        self._being_saved: int | None = None
+        self._saving: Saving | None = None
+        self._hosts: dist.ProcessGroup | None = None
         super().__init__(
             model=model,
             args=arguments,
@@ -220,18 +243,63 @@ class PhaseTrainer(RestrainedTrainer):
         FSDP2 runs over gloo; without this, accelerate would replicate the model and not say so.
         """
         super().create_accelerator_and_postprocess()
+        for name in _SHARDING_VARIABLES:  # else models that are loaded later are taken for divided
+            os.environ.pop(name, None)
         self.accelerator.native_amp = False
         state = self.accelerator.state
         if self.args.fsdp and state.distributed_type == DistributedType.MULTI_CPU:
             state.distributed_type = DistributedType.FSDP
             state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
-            if state.mixed_precision != "no":
-                state.fsdp_plugin.set_mixed_precision(state.mixed_precision)
             self.is_fsdp_enabled = True
+        if self.is_fsdp_enabled and self._compute.arithmetic != torch.float32:
+            # Weights travel as they are computed with; gradients of several processes are added in float32.
+            state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
+                param_dtype=self._compute.arithmetic, reduce_dtype=torch.float32
+            )
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Create the optimiser, and note the names of what it trains: dividing the model gives it other parameters."""
+        optimizer = super().create_optimizer(model)
+        own: Any = self.model
+        names = {parameter: name for name, parameter in own.named_parameters()}
+        self._trained = [[names[one] for one in group["params"]] for group in optimizer.param_groups]
+        return optimizer
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> tuple[nn.Module, Any]:
+        """Divide the model or copy it to all processes, as asked; then read a checkpoint."""
+        own: Any = self.model
+        with while_it_is_divided(own) if self.is_fsdp_enabled else nullcontext():
+            parent: Any = super()  # which says no types
+            model, loader = parent._prepare_for_training(max_steps, train_dataloader, None)
+        if self.is_fsdp_enabled:
+            # accelerate tells parameters apart by where they lie, and on the meta device all lie nowhere.
+            divided = dict(model.named_parameters())
+            assert self.optimizer is not None
+            for group, names in zip(self.optimizer.param_groups, self._trained, strict=True):
+                group["params"] = [divided[name] for name in names]
+        self._prepared()
+        if resume_from_checkpoint is not None:
+            assert self.optimizer is not None
+            assert isinstance(self.lr_scheduler, LambdaLR)
+            read_training(Path(resume_from_checkpoint), model, self.optimizer, self.lr_scheduler)
+        return model, loader
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Return the planned batches, dealt to the processes."""
-        loader = DataLoader(self._rows, batch_sampler=self._parts, collate_fn=self.data_collator)
+        """Return the planned batches, dealt to the processes; on an accelerator other processes make them ahead."""
+        workers = self.args.dataloader_num_workers
+        if isinstance(self._rows, range) or (self._rows.is_nameless and get_start_method() != "fork"):
+            workers = 0  # there is nothing to make yet; or no other process can open the rows
+        loader = DataLoader(
+            self._rows,
+            batch_sampler=self._parts,
+            collate_fn=self.data_collator,
+            num_workers=workers,
+            prefetch_factor=_BATCHES_AHEAD if workers else None,
+            pin_memory=self.args.dataloader_pin_memory,
+            worker_init_fn=_leave_signals,
+        )
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
         return prepared
 
@@ -268,7 +336,11 @@ class PhaseTrainer(RestrainedTrainer):
         number = self._plan.epoch_of(batch)
         if self._round is None or self._round[0] != number:
             step = self.state.global_step
-            if self._on_policy.saves_rounds and self._round is not None and self.saved_step != step:
+            if (
+                self._on_policy.saves_rounds
+                and self._round is not None
+                and step not in (self.saved_step, self._being_saved)
+            ):
                 model: Any = self.model
                 self._save_checkpoint(model)  # sampling takes a while, and may be stopped
             self._round = number, self._on_policy.rows(number)
@@ -316,65 +388,121 @@ class PhaseTrainer(RestrainedTrainer):
         super().create_scheduler(num_training_steps, optimizer)
         return self.lr_scheduler
 
+    def train(self, *arguments: Any, **options: Any) -> TrainOutput:
+        """Train; whatever ends it, a checkpoint that was begun is written to its end."""
+        try:
+            result = super().train(*arguments, **options)
+        except BaseException:
+            if self.args.world_size == 1:  # of several, others may have gone
+                self.finish_saving()
+            raise
+        self.finish_saving()
+        return result
+
     def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
-        """Write a resumable checkpoint and seal it; where the disk is full, training goes on without it.
+        """Begin to write a resumable checkpoint, which is sealed when all of it is on disk; training goes on.
+
+        Raises:
+            LingraftError: The one before could not be written, and other processes wait for it.
+        """
+        self.finish_saving()
+        step, is_first = self.state.global_step, self.args.should_save
+        folder = self._checkpoints.path_of(step)
+        own: Any = self.model
+        optimizer = (
+            self.optimizer if step < self.state.max_steps else None
+        )  # nobody needs it after the last step
+        self._being_saved = step
+        try:
+            if is_first:
+                self._checkpoints.make_room()
+                folder.mkdir(parents=True)
+                write_optimizer(own, optimizer, step, folder)
+            self.accelerator.wait_for_everyone()
+            super()._save_checkpoint(
+                model, trial
+            )  # where the trainer stands, and each process's random state
+            self.accelerator.wait_for_everyone()  # the seal lists all of it
+            if self._saving is None:
+                self._saving = Saving(self.args.world_size)
+            # What every process holds whole the first one writes.
+            tensors = training_tensors(own, optimizer) if is_first or self.is_fsdp_enabled else {}
+            self._saving.begin(
+                tensors, folder, partial(self._checkpoints.seal, step) if is_first else _nothing
+            )
+        except _DISK_ERRORS as error:
+            self._not_saved(step, error)
+
+    def finish_saving(self) -> None:
+        """Wait until the checkpoint that is being written is sealed; where the disk is full, training goes on without.
 
         Raises:
             LingraftError: It could not be written, and other processes wait for it.
         """
-        step, is_first = self.state.global_step, self.args.should_save
-        if is_first:
-            self._checkpoints.make_room()
-        self.accelerator.wait_for_everyone()
+        step = self._being_saved
+        if step is None:
+            return
         try:
-            super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
-            if is_first:
-                self._checkpoints.seal(step)
-        except (
-            OSError,
-            RuntimeError,
-            SafetensorError,
-        ) as error:  # torch and safetensors have their own types
-            folder = self._checkpoints.path_of(step)
-            problem = f"the checkpoint of step {step} could not be written to {folder} ({in_one_line(error)})"
-            if self.args.world_size > 1:
-                raise LingraftError(
-                    f"{problem}. Free space there and run the same command again: it continues from the one before."
-                ) from error
-            shutil.rmtree(folder, ignore_errors=True)
-            self._noted(f"{problem}; training goes on without it. Free space there.")
+            if self._saving is not None:
+                self._saving.finish()
+        except _DISK_ERRORS as error:
+            self._not_saved(step, error)
         else:
             self.saved_step = step
+        self._being_saved = None
         self.accelerator.wait_for_everyone()
+
+    def _not_saved(self, step: int, error: Exception) -> None:
+        folder, self._being_saved = self._checkpoints.path_of(step), None
+        problem = f"the checkpoint of step {step} could not be written to {folder} ({in_one_line(error)})"
+        if self.args.world_size > 1:
+            raise LingraftError(
+                f"{problem}. Free space there and run the same command again: it continues from the one before."
+            ) from error
+        shutil.rmtree(folder, ignore_errors=True)
+        self._noted(f"{problem}; training goes on without it. Free space there.")
 
     def agreed(self, wishes: Sequence[int]) -> list[int]:
         """Return the largest of all processes' wishes, each."""
         if self.args.world_size == 1:
             return list(wishes)
-        own = torch.tensor([wishes], device=self.args.device)
-        together: list[int] = self.accelerator.gather(own).amax(dim=0).tolist()
-        return together
+        if self._hosts is None:
+            self._hosts = dist.new_group(backend="gloo")  # between processors: no device is waited for
+        together = torch.tensor(wishes)
+        dist.all_reduce(together, dist.ReduceOp.MAX, self._hosts)
+        agreed: list[int] = together.tolist()
+        return agreed
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """Write the moments and the schedule; after the last step nobody needs them."""
-        if self.state.global_step < self.state.max_steps:
-            super()._save_optimizer_and_scheduler(output_dir)
+        """Leave this to `_save_checkpoint`."""
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the trained parameters only: what is frozen the caller has, and need not be a saveable model."""
-        model: Any = self.model
-        trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-        weights = whole_weights(model, trained)  # by every process, also by those that do not write
-        if self.args.should_save:
-            folder = Path(output_dir or self.args.output_dir or "")
-            folder.mkdir(parents=True, exist_ok=True)
-            save_file(weights, folder / TRAINED_WEIGHTS)
+        """Leave this to `_save_checkpoint`: what is frozen the caller has, and it need not be a saveable model."""
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Read what `save_model` wrote, bit for bit and in place."""
-        own: Any = self.model if model is None else model
-        set_weights(own, load_file(Path(resume_from_checkpoint) / TRAINED_WEIGHTS))
+        """Leave this to `_prepare_for_training`: the Trainer asks before the weights lie where they train."""
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Continue each process's random numbers; of another number of processes, begin those that the step decides."""
+        if checkpoint is None:
+            return
+        count = self.args.world_size
+        expected = {f"rng_state_{one}.pth" for one in range(count)} if count > 1 else {"rng_state.pth"}
+        if {path.name for path in Path(checkpoint).glob("rng_state*.pth")} == expected:
+            super()._load_rng_state(checkpoint)
+        else:
+            digest = hashlib.sha256(f"{self.args.seed} {self.state.global_step}".encode()).digest()
+            set_seed(int.from_bytes(digest[:4], "big"))
+
+
+def _nothing() -> None:
+    """Do nothing."""
+
+
+def _leave_signals(_: int) -> None:
+    """Let the training process alone answer signals, which a terminal or a scheduler sends to all."""
+    for number in stopping.SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _numbers(rows: list[int]) -> Any:
@@ -414,6 +542,7 @@ def training_arguments(
     Gradient checkpointing is switched on by `train_phase`: the Trainer's own way sends gradients through
     frozen embeddings.
     """
+    has_own_memory = compute.device.type not in ("cpu", "mps")
     arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=1,  # the loader holds all epochs
@@ -435,9 +564,11 @@ def training_arguments(
         seed=seed,
         data_seed=seed,
         remove_unused_columns=False,
-        dataloader_pin_memory=torch.accelerator.is_available(),
+        dataloader_num_workers=_WORKERS if has_own_memory else 0,
+        dataloader_pin_memory=has_own_memory,
+        accelerator_config={"non_blocking": has_own_memory},
         fsdp=sharded or None,  # type: ignore[arg-type]  # the type is older than what the field means now
-        fsdp_config={"version": 2} if sharded else None,
+        fsdp_config={"version": 2, "cpu_ram_efficient_loading": True} if sharded else None,
         ddp_find_unused_parameters=False,  # what is frozen is known, and all else takes part in every step
     )
     # With several GPUs and one process the Trainer would replicate the model in threads, which hides its parts.

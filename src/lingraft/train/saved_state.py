@@ -1,0 +1,243 @@
+"""What a resumable checkpoint holds of the training: written beside it, read on any number of processes.
+
+    checkpoint-STEP/shard-RANK-model-*.safetensors    trained weights and the optimiser's moments: a process's pieces
+                   /optimizer.json                    the step, and the optimiser's numbers of each parameter
+
+torch's distributed checkpoint reads the pieces, whatever number of processes wrote them. All is safetensors and JSON.
+The learning rates follow from the step.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from lingraft.errors import in_one_line
+from lingraft.records import from_json, read_json, to_json, write_json_atomically
+from lingraft.train.sharding import own_piece
+
+OPTIMIZER = "optimizer.json"
+_WEIGHTS, _MOMENTS = "weights.", "moments."
+_FORMAT = 1
+_SHARE_OF_FREE = 0.5
+_BYTES_AT_ONCE = 1 << 30  # a file is made in memory before it is written
+
+
+@dataclass(frozen=True, slots=True)
+class _OptimizerState:
+    """What the files of tensors do not hold.
+
+    Attributes:
+        format: Of this file.
+        step: Optimiser steps done.
+        moments: By parameter the names of its moments, which have its shape.
+        numbers: By parameter what else its state holds; whole numbers were no tensors.
+    """
+
+    format: int
+    step: int
+    moments: Mapping[str, tuple[str, ...]]
+    numbers: Mapping[str, Mapping[str, int | float]]
+
+
+class Saving:
+    """Writes checkpoints while training goes on: one at a time, from a copy in the processor's memory.
+
+    Where the copy would take more than half of the memory that is free, training waits until they are written.
+
+    Args:
+        processes: How many write together, each with an object like this one.
+    """
+
+    def __init__(self, processes: int) -> None:
+        # Its own, since training talks at the same time, and over gloo, since the copy is no accelerator's.
+        self._group = dist.new_group(backend="gloo") if processes > 1 else None
+        self._processes = processes
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="saving")
+        self._pending: Future[None] | None = None
+
+    def begin(self, tensors: Mapping[str, Tensor], folder: Path, then: Callable[[], None]) -> None:
+        """Copy tensors and begin to write them; every process calls this, after `finish`.
+
+        Args:
+            tensors: Whole ones are written by whoever gives them.
+            folder: Exists.
+            then: Called in the end, when all processes have written.
+        """
+        own = sum(one.numel() * one.element_size() for one in map(own_piece, tensors.values()))
+        has_room = own <= _SHARE_OF_FREE * psutil.virtual_memory().available
+        copies = dict(tensors)
+        if (
+            has_room
+        ):  # a copy of this checkpoint's own: kept for the next, it would be memory that training lacks
+            options = StagingOptions(False, False, False, False)
+            copies = DefaultStager(options).stage(copies)  # type: ignore[assignment]
+        files = _files_of(tensors, self._processes)
+
+        def write() -> None:
+            if self._group is None:
+                last = max(files.values(), default=0)
+                for number in range(1, last + 1):
+                    part = {name: one.contiguous() for name, one in copies.items() if files[name] == number}
+                    save_file(part, folder / f"shard-00001-model-{number:05d}-of-{last:05d}.safetensors")
+            else:
+                writer = HuggingFaceStorageWriter(str(folder), files, save_distributed=True)
+                write_pieces(copies, writer, self._group)
+            then()
+
+        self._pending = self._thread.submit(write)
+        if not has_room:
+            wait([self._pending])
+
+    def finish(self) -> None:
+        """Wait for what is being written.
+
+        Raises:
+            OSError: A file could not be written, here or in another process.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+
+def write_pieces(
+    tensors: Mapping[str, Tensor], writer: HuggingFaceStorageWriter, group: dist.ProcessGroup | None = None
+) -> None:
+    """Write what each process gives, and return when all have.
+
+    Raises:
+        OSError: A file could not be written, here or in another process.
+    """
+    try:
+        save(dict(tensors), storage_writer=writer, process_group=group)
+    except CheckpointException as error:  # which no `except Exception` would catch
+        raise OSError("; ".join(in_one_line(own) for own, _ in error.failures.values())) from error
+
+
+def _files_of(tensors: Mapping[str, Tensor], processes: int) -> dict[str, int]:
+    """Return the number of each tensor's file, from 1: in one lie about `_BYTES_AT_ONCE` of a process's pieces."""
+    files: dict[str, int] = {}
+    number, size = 1, 0
+    for name, tensor in tensors.items():
+        own = tensor.numel() * tensor.element_size() // processes
+        if size and size + own > _BYTES_AT_ONCE:
+            number, size = number + 1, 0
+        files[name] = number
+        size += own
+    return files
+
+
+def training_tensors(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:
+    """Return trained weights and the optimiser's moments under the names of a checkpoint; divided ones stay divided.
+
+    Args:
+        model: Its trained parameters are taken.
+        optimizer: None: no moments.
+    """
+    trained = {one: name for name, one in model.named_parameters() if one.requires_grad}
+    found = {f"{_WEIGHTS}{name}": parameter.detach() for parameter, name in trained.items()}
+    for parameter, name in trained.items() if optimizer is not None else ():
+        assert optimizer is not None
+        for key, value in optimizer.state[parameter].items():
+            if isinstance(value, Tensor) and value.dim():
+                found[f"{_MOMENTS}{name}.{key}"] = _in_float(value)
+    return found
+
+
+def write_optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer | None, step: int, folder: Path
+) -> None:
+    """Write what `training_tensors` does not return; the first process does."""
+    moments: dict[str, tuple[str, ...]] = {}
+    numbers: dict[str, dict[str, int | float]] = {}
+    for name, parameter in model.named_parameters() if optimizer is not None else ():
+        assert optimizer is not None
+        state = optimizer.state.get(parameter, {})
+        tensors = {key for key, value in state.items() if isinstance(value, Tensor) and value.dim()}
+        moments[name] = tuple(sorted(tensors))
+        numbers[name] = {
+            key: float(value) if isinstance(value, Tensor) else value
+            for key, value in state.items()
+            if key not in tensors
+        }
+    write_json_atomically(folder / OPTIMIZER, to_json(_OptimizerState(_FORMAT, step, moments, numbers)))
+
+
+def read_training(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: LambdaLR
+) -> None:
+    """Read a checkpoint into a model, its optimiser and the learning rate; every process calls this.
+
+    Weights are read in place, bit for bit, and so are moments but for those of 8 bits, which are rounded anew.
+    """
+    saved = from_json(_OptimizerState, read_json(folder / OPTIMIZER))
+    trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
+    wanted = {f"{_WEIGHTS}{name}": parameter.detach() for name, parameter in trained.items()}
+    for name, keys in saved.moments.items():
+        for key in keys:
+            wanted[f"{_MOMENTS}{name}.{key}"] = torch.empty_like(trained[name].detach(), dtype=torch.float32)
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message="torch.distributed is disabled"
+        )  # one process reads by itself
+        load(wanted, storage_reader=HuggingFaceStorageReader(str(folder)))
+    own: Any = getattr(optimizer, "optimizer", optimizer)  # out of accelerate's wrapper
+    quantised = getattr(own, "_new_buffer", None)  # torchao's, whose moments are of few bits
+    names = {parameter: name for name, parameter in trained.items()}
+    for group in own.param_groups:
+        for parameter in group["params"]:
+            name = names[parameter]
+            if name not in saved.moments:
+                continue
+            state = own.state[parameter]
+            for key, number in saved.numbers[name].items():
+                device = parameter.device if group.get("fused") or group.get("capturable") else None
+                state[key] = number if isinstance(number, int) else torch.tensor(number, device=device)
+            for key in saved.moments[name]:
+                state[key] = wanted[f"{_MOMENTS}{name}.{key}"]
+                if quantised is not None:
+                    state[key] = quantised(parameter, key == "exp_avg").copy_(state[key])
+    schedule.last_epoch = saved.step
+    schedule._last_lr = [
+        base * factor(saved.step) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+    ]
+    for group, rate in zip(own.param_groups, schedule._last_lr, strict=True):
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def _in_float(moment: Tensor) -> Tensor:
+    """Return a moment as float32 numbers, also one that torchao holds in few bits."""
+    if isinstance(moment, DTensor):
+        local = moment.to_local()
+        if not hasattr(local, "dequantize") or type(local) is Tensor:
+            return moment.detach()
+        return DTensor.from_local(
+            local.dequantize(),
+            moment.device_mesh,
+            moment.placements,
+            run_check=False,
+            shape=moment.shape,
+            stride=moment.stride(),
+        )
+    is_plain = type(moment) in (Tensor, nn.Parameter)
+    return moment.detach() if is_plain else moment.dequantize()
