@@ -214,7 +214,7 @@ def manifest_of(
         EvaluationError: A task's templates or functions fail on an item.
     """
     backend = evaluation.backend
-    engine = f"{backend} {installed(backend)}" if isinstance(backend, str) else engine_of(backend)
+    engine = f"transformers {installed('transformers')}" if isinstance(backend, str) else engine_of(backend)
     judge = (
         ""
         if evaluation.judge is None

@@ -234,12 +234,13 @@ def _answer(
         if on_answer is not None:
             on_answer(labels[key], prompt, answer)
 
+    backend = evaluation.backend if isinstance(evaluation.backend, str) else "transformers"
     for repeat, own in enumerate(runs_of_rounds):
         with quiet():
             lm = InMemoryModel(
                 model,
                 tokenizer,
-                Batching(evaluation.batch_size, evaluation.tokens_per_batch, repeat),
+                Batching(evaluation.batch_size, evaluation.tokens_per_batch, repeat, backend),
                 answers,
                 count,
                 chat=evaluation.apply_chat_template,
