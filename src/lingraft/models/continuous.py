@@ -135,7 +135,7 @@ class ContinuousGenerator:
 
     def _has_stop(self, said: Sequence[int], ending: Ending) -> bool:
         back = _STOP_LOOKS_BACK + max(len(text.encode()) for text in ending.texts)
-        end = str(self._tokenizer.decode(said[-back:], skip_special_tokens=True))
+        end = str(self._tokenizer.decode(list(said[-back:]), skip_special_tokens=True))
         return any(text in end for text in ending.texts)
 
     @contextmanager
@@ -148,14 +148,11 @@ class ContinuousGenerator:
         pages = sum(
             -(-(length + limit) // _PAGE_TOKENS) + 1 for length, limit in zip(lengths, limits, strict=True)
         )
+        sizes: dict[str, Any] = {"page_size": _PAGE_TOKENS, "num_blocks": pages, "max_batch_tokens": 2048}
         config = ContinuousBatchingConfig(
             # What it would fetch from the hub is not taken; what is installed is.
             auto_switch_to_flash=is_on_card and find_spec("flash_attn") is not None,
-            **(
-                {}
-                if is_on_card
-                else {"page_size": _PAGE_TOKENS, "num_blocks": pages, "max_batch_tokens": 2048}
-            ),
+            **({} if is_on_card else sizes),  # else by what is free
         )
         settings = GenerationConfig(  # type: ignore[no-untyped-call]
             do_sample=False, max_new_tokens=max(limits), eos_token_id=sorted(ending.tokens), pad_token_id=0
