@@ -456,7 +456,7 @@ class ServerChoice(Section):
 
 def _named_engine(value: Any) -> Any:
     """Refuse the name of an engine that is none, or that is none any more."""
-    if not isinstance(value, str) or value == "transformers":
+    if not isinstance(value, str) or value in ("transformers", "generate"):
         return value
     if value == "vllm":
         raise ValueError(
@@ -464,13 +464,14 @@ def _named_engine(value: Any) -> Any:
             "{server: URL} for one that you have started (--backend command='...', --backend server=URL)"
         )
     raise ValueError(
-        "choose transformers, {server: URL} or {command: LINE} (--backend server=URL, --backend command='...')"
+        "choose transformers, generate, {server: URL} or {command: LINE} (--backend server=URL, "
+        "--backend command='...')"
     )
 
 
 # `[...]`: parts of places that messages leave out.
 Backend = Annotated[
-    Annotated[Literal["transformers"], Tag("[name]")] | Annotated[ServerChoice, Tag("[section]")],
+    Annotated[Literal["transformers", "generate"], Tag("[name]")] | Annotated[ServerChoice, Tag("[section]")],
     Discriminator(lambda value: "[name]" if isinstance(value, str) else "[section]"),
     BeforeValidator(_named_engine),
 ]
@@ -502,7 +503,7 @@ class Evaluation(Section):
     repeats: int = Field(1, ge=1)
     """Times that generating tasks run, each in other batches (or by other draws): the noise floor of their scores."""
     backend: Backend = "transformers"
-    """What generates answers: transformers, or a server that speaks OpenAI's completions, such as vLLM's."""
+    """What generates answers: transformers (on a GPU by continuous batching), generate (never by that), or a server."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """Weights and arithmetic of a model that is evaluated; auto: as in Training."""
     apply_chat_template: bool = True

@@ -376,7 +376,7 @@ class _Forecaster:
             shape, compute, rows=rows, length=length, positions=positions, base=self._base
         )
         rate = None
-        if one.state != "finished" and asked.evaluation.backend == "transformers":
+        if one.state != "finished" and isinstance(asked.evaluation.backend, str):
             rate = self._rate(
                 AnswerRate,
                 answer_key(count, compute, root),
