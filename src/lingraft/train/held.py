@@ -54,7 +54,11 @@ def held_weights(
             continue
         low = parameter.data.to(torch.bfloat16)
         is_needed = not divided and (not parameter.requires_grad or name in frozen_mask)
-        is_held = not is_needed or low.dtype == parameter.dtype or torch.equal(low.to(parameter.dtype), parameter.data)
+        is_held = (
+            not is_needed
+            or low.dtype == parameter.dtype
+            or torch.equal(low.to(parameter.dtype), parameter.data)
+        )
         if is_cast and parameter in embeddings:
             if not is_held:  # it would return other numbers
                 parameter.data = parameter.data.float()
