@@ -34,6 +34,7 @@ from lingraft.train.checkpoints import FOLDER
 from lingraft.train.memory_plan import (
     LargestBatch,
     MemoryPlan,
+    Setup,
     free_memory,
     held_now,
     largest_batch,
@@ -118,16 +119,17 @@ class Train(StageSpec):
             part.held_bytes(shape.parameters, shape.trained, compute.held.itemsize)
             for part in job.composition.parts
         )
-        return training_memory(
-            shape,
-            batch,
+        setup = Setup(
             compute.precision,
+            job.training.optimizer,
             on_processor=compute.device.type == "cpu",
-            base=base,
             checkpointing=job.training.gradient_checkpointing,
-            shared_by=self.processes.count if self.processes.sharded else 1,
-            held=sum(held),
+            micro_batches=job.training.accumulation,
+            processes=self.processes.count,
+            sharded=self.processes.sharded,
         )
+        own = batch.part(self.processes.count)  # rows are dealt to the processes
+        return training_memory(shape, own, setup, base=base, held=sum(held))
 
     @property
     def needs(self) -> Needs:
