@@ -8,13 +8,14 @@ it is an estimate.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
 import psutil
 import torch
 
+from lingraft.config.schema import Training
 from lingraft.models.compute import Compute, Precision
 from lingraft.models.shape import ModelShape
 
@@ -31,6 +32,8 @@ _CONTEXT = (
 _BLOCK = 256  # moments of 8 bits that share a float32 scale
 _FOUR_BITS = 0.5 + 4 / 64  # bytes of a weight of 4 bits: blocks of 64 share a float32 scale
 _GATHERED_LAYERS = 2  # that FSDP2 has put together at a time: one at work, one on the way
+_BUSY = 1024  # tokens of a micro-batch that keep a device busy
+_SAFE = 0.92  # of what is free: a plan is up to a tenth off
 _MOST_PROCESSES = 64  # that are tried for what would fit
 Optimizer = Literal["adamw", "adamw_8bit"]
 
@@ -75,6 +78,19 @@ class Setup:
     def moment_bytes(self) -> float:
         """Bytes of both moments of a weight."""
         return 2 + 8 / _BLOCK if self.optimizer == "adamw_8bit" else 8
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How a step is computed so that it fits; results depend on it by rounding alone.
+
+    Attributes:
+        pieces: That each micro-batch of a process is computed in, one after the other.
+        checkpointing: Whether the layers run forward again in the backward pass.
+    """
+
+    pieces: int = 1
+    checkpointing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +156,42 @@ def largest_batch(shapes: Sequence[tuple[int, int]], predicted: int) -> LargestB
     rows, length = max(shapes, key=lambda one: (one[0] * one[1], one[1]))
     share = predicted / sum(count * longest for count, longest in shapes)
     return LargestBatch(rows, length, round(share * rows * length))
+
+
+def cuts(batch: LargestBatch, training: Training) -> list[Cut]:
+    """Return the ways to compute a process's largest micro-batch, from the fastest to that of the least memory.
+
+    Pieces that keep a device busy cost hardly any time, activations that are computed again a third of a step, smaller
+    pieces more. What the options say is as they say.
+
+    Args:
+        batch: The largest.
+        training: Its accumulation and gradient_checkpointing count.
+    """
+    most = batch.rows if training.accumulation is None else 1
+    sizes = [1]
+    while sizes[-1] < most:
+        sizes.append(min(most, 2 * sizes[-1]))
+    large = [one for one in sizes if one == 1 or batch.part(one).rows * batch.length >= _BUSY]
+    if training.gradient_checkpointing is not None:
+        return [Cut(one, training.gradient_checkpointing) for one in sizes]
+    again = [Cut(one, checkpointing=True) for one in sizes]
+    return [*(Cut(one) for one in large), *again]
+
+
+def chosen_cut(
+    batch: LargestBatch, training: Training, planned: Callable[[Cut], MemoryPlan], free: int
+) -> Cut:
+    """Return the fastest way to compute a micro-batch that fits; that of the least memory, where none does.
+
+    Args:
+        batch: See `cuts`.
+        training: See there.
+        planned: Returns the plan of a way.
+        free: Bytes that the process may take of its device.
+    """
+    possible = cuts(batch, training)
+    return next((one for one in possible if planned(one).total <= _SAFE * free), possible[-1])
 
 
 def training_memory(

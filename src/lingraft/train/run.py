@@ -21,6 +21,7 @@ from lingraft.models.loading import load_empty_model, load_model, load_tokenizer
 from lingraft.records import flush_folder
 from lingraft.strategies.base import Context, FreezePlanRow, count_masked, freeze_plan
 from lingraft.strategies.composition import build
+from lingraft.train.memory_plan import Cut
 from lingraft.train.phase import PhaseOutcome, Progress, train_phase
 from lingraft.train.sharding import from_first, set_weights, whole_weights
 from lingraft.train.trackers import TrackedRun
@@ -53,6 +54,8 @@ class PhaseTask(BaseModel):
     """Whether Python code that a model brings along may be run."""
     run: TrackedRun | None = None
     """What trackers call it."""
+    cut: Cut | None = None
+    """How a step is computed so that it fits; None: it is chosen when the model is in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +149,7 @@ def train_task(
         sharded=sharded,
         rules=rules,
         run=task.run,
+        cut=task.cut,
     )
     # By every process: all have pieces.
     weights = whole_weights(model, trainable) if sharded else None

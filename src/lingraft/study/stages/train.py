@@ -32,9 +32,11 @@ from lingraft.study.stages.prepare import Prepare
 from lingraft.study.under_way import LOSSES
 from lingraft.train.checkpoints import FOLDER
 from lingraft.train.memory_plan import (
+    Cut,
     LargestBatch,
     MemoryPlan,
     Setup,
+    chosen_cut,
     free_memory,
     held_now,
     largest_batch,
@@ -105,11 +107,12 @@ class Train(StageSpec):
         """The model that training starts from."""
         return self.job.parent
 
-    def memory(self, batch: LargestBatch, *, base: int = 0) -> MemoryPlan | None:
+    def memory(self, batch: LargestBatch, cut: Cut, *, base: int = 0) -> MemoryPlan | None:
         """Return what it holds with a largest micro-batch; None: the model's shape is not known.
 
         Args:
-            batch: The micro-batch.
+            batch: The micro-batch, of all processes together.
+            cut: How it is computed.
             base: Bytes that the process holds before.
         """
         job, shape, compute = self.job, self.job.shape, compute_for(self.job.training.precision)
@@ -123,13 +126,28 @@ class Train(StageSpec):
             compute.precision,
             job.training.optimizer,
             on_processor=compute.device.type == "cpu",
-            checkpointing=job.training.gradient_checkpointing,
-            micro_batches=job.training.accumulation,
+            checkpointing=cut.checkpointing,
+            micro_batches=job.training.micro_batches * cut.pieces,
             processes=self.processes.count,
             sharded=self.processes.sharded,
         )
-        own = batch.part(self.processes.count)  # rows are dealt to the processes
+        own = batch.part(self.processes.count * cut.pieces)  # rows are dealt to the processes
         return training_memory(shape, own, setup, base=base, held=sum(held))
+
+    def cut(self, batch: LargestBatch, *, base: int = 0) -> Cut:
+        """Return how a micro-batch is computed so that it fits this machine, as fast as it can be; see `memory`."""
+
+        def planned(cut: Cut) -> MemoryPlan:
+            found = self.memory(batch, cut, base=base)
+            assert found is not None
+            return found
+
+        training, compute = self.job.training, compute_for(self.job.training.precision)
+        if self.job.shape is None:
+            return Cut(checkpointing=bool(training.gradient_checkpointing))
+        share = self.processes.count if compute.device.type == "cpu" else 1  # processes share its memory
+        own = batch.part(self.processes.count)
+        return chosen_cut(own, training, planned, free_memory(compute) // share)
 
     @property
     def needs(self) -> Needs:
@@ -139,9 +157,10 @@ class Train(StageSpec):
         on_disk = 4
         if training.save_every or training.save_minutes:  # sharded, weights are written in pieces as well
             on_disk += 2 * (held + 8 + (held if self.processes.sharded else 0))
-        tokens = max(1, training.tokens_per_batch // training.accumulation)
+        tokens = max(1, training.tokens_per_batch // training.micro_batches)
         length = min(tokens, training.max_length)
-        memory = self.memory(LargestBatch(tokens // length, length, tokens))
+        batch = LargestBatch(tokens // length, length, tokens)
+        memory = self.memory(batch, self.cut(batch))
         return Needs("accelerator", None if memory is None else memory.total, on_disk * parameters or None)
 
     def work(self, place: Workplace) -> Work:
@@ -187,7 +206,8 @@ class Train(StageSpec):
         share = replayed / len(encoded.examples)
         shapes = BatchPlan(encoded.examples.lengths, job.training, job.seed).shapes
         largest = largest_batch(shapes, job.training.epochs * encoded.examples.predicted_tokens)
-        planned = self.memory(largest, base=held_now(compute))
+        cut = self.cut(largest, base=held_now(compute))
+        planned = self.memory(largest, cut, base=held_now(compute))
         if (
             planned is not None
             and (problem := memory_problem(planned.total, free_memory(compute))) is not None
@@ -227,6 +247,7 @@ class Train(StageSpec):
             seed=job.seed,
             trust_remote_code=job.trust_remote_code,
             run=TrackedRun(place.run_name, job.label),
+            cut=cut,
         )
         trained = train_on(
             self.processes,
@@ -284,6 +305,8 @@ class Train(StageSpec):
             "resumed_from": outcome.resumed_from,
             "refused_checkpoints": outcome.refused_checkpoints,
             "processes": self.processes.count,
+            "pieces": cut.pieces,
+            "gradient_checkpointing": cut.checkpointing,
             "mfu": outcome.mfu,
             "peak": None if outcome.peak is None else to_json(outcome.peak),
         }
