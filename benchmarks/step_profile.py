@@ -3,7 +3,8 @@
     python benchmarks/step_profile.py --data FILE.jsonl
 
 Repeats one step of SmolLM2-135M (forward, backward, clipping, AdamW) on one batch of about `--tokens` tokens, in both
-bf16 precisions: the rate of a step whose memory and kernels are warm, and its operations by torch's profiler. Writes
+bf16 precisions: the rate of a step whose memory and kernels are warm, and its operations by torch's profiler. Also
+how long a batch takes to be made. Writes
 benchmarks/results/step_profile.json and its table in docs/performance.md.
 """
 
@@ -105,6 +106,21 @@ def _needed(model: Any, batch: dict[str, Any]) -> float:
     return float(6 * body * tokens + 6 * head * learned) / 1e12
 
 
+def collating(rows: list[Any], batch: int) -> float:
+    """Return the microseconds of processor time that a token of a batch of rows on disk takes until it is a tensor."""
+    from lingraft.data.encoded import write_table
+    from lingraft.models.loss import collate
+
+    table = write_table(rows)
+    spent = []
+    for _ in range(REPEATS):
+        started = time.process_time()
+        for first in range(0, len(table) - batch, batch):
+            collate([table.arrays(row) for row in range(first, first + batch)])
+        spent.append(time.process_time() - started)
+    return min(spent) / int(table.lengths[: len(table) // batch * batch].sum()) * 1e6
+
+
 def write_table(result: dict[str, Any]) -> None:
     """Put the result between its marks in docs/performance.md."""
     start, end = "<!-- step profile -->", "<!-- end of step profile -->"
@@ -113,7 +129,8 @@ def write_table(result: dict[str, Any]) -> None:
     names = list(result["precisions"])
     lines = [
         f"One batch of {result['rows']} rows, {result['tokens']} tokens ({result['learned']} learned), {REPEATS} "
-        "steps; median (lowest to highest).",
+        "steps; median (lowest to highest). Making such a batch of rows on disk: "
+        f"{result['collate_microseconds_per_token']:.2f} microseconds of one core a token.",
         "",
         "| | " + " | ".join(names) + " |",
         "| --- |" + " ---: |" * len(names),
@@ -149,6 +166,7 @@ def main() -> None:
         "rows": len(chosen),
         "tokens": int(batch["attention_mask"].sum()),
         "learned": len(batch["targets"]),
+        "collate_microseconds_per_token": collating(rows, count),
         "precisions": {
             "float32 weights (bf16)": profile_of("bf16", batch),
             "bf16 weights (bf16_pure)": profile_of("bf16_pure", batch),

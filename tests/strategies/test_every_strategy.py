@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import socket
 import subprocess
 import sys
@@ -289,17 +290,19 @@ def train_afresh(phases: Any, job: Any) -> FinishedStage:
         return Executor(store).make(phases.described(replace(job, label="afresh")))
 
 
+WORKER = Path(__file__).with_name("process_worker.py")
 FILE = "model.safetensors"
+TRAINED = "trained.safetensors"
 
 
 @pytest.fixture(scope="module")
 def on_processes(
     phases_in: Callable[[Store], Any], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., tuple[list[Any], dict[str, torch.Tensor], Path]]:
+) -> Callable[..., tuple[list[Any], dict[str, torch.Tensor], Path, Path]]:
     """Train every strategy on one process, and where it is asked for on a group of two.
 
     Returns a function of a strategy's name and a way (`sharded`, `replicated`; None: one process) that returns the
-    losses, the weights and the start.
+    losses, the weights, the start and the folder of all.
     """
     folder = tmp_path_factory.mktemp("processes")
     alone: dict[str, PhaseTask] = {}
@@ -333,16 +336,15 @@ def on_processes(
         run_group(written, *(["--sharded"] if way == "sharded" else []))
         return own
 
-    def found(name: str, way: str | None) -> tuple[list[Any], dict[str, torch.Tensor], Path]:
+    def found(name: str, way: str | None) -> tuple[list[Any], dict[str, torch.Tensor], Path, Path]:
         task = tasks(way)[name]
-        return read_json(task.folder / "losses.json"), load_file(task.checkpoint / FILE), task.parent
+        return read_json(task.folder / "losses.json"), load_file(task.checkpoint / FILE), task.parent, folder
 
     return found
 
 
 def run_group(tasks: Path, *options: str) -> None:
     """Train tasks on two processes."""
-    worker = Path(__file__).with_name("process_worker.py")
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -364,7 +366,7 @@ def run_group(tasks: Path, *options: str) -> None:
         with log.open("w") as errors_go_here:
             workers.append(
                 subprocess.Popen(
-                    [sys.executable, str(worker), str(tasks), *options],
+                    [sys.executable, str(WORKER), str(tasks), *options],
                     env=environment,
                     stderr=errors_go_here,
                 )
@@ -375,8 +377,8 @@ def run_group(tasks: Path, *options: str) -> None:
 @pytest.mark.parametrize("way", ["sharded", pytest.param("replicated", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", sorted({*REGISTRY, *STRATEGIES}))
 def test_two_processes_train_what_one_trains(on_processes: Any, name: str, way: str) -> None:
-    expected, weights, _ = on_processes(name, None)
-    losses, own, start = on_processes(name, way)
+    expected, weights, *_ = on_processes(name, None)
+    losses, own, start, _ = on_processes(name, way)
     assert [step for step, _ in losses] == [step for step, _ in expected]
     assert [loss for _, loss in losses] == pytest.approx([loss for _, loss in expected], abs=1e-5)
     before = load_file(start / FILE)
@@ -385,6 +387,30 @@ def test_two_processes_train_what_one_trains(on_processes: Any, name: str, way: 
         torch.testing.assert_close(tensor, weights[one], rtol=0, atol=1e-5)
         kept = weights[one] == before[one]  # bit for bit, as in one process
         assert torch.equal(tensor[kept], before[one][kept]), one
+
+
+def test_a_model_that_answers_is_in_pieces(on_processes: Any) -> None:
+    *_, place = on_processes("distill", "sharded")
+    found = read_json(place / "answers.json")
+    assert found["held"] == pytest.approx(found["all"] / 2, rel=0.02)
+    assert found["away"] < 1e-5
+
+
+def test_a_trainer_of_ones_own_that_divides_its_model_trains_what_one_process_trains(
+    on_processes: Any, tmp_path: Path
+) -> None:
+    _, _, start, place = on_processes("plain", "sharded")
+    worker = runpy.run_path(str(WORKER))
+    worker["train_in_a_script"](start, tmp_path, 1)
+    expected, found, before = (load_file(one) for one in (tmp_path / TRAINED, place / TRAINED, start / FILE))
+    assert expected.keys() == found.keys()
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-5)
+        kept = expected[name] == before[name]
+        assert torch.equal(tensor[kept], before[name][kept]), name
+    assert any(
+        (found[name] == before[name]).any() and not torch.equal(found[name], before[name]) for name in found
+    )
 
 
 def test_a_prepared_state_is_shared_by_cells_that_start_alike(phases: Any) -> None:

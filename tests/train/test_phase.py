@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import shutil
+import signal
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +20,11 @@ from torch import nn
 from lingraft.config.schema import Training
 from lingraft.data.encoded import EncodedExample
 from lingraft.errors import DataError, ModelError, StrategyError, VerificationError
+from lingraft.models.compute import compute_for
 from lingraft.models.loss import collate, supervised_loss
 from lingraft.models.shape import shape_of
 from lingraft.train.phase import PhaseOutcome, Progress, train_phase
-from lingraft.train.trainer import PhaseTrainer
+from lingraft.train.trainer import PhaseTrainer, training_arguments
 
 Build = Callable[..., Any]
 TRAINING = Training(learning_rate=1e-2, epochs=2, tokens_per_batch=64, warmup_share=0.1, precision="float32")
@@ -167,6 +172,49 @@ def test_killed_and_continued_it_ends_with_the_same_bits(
     assert found.resumed_from == 4
     assert found.losses == expected.losses
     assert_same_weights(continued, undisturbed)
+
+
+def test_batches_that_other_processes_make_ahead_are_the_same(
+    tiny_llama: Build, examples: Build, run: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = TRAINING.model_copy(update={"save_every": 2, "epochs": 3, "accumulation": 2})
+    undisturbed, interrupted, continued = (tiny_llama(attention_dropout=0.1) for _ in range(3))
+    expected = run(undisturbed, examples(), training, folder=tmp_path / "one")
+    workers: set[int] = set()
+
+    def with_workers(*args: Any, **options: Any) -> Any:
+        arguments = training_arguments(*args, **options)
+        arguments.dataloader_num_workers = 2
+        return arguments
+
+    def signalled(progress: Progress) -> None:
+        own = multiprocessing.active_children()
+        workers.update(one.pid for one in own if one.pid is not None)
+        for one in own:  # as a terminal or a scheduler sends it to all
+            if one.pid is not None:
+                os.kill(one.pid, signal.SIGTERM)
+                os.kill(one.pid, signal.SIGINT)
+        killer(5)(progress)
+
+    monkeypatch.setattr("lingraft.train.phase.training_arguments", with_workers)
+    with pytest.raises(KilledError):
+        run(interrupted, examples(), training, folder=tmp_path / "two", on_progress=signalled)
+    assert len(workers) == 2
+    found = run(continued, examples(), training, folder=tmp_path / "two")
+    assert (found.resumed_from, found.losses) == (4, expected.losses)
+    assert_same_weights(continued, undisturbed)
+
+
+def test_an_accelerator_gets_its_batches_from_pinned_memory(tmp_path: Path) -> None:
+    def arguments_on(device: str) -> Any:
+        compute = replace(compute_for("float32"), device=torch.device(device))
+        return training_arguments(TRAINING, compute, folder=tmp_path, seed=0)
+
+    for device, is_pinned in (("cpu", False), ("mps", False), ("cuda", True), ("xpu", True)):
+        arguments = arguments_on(device)
+        assert (arguments.dataloader_num_workers > 0) == is_pinned
+        assert arguments.dataloader_pin_memory == is_pinned
+        assert arguments.accelerator_config.non_blocking == is_pinned
 
 
 def test_a_half_written_checkpoint_is_skipped_for_the_one_before(

@@ -6,6 +6,7 @@ errors can be reported together. Defaults name their source.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection
 from copy import copy
 from typing import Annotated, Any, Literal, cast
@@ -14,7 +15,9 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationInfo,
     create_model,
     field_validator,
@@ -417,6 +420,69 @@ class JudgeChoice(Section):
         return self
 
 
+class ServerChoice(Section):
+    """A server that generates in place of transformers, by OpenAI's completions: one that runs, or one to start."""
+
+    server: Text | None = None
+    """URL before /completions of a server that runs, such as http://localhost:8000/v1."""
+    command: Text | None = None
+    """Line that starts a server of a model, such as `vllm serve {model} --port {port}`; it is ended after each."""
+    model: Text | None = None
+    """The model's name at the server, where `{model}` is its folder; null: the one that it lists."""
+    version: Text | None = None
+    """Engine and version for records and fingerprints, such as `vllm 0.33.0`; null: as the server or program says."""
+    likelihoods: Literal["auto", "server", "transformers"] = "auto"
+    """What scores likelihood tasks; auto: a server that runs and offers `echo` with `logprobs`, else transformers."""
+    at_once: int = Field(64, ge=1, le=1024)
+    """Requests under way at a time."""
+    timeout: float = Field(600.0, gt=0)
+    """Seconds without a whole reply after which a request is lost."""
+    attempts: int = Field(6, ge=1)
+    """How often one request is sent at most."""
+    start_timeout: float = Field(1800.0, gt=0)
+    """Seconds within which a server that was started must answer."""
+
+    @model_validator(mode="after")
+    def _one_server(self) -> ServerChoice:
+        if (self.server is None) == (self.command is None):
+            raise ValueError(
+                "give `server`, the URL of a server that runs, or `command`, the line that starts one"
+            )
+        for part in ("{model}", "{port}"):
+            if self.command is not None and part not in self.command:
+                raise ValueError(
+                    f"`command` must hold {part}, such as: vllm serve {{model}} --port {{port}} (here {self.command!r})"
+                )
+        try:
+            words = shlex.split(self.command or "x")
+        except ValueError as error:
+            raise ValueError(f"`command` cannot be split into words ({error}): {self.command!r}") from None
+        if not words:
+            raise ValueError("`command` is empty")
+        return self
+
+
+def _named_engine(value: Any) -> Any:
+    """Refuse the name of an engine that is none, or that is none any more."""
+    if not isinstance(value, str) or value == "transformers":
+        return value
+    if value == "vllm":
+        raise ValueError(
+            "vLLM runs as a server of its own now; write {command: 'vllm serve {model} --port {port}'}, or "
+            "{server: URL} for one that you have started (--backend command='...', --backend server=URL)"
+        )
+    raise ValueError(
+        "choose transformers, {server: URL} or {command: LINE} (--backend server=URL, --backend command='...')"
+    )
+
+
+# `[...]`: parts of places that messages leave out.
+Backend = Annotated[
+    Annotated[Literal["transformers"], Tag("[name]")] | Annotated[ServerChoice, Tag("[section]")],
+    Discriminator(lambda value: "[name]" if isinstance(value, str) else "[section]"),
+    BeforeValidator(_named_engine),
+]
+
 # What of a judge does not change its verdicts.
 UNCOMPARED_JUDGE_FIELDS = {"price_in", "price_out", "budget", "at_once", "timeout", "attempts"}
 
@@ -443,8 +509,8 @@ class Evaluation(Section):
     """Seed by which items are divided into halves; worldbook's splits do not depend on it."""
     repeats: int = Field(1, ge=1)
     """Times that generating tasks run, each in other batches (or by other draws): the noise floor of their scores."""
-    backend: Literal["transformers", "vllm"] = "transformers"
-    """What generates answers; vllm needs the extra `vllm`. Likelihood tasks always run in transformers."""
+    backend: Backend = "transformers"
+    """What generates answers: transformers, or a server that speaks OpenAI's completions, such as vLLM's."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """Weights and arithmetic of a model that is evaluated; auto: as in Training."""
     apply_chat_template: bool = True

@@ -40,6 +40,7 @@ from lingraft.evaluate.task_runs import (
     reads_whole_documents,
     template_of,
 )
+from lingraft.models.server import engine_of
 from lingraft.records import fingerprint_of, hash_file
 
 if TYPE_CHECKING:
@@ -212,16 +213,15 @@ def manifest_of(
     Raises:
         EvaluationError: A task's templates or functions fail on an item.
     """
-    engine = evaluation.backend
+    backend = evaluation.backend
+    engine = f"{backend} {installed(backend)}" if isinstance(backend, str) else engine_of(backend)
     judge = (
         ""
         if evaluation.judge is None
         else fingerprint_of(evaluation.judge.model_dump(mode="json", exclude=UNCOMPARED_JUDGE_FIELDS))
     )
     return Manifest(
-        evaluation=EvaluationSettings(
-            f"{engine} {installed(engine)}", str(installed("lm_eval")), precision, chat
-        ),
+        evaluation=EvaluationSettings(engine, str(installed("lm_eval")), precision, chat),
         tasks=tuple(_task(run, judge) for run in sorted(runs, key=lambda run: run.key)),
         libraries=tuple((name, installed(name)) for name in _LIBRARIES),
         seeds=tuple(SEEDS.items()),
@@ -251,7 +251,7 @@ def installed(library: str) -> str | None:
 
 def outside_of_the_file() -> dict[str, str | None]:
     """Return what may change an evaluation although its file, its data and the model stay as they are."""
-    names = (*_LIBRARIES, "lm_eval", "vllm", "langdetect")
+    names = (*_LIBRARIES, "lm_eval", "langdetect")
     return {
         **{name: installed(name) for name in names},
         "punkt": punkt_hash(),

@@ -35,8 +35,9 @@ from lingraft.text.language_tags import ENGLISH
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from lingraft.evaluate.in_memory import InMemoryModel, MakeGenerator, OnAnswer
+    from lingraft.evaluate.in_memory import InMemoryModel, OnAnswer
     from lingraft.models.answering import Answering
+    from lingraft.models.server import ServerGenerator
 
 WIN_RATE = "win_rate"
 
@@ -88,7 +89,7 @@ def evaluate_model(
     verdicts: Path | None = None,
     resolved: Mapping[str, Any] | None = None,
     answering: Answering | None = None,
-    make_generator: MakeGenerator | None = None,
+    server: ServerGenerator | None = None,
     on_progress: OnProgress | None = None,
     on_judged: OnProgress | None = None,
     on_answer: OnAnswer | None = None,
@@ -112,7 +113,7 @@ def evaluate_model(
         verdicts: A file that a judge's verdicts are kept in, for any number of models; None: they are not kept.
         resolved: The identity of the manifest that the evaluation is known by; its tasks must still be the same.
         answering: Who answers; None: the model itself, in this process. Else the model may be without weights.
-        make_generator: Makes another engine for generation, such as vLLM, when it is needed; None: `answering`.
+        server: Generates, and scores where it is asked to, in place of `answering`; None: there is none.
         on_progress: Called with the items so far and in all.
         on_judged: Called with a judge's verdicts so far and in all, of one judged task after the other; the items are
             done then.
@@ -167,7 +168,7 @@ def evaluate_model(
         manifest,
         AnswerLog(log),
         answering,
-        make_generator,
+        server,
         on_progress,
         on_answer,
     )
@@ -208,7 +209,7 @@ def _answer(
     manifest: Manifest,
     answers: AnswerLog,
     answering: Answering | None,
-    make_generator: MakeGenerator | None,
+    server: ServerGenerator | None,
     on_progress: OnProgress | None,
     on_answer: OnAnswer | None,
 ) -> tuple[list[list[Prediction]], dict[str, int], dict[str, int]]:
@@ -243,7 +244,7 @@ def _answer(
                 count,
                 chat=evaluation.apply_chat_template,
                 answering=answering,
-                make_generator=make_generator,
+                server=server,
                 on_answer=tell if repeat == 0 else None,
             )
         samples = samples_of(lm, tokenizer, evaluation, own) if own else {}

@@ -33,8 +33,7 @@ _PICKLED = frozenset((".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf"
 def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write a model as float32 safetensors, with its config, generation config, tokenizer and chat template.
 
-    float32, because the difference between two phases is smaller than what bf16 can hold (DESIGN.md). A
-    tokenizer without a template is saved with the fallback it was trained with.
+    float32, because the difference between two phases is smaller than what bf16 can hold (DESIGN.md).
     """
     folder.mkdir(parents=True, exist_ok=True)
     if any(p.is_floating_point() and p.dtype != torch.float32 for p in model.state_dict().values()):
@@ -50,6 +49,11 @@ def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
         state_dtype(folder, torch.float32)
     else:
         model.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a tokenizer, one without a chat template with the fallback that it was trained with."""
     own_template = tokenizer.chat_template
     try:
         if own_template is None:

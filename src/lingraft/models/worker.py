@@ -18,7 +18,7 @@ import torch
 from lingraft import stopping
 from lingraft.errors import LingraftError
 from lingraft.models.answering import Held
-from lingraft.models.workers import Answered, Failed, Ready
+from lingraft.models.workers import EXIT_OUT_OF_MEMORY, Answered, Failed, Ready
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 
@@ -51,7 +51,8 @@ def main() -> None:
             return
         except (torch.OutOfMemoryError, MemoryError):  # a death: another one, with empty memory, may answer
             traceback.print_exc()
-            sys.exit(1)
+            sys.stderr.flush()
+            os._exit(EXIT_OUT_OF_MEMORY)
         except LingraftError as error:
             connection.send(Failed(type(error).__name__, str(error)))
         except Exception as error:

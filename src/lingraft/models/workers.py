@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 _SHOWN_LINES = 20
 _SHOWN_BYTES = 1 << 14
+_SECONDS_TO_END = 10.0
+EXIT_OUT_OF_MEMORY = 12  # as the system's number of this error
 _MOST_DEATHS = 2  # of a worker without an answer between them, and of workers over one batch
 
 
@@ -275,14 +277,18 @@ class _Worker:
         """Start it again where it has not died too often, and return how it died."""
         assert self.process is not None
         self.connection.close()
-        self.process.kill()  # it may have closed its connection alone
-        code = self.process.wait()
+        try:
+            code = self.process.wait(_SECONDS_TO_END)
+        except subprocess.TimeoutExpired:  # it has closed its connection alone
+            self.process.kill()
+            code = self.process.wait()
         self.process = None
         self._deaths += 1
         if self._deaths < _MOST_DEATHS:
             self._start()
-        name = signal.Signals(-code).name if code < 0 else ""
-        return f"was killed by {name}" if name else f"ended with exit code {code}"
+        if code == EXIT_OUT_OF_MEMORY:
+            return "ran out of memory"
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
     def kill(self) -> None:
         """End it; it stays away."""

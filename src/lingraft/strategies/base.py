@@ -22,6 +22,7 @@ from lingraft.models.layers import layer_of, module_type_of, tied_parameters
 from lingraft.records import fingerprint_of
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -69,6 +70,8 @@ class Context:
         compute: What computes where a hook does, and in which types: that of the phase; else as `auto` resolves here.
         noted: Called with a sentence that the user should read.
         workers: Processes that answer where a hook generates; answers do not depend on it.
+        load_divided: Loads a model's folder for answers, onto a device and in `compute.held`, of each weight a piece in
+            every process; all of them call it, and then the model. None: the phase's model is not divided.
     """
 
     base: Path | None
@@ -84,6 +87,7 @@ class Context:
     compute: Compute = field(default_factory=_automatic)
     noted: Callable[[str], None] = lambda _: None
     workers: int = 1
+    load_divided: Callable[[Path, torch.device], PreTrainedModel] | None = None
 
     @property
     def old_english(self) -> Sequence[Example]:

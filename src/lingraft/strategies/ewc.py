@@ -74,8 +74,8 @@ class Ewc(Strategy):
         return calibration.to_json() | {"mean": mean}
 
     def held_bytes(self, parameters: int, trained: int, width: int) -> int:  # noqa: ARG002
-        """Return the size of the weights that the pull goes towards, and of their importance."""
-        return 8 * trained
+        """Return the size of the weights that the pull goes towards, and of their importance in bf16."""
+        return 6 * trained
 
     def anchor(self, model: PreTrainedModel, context: Context) -> Anchor | None:  # noqa: ARG002
         """Return the weighted pull; None where its strength is 0."""

@@ -18,7 +18,6 @@ from lingraft.data.encodings import discard_encodings
 from lingraft.errors import ConfigError, ModelError, as_disk_error
 from lingraft.evaluate.checks import check_tasks
 from lingraft.evaluate.selection import language_notes, resolve_suites
-from lingraft.models.vllm import check_vllm
 from lingraft.study.checks import check_names
 from lingraft.study.checks import load_study as read_study
 from lingraft.study.contamination import report_contamination
@@ -215,8 +214,6 @@ def prepare_study(
     notes = language_notes(study.evaluate, evaluation, materials.languages)
     for note in notes:
         watcher.noted(note)
-    if evaluation.backend == "vllm":
-        check_vllm()
     return Prepared(study.model_copy(update={"evaluate": evaluation}), materials, tuple(notes))
 
 

@@ -71,7 +71,12 @@ class Setup:
 
     @property
     def frozen_bytes(self) -> int:
-        """Bytes of a frozen weight, unless it is held in 4 bits."""
+        """Bytes of a frozen weight, unless it is held in 4 bits; a divided one stays as it came."""
+        return 4 if self.precision == "float32" or (self.precision == "bf16" and self.sharded) else 2
+
+    @property
+    def computed_bytes(self) -> int:
+        """Bytes of a weight in the type that computes."""
         return 4 if self.precision == "float32" else 2
 
     @property
@@ -233,14 +238,13 @@ def training_memory(
     if (
         setup.sharded
     ):  # weights in the type that computes; of the layer at work its gradients too, then in float32
-        width = setup.frozen_bytes
+        width = setup.computed_bytes
         gathered = width * (_GATHERED_LAYERS * shape.largest_layer + shape.outside) + (width + 4) * max(
             shape.largest_layer, shape.outside
         )
     elif setup.processes > 1:  # DistributedDataParallel's buckets
         gathered = setup.trained_bytes * shape.trained
-    width = 4 if setup.precision == "float32" else 2
-    logits = 0 if setup.fused_head else 2 * width * batch.supervised * shape.vocabulary  # with their gradient
+    scores = 0 if setup.fused_head else batch.supervised * shape.vocabulary
     made = gradients / divided
     extra = _CONTEXT
     if setup.on_processor:
@@ -257,7 +261,7 @@ def training_memory(
         gathered=int(gathered),
         held=held,
         activations=activations,
-        logits=logits,
+        logits=2 * setup.computed_bytes * scores,  # with their gradient
     )
 
 
@@ -304,9 +308,8 @@ def activation_bytes(
     states = 2 if precision == "bf16_pure" else 4  # bytes
     # Of a token in a layer. Norms keep what they normalise, in float32, and what comes of it; matrices their input.
     if shape.ranks:  # adapters keep inputs of their own; frozen norms and matrices keep none
-        states = 4 if precision == "float32" else 2
         inputs = 5 * h + a if precision == "bf16" else 2 * h
-        token = 4 * n + states * (inputs + inside + shape.ranks)
+        token = 4 * n + (4 if precision == "float32" else 2) * (inputs + inside + shape.ranks)
     elif precision == "float32":
         token = 4 * (2 * n + 2 * h + inside)
     elif precision == "bf16":  # each of the five matrices gets an input of its own

@@ -40,6 +40,7 @@ from lingraft.stopping import Stopped
 from lingraft.strategies.base import TrainingRules
 from lingraft.train.attention import grouped_attention
 from lingraft.train.checkpoints import FOLDER, Checkpoints, Found
+from lingraft.train.held import held_weights
 from lingraft.train.memory import forget_peak, peak_bytes
 from lingraft.train.memory_plan import (
     Cut,
@@ -151,7 +152,7 @@ def train_phase(
     run: TrackedRun | None = None,
     cut: Cut | None = None,
 ) -> PhaseOutcome:
-    """Train `model` in place on `encoded`, and leave it in eval mode with float32 weights.
+    """Train `model` in place on `encoded`, and leave it in eval mode: what trained in float32, what is frozen as it was.
 
     Work that was done is kept: by steps, by time, at a signal and after the last step a checkpoint is written, from
     which the same call continues. Whoever has saved the model removes `folder/trainer`.
@@ -179,7 +180,7 @@ def train_phase(
         stop: Asked after every step; a signal's number ends the phase once that step is saved.
         sharded: Divide parameters, gradients and optimiser states between the processes (FSDP2). The weights are those
             of the first process's model; those of the others may lie on the meta device. The model is left in pieces:
-            `sharding.whole_weights` puts them together.
+            `divided_model.save_divided` writes it.
         rules: What strategies ask besides: a mask that freezes elements of trained parameters (verified as frozen
             parameters are), learning rates, pulls towards the start, penalties on outputs.
         on_policy: Train on the model's own answers, which `encoded` stands for, in one process; the counts of tokens
@@ -238,7 +239,9 @@ def train_phase(
         broadcast_object_list(found)
     resumed, refused = found[0].step, found[0].refused
     bits = _Bits(model, rules.frozen_mask)
-    with _prepared(model, frozenset(names), compute, rules.frozen_mask, checkpointing=cut.checkpointing):
+    with _prepared(
+        model, frozenset(names), compute, rules.frozen_mask, checkpointing=cut.checkpointing, sharded=sharded
+    ):
         trainer = PhaseTrainer(
             model,
             arguments,
@@ -266,7 +269,6 @@ def train_phase(
                 trainer.train(
                     resume_from_checkpoint=None if resumed is None else str(checkpoints.path_of(resumed))
                 )
-                trainer.finish_saving()
                 if saving.stopped_by is not None:
                     step, steps = trainer.state.global_step, trainer.state.max_steps
                     is_saved = trainer.saved_step == step
@@ -275,10 +277,6 @@ def train_phase(
                         f"{'saved' if is_saved else 'not saved'}"
                     )
                     raise Stopped(saving.stopped_by)
-        except BaseException:
-            if state.num_processes == 1:  # others may have gone
-                trainer.finish_saving()  # what was begun counts
-            raise
         finally:
             for mark in set(vars(model)) - own:  # accelerate's
                 delattr(model, mark)
@@ -552,11 +550,9 @@ def _prepared(
     frozen_mask: Mapping[str, Tensor],
     *,
     checkpointing: bool,
+    sharded: bool,
 ) -> Iterator[None]:
-    """Set what trains, the weights' type and gradient checkpointing; undo all but the training at the end.
-
-    In pure bf16 the weights are bf16 inside. Outside, what is frozen has the very float32 bits that it had.
-    """
+    """Set what trains, the weights' types and gradient checkpointing; undo all but the training at the end."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names)
     use_cache = getattr(model.config, "use_cache", None)
@@ -564,22 +560,10 @@ def _prepared(
         model.activation_checkpointing_enable({"use_reentrant": False})
         # Only the re-entrant kind needs gradients at the embeddings; they would cost the frozen layers' backward.
         model.disable_input_require_grads()
-    originals: dict[str, Tensor] = {}
-    if compute.precision == "bf16_pure":
-        for name, parameter in model.named_parameters():
-            if not parameter.requires_grad or name in frozen_mask:
-                originals[name] = parameter.data
-            parameter.data = parameter.data.to(compute.held)
     try:
-        with grouped_attention(model):
+        with held_weights(model, compute, frozen_mask, divided=sharded), grouped_attention(model):
             yield
     finally:
-        for name, parameter in model.named_parameters() if compute.precision == "bf16_pure" else ():
-            kept = originals.pop(name, None)
-            kept = parameter.data.float() if kept is None else kept.to(parameter.device)
-            if name in frozen_mask and parameter.requires_grad:
-                kept = torch.where(frozen_mask[name].to(parameter.device), kept, parameter.data.float())
-            parameter.data = kept
         if checkpointing:
             model.activation_checkpointing_disable()
         model.config.use_cache = use_cache  # the Trainer switches it off, and generation would crawl

@@ -6,7 +6,8 @@ The same function runs in this process and as one of torchrun's (`train.processe
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from accelerate import PartialState
@@ -15,15 +16,17 @@ from pydantic import BaseModel, ConfigDict
 from lingraft import stopping
 from lingraft.config.schema import StrategyChoice, Training
 from lingraft.data.encoded import EncodedTable
-from lingraft.models.checkpoints import save_checkpoint
+from lingraft.models.checkpoints import save_checkpoint, save_tokenizer
 from lingraft.models.compute import compute_for
 from lingraft.models.loading import load_empty_model, load_model, load_tokenizer
 from lingraft.records import flush_folder
 from lingraft.strategies.base import Context, FreezePlanRow, count_masked, freeze_plan
 from lingraft.strategies.composition import build
+from lingraft.train.divided import load_divided
+from lingraft.train.divided_model import save_divided, wants_whole
 from lingraft.train.memory_plan import Cut
 from lingraft.train.phase import PhaseOutcome, Progress, train_phase
-from lingraft.train.sharding import from_first, set_weights, whole_weights
+from lingraft.train.sharding import from_first, set_whole
 from lingraft.train.trackers import TrackedRun
 
 
@@ -106,6 +109,7 @@ def train_task(
         LingraftError: What a strategy names is missing in the model, or what `train_phase` raises.
     """
     composition = build(task.choice)
+    compute = compute_for(task.training.precision)
     context = Context(
         base=task.base,
         previous=task.parent,
@@ -116,7 +120,10 @@ def train_task(
         cache=task.folder,
         states=task.states,
         trust_remote_code=task.trust_remote_code,
-        compute=compute_for(task.training.precision),
+        compute=compute,
+        load_divided=partial(load_divided, dtype=compute.held, trust_remote_code=task.trust_remote_code)
+        if sharded
+        else None,
     )
     tokenizer = load_tokenizer(task.parent, trust_remote_code=task.trust_remote_code)
     is_first = rank == 0
@@ -130,15 +137,18 @@ def train_task(
     frozen_mask = composition.frozen_mask(model, context) if has_weights else {}
     plan = PhasePlan(freeze_plan(model, trainable), count_masked(model, trainable, frozen_mask))
     if sharded:
-        PartialState(cpu=context.compute.device.type == "cpu")  # the processes meet
+        PartialState(cpu=compute.device.type == "cpu")  # the processes meet
         trainable, frozen_mask, plan = from_first((trainable, frozen_mask, plan))
     rules = composition.rules(model, context, frozen_mask)
+    rows = EncodedTable.open(task.encoded)
+    if not rows.replayed_rows:  # which alone they are taken of
+        rules = replace(rules, output_penalties=())
     if is_first and on_plan is not None:
         on_plan(plan)
     outcome = train_phase(
         model,
         tokenizer,
-        EncodedTable.open(task.encoded),
+        rows,
         task.training,
         trainable=trainable,
         folder=task.folder,
@@ -151,13 +161,18 @@ def train_task(
         run=task.run,
         cut=task.cut,
     )
-    # By every process: all have pieces.
-    weights = whole_weights(model, trainable) if sharded else None
+    if sharded and not from_first(is_first and wants_whole(model)):
+        save_divided(model, task.parent, task.checkpoint, trust_remote_code=task.trust_remote_code)
+        if is_first:
+            save_tokenizer(tokenizer, task.checkpoint)
+    else:
+        trained = model
+        if sharded and is_first:  # what becomes of the weights needs them whole
+            model = composition.wrap(load(task.parent, trust_remote_code=task.trust_remote_code), context)
+        if sharded:
+            set_whole(model if is_first else None, trained, trainable)
+        if is_first:
+            save_checkpoint(composition.finish(model, task.folder), tokenizer, task.checkpoint)
     if is_first:
-        if weights is not None:  # the sharded model is in pieces: its weights go into a whole one
-            model = load_model(task.parent, trust_remote_code=task.trust_remote_code)
-            model = composition.wrap(model, context)
-            set_weights(model, weights)
-        save_checkpoint(composition.finish(model, task.folder), tokenizer, task.checkpoint)
         flush_folder(task.checkpoint)
     return TrainedPhase(plan, outcome)

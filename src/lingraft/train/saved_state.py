@@ -11,28 +11,32 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from lingraft.errors import in_one_line
 from lingraft.records import from_json, read_json, to_json, write_json_atomically
+from lingraft.train.sharding import own_piece
 
 OPTIMIZER = "optimizer.json"
-_SINGLE = "shard-00001-model-00001-of-00001.safetensors"
 _WEIGHTS, _MOMENTS = "weights.", "moments."
 _FORMAT = 1
+_SHARE_OF_FREE = 0.5
 _BYTES_AT_ONCE = 1 << 30  # a file is made in memory before it is written
 
 
@@ -56,6 +60,8 @@ class _OptimizerState:
 class Saving:
     """Writes checkpoints while training goes on: one at a time, from a copy in the processor's memory.
 
+    Where the copy would take more than half of the memory that is free, training waits until they are written.
+
     Args:
         processes: How many write together, each with an object like this one.
     """
@@ -75,22 +81,30 @@ class Saving:
             folder: Exists.
             then: Called in the end, when all processes have written.
         """
-        # The copies are this checkpoint's: kept for the next, they would be memory that training lacks.
-        copies: dict[str, Tensor] = DefaultStager(StagingOptions(False, False, False, False)).stage(  # type: ignore[assignment]
-            dict(tensors)
-        )
+        own = sum(one.numel() * one.element_size() for one in map(own_piece, tensors.values()))
+        has_room = own <= _SHARE_OF_FREE * psutil.virtual_memory().available
+        copies = dict(tensors)
+        if (
+            has_room
+        ):  # a copy of this checkpoint's own: kept for the next, it would be memory that training lacks
+            options = StagingOptions(False, False, False, False)
+            copies = DefaultStager(options).stage(copies)  # type: ignore[assignment]
+        files = _files_of(tensors, self._processes)
 
         def write() -> None:
             if self._group is None:
-                save_file({name: one.contiguous() for name, one in copies.items()}, folder / _SINGLE)
+                last = max(files.values(), default=0)
+                for number in range(1, last + 1):
+                    part = {name: one.contiguous() for name, one in copies.items() if files[name] == number}
+                    save_file(part, folder / f"shard-00001-model-{number:05d}-of-{last:05d}.safetensors")
             else:
-                writer = HuggingFaceStorageWriter(
-                    str(folder), _files_of(tensors, self._processes), save_distributed=True
-                )
-                dcp.save(copies, storage_writer=writer, process_group=self._group)
+                writer = HuggingFaceStorageWriter(str(folder), files, save_distributed=True)
+                write_pieces(copies, writer, self._group)
             then()
 
         self._pending = self._thread.submit(write)
+        if not has_room:
+            wait([self._pending])
 
     def finish(self) -> None:
         """Wait for what is being written.
@@ -99,12 +113,22 @@ class Saving:
             OSError: A file could not be written, here or in another process.
         """
         pending, self._pending = self._pending, None
-        if pending is None:
-            return
-        try:
+        if pending is not None:
             pending.result()
-        except CheckpointException as error:
-            raise OSError("; ".join(str(own) for own, _ in error.failures.values())) from error
+
+
+def write_pieces(
+    tensors: Mapping[str, Tensor], writer: HuggingFaceStorageWriter, group: dist.ProcessGroup | None = None
+) -> None:
+    """Write what each process gives, and return when all have.
+
+    Raises:
+        OSError: A file could not be written, here or in another process.
+    """
+    try:
+        save(dict(tensors), storage_writer=writer, process_group=group)
+    except CheckpointException as error:  # which no `except Exception` would catch
+        raise OSError("; ".join(in_one_line(own) for own, _ in error.failures.values())) from error
 
 
 def _files_of(tensors: Mapping[str, Tensor], processes: int) -> dict[str, int]:
@@ -173,7 +197,7 @@ def read_training(
         warnings.filterwarnings(
             "ignore", message="torch.distributed is disabled"
         )  # one process reads by itself
-        dcp.load(wanted, storage_reader=HuggingFaceStorageReader(str(folder)))
+        load(wanted, storage_reader=HuggingFaceStorageReader(str(folder)))
     own: Any = getattr(optimizer, "optimizer", optimizer)  # out of accelerate's wrapper
     quantised = getattr(own, "_new_buffer", None)  # torchao's, whose moments are of few bits
     names = {parameter: name for name, parameter in trained.items()}

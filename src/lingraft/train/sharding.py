@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 _Value = TypeVar("_Value")
@@ -49,7 +49,7 @@ def from_all(value: _Value) -> list[_Value]:
     return values
 
 
-def take_layout(model: nn.Module) -> None:
+def take_layout(model: nn.Module, *, also_first: bool = False) -> None:
     """Give a model that was begun without weights the ties, types and buffers of the first process's model.
 
     Its configuration alone does not tell them: files may hold a head of its own beside embeddings that could be tied.
@@ -57,6 +57,7 @@ def take_layout(model: nn.Module) -> None:
     Args:
         model: With the same modules as the first process's, which stays as it is; the parameters of another become
             empty ones on the meta device.
+        also_first: Those of the first process's model as well.
     """
     is_first = dist.get_rank() == 0
     owners = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -69,23 +70,24 @@ def take_layout(model: nn.Module) -> None:
         if is_first
         else _Layout({}, {})
     )
-    if is_first:
+    if is_first and not also_first:
         return
     made: dict[str, nn.Parameter] = {}
     for name, (owner, shape, dtype) in layout.parameters.items():
         if owner not in made:
             empty = torch.empty(shape, dtype=dtype, device="meta")
             made[owner] = nn.Parameter(empty, requires_grad=dtype.is_floating_point)
-        module, _, own = name.rpartition(".")
-        setattr(model.get_submodule(module), own, made[owner])
+        _put(model, name, made[owner])
     for name, value in layout.buffers.items():
-        module, _, own = name.rpartition(".")
-        setattr(model.get_submodule(module), own, value)
+        _put(model, name, value)
 
 
 @contextmanager
-def whole_buffers(model: nn.Module) -> Iterator[None]:
-    """Let accelerate leave a model's buffers alone while it divides the parameters: it would divide stored ones."""
+def while_it_is_divided(model: nn.Module) -> Iterator[None]:
+    """Let accelerate divide a model's parameters, and leave its ties and buffers as they are.
+
+    It would divide buffers that files hold, and ties what the configuration calls tied, whatever the files say.
+    """
     stored = [
         (module, name)
         for module in model.modules()
@@ -94,11 +96,28 @@ def whole_buffers(model: nn.Module) -> Iterator[None]:
     ]
     for module, name in stored:
         module._non_persistent_buffers_set.add(name)
+    owners = {id(parameter): name for name, parameter in model.named_parameters()}
+    ties = {name: owners[id(one)] for name, one in model.named_parameters(remove_duplicate=False)}
+
+    def tie_weights() -> None:
+        for name, owner in ties.items():
+            if name != owner:
+                _put(model, name, model.get_parameter(owner))
+
+    any_model: Any = model
+    any_model.tie_weights = tie_weights
     try:
         yield
     finally:
+        del any_model.tie_weights
         for module, name in stored:
             module._non_persistent_buffers_set.discard(name)
+
+
+def _put(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Put a parameter or buffer where its name says."""
+    module, _, own = name.rpartition(".")
+    setattr(model.get_submodule(module), own, tensor)
 
 
 def whole(parameter: Tensor) -> Tensor:
@@ -134,24 +153,21 @@ def beside(tensor: Tensor, parameter: Tensor) -> Tensor:
     return tensor
 
 
-def whole_weights(model: nn.Module, names: Collection[str]) -> dict[str, Tensor]:
-    """Return the named parameters of a model, whole and contiguous."""
-    chosen = set(names)
-    return {
-        name: whole(parameter).contiguous() for name, parameter in model.named_parameters() if name in chosen
-    }
-
-
 @torch.no_grad()
-def set_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copy whole tensors into a model's parameters in place, bit for bit."""
-    parameters = dict(model.named_parameters())
-    for name, weight in weights.items():
-        parameter = parameters[name]
-        if isinstance(parameter, DTensor):
-            parameter.copy_(distribute_tensor(weight, parameter.device_mesh, parameter.placements))
-        else:
-            parameter.copy_(weight)
+def set_whole(own: nn.Module | None, divided: nn.Module, names: Collection[str]) -> None:
+    """Copy a divided model's named parameters into an undivided one, bit for bit and one after the other.
+
+    Args:
+        own: Gets them, in place; None: this process sends only.
+        divided: Every process's.
+        names: In the same order everywhere, where they are sorted.
+    """
+    places = {} if own is None else dict(own.named_parameters())
+    pieces = dict(divided.named_parameters())
+    for name in sorted(names):
+        full = whole(pieces[name])
+        if own is not None:
+            places[name].copy_(full)
 
 
 def piece_number(tensor: Tensor) -> int:

@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import shutil
+import signal
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate, chain, islice
+from multiprocessing import get_start_method
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -28,8 +32,10 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import SchedulerType, TrainingArguments, set_seed
+from transformers.trainer_utils import TrainOutput
 from transformers.training_args import OptimizerNames
 
+from lingraft import stopping
 from lingraft.config.schema import Training
 from lingraft.data.batching import Lengths, padded_tokens, token_budget_batches
 from lingraft.errors import DataError, LingraftError, in_one_line
@@ -40,13 +46,15 @@ from lingraft.train.checkpoints import Checkpoints
 from lingraft.train.on_policy import OnPolicy
 from lingraft.train.restrained import RestrainedTrainer
 from lingraft.train.saved_state import Saving, read_training, training_tensors, write_optimizer
-from lingraft.train.sharding import whole_buffers
+from lingraft.train.sharding import while_it_is_divided
 from lingraft.train.stochastic_rounding import StochasticRoundingAdamW
 
 if TYPE_CHECKING:
     from lingraft.data.encoded import EncodedExample, EncodedTable, TokenArrays
 
 _LARGEST_SHARE = math.nextafter(1.0, 0.0)  # the Trainer reads a warm-up of 1 as one step
+_WORKERS, _BATCHES_AHEAD = 2, 4  # processes that make batches for an accelerator, and how many each is ahead
+_SHARDING_VARIABLES = ("ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING", "FSDP_VERSION")
 # torch and safetensors have their own types.
 _DISK_ERRORS = (OSError, RuntimeError, SafetensorError)
 
@@ -151,6 +159,11 @@ class ExampleRows(Dataset["TokenArrays"]):
         self._silent = replace(shortest, supervised=np.zeros(len(shortest.supervised), bool))
         self._examples = examples
 
+    @property
+    def is_nameless(self) -> bool:
+        """Whether no other process can open the rows."""
+        return self._examples.folder is None
+
     def __getitem__(self, row: int) -> TokenArrays:
         return self._silent if row == len(self._examples) else self._examples.arrays(row)
 
@@ -215,6 +228,7 @@ class PhaseTrainer(RestrainedTrainer):
         self.saved_step: int | None = None  # of the newest checkpoint that this process has seen sealed
         self._being_saved: int | None = None
         self._saving: Saving | None = None
+        self._hosts: dist.ProcessGroup | None = None
         super().__init__(
             model=model,
             args=arguments,
@@ -234,6 +248,8 @@ class PhaseTrainer(RestrainedTrainer):
         FSDP2 runs over gloo; without this, accelerate would replicate the model and not say so.
         """
         super().create_accelerator_and_postprocess()
+        for name in _SHARDING_VARIABLES:  # else models that are loaded later are taken for divided
+            os.environ.pop(name, None)
         self.accelerator.native_amp = False
         state = self.accelerator.state
         if self.args.fsdp and state.distributed_type == DistributedType.MULTI_CPU:
@@ -259,8 +275,9 @@ class PhaseTrainer(RestrainedTrainer):
     ) -> tuple[nn.Module, Any]:
         """Divide the model or copy it to all processes, as asked; then read a checkpoint."""
         own: Any = self.model
-        with whole_buffers(own) if self.is_fsdp_enabled else nullcontext():
-            model, loader = super()._prepare_for_training(max_steps, train_dataloader, None)
+        with while_it_is_divided(own) if self.is_fsdp_enabled else nullcontext():
+            parent: Any = super()  # which says no types
+            model, loader = parent._prepare_for_training(max_steps, train_dataloader, None)
         if self.is_fsdp_enabled:
             # accelerate tells parameters apart by where they lie, and on the meta device all lie nowhere.
             divided = dict(model.named_parameters())
@@ -275,8 +292,19 @@ class PhaseTrainer(RestrainedTrainer):
         return model, loader
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Return the planned batches, dealt to the processes."""
-        loader = DataLoader(self._rows, batch_sampler=self._parts, collate_fn=self.data_collator)
+        """Return the planned batches, dealt to the processes; on an accelerator other processes make them ahead."""
+        workers = self.args.dataloader_num_workers
+        if isinstance(self._rows, range) or (self._rows.is_nameless and get_start_method() != "fork"):
+            workers = 0  # there is nothing to make yet; or no other process can open the rows
+        loader = DataLoader(
+            self._rows,
+            batch_sampler=self._parts,
+            collate_fn=self.data_collator,
+            num_workers=workers,
+            prefetch_factor=_BATCHES_AHEAD if workers else None,
+            pin_memory=self.args.dataloader_pin_memory,
+            worker_init_fn=_leave_signals,
+        )
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
         return prepared
 
@@ -365,6 +393,17 @@ class PhaseTrainer(RestrainedTrainer):
         super().create_scheduler(num_training_steps, optimizer)
         return self.lr_scheduler
 
+    def train(self, *arguments: Any, **options: Any) -> TrainOutput:
+        """Train; whatever ends it, a checkpoint that was begun is written to its end."""
+        try:
+            result = super().train(*arguments, **options)
+        except BaseException:
+            if self.args.world_size == 1:  # of several, others may have gone
+                self.finish_saving()
+            raise
+        self.finish_saving()
+        return result
+
     def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
         """Begin to write a resumable checkpoint, which is sealed when all of it is on disk; training goes on.
 
@@ -432,9 +471,12 @@ class PhaseTrainer(RestrainedTrainer):
         """Return the largest of all processes' wishes, each."""
         if self.args.world_size == 1:
             return list(wishes)
-        own = torch.tensor([wishes], device=self.args.device)
-        together: list[int] = self.accelerator.gather(own).amax(dim=0).tolist()
-        return together
+        if self._hosts is None:
+            self._hosts = dist.new_group(backend="gloo")  # between processors: no device is waited for
+        together = torch.tensor(wishes)
+        dist.all_reduce(together, dist.ReduceOp.MAX, self._hosts)
+        agreed: list[int] = together.tolist()
+        return agreed
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Leave this to `_save_checkpoint`."""
@@ -460,6 +502,12 @@ class PhaseTrainer(RestrainedTrainer):
 
 def _nothing() -> None:
     """Do nothing."""
+
+
+def _leave_signals(_: int) -> None:
+    """Let the training process alone answer signals, which a terminal or a scheduler sends to all."""
+    for number in stopping.SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _numbers(rows: list[int]) -> Any:
@@ -501,6 +549,7 @@ def training_arguments(
     Gradient checkpointing is switched on by `train_phase`: the Trainer's own way sends gradients through
     frozen embeddings.
     """
+    has_own_memory = compute.device.type not in ("cpu", "mps")
     arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=1,  # the loader holds all epochs
@@ -522,7 +571,9 @@ def training_arguments(
         seed=seed,
         data_seed=seed,
         remove_unused_columns=False,
-        dataloader_pin_memory=torch.accelerator.is_available(),
+        dataloader_num_workers=_WORKERS if has_own_memory else 0,
+        dataloader_pin_memory=has_own_memory,
+        accelerator_config={"non_blocking": has_own_memory},
         fsdp=sharded or None,  # type: ignore[arg-type]  # the type is older than what the field means now
         fsdp_config={"version": 2, "cpu_ram_efficient_loading": True} if sharded else None,
         ddp_find_unused_parameters=False,  # what is frozen is known, and all else takes part in every step
