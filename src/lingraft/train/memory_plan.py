@@ -9,7 +9,9 @@ it is an estimate.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal
 
 import psutil
@@ -34,7 +36,10 @@ _FOUR_BITS = 0.5 + 4 / 64  # bytes of a weight of 4 bits: blocks of 64 share a f
 _GATHERED_LAYERS = 2  # that FSDP2 has put together at a time: one at work, one on the way
 _BUSY = 1024  # tokens of a micro-batch that keep a device busy
 _SAFE = 0.92  # of what is free: a plan is up to a tenth off
-_MOST_PROCESSES = 64  # that are tried for what would fit
+_LIMITS = (  # of a container, of both versions of control groups
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
 Optimizer = Literal["adamw", "adamw_8bit"]
 
 
@@ -63,6 +68,21 @@ class Setup:
     sharded: bool = False
     four_bits: bool = False
     fused_head: bool = False
+
+    @classmethod
+    def of(
+        cls, training: Training, compute: Compute, cut: Cut, processes: int = 1, *, sharded: bool = False
+    ) -> Setup:
+        """Return how options of training, whose precision is resolved, train a model."""
+        return cls(
+            compute.precision,
+            training.optimizer,
+            on_processor=compute.device.type == "cpu",
+            checkpointing=cut.checkpointing,
+            micro_batches=training.micro_batches * cut.pieces,
+            processes=processes,
+            sharded=sharded,
+        )
 
     @property
     def trained_bytes(self) -> int:
@@ -364,6 +384,20 @@ def free_memory(compute: Compute) -> int:
     if compute.device.type == "cuda":
         return int(torch.cuda.mem_get_info(compute.device)[0])
     return int(psutil.virtual_memory().available) + int(psutil.Process().memory_info().rss)
+
+
+def total_memory(compute: Compute) -> int:
+    """Return the bytes that there are of what training holds: of an accelerator its own, else memory and swap space.
+
+    A container's limit counts for the memory.
+    """
+    if compute.device.type == "cuda":
+        return int(torch.cuda.get_device_properties(compute.device).total_memory)
+    memory = int(psutil.virtual_memory().total)
+    for limit in _LIMITS:
+        with suppress(OSError, ValueError):  # none, or `max`
+            memory = min(memory, int(limit.read_text(encoding="ascii")))
+    return memory + int(psutil.swap_memory().total)
 
 
 def memory_problem(needed: int, free: int) -> str | None:

@@ -335,15 +335,7 @@ def _chosen_cut(
     loaded = sum(one.nbytes for one in model.parameters()) if on_processor else 0
 
     def planned(cut: Cut) -> MemoryPlan:
-        setup = Setup(
-            compute.precision,
-            training.optimizer,
-            on_processor=on_processor,
-            checkpointing=cut.checkpointing,
-            micro_batches=training.micro_batches * cut.pieces,
-            processes=processes,
-            sharded=sharded,
-        )
+        setup = Setup.of(training, compute, cut, processes, sharded=sharded)
         return training_memory(shape, batch.part(cut.pieces), setup, base=max(0, held_now(compute) - loaded))
 
     free = free_memory(compute) // (processes if on_processor else 1)

@@ -9,9 +9,10 @@ from typing import ClassVar
 
 from lingraft.data.chat_format import CHAT_IDENTITY
 from lingraft.data.encodings import encode_once
-from lingraft.models.compute import compute_for
+from lingraft.models.compute import Compute, compute_for
 from lingraft.models.context_length import at_most, context_length
 from lingraft.models.loading import load_tokenizer
+from lingraft.models.shape import ModelShape
 from lingraft.records import to_json
 from lingraft.stage import (
     CHECKPOINT,
@@ -27,6 +28,7 @@ from lingraft.stage import (
     stages_of,
 )
 from lingraft.strategies.base import Context
+from lingraft.strategies.composition import Composition
 from lingraft.study.stages.job import TRAINING_LIBRARIES, TrainingJob, training_identity
 from lingraft.study.stages.prepare import Prepare
 from lingraft.study.under_way import LOSSES
@@ -118,21 +120,9 @@ class Train(StageSpec):
         job, shape, compute = self.job, self.job.shape, compute_for(self.job.training.precision)
         if shape is None:
             return None
-        held = (
-            part.held_bytes(shape.parameters, shape.trained, compute.held.itemsize)
-            for part in job.composition.parts
-        )
-        setup = Setup(
-            compute.precision,
-            job.training.optimizer,
-            on_processor=compute.device.type == "cpu",
-            checkpointing=cut.checkpointing,
-            micro_batches=job.training.micro_batches * cut.pieces,
-            processes=self.processes.count,
-            sharded=self.processes.sharded,
-        )
+        setup = Setup.of(job.training, compute, cut, self.processes.count, sharded=self.processes.sharded)
         own = batch.part(self.processes.count * cut.pieces)  # rows are dealt to the processes
-        return training_memory(shape, own, setup, base=base, held=sum(held))
+        return training_memory(shape, own, setup, base=base, held=held_bytes(job.composition, shape, compute))
 
     def cut(self, batch: LargestBatch, *, base: int = 0) -> Cut:
         """Return how a micro-batch is computed so that it fits this machine, as fast as it can be; see `memory`."""
@@ -150,6 +140,18 @@ class Train(StageSpec):
         return chosen_cut(own, training, planned, free_memory(compute) // share)
 
     @property
+    def fullest(self) -> LargestBatch:
+        """A micro-batch of the longest rows, all learned."""
+        tokens = max(1, self.job.training.tokens_per_batch // self.job.training.micro_batches)
+        length = min(tokens, self.job.training.max_length)
+        return LargestBatch(tokens // length, length, tokens)
+
+    @property
+    def least_cut(self) -> Cut:
+        """How such a one is computed; the longest rows that there are may need less."""
+        return self.cut(self.fullest)
+
+    @property
     def needs(self) -> Needs:
         """What the fullest micro-batch needs; on disk the model, and two checkpoints where it is saved on the way."""
         parameters, training = self.job.parent.parameters, self.job.training
@@ -157,10 +159,7 @@ class Train(StageSpec):
         on_disk = 4
         if training.save_every or training.save_minutes:  # sharded, weights are written in pieces as well
             on_disk += 2 * (held + 8 + (held if self.processes.sharded else 0))
-        tokens = max(1, training.tokens_per_batch // training.micro_batches)
-        length = min(tokens, training.max_length)
-        batch = LargestBatch(tokens // length, length, tokens)
-        memory = self.memory(batch, self.cut(batch))
+        memory = self.memory(self.fullest, self.least_cut)
         return Needs("accelerator", None if memory is None else memory.total, on_disk * parameters or None)
 
     def work(self, place: Workplace) -> Work:
@@ -311,6 +310,13 @@ class Train(StageSpec):
             "peak": None if outcome.peak is None else to_json(outcome.peak),
         }
         return Work(record, {**machine(compute), **timing})
+
+
+def held_bytes(composition: Composition, shape: ModelShape, compute: Compute) -> int:
+    """Return the bytes that strategies hold of other models while they train."""
+    return sum(
+        part.held_bytes(shape.parameters, shape.trained, compute.held.itemsize) for part in composition.parts
+    )
 
 
 def _notes_on_rows(job: TrainingJob) -> Iterator[str]:
