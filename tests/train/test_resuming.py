@@ -205,7 +205,7 @@ def test_training_goes_on_while_a_checkpoint_is_written_which_counts_when_it_is_
 ) -> None:
     _, straight, _ = train("straight")
     folder, may_end = tmp_path / "stage" / "trainer", threading.Event()
-    write = saved_state.save_file
+    write = vars(saved_state)["save_file"]
 
     def slowly(tensors: Any, path: Path) -> None:
         assert path.parent.name != "checkpoint-4" or may_end.wait(timeout=60)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from lingraft.study.checks import load_study as read_study
 from lingraft.study.contamination import report_contamination
 from lingraft.study.events import Watcher
 from lingraft.study.execute import Executor
+from lingraft.study.fitting import check_memory, fitting_line
 from lingraft.study.forecast import Forecast, disk_needed, disk_problem, forecast, free_disk
 from lingraft.study.grid import cells_of
 from lingraft.study.made import noted_in
@@ -118,7 +120,7 @@ def run_study(
         with suppress(ConfigError):  # there is none, or it is another version's
             before = load_study(folder / STUDY)
     prepared = prepare_study(
-        asked, base_folder, watcher, check=lambda: check_reach(asked, base_folder, before)
+        asked, base_folder, watcher, check=partial(_check_first, asked, base_folder, before, processes)
     )
     study, materials = prepared.study, prepared.materials
     costs = report_costs(materials, watcher, trust_remote_code=study.trust_remote_code)
@@ -141,6 +143,9 @@ def run_study(
         if problem is not None:
             watcher.noted(problem)
         unused = unused_stages(folder)
+        ahead = [one for one in plan.stages if one.fingerprint not in executor.done]
+        if ahead:
+            watcher.planned(fitting_line(ahead))
         if unused and not executor.done:
             watcher.noted(_other_study_sentence(folder, unused))
         summary = Summary(study, materials, plan, executor, watcher)
@@ -258,8 +263,10 @@ def forecast_study(
     """
     watcher, processes = watcher or Watcher(), processes or Processes()
     processes.check()
-    prepared = prepare_study(study, base_folder, watcher)
     store = Store(runs / study.name)
+    is_new = not store.stages.is_dir()  # what is finished need not fit any more
+    check = partial(check_memory, study, processes) if is_new else lambda: None
+    prepared = prepare_study(study, base_folder, watcher, check=check)
     plan = prepared.plan(store, base_folder, processes)
     for note in plan.notes:
         watcher.noted(note)
@@ -271,6 +278,13 @@ def forecast_study(
         watcher=watcher,
         trust_remote_code=study.trust_remote_code,
     )
+
+
+def _check_first(study: Study, base_folder: Path, before: Study | None, processes: Processes) -> None:
+    """Refuse what cannot be had or does not fit here, before data and models are read."""
+    check_reach(study, base_folder, before)
+    if before is None:  # what is finished need not fit any more
+        check_memory(study, processes)
 
 
 def _other_study_sentence(folder: Path, unused: Sequence[UnusedStage]) -> str:

@@ -44,6 +44,16 @@ from lingraft.train.checkpoints import FOLDER, Checkpoints, Found
 from lingraft.train.compiled import compiled_layers, compiles
 from lingraft.train.held import held_weights
 from lingraft.train.memory import forget_peak, peak_bytes
+from lingraft.train.memory_plan import (
+    Cut,
+    MemoryPlan,
+    Setup,
+    chosen_cut,
+    free_memory,
+    held_now,
+    largest_batch,
+    training_memory,
+)
 from lingraft.train.on_policy import OnPolicy
 from lingraft.train.packing import (
     PACKING,
@@ -154,6 +164,7 @@ def train_phase(
     rules: TrainingRules = NO_RULES,
     on_policy: OnPolicy | None = None,
     run: TrackedRun | None = None,
+    cut: Cut | None = None,
 ) -> PhaseOutcome:
     """Train `model` in place on `encoded`, and leave it in eval mode: what trained in float32, the rest as it was.
 
@@ -189,6 +200,8 @@ def train_phase(
         on_policy: Train on the model's own answers, which `encoded` stands for, in one process; the counts of tokens
             are then those of the longest answers allowed.
         run: What trackers call it; None: it is called by its folder.
+        cut: How a step is computed so that it fits; None: as fast as fits the memory that is free, within what
+            `training` says.
 
     Returns:
         Counts, losses and times.
@@ -214,10 +227,13 @@ def train_phase(
     names = _check_trainable(model, trainable)
     rows = embedding_rows(model)
     check_token_ids((table.highest_token,), rows, tokenizer, "the training data")
-    plan = BatchPlan(table.lengths, training, seed)
+    cut = cut or _chosen_cut(model, names, table, training, seed, compute, sharded=sharded)
+    plan = BatchPlan(table.lengths, training, seed, cut.pieces)
     workplace = folder / FOLDER
     run = run or TrackedRun("lingraft", folder.absolute().name)
-    arguments = training_arguments(training, compute, folder=workplace, seed=seed, sharded=sharded)
+    arguments = training_arguments(
+        training, compute, folder=workplace, seed=seed, sharded=sharded, pieces=cut.pieces
+    )
     arguments.run_name, arguments.project = run.name, run.project
     state = arguments.distributed_state
     if on_policy is not None and state.num_processes > 1:
@@ -236,9 +252,9 @@ def train_phase(
     with _prepared(
         model,
         frozenset(names),
-        training,
         compute,
         rules.frozen_mask,
+        checkpointing=cut.checkpointing,
         sharded=sharded,
         layers=layers,
     ):
@@ -318,6 +334,42 @@ def train_phase(
         compiled=layers.is_compiled,
         packed=layers.packing is not None,
     )
+
+
+def _chosen_cut(
+    model: Any,
+    names: Collection[str],
+    table: EncodedTable,
+    training: Training,
+    seed: int,
+    compute: Compute,
+    *,
+    sharded: bool,
+) -> Cut:
+    """Return how a step of a model in memory is computed: as fast as fits the memory, in all processes alike."""
+    given = Cut(checkpointing=bool(training.gradient_checkpointing))
+    is_said = training.accumulation is not None and training.gradient_checkpointing is not None
+    config = model.config.get_text_config()
+    if is_said or getattr(config, "hidden_size", None) is None or model.get_output_embeddings() is None:
+        return given
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    shape, on_processor = shape_of(model, names), compute.device.type == "cpu"
+    largest = largest_batch(
+        BatchPlan(table.lengths, training, seed).shapes, training.epochs * table.predicted_tokens
+    )
+    batch = largest.part(processes)
+    loaded = sum(one.nbytes for one in model.parameters()) if on_processor else 0
+
+    def planned(cut: Cut) -> MemoryPlan:
+        setup = Setup.of(training, compute, cut, processes, sharded=sharded)
+        return training_memory(shape, batch.part(cut.pieces), setup, base=max(0, held_now(compute) - loaded))
+
+    free = free_memory(compute) // (processes if on_processor else 1)
+    chosen = [chosen_cut(batch, training, planned, free)]
+    if processes > 1:
+        PartialState(cpu=on_processor)
+        broadcast_object_list(chosen)
+    return chosen[0]
 
 
 def _flops_of_steps(
@@ -549,10 +601,10 @@ def _why_nothing_moved(history: Sequence[Mapping[str, float]], training: Trainin
 def _prepared(
     model: Any,
     names: Collection[str],
-    training: Training,
     compute: Compute,
     frozen_mask: Mapping[str, Tensor],
     *,
+    checkpointing: bool,
     sharded: bool,
     layers: _Layers,
 ) -> Iterator[None]:
@@ -560,7 +612,7 @@ def _prepared(
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names)
     use_cache = getattr(model.config, "use_cache", None)
-    if training.gradient_checkpointing:
+    if checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
         # Only the re-entrant kind needs gradients at the embeddings; they would cost the frozen layers' backward.
         model.disable_input_require_grads()
@@ -572,7 +624,7 @@ def _prepared(
         ):
             yield
     finally:
-        if training.gradient_checkpointing:
+        if checkpointing:
             model.activation_checkpointing_disable()
         model.config.use_cache = use_cache  # the Trainer switches it off, and generation would crawl
         model.zero_grad(set_to_none=True)

@@ -26,6 +26,7 @@ from lingraft.strategies.base import Context, FreezePlanRow, count_masked, freez
 from lingraft.strategies.composition import build
 from lingraft.train.divided_model import save_divided, wants_whole
 from lingraft.train.held import in_float32
+from lingraft.train.memory_plan import Cut
 from lingraft.train.phase import PhaseOutcome, Progress, train_phase
 from lingraft.train.restraints import give_back_bits
 from lingraft.train.sharding import from_first, set_whole
@@ -63,6 +64,8 @@ class PhaseTask(BaseModel):
     """Whether Python code that a model brings along may be run."""
     run: TrackedRun | None = None
     """What trackers call it."""
+    cut: Cut | None = None
+    """How a step is computed so that it fits; None: it is chosen when the model is in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,10 +170,11 @@ def train_task(
         sharded=sharded,
         rules=rules,
         run=task.run,
+        cut=task.cut,
     )
     if sharded and frozen_mask and compute.precision == "bf16_pure":
-        start = ModelWeights(task.parent, trust_remote_code=task.trust_remote_code)
-        give_back_bits(model, frozen_mask, start)
+        files = ModelWeights(task.parent, trust_remote_code=task.trust_remote_code)
+        give_back_bits(model, frozen_mask, files)
     if sharded and not from_first(is_first and wants_whole(model)):
         save_divided(model, task.parent, task.checkpoint, trust_remote_code=task.trust_remote_code)
         if is_first:

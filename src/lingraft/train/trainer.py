@@ -67,12 +67,17 @@ class BatchPlan(Collection[list[int]]):
         lengths: Tokens of each row.
         training: Its tokens_per_batch, accumulation and epochs count.
         seed: Decides the order.
+        pieces: That each micro-batch is computed in, one after the other; what a step learns does not depend on it.
+
+    Attributes:
+        pieces: See above.
     """
 
-    def __init__(self, lengths: Lengths, training: Training, seed: int) -> None:
-        budget = max(1, training.tokens_per_batch // training.accumulation)
+    def __init__(self, lengths: Lengths, training: Training, seed: int, pieces: int = 1) -> None:
+        budget = max(1, training.tokens_per_batch // training.micro_batches)
         self._lengths = np.asarray(lengths, np.int64)
-        self._accumulation = training.accumulation
+        self._accumulation = training.micro_batches
+        self.pieces = pieces
         self._epochs = [
             token_budget_batches(lengths, budget, seed, epoch) for epoch in range(training.epochs)
         ]
@@ -120,10 +125,10 @@ class BatchPlan(Collection[list[int]]):
 
 
 class ProcessShares(Sampler[list[int]]):
-    """Each micro-batch cut into one part a process, the parts one after the other, as a batch sampler.
+    """Each micro-batch cut into parts, one after the other, as a batch sampler: `pieces` of the plan for each process.
 
-    An optimiser step thus learns the same examples however many processes there are. Every so many-th row goes to
-    a process: rows are ordered by length, so the parts are alike. A part without a row gets the silent one, which
+    An optimiser step thus learns the same examples however many processes and pieces there are. Every so many-th row
+    goes to a part: rows are ordered by length, so the parts are alike. A part without a row gets the silent one, which
     teaches nothing.
 
     `batch_size` is None, so accelerate deals whole parts to the processes in turn; their number is a multiple of
@@ -133,18 +138,18 @@ class ProcessShares(Sampler[list[int]]):
     batch_size = None
     drop_last = False
 
-    def __init__(self, batches: Collection[list[int]], processes: int, silent_row: int) -> None:
+    def __init__(self, batches: BatchPlan, processes: int, silent_row: int) -> None:
         self._batches = batches
-        self._processes = processes
+        self._parts = processes * batches.pieces
         self._silent_row = silent_row
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in self._batches:
-            for process in range(self._processes):
-                yield batch[process :: self._processes] or [self._silent_row]
+            for part in range(self._parts):
+                yield batch[part :: self._parts] or [self._silent_row]
 
     def __len__(self) -> int:
-        return len(self._batches) * self._processes
+        return len(self._batches) * self._parts
 
 
 class ExampleRows(Dataset["TokenArrays"]):
@@ -336,7 +341,7 @@ class PhaseTrainer(RestrainedTrainer):
     def _answered(self, rows: Sequence[int], batch: int) -> dict[str, Tensor]:
         """Return a micro-batch of the model's own answers; a round's are sampled at its first step."""
         assert self._on_policy is not None
-        number = self._plan.epoch_of(batch)
+        number = self._plan.epoch_of(batch // self._plan.pieces)
         if self._round is None or self._round[0] != number:
             step = self.state.global_step
             if (
@@ -545,9 +550,11 @@ def rate_factor(step: int, *, course: str, warmup_steps: int, steps: int) -> flo
 
 
 def training_arguments(
-    training: Training, compute: Compute, *, folder: Path, seed: int, sharded: bool = False
+    training: Training, compute: Compute, *, folder: Path, seed: int, sharded: bool = False, pieces: int = 1
 ) -> TrainingArguments:
     """Translate our options to the Trainer's; everything that prints is off.
+
+    A micro-batch of the Trainer's is one of the `pieces` of one of ours.
 
     Gradient checkpointing is switched on by `train_phase`: the Trainer's own way sends gradients through
     frozen embeddings.
@@ -556,7 +563,7 @@ def training_arguments(
     arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=1,  # the loader holds all epochs
-        gradient_accumulation_steps=training.accumulation,
+        gradient_accumulation_steps=training.micro_batches * pieces,
         learning_rate=training.learning_rate,
         lr_scheduler_type=training.scheduler,
         warmup_steps=min(training.warmup_share, _LARGEST_SHARE),
