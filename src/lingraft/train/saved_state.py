@@ -177,8 +177,9 @@ def _moments_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
     for key, value in state.items():
         if isinstance(value, Tensor) and value.dim():
             found[key] = _in_float(value)
-            if hasattr(value, "codes"):
-                found[f"{key}{_SCALES}"] = value.scale
+            scale = getattr(value, "scale", None)
+            if isinstance(scale, Tensor):
+                found[f"{key}{_SCALES}"] = scale
     return found
 
 
