@@ -117,13 +117,13 @@ def _reached_by_autocast(model: nn.Module) -> tuple[dict[Tensor, nn.Module], dic
     embeddings: dict[Tensor, nn.Module] = {}
     others: set[Tensor] = set()
     for module in model.modules():
-        own = dict.fromkeys(module.parameters(recurse=False), module)
+        own: dict[Tensor, nn.Module] = dict.fromkeys(module.parameters(recurse=False), module)
         if type(module).forward in (nn.Linear.forward, Conv1D.forward):
-            layers |= own
+            layers.update(own)
         elif type(module).forward is nn.Embedding.forward:
-            embeddings |= own
+            embeddings.update(own)
         else:
-            others |= own.keys()
+            others.update(own)
     for parameter in others:
         layers.pop(parameter, None)
         embeddings.pop(parameter, None)
