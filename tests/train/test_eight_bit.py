@@ -79,7 +79,7 @@ def test_a_weight_whose_gradients_end_goes_on_as_with_exact_moments() -> None:
     weights = [
         torch.nn.Parameter(torch.zeros(64, 256, dtype=kind)) for kind in (torch.bfloat16, torch.float32)
     ]
-    optimizers = [
+    optimizers: list[torch.optim.Optimizer] = [
         EightBitAdamW(weights[:1], lr=1e-3),
         torch.optim.AdamW(weights[1:], lr=1e-3, weight_decay=0),
     ]
