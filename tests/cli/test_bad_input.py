@@ -629,7 +629,7 @@ FILES: dict[str, Content] = {
         (f"{REPLAY} --temperature=-1", ("UsageError: ", "--temperature", "-1")),
         (f"{REPLAY} --temperature=inf", ("ConfigError: --temperature is inf",)),
         (f"{REPLAY} --top-p 1.5", ("ConfigError: --top-p is 1.5",)),
-        (f"{REPLAY} --backend tgi", ("ConfigError: --backend", "'tgi'", "vllm")),
+        (f"{REPLAY} --backend tgi", ("ConfigError: --backend", "'tgi'", "--backend server=URL")),
         (f"{REPLAY} --prompts p.txt --max-new-tokens 2", ("DataError: p.txt: ", " 1)", "--max-new-tokens")),
         (f"{REPLAY} --backend vllm", ("ConfigError: ", "'vllm'", "--backend command=")),
         (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -212,8 +212,11 @@ def test_what_a_server_answers_wrongly_is_one_clear_line(
     response: Response,
     says: tuple[str, ...],
 ) -> None:
-    for is_probe in (True, False):  # at once, and later
-        server.behaviour = lambda body, own=is_probe: response if own or body["max_tokens"] > 1 else None
+    def later(body: Mapping[str, Any]) -> Response | None:
+        return response if body["max_tokens"] > 1 else None
+
+    for behaviour in (lambda _: response, later):
+        server.behaviour = behaviour
         with pytest.raises(EvaluationError) as error:
             generator().continue_batch(prompts, Sampling(), Ending(frozenset({2})))
         message = str(error.value)

@@ -19,9 +19,9 @@ import lingraft
 from lingraft.data.example import Example, Message
 from lingraft.models.loading import load_model
 from lingraft.records import read_json, write_json_atomically
-from lingraft.train.divided import load_divided
 from lingraft.train.run import PhaseTask, train_task
 from lingraft.train.sharding import own_piece, whole
+from lingraft.train.teacher import load_divided
 
 STRATEGIES = [
     {"ssu": {"tokens": 300}},

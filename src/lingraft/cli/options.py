@@ -33,8 +33,8 @@ BackendOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="ENGINE",
-        help="What generates: transformers, server=URL (OpenAI's completions, as of vLLM) or "
-        "command='vllm serve {model} --port {port}'; repeat it for further fields, such as model=NAME.",
+        help="What generates: transformers, generate (no continuous batching), server=URL (OpenAI's completions, as of "
+        "vLLM) or command='vllm serve {model} --port {port}'; repeat it for further fields, such as model=NAME.",
     ),
 ]
 ChatOption = Annotated[bool, typer.Option("--chat/--no-chat", help="Apply the chat template to prompts.")]

@@ -352,7 +352,9 @@ def checked_backend(asked: Sequence[str] | None) -> Backend:
         return backend_of(names[0] if names else "transformers", "--backend")
     from lingraft.models.server import check_server
 
-    choice = section_from_options(ServerChoice, {name: f"backend {name}=" for name in fields}, **fields)
+    choice = section_from_options(
+        ServerChoice, {name: f"backend {name}=" for name in ServerChoice.model_fields}, **fields
+    )
     check_server(choice)
     return choice
 

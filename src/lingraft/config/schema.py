@@ -112,6 +112,9 @@ class Training(Section):
     """Gradients are scaled down to this norm; a large one leaves them as they are."""
     gradient_checkpointing: bool | None = None
     """Trade time for memory: recompute activations in the backward pass; null: where they would not fit."""
+    compile: Literal["auto"] | bool = "auto"
+    """Compile the decoder layers (torch.compile); auto: where the phase is long enough to pay for it and the machine
+    has a compiler. Results differ by rounding only."""
     save_every: int = Field(0, ge=0, le=_MANY)
     """Optimiser steps between resumable checkpoints inside a phase; 0: by time alone."""
     save_minutes: float = Field(10.0, ge=0, le=10_080)
@@ -150,7 +153,7 @@ class Training(Section):
         return None
 
 
-_UNCOMPARED = {"save_every", "save_minutes", "report_to"}
+_UNCOMPARED = {"compile", "save_every", "save_minutes", "report_to"}
 
 
 def _or_absent(field: FieldInfo) -> tuple[Any, FieldInfo]:
@@ -464,7 +467,7 @@ class ServerChoice(Section):
 
 def _named_engine(value: Any) -> Any:
     """Refuse the name of an engine that is none, or that is none any more."""
-    if not isinstance(value, str) or value == "transformers":
+    if not isinstance(value, str) or value in ("transformers", "generate"):
         return value
     if value == "vllm":
         raise ValueError(
@@ -472,13 +475,14 @@ def _named_engine(value: Any) -> Any:
             "{server: URL} for one that you have started (--backend command='...', --backend server=URL)"
         )
     raise ValueError(
-        "choose transformers, {server: URL} or {command: LINE} (--backend server=URL, --backend command='...')"
+        "choose transformers, generate, {server: URL} or {command: LINE} (--backend server=URL, "
+        "--backend command='...')"
     )
 
 
 # `[...]`: parts of places that messages leave out.
 Backend = Annotated[
-    Annotated[Literal["transformers"], Tag("[name]")] | Annotated[ServerChoice, Tag("[section]")],
+    Annotated[Literal["transformers", "generate"], Tag("[name]")] | Annotated[ServerChoice, Tag("[section]")],
     Discriminator(lambda value: "[name]" if isinstance(value, str) else "[section]"),
     BeforeValidator(_named_engine),
 ]
@@ -510,7 +514,7 @@ class Evaluation(Section):
     repeats: int = Field(1, ge=1)
     """Times that generating tasks run, each in other batches (or by other draws): the noise floor of their scores."""
     backend: Backend = "transformers"
-    """What generates answers: transformers, or a server that speaks OpenAI's completions, such as vLLM's."""
+    """What generates answers: transformers (on a GPU by continuous batching), generate (never by that), or a server."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """Weights and arithmetic of a model that is evaluated; auto: as in Training."""
     apply_chat_template: bool = True

@@ -30,7 +30,7 @@ from lingraft.evaluate.likelihood import Pair, Score, continuation_scores
 from lingraft.evaluate.lm_eval_compat import longest_input, model_class, quiet
 from lingraft.evaluate.task_runs import SEEDS
 from lingraft.models.answering import Answering, Continue, Held, InThisProcess
-from lingraft.models.engine import Engine
+from lingraft.models.engine import Engine, engine_for
 from lingraft.models.generation import (
     Ending,
     Generated,
@@ -64,11 +64,13 @@ class Batching:
         tokens: Of a batch, padding and what may be generated included.
         repeat: Number of the run of the same requests: each gives other neighbours and, where answers are drawn,
             other draws. 0: sorted by length.
+        backend: `generate`: never by continuous batching.
     """
 
     most_rows: int | None
     tokens: int
     repeat: int = 0
+    backend: str = "transformers"
 
 
 def room_problem(
@@ -368,8 +370,9 @@ class InMemoryModel(model_class()):  # type: ignore[misc]
         if self._server is not None:
             self._generate_by(self._server, requests, keys, groups)
             return
-        most = self._batching.most_rows or _MOST_ROWS
-        engine = Engine(batch_size=most, own_defaults=True)
+        most, tokens = self._batching.most_rows or _MOST_ROWS, self._batching.tokens
+        name = engine_for(self._answering.model.device, self._batching.backend)
+        engine = Engine(name, most, own_defaults=True, tokens_per_batch=tokens)
         batches, places = [], []  # of all groups, so that no worker waits for the last batch of one
         for (sampling, ending), prompts in groups:
             own, asked = list(prompts), list(prompts.values())
@@ -378,7 +381,8 @@ class InMemoryModel(model_class()):  # type: ignore[misc]
                 sampling,
                 most,
                 lambda row, own=own: keys[own[row]] in self._answers,  # type: ignore[misc]
-                tokens_per_batch=self._batching.tokens,
+                # By continuous batching rows begin as others end: what is asked for need not fit at once.
+                tokens_per_batch=None if name == "continuous" and not sampling.temperature else tokens,
                 shuffle=self._batching.repeat or None,
             ):
                 batches.append(Continue(engine, tuple(asked[row] for row in rows), sampling, ending))

@@ -25,6 +25,7 @@ from lingraft.data.chat_template import chat_template
 from lingraft.data.worldbook import VERSION as WORLDBOOK_VERSION
 from lingraft.errors import EvaluationError, in_one_line
 from lingraft.evaluate.lm_eval_compat import quiet
+from lingraft.evaluate.own_task import ROOM_OF_LONGEST
 from lingraft.evaluate.task_records import DataRevision, EvaluationSettings, ScoreSettings, TaskSettings
 from lingraft.evaluate.task_runs import (
     NEEDS_PUNKT,
@@ -214,7 +215,7 @@ def manifest_of(
         EvaluationError: A task's templates or functions fail on an item.
     """
     backend = evaluation.backend
-    engine = f"{backend} {installed(backend)}" if isinstance(backend, str) else engine_of(backend)
+    engine = f"transformers {installed('transformers')}" if isinstance(backend, str) else engine_of(backend)
     judge = (
         ""
         if evaluation.judge is None
@@ -300,6 +301,10 @@ def _task(run: Run, judge: str) -> TaskManifest:
         raise EvaluationError(
             f"the task {run.name}: its items cannot be read: {type(error).__name__}: {in_one_line(error)}"
         ) from error
+    if getattr(
+        task, "references", ()
+    ):  # the longest answer is a model's own (`answer_room`), and by this rule
+        settings = {**settings, "room": ROOM_OF_LONGEST}
     if run.generates and not settings["do_sample"]:  # then nothing reads how it would be drawn
         settings = {key: value for key, value in settings.items() if key not in ("temperature", "top_p")}
     return TaskManifest(

@@ -22,6 +22,7 @@ from lingraft.evaluate.lm_eval_compat import Sample, quiet, run_tasks
 from lingraft.evaluate.loading import file_manager
 from lingraft.evaluate.manifest import Manifest, chat_identity, manifest_of
 from lingraft.evaluate.noise import noise_floor
+from lingraft.evaluate.own_task import answer_room
 from lingraft.evaluate.predictions import Prediction
 from lingraft.evaluate.results import NoiseFloor, Scores
 from lingraft.evaluate.scoring import judged, predictions_of
@@ -146,6 +147,9 @@ def evaluate_model(
             "the tasks are not those that were looked up before: a file of a task or of its data was changed since. "
             "Run the same command again."
         )
+    for run in runs:
+        if (limit := answer_room(run.task, tokenizer)) is not None:
+            run.task.set_config("generation_kwargs", {"max_gen_toks": limit}, update=True)
     # Before any other task is generated for in vain.
     no_room = {
         run.label: problem
@@ -234,12 +238,13 @@ def _answer(
         if on_answer is not None:
             on_answer(labels[key], prompt, answer)
 
+    backend = evaluation.backend if isinstance(evaluation.backend, str) else "transformers"
     for repeat, own in enumerate(runs_of_rounds):
         with quiet():
             lm = InMemoryModel(
                 model,
                 tokenizer,
-                Batching(evaluation.batch_size, evaluation.tokens_per_batch, repeat),
+                Batching(evaluation.batch_size, evaluation.tokens_per_batch, repeat, backend),
                 answers,
                 count,
                 chat=evaluation.apply_chat_template,

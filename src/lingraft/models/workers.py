@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Pipe, wait
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 
@@ -28,9 +28,6 @@ from lingraft import errors
 from lingraft.errors import ConfigError, LingraftError
 from lingraft.models.answering import Answer, Answering, Batch, InThisProcess
 from lingraft.models.engine import ModelFiles
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _SHOWN_LINES = 20
 _SHOWN_BYTES = 1 << 14
@@ -120,7 +117,7 @@ def answered_by(
 
 
 class Workers:
-    """Processes that answer batches; see `Answering`. They are started at once, and end with the context.
+    """Processes that answer batches; see `Answering`. They are started by the first batch, and end with the context.
 
     Args:
         count: How many, at least 2.
@@ -135,15 +132,10 @@ class Workers:
     def __init__(
         self, count: int, files: ModelFiles, device: torch.device, noted: Callable[[str], None]
     ) -> None:
-        self.model: PreTrainedModel
-        self.tokenizer: PreTrainedTokenizerBase
+        self.model, self.tokenizer = files.load(with_weights=False)
         self._noted = noted
-        self._workers = [_Worker(count, files, _device_of(number, device)) for number in range(count)]
-        try:
-            self.model, self.tokenizer = files.load(with_weights=False)
-        except BaseException:
-            self.end()
-            raise
+        self._count, self._files, self._device = count, files, device
+        self._workers: list[_Worker] = []
 
     def __enter__(self) -> Workers:
         """Return the workers."""
@@ -170,6 +162,9 @@ class Workers:
         Raises:
             LingraftError: A worker raised it, the workers died over one batch, or all of them died.
         """
+        if batches and not self._workers:
+            for number in range(self._count):
+                self._workers.append(_Worker(self._count, self._files, _device_of(number, self._device)))
         left = deque(range(len(batches)))
         deaths: Counter[int] = Counter()
         missing = len(batches)

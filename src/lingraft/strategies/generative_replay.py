@@ -54,7 +54,7 @@ class GenerativeReplay(Strategy):
     batch_size: int = Field(16, ge=1)
     """Answers generated together by transformers."""
     backend: Backend = "transformers"
-    """What generates: transformers, or a server, as of `evaluate.backend`."""
+    """What generates: transformers, generate or a server, as of `evaluate.backend`."""
 
     @field_validator("backend")
     @classmethod
@@ -66,9 +66,8 @@ class GenerativeReplay(Strategy):
     @property
     def identity(self) -> Mapping[str, object]:
         """The options; of a server what decides its answers."""
-        if isinstance(self.backend, str):
-            return super().identity
-        return {**super().identity, "backend": engine_of(self.backend)}
+        engine = "transformers" if isinstance(self.backend, str) else engine_of(self.backend)
+        return {**super().identity, "backend": engine}
 
     @property
     def needs(self) -> frozenset[Need]:

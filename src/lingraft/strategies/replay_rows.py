@@ -26,7 +26,7 @@ from lingraft.errors import DataError
 from lingraft.models.answering import Answering, Continue, InThisProcess
 from lingraft.models.context_length import at_most, context_length
 from lingraft.models.empty_turn import empty_user_turn
-from lingraft.models.engine import Engine, ModelFiles
+from lingraft.models.engine import Engine, ModelFiles, engine_for
 from lingraft.models.generation import (
     BATCH_SIZE,
     Ending,
@@ -71,7 +71,7 @@ class ReplaySettings:
     @property
     def engine(self) -> str:
         """What generates, as records and fingerprints have it."""
-        return self.backend if isinstance(self.backend, str) else engine_of(self.backend)
+        return "transformers" if isinstance(self.backend, str) else engine_of(self.backend)
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +304,10 @@ class _Model:
         """
         numbers: list[list[int]] = []  # of each batch
         batches: list[Continue] = []
-        engine = Engine(batch_size=self.batch_size)
+        name = engine_for(self.settings.compute.device, str(self.settings.backend))
+        # By continuous batching a chunk is a batch: rows begin as others end.
+        is_continuous = name == "continuous" and not sampling.temperature
+        engine = Engine(name, _LARGEST_CHUNK if is_continuous else self.batch_size)
         for chunk in chunks:
             own, prompts = list(chunk), list(chunk.values())
             for rows in planned_batches(

@@ -382,10 +382,16 @@ class _Forecaster:
             sum(len(pair.continuation) for pair in count.pairs) + count.held_out_tokens, batching.tokens // 8
         )
         memory = evaluation_memory(
-            shape, compute, rows=rows, length=length, positions=positions, base=self._base
+            shape,
+            compute,
+            rows=rows,
+            length=length,
+            positions=positions,
+            base=self._base,
+            processes=asked.workers,
         )
         rate = None
-        if one.state != "finished" and asked.evaluation.backend == "transformers":
+        if one.state != "finished" and isinstance(asked.evaluation.backend, str):
             rate = self._rate(
                 AnswerRate,
                 answer_key(count, compute, root),
@@ -401,6 +407,8 @@ class _Forecaster:
         if rate is None:
             return one
         seconds = rate.seconds(count, shape, batching, is_root=is_root)
+        if compute.device.type != "cpu":  # there, processes share the threads that one was measured with
+            seconds /= asked.workers
         return replace(one, seconds=seconds, seconds_from="measured")
 
     def _rate(

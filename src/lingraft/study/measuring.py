@@ -21,7 +21,7 @@ from lingraft.data.encoded import EncodedTable, Int64s, write_table
 from lingraft.models.adapters import load_merged
 from lingraft.models.compute import Compute, compute_for, device_name
 from lingraft.models.generation import Sampling, TokenPrompt, TransformersGenerator, chat_ending
-from lingraft.models.loading import load_model, load_tokenizer
+from lingraft.models.loading import load_for_training, load_tokenizer
 from lingraft.models.shape import ModelShape
 from lingraft.records import cache_folder, fingerprint_of, flush_folder, hash_file, read_kept, write_kept
 from lingraft.stage import MODEL_LIBRARIES, GivenModel, Json, libraries
@@ -29,6 +29,7 @@ from lingraft.strategies.base import Strategy
 from lingraft.study.counts import AnswerCount, Prompts, TrainingCount, context_of
 from lingraft.study.stages.evaluate import Questions
 from lingraft.study.stages.job import TrainingJob, foreseeable, part_identity
+from lingraft.train.held import in_float32
 from lingraft.train.memory_plan import Cut
 from lingraft.train.phase import train_phase
 from lingraft.train.trainer import BatchPlan
@@ -137,6 +138,8 @@ def training_key(job: TrainingJob, root: GivenModel, shape: ModelShape, cut: Cut
         if any(getattr(type(part), hook) is not getattr(Strategy, hook) for hook in _HOOKS)
     ]
     own: dict[str, Any] = {"root": root.identity, "shape": asdict(shape), "acting": acting}
+    if job.training.compile is True:  # a result does not depend on it, but its rate does
+        training["compile"] = True
     own |= {"training": training, "cut": asdict(cut)}
     return fingerprint_of({"kind": "train", **own, **_machine(compute_for(job.training.precision))})
 
@@ -207,7 +210,7 @@ def measure_training(
     )
     started = time.perf_counter()
     tokenizer = load_tokenizer(root.folder, trust_remote_code=job.trust_remote_code)
-    model = load_model(root.folder, trust_remote_code=job.trust_remote_code)
+    model = load_for_training(root.folder, trust_remote_code=job.trust_remote_code)
     composition, context = foreseeable(job.composition), context_of(job, root, place)
     model = composition.wrap(model, context)
     trainable = composition.trainable(model, context)
@@ -229,7 +232,11 @@ def measure_training(
         cut=cut,
     )
     trained = time.perf_counter()
-    finished = composition.finish(model, place)
+    finished = composition.finish(
+        in_float32(model),
+        place,
+        lambda: in_float32(load_for_training(root.folder, trust_remote_code=job.trust_remote_code)),
+    )
     merged = time.perf_counter()
     saving = _saving_seconds(finished, place / "weights")
     fixed = (loaded - started) + (trained - loaded - outcome.seconds) + (merged - trained) + saving

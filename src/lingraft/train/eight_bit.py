@@ -6,8 +6,6 @@ the tensor in temporaries; in pieces, with the codes of moments looked up, 20 ns
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any, overload
@@ -15,32 +13,17 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 from torch.utils._triton import has_triton
+from torchao.optim import AdamW8bit  # type: ignore[import-untyped]
+from torchao.optim.adam import single_param_adam  # type: ignore[import-untyped]
+from torchao.optim.quant_utils import scale_tensor  # type: ignore[import-untyped]
+from torchao.optim.subclass_8bit import (  # type: ignore[import-untyped]
+    OptimState8bit,
+    get_qmap_signed,
+    get_qmap_unsigned,
+)
 
 from lingraft.train.sharding import own_piece, piece_number
 from lingraft.train.stochastic_rounding import elements_at_once, load_uncast, noise_for, seed_of, update
-
-
-def _silent(record: logging.LogRecord) -> bool:  # noqa: ARG001
-    """Return False: a filter that lets nothing pass."""
-    return False
-
-
-# It warns of kernels of other devices, and of a function of torch's that it still calls.
-_noisy = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
-for _one in _noisy:
-    _one.addFilter(_silent)
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    from torchao.optim import AdamW8bit  # type: ignore[import-untyped]
-    from torchao.optim.adam import single_param_adam  # type: ignore[import-untyped]
-    from torchao.optim.quant_utils import scale_tensor  # type: ignore[import-untyped]
-    from torchao.optim.subclass_8bit import (  # type: ignore[import-untyped]
-        OptimState8bit,
-        get_qmap_signed,
-        get_qmap_unsigned,
-    )
-for _one in _noisy:
-    _one.removeFilter(_silent)
 
 _UNFUSED = 1 << 26  # elements at a time on an accelerator without Triton: temporaries of a few GB
 

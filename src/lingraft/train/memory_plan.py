@@ -351,8 +351,9 @@ def evaluation_memory(
     length: int,
     positions: int = 0,
     base: int = 0,
+    processes: int = 1,
 ) -> MemoryPlan:
-    """Return what an evaluation holds.
+    """Return what an evaluation holds, on a processor of all processes together, on accelerators of one.
 
     Args:
         shape: Of the model.
@@ -361,17 +362,20 @@ def evaluation_memory(
         length: Tokens of each, prompt and answer together.
         positions: At which likelihoods are taken together, at most.
         base: See `MemoryPlan`.
+        processes: How many answer, each with a whole model; more than 1 are others than this one.
     """
     width = compute.held.itemsize
     read = min(_READ_TOKENS, rows * length) or _READ_TOKENS
+    models = processes if compute.device.type == "cpu" else 1
     return MemoryPlan(
-        base=base,
-        weights=width * shape.parameters,
+        base=base if models == 1 else base * (models + 1),
+        weights=models * width * shape.parameters,
         gradients=0,
         optimiser=0,
-        activations=width * read * (4 * shape.hidden + 3 * shape.intermediate + 2 * shape.attention),
-        keys_values=width * rows * length * 2 * shape.keys * shape.layers,
-        logits=max(_SCORES * 4 * rows, width * positions) * shape.vocabulary,
+        activations=models
+        * (width * read * (4 * shape.hidden + 3 * shape.intermediate + 2 * shape.attention)),
+        keys_values=models * width * rows * length * 2 * shape.keys * shape.layers,
+        logits=models * max(_SCORES * 4 * rows, width * positions) * shape.vocabulary,
     )
 
 

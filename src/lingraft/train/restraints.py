@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from lingraft.errors import VerificationError
+from lingraft.models.weights import ModelWeights
 from lingraft.strategies.base import Anchor, TrainingRules
 from lingraft.train.sharding import beside, from_all, own_piece
 
@@ -97,6 +98,16 @@ class Restraints:
         for name, mask in self._masks.items() if self._restore else ():
             parameter = own_piece(self._parameters[name])
             parameter.copy_(torch.where(mask, self._start[name], parameter))
+
+
+@torch.no_grad()
+def give_back_bits(model: nn.Module, frozen_mask: Mapping[str, Tensor], start: ModelWeights) -> None:
+    """Give what a mask froze of a divided model the very bits of its start's files, where bf16 did not hold them."""
+    for name, parameter in model.named_parameters():
+        if name in frozen_mask:
+            own = own_piece(parameter)
+            before = beside(start.tensor(name), parameter).to(own)
+            own.copy_(torch.where(beside(frozen_mask[name], parameter).to(own.device), before, own))
 
 
 def split_by_rate(optimizer: torch.optim.Optimizer, model: Any, factors: Mapping[str, float]) -> None:

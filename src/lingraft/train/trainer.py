@@ -44,6 +44,7 @@ from lingraft.models.loss import collate, count_supervised, supervised_loss
 from lingraft.strategies.base import TrainingRules
 from lingraft.train.checkpoints import Checkpoints
 from lingraft.train.on_policy import OnPolicy
+from lingraft.train.packing import Packing, packed
 from lingraft.train.restrained import RestrainedTrainer
 from lingraft.train.saved_state import Saving, read_training, training_tensors, write_optimizer
 from lingraft.train.sharding import while_it_is_divided
@@ -186,6 +187,7 @@ class PhaseTrainer(RestrainedTrainer):
         noted: Receives why one could not be written.
         on_policy: Says what the rows are and what the loss is, where the model trains on its own answers.
         prepared: Called once, when the weights lie where they train, before a checkpoint is read into them.
+        packing: How batches are packed; None: rows are padded.
     """
 
     def __init__(
@@ -202,6 +204,7 @@ class PhaseTrainer(RestrainedTrainer):
         noted: Callable[[str], None],
         on_policy: OnPolicy | None = None,
         prepared: Callable[[], None] = lambda: None,
+        packing: Packing | None = None,
     ) -> None:
         self._prepared = prepared
         options = {
@@ -222,7 +225,7 @@ class PhaseTrainer(RestrainedTrainer):
         self._on_policy, self._plan = on_policy, plan
         self._round: tuple[int, Sequence[EncodedExample]] | None = None
         self._learned_per_step = plan.tokens_per_step(examples.predicted_per_row)
-        self._collate = partial(collate, pad_token_id=pad_token_id)
+        self._collate = partial(_collated, pad_token_id=pad_token_id, packing=packing)
         self._compute = compute
         self._checkpoints, self._noted = checkpoints, noted
         self.saved_step: int | None = None  # of the newest checkpoint that this process has seen sealed
@@ -280,7 +283,7 @@ class PhaseTrainer(RestrainedTrainer):
             model, loader = parent._prepare_for_training(max_steps, train_dataloader, None)
         if self.is_fsdp_enabled:
             # accelerate tells parameters apart by where they lie, and on the meta device all lie nowhere.
-            divided = dict(model.named_parameters())
+            divided = dict(own.named_parameters())
             assert self.optimizer is not None
             for group, names in zip(self.optimizer.param_groups, self._trained, strict=True):
                 group["params"] = [divided[name] for name in names]
@@ -288,7 +291,7 @@ class PhaseTrainer(RestrainedTrainer):
         if resume_from_checkpoint is not None:
             assert self.optimizer is not None
             assert isinstance(self.lr_scheduler, LambdaLR)
-            read_training(Path(resume_from_checkpoint), model, self.optimizer, self.lr_scheduler)
+            read_training(Path(resume_from_checkpoint), own, self.optimizer, self.lr_scheduler)
         return model, loader
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -510,6 +513,13 @@ def _leave_signals(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def _collated(
+    examples: Sequence[EncodedExample | TokenArrays], pad_token_id: int, packing: Packing | None
+) -> dict[str, Tensor]:
+    batch = collate(examples, pad_token_id)
+    return batch if packing is None else packed(batch, packing)
+
+
 def _numbers(rows: list[int]) -> Any:
     """Return the numbers of rows that are collated later."""
     return rows
@@ -573,7 +583,11 @@ def training_arguments(
         remove_unused_columns=False,
         dataloader_num_workers=_WORKERS if has_own_memory else 0,
         dataloader_pin_memory=has_own_memory,
-        accelerator_config={"non_blocking": has_own_memory},
+        accelerator_config={
+            "non_blocking": has_own_memory,
+            # Else every process would gather whole gradients until the step's last micro-batch.
+            "gradient_accumulation_kwargs": {"sync_each_batch": True} if sharded else None,
+        },
         fsdp=sharded or None,  # type: ignore[arg-type]  # the type is older than what the field means now
         fsdp_config={"version": 2, "cpu_ram_efficient_loading": True} if sharded else None,
         ddp_find_unused_parameters=False,  # what is frozen is known, and all else takes part in every step

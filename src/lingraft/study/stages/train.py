@@ -156,9 +156,9 @@ class Train(StageSpec):
         """What the fullest micro-batch needs; on disk the model, and two checkpoints where it is saved on the way."""
         parameters, training = self.job.parent.parameters, self.job.training
         held = 2 if training.precision == "bf16_pure" else 4
-        on_disk = 4
-        if training.save_every or training.save_minutes:  # sharded, weights are written in pieces as well
-            on_disk += 2 * (held + 8 + (held if self.processes.sharded else 0))
+        on_disk = 8 if self.processes.sharded else 4  # the model's pieces, too, until it is put together
+        if training.save_every or training.save_minutes:
+            on_disk += 2 * (held + 8)
         memory = self.memory(self.fullest, self.least_cut)
         return Needs("accelerator", None if memory is None else memory.total, on_disk * parameters or None)
 
@@ -306,6 +306,8 @@ class Train(StageSpec):
             "processes": self.processes.count,
             "pieces": cut.pieces,
             "gradient_checkpointing": cut.checkpointing,
+            "compiled": outcome.compiled,
+            "packed": outcome.packed,
             "mfu": outcome.mfu,
             "peak": None if outcome.peak is None else to_json(outcome.peak),
         }
