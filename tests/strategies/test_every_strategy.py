@@ -360,7 +360,9 @@ def wide_model(folder: Path, tokenizer_from: Path) -> Path:
         tokenizer_from, hidden_size=128, intermediate_size=256, num_attention_heads=4
     )
     save_checkpoint(
-        AutoModelForCausalLM.from_config(config), AutoTokenizer.from_pretrained(tokenizer_from), folder
+        AutoModelForCausalLM.from_config(config),  # type: ignore[no-untyped-call]
+        AutoTokenizer.from_pretrained(tokenizer_from),
+        folder,
     )
     return folder
 

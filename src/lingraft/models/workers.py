@@ -32,7 +32,6 @@ from lingraft.models.engine import ModelFiles
 _SHOWN_LINES = 20
 _SHOWN_BYTES = 1 << 14
 _SECONDS_TO_END = 10.0
-EXIT_OUT_OF_MEMORY = 12  # as the system's number of this error
 _MOST_DEATHS = 2  # of a worker without an answer between them, and of workers over one batch
 
 
@@ -46,6 +45,11 @@ class Answered:
     """Sent by a worker: the answer to the batch that it has."""
 
     answer: Any
+
+
+@dataclass(frozen=True, slots=True)
+class OutOfMemory:
+    """Sent by a worker that ends, because the memory was too short for its batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +227,7 @@ class _Worker:
         self._start()
 
     def _start(self) -> None:
-        self.asked, self._is_loaded = None, False
+        self.asked, self._is_loaded, self._is_out_of_memory = None, False, False
         self.connection, theirs = Pipe()
         with theirs:
             self.process = subprocess.Popen(
@@ -259,13 +263,16 @@ class _Worker:
     def hear(self) -> Ready | Answered | Failed | None:
         """Return what it sent; None: it has died."""
         try:
-            said: Ready | Answered | Failed = self.connection.recv()
+            said: Ready | Answered | Failed | OutOfMemory = self.connection.recv()
         except (EOFError, OSError):
             return None
         if isinstance(said, Ready):
             self._is_loaded = True
         elif isinstance(said, Answered):
             self._deaths = 0
+        elif isinstance(said, OutOfMemory):
+            self._is_out_of_memory = True
+            return None
         return said
 
     def bury(self) -> str:
@@ -278,12 +285,12 @@ class _Worker:
             self.process.kill()
             code = self.process.wait()
         self.process = None
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        how = "ran out of memory" if self._is_out_of_memory else how
         self._deaths += 1
         if self._deaths < _MOST_DEATHS:
             self._start()
-        if code == EXIT_OUT_OF_MEMORY:
-            return "ran out of memory"
-        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return how
 
     def kill(self) -> None:
         """End it; it stays away."""

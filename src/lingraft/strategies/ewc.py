@@ -81,7 +81,7 @@ class Ewc(Strategy):
             [StoredTensor(name, torch.bfloat16, tuple(one.shape)) for name, one in sorted(fisher.items())],
             lambda stored: (
                 (piece / mean).bfloat16().cpu()
-                for piece in fisher[stored.name].view(-1).split(_ELEMENTS_AT_ONCE)
+                for piece in torch.split(fisher[stored.name].view(-1), _ELEMENTS_AT_ONCE)
             ),
         )
         return calibration.to_json() | {"mean": mean}
@@ -138,7 +138,7 @@ def _fits(model: Any) -> bool:
         return True
     sizes = [own.numel() for own in model.parameters()]
     free, _ = torch.cuda.mem_get_info(model.device)
-    return 6 * sum(sizes) + 8 * max(sizes) + _ONE_ROW < free
+    return bool(6 * sum(sizes) + 8 * max(sizes) + _ONE_ROW < free)
 
 
 class _SquareSums:

@@ -173,8 +173,8 @@ def train_task(
         cut=task.cut,
     )
     if sharded and frozen_mask and compute.precision == "bf16_pure":
-        start = ModelWeights(task.parent, trust_remote_code=task.trust_remote_code)
-        give_back_bits(model, frozen_mask, start)
+        files = ModelWeights(task.parent, trust_remote_code=task.trust_remote_code)
+        give_back_bits(model, frozen_mask, files)
     if sharded and not from_first(is_first and wants_whole(model)):
         save_divided(model, task.parent, task.checkpoint, trust_remote_code=task.trust_remote_code)
         if is_first:

@@ -304,10 +304,10 @@ class Train(StageSpec):
             "resumed_from": outcome.resumed_from,
             "refused_checkpoints": outcome.refused_checkpoints,
             "processes": self.processes.count,
-            "pieces": cut.pieces,
-            "gradient_checkpointing": cut.checkpointing,
             "compiled": outcome.compiled,
             "packed": outcome.packed,
+            "pieces": cut.pieces,
+            "gradient_checkpointing": cut.checkpointing,
             "mfu": outcome.mfu,
             "peak": None if outcome.peak is None else to_json(outcome.peak),
         }
