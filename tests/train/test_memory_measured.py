@@ -65,10 +65,12 @@ print(json.dumps([base, plan.total, done.peak_bytes, done.steps]))
     ("options", "strategy", "cut"),
     [
         ({"precision": "float32"}, "plain", {}),
-        ({"precision": "float32"}, "plain", {"checkpointing": True, "pieces": 2}),
+        pytest.param(
+            {"precision": "float32"}, "plain", {"checkpointing": True, "pieces": 2}, marks=pytest.mark.slow
+        ),
         ({"precision": "bf16"}, "plain", {}),
         ({"precision": "bf16"}, "lora", {}),
-        ({"precision": "bf16_pure"}, "plain", {}),
+        pytest.param({"precision": "bf16_pure"}, "plain", {}, marks=pytest.mark.slow),
         ({"optimizer": "adamw_8bit"}, "plain", {}),
     ],
     ids=lambda one: "-".join(map(str, one.values())) if isinstance(one, dict) else one,
