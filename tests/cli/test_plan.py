@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,9 +74,11 @@ def test_times_are_short(seconds: float, text: str) -> None:
 
 
 def test_what_is_estimated_or_not_known_is_said() -> None:
-    work = TrainingWork(10, 2, 1000, 1100, 500, 7, 5, is_exact=False)
+    work = TrainingWork(10, 2, 1000, 1100, 500, 7, 5, is_exact=False, pieces=1, gradient_checkpointing=False)
     stage = StageForecast("train", "a", "f", 0, "to do", True, "accelerator", training=work, seconds=90)
     assert work_text(stage) == "about 7 steps, 1,000 tokens, 2 rows replayed"
+    cut = replace(stage, training=replace(work, pieces=3, gradient_checkpointing=True))
+    assert work_text(cut) == "about 7 steps, each in 3 pieces, 1,000 tokens, 2 rows replayed, checkpointing"
     lines = list(plan_lines(Forecast((stage,), 90, 2, 1e9, 2 * 10**9, 10**9, 5, 10)))
     assert lines[1] == "Time: about 90 s, and 2 stages more whose time is not known."
     assert lines[-1].startswith("! About 2.0 GB of memory are needed, and 1.0 GB are free")

@@ -418,7 +418,7 @@ def _layers(
     if problem is not None:
         noted(f"rows are padded, as attention within packed rows does not work on this device: {problem}.")
         return _Layers(is_compiled, None)
-    parts = ProcessShares(plan, processes, silent_row=len(table))
+    parts = ProcessShares(plan, processes * plan.pieces, silent_row=len(table))
     return _Layers(is_compiled, packing_for(parts, table.lengths))
 
 

@@ -125,7 +125,7 @@ class BatchPlan(Collection[list[int]]):
 
 
 class ProcessShares(Sampler[list[int]]):
-    """Each micro-batch cut into parts, one after the other, as a batch sampler: `pieces` of the plan for each process.
+    """Each micro-batch cut into parts, one after the other, as a batch sampler: a plan's `pieces` for each process.
 
     An optimiser step thus learns the same examples however many processes and pieces there are. Every so many-th row
     goes to a part: rows are ordered by length, so the parts are alike. A part without a row gets the silent one, which
@@ -138,9 +138,9 @@ class ProcessShares(Sampler[list[int]]):
     batch_size = None
     drop_last = False
 
-    def __init__(self, batches: BatchPlan, processes: int, silent_row: int) -> None:
+    def __init__(self, batches: Collection[list[int]], parts: int, silent_row: int) -> None:
         self._batches = batches
-        self._parts = processes * batches.pieces
+        self._parts = parts
         self._silent_row = silent_row
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -241,7 +241,7 @@ class PhaseTrainer(RestrainedTrainer):
             optimizer_cls_and_kwargs=None if optimizer is None else (optimizer, options),
         )
         self.restrain(rules, restore=arguments.weight_decay > 0)
-        self._parts = ProcessShares(plan, arguments.world_size, silent_row=len(examples))
+        self._parts = ProcessShares(plan, arguments.world_size * plan.pieces, silent_row=len(examples))
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the tokens of the whole step
 
     def create_accelerator_and_postprocess(self) -> None:
