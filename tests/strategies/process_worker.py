@@ -66,7 +66,7 @@ def train_in_a_script(start: Path, folder: Path, processes: int) -> None:
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
-            fsdp=processes > 1 or None,  # type: ignore[arg-type]  # the type is older than its meaning
+            fsdp=processes > 1 or None,  # type: ignore[arg-type]  # the type is older than what it means  # type: ignore[arg-type]  # the type is older than its meaning
             fsdp_config={"version": 2} if processes > 1 else None,
         ),
         train_dataset=[{"input_ids": row, "labels": row} for row in ids],

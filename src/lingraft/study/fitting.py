@@ -20,6 +20,7 @@ from lingraft.study.stages.job import shape_in
 from lingraft.study.stages.train import Train, held_bytes
 from lingraft.study.unused import size_text
 from lingraft.train.memory_plan import (
+    SAFE,
     Cut,
     LargestBatch,
     Setup,
@@ -108,8 +109,9 @@ def misfit(
     )
     row = LargestBatch(1, training.max_length, training.max_length)
     adapted = None if shape.ranks else shape_in(folder, _LORA, trust_remote_code=trust_remote_code)
-    others = _others(shape, adapted, setup, lambda own, one: _bytes(own, one, row, held) <= total)
-    found = [(size, words) for words, own, one in others if (size := _bytes(own, one, row, held)) <= total]
+    room = SAFE * total
+    others = _others(shape, adapted, setup, lambda own, one: _bytes(own, one, row, held) <= room)
+    found = [(size, words) for words, own, one in others if (size := _bytes(own, one, row, held)) <= room]
     if not found:
         return f"{message} Nothing that was tried fits here: take a smaller model or a larger machine."
     return (

@@ -44,6 +44,8 @@ class EightBitAdamW(AdamW8bit):  # type: ignore[misc]
         seed: With step, parameter and, of a divided one, piece it decides all rounding, so a resumed run rounds the
             same.
 
+    A second moment is never rounded to 0, as torchao would: it is at least 3e-7 of its block's largest.
+
     Source: Dettmers et al. 2022, "8-bit Optimizers via Block-wise Quantization", arXiv 2110.02861, blocks of 256 as
     torchao takes them; rounding: Zamirai et al. 2020, arXiv 2010.06192.
     """
@@ -92,6 +94,11 @@ class EightBitAdamW(AdamW8bit):  # type: ignore[misc]
                     state["exp_avg_sq"] = self._new_buffer(parameter, False)
                 state["step"] += 1
                 self._update(parameter, state, group, number)
+                # A second moment of a ten-millionth of its block's largest would become 0, its first moment would not:
+                # in a step without a gradient, as of a token that is not met, the weight would jump by their ratio.
+                second = own_piece(state["exp_avg_sq"])
+                if isinstance(second, OptimState8bit):
+                    second.codes.clamp_(min=1)
         return loss
 
     def _update(self, parameter: Tensor, state: dict[str, Any], group: dict[str, Any], number: int) -> None:

@@ -35,7 +35,8 @@ _BLOCK = 256  # moments of 8 bits that share a float32 scale
 _FOUR_BITS = 0.5 + 4 / 64  # bytes of a weight of 4 bits: blocks of 64 share a float32 scale
 _GATHERED_LAYERS = 2  # that FSDP2 has put together at a time: one at work, one on the way
 _BUSY = 1024  # tokens of a micro-batch that keep a device busy
-_SAFE = 0.92  # of what is free: a plan is up to a tenth off
+SAFE = 0.92
+"""Share of what is free that is planned with: a plan is up to a tenth off."""
 _LIMITS = (  # of a container, of both versions of control groups
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
@@ -216,7 +217,7 @@ def chosen_cut(
         free: Bytes that the process may take of its device.
     """
     possible = cuts(batch, training)
-    return next((one for one in possible if planned(one).total <= _SAFE * free), possible[-1])
+    return next((one for one in possible if planned(one).total <= SAFE * free), possible[-1])
 
 
 def training_memory(

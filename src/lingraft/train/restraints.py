@@ -17,8 +17,7 @@ from lingraft.errors import VerificationError
 from lingraft.models.weights import ModelWeights
 from lingraft.strategies.base import Anchor, TrainingRules
 from lingraft.train.sharding import beside, from_all, own_piece
-
-_PIECE = 1 << 18  # elements that are pulled at once
+from lingraft.train.stochastic_rounding import elements_at_once
 
 
 class Restraints:
@@ -78,8 +77,8 @@ class Restraints:
                 if importance is not None:
                     used.append(importance[name])
                 used = [one[None] if one.ndim == 0 else one for one in used]
-                # A piece at a time: a temporary copy of an embedding costs twice the time.
-                rows = max(1, _PIECE * len(used[0]) // max(1, used[0].numel()))
+                # On a processor a part at a time: a temporary copy of an embedding costs twice the time.
+                rows = max(1, elements_at_once(parameter.device) * len(used[0]) // max(1, used[0].numel()))
                 for here, start, gradient, *weights in zip(
                     *(torch.split(one, rows) for one in used), strict=True
                 ):
