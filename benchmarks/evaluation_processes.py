@@ -1,6 +1,6 @@
 """Do two processes of one thread answer an evaluation sooner than one process of two threads, and alike?
 
-    python benchmarks/evaluation_processes.py [--limit 5] [--rounds 3]
+    python benchmarks/evaluation_processes.py [--limit 25] [--rounds 3]
 
 The embedded model on worldbook in English and German, float32, in the ways that `lingraft evaluate --processes` has.
 Rounds alternate, the order turned around in every second one. Prints the seconds of the evaluation itself, and apart
@@ -42,8 +42,8 @@ def evaluated(workers: int, limit: int) -> tuple[float, float, list[Any]]:
     files = ModelFiles(model_folder(MODEL), torch.float32)
     began = time.perf_counter()
     with answered_by(workers, files, torch.device("cpu")) as answering:
-        prompts = tuple(TokenPrompt((1, 2, 3), 0, 16) for _ in range(16))
-        warm = Continue(Engine(batch_size=16), prompts, Sampling(), Ending(frozenset({0})))
+        prompts = tuple(TokenPrompt((1, 2, 3), 0, 8) for _ in range(4))
+        warm = Continue(Engine(batch_size=4), prompts, Sampling(), Ending(frozenset({0})))
         list(answering.answers([warm] * 12))  # the last process is there before they are answered
         ready = time.perf_counter()
         found = evaluate_model(
@@ -60,7 +60,7 @@ def evaluated(workers: int, limit: int) -> tuple[float, float, list[Any]]:
 def main() -> None:
     """Time both ways in turn, and print a line each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--limit", type=int, default=5, help="items of each task and language")
+    parser.add_argument("--limit", type=int, default=25, help="items in English and in German, each")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
