@@ -19,9 +19,9 @@ import lingraft
 from lingraft.data.example import Example, Message
 from lingraft.models.loading import load_model
 from lingraft.records import read_json, write_json_atomically
-from lingraft.train.divided import load_divided
 from lingraft.train.run import PhaseTask, train_task
 from lingraft.train.sharding import own_piece, whole
+from lingraft.train.teacher import load_divided
 
 STRATEGIES = [
     {"ssu": {"tokens": 300}},
@@ -66,7 +66,7 @@ def train_in_a_script(start: Path, folder: Path, processes: int) -> None:
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
-            fsdp=processes > 1 or None,  # type: ignore[arg-type]  # the type is older than its meaning
+            fsdp=processes > 1 or None,  # type: ignore[arg-type]  # the type is older than what it means  # type: ignore[arg-type]  # the type is older than its meaning
             fsdp_config={"version": 2} if processes > 1 else None,
         ),
         train_dataset=[{"input_ids": row, "labels": row} for row in ids],

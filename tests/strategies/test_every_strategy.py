@@ -17,16 +17,16 @@ from typing import Annotated, Any, ClassVar
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lingraft.config.schema import StrategyChoice
 from lingraft.data.example import Message
 from lingraft.errors import ConfigError
 from lingraft.models.adapters import open_weights
-from lingraft.models.checkpoints import CheckpointReader
+from lingraft.models.checkpoints import CheckpointReader, save_checkpoint
 from lingraft.models.weights import ModelWeights
 from lingraft.records import read_json, write_json_atomically
-from lingraft.stage import CHECKPOINT, FinishedStage
+from lingraft.stage import CHECKPOINT, FinishedStage, GivenModel
 from lingraft.strategies.base import Context, Strategy, Swept
 from lingraft.strategies.composition import REGISTRY, build, swept
 from lingraft.study.execute import Executor
@@ -292,6 +292,10 @@ def train_afresh(phases: Any, job: Any) -> FinishedStage:
 
 WORKER = Path(__file__).with_name("process_worker.py")
 FILE = "model.safetensors"
+LOW_BITS: dict[str, tuple[str, dict[str, str]]] = {
+    "a composition in bf16_pure": ("a composition", {"precision": "bf16_pure"}),
+    "freeze_random in 8 bits": ("freeze_random", {"precision": "bf16_pure", "optimizer": "adamw_8bit"}),
+}
 TRAINED = "trained.safetensors"
 
 
@@ -318,6 +322,12 @@ def on_processes(
         phases = phases_in(store)
         for label, written in STRATEGIES.items():  # noqa: B007  # the label is read in `train_alone`
             phases.make(phases.job(written, learning_rate=1e-3, accumulation=2))
+        for label, (name, options) in LOW_BITS.items():  # noqa: B007
+            job = phases.job(STRATEGIES[name], learning_rate=1e-3, accumulation=2, **options)
+            if "optimizer" in options:  # of fewer than 4,096 elements no piece has moments of 8 bits
+                folder_of_wide = wide_model(folder / "wide", job.parent.folder)
+                job = replace(job, parent=GivenModel({"weights": "wide"}, folder_of_wide))
+            phases.make(job)
     for name in {*REGISTRY, *STRATEGIES} - set(alone):  # they train as plain does
         choice = StrategyChoice.model_validate(STRATEGIES.get(name, name))
         alone[name] = alone["plain"].model_copy(update={"choice": choice})
@@ -341,6 +351,20 @@ def on_processes(
         return read_json(task.folder / "losses.json"), load_file(task.checkpoint / FILE), task.parent, folder
 
     return found
+
+
+def wide_model(folder: Path, tokenizer_from: Path) -> Path:
+    """Write a random model whose matrices, and each half of them, are made of blocks of 256 elements."""
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(
+        tokenizer_from, hidden_size=128, intermediate_size=256, num_attention_heads=4
+    )
+    save_checkpoint(
+        AutoModelForCausalLM.from_config(config),  # type: ignore[no-untyped-call]
+        AutoTokenizer.from_pretrained(tokenizer_from),
+        folder,
+    )
+    return folder
 
 
 def run_group(tasks: Path, *options: str) -> None:
@@ -387,6 +411,23 @@ def test_two_processes_train_what_one_trains(on_processes: Any, name: str, way: 
         torch.testing.assert_close(tensor, weights[one], rtol=0, atol=1e-5)
         kept = weights[one] == before[one]  # bit for bit, as in one process
         assert torch.equal(tensor[kept], before[one][kept]), one
+
+
+@pytest.mark.parametrize("name", LOW_BITS)
+def test_bf16_weights_in_pieces_follow_those_of_one_process_but_for_rounding(
+    on_processes: Any, name: str
+) -> None:
+    expected, weights, *_ = on_processes(name, None)
+    losses, own, start, _ = on_processes(name, "sharded")
+    assert [loss for _, loss in losses] == pytest.approx([loss for _, loss in expected], rel=0.01)
+    before = load_file(start / FILE)
+    for one, tensor in own.items():
+        # Each is rounded at random to one of its two neighbours in every step.
+        # Noise of as many neighbours as there are steps, and no more than a few times what the weights move.
+        torch.testing.assert_close(tensor, weights[one], rtol=2**-5, atol=8e-3)
+        kept = (weights[one] == before[one]) & (before[one].bfloat16() != before[one])  # what trains is bf16
+        assert torch.equal(tensor[kept], before[one][kept]), one
+    assert not all(torch.equal(own[one], before[one]) for one in own)
 
 
 def test_a_model_that_answers_is_in_pieces(on_processes: Any) -> None:

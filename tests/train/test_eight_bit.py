@@ -73,6 +73,24 @@ def test_sixty_steps_lead_within_a_percent_where_float32_adamw_leads(
         assert float(own @ exact / (exact @ exact)) == pytest.approx(1, abs=0.01), precision
 
 
+def test_a_weight_whose_gradients_end_goes_on_as_with_exact_moments() -> None:
+    generator = torch.Generator().manual_seed(0)
+    gradient = torch.randn(64, 256, generator=generator).bfloat16()
+    weights = [
+        torch.nn.Parameter(torch.zeros(64, 256, dtype=kind)) for kind in (torch.bfloat16, torch.float32)
+    ]
+    optimizers: list[torch.optim.Optimizer] = [
+        EightBitAdamW(weights[:1], lr=1e-3),
+        torch.optim.AdamW(weights[1:], lr=1e-3, weight_decay=0),
+    ]
+    for step in range(4):  # the rows of a token that the first step alone meets
+        for weight, optimizer in zip(weights, optimizers, strict=True):
+            weight.grad = gradient.to(weight.dtype) * (step == 0)
+            optimizer.step()
+    assert optimizers[0].state[weights[0]]["exp_avg_sq"].codes.dtype == torch.uint8
+    assert float((weights[0].float() - weights[1]).detach().abs().max()) < 2e-3
+
+
 def test_a_matrix_holds_two_bytes_of_moments_for_each_weight_and_a_short_vector_float32() -> None:
     model = a_model().bfloat16()
     optimizer = EightBitAdamW(model.parameters(), lr=1e-3)

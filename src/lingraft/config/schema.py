@@ -91,8 +91,9 @@ class Training(Section):
     """Passes over the phase's examples."""
     tokens_per_batch: int = Field(4096, ge=16, le=_MANY)
     """Padded tokens per optimiser step: rows times the longest row of each of its micro-batches."""
-    accumulation: int = Field(1, ge=1, le=1024)
-    """Micro-batches per optimiser step; each holds tokens_per_batch / accumulation padded tokens."""
+    accumulation: int | None = Field(None, ge=1, le=1024)
+    """Micro-batches per optimiser step; each holds tokens_per_batch / accumulation padded tokens. null: one, cut into
+    pieces where it does not fit the memory; the rows of a step stay the same, so results differ by rounding alone."""
     max_length: int = Field(1024, ge=8, le=_MANY)
     """Longest example in tokens; what is cut off is counted and shown."""
     precision: Literal["auto", "bf16", "bf16_pure", "float32"] = "auto"
@@ -109,14 +110,22 @@ class Training(Section):
     """AdamW's decoupled weight decay (default: none, as in Alpaca's training)."""
     max_gradient_norm: float = Field(1.0, ge=1e-9, le=_MANY)
     """Gradients are scaled down to this norm; a large one leaves them as they are."""
-    gradient_checkpointing: bool = False
-    """Trade time for memory: recompute activations in the backward pass."""
+    gradient_checkpointing: bool | None = None
+    """Trade time for memory: recompute activations in the backward pass; null: where they would not fit."""
+    compile: Literal["auto"] | bool = "auto"
+    """Compile the decoder layers (torch.compile); auto: where the phase is long enough to pay for it and the machine
+    has a compiler. Results differ by rounding only."""
     save_every: int = Field(0, ge=0, le=_MANY)
     """Optimiser steps between resumable checkpoints inside a phase; 0: by time alone."""
     save_minutes: float = Field(10.0, ge=0, le=10_080)
     """Minutes between resumable checkpoints; 0: by steps alone. Both 0: nothing is saved before the phase is done."""
     report_to: tuple[str, ...] = ()
     """Trackers of transformers.Trainer: tensorboard, trackio, wandb, mlflow, ..."""
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of an optimiser step, before any is cut into pieces."""
+        return self.accumulation or 1
 
     def compared(self, *, without: Collection[str] = ()) -> dict[str, Any]:
         """Return the options that a result depends on, as fingerprints and resumable checkpoints hold them.
@@ -125,6 +134,11 @@ class Training(Section):
             without: Options that do not matter to who asks.
         """
         compared = self.model_dump(mode="json", exclude={*_UNCOMPARED, *without})
+        chosen = {
+            "accumulation": self.micro_batches,
+            "gradient_checkpointing": bool(self.gradient_checkpointing),
+        }
+        compared |= {name: one for name, one in chosen.items() if name in compared}
         if self.optimizer == "adamw":  # as before there was another
             compared.pop("optimizer", None)
         return compared
@@ -139,7 +153,7 @@ class Training(Section):
         return None
 
 
-_UNCOMPARED = {"save_every", "save_minutes", "report_to"}
+_UNCOMPARED = {"compile", "save_every", "save_minutes", "report_to"}
 
 
 def _or_absent(field: FieldInfo) -> tuple[Any, FieldInfo]:

@@ -279,14 +279,16 @@ def token_losses(
 
     Args:
         model: A causal language model.
-        batch: From `collate`.
+        batch: From `collate`, or packed.
         arithmetic: What the model runs in, such as `Compute.autocast()`; the loss is taken outside of it.
     """
     unwrapped: Any = getattr(model, "module", model)  # DistributedDataParallel hides the model's methods
     routed = bool(getattr(unwrapped.config.get_text_config(), "output_router_logits", False))
     mask = {"attention_mask": batch["attention_mask"]} if routed else {}
+    # Of a packed batch (train.packing) attention is told where rows begin, and has no mask.
+    rows = {name: batch[name] for name in ("position_ids", "cu_seq_lens_q") if name in batch}
     with SupervisedHead(unwrapped, batch["positions"]), whole_rows(), arithmetic or nullcontext():
-        outputs = model(input_ids=batch["input_ids"], use_cache=False, **mask)
+        outputs = model(input_ids=batch["input_ids"], use_cache=False, **mask, **rows)
     values = cross_entropy(outputs.logits, batch["targets"])
     auxiliary = None
     if routed:

@@ -220,6 +220,11 @@ class Strategy(Section):
         return False
 
     @property
+    def can_be_divided(self) -> bool:
+        """Whether the weights that it trains beside can be divided between processes (FSDP2)."""
+        return True
+
+    @property
     def holds_replayed(self) -> bool:
         """Whether it acts on replayed rows, whoever mixed them in: without any the phase is trained without it."""
         return False
@@ -315,6 +320,7 @@ def freeze_plan(model: PreTrainedModel, trainable: Collection[str]) -> tuple[Fre
     Freezing tied embeddings freezes the output head, and the reverse: their row says so. What text does not reach, such
     as an image encoder, is a part by itself.
     """
+    from lingraft.models.four_bits import parameter_count
     from lingraft.models.text_parts import reached_by_text
 
     reached = reached_by_text(model)
@@ -330,7 +336,7 @@ def freeze_plan(model: PreTrainedModel, trainable: Collection[str]) -> tuple[Fre
             part = "embeddings (tied head)" if name in tied else "embeddings"
         else:
             part = "final norm and head"
-        parts.setdefault(part, {})[name] = parameter.numel()
+        parts.setdefault(part, {})[name] = parameter_count(parameter)
     rows = []
     for part, sizes in parts.items():
         kinds: dict[str, tuple[int, int]] = {}

@@ -377,6 +377,12 @@ def _check_parts(trainer: Any, parts: Sequence[Strategy]) -> None:
                 reason = "its adapters stay the trainer's: name 'lora' among the strategies instead, which merges them"
             if reason is not None:
                 raise StrategyError(f"{part.kind!r} cannot be applied to a model with adapters: {reason}.")
+    for part in parts:
+        if not part.can_be_divided:
+            raise StrategyError(
+                f"{part.kind!r}: base: nf4 is for phases that lingraft trains, which load the model for it: leave "
+                "`base` out in a script of your own."
+            )
     for part in parts if _is_sharded(trainer) else ():
         if part.holds_replayed or _has(part, "wrap"):
             raise StrategyError(

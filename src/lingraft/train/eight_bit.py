@@ -6,8 +6,6 @@ the tensor in temporaries; in pieces, with the codes of moments looked up, 20 ns
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any, overload
@@ -15,32 +13,17 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 from torch.utils._triton import has_triton
+from torchao.optim import AdamW8bit  # type: ignore[import-untyped]
+from torchao.optim.adam import single_param_adam  # type: ignore[import-untyped]
+from torchao.optim.quant_utils import scale_tensor  # type: ignore[import-untyped]
+from torchao.optim.subclass_8bit import (  # type: ignore[import-untyped]
+    OptimState8bit,
+    get_qmap_signed,
+    get_qmap_unsigned,
+)
 
 from lingraft.train.sharding import own_piece, piece_number
 from lingraft.train.stochastic_rounding import elements_at_once, load_uncast, noise_for, seed_of, update
-
-
-def _silent(record: logging.LogRecord) -> bool:  # noqa: ARG001
-    """Return False: a filter that lets nothing pass."""
-    return False
-
-
-# It warns of kernels of other devices, and of a function of torch's that it still calls.
-_noisy = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
-for _one in _noisy:
-    _one.addFilter(_silent)
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    from torchao.optim import AdamW8bit  # type: ignore[import-untyped]
-    from torchao.optim.adam import single_param_adam  # type: ignore[import-untyped]
-    from torchao.optim.quant_utils import scale_tensor  # type: ignore[import-untyped]
-    from torchao.optim.subclass_8bit import (  # type: ignore[import-untyped]
-        OptimState8bit,
-        get_qmap_signed,
-        get_qmap_unsigned,
-    )
-for _one in _noisy:
-    _one.removeFilter(_silent)
 
 _UNFUSED = 1 << 26  # elements at a time on an accelerator without Triton: temporaries of a few GB
 
@@ -60,6 +43,8 @@ class EightBitAdamW(AdamW8bit):  # type: ignore[misc]
         weight_decay: Decoupled weight decay.
         seed: With step, parameter and, of a divided one, piece it decides all rounding, so a resumed run rounds the
             same.
+
+    A second moment is never rounded to 0, as torchao would: it is at least 3e-7 of its block's largest.
 
     Source: Dettmers et al. 2022, "8-bit Optimizers via Block-wise Quantization", arXiv 2110.02861, blocks of 256 as
     torchao takes them; rounding: Zamirai et al. 2020, arXiv 2010.06192.
@@ -109,6 +94,11 @@ class EightBitAdamW(AdamW8bit):  # type: ignore[misc]
                     state["exp_avg_sq"] = self._new_buffer(parameter, False)
                 state["step"] += 1
                 self._update(parameter, state, group, number)
+                # A second moment of a ten-millionth of its block's largest would become 0, its first moment would not:
+                # in a step without a gradient, as of a token that is not met, the weight would jump by their ratio.
+                second = own_piece(state["exp_avg_sq"])
+                if isinstance(second, OptimState8bit):
+                    second.codes.clamp_(min=1)
         return loss
 
     def _update(self, parameter: Tensor, state: dict[str, Any], group: dict[str, Any], number: int) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from accelerate import PartialState
 from pydantic import BaseModel, ConfigDict
@@ -18,15 +19,22 @@ from lingraft.config.schema import StrategyChoice, Training
 from lingraft.data.encoded import EncodedTable
 from lingraft.models.checkpoints import save_checkpoint, save_tokenizer
 from lingraft.models.compute import compute_for
-from lingraft.models.loading import load_empty_model, load_model, load_tokenizer
+from lingraft.models.loading import load_empty_model, load_for_training, load_model, load_tokenizer
+from lingraft.models.weights import ModelWeights
 from lingraft.records import flush_folder
 from lingraft.strategies.base import Context, FreezePlanRow, count_masked, freeze_plan
 from lingraft.strategies.composition import build
-from lingraft.train.divided import load_divided
 from lingraft.train.divided_model import save_divided, wants_whole
+from lingraft.train.held import in_float32
+from lingraft.train.memory_plan import Cut
 from lingraft.train.phase import PhaseOutcome, Progress, train_phase
+from lingraft.train.restraints import give_back_bits
 from lingraft.train.sharding import from_first, set_whole
+from lingraft.train.teacher import load_divided
 from lingraft.train.trackers import TrackedRun
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class PhaseTask(BaseModel):
@@ -56,6 +64,8 @@ class PhaseTask(BaseModel):
     """Whether Python code that a model brings along may be run."""
     run: TrackedRun | None = None
     """What trackers call it."""
+    cut: Cut | None = None
+    """How a step is computed so that it fits; None: it is chosen when the model is in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +136,12 @@ def train_task(
     is_first = rank == 0
     # Of a sharded model each process gets its piece of every weight from the first, which alone reads the files.
     has_weights = is_first or not sharded
-    load = load_model if has_weights else load_empty_model
+    load = load_for_training if not sharded else load_model if has_weights else load_empty_model
     model = load(task.parent, trust_remote_code=task.trust_remote_code)
+
+    def start() -> PreTrainedModel:
+        return in_float32(load_for_training(task.parent, trust_remote_code=task.trust_remote_code))
+
     composition.check([name for name, _ in model.named_parameters()])
     model = composition.wrap(model, context)
     trainable = composition.trainable(model, context)
@@ -156,7 +170,11 @@ def train_task(
         sharded=sharded,
         rules=rules,
         run=task.run,
+        cut=task.cut,
     )
+    if sharded and frozen_mask and compute.precision == "bf16_pure":
+        files = ModelWeights(task.parent, trust_remote_code=task.trust_remote_code)
+        give_back_bits(model, frozen_mask, files)
     if sharded and not from_first(is_first and wants_whole(model)):
         save_divided(model, task.parent, task.checkpoint, trust_remote_code=task.trust_remote_code)
         if is_first:
@@ -168,7 +186,8 @@ def train_task(
         if sharded:
             set_whole(model if is_first else None, trained, trainable)
         if is_first:
-            save_checkpoint(composition.finish(model, task.folder), tokenizer, task.checkpoint)
+            finished = composition.finish(in_float32(model), task.folder, start)
+            save_checkpoint(finished, tokenizer, task.checkpoint)
     if is_first:
         flush_folder(task.checkpoint)
     return TrainedPhase(plan, outcome)
