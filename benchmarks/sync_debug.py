@@ -83,15 +83,15 @@ def check(mode: str, source: str, rows: list[Any], tokens: int) -> Found:
     training = Training(
         tokens_per_batch=tokens,
         accumulation=4,
-        precision=precision,  # type: ignore[arg-type]
+        precision=precision,
         save_minutes=0,
     )
-    phase.PhaseTrainer = WatchedTrainer  # type: ignore[misc]
+    setattr(phase, "PhaseTrainer", WatchedTrainer)  # noqa: B010
     waited, steps = None, 0
     try:
         steps = phase.train_phase(
             model,
-            AutoTokenizer.from_pretrained(start),  # type: ignore[no-untyped-call]
+            AutoTokenizer.from_pretrained(start),
             rows,
             training,
             trainable=composition.trainable(model, context),
@@ -104,7 +104,7 @@ def check(mode: str, source: str, rows: list[Any], tokens: int) -> Found:
             raise
         waited = "".join(traceback.format_tb(error.__traceback__)[-3:])
     finally:
-        phase.PhaseTrainer = PhaseTrainer  # type: ignore[misc]
+        setattr(phase, "PhaseTrainer", PhaseTrainer)  # noqa: B010
         shutil.rmtree(folder)
     if waited is None and steps <= WARM_STEPS:
         raise SystemExit(f"{steps} steps are too few to watch any: give more --rows.")

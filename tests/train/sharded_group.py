@@ -22,6 +22,7 @@ import torch.distributed as dist
 from accelerate.state import AcceleratorState
 from transformers import modeling_utils
 
+from lingraft.models import fused_loss
 from lingraft.records import read_json, write_json_atomically
 from lingraft.stopping import Stopped
 from lingraft.train.run import PhaseTask, train_task
@@ -78,11 +79,14 @@ def stop_after(steps: int | None) -> Callable[[], int | None]:
 def main() -> None:
     """Train the tasks one after the other."""
     torch.set_num_threads(1)
+    usual = fused_loss.MOST_WHOLE, fused_loss._AT_ONCE
     for name, entry in read_json(Path(sys.argv[1])).items():
         AcceleratorState._reset_state()
         task = PhaseTask.model_validate(entry["task"])
         task.folder.mkdir(parents=True, exist_ok=True)
         seen: dict[str, Any] = {}
+        # Of logits, those of six tokens are made at a time.
+        fused_loss.MOST_WHOLE, fused_loss._AT_ONCE = (0, 4000) if entry["fused"] else usual
         asked = entry["stop_after"] if entry["asked"] == RANK else None
         begin = time.monotonic()
         try:

@@ -218,6 +218,43 @@ def test_an_accelerator_gets_its_batches_from_pinned_memory(tmp_path: Path) -> N
         assert arguments.accelerator_config.non_blocking == is_pinned
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_loss_without_whole_logits_trains_the_same(
+    tiny_llama: Build, examples: Build, run: Build, tied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_logits, without = tiny_llama(tied=tied), tiny_llama(tied=tied)
+    expected = run(with_logits, examples(), TRAINING)
+    monkeypatch.setattr("lingraft.models.fused_loss.MOST_WHOLE", 0)
+    monkeypatch.setattr("lingraft.models.fused_loss._AT_ONCE", 48 * 7)
+    monkeypatch.delattr("lingraft.models.loss.SupervisedHead")  # what makes all logits
+    found = run(without, examples(), TRAINING)
+    assert [loss for _, loss in found.losses] == pytest.approx(
+        [loss for _, loss in expected.losses], rel=1e-5
+    )
+    own = weights_of(without)
+    for name, weight in weights_of(with_logits).items():
+        torch.testing.assert_close(own[name], weight, rtol=0, atol=1e-5)
+
+
+def test_a_model_that_changes_its_logits_trains_with_them(
+    tiny_configuration: Build, examples: Build, run: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    def model() -> Any:
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            tiny_configuration("gemma2", 48, final_logit_softcapping=0.5)
+        )
+
+    expected = run(model(), examples(), TRAINING)
+    monkeypatch.setattr("lingraft.models.fused_loss.MOST_WHOLE", 0)
+    assert run(model(), examples(), TRAINING).losses == expected.losses
+    # One that does not say so is found out by its first micro-batch.
+    monkeypatch.setattr("lingraft.train.trainer.can_be_fused", lambda _: True)
+    assert run(model(), examples(), TRAINING).losses == expected.losses
+
+
 def test_a_half_written_checkpoint_is_skipped_for_the_one_before(
     tiny_llama: Build, examples: Build, run: Build, tmp_path: Path
 ) -> None:

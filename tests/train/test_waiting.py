@@ -123,6 +123,16 @@ def test_a_plain_step_reads_its_loss_and_norm(tiny_llama: Build, step_of: Build,
     assert_it_hardly_waits(step_of(tiny_llama(), precision=precision))
 
 
+@pytest.mark.parametrize("precision", ["float32", "bf16", "bf16_pure"])
+def test_so_does_a_step_whose_logits_are_never_whole(
+    tiny_llama: Build, step_of: Build, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lingraft.models.fused_loss.MOST_WHOLE", 0)
+    monkeypatch.setattr("lingraft.models.fused_loss._AT_ONCE", 48 * 7)
+    monkeypatch.delattr("lingraft.models.loss.SupervisedHead")  # what makes all logits
+    assert_it_hardly_waits(step_of(tiny_llama(), precision=precision))
+
+
 @pytest.mark.parametrize(
     "architecture", ["mistral", "qwen3", "gemma2", "gemma3", "phi3", "olmo2", "gpt_neox"]
 )

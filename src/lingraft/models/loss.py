@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from lingraft.errors import ModelError
+from lingraft.models.fused_loss import FusedHead, LogitsChangedError
 
 if TYPE_CHECKING:
     from lingraft.data.encoded import EncodedExample, TokenArrays
@@ -282,25 +283,39 @@ def token_losses(
         batch: From `collate`, or packed.
         arithmetic: What the model runs in, such as `Compute.autocast()`; the loss is taken outside of it.
     """
-    unwrapped: Any = getattr(model, "module", model)  # DistributedDataParallel hides the model's methods
+    head = SupervisedHead(_unwrapped(model), batch["positions"])
+    logits, auxiliary = _outputs(model, batch, head, arithmetic)
+    return TokenLosses(cross_entropy(logits, batch["targets"]), batch["rows"], logits, auxiliary)
+
+
+def _outputs(
+    model: nn.Module,
+    batch: Batch,
+    head: AbstractContextManager[object],
+    arithmetic: AbstractContextManager[object] | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Return what a model gives for logits inside of `head`, and its load-balancing loss times its coefficient."""
+    unwrapped = _unwrapped(model)
     routed = bool(getattr(unwrapped.config.get_text_config(), "output_router_logits", False))
     mask = {"attention_mask": batch["attention_mask"]} if routed else {}
     # Of a packed batch (train.packing) attention is told where rows begin, and has no mask.
     rows = {name: batch[name] for name in ("position_ids", "cu_seq_lens_q") if name in batch}
-    with SupervisedHead(unwrapped, batch["positions"]), whole_rows(), arithmetic or nullcontext():
+    with head, whole_rows(), arithmetic or nullcontext():
         outputs = model(input_ids=batch["input_ids"], use_cache=False, **mask, **rows)
-    values = cross_entropy(outputs.logits, batch["targets"])
-    auxiliary = None
-    if routed:
-        auxiliary = getattr(outputs, "aux_loss", None)
-        coefficient = getattr(unwrapped.config.get_text_config(), "router_aux_loss_coef", None)
-        if coefficient is None or not isinstance(auxiliary, Tensor):
-            raise ModelError(
-                f"{type(unwrapped).__name__} has output_router_logits set, but gives no aux_loss or its configuration "
-                "no router_aux_loss_coef: its load-balancing loss would be lost. Set output_router_logits to false."
-            )
-        auxiliary = auxiliary * float(coefficient)
-    return TokenLosses(values, batch["rows"], outputs.logits, auxiliary)
+    if not routed:
+        return outputs.logits, None
+    auxiliary = getattr(outputs, "aux_loss", None)
+    coefficient = getattr(unwrapped.config.get_text_config(), "router_aux_loss_coef", None)
+    if coefficient is None or not isinstance(auxiliary, Tensor):
+        raise ModelError(
+            f"{type(unwrapped).__name__} has output_router_logits set, but gives no aux_loss or its configuration "
+            "no router_aux_loss_coef: its load-balancing loss would be lost. Set output_router_logits to false."
+        )
+    return outputs.logits, auxiliary * float(coefficient)
+
+
+def _unwrapped(model: nn.Module) -> Any:
+    return getattr(model, "module", model)  # DistributedDataParallel hides the model's methods
 
 
 def supervised_loss(
@@ -311,6 +326,7 @@ def supervised_loss(
     arithmetic: AbstractContextManager[object] | None = None,
     penalties: Sequence[OutputPenalty] = (),
     has_likelihood: bool = True,
+    fused: bool = False,
 ) -> tuple[Tensor, int]:
     """Return the summed cross entropy of a batch's supervised tokens and their number.
 
@@ -325,14 +341,27 @@ def supervised_loss(
         arithmetic: See `token_losses`.
         penalties: Added to the sum.
         has_likelihood: Whether the cross entropy is in the sum; else the penalties alone are.
+        fused: Make no logits but of a portion of the tokens at a time; see `models.fused_loss`. Penalties need them
+            all.
 
     Returns:
         The sum in nats, a float32 scalar, and the number of supervised tokens.
+
+    Raises:
+        LogitsChangedError: `fused`, and the model changes what comes out of its head.
     """
-    losses = token_losses(model, batch, arithmetic=arithmetic)
-    total = losses.values.sum() if has_likelihood else losses.values.new_zeros(())
-    if with_auxiliary and losses.auxiliary is not None:
-        total = total + losses.auxiliary.float() * losses.values.numel()
+    if fused:
+        head = FusedHead(_unwrapped(model), batch["positions"], batch["targets"])
+        found, auxiliary = _outputs(model, batch, head, arithmetic)
+        if found is not head.loss:
+            raise LogitsChangedError
+        total = found.sum()
+    else:
+        losses = token_losses(model, batch, arithmetic=arithmetic)
+        total = losses.values.sum() if has_likelihood else losses.values.new_zeros(())
+        auxiliary = losses.auxiliary
+    if with_auxiliary and auxiliary is not None:
+        total = total + auxiliary.float() * count_supervised(batch)
     for penalty in penalties:
         total = total + penalty(losses.logits, losses.rows, batch)
-    return total, losses.values.numel()
+    return total, count_supervised(batch)

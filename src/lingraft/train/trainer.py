@@ -40,6 +40,7 @@ from lingraft.config.schema import Training
 from lingraft.data.batching import Lengths, padded_tokens, token_budget_batches
 from lingraft.errors import DataError, LingraftError, in_one_line
 from lingraft.models.compute import Compute
+from lingraft.models.fused_loss import LogitsChangedError, are_too_many, can_be_fused
 from lingraft.models.loss import collate, count_supervised, supervised_loss
 from lingraft.strategies.base import TrainingRules
 from lingraft.train.checkpoints import Checkpoints
@@ -175,6 +176,10 @@ class ExampleRows(Dataset["TokenArrays"]):
 class PhaseTrainer(RestrainedTrainer):
     """Trainer whose loss is the mean over the supervised tokens of the whole optimiser step.
 
+    Attributes:
+        fuses: Whether the loss is taken without making all logits of a micro-batch: where no strategy needs them, and
+            the largest micro-batch, before it is dealt to processes, has too many. So all processes do alike.
+
     Args:
         model: The model; parameters that require no gradient are neither trained nor checkpointed.
         arguments: From `training_arguments`.
@@ -239,6 +244,11 @@ class PhaseTrainer(RestrainedTrainer):
             # The loader is a batch ahead of the model, whose answers are known when their batch is due.
             data_collator=self._collate if on_policy is None else _numbers,
             optimizer_cls_and_kwargs=None if optimizer is None else (optimizer, options),
+        )
+        learned = examples.predicted_per_row
+        needs_logits = on_policy is not None or rules.output_penalties or not can_be_fused(model)
+        self.fuses = not needs_logits and are_too_many(
+            max(int(learned[batch].sum()) for batch in plan) * model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
         )
         self.restrain(rules, restore=arguments.weight_decay > 0)
         self._parts = ProcessShares(plan, arguments.world_size * plan.pieces, silent_row=len(examples))
@@ -365,7 +375,8 @@ class PhaseTrainer(RestrainedTrainer):
         if return_outputs or num_items_in_batch is None:
             raise NotImplementedError("PhaseTrainer trains only; evaluate with lingraft.models.loss")
         own = self._on_policy
-        total, _ = supervised_loss(
+        total_of = partial(
+            supervised_loss,
             model,
             inputs,
             with_auxiliary=True,
@@ -375,6 +386,11 @@ class PhaseTrainer(RestrainedTrainer):
             else (*self.rules.output_penalties, own.loss),
             has_likelihood=own is None,
         )
+        try:
+            total, _ = total_of(fused=self.fuses)
+        except LogitsChangedError:  # in the first micro-batch, and of every process
+            self.fuses = False
+            total, _ = total_of()
         # Processes' gradients are averaged, but each divides by the tokens of all.
         return total * self.accelerator.num_processes / num_items_in_batch
 
