@@ -21,7 +21,7 @@ from lingraft.models.loading import load_model
 from lingraft.train.phase import PhaseOutcome, Progress
 from lingraft.train.processes import Processes, train_on
 from lingraft.train.run import PhasePlan, PhaseTask
-from lingraft.train.trainer import ProcessShares
+from lingraft.train.trainer import BatchPlan, ProcessShares
 
 TRAINING = Training(
     learning_rate=1e-2, epochs=2, tokens_per_batch=96, accumulation=2, warmup_share=0.1, precision="float32"
@@ -239,14 +239,15 @@ def test_impossible_numbers_of_processes_are_refused(processes: Processes, messa
         processes.check()
 
 
+@pytest.mark.parametrize("pieces", [1, 2])
 @pytest.mark.parametrize("processes", [1, 2, 3, 5])
-def test_the_parts_of_the_processes_hold_every_row_once_and_are_alike(processes: int) -> None:
-    batches = [[4, 2, 9], [1], [0, 3, 5, 6, 7, 8]]
+def test_the_parts_of_the_processes_hold_every_row_once_and_are_alike(processes: int, pieces: int) -> None:
+    batches = BatchPlan([7, 9, 4, 30, 12, 5, 8, 21, 6, 11], TRAINING, seed=0, pieces=pieces)
     shares = ProcessShares(batches, processes, silent_row=-1)
-    parts = list(shares)
-    assert len(parts) == len(shares) == len(batches) * processes
+    parts, of_batch = list(shares), processes * pieces
+    assert len(parts) == len(shares) == len(batches) * of_batch
     for number, batch in enumerate(batches):
-        own = parts[number * processes : (number + 1) * processes]
+        own = parts[number * of_batch : (number + 1) * of_batch]
         assert sorted(row for part in own for row in part if row != -1) == sorted(batch)
         sizes = [len([row for row in part if row != -1]) for part in own]
         assert max(sizes) - min(sizes) <= 1

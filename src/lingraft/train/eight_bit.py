@@ -126,14 +126,28 @@ class EightBitAdamW(AdamW8bit):  # type: ignore[misc]
             update(weights, gradients, exact[0], exact[1], step, group, noise)
             for moment, new in zip(moments, exact, strict=True):
                 if isinstance(moment, OptimState8bit):
-                    scaled, scale = scale_tensor(new, moment.block_size)
-                    moment.codes.copy_(nearest_codes(scaled, signed=moment.signed))
-                    moment.scale.copy_(scale)
+                    hold(moment, new)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load moments without the cast to the weights' type that torch would apply."""
         super().load_state_dict(state_dict)
         load_uncast(self, state_dict)
+
+
+def hold(moment: Any, values: Tensor, scale: Tensor | None = None) -> None:
+    """Round float32 numbers into a moment of 8 bits.
+
+    Args:
+        moment: torchao's, overwritten.
+        values: As many.
+        scale: [blocks], what the numbers were multiples of; None: the largest size in each block.
+    """
+    if scale is None:
+        scaled, scale = scale_tensor(values, moment.block_size)
+    else:
+        scaled = values.view(-1, moment.block_size) / scale.view(-1, 1)
+    moment.codes.copy_(nearest_codes(scaled.view(-1), signed=moment.signed).view(moment.codes.shape))
+    moment.scale.copy_(scale)
 
 
 def nearest_codes(values: Tensor, *, signed: bool) -> Tensor:

@@ -237,7 +237,7 @@ def training_memory(
         batch: The largest of a process.
         setup: How it is trained.
         base: See `MemoryPlan`; of an accelerator it is added here.
-        held: See there, in bytes of one process.
+        held: See there, in bytes of whole weights: of a divided model each process holds its pieces.
     """
     frozen = shape.parameters - shape.trained
     divided = setup.processes if setup.sharded else 1
@@ -280,7 +280,7 @@ def training_memory(
         gradients=int(made),
         optimiser=int(setup.moment_bytes * shape.trained / divided),
         gathered=int(gathered),
-        held=held,
+        held=held // divided,
         activations=activations,
         logits=2 * setup.computed_bytes * scores,  # with their gradient
     )

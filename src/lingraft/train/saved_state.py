@@ -36,6 +36,8 @@ from lingraft.train.sharding import own_piece
 
 OPTIMIZER = "optimizer.json"
 _WEIGHTS, _MOMENTS = "weights.", "moments."
+_SCALES = ".scales"
+_BLOCK = 256  # weights that share a scale in torchao's moments of 8 bits
 _FORMAT = 1
 _SHARE_OF_FREE = 0.5
 _BYTES_AT_ONCE = 1 << 30  # a file is made in memory before it is written
@@ -48,7 +50,7 @@ class _OptimizerState:
     Attributes:
         format: Of this file.
         step: Optimiser steps done.
-        moments: By parameter the names of its moments, which have its shape.
+        moments: By parameter the names of its moments, which have its shape, and of their scales.
         numbers: By parameter what else its state holds; whole numbers were no tensors.
     """
 
@@ -161,9 +163,23 @@ def training_tensors(model: nn.Module, optimizer: torch.optim.Optimizer | None) 
     found = {f"{_WEIGHTS}{name}": parameter.detach() for parameter, name in trained.items()}
     for parameter, name in trained.items() if optimizer is not None else ():
         assert optimizer is not None
-        for key, value in optimizer.state[parameter].items():
-            if isinstance(value, Tensor) and value.dim():
-                found[f"{_MOMENTS}{name}.{key}"] = _in_float(value)
+        for key, value in _moments_of(optimizer.state[parameter]).items():
+            found[f"{_MOMENTS}{name}.{key}"] = value
+    return found
+
+
+def _moments_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return a parameter's moments as float32 numbers; of undivided ones of 8 bits also the scales of their blocks.
+
+    With these the codes are found again bit for bit; the largest number of a block alone does not tell its scale.
+    """
+    found: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if isinstance(value, Tensor) and value.dim():
+            found[key] = _in_float(value)
+            scale = getattr(value, "scale", None)
+            if isinstance(scale, Tensor):
+                found[f"{key}{_SCALES}"] = scale
     return found
 
 
@@ -176,7 +192,7 @@ def write_optimizer(
     for name, parameter in model.named_parameters() if optimizer is not None else ():
         assert optimizer is not None
         state = optimizer.state.get(parameter, {})
-        tensors = {key for key, value in state.items() if isinstance(value, Tensor) and value.dim()}
+        tensors = _moments_of(state).keys()
         moments[name] = tuple(sorted(tensors))
         numbers[name] = {
             key: float(value) if isinstance(value, Tensor) else value
@@ -191,7 +207,8 @@ def read_training(
 ) -> None:
     """Read a checkpoint into a model, its optimiser and the learning rate; every process calls this.
 
-    Weights are read in place, bit for bit, and so are moments but for those of 8 bits, which are rounded anew.
+    Weights are read in place, bit for bit, and so are moments but for those of 8 bits where parameters are or were
+    divided, which are rounded anew.
 
     Raises:
         OSError: A file cannot be read, here or in another process.
@@ -201,7 +218,14 @@ def read_training(
     wanted = {f"{_WEIGHTS}{name}": parameter.detach() for name, parameter in trained.items()}
     for name, keys in saved.moments.items():
         for key in keys:
-            wanted[f"{_MOMENTS}{name}.{key}"] = torch.empty_like(trained[name].detach(), dtype=torch.float32)
+            weight, is_scale = trained[name].detach(), key.endswith(_SCALES)
+            if is_scale and isinstance(weight, DTensor):
+                continue
+            wanted[f"{_MOMENTS}{name}.{key}"] = (
+                weight.new_empty(weight.numel() // _BLOCK, dtype=torch.float32)
+                if is_scale
+                else torch.empty_like(weight, dtype=torch.float32)
+            )
     with _errors_of_all(), warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message="torch.distributed is disabled"
@@ -219,10 +243,18 @@ def read_training(
             for key, number in saved.numbers[name].items():
                 device = parameter.device if group.get("fused") or group.get("capturable") else None
                 state[key] = number if isinstance(number, int) else torch.tensor(number, device=device)
-            for key in saved.moments[name]:
+            for key in (one for one in saved.moments[name] if not one.endswith(_SCALES)):
                 state[key] = wanted[f"{_MOMENTS}{name}.{key}"]
+                scale = wanted.get(f"{_MOMENTS}{name}.{key}{_SCALES}")
                 if quantised is not None:
-                    state[key] = quantised(parameter, key == "exp_avg").copy_(state[key])
+                    moment = quantised(parameter, key == "exp_avg")
+                    if scale is None:
+                        moment.copy_(state[key])
+                    else:
+                        from lingraft.train.eight_bit import hold  # imports torchao
+
+                        hold(moment, state[key], scale)
+                    state[key] = moment
     schedule.last_epoch = saved.step
     schedule._last_lr = [
         base * factor(saved.step) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
