@@ -58,8 +58,10 @@ def test_a_plan_as_json_has_the_documented_fields(lingraft: Lingraft, study: str
     assert evaluated["training"] is None
 
 
-def test_show_plan_is_gone_and_a_wrong_study_is_refused(lingraft: Lingraft, study: str) -> None:
-    assert lingraft("show", "plan", study).returncode == 2
+def test_show_plan_prints_it_too_and_a_wrong_study_is_refused(lingraft: Lingraft, study: str) -> None:
+    shown = lingraft("show", "plan", study)
+    assert shown.returncode == 0
+    assert "Memory: at most" in shown.stdout
     refused = lingraft("plan", study, "training.epocs=2")
     assert refused.returncode == 2
     assert "epochs" in refused.stderr
