@@ -1,12 +1,16 @@
 """How much faster does lingraft train than TRL's SFTTrainer, at the same loss, and how near to the machine's peak?
 
-    python benchmarks/training.py [--data worldbook:lookup/de,es,fr] [--rows 96] [--rounds 3]
+    python benchmarks/training.py [--data worldbook:lookup/de,es,fr] [--rows 96] [--rounds 3] [--quick] [--no-bf16]
+    python benchmarks/training.py --shape llama-3-8b      # on a card: see benchmarks/training_on_card.py
 
 Every competitor trains SmolLM2-135M for one epoch on the same tokens with the same labels, learning rate and about
 the same number of optimiser steps, in a process of its own. Rounds alternate, so that a busy machine slows all of
 them, and the peak of a bf16 matrix product is measured in every round: quote ratios, never single rates. All run with
-the settings of the threads that the command line makes, which help TRL as well. Writes
-benchmarks/results/training-NAME.json and its table in docs/performance.md; `--table FILE` writes the table alone.
+the settings of the threads that the command line makes, which help TRL as well. --no-bf16 stands for a processor
+without bf16 instructions (ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2), on which both train in float32. --quick
+runs TRL's defaults, its best and ours, plain and compiled: with 64 rows and one round less than 9 minutes on two cores.
+Writes benchmarks/results/training-NAME.json and its table in docs/performance.md; `--table FILE` writes the table
+alone.
 """
 
 from __future__ import annotations
@@ -51,13 +55,24 @@ TRL: dict[str, dict[str, Any]] = {
         "per_device_train_batch_size": 1,
         "max_length": PACKED_LENGTH,
     },
+    "trl, packed and compiled": {
+        "gradient_checkpointing": False,
+        "packing": True,
+        "per_device_train_batch_size": 1,
+        "max_length": PACKED_LENGTH,
+        "torch_compile": True,
+    },
 }
 OURS: dict[str, dict[str, Any]] = {
-    "lingraft": {"precision": "bf16"},
-    "lingraft, pure bf16": {"precision": "bf16_pure"},
-    "lingraft, lower two thirds frozen": {"precision": "bf16"},
+    "lingraft": {"compile": False},
+    "lingraft, compiled": {"compile": True},
+    "lingraft, pure bf16": {"precision": "bf16_pure", "compile": False},
+    "lingraft, lower two thirds frozen": {"compile": False},
 }
 FROZEN = "lingraft, lower two thirds frozen"
+PURE = "lingraft, pure bf16"
+QUICK = ("trl, defaults", "trl, packed", "lingraft", "lingraft, compiled")
+NO_BF16 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 
 
 class Clock:
@@ -98,7 +113,9 @@ def encoded_rows(data: str, count: int) -> list[Any]:
     return rows
 
 
-def train_with_trl(rows: Sequence[Any], options: dict[str, Any], folder: Path) -> dict[str, Any]:
+def train_with_trl(
+    rows: Sequence[Any], options: dict[str, Any], folder: Path, *, bf16: bool
+) -> dict[str, Any]:
     """Train with SFTTrainer; tokens and labels are given, so that both learn exactly the same."""
     from datasets import Dataset
     from transformers import TrainerCallback
@@ -144,6 +161,7 @@ def train_with_trl(rows: Sequence[Any], options: dict[str, Any], folder: Path) -
             report_to="none",
             disable_tqdm=True,
             use_cpu=True,
+            bf16=bf16,
             **settings,
         ),
         train_dataset=Dataset.from_list([_labelled(row) for row in rows]),
@@ -161,10 +179,9 @@ def train_with_trl(rows: Sequence[Any], options: dict[str, Any], folder: Path) -
     }
 
 
-def train_with_lingraft(rows: Sequence[Any], name: str, folder: Path) -> dict[str, Any]:
+def train_with_lingraft(rows: Sequence[Any], name: str, folder: Path, *, bf16: bool) -> dict[str, Any]:
     """Train with train_phase, its token budget chosen for about as many optimiser steps as TRL makes."""
     from lingraft.config.schema import Training
-    from lingraft.models.layers import layer_of
     from lingraft.models.loading import load_model, load_tokenizer, model_folder
     from lingraft.train.phase import train_phase
 
@@ -175,12 +192,9 @@ def train_with_lingraft(rows: Sequence[Any], name: str, folder: Path) -> dict[st
         scheduler="constant_with_warmup",
         warmup_share=0.0,
         save_minutes=0,
-        **OURS[name],
+        **{"precision": "bf16" if bf16 else "float32", **OURS[name]},
     )
-    names = [key for key, _ in model.named_parameters()]
-    if name == FROZEN:
-        first = model.config.num_hidden_layers * 2 // 3
-        names = [key for key in names if (layer_of(key) or 0) >= first]
+    names = trained_names(model) if name == FROZEN else None
     tokenizer = load_tokenizer(model_folder(MODEL))
     counts = _supervised_per_step(rows, training)
     tokens = _tokens_after(rows, training)
@@ -248,13 +262,13 @@ def loss_of(model: Any, rows: Sequence[Any]) -> float:
     return total / count
 
 
-def matrix_product_peak() -> float:
-    """Return the best rate of a bf16 matrix product in TFLOP/s, over two sizes and eight repetitions."""
+def matrix_product_peak(*, bf16: bool) -> float:
+    """Return the best rate of a matrix product in TFLOP/s, in the type that is trained in, of a few of two sizes."""
     import torch
 
     best = 0.0
-    for size in (2048, 4096):
-        left = torch.randn(size, size).bfloat16()
+    for size in (1024, 2048):
+        left = torch.randn(size, size).to(torch.bfloat16 if bf16 else torch.float32)
         for _ in range(8):
             started = time.perf_counter()
             torch.mm(left, left)
@@ -263,20 +277,27 @@ def matrix_product_peak() -> float:
 
 
 def flops_of(rows: Sequence[Any], frozen: bool) -> float:
-    """Return the floating-point operations that one epoch needs: 6 a weight and token, the head on its positions.
+    """Return the FLOPs that one epoch needs: of real tokens, recomputed activations not counted.
 
-    Real tokens only: padding counts for nothing. With the lower layers frozen these cost their forward pass only (2).
-    Attention's own products are left out, a few per cent here.
+    What MFU counts (`lingraft.models.shape`), the same for all competitors.
     """
     from lingraft.models.loading import load_model, model_folder
+    from lingraft.models.shape import shape_of
 
     model = load_model(model_folder(MODEL))
-    head = model.get_output_embeddings().weight.numel()  # type: ignore[no-untyped-call]
-    body = sum(parameter.numel() for parameter in model.parameters()) - head
-    tokens = sum(len(row.input_ids) for row in rows)
+    lengths = [len(row.input_ids) for row in rows]
     supervised = sum(sum(row.supervised[1:]) for row in rows)
-    a_weight = 2 * (2 / 3) + 6 / 3 if frozen else 6  # forward alone in two thirds
-    return float(a_weight * body * tokens + (4 if frozen else 6) * head * supervised)
+    trained = trained_names(model) if frozen else None
+    pairs = sum(length**2 for length in lengths)
+    return shape_of(model, trained).training_flops(sum(lengths), pairs, supervised)
+
+
+def trained_names(model: Any) -> list[str]:
+    """Return the names of the parameters of the upper third of the layers, and of what is above them."""
+    from lingraft.models.layers import layer_of
+
+    first = model.config.num_hidden_layers * 2 // 3
+    return [key for key, _ in model.named_parameters() if (layer_of(key) or 0) >= first]
 
 
 def run_child(name: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -290,6 +311,7 @@ def run_child(name: str, options: argparse.Namespace) -> dict[str, Any]:
         options.data,
         "--rows",
         str(options.rows),
+        *(["--no-bf16"] if options.no_bf16 else []),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **THREADS})
     if done.returncode:
@@ -303,9 +325,9 @@ def compete(name: str, options: argparse.Namespace) -> None:
     rows = encoded_rows(options.data, options.rows)
     with tempfile.TemporaryDirectory() as folder:
         train: Callable[[], dict[str, Any]] = (
-            (lambda: train_with_trl(rows, TRL[name], Path(folder)))
+            (lambda: train_with_trl(rows, TRL[name], Path(folder), bf16=not options.no_bf16))
             if name in TRL
-            else (lambda: train_with_lingraft(rows, name, Path(folder)))
+            else (lambda: train_with_lingraft(rows, name, Path(folder), bf16=not options.no_bf16))
         )
         result = train()
     print(json.dumps(result))
@@ -320,10 +342,11 @@ def summarise(
     for name in rounds[0]:
         seconds = [one[name]["seconds"] for one in rounds]
         defaults = [one["trl, defaults"]["seconds"] for one in rounds]
-        best = [min(one[peer]["seconds"] for peer in TRL) for one in rounds]
+        peers = [peer for peer in TRL if peer in rounds[0]]
+        best = [min(one[peer]["seconds"] for peer in peers) for one in rounds]
         warm = [one[name]["warm_rate"] for one in rounds]
         warm_defaults = [one["trl, defaults"]["warm_rate"] for one in rounds]
-        warm_best = [max(one[peer]["warm_rate"] for peer in TRL) for one in rounds]
+        warm_best = [max(one[peer]["warm_rate"] for peer in peers) for one in rounds]
         needed = flops_of(rows, name == FROZEN) / 1e12
         entries[name] = {
             "times_as_fast_as_trl_defaults": _spread(_ratios(defaults, seconds)),
@@ -331,10 +354,8 @@ def summarise(
             "times_as_fast_as_trl_defaults_after_warm_up": _spread(_ratios(warm, warm_defaults)),
             "times_as_fast_as_trl_best_after_warm_up": _spread(_ratios(warm, warm_best)),
             "tokens_per_second": _spread([tokens / took for took in seconds]),
-            "share_of_peak": _spread(
-                [needed / took / peak for took, peak in zip(seconds, peaks, strict=True)]
-            ),
-            "share_of_peak_after_warm_up": _spread(
+            "mfu": _spread([needed / took / peak for took, peak in zip(seconds, peaks, strict=True)]),
+            "mfu_after_warm_up": _spread(
                 [needed / tokens * rate / peak for rate, peak in zip(warm, peaks, strict=True)]
             ),
             "steps": rounds[0][name]["steps"],
@@ -374,11 +395,11 @@ def markdown(result: dict[str, Any]) -> str:
     peak = result["matrix_product_peak_tflops"]["median"]
     lines = [
         f"{result['data']}: {result['rows']} rows, {result['tokens']:,} tokens ({result['supervised_tokens']:,} "
-        f"learned), {result['rounds']} alternating rounds, {result['cores']} cores, bf16 matrix product {peak:.2f} "
-        f"TFLOP/s; {versions}. Median over the rounds (lowest to highest); then the median without the first {WARM_UP} "
-        "steps.",
+        f"learned), {result['rounds']} alternating rounds, {result['cores']} cores, {result['arithmetic']} matrix "
+        f"product {peak:.2f} TFLOP/s; {versions}. Median over the rounds (lowest to highest); then the median without "
+        f"the first {WARM_UP} steps.",
         "",
-        "| | times TRL's defaults | times TRL's best | share of peak | memory (GB) | steps | training loss "
+        "| | times TRL's defaults | times TRL's best | MFU | memory (GB) | steps | training loss "
         "| loss after |",
         "| --- | --- | --- | --- | ---: | ---: | ---: | ---: |",
     ]
@@ -386,7 +407,7 @@ def markdown(result: dict[str, Any]) -> str:
         cells = [
             *(
                 f"{_written(one[key])}; {one[f'{key}_after_warm_up']['median']:.2f}"
-                for key in ("times_as_fast_as_trl_defaults", "times_as_fast_as_trl_best", "share_of_peak")
+                for key in ("times_as_fast_as_trl_defaults", "times_as_fast_as_trl_best", "mfu")
             ),
             f"{one['peak_gigabytes']:.1f}",
             str(one["steps"]),
@@ -409,8 +430,20 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--table", type=Path, help="write the table of this result file, run nothing")
+    parser.add_argument(
+        "--quick", action="store_true", help="TRL's defaults, its best, ours plain and compiled"
+    )
+    parser.add_argument("--no-bf16", action="store_true", help="as on a processor without bf16 instructions")
     parser.add_argument("--competitor", help=argparse.SUPPRESS)
+    parser.add_argument("--shape", help="llama-3-8b, on a card; tiny, to try it")
     options = parser.parse_args()
+    if options.shape:
+        from training_on_card import run_shape
+
+        run_shape(options.shape)
+        return
+    if options.no_bf16:
+        os.environ.update(NO_BF16)  # before torch is imported
     if options.competitor:
         compete(options.competitor, options)
         return
@@ -422,12 +455,14 @@ def main() -> None:
     rounds: list[dict[str, dict[str, Any]]] = []
     peaks: list[float] = []
     for number in range(options.rounds):
-        peaks.append(matrix_product_peak())
+        peaks.append(matrix_product_peak(bf16=not options.no_bf16))
         rounds.append({})
-        for name in (*TRL, *OURS):
+        for name in QUICK if options.quick else (*TRL, *OURS):
+            if options.no_bf16 and name == PURE:
+                continue
             rounds[-1][name] = run_child(name, options)
             print(f"round {number + 1}, {name}: {rounds[-1][name]}", file=sys.stderr, flush=True)
-    label = _name_of(options.data)
+    label = _name_of(options.data) + ("-no-bf16" if options.no_bf16 else "")
     result = {
         "question": "how much faster does lingraft train than TRL's SFTTrainer, at the same loss",
         "data": label,
@@ -437,6 +472,7 @@ def main() -> None:
         "rounds": options.rounds,
         "matrix_product_peak_tflops": _spread(peaks),
         "competitors": summarise(rounds, peaks, rows),
+        "arithmetic": "float32" if options.no_bf16 else "bf16",
         "cores": os.cpu_count(),
         "machine": platform.machine(),
         "versions": {

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -12,12 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
 from lingraft.cli.main import _run
 from lingraft.evaluate.predictions import read_predictions
-from lingraft.models.generation import Generated, TransformersGenerator
+from lingraft.models.generation import TransformersGenerator
 from lingraft.stage import given_model
 
 FIELDS = {"value", "low", "high", "n", "wrong_language"}
@@ -201,6 +204,37 @@ def test_a_killed_evaluation_goes_on_from_its_answers(
         read_predictions(Path(one) / "predictions.parquet") for one in ("killed", "undisturbed")
     )
     assert killed == undisturbed
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_two_processes_end_with_the_command_and_leave_their_answers(
+    evaluate: Callable[..., tuple[int, str, str]], tiny_model: Path, number: signal.Signals
+) -> None:
+    asked = (str(tiny_model), "--task", "worldbook:lookup", "--limit", "120", "--batch-size", "2")
+    starts = [sys.executable, "-c", "from lingraft.cli.main import main; main()", "evaluate"]
+    command = [*starts, *asked, "--processes", "2", "--output", "stopped"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        kept = 0
+        while kept < 8 and process.poll() is None:
+            logs = list(Path("stopped/cache").glob("answers-*.jsonl"))
+            kept = len(logs[0].read_bytes().splitlines()) if logs else 0
+            time.sleep(0.01)
+        workers = psutil.Process(process.pid).children()
+        process.send_signal(number)
+        _, told = process.communicate()
+    assert len(workers) == 2
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert not alive
+    if number == signal.SIGTERM:
+        assert process.returncode == 143
+        assert "the answers so far are kept" in told
+        return
+    assert evaluate(*asked, "--output", "stopped")[0] == 0  # one process goes on from the answers of two
+    assert evaluate(*asked, "--output", "undisturbed")[0] == 0
+    stopped, undisturbed = (
+        Path(one, "predictions.parquet").read_bytes() for one in ("stopped", "undisturbed")
+    )
+    assert stopped == undisturbed
 
 
 def test_a_model_that_was_finished_before_the_interruption_answers_nothing_again(
@@ -413,33 +447,40 @@ def test_wrong_input_has_exit_code_two(
     assert told in " ".join(error.split())
 
 
-def test_vllm_generates_where_it_is_asked_for_and_takes_no_adapter(
+def test_a_server_is_started_for_a_model_and_says_what_transformers_says(
     evaluate: Callable[..., tuple[int, str, str]],
     tiny_model: Path,
     adapter: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    made = []
-
-    class Parrot:
-        batch_size = 4
-
-        def __init__(self, folder: Path, *_: Any, dtype: torch.dtype, trust_remote_code: bool) -> None:
-            made.append((folder, dtype, trust_remote_code))
-
-        def continue_batch(self, prompts: Any, *_: Any) -> list[Generated]:
-            return [Generated("Parrot", 1, ended=True) for _ in prompts]
-
-    monkeypatch.setattr("lingraft.models.vllm.check_vllm", lambda: None)
-    monkeypatch.setattr("lingraft.study.stages.evaluate.VllmGenerator", Parrot)
-    code, _, error = evaluate(str(adapter), *WORLDBOOK, "--backend", "vllm")
-    assert (code, "lora is an adapter, and vLLM reads whole models" in " ".join(error.split())) == (2, True)
-    code, _, error = evaluate(
-        str(tiny_model), *WORLDBOOK, "--backend", "vllm", "--precision", "float32", "--output", "here"
+    pytest.importorskip("fastapi")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    code = "import sys, transformers.cli.serve as own; own.Serve(sys.argv[1], port=int(sys.argv[2]), device='cpu')"
+    command = f"{sys.executable} -c {shlex.quote(code)} {{model}} {{port}}"
+    server = (
+        "--backend",
+        f"command={command}",
+        "--backend",
+        "version=transformers serve",
+        "--backend",
+        "at_once=2",
     )
-    assert code == 0, error
-    assert made == [(tiny_model, torch.float32, False)]
-    assert {one.response for one in read_predictions(Path("here/predictions.parquet"))} == {"Parrot"}
+    refused, _, error = evaluate(str(adapter), *WORLDBOOK, *server)
+    assert (refused, "lora is an adapter, and a server reads whole models" in " ".join(error.split())) == (
+        2,
+        True,
+    )
+    told = []
+    for output, backend in (("here", server), ("there", ())):
+        options = ("--precision", "float32", "--limit", "2", "--max-new-tokens", "6", "--output", output)
+        done, _, error = evaluate(str(tiny_model), *WORLDBOOK, *backend, *options)
+        assert done == 0, error
+        told.append([one.response for one in read_predictions(Path(output, "predictions.parquet"))])
+    assert told[0] == told[1]
+    record = json.loads(Path("here/record.json").read_text())
+    assert record["inputs"]["backend"] == f"transformers serve; {command}"
+    engine = json.loads(Path("here/manifest.json").read_text())["evaluation"]["engine"]
+    assert engine == f"transformers serve; {command}"
 
 
 @pytest.mark.parametrize(

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from completion_server import CompletionServer, Response, serving
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from tokenizers.processors import TemplateProcessing
 
-from lingraft.config.schema import Evaluation, EvaluationTask
+from lingraft.config.schema import Evaluation, EvaluationTask, ServerChoice
 from lingraft.data.chat import encode_example
 from lingraft.data.chat_format import chat_format
 from lingraft.data.example import Example, Message
@@ -24,6 +25,7 @@ from lingraft.evaluate.in_memory import Batching, InMemoryModel
 from lingraft.evaluate.running import evaluate_model
 from lingraft.models.generation import Generated, TransformersGenerator
 from lingraft.models.loading import load_model, load_tokenizer
+from lingraft.models.server import ServerGenerator
 
 QUESTIONS = [
     "Say a.",
@@ -183,27 +185,64 @@ def test_a_repeat_has_other_neighbours_and_other_draws(
     assert twice[:6] == said[0] != twice[6:]
 
 
-def test_another_engine_generates_and_is_asked_only_for_what_is_missing(
-    engine: Callable[..., InMemoryModel], tmp_path: Path
+@pytest.fixture
+def server(tiny: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[CompletionServer]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    monkeypatch.setattr("lingraft.endpoint._FIRST_WAIT_SECONDS", 0.01)
+    with serving(*tiny) as running:
+        yield running
+
+
+def test_a_server_answers_and_scores_and_is_asked_only_for_what_is_missing(
+    engine: Callable[..., InMemoryModel],
+    server: CompletionServer,
+    tiny: tuple[Any, Any],
+    tiny_model: Path,
+    tmp_path: Path,
 ) -> None:
-    made: list[int] = []
+    def served(**options: Any) -> ServerGenerator:
+        return ServerGenerator(
+            ServerChoice(server=server.url, at_once=1, attempts=1, **options), tiny_model, tiny[1]
+        )
 
-    class Parrot:
-        batch_size = 4
-
-        def continue_batch(self, prompts: Any, *_: Any) -> list[Generated]:
-            made.append(len(prompts))
-            return [Generated(f"{len(one.ids)} {one.max_new_tokens}", 2, ended=True) for one in prompts]
-
-    requests = to_generate({"until": [], "max_gen_toks": 8})
+    requests = to_generate({"until": [], "max_gen_toks": 40})
+    wanted = engine().generate_until(requests)
     log = tmp_path / "answers.jsonl"
-    answers = engine(answers=AnswerLog(log), make_generator=Parrot).generate_until(requests)
-    assert made == [4, 2]
-    assert all(answer.endswith(" 8") for answer in answers)
-    assert engine(answers=AnswerLog(log), make_generator=Parrot).generate_until(requests) == answers
-    assert made == [4, 2]
+
+    def asked() -> int:
+        return sum(one["max_tokens"] == 40 for one in server.requests)
+
+    server.behaviour = lambda body: Response("", 500) if body["max_tokens"] == 40 and asked() > 4 else None
+    with pytest.raises(EvaluationError, match="failed 1 times in a row"):
+        engine(answers=AnswerLog(log), server=served()).generate_until(requests)
+    assert len(log.read_text().splitlines()) == 4  # what it answered before
+    server.behaviour = lambda _: None
+    server.requests.clear()
+    assert engine(answers=AnswerLog(log), server=served()).generate_until(requests) == wanted
+    assert asked() == 2
+    server.requests.clear()
+    assert engine(answers=AnswerLog(log), server=served()).generate_until(requests) == wanted
+    assert server.requests == []
+
+    scores = engine().loglikelihood(to_score())
+    found = engine(server=served()).loglikelihood(to_score())
+    assert sum(bool(one.get("echo")) for one in server.requests) >= len(scores)
+    for one, other in zip(
+        found[:-1], scores[:-1], strict=True
+    ):  # the last loses two tokens more of its beginning
+        assert one[0] == pytest.approx(other[0], abs=1e-3)
+        assert one[1] == other[1]
+    server.requests.clear()
+    assert engine(server=served(likelihoods="transformers")).loglikelihood(to_score()) == scores
+    assert server.requests == []
+
     with pytest.raises(EvaluationError, match="need the backend 'transformers'"):
-        engine(make_generator=Parrot).generate_until(to_generate({"until": [], "num_beams": 2}))
+        engine(server=served()).generate_until(to_generate({"until": [], "num_beams": 2}))
+    server.model = copy.deepcopy(tiny[0])
+    with torch.no_grad():
+        server.model.lm_head.weight.copy_(server.model.lm_head.weight.flip(0))
+    with pytest.raises(EvaluationError, match="serves another model than"):
+        engine(server=served()).generate_until(requests)
 
 
 def test_a_task_whose_answers_do_not_fit_is_refused_or_left_out_before_any_is_generated(

@@ -29,9 +29,9 @@ from judge_server import (
 )
 from judge_server import settings as judge_settings
 
+from lingraft.endpoint import retry_after
 from lingraft.errors import LingraftError
 from lingraft.judge.budget import BudgetReachedError, Prices
-from lingraft.judge.client import retry_after
 from lingraft.judge.win_rate import Judged, judge_answers
 from lingraft.records import to_json
 
@@ -128,7 +128,7 @@ def informs_for_ever(connection: socket.socket) -> None:
 def test_a_reply_that_drips_is_lost_after_the_timeout(
     judged: Callable[..., Judged], monkeypatch: pytest.MonkeyPatch, make: Any
 ) -> None:
-    monkeypatch.setattr("lingraft.judge.client._CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr("lingraft.endpoint.CONNECT_SECONDS", 0.2)
     started = time.monotonic()
     with raw_server(make) as url, pytest.raises(LingraftError, match=r"no answer within 0\.4 s") as error:
         judged(url=url, timeout_seconds=0.4, attempts=2)

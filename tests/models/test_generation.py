@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +14,7 @@ from transformers import MistralConfig, MistralForCausalLM
 from lingraft.data.chat_format import chat_format
 from lingraft.data.chat_template import FALLBACK_TEMPLATE
 from lingraft.data.example import Message
-from lingraft.errors import ConfigError, LingraftError, ModelError
+from lingraft.errors import LingraftError, ModelError
 from lingraft.models.empty_turn import empty_user_turn
 from lingraft.models.generation import (
     Ending,
@@ -33,7 +31,6 @@ from lingraft.models.generation import (
 )
 from lingraft.models.generation_log import GenerationLog, locked
 from lingraft.models.loading import load_model, load_tokenizer
-from lingraft.models.vllm import VllmGenerator, check_vllm
 
 QUESTIONS = [
     "Say a.",
@@ -356,37 +353,3 @@ def test_two_processes_do_not_write_one_log(tmp_path: Path) -> None:
         locked(tmp_path / "work"),
     ):
         pass
-
-
-def test_vllm_is_named_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lingraft.models.vllm.find_spec", lambda _: None)
-    with pytest.raises(ConfigError, match=r"lingraft\[vllm\]"):
-        check_vllm()
-
-
-def test_vllm_is_asked_row_by_row(monkeypatch: pytest.MonkeyPatch, tiny_model: Path, tokenizer: Any) -> None:
-    told: dict[str, Any] = {}
-    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-
-    class Fake:
-        def __init__(self, **options: Any) -> None:
-            told["model"] = options
-
-        def generate(self, prompts: Any, params: Any, *, use_tqdm: bool) -> list[Any]:
-            told["params"], told["bars"] = params, use_tqdm
-            rows = [(*one["prompt_token_ids"][:2], end) for one in prompts]
-            return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=row)]) for row in rows]
-
-    module = SimpleNamespace(LLM=Fake, SamplingParams=lambda **options: options)
-    monkeypatch.setitem(sys.modules, "vllm", module)
-    monkeypatch.setattr("lingraft.models.vllm.find_spec", lambda _: module)
-    generator = VllmGenerator(tiny_model, tokenizer, dtype=torch.float16, trust_remote_code=False)
-    ids = tuple(tokenizer("Say a", add_special_tokens=False)["input_ids"])
-    found = generator.continue_batch([TokenPrompt(ids, 7)], Sampling(0.5, 0.9, 5), Ending(frozenset({end})))
-    assert found[0].ended
-    assert found[0].tokens == 3
-    assert told["model"]["dtype"] == torch.float16  # what it was given, and no type of its own
-    assert told["bars"] is False
-    assert told["params"] == [
-        {"seed": 7, "temperature": 0.5, "top_p": 0.9, "max_tokens": 5, "stop_token_ids": [end], "stop": None}
-    ]

@@ -5,8 +5,11 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,13 @@ from lingraft.data.example import Example, Message
 from lingraft.data.sources import LoadedData, load_data
 from lingraft.errors import DataError, ModelError
 from lingraft.models.loading import load_model
-from lingraft.representation.covariance import Moments, covariance_change, trace_change, variance_change
+from lingraft.representation.covariance import (
+    Moments,
+    RunningMoments,
+    covariance_change,
+    trace_change,
+    variance_change,
+)
 from lingraft.representation.drift import drift_between, drift_of_models
 from lingraft.representation.prompts import Prompt, read_prompts
 from lingraft.representation.similarity import linear_cka, mean_cosine
@@ -160,10 +169,45 @@ def test_models_are_checked_before_any_is_loaded(
             drift_of_models([str(tiny_model), str(tiny_model), str(other)], said)
 
 
-@pytest.mark.parametrize("sizes", [[1, 2, 300, 5], [64], [0, 7]])
+def test_a_gpu_holds_the_moments_of_one_block_at_a_time(
+    tiny_model: Path, prompts: EncodedPrompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[weakref.ref[torch.Tensor]] = []
+    most = 0
+    of, cpu = Moments.of, Moments.cpu
+
+    def computed(states: torch.Tensor) -> Moments:  # where the states are
+        nonlocal most
+        found = of(states)
+        alive.append(weakref.ref(found.scatter))
+        most = max(most, sum(one() is not None for one in alive))
+        return found
+
+    def fetched(moments: Moments) -> Moments:  # a copy, as from another device
+        return Moments(moments.n, moments.mean.clone(), moments.scatter.clone())
+
+    monkeypatch.setattr(Moments, "of", computed)
+    monkeypatch.setattr(Moments, "cpu", fetched)
+    found = layer_states(load_model(tiny_model), prompts)
+    assert len(alive) >= len(found) * len(found[0].moments) == 4
+    assert most == 1
+    monkeypatch.setattr(Moments, "of", of)
+    monkeypatch.setattr(Moments, "cpu", cpu)
+    expected = layer_states(load_model(tiny_model), prompts)
+    assert torch.equal(found[0].whole.scatter, expected[0].whole.scatter)
+
+
+@pytest.mark.parametrize("sizes", [[1, 2, 300, 5], [64], [0, 7], [0, 0, 4]])
 def test_moments_in_parts_are_those_of_the_whole(sizes: list[int]) -> None:
     whole = states_of(sum(sizes), 6)
     parts = [Moments.of(part) for part in torch.split(whole, sizes)]
+    running = RunningMoments()
+    for block in torch.split(whole, sizes):
+        running.add(block)
+    together = reduce(add, parts)
+    assert running.moments.n == together.n
+    assert torch.equal(running.moments.mean, together.mean)
+    assert torch.equal(running.moments.scatter, together.scatter)
     total = parts[0]
     for part in parts[1:]:
         total = total + part

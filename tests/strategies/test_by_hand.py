@@ -22,7 +22,7 @@ from lingraft.models.layers import layer_of
 from lingraft.strategies.base import Anchor, Context, TrainingRules, count_masked
 from lingraft.strategies.composition import Composition, build
 from lingraft.strategies.distill import soft_divergence
-from lingraft.strategies.ewc import diagonal_fisher
+from lingraft.strategies.ewc import _SquareSums, diagonal_fisher
 from lingraft.strategies.ssu import _column_scores, _highest
 from lingraft.study.stages.job import training_identity
 from lingraft.train.restraints import Restraints, split_by_rate
@@ -448,6 +448,37 @@ def test_the_fisher_is_the_mean_of_squared_gradients_of_each_example(tmp_path: P
         torch.testing.assert_close(found[name], own, rtol=5e-2, atol=5e-2 * float(own.max()))
     # Not the square of the mean gradient, which a batch would give.
     assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_squares_that_lie_elsewhere_are_added_when_their_gradients_have_arrived(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waited = []
+
+    class Arrival:  # torch's is an accelerator's alone
+        def __init__(self, _: torch.device) -> None:
+            waited.append(False)
+            self.number = len(waited) - 1
+
+        def record(self) -> None: ...
+
+        def synchronize(self) -> None:
+            waited[self.number] = True
+
+    monkeypatch.setattr("torch.Event", Arrival)
+    parameters = {"a": torch.zeros(2, 3), "b": torch.zeros(4)}
+    sums = _SquareSums(parameters, in_host=True)
+    generator = torch.Generator().manual_seed(0)
+    expected = {name: torch.zeros_like(own) for name, own in parameters.items()}
+    for _ in range(3):
+        for name, own in parameters.items():
+            gradient = torch.randn(own.shape, generator=generator)
+            expected[name].addcmul_(gradient, gradient)
+            sums.add(name, gradient)
+            gradient.zero_()  # given up
+    assert waited == [True] * 4 + [False] * 2  # no more than two are on their way
+    assert all(torch.equal(own, expected[name]) for name, own in sums.whole().items())
+    assert all(waited)
 
 
 def test_the_fisher_takes_its_rows_to_where_the_model_is(

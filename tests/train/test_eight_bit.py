@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lingraft.config.schema import Training
 from lingraft.errors import ConfigError
 from lingraft.strategies.base import Anchor, TrainingRules
-from lingraft.train.eight_bit import EightBitAdamW
+from lingraft.train.eight_bit import EightBitAdamW, nearest_codes
 from lingraft.train.phase import Progress, train_phase, with_resolved_precision
 
 Build = Callable[..., Any]
@@ -73,6 +73,24 @@ def test_sixty_steps_lead_within_a_percent_where_float32_adamw_leads(
         assert float(own @ exact / (exact @ exact)) == pytest.approx(1, abs=0.01), precision
 
 
+def test_a_weight_whose_gradients_end_goes_on_as_with_exact_moments() -> None:
+    generator = torch.Generator().manual_seed(0)
+    gradient = torch.randn(64, 256, generator=generator).bfloat16()
+    weights = [
+        torch.nn.Parameter(torch.zeros(64, 256, dtype=kind)) for kind in (torch.bfloat16, torch.float32)
+    ]
+    optimizers: list[torch.optim.Optimizer] = [
+        EightBitAdamW(weights[:1], lr=1e-3),
+        torch.optim.AdamW(weights[1:], lr=1e-3, weight_decay=0),
+    ]
+    for step in range(4):  # the rows of a token that the first step alone meets
+        for weight, optimizer in zip(weights, optimizers, strict=True):
+            weight.grad = gradient.to(weight.dtype) * (step == 0)
+            optimizer.step()
+    assert optimizers[0].state[weights[0]]["exp_avg_sq"].codes.dtype == torch.uint8
+    assert float((weights[0].float() - weights[1]).detach().abs().max()) < 2e-3
+
+
 def test_a_matrix_holds_two_bytes_of_moments_for_each_weight_and_a_short_vector_float32() -> None:
     model = a_model().bfloat16()
     optimizer = EightBitAdamW(model.parameters(), lr=1e-3)
@@ -119,6 +137,25 @@ def test_temporaries_of_a_large_tensor_stay_small_on_a_processor() -> None:
         8 * 2**18 <= largest.found <= views
     )  # whole numbers of 64 bits for a piece, which the codes are found by
     assert len(set(parameter[:1000].tolist())) > 1
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_codes_are_those_that_torchaos_own_search_finds(signed: bool) -> None:
+    from torchao.optim.quant_utils import quantize_8bit_with_qmap  # type: ignore[import-untyped]
+    from torchao.optim.subclass_8bit import (  # type: ignore[import-untyped]
+        get_qmap_signed,
+        get_qmap_unsigned,
+    )
+
+    generator = torch.Generator().manual_seed(0)
+    values = torch.rand(1 << 18, generator=generator) * 10 ** (-8 * torch.rand(1 << 18, generator=generator))
+    if signed:
+        values *= torch.randint(0, 2, values.shape, generator=generator) * 2 - 1
+    values[:4] = torch.tensor([0.0, 1.0, -1.0 if signed else 1e-12, -0.0])
+    qmap = torch.tensor(get_qmap_signed() if signed else get_qmap_unsigned())
+    expected, found = quantize_8bit_with_qmap(values, qmap).int(), nearest_codes(values, signed=signed)
+    assert (found != expected).sum() <= 2  # halfway between two numbers but for rounding
+    assert (qmap[found] - values).abs().max() <= (qmap[expected] - values).abs().max()
 
 
 class KilledError(Exception):

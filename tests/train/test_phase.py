@@ -23,6 +23,7 @@ from lingraft.errors import DataError, ModelError, StrategyError, VerificationEr
 from lingraft.models.compute import compute_for
 from lingraft.models.loss import collate, supervised_loss
 from lingraft.models.shape import shape_of
+from lingraft.train.memory_plan import Cut
 from lingraft.train.phase import PhaseOutcome, Progress, train_phase
 from lingraft.train.trainer import PhaseTrainer, training_arguments
 
@@ -474,3 +475,47 @@ def test_tiny_mixture_of_experts_trains(tiny_mixtral: Build, examples: Build, ru
     outcome = run(model, examples(), TRAINING)
     assert outcome.losses[-1][1] < outcome.losses[0][1]
     assert not torch.equal(model.model.layers[0].mlp.gate.weight, before["model.layers.0.mlp.gate.weight"])
+
+
+def test_a_step_in_pieces_learns_what_a_whole_one_does_and_goes_on_in_others(
+    tiny_llama: Build, examples: Build, run: Build, tmp_path: Path
+) -> None:
+    training = TRAINING.model_copy(update={"save_every": 2, "epochs": 3, "weight_decay": 0.1})
+    whole, pieces, changed = (tiny_llama() for _ in range(3))
+    expected = run(whole, examples(), training, folder=tmp_path / "whole", cut=Cut())
+    found = run(pieces, examples(), training, folder=tmp_path / "pieces", cut=Cut(3, checkpointing=True))
+    assert found.steps == expected.steps
+    assert [loss for _, loss in found.losses] == pytest.approx(
+        [loss for _, loss in expected.losses], rel=1e-5
+    )
+    with pytest.raises(KilledError):
+        run(changed, examples(), training, folder=tmp_path / "two", on_progress=killer(5), cut=Cut(2))
+    changed = tiny_llama()
+    continued = run(changed, examples(), training, folder=tmp_path / "two", cut=Cut(4, checkpointing=True))
+    assert continued.resumed_from == 4
+    assert [loss for _, loss in continued.losses] == pytest.approx(
+        [loss for _, loss in expected.losses], rel=1e-5
+    )
+    for one in (pieces, changed):
+        for name, weight in weights_of(one).items():
+            torch.testing.assert_close(weight, weights_of(whole)[name], atol=2e-5, rtol=1e-4)
+
+
+def test_without_room_a_phase_computes_its_steps_in_pieces(
+    tiny_llama: Build, examples: Build, run: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def arguments(*args: Any, **options: Any) -> Any:
+        found = training_arguments(*args, **options)
+        seen.append(found.gradient_accumulation_steps)
+        return found
+
+    monkeypatch.setattr("lingraft.train.phase.training_arguments", arguments)
+    run(tiny_llama(), examples())
+    monkeypatch.setattr("lingraft.train.phase.free_memory", lambda _: 1)
+    run(tiny_llama(), examples())
+    run(tiny_llama(), examples(), TRAINING.model_copy(update={"accumulation": 2}))
+    assert seen[0] == 1
+    assert seen[1] > 1
+    assert seen[2] == 2, "what is given is as it is given"

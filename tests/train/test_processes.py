@@ -40,7 +40,7 @@ def show(progress):
 with stopping.stoppable():
     try:
         task = PhaseTask.model_validate_json(sys.argv[1])
-        train_on(Processes(2), task, on_progress=show)
+        train_on(Processes(2, sharded="sharded" in sys.argv), task, on_progress=show)
     except stopping.Stopped as stopped:
         stopping.settle()
         print(stopping.was_saved())
@@ -177,21 +177,31 @@ def test_workers_end_when_their_launcher_is_killed(make_task: Make, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGINT, signal.SIGHUP, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+    ("number", "sharded"),
+    [
+        (signal.SIGINT, False),
+        pytest.param(signal.SIGHUP, False, marks=pytest.mark.slow),
+        (signal.SIGTERM, True),  # to one worker alone
+    ],
 )
-def test_a_signal_is_handed_on_and_all_processes_save_together(make_task: Make, number: int) -> None:
+def test_a_signal_is_handed_on_and_all_processes_save_together(
+    make_task: Make, number: int, sharded: bool
+) -> None:
     task = make_task(training=TRAINING.model_copy(update={"epochs": 3}))
     expected, model = on_one_process(task)
-    command = [sys.executable, "-c", STOPPABLE, task.model_dump_json()]
+    command = [sys.executable, "-c", STOPPABLE, task.model_dump_json(), *(["sharded"] * sharded)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as launcher:
         assert launcher.stdout is not None
         for line in launcher.stdout:
-            if line.strip() == "3":
+            if line.strip() == "3":  # and the next step is under way
                 workers = psutil.Process(launcher.pid).children(recursive=True)
-                launcher.send_signal(number)
+                training = [one for one in workers if "lingraft.train.worker" in one.cmdline()]
+                (training[-1] if sharded else launcher).send_signal(number)
                 break
+        asked = time.monotonic()
         said, problems = launcher.communicate(timeout=60)
     _, left = psutil.wait_procs(workers, timeout=20)
+    assert time.monotonic() - asked < 30
     # Who adopts them may leave them unburied.
     assert not [worker for worker in left if worker.status() != psutil.STATUS_ZOMBIE]
     assert "Traceback" not in problems
@@ -199,7 +209,8 @@ def test_a_signal_is_handed_on_and_all_processes_save_together(make_task: Make, 
     *_, step, note = said.strip().splitlines()
     assert note == f"training stopped after step {step} of {expected.steps}, which is saved"
     steps: list[Progress] = []
-    found = train_on(Processes(2), task, on_progress=steps.append).outcome
+    processes = Processes() if sharded else Processes(2)  # as many, or another number
+    found = train_on(processes, task, on_progress=steps.append).outcome
     assert found.resumed_from == int(step) == steps[0].step - 1
     assert_same_curve(found, expected)
     assert_left_alike(task, model)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import get_scheduler
 
 from lingraft import stopping
@@ -20,9 +23,10 @@ from lingraft.config.schema import StrategyChoice, Training
 from lingraft.data.encoded import write_table
 from lingraft.errors import VerificationError
 from lingraft.models.checkpoints import CheckpointReader
-from lingraft.records import fingerprint_of
+from lingraft.records import fingerprint_of, read_json
 from lingraft.stopping import Stopped
 from lingraft.train import run as run_module
+from lingraft.train import saved_state
 from lingraft.train.checkpoints import Checkpoints
 from lingraft.train.phase import PhaseOutcome, Progress, _trained_marks, train_phase
 from lingraft.train.run import PhaseTask, train_task
@@ -197,6 +201,54 @@ def test_a_full_disk_on_the_way_loses_neither_the_phase_nor_what_was_saved(
     assert_same_weights(model, straight)
 
 
+def test_training_goes_on_while_a_checkpoint_is_written_which_counts_when_it_is_whole(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, straight, _ = train("straight")
+    folder, may_end = tmp_path / "stage" / "trainer", threading.Event()
+
+    def slowly(tensors: Any, path: Path) -> None:
+        assert path.parent.name != "checkpoint-4" or may_end.wait(timeout=60)
+        save_file(tensors, path)
+
+    found: list[int | None] = []
+
+    def look() -> None:
+        other = tmp_path / "copy"
+        shutil.copytree(folder, other)  # what a kill would leave now
+        found.append(Checkpoints(other, read_json(folder / "phase.json"), lambda _: None).find().step)
+        may_end.set()
+
+    monkeypatch.setattr(saved_state, "save_file", slowly)
+    with pytest.raises(KilledError):
+        train(
+            training={"save_every": 2},
+            on_progress=lambda now: look() if now.step == 5 else kill() if now.step == 6 else None,
+        )
+    assert found == [2]
+    done, model, _ = train(training={"save_every": 2})
+    assert done.resumed_from == 4
+    assert_same_weights(model, straight)
+
+
+def test_a_checkpoint_is_written_at_once_where_memory_has_no_room_for_a_copy(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, straight, _ = train("straight")
+    monkeypatch.setattr(saved_state, "_SHARE_OF_FREE", 0.0)
+    sealed: list[bool] = []
+    manifest = tmp_path / "stage" / "trainer" / "checkpoint-4" / "manifest.json"
+    with pytest.raises(KilledError):
+        train(
+            training={"save_every": 4},
+            on_progress=lambda now: kill() if now.step == 6 else sealed.append(manifest.exists()),
+        )
+    assert sealed == [False] * 4 + [True]
+    done, model, _ = train()
+    assert done.resumed_from == 4
+    assert_same_weights(model, straight)
+
+
 def test_a_checkpoint_of_another_phase_is_told_and_stays_until_this_one_has_saved(
     train: Train, tmp_path: Path
 ) -> None:
@@ -293,7 +345,7 @@ def test_a_phase_that_moves_no_weight_is_an_error(train: Train, tiny_llama: Any,
 
 def test_a_phase_without_gradients_is_an_error(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "lingraft.train.trainer.Restraints.change_gradients",
+        "lingraft.train.restrained.Restraints.change_gradients",
         lambda self: [one.grad.zero_() for one in self._parameters.values() if one.grad is not None],
     )
     with pytest.raises(VerificationError, match=r"trained nothing.*All gradients were zero"):

@@ -28,14 +28,15 @@ from lingraft.records import read_json, write_json_atomically
 from lingraft.train.run import PhaseTask, train_task
 
 TRAINING = Training(
-    learning_rate=1e-2,
-    epochs=2,
+    learning_rate=1e-3,
+    epochs=1,
     tokens_per_batch=96,
     accumulation=2,
     warmup_share=0.1,
     precision="float32",
-    save_every=4,
+    save_every=2,
 )
+HALF = {"freeze_modules": {"layers": "0-0", "embeddings": True}}
 Seen = dict[str, list[dict[str, Any]]]
 
 
@@ -65,7 +66,14 @@ class Bench:
         results = self.folder / f"on {processes}"
         results.mkdir()
         entries = {
-            name: {"sharded": True, "asked": None, "stop_after": None, "fused": False, **entry}
+            name: {
+                "sharded": True,
+                "measured": False,
+                "asked": None,
+                "stop_after": None,
+                "fused": False,
+                **entry,
+            }
             | {"task": entry["task"].model_dump(mode="json")}
             for name, entry in tasks.items()
         }
@@ -91,9 +99,13 @@ class Bench:
                         stderr=errors_go_here,
                     )
                 )
-        assert [one.wait(timeout=300) for one in workers] == [0] * processes, "\n".join(
-            map(Path.read_text, logs)
-        )
+        try:
+            codes = [one.wait(timeout=300) for one in workers]
+        finally:
+            for one in workers:
+                one.kill()
+                one.wait()
+        assert codes == [0] * processes, "\n".join(map(Path.read_text, logs))
         return {
             name: [read_json(results / f"{name}.{rank}.json") for rank in range(processes)] for name in tasks
         }
@@ -130,22 +142,18 @@ def alone(bench: Bench) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def on_two(bench: Bench, untied: Path) -> Seen:
-    half = {"freeze_modules": {"layers": "0-0", "embeddings": True}}
     return bench.run(
         2,
         {
-            "straight": {"task": bench.task("straight")},
-            "frozen": {"task": bench.task("frozen", half)},
-            "adapters": {"task": bench.task("adapters", {"lora": {"rank": 2}})},
-            "untied": {"task": bench.task("untied", parent=untied)},
-            "fused": {"task": bench.task("fused"), "fused": True},
-            "fused replicated": {"task": bench.task("fused replicated"), "fused": True, "sharded": False},
-            "asked": {"task": bench.task("asked", save_every=0), "asked": 1, "stop_after": 3},
+            "straight": {"task": bench.task("straight"), "measured": True},
+            "fused": {"task": bench.task("fused", save_every=0), "fused": True},
+            "untied": {"task": bench.task("untied", HALF, parent=untied)},
+            "asked": {"task": bench.task("asked", save_every=0), "asked": 1, "stop_after": 2},
             "replicated": {
                 "task": bench.task("replicated", save_every=0),
                 "sharded": False,
                 "asked": 1,
-                "stop_after": 3,
+                "stop_after": 2,
             },
         },
     )
@@ -172,7 +180,7 @@ def assert_same_model(found: Path, expected: Path) -> None:
 
 
 def test_the_first_process_alone_reads_weights(on_two: Seen) -> None:
-    for name in ("straight", "frozen", "adapters", "untied"):
+    for name in ("straight", "untied"):
         first, second = on_two[name]
         assert [path for path in first["opened"] if path.endswith("model.safetensors")], name
         assert second["opened"] == [], name
@@ -180,9 +188,9 @@ def test_the_first_process_alone_reads_weights(on_two: Seen) -> None:
 
 def test_no_other_process_holds_more_than_its_pieces_and_one_whole_tensor(on_two: Seen, bench: Bench) -> None:
     sizes = [4 * one.numel() for one in load_model(bench.parent).parameters()]
-    # Half of the model, one whole tensor, and the piece of it that has just been made; buffers are some bytes.
-    assert 0 < on_two["straight"][1]["most"] <= sum(sizes) / 2 + 1.5 * max(sizes) + 4096
-    assert sum(sizes) / 2 + 1.5 * max(sizes) + 4096 < sum(sizes)
+    allowed = sum(sizes) / 2 + max(sizes) + 4096  # buffers
+    first, second = (seen["most"] for seen in on_two["straight"])
+    assert 0 < second <= allowed < first  # which holds the model that it gives away
 
 
 def test_two_processes_train_and_write_what_one_does(
@@ -192,28 +200,17 @@ def test_two_processes_train_and_write_what_one_does(
     assert_same_model(bench.folder / "straight" / "checkpoint", alone["folder"])
 
 
-@pytest.mark.parametrize("name", ["fused", "fused replicated"])
-def test_so_do_two_whose_logits_are_never_whole(
-    on_two: Seen, bench: Bench, alone: dict[str, Any], name: str
-) -> None:
-    assert_same_losses(on_two[name][0]["losses"], alone["losses"])
-    assert_same_model(bench.folder / name / "checkpoint", alone["folder"])
+def test_so_do_two_whose_logits_are_never_whole(on_two: Seen, bench: Bench, alone: dict[str, Any]) -> None:
+    assert_same_losses(on_two["fused"][0]["losses"], alone["losses"])
+    assert_same_model(bench.folder / "fused" / "checkpoint", alone["folder"])
 
 
-@pytest.mark.parametrize(
-    ("name", "choice"),
-    [
-        ("frozen", {"freeze_modules": {"layers": "0-0", "embeddings": True}}),
-        ("adapters", {"lora": {"rank": 2}}),
-        ("untied", "plain"),
-    ],
-)
-def test_what_is_frozen_added_or_untied_comes_out_as_of_one_process(
-    on_two: Seen, bench: Bench, untied: Path, name: str, choice: Any
+def test_frozen_weights_and_a_head_of_its_own_come_out_as_of_one_process(
+    on_two: Seen, bench: Bench, untied: Path
 ) -> None:
-    task = bench.task(f"{name} alone", choice, **({"parent": untied} if name == "untied" else {}))
-    assert_same_losses(on_two[name][0]["losses"], train_task(task).outcome.losses)
-    assert_same_model(bench.folder / name / "checkpoint", task.checkpoint)
+    task = bench.task("untied alone", HALF, parent=untied)
+    assert_same_losses(on_two["untied"][0]["losses"], train_task(task).outcome.losses)
+    assert_same_model(bench.folder / "untied" / "checkpoint", task.checkpoint)
 
 
 def test_a_resumable_checkpoint_takes_12_bytes_a_parameter(on_two: Seen, bench: Bench) -> None:
@@ -225,14 +222,16 @@ def test_a_resumable_checkpoint_takes_12_bytes_a_parameter(on_two: Seen, bench: 
     assert len(folders) == 2
     files = [path for path in folders[0].iterdir() if path.suffix == ".safetensors"]
     assert len(files) == 2  # one of each process
-    assert 12 * parameters < sum(path.stat().st_size for path in files) <= 12.5 * parameters
+    headers = sum(8 + int.from_bytes(path.read_bytes()[:8], "little") for path in files)
+    assert sum(path.stat().st_size for path in files) - headers == 12 * parameters
+    assert headers < 512 * 3 * len(list(load_model(bench.parent).parameters()))  # some hundred bytes a tensor
     assert not list(folders[0].glob("*.pt")) + list(folders[0].glob(".metadata"))
 
 
 @pytest.mark.parametrize("name", ["asked", "replicated"])
 def test_asked_in_one_process_all_save_one_step_and_end(on_two: Seen, bench: Bench, name: str) -> None:
     assert all(one.get("stopped") for one in on_two[name])
-    assert [path.name for path in (bench.folder / name / "trainer").glob("checkpoint-*")] == ["checkpoint-3"]
+    assert [path.name for path in (bench.folder / name / "trainer").glob("checkpoint-*")] == ["checkpoint-2"]
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +253,7 @@ def test_three_processes_go_on_where_two_were_stopped(
     on_three: Seen, bench: Bench, alone: dict[str, Any], name: str
 ) -> None:
     (done, *_) = on_three[f"{name} on 3"]
-    assert done["resumed_from"] == 3
+    assert done["resumed_from"] == 2
     assert_same_losses(done["losses"], alone["losses"])
     assert_same_model(bench.folder / f"{name} on 3" / "checkpoint", alone["folder"])
 
@@ -266,7 +265,7 @@ def test_one_process_goes_on_where_two_were_stopped(
     assert on_two[name]
     shutil.copytree(bench.folder / name, bench.folder / f"{name} on 1")
     done = train_task(bench.task(f"{name} on 1", save_every=0)).outcome
-    assert done.resumed_from == 3
+    assert done.resumed_from == 2
     assert_same_losses(done.losses, alone["losses"])
     assert_same_model(bench.folder / f"{name} on 1" / "checkpoint", alone["folder"])
 

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from lingraft.train import stochastic_rounding
+from lingraft.train.eight_bit import EightBitAdamW
 from lingraft.train.stochastic_rounding import (
     CHUNK,
     RoundingNoise,
@@ -105,3 +117,82 @@ def test_saved_and_loaded_in_the_middle_it_rounds_the_same() -> None:
         resumed.grad = gradient
         continued.step()
     assert torch.equal(resumed, parameter)
+
+
+class Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the operations that run, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.found[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_on_an_accelerator_calls_grow_with_tensors_and_none_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(stochastic_rounding, "elements_at_once", lambda _: 1 << 28)
+
+    def calls(count: int, size: int) -> Any:
+        parameters = [torch.nn.Parameter(torch.zeros(size, dtype=torch.bfloat16)) for _ in range(count)]
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+        optimizer = StochasticRoundingAdamW(parameters)
+        optimizer.step()
+        with Calls() as found:
+            optimizer.step()
+        assert all((parameter != 0).all() for parameter in parameters)
+        return found.found
+
+    small, large, twice = calls(3, 1000), calls(3, 3 * CHUNK), calls(6, 1000)
+    assert small == large
+    assert twice.total() <= 2 * small.total() <= 2 * 3 * 25
+    waiting = ("_local_scalar_dense", "_to_copy.default", "lift_fresh", "nonzero", "copy_.default")
+    assert large["aten._to_copy.default"] <= 3 * 2  # weights and gradients to float32
+    assert large["aten.copy_.default"] == 3  # the rounded weights
+    assert not any(name in call for call in large for name in waiting if "copy" not in name)
+
+
+@contextmanager
+def one_of_two(rank: int) -> Iterator[None]:
+    """One process of two, whose other is not there."""
+    dist.init_process_group("fake", rank=rank, world_size=2, store=FakeStore())
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("kind", [StochasticRoundingAdamW, EightBitAdamW])
+def test_divided_parameters_are_updated_in_pieces_that_round_by_themselves(kind: Any) -> None:
+    weight = torch.full((128, 64), 0.02).bfloat16()
+
+    def piece(rank: int, lr: float) -> Tensor:
+        with one_of_two(rank):
+            # Torch remembers what it did on an equal mesh, also of a process that was another.
+            mesh = init_device_mesh("cpu", (2,), mesh_dim_names=(f"of process {rank}, {lr}",))
+            divided = distribute_tensor(weight, mesh, [Shard(0)], src_data_rank=None)
+            parameter = torch.nn.Parameter(divided)
+            parameter.grad = distribute_tensor(torch.ones_like(weight), mesh, [Shard(0)], src_data_rank=None)
+            optimizer = kind([parameter], lr=lr, seed=3)
+            optimizer.step()
+            moment = optimizer.state[parameter]["exp_avg"]
+            assert isinstance(moment, DTensor)
+            assert moment.shape == weight.shape
+            found: Any = parameter
+            return found.to_local().detach().clone()  # type: ignore[no-any-return]
+
+    first, second = piece(0, 1e-5), piece(1, 1e-5)
+    assert torch.equal(first, piece(0, 1e-5))
+    assert not torch.equal(first, second)
+    assert first.shape == second.shape == (64, 64)
+    together = torch.cat([first, second]).double()
+    assert weight[0, 0].item() - together.mean().item() == pytest.approx(1e-5, rel=0.15)
+    whole = torch.nn.Parameter(weight.clone())
+    whole.grad = torch.ones_like(weight)
+    kind([whole], lr=0.02, seed=3).step()
+    pieces = torch.cat([piece(0, 0.02), piece(1, 0.02)])
+    assert torch.allclose(whole.detach().float(), pieces.float(), rtol=0.01)  # but for the noise

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from lingraft.errors import ConfigError, ModelError
 from lingraft.weights.signal_to_noise import (
+    exact_singular_values,
     marchenko_pastur_median,
     noise_edge,
     signal_of,
@@ -31,6 +32,39 @@ def test_singular_values_are_those_of_a_full_decomposition(shape: tuple[int, int
     matrix = noise(shape)
     expected = torch.linalg.svdvals(matrix.double()).numpy()
     np.testing.assert_allclose(singular_values(matrix), expected, rtol=1e-4, atol=3e-4 * expected[0])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("scale", [1e-12, 0.02, 1e12])
+def test_those_that_an_accelerator_computes_are_exact_at_any_scale(
+    shape: tuple[int, int], scale: float
+) -> None:
+    matrix = noise(shape, scale=scale)
+    expected = torch.linalg.svdvals(matrix.double()).numpy()
+    np.testing.assert_allclose(exact_singular_values(matrix), expected, rtol=1e-9, atol=1e-7 * expected[0])
+    assert np.array_equal(exact_singular_values(torch.zeros(shape)), np.zeros(min(shape)))
+
+
+def test_a_scan_takes_its_matrices_to_an_accelerator_that_has_float64(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = {f"model.layers.{n}.mlp.up_proj.weight": noise((60, 90), n) + n * 0.001 for n in range(4)}
+    save_file(weights, tmp_path / "model.safetensors")
+    expected = signal_to_noise(tmp_path)
+    used: list[torch.Size] = []
+
+    def on_accelerator(matrix: torch.Tensor) -> object:
+        assert matrix.device.type == "meta"
+        used.append(matrix.shape)
+        return exact_singular_values(noise((60, 90)))  # the stand-in has no values
+
+    monkeypatch.setattr("lingraft.weights.signal_to_noise.compute_device", lambda: torch.device("meta"))
+    monkeypatch.setattr("lingraft.weights.signal_to_noise.exact_singular_values", on_accelerator)
+    found = signal_to_noise(tmp_path)
+    assert used == [torch.Size((60, 90))] * 4
+    assert [one.name for one in found.modules] == [one.name for one in expected.modules]
+    monkeypatch.setattr("lingraft.weights.signal_to_noise.has_float64", lambda _: False)
+    assert signal_to_noise(tmp_path) == expected  # on the processor
 
 
 def test_a_few_huge_values_do_not_blur_the_others() -> None:

@@ -37,6 +37,7 @@ from lingraft.records import fingerprint_of, from_json
 from lingraft.stage import CHECKPOINT, GivenModel, MadeModel, StageSpec
 from lingraft.study.events import Watcher
 from lingraft.study.execute import Executor
+from lingraft.study.fitting import check_memory
 from lingraft.study.forecast import Forecast, forecast, time_text, work_text
 from lingraft.study.materials import Materials, past_rows
 from lingraft.study.plan import PlannedPhase, Planner
@@ -167,6 +168,7 @@ def get_ready(
     """
     check_adaptation(adaptation, base_folder)
     check_reach(study_of(adaptation, name), base_folder)
+    check_memory(study_of(adaptation, name), processes)
     trust = adaptation.trust_remote_code
     whole, merged = whole_model(adaptation.model, Executor(store, watcher), trust_remote_code=trust)
     if merged is not None:

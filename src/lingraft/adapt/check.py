@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lingraft.adapt.checked import FORMAT, Checked
 from lingraft.adapt.gate import MaxLosses, check_pair
 from lingraft.adapt.promise import AbilityLoss, answer_of, loss_of
+from lingraft.config.load import backend_of
+from lingraft.config.schema import ServerChoice
 from lingraft.evaluate.manifest import chat_identity
 from lingraft.evaluate.running import (
     shortfalls,
@@ -25,7 +28,6 @@ from lingraft.models.tensor_files import is_adapter
 from lingraft.stage import GivenModel
 from lingraft.study.evaluation import (
     Asked,
-    Backend,
     EvaluationOptions,
     ModelEvaluation,
     Part,
@@ -109,7 +111,7 @@ def check(
     max_new_tokens: int | None = None,
     batch_size: int | None = None,
     precision: AskedPrecision = "auto",
-    backend: Backend = "transformers",
+    backend: str | ServerChoice | Mapping[str, Any] = "transformers",
     chat: bool = True,
     processes: int | None = None,
     trust_remote_code: bool = False,
@@ -133,7 +135,7 @@ def check(
         max_new_tokens: Most tokens of an answer; None: each task's own.
         batch_size: Most answers generated together; None: as many as fit.
         precision: Of the arithmetic; auto: bf16 where it is clearly faster.
-        backend: What generates answers.
+        backend: What generates answers; see `evaluate`.
         chat: Apply the chat template to prompts.
         processes: How many answer, each with the whole model; None: one an accelerator, one without any.
         trust_remote_code: Run Python code that models and YAML tasks bring along.
@@ -157,7 +159,7 @@ def check(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         precision=precision,
-        backend=backend,
+        backend=backend_of(backend, "backend"),
         chat=chat,
     )
     gate = gate_of(

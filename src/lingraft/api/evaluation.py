@@ -13,9 +13,9 @@ import torch
 
 from lingraft.api.arguments import names_given, options_as_arguments
 from lingraft.api.printed import Printed
-from lingraft.config.load import section_of
+from lingraft.config.load import backend_of, section_of
 from lingraft.config.paths import path_of
-from lingraft.config.schema import JudgeChoice
+from lingraft.config.schema import JudgeChoice, ServerChoice
 from lingraft.errors import (
     ConfigError,
     EvaluationError,
@@ -45,7 +45,6 @@ from lingraft.report.signs import legend
 from lingraft.report.tables import Table
 from lingraft.study.evaluation import (
     Asked,
-    Backend,
     EvaluationOptions,
     ModelEvaluation,
     Part,
@@ -145,7 +144,7 @@ class EvaluateOptions(TypedDict, total=False):
     batch_size: int | None
     repeat: int
     precision: AskedPrecision
-    backend: Backend
+    backend: str | ServerChoice | Mapping[str, Any]
     processes: int | None
     chat: bool
     judge: JudgeChoice | Mapping[str, Any] | None
@@ -168,7 +167,7 @@ def evaluate(
     batch_size: int | None = None,
     repeat: int = 1,
     precision: AskedPrecision = "auto",
-    backend: Backend = "transformers",
+    backend: str | ServerChoice | Mapping[str, Any] = "transformers",
     processes: int | None = None,
     chat: bool = True,
     judge: JudgeChoice | Mapping[str, Any] | None = None,
@@ -193,7 +192,8 @@ def evaluate(
         batch_size: Most answers generated together; None: as many as fit.
         repeat: Generate so many times in other batches, to measure the noise floor.
         precision: Of a model that is loaded by its name; `auto`: bf16 where that is clearly faster, else float32.
-        backend: What generates, for a model by its name: `transformers` or `vllm`.
+        backend: What generates, for a model by its name: `transformers`, or a server: `{"server": URL}` or
+            `{"command": "vllm serve {model} --port {port}"}`, with other fields of `evaluate.backend`.
         processes: For a model by its name: how many share the items, each with the whole model; None: one a GPU, or
             this process alone. Answers do not depend on it.
         chat: Apply the chat template to prompts.
@@ -345,7 +345,7 @@ def _ask(
     batch_size: int | None,
     repeat: int,
     precision: AskedPrecision,
-    backend: Backend,
+    backend: str | ServerChoice | Mapping[str, Any],
     processes: int | None,
     chat: bool,
     judge: JudgeChoice | Mapping[str, Any] | None,
@@ -368,7 +368,7 @@ def _ask(
         max_new_tokens=max_new_tokens,
         repeat=repeat,
         precision=precision,
-        backend=backend,
+        backend=backend_of(backend, "backend"),
         chat=chat,
         judge=None if judge is None else section_of(JudgeChoice, judge, "judge"),
     )

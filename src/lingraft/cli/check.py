@@ -77,7 +77,7 @@ def check(
     max_new_tokens: MaxNewTokensOption = None,
     batch_size: BatchSizeOption = None,
     precision: PrecisionOption = "auto",
-    backend: BackendOption = "transformers",
+    backend: BackendOption = None,
     processes: AnsweringOption = None,
     chat: ChatOption = True,
     trust_remote_code: TrustOption = False,

@@ -75,7 +75,7 @@ def evaluate(
         typer.Option(min=1, help="Generate this many times in other batches, to measure the noise floor."),
     ] = 1,
     precision: PrecisionOption = "auto",
-    backend: BackendOption = "transformers",
+    backend: BackendOption = None,
     processes: AnsweringOption = None,
     judge_url: Annotated[
         str | None,

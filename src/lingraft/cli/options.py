@@ -29,7 +29,14 @@ BatchSizeOption = Annotated[
 PrecisionOption = Annotated[
     str, typer.Option(help="auto, bf16 or float32; auto takes bf16 where it is clearly faster.")
 ]
-BackendOption = Annotated[str, typer.Option(help="Generation engine: transformers, or vllm (extra `vllm`).")]
+BackendOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="ENGINE",
+        help="What generates: transformers, generate (no continuous batching), server=URL (OpenAI's completions, as of "
+        "vLLM) or command='vllm serve {model} --port {port}'; repeat it for further fields, such as model=NAME.",
+    ),
+]
 ChatOption = Annotated[bool, typer.Option("--chat/--no-chat", help="Apply the chat template to prompts.")]
 TrustOption = Annotated[
     bool,

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table as RichTable
 
+    from lingraft.config.schema import Backend
     from lingraft.models.checkpoints import WeightType
     from lingraft.report.tables import Table
     from lingraft.stage import Json
@@ -42,7 +43,6 @@ _NO_TERMINAL = 80  # characters of a line where nothing says how many there are
 _NARROWEST = 40
 _NAMED = 3
 _PRECISIONS: tuple[Literal["auto", "bf16", "float32"], ...] = ("auto", "bf16", "float32")
-_BACKENDS: tuple[Literal["transformers", "vllm"], ...] = ("transformers", "vllm")
 _MARK = re.compile(
     r"(⟦|⟧|<[^<>\s]*>|\[/?[A-Z_]+\]|\n)"
 )  # what chat templates put around turns, and our brackets
@@ -330,20 +330,33 @@ def checked_weight_type(asked: str | None) -> WeightType | None:
     return names[asked.lower()]
 
 
-def checked_backend(asked: str) -> Literal["transformers", "vllm"]:
-    """Return what `--backend` names, and which is installed.
+def checked_backend(asked: Sequence[str] | None) -> Backend:
+    """Return what `--backend` names, once for each field of a server; a server is not asked.
 
     Raises:
-        ConfigError: It names no engine, or one that is absent.
+        ConfigError: It names no engine, a field is wrong, or a program is not installed.
     """
-    known = next((one for one in _BACKENDS if one == asked), None)
-    if known is None:
-        raise ConfigError(f"--backend {asked!r}: choose {' or '.join(_BACKENDS)}.")
-    if known == "vllm":
-        from lingraft.models.vllm import check_vllm
+    from lingraft.config.load import backend_of, section_from_options
+    from lingraft.config.schema import ServerChoice
 
-        check_vllm()
-    return known
+    fields = dict(one.partition("=")[::2] for one in asked or () if "=" in one)
+    names = [one for one in asked or () if "=" not in one]
+    for name in fields:
+        if name not in ServerChoice.model_fields:
+            raise ConfigError(f"--backend {name}=...: {did_you_mean(name, ServerChoice.model_fields)}")
+    if len(names) > 1 or (names and fields) or len(fields) + len(names) < len(asked or ()):
+        raise ConfigError(
+            f"--backend {' --backend '.join(asked or ())}: give one engine, or each field of a server once."
+        )
+    if not fields:
+        return backend_of(names[0] if names else "transformers", "--backend")
+    from lingraft.models.server import check_server
+
+    choice = section_from_options(
+        ServerChoice, {name: f"backend {name}=" for name in ServerChoice.model_fields}, **fields
+    )
+    check_server(choice)
+    return choice
 
 
 def quieten_loading() -> None:

@@ -246,6 +246,10 @@ class ProgressWatcher(Watcher):
         self._ahead.labels = list(labels)
         self._lines.estimate = self._ahead.sentence
 
+    def planned(self, line: str) -> None:
+        """Print what the stages ahead take."""
+        self._print(line)
+
     def study_started(self, stages: int) -> None:
         """Show how many stages there are."""
         self._total = stages

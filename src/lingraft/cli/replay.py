@@ -48,7 +48,7 @@ def replay(
     ] = 256,
     seed: Annotated[int, typer.Option(min=0, help="Seed of all sampling.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Answers generated together.")] = 16,
-    backend: BackendOption = "transformers",
+    backend: BackendOption = None,
     precision: PrecisionOption = "auto",
     processes: AnsweringOption = None,
     show: Annotated[int, typer.Option(min=0, help="Rows to print.")] = 3,
@@ -99,7 +99,7 @@ def replay(
         "max_new_tokens": max_new_tokens,
         "seed": seed,
         "batch_size": batch_size,
-        "backend": engine,
+        "backend": settings.engine,
         "precision": compute.precision,
     }
     record, work = output.with_suffix(".record.json"), output.with_name(f"{output.name}.work")

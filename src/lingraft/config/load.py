@@ -19,7 +19,16 @@ from pydantic import BaseModel, ValidationError
 
 from lingraft.config.checks import check_study
 from lingraft.config.problems import Location, Problem
-from lingraft.config.schema import TAG_PATTERN, DataSource, JudgeChoice, Section, Study
+from lingraft.config.schema import (
+    TAG_PATTERN,
+    Backend,
+    DataSource,
+    Evaluation,
+    JudgeChoice,
+    Section,
+    ServerChoice,
+    Study,
+)
 from lingraft.config.yaml_text import compose, content_of, line_of, odd_values, read_text
 from lingraft.errors import ConfigError, did_you_mean
 from lingraft.records import write_text_atomically
@@ -231,6 +240,21 @@ def section_from_options(kind: type[SectionOf], names: Mapping[str, str], **opti
         raise ConfigError(" ".join(_section_problems(kind, error, option))) from None
 
 
+def backend_of(given: object, place: str) -> Backend:
+    """Return what generates, of what a Python function is given: a name, a `ServerChoice`, or its fields in a mapping.
+
+    Raises:
+        ConfigError: It is no engine, or a field is wrong.
+    """
+    if isinstance(given, str):
+        try:
+            return Evaluation(backend=given).backend
+        except ValidationError as error:
+            message = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise ConfigError(f"{place} {given!r}: {message}.") from None
+    return section_of(ServerChoice, given, place)
+
+
 def section_of(kind: type[SectionOf], given: object, place: str) -> SectionOf:
     """Return a section of the study file that a Python function is given: itself, or its fields in a mapping.
 
@@ -401,8 +425,8 @@ def _place(location: Location) -> str:
     for before, part in zip(("", *location), location, strict=False):
         if part == "parts" or (before == "parts" and part == 0):
             continue  # the schema's own wrapping of a strategy; the file does not have it
-        if part == "[key]":
-            continue  # how pydantic says that not the value but the key is wrong
+        if part in ("[key]", "[name]", "[section]"):
+            continue  # how pydantic says that the key is wrong, or which branch of a union
         place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
     return place or "the study"
 

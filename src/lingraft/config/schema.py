@@ -6,6 +6,7 @@ errors can be reported together. Defaults name their source.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection
 from copy import copy
 from typing import Annotated, Any, Literal, cast
@@ -14,7 +15,9 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationInfo,
     create_model,
     field_validator,
@@ -88,8 +91,9 @@ class Training(Section):
     """Passes over the phase's examples."""
     tokens_per_batch: int = Field(4096, ge=16, le=_MANY)
     """Padded tokens per optimiser step: rows times the longest row of each of its micro-batches."""
-    accumulation: int = Field(1, ge=1, le=1024)
-    """Micro-batches per optimiser step; each holds tokens_per_batch / accumulation padded tokens."""
+    accumulation: int | None = Field(None, ge=1, le=1024)
+    """Micro-batches per optimiser step; each holds tokens_per_batch / accumulation padded tokens. null: one, cut into
+    pieces where it does not fit the memory; the rows of a step stay the same, so results differ by rounding alone."""
     max_length: int = Field(1024, ge=8, le=_MANY)
     """Longest example in tokens; what is cut off is counted and shown."""
     precision: Literal["auto", "bf16", "bf16_pure", "float32"] = "auto"
@@ -106,14 +110,22 @@ class Training(Section):
     """AdamW's decoupled weight decay (default: none, as in Alpaca's training)."""
     max_gradient_norm: float = Field(1.0, ge=1e-9, le=_MANY)
     """Gradients are scaled down to this norm; a large one leaves them as they are."""
-    gradient_checkpointing: bool = False
-    """Trade time for memory: recompute activations in the backward pass."""
+    gradient_checkpointing: bool | None = None
+    """Trade time for memory: recompute activations in the backward pass; null: where they would not fit."""
+    compile: Literal["auto"] | bool = "auto"
+    """Compile the decoder layers (torch.compile); auto: where the phase is long enough to pay for it and the machine
+    has a compiler. Results differ by rounding only."""
     save_every: int = Field(0, ge=0, le=_MANY)
     """Optimiser steps between resumable checkpoints inside a phase; 0: by time alone."""
     save_minutes: float = Field(10.0, ge=0, le=10_080)
     """Minutes between resumable checkpoints; 0: by steps alone. Both 0: nothing is saved before the phase is done."""
     report_to: tuple[str, ...] = ()
     """Trackers of transformers.Trainer: tensorboard, trackio, wandb, mlflow, ..."""
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of an optimiser step, before any is cut into pieces."""
+        return self.accumulation or 1
 
     def compared(self, *, without: Collection[str] = ()) -> dict[str, Any]:
         """Return the options that a result depends on, as fingerprints and resumable checkpoints hold them.
@@ -122,6 +134,11 @@ class Training(Section):
             without: Options that do not matter to who asks.
         """
         compared = self.model_dump(mode="json", exclude={*_UNCOMPARED, *without})
+        chosen = {
+            "accumulation": self.micro_batches,
+            "gradient_checkpointing": bool(self.gradient_checkpointing),
+        }
+        compared |= {name: one for name, one in chosen.items() if name in compared}
         if self.optimizer == "adamw":  # as before there was another
             compared.pop("optimizer", None)
         return compared
@@ -136,7 +153,7 @@ class Training(Section):
         return None
 
 
-_UNCOMPARED = {"save_every", "save_minutes", "report_to"}
+_UNCOMPARED = {"compile", "save_every", "save_minutes", "report_to"}
 
 
 def _or_absent(field: FieldInfo) -> tuple[Any, FieldInfo]:
@@ -406,6 +423,70 @@ class JudgeChoice(Section):
         return self
 
 
+class ServerChoice(Section):
+    """A server that generates in place of transformers, by OpenAI's completions: one that runs, or one to start."""
+
+    server: Text | None = None
+    """URL before /completions of a server that runs, such as http://localhost:8000/v1."""
+    command: Text | None = None
+    """Line that starts a server of a model, such as `vllm serve {model} --port {port}`; it is ended after each."""
+    model: Text | None = None
+    """The model's name at the server, where `{model}` is its folder; null: the one that it lists."""
+    version: Text | None = None
+    """Engine and version for records and fingerprints, such as `vllm 0.33.0`; null: as the server or program says."""
+    likelihoods: Literal["auto", "server", "transformers"] = "auto"
+    """What scores likelihood tasks; auto: a server that runs and offers `echo` with `logprobs`, else transformers."""
+    at_once: int = Field(64, ge=1, le=1024)
+    """Requests under way at a time."""
+    timeout: float = Field(600.0, gt=0)
+    """Seconds without a whole reply after which a request is lost."""
+    attempts: int = Field(6, ge=1)
+    """How often one request is sent at most."""
+    start_timeout: float = Field(1800.0, gt=0)
+    """Seconds within which a server that was started must answer."""
+
+    @model_validator(mode="after")
+    def _one_server(self) -> ServerChoice:
+        if (self.server is None) == (self.command is None):
+            raise ValueError(
+                "give `server`, the URL of a server that runs, or `command`, the line that starts one"
+            )
+        for part in ("{model}", "{port}"):
+            if self.command is not None and part not in self.command:
+                raise ValueError(
+                    f"`command` must hold {part}, such as: vllm serve {{model}} --port {{port}} (here {self.command!r})"
+                )
+        try:
+            words = shlex.split(self.command or "x")
+        except ValueError as error:
+            raise ValueError(f"`command` cannot be split into words ({error}): {self.command!r}") from None
+        if not words:
+            raise ValueError("`command` is empty")
+        return self
+
+
+def _named_engine(value: Any) -> Any:
+    """Refuse the name of an engine that is none, or that is none any more."""
+    if not isinstance(value, str) or value in ("transformers", "generate"):
+        return value
+    if value == "vllm":
+        raise ValueError(
+            "vLLM runs as a server of its own now; write {command: 'vllm serve {model} --port {port}'}, or "
+            "{server: URL} for one that you have started (--backend command='...', --backend server=URL)"
+        )
+    raise ValueError(
+        "choose transformers, generate, {server: URL} or {command: LINE} (--backend server=URL, "
+        "--backend command='...')"
+    )
+
+
+# `[...]`: parts of places that messages leave out.
+Backend = Annotated[
+    Annotated[Literal["transformers", "generate"], Tag("[name]")] | Annotated[ServerChoice, Tag("[section]")],
+    Discriminator(lambda value: "[name]" if isinstance(value, str) else "[section]"),
+    BeforeValidator(_named_engine),
+]
+
 # What of a judge does not change its verdicts.
 UNCOMPARED_JUDGE_FIELDS = {"price_in", "price_out", "budget", "at_once", "timeout", "attempts"}
 
@@ -432,8 +513,8 @@ class Evaluation(Section):
     """Seed by which items are divided into halves; worldbook's splits do not depend on it."""
     repeats: int = Field(1, ge=1)
     """Times that generating tasks run, each in other batches (or by other draws): the noise floor of their scores."""
-    backend: Literal["transformers", "vllm"] = "transformers"
-    """What generates answers; vllm needs the extra `vllm`. Likelihood tasks always run in transformers."""
+    backend: Backend = "transformers"
+    """What generates answers: transformers (on a GPU by continuous batching), generate (never by that), or a server."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """Weights and arithmetic of a model that is evaluated; auto: as in Training."""
     apply_chat_template: bool = True

@@ -9,9 +9,9 @@ beyond greedy search and plain sampling, such as beams, go the harness's own way
 from __future__ import annotations
 
 import copy
-import gc
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -30,17 +30,16 @@ from lingraft.evaluate.likelihood import Pair, Score, continuation_scores
 from lingraft.evaluate.lm_eval_compat import longest_input, model_class, quiet
 from lingraft.evaluate.task_runs import SEEDS
 from lingraft.models.answering import Answering, Continue, Held, InThisProcess
-from lingraft.models.engine import Engine
+from lingraft.models.engine import Engine, engine_for
 from lingraft.models.generation import (
     Ending,
     Generated,
-    Generator,
     Sampling,
     TokenPrompt,
     chat_ending,
-    generate,
     planned_batches,
 )
+from lingraft.models.server import ServerGenerator, check_same_model, scores_likelihoods
 from lingraft.models.token_ids import check_token_ids, embedding_rows, padding_id
 
 if TYPE_CHECKING:
@@ -52,7 +51,6 @@ _OWN_SETTINGS = {"do_sample", "temperature", "top_p", "until", "max_gen_toks"}
 _MOST_ROWS = 1024
 LONGEST_ANSWER = 256  # the harness's, where a task's settings say nothing
 
-MakeGenerator = Callable[[], Generator]
 OnAnswer = Callable[[str, str, str], None]
 _FIRST = 3  # answers of a task that are shown while others are awaited
 
@@ -66,11 +64,13 @@ class Batching:
         tokens: Of a batch, padding and what may be generated included.
         repeat: Number of the run of the same requests: each gives other neighbours and, where answers are drawn,
             other draws. 0: sorted by length.
+        backend: `generate`: never by continuous batching.
     """
 
     most_rows: int | None
     tokens: int
     repeat: int = 0
+    backend: str = "transformers"
 
 
 def room_problem(
@@ -99,8 +99,7 @@ class InMemoryModel(model_class()):  # type: ignore[misc]
         chat: Whether prompts go through the chat template, which then writes all special tokens: the tokenizer
             adds none, as in training.
         answering: Who answers; None: the model itself, in this process. Else the model may be without weights.
-        make_generator: Makes another engine for generation, which must fit beside nothing else on the accelerator;
-            None: `answering`.
+        server: Generates, and scores where it is asked to, in place of `answering`; None: there is none.
         on_answer: Called with the name of the task, the prompt and the answer, of the first answers of each task that
             generates.
     """
@@ -115,7 +114,7 @@ class InMemoryModel(model_class()):  # type: ignore[misc]
         *,
         chat: bool,
         answering: Answering | None = None,
-        make_generator: MakeGenerator | None = None,
+        server: ServerGenerator | None = None,
         on_answer: OnAnswer | None = None,
     ) -> None:
         super().__init__(
@@ -133,7 +132,7 @@ class InMemoryModel(model_class()):  # type: ignore[misc]
             self.tokenizer = own
         self._batching, self._answers, self._count = batching, answers, count
         self._answering = answering or InThisProcess(model, tokenizer)
-        self._make_generator = make_generator
+        self._server, self._is_checked = server, False
         self._on_answer, self._shown = on_answer, Counter[str]()
         self._chat = chat_format(tokenizer) if chat else None
         self._control = ControlTokens(tokenizer, str(tokenizer.chat_template or ""))
@@ -243,6 +242,8 @@ class InMemoryModel(model_class()):  # type: ignore[misc]
         return [found[place] for place in range(len(pairs))]
 
     def _scored(self, pairs: Sequence[Pair], is_done: Callable[[int], bool] = lambda _: False) -> Any:
+        if self._server is not None and scores_likelihoods(self._server.choice):
+            return self._scored_by(self._server, pairs, is_done)
         return continuation_scores(
             self._answering,
             pairs,
@@ -250,6 +251,17 @@ class InMemoryModel(model_class()):  # type: ignore[misc]
             tokens_per_batch=self._batching.tokens,
             is_done=is_done,
         )
+
+    def _scored_by(
+        self, server: ServerGenerator, pairs: Sequence[Pair], is_done: Callable[[int], bool]
+    ) -> Iterator[dict[int, Score]]:
+        places = [place for place in range(len(pairs)) if not is_done(place)]
+        if not places:
+            return
+        with self._beside(server, [pairs[place].context for place in places]):
+            asked = [(pairs[place].context, pairs[place].continuation) for place in places]
+            for number, score in server.scores(asked, self.max_length):
+                yield {places[number]: score}
 
     def tok_batch_encode(
         self,
@@ -355,11 +367,12 @@ class InMemoryModel(model_class()):  # type: ignore[misc]
         keys: Sequence[str],
         groups: Sequence[tuple[tuple[Sampling, Ending], dict[int, TokenPrompt]]],
     ) -> None:
-        if self._make_generator is not None:
-            self._generate_elsewhere(requests, keys, groups, self._make_generator)
+        if self._server is not None:
+            self._generate_by(self._server, requests, keys, groups)
             return
-        most = self._batching.most_rows or _MOST_ROWS
-        engine = Engine(batch_size=most, own_defaults=True)
+        most, tokens = self._batching.most_rows or _MOST_ROWS, self._batching.tokens
+        name = engine_for(self._answering.model.device, self._batching.backend)
+        engine = Engine(name, most, own_defaults=True, tokens_per_batch=tokens)
         batches, places = [], []  # of all groups, so that no worker waits for the last batch of one
         for (sampling, ending), prompts in groups:
             own, asked = list(prompts), list(prompts.values())
@@ -368,7 +381,8 @@ class InMemoryModel(model_class()):  # type: ignore[misc]
                 sampling,
                 most,
                 lambda row, own=own: keys[own[row]] in self._answers,  # type: ignore[misc]
-                tokens_per_batch=self._batching.tokens,
+                # By continuous batching rows begin as others end: what is asked for need not fit at once.
+                tokens_per_batch=None if name == "continuous" and not sampling.temperature else tokens,
                 shuffle=self._batching.repeat or None,
             ):
                 batches.append(Continue(engine, tuple(asked[row] for row in rows), sampling, ending))
@@ -377,37 +391,52 @@ class InMemoryModel(model_class()):  # type: ignore[misc]
             found = zip(places[number], answers, strict=True)
             self._keep(requests, keys, {place: asdict(one) for place, one in found})
 
-    def _generate_elsewhere(
+    def _generate_by(
         self,
+        server: ServerGenerator,
         requests: Sequence[Instance],
         keys: Sequence[str],
         groups: Sequence[tuple[tuple[Sampling, Ending], dict[int, TokenPrompt]]],
-        make_generator: MakeGenerator,
     ) -> None:
+        with self._beside(server, [one.ids for _, prompts in groups for one in prompts.values()]):
+            for (sampling, ending), prompts in groups:
+                places, asked = list(prompts), list(prompts.values())
+                missing = planned_batches(
+                    asked,
+                    sampling,
+                    1,  # a row is asked for by itself
+                    lambda row, places=places: keys[places[row]] in self._answers,  # type: ignore[misc]
+                    shuffle=self._batching.repeat or None,
+                )
+                rows = [row for (row,) in missing]
+                for number, one in server.continue_each([asked[row] for row in rows], sampling, ending):
+                    self._keep(requests, keys, {places[rows[number]]: asdict(one)})
+
+    @contextmanager
+    def _beside(self, server: ServerGenerator, prompts: Sequence[Sequence[int]]) -> Iterator[None]:
+        """Leave the accelerator's memory to a server that is started, and check that another one has the model."""
         device = self.model.device
-        self.model.to("cpu")  # the other engine takes the accelerator's memory
-        generator = make_generator()
-        for (sampling, ending), prompts in groups:
-            places = list(prompts)
-            batches = generate(
-                generator,
-                list(prompts.values()),
-                sampling,
-                ending,
-                lambda row, places=places: keys[places[row]] in self._answers,  # type: ignore[misc]
-                shuffle=self._batching.repeat or None,
-            )
-            for batch in batches:
-                self._keep(requests, keys, {places[row]: asdict(one) for row, one in batch.items()})
-        del generator
-        gc.collect()
-        torch.cuda.empty_cache()
-        self.model.to(device)
+        if not server.is_ours:
+            if not self._is_checked:
+                check_same_model(server, self._answering, prompts)
+                self._is_checked = True
+            yield
+            return
+        moves = device.type not in ("cpu", "meta")
+        if moves:
+            self.model.to("cpu")
+            torch.accelerator.empty_cache()
+        try:
+            yield
+        finally:
+            if moves:
+                server.stop()
+                self.model.to(device)
 
     def _generate_as_harness(
         self, requests: Sequence[Instance], keys: Sequence[str], places: Sequence[int]
     ) -> None:
-        if self._make_generator is not None:
+        if self._server is not None:
             raise EvaluationError(
                 f"the task {requests[places[0]].task_name}: its generation settings "
                 f"{requests[places[0]].args[1]} need the backend 'transformers'."

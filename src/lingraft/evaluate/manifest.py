@@ -25,6 +25,7 @@ from lingraft.data.chat_template import chat_template
 from lingraft.data.worldbook import VERSION as WORLDBOOK_VERSION
 from lingraft.errors import EvaluationError, in_one_line
 from lingraft.evaluate.lm_eval_compat import quiet
+from lingraft.evaluate.own_task import ROOM_OF_LONGEST
 from lingraft.evaluate.task_records import DataRevision, EvaluationSettings, ScoreSettings, TaskSettings
 from lingraft.evaluate.task_runs import (
     NEEDS_PUNKT,
@@ -40,6 +41,7 @@ from lingraft.evaluate.task_runs import (
     reads_whole_documents,
     template_of,
 )
+from lingraft.models.server import engine_of
 from lingraft.records import fingerprint_of, hash_file
 
 if TYPE_CHECKING:
@@ -212,16 +214,15 @@ def manifest_of(
     Raises:
         EvaluationError: A task's templates or functions fail on an item.
     """
-    engine = evaluation.backend
+    backend = evaluation.backend
+    engine = f"transformers {installed('transformers')}" if isinstance(backend, str) else engine_of(backend)
     judge = (
         ""
         if evaluation.judge is None
         else fingerprint_of(evaluation.judge.model_dump(mode="json", exclude=UNCOMPARED_JUDGE_FIELDS))
     )
     return Manifest(
-        evaluation=EvaluationSettings(
-            f"{engine} {installed(engine)}", str(installed("lm_eval")), precision, chat
-        ),
+        evaluation=EvaluationSettings(engine, str(installed("lm_eval")), precision, chat),
         tasks=tuple(_task(run, judge) for run in sorted(runs, key=lambda run: run.key)),
         libraries=tuple((name, installed(name)) for name in _LIBRARIES),
         seeds=tuple(SEEDS.items()),
@@ -251,7 +252,7 @@ def installed(library: str) -> str | None:
 
 def outside_of_the_file() -> dict[str, str | None]:
     """Return what may change an evaluation although its file, its data and the model stay as they are."""
-    names = (*_LIBRARIES, "lm_eval", "vllm", "langdetect")
+    names = (*_LIBRARIES, "lm_eval", "langdetect")
     return {
         **{name: installed(name) for name in names},
         "punkt": punkt_hash(),
@@ -300,6 +301,10 @@ def _task(run: Run, judge: str) -> TaskManifest:
         raise EvaluationError(
             f"the task {run.name}: its items cannot be read: {type(error).__name__}: {in_one_line(error)}"
         ) from error
+    if getattr(
+        task, "references", ()
+    ):  # the longest answer is a model's own (`answer_room`), and by this rule
+        settings = {**settings, "room": ROOM_OF_LONGEST}
     if run.generates and not settings["do_sample"]:  # then nothing reads how it would be drawn
         settings = {key: value for key, value in settings.items() if key not in ("temperature", "top_p")}
     return TaskManifest(

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
@@ -22,6 +22,11 @@ from lingraft.errors import EvaluationError
 from lingraft.evaluate.task_names import TASKS_FOLDER
 from lingraft.text.language_tags import ENGLISH
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FEWEST_NEW_TOKENS = 96
+ROOM_OF_LONGEST = 2  # so many times as long as the longest right answer may an answer be
 _KNOWS_LANGUAGE = ("doc_to_text", "doc_to_target", "process_results")
 
 
@@ -51,10 +56,11 @@ class Documents:
     Attributes:
         rows: The harness's documents, all with the same fields. Those that share a passage have the same `cluster`, in
             every language of a parallel set.
-        longest_answer: Tokens that every right answer fits in.
+        longest_answer: Tokens that every right answer fits in, whatever the tokenizer.
         source: The file's name, or the hub's data set.
         revision: The hub's commit; None for a file, or where the cache does not say it.
         version: Of the documents, where it is not that of the YAML file.
+        references: Right answers, by whose tokens a model's answers are bounded (`answer_room`); empty: none are known.
     """
 
     rows: Sequence[Mapping[str, Any]]
@@ -62,6 +68,7 @@ class Documents:
     source: str | None = None
     revision: str | None = None
     version: str | None = None
+    references: tuple[str, ...] = ()
 
 
 class OwnTask(ConfigurableTask):  # type: ignore[misc]
@@ -99,11 +106,27 @@ class OwnTask(ConfigurableTask):  # type: ignore[misc]
             name = config.metadata["items"].format(**vars(self._options))
             raise EvaluationError(f"{name}: there are no rows in {found.source}.")
         self.dataset = {"test": datasets.Dataset.from_list([dict(row) for row in found.rows])}
+        self.references = () if config.metadata.get("max_new_tokens") else found.references
         longest = config.metadata.get("max_new_tokens") or found.longest_answer
         config.generation_kwargs = config.generation_kwargs | {"max_gen_toks": longest}
         if found.version is not None:
             self.VERSION = found.version
         config.metadata = config.metadata | {"source": found.source, "revision": found.revision}
+
+
+def answer_room(task: ConfigurableTask, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return how many tokens an answer of a model may have, from the lengths of right answers in its own tokens.
+
+    Twice the longest, as a right answer may be worded otherwise, and the end token; at least 96, and at most what fits
+    whatever the tokenizer: a text has no more tokens than bytes, of which other scripts than Latin have three times as
+    many. None: the task names a length, or knows no right answers.
+    """
+    references: Sequence[str] = getattr(task, "references", ())
+    if not references:
+        return None
+    ids: Any = tokenizer(list(references), add_special_tokens=False)["input_ids"]
+    room = max(FEWEST_NEW_TOKENS, ROOM_OF_LONGEST * max(map(len, ids)) + 1)
+    return min(room, int(task.config.generation_kwargs["max_gen_toks"]))
 
 
 def own_task(

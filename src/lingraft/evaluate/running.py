@@ -22,6 +22,7 @@ from lingraft.evaluate.lm_eval_compat import Sample, quiet, run_tasks
 from lingraft.evaluate.loading import file_manager
 from lingraft.evaluate.manifest import Manifest, chat_identity, manifest_of
 from lingraft.evaluate.noise import noise_floor
+from lingraft.evaluate.own_task import answer_room
 from lingraft.evaluate.predictions import Prediction
 from lingraft.evaluate.results import NoiseFloor, Scores
 from lingraft.evaluate.scoring import judged, predictions_of
@@ -35,8 +36,9 @@ from lingraft.text.language_tags import ENGLISH
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from lingraft.evaluate.in_memory import InMemoryModel, MakeGenerator, OnAnswer
+    from lingraft.evaluate.in_memory import InMemoryModel, OnAnswer
     from lingraft.models.answering import Answering
+    from lingraft.models.server import ServerGenerator
 
 WIN_RATE = "win_rate"
 
@@ -88,7 +90,7 @@ def evaluate_model(
     verdicts: Path | None = None,
     resolved: Mapping[str, Any] | None = None,
     answering: Answering | None = None,
-    make_generator: MakeGenerator | None = None,
+    server: ServerGenerator | None = None,
     on_progress: OnProgress | None = None,
     on_judged: OnProgress | None = None,
     on_answer: OnAnswer | None = None,
@@ -112,7 +114,7 @@ def evaluate_model(
         verdicts: A file that a judge's verdicts are kept in, for any number of models; None: they are not kept.
         resolved: The identity of the manifest that the evaluation is known by; its tasks must still be the same.
         answering: Who answers; None: the model itself, in this process. Else the model may be without weights.
-        make_generator: Makes another engine for generation, such as vLLM, when it is needed; None: `answering`.
+        server: Generates, and scores where it is asked to, in place of `answering`; None: there is none.
         on_progress: Called with the items so far and in all.
         on_judged: Called with a judge's verdicts so far and in all, of one judged task after the other; the items are
             done then.
@@ -145,6 +147,9 @@ def evaluate_model(
             "the tasks are not those that were looked up before: a file of a task or of its data was changed since. "
             "Run the same command again."
         )
+    for run in runs:
+        if (limit := answer_room(run.task, tokenizer)) is not None:
+            run.task.set_config("generation_kwargs", {"max_gen_toks": limit}, update=True)
     # Before any other task is generated for in vain.
     no_room = {
         run.label: problem
@@ -167,7 +172,7 @@ def evaluate_model(
         manifest,
         AnswerLog(log),
         answering,
-        make_generator,
+        server,
         on_progress,
         on_answer,
     )
@@ -208,7 +213,7 @@ def _answer(
     manifest: Manifest,
     answers: AnswerLog,
     answering: Answering | None,
-    make_generator: MakeGenerator | None,
+    server: ServerGenerator | None,
     on_progress: OnProgress | None,
     on_answer: OnAnswer | None,
 ) -> tuple[list[list[Prediction]], dict[str, int], dict[str, int]]:
@@ -233,17 +238,18 @@ def _answer(
         if on_answer is not None:
             on_answer(labels[key], prompt, answer)
 
+    backend = evaluation.backend if isinstance(evaluation.backend, str) else "transformers"
     for repeat, own in enumerate(runs_of_rounds):
         with quiet():
             lm = InMemoryModel(
                 model,
                 tokenizer,
-                Batching(evaluation.batch_size, evaluation.tokens_per_batch, repeat),
+                Batching(evaluation.batch_size, evaluation.tokens_per_batch, repeat, backend),
                 answers,
                 count,
                 chat=evaluation.apply_chat_template,
                 answering=answering,
-                make_generator=make_generator,
+                server=server,
                 on_answer=tell if repeat == 0 else None,
             )
         samples = samples_of(lm, tokenizer, evaluation, own) if own else {}

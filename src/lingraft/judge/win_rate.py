@@ -16,10 +16,11 @@ from pathlib import Path
 from statistics import fmean
 
 from lingraft.config.schema import JudgeChoice
+from lingraft.endpoint import Key
 from lingraft.errors import EvaluationError
 from lingraft.intervals.macro_mean import Difference, Interval, macro_mean, paired_difference
 from lingraft.judge.budget import Ledger, Prices, Tokens
-from lingraft.judge.client import ChatClient, Endpoint, Key, key_from_environment
+from lingraft.judge.client import ChatClient, Endpoint, key_from_environment
 from lingraft.judge.prompt import PROMPT_VERSION, Question, prompt_hash
 from lingraft.judge.runner import (
     OnProgress,

@@ -27,23 +27,14 @@ class Held:
     Args:
         model: On the device that it computes on; left as it is.
         tokenizer: Its own.
-        elsewhere: Generates in place of any engine over the model; None: the engine that a batch names does.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        elsewhere: Generator | None = None,
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self._elsewhere = elsewhere
         self._generators: dict[Engine, Generator] = {}
 
     def generator(self, engine: Engine) -> Generator:
         """Return an engine over the model, made once."""
-        if self._elsewhere is not None:
-            return self._elsewhere
         if engine not in self._generators:
             self._generators[engine] = engine.generator(self.model, self.tokenizer)
         return self._generators[engine]
@@ -76,16 +67,11 @@ class Answering(Protocol):
 
 
 class InThisProcess:
-    """A model in this process answers one batch after the other; see `Held`."""
+    """A model in this process answers one batch after the other."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        elsewhere: Generator | None = None,
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self._held = Held(model, tokenizer, elsewhere)
+        self._held = Held(model, tokenizer)
 
     def answers(self, batches: Sequence[Batch[Answer]]) -> Iterator[tuple[int, Answer]]:
         """See `Answering`."""

@@ -13,7 +13,7 @@ from lingraft.models.generation import BATCH_SIZE, Generator, TransformersGenera
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-EngineName = Literal["transformers"]
+EngineName = Literal["transformers", "continuous"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +46,43 @@ class ModelFiles:
         )
 
 
+def engine_for(device: torch.device, backend: str) -> EngineName:
+    """Return what generates with a model unless a server does: continuous batching on a card of CUDA.
+
+    Args:
+        device: Of the model; `meta`: it has no weights here, and those of other processes have the cards.
+        backend: `generate`: never continuous batching.
+    """
+    has_cards = torch.cuda.is_available() and device.type in ("cuda", "meta")
+    return "continuous" if has_cards and backend != "generate" else "transformers"
+
+
 @dataclass(frozen=True, slots=True)
 class Engine:
     """What generates.
 
     Attributes:
-        name: The engine.
+        name: `transformers`: its `generate`, left and entered again as rows end; `continuous`: continuous batching.
         batch_size: Most rows at a time.
         own_defaults: Keep what the model's generation_config.json adds to greedy search, such as a repetition penalty.
+        tokens_per_batch: Most tokens at a time of rows that `continuous` leaves to `transformers`.
     """
 
     name: EngineName = "transformers"
     batch_size: int = BATCH_SIZE
     own_defaults: bool = False
+    tokens_per_batch: int = 32768
 
     def generator(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Generator:
         """Return the engine over a model in memory, which is left as it is."""
+        if self.name == "continuous":
+            from lingraft.models.continuous import ContinuousGenerator
+
+            return ContinuousGenerator(
+                model,
+                tokenizer,
+                self.batch_size,
+                own_defaults=self.own_defaults,
+                tokens_per_batch=self.tokens_per_batch,
+            )
         return TransformersGenerator(model, tokenizer, self.batch_size, own_defaults=self.own_defaults)

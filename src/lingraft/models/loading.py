@@ -5,6 +5,7 @@ A name is `embedded:NAME`, a local folder, or a hub id with an optional revision
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from pathlib import Path
@@ -29,7 +30,13 @@ from lingraft.data.example import Message
 from lingraft.errors import ModelError, in_one_line
 from lingraft.models.embedded import embedded_folder
 from lingraft.models.model_names import EMBEDDED_PREFIX, check_hub_id
-from lingraft.models.tensor_files import INDEX_FILE, SINGLE_FILE, is_adapter, missing_weights
+from lingraft.models.tensor_files import (
+    INDEX_FILE,
+    SINGLE_FILE,
+    CheckpointReader,
+    is_adapter,
+    missing_weights,
+)
 from lingraft.models.token_ids import check_token_ids
 from lingraft.models.weights import ModelWeights, empty_model, misfit_message
 from lingraft.records import hash_file, read_json
@@ -152,6 +159,39 @@ def load_model(
         raise ModelError(f"{name_or_folder}: {misfit_message((), missing, sorted(info['unexpected_keys']))}")
     checked: PreTrainedModel = model.eval()
     return checked
+
+
+def load_for_training(name_or_folder: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Load a model as `load_model` does, but with its parameters in bf16 where its files hold nothing else.
+
+    So they stay mapped from the files: in float32 each would take four bytes, also one that a phase freezes. Training
+    widens what trains; buffers are those of float32.
+
+    Raises:
+        ModelError: See `load_model`.
+    """
+    folder = model_folder(str(name_or_folder), trust_remote_code=trust_remote_code)
+    files = CheckpointReader(folder)
+    if {files.kind(name) for name in files.names} != {torch.bfloat16}:
+        return load_model(folder, trust_remote_code=trust_remote_code)
+    model = load_model(folder, dtype=torch.bfloat16, trust_remote_code=trust_remote_code)
+    rounded = [name for name, buffer in model.named_buffers() if buffer.dtype == torch.bfloat16]
+    if rounded:  # numbers that the architecture computes, in the type of its weights
+        from accelerate import init_empty_weights
+
+        config = copy.deepcopy(model.config)
+        with init_empty_weights(include_buffers=False):
+            exact: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                config, dtype=torch.float32, trust_remote_code=trust_remote_code
+            )
+        for name in rounded:
+            place, _, own = name.rpartition(".")
+            module = model.get_submodule(place)
+            is_stored = own not in module._non_persistent_buffers_set
+            values = module._buffers[own] if is_stored else exact.get_buffer(name)
+            assert values is not None
+            module._buffers[own] = values.float()
+    return model
 
 
 def load_empty_model(name_or_folder: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:

@@ -280,7 +280,7 @@ def token_losses(
 
     Args:
         model: A causal language model.
-        batch: From `collate`.
+        batch: From `collate`, or packed.
         arithmetic: What the model runs in, such as `Compute.autocast()`; the loss is taken outside of it.
     """
     head = SupervisedHead(_unwrapped(model), batch["positions"])
@@ -298,8 +298,10 @@ def _outputs(
     unwrapped = _unwrapped(model)
     routed = bool(getattr(unwrapped.config.get_text_config(), "output_router_logits", False))
     mask = {"attention_mask": batch["attention_mask"]} if routed else {}
+    # Of a packed batch (train.packing) attention is told where rows begin, and has no mask.
+    rows = {name: batch[name] for name in ("position_ids", "cu_seq_lens_q") if name in batch}
     with head, whole_rows(), arithmetic or nullcontext():
-        outputs = model(input_ids=batch["input_ids"], use_cache=False, **mask)
+        outputs = model(input_ids=batch["input_ids"], use_cache=False, **mask, **rows)
     if not routed:
         return outputs.logits, None
     auxiliary = getattr(outputs, "aux_loss", None)

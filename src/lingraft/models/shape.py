@@ -9,6 +9,7 @@ included. The head runs on the positions that predict something. Norms, softmax 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,9 @@ class ModelShape:
         is_gated: Whether the MLP multiplies two such widths.
         normalised: Width of all that a layer's norms normalise, together.
         vocabulary: Rows of the embedding.
+        largest_layer: Parameters of the largest layer.
+        outside: Parameters outside of the layers: embedding, head, last norm.
+        ranks: Of a layer's adapters (LoRA), together; 0: it has none.
     """
 
     parameters: int
@@ -59,6 +63,9 @@ class ModelShape:
     is_gated: bool
     normalised: int
     vocabulary: int
+    largest_layer: int
+    outside: int
+    ranks: int
 
     def forward_flops(self, tokens: float, pairs: float, positions: float) -> float:
         """Return the FLOPs of a forward pass.
@@ -130,6 +137,9 @@ def shape_of(model: Any, trainable: Collection[str] | None = None) -> ModelShape
     inner = _first(config, "moe_intermediate_size") if experts else None
     inner = inner or _first(config, "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
     reached = [name for name in matrices if layer[name] >= low]
+    sizes = Counter[int]()
+    for name, place in layer.items():
+        sizes[place] += parameters[name].numel()
     return ModelShape(
         parameters=sum(one.numel() for one in parameters.values()),
         trained=sum(parameters[name].numel() for name in trained),
@@ -149,6 +159,13 @@ def shape_of(model: Any, trainable: Collection[str] | None = None) -> ModelShape
         is_gated=any("gate_" in name for name in layer),
         normalised=normalised,
         vocabulary=int(model.get_input_embeddings().weight.shape[0]),
+        largest_layer=max(sizes.values(), default=0),
+        outside=sum(one.numel() for name, one in parameters.items() if name not in layer),
+        ranks=sum(
+            int(one.shape[0])
+            for name, one in parameters.items()
+            if ".lora_A." in name and layer.get(name) == lowest
+        ),
     )
 
 

@@ -5,35 +5,18 @@ Bytes go from the source's files through one small buffer into the new ones, wha
 
 from __future__ import annotations
 
-import json
-import math
-import os
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from lingraft.errors import DiskError, ModelError
-from lingraft.models.tensor_files import INDEX_FILE, SINGLE_FILE, type_name
+from lingraft.models.tensor_files import INDEX_FILE, SINGLE_FILE, StoredTensor, write_tensors
 from lingraft.models.weights import ModelWeights
 from lingraft.records import write_json_atomically
 
 _ELEMENTS_AT_ONCE = 2**22
-
-
-@dataclass(frozen=True, slots=True)
-class _Tensor:
-    """A tensor to be written: its name in the files, and the type that it is stored in from now on."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def bytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def write_shards(weights: ModelWeights, folder: Path, dtype: torch.dtype, shard_bytes: int) -> int:
@@ -55,7 +38,7 @@ def write_shards(weights: ModelWeights, folder: Path, dtype: torch.dtype, shard_
         DiskError: They do not fit on the disk.
         ModelError: A value is too large for `dtype`.
     """
-    shards: list[list[_Tensor]] = [[]]
+    shards: list[list[StoredTensor]] = [[]]
     for tensor in _tensors(weights, dtype):
         if shards[-1] and sum(one.bytes for one in shards[-1]) + tensor.bytes > shard_bytes:
             shards.append([])
@@ -70,7 +53,7 @@ def write_shards(weights: ModelWeights, folder: Path, dtype: torch.dtype, shard_
     count = len(shards)
     names = [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
     for name, shard in zip(names if count > 1 else [SINGLE_FILE], shards, strict=True):
-        _write_file(folder / name, shard, weights)
+        write_tensors(folder / name, shard, lambda tensor: _rounded(tensor, weights))
     if count > 1:
         places = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         index = {"metadata": {"total_size": total}, "weight_map": places}
@@ -78,7 +61,7 @@ def write_shards(weights: ModelWeights, folder: Path, dtype: torch.dtype, shard_
     return total
 
 
-def _tensors(weights: ModelWeights, dtype: torch.dtype) -> list[_Tensor]:
+def _tensors(weights: ModelWeights, dtype: torch.dtype) -> list[StoredTensor]:
     found = []
     for part in weights.parts():
         kept = {weights.type_in(name, dtype) for name in part.parameters}
@@ -86,36 +69,16 @@ def _tensors(weights: ModelWeights, dtype: torch.dtype) -> list[_Tensor]:
         for name in part.stored:
             stored = weights.files.kind(name)
             own = stored if wanted is None or not stored.is_floating_point else wanted
-            found.append(_Tensor(name, own, weights.files.shape(name)))
+            found.append(StoredTensor(name, own, weights.files.shape(name)))
     return found
 
 
-def _write_file(path: Path, tensors: Sequence[_Tensor], weights: ModelWeights) -> None:
-    """Write one safetensors file: the length of its header, the header, and the bytes of the tensors in its order."""
-    ordered = sorted(
-        tensors, key=lambda one: -one.dtype.itemsize
-    )  # so that each begins at a multiple of its width
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for tensor in ordered:
-        begin, end = end, end + tensor.bytes
-        header[tensor.name] = {
-            "dtype": type_name(tensor.dtype),
-            "shape": list(tensor.shape),
-            "data_offsets": [begin, end],
-        }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in ordered:
-            for piece in weights.files.pieces(tensor.name, _ELEMENTS_AT_ONCE):
-                rounded = piece.to(tensor.dtype)
-                if tensor.dtype == torch.float16 and not (rounded.isfinite() | ~piece.isfinite()).all():
-                    raise ModelError(
-                        f"{weights.folder}: {tensor.name} holds values above 65504, which float16 cannot hold; take "
-                        "bf16 or float32."
-                    )
-                file.write(rounded.view(torch.uint8).numpy().data)
-        file.flush()
-        os.fsync(file.fileno())
+def _rounded(tensor: StoredTensor, weights: ModelWeights) -> Iterator[torch.Tensor]:
+    for piece in weights.files.pieces(tensor.name, _ELEMENTS_AT_ONCE):
+        rounded = piece.to(tensor.dtype)
+        if tensor.dtype == torch.float16 and not (rounded.isfinite() | ~piece.isfinite()).all():
+            raise ModelError(
+                f"{weights.folder}: {tensor.name} holds values above 65504, which float16 cannot hold; take "
+                "bf16 or float32."
+            )
+        yield rounded

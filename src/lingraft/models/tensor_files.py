@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,6 +37,52 @@ _TYPES = {
 def type_name(dtype: torch.dtype) -> str:
     """Return what the header of a safetensors file calls a type."""
     return next(name for name, own in _TYPES.items() if own == dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor to be written: its name in the file, the type that it is stored in, and its shape."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        """What it takes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def write_tensors(
+    path: Path, tensors: Iterable[StoredTensor], pieces_of: Callable[[StoredTensor], Iterable[torch.Tensor]]
+) -> None:
+    """Write one safetensors file, a piece at a time: its header's length, the header, and the bytes in its order.
+
+    Args:
+        path: The file.
+        tensors: What it holds.
+        pieces_of: Returns a tensor's elements in order, in the type that they are stored in, on the processor.
+    """
+    # So that each begins at a multiple of its width.
+    ordered = sorted(tensors, key=lambda one: -one.dtype.itemsize)
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for tensor in ordered:
+        begin, end = end, end + tensor.bytes
+        header[tensor.name] = {
+            "dtype": type_name(tensor.dtype),
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in ordered:
+            for piece in pieces_of(tensor):
+                file.write(piece.contiguous().view(-1).view(torch.uint8).numpy().data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 class WeightReader(Protocol):

@@ -10,7 +10,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from multiprocessing.connection import Connection
 
 import torch
@@ -18,7 +17,7 @@ import torch
 from lingraft import stopping
 from lingraft.errors import LingraftError
 from lingraft.models.answering import Held
-from lingraft.models.workers import Answered, Failed, Ready
+from lingraft.models.workers import Answered, Failed, OutOfMemory, Ready
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 
@@ -50,14 +49,14 @@ def main() -> None:
         except EOFError:
             return
         except (torch.OutOfMemoryError, MemoryError):  # a death: another one, with empty memory, may answer
-            traceback.print_exc()
-            sys.exit(1)
+            connection.send(OutOfMemory())
+            raise
         except LingraftError as error:
             connection.send(Failed(type(error).__name__, str(error)))
         except Exception as error:
-            traceback.print_exc()
             message = f"a process that answers failed with {type(error).__name__}: {error}"
             connection.send(Failed(LingraftError.__name__, message))
+            raise  # its stack goes into the log
 
 
 if __name__ == "__main__":

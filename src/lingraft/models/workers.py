@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Pipe, wait
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 
@@ -29,11 +29,9 @@ from lingraft.errors import ConfigError, LingraftError
 from lingraft.models.answering import Answer, Answering, Batch, InThisProcess
 from lingraft.models.engine import ModelFiles
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 _SHOWN_LINES = 20
 _SHOWN_BYTES = 1 << 14
+_SECONDS_TO_END = 10.0
 _MOST_DEATHS = 2  # of a worker without an answer between them, and of workers over one batch
 
 
@@ -47,6 +45,11 @@ class Answered:
     """Sent by a worker: the answer to the batch that it has."""
 
     answer: Any
+
+
+@dataclass(frozen=True, slots=True)
+class OutOfMemory:
+    """Sent by a worker that ends, because the memory was too short for its batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +121,7 @@ def answered_by(
 
 
 class Workers:
-    """Processes that answer batches; see `Answering`. They are started at once, and end with the context.
+    """Processes that answer batches; see `Answering`. They are started by the first batch, and end with the context.
 
     Args:
         count: How many, at least 2.
@@ -133,15 +136,10 @@ class Workers:
     def __init__(
         self, count: int, files: ModelFiles, device: torch.device, noted: Callable[[str], None]
     ) -> None:
-        self.model: PreTrainedModel
-        self.tokenizer: PreTrainedTokenizerBase
+        self.model, self.tokenizer = files.load(with_weights=False)
         self._noted = noted
-        self._workers = [_Worker(count, files, _device_of(number, device)) for number in range(count)]
-        try:
-            self.model, self.tokenizer = files.load(with_weights=False)
-        except BaseException:
-            self.end()
-            raise
+        self._count, self._files, self._device = count, files, device
+        self._workers: list[_Worker] = []
 
     def __enter__(self) -> Workers:
         """Return the workers."""
@@ -168,6 +166,9 @@ class Workers:
         Raises:
             LingraftError: A worker raised it, the workers died over one batch, or all of them died.
         """
+        if batches and not self._workers:
+            for number in range(self._count):
+                self._workers.append(_Worker(self._count, self._files, _device_of(number, self._device)))
         left = deque(range(len(batches)))
         deaths: Counter[int] = Counter()
         missing = len(batches)
@@ -226,7 +227,7 @@ class _Worker:
         self._start()
 
     def _start(self) -> None:
-        self.asked, self._is_loaded = None, False
+        self.asked, self._is_loaded, self._is_out_of_memory = None, False, False
         self.connection, theirs = Pipe()
         with theirs:
             self.process = subprocess.Popen(
@@ -262,27 +263,34 @@ class _Worker:
     def hear(self) -> Ready | Answered | Failed | None:
         """Return what it sent; None: it has died."""
         try:
-            said: Ready | Answered | Failed = self.connection.recv()
+            said: Ready | Answered | Failed | OutOfMemory = self.connection.recv()
         except (EOFError, OSError):
             return None
         if isinstance(said, Ready):
             self._is_loaded = True
         elif isinstance(said, Answered):
             self._deaths = 0
+        elif isinstance(said, OutOfMemory):
+            self._is_out_of_memory = True
+            return None
         return said
 
     def bury(self) -> str:
         """Start it again where it has not died too often, and return how it died."""
         assert self.process is not None
         self.connection.close()
-        self.process.kill()  # it may have closed its connection alone
-        code = self.process.wait()
+        try:
+            code = self.process.wait(_SECONDS_TO_END)
+        except subprocess.TimeoutExpired:  # it has closed its connection alone
+            self.process.kill()
+            code = self.process.wait()
         self.process = None
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        how = "ran out of memory" if self._is_out_of_memory else how
         self._deaths += 1
         if self._deaths < _MOST_DEATHS:
             self._start()
-        name = signal.Signals(-code).name if code < 0 else ""
-        return f"was killed by {name}" if name else f"ended with exit code {code}"
+        return how
 
     def kill(self) -> None:
         """End it; it stays away."""

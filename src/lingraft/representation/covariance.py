@@ -54,6 +54,36 @@ class Moments:
         return self.scatter / max(1, self.n - 1)
 
 
+class RunningMoments:
+    """Moments that grow by blocks of states, in ordinary memory: 8 d^2 bytes, however many there are of them.
+
+    A block's are computed where its states are and let go at once, so a GPU holds those of one block at a time.
+    """
+
+    def __init__(self) -> None:
+        self._sum: Moments | None = None
+
+    def add(self, states: torch.Tensor) -> None:
+        """Take [n, d] states."""
+        own = Moments.of(states).cpu()
+        if self._sum is None:
+            self._sum = own
+            return
+        # As `Moments.__add__`, in place: of a large width each copy is a tenth of a gigabyte.
+        before, n = self._sum, self._sum.n + own.n
+        shift = own.mean - before.mean
+        before.scatter.add_(own.scatter)
+        if n:
+            before.scatter.add_(torch.outer(shift, shift).mul_(before.n * own.n / n))
+        self._sum = Moments(n, before.mean + shift * (own.n / max(1, n)), before.scatter)
+
+    @property
+    def moments(self) -> Moments:
+        """Those of all states so far; none have been taken: an error."""
+        assert self._sum is not None, "no states were taken"
+        return self._sum
+
+
 def covariance_change(before: Moments, after: Moments) -> float | None:
     """Return ||C2 - C1||_F / ||C1||_F, >= 0; None where C1 is zero."""
     norm = float(before.covariance.norm())

@@ -29,7 +29,7 @@ from lingraft.models.loaded import (
 )
 from lingraft.models.loading import check_model, load_model, load_tokenizer, model_folder
 from lingraft.models.token_ids import check_token_ids, embedding_rows
-from lingraft.representation.covariance import Moments
+from lingraft.representation.covariance import Moments, RunningMoments
 from lingraft.representation.prompts import Prompt, prompts_of
 
 if TYPE_CHECKING:
@@ -213,9 +213,10 @@ def layer_states(
 ) -> list[LayerStates]:
     """Return, layer by layer, what the decoder layers give for the prompts.
 
-    A layer's states are what it adds to and passes on, before the final norm. Memory beside the model: for each layer
-    and language d x d values in float64 (4.3 GB a language for 32 layers of width 4096), and KEPT_BYTES of states, or
-    FEWEST_KEPT of each layer where that is more.
+    A layer's states are what it adds to and passes on, before the final norm. Memory beside the model, of the
+    processor: for each layer and language d x d values in float64 (4.3 GB a language for 32 layers of width 4096), and
+    KEPT_BYTES of states, or FEWEST_KEPT of each layer where that is more. Of a GPU: the states of a batch, and the
+    d x d values of one layer.
 
     Args:
         model: A causal language model in memory, which is left as it was; or a folder, hub id or `embedded:NAME`, which
@@ -285,8 +286,7 @@ def _layer_states(
     places = _kept_places(prompts, positions, max(FEWEST_KEPT, KEPT_BYTES // bytes_per_place))
     collectors = [_Collector(places, prompts.languages) for _ in layers]
     done = 0
-    for batch in token_budget_batches([len(ids) for ids in prompts.ids], _TOKENS_PER_BATCH, seed=0, epoch=0):
-        rows = sorted(batch)
+    for rows in _batches_of_one_language(prompts):
         with torch.inference_mode(), _recorded(layers) as states:
             run_decoder(model, [prompts.ids[row] for row in rows])
         for collector, own in zip(collectors, states, strict=True):
@@ -310,20 +310,27 @@ def _layer_states(
     return found
 
 
+def _batches_of_one_language(prompts: EncodedPrompts) -> Iterator[list[int]]:
+    """Yield the prompts that run together: of one language, since each that a batch holds costs d^2 sums a layer."""
+    for language in sorted(set(prompts.languages)):
+        own = [prompt for prompt, tag in enumerate(prompts.languages) if tag == language]
+        lengths = [len(prompts.ids[prompt]) for prompt in own]
+        for batch in token_budget_batches(lengths, _TOKENS_PER_BATCH, seed=0, epoch=0):
+            yield sorted(own[place] for place in batch)
+
+
 @dataclass
 class _Collector:
     places: Mapping[int, Tensor]  # by prompt, which of its chosen states are kept
     languages: Sequence[str]  # of each prompt
-    _moments: dict[str, Moments] = field(default_factory=dict)
+    _moments: dict[str, RunningMoments] = field(default_factory=dict)
     _kept: dict[int, Tensor] = field(default_factory=dict)
 
     def add(self, states: Mapping[int, Tensor]) -> None:
         """Take the chosen states of a batch's prompts, [n, d] each."""
         for language in sorted({self.languages[prompt] for prompt in states}):
-            own = Moments.of(
-                torch.cat([one for prompt, one in states.items() if self.languages[prompt] == language])
-            )
-            self._moments[language] = self._moments[language] + own if language in self._moments else own
+            own = torch.cat([one for prompt, one in states.items() if self.languages[prompt] == language])
+            self._moments.setdefault(language, RunningMoments()).add(own)
         for prompt in states.keys() & self.places.keys():
             self._kept[prompt] = states[prompt][self.places[prompt]].float().cpu()
 
@@ -333,7 +340,7 @@ class _Collector:
         for prompt in sorted(self._kept):
             kept.setdefault(self.languages[prompt], []).append(self._kept.pop(prompt))
         return LayerStates(
-            {language: self._moments[language].cpu() for language in sorted(self._moments)},
+            {language: self._moments[language].moments for language in sorted(self._moments)},
             {language: torch.cat(own) for language, own in sorted(kept.items())},
         )
 

@@ -22,6 +22,7 @@ from lingraft.models.layers import layer_of, module_type_of, tied_parameters
 from lingraft.records import fingerprint_of
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -69,6 +70,8 @@ class Context:
         compute: What computes where a hook does, and in which types: that of the phase; else as `auto` resolves here.
         noted: Called with a sentence that the user should read.
         workers: Processes that answer where a hook generates; answers do not depend on it.
+        load_divided: Loads a model's folder for answers, onto a device and in `compute.held`, of each weight a piece in
+            every process; all of them call it, and then the model. None: the phase's model is not divided.
     """
 
     base: Path | None
@@ -84,6 +87,7 @@ class Context:
     compute: Compute = field(default_factory=_automatic)
     noted: Callable[[str], None] = lambda _: None
     workers: int = 1
+    load_divided: Callable[[Path, torch.device], PreTrainedModel] | None = None
 
     @property
     def old_english(self) -> Sequence[Example]:
@@ -216,6 +220,11 @@ class Strategy(Section):
         return False
 
     @property
+    def can_be_divided(self) -> bool:
+        """Whether the weights that it trains beside can be divided between processes (FSDP2)."""
+        return True
+
+    @property
     def holds_replayed(self) -> bool:
         """Whether it acts on replayed rows, whoever mixed them in: without any the phase is trained without it."""
         return False
@@ -311,6 +320,7 @@ def freeze_plan(model: PreTrainedModel, trainable: Collection[str]) -> tuple[Fre
     Freezing tied embeddings freezes the output head, and the reverse: their row says so. What text does not reach, such
     as an image encoder, is a part by itself.
     """
+    from lingraft.models.four_bits import parameter_count
     from lingraft.models.text_parts import reached_by_text
 
     reached = reached_by_text(model)
@@ -326,7 +336,7 @@ def freeze_plan(model: PreTrainedModel, trainable: Collection[str]) -> tuple[Fre
             part = "embeddings (tied head)" if name in tied else "embeddings"
         else:
             part = "final norm and head"
-        parts.setdefault(part, {})[name] = parameter.numel()
+        parts.setdefault(part, {})[name] = parameter_count(parameter)
     rows = []
     for part, sizes in parts.items():
         kinds: dict[str, tuple[int, int]] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -149,14 +149,20 @@ class Composition:
             after = part.combine(name, before, after)
         return after
 
-    def finish(self, model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    def finish(
+        self, model: PreTrainedModel, folder: Path, load: Callable[[], PreTrainedModel] | None = None
+    ) -> PreTrainedModel:
         """Return the trained model as a plain one: adapters are merged into the weights that they adapt.
 
-        `folder` is the stage's, for what a strategy keeps beside the checkpoint.
+        Args:
+            model: The trained one, in float32 but for weights in 4 bits.
+            folder: The stage's, for what a strategy keeps beside the checkpoint.
+            load: Returns the model that the phase started from, in float32: needed where its weights were held in 4
+                bits, which nothing is merged into.
         """
         for part in self.parts:
             part.keep(model, folder)
-        return merge(model)
+        return merge(model, load)
 
 
 def swept(choice: StrategyChoice) -> tuple[StrategyChoice, ...]:

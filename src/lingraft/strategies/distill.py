@@ -11,7 +11,9 @@ from lingraft.strategies.base import Context
 from lingraft.strategies.english_replay import EnglishReplay
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+    from transformers import PreTrainedModel
 
     from lingraft.models.loss import OutputPenalty
 
@@ -57,9 +59,7 @@ class Distill(EnglishReplay):
 
 class _Divergence:
     def __init__(self, context: Context, weight: float, temperature: float) -> None:
-        self._start = context.previous
-        self._trust_remote_code = context.trust_remote_code
-        self._compute = context.compute
+        self._context = context
         self._weight = weight
         self._temperature = temperature
         self._teacher: Any = None
@@ -67,21 +67,33 @@ class _Divergence:
     def __call__(self, logits: Tensor, rows: Tensor, batch: Mapping[str, Tensor]) -> Tensor:  # noqa: ARG002
         import torch
 
-        from lingraft.models.loading import load_model
         from lingraft.models.loss import replayed_part, token_losses
 
-        if not len(batch["replayed_rows"]):
+        has_replayed = bool(len(batch["replayed_rows"]))
+        is_divided = self._context.load_divided is not None
+        if not (has_replayed or is_divided):
             return logits.new_zeros((), dtype=torch.float32)
         if self._teacher is None:
-            self._teacher = load_model(
-                self._start, dtype=self._compute.held, trust_remote_code=self._trust_remote_code
-            )
-            self._teacher.to(logits.device)
+            self._teacher = self._load(logits.device)
         with torch.no_grad():
+            if not has_replayed:  # another process may have some, and needs this one's pieces
+                self._teacher(input_ids=batch["input_ids"][:1, :1], use_cache=False)
+                return logits.new_zeros((), dtype=torch.float32)
             teacher = token_losses(self._teacher, replayed_part(batch)).logits
         student = logits.index_select(0, batch["replayed_tokens"])
         parts = zip(torch.split(teacher, _ROWS_AT_A_TIME), torch.split(student, _ROWS_AT_A_TIME), strict=True)
         return torch.stack([soft_divergence(*part, self._temperature) for part in parts]).sum() * self._weight
+
+    def _load(self, device: torch.device) -> PreTrainedModel:
+        from lingraft.models.loading import load_model
+
+        context = self._context
+        if context.load_divided is not None:
+            return context.load_divided(context.previous, device)
+        teacher = load_model(
+            context.previous, dtype=context.compute.held, trust_remote_code=context.trust_remote_code
+        )
+        return teacher.to(device)  # type: ignore[arg-type, no-any-return]
 
 
 def soft_divergence(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:

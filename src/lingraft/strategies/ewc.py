@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,12 +12,16 @@ from lingraft.errors import StrategyError
 from lingraft.strategies.base import ANCHORS_WITH_LORA, Anchor, Context, Need, Strategy
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lingraft.data.encoded import EncodedExample
 
 _FISHER = "fisher.safetensors"
+_ELEMENTS_AT_ONCE = 1 << 22
+_COPIES = 2
+_ONE_ROW = 8 << 30  # bytes: activations, logits and their gradients of 1,024 tokens, and what is lost between
 
 
 class Ewc(Strategy):
@@ -55,9 +60,10 @@ class Ewc(Strategy):
         self, load: Callable[[], PreTrainedModel], tokenizer: PreTrainedTokenizerBase, context: Context
     ) -> Mapping[str, object]:
         """Write the diagonal Fisher information, divided by its mean."""
-        from safetensors.torch import save_file
+        import torch
 
         from lingraft.models.compute import accumulated
+        from lingraft.models.tensor_files import StoredTensor, write_tensors
         from lingraft.strategies.calibration import calibration_of
 
         calibration = calibration_of(self.kind, tokenizer, context, self.tokens)
@@ -70,12 +76,19 @@ class Ewc(Strategy):
         if not mean > 0:
             raise StrategyError("'ewc': no calibration example has a gradient, so no weight is important.")
         # On disk and in training 8 significant bits of a weight of a pull are enough, whatever is computed in.
-        save_file({name: (one / mean).bfloat16() for name, one in fisher.items()}, context.folder / _FISHER)
+        write_tensors(
+            context.folder / _FISHER,
+            [StoredTensor(name, torch.bfloat16, tuple(one.shape)) for name, one in sorted(fisher.items())],
+            lambda stored: (
+                (piece / mean).bfloat16().cpu()
+                for piece in torch.split(fisher[stored.name].view(-1), _ELEMENTS_AT_ONCE)
+            ),
+        )
         return calibration.to_json() | {"mean": mean}
 
     def held_bytes(self, parameters: int, trained: int, width: int) -> int:  # noqa: ARG002
-        """Return the size of the weights that the pull goes towards, and of their importance."""
-        return 8 * trained
+        """Return the size of the weights that the pull goes towards, and of their importance in bf16."""
+        return 6 * trained
 
     def anchor(self, model: PreTrainedModel, context: Context) -> Anchor | None:  # noqa: ARG002
         """Return the weighted pull; None where its strength is 0."""
@@ -87,19 +100,20 @@ class Ewc(Strategy):
 
 
 def diagonal_fisher(model: Any, rows: Sequence[EncodedExample], context: Context) -> dict[str, Tensor]:
-    """Return the mean over examples of the squared gradients of their answers' summed log likelihood, by parameter."""
-    import torch
+    """Return the mean over examples of the squared gradients of their answers' summed log likelihood, by parameter.
 
+    In float32: where the model is, or in the host's memory where an accelerator has no room for it (`_fits`).
+    """
     from lingraft.models.loss import collate, supervised_loss
 
     parameters = dict(model.named_parameters())
-    fisher = {name: torch.zeros_like(own, dtype=torch.float32) for name, own in parameters.items()}
+    sums = _SquareSums(parameters, in_host=not _fits(model))
     handles = []
     for name, own in parameters.items():
         own.requires_grad_(True)
 
         def square(parameter: Any, name: str = name) -> None:
-            fisher[name].addcmul_(parameter.grad, parameter.grad)
+            sums.add(name, parameter.grad)
             parameter.grad = None  # one example's gradients are never in memory all at once
 
         handles.append(own.register_post_accumulate_grad_hook(square))
@@ -113,4 +127,64 @@ def diagonal_fisher(model: Any, rows: Sequence[EncodedExample], context: Context
     finally:
         for handle in handles:
             handle.remove()
-    return {name: own.div_(len(rows)).cpu() for name, own in fisher.items()}
+    return {name: own.div_(len(rows)) for name, own in sums.whole().items()}
+
+
+def _fits(model: Any) -> bool:
+    """Return whether the sums fit where the model is: on a GPU beside bf16 copies of its weights and one row."""
+    import torch
+
+    if model.device.type != "cuda":  # there is one memory, or nobody tells what is free
+        return True
+    sizes = [own.numel() for own in model.parameters()]
+    free, _ = torch.cuda.mem_get_info(model.device)
+    return bool(6 * sum(sizes) + 8 * max(sizes) + _ONE_ROW < free)
+
+
+class _SquareSums:
+    """Sums of squares of gradients, by parameter, in float32.
+
+    A gradient goes into the host's memory by a copy beside the backward pass, and the processor adds it when it has
+    arrived; at most _COPIES are on their way.
+
+    Args:
+        parameters: By name.
+        in_host: Whether the sums lie in the host's memory; else where the parameters are.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], *, in_host: bool) -> None:
+        import torch
+
+        self._in_host = in_host
+        self._sums = {
+            name: torch.zeros(own.shape, dtype=torch.float32, device="cpu" if in_host else own.device)
+            for name, own in parameters.items()
+        }
+        self._coming: deque[tuple[Tensor, Tensor, torch.Event]] = deque()
+
+    def add(self, name: str, gradient: Tensor) -> None:
+        """Add a gradient's squares; the gradient may be given up."""
+        import torch
+
+        if not self._in_host:
+            self._sums[name].addcmul_(gradient, gradient)
+            return
+        pinned = torch.accelerator.is_available()
+        here = torch.empty(gradient.shape, dtype=gradient.dtype, pin_memory=pinned)
+        here.copy_(gradient, non_blocking=True)
+        arrived = torch.Event(gradient.device)
+        arrived.record()
+        self._coming.append((self._sums[name], here, arrived))
+        if len(self._coming) > _COPIES:
+            self._take()
+
+    def _take(self) -> None:
+        own, here, arrived = self._coming.popleft()
+        arrived.synchronize()
+        own.addcmul_(here, here)
+
+    def whole(self) -> dict[str, Tensor]:
+        """Return the sums of all gradients that were added."""
+        while self._coming:
+            self._take()
+        return self._sums

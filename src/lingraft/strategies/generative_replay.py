@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from lingraft.config.schema import Backend
 from lingraft.data.example import Example
 from lingraft.data.example_table import select
 from lingraft.data.mixing import interleave, replay_count, replay_order
 from lingraft.errors import StrategyError
-from lingraft.models.vllm import check_vllm
+from lingraft.models.server import check_server, engine_of
 from lingraft.strategies.base import Context, Mix, Need, Strategy
 
 Prompts = Literal["parallel", "phase_one", "self"]
@@ -52,15 +53,21 @@ class GenerativeReplay(Strategy):
     """Answers that are longer are dropped."""
     batch_size: int = Field(16, ge=1)
     """Answers generated together by transformers."""
-    backend: Literal["transformers", "vllm"] = "transformers"
-    """What generates; vllm needs the extra of this name."""
+    backend: Backend = "transformers"
+    """What generates: transformers, generate or a server, as of `evaluate.backend`."""
 
     @field_validator("backend")
     @classmethod
-    def _is_installed(cls, backend: str) -> str:
-        if backend == "vllm":
-            check_vllm()
+    def _is_installed(cls, backend: Backend) -> Backend:
+        if not isinstance(backend, str):
+            check_server(backend)
         return backend
+
+    @property
+    def identity(self) -> Mapping[str, object]:
+        """The options; of a server what decides its answers."""
+        engine = "transformers" if isinstance(self.backend, str) else engine_of(self.backend)
+        return {**super().identity, "backend": engine}
 
     @property
     def needs(self) -> frozenset[Need]:

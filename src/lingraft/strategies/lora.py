@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from lingraft.errors import StrategyError, did_you_mean
+from lingraft.models.four_bits import are_in_four_bits, check_bitsandbytes, hold_in_four_bits
 from lingraft.models.layers import tied_parameters
 from lingraft.strategies.base import Context, Strategy
 
@@ -46,8 +49,29 @@ class Lora(Strategy):
     """Module names that get adapters; `all-linear`: every linear layer that text reaches but the head and
     routers that return more than their product."""
 
+    base: Literal["full", "nf4"] = "full"
+    """What the weights are held in while the adapters train: `full`: the precision of training; `nf4`: 4 bits (QLoRA).
+    The adapters are merged into the weights of the files either way."""
     keep_adapter: bool = False
     """Keep the adapters beside the merged model too, unmerged, in PEFT's format (`adapter/` in the stage's folder)."""
+
+    @property
+    def identity(self) -> Mapping[str, object]:
+        """The options; `base: full` is left out, as before there was another."""
+        options = dict(super().identity)
+        if self.base == "full":
+            del options["base"]
+        return options
+
+    @property
+    def can_be_divided(self) -> bool:
+        """Not weights in 4 bits, which need a quarter of the memory as they are."""
+        return self.base == "full"
+
+    def check(self, names: Collection[str]) -> None:  # noqa: ARG002
+        """Refuse 4 bits where bitsandbytes is absent."""
+        if self.base == "nf4":
+            check_bitsandbytes()
 
     def wrap(self, model: PreTrainedModel, context: Context) -> PreTrainedModel:
         """Return the model with adapters.
@@ -77,13 +101,17 @@ class Lora(Strategy):
         if isinstance(targets, list):
             _check_targets(model, targets, left_out)
             left_out = [name for name in left_out if any(_is_called(name, target) for target in targets)]
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            # PEFT reads a name that transformers 5 has renamed; it means nothing to a user of lingraft.
-            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
-            # It sees by itself how a weight is stored, and of a mixture's experts adapts the stacks that they are in.
-            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
-            warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match")
+        own: Any = model
+        if self.base == "nf4":
+            check_bitsandbytes()
+            hold_in_four_bits(model, _linear_layers(model, left_out), context.compute)
+        with _adapters_made():
             torch.manual_seed(context.seed_of(self.kind))
+            # PEFT makes adapters of the type of the weights under them: while it does, those seem to be float32.
+            low = {one: one.data for one in model.parameters() if one.dtype == torch.bfloat16}
+            for one in low:
+                one.data = torch.zeros((), device=one.device).expand(one.shape)
+            own.is_loaded_in_4bit = self.base == "nf4"  # PEFT asks
             try:
                 wrapped: Any = get_peft_model(
                     model,
@@ -98,6 +126,10 @@ class Lora(Strategy):
                 )
             except ValueError as error:
                 raise StrategyError(f"'lora': target_modules {self.target_modules!r}: {error}") from None
+            finally:
+                for one, values in low.items():
+                    one.data = values
+                del own.is_loaded_in_4bit
         return wrapped  # type: ignore[no-any-return]
 
     def trainable(self, model: PreTrainedModel, context: Context) -> frozenset[str]:  # noqa: ARG002
@@ -122,10 +154,52 @@ class Lora(Strategy):
         save_file({name: one.contiguous() for name, one in weights.items()}, folder / ADAPTER / _WEIGHTS)
 
 
-def merge(model: PreTrainedModel) -> PreTrainedModel:
-    """Return a trained model as a plain one, its adapters added to the weights; a plain one as it is."""
-    merge_adapters = getattr(model, "merge_and_unload", None)
-    return model if merge_adapters is None else merge_adapters()
+def merge(model: PreTrainedModel, load: Callable[[], PreTrainedModel] | None = None) -> PreTrainedModel:
+    """Return a trained model as a plain one, its adapters added to the weights; a plain one as it is.
+
+    Args:
+        model: The trained one.
+        load: Returns the model that training started from, whose weights are taken where those of `model` have 4 bits.
+    """
+    trained: Any = model
+    if not hasattr(trained, "merge_and_unload"):
+        return model
+    if are_in_four_bits(model):
+        from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+
+        assert load is not None, "weights in 4 bits are no model to merge into"
+        with _adapters_made():
+            whole: Any = get_peft_model(load(), replace(trained.peft_config["default"], inference_mode=False))
+        adapters = {name: one.float().cpu() for name, one in get_peft_model_state_dict(trained).items()}
+        set_peft_model_state_dict(whole, adapters)
+        trained = whole
+    return trained.merge_and_unload()  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _adapters_made() -> Iterator[None]:
+    """Leave torch's random numbers outside as they are, and PEFT's warnings that mean nothing to a user unsaid."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # It reads a name that transformers 5 has renamed.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+        # It sees by itself how a weight is stored, and of a mixture's experts adapts the stacks that they are in.
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+        warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match")
+        yield
+
+
+def _linear_layers(model: PreTrainedModel, left_out: Collection[str]) -> list[str]:
+    """Return the linear layers that are held in 4 bits: all but the head and what is left out of adapters."""
+    from torch import nn
+
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    return [
+        name
+        for name, module in model.named_modules()
+        if type(module).forward is nn.Linear.forward and module is not head and name not in left_out
+    ]
 
 
 def _choosing_modules(model: PreTrainedModel) -> list[str]:

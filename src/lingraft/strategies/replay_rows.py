@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from lingraft.config.schema import Backend
 from lingraft.data.chat_format import CHAT_IDENTITY, chat_format
 from lingraft.data.degeneration import degeneration
 from lingraft.data.example import UNDETERMINED_LANGUAGE, Example, Message, Origin
@@ -25,7 +26,7 @@ from lingraft.errors import DataError
 from lingraft.models.answering import Answering, Continue, InThisProcess
 from lingraft.models.context_length import at_most, context_length
 from lingraft.models.empty_turn import empty_user_turn
-from lingraft.models.engine import Engine, ModelFiles
+from lingraft.models.engine import Engine, ModelFiles, engine_for
 from lingraft.models.generation import (
     BATCH_SIZE,
     Ending,
@@ -36,7 +37,7 @@ from lingraft.models.generation import (
 )
 from lingraft.models.generation_log import GenerationLog, locked
 from lingraft.models.loading import load_tokenizer, model_content_hash
-from lingraft.models.vllm import VllmGenerator
+from lingraft.models.server import ServerGenerator, check_same_model, engine_of
 from lingraft.models.workers import answered_by
 from lingraft.records import canonical_json, fingerprint_of, write_json_atomically
 
@@ -62,10 +63,15 @@ class ReplaySettings:
     sampling: Sampling  # of the answers
     seed: int  # of all draws
     compute: Compute  # what the model answers on, and in which type its weights are held
-    backend: Literal["transformers", "vllm"] = "transformers"  # what generates
-    batch_size: int = BATCH_SIZE  # rows generated together by transformers; vLLM chooses its own
+    backend: Backend = "transformers"  # what generates
+    batch_size: int = BATCH_SIZE  # rows generated together by transformers; a server chooses its own
     trust_remote_code: bool = False  # run Python code that the model brings along
     workers: int = 1  # processes that answer; rows do not depend on it
+
+    @property
+    def engine(self) -> str:
+        """What generates, as records and fingerprints have it."""
+        return "transformers" if isinstance(self.backend, str) else engine_of(self.backend)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +127,7 @@ def make_replay(
         "top_p": settings.sampling.top_p,
         "max_new_tokens": settings.sampling.max_new_tokens,
         "seed": settings.seed,
-        "backend": settings.backend,
+        "backend": settings.engine,
         "precision": settings.compute.inference_precision,
     }
     if source == SELF:
@@ -249,6 +255,7 @@ class _Model:
     def __init__(self, folder: Path, settings: ReplaySettings, noted: Callable[[str], None]) -> None:
         self.settings = settings
         self._folder, self._trust, self._noted = folder, settings.trust_remote_code, noted
+        self._is_checked = False
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(folder, trust_remote_code=self._trust)
         self.ending = answer_ending(folder, self.tokenizer)
         self.context_length = context_length(folder, trust_remote_code=self._trust)
@@ -264,17 +271,21 @@ class _Model:
     def batch_size(self) -> int:
         """Rows of a batch."""
         settings = self.settings
-        return VllmGenerator.batch_size if settings.backend == "vllm" else settings.batch_size
+        return settings.batch_size if isinstance(settings.backend, str) else ServerGenerator.batch_size
+
+    @cached_property
+    def _server(self) -> ServerGenerator | None:
+        backend = self.settings.backend
+        if isinstance(backend, str):
+            return None
+        return self._open.enter_context(
+            ServerGenerator(backend, self._folder, self.tokenizer, noted=self._noted)
+        )
 
     @cached_property
     def _answering(self) -> Answering:
         compute = self.settings.compute
         files = ModelFiles(self._folder, compute.held, self._trust)
-        if self.settings.backend == "vllm":
-            vllm = VllmGenerator(
-                self._folder, self.tokenizer, dtype=compute.held, trust_remote_code=self._trust
-            )
-            return InThisProcess(files.load(with_weights=False)[0], self.tokenizer, vllm)
         return self._open.enter_context(
             answered_by(self.settings.workers, files, compute.device, self._noted)
         )
@@ -293,7 +304,10 @@ class _Model:
         """
         numbers: list[list[int]] = []  # of each batch
         batches: list[Continue] = []
-        engine = Engine(batch_size=self.batch_size)
+        name = engine_for(self.settings.compute.device, str(self.settings.backend))
+        # By continuous batching a chunk is a batch: rows begin as others end.
+        is_continuous = name == "continuous" and not sampling.temperature
+        engine = Engine(name, _LARGEST_CHUNK if is_continuous else self.batch_size)
         for chunk in chunks:
             own, prompts = list(chunk), list(chunk.values())
             for rows in planned_batches(
@@ -306,9 +320,25 @@ class _Model:
                 batches.append(Continue(engine, tuple(prompts[row] for row in rows), sampling, ending))
         if not batches:
             return
+        if self._server is not None:
+            missing = [number for own in numbers for number in own if number not in log]
+            by_number = {number: one for chunk in chunks for number, one in chunk.items()}
+            asked = [by_number[number] for number in missing]
+            self._check(self._server, asked)
+            for place, answer in self._server.continue_each(asked, sampling, ending):
+                log.append({missing[place]: answer})
+                on_batch(sum(number in log for chunk in chunks for number in chunk))
+            return
         for place, answers in self._answering.answers(batches):
             log.append(dict(zip(numbers[place], answers, strict=True)))
             on_batch(sum(number in log for chunk in chunks for number in chunk))
+
+    def _check(self, server: ServerGenerator, asked: Sequence[TokenPrompt]) -> None:
+        """Refuse a server that runs and has another model; the model is read for it once, and not kept."""
+        if not server.is_ours and not self._is_checked:
+            files = ModelFiles(self._folder, self.settings.compute.held, self._trust)
+            check_same_model(server, InThisProcess(*files.load()), [one.ids for one in asked])
+            self._is_checked = True
 
 
 class _Given:

@@ -100,6 +100,12 @@ class Ssu(Strategy):
         special = read_json(folder / _RECORD)["special_tokens"]
         ends: tuple[Any, ...] = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[no-untyped-call]
         masks: dict[str, Tensor] = {}
+        if any(
+            parameter.is_meta for parameter in model.parameters()
+        ):  # the first process alone holds the weights
+            from lingraft.models.weights import ModelWeights
+
+            from_files = ModelWeights(context.previous, trust_remote_code=context.trust_remote_code)
         for name, parameter in model.named_parameters():
             if name in scores:  # [in], [in, 1], or of a stack [E, 1, in] or [E, in, 1]
                 own = scores[name][None, :] if scores[name].dim() == 1 else scores[name]
@@ -107,7 +113,11 @@ class Ssu(Strategy):
                 highest = [_highest(one.reshape(-1), self.share).view(one.shape) for one in columns]
                 masks[name] = torch.stack(highest).view(own.shape)
             elif _is_vector(name, parameter):
-                sizes = parameter.detach().abs().cpu()
+                sizes = (
+                    from_files.tensor(name).to(parameter.dtype)
+                    if parameter.is_meta
+                    else parameter.detach().cpu()
+                ).abs()
                 rows = sizes.view(-1, sizes.shape[-1])
                 masks[name] = torch.stack([_highest(row, self.share) for row in rows]).view(sizes.shape)
             elif any(parameter is end.weight for end in ends):  # not a table of positions

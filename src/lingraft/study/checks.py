@@ -28,7 +28,7 @@ from lingraft.judge.client import key_from_environment
 from lingraft.judge.win_rate import Judge
 from lingraft.measures import REGISTRY
 from lingraft.models.model_names import model_problem
-from lingraft.models.vllm import check_vllm
+from lingraft.models.server import check_server
 from lingraft.similarity.encoders import check_encoder
 from lingraft.strategies.composition import Composition, build, swept
 from lingraft.study.grid import Cell, cells_of
@@ -119,8 +119,11 @@ def name_problems(study: Study, base_folder: Path | None) -> list[Problem]:
 def _missing_parts(study: Study) -> Iterator[Problem]:
     """Yield what is not installed, and what cannot be a judge."""
     checks: list[tuple[Location, str, Callable[[], object]]] = []
-    if study.evaluate.backend == "vllm":
-        checks.append((("evaluate", "backend"), "evaluate.", check_vllm))
+    backend = study.evaluate.backend
+    if not isinstance(backend, str):
+        checks.append(
+            (("evaluate", "backend"), "evaluate.backend: ", lambda: check_server(backend, of_many=True))
+        )
     if _DES in study.measures:
         checks.append((("encoder",), "", lambda: check_encoder(study.encoder)))
     judge = study.evaluate.judge

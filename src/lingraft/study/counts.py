@@ -58,6 +58,7 @@ class TrainingCount:
         steps: Optimiser steps.
         largest: The micro-batch that takes the most memory.
         flops: Of forward and backward passes; None: the architecture is not known.
+        flops_again: Of computing activations again, where that is done.
         model_flops: Of these what real tokens need, without padding and recomputed activations: what MFU counts.
         is_exact: Whether all rows were mixed and encoded; else a sample was, or some are made by a model.
         seconds: That mixing and encoding took.
@@ -72,6 +73,7 @@ class TrainingCount:
     steps: int
     largest: LargestBatch
     flops: float | None
+    flops_again: float
     model_flops: float | None
     is_exact: bool
     seconds: float
@@ -122,7 +124,6 @@ def count_training(job: TrainingJob, root: GivenModel, place: Path) -> TrainingC
     predicted = round(training.epochs * table.predicted_tokens * rows / len(own))
     shape = job.shape
     pairs = sum(number * width**2 for number, width in batches)
-    checkpointing = training.gradient_checkpointing
     replayed = (table.replayed_rows if len(examples) == len(mix.examples) else mix.replayed) + made_later
     return TrainingCount(
         rows=rows,
@@ -130,11 +131,13 @@ def count_training(job: TrainingJob, root: GivenModel, place: Path) -> TrainingC
         tokens=training.epochs * int(lengths.sum()),
         padded_tokens=padded,
         supervised_tokens=predicted,
-        steps=-(-len(batches) // training.accumulation),
+        steps=-(-len(batches) // training.micro_batches),
         largest=largest_batch(batches, predicted),
-        flops=None
+        flops=None if shape is None else shape.training_flops(padded, pairs, predicted),
+        flops_again=0.0
         if shape is None
-        else shape.training_flops(padded, pairs, predicted, checkpointing=checkpointing),
+        else shape.training_flops(padded, pairs, predicted, checkpointing=True)
+        - shape.training_flops(padded, pairs, predicted),
         model_flops=None
         if shape is None
         else shape.training_flops(

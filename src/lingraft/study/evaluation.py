@@ -12,10 +12,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
+from lingraft.config.load import backend_of
 from lingraft.config.paths import user_path
-from lingraft.config.schema import UNCOMPARED_JUDGE_FIELDS, Evaluation, JudgeChoice
+from lingraft.config.schema import UNCOMPARED_JUDGE_FIELDS, Backend, Evaluation, JudgeChoice, ServerChoice
 from lingraft.errors import ConfigError, EvaluationError, did_you_mean
 from lingraft.evaluate.catalogue import data_places
 from lingraft.evaluate.checks import check_names
@@ -31,15 +32,15 @@ from lingraft.evaluate.task_records import TaskRecord
 from lingraft.evaluate.task_runs import SEEDS
 from lingraft.intervals.changes import DEFAULT_MARGIN, Margins, limit_answer
 from lingraft.judge.win_rate import ALPACA_EVAL
-from lingraft.models import vllm
 from lingraft.models.compute import AskedPrecision
+from lingraft.models.server import check_server, engine_of
 from lingraft.models.tensor_files import is_adapter
 from lingraft.models.workers import worker_count
 from lingraft.records import write_bytes_atomically
 from lingraft.stage import RECORD, Json, given_model
 from lingraft.study.execute import Executor
 from lingraft.study.limits import LimitResult
-from lingraft.study.reach import judge_failure
+from lingraft.study.reach import judge_failure, server_failure
 from lingraft.study.stages.evaluate import (
     MANIFEST,
     PREDICTIONS,
@@ -62,7 +63,6 @@ FORMAT = 2
 """Of what `lingraft evaluate` prints, and records of a model; without one it is 1, of earlier versions."""
 
 Part = Literal["all", "selection", "report"]
-Backend = Literal["transformers", "vllm"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,14 +114,13 @@ class EvaluationOptions:
         known: dict[str, tuple[str, ...]] = {
             "part": get_args(Part),
             "precision": get_args(AskedPrecision),
-            "backend": get_args(Backend),
         }
         for name, choices in known.items():
             given = getattr(self, name)
             if given not in choices:
                 raise ConfigError(f"--{name} {given!r}: {did_you_mean(str(given), choices)}")
-        if self.backend == "vllm":
-            vllm.check_vllm()
+        if not isinstance(backend_of(self.backend, "--backend"), str):
+            check_server(cast("ServerChoice", self.backend))
 
 
 @dataclass(frozen=True)
@@ -143,13 +142,14 @@ class Asked:
     def to_json(self) -> dict[str, Json]:
         """Return the options as `lingraft evaluate` records them; a judge without what no result depends on."""
         judge = self.options.judge
-        idle = self.questions.evaluation.idle_fields
+        idle, backend = self.questions.evaluation.idle_fields, self.options.backend
         return {
             **{
                 one.name: getattr(self.options, one.name)
                 for one in fields(self.options)
                 if one.name not in idle
             },
+            "backend": backend if isinstance(backend, str) else engine_of(backend),
             "tasks": sorted(self.options.tasks),
             "languages": list(self.options.languages),
             "judge": None if judge is None else judge.model_dump(exclude=UNCOMPARED_JUDGE_FIELDS),
@@ -350,15 +350,18 @@ def evaluations(
         trust_remote_code: Run Python code that models bring along.
 
     Raises:
-        ConfigError: vLLM is to generate with an adapter.
+        ConfigError: A server is to be started with an adapter.
         ModelError: A model cannot be had.
     """
+    backend = asked.evaluation.backend
+    if not isinstance(backend, str):
+        check_server(backend, of_many=len(models) > 1)
     stages = []
     for name, label in zip(models, labels or models, strict=True):
-        if asked.evaluation.backend == "vllm" and is_adapter(user_path(name)):
+        if not isinstance(backend, str) and backend.command and is_adapter(user_path(name)):
             raise ConfigError(
-                f"--backend vllm: {name} is an adapter, and vLLM reads whole models; merge it into its base and save "
-                "that, or take --backend transformers."
+                f"--backend command: {name} is an adapter, and a server reads whole models; merge it into its base and "
+                "save that, or take --backend transformers."
             )
         model = given_model(name, trust_remote_code=trust_remote_code)
         stages.append(Evaluate(label, model, asked, trust_remote_code))
@@ -369,6 +372,12 @@ def _check_judge(asked: Evaluation) -> None:
     failure = None
     if any(entry.task == ALPACA_EVAL for _, entry in entries(asked)):
         failure = judge_failure(asked, may_ask=False)
+    if failure is not None:
+        raise ConfigError(failure.removeprefix("evaluate."))
+
+
+def _check_server(asked: Evaluation) -> None:
+    failure = None if isinstance(asked.backend, str) else server_failure(asked.backend)
     if failure is not None:
         raise ConfigError(failure.removeprefix("evaluate."))
 
@@ -384,6 +393,7 @@ def evaluate_in(stage: Evaluate, executor: Executor) -> ModelEvaluation:
     found = executor.store.find(stage)
     if found is None:
         _check_judge(stage.questions.evaluation)  # before the model answers in vain
+        _check_server(stage.questions.evaluation)
     elif has_missing_verdicts(recorded(found).tasks):
         executor.store.reopen(stage)
     done = executor.make(stage)

@@ -24,6 +24,9 @@ class Watcher(StageWatcher):
     def stages_ahead(self, labels: Sequence[str]) -> None:
         """These stages are to be made now; reported before `study_started`, and without those that are finished."""
 
+    def planned(self, line: str) -> None:
+        """What the stages ahead take; reported before the first is made."""
+
     def study_started(self, stages: int) -> None:
         """`stages` stages will be reported as finished, unless some fail."""
 

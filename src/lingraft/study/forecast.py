@@ -50,7 +50,7 @@ Rate = TypeVar("Rate", TrainingRate, AnswerRate)
 
 @dataclass(frozen=True)
 class TrainingWork:
-    """What a training works through; see `TrainingCount`."""
+    """What a training works through; see `TrainingCount`, and how (`memory_plan.Cut`)."""
 
     rows: int
     replayed: int
@@ -60,6 +60,8 @@ class TrainingWork:
     steps: int
     trained_parameters: int | None
     is_exact: bool
+    pieces: int
+    gradient_checkpointing: bool
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,9 @@ def work_text(one: StageForecast) -> str:
     if one.training is not None:
         about = "" if one.training.is_exact else "about "
         replayed = f", {one.training.replayed:,} rows replayed" if one.training.replayed else ""
-        return f"{about}{one.training.steps:,} steps, {one.training.tokens:,} tokens{replayed}"
+        cut = f", each in {one.training.pieces} pieces" if one.training.pieces > 1 else ""
+        again = ", checkpointing" if one.training.gradient_checkpointing else ""
+        return f"{about}{one.training.steps:,} steps{cut}, {one.training.tokens:,} tokens{replayed}{again}"
     if one.answers is not None:
         asked = one.answers
         return (
@@ -306,7 +310,10 @@ class _Forecaster:
     def _training(self, one: StageForecast, stage: Train, root: GivenModel) -> StageForecast:
         job = stage.job
         count = count_training(job, root, self._place)
-        memory = stage.memory(count.largest, base=self._base)
+        cut = stage.cut(count.largest, base=self._base)
+        memory = stage.memory(count.largest, cut, base=self._base)
+        if cut.checkpointing and count.flops is not None:
+            count = replace(count, flops=count.flops + count.flops_again)
         work = TrainingWork(
             rows=count.rows,
             replayed=count.replayed,
@@ -316,18 +323,20 @@ class _Forecaster:
             steps=count.steps,
             trained_parameters=None if job.shape is None else job.shape.trained,
             is_exact=count.is_exact,
+            pieces=cut.pieces,
+            gradient_checkpointing=cut.checkpointing,
         )
         one = replace(one, training=work, flops=count.flops, memory=memory)
         if memory is None or job.shape is None:
             return one
         rate = None
         if stage.processes.count == 1 and one.state != "finished":
-            key = training_key(job, root, job.shape)
+            key = training_key(job, root, job.shape, cut)
             rate = self._rate(
                 TrainingRate,
                 key,
                 lambda shape=job.shape: measure_training(  # type: ignore[misc]
-                    job, root, count, shape, memory.total, self._place
+                    job, root, count, shape, memory.total, cut, self._place
                 ),
                 is_wanted=self._measure_from is not None and count.steps >= self._measure_from,
             )
@@ -373,10 +382,16 @@ class _Forecaster:
             sum(len(pair.continuation) for pair in count.pairs) + count.held_out_tokens, batching.tokens // 8
         )
         memory = evaluation_memory(
-            shape, compute, rows=rows, length=length, positions=positions, base=self._base
+            shape,
+            compute,
+            rows=rows,
+            length=length,
+            positions=positions,
+            base=self._base,
+            processes=asked.workers,
         )
         rate = None
-        if one.state != "finished" and asked.evaluation.backend == "transformers":
+        if one.state != "finished" and isinstance(asked.evaluation.backend, str):
             rate = self._rate(
                 AnswerRate,
                 answer_key(count, compute, root),
@@ -392,6 +407,8 @@ class _Forecaster:
         if rate is None:
             return one
         seconds = rate.seconds(count, shape, batching, is_root=is_root)
+        if compute.device.type != "cpu":  # there, processes share the threads that one was measured with
+            seconds /= asked.workers
         return replace(one, seconds=seconds, seconds_from="measured")
 
     def _rate(

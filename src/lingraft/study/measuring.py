@@ -21,7 +21,7 @@ from lingraft.data.encoded import EncodedTable, Int64s, write_table
 from lingraft.models.adapters import load_merged
 from lingraft.models.compute import Compute, compute_for, device_name
 from lingraft.models.generation import Sampling, TokenPrompt, TransformersGenerator, chat_ending
-from lingraft.models.loading import load_model, load_tokenizer
+from lingraft.models.loading import load_for_training, load_tokenizer
 from lingraft.models.shape import ModelShape
 from lingraft.records import cache_folder, fingerprint_of, flush_folder, hash_file, read_kept, write_kept
 from lingraft.stage import MODEL_LIBRARIES, GivenModel, Json, libraries
@@ -29,6 +29,8 @@ from lingraft.strategies.base import Strategy
 from lingraft.study.counts import AnswerCount, Prompts, TrainingCount, context_of
 from lingraft.study.stages.evaluate import Questions
 from lingraft.study.stages.job import TrainingJob, foreseeable, part_identity
+from lingraft.train.held import in_float32
+from lingraft.train.memory_plan import Cut
 from lingraft.train.phase import train_phase
 from lingraft.train.trainer import BatchPlan
 
@@ -127,7 +129,7 @@ class AnswerRate:
         return found
 
 
-def training_key(job: TrainingJob, root: GivenModel, shape: ModelShape) -> str:
+def training_key(job: TrainingJob, root: GivenModel, shape: ModelShape, cut: Cut) -> str:
     """Return what a rate of training is known by: what computes, not the rows."""
     training = job.training.compared(without=("epochs", "learning_rate", "warmup_share"))
     acting = [
@@ -136,7 +138,9 @@ def training_key(job: TrainingJob, root: GivenModel, shape: ModelShape) -> str:
         if any(getattr(type(part), hook) is not getattr(Strategy, hook) for hook in _HOOKS)
     ]
     own: dict[str, Any] = {"root": root.identity, "shape": asdict(shape), "acting": acting}
-    own["training"] = training
+    if job.training.compile is True:  # a result does not depend on it, but its rate does
+        training["compile"] = True
+    own |= {"training": training, "cut": asdict(cut)}
     return fingerprint_of({"kind": "train", **own, **_machine(compute_for(job.training.precision))})
 
 
@@ -179,7 +183,13 @@ def keep_rate(key: str, rate: TrainingRate | AnswerRate) -> None:
 
 
 def measure_training(
-    job: TrainingJob, root: GivenModel, count: TrainingCount, shape: ModelShape, planned: int, place: Path
+    job: TrainingJob,
+    root: GivenModel,
+    count: TrainingCount,
+    shape: ModelShape,
+    planned: int,
+    cut: Cut,
+    place: Path,
 ) -> TrainingRate:
     """Train a few of a phase's steps on a copy of the root, and time them and what comes before and after.
 
@@ -192,6 +202,7 @@ def measure_training(
         count: Of the phase.
         shape: Of the model, with what trains.
         planned: Bytes of memory that it was planned to take.
+        cut: How its steps are computed.
         place: A folder for what is written meanwhile; the caller removes it.
     """
     training = job.training.model_copy(
@@ -199,7 +210,7 @@ def measure_training(
     )
     started = time.perf_counter()
     tokenizer = load_tokenizer(root.folder, trust_remote_code=job.trust_remote_code)
-    model = load_model(root.folder, trust_remote_code=job.trust_remote_code)
+    model = load_for_training(root.folder, trust_remote_code=job.trust_remote_code)
     composition, context = foreseeable(job.composition), context_of(job, root, place)
     model = composition.wrap(model, context)
     trainable = composition.trainable(model, context)
@@ -218,13 +229,20 @@ def measure_training(
         on_progress=lambda _: at.append(time.perf_counter()),
         stop=lambda: None,
         rules=rules,
+        cut=cut,
     )
     trained = time.perf_counter()
-    finished = composition.finish(model, place)
+    finished = composition.finish(
+        in_float32(model),
+        place,
+        lambda: in_float32(load_for_training(root.folder, trust_remote_code=job.trust_remote_code)),
+    )
     merged = time.perf_counter()
     saving = _saving_seconds(finished, place / "weights")
     fixed = (loaded - started) + (trained - loaded - outcome.seconds) + (merged - trained) + saving
-    steps = _flops_of_steps(table, training, job.seed, count.supervised_share, shape)
+    steps = _flops_of_steps(
+        table, training, job.seed, count.supervised_share, shape, checkpointing=cut.checkpointing
+    )
     later = np.diff(at).tolist()
     flop_seconds, step_seconds = _fitted(steps[1:], later) if later else (outcome.seconds / steps[0], 0.0)
     first = outcome.seconds - sum(later) - step_seconds - flop_seconds * steps[0]
@@ -235,10 +253,10 @@ def _sampled_rows(job: TrainingJob, count: TrainingCount, shape: ModelShape) -> 
     """Return the rows of some optimiser steps: of the largest and the smallest, and of some in between."""
     lengths = np.asarray(count.table.lengths, np.int64)
     training = job.training.model_copy(update={"epochs": 1})
-    plan, size = list(BatchPlan(lengths, training, job.seed)), training.accumulation
+    plan, size = list(BatchPlan(lengths, training, job.seed)), training.micro_batches
     steps = [plan[start : start + size] for start in range(0, len(plan), size)]
     share = count.supervised_share
-    steps.sort(key=lambda step: sum(_flops(lengths[batch], share, shape, training) for batch in step))
+    steps.sort(key=lambda step: sum(_flops(lengths[batch], share, shape) for batch in step))
     places = {round(place) for place in np.linspace(0, len(steps) - 1, min(len(steps), _STEPS + 1))}
     # What takes the most memory is a micro-batch of the most tokens, not always one of the most FLOPs.
     places.add(
@@ -248,21 +266,28 @@ def _sampled_rows(job: TrainingJob, count: TrainingCount, shape: ModelShape) -> 
 
 
 def _flops_of_steps(
-    table: EncodedTable, training: Training, seed: int, share: float, shape: ModelShape
+    table: EncodedTable,
+    training: Training,
+    seed: int,
+    share: float,
+    shape: ModelShape,
+    *,
+    checkpointing: bool,
 ) -> list[float]:
     """Return the FLOPs of each optimiser step of a table."""
     lengths = np.asarray(table.lengths, np.int64)
-    own = [_flops(lengths[batch], share, shape, training) for batch in BatchPlan(lengths, training, seed)]
-    size = training.accumulation
+    own = [
+        _flops(lengths[batch], share, shape, checkpointing=checkpointing)
+        for batch in BatchPlan(lengths, training, seed)
+    ]
+    size = training.micro_batches
     return [sum(own[start : start + size]) for start in range(0, len(own), size)]
 
 
-def _flops(lengths: Int64s, share: float, shape: ModelShape, training: Training) -> float:
+def _flops(lengths: Int64s, share: float, shape: ModelShape, *, checkpointing: bool = False) -> float:
     """Return the FLOPs of a micro-batch of rows of these lengths, of which a share of tokens is learned."""
     tokens, longest = len(lengths) * int(lengths.max()), int(lengths.max())
-    return shape.training_flops(
-        tokens, tokens * longest, share * tokens, checkpointing=training.gradient_checkpointing
-    )
+    return shape.training_flops(tokens, tokens * longest, share * tokens, checkpointing=checkpointing)
 
 
 def _fitted(sizes: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:

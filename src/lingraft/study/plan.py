@@ -27,6 +27,7 @@ from lingraft.measures.base import (
     Start,
     Taken,
 )
+from lingraft.models.compute import compute_device
 from lingraft.stage import Json, MadeModel, Model, StageSpec
 from lingraft.strategies.base import Need
 from lingraft.study.grid import Cell
@@ -38,6 +39,7 @@ from lingraft.study.stages.job import TrainingJob
 from lingraft.study.stages.prepare import Prepare
 from lingraft.study.stages.train import Train
 from lingraft.study.unused import ListedStage
+from lingraft.train.compiled import check_compiler
 from lingraft.train.phase import with_resolved_precision
 from lingraft.train.processes import Processes
 
@@ -327,6 +329,8 @@ class Planner:
         """
         drawn = [self.materials.drawn(one, seed) for one in sets]
         training = self.phase(step.phase).training.apply_to(self.study.training)
+        training = with_resolved_precision(trained_with(step.strategy, training))
+        check_compiler(training.compile, compute_device())
         return TrainingJob(
             label=self.seeded(label, seed),
             parent=parent,
@@ -334,7 +338,7 @@ class Planner:
             data=[own.identity for own in drawn],
             counts=[own.counts for own in drawn],
             choice=step.strategy,
-            training=with_resolved_precision(trained_with(step.strategy, training)),
+            training=training,
             seed=seed,
             trust_remote_code=self.study.trust_remote_code,
         )

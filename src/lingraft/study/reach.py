@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from lingraft.config.paths import user_path
-from lingraft.config.schema import Evaluation, EvaluationTask, JudgeChoice, Study
+from lingraft.config.schema import Evaluation, EvaluationTask, JudgeChoice, ServerChoice, Study
 from lingraft.data.files import is_local
 from lingraft.data.sources import WORLDBOOK_PREFIX
 from lingraft.errors import ConfigError, EvaluationError, in_one_line
@@ -25,6 +25,7 @@ from lingraft.judge.budget import Ledger
 from lingraft.judge.client import ChatClient, key_from_environment
 from lingraft.judge.win_rate import ALPACA_EVAL, Judge
 from lingraft.models.model_names import EMBEDDED_PREFIX
+from lingraft.models.server import models_at
 
 _SECONDS = 5.0
 
@@ -69,8 +70,22 @@ def check_reach(study: Study, base_folder: Path, before: Study | None = None) ->
     judge = _judge_of(study, base_folder)
     if judge is not None and (before is None or judge != _judge_of(before, base_folder)):
         problems += filter(None, [judge_failure(study.evaluate, may_ask=True)])
+    backend = study.evaluate.backend
+    if not isinstance(backend, str) and (before is None or backend != before.evaluate.backend):
+        problems += filter(None, [server_failure(backend)])
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def server_failure(choice: ServerChoice) -> str | None:
+    """Return why a server that runs cannot generate, None where it lists its models, or is yet to be started."""
+    if choice.server is None:
+        return None
+    try:
+        models_at(choice, choice.server)
+    except EvaluationError as error:
+        return f"evaluate.backend: {error}"
+    return None
 
 
 def _judge_of(study: Study, base_folder: Path) -> JudgeChoice | None:

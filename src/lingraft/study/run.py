@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,15 @@ from lingraft.data.encodings import discard_encodings
 from lingraft.errors import ConfigError, ModelError, as_disk_error
 from lingraft.evaluate.checks import check_tasks
 from lingraft.evaluate.selection import language_notes, resolve_suites
-from lingraft.models.vllm import check_vllm
-from lingraft.study.checks import check_names
+from lingraft.strategies.composition import build
+from lingraft.study.checks import check_names, place_of
 from lingraft.study.checks import load_study as read_study
 from lingraft.study.contamination import report_contamination
 from lingraft.study.events import Watcher
 from lingraft.study.execute import Executor
+from lingraft.study.fitting import check_memory, fitting_line
 from lingraft.study.forecast import Forecast, disk_needed, disk_problem, forecast, free_disk
+from lingraft.study.grid import cells_of
 from lingraft.study.made import noted_in
 from lingraft.study.materials import Materials, check_added_tokens, gather, report_costs
 from lingraft.study.plan import Plan, listed_stages, plan_study
@@ -103,6 +106,8 @@ def run_study(
     processes.check()
     base_folder = path_of(base_folder, "base_folder")
     asked = study if isinstance(study, Study) else read_study(study, base_folder=base_folder)
+    if processes.sharded:
+        _check_sharded(asked)
     folder = path_of(runs, "runs") / asked.name
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -115,7 +120,7 @@ def run_study(
         with suppress(ConfigError):  # there is none, or it is another version's
             before = load_study(folder / STUDY)
     prepared = prepare_study(
-        asked, base_folder, watcher, check=lambda: check_reach(asked, base_folder, before)
+        asked, base_folder, watcher, check=partial(_check_first, asked, base_folder, before, processes)
     )
     study, materials = prepared.study, prepared.materials
     costs = report_costs(materials, watcher, trust_remote_code=study.trust_remote_code)
@@ -138,6 +143,9 @@ def run_study(
         if problem is not None:
             watcher.noted(problem)
         unused = unused_stages(folder)
+        ahead = [one for one in plan.stages if one.fingerprint not in executor.done]
+        if ahead:
+            watcher.planned(fitting_line(ahead))
         if unused and not executor.done:
             watcher.noted(_other_study_sentence(folder, unused))
         summary = Summary(study, materials, plan, executor, watcher)
@@ -171,6 +179,17 @@ def run_study(
             ending.outcome = "done"
         discard_encodings(store.cache)
     return result
+
+
+def _check_sharded(study: Study) -> None:
+    """Refuse strategies beside which no weights can be divided, before anything is read."""
+    for step in (step for cell in cells_of(study) for step in cell.steps):
+        for part in build(step.strategy).parts:
+            if not part.can_be_divided:
+                raise ConfigError(
+                    f"{place_of(step)}: {part.kind!r} with base: nf4 holds weights in 4 bits, which --sharded cannot "
+                    "divide. Leave --sharded out (the whole model takes about half a byte for a weight), or `base`."
+                )
 
 
 def prepare_study(
@@ -215,8 +234,6 @@ def prepare_study(
     notes = language_notes(study.evaluate, evaluation, materials.languages)
     for note in notes:
         watcher.noted(note)
-    if evaluation.backend == "vllm":
-        check_vllm()
     return Prepared(study.model_copy(update={"evaluate": evaluation}), materials, tuple(notes))
 
 
@@ -246,8 +263,10 @@ def forecast_study(
     """
     watcher, processes = watcher or Watcher(), processes or Processes()
     processes.check()
-    prepared = prepare_study(study, base_folder, watcher)
     store = Store(runs / study.name)
+    is_new = not store.stages.is_dir()  # what is finished need not fit any more
+    check = partial(check_memory, study, processes) if is_new else lambda: None
+    prepared = prepare_study(study, base_folder, watcher, check=check)
     plan = prepared.plan(store, base_folder, processes)
     for note in plan.notes:
         watcher.noted(note)
@@ -259,6 +278,13 @@ def forecast_study(
         watcher=watcher,
         trust_remote_code=study.trust_remote_code,
     )
+
+
+def _check_first(study: Study, base_folder: Path, before: Study | None, processes: Processes) -> None:
+    """Refuse what cannot be had or does not fit here, before data and models are read."""
+    check_reach(study, base_folder, before)
+    if before is None:  # what is finished need not fit any more
+        check_memory(study, processes)
 
 
 def _other_study_sentence(folder: Path, unused: Sequence[UnusedStage]) -> str:

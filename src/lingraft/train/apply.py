@@ -31,7 +31,8 @@ from lingraft.strategies.base import Context, FreezePlanRow, Strategy, count_mas
 from lingraft.strategies.composition import Composition, composition_of
 from lingraft.train.mixed_rows import REPLAYED, context_of
 from lingraft.train.restrained import RestrainedTrainer
-from lingraft.train.restraints import Restraints, frozen_changed, frozen_hashes
+from lingraft.train.restraints import frozen_changed, frozen_hashes
+from lingraft.train.sharding import beside, own_piece, whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -177,9 +178,8 @@ def apply_strategies(
     named_as_before = {"__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__}
     trainer.__class__ = type(own.__name__, (StrategyTrainer, own), named_as_before)
     assert isinstance(trainer, StrategyTrainer)
-    trainer.rules = rules
     # Which optimizers move what has no gradient is theirs to say: the masked elements always get their bits back.
-    trainer.restraints = Restraints(wrapped, rules, restore=True)
+    trainer.restrain(rules, restore=True)
     if rules.output_penalties:
         trainer._set_signature_columns_if_needed()
         read: Any = trainer._signature_columns  # transformers gives it no type
@@ -268,6 +268,7 @@ class _Ending(TrainerCallback):
     def __init__(self, trainer: StrategyTrainer, composition: Composition, context: Context) -> None:
         self._trainer, self._composition, self._context = trainer, composition, context
         model: Any = trainer.model
+        # FSDP2 makes its pieces when training begins; what others divide cannot be compared.
         self._frozen = {} if _is_sharded(trainer) else frozen_hashes(model, trainer.rules.frozen_mask)
         self._is_over = False
 
@@ -277,6 +278,9 @@ class _Ending(TrainerCallback):
             raise StrategyError(
                 f"{self._composition.label!r} was applied to one training, and that is over: make a new trainer."
             )
+        if _has_pieces(self._trainer):
+            model: Any = self._trainer.model
+            self._frozen = frozen_hashes(model, self._trainer.rules.frozen_mask)
 
     @torch.no_grad()
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
@@ -297,8 +301,9 @@ class _Ending(TrainerCallback):
             start = ModelWeights(context.previous, trust_remote_code=context.trust_remote_code)
             for name, parameter in model.named_parameters():
                 if parameter.is_floating_point():
-                    trained = parameter.detach().cpu().float()
-                    parameter.copy_(composition.combine(name, start.tensor(name).float(), trained))
+                    trained = whole(parameter).cpu().float()
+                    combined = composition.combine(name, start.tensor(name).float(), trained)
+                    own_piece(parameter).copy_(beside(combined, parameter))
 
 
 def _has(part: Strategy, hook: str) -> bool:
@@ -319,6 +324,12 @@ def _is_sharded(trainer: Trainer) -> bool:
         or trainer.is_fsdp_xla_enabled
         or trainer.is_distributed_loading_by_transformers
     )
+
+
+def _has_pieces(trainer: Trainer) -> bool:
+    """Return whether FSDP2 divides the parameters: each keeps its name, and every process has a piece of it."""
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    return bool(trainer.is_fsdp_enabled) and getattr(plugin, "fsdp_version", 1) == 2
 
 
 def _check_trainer(trainer: Any) -> None:
@@ -366,19 +377,25 @@ def _check_parts(trainer: Any, parts: Sequence[Strategy]) -> None:
                 reason = "its adapters stay the trainer's: name 'lora' among the strategies instead, which merges them"
             if reason is not None:
                 raise StrategyError(f"{part.kind!r} cannot be applied to a model with adapters: {reason}.")
-    if _is_sharded(trainer):
-        for part in parts:
-            hooks = ("wrap", "anchor", "frozen_mask")
-            if part.combines or part.holds_replayed or any(_has(part, hook) for hook in hooks):
-                raise StrategyError(
-                    f"{part.kind!r} needs whole tensors, and this trainer divides its parameters (DeepSpeed, FSDP or a "
-                    "device mesh): train on processes that each hold the model (torchrun alone)."
-                )
-            if _has(part, "learning_rates"):
-                raise StrategyError(
-                    f"{part.kind!r} needs an optimizer that knows parameters by name, which this trainer's (DeepSpeed, "
-                    "FSDP or a device mesh) does not: train on processes that each hold the model (torchrun alone)."
-                )
+    for part in parts:
+        if not part.can_be_divided:
+            raise StrategyError(
+                f"{part.kind!r}: base: nf4 is for phases that lingraft trains, which load the model for it: leave "
+                "`base` out in a script of your own."
+            )
+    for part in parts if _is_sharded(trainer) else ():
+        if part.holds_replayed or _has(part, "wrap"):
+            raise StrategyError(
+                f"{part.kind!r} needs whole tensors, and this trainer divides its parameters (DeepSpeed, FSDP or a "
+                "device mesh): train on processes that each hold the model (torchrun alone)."
+            )
+        acts = any(_has(part, hook) for hook in ("frozen_mask", "learning_rates", "anchor"))
+        if (acts or part.combines) and not _has_pieces(trainer):
+            raise StrategyError(
+                f"{part.kind!r} acts on parameters by name, and this trainer (DeepSpeed, FSDP 1 or a device mesh) "
+                'divides them without their names: take FSDP 2 (fsdp=True, fsdp_config={"version": 2}), or processes '
+                "that each hold the model (torchrun alone)."
+            )
     for part in parts:
         if args.fp16 and _has(part, "anchor"):
             raise StrategyError(
@@ -415,6 +432,8 @@ def _check_start(model: Any, context: Context) -> None:
     """Refuse a model that is not the one in the files that strategies will read."""
     from_files = ModelWeights(context.previous, trust_remote_code=context.trust_remote_code)
     for own_name, parameter in model.named_parameters():
+        if parameter.is_meta:  # its values come from the first process, which compares them
+            continue
         name = own_name.removeprefix("base_model.model.").replace(".base_layer.", ".")  # PEFT's
         if hasattr(model, "peft_config") and name not in from_files:  # an adapter
             continue

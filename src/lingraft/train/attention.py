@@ -19,7 +19,7 @@ from transformers.masking_utils import sdpa_mask
 
 GROUPED = "lingraft_grouped"
 _REPLACED = "sdpa"
-_LONGEST = 512  # tokens; beyond, flash attention is as fast and does not keep the weights of all pairs
+LONGEST = 512  # tokens; beyond, flash attention is as fast and does not keep the weights of all pairs
 
 
 @contextmanager
@@ -28,8 +28,7 @@ def grouped_attention(model: nn.Module) -> Iterator[None]:
 
     Any other implementation is left alone: whoever chose it had a reason.
     """
-    # Also from inside an adapter's wrapper.
-    inner = next((part for part in model.modules() if isinstance(part, PreTrainedModel)), None)
+    inner = _inner(model)
     if inner is None or inner.device.type != "cpu" or inner.config._attn_implementation != _REPLACED:
         yield
         return
@@ -40,6 +39,17 @@ def grouped_attention(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         inner.set_attn_implementation(_REPLACED)
+
+
+def is_grouped(model: nn.Module) -> bool:
+    """Return whether a model attends by `grouped` now."""
+    inner = _inner(model)
+    return inner is not None and inner.config._attn_implementation == GROUPED
+
+
+def _inner(model: nn.Module) -> PreTrainedModel | None:
+    """Return the model itself, also from inside an adapter's wrapper."""
+    return next((part for part in model.modules() if isinstance(part, PreTrainedModel)), None)
 
 
 def grouped(
@@ -79,7 +89,7 @@ def grouped(
     if (
         query.device.type != "cpu"
         or not plain
-        or length > _LONGEST
+        or length > LONGEST
         or length != key.shape[2]
         or options.get("softcap") is not None
     ):

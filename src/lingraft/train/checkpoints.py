@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,10 +135,13 @@ class Checkpoints:
         """
         checkpoint = self.path_of(step)
         flush_folder(checkpoint)
-        files = {
-            name: FileSeal(path.stat().st_size, hash_file(path))
-            for name, path in sorted(_files(checkpoint).items())
-        }
+        found = dict(sorted(_files(checkpoint).items()))
+        with ThreadPoolExecutor() as threads:  # a stopped training waits for this
+            hashes = threads.map(hash_file, found.values())
+            files = {
+                name: FileSeal(path.stat().st_size, own)
+                for (name, path), own in zip(found.items(), hashes, strict=True)
+            }
         write_json_atomically(checkpoint / MANIFEST, to_json(Manifest(_FORMAT, self._phase, step, files)))
         for other in self.folder.glob(f"{_OTHER}*"):
             remove(other)

@@ -1,4 +1,4 @@
-"""What a training or an evaluation holds in memory, by part, known before it runs.
+"""What a training or an evaluation holds in memory, by part, known before it runs: from sizes, without weights.
 
 Activations are those that a decoder layer keeps for its backward pass, counted tensor by tensor as Korthikanti et al.
 2022 (arXiv 2205.05198) count them for GPT: here of layers with RMSNorm, rotary positions, grouped queries and a gated
@@ -8,12 +8,16 @@ it is an estimate.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
 
 import psutil
 import torch
 
+from lingraft.config.schema import Training
 from lingraft.models.compute import Compute, Precision
 from lingraft.models.shape import ModelShape
 
@@ -21,17 +25,112 @@ _KEEPS_WEIGHTS = 512  # tokens of a row up to which attention keeps its weights 
 _READ_TOKENS = 2048  # of the prompts that are read at once
 _HEAP = 1.5  # measured: what the heap of a processor's process grows to over batches of different shapes
 _SCORES = 3  # tensors of all scores of the next token, in float32: as they come, widened, and with draws
+# Measured: modules and kernels that a processor's process gets with its first steps; in bf16 also the pieces that
+# oneDNN's aligned blocks leave in its heap.
+_LIBRARIES, _LIBRARIES_BF16 = 45_000_000, 140_000_000
+_CONTEXT = (
+    1_500_000_000  # of an accelerator: its context, the libraries' workspaces and buffers (an allowance)
+)
+_BLOCK = 256  # moments of 8 bits that share a float32 scale
+_FOUR_BITS = 0.5 + 4 / 64  # bytes of a weight of 4 bits: blocks of 64 share a float32 scale
+_GATHERED_LAYERS = 2  # that FSDP2 has put together at a time: one at work, one on the way
+_BUSY = 1024  # tokens of a micro-batch that keep a device busy
+SAFE = 0.92
+"""Share of what is free that is planned with: a plan is up to a tenth off."""
+_LIMITS = (  # of a container, of both versions of control groups
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+Optimizer = Literal["adamw", "adamw_8bit"]
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """How a model is trained, as far as memory depends on it.
+
+    Attributes:
+        precision: Of the training.
+        optimizer: See `Training.optimizer`.
+        on_processor: Whether a processor computes it.
+        checkpointing: Whether the layers run forward again in the backward pass.
+        micro_batches: Of an optimiser step: with several, gradients stay while activations are made.
+        processes: That train it, each on a device of its own (on a processor, in one memory).
+        sharded: Whether they divide weights, gradients and moments between them; else each has all.
+        four_bits: Whether frozen matrices of the layers are held in 4 bits (QLoRA).
+        fused_head: Whether the loss is taken without logits of all positions at once.
+    """
+
+    precision: Precision
+    optimizer: Optimizer = "adamw"
+    on_processor: bool = False
+    checkpointing: bool = False
+    micro_batches: int = 1
+    processes: int = 1
+    sharded: bool = False
+    four_bits: bool = False
+    fused_head: bool = False
+
+    @classmethod
+    def of(
+        cls, training: Training, compute: Compute, cut: Cut, processes: int = 1, *, sharded: bool = False
+    ) -> Setup:
+        """Return how options of training, whose precision is resolved, train a model."""
+        return cls(
+            compute.precision,
+            training.optimizer,
+            on_processor=compute.device.type == "cpu",
+            checkpointing=cut.checkpointing,
+            micro_batches=training.micro_batches * cut.pieces,
+            processes=processes,
+            sharded=sharded,
+        )
+
+    @property
+    def trained_bytes(self) -> int:
+        """Bytes of a weight that trains."""
+        return 2 if self.precision == "bf16_pure" else 4
+
+    @property
+    def frozen_bytes(self) -> int:
+        """Bytes of a frozen weight, unless it is held in 4 bits; a divided one stays as it came."""
+        return 4 if self.precision == "float32" or (self.precision == "bf16" and self.sharded) else 2
+
+    @property
+    def computed_bytes(self) -> int:
+        """Bytes of a weight in the type that computes."""
+        return 4 if self.precision == "float32" else 2
+
+    @property
+    def moment_bytes(self) -> float:
+        """Bytes of both moments of a weight."""
+        return 2 + 8 / _BLOCK if self.optimizer == "adamw_8bit" else 8
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How a step is computed so that it fits; results depend on it by rounding alone.
+
+    Attributes:
+        pieces: That each micro-batch of a process is computed in, one after the other.
+        checkpointing: Whether the layers run forward again in the backward pass.
+    """
+
+    pieces: int = 1
+    checkpointing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """Bytes that a stage holds at its peak.
+    """Bytes that a stage holds at its peak, on each device; on a processor those of one process.
 
     Attributes:
-        base: The process before the stage, libraries included; 0 on an accelerator.
-        weights: Of the model, with what strategies hold of other models.
+        base: The process before the stage, libraries included; of an accelerator its context.
+        weights: Of the model.
+        copies: Of weights in another type: autocast's, and on a processor the frozen ones as they came.
         gradients: Of what trains.
         optimiser: Both moments of AdamW.
+        gathered: What FSDP2 has put together of divided layers, or DistributedDataParallel's buckets of gradients.
+        held: What strategies hold of other models, such as a teacher.
         activations: What the layers keep for the backward pass; of an evaluation, what reading prompts takes.
         keys_values: Of the answers that are generated together.
         logits: Of the head, with their gradients.
@@ -39,16 +138,24 @@ class MemoryPlan:
 
     base: int
     weights: int
-    gradients: int
-    optimiser: int
-    activations: int
-    keys_values: int
-    logits: int
+    copies: int = 0
+    gradients: int = 0
+    optimiser: int = 0
+    gathered: int = 0
+    held: int = 0
+    activations: int = 0
+    keys_values: int = 0
+    logits: int = 0
 
     @property
     def total(self) -> int:
         """All of it."""
         return sum(asdict(self).values())
+
+    @property
+    def certain(self) -> int:
+        """What no batch is small enough to do without: weights, gradients and moments, and what strategies hold."""
+        return self.weights + self.gradients + self.optimiser + self.held
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +165,11 @@ class LargestBatch:
     rows: int
     length: int
     supervised: int
+
+    def part(self, parts: int) -> LargestBatch:
+        """Return the largest of so many parts of it: whole rows, at least one."""
+        rows = -(-self.rows // parts)
+        return LargestBatch(rows, self.length, -(-self.supervised * rows // self.rows))
 
 
 def largest_batch(shapes: Sequence[tuple[int, int]], predicted: int) -> LargestBatch:
@@ -72,58 +184,129 @@ def largest_batch(shapes: Sequence[tuple[int, int]], predicted: int) -> LargestB
     return LargestBatch(rows, length, round(share * rows * length))
 
 
+def cuts(batch: LargestBatch, training: Training) -> list[Cut]:
+    """Return the ways to compute a process's largest micro-batch, from the fastest to that of the least memory.
+
+    Pieces that keep a device busy cost hardly any time, activations that are computed again a third of a step, smaller
+    pieces more. What the options say is as they say.
+
+    Args:
+        batch: The largest.
+        training: Its accumulation and gradient_checkpointing count.
+    """
+    most = batch.rows if training.accumulation is None else 1
+    sizes = [1]
+    while sizes[-1] < most:
+        sizes.append(min(most, 2 * sizes[-1]))
+    large = [one for one in sizes if one == 1 or batch.part(one).rows * batch.length >= _BUSY]
+    if training.gradient_checkpointing is not None:
+        return [Cut(one, training.gradient_checkpointing) for one in sizes]
+    again = [Cut(one, checkpointing=True) for one in sizes]
+    return [*(Cut(one) for one in large), *again]
+
+
+def chosen_cut(
+    batch: LargestBatch, training: Training, planned: Callable[[Cut], MemoryPlan], free: int
+) -> Cut:
+    """Return the fastest way to compute a micro-batch that fits; that of the least memory, where none does.
+
+    Args:
+        batch: See `cuts`.
+        training: See there.
+        planned: Returns the plan of a way.
+        free: Bytes that the process may take of its device.
+    """
+    possible = cuts(batch, training)
+    return next((one for one in possible if planned(one).total <= SAFE * free), possible[-1])
+
+
 def training_memory(
-    shape: ModelShape,
-    batch: LargestBatch,
-    precision: Precision,
-    *,
-    on_processor: bool,
-    base: int = 0,
-    checkpointing: bool = False,
-    shared_by: int = 1,
-    held: int = 0,
+    shape: ModelShape, batch: LargestBatch, setup: Setup, *, base: int = 0, held: int = 0
 ) -> MemoryPlan:
-    """Return what training holds.
+    """Return what training holds on each device.
+
+    A trained parameter takes 16 bytes in float32; in bf16 18, because autocast keeps a bf16 copy of the float32 weight;
+    in bf16_pure 12 (bf16 weight and gradient, float32 moments); with moments of 8 bits 6.03.
 
     On a processor what activations leave free does not serve gradients: the C library's heap keeps it, in pieces, and
     where there are few gradients it grows to half as much again as the activations. An accelerator's allocator reuses
-    it, so there the larger of the two counts.
+    it, so there the larger of the two counts, unless gradients stay from one micro-batch to the next.
 
     Args:
         shape: Of the model, with what trains.
-        batch: The largest.
-        precision: Of the training.
-        on_processor: Whether a processor computes it.
-        base: See `MemoryPlan`.
-        checkpointing: Whether the layers run forward again in the backward pass.
-        shared_by: Processes that divide weights, gradients and moments between them.
-        held: Bytes of what strategies hold of other models, such as a teacher.
+        batch: The largest of a process.
+        setup: How it is trained.
+        base: See `MemoryPlan`; of an accelerator it is added here.
+        held: See there, in bytes of one process.
     """
-    width = 2 if precision == "bf16_pure" else 4
     frozen = shape.parameters - shape.trained
-    weights = width * shape.parameters + (4 * frozen if precision == "bf16_pure" else 0)
-    gradients, moments = width * shape.trained, 2 * width * shape.trained
+    divided = setup.processes if setup.sharded else 1
+    small = setup.four_bits * int(shape.matrices - shape.trained_matrices)
+    weights = setup.trained_bytes * shape.trained + setup.frozen_bytes * (frozen - small) + _FOUR_BITS * small
+    gradients = setup.trained_bytes * shape.trained
     # Where the embedding is the head, its gradient is the sum of two, and each is made as a whole.
-    summed = 2 * width * shape.head if shape.is_tied and shape.trains_head else 0
+    if shape.is_tied and shape.trains_head:
+        gradients += 2 * setup.trained_bytes * shape.head
     activations = activation_bytes(
-        shape, batch, precision, on_processor=on_processor, checkpointing=checkpointing
+        shape, batch, setup.precision, on_processor=setup.on_processor, checkpointing=setup.checkpointing
     )
-    logits = batch.supervised * shape.vocabulary * (4 if precision == "float32" else 2)
-    logits *= 2  # with their gradient
-    made = gradients + summed
-    if on_processor:
-        activations = max(activations, int(_HEAP * activations) - gradients)
-    else:  # gradients are made while activations go
-        made = max(0, made - activations)
+    copies = 0.0
+    if setup.precision == "bf16" and not setup.sharded:  # FSDP2 gathers in bf16: nothing is left to cast
+        copies = 2.0 * (shape.trained_matrices + shape.trains_head * shape.head)
+    if setup.on_processor and setup.precision != "float32":
+        copies += 4 * frozen  # as they came
+    gathered = 0.0
+    if (
+        setup.sharded
+    ):  # weights in the type that computes; of the layer at work its gradients too, then in float32
+        width = setup.computed_bytes
+        gathered = width * (_GATHERED_LAYERS * shape.largest_layer + shape.outside) + (width + 4) * max(
+            shape.largest_layer, shape.outside
+        )
+    elif setup.processes > 1:  # DistributedDataParallel's buckets
+        gathered = setup.trained_bytes * shape.trained
+    scores = 0 if setup.fused_head else batch.supervised * shape.vocabulary
+    made = gradients / divided
+    extra = _CONTEXT
+    if setup.on_processor:
+        extra = _LIBRARIES if setup.precision == "float32" else _LIBRARIES_BF16
+        activations = max(activations, int(_HEAP * activations) - int(made))
+    elif setup.micro_batches == 1:  # gradients are made while activations and copies go
+        made = max(0.0, made - activations - copies)
     return MemoryPlan(
-        base=base,
-        weights=weights // shared_by + held,
-        gradients=made // shared_by,
-        optimiser=moments // shared_by,
+        base=base + extra,
+        weights=int(weights / divided),
+        copies=int(copies),
+        gradients=int(made),
+        optimiser=int(setup.moment_bytes * shape.trained / divided),
+        gathered=int(gathered),
+        held=held,
         activations=activations,
-        keys_values=0,
-        logits=logits,
+        logits=2 * setup.computed_bytes * scores,  # with their gradient
     )
+
+
+def host_bytes(shape: ModelShape, setup: Setup, *, held: int = 0) -> int:
+    """Return what the processes together hold in the machine's own memory, beside accelerators that train.
+
+    While a model is loaded, each process that reads files has it in float32: every one, of a divided model the first.
+    While it is saved, the first has it in float32 again, and of a divided model each has its pieces of weights and
+    moments on their way to the disk.
+
+    Args:
+        shape: See `training_memory`.
+        setup: See there.
+        held: What one process has in the machine's memory before.
+    """
+    whole = 4 * shape.parameters
+    loading = whole * (1 if setup.sharded else setup.processes)
+    saving = whole + (checkpoint_bytes(shape, setup) if setup.sharded else 0)
+    return max(loading, saving) + setup.processes * held
+
+
+def checkpoint_bytes(shape: ModelShape, setup: Setup) -> int:
+    """Return what a resumable checkpoint takes on disk: what trains, with its moments."""
+    return int((setup.trained_bytes + setup.moment_bytes) * shape.trained)
 
 
 def activation_bytes(
@@ -145,7 +328,10 @@ def activation_bytes(
     )  # queries, keys, values, what is attended to, weights of pairs; the MLP
     states = 2 if precision == "bf16_pure" else 4  # bytes
     # Of a token in a layer. Norms keep what they normalise, in float32, and what comes of it; matrices their input.
-    if precision == "float32":
+    if shape.ranks:  # adapters keep inputs of their own; frozen norms and matrices keep none
+        inputs = 5 * h + a if precision == "bf16" else 2 * h
+        token = 4 * n + (4 if precision == "float32" else 2) * (inputs + inside + shape.ranks)
+    elif precision == "float32":
         token = 4 * (2 * n + 2 * h + inside)
     elif precision == "bf16":  # each of the five matrices gets an input of its own
         token = 8 * n + 2 * (5 * h + inside)
@@ -154,8 +340,6 @@ def activation_bytes(
     if checkpointing:  # what enters each layer, and one whole layer
         token += states * h * shape.layers
     kept = tokens * token * (1 if checkpointing else shape.reached_layers)
-    if precision == "bf16":  # the matrices in bf16, for as long as the graph lives
-        kept += int(2 * (0 if checkpointing else shape.matrices) + 2 * shape.head)
     return kept + 2 * states * h * tokens  # the last norm
 
 
@@ -167,8 +351,9 @@ def evaluation_memory(
     length: int,
     positions: int = 0,
     base: int = 0,
+    processes: int = 1,
 ) -> MemoryPlan:
-    """Return what an evaluation holds.
+    """Return what an evaluation holds, on a processor of all processes together, on accelerators of one.
 
     Args:
         shape: Of the model.
@@ -177,17 +362,20 @@ def evaluation_memory(
         length: Tokens of each, prompt and answer together.
         positions: At which likelihoods are taken together, at most.
         base: See `MemoryPlan`.
+        processes: How many answer, each with a whole model; more than 1 are others than this one.
     """
     width = compute.held.itemsize
     read = min(_READ_TOKENS, rows * length) or _READ_TOKENS
+    models = processes if compute.device.type == "cpu" else 1
     return MemoryPlan(
-        base=base,
-        weights=width * shape.parameters,
+        base=base if models == 1 else base * (models + 1),
+        weights=models * width * shape.parameters,
         gradients=0,
         optimiser=0,
-        activations=width * read * (4 * shape.hidden + 3 * shape.intermediate + 2 * shape.attention),
-        keys_values=width * rows * length * 2 * shape.keys * shape.layers,
-        logits=max(_SCORES * 4 * rows, width * positions) * shape.vocabulary,
+        activations=models
+        * (width * read * (4 * shape.hidden + 3 * shape.intermediate + 2 * shape.attention)),
+        keys_values=models * width * rows * length * 2 * shape.keys * shape.layers,
+        logits=models * max(_SCORES * 4 * rows, width * positions) * shape.vocabulary,
     )
 
 
@@ -201,6 +389,20 @@ def free_memory(compute: Compute) -> int:
     if compute.device.type == "cuda":
         return int(torch.cuda.mem_get_info(compute.device)[0])
     return int(psutil.virtual_memory().available) + int(psutil.Process().memory_info().rss)
+
+
+def total_memory(compute: Compute) -> int:
+    """Return the bytes that there are of what training holds: of an accelerator its own, else memory and swap space.
+
+    A container's limit counts for the memory.
+    """
+    if compute.device.type == "cuda":
+        return int(torch.cuda.get_device_properties(compute.device).total_memory)
+    memory = int(psutil.virtual_memory().total)
+    for limit in _LIMITS:
+        with suppress(OSError, ValueError):  # none, or `max`
+            memory = min(memory, int(limit.read_text(encoding="ascii")))
+    return memory + int(psutil.swap_memory().total)
 
 
 def memory_problem(needed: int, free: int) -> str | None:

@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -31,6 +31,7 @@ from lingraft.data.example import Example
 from lingraft.data.sources import LoadedData, examples_of
 from lingraft.errors import ConfigError, DataError, ModelError, StrategyError, VerificationError, did_you_mean
 from lingraft.models.compute import Compute, compute_for, trained_in
+from lingraft.models.four_bits import parameter_count
 from lingraft.models.loaded import check_has_values, model_in_memory, tokenizer_for
 from lingraft.models.peak import Peak, peak_of
 from lingraft.models.shape import shape_of
@@ -40,12 +41,32 @@ from lingraft.stopping import Stopped
 from lingraft.strategies.base import TrainingRules
 from lingraft.train.attention import grouped_attention
 from lingraft.train.checkpoints import FOLDER, Checkpoints, Found
+from lingraft.train.compiled import compiled_layers, compiles
+from lingraft.train.held import held_weights
 from lingraft.train.memory import forget_peak, peak_bytes
+from lingraft.train.memory_plan import (
+    Cut,
+    MemoryPlan,
+    Setup,
+    chosen_cut,
+    free_memory,
+    held_now,
+    largest_batch,
+    training_memory,
+)
 from lingraft.train.on_policy import OnPolicy
+from lingraft.train.packing import (
+    PACKING,
+    Packing,
+    can_pack,
+    kernel_problem,
+    packed_attention,
+    packing_for,
+)
 from lingraft.train.restraints import frozen_changed, frozen_hashes
 from lingraft.train.sharding import from_all, own_piece, take_layout
 from lingraft.train.trackers import RUNS, TrackedRun, tracked
-from lingraft.train.trainer import BatchPlan, PhaseTrainer, training_arguments
+from lingraft.train.trainer import BatchPlan, PhaseTrainer, ProcessShares, training_arguments
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -98,6 +119,8 @@ class PhaseOutcome:
         refused_checkpoints: How many newer checkpoints that run had left that were not whole.
         mfu: See `Progress`; None: not known, or nothing was left to do.
         peak: What one device can compute at most; None: the model's FLOPs are not known.
+        compiled: Whether its layers were compiled.
+        packed: Whether rows were laid end to end (`train.packing`) and not padded.
     """
 
     steps: int
@@ -115,6 +138,8 @@ class PhaseOutcome:
     refused_checkpoints: int = 0
     mfu: float | None = None
     peak: Peak | None = None
+    compiled: bool = False
+    packed: bool = False
 
 
 def train_phase(
@@ -139,8 +164,9 @@ def train_phase(
     rules: TrainingRules = NO_RULES,
     on_policy: OnPolicy | None = None,
     run: TrackedRun | None = None,
+    cut: Cut | None = None,
 ) -> PhaseOutcome:
-    """Train `model` in place on `encoded`, and leave it in eval mode with float32 weights.
+    """Train `model` in place on `encoded`, and leave it in eval mode: what trained in float32, the rest as it was.
 
     Work that was done is kept: by steps, by time, at a signal and after the last step a checkpoint is written, from
     which the same call continues. Whoever has saved the model removes `folder/trainer`.
@@ -150,7 +176,7 @@ def train_phase(
     share each batch's rows.
 
     Args:
-        model: In memory, float32 weights.
+        model: In memory; what trains is computed with and left in float32, whatever type it has.
         tokenizer: Gives the id that fills rows, and what examples are encoded by; None: the one that lies where the
             model was loaded from.
         encoded: The examples: encoded (all tokens are known), as `load_data` returns them, or what it takes. Rows that
@@ -174,12 +200,15 @@ def train_phase(
         on_policy: Train on the model's own answers, which `encoded` stands for, in one process; the counts of tokens
             are then those of the longest answers allowed.
         run: What trackers call it; None: it is called by its folder.
+        cut: How a step is computed so that it fits; None: as fast as fits the memory that is free, within what
+            `training` says.
 
     Returns:
         Counts, losses and times.
 
     Raises:
-        ConfigError: sharded training in pure bf16.
+        ConfigError: the model's own answers are to be trained on by several processes; `compile: true` where nothing
+            compiles.
         StrategyError: `trainable` is empty or holds an unknown name.
         DataError: no examples, or an optimiser step without a supervised token.
         ModelError: the data hold a token that the model has no embedding for, or the loss is no longer a number.
@@ -192,21 +221,19 @@ def train_phase(
         raise ConfigError(f"seed {seed!r}: must be a whole number from 0 to 2**32 - 1.")
     tokenizer, table = _checked(model, tokenizer, encoded, training.max_length, on_note, sharded=sharded)
     compute = compute_for(training.precision)
-    if sharded and compute.precision == "bf16_pure":
-        raise ConfigError(
-            "training.precision bf16_pure does not go with sharded training: its optimiser rounds whole tensors. "
-            "Use bf16, whose float32 weights are divided between the processes."
-        )
     if sharded:
         PartialState(cpu=compute.device.type == "cpu")
         take_layout(model)
     names = _check_trainable(model, trainable)
     rows = embedding_rows(model)
     check_token_ids((table.highest_token,), rows, tokenizer, "the training data")
-    plan = BatchPlan(table.lengths, training, seed)
+    cut = cut or _chosen_cut(model, names, table, training, seed, compute, sharded=sharded)
+    plan = BatchPlan(table.lengths, training, seed, cut.pieces)
     workplace = folder / FOLDER
     run = run or TrackedRun("lingraft", folder.absolute().name)
-    arguments = training_arguments(training, compute, folder=workplace, seed=seed, sharded=sharded)
+    arguments = training_arguments(
+        training, compute, folder=workplace, seed=seed, sharded=sharded, pieces=cut.pieces
+    )
     arguments.run_name, arguments.project = run.name, run.project
     state = arguments.distributed_state
     if on_policy is not None and state.num_processes > 1:
@@ -214,7 +241,7 @@ def train_phase(
     noted = on_note if on_note is not None and state.is_main_process else lambda _: None
     # The answers that the model trains on may be shorter than planned, so their FLOPs are not known before.
     flops = None if on_policy is not None else _flops_of_steps(model, names, table, plan)
-    peak = peak_of(compute) if flops is not None and state.is_main_process else None
+    layers = _layers(model, training, compute, rules, table, plan, state.num_processes, flops, noted)
     identity = _identity(model, names, training, table, rules, seed)
     checkpoints = Checkpoints(workplace, identity, noted)
     found = [checkpoints.find() if state.is_main_process else Found(None, 0)]
@@ -222,7 +249,15 @@ def train_phase(
         broadcast_object_list(found)
     resumed, refused = found[0].step, found[0].refused
     bits = _Bits(model, rules.frozen_mask)
-    with _prepared(model, frozenset(names), training, compute, rules.frozen_mask):
+    with _prepared(
+        model,
+        frozenset(names),
+        compute,
+        rules.frozen_mask,
+        checkpointing=cut.checkpointing,
+        sharded=sharded,
+        layers=layers,
+    ):
         trainer = PhaseTrainer(
             model,
             arguments,
@@ -235,11 +270,17 @@ def train_phase(
             noted=noted,
             on_policy=on_policy,
             prepared=bits.remember,
+            packing=layers.packing,
         )
         forget_peak()
         tokens_after = [0, *accumulate(plan.tokens_per_step())]  # by number of steps done
-        could = None if peak is None else peak.flops * state.num_processes
-        clock = _Clock(tokens_after, flops, could, on_progress if state.is_main_process else None)
+        clock = _Clock(
+            tokens_after,
+            flops if state.is_main_process else None,
+            compute,
+            state.num_processes,
+            on_progress if state.is_main_process else None,
+        )
         saving = _Saving(training, stop, trainer.agreed)
         trainer.add_callback(clock)
         trainer.add_callback(saving)
@@ -268,7 +309,7 @@ def train_phase(
             raise changed
         if not bits.have_changed():
             raise VerificationError(_why_nothing_moved(trainer.state.log_history, training))
-        sizes = [(one.numel(), one.requires_grad) for one in model.parameters()]
+        sizes = [(parameter_count(one), one.requires_grad) for one in model.parameters()]
     state.wait_for_everyone()
     if state.is_main_process and (workplace / RUNS).is_dir():  # a tracker's
         shutil.copytree(workplace / RUNS, folder / "trackers", dirs_exist_ok=True, ignore=_no_files)
@@ -276,7 +317,9 @@ def train_phase(
         steps=trainer.state.global_step,
         examples=len(table),
         tokens=training.epochs * int(np.sum(table.lengths)),
-        padded_tokens=plan.padded_tokens,
+        padded_tokens=plan.padded_tokens
+        if layers.packing is None
+        else layers.packing.length * len(plan) * state.num_processes,
         supervised_tokens=training.epochs * table.predicted_tokens,
         losses=tuple((int(e["step"]), e["loss"]) for e in trainer.state.log_history if "loss" in e),
         trainable_parameters=sum(size for size, is_trained in sizes if is_trained),
@@ -287,8 +330,46 @@ def train_phase(
         resumed_from=resumed,
         refused_checkpoints=refused,
         mfu=clock.mfu,
-        peak=peak,
+        peak=clock.peak,
+        compiled=layers.is_compiled,
+        packed=layers.packing is not None,
     )
+
+
+def _chosen_cut(
+    model: Any,
+    names: Collection[str],
+    table: EncodedTable,
+    training: Training,
+    seed: int,
+    compute: Compute,
+    *,
+    sharded: bool,
+) -> Cut:
+    """Return how a step of a model in memory is computed: as fast as fits the memory, in all processes alike."""
+    given = Cut(checkpointing=bool(training.gradient_checkpointing))
+    is_said = training.accumulation is not None and training.gradient_checkpointing is not None
+    config = model.config.get_text_config()
+    if is_said or getattr(config, "hidden_size", None) is None or model.get_output_embeddings() is None:
+        return given
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    shape, on_processor = shape_of(model, names), compute.device.type == "cpu"
+    largest = largest_batch(
+        BatchPlan(table.lengths, training, seed).shapes, training.epochs * table.predicted_tokens
+    )
+    batch = largest.part(processes)
+    loaded = sum(one.nbytes for one in model.parameters()) if on_processor else 0
+
+    def planned(cut: Cut) -> MemoryPlan:
+        setup = Setup.of(training, compute, cut, processes, sharded=sharded)
+        return training_memory(shape, batch.part(cut.pieces), setup, base=max(0, held_now(compute) - loaded))
+
+    free = free_memory(compute) // (processes if on_processor else 1)
+    chosen = [chosen_cut(batch, training, planned, free)]
+    if processes > 1:
+        PartialState(cpu=on_processor)
+        broadcast_object_list(chosen)
+    return chosen[0]
 
 
 def _flops_of_steps(
@@ -302,6 +383,43 @@ def _flops_of_steps(
     learned = table.predicted_tokens / int(np.sum(table.lengths))
     sizes = zip(plan.tokens_per_step(), plan.pairs_per_step(), strict=True)
     return [shape.training_flops(tokens, pairs, learned * tokens) for tokens, pairs in sizes]
+
+
+@dataclass(frozen=True, slots=True)
+class _Layers:
+    """How a phase's layers run: compiled or not, on rows that are packed or (None) padded."""
+
+    is_compiled: bool
+    packing: Packing | None
+
+
+def _layers(
+    model: nn.Module,
+    training: Training,
+    compute: Compute,
+    rules: TrainingRules,
+    table: EncodedTable,
+    plan: BatchPlan,
+    processes: int,
+    flops: Sequence[float] | None,
+    noted: Callable[[str], None],
+) -> _Layers:
+    """Decide how a phase's layers run; rows are packed for compiled layers on accelerators, in 16 bits."""
+    is_compiled = compiles(training.compile, compute.device, flops, noted)
+    if (
+        not is_compiled
+        or flops is None  # the model's own answers are no table's rows
+        or (compute.device.type, compute.arithmetic) not in PACKING
+        or rules.output_penalties  # they read padded rows
+        or not can_pack(model, int(np.max(table.lengths)))
+    ):
+        return _Layers(is_compiled, None)
+    problem = kernel_problem(model, compute.device, compute.arithmetic)
+    if problem is not None:
+        noted(f"rows are padded, as attention within packed rows does not work on this device: {problem}.")
+        return _Layers(is_compiled, None)
+    parts = ProcessShares(plan, processes, silent_row=len(table))
+    return _Layers(is_compiled, packing_for(parts, table.lengths))
 
 
 def _checked(
@@ -483,38 +601,30 @@ def _why_nothing_moved(history: Sequence[Mapping[str, float]], training: Trainin
 def _prepared(
     model: Any,
     names: Collection[str],
-    training: Training,
     compute: Compute,
     frozen_mask: Mapping[str, Tensor],
+    *,
+    checkpointing: bool,
+    sharded: bool,
+    layers: _Layers,
 ) -> Iterator[None]:
-    """Set what trains, the weights' type and gradient checkpointing; undo all but the training at the end.
-
-    In pure bf16 the weights are bf16 inside. Outside, what is frozen has the very float32 bits that it had.
-    """
+    """Set what trains, the weights' types, checkpointing of activations and compiling; undo all but the training."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names)
     use_cache = getattr(model.config, "use_cache", None)
-    if training.gradient_checkpointing:
+    if checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
         # Only the re-entrant kind needs gradients at the embeddings; they would cost the frozen layers' backward.
         model.disable_input_require_grads()
-    originals: dict[str, Tensor] = {}
-    if compute.precision == "bf16_pure":
-        for name, parameter in model.named_parameters():
-            if not parameter.requires_grad or name in frozen_mask:
-                originals[name] = parameter.data
-            parameter.data = parameter.data.to(compute.held)
     try:
-        with grouped_attention(model):
+        with (
+            held_weights(model, compute, frozen_mask, divided=sharded),
+            grouped_attention(model) if layers.packing is None else packed_attention(model, layers.packing),
+            compiled_layers(model) if layers.is_compiled else nullcontext(),
+        ):
             yield
     finally:
-        for name, parameter in model.named_parameters() if compute.precision == "bf16_pure" else ():
-            kept = originals.pop(name, None)
-            kept = parameter.data.float() if kept is None else kept.to(parameter.device)
-            if name in frozen_mask and parameter.requires_grad:
-                kept = torch.where(frozen_mask[name].to(parameter.device), kept, parameter.data.float())
-            parameter.data = kept
-        if training.gradient_checkpointing:
+        if checkpointing:
             model.activation_checkpointing_disable()
         model.config.use_cache = use_cache  # the Trainer switches it off, and generation would crawl
         model.zero_grad(set_to_none=True)
@@ -571,11 +681,13 @@ class _Clock(TrainerCallback):
         self,
         tokens_after: Sequence[int],
         flops: Sequence[float] | None,
-        peak: float | None,
+        compute: Compute,
+        processes: int,
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
         self._tokens_after = tokens_after
-        self._flops, self._peak = flops, peak
+        self._flops, self._processes = flops, processes
+        self.peak = None if flops is None else peak_of(compute)
         self._on_progress = on_progress
         self.mfu: float | None = None
         self._first_step = 0
@@ -603,7 +715,8 @@ class _Clock(TrainerCallback):
         done = self._tokens_after[step] - self._tokens_after[self._first_step]
         self.tokens_per_second = done / max(self.seconds, 1e-9)
         left = (self._tokens_after[-1] - self._tokens_after[step]) / self.tokens_per_second
-        if self._flops is not None and self._peak is not None:
-            self.mfu = sum(self._flops[self._first_step : step]) / max(self.seconds, 1e-9) / self._peak
+        if self._flops is not None and self.peak is not None:
+            could = self.peak.flops * self._processes * max(self.seconds, 1e-9)
+            self.mfu = sum(self._flops[self._first_step : step]) / could
         if self._on_progress is not None:
             self._on_progress(Progress(step, state.max_steps, loss, self.tokens_per_second, left, self.mfu))

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 
 from lingraft import errors, stopping
 from lingraft.errors import ConfigError, DiskError, LingraftError, disk_error
-from lingraft.models.workers import worker_count
+from lingraft.models.workers import worker_count, worker_environment
 from lingraft.records import read_json, remove, write_json_atomically
 from lingraft.stopping import Stopped
 from lingraft.train.checkpoints import FOLDER, make_folder
@@ -133,13 +133,7 @@ def train_on(
     # Safe paths: a file of the user's folder must not stand in for a library, nor be run.
     torchrun = (sys.executable, "-P", "-c", _TORCHRUN, "--standalone")
     worker = ("-m", "lingraft.train.worker", str(folder / TASK), str(os.getpid()))
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")
-        or str(max(1, torch.get_num_threads() // processes.count)),
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
-        "PYTHONSAFEPATH": "1",
-    }
+    environment = {**worker_environment(processes.count), "TORCH_CPP_LOG_LEVEL": "ERROR"}
     log = folder / LOG
     workers: list[int] = []
     with (

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from lingraft.errors import VerificationError
+from lingraft.models.weights import ModelWeights
 from lingraft.strategies.base import Anchor, TrainingRules
 from lingraft.train.sharding import beside, from_all, own_piece
-
-_PIECE = 1 << 18  # elements that are pulled at once
+from lingraft.train.stochastic_rounding import elements_at_once
 
 
 class Restraints:
@@ -77,8 +77,8 @@ class Restraints:
                 if importance is not None:
                     used.append(importance[name])
                 used = [one[None] if one.ndim == 0 else one for one in used]
-                # A piece at a time: a temporary copy of an embedding costs twice the time.
-                rows = max(1, _PIECE * len(used[0]) // max(1, used[0].numel()))
+                # On a processor a part at a time: a temporary copy of an embedding costs twice the time.
+                rows = max(1, elements_at_once(parameter.device) * len(used[0]) // max(1, used[0].numel()))
                 for here, start, gradient, *weights in zip(
                     *(torch.split(one, rows) for one in used), strict=True
                 ):
@@ -97,6 +97,16 @@ class Restraints:
         for name, mask in self._masks.items() if self._restore else ():
             parameter = own_piece(self._parameters[name])
             parameter.copy_(torch.where(mask, self._start[name], parameter))
+
+
+@torch.no_grad()
+def give_back_bits(model: nn.Module, frozen_mask: Mapping[str, Tensor], start: ModelWeights) -> None:
+    """Give what a mask froze of a divided model the very bits of its start's files, where bf16 did not hold them."""
+    for name, parameter in model.named_parameters():
+        if name in frozen_mask:
+            own = own_piece(parameter)
+            before = beside(start.tensor(name), parameter).to(own)
+            own.copy_(torch.where(beside(frozen_mask[name], parameter).to(own.device), before, own))
 
 
 def split_by_rate(optimizer: torch.optim.Optimizer, model: Any, factors: Mapping[str, float]) -> None:

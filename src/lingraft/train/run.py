@@ -6,8 +6,10 @@ The same function runs in this process and as one of torchrun's (`train.processe
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from accelerate import PartialState
 from pydantic import BaseModel, ConfigDict
@@ -17,14 +19,22 @@ from lingraft.config.schema import StrategyChoice, Training
 from lingraft.data.encoded import EncodedTable
 from lingraft.models.checkpoints import save_checkpoint, save_tokenizer
 from lingraft.models.compute import compute_for
-from lingraft.models.loading import load_empty_model, load_model, load_tokenizer
+from lingraft.models.loading import load_empty_model, load_for_training, load_model, load_tokenizer
+from lingraft.models.weights import ModelWeights
 from lingraft.records import flush_folder
 from lingraft.strategies.base import Context, FreezePlanRow, count_masked, freeze_plan
 from lingraft.strategies.composition import build
 from lingraft.train.divided_model import save_divided, wants_whole
+from lingraft.train.held import in_float32
+from lingraft.train.memory_plan import Cut
 from lingraft.train.phase import PhaseOutcome, Progress, train_phase
+from lingraft.train.restraints import give_back_bits
 from lingraft.train.sharding import from_first, set_whole
+from lingraft.train.teacher import load_divided
 from lingraft.train.trackers import TrackedRun
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class PhaseTask(BaseModel):
@@ -54,6 +64,8 @@ class PhaseTask(BaseModel):
     """Whether Python code that a model brings along may be run."""
     run: TrackedRun | None = None
     """What trackers call it."""
+    cut: Cut | None = None
+    """How a step is computed so that it fits; None: it is chosen when the model is in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +116,7 @@ def train_task(
         LingraftError: What a strategy names is missing in the model, or what `train_phase` raises.
     """
     composition = build(task.choice)
+    compute = compute_for(task.training.precision)
     context = Context(
         base=task.base,
         previous=task.parent,
@@ -114,29 +127,39 @@ def train_task(
         cache=task.folder,
         states=task.states,
         trust_remote_code=task.trust_remote_code,
-        compute=compute_for(task.training.precision),
+        compute=compute,
+        load_divided=partial(load_divided, dtype=compute.held, trust_remote_code=task.trust_remote_code)
+        if sharded
+        else None,
     )
     tokenizer = load_tokenizer(task.parent, trust_remote_code=task.trust_remote_code)
     is_first = rank == 0
     # Of a sharded model each process gets its piece of every weight from the first, which alone reads the files.
     has_weights = is_first or not sharded
-    load = load_model if has_weights else load_empty_model
+    load = load_for_training if not sharded else load_model if has_weights else load_empty_model
     model = load(task.parent, trust_remote_code=task.trust_remote_code)
+
+    def start() -> PreTrainedModel:
+        return in_float32(load_for_training(task.parent, trust_remote_code=task.trust_remote_code))
+
     composition.check([name for name, _ in model.named_parameters()])
     model = composition.wrap(model, context)
     trainable = composition.trainable(model, context)
     frozen_mask = composition.frozen_mask(model, context) if has_weights else {}
     plan = PhasePlan(freeze_plan(model, trainable), count_masked(model, trainable, frozen_mask))
     if sharded:
-        PartialState(cpu=context.compute.device.type == "cpu")  # the processes meet
+        PartialState(cpu=compute.device.type == "cpu")  # the processes meet
         trainable, frozen_mask, plan = from_first((trainable, frozen_mask, plan))
     rules = composition.rules(model, context, frozen_mask)
+    rows = EncodedTable.open(task.encoded)
+    if not rows.replayed_rows:  # which alone they are taken of
+        rules = replace(rules, output_penalties=())
     if is_first and on_plan is not None:
         on_plan(plan)
     outcome = train_phase(
         model,
         tokenizer,
-        EncodedTable.open(task.encoded),
+        rows,
         task.training,
         trainable=trainable,
         folder=task.folder,
@@ -147,7 +170,11 @@ def train_task(
         sharded=sharded,
         rules=rules,
         run=task.run,
+        cut=task.cut,
     )
+    if sharded and frozen_mask and compute.precision == "bf16_pure":
+        files = ModelWeights(task.parent, trust_remote_code=task.trust_remote_code)
+        give_back_bits(model, frozen_mask, files)
     if sharded and not from_first(is_first and wants_whole(model)):
         save_divided(model, task.parent, task.checkpoint, trust_remote_code=task.trust_remote_code)
         if is_first:
@@ -159,7 +186,8 @@ def train_task(
         if sharded:
             set_whole(model if is_first else None, trained, trainable)
         if is_first:
-            save_checkpoint(composition.finish(model, task.folder), tokenizer, task.checkpoint)
+            finished = composition.finish(in_float32(model), task.folder, start)
+            save_checkpoint(finished, tokenizer, task.checkpoint)
     if is_first:
         flush_folder(task.checkpoint)
     return TrainedPhase(plan, outcome)

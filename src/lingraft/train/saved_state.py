@@ -10,8 +10,9 @@ The learning rates follow from the step.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,9 +85,7 @@ class Saving:
         own = sum(one.numel() * one.element_size() for one in map(own_piece, tensors.values()))
         has_room = own <= _SHARE_OF_FREE * psutil.virtual_memory().available
         copies = dict(tensors)
-        if (
-            has_room
-        ):  # a copy of this checkpoint's own: kept for the next, it would be memory that training lacks
+        if has_room:  # a copy for this checkpoint alone: until the next one training has the memory
             options = StagingOptions(False, False, False, False)
             copies = DefaultStager(options).stage(copies)  # type: ignore[assignment]
         files = _files_of(tensors, self._processes)
@@ -125,9 +124,16 @@ def write_pieces(
     Raises:
         OSError: A file could not be written, here or in another process.
     """
-    try:
+    with _errors_of_all():
         save(dict(tensors), storage_writer=writer, process_group=group)
-    except CheckpointException as error:  # which no `except Exception` would catch
+
+
+@contextmanager
+def _errors_of_all() -> Iterator[None]:
+    """Raise what went wrong in any process as an OSError: torch's own no `except Exception` would catch."""
+    try:
+        yield
+    except CheckpointException as error:
         raise OSError("; ".join(in_one_line(own) for own, _ in error.failures.values())) from error
 
 
@@ -186,6 +192,9 @@ def read_training(
     """Read a checkpoint into a model, its optimiser and the learning rate; every process calls this.
 
     Weights are read in place, bit for bit, and so are moments but for those of 8 bits, which are rounded anew.
+
+    Raises:
+        OSError: A file cannot be read, here or in another process.
     """
     saved = from_json(_OptimizerState, read_json(folder / OPTIMIZER))
     trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
@@ -193,7 +202,7 @@ def read_training(
     for name, keys in saved.moments.items():
         for key in keys:
             wanted[f"{_MOMENTS}{name}.{key}"] = torch.empty_like(trained[name].detach(), dtype=torch.float32)
-    with warnings.catch_warnings():
+    with _errors_of_all(), warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message="torch.distributed is disabled"
         )  # one process reads by itself

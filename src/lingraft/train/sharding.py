@@ -49,7 +49,7 @@ def from_all(value: _Value) -> list[_Value]:
     return values
 
 
-def take_layout(model: nn.Module) -> None:
+def take_layout(model: nn.Module, *, also_first: bool = False) -> None:
     """Give a model that was begun without weights the ties, types and buffers of the first process's model.
 
     Its configuration alone does not tell them: files may hold a head of its own beside embeddings that could be tied.
@@ -57,6 +57,7 @@ def take_layout(model: nn.Module) -> None:
     Args:
         model: With the same modules as the first process's, which stays as it is; the parameters of another become
             empty ones on the meta device.
+        also_first: Those of the first process's model as well.
     """
     is_first = dist.get_rank() == 0
     owners = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -69,7 +70,7 @@ def take_layout(model: nn.Module) -> None:
         if is_first
         else _Layout({}, {})
     )
-    if is_first:
+    if is_first and not also_first:
         return
     made: dict[str, nn.Parameter] = {}
     for name, (owner, shape, dtype) in layout.parameters.items():

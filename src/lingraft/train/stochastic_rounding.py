@@ -13,9 +13,15 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
-CHUNK = 1 << 18  # elements updated at a time: float32 temporaries stay small, and in the cache
+from lingraft.train.sharding import own_piece, piece_number
+
+CHUNK = (
+    1 << 18
+)  # elements that a processor updates at a time: float32 temporaries stay small, and in the cache
+_WHOLE = 1 << 28  # that an accelerator does: whole tensors, of the largest a part whose temporaries have 3 GB
 
 
 class RoundingNoise:
@@ -43,8 +49,38 @@ class RoundingNoise:
         return self._block[:count] ^ mask
 
 
-def round_stochastically(values: Tensor, noise: RoundingNoise, out: Tensor) -> None:
-    """Round float32 `values` ([at most CHUNK], overwritten) into bfloat16 `out`, to one of the two nearest.
+class WholeNoise:
+    """The same of an accelerator: bits of a tensor are drawn at once, each by itself.
+
+    Args:
+        generator: Decides all bits; on the weights' device.
+    """
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self._generator = generator
+
+    def draw(self, count: int) -> Tensor:
+        """Return [count] int32 in 0..65535."""
+        device = self._generator.device
+        return torch.randint(1 << 16, (count,), generator=self._generator, dtype=torch.int32, device=device)
+
+
+def elements_at_once(device: torch.device) -> int:
+    """Return how many weights are updated together: on an accelerator what is launched must not grow with them."""
+    return CHUNK if device.type == "cpu" else _WHOLE
+
+
+def noise_for(parameter: Tensor, *numbers: int) -> RoundingNoise | WholeNoise:
+    """Return the noise that `numbers` decide on a parameter's device, of a divided one with its piece."""
+    pieces = (piece_number(parameter),) if isinstance(parameter, DTensor) else ()
+    generator = torch.Generator(parameter.device)
+    generator.manual_seed(seed_of(*numbers, *pieces))
+    on_processor = elements_at_once(parameter.device) == CHUNK
+    return RoundingNoise(generator) if on_processor else WholeNoise(generator)
+
+
+def round_stochastically(values: Tensor, noise: RoundingNoise | WholeNoise, out: Tensor) -> None:
+    """Round float32 `values` ([as many as the noise is for], overwritten) into bfloat16 `out`, up or down.
 
     Right in expectation: adds 16 random bits below the last bit that stays, then cuts them off. Finite values only:
     the carry would turn a NaN into a number.
@@ -68,7 +104,8 @@ class StochasticRoundingAdamW(torch.optim.Optimizer):
         betas: Decay of the two moments.
         eps: Added to the root of the second moment.
         weight_decay: Decoupled weight decay.
-        seed: With the number of the step it decides all rounding, so a resumed run rounds the same.
+        seed: With the number of the step, and of divided parameters the piece, it decides all rounding, so a resumed
+            run rounds the same.
 
     Source: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2; rounding as in
     `round_stochastically`.
@@ -98,7 +135,7 @@ class StochasticRoundingAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        noises: dict[torch.device, RoundingNoise] = {}
+        noises: dict[tuple[torch.device, bool], RoundingNoise | WholeNoise] = {}
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -109,43 +146,69 @@ class StochasticRoundingAdamW(torch.optim.Optimizer):
                     for moment in ("exp_avg", "exp_avg_sq"):
                         state[moment] = torch.zeros_like(parameter, dtype=torch.float32)
                 state["step"] += 1
-                if parameter.device not in noises:
-                    generator = torch.Generator(parameter.device)
-                    generator.manual_seed(seed_of(self._seed, state["step"]))
-                    noises[parameter.device] = RoundingNoise(generator)
-                flat = (
+                kind = parameter.device, isinstance(parameter, DTensor)
+                if kind not in noises:
+                    noises[kind] = noise_for(parameter, self._seed, state["step"])
+                tensors = (
                     parameter.detach(),
                     parameter.grad.contiguous(),
                     state["exp_avg"],
                     state["exp_avg_sq"],
                 )
+                size = elements_at_once(parameter.device)
                 for weights, gradients, first, second in zip(
-                    *(tensor.view(-1).split(CHUNK) for tensor in flat), strict=True
+                    *(torch.split(own_piece(one).view(-1), size) for one in tensors), strict=True
                 ):
-                    exact = weights.float()
-                    adamw(
-                        [exact],
-                        [gradients.float()],
-                        [first],
-                        [second],
-                        [],
-                        [torch.tensor(float(state["step"] - 1), device=exact.device)],
-                        fused=True,
-                        amsgrad=False,
-                        beta1=group["betas"][0],
-                        beta2=group["betas"][1],
-                        lr=group["lr"],
-                        weight_decay=group["weight_decay"],
-                        eps=group["eps"],
-                        maximize=False,
-                    )
-                    round_stochastically(exact, noises[parameter.device], out=weights)
+                    update(weights, gradients, first, second, state["step"], group, noises[kind])
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load moments without the cast to the weights' type that torch would apply."""
         super().load_state_dict(state_dict)
         load_uncast(self, state_dict)
+
+
+@torch.no_grad()
+def update(
+    weights: Tensor,
+    gradients: Tensor,
+    first: Tensor,
+    second: Tensor,
+    step: int,
+    group: Mapping[str, Any],
+    noise: RoundingNoise | WholeNoise,
+) -> None:
+    """Make one step of AdamW in place, computed in float32, and round the new weights stochastically.
+
+    Args:
+        weights: [n] bfloat16.
+        gradients: [n], of any type.
+        first: [n] float32, the first moment.
+        second: [n] float32, the second moment.
+        step: Its number, from 1.
+        group: Rates, decays and eps.
+        noise: Rounds.
+    """
+    exact = weights.float()
+    adamw(
+        [exact],
+        [gradients.float()],
+        [first],
+        [second],
+        [],
+        [
+            torch.full((), float(step - 1), device=exact.device)
+        ],  # a copy from the processor would wait for the device
+        fused=True,
+        amsgrad=False,
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        lr=float(group["lr"]),
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        maximize=False,
+    )
+    round_stochastically(exact, noise, out=weights)
 
 
 def load_uncast(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any]) -> None:

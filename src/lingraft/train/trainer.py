@@ -45,6 +45,7 @@ from lingraft.models.loss import collate, count_supervised, supervised_loss
 from lingraft.strategies.base import TrainingRules
 from lingraft.train.checkpoints import Checkpoints
 from lingraft.train.on_policy import OnPolicy
+from lingraft.train.packing import Packing, packed
 from lingraft.train.restrained import RestrainedTrainer
 from lingraft.train.saved_state import Saving, read_training, training_tensors, write_optimizer
 from lingraft.train.sharding import while_it_is_divided
@@ -67,12 +68,17 @@ class BatchPlan(Collection[list[int]]):
         lengths: Tokens of each row.
         training: Its tokens_per_batch, accumulation and epochs count.
         seed: Decides the order.
+        pieces: That each micro-batch is computed in, one after the other; what a step learns does not depend on it.
+
+    Attributes:
+        pieces: See above.
     """
 
-    def __init__(self, lengths: Lengths, training: Training, seed: int) -> None:
-        budget = max(1, training.tokens_per_batch // training.accumulation)
+    def __init__(self, lengths: Lengths, training: Training, seed: int, pieces: int = 1) -> None:
+        budget = max(1, training.tokens_per_batch // training.micro_batches)
         self._lengths = np.asarray(lengths, np.int64)
-        self._accumulation = training.accumulation
+        self._accumulation = training.micro_batches
+        self.pieces = pieces
         self._epochs = [
             token_budget_batches(lengths, budget, seed, epoch) for epoch in range(training.epochs)
         ]
@@ -120,10 +126,10 @@ class BatchPlan(Collection[list[int]]):
 
 
 class ProcessShares(Sampler[list[int]]):
-    """Each micro-batch cut into one part a process, the parts one after the other, as a batch sampler.
+    """Each micro-batch cut into parts, one after the other, as a batch sampler: `pieces` of the plan for each process.
 
-    An optimiser step thus learns the same examples however many processes there are. Every so many-th row goes to
-    a process: rows are ordered by length, so the parts are alike. A part without a row gets the silent one, which
+    An optimiser step thus learns the same examples however many processes and pieces there are. Every so many-th row
+    goes to a part: rows are ordered by length, so the parts are alike. A part without a row gets the silent one, which
     teaches nothing.
 
     `batch_size` is None, so accelerate deals whole parts to the processes in turn; their number is a multiple of
@@ -133,18 +139,18 @@ class ProcessShares(Sampler[list[int]]):
     batch_size = None
     drop_last = False
 
-    def __init__(self, batches: Collection[list[int]], processes: int, silent_row: int) -> None:
+    def __init__(self, batches: BatchPlan, processes: int, silent_row: int) -> None:
         self._batches = batches
-        self._processes = processes
+        self._parts = processes * batches.pieces
         self._silent_row = silent_row
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in self._batches:
-            for process in range(self._processes):
-                yield batch[process :: self._processes] or [self._silent_row]
+            for part in range(self._parts):
+                yield batch[part :: self._parts] or [self._silent_row]
 
     def __len__(self) -> int:
-        return len(self._batches) * self._processes
+        return len(self._batches) * self._parts
 
 
 class ExampleRows(Dataset["TokenArrays"]):
@@ -186,6 +192,7 @@ class PhaseTrainer(RestrainedTrainer):
         noted: Receives why one could not be written.
         on_policy: Says what the rows are and what the loss is, where the model trains on its own answers.
         prepared: Called once, when the weights lie where they train, before a checkpoint is read into them.
+        packing: How batches are packed; None: rows are padded.
     """
 
     def __init__(
@@ -202,6 +209,7 @@ class PhaseTrainer(RestrainedTrainer):
         noted: Callable[[str], None],
         on_policy: OnPolicy | None = None,
         prepared: Callable[[], None] = lambda: None,
+        packing: Packing | None = None,
     ) -> None:
         self._prepared = prepared
         options = {
@@ -222,7 +230,7 @@ class PhaseTrainer(RestrainedTrainer):
         self._on_policy, self._plan = on_policy, plan
         self._round: tuple[int, Sequence[EncodedExample]] | None = None
         self._learned_per_step = plan.tokens_per_step(examples.predicted_per_row)
-        self._collate = partial(collate, pad_token_id=pad_token_id)
+        self._collate = partial(_collated, pad_token_id=pad_token_id, packing=packing)
         self._compute = compute
         self._checkpoints, self._noted = checkpoints, noted
         self.saved_step: int | None = None  # of the newest checkpoint that this process has seen sealed
@@ -285,7 +293,7 @@ class PhaseTrainer(RestrainedTrainer):
             model, loader = parent._prepare_for_training(max_steps, train_dataloader, None)
         if self.is_fsdp_enabled:
             # accelerate tells parameters apart by where they lie, and on the meta device all lie nowhere.
-            divided = dict(model.named_parameters())
+            divided = dict(own.named_parameters())
             assert self.optimizer is not None
             for group, names in zip(self.optimizer.param_groups, self._trained, strict=True):
                 group["params"] = [divided[name] for name in names]
@@ -293,7 +301,7 @@ class PhaseTrainer(RestrainedTrainer):
         if resume_from_checkpoint is not None:
             assert self.optimizer is not None
             assert isinstance(self.lr_scheduler, LambdaLR)
-            read_training(Path(resume_from_checkpoint), model, self.optimizer, self.lr_scheduler)
+            read_training(Path(resume_from_checkpoint), own, self.optimizer, self.lr_scheduler)
         return model, loader
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -343,7 +351,7 @@ class PhaseTrainer(RestrainedTrainer):
     def _answered(self, rows: Sequence[int], batch: int) -> dict[str, Tensor]:
         """Return a micro-batch of the model's own answers; a round's are sampled at its first step."""
         assert self._on_policy is not None
-        number = self._plan.epoch_of(batch)
+        number = self._plan.epoch_of(batch // self._plan.pieces)
         if self._round is None or self._round[0] != number:
             step = self.state.global_step
             if (
@@ -521,6 +529,13 @@ def _leave_signals(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def _collated(
+    examples: Sequence[EncodedExample | TokenArrays], pad_token_id: int, packing: Packing | None
+) -> dict[str, Tensor]:
+    batch = collate(examples, pad_token_id)
+    return batch if packing is None else packed(batch, packing)
+
+
 def _numbers(rows: list[int]) -> Any:
     """Return the numbers of rows that are collated later."""
     return rows
@@ -551,9 +566,11 @@ def rate_factor(step: int, *, course: str, warmup_steps: int, steps: int) -> flo
 
 
 def training_arguments(
-    training: Training, compute: Compute, *, folder: Path, seed: int, sharded: bool = False
+    training: Training, compute: Compute, *, folder: Path, seed: int, sharded: bool = False, pieces: int = 1
 ) -> TrainingArguments:
     """Translate our options to the Trainer's; everything that prints is off.
+
+    A micro-batch of the Trainer's is one of the `pieces` of one of ours.
 
     Gradient checkpointing is switched on by `train_phase`: the Trainer's own way sends gradients through
     frozen embeddings.
@@ -562,7 +579,7 @@ def training_arguments(
     arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=1,  # the loader holds all epochs
-        gradient_accumulation_steps=training.accumulation,
+        gradient_accumulation_steps=training.micro_batches * pieces,
         learning_rate=training.learning_rate,
         lr_scheduler_type=training.scheduler,
         warmup_steps=min(training.warmup_share, _LARGEST_SHARE),
@@ -582,7 +599,11 @@ def training_arguments(
         remove_unused_columns=False,
         dataloader_num_workers=_WORKERS if has_own_memory else 0,
         dataloader_pin_memory=has_own_memory,
-        accelerator_config={"non_blocking": has_own_memory},
+        accelerator_config={
+            "non_blocking": has_own_memory,
+            # Else every process would gather whole gradients until the step's last micro-batch.
+            "gradient_accumulation_kwargs": {"sync_each_batch": True} if sharded else None,
+        },
         fsdp=sharded or None,  # type: ignore[arg-type]  # the type is older than what the field means now
         fsdp_config={"version": 2, "cpu_ram_efficient_loading": True} if sharded else None,
         ddp_find_unused_parameters=False,  # what is frozen is known, and all else takes part in every step

@@ -27,6 +27,7 @@ from scipy.optimize import brentq
 from threadpoolctl import threadpool_limits
 
 from lingraft.errors import ConfigError, ModelError
+from lingraft.models.compute import compute_device, has_float64
 from lingraft.models.layers import layer_of, module_type_of
 from lingraft.models.loaded import weights_of
 from lingraft.models.tensor_files import WeightReader
@@ -41,6 +42,7 @@ _AT_A_TIME = 2  # matrices in memory
 _RESOLVED = 1e-3  # of the largest singular value
 _ORDINARY = (1e-6, 1e6)  # largest weights whose squares float32 holds well
 _IQR_OF_A_NORMAL = 1.349
+_PROCESSOR = torch.device("cpu")
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
@@ -151,10 +153,13 @@ def signal_to_noise(
     if not matrices:
         raise ModelError(f"{reader.folder}: no decoder layer holds a weight matrix.")
     found = []
+    device = compute_device()
+    if not has_float64(device):
+        device = _PROCESSOR
     # Two at a time on half of the cores each: on two cores a quarter faster than one at a time on both.
     threads = max(1, (os.cpu_count() or 1) // _AT_A_TIME)
     with threadpool_limits(threads, user_api="blas"), ThreadPoolExecutor(_AT_A_TIME) as pool:
-        signals = pool.map(lambda name: _signal_in(reader, name, estimator), matrices)
+        signals = pool.map(lambda name: _signal_in(reader, name, estimator, device), matrices)
         for done, signal in enumerate(signals, start=1):
             found.append(signal)
             if on_progress is not None:
@@ -177,7 +182,7 @@ class Signal:
     of: int
 
 
-def signal_of(matrix: torch.Tensor, estimator: Estimator) -> Signal:
+def signal_of(matrix: torch.Tensor, estimator: Estimator, device: torch.device = _PROCESSOR) -> Signal:
     """Return a matrix's signal-to-noise ratio.
 
     median: sigma = median(S) / sqrt(mu * max(n, m)), mu the median of the Marchenko-Pastur law of ratio min / max; the
@@ -190,8 +195,9 @@ def signal_of(matrix: torch.Tensor, estimator: Estimator) -> Signal:
     Args:
         matrix: [n, m], finite.
         estimator: `median` or `reference`.
+        device: What computes the singular values; it has float64.
     """
-    values = singular_values(matrix)
+    values = singular_values(matrix) if device.type == "cpu" else exact_singular_values(matrix.to(device))
     n, m = matrix.shape
     if estimator == "median":
         edge = noise_edge(values, n, m)
@@ -219,6 +225,17 @@ def singular_values(matrix: torch.Tensor) -> Floats:
         return np.zeros(min(matrix.shape))
     values = _roots(matrix, torch.float32, scale)
     return values if np.median(values) > _RESOLVED * values[0] else _roots(matrix, torch.float64, scale)
+
+
+def exact_singular_values(matrix: torch.Tensor) -> Floats:
+    """Return the same from a Gram matrix in float64, computed where the matrix is.
+
+    For an accelerator, which has the time: values down to 1e-8 of the largest are resolved.
+    """
+    wide = matrix.double()
+    gram = wide @ wide.T if wide.shape[0] <= wide.shape[1] else wide.T @ wide
+    values: Floats = torch.linalg.eigvalsh(gram).clamp_(min=0).sqrt_().flip(0).cpu().numpy()
+    return values
 
 
 def _roots(matrix: torch.Tensor, kind: torch.dtype, scale: float) -> Floats:
@@ -254,7 +271,7 @@ def marchenko_pastur_median(beta: float) -> float:
     return float(brentq(excess, low, high, xtol=1e-10))
 
 
-def _signal_in(reader: WeightReader, name: str, estimator: Estimator) -> Signal:
+def _signal_in(reader: WeightReader, name: str, estimator: Estimator, device: torch.device) -> Signal:
     """Return a matrix's signal; of a stack the mean ratio of its matrices and their counts' sums."""
     *_, rows, columns = shape = reader.shape(name)
     found = []
@@ -262,7 +279,7 @@ def _signal_in(reader: WeightReader, name: str, estimator: Estimator) -> Signal:
         matrix = piece.view(rows, columns)
         if not math.isfinite(_largest(matrix)):
             raise ModelError(f"{reader.folder}: {name} holds weights that are not finite (NaN or infinity).")
-        found.append(signal_of(matrix, estimator))
+        found.append(signal_of(matrix, estimator, device))
     ratio = sum(one.snr for one in found) / len(found)
     return Signal(ratio, sum(one.above for one in found), sum(one.of for one in found))
 

@@ -6,6 +6,7 @@ A study and `lingraft evaluate` describe an evaluation alike, so that one evalua
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,7 @@ from lingraft.evaluate.task_runs import build_runs
 from lingraft.judge.verdict_cache import mend_cache
 from lingraft.models.compute import compute_for
 from lingraft.models.engine import ModelFiles
-from lingraft.models.vllm import VllmGenerator
+from lingraft.models.server import ServerGenerator, engine_of
 from lingraft.models.workers import answered_by
 from lingraft.records import fingerprint_of, from_json, read_kept, to_json, write_json_atomically, write_kept
 from lingraft.stage import FinishedStage, Json, Model, Needs, StageSpec, Work, Workplace, machine, stages_of
@@ -138,6 +139,7 @@ def questions(
             "languages": list(languages),
             "held_out": items,
             "outside": outside_of_the_file(),
+            **({} if isinstance(evaluation.backend, str) else {"engine": engine_of(evaluation.backend)}),
         }
     )
     kept = None if cache is None else cache / f"manifest-{written}.json"
@@ -231,16 +233,18 @@ class Evaluate(StageSpec):
             place.watcher.noted(damage)
         forget_peak()
         files = ModelFiles(folder, compute.held, self.trust_remote_code)
-        with answered_by(asked.workers, files, compute.device, place.watcher.noted) as answering:
-
-            def vllm() -> VllmGenerator:
-                return VllmGenerator(
-                    folder,
-                    answering.tokenizer,
-                    dtype=compute.held,
-                    trust_remote_code=self.trust_remote_code,
-                )
-
+        backend = asked.evaluation.backend
+        # A server that is started needs the memory of the accelerators.
+        workers = asked.workers if isinstance(backend, str) or backend.server else 1
+        with (
+            answered_by(workers, files, compute.device, place.watcher.noted) as answering,
+            ExitStack() as ends,
+        ):
+            server = None
+            if not isinstance(backend, str):
+                noted = partial(place.watcher.noted_of, self.label)
+                own = ServerGenerator(backend, folder, answering.tokenizer, noted=noted, names=[self.label])
+                server = ends.enter_context(own)
             evaluated = evaluate_model(
                 answering.model,
                 answering.tokenizer,
@@ -254,12 +258,13 @@ class Evaluate(StageSpec):
                 verdicts=verdicts,
                 resolved=asked.manifest,
                 answering=answering,
-                make_generator=vllm if asked.evaluation.backend == "vllm" else None,
+                server=server,
                 on_progress=partial(place.progressed, unit="items"),
                 on_judged=partial(place.progressed, unit="verdicts"),
                 on_answer=place.watcher.answered,
             )
             check_any(self.label, evaluated)
+            ends.close()  # before the losses need the memory
             losses = held_out_losses(
                 answering.model,
                 answering.tokenizer,

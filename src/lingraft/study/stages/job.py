@@ -68,13 +68,20 @@ class TrainingJob:
         root = root_of(self.parent)
         if root is None:
             return None
-        return _shape(root.folder, self.choice.model_dump_json(), self.seed, self.trust_remote_code)
+        return shape_in(root.folder, self.choice, self.seed, trust_remote_code=self.trust_remote_code)
 
 
 def foreseeable(composition: Composition) -> Composition:
     """Return the strategies without those that need a state or the base: what these freeze is not known yet."""
     parts = (part for part in composition.parts if part.preparation is None and "base" not in part.needs)
     return replace(composition, parts=tuple(parts))
+
+
+def shape_in(
+    folder: Path, choice: StrategyChoice, seed: int = 0, *, trust_remote_code: bool = False
+) -> ModelShape | None:
+    """Return the shape of a folder's model as strategies train it, by its config.json alone; None: as there."""
+    return _shape(folder, choice.model_dump_json(), seed, trust_remote_code)
 
 
 @cache

@@ -100,7 +100,7 @@ class Replay(StageSpec):
             "sampling": asdict(made.sampling),
             "seed": made.seed,
             "batch_size": made.batch_size,
-            "backend": made.backend,
+            "backend": made.engine,
             "precision": made.compute.precision,
             "chat": CHAT_IDENTITY,
             "libraries": libraries(MODEL_LIBRARIES),

@@ -9,9 +9,10 @@ from typing import ClassVar
 
 from lingraft.data.chat_format import CHAT_IDENTITY
 from lingraft.data.encodings import encode_once
-from lingraft.models.compute import compute_for
+from lingraft.models.compute import Compute, compute_for
 from lingraft.models.context_length import at_most, context_length
 from lingraft.models.loading import load_tokenizer
+from lingraft.models.shape import ModelShape
 from lingraft.records import to_json
 from lingraft.stage import (
     CHECKPOINT,
@@ -27,13 +28,17 @@ from lingraft.stage import (
     stages_of,
 )
 from lingraft.strategies.base import Context
+from lingraft.strategies.composition import Composition
 from lingraft.study.stages.job import TRAINING_LIBRARIES, TrainingJob, training_identity
 from lingraft.study.stages.prepare import Prepare
 from lingraft.study.under_way import LOSSES
 from lingraft.train.checkpoints import FOLDER
 from lingraft.train.memory_plan import (
+    Cut,
     LargestBatch,
     MemoryPlan,
+    Setup,
+    chosen_cut,
     free_memory,
     held_now,
     largest_batch,
@@ -104,42 +109,57 @@ class Train(StageSpec):
         """The model that training starts from."""
         return self.job.parent
 
-    def memory(self, batch: LargestBatch, *, base: int = 0) -> MemoryPlan | None:
+    def memory(self, batch: LargestBatch, cut: Cut, *, base: int = 0) -> MemoryPlan | None:
         """Return what it holds with a largest micro-batch; None: the model's shape is not known.
 
         Args:
-            batch: The micro-batch.
+            batch: The micro-batch, of all processes together.
+            cut: How it is computed.
             base: Bytes that the process holds before.
         """
         job, shape, compute = self.job, self.job.shape, compute_for(self.job.training.precision)
         if shape is None:
             return None
-        held = (
-            part.held_bytes(shape.parameters, shape.trained, compute.held.itemsize)
-            for part in job.composition.parts
-        )
-        return training_memory(
-            shape,
-            batch,
-            compute.precision,
-            on_processor=compute.device.type == "cpu",
-            base=base,
-            checkpointing=job.training.gradient_checkpointing,
-            shared_by=self.processes.count if self.processes.sharded else 1,
-            held=sum(held),
-        )
+        setup = Setup.of(job.training, compute, cut, self.processes.count, sharded=self.processes.sharded)
+        own = batch.part(self.processes.count * cut.pieces)  # rows are dealt to the processes
+        return training_memory(shape, own, setup, base=base, held=held_bytes(job.composition, shape, compute))
+
+    def cut(self, batch: LargestBatch, *, base: int = 0) -> Cut:
+        """Return how a micro-batch is computed so that it fits this machine, as fast as it can be; see `memory`."""
+
+        def planned(cut: Cut) -> MemoryPlan:
+            found = self.memory(batch, cut, base=base)
+            assert found is not None
+            return found
+
+        training, compute = self.job.training, compute_for(self.job.training.precision)
+        if self.job.shape is None:
+            return Cut(checkpointing=bool(training.gradient_checkpointing))
+        share = self.processes.count if compute.device.type == "cpu" else 1  # processes share its memory
+        own = batch.part(self.processes.count)
+        return chosen_cut(own, training, planned, free_memory(compute) // share)
+
+    @property
+    def fullest(self) -> LargestBatch:
+        """A micro-batch of the longest rows, all learned."""
+        tokens = max(1, self.job.training.tokens_per_batch // self.job.training.micro_batches)
+        length = min(tokens, self.job.training.max_length)
+        return LargestBatch(tokens // length, length, tokens)
+
+    @property
+    def least_cut(self) -> Cut:
+        """How such a one is computed; the longest rows that there are may need less."""
+        return self.cut(self.fullest)
 
     @property
     def needs(self) -> Needs:
         """What the fullest micro-batch needs; on disk the model, and two checkpoints where it is saved on the way."""
         parameters, training = self.job.parent.parameters, self.job.training
         held = 2 if training.precision == "bf16_pure" else 4
-        on_disk = 4
-        if training.save_every or training.save_minutes:  # sharded, weights are written in pieces as well
-            on_disk += 2 * (held + 8 + (held if self.processes.sharded else 0))
-        tokens = max(1, training.tokens_per_batch // training.accumulation)
-        length = min(tokens, training.max_length)
-        memory = self.memory(LargestBatch(tokens // length, length, tokens))
+        on_disk = 8 if self.processes.sharded else 4  # the model's pieces, too, until it is put together
+        if training.save_every or training.save_minutes:
+            on_disk += 2 * (held + 8)
+        memory = self.memory(self.fullest, self.least_cut)
         return Needs("accelerator", None if memory is None else memory.total, on_disk * parameters or None)
 
     def work(self, place: Workplace) -> Work:
@@ -185,7 +205,8 @@ class Train(StageSpec):
         share = replayed / len(encoded.examples)
         shapes = BatchPlan(encoded.examples.lengths, job.training, job.seed).shapes
         largest = largest_batch(shapes, job.training.epochs * encoded.examples.predicted_tokens)
-        planned = self.memory(largest, base=held_now(compute))
+        cut = self.cut(largest, base=held_now(compute))
+        planned = self.memory(largest, cut, base=held_now(compute))
         if (
             planned is not None
             and (problem := memory_problem(planned.total, free_memory(compute))) is not None
@@ -225,6 +246,7 @@ class Train(StageSpec):
             seed=job.seed,
             trust_remote_code=job.trust_remote_code,
             run=TrackedRun(place.run_name, job.label),
+            cut=cut,
         )
         trained = train_on(
             self.processes,
@@ -282,10 +304,21 @@ class Train(StageSpec):
             "resumed_from": outcome.resumed_from,
             "refused_checkpoints": outcome.refused_checkpoints,
             "processes": self.processes.count,
+            "compiled": outcome.compiled,
+            "packed": outcome.packed,
+            "pieces": cut.pieces,
+            "gradient_checkpointing": cut.checkpointing,
             "mfu": outcome.mfu,
             "peak": None if outcome.peak is None else to_json(outcome.peak),
         }
         return Work(record, {**machine(compute), **timing})
+
+
+def held_bytes(composition: Composition, shape: ModelShape, compute: Compute) -> int:
+    """Return the bytes that strategies hold of other models while they train."""
+    return sum(
+        part.held_bytes(shape.parameters, shape.trained, compute.held.itemsize) for part in composition.parts
+    )
 
 
 def _notes_on_rows(job: TrainingJob) -> Iterator[str]:

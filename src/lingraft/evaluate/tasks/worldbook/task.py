@@ -15,10 +15,9 @@ from lingraft.data.worldbook import (
     load_items,
     score_answer,
 )
-from lingraft.evaluate.own_task import Documents, Options
+from lingraft.evaluate.own_task import FEWEST_NEW_TOKENS, Documents, Options
 
 DEFAULT_ITEMS = 100
-FEWEST_NEW_TOKENS = 96
 
 
 def documents(options: Options) -> Documents:
@@ -28,7 +27,8 @@ def documents(options: Options) -> Documents:
         {"question": item.example.instruction, "item": json.dumps(item_to_row(item), ensure_ascii=False)}
         for item in items[: options.limit or DEFAULT_ITEMS]
     ]
-    return Documents(rows, longest_answer(items), version=VERSION)
+    references = tuple(item.example.answer for item in items)  # of all, whatever the limit
+    return Documents(rows, longest_answer(items), version=VERSION, references=references)
 
 
 def longest_answer(items: Sequence[Item]) -> int:

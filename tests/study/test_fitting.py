@@ -1,0 +1,135 @@
+"""What no machine like this could train is refused by the model's config.json alone, with what would fit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from lingraft.config.schema import StrategyChoice, Training
+from lingraft.models.compute import Compute, compute_for
+from lingraft.study import fitting
+from lingraft.study.fitting import misfit
+from lingraft.study.stages.job import shape_in
+from lingraft.train.memory_plan import Cut, LargestBatch, Setup, chosen_cut, total_memory, training_memory
+from lingraft.train.processes import Processes
+
+CARD = Compute("bf16", torch.device("cuda"), torch.bfloat16, torch.bfloat16)
+GB = 10**9
+
+
+def chosen(name: str) -> StrategyChoice:
+    return StrategyChoice.model_validate(name)
+
+
+@pytest.fixture(scope="module")
+def llama_8b(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the config.json of LLaMA-3-8B and nothing else."""
+    folder = tmp_path_factory.mktemp("llama")
+    AutoConfig.for_model(
+        "llama",
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        vocab_size=128256,
+        tie_word_embeddings=False,
+        architectures=["LlamaForCausalLM"],
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this machine have cards of 80 GB."""
+    monkeypatch.setattr(
+        fitting,
+        "compute_for",
+        lambda precision: Compute(precision, CARD.device, CARD.arithmetic, CARD.held),
+    )
+    monkeypatch.setattr(fitting, "total_memory", lambda _: 80 * GB)
+
+
+@pytest.mark.usefixtures("cards")
+def test_8b_in_bf16_does_not_fit_one_card_and_is_told_what_does(llama_8b: Path) -> None:
+    training = Training(precision="bf16")
+    said = misfit("phase 'two'", llama_8b, chosen("plain"), training, Processes())
+    assert said is not None
+    assert "8.03 of 8.03 billion parameters in bf16" in said
+    assert "on each device, and there are 80.0 GB" in said
+    assert "training.optimizer=adamw_8bit training.precision=bf16_pure (5" in said
+    assert "--processes 4 --sharded (" in said
+    assert "the strategy lora (" in said
+    assert "training.precision=bf16_pure (9" not in said, "96 GB do not fit either"
+    small = Training(precision="bf16_pure", optimizer="adamw_8bit")
+    assert misfit("", llama_8b, chosen("plain"), small, Processes()) is None
+    assert misfit("", llama_8b, chosen("lora"), training, Processes()) is None
+    assert misfit("", llama_8b, chosen("plain"), training, Processes(8)) is not None, "each has all weights"
+    assert misfit("", llama_8b, chosen("plain"), training, Processes(8, sharded=True)) is None
+
+
+def test_8b_on_eight_cards_computes_steps_whole(llama_8b: Path) -> None:
+    shape = shape_in(llama_8b, chosen("plain"))
+    assert shape is not None
+    assert shape.parameters == pytest.approx(8.03e9, rel=1e-3)
+    training = Training(precision="bf16", tokens_per_batch=32_768)
+    share = LargestBatch(16, 2048, 12_000).part(8)
+
+    def cut(processes: int, **options: Any) -> Cut:
+        own = training.model_copy(update=options)
+
+        def planned(cut: Cut) -> Any:
+            setup = Setup.of(own, CARD, cut, processes, sharded=processes > 1)
+            return training_memory(shape, share.part(cut.pieces), setup)
+
+        return chosen_cut(share, own, planned, 80 * GB)
+
+    assert cut(8) == Cut(1, checkpointing=False)
+    assert cut(3) == Cut(2), "less room: in pieces that keep a card busy"
+    assert cut(3, accumulation=1) == Cut(1, checkpointing=True), "given: activations are computed again"
+    assert cut(8, gradient_checkpointing=True) == Cut(1, checkpointing=True)
+    assert cut(2, gradient_checkpointing=False) == Cut(2, checkpointing=False), "a row is not cut"
+
+
+def test_a_study_that_cannot_fit_ends_before_a_byte_of_the_model_is_read(
+    lingraft: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_bytes((tiny_model / "config.json").read_bytes())  # and no weights at all
+    asked = [{"task": "worldbook", "limit": 2}]
+    study = {
+        "name": "large",
+        "phases": [
+            {"name": "one", "checkpoint": "model"},
+            {"name": "two", "data": {"german": {"source": "worldbook:counting/de", "limit": 8}}},
+        ],
+        "evaluate": {"task_ability": asked, "language_ability": asked},
+    }
+    (tmp_path / "study.yaml").write_text(json.dumps(study), encoding="utf-8")
+    monkeypatch.setattr(fitting, "total_memory", lambda _: 1000)
+    for command in ("run", "plan"):
+        done = lingraft(command, "study.yaml")
+        assert done.returncode == 2
+        assert "takes at least" in done.stderr
+        assert "phase 'two', strategy 'plain'" in done.stderr
+    monkeypatch.undo()
+
+
+def test_all_memory_is_what_a_container_may_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    none = SimpleNamespace(total=0)
+    monkeypatch.setattr("lingraft.train.memory_plan.psutil.swap_memory", lambda: none)
+    whole = total_memory(compute_for("float32"))
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr("lingraft.train.memory_plan._LIMITS", (limit, tmp_path / "none"))
+    limit.write_text("max\n")
+    assert total_memory(compute_for("float32")) >= whole
+    limit.write_text("1234567\n")
+    assert total_memory(compute_for("float32")) == 1_234_567
