@@ -285,7 +285,7 @@ def token_losses(
     unwrapped: Any = getattr(model, "module", model)  # DistributedDataParallel hides the model's methods
     routed = bool(getattr(unwrapped.config.get_text_config(), "output_router_logits", False))
     mask = {"attention_mask": batch["attention_mask"]} if routed else {}
-    # Of a packed batch (train.packing) attention is told where rows begin, and has no mask.
+    # Of a packed batch (train.packing) attention knows where rows begin, and has no mask.
     rows = {name: batch[name] for name in ("position_ids", "cu_seq_lens_q") if name in batch}
     with SupervisedHead(unwrapped, batch["positions"]), whole_rows(), arithmetic or nullcontext():
         outputs = model(input_ids=batch["input_ids"], use_cache=False, **mask, **rows)
