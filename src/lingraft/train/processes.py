@@ -23,8 +23,8 @@ from lingraft.models.workers import worker_count, worker_environment
 from lingraft.records import read_json, remove, write_json_atomically
 from lingraft.stopping import Stopped
 from lingraft.train.checkpoints import FOLDER, make_folder
-from lingraft.train.phase import Progress
 from lingraft.train.run import PhasePlan, PhaseTask, TrainedPhase, train_task
+from lingraft.train.watching import Progress
 
 TASK = "task.json"
 OUTCOME = "outcome.json"

@@ -46,11 +46,11 @@ from lingraft.train.memory_plan import (
     training_memory,
 )
 from lingraft.train.mixed_rows import notes_on_mix
-from lingraft.train.phase import Progress
 from lingraft.train.processes import Processes, train_on
 from lingraft.train.run import PhasePlan, PhaseTask
 from lingraft.train.trackers import TrackedRun
 from lingraft.train.trainer import BatchPlan
+from lingraft.train.watching import Progress
 
 _SHOWN_DROPPED = 3  # places named in the record; all are counted
 
