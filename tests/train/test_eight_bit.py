@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -17,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lingraft.config.schema import Training
 from lingraft.errors import ConfigError
 from lingraft.strategies.base import Anchor, TrainingRules
+from lingraft.train import saved_state
 from lingraft.train.eight_bit import EightBitAdamW, nearest_codes
 from lingraft.train.phase import Progress, train_phase, with_resolved_precision
 
@@ -163,8 +165,18 @@ class KilledError(Exception):
 
 
 def test_killed_and_continued_under_every_rule_it_ends_with_the_same_bits(
-    examples: Build, tokenizer: Any, tmp_path: Path
+    examples: Build, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Moments are numbers while they are written and read: never all of them at once, which would not fit a card.
+    monkeypatch.setattr(saved_state, "_BYTES_READ", 1)
+    at_once: list[int] = []
+    load = saved_state.load
+
+    def counted(wanted: dict[str, Tensor], **options: Any) -> None:
+        at_once.append(len({name.rpartition(".exp_")[0] for name in wanted if name.startswith("moments.")}))
+        load(wanted, **options)
+
+    monkeypatch.setattr(saved_state, "load", counted)
     mask = torch.zeros(128, 64, dtype=torch.bool)
     mask[::2] = True
     masked, slow, pulled = (
@@ -200,6 +212,7 @@ def test_killed_and_continued_under_every_rule_it_ends_with_the_same_bits(
         train(interrupted, "two", kill)
     found = train(continued, "two")
     assert found.resumed_from == 4
+    assert set(at_once[1:]) == {1}
     assert found.losses == expected.losses
     before, after = dict(start.named_parameters()), dict(undisturbed.named_parameters())
     for name, parameter in continued.named_parameters():
@@ -216,6 +229,26 @@ def test_a_precision_with_float32_weights_is_refused_with_what_to_write(precisio
     with pytest.raises(ConfigError, match=rf"precision is '{precision}'; write precision: bf16_pure"):
         with_resolved_precision(training)
     assert with_resolved_precision(TRAINING).precision == "bf16_pure"
+
+
+def test_what_is_saved_is_in_8_bits_until_it_is_copied(tmp_path: Path) -> None:
+    model = torch.nn.Linear(128, 128).bfloat16()
+    optimizer = EightBitAdamW(model.parameters(), lr=1e-3)
+    model(torch.ones(2, 128, dtype=torch.bfloat16)).sum().backward()
+    optimizer.step()
+    tensors = saved_state.training_tensors(model, optimizer)
+    moment = tensors["moments.weight.exp_avg"]
+    assert hasattr(moment, "codes"), "as numbers all moments together would not fit a card"
+    saving = saved_state.Saving(1)
+    for room, place in ((True, tmp_path / "copied"), (False, tmp_path / "waited_for")):
+        place.mkdir()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(saved_state, "_SHARE_OF_FREE", 0.5 if room else 0.0)
+            saving.begin(tensors, place, lambda: None)
+        saving.finish()
+        written = {name: one for path in place.iterdir() for name, one in load_file(path).items()}
+        assert torch.equal(written["moments.weight.exp_avg"], moment.dequantize())
+        assert written.keys() == tensors.keys()
 
 
 def test_what_a_result_depends_on_names_the_optimizer_only_where_it_is_another() -> None:

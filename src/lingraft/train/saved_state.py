@@ -10,7 +10,7 @@ The learning rates follow from the step.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +41,7 @@ _BLOCK = 256  # weights that share a scale in torchao's moments of 8 bits
 _FORMAT = 1
 _SHARE_OF_FREE = 0.5
 _BYTES_AT_ONCE = 1 << 30  # a file is made in memory before it is written
+_BYTES_READ = 1 << 33  # of moments that become 8 bits, before they do: in all processes together
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ class Saving:
         """Copy tensors and begin to write them; every process calls this, after `finish`.
 
         Args:
-            tensors: Whole ones are written by whoever gives them.
+            tensors: Whole ones are written by whoever gives them; those of few bits as float32 numbers.
             folder: Exists.
             then: Called in the end, when all processes have written.
         """
@@ -88,19 +89,27 @@ class Saving:
         has_room = own <= _SHARE_OF_FREE * psutil.virtual_memory().available
         copies = dict(tensors)
         if has_room:  # a copy for this checkpoint alone: until the next one training has the memory
-            options = StagingOptions(False, False, False, False)
-            copies = DefaultStager(options).stage(copies)  # type: ignore[assignment]
+            stager = DefaultStager(StagingOptions(False, False, False, False))
+            for (
+                name,
+                tensor,
+            ) in copies.items():  # one by one: moments of 8 bits take four times as much as numbers
+                copies[name] = stager.stage({name: _in_float(tensor)})[name]  # type: ignore[index, assignment]
         files = _files_of(tensors, self._processes)
 
         def write() -> None:
             if self._group is None:
                 last = max(files.values(), default=0)
                 for number in range(1, last + 1):
-                    part = {name: one.contiguous() for name, one in copies.items() if files[name] == number}
+                    part = {
+                        name: _in_float(one).contiguous()
+                        for name, one in copies.items()
+                        if files[name] == number
+                    }
                     save_file(part, folder / f"shard-00001-model-{number:05d}-of-{last:05d}.safetensors")
             else:
                 writer = HuggingFaceStorageWriter(str(folder), files, save_distributed=True)
-                write_pieces(copies, writer, self._group)
+                write_pieces({name: _in_float(one) for name, one in copies.items()}, writer, self._group)
             then()
 
         self._pending = self._thread.submit(write)
@@ -155,6 +164,8 @@ def _files_of(tensors: Mapping[str, Tensor], processes: int) -> dict[str, int]:
 def training_tensors(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:
     """Return trained weights and the optimiser's moments under the names of a checkpoint; divided ones stay divided.
 
+    They are the very tensors that train, moments of 8 bits among them: all of these as numbers would not fit a card.
+
     Args:
         model: Its trained parameters are taken.
         optimizer: None: no moments.
@@ -169,14 +180,14 @@ def training_tensors(model: nn.Module, optimizer: torch.optim.Optimizer | None) 
 
 
 def _moments_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return a parameter's moments as float32 numbers; of undivided ones of 8 bits also the scales of their blocks.
+    """Return a parameter's moments; of undivided ones of 8 bits also the scales of their blocks.
 
     With these the codes are found again bit for bit; the largest number of a block alone does not tell its scale.
     """
     found: dict[str, Tensor] = {}
     for key, value in state.items():
         if isinstance(value, Tensor) and value.dim():
-            found[key] = _in_float(value)
+            found[key] = value.detach()
             scale = getattr(value, "scale", None)
             if isinstance(scale, Tensor):
                 found[f"{key}{_SCALES}"] = scale
@@ -215,37 +226,26 @@ def read_training(
     """
     saved = from_json(_OptimizerState, read_json(folder / OPTIMIZER))
     trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
-    wanted = {f"{_WEIGHTS}{name}": parameter.detach() for name, parameter in trained.items()}
-    for name, keys in saved.moments.items():
-        for key in keys:
-            weight, is_scale = trained[name].detach(), key.endswith(_SCALES)
-            if is_scale and isinstance(weight, DTensor):
-                continue
-            wanted[f"{_MOMENTS}{name}.{key}"] = (
-                weight.new_empty(weight.numel() // _BLOCK, dtype=torch.float32)
-                if is_scale
-                else torch.empty_like(weight, dtype=torch.float32)
-            )
-    with _errors_of_all(), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="torch.distributed is disabled"
-        )  # one process reads by itself
-        load(wanted, storage_reader=HuggingFaceStorageReader(str(folder)))
     own: Any = getattr(optimizer, "optimizer", optimizer)  # out of accelerate's wrapper
     quantised = getattr(own, "_new_buffer", None)  # torchao's, whose moments are of few bits
-    names = {parameter: name for name, parameter in trained.items()}
-    for group in own.param_groups:
-        for parameter in group["params"]:
-            name = names[parameter]
-            if name not in saved.moments:
-                continue
-            state = own.state[parameter]
+    _read(folder, {f"{_WEIGHTS}{name}": parameter.detach() for name, parameter in trained.items()})
+    groups = {parameter: group for group in own.param_groups for parameter in group["params"]}
+    moved = [name for name in saved.moments if name in trained]
+    for names in _portions(moved, trained, None if quantised is None else _BYTES_READ):
+        moments = {name: _room_for(saved.moments[name], trained[name].detach()) for name in names}
+        _read(
+            folder,
+            {f"{_MOMENTS}{name}.{key}": one for name in names for key, one in moments[name].items()},
+        )
+        for name in names:
+            parameter, found = trained[name], moments.pop(name)
+            state, group = own.state[parameter], groups[parameter]
             for key, number in saved.numbers[name].items():
                 device = parameter.device if group.get("fused") or group.get("capturable") else None
                 state[key] = number if isinstance(number, int) else torch.tensor(number, device=device)
-            for key in (one for one in saved.moments[name] if not one.endswith(_SCALES)):
-                state[key] = wanted[f"{_MOMENTS}{name}.{key}"]
-                scale = wanted.get(f"{_MOMENTS}{name}.{key}{_SCALES}")
+            for key in (one for one in found if not one.endswith(_SCALES)):
+                state[key] = found[key]
+                scale = found.get(f"{key}{_SCALES}")
                 if quantised is not None:
                     moment = quantised(parameter, key == "exp_avg")
                     if scale is None:
@@ -264,6 +264,41 @@ def read_training(
             group["lr"].fill_(rate)
         else:
             group["lr"] = rate
+
+
+def _portions(
+    names: Collection[str], trained: Mapping[str, Tensor], most_bytes: int | None
+) -> Iterator[list[str]]:
+    """Yield names of parameters whose moments are read together, in all processes alike; None: all of them."""
+    portion: list[str] = []
+    size = 0
+    for name in names:
+        moments = 8 * trained[name].numel()
+        if portion and most_bytes is not None and size + moments > most_bytes:
+            yield portion
+            portion, size = [], 0
+        portion.append(name)
+        size += moments
+    if portion:
+        yield portion
+
+
+def _room_for(keys: Collection[str], weight: Tensor) -> dict[str, Tensor]:
+    """Return tensors that a parameter's moments are read into; divided ones have no use for scales."""
+    room = {key: torch.empty_like(weight, dtype=torch.float32) for key in keys if not key.endswith(_SCALES)}
+    if not isinstance(weight, DTensor):
+        scales = weight.numel() // _BLOCK
+        room |= {key: weight.new_empty(scales, dtype=torch.float32) for key in keys if key.endswith(_SCALES)}
+    return room
+
+
+def _read(folder: Path, wanted: dict[str, Tensor]) -> None:
+    """Fill tensors with what a checkpoint's files hold under their names."""
+    with _errors_of_all(), warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message="torch.distributed is disabled"
+        )  # one process reads by itself
+        load(wanted, storage_reader=HuggingFaceStorageReader(str(folder)))
 
 
 def _in_float(moment: Tensor) -> Tensor:
