@@ -300,13 +300,14 @@ def host_bytes(shape: ModelShape, setup: Setup, *, held: int = 0) -> int:
     """
     whole = 4 * shape.parameters
     loading = whole * (1 if setup.sharded else setup.processes)
-    saving = whole + (checkpoint_bytes(shape, setup) if setup.sharded else 0)
+    copied = int((setup.trained_bytes + setup.moment_bytes) * shape.trained)
+    saving = whole + (copied if setup.sharded else 0)
     return max(loading, saving) + setup.processes * held
 
 
 def checkpoint_bytes(shape: ModelShape, setup: Setup) -> int:
-    """Return what a resumable checkpoint takes on disk: what trains, with its moments."""
-    return int((setup.trained_bytes + setup.moment_bytes) * shape.trained)
+    """Return what a resumable checkpoint takes on disk: what trains, and its moments in float32 whatever holds them."""
+    return (setup.trained_bytes + 8) * shape.trained
 
 
 def activation_bytes(
