@@ -222,6 +222,12 @@ def train_phase(
     tokenizer, table = _checked(model, tokenizer, encoded, training.max_length, on_note, sharded=sharded)
     compute = compute_for(training.precision)
     if sharded:
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 0:
+                raise ModelError(
+                    f"{name!r} is a single number without a dimension, which FSDP2 cannot divide. Train this model "
+                    "without sharding (no --sharded)."
+                )
         PartialState(cpu=compute.device.type == "cpu")
         take_layout(model)
     names = _check_trainable(model, trainable)
