@@ -325,7 +325,7 @@ def train_phase(
         tokens=training.epochs * int(np.sum(table.lengths)),
         padded_tokens=plan.padded_tokens
         if layers.packing is None
-        else layers.packing.length * len(plan) * state.num_processes,
+        else layers.packing.length * len(plan) * plan.pieces * state.num_processes,
         supervised_tokens=training.epochs * table.predicted_tokens,
         losses=tuple((int(e["step"]), e["loss"]) for e in trainer.state.log_history if "loss" in e),
         trainable_parameters=sum(size for size, is_trained in sizes if is_trained),
