@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -73,6 +74,14 @@ def test_8b_in_bf16_does_not_fit_one_card_and_is_told_what_does(llama_8b: Path) 
     assert misfit("", llama_8b, chosen("lora"), training, Processes()) is None
     assert misfit("", llama_8b, chosen("plain"), training, Processes(8)) is not None, "each has all weights"
     assert misfit("", llama_8b, chosen("plain"), training, Processes(8, sharded=True)) is None
+
+
+def test_the_shape_of_4_bits_is_that_of_lora(llama_8b: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    full = shape_in(llama_8b, chosen("lora"))
+    assert full is not None
+    four = shape_in(llama_8b, StrategyChoice.model_validate({"lora": {"base": "nf4"}}))
+    assert four == replace(full, four_bits=True)
 
 
 def test_8b_on_eight_cards_computes_steps_whole(llama_8b: Path) -> None:

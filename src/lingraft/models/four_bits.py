@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 from importlib.util import find_spec
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from lingraft.errors import StrategyError
@@ -35,6 +36,7 @@ def hold_in_four_bits(model: nn.Module, names: Collection[str], compute: Compute
     """Put layers with weights in NF4 in the place of a model's linear ones, on the device that computes.
 
     Each block of 64 weights has a scale, and these are held in 8 bits (double quantisation): 0.52 bytes for a weight.
+    Layers of a model without memory (the meta device) are marked alone: their sizes are known, their weights are not.
 
     Args:
         model: Changed in place.
@@ -44,13 +46,18 @@ def hold_in_four_bits(model: nn.Module, names: Collection[str], compute: Compute
     Source: Dettmers et al. 2023, "QLoRA: Efficient Finetuning of Quantized LLMs", arXiv 2305.14314.
     """
     import torch
+
+    layers: dict[str, Any] = {name: model.get_submodule(name) for name in names}
+    if all(one.weight.is_meta for one in layers.values()):
+        for one in layers.values():
+            one.weight.quant_state = SimpleNamespace(shape=one.weight.shape)
+        return
     from bitsandbytes.nn.modules import Linear4bit, Params4bit
 
     device = compute.device
     if device.type != "cpu":  # of several processes each has its own
         device = torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))
-    for name in names:
-        old: Any = model.get_submodule(name)
+    for name, old in layers.items():
         with torch.device("meta"):  # its weights come from the old layer
             new: Any = Linear4bit(  # type: ignore[no-untyped-call]
                 old.in_features,

@@ -56,7 +56,6 @@ class Setup:
         micro_batches: Of an optimiser step: with several, gradients stay while activations are made.
         processes: That train it, each on a device of its own (on a processor, in one memory).
         sharded: Whether they divide weights, gradients and moments between them; else each has all.
-        four_bits: Whether frozen matrices of the layers are held in 4 bits (QLoRA).
         fused_head: Whether the loss is taken without logits of all positions at once.
     """
 
@@ -67,7 +66,6 @@ class Setup:
     micro_batches: int = 1
     processes: int = 1
     sharded: bool = False
-    four_bits: bool = False
     fused_head: bool = False
 
     @classmethod
@@ -241,7 +239,7 @@ def training_memory(
     """
     frozen = shape.parameters - shape.trained
     divided = setup.processes if setup.sharded else 1
-    small = setup.four_bits * int(shape.matrices - shape.trained_matrices)
+    small = shape.four_bits * int(shape.matrices - shape.trained_matrices)
     weights = setup.trained_bytes * shape.trained + setup.frozen_bytes * (frozen - small) + _FOUR_BITS * small
     gradients = setup.trained_bytes * shape.trained
     # Where the embedding is the head, its gradient is the sum of two, and each is made as a whole.
