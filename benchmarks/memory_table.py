@@ -51,14 +51,13 @@ MODELS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
 }  # fmt: skip
-_QLORA = {"lora": {"base": "nf4"}}
-# How it is called, the strategy and training options.
+# How it is called, the strategy, and training options.
 WAYS: tuple[tuple[str, Any, Training], ...] = (
     ("bf16 (float32 weights)", "plain", Training(precision="bf16")),
     ("bf16_pure", "plain", Training(precision="bf16_pure")),
     ("adamw_8bit", "plain", Training(precision="bf16_pure", optimizer="adamw_8bit")),
     ("LoRA, rank 16", "lora", Training(precision="bf16")),
-    ("QLoRA, rank 16", _QLORA, Training(precision="bf16")),
+    ("QLoRA, rank 16", {"lora": {"base": "nf4"}}, Training(precision="bf16")),
 )
 
 
@@ -69,7 +68,7 @@ def planned(
     compute = Compute(training.precision, torch.device("cuda"), torch.bfloat16, torch.bfloat16)  # type: ignore[arg-type]
 
     def setup(cut: Cut) -> Setup:
-        return Setup.of(training, compute, cut, cards, sharded=cards > 1 and not shape.four_bits)
+        return Setup.of(training, compute, cut, cards, sharded=cards > 1 and not shape.in_four_bits)
 
     def plan(cut: Cut) -> MemoryPlan:
         return training_memory(shape, batch.part(cut.pieces), setup(cut))
@@ -102,7 +101,9 @@ def table(card: int, tokens: int, length: int) -> str:
                 "llama", architectures=["LlamaForCausalLM"], **_GROUPED, **sizes
             )
             configuration.save_pretrained(folder)
-            shapes = [shape_in(Path(folder), StrategyChoice.model_validate(one)) for _, one, _ in WAYS]
+            shapes = [
+                shape_in(Path(folder), StrategyChoice.model_validate(strategy)) for _, strategy, _ in WAYS
+            ]
         for (words, _, training), shape in zip(WAYS, shapes, strict=True):
             assert shape is not None
             cells = []

@@ -14,7 +14,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from lingraft.models.four_bits import are_in_four_bits, parameter_count
+from lingraft.models.four_bits import is_in_four_bits, parameter_count
 from lingraft.models.layers import layer_of, tied_parameters
 
 
@@ -44,7 +44,7 @@ class ModelShape:
         largest_layer: Parameters of the largest layer.
         outside: Parameters outside of the layers: embedding, head, last norm.
         ranks: Of a layer's adapters (LoRA), together; 0: it has none.
-        four_bits: Whether the frozen matrices of the layers are held in 4 bits (QLoRA).
+        in_four_bits: Parameters that are held in 4 bits.
     """
 
     parameters: int
@@ -68,7 +68,7 @@ class ModelShape:
     largest_layer: int
     outside: int
     ranks: int
-    four_bits: bool
+    in_four_bits: int
 
     def forward_flops(self, tokens: float, pairs: float, positions: float) -> float:
         """Return the FLOPs of a forward pass.
@@ -141,9 +141,9 @@ def shape_of(model: Any, trainable: Collection[str] | None = None) -> ModelShape
     inner = _first(config, "moe_intermediate_size") if experts else None
     inner = inner or _first(config, "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
     reached = [name for name in matrices if layer[name] >= low]
-    by_layer = Counter[int]()
+    of_layers = Counter[int]()
     for name, place in layer.items():
-        by_layer[place] += sizes[name]
+        of_layers[place] += sizes[name]
     return ModelShape(
         parameters=sum(sizes.values()),
         trained=sum(sizes[name] for name in trained),
@@ -163,14 +163,14 @@ def shape_of(model: Any, trainable: Collection[str] | None = None) -> ModelShape
         is_gated=any("gate_" in name for name in layer),
         normalised=normalised,
         vocabulary=int(model.get_input_embeddings().weight.shape[0]),
-        largest_layer=max(by_layer.values(), default=0),
+        largest_layer=max(of_layers.values(), default=0),
         outside=sum(size for name, size in sizes.items() if name not in layer),
         ranks=sum(
             int(one.shape[0])
             for name, one in parameters.items()
             if ".lora_A." in name and layer.get(name) == lowest
         ),
-        four_bits=are_in_four_bits(model),
+        in_four_bits=sum(sizes[name] for name, one in parameters.items() if is_in_four_bits(one)),
     )
 
 

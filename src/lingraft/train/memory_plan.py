@@ -164,6 +164,13 @@ class LargestBatch:
     length: int
     supervised: int
 
+    @classmethod
+    def fullest(cls, training: Training) -> LargestBatch:
+        """Return a micro-batch of the longest rows that options of training allow, all learned."""
+        tokens = max(1, training.tokens_per_batch // training.micro_batches)
+        length = min(tokens, training.max_length)
+        return cls(tokens // length, length, tokens)
+
     def part(self, parts: int) -> LargestBatch:
         """Return the largest of so many parts of it: whole rows, at least one."""
         rows = -(-self.rows // parts)
@@ -239,7 +246,7 @@ def training_memory(
     """
     frozen = shape.parameters - shape.trained
     divided = setup.processes if setup.sharded else 1
-    small = shape.four_bits * int(shape.matrices - shape.trained_matrices)
+    small = shape.in_four_bits
     weights = setup.trained_bytes * shape.trained + setup.frozen_bytes * (frozen - small) + _FOUR_BITS * small
     gradients = setup.trained_bytes * shape.trained
     # Where the embedding is the head, its gradient is the sum of two, and each is made as a whole.
