@@ -192,6 +192,13 @@ class LargestBatch:
     length: int
     supervised: int
 
+    @classmethod
+    def fullest(cls, training: Training) -> LargestBatch:
+        """Return a micro-batch of the longest rows that options of training allow, all learned."""
+        tokens = max(1, training.tokens_per_batch // training.micro_batches)
+        length = min(tokens, training.max_length)
+        return cls(tokens // length, length, tokens)
+
     def part(self, parts: int) -> LargestBatch:
         """Return the largest of so many parts of it: whole rows, at least one."""
         rows = -(-self.rows // parts)

@@ -154,9 +154,7 @@ class Train(StageSpec):
     @property
     def fullest(self) -> LargestBatch:
         """A micro-batch of the longest rows, all learned."""
-        tokens = max(1, self.job.training.tokens_per_batch // self.job.training.micro_batches)
-        length = min(tokens, self.job.training.max_length)
-        return LargestBatch(tokens // length, length, tokens)
+        return LargestBatch.fullest(self.job.training)
 
     @property
     def least_cut(self) -> Cut:
