@@ -543,3 +543,12 @@ def test_without_room_a_phase_computes_its_steps_in_pieces(
     assert seen[0] == 1
     assert seen[1] > 1
     assert seen[2] == 2, "what is given is as it is given"
+
+
+def test_a_parameter_without_a_dimension_cannot_be_divided(
+    tiny_llama: Build, examples: Build, run: Build
+) -> None:
+    model = tiny_llama()
+    model.model.register_parameter("scale", nn.Parameter(torch.ones(())))
+    with pytest.raises(ModelError, match=r"'model.scale' is a single number .* without sharding"):
+        run(model, examples(), sharded=True)
