@@ -31,7 +31,7 @@ from lingraft.train.memory_plan import (
     Setup,
     checkpoint_bytes,
     chosen_cut,
-    host_bytes,
+    host_memory,
     training_memory,
 )
 
@@ -113,7 +113,7 @@ def table(card: int, tokens: int, length: int) -> str:
             disk = 4 * shape.parameters + 2 * checkpoint_bytes(shape, setup)
             lines.append(
                 f"| {name} | {words} | {shape.trained / 1e9:.2f} billion | {' | '.join(cells)} "
-                f"| {host_bytes(shape, setup) / 1e9:.0f} GB | {disk / 1e9:.0f} GB |"
+                f"| {host_memory(shape, setup).total / 1e9:.0f} GB | {disk / 1e9:.0f} GB |"
             )
     return "\n".join(lines)
 

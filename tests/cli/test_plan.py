@@ -13,6 +13,7 @@ import yaml
 
 from lingraft.report.plan import plan_lines
 from lingraft.study.forecast import Forecast, StageForecast, TrainingWork, time_text, work_text
+from lingraft.train.memory_plan import HostMemory
 
 Lingraft = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -103,3 +104,10 @@ def test_what_is_estimated_or_not_known_is_said() -> None:
     lines = list(plan_lines(Forecast((stage,), 90, 2, 1e9, 2 * 10**9, 10**9, 5, 10)))
     assert lines[1] == "Time: about 90 s, and 2 stages more whose time is not known."
     assert lines[-1].startswith("! About 2.0 GB of memory are needed, and 1.0 GB are free")
+    host = HostMemory(loading=3 * 10**9, copy=9 * 10**9, saved=4 * 10**9)
+    plan = Forecast((replace(stage, host=host),), 90, 0, 1e9, 1, 2, 5, 10, 9 * 10**9, 2 * 10**9)
+    lines = list(plan_lines(plan))
+    assert lines[-2].endswith("load, copy and save: at most 9.0 GB, of 2.0 GB that are free.")
+    assert lines[-1].startswith(
+        "! About 4.0 GB of the machine's own memory are needed to load and save the model"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -57,6 +58,7 @@ def cards(monkeypatch: pytest.MonkeyPatch) -> None:
         lambda precision: Compute(precision, CARD.device, CARD.arithmetic, CARD.held),
     )
     monkeypatch.setattr(fitting, "total_memory", lambda _: 80 * GB)
+    monkeypatch.setattr(fitting, "total_host", lambda: 400 * GB)
 
 
 @pytest.mark.usefixtures("cards")
@@ -75,6 +77,35 @@ def test_8b_in_bf16_does_not_fit_one_card_and_is_told_what_does(llama_8b: Path) 
     assert misfit("", llama_8b, chosen("lora"), training, Processes()) is None
     assert misfit("", llama_8b, chosen("plain"), training, Processes(8)) is not None, "each has all weights"
     assert misfit("", llama_8b, chosen("plain"), training, Processes(8, sharded=True)) is None
+
+
+@pytest.mark.usefixtures("cards")
+def test_where_adapters_do_not_fit_a_base_of_4_bits_may(
+    llama_8b: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    training = Training(precision="bf16", max_length=512)
+    monkeypatch.setattr(fitting, "total_memory", lambda _: 16 * GB)
+    said = misfit("", llama_8b, chosen("lora"), training, Processes())
+    assert said is not None
+    assert "the strategy lora with base: nf4 (pip install 'lingraft[qlora]') (" in said
+    small = StrategyChoice.model_validate({"lora": {"base": "nf4"}})
+    assert misfit("", llama_8b, small, training, Processes()) is None
+    whole, in_four_bits = shape_in(llama_8b, chosen("lora")), shape_in(llama_8b, small)
+    assert whole is not None
+    assert in_four_bits is not None
+    assert replace(in_four_bits, in_four_bits=0) == whole, "sizes count weights and not bytes"
+    assert in_four_bits.in_four_bits == whole.matrices - whole.trained_matrices
+
+
+@pytest.mark.usefixtures("cards")
+def test_a_model_that_the_machine_cannot_load_or_save_is_refused_on_any_card(
+    llama_8b: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting, "total_host", lambda: 32 * GB)
+    said = misfit("phase 'two'", llama_8b, chosen("lora"), Training(precision="bf16"), Processes())
+    assert said is not None
+    assert "takes 32.3 GB of the machine's own memory, and there are 32.0 GB" in said
 
 
 def test_8b_on_eight_cards_computes_steps_whole(llama_8b: Path) -> None:

@@ -123,6 +123,11 @@ def plan_lines(forecast: Forecast) -> Iterator[str]:
             f"Memory: {memory}, of {size_text(forecast.free_memory_bytes)} that are free. Disk: at most "
             f"{size_text(forecast.disk_bytes)} at a time, of {size_text(forecast.free_disk_bytes)}."
         )
+        if forecast.host_bytes is not None:
+            yield (
+                f"Of the machine's own memory, to load, copy and save: at most {size_text(forecast.host_bytes)}, of "
+                f"{size_text(forecast.free_host_bytes)} that are free."
+            )
     for problem in forecast.problems:
         yield f"! {problem[0].upper()}{problem[1:]}"
 

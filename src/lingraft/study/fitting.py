@@ -25,7 +25,10 @@ from lingraft.train.memory_plan import (
     Cut,
     LargestBatch,
     Setup,
+    free_host,
     free_memory,
+    host_memory,
+    total_host,
     total_memory,
     training_memory,
 )
@@ -122,7 +125,21 @@ def misfit(
         return None
     held = held_bytes(build(choice), shape, compute)
     cut = Cut(checkpointing=training.gradient_checkpointing is not False)
-    setup = Setup.of(training, compute, cut, processes.count, sharded=processes.sharded)
+    setup = Setup.of(
+        training,
+        compute,
+        cut,
+        processes.count,
+        sharded=processes.sharded,
+        needs_logits=any(part.holds_replayed for part in build(choice).parts),
+    )
+    host = host_memory(shape, setup, saves=training.saves)
+    if not setup.on_processor and host.certain > total_host():
+        return (
+            f"{place}: loading and saving {shape.parameters / 1e9:.2f} billion parameters in float32 takes "
+            f"{size_text(host.certain)} of the machine's own memory, and there are {size_text(total_host())} with swap "
+            "space. Take a smaller model or add swap space."
+        )
     total = total_memory(compute)
     needed = _least_bytes(shape, setup, held)
     if needed <= total:
@@ -241,6 +258,9 @@ def fitting_line(stages: Sequence[StageSpec]) -> str:
         line += (
             f"; at most about {size_text(max(sizes))} of memory at a time, of {size_text(free)} that are free"
         )
+    hosts = [host.total for one in trainings if (host := one.host) is not None]
+    if hosts:
+        line += f"; at most {size_text(max(hosts))} of the machine's own memory, of {size_text(free_host())}"
     ways = {one.least_cut for one in trainings}
     if ways:
         pieces = max(one.pieces for one in ways)

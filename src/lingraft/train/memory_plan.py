@@ -19,6 +19,7 @@ import torch
 
 from lingraft.config.schema import Training
 from lingraft.models.compute import Compute, Precision
+from lingraft.models.fused_loss import are_too_many, rows_at_once
 from lingraft.models.shape import ModelShape
 
 _KEEPS_WEIGHTS = 512  # tokens of a row up to which attention keeps its weights on a processor
@@ -32,7 +33,8 @@ _CONTEXT = (
     1_500_000_000  # of an accelerator: its context, the libraries' workspaces and buffers (an allowance)
 )
 _BLOCK = 256  # moments of 8 bits that share a float32 scale
-_FOUR_BITS = 0.5 + 4 / 64  # bytes of a weight of 4 bits: blocks of 64 share a float32 scale
+# Bytes of a weight of 4 bits: 64 share a scale of 8 bits, 256 of these a float32.
+_FOUR_BITS = 0.5 + (1 + 4 / 256) / 64
 _GATHERED_LAYERS = 2  # that FSDP2 has put together at a time: one at work, one on the way
 _BUSY = 1024  # tokens of a micro-batch that keep a device busy
 SAFE = 0.92
@@ -56,7 +58,7 @@ class Setup:
         micro_batches: Of an optimiser step: with several, gradients stay while activations are made.
         processes: That train it, each on a device of its own (on a processor, in one memory).
         sharded: Whether they divide weights, gradients and moments between them; else each has all.
-        fused_head: Whether the loss is taken without logits of all positions at once.
+        needs_logits: Whether a strategy reads the logits of all positions.
     """
 
     precision: Precision
@@ -66,11 +68,18 @@ class Setup:
     micro_batches: int = 1
     processes: int = 1
     sharded: bool = False
-    fused_head: bool = False
+    needs_logits: bool = False
 
     @classmethod
     def of(
-        cls, training: Training, compute: Compute, cut: Cut, processes: int = 1, *, sharded: bool = False
+        cls,
+        training: Training,
+        compute: Compute,
+        cut: Cut,
+        processes: int = 1,
+        *,
+        sharded: bool = False,
+        needs_logits: bool = False,
     ) -> Setup:
         """Return how options of training, whose precision is resolved, train a model."""
         return cls(
@@ -81,6 +90,7 @@ class Setup:
             micro_batches=training.micro_batches * cut.pieces,
             processes=processes,
             sharded=sharded,
+            needs_logits=needs_logits,
         )
 
     @property
@@ -154,6 +164,33 @@ class MemoryPlan:
     def certain(self) -> int:
         """What no batch is small enough to do without: weights, gradients and moments, and what strategies hold."""
         return self.weights + self.gradients + self.optimiser + self.held
+
+
+@dataclass(frozen=True, slots=True)
+class HostMemory:
+    """Bytes of the machine's own memory that a training on accelerators takes, at different times.
+
+    Attributes:
+        loading: Weights on their way to the devices: each process widens what trains, and the rest stays mapped from
+            its files; of a divided model the first alone has the weights, all in float32.
+        copy: Of a resumable checkpoint while it is written. Where less than twice as much is free, there is none, and
+            training waits instead.
+        saved: The trained model in float32, adapters merged, in the first process.
+    """
+
+    loading: int
+    copy: int
+    saved: int
+
+    @property
+    def total(self) -> int:
+        """The most at a time."""
+        return max(self.certain, self.copy)
+
+    @property
+    def certain(self) -> int:
+        """The most that cannot be done without."""
+        return max(self.loading, self.saved)
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +307,9 @@ def training_memory(
         )
     elif setup.processes > 1:  # DistributedDataParallel's buckets
         gathered = setup.trained_bytes * shape.trained
-    scores = 0 if setup.fused_head else batch.supervised * shape.vocabulary
+    scores = batch.supervised * shape.vocabulary
+    if shape.can_be_fused and not setup.needs_logits and are_too_many(scores):
+        scores = rows_at_once(shape.vocabulary) * shape.vocabulary
     made = gradients / divided
     extra = _CONTEXT
     if setup.on_processor:
@@ -291,27 +330,26 @@ def training_memory(
     )
 
 
-def host_bytes(shape: ModelShape, setup: Setup, *, held: int = 0) -> int:
+def host_memory(shape: ModelShape, setup: Setup, *, saves: bool = True) -> HostMemory:
     """Return what the processes together hold in the machine's own memory, beside accelerators that train.
-
-    While a model is loaded, each process that reads files has it in float32: every one, of a divided model the first.
-    While it is saved, the first has it in float32 again, and of a divided model each has its pieces of weights and
-    moments on their way to the disk.
 
     Args:
         shape: See `training_memory`.
         setup: See there.
-        held: What one process has in the machine's memory before.
+        saves: Whether resumable checkpoints are written.
     """
     whole = 4 * shape.parameters
-    loading = whole * (1 if setup.sharded else setup.processes)
-    saving = whole + (checkpoint_bytes(shape, setup) if setup.sharded else 0)
-    return max(loading, saving) + setup.processes * held
+    widened = setup.processes * setup.trained_bytes * shape.trained
+    return HostMemory(
+        loading=whole if setup.sharded else widened,
+        copy=saves * checkpoint_bytes(shape, setup),
+        saved=whole,
+    )
 
 
 def checkpoint_bytes(shape: ModelShape, setup: Setup) -> int:
-    """Return what a resumable checkpoint takes on disk: what trains, with its moments."""
-    return int((setup.trained_bytes + setup.moment_bytes) * shape.trained)
+    """Return what a resumable checkpoint takes on disk: what trains, with both moments in float32."""
+    return (setup.trained_bytes + 8) * shape.trained
 
 
 def activation_bytes(
@@ -393,16 +431,23 @@ def free_memory(compute: Compute) -> int:
     """Return the bytes that a stage may take of the device, with what this process holds of it on a processor."""
     if compute.device.type == "cuda":
         return int(torch.cuda.mem_get_info(compute.device)[0])
+    return free_host()
+
+
+def free_host() -> int:
+    """Return the bytes of the machine's own memory that this process has or may take."""
     return int(psutil.virtual_memory().available) + int(psutil.Process().memory_info().rss)
 
 
 def total_memory(compute: Compute) -> int:
-    """Return the bytes that there are of what training holds: of an accelerator its own, else memory and swap space.
-
-    A container's limit counts for the memory.
-    """
+    """Return the bytes that there are of what training holds: of an accelerator its own, else those of the machine."""
     if compute.device.type == "cuda":
         return int(torch.cuda.get_device_properties(compute.device).total_memory)
+    return total_host()
+
+
+def total_host() -> int:
+    """Return the bytes of memory and swap space that the machine has; a container's limit counts for the memory."""
     memory = int(psutil.virtual_memory().total)
     for limit in _LIMITS:
         with suppress(OSError, ValueError):  # none, or `max`
@@ -418,4 +463,14 @@ def memory_problem(needed: int, free: int) -> str | None:
         f"about {needed / 1e9:.1f} GB of memory are needed, and {free / 1e9:.1f} GB are free: it may be killed. Lower "
         "training.tokens_per_batch or raise training.accumulation (of an evaluation lower evaluate.tokens_per_batch), "
         "set training.gradient_checkpointing=true, or train fewer parameters (lora)."
+    )
+
+
+def host_problem(needed: int, free: int) -> str | None:
+    """Return what is said where accelerators train more than the machine's own memory can load or save, in bytes."""
+    if needed <= free:
+        return None
+    return (
+        f"about {needed / 1e9:.1f} GB of the machine's own memory are needed to load and save the model, and "
+        f"{free / 1e9:.1f} GB are free: it may be killed, when it has been trained. End other programs."
     )

@@ -222,12 +222,21 @@ def train_phase(
     tokenizer, table = _checked(model, tokenizer, encoded, training.max_length, on_note, sharded=sharded)
     compute = compute_for(training.precision)
     if sharded:
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 0:
+                raise ModelError(
+                    f"{name!r} is a single number without a dimension, which FSDP2 cannot divide. Train this model "
+                    "without sharding (no --sharded)."
+                )
         PartialState(cpu=compute.device.type == "cpu")
         take_layout(model)
     names = _check_trainable(model, trainable)
     rows = embedding_rows(model)
     check_token_ids((table.highest_token,), rows, tokenizer, "the training data")
-    cut = cut or _chosen_cut(model, names, table, training, seed, compute, sharded=sharded)
+    needs_logits = on_policy is not None or bool(rules.output_penalties)
+    cut = cut or _chosen_cut(
+        model, names, table, training, seed, compute, sharded=sharded, needs_logits=needs_logits
+    )
     plan = BatchPlan(table.lengths, training, seed, cut.pieces)
     workplace = folder / FOLDER
     run = run or TrackedRun("lingraft", folder.absolute().name)
@@ -319,7 +328,7 @@ def train_phase(
         tokens=training.epochs * int(np.sum(table.lengths)),
         padded_tokens=plan.padded_tokens
         if layers.packing is None
-        else layers.packing.length * len(plan) * state.num_processes,
+        else layers.packing.length * len(plan) * plan.pieces * state.num_processes,
         supervised_tokens=training.epochs * table.predicted_tokens,
         losses=tuple((int(e["step"]), e["loss"]) for e in trainer.state.log_history if "loss" in e),
         trainable_parameters=sum(size for size, is_trained in sizes if is_trained),
@@ -345,6 +354,7 @@ def _chosen_cut(
     compute: Compute,
     *,
     sharded: bool,
+    needs_logits: bool,
 ) -> Cut:
     """Return how a step of a model in memory is computed: as fast as fits the memory, in all processes alike."""
     given = Cut(checkpointing=bool(training.gradient_checkpointing))
@@ -361,7 +371,7 @@ def _chosen_cut(
     loaded = sum(one.nbytes for one in model.parameters()) if on_processor else 0
 
     def planned(cut: Cut) -> MemoryPlan:
-        setup = Setup.of(training, compute, cut, processes, sharded=sharded)
+        setup = Setup.of(training, compute, cut, processes, sharded=sharded, needs_logits=needs_logits)
         return training_memory(shape, batch.part(cut.pieces), setup, base=max(0, held_now(compute) - loaded))
 
     free = free_memory(compute) // (processes if on_processor else 1)

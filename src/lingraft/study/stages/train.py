@@ -11,6 +11,7 @@ from lingraft.data.chat_format import CHAT_IDENTITY
 from lingraft.data.encodings import encode_once
 from lingraft.models.compute import Compute, compute_for
 from lingraft.models.context_length import at_most, context_length
+from lingraft.models.fused_loss import liger_version
 from lingraft.models.loading import load_tokenizer
 from lingraft.models.shape import ModelShape
 from lingraft.records import to_json
@@ -35,12 +36,14 @@ from lingraft.study.under_way import LOSSES
 from lingraft.train.checkpoints import FOLDER
 from lingraft.train.memory_plan import (
     Cut,
+    HostMemory,
     LargestBatch,
     MemoryPlan,
     Setup,
     chosen_cut,
     free_memory,
     held_now,
+    host_memory,
     largest_batch,
     memory_problem,
     training_memory,
@@ -120,9 +123,26 @@ class Train(StageSpec):
         job, shape, compute = self.job, self.job.shape, compute_for(self.job.training.precision)
         if shape is None:
             return None
-        setup = Setup.of(job.training, compute, cut, self.processes.count, sharded=self.processes.sharded)
+        setup = Setup.of(
+            job.training,
+            compute,
+            cut,
+            self.processes.count,
+            sharded=self.processes.sharded,
+            needs_logits=any(part.holds_replayed for part in job.composition.parts),
+        )
         own = batch.part(self.processes.count * cut.pieces)  # rows are dealt to the processes
         return training_memory(shape, own, setup, base=base, held=held_bytes(job.composition, shape, compute))
+
+    @property
+    def host(self) -> HostMemory | None:
+        """What it takes of the machine's memory beside accelerators; None: none trains, or the shape is not known."""
+        training, shape = self.job.training, self.job.shape
+        compute = compute_for(training.precision)
+        if shape is None or compute.device.type == "cpu":
+            return None
+        setup = Setup.of(training, compute, Cut(), self.processes.count, sharded=self.processes.sharded)
+        return host_memory(shape, setup, saves=training.saves)
 
     def cut(self, batch: LargestBatch, *, base: int = 0) -> Cut:
         """Return how a micro-batch is computed so that it fits this machine, as fast as it can be; see `memory`."""
@@ -155,7 +175,7 @@ class Train(StageSpec):
         parameters, training = self.job.parent.parameters, self.job.training
         held = 2 if training.precision == "bf16_pure" else 4
         on_disk = 8 if self.processes.sharded else 4  # the model's pieces, too, until it is put together
-        if training.save_every or training.save_minutes:
+        if training.saves:
             on_disk += 2 * (held + 8)
         memory = self.memory(self.fullest, self.least_cut)
         return Needs("accelerator", None if memory is None else memory.total, on_disk * parameters or None)
@@ -309,7 +329,7 @@ class Train(StageSpec):
             "mfu": outcome.mfu,
             "peak": None if outcome.peak is None else to_json(outcome.peak),
         }
-        return Work(record, {**machine(compute), **timing})
+        return Work(record, {**machine(compute), "liger": liger_version(compute.device), **timing})
 
 
 def held_bytes(composition: Composition, shape: ModelShape, compute: Compute) -> int:
