@@ -122,7 +122,14 @@ class Train(StageSpec):
         job, shape, compute = self.job, self.job.shape, compute_for(self.job.training.precision)
         if shape is None:
             return None
-        setup = Setup.of(job.training, compute, cut, self.processes.count, sharded=self.processes.sharded)
+        setup = Setup.of(
+            job.training,
+            compute,
+            cut,
+            self.processes.count,
+            sharded=self.processes.sharded,
+            needs_logits=job.composition.needs_logits,
+        )
         own = batch.part(self.processes.count * cut.pieces)  # rows are dealt to the processes
         return training_memory(shape, own, setup, base=base, held=held_bytes(job.composition, shape, compute))
 
