@@ -90,11 +90,9 @@ class Saving:
         copies = dict(tensors)
         if has_room:  # a copy for this checkpoint alone: until the next one training has the memory
             stager = DefaultStager(StagingOptions(False, False, False, False))
-            for (
-                name,
-                tensor,
-            ) in copies.items():  # one by one: moments of 8 bits take four times as much as numbers
-                copies[name] = stager.stage({name: _in_float(tensor)})[name]  # type: ignore[index, assignment]
+            # One by one: as numbers moments of 8 bits take four times as much.
+            for name, tensor in copies.items():
+                copies[name] = stager.stage({name: _in_float(tensor)})[name]  # type: ignore[index]
         files = _files_of(tensors, self._processes)
 
         def write() -> None:
