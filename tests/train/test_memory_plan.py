@@ -166,6 +166,22 @@ def test_processes_with_all_weights_hold_buckets_and_those_with_pieces_gather_la
     assert host_memory(lora, Setup("bf16")).total == 4 * size, "merged into weights in float32"
 
 
+def test_logits_of_many_positions_are_made_in_portions_unless_a_strategy_reads_them(
+    tiny_llama: Callable[..., Any],
+) -> None:
+    shape = replace(shape_of(tiny_llama()), vocabulary=128_256, head=128_256 * 4096)
+    assert shape.has_plain_head
+    batch = LargestBatch(rows=8, length=1024, supervised=8192)
+    whole = training_memory(shape, batch, Setup("bf16", needs_logits=True))
+    fused = training_memory(shape, batch, Setup("bf16"))
+    assert whole.logits == 2 * 2 * 8192 * 128_256
+    assert fused.logits == pytest.approx(2 * (1 << 26) + (4 + 2) * shape.head, rel=0.01)
+    frozen = training_memory(replace(shape, trains_head=False), batch, Setup("bf16"))
+    assert frozen.logits == pytest.approx(2 * (1 << 26), rel=0.01)
+    few = LargestBatch(rows=1, length=1024, supervised=100)
+    assert training_memory(shape, few, Setup("bf16")).logits == 2 * 2 * 100 * 128_256
+
+
 def test_checkpointing_keeps_what_enters_each_layer_and_one_layer(
     tiny_configuration: Callable[..., Any],
 ) -> None:
@@ -200,6 +216,6 @@ def test_of_a_large_vocabulary_a_portion_of_the_logits_is_planned_unless_they_ar
         return training_memory(own, batch, Setup("bf16", **options)).logits
 
     whole = 2 * 2 * 4096 * 128_256
-    assert logits(large, needs_logits=True) == logits(replace(large, can_be_fused=False)) == whole
+    assert logits(large, needs_logits=True) == logits(replace(large, has_plain_head=False)) == whole
     assert 0 < logits(large) < whole / 7
     assert logits(shape) == 2 * 2 * 4096 * shape.vocabulary

@@ -138,7 +138,7 @@ def _card_training(
             cut,
             processes.count,
             sharded=processes.sharded,
-            needs_logits=any(part.holds_replayed for part in build(choice).parts),
+            needs_logits=build(choice).needs_logits,
         )
 
     def memory(cut: Cut) -> MemoryPlan:

@@ -131,7 +131,7 @@ def misfit(
         cut,
         processes.count,
         sharded=processes.sharded,
-        needs_logits=any(part.holds_replayed for part in build(choice).parts),
+        needs_logits=build(choice).needs_logits,
     )
     host = host_memory(shape, setup, saves=training.saves)
     if not setup.on_processor and host.certain > total_host():

@@ -210,9 +210,15 @@ def train_phase(
     names = _check_trainable(model, trainable)
     rows = embedding_rows(model)
     check_token_ids((table.highest_token,), rows, tokenizer, "the training data")
-    needs_logits = on_policy is not None or bool(rules.output_penalties)
     cut = cut or _chosen_cut(
-        model, names, table, training, seed, compute, sharded=sharded, needs_logits=needs_logits
+        model,
+        names,
+        table,
+        training,
+        seed,
+        compute,
+        sharded=sharded,
+        needs_logits=on_policy is not None or bool(rules.output_penalties),
     )
     plan = BatchPlan(table.lengths, training, seed, cut.pieces)
     workplace = folder / FOLDER

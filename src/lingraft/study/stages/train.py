@@ -129,7 +129,7 @@ class Train(StageSpec):
             cut,
             self.processes.count,
             sharded=self.processes.sharded,
-            needs_logits=any(part.holds_replayed for part in job.composition.parts),
+            needs_logits=job.composition.needs_logits,
         )
         own = batch.part(self.processes.count * cut.pieces)  # rows are dealt to the processes
         return training_memory(shape, own, setup, base=base, held=held_bytes(job.composition, shape, compute))
