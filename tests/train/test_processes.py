@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from lingraft.data.encoded import EncodedExample, write_table
 from lingraft.errors import ConfigError, StrategyError
 from lingraft.models.loading import load_model
 from lingraft.train.phase import PhaseOutcome, Progress
-from lingraft.train.processes import Processes, train_on
+from lingraft.train.processes import TORCHRUN, Processes, train_on
 from lingraft.train.run import PhasePlan, PhaseTask
 from lingraft.train.trainer import BatchPlan, ProcessShares
 
@@ -214,6 +215,29 @@ def test_a_signal_is_handed_on_and_all_processes_save_together(
     assert found.resumed_from == int(step) == steps[0].step - 1
     assert_same_curve(found, expected)
     assert_left_alike(task, model)
+
+
+def test_a_worker_that_begins_after_torchrun_was_killed_ends(make_task: Make, tmp_path: Path) -> None:
+    """A signal before any worker has reported kills torchrun; others would wait for it, and the command for them."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (tmp_path / "task.json").write_text(make_task().model_dump_json(), encoding="utf-8")
+    alone = {
+        "RANK": "1",
+        "LOCAL_RANK": "1",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": "9",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "lingraft.train.worker", str(tmp_path / "task.json"), str(os.getpid())],
+        env={**os.environ, **alone, TORCHRUN: str(gone.pid)},
+        timeout=120,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1, done.stderr
 
 
 def test_torchrun_itself_hears_no_signal(make_task: Make) -> None:

@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 import signal
+import threading
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import nullcontext
@@ -526,9 +527,24 @@ def _nothing() -> None:
 
 
 def _leave_signals(_: int) -> None:
-    """Let the training process alone answer signals, which a terminal or a scheduler sends to all."""
+    """Let the training process alone answer signals, which a terminal or a scheduler sends to all.
+
+    SIGTERM from the training process itself ends this one: so Python ends those that are left when a command is over.
+    """
     for number in stopping.SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # macOS, where nothing accelerates that workers are made for
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what is ignored cannot be waited for
+
+    def wait() -> None:
+        while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _collated(
