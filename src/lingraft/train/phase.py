@@ -233,7 +233,10 @@ def train_phase(
     names = _check_trainable(model, trainable)
     rows = embedding_rows(model)
     check_token_ids((table.highest_token,), rows, tokenizer, "the training data")
-    cut = cut or _chosen_cut(model, names, table, training, seed, compute, sharded=sharded)
+    needs_logits = on_policy is not None or bool(rules.output_penalties)
+    cut = cut or _chosen_cut(
+        model, names, table, training, seed, compute, sharded=sharded, needs_logits=needs_logits
+    )
     plan = BatchPlan(table.lengths, training, seed, cut.pieces)
     workplace = folder / FOLDER
     run = run or TrackedRun("lingraft", folder.absolute().name)
@@ -351,6 +354,7 @@ def _chosen_cut(
     compute: Compute,
     *,
     sharded: bool,
+    needs_logits: bool,
 ) -> Cut:
     """Return how a step of a model in memory is computed: as fast as fits the memory, in all processes alike."""
     given = Cut(checkpointing=bool(training.gradient_checkpointing))
@@ -367,7 +371,7 @@ def _chosen_cut(
     loaded = sum(one.nbytes for one in model.parameters()) if on_processor else 0
 
     def planned(cut: Cut) -> MemoryPlan:
-        setup = Setup.of(training, compute, cut, processes, sharded=sharded)
+        setup = Setup.of(training, compute, cut, processes, sharded=sharded, needs_logits=needs_logits)
         return training_memory(shape, batch.part(cut.pieces), setup, base=max(0, held_now(compute) - loaded))
 
     free = free_memory(compute) // (processes if on_processor else 1)
