@@ -238,7 +238,8 @@ def test_killed_and_continued_under_every_rule_it_ends_with_the_same_bits(
     assert tenth < 0.3 * full
     # On an accelerator there is no room for float32 moments of all weights.
     largest = max(parameter.numel() for parameter in after.values())
-    assert 0 < max(written) <= 2 * largest
+    # A file's one and the one before it, and two of the step that is under way meanwhile.
+    assert 0 < max(written) <= 4 * largest < 16 * largest < 2 * sum(one.numel() for one in after.values())
     assert 2 * largest < max(read) < 3.1 * largest  # a weight, its two moments and their scales
 
 
