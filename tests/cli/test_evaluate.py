@@ -121,7 +121,7 @@ def test_a_study_and_the_command_give_an_evaluation_one_fingerprint_and_share_it
     def loaded(*_: Any, **__: Any) -> None:
         raise AssertionError("the model is loaded although the store has its evaluation")
 
-    monkeypatch.setattr("lingraft.study.stages.evaluate.load_merged", loaded)
+    monkeypatch.setattr("lingraft.models.engine.ModelFiles.load", loaded)
     code, out, error = evaluate(
         str(tiny_model), *WORLDBOOK, "--output", "alone", "--json"
     )  # the store answers
