@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import re
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -32,7 +31,7 @@ from lingraft.train.memory_plan import (
     Setup,
     checkpoint_bytes,
     chosen_cut,
-    host_bytes,
+    host_memory,
     training_memory,
 )
 
@@ -52,25 +51,24 @@ MODELS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
 }  # fmt: skip
-# How it is called, the strategy, training options, and whether frozen matrices have 4 bits.
-WAYS: tuple[tuple[str, str, Training, bool], ...] = (
-    ("bf16 (float32 weights)", "plain", Training(precision="bf16"), False),
-    ("bf16_pure", "plain", Training(precision="bf16_pure"), False),
-    ("adamw_8bit", "plain", Training(precision="bf16_pure", optimizer="adamw_8bit"), False),
-    ("LoRA, rank 16", "lora", Training(precision="bf16"), False),
-    ("QLoRA, rank 16", "lora", Training(precision="bf16"), True),
+# How it is called, the strategy, and training options.
+WAYS: tuple[tuple[str, Any, Training], ...] = (
+    ("bf16 (float32 weights)", "plain", Training(precision="bf16")),
+    ("bf16_pure", "plain", Training(precision="bf16_pure")),
+    ("adamw_8bit", "plain", Training(precision="bf16_pure", optimizer="adamw_8bit")),
+    ("LoRA, rank 16", "lora", Training(precision="bf16")),
+    ("QLoRA, rank 16", {"lora": {"base": "nf4"}}, Training(precision="bf16")),
 )
 
 
 def planned(
-    shape: ModelShape, batch: LargestBatch, training: Training, cards: int, free: int, *, four_bits: bool
+    shape: ModelShape, batch: LargestBatch, training: Training, cards: int, free: int
 ) -> tuple[MemoryPlan, Cut, Setup]:
     """Return the plan of each card, how a step is computed, and the setup."""
     compute = Compute(training.precision, torch.device("cuda"), torch.bfloat16, torch.bfloat16)  # type: ignore[arg-type]
 
     def setup(cut: Cut) -> Setup:
-        own = Setup.of(training, compute, cut, cards, sharded=cards > 1 and not four_bits)
-        return replace(own, four_bits=four_bits)
+        return Setup.of(training, compute, cut, cards, sharded=cards > 1 and not shape.in_four_bits)
 
     def plan(cut: Cut) -> MemoryPlan:
         return training_memory(shape, batch.part(cut.pieces), setup(cut))
@@ -103,20 +101,19 @@ def table(card: int, tokens: int, length: int) -> str:
                 "llama", architectures=["LlamaForCausalLM"], **_GROUPED, **sizes
             )
             configuration.save_pretrained(folder)
-            shapes = {
-                one: shape_in(Path(folder), StrategyChoice.model_validate(one)) for one in ("plain", "lora")
-            }
-        for words, strategy, training, four_bits in WAYS:
-            shape = shapes[strategy]
+            shapes = [
+                shape_in(Path(folder), StrategyChoice.model_validate(strategy)) for _, strategy, _ in WAYS
+            ]
+        for (words, _, training), shape in zip(WAYS, shapes, strict=True):
             assert shape is not None
             cells = []
             for cards in (1, 8):
-                plan, cut, setup = planned(shape, batch, training, cards, card, four_bits=four_bits)
+                plan, cut, setup = planned(shape, batch, training, cards, card)
                 cells.append(cell(plan, cut, card))
             disk = 4 * shape.parameters + 2 * checkpoint_bytes(shape, setup)
             lines.append(
                 f"| {name} | {words} | {shape.trained / 1e9:.2f} billion | {' | '.join(cells)} "
-                f"| {host_bytes(shape, setup) / 1e9:.0f} GB | {disk / 1e9:.0f} GB |"
+                f"| {host_memory(shape, setup).total / 1e9:.0f} GB | {disk / 1e9:.0f} GB |"
             )
     return "\n".join(lines)
 

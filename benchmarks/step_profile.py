@@ -76,7 +76,7 @@ def profile_of(precision: str, batch: dict[str, Any]) -> dict[str, Any]:
         for _ in range(3):
             step()
         for _ in range(REPEATS):
-            peaks.append(matrix_product_peak())
+            peaks.append(matrix_product_peak(bf16=True))
             started = time.perf_counter()
             step()
             seconds.append(time.perf_counter() - started)

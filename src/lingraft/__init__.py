@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lingraft.api.adaptation import AdaptationResult, RescueResult, adapt, check, rescue
     from lingraft.api.evaluation import ComparisonResult, EvaluationResult, compare, evaluate
     from lingraft.api.report import write_report
-    from lingraft.config.schema import DataSource, JudgeChoice, Study, Training
+    from lingraft.config.schema import DataSource, JudgeChoice, ServerChoice, Study, Training
     from lingraft.data.example import Example, Message
     from lingraft.data.sources import LoadedData, load_data
     from lingraft.errors import (
@@ -77,6 +77,7 @@ _HOMES = {
     "Prompt": "lingraft.representation.prompts",
     "RepairOptions": "lingraft.adapt.rescue",
     "RescueResult": "lingraft.api.adaptation",
+    "ServerChoice": "lingraft.config.schema",
     "SignalScan": "lingraft.weights.signal_to_noise",
     "StrategyError": "lingraft.errors",
     "Study": "lingraft.config.schema",
@@ -135,6 +136,7 @@ __all__ = [
     "Prompt",
     "RepairOptions",
     "RescueResult",
+    "ServerChoice",
     "SignalScan",
     "StrategyError",
     "Study",

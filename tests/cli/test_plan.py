@@ -13,6 +13,7 @@ import yaml
 
 from lingraft.report.plan import plan_lines
 from lingraft.study.forecast import Forecast, StageForecast, TrainingWork, time_text, work_text
+from lingraft.train.memory_plan import HostMemory
 
 Lingraft = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -42,6 +43,22 @@ def test_a_plan_is_a_table_with_what_it_takes_below(lingraft: Lingraft, study: s
     assert "Time: not known. --measure times a few real steps and answers on this machine." in done.stdout
     assert "3 stages, 0 of them finished." in done.stdout
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_plan_for_a_card_needs_a_config_alone(lingraft: Lingraft, study: str) -> None:
+    asked = ("plan", study, "--card", "0.5")
+    done = lingraft(*asked)
+    assert done.returncode == 2
+    assert "two/plain" in done.stdout
+    assert "does not fit" in done.stdout
+    assert "0 of 1 trainings fit 1 card of 500 MB" in done.stdout
+    found = json.loads(lingraft(*asked, "--processes", "2", "--json").stdout)
+    page = (Path(__file__).parents[2] / "docs" / "plan.md").read_text(encoding="utf-8")
+    for key in (*found, *found["trainings"][0]):
+        assert f"`{key}`" in page, key
+    done = lingraft(*asked, "--measure")
+    assert done.returncode == 2
+    assert "--card plans for other devices" in done.stderr
 
 
 def test_a_plan_as_json_has_the_documented_fields(lingraft: Lingraft, study: str) -> None:
@@ -84,3 +101,10 @@ def test_what_is_estimated_or_not_known_is_said() -> None:
     lines = list(plan_lines(Forecast((stage,), 90, 2, 1e9, 2 * 10**9, 10**9, 5, 10)))
     assert lines[1] == "Time: about 90 s, and 2 stages more whose time is not known."
     assert lines[-1].startswith("! About 2.0 GB of memory are needed, and 1.0 GB are free")
+    host = HostMemory(loading=3 * 10**9, copy=9 * 10**9, saved=4 * 10**9)
+    plan = Forecast((replace(stage, host=host),), 90, 0, 1e9, 1, 2, 5, 10, 9 * 10**9, 2 * 10**9)
+    lines = list(plan_lines(plan))
+    assert lines[-2].endswith("load, copy and save: at most 9.0 GB, of 2.0 GB that are free.")
+    assert lines[-1].startswith(
+        "! About 4.0 GB of the machine's own memory are needed to load and save the model"
+    )

@@ -68,6 +68,7 @@ TYPES = [  # what they take and return, and raise
     "Prompt",
     "RepairOptions",
     "RescueResult",
+    "ServerChoice",
     "SignalScan",
     "StrategyError",
     "Study",
@@ -79,6 +80,7 @@ TYPES = [  # what they take and return, and raise
 PUBLIC = [*FUNCTIONS, *TYPES, "__version__"]
 INTERNAL = {  # what parts of lingraft hand to each other; nobody has to make one
     "Compute",
+    "Cut",
     "EncodedExample",
     "EvaluateOptions",
     "Encoder",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,9 +13,11 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from lingraft.config.schema import StrategyChoice, Training
+from lingraft.config.schema import StrategyChoice, Study, Training
+from lingraft.errors import ConfigError
 from lingraft.models.compute import Compute, compute_for
 from lingraft.study import fitting
+from lingraft.study.cards import plan_for_cards
 from lingraft.study.fitting import misfit
 from lingraft.study.stages.job import shape_in
 from lingraft.train.memory_plan import Cut, LargestBatch, Setup, chosen_cut, total_memory, training_memory
@@ -55,6 +58,7 @@ def cards(monkeypatch: pytest.MonkeyPatch) -> None:
         lambda precision: Compute(precision, CARD.device, CARD.arithmetic, CARD.held),
     )
     monkeypatch.setattr(fitting, "total_memory", lambda _: 80 * GB)
+    monkeypatch.setattr(fitting, "total_host", lambda: 400 * GB)
 
 
 @pytest.mark.usefixtures("cards")
@@ -73,6 +77,35 @@ def test_8b_in_bf16_does_not_fit_one_card_and_is_told_what_does(llama_8b: Path) 
     assert misfit("", llama_8b, chosen("lora"), training, Processes()) is None
     assert misfit("", llama_8b, chosen("plain"), training, Processes(8)) is not None, "each has all weights"
     assert misfit("", llama_8b, chosen("plain"), training, Processes(8, sharded=True)) is None
+
+
+@pytest.mark.usefixtures("cards")
+def test_where_adapters_do_not_fit_a_base_of_4_bits_may(
+    llama_8b: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    training = Training(precision="bf16", max_length=512)
+    monkeypatch.setattr(fitting, "total_memory", lambda _: 16 * GB)
+    said = misfit("", llama_8b, chosen("lora"), training, Processes())
+    assert said is not None
+    assert "the strategy lora with base: nf4 (pip install 'lingraft[qlora]') (" in said
+    small = StrategyChoice.model_validate({"lora": {"base": "nf4"}})
+    assert misfit("", llama_8b, small, training, Processes()) is None
+    whole, in_four_bits = shape_in(llama_8b, chosen("lora")), shape_in(llama_8b, small)
+    assert whole is not None
+    assert in_four_bits is not None
+    assert replace(in_four_bits, in_four_bits=0) == whole, "sizes count weights and not bytes"
+    assert in_four_bits.in_four_bits == whole.matrices - whole.trained_matrices
+
+
+@pytest.mark.usefixtures("cards")
+def test_a_model_that_the_machine_cannot_load_or_save_is_refused_on_any_card(
+    llama_8b: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting, "total_host", lambda: 32 * GB)
+    said = misfit("phase 'two'", llama_8b, chosen("lora"), Training(precision="bf16"), Processes())
+    assert said is not None
+    assert "takes 32.3 GB of the machine's own memory, and there are 32.0 GB" in said
 
 
 def test_8b_on_eight_cards_computes_steps_whole(llama_8b: Path) -> None:
@@ -121,6 +154,45 @@ def test_a_study_that_cannot_fit_ends_before_a_byte_of_the_model_is_read(
         assert "takes at least" in done.stderr
         assert "phase 'two', strategy 'plain'" in done.stderr
     monkeypatch.undo()
+
+
+def card_study(folder: Path, *strategies: Any) -> Study:
+    german = {"german": {"source": "worldbook:counting/de"}}
+    return Study.model_validate(
+        {
+            "name": "large",
+            "phases": [
+                {"name": "one", "checkpoint": str(folder)},
+                {"name": "two", "data": german, "strategies": strategies},
+            ],
+        }
+    )
+
+
+def test_8b_is_planned_for_a_card_that_is_not_here_by_its_config_alone(llama_8b: Path) -> None:
+    eight = {"plain": {"name": "eight", "training": {"optimizer": "adamw_8bit"}}}
+    four = {"lora": {"base": "nf4", "name": "four"}}
+    found = plan_for_cards(card_study(llama_8b, "plain", eight, "lora", four), 80 * GB, Processes())
+    by_name = {one.strategy: one for one in found.trainings}
+    assert {name: one.fits for name, one in by_name.items()} == {
+        "plain": False, "eight": True, "lora": True, "four": True,
+    }  # fmt: skip
+    assert by_name["plain"].precision == "bf16", "auto is resolved for a card, not for this machine"
+    assert by_name["eight"].precision == "bf16_pure"
+    assert by_name["plain"].memory_bytes > 18 * 8.03e9
+    assert by_name["four"].memory.weights < 0.4 * by_name["lora"].memory.weights
+    (problem,) = found.problems
+    assert "strategy 'plain'" in problem
+    assert "training.optimizer=adamw_8bit" in problem
+    assert "lora with base: nf4 (" in problem
+    divided = plan_for_cards(card_study(llama_8b, "plain"), 80 * GB, Processes(8, sharded=True))
+    assert divided.problems == ()
+    small = plan_for_cards(card_study(llama_8b, "plain"), 4 * GB, Processes())
+    assert "Nothing fits here. The least would be the strategy lora with base: nf4 (" in small.problems[0]
+    with pytest.raises(ConfigError, match="--sharded cannot divide"):
+        plan_for_cards(card_study(llama_8b, four), 80 * GB, Processes(8, sharded=True))
+    with pytest.raises(ConfigError, match="no-such-model: its config"):
+        plan_for_cards(card_study(llama_8b / "no-such-model"), 80 * GB, Processes())
 
 
 def test_all_memory_is_what_a_container_may_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from lingraft.train.memory_plan import (
     activation_bytes,
     checkpoint_bytes,
     evaluation_memory,
-    host_bytes,
+    host_memory,
     training_memory,
 )
 
@@ -112,7 +112,7 @@ def test_a_plan_counts_gradients_and_moments_of_what_trains(tiny_llama: Callable
     divided = training_memory(
         shape_of(model), BATCH, replace(float32, processes=2, sharded=True), base=7, held=100
     )
-    assert (divided.weights, divided.optimiser, divided.held) == (2 * size, 4 * size, 100)
+    assert (divided.weights, divided.optimiser, divided.held) == (2 * size, 4 * size, 50)
     assert divided.gathered > 0
 
 
@@ -134,9 +134,11 @@ def test_bytes_of_a_trained_parameter_are_those_of_its_mode(tiny_configuration: 
     assert each(Setup("bf16_pure")) == pytest.approx(12)
     assert each(Setup("bf16_pure", "adamw_8bit")) == pytest.approx(6.03, abs=0.01)
     assert checkpoint_bytes(shape, Setup("bf16")) == 12 * shape.parameters
+    assert checkpoint_bytes(shape, Setup("bf16_pure", "adamw_8bit")) == 10 * shape.parameters
     lora = replace(shape, trained=0, trained_matrices=0.0, trains_head=False)
-    for setup, expected in ((Setup("bf16"), 2.0), (Setup("bf16", four_bits=True), 0.5625)):
-        plan = training_memory(lora, one, setup)
+    small = replace(lora, in_four_bits=int(lora.matrices))
+    for own, expected in ((lora, 2.0), (small, 0.5159)):
+        plan = training_memory(own, one, Setup("bf16"))
         assert plan.weights / lora.parameters == pytest.approx(expected, abs=0.1)
         assert (plan.copies, plan.gradients, plan.optimiser) == (0, 0, 0)
 
@@ -154,8 +156,14 @@ def test_processes_with_all_weights_hold_buckets_and_those_with_pieces_gather_la
     assert all_weights.weights == 8 * pieces.weights
     assert pieces.optimiser == shape.trained
     assert pieces.copies == 0, "what travels is in bf16 already"
-    assert host_bytes(shape, Setup("bf16", processes=8)) == 32 * shape.parameters, "each reads the files"
-    assert host_bytes(shape, Setup("bf16", processes=8, sharded=True)) == 16 * shape.parameters
+    size = shape.parameters
+    each_loads = host_memory(shape, Setup("bf16", processes=8))
+    assert (each_loads.loading, each_loads.copy, each_loads.saved) == (32 * size, 12 * size, 4 * size)
+    one_loads = host_memory(shape, Setup("bf16", processes=8, sharded=True))
+    assert (one_loads.certain, one_loads.total) == (4 * size, 12 * size), "the copy is of a checkpoint"
+    assert host_memory(shape, Setup("bf16", processes=8, sharded=True), saves=False).total == 4 * size
+    lora = replace(shape, trained=10)
+    assert host_memory(lora, Setup("bf16")).total == 4 * size, "merged into weights in float32"
 
 
 def test_checkpointing_keeps_what_enters_each_layer_and_one_layer(

@@ -127,6 +127,11 @@ class Training(Section):
         """Micro-batches of an optimiser step, before any is cut into pieces."""
         return self.accumulation or 1
 
+    @property
+    def saves(self) -> bool:
+        """Whether resumable checkpoints are written."""
+        return bool(self.save_every or self.save_minutes)
+
     def compared(self, *, without: Collection[str] = ()) -> dict[str, Any]:
         """Return the options that a result depends on, as fingerprints and resumable checkpoints hold them.
 

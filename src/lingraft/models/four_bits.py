@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 from importlib.util import find_spec
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from lingraft.errors import StrategyError
@@ -34,6 +35,8 @@ def check_bitsandbytes() -> None:
 def hold_in_four_bits(model: nn.Module, names: Collection[str], compute: Compute) -> None:
     """Put layers with weights in NF4 in the place of a model's linear ones, on the device that computes.
 
+    Weights on the meta device are only marked, so that `parameter_count` and `are_in_four_bits` know them.
+
     Each block of 64 weights has a scale, and these are held in 8 bits (double quantisation): 0.52 bytes for a weight.
 
     Args:
@@ -51,6 +54,9 @@ def hold_in_four_bits(model: nn.Module, names: Collection[str], compute: Compute
         device = torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))
     for name in names:
         old: Any = model.get_submodule(name)
+        if old.weight.is_meta:
+            old.weight.quant_state = SimpleNamespace(shape=old.weight.shape)
+            continue
         with torch.device("meta"):  # its weights come from the old layer
             new: Any = Linear4bit(  # type: ignore[no-untyped-call]
                 old.in_features,
@@ -69,10 +75,14 @@ def hold_in_four_bits(model: nn.Module, names: Collection[str], compute: Compute
 
 def are_in_four_bits(model: nn.Module) -> bool:
     """Return whether a model has layers of `hold_in_four_bits`."""
-    return any(getattr(parameter, "quant_state", None) is not None for parameter in model.parameters())
+    return any(map(is_in_four_bits, model.parameters()))
+
+
+def is_in_four_bits(parameter: Any) -> bool:
+    """Return whether a parameter is one of `hold_in_four_bits`."""
+    return getattr(parameter, "quant_state", None) is not None
 
 
 def parameter_count(parameter: Any) -> int:
     """Return how many weights a parameter stands for: of one in 4 bits twice its bytes."""
-    state = getattr(parameter, "quant_state", None)
-    return int(parameter.numel() if state is None else state.shape.numel())
+    return int(parameter.quant_state.shape.numel() if is_in_four_bits(parameter) else parameter.numel())

@@ -298,7 +298,7 @@ def _outputs(
     unwrapped = _unwrapped(model)
     routed = bool(getattr(unwrapped.config.get_text_config(), "output_router_logits", False))
     mask = {"attention_mask": batch["attention_mask"]} if routed else {}
-    # Of a packed batch (train.packing) attention is told where rows begin, and has no mask.
+    # Of a packed batch (train.packing) attention knows where rows begin, and has no mask.
     rows = {name: batch[name] for name in ("position_ids", "cu_seq_lens_q") if name in batch}
     with head, whole_rows(), arithmetic or nullcontext():
         outputs = model(input_ids=batch["input_ids"], use_cache=False, **mask, **rows)

@@ -14,6 +14,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+from lingraft.models.four_bits import is_in_four_bits, parameter_count
 from lingraft.models.layers import layer_of, tied_parameters
 
 
@@ -43,6 +44,7 @@ class ModelShape:
         largest_layer: Parameters of the largest layer.
         outside: Parameters outside of the layers: embedding, head, last norm.
         ranks: Of a layer's adapters (LoRA), together; 0: it has none.
+        in_four_bits: Parameters that are held in 4 bits.
     """
 
     parameters: int
@@ -66,6 +68,7 @@ class ModelShape:
     largest_layer: int
     outside: int
     ranks: int
+    in_four_bits: int
 
     def forward_flops(self, tokens: float, pairs: float, positions: float) -> float:
         """Return the FLOPs of a forward pass.
@@ -107,6 +110,7 @@ def shape_of(model: Any, trainable: Collection[str] | None = None) -> ModelShape
     """
     config = model.config.get_text_config()
     parameters = dict(model.named_parameters())
+    sizes = {name: parameter_count(one) for name, one in parameters.items()}
     trained = set(parameters) if trainable is None else set(trainable) & set(parameters)
     layer = {name: place for name in parameters if (place := layer_of(name)) is not None}
     layers = len({*layer.values()})
@@ -121,7 +125,7 @@ def shape_of(model: Any, trainable: Collection[str] | None = None) -> ModelShape
 
     def met(name: str) -> float:
         share = chosen / experts if experts and ".experts." in name else 1.0
-        return float(parameters[name].numel()) * share
+        return float(sizes[name]) * share
 
     matrices = [name for name in layer if parameters[name].dim() > 1]
     head = model.get_output_embeddings()
@@ -137,12 +141,12 @@ def shape_of(model: Any, trainable: Collection[str] | None = None) -> ModelShape
     inner = _first(config, "moe_intermediate_size") if experts else None
     inner = inner or _first(config, "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
     reached = [name for name in matrices if layer[name] >= low]
-    sizes = Counter[int]()
+    of_layers = Counter[int]()
     for name, place in layer.items():
-        sizes[place] += parameters[name].numel()
+        of_layers[place] += sizes[name]
     return ModelShape(
-        parameters=sum(one.numel() for one in parameters.values()),
-        trained=sum(parameters[name].numel() for name in trained),
+        parameters=sum(sizes.values()),
+        trained=sum(sizes[name] for name in trained),
         layers=layers,
         reached_layers=layers - low,
         matrices=sum(map(met, matrices)),
@@ -159,13 +163,14 @@ def shape_of(model: Any, trainable: Collection[str] | None = None) -> ModelShape
         is_gated=any("gate_" in name for name in layer),
         normalised=normalised,
         vocabulary=int(model.get_input_embeddings().weight.shape[0]),
-        largest_layer=max(sizes.values(), default=0),
-        outside=sum(one.numel() for name, one in parameters.items() if name not in layer),
+        largest_layer=max(of_layers.values(), default=0),
+        outside=sum(size for name, size in sizes.items() if name not in layer),
         ranks=sum(
             int(one.shape[0])
             for name, one in parameters.items()
             if ".lora_A." in name and layer.get(name) == lowest
         ),
+        in_four_bits=sum(sizes[name] for name, one in parameters.items() if is_in_four_bits(one)),
     )
 
 

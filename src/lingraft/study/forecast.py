@@ -37,7 +37,16 @@ from lingraft.study.stages.train import Train
 from lingraft.study.store import Store
 from lingraft.study.unused import size_text
 from lingraft.train.memory import give_back
-from lingraft.train.memory_plan import MemoryPlan, evaluation_memory, free_memory, held_now, memory_problem
+from lingraft.train.memory_plan import (
+    HostMemory,
+    MemoryPlan,
+    evaluation_memory,
+    free_host,
+    free_memory,
+    held_now,
+    host_problem,
+    memory_problem,
+)
 
 FORMAT = 1
 MOST_ROWS_GENERATED = 1024  # together, where the study names no number
@@ -98,6 +107,7 @@ class StageForecast:
         flops: Floating-point operations of its work; None: not known.
         memory: Bytes at its peak, by part; None: not known.
         memory_bytes: Of these the sum; of a training that was measured, as measured.
+        host: Bytes of the machine's own memory beside an accelerator that trains; None: none does, or not known.
         disk_bytes: Of its artefacts, with what it keeps there while it works; None: not known.
         seconds: That it will take, or took; None: not known.
         seconds_from: `measured`, or `stage`: a finished stage of this run folder is the like; None: not known.
@@ -117,6 +127,7 @@ class StageForecast:
     flops: float | None = None
     memory: MemoryPlan | None = None
     memory_bytes: int | None = None
+    host: HostMemory | None = None
     disk_bytes: int | None = None
     seconds: float | None = None
     seconds_from: Source | None = None
@@ -141,6 +152,9 @@ class Forecast:
         free_memory_bytes: Of the device that trains.
         disk_bytes: The most that lies on the disk at a time, beyond what does now.
         free_disk_bytes: Of the disk of the run folder.
+        host_bytes: The most that one of them takes of the machine's own memory beside an accelerator that trains; None:
+            none does, or not known.
+        free_host_bytes: Of the machine's own memory.
         format: Of its JSON.
     """
 
@@ -152,6 +166,8 @@ class Forecast:
     free_memory_bytes: int
     disk_bytes: int
     free_disk_bytes: int
+    host_bytes: int | None = None
+    free_host_bytes: int = 0
     format: int = FORMAT
 
     @property
@@ -161,6 +177,13 @@ class Forecast:
             problem
             for problem in (
                 memory_problem(self.memory_bytes or 0, self.free_memory_bytes),
+                host_problem(
+                    max(
+                        (one.host.certain for one in self.stages if one.host and not one.is_finished),
+                        default=0,
+                    ),
+                    self.free_host_bytes,
+                ),
                 disk_problem(self.disk_bytes, self.free_disk_bytes),
             )
             if problem is not None
@@ -252,6 +275,8 @@ def forecast(
         free_memory_bytes=free_memory(compute_for()),
         disk_bytes=disk_needed(stages, kept, [one.fingerprint for one in found if one.is_finished]),
         free_disk_bytes=free_disk(store.folder),
+        host_bytes=max((one.host.total for one in ahead if one.host is not None), default=None),
+        free_host_bytes=free_host(),
     )
 
 
@@ -326,7 +351,7 @@ class _Forecaster:
             pieces=cut.pieces,
             gradient_checkpointing=cut.checkpointing,
         )
-        one = replace(one, training=work, flops=count.flops, memory=memory)
+        one = replace(one, training=work, flops=count.flops, memory=memory, host=stage.host)
         if memory is None or job.shape is None:
             return one
         rate = None

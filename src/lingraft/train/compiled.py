@@ -83,7 +83,7 @@ def _pays(device: torch.device, flops: Sequence[float] | None) -> bool:
 
 
 def missing_compiler(device: torch.device) -> str | None:
-    """Return what compiling for a device lacks on this machine, and what to do; None: nothing."""
+    """Return what is missing on this machine to compile for a device, and what to do; None: nothing."""
     if device.type != "cpu" and find_spec("triton") is None:
         return "torch.compile needs triton for this device, which is not installed (pip install triton)."
     default = "cl" if sys.platform == "win32" else "clang++" if sys.platform == "darwin" else "g++"

@@ -32,7 +32,8 @@ _CONTEXT = (
     1_500_000_000  # of an accelerator: its context, the libraries' workspaces and buffers (an allowance)
 )
 _BLOCK = 256  # moments of 8 bits that share a float32 scale
-_FOUR_BITS = 0.5 + 4 / 64  # bytes of a weight of 4 bits: blocks of 64 share a float32 scale
+# Bytes of a weight of 4 bits: 64 share a scale of 8 bits, 256 of these a float32.
+_FOUR_BITS = 0.5 + (1 + 4 / 256) / 64
 _GATHERED_LAYERS = 2  # that FSDP2 has put together at a time: one at work, one on the way
 _BUSY = 1024  # tokens of a micro-batch that keep a device busy
 SAFE = 0.92
@@ -56,7 +57,6 @@ class Setup:
         micro_batches: Of an optimiser step: with several, gradients stay while activations are made.
         processes: That train it, each on a device of its own (on a processor, in one memory).
         sharded: Whether they divide weights, gradients and moments between them; else each has all.
-        four_bits: Whether frozen matrices of the layers are held in 4 bits (QLoRA).
         fused_head: Whether the loss is taken without logits of all positions at once.
     """
 
@@ -67,7 +67,6 @@ class Setup:
     micro_batches: int = 1
     processes: int = 1
     sharded: bool = False
-    four_bits: bool = False
     fused_head: bool = False
 
     @classmethod
@@ -159,12 +158,46 @@ class MemoryPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class HostMemory:
+    """Bytes of the machine's own memory that a training on accelerators takes, at different times.
+
+    Attributes:
+        loading: Weights on their way to the devices: each process widens what trains, and the rest stays mapped from
+            its files; of a divided model the first alone has the weights, all in float32.
+        copy: Of a resumable checkpoint while it is written. Where less than twice as much is free, there is none, and
+            training waits instead.
+        saved: The trained model in float32, adapters merged, in the first process.
+    """
+
+    loading: int
+    copy: int
+    saved: int
+
+    @property
+    def total(self) -> int:
+        """The most at a time."""
+        return max(self.certain, self.copy)
+
+    @property
+    def certain(self) -> int:
+        """The most that cannot be done without."""
+        return max(self.loading, self.saved)
+
+
+@dataclass(frozen=True, slots=True)
 class LargestBatch:
     """A micro-batch: rows of so many tokens, of which so many are predicted and learned."""
 
     rows: int
     length: int
     supervised: int
+
+    @classmethod
+    def fullest(cls, training: Training) -> LargestBatch:
+        """Return a micro-batch of the longest rows that options of training allow, all learned."""
+        tokens = max(1, training.tokens_per_batch // training.micro_batches)
+        length = min(tokens, training.max_length)
+        return cls(tokens // length, length, tokens)
 
     def part(self, parts: int) -> LargestBatch:
         """Return the largest of so many parts of it: whole rows, at least one."""
@@ -241,7 +274,7 @@ def training_memory(
     """
     frozen = shape.parameters - shape.trained
     divided = setup.processes if setup.sharded else 1
-    small = setup.four_bits * int(shape.matrices - shape.trained_matrices)
+    small = shape.in_four_bits
     weights = setup.trained_bytes * shape.trained + setup.frozen_bytes * (frozen - small) + _FOUR_BITS * small
     gradients = setup.trained_bytes * shape.trained
     # Where the embedding is the head, its gradient is the sum of two, and each is made as a whole.
@@ -286,27 +319,26 @@ def training_memory(
     )
 
 
-def host_bytes(shape: ModelShape, setup: Setup, *, held: int = 0) -> int:
+def host_memory(shape: ModelShape, setup: Setup, *, saves: bool = True) -> HostMemory:
     """Return what the processes together hold in the machine's own memory, beside accelerators that train.
-
-    While a model is loaded, each process that reads files has it in float32: every one, of a divided model the first.
-    While it is saved, the first has it in float32 again, and of a divided model each has its pieces of weights and
-    moments on their way to the disk.
 
     Args:
         shape: See `training_memory`.
         setup: See there.
-        held: What one process has in the machine's memory before.
+        saves: Whether resumable checkpoints are written.
     """
     whole = 4 * shape.parameters
-    loading = whole * (1 if setup.sharded else setup.processes)
-    saving = whole + (checkpoint_bytes(shape, setup) if setup.sharded else 0)
-    return max(loading, saving) + setup.processes * held
+    widened = setup.processes * setup.trained_bytes * shape.trained
+    return HostMemory(
+        loading=whole if setup.sharded else widened,
+        copy=saves * checkpoint_bytes(shape, setup),
+        saved=whole,
+    )
 
 
 def checkpoint_bytes(shape: ModelShape, setup: Setup) -> int:
-    """Return what a resumable checkpoint takes on disk: what trains, with its moments."""
-    return int((setup.trained_bytes + setup.moment_bytes) * shape.trained)
+    """Return what a resumable checkpoint takes on disk: what trains, with both moments in float32."""
+    return (setup.trained_bytes + 8) * shape.trained
 
 
 def activation_bytes(
@@ -388,16 +420,23 @@ def free_memory(compute: Compute) -> int:
     """Return the bytes that a stage may take of the device, with what this process holds of it on a processor."""
     if compute.device.type == "cuda":
         return int(torch.cuda.mem_get_info(compute.device)[0])
+    return free_host()
+
+
+def free_host() -> int:
+    """Return the bytes of the machine's own memory that this process has or may take."""
     return int(psutil.virtual_memory().available) + int(psutil.Process().memory_info().rss)
 
 
 def total_memory(compute: Compute) -> int:
-    """Return the bytes that there are of what training holds: of an accelerator its own, else memory and swap space.
-
-    A container's limit counts for the memory.
-    """
+    """Return the bytes that there are of what training holds: of an accelerator its own, else those of the machine."""
     if compute.device.type == "cuda":
         return int(torch.cuda.get_device_properties(compute.device).total_memory)
+    return total_host()
+
+
+def total_host() -> int:
+    """Return the bytes of memory and swap space that the machine has; a container's limit counts for the memory."""
     memory = int(psutil.virtual_memory().total)
     for limit in _LIMITS:
         with suppress(OSError, ValueError):  # none, or `max`
@@ -413,4 +452,14 @@ def memory_problem(needed: int, free: int) -> str | None:
         f"about {needed / 1e9:.1f} GB of memory are needed, and {free / 1e9:.1f} GB are free: it may be killed. Lower "
         "training.tokens_per_batch or raise training.accumulation (of an evaluation lower evaluate.tokens_per_batch), "
         "set training.gradient_checkpointing=true, or train fewer parameters (lora)."
+    )
+
+
+def host_problem(needed: int, free: int) -> str | None:
+    """Return what is said where accelerators train more than the machine's own memory can load or save, in bytes."""
+    if needed <= free:
+        return None
+    return (
+        f"about {needed / 1e9:.1f} GB of the machine's own memory are needed to load and save the model, and "
+        f"{free / 1e9:.1f} GB are free: it may be killed, when it has been trained. End other programs."
     )

@@ -23,8 +23,9 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
@@ -84,23 +85,25 @@ class Saving:
             folder: Exists.
             then: Called in the end, when all processes have written.
         """
-        own = sum(one.numel() * one.element_size() for one in map(own_piece, tensors.values()))
-        has_room = own <= _SHARE_OF_FREE * psutil.virtual_memory().available
-        copies = dict(tensors)
-        if has_room:  # a copy for this checkpoint alone: until the next one training has the memory
-            options = StagingOptions(False, False, False, False)
-            copies = DefaultStager(options).stage(copies)  # type: ignore[assignment]
+        # Of all processes together, which are one machine's.
+        everywhere = sum(one.numel() * one.element_size() for one in tensors.values())
+        has_room = everywhere <= _SHARE_OF_FREE * psutil.virtual_memory().available
+        pieces = {name: _piece(one, copied=has_room) for name, one in tensors.items()}
         files = _files_of(tensors, self._processes)
 
         def write() -> None:
             if self._group is None:
                 last = max(files.values(), default=0)
                 for number in range(1, last + 1):
-                    part = {name: one.contiguous() for name, one in copies.items() if files[name] == number}
+                    part = {
+                        name: _floats(one).contiguous()
+                        for name, one in pieces.items()
+                        if files[name] == number
+                    }
                     save_file(part, folder / f"shard-00001-model-{number:05d}-of-{last:05d}.safetensors")
             else:
                 writer = HuggingFaceStorageWriter(str(folder), files, save_distributed=True)
-                write_pieces(copies, writer, self._group)
+                write_pieces(tensors, writer, self._group, pieces)
             then()
 
         self._pending = self._thread.submit(write)
@@ -119,15 +122,61 @@ class Saving:
 
 
 def write_pieces(
-    tensors: Mapping[str, Tensor], writer: HuggingFaceStorageWriter, group: dist.ProcessGroup | None = None
+    tensors: Mapping[str, Tensor],
+    writer: HuggingFaceStorageWriter,
+    group: dist.ProcessGroup | None = None,
+    pieces: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write what each process gives, and return when all have.
+
+    Args:
+        tensors: Say what is written, and where it lies in the whole.
+        writer: Of files.
+        group: Of processes; None: all.
+        pieces: This process's own, where they are other ones than the tensors hold; None: those.
 
     Raises:
         OSError: A file could not be written, here or in another process.
     """
     with _errors_of_all():
-        save(dict(tensors), storage_writer=writer, process_group=group)
+        save(dict(tensors), storage_writer=writer, process_group=group, planner=_OwnPieces(pieces))
+
+
+class _OwnPieces(DefaultSavePlanner):
+    """Hands out a process's pieces when they are written, and only then makes float32 numbers of those of 8 bits."""
+
+    def __init__(self, pieces: Mapping[str, Tensor] | None) -> None:
+        super().__init__()
+        self._pieces = pieces
+
+    def lookup_object(self, index: MetadataIndex) -> Any:
+        """Return a tensor of this process's."""
+        return super().lookup_object(index) if self._pieces is None else _floats(self._pieces[index.fqn])
+
+
+def _piece(tensor: Tensor, *, copied: bool) -> Tensor:
+    """Return what this process holds of a tensor, itself or a copy in the processor's memory."""
+    piece = own_piece(tensor).detach()
+    if not copied:
+        return piece
+    own: Any = piece
+    if _scales_of(piece) is not None:
+        made: Tensor = type(own)(
+            *(one.to("cpu", copy=True) for one in (own.codes, own.scale, own.qmap)), own.signed
+        )
+        return made
+    return piece.to("cpu", copy=True)
+
+
+def _scales_of(tensor: Tensor) -> Tensor | None:
+    """Return the scales of the blocks of a tensor of torchao's codes; None: it is no such one."""
+    scales = getattr(tensor, "scale", None)
+    return scales if isinstance(scales, Tensor) else None
+
+
+def _floats(tensor: Tensor) -> Tensor:
+    """Return a tensor's numbers: in float32 of one of 8 bits, else as they are."""
+    return tensor if _scales_of(tensor) is None else tensor.dequantize()
 
 
 @contextmanager
@@ -169,17 +218,18 @@ def training_tensors(model: nn.Module, optimizer: torch.optim.Optimizer | None) 
 
 
 def _moments_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return a parameter's moments as float32 numbers; of undivided ones of 8 bits also the scales of their blocks.
+    """Return a parameter's moments; of undivided ones of 8 bits also the scales of their blocks.
 
     With these the codes are found again bit for bit; the largest number of a block alone does not tell its scale.
+    Moments of 8 bits become float32 numbers when they are written: all at once would take four times their memory.
     """
     found: dict[str, Tensor] = {}
     for key, value in state.items():
         if isinstance(value, Tensor) and value.dim():
-            found[key] = _in_float(value)
-            scale = getattr(value, "scale", None)
-            if isinstance(scale, Tensor):
-                found[f"{key}{_SCALES}"] = scale
+            found[key] = value.detach()
+            scales = _scales_of(value)
+            if scales is not None:
+                found[f"{key}{_SCALES}"] = scales
     return found
 
 
@@ -215,34 +265,42 @@ def read_training(
     """
     saved = from_json(_OptimizerState, read_json(folder / OPTIMIZER))
     trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
-    wanted = {f"{_WEIGHTS}{name}": parameter.detach() for name, parameter in trained.items()}
-    for name, keys in saved.moments.items():
-        for key in keys:
-            weight, is_scale = trained[name].detach(), key.endswith(_SCALES)
-            if is_scale and isinstance(weight, DTensor):
-                continue
-            wanted[f"{_MOMENTS}{name}.{key}"] = (
-                weight.new_empty(weight.numel() // _BLOCK, dtype=torch.float32)
-                if is_scale
-                else torch.empty_like(weight, dtype=torch.float32)
-            )
-    with _errors_of_all(), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="torch.distributed is disabled"
-        )  # one process reads by itself
-        load(wanted, storage_reader=HuggingFaceStorageReader(str(folder)))
     own: Any = getattr(optimizer, "optimizer", optimizer)  # out of accelerate's wrapper
     quantised = getattr(own, "_new_buffer", None)  # torchao's, whose moments are of few bits
-    names = {parameter: name for name, parameter in trained.items()}
-    for group in own.param_groups:
-        for parameter in group["params"]:
-            name = names[parameter]
+    on_device = {
+        one
+        for group in own.param_groups
+        if group.get("fused") or group.get("capturable")
+        for one in group["params"]
+    }
+    processes = dist.get_world_size() if dist.is_initialized() else 1
+    files = _files_of(trained, processes)
+    for number in range(
+        1, max(files.values(), default=0) + 1
+    ):  # float32 moments of all weights might not fit
+        some = {name: trained[name] for name in trained if files[name] == number}
+        wanted = {f"{_WEIGHTS}{name}": parameter.detach() for name, parameter in some.items()}
+        for name, parameter in some.items():
+            for key in saved.moments.get(name, ()):
+                weight, is_scale = parameter.detach(), key.endswith(_SCALES)
+                if is_scale and isinstance(weight, DTensor):
+                    continue
+                wanted[f"{_MOMENTS}{name}.{key}"] = (
+                    weight.new_empty(weight.numel() // _BLOCK, dtype=torch.float32)
+                    if is_scale
+                    else torch.empty_like(weight, dtype=torch.float32)
+                )
+        with _errors_of_all(), warnings.catch_warnings():
+            # One process reads by itself.
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            load(wanted, storage_reader=HuggingFaceStorageReader(str(folder)))
+        for name, parameter in some.items():
             if name not in saved.moments:
                 continue
             state = own.state[parameter]
-            for key, number in saved.numbers[name].items():
-                device = parameter.device if group.get("fused") or group.get("capturable") else None
-                state[key] = number if isinstance(number, int) else torch.tensor(number, device=device)
+            for key, value in saved.numbers[name].items():
+                device = None if key == "step" and parameter not in on_device else parameter.device
+                state[key] = value if isinstance(value, int) else torch.tensor(value, device=device)
             for key in (one for one in saved.moments[name] if not one.endswith(_SCALES)):
                 state[key] = wanted[f"{_MOMENTS}{name}.{key}"]
                 scale = wanted.get(f"{_MOMENTS}{name}.{key}{_SCALES}")
@@ -264,21 +322,3 @@ def read_training(
             group["lr"].fill_(rate)
         else:
             group["lr"] = rate
-
-
-def _in_float(moment: Tensor) -> Tensor:
-    """Return a moment as float32 numbers, also one that torchao holds in few bits."""
-    if isinstance(moment, DTensor):
-        local = moment.to_local()
-        if not hasattr(local, "dequantize") or type(local) is Tensor:
-            return moment.detach()
-        return DTensor.from_local(
-            local.dequantize(),
-            moment.device_mesh,
-            moment.placements,
-            run_check=False,
-            shape=moment.shape,
-            stride=moment.stride(),
-        )
-    is_plain = type(moment) in (Tensor, nn.Parameter)
-    return moment.detach() if is_plain else moment.dequantize()

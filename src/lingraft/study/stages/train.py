@@ -35,12 +35,14 @@ from lingraft.study.under_way import LOSSES
 from lingraft.train.checkpoints import FOLDER
 from lingraft.train.memory_plan import (
     Cut,
+    HostMemory,
     LargestBatch,
     MemoryPlan,
     Setup,
     chosen_cut,
     free_memory,
     held_now,
+    host_memory,
     largest_batch,
     memory_problem,
     training_memory,
@@ -124,6 +126,16 @@ class Train(StageSpec):
         own = batch.part(self.processes.count * cut.pieces)  # rows are dealt to the processes
         return training_memory(shape, own, setup, base=base, held=held_bytes(job.composition, shape, compute))
 
+    @property
+    def host(self) -> HostMemory | None:
+        """What it takes of the machine's memory beside accelerators; None: none trains, or the shape is not known."""
+        training, shape = self.job.training, self.job.shape
+        compute = compute_for(training.precision)
+        if shape is None or compute.device.type == "cpu":
+            return None
+        setup = Setup.of(training, compute, Cut(), self.processes.count, sharded=self.processes.sharded)
+        return host_memory(shape, setup, saves=training.saves)
+
     def cut(self, batch: LargestBatch, *, base: int = 0) -> Cut:
         """Return how a micro-batch is computed so that it fits this machine, as fast as it can be; see `memory`."""
 
@@ -142,9 +154,7 @@ class Train(StageSpec):
     @property
     def fullest(self) -> LargestBatch:
         """A micro-batch of the longest rows, all learned."""
-        tokens = max(1, self.job.training.tokens_per_batch // self.job.training.micro_batches)
-        length = min(tokens, self.job.training.max_length)
-        return LargestBatch(tokens // length, length, tokens)
+        return LargestBatch.fullest(self.job.training)
 
     @property
     def least_cut(self) -> Cut:
@@ -157,7 +167,7 @@ class Train(StageSpec):
         parameters, training = self.job.parent.parameters, self.job.training
         held = 2 if training.precision == "bf16_pure" else 4
         on_disk = 8 if self.processes.sharded else 4  # the model's pieces, too, until it is put together
-        if training.save_every or training.save_minutes:
+        if training.saves:
             on_disk += 2 * (held + 8)
         memory = self.memory(self.fullest, self.least_cut)
         return Needs("accelerator", None if memory is None else memory.total, on_disk * parameters or None)
