@@ -46,7 +46,7 @@ class StageProgress:
         tokens_per_second: Training speed, where the stage trains.
         seconds_left: Estimated time to the stage's end, if known.
         unit: What is counted, where it is neither steps nor items.
-        mfu: Model FLOPs utilisation (`train.phase.Progress`), where the stage trains and it is known.
+        mfu: Model FLOPs utilisation (`train.watching.Progress`), where the stage trains and it is known.
     """
 
     done: int

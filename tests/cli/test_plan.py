@@ -43,6 +43,9 @@ def test_a_plan_is_a_table_with_what_it_takes_below(lingraft: Lingraft, study: s
     assert "Time: not known. --measure times a few real steps and answers on this machine." in done.stdout
     assert "3 stages, 0 of them finished." in done.stdout
     assert not (tmp_path / "runs").exists()
+    assert max(map(len, done.stdout.splitlines()[:6])) <= 80, "the table fits a terminal"
+    assert "Not shown (`--wide` shows all): read by, artefacts, work, FLOPs" in done.stdout
+    assert "read by" in lingraft("plan", study, "--wide").stdout
 
 
 def test_a_plan_for_a_card_needs_a_config_alone(lingraft: Lingraft, study: str) -> None:

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from lingraft.config.schema import Training
 from lingraft.train.checkpoints import Checkpoints
-from lingraft.train.phase import PhaseOutcome, Progress, train_phase
+from lingraft.train.phase import PhaseOutcome, train_phase
+from lingraft.train.watching import Progress
 
 FILES = (
     "manifest.json",

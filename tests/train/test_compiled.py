@@ -18,7 +18,8 @@ from lingraft.errors import ConfigError
 from lingraft.train import attention, compiled
 from lingraft.train.attention import grouped_attention
 from lingraft.train.compiled import compiled_layers, compiles, decoder_layers
-from lingraft.train.phase import Progress, train_phase
+from lingraft.train.phase import train_phase
+from lingraft.train.watching import Progress
 
 Build = Callable[..., Any]
 SHAPES = [(4, 17), (3, 30), (1, 24), (7, 9), (2, 1), (1, 11), (2, 40)]

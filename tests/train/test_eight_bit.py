@@ -23,7 +23,8 @@ from lingraft.errors import ConfigError
 from lingraft.strategies.base import Anchor, TrainingRules
 from lingraft.train import saved_state
 from lingraft.train.eight_bit import EightBitAdamW, nearest_codes
-from lingraft.train.phase import Progress, train_phase, with_resolved_precision
+from lingraft.train.phase import train_phase, with_resolved_precision
+from lingraft.train.watching import Progress
 
 Build = Callable[..., Any]
 TRAINING = Training(

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import (
+    DeepseekV3Config,
     LlamaConfig,
     MambaConfig,
     MistralConfig,
@@ -110,10 +111,22 @@ def test_one_length_holds_the_batches_of_all_processes() -> None:
         LlamaConfig(**SIZES | {"attn_logit_softcapping": 50.0}),
         MixtralConfig(**SIZES, num_local_experts=4, output_router_logits=True),
         LlamaConfig(**SIZES, attention_dropout=0.1),
+        DeepseekV3Config(
+            **SIZES,
+            n_routed_experts=4,
+            n_group=1,
+            topk_group=1,
+            num_experts_per_tok=2,
+            q_lora_rank=8,
+            kv_lora_rank=8,
+            qk_rope_head_dim=8,
+            qk_nope_head_dim=8,
+            v_head_dim=8,
+        ),
         LlamaConfig(**SIZES | {"attn_implementation": "eager"}),
         MambaConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2, state_size=4),
     ],
-    ids=["short window", "capped scores", "routed", "dropout", "eager", "mamba"],
+    ids=["short window", "capped scores", "routed", "dropout", "two widths", "eager", "mamba"],
 )
 @pytest.mark.filterwarnings("ignore:.*fast path is not available")
 def test_models_whose_rows_would_see_each_other_keep_padded_rows(config: Any) -> None:

@@ -23,8 +23,9 @@ from lingraft.models.compute import compute_for
 from lingraft.models.loss import collate, supervised_loss
 from lingraft.models.shape import shape_of
 from lingraft.train.memory_plan import Cut
-from lingraft.train.phase import PhaseOutcome, Progress, train_phase
+from lingraft.train.phase import PhaseOutcome, train_phase
 from lingraft.train.trainer import PhaseTrainer, _leave_signals, training_arguments
+from lingraft.train.watching import Progress
 
 Build = Callable[..., Any]
 TRAINING = Training(learning_rate=1e-2, epochs=2, tokens_per_batch=64, warmup_share=0.1, precision="float32")

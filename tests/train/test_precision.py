@@ -11,7 +11,8 @@ import torch
 
 from lingraft.config.schema import Training
 from lingraft.strategies.base import TrainingRules
-from lingraft.train.phase import PhaseOutcome, Progress, train_phase
+from lingraft.train.phase import PhaseOutcome, train_phase
+from lingraft.train.watching import Progress
 
 Build = Callable[..., Any]
 TRAINING = Training(learning_rate=1e-2, epochs=1, tokens_per_batch=64)

@@ -19,10 +19,11 @@ from lingraft.config.schema import StrategyChoice, Training
 from lingraft.data.encoded import EncodedExample, write_table
 from lingraft.errors import ConfigError, StrategyError
 from lingraft.models.loading import load_model
-from lingraft.train.phase import PhaseOutcome, Progress
+from lingraft.train.phase import PhaseOutcome
 from lingraft.train.processes import TORCHRUN, Processes, train_on
 from lingraft.train.run import PhasePlan, PhaseTask
 from lingraft.train.trainer import BatchPlan, ProcessShares
+from lingraft.train.watching import Progress
 
 TRAINING = Training(
     learning_rate=1e-2, epochs=2, tokens_per_batch=96, accumulation=2, warmup_share=0.1, precision="float32"

@@ -28,9 +28,10 @@ from lingraft.stopping import Stopped
 from lingraft.train import run as run_module
 from lingraft.train import saved_state
 from lingraft.train.checkpoints import Checkpoints
-from lingraft.train.phase import PhaseOutcome, Progress, _trained_marks, train_phase
+from lingraft.train.phase import PhaseOutcome, _trained_marks, train_phase
 from lingraft.train.run import PhaseTask, train_task
 from lingraft.train.trainer import PhaseTrainer, rate_factor
+from lingraft.train.watching import Progress
 
 TRAINING = Training(learning_rate=1e-2, epochs=2, tokens_per_batch=64, precision="float32")
 Train = Callable[..., tuple[PhaseOutcome, Any, list[str]]]
@@ -110,7 +111,7 @@ def test_the_clock_begins_again_at_a_save(
 
     saved: list[int] = []
     monkeypatch.setattr(
-        "lingraft.train.phase.time", SimpleNamespace(monotonic=lambda: now, perf_counter=lambda: now)
+        "lingraft.train.watching.time", SimpleNamespace(monotonic=lambda: now, perf_counter=lambda: now)
     )
     seal = Checkpoints.seal
 

@@ -14,8 +14,9 @@ from transformers.integrations import integration_utils
 
 from lingraft.config.schema import Training
 from lingraft.errors import ModelError
-from lingraft.train.phase import PhaseOutcome, Progress, train_phase
+from lingraft.train.phase import PhaseOutcome, train_phase
 from lingraft.train.trackers import TrackedRun
+from lingraft.train.watching import Progress
 
 Build = Callable[..., Any]
 RUN = TrackedRun("tiny", "one:english/plain > two:new/lora")

@@ -19,7 +19,8 @@ from lingraft.models.text_parts import reached_by_text
 from lingraft.strategies.base import Anchor, Context, TrainingRules
 from lingraft.strategies.composition import build
 from lingraft.train.on_policy import OnPolicy
-from lingraft.train.phase import Progress, train_phase
+from lingraft.train.phase import train_phase
+from lingraft.train.watching import Progress
 
 Build = Callable[..., Any]
 

@@ -67,7 +67,8 @@ from lingraft.study.stages.job import TRAINING_LIBRARIES
 from lingraft.study.stages.replay import ROWS, Replay
 from lingraft.train.checkpoints import FOLDER
 from lingraft.train.on_policy import OnPolicy
-from lingraft.train.phase import Progress, train_phase
+from lingraft.train.phase import train_phase
+from lingraft.train.watching import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -30,6 +30,7 @@ from lingraft.cli.output import (
     shown_message,
     tags_of,
 )
+from lingraft.config.processes import check_processes
 from lingraft.errors import ConfigError, FigureError, ModelError
 
 if TYPE_CHECKING:
@@ -134,6 +135,7 @@ def adapt(
     check_figure(figure, fonts)
     if figure is not None and dry_run:
         raise ConfigError("--figure: goes without --dry-run, which trains nothing; leave one of the two out.")
+    check_processes(processes, sharded=sharded)
     options = {
         "max_loss": max_loss,
         "english_data": english_data,

@@ -48,14 +48,16 @@ TrustOption = Annotated[
 ProcessesOption = Annotated[
     int | None,
     typer.Option(
+        min=1,
         help="Processes of this machine: as many train a phase together, and share an evaluation's items and replay's "
-        "prompts. Default: one trains, and one a GPU answers."
+        "prompts. Default: one trains, and one a GPU answers.",
     ),
 ]
 AnsweringOption = Annotated[
     int | None,
     typer.Option(
         "--processes",
+        min=1,
         help="Processes of this machine that share the items or prompts, each with the whole model; default: one a "
         "GPU, without one 1.",
     ),

@@ -9,6 +9,7 @@ import typer
 
 from lingraft.cli.options import JsonOption, ProcessesOption, ShardedOption
 from lingraft.cli.output import print_json, print_result, print_table, quieten_loading
+from lingraft.config.processes import check_processes
 from lingraft.errors import ConfigError
 
 
@@ -32,6 +33,10 @@ def plan(
     runs: Annotated[Path, typer.Option(help="Folder of all runs, for what is finished.")] = Path("runs"),
     processes: ProcessesOption = None,
     sharded: ShardedOption = False,
+    wide: Annotated[
+        bool,
+        typer.Option("--wide", help="Print every column of the table, not only those that fit the terminal."),
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Print every stage of a study, its tokens, steps, FLOPs, memory, disk and time, and what of it is finished.
@@ -46,6 +51,9 @@ def plan(
     from lingraft.study.checks import load_study
 
     # Wrong input is reported before anything heavy is imported.
+    check_processes(processes, sharded=sharded)
+    if wide and json:
+        raise ConfigError("--wide: goes without --json, which has everything; leave one of the two out.")
     if card is not None and measure:
         raise ConfigError(
             "--card plans for other devices, and --measure times this machine: give one of them."
@@ -62,12 +70,11 @@ def plan(
     quieten_loading()
     asked = Processes.of(processes, sharded=sharded)
     if card is not None:
-        asked.check_each_other()
         cards = plan_for_cards(loaded, round(card * 1e9), asked)
         if json:
             print_json({"study": loaded.name, **to_json(cards)})
         else:
-            print_table(card_table(cards), loaded.name)
+            print_table(card_table(cards), loaded.name, essential=not wide)
             for line in card_lines(cards):
                 print_result(line)
         raise typer.Exit(2 if cards.problems else 0)
@@ -82,6 +89,6 @@ def plan(
     if json:
         print_json({"study": loaded.name, **to_json(found)})
         return
-    print_table(plan_table(found), loaded.name)
+    print_table(plan_table(found), loaded.name, essential=not wide)
     for line in plan_lines(found):
         print_result(line)

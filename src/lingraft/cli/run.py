@@ -20,6 +20,7 @@ from lingraft.cli.output import (
     shown_message,
 )
 from lingraft.cli.study_table import print_study
+from lingraft.config.processes import check_processes
 from lingraft.errors import EXIT_ANSWER_IS_NO, ConfigError, DiskError
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ def run(
     if wide and json:
         raise ConfigError("--wide: goes without --json, which has everything; leave one of the two out.")
     # Wrong input is reported before anything heavy is imported.
+    check_processes(processes, sharded=sharded)
     loaded = load_study(study, overrides or (), Path())
 
     from lingraft.cli.log_lines import log_lines

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lingraft.models.four_bits import is_in_four_bits, parameter_count
+from lingraft.models.fused_loss import can_be_fused
 from lingraft.models.layers import layer_of, tied_parameters
 
 
@@ -45,6 +46,7 @@ class ModelShape:
         outside: Parameters outside of the layers: embedding, head, last norm.
         ranks: Of a layer's adapters (LoRA), together; 0: it has none.
         in_four_bits: Parameters that are held in 4 bits.
+        can_be_fused: Whether the loss can be taken without all logits at once; see `models.fused_loss`.
     """
 
     parameters: int
@@ -69,6 +71,7 @@ class ModelShape:
     outside: int
     ranks: int
     in_four_bits: int
+    can_be_fused: bool
 
     def forward_flops(self, tokens: float, pairs: float, positions: float) -> float:
         """Return the FLOPs of a forward pass.
@@ -170,6 +173,7 @@ def shape_of(model: Any, trainable: Collection[str] | None = None) -> ModelShape
             for name, one in parameters.items()
             if ".lora_A." in name and layer.get(name) == lowest
         ),
+        can_be_fused=can_be_fused(model),
         in_four_bits=sum(sizes[name] for name, one in parameters.items() if is_in_four_bits(one)),
     )
 

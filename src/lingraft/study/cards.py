@@ -132,7 +132,14 @@ def _card_training(
     batch = LargestBatch.fullest(training).part(processes.count)
 
     def setup(cut: Cut) -> Setup:
-        return Setup.of(training, compute, cut, processes.count, sharded=processes.sharded)
+        return Setup.of(
+            training,
+            compute,
+            cut,
+            processes.count,
+            sharded=processes.sharded,
+            needs_logits=any(part.holds_replayed for part in build(choice).parts),
+        )
 
     def memory(cut: Cut) -> MemoryPlan:
         return training_memory(shape, batch.part(cut.pieces), setup(cut), held=held)

@@ -125,7 +125,14 @@ def misfit(
         return None
     held = held_bytes(build(choice), shape, compute)
     cut = Cut(checkpointing=training.gradient_checkpointing is not False)
-    setup = Setup.of(training, compute, cut, processes.count, sharded=processes.sharded)
+    setup = Setup.of(
+        training,
+        compute,
+        cut,
+        processes.count,
+        sharded=processes.sharded,
+        needs_logits=any(part.holds_replayed for part in build(choice).parts),
+    )
     host = host_memory(shape, setup, saves=training.saves)
     if not setup.on_processor and host.certain > total_host():
         return (

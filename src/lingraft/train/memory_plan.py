@@ -19,6 +19,7 @@ import torch
 
 from lingraft.config.schema import Training
 from lingraft.models.compute import Compute, Precision
+from lingraft.models.fused_loss import are_too_many, rows_at_once
 from lingraft.models.shape import ModelShape
 
 _KEEPS_WEIGHTS = 512  # tokens of a row up to which attention keeps its weights on a processor
@@ -57,7 +58,7 @@ class Setup:
         micro_batches: Of an optimiser step: with several, gradients stay while activations are made.
         processes: That train it, each on a device of its own (on a processor, in one memory).
         sharded: Whether they divide weights, gradients and moments between them; else each has all.
-        fused_head: Whether the loss is taken without logits of all positions at once.
+        needs_logits: Whether a strategy reads the logits of all positions.
     """
 
     precision: Precision
@@ -67,11 +68,18 @@ class Setup:
     micro_batches: int = 1
     processes: int = 1
     sharded: bool = False
-    fused_head: bool = False
+    needs_logits: bool = False
 
     @classmethod
     def of(
-        cls, training: Training, compute: Compute, cut: Cut, processes: int = 1, *, sharded: bool = False
+        cls,
+        training: Training,
+        compute: Compute,
+        cut: Cut,
+        processes: int = 1,
+        *,
+        sharded: bool = False,
+        needs_logits: bool = False,
     ) -> Setup:
         """Return how options of training, whose precision is resolved, train a model."""
         return cls(
@@ -82,6 +90,7 @@ class Setup:
             micro_batches=training.micro_batches * cut.pieces,
             processes=processes,
             sharded=sharded,
+            needs_logits=needs_logits,
         )
 
     @property
@@ -298,7 +307,9 @@ def training_memory(
         )
     elif setup.processes > 1:  # DistributedDataParallel's buckets
         gathered = setup.trained_bytes * shape.trained
-    scores = 0 if setup.fused_head else batch.supervised * shape.vocabulary
+    scores = batch.supervised * shape.vocabulary
+    if shape.can_be_fused and not setup.needs_logits and are_too_many(scores):
+        scores = rows_at_once(shape.vocabulary) * shape.vocabulary
     made = gradients / divided
     extra = _CONTEXT
     if setup.on_processor:

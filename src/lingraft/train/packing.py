@@ -30,6 +30,8 @@ _REPLACED = ("sdpa", "flash_attention_2", "flash_attention_3")
 _MULTIPLE = 64  # of the packed length: shapes that matrix units like
 _WIDEST = 256  # head that flash attention takes
 _TOLERANCE = 0.03  # of bf16 attention against float32, relative
+# Keys are wider than values, or heads of some layers than those of others; `kernel_problem` tries one width.
+_OTHER_WIDTHS = ("qk_nope_head_dim", "v_head_dim", "global_head_dim")
 _DROPOUTS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
 
 
@@ -95,6 +97,8 @@ def packed(batch: Batch, packing: Packing) -> dict[str, Tensor]:
 def can_pack(model: nn.Module, longest: int) -> bool:
     """Return whether rows of a model see each other nowhere but in attention, and there only where all may be seen.
 
+    Nor where the heads of its queries, keys and values have several widths, which the kernel does not take.
+
     Args:
         model: A causal language model, also one wrapped by PEFT.
         longest: Tokens of the longest row: a window that holds it hides nothing.
@@ -120,7 +124,7 @@ def can_pack(model: nn.Module, longest: int) -> bool:
         and (window is None or window >= longest)
         and not getattr(config, "output_router_logits", False)
         and getattr(config, "attn_logit_softcapping", None) is None
-        and not any(getattr(config, name, 0) for name in _DROPOUTS)
+        and not any(getattr(config, name, 0) for name in (*_DROPOUTS, *_OTHER_WIDTHS))
         and not any(isinstance(part, nn.Conv1d) for part in inner.modules())
         and not any(name.endswith(("sinks", "sink")) for name in names)
         and 0 < width <= _WIDEST

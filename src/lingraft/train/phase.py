@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import shutil
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback
 
 from lingraft import stopping
 from lingraft.config.load import section_of
@@ -33,7 +31,7 @@ from lingraft.errors import ConfigError, DataError, ModelError, StrategyError, V
 from lingraft.models.compute import Compute, Machine, compute_for, trained_in
 from lingraft.models.four_bits import parameter_count
 from lingraft.models.loaded import check_has_values, model_in_memory, tokenizer_for
-from lingraft.models.peak import Peak, peak_of
+from lingraft.models.peak import Peak
 from lingraft.models.shape import shape_of
 from lingraft.models.token_ids import check_token_ids, embedding_rows, padding_id
 from lingraft.records import fingerprint_of
@@ -67,6 +65,7 @@ from lingraft.train.restraints import frozen_changed, frozen_hashes
 from lingraft.train.sharding import from_all, own_piece, take_layout
 from lingraft.train.trackers import RUNS, TrackedRun, tracked
 from lingraft.train.trainer import BatchPlan, PhaseTrainer, ProcessShares, training_arguments
+from lingraft.train.watching import Clock, Progress, Saving
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -74,28 +73,6 @@ if TYPE_CHECKING:
 
 _SAMPLED = 1024
 NO_RULES = TrainingRules()
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where a phase stands after an optimiser step.
-
-    Attributes:
-        step: Steps done, from 1.
-        steps: Steps of the phase.
-        loss: Mean loss of this step in nats per supervised token.
-        tokens_per_second: Real tokens (no padding) per second since this process began or resumed.
-        seconds_left: Expected at that rate.
-        mfu: Model FLOPs utilisation in that time: the FLOPs that the model needs for real tokens, recomputed
-            activations not counted, over what the devices could have done (`models.peak`); None: not known.
-    """
-
-    step: int
-    steps: int
-    loss: float
-    tokens_per_second: float
-    seconds_left: float
-    mfu: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +210,10 @@ def train_phase(
     names = _check_trainable(model, trainable)
     rows = embedding_rows(model)
     check_token_ids((table.highest_token,), rows, tokenizer, "the training data")
-    cut = cut or _chosen_cut(model, names, table, training, seed, compute, sharded=sharded)
+    needs_logits = on_policy is not None or bool(rules.output_penalties)
+    cut = cut or _chosen_cut(
+        model, names, table, training, seed, compute, sharded=sharded, needs_logits=needs_logits
+    )
     plan = BatchPlan(table.lengths, training, seed, cut.pieces)
     workplace = folder / FOLDER
     run = run or TrackedRun("lingraft", folder.absolute().name)
@@ -280,14 +260,14 @@ def train_phase(
         )
         forget_peak()
         tokens_after = [0, *accumulate(plan.tokens_per_step())]  # by number of steps done
-        clock = _Clock(
+        clock = Clock(
             tokens_after,
             flops if state.is_main_process else None,
             compute,
             state.num_processes,
             on_progress if state.is_main_process else None,
         )
-        saving = _Saving(training, stop, trainer.agreed)
+        saving = Saving(training, stop, trainer.agreed)
         trainer.add_callback(clock)
         trainer.add_callback(saving)
         trainer.remove_callback(PrinterCallback)
@@ -351,6 +331,7 @@ def _chosen_cut(
     compute: Compute,
     *,
     sharded: bool,
+    needs_logits: bool,
 ) -> Cut:
     """Return how a step of a model in memory is computed: as fast as fits the memory, in all processes alike."""
     given = Cut(checkpointing=bool(training.gradient_checkpointing))
@@ -367,7 +348,7 @@ def _chosen_cut(
     loaded = sum(one.nbytes for one in model.parameters()) if on_processor else 0
 
     def planned(cut: Cut) -> MemoryPlan:
-        setup = Setup.of(training, compute, cut, processes, sharded=sharded)
+        setup = Setup.of(training, compute, cut, processes, sharded=sharded, needs_logits=needs_logits)
         return training_memory(shape, batch.part(cut.pieces), setup, base=max(0, held_now(compute) - loaded))
 
     free = free_memory(compute) // (processes if on_processor else 1)
@@ -640,94 +621,3 @@ def _prepared(
         model.config.use_cache = use_cache  # the Trainer switches it off, and generation would crawl
         model.zero_grad(set_to_none=True)
         model.eval()
-
-
-class _Saving(TrainerCallback):
-    """Decides after every step whether to save and whether to stop, in all processes alike.
-
-    Attributes:
-        stopped_by: Number of the signal that stopped the phase.
-
-    Args:
-        training: How often to save; where both are 0, nothing is.
-        stop: Returns the number of a signal that asked to stop.
-        agreed: Returns what the processes' wishes come to: the largest of each.
-    """
-
-    def __init__(
-        self,
-        training: Training,
-        stop: Callable[[], int | None],
-        agreed: Callable[[Sequence[int]], Sequence[int]],
-    ) -> None:
-        self._every, self._seconds = training.save_every, 60 * training.save_minutes
-        self._stop, self._agreed = stop, agreed
-        self._saved_at = time.monotonic()
-        self.stopped_by: int | None = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Start the clock."""
-        self._saved_at = time.monotonic()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Save when it is time, when asked to stop, and after the last step, so that a failing save repeats none."""
-        late = self._seconds > 0 and time.monotonic() - self._saved_at >= self._seconds
-        is_late, number = self._agreed([int(late and args.process_index == 0), self._stop() or 0])
-        if number:
-            self.stopped_by = number
-            control.should_training_stop = True
-        is_due = is_late or (self._every and state.global_step % self._every == 0)
-        is_end = number or state.global_step >= state.max_steps
-        control.should_save = bool((self._every or self._seconds) and (is_due or is_end))
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Start the clock again."""
-        self._saved_at = time.monotonic()
-
-
-class _Clock(TrainerCallback):
-    """Watches the steps: reports progress, stops at a loss that is no number."""
-
-    def __init__(
-        self,
-        tokens_after: Sequence[int],
-        flops: Sequence[float] | None,
-        compute: Compute,
-        processes: int,
-        on_progress: Callable[[Progress], None] | None,
-    ) -> None:
-        self._tokens_after = tokens_after
-        self._flops, self._processes = flops, processes
-        self.peak = None if flops is None else peak_of(compute)
-        self._on_progress = on_progress
-        self.mfu: float | None = None
-        self._first_step = 0
-        self._begin = time.perf_counter()
-        self.seconds = 0.0
-        self.tokens_per_second = 0.0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Start the clock where an interrupted run stood."""
-        self._first_step = state.global_step
-        self._begin = time.perf_counter()
-
-    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Report the step that has just been logged."""
-        logs = kwargs["logs"]
-        if "loss" not in logs:  # the summary at the end
-            return
-        step, loss, norm = state.global_step, logs["loss"], logs.get("grad_norm", 0.0)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise ModelError(
-                f"training diverged: at step {step} of {state.max_steps} the loss is {loss} and the gradient's "
-                f"norm {norm}. Lower training.learning_rate ({args.learning_rate}) or raise warmup_share."
-            )
-        self.seconds = time.perf_counter() - self._begin
-        done = self._tokens_after[step] - self._tokens_after[self._first_step]
-        self.tokens_per_second = done / max(self.seconds, 1e-9)
-        left = (self._tokens_after[-1] - self._tokens_after[step]) / self.tokens_per_second
-        if self._flops is not None and self.peak is not None:
-            could = self.peak.flops * self._processes * max(self.seconds, 1e-9)
-            self.mfu = sum(self._flops[self._first_step : step]) / could
-        if self._on_progress is not None:
-            self._on_progress(Progress(step, state.max_steps, loss, self.tokens_per_second, left, self.mfu))

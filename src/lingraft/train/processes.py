@@ -18,13 +18,14 @@ import torch
 from pydantic import TypeAdapter
 
 from lingraft import errors, stopping
+from lingraft.config.processes import check_processes
 from lingraft.errors import ConfigError, DiskError, LingraftError, disk_error
 from lingraft.models.workers import worker_count, worker_environment
 from lingraft.records import read_json, remove, write_json_atomically
 from lingraft.stopping import Stopped
 from lingraft.train.checkpoints import FOLDER, make_folder
-from lingraft.train.phase import Progress
 from lingraft.train.run import PhasePlan, PhaseTask, TrainedPhase, train_task
+from lingraft.train.watching import Progress
 
 TASK = "task.json"
 OUTCOME = "outcome.json"
@@ -81,26 +82,13 @@ class Processes:
         """
         return worker_count(self.answering or (self.count if self.count > 1 else None))
 
-    def check_each_other(self) -> None:
-        """Refuse what cannot run on any machine.
-
-        Raises:
-            ConfigError: No process, or one that is to share with nobody.
-        """
-        if self.count < 1:
-            raise ConfigError(f"--processes {self.count}: give at least 1.")
-        if self.sharded and self.count == 1:
-            raise ConfigError(
-                "--sharded divides a model between processes; give --processes 2 or more with it."
-            )
-
     def check(self) -> None:
         """Refuse what cannot run on this machine.
 
         Raises:
             ConfigError: More processes than accelerators, none, or one that is to share with nobody.
         """
-        self.check_each_other()
+        check_processes(self.count, sharded=self.sharded)
         devices = torch.accelerator.device_count() if torch.accelerator.is_available() else None
         if devices is not None and self.count > devices:
             raise ConfigError(

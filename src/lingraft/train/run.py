@@ -27,11 +27,12 @@ from lingraft.strategies.composition import build
 from lingraft.train.divided_model import save_divided, wants_whole
 from lingraft.train.held import in_float32
 from lingraft.train.memory_plan import Cut
-from lingraft.train.phase import PhaseOutcome, Progress, train_phase
+from lingraft.train.phase import PhaseOutcome, train_phase
 from lingraft.train.restraints import give_back_bits
 from lingraft.train.sharding import from_first, set_whole
 from lingraft.train.teacher import load_divided
 from lingraft.train.trackers import TrackedRun
+from lingraft.train.watching import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

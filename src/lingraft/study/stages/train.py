@@ -11,6 +11,7 @@ from lingraft.data.chat_format import CHAT_IDENTITY
 from lingraft.data.encodings import encode_once
 from lingraft.models.compute import Compute, compute_for
 from lingraft.models.context_length import at_most, context_length
+from lingraft.models.fused_loss import liger_version
 from lingraft.models.loading import load_tokenizer
 from lingraft.models.shape import ModelShape
 from lingraft.records import to_json
@@ -48,11 +49,11 @@ from lingraft.train.memory_plan import (
     training_memory,
 )
 from lingraft.train.mixed_rows import notes_on_mix
-from lingraft.train.phase import Progress
 from lingraft.train.processes import Processes, train_on
 from lingraft.train.run import PhasePlan, PhaseTask
 from lingraft.train.trackers import TrackedRun
 from lingraft.train.trainer import BatchPlan
+from lingraft.train.watching import Progress
 
 _SHOWN_DROPPED = 3  # places named in the record; all are counted
 
@@ -122,7 +123,14 @@ class Train(StageSpec):
         job, shape, compute = self.job, self.job.shape, compute_for(self.job.training.precision)
         if shape is None:
             return None
-        setup = Setup.of(job.training, compute, cut, self.processes.count, sharded=self.processes.sharded)
+        setup = Setup.of(
+            job.training,
+            compute,
+            cut,
+            self.processes.count,
+            sharded=self.processes.sharded,
+            needs_logits=any(part.holds_replayed for part in job.composition.parts),
+        )
         own = batch.part(self.processes.count * cut.pieces)  # rows are dealt to the processes
         return training_memory(shape, own, setup, base=base, held=held_bytes(job.composition, shape, compute))
 
@@ -321,7 +329,7 @@ class Train(StageSpec):
             "mfu": outcome.mfu,
             "peak": None if outcome.peak is None else to_json(outcome.peak),
         }
-        return Work(record, {**machine(compute), **timing})
+        return Work(record, {**machine(compute), "liger": liger_version(compute.device), **timing})
 
 
 def held_bytes(composition: Composition, shape: ModelShape, compute: Compute) -> int:
