@@ -12,12 +12,12 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from threading import Event, Thread
-from typing import TYPE_CHECKING, ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from lingraft.errors import ConfigError, EvaluationError, escape_control_characters
 
@@ -98,6 +98,11 @@ class Endpoint:
                 f"the {name}'s URL {shown!r} must hold neither a user nor a query, which records would show: "
                 f"put the key into {self.service.keys[0]}."
             )
+
+    @property
+    def uses_proxy(self) -> bool:
+        """Whether it is asked through the proxy that the environment names, if it names one."""
+        return True
 
     @property
     def place(self) -> str:
@@ -209,6 +214,7 @@ class Connection:
         self._stopping = Event()
         self._sleep = sleep or self._stopping.wait
         self._reached = False
+        self._waited_for: set[Future[Any]] = set()
         self.place = endpoint.place
         # The openai client would take a key, an organisation and a project from the environment, whatever the endpoint.
         self.headers: dict[str, str | Omit] = {
@@ -225,7 +231,9 @@ class Connection:
                 timeout=httpx.Timeout(endpoint.timeout_seconds, connect=CONNECT_SECONDS),
                 # A redirected POST becomes a GET, or takes the key elsewhere.
                 http_client=openai.DefaultHttpxClient(
-                    follow_redirects=False, event_hooks={"response": [self._bound]}
+                    follow_redirects=False,
+                    event_hooks={"response": [self._bound]},
+                    trust_env=endpoint.uses_proxy,
                 ),
             )
             self.client._custom_headers = {}  # OPENAI_CUSTOM_HEADERS may hold a secret of another endpoint
@@ -235,8 +243,11 @@ class Connection:
             ) from None
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections; who waits for a reply gets an EvaluationError."""
         self.client.close()
+        for sent in tuple(self._waited_for):
+            with suppress(InvalidStateError):  # it came just now
+                sent.set_exception(EvaluationError(f"stopped while waiting for {self.place}."))
 
     def stop(self) -> None:
         """Let no request be sent again, and end every wait; those that are under way come back."""
@@ -358,16 +369,23 @@ class Connection:
         sent: Future[Sent] = Future()
 
         def run() -> None:
+            settle: Callable[[Any], None]
+            value: Any
             try:
-                sent.set_result(send())
+                settle, value = sent.set_result, send()
             except BaseException as error:  # raised where it is waited for
-                sent.set_exception(error)
+                settle, value = sent.set_exception, error
+            with suppress(InvalidStateError):  # `close` has ended it
+                settle(value)
 
+        self._waited_for.add(sent)
         Thread(target=run, daemon=True).start()
         try:
             return sent.result(CONNECT_SECONDS + self._endpoint.timeout_seconds)
         except TimeoutError:
             return None
+        finally:
+            self._waited_for.discard(sent)
 
     def _bound(self, response: httpx.Response) -> None:
         """Read a reply, up to its largest size and for as long as a request may take."""

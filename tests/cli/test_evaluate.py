@@ -121,7 +121,7 @@ def test_a_study_and_the_command_give_an_evaluation_one_fingerprint_and_share_it
     def loaded(*_: Any, **__: Any) -> None:
         raise AssertionError("the model is loaded although the store has its evaluation")
 
-    monkeypatch.setattr("lingraft.study.stages.evaluate.load_merged", loaded)
+    monkeypatch.setattr("lingraft.models.engine.ModelFiles.load", loaded)
     code, out, error = evaluate(
         str(tiny_model), *WORLDBOOK, "--output", "alone", "--json"
     )  # the store answers
@@ -210,7 +210,7 @@ def test_a_killed_evaluation_goes_on_from_its_answers(
 def test_two_processes_end_with_the_command_and_leave_their_answers(
     evaluate: Callable[..., tuple[int, str, str]], tiny_model: Path, number: signal.Signals
 ) -> None:
-    asked = (str(tiny_model), "--task", "worldbook:lookup", "--limit", "120", "--batch-size", "2")
+    asked = (str(tiny_model), "--task", "worldbook:lookup", "--limit", "60", "--batch-size", "2")
     starts = [sys.executable, "-c", "from lingraft.cli.main import main; main()", "evaluate"]
     command = [*starts, *asked, "--processes", "2", "--output", "stopped"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:

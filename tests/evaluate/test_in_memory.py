@@ -199,6 +199,7 @@ def test_a_server_answers_and_scores_and_is_asked_only_for_what_is_missing(
     tiny: tuple[Any, Any],
     tiny_model: Path,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def served(**options: Any) -> ServerGenerator:
         return ServerGenerator(
@@ -236,8 +237,16 @@ def test_a_server_answers_and_scores_and_is_asked_only_for_what_is_missing(
     assert engine(server=served(likelihoods="transformers")).loglikelihood(to_score()) == scores
     assert server.requests == []
 
-    with pytest.raises(EvaluationError, match="need the backend 'transformers'"):
-        engine(server=served()).generate_until(to_generate({"until": [], "num_beams": 2}))
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "lingraft.evaluate.running.settings_of",
+            lambda _: {"until": [], "num_beams": 2, "max_gen_toks": 4},
+        )
+        one_task = EvaluationTask(task="worldbook:lookup", limit=1)
+        beams = Evaluation(task_ability=(one_task,), language_ability=())
+        with pytest.raises(EvaluationError, match=r"num_beams.*more than a server is asked for"):
+            evaluate_model(*tiny, beams, languages=[], server=served())
+        assert server.requests == []
     server.model = copy.deepcopy(tiny[0])
     with torch.no_grad():
         server.model.lm_head.weight.copy_(server.model.lm_head.weight.flip(0))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
+import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,6 +22,7 @@ from lingraft.data.chat_format import chat_format
 from lingraft.data.example import Message
 from lingraft.errors import ConfigError, EvaluationError, LingraftError
 from lingraft.models.answering import InThisProcess
+from lingraft.models.completions import models_at
 from lingraft.models.generation import (
     Ending,
     Sampling,
@@ -28,13 +32,10 @@ from lingraft.models.generation import (
     generate,
 )
 from lingraft.models.loading import load_model, load_tokenizer
-from lingraft.models.server import (
-    ServerGenerator,
-    check_same_model,
-    check_server,
-    engine_of,
-    scores_likelihoods,
-)
+from lingraft.models.same_model import check_same_model
+from lingraft.models.server import ServerGenerator
+from lingraft.models.server_engine import check_server, engine_of, scores_likelihoods
+from lingraft.models.started_server import StartedServer
 
 QUESTIONS = ["Say a.", "What is the weekday after Monday, and what comes before it?", "Why?", "Ja?", "Two"]
 
@@ -318,7 +319,7 @@ def test_a_commands_version_is_that_of_its_package_or_program(tmp_path: Path) ->
     ("given", "says"),
     [
         ("vllm", "command: 'vllm serve {model} --port {port}'"),
-        ("tgi", "choose transformers, {server: URL}"),
+        ("tgi", "choose transformers, generate, {server: URL}"),
         ({"server": "localhost:8000"}, "begins with http://"),
         ({"server": "http://user:word@host/v1"}, "LINGRAFT_SERVER_KEY"),
         ({"command": "vllm serve --port {port}"}, "must hold {model}"),
@@ -362,13 +363,132 @@ def test_a_server_that_does_not_start_is_ended_with_all_that_it_started(
     for part in says:
         assert part in str(error.value)
     if (tmp_path / "child").exists():
-        child = int((tmp_path / "child").read_text())
-        for _ in range(100):
-            if not Path(f"/proc/{child}/stat").exists() or " Z " in Path(f"/proc/{child}/stat").read_text():
-                return
-            time.sleep(0.05)
-        os.kill(child, 9)
-        pytest.fail("what the server started still runs")
+        assert_ends(int((tmp_path / "child").read_text()))
+
+
+def assert_ends(child: int) -> None:
+    for _ in range(100):
+        stat = Path(f"/proc/{child}/stat")
+        if not stat.exists() or " Z " in stat.read_text():
+            return
+        time.sleep(0.05)
+    os.kill(child, 9)
+    pytest.fail("what the server started still runs")
+
+
+LOADING = """
+import http.server, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    asked = 0
+    def do_GET(self):
+        Handler.asked += 1
+        self.send_response(503 if Handler.asked < 3 else 200)
+        self.end_headers()
+        self.wfile.write(b'{"data": [{"id": "loaded"}]}')
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[2])), Handler).serve_forever()
+"""
+
+
+def test_a_server_that_is_still_loading_is_waited_for_and_its_port_is_free_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # no way to this machine
+    monkeypatch.setattr("lingraft.models.started_server._STEP_SECONDS", 0.05)
+    (tmp_path / "server.py").write_text(LOADING)
+    choice = ServerChoice(
+        command=f"{sys.executable} {tmp_path}/server.py {{model}} {{port}}", start_timeout=30, timeout=5
+    )
+    started = StartedServer(choice, tmp_path)
+    try:
+        started.wait_until_ready()
+        assert [one.id for one in models_at(choice, started.url)] == ["loaded"]
+    finally:
+        started.stop()
+    with socket.socket() as again:
+        again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        again.bind(("127.0.0.1", int(started.url.split(":")[2].split("/")[0])))
+
+
+def test_a_server_ends_when_the_process_that_started_it_is_killed(tmp_path: Path) -> None:
+    launcher = """
+import sys, time
+from pathlib import Path
+from lingraft.config.schema import ServerChoice
+from lingraft.models.started_server import StartedServer
+line = "sh -c 'sleep 120 & echo $! > $1/child; wait' sh {model} {port}"
+started = StartedServer(ServerChoice(command=line), Path(sys.argv[1]))
+print("started", flush=True)
+time.sleep(120)
+"""
+    process = subprocess.Popen([sys.executable, "-c", launcher, str(tmp_path)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    with process.stdout:
+        assert process.stdout.readline() == b"started\n"
+        child = tmp_path / "child"
+        while process.poll() is None and (not child.exists() or not child.read_text()):
+            time.sleep(0.02)
+        time.sleep(1)  # the one that watches has begun
+        process.kill()
+        process.wait()
+    assert_ends(int(child.read_text()))
+
+
+def test_a_server_that_cuts_prompts_is_refused(
+    server: CompletionServer, generator: Callable[..., ServerGenerator], prompts: list[TokenPrompt]
+) -> None:
+    def cut(body: Mapping[str, Any]) -> Response | None:
+        if body["max_tokens"] == 1:  # the probe
+            return None
+        usage = {"prompt_tokens": 20, "completion_tokens": 1}
+        return Response({"choices": [{"text": "a", "finish_reason": "stop"}], "usage": usage})
+
+    server.behaviour = cut
+    for reads_ids in (True, False):
+        server.ids = reads_ids
+        with pytest.raises(EvaluationError, match=r"read 20 of the \d+ tokens of a prompt.*longer context"):
+            generator().continue_batch(prompts[1:2], Sampling(), Ending(frozenset({2})))
+    server.listed = [{"id": "served", "max_model_len": 30}]
+    with pytest.raises(EvaluationError, match="reads 30 tokens, and the longest prompt"):
+        list(generator().scores([(prompts[1].ids, (5, 6))], 600))
+
+
+def test_tokens_that_the_model_does_not_know_are_those_of_another(
+    server: CompletionServer,
+    generator: Callable[..., ServerGenerator],
+    model: Any,
+    tokenizer: Any,
+    prompts: list[TokenPrompt],
+) -> None:
+    for tokens in ([10**6], []):
+        choice = {"text": "", "token_ids": tokens, "finish_reason": "stop"}
+        server.behaviour = lambda _, choice=choice: Response({"choices": [choice]})  # type: ignore[misc]
+        with pytest.raises(EvaluationError, match="serves another model than"):
+            check_same_model(generator(), InThisProcess(model, tokenizer), [one.ids for one in prompts])
+
+
+def test_who_stops_does_not_wait_for_replies(
+    server: CompletionServer, generator: Callable[..., ServerGenerator], prompts: list[TokenPrompt]
+) -> None:
+    goes_on = threading.Event()
+    first = threading.Event()
+
+    def slow(body: Mapping[str, Any]) -> Response | None:
+        if body["max_tokens"] > 1:  # no probe
+            if first.is_set():
+                goes_on.wait(30)
+            first.set()
+        return None
+
+    server.behaviour = slow
+    started = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):  # noqa: PT012
+            for _ in generator(at_once=4).continue_each(prompts, Sampling(), Ending(frozenset({2}))):
+                raise KeyboardInterrupt
+        assert time.monotonic() - started < 10
+    finally:
+        goes_on.set()
 
 
 def test_generate_in_batches_takes_a_server_too(

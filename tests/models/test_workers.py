@@ -7,14 +7,16 @@ import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import torch
 
 from lingraft.errors import ConfigError, LingraftError, ModelError
-from lingraft.models.answering import Held
-from lingraft.models.engine import ModelFiles
+from lingraft.models.answering import Continue, Held, OnDemand
+from lingraft.models.engine import Engine, ModelFiles
+from lingraft.models.generation import Ending, Sampling, TokenPrompt
 from lingraft.models.workers import Workers, answered_by, worker_count
 
 
@@ -141,3 +143,36 @@ def test_a_number_of_processes_that_cannot_be_is_refused(
     with_devices(monkeypatch, 8)
     with pytest.raises(ConfigError, match=rf"--processes {asked}: {message}"):
         worker_count(asked)
+
+
+def test_beside_a_server_the_model_is_loaded_only_when_a_batch_is_asked(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads = []
+    inner = ModelFiles.load
+
+    def counted(self: ModelFiles, *, with_weights: bool = True) -> Any:
+        loads.append(with_weights)
+        return inner(self, with_weights=with_weights)
+
+    monkeypatch.setattr(ModelFiles, "load", counted)
+    files = ModelFiles(tiny_model, torch.float32)
+    batch = Continue(Engine(), (TokenPrompt((1, 5, 6)),), Sampling(max_new_tokens=4), Ending(frozenset({2})))
+    with answered_by(1, files, torch.device("cpu"), beside_server=True) as answering:
+        assert isinstance(answering, OnDemand)
+        assert loads == [False]
+        assert answering.model.device.type == "meta"
+        first = list(answering.answers([batch]))
+        answering.give_up()
+        assert list(answering.answers([batch])) == first
+        assert loads == [False, True, True]
+
+    def full(self: torch.nn.Module, device: Any) -> torch.nn.Module:
+        if str(device) != "cpu":
+            raise torch.OutOfMemoryError
+        return self
+
+    monkeypatch.setattr("transformers.PreTrainedModel.to", full)
+    noted: list[str] = []
+    assert list(OnDemand(files, torch.device("cuda", 0), noted.append).answers([batch])) == first
+    assert "cuda:0 has no room for the model" in noted[0]

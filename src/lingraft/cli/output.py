@@ -350,7 +350,7 @@ def checked_backend(asked: Sequence[str] | None) -> Backend:
         )
     if not fields:
         return backend_of(names[0] if names else "transformers", "--backend")
-    from lingraft.models.server import check_server
+    from lingraft.models.server_engine import check_server
 
     choice = section_from_options(
         ServerChoice, {name: f"backend {name}=" for name in ServerChoice.model_fields}, **fields

@@ -24,12 +24,12 @@ from lingraft.data.chat_template import chat_template
 from lingraft.data.control_tokens import TEXT_START, ControlTokens, without_marks
 from lingraft.data.example import Message
 from lingraft.data.special_tokens import special_tokens
-from lingraft.errors import EvaluationError, ModelError
+from lingraft.errors import ModelError
 from lingraft.evaluate.answers import AnswerLog, ItemCount, request_key, request_keys
 from lingraft.evaluate.likelihood import Pair, Score, continuation_scores
 from lingraft.evaluate.lm_eval_compat import longest_input, model_class, quiet
 from lingraft.evaluate.task_runs import SEEDS
-from lingraft.models.answering import Answering, Continue, Held, InThisProcess
+from lingraft.models.answering import Answering, Continue, Held, InThisProcess, OnDemand
 from lingraft.models.engine import Engine, engine_for
 from lingraft.models.generation import (
     Ending,
@@ -39,7 +39,9 @@ from lingraft.models.generation import (
     chat_ending,
     planned_batches,
 )
-from lingraft.models.server import ServerGenerator, check_same_model, scores_likelihoods
+from lingraft.models.same_model import check_same_model
+from lingraft.models.server import ServerGenerator
+from lingraft.models.server_engine import scores_likelihoods
 from lingraft.models.token_ids import check_token_ids, embedding_rows, padding_id
 
 if TYPE_CHECKING:
@@ -85,6 +87,13 @@ def room_problem(
         f"its answers may have {limit} tokens, but prompt and answer together have room for {room} in this model; set "
         "its `max_new_tokens` (--max-new-tokens)."
     )
+
+
+def needs_transformers(settings: Mapping[str, Any]) -> bool:
+    """Return whether a task's settings are more than greedy search and plain sampling, such as beams."""
+    wanted = normalize_gen_kwargs(settings, LONGEST_ANSWER)
+    is_greedy_by_name = wanted["do_sample"] and float(wanted.get("temperature", 1.0)) <= 0
+    return is_greedy_by_name or not set(wanted) <= _OWN_SETTINGS
 
 
 class InMemoryModel(model_class()):  # type: ignore[misc]
@@ -244,6 +253,8 @@ class InMemoryModel(model_class()):  # type: ignore[misc]
     def _scored(self, pairs: Sequence[Pair], is_done: Callable[[int], bool] = lambda _: False) -> Any:
         if self._server is not None and scores_likelihoods(self._server.choice):
             return self._scored_by(self._server, pairs, is_done)
+        if self._server is not None:
+            self._server.stop()  # the model needs the memory
         return continuation_scores(
             self._answering,
             pairs,
@@ -337,7 +348,7 @@ class InMemoryModel(model_class()):  # type: ignore[misc]
             if len(ids) > room:
                 self.truncated_prompts.add(request_key(request.args))
             temperature = float(wanted.get("temperature", 1.0)) if wanted["do_sample"] else 0.0
-            if set(wanted) <= _OWN_SETTINGS and (temperature > 0 or not wanted["do_sample"]):
+            if not needs_transformers(settings):
                 sampling = (
                     Sampling(temperature, float(wanted.get("top_p", 1.0))) if temperature else Sampling()
                 )
@@ -414,33 +425,17 @@ class InMemoryModel(model_class()):  # type: ignore[misc]
 
     @contextmanager
     def _beside(self, server: ServerGenerator, prompts: Sequence[Sequence[int]]) -> Iterator[None]:
-        """Leave the accelerator's memory to a server that is started, and check that another one has the model."""
-        device = self.model.device
-        if not server.is_ours:
-            if not self._is_checked:
-                check_same_model(server, self._answering, prompts)
-                self._is_checked = True
-            yield
-            return
-        moves = device.type not in ("cpu", "meta")
-        if moves:
-            self.model.to("cpu")
-            torch.accelerator.empty_cache()
-        try:
-            yield
-        finally:
-            if moves:
-                server.stop()
-                self.model.to(device)
+        """Leave the memory to a server that is started, and check that another one has the model."""
+        if not server.is_ours and not self._is_checked:
+            check_same_model(server, self._answering, prompts)
+            self._is_checked = True
+        if server.is_ours and isinstance(self._answering, OnDemand):
+            self._answering.give_up()
+        yield
 
     def _generate_as_harness(
         self, requests: Sequence[Instance], keys: Sequence[str], places: Sequence[int]
     ) -> None:
-        if self._server is not None:
-            raise EvaluationError(
-                f"the task {requests[places[0]].task_name}: its generation settings "
-                f"{requests[places[0]].args[1]} need the backend 'transformers'."
-            )
         asked = tuple(tuple(self._ended(requests[place]).args) for place in places)
         batch = AsHarness(asked, self._batching, chat=self._chat is not None)
         ((_, answers),) = self._answering.answers([batch])

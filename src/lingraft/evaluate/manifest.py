@@ -41,7 +41,7 @@ from lingraft.evaluate.task_runs import (
     reads_whole_documents,
     template_of,
 )
-from lingraft.models.server import engine_of
+from lingraft.models.server_engine import engine_of
 from lingraft.records import fingerprint_of, hash_file
 
 if TYPE_CHECKING:

@@ -125,7 +125,7 @@ def evaluate_model(
         EvaluationError: A task cannot be loaded, has no such metric, has answers that do not fit into the model, or
             scores outside [0, 1]; or the judge gives no verdicts.
     """
-    from lingraft.evaluate.in_memory import room_problem
+    from lingraft.evaluate.in_memory import needs_transformers, room_problem
 
     runs, not_run = build_runs(
         evaluation,
@@ -151,11 +151,16 @@ def evaluate_model(
         if (limit := answer_room(run.task, tokenizer)) is not None:
             run.task.set_config("generation_kwargs", {"max_gen_toks": limit}, update=True)
     # Before any other task is generated for in vain.
+    for run in runs:
+        if server is not None and run.generates and needs_transformers(settings_of(run)):
+            raise EvaluationError(
+                f"the task {run.label}: its generation settings {settings_of(run)} are more than a server is asked "
+                "for; take `backend: transformers` (--backend transformers), or leave the task out."
+            )
     no_room = {
         run.label: problem
         for run in runs
-        if run.generates
-        and (problem := room_problem(run.task.config.generation_kwargs or {}, model, tokenizer)) is not None
+        if run.generates and (problem := room_problem(settings_of(run), model, tokenizer)) is not None
     }
     if no_room and not skip_missing:
         label, problem = next(iter(no_room.items()))
@@ -202,6 +207,12 @@ def evaluate_model(
         no_room=no_room,
         noise=noise_floor(rounds) if len(rounds) > 1 else None,
     )
+
+
+def settings_of(run: Run) -> Mapping[str, Any]:
+    """Return how a task generates, as the harness has it."""
+    settings: Mapping[str, Any] = run.task.config.generation_kwargs or {}
+    return settings
 
 
 def _answer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -73,8 +74,13 @@ class Engine:
     own_defaults: bool = False
     tokens_per_batch: int = 32768
 
-    def generator(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Generator:
-        """Return the engine over a model in memory, which is left as it is."""
+    def generator(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        noted: Callable[[str], None] = lambda _: None,
+    ) -> Generator:
+        """Return the engine over a model in memory, which is left as it is; `noted` hears where another must do it."""
         if self.name == "continuous":
             from lingraft.models.continuous import ContinuousGenerator
 
@@ -84,5 +90,6 @@ class Engine:
                 self.batch_size,
                 own_defaults=self.own_defaults,
                 tokens_per_batch=self.tokens_per_batch,
+                noted=noted,
             )
         return TransformersGenerator(model, tokenizer, self.batch_size, own_defaults=self.own_defaults)

@@ -17,7 +17,7 @@ import torch
 from lingraft import stopping
 from lingraft.errors import LingraftError
 from lingraft.models.answering import Held
-from lingraft.models.workers import Answered, Failed, OutOfMemory, Ready
+from lingraft.models.workers import Answered, Failed, Noted, OutOfMemory, Ready
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 
@@ -41,7 +41,7 @@ def main() -> None:
             if device.type != "cpu":
                 torch.accelerator.set_device_index(device.index)
             model, tokenizer = files.load()
-            held = Held(model.to(device), tokenizer)
+            held = Held(model.to(device), tokenizer, lambda message: connection.send(Noted(message)))
             connection.send(Ready())
             while True:
                 batch = connection.recv()

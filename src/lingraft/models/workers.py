@@ -26,7 +26,7 @@ import torch
 
 from lingraft import errors
 from lingraft.errors import ConfigError, LingraftError
-from lingraft.models.answering import Answer, Answering, Batch, InThisProcess
+from lingraft.models.answering import Answer, Answering, Batch, InThisProcess, OnDemand
 from lingraft.models.engine import ModelFiles
 
 _SHOWN_LINES = 20
@@ -45,6 +45,13 @@ class Answered:
     """Sent by a worker: the answer to the batch that it has."""
 
     answer: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """Sent by a worker: a sentence that the user should read; others may send the same."""
+
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +106,8 @@ def answered_by(
     files: ModelFiles,
     device: torch.device,
     noted: Callable[[str], None] = lambda _: None,
+    *,
+    beside_server: bool = False,
 ) -> Iterator[Answering]:
     """Load a model in this process (1) or in several, to answer batches inside; nothing of it is left at the end.
 
@@ -106,28 +115,35 @@ def answered_by(
         workers: How many processes answer; each holds the whole model, on an accelerator of its own if there are any.
         files: The model.
         device: What one process computes on.
-        noted: Called with a sentence where a worker died and its batch is asked again.
+        noted: Called with a sentence where a worker died and its batch is asked again, or an engine falls back.
+        beside_server: A server generates, so it is loaded only when a batch is asked; several always are so.
 
     Raises:
         ModelError: It cannot be loaded.
     """
+    if workers == 1 and beside_server:
+        on_demand = OnDemand(files, device, noted)
+        yield on_demand
+        on_demand.give_up()
+        return
     if workers == 1:
         model, tokenizer = files.load()
         model.to(device)  # type: ignore[arg-type]
-        yield InThisProcess(model, tokenizer)
+        yield InThisProcess(model, tokenizer, noted)
         return
     with Workers(workers, files, device, noted) as several:
         yield several
 
 
 class Workers:
-    """Processes that answer batches; see `Answering`. They are started by the first batch, and end with the context.
+    """Processes that answer batches; see `Answering`. They are started by the first
+    batches, no more of them than there are batches, and end with the context.
 
     Args:
         count: How many, at least 2.
         files: The model that each loads.
         device: What one process would compute on; of accelerators, each worker has its own.
-        noted: Called with a sentence where a worker died and its batch is asked again.
+        noted: Called with a sentence where a worker died and its batch is asked again, or an engine falls back.
 
     Raises:
         ModelError: The model cannot be loaded.
@@ -137,7 +153,7 @@ class Workers:
         self, count: int, files: ModelFiles, device: torch.device, noted: Callable[[str], None]
     ) -> None:
         self.model, self.tokenizer = files.load(with_weights=False)
-        self._noted = noted
+        self._noted, self._said = noted, set[str]()
         self._count, self._files, self._device = count, files, device
         self._workers: list[_Worker] = []
 
@@ -166,9 +182,8 @@ class Workers:
         Raises:
             LingraftError: A worker raised it, the workers died over one batch, or all of them died.
         """
-        if batches and not self._workers:
-            for number in range(self._count):
-                self._workers.append(_Worker(self._count, self._files, _device_of(number, self._device)))
+        for number in range(len(self._workers), min(self._count, len(batches))):
+            self._workers.append(_Worker(self._count, self._files, _device_of(number, self._device)))
         left = deque(range(len(batches)))
         deaths: Counter[int] = Counter()
         missing = len(batches)
@@ -187,6 +202,9 @@ class Workers:
                     said = worker.hear()
                     if isinstance(said, Failed):
                         raise said.error
+                    if isinstance(said, Noted) and said.message not in self._said:
+                        self._said.add(said.message)
+                        self._noted(said.message)
                     if isinstance(said, Answered):
                         place, worker.asked = worker.asked, None
                         assert place is not None
@@ -260,10 +278,10 @@ class _Worker:
         except (BrokenPipeError, ConnectionResetError):
             return  # it has died, which `hear` finds out
 
-    def hear(self) -> Ready | Answered | Failed | None:
+    def hear(self) -> Ready | Answered | Failed | Noted | None:
         """Return what it sent; None: it has died."""
         try:
-            said: Ready | Answered | Failed | OutOfMemory = self.connection.recv()
+            said: Ready | Answered | Failed | Noted | OutOfMemory = self.connection.recv()
         except (EOFError, OSError):
             return None
         if isinstance(said, Ready):

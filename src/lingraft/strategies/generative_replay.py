@@ -12,7 +12,7 @@ from lingraft.data.example import Example
 from lingraft.data.example_table import select
 from lingraft.data.mixing import interleave, replay_count, replay_order
 from lingraft.errors import StrategyError
-from lingraft.models.server import check_server, engine_of
+from lingraft.models.server_engine import check_server, engine_of
 from lingraft.strategies.base import Context, Mix, Need, Strategy
 
 Prompts = Literal["parallel", "phase_one", "self"]

@@ -37,7 +37,9 @@ from lingraft.models.generation import (
 )
 from lingraft.models.generation_log import GenerationLog, locked
 from lingraft.models.loading import load_tokenizer, model_content_hash
-from lingraft.models.server import ServerGenerator, check_same_model, engine_of
+from lingraft.models.same_model import check_same_model
+from lingraft.models.server import ServerGenerator
+from lingraft.models.server_engine import engine_of
 from lingraft.models.workers import answered_by
 from lingraft.records import canonical_json, fingerprint_of, write_json_atomically
 

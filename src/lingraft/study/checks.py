@@ -28,7 +28,7 @@ from lingraft.judge.client import key_from_environment
 from lingraft.judge.win_rate import Judge
 from lingraft.measures import REGISTRY
 from lingraft.models.model_names import model_problem
-from lingraft.models.server import check_server
+from lingraft.models.server_engine import check_server
 from lingraft.similarity.encoders import check_encoder
 from lingraft.strategies.composition import Composition, build, swept
 from lingraft.study.grid import Cell, cells_of

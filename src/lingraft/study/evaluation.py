@@ -33,7 +33,7 @@ from lingraft.evaluate.task_runs import SEEDS
 from lingraft.intervals.changes import DEFAULT_MARGIN, Margins, limit_answer
 from lingraft.judge.win_rate import ALPACA_EVAL
 from lingraft.models.compute import AskedPrecision
-from lingraft.models.server import check_server, engine_of
+from lingraft.models.server_engine import check_server, engine_of
 from lingraft.models.tensor_files import is_adapter
 from lingraft.models.workers import worker_count
 from lingraft.records import write_bytes_atomically

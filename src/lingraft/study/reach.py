@@ -24,8 +24,8 @@ from lingraft.evaluate.task_names import OWN_TASKS, SUITE, harness_names, is_tas
 from lingraft.judge.budget import Ledger
 from lingraft.judge.client import ChatClient, key_from_environment
 from lingraft.judge.win_rate import ALPACA_EVAL, Judge
+from lingraft.models.completions import models_at
 from lingraft.models.model_names import EMBEDDED_PREFIX
-from lingraft.models.server import models_at
 
 _SECONDS = 5.0
 

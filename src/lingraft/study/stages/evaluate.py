@@ -33,8 +33,9 @@ from lingraft.evaluate.task_records import TaskRecord
 from lingraft.evaluate.task_runs import build_runs
 from lingraft.judge.verdict_cache import mend_cache
 from lingraft.models.compute import compute_for
-from lingraft.models.engine import ModelFiles
-from lingraft.models.server import ServerGenerator, engine_of
+from lingraft.models.engine import ModelFiles, engine_for
+from lingraft.models.server import ServerGenerator
+from lingraft.models.server_engine import engine_of
 from lingraft.models.workers import answered_by
 from lingraft.records import fingerprint_of, from_json, read_kept, to_json, write_json_atomically, write_kept
 from lingraft.stage import FinishedStage, Json, Model, Needs, StageSpec, Work, Workplace, machine, stages_of
@@ -237,7 +238,13 @@ class Evaluate(StageSpec):
         # A server that is started needs the memory of the accelerators.
         workers = asked.workers if isinstance(backend, str) or backend.server else 1
         with (
-            answered_by(workers, files, compute.device, place.watcher.noted) as answering,
+            answered_by(
+                workers,
+                files,
+                compute.device,
+                place.watcher.noted,
+                beside_server=not isinstance(backend, str),
+            ) as answering,
             ExitStack() as ends,
         ):
             server = None
@@ -287,7 +294,10 @@ class Evaluate(StageSpec):
             note(sentence)
         bits = bits_by_language(losses, asked.held_out)
         record = record_of(evaluated, bits, compute.precision)
-        return Work(to_json(record), {**machine(compute), "peak_bytes": peak_bytes()})
+        generated = engine_for(compute.device, backend) if isinstance(backend, str) else engine_of(backend)
+        return Work(
+            to_json(record), {**machine(compute), "peak_bytes": peak_bytes(), "generated_by": generated}
+        )
 
 
 def check_any(name: str, evaluated: Evaluated) -> None:
