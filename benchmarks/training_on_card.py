@@ -147,10 +147,11 @@ def made(shape: Shape, attention: str) -> Any:
 
     from lingraft.models.compute import compute_device
 
-    config: Any = LlamaConfig(**shape.config, attn_implementation=attention)  # type: ignore[arg-type]
+    options: dict[str, Any] = {**shape.config, "attn_implementation": attention}
     torch.manual_seed(0)
     with torch.device("meta"):
-        model: Any = LlamaForCausalLM(config).to(torch.bfloat16)
+        model: Any = LlamaForCausalLM(LlamaConfig(**options))
+    model.to(torch.bfloat16)
     model.to_empty(device=compute_device())
     model.init_weights()
     return model

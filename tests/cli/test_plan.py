@@ -45,6 +45,22 @@ def test_a_plan_is_a_table_with_what_it_takes_below(lingraft: Lingraft, study: s
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_plan_for_a_card_needs_a_config_alone(lingraft: Lingraft, study: str) -> None:
+    asked = ("plan", study, "--card", "0.5")
+    done = lingraft(*asked)
+    assert done.returncode == 2
+    assert "two/plain" in done.stdout
+    assert "does not fit" in done.stdout
+    assert "0 of 1 trainings fit 1 card of 500 MB" in done.stdout
+    found = json.loads(lingraft(*asked, "--processes", "2", "--json").stdout)
+    page = (Path(__file__).parents[2] / "docs" / "plan.md").read_text(encoding="utf-8")
+    for key in (*found, *found["trainings"][0]):
+        assert f"`{key}`" in page, key
+    done = lingraft(*asked, "--measure")
+    assert done.returncode == 2
+    assert "--card plans for other devices" in done.stderr
+
+
 def test_a_plan_as_json_has_the_documented_fields(lingraft: Lingraft, study: str) -> None:
     done = lingraft("plan", study, "--json", "training.tokens_per_batch=256")
     found = json.loads(done.stdout)

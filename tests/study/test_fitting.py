@@ -13,9 +13,11 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from lingraft.config.schema import StrategyChoice, Training
+from lingraft.config.schema import StrategyChoice, Study, Training
+from lingraft.errors import ConfigError
 from lingraft.models.compute import Compute, compute_for
 from lingraft.study import fitting
+from lingraft.study.cards import plan_for_cards
 from lingraft.study.fitting import misfit
 from lingraft.study.stages.job import shape_in
 from lingraft.train.memory_plan import Cut, LargestBatch, Setup, chosen_cut, total_memory, training_memory
@@ -152,6 +154,45 @@ def test_a_study_that_cannot_fit_ends_before_a_byte_of_the_model_is_read(
         assert "takes at least" in done.stderr
         assert "phase 'two', strategy 'plain'" in done.stderr
     monkeypatch.undo()
+
+
+def card_study(folder: Path, *strategies: Any) -> Study:
+    german = {"german": {"source": "worldbook:counting/de"}}
+    return Study.model_validate(
+        {
+            "name": "large",
+            "phases": [
+                {"name": "one", "checkpoint": str(folder)},
+                {"name": "two", "data": german, "strategies": strategies},
+            ],
+        }
+    )
+
+
+def test_8b_is_planned_for_a_card_that_is_not_here_by_its_config_alone(llama_8b: Path) -> None:
+    eight = {"plain": {"name": "eight", "training": {"optimizer": "adamw_8bit"}}}
+    four = {"lora": {"base": "nf4", "name": "four"}}
+    found = plan_for_cards(card_study(llama_8b, "plain", eight, "lora", four), 80 * GB, Processes())
+    by_name = {one.strategy: one for one in found.trainings}
+    assert {name: one.fits for name, one in by_name.items()} == {
+        "plain": False, "eight": True, "lora": True, "four": True,
+    }  # fmt: skip
+    assert by_name["plain"].precision == "bf16", "auto is resolved for a card, not for this machine"
+    assert by_name["eight"].precision == "bf16_pure"
+    assert by_name["plain"].memory_bytes > 18 * 8.03e9
+    assert by_name["four"].memory.weights < 0.4 * by_name["lora"].memory.weights
+    (problem,) = found.problems
+    assert "strategy 'plain'" in problem
+    assert "training.optimizer=adamw_8bit" in problem
+    assert "lora with base: nf4 (" in problem
+    divided = plan_for_cards(card_study(llama_8b, "plain"), 80 * GB, Processes(8, sharded=True))
+    assert divided.problems == ()
+    small = plan_for_cards(card_study(llama_8b, "plain"), 4 * GB, Processes())
+    assert "Nothing fits here. The least would be the strategy lora with base: nf4 (" in small.problems[0]
+    with pytest.raises(ConfigError, match="--sharded cannot divide"):
+        plan_for_cards(card_study(llama_8b, four), 80 * GB, Processes(8, sharded=True))
+    with pytest.raises(ConfigError, match="no-such-model: its config"):
+        plan_for_cards(card_study(llama_8b / "no-such-model"), 80 * GB, Processes())
 
 
 def test_all_memory_is_what_a_container_may_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,11 +170,12 @@ def test_logits_of_many_positions_are_made_in_portions_unless_a_strategy_reads_t
     tiny_llama: Callable[..., Any],
 ) -> None:
     shape = replace(shape_of(tiny_llama()), vocabulary=128_256, head=128_256 * 4096)
-    assert shape.has_plain_head
+    assert shape.can_be_fused
     batch = LargestBatch(rows=8, length=1024, supervised=8192)
     whole = training_memory(shape, batch, Setup("bf16", needs_logits=True))
     fused = training_memory(shape, batch, Setup("bf16"))
     assert whole.logits == 2 * 2 * 8192 * 128_256
+    assert training_memory(replace(shape, can_be_fused=False), batch, Setup("bf16")).logits == whole.logits
     assert fused.logits == pytest.approx(2 * (1 << 26) + (4 + 2) * shape.head, rel=0.01)
     frozen = training_memory(replace(shape, trains_head=False), batch, Setup("bf16"))
     assert frozen.logits == pytest.approx(2 * (1 << 26), rel=0.01)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import shutil
-import signal
+import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from lingraft.models.loss import collate, supervised_loss
 from lingraft.models.shape import shape_of
 from lingraft.train.memory_plan import Cut
 from lingraft.train.phase import PhaseOutcome, Progress, train_phase
-from lingraft.train.trainer import PhaseTrainer, training_arguments
+from lingraft.train.trainer import PhaseTrainer, _leave_signals, training_arguments
 
 Build = Callable[..., Any]
 TRAINING = Training(learning_rate=1e-2, epochs=2, tokens_per_batch=64, warmup_share=0.1, precision="float32")
@@ -175,6 +174,11 @@ def test_killed_and_continued_it_ends_with_the_same_bits(
     assert_same_weights(continued, undisturbed)
 
 
+def send_all(pid: int | None) -> None:
+    """Send what ends a command to a process, as a terminal or a scheduler does: not from its parent."""
+    subprocess.run(["sh", "-c", f"kill -INT {pid}; kill -TERM {pid}; kill -HUP {pid}"], check=True)
+
+
 def test_batches_that_other_processes_make_ahead_are_the_same(
     tiny_llama: Build, examples: Build, run: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,10 +195,8 @@ def test_batches_that_other_processes_make_ahead_are_the_same(
     def signalled(progress: Progress) -> None:
         own = multiprocessing.active_children()
         workers.update(one.pid for one in own if one.pid is not None)
-        for one in own:  # as a terminal or a scheduler sends it to all
-            if one.pid is not None:
-                os.kill(one.pid, signal.SIGTERM)
-                os.kill(one.pid, signal.SIGINT)
+        for one in own:
+            send_all(one.pid)
         killer(5)(progress)
 
     monkeypatch.setattr("lingraft.train.phase.training_arguments", with_workers)
@@ -204,6 +206,27 @@ def test_batches_that_other_processes_make_ahead_are_the_same(
     found = run(continued, examples(), training, folder=tmp_path / "two")
     assert (found.resumed_from, found.losses) == (4, expected.losses)
     assert_same_weights(continued, undisturbed)
+
+
+def test_signals_leave_what_makes_batches_alone_but_the_training_process_can_end_it() -> None:
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+
+    def work() -> None:
+        _leave_signals(0)
+        while True:
+            theirs.send(theirs.recv())
+
+    worker = context.Process(target=work, daemon=True)
+    worker.start()
+    ours.send("ready")
+    assert ours.recv() == "ready"
+    send_all(worker.pid)
+    ours.send("still there")
+    assert ours.recv() == "still there"
+    worker.terminate()  # as Python does when a command is over, before it waits for the worker without end
+    worker.join(30)
+    assert worker.exitcode == 0  # else torch says that a worker was killed
 
 
 def test_an_accelerator_gets_its_batches_from_pinned_memory(tmp_path: Path) -> None:
@@ -519,3 +542,12 @@ def test_without_room_a_phase_computes_its_steps_in_pieces(
     assert seen[0] == 1
     assert seen[1] > 1
     assert seen[2] == 2, "what is given is as it is given"
+
+
+def test_a_parameter_without_a_dimension_cannot_be_divided(
+    tiny_llama: Build, examples: Build, run: Build
+) -> None:
+    model = tiny_llama()
+    model.model.register_parameter("scale", nn.Parameter(torch.ones(())))
+    with pytest.raises(ModelError, match=r"'model.scale' is a single number .* without sharding"):
+        run(model, examples(), sharded=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -16,10 +17,10 @@ import torch
 
 from lingraft.config.schema import StrategyChoice, Training
 from lingraft.data.encoded import EncodedExample, write_table
-from lingraft.errors import ConfigError
+from lingraft.errors import ConfigError, StrategyError
 from lingraft.models.loading import load_model
 from lingraft.train.phase import PhaseOutcome, Progress
-from lingraft.train.processes import Processes, train_on
+from lingraft.train.processes import TORCHRUN, Processes, train_on
 from lingraft.train.run import PhasePlan, PhaseTask
 from lingraft.train.trainer import BatchPlan, ProcessShares
 
@@ -150,9 +151,9 @@ def test_two_processes_go_on_where_they_were_stopped(make_task: Make, sharded: b
 
 
 def test_what_a_worker_refuses_is_raised_here_as_it_is(make_task: Make) -> None:
-    pure = TRAINING.model_copy(update={"precision": "bf16_pure"})
-    with pytest.raises(ConfigError, match="bf16_pure does not go with sharded"):
-        train_on(Processes(2, sharded=True), make_task(training=pure))
+    unknown = make_task({"freeze_modules": {"modules": ["q_porj"]}})
+    with pytest.raises(StrategyError, match="q_porj"):
+        train_on(Processes(2, sharded=True), unknown)
 
 
 def test_workers_end_when_their_launcher_is_killed(make_task: Make, tmp_path: Path) -> None:
@@ -216,6 +217,29 @@ def test_a_signal_is_handed_on_and_all_processes_save_together(
     assert_left_alike(task, model)
 
 
+def test_a_worker_that_begins_after_torchrun_was_killed_ends(make_task: Make, tmp_path: Path) -> None:
+    """A signal before any worker has reported kills torchrun; others would wait for it, and the command for them."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (tmp_path / "task.json").write_text(make_task().model_dump_json(), encoding="utf-8")
+    alone = {
+        "RANK": "1",
+        "LOCAL_RANK": "1",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": "9",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "lingraft.train.worker", str(tmp_path / "task.json"), str(os.getpid())],
+        env={**os.environ, **alone, TORCHRUN: str(gone.pid)},
+        timeout=120,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1, done.stderr
+
+
 def test_torchrun_itself_hears_no_signal(make_task: Make) -> None:
     """Else it would kill, after 30 seconds, workers that a scheduler signals with it while they save."""
 
@@ -239,15 +263,14 @@ def test_impossible_numbers_of_processes_are_refused(processes: Processes, messa
         processes.check()
 
 
-@pytest.mark.parametrize("pieces", [1, 2])
-@pytest.mark.parametrize("processes", [1, 2, 3, 5])
-def test_the_parts_of_the_processes_hold_every_row_once_and_are_alike(processes: int, pieces: int) -> None:
-    batches = BatchPlan([7, 9, 4, 30, 12, 5, 8, 21, 6, 11], TRAINING, seed=0, pieces=pieces)
-    shares = ProcessShares(batches, processes, silent_row=-1)
-    parts, of_batch = list(shares), processes * pieces
-    assert len(parts) == len(shares) == len(batches) * of_batch
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 10])
+def test_the_parts_of_a_batch_hold_every_row_once_and_are_alike(count: int) -> None:
+    batches = BatchPlan([7, 9, 4, 30, 12, 5, 8, 21, 6, 11], TRAINING, seed=0)
+    shares = ProcessShares(batches, count, silent_row=-1)
+    parts = list(shares)
+    assert len(parts) == len(shares) == len(batches) * count
     for number, batch in enumerate(batches):
-        own = parts[number * of_batch : (number + 1) * of_batch]
+        own = parts[number * count : (number + 1) * count]
         assert sorted(row for part in own for row in part if row != -1) == sorted(batch)
         sizes = [len([row for row in part if row != -1]) for part in own]
         assert max(sizes) - min(sizes) <= 1

@@ -21,7 +21,7 @@ from transformers import get_scheduler
 from lingraft import stopping
 from lingraft.config.schema import StrategyChoice, Training
 from lingraft.data.encoded import write_table
-from lingraft.errors import VerificationError
+from lingraft.errors import DiskError, LingraftError, VerificationError
 from lingraft.models.checkpoints import CheckpointReader
 from lingraft.records import fingerprint_of, read_json
 from lingraft.stopping import Stopped
@@ -30,7 +30,7 @@ from lingraft.train import saved_state
 from lingraft.train.checkpoints import Checkpoints
 from lingraft.train.phase import PhaseOutcome, Progress, _trained_marks, train_phase
 from lingraft.train.run import PhaseTask, train_task
-from lingraft.train.trainer import rate_factor
+from lingraft.train.trainer import PhaseTrainer, rate_factor
 
 TRAINING = Training(learning_rate=1e-2, epochs=2, tokens_per_batch=64, precision="float32")
 Train = Callable[..., tuple[PhaseOutcome, Any, list[str]]]
@@ -199,6 +199,21 @@ def test_a_full_disk_on_the_way_loses_neither_the_phase_nor_what_was_saved(
     done, model, _ = train(training={"save_every": 2})
     assert done.resumed_from == 2
     assert_same_weights(model, straight)
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [("[Errno 28] No space left on device", DiskError), ("a number is none", LingraftError)],
+)
+def test_a_full_disk_ends_several_processes_and_what_would_come_after_them(
+    tmp_path: Path, said: str, kind: type[LingraftError]
+) -> None:
+    trainer: Any = PhaseTrainer.__new__(PhaseTrainer)
+    trainer.args = SimpleNamespace(world_size=2)
+    trainer._checkpoints = Checkpoints(tmp_path, {}, print)
+    with pytest.raises(LingraftError, match=r"checkpoint of step 4 could not .* Free space there") as raised:
+        trainer._not_saved(4, OSError(said))  # as torch's checkpoints say it, without a number
+    assert type(raised.value) is kind
 
 
 def test_training_goes_on_while_a_checkpoint_is_written_which_counts_when_it_is_whole(

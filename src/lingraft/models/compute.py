@@ -120,18 +120,19 @@ def resolved_precision(precision: AskedPrecision, machine: Machine) -> Precision
     return "bf16"
 
 
-def trained_in(precision: AskedPrecision, optimizer: str) -> Precision:
-    """Return what a precision means in training on this machine: `auto` with 8-bit moments is `bf16_pure`.
+def trained_in(precision: AskedPrecision, optimizer: str, machine: Machine | None = None) -> Precision:
+    """Return what a precision means in training on a machine: `auto` with 8-bit moments is `bf16_pure`.
 
     Args:
         precision: As asked for.
         optimizer: `adamw` or `adamw_8bit`, whose weights are bf16 on every machine.
+        machine: What there is; None: this machine.
 
     Raises:
         ConfigError: See `compute_for`.
     """
     is_low = precision == "auto" and optimizer == "adamw_8bit"
-    return compute_for("bf16_pure" if is_low else precision).precision
+    return compute_for("bf16_pure" if is_low else precision, machine).precision
 
 
 def accumulated(values: Tensor) -> Tensor:

@@ -55,11 +55,12 @@ def are_too_many(logits: int) -> bool:
 def can_be_fused(model: Any) -> bool:
     """Return whether a model's head is a plain matrix, whose products are the logits.
 
-    It is not where it is quantised or has an adapter, or the model caps or scales what comes out of it.
+    It is not where it is quantised, has an adapter or a forward pass that was put in its place, or the model caps or
+    scales what comes out of it.
     """
-    config = model.config.get_text_config()
+    config, head = model.config.get_text_config(), model.get_output_embeddings()
     changes = any(getattr(config, name, None) not in (None, 1, 1.0) for name in _CHANGES_LOGITS)
-    return type(model.get_output_embeddings()) is nn.Linear and not changes
+    return type(head) is nn.Linear and "forward" not in vars(head) and not changes
 
 
 def liger_version(device: torch.device) -> str | None:

@@ -46,7 +46,7 @@ class ModelShape:
         outside: Parameters outside of the layers: embedding, head, last norm.
         ranks: Of a layer's adapters (LoRA), together; 0: it has none.
         in_four_bits: Parameters that are held in 4 bits.
-        has_plain_head: Whether its loss can be taken without the logits of all positions (`models.fused_loss`).
+        can_be_fused: Whether the loss can be taken without all logits at once; see `models.fused_loss`.
     """
 
     parameters: int
@@ -71,7 +71,7 @@ class ModelShape:
     outside: int
     ranks: int
     in_four_bits: int
-    has_plain_head: bool
+    can_be_fused: bool
 
     def forward_flops(self, tokens: float, pairs: float, positions: float) -> float:
         """Return the FLOPs of a forward pass.
@@ -173,8 +173,8 @@ def shape_of(model: Any, trainable: Collection[str] | None = None) -> ModelShape
             for name, one in parameters.items()
             if ".lora_A." in name and layer.get(name) == lowest
         ),
+        can_be_fused=can_be_fused(model),
         in_four_bits=sum(sizes[name] for name, one in parameters.items() if is_in_four_bits(one)),
-        has_plain_head=can_be_fused(model),
     )
 
 

@@ -344,4 +344,7 @@ def missing_weights(folder: Path) -> str:
             f"{folder}: only pickled weights ({', '.join(pickles)}), which can run any code when read, so lingraft "
             "does not. Convert them to safetensors (load and save_pretrained in an environment you trust)."
         )
-    return f"{folder}: holds neither {SINGLE_FILE} nor {INDEX_FILE}, so there are no weights to read."
+    return (
+        f"{folder}: holds neither {SINGLE_FILE} nor {INDEX_FILE}, so there are no weights to read. Before they are "
+        "here, `lingraft plan STUDY --card 80` says what training takes of a card of 80 GB."
+    )

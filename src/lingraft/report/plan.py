@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from lingraft.report.tables import ABSENT, Column, Entry, Table, counted
 from lingraft.stage import mfu_text
+from lingraft.study.cards import CardPlan
 from lingraft.study.forecast import Forecast, StageForecast, time_text, work_text
 from lingraft.study.unused import size_text
 
@@ -48,6 +49,58 @@ def _row(one: StageForecast) -> tuple[str, ...]:
         ABSENT if one.seconds is None else Entry(time_text(one.seconds), one.seconds),
         ABSENT if one.mfu is None else Entry(mfu_text(one.mfu), one.mfu),
     )
+
+
+def card_table(plan: CardPlan) -> Table:
+    """Return one row for each training: what each card holds, by part, and how a step is computed."""
+    columns = (
+        Column("training", "phase and strategy"),
+        Column("memory", "of each card, at its peak"),
+        Column("step", "how each process computes its share of the fullest step"),
+        Column("weights", "of the model, with autocast's copies"),
+        Column("gradients", "of what trains"),
+        Column("moments", "of the optimiser"),
+        Column("activations", "of the largest micro-batch, with its logits"),
+        Column("rest", "the device's context, gathered layers or buckets, and what strategies hold"),
+        Column("disk", "the model in float32 and two resumable checkpoints"),
+    )
+    rows = []
+    for one in plan.trainings:
+        parts = one.memory
+        sizes = (
+            parts.weights + parts.copies,
+            parts.gradients,
+            parts.optimiser,
+            parts.activations + parts.logits,
+            parts.base + parts.gathered + parts.held,
+            one.disk_bytes,
+        )
+        cut = "whole" if one.pieces == 1 else f"{one.pieces} pieces"
+        again = ", checkpointing" if one.gradient_checkpointing else ""
+        rows.append(
+            (
+                f"{one.phase}/{one.strategy}",
+                Entry(size_text(one.memory_bytes), one.memory_bytes),
+                f"{cut}{again}" if one.fits else "does not fit",
+                *(Entry(size_text(size), size) for size in sizes),
+            )
+        )
+    return Table(columns, tuple(rows), 1)
+
+
+def card_lines(plan: CardPlan) -> Iterator[str]:
+    """Yield what is said below `card_table`: how many trainings fit, and what would in place of the others."""
+    each = "" if plan.processes == 1 else ", each of which has the whole model"
+    if plan.sharded:
+        each = ", which divide the model"
+    cards = "card" if plan.processes == 1 else "cards"
+    fit = sum(one.fits for one in plan.trainings)
+    yield (
+        f"{fit} of {len(plan.trainings)} trainings fit {plan.processes} {cards} of {size_text(plan.card_bytes)}{each}: "
+        "planned by config.json for the fullest steps, not measured."
+    )
+    for problem in plan.problems:
+        yield f"! {problem[0].upper()}{problem[1:]}"
 
 
 def plan_lines(forecast: Forecast) -> Iterator[str]:

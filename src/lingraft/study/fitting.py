@@ -15,6 +15,7 @@ from lingraft.models.model_names import EMBEDDED_PREFIX
 from lingraft.models.shape import ModelShape
 from lingraft.stage import StageSpec
 from lingraft.strategies.composition import build
+from lingraft.study.checks import place_of
 from lingraft.study.grid import cells_of
 from lingraft.study.stages.job import shape_in
 from lingraft.study.stages.train import Train, held_bytes
@@ -38,6 +39,36 @@ _LORA = StrategyChoice(parts=(StrategySpec(kind="lora"),))
 _MOST_PROCESSES = 64  # that are tried
 
 
+def trainings_of(study: Study) -> Iterator[tuple[str, StrategyChoice, Training]]:
+    """Yield each phase's name with each of its strategies and their options of training, once."""
+    met = []
+    for cell in cells_of(study):
+        for step in cell.steps[-1:] if cell.is_mixed else cell.steps:
+            phase = next(one for one in study.phases if one.name == step.phase)
+            training = phase.training.apply_to(study.training)
+            for part in step.strategy.parts:
+                training = part.training.apply_to(training)
+            one = step.phase, step.strategy, training
+            if one not in met:
+                met.append(one)
+                yield one
+
+
+def check_divided(study: Study) -> None:
+    """Refuse strategies beside which no weights can be divided, before anything is read.
+
+    Raises:
+        ConfigError: One holds weights in 4 bits.
+    """
+    for step in (step for cell in cells_of(study) for step in cell.steps):
+        for part in build(step.strategy).parts:
+            if not part.can_be_divided:
+                raise ConfigError(
+                    f"{place_of(step)}: {part.kind!r} with base: nf4 holds weights in 4 bits, which --sharded cannot "
+                    "divide. Leave --sharded out (the whole model takes about half a byte for a weight), or `base`."
+                )
+
+
 def check_memory(study: Study, processes: Processes) -> None:
     """Refuse a study that trains what this machine cannot hold, before anything of a model but its config.json is read.
 
@@ -46,27 +77,21 @@ def check_memory(study: Study, processes: Processes) -> None:
     """
     first = study.phases[0]
     name = first.checkpoint or study.model
-    folder = None if name is None else _configuration_of(name)
+    folder = None if name is None else configuration_of(name)
     if folder is None:
         return
     problems: dict[str, None] = {}
-    for cell in cells_of(study):
-        for step in cell.steps[-1:] if cell.is_mixed else cell.steps:
-            phase = next(one for one in study.phases if one.name == step.phase)
-            training = phase.training.apply_to(study.training)
-            for part in step.strategy.parts:
-                training = part.training.apply_to(training)
-            place = f"phase {step.phase!r}, strategy {step.strategy.label!r}"
-            problem = misfit(
-                place,
-                folder,
-                step.strategy,
-                with_resolved_precision(training),
-                processes,
-                trust_remote_code=study.trust_remote_code,
-            )
-            if problem is not None:
-                problems[problem] = None
+    for phase, choice, training in trainings_of(study):
+        problem = misfit(
+            f"phase {phase!r}, strategy {choice.label!r}",
+            folder,
+            choice,
+            with_resolved_precision(training),
+            processes,
+            trust_remote_code=study.trust_remote_code,
+        )
+        if problem is not None:
+            problems[problem] = None
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -100,7 +125,14 @@ def misfit(
         return None
     held = held_bytes(build(choice), shape, compute)
     cut = Cut(checkpointing=training.gradient_checkpointing is not False)
-    setup = Setup.of(training, compute, cut, processes.count, sharded=processes.sharded)
+    setup = Setup.of(
+        training,
+        compute,
+        cut,
+        processes.count,
+        sharded=processes.sharded,
+        needs_logits=any(part.holds_replayed for part in build(choice).parts),
+    )
     host = host_memory(shape, setup, saves=training.saves)
     if not setup.on_processor and host.certain > total_host():
         return (
@@ -112,23 +144,46 @@ def misfit(
     needed = _least_bytes(shape, setup, held)
     if needed <= total:
         return None
+    adapted = adapted_shape(folder, shape, trust_remote_code=trust_remote_code)
+    return refusal(place, training, shape, adapted, setup, held, needed, total)
+
+
+def refusal(
+    place: str,
+    training: Training,
+    shape: ModelShape,
+    adapted: ModelShape | None,
+    setup: Setup,
+    held: int,
+    needed: int,
+    total: int,
+) -> str:
+    """Return the sentence about what does not fit, with what would."""
     devices = "" if setup.on_processor else " on each device"
     message = (
         f"{place}: training {shape.trained / 1e9:.2f} of {shape.parameters / 1e9:.2f} billion parameters in "
         f"{setup.precision} takes at least {size_text(needed)} of memory{devices}, and there are {size_text(total)}."
     )
     row = LargestBatch(1, training.max_length, training.max_length)
-    adapted = None if shape.ranks else shape_in(folder, _LORA, trust_remote_code=trust_remote_code)
     room = SAFE * total
     others = _others(shape, adapted, setup, lambda own, one: _bytes(own, one, row, held) <= room)
-    found = [(size, words) for words, own, one in others if (size := _bytes(own, one, row, held)) <= room]
+    sizes = [(_bytes(own, one, row, held), words) for words, own, one in others]
+    found = [(size, words) for size, words in sizes if size <= room]
     if not found:
-        return f"{message} Nothing that was tried fits here: take a smaller model or a larger machine."
+        least = "".join(
+            f" The least would be {words} ({size_text(size)})." for size, words in sorted(sizes)[:1]
+        )
+        return f"{message} Nothing fits here.{least} Take a smaller model or a larger machine."
     return (
         f"{message} What would fit: "
         + ", or ".join(f"{words} ({size_text(size)})" for size, words in found)
         + "."
     )
+
+
+def adapted_shape(folder: Path, shape: ModelShape, *, trust_remote_code: bool) -> ModelShape | None:
+    """Return a model's shape with adapters; None: not known."""
+    return shape if shape.ranks else shape_in(folder, _LORA, trust_remote_code=trust_remote_code)
 
 
 def _others(
@@ -153,11 +208,10 @@ def _others(
                 yield f"--processes {count} --sharded{words}", shape, own
                 break
             count *= 2
-    if adapted is not None:
+    if adapted is not None and not shape.ranks:
         yield "the strategy lora", adapted, again
-    frozen = shape if adapted is None else adapted
-    if frozen.ranks and not frozen.in_four_bits and not setup.sharded:
-        small_base = replace(frozen, in_four_bits=int(frozen.matrices - frozen.trained_matrices))
+    if adapted is not None and not adapted.in_four_bits and not setup.sharded:  # 4 bits are not divided
+        small_base = replace(adapted, in_four_bits=int(adapted.matrices - adapted.trained_matrices))
         yield "the strategy lora with base: nf4 (pip install 'lingraft[qlora]')", small_base, again
 
 
@@ -172,7 +226,7 @@ def _bytes(shape: ModelShape, setup: Setup, batch: LargestBatch, held: int) -> i
     return plan.total * setup.processes if setup.on_processor else plan.total
 
 
-def _configuration_of(name: str) -> Path | None:
+def configuration_of(name: str) -> Path | None:
     """Return a folder that holds a model's config.json, of the hub's models that file alone; None: it cannot be had.
 
     What is wrong with the model is said when it is looked for.

@@ -19,15 +19,13 @@ from lingraft.data.encodings import discard_encodings
 from lingraft.errors import ConfigError, ModelError, as_disk_error
 from lingraft.evaluate.checks import check_tasks
 from lingraft.evaluate.selection import language_notes, resolve_suites
-from lingraft.strategies.composition import build
-from lingraft.study.checks import check_names, place_of
+from lingraft.study.checks import check_names
 from lingraft.study.checks import load_study as read_study
 from lingraft.study.contamination import report_contamination
 from lingraft.study.events import Watcher
 from lingraft.study.execute import Executor
-from lingraft.study.fitting import check_memory, fitting_line
+from lingraft.study.fitting import check_divided, check_memory, fitting_line
 from lingraft.study.forecast import Forecast, disk_needed, disk_problem, forecast, free_disk
-from lingraft.study.grid import cells_of
 from lingraft.study.made import noted_in
 from lingraft.study.materials import Materials, check_added_tokens, gather, report_costs
 from lingraft.study.plan import Plan, listed_stages, plan_study
@@ -107,7 +105,7 @@ def run_study(
     base_folder = path_of(base_folder, "base_folder")
     asked = study if isinstance(study, Study) else read_study(study, base_folder=base_folder)
     if processes.sharded:
-        _check_sharded(asked)
+        check_divided(asked)
     folder = path_of(runs, "runs") / asked.name
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -181,17 +179,6 @@ def run_study(
     return result
 
 
-def _check_sharded(study: Study) -> None:
-    """Refuse strategies beside which no weights can be divided, before anything is read."""
-    for step in (step for cell in cells_of(study) for step in cell.steps):
-        for part in build(step.strategy).parts:
-            if not part.can_be_divided:
-                raise ConfigError(
-                    f"{place_of(step)}: {part.kind!r} with base: nf4 holds weights in 4 bits, which --sharded cannot "
-                    "divide. Leave --sharded out (the whole model takes about half a byte for a weight), or `base`."
-                )
-
-
 def prepare_study(
     study: Study,
     base_folder: Path,
@@ -263,6 +250,8 @@ def forecast_study(
     """
     watcher, processes = watcher or Watcher(), processes or Processes()
     processes.check()
+    if processes.sharded:
+        check_divided(study)
     store = Store(runs / study.name)
     is_new = not store.stages.is_dir()  # what is finished need not fit any more
     check = partial(check_memory, study, processes) if is_new else lambda: None

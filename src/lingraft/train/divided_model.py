@@ -30,12 +30,11 @@ _PIECES = "sharded"  # as torch calls it
 def wants_whole(model: nn.Module) -> bool:
     """Whether a model's weights are not saved as they are: adapters are merged, experts are stored one by one.
 
-    Nor does torch put numbers without a dimension together.
+    Nor does torch put buffers without a dimension together.
     """
     from transformers.core_model_loading import revert_weight_conversion
 
-    numbers = [one for one in (*model.parameters(), *model.buffers()) if one.dim() == 0]
-    if isinstance(model, PeftModel) or numbers:
+    if isinstance(model, PeftModel) or any(one.dim() == 0 for one in model.buffers()):
         return True
     shells: dict[str, Tensor] = {
         name: torch.empty(one.shape, dtype=one.dtype, device="meta") for name, one in model.named_parameters()

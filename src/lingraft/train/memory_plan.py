@@ -58,7 +58,7 @@ class Setup:
         micro_batches: Of an optimiser step: with several, gradients stay while activations are made.
         processes: That train it, each on a device of its own (on a processor, in one memory).
         sharded: Whether they divide weights, gradients and moments between them; else each has all.
-        needs_logits: Whether strategies read the logits of all positions.
+        needs_logits: Whether a strategy reads the logits of all positions.
     """
 
     precision: Precision
@@ -201,6 +201,13 @@ class LargestBatch:
     length: int
     supervised: int
 
+    @classmethod
+    def fullest(cls, training: Training) -> LargestBatch:
+        """Return a micro-batch of the longest rows that options of training allow, all learned."""
+        tokens = max(1, training.tokens_per_batch // training.micro_batches)
+        length = min(tokens, training.max_length)
+        return cls(tokens // length, length, tokens)
+
     def part(self, parts: int) -> LargestBatch:
         """Return the largest of so many parts of it: whole rows, at least one."""
         rows = -(-self.rows // parts)
@@ -302,7 +309,7 @@ def training_memory(
         gathered = setup.trained_bytes * shape.trained
     scores = batch.supervised * shape.vocabulary
     logits = 2 * setup.computed_bytes * scores  # with their gradient
-    if shape.has_plain_head and not setup.needs_logits and are_too_many(scores):
+    if shape.can_be_fused and not setup.needs_logits and are_too_many(scores):
         # A portion, with its gradient in its place; and of a trained head the gradient, and what a portion adds to it.
         logits = setup.computed_bytes * rows_at_once(shape.vocabulary) * shape.vocabulary
         logits += shape.trains_head * (setup.trained_bytes + setup.computed_bytes) * shape.head

@@ -30,7 +30,7 @@ from lingraft.data.encoded import EncodedExample, EncodedTable, write_table
 from lingraft.data.example import Example
 from lingraft.data.sources import LoadedData, examples_of
 from lingraft.errors import ConfigError, DataError, ModelError, StrategyError, VerificationError, did_you_mean
-from lingraft.models.compute import Compute, compute_for, trained_in
+from lingraft.models.compute import Compute, Machine, compute_for, trained_in
 from lingraft.models.four_bits import parameter_count
 from lingraft.models.loaded import check_has_values, model_in_memory, tokenizer_for
 from lingraft.models.peak import Peak, peak_of
@@ -222,20 +222,20 @@ def train_phase(
     tokenizer, table = _checked(model, tokenizer, encoded, training.max_length, on_note, sharded=sharded)
     compute = compute_for(training.precision)
     if sharded:
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 0:
+                raise ModelError(
+                    f"{name!r} is a single number without a dimension, which FSDP2 cannot divide. Train this model "
+                    "without sharding (no --sharded)."
+                )
         PartialState(cpu=compute.device.type == "cpu")
         take_layout(model)
     names = _check_trainable(model, trainable)
     rows = embedding_rows(model)
     check_token_ids((table.highest_token,), rows, tokenizer, "the training data")
+    needs_logits = on_policy is not None or bool(rules.output_penalties)
     cut = cut or _chosen_cut(
-        model,
-        names,
-        table,
-        training,
-        seed,
-        compute,
-        sharded=sharded,
-        needs_logits=on_policy is not None or bool(rules.output_penalties),
+        model, names, table, training, seed, compute, sharded=sharded, needs_logits=needs_logits
     )
     plan = BatchPlan(table.lengths, training, seed, cut.pieces)
     workplace = folder / FOLDER
@@ -328,7 +328,7 @@ def train_phase(
         tokens=training.epochs * int(np.sum(table.lengths)),
         padded_tokens=plan.padded_tokens
         if layers.packing is None
-        else layers.packing.length * len(plan) * state.num_processes,
+        else layers.packing.length * len(plan) * plan.pieces * state.num_processes,
         supervised_tokens=training.epochs * table.predicted_tokens,
         losses=tuple((int(e["step"]), e["loss"]) for e in trainer.state.log_history if "loss" in e),
         trainable_parameters=sum(size for size, is_trained in sizes if is_trained),
@@ -500,8 +500,12 @@ def _identity(
     }
 
 
-def with_resolved_precision(training: Training) -> Training:
-    """Return the options with the precision that `auto` stands for on this machine: what a result depends on.
+def with_resolved_precision(training: Training, machine: Machine | None = None) -> Training:
+    """Return the options with the precision that `auto` stands for: what a result depends on.
+
+    Args:
+        training: The options.
+        machine: Where they train; None: this machine.
 
     Raises:
         ConfigError: The optimizer does not train in the precision that is asked for.
@@ -509,7 +513,8 @@ def with_resolved_precision(training: Training) -> Training:
     problem = training.conflict()
     if problem is not None:
         raise ConfigError(f"training: {problem}")
-    return training.model_copy(update={"precision": trained_in(training.precision, training.optimizer)})
+    precision = trained_in(training.precision, training.optimizer, machine)
+    return training.model_copy(update={"precision": precision})
 
 
 def _no_files(folder: str, names: list[str]) -> list[str]:

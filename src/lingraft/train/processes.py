@@ -37,10 +37,12 @@ PROGRESS = "lingraft-progress "
 NOTE = "lingraft-note "
 SAVED = "lingraft-saved "
 READY = "lingraft-ready "
+TORCHRUN = "LINGRAFT_TORCHRUN"  # the variable in which workers find its id
 # A scheduler signals every process. torchrun would kill the workers 30 seconds later, while they save: it hears no
 # signal. Its workers inherit that, until they listen themselves.
 _TORCHRUN = (
-    f"import signal; signal.pthread_sigmask(signal.SIG_BLOCK, {[int(one) for one in stopping.SIGNALS]}); "
+    f"import os, signal; os.environ[{TORCHRUN!r}] = str(os.getpid()); "
+    f"signal.pthread_sigmask(signal.SIG_BLOCK, {[int(one) for one in stopping.SIGNALS]}); "
     "from torch.distributed.run import main; main()"
 )
 _NO_ROOM = 1 << 14  # bytes
@@ -79,11 +81,11 @@ class Processes:
         """
         return worker_count(self.answering or (self.count if self.count > 1 else None))
 
-    def check(self) -> None:
-        """Refuse what cannot run.
+    def check_each_other(self) -> None:
+        """Refuse what cannot run on any machine.
 
         Raises:
-            ConfigError: More processes than accelerators, none, or one that is to share with nobody.
+            ConfigError: No process, or one that is to share with nobody.
         """
         if self.count < 1:
             raise ConfigError(f"--processes {self.count}: give at least 1.")
@@ -91,6 +93,14 @@ class Processes:
             raise ConfigError(
                 "--sharded divides a model between processes; give --processes 2 or more with it."
             )
+
+    def check(self) -> None:
+        """Refuse what cannot run on this machine.
+
+        Raises:
+            ConfigError: More processes than accelerators, none, or one that is to share with nobody.
+        """
+        self.check_each_other()
         devices = torch.accelerator.device_count() if torch.accelerator.is_available() else None
         if devices is not None and self.count > devices:
             raise ConfigError(

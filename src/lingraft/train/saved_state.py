@@ -10,7 +10,7 @@ The learning rates follow from the step.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,8 +23,9 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
@@ -41,7 +42,6 @@ _BLOCK = 256  # weights that share a scale in torchao's moments of 8 bits
 _FORMAT = 1
 _SHARE_OF_FREE = 0.5
 _BYTES_AT_ONCE = 1 << 30  # a file is made in memory before it is written
-_BYTES_READ = 1 << 33  # of moments that become 8 bits, before they do: in all processes together
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,18 +81,14 @@ class Saving:
         """Copy tensors and begin to write them; every process calls this, after `finish`.
 
         Args:
-            tensors: Whole ones are written by whoever gives them; those of few bits as float32 numbers.
+            tensors: Whole ones are written by whoever gives them.
             folder: Exists.
             then: Called in the end, when all processes have written.
         """
-        own = sum(one.numel() * one.element_size() for one in map(own_piece, tensors.values()))
-        has_room = own <= _SHARE_OF_FREE * psutil.virtual_memory().available
-        copies = dict(tensors)
-        if has_room:  # a copy for this checkpoint alone: until the next one training has the memory
-            stager = DefaultStager(StagingOptions(False, False, False, False))
-            # One by one: as numbers moments of 8 bits take four times as much.
-            for name, tensor in copies.items():
-                copies[name] = stager.stage({name: _in_float(tensor)})[name]  # type: ignore[index]
+        # Of all processes together, which are one machine's.
+        everywhere = sum(one.numel() * one.element_size() for one in tensors.values())
+        has_room = everywhere <= _SHARE_OF_FREE * psutil.virtual_memory().available
+        pieces = {name: _piece(one, copied=has_room) for name, one in tensors.items()}
         files = _files_of(tensors, self._processes)
 
         def write() -> None:
@@ -100,14 +96,14 @@ class Saving:
                 last = max(files.values(), default=0)
                 for number in range(1, last + 1):
                     part = {
-                        name: _in_float(one).contiguous()
-                        for name, one in copies.items()
+                        name: _floats(one).contiguous()
+                        for name, one in pieces.items()
                         if files[name] == number
                     }
                     save_file(part, folder / f"shard-00001-model-{number:05d}-of-{last:05d}.safetensors")
             else:
                 writer = HuggingFaceStorageWriter(str(folder), files, save_distributed=True)
-                write_pieces({name: _in_float(one) for name, one in copies.items()}, writer, self._group)
+                write_pieces(tensors, writer, self._group, pieces)
             then()
 
         self._pending = self._thread.submit(write)
@@ -126,15 +122,61 @@ class Saving:
 
 
 def write_pieces(
-    tensors: Mapping[str, Tensor], writer: HuggingFaceStorageWriter, group: dist.ProcessGroup | None = None
+    tensors: Mapping[str, Tensor],
+    writer: HuggingFaceStorageWriter,
+    group: dist.ProcessGroup | None = None,
+    pieces: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write what each process gives, and return when all have.
+
+    Args:
+        tensors: Say what is written, and where it lies in the whole.
+        writer: Of files.
+        group: Of processes; None: all.
+        pieces: This process's own, where they are other ones than the tensors hold; None: those.
 
     Raises:
         OSError: A file could not be written, here or in another process.
     """
     with _errors_of_all():
-        save(dict(tensors), storage_writer=writer, process_group=group)
+        save(dict(tensors), storage_writer=writer, process_group=group, planner=_OwnPieces(pieces))
+
+
+class _OwnPieces(DefaultSavePlanner):
+    """Hands out a process's pieces when they are written, and only then makes float32 numbers of those of 8 bits."""
+
+    def __init__(self, pieces: Mapping[str, Tensor] | None) -> None:
+        super().__init__()
+        self._pieces = pieces
+
+    def lookup_object(self, index: MetadataIndex) -> Any:
+        """Return a tensor of this process's."""
+        return super().lookup_object(index) if self._pieces is None else _floats(self._pieces[index.fqn])
+
+
+def _piece(tensor: Tensor, *, copied: bool) -> Tensor:
+    """Return what this process holds of a tensor, itself or a copy in the processor's memory."""
+    piece = own_piece(tensor).detach()
+    if not copied:
+        return piece
+    own: Any = piece
+    if _scales_of(piece) is not None:
+        made: Tensor = type(own)(
+            *(one.to("cpu", copy=True) for one in (own.codes, own.scale, own.qmap)), own.signed
+        )
+        return made
+    return piece.to("cpu", copy=True)
+
+
+def _scales_of(tensor: Tensor) -> Tensor | None:
+    """Return the scales of the blocks of a tensor of torchao's codes; None: it is no such one."""
+    scales = getattr(tensor, "scale", None)
+    return scales if isinstance(scales, Tensor) else None
+
+
+def _floats(tensor: Tensor) -> Tensor:
+    """Return a tensor's numbers: in float32 of one of 8 bits, else as they are."""
+    return tensor if _scales_of(tensor) is None else tensor.dequantize()
 
 
 @contextmanager
@@ -162,8 +204,6 @@ def _files_of(tensors: Mapping[str, Tensor], processes: int) -> dict[str, int]:
 def training_tensors(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:
     """Return trained weights and the optimiser's moments under the names of a checkpoint; divided ones stay divided.
 
-    They are the very tensors that train, moments of 8 bits among them: all of these as numbers would not fit a card.
-
     Args:
         model: Its trained parameters are taken.
         optimizer: None: no moments.
@@ -181,14 +221,15 @@ def _moments_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return a parameter's moments; of undivided ones of 8 bits also the scales of their blocks.
 
     With these the codes are found again bit for bit; the largest number of a block alone does not tell its scale.
+    Moments of 8 bits become float32 numbers when they are written: all at once would take four times their memory.
     """
     found: dict[str, Tensor] = {}
     for key, value in state.items():
         if isinstance(value, Tensor) and value.dim():
             found[key] = value.detach()
-            scale = getattr(value, "scale", None)
-            if isinstance(scale, Tensor):
-                found[f"{key}{_SCALES}"] = scale
+            scales = _scales_of(value)
+            if scales is not None:
+                found[f"{key}{_SCALES}"] = scales
     return found
 
 
@@ -226,24 +267,43 @@ def read_training(
     trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
     own: Any = getattr(optimizer, "optimizer", optimizer)  # out of accelerate's wrapper
     quantised = getattr(own, "_new_buffer", None)  # torchao's, whose moments are of few bits
-    _read(folder, {f"{_WEIGHTS}{name}": parameter.detach() for name, parameter in trained.items()})
-    groups = {parameter: group for group in own.param_groups for parameter in group["params"]}
-    moved = [name for name in saved.moments if name in trained]
-    for names in _portions(moved, trained, None if quantised is None else _BYTES_READ):
-        moments = {name: _room_for(saved.moments[name], trained[name].detach()) for name in names}
-        _read(
-            folder,
-            {f"{_MOMENTS}{name}.{key}": one for name in names for key, one in moments[name].items()},
-        )
-        for name in names:
-            parameter, found = trained[name], moments.pop(name)
-            state, group = own.state[parameter], groups[parameter]
-            for key, number in saved.numbers[name].items():
-                device = parameter.device if group.get("fused") or group.get("capturable") else None
-                state[key] = number if isinstance(number, int) else torch.tensor(number, device=device)
-            for key in (one for one in found if not one.endswith(_SCALES)):
-                state[key] = found[key]
-                scale = found.get(f"{key}{_SCALES}")
+    on_device = {
+        one
+        for group in own.param_groups
+        if group.get("fused") or group.get("capturable")
+        for one in group["params"]
+    }
+    processes = dist.get_world_size() if dist.is_initialized() else 1
+    files = _files_of(trained, processes)
+    for number in range(
+        1, max(files.values(), default=0) + 1
+    ):  # float32 moments of all weights might not fit
+        some = {name: trained[name] for name in trained if files[name] == number}
+        wanted = {f"{_WEIGHTS}{name}": parameter.detach() for name, parameter in some.items()}
+        for name, parameter in some.items():
+            for key in saved.moments.get(name, ()):
+                weight, is_scale = parameter.detach(), key.endswith(_SCALES)
+                if is_scale and isinstance(weight, DTensor):
+                    continue
+                wanted[f"{_MOMENTS}{name}.{key}"] = (
+                    weight.new_empty(weight.numel() // _BLOCK, dtype=torch.float32)
+                    if is_scale
+                    else torch.empty_like(weight, dtype=torch.float32)
+                )
+        with _errors_of_all(), warnings.catch_warnings():
+            # One process reads by itself.
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            load(wanted, storage_reader=HuggingFaceStorageReader(str(folder)))
+        for name, parameter in some.items():
+            if name not in saved.moments:
+                continue
+            state = own.state[parameter]
+            for key, value in saved.numbers[name].items():
+                device = None if key == "step" and parameter not in on_device else parameter.device
+                state[key] = value if isinstance(value, int) else torch.tensor(value, device=device)
+            for key in (one for one in saved.moments[name] if not one.endswith(_SCALES)):
+                state[key] = wanted[f"{_MOMENTS}{name}.{key}"]
+                scale = wanted.get(f"{_MOMENTS}{name}.{key}{_SCALES}")
                 if quantised is not None:
                     moment = quantised(parameter, key == "exp_avg")
                     if scale is None:
@@ -262,56 +322,3 @@ def read_training(
             group["lr"].fill_(rate)
         else:
             group["lr"] = rate
-
-
-def _portions(
-    names: Collection[str], trained: Mapping[str, Tensor], most_bytes: int | None
-) -> Iterator[list[str]]:
-    """Yield names of parameters whose moments are read together, in all processes alike; None: all of them."""
-    portion: list[str] = []
-    size = 0
-    for name in names:
-        moments = 8 * trained[name].numel()
-        if portion and most_bytes is not None and size + moments > most_bytes:
-            yield portion
-            portion, size = [], 0
-        portion.append(name)
-        size += moments
-    if portion:
-        yield portion
-
-
-def _room_for(keys: Collection[str], weight: Tensor) -> dict[str, Tensor]:
-    """Return tensors that a parameter's moments are read into; divided ones have no use for scales."""
-    room = {key: torch.empty_like(weight, dtype=torch.float32) for key in keys if not key.endswith(_SCALES)}
-    if not isinstance(weight, DTensor):
-        scales = weight.numel() // _BLOCK
-        room |= {key: weight.new_empty(scales, dtype=torch.float32) for key in keys if key.endswith(_SCALES)}
-    return room
-
-
-def _read(folder: Path, wanted: dict[str, Tensor]) -> None:
-    """Fill tensors with what a checkpoint's files hold under their names."""
-    with _errors_of_all(), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="torch.distributed is disabled"
-        )  # one process reads by itself
-        load(wanted, storage_reader=HuggingFaceStorageReader(str(folder)))
-
-
-def _in_float(moment: Tensor) -> Tensor:
-    """Return a moment as float32 numbers, also one that torchao holds in few bits."""
-    if isinstance(moment, DTensor):
-        local = moment.to_local()
-        if not hasattr(local, "dequantize") or type(local) is Tensor:
-            return moment.detach()
-        return DTensor.from_local(
-            local.dequantize(),
-            moment.device_mesh,
-            moment.placements,
-            run_check=False,
-            shape=moment.shape,
-            stride=moment.stride(),
-        )
-    is_plain = type(moment) in (Tensor, nn.Parameter)
-    return moment.detach() if is_plain else moment.dequantize()

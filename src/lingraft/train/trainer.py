@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 import signal
+import threading
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import nullcontext
@@ -38,7 +39,7 @@ from transformers.training_args import OptimizerNames
 from lingraft import stopping
 from lingraft.config.schema import Training
 from lingraft.data.batching import Lengths, padded_tokens, token_budget_batches
-from lingraft.errors import DataError, LingraftError, in_one_line
+from lingraft.errors import DataError, DiskError, LingraftError, disk_error, in_one_line
 from lingraft.models.compute import Compute
 from lingraft.models.fused_loss import LogitsChangedError, are_too_many, can_be_fused
 from lingraft.models.loss import collate, count_supervised, supervised_loss
@@ -427,7 +428,8 @@ class PhaseTrainer(RestrainedTrainer):
         """Begin to write a resumable checkpoint, which is sealed when all of it is on disk; training goes on.
 
         Raises:
-            LingraftError: The one before could not be written, and other processes wait for it.
+            LingraftError: The one before could not be written, and other processes wait for it: a DiskError, where
+                the disk is full or fails.
         """
         self.finish_saving()
         step, is_first = self.state.global_step, self.args.should_save
@@ -480,7 +482,8 @@ class PhaseTrainer(RestrainedTrainer):
         folder, self._being_saved = self._checkpoints.path_of(step), None
         problem = f"the checkpoint of step {step} could not be written to {folder} ({in_one_line(error)})"
         if self.args.world_size > 1:
-            raise LingraftError(
+            stops_all = disk_error(error, folder.parent) is not None  # what comes next would fail as well
+            raise (DiskError if stops_all else LingraftError)(
                 f"{problem}. Free space there and run the same command again: it continues from the one before."
             ) from error
         shutil.rmtree(folder, ignore_errors=True)
@@ -524,9 +527,24 @@ def _nothing() -> None:
 
 
 def _leave_signals(_: int) -> None:
-    """Let the training process alone answer signals, which a terminal or a scheduler sends to all."""
+    """Let the training process alone answer signals, which a terminal or a scheduler sends to all.
+
+    SIGTERM from the training process itself ends this one: so Python ends those that are left when a command is over.
+    """
     for number in stopping.SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # macOS, where nothing accelerates that workers are made for
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what is ignored cannot be waited for
+
+    def wait() -> None:
+        while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _collated(

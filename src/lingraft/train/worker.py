@@ -18,6 +18,7 @@ from lingraft.records import read_json
 from lingraft.stopping import Stopped
 from lingraft.train.processes import (
     SHARDED,
+    TORCHRUN,
     print_note,
     print_plan,
     print_progress,
@@ -36,7 +37,7 @@ def main() -> None:
     path, launcher, *sharded = sys.argv[1:]
     task = PhaseTask.model_validate(read_json(Path(path)))
 
-    torchrun = os.getppid()
+    torchrun = int(os.environ[TORCHRUN])  # it may be gone already, and another process be the parent
 
     def end_with_the_launcher() -> None:  # which cannot send word when it is killed; nor can torchrun
         while os.getppid() == torchrun and (

@@ -11,6 +11,7 @@ from lingraft.data.chat_format import CHAT_IDENTITY
 from lingraft.data.encodings import encode_once
 from lingraft.models.compute import Compute, compute_for
 from lingraft.models.context_length import at_most, context_length
+from lingraft.models.fused_loss import liger_version
 from lingraft.models.loading import load_tokenizer
 from lingraft.models.shape import ModelShape
 from lingraft.records import to_json
@@ -128,7 +129,7 @@ class Train(StageSpec):
             cut,
             self.processes.count,
             sharded=self.processes.sharded,
-            needs_logits=job.composition.needs_logits,
+            needs_logits=any(part.holds_replayed for part in job.composition.parts),
         )
         own = batch.part(self.processes.count * cut.pieces)  # rows are dealt to the processes
         return training_memory(shape, own, setup, base=base, held=held_bytes(job.composition, shape, compute))
@@ -161,9 +162,7 @@ class Train(StageSpec):
     @property
     def fullest(self) -> LargestBatch:
         """A micro-batch of the longest rows, all learned."""
-        tokens = max(1, self.job.training.tokens_per_batch // self.job.training.micro_batches)
-        length = min(tokens, self.job.training.max_length)
-        return LargestBatch(tokens // length, length, tokens)
+        return LargestBatch.fullest(self.job.training)
 
     @property
     def least_cut(self) -> Cut:
@@ -330,7 +329,7 @@ class Train(StageSpec):
             "mfu": outcome.mfu,
             "peak": None if outcome.peak is None else to_json(outcome.peak),
         }
-        return Work(record, {**machine(compute), **timing})
+        return Work(record, {**machine(compute), "liger": liger_version(compute.device), **timing})
 
 
 def held_bytes(composition: Composition, shape: ModelShape, compute: Compute) -> int:
