@@ -203,19 +203,3 @@ def test_an_evaluation_holds_keys_and_values_of_its_largest_batch(tiny_llama: Ca
     assert plan.keys_values == 4 * 5 * 60 * 2 * shape.keys * 2
     assert plan.weights == 4 * shape.parameters
     assert (plan.gradients, plan.optimiser, plan.base) == (0, 0, 0)
-
-
-def test_of_a_large_vocabulary_a_portion_of_the_logits_is_planned_unless_they_are_needed_whole(
-    tiny_llama: Callable[..., Any],
-) -> None:
-    shape = shape_of(tiny_llama())
-    large = replace(shape, vocabulary=128_256)
-    batch = LargestBatch(8, 512, 4096)
-
-    def logits(own: Any, **options: Any) -> int:
-        return training_memory(own, batch, Setup("bf16", **options)).logits
-
-    whole = 2 * 2 * 4096 * 128_256
-    assert logits(large, needs_logits=True) == logits(replace(large, has_plain_head=False)) == whole
-    assert 0 < logits(large) < whole / 7
-    assert logits(shape) == 2 * 2 * 4096 * shape.vocabulary
