@@ -139,6 +139,11 @@ class Composition:
         )
 
     @property
+    def needs_logits(self) -> bool:
+        """Whether any of them may read the logits of all positions."""
+        return any(type(part).output_penalty is not Strategy.output_penalty for part in self.parts)
+
+    @property
     def combines(self) -> bool:
         """Whether the phase's final model is made of the previous one and the trained one."""
         return any(part.combines for part in self.parts)
