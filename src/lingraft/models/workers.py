@@ -182,7 +182,10 @@ class Workers:
         Raises:
             LingraftError: A worker raised it, the workers died over one batch, or all of them died.
         """
-        for number in range(len(self._workers), min(self._count, len(batches))):
+        needed = min(self._count, len(batches))
+        for worker in self._workers[:needed]:
+            worker.come_back()
+        for number in range(len(self._workers), needed):
             self._workers.append(_Worker(self._count, self._files, _device_of(number, self._device)))
         left = deque(range(len(batches)))
         deaths: Counter[int] = Counter()
@@ -227,7 +230,7 @@ class Workers:
         finally:
             for worker in self._workers:
                 if worker.asked is not None:  # its answer would be taken for that of another batch
-                    worker.kill()
+                    worker.interrupt()
 
 
 class _Worker:
@@ -237,7 +240,7 @@ class _Worker:
         self._count, self._files, self._device = count, files, device
         self.log: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 - closed by who ends it
         self._deaths = 0  # since it last answered
-        self._is_loaded = False
+        self._is_loaded = self._is_interrupted = False
         self.asked: int | None = None
         """The place of the batch that it has."""
         self.process: subprocess.Popen[bytes] | None = None
@@ -318,6 +321,17 @@ class _Worker:
             self.process = None
             self.connection.close()
         self.asked = None
+
+    def interrupt(self) -> None:
+        """End it, until it is asked to come back."""
+        self.kill()
+        self._is_interrupted = True
+
+    def come_back(self) -> None:
+        """Start it again where it was interrupted."""
+        if self._is_interrupted:
+            self._is_interrupted = False
+            self._start()
 
     def last_lines(self) -> str:
         """Return the last lines that it printed, after a line break; empty where it printed nothing."""
