@@ -128,7 +128,7 @@ def test_the_model_from_before_is_asked_once_for_all_checks(
         loaded.append(Path(folder).name)
         return load_merged(folder, **options)
 
-    monkeypatch.setattr("lingraft.study.stages.evaluate.load_merged", counted)
+    monkeypatch.setattr("lingraft.models.adapters.load_merged", counted)
     for model in ("same_answers", "worse", "worse"):
         assert checked(model, "--against", "start", "--max-loss", "0.2", "--output", "kept").returncode in (
             0,
@@ -214,7 +214,7 @@ def test_two_chat_templates_are_found_before_a_model_is_asked(
     def loaded(*_: Any, **__: Any) -> None:
         raise AssertionError("a model is loaded although nothing can be compared")
 
-    monkeypatch.setattr("lingraft.study.stages.evaluate.load_merged", loaded)
+    monkeypatch.setattr("lingraft.models.adapters.load_merged", loaded)
     asked = ("other", "--against", "start", "--max-loss", "0.2")
     result = checked(*asked, "--output", "templates", "--junit", "templates.xml")
     assert result.returncode == 3

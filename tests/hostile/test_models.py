@@ -153,7 +153,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
         "contains custom code",
     ),
     "weights in 4 bits": (
-        settings("config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
+        settings("config.json", quantization_config={"quant_method": "gptq", "bits": 4}),
         "are quantised, and cannot be read here",
     ),
     "a missing tensor": (

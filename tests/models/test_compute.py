@@ -17,6 +17,7 @@ import torch
 from lingraft.errors import ConfigError
 from lingraft.evaluate import held_out
 from lingraft.models import compute
+from lingraft.models.answering import InThisProcess
 from lingraft.models.compute import (
     CLEARLY_FASTER,
     AskedPrecision,
@@ -243,12 +244,13 @@ def test_moments_and_similarity_of_states_on_such_a_device_equal_those_of_the_pr
 def test_held_out_losses_of_a_model_on_such_a_device_are_summed_on_the_processor(
     monkeypatch: pytest.MonkeyPatch, tiny_llama: Callable[..., Any], examples: Callable[..., Any]
 ) -> None:
-    model, rows = tiny_llama(), examples(3)
-    expected = held_out._nats_per_example(model, rows, 4096, None)
+    tokenizer: Any = None  # rows are encoded already
+    asked, rows = InThisProcess(tiny_llama(), tokenizer), examples(3)
+    expected = held_out._nats_per_example(asked, rows, 4096, None)
 
-    def on_apple(*given: Any) -> TokenLosses:
-        found = token_losses(*given)
+    def on_apple(*given: Any, **options: Any) -> TokenLosses:
+        found = token_losses(*given, **options)
         return replace(found, values=apple(found.values))
 
     monkeypatch.setattr(held_out, "token_losses", on_apple)
-    assert held_out._nats_per_example(model, rows, 4096, None).tolist() == expected.tolist()
+    assert held_out._nats_per_example(asked, rows, 4096, None).tolist() == expected.tolist()

@@ -92,9 +92,9 @@ def test_it_is_trained_saved_reloaded_evaluated_and_compared(
     trained: list[torch.Tensor] = []
     finish = Composition.finish
 
-    def watched(self: Composition, model: Any, folder: Path) -> Any:
+    def watched(self: Composition, model: Any, folder: Path, load: Any = None) -> Any:
         trained.append(logits_of(model))  # as it was trained, adapters and all
-        return finish(self, model, folder)
+        return finish(self, model, folder, load)
 
     monkeypatch.setattr(Composition, "finish", watched)
     done = phases.train(STRATEGIES[strategy], architecture, epochs=1)

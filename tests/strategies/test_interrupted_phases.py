@@ -126,7 +126,7 @@ def test_a_record_does_not_know_of_interruptions(
     assert all(str(half) in note for note in steps.notes)
 
 
-def test_checkpoints_of_two_processes_are_told_and_leave_nothing_in_the_record(
+def test_checkpoints_of_other_options_are_reported_and_leave_nothing_in_the_record(
     phases: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = phases.job("plain", save_every=2, max_length=256)
@@ -137,14 +137,14 @@ def test_checkpoints_of_two_processes_are_told_and_leave_nothing_in_the_record(
     (folder,) = (phases.store.folder.parent / "interrupted" / "stages").iterdir()
     for name in ("task.json", "workers.log", "outcome.json"):
         (folder / "trainer" / name).write_text("{}")
-    of_two = Checkpoints(folder / "trainer", {"processes": 2}, lambda _: None)
-    (folder / "trainer" / "phase.json").write_text('{"processes": 2}')
+    of_others = Checkpoints(folder / "trainer", {"seed": 2}, lambda _: None)
+    (folder / "trainer" / "phase.json").write_text('{"seed": 2}')
     for step in (2, 4):
-        of_two.seal(step)
+        of_others.seal(step)
     done = make(phases, job)
     assert len(steps.notes) == 1
     assert "a stopped training lies here at step 4, which this one cannot continue" in steps.notes[0]
-    assert "processes was 2, not 1" in steps.notes[0]
+    assert "seed was 2, not 0" in steps.notes[0]
     assert done.timing["resumed_from"] is None
     assert (done.folder / RECORD).read_bytes() == (straight.folder / RECORD).read_bytes()
     assert sorted(path.name for path in done.folder.iterdir()) == ["checkpoint", RECORD, "timing.json"]
@@ -159,7 +159,7 @@ def test_refused_checkpoints_are_counted_beside_the_times(
     with pytest.raises(KeyboardInterrupt), at_a_step(5, kill, steps):
         make(phases, job)
     (folder,) = (phases.store.folder.parent / "interrupted" / "stages").iterdir()
-    (folder / "trainer" / "checkpoint-4" / "optimizer.pt").unlink()
+    (folder / "trainer" / "checkpoint-4" / "optimizer.json").unlink()
     done = make(phases, job)
     assert (done.timing["resumed_from"], done.timing["refused_checkpoints"]) == (2, 1)
     assert len(steps.notes) == 1

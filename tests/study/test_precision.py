@@ -12,11 +12,11 @@ import pytest
 from lingraft.config.schema import Evaluation, EvaluationTask, StrategyChoice, Training
 from lingraft.data.example import Example, Message
 from lingraft.evaluate.predictions import read_predictions
-from lingraft.models.adapters import load_merged
+from lingraft.models import adapters
 from lingraft.records import read_json
 from lingraft.stage import RECORD, FinishedStage, GivenModel
 from lingraft.study.execute import Executor
-from lingraft.study.stages import evaluate, train
+from lingraft.study.stages import train
 from lingraft.study.stages.evaluate import PREDICTIONS, Evaluate, questions
 from lingraft.study.stages.job import TrainingJob
 from lingraft.study.stages.prepare import Prepare
@@ -90,13 +90,13 @@ def test_an_evaluation_on_another_kind_of_processor_is_another_one(
     tiny_model: Path, tmp_path: Path, processor: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = []
-    load = load_merged
+    load = adapters.load_merged
 
     def watched(*args: Any, **options: Any) -> Any:
         held.append(options["dtype"])
         return load(*args, **options)
 
-    monkeypatch.setattr(evaluate, "load_merged", watched)
+    monkeypatch.setattr(adapters, "load_merged", watched)
     with executor_in(tmp_path) as executor:
         processor(True)
         quick = evaluated(executor, tiny_model)
