@@ -17,23 +17,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from transformers import AutoConfig
 
 from lingraft.config.schema import StrategyChoice, Training
-from lingraft.models.compute import Compute
-from lingraft.models.shape import ModelShape
+from lingraft.study.cards import CardTraining, card_training
 from lingraft.study.stages.job import shape_in
-from lingraft.train.memory_plan import (
-    Cut,
-    LargestBatch,
-    MemoryPlan,
-    Setup,
-    checkpoint_bytes,
-    chosen_cut,
-    host_memory,
-    training_memory,
-)
+from lingraft.train.memory_plan import LargestBatch, host_memory
+from lingraft.train.processes import Processes
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 _GROUPED = {"num_key_value_heads": 8, "vocab_size": 128_256}
@@ -61,31 +51,15 @@ WAYS: tuple[tuple[str, Any, Training], ...] = (
 )
 
 
-def planned(
-    shape: ModelShape, batch: LargestBatch, training: Training, cards: int, free: int
-) -> tuple[MemoryPlan, Cut, Setup]:
-    """Return the plan of each card, how a step is computed, and the setup."""
-    compute = Compute(training.precision, torch.device("cuda"), torch.bfloat16, torch.bfloat16)  # type: ignore[arg-type]
-
-    def setup(cut: Cut) -> Setup:
-        return Setup.of(training, compute, cut, cards, sharded=cards > 1 and not shape.in_four_bits)
-
-    def plan(cut: Cut) -> MemoryPlan:
-        return training_memory(shape, batch.part(cut.pieces), setup(cut))
-
-    cut = chosen_cut(batch, training, plan, free)
-    return plan(cut), cut, setup(cut)
-
-
-def cell(plan: MemoryPlan, cut: Cut, free: int) -> str:
+def cell(one: CardTraining) -> str:
     """Return what stands in the table."""
-    size = f"{plan.total / 1e9:.0f} GB"
-    if plan.total > free:
+    size = f"{one.memory_bytes / 1e9:.0f} GB"
+    if not one.fits:
         return f"does not fit ({size})"
-    how = (["checkpointing"] if cut.checkpointing else []) + (
-        [f"{cut.pieces} pieces"] if cut.pieces > 1 else []
+    how = (["checkpointing"] if one.gradient_checkpointing else []) + (
+        [f"{one.pieces} pieces"] if one.pieces > 1 else []
     )
-    return f"{size}{', ' if how else ''}{', '.join(how)}"
+    return ", ".join([size, *how])
 
 
 def table(card: int, tokens: int, length: int) -> str:
@@ -104,16 +78,17 @@ def table(card: int, tokens: int, length: int) -> str:
             shapes = [
                 shape_in(Path(folder), StrategyChoice.model_validate(strategy)) for _, strategy, _ in WAYS
             ]
-        for (words, _, training), shape in zip(WAYS, shapes, strict=True):
+        for (words, strategy, training), shape in zip(WAYS, shapes, strict=True):
             assert shape is not None
+            choice = StrategyChoice.model_validate(strategy)
             cells = []
             for cards in (1, 8):
-                plan, cut, setup = planned(shape, batch, training, cards, card)
-                cells.append(cell(plan, cut, card))
-            disk = 4 * shape.parameters + 2 * checkpoint_bytes(shape, setup)
+                processes = Processes(cards, sharded=cards > 1 and not shape.in_four_bits)
+                one, setup = card_training("", choice, training, shape, batch, card, processes)
+                cells.append(cell(one))
             lines.append(
                 f"| {name} | {words} | {shape.trained / 1e9:.2f} billion | {' | '.join(cells)} "
-                f"| {host_memory(shape, setup).total / 1e9:.0f} GB | {disk / 1e9:.0f} GB |"
+                f"| {host_memory(shape, setup).total / 1e9:.0f} GB | {one.disk_bytes / 1e9:.0f} GB |"
             )
     return "\n".join(lines)
 

@@ -13,7 +13,7 @@ from lingraft.models.shape import ModelShape
 from lingraft.strategies.composition import build
 from lingraft.study.fitting import adapted_shape, check_divided, configuration_of, refusal, trainings_of
 from lingraft.study.stages.job import shape_in
-from lingraft.study.stages.train import held_bytes
+from lingraft.study.stages.train import held_bytes, setup_of
 from lingraft.train.memory_plan import (
     Cut,
     LargestBatch,
@@ -110,7 +110,8 @@ def plan_for_cards(study: Study, card_bytes: int, processes: Processes) -> CardP
         place = f"phase {phase!r}, strategy {choice.label!r}"
         if shape is None:
             raise ConfigError(f"{place}: what trains is not known by the config.json of {name} alone.")
-        one, own = _card_training(phase, choice, training, shape, card_bytes, processes)
+        batch = LargestBatch.fullest(training).part(processes.count)
+        one, own = card_training(phase, choice, training, shape, batch, card_bytes, processes)
         found.append(one)
         if not one.fits:
             held = held_bytes(build(choice), shape, compute_for(training.precision, _CARD))
@@ -119,27 +120,32 @@ def plan_for_cards(study: Study, card_bytes: int, processes: Processes) -> CardP
     return CardPlan(card_bytes, processes.count, processes.sharded, tuple(found), tuple(problems))
 
 
-def _card_training(
+def card_training(
     phase: str,
     choice: StrategyChoice,
     training: Training,
     shape: ModelShape,
+    batch: LargestBatch,
     card_bytes: int,
     processes: Processes,
 ) -> tuple[CardTraining, Setup]:
+    """Return what a training takes of cards, and how it trains there.
+
+    Args:
+        phase: Its phase.
+        choice: Its strategies.
+        training: Its options, the precision resolved for a card.
+        shape: Of the model.
+        batch: The fullest of a process.
+        card_bytes: Memory of a card.
+        processes: That train, each on a card.
+    """
     compute = compute_for(training.precision, _CARD)
-    held = held_bytes(build(choice), shape, compute)
-    batch = LargestBatch.fullest(training).part(processes.count)
+    composition = build(choice)
+    held = held_bytes(composition, shape, compute)
 
     def setup(cut: Cut) -> Setup:
-        return Setup.of(
-            training,
-            compute,
-            cut,
-            processes.count,
-            sharded=processes.sharded,
-            needs_logits=build(choice).needs_logits,
-        )
+        return setup_of(composition, training, compute, cut, processes)
 
     def memory(cut: Cut) -> MemoryPlan:
         return training_memory(shape, batch.part(cut.pieces), setup(cut), held=held)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from lingraft.config.checks import trained_with
 from lingraft.config.paths import user_path
 from lingraft.config.schema import StrategyChoice, StrategySpec, Study, Training
 from lingraft.errors import ConfigError, LingraftError
@@ -18,7 +19,7 @@ from lingraft.strategies.composition import build
 from lingraft.study.checks import place_of
 from lingraft.study.grid import cells_of
 from lingraft.study.stages.job import shape_in
-from lingraft.study.stages.train import Train, held_bytes
+from lingraft.study.stages.train import Train, held_bytes, setup_of
 from lingraft.study.unused import size_text
 from lingraft.train.memory_plan import (
     SAFE,
@@ -45,9 +46,7 @@ def trainings_of(study: Study) -> Iterator[tuple[str, StrategyChoice, Training]]
     for cell in cells_of(study):
         for step in cell.steps[-1:] if cell.is_mixed else cell.steps:
             phase = next(one for one in study.phases if one.name == step.phase)
-            training = phase.training.apply_to(study.training)
-            for part in step.strategy.parts:
-                training = part.training.apply_to(training)
+            training = trained_with(step.strategy, phase.training.apply_to(study.training))
             one = step.phase, step.strategy, training
             if one not in met:
                 met.append(one)
@@ -125,14 +124,7 @@ def misfit(
         return None
     held = held_bytes(build(choice), shape, compute)
     cut = Cut(checkpointing=training.gradient_checkpointing is not False)
-    setup = Setup.of(
-        training,
-        compute,
-        cut,
-        processes.count,
-        sharded=processes.sharded,
-        needs_logits=build(choice).needs_logits,
-    )
+    setup = setup_of(build(choice), training, compute, cut, processes)
     host = host_memory(shape, setup, saves=training.saves)
     if not setup.on_processor and host.certain > total_host():
         return (

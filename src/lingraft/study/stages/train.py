@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
 
+from lingraft.config.schema import Training
 from lingraft.data.chat_format import CHAT_IDENTITY
 from lingraft.data.encodings import encode_once
 from lingraft.models.compute import Compute, compute_for
@@ -123,14 +124,7 @@ class Train(StageSpec):
         job, shape, compute = self.job, self.job.shape, compute_for(self.job.training.precision)
         if shape is None:
             return None
-        setup = Setup.of(
-            job.training,
-            compute,
-            cut,
-            self.processes.count,
-            sharded=self.processes.sharded,
-            needs_logits=job.composition.needs_logits,
-        )
+        setup = setup_of(job.composition, job.training, compute, cut, self.processes)
         own = batch.part(self.processes.count * cut.pieces)  # rows are dealt to the processes
         return training_memory(shape, own, setup, base=base, held=held_bytes(job.composition, shape, compute))
 
@@ -141,7 +135,7 @@ class Train(StageSpec):
         compute = compute_for(training.precision)
         if shape is None or compute.device.type == "cpu":
             return None
-        setup = Setup.of(training, compute, Cut(), self.processes.count, sharded=self.processes.sharded)
+        setup = setup_of(self.job.composition, training, compute, Cut(), self.processes)
         return host_memory(shape, setup, saves=training.saves)
 
     def cut(self, batch: LargestBatch, *, base: int = 0) -> Cut:
@@ -330,6 +324,20 @@ class Train(StageSpec):
             "peak": None if outcome.peak is None else to_json(outcome.peak),
         }
         return Work(record, {**machine(compute), "liger": liger_version(compute.device), **timing})
+
+
+def setup_of(
+    composition: Composition, training: Training, compute: Compute, cut: Cut, processes: Processes
+) -> Setup:
+    """Return how strategies, options of training and processes train a model."""
+    return Setup.of(
+        training,
+        compute,
+        cut,
+        processes.count,
+        sharded=processes.sharded,
+        needs_logits=composition.needs_logits,
+    )
 
 
 def held_bytes(composition: Composition, shape: ModelShape, compute: Compute) -> int:
