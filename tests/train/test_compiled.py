@@ -15,9 +15,10 @@ from torch import Tensor
 
 from lingraft.config.schema import Training
 from lingraft.errors import ConfigError
+from lingraft.models.layers import decoder_layers
 from lingraft.train import attention, compiled
 from lingraft.train.attention import grouped_attention
-from lingraft.train.compiled import compiled_layers, compiles, decoder_layers
+from lingraft.train.compiled import compiled_layers, compiles
 from lingraft.train.phase import train_phase
 from lingraft.train.watching import Progress
 

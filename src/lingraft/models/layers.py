@@ -1,4 +1,4 @@
-"""What a parameter's name tells: its decoder layer, its kind, and what it shares storage with."""
+"""What names in a model tell: a parameter's decoder layer and kind, what shares storage, which modules are layers."""
 
 from __future__ import annotations
 
@@ -54,6 +54,16 @@ def module_type_of(parameter: str) -> str:
 def layer_count(names: Iterable[str]) -> int:
     """Return the number of decoder layers: the highest layer among `names` plus 1; 0 where there is none."""
     return max((layer + 1 for name in names if (layer := layer_of(name)) is not None), default=0)
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """Return the decoder layers of a model in order, also of one wrapped by PEFT; none, where no name shows them."""
+    found: dict[int, nn.Module] = {}
+    for name, module in model.named_modules():
+        layer = layer_of(name)
+        if layer is not None and layer_of(name.rpartition(".")[0]) is None:
+            found.setdefault(layer, module)
+    return [found[layer] for layer in sorted(found)]
 
 
 def tied_parameters(model: nn.Module) -> list[frozenset[str]]:

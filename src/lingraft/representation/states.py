@@ -19,7 +19,7 @@ from lingraft.data.chat_format import chat_format
 from lingraft.errors import ConfigError, DataError, ModelError
 from lingraft.models.compute import compute_for
 from lingraft.models.context_length import at_most, context_length, context_length_of
-from lingraft.models.layers import layer_of
+from lingraft.models.layers import decoder_layers
 from lingraft.models.loaded import (
     display_name,
     in_evaluation_mode,
@@ -281,7 +281,9 @@ def _layer_states(
 ) -> list[LayerStates]:
     tokens = (token for ids in prompts.ids for token in ids)
     check_token_ids(tokens, embedding_rows(model), None, "the prompts")
-    layers = _decoder_layers(model)
+    layers = decoder_layers(model)
+    if not layers:
+        raise ModelError(f"{type(model).__name__}: the names of its modules do not show its decoder layers.")
     bytes_per_place = 4 * len(layers) * int(model.config.get_text_config().hidden_size)
     places = _kept_places(prompts, positions, max(FEWEST_KEPT, KEPT_BYTES // bytes_per_place))
     collectors = [_Collector(places, prompts.languages) for _ in layers]
@@ -358,17 +360,6 @@ def _kept_places(prompts: EncodedPrompts, positions: Positions, most: int) -> di
             found[prompt] = own
         start += length
     return found
-
-
-def _decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
-    found: dict[int, torch.nn.Module] = {}
-    for name, module in model.named_modules():
-        last = name.rpartition(".")[2]
-        if last.isdecimal() and layer_of(f"{name}.weight") == int(last):
-            found.setdefault(int(last), module)
-    if not found:
-        raise ModelError(f"{type(model).__name__}: the names of its modules do not show its decoder layers.")
-    return [found[number] for number in sorted(found)]
 
 
 @contextmanager

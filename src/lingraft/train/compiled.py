@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from lingraft.errors import ConfigError, in_one_line
-from lingraft.models.layers import layer_of
+from lingraft.models.layers import decoder_layers
 from lingraft.train.attention import LONGEST, is_grouped
 
 PAYS: dict[str, float] = {"cpu": 2e14, "cuda": 1e17}
@@ -155,12 +155,3 @@ def compiled_layers(model: nn.Module) -> Iterator[None]:
 def _forward(layer: Any, *args: Any, **kwargs: Any) -> Any:
     """Run a layer; FSDP2 gives it another class, with a forward of its own, after it was compiled."""
     return type(layer).forward(layer, *args, **kwargs)
-
-
-def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """Return the decoder layers of a model in order, also of one wrapped by PEFT."""
-    return [
-        module
-        for name, module in model.named_modules()
-        if layer_of(name) is not None and layer_of(name.rpartition(".")[0]) is None
-    ]

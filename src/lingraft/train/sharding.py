@@ -77,9 +77,9 @@ def take_layout(model: nn.Module, *, also_first: bool = False) -> None:
         if owner not in made:
             empty = torch.empty(shape, dtype=dtype, device="meta")
             made[owner] = nn.Parameter(empty, requires_grad=dtype.is_floating_point)
-        _put(model, name, made[owner])
+        put(model, name, made[owner])
     for name, value in layout.buffers.items():
-        _put(model, name, value)
+        put(model, name, value)
 
 
 @contextmanager
@@ -102,7 +102,7 @@ def while_it_is_divided(model: nn.Module) -> Iterator[None]:
     def tie_weights() -> None:
         for name, owner in ties.items():
             if name != owner:
-                _put(model, name, model.get_parameter(owner))
+                put(model, name, model.get_parameter(owner))
 
     any_model: Any = model
     any_model.tie_weights = tie_weights
@@ -114,7 +114,7 @@ def while_it_is_divided(model: nn.Module) -> Iterator[None]:
             module._non_persistent_buffers_set.discard(name)
 
 
-def _put(model: nn.Module, name: str, tensor: Tensor) -> None:
+def put(model: nn.Module, name: str, tensor: Tensor) -> None:
     """Put a parameter or buffer where its name says."""
     module, _, own = name.rpartition(".")
     setattr(model.get_submodule(module), own, tensor)

@@ -11,9 +11,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import distribute_tensor
 
-from lingraft.models.layers import layer_of
+from lingraft.models.layers import decoder_layers
 from lingraft.models.loading import load_empty_model, load_model
-from lingraft.train.sharding import own_piece, take_layout
+from lingraft.train.sharding import own_piece, put, take_layout
 
 
 @torch.no_grad()
@@ -42,14 +42,12 @@ def load_divided(
     model.requires_grad_(False)
     buffers = dict(model.named_buffers())
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    for name, module in model.named_modules():
-        if layer_of(f"{name}.weight") is not None and layer_of(f"{name.rpartition('.')[0]}.weight") is None:
-            fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    for layer in decoder_layers(model):
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True)
     fully_shard(model, mesh=mesh, reshard_after_forward=True)  # no backward pass would put it away
     model.to_empty(device=device)
     for name, value in buffers.items():
-        module, _, own = name.rpartition(".")
-        setattr(model.get_submodule(module), own, value.to(device))
+        put(model, name, value.to(device))
     for name, parameter in model.named_parameters():
         whole = (
             weights.pop(name).to(device)
