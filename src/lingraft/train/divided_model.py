@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from lingraft.models.checkpoints import state_dtype
 from lingraft.models.loading import load_model
 from lingraft.models.tensor_files import INDEX_FILE, SINGLE_FILE
-from lingraft.train.saved_state import write_pieces
+from lingraft.train.saved_state import files_of, write_pieces
 
 _BYTES_OF_FILE = 5 * 10**9
 _BYTES_AT_ONCE = 1 << 24
@@ -75,14 +75,7 @@ def save_divided(model: nn.Module, start: Path, folder: Path, *, trust_remote_co
             tensors |= {name: frozen[name] for name in parameters if name in frozen}
         stored = {name for name in model.state_dict() if name not in parameters}
         tensors |= {name: one for name, one in model.named_buffers() if name in stored}
-    files: dict[str, int] = {}
-    number, size = 1, 0
-    for name, tensor in tensors.items():
-        bytes_of_tensor = tensor.numel() * tensor.element_size()
-        if size and size + bytes_of_tensor > _BYTES_OF_FILE:
-            number, size = number + 1, 0
-        files[name] = number
-        size += bytes_of_tensor
+    files = files_of(tensors, _BYTES_OF_FILE)
     dist.barrier()
     writer = HuggingFaceStorageWriter(str(folder), files, save_distributed=True, enable_consolidation=True)
     write_pieces(tensors, writer)
@@ -90,7 +83,7 @@ def save_divided(model: nn.Module, start: Path, folder: Path, *, trust_remote_co
         shutil.rmtree(folder / _PIECES)
         for path in folder.glob("*.safetensors"):
             _mark_as_torch(path)
-        if number == 1:
+        if set(files.values()) == {1}:
             (folder / "model-00001-of-00001.safetensors").rename(folder / SINGLE_FILE)
             (folder / INDEX_FILE).unlink()
     dist.barrier()

@@ -89,7 +89,7 @@ class Saving:
         everywhere = sum(one.numel() * one.element_size() for one in tensors.values())
         has_room = everywhere <= _SHARE_OF_FREE * psutil.virtual_memory().available
         pieces = {name: _piece(one, copied=has_room) for name, one in tensors.items()}
-        files = _files_of(tensors, self._processes)
+        files = files_of(tensors, _BYTES_AT_ONCE, self._processes)
 
         def write() -> None:
             if self._group is None:
@@ -188,13 +188,19 @@ def _errors_of_all() -> Iterator[None]:
         raise OSError("; ".join(in_one_line(own) for own, _ in error.failures.values())) from error
 
 
-def _files_of(tensors: Mapping[str, Tensor], processes: int) -> dict[str, int]:
-    """Return the number of each tensor's file, from 1: in one lie about `_BYTES_AT_ONCE` of a process's pieces."""
+def files_of(tensors: Mapping[str, Tensor], most_bytes: int, processes: int = 1) -> dict[str, int]:
+    """Return the number of each tensor's file, from 1, by name.
+
+    Args:
+        tensors: By name, in the order of the files.
+        most_bytes: Of a file, unless one tensor alone has more.
+        processes: That divide each tensor; each has files of its own.
+    """
     files: dict[str, int] = {}
     number, size = 1, 0
     for name, tensor in tensors.items():
         own = tensor.numel() * tensor.element_size() // processes
-        if size and size + own > _BYTES_AT_ONCE:
+        if size and size + own > most_bytes:
             number, size = number + 1, 0
         files[name] = number
         size += own
@@ -274,10 +280,9 @@ def read_training(
         for one in group["params"]
     }
     processes = dist.get_world_size() if dist.is_initialized() else 1
-    files = _files_of(trained, processes)
-    for number in range(
-        1, max(files.values(), default=0) + 1
-    ):  # float32 moments of all weights might not fit
+    files = files_of(trained, _BYTES_AT_ONCE, processes)
+    # One after the other: float32 moments of all weights might not fit.
+    for number in range(1, max(files.values(), default=0) + 1):
         some = {name: trained[name] for name in trained if files[name] == number}
         wanted = {f"{_WEIGHTS}{name}": parameter.detach() for name, parameter in some.items()}
         for name, parameter in some.items():
