@@ -301,9 +301,8 @@ def _task(run: Run, judge: str) -> TaskManifest:
         raise EvaluationError(
             f"the task {run.name}: its items cannot be read: {type(error).__name__}: {in_one_line(error)}"
         ) from error
-    if getattr(
-        task, "references", ()
-    ):  # the longest answer is a model's own (`answer_room`), and by this rule
+    # The longest answer is a model's own (`answer_room`), and by this rule.
+    if getattr(task, "references", ()):
         settings = {**settings, "room": ROOM_OF_LONGEST}
     if run.generates and not settings["do_sample"]:  # then nothing reads how it would be drawn
         settings = {key: value for key, value in settings.items() if key not in ("temperature", "top_p")}

@@ -265,9 +265,8 @@ class ChatClient:
             )
         served = getattr(completion, "model", None)
         return Reply(
-            text=self._connection.without_key(text)
-            if isinstance(text, str)
-            else "",  # null: reasoning used all tokens
+            # null: reasoning used all tokens
+            text=self._connection.without_key(text) if isinstance(text, str) else "",
             model=self._connection.clean(served) if isinstance(served, str) else self._endpoint.model,
             written=written,
             tokens=tokens,

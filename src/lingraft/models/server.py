@@ -45,10 +45,8 @@ if TYPE_CHECKING:
 _PROBE = "The capital of France is"
 _MOST_STOPS = 4  # OpenAI's
 _SEEDS = 2**31  # servers keep seeds in 32 bits, or in a double
-_SLACK_TOKENS, _SLACK_SHARE = (
-    8,
-    50,
-)  # by which another library may read a text as fewer tokens: one in so many
+# By which another library may read a text as fewer tokens: so many, or one in so many.
+_SLACK_TOKENS, _SLACK_SHARE = 8, 50
 _GREEDY_NATS = 1e-5  # by which another token may be likelier than a greedy one, in a reply's decimals
 Answer = TypeVar("Answer")
 Asked = TypeVar("Asked")
@@ -319,10 +317,8 @@ class ServerGenerator:
         stops = list(ending.texts)
         if not session.takes.extras:  # an end token as its text; a server that writes none cannot end there
             stops += [str(self._tokenizer.convert_ids_to_tokens(one)) for one in sorted(ending.tokens)]
-        if stops:
-            options["stop"] = (
-                stops if session.takes.extras else stops[:_MOST_STOPS]
-            )  # others are cut off here
+        if stops:  # what a server does not take is cut off here
+            options["stop"] = stops if session.takes.extras else stops[:_MOST_STOPS]
         return options | self._extras(session, sorted(ending.tokens))
 
     def _said(

@@ -18,9 +18,8 @@ from torch.optim.adamw import adamw
 
 from lingraft.train.sharding import own_piece, piece_number
 
-CHUNK = (
-    1 << 18
-)  # elements that a processor updates at a time: float32 temporaries stay small, and in the cache
+# Elements that a processor updates at a time: float32 temporaries stay small, and in the cache.
+CHUNK = 1 << 18
 _WHOLE = 1 << 28  # that an accelerator does: whole tensors, of the largest a part whose temporaries have 3 GB
 
 

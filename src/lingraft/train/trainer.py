@@ -435,9 +435,8 @@ class PhaseTrainer(RestrainedTrainer):
         step, is_first = self.state.global_step, self.args.should_save
         folder = self._checkpoints.path_of(step)
         own: Any = self.model
-        optimizer = (
-            self.optimizer if step < self.state.max_steps else None
-        )  # nobody needs it after the last step
+        # After the last step nobody needs it.
+        optimizer = self.optimizer if step < self.state.max_steps else None
         self._being_saved = step
         try:
             if is_first:
@@ -445,9 +444,8 @@ class PhaseTrainer(RestrainedTrainer):
                 folder.mkdir(parents=True)
                 write_optimizer(own, optimizer, step, folder)
             self.accelerator.wait_for_everyone()
-            super()._save_checkpoint(
-                model, trial
-            )  # where the trainer stands, and each process's random state
+            # Where the trainer stands, and each process's random state.
+            super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()  # the seal lists all of it
             if self._saving is None:
                 self._saving = Saving(self.args.world_size)
