@@ -86,8 +86,7 @@ def run_study(
             files are relative to the working directory. On the command line both are the same folder.
         watcher: Receives what happens.
         processes: How many processes train a phase, and how many answer; None: this one trains. Models differ by
-            rounding and answers not at all, so records do not depend on it, but an interrupted phase is only continued
-            by as many as began it.
+            rounding and answers not at all, so records do not depend on it; any number continues a phase.
         on_result: Called with the result so far, before the first stage is made and whenever a model of it is done or
             has failed; it was written to `result.json` just before.
         command: What was typed, for the report; None: nothing was, this is Python.

@@ -298,9 +298,8 @@ def training_memory(
     if setup.on_processor and setup.precision != "float32":
         copies += 4 * frozen  # as they came
     gathered = 0.0
-    if (
-        setup.sharded
-    ):  # weights in the type that computes; of the layer at work its gradients too, then in float32
+    if setup.sharded:
+        # Weights in the type that computes; of the layer at work its gradients too, then in float32.
         width = setup.computed_bytes
         gathered = width * (_GATHERED_LAYERS * shape.largest_layer + shape.outside) + (width + 4) * max(
             shape.largest_layer, shape.outside
