@@ -47,6 +47,7 @@ class StageProgress:
         seconds_left: Estimated time to the stage's end, if known.
         unit: What is counted, where it is neither steps nor items.
         mfu: Model FLOPs utilisation (`train.watching.Progress`), where the stage trains and it is known.
+        stage: Its name in progress lines, as several may be at work; empty inside of the stage itself.
     """
 
     done: int
@@ -56,6 +57,7 @@ class StageProgress:
     seconds_left: float | None = None
     unit: str | None = None
     mfu: float | None = None
+    stage: str = ""
 
 
 def mfu_text(mfu: float) -> str:
@@ -67,7 +69,7 @@ class StageWatcher:
     """Receives what happens inside of a stage; this one ignores all of it."""
 
     def stage_progressed(self, progress: StageProgress) -> None:
-        """The stage that began last is this far."""
+        """A stage is this far: the one that it names, else the one that began last."""
 
     def answered(self, task: str, prompt: str, answer: str) -> None:
         """The stage's model answered this; reported of the first answers of each task alone."""
