@@ -84,6 +84,12 @@ class DiskError(LingraftError):
     """A file cannot be written: the disk is full or read-only or fails, or a permission is missing."""
 
 
+class NodeLostError(LingraftError):
+    """A machine of a training that runs on several has died or cannot be reached; another attempt goes on."""
+
+    exit_code = EXIT_ANSWER_IS_NO
+
+
 class VerificationError(LingraftError):
     """A promise that lingraft checks itself was broken, such as a frozen weight that changed."""
 
