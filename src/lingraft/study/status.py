@@ -17,7 +17,7 @@ from lingraft.records import read_json
 from lingraft.stage import StageProgress
 from lingraft.stage_record import RECORD
 from lingraft.study.result import RESULT, STUDY
-from lingraft.study.store import TIMING
+from lingraft.study.store import CLAIMS, TIMING, unfinished
 from lingraft.study.under_way import (
     UNDER_WAY,
     FirstAnswer,
@@ -29,7 +29,7 @@ from lingraft.study.under_way import (
 )
 from lingraft.study.unused import PLAN, ListedStage, read_plan
 
-_OF_A_RUN = (STUDY, PLAN, UNDER_WAY, RESULT, "stages", ".lock")
+_OF_A_RUN = (STUDY, PLAN, UNDER_WAY, RESULT, "stages", CLAIMS)
 _MOST_LOSSES = 400  # of a curve; a longer one is thinned out
 
 StageState = Literal["done", "under way", "waiting", "failed", "not needed"]
@@ -229,7 +229,8 @@ def _at_work(folder: Path, said: StageAtWork, plan: Mapping[str, ListedStage], n
         if left is None and progress.total and progress.done and progress.unit in (None, "items"):
             left = (said.updated - said.since) / progress.done * (progress.total - progress.done)
         progress = replace(progress, seconds_left=None if left is None else max(0.0, left - spent))
-    losses = losses_so_far(folder / "stages" / said.folder)
+    work = unfinished(folder, said.folder)
+    losses = () if work is None else losses_so_far(work)
     if len(losses) > _MOST_LOSSES:
         step = (len(losses) - 1) / (_MOST_LOSSES - 1)
         losses = tuple(losses[round(place * step)] for place in range(_MOST_LOSSES))
