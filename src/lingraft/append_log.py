@@ -108,10 +108,22 @@ def rows_so_far(path: Path, parse: Callable[[Any], Row]) -> list[Row]:
         path: The log; where there is none, it has no rows.
         parse: As of `AppendLog`.
     """
+    return rows_from(path, 0, parse)[0]
+
+
+def rows_from(path: Path, place: int, parse: Callable[[Any], Row]) -> tuple[list[Row], int]:
+    """Return the sound rows from a place of such a log on, and the place behind them, from which to go on later.
+
+    Args:
+        path: The log; where there is none, it has no rows.
+        place: In bytes: 0, or what was returned before.
+        parse: As of `AppendLog`.
+    """
     rows: list[Row] = []
     if path.is_symlink() or not path.is_file():
-        return rows
+        return rows, place
     with path.open("rb") as file:
+        file.seek(place)
         for line in file:
             try:
                 if not line.endswith(b"\n"):
@@ -119,7 +131,8 @@ def rows_so_far(path: Path, parse: Callable[[Any], Row]) -> list[Row]:
                 rows.append(parse(_content(line, is_sum_needed=True)))
             except _REFUSALS:
                 break
-    return rows
+            place += len(line)
+    return rows, place
 
 
 def salvage(path: Path, parse: Callable[[Any], object], begins: bytes) -> int:

@@ -38,7 +38,7 @@ def at_work(run: Path, **changes: Any) -> None:
     now = time.time()
     answers = (FirstAnswer("lookup (de)", HOSTILE, HOSTILE),) * 3
     stage = StageAtWork(name, now - 9, StageProgress(8, 20, 2.5, 900.0, 33.0), now, answers)
-    said = UnderWay(Holder.this(), now - 60, now, stage)
+    said = UnderWay(Holder.this(), now - 60, now, (stage,))
     write_json_atomically(run / UNDER_WAY, to_json(replace(said, **changes)))
     losses = ({"step": step, "loss": 3.0 - step / 9} for step in range(1, 9))
     AppendLog(run / "stages" / name / LOSSES, dict).append(losses)

@@ -379,7 +379,7 @@ def test_a_long_curve_is_thinned_out_evenly_from_the_first_to_the_last_step(tmp_
     stage = tmp_path / "stages" / "train-0123456789abcdef"
     stage.mkdir(parents=True)
     AppendLog(stage / LOSSES, dict).append({"step": step, "loss": 1.0} for step in range(1, 5001))
-    said_by(tmp_path, at_work=StageAtWork(stage.name, time.time()))
+    said_by(tmp_path, at_work=(StageAtWork(stage.name, time.time()),))
     at_work = status_of(tmp_path).at_work
     assert at_work is not None
     steps = [step for step, _ in at_work.losses]

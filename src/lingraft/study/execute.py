@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,11 @@ import torch
 
 from lingraft import stopping
 from lingraft.errors import LingraftError, disk_error
-from lingraft.stage import FinishedStage, Shelf, StageSpec, StageWatcher, Work, Workplace
+from lingraft.stage import FinishedStage, Shelf, StageSpec, Work, Workplace
 from lingraft.study.events import Watcher
 from lingraft.study.plan import Plan, consumers_of
 from lingraft.study.store import Store
-from lingraft.study.under_way import Heard, UnderWayFile
+from lingraft.study.under_way import LOSSES, Heard, StageAtWork, UnderWayFile
 from lingraft.train.memory import give_back
 
 
@@ -123,10 +124,8 @@ class Executor:
             nonlocal worked
             worked = True
             self._watcher.stage_started(stage.name)
-            watcher: StageWatcher = self._watcher
-            if self._said is not None:
-                self._said.started(folder)
-                watcher = Heard(watcher, self._said)
+            at_work = StageAtWork(stage.folder_name, time.time(), label=stage.name)
+            watcher = Heard(self._watcher, at_work, self._said, folder / LOSSES)
             place = Workplace(folder, self.store.cache, watcher, self.store.folder_of, self._shelf)
             done = stage.work(place)
             place.check_given()
@@ -139,7 +138,7 @@ class Executor:
             give_back()  # a model per stage: what cycles keep alive would add up
             torch.cuda.empty_cache()  # the next stage may be other processes' work on the same accelerator
             if self._said is not None:
-                self._said.worked()
+                self._said.worked(stage.folder_name)
             return done
 
         if self.store.find(stage, with_artefacts=with_artefacts) is None:
@@ -147,7 +146,7 @@ class Executor:
                 self.make(parent, with_artefacts=True)
         done = self.store.run(stage, watched, with_artefacts=with_artefacts)
         if worked and self._said is not None:
-            self._said.finished()
+            self._said.finished(stage.folder_name)
         if stage.is_discardable and self.store.find(stage, with_artefacts=True) is not None:
             self._on_disk[stage.fingerprint] = stage
         if worked or done.fingerprint not in self._reported:

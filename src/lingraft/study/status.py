@@ -141,9 +141,9 @@ def status_of(folder: Path) -> RunStatus:
     is_held = said is not None and said.is_held(now)
     stages = tuple(_stage(folder, name, listed, said, is_held=is_held) for name, listed in plan.items())
     at_work = None
-    if said is not None and said.at_work is not None:
+    if said is not None and said.at_work:
         # A run that was killed stands where it was killed.
-        at_work = _at_work(folder, said.at_work, plan, now if is_held else said.sign)
+        at_work = _at_work(folder, said.at_work[0], plan, now if is_held else said.sign)
     state: RunState
     if is_held:
         state = "under way"
@@ -201,7 +201,7 @@ def _stage(
     kind, own = name.partition("-")[0], folder / "stages" / name
     state: StageState = "waiting"
     reason = seconds = None
-    if said is not None and is_held and said.at_work is not None and said.at_work.folder == name:
+    if said is not None and is_held and any(one.folder == name for one in said.at_work):
         state = "under way"
     elif (own / RECORD).is_file():
         state, seconds = "done", _seconds(own)
