@@ -100,6 +100,12 @@ class ClaimLostError(LingraftError):
     """Another process took over what this one was making, as it gave no sign of life for long."""
 
 
+class NodeLostError(LingraftError):
+    """A machine of a training that runs on several has died or cannot be reached; another attempt goes on."""
+
+    exit_code = EXIT_ANSWER_IS_NO
+
+
 class VerificationError(LingraftError):
     """A promise that lingraft checks itself was broken, such as a frozen weight that changed."""
 

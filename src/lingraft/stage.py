@@ -15,7 +15,7 @@ from functools import cached_property
 from importlib.metadata import version
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeAlias, TypeVar
 
 from lingraft.config.paths import user_path
 from lingraft.errors import LingraftError, ModelError
@@ -93,11 +93,18 @@ class Needs:
         device: `accelerator` where there is one, or `processor`.
         memory_bytes: At most on that device (see `train.memory_plan`), without what the process and its data hold.
         disk_bytes: Of its artefacts, with what it keeps there while it works.
+        processes: That compute it, each on an accelerator of its own where there are any.
+        most_processes: As many as make it faster, where more than `processes` may; see `StageSpec.answered_by`.
+        host_bytes: At most of the machine's own memory, of all processes together, beside accelerators where there are
+            any.
     """
 
     device: str = "processor"
     memory_bytes: int | None = None
     disk_bytes: int | None = None
+    processes: int = 1
+    most_processes: int = 1
+    host_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -251,6 +258,13 @@ class StageSpec(ABC):
     def needs(self) -> Needs:
         """What the work needs of the machine."""
         return Needs()
+
+    def answered_by(self, processes: int) -> Self:  # noqa: ARG002 - of those alone that may take several
+        """Return the same stage, made by so many processes; one whose number is fixed is as it is.
+
+        Its result and its fingerprint do not depend on the number.
+        """
+        return self
 
     @property
     def starts_from(self) -> Model | None:

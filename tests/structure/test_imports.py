@@ -14,7 +14,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 LAYERS = (  # lowest first; parts of one layer do not import each other, except the errors
-    ("errors", "notebook", "records", "registry", "stopping", "text"),
+    ("errors", "launched", "notebook", "records", "registry", "stopping", "text"),
     ("claims", "endpoint", "stage_record"),
     ("append_log",),
     ("config",),

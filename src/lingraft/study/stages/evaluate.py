@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self, cast
 
 from lingraft.config.schema import UNCOMPARED_JUDGE_FIELDS, Evaluation
 from lingraft.data.chat_format import CHAT_IDENTITY
@@ -45,6 +45,7 @@ PREDICTIONS = "predictions.parquet"
 VERDICTS = "verdicts.jsonl"  # in the cache: they are paid for, and serve every cell
 HELD_OUT = "held_out.parquet"
 MANIFEST = "manifest.json"  # what was asked and how
+ITEMS_OF_A_PROCESS = 64  # fewer do not fill a batch, and each process loads the model
 _RECORD_FORMAT = 1  # of `EvaluationRecord`; an evaluation that was recorded in another is made anew
 
 
@@ -90,6 +91,12 @@ class Questions:
     not_run: Mapping[str, str]
     items: tuple[AskedItem, ...] = ()
     workers: int = 1
+
+    @property
+    def number_of_items(self) -> int:
+        """How many items the tasks ask, also where an earlier run resolved the manifest."""
+        tasks = cast("Mapping[str, Mapping[str, int]]", self.manifest["tasks"])
+        return sum(one["items"] for one in tasks.values())
 
     @property
     def has_tasks(self) -> bool:
@@ -211,10 +218,24 @@ class Evaluate(StageSpec):
 
     @property
     def needs(self) -> Needs:
-        """The weights in the type of the evaluation, once on an accelerator, else once a process."""
-        compute = compute_for(self.questions.evaluation.precision)
-        models = self.questions.workers if compute.device.type == "cpu" else 1
-        return Needs("accelerator", models * compute.held.itemsize * self.model.parameters or None, 0)
+        """The weights in the type of the evaluation, once on each accelerator, else once a process."""
+        asked = self.questions
+        compute = compute_for(asked.evaluation.precision)
+        size = compute.held.itemsize * self.model.parameters
+        models = asked.workers if compute.device.type == "cpu" else 1
+        is_here = isinstance(asked.evaluation.backend, str)  # else a server generates
+        return Needs(
+            "accelerator",
+            models * size or None,
+            0,
+            processes=asked.workers,
+            most_processes=max(asked.workers, asked.number_of_items // ITEMS_OF_A_PROCESS if is_here else 1),
+            host_bytes=asked.workers * size or None,
+        )
+
+    def answered_by(self, processes: int) -> Self:
+        """Return the same evaluation, answered by so many processes."""
+        return replace(self, questions=replace(self.questions, workers=processes))
 
     def work(self, place: Workplace) -> Work:
         """Ask the model, and write its predictions, losses and the manifest."""

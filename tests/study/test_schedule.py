@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import pytest
+
+from lingraft.errors import ConfigError
+from lingraft.stage import Json, Needs, StageSpec, Work, Workplace
+from lingraft.study.schedule import (
+    Node,
+    Share,
+    cards_for,
+    check_share,
+    estimated_seconds,
+    order,
+    ranks,
+    share_of,
+)
+
+EIGHT_CARDS = Node(cards=8, cpus=64, memory_bytes=10**12)
+NO_CARDS = Node(cards=0, cpus=16, memory_bytes=10**10, threads=4)
+
+
+@dataclass(frozen=True, eq=False)
+class Step(StageSpec):
+    kind: ClassVar[str] = "step"
+    reads: tuple[StageSpec, ...] = ()
+    own_needs: Needs = field(default_factory=Needs)
+
+    @property
+    def inputs(self) -> Mapping[str, Json]:
+        return {"label": self.label}
+
+    @property
+    def parents(self) -> tuple[StageSpec, ...]:
+        return self.reads
+
+    @property
+    def needs(self) -> Needs:
+        return self.own_needs
+
+    def work(self, place: Workplace) -> Work:
+        raise NotImplementedError
+
+
+ANSWERS = Needs("accelerator", 16, host_bytes=16, most_processes=6)
+TRAINS = Needs("accelerator", 60, processes=8, most_processes=8, host_bytes=32)
+
+
+def test_the_longest_way_to_the_end_begins_first() -> None:
+    first = Step("first")
+    short, long = Step("short", (first,)), Step("long", (first,))
+    last = Step("last", (long,))
+    stages = [first, short, long, last]
+    seconds = {one.fingerprint: own for one, own in zip(stages, (1.0, 5.0, 2.0, 4.0), strict=True)}
+    assert [ranks(stages, seconds)[one.fingerprint] for one in stages] == [7.0, 5.0, 6.0, 4.0]
+    assert order(stages, seconds) == [first, long, short, last]
+
+
+def test_a_stage_stands_after_those_that_it_reads_also_where_no_time_is_known() -> None:
+    first = Step("first")
+    second = Step("second", (first,))
+    assert order([first, second], {}) == [first, second]
+
+
+def test_each_process_gets_a_card_and_a_core() -> None:
+    assert share_of(Step("train", own_needs=TRAINS), EIGHT_CARDS) == Share(8, 8, 32)
+    assert share_of(Step("evaluate", own_needs=ANSWERS), EIGHT_CARDS) == Share(1, 1, 16)
+    assert share_of(Step("compare"), EIGHT_CARDS) == Share(0, 1, None)
+
+
+def test_processes_that_answer_on_more_cards_each_load_a_model() -> None:
+    assert share_of(Step("evaluate", own_needs=ANSWERS), EIGHT_CARDS, cards=4) == Share(4, 4, 64)
+
+
+def test_without_cards_a_process_gets_as_many_cores_as_it_has_threads() -> None:
+    assert share_of(Step("evaluate", own_needs=ANSWERS), NO_CARDS) == Share(0, 4, 16)
+    assert share_of(Step("train", own_needs=TRAINS), NO_CARDS).cpus == 16, "at most all"
+
+
+def test_answering_takes_more_cards_only_where_fewer_wait_than_are_free() -> None:
+    assert cards_for(ANSWERS, free=8, waiting=8) == 1
+    assert cards_for(ANSWERS, free=8, waiting=20) == 1
+    assert cards_for(ANSWERS, free=8, waiting=2) == 4
+    assert cards_for(ANSWERS, free=8, waiting=1) == 6, "no more than batches keep busy"
+    assert cards_for(ANSWERS, free=0, waiting=1) == 0
+
+
+def test_a_training_takes_what_it_needs_or_waits() -> None:
+    assert cards_for(TRAINS, free=8, waiting=1) == 8
+    assert cards_for(TRAINS, free=7, waiting=1) == 0
+
+
+def test_what_no_machine_holds_is_refused_with_both_numbers() -> None:
+    stage = Step("train", own_needs=replace(TRAINS, processes=16, most_processes=16))
+    share = share_of(stage, EIGHT_CARDS)
+    with pytest.raises(ConfigError, match="needs 16 accelerators, and the largest machine has 8"):
+        check_share(stage, share, EIGHT_CARDS)
+    check_share(stage, share, EIGHT_CARDS, nodes=2)
+
+
+def test_what_is_finished_says_how_long_the_like_takes() -> None:
+    small = Step("small", own_needs=Needs(disk_bytes=10**9))
+    large = Step("large", own_needs=Needs(disk_bytes=3 * 10**9))
+    found = estimated_seconds([small, large], {small.fingerprint: 20.0})
+    assert found == {small.fingerprint: 20.0, large.fingerprint: pytest.approx(60.0)}
