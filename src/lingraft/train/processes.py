@@ -24,8 +24,10 @@ from lingraft.records import read_json, remove, write_json_atomically
 from lingraft.stopping import Stopped
 from lingraft.train.checkpoints import FOLDER, make_folder
 from lingraft.train.nodes import (
+    FAILURE,
     LINES,
     LOG,
+    OUTCOME,
     READY,
     NodeAgent,
     NodeTask,
@@ -37,8 +39,6 @@ from lingraft.train.run import PhasePlan, PhaseTask, TrainedPhase, train_task
 from lingraft.train.watching import Progress
 
 TASK = "task.json"
-OUTCOME = "outcome.json"
-FAILURE = "failure.json"
 # What marks the workers' lines; libraries print others.
 PLAN = "lingraft-plan "
 PROGRESS = "lingraft-progress "
