@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lingraft.append_log import AppendLog, ForeignLineError, salvage
-from lingraft.claims import Claim, ClaimedError, claim
-from lingraft.errors import EvaluationError
+from lingraft.claims import Claim, claim
+from lingraft.errors import ClaimedError, EvaluationError
 from lingraft.judge.budget import Tokens
 from lingraft.records import remove
 
