@@ -29,7 +29,7 @@ from types import TracebackType
 from typing import Any
 
 from lingraft import stopping
-from lingraft.config.processes import RAY_LOCAL, check_ray
+from lingraft.config.ray_address import RAY_LOCAL, check_ray
 from lingraft.errors import ConfigError, LingraftError, in_one_line
 from lingraft.models.compute import compute_for
 from lingraft.stage import MODEL_LIBRARIES, StageSpec
