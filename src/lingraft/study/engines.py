@@ -52,6 +52,10 @@ class Engine(Protocol):
     def node(self) -> Node:
         """The machine on which a stage is made; of several the largest."""
 
+    @property
+    def cards(self) -> int:
+        """How many accelerators all machines have together."""
+
     def submit(self, stage: StageSpec, share: Share, *, with_artefacts: bool) -> None:
         """Take a stage, whose parents are done and have their artefacts.
 

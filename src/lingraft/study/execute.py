@@ -59,6 +59,7 @@ class Executor:
         self._at_work: dict[str, StageSpec] = {}
         self._follower: EventFollower | None = None  # of what other processes make
         self._retries: Counter[str] = Counter()
+        self._answers: dict[str, bool] = {}  # by fingerprint, whether a stage may take several cards or one
         self._unmakeable: dict[
             str, Exception
         ] = {}  # of those that are done, why discarded artefacts stay away
@@ -199,12 +200,22 @@ class Executor:
                     if self._follower is not None:
                         self._follower.begin(stage)
                     needed = self._is_needed(stage, consumers)
-                    engine.submit(stage, share_on(engine, stage), with_artefacts=needed)
+                    share = share_on(engine, stage, self._answering_ahead(waiting))
+                    engine.submit(stage, share, with_artefacts=needed)
                     self._at_work[stage.fingerprint] = stage
             except Exception as error:  # of what it reads; whatever it is, the other stages go on
                 settled.append(waiting.pop(stage.fingerprint))
                 self._fail(stage, error)
         return settled
+
+    def _answering_ahead(self, waiting: Mapping[str, StageSpec]) -> int:
+        """Return how many stages that are not done may take several cards or one."""
+        if self._follower is None:
+            return 1
+        for fingerprint, stage in waiting.items():
+            if fingerprint not in self._answers:
+                self._answers[fingerprint] = stage.needs.most_processes > stage.needs.processes
+        return sum(self._answers[one] for one in waiting)
 
     def _settle(self, attempt: Settled, retries: int) -> bool:
         """Take over how an attempt ended, and return whether its stage is done or has failed: else it is made again."""
@@ -324,6 +335,11 @@ class InThisProcess:
         return Node(0, 1)
 
     @property
+    def cards(self) -> int:
+        """See Engine."""
+        return 0
+
+    @property
     def room(self) -> int:
         """See Engine."""
         return int(self._next is None)
@@ -354,10 +370,16 @@ class InThisProcess:
         """End nothing: there is no other process."""
 
 
-def share_on(engine: Engine, stage: StageSpec) -> Share:
-    """Return what of a machine a stage gets of an engine; one that tells its room has all cards of a worker for it."""
+def share_on(engine: Engine, stage: StageSpec, ahead: int = 1) -> Share:
+    """Return what of an engine's machines a stage gets.
+
+    Args:
+        engine: The engine.
+        stage: The stage.
+        ahead: Stages that answer and are not done, where all of them compete for the cards; see `cards_for`.
+    """
     if isinstance(engine, InThisProcess):
         return Share(0, 1, None)
-    node = engine.node
-    cards = None if engine.room is None else cards_for(stage.needs, node.cards, waiting=1)
-    return share_of(stage, node, cards)
+    # A worker of this machine has its cards for itself.
+    cards, ahead = (engine.cards, ahead) if engine.room is None else (engine.node.cards, 1)
+    return share_of(stage, engine.node, cards_for(stage.needs, engine.node, cards, ahead))

@@ -109,6 +109,11 @@ class Pool:
         )
 
     @property
+    def cards(self) -> int:
+        """See Engine."""
+        return len(_cards())
+
+    @property
     def room(self) -> int:
         """How many workers are free."""
         return sum(worker.assignment is None for worker in self._workers)

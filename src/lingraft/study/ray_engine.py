@@ -292,6 +292,11 @@ class RayEngine:
         """The node with the most cards, of these the one with the most cores and memory."""
         return max(self.nodes, key=lambda one: (one.cards, one.cpus, one.memory_bytes or 0))
 
+    @property
+    def cards(self) -> int:
+        """How many accelerators all nodes have together."""
+        return sum(one.cards for one in self.nodes)
+
     def check_shares(self, shares: Sequence[tuple[StageSpec, Share]]) -> None:
         """Refuse stages that no node can take, which would wait for ever.
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from lingraft import errors, stopping
-from lingraft.errors import ClaimLostError, ConfigError, LingraftError, disk_error
+from lingraft.errors import ClaimLostError, ConfigError, LingraftError, NodeLostError, disk_error
 from lingraft.stage import Shelf, StageSpec, StageWatcher, Work, Workplace
 from lingraft.stopping import Stopped
 from lingraft.study.event_log import EventLog, attempts_of, event_file, output_file
@@ -188,11 +188,11 @@ def may_pass(error: BaseException) -> bool:
     """Return whether another attempt may end otherwise: a connection broke, or a file system answered with an error.
 
     What lingraft itself refuses is wrong input, unless such an error caused it. A claim that was lost is another
-    process's success, or its death.
+    process's to finish, and a node that was lost may be there again.
     """
     seen: BaseException | None = error
     while isinstance(seen, LingraftError):
-        if isinstance(seen, ClaimLostError):
+        if isinstance(seen, ClaimLostError | NodeLostError):
             return True
         seen = seen.__cause__
     return isinstance(seen, OSError) and not isinstance(seen, _NOT_PASSING)
