@@ -93,6 +93,7 @@ class Executor:
                     self.done[stage.fingerprint] = self.make(stage, with_artefacts=needed)
                 self._over.add(stage.fingerprint)
             except Exception as failure:  # whatever else it is, the other stages go on
+                self._watcher.stage_ended(stage.name)
                 stopping.check()  # a library made an error of a stop
                 if (full := disk_error(failure, self.store.folder)) is not None:
                     raise full from failure
