@@ -33,6 +33,7 @@ from pathlib import Path
 from lingraft.errors import ClaimedError, ClaimLostError, ConfigError, escape_control_characters
 from lingraft.records import Stamp, from_json, to_json
 
+CLAIMS = "claims"  # the folder of a run's claims in it, and of those of a cache
 SECONDS_BETWEEN_BEATS = 5.0
 SECONDS_UNTIL_LOST = 60.0  # without a beat; longer than NFS keeps what it knows of a file
 _SECONDS_BETWEEN_LOOKS = (0.02, 1.0)  # first, and at most: they grow

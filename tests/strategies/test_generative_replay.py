@@ -83,7 +83,7 @@ def test_the_rows_are_the_models_answers(chatty: Path, tmp_path: Path) -> None:
     made = make_replay(chatty, 4, SETTINGS, tmp_path, source="parallel", pool=pool)
     tokenizer, model = load_tokenizer(chatty), load_model(chatty, dtype=torch.bfloat16)
     log = [
-        json.loads(line) for line in next(tmp_path.glob("*/answers.jsonl")).read_text().split("\n") if line
+        json.loads(line) for line in next(tmp_path.glob("*/answers.*.jsonl")).read_text().split("\n") if line
     ]
     prompts = [
         TokenPrompt(
@@ -266,7 +266,7 @@ def test_a_model_that_never_ends_an_answer_is_given_up_on(tiny_model: Path, tmp_
     there = context(tiny_model, tmp_path, english=rows(300))
     with pytest.raises(StrategyError, match="no answer to the prompts \\(parallel\\) is fit to train on"):
         mixed({"share": 0.1, "max_new_tokens": 2}, 9, there)
-    answered = next(tmp_path.glob("*/answers.jsonl")).read_text().count("\n")
+    answered = next(tmp_path.glob("*/answers.*.jsonl")).read_text().count("\n")
     assert 68 <= answered < 100  # 4 * 1 + 64, to the end of the chunk
 
 
@@ -279,7 +279,7 @@ def test_no_prompt_at_all_is_refused(chatty: Path, tmp_path: Path) -> None:
 def test_prompts_from_an_empty_turn_are_the_models_own_words(chatty: Path, tmp_path: Path) -> None:
     made = make_replay(chatty, 6, SETTINGS, tmp_path)
     log = [
-        json.loads(line) for line in next(tmp_path.glob("*/prompts.jsonl")).read_text().split("\n") if line
+        json.loads(line) for line in next(tmp_path.glob("*/prompts.*.jsonl")).read_text().split("\n") if line
     ]
     texts = {one["number"]: one["text"] for one in log}
     assert len(made.examples) == 6

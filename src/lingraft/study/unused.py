@@ -26,12 +26,14 @@ from lingraft.study.under_way import LOSSES, UNDER_WAY
 
 PLAN = "plan.json"
 _STAGE = re.compile(r"([a-z_]+)-[0-9a-f]{16}")
-_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.part")  # of an atomic write that was killed
+_TEMPORARY = re.compile(r"\..+\.([0-9a-f]{16}|[a-z0-9_]{8})\.part")  # of an atomic write that was killed
 _OWN_FILES = frozenset({"study.yaml", "result.json", PLAN, MADE, UNDER_WAY, FAILURES, ".lock"})
 _OF_TRAINING = ("trainer", "task.json", LOSSES)  # what training leaves where it is killed
 _TEMPORARY_FILE = "temporary file of a run that was killed"
-_KEPT_IN_CACHE = re.compile(r"verdicts\.jsonl|(manifest|contamination)-[0-9a-f]{16}\.json|.*\.lock")
-_ANSWERS = re.compile(r"answers-[0-9a-f]{16}\.jsonl|replay-[0-9a-f]{16}")
+_KEPT_IN_CACHE = re.compile(
+    r"(\.verdicts\.jsonl\.)?claims|verdicts\.jsonl|(manifest|contamination)-[0-9a-f]{16}\.json|.*\.lock"
+)
+_ANSWERS = re.compile(r"answers-[0-9a-f]{16}(\.[0-9]+)?\.jsonl|replay-[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, kw_only=True)
