@@ -18,6 +18,7 @@ import pytest
 from lingraft import claims
 from lingraft.claims import Claim, Owner, claim, owner_of
 from lingraft.errors import ClaimedError, ClaimLostError, ConfigError
+from lingraft.records import Stamp
 
 HOLD = """
 import sys, time
@@ -166,7 +167,7 @@ def test_no_clock_on_a_wall_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_an_observer_that_was_stopped_itself_has_seen_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    seen, stamp = claims._Seen(), claims.Stamp(1, 1, 1, 1, 1)
+    seen, stamp = claims._Seen(), Stamp(1, 1, 1, 1, 1)
     assert not seen.is_quiet(1, stamp)
     now += 5000
     assert not seen.is_quiet(1, stamp)
@@ -174,7 +175,7 @@ def test_an_observer_that_was_stopped_itself_has_seen_nothing(monkeypatch: pytes
         now += 1
         quiet = seen.is_quiet(1, stamp)
     assert quiet
-    assert not seen.is_quiet(1, claims.Stamp(1, 1, 1, 2, 2))
+    assert not seen.is_quiet(1, Stamp(1, 1, 1, 2, 2))
 
 
 def test_a_forked_process_releases_nothing(tmp_path: Path) -> None:

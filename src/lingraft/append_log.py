@@ -176,6 +176,18 @@ def rows_from(path: Path, place: int, parse: Callable[[Any], Row]) -> tuple[list
     return rows, place
 
 
+def row_of(line: bytes, parse: Callable[[Any], Row]) -> Row:
+    """Return the row of one whole line, with its end.
+
+    Raises:
+        ValueError: It is damaged, or `parse` refuses it.
+    """
+    try:
+        return parse(_content(line, is_sum_needed=True))
+    except _REFUSALS as error:
+        raise ValueError(str(error)) from None
+
+
 def salvage(path: Path, parse: Callable[[Any], object], begins: bytes) -> int:
     """Leave the sound lines of a log that `AppendLog` refuses, and return how many were removed."""
     sound, removed = [], 0

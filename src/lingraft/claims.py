@@ -192,6 +192,37 @@ def owner_of(folder: Path) -> Owner | None:
 
 
 @dataclass(frozen=True)
+class HeldClaim:
+    """A claim that was not released.
+
+    Attributes:
+        number: Its fencing number.
+        owner: Who took it.
+        sign: When it gave the last sign of life, in seconds since 1970 by the clock of the file system.
+    """
+
+    number: int
+    owner: Owner
+    sign: float
+
+    def is_alive(self, now: float) -> bool:
+        """Return whether its owner lives, as far as one look tells: of another machine its last sign decides."""
+        return not self.owner.is_gone and (self.owner.is_here or now - self.sign < SECONDS_UNTIL_LOST)
+
+
+def held_claim(folder: Path) -> HeldClaim | None:
+    """Return the claim on a thing that was taken last; None: it was released, there is none, or it cannot be read."""
+    try:
+        highest = max(_numbers(folder), default=0)
+        found = _look(folder / str(highest)) if highest and not folder.is_symlink() else None
+    except (OSError, ConfigError):
+        return None
+    if found is None or found.stamp.bytes == 0 or found.owner is None:
+        return None
+    return HeldClaim(highest, found.owner, found.stamp.modified / 1e9)
+
+
+@dataclass(frozen=True)
 class _Found:
     """A claim as it was just read; `owner` is None where nobody can be read from it."""
 

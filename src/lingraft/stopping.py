@@ -1,7 +1,9 @@
 """Stopping on a signal: once, for certain, with one sentence, at once or after what is under way is saved.
 
 SIGINT (Ctrl-C), SIGTERM and SIGHUP raise `Stopped` in the main thread. What must not be torn apart runs inside
-`finish_first`, where a first signal is only noted: it polls `requested`, saves, and ends; a second signal stops it.
+`finish_first`, where a first signal is only noted: it polls `requested`, saves, and ends; Ctrl-C after it stops it. A
+further SIGTERM or SIGHUP says nothing new: a scheduler signals every process of a job, and launchers among these hand
+it on.
 
 Python and libraries swallow exceptions: in finalisers, callbacks, bare `except` clauses, C code. A thread sees to it
 that none is lost: it raises again what no frame handles any more, and ends the process where it does not unwind. The
@@ -229,6 +231,8 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
         _state.raises_again = False
     else:
         first = _state.requested is None
+        if not first and number != signal.SIGINT:
+            return
         _state.requested = number if _state.requested is None else _state.requested
         if first and _state.finishing:
             return

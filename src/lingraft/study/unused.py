@@ -20,13 +20,14 @@ from typing import Literal
 from lingraft.errors import ConfigError
 from lingraft.records import from_json, is_foreign, read_kept, to_json, write_kept
 from lingraft.stage_record import RECORD, DamagedRecordError, OtherFormatError, read_record
+from lingraft.study.failures import FAILURES
 from lingraft.study.made import MADE
 from lingraft.study.under_way import LOSSES, UNDER_WAY
 
 PLAN = "plan.json"
 _STAGE = re.compile(r"([a-z_]+)-[0-9a-f]{16}")
 _TEMPORARY = re.compile(r"\..+\.([0-9a-f]{16}|[a-z0-9_]{8})\.part")  # of an atomic write that was killed
-_OWN_FILES = frozenset({"study.yaml", "result.json", PLAN, MADE, UNDER_WAY, ".lock"})
+_OWN_FILES = frozenset({"study.yaml", "result.json", PLAN, MADE, UNDER_WAY, FAILURES, ".lock"})
 _OF_TRAINING = ("trainer", "task.json", LOSSES)  # what training leaves where it is killed
 _TEMPORARY_FILE = "temporary file of a run that was killed"
 _KEPT_IN_CACHE = re.compile(
@@ -61,10 +62,12 @@ class ListedStage:
     Attributes:
         name: Of its cell, or of what several share.
         is_continued: Whether the next run goes on with what an interrupted one left.
+        parents: The folders of the stages that it reads; empty in a file of an earlier version.
     """
 
     name: str
     is_continued: bool
+    parents: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
