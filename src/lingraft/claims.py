@@ -33,6 +33,7 @@ from pathlib import Path
 from lingraft.errors import ClaimedError, ClaimLostError, ConfigError, escape_control_characters
 from lingraft.records import Stamp, from_json, to_json
 
+CLAIMS = "claims"  # the folder of a run's claims in it, and of those of a cache
 SECONDS_BETWEEN_BEATS = 5.0
 SECONDS_UNTIL_LOST = 60.0  # without a beat; longer than NFS keeps what it knows of a file
 _SECONDS_BETWEEN_LOOKS = (0.02, 1.0)  # first, and at most: they grow
@@ -191,6 +192,37 @@ def owner_of(folder: Path) -> Owner | None:
 
 
 @dataclass(frozen=True)
+class HeldClaim:
+    """A claim that was not released.
+
+    Attributes:
+        number: Its fencing number.
+        owner: Who took it.
+        sign: When it gave the last sign of life, in seconds since 1970 by the clock of the file system.
+    """
+
+    number: int
+    owner: Owner
+    sign: float
+
+    def is_alive(self, now: float) -> bool:
+        """Return whether its owner lives, as far as one look tells: of another machine its last sign decides."""
+        return not self.owner.is_gone and (self.owner.is_here or now - self.sign < SECONDS_UNTIL_LOST)
+
+
+def held_claim(folder: Path) -> HeldClaim | None:
+    """Return the claim on a thing that was taken last; None: it was released, there is none, or it cannot be read."""
+    try:
+        highest = max(_numbers(folder), default=0)
+        found = _look(folder / str(highest)) if highest and not folder.is_symlink() else None
+    except (OSError, ConfigError):
+        return None
+    if found is None or found.stamp.bytes == 0 or found.owner is None:
+        return None
+    return HeldClaim(highest, found.owner, found.stamp.modified / 1e9)
+
+
+@dataclass(frozen=True)
 class _Found:
     """A claim as it was just read; `owner` is None where nobody can be read from it."""
 
@@ -256,11 +288,8 @@ def _look(path: Path) -> _Found | None:
         os.close(handle)
     stamp = Stamp(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
     try:
-        owner: Owner = from_json(Owner, json.loads(content))
-    except (
-        ValueError,
-        RecursionError,
-    ):  # written by whomever: whether it changes tells whether its owner lives
+        owner = from_json(Owner, json.loads(content))
+    except (ValueError, RecursionError):  # whoever wrote it: whether it changes tells whether its owner lives
         return _Found(stamp, None)
     return _Found(stamp, owner if 0 < owner.process < 1 << 31 else None)
 

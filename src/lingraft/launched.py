@@ -15,7 +15,7 @@ _OF_TORCHRUN = (
     *("ROLE_RANK", "ROLE_NAME", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
 )
 _PREFIX_OF_TORCHRUN = "TORCHELASTIC_"
-_PREFIXES_OF_ACCELERATE = ("ACCELERATE_", "FSDP_")
+_PREFIXES_OF_ACCELERATE = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,22 +26,17 @@ class Launched:
         rank: Of this process, from 0.
         processes: Of all nodes, at least 2.
         local_rank: Of this process on its node.
-        local_processes: Of a node.
         node: Number of this one, from 0.
+        nodes: How many machines, or agents of one.
         variables: What was said, by name.
     """
 
     rank: int
     processes: int
     local_rank: int
-    local_processes: int
     node: int
+    nodes: int
     variables: Mapping[str, str]
-
-    @property
-    def nodes(self) -> int:
-        """How many machines, or agents of one."""
-        return self.processes // self.local_processes
 
 
 _current: Launched | None = None
@@ -73,8 +68,8 @@ def take(environment: MutableMapping[str, str] = os.environ) -> Launched | None:
             number["RANK"],
             number["WORLD_SIZE"],
             number["LOCAL_RANK"],
-            number["LOCAL_WORLD_SIZE"] or 1,
             number["GROUP_RANK"],
+            number["GROUP_WORLD_SIZE"] or 1,
             said,
         )
     return _current

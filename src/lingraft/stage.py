@@ -285,6 +285,10 @@ class StageSpec(ABC):
         """Return the hash of kind and inputs: equal stages run once."""
         return fingerprint_of({"kind": self.kind, **self.inputs})
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the fields without the fingerprint: another process, with its own libraries, hashes them itself."""
+        return {name: value for name, value in self.__dict__.items() if name != "fingerprint"}
+
     @property
     def folder_name(self) -> str:
         """Name of its folder among those of the stages."""

@@ -120,7 +120,7 @@ def test_a_page_that_nobody_touched_opens_anew_by_itself_and_ends_with_the_run(
     page.locator("#live-stage").wait_for()
     page.evaluate("scrollTo(0, 900)")
     version = page.locator("#under-way").get_attribute("data-version")
-    at_work(run, at_work=None, ended="done")
+    at_work(run, at_work=(), ended="done")
     page.locator(f"#under-way:not([data-version='{version}'])").wait_for(timeout=60_000)
     page.get_by_text("The run is done").wait_for()
     assert not page.locator("#live-stage").is_visible()

@@ -141,13 +141,14 @@ def test_a_record_that_lists_files_elsewhere_removes_nothing_there(
 def test_what_killed_runs_leave_is_removed(run: Path, lingraft: Lingraft) -> None:
     stage(run, LISTED, {"checkpoint/model": "weights", "held_out.parquet": "x"}, ("checkpoint/model",))
     own = run / "stages" / LISTED
-    leftovers = [own / ".record.json.a1b2c3d4.part", run / ".result.json.a1b2c3d4.part", own / "task.json"]
+    leftovers = [own / ".record.json.a1b2c3d4.part", run / f".result.json.{1:016x}.part", own / "task.json"]
     leftovers += [
         own / "trainer" / "checkpoint-5" / "optimizer.pt",
         run / "cache" / "encoded" / "e" / "rows.arrow",
     ]
     leftovers += [run / "stages" / PENDING / ".timing.json.a1b2c3d4.part", own / "checkpoint" / "model"]
-    kept = [run / "cache" / "verdicts.jsonl", run / "cache" / f"answers-{1:016x}.jsonl"]
+    kept = [run / "cache" / "verdicts.jsonl", run / "cache" / f"answers-{1:016x}.12.jsonl"]
+    kept += [run / "cache" / claims / "1" for claims in ("claims/encoded-e", ".verdicts.jsonl.claims")]
     kept += [own / "trackers" / "events", run / "cache" / f"manifest-{1:016x}.json", own / ".notes.markdown"]
     for path in (*leftovers, *kept):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -162,7 +163,7 @@ def test_what_killed_runs_leave_is_removed(run: Path, lingraft: Lingraft) -> Non
     for name in (PENDING, TORN):
         stage(run, name, {})
     assert lingraft("clean", "runs/tiny", "--yes").returncode == 0
-    assert [path.name for path in kept if not path.exists()] == [f"answers-{1:016x}.jsonl"]
+    assert [path.name for path in kept if not path.exists()] == [f"answers-{1:016x}.12.jsonl"]
 
 
 @pytest.mark.parametrize("text", [None, "", "[]", '{"format": 1}', "[" * 100_000, '{"stages": {"a": 1}}'])

@@ -80,17 +80,19 @@ def test_without_cards_a_process_gets_as_many_cores_as_it_has_threads() -> None:
     assert share_of(Step("train", own_needs=TRAINS), NO_CARDS).cpus == 16, "at most all"
 
 
-def test_answering_takes_more_cards_only_where_fewer_wait_than_are_free() -> None:
-    assert cards_for(ANSWERS, free=8, waiting=8) == 1
-    assert cards_for(ANSWERS, free=8, waiting=20) == 1
-    assert cards_for(ANSWERS, free=8, waiting=2) == 4
-    assert cards_for(ANSWERS, free=8, waiting=1) == 6, "no more than batches keep busy"
-    assert cards_for(ANSWERS, free=0, waiting=1) == 0
+def test_answering_takes_one_card_while_many_are_ahead_and_more_towards_the_end() -> None:
+    def cards(ahead: int, cards: int = 8) -> int:
+        return cards_for(replace(ANSWERS, most_processes=100), EIGHT_CARDS, cards, ahead)
+
+    assert [cards(ahead) for ahead in (200, 128, 127, 60, 20, 1)] == [1, 1, 2, 4, 8, 8]
+    assert cards(90, cards=64) == 8, "on eight such nodes it takes one of them"
+    assert cards_for(replace(ANSWERS, most_processes=6), EIGHT_CARDS, 8, 1) == 4, "batches for six"
+    assert cards_for(ANSWERS, NO_CARDS, 0, 1) == 0
 
 
-def test_a_training_takes_what_it_needs_or_waits() -> None:
-    assert cards_for(TRAINS, free=8, waiting=1) == 8
-    assert cards_for(TRAINS, free=7, waiting=1) == 0
+def test_a_training_takes_what_processes_say_and_a_comparison_no_card() -> None:
+    assert cards_for(TRAINS, EIGHT_CARDS, 64, 1) == 8
+    assert cards_for(Needs(), EIGHT_CARDS, 64, 1) == 0
 
 
 def test_what_no_machine_holds_is_refused_with_both_numbers() -> None:

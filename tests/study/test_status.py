@@ -119,7 +119,7 @@ def test_a_run_tells_the_stage_at_work_its_losses_and_what_is_ahead(tmp_path: Pa
     def train(place: Workplace) -> None:
         for step in (1, 2, 3):
             place.watcher.stage_progressed(StageProgress(step, 8, 3.0 - step / 4, 50.0, 40.0))
-        seen.append(until(tmp_path, lambda one: one.at_work is not None and len(one.at_work.losses) == 3))
+        seen.append(until(tmp_path, lambda one: [len(own.losses) for own in one.at_work] == [3]))
 
     first, later = Training("one"), Training("two", train)
     run(tmp_path, first, later, Step("score"))
@@ -130,10 +130,10 @@ def test_a_run_tells_the_stage_at_work_its_losses_and_what_is_ahead(tmp_path: Pa
         ("two", "train", "under way"),
         ("score", "evaluate", "waiting"),
     ]
-    assert found.at_work is not None
-    assert found.at_work.losses == ((1, 2.75), (2, 2.5), (3, 2.25))
-    assert found.at_work.progress is not None
-    assert (found.at_work.progress.done, found.at_work.progress.total) == (3, 8)
+    (own,) = found.at_work
+    assert own.losses == ((1, 2.75), (2, 2.5), (3, 2.25))
+    assert own.progress is not None
+    assert (own.progress.done, own.progress.total) == (3, 8)
     assert found.holder is not None
     assert found.holder.process == os.getpid()
     assert found.seconds_left is not None
@@ -148,7 +148,7 @@ def test_a_finished_run_is_done_and_keeps_no_losses(tmp_path: Path) -> None:
     stage = Training("one", train)
     run(tmp_path, stage)
     found = status_of(tmp_path)
-    assert (found.state, found.at_work, found.holder, found.seconds_left) == ("done", None, None, None)
+    assert (found.state, found.at_work, found.holder, found.seconds_left) == ("done", (), None, None)
     assert {one.name for one in (tmp_path / "stages" / stage.folder_name).iterdir()} == {
         "record.json",
         "timing.json",
@@ -179,11 +179,10 @@ def test_first_answers_are_told_and_long_ones_cut(tmp_path: Path) -> None:
     def ask(place: Workplace) -> None:
         place.watcher.answered("lookup (de)", "Was?", "<b>\x1b[31m" + "x" * 5000)
         place.progressed(2, 4, "items")
-        seen.append(until(tmp_path, lambda one: one.at_work is not None and one.at_work.progress is not None))
+        seen.append(until(tmp_path, lambda one: bool(one.at_work) and one.at_work[0].progress is not None))
 
     run(tmp_path, Step("score", ask), Step("other"))
-    at_work = seen[0].at_work
-    assert at_work is not None
+    (at_work,) = seen[0].at_work
     (answer,) = at_work.answers
     assert (answer.task, answer.prompt) == ("lookup (de)", "Was?")
     assert answer.answer.startswith("<b>\x1b[31mxxx")
@@ -199,9 +198,8 @@ def test_first_answers_are_told_and_long_ones_cut(tmp_path: Path) -> None:
 def test_what_utf8_does_not_have_is_told_without_it(tmp_path: Path) -> None:
     def ask(place: Workplace) -> None:
         place.watcher.answered("lookup\udcff", "\ud83d", "\ude00")
-        found = until(tmp_path, lambda one: one.at_work is not None and bool(one.at_work.answers))
-        assert found.at_work is not None
-        (answer,) = found.at_work.answers
+        found = until(tmp_path, lambda one: bool(one.at_work) and bool(one.at_work[0].answers))
+        (answer,) = found.at_work[0].answers
         assert (answer.task, answer.prompt, answer.answer) == ("lookup?", "?", "?")
         raise DataError("rows\udcff.jsonl: is broken")
 
@@ -288,7 +286,7 @@ def test_a_killed_run_is_stopped_where_it_was_and_another_process_takes_it_up(tm
     with killed_run(tmp_path) as process:
         while True:
             found = status_of(tmp_path)
-            if found.at_work is not None and found.at_work.losses:
+            if found.at_work and found.at_work[0].losses:
                 break
             time.sleep(0.05)
         assert found.holder is not None
@@ -296,8 +294,8 @@ def test_a_killed_run_is_stopped_where_it_was_and_another_process_takes_it_up(tm
     found = status_of(tmp_path)
     assert (found.state, found.holder) == ("stopped", None)
     assert [one.state for one in found.stages] == ["done", "waiting"]
-    assert found.at_work is not None
-    assert (found.at_work.name, found.at_work.losses) == ("two", ((3, 2.25),))
+    (own,) = found.at_work
+    assert (own.name, own.losses) == ("two", ((3, 2.25),))
 
     def train(place: Workplace) -> None:  # from a checkpoint two steps earlier
         for step in (2, 3, 4):
@@ -380,8 +378,7 @@ def test_a_long_curve_is_thinned_out_evenly_from_the_first_to_the_last_step(tmp_
     stage.mkdir(parents=True)
     AppendLog(stage / LOSSES, dict).append({"step": step, "loss": 1.0} for step in range(1, 5001))
     said_by(tmp_path, at_work=(StageAtWork(stage.name, time.time()),))
-    at_work = status_of(tmp_path).at_work
-    assert at_work is not None
+    (at_work,) = status_of(tmp_path).at_work
     steps = [step for step, _ in at_work.losses]
     assert (len(steps), steps[0], steps[-1]) == (400, 1, 5000)
     gaps = [after - before for before, after in pairwise(steps)]

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-from lingraft.claims import owner_of
+from lingraft.claims import CLAIMS, owner_of
 from lingraft.config.load import load_study
 from lingraft.config.named import all_named, named
 from lingraft.config.paths import check_may_read, user_path
@@ -30,7 +30,7 @@ from lingraft.report.tables import models_of
 from lingraft.stage_record import FORMAT, RECORD, read_record
 from lingraft.study.made import Invocation, invocations, without_secrets
 from lingraft.study.result import RESULT, STUDY, FailedCell, StudyResult
-from lingraft.study.store import CLAIMS, RUN
+from lingraft.study.store import RUN
 
 MANIFEST: Final = "manifest.json"  # of an evaluation; its stage's own module brings torch
 _RECORDS_LOOKED_AT = 20  # of a run's stages, all of which one version made

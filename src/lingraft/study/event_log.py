@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from lingraft.append_log import AppendLog, rows_from
+from lingraft.append_log import AppendLog, row_of, rows_from
 from lingraft.records import from_json, to_json
 from lingraft.stage import StageProgress, StageSpec
 from lingraft.strategies.base import FreezePlanRow
@@ -42,6 +42,7 @@ LOGS = "logs"  # in a run folder
 _EVENTS = ".events.jsonl"
 _NUMBER = re.compile(r"(\d{1,12})\.events\.jsonl")
 _SECONDS_BETWEEN_WRITES = 1.0
+_HEAD_BYTES, _TAIL_BYTES = 1 << 14, 1 << 18  # of a file, where only its beginning or end is looked at
 _SECONDS_UNTIL_DAMAGED = 30.0  # a line that a shared folder shows by halves is whole long before
 
 
@@ -122,13 +123,59 @@ def attempts_of(run: Path, stage: str) -> list[int]:
     return sorted(int(found[1]) for name in names if (found := _NUMBER.fullmatch(name)))
 
 
+def log_of(run: Path, stage: str) -> Path | None:
+    """Return where the newest attempt to make a stage wrote what was printed; None: nowhere."""
+    for attempt in reversed(attempts_of(run, stage)):
+        if (path := output_file(run, stage, attempt)).is_file():
+            return path
+    return None
+
+
+def attempt_so_far(run: Path, stage: str, attempt: int) -> StageAtWork | None:
+    """Return what an attempt says of itself; None: it has said nothing. Of a long file its end is read alone."""
+    path = event_file(run, stage, attempt)
+    try:
+        begun = next((one for one in _rows_at(path, 0, _HEAD_BYTES) if isinstance(one, Started)), None)
+        if begun is None:
+            return None
+        size = path.stat().st_size
+        events = _rows_at(path, max(0, size - _TAIL_BYTES), _TAIL_BYTES)
+    except OSError:
+        return None
+    last = next((one for one in reversed(events) if isinstance(one, Progressed)), None)
+    return StageAtWork(
+        stage,
+        begun.at,
+        progress=None if last is None else last.progress,
+        updated=begun.at if last is None else last.at,
+        answers=tuple(one.answer for one in events if isinstance(one, Answered))[:MOST_ANSWERS],
+        host=begun.host,
+        process=begun.process,
+        attempt=attempt,
+        label=begun.label,
+    )
+
+
+def _rows_at(path: Path, place: int, length: int) -> list[Event]:
+    """Return the events whose lines lie whole in a part of a file; those that cannot be read are left out."""
+    with path.open("rb") as file:
+        file.seek(max(0, place - 1))
+        content = file.read(length + 1)
+    lines = content.split(b"\n")[1 if place else 0 : -1]
+    found = []
+    for line in lines:
+        with suppress(ValueError):
+            found.append(row_of(line + b"\n", event_of))
+    return found
+
+
 def event_of(row: Any) -> Event:
     """Return a line of a file of events.
 
     Raises:
         ValueError: It is none, or of a later version.
     """
-    found: Event = from_json(Event, row)
+    found: Event = from_json(Event, row)  # type: ignore[arg-type]  # of a union, which pydantic reads as well
     return found
 
 
@@ -282,7 +329,8 @@ class EventFollower:
         """Pass on what is left of a stage that has ended, and follow it no more."""
         if stage.folder_name in self._followed:
             self._read(stage.folder_name)
-            del self._followed[stage.folder_name]
+            if self._followed.pop(stage.folder_name).hears is not None:
+                self._watcher.stage_ended(stage.name)
             if self._said is not None:
                 self._said.finished(stage.folder_name)
 

@@ -1,81 +1,81 @@
-"""Attempts at stages that failed, in a run folder: which, when, where and why.
+"""Every attempt at a stage that failed, of all runs of a folder: `runs/<name>/failures.jsonl`, which only grows.
 
-    runs/<name>/failures.jsonl
-
-Several processes append to it, each under a claim: on NFS what two append at once would overwrite each other.
+It is written by the process that runs the study, and read by whoever looks at the folder. No result depends on it.
 """
 
 from __future__ import annotations
 
+import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lingraft.append_log import AppendLog, rows_so_far
-from lingraft.claims import Owner, claim
 from lingraft.errors import in_one_line
 from lingraft.records import from_json, to_json
+from lingraft.study.event_log import attempts_of
 
-FAILURES = "failures.jsonl"
-_MOST_CHARACTERS = 1000  # of a reason
+FAILURES = "failures.jsonl"  # in a run folder
+_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
-class Failure:
-    """An attempt that failed.
+class FailedAttempt:
+    """An attempt at a stage that failed.
 
     Attributes:
-        stage: The name of the stage's folder.
-        number: The fencing number of the attempt; 0: it is not known.
-        host: The name of the machine that made it; empty: it is not known.
-        process: The number of its process there; 0: it is not known.
-        when: In seconds since 1970, by the clock of who wrote this.
-        why: In one line, cut.
+        stage: The name of its folder.
+        attempt: The number of the attempt, that of its claim and its log; 0: none was begun.
+        where: Who made it, such as a host and a process; empty: the process that runs the study.
+        at: When it was known, in seconds since 1970.
+        reason: Why, in one line.
+        is_made_again: Whether another attempt followed in the same run.
         format: Version of the line.
     """
 
     stage: str
-    number: int
-    host: str
-    process: int
-    when: float
-    why: str
-    format: int = 1
+    attempt: int
+    where: str
+    at: float
+    reason: str
+    is_made_again: bool = False
+    format: Literal[1] = 1
 
 
-def failure_of(stage: str, number: int, why: BaseException | str, owner: Owner | None = None) -> Failure:
-    """Return a failure of now.
+def record_failure(
+    run: Path, stage: str, error: Exception, *, where: str = "", is_made_again: bool = False
+) -> None:
+    """Write that an attempt at a stage failed; where the disk refuses, the run goes on without.
 
     Args:
+        run: The run folder.
         stage: The name of the stage's folder.
-        number: The fencing number of the attempt; 0: it is not known.
-        why: The error, or a sentence.
-        owner: Who made the attempt; None: this process did.
+        error: Why.
+        where: See `FailedAttempt`.
+        is_made_again: See `FailedAttempt`.
     """
-    if isinstance(why, BaseException):
-        why = in_one_line(why) or type(why).__name__
-    text = why.encode("utf-8", errors="replace").decode()
-    cut = text if len(text) <= _MOST_CHARACTERS else text[:_MOST_CHARACTERS] + "…"
-    owner = owner or Owner.this()
-    return Failure(stage, number, owner.host, owner.process, time.time(), cut)
+    reason = in_one_line(error).encode("utf-8", errors="replace").decode() or type(error).__name__
+    attempt = max(attempts_of(run, stage), default=0)
+    failed = FailedAttempt(stage, attempt, where, time.time(), reason, is_made_again)
+    with _lock, suppress(OSError):
+        AppendLog(run / FAILURES, failed_attempt_of).append([to_json(failed)])
 
 
-def add_failure(run: Path, failure: Failure) -> None:
-    """Write a failure down in a run folder.
+def failed_attempts(run: Path) -> tuple[FailedAttempt, ...]:
+    """Return the attempts that failed, in the order in which they did; of a damaged file those before the damage."""
+    try:
+        return tuple(rows_so_far(run / FAILURES, failed_attempt_of))
+    except OSError:
+        return ()
+
+
+def failed_attempt_of(row: Any) -> FailedAttempt:
+    """Return a line of the file.
 
     Raises:
-        OSError: It cannot be written.
+        ValueError: It is none.
     """
-    with claim(run / "claims" / "failures", patience=None):
-        AppendLog(run / FAILURES, _parse).append([to_json(failure)])
-
-
-def failures_of(run: Path) -> list[Failure]:
-    """Return the failures of a run folder, oldest first; what is damaged is left out, and nothing is changed."""
-    return rows_so_far(run / FAILURES, _parse)
-
-
-def _parse(row: Any) -> Failure:
-    found: Failure = from_json(Failure, row)
+    found: FailedAttempt = from_json(FailedAttempt, row)
     return found

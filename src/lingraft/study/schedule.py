@@ -27,6 +27,9 @@ _PEAK_OF_A_CARD = 1e15
 _BYTES_PER_SECOND = 1e9  # of weights that are read, compared or written
 _BYTES_PER_TOKEN = 4  # of text, roughly
 _ITEM_TOKENS = 300  # that an item's prompt and answer have, roughly
+ROUNDS = (
+    16  # of stages that answer: half of the last one is idle, 3 %, and each process loads the model again
+)
 _LOOKED_AT = 64  # rows of a phase, for the length of all
 
 
@@ -70,7 +73,7 @@ def share_of(stage: StageSpec, node: Node, cards: int | None = None) -> Share:
     Args:
         stage: The stage.
         node: The machine, the largest of several.
-        cards: More cards than it needs; see `cards_for`.
+        cards: As `cards_for` says; None: a card for each of its processes.
     """
     needs = stage.needs
     if needs.device == "accelerator" and node.cards:
@@ -111,23 +114,26 @@ def check_share(stage: StageSpec, share: Share, node: Node, nodes: int = 1) -> N
         )
 
 
-def cards_for(needs: Needs, free: int, waiting: int) -> int:
-    """Return how many cards of a node a stage takes now; 0: it waits.
+def cards_for(needs: Needs, node: Node, cards: int, ahead: int) -> int:
+    """Return how many cards of one node a stage takes; 0: it computes on the processor.
 
-    Who trains takes what `--processes` says. Who answers (evaluation, replay) takes one, and several where fewer
-    stages wait than cards are free: answers do not depend on the number of processes, and the tail of a study would
-    leave cards idle.
+    Who trains takes what `--processes` says. Who answers (evaluation, replay) takes one while many are ahead, and more,
+    by powers of two, where one each would be over in fewer than `ROUNDS` rounds: the last round leaves cards idle, and
+    a short one fewer of them. Answers do not depend on the number of processes.
 
     Args:
         needs: Of the stage.
-        free: Cards of the node that nobody uses.
-        waiting: Stages that could begin now, this one among them.
+        node: The largest machine.
+        cards: Of all machines together.
+        ahead: Stages that answer and are not done, this one among them.
     """
-    if needs.device != "accelerator" or free < needs.processes:
+    if needs.device != "accelerator" or not node.cards:
         return 0
-    if needs.most_processes <= needs.processes:
-        return needs.processes
-    return max(needs.processes, min(needs.most_processes, free // max(1, waiting)))
+    most = min(needs.most_processes, node.cards)
+    own = needs.processes
+    while 2 * own <= most and own * ahead < ROUNDS * cards:
+        own *= 2
+    return own
 
 
 def ranks(stages: Sequence[StageSpec], seconds: Mapping[str, float]) -> dict[str, float]:

@@ -30,7 +30,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lingraft.claims import Claim, claim, owner_of
+from lingraft.claims import CLAIMS, Claim, claim, owner_of
 from lingraft.errors import (
     ClaimedError,
     ClaimLostError,
@@ -63,10 +63,8 @@ from lingraft.stage_record import (
     read_record,
     stamps_of_whole,
 )
-from lingraft.study.failures import add_failure, failure_of
 
 TIMING = "timing.json"
-CLAIMS = "claims"  # in a run folder
 RUN = "run"  # the claim of whoever runs the study, among those of the stages
 FORMER = ".former"  # in a folder that is published: the one whose place it takes
 _WORK = re.compile(r"([a-z_]+-[0-9a-f]{16})\.([1-9][0-9]{0,17})")
@@ -264,7 +262,6 @@ class Store:
                     done = self._make(stage, work, own, with_artefacts=with_artefacts)
                 except Exception as error:
                     _release(error)
-                    self._write_down(stage, own, error)
                     if _is_lost(own):
                         self.noted(
                             f"{stage.name}: this process gave no sign of life for so long that another one went on "
@@ -396,9 +393,9 @@ class Store:
             flush(place)
         remove(target / FORMER)
 
-    def _write_down(self, stage: StageSpec, own: Claim, error: Exception) -> None:
-        with suppress(OSError):  # a full disk, which the stage's own error tells
-            add_failure(self.folder, failure_of(stage.folder_name, own.number, error))
+    def forget_failure(self, stage: StageSpec) -> None:
+        """Let a stage that failed be tried again."""
+        self._failed.pop(stage.fingerprint, None)
 
     def reopen(self, stage: StageSpec) -> None:
         """Let a finished stage be made again, from what it left in its folder and in the cache."""

@@ -118,6 +118,7 @@ class UnderWay:
         failed: Why stages failed, by the names of their folders.
         not_needed: Of the plan, the folders of stages that nothing unfinished reads.
         ended: How it ended; `no`: it is at work, or was killed.
+        at_once: The most stages that were at work at one time so far.
         format: Version of this file.
     """
 
@@ -128,6 +129,7 @@ class UnderWay:
     failed: dict[str, str] = field(default_factory=dict)
     not_needed: tuple[str, ...] = ()
     ended: Literal["no", "done", "stopped"] = "no"
+    at_once: int = 1
     format: Literal[2] = 2
 
     def is_held(self, now: float) -> bool:
@@ -233,7 +235,8 @@ class UnderWayFile:
         with self._writing, self._lock:
             others = tuple(one for one in self._said.at_work if one.folder != stage.folder)
             failed = {name: why for name, why in self._said.failed.items() if name != stage.folder}
-            self._said = replace(self._said, at_work=(*others, stage), failed=failed)
+            at_once = max(self._said.at_once, len(others) + 1)
+            self._said = replace(self._said, at_work=(*others, stage), failed=failed, at_once=at_once)
             self._is_new = True
             if losses is not None:
                 self._losses[stage.folder] = LossLog(losses)

@@ -31,13 +31,15 @@ _STAGE = re.compile(r"([a-z_]+)-[0-9a-f]{16}")
 _WORK = re.compile(rf"({_STAGE.pattern.replace('(', '(?:', 1)})\.[1-9][0-9]*")  # of an owner of a stage
 _LOG = re.compile(r"[1-9][0-9]*\.(log|events\.jsonl)")
 _CLAIM = re.compile(r"[1-9][0-9]*")
-_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8,16}\.part")  # of an atomic write that was killed
+_TEMPORARY = re.compile(r"\..+\.([0-9a-f]{16}|[a-z0-9_]{8})\.part")  # of an atomic write that was killed
 _OWN_FILES = frozenset({"study.yaml", "result.json", PLAN, MADE, UNDER_WAY, FAILURES})
 _OWN_FOLDERS = frozenset({"stages", "cache", "report", "work", "claims", "logs"})
 _OF_TRAINING = ("trainer", "task.json", LOSSES)  # what training leaves where it is killed
 _TEMPORARY_FILE = "temporary file of a run that was killed"
-_KEPT_IN_CACHE = re.compile(r"verdicts\.jsonl|(manifest|contamination)-[0-9a-f]{16}\.json|.*\.lock")
-_ANSWERS = re.compile(r"answers-[0-9a-f]{16}\.jsonl|replay-[0-9a-f]{16}")
+_KEPT_IN_CACHE = re.compile(
+    r"(\.verdicts\.jsonl\.)?claims|verdicts\.jsonl|(manifest|contamination)-[0-9a-f]{16}\.json|.*\.lock"
+)
+_ANSWERS = re.compile(r"answers-[0-9a-f]{16}(\.[0-9]+)?\.jsonl|replay-[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +68,12 @@ class ListedStage:
     Attributes:
         name: Of its cell, or of what several share.
         is_continued: Whether the next run goes on with what an interrupted one left.
+        parents: The folders of the stages that it reads; empty in a file of an earlier version.
     """
 
     name: str
     is_continued: bool
+    parents: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

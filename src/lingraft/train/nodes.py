@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ import psutil
 from lingraft import launched, stopping
 from lingraft.models.workers import worker_environment
 
+OUTCOME = "outcome.json"
+FAILURE = "failure.json"
 LOG = "workers.log"
 SHARDED = "--sharded"
 READY = "lingraft-ready "
@@ -37,6 +40,7 @@ _TORCHRUN = (
     f"signal.pthread_sigmask(signal.SIG_BLOCK, {[int(one) for one in stopping.SIGNALS]}); "
     "from torch.distributed.run import main; main()"
 )
+_SECONDS_FOR_WORD = 10.0  # a disk of a network shows a file late
 _SECONDS_TO_MEET = 300  # all nodes have asked for the same at once, but may load torch from a slow disk
 
 
@@ -162,6 +166,7 @@ class NodeAgent:
     def __init__(self, task: NodeTask, number: int, *, reads: bool = True) -> None:
         name = LOG if number == 0 else f"{number}-{LOG}"
         self._log: BinaryIO = task.task.with_name(name).open("wb")
+        self._task, self._since = task, 0.0
         self.workers: list[int] = []
         self.process = subprocess.Popen(
             task.command(is_first=number == 0),
@@ -189,6 +194,17 @@ class NodeAgent:
     def poll(self) -> int | None:
         """Return its exit code; None: it runs."""
         return self.process.poll()
+
+    def problem(self) -> str | None:
+        """Return a sentence where torchrun has failed and no worker has left word of why, some seconds later."""
+        code = self.process.poll()
+        if not code:
+            return None
+        self._since = self._since or time.monotonic()
+        has_word = any(self._task.task.with_name(name).exists() for name in (OUTCOME, FAILURE))
+        if has_word or time.monotonic() - self._since < _SECONDS_FOR_WORD:
+            return None
+        return f"torchrun ended with exit code {code}; {self._log.name} has its last lines"
 
     def stop(self, number: int) -> None:
         """Hand a signal on: the workers of all nodes save together and end; where there are none yet, kill it."""
@@ -242,7 +258,7 @@ def interface_towards(host: str) -> str | None:
     own = address_towards(host)
     for name, addresses in psutil.net_if_addrs().items():
         if any(one.address.partition("%")[0] == own for one in addresses):
-            return name
+            return str(name)
     return None
 
 
