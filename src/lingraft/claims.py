@@ -288,9 +288,10 @@ def _look(path: Path) -> _Found | None:
         os.close(handle)
     stamp = Stamp(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
     try:
-        owner: Owner | None = from_json(Owner, json.loads(content))
-        if not 0 < owner.process < 1 << 31:
+        said = from_json(Owner, json.loads(content))
+        if not 0 < said.process < 1 << 31:
             raise ValueError("no number of a process")
+        owner: Owner | None = said
     except (
         ValueError,
         RecursionError,

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from lingraft.errors import LingraftError
 from lingraft.stage import StageSpec
-from lingraft.study.schedule import Share
+from lingraft.study.schedule import Node, Share
 
 
 class LostError(LingraftError):
@@ -47,6 +47,14 @@ class Engine(Protocol):
     @property
     def room(self) -> int | None:
         """How many more stages it takes now; None: any number, as it queues them by itself."""
+
+    @property
+    def node(self) -> Node:
+        """The machine on which a stage is made; of several the largest."""
+
+    @property
+    def cards(self) -> int:
+        """How many accelerators all machines have together."""
 
     def submit(self, stage: StageSpec, share: Share, *, with_artefacts: bool) -> None:
         """Take a stage, whose parents are done and have their artefacts.

@@ -175,7 +175,7 @@ def event_of(row: Any) -> Event:
     Raises:
         ValueError: It is none, or of a later version.
     """
-    found: Event = from_json(Event, row)
+    found: Event = from_json(Event, row)  # type: ignore[arg-type]  # of a union, which pydantic reads as well
     return found
 
 

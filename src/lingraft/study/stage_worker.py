@@ -1,6 +1,6 @@
 """Make one stage in a process that is not the driver's: a worker of `--workers`, or a task of Ray.
 
-Nothing but the store is shared with the driver. What is printed meanwhile goes into the log of the stage.
+Nothing but the run folder is shared with the driver: the store, and the files of events and of what is printed.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from typing import Any
 import torch
 
 from lingraft import errors, stopping
-from lingraft.errors import ConfigError, LingraftError, disk_error
+from lingraft.errors import ClaimLostError, ConfigError, LingraftError, NodeLostError, disk_error
 from lingraft.stage import Shelf, StageSpec, StageWatcher, Work, Workplace
 from lingraft.stopping import Stopped
+from lingraft.study.event_log import EventLog, attempts_of, event_file, output_file
 from lingraft.study.schedule import Share
 from lingraft.study.store import Store
 from lingraft.train.memory import give_back
 
-LOGS = "logs"  # in a run folder
 _NOT_PASSING = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 _shelf: Shelf[Any] = Shelf()  # for the stages that this process makes one after the other
 
@@ -93,14 +93,17 @@ class Failure:
         full = disk_error(error, run)
         stack = "".join(traceback.format_exception(error)).rstrip()
         shown = full or error
-        return cls(type(shown).__name__, str(shown), stack, full is None and may_pass(error))
+        # Of lingraft's own errors, the kind that every process knows.
+        kind = next((one for one in type(shown).__mro__ if one.__module__ == errors.__name__), type(shown))
+        return cls(kind.__name__, str(shown), stack, full is None and may_pass(error))
 
     @property
     def error(self) -> Exception:
         """The error as the process that makes all stages would have raised it."""
         known = getattr(errors, self.kind, None)
-        kind = known if isinstance(known, type) else type(self.kind, (Exception,), {})
-        error: Exception = kind(self.message)
+        is_ours = isinstance(known, type) and issubclass(known, LingraftError)
+        kind = known if is_ours else type(self.kind, (Exception,), {})
+        error: Exception = kind.__new__(kind, self.message)
         error.add_note(self.stack)
         return error
 
@@ -129,23 +132,36 @@ def make_stage(assignment: Assignment) -> Outcome:
     """
     where = f"{platform.node()}, process {os.getpid()}"
     try:
-        with stopping.stoppable():
-            stage = assignment.unpacked()
-            _shelf.clear_but([] if stage.holds is None else [stage.holds])
-            store = Store(assignment.run)
-
-            def work(folder: Path) -> Work:
-                with _printed_into(assignment.run / LOGS / stage.folder_name / "1.log"):
-                    return work_on(stage, folder, store, StageWatcher(), _shelf)
-
+        with stopping.stoppable(hears_once=True):
             try:
-                store.run(stage, work, with_artefacts=assignment.with_artefacts)
+                _make(assignment)
             except Exception as error:
                 stopping.check()  # a library made an error of a stop
                 return Outcome(where, Failure.of(error, assignment.run))
     except Stopped as stopped:
         return Outcome(where, stopped=stopped.number, saved=stopping.was_saved())
     return Outcome(where)
+
+
+def _make(assignment: Assignment) -> None:
+    """Make a stage, with its events and what is printed in files of their own."""
+    # What answers takes all cards of its share, each with a model; what trains has its own number of processes.
+    stage = assignment.unpacked().answered_by(max(1, assignment.share.cards))
+    _shelf.clear_but([] if stage.holds is None else [stage.holds])
+    store = Store(assignment.run)
+
+    def work(folder: Path) -> Work:
+        attempt = max(attempts_of(assignment.run, stage.folder_name), default=0) + 1
+        with (
+            _printed_into(output_file(assignment.run, stage.folder_name, attempt)),
+            EventLog(event_file(assignment.run, stage.folder_name, attempt), folder) as events,
+        ):
+            events.stage_started(stage.name)
+            done = work_on(stage, folder, store, events, _shelf)
+            events.worked()
+        return done
+
+    store.run(stage, work, with_artefacts=assignment.with_artefacts)
 
 
 def work_on(stage: StageSpec, folder: Path, store: Store, watcher: StageWatcher, shelf: Shelf[Any]) -> Work:
@@ -171,10 +187,13 @@ def work_on(stage: StageSpec, folder: Path, store: Store, watcher: StageWatcher,
 def may_pass(error: BaseException) -> bool:
     """Return whether another attempt may end otherwise: a connection broke, or a file system answered with an error.
 
-    What lingraft itself refuses is wrong input, unless such an error caused it.
+    What lingraft itself refuses is wrong input, unless such an error caused it. A claim that was lost is another
+    process's to finish, and a node that was lost may be there again.
     """
     seen: BaseException | None = error
     while isinstance(seen, LingraftError):
+        if isinstance(seen, ClaimLostError | NodeLostError):
+            return True
         seen = seen.__cause__
     return isinstance(seen, OSError) and not isinstance(seen, _NOT_PASSING)
 

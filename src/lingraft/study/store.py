@@ -182,6 +182,10 @@ class Store:
         self._done[stage.fingerprint] = _whole_of(done, read_record(folder), stamps_of([folder / RECORD]))
         return done
 
+    def forget_failure(self, stage: StageSpec) -> None:
+        """Let a stage that failed be tried again."""
+        self._failed.pop(stage.fingerprint, None)
+
     def reopen(self, stage: StageSpec) -> None:
         """Let a finished stage be made again, from what it left in its folder and in the cache."""
         (self.folder_of(stage) / RECORD).unlink(missing_ok=True)
