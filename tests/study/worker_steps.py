@@ -68,12 +68,12 @@ class Step(StageSpec):
                     saved.write_text("half")
                     stopping.saved(f"{self.label} is saved")
             case "hang":
-                time.sleep(60)
+                time.sleep(300)
         (place.folder / "file").write_text(self.label)
         return Work({"label": self.label}, {})
 
     def _wait_for(self, condition: Callable[[], bool]) -> None:
-        until = time.monotonic() + 60
+        until = time.monotonic() + 300  # on a machine that has other work
         while not condition():
             assert time.monotonic() < until, f"{self.label} waited in vain"
             time.sleep(0.05)
