@@ -34,6 +34,7 @@ LAYERS = (  # lowest first; parts of one layer do not import each other, except 
     ("adapt",),
     ("report",),
     ("cli", "api"),
+    ("__main__",),
 )
 LAYER_OF = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 

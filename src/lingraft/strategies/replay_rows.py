@@ -42,7 +42,7 @@ from lingraft.models.same_model import check_same_model
 from lingraft.models.server import ServerGenerator
 from lingraft.models.server_engine import engine_of
 from lingraft.models.workers import answered_by
-from lingraft.records import canonical_json, fingerprint_of, write_json_atomically
+from lingraft.records import canonical_json, fingerprint_of, remove_temporaries, write_json_atomically
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -155,6 +155,7 @@ def make_replay(
     work.mkdir(parents=True, exist_ok=True)
     # Several stages may want the same rows: those that come later wait, and read them.
     with claim(cache / CLAIMS / work.name, patience=None) as held:
+        remove_temporaries(work)
         write_json_atomically(work / "settings.json", decides)
         logs = GenerationLog(work / "prompts.jsonl", held), GenerationLog(work / "answers.jsonl", held)
         for log in logs:

@@ -175,7 +175,7 @@ def event_of(row: Any) -> Event:
     Raises:
         ValueError: It is none, or of a later version.
     """
-    found: Event = from_json(Event, row)
+    found: Event = from_json(Event, row)  # type: ignore[arg-type]  # of a union, which pydantic reads as well
     return found
 
 
@@ -329,7 +329,8 @@ class EventFollower:
         """Pass on what is left of a stage that has ended, and follow it no more."""
         if stage.folder_name in self._followed:
             self._read(stage.folder_name)
-            del self._followed[stage.folder_name]
+            if self._followed.pop(stage.folder_name).hears is not None:
+                self._watcher.stage_ended(stage.name)
             if self._said is not None:
                 self._said.finished(stage.folder_name)
 

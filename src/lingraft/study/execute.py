@@ -289,6 +289,7 @@ class Executor:
         Raises:
             DiskError, Stopped: The error is one of these: nothing goes on.
         """
+        self._watcher.stage_ended(stage.name)
         stopping.check()  # a library made an error of a stop
         if (full := disk_error(error, self.store.folder)) is not None:
             raise full from error

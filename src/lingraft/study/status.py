@@ -16,7 +16,7 @@ from heapq import heapify, heappop, heappush
 from pathlib import Path
 from typing import Literal
 
-from lingraft.claims import held_claim
+from lingraft.claims import CLAIMS, held_claim
 from lingraft.config.paths import check_may_read
 from lingraft.errors import ConfigError
 from lingraft.records import read_json
@@ -24,8 +24,6 @@ from lingraft.stage import StageProgress
 from lingraft.stage_record import RECORD
 from lingraft.study.event_log import attempt_so_far, log_of
 from lingraft.study.failures import FailedAttempt, failed_attempts
-from lingraft.study.result import RESULT, STUDY
-from lingraft.study.store import TIMING
 from lingraft.study.under_way import (
     UNDER_WAY,
     FirstAnswer,
@@ -37,8 +35,7 @@ from lingraft.study.under_way import (
 )
 from lingraft.study.unused import PLAN, ListedStage, read_plan
 
-_OF_A_RUN = (STUDY, PLAN, UNDER_WAY, RESULT, "stages", ".lock")
-CLAIMS = "claims"  # in a run folder
+_OF_A_RUN = ("study.yaml", PLAN, UNDER_WAY, "result.json", "stages", CLAIMS)
 _STAGE = re.compile(r"[a-z_]+-[0-9a-f]{16}")
 _MOST_LOSSES = 400  # of a curve; a longer one is thinned out
 
@@ -361,7 +358,7 @@ def _stage(
 
 def _seconds(stage: Path) -> float | None:
     try:
-        found = read_json(stage / TIMING)["seconds"]
+        found = read_json(stage / "timing.json")["seconds"]
         return float(found) if isinstance(found, int | float) and not isinstance(found, bool) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

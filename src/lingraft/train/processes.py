@@ -48,6 +48,7 @@ _NO_ROOM = 1 << 14  # bytes
 _SHOWN_LINES = 20
 _FAILED_WITH = "a training process failed with"
 _SECONDS_BETWEEN_LOOKS = 0.1
+_SECONDS_TO_END = 5.0
 
 _PLANS, _PROGRESS, _TRAINED = TypeAdapter(PhasePlan), TypeAdapter(Progress), TypeAdapter(TrainedPhase)
 
@@ -245,6 +246,10 @@ def _reported(task: NodeTask, agent: NodeAgent, others: OtherNodes) -> Iterator[
         time.sleep(_SECONDS_BETWEEN_LOOKS)
     yield from new_lines()
     if (folder / OUTCOME).exists():
+        until = time.monotonic() + _SECONDS_TO_END
+        while agent.poll() is None and time.monotonic() < until:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        agent.end()  # it would wait for the other nodes' agents, some of which may be gone
         return
     # Workers whose partner has died say that a connection is gone, before anybody knows of the node. One that refuses
     # the task itself says so first, and the rest of it is not waited for.
