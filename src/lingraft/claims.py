@@ -288,16 +288,10 @@ def _look(path: Path) -> _Found | None:
         os.close(handle)
     stamp = Stamp(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
     try:
-        said = from_json(Owner, json.loads(content))
-        if not 0 < said.process < 1 << 31:
-            raise ValueError("no number of a process")
-        owner: Owner | None = said
-    except (
-        ValueError,
-        RecursionError,
-    ):  # written by whomever: whether it changes tells whether its owner lives
-        owner = None
-    return _Found(stamp, owner)
+        owner = from_json(Owner, json.loads(content))
+    except (ValueError, RecursionError):  # whoever wrote it: whether it changes tells whether its owner lives
+        return _Found(stamp, None)
+    return _Found(stamp, owner if 0 < owner.process < 1 << 31 else None)
 
 
 def _make(folder: Path, number: int) -> bool:

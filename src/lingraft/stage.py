@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeAlias, TypeV
 
 from lingraft.config.paths import user_path
 from lingraft.errors import LingraftError, ModelError
-from lingraft.records import Stamp, fingerprint_of, hash_file, is_foreign, stamps_of
+from lingraft.records import Stamp, fingerprint_of, hash_once, is_foreign, stamps_of
 from lingraft.stage_record import RECORD as RECORD  # noqa: PLC0414 - its old place
 from lingraft.stage_record import DamagedRecordError, read_record, stamps_of_whole
 
@@ -152,7 +152,7 @@ class FinishedStage:
         """
         path = self.folder / name
         stamp = stamps_of([path])[path]
-        if stamp != self.stamps[name] and (stamp is None or hash_file(path) != self.artefacts[name]):
+        if stamp != self.stamps[name] and (stamp is None or hash_once(path) != self.artefacts[name]):
             raise LingraftError(
                 f"{path}: was changed while lingraft was at work; run the same command again."
             )

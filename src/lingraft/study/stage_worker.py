@@ -22,7 +22,7 @@ from lingraft import errors, stopping
 from lingraft.errors import ClaimLostError, ConfigError, LingraftError, NodeLostError, disk_error
 from lingraft.stage import Shelf, StageSpec, StageWatcher, Work, Workplace
 from lingraft.stopping import Stopped
-from lingraft.study.event_log import EventLog, attempts_of, event_file, output_file
+from lingraft.study.event_log import EventLog, event_file, output_file
 from lingraft.study.schedule import Share
 from lingraft.study.store import Store
 from lingraft.train.memory import give_back
@@ -148,10 +148,10 @@ def _make(assignment: Assignment) -> None:
     # What answers takes all cards of its share, each with a model; what trains has its own number of processes.
     stage = assignment.unpacked().answered_by(max(1, assignment.share.cards))
     _shelf.clear_but([] if stage.holds is None else [stage.holds])
-    store = Store(assignment.run)
+    store = Store.shared(assignment.run)
 
     def work(folder: Path) -> Work:
-        attempt = max(attempts_of(assignment.run, stage.folder_name), default=0) + 1
+        attempt = int(folder.suffix[1:])  # the number of its claim
         with (
             _printed_into(output_file(assignment.run, stage.folder_name, attempt)),
             EventLog(event_file(assignment.run, stage.folder_name, attempt), folder) as events,

@@ -16,7 +16,7 @@ from heapq import heapify, heappop, heappush
 from pathlib import Path
 from typing import Literal
 
-from lingraft.claims import held_claim
+from lingraft.claims import CLAIMS, held_claim
 from lingraft.config.paths import check_may_read
 from lingraft.errors import ConfigError
 from lingraft.records import read_json
@@ -35,8 +35,7 @@ from lingraft.study.under_way import (
 )
 from lingraft.study.unused import PLAN, ListedStage, read_plan
 
-_OF_A_RUN = ("study.yaml", PLAN, UNDER_WAY, "result.json", "stages", ".lock")
-CLAIMS = "claims"  # in a run folder
+_OF_A_RUN = ("study.yaml", PLAN, UNDER_WAY, "result.json", "stages", CLAIMS)
 _STAGE = re.compile(r"[a-z_]+-[0-9a-f]{16}")
 _MOST_LOSSES = 400  # of a curve; a longer one is thinned out
 
