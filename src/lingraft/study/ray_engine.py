@@ -20,13 +20,15 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+import psutil
 
 from lingraft import stopping
 from lingraft.config.ray_address import RAY_LOCAL, check_ray
@@ -40,6 +42,15 @@ from lingraft.study.stage_worker import Assignment, Outcome, make_stage
 _SECONDS_TO_ANSWER = 5.0  # that a cluster has, before it is none
 _SECONDS_FOR_NODES = 120.0  # that all nodes have to be looked at; each loads torch
 _SECONDS_BETWEEN_LOOKS = 0.2
+# Ends what outlives a driver that was killed: Ray's own agents end by a SIGTERM, which they do not hear here.
+_REAPER = """
+import os, signal, sys
+for process in [int(one) for one in sys.argv[1:] if not sys.stdin.read()]:
+    try:
+        os.kill(process, signal.SIGKILL)
+    except OSError:
+        pass
+"""
 _OBJECT_STORE_BYTES = 128 << 20  # of a local cluster: what is sent is small, and memory is the stages'
 # What a task's libraries read of the driver's environment: caches, threads, what may be downloaded.
 _ENVIRONMENT = re.compile(
@@ -484,6 +495,7 @@ def _connected(address: str) -> Iterator[None]:
         yield
         return
     target = address if address == RAY_LOCAL else _found(address)
+    before = set(psutil.Process().children())
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     if address == RAY_LOCAL:
         options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
@@ -502,9 +514,26 @@ def _connected(address: str) -> Iterator[None]:
                 f"be a node of it, with the same versions of Ray and Python: ray start --address={target}"
             ) from None
         try:
-            yield
+            with _reaped(before) if address == RAY_LOCAL else nullcontext():
+                yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _reaped(others: Collection[psutil.Process]) -> Iterator[None]:
+    """Let no process that this one has started, but `others`, outlive it, however it ends inside."""
+    started = [one for one in psutil.Process().children() if one not in others]
+    processes = [str(one.pid) for each in started for one in (each, *each.children(recursive=True))]
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _REAPER, *processes],
+        stdin=subprocess.PIPE,  # whose end it reads when this process is gone
+        start_new_session=True,
+    ) as reaper:
+        try:
+            yield
+        finally:
+            reaper.kill()
 
 
 @contextmanager
