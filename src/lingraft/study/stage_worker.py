@@ -107,9 +107,9 @@ class Failure:
     @property
     def error(self) -> Exception:
         """The error as the process that makes all stages would have raised it."""
-        known = getattr(errors, self.kind, None)
+        known: Any = getattr(errors, self.kind, None)
         is_ours = isinstance(known, type) and issubclass(known, LingraftError)
-        kind = known if is_ours else type(self.kind, (Exception,), {})
+        kind: Any = known if is_ours else type(self.kind, (Exception,), {})
         error: Exception = kind.__new__(kind, self.message)
         error.add_note(self.stack)
         return error
