@@ -160,7 +160,8 @@ def test_a_signal_lets_all_workers_save_and_the_same_command_goes_on(
     actions = ("save_when_stopped", "save_when_stopped")
     running = start(*actions)
     labels = [f"{action} {number}" for number, action in enumerate(actions)]
-    wait_for(lambda: all(attempts(tmp_path, label) for label in labels))
+    wait_for(lambda: running.poll() is not None or all(attempts(tmp_path, label) for label in labels))
+    assert running.poll() is None, running.communicate()
     workers = [int(attempts(tmp_path, label)[0]) for label in labels]
     for process in (running.pid, *workers):  # as a scheduler does, which signals all of them
         os.kill(process, signal.SIGTERM)
@@ -183,7 +184,9 @@ def test_workers_end_with_a_driver_that_is_killed_and_publish_nothing(
     tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
     running = start("hang", "hang")
-    wait_for(lambda: attempts(tmp_path, "hang 0") and attempts(tmp_path, "hang 1"))
+    begun = ("hang 0", "hang 1")
+    wait_for(lambda: running.poll() is not None or all(attempts(tmp_path, label) for label in begun))
+    assert running.poll() is None, running.communicate()
     workers = [int(attempts(tmp_path, f"hang {number}")[0]) for number in (0, 1)]
     running.kill()
     running.communicate()
