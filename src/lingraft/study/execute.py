@@ -240,9 +240,10 @@ class Executor:
             self._fail(stage, error)
             return True
         self._retries[stage.fingerprint] += 1
+        why, line_break, printed = str(error).partition("\n")
         self._watcher.noted(
-            f"{stage.name}: {str(error).rstrip('.')}; it is made again (retry {self._retries[stage.fingerprint]} of "
-            f"{retries})."
+            f"{stage.name}: {why.rstrip('.:')}; it is made again (retry {self._retries[stage.fingerprint]} of "
+            f"{retries}).{line_break}{printed}"
         )
         return False
 

@@ -189,7 +189,8 @@ class _Worker:
 
     def _start(self) -> None:
         self.connection, theirs = Pipe()
-        environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+        # Unbuffered: the last lines of one that is killed would be lost.
+        environment = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
         # As the command line has it: threads that spin stall those of another worker.
         environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         environment.setdefault("GOMP_SPINCOUNT", "3000")
